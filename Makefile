@@ -1,0 +1,75 @@
+# Two commands do everything on a machine with Python >= 3.11, git and make:
+#   make demo   install into .venv, embed and search the text in examples/
+#   make test   install with the test extra; lint, types, tests
+# `make soak` repeats the tests under new random seeds; `make clean` removes what these made.
+
+PYTHON ?= python3
+SOAK_ROUNDS ?= 10
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+CHECKED := engine kernels weights bench tests
+SOURCES := pyproject.toml constraints.txt README.md LICENSE \
+    $(shell find engine kernels weights bench -not -name '*.pyc' -not -name __pycache__)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+MODEL := .demo/model
+NOTES := examples/notes.txt
+QUESTION := how do plants make sugar?
+
+.PHONY: demo test lint types soak clean
+
+demo: $(MODEL)/config.json
+	@echo
+	@echo "== The model in $(MODEL) has RANDOM weights: it shows that the whole way works,"
+	@echo "== and how fast, but its scores mean nothing until the built-in model exists."
+	@echo
+	@echo '$$ lastword info $(MODEL)'
+	@$(BIN)/lastword info $(MODEL)
+	@echo
+	@echo '$$ lastword embed $(NOTES) --model $(MODEL) -o .demo/notes.safetensors'
+	@$(BIN)/lastword embed $(NOTES) --model $(MODEL) --format safetensors -o .demo/notes.safetensors
+	@echo
+	@echo '$$ lastword search "$(QUESTION)" $(NOTES) --model $(MODEL)'
+	@$(BIN)/lastword search "$(QUESTION)" $(NOTES) --model $(MODEL)
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+
+# mypy cannot follow the folder-to-package mapping in the checkout, so it reads what is installed,
+# from a folder where no `engine/` can be found by accident.
+types: $(VENV)/.installed-test
+	cd $(VENV) && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
+	    --cache-dir $(CURDIR)/.mypy_cache --package lastword
+
+soak: $(VENV)/.installed-test
+	for seed in $$(seq $(SOAK_ROUNDS)); do \
+	    $(BIN)/python -m pytest -x -q --hypothesis-seed=$$(date +%s)$$seed || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(MODEL)/config.json: $(VENV)/.installed
+	rm -rf $(MODEL)
+	mkdir -p .demo
+	$(BIN)/python -m lastword.bench.checkpoint $(MODEL) --like tiny
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lastword needs Python >= 3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# A left-over build/ would put deleted modules into the new wheel.
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	rm -rf build
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-test: $(SOURCES) | $(BIN)/python
+	rm -rf build
+	$(INSTALL) '.[test]'
+	@touch $(VENV)/.installed $@

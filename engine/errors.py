@@ -1,0 +1,41 @@
+"""The errors a user can meet, all one line: `<where>: <what>; got …, expected …. <remedy>`.
+
+LastwordError
+├── ConfigError    a setting of the model or of the call that lastword refuses
+├── WeightsError   a checkpoint that is incomplete, damaged or inconsistent
+├── InputError     a text, file or argument of the caller
+└── DeviceError    a device that is missing or cannot run what was asked
+"""
+
+from collections.abc import Iterable
+
+
+class LastwordError(ValueError):
+    """Base of every error that lastword raises on purpose."""
+
+
+class ConfigError(LastwordError):
+    """A model setting, prompt name or option that lastword does not accept."""
+
+
+class WeightsError(LastwordError):
+    """A checkpoint file that is missing, truncated, misshaped or inconsistent."""
+
+
+class InputError(LastwordError):
+    """A text, record or file of the caller that cannot be embedded; `index` is the text's place in the call."""
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class DeviceError(LastwordError):
+    """A device that is not there or cannot run what was asked."""
+
+
+def some(names: Iterable[object], limit: int = 5) -> str:
+    """List names in order, cut at `limit`, with the count of those left out."""
+    listed = sorted(str(name) for name in names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

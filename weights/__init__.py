@@ -1,0 +1,25 @@
+"""Where weights come from: a hub id or a folder in, configuration and checked tensors out.
+
+`locate` finds the files, `read_config` and `read_embedding_spec` say what they describe, and `Checkpoint`
+gives the tensors. Nothing here knows how the forward pass works; the engine reads these types only.
+"""
+
+from lastword.weights.checkpoint import Checkpoint, LayerWeights
+from lastword.weights.config import ModelConfig, read_config
+from lastword.weights.rope import RopeConfig
+from lastword.weights.source import ModelFiles, locate
+from lastword.weights.spec import EmbeddingSpec, read_embedding_spec
+from lastword.weights.writer import write_safetensors
+
+__all__ = [
+    "Checkpoint",
+    "EmbeddingSpec",
+    "LayerWeights",
+    "ModelConfig",
+    "ModelFiles",
+    "RopeConfig",
+    "locate",
+    "read_config",
+    "read_embedding_spec",
+    "write_safetensors",
+]

@@ -1,0 +1,198 @@
+"""The tensors of a checkpoint: names, shapes and dtypes checked first, payload read only when asked for.
+
+A tensor is mapped, copied to its place in the fused weight and unmapped before the next one, so resident
+memory beyond what the caller holds stays below one tensor, however large the files are.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lastword.errors import InputError, WeightsError, some
+from lastword.weights.config import ModelConfig
+from lastword.weights.header import TensorInfo
+from lastword.weights.layout import EMBEDDING, IGNORED, NORM, PREFIX, expected_shapes
+from lastword.weights.shards import read_tensors
+
+DTYPES: Final = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_BLOCK = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer's weights, query/key/value and gate/up fused; biases only where configured."""
+
+    input_norm: Tensor  # [C]
+    qkv: Tensor  # [(H + 2·KH)·D, C]
+    qkv_bias: Tensor | None  # [(H + 2·KH)·D]
+    q_norm: Tensor  # [D]
+    k_norm: Tensor  # [D]
+    o: Tensor  # [C, H·D]
+    o_bias: Tensor | None  # [C]
+    post_norm: Tensor  # [C]
+    gate_up: Tensor  # [2F, C], gate rows first
+    down: Tensor  # [C, F]
+
+
+class Checkpoint:
+    """The weights of one model folder; every check runs on opening, before any payload is read.
+
+    Raises:
+        WeightsError: a file, name, shape or dtype is missing, damaged or not what the config asks for.
+    """
+
+    num_parameters: int
+    num_bytes: int
+    dtypes: tuple[str, ...]
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self.folder, self.config = Path(folder), config
+        stored = read_tensors(self.folder)
+        stored.pop(IGNORED, None)
+        self._prefix = _key_prefix(self.folder, stored)
+        self._tensors = _checked(self.folder, config, stored, self._prefix)
+        infos = self._tensors.values()
+        self.num_parameters = sum(math.prod(info.shape) for info in infos)
+        self.num_bytes = sum(info.num_bytes for info in infos)
+        self.dtypes = tuple(sorted({info.dtype for info in infos}))
+
+    def names(self) -> tuple[str, ...]:
+        """Give the tensors' names without `model.`, sorted."""
+        return tuple(sorted(self._tensors))
+
+    def embedding(self) -> Tensor:
+        """Give the token embeddings `[V, C]` in their stored dtype, a view of the mapped file."""
+        return self._mapped(EMBEDDING)
+
+    def norm(self) -> Tensor:
+        """Give the final norm's weight `[C]`."""
+        return self._fused([NORM], None)
+
+    def layer(self, index: int, dtype: torch.dtype | None = None) -> LayerWeights:
+        """Read one layer into memory of its own.
+
+        Args:
+            index: 0 to L - 1.
+            dtype: convert while copying; None keeps the stored one.
+        """
+        if not 0 <= index < self.config.num_hidden_layers:
+            last = self.config.num_hidden_layers - 1
+            raise InputError(f"{self.folder}: layer; got {index}, expected 0 to {last}")
+
+        def read(*names: str) -> Tensor:
+            return self._fused([f"layers.{index}.{name}" for name in names], dtype)
+
+        projections = [f"self_attn.{letter}_proj" for letter in "qkv"]
+        biased = self.config.attention_bias
+        return LayerWeights(
+            input_norm=read("input_layernorm.weight"),
+            qkv=read(*(f"{name}.weight" for name in projections)),
+            qkv_bias=read(*(f"{name}.bias" for name in projections)) if biased else None,
+            q_norm=read("self_attn.q_norm.weight"),
+            k_norm=read("self_attn.k_norm.weight"),
+            o=read("self_attn.o_proj.weight"),
+            o_bias=read("self_attn.o_proj.bias") if biased else None,
+            post_norm=read("post_attention_layernorm.weight"),
+            gate_up=read("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+            down=read("mlp.down_proj.weight"),
+        )
+
+    def fingerprint(self) -> str:
+        """Hash every tensor's name, dtype, shape and three sampled 4 KiB blocks.
+
+        Returns:
+            64 hex digits that depend neither on the sharding nor on the key prefix.
+        """
+        total = hashlib.sha256()
+        for name in self.names():
+            info = self._tensors[name]
+            total.update(f"{name} {info.dtype} {list(info.shape)}\n".encode())
+            total.update(_sampled(info))
+        return total.hexdigest()
+
+    def _mapped(self, name: str) -> Tensor:
+        """Map one tensor; the mapping lives exactly as long as the tensor does."""
+        file = self._tensors[name].file
+        stored = name if self._prefix == "" else self._prefix + name
+        try:
+            with safe_open(file, framework="pt") as handle:
+                tensor: Tensor = handle.get_tensor(stored)
+        except (SafetensorError, OSError) as problem:
+            raise WeightsError(f"{file}: tensor {stored} cannot be read; {problem}") from None
+        return tensor
+
+    def _fused(self, names: list[str], dtype: torch.dtype | None) -> Tensor:
+        """Copy tensors one below the other into one of their own, converting on the way."""
+        infos = [self._tensors[name] for name in names]
+        if dtype is None:
+            dtype = _widest({DTYPES[info.dtype] for info in infos})
+        rows = sum(info.shape[0] for info in infos)
+        whole = torch.empty((rows, *infos[0].shape[1:]), dtype=dtype)
+        start = 0
+        for name, info in zip(names, infos, strict=True):
+            whole[start : start + info.shape[0]].copy_(self._mapped(name))
+            start += info.shape[0]
+        return whole
+
+
+def _widest(dtypes: set[torch.dtype]) -> torch.dtype:
+    """Choose the dtype that holds every part exactly: parts that differ meet in fp32."""
+    return next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
+
+
+def _key_prefix(folder: Path, stored: dict[str, TensorInfo]) -> str:
+    """Decide once whether the names begin with `model.`; a mixture is refused."""
+    prefixed = {name for name in stored if name.startswith(PREFIX)}
+    if prefixed and len(prefixed) < len(stored):
+        raise WeightsError(
+            f"{folder}: {len(prefixed)} names begin with {PREFIX} and {len(stored) - len(prefixed)} do not, "
+            f"expected all or none: {some(stored.keys() - prefixed)}"
+        )
+    return PREFIX if prefixed else ""
+
+
+def _checked(
+    folder: Path, config: ModelConfig, stored: dict[str, TensorInfo], prefix: str
+) -> dict[str, TensorInfo]:
+    """Hold the stored tensors to exactly those expected, by name, shape and dtype."""
+    tensors = {name.removeprefix(prefix): info for name, info in stored.items()}
+    expected = expected_shapes(config)
+    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if missing:
+        raise WeightsError(
+            f"{folder}: {len(missing)} of {len(expected)} tensors missing: {some(missing)}"
+        )
+    if extra:
+        raise WeightsError(f"{folder}: {len(extra)} tensors not expected: {some(extra)}")
+    for name, shape in expected.items():
+        info = tensors[name]
+        if info.shape != shape:
+            raise WeightsError(
+                f"{info.file}: tensor {prefix}{name}: shape; got {list(info.shape)}, expected {list(shape)}"
+            )
+        if info.dtype not in DTYPES:
+            raise WeightsError(
+                f"{info.file}: tensor {prefix}{name}: dtype; got {info.dtype}, expected F32, BF16 or F16"
+            )
+    return tensors
+
+
+def _sampled(info: TensorInfo) -> bytes:
+    """Hash the first, middle and last 4 KiB of a tensor, or all of a tensor that is smaller."""
+    digest = hashlib.sha256()
+    middle = max(0, (info.num_bytes - _BLOCK) // 2)
+    last = max(0, info.num_bytes - _BLOCK)
+    try:
+        with info.file.open("rb") as file:
+            for offset in sorted({0, middle, last}):
+                file.seek(info.start + offset)
+                digest.update(file.read(min(_BLOCK, info.num_bytes - offset)))
+    except OSError as problem:
+        raise WeightsError(f"{info.file}: cannot be read; {problem.strerror}") from None
+    return digest.digest()

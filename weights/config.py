@@ -1,0 +1,134 @@
+"""config.json through an allow-list: what the forward pass needs, checked; everything else known or refused.
+
+A setting that lastword does not implement must never be dropped in silence, so every key is either used,
+known not to touch the forward pass, or refused by name. No code that a checkpoint names is ever imported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lastword.errors import ConfigError, some
+from lastword.weights.fields import Fields, read_object, shown
+from lastword.weights.rope import RopeConfig, read_rope
+
+_USED = frozenset(
+    "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "head_dim vocab_size max_position_embeddings rms_norm_eps attention_bias hidden_act rope_theta "
+    "rope_scaling rope_parameters partial_rotary_factor use_sliding_window sliding_window "
+    "max_window_layers layer_types is_causal quantization_config".split()
+)
+# Written by transformers 4 and 5 or by training tools; none changes what the forward pass computes.
+_HARMLESS = frozenset(
+    "architectures attention_dropout attn_implementation auto_map bos_token_id eos_token_id pad_token_id "
+    "sep_token_id decoder_start_token_id dtype torch_dtype initializer_range tie_word_embeddings "
+    "transformers_version use_cache id2label label2id num_labels problem_type output_attentions "
+    "output_hidden_states return_dict torchscript use_bfloat16 pruned_heads chunk_size_feed_forward "
+    "is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder "
+    "finetuning_task task_specific_params tokenizer_class prefix tf_legacy_loss max_length min_length "
+    "do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p "
+    "typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
+    "bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id "
+    "forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
+    "begin_suppress_tokens unsloth_fixed unsloth_version pretraining_tp".split()
+)
+_REMEDY = " If it leaves the forward pass as it is, remove it from the file"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What the forward pass needs to know, in Hugging Face's words."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    attention_bias: bool
+    rope: RopeConfig
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read and check `config.json`, as transformers 4 or 5 writes it.
+
+    Raises:
+        WeightsError: the file is missing or cannot be read.
+        ConfigError: it is not JSON, or a setting is missing, out of range or not implemented.
+    """
+    path = Path(folder) / "config.json"
+    return parse_config(read_object(path), str(path))
+
+
+def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
+    """Check the object that a config.json holds; `where` begins each message."""
+    fields = Fields(values, where)
+    _refuse_foreign(fields)
+    heads = fields.integer("num_attention_heads", high=2**16)
+    kv_heads = fields.integer("num_key_value_heads", high=2**16)
+    if heads % kv_heads:
+        fields.fail("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")
+    # transformers would fall back to 128 without the key; every writer states it, so its absence is a damage.
+    head_dim = fields.integer("head_dim", low=2, high=2**16)
+    if head_dim % 2:
+        fields.fail("head_dim", "an even number")
+    positions = fields.integer("max_position_embeddings", low=2)
+    return ModelConfig(
+        hidden_size=fields.integer("hidden_size", high=2**20),
+        intermediate_size=fields.integer("intermediate_size", high=2**24),
+        num_hidden_layers=fields.integer("num_hidden_layers", high=10_000),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=fields.integer("vocab_size"),
+        max_position_embeddings=positions,
+        rms_norm_eps=fields.number("rms_norm_eps"),
+        attention_bias=fields.boolean("attention_bias", False),
+        rope=read_rope(values, where, positions),
+    )
+
+
+def _refuse_foreign(fields: Fields) -> None:
+    """Refuse every setting under which the forward pass would not be the plain Qwen3 one."""
+    values, where = fields.values, fields.where
+    if values.get("model_type") != "qwen3":
+        fields.fail("model_type", '"qwen3"', " lastword runs Qwen3 models only")
+    if values.get("quantization_config") is not None:
+        raise ConfigError(
+            f"{where}: quantization_config; the checkpoint is quantised, expected plain F32, BF16 or F16 "
+            "weights. Name the checkpoint that it was made from"
+        )
+    unknown = {key for key in values.keys() - _USED - _HARMLESS if not key.startswith("_")}
+    if unknown:
+        raise ConfigError(f"{where}: unknown settings: {some(unknown)}.{_REMEDY}")
+    if values.get("hidden_act", "silu") != "silu":
+        fields.fail("hidden_act", '"silu"')
+    if values.get("partial_rotary_factor") not in (None, 1):
+        fields.fail("partial_rotary_factor", "1 (the whole head is rotated)")
+    if values.get("is_causal", True) is not True:
+        fields.fail("is_causal", "true (lastword's shortcuts rest on causal attention)")
+    _refuse_sliding(fields)
+
+
+def _refuse_sliding(fields: Fields) -> None:
+    values, where = fields.values, fields.where
+    layers = fields.integer("num_hidden_layers", high=10_000)
+    kinds = values.get("layer_types")
+    if kinds is not None:
+        if not isinstance(kinds, list) or len(kinds) != layers:
+            fields.fail("layer_types", f"a list of {layers} names, one a layer")
+        foreign = {shown(kind) for kind in kinds if kind != "full_attention"}
+        if foreign:
+            raise ConfigError(
+                f"{where}: layer_types; got {some(foreign)}, expected full_attention in every layer"
+            )
+        return
+    # Without layer_types, transformers slides the layers from max_window_layers on.
+    first = values.get("max_window_layers", 28)
+    window = fields.boolean("use_sliding_window", False) and values.get("sliding_window", 4096)
+    if window not in (None, False) and not (type(first) is int and first >= layers):
+        raise ConfigError(f"{where}: use_sliding_window; sliding window attention is not supported")

@@ -1,0 +1,113 @@
+"""The rotary part of config.json, in both formats that transformers has written.
+
+transformers 4 has `rope_theta` and `rope_scaling` at the top, transformers 5 one object `rope_parameters`.
+A reader of one form only would silently use theta 10,000 or drop yarn, so both are read and checked here.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lastword.errors import ConfigError, some
+from lastword.weights.fields import Fields, shown
+
+_COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+_YARN = _COMMON | {
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+}
+_LAYER_KINDS = frozenset({"full_attention", "sliding_attention"})
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary settings with every default resolved; `attention_factor` multiplies cos and sin."""
+
+    theta: float
+    kind: str  # "default" or "yarn"
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+
+
+def _merged(config: Fields) -> dict[str, Any]:
+    """Bring both formats to one object without nulls, the theta inside it winning over the top-level one."""
+    old, new = config.object("rope_scaling"), config.object("rope_parameters")
+    if old and new and old != new:
+        raise ConfigError(f"{config.where}: rope_scaling and rope_parameters disagree. Keep one")
+    found = dict(new or old or {})
+    if found and found.keys() <= _LAYER_KINDS:
+        found = Fields(found, f"{config.where}: rope_parameters").object("full_attention") or {}
+    theta = config.values.get("rope_theta")
+    return {"rope_theta": theta} | {k: v for k, v in found.items() if v is not None}
+
+
+def read_rope(values: Mapping[str, Any], where: str, max_positions: int) -> RopeConfig:
+    """Read the rotary settings of a whole config.json object.
+
+    Raises:
+        ConfigError: no theta anywhere, a rope_type other than default or yarn, or a value out of range.
+    """
+    merged = _merged(Fields(values, where))
+    rope = Fields(merged, f"{where}: rope_parameters")
+    if merged.get("partial_rotary_factor", 1) != 1:
+        rope.fail("partial_rotary_factor", "1 (the whole head is rotated)")
+    kind = rope.text("rope_type") or rope.text("type") or "default"
+    if kind not in ("default", "yarn"):
+        raise ConfigError(f"{rope.where}: rope_type; got {shown(kind)}, expected default or yarn")
+    unknown = merged.keys() - (_YARN if kind == "yarn" else _COMMON)
+    if unknown:
+        raise ConfigError(f"{rope.where}: unknown for rope_type {kind}: {some(unknown)}")
+    theta = rope.number("rope_theta", above=1.0)
+    if kind == "default":
+        return RopeConfig(theta, kind, 1.0, max_positions, 1.0, 32.0, 1.0, True)
+    return _yarn(rope, theta, max_positions)
+
+
+def _yarn(rope: Fields, theta: float, max_positions: int) -> RopeConfig:
+    original = max_positions
+    if "original_max_position_embeddings" in rope.values:
+        original = rope.integer("original_max_position_embeddings")
+    elif "factor" not in rope.values:
+        rope.fail("factor", "a number of at least 1")
+    factor = rope.number("factor", max_positions / original)
+    if factor < 1:
+        rope.fail("factor", "a number of at least 1")
+    beta_fast, beta_slow = rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0)
+    if beta_fast < beta_slow:
+        rope.fail("beta_fast", f"at least beta_slow, which is {beta_slow:g}")
+    return RopeConfig(
+        theta=theta,
+        kind="yarn",
+        factor=factor,
+        original_max_position_embeddings=original,
+        attention_factor=_attention_factor(rope, factor),
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        truncate=rope.boolean("truncate", True),
+    )
+
+
+def _mscale(factor: float, mscale: float = 1.0) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _attention_factor(rope: Fields, factor: float) -> float:
+    """Resolve the temperature: as given, else the ratio of both mscales, else 0.1·ln(factor) + 1."""
+    if "attention_factor" in rope.values:
+        return rope.number("attention_factor")
+    mscale = rope.number("mscale", 0.0, above=-1e-9)
+    mscale_all_dim = rope.number("mscale_all_dim", 0.0, above=-1e-9)
+    if mscale and mscale_all_dim:
+        return _mscale(factor, mscale) / _mscale(factor, mscale_all_dim)
+    return _mscale(factor)

@@ -1,0 +1,105 @@
+"""Which safetensors files make up a checkpoint: one file, or shards held to their index both ways."""
+
+import re
+from pathlib import Path
+
+from lastword.errors import WeightsError, some
+from lastword.weights.fields import read_object, shown
+from lastword.weights.header import TensorInfo, read_header
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files that hold the weights, and check that each of them is there.
+
+    Raises:
+        WeightsError: no weights, only pickled ones, an ambiguous set, or a shard that is missing or unlisted.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    shards = {
+        file.name for file in folder.glob("model-*.safetensors") if _SHARD.fullmatch(file.name)
+    }
+    if index.is_file():
+        if single.is_file():
+            raise WeightsError(f"{folder}: both {SINGLE} and {INDEX}. Remove the one that is stale")
+        listed = set(_weight_map(index).values())
+        missing = {name for name in listed if not (folder / name).is_file()}
+        if missing:
+            raise WeightsError(
+                f"{folder}: {len(missing)} of {len(listed)} shards missing: {some(missing)}. "
+                "The download is incomplete: fetch the model again"
+            )
+        if shards - listed:
+            raise WeightsError(f"{index}: shards that it does not list: {some(shards - listed)}")
+        return [folder / name for name in sorted(listed)]
+    if single.is_file():
+        if shards:
+            raise WeightsError(
+                f"{folder}: both {SINGLE} and shards: {some(shards)}. Remove one set"
+            )
+        return [single]
+    raise WeightsError(_absent(folder, shards))
+
+
+def _absent(folder: Path, shards: set[str]) -> str:
+    if shards:
+        return f"{folder}: shards without {INDEX}: {some(shards)}. Fetch the model again"
+    pickled = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
+    if pickled:
+        return f"{folder}: no {SINGLE}; got {some(pickled)}. Save the model as safetensors"
+    return f"{folder}: no weights, expected {SINGLE} or {INDEX}"
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Read tensor name → file name; a file name must be a plain name inside the folder."""
+    weight_map = read_object(index, WeightsError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(
+            f"{index}: weight_map; got {shown(weight_map)}, expected names and files"
+        )
+    for name, file in weight_map.items():
+        plain = isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file)
+        if not plain or file.startswith("."):
+            raise WeightsError(
+                f"{index}: tensor {shown(name)}; got {shown(file)}, expected a file name of this folder"
+            )
+    return weight_map
+
+
+def read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Read every header of a checkpoint: the tensors by the names in the files.
+
+    Raises:
+        WeightsError: a damaged file, a tensor in two shards, or an index that the shards contradict.
+    """
+    files = weight_files(folder)
+    found: dict[str, TensorInfo] = {}
+    for file in files:
+        tensors = read_header(file)
+        twice = found.keys() & tensors.keys()
+        if twice:
+            other = some({found[name].file.name for name in twice})
+            raise WeightsError(f"{file}: tensors that are also in {other}: {some(twice)}")
+        found.update(tensors)
+    if files[0].name != SINGLE:
+        _check_index(folder / INDEX, found)
+    return found
+
+
+def _check_index(index: Path, found: dict[str, TensorInfo]) -> None:
+    weight_map = _weight_map(index)
+    unlisted = found.keys() - weight_map.keys()
+    if unlisted:
+        raise WeightsError(
+            f"{index}: tensors of the shards that it does not list: {some(unlisted)}"
+        )
+    for name, file in weight_map.items():
+        if name not in found:
+            raise WeightsError(f"{index}: tensor {shown(name)} is not in {file}, nor in any shard")
+        if found[name].file.name != file:
+            raise WeightsError(
+                f"{index}: tensor {shown(name)}; listed in {file}, found in {found[name].file.name}"
+            )

@@ -1,0 +1,147 @@
+"""From what the caller named, a folder or a hub id, to a folder that holds the whole model.
+
+huggingface-hub is imported only for a hub id. Only the files that lastword reads are fetched, and the set
+is checked afterwards, because an interrupted download can look finished.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lastword.errors import LastwordError, WeightsError, some
+from lastword.weights.shards import weight_files
+
+PATTERNS = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "*/config.json",
+)
+# Weights of other modules, adapters and formats that lastword refuses or does not read.
+IGNORED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model's name as the caller gave it, its folder, and its commit where it came from the hub."""
+
+    name: str
+    folder: Path
+    revision: str | None
+
+
+def locate(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> ModelFiles:
+    """Find a model's folder, fetching it from the hub when `model` is no local folder.
+
+    Args:
+        model: a folder, or a hub id such as `Qwen/Qwen3-Embedding-0.6B`; a folder wins.
+        revision: branch, tag or commit of the hub repository.
+        cache_dir: where the hub's files are kept; None is huggingface-hub's own place.
+        token: a hub token, or False for none; None uses the one that is logged in.
+        local_files_only: never touch the network (`HF_HUB_OFFLINE=1` does the same).
+    Raises:
+        WeightsError: no such folder or repository, no way to reach it, or an incomplete set of files.
+    """
+    name = os.fspath(model)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_complete(folder, "Name a folder that holds the whole model")
+        return ModelFiles(name, folder, None)
+    if folder.exists():
+        raise WeightsError(f"{name}: is a file, expected a folder. Name the folder that holds it")
+    if not isinstance(model, str) or not _REPO_ID.fullmatch(name) or ".." in name:
+        raise WeightsError(f"{name}: no such folder, and not the form of a hub id (owner/name)")
+    offline = local_files_only or _offline()
+    folder = _snapshot(name, revision, cache_dir, token, offline)
+    remedy = "Run once with the network to complete it" if offline else "Run again to complete it"
+    _check_complete(folder, f"The download is incomplete. {remedy}", name)
+    commit = folder.name if _COMMIT.fullmatch(folder.name) else None
+    return ModelFiles(name, folder, commit)
+
+
+def _offline() -> bool:
+    """Say whether huggingface-hub has been told to stay off the network."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _snapshot(
+    name: str,
+    revision: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    token: str | bool | None,
+    offline: bool,
+) -> Path:
+    """Fetch a repository's needed files; every failure of the hub becomes one line."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=offline,
+            allow_patterns=list(PATTERNS),
+            ignore_patterns=list(IGNORED),
+        )
+    # The hub raises many unrelated classes (HTTP, file system, validation), all of which end here.
+    except Exception as problem:
+        raise WeightsError(_explained(name, revision, offline, problem)) from None
+    return Path(folder)
+
+
+def _explained(name: str, revision: str | None, offline: bool, problem: Exception) -> str:
+    """Say in one line what went wrong with the hub, and what helps."""
+    from huggingface_hub import errors
+
+    at = f"{name}@{revision}" if revision else name
+    if isinstance(problem, errors.GatedRepoError):
+        return f"{at}: the repository is gated. Accept its terms on the hub and pass a token"
+    if isinstance(problem, errors.RevisionNotFoundError):
+        return f"{at}: the hub has no such revision"
+    if isinstance(problem, errors.RepositoryNotFoundError):
+        return f"{at}: no such folder here and no such repository on the hub. Check the name; a private one needs a token"
+    status = getattr(getattr(problem, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"{at}: the hub refused access ({status}). Check the token"
+    if status is not None:
+        return f"{at}: the hub answered {status}. Try again later"
+    if isinstance(problem, errors.LocalEntryNotFoundError):
+        if offline:
+            return f"{at}: no such folder here and not in the local cache, and offline. Run once with the network"
+        return f"{at}: no such folder here, not in the local cache, and the hub cannot be reached. Check the network"
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(problem).__name__
+    return f"{at}: cannot be fetched; {type(problem).__name__}: {reason}"
+
+
+def _check_complete(folder: Path, remedy: str, name: str | None = None) -> None:
+    """Hold a folder to the files without which nothing runs."""
+    needed = ("config.json", "tokenizer.json")
+    missing = [file for file in needed if not (folder / file).is_file()]
+    where = f"{name}: {folder}" if name else str(folder)
+    if missing:
+        raise WeightsError(f"{where}: missing {some(missing)}. {remedy}")
+    try:
+        weight_files(folder)
+    except LastwordError as problem:
+        if name is None:
+            raise
+        raise WeightsError(f"{name}: {problem}. {remedy}") from None

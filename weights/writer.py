@@ -1,0 +1,111 @@
+"""A safetensors writer that needs no NumPy, holds one tensor at a time and never leaves half a file.
+
+The file is written under a temporary name beside its goal, flushed to the disk and then renamed.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from lastword.errors import InputError
+
+_NAMES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
+    torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
+    torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+_CHUNK = 64 * 1024 * 1024
+
+Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors to one safetensors file, atomically.
+
+    Args:
+        path: the file; an old one is replaced only when the new one is whole.
+        tensors: name → tensor, any device, any strides.
+        metadata: strings for the header's `__metadata__`.
+    Raises:
+        InputError: a dtype that the format lacks, or a file that cannot be written.
+    """
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    stream_safetensors(path, layout, tensors.__getitem__, metadata)
+
+
+def stream_safetensors(
+    path: str | os.PathLike[str],
+    layout: Layout,
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file whose tensors are made one by one, when their turn comes."""
+    order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
+    header = _header(path, layout, order, metadata)
+    with _replacing(Path(path)) as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for name in order:
+            tensor = read(name)
+            if (tensor.dtype, tuple(tensor.shape)) != layout[name]:
+                raise InputError(
+                    f"{path}: tensor {name}; got {tensor.dtype} {list(tensor.shape)}, expected {layout[name]}"
+                )
+            _write_tensor(file, tensor)
+
+
+def _header(
+    path: str | os.PathLike[str],
+    layout: Layout,
+    order: list[str],
+    metadata: Mapping[str, str] | None,
+) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        dtype, shape = layout[name]
+        if dtype not in _NAMES:
+            raise InputError(f"{path}: tensor {name}: dtype {dtype} has no safetensors name")
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    return header + b" " * (-len(header) % 8)  # the payload begins aligned to 8 bytes
+
+
+def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
+    """Write a tensor's bytes straight from its memory."""
+    whole = tensor.detach().to("cpu").contiguous()
+    num_bytes = whole.numel() * whole.element_size()
+    for start in range(0, num_bytes, _CHUNK):
+        size = min(_CHUNK, num_bytes - start)
+        file.write((ctypes.c_char * size).from_address(whole.data_ptr() + start))
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary neighbour of `path` that takes its place at the end, and vanishes on any error."""
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException as problem:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(problem, OSError):
+            raise InputError(f"{path}: cannot be written; {problem.strerror or problem}") from None
+        raise
