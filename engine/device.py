@@ -1,0 +1,56 @@
+"""Where to compute, in what dtype, and how much at once.
+
+Knows devices, not models.
+"""
+
+import torch
+
+from lastword.errors import ConfigError, DeviceError
+
+# Rows of one forward on a CPU: products are at their peak from 512 rows on, and activations stay near the caches.
+CPU_BATCH_TOKENS = 2048
+GPU_BATCH_TOKENS = 16_384
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Return the device asked for, else the first GPU, else the CPU.
+
+    Raises:   DeviceError for a device that is unknown or not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise DeviceError(
+            f"device: unknown; got {str(device)!r}, expected 'cpu', 'cuda' or 'cuda:N'."
+        )
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise DeviceError(
+            f"device: not there; got {str(device)!r}, found {found} GPUs. Use device 'cpu'."
+        )
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Return the compute dtype asked for, else float32 on a CPU and bfloat16 on a GPU.
+
+    Raises:   ConfigError for any other: float16 overflows in this family and is never computed in.
+    """
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise ConfigError(
+            f"dtype: cannot be computed in; got {name!r}, expected 'float32' or 'bfloat16'."
+        )
+    return known[name]
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Tokens computed in one forward where the caller does not say."""
+    return CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS

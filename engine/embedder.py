@@ -1,0 +1,398 @@
+"""Texts in, vectors out: the only orchestrator, from prompts to the caller's order.
+
+texts ─ tokens ─► token ids ─ forest ─► Forest ─ model ─► final states ─ finish ─► vectors
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lastword.device import choose_device, choose_dtype, default_batch_tokens
+from lastword.errors import ConfigError, InputError, some
+from lastword.finish import check_precision, finish, quantize
+from lastword.forest import Forest, plan_forests
+from lastword.identity import file_hash, fingerprint
+from lastword.model import Model
+from lastword.progress import progress_bar
+from lastword.report import Report
+from lastword.similarity import similarity, similarity_pairwise
+from lastword.tokens import TextTokenizer
+from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
+
+# PyTorch says this once in an environment without NumPy, where lastword is at home.
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+
+# A window is tokenised, sorted and cut into batches together: large enough to meet equal prefixes, small in memory.
+_WINDOW_TEXTS = 4096
+_WINDOW_CHARS = 4_000_000
+
+TooLong = Literal["cut", "error"]
+
+
+class Embedder:
+    """A Qwen3-family embedding model, loaded and ready.
+
+    Args:
+        model: hub id or folder.
+        device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU.
+        dtype: "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
+        revision, cache_dir, token, local_files_only: as huggingface-hub takes them.
+        max_length: tokens a text may have, the end token included; default as sentence-transformers reads it.
+        max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own.
+        prompts: name -> prefix, in place of the checkpoint's own.
+        truncate_dim: keep this many leading dimensions (renormalised).
+    Raises: ConfigError, WeightsError or DeviceError, each a line that says what to do.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        max_length: int | None = None,
+        max_batch_tokens: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        truncate_dim: int | None = None,
+    ) -> None:
+        if model is None:
+            raise ConfigError(
+                "model: none named; expected a hub id or a folder, such as Qwen/Qwen3-Embedding-0.6B."
+            )
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        self.files = locate(
+            model,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        self.name = self.files.name
+        self.config = read_config(self.files.folder)
+        self.spec = read_embedding_spec(self.files.folder, self.config)
+        self.notices = () if self.spec.notice is None else (self.spec.notice,)
+        self.prompts = dict(self.spec.prompts if prompts is None else prompts)
+        self.default_prompt_name = self.spec.default_prompt_name
+        self._tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)
+        self.max_length = self._check_max_length(max_length)
+        self.max_batch_tokens = self._check_batch_tokens(max_batch_tokens)
+        self.truncate_dim = truncate_dim
+        self.dim = self._check_dim(truncate_dim)
+        self.checkpoint = Checkpoint(self.files.folder, self.config)
+        self._model = Model(self.checkpoint, self.config, self.device, self.dtype)
+
+    # What the caller's settings may be.
+
+    def _check_max_length(self, max_length: int | None) -> int:
+        limit, least = self.config.max_position_embeddings, self._tokenizer.num_template_tokens + 1
+        length = self.spec.max_length if max_length is None else max_length
+        if not least <= length <= limit:
+            raise ConfigError(
+                f"max_length: out of range; got {length}, expected {least} to {limit} tokens."
+            )
+        return length
+
+    def _check_batch_tokens(self, tokens: int | None) -> int:
+        if tokens is not None and tokens < 1:
+            raise ConfigError(f"max_batch_tokens: out of range; got {tokens}, expected 1 or more.")
+        return default_batch_tokens(self.device) if tokens is None else tokens
+
+    def _check_dim(self, truncate_dim: int | None) -> int:
+        size = self.config.hidden_size
+        if truncate_dim is None:
+            return size
+        if type(truncate_dim) is not int or not 1 <= truncate_dim <= size:
+            raise ConfigError(
+                f"truncate_dim: out of range; got {truncate_dim!r}, expected 1 to {size}."
+            )
+        return truncate_dim
+
+    def _dim(self, truncate_dim: int | None) -> int:
+        return self.dim if truncate_dim is None else self._check_dim(truncate_dim)
+
+    def resolve_prompt(
+        self,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        kind: Literal["query", "document"] | None = None,
+    ) -> str:
+        """Find the prefix to put before every text: the prompt itself, one by name, or the kind's own.
+
+        Raises:   ConfigError for an unknown name, listing the known ones.
+        """
+        if prompt is not None:
+            return prompt
+        if prompt_name is None:
+            names = {"query": ("query",), "document": ("document", "passage", "corpus"), None: ()}[
+                kind
+            ]
+            prompt_name = next(
+                (name for name in names if name in self.prompts), self.default_prompt_name
+            )
+        if prompt_name is None:
+            return ""
+        if prompt_name not in self.prompts:
+            known = some(self.prompts) or "none"
+            raise ConfigError(
+                f"prompt: unknown name; got {prompt_name!r}, expected one of: {known}."
+            )
+        return self.prompts[prompt_name]
+
+    # Encoding.
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,  # noqa: ARG002 (sentence-transformers' callers pass it)
+        show_progress_bar: bool | None = None,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        ranges: Tensor | None = None,
+        too_long: TooLong = "cut",
+        convert_to_numpy: bool = False,
+        convert_to_tensor: bool = False,
+    ) -> Any:
+        """Embed texts: one vector for a str, a matrix [N, dim] in the caller's order for a sequence.
+
+        Args:
+            texts: what to embed.
+            prompt_name: which of `prompts` goes before every text.
+            prompt: a prefix of your own; it wins over `prompt_name`.
+            batch_size: accepted for sentence-transformers' callers, without effect: batches are cut by tokens.
+            show_progress_bar: default: on a terminal, when the work is long.
+            precision: float32, float16, int8, uint8, binary or ubinary, see `finish.quantize`.
+            truncate_dim: leading dimensions to keep; the vector is normalised after the cut.
+            ranges: [2, dim] for int8 (optional) and uint8.
+            too_long: "cut" keeps max_length tokens with the end token, "error" refuses the text.
+            convert_to_numpy: return a NumPy array (where NumPy is installed).
+            convert_to_tensor: return a tensor even so; it wins, as in sentence-transformers.
+        Returns: torch.Tensor on the CPU, float32 or the precision's own dtype.
+        Raises:  InputError naming the text by its index; ConfigError for a setting.
+        """
+        single = isinstance(texts, str)
+        listed: Sequence[str] = [texts] if isinstance(texts, str) else list(texts)
+        prefix = self.resolve_prompt(prompt_name, prompt)
+        options = self._options(prefix, precision, truncate_dim, ranges, too_long)
+        with progress_bar(len(listed), show=show_progress_bar) as advance:
+            windows = list(self._windows(iter(listed), options, Report(), advance))
+        empty = torch.empty(0, self._dim(truncate_dim))
+        vectors = torch.cat(windows) if windows else quantize(empty, precision, ranges)
+        result = vectors[0] if single else vectors
+        return result.numpy() if convert_to_numpy and not convert_to_tensor else result
+
+    def encode_query(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Embed queries: `encode` with the prompt named "query", if there is one and no other is named."""
+        return self.encode(
+            texts, None, self.resolve_prompt(prompt_name, prompt, "query"), **options
+        )
+
+    def encode_document(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Embed documents: `encode` with the first prompt of "document", "passage", "corpus" that there is."""
+        return self.encode(
+            texts, None, self.resolve_prompt(prompt_name, prompt, "document"), **options
+        )
+
+    def encode_stream(
+        self,
+        texts: Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        ranges: Tensor | None = None,
+        too_long: TooLong = "cut",
+        report: Report | None = None,
+        show_progress_bar: bool | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield one vector [dim] a text, in order and in constant memory, reading `texts` a window ahead.
+
+        Args:     report: counts are added to it as the work goes on; the rest as for `encode`.
+        """
+        prefix = self.resolve_prompt(prompt_name, prompt)
+        options = self._options(prefix, precision, truncate_dim, ranges, too_long)
+        counts = Report() if report is None else report
+        with progress_bar(None, show=show_progress_bar) as advance:
+            for window in self._windows(iter(texts), options, counts, advance):
+                yield from window
+
+    def plan(
+        self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
+    ) -> Report:
+        """Count what embedding these texts would compute, without computing it."""
+        options = self._options(
+            self.resolve_prompt(prompt_name, prompt), "float32", None, None, "cut"
+        )
+        report = Report()
+        for window in _cut_windows(iter(texts)):
+            for forest in self._forests(window, report.texts, options, report):
+                self._count(forest, report)
+            report.texts += len(window)
+        return report
+
+    def _options(
+        self,
+        prefix: str,
+        precision: str,
+        truncate_dim: int | None,
+        ranges: Tensor | None,
+        too_long: str,
+    ) -> "_Options":
+        dim = self._dim(truncate_dim)
+        check_precision(precision, dim, ranges)
+        if too_long not in ("cut", "error"):
+            raise ConfigError(f"too_long: unknown; got {too_long!r}, expected 'cut' or 'error'.")
+        return _Options(prefix, precision, dim, ranges, too_long)
+
+    def _windows(
+        self,
+        texts: Iterator[str],
+        options: "_Options",
+        report: Report,
+        advance: Callable[[int], None],
+    ) -> Iterator[Tensor]:
+        """Yield the vectors [n, dim] of one window of texts after another."""
+        for window in _cut_windows(texts):
+            began, first = time.perf_counter(), report.texts
+            out = torch.empty(len(window), options.dim)
+            for forest in self._forests(window, first, options, report):
+                states = self._model.forward(forest)
+                normalize = self.spec.normalize or options.dim < self.config.hidden_size
+                vectors = finish(states, options.dim, normalize=normalize)[forest.distinct]
+                _check_finite(vectors, forest, first)
+                out[forest.texts] = vectors
+                self._count(forest, report)
+                advance(len(forest.texts))
+            report.texts += len(window)
+            report.seconds += time.perf_counter() - began
+            yield quantize(out, options.precision, options.ranges)
+
+    def _forests(
+        self, window: list[str], first: int, options: "_Options", report: Report
+    ) -> Iterator[Forest]:
+        tokens = self._tokenizer.encode(
+            [options.prefix + text for text in window] if options.prefix else window,
+            self.max_length,
+            first=first,
+        )
+        if options.too_long == "error" and any(tokens.cut):
+            index = first + tokens.cut.index(True)
+            raise InputError(
+                f"text {index}: too long; got more than max_length {self.max_length} tokens. Cut the text, raise "
+                "max_length, or let it be cut.",
+                index,
+            )
+        report.cut += sum(tokens.cut)
+        yield from plan_forests(tokens.ids, self.max_batch_tokens)
+
+    @staticmethod
+    def _count(forest: Forest, report: Report) -> None:
+        report.tokens_asked += forest.tokens_asked
+        report.tokens_computed += forest.tokens_computed
+        report.batches += 1
+
+    # Comparing, and knowing what may be compared.
+
+    def similarity(self, a: Tensor, b: Tensor) -> Tensor:
+        """Compare every vector of a with every one of b by the model's own similarity: [N, M] fp32."""
+        return similarity(a, b, self.spec.similarity)
+
+    def similarity_pairwise(self, a: Tensor, b: Tensor) -> Tensor:
+        """Compare row i of a with row i of b by the model's own similarity: [N] fp32."""
+        return similarity_pairwise(a, b, self.spec.similarity)
+
+    def get_embedding_dimension(self) -> int:
+        """Width of the vectors that `encode` gives."""
+        return self.dim
+
+    def space_fingerprint(self, truncate_dim: int | None = None) -> str:
+        """Hash what a vector's meaning depends on: vectors may be compared where it is equal."""
+        return fingerprint(
+            weights=self.checkpoint.fingerprint(),
+            tokenizer=file_hash(self.files.folder / "tokenizer.json"),
+            config=repr(self.config),
+            normalize=self.spec.normalize,
+            dim=self._dim(truncate_dim),
+        )
+
+    def run_fingerprint(
+        self,
+        prompt: str = "",
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        ranges: Tensor | None = None,
+    ) -> str:
+        """Hash what a file of vectors depends on, the texts aside: the same run gives the same file."""
+        return fingerprint(
+            space=self.space_fingerprint(truncate_dim),
+            prompt=prompt,
+            dtype=str(self.dtype),
+            max_length=self.max_length,
+            precision=precision,
+            ranges=None if ranges is None else ranges.tolist(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """One call's settings, checked."""
+
+    prefix: str
+    precision: str
+    dim: int
+    ranges: Tensor | None
+    too_long: str
+
+
+def _cut_windows(texts: Iterator[object]) -> Iterator[list[str]]:
+    """Gather texts until a window is full by count or by characters."""
+    window: list[str] = []
+    chars = 0
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            got = type(text).__name__
+            raise InputError(f"text {index}: not a string; got {got}, expected str.", index)
+        window.append(text)
+        chars += len(text)
+        if len(window) == _WINDOW_TEXTS or chars >= _WINDOW_CHARS:
+            yield window
+            window, chars = [], 0
+    if window:
+        yield window
+
+
+def _check_finite(vectors: Tensor, forest: Forest, first: int) -> None:
+    finite = vectors.isfinite().all(1)
+    if not bool(finite.all()):
+        index = first + int(forest.texts[~finite].min())
+        raise InputError(
+            f"text {index}: its vector is not finite; expected finite numbers. The weights are damaged or overflow in "
+            "this dtype: check them, or use dtype float32.",
+            index,
+        )

@@ -1,0 +1,82 @@
+"""Final states to vectors: cut to the wanted width, normalise, check, quantise.
+
+Knows tensors only. Every vector passes here on its way out, so none that is not finite gets past.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastword.errors import ConfigError
+
+PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
+
+
+def check_precision(precision: str, dim: int, ranges: Tensor | None) -> None:
+    """Refuse an unknown precision, or one that `dim` or the lack of ranges does not allow."""
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"precision: unknown; got {precision!r}, expected one of {', '.join(PRECISIONS)}."
+        )
+    if precision.endswith("binary") and dim % 8:
+        raise ConfigError(
+            f"precision: {precision} packs 8 dimensions a byte; got dim {dim}, expected a multiple of 8."
+        )
+    if precision == "uint8" and ranges is None:
+        raise ConfigError(
+            "precision: uint8 needs ranges; got none, expected a [2, dim] tensor. Save them from a sample first."
+        )
+    if ranges is not None and tuple(ranges.shape) != (2, dim):
+        raise ConfigError(f"ranges: wrong shape; got {list(ranges.shape)}, expected [2, {dim}].")
+    if ranges is not None and not bool((ranges[1] > ranges[0]).all()):
+        raise ConfigError(
+            "ranges: every upper bound must exceed its lower bound; got one that does not."
+        )
+
+
+def finish(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
+    """Cut to the first `dim` dimensions and scale to length 1: v = s[:dim] / max(‖s[:dim]‖, 1e-12).
+
+    Args:     states: [N, C], any float dtype.
+    Returns:  [N, dim] fp32 on the CPU; a row that was not finite stays so, for the caller to name.
+    Numerics: in fp32.
+    """
+    vectors = states[:, :dim].float()
+    if normalize:
+        vectors = F.normalize(vectors, dim=1)
+    return vectors.cpu()
+
+
+def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Tensor:
+    """Store unit vectors in fewer bits.
+
+    float32, float16: as they are. int8: round(127·v / max|v|), each vector by its own largest value, for cosine.
+    int8 with ranges [2, dim] (lower, upper): round((v − middle) / step), step = (upper − lower) / 254, clamped to
+    ±127; ranges that are the same in every dimension give codes that compare by integer dot product.
+    uint8: the same plus 128. binary: bit d of each byte is v > 0, packed high bit first, as int8 (less 128);
+    ubinary: as uint8. Compare both by Hamming distance.
+
+    Args:     vectors: [N, dim] fp32.
+    Returns:  [N, dim], or [N, dim/8] for binary and ubinary.
+    """
+    if precision == "float32":
+        return vectors
+    if precision == "float16":
+        return vectors.half()
+    if precision in ("binary", "ubinary"):
+        bits = (vectors > 0).view(vectors.shape[0], -1, 8)
+        powers = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int16)
+        packed = (bits * powers).sum(-1)  # [N, dim/8]
+        return packed.to(torch.uint8) if precision == "ubinary" else (packed - 128).to(torch.int8)
+    if ranges is None:
+        largest = vectors.abs().amax(1, keepdim=True).clamp_min(1e-12)
+        return (vectors * (127.0 / largest)).round().to(torch.int8)
+    lower, upper = ranges[0].float(), ranges[1].float()
+    codes = ((vectors - (lower + upper) / 2) / ((upper - lower) / 254)).round().clamp(-127, 127)
+    return codes.to(torch.int8) if precision == "int8" else (codes + 128).to(torch.uint8)
+
+
+def symmetric_ranges(vectors: Tensor) -> Tensor:
+    """Measure ranges [2, dim] on a sample: ± its largest absolute value, the same in every dimension."""
+    largest = vectors.float().abs().max().clamp_min(1e-12)
+    return torch.stack([-largest, largest])[:, None].expand(2, vectors.shape[1]).contiguous()

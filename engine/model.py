@@ -1,0 +1,169 @@
+"""The Qwen3 forward over a forest: token rows in, the final token's hidden state of each distinct text out.
+
+Knows weights and kernels, neither texts nor tokenizers. Per layer (x, residual) -> (x, residual); the last layer
+computes keys and values for every row and everything else for the final rows only.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lastword import kernels
+from lastword.forest import Forest
+from lastword.kernels import AttentionPlan, Linear, SwigluLinear
+from lastword.weights import Checkpoint, LayerWeights, ModelConfig, RopeConfig
+
+Observer = Callable[[int, Tensor], None]
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Rotations per token of each pair of dimensions: theta^(−2i/D), interpolated where yarn asks for it.
+
+    Returns:  [D/2] fp32.
+    Source:   Su et al. 2021 §3.2; Peng et al. 2023 (yarn) §3; transformers `_compute_yarn_parameters`.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    powers = rope.theta**exponents
+    if rope.kind == "default":
+        return 1.0 / powers
+    low, high = _yarn_range(rope, head_dim)
+    ramp = ((torch.arange(head_dim // 2).float() - low) / (high - low)).clamp(0, 1)
+    return (1.0 / (rope.factor * powers)) * ramp + (1.0 / powers) * (1 - ramp)
+
+
+def _yarn_range(rope: RopeConfig, head_dim: int) -> tuple[float, float]:
+    """Dimensions between which yarn goes from extrapolation to interpolation."""
+
+    def dimension(rotations: float) -> float:
+        wavelength = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    return (low, high) if low != high else (low, high + 0.001)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What every layer of one forward reads."""
+
+    plan: AttentionPlan
+    cos: Tensor
+    sin: Tensor
+    final_rows: Tensor
+
+
+class _Layer:
+    """One decoder layer; with `last` it keeps the query and the key/value projections apart."""
+
+    def __init__(self, weights: LayerWeights, config: ModelConfig, *, last: bool) -> None:
+        self.config = config
+        self.input_norm, self.post_norm = weights.input_norm, weights.post_norm
+        self.q_norm, self.k_norm = weights.q_norm, weights.k_norm
+        self.scale = config.head_dim**-0.5
+        q_rows = config.num_attention_heads * config.head_dim
+        bias = weights.qkv_bias
+        if last:
+            self.q = Linear(weights.qkv[:q_rows], None if bias is None else bias[:q_rows])
+            self.kv = Linear(weights.qkv[q_rows:], None if bias is None else bias[q_rows:])
+        else:
+            self.qkv = Linear(weights.qkv, bias)
+        self.o = Linear(weights.o, weights.o_bias)
+        self.gate_up = SwigluLinear(weights.gate_up)
+        self.down = Linear(weights.down)
+
+    def _norm_rope(self, x: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> None:
+        kernels.qk_norm_rope(
+            x, self.q_norm, self.k_norm, cos, sin,
+            num_heads=heads, num_kv_heads=kv_heads, eps=self.config.rms_norm_eps,
+        )  # fmt: skip
+
+    def _mlp(self, attended: Tensor, residual: Tensor) -> Tensor:
+        x = kernels.add_rms_norm(
+            self.o(attended), residual, self.post_norm, self.config.rms_norm_eps
+        )
+        return self.down(self.gate_up(x))
+
+    def forward(self, x: Tensor, batch: _Batch, residual: Tensor) -> Tensor:
+        """Map the normalised x [T, C] to the MLP's output [T, C]; residual takes the attention's."""
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
+        qkv = self.qkv(x)
+        self._norm_rope(qkv, batch.cos, batch.sin, heads, kv_heads)
+        qkv = qkv.view(len(qkv), -1, self.config.head_dim)  # [T, H + 2·KH, D]
+        q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
+        attended = kernels.forest_attention(q, k, v, batch.plan, self.scale)
+        return self._mlp(attended, residual)
+
+    def forward_last(self, x: Tensor, batch: _Batch, residual: Tensor) -> Tensor:
+        """Map x [T, C] to the MLP's output [N, C] of the final rows; residual [N, C] is theirs too."""
+        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
+        rows = batch.final_rows
+        q, kv = self.q(x[rows]), self.kv(x)
+        self._norm_rope(q, batch.cos[rows], batch.sin[rows], heads, 0)
+        self._norm_rope(kv, batch.cos, batch.sin, 0, kv_heads)
+        kv = kv.view(len(kv), -1, self.config.head_dim)  # [T, 2·KH, D]
+        k, v = kv[:, :kv_heads], kv[:, kv_heads:]
+        q = q.view(len(q), heads, self.config.head_dim)
+        attended = kernels.final_attention(q, k, v, batch.plan, self.scale)
+        return self._mlp(attended, residual)
+
+
+class Model:
+    """A loaded Qwen3 embedding model on one device.
+
+    `forward` maps a Forest to the final states [N', C]: the hidden state after the final norm at each distinct text's
+    last token, in the compute dtype.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: ModelConfig, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.config, self.device, self.dtype = config, device, dtype
+        # On a CPU the table stays in the mapped file as it is stored: only the rows asked for are read and converted.
+        table = checkpoint.embedding()
+        self.embedding = table if device.type == "cpu" else table.to(device, dtype)
+        last = config.num_hidden_layers - 1
+        self.layers = [
+            _Layer(_place(checkpoint.layer(i, dtype), device, dtype), config, last=i == last)
+            for i in range(last + 1)
+        ]
+        self.norm = checkpoint.norm().to(device, dtype)
+        self.inv_freq = inverse_frequencies(config.rope, config.head_dim).to(device)
+
+    @torch.inference_mode()
+    def forward(self, forest: Forest, observe: Observer | None = None) -> Tensor:
+        """Compute the final states [N', C]; `observe(i, states)` sees the residual stream after layer i."""
+        batch = self._prepare(forest)
+        eps = self.config.rms_norm_eps
+        residual = self.embedding[forest.ids.to(self.embedding.device)].to(self.device, self.dtype)
+        x = kernels.rms_norm(residual, self.layers[0].input_norm, eps)
+        for i, layer in enumerate(self.layers[:-1]):
+            x = layer.forward(x, batch, residual)
+            x = kernels.add_rms_norm(x, residual, self.layers[i + 1].input_norm, eps)
+            if observe:
+                observe(i, residual)
+        final_residual = residual[batch.final_rows]
+        x = self.layers[-1].forward_last(x, batch, final_residual)
+        states = kernels.add_rms_norm(x, final_residual, self.norm, eps)
+        if observe:
+            observe(len(self.layers) - 1, final_residual)
+        return states
+
+    def _prepare(self, forest: Forest) -> _Batch:
+        positions = forest.positions.to(self.device)
+        cos, sin = kernels.rope_tables(positions, self.inv_freq, self.config.rope.attention_factor)
+        plan = kernels.plan_attention(forest.segments, forest.final_rows, self.device)
+        return _Batch(plan, cos, sin, torch.tensor(forest.final_rows, device=self.device))
+
+
+def _place(weights: LayerWeights, device: torch.device, dtype: torch.dtype) -> LayerWeights:
+    """Move one layer's tensors to the device in the compute dtype."""
+    tensors = {name: getattr(weights, name) for name in weights.__slots__}
+    moved: dict[str, Any] = {name: t if t is None else t.to(device, dtype) for name, t in tensors.items()}
+    return replace(weights, **moved)

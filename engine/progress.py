@@ -1,0 +1,23 @@
+"""A progress bar for long work: huggingface-hub's own tqdm, on a terminal unless asked for elsewhere."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# Work of fewer texts shows no bar unless asked to.
+_MIN_TEXTS = 256
+
+
+@contextmanager
+def progress_bar(total: int | None, *, show: bool | None) -> Iterator[Callable[[int], None]]:
+    """Give a function that counts texts done; `total` None stands for a stream of unknown length."""
+    if show is None:
+        show = sys.stderr.isatty() and (total is None or total >= _MIN_TEXTS)
+    if not show:
+        yield lambda _: None
+        return
+    from huggingface_hub.utils.tqdm import tqdm  # slow to import, needed only here
+
+    with tqdm(  # type: ignore[no-untyped-call]
+        total=total, unit=" texts", desc="Embedding") as bar:
+        yield lambda done: bar.update(done) and None

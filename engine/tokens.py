@@ -1,0 +1,169 @@
+"""Texts to token ids by the checkpoint's own tokenizer.json: its template, its end token, and nothing else.
+
+The tokenizer is shared read-only: truncation is done here, never by its own settings. Knows no prompts' names, no
+weights and no batches.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from lastword.errors import ConfigError, InputError, WeightsError
+
+# Texts longer than this many characters a token are first tried on a prefix: English has 4 to 5.
+_CHARS_PER_TOKEN = 8
+
+# The word pattern of every Qwen2 and Qwen3 tokenizer. In it a letter is never followed by a non-letter, so that
+# between the two a word always ends, whatever comes after: a text may be cut there and its first tokens stay.
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Letters that no following character composes with, before characters that compose with nothing (NFC).
+_SAFE_CUT = re.compile(
+    "[A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff](?=[ \\n.,;:!?\u3001\u3002\uff0c\uff01\uff1f\uff1b\uff1a])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids of a list of texts, and which of the texts were cut to max_length."""
+
+    ids: list[list[int]]
+    cut: list[bool]
+
+
+class TextTokenizer:
+    """The tokenizer of one checkpoint folder.
+
+    Raises:   WeightsError for a missing or damaged tokenizer.json, or ids beyond the `vocab_size` rows.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise WeightsError(
+                f"{path}: missing; lastword reads tokenizer.json only. Save it with tokenizers or transformers."
+            )
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise WeightsError(f"{path}: damaged; {error}. Fetch the file again.") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        highest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if highest >= vocab_size:
+            raise WeightsError(
+                f"{path}: token ids go beyond the embedding table; got id {highest}, expected below {vocab_size}. "
+                "Use the tokenizer that belongs to these weights."
+            )
+        self.before, self.after = self._template()
+        self._cuttable = self._has_qwen_words()
+
+    def _template(self) -> tuple[list[int], list[int]]:
+        """What the file's template puts before and after a text."""
+        probe = "a"
+        core = self._tokenizer.encode(probe, add_special_tokens=False).ids
+        whole = self._tokenizer.encode(probe, add_special_tokens=True).ids
+        for start in range(len(whole) - len(core) + 1):
+            if whole[start : start + len(core)] == core:
+                return whole[:start], whole[start + len(core) :]
+        raise ConfigError(
+            "tokenizer.json: its template rewrites the text; expected one that only adds tokens around it."
+        )
+
+    def _has_qwen_words(self) -> bool:
+        """Whether a safe cut is known: Qwen's word pattern, NFC or no normaliser, no added token across a cut."""
+        if self._tokenizer.pre_tokenizer is None:
+            return False
+        words = json.loads(self._tokenizer.pre_tokenizer.__getstate__())
+        steps = words.get("pretokenizers", [])
+        normalizer = self._tokenizer.normalizer
+        name = json.loads(normalizer.__getstate__()).get("type") if normalizer else "NFC"
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return (
+            name == "NFC"
+            and len(steps) == 2
+            and steps[0].get("pattern") == {"Regex": _QWEN_WORDS}
+            and steps[0].get("behavior") == "Isolated"
+            and not steps[0].get("invert")
+            and steps[1].get("type") == "ByteLevel"
+            and not steps[1].get("use_regex")
+            and not steps[1].get("add_prefix_space")
+            and not any(
+                t.lstrip
+                or t.rstrip
+                or t.single_word
+                or _SAFE_CUT.search(t.content + " ", 0, len(t.content))
+                for t in added
+            )
+        )
+
+    @property
+    def num_template_tokens(self) -> int:
+        """How many tokens the template adds to every text."""
+        return len(self.before) + len(self.after)
+
+    def encode(self, texts: Sequence[str], max_length: int, *, first: int = 0) -> Tokens:
+        """Tokenise texts in parallel; a text over `max_length` tokens is cut and keeps what the template appends.
+
+        Only as much of a huge text is tokenised as can survive the cut; the ids are those of the whole text.
+
+        Args:     first: the caller's index of texts[0], for errors.
+        Raises:   InputError naming the text that is not a str, not valid Unicode, or gives no token.
+        """
+        prefixes = [self._prefix(text, max_length * _CHARS_PER_TOKEN) for text in texts]
+        ids = self._encode(prefixes, first)
+        for i, text in enumerate(texts):
+            chars = len(prefixes[i])
+            while len(ids[i]) < max_length and len(prefixes[i]) < len(text):
+                chars *= 2
+                prefixes[i] = self._prefix(text, chars)
+                ids[i] = self._encode([prefixes[i]], first + i)[0]
+        cut = [False] * len(texts)
+        for i, text in enumerate(texts):
+            if not ids[i]:
+                raise InputError(
+                    f"text {first + i}: gives no token; got {text!r}, expected a text the tokenizer keeps.",
+                    first + i,
+                )
+            if len(ids[i]) > max_length or len(prefixes[i]) < len(text):
+                ids[i] = ids[i][: max_length - len(self.after)] + self.after
+                cut[i] = True
+        return Tokens(ids, cut)
+
+    def _prefix(self, text: str, chars: int) -> str:
+        """The text up to its last safe cut within `chars`, or all of it."""
+        if not self._cuttable or len(text) <= 2 * chars:
+            return text
+        for start in range(chars - 256, 0, -256):
+            ends = [match.end() for match in _SAFE_CUT.finditer(text, start, start + 257)]
+            if ends:
+                return text[: ends[-1]]
+        return text
+
+    def _encode(self, texts: Sequence[str], first: int) -> list[list[int]]:
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=True)
+        except (TypeError, UnicodeError):
+            for i, text in enumerate(texts):
+                _check_text(text, first + i)
+            raise
+        return [encoding.ids for encoding in encodings]
+
+
+def _check_text(text: str, index: int) -> None:
+    """Raise the InputError that names a lone surrogate, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = f"U+{ord(text[error.start]):04X} at character {error.start}"
+        raise InputError(
+            f"text {index}: not valid Unicode; got the lone surrogate {surrogate}, expected text. "
+            "Decode it with errors='replace' first.",
+            index,
+        ) from error

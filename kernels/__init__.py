@@ -1,0 +1,147 @@
+"""The operations of the forward as functions: each checks its arguments and runs the fitting implementation.
+
+Shape letters: T packed tokens, N texts, C hidden, F MLP width, H query heads, KH key/value heads, D head_dim.
+"""
+
+from torch import Tensor
+
+from lastword.errors import ConfigError
+from lastword.kernels import reference
+from lastword.kernels.linear import Linear, SwigluLinear
+from lastword.kernels.plan import AttentionPlan, Segments, plan_attention
+
+__all__ = [
+    "AttentionPlan",
+    "Linear",
+    "Segments",
+    "SwigluLinear",
+    "add_rms_norm",
+    "final_attention",
+    "forest_attention",
+    "plan_attention",
+    "qk_norm_rope",
+    "rms_norm",
+    "rope_tables",
+    "swiglu",
+]
+
+
+def _check(where: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Hold a tensor to its shape; -1 stands for any size."""
+    fits = tensor.dim() == len(shape) and all(
+        want in (-1, got) for got, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        want = [("any" if size < 0 else size) for size in shape]
+        raise ConfigError(
+            f"{where}: {name} has the wrong shape; got {list(tensor.shape)}, expected {want}."
+        )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise each row by its root mean square: y = x / sqrt(mean(x²) + eps) · weight.
+
+    Args:     x: [T, C] fp32/fp16/bf16. weight: [C].
+    Returns:  [T, C], dtype of x.
+    Numerics: everything in fp32, rounded once at the store.
+    Raises:   ConfigError where the shapes disagree.
+    Source:   Zhang & Sennrich 2019, eq. 4; transformers `Qwen3RMSNorm` (which rounds before the weight).
+    """
+    _check("rms_norm", "x", x, (-1, weight.shape[0]))
+    return reference.rms_norm_ref(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Add x to the residual in place, then normalise it: residual += x; y = rms_norm(residual).
+
+    Args:     x, residual: [T, C], one dtype. weight: [C].
+    Returns:  [T, C], dtype of x; residual holds the sum.
+    Numerics: the sum is rounded to the dtype of residual; the norm is in fp32, rounded once.
+    Raises:   ConfigError where the shapes disagree.
+    """
+    _check("add_rms_norm", "x", x, (-1, weight.shape[0]))
+    _check("add_rms_norm", "residual", residual, tuple(x.shape))
+    return reference.add_rms_norm_ref(x, residual, weight, eps)
+
+
+def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Tabulate the rotation of each row once a batch: cos(position · inv_freq) · scale, and sin likewise.
+
+    Args:     positions: [T] integers. inv_freq: [D/2] fp32. scale: yarn's attention factor.
+    Returns:  two [T, D/2] fp32 tensors.
+    Numerics: angles in fp32, as transformers computes them (fp64 angles differ by 1e-3 at position 32k).
+    """
+    return reference.rope_tables_ref(positions, inv_freq, scale)
+
+
+def qk_norm_rope(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    eps: float,
+) -> None:
+    """Normalise every query and key head over D and rotate it by its row's position, in place.
+
+    (a, b) = halves of rms_norm(head); head = (a·cos − b·sin, b·cos + a·sin). Values stay as they are.
+
+    Args:     qkv: [T, (H + 2·KH)·D], contiguous; H or KH may be 0. q_weight, k_weight: [D].
+              cos, sin: [T, D/2] fp32 from `rope_tables`.
+    Numerics: norm and rotation in fp32, rounded once to the dtype of qkv.
+    Raises:   ConfigError where the shapes disagree.
+    Source:   transformers `Qwen3Attention.forward` and `apply_rotary_pos_emb`.
+    """
+    head_dim = q_weight.shape[0]
+    _check("qk_norm_rope", "qkv", qkv, (-1, (num_heads + 2 * num_kv_heads) * head_dim))
+    _check("qk_norm_rope", "cos", cos, (qkv.shape[0], head_dim // 2))
+    _check("qk_norm_rope", "sin", sin, tuple(cos.shape))
+    reference.qk_norm_rope_ref(
+        qkv, q_weight, k_weight, cos, sin, num_heads=num_heads, num_kv_heads=num_kv_heads, eps=eps
+    )
+
+
+def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    """Attend every packed row to its ancestors' rows and to its own segment up to itself.
+
+    out[t] = Σ softmax(scale · q[t]·k[path of t]) · v, head h reading KV head h // G.
+
+    Args:     q: [T, H, D]; k, v: [T, KH, D], last dim contiguous. plan: of the batch's segments.
+    Returns:  [T, H·D], dtype of q.
+    Numerics: logits, softmax and sums in fp32; rounded once at the store.
+    Raises:   ConfigError where the shapes disagree.
+    """
+    _check("forest_attention", "k", k, (q.shape[0], -1, q.shape[2]))
+    _check("forest_attention", "v", v, tuple(k.shape))
+    return reference.forest_attention_ref(q, k, v, plan, scale)
+
+
+def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    """Attend one query row a text, its final row, to its whole path.
+
+    Args:     q: [N, H, D], a row for each of the plan's final rows; k, v: [T, KH, D].
+    Returns:  [N, H·D], dtype of q.
+    Numerics: logits, softmax and sums in fp32; rounded once at the store.
+    Raises:   ConfigError where the shapes disagree.
+    """
+    _check("final_attention", "k", k, (-1, -1, q.shape[2]))
+    _check("final_attention", "v", v, tuple(k.shape))
+    return reference.final_attention_ref(q, k, v, plan, scale)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """Gate the MLP: y = silu(gate) · up.
+
+    Args:     gate_up: [T, 2F], gate in the first F columns.
+    Returns:  [T, F], dtype of gate_up.
+    Numerics: in fp32, rounded once.
+    Raises:   ConfigError where the width is odd.
+    """
+    if gate_up.dim() != 2 or gate_up.shape[1] % 2:
+        raise ConfigError(
+            f"swiglu: gate_up has the wrong shape; got {list(gate_up.shape)}, expected [T, 2F]."
+        )
+    return reference.swiglu_ref(gate_up)

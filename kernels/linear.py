@@ -1,0 +1,73 @@
+"""Matrix products: the vendor library's, with the weight laid out once at load for the device it runs on.
+
+On a CPU in fp32 oneDNN packs the weight (up to 3 times as fast at few rows) and fuses SwiGLU into the products.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastword.kernels.reference import swiglu_ref
+
+
+def _packs(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    )
+
+
+class Linear:
+    """y = x · weightᵀ + bias.
+
+    Args:     weight: [K_out, K_in] fp32/bf16; bias: [K_out] or None, dtype of weight. x: [T, K_in], contiguous.
+    Returns:  [T, K_out], dtype of x.
+    Numerics: accumulated in fp32, rounded once to the dtype of x.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.packed = _packs(weight)
+        self.weight: Tensor = weight
+        if self.packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.packed:
+            return F.linear(x, self.weight, self.bias)
+        return _onednn(x, self.weight, self.bias, "none")
+
+
+class SwigluLinear:
+    """y = silu(x · gateᵀ) · (x · upᵀ), the gate and up projections of one MLP with SwiGLU.
+
+    Args:     gate_up: [2F, C] fp32/bf16, gate rows first. x: [T, C], contiguous.
+    Returns:  [T, F], dtype of x.
+    Numerics: accumulated in fp32; SwiGLU in fp32, on products rounded to the dtype of x.
+    """
+
+    def __init__(self, gate_up: Tensor) -> None:
+        self.packed = _packs(gate_up)
+        halves = gate_up.chunk(2) if self.packed else (gate_up,)
+        self.weights = tuple(Linear(half) for half in halves)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.packed:
+            return swiglu_ref(self.weights[0](x))
+        gate, up = self.weights
+        return _onednn_mul(x, _onednn(x, gate.weight, None, "swish"), up.weight)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    op: Any = torch.ops.mkldnn._linear_pointwise
+    result: Tensor = op(x, weight, bias, activation, [], "")
+    return result
+
+
+def _onednn_mul(x: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+    op: Any = torch.ops.mkldnn._linear_pointwise.binary
+    result: Tensor = op(x, other, weight, None, "mul")
+    return result

@@ -1,0 +1,80 @@
+"""From states to stored vectors: cut, normalised, quantised."""
+
+import numpy as np
+import pytest
+import torch
+from lastword.errors import ConfigError
+from lastword.finish import check_precision, finish, quantize, symmetric_ranges
+from lastword.similarity import similarity, similarity_pairwise
+
+
+@pytest.fixture
+def vectors() -> torch.Tensor:
+    torch.manual_seed(0)
+    return finish(torch.randn(50, 64), 64, normalize=True)
+
+
+def test_cut_vectors_have_length_one() -> None:
+    states = torch.randn(4, 64, dtype=torch.float64).to(torch.bfloat16)
+    cut = finish(states, 24, normalize=True)
+    assert cut.dtype == torch.float32
+    assert torch.allclose(cut.norm(dim=1), torch.ones(4), atol=1e-6)
+    assert torch.equal(finish(torch.zeros(1, 8), 8, normalize=True), torch.zeros(1, 8))
+    assert torch.equal(finish(states, 24, normalize=False), states[:, :24].float())
+
+
+def test_int8_keeps_the_cosine(vectors: torch.Tensor) -> None:
+    codes = quantize(vectors, "int8")
+    assert codes.dtype == torch.int8
+    assert codes.abs().amax(1).tolist() == [127] * 50
+    exact, coarse = similarity(vectors, vectors), similarity(codes, codes)
+    assert (exact - coarse).abs().max() < 0.02
+
+
+def test_saved_ranges_compare_by_integer_dot_product(vectors: torch.Tensor) -> None:
+    ranges = symmetric_ranges(vectors)
+    codes = quantize(vectors, "int8", ranges).int()
+    step = float((ranges[1, 0] - ranges[0, 0]) / 254)
+    assert ((codes @ codes.T) * step**2 - vectors @ vectors.T).abs().max() < 0.02
+    assert torch.equal(quantize(vectors, "uint8", ranges).int(), codes + 128)
+    clamped = quantize(vectors * 9, "int8", ranges)
+    assert clamped.abs().max() == 127
+
+
+def test_bits_are_packed_as_numpy_packs_them(vectors: torch.Tensor) -> None:
+    expected = np.packbits(vectors.numpy() > 0, axis=1)
+    assert np.array_equal(quantize(vectors, "ubinary").numpy(), expected)
+    assert np.array_equal(quantize(vectors, "binary").numpy(), (expected.astype(int) - 128).astype(np.int8))
+
+
+def test_half_precision(vectors: torch.Tensor) -> None:
+    assert torch.equal(quantize(vectors, "float16"), vectors.half())
+    assert quantize(vectors, "float32") is vectors
+
+
+@pytest.mark.parametrize(
+    ("precision", "dim", "ranges", "message"),
+    [
+        ("int4", 64, None, "got 'int4', expected one of float32"),
+        ("binary", 60, None, "got dim 60, expected a multiple of 8"),
+        ("uint8", 64, None, "uint8 needs ranges"),
+        ("int8", 64, torch.zeros(2, 8), r"got \[2, 8\], expected \[2, 64\]"),
+        ("int8", 64, torch.zeros(2, 64), "every upper bound must exceed"),
+    ],
+)
+def test_refused(precision: str, dim: int, ranges: torch.Tensor | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_precision(precision, dim, ranges)
+
+
+@pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan"])
+def test_similarities_as_sentence_transformers(name: str, vectors: torch.Tensor) -> None:
+    from sentence_transformers import SimilarityFunction
+
+    a, b = vectors[:7] * 2, vectors[3:10]
+    every = SimilarityFunction.to_similarity_fn(name)
+    pairs = SimilarityFunction.to_similarity_pairwise_fn(name)
+    assert torch.allclose(similarity(a, b, name), every(a, b), atol=1e-5)
+    assert torch.allclose(similarity_pairwise(a, b, name), pairs(a, b), atol=1e-5)
+    assert similarity(a[0], b, name).shape == (1, 7)
+    assert similarity([[1.0, 0.0]], [[0.0, 1.0]], "dot").item() == 0

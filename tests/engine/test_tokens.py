@@ -1,0 +1,126 @@
+"""Token ids against transformers' tokenizer, and the cuts that must not change them."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from lastword.bench.checkpoint import make_tokenizer
+from lastword.errors import InputError, WeightsError
+from lastword.tokens import TextTokenizer
+
+DATA = os.environ.get("LASTWORD_TEST_DATA")
+REAL = ["Qwen3-Embedding-0.6B", "Qwen3-Embedding-4B", "Qwen3"]
+needs_data = pytest.mark.skipif(not DATA, reason="LASTWORD_TEST_DATA is not set")
+WORDS = "the quick brown fox can't won't jumps Über straße naïve 你好 世界 東京 안녕 мир שלום 🙂 👩‍👩‍👧 x1 3.14".split()
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<think>", "</think>", "<tool_call>", "<|im_end|>"]
+SPACES = ["", " ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", " \n \n", "\u200d", "\ufeff", "\0"]
+
+
+def random_text(draw: random.Random) -> str:
+    """A short string of words, specials, spaces and code points of every plane."""
+    parts = []
+    for _ in range(draw.randrange(8)):
+        kind = draw.randrange(5)
+        if kind == 0:
+            parts.append(draw.choice(SPECIALS))
+        elif kind == 1:
+            points = [draw.choice([draw.randrange(0x20, 0x3000), draw.randrange(0x110000)]) for _ in range(4)]
+            parts += [chr(p) for p in points if not 0xD800 <= p < 0xE000]
+        else:
+            parts.append(draw.choice(WORDS))
+        parts.append(draw.choice(SPACES))
+    return "".join(parts)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer([" ".join(WORDS) * 20]).save(str(folder / "tokenizer.json"))
+    return TextTokenizer(folder, 100_000)
+
+
+@needs_data
+@pytest.mark.parametrize("name", REAL)
+def test_20_000_strings_as_transformers(name: str) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = Path(DATA or "") / "tokenizers" / name
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    ours = TextTokenizer(folder, 151_936)
+    draw = random.Random(name)
+    texts = [text for text in (random_text(draw) for _ in range(20_500)) if text][:20_000]
+    if ours.after:
+        texts[0] = ""
+    expected = theirs(texts)["input_ids"]
+    assert ours.encode(texts, 32_768).ids == expected
+    cut = theirs(texts[:2000], truncation=True, max_length=5)["input_ids"]
+    assert ours.encode(texts[:2000], 5).ids == cut
+
+
+@needs_data
+def test_templates_are_the_files_own() -> None:
+    folder = Path(DATA or "") / "tokenizers"
+    embedding = TextTokenizer(folder / "Qwen3-Embedding-4B", 151_665)
+    assert (embedding.before, embedding.after) == ([], [151_643])
+    assert embedding.encode([""], 10).ids == [[151_643]]
+    base = TextTokenizer(folder / "Qwen3", 151_669)
+    assert (base.before, base.after) == ([], [])
+    with pytest.raises(InputError, match="text 7: gives no token"):
+        base.encode(["a", ""], 10, first=6)
+    with pytest.raises(WeightsError, match="got id 151668, expected below 151665"):
+        TextTokenizer(folder / "Qwen3-Embedding-0.6B", 151_665)
+
+
+def long_texts() -> dict[str, str]:
+    draw = random.Random(1)
+    prose = " ".join(draw.choice(WORDS) for _ in range(20_000))
+    return {
+        "prose": prose,
+        "mixed": "".join(random_text(draw) for _ in range(6_000)),
+        "spaces": " " * 50_000 + prose,
+        "letters": "ab" * 40_000,
+        "cjk": "東京は日本の首都です。" * 8_000,
+        "newlines": "a line of text\n\n  \n" * 8_000,
+        "specials": "<|endoftext|>".join(["word"] * 8_000),
+        "combining": "e\u0301 a\u0300b " * 20_000,
+    }
+
+
+@pytest.mark.parametrize("name", long_texts())
+@pytest.mark.parametrize("max_length", [2, 17, 512])
+def test_an_early_cut_changes_nothing(name: str, max_length: int, synthetic: TextTokenizer) -> None:
+    text = long_texts()[name]
+    whole = synthetic._tokenizer.encode(text).ids
+    tokens = synthetic.encode([text, "short"], max_length)
+    assert tokens.ids[0] == whole[: max_length - 1] + whole[-1:]
+    assert tokens.cut[0]
+
+
+def test_an_early_cut_reads_little(synthetic: TextTokenizer) -> None:
+    text = long_texts()["prose"]
+    assert len(synthetic._prefix(text, 400)) <= 400
+    assert text.startswith(synthetic._prefix(text, 400))
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_truncation_keeps_the_end(extra: int, synthetic: TextTokenizer) -> None:
+    whole = synthetic.encode(["the quick brown fox jumps"], 1000).ids[0]
+    tokens = synthetic.encode(["the quick brown fox jumps"], len(whole) + extra)
+    assert tokens.cut == [extra < 0]
+    assert tokens.ids[0][-1] == whole[-1]
+    assert len(tokens.ids[0]) == len(whole) + min(extra, 0)
+
+
+def test_lone_surrogates_are_named(synthetic: TextTokenizer) -> None:
+    with pytest.raises(InputError, match=r"text 1: not valid Unicode; .* U\+D800 at character 3") as caught:
+        synthetic.encode(["fine", "abc\ud800"], 10)
+    assert caught.value.index == 1
+
+
+def test_a_missing_end_token_would_be_seen(tmp_path: Path) -> None:
+    make_tokenizer(["a b c"], end_token=False).save(str(tmp_path / "tokenizer.json"))
+    bare = TextTokenizer(tmp_path, 100_000)
+    assert bare.after == []
+    with pytest.raises(InputError, match="gives no token"):
+        bare.encode([""], 10)

@@ -1,0 +1,117 @@
+"""Tests of the tests: a deliberately wrong twin of each operation must move vectors past the tolerance."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import TOLERANCE, difference, load_ours, load_theirs, our_states, their_states
+
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.kernels import linear, plan, reference
+
+TOKENS = [[7, 8, 9], list(range(40)), [*range(30), 3, 4], [*range(30), 9, 9, 9], [5]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose eps is large enough to be seen, with several KV heads."""
+    folder = make_checkpoint(
+        tmp_path_factory.mktemp("wrong"), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=300,
+    )  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    config["rms_norm_eps"] = 1e-3
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(folder: Path) -> torch.Tensor:
+    return their_states(load_theirs(folder), TOKENS)[0]
+
+
+def eps_outside(x, weight, eps):
+    return x / (x.square().mean(-1, keepdim=True).sqrt() + eps) * weight
+
+
+def norm_without_weight(x, weight, eps):
+    return F.rms_norm(x, (x.shape[-1],), None, eps)
+
+
+def add_after_norm(x, residual, weight, eps):
+    out = reference.rms_norm_ref(residual, weight, eps)
+    residual.add_(x)
+    return out
+
+
+def halves_swapped(x, weight, cos, sin, eps, true=reference._norm_rope):
+    true(x, weight, cos, -sin, eps)
+
+
+def rope_before_norm(x, weight, cos, sin, eps, true=reference._norm_rope):
+    true(x, torch.ones_like(weight), cos, sin, eps)
+    x.mul_(weight)
+
+
+def positions_off_by_one(positions, inv_freq, scale, true=reference.rope_tables_ref):
+    # Rotation is relative: a constant shift changes nothing, a doubled first position does.
+    return true((positions - 1).clamp_min(0), inv_freq, scale)
+
+
+def swapped_kv_heads(q, k, v, plan, scale, true=reference.forest_attention_ref):
+    return true(q, k.flip(1), v.flip(1), plan, scale)
+
+
+def swapped_final_heads(q, k, v, plan, scale, true=reference.final_attention_ref):
+    return true(q, k.flip(1), v.flip(1), plan, scale)
+
+
+def unscaled(q, k, v, plan, scale, true=reference.forest_attention_ref):
+    return true(q, k, v, plan, 1.0)
+
+
+def gate_and_up_swapped(x, other, weight, true=linear._onednn_mul):
+    return true(x, other.sigmoid(), weight)
+
+
+def mask_off_by_one(*args, true=plan._forked_blocks):
+    blocks = true(*args)
+    for block in blocks:
+        if block.mask is not None:
+            block.mask.copy_(block.mask.roll(1, 1))
+    return blocks
+
+
+def last_row_off_by_one(paths, final_rows, device, true=plan._plan_finals):
+    return [(t, r[:, :-1] if r.shape[1] > 1 else r) for t, r in true(paths, final_rows, device)]
+
+
+WRONG: dict[str, tuple[object, str, Callable]] = {
+    "eps outside the root": (reference, "rms_norm_ref", eps_outside),
+    "norm without weight": (reference, "rms_norm_ref", norm_without_weight),
+    "residual added after the norm": (reference, "add_rms_norm_ref", add_after_norm),
+    "rope halves swapped": (reference, "_norm_rope", halves_swapped),
+    "rope before the norm": (reference, "_norm_rope", rope_before_norm),
+    "positions off by one": (reference, "rope_tables_ref", positions_off_by_one),
+    "wrong KV head": (reference, "forest_attention_ref", swapped_kv_heads),
+    "wrong KV head at the end": (reference, "final_attention_ref", swapped_final_heads),
+    "no scale": (reference, "forest_attention_ref", unscaled),
+    "wrong gate": (linear, "_onednn_mul", gate_and_up_swapped),
+    "mask off by one": (plan, "_forked_blocks", mask_off_by_one),
+    "final path too short": (plan, "_plan_finals", last_row_off_by_one),
+}
+
+
+def test_the_right_twins_agree(folder: Path, truth: torch.Tensor) -> None:
+    assert difference(our_states(load_ours(folder), TOKENS)[0], truth) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_twin_is_caught(
+    name: str, folder: Path, truth: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(*WRONG[name])
+    assert difference(our_states(load_ours(folder), TOKENS)[0], truth) > TOLERANCE

@@ -1,0 +1,83 @@
+"""What transformers says: the reference that parity tests hold lastword to, one text at a time, without padding."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lastword.forest import plan_forests
+from lastword.model import Model
+from lastword.weights import Checkpoint, read_config
+
+TOLERANCE = 2e-5  # fp32, normalised vectors, max abs difference: DESIGN.md's promise
+
+
+def load_ours(folder: Path) -> Model:
+    config = read_config(folder)
+    return Model(Checkpoint(folder, config), config, torch.device("cpu"), torch.float32)
+
+
+def load_theirs(folder: Path) -> torch.nn.Module:
+    from transformers import Qwen3Model
+
+    return Qwen3Model.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+@torch.inference_mode()
+def their_states(
+    model: torch.nn.Module, tokens: Sequence[Sequence[int]]
+) -> tuple[Tensor, list[Tensor]]:
+    """Final states [N, C], and after each layer the residual stream at the last token [N, C]."""
+    layers: list[list[Tensor]] = [[] for _ in model.layers]
+
+    def keep(i: int):
+        def hook(module, args, output):
+            states = output[0] if isinstance(output, tuple) else output
+            layers[i].append(states[0, -1])
+
+        return hook
+
+    hooks = [layer.register_forward_hook(keep(i)) for i, layer in enumerate(model.layers)]
+    finals = [model(torch.tensor([list(ids)])).last_hidden_state[0, -1] for ids in tokens]
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(finals), [torch.stack(states) for states in layers]
+
+
+def our_states(
+    model: Model, tokens: Sequence[Sequence[int]], *, budget: int = 4096, share: bool = True
+) -> tuple[Tensor, list[Tensor]]:
+    """The same two things from lastword."""
+    size = (len(tokens), model.config.hidden_size)
+    finals, layers = torch.empty(size), [torch.empty(size) for _ in model.layers]
+    for forest in plan_forests(tokens, budget, share=share):
+        rows = torch.tensor(forest.final_rows)
+
+        def observe(i: int, states: Tensor, forest=forest, rows=rows) -> None:
+            at_end = (
+                states if states.shape[0] == len(rows) and i == len(layers) - 1 else states[rows]
+            )
+            layers[i][forest.texts] = at_end[forest.distinct]
+
+        finals[forest.texts] = model.forward(forest, observe)[forest.distinct]
+    return finals, layers
+
+
+def unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest absolute difference of the normalised rows."""
+    return float((unit(a) - unit(b)).abs().max())
+
+
+def first_wrong_layer(ours: list[Tensor], theirs: list[Tensor]) -> str:
+    """Name the first layer whose states differ, for a failure's message."""
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if difference(a, b) > TOLERANCE:
+            return f"first differs after layer {i}: {difference(a, b):.2e}"
+    return "all layers agree: the final norm or pooling differs"
