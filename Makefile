@@ -24,11 +24,11 @@ demo: $(MODEL)/config.json
 	@echo "== The model in $(MODEL) has RANDOM weights: it shows that the whole way works,"
 	@echo "== and how fast, but its scores mean nothing until the built-in model exists."
 	@echo
-	@echo '$$ lastword info $(MODEL)'
-	@$(BIN)/lastword info $(MODEL)
-	@echo
 	@echo '$$ lastword embed $(NOTES) --model $(MODEL) -o .demo/notes.safetensors'
-	@$(BIN)/lastword embed $(NOTES) --model $(MODEL) --format safetensors -o .demo/notes.safetensors
+	@$(BIN)/lastword embed $(NOTES) --model $(MODEL) -o .demo/notes.safetensors
+	@echo
+	@echo '$$ lastword embed $(NOTES) --model $(MODEL) --dim 4 --quiet | head -n 3'
+	@$(BIN)/lastword embed $(NOTES) --model $(MODEL) --dim 4 --quiet | head -n 3
 	@echo
 	@echo '$$ lastword search "$(QUESTION)" $(NOTES) --model $(MODEL)'
 	@$(BIN)/lastword search "$(QUESTION)" $(NOTES) --model $(MODEL)

@@ -165,5 +165,7 @@ class Model:
 def _place(weights: LayerWeights, device: torch.device, dtype: torch.dtype) -> LayerWeights:
     """Move one layer's tensors to the device in the compute dtype."""
     tensors = {name: getattr(weights, name) for name in weights.__slots__}
-    moved: dict[str, Any] = {name: t if t is None else t.to(device, dtype) for name, t in tensors.items()}
+    moved: dict[str, Any] = {
+        name: t if t is None else t.to(device, dtype) for name, t in tensors.items()
+    }
     return replace(weights, **moved)

@@ -19,5 +19,6 @@ def progress_bar(total: int | None, *, show: bool | None) -> Iterator[Callable[[
     from huggingface_hub.utils.tqdm import tqdm  # slow to import, needed only here
 
     with tqdm(  # type: ignore[no-untyped-call]
-        total=total, unit=" texts", desc="Embedding") as bar:
+        total=total, unit=" texts", desc="Embedding"
+    ) as bar:
         yield lambda done: bar.update(done) and None

@@ -6,6 +6,7 @@ gives the tensors. Nothing here knows how the forward pass works; the engine rea
 
 from lastword.weights.checkpoint import Checkpoint, LayerWeights
 from lastword.weights.config import ModelConfig, read_config
+from lastword.weights.hashes import hash_weights, known_hash
 from lastword.weights.rope import RopeConfig
 from lastword.weights.source import ModelFiles, locate
 from lastword.weights.spec import EmbeddingSpec, read_embedding_spec
@@ -18,6 +19,8 @@ __all__ = [
     "ModelConfig",
     "ModelFiles",
     "RopeConfig",
+    "hash_weights",
+    "known_hash",
     "locate",
     "read_config",
     "read_embedding_spec",

@@ -6,12 +6,12 @@ memory beyond what the caller holds stays below one tensor, however large the fi
 
 import hashlib
 import math
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lastword.errors import InputError, WeightsError, some
@@ -55,8 +55,7 @@ class Checkpoint:
         self.folder, self.config = Path(folder), config
         stored = read_tensors(self.folder)
         stored.pop(IGNORED, None)
-        self._prefix = _key_prefix(self.folder, stored)
-        self._tensors = _checked(self.folder, config, stored, self._prefix)
+        self._tensors = _checked(self.folder, config, stored)
         infos = self._tensors.values()
         self.num_parameters = sum(math.prod(info.shape) for info in infos)
         self.num_bytes = sum(info.num_bytes for info in infos)
@@ -118,14 +117,21 @@ class Checkpoint:
 
     def _mapped(self, name: str) -> Tensor:
         """Map one tensor; the mapping lives exactly as long as the tensor does."""
-        file = self._tensors[name].file
-        stored = name if self._prefix == "" else self._prefix + name
+        info = self._tensors[name]
+        # Only this tensor's pages: a mapping of a whole file can exceed what the system grants.
+        lead = info.start % mmap.ALLOCATIONGRANULARITY
         try:
-            with safe_open(file, framework="pt") as handle:
-                tensor: Tensor = handle.get_tensor(stored)
-        except (SafetensorError, OSError) as problem:
-            raise WeightsError(f"{file}: tensor {stored} cannot be read; {problem}") from None
-        return tensor
+            with info.file.open("rb") as file:
+                pages = mmap.mmap(
+                    file.fileno(),
+                    info.num_bytes + lead,
+                    access=mmap.ACCESS_COPY,
+                    offset=info.start - lead,
+                )
+        except (OSError, ValueError) as problem:
+            raise WeightsError(f"{info.file}: tensor {name} cannot be mapped; {problem}") from None
+        flat = torch.frombuffer(pages, dtype=DTYPES[info.dtype], offset=lead)
+        return flat.view(info.shape)
 
     def _fused(self, names: list[str], dtype: torch.dtype | None) -> Tensor:
         """Copy tensors one below the other into one of their own, converting on the way."""
@@ -158,9 +164,10 @@ def _key_prefix(folder: Path, stored: dict[str, TensorInfo]) -> str:
 
 
 def _checked(
-    folder: Path, config: ModelConfig, stored: dict[str, TensorInfo], prefix: str
+    folder: Path, config: ModelConfig, stored: dict[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
     """Hold the stored tensors to exactly those expected, by name, shape and dtype."""
+    prefix = _key_prefix(folder, stored)
     tensors = {name.removeprefix(prefix): info for name, info in stored.items()}
     expected = expected_shapes(config)
     missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()

@@ -87,7 +87,7 @@ def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
         vocab_size=fields.integer("vocab_size"),
         max_position_embeddings=positions,
         rms_norm_eps=fields.number("rms_norm_eps"),
-        attention_bias=fields.boolean("attention_bias", False),
+        attention_bias=fields.boolean("attention_bias", default=False),
         rope=read_rope(values, where, positions),
     )
 
@@ -129,6 +129,8 @@ def _refuse_sliding(fields: Fields) -> None:
         return
     # Without layer_types, transformers slides the layers from max_window_layers on.
     first = values.get("max_window_layers", 28)
-    window = fields.boolean("use_sliding_window", False) and values.get("sliding_window", 4096)
+    window = fields.boolean("use_sliding_window", default=False) and values.get(
+        "sliding_window", 4096
+    )
     if window not in (None, False) and not (type(first) is int and first >= layers):
         raise ConfigError(f"{where}: use_sliding_window; sliding window attention is not supported")

@@ -108,11 +108,14 @@ class Fields:
         value = self.values.get(key)
         if value is None and default is not None:
             return default
-        if type(value) not in (int, float) or not above < value < math.inf:
+        # A bool is an int to Python, and no number here.
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(key, f"a finite number above {above:g}")
+        if not above < value < math.inf:
             self.fail(key, f"a finite number above {above:g}")
         return float(value)
 
-    def boolean(self, key: str, default: bool) -> bool:
+    def boolean(self, key: str, *, default: bool) -> bool:
         """Take true or false; absent means `default`."""
         value = self.values.get(key, default)
         if not isinstance(value, bool):

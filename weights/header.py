@@ -38,6 +38,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Returns:
         The tensors by the names in the file, in order of their place.
+
     Raises:
         WeightsError: the file is missing, truncated or too long, or the header contradicts itself.
     """

@@ -48,8 +48,9 @@ def _merged(config: Fields) -> dict[str, Any]:
     found = dict(new or old or {})
     if found and found.keys() <= _LAYER_KINDS:
         found = Fields(found, f"{config.where}: rope_parameters").object("full_attention") or {}
+    given = {key: value for key, value in found.items() if value is not None}
     theta = config.values.get("rope_theta")
-    return {"rope_theta": theta} | {k: v for k, v in found.items() if v is not None}
+    return given if theta is None else {"rope_theta": theta} | given
 
 
 def read_rope(values: Mapping[str, Any], where: str, max_positions: int) -> RopeConfig:
@@ -59,7 +60,7 @@ def read_rope(values: Mapping[str, Any], where: str, max_positions: int) -> Rope
         ConfigError: no theta anywhere, a rope_type other than default or yarn, or a value out of range.
     """
     merged = _merged(Fields(values, where))
-    rope = Fields(merged, f"{where}: rope_parameters")
+    rope = Fields(merged, f"{where}: rotary settings")
     if merged.get("partial_rotary_factor", 1) != 1:
         rope.fail("partial_rotary_factor", "1 (the whole head is rotated)")
     kind = rope.text("rope_type") or rope.text("type") or "default"
@@ -94,7 +95,7 @@ def _yarn(rope: Fields, theta: float, max_positions: int) -> RopeConfig:
         attention_factor=_attention_factor(rope, factor),
         beta_fast=beta_fast,
         beta_slow=beta_slow,
-        truncate=rope.boolean("truncate", True),
+        truncate=rope.boolean("truncate", default=True),
     )
 
 

@@ -54,6 +54,7 @@ def locate(
         cache_dir: where the hub's files are kept; None is huggingface-hub's own place.
         token: a hub token, or False for none; None uses the one that is logged in.
         local_files_only: never touch the network (`HF_HUB_OFFLINE=1` does the same).
+
     Raises:
         WeightsError: no such folder or repository, no way to reach it, or an incomplete set of files.
     """
@@ -67,7 +68,7 @@ def locate(
     if not isinstance(model, str) or not _REPO_ID.fullmatch(name) or ".." in name:
         raise WeightsError(f"{name}: no such folder, and not the form of a hub id (owner/name)")
     offline = local_files_only or _offline()
-    folder = _snapshot(name, revision, cache_dir, token, offline)
+    folder = _snapshot(name, revision, cache_dir, token=token, offline=offline)
     remedy = "Run once with the network to complete it" if offline else "Run again to complete it"
     _check_complete(folder, f"The download is incomplete. {remedy}", name)
     commit = folder.name if _COMMIT.fullmatch(folder.name) else None
@@ -85,6 +86,7 @@ def _snapshot(
     name: str,
     revision: str | None,
     cache_dir: str | os.PathLike[str] | None,
+    *,
     token: str | bool | None,
     offline: bool,
 ) -> Path:
@@ -95,19 +97,19 @@ def _snapshot(
         folder = snapshot_download(
             name,
             revision=revision,
-            cache_dir=cache_dir,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             token=token,
             local_files_only=offline,
             allow_patterns=list(PATTERNS),
             ignore_patterns=list(IGNORED),
         )
     # The hub raises many unrelated classes (HTTP, file system, validation), all of which end here.
-    except Exception as problem:
-        raise WeightsError(_explained(name, revision, offline, problem)) from None
+    except Exception as problem:  # noqa: BLE001
+        raise WeightsError(_explained(name, revision, problem, offline=offline)) from None
     return Path(folder)
 
 
-def _explained(name: str, revision: str | None, offline: bool, problem: Exception) -> str:
+def _explained(name: str, revision: str | None, problem: Exception, *, offline: bool) -> str:
     """Say in one line what went wrong with the hub, and what helps."""
     from huggingface_hub import errors
 
@@ -117,16 +119,20 @@ def _explained(name: str, revision: str | None, offline: bool, problem: Exceptio
     if isinstance(problem, errors.RevisionNotFoundError):
         return f"{at}: the hub has no such revision"
     if isinstance(problem, errors.RepositoryNotFoundError):
-        return f"{at}: no such folder here and no such repository on the hub. Check the name; a private one needs a token"
+        return (
+            f"{at}: no such folder here, and no such repository on the hub. Check the name; "
+            "a private repository needs a token"
+        )
     status = getattr(getattr(problem, "response", None), "status_code", None)
     if status in (401, 403):
         return f"{at}: the hub refused access ({status}). Check the token"
     if status is not None:
         return f"{at}: the hub answered {status}. Try again later"
     if isinstance(problem, errors.LocalEntryNotFoundError):
+        absent = f"{at}: no such folder here, and not in the local cache"
         if offline:
-            return f"{at}: no such folder here and not in the local cache, and offline. Run once with the network"
-        return f"{at}: no such folder here, not in the local cache, and the hub cannot be reached. Check the network"
+            return f"{absent}; network use is off. Run once with the network"
+        return f"{absent}; the hub cannot be reached. Check the network"
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     reason = lines[0] if lines else type(problem).__name__
     return f"{at}: cannot be fetched; {type(problem).__name__}: {reason}"

@@ -39,6 +39,7 @@ def write_safetensors(
         path: the file; an old one is replaced only when the new one is whole.
         tensors: name → tensor, any device, any strides.
         metadata: strings for the header's `__metadata__`.
+
     Raises:
         InputError: a dtype that the format lacks, or a file that cannot be written.
     """

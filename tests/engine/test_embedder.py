@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from lastword import ConfigError, DeviceError, Embedder, InputError
 from lastword.report import Report
 
@@ -43,17 +44,24 @@ def test_encode_as_sentence_transformers(embedder: Embedder, theirs) -> None:
     assert apart(embedder.encode_query(TEXTS), theirs.encode_query(TEXTS)) <= 2e-5
     assert apart(embedder.encode_document(TEXTS), theirs.encode_document(TEXTS)) <= 2e-5
     assert apart(embedder.encode(TEXTS, "query"), theirs.encode(TEXTS, prompt_name="query")) <= 2e-5
-    assert apart(embedder.encode(TEXTS, prompt="Say: "), theirs.encode(TEXTS, prompt="Say: ")) <= 2e-5
+    assert (
+        apart(embedder.encode(TEXTS, prompt="Say: "), theirs.encode(TEXTS, prompt="Say: ")) <= 2e-5
+    )
 
 
 def test_truncated_vectors_are_theirs_renormalised(embedder: Embedder, theirs) -> None:
-    expected = torch.nn.functional.normalize(torch.tensor(theirs.encode(TEXTS, truncate_dim=24)), dim=1)
+    expected = torch.nn.functional.normalize(
+        torch.tensor(theirs.encode(TEXTS, truncate_dim=24)), dim=1
+    )
     assert apart(embedder.encode(TEXTS, truncate_dim=24), expected) <= 2e-5
 
 
 def test_similarity_as_sentence_transformers(embedder: Embedder, theirs) -> None:
     a, b = embedder.encode_query(TEXTS[:2]), embedder.encode_document(TEXTS)
-    ours, expected = embedder.similarity(a, b), theirs.similarity(theirs.encode_query(TEXTS[:2]), theirs.encode_document(TEXTS))
+    ours, expected = (
+        embedder.similarity(a, b),
+        theirs.similarity(theirs.encode_query(TEXTS[:2]), theirs.encode_document(TEXTS)),
+    )
     assert apart(ours, expected) <= 2e-5
     assert apart(embedder.similarity_pairwise(a, b[:2]), ours.diagonal()) <= 1e-6
 
@@ -62,7 +70,9 @@ def test_shapes_and_types(embedder: Embedder) -> None:
     one, many, none = embedder.encode("x"), embedder.encode(["x"]), embedder.encode([])
     assert (one.shape, many.shape, none.shape) == ((64,), (1, 64), (0, 64))
     assert isinstance(embedder.encode(TEXTS, convert_to_numpy=True), np.ndarray)
-    assert isinstance(embedder.encode(TEXTS, convert_to_numpy=True, convert_to_tensor=True), torch.Tensor)
+    assert isinstance(
+        embedder.encode(TEXTS, convert_to_numpy=True, convert_to_tensor=True), torch.Tensor
+    )
     assert embedder.get_embedding_dimension() == embedder.dim == 64
     assert embedder.encode(TEXTS, precision="ubinary").shape == (7, 8)
 
@@ -120,11 +130,17 @@ WORDS = st.sampled_from("a bb the of tree forest query gravity 42 , . é".split(
 LISTS = st.lists(st.lists(WORDS, max_size=30).map(" ".join), min_size=1, max_size=12)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(LISTS, st.booleans(), st.sampled_from([1, 16, 50, 2048]))
-def test_neighbours_change_nothing(embedder: Embedder, texts: list[str], prompted: bool, budget: int) -> None:
+def test_neighbours_change_nothing(
+    embedder: Embedder, texts: list[str], prompted: bool, budget: int
+) -> None:
     """Sharing on or off, any batch: a vector moves by at most 1e-5."""
-    prompt = "Instruct: Given a web search query, retrieve relevant passages\nQuery:" if prompted else ""
+    prompt = (
+        "Instruct: Given a web search query, retrieve relevant passages\nQuery:" if prompted else ""
+    )
     tokens = embedder._tokenizer.encode([prompt + text for text in texts], 1000).ids
     from oracle import difference, our_states
 
@@ -167,7 +183,12 @@ def test_refused_settings(options: dict, error: type, message: str, tiny_checkpo
         (["a", 5], {}, InputError, "text 1: not a string; got int"),
         (["a", None], {}, InputError, "text 1: not a string; got NoneType"),
         (["a", "\udfff"], {}, InputError, "text 1: not valid Unicode"),
-        (["a"], {"prompt_name": "nope"}, ConfigError, "got 'nope', expected one of: document, query"),
+        (
+            ["a"],
+            {"prompt_name": "nope"},
+            ConfigError,
+            "got 'nope', expected one of: document, query",
+        ),
         (["a"], {"precision": "int3"}, ConfigError, "precision: unknown; got 'int3'"),
         (["a"], {"precision": "uint8"}, ConfigError, "uint8 needs ranges"),
         (["a"], {"truncate_dim": 12, "precision": "binary"}, ConfigError, "multiple of 8"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from lastword.errors import ConfigError
 from lastword.finish import check_precision, finish, quantize, symmetric_ranges
 from lastword.similarity import similarity, similarity_pairwise
@@ -44,7 +45,9 @@ def test_saved_ranges_compare_by_integer_dot_product(vectors: torch.Tensor) -> N
 def test_bits_are_packed_as_numpy_packs_them(vectors: torch.Tensor) -> None:
     expected = np.packbits(vectors.numpy() > 0, axis=1)
     assert np.array_equal(quantize(vectors, "ubinary").numpy(), expected)
-    assert np.array_equal(quantize(vectors, "binary").numpy(), (expected.astype(int) - 128).astype(np.int8))
+    assert np.array_equal(
+        quantize(vectors, "binary").numpy(), (expected.astype(int) - 128).astype(np.int8)
+    )
 
 
 def test_half_precision(vectors: torch.Tensor) -> None:

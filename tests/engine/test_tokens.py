@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from lastword.bench.checkpoint import make_tokenizer
 from lastword.errors import InputError, WeightsError
 from lastword.tokens import TextTokenizer
@@ -25,7 +26,10 @@ def random_text(draw: random.Random) -> str:
         if kind == 0:
             parts.append(draw.choice(SPECIALS))
         elif kind == 1:
-            points = [draw.choice([draw.randrange(0x20, 0x3000), draw.randrange(0x110000)]) for _ in range(4)]
+            points = [
+                draw.choice([draw.randrange(0x20, 0x3000), draw.randrange(0x110000)])
+                for _ in range(4)
+            ]
             parts += [chr(p) for p in points if not 0xD800 <= p < 0xE000]
         else:
             parts.append(draw.choice(WORDS))
@@ -113,7 +117,9 @@ def test_truncation_keeps_the_end(extra: int, synthetic: TextTokenizer) -> None:
 
 
 def test_lone_surrogates_are_named(synthetic: TextTokenizer) -> None:
-    with pytest.raises(InputError, match=r"text 1: not valid Unicode; .* U\+D800 at character 3") as caught:
+    with pytest.raises(
+        InputError, match=r"text 1: not valid Unicode; .* U\+D800 at character 3"
+    ) as caught:
         synthetic.encode(["fine", "abc\ud800"], 10)
     assert caught.value.index == 1
 

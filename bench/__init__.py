@@ -1,0 +1,1 @@
+"""What is measured and what is made for measuring: kernels, models, peers, and random checkpoints."""

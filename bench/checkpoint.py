@@ -1,0 +1,299 @@
+"""Random checkpoints in the files of a real one, for tests, benchmarks and the demo.
+
+    python -m lastword.bench.checkpoint OUT --like 0.6B --layers 4
+
+The weights mean nothing, but every file is as a real Qwen3 embedding model ships it, and activations stay in
+the range of a trained one, so that numerics, speed and file handling can be checked without a download.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import ByteLevel, TemplateProcessing
+from tokenizers.processors import Sequence as Processors
+
+from lastword.errors import ConfigError
+from lastword.weights.config import ModelConfig, parse_config
+from lastword.weights.layout import IGNORED, PREFIX, expected_shapes
+from lastword.weights.shards import INDEX, SINGLE
+from lastword.weights.writer import stream_safetensors
+
+END = "<|endoftext|>"
+SPECIAL = (END, "<|im_start|>", "<|im_end|>")
+QUERY_PROMPT = (
+    "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+)
+SIZES = {
+    "tiny": (64, 128, 2, 4, 2, 32),
+    "0.6B": (1024, 3072, 28, 16, 8, 128),
+    "4B": (2560, 9728, 36, 32, 8, 128),
+    "8B": (4096, 12288, 36, 32, 8, 128),
+}
+VOCABULARY = 151_669
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_TEXTS = (
+    QUERY_PROMPT,
+    "What is the capital of China? The capital of China is Beijing.",
+    "Explain gravity: gravity is a force that attracts two bodies towards each other.",
+    "It gives weight to physical objects and is responsible for the movement of planets.",
+    "How many texts does the model read in a second, and how long may each of them be?",
+    "Der Zug fährt morgen früh um sieben Uhr ab. Où se trouve la gare la plus proche ?",
+    "今天的天气怎么样？ 明日は雨が降る。 Сегодня хорошая погода.",
+    "def add(a, b):\n    return a + b\n\n# 1,234.5 + 6 = 1240.5\n",
+)
+
+
+def make_tokenizer(
+    texts: Iterable[str] = _TEXTS, vocab_size: int = 512, *, end_token: bool = True
+) -> Tokenizer:
+    """Train a small byte-level BPE with Qwen's pipeline.
+
+    Args:
+        texts: what the merges are learned from.
+        vocab_size: at most this many tokens, the 256 bytes and the special ones counted.
+        end_token: append `<|endoftext|>` to each text, as the embedding models do and base models do not.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    level = ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    end = TemplateProcessing(
+        single=f"$A {END}", pair=f"$A $B {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    tokenizer.post_processor = Processors([level, end]) if end_token else level
+    return tokenizer
+
+
+def make_checkpoint(
+    folder: str | Path,
+    *,
+    hidden_size: int = 64,
+    intermediate_size: int = 128,
+    num_hidden_layers: int = 2,
+    num_attention_heads: int = 4,
+    num_key_value_heads: int = 2,
+    head_dim: int = 32,
+    vocab_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    tied: bool = True,
+    seed: int = 0,
+    prefix: str = "",
+    shards: int = 1,
+    attention_bias: bool = False,
+    rope_theta: float = 1e6,
+    rope_scaling: Mapping[str, Any] | None = None,
+    config_format: str = "v4",
+    tokenizer: str | Path | None = None,
+    sentence_transformers: bool = True,
+    max_position_embeddings: int = 4096,
+) -> Path:
+    """Write a whole model folder with random weights, and give the folder.
+
+    The weights depend on sizes, dtype and seed only. `vocab_size` None is the tokenizer's size; `prefix` is
+    `""` or `model.`; untied with `model.` writes an `lm_head.weight` too; more than one shard means numbered
+    files and an index; `tokenizer` is a tokenizer.json to copy in place of a small trained one.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Tokenizer.from_file(str(tokenizer)) if tokenizer is not None else make_tokenizer()
+    rows = made.get_vocab_size() if vocab_size is None else vocab_size
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": num_attention_heads,
+        "num_key_value_heads": num_key_value_heads,
+        "head_dim": head_dim,
+        "vocab_size": rows,
+        "attention_bias": attention_bias,
+        "max_position_embeddings": max_position_embeddings,
+        "tie_word_embeddings": tied,
+    }
+    values = _config(sizes, dtype, rope_theta, rope_scaling, config_format)
+    config = parse_config(values, f"{folder}/config.json")
+    _write_json(folder / "config.json", values)
+    made.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_position_embeddings,
+            "eos_token": END,
+            "pad_token": END,
+        },
+    )
+    if sentence_transformers:
+        _write_modules(folder, hidden_size)
+    _write_weights(folder, config, dtype, seed, prefix, shards, head=not tied and prefix == PREFIX)
+    return folder
+
+
+def _config(
+    sizes: Mapping[str, Any],
+    dtype: torch.dtype,
+    rope_theta: float,
+    rope_scaling: Mapping[str, Any] | None,
+    config_format: str,
+) -> dict[str, Any]:
+    """Compose config.json as the two generations of transformers write it."""
+    name = str(dtype).removeprefix("torch.")
+    values: dict[str, Any] = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_window_layers": sizes["num_hidden_layers"],
+        "model_type": "qwen3",
+        "rms_norm_eps": 1e-06,
+        "sliding_window": None,
+        "use_cache": True,
+        "use_sliding_window": False,
+        **sizes,
+    }
+    if config_format == "v4":
+        scaling = dict(rope_scaling) if rope_scaling else None
+        values |= {"rope_theta": rope_theta, "rope_scaling": scaling, "torch_dtype": name}
+        return values | {"transformers_version": "4.51.3"}
+    if config_format == "v5":
+        parameters = {"rope_type": "default", **(rope_scaling or {}), "rope_theta": rope_theta}
+        kinds = ["full_attention"] * sizes["num_hidden_layers"]
+        values |= {"rope_parameters": parameters, "layer_types": kinds, "dtype": name}
+        return values | {"transformers_version": "5.23.0", "pad_token_id": None}
+    raise ConfigError(f"config_format; got {config_format}, expected v4 or v5")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_modules(folder: Path, hidden_size: int) -> None:
+    """Write the files of sentence-transformers in the form of the published embedding models."""
+    chain = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (name, path) in enumerate(chain)
+    ]
+    _write_json(folder / "modules.json", modules)
+    off = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
+    pooling = {
+        "word_embedding_dimension": hidden_size,
+        **{f"pooling_mode_{mode}": False for mode in off},
+        "pooling_mode_lasttoken": True,
+        "include_prompt": True,
+    }
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    prompts = {
+        "prompts": {"query": QUERY_PROMPT, "document": ""},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    _write_json(folder / "config_sentence_transformers.json", prompts)
+
+
+def _random(
+    name: str, shape: tuple[int, ...], number: int, dtype: torch.dtype, seed: int
+) -> torch.Tensor:
+    """Make one tensor from a generator of its own, so that it is the same in every file layout."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    noise = torch.randn(shape, generator=generator)
+    if name.endswith("norm.weight"):
+        noise = noise.mul_(0.1).add_(1.0)
+    elif name.endswith(".bias"):
+        noise.mul_(0.1)
+    elif name.endswith("_proj.weight"):
+        noise.div_(math.sqrt(shape[-1]))
+    else:
+        noise.mul_(0.5)
+    return noise.to(dtype)
+
+
+def _write_weights(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    seed: int,
+    prefix: str,
+    shards: int,
+    *,
+    head: bool,
+) -> None:
+    """Write one file, or shards of about equally many tensors, one tensor at a time."""
+    shapes = expected_shapes(config)
+    numbers = {name: number for number, name in enumerate(shapes)}
+    stored = {prefix + name: name for name in shapes}
+    if head:
+        stored[IGNORED] = "embed_tokens.weight"
+    layout = {key: (dtype, shapes[name]) for key, name in stored.items()}
+
+    def read(key: str) -> torch.Tensor:
+        name = stored[key]
+        return _random(name, shapes[name], numbers[name], dtype, seed)
+
+    for stale in (*folder.glob("model*.safetensors"), *folder.glob(INDEX)):
+        stale.unlink()
+    keys = list(layout)
+    weight_map: dict[str, str] = {}
+    for i in range(shards):
+        part = keys[i * len(keys) // shards : (i + 1) * len(keys) // shards]
+        file = SINGLE if shards == 1 else f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        stream_safetensors(folder / file, {k: layout[k] for k in part}, read, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    if shards > 1:
+        size = sum(math.prod(shape) for _, shape in layout.values()) * dtype.itemsize
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        _write_json(folder / INDEX, index)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a checkpoint from the command line and print its folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lastword.bench.checkpoint", description="Write a random Qwen3 checkpoint."
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--like", choices=sorted(SIZES), default="tiny", help="sizes of a model")
+    parser.add_argument("--layers", type=int, help="cut to this many layers")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--shards", type=int, default=1)
+    options = parser.parse_args(arguments)
+    hidden, width, layers, heads, kv_heads, dim = SIZES[options.like]
+    folder = make_checkpoint(
+        options.out,
+        hidden_size=hidden,
+        intermediate_size=width,
+        num_hidden_layers=options.layers or layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=dim,
+        vocab_size=None if options.like == "tiny" else VOCABULARY,
+        dtype=getattr(torch, options.dtype),
+        shards=options.shards,
+        max_position_embeddings=4096 if options.like == "tiny" else 32768,
+    )
+    print(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The floating-point operations that a set of texts really needs, counted from first principles.
+
+Needed means: every distinct prefix once, and in the last layer only keys and values for all
+tokens, everything else for the final token of each distinct text. One multiply-add is two
+operations; norms, RoPE and activations (well under 1 %) are left out. Knows nothing of how lastword
+cuts its batches.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Protocol
+
+
+class Shape(Protocol):
+    """The sizes of a model, in Hugging Face words; `lastword.weights.ModelConfig` has them."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_key_value_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a set of texts asks for, and what remains of it once prefixes are shared."""
+
+    tokens_asked: int
+    tokens: int  # distinct prefixes
+    finals: int  # distinct texts
+    pairs: int  # (query, key) pairs of causal attention over the distinct prefixes
+    final_pairs: int  # the same, for the final tokens alone
+
+
+def work(texts: Iterable[Sequence[int]]) -> Work:
+    """Count tokens and attention pairs of `texts` (token ids), each distinct prefix once.
+
+    In sorted order a text shares with all before it exactly what it shares with its neighbour.
+    """
+    asked = tokens = finals = pairs = final_pairs = 0
+    previous: tuple[int, ...] = ()
+    for text in sorted(tuple(text) for text in texts):
+        asked += len(text)
+        pairwise = zip(previous, text, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairwise))
+        new = text != previous
+        tokens += len(text) - shared
+        finals += new
+        pairs += (len(text) * (len(text) + 1) - shared * (shared + 1)) // 2
+        final_pairs += len(text) if new else 0
+        previous = text
+    return Work(asked, tokens, finals, pairs, final_pairs)
+
+
+def needed_flops(shape: Shape, work: Work) -> int:
+    """Operations for `work` on a model of `shape`, the last layer reduced to the final tokens."""
+    queries = shape.num_attention_heads * shape.head_dim
+    keys = shape.num_key_value_heads * shape.head_dim
+    key_value = 2 * shape.hidden_size * 2 * keys
+    rest = 2 * shape.hidden_size * (2 * queries + 3 * shape.intermediate_size)  # q, o, MLP
+    pair = 4 * queries  # one dot product and one weighted sum a head
+    full_layer = work.tokens * (key_value + rest) + work.pairs * pair
+    last_layer = work.tokens * key_value + work.finals * rest + work.final_pairs * pair
+    return (shape.num_hidden_layers - 1) * full_layer + last_layer

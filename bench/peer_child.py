@@ -1,0 +1,107 @@
+"""One library in a process of its own: reads orders as JSON lines, answers with one number each.
+
+`Child` is the parent's end. The other end, `python -m lastword.bench.peer_child PEER FOLDER SCRATCH
+THREADS`, loads the library, then runs workloads when told, so that memory and threads of one
+library never mix with the other's.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Encode = Callable[[list[str], str], Tensor]  # texts, "query" or "document" -> [N, C]
+
+
+class Child:
+    """The parent's end: start, ask, close."""
+
+    def __init__(self, peer: str, folder: Path, scratch: Path, *, threads: int) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+        env["HF_HUB_OFFLINE"] = "1"
+        self._peer = peer
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, peer, str(folder), str(scratch), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+
+    def ask(self, **order: str | None) -> float:
+        """Send one order and wait for its number."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise RuntimeError(f"{self._peer}: started without pipes")
+        stdin.write(json.dumps(order) + "\n")
+        stdin.flush()
+        answer = stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self._peer}: the child died; its message is above")
+        return float(answer)
+
+    def close(self) -> None:
+        """End the child by closing its input."""
+        self._process.communicate()
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process; VmHWM, which unlike ru_maxrss forgets the parent's."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _lastword(folder: str) -> "Encode":
+    from lastword import Embedder
+
+    model = Embedder(folder, device="cpu", dtype="float32")
+    ways = {"query": model.encode_query, "document": model.encode_document}
+    return lambda texts, kind: ways[kind](texts, show_progress_bar=False)
+
+
+def _sentence_transformers(folder: str) -> "Encode":
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": "float32"})
+    ways = {"query": model.encode_query, "document": model.encode_document}
+    return lambda texts, kind: ways[kind](texts, convert_to_tensor=True, show_progress_bar=False)
+
+
+def _serve(peer: str, folder: str, scratch: str, threads: int) -> None:
+    import torch
+
+    from lastword.weights import write_safetensors
+
+    torch.set_num_threads(threads)
+    encode = (_lastword if peer == "lastword" else _sentence_transformers)(folder)
+    loads = {load["name"]: load for load in json.loads(Path(scratch, "workloads.json").read_text())}
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order["do"] == "peak":
+            print(peak_bytes(), flush=True)
+            continue
+        load = loads[order["workload"]]
+        calls = [[text] for text in load["texts"]] if load["one_by_one"] else [load["texts"]]
+        start = perf_counter()
+        vectors = [encode(call, load["kind"]) for call in calls]
+        seconds = perf_counter() - start
+        if order["save"]:
+            write_safetensors(Path(order["save"]), {"vectors": torch.cat(vectors).contiguous()})
+        print(seconds, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

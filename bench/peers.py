@@ -1,0 +1,246 @@
+"""lastword and sentence-transformers side by side on one checkpoint: fp32, CPU, equal threads.
+
+    python -m lastword.bench.peers                    0.6B shape cut to 4 layers; tens of minutes
+    python -m lastword.bench.peers --quick            a tenth of the texts, one round
+    python -m lastword.bench.peers --model FOLDER     any checkpoint that both can read
+
+Each library lives in its own child process (`bench/peer_child.py`) and waits while the other works.
+Vectors are compared first: where they differ, no figure is printed. See `bench/README.md`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.bench.flops import Work, needed_flops, work
+from lastword.bench.peer_child import Child
+from lastword.bench.workloads import Workload, workloads
+from lastword.weights import read_config
+
+PEERS = ("lastword", "sentence-transformers")
+TOLERANCE = 2e-5
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the comparison; exit status 1 when the vectors disagree."""
+    options = _parser().parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="lastword-peers-") as scratch:
+        folder = options.model or _checkpoint(Path(scratch) / "model", layers=options.layers)
+        loads = workloads(64, 200, 16) if options.quick else workloads()
+        result = compare(
+            folder, loads, Path(scratch), rounds=options.rounds, threads=options.threads
+        )
+    if result is None:
+        return 1
+    if not options.json:
+        print(table(result))
+    print(json.dumps(result))
+    return 0
+
+
+def compare(
+    folder: Path, loads: list[Workload], scratch: Path, *, rounds: int, threads: int
+) -> dict[str, object] | None:
+    """Check, then time; None when the peers' vectors differ by more than the tolerance."""
+    torch.set_num_threads(threads)
+    load_average = os.getloadavg()[0]
+    if load_average > 0.5:
+        _say(f"the machine is busy (load {load_average:.1f}): figures will be worth little")
+    (scratch / "workloads.json").write_text(json.dumps([asdict(load) for load in loads]))
+    children = {peer: Child(peer, folder, scratch, threads=threads) for peer in PEERS}
+    try:
+        differences = {load.name: _difference(children, load, scratch) for load in loads}
+        worst = max(differences.values())
+        if not worst <= TOLERANCE:
+            _say(f"vectors differ by {worst:.2e}, allowed {TOLERANCE:.0e}: no figures")
+            return None
+        seconds, rate = _time(children, loads, rounds=rounds)
+        peaks = {peer: int(child.ask(do="peak")) for peer, child in children.items()}
+    finally:
+        for child in children.values():
+            child.close()
+    rows = [
+        {
+            "workload": load.name,
+            "title": load.title,
+            "texts": len(load.texts),
+            "max_abs_difference": differences[load.name],
+            **_figures(folder, load, seconds[load.name], rate),
+        }
+        for load in loads
+    ]
+    return {
+        **_machine(threads, rounds),
+        "load_average": load_average,
+        "gemm_gflops": rate / 1e9,
+        "peak_bytes": peaks,
+        "rows": rows,
+    }
+
+
+def _difference(children: dict[str, Child], load: Workload, scratch: Path) -> float:
+    """The largest absolute difference of the vectors, saved by each child in turn."""
+    vectors = []
+    for peer, child in children.items():
+        path = scratch / f"{peer}.safetensors"
+        child.ask(do="run", workload=load.name, save=str(path))
+        with safe_open(path, framework="pt") as file:
+            vectors.append(file.get_tensor("vectors"))
+    return float((vectors[0] - vectors[1]).abs().max())
+
+
+def _time(
+    children: dict[str, Child], loads: list[Workload], *, rounds: int
+) -> tuple[dict[str, dict[str, float]], float]:
+    """Median seconds by workload and peer over alternated rounds, and the best GEMM rate."""
+    taken: dict[str, dict[str, list[float]]] = {w.name: {p: [] for p in PEERS} for w in loads}
+    rate = 0.0
+    for turn in range(rounds):
+        for load in loads:
+            rate = max(rate, gemm_rate())
+            for peer in PEERS if turn % 2 == 0 else reversed(PEERS):
+                seconds = children[peer].ask(do="run", workload=load.name, save=None)
+                taken[load.name][peer].append(seconds)
+                _say(f"round {turn + 1}/{rounds} ({load.name}) {peer}: {seconds:.2f} s")
+    medians = {
+        name: {peer: statistics.median(times) for peer, times in by_peer.items()}
+        for name, by_peer in taken.items()
+    }
+    return medians, rate
+
+
+def gemm_rate(rows: int = 2048, inner: int = 1024, columns: int = 6144) -> float:
+    """Best fp32 operations per second of a large product, plain and prepacked through oneDNN."""
+    x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
+    products: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, weight)]
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        pointwise = torch.ops.mkldnn._linear_pointwise
+        products.append(lambda: pointwise(x, packed, None, "none", [], ""))
+    return max(2 * rows * inner * columns / _best_seconds(product) for product in products)
+
+
+def _best_seconds(run: Callable[[], object], repeats: int = 5) -> float:
+    run()
+    taken = []
+    for _ in range(repeats):
+        start = perf_counter()
+        run()
+        taken.append(perf_counter() - start)
+    return min(taken)
+
+
+def _figures(
+    folder: Path, load: Workload, seconds: dict[str, float], rate: float
+) -> dict[str, object]:
+    """Speed-up and share of the limit of one workload."""
+    needed, flops = _needed(folder, load)
+    ours, theirs = (seconds[peer] for peer in PEERS)
+    return {
+        "tokens_asked": sum(item.tokens_asked for item in needed),
+        "tokens_needed": sum(item.tokens for item in needed),
+        "seconds": seconds,
+        "speedup": theirs / ours,
+        "needed_gflop": flops / 1e9,
+        "share_of_limit": flops / ours / rate,
+    }
+
+
+def _needed(folder: Path, load: Workload) -> tuple[list[Work], int]:
+    """What each call of the workload needs: one call, or one a text."""
+    config = read_config(folder)
+    prompts = json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
+    prompt = prompts.get(load.kind, "")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = [item.ids for item in tokenizer.encode_batch([prompt + text for text in load.texts])]
+    calls = [work([one]) for one in ids] if load.one_by_one else [work(ids)]
+    return calls, sum(needed_flops(config, call) for call in calls)
+
+
+def table(result: dict[str, object]) -> str:
+    """The result for people."""
+    rows, peaks = result["rows"], result["peak_bytes"]
+    if not isinstance(rows, list) or not isinstance(peaks, dict):
+        raise TypeError("not a result of compare")
+    head = f"{'':22}{'texts':>6}{'tokens':>9}{'needed':>9}{'lastword':>11}{'sent.-tr.':>11}"
+    lines = [head + f"{'speed-up':>10}{'of limit':>10}{'max diff':>10}"]
+    for row in rows:
+        ours, theirs = (row["seconds"][peer] for peer in PEERS)
+        lines.append(
+            f"({row['workload']}) {row['title']:18}{row['texts']:6}{row['tokens_asked']:9}"
+            f"{row['tokens_needed']:9}{ours:9.2f} s{theirs:9.2f} s{row['speedup']:9.2f}x"
+            f"{row['share_of_limit']:10.0%}{row['max_abs_difference']:10.1e}"
+        )
+    peak = [f"{peaks[peer] / 2**20:7.0f} MB" for peer in PEERS]
+    lines.append(f"{'peak memory':46}{peak[0]:>11}{peak[1]:>11}")
+    lines.append(f"limit: needed operations at {result['gemm_gflops']:.0f} GFLOP/s, the best GEMM")
+    return "\n".join(lines)
+
+
+def _machine(threads: int, rounds: int) -> dict[str, object]:
+    return {
+        "machine": platform.machine(),
+        "cpu": _cpu_name(),
+        "threads": threads,
+        "rounds": rounds,
+        "versions": {name: version(name) for name in (*PEERS, "torch", "transformers")},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "")
+
+
+def _checkpoint(folder: Path, *, layers: int) -> Path:
+    """A random checkpoint of the 0.6B shape, with the real tokenizer where it is to be had."""
+    data = os.environ.get("LASTWORD_TEST_DATA")
+    real = Path(data, "tokenizers", "Qwen3-Embedding-0.6B", "tokenizer.json") if data else None
+    _say(f"making a random checkpoint: 0.6B shape, {layers} layers, fp32")
+    return make_checkpoint(
+        folder,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151_669,
+        tokenizer=real,
+    )
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lastword.bench.peers", description=__doc__)
+    parser.add_argument("--model", type=Path, help="checkpoint folder; made at random if left out")
+    parser.add_argument("--layers", type=int, default=4, help="layers of the made checkpoint")
+    parser.add_argument("--rounds", type=int, default=3, help="alternated rounds, medians reported")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each library")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the texts")
+    parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

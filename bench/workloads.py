@@ -1,0 +1,63 @@
+"""The texts that the peers are timed on, made of common words from a fixed seed.
+
+A common word is one token in Qwen's tokenizer, so the word counts below are token counts less the
+end token. Knows no model.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+_WORDS = """
+the of and to in is that for it was on are as with they at be this from have or by one had not but
+what all were when we there can an your which their said if will each about how up out them then she
+many some so these would other into has more her two like him see time could no make than first been
+its who now people my made over did down only way find use may water long little very after words
+called just where most know get through back much before go good new write our used me man too any
+day same right look think also around another came come work three word must because does part even
+place well such here take why things help put years different away again off went old number great
+tell men say small every found still between name should home big give air line set own under read
+last never us left end along while might next sound below saw something thought both few those
+always looked show large often together asked house world going want school important until form
+food keep children feet land side without boy once animals life enough took four head above kind
+began almost live page got earth need far hand high year mother light parts country father let night
+following picture being study second eyes soon times story boys since white days ever paper hard
+near sentence better best across during today others however sure means knew try told young miles
+sun ways thing whole hear example heard several change answer room sea against top turned learn
+point city play
+""".split()
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Texts, whether they are queries, and whether they come one call a text."""
+
+    name: str
+    title: str
+    texts: list[str]
+    kind: Literal["query", "document"]
+    one_by_one: bool = False
+
+
+def workloads(documents: int = 512, queries: int = 2000, singles: int = 48) -> list[Workload]:
+    """The three workloads: documents, many short queries, queries one at a time."""
+    rng = random.Random(20_261_123)  # noqa: S311 - texts, not secrets
+    lengths = [_lognormal(rng, median=110, sigma=0.8, low=16, high=512) for _ in range(documents)]
+    return [
+        Workload("a", "documents", [_text(rng, n - 1) for n in lengths], "document"),
+        Workload("b", "short queries", [_query(rng) for _ in range(queries)], "query"),
+        Workload("c", "one query a call", [_query(rng) for _ in range(singles)], "query", True),
+    ]
+
+
+def _lognormal(rng: random.Random, *, median: float, sigma: float, low: int, high: int) -> int:
+    return min(high, max(low, round(rng.lognormvariate(math.log(median), sigma))))
+
+
+def _query(rng: random.Random) -> str:
+    return _text(rng, rng.randint(6, 14))  # about 11 tokens with the end token
+
+
+def _text(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choices(_WORDS, k=words))

@@ -1,0 +1,104 @@
+"""What the commands print: text on stdout, one-line messages on stderr.
+
+Both streams may be closed, full or have lost their reader; this is the one place that knows.
+Nothing here knows about models or records.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import BinaryIO, TextIO
+
+from lastword.errors import InputError
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with control characters and lone surrogates escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def say(message: str) -> None:
+    """Print one line on stderr; a stderr that is closed or full is not an error."""
+    if sys.stderr is None:
+        return
+    try:
+        print(f"lastword: {printable(message)}", file=sys.stderr, flush=True)
+    except OSError:
+        _abandon(sys.stderr)
+
+
+def on_terminal() -> bool:
+    """Tell whether stderr is a terminal, the only place for a progress bar."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def stdout_bytes() -> BinaryIO:
+    """Return stdout as a byte stream, so that UTF-8 is written whatever the locale says."""
+    if sys.stdout is None:
+        raise InputError("stdout: is closed; got no stream, expected one. Name a file with -o")
+    return sys.stdout.buffer
+
+
+def attempt(action: Callable[[], object], name: str) -> None:
+    """Run a write, flush or sync of `name`; its failure becomes an InputError that names it."""
+    try:
+        action()
+    except BrokenPipeError as error:
+        raise InputError(
+            f"{name}: was closed by its reader before everything was written"
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{name}: cannot be written; {reason}") from error
+
+
+def put(stream: BinaryIO, data: bytes, name: str) -> None:
+    """Write `data` whole to `stream`; an unbuffered one takes what it can at each call."""
+    rest = memoryview(data)
+
+    def write_some() -> None:
+        nonlocal rest
+        rest = rest[stream.write(rest) :]
+
+    while rest:
+        attempt(write_some, name)
+
+
+def print_lines(lines: list[str]) -> None:
+    """Print lines on stdout."""
+    print_text("".join(f"{line}\n" for line in lines))
+
+
+def print_text(text: str) -> None:
+    """Print on stdout as UTF-8 and give it to the system."""
+    stream = stdout_bytes()
+    put(stream, text.encode("utf-8", "backslashreplace"), "stdout")
+    attempt(stream.flush, "stdout")
+
+
+def close_stdout() -> str | None:
+    """Flush stdout and return what went wrong."""
+    if sys.stdout is None:
+        return None
+    try:
+        attempt(sys.stdout.flush, "stdout")
+    except InputError as error:
+        _abandon(sys.stdout)
+        return str(error)
+    return None
+
+
+def _abandon(stream: TextIO) -> None:
+    """Let a stream that failed lead nowhere.
+
+    The interpreter flushes it again at its end: that must not fail too and print a traceback.
+    """
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -1,0 +1,161 @@
+"""`lastword embed`: every text of the input gets its vector, in order, in constant memory."""
+
+import argparse
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, BinaryIO
+
+import lastword
+from lastword.cli import console, options, read, write
+from lastword.cli.atomic import whole_file
+from lastword.cli.ranges import Ranges, read_ranges
+from lastword.cli.read import Record, Source
+from lastword.cli.stream import embed_records
+from lastword.errors import InputError
+from lastword.report import Report
+
+if TYPE_CHECKING:
+    from lastword.embedder import Embedder
+
+SIGNATURE = ("space", "run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; see `main.py` for its options."""
+    style = _style(args)
+    inputs = read.sources(args.files, args.input_format)
+    _refuse_overwriting(inputs, _targets(args, style))
+    taken = (args.vector_field, *SIGNATURE) if style == "jsonl" else ()
+    with ExitStack() as files:
+        # the last one entered is in place first: the vectors, then what describes them
+        ranges_out = _enter(files, args.save_ranges)
+        beside = _enter(files, f"{args.output}.json" if style == "npy" else None)
+        out = _enter(files, args.output) or console.stdout_bytes()
+        embedder = options.open_model(args)
+        work = _Work(args, style, embedder)
+        records = _unless_taken(read.read(inputs, args.text_field), taken)
+        report = work.embed(records, out)
+        if beside is not None:
+            console.put(beside, write.sidecar(work.metadata, report.texts), f"{args.output}.json")
+            console.attempt(beside.flush, f"{args.output}.json")
+        if ranges_out is not None:
+            work.seen.save(ranges_out, args.save_ranges, work.metadata)
+            console.attempt(ranges_out.flush, args.save_ranges)
+    if not args.quiet:
+        for notice in embedder.notices:
+            console.say(notice)
+        console.say(summary(report))
+    return 0
+
+
+class _Work:
+    """What one run knows once its model is open."""
+
+    def __init__(self, args: argparse.Namespace, style: str, embedder: "Embedder") -> None:
+        self._args, self._style, self._embedder = args, style, embedder
+        self.seen = Ranges()
+        self._prompt = embedder.resolve_prompt(args.prompt_name, args.prompt, None)
+        space = embedder.space_fingerprint()
+        self._ranges = read_ranges(args.ranges, embedder.dim, space) if args.ranges else None
+        self.metadata = {
+            "space": space,
+            "run": embedder.run_fingerprint(self._prompt, args.precision, None, self._ranges),
+            "model": embedder.name,
+            "dim": str(embedder.dim),
+            "precision": args.precision,
+            "prompt": self._prompt,
+            "lastword": lastword.__version__,
+        }
+
+    def embed(self, records: Iterable[Record], out: BinaryIO) -> Report:
+        """Write every record's vector to `out`."""
+        writer, report = self._writer(out), Report()
+        for record, vector in embed_records(
+            self._embedder,
+            records,
+            prompt=self._prompt,
+            precision=self._args.precision,
+            ranges=self._ranges,
+            too_long=self._args.on_long,
+            report=report,
+            show_progress_bar=console.on_terminal() and not self._args.quiet,
+        ):
+            writer.write(record, vector)
+            if self._args.save_ranges:
+                self.seen.add(vector)
+        writer.finish()
+        return report
+
+    def _writer(self, out: BinaryIO) -> write.Writer:
+        layout, dim = write.LAYOUTS[self._args.precision], self._embedder.dim
+        name, field = self._args.output or "stdout", self._args.vector_field
+        if self._style == "jsonl":
+            signature = {key: self.metadata[key] for key in SIGNATURE}
+            return write.JsonLines(out, name, field, write.numbers(layout, dim), signature)
+        if self._style == "npy":
+            return write.Matrix(out, name, write.npy_header(layout, dim))
+        return write.Matrix(out, name, write.safetensors_header(field, layout, dim, self.metadata))
+
+
+def summary(report: Report) -> str:
+    """Say in one line what was asked, what was computed, and how fast."""
+    saved = 100 * report.tokens_saved / report.tokens_asked if report.tokens_asked else 0.0
+    return (
+        f"{report.texts:,} texts, {report.tokens_asked:,} tokens asked, "
+        f"{report.tokens_computed:,} computed, {report.tokens_saved:,} ({saved:.1f} %) saved by "
+        f"sharing, {report.cut:,} texts cut, {report.tokens_per_second:,.0f} tokens/s"
+    )
+
+
+def _style(args: argparse.Namespace) -> str:
+    """Choose the output format and refuse options that do not go together."""
+    args.output = None if args.output == "-" else args.output
+    ending = os.path.splitext(args.output or "")[1].removeprefix(".")
+    style: str = args.format or (ending if ending in write.FORMATS else "jsonl")
+    if style != "jsonl" and args.output is None:
+        raise InputError(f"--format {style}: cannot go to stdout; name a file with -o")
+    if args.precision == "uint8" and args.ranges is None:
+        raise InputError("--precision uint8: needs ranges; name them with --ranges FILE")
+    if args.ranges is not None and args.precision not in ("int8", "uint8"):
+        raise InputError(f"--ranges: is for int8 and uint8; got --precision {args.precision}")
+    if args.save_ranges is not None and args.precision != "float32":
+        raise InputError(f"--save-ranges: needs float32 vectors; got --precision {args.precision}")
+    if args.vector_field in (args.text_field, *SIGNATURE, "__metadata__"):
+        raise InputError(
+            f"--vector-field: {args.vector_field!r} has a meaning already; name another"
+        )
+    return style
+
+
+def _targets(args: argparse.Namespace, style: str) -> list[str]:
+    beside = f"{args.output}.json" if style == "npy" else None
+    return [path for path in (args.output, beside, args.save_ranges) if path is not None]
+
+
+def _refuse_overwriting(inputs: Sequence[Source], targets: Sequence[str]) -> None:
+    """Refuse an output that is also an input, or two outputs in one place."""
+    used = {os.path.realpath(source.path) for source in inputs if source.path != read.STDIN}
+    for target in targets:
+        place = os.path.realpath(target)
+        if place in used:
+            raise InputError(f"{target}: would be overwritten; name another output file")
+        used.add(place)
+
+
+def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:
+    return None if path is None else files.enter_context(whole_file(path))
+
+
+def _unless_taken(records: Iterable[Record], taken: Sequence[str]) -> Iterator[Record]:
+    for record in records:
+        for name in taken:
+            if name in record.names:
+                raise InputError(f"{record.where}: has a field {name!r} already. {_remedy(name)}")
+        yield record
+
+
+def _remedy(name: str) -> str:
+    if name in SIGNATURE:
+        return "Rename or remove it: every line written carries its own"
+    return "Name another with --vector-field, or remove it"

@@ -1,0 +1,201 @@
+"""The command `lastword`: its options, and how every error becomes one line and an exit status.
+
+Exit 0: done. 1: a check failed. 2: bad input or usage. 130: stopped by Ctrl-C. A command's module,
+and torch with it, is imported when the command runs: `--help` and `--version` stay instant.
+"""
+
+import argparse
+import importlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import lastword
+from lastword.cli import console, options
+from lastword.errors import InputError, LastwordError
+
+EXAMPLES = """examples:
+  lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
+  lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
+  lastword info Qwen/Qwen3-Embedding-0.6B"""
+
+EMBED_EXAMPLES = """examples:
+  lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
+  lastword embed docs.jsonl --text-field body --model ./model --dim 256 -o docs.safetensors
+  zcat big.csv.gz | lastword embed - --input-format csv --model ./model -o big.npy
+
+Other fields of .jsonl and .csv records are carried through. The report on stderr counts the
+tokens asked for, those computed, and what sharing common beginnings saved; tokens/s is of those
+asked for."""
+
+SEARCH_EXAMPLES = """examples:
+  lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
+  lastword search "refund" tickets.csv --text-field message --top-k 3 --json --model ./model"""
+
+INFO_EXAMPLES = """examples:
+  lastword info Qwen/Qwen3-Embedding-0.6B
+  lastword info ./model --full --json"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. See {self.prog} --help")
+
+    def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002
+        # argparse's own ignores a full or closed stdout; nothing but help and version comes here
+        console.print_text(message)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which must clean up as Ctrl-C does."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    with _sigterm_cleans_up():
+        status = _guarded(argv)
+    problem = console.close_stdout()
+    if problem is not None and status == 0:
+        console.say(problem)
+        status = 2
+    return status
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
+    try:
+        args = _arguments(argv)
+        status: int = importlib.import_module(f"lastword.cli.{args.command}").run(args)
+    except LastwordError as error:
+        return _fail(options.in_option_words(str(error)), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(f"{where}{error.strerror or error}", 2)
+    except MemoryError:
+        return _fail("out of memory; lower --max-batch-tokens or --max-length", 2)
+    except _Terminated:
+        return _fail("terminated", 143)
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    return status
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the arguments; files may stand before, between and after options.
+
+    argparse takes the files from one place only and leaves those elsewhere unrecognised.
+    """
+    parser = _parser()
+    args, others = parser.parse_known_args(argv)
+    unknown = [other for other in others if other.startswith("-") and other != "-"]
+    if unknown or (others and not hasattr(args, "files")):
+        parser.error(f"{args.command}: unknown argument {(unknown or others)[0]}")
+    if others:
+        args.files += others
+    return args
+
+
+def _fail(message: str, status: int) -> int:
+    console.say(message)
+    return status
+
+
+@contextmanager
+def _sigterm_cleans_up() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set a handler
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  given by Python
+    raise _Terminated
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lastword",
+        description=lastword.__doc__.splitlines()[0] if lastword.__doc__ else None,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"lastword {lastword.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _embed(_command(commands, "embed", "turn texts into vectors", EMBED_EXAMPLES))
+    _search(_command(commands, "search", "find the texts nearest to a query", SEARCH_EXAMPLES))
+    _info(_command(commands, "info", "say what a model is and whether it is whole", INFO_EXAMPLES))
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[_Parser]", name: str, about: str, examples: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _embed(parser: argparse.ArgumentParser) -> None:
+    options.add_input_options(parser)
+    options.add_prompt_options(parser, "text")
+    parser.add_argument("-o", "--output", metavar="OUT", help="write here, whole or not at all")
+    parser.add_argument(
+        "--format",
+        choices=("jsonl", "safetensors", "npy"),
+        help="by default the ending of OUT, else jsonl; npy puts its metadata in OUT.json",
+    )
+    parser.add_argument(
+        "--vector-field", default="embedding", metavar="NAME", help="field, or tensor, of vectors"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "float16", "int8", "uint8", "binary", "ubinary"),
+        default="float32",
+        help="of the vectors written",
+    )
+    parser.add_argument("--ranges", metavar="FILE", help="saved ranges for int8 or uint8 codes")
+    parser.add_argument(
+        "--save-ranges", metavar="FILE", help="save the ranges of these vectors (float32 only)"
+    )
+    options.add_model_options(parser)
+
+
+def _search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("query", metavar="QUERY", help="what to look for")
+    options.add_input_options(parser)
+    options.add_prompt_options(parser, "query")
+    parser.add_argument("--top-k", type=options.positive, default=10, help="how many (10)")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    options.add_model_options(parser)
+
+
+def _info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="MODEL", help="the same as --model")
+    parser.add_argument("--json", action="store_true", help="as a JSON object")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="hash every byte of the files; exit 1 where one is damaged",
+    )
+    options.add_model_options(parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

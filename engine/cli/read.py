@@ -1,0 +1,250 @@
+"""Records from text, JSON lines and CSV files, one at a time, each knowing its file and line.
+
+Input is strict UTF-8 (a byte order mark at the start is skipped). Memory holds one record.
+Knows nothing about models or vectors; `stream.py` is the next step in the flow.
+"""
+
+import csv
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, TextIO
+
+from lastword.errors import InputError, some
+
+FORMATS = ("txt", "jsonl", "csv", "tsv")
+STDIN = "-"
+MAX_FIELD = 1 << 26  # characters; an unclosed quote in a large file ends here, not out of memory
+
+_JSON_LINES = "Make it JSON lines (.jsonl), a record a line"
+_AS_TEXT = "Turn it into text (.txt) or JSON lines (.jsonl) first"
+_UNPACKED = "Unpack it first, or pipe it: zcat FILE | lastword embed - --input-format txt"
+_REFUSED = {
+    "json": "Make it JSON lines, as in: jq -c '.[]' FILE > FILE.jsonl; or say --input-format jsonl",
+    **dict.fromkeys(("parquet", "arrow", "feather", "orc", "avro", "xlsx", "xls"), _JSON_LINES),
+    **dict.fromkeys(("npy", "npz", "safetensors", "bin", "pt", "pkl", "db", "sqlite"), _AS_TEXT),
+    **dict.fromkeys(("pdf", "doc", "docx", "odt", "pptx", "epub"), _AS_TEXT),
+    **dict.fromkeys(("gz", "bz2", "xz", "zst", "zip", "tar", "tgz", "7z"), _UNPACKED),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An input file, checked to be there, and how it is read."""
+
+    path: str
+    format: str
+
+    @property
+    def name(self) -> str:
+        """What messages call this input."""
+        return "stdin" if self.path == STDIN else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A text, where it came from, and the fields it came with.
+
+    `fields` is the JSON object of the record without its closing brace: carried through as it
+    was written, so that no number loses a digit on the way.
+    """
+
+    text: str
+    file: str
+    line: int
+    names: frozenset[str]
+    fields: str
+
+    @property
+    def where(self) -> str:
+        """What messages call this record."""
+        return f"{self.file}:{self.line}"
+
+
+def sources(files: Sequence[str], input_format: str | None) -> list[Source]:
+    """Check every input before any work starts; no file named means stdin."""
+    paths = list(files) or [STDIN]
+    if not files and sys.stdin is not None and sys.stdin.isatty():
+        raise InputError("FILES: no input; got none, expected files. Name a file, or - for stdin")
+    if paths.count(STDIN) > 1:
+        raise InputError("FILES: - is named twice; stdin can be read only once")
+    return [Source(path, _format(path, input_format)) for path in paths]
+
+
+def _format(path: str, input_format: str | None) -> str:
+    if path == STDIN:
+        return input_format or "txt"
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path}: is a folder; expected a file. Name the files in it")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: cannot be read; permission denied")
+    if input_format is not None:
+        return input_format
+    ending = os.path.splitext(path)[1].lower().removeprefix(".")
+    if ending in _REFUSED:
+        raise InputError(f"{path}: .{ending} files are not read. {_REFUSED[ending]}")
+    ending = "jsonl" if ending == "ndjson" else ending
+    return ending if ending in FORMATS else "txt"
+
+
+def read(inputs: Sequence[Source], text_field: str) -> Iterator[Record]:
+    """Yield the records of all inputs in order."""
+    for source in inputs:
+        with _open(source) as stream:
+            lines = _lines(stream, source)
+            if source.format == "txt":
+                yield from _text_lines(lines, source, text_field)
+            elif source.format == "jsonl":
+                yield from _json_lines(lines, source, text_field)
+            else:
+                yield from _table(lines, source, text_field)
+
+
+def _open(source: Source) -> TextIO:
+    """Open a file for reading lines.
+
+    A strict decoder works on blocks and cannot tell the line of a bad byte. `surrogateescape`
+    turns a bad byte, and nothing else, into a lone surrogate, which is then found in its line.
+    """
+    if source.path == STDIN and sys.stdin is None:
+        raise InputError("stdin: is closed; got no stream, expected one. Name a file")
+    return open(
+        sys.stdin.fileno() if source.path == STDIN else source.path,
+        encoding="utf-8-sig",
+        errors="surrogateescape",
+        newline="" if source.format in ("csv", "tsv") else None,  # the csv module wants its own
+        closefd=source.path != STDIN,
+    )
+
+
+def _lines(stream: TextIO, source: Source) -> Iterator[str]:
+    """Yield lines with their ends; bytes that are not UTF-8 are an error naming the line."""
+    number = 0
+    while line := _next_line(stream, source):
+        number += 1
+        if not line.isascii() and (bad := _surrogate(line)) is not None:
+            raise InputError(
+                f"{source.name}:{number}: is not UTF-8; got byte 0x{ord(bad) - 0xDC00:02x}. "
+                "Convert the file to UTF-8"
+            )
+        yield line
+
+
+def _next_line(stream: TextIO, source: Source) -> str:
+    try:
+        return stream.readline()
+    except OSError as error:
+        raise InputError(f"{source.name}: cannot be read; {error.strerror}") from error
+
+
+def _surrogate(text: str) -> str | None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return None
+
+
+def _text_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
+    names = frozenset((text_field,))
+    for number, line in enumerate(lines, 1):
+        text = line.removesuffix("\n")
+        yield Record(text, source.name, number, names, _open_object({text_field: text}))
+
+
+def _json_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
+    for number, line in enumerate(lines, 1):
+        if not line.isspace():
+            where = f"{source.name}:{number}"
+            fields = _parse(line, where)
+            text = _text_of(fields, text_field, where)
+            carried = line.strip()[:-1].rstrip()
+            yield Record(text, source.name, number, frozenset(fields), carried)
+
+
+def _parse(line: str, where: str) -> dict[str, object]:
+    try:
+        fields = json.loads(line, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: is not JSON; {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: is not usable JSON; it is nested too deeply") from error
+    except ValueError as error:
+        raise InputError(f"{where}: is not usable JSON; {error}") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{where}: got {_kind(fields)}, expected a JSON object")
+    return fields
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"got {name}, expected a number or null")
+
+
+def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
+    if text_field not in fields:
+        raise InputError(_missing(where, text_field, fields.keys()))
+    text = fields[text_field]
+    if not isinstance(text, str):
+        raise InputError(f"{where}: field {text_field!r}: got {_kind(text)}, expected a string")
+    if not text.isascii() and (bad := _surrogate(text)) is not None:
+        raise InputError(
+            f"{where}: field {text_field!r}: holds a lone surrogate; got \\u{ord(bad):04x}, "
+            "expected Unicode text. Remove it"
+        )
+    return text
+
+
+def _missing(where: str, text_field: str, names: Iterable[str]) -> str:
+    present = some(names) or "no field"
+    return f"{where}: has no field {text_field!r}; got {present}. Name the text with --text-field"
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "null" if value is None else kinds.get(type(value), "a number")
+
+
+def _table(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
+    """Yield a record a row; blank lines are no rows, as the csv module has it."""
+    rows = _rows(lines, source)
+    _, header = next(rows, (0, []))
+    where = f"{source.name}:1"
+    if not header:
+        raise InputError(f"{where}: has no header; expected the names of the columns")
+    names = frozenset(header)
+    if len(names) < len(header):
+        twice = some({name for name in header if header.count(name) > 1})
+        raise InputError(f"{where}: columns named twice: {twice}. Rename them")
+    if text_field not in names:
+        raise InputError(_missing(where, text_field, names))
+    for line, row in rows:
+        if len(row) != len(header):
+            got = f"got {len(row)} fields, expected {len(header)} as in the header"
+            raise InputError(f"{source.name}:{line}: {got}")
+        fields = dict(zip(header, row, strict=True))
+        yield Record(fields[text_field], source.name, line, names, _open_object(fields))
+
+
+def _rows(lines: Iterator[str], source: Source) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row with the number of its first line."""
+    csv.field_size_limit(MAX_FIELD)
+    delimiter = "\t" if source.format == "tsv" else ","
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise InputError(f"{source.name}:{line}: is not {source.format}; {error}") from error
+        if row is None:
+            return
+        if row:
+            yield line, row
+
+
+def _open_object(fields: dict[str, str]) -> str:
+    return json.dumps(fields, ensure_ascii=False)[:-1]

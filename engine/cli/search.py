@@ -1,0 +1,104 @@
+"""`lastword search`: the texts nearest to a query, exactly, in constant memory."""
+
+import argparse
+import heapq
+import json
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from lastword.cli import console, options, read
+from lastword.cli.read import Record
+from lastword.cli.stream import embed_records, located
+from lastword.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lastword.embedder import Embedder
+
+BLOCK = 1024  # vectors compared at once
+SHOWN = 200  # characters of a text in the table; --json has all
+
+
+class Hit(NamedTuple):
+    """A candidate, ordered so that the smallest of a heap is the one to drop."""
+
+    score: float
+    order: int  # minus the position: of equal scores the earlier text wins
+    record: Record
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; see `main.py` for its options."""
+    inputs = read.sources(args.files, args.input_format)
+    console.stdout_bytes()
+    embedder = options.open_model(args)
+    query = _query(embedder, args)
+    hits: list[Hit] = []
+    for hit in _scored(embedder, query, args, inputs):
+        if len(hits) < args.top_k:
+            heapq.heappush(hits, hit)
+        else:
+            heapq.heappushpop(hits, hit)
+    hits.sort(reverse=True)
+    console.print_lines([_line(rank, hit, args.json) for rank, hit in enumerate(hits, 1)])
+    if not args.quiet:
+        for notice in embedder.notices:
+            console.say(notice)
+    return 0
+
+
+def _query(embedder: "Embedder", args: argparse.Namespace) -> "Tensor":
+    try:
+        vectors: Tensor = embedder.encode_query(
+            [args.query],
+            args.prompt_name,
+            args.prompt,
+            too_long=args.on_long,
+            show_progress_bar=False,
+        )
+    except InputError as error:
+        if getattr(error, "index", None) is None:
+            raise
+        raise InputError(located(error, "QUERY")) from error
+    return vectors
+
+
+def _scored(
+    embedder: "Embedder", query: "Tensor", args: argparse.Namespace, inputs: list[read.Source]
+) -> Iterator[Hit]:
+    """Yield every text with its score, comparing a block of vectors at a time."""
+    import torch
+
+    pairs = embed_records(
+        embedder,
+        read.read(inputs, args.text_field),
+        prompt=embedder.resolve_prompt(None, None, "document"),
+        too_long=args.on_long,
+        show_progress_bar=console.on_terminal() and not args.quiet,
+    )
+    position = 0
+    while block := list(islice(pairs, BLOCK)):
+        vectors = torch.stack([vector for _, vector in block])
+        scores = embedder.similarity(query, vectors)[0].tolist()
+        for (record, _), score in zip(block, scores, strict=True):
+            yield Hit(score, -position, record)
+            position += 1
+
+
+def _line(rank: int, hit: Hit, as_json: bool) -> str:  # noqa: FBT001  private
+    record = hit.record
+    if as_json:
+        fields = {
+            "rank": rank,
+            "score": hit.score,
+            "file": record.file,
+            "line": record.line,
+            "text": record.text,
+        }
+        return json.dumps(fields, ensure_ascii=False)
+    text = record.text if len(record.text) <= SHOWN else record.text[: SHOWN - 1] + "…"
+    return (
+        f"{rank:>3}  {hit.score:.4f}  {console.printable(record.where)}  {console.printable(text)}"
+    )

@@ -1,0 +1,75 @@
+"""Run the command line in this process or in one of its own, on a fake model."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+FAKE = Path(__file__).with_name("fake_embedder.py")
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def _fake_class():
+    spec = importlib.util.spec_from_file_location("lastword_fake_embedder", FAKE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.FakeEmbedder
+
+
+@pytest.fixture
+def fake_class(monkeypatch):
+    """Every command opens this class instead of a model."""
+    from lastword.cli import options
+
+    fake = _fake_class()
+    monkeypatch.setattr(options, "open_model", lambda args: fake())
+    return fake
+
+
+@pytest.fixture
+def cli(fake_class, capfd, tmp_path, monkeypatch):
+    """Call `main` in an empty folder with a fake model; stdin, when given, is bytes."""
+    from lastword.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, stdin=None):
+        if stdin is not None:
+            Path("stdin.bytes").write_bytes(stdin)
+            stream = opened.enter_context(open("stdin.bytes"))  # noqa: SIM115
+            monkeypatch.setattr(sys, "stdin", stream)
+        status = main([str(argument) for argument in arguments])
+        return Result(status, *capfd.readouterr())
+
+    with ExitStack() as opened:
+        yield run
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Run a line of bash in which $LASTWORD is the command line on the fake model."""
+
+    def run(line, timeout=120):
+        environment = {**os.environ, "LASTWORD": f"{sys.executable} {FAKE}", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=tmp_path,
+            check=False,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run

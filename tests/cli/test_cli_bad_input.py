@@ -1,0 +1,322 @@
+"""Bad input: exit 2, one line that names the place, nothing half-written, an old output kept."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+OLD = b"old output"
+ROW = b'{"text": "fine"}\n'
+DEEP = b'{"text": "x", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
+
+
+def _check(result, *expected, status=2):
+    """One line, no traceback, and every part named."""
+    assert result.status == status
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("lastword: ")
+    assert "Traceback" not in result.err
+    for part in expected:
+        assert part in lines[0]
+
+
+def _in_file(name, content, *expected, options=()):
+    return pytest.param({name: content}, [name, *options], expected)
+
+
+# a file, what is in it, and what the one line must say
+FILES = {
+    "not-utf8": _in_file("a.txt", b"ok\nok\n\xff\xfe\n", "a.txt:3", "UTF-8", "0xff"),
+    "latin1": _in_file("a.txt", "ok\ncafé".encode("latin-1"), "a.txt:2", "0xe9"),
+    "utf16": _in_file("a.txt", "ok\n".encode("utf-16"), "a.txt:1", "UTF-8"),
+    "utf8-cut-short": _in_file("a.txt", "ok\n€".encode()[:-1], "a.txt:2", "0xe2"),
+    "utf8-surrogate-bytes": _in_file("a.txt", b"\xed\xa0\x80", "a.txt:1", "0xed"),
+    "utf8-late": _in_file("a.txt", b"x" * 9000 + b"\n" + b"y" * 9000 + b"\x80", "a.txt:2", "0x80"),
+    "utf8-jsonl": _in_file("a.jsonl", ROW + b'{"text": "\xc3"}', "a.jsonl:2", "0xc3"),
+    "utf8-csv": _in_file("a.csv", b"text\nok\n\xc3\n", "a.csv:3", "0xc3"),
+    "json-broken": _in_file("a.jsonl", ROW + ROW + b'{"text": "x"', "a.jsonl:3", "not JSON"),
+    "json-single-quotes": _in_file("a.jsonl", b"{'text': 'x'}", "a.jsonl:1", "not JSON"),
+    "json-two-on-a-line": _in_file(
+        "a.jsonl", b'{"text":"x"}{"text":"y"}', "a.jsonl:1", "Extra data"
+    ),
+    "json-control-character": _in_file("a.jsonl", b'{"text": "\x01"}', "a.jsonl:1", "control"),
+    "json-list": _in_file("a.jsonl", ROW + b'["text"]', "a.jsonl:2", "a list", "object"),
+    "json-string": _in_file("a.jsonl", b'"text"', "a.jsonl:1", "a string", "object"),
+    "json-null-row": _in_file("a.jsonl", ROW + b"null", "a.jsonl:2", "null", "object"),
+    "json-pretty-printed": _in_file("a.jsonl", b'{\n "text": "x"\n}', "a.jsonl:1", "not JSON"),
+    "json-nan": _in_file("a.jsonl", ROW + b'{"text": "x", "n": NaN}', "a.jsonl:2", "NaN"),
+    "json-infinity": _in_file(
+        "a.jsonl", b'{"text": "x", "n": -Infinity}', "a.jsonl:1", "-Infinity"
+    ),
+    "json-huge-integer": _in_file(
+        "a.jsonl", b'{"text": "x", "n": ' + b"1" * 9999 + b"}", "a.jsonl:1"
+    ),
+    "json-deep": _in_file("a.jsonl", ROW + DEEP, "a.jsonl:2", "nested"),
+    "json-lone-surrogate": _in_file(
+        "a.jsonl", ROW + b'{"text": "x\\udc00y"}', "a.jsonl:2", "lone surrogate", "\\udc00"
+    ),
+    "json-high-surrogate": _in_file("a.jsonl", b'{"text": "\\ud83d"}', "a.jsonl:1", "\\ud83d"),
+    "json-missing-field": _in_file(
+        "a.jsonl",
+        ROW + b'{"body": "x", "id": 1}',
+        "a.jsonl:2",
+        "'text'",
+        "body, id",
+        "--text-field",
+    ),
+    "json-empty-object": _in_file("a.jsonl", b"{}", "a.jsonl:1", "'text'", "no field"),
+    "json-many-fields": _in_file(
+        "a.jsonl", json.dumps({f"f{i}": i for i in range(9)}).encode(), "a.jsonl:1", "and 4 more"
+    ),
+    "json-number-text": _in_file("a.jsonl", b'{"text": 7}', "a.jsonl:1", "a number", "a string"),
+    "json-null-text": _in_file("a.jsonl", b'{"text": null}', "a.jsonl:1", "null", "a string"),
+    "json-list-text": _in_file("a.jsonl", b'{"text": ["x"]}', "a.jsonl:1", "a list", "a string"),
+    "json-true-text": _in_file("a.jsonl", b'{"text": true}', "a.jsonl:1", "a boolean", "a string"),
+    "vector-field-taken": _in_file(
+        "a.jsonl", ROW + b'{"text": "x", "embedding": []}', "a.jsonl:2", "--vector-field"
+    ),
+    "space-taken": _in_file("a.jsonl", b'{"text": "x", "space": 1}', "a.jsonl:1", "'space'"),
+    "run-taken-csv": _in_file("a.csv", b"text,run\nx,1\n", "a.csv:2", "'run'"),
+    "csv-no-header": _in_file("a.csv", b"", "a.csv:1", "header"),
+    "csv-missing-column": _in_file("a.csv", b"id,body\n1,x\n", "a.csv:1", "'text'", "body, id"),
+    "csv-semicolons": _in_file("a.csv", b"id;text\n1;x\n", "a.csv:1", "'text'", "id;text"),
+    "csv-short-row": _in_file("a.csv", b"id,text\n1,x\n2\n", "a.csv:3", "got 1", "expected 2"),
+    "csv-long-row": _in_file("a.csv", b'id,text\n1,"x\ny"\n2,x,z\n', "a.csv:4", "got 3"),
+    "csv-open-quote": _in_file("a.csv", b'text\nok\n"never closed\n', "a.csv:3", "not csv"),
+    "csv-stray-quote": _in_file("a.csv", b'text\n"a"b\n', "a.csv:2", "not csv"),
+    "csv-column-twice": _in_file("a.csv", b"text,text\nx,y\n", "a.csv:1", "twice", "text"),
+    "tsv-short-row": _in_file("a.tsv", b"id\ttext\n1\n", "a.tsv:2", "expected 2"),
+    "no-token": _in_file("a.txt", b"a\nb\nc\nd\nNOTOKENS\nf", "a.txt:5: gives no token"),
+    "too-long": _in_file(
+        "a.txt", b"a\n" + b"x" * 101, "a.txt:2: is too long", options=("--on-long", "error")
+    ),
+    "ending-json": _in_file("a.json", b"[]", "a.json", "jq"),
+    "ending-parquet": _in_file("a.parquet", b"PAR1", "a.parquet", "JSON lines"),
+    "ending-pdf": _in_file("a.PDF", b"%PDF", "a.PDF", ".txt"),
+    "ending-gz": _in_file("a.txt.gz", b"\x1f\x8b", "a.txt.gz", "zcat"),
+    "ending-safetensors": _in_file("a.safetensors", b"", "a.safetensors", ".txt"),
+    "gz-forced": _in_file(
+        "a.gz", b"\x1f\x8b\x08", "a.gz:1", "UTF-8", options=("--input-format", "txt")
+    ),
+    "missing-file": pytest.param({}, ["gone.txt"], ("gone.txt", "No such file")),
+    "missing-second": _in_file("a.txt", b"x", "gone.txt", "No such file", options=("gone.txt",)),
+    "folder": pytest.param({}, ["."], (".: is a folder",)),
+    "under-a-file": _in_file("f", b"x", "f/a.txt", "Not a directory", options=("f/a.txt",)),
+    "newline-in-name": pytest.param({}, ["a\nb.txt"], ("a\\nb.txt", "No such file")),
+    "stdin-twice": pytest.param({}, ["-", "-"], ("- is named twice",)),
+}
+
+
+@pytest.mark.parametrize(("files", "arguments", "expected"), FILES.values(), ids=FILES.keys())
+def test_bad_files(cli, files, arguments, expected):
+    for name, content in files.items():
+        Path(name).write_bytes(content)
+    Path("out.jsonl").write_bytes(OLD)
+    before = sorted(os.listdir())
+    _check(cli("embed", *arguments, "-o", "out.jsonl"), *expected)
+    assert Path("out.jsonl").read_bytes() == OLD
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.npy"])
+def test_binary_outputs_are_whole_or_as_before(cli, name):
+    Path("a.txt").write_bytes(b"a\nb\nc\nd\nNOTOKENS\n")
+    Path(name).write_bytes(OLD)
+    Path("out.npy.json").write_bytes(OLD)
+    before = sorted(os.listdir())
+    _check(cli("embed", "a.txt", "-o", name, "--save-ranges", "r.st"), "a.txt:5")
+    assert Path(name).read_bytes() == Path("out.npy.json").read_bytes() == OLD
+    assert sorted(os.listdir()) == before
+
+
+# arguments and what the one line must say; a.txt and a folder `folder` exist
+USAGE = {
+    "no-command": ([], ["COMMAND"]),
+    "unknown-command": (["embde"], ["embde"]),
+    "unknown-option": (["embed", "a.txt", "--modle", "x"], ["--modle"]),
+    "abbreviated-option": (["embed", "a.txt", "--prec", "int8"], ["--prec"]),
+    "option-without-value": (["embed", "a.txt", "--model"], ["--model"]),
+    "bad-precision": (["embed", "a.txt", "--precision", "int4"], ["int4", "float32"]),
+    "bad-format": (["embed", "a.txt", "--format", "parquet"], ["parquet", "jsonl"]),
+    "dim-zero": (["embed", "a.txt", "--dim", "0"], ["--dim", "at least 1"]),
+    "dim-word": (["embed", "a.txt", "--dim", "big"], ["--dim", "big"]),
+    "top-k-negative": (["search", "q", "a.txt", "--top-k", "-1"], ["--top-k"]),
+    "search-no-query": (["search"], ["QUERY"]),
+    "two-prompts": (["embed", "a.txt", "--prompt", "x", "--prompt-name", "y"], ["--prompt"]),
+    "unknown-prompt": (["embed", "a.txt", "--prompt-name", "x"], ["'x'", "document, query"]),
+    "npy-to-stdout": (["embed", "a.txt", "--format", "npy"], ["npy", "-o"]),
+    "safetensors-to-stdout": (["embed", "a.txt", "--format", "safetensors"], ["-o"]),
+    "uint8-without-ranges": (["embed", "a.txt", "--precision", "uint8"], ["--ranges"]),
+    "ranges-for-float": (["embed", "a.txt", "--ranges", "r"], ["--ranges", "float32"]),
+    "save-ranges-of-int8": (
+        ["embed", "a.txt", "--save-ranges", "r", "--precision", "int8"],
+        ["--save-ranges", "float32"],
+    ),
+    "vector-is-text": (["embed", "a.txt", "--vector-field", "text"], ["--vector-field"]),
+    "vector-is-space": (["embed", "a.txt", "--vector-field", "space"], ["--vector-field"]),
+    "output-is-input": (["embed", "a.txt", "-o", "a.txt"], ["a.txt", "overwritten"]),
+    "output-is-input-by-link": (["embed", "a.txt", "-o", "folder/../a.txt"], ["overwritten"]),
+    "two-outputs-in-one": (["embed", "a.txt", "-o", "o", "--save-ranges", "o"], ["overwritten"]),
+    "output-is-folder": (["embed", "a.txt", "-o", "folder"], ["folder", "expected a file name"]),
+    "output-is-device": (["embed", "a.txt", "-o", "/dev/null"], ["/dev/null", "device"]),
+    "output-folder-missing": (["embed", "a.txt", "-o", "gone/o"], ["gone/o", "No such file"]),
+    "output-folder-is-file": (["embed", "a.txt", "-o", "a.txt/o"], ["a.txt/o", "Not a directory"]),
+    "output-folder-closed": (["embed", "a.txt", "-o", "/proc/o"], ["/proc/o", "cannot be written"]),
+    "output-name-too-long": (["embed", "a.txt", "-o", "o" * 300], ["too long"]),
+    "ranges-missing": (
+        ["embed", "a.txt", "--precision", "int8", "--ranges", "gone.st"],
+        ["gone.st", "No such file"],
+    ),
+    "ranges-not-safetensors": (
+        ["embed", "a.txt", "--precision", "int8", "--ranges", "a.txt"],
+        ["a.txt", "not a safetensors file"],
+    ),
+    "ranges-of-one-text": (["embed", "a.txt", "--save-ranges", "r"], ["r: no ranges", "equal"]),
+    "info-two-models": (["info", "a", "--model", "b"], ["twice"]),
+    "info-extra": (["info", "a", "b"], ["b"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), USAGE.values(), ids=USAGE.keys())
+def test_bad_usage(cli, arguments, expected):
+    Path("a.txt").write_text("x")
+    Path("folder").mkdir()
+    _check(cli(*arguments), *expected)
+    assert sorted(os.listdir()) == ["a.txt", "folder"]
+    assert Path("a.txt").read_text() == "x"
+
+
+RANGES = {
+    "other-name": ({"range": torch.tensor([[0.0] * 8, [1.0] * 8])}, None, "no tensor 'ranges'"),
+    "other-dim": ({"ranges": torch.tensor([[0.0] * 4, [1.0] * 4])}, None, "got [2, 4] float32"),
+    "other-dtype": ({"ranges": torch.zeros(2, 8, dtype=torch.int8)}, None, "got [2, 8] int8"),
+    "not-finite": ({"ranges": torch.full((2, 8), torch.nan)}, None, "not finite"),
+    "crossed": ({"ranges": torch.tensor([[1.0] * 8, [0.0] * 8])}, None, "low >= high"),
+    "other-space": (
+        {"ranges": torch.tensor([[0.0] * 8, [1.0] * 8])},
+        {"space": "other"},
+        "got space other, expected space0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tensors", "metadata", "expected"), RANGES.values(), ids=RANGES.keys())
+def test_bad_ranges(cli, tensors, metadata, expected):
+    cli("--version")
+    Path("a.txt").write_text("x")
+    save_file(tensors, "r.st", metadata)
+    result = cli("embed", "a.txt", "--precision", "uint8", "--ranges", "r.st", "-o", "out")
+    _check(result, "r.st", expected)
+    assert not Path("out").exists()
+
+
+def test_no_texts_have_no_ranges(cli):
+    Path("a.txt").write_text("")
+    _check(cli("embed", "a.txt", "--save-ranges", "r"), "r: no ranges", "0 texts")
+    assert not Path("r").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "expected"),
+    [
+        ("txt", b"ok\n\xff\n", "stdin:2"),
+        ("jsonl", b"{", "stdin:1"),
+        ("csv", b"id\n1\n", "stdin:1"),
+        ("tsv", b"text\n", None),
+    ],
+)
+def test_bad_stdin(cli, kind, content, expected):
+    result = cli("embed", "-", "--input-format", kind, "--quiet", stdin=content)
+    if expected is None:
+        assert result == (0, "", "")
+    else:
+        _check(result, expected)
+
+
+def test_search_names_the_place_too(cli):
+    Path("a.txt").write_bytes(b"a\nNOTOKENS\n")
+    _check(cli("search", "q", "a.txt"), "a.txt:2: gives no token")
+    _check(cli("search", "NOTOKENS", "a.txt"), "QUERY: gives no token")
+
+
+@pytest.mark.parametrize("command", [["embed", "a.txt"], ["search", "q", "a.txt"], ["info"]])
+def test_no_model(capfd, tmp_path, monkeypatch, command):
+    from lastword.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("x")
+    assert main(command) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "--model" in err
+
+
+def test_ctrl_c_keeps_the_old_output(cli):
+    Path("a.txt").write_text("a\nb\nc\nCTRL-C\n")
+    Path("out.npy").write_bytes(OLD)
+    before = sorted(os.listdir())
+    _check(cli("embed", "a.txt", "-o", "out.npy"), "stopped", status=130)
+    assert Path("out.npy").read_bytes() == OLD
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_permissions(cli):
+    Path("a.txt").write_text("x")
+    os.chmod("a.txt", 0)
+    _check(cli("embed", "a.txt"), "a.txt", "permission denied")
+    os.mkdir("closed", 0o500)
+    Path("b.txt").write_text("x")
+    _check(cli("embed", "b.txt", "-o", "closed/o"), "closed/o", "Permission denied")
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.safetensors", "o.npy"])
+def test_disk_full_while_writing(cli, monkeypatch, name):
+    """The disk fills at the first, a middle or the last write to the new file."""
+    import errno
+
+    from lastword.cli import atomic
+
+    class Full:
+        def __init__(self, stream, room):
+            self._stream, self._room = stream, room
+
+        def write(self, data):
+            self._room -= len(data)
+            if self._room < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self._stream.write(data)
+
+        def __getattr__(self, attribute):
+            return getattr(self._stream, attribute)
+
+    Path("a.txt").write_text("\n".join("abcdefgh"))
+    Path(name).write_bytes(OLD)
+    before = sorted(os.listdir())
+    for room in (0, 150, 300):
+        create = atomic._create
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                atomic, "_create", lambda *a, room=room, create=create: Full(create(*a), room)
+            )
+            _check(cli("embed", "a.txt", "-o", name), name, "No space left on device")
+        assert Path(name).read_bytes() == OLD
+        assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_failure_at_the_last_step(cli, monkeypatch, step):
+    def fail(*arguments):
+        raise OSError(5, "Input/output error")
+
+    Path("a.txt").write_text("x")
+    Path("o").write_bytes(OLD)
+    monkeypatch.setattr(os, step, fail)
+    _check(cli("embed", "a.txt", "-o", "o"), "o: cannot be written; Input/output error")
+    assert Path("o").read_bytes() == OLD
+    assert sorted(os.listdir()) == ["a.txt", "o"]

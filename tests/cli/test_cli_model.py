@@ -1,0 +1,255 @@
+"""The commands on a real, tiny model: what they write is what `Embedder` gives."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from lastword.cli.main import main
+from lastword.embedder import Embedder
+
+TEXTS = ["the cat sat", "the cat sat on the mat", "", "the cat sat", "another text € entirely"]
+
+
+@pytest.fixture
+def run(capfd, tmp_path, monkeypatch):
+    """Call `main` in a folder with texts.txt; give its status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    Path("texts.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+
+    def call(*arguments):
+        return main([str(argument) for argument in arguments]), *capfd.readouterr()
+
+    return call
+
+
+def _one_line(result, *expected, status=2):
+    code, _, err = result
+    assert code == status, err
+    assert err.count("\n") == 1, err
+    for part in ("lastword: ", *expected):
+        assert part in err
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "binary", "ubinary"])
+def test_embed_writes_the_vectors_of_the_embedder(run, tiny_checkpoint, precision):
+    model = Embedder(tiny_checkpoint, truncate_dim=32)
+    expected = model.encode(TEXTS, prompt="find: ", precision=precision)
+    common = ("texts.txt", "--model", tiny_checkpoint, "--dim", 32, "--prompt", "find: ")
+    common = (*common, "--precision", precision)
+    status, out, err = run("embed", *common)
+    assert status == 0
+    assert "5 texts" in err
+    assert "saved by sharing" in err
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["text"] for row in rows] == TEXTS
+    printed = torch.tensor([row["embedding"] for row in rows]).to(expected.dtype)
+    torch.testing.assert_close(printed, expected, atol=1e-6, rtol=0)
+    assert {row["space"] for row in rows} == {model.space_fingerprint()}
+    assert {row["run"] for row in rows} == {model.run_fingerprint("find: ", precision)}
+    assert run("embed", *common, "-o", "v.safetensors", "--quiet") == (0, "", "")
+    assert run("embed", *common, "-o", "v.npy", "--quiet") == (0, "", "")
+    with safe_open("v.safetensors", framework="pt") as file:
+        assert torch.equal(file.get_tensor("embedding"), printed)
+        assert file.metadata()["dim"] == "32"
+        assert file.metadata()["prompt"] == "find: "
+    assert np.array_equal(np.load("v.npy"), printed.numpy())
+
+
+def test_the_same_run_gives_the_same_file(run, tiny_checkpoint):
+    for name in ("a.safetensors", "b.safetensors"):
+        assert run("embed", "texts.txt", "--model", tiny_checkpoint, "-o", name)[0] == 0
+    assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+
+
+def test_ranges_go_from_one_run_to_the_next(run, tiny_checkpoint):
+    common = ("texts.txt", "--model", tiny_checkpoint)
+    assert run("embed", *common, "--save-ranges", "r.st", "-o", "a.npy")[0] == 0
+    assert run("embed", *common, "--precision", "uint8", "--ranges", "r.st", "-o", "b.npy")[0] == 0
+    codes = np.load("b.npy")
+    assert codes.dtype == np.uint8
+    assert (codes.min(axis=0) <= 1).all()
+    assert (codes.max(axis=0) >= 254).all()
+    result = run("embed", *common, "--dim", 16, "--precision", "int8", "--ranges", "r.st")
+    _one_line(result, "r.st", "expected [2, 16]")
+
+
+def test_search_ranks_as_similarity_does(run, tiny_checkpoint):
+    model = Embedder(tiny_checkpoint)
+    scores = model.similarity(
+        model.encode_query(["the cat"]), model.encode_document(TEXTS)
+    ).flatten()
+    order = sorted(range(len(TEXTS)), key=lambda i: (-round(scores[i].item(), 6), i))
+    status, out, _ = run("search", "the cat", "texts.txt", "--model", tiny_checkpoint, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [row["line"] - 1 for row in rows] == order
+    for row, index in zip(rows, order, strict=True):
+        assert abs(row["score"] - scores[index].item()) < 1e-5
+
+
+def test_info_says_what_the_model_is(run, tiny_checkpoint):
+    model = Embedder(tiny_checkpoint)
+    status, out, err = run("info", tiny_checkpoint, "--json", "--full")
+    facts = json.loads(out)
+    assert (status, err) == (0, "")
+    assert facts["dim"] == model.dim
+    assert facts["space"] == model.space_fingerprint()
+    assert facts["prompts"] == model.prompts
+    assert facts["config"]["hidden_size"] == 64
+    assert facts["parameters"] > 0
+    hashes = {each["file"]: each["sha256"] for each in facts["files"]}
+    weights = (tiny_checkpoint / "model.safetensors").read_bytes()
+    assert hashes["model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert {"config.json", "tokenizer.json"} < hashes.keys()
+    status, out, _ = run("info", "--model", tiny_checkpoint)
+    assert status == 0
+    assert model.space_fingerprint() in out
+    assert max(map(len, out.splitlines())) < 400
+
+
+@pytest.fixture
+def hub_snapshot(tmp_path, tiny_checkpoint):
+    """The model as a hub cache holds it: links to blobs named by their hashes."""
+    blobs, snapshot = tmp_path / "models--a--b/blobs", tmp_path / "models--a--b/snapshots/1"
+    blobs.mkdir(parents=True)
+    for path in sorted(path for path in tiny_checkpoint.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        name = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        if path.suffix == ".safetensors":
+            name = hashlib.sha256(content).hexdigest()
+        (blobs / name).write_bytes(content)
+        link = snapshot / path.relative_to(tiny_checkpoint)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blobs / name, link.parent))
+    return snapshot
+
+
+def test_full_info_finds_one_flipped_bit(run, hub_snapshot):
+    status, out, err = run("info", hub_snapshot, "--full")
+    assert (status, err) == (0, "")
+    assert "as the hub has it" in out
+    for name in ("model.safetensors", "config.json"):
+        blob = (hub_snapshot / name).resolve()
+        content = bytearray(blob.read_bytes())
+        content[-3] ^= 1
+        blob.write_bytes(content)
+        result = run("info", hub_snapshot, "--full", "--json")
+        _one_line(result, name, "does not match", status=1)
+        assert json.loads(result[1])["damaged"] == [name]
+        content[-3] ^= 1
+        blob.write_bytes(content)
+
+
+def _without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def _edited(name, change):
+    def edit(folder):
+        path = folder / name
+        path.write_bytes(change(path.read_bytes()))
+
+    return edit
+
+
+def _json_edit(name, **fields):
+    return _edited(name, lambda old: json.dumps({**json.loads(old), **fields}).encode())
+
+
+# what is done to the folder, and what the one line must say
+BROKEN = {
+    "no-config": (_without("config.json"), ["config.json"]),
+    "no-tokenizer": (_without("tokenizer.json"), ["tokenizer.json"]),
+    "no-weights": (_without("model.safetensors"), ["safetensors"]),
+    "no-pooling": (_without("1_Pooling/config.json"), ["1_Pooling"]),
+    "config-not-json": (_edited("config.json", lambda old: old[:-5]), ["config.json"]),
+    "config-a-list": (_edited("config.json", lambda old: b"[]"), ["config.json"]),
+    "config-not-utf8": (_edited("config.json", lambda old: b"\xff"), ["config.json"]),
+    "other-model": (_json_edit("config.json", model_type="bert"), ["bert"]),
+    "sliding-window": (
+        _json_edit(
+            "config.json",
+            use_sliding_window=True,
+            sliding_window=16,
+            max_window_layers=0,
+            layer_types=["sliding_attention"] * 2,
+        ),
+        ["config.json"],
+    ),
+    "other-shape": (_json_edit("config.json", intermediate_size=97), ["97"]),
+    "tokenizer-cut": (_edited("tokenizer.json", lambda old: old[:-50]), ["tokenizer.json"]),
+    "tokenizer-empty": (_edited("tokenizer.json", lambda old: b""), ["tokenizer.json"]),
+    "weights-cut": (_edited("model.safetensors", lambda old: old[:-9]), ["model.safetensors"]),
+    "weights-empty": (_edited("model.safetensors", lambda old: b""), ["model.safetensors"]),
+    "weights-header": (
+        _edited("model.safetensors", lambda old: old[:8] + b"\x00" + old[9:]),
+        ["model.safetensors"],
+    ),
+    "weights-a-page": (
+        _edited("model.safetensors", lambda old: b"<!DOCTYPE html><html>" * 9),
+        ["model.safetensors"],
+    ),
+    "modules-unknown": (
+        _edited("modules.json", lambda old: old.replace(b"Normalize", b"Dense")),
+        ["Dense"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "expected"), BROKEN.values(), ids=BROKEN.keys())
+def test_broken_models(run, tiny_checkpoint, tmp_path, damage, expected):
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    damage(folder)
+    Path("out.npy").write_text("old")
+    _one_line(run("embed", "texts.txt", "--model", folder, "-o", "out.npy"), *expected)
+    assert Path("out.npy").read_text() == "old"
+    assert sorted(os.listdir()) == ["model", "out.npy", "texts.txt"]
+
+
+SETTINGS = {
+    "dim-too-large": (["--dim", 65], ["--dim", "65", "64"]),
+    "prompt-unknown": (["--prompt-name", "poem"], ["'poem'", "query"]),
+    "max-length-too-large": (["--max-length", 10**9], ["--max-length"]),
+    "device-unknown": (["--device", "gpu9"], ["gpu9"]),
+    "dtype-unknown": (["--dtype", "float8"], ["float8"]),
+    "binary-odd-dim": (["--dim", 63, "--precision", "binary"], ["63"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_refused_settings(run, tiny_checkpoint, arguments, expected):
+    result = run("embed", "texts.txt", "--model", tiny_checkpoint, *arguments, "-o", "out.jsonl")
+    _one_line(result, *expected)
+    assert os.listdir() == ["texts.txt"]
+
+
+def test_a_too_long_text_is_named_or_cut(run, tiny_checkpoint):
+    Path("texts.txt").write_text("a\n" + "the cat sat on the mat " * 9 + "\n\n")
+    common = ("texts.txt", "--model", tiny_checkpoint, "--max-length", 8)
+    _one_line(run("embed", *common, "--on-long", "error", "-o", "out"), "texts.txt:2: too long")
+    assert os.listdir() == ["texts.txt"]
+    status, out, err = run("embed", *common)
+    assert (status, out.count("\n")) == (0, 3)
+    assert "1 texts cut" in err
+
+
+@pytest.mark.parametrize("model", ["gone/folder/here", "./gone", "texts.txt"])
+def test_no_such_model(run, model):
+    _one_line(run("embed", "texts.txt", "--model", model), model)
+
+
+def test_as_a_process_stderr_is_clean(run, tiny_checkpoint):
+    command = [sys.executable, "-m", "lastword.cli.main", "embed", "texts.txt", "--quiet"]
+    command += ["--model", str(tiny_checkpoint)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == len(TEXTS)

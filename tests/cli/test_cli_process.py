@@ -1,0 +1,132 @@
+"""The command as a process: closed and full streams, signals, instant help."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+MANY = "yes text | head -n 2000 > a.txt; "
+
+
+def _one_line(result, *expected):
+    assert result.err.count("\n") == 1, result.err
+    for part in ("lastword: ", *expected):
+        assert part in result.err
+
+
+@pytest.mark.parametrize("command", ["embed a.txt", "embed - < a.txt"])
+def test_reader_goes_away(shell, command):
+    result = shell(f"{MANY} $LASTWORD {command} | head -n 1 > kept; exit ${{PIPESTATUS[0]}}")
+    assert result.status == 2
+    _one_line(result, "stdout: was closed by its reader")
+
+
+def test_reader_is_gone_before_a_small_output(shell):
+    line = "echo x > a.txt; $LASTWORD embed a.txt | true; exit ${PIPESTATUS[0]}"
+    result = shell(line)
+    assert result.status == 2
+    _one_line(result, "stdout: was closed by its reader")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["embed a.txt", "search q a.txt", "--help", "--version"])
+def test_full_disk_under_stdout(shell, command, unbuffered):
+    line = f"echo x > a.txt; PYTHONUNBUFFERED={unbuffered} $LASTWORD {command} > /dev/full"
+    result = shell(line)
+    assert result.status == 2
+    _one_line(result, "stdout: cannot be written; No space left on device")
+
+
+@pytest.mark.parametrize("command", ["embed a.txt", "search q a.txt"])
+def test_closed_stdout(shell, command):
+    result = shell(f"echo x > a.txt; $LASTWORD {command} >&-")
+    assert result.status == 2
+    _one_line(result, "stdout: is closed")
+
+
+def test_closed_stdin_and_closed_stderr(shell):
+    result = shell("$LASTWORD embed - <&-")
+    assert result.status == 2
+    _one_line(result, "stdin")
+    assert shell("$LASTWORD embed gone.txt 2>&-") == (2, "", "")
+    for unbuffered in ("", "1"):
+        line = f"PYTHONUNBUFFERED={unbuffered} $LASTWORD embed gone.txt 2>/dev/full"
+        assert shell(line) == (2, "", "")
+
+
+def test_output_is_utf8_whatever_the_locale(shell):
+    line = "printf 'caf\\u00e9' > a.txt; PYTHONIOENCODING=ascii $LASTWORD embed a.txt --quiet"
+    result = shell(line)
+    assert result.status == 0
+    assert "café" in result.out
+
+
+def test_file_size_limit_is_a_full_disk(shell):
+    line = f"{MANY} echo old > out; ulimit -f 64; trap '' XFSZ; $LASTWORD embed a.txt -o out"
+    result = shell(line + "; s=$?; cat out; ls -A; exit $s")
+    assert result.status == 2
+    _one_line(result, "out: cannot be written; File too large")
+    assert result.out.split() == ["old", "a.txt", "out"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "term")]
+)
+def test_signals_clean_up(tmp_path, number, status, word):
+    (tmp_path / "a.txt").write_text("a\nb\nc\nSLEEP\n")
+    fake = Path(__file__).with_name("fake_embedder.py")
+    process = subprocess.Popen(
+        [sys.executable, fake, "embed", "a.txt", "-o", "out"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(os.listdir(tmp_path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(number)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == status
+    assert err.count("\n") == 1
+    assert word in err
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+HELP = [["--help"], ["--version"], *([name, "--help"] for name in ("embed", "search", "info"))]
+
+
+@pytest.mark.parametrize("arguments", HELP, ids=" ".join)
+def test_help_is_instant(arguments):
+    code = f"""
+import sys
+from lastword.cli.main import main
+status = main({arguments!r})
+heavy = [name for name in ("torch", "numpy", "transformers", "tokenizers") if name in sys.modules]
+sys.exit(status or (f"imported {{heavy}}" if heavy else 0))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "--version" in arguments or "examples:\n  lastword" in done.stdout
+
+
+def test_options_and_files_in_any_order(cli):
+    Path("a.txt").write_text("x")
+    Path("-b.txt").write_text("y")
+    lines = {
+        cli(*arguments).out
+        for arguments in (
+            ["embed", "a.txt", "--quiet", "./-b.txt"],
+            ["embed", "--quiet", "a.txt", "./-b.txt"],
+            ["embed", "--quiet", "--", "a.txt", "-b.txt"],
+        )
+    }
+    assert len(lines) == 1
+    assert lines.pop().count("\n") == 2
+    assert cli("search", "x", "--top-k", "1", "a.txt", "--quiet").out.count("\n") == 1

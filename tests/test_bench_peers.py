@@ -1,0 +1,98 @@
+"""The comparison with sentence-transformers: its FLOP count by hand, and a dry run."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lastword.bench import peers
+from lastword.bench.flops import Work, needed_flops, work
+from lastword.bench.workloads import Workload, workloads
+
+
+@dataclass(frozen=True)
+class Sizes:
+    hidden_size: int = 8
+    intermediate_size: int = 16
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 4
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        pytest.param([], Work(0, 0, 0, 0, 0), id="nothing"),
+        pytest.param([[5, 6, 7]], Work(3, 3, 1, 6, 3), id="one"),
+        pytest.param([[5, 6, 7], [5, 6, 7]], Work(6, 3, 1, 6, 3), id="twins"),
+        pytest.param([[1, 2, 9], [1, 2, 8]], Work(6, 4, 2, 9, 6), id="shared-prefix"),
+        pytest.param([[1, 2, 3], [1, 2]], Work(5, 3, 2, 6, 5), id="prefix-of-another"),
+        pytest.param([[2], [1, 2], [1, 3], [1, 2]], Work(7, 4, 3, 6, 5), id="unsorted"),
+    ],
+)
+def test_work(texts: list[list[int]], expected: Work) -> None:
+    assert work(texts) == expected
+
+
+def brute_force(sizes: Sizes, texts: list[list[int]]) -> int:
+    """The same count the slow way: every matrix product and every pair, one by one."""
+    c, f, d = sizes.hidden_size, sizes.intermediate_size, sizes.head_dim
+    q, kv = sizes.num_attention_heads * d, sizes.num_key_value_heads * d
+    nodes = {tuple(text[: n + 1]) for text in texts for n in range(len(text))}
+    ends = {tuple(text) for text in texts}
+    total = 0
+    for layer in range(sizes.num_hidden_layers):
+        last = layer == sizes.num_hidden_layers - 1
+        for node in nodes:
+            total += 2 * (2 * c * kv)  # k and v
+            if not last or node in ends:
+                total += 2 * c * q + 2 * q * c + 2 * (2 * c * f) + 2 * f * c
+                for _key in node:
+                    total += sizes.num_attention_heads * (2 * d + 2 * d)
+    return total
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_needed_flops_by_brute_force(layers: int) -> None:
+    sizes = Sizes(num_hidden_layers=layers)
+    texts = [[1, 2, 3, 4], [1, 2, 5], [1, 2], [7], [1, 2, 5], [8, 9, 1, 1, 1]]
+    assert needed_flops(sizes, work(texts)) == brute_force(sizes, texts)
+
+
+def test_workloads_are_the_stated_ones() -> None:
+    documents, queries, singles = workloads()
+    assert [len(load.texts) for load in (documents, queries, singles)] == [512, 2000, 48]
+    words = [len(text.split()) + 1 for text in documents.texts]
+    assert min(words) >= 16
+    assert max(words) <= 512
+    assert 10.5 < sum(len(text.split()) + 1 for text in queries.texts) / 2000 < 11.5
+    assert workloads() == workloads()
+
+
+def small(count: int) -> list[Workload]:
+    return workloads(documents=count, queries=2 * count, singles=2)
+
+
+def test_dry_run(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(peers, "workloads", lambda *_: small(6))
+    monkeypatch.setattr(peers, "gemm_rate", lambda: 1e11)
+    words = ["--quick", "--rounds", "2", "--threads", "1", "--model", str(tiny_checkpoint)]
+    assert peers.main(words) == 0
+    out = capfd.readouterr().out.splitlines()
+    result = json.loads(out[-1])
+    assert [row["workload"] for row in result["rows"]] == ["a", "b", "c"]
+    assert all(row["max_abs_difference"] <= peers.TOLERANCE for row in result["rows"])
+    assert all(row["share_of_limit"] > 0 for row in result["rows"])
+    assert all(peak > 50e6 for peak in result["peak_bytes"].values())
+    assert any("short queries" in line and "x" in line for line in out)
+
+
+def test_no_figures_when_vectors_differ(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(peers, "workloads", lambda *_: small(2))
+    monkeypatch.setattr(peers, "TOLERANCE", -1.0)
+    assert peers.main(["--threads", "1", "--model", str(tiny_checkpoint)]) == 1
+    streams = capfd.readouterr()
+    assert streams.out == ""
+    assert "no figures" in streams.err

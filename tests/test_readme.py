@@ -1,0 +1,55 @@
+"""Every Python and shell example of the README runs, in order, in one folder with a tiny model."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = BLOCK.findall(README.read_text(encoding="utf-8"))
+
+
+def of(language: str) -> list[str]:
+    return [text for kind, text in BLOCKS if kind == language]
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """What the README assumes: a model in `model`, notes in `examples/notes.txt`."""
+    (tmp_path / "model").symlink_to(tiny_checkpoint)
+    (tmp_path / "examples").symlink_to(README.parent / "examples")
+    return tmp_path
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_length() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_every_block_is_known() -> None:
+    assert {kind for kind, _ in BLOCKS} <= {"python", "sh", "console", "text"}
+    assert of("python")
+    assert of("sh")
+
+
+def test_python(folder: Path) -> None:
+    for number, block in enumerate(of("python"), 1):
+        script = folder / f"example{number}.py"
+        script.write_text(block, encoding="utf-8")
+        assert run([sys.executable, script.name], folder)
+
+
+def test_shell(folder: Path) -> None:
+    run(["bash", "-euo", "pipefail", "-c", "\n".join(of("sh"))], folder)
+    assert (folder / "notes.safetensors").stat().st_size > 0

@@ -1,0 +1,230 @@
+"""A checkpoint is read exactly, whatever its dtype, sharding and key prefix; a wrong one is named."""
+
+import json
+from shutil import copyfile
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.errors import InputError, WeightsError
+from lastword.weights import Checkpoint, read_config
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def opened(folder) -> Checkpoint:
+    return Checkpoint(folder, read_config(folder))
+
+
+def stored(folder) -> dict[str, torch.Tensor]:
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+LAYOUTS = [
+    ({"prefix": prefix, "shards": shards, "attention_bias": bias, "dtype": dtype}, f"{prefix}{shards}-{name}-{bias}")
+    for prefix in ("", "model.")
+    for shards in (1, 3)
+    for bias in (False, True)
+    for name, dtype in (("F32", torch.float32), ("BF16", torch.bfloat16), ("F16", torch.float16))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [pytest.param(a, id=i) for a, i in LAYOUTS])
+def test_every_tensor_comes_out_as_stored(tmp_path, layout):
+    folder = make_checkpoint(tmp_path, **layout)
+    ours, raw = opened(folder), stored(folder)
+    config, prefix = ours.config, layout["prefix"]
+
+    def theirs(*names: str) -> torch.Tensor:
+        return torch.cat([raw[prefix + name] for name in names])
+
+    assert torch.equal(ours.embedding(), theirs("embed_tokens.weight"))
+    assert torch.equal(ours.norm(), theirs("norm.weight"))
+    for index in range(config.num_hidden_layers):
+        at, layer = f"layers.{index}.self_attn.", ours.layer(index)
+        mlp = f"layers.{index}.mlp."
+        assert torch.equal(layer.qkv, theirs(*(f"{at}{x}_proj.weight" for x in "qkv")))
+        assert torch.equal(layer.gate_up, theirs(f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"))
+        assert torch.equal(layer.down, theirs(f"{mlp}down_proj.weight"))
+        assert torch.equal(layer.o, theirs(f"{at}o_proj.weight"))
+        assert torch.equal(layer.q_norm, theirs(f"{at}q_norm.weight"))
+        assert torch.equal(layer.k_norm, theirs(f"{at}k_norm.weight"))
+        assert torch.equal(layer.input_norm, theirs(f"layers.{index}.input_layernorm.weight"))
+        post = theirs(f"layers.{index}.post_attention_layernorm.weight")
+        assert torch.equal(layer.post_norm, post)
+        if not layout["attention_bias"]:
+            assert layer.qkv_bias is None
+            assert layer.o_bias is None
+            continue
+        assert torch.equal(layer.qkv_bias, theirs(*(f"{at}{x}_proj.bias" for x in "qkv")))
+        assert torch.equal(layer.o_bias, theirs(f"{at}o_proj.bias"))
+    assert layer.qkv.dtype == layout["dtype"]
+    assert len(ours.names()) == config.num_hidden_layers * (15 if config.attention_bias else 11) + 2
+    assert ours.num_parameters == sum(tensor.numel() for tensor in raw.values())
+    assert ours.num_bytes == sum(tensor.nbytes for tensor in raw.values())
+    assert ours.dtypes == ({4: "F32", 2: ours.dtypes[0]}[layout["dtype"].itemsize],)
+
+
+def test_a_layer_can_be_converted_while_it_is_read(tmp_path):
+    checkpoint = opened(make_checkpoint(tmp_path, dtype=torch.bfloat16, attention_bias=True))
+    plain, wide = checkpoint.layer(1), checkpoint.layer(1, torch.float32)
+    for name in plain.__slots__:
+        assert getattr(wide, name).dtype == torch.float32
+        assert torch.equal(getattr(wide, name), getattr(plain, name).float())
+
+
+@pytest.mark.parametrize("index", [-1, 2, 99])
+def test_layer_out_of_range(tmp_path, index):
+    with pytest.raises(InputError, match=f"layer; got {index}, expected 0 to 1"):
+        opened(make_checkpoint(tmp_path)).layer(index)
+
+
+def test_fingerprint_sees_weights_only(tmp_path):
+    def print_of(name: str, **layout: object) -> str:
+        return opened(make_checkpoint(tmp_path / name, **layout)).fingerprint()
+
+    plain = print_of("a")
+    assert len(plain) == 64
+    assert plain == print_of("b", prefix="model.", tied=False) == print_of("c", shards=4)
+    others = {
+        print_of("d", seed=1),
+        print_of("e", dtype=torch.bfloat16),
+        print_of("f", attention_bias=True),
+    }
+    assert len(others | {plain}) == 4
+
+
+@pytest.mark.parametrize("place", [0, 500, 999])
+def test_fingerprint_sees_a_changed_weight(tmp_path, place):
+    folder = make_checkpoint(tmp_path)
+    before, raw = opened(folder).fingerprint(), stored(folder)
+    tensor = raw["layers.1.mlp.down_proj.weight"].view(-1)
+    tensor[place * (len(tensor) - 1) // 999] += 1
+    save_file(raw, folder / SINGLE)
+    assert opened(folder).fingerprint() != before
+
+
+def test_lm_head_is_ignored_whatever_it_is(tmp_path):
+    folder = make_checkpoint(tmp_path)
+    save_file(
+        stored(folder) | {"lm_head.weight": torch.zeros(3, dtype=torch.int8)}, folder / SINGLE
+    )
+    assert "lm_head.weight" not in opened(folder).names()
+
+
+def test_parts_of_different_dtypes_meet_in_fp32(tmp_path):
+    folder = make_checkpoint(tmp_path)
+    raw = stored(folder)
+    name = "layers.0.self_attn.q_proj.weight"
+    save_file(raw | {name: raw[name].bfloat16()}, folder / SINGLE)
+    layer = opened(folder).layer(0)
+    assert layer.qkv.dtype == torch.float32
+    assert torch.equal(layer.qkv[:128], raw[name].bfloat16().float())
+    assert opened(folder).dtypes == ("BF16", "F32")
+
+
+def edit(change):
+    """Make a case from a function that changes the dictionary of tensors."""
+
+    def apply(folder):
+        raw = stored(folder)
+        change(raw)
+        save_file(raw, folder / SINGLE)
+
+    return apply
+
+
+def index_of(change):
+    """Make a case from a function that changes the shards' index."""
+
+    def apply(folder):
+        index = json.loads((folder / INDEX).read_text())
+        change(index["weight_map"])
+        (folder / INDEX).write_text(json.dumps(index))
+
+    return apply
+
+
+def rename(old, new):
+    return edit(lambda raw: raw.update({new: raw.pop(old)}))
+
+
+def truncate(name, size):
+    def apply(folder):
+        with (folder / name).open("r+b") as file:
+            file.truncate(size if size >= 0 else (folder / name).stat().st_size + size)
+
+    return apply
+
+
+THIRD = "model-00003-of-00003.safetensors"
+UP, BIAS = "layers.1.mlp.up_proj.weight", "layers.0.self_attn.q_proj.bias"
+BAD_SINGLE = {
+    "missing": (edit(lambda raw: raw.pop(UP)), "1 of 24 tensors missing", UP),
+    "many-missing": (edit(lambda raw: [raw.pop(k) for k in list(raw)[:9]]), "9 of 24", "and 4 more"),
+    "extra": (edit(lambda raw: raw.update(x=torch.ones(1))), "1 tensors not expected", "x"),
+    "inv-freq": (edit(lambda raw: raw.update(inv_freq=torch.ones(1))), "not expected", "inv_freq"),
+    "extra-layer": (edit(lambda raw: raw.update({"layers.2.x": torch.ones(1)})), "not expected", "layers.2.x"),
+    "bias": (edit(lambda raw: raw.update({BIAS: torch.ones(128)})), "not expected", "q_proj.bias"),
+    "misspelt": (rename(UP, "layers.1.mlp.up_prog.weight"), "missing", UP),
+    "double": (edit(lambda raw: [raw.update({f"model.model.{k}": raw.pop(k)}) for k in [*raw]]), "missing", "embed"),
+    "half-prefixed": (rename(UP, f"model.{UP}"), "1 names begin with model. and 23 do not", "norm"),
+    "both-prefixes": (edit(lambda raw: raw.update({f"model.{UP}": raw[UP].clone()})), "begin with model.", ""),
+    "shape": (edit(lambda raw: raw.update({UP: raw[UP][:5].clone()})), UP, "got [5, 64], expected [128, 64]"),
+    "transposed": (edit(lambda raw: raw.update({UP: raw[UP].T.contiguous()})), UP, "got [64, 128]"),
+    "rank": (edit(lambda raw: raw.update({UP: raw[UP].reshape(-1)})), UP, "got [8192]"),
+    "dtype-f64": (edit(lambda raw: raw.update({UP: raw[UP].double()})), UP, "got F64"),
+    "dtype-fp8": (edit(lambda raw: raw.update({UP: raw[UP].to(torch.float8_e4m3fn)})), UP, "got F8_E4M3"),
+    "dtype-int": (edit(lambda raw: raw.update({UP: raw[UP].to(torch.int8)})), UP, "got I8"),
+    "truncated": (truncate(SINGLE, -100), SINGLE, "truncated"),
+    "truncated-header": (truncate(SINGLE, 100), SINGLE, "truncated"),
+    "empty": (truncate(SINGLE, 0), SINGLE, "truncated; got 0 bytes"),
+    "no-weights": (lambda folder: (folder / SINGLE).unlink(), "no weights", SINGLE),
+    "pickled": (lambda folder: (folder / SINGLE).rename(folder / "model.bin"), "model.bin", "as safetensors"),
+    "stray-shard": (lambda folder: (folder / FIRST).write_bytes(b""), "both", FIRST),
+    "stray-index": (lambda folder: (folder / INDEX).write_text('{"weight_map": {}}'), "both", INDEX),
+}  # fmt: skip
+BAD_SHARDED = {
+    "shard-gone": (lambda folder: (folder / SECOND).unlink(), "1 of 2 shards missing", SECOND),
+    "shard-truncated": (truncate(SECOND, -1), SECOND, "truncated"),
+    "shard-swapped": (lambda folder: copyfile(folder / FIRST, folder / SECOND), SECOND, "also in"),
+    "index-gone": (lambda folder: (folder / INDEX).unlink(), "shards without", INDEX),
+    "extra-shard": (lambda folder: copyfile(folder / FIRST, folder / THIRD), INDEX, "model-00003"),
+    "unlisted": (index_of(lambda names: names.pop(UP)), "does not list", UP),
+    "phantom": (index_of(lambda names: names.update(ghost=FIRST)), '"ghost" is not in', FIRST),
+    "wrong-shard": (index_of(lambda names: names.update({UP: FIRST})), f"listed in {FIRST}", f"found in {SECOND}"),
+    "absent-shard": (index_of(lambda names: names.update({UP: "gone.safetensors"})), "1 of 3 shards", "gone"),
+    "traversal": (index_of(lambda names: names.update({UP: "../x.safetensors"})), "expected a file name", "../x"),
+    "absolute": (index_of(lambda names: names.update({UP: "/etc/passwd"})), "expected a file name", "/etc/passwd"),
+    "number": (index_of(lambda names: names.update({UP: 2})), "expected a file name", UP),
+    "no-map": (lambda folder: (folder / INDEX).write_text("{}"), INDEX, "weight_map"),
+    "not-json": (lambda folder: (folder / INDEX).write_text("{"), INDEX, "not valid JSON"),
+}  # fmt: skip
+CASES = [pytest.param(1, *case, id=f"single-{name}") for name, case in BAD_SINGLE.items()] + [
+    pytest.param(2, *case, id=f"sharded-{name}") for name, case in BAD_SHARDED.items()
+]
+
+
+@pytest.mark.parametrize(("shards", "damage", "what", "detail"), CASES)
+def test_a_wrong_checkpoint_is_named(tmp_path, shards, damage, what, detail):
+    folder = make_checkpoint(tmp_path, shards=shards)
+    damage(folder)
+    with pytest.raises(WeightsError) as error:
+        opened(folder)
+    message = str(error.value)
+    assert message.startswith(str(folder))
+    assert what in message
+    assert detail in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_config_that_disagrees_with_the_weights(tmp_path, bias):
+    folder = make_checkpoint(tmp_path, attention_bias=bias)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_bias": not bias}))
+    with pytest.raises(WeightsError, match=r"o_proj\.bias"):
+        opened(folder)

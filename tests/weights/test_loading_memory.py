@@ -1,0 +1,104 @@
+"""Opening reads no payload, and loading holds no more than the caller keeps and one tensor."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.weights import Checkpoint, read_config
+from lastword.weights.layout import expected_shapes
+
+
+def test_no_payload_is_read_on_opening(tmp_path):
+    """A sparse file stands for 40 GB of weights, more than many a machine would map at once."""
+    folder = make_checkpoint(tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 65}
+    (folder / "config.json").write_text(json.dumps(settings))
+    config = read_config(folder)
+    header, end = {}, 0
+    for name, shape in expected_shapes(config).items():
+        size = 4 * torch.Size(shape).numel()
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    raw = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + end)
+    checkpoint = Checkpoint(folder, config)
+    assert checkpoint.num_bytes > 39e9
+    assert checkpoint.embedding()[-1, -1] == 0  # mapped, not read
+    assert checkpoint.norm().sum() == 0
+    assert len(checkpoint.fingerprint()) == 64
+
+
+PEAK = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from lastword.weights import Checkpoint, read_config
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
+
+folder = Path(sys.argv[1])
+config = read_config(folder)
+checkpoint = Checkpoint(folder, config)
+checkpoint.layer(0)  # what torch allocates once
+torch.zeros(1).copy_(torch.ones(1))
+base = peak = resident()
+done = False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, resident())
+        time.sleep(0.0005)
+
+thread = threading.Thread(target=watch)
+thread.start()
+keep = [checkpoint.embedding().to(torch.float32)] if sys.argv[2] == "keep" else []
+for index in range(config.num_hidden_layers):
+    layer = checkpoint.layer(index, torch.float32)
+    if sys.argv[2] == "keep":
+        keep.append(layer)
+done = True
+thread.join()
+held = sum(t.nbytes for t in keep[:1])
+held += sum(getattr(l, n).nbytes for l in keep[1:] for n in l.__slots__ if getattr(l, n) is not None)
+print(peak - base, held)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("mode", ["keep", "drop"])
+def test_resident_memory_is_bounded_while_loading(tmp_path, mode):
+    """Beyond what is kept: at most 1.2 times the largest tensor, plus 12 MiB for allocator and threads."""
+    folder = make_checkpoint(
+        tmp_path,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=8,
+        head_dim=64,
+        vocab_size=20_000,
+        dtype=torch.bfloat16,
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", PEAK, str(folder), mode],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    grown, held = map(int, answer.stdout.split())
+    checkpoint = Checkpoint(folder, read_config(folder))
+    largest = 20_000 * 512 * 2
+    assert checkpoint.num_bytes > 80e6
+    layer = (checkpoint.num_bytes - largest) // 24 * 2  # one fp32 layer at a time is alive
+    assert grown <= held + 1.2 * largest + 12 * 2**20 + (layer if mode == "drop" else 0)
+    if mode == "drop":
+        assert grown < checkpoint.num_bytes / 2

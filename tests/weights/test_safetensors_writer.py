@@ -1,0 +1,194 @@
+"""The safetensors writer: the safetensors library reads what it writes, without NumPy and all or nothing."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from lastword.errors import InputError
+from lastword.weights import write_safetensors
+from lastword.weights.header import read_header
+from lastword.weights.writer import stream_safetensors
+
+DTYPES = [
+    torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32,
+    torch.int16, torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2,
+]  # fmt: skip
+
+
+def example(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(7)) * 3).to(dtype)
+
+
+def test_the_library_reads_every_dtype_back(tmp_path):
+    tensors = {f"{i}.{dtype}": example(dtype, 3, 5) for i, dtype in enumerate(DTYPES)}
+    write_safetensors(tmp_path / "m.safetensors", tensors, {"made by": "lastword – ü"})
+    theirs = load_file(tmp_path / "m.safetensors")
+    assert theirs.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert theirs[name].dtype == tensor.dtype
+        assert torch.equal(theirs[name].view(torch.uint8), tensor.view(torch.uint8))
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as handle:
+        assert handle.metadata() == {"made by": "lastword – ü"}
+    assert read_header(tmp_path / "m.safetensors").keys() == tensors.keys()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(0, 4),
+        torch.tensor(3.5),
+        torch.arange(12.0).view(3, 4).T,
+        torch.arange(12.0).view(3, 4)[:, 1::2],
+        torch.ones(1, 4).expand(5, 4),
+        torch.nn.Parameter(torch.ones(2)),
+        torch.full((3,), float("nan")),
+    ],
+    ids=["empty", "scalar", "transposed", "strided", "expanded", "parameter", "nan"],
+)
+def test_any_strides(tmp_path, tensor):
+    write_safetensors(tmp_path / "m.safetensors", {"t": tensor})
+    read = load_file(tmp_path / "m.safetensors")["t"]
+    assert torch.equal(read, tensor) or tensor.isnan().all()
+    assert read.shape == tensor.shape
+
+
+def test_no_tensors_and_odd_names(tmp_path):
+    write_safetensors(tmp_path / "m.safetensors", {})
+    assert load_file(tmp_path / "m.safetensors") == {}
+    write_safetensors(tmp_path / "m.safetensors", {'a "b" ü\n': torch.ones(1)})
+    assert list(load_file(tmp_path / "m.safetensors")) == ['a "b" ü\n']
+
+
+def test_tensors_are_aligned_and_the_file_is_the_same_for_any_order(tmp_path):
+    tensors = {"c": example(torch.uint8, 3), "b": example(torch.float64, 2), "a": torch.ones(3)}
+    write_safetensors(tmp_path / "1", tensors)
+    write_safetensors(tmp_path / "2", dict(reversed(tensors.items())))
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+    for name, info in read_header(tmp_path / "1").items():
+        assert info.start % tensors[name].itemsize == 0
+
+
+def test_tensors_are_made_one_at_a_time(tmp_path):
+    alive: list[str] = []
+
+    def read(name: str) -> torch.Tensor:
+        alive.append(name)
+        return torch.full((4,), float(len(alive)))
+
+    layout = dict.fromkeys("ba", (torch.float32, (4,)))
+    stream_safetensors(tmp_path / "m.safetensors", layout, read)
+    assert alive == ["a", "b"]
+    assert load_file(tmp_path / "m.safetensors")["b"].tolist() == [2.0] * 4
+
+
+def test_larger_than_one_write(tmp_path, monkeypatch):
+    monkeypatch.setattr("lastword.weights.writer._CHUNK", 1000)
+    tensor = example(torch.float32, 100, 33)
+    write_safetensors(tmp_path / "m.safetensors", {"t": tensor})
+    assert torch.equal(load_file(tmp_path / "m.safetensors")["t"], tensor)
+
+
+OLD = b"the old file"
+
+
+@pytest.fixture
+def old(tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(OLD)
+    return path
+
+
+def left_alone(path) -> bool:
+    return path.read_bytes() == OLD and os.listdir(path.parent) == [path.name]
+
+
+def test_unknown_dtype_leaves_the_old_file(old):
+    with pytest.raises(InputError, match=r"tensor t: dtype torch\.complex128 has no"):
+        write_safetensors(old, {"t": torch.ones(1, dtype=torch.complex128)})
+    assert left_alone(old)
+
+
+@pytest.mark.parametrize("made", [torch.ones(3), torch.ones(2).half()], ids=["shape", "dtype"])
+def test_a_tensor_unlike_its_announcement_leaves_the_old_file(old, made):
+    with pytest.raises(InputError, match="tensor t; got"):
+        stream_safetensors(old, {"t": (torch.float32, (2,))}, lambda _: made)
+    assert left_alone(old)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("no"), MemoryError])
+def test_an_interrupted_write_leaves_the_old_file(old, error):
+    def read(name: str) -> torch.Tensor:
+        if name == "b":
+            raise error
+        return torch.ones(2)
+
+    layout = dict.fromkeys("ab", (torch.float32, (2,)))
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        stream_safetensors(old, layout, read)
+    assert left_alone(old)
+
+
+def test_a_full_disk_leaves_the_old_file(old, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"m\.safetensors: cannot be written; No space left"):
+        write_safetensors(old, {"t": torch.ones(1)})
+    assert left_alone(old)
+
+
+@pytest.mark.parametrize("place", ["gone/m.safetensors", "file/m.safetensors"])
+def test_unwritable_place(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written") as error:
+        write_safetensors(tmp_path / place, {"t": torch.ones(1)})
+    assert str(error.value).startswith(str(tmp_path / place))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_in_the_way(tmp_path):
+    (tmp_path / "m").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        write_safetensors(tmp_path / "m", {"t": torch.ones(1)})
+    assert os.listdir(tmp_path) == ["m"]
+
+
+WITHOUT_NUMPY = """
+import sys, warnings
+sys.modules["numpy"] = None  # any import of it fails from here on
+warnings.filterwarnings("ignore", "Failed to initialize NumPy")
+import torch
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.weights import Checkpoint, read_config, read_embedding_spec, locate
+
+folder = make_checkpoint(sys.argv[1], dtype=torch.bfloat16, shards=2)
+config = read_config(locate(str(folder)).folder)
+read_embedding_spec(folder, config)
+checkpoint = Checkpoint(folder, config)
+total = float(checkpoint.embedding().float().sum() + checkpoint.layer(1).qkv.float().sum())
+assert total == total
+print(checkpoint.fingerprint(), "huggingface_hub" in sys.modules, "transformers" in sys.modules)
+"""
+
+
+def test_everything_works_without_numpy(tmp_path):
+    answer = subprocess.run(
+        [sys.executable, "-W", "error", "-c", WITHOUT_NUMPY, str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split()[1:] == ["False", "False"]  # a local folder needs no hub client
+
+
+def test_no_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_safetensors(tmp_path / "m.safetensors", {"t": torch.ones(3)})

@@ -1,0 +1,244 @@
+"""From a name to a whole folder: local folders, a hub cache built on disk, and each way that can fail."""
+
+import hashlib
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+
+from huggingface_hub import errors  # noqa: E402
+
+from lastword.bench.checkpoint import make_checkpoint  # noqa: E402
+from lastword.errors import WeightsError  # noqa: E402
+from lastword.weights import hash_weights, known_hash, locate  # noqa: E402
+from lastword.weights.source import IGNORED, PATTERNS  # noqa: E402
+
+COMMIT = "97b0c614be4d77ee51c0cef4e5f07c00f9eb65b3"
+NAME = "owner/model"
+
+
+@pytest.fixture
+def model(tmp_path):
+    return make_checkpoint(tmp_path / "model", num_hidden_layers=1)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Build a hub cache as the client lays it out: blobs by hash, a snapshot of links, a branch."""
+    model = make_checkpoint(tmp_path / "made", num_hidden_layers=1, shards=2)
+    repo = tmp_path / "cache" / "models--owner--model"
+    snapshot = repo / "snapshots" / COMMIT
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    for file in sorted(path for path in model.rglob("*") if path.is_file()):
+        blob = repo / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copyfile(file, blob)
+        link = snapshot / file.relative_to(model)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    return tmp_path / "cache"
+
+
+def snapshot_of(cache):
+    return cache / "models--owner--model" / "snapshots" / COMMIT
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
+def test_local_folder(model, kind):
+    found = locate(kind(model))
+    assert (found.name, found.folder, found.revision) == (str(model), model, None)
+
+
+def test_local_folder_wins_and_home_is_expanded(model, monkeypatch):
+    monkeypatch.chdir(model.parent)
+    assert locate("model").folder.samefile(model)
+    monkeypatch.setenv("HOME", str(model.parent))
+    assert locate("~/model").folder.samefile(model)
+
+
+@pytest.mark.parametrize("revision", [None, "main", COMMIT])
+def test_cached_model_offline(cache, revision):
+    found = locate(NAME, cache_dir=cache, local_files_only=True, revision=revision)
+    assert (found.name, found.revision) == (NAME, COMMIT)
+    assert found.folder.samefile(snapshot_of(cache))
+
+
+def test_offline_variable_is_honoured(cache, monkeypatch):
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", no_network)
+    assert locate(NAME, cache_dir=cache).revision == COMMIT
+    with pytest.raises(WeightsError, match="network use is off"):
+        locate("owner/other", cache_dir=cache)
+
+
+def test_what_the_hub_client_is_asked_for(model, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name: str, **arguments: object) -> str:
+        asked.update(arguments, name=name)
+        return str(model)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    found = locate(NAME, revision="v2", cache_dir="/c", token="t")  # a folder without a commit
+    assert found.revision is None
+    assert asked == {
+        "name": NAME, "revision": "v2", "cache_dir": "/c", "token": "t", "local_files_only": False,
+        "allow_patterns": list(PATTERNS), "ignore_patterns": list(IGNORED),
+    }  # fmt: skip
+
+
+def test_only_needed_files_are_fetched():
+    files = [
+        "config.json", "tokenizer.json", "model.safetensors", "model-00001-of-00002.safetensors",
+        "1_Pooling/config.json", "modules.json", "sentence_bert_config.json",
+    ]  # fmt: skip
+    others = [
+        "pytorch_model.bin", "onnx/model.onnx", "README.md", "vocab.json", "evil.py", "3_Dense/model.safetensors",
+        "adapter_model.safetensors", "openvino/model.safetensors", "tokenizer.model",
+    ]  # fmt: skip
+    chosen = huggingface_hub.utils.filter_repo_objects(
+        files + others, allow_patterns=list(PATTERNS), ignore_patterns=list(IGNORED)
+    )
+    assert list(chosen) == files
+
+
+def gone(folder) -> None:
+    shutil.rmtree(folder)
+
+
+BAD_LOCAL = {
+    "no-folder": (gone, "no such folder"),
+    "a-file": (
+        lambda folder: (gone(folder), folder.write_text("")),
+        "is a file, expected a folder",
+    ),
+    "empty": (lambda folder: (gone(folder), folder.mkdir()), "missing config.json, tokenizer.json"),
+    "no-config": (lambda folder: (folder / "config.json").unlink(), "missing config.json"),
+    "no-tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "missing tokenizer.json"),
+    "no-weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LOCAL)
+def test_wrong_folder(model, name):
+    damage, what = BAD_LOCAL[name]
+    damage(model)
+    with pytest.raises(WeightsError) as error:
+        locate(str(model))
+    assert str(error.value).startswith(str(model))
+    assert what in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a/b/c", "../x", "./x", "/no/such", "a b", "a/..b", "-x/y", "C:\\m"]
+)
+def test_neither_folder_nor_hub_id(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=r"no such folder|missing config\.json"):
+        locate(name)
+
+
+def broken(name: str):
+    def damage(cache) -> None:
+        (snapshot_of(cache) / name).resolve().unlink()  # the link stays, as after a cleaned cache
+
+    return damage
+
+
+def shard_gone(cache) -> None:
+    (snapshot_of(cache) / "model-00002-of-00002.safetensors").unlink()
+
+
+BAD_CACHE = {
+    "nothing": (
+        lambda cache: shutil.rmtree(snapshot_of(cache).parents[1]),
+        "not in the local cache",
+    ),
+    "no-snapshot": (lambda cache: shutil.rmtree(snapshot_of(cache)), "not in the local cache"),
+    "half": (shard_gone, "1 of 2 shards missing: model-00002-of-00002.safetensors"),
+    "dangling": (broken("model-00001-of-00002.safetensors"), "1 of 2 shards missing: model-00001"),
+    "no-config": (broken("config.json"), "missing config.json"),
+    "no-tokenizer": (broken("tokenizer.json"), "missing tokenizer.json"),
+    "no-index": (broken("model.safetensors.index.json"), "shards without model.safetensors.index"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CACHE)
+def test_incomplete_cache_is_named(cache, name):
+    damage, what = BAD_CACHE[name]
+    damage(cache)
+    with pytest.raises(WeightsError) as error:
+        locate(NAME, cache_dir=cache, local_files_only=True)
+    assert str(error.value).startswith(NAME)
+    assert what in str(error.value)
+    assert "Run once with the network" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def answered(kind: type[Exception], status: int) -> Exception:
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return kind("two\nlines", response=response)
+
+
+FAILURES = {
+    "repository": (answered(errors.RepositoryNotFoundError, 404), "no such repository on the hub"),
+    "private": (answered(errors.RepositoryNotFoundError, 401), "needs a token"),
+    "revision": (answered(errors.RevisionNotFoundError, 404), "no such revision"),
+    "gated": (answered(errors.GatedRepoError, 403), "gated"),
+    "forbidden": (answered(errors.HfHubHTTPError, 403), "refused access (403)"),
+    "server": (answered(errors.HfHubHTTPError, 503), "answered 503"),
+    "network": (errors.LocalEntryNotFoundError("x"), "cannot be reached"),
+    "disk": (OSError(28, "No space left on device"), "No space left on device"),
+    "silent": (RuntimeError(), "cannot be fetched; RuntimeError"),
+    "lines": (RuntimeError("first\nsecond"), "first"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_hub_failures_are_one_line(monkeypatch, name):
+    problem, what = FAILURES[name]
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(WeightsError) as error:
+        locate(NAME, revision="v1")
+    assert str(error.value).startswith(f"{NAME}@v1: ")
+    assert what in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_interrupt_is_not_swallowed(monkeypatch):
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        locate(NAME)
+
+
+def test_known_hashes_are_checked(cache):
+    folder = snapshot_of(cache)
+    hashes = hash_weights(folder)
+    assert len(hashes) == 2
+    for name, value in hashes.items():
+        assert known_hash(folder / name) == value
+    blob = (folder / next(iter(hashes))).resolve()
+    raw = bytearray(blob.read_bytes())
+    raw[-5] ^= 1  # one bit of one weight
+    blob.write_bytes(bytes(raw))
+    with pytest.raises(WeightsError, match=r"model-00001-of-00002\.safetensors: damaged; SHA-256"):
+        hash_weights(folder)
+
+
+def test_a_plain_folder_knows_no_hash(model):
+    assert known_hash(model / "model.safetensors") is None
+    assert list(hash_weights(model)) == ["model.safetensors"]
