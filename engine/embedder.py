@@ -5,7 +5,6 @@ texts ─ tokens ─► token ids ─ forest ─► Forest ─ model ─► fina
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,9 +23,6 @@ from lastword.report import Report
 from lastword.similarity import similarity, similarity_pairwise
 from lastword.tokens import TextTokenizer
 from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
-
-# PyTorch says this once in an environment without NumPy, where lastword is at home.
-warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
 # A window is tokenised, sorted and cut into batches together: large enough to meet equal prefixes, small in memory.
 _WINDOW_TEXTS = 4096
