@@ -84,6 +84,8 @@ def test_signals_clean_up(tmp_path, number, status, word):
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
+        # A job that runs in the background may have handed down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     deadline = time.monotonic() + 60
     while len(os.listdir(tmp_path)) < 2 and time.monotonic() < deadline:
