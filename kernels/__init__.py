@@ -8,7 +8,8 @@ from torch import Tensor
 from lastword.errors import ConfigError
 from lastword.kernels import reference
 from lastword.kernels.linear import Linear, SwigluLinear
-from lastword.kernels.plan import AttentionPlan, Segments, plan_attention
+from lastword.kernels.plan import AttentionPlan
+from lastword.kernels.segments import Segments
 
 __all__ = [
     "AttentionPlan",
@@ -18,7 +19,6 @@ __all__ = [
     "add_rms_norm",
     "final_attention",
     "forest_attention",
-    "plan_attention",
     "qk_norm_rope",
     "rms_norm",
     "rope_tables",
