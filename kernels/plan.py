@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lastword.kernels.sdpa_blocks import Block, Finals, final_groups, segment_blocks
 from lastword.kernels.segments import Segments
-from lastword.kernels.tiles import SegmentTable, final_table, query_tiles, segment_table
+from lastword.kernels.tiles import final_table, query_tiles, segment_table
 
 
 class AttentionPlan:
@@ -31,9 +31,20 @@ class AttentionPlan:
         return final_groups(self.segments, self.final_rows, self.device)
 
     @cached_property
-    def table(self) -> SegmentTable:
+    def table(self) -> Tensor:
         """The segments, for both kernels."""
         return segment_table(self.segments, self.device)
+
+    @cached_property
+    def has_ancestors(self) -> bool:
+        """Whether any segment forks off another."""
+        return any(parent >= 0 for parent in self.segments.parent)
+
+    @cached_property
+    def longest_path(self) -> int:
+        """Keys on the longest path of a final row, at most."""
+        pairs = zip(self.segments.depth, self.segments.length, strict=True)
+        return max(depth + length for depth, length in pairs)
 
     @cached_property
     def final_table(self) -> Tensor:

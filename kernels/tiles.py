@@ -3,27 +3,16 @@
 Knows rows only. Every table starts on 16 bytes, so that no batch asks for another compile.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from lastword.kernels.segments import Segments
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentTable:
-    """`rows[s] = (start, length, parent, fork)`, int32 [S, 4], as in `Segments`."""
-
-    rows: Tensor
-    has_parents: bool
-
-
-def segment_table(segments: Segments, device: torch.device) -> SegmentTable:
-    """Tabulate the segments."""
+def segment_table(segments: Segments, device: torch.device) -> Tensor:
+    """Tabulate the segments: int32 [S, 4] of (start, length, parent, fork)."""
     columns = [segments.start, segments.length, segments.parent, segments.fork]
-    rows = torch.tensor(columns, dtype=torch.int32).T.contiguous()
-    return SegmentTable(_to(rows, device), has_parents=any(p >= 0 for p in segments.parent))
+    return _to(torch.tensor(columns, dtype=torch.int32).T, device)
 
 
 def query_tiles(segments: Segments, tile_rows: int, device: torch.device) -> Tensor:
