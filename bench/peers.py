@@ -1,8 +1,6 @@
 """lastword and sentence-transformers side by side on one checkpoint: fp32, CPU, equal threads.
 
-    python -m lastword.bench.peers                    0.6B shape cut to 4 layers; tens of minutes
-    python -m lastword.bench.peers --quick            a tenth of the texts, one round
-    python -m lastword.bench.peers --model FOLDER     any checkpoint that both can read
+    lastword bench peers        or: python -m lastword.bench.peers
 
 Each library lives in its own child process (`bench/peer_child.py`) and waits while the other works.
 Vectors are compared first: where they differ, no figure is printed. See `bench/README.md`.
@@ -19,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from safetensors import safe_open
@@ -27,28 +24,29 @@ from tokenizers import Tokenizer
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.bench.flops import Work, needed_flops, work
+from lastword.bench.machine import device_name
+from lastword.bench.measure import gemm_rate
 from lastword.bench.peer_child import Child
+from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.bench.workloads import Workload, workloads
+from lastword.cli.main import main
 from lastword.weights import read_config
 
 PEERS = ("lastword", "sentence-transformers")
 TOLERANCE = 2e-5
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     """Run the comparison; exit status 1 when the vectors disagree."""
-    options = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="lastword-peers-") as scratch:
-        folder = options.model or _checkpoint(Path(scratch) / "model", layers=options.layers)
-        loads = workloads(64, 200, 16) if options.quick else workloads()
-        result = compare(
-            folder, loads, Path(scratch), rounds=options.rounds, threads=options.threads
-        )
+        folder = args.model or _checkpoint(Path(scratch) / "model", layers=args.layers)
+        loads = workloads(64, 200, 16) if args.quick else workloads()
+        result = compare(folder, loads, Path(scratch), rounds=args.rounds, threads=args.threads)
     if result is None:
         return 1
-    if not options.json:
-        print(table(result))
-    print(json.dumps(result))
+    if not args.json:
+        show(table(result))
+    show(json.dumps(result))
     return 0
 
 
@@ -123,27 +121,6 @@ def _time(
     return medians, rate
 
 
-def gemm_rate(rows: int = 2048, inner: int = 1024, columns: int = 6144) -> float:
-    """Best fp32 operations per second of a large product, plain and prepacked through oneDNN."""
-    x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
-    products: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, weight)]
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        pointwise = torch.ops.mkldnn._linear_pointwise
-        products.append(lambda: pointwise(x, packed, None, "none", [], ""))
-    return max(2 * rows * inner * columns / _best_seconds(product) for product in products)
-
-
-def _best_seconds(run: Callable[[], object], repeats: int = 5) -> float:
-    run()
-    taken = []
-    for _ in range(repeats):
-        start = perf_counter()
-        run()
-        taken.append(perf_counter() - start)
-    return min(taken)
-
-
 def _figures(
     folder: Path, load: Workload, seconds: dict[str, float], rate: float
 ) -> dict[str, object]:
@@ -194,19 +171,11 @@ def table(result: dict[str, object]) -> str:
 def _machine(threads: int, rounds: int) -> dict[str, object]:
     return {
         "machine": platform.machine(),
-        "cpu": _cpu_name(),
+        "cpu": device_name(torch.device("cpu")),
         "threads": threads,
         "rounds": rounds,
         "versions": {name: version(name) for name in (*PEERS, "torch", "transformers")},
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "")
 
 
 def _checkpoint(folder: Path, *, layers: int) -> Path:
@@ -216,13 +185,8 @@ def _checkpoint(folder: Path, *, layers: int) -> Path:
     _say(f"making a random checkpoint: 0.6B shape, {layers} layers, fp32")
     return make_checkpoint(
         folder,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=layers,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=151_669,
+        **sizes_of("0.6B", layers),
+        vocab_size=VOCABULARY,
         tokenizer=real,
     )
 
@@ -231,16 +195,5 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lastword.bench.peers", description=__doc__)
-    parser.add_argument("--model", type=Path, help="checkpoint folder; made at random if left out")
-    parser.add_argument("--layers", type=int, default=4, help="layers of the made checkpoint")
-    parser.add_argument("--rounds", type=int, default=3, help="alternated rounds, medians reported")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each library")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the texts")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
-    return parser
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["bench", "peers", *sys.argv[1:]]))

@@ -85,8 +85,12 @@ class Embedder:
         self.max_batch_tokens = self._check_batch_tokens(max_batch_tokens)
         self.truncate_dim = truncate_dim
         self.dim = self._check_dim(truncate_dim)
-        self.checkpoint = Checkpoint(self.files.folder, self.config)
+        self.checkpoint = self._open_checkpoint()
         self._model = Model(self.checkpoint, self.config, self.device, self.dtype)
+
+    def _open_checkpoint(self) -> Checkpoint:
+        """Open the weights; the model benchmark puts random ones in their place."""
+        return Checkpoint(self.files.folder, self.config)
 
     # What the caller's settings may be.
 
