@@ -52,8 +52,7 @@ def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
     """Driver version and power limit, as nvidia-smi gives them."""
     if device.type != "cuda":
         return None, None
-    index = torch.cuda.current_device() if device.index is None else device.index
-    uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     asked = ["--query-gpu=driver_version,power.limit", "--format=csv,noheader", f"--id={uuid}"]
     answer = _output(["nvidia-smi", *asked])
     if answer is None or "," not in answer:

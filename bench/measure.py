@@ -72,7 +72,7 @@ def _time_on_cpu(run: Callable[[], object], rep_ms: float) -> Timing:
 @torch.inference_mode()
 def measure_roofs(device: torch.device, dtype: torch.dtype) -> Roofs:
     """Measure both roofs; the product is in the dtype of the run."""
-    return Roofs(_copy_rate(device), *_product_rate(device, dtype))
+    return Roofs(_copy_rate(device), *product_rate(device, dtype))
 
 
 def _copy_rate(device: torch.device) -> float:
@@ -83,10 +83,11 @@ def _copy_rate(device: torch.device) -> float:
     return 2 * size / (copy.median_ms / 1e3)
 
 
-def _product_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+def product_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """Operations per second of a large matrix product on random data, and which product that was."""
     name = str(dtype).removeprefix("torch.")
     if device.type == "cpu" and dtype == torch.float32:
-        return gemm_rate(), f"2048×1024×6144 {name}"
+        return _packed_rate(), f"2048×1024×6144 {name}"
     side = _GPU_SIDE if device.type == "cuda" else 1024
     a = torch.randn(side, side, device=device).to(dtype)
     b = torch.randn(side, side, device=device).to(dtype)
@@ -94,7 +95,7 @@ def _product_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]
     return 2 * side**3 / (product.median_ms / 1e3), f"{side}³ {name}"
 
 
-def gemm_rate(rows: int = 2048, inner: int = 1024, columns: int = 6144) -> float:
+def _packed_rate(rows: int = 2048, inner: int = 1024, columns: int = 6144) -> float:
     """Best fp32 operations per second of a large product on the CPU, plain and prepacked through oneDNN."""
     x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
     products: list[Callable[[], object]] = [lambda: F.linear(x, weight)]

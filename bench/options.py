@@ -82,7 +82,7 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
         "--layers", type=positive, default=4, help="layers of the made checkpoint (4)"
     )
     parser.add_argument(
-        "--rounds", type=positive, default=3, help="alternated rounds, medians reported (3)"
+        "--rounds", type=positive, help="alternated rounds, medians reported (3, --quick: 1)"
     )
     parser.add_argument("--threads", type=positive, default=2, help="threads of each library (2)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the texts")

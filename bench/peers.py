@@ -1,4 +1,4 @@
-"""lastword and sentence-transformers side by side on one checkpoint: fp32, CPU, equal threads.
+"""lastword and sentence-transformers side by side on one checkpoint, device, dtype and number of threads.
 
     lastword bench peers        or: python -m lastword.bench.peers
 
@@ -9,7 +9,6 @@ Vectors are compared first: where they differ, no figure is printed. See `bench/
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -24,24 +23,39 @@ from tokenizers import Tokenizer
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.bench.flops import Work, needed_flops, work
-from lastword.bench.machine import device_name
-from lastword.bench.measure import gemm_rate
+from lastword.bench.machine import describe_run
+from lastword.bench.measure import product_rate
 from lastword.bench.peer_child import Child
 from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.bench.workloads import Workload, workloads
 from lastword.cli.main import main
+from lastword.device import choose_device, choose_dtype
 from lastword.weights import read_config
 
 PEERS = ("lastword", "sentence-transformers")
-TOLERANCE = 2e-5
+TOLERANCE = 2e-5  # largest absolute difference of fp32 vectors
+COSINE = (
+    0.99  # least cosine of bf16 vectors: both libraries round at other places, layer after layer
+)
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     """Run the comparison; exit status 1 when the vectors disagree."""
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    rounds = args.rounds or (1 if args.quick else 3)
     with tempfile.TemporaryDirectory(prefix="lastword-peers-") as scratch:
-        folder = args.model or _checkpoint(Path(scratch) / "model", layers=args.layers)
+        folder = args.model or _checkpoint(Path(scratch) / "model", layers=args.layers, dtype=dtype)
         loads = workloads(64, 200, 16) if args.quick else workloads()
-        result = compare(folder, loads, Path(scratch), rounds=args.rounds, threads=args.threads)
+        result = compare(
+            folder,
+            loads,
+            Path(scratch),
+            rounds=rounds,
+            threads=args.threads,
+            device=device,
+            dtype=dtype,
+        )
     if result is None:
         return 1
     if not args.json:
@@ -51,7 +65,14 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 
 
 def compare(
-    folder: Path, loads: list[Workload], scratch: Path, *, rounds: int, threads: int
+    folder: Path,
+    loads: list[Workload],
+    scratch: Path,
+    *,
+    rounds: int,
+    threads: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> dict[str, object] | None:
     """Check, then time; None when the peers' vectors differ by more than the tolerance."""
     torch.set_num_threads(threads)
@@ -59,14 +80,16 @@ def compare(
     if load_average > 0.5:
         _say(f"the machine is busy (load {load_average:.1f}): figures will be worth little")
     (scratch / "workloads.json").write_text(json.dumps([asdict(load) for load in loads]))
-    children = {peer: Child(peer, folder, scratch, threads=threads) for peer in PEERS}
+    name = str(dtype).removeprefix("torch.")
+    children = {
+        peer: Child(peer, folder, scratch, threads=threads, device=str(device), dtype=name)
+        for peer in PEERS
+    }
     try:
         differences = {load.name: _difference(children, load, scratch) for load in loads}
-        worst = max(differences.values())
-        if not worst <= TOLERANCE:
-            _say(f"vectors differ by {worst:.2e}, allowed {TOLERANCE:.0e}: no figures")
+        if not _agree(differences, dtype):
             return None
-        seconds, rate = _time(children, loads, rounds=rounds)
+        seconds, rate = _time(children, loads, rounds, lambda: product_rate(device, dtype)[0])
         peaks = {peer: int(child.ask(do="peak")) for peer, child in children.items()}
     finally:
         for child in children.values():
@@ -76,13 +99,17 @@ def compare(
             "workload": load.name,
             "title": load.title,
             "texts": len(load.texts),
-            "max_abs_difference": differences[load.name],
+            "max_abs_difference": differences[load.name][0],
+            "min_cosine": differences[load.name][1],
             **_figures(folder, load, seconds[load.name], rate),
         }
         for load in loads
     ]
     return {
-        **_machine(threads, rounds),
+        **describe_run(device, dtype),
+        "peers": {name: version(name) for name in (*PEERS, "transformers")},
+        "threads": threads,
+        "rounds": rounds,
         "load_average": load_average,
         "gemm_gflops": rate / 1e9,
         "peak_bytes": peaks,
@@ -90,26 +117,41 @@ def compare(
     }
 
 
-def _difference(children: dict[str, Child], load: Workload, scratch: Path) -> float:
-    """The largest absolute difference of the vectors, saved by each child in turn."""
+def _difference(children: dict[str, Child], load: Workload, scratch: Path) -> tuple[float, float]:
+    """The largest absolute difference and the least cosine of the vectors, saved by each child in turn."""
     vectors = []
     for peer, child in children.items():
         path = scratch / f"{peer}.safetensors"
         child.ask(do="run", workload=load.name, save=str(path))
         with safe_open(path, framework="pt") as file:
             vectors.append(file.get_tensor("vectors"))
-    return float((vectors[0] - vectors[1]).abs().max())
+    ours, theirs = vectors
+    cosine = torch.nn.functional.cosine_similarity(ours, theirs)
+    return float((ours - theirs).abs().max()), float(cosine.min())
+
+
+def _agree(differences: dict[str, tuple[float, float]], dtype: torch.dtype) -> bool:
+    """Hold fp32 vectors to a difference and bf16 ones to a cosine; say what fails."""
+    worst = max(difference for difference, _ in differences.values())
+    least = min(cosine for _, cosine in differences.values())
+    if dtype == torch.float32 and not worst <= TOLERANCE:
+        _say(f"vectors differ by {worst:.2e}, allowed {TOLERANCE:.0e}: no figures")
+        return False
+    if not least >= COSINE:
+        _say(f"vectors have a cosine of {least:.4f}, allowed {COSINE}: no figures")
+        return False
+    return True
 
 
 def _time(
-    children: dict[str, Child], loads: list[Workload], *, rounds: int
+    children: dict[str, Child], loads: list[Workload], rounds: int, product: Callable[[], float]
 ) -> tuple[dict[str, dict[str, float]], float]:
-    """Median seconds by workload and peer over alternated rounds, and the best GEMM rate."""
+    """Median seconds by workload and peer over alternated rounds, and the best rate of `product`."""
     taken: dict[str, dict[str, list[float]]] = {w.name: {p: [] for p in PEERS} for w in loads}
     rate = 0.0
     for turn in range(rounds):
         for load in loads:
-            rate = max(rate, gemm_rate())
+            rate = max(rate, product())
             for peer in PEERS if turn % 2 == 0 else reversed(PEERS):
                 seconds = children[peer].ask(do="run", workload=load.name, save=None)
                 taken[load.name][peer].append(seconds)
@@ -168,26 +210,17 @@ def table(result: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def _machine(threads: int, rounds: int) -> dict[str, object]:
-    return {
-        "machine": platform.machine(),
-        "cpu": device_name(torch.device("cpu")),
-        "threads": threads,
-        "rounds": rounds,
-        "versions": {name: version(name) for name in (*PEERS, "torch", "transformers")},
-    }
-
-
-def _checkpoint(folder: Path, *, layers: int) -> Path:
+def _checkpoint(folder: Path, *, layers: int, dtype: torch.dtype) -> Path:
     """A random checkpoint of the 0.6B shape, with the real tokenizer where it is to be had."""
     data = os.environ.get("LASTWORD_TEST_DATA")
     real = Path(data, "tokenizers", "Qwen3-Embedding-0.6B", "tokenizer.json") if data else None
-    _say(f"making a random checkpoint: 0.6B shape, {layers} layers, fp32")
+    _say(f"making a random checkpoint: 0.6B shape, {layers} layers")
     return make_checkpoint(
         folder,
         **sizes_of("0.6B", layers),
         vocab_size=VOCABULARY,
         tokenizer=real,
+        dtype=dtype,
     )
 
 
