@@ -111,7 +111,8 @@ def batches(tokens: int) -> list[Batch]:
 
     each = min(512, max(2, tokens // 4))
     count, prefix = max(2, round(tokens * _QUERIES_PER_TOKEN)), text(PREFIX)
-    queries = [prefix + text(QUERY) for _ in range(count)]
+    firsts = rng.sample(range(VOCABULARY), count)  # no two queries share more than the instruction
+    queries = [[*prefix, first, *text(QUERY - 1)] for first in firsts]
     title = f"{count:,} queries of {QUERY} after {PREFIX}"
     return [
         equal(1, tokens),

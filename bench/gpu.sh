@@ -16,11 +16,11 @@ usage() {
     exit 2
 }
 
-[ $# -ge 2 ] || usage
+[ $# -ge 2 ] && [ $# -le 3 ] || usage
 stage=$1 out=$2 dry=${3:-}
-[ -z "$dry" ] || [ "$dry" = --dry ] || usage
+[[ $stage =~ ^(prove|kernels|model|peers)$ && $dry =~ ^(|--dry)$ ]] || usage
 python=${PYTHON:-python3}
-limit=530 # seconds of a stage, by which it is stopped as Ctrl-C does
+limit=530 # seconds of a stage, after which it is stopped as Ctrl-C does
 
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -36,7 +36,8 @@ fi
 logged() {
     local log=$1
     shift
-    timeout --signal=INT --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$out/$log"
+    timeout --signal=INT --kill-after=10 $((SECONDS < limit ? limit - SECONDS : 1)) "$@" 2>&1 |
+        tee -a "$out/$log"
 }
 
 bench() {
@@ -66,8 +67,6 @@ model)
             --json "$out/model-tiny.jsonl"
     else
         for size in 0.6B 4B 8B; do
-            limit=$((limit - SECONDS))
-            SECONDS=0
             bench model.log model --model "$size" --json "$out/model-$size.jsonl"
         done
     fi
@@ -78,10 +77,9 @@ peers)
         scratch=$(mktemp -d)
         trap 'rm -rf "$scratch"' EXIT
         "$python" -m lastword.bench.checkpoint "$scratch" --like tiny
-        options=(--model "$scratch" --quick)
+        options=(--model "$scratch" --quick --threads 1)
     fi
     bench peers.log peers "${options[@]}"
     tail -n 1 "$out/peers.log" >"$out/peers.json"
     ;;
-*) usage ;;
 esac

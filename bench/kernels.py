@@ -26,7 +26,7 @@ from lastword.bench.measure import Roofs, Timing, measure_roofs, time_call
 from lastword.bench.plot import check_plot, plot_roofline
 from lastword.bench.table import OURS, Row, case_line, heading, row_line, sharing_line
 from lastword.device import choose_device, choose_dtype
-from lastword.errors import ConfigError, LastwordError
+from lastword.errors import ConfigError, DeviceError, LastwordError
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
@@ -90,7 +90,13 @@ class _Bench:
 
     def rows(self, case: Case) -> Iterator[Row]:
         """Check and time lastword's own, the function brought along and the baselines."""
-        gate = Gate(case, self.dtype)
+        try:
+            gate = Gate(case, self.dtype)
+        except torch.OutOfMemoryError as error:
+            where = f"{case.op} {case.models} {case.title}"
+            raise DeviceError(
+                f"{where}: the device's memory does not hold the twin in fp64. Lower --tokens"
+            ) from error
         yield self._row(case, gate, OURS, _as_it_is(getattr(kernels, case.op)), tested=True)
         if self.own is not None:
             yield self._row(case, gate, str(self.own_name), _as_it_is(self.own), tested=True)

@@ -21,10 +21,10 @@ from torch import Tensor
 from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
 from lastword.bench.flops import needed_flops, work
 from lastword.bench.machine import describe_run
-from lastword.bench.measure import Roofs, measure_roofs
+from lastword.bench.measure import product_rate
 from lastword.bench.peer_child import peak_bytes
 from lastword.bench.shapes import VOCABULARY, sizes_of
-from lastword.bench.table import shown_time
+from lastword.bench.table import shown_speed, shown_time
 from lastword.bench.workloads import WORDS, texts_of
 from lastword.cli.main import main
 from lastword.device import choose_device, choose_dtype
@@ -132,16 +132,16 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
                 file.flush()
 
         scratch = opened.enter_context(tempfile.TemporaryDirectory(prefix="lastword-model-"))
-        about, roofs = describe_run(device, dtype), measure_roofs(device, dtype)
+        about, (rate, product) = describe_run(device, dtype), product_rate(device, dtype)
         embedder = random_embedder(Path(scratch), args.model, args.layers, device, dtype)
         layers = embedder.config.num_hidden_layers
-        write({"run": about, "roofs": asdict(roofs), "model": args.model, "layers": layers})
+        write({"run": about, "flops_per_s": rate, "model": args.model, "layers": layers})
         show(f"{args.model} shape, {layers} layers, random weights: {about['device']}, {dtype}")
-        show(f"matrix product of this run: {roofs.flops_per_s / 1e12:,.2f} TFLOP/s")
+        show(f"matrix product of this run: {shown_speed(rate)} ({product}, random data)")
         show(f"{'tokens of a text':>16}{'texts':>8}{'encode':>14}{'forward':>14}"
              f"{'MFU':>8}{'forward':>9}{'peak memory':>14}")  # fmt: skip
         for length in lengths:
-            row = measure_length(embedder, length, tokens, args.rounds, roofs)
+            row = measure_length(embedder, length, tokens, args.rounds, rate)
             write(asdict(row))
             show(_line(row))
         for length in _LATENCY_TOKENS:
@@ -174,9 +174,9 @@ def random_embedder(
 
 
 def measure_length(
-    embedder: RandomEmbedder, length: int, tokens: int, rounds: int, roofs: Roofs
+    embedder: RandomEmbedder, length: int, tokens: int, rounds: int, rate: float
 ) -> Row:
-    """Time texts of one length, as many as make about `tokens` tokens."""
+    """Time texts of one length, as many as make about `tokens` tokens; `rate` is the product's, in FLOP/s."""
     device = embedder.device
     texts = texts_of(max(1, tokens // length), length - 1)  # and the end token
     ids, forests = embedder.token_ids(texts), embedder.forests(texts)
@@ -193,8 +193,8 @@ def measure_length(
         encode_s=encode_s,
         forward_s=forward_s,
         needed_flops=needed,
-        encode_mfu=needed / encode_s / roofs.flops_per_s,
-        forward_mfu=needed / forward_s / roofs.flops_per_s,
+        encode_mfu=needed / encode_s / rate,
+        forward_mfu=needed / forward_s / rate,
         peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else peak_bytes(),
     )
 

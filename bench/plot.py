@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lastword.bench.measure import Roofs
-from lastword.bench.table import OURS, Row
+from lastword.bench.table import OURS, Row, shown_bandwidth, shown_speed
 from lastword.errors import ConfigError
 
 _MARKERS = "osD^vP*X"
@@ -45,7 +45,7 @@ def plot_roofline(
         [left, ridge, right],
         [left * roofs.bytes_per_s, roofs.flops_per_s, roofs.flops_per_s],
         color="black",
-        label=f"roofs: {roofs.bytes_per_s / 1e9:,.0f} GB/s, {roofs.flops_per_s / 1e12:,.2f} TFLOP/s",
+        label=f"{shown_bandwidth(roofs.bytes_per_s)}, {shown_speed(roofs.flops_per_s)}",
     )
     colours = {op: f"C{i}" for i, op in enumerate(dict.fromkeys(row.op for row in timed))}
     makers = dict.fromkeys(row.by for row in timed)

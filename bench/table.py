@@ -34,18 +34,18 @@ class Row:
 
 def heading(about: Mapping[str, object], roofs: Roofs, *, interpreted: bool) -> str:
     """What was measured on, the roofs, and what a CPU's times are worth."""
-    product = f"{_speed(roofs.flops_per_s)} ({roofs.product}, random data)"
+    product = f"{shown_speed(roofs.flops_per_s)} ({roofs.product}, random data)"
     lines = [
         f"{about['device']}, {about['dtype']}, torch {about['torch']}, triton {about['triton']}",
-        f"roofs of this run: copy {_bandwidth(roofs.bytes_per_s)}, matrix product {product}",
+        f"roofs of this run: copy {shown_bandwidth(roofs.bytes_per_s)}, matrix product {product}",
     ]
-    if about["threads"] is not None:
+    if interpreted:
+        lines.append("TRITON_INTERPRET=1: kernels are checked, and nothing is timed.")
+    elif about["threads"] is not None:
         lines.append(
             f"On a CPU ({about['threads']} threads) lastword runs its PyTorch twins: "
             "these are the times of the twins, not of the Triton kernels."
         )
-    if interpreted:
-        lines.append("TRITON_INTERPRET=1: kernels are checked, and nothing is timed.")
     return "\n".join(lines)
 
 
@@ -57,7 +57,7 @@ def case_line(case: Case) -> str:
 
 def row_line(row: Row, roofs: Roofs, ours: Timing | None) -> str:
     """One implementation: its time, rate, share of the roof and time over lastword's; or why it has none."""
-    name = f"  {row.by:<14}"
+    name = f"  {row.by.rpartition(':')[2]:<14}"  # of module:function the function
     if row.timing is None:
         if row.right is None:
             return f"{name} not available: {row.reason}"
@@ -69,7 +69,7 @@ def row_line(row: Row, roofs: Roofs, ours: Timing | None) -> str:
     )
     seconds = row.timing.median_ms / 1e3
     moves = row.bytes / roofs.bytes_per_s >= row.flops / roofs.flops_per_s
-    rate = _bandwidth(row.bytes / seconds) if moves else _speed(row.flops / seconds)
+    rate = shown_bandwidth(row.bytes / seconds) if moves else shown_speed(row.flops / seconds)
     against = "" if ours is None else f"{row.timing.median_ms / ours.median_ms:8.2f}x ours"
     return f"{name}{median:>11}  ({low} to {high}){rate:>15}{row.of_roof:8.0%} of roof{against}"
 
@@ -98,11 +98,13 @@ def shown_time(milliseconds: float) -> str:
     return f"{milliseconds:,.2f} ms"
 
 
-def _bandwidth(bytes_per_s: float) -> str:
+def shown_bandwidth(bytes_per_s: float) -> str:
+    """GB/s, of 10^9 bytes."""
     return f"{bytes_per_s / 1e9:,.1f} GB/s"
 
 
-def _speed(flops_per_s: float) -> str:
+def shown_speed(flops_per_s: float) -> str:
+    """GFLOP/s below 1 TFLOP/s."""
     if flops_per_s < 1e12:
         return f"{flops_per_s / 1e9:,.1f} GFLOP/s"
     return f"{flops_per_s / 1e12:,.1f} TFLOP/s"
