@@ -41,12 +41,20 @@ Weights are random and made on the device; texts are made of words that are one 
 
 def add_kernels(parser: argparse.ArgumentParser) -> None:
     """Add the options of `bench kernels`."""
-    parser.add_argument("--op", nargs="+", choices=OPS, default=list(OPS), help="all by default")
+    parser.add_argument(
+        "--op",
+        nargs="+",
+        choices=OPS,
+        default=list(OPS),
+        metavar="OP",
+        help=f"{', '.join(OPS)}; all by default",
+    )
     parser.add_argument(
         "--model",
         nargs="+",
         choices=tuple(SIZES),
-        help="whose shapes; by default 0.6B, 4B and 8B on a GPU, 0.6B on a CPU",
+        metavar="SIZE",
+        help=f"whose shapes ({', '.join(SIZES)}); by default 0.6B, 4B and 8B on a GPU, 0.6B on a CPU",
     )
     parser.add_argument(
         "--tokens",
@@ -66,7 +74,8 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=BASELINES,
         default=list(BASELINES),
-        help="baselines; all by default, none where nothing follows",
+        metavar="NAME",
+        help=f"baselines ({', '.join(BASELINES)}); all by default, none where nothing follows",
     )
     parser.add_argument(
         "--rep-ms", type=positive, default=100, help="milliseconds spent on each time (100)"

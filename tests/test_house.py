@@ -172,7 +172,7 @@ def packaged(tree: Path) -> dict[str, bytes]:
             if file.is_file() and "__pycache__" not in file.parts and not nested:
                 path = Path(*package.split("."), file.relative_to(tree / folder))
                 wanted[path.as_posix()] = file.read_bytes()
-    return {path: content for path, content in wanted.items() if not path.endswith(".md")}
+    return {path: content for path, content in wanted.items() if not path.endswith((".md", ".sh"))}
 
 
 def test_wheel_holds_the_tree(copy: Path, tmp_path: Path) -> None:
