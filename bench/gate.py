@@ -37,7 +37,7 @@ class Verdict:
 
     right: bool
     reason: str
-    max_error: float
+    max_error: float | None
     allowed: float
 
 
@@ -69,17 +69,16 @@ class Gate:
         ]
         return [torch.cat([head for head in heads if head is not None], dim=1), q, k, v]
 
-    def check(self, prepare: Callable[[Inputs], Runner], *, poison: bool = True) -> Verdict:
-        """Run an implementation once on fresh arguments and compare everything it may have written.
+    def check(self, runner: Runner, *, poison: bool = True) -> Verdict:
+        """Run an implementation once, on arguments still fresh, and compare everything it may have written.
 
         Args:     poison: fill what it allocates with NaN, so that an element left unwritten is seen.
         """
-        runner = prepare(self.case.inputs())
         with _poisoned() if poison else warnings.catch_warnings(action="ignore"):
             outputs = runner.read(runner.run())
         if len(outputs) != len(self.truth):
             reason = f"returns {_counted(outputs)}, expected {_counted(self.truth)}"
-            return Verdict(False, reason, float("nan"), self.allowed[0])
+            return Verdict(False, reason, None, self.allowed[0])
         worst = Verdict(True, "", 0.0, self.allowed[0])
         for i, (got, truth) in enumerate(zip(outputs, self.truth, strict=True)):
             verdict = self._compare(got, truth, self.allowed[i])
@@ -92,13 +91,13 @@ class Gate:
     def _compare(self, got: Tensor, truth: Tensor, allowed: float) -> Verdict:
         if got.shape != truth.shape:
             reason = f"has shape {list(got.shape)}, expected {list(truth.shape)}"
-            return Verdict(False, reason, float("nan"), allowed)
+            return Verdict(False, reason, None, allowed)
         if got.numel() and got.dtype == torch.float64:
-            return Verdict(False, "is fp64, expected the inputs' dtype", float("nan"), allowed)
+            return Verdict(False, "is fp64, expected the inputs' dtype", None, allowed)
         if not bool(got.isfinite().all()):
             bad = int((~got.isfinite()).sum())
             reason = f"{bad:,} elements unwritten or not finite"
-            return Verdict(False, reason, float("nan"), allowed)
+            return Verdict(False, reason, None, allowed)
         error = _largest(got, truth)
         if not error <= allowed:
             return Verdict(False, f"errs by {error:.1e}, allowed {allowed:.1e}", error, allowed)

@@ -36,6 +36,8 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         raise ConfigError("--with: for which operation? Expected one --op with it")
     if args.plot is not None:
         check_plot(args.plot)
+        if _interpreted():
+            raise ConfigError("--plot: nothing is timed under TRITON_INTERPRET=1. Leave one out")
     device = choose_device(args.device)
     dtype = choose_dtype(None, device) if args.dtype is None else getattr(torch, args.dtype)
     on_cpu = device.type == "cpu"
@@ -43,9 +45,12 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     models = args.model or (["0.6B"] if on_cpu else ["0.6B", "4B", "8B"])
     with ExitStack() as opened, torch.inference_mode():
         file = opened.enter_context(args.json.open("w", encoding="utf-8")) if args.json else None
-        about, roofs = describe_run(device, dtype), measure_roofs(device, dtype)
-        _write(file, {"run": about, "roofs": asdict(roofs), "tokens": tokens})
-        show(heading(about, roofs, interpreted=_interpreted()))
+        if not on_cpu:  # Triton launches on the current device
+            opened.enter_context(torch.cuda.device(device))
+        about = describe_run(device, dtype)
+        roofs = None if _interpreted() else measure_roofs(device, dtype)
+        _write(file, {"run": about, "roofs": roofs and asdict(roofs), "tokens": tokens})
+        show(heading(about, roofs))
         bench = _Bench(device, dtype, roofs, args.rep_ms, args.own, own, tuple(args.beside))
         rows: list[Row] = []
         for case in cases(args.op, models, tokens, dtype, device):
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
             sharing = sharing_line(rows)
             if sharing is not None:
                 show(sharing)
-    if args.plot is not None:
+    if args.plot is not None and roofs is not None:
         plot_roofline(args.plot, rows, roofs, about)
     return sum(row.failed(args.own) for row in rows)
 
@@ -82,7 +87,7 @@ class _Bench:
 
     device: torch.device
     dtype: torch.dtype
-    roofs: Roofs
+    roofs: Roofs | None  # None: check, and time nothing
     rep_ms: float
     own_name: str | None
     own: Callable[..., Any] | None
@@ -106,7 +111,8 @@ class _Bench:
     def _row(self, case: Case, gate: Gate, by: str, prepare: Prepare, *, tested: bool) -> Row:
         row = Row(case.op, case.models, case.title, by, case.bytes, case.flops)
         try:
-            verdict = gate.check(prepare, poison=tested)
+            runner = prepare(case.inputs())
+            verdict = gate.check(runner, poison=tested)
             row = replace(
                 row,
                 right=verdict.right,
@@ -114,9 +120,9 @@ class _Bench:
                 max_error=verdict.max_error,
                 allowed_error=verdict.allowed,
             )
-            if not verdict.right or _interpreted():
+            if not verdict.right or self.roofs is None:
                 return row
-            timing = time_call(prepare(case.inputs()).run, self.device, self.rep_ms)
+            timing = time_call(runner.run, self.device, self.rep_ms)
         except Exception as error:  # noqa: BLE001 - code of others may raise anything
             return replace(row, right=False if tested else None, reason=_first_sentence(error))
         of_roof = self.roofs.seconds(case.bytes, case.flops) / (timing.median_ms / 1e3)

@@ -32,16 +32,17 @@ class Row:
         return self.by in (OURS, own) and self.right is not True
 
 
-def heading(about: Mapping[str, object], roofs: Roofs, *, interpreted: bool) -> str:
-    """What was measured on, the roofs, and what a CPU's times are worth."""
-    product = f"{shown_speed(roofs.flops_per_s)} ({roofs.product}, random data)"
+def heading(about: Mapping[str, object], roofs: Roofs | None) -> str:
+    """What was measured on, the roofs (None: nothing is timed), and what a CPU's times are worth."""
+    where = f"{about['device']}, {about['dtype']}, torch {about['torch']}, triton {about['triton']}"
+    if roofs is None:
+        return f"{where}\nTRITON_INTERPRET=1: kernels are checked, and nothing is timed."
+    copy, speed = shown_bandwidth(roofs.bytes_per_s), shown_speed(roofs.flops_per_s)
     lines = [
-        f"{about['device']}, {about['dtype']}, torch {about['torch']}, triton {about['triton']}",
-        f"roofs of this run: copy {shown_bandwidth(roofs.bytes_per_s)}, matrix product {product}",
+        where,
+        f"roofs of this run: copy {copy}, matrix product {speed} ({roofs.product}, random data)",
     ]
-    if interpreted:
-        lines.append("TRITON_INTERPRET=1: kernels are checked, and nothing is timed.")
-    elif about["threads"] is not None:
+    if about["threads"] is not None:
         lines.append(
             f"On a CPU ({about['threads']} threads) lastword runs its PyTorch twins: "
             "these are the times of the twins, not of the Triton kernels."
@@ -55,10 +56,10 @@ def case_line(case: Case) -> str:
     return f"\n{case.op}  {case.models}  {case.title}  ({counted})"
 
 
-def row_line(row: Row, roofs: Roofs, ours: Timing | None) -> str:
+def row_line(row: Row, roofs: Roofs | None, ours: Timing | None) -> str:
     """One implementation: its time, rate, share of the roof and time over lastword's; or why it has none."""
     name = f"  {row.by.rpartition(':')[2]:<14}"  # of module:function the function
-    if row.timing is None:
+    if row.timing is None or roofs is None:
         if row.right is None:
             return f"{name} not available: {row.reason}"
         if not row.right:

@@ -25,7 +25,7 @@ def made(op: str, title: str = "") -> Case:
 def judge(case: Case, name: str) -> Verdict:
     with torch.inference_mode():
         prepare = baselines(case, (name,))[name]
-        return Gate(case, torch.float32).check(prepare, poison=False)
+        return Gate(case, torch.float32).check(prepare(case.inputs()), poison=False)
 
 
 def test_which_baselines_a_case_has() -> None:

@@ -20,7 +20,8 @@ def made(op: str, dtype: torch.dtype, title: str = "") -> Case:
 
 def judge(op: str, operation: Callable, dtype=torch.float32, title: str = "") -> Verdict:
     with torch.inference_mode():
-        return Gate(made(op, dtype, title), dtype).check(lambda inputs: plain(operation, inputs))
+        case = made(op, dtype, title)
+        return Gate(case, dtype).check(plain(operation, case.inputs()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -28,8 +29,9 @@ def judge(op: str, operation: Callable, dtype=torch.float32, title: str = "") ->
 def test_the_right_ones_pass(op: str, dtype: torch.dtype) -> None:
     with torch.inference_mode():
         for case in cases([op], ["tiny"], 64, dtype, torch.device("cpu")):
-            verdict = Gate(case, dtype).check(lambda inputs: plain(getattr(kernels, op), inputs))
+            verdict = Gate(case, dtype).check(plain(getattr(kernels, op), case.inputs()))
             assert verdict.right, (case.title, verdict)
+            assert verdict.max_error is not None
             assert 0 <= verdict.max_error <= verdict.allowed
 
 
@@ -196,4 +198,4 @@ def test_a_runner_with_another_layout() -> None:
         return Runner(lambda: torch.nn.functional.silu(gate) * up, lambda result: [result, gate_up])
 
     case = made("swiglu", torch.float32)
-    assert Gate(case, torch.float32).check(prepare, poison=False).right
+    assert Gate(case, torch.float32).check(prepare(case.inputs()), poison=False).right

@@ -147,6 +147,13 @@ def test_without_matplotlib_nothing_is_measured(capfd, monkeypatch) -> None:
     assert "pip install 'lastword[bench]'" in err
 
 
+def test_no_plot_of_what_is_not_timed(capfd, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    status, out, err = bench(capfd, "--plot", "a.svg")
+    assert (status, out) == (2, [])
+    assert "nothing is timed under TRITON_INTERPRET=1" in err
+
+
 @pytest.mark.parametrize("kind", ["svg", "png"])
 def test_plot(capfd, kind: str) -> None:
     words = ["--op", "rms_norm", "forest_attention", "--beside", "sdpa-flash"]
