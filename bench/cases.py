@@ -116,7 +116,7 @@ def batches(tokens: int) -> list[Batch]:
     title = f"{count:,} queries of {QUERY} after {PREFIX}"
     return [
         equal(1, tokens),
-        equal(1, max(1, tokens // 2)),
+        *([equal(1, tokens // 2)] if tokens > 1 else []),
         equal(max(2, tokens // each), each),
         _batch(f"{title} each", queries),
         _batch(f"{title} shared", queries, share=True),

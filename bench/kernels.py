@@ -123,7 +123,12 @@ class _Bench:
             if not verdict.right or self.roofs is None:
                 return row
             timing = time_call(runner.run, self.device, self.rep_ms)
-        except Exception as error:  # noqa: BLE001 - code of others may raise anything
+        except Exception as error:  # code of others may raise anything
+            if "CUDA error" in str(error) or "HIP error" in str(error):
+                raise DeviceError(
+                    f"{case.op} by {by}: broke the GPU's context, no call will work from here; "
+                    f"{_first_sentence(error)}"
+                ) from error
             return replace(row, right=False if tested else None, reason=_first_sentence(error))
         of_roof = self.roofs.seconds(case.bytes, case.flops) / (timing.median_ms / 1e3)
         return replace(row, timing=timing, of_roof=of_roof)

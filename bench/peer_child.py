@@ -15,6 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from lastword.errors import LastwordError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -57,7 +59,7 @@ class Child:
         stdin.flush()
         answer = stdout.readline()
         if not answer:
-            raise RuntimeError(f"{self._peer}: the child died; its message is above")
+            raise LastwordError(f"{self._peer}: its process died; its own message is above")
         return float(answer)
 
     def close(self) -> None:

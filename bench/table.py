@@ -44,7 +44,7 @@ def heading(about: Mapping[str, object], roofs: Roofs | None) -> str:
     ]
     if about["threads"] is not None:
         lines.append(
-            f"On a CPU ({about['threads']} threads) lastword runs its PyTorch twins: "
+            f"On a CPU (threads: {about['threads']}) lastword runs its PyTorch twins: "
             "these are the times of the twins, not of the Triton kernels."
         )
     return "\n".join(lines)

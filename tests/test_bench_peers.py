@@ -124,3 +124,24 @@ def test_bf16_is_held_to_a_cosine(tiny_checkpoint: Path, monkeypatch, capfd) -> 
 )
 def test_agreement(worst: float, least: float, dtype: torch.dtype, agrees: bool) -> None:
     assert peers._agree({"a": (0.0, 1.0), "b": (worst, least)}, dtype) == agrees
+
+
+def test_what_is_missing_is_said_first(tmp_path: Path, monkeypatch, capfd) -> None:
+    assert main(["bench", "peers", "--model", str(tmp_path / "gone")]) == 2
+    assert "gone/config.json" in capfd.readouterr().err
+    assert main(["bench", "peers", "--device", "cuda:99"]) == 2
+    assert "--device: not there" in capfd.readouterr().err
+    monkeypatch.setattr(peers, "find_spec", lambda _: None)
+    assert main(["bench", "peers"]) == 2
+    assert "pip install 'lastword[bench]'" in capfd.readouterr().err
+
+
+def test_a_peer_that_dies_is_one_line(tiny_checkpoint: Path, tmp_path: Path, capfd) -> None:
+    for file in tiny_checkpoint.iterdir():
+        if file.name != "model.safetensors" and file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    words = ["bench", "peers", "--quick", "--threads", "1", "--model", str(tmp_path)]
+    assert main(words) == 2
+    assert (
+        capfd.readouterr().err.splitlines()[-1].startswith("lastword: lastword: its process died")
+    )

@@ -197,6 +197,24 @@ def test_out_of_memory_is_one_line(capfd, monkeypatch) -> None:
     assert "swiglu tiny 64 tokens: the device's memory does not hold" in err
 
 
+def test_a_broken_gpu_context_ends_the_run(capfd, monkeypatch) -> None:
+    def broken(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(kernels, "rms_norm", broken)
+    status, _, err = bench(capfd)
+    assert status == 2
+    assert "rms_norm by lastword: broke the GPU's context" in err
+    assert "illegal memory access" in err
+    assert err.count("\n") == 1
+
+
+def test_one_token(capfd) -> None:
+    status, out, _ = bench(capfd, "--tokens", "1", "--beside")
+    assert status == 0
+    assert len(set(out) & {"forest_attention  tiny  1 text of 1  (0.0 MB, 0.00 GFLOP)"}) == 1
+
+
 def test_what_was_measured_stays_when_a_run_is_stopped(capfd, monkeypatch) -> None:
     times = iter([Timing(1.0, 1.0, 1.0)])
 
