@@ -16,7 +16,7 @@ from torch import Tensor
 from lastword.bench.flops import Work, work
 from lastword.bench.shapes import SIZES, VOCABULARY, Sizes
 from lastword.forest import Forest, plan_forests
-from lastword.kernels import plan_attention
+from lastword.kernels import AttentionPlan
 
 EPS = 1e-6
 # The queries of a batch: each has an instruction of PREFIX tokens before its own QUERY tokens.
@@ -175,7 +175,7 @@ def _attention(
     H, KH, D = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
     final = op == "final_attention"
     T, N = batch.work.tokens, batch.work.finals
-    plan = plan_attention(batch.forest.segments, batch.forest.final_rows, device)
+    plan = AttentionPlan(batch.forest.segments, batch.forest.final_rows, device)
 
     def draw() -> Inputs:
         source = _Source(device, dtype)

@@ -29,10 +29,10 @@ from lastword.bench.workloads import WORDS, texts_of
 from lastword.cli.main import main
 from lastword.device import choose_device, choose_dtype
 from lastword.embedder import Embedder
-from lastword.forest import Forest
-from lastword.report import Report
+from lastword.forest import Forest, plan_forests
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig
 from lastword.weights.shards import SINGLE
+from lastword.windows import cut_windows
 
 _POSITIONS = 32_768
 _LATENCY_CALLS = 30
@@ -92,8 +92,11 @@ class RandomEmbedder(Embedder):
 
     def forests(self, texts: list[str]) -> list[Forest]:
         """The batches that `encode` would run."""
-        options = self._options("", "float32", None, None, "cut")
-        return list(self._forests(texts, 0, options, Report()))
+        return [
+            forest
+            for window in cut_windows(iter(texts))
+            for forest in plan_forests(self.token_ids(window), self.max_batch_tokens)
+        ]
 
     def forward(self, forests: list[Forest]) -> None:
         """The forward alone, without tokens, packing and finish."""

@@ -7,8 +7,9 @@ import torch
 
 from lastword.errors import ConfigError, DeviceError
 
-# Rows of one forward on a CPU: products are at their peak from 512 rows on, and activations stay near the caches.
-CPU_BATCH_TOKENS = 2048
+# Rows of one forward for each CPU thread: products are at their peak, and activations stay near the caches.
+CPU_BATCH_TOKENS_PER_THREAD = 512
+CPU_BATCH_TOKENS_LIMITS = (1024, 8192)
 GPU_BATCH_TOKENS = 16_384
 
 
@@ -53,4 +54,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
 
 def default_batch_tokens(device: torch.device) -> int:
     """Tokens computed in one forward where the caller does not say."""
-    return CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+    if device.type != "cpu":
+        return GPU_BATCH_TOKENS
+    low, high = CPU_BATCH_TOKENS_LIMITS
+    return min(max(CPU_BATCH_TOKENS_PER_THREAD * torch.get_num_threads(), low), high)

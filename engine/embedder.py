@@ -6,29 +6,32 @@ texts ─ tokens ─► token ids ─ forest ─► Forest ─ model ─► fina
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lastword.device import choose_device, choose_dtype, default_batch_tokens
-from lastword.errors import ConfigError, InputError, some
-from lastword.finish import check_precision, finish, quantize
+from lastword.errors import ConfigError, InputError
+from lastword.finish import finish, quantize
 from lastword.forest import Forest, plan_forests
 from lastword.identity import file_hash, fingerprint
 from lastword.model import Model
 from lastword.progress import progress_bar
 from lastword.report import Report
+from lastword.settings import (
+    EncodeOptions,
+    Kind,
+    TooLong,
+    check_batch_tokens,
+    check_dim,
+    check_max_length,
+    choose_prompt,
+)
 from lastword.similarity import similarity, similarity_pairwise
 from lastword.tokens import TextTokenizer
 from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
-
-# A window is tokenised, sorted and cut into batches together: large enough to meet equal prefixes, small in memory.
-_WINDOW_TEXTS = 4096
-_WINDOW_CHARS = 4_000_000
-
-TooLong = Literal["cut", "error"]
+from lastword.windows import cut_windows
 
 
 class Embedder:
@@ -81,10 +84,18 @@ class Embedder:
         self.prompts = dict(self.spec.prompts if prompts is None else prompts)
         self.default_prompt_name = self.spec.default_prompt_name
         self._tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)
-        self.max_length = self._check_max_length(max_length)
-        self.max_batch_tokens = self._check_batch_tokens(max_batch_tokens)
+        self.max_length = check_max_length(
+            max_length,
+            default=self.spec.max_length,
+            least=self._tokenizer.num_template_tokens + 1,
+            limit=self.config.max_position_embeddings,
+        )
+        self.max_batch_tokens = check_batch_tokens(
+            max_batch_tokens, default_batch_tokens(self.device)
+        )
         self.truncate_dim = truncate_dim
-        self.dim = self._check_dim(truncate_dim)
+        self._size = self.config.hidden_size
+        self.dim = check_dim(truncate_dim, self._size)
         self.checkpoint = self._open_checkpoint()
         self._model = Model(self.checkpoint, self.config, self.device, self.dtype)
 
@@ -92,40 +103,8 @@ class Embedder:
         """Open the weights; the model benchmark puts random ones in their place."""
         return Checkpoint(self.files.folder, self.config)
 
-    # What the caller's settings may be.
-
-    def _check_max_length(self, max_length: int | None) -> int:
-        limit, least = self.config.max_position_embeddings, self._tokenizer.num_template_tokens + 1
-        length = self.spec.max_length if max_length is None else max_length
-        if not least <= length <= limit:
-            raise ConfigError(
-                f"max_length: out of range; got {length}, expected {least} to {limit} tokens."
-            )
-        return length
-
-    def _check_batch_tokens(self, tokens: int | None) -> int:
-        if tokens is not None and tokens < 1:
-            raise ConfigError(f"max_batch_tokens: out of range; got {tokens}, expected 1 or more.")
-        return default_batch_tokens(self.device) if tokens is None else tokens
-
-    def _check_dim(self, truncate_dim: int | None) -> int:
-        size = self.config.hidden_size
-        if truncate_dim is None:
-            return size
-        if type(truncate_dim) is not int or not 1 <= truncate_dim <= size:
-            raise ConfigError(
-                f"truncate_dim: out of range; got {truncate_dim!r}, expected 1 to {size}."
-            )
-        return truncate_dim
-
-    def _dim(self, truncate_dim: int | None) -> int:
-        return self.dim if truncate_dim is None else self._check_dim(truncate_dim)
-
     def resolve_prompt(
-        self,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        kind: Literal["query", "document"] | None = None,
+        self, prompt_name: str | None = None, prompt: str | None = None, kind: Kind | None = None
     ) -> str:
         """Find the prefix to put before every text: the prompt itself, one by name, or the kind's own.
 
@@ -133,21 +112,7 @@ class Embedder:
         """
         if prompt is not None:
             return prompt
-        if prompt_name is None:
-            names = {"query": ("query",), "document": ("document", "passage", "corpus"), None: ()}[
-                kind
-            ]
-            prompt_name = next(
-                (name for name in names if name in self.prompts), self.default_prompt_name
-            )
-        if prompt_name is None:
-            return ""
-        if prompt_name not in self.prompts:
-            known = some(self.prompts) or "none"
-            raise ConfigError(
-                f"prompt: unknown name; got {prompt_name!r}, expected one of: {known}."
-            )
-        return self.prompts[prompt_name]
+        return choose_prompt(self.prompts, prompt_name, self.default_prompt_name, kind)
 
     # Encoding.
 
@@ -186,7 +151,7 @@ class Embedder:
         single = isinstance(texts, str)
         listed: Sequence[str] = [texts] if isinstance(texts, str) else list(texts)
         prefix = self.resolve_prompt(prompt_name, prompt)
-        options = self._options(prefix, precision, truncate_dim, ranges, too_long)
+        options = EncodeOptions(prefix, precision, self._dim(truncate_dim), ranges, too_long)
         with progress_bar(len(listed), show=show_progress_bar) as advance:
             windows = list(self._windows(iter(listed), options, Report(), advance))
         empty = torch.empty(0, self._dim(truncate_dim))
@@ -236,7 +201,7 @@ class Embedder:
         Args:     report: counts are added to it as the work goes on; the rest as for `encode`.
         """
         prefix = self.resolve_prompt(prompt_name, prompt)
-        options = self._options(prefix, precision, truncate_dim, ranges, too_long)
+        options = EncodeOptions(prefix, precision, self._dim(truncate_dim), ranges, too_long)
         counts = Report() if report is None else report
         with progress_bar(None, show=show_progress_bar) as advance:
             for window in self._windows(iter(texts), options, counts, advance):
@@ -246,44 +211,32 @@ class Embedder:
         self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> Report:
         """Count what embedding these texts would compute, without computing it."""
-        options = self._options(
-            self.resolve_prompt(prompt_name, prompt), "float32", None, None, "cut"
-        )
+        prefix = self.resolve_prompt(prompt_name, prompt)
+        options = EncodeOptions(prefix, "float32", self.dim, None, "cut")
         report = Report()
-        for window in _cut_windows(iter(texts)):
+        for window in cut_windows(iter(texts)):
             for forest in self._forests(window, report.texts, options, report):
                 self._count(forest, report)
             report.texts += len(window)
         return report
 
-    def _options(
-        self,
-        prefix: str,
-        precision: str,
-        truncate_dim: int | None,
-        ranges: Tensor | None,
-        too_long: str,
-    ) -> "_Options":
-        dim = self._dim(truncate_dim)
-        check_precision(precision, dim, ranges)
-        if too_long not in ("cut", "error"):
-            raise ConfigError(f"too_long: unknown; got {too_long!r}, expected 'cut' or 'error'.")
-        return _Options(prefix, precision, dim, ranges, too_long)
+    def _dim(self, truncate_dim: int | None) -> int:
+        return self.dim if truncate_dim is None else check_dim(truncate_dim, self._size)
 
     def _windows(
         self,
         texts: Iterator[str],
-        options: "_Options",
+        options: EncodeOptions,
         report: Report,
         advance: Callable[[int], None],
     ) -> Iterator[Tensor]:
         """Yield the vectors [n, dim] of one window of texts after another."""
-        for window in _cut_windows(texts):
+        for window in cut_windows(texts):
             began, first = time.perf_counter(), report.texts
             out = torch.empty(len(window), options.dim)
             for forest in self._forests(window, first, options, report):
                 states = self._model.forward(forest)
-                normalize = self.spec.normalize or options.dim < self.config.hidden_size
+                normalize = self.spec.normalize or options.dim < self._size
                 vectors = finish(states, options.dim, normalize=normalize)[forest.distinct]
                 _check_finite(vectors, forest, first)
                 out[forest.texts] = vectors
@@ -294,7 +247,7 @@ class Embedder:
             yield quantize(out, options.precision, options.ranges)
 
     def _forests(
-        self, window: list[str], first: int, options: "_Options", report: Report
+        self, window: list[str], first: int, options: EncodeOptions, report: Report
     ) -> Iterator[Forest]:
         tokens = self._tokenizer.encode(
             [options.prefix + text for text in window] if options.prefix else window,
@@ -357,34 +310,6 @@ class Embedder:
             precision=precision,
             ranges=None if ranges is None else ranges.tolist(),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """One call's settings, checked."""
-
-    prefix: str
-    precision: str
-    dim: int
-    ranges: Tensor | None
-    too_long: str
-
-
-def _cut_windows(texts: Iterator[object]) -> Iterator[list[str]]:
-    """Gather texts until a window is full by count or by characters."""
-    window: list[str] = []
-    chars = 0
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            got = type(text).__name__
-            raise InputError(f"text {index}: not a string; got {got}, expected str.", index)
-        window.append(text)
-        chars += len(text)
-        if len(window) == _WINDOW_TEXTS or chars >= _WINDOW_CHARS:
-            yield window
-            window, chars = [], 0
-    if window:
-        yield window
 
 
 def _check_finite(vectors: Tensor, forest: Forest, first: int) -> None:

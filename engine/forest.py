@@ -193,7 +193,7 @@ def _pack(
     return Forest(
         ids=window.ids[torch.repeat_interleave(sources, lengths) + ramp],
         positions=(torch.repeat_interleave(depths, lengths) + ramp).to(torch.int32),
-        segments=Segments(start, lengths.tolist(), parent, fork),
+        segments=Segments(start, lengths.tolist(), parent, fork, depths.tolist()),
         final_rows=[start[place[b]] + depth - branches[b].start - 1 for b, depth in finals],
         texts=torch.tensor(texts),
         distinct=torch.repeat_interleave(torch.tensor([len(group) for group in callers])),

@@ -158,7 +158,7 @@ class Model:
     def _prepare(self, forest: Forest) -> _Batch:
         positions = forest.positions.to(self.device)
         cos, sin = kernels.rope_tables(positions, self.inv_freq, self.config.rope.attention_factor)
-        plan = kernels.plan_attention(forest.segments, forest.final_rows, self.device)
+        plan = AttentionPlan(forest.segments, forest.final_rows, self.device)
         return _Batch(plan, cos, sin, torch.tensor(forest.final_rows, device=self.device))
 
 

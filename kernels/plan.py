@@ -1,167 +1,58 @@
-"""Which rows attend to which: the forest's segments turned into blocks of equal shape, once a batch.
+"""Which rows attend to which, made once a batch, in the form that the implementation at hand reads.
 
-A segment's path is the first `fork` rows of its parent's path end, of its grandparent's, and so on up to a root,
-then its own rows. The plan knows rows only, neither token ids nor texts.
+The PyTorch twins take dense blocks (`sdpa_blocks.py`), the Triton kernels small tables (`tiles.py`).
 """
 
-from collections import defaultdict
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-# Rows of keys gathered for one SDPA call: bounds the copy at 128 MB for KH·D = 1024 in fp32.
-_KV_ROWS = 16_384
-# Query rows of one masked SDPA call: bounds the mask, and skips most keys above the diagonal.
-_MASK_ROWS = 256
+from lastword.kernels.sdpa_blocks import Block, Finals, final_groups, segment_blocks
+from lastword.kernels.segments import Segments
+from lastword.kernels.tiles import final_table, query_tiles, segment_table
 
 
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """The forest's segments, as Python integers on the host.
-
-    `start[s]` first packed row, `length[s]` rows, `parent[s]` segment or -1, `fork[s]` how many of the parent's own
-    rows come before this segment (0 for a root).
-    """
-
-    start: list[int]
-    length: list[int]
-    parent: list[int]
-    fork: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """`count` segments of `own` rows each, attended by one SDPA call.
-
-    Without ancestors `kv_rows` is None and the rows are `start …` side by side. With ancestors `q_rows [B, rows]`
-    attend to `kv_rows [B, keys]` under `mask [rows, keys]` (None: every key).
-    """
-
-    count: int
-    own: int
-    start: int
-    q_rows: Tensor
-    kv_rows: Tensor | None
-    mask: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """Blocks for `forest_attention`; for `final_attention` pairs of texts [B] and the rows of their paths [B, keys]."""
+    """The attention of one batch: its segments, its final rows, and each form of them when first asked for."""
 
-    blocks: list[Block]
-    finals: list[tuple[Tensor, Tensor]]
+    def __init__(self, segments: Segments, final_rows: list[int], device: torch.device) -> None:
+        self.segments, self.final_rows, self.device = segments, final_rows, device
+        self._tiles: dict[int, Tensor] = {}
 
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """For the twin of `forest_attention`."""
+        return segment_blocks(self.segments, self.device)
 
-def plan_attention(
-    segments: Segments, final_rows: list[int], device: torch.device
-) -> AttentionPlan:
-    """Group segments and final rows of equal shape, so that attention is few calls on dense blocks."""
-    paths = _Paths(segments)
-    return AttentionPlan(
-        _plan_blocks(segments, paths, device), _plan_finals(paths, final_rows, device)
-    )
+    @cached_property
+    def finals(self) -> Finals:
+        """For the twin of `final_attention`."""
+        return final_groups(self.segments, self.final_rows, self.device)
 
+    @cached_property
+    def table(self) -> Tensor:
+        """The segments, for both kernels."""
+        return segment_table(self.segments, self.device)
 
-class _Paths:
-    """The packed rows before a segment, and the path of any row."""
+    @cached_property
+    def has_ancestors(self) -> bool:
+        """Whether any segment forks off another."""
+        return any(parent >= 0 for parent in self.segments.parent)
 
-    def __init__(self, segments: Segments) -> None:
-        self.segments = segments
-        self._before: dict[int, Tensor] = {}
-        self._empty = torch.empty(0, dtype=torch.int64)
-        self._order = sorted(range(len(segments.start)), key=segments.start.__getitem__)
-        self._starts = torch.tensor([segments.start[s] for s in self._order])
+    @cached_property
+    def longest_path(self) -> int:
+        """Keys on the longest path of a final row, at most."""
+        pairs = zip(self.segments.depth, self.segments.length, strict=True)
+        return max(depth + length for depth, length in pairs)
 
-    def before(self, segment: int) -> Tensor:
-        """Rows of the ancestors of `segment`, root first."""
-        parent = self.segments.parent[segment]
-        if parent < 0:
-            return self._empty
-        if segment not in self._before:
-            start = self.segments.start[parent]
-            own = torch.arange(start, start + self.segments.fork[segment])
-            self._before[segment] = torch.cat([self.before(parent), own])
-        return self._before[segment]
+    @cached_property
+    def final_table(self) -> Tensor:
+        """The final rows, for the kernel of `final_attention`."""
+        return final_table(self.segments, self.final_rows, self.device)
 
-    def owners(self, rows: list[int]) -> list[int]:
-        """The segment that holds each row."""
-        found = torch.searchsorted(self._starts, torch.tensor(rows), right=True) - 1
-        return [self._order[i] for i in found.tolist()]
-
-
-def _plan_blocks(segments: Segments, paths: _Paths, device: torch.device) -> list[Block]:
-    roots: dict[int, list[int]] = defaultdict(list)
-    forked: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for s, own in enumerate(segments.length):
-        if segments.parent[s] < 0:
-            roots[own].append(s)
-        else:
-            forked[own, len(paths.before(s))].append(s)
-    blocks = []
-    for own, members in roots.items():
-        for first, count in _runs([segments.start[s] for s in members], own):
-            q_rows = torch.arange(first, first + own)[None].to(device)
-            blocks.append(Block(count, own, first, q_rows, None, None))
-    for (own, above), members in forked.items():
-        step = max(1, _KV_ROWS // (own + above))
-        for i in range(0, len(members), step):
-            blocks += _forked_blocks(segments, paths, members[i : i + step], own, above, device)
-    return blocks
-
-
-def _runs(starts: list[int], own: int) -> list[tuple[int, int]]:
-    """Join segments of `own` rows that lie side by side into (first row, count)."""
-    runs: list[tuple[int, int]] = []
-    for start in sorted(starts):
-        if runs and start == runs[-1][0] + runs[-1][1] * own:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((start, 1))
-    return runs
-
-
-def _forked_blocks(
-    segments: Segments,
-    paths: _Paths,
-    members: list[int],
-    own: int,
-    above: int,
-    device: torch.device,
-) -> list[Block]:
-    own_rows = torch.tensor([segments.start[s] for s in members])[:, None] + torch.arange(own)
-    path_rows = torch.cat([torch.stack([paths.before(s) for s in members]), own_rows], dim=1)
-    own_rows, path_rows = own_rows.to(device), path_rows.to(device)
-    blocks = []
-    for low in range(0, own, _MASK_ROWS):
-        high = min(low + _MASK_ROWS, own)
-        mask = None
-        if own > 1:  # lower-right aligned: row i of the segment sees `above` + i + 1 keys
-            mask = torch.ones(high - low, above + high, dtype=torch.bool, device=device)
-            mask = mask.tril(above + low)
-        rows = own_rows[:, low:high]
-        blocks.append(Block(len(members), own, -1, rows, path_rows[:, : above + high], mask))
-    return blocks
-
-
-def _plan_finals(
-    paths: _Paths, final_rows: list[int], device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    groups: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for text, (row, segment) in enumerate(zip(final_rows, paths.owners(final_rows), strict=True)):
-        own = row - paths.segments.start[segment] + 1
-        groups[len(paths.before(segment)) + own].append((text, segment, own))
-    finals = []
-    for keys, members in groups.items():
-        step = max(1, _KV_ROWS // keys)
-        for i in range(0, len(members), step):
-            texts = torch.tensor([text for text, _, _ in members[i : i + step]])
-            rows = torch.stack([_path(paths, s, own) for _, s, own in members[i : i + step]])
-            finals.append((texts.to(device), rows.to(device)))
-    return finals
-
-
-def _path(paths: _Paths, segment: int, own: int) -> Tensor:
-    start = paths.segments.start[segment]
-    return torch.cat([paths.before(segment), torch.arange(start, start + own)])
+    def tiles(self, tile_rows: int) -> Tensor:
+        """Tiles of at most `tile_rows` query rows, for the kernel of `forest_attention`."""
+        if tile_rows not in self._tiles:
+            self._tiles[tile_rows] = query_tiles(self.segments, tile_rows, self.device)
+        return self._tiles[tile_rows]

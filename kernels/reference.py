@@ -12,7 +12,15 @@ from lastword.kernels.plan import AttentionPlan
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Twin of `rms_norm`."""
-    return F.rms_norm(x.float(), (x.shape[-1],), weight.float(), eps).to(x.dtype)
+    return _normalize(x, weight, eps).to(x.dtype)
+
+
+def _normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise in fp32; one pass for the statistics, where F.rms_norm writes the squares out first."""
+    h = x.float()
+    norm = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+    inverse = norm.square_().div_(h.shape[-1]).add_(eps).rsqrt_()
+    return (h * inverse).mul_(weight.float())
 
 
 def add_rms_norm_ref(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -29,12 +37,11 @@ def rope_tables_ref(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[
 
 def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
     """Normalise and rotate the heads of x [T, heads, D] in place: (a, b) -> (a·cos − b·sin, b·cos + a·sin)."""
-    normed = F.rms_norm(x.float(), (x.shape[-1],), weight.float(), eps)
-    a, b = normed.chunk(2, dim=-1)
+    a, b = _normalize(x, weight, eps).chunk(2, dim=-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
     low, high = x.chunk(2, dim=-1)
-    low.copy_((a * cos).addcmul_(b, sin, value=-1.0))
-    high.copy_((b * cos).addcmul_(a, sin))
+    torch.addcmul(a * cos, b, sin, value=-1.0, out=low)
+    torch.addcmul(b * cos, a, sin, out=high)
 
 
 def qk_norm_rope_ref(

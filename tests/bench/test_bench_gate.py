@@ -174,8 +174,9 @@ def test_a_shared_prefix_is_seen() -> None:
     case = made("forest_attention", torch.float32, "shared")
     segments = case.batch.forest.segments
     count = len(segments.start)
-    roots = kernels.Segments(segments.start, segments.length, [-1] * count, [0] * count)
-    alone = kernels.plan_attention(roots, case.batch.forest.final_rows, torch.device("cpu"))
+    none = [0] * count
+    roots = kernels.Segments(segments.start, segments.length, [-1] * count, none, none)
+    alone = kernels.AttentionPlan(roots, case.batch.forest.final_rows, torch.device("cpu"))
 
     def ancestors_ignored(q, k, v, plan, scale):
         return kernels.forest_attention(q, k, v, alone, scale)

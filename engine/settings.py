@@ -1,0 +1,91 @@
+"""What a caller may set, checked: each function returns the value in force or raises a ConfigError that names it.
+
+Knows numbers and names, neither models nor devices.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from lastword.errors import ConfigError, some
+from lastword.finish import check_precision
+
+Kind = Literal["query", "document"]
+TooLong = Literal["cut", "error"]
+
+# The prompt that each kind of text gets where the checkpoint has one, the first that it has.
+_PROMPT_NAMES: dict[Kind | None, tuple[str, ...]] = {
+    "query": ("query",),
+    "document": ("document", "passage", "corpus"),
+    None: (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """The settings of one call.
+
+    Raises:   ConfigError for a precision that does not go with `dim` and `ranges`, or an unknown `too_long`.
+    """
+
+    prefix: str
+    precision: str
+    dim: int
+    ranges: Tensor | None
+    too_long: str
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision, self.dim, self.ranges)
+        if self.too_long not in ("cut", "error"):
+            raise ConfigError(
+                f"too_long: unknown; got {self.too_long!r}, expected 'cut' or 'error'."
+            )
+
+
+def check_max_length(max_length: int | None, default: int, least: int, limit: int) -> int:
+    """Tokens that a text may have: the caller's number or the model's own, within what the model takes."""
+    length = default if max_length is None else max_length
+    if not least <= length <= limit:
+        raise ConfigError(
+            f"max_length: out of range; got {length}, expected {least} to {limit} tokens."
+        )
+    return length
+
+
+def check_batch_tokens(max_batch_tokens: int | None, default: int) -> int:
+    """Tokens computed in one forward: at least one."""
+    if max_batch_tokens is not None and max_batch_tokens < 1:
+        raise ConfigError(
+            f"max_batch_tokens: out of range; got {max_batch_tokens}, expected 1 or more."
+        )
+    return default if max_batch_tokens is None else max_batch_tokens
+
+
+def check_dim(truncate_dim: int | None, size: int) -> int:
+    """Leading dimensions to keep: all where the caller does not say."""
+    if truncate_dim is None:
+        return size
+    if type(truncate_dim) is not int or not 1 <= truncate_dim <= size:
+        raise ConfigError(
+            f"truncate_dim: out of range; got {truncate_dim!r}, expected 1 to {size}."
+        )
+    return truncate_dim
+
+
+def choose_prompt(
+    prompts: Mapping[str, str], name: str | None, default: str | None, kind: Kind | None
+) -> str:
+    """Find the prefix of that name, else the kind's own, else the checkpoint's default, else none.
+
+    Raises:   ConfigError for an unknown name, listing the known ones.
+    """
+    if name is None:
+        name = next((known for known in _PROMPT_NAMES[kind] if known in prompts), default)
+    if name is None:
+        return ""
+    if name not in prompts:
+        known = some(prompts) or "none"
+        raise ConfigError(f"prompt: unknown name; got {name!r}, expected one of: {known}.")
+    return prompts[name]

@@ -1,0 +1,107 @@
+"""Block sizes of the attention kernels by architecture, and how the last layer's keys are split. The one table.
+
+A row says where it comes from: "compiled" rows fit in registers and shared memory by ahead-of-time compilation
+(`python -m lastword.bench.compile`) and wait for a measurement; "measured" rows name device, date and figure.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+
+class Blocks(NamedTuple):
+    """One row: tile of query rows × keys, warps, stages of the key pipeline, and where it comes from."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    num_warps: int
+    num_stages: int
+    source: str
+
+
+# "plain": no segment has ancestors; "tree": some have; "short": few rows a segment; "float32": IEEE products.
+ATTENTION: dict[str, dict[str, Blocks]] = {
+    "sm_80": {
+        "plain": Blocks(128, 64, 8, 2, "compiled 2026-11-23"),
+        "tree": Blocks(128, 64, 8, 2, "compiled 2026-11-23"),
+        "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
+        "float32": Blocks(32, 32, 4, 1, "compiled 2026-11-23"),
+    },
+    "sm_90": {
+        "plain": Blocks(128, 128, 8, 2, "compiled 2026-11-23"),
+        "tree": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
+        "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
+        "float32": Blocks(32, 32, 4, 1, "compiled 2026-11-23"),
+    },
+    "sm_100": {
+        "plain": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
+        "tree": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
+        "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
+        "float32": Blocks(32, 32, 4, 1, "compiled 2026-11-23"),
+    },
+    "gfx942": {
+        "plain": Blocks(128, 32, 4, 1, "compiled 2026-11-23"),
+        "tree": Blocks(128, 32, 4, 1, "compiled 2026-11-23"),
+        "short": Blocks(64, 32, 4, 1, "compiled 2026-11-23"),
+        "float32": Blocks(32, 32, 4, 1, "compiled 2026-11-23"),
+    },
+    "interpreter": dict.fromkeys(
+        ("plain", "tree", "short", "float32"), Blocks(32, 16, 1, 1, "small, for tests")
+    ),
+}
+# Devices without rows of their own take those of the nearest older one, "any" those with little shared memory.
+_ALIASES = {"gfx950": "gfx942", "sm_103": "sm_100"}
+_ANY = {"sm": "sm_80", "gfx": "gfx942"}
+
+# Segments whose rows · G are at most this many on average take the "short" row.
+SHORT_ROWS = 64
+
+FINAL_BLOCKS = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+# Fewer keys than this are never split.
+_MIN_SPLIT_KEYS = 256
+_MAX_SPLITS = 64
+
+
+@cache
+def architecture(device: torch.device) -> str:
+    """Name the device's row of the table: "sm_90", "gfx942"; "interpreter" for a CPU."""
+    if device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip:
+        name = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        name = f"sm_{major}{minor}"
+    name = _ALIASES.get(name, name)
+    return name if name in ATTENTION else _ANY[name[:2] if name.startswith("sm") else "gfx"]
+
+
+def attention_blocks(
+    dtype: torch.dtype, architecture: str, *, tree: bool, rows: float
+) -> dict[str, int]:
+    """Choose the row for `rows` query rows (tokens · G) a segment on average, as launch arguments."""
+    kind = "tree" if tree else "plain"
+    if rows <= SHORT_ROWS:
+        kind = "short"
+    if dtype == torch.float32:
+        kind = "float32"
+    blocks = ATTENTION[architecture][kind]._asdict()
+    del blocks["source"]
+    return blocks
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 8  # the interpreter: enough for tests to split
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def num_splits(device: torch.device, *, programs: int, keys: int) -> tuple[int, int]:
+    """How many programs share one path, and how many keys each takes; one where the device is full anyway."""
+    wanted = 2 * _multiprocessors(device) // programs
+    splits = max(1, min(wanted, keys // _MIN_SPLIT_KEYS, _MAX_SPLITS))
+    block = FINAL_BLOCKS["BLOCK_N"]
+    keys_per_split = -(-keys // (splits * block)) * block
+    return splits, keys_per_split
