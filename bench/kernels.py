@@ -31,18 +31,13 @@ from lastword.errors import ConfigError, DeviceError, LastwordError
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     """Measure what the options ask for; return how many checks of lastword or of the function brought along failed."""
-    own = None if args.own is None else load_function(args.own)
-    if own is not None and len(args.op) != 1:
-        raise ConfigError("--with: for which operation? Expected one --op with it")
-    if args.plot is not None:
-        check_plot(args.plot)
-        if _interpreted():
-            raise ConfigError("--plot: nothing is timed under TRITON_INTERPRET=1. Leave one out")
+    own = _checked(args)
     device = choose_device(args.device)
     dtype = choose_dtype(None, device) if args.dtype is None else getattr(torch, args.dtype)
     on_cpu = device.type == "cpu"
     tokens = args.tokens or (1024 if on_cpu else 16_384)
     models = args.model or (["0.6B"] if on_cpu else ["0.6B", "4B", "8B"])
+    rows: list[Row] = []
     with ExitStack() as opened, torch.inference_mode():
         file = opened.enter_context(args.json.open("w", encoding="utf-8")) if args.json else None
         if not on_cpu:  # Triton launches on the current device
@@ -51,8 +46,9 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         roofs = None if _interpreted() else measure_roofs(device, dtype)
         _write(file, {"run": about, "roofs": roofs and asdict(roofs), "tokens": tokens})
         show(heading(about, roofs))
+        if args.plot is not None and roofs is not None:  # of what there is, also when stopped
+            opened.callback(plot_roofline, args.plot, rows, roofs, about)
         bench = _Bench(device, dtype, roofs, args.rep_ms, args.own, own, tuple(args.beside))
-        rows: list[Row] = []
         for case in cases(args.op, models, tokens, dtype, device):
             show(case_line(case))
             for row in bench.rows(case):
@@ -63,9 +59,20 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
             sharing = sharing_line(rows)
             if sharing is not None:
                 show(sharing)
-    if args.plot is not None and roofs is not None:
-        plot_roofline(args.plot, rows, roofs, about)
     return sum(row.failed(args.own) for row in rows)
+
+
+def _checked(args: argparse.Namespace) -> Callable[..., Any] | None:
+    """Refuse options that do not go together, before anything is measured; give the function brought along."""
+    if args.plot is not None:
+        check_plot(args.plot)
+        if _interpreted():
+            raise ConfigError("--plot: nothing is timed under TRITON_INTERPRET=1. Leave one out")
+    if args.own is None:
+        return None
+    if len(args.op) != 1:
+        raise ConfigError("--with: for which operation? Expected one --op with it")
+    return load_function(args.own)
 
 
 def _said_before(rows: list[Row], row: Row) -> bool:

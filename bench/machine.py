@@ -1,7 +1,9 @@
 """What a figure was measured on: device, driver, versions, commit, date. Every file of results begins with it."""
 
+import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,11 +24,20 @@ def describe_run(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
         "power_limit": power_limit,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "dtype": str(dtype).removeprefix("torch."),
+        "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "triton", "lastword")},
         "commit": commit,
         "dirty": dirty,
     }
+
+
+def busy_notice(about: Mapping[str, object]) -> str | None:
+    """Say so where other work spoils the figures of a run; `about` is what `describe_run` gave before it."""
+    load = about["load_average"]
+    if not isinstance(load, float) or load <= 0.5:
+        return None
+    return f"the machine is busy (load {load:.1f}): figures are worth little"
 
 
 def device_name(device: torch.device) -> str:

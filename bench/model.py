@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
 from lastword.bench.flops import needed_flops, work
-from lastword.bench.machine import describe_run
+from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.measure import product_rate
 from lastword.bench.peer_child import peak_bytes
 from lastword.bench.shapes import VOCABULARY, sizes_of
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     dtype = choose_dtype(args.dtype, device)
     on_cpu = device.type == "cpu"
     lengths = args.lengths or ([32, 128, 512] if on_cpu else [32, 128, 512, 2048, 8192])
-    tokens = args.tokens or (2048 if on_cpu else 65_536)
+    tokens = args.tokens or (1024 if on_cpu else 65_536)
     with ExitStack() as opened:
         file = opened.enter_context(args.json.open("w", encoding="utf-8")) if args.json else None
 
@@ -138,6 +138,9 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         about, (rate, product) = describe_run(device, dtype), product_rate(device, dtype)
         embedder = random_embedder(Path(scratch), args.model, args.layers, device, dtype)
         layers = embedder.config.num_hidden_layers
+        busy = busy_notice(about)
+        if busy is not None:
+            show(busy)
         write({"run": about, "flops_per_s": rate, "model": args.model, "layers": layers})
         show(f"{args.model} shape, {layers} layers, random weights: {about['device']}, {dtype}")
         show(f"matrix product of this run: {shown_speed(rate)} ({product}, random data)")

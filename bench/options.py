@@ -118,7 +118,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens",
         type=positive,
-        help="tokens of all texts of a length; by default 65536 on a GPU, 2048 on a CPU",
+        help="tokens of all texts of a length; by default 65536 on a GPU, 1024 on a CPU",
     )
     parser.add_argument("--rounds", type=positive, default=3, help="medians reported (3)")
     parser.add_argument(

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.bench.flops import Work, needed_flops, work
-from lastword.bench.machine import describe_run
+from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.measure import product_rate
 from lastword.bench.peer_child import Child
 from lastword.bench.shapes import VOCABULARY, sizes_of
@@ -84,9 +84,10 @@ def compare(
 ) -> dict[str, object] | None:
     """Check, then time; None when the peers' vectors differ by more than the tolerance."""
     torch.set_num_threads(threads)
-    load_average = os.getloadavg()[0]
-    if load_average > 0.5:
-        _say(f"the machine is busy (load {load_average:.1f}): figures will be worth little")
+    about = describe_run(device, dtype)
+    busy = busy_notice(about)
+    if busy is not None:
+        _say(busy)
     (scratch / "workloads.json").write_text(json.dumps([asdict(load) for load in loads]))
     name = str(dtype).removeprefix("torch.")
     children = {
@@ -114,11 +115,10 @@ def compare(
         for load in loads
     ]
     return {
-        **describe_run(device, dtype),
+        **about,
         "peers": {name: version(name) for name in (*PEERS, "transformers")},
         "threads": threads,
         "rounds": rounds,
-        "load_average": load_average,
         "gemm_gflops": rate / 1e9,
         "peak_bytes": peaks,
         "rows": rows,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lastword.bench.cases import Case
+from lastword.bench.machine import busy_notice
 from lastword.bench.measure import Roofs, Timing
 
 OURS = "lastword"
@@ -47,7 +48,8 @@ def heading(about: Mapping[str, object], roofs: Roofs | None) -> str:
             f"On a CPU (threads: {about['threads']}) lastword runs its PyTorch twins: "
             "these are the times of the twins, not of the Triton kernels."
         )
-    return "\n".join(lines)
+    busy = busy_notice(about)
+    return "\n".join(lines if busy is None else [*lines, busy])
 
 
 def case_line(case: Case) -> str:

@@ -225,8 +225,9 @@ def test_what_was_measured_stays_when_a_run_is_stopped(capfd, monkeypatch) -> No
             raise KeyboardInterrupt from None
 
     monkeypatch.setattr(command, "time_call", stopped)
-    status, _, err = bench(capfd, "--beside", "--json", "r.jsonl")
+    status, _, err = bench(capfd, "--beside", "--json", "r.jsonl", "--plot", "r.svg")
     assert (status, err) == (130, "lastword: stopped\n")
+    assert Path("r.svg").stat().st_size > 0
     assert [row["op"] for row in rows_of("r.jsonl")] == ["rms_norm"]
 
 

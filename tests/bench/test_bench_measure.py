@@ -96,6 +96,14 @@ def test_a_run_says_where_it_ran() -> None:
     assert about["commit"] is None or len(about["commit"]) == 40
 
 
+@pytest.mark.parametrize(("load", "said"), [(0.3, None), (3.14, "busy (load 3.1)")])
+def test_a_busy_machine_is_said(load: float, said: str | None, monkeypatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    notice = machine.busy_notice(machine.describe_run(CPU, torch.float32))
+    assert (notice is None) == (said is None)
+    assert said is None or said in str(notice)
+
+
 def test_driver_and_power_limit(monkeypatch) -> None:
     properties = SimpleNamespace(uuid="abc")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
