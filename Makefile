@@ -35,6 +35,7 @@ demo: $(MODEL)/config.json
 
 test: lint types
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check $(CHECKED)

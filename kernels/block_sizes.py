@@ -23,31 +23,31 @@ class Blocks(NamedTuple):
 # "plain": no segment has ancestors; "tree": some have; "short": few rows a segment; "float32": IEEE products.
 ATTENTION: dict[str, dict[str, Blocks]] = {
     "sm_80": {
-        "plain": Blocks(128, 64, 8, 2, "compiled 2026-11-23"),
-        "tree": Blocks(128, 64, 8, 2, "compiled 2026-11-23"),
+        "plain": Blocks(128, 32, 8, 3, "compiled 2026-11-23"),
+        "tree": Blocks(128, 32, 8, 3, "compiled 2026-11-23"),
         "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
-        "float32": Blocks(32, 32, 4, 1, "compiled 2026-11-23"),
+        "float32": Blocks(16, 16, 4, 1, "compiled 2026-11-23"),
     },
     "sm_90": {
         "plain": Blocks(128, 128, 8, 2, "compiled 2026-11-23"),
         "tree": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
         "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
-        "float32": Blocks(32, 32, 4, 1, "compiled 2026-11-23"),
+        "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
     },
     "sm_100": {
         "plain": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
         "tree": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
         "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
-        "float32": Blocks(32, 32, 4, 1, "compiled 2026-11-23"),
+        "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
     },
     "gfx942": {
-        "plain": Blocks(128, 32, 4, 1, "compiled 2026-11-23"),
-        "tree": Blocks(128, 32, 4, 1, "compiled 2026-11-23"),
+        "plain": Blocks(128, 64, 8, 1, "compiled 2026-11-23"),
+        "tree": Blocks(128, 64, 8, 1, "compiled 2026-11-23"),
         "short": Blocks(64, 32, 4, 1, "compiled 2026-11-23"),
-        "float32": Blocks(32, 32, 4, 1, "compiled 2026-11-23"),
+        "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
     },
     "interpreter": dict.fromkeys(
-        ("plain", "tree", "short", "float32"), Blocks(32, 16, 1, 1, "small, for tests")
+        ("plain", "tree", "short", "float32"), Blocks(64, 32, 1, 1, "small, for tests")
     ),
 }
 # Devices without rows of their own take those of the nearest older one, "any" those with little shared memory.
@@ -57,10 +57,12 @@ _ANY = {"sm": "sm_80", "gfx": "gfx942"}
 # Segments whose rows · G are at most this many on average take the "short" row.
 SHORT_ROWS = 64
 
-FINAL_BLOCKS = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+# Keys of one step of the last layer's attention, where not 64.
+_FINAL_KEYS = {torch.float32: 32}
 # Fewer keys than this are never split.
 _MIN_SPLIT_KEYS = 256
 _MAX_SPLITS = 64
+_SPLIT_UNIT = 64
 
 
 @cache
@@ -91,6 +93,11 @@ def attention_blocks(
     return blocks
 
 
+def final_blocks(dtype: torch.dtype) -> dict[str, int]:
+    """Launch arguments of the last layer's attention; fp32 tiles take twice the registers."""
+    return {"BLOCK_N": _FINAL_KEYS.get(dtype, 64), "num_warps": 4, "num_stages": 2}
+
+
 @cache
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
@@ -102,6 +109,5 @@ def num_splits(device: torch.device, *, programs: int, keys: int) -> tuple[int, 
     """How many programs share one path, and how many keys each takes; one where the device is full anyway."""
     wanted = 2 * _multiprocessors(device) // programs
     splits = max(1, min(wanted, keys // _MIN_SPLIT_KEYS, _MAX_SPLITS))
-    block = FINAL_BLOCKS["BLOCK_N"]
-    keys_per_split = -(-keys // (splits * block)) * block
+    keys_per_split = -(-keys // (splits * _SPLIT_UNIT)) * _SPLIT_UNIT
     return splits, keys_per_split

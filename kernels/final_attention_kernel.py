@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.block_sizes import FINAL_BLOCKS, num_splits
+from lastword.kernels.block_sizes import final_blocks, num_splits
 from lastword.kernels.plan import AttentionPlan
 
 # Rows of a tile: the least that tensor cores take; G of them are real.
@@ -149,7 +149,7 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
         scale * math.log2(math.e), N, keys_per_split,
         Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0),
         KH=KH, G=H // KH, D=D, BLOCK_D=block_d,
-        BLOCK_G=max(triton.next_power_of_2(H // KH), _ROWS), SPLIT=splits > 1, **FINAL_BLOCKS,
+        BLOCK_G=max(triton.next_power_of_2(H // KH), _ROWS), SPLIT=splits > 1, **final_blocks(q.dtype),
     )  # fmt: skip
     if splits > 1:
         _join_kernel[(N * H,)](

@@ -1,0 +1,218 @@
+"""Compiles every kernel of the published models ahead of time, without a GPU, and prints what each costs.
+
+    python -m lastword.bench.compile                              all targets, models and dtypes
+    python -m lastword.bench.compile --target sm_90 --model 4B --dtype bfloat16
+    python -m lastword.bench.compile --json resources.jsonl
+    python -m lastword.bench.compile --bounds kernels/resources.toml   rewrite this Triton version's bounds
+
+Registers, spilled bytes and shared memory are read from the binary with the `cuobjdump` that Triton ships, for AMD
+from the assembly's own notes.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import ASTSource
+
+from lastword.bench.launches import Launch, model_launches
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx950": GPUTarget("hip", "gfx950", 64),
+}
+MODELS = ("0.6B", "4B", "8B")
+DTYPES = ("bfloat16", "float32")  # what the engine computes in
+# Rows of the block table that a target takes; gfx950 has none of its own.
+_TABLE = {"gfx950": "gfx942"}
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one compiled kernel costs; `spills` in bytes a thread, `shared` in bytes a program."""
+
+    target: str
+    model: str
+    dtype: str
+    operation: str
+    registers: int
+    spills: int
+    shared: int
+    matrix: bool  # matrix instructions of the newest kind: wgmma, tcgen05, mfma
+    wide: bool  # no row offset is multiplied in 32 bits
+
+
+def compile_launch(launch: Launch, target: str) -> Resources:
+    """Compile one launch and read what it costs."""
+    source = ASTSource(
+        launch.kernel,
+        signature=dict(launch.types),
+        constexprs=dict(launch.constants),
+        attrs={
+            (launch.kernel.arg_names.index(name),): [["tt.divisibility", 16]]
+            for name in launch.aligned
+        },
+    )
+    compiled = triton.compile(source, target=TARGETS[target], options=dict(launch.options))
+    if TARGETS[target].backend == "cuda":
+        usage, assembly = _cuda_usage(compiled.asm["cubin"]), compiled.asm["ptx"]
+    else:
+        assembly = compiled.asm["amdgcn"]
+        usage = _amd_usage(assembly)
+    return Resources(
+        target, "", "", launch.name, **usage, shared=compiled.metadata.shared,
+        matrix=any(name in assembly for name in ("wgmma", "tcgen05.mma", "v_mfma")),
+        wide=not narrow_products(str(compiled.asm["ttir"]), row_widths(launch)),
+    )  # fmt: skip
+
+
+def row_widths(launch: Launch) -> set[int]:
+    """Elements from one row of a tensor to the next, as far as the launch's constants tell."""
+    names = ("C", "F", "WIDTH", "Q_STRIDE", "K_STRIDE", "V_STRIDE")
+    widths = {int(value) for name, value in launch.constants if name in names}
+    return widths | {2 * value for name, value in launch.constants if name == "F"}
+
+
+def narrow_products(ttir: str, widths: set[int]) -> list[str]:
+    """Lines of Triton's first form that multiply by a row width in 32 bits: they overflow at 2^31 elements."""
+    constant = r"(%\w+) = arith\.constant (?:dense<)?(-?\d+)>? : "
+    values = {name: int(value) for name, value in re.findall(constant, ttir)}
+    products = re.findall(r"^.*arith\.muli (%\w+), (%\w+).* : .*i32.*$", ttir, re.MULTILINE)
+    return [f"{a} * {b}" for a, b in products if {values.get(a), values.get(b)} & widths]
+
+
+def _cuda_usage(cubin: bytes) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return {"registers": found["REG"], "spills": found["STACK"] + found["LOCAL"]}
+
+
+def _amd_usage(assembly: str) -> dict[str, int]:
+    def note(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", assembly)
+        return int(found.group(1)) if found else 0
+
+    return {
+        "registers": note("vgpr_count"),
+        "spills": max(4 * note("vgpr_spill_count"), note("private_segment_fixed_size")),
+    }
+
+
+def table_row(target: str) -> str:
+    """Name the row of the block table that a target takes."""
+    return _TABLE.get(target, target)
+
+
+def compile_model(target: str, model: str, dtype: str) -> list[Resources]:
+    """Compile every launch of one model on one target."""
+    launches = model_launches(model, getattr(torch, dtype), table_row(target))
+    rows = []
+    for operation, launch in launches.items():
+        values = asdict(compile_launch(launch, target))
+        rows.append(
+            Resources(**(values | {"model": model, "dtype": dtype, "operation": operation}))
+        )
+    return rows
+
+
+def compile_all(
+    targets: Sequence[str], models: Sequence[str], dtypes: Sequence[str], *, workers: int = 2
+) -> Iterator[Resources]:
+    """Compile over worker processes; rows come in order, as each model is done."""
+    jobs = [(t, m, d) for t in targets for m in models for d in dtypes]
+    with ProcessPoolExecutor(workers) as pool:
+        for rows in pool.map(compile_model, *zip(*jobs, strict=True)):
+            yield from rows
+
+
+def bounds(rows: Sequence[Resources]) -> dict[str, dict[str, int]]:
+    """Upper bounds over models, by "target dtype operation"."""
+    found: dict[str, dict[str, int]] = {}
+    for row in rows:
+        bound = found.setdefault(f"{row.target} {row.dtype} {row.operation}", {})
+        for name in ("registers", "shared"):
+            bound[name] = max(bound.get(name, 0), getattr(row, name))
+    return found
+
+
+def write_bounds(path: Path, rows: Sequence[Resources]) -> None:
+    """Replace this Triton version's table in the bounds file, keeping the other versions'."""
+    known = tomllib.loads(path.read_text()) if path.exists() else {}
+    known[triton.__version__] = bounds(rows)
+    lines = ["# Written by `python -m lastword.bench.compile --bounds kernels/resources.toml`."]
+    for release, table in sorted(known.items()):
+        lines += ["", f'["{release}"]']
+        for name, bound in table.items():
+            values = ", ".join(f"{key} = {value}" for key, value in bound.items())
+            lines.append(f'"{name}" = {{ {values} }}')
+    path.write_text("\n".join(lines) + "\n")
+
+
+HEADER = (
+    f"{'target':8}{'model':6}{'dtype':10}{'operation':28}{'registers':>10}{'spills':>8}"
+    f"{'shared':>9}  matrix"
+)
+
+
+def line(row: Resources) -> str:
+    """One row for people."""
+    return (
+        f"{row.target:8}{row.model:6}{row.dtype:10}{row.operation:28}{row.registers:10}"
+        f"{row.spills:8}{row.shared:9}  {'yes' if row.matrix else '-'}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, as it comes."""
+    options = _parser().parse_args(argv)
+    print(f"triton {triton.__version__}\n{HEADER}", flush=True)
+    rows = []
+    for row in compile_all(
+        options.target or tuple(TARGETS), options.model or MODELS, options.dtype or DTYPES
+    ):
+        rows.append(row)
+        print(line(row), flush=True)
+    if options.json:
+        versioned = [{"triton": triton.__version__, **asdict(row)} for row in rows]
+        options.json.write_text("".join(json.dumps(row) + "\n" for row in versioned))
+    if options.bounds:
+        write_bounds(options.bounds, rows)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lastword.bench.compile",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--target", action="append", choices=tuple(TARGETS))
+    parser.add_argument("--model", action="append", choices=MODELS)
+    parser.add_argument("--dtype", action="append", choices=DTYPES)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write JSON lines")
+    parser.add_argument("--bounds", type=Path, metavar="FILE", help="rewrite the bounds in FILE")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

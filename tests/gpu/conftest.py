@@ -1,0 +1,18 @@
+"""These tests need a CUDA or ROCm device: python -m pytest -m gpu"""
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "gpu" in item.path.parts:
+            item.add_marker(pytest.mark.gpu)
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip("no GPU: python -m pytest -m gpu on one"))
+
+
+@pytest.fixture(autouse=True)
+def free_memory() -> None:
+    """Give back what the test before has cached: some tests fill the device."""
+    torch.cuda.empty_cache()

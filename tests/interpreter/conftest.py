@@ -1,0 +1,34 @@
+"""These tests run the Triton kernels on a CPU through Triton's interpreter, which is chosen before Triton is imported.
+
+TRITON_INTERPRET=1 python -m pytest tests/interpreter
+"""
+
+import os
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not INTERPRETED:
+        reason = "interpreted kernels: TRITON_INTERPRET=1 python -m pytest tests/interpreter"
+        for item in items:
+            if "interpreter" in item.path.parts:
+                item.add_marker(pytest.mark.skip(reason))
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output memory holds NaN before each launch, so that an element nobody writes is seen."""
+
+    def filled(make):
+        def poisoned(*args, **kwargs):
+            made = make(*args, **kwargs)
+            return made.fill_(torch.nan) if made.is_floating_point() else made
+
+        return poisoned
+
+    monkeypatch.setattr(torch, "empty", filled(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))

@@ -1,0 +1,128 @@
+"""Forest and final attention kernels against attention written out in fp64, text by text."""
+
+import random
+
+import pytest
+import torch
+from kernel_error import assert_close
+
+from lastword import kernels
+from lastword.forest import Forest, plan_forests
+from lastword.kernels import reference
+from lastword.kernels.plan import AttentionPlan
+
+DTYPES = (torch.float32, torch.float16)
+BLOCK_M, BLOCK_N = 64, 32  # the interpreter's row of the block table
+
+FORESTS: dict[str, list[list[int]]] = {
+    "one row": [[1]],
+    "two rows": [[1, 2]],
+    "block of keys - 1": [[1] * (BLOCK_N - 1)],
+    "block of keys": [[1] * BLOCK_N],
+    "block of keys + 1": [[1] * (BLOCK_N + 1)],
+    "blocks of rows": [[1] * (BLOCK_M - 1), [2] * BLOCK_M, [3] * (BLOCK_M + 1)],
+    "many short": [[i, *range(i % 5)] for i in range(20)],
+    "one prompt": [[7] * 24 + [i, i + 1] for i in range(6)],
+    "one-row segments": [[7] * 9 + [i] for i in range(6)],
+    "a text that ends inside": [[7] * 40 + [1], [7] * 12, [7] * 30, [7] * 40],
+    "three levels": [[1] * 10 + [2] * 35 + [3] * 9, [1] * 10 + [2] * 35 + [4] * 20, [1] * 10 + [5] * 8, [6] * 3],
+    "eight levels": [[level for level in range(depth) for _ in range(9)] + [100 + depth] for depth in range(1, 11)],
+}  # fmt: skip
+HEADS = [(1, 1, 32), (4, 2, 64), (4, 1, 32), (8, 1, 32), (6, 2, 32), (2, 1, 80), (2, 2, 128)]
+
+
+def pack(texts: list[list[int]]) -> tuple[Forest, AttentionPlan]:
+    (forest,) = plan_forests(texts, 10**6)
+    return forest, AttentionPlan(forest.segments, forest.final_rows, torch.device("cpu"))
+
+
+def qkv(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    rows = torch.randn(T, H + 2 * KH, D, generator=torch.Generator().manual_seed(T)).to(dtype)
+    return rows[:, :H], rows[:, H:-KH], rows[:, -KH:]
+
+
+def path(forest: Forest, row: int) -> list[int]:
+    """The rows that a row attends to, itself last, by the definition of a segment."""
+    segments = forest.segments
+    (s,) = [
+        s for s, start in enumerate(segments.start) if start <= row < start + segments.length[s]
+    ]
+    rows = list(range(segments.start[s], row + 1))
+    while segments.parent[s] >= 0:
+        parent = segments.parent[s]
+        rows = [segments.start[parent] + i for i in range(segments.fork[s])] + rows
+        s = parent
+    return rows
+
+
+def exactly(
+    forest: Forest, rows: list[int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Softmax attention of query i, at packed row rows[i], over that row's path."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.double().repeat_interleave(groups, 1) for x in (k, v))
+    out = []
+    for i, row in enumerate(rows):
+        keys = path(forest, row)
+        weights = torch.einsum("hd,khd->hk", q[i].double(), k[keys]).mul(scale).softmax(-1)
+        out.append(torch.einsum("hk,khd->hd", weights, v[keys]).flatten())
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FORESTS)
+def test_forests(name: str, dtype: torch.dtype) -> None:
+    check(FORESTS[name], 4, 2, 32, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("H", "KH", "D"), HEADS)
+def test_heads(H: int, KH: int, D: int, dtype: torch.dtype) -> None:
+    check([[7] * 24 + [1] * 5, [7] * 24 + [2] * 11, [3] * 40], H, KH, D, dtype)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_forests(seed: int) -> None:
+    draw = random.Random(seed)
+    texts = [
+        [draw.randrange(2) for _ in range(draw.randrange(1, 60))] for _ in range(draw.randrange(1, 9))
+    ]  # fmt: skip
+    texts += [texts[0] + [5] * draw.randrange(20), texts[0][:10] + [6] * 12]
+    check(texts, 4, 1, 32, torch.float32)
+
+
+def check(texts: list[list[int]], H: int, KH: int, D: int, dtype: torch.dtype) -> None:
+    forest, plan = pack(texts)
+    q, k, v = qkv(forest.tokens_computed, H, KH, D, dtype)
+    scale = D**-0.5
+    exact = exactly(forest, list(range(len(q))), q, k, v, scale)
+    ours = kernels.forest_attention(q, k, v, plan, scale)
+    assert_close(ours, reference.forest_attention_ref(q, k, v, plan, scale), exact)
+    q = q[forest.final_rows].contiguous()
+    exact = exactly(forest, forest.final_rows, q, k, v, scale)
+    ours = kernels.final_attention(q, k, v, plan, scale)
+    assert_close(ours, reference.final_attention_ref(q, k, v, plan, scale), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "texts",
+    [[[1] * 600], [[1] * 1500], [[1] * 400 + [2] * 300, [1] * 400 + [3] * 9], [[1] * 700, [2] * 3]],
+)
+def test_final_attention_over_splits(texts: list[list[int]], dtype: torch.dtype) -> None:
+    forest, plan = pack(texts)
+    _, k, v = qkv(forest.tokens_computed, 4, 2, 64, dtype)
+    q = torch.randn(len(forest.final_rows), 4, 64, generator=torch.Generator().manual_seed(1))
+    q = q.to(dtype)
+    exact = exactly(forest, forest.final_rows, q, k, v, 0.125)
+    ours = kernels.final_attention(q, k, v, plan, 0.125)
+    assert_close(ours, reference.final_attention_ref(q, k, v, plan, 0.125), exact)
+
+
+def test_logits_of_any_size() -> None:
+    forest, plan = pack([[7] * 24 + [1] * 30, [7] * 24 + [2]])
+    q, k, v = qkv(forest.tokens_computed, 4, 2, 32, torch.float32)
+    q = q * 300.0
+    exact = exactly(forest, list(range(len(q))), q, k, v, 1.0)
+    ours = kernels.forest_attention(q, k, v, plan, 1.0)
+    assert_close(ours, reference.forest_attention_ref(q, k, v, plan, 1.0), exact)

@@ -1,0 +1,108 @@
+"""RMSNorm, QK-norm + RoPE and SwiGLU kernels against their twins."""
+
+import pytest
+import torch
+from kernel_error import assert_close
+
+from lastword import kernels
+from lastword.kernels import reference
+
+DTYPES = (torch.float32, torch.float16)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    return made.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", [16, 80, 1000, 1024, 2560, 4096, 8192])
+@pytest.mark.parametrize("T", [1, 2, 5])
+def test_rms_norm(T: int, C: int, dtype: torch.dtype) -> None:
+    x, weight = random(T, C, dtype=dtype), random(C, dtype=dtype, seed=1)
+    exact = reference_rms_norm(x, weight)
+    assert_close(kernels.rms_norm(x, weight, 1e-6), reference.rms_norm_ref(x, weight, 1e-6), exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", [16, 80, 1024, 2560])
+@pytest.mark.parametrize("T", [1, 3])
+def test_add_rms_norm(T: int, C: int, dtype: torch.dtype) -> None:
+    x, residual = random(T, C, dtype=dtype), random(T, C, dtype=dtype, seed=1)
+    weight = random(C, dtype=dtype, seed=2)
+    ours, theirs = residual.clone(), residual.clone()
+    out = kernels.add_rms_norm(x, ours, weight, 1e-6)
+    twin = reference.add_rms_norm_ref(x, theirs, weight, 1e-6)
+    assert torch.equal(ours, theirs)
+    assert_close(out, twin, reference_rms_norm(theirs, weight))
+
+
+def reference_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    x = x.double()
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, on the inputs asked for
+def test_rms_norm_of_nan_inf_zero_and_huge_rows() -> None:
+    x = random(5, 80)
+    x[0, 3], x[1, 7], x[2], x[3] = torch.nan, torch.inf, 0.0, 1e15
+    weight = torch.ones(80)
+    assert_close(
+        kernels.rms_norm(x, weight, 1e-6),
+        reference.rms_norm_ref(x, weight, 1e-6),
+        reference_rms_norm(x, weight),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("H", "KH", "D"), [(1, 1, 32), (4, 2, 64), (6, 3, 32), (16, 2, 128), (5, 0, 64), (0, 8, 32), (2, 2, 80)]
+)  # fmt: skip
+@pytest.mark.parametrize("T", [1, 7])
+def test_qk_norm_rope(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> None:
+    qkv = random(T, (H + 2 * KH) * D, dtype=dtype)
+    weights = random(D, dtype=dtype, seed=1), random(D, dtype=dtype, seed=2)
+    angles = random(T, D // 2, seed=3) * 100
+    cos, sin = angles.cos(), angles.sin()
+    ours, twin, exact = qkv.clone(), qkv.clone(), qkv.double()
+    heads = {"num_heads": H, "num_kv_heads": KH, "eps": 1e-6}
+    kernels.qk_norm_rope(ours, *weights, cos, sin, **heads)
+    reference.qk_norm_rope_ref(twin, *weights, cos, sin, **heads)
+    rotate_exactly(exact.view(T, -1, D)[:, :H], weights[0], angles)
+    rotate_exactly(exact.view(T, -1, D)[:, H : H + KH], weights[1], angles)
+    assert_close(ours, twin, exact)
+    values = slice((H + KH) * D, None)
+    assert torch.equal(ours[:, values], qkv[:, values]), "values have moved"
+
+
+def rotate_exactly(x: torch.Tensor, weight: torch.Tensor, angles: torch.Tensor) -> None:
+    normed = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+    a, b = normed.chunk(2, dim=-1)
+    cos, sin = angles.cos().double()[:, None], angles.sin().double()[:, None]
+    x.copy_(torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("F", [1, 48, 136, 1023, 1024, 1025, 3072])
+@pytest.mark.parametrize("T", [1, 3])
+def test_swiglu(T: int, F: int, dtype: torch.dtype) -> None:
+    gate_up = random(T, 2 * F, dtype=dtype)
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    exact = gate * gate.sigmoid() * up
+    assert_close(kernels.swiglu(gate_up), reference.swiglu_ref(gate_up), exact)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, on the inputs asked for
+def test_swiglu_of_nan_inf_and_extremes() -> None:
+    gate_up = torch.tensor(
+        [[torch.nan, torch.inf, -torch.inf, 200.0, -200.0, 1.0, 1.0, 2.0, 3.0, 4.0]]
+    )
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    exact = torch.nn.functional.silu(gate) * up
+    assert_close(kernels.swiglu(gate_up), reference.swiglu_ref(gate_up), exact)
+
+
+def test_no_rows() -> None:
+    weight = torch.ones(80)
+    assert kernels.rms_norm(torch.zeros(0, 80), weight, 1e-6).shape == (0, 80)
+    assert kernels.swiglu(torch.zeros(0, 96)).shape == (0, 48)

@@ -1,0 +1,92 @@
+"""Every kernel of the published models compiles ahead of time for every target, within its bounds, without a spill."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+
+from lastword.bench import compile as aot
+from lastword.bench.launches import model_launches
+
+BOUNDS = tomllib.loads(Path(__file__).parents[2].joinpath("kernels/resources.toml").read_text())
+OPERATIONS = {
+    "rms_norm", "rms_norm add", "swiglu", "qk_norm_rope", "qk_norm_rope last q", "qk_norm_rope last k",
+    "forest_attention plain", "forest_attention tree", "forest_attention short", "forest_attention short tree",
+    "final_attention whole", "final_attention split", "join split",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[aot.Resources]:
+    return list(aot.compile_all(tuple(aot.TARGETS), aot.MODELS, aot.DTYPES))
+
+
+def test_every_operation_compiles_everywhere(rows: list[aot.Resources]) -> None:
+    compiled = {(row.target, row.model, row.dtype, row.operation) for row in rows}
+    expected = {
+        (target, model, dtype, operation)
+        for target in aot.TARGETS
+        for model in aot.MODELS
+        for dtype in aot.DTYPES
+        for operation in OPERATIONS
+    }
+    assert compiled == expected
+
+
+def test_nothing_spills(rows: list[aot.Resources]) -> None:
+    assert [aot.line(row) for row in rows if row.spills] == []
+
+
+def test_resources_stay_within_bounds(rows: list[aot.Resources]) -> None:
+    if triton.__version__ not in BOUNDS:
+        pytest.skip(f"no bounds for triton {triton.__version__}; known: {', '.join(BOUNDS)}")
+    over = []
+    for name, used in aot.bounds(rows).items():
+        bound = BOUNDS[triton.__version__][name]
+        over += [f"{name}: {used}, bound {bound}" for k in used if used[k] > bound[k]]
+    assert over == []
+
+
+def test_bounds_fit_the_devices() -> None:
+    shared = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64, "gfx950": 160}
+    assert "3.6.0" in BOUNDS
+    for table in BOUNDS.values():
+        assert len(table) == len(OPERATIONS) * len(aot.TARGETS) * len(aot.DTYPES)
+        for name, bound in table.items():
+            assert bound["shared"] <= shared[name.split()[0]] * 1024, name
+
+
+def test_attention_uses_matrix_instructions(rows: list[aot.Resources]) -> None:
+    newest = ("sm_90", "sm_100", "gfx942", "gfx950")
+    attention = [
+        row
+        for row in rows
+        if row.operation.startswith("forest") and row.dtype == "bfloat16" and row.target in newest
+    ]
+    assert len(attention) == 4 * len(newest) * len(aot.MODELS)
+    assert [aot.line(row) for row in attention if not row.matrix] == []
+
+
+def test_row_offsets_are_64_bit(rows: list[aot.Resources]) -> None:
+    assert [aot.line(row) for row in rows if not row.wide] == []
+
+
+def test_a_32_bit_row_offset_is_seen() -> None:
+    ttir = """
+    %c2560_i32 = arith.constant 2560 : i32 loc(#loc)
+    %c8_i32 = arith.constant 8 : i32 loc(#loc)
+    %row = arith.muli %pid, %c2560_i32 : i32 loc(#loc1)
+    %head = arith.muli %pid_0, %c8_i32 : i32 loc(#loc1)
+    """
+    assert aot.narrow_products(ttir, {2560}) == ["%pid * %c2560_i32"]
+    assert aot.narrow_products(ttir, {1024}) == []
+
+
+def test_row_widths_are_those_of_the_model() -> None:
+    launches = model_launches("4B", torch.bfloat16, "sm_90")
+    assert aot.row_widths(launches["rms_norm"]) == {2560}
+    assert aot.row_widths(launches["swiglu"]) == {9728, 2 * 9728}
+    assert aot.row_widths(launches["qk_norm_rope"]) == {(32 + 2 * 8) * 128}
+    assert aot.row_widths(launches["final_attention whole"]) == {32 * 128, 2 * 8 * 128}

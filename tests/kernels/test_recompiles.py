@@ -1,0 +1,94 @@
+"""Random batches ask for a finite, known set of specialisations: nothing compiles after warm-up."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from lastword.bench.launches import Launch, recording
+from lastword.forest import Forest, plan_forests
+from lastword.kernels import (
+    final_attention_kernel,
+    forest_attention_kernel,
+    qk_norm_rope_kernel,
+    rms_norm_kernel,
+    swiglu_kernel,
+)
+from lastword.kernels.plan import AttentionPlan
+
+BATCHES = 10_000
+H, KH, D, C, F = 4, 2, 32, 80, 48
+
+
+def random_batch(draw: random.Random) -> list[list[int]]:
+    """A few texts of any length, some with a common prompt, some long."""
+    texts = []
+    for _ in range(draw.choice((1, 1, 2, 3))):
+        prompt = [7] * draw.choice((0, 0, 8, 24))
+        length = draw.choice((1, 2, 12, 40, 130, 600))
+        texts.append(prompt + [draw.randrange(1000) for _ in range(draw.randrange(1, length + 1))])
+    return texts
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def launch_all(forest: Forest, dtype: torch.dtype) -> None:
+    """Every launcher on tensors shaped as the forward makes them, values unread."""
+    T, N = forest.tokens_computed, len(forest.final_rows)
+    plan = AttentionPlan(forest.segments, forest.final_rows, torch.device("cpu"))
+    for rows in {T, N}:
+        x, weight = torch.empty(rows, C, dtype=dtype), torch.empty(C, dtype=dtype)
+        rms_norm_kernel.rms_norm(x, weight, 1e-6)
+        rms_norm_kernel.add_rms_norm(x, torch.empty_like(x), weight, 1e-6)
+        swiglu_kernel.swiglu(torch.empty(rows, 2 * F, dtype=dtype))
+    weight, table = torch.empty(D, dtype=dtype), torch.empty(T, D // 2)
+    qkv = torch.empty(T, (H + 2 * KH) * D, dtype=dtype)
+    qk_norm_rope_kernel.qk_norm_rope(
+        qkv, weight, weight, table, table, num_heads=H, num_kv_heads=KH, eps=1e-6
+    )
+    heads = qkv.view(T, -1, D)
+    q, k, v = heads[:, :H], heads[:, H:-KH], heads[:, -KH:]
+    forest_attention_kernel.forest_attention(q, k, v, plan, 1.0)
+    q = torch.empty(N, H, D, dtype=dtype)
+    final_attention_kernel.final_attention(q, k, v, plan, 1.0)
+
+
+def test_specialisations_are_finite(one_thread: None) -> None:
+    draw = random.Random(0)
+    seen: dict[Launch, int] = {}
+    with recording("sm_90") as launches:
+        for batch in range(BATCHES):
+            for forest in plan_forests(random_batch(draw), 1024):
+                launch_all(forest, torch.bfloat16)
+            for launch in launches:
+                seen.setdefault(launch, batch)
+            launches.clear()
+    counts: dict[str, int] = {}
+    for launch in seen:
+        counts[launch.name] = counts.get(launch.name, 0) + 1
+    # rms_norm with and without the residual; attention plain, tree, short, short tree; with and without splits.
+    assert counts == {
+        "rms_norm": 2, "swiglu": 1, "qk_norm_rope": 1, "forest_attention": 4, "final_attention": 2, "join": 1,
+    }  # fmt: skip
+    assert max(seen.values()) < BATCHES // 4, "a specialisation turned up late"
+
+
+def test_a_specialised_count_is_refused() -> None:
+    kernel = final_attention_kernel._join_kernel
+    part = torch.empty(16)
+    free = kernel.params[4].do_not_specialize
+    assert free
+    kernel.params[4].__dict__["do_not_specialize"] = False
+    try:
+        with recording("sm_90"), pytest.raises(TypeError, match="splits would be specialised"):
+            kernel[(1,)](part, part, part, part, 3, 5, D=4, BLOCK_D=16)
+    finally:
+        kernel.params[4].__dict__["do_not_specialize"] = free
