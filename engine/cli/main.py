@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 import lastword
-from lastword.cli import console, options
+from lastword.cli import bench, console, options
 from lastword.errors import InputError, LastwordError
 
 EXAMPLES = """examples:
@@ -39,6 +39,10 @@ SEARCH_EXAMPLES = """examples:
 INFO_EXAMPLES = """examples:
   lastword info Qwen/Qwen3-Embedding-0.6B
   lastword info ./model --full --json"""
+
+BENCH_EXAMPLES = """examples:
+  lastword bench kernels --help
+  lastword bench peers --quick"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,12 +140,13 @@ def _parser() -> argparse.ArgumentParser:
     _embed(_command(commands, "embed", "turn texts into vectors", EMBED_EXAMPLES))
     _search(_command(commands, "search", "find the texts nearest to a query", SEARCH_EXAMPLES))
     _info(_command(commands, "info", "say what a model is and whether it is whole", INFO_EXAMPLES))
+    _bench(_command(commands, "bench", "measure kernels, models and peers", BENCH_EXAMPLES))
     return parser
 
 
 def _command(
     commands: "argparse._SubParsersAction[_Parser]", name: str, about: str, examples: str
-) -> argparse.ArgumentParser:
+) -> _Parser:
     return commands.add_parser(
         name,
         help=about,
@@ -195,6 +200,11 @@ def _info(parser: argparse.ArgumentParser) -> None:
         help="hash every byte of the files; exit 1 where one is damaged",
     )
     options.add_model_options(parser)
+
+
+def _bench(parser: _Parser) -> None:
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    bench.add_benchmarks(lambda *described: _command(benchmarks, *described))
 
 
 if __name__ == "__main__":
