@@ -17,6 +17,7 @@ KERNELS_EXAMPLES = """examples:
   lastword bench kernels
   lastword bench kernels --op rms_norm swiglu --model 4B --json kernels.jsonl --plot roofline.svg
   lastword bench kernels --op rms_norm --with mypackage.mymodule:my_rms_norm
+  lastword bench kernels --compile-only --model 4B --dtype bfloat16
 
 Every implementation is compared with the operation's PyTorch twin in fp64 before it is timed; a
 wrong one has no time, and exit status 1 where it is lastword's or yours. The function of --with
@@ -79,6 +80,11 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rep-ms", type=positive, default=100, help="milliseconds spent on each time (100)"
+    )
+    parser.add_argument(
+        "--compile-only",
+        action="store_true",
+        help="compile for every GPU architecture, without a GPU; print registers, spills, memory",
     )
     _add_json(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a roofline (.svg, .png)")

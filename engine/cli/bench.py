@@ -24,6 +24,8 @@ def add_benchmarks(command: Command) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark that was named; exit status 1 where a check failed."""
+    if args.benchmark == "kernels" and args.compile_only:
+        return _compile(args)
     if args.benchmark == "kernels":
         from lastword.bench.kernels import run as run_kernels
 
@@ -38,6 +40,23 @@ def run(args: argparse.Namespace) -> int:
     from lastword.bench.peers import run as run_peers
 
     return run_peers(args, _show)
+
+
+def _compile(args: argparse.Namespace) -> int:
+    """Compile every kernel ahead of time; exit status 1 where one spills registers."""
+    from lastword.bench.compile import DTYPES, MODELS
+    from lastword.bench.compile import run as run_compile
+
+    rows = run_compile(
+        _show,
+        models=args.model or MODELS,
+        dtypes=[args.dtype] if args.dtype else DTYPES,
+        json_file=args.json,
+    )
+    spilled = sum(row.spills > 0 for row in rows)
+    if spilled:
+        console.say(f"kernels: {spilled} of {len(rows)} spill registers, see above")
+    return 1 if spilled else 0
 
 
 def _show(text: str) -> None:
