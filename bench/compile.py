@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -133,7 +134,8 @@ def compile_all(
 ) -> Iterator[Resources]:
     """Compile over worker processes; rows come in order, as each model is done."""
     jobs = [(t, m, d) for t in targets for m in models for d in dtypes]
-    with ProcessPoolExecutor(workers) as pool:
+    # Spawned: a fork would inherit PyTorch's threads half-way through their work.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for rows in pool.map(compile_model, *zip(*jobs, strict=True)):
             yield from rows
 
