@@ -29,7 +29,8 @@ from lastword.settings import (
     choose_prompt,
 )
 from lastword.similarity import similarity, similarity_pairwise
-from lastword.tokens import TextTokenizer
+from lastword.states import last_token_states, layer_numbers
+from lastword.tokens import TextTokenizer, Tokens
 from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
 from lastword.windows import cut_windows
 
@@ -216,6 +217,36 @@ class Embedder:
             report.texts += len(window)
         return report
 
+    # Looking inside.
+
+    def token_ids(
+        self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None
+    ) -> list[list[int]]:
+        """Give the token ids that `encode` computes for each text: prompt, text, end token, cut to max_length."""
+        prefix = self.resolve_prompt(prompt_name, prompt)
+        ids: list[list[int]] = []
+        for window in cut_windows(iter(texts)):
+            ids += self._tokens(window, len(ids), prefix).ids
+        return ids
+
+    def hidden_states(
+        self,
+        texts: Sequence[str],
+        layers: Sequence[int] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> Tensor:
+        """Give the hidden state of each text's last token after the named layers.
+
+        Args:     layers: numbered as transformers numbers `hidden_states`: 0 the token's embedding, i the residual
+                  stream after layer i, L (or -1) after the final norm; default all of them, 0 … L.
+        Returns:  [N, len(layers), C] fp32 on the CPU, neither cut nor normalised.
+        Raises:   InputError naming a text by its index; ConfigError for a layer that is not there.
+        """
+        numbers = layer_numbers(layers, self.config.num_hidden_layers)
+        ids = self.token_ids(texts, prompt_name, prompt)
+        return last_token_states(self._model, ids, self.max_batch_tokens, numbers)
+
     def _dim(self, truncate_dim: int | None) -> int:
         return self.dim if truncate_dim is None else check_dim(truncate_dim, self._size)
 
@@ -245,11 +276,7 @@ class Embedder:
     def _forests(
         self, window: list[str], first: int, options: EncodeOptions, report: Report
     ) -> Iterator[Forest]:
-        tokens = self._tokenizer.encode(
-            [options.prefix + text for text in window] if options.prefix else window,
-            self.max_length,
-            first=first,
-        )
+        tokens = self._tokens(window, first, options.prefix)
         if options.too_long == "error" and any(tokens.cut):
             index = first + tokens.cut.index(True)
             raise InputError(
@@ -259,6 +286,10 @@ class Embedder:
             )
         report.cut += sum(tokens.cut)
         yield from plan_forests(tokens.ids, self.max_batch_tokens)
+
+    def _tokens(self, texts: list[str], first: int, prefix: str) -> Tokens:
+        prefixed = [prefix + text for text in texts] if prefix else texts
+        return self._tokenizer.encode(prefixed, self.max_length, first=first)
 
     @staticmethod
     def _count(forest: Forest, report: Report) -> None:

@@ -99,7 +99,11 @@ def test_signals_clean_up(tmp_path, number, status, word):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-HELP = [["--help"], ["--version"], *([name, "--help"] for name in ("embed", "search", "info"))]
+HELP = [
+    ["--help"],
+    ["--version"],
+    *([name, "--help"] for name in ("embed", "search", "info", "verify")),
+]
 
 
 @pytest.mark.parametrize("arguments", HELP, ids=" ".join)

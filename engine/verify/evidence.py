@@ -1,0 +1,190 @@
+"""What was measured: lastword's token ids, states and vectors beside those of transformers, text by text.
+
+Gathers, does not judge: `findings.py` does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastword.embedder import Embedder
+from lastword.errors import InputError
+from lastword.verify.bounds import Bounds, bounds_of, reference_dtype
+from lastword.verify.probes import Probe
+from lastword.verify.reference import ReferenceText, Walk, walk
+
+MAX_TEXTS = 1000
+MAX_TOKENS = 65_536  # of one walk: their states are held between two layers
+_CUT = 12  # max_length at which truncation is looked at
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Alternate:
+    """The truth of a mistake: what texts [n] of one kind would give had their prompt been another."""
+
+    name: str
+    kind: str
+    index: list[int]
+    ids: list[list[int]]
+    vectors: Tensor  # [n, dim] fp64
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Rows in the order of `probes`; all tensors on the CPU, the reference's in fp64."""
+
+    probes: list[Probe]
+    text: ReferenceText
+    prompts: dict[str, str]  # as lastword has them
+    ids: list[list[int]]  # lastword's
+    expected_ids: list[list[int]]
+    cut: list[str]  # texts that are cut at a small max_length
+    cut_ids: list[list[int]]  # lastword's
+    expected_cut_ids: list[list[int]]
+    states: Tensor  # [N, L + 1, C]
+    vectors: Tensor  # [N, dim]
+    alone: Tensor  # [n, dim], of the probes marked so
+    truth: Walk
+    theirs: Walk
+    alternates: list[Alternate]
+    normalize: bool
+    dim: int
+    bounds: Bounds
+
+    def finish(self, states: Tensor) -> Tensor:
+        """Final states to vectors, as sentence-transformers' modules do; cut vectors have length 1 again."""
+        vectors = states[:, : self.dim].double()
+        cut = self.dim < states.shape[1]
+        return F.normalize(vectors, dim=1) if self.normalize or cut else vectors
+
+    def label(self, index: int) -> str:
+        """Name a text in a message."""
+        probe = self.probes[index]
+        shown = repr(probe.text if len(probe.text) <= 40 else probe.text[:39] + "…")
+        return f"{probe.kind} {index} {shown}"
+
+
+def gather(
+    embedder: Embedder,
+    probes: Sequence[Probe],
+    folder: Path,
+    advance: Callable[[int], None],
+) -> Evidence:
+    """Embed the probes with both; `advance` counts the layers that transformers has walked, twice L in all.
+
+    Raises:   InputError where the texts are too many.
+    """
+    text = ReferenceText(folder)
+    probes, expected = _with_tokens(text, probes, embedder.max_length)
+    tokens = sum(map(len, expected))
+    if tokens > MAX_TOKENS or len(probes) > MAX_TEXTS:
+        raise InputError(
+            f"texts: too many to verify with; got {len(probes):,} texts of {tokens:,} tokens, expected at most "
+            f"{MAX_TEXTS:,} of {MAX_TOKENS:,}. Take a sample."
+        )
+    unprompted = _alternate_ids(text, probes, embedder.max_length)
+    every = [*expected, *(ids for *_, group in unprompted for ids in group)]
+    exact = reference_dtype(embedder.dtype)
+    whole = walk(folder, every, exact, embedder.device, advance)
+    truth = Walk(*(getattr(whole, name)[: len(expected)] for name in Walk.__slots__))
+    theirs = walk(folder, expected, embedder.dtype, embedder.device, advance)
+    long = [probe.text for probe in probes if len(probe.text) > 8 * _CUT]
+    evidence = Evidence(
+        probes=probes,
+        text=text,
+        prompts=dict(embedder.prompts),
+        ids=_by_kind(probes, lambda kind, texts: _token_ids(embedder, kind, texts)),
+        expected_ids=expected,
+        cut=long,
+        cut_ids=_cut_ids(embedder, long),
+        expected_cut_ids=text.ids(long, _CUT),
+        states=torch.stack(
+            _by_kind(probes, lambda kind, texts: list(_states(embedder, kind, texts)))
+        ),
+        vectors=torch.stack(
+            _by_kind(probes, lambda kind, texts: list(_vectors(embedder, kind, texts)))
+        ),
+        alone=torch.cat([_vectors(embedder, p.kind, [p.text]) for p in probes if p.alone]),
+        truth=truth,
+        theirs=theirs,
+        alternates=[],
+        normalize=text.normalize,
+        dim=embedder.dim,
+        bounds=bounds_of(embedder.dtype),
+    )
+    place = len(expected)
+    for name, kind, index, ids in unprompted:
+        vectors = evidence.finish(whole.states[place : place + len(ids), -1])
+        evidence.alternates.append(Alternate(name, kind, index, ids, vectors))
+        place += len(ids)
+    return evidence
+
+
+def _with_tokens(
+    text: ReferenceText, probes: Sequence[Probe], max_length: int
+) -> tuple[list[Probe], list[list[int]]]:
+    """Leave out texts that give no token: without an end token the empty text is one."""
+    ids = text.ids([text.prompt(probe.kind) + probe.text for probe in probes], max_length)
+    kept = [(probe, each) for probe, each in zip(probes, ids, strict=True) if each]
+    return [probe for probe, _ in kept], [each for _, each in kept]
+
+
+def _alternate_ids(
+    text: ReferenceText, probes: Sequence[Probe], max_length: int
+) -> list[tuple[str, str, list[int], list[list[int]]]]:
+    """Token ids under the usual mistakes with prompts: none, a space too many, the query's on documents."""
+    query = text.prompt("query")
+    mistakes = (
+        ("no prompt", "query", ""),
+        ("a space after the prompt", "query", query + " "),
+        ("the query's prompt", "document", query),
+    )
+    found = []
+    for name, kind, prompt in mistakes if query else ():
+        index = [i for i, p in enumerate(probes) if p.kind == kind and 0 < len(p.text) < 100][:12]
+        ids = text.ids([prompt + probes[i].text for i in index], max_length)
+        found.append((name, kind, index, ids))
+    return found
+
+
+def _by_kind(probes: Sequence[Probe], compute: Callable[[str, list[str]], list[T]]) -> list[T]:
+    """Compute queries and documents each in one call; give the results in the probes' order."""
+    results: dict[int, T] = {}
+    for kind in ("query", "document"):
+        index = [i for i, probe in enumerate(probes) if probe.kind == kind]
+        done = compute(kind, [probes[i].text for i in index])
+        results |= dict(zip(index, done, strict=True))
+    return [results[i] for i in range(len(probes))]
+
+
+def _token_ids(embedder: Embedder, kind: str, texts: list[str]) -> list[list[int]]:
+    return embedder.token_ids(texts, prompt=_prompt(embedder, kind))
+
+
+def _states(embedder: Embedder, kind: str, texts: list[str]) -> Tensor:
+    return embedder.hidden_states(texts, prompt=_prompt(embedder, kind))
+
+
+def _prompt(embedder: Embedder, kind: str) -> str:
+    return embedder.resolve_prompt(None, None, "query" if kind == "query" else "document")
+
+
+def _vectors(embedder: Embedder, kind: str, texts: list[str]) -> Tensor:
+    encode = embedder.encode_query if kind == "query" else embedder.encode_document
+    vectors: Tensor = encode(texts, show_progress_bar=False)
+    return vectors
+
+
+def _cut_ids(embedder: Embedder, texts: list[str]) -> list[list[int]]:
+    before, embedder.max_length = embedder.max_length, _CUT
+    try:
+        return embedder.token_ids(texts)
+    finally:
+        embedder.max_length = before

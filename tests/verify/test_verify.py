@@ -1,0 +1,297 @@
+"""`lastword verify`: a sound engine passes, a broken one or a damaged checkpoint fails by the name of what is wrong."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lastword import ConfigError, Embedder, InputError, embedder
+from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
+from lastword.cli.main import main
+from lastword.kernels import plan, reference
+from lastword.model import Model
+from lastword.tokens import TextTokenizer
+from lastword.verify import cards, evidence, verify
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Products this small lose more time in waiting for threads than they take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+TRUTHS: dict = {}
+
+
+@pytest.fixture
+def known_truth(monkeypatch):
+    """Walk transformers once for all tests of one checkpoint: no broken engine changes the truth."""
+
+    def cached(folder, ids, dtype, device, advance, true=evidence.walk):
+        key = (folder, str(ids), dtype)
+        if key not in TRUTHS:
+            TRUTHS[key] = true(folder, ids, dtype, device, advance)
+        return TRUTHS[key]
+
+    monkeypatch.setattr(evidence, "walk", cached)
+
+
+def cause(verdict) -> str | None:
+    return verdict.cause.name if verdict.cause else None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sound_engine_passes(dtype: str, tiny_checkpoint: Path) -> None:
+    verdict = verify(tiny_checkpoint, dtype=dtype, texts=["one more text", "and another"])
+    assert verdict.passed, verdict.cause
+    assert {check.status for check in verdict.checks} == {"ok"}
+    assert verdict.reference == ("float64" if dtype == "float32" else "float32")
+    assert [each.layer for each in verdict.layers] == [0, 1, 2]
+    assert 0 < verdict.figures["max_abs_difference"] < (1e-5 if dtype == "float32" else 2e-2)
+    assert verdict.texts == 56
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"prefix": "model.", "shards": 2, "tied": False, "dtype": torch.bfloat16},
+        {"config_format": "v5", "attention_bias": True, "sentence_transformers": False},
+    ],
+    ids=["prefixed-shards-bf16", "v5-biases-no-modules"],
+)
+def test_every_layout_of_checkpoint_passes(layout: dict, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", **layout)
+    verdict = verify(folder, truncate_dim=24)
+    assert verdict.passed, verdict.cause
+
+
+# Eight and more ways to break the engine: what is patched, and the check that must name it.
+
+
+def no_end_token(self, texts, max_length, *, first=0, true=TextTokenizer.encode):
+    tokens = true(self, texts, max_length, first=first)
+    return replace(tokens, ids=[ids[:-1] or ids for ids in tokens.ids])
+
+
+def end_token_lost_in_cut(self, texts, max_length, *, first=0, true=TextTokenizer.encode):
+    return replace(
+        tokens := true(self, texts, 100_000, first=first),
+        ids=[ids[:max_length] for ids in tokens.ids],
+    )
+
+
+def space_after_prompt(self, name=None, prompt=None, kind=None, true=Embedder.resolve_prompt):
+    return true(self, name, prompt, kind) + (" " if kind == "query" else "")
+
+
+def query_prompt_on_documents(self, texts, *args, true=Embedder.encode_query, **options):
+    return true(self, texts, *args, **options)
+
+
+def no_query_prompt(self, texts, *args, **options):
+    return self.encode(texts, **options)
+
+
+def no_normalizer(self, *args, true=TextTokenizer.__init__):
+    true(self, *args)
+    self._tokenizer.normalizer = None
+
+
+def row_before_the_last(tokens, *args, true=embedder.plan_forests):
+    return true([ids[:-1] or ids for ids in tokens], *args)
+
+
+def first_row(tokens, *args, true=embedder.plan_forests):
+    return true([ids[:1] for ids in tokens], *args)
+
+
+def before_final_norm(self, forest, observe=None, true=Model.forward):
+    residuals = []
+
+    def both(layer, states):
+        residuals.append(states.clone())
+        if observe:
+            observe(layer, states)
+
+    true(self, forest, both)
+    return residuals[-1]
+
+
+def not_normalised(states, dim, *, normalize):
+    return states[:, :dim].float()
+
+
+def next_text(self, texts, *args, true=Embedder.encode, **options):
+    vectors = true(self, texts, *args, **options)
+    return vectors if len(texts) == 1 else vectors.roll(1, 0)
+
+
+def mask_off_by_one(*args, true=plan._forked_blocks):
+    blocks = true(*args)
+    for block in blocks:
+        if block.mask is not None:
+            block.mask.copy_(block.mask.roll(1, 1))
+    return blocks
+
+
+def swapped_kv_heads(q, k, v, plan, scale, true=reference.forest_attention_ref):
+    return true(q, k.flip(1), v.flip(1), plan, scale)
+
+
+def wrong_last_layer(self, *args, true=Model.__init__):
+    true(self, *args)
+    self.layers[-1].q_norm = self.layers[-1].q_norm * 1.01
+
+
+BROKEN: dict[str, tuple[object, str, Callable, str, str]] = {
+    "end token": (TextTokenizer, "encode", no_end_token, "end token", "missing from"),
+    "end token, cut": (TextTokenizer, "encode", end_token_lost_in_cut, "end token", "is cut"),
+    "prompt": (Embedder, "resolve_prompt", space_after_prompt, "prompt text", "a space after"),
+    "no prompt": (Embedder, "encode_query", no_query_prompt, "prompt text", "with no prompt"),
+    "prompt on documents": (
+        Embedder, "encode_document", query_prompt_on_documents, "prompt text", "the query's prompt",
+    ),
+    "tokens": (TextTokenizer, "__init__", no_normalizer, "tokens", "Cafe"),
+    "row": (embedder, "plan_forests", row_before_the_last, "pooled row", "before the last"),
+    "first row": (embedder, "plan_forests", first_row, "pooled row", "the first row"),
+    "norm": (Model, "forward", before_final_norm, "final norm", "before the final norm"),
+    "length": (embedder, "finish", not_normalised, "normalisation", "expected 1"),
+    "order": (Embedder, "encode", next_text, "order", "has that of"),
+    "mask": (plan, "_forked_blocks", mask_off_by_one, "neighbours", "beside others"),
+    "heads": (reference, "forest_attention_ref", swapped_kv_heads, "layers", "after layer 1 of 2"),
+    "last layer": (Model, "__init__", wrong_last_layer, "layers", "after layer 2 of 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_engine_is_named(
+    name: str, tiny_checkpoint: Path, known_truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, attribute, wrong, expected, words = BROKEN[name]
+    monkeypatch.setattr(owner, attribute, wrong)
+    verdict = verify(tiny_checkpoint)
+    assert cause(verdict) == expected, verdict.checks
+    assert words in verdict.cause.detail
+
+
+# Four damaged checkpoints, through the command line.
+
+
+def without_template(folder: Path) -> None:
+    make_tokenizer(end_token=False).save(str(folder / "tokenizer.json"))
+
+
+def foreign_prompts(folder: Path) -> None:
+    path = folder / "config_sentence_transformers.json"
+    settings = json.loads(path.read_text())
+    settings["prompts"] = {"query": "query: ", "document": "passage: "}
+    path.write_text(json.dumps(settings))
+
+
+def mean_pooling(folder: Path) -> None:
+    path = folder / "1_Pooling/config.json"
+    settings = {**json.loads(path.read_text()), "pooling_mode_lasttoken": False}
+    path.write_text(json.dumps({**settings, "pooling_mode_mean_tokens": True}))
+
+
+def a_tensor_of_nan(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+DAMAGED = {
+    "template": (without_template, "end token", "got none, expected '<|endoftext|>'"),
+    "prompts": (foreign_prompts, "prompt text", "got 'query: ', expected 'Instruct: …"),
+    "pooling": (mean_pooling, "checkpoint", "pooling mode"),
+    "nan": (a_tensor_of_nan, "weights", "not finite: layers.1.mlp.up_proj.weight"),
+}
+
+
+@pytest.fixture
+def model(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_checkpoint_is_named(name: str, model: Path, capfd) -> None:
+    damage, expected, words = DAMAGED[name]
+    damage(model)
+    assert main(["verify", str(model), "--json"]) == 1
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    assert (found["passed"], found["cause"]) == (False, expected)
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_an_accepted_check_may_fail(model: Path) -> None:
+    foreign_prompts(model)
+    verdict = verify(model, accept=["prompt text"])
+    assert verdict.passed
+    assert next(c for c in verdict.checks if c.name == "prompt text").status == "accepted"
+
+
+# The command, its table and its errors.
+
+
+def test_the_table(tiny_checkpoint: Path, known_truth, tmp_path: Path, capfd) -> None:
+    texts = tmp_path / "mine.jsonl"
+    texts.write_text('{"body": "a text of mine"}\n', encoding="utf-8")
+    words = ["verify", str(tiny_checkpoint), "--texts", str(texts), "--text-field", "body"]
+    assert main(words) == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines()[-1] == "PASSED"
+    assert "texts      55 of" in out
+    assert "transformers in float64" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize("move", [0.0, 0.01], ids=["right", "wrong"])
+def test_scores_of_the_card(move: float, tiny_checkpoint: Path, known_truth, monkeypatch) -> None:
+    ours = Embedder(tiny_checkpoint)
+    true = cards.find_card("Qwen/Qwen3-Embedding-0.6B")
+    scores = ours.similarity(
+        ours.encode_query(true.queries), ours.encode_document(true.documents)
+    ).tolist()
+    scores[1][0] += move
+    monkeypatch.setattr(cards, "_known", lambda: {"a/b": replace(true, scores=scores)})
+    verdict = verify(tiny_checkpoint, scores=True, card="A/B")
+    assert cause(verdict) == ("scores" if move else None)
+
+
+def test_cards_are_found_by_id_or_folder() -> None:
+    card = cards.find_card("/models/qwen3-embedding-0.6b/")
+    assert card.model == "Qwen/Qwen3-Embedding-0.6B"
+    assert card.scores == [[0.7646, 0.1414], [0.1355, 0.6]]
+    assert len(cards._known()) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"accept": ["speed"]}, ConfigError, "accept: no such check; got 'speed'"),
+        ({"scores": True}, ConfigError, "scores: no model card is known for"),
+        ({"texts": ["a", 5]}, InputError, "text 1: not a string"),
+        ({"texts": ["a", "\udfff"]}, InputError, "text 1: not valid Unicode"),
+        ({"texts": ["a"] * 1000}, InputError, "too many to verify with"),
+        ({"truncate_dim": 65}, ConfigError, "truncate_dim: out of range"),
+    ],
+)
+def test_refused(options: dict, error: type, message: str, tiny_checkpoint: Path) -> None:
+    with pytest.raises(error, match=message):
+        verify(tiny_checkpoint, **options)
+
+
+def test_without_transformers_it_says_what_to_install(tiny_checkpoint, monkeypatch, capfd) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    assert main(["verify", str(tiny_checkpoint)]) == 2
+    assert "pip install 'lastword[verify]'" in capfd.readouterr().err
