@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lastword import ConfigError, Embedder, InputError, embedder
 from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
 from lastword.cli.main import main
-from lastword.kernels import plan, reference
+from lastword.kernels import reference, sdpa_blocks
 from lastword.model import Model
 from lastword.tokens import TextTokenizer
 from lastword.verify import cards, evidence, verify
@@ -134,7 +134,7 @@ def next_text(self, texts, *args, true=Embedder.encode, **options):
     return vectors if len(texts) == 1 else vectors.roll(1, 0)
 
 
-def mask_off_by_one(*args, true=plan._forked_blocks):
+def mask_off_by_one(*args, true=sdpa_blocks._forked_blocks):
     blocks = true(*args)
     for block in blocks:
         if block.mask is not None:
@@ -165,7 +165,7 @@ BROKEN: dict[str, tuple[object, str, Callable, str, str]] = {
     "norm": (Model, "forward", before_final_norm, "final norm", "before the final norm"),
     "length": (embedder, "finish", not_normalised, "normalisation", "expected 1"),
     "order": (Embedder, "encode", next_text, "order", "has that of"),
-    "mask": (plan, "_forked_blocks", mask_off_by_one, "neighbours", "beside others"),
+    "mask": (sdpa_blocks, "_forked_blocks", mask_off_by_one, "neighbours", "beside others"),
     "heads": (reference, "forest_attention_ref", swapped_kv_heads, "layers", "after layer 1 of 2"),
     "last layer": (Model, "__init__", wrong_last_layer, "layers", "after layer 2 of 2"),
 }  # fmt: skip
