@@ -85,12 +85,7 @@ class Embedder:
         self.prompts = dict(self.spec.prompts if prompts is None else prompts)
         self.default_prompt_name = self.spec.default_prompt_name
         self._tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)
-        self.max_length = check_max_length(
-            max_length,
-            default=self.spec.max_length,
-            least=self._tokenizer.num_template_tokens + 1,
-            limit=self.config.max_position_embeddings,
-        )
+        self.max_length = self._check_max_length(max_length)
         self.max_batch_tokens = check_batch_tokens(
             max_batch_tokens, default_batch_tokens(self.device)
         )
@@ -99,6 +94,23 @@ class Embedder:
         self.dim = check_dim(truncate_dim, self._size)
         self.checkpoint = Checkpoint(self.files.folder, self.config)
         self._model = Model(self.checkpoint, self.config, self.device, self.dtype)
+
+    def _check_max_length(self, max_length: int | None) -> int:
+        return check_max_length(
+            max_length,
+            default=self.spec.max_length,
+            least=self._tokenizer.num_template_tokens + 1,
+            limit=self.config.max_position_embeddings,
+        )
+
+    @property
+    def max_seq_length(self) -> int:
+        """`max_length` under sentence-transformers' name; it may be set."""
+        return self.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, max_length: int) -> None:
+        self.max_length = self._check_max_length(max_length)
 
     def resolve_prompt(
         self, prompt_name: str | None = None, prompt: str | None = None, kind: Kind | None = None
@@ -127,6 +139,7 @@ class Embedder:
         too_long: TooLong = "cut",
         convert_to_numpy: bool = False,
         convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
     ) -> Any:
         """Embed texts: one vector for a str, a matrix [N, dim] in the caller's order for a sequence.
 
@@ -142,16 +155,18 @@ class Embedder:
             too_long: "cut" keeps max_length tokens with the end token, "error" refuses the text.
             convert_to_numpy: return a NumPy array (where NumPy is installed).
             convert_to_tensor: return a tensor even so; it wins, as in sentence-transformers.
+            normalize_embeddings: length 1 also where the checkpoint does not normalise.
         Returns: torch.Tensor on the CPU, float32 or the precision's own dtype.
         Raises:  InputError naming the text by its index; ConfigError for a setting.
         """
         single = isinstance(texts, str)
         listed: Sequence[str] = [texts] if isinstance(texts, str) else list(texts)
         prefix = self.resolve_prompt(prompt_name, prompt)
-        options = EncodeOptions(prefix, precision, self._dim(truncate_dim), ranges, too_long)
+        dim = self._dim(truncate_dim)
+        options = EncodeOptions(prefix, precision, dim, ranges, too_long, normalize_embeddings)
         with progress_bar(len(listed), show=show_progress_bar) as advance:
             windows = list(self._windows(iter(listed), options, Report(), advance))
-        empty = torch.empty(0, self._dim(truncate_dim))
+        empty = torch.empty(0, dim)
         vectors = torch.cat(windows) if windows else quantize(empty, precision, ranges)
         result = vectors[0] if single else vectors
         return result.numpy() if convert_to_numpy and not convert_to_tensor else result
@@ -263,7 +278,7 @@ class Embedder:
             out = torch.empty(len(window), options.dim)
             for forest in self._forests(window, first, options, report):
                 states = self._model.forward(forest)
-                normalize = self.spec.normalize or options.dim < self._size
+                normalize = self.spec.normalize or options.normalize or options.dim < self._size
                 vectors = finish(states, options.dim, normalize=normalize)[forest.distinct]
                 _check_finite(vectors, forest, first)
                 out[forest.texts] = vectors

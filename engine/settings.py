@@ -35,6 +35,7 @@ class EncodeOptions:
     dim: int
     ranges: Tensor | None
     too_long: str
+    normalize: bool = False
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self.dim, self.ranges)

@@ -20,6 +20,7 @@ ROOMS = {
     "lastword": "engine",
     "lastword.bench": "bench",
     "lastword.cli": "engine/cli",
+    "lastword.interop": "engine/interop",
     "lastword.kernels": "kernels",
     "lastword.verify": "engine/verify",
     "lastword.weights": "weights",
@@ -28,13 +29,17 @@ ROOMS = {
 ALLOWED = {
     "lastword": ("lastword",),
     "lastword.cli": ("lastword.cli", "lastword.errors", "lastword.report", "lastword"),
+    "lastword.interop": ("lastword.embedder", "lastword.errors", "lastword.interop"),
     "lastword.kernels": ("lastword.kernels", "lastword.errors"),
     "lastword.verify": ("lastword",),
     "lastword.weights": ("lastword.weights", "lastword.errors"),
 }
 CLI_WHEN_RUN = ("lastword.embedder", "lastword.verify", "lastword.weights", "lastword.bench")
-# Packages of an extra, imported when the feature is used.
-EXTRAS = {"lastword.verify": {"transformers"}}
+# Packages of an extra, imported when the feature is used; an adapter's own file is imported only then.
+EXTRAS = {
+    "lastword.interop": {"langchain_core", "llama_index"},
+    "lastword.verify": {"transformers"},
+}
 RUN_TIME = {"torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "tqdm"}
 
 
@@ -94,6 +99,7 @@ def test_arrows(package: str, file: Path) -> None:
         first = module.split(".")[0]
         if first != "lastword":
             known = first in sys.stdlib_module_names or first in RUN_TIME
+            late = late or package == "lastword.interop"
             extra = late and first in {"numpy", *EXTRAS.get(package, ())}
             assert known or extra, f"{file}: imports {module}"
         elif package == "lastword.cli":

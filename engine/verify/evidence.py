@@ -183,8 +183,8 @@ def _vectors(embedder: Embedder, kind: str, texts: list[str]) -> Tensor:
 
 
 def _cut_ids(embedder: Embedder, texts: list[str]) -> list[list[int]]:
-    before, embedder.max_length = embedder.max_length, _CUT
+    before, embedder.max_seq_length = embedder.max_seq_length, _CUT
     try:
         return embedder.token_ids(texts)
     finally:
-        embedder.max_length = before
+        embedder.max_seq_length = before
