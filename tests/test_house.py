@@ -20,6 +20,7 @@ ROOMS = {
     "lastword": "engine",
     "lastword.bench": "bench",
     "lastword.cli": "engine/cli",
+    "lastword.evaluate": "engine/evaluate",
     "lastword.interop": "engine/interop",
     "lastword.kernels": "kernels",
     "lastword.verify": "engine/verify",
@@ -29,14 +30,18 @@ ROOMS = {
 ALLOWED = {
     "lastword": ("lastword",),
     "lastword.cli": ("lastword.cli", "lastword.errors", "lastword.report", "lastword"),
+    "lastword.evaluate": ("lastword.embedder", "lastword.errors", "lastword.evaluate"),
     "lastword.interop": ("lastword.embedder", "lastword.errors", "lastword.interop"),
     "lastword.kernels": ("lastword.kernels", "lastword.errors"),
     "lastword.verify": ("lastword",),
     "lastword.weights": ("lastword.weights", "lastword.errors"),
 }
-CLI_WHEN_RUN = ("lastword.embedder", "lastword.verify", "lastword.weights", "lastword.bench")
+CLI_WHEN_RUN = tuple(
+    f"lastword.{name}" for name in ("bench", "embedder", "evaluate", "verify", "weights")
+)
 # Packages of an extra, imported when the feature is used; an adapter's own file is imported only then.
 EXTRAS = {
+    "lastword.evaluate": {"datasets", "mteb"},
     "lastword.interop": {"langchain_core", "llama_index"},
     "lastword.verify": {"transformers"},
 }
@@ -99,7 +104,7 @@ def test_arrows(package: str, file: Path) -> None:
         first = module.split(".")[0]
         if first != "lastword":
             known = first in sys.stdlib_module_names or first in RUN_TIME
-            late = late or package == "lastword.interop"
+            late = late or package == "lastword.interop" or file.name == "encoder.py"
             extra = late and first in {"numpy", *EXTRAS.get(package, ())}
             assert known or extra, f"{file}: imports {module}"
         elif package == "lastword.cli":

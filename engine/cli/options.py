@@ -78,6 +78,11 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the hub id under which a model is known, for one that lies in a folder."""
+    parser.add_argument("--as", dest="known_as", metavar="ID", help=what)
+
+
 def choose_model(args: argparse.Namespace) -> None:
     """Take MODEL, or --model, of a command that has both."""
     if args.name is not None and args.model is not None:

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
         args.model,
         texts=texts,
         scores=args.scores,
-        card=args.card,
+        known_as=args.known_as,
         accept=args.accept,
         show_progress_bar=console.on_terminal() and not args.quiet,
         **options.embedder_options(args),

@@ -38,7 +38,8 @@ def find_card(model: str) -> Card:
         ):
             return card
     raise ConfigError(
-        f"scores: no model card is known for {model!r}; expected one of: {some(known)}."
+        f"scores: no model card is known for {model!r}; expected one of: {some(known)}. "
+        "Name it where MODEL does not say it."
     )
 
 

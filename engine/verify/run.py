@@ -26,7 +26,7 @@ def verify(
     *,
     texts: Sequence[str] = (),
     scores: bool = False,
-    card: str | None = None,
+    known_as: str | None = None,
     accept: Sequence[str] = (),
     show_progress_bar: bool | None = None,
     **options: Any,
@@ -40,7 +40,7 @@ def verify(
         model: hub id or folder.
         texts: embedded as documents beside the shipped ones.
         scores: also compute the example of the model's card, always in float32.
-        card: whose card, where the model's name does not say it.
+        known_as: the hub id whose card it is, where `model` does not say it.
         accept: names of checks that may fail.
         show_progress_bar: default: on a terminal.
         options: as `Embedder` takes them.
@@ -48,7 +48,7 @@ def verify(
     Raises:  ConfigError for a setting, or where transformers is missing; WeightsError where there is no such model.
     """
     check_accepted(accept)
-    known = find_card(card or os.fspath(model)) if scores else None
+    known = find_card(known_as or os.fspath(model)) if scores else None
     need_transformers()
     found = locate(model, **{name: options[name] for name in _WHERE if name in options})
     verdict = Verdict(found.name, str(found.folder))

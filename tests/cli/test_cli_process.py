@@ -102,7 +102,7 @@ def test_signals_clean_up(tmp_path, number, status, word):
 HELP = [
     ["--help"],
     ["--version"],
-    *([name, "--help"] for name in ("embed", "search", "info", "verify")),
+    *([name, "--help"] for name in ("embed", "search", "info", "verify", "eval")),
 ]
 
 

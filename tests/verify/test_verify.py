@@ -264,7 +264,7 @@ def test_scores_of_the_card(move: float, tiny_checkpoint: Path, known_truth, mon
     ).tolist()
     scores[1][0] += move
     monkeypatch.setattr(cards, "_known", lambda: {"a/b": replace(true, scores=scores)})
-    verdict = verify(tiny_checkpoint, scores=True, card="A/B")
+    verdict = verify(tiny_checkpoint, scores=True, known_as="A/B")
     assert cause(verdict) == ("scores" if move else None)
 
 
