@@ -45,7 +45,7 @@ class Embedder:
         revision, cache_dir, token, local_files_only: as huggingface-hub takes them.
         max_length: tokens a text may have, the end token included; default as sentence-transformers reads it.
         max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own.
-        prompts: name -> prefix, in place of the checkpoint's own.
+        prompts: name -> prefix, beside the checkpoint's own and in place of those of the same name.
         truncate_dim: keep this many leading dimensions (renormalised).
     Raises: ConfigError, WeightsError or DeviceError, each a line that says what to do.
     """
@@ -82,7 +82,7 @@ class Embedder:
         self.config = read_config(self.files.folder)
         self.spec = read_embedding_spec(self.files.folder, self.config)
         self.notices = () if self.spec.notice is None else (self.spec.notice,)
-        self.prompts = dict(self.spec.prompts if prompts is None else prompts)
+        self.prompts = {**self.spec.prompts, **(prompts or {})}
         self.default_prompt_name = self.spec.default_prompt_name
         self._tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)
         self.max_length = self._check_max_length(max_length)
@@ -190,7 +190,7 @@ class Embedder:
         prompt: str | None = None,
         **options: Any,
     ) -> Any:
-        """Embed documents: `encode` with the first prompt of "document", "passage", "corpus" that there is."""
+        """Embed documents: `encode` with the prompt named "document", if there is one and no other is named."""
         return self.encode(
             texts, None, self.resolve_prompt(prompt_name, prompt, "document"), **options
         )

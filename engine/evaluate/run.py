@@ -75,25 +75,24 @@ def evaluate(
     chosen, closed = get_tasks(tasks, benchmarks)
     compared = {each: get_benchmark(each) for each in dict.fromkeys([*benchmarks, *on_card])}
     check_reachable([task for task in chosen if task not in tasks])
+    encoder, cache = _open(Embedder(model, **options), name, results)
+    show = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
+    scores = _run(encoder, chosen, cache, show=show) if chosen else {}
+    meta = encoder.mteb_model_meta
+    rows = [_benchmark(key, each, on_card.get(key), meta, cache) for key, each in compared.items()]
+    return Evaluation(meta.name, meta.revision, scores, rows, closed, str(cache.cache_path))
+
+
+def _open(
+    embedder: Embedder, known_as: str, results: str | os.PathLike[str] | None
+) -> tuple[Any, Any]:
+    """Give mteb's two sides: the encoder and the cache of results."""
     from mteb.cache import ResultCache
 
     from lastword.evaluate.encoder import LastwordEncoder
 
-    encoder = LastwordEncoder(Embedder(model, **options), name)
     cache = ResultCache(None if results is None else Path(results))
-    show = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
-    meta = encoder.mteb_model_meta
-    return Evaluation(
-        model=encoder.model.name,
-        revision=meta.revision,
-        scores=_run(encoder, chosen, cache, show=show) if chosen else {},
-        benchmarks=[
-            _benchmark(each, benchmark, on_card.get(each), meta, cache)
-            for each, benchmark in compared.items()
-        ],
-        closed=closed,
-        folder=str(cache.cache_path),
-    )
+    return LastwordEncoder(embedder, known_as), cache
 
 
 def card_scores(model: str) -> dict[str, float]:

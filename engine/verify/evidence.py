@@ -4,7 +4,7 @@ Gathers, does not judge: `findings.py` does.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +33,19 @@ class Alternate:
     kind: str
     index: list[int]
     ids: list[list[int]]
-    vectors: Tensor  # [n, dim] fp64
+    states: Tensor  # [n, C] fp64, after the final norm
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """What lastword gave."""
+
+    prompts: dict[str, str]
+    ids: list[list[int]]
+    cut_ids: list[list[int]]  # of the texts in `Evidence.cut`
+    states: Tensor  # [N, L + 1, C]
+    vectors: Tensor  # [N, dim]
+    alone: Tensor  # [n, dim], of the probes marked so
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +54,13 @@ class Evidence:
 
     probes: list[Probe]
     text: ReferenceText
-    prompts: dict[str, str]  # as lastword has them
-    ids: list[list[int]]  # lastword's
-    expected_ids: list[list[int]]
+    ids: list[list[int]]  # as transformers has them
     cut: list[str]  # texts that are cut at a small max_length
-    cut_ids: list[list[int]]  # lastword's
-    expected_cut_ids: list[list[int]]
-    states: Tensor  # [N, L + 1, C]
-    vectors: Tensor  # [N, dim]
-    alone: Tensor  # [n, dim], of the probes marked so
+    cut_ids: list[list[int]]
     truth: Walk
     theirs: Walk
     alternates: list[Alternate]
-    normalize: bool
+    ours: Ours
     dim: int
     bounds: Bounds
 
@@ -62,7 +68,7 @@ class Evidence:
         """Final states to vectors, as sentence-transformers' modules do; cut vectors have length 1 again."""
         vectors = states[:, : self.dim].double()
         cut = self.dim < states.shape[1]
-        return F.normalize(vectors, dim=1) if self.normalize or cut else vectors
+        return F.normalize(vectors, dim=1) if self.text.normalize or cut else vectors
 
     def label(self, index: int) -> str:
         """Name a text in a message."""
@@ -82,49 +88,49 @@ def gather(
     Raises:   InputError where the texts are too many.
     """
     text = ReferenceText(folder)
-    probes, expected = _with_tokens(text, probes, embedder.max_length)
-    tokens = sum(map(len, expected))
-    if tokens > MAX_TOKENS or len(probes) > MAX_TEXTS:
-        raise InputError(
-            f"texts: too many to verify with; got {len(probes):,} texts of {tokens:,} tokens, expected at most "
-            f"{MAX_TEXTS:,} of {MAX_TOKENS:,}. Take a sample."
-        )
-    unprompted = _alternate_ids(text, probes, embedder.max_length)
-    every = [*expected, *(ids for *_, group in unprompted for ids in group)]
+    probes, ids = _with_tokens(text, probes, embedder.max_length)
+    _check_size(ids)
+    cut = [probe.text for probe in probes if len(probe.text) > 8 * _CUT]
+    mistakes = _prompt_mistakes(text, probes, embedder.max_length)
+    every = [*ids, *(each for mistake in mistakes for each in mistake.ids)]
     exact = reference_dtype(embedder.dtype)
     whole = walk(folder, every, exact, embedder.device, advance)
-    truth = Walk(*(getattr(whole, name)[: len(expected)] for name in Walk.__slots__))
-    theirs = walk(folder, expected, embedder.dtype, embedder.device, advance)
-    long = [probe.text for probe in probes if len(probe.text) > 8 * _CUT]
-    evidence = Evidence(
+    return Evidence(
         probes=probes,
         text=text,
-        prompts=dict(embedder.prompts),
-        ids=_by_kind(probes, lambda kind, texts: _token_ids(embedder, kind, texts)),
-        expected_ids=expected,
-        cut=long,
-        cut_ids=_cut_ids(embedder, long),
-        expected_cut_ids=text.ids(long, _CUT),
-        states=torch.stack(
-            _by_kind(probes, lambda kind, texts: list(_states(embedder, kind, texts)))
-        ),
-        vectors=torch.stack(
-            _by_kind(probes, lambda kind, texts: list(_vectors(embedder, kind, texts)))
-        ),
-        alone=torch.cat([_vectors(embedder, p.kind, [p.text]) for p in probes if p.alone]),
-        truth=truth,
-        theirs=theirs,
-        alternates=[],
-        normalize=text.normalize,
+        ids=ids,
+        cut=cut,
+        cut_ids=text.ids(cut, _CUT),
+        truth=Walk(*(getattr(whole, name)[: len(ids)] for name in Walk.__slots__)),
+        theirs=walk(folder, ids, embedder.dtype, embedder.device, advance),
+        alternates=_with_states(mistakes, whole.states[len(ids) :, -1]),
+        ours=_measure(embedder, probes, cut),
         dim=embedder.dim,
         bounds=bounds_of(embedder.dtype),
     )
-    place = len(expected)
-    for name, kind, index, ids in unprompted:
-        vectors = evidence.finish(whole.states[place : place + len(ids), -1])
-        evidence.alternates.append(Alternate(name, kind, index, ids, vectors))
-        place += len(ids)
-    return evidence
+
+
+def _measure(embedder: Embedder, probes: list[Probe], cut: list[str]) -> Ours:
+    """Ask lastword for everything, queries and documents each in one call, as a caller would."""
+    vectors = _by_kind(probes, lambda kind, texts: list(_vectors(embedder, kind, texts)))
+    states = _by_kind(probes, lambda kind, texts: list(_states(embedder, kind, texts)))
+    return Ours(
+        prompts=dict(embedder.prompts),
+        ids=_by_kind(probes, lambda kind, texts: _token_ids(embedder, kind, texts)),
+        cut_ids=_cut_ids(embedder, cut),
+        states=torch.stack(states),
+        vectors=torch.stack(vectors),
+        alone=torch.cat([_vectors(embedder, p.kind, [p.text]) for p in probes if p.alone]),
+    )
+
+
+def _check_size(ids: list[list[int]]) -> None:
+    tokens = sum(map(len, ids))
+    if tokens > MAX_TOKENS or len(ids) > MAX_TEXTS:
+        raise InputError(
+            f"texts: too many to verify with; got {len(ids):,} texts of {tokens:,} tokens, expected at most "
+            f"{MAX_TEXTS:,} of {MAX_TOKENS:,}. Take a sample."
+        )
 
 
 def _with_tokens(
@@ -136,10 +142,10 @@ def _with_tokens(
     return [probe for probe, _ in kept], [each for _, each in kept]
 
 
-def _alternate_ids(
+def _prompt_mistakes(
     text: ReferenceText, probes: Sequence[Probe], max_length: int
-) -> list[tuple[str, str, list[int], list[list[int]]]]:
-    """Token ids under the usual mistakes with prompts: none, a space too many, the query's on documents."""
+) -> list[Alternate]:
+    """Make the usual mistakes with prompts: none, a space too many, the query's on documents. States come later."""
     query = text.prompt("query")
     mistakes = (
         ("no prompt", "query", ""),
@@ -150,8 +156,14 @@ def _alternate_ids(
     for name, kind, prompt in mistakes if query else ():
         index = [i for i, p in enumerate(probes) if p.kind == kind and 0 < len(p.text) < 100][:12]
         ids = text.ids([prompt + probes[i].text for i in index], max_length)
-        found.append((name, kind, index, ids))
+        found.append(Alternate(name, kind, index, ids, torch.empty(0)))
     return found
+
+
+def _with_states(mistakes: list[Alternate], states: Tensor) -> list[Alternate]:
+    sizes = [len(mistake.ids) for mistake in mistakes]
+    parts = states.split(sizes)  # type: ignore[no-untyped-call]
+    return [replace(mistake, states=part) for mistake, part in zip(mistakes, parts, strict=True)]
 
 
 def _by_kind(probes: Sequence[Probe], compute: Callable[[str, list[str]], list[T]]) -> list[T]:

@@ -19,16 +19,16 @@ _MOST = 0.9  # of the texts that differ must be explained by one mistake
 
 def judge(evidence: Evidence, verdict: Verdict) -> None:
     """Add every check of token ids, states and vectors to the verdict."""
-    differ = [i for i, ids in enumerate(evidence.ids) if ids != evidence.expected_ids[i]]
+    differ = [i for i, ids in enumerate(evidence.ours.ids) if ids != evidence.ids[i]]
     mistakes = _token_mistakes(evidence, differ)
-    same = torch.tensor([i for i in range(len(evidence.ids)) if i not in set(differ)])
+    same = torch.tensor([i for i in range(len(evidence.ours.ids)) if i not in set(differ)])
     if len(same):
         mistakes = {**_vector_mistakes(evidence, same), **mistakes}
     appended = evidence.text.appended()
-    verdict.add("end token", mistakes.get("end token"), f"{appended[-1:]} after every text")
+    verdict.add("end token", mistakes.get("end token"), f"{''.join(appended)} after every text")
     prompts = len(evidence.text.prompts)
     verdict.add("prompt text", mistakes.get("prompt text"), f"{prompts} prompts")
-    verdict.add("tokens", _token_problem(evidence, differ), f"{len(evidence.ids)} texts equal")
+    verdict.add("tokens", _token_problem(evidence, differ), f"{len(evidence.ours.ids)} texts equal")
     for name in ("pooled row", "final norm", "normalisation", "order"):
         verdict.add(name, mistakes.get(name), "as the model's")
     _neighbours(evidence, verdict)
@@ -42,8 +42,8 @@ def judge(evidence: Evidence, verdict: Verdict) -> None:
 
 
 def _token_problem(evidence: Evidence, differ: list[int]) -> str | None:
-    pairs = [(evidence.label(i), evidence.ids[i], evidence.expected_ids[i]) for i in differ]
-    cut = zip(evidence.cut, evidence.cut_ids, evidence.expected_cut_ids, strict=True)
+    pairs = [(evidence.label(i), evidence.ours.ids[i], evidence.ids[i]) for i in differ]
+    cut = zip(evidence.cut, evidence.ours.cut_ids, evidence.cut_ids, strict=True)
     pairs += [
         (f"{text[:20]!r}… cut", ids, expected) for text, ids, expected in cut if ids != expected
     ]
@@ -66,16 +66,14 @@ def _token_mistakes(evidence: Evidence, differ: list[int]) -> dict[str, str]:
             f"tokenizer.json appends the wrong one; got {got}, expected {END_TOKEN!r}. Fetch the tokenizer again; "
             "a model trained so passes with --accept 'end token'"
         )
-    elif differ and all(evidence.ids[i] == evidence.expected_ids[i][:-1] for i in differ):
+    elif differ and all(evidence.ours.ids[i] == evidence.ids[i][:-1] for i in differ):
         found["end token"] = (
             f"missing from {len(differ)} texts; expected {END_TOKEN!r} at their end"
         )
-    elif differ and all(evidence.ids[i][:-1] == evidence.expected_ids[i][:-1] for i in differ):
-        others = sorted({evidence.ids[i][-1] for i in differ})
+    elif differ and all(evidence.ours.ids[i][:-1] == evidence.ids[i][:-1] for i in differ):
+        others = sorted({evidence.ours.ids[i][-1] for i in differ})
         found["end token"] = f"another one; got id {others}, expected {END_TOKEN!r}"
-    elif any(
-        a[-1] != b[-1] for a, b in zip(evidence.cut_ids, evidence.expected_cut_ids, strict=True)
-    ):
+    elif any(a[-1] != b[-1] for a, b in zip(evidence.ours.cut_ids, evidence.cut_ids, strict=True)):
         found["end token"] = f"lost where a text is cut; expected {END_TOKEN!r} last"
     problem = _prompt_problem(evidence) or _prompt_in_ids(evidence, differ)
     return {**found, "prompt text": problem} if problem else found
@@ -83,7 +81,7 @@ def _token_mistakes(evidence: Evidence, differ: list[int]) -> dict[str, str]:
 
 def _prompt_problem(evidence: Evidence) -> str | None:
     """Hold prompts to the file's, and the file's to the form that the family is trained with."""
-    theirs, ours = evidence.text.prompts, evidence.prompts
+    theirs, ours = evidence.text.prompts, evidence.ours.prompts
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
             return (
@@ -107,7 +105,11 @@ def _prompt_in_ids(evidence: Evidence, differ: list[int]) -> str | None:
         known = dict(zip(alternate.index, alternate.ids, strict=True))
         both = [i for i in differ if i in known]
         kinds = {evidence.probes[i].kind for i in differ}
-        if both and kinds == {alternate.kind} and all(evidence.ids[i] == known[i] for i in both):
+        if (
+            both
+            and kinds == {alternate.kind}
+            and all(evidence.ours.ids[i] == known[i] for i in both)
+        ):
             return f"{alternate.kind} texts are computed with {alternate.name}"
     return None
 
@@ -125,7 +127,7 @@ def _limit(evidence: Evidence) -> float:
 def _vector_mistakes(evidence: Evidence, same: Tensor) -> dict[str, str]:
     """Name the mistake whose own vectors are those that came out, among texts whose tokens are right."""
     limit = _limit(evidence)
-    vectors, walk = evidence.vectors.double(), evidence.truth
+    vectors, walk = evidence.ours.vectors.double(), evidence.truth
     truth = evidence.finish(walk.states[:, -1])
     off = same[_apart(vectors[same], truth[same]) > limit]
     if not len(off):
@@ -147,7 +149,7 @@ def _vector_mistakes(evidence: Evidence, same: Tensor) -> dict[str, str]:
         place = {i: k for k, i in enumerate(alternate.index)}
         both = [i for i in off.tolist() if i in place]
         kinds = {evidence.probes[i].kind for i in off.tolist()}
-        candidate = alternate.vectors[[place[i] for i in both]]
+        candidate = evidence.finish(alternate.states)[[place[i] for i in both]]
         if (
             both
             and kinds == {alternate.kind}
@@ -170,14 +172,14 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _lengths(evidence: Evidence, off: Tensor) -> str:
-    lengths = evidence.vectors[off].norm(dim=1)
-    expected = "1" if evidence.normalize else "the state's own"
+    lengths = evidence.ours.vectors[off].norm(dim=1)
+    expected = "1" if evidence.text.normalize else "the state's own"
     return f"lengths of {lengths.min():.4g} to {lengths.max():.4g}, expected {expected}"
 
 
 def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
     index = [i for i, probe in enumerate(evidence.probes) if probe.alone]
-    apart = _apart(evidence.alone.double(), evidence.vectors[index].double())
+    apart = _apart(evidence.ours.alone.double(), evidence.ours.vectors[index].double())
     worst, place = (float(x) for x in apart.max(0))
     verdict.figures["neighbour_shift"] = worst
     limit = evidence.bounds.neighbour
@@ -189,7 +191,7 @@ def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
 
 def _layers(evidence: Evidence, same: Tensor, verdict: Verdict) -> None:
     truth = evidence.truth.states[same]
-    ours = _relative_rms(evidence.states[same].double(), truth)
+    ours = _relative_rms(evidence.ours.states[same].double(), truth)
     theirs = _relative_rms(evidence.theirs.states[same], truth)
     verdict.layers = [
         LayerError(layer, ours[layer], theirs[layer], evidence.bounds.layer_limit(theirs[layer]))
@@ -218,8 +220,8 @@ def _relative_rms(states: Tensor, truth: Tensor) -> list[float]:
 def _vectors(evidence: Evidence, verdict: Verdict) -> None:
     truth = evidence.finish(evidence.truth.states[:, -1])
     theirs = evidence.finish(evidence.theirs.states[:, -1])
-    apart = _apart(evidence.vectors.double(), truth)
-    cosine = F.cosine_similarity(evidence.vectors.double(), truth, dim=1)
+    apart = _apart(evidence.ours.vectors.double(), truth)
+    cosine = F.cosine_similarity(evidence.ours.vectors.double(), truth, dim=1)
     worst, limit = float(apart.max()), _limit(evidence)
     own = float(_apart(theirs, truth).max())
     verdict.figures |= {
@@ -242,7 +244,7 @@ def _ranking(evidence: Evidence, verdict: Verdict) -> None:
     first = {(probe.kind, probe.text): i for i, probe in reversed(list(enumerate(evidence.probes)))}
     index = sorted(first.values())
     truth = evidence.finish(evidence.truth.states[:, -1])[index]
-    nearest = [_nearest(vectors) for vectors in (evidence.vectors[index].double(), truth)]
+    nearest = [_nearest(vectors) for vectors in (evidence.ours.vectors[index].double(), truth)]
     shared = [len(a & b) / len(a) for a, b in zip(*nearest, strict=True)]
     overlap = sum(shared) / len(shared)
     verdict.figures["top10_overlap"] = overlap

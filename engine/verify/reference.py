@@ -40,15 +40,12 @@ class ReferenceText:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         settings = _read(folder / "config_sentence_transformers.json", {})
         self.prompts: dict[str, str] = settings.get("prompts") or {}
-        self._default: str = self.prompts.get(settings.get("default_prompt_name") or "", "")
         modules = _read(folder / "modules.json", None)
         self.normalize = modules is None or modules[-1]["type"].endswith(".Normalize")
 
     def prompt(self, kind: str) -> str:
-        """The prefix of queries or documents."""
-        names = ("query",) if kind == "query" else ("document", "passage", "corpus")
-        found = (self.prompts[name] for name in names if name in self.prompts)
-        return next(found, self._default)
+        """The prefix of queries or documents: the one of that name, or none."""
+        return self.prompts.get(kind, "")
 
     def ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Token ids, one text at a time, cut to max_length."""

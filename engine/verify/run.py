@@ -98,5 +98,5 @@ def _compare(
             verdict.add("vectors", str(error))
             return
     verdict.texts = len(evidence.probes)
-    verdict.tokens = sum(map(len, evidence.expected_ids))
+    verdict.tokens = sum(map(len, evidence.ids))
     judge(evidence, verdict)

@@ -1,5 +1,6 @@
 """One script, run through sentence-transformers and through lastword: the same keywords, the same answers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def script(model: Any) -> dict[str, Any]:
 OPTIONS = {
     "plain": {},
     "truncated": {"truncate_dim": 24},
-    "prompts": {"prompts": {"query": "Q: ", "document": "P: "}},
+    "prompts": {"prompts": {"query": "Q: ", "other": "O: "}},
 }
 
 
@@ -79,6 +80,34 @@ def test_one_script_through_both(options: dict, normalized: bool, tmp_path: Path
 
 
 VECTORS = {"queries", "documents", "numpy", "one", "prompt", "cut"}
+
+
+PROMPTS = {
+    "both": {"query": "Q: ", "document": "D: "},
+    "passage": {"query": "Q: ", "passage": "P: "},
+    "none": {},
+    "default": {"query": "Q: ", "mine": "M: "},
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("given", [None, {"query": "given: ", "other": "O: "}], ids=["", "given"])
+def test_prompts_are_chosen_as_theirs(name: str, given: dict | None, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = make_checkpoint(tmp_path / "model")
+    path = folder / "config_sentence_transformers.json"
+    settings = {**json.loads(path.read_text()), "prompts": PROMPTS[name]}
+    settings["default_prompt_name"] = "mine" if name == "default" else None
+    path.write_text(json.dumps(settings))
+    theirs = SentenceTransformer(str(folder), device="cpu", prompts=given)
+    ours = Embedder(folder, device="cpu", prompts=given)
+    for method in ("encode", "encode_query", "encode_document"):
+        a, b = (
+            getattr(model, method)(QUERIES, convert_to_tensor=True, show_progress_bar=False)
+            for model in (ours, theirs)
+        )
+        assert float((a - b).abs().max()) <= 2e-5, method
 
 
 def test_max_seq_length_is_checked(tiny_checkpoint: Path) -> None:
