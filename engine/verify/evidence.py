@@ -70,6 +70,22 @@ class Evidence:
         cut = self.dim < states.shape[1]
         return F.normalize(vectors, dim=1) if self.text.normalize or cut else vectors
 
+    @property
+    def truth_vectors(self) -> Tensor:
+        """The vectors [N, dim] that are right."""
+        return self.finish(self.truth.states[:, -1])
+
+    @property
+    def their_vectors(self) -> Tensor:
+        """The vectors [N, dim] that transformers gives in lastword's dtype."""
+        return self.finish(self.theirs.states[:, -1])
+
+    @property
+    def vector_limit(self) -> float:
+        """How far a vector may be from the truth."""
+        own = float((self.truth_vectors - self.their_vectors).abs().max())
+        return self.bounds.vector_limit(own)
+
     def label(self, index: int) -> str:
         """Name a text in a message."""
         probe = self.probes[index]

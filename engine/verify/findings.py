@@ -1,44 +1,38 @@
-"""From what was measured to named checks: where vectors differ, which of the known mistakes gives exactly those.
+"""From what was measured to named checks, each with the figure that decided.
 
-A mistake is named by its own truth: the vectors that the reference gives when it is made on purpose.
+Which of the known mistakes was made, `mistakes.py` says.
 """
-
-import re
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.verify.evidence import Evidence
-from lastword.verify.reference import END_TOKEN
+from lastword.verify.mistakes import apart, token_mistakes, vector_mistakes
 from lastword.verify.verdict import LayerError, Verdict
-
-_QUERY_FORM = re.compile(r"Instruct: .+\nQuery:", re.DOTALL)
-_MOST = 0.9  # of the texts that differ must be explained by one mistake
 
 
 def judge(evidence: Evidence, verdict: Verdict) -> None:
     """Add every check of token ids, states and vectors to the verdict."""
-    differ = [i for i, ids in enumerate(evidence.ours.ids) if ids != evidence.ids[i]]
-    mistakes = _token_mistakes(evidence, differ)
-    same = torch.tensor([i for i in range(len(evidence.ours.ids)) if i not in set(differ)])
-    if len(same):
-        mistakes = {**_vector_mistakes(evidence, same), **mistakes}
-    appended = evidence.text.appended()
-    verdict.add("end token", mistakes.get("end token"), f"{''.join(appended)} after every text")
-    prompts = len(evidence.text.prompts)
-    verdict.add("prompt text", mistakes.get("prompt text"), f"{prompts} prompts")
-    verdict.add("tokens", _token_problem(evidence, differ), f"{len(evidence.ours.ids)} texts equal")
-    for name in ("pooled row", "final norm", "normalisation", "order"):
-        verdict.add(name, mistakes.get(name), "as the model's")
+    number = len(evidence.ids)
+    differ = [i for i in range(number) if evidence.ours.ids[i] != evidence.ids[i]]
+    same = torch.tensor([i for i in range(number) if i not in set(differ)], dtype=torch.int64)
+    mistakes = vector_mistakes(evidence, same) | token_mistakes(evidence, differ)
+    details = {
+        "end token": f"{''.join(evidence.text.appended())} after every text",
+        "prompt text": f"{len(evidence.text.prompts)} prompts",
+        "pooled row": "the last token's",
+        "final norm": "states are taken after it",
+        "normalisation": "length 1" if evidence.text.normalize else "none",
+        "order": "the caller's",
+    }
+    for name, detail in details.items():
+        verdict.add(name, mistakes.get(name), detail)
+    verdict.add("tokens", _token_problem(evidence, differ), f"{number} texts equal")
     _neighbours(evidence, verdict)
-    if len(same):
-        _layers(evidence, same, verdict)
+    _layers(evidence, same, verdict)
     _vectors(evidence, verdict)
     _ranking(evidence, verdict)
-
-
-# Token ids.
 
 
 def _token_problem(evidence: Evidence, differ: list[int]) -> str | None:
@@ -56,131 +50,10 @@ def _token_problem(evidence: Evidence, differ: list[int]) -> str | None:
     return f"{len(pairs)} texts differ; {label}: token {place}: got {got}, expected {expected}"
 
 
-def _token_mistakes(evidence: Evidence, differ: list[int]) -> dict[str, str]:
-    """Name an end token or a prompt that is not as it should be."""
-    found = {}
-    appended = evidence.text.appended()
-    if appended[-1:] != [END_TOKEN]:
-        got = f"{appended[-1]!r}" if appended else "none"
-        found["end token"] = (
-            f"tokenizer.json appends the wrong one; got {got}, expected {END_TOKEN!r}. Fetch the tokenizer again; "
-            "a model trained so passes with --accept 'end token'"
-        )
-    elif differ and all(evidence.ours.ids[i] == evidence.ids[i][:-1] for i in differ):
-        found["end token"] = (
-            f"missing from {len(differ)} texts; expected {END_TOKEN!r} at their end"
-        )
-    elif differ and all(evidence.ours.ids[i][:-1] == evidence.ids[i][:-1] for i in differ):
-        others = sorted({evidence.ours.ids[i][-1] for i in differ})
-        found["end token"] = f"another one; got id {others}, expected {END_TOKEN!r}"
-    elif any(a[-1] != b[-1] for a, b in zip(evidence.ours.cut_ids, evidence.cut_ids, strict=True)):
-        found["end token"] = f"lost where a text is cut; expected {END_TOKEN!r} last"
-    problem = _prompt_problem(evidence) or _prompt_in_ids(evidence, differ)
-    return {**found, "prompt text": problem} if problem else found
-
-
-def _prompt_problem(evidence: Evidence) -> str | None:
-    """Hold prompts to the file's, and the file's to the form that the family is trained with."""
-    theirs, ours = evidence.text.prompts, evidence.ours.prompts
-    for name in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(name) != ours.get(name):
-            return (
-                f"{name!r} is not the file's; got {ours.get(name)!r}, expected {theirs.get(name)!r}"
-            )
-    foreign = (
-        "The file may be another model's; a model trained so passes with --accept 'prompt text'"
-    )
-    query = theirs.get("query")
-    if query is not None and not _QUERY_FORM.fullmatch(query):
-        expected = "'Instruct: …\\nQuery:' with no space after it"
-        return f"'query' in config_sentence_transformers.json; got {query!r}, expected {expected}. {foreign}"
-    if evidence.text.prompt("document"):
-        got = evidence.text.prompt("document")
-        return f"documents have one; got {got!r}, expected none. {foreign}"
-    return None
-
-
-def _prompt_in_ids(evidence: Evidence, differ: list[int]) -> str | None:
-    for alternate in evidence.alternates:
-        known = dict(zip(alternate.index, alternate.ids, strict=True))
-        both = [i for i in differ if i in known]
-        kinds = {evidence.probes[i].kind for i in differ}
-        if (
-            both
-            and kinds == {alternate.kind}
-            and all(evidence.ours.ids[i] == known[i] for i in both)
-        ):
-            return f"{alternate.kind} texts are computed with {alternate.name}"
-    return None
-
-
-# Vectors.
-
-
-def _limit(evidence: Evidence) -> float:
-    """How far a vector may be from the truth."""
-    truth = evidence.finish(evidence.truth.states[:, -1])
-    theirs = evidence.finish(evidence.theirs.states[:, -1])
-    return evidence.bounds.vector_limit(float((truth - theirs).abs().max()))
-
-
-def _vector_mistakes(evidence: Evidence, same: Tensor) -> dict[str, str]:
-    """Name the mistake whose own vectors are those that came out, among texts whose tokens are right."""
-    limit = _limit(evidence)
-    vectors, walk = evidence.ours.vectors.double(), evidence.truth
-    truth = evidence.finish(walk.states[:, -1])
-    off = same[_apart(vectors[same], truth[same]) > limit]
-    if not len(off):
-        return {}
-
-    def explained(candidate: Tensor, ours: Tensor = vectors) -> bool:
-        return float((_apart(ours[off], candidate[off]) <= limit).double().mean()) >= _MOST
-
-    rows = {"the row before the last": walk.before_last, "the first row": walk.first}
-    rows["the mean of the rows"] = walk.mean
-    for name, row in rows.items():
-        if explained(evidence.finish(row)):
-            return {"pooled row": f"{len(off)} vectors are made of {name}, expected the last row"}
-    if explained(evidence.finish(walk.unnormed)):
-        return {"final norm": f"{len(off)} vectors are those before the final norm"}
-    if explained(F.normalize(truth, dim=1), F.normalize(vectors, dim=1)):
-        return {"normalisation": _lengths(evidence, off)}
-    for alternate in evidence.alternates:
-        place = {i: k for k, i in enumerate(alternate.index)}
-        both = [i for i in off.tolist() if i in place]
-        kinds = {evidence.probes[i].kind for i in off.tolist()}
-        candidate = evidence.finish(alternate.states)[[place[i] for i in both]]
-        if (
-            both
-            and kinds == {alternate.kind}
-            and bool((_apart(vectors[both], candidate) <= limit).all())
-        ):
-            return {"prompt text": f"{alternate.kind} vectors are those with {alternate.name}"}
-    nearest = (vectors[off] @ F.normalize(truth, dim=1).T).argmax(1)
-    if explained(truth[torch.arange(len(truth)).index_put((off,), nearest)]):
-        first = int(off[0])
-        other = evidence.label(int(nearest[0]))
-        return {
-            "order": f"{len(off)} texts have another's vector; {evidence.label(first)} has that of {other}"
-        }
-    return {}
-
-
-def _apart(a: Tensor, b: Tensor) -> Tensor:
-    """Largest absolute difference of each row; what is not a number is infinitely far."""
-    return (a - b).abs().nan_to_num(torch.inf).amax(1)
-
-
-def _lengths(evidence: Evidence, off: Tensor) -> str:
-    lengths = evidence.ours.vectors[off].norm(dim=1)
-    expected = "1" if evidence.text.normalize else "the state's own"
-    return f"lengths of {lengths.min():.4g} to {lengths.max():.4g}, expected {expected}"
-
-
 def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
     index = [i for i, probe in enumerate(evidence.probes) if probe.alone]
-    apart = _apart(evidence.ours.alone.double(), evidence.ours.vectors[index].double())
-    worst, place = (float(x) for x in apart.max(0))
+    moved = apart(evidence.ours.alone.double(), evidence.ours.vectors[index].double())
+    worst, place = (float(x) for x in moved.max(0))
     verdict.figures["neighbour_shift"] = worst
     limit = evidence.bounds.neighbour
     label = evidence.label(index[int(place)])
@@ -190,6 +63,9 @@ def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
 
 
 def _layers(evidence: Evidence, same: Tensor, verdict: Verdict) -> None:
+    """Compare the states of texts whose token ids are right; without one the check is not run."""
+    if not len(same):
+        return
     truth = evidence.truth.states[same]
     ours = _relative_rms(evidence.ours.states[same].double(), truth)
     theirs = _relative_rms(evidence.theirs.states[same], truth)
@@ -218,12 +94,10 @@ def _relative_rms(states: Tensor, truth: Tensor) -> list[float]:
 
 
 def _vectors(evidence: Evidence, verdict: Verdict) -> None:
-    truth = evidence.finish(evidence.truth.states[:, -1])
-    theirs = evidence.finish(evidence.theirs.states[:, -1])
-    apart = _apart(evidence.ours.vectors.double(), truth)
-    cosine = F.cosine_similarity(evidence.ours.vectors.double(), truth, dim=1)
-    worst, limit = float(apart.max()), _limit(evidence)
-    own = float(_apart(theirs, truth).max())
+    ours, truth = evidence.ours.vectors.double(), evidence.truth_vectors
+    errors, cosine = apart(ours, truth), F.cosine_similarity(ours, truth, dim=1)
+    worst, limit = float(errors.max()), evidence.vector_limit
+    own = float(apart(evidence.their_vectors, truth).max())
     verdict.figures |= {
         "max_abs_difference": worst,
         "transformers_max_abs_difference": own,
@@ -234,7 +108,7 @@ def _vectors(evidence: Evidence, verdict: Verdict) -> None:
         f"largest difference {worst:.1e} (transformers' own {own:.1e}), "
         f"cosine {float(cosine.mean()):.7f} on average, {float(cosine.min()):.7f} at least"
     )
-    label = evidence.label(int(apart.argmax()))
+    label = evidence.label(int(errors.argmax()))
     problem = f"{detail}; allowed {limit:.1e}; worst: {label}"
     verdict.add("vectors", problem if not worst <= limit else None, detail)
 
@@ -243,7 +117,7 @@ def _ranking(evidence: Evidence, verdict: Verdict) -> None:
     """Rank all other texts by each text with both engines, and compare the ten nearest."""
     first = {(probe.kind, probe.text): i for i, probe in reversed(list(enumerate(evidence.probes)))}
     index = sorted(first.values())
-    truth = evidence.finish(evidence.truth.states[:, -1])[index]
+    truth = evidence.truth_vectors[index]
     nearest = [_nearest(vectors) for vectors in (evidence.ours.vectors[index].double(), truth)]
     shared = [len(a & b) / len(a) for a, b in zip(*nearest, strict=True)]
     overlap = sum(shared) / len(shared)

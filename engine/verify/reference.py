@@ -37,7 +37,13 @@ class ReferenceText:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # its classes are many
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(
+                f"{folder}: transformers cannot open its tokenizer; {reason}. Fetch the tokenizer's files again."
+            ) from error
         settings = _read(folder / "config_sentence_transformers.json", {})
         self.prompts: dict[str, str] = settings.get("prompts") or {}
         modules = _read(folder / "modules.json", None)
