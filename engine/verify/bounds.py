@@ -28,7 +28,7 @@ class Bounds:
 
 
 _BOUNDS = {
-    torch.float32: Bounds(layer=5e-6, vector=2e-5, neighbour=1e-5, overlap=0.99),
+    torch.float32: Bounds(layer=1e-5, vector=2e-5, neighbour=1e-5, overlap=0.99),
     torch.bfloat16: Bounds(layer=1e-2, vector=5e-3, neighbour=1e-2, overlap=0.9),
 }
 
