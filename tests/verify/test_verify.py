@@ -1,6 +1,7 @@
 """`lastword verify`: a sound engine passes, a broken one or a damaged checkpoint fails by the name of what is wrong."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,6 +72,17 @@ def test_every_layout_of_checkpoint_passes(layout: dict, tmp_path: Path) -> None
     folder = make_checkpoint(tmp_path / "model", **layout)
     verdict = verify(folder, truncate_dim=24)
     assert verdict.passed, verdict.cause
+
+
+@pytest.mark.skipif("LASTWORD_TEST_DATA" not in os.environ, reason="LASTWORD_TEST_DATA is not set")
+@pytest.mark.parametrize(
+    ("name", "rows", "expected"),
+    [("Qwen3-Embedding-4B", 151_665, None), ("Qwen3", 151_936, "end token")],
+)
+def test_real_tokenizers(name: str, rows: int, expected: str | None, tmp_path: Path) -> None:
+    tokenizer = Path(os.environ["LASTWORD_TEST_DATA"], "tokenizers", name, "tokenizer.json")
+    folder = make_checkpoint(tmp_path / "model", tokenizer=tokenizer, vocab_size=rows)
+    assert cause(verify(folder)) == expected
 
 
 # Eight and more ways to break the engine: what is patched, and the check that must name it.
