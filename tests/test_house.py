@@ -30,7 +30,9 @@ ROOMS = {
 ALLOWED = {
     "lastword": ("lastword",),
     "lastword.cli": ("lastword.cli", "lastword.errors", "lastword.report", "lastword"),
-    "lastword.evaluate": ("lastword.embedder", "lastword.errors", "lastword.evaluate"),
+    "lastword.evaluate": tuple(
+        f"lastword.{name}" for name in ("embedder", "errors", "evaluate", "progress")
+    ),
     "lastword.interop": ("lastword.embedder", "lastword.errors", "lastword.interop"),
     "lastword.kernels": ("lastword.kernels", "lastword.errors"),
     "lastword.verify": ("lastword",),
@@ -40,6 +42,7 @@ CLI_WHEN_RUN = tuple(
     f"lastword.{name}" for name in ("bench", "embedder", "evaluate", "verify", "weights")
 )
 # Packages of an extra, imported when the feature is used; an adapter's own file is imported only then.
+ADAPTERS = ("encoder.py", "langchain.py", "llama_index.py")
 EXTRAS = {
     "lastword.evaluate": {"datasets", "mteb"},
     "lastword.interop": {"langchain_core", "llama_index"},
@@ -104,7 +107,7 @@ def test_arrows(package: str, file: Path) -> None:
         first = module.split(".")[0]
         if first != "lastword":
             known = first in sys.stdlib_module_names or first in RUN_TIME
-            late = late or package == "lastword.interop" or file.name == "encoder.py"
+            late = late or file.name in ADAPTERS
             extra = late and first in {"numpy", *EXTRAS.get(package, ())}
             assert known or extra, f"{file}: imports {module}"
         elif package == "lastword.cli":

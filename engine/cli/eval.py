@@ -1,4 +1,4 @@
-"""`lastword eval`: a model on mteb's tasks, and beside the table on its card."""
+"""`lastword eval`: a model on mteb's tasks, and beside the table on its card; exit 1 where a task failed."""
 
 import argparse
 import json
@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     if evaluation.closed and not args.quiet:
         number = len(evaluation.closed)
         console.say(f"{number} closed tasks left out: {some(evaluation.closed)}")
-    return 0
+    for name, reason in evaluation.failed.items():
+        console.say(f"{name}: failed; {reason}")
+    return 1 if evaluation.failed else 0
 
 
 def _table(evaluation: "Evaluation") -> Iterator[str]:

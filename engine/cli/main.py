@@ -56,7 +56,8 @@ EVAL_EXAMPLES = """examples:
   lastword eval ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1 --card
 
 Needs mteb: pip install 'lastword[eval]'. Every finished task is saved in mteb's own layout, and the
-same command goes on where it was stopped. --card reads the results that there are."""
+same command goes on where it was stopped. --card reads the results that there are. Exit 1 where a
+task failed."""
 
 
 class _Parser(argparse.ArgumentParser):

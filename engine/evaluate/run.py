@@ -15,6 +15,7 @@ from typing import Any
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError, some
 from lastword.evaluate.tasks import check_reachable, get_benchmark, get_tasks, need_mteb
+from lastword.progress import progress_bar
 
 # Texts that mteb hands over at once; lastword cuts its own batches by tokens.
 _TEXTS_AT_ONCE = 1024
@@ -33,11 +34,15 @@ class BenchmarkScore:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Main scores in percent by task, benchmarks' scores, closed tasks left out, and where mteb keeps the results."""
+    """Main scores in percent by task, why others failed, benchmarks' scores, and where mteb keeps the results.
+
+    `closed`: tasks of the benchmarks whose data are not public, left out.
+    """
 
     model: str
     revision: str
     scores: dict[str, float]
+    failed: dict[str, str]
     benchmarks: list[BenchmarkScore]
     closed: list[str]
     folder: str
@@ -54,7 +59,7 @@ def evaluate(
     show_progress_bar: bool | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Run tasks of mteb that have no result yet, and give all scores.
+    """Run tasks of mteb that have no result yet, and give all scores; a task that fails does not stop the others.
 
     Args:
         model: hub id or folder.
@@ -77,10 +82,11 @@ def evaluate(
     check_reachable([task for task in chosen if task not in tasks])
     encoder, cache = _open(Embedder(model, **options), name, results)
     show = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
-    scores = _run(encoder, chosen, cache, show=show) if chosen else {}
+    scores, failed = _run(encoder, chosen, cache, show=show)
     meta = encoder.mteb_model_meta
     rows = [_benchmark(key, each, on_card.get(key), meta, cache) for key, each in compared.items()]
-    return Evaluation(meta.name, meta.revision, scores, rows, closed, str(cache.cache_path))
+    where = str(cache.cache_path)
+    return Evaluation(meta.name, meta.revision, scores, failed, rows, closed, where)
 
 
 def _open(
@@ -111,19 +117,31 @@ def card_scores(model: str) -> dict[str, float]:
     )
 
 
-def _run(encoder: Any, tasks: list[Any], cache: Any, *, show: bool) -> dict[str, float]:
-    """Let mteb evaluate; an error in a task ends the run, with the tasks before it saved."""
+def _run(
+    encoder: Any, tasks: list[Any], cache: Any, *, show: bool
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Let mteb evaluate one task after another; give main scores in percent, and why the others failed."""
     import mteb
 
-    done = mteb.evaluate(
-        encoder,
-        tasks,
-        cache=cache,
-        co2_tracker=False,
-        encode_kwargs={"batch_size": _TEXTS_AT_ONCE, "show_progress_bar": show},
-        show_progress_bar=show,
-    )
-    return {each.task_name: 100 * each.get_score() for each in done.task_results}
+    scores, failed = {}, {}
+    with progress_bar(len(tasks), show=show and bool(tasks), unit=" tasks") as advance:
+        for task in tasks:
+            try:
+                (result,) = mteb.evaluate(
+                    encoder,
+                    task,
+                    cache=cache,
+                    co2_tracker=False,
+                    encode_kwargs={"batch_size": _TEXTS_AT_ONCE, "show_progress_bar": show},
+                    show_progress_bar=show,
+                ).task_results
+            except Exception as error:  # noqa: BLE001 (a task's own code may raise anything)
+                reason = str(error).strip().partition("\n")[0]
+                failed[task.metadata.name] = f"{type(error).__name__}: {reason}"
+            else:
+                scores[result.task_name] = 100 * result.get_score()
+            advance(1)
+    return scores, failed
 
 
 def _benchmark(

@@ -126,6 +126,24 @@ def test_a_stopped_run_goes_on(both_tasks, tiny_checkpoint: Path, tmp_path: Path
     assert "NotesRetrieval" in encoded, "another width is another result"
 
 
+def test_a_task_that_fails_does_not_stop_the_others(
+    both_tasks, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    def broken(self, **options) -> None:
+        raise KeyError("no such split\nand more")
+
+    monkeypatch.setattr(NotesRetrieval, "load_data", broken)
+    monkeypatch.setattr(run, "get_tasks", lambda names, benchmarks: (both_tasks, []))
+    monkeypatch.setattr(run, "check_reachable", lambda _: None)
+    words = ["eval", str(tiny_checkpoint), "--tasks", "both", "--results", str(tmp_path), "--json"]
+    assert main(words) == 1
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    assert found["failed"].keys() == {"NotesRetrieval"}
+    assert found["scores"].keys() == {"NotesSTS"}
+    assert "lastword: NotesRetrieval: failed; KeyError: " in err
+
+
 # What is put before texts.
 
 
