@@ -256,6 +256,15 @@ def test_data_that_cannot_be_had(status, tiny_checkpoint, monkeypatch, tmp_path)
     assert ("404" in str(caught.value)) == (status == 404)
 
 
+def test_data_in_the_cache_need_no_hub(monkeypatch, tmp_path: Path) -> None:
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(HfApi, "dataset_info", None)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "datasets--mteb--sts12-sts/snapshots/abc").mkdir(parents=True)
+    tasks.check_reachable([mteb.get_task("STS12")])
+
+
 def test_a_closed_task_of_a_benchmark_is_left_out() -> None:
     chosen, closed = tasks.get_tasks([], ["RTEB(beta)"])
     assert (len(chosen), len(closed)) == (17, 13)
