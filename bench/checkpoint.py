@@ -18,6 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from tokenizers.processors import ByteLevel, TemplateProcessing
 from tokenizers.processors import Sequence as Processors
 
+from lastword.bench.shapes import SIZES, VOCABULARY, sizes_of
 from lastword.errors import ConfigError
 from lastword.weights.config import ModelConfig, parse_config
 from lastword.weights.layout import IGNORED, PREFIX, expected_shapes
@@ -29,13 +30,6 @@ SPECIAL = (END, "<|im_start|>", "<|im_end|>")
 QUERY_PROMPT = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 )
-SIZES = {
-    "tiny": (64, 128, 2, 4, 2, 32),
-    "0.6B": (1024, 3072, 28, 16, 8, 128),
-    "4B": (2560, 9728, 36, 32, 8, 128),
-    "8B": (4096, 12288, 36, 32, 8, 128),
-}
-VOCABULARY = 151_669
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -108,12 +102,14 @@ def make_checkpoint(
     tokenizer: str | Path | None = None,
     sentence_transformers: bool = True,
     max_position_embeddings: int = 4096,
+    weights: bool = True,
 ) -> Path:
     """Write a whole model folder with random weights, and give the folder.
 
     The weights depend on sizes, dtype and seed only. `vocab_size` None is the tokenizer's size; `prefix` is
     `""` or `model.`; untied with `model.` writes an `lm_head.weight` too; more than one shard means numbered
-    files and an index; `tokenizer` is a tokenizer.json to copy in place of a small trained one.
+    files and an index; `tokenizer` is a tokenizer.json to copy in place of a small trained one; without
+    `weights` every other file is written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +142,9 @@ def make_checkpoint(
     )
     if sentence_transformers:
         _write_modules(folder, hidden_size)
-    _write_weights(folder, config, dtype, seed, prefix, shards, head=not tied and prefix == PREFIX)
+    if weights:
+        head = not tied and prefix == PREFIX
+        _write_weights(folder, config, dtype, seed, prefix, shards, head=head)
     return folder
 
 
@@ -278,15 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--shards", type=int, default=1)
     options = parser.parse_args(arguments)
-    hidden, width, layers, heads, kv_heads, dim = SIZES[options.like]
     folder = make_checkpoint(
         options.out,
-        hidden_size=hidden,
-        intermediate_size=width,
-        num_hidden_layers=options.layers or layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=dim,
+        **sizes_of(options.like, options.layers),
         vocab_size=None if options.like == "tiny" else VOCABULARY,
         dtype=getattr(torch, options.dtype),
         shards=options.shards,

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -182,19 +182,36 @@ def line(row: Resources) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, as it comes."""
-    options = _parser().parse_args(argv)
-    print(f"triton {triton.__version__}\n{HEADER}", flush=True)
+def run(
+    show: Callable[[str], None],
+    targets: Sequence[str] = tuple(TARGETS),
+    models: Sequence[str] = MODELS,
+    dtypes: Sequence[str] = DTYPES,
+    json_file: Path | None = None,
+) -> list[Resources]:
+    """Compile, showing the table as it comes and writing it as JSON lines where asked."""
+    show(f"triton {triton.__version__}, compiled ahead of time, not run")
+    show(HEADER)
     rows = []
-    for row in compile_all(
-        options.target or tuple(TARGETS), options.model or MODELS, options.dtype or DTYPES
-    ):
+    for row in compile_all(targets, models, dtypes):
         rows.append(row)
-        print(line(row), flush=True)
-    if options.json:
+        show(line(row))
+    if json_file:
         versioned = [{"triton": triton.__version__, **asdict(row)} for row in rows]
-        options.json.write_text("".join(json.dumps(row) + "\n" for row in versioned))
+        json_file.write_text("".join(json.dumps(row) + "\n" for row in versioned))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, and rewrite the bounds where asked."""
+    options = _parser().parse_args(argv)
+    rows = run(
+        lambda text: print(text, flush=True),
+        options.target or tuple(TARGETS),
+        options.model or MODELS,
+        options.dtype or DTYPES,
+        options.json,
+    )
     if options.bounds:
         write_bounds(options.bounds, rows)
     return 0

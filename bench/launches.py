@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from triton.runtime.jit import JITFunction
 
-from lastword.bench.checkpoint import SIZES
+from lastword.bench.shapes import SIZES
 from lastword.forest import Forest, plan_forests
 from lastword.kernels import (
     final_attention_kernel,

@@ -1,8 +1,8 @@
 """One library in a process of its own: reads orders as JSON lines, answers with one number each.
 
 `Child` is the parent's end. The other end, `python -m lastword.bench.peer_child PEER FOLDER SCRATCH
-THREADS`, loads the library, then runs workloads when told, so that memory and threads of one
-library never mix with the other's.
+THREADS DEVICE DTYPE`, loads the library, then runs workloads when told, so that memory and threads
+of one library never mix with the other's.
 """
 
 import json
@@ -15,6 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from lastword.errors import LastwordError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,12 +26,24 @@ if TYPE_CHECKING:
 class Child:
     """The parent's end: start, ask, close."""
 
-    def __init__(self, peer: str, folder: Path, scratch: Path, *, threads: int) -> None:
+    def __init__(
+        self, peer: str, folder: Path, scratch: Path, *, threads: int, device: str, dtype: str
+    ) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
         env["HF_HUB_OFFLINE"] = "1"
         self._peer = peer
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, peer, str(folder), str(scratch), str(threads)],
+            [
+                sys.executable,
+                "-m",
+                __name__,
+                peer,
+                str(folder),
+                str(scratch),
+                str(threads),
+                device,
+                dtype,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -45,7 +59,7 @@ class Child:
         stdin.flush()
         answer = stdout.readline()
         if not answer:
-            raise RuntimeError(f"{self._peer}: the child died; its message is above")
+            raise LastwordError(f"{self._peer}: its process died; its own message is above")
         return float(answer)
 
     def close(self) -> None:
@@ -64,39 +78,41 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _lastword(folder: str) -> "Encode":
+def _lastword(folder: str, device: str, dtype: str) -> "Encode":
     from lastword import Embedder
 
-    model = Embedder(folder, device="cpu", dtype="float32")
+    model = Embedder(folder, device=device, dtype=dtype)
     ways = {"query": model.encode_query, "document": model.encode_document}
     return lambda texts, kind: ways[kind](texts, show_progress_bar=False)
 
 
-def _sentence_transformers(folder: str) -> "Encode":
+def _sentence_transformers(folder: str, device: str, dtype: str) -> "Encode":
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": "float32"})
+    model = SentenceTransformer(folder, device=device, model_kwargs={"dtype": dtype})
     ways = {"query": model.encode_query, "document": model.encode_document}
     return lambda texts, kind: ways[kind](texts, convert_to_tensor=True, show_progress_bar=False)
 
 
-def _serve(peer: str, folder: str, scratch: str, threads: int) -> None:
+def _serve(peer: str, folder: str, scratch: str, threads: int, device: str, dtype: str) -> None:
     import torch
 
     from lastword.weights import write_safetensors
 
     torch.set_num_threads(threads)
-    encode = (_lastword if peer == "lastword" else _sentence_transformers)(folder)
+    open_peer = _lastword if peer == "lastword" else _sentence_transformers
+    encode = open_peer(folder, device, dtype)
     loads = {load["name"]: load for load in json.loads(Path(scratch, "workloads.json").read_text())}
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "peak":
-            print(peak_bytes(), flush=True)
+            on_gpu = device != "cpu"
+            print(torch.cuda.max_memory_allocated(device) if on_gpu else peak_bytes(), flush=True)
             continue
         load = loads[order["workload"]]
         calls = [[text] for text in load["texts"]] if load["one_by_one"] else [load["texts"]]
         start = perf_counter()
-        vectors = [encode(call, load["kind"]) for call in calls]
+        vectors = [encode(call, load["kind"]).float().cpu() for call in calls]
         seconds = perf_counter() - start
         if order["save"]:
             write_safetensors(Path(order["save"]), {"vectors": torch.cat(vectors).contiguous()})
@@ -104,4 +120,5 @@ def _serve(peer: str, folder: str, scratch: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    _peer, _folder, _scratch, _threads, _device, _dtype = sys.argv[1:]
+    _serve(_peer, _folder, _scratch, int(_threads), _device, _dtype)

@@ -1,8 +1,6 @@
-"""lastword and sentence-transformers side by side on one checkpoint: fp32, CPU, equal threads.
+"""lastword and sentence-transformers side by side on one checkpoint, device, dtype and number of threads.
 
-    python -m lastword.bench.peers                    0.6B shape cut to 4 layers; tens of minutes
-    python -m lastword.bench.peers --quick            a tenth of the texts, one round
-    python -m lastword.bench.peers --model FOLDER     any checkpoint that both can read
+    lastword bench peers        or: python -m lastword.bench.peers
 
 Each library lives in its own child process (`bench/peer_child.py`) and waits while the other works.
 Vectors are compared first: where they differ, no figure is printed. See `bench/README.md`.
@@ -11,15 +9,14 @@ Vectors are compared first: where they differ, no figure is printed. See `bench/
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from safetensors import safe_open
@@ -27,48 +24,81 @@ from tokenizers import Tokenizer
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.bench.flops import Work, needed_flops, work
+from lastword.bench.machine import busy_notice, describe_run
+from lastword.bench.measure import product_rate
 from lastword.bench.peer_child import Child
+from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.bench.workloads import Workload, workloads
+from lastword.cli.main import main
+from lastword.device import choose_device, choose_dtype
+from lastword.errors import ConfigError
 from lastword.weights import read_config
 
 PEERS = ("lastword", "sentence-transformers")
-TOLERANCE = 2e-5
+TOLERANCE = 2e-5  # largest absolute difference of fp32 vectors
+COSINE = (
+    0.99  # least cosine of bf16 vectors: both libraries round at other places, layer after layer
+)
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     """Run the comparison; exit status 1 when the vectors disagree."""
-    options = _parser().parse_args(argv)
+    if find_spec("sentence_transformers") is None:
+        raise ConfigError(
+            "peers: needs sentence-transformers. Install it with: pip install 'lastword[bench]'"
+        )
+    if args.model is not None:
+        read_config(args.model)  # before two libraries load it
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    rounds = args.rounds or (1 if args.quick else 3)
     with tempfile.TemporaryDirectory(prefix="lastword-peers-") as scratch:
-        folder = options.model or _checkpoint(Path(scratch) / "model", layers=options.layers)
-        loads = workloads(64, 200, 16) if options.quick else workloads()
+        folder = args.model or _checkpoint(Path(scratch) / "model", layers=args.layers, dtype=dtype)
+        loads = workloads(64, 200, 16) if args.quick else workloads()
         result = compare(
-            folder, loads, Path(scratch), rounds=options.rounds, threads=options.threads
+            folder,
+            loads,
+            Path(scratch),
+            rounds=rounds,
+            threads=args.threads,
+            device=device,
+            dtype=dtype,
         )
     if result is None:
         return 1
-    if not options.json:
-        print(table(result))
-    print(json.dumps(result))
+    if not args.json:
+        show(table(result))
+    show(json.dumps(result))
     return 0
 
 
 def compare(
-    folder: Path, loads: list[Workload], scratch: Path, *, rounds: int, threads: int
+    folder: Path,
+    loads: list[Workload],
+    scratch: Path,
+    *,
+    rounds: int,
+    threads: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> dict[str, object] | None:
     """Check, then time; None when the peers' vectors differ by more than the tolerance."""
     torch.set_num_threads(threads)
-    load_average = os.getloadavg()[0]
-    if load_average > 0.5:
-        _say(f"the machine is busy (load {load_average:.1f}): figures will be worth little")
+    about = describe_run(device, dtype)
+    busy = busy_notice(about)
+    if busy is not None:
+        _say(busy)
     (scratch / "workloads.json").write_text(json.dumps([asdict(load) for load in loads]))
-    children = {peer: Child(peer, folder, scratch, threads=threads) for peer in PEERS}
+    name = str(dtype).removeprefix("torch.")
+    children = {
+        peer: Child(peer, folder, scratch, threads=threads, device=str(device), dtype=name)
+        for peer in PEERS
+    }
     try:
         differences = {load.name: _difference(children, load, scratch) for load in loads}
-        worst = max(differences.values())
-        if not worst <= TOLERANCE:
-            _say(f"vectors differ by {worst:.2e}, allowed {TOLERANCE:.0e}: no figures")
+        if not _agree(differences, dtype):
             return None
-        seconds, rate = _time(children, loads, rounds=rounds)
+        seconds, rate = _time(children, loads, rounds, lambda: product_rate(device, dtype)[0])
         peaks = {peer: int(child.ask(do="peak")) for peer, child in children.items()}
     finally:
         for child in children.values():
@@ -78,40 +108,57 @@ def compare(
             "workload": load.name,
             "title": load.title,
             "texts": len(load.texts),
-            "max_abs_difference": differences[load.name],
+            "max_abs_difference": differences[load.name][0],
+            "min_cosine": differences[load.name][1],
             **_figures(folder, load, seconds[load.name], rate),
         }
         for load in loads
     ]
     return {
-        **_machine(threads, rounds),
-        "load_average": load_average,
+        **about,
+        "peers": {name: version(name) for name in (*PEERS, "transformers")},
+        "threads": threads,
+        "rounds": rounds,
         "gemm_gflops": rate / 1e9,
         "peak_bytes": peaks,
         "rows": rows,
     }
 
 
-def _difference(children: dict[str, Child], load: Workload, scratch: Path) -> float:
-    """The largest absolute difference of the vectors, saved by each child in turn."""
+def _difference(children: dict[str, Child], load: Workload, scratch: Path) -> tuple[float, float]:
+    """The largest absolute difference and the least cosine of the vectors, saved by each child in turn."""
     vectors = []
     for peer, child in children.items():
         path = scratch / f"{peer}.safetensors"
         child.ask(do="run", workload=load.name, save=str(path))
         with safe_open(path, framework="pt") as file:
             vectors.append(file.get_tensor("vectors"))
-    return float((vectors[0] - vectors[1]).abs().max())
+    ours, theirs = vectors
+    cosine = torch.nn.functional.cosine_similarity(ours, theirs)
+    return float((ours - theirs).abs().max()), float(cosine.min())
+
+
+def _agree(differences: dict[str, tuple[float, float]], dtype: torch.dtype) -> bool:
+    """Hold fp32 vectors to a difference and bf16 ones to a cosine; say what fails."""
+    for difference, cosine in differences.values():
+        if dtype == torch.float32 and not difference <= TOLERANCE:
+            _say(f"vectors differ by {difference:.2e}, allowed {TOLERANCE:.0e}: no figures")
+            return False
+        if not cosine >= COSINE:
+            _say(f"vectors have a cosine of {cosine:.4f}, allowed {COSINE}: no figures")
+            return False
+    return True
 
 
 def _time(
-    children: dict[str, Child], loads: list[Workload], *, rounds: int
+    children: dict[str, Child], loads: list[Workload], rounds: int, product: Callable[[], float]
 ) -> tuple[dict[str, dict[str, float]], float]:
-    """Median seconds by workload and peer over alternated rounds, and the best GEMM rate."""
+    """Median seconds by workload and peer over alternated rounds, and the best rate of `product`."""
     taken: dict[str, dict[str, list[float]]] = {w.name: {p: [] for p in PEERS} for w in loads}
     rate = 0.0
     for turn in range(rounds):
         for load in loads:
-            rate = max(rate, gemm_rate())
+            rate = max(rate, product())
             for peer in PEERS if turn % 2 == 0 else reversed(PEERS):
                 seconds = children[peer].ask(do="run", workload=load.name, save=None)
                 taken[load.name][peer].append(seconds)
@@ -121,27 +168,6 @@ def _time(
         for name, by_peer in taken.items()
     }
     return medians, rate
-
-
-def gemm_rate(rows: int = 2048, inner: int = 1024, columns: int = 6144) -> float:
-    """Best fp32 operations per second of a large product, plain and prepacked through oneDNN."""
-    x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
-    products: list[Callable[[], object]] = [lambda: torch.nn.functional.linear(x, weight)]
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        pointwise = torch.ops.mkldnn._linear_pointwise
-        products.append(lambda: pointwise(x, packed, None, "none", [], ""))
-    return max(2 * rows * inner * columns / _best_seconds(product) for product in products)
-
-
-def _best_seconds(run: Callable[[], object], repeats: int = 5) -> float:
-    run()
-    taken = []
-    for _ in range(repeats):
-        start = perf_counter()
-        run()
-        taken.append(perf_counter() - start)
-    return min(taken)
 
 
 def _figures(
@@ -191,39 +217,17 @@ def table(result: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def _machine(threads: int, rounds: int) -> dict[str, object]:
-    return {
-        "machine": platform.machine(),
-        "cpu": _cpu_name(),
-        "threads": threads,
-        "rounds": rounds,
-        "versions": {name: version(name) for name in (*PEERS, "torch", "transformers")},
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), "")
-
-
-def _checkpoint(folder: Path, *, layers: int) -> Path:
+def _checkpoint(folder: Path, *, layers: int, dtype: torch.dtype) -> Path:
     """A random checkpoint of the 0.6B shape, with the real tokenizer where it is to be had."""
     data = os.environ.get("LASTWORD_TEST_DATA")
     real = Path(data, "tokenizers", "Qwen3-Embedding-0.6B", "tokenizer.json") if data else None
-    _say(f"making a random checkpoint: 0.6B shape, {layers} layers, fp32")
+    _say(f"making a random checkpoint: 0.6B shape, {layers} layers")
     return make_checkpoint(
         folder,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=layers,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=151_669,
+        **sizes_of("0.6B", layers),
+        vocab_size=VOCABULARY,
         tokenizer=real,
+        dtype=dtype,
     )
 
 
@@ -231,16 +235,5 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lastword.bench.peers", description=__doc__)
-    parser.add_argument("--model", type=Path, help="checkpoint folder; made at random if left out")
-    parser.add_argument("--layers", type=int, default=4, help="layers of the made checkpoint")
-    parser.add_argument("--rounds", type=int, default=3, help="alternated rounds, medians reported")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each library")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the texts")
-    parser.add_argument("--json", action="store_true", help="print the JSON line only")
-    return parser
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["bench", "peers", *sys.argv[1:]]))

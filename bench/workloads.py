@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-_WORDS = """
+WORDS = """
 the of and to in is that for it was on are as with they at be this from have or by one had not but
 what all were when we there can an your which their said if will each about how up out them then she
 many some so these would other into has more her two like him see time could no make than first been
@@ -59,5 +59,11 @@ def _query(rng: random.Random) -> str:
     return _text(rng, rng.randint(6, 14))  # about 11 tokens with the end token
 
 
+def texts_of(count: int, words: int) -> list[str]:
+    """Texts of equal length, the same at every call."""
+    rng = random.Random(words)  # noqa: S311 - texts, not secrets
+    return [_text(rng, words) for _ in range(count)]
+
+
 def _text(rng: random.Random, words: int) -> str:
-    return " ".join(rng.choices(_WORDS, k=words))
+    return " ".join(rng.choices(WORDS, k=words))

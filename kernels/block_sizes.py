@@ -58,7 +58,7 @@ _ANY = {"sm": "sm_80", "gfx": "gfx942"}
 SHORT_ROWS = 64
 
 # Keys of one step of the last layer's attention, where not 64.
-_FINAL_KEYS = {torch.float32: 32}
+_FINAL_KEYS = {torch.float32: 16}
 # Fewer keys than this are never split.
 _MIN_SPLIT_KEYS = 256
 _MAX_SPLITS = 64

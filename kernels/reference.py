@@ -18,7 +18,7 @@ def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def _normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise in fp32; one pass for the statistics, where F.rms_norm writes the squares out first."""
     h = x.float()
-    norm = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
     inverse = norm.square_().div_(h.shape[-1]).add_(eps).rsqrt_()
     return (h * inverse).mul_(weight.float())
 

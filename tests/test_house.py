@@ -191,7 +191,8 @@ def packaged(tree: Path) -> dict[str, bytes]:
             if file.is_file() and "__pycache__" not in file.parts and not nested:
                 path = Path(*package.split("."), file.relative_to(tree / folder))
                 wanted[path.as_posix()] = file.read_bytes()
-    return {path: content for path, content in wanted.items() if not path.endswith(".md")}
+    left_out = (".md", ".sh", ".toml")  # read in the checkout alone
+    return {path: content for path, content in wanted.items() if not path.endswith(left_out)}
 
 
 def test_wheel_holds_the_tree(copy: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 import lastword
-from lastword.cli import console, options
+from lastword.cli import bench, console, options
 from lastword.errors import InputError, LastwordError
 
 EXAMPLES = """examples:
@@ -58,6 +58,10 @@ EVAL_EXAMPLES = """examples:
 Needs mteb: pip install 'lastword[eval]'. Every finished task is saved in mteb's own layout, and the
 same command goes on where it was stopped. --card reads the results that there are. Exit 1 where a
 task failed."""
+
+BENCH_EXAMPLES = """examples:
+  lastword bench kernels --help
+  lastword bench peers --quick"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -159,12 +163,13 @@ def _parser() -> argparse.ArgumentParser:
         _command(commands, "verify", "compare with transformers, check by check", VERIFY_EXAMPLES)
     )
     _eval(_command(commands, "eval", "score a model on mteb's tasks", EVAL_EXAMPLES))
+    _bench(_command(commands, "bench", "measure kernels, models and peers", BENCH_EXAMPLES))
     return parser
 
 
 def _command(
     commands: "argparse._SubParsersAction[_Parser]", name: str, about: str, examples: str
-) -> argparse.ArgumentParser:
+) -> _Parser:
     return commands.add_parser(
         name,
         help=about,
@@ -254,6 +259,11 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as a JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress or notices")
     options.add_model_options(parser)
+
+
+def _bench(parser: _Parser) -> None:
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    bench.add_benchmarks(lambda *described: _command(benchmarks, *described))
 
 
 if __name__ == "__main__":

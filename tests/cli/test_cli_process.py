@@ -99,11 +99,18 @@ def test_signals_clean_up(tmp_path, number, status, word):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-HELP = [
-    ["--help"],
-    ["--version"],
-    *([name, "--help"] for name in ("embed", "search", "info", "verify", "eval")),
-]
+COMMANDS = (
+    "embed",
+    "search",
+    "info",
+    "verify",
+    "eval",
+    "bench",
+    "bench kernels",
+    "bench peers",
+    "bench model",
+)
+HELP = [["--help"], ["--version"], *([*name.split(), "--help"] for name in COMMANDS)]
 
 
 @pytest.mark.parametrize("arguments", HELP, ids=" ".join)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from soak import examples
 
 from lastword import ConfigError, DeviceError, Embedder, InputError
 from lastword.report import Report
@@ -131,7 +132,9 @@ LISTS = st.lists(st.lists(WORDS, max_size=30).map(" ".join), min_size=1, max_siz
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(500),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(LISTS, st.booleans(), st.sampled_from([1, 16, 50, 2048]))
 def test_neighbours_change_nothing(

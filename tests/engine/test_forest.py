@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from soak import examples
 
 from lastword.forest import MAX_DEPTH, MIN_SHARED, Forest, plan_forests
 
@@ -60,13 +61,13 @@ def check(tokens: list[list[int]], budget: int, *, share: bool = True) -> list[F
     return forests
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(TOKENS, st.integers(1, 200))
 def test_every_path_spells_its_text(tokens: list[list[int]], budget: int) -> None:
     check(tokens, budget)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(TOKENS)
 def test_without_sharing_every_token_is_computed(tokens: list[list[int]]) -> None:
     (forest,) = check(tokens, 10_000, share=False)
@@ -142,8 +143,8 @@ def test_no_texts_no_forests() -> None:
 
 def test_linear_in_tokens() -> None:
     tokens = [[(i * 7919 + j * j) % 150_000 for j in range(32)] for i in range(20_000)]
-    began = time.perf_counter()
+    began = time.thread_time()
     total = sum(f.tokens_computed for f in plan_forests(tokens, 16_384))
-    seconds = time.perf_counter() - began
+    seconds = time.thread_time() - began
     assert total <= 640_000
     assert seconds < 3.0, f"{total / seconds:.0f} tokens/s"

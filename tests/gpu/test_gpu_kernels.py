@@ -7,7 +7,7 @@ import torch
 from kernel_error import assert_close
 
 from lastword import kernels
-from lastword.bench.checkpoint import SIZES
+from lastword.bench.shapes import SIZES
 from lastword.forest import Forest, plan_forests
 from lastword.kernels import reference
 from lastword.kernels.plan import AttentionPlan

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lastword import Embedder
-from lastword.bench.checkpoint import SIZES
+from lastword.bench.shapes import SIZES
 from lastword.forest import plan_forests
 from lastword.model import Model
 from lastword.weights import LayerWeights

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from lastword.bench import peers
 from lastword.bench.flops import Work, needed_flops, work
 from lastword.bench.workloads import Workload, workloads
+from lastword.cli.main import main
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,14 @@ def small(count: int) -> list[Workload]:
 
 def test_dry_run(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
     monkeypatch.setattr(peers, "workloads", lambda *_: small(6))
-    monkeypatch.setattr(peers, "gemm_rate", lambda: 1e11)
+    monkeypatch.setattr(peers, "product_rate", lambda *_: (1e11, "made up"))
     words = ["--quick", "--rounds", "2", "--threads", "1", "--model", str(tiny_checkpoint)]
-    assert peers.main(words) == 0
+    assert main(["bench", "peers", *words]) == 0
     out = capfd.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert [row["workload"] for row in result["rows"]] == ["a", "b", "c"]
     assert all(row["max_abs_difference"] <= peers.TOLERANCE for row in result["rows"])
+    assert all(row["min_cosine"] > 0.99999 for row in result["rows"])
     assert all(row["share_of_limit"] > 0 for row in result["rows"])
     assert all(peak > 50e6 for peak in result["peak_bytes"].values())
     assert any("short queries" in line and "x" in line for line in out)
@@ -92,7 +95,53 @@ def test_dry_run(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
 def test_no_figures_when_vectors_differ(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
     monkeypatch.setattr(peers, "workloads", lambda *_: small(2))
     monkeypatch.setattr(peers, "TOLERANCE", -1.0)
-    assert peers.main(["--threads", "1", "--model", str(tiny_checkpoint)]) == 1
+    assert main(["bench", "peers", "--threads", "1", "--model", str(tiny_checkpoint)]) == 1
     streams = capfd.readouterr()
     assert streams.out == ""
     assert "no figures" in streams.err
+
+
+def test_bf16_is_held_to_a_cosine(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(peers, "workloads", lambda *_: small(2))
+    monkeypatch.setattr(peers, "product_rate", lambda *_: (1e11, "made up"))
+    words = ["bench", "peers", "--dtype", "bfloat16", "--rounds", "1", "--threads", "1"]
+    assert main([*words, "--model", str(tiny_checkpoint)]) == 0
+    result = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert all(row["max_abs_difference"] > peers.TOLERANCE for row in result["rows"])
+    assert all(peers.COSINE < row["min_cosine"] < 1 for row in result["rows"])
+
+
+@pytest.mark.parametrize(
+    ("worst", "least", "dtype", "agrees"),
+    [
+        pytest.param(1e-5, 1.0, torch.float32, True, id="fp32"),
+        pytest.param(3e-5, 1.0, torch.float32, False, id="fp32-differs"),
+        pytest.param(3e-3, 0.999, torch.bfloat16, True, id="bf16"),
+        pytest.param(3e-3, 0.98, torch.bfloat16, False, id="bf16-differs"),
+        pytest.param(float("nan"), float("nan"), torch.float32, False, id="fp32-nan"),
+        pytest.param(float("nan"), float("nan"), torch.bfloat16, False, id="bf16-nan"),
+    ],
+)
+def test_agreement(worst: float, least: float, dtype: torch.dtype, agrees: bool) -> None:
+    assert peers._agree({"a": (0.0, 1.0), "b": (worst, least)}, dtype) == agrees
+
+
+def test_what_is_missing_is_said_first(tmp_path: Path, monkeypatch, capfd) -> None:
+    assert main(["bench", "peers", "--model", str(tmp_path / "gone")]) == 2
+    assert "gone/config.json" in capfd.readouterr().err
+    assert main(["bench", "peers", "--device", "cuda:99"]) == 2
+    assert "--device: not there" in capfd.readouterr().err
+    monkeypatch.setattr(peers, "find_spec", lambda _: None)
+    assert main(["bench", "peers"]) == 2
+    assert "pip install 'lastword[bench]'" in capfd.readouterr().err
+
+
+def test_a_peer_that_dies_is_one_line(tiny_checkpoint: Path, tmp_path: Path, capfd) -> None:
+    for file in tiny_checkpoint.iterdir():
+        if file.name != "model.safetensors" and file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    words = ["bench", "peers", "--quick", "--threads", "1", "--model", str(tmp_path)]
+    assert main(words) == 2
+    assert (
+        capfd.readouterr().err.splitlines()[-1].startswith("lastword: lastword: its process died")
+    )

@@ -1,0 +1,148 @@
+"""What each operation is timed beside: the eager twin, torch.compile, PyTorch's own attention, Liger-Kernel.
+
+A baseline takes the same inputs; what it must lay out otherwise is laid out before the clock starts. Each may be
+missing or refuse a shape, dtype or device: the caller turns any exception into a line that says why.
+"""
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lastword.bench.cases import Case, Inputs
+from lastword.bench.gate import Runner, plain
+from lastword.bench.options import BASELINES
+from lastword.errors import DeviceError
+from lastword.kernels import reference
+
+Prepare = Callable[[Inputs], Runner]
+
+
+def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
+    """The chosen baselines that have something to say about a case, in the order of `BASELINES`."""
+    found: dict[str, Prepare] = {
+        "eager": lambda inputs: _eager(case, inputs),
+        "compile": lambda inputs: _compiled(case, inputs),
+    }
+    if case.batch is not None and case.batch.equal is not None:
+        equal, final = case.batch.equal, case.op == "final_attention"
+        flash, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
+        found["sdpa-flash"] = lambda inputs: _sdpa(inputs, equal, flash, final=final)
+        found["sdpa-cudnn"] = lambda inputs: _sdpa(inputs, equal, cudnn, final=final)
+        found["varlen"] = lambda inputs: _varlen(inputs, equal, final=final)
+    if case.op in _LIGER:
+        found["liger"] = _LIGER[case.op]
+    return {name: found[name] for name in BASELINES if name in found and name in chosen}
+
+
+def _twin(case: Case) -> Callable[..., Any]:
+    twin: Callable[..., Any] = getattr(reference, f"{case.op}_ref")
+    return twin
+
+
+def _eager(case: Case, inputs: Inputs) -> Runner:
+    if inputs.tensors()[0].device.type == "cpu":
+        raise DeviceError("on a CPU lastword runs this very twin")
+    return plain(_twin(case), inputs)
+
+
+def _compiled(case: Case, inputs: Inputs) -> Runner:
+    torch.compiler.reset()  # one case's shapes must not make the next one's dynamic
+    return plain(torch.compile(_twin(case), dynamic=False), inputs)
+
+
+def _sdpa(inputs: Inputs, equal: tuple[int, int], backend: SDPBackend, *, final: bool) -> Runner:
+    """F.scaled_dot_product_attention on [texts, heads, tokens, D] views of the packed rows."""
+    q, k, v, _, scale = inputs.args
+    texts, tokens = equal
+    q_rows = 1 if final else tokens
+    dense_q = q.view(texts, q_rows, *q.shape[1:]).transpose(1, 2)
+    dense_k, dense_v = (x.view(texts, tokens, *x.shape[1:]).transpose(1, 2) for x in (k, v))
+
+    def run() -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(
+                dense_q, dense_k, dense_v, is_causal=not final, scale=scale, enable_gqa=True
+            )
+
+    def read(result: object) -> list[Tensor]:
+        assert isinstance(result, Tensor)
+        return [result.transpose(1, 2).reshape(len(q), -1), q, k, v]
+
+    return Runner(run, read)
+
+
+def _varlen(inputs: Inputs, equal: tuple[int, int], *, final: bool) -> Runner:
+    """torch.nn.attention.varlen on the packed rows; where it knows no groups, on repeated keys."""
+    attend: Callable[..., Any] = import_module("torch.nn.attention.varlen").varlen_attn
+    known = inspect.signature(attend).parameters
+    q, k, v, _, scale = inputs.args
+    texts, tokens = equal
+    q_rows = 1 if final else tokens
+    options: dict[str, Any] = {"scale": scale} if "scale" in known else {}
+    if not final:
+        options |= {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    keys, values = k, v
+    if "enable_gqa" in known:
+        options["enable_gqa"] = True
+    else:
+        keys, values = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    steps = torch.arange(texts + 1, dtype=torch.int32, device=q.device)
+    ends_q, ends_k = steps * q_rows, steps * tokens
+
+    def run() -> object:
+        return attend(q, keys, values, ends_q, ends_k, q_rows, tokens, **options)
+
+    def read(result: object) -> list[Tensor]:
+        assert isinstance(result, Tensor)
+        return [result.flatten(1), q, k, v]
+
+    return Runner(run, read)
+
+
+def _liger(name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(
+        import_module("liger_kernel.transformers.functional"), name
+    )
+    return function
+
+
+def _liger_rms_norm(inputs: Inputs) -> Runner:
+    return plain(_liger("liger_rms_norm"), inputs)
+
+
+def _liger_add_rms_norm(inputs: Inputs) -> Runner:
+    """It returns the sum beside the norm, where ours writes it over the residual."""
+    operation = _liger("liger_fused_add_rms_norm")
+    x, residual, weight, eps = inputs.args
+
+    def read(result: object) -> list[Tensor]:
+        assert isinstance(result, tuple)
+        return [result[0], x, result[1], weight]
+
+    return Runner(lambda: operation(x, residual, weight, eps), read)
+
+
+def _liger_swiglu(inputs: Inputs) -> Runner:
+    """It takes both halves apart, contiguous."""
+    operation = _liger("liger_swiglu")
+    (gate_up,) = inputs.args
+    gate, up = (half.contiguous() for half in gate_up.chunk(2, dim=-1))
+
+    def read(result: object) -> list[Tensor]:
+        assert isinstance(result, Tensor)
+        return [result, gate_up]
+
+    return Runner(lambda: operation(gate, up), read)
+
+
+_LIGER: dict[str, Prepare] = {
+    "rms_norm": _liger_rms_norm,
+    "add_rms_norm": _liger_add_rms_norm,
+    "swiglu": _liger_swiglu,
+}

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# What needs a GPU, in four stages of under nine minutes each on one H200:
+#
+#   bench/gpu.sh prove OUT      the tests marked `gpu`             prove.log, prove.xml
+#   bench/gpu.sh kernels OUT    `lastword bench kernels`           kernels.log, .jsonl, roofline.svg
+#   bench/gpu.sh model OUT      `lastword bench model`, all sizes  model.log, model-SIZE.jsonl
+#   bench/gpu.sh peers OUT      `lastword bench peers`             peers.log, peers.json
+#
+# `--dry` after OUT runs a stage on the CPU at a tiny size. A checkout is enough, and a Python
+# ($PYTHON, default python3) that has the dependencies: lastword is installed from here where it
+# is not yet. No network, no checkpoint. Files grow as a stage goes on, so a cut one keeps its rows.
+set -euo pipefail
+
+usage() {
+    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+}
+
+[ $# -ge 2 ] && [ $# -le 3 ] || usage
+stage=$1 out=$2 dry=${3:-}
+[[ $stage =~ ^(prove|kernels|model|peers)$ && $dry =~ ^(|--dry)$ ]] || usage
+python=${PYTHON:-python3}
+limit=530 # seconds of a stage, after which it is stopped as Ctrl-C does
+
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+
+where=$("$python" -c 'import lastword; print(lastword.__file__)' 2>/dev/null || true)
+if [ -z "$where" ] || { [ -z "$dry" ] && [ "$where" != "$PWD/engine/__init__.py" ]; }; then
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+fi
+
+# Run a command within the limit, its output shown and kept; the status is the command's.
+logged() {
+    local log=$1
+    shift
+    timeout --signal=INT --kill-after=10 $((SECONDS < limit ? limit - SECONDS : 1)) "$@" 2>&1 |
+        tee -a "$out/$log"
+}
+
+bench() {
+    local log=$1
+    shift
+    logged "$log" "$python" -m lastword.cli.main bench "$@"
+}
+
+rm -f "$out/$stage.log"
+case $stage in
+prove)
+    if [ -n "$dry" ]; then
+        # 5: nothing is marked
+        logged prove.log "$python" -m pytest -m gpu --collect-only -q || [ $? -eq 5 ]
+    else
+        logged prove.log "$python" -m pytest -m gpu --junitxml "$out/prove.xml"
+    fi
+    ;;
+kernels)
+    size=()
+    [ -z "$dry" ] || size=(--device cpu --model tiny --tokens 64 --rep-ms 1 --beside sdpa-flash)
+    bench kernels.log kernels --json "$out/kernels.jsonl" --plot "$out/roofline.svg" "${size[@]}"
+    ;;
+model)
+    if [ -n "$dry" ]; then
+        bench model.log model --device cpu --model tiny --tokens 64 --lengths 16 32 --rounds 1 \
+            --json "$out/model-tiny.jsonl"
+    else
+        for size in 0.6B 4B 8B; do
+            bench model.log model --model "$size" --json "$out/model-$size.jsonl"
+        done
+    fi
+    ;;
+peers)
+    options=(--device cuda --layers 28 --threads "$(nproc)")
+    if [ -n "$dry" ]; then
+        scratch=$(mktemp -d)
+        trap 'rm -rf "$scratch"' EXIT
+        "$python" -m lastword.bench.checkpoint "$scratch" --like tiny
+        options=(--model "$scratch" --quick --threads 1)
+    fi
+    bench peers.log peers "${options[@]}"
+    tail -n 1 "$out/peers.log" >"$out/peers.json"
+    ;;
+esac

@@ -1,0 +1,185 @@
+"""`lastword bench kernels`: every operation checked, timed and held against the roofs measured in the same run.
+
+lastword's own, a function of the caller's (`--with`), then the baselines; each goes through the gate first, and one
+that is wrong has no time. Rows are shown and written as they come. Method and examples: `bench/README.md`.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from lastword import kernels
+from lastword.bench.baselines import Prepare, baselines
+from lastword.bench.cases import Case, cases
+from lastword.bench.gate import Gate, plain
+from lastword.bench.machine import describe_run
+from lastword.bench.measure import Roofs, Timing, measure_roofs, time_call
+from lastword.bench.plot import check_plot, plot_roofline
+from lastword.bench.table import OURS, Row, case_line, heading, row_line, sharing_line
+from lastword.device import choose_device, choose_dtype
+from lastword.errors import ConfigError, DeviceError, LastwordError
+
+
+def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
+    """Measure what the options ask for; return how many checks of lastword or of the function brought along failed."""
+    own = _checked(args)
+    device = choose_device(args.device)
+    dtype = choose_dtype(None, device) if args.dtype is None else getattr(torch, args.dtype)
+    on_cpu = device.type == "cpu"
+    tokens = args.tokens or (1024 if on_cpu else 16_384)
+    models = args.model or (["0.6B"] if on_cpu else ["0.6B", "4B", "8B"])
+    rows: list[Row] = []
+    with ExitStack() as opened, torch.inference_mode():
+        file = opened.enter_context(args.json.open("w", encoding="utf-8")) if args.json else None
+        if not on_cpu:  # Triton launches on the current device
+            opened.enter_context(torch.cuda.device(device))
+        about = describe_run(device, dtype)
+        roofs = None if _interpreted() else measure_roofs(device, dtype)
+        _write(file, {"run": about, "roofs": roofs and asdict(roofs), "tokens": tokens})
+        show(heading(about, roofs))
+        if args.plot is not None and roofs is not None:  # of what there is, also when stopped
+            opened.callback(plot_roofline, args.plot, rows, roofs, about)
+        bench = _Bench(device, dtype, roofs, args.rep_ms, args.own, own, tuple(args.beside))
+        for case in cases(args.op, models, tokens, dtype, device):
+            show(case_line(case))
+            for row in bench.rows(case):
+                _write(file, asdict(row))
+                if not _said_before(rows, row):
+                    show(row_line(row, roofs, _time_of_ours(rows, row)))
+                rows.append(row)
+            sharing = sharing_line(rows)
+            if sharing is not None:
+                show(sharing)
+    return sum(row.failed(args.own) for row in rows)
+
+
+def _checked(args: argparse.Namespace) -> Callable[..., Any] | None:
+    """Refuse options that do not go together, before anything is measured; give the function brought along."""
+    if args.plot is not None:
+        check_plot(args.plot)
+        if _interpreted():
+            raise ConfigError("--plot: nothing is timed under TRITON_INTERPRET=1. Leave one out")
+    if args.own is None:
+        return None
+    if len(args.op) != 1:
+        raise ConfigError("--with: for which operation? Expected one --op with it")
+    return load_function(args.own)
+
+
+def _said_before(rows: list[Row], row: Row) -> bool:
+    """Whether it has been shown that this baseline is missing, and why."""
+    return row.right is None and any((r.by, r.reason) == (row.by, row.reason) for r in rows)
+
+
+def _time_of_ours(rows: list[Row], row: Row) -> Timing | None:
+    """The time of lastword's own for the case of `row`."""
+    case = (row.op, row.models, row.title)
+    return next(
+        (r.timing for r in rows if r.by == OURS and (r.op, r.models, r.title) == case), None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What every case is measured with."""
+
+    device: torch.device
+    dtype: torch.dtype
+    roofs: Roofs | None  # None: check, and time nothing
+    rep_ms: float
+    own_name: str | None
+    own: Callable[..., Any] | None
+    beside: tuple[str, ...]
+
+    def rows(self, case: Case) -> Iterator[Row]:
+        """Check and time lastword's own, the function brought along and the baselines."""
+        try:
+            gate = Gate(case, self.dtype)
+        except torch.OutOfMemoryError as error:
+            where = f"{case.op} {case.models} {case.title}"
+            raise DeviceError(
+                f"{where}: the device's memory does not hold the twin in fp64. Lower --tokens"
+            ) from error
+        yield self._row(case, gate, OURS, _as_it_is(getattr(kernels, case.op)), tested=True)
+        if self.own is not None:
+            yield self._row(case, gate, str(self.own_name), _as_it_is(self.own), tested=True)
+        for name, prepare in baselines(case, self.beside).items():
+            yield self._row(case, gate, name, prepare, tested=False)
+
+    def _row(self, case: Case, gate: Gate, by: str, prepare: Prepare, *, tested: bool) -> Row:
+        row = Row(case.op, case.models, case.title, by, case.bytes, case.flops)
+        try:
+            runner = prepare(case.inputs())
+            verdict = gate.check(runner, poison=tested)
+            row = replace(
+                row,
+                right=verdict.right,
+                reason=verdict.reason,
+                max_error=verdict.max_error,
+                allowed_error=verdict.allowed,
+            )
+            if not verdict.right or self.roofs is None:
+                return row
+            timing = time_call(runner.run, self.device, self.rep_ms)
+        except Exception as error:  # code of others may raise anything
+            if "CUDA error" in str(error) or "HIP error" in str(error):
+                raise DeviceError(
+                    f"{case.op} by {by}: broke the GPU's context, no call will work from here; "
+                    f"{_first_sentence(error)}"
+                ) from error
+            return replace(row, right=False if tested else None, reason=_first_sentence(error))
+        of_roof = self.roofs.seconds(case.bytes, case.flops) / (timing.median_ms / 1e3)
+        return replace(row, timing=timing, of_roof=of_roof)
+
+
+def _first_sentence(error: Exception) -> str:
+    said = (str(error).splitlines() or [""])[0].split(". ")[0][:120]
+    return said if isinstance(error, LastwordError) else f"{type(error).__name__}: {said}"
+
+
+def _as_it_is(operation: Callable[..., Any]) -> Prepare:
+    return lambda inputs: plain(operation, inputs)
+
+
+def _interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, where they can be checked but not timed."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """Import `module:function`, the current folder first.
+
+    Raises:   ConfigError where there is no such module or function, or its import fails.
+    """
+    name, colon, attribute = spec.partition(":")
+    if not (name and colon and attribute):
+        raise ConfigError(f"--with: got {spec!r}, expected module:function.")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        raise ConfigError(
+            f"--with: {name} cannot be imported; {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    function: object = getattr(module, attribute, None)
+    if not callable(function):
+        raise ConfigError(f"--with: {name} has no function {attribute!r}.")
+    return function
+
+
+def _write(file: TextIO | None, record: dict[str, Any]) -> None:
+    """Write one JSON line at once: what has been measured stays when a run is cut short."""
+    if file is not None:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()

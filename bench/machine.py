@@ -1,0 +1,90 @@
+"""What a figure was measured on: device, driver, versions, commit, date. Every file of results begins with it."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import lastword
+
+
+def describe_run(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+    """Gather the facts; what cannot be found out is None."""
+    driver, power_limit = _nvidia(device)
+    commit, dirty = _commit()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device_name(device),
+        "driver": driver,
+        "power_limit": power_limit,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "dtype": str(dtype).removeprefix("torch."),
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "triton", "lastword")},
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+def busy_notice(about: Mapping[str, object]) -> str | None:
+    """Say so where other work spoils the figures of a run; `about` is what `describe_run` gave before it."""
+    load = about["load_average"]
+    if not isinstance(load, float) or load <= 0.5:
+        return None
+    return f"the machine is busy (load {load:.1f}): figures are worth little"
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the CPU's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    named = (line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
+    """Driver version and power limit, as nvidia-smi gives them."""
+    if device.type != "cuda":
+        return None, None
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    asked = ["--query-gpu=driver_version,power.limit", "--format=csv,noheader", f"--id={uuid}"]
+    answer = _output(["nvidia-smi", *asked])
+    if answer is None or "," not in answer:
+        return None, None
+    driver, limit = answer.splitlines()[0].split(",", 1)
+    return driver.strip(), limit.strip()
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The checkout's commit and whether files differ from it; None where lastword runs from no checkout."""
+    folder = Path(lastword.__file__).parent
+    git = ["git", "-C", str(folder)]
+    if _output([*git, "ls-files", "--error-unmatch", "__init__.py"]) is None:
+        return None, None
+    status = _output([*git, "status", "--porcelain"])
+    return _output([*git, "rev-parse", "HEAD"]), None if status is None else status != ""
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

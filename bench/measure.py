@@ -1,0 +1,116 @@
+"""How long a call takes, and how fast this machine copies and multiplies: the two roofs of every kernel.
+
+On a GPU `triton.testing.do_bench` times with events, the L2 cache flushed before each call, warm-up outside; on a CPU
+a clock does the same with a buffer larger than its caches. Knows no operation.
+"""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+
+_FLUSH_BYTES = (
+    64 << 20
+)  # more than a CPU's last cache in most machines; do_bench has its own for GPUs
+_CPU_CALLS = (3, 100)
+_GPU_COPY_BYTES, _CPU_COPY_BYTES = 2 << 30, 256 << 20
+_GPU_SIDE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds of one call: median, and the 20th and 80th percentiles."""
+
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Roofs:
+    """What the device reached just now: a large copy (read + written), a large matrix product on random data."""
+
+    bytes_per_s: float
+    flops_per_s: float
+    product: str
+
+    def seconds(self, num_bytes: float, flops: float) -> float:
+        """The least time that moving and computing this much can take."""
+        return max(num_bytes / self.bytes_per_s, flops / self.flops_per_s)
+
+
+def time_call(run: Callable[[], object], device: torch.device, rep_ms: float = 100) -> Timing:
+    """Time a call over about `rep_ms` milliseconds after a warm-up, caches flushed before each."""
+    if device.type == "cuda":
+        import triton.testing
+
+        with torch.cuda.device(device):
+            times = triton.testing.do_bench(
+                run, warmup=25, rep=max(1, round(rep_ms)), quantiles=[0.5, 0.2, 0.8]
+            )
+        return Timing(*(float(value) for value in times))
+    return _time_on_cpu(run, rep_ms)
+
+
+def _time_on_cpu(run: Callable[[], object], rep_ms: float) -> Timing:
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8)
+    run()
+    taken: list[float] = []
+    least, most = _CPU_CALLS
+    while len(taken) < least or (sum(taken) < rep_ms and len(taken) < most):
+        flush.zero_()
+        start = perf_counter()
+        run()
+        taken.append((perf_counter() - start) * 1e3)
+    p20, *_, p80 = statistics.quantiles(taken, n=5, method="inclusive")
+    return Timing(statistics.median(taken), p20, p80)
+
+
+@torch.inference_mode()
+def measure_roofs(device: torch.device, dtype: torch.dtype) -> Roofs:
+    """Measure both roofs; the product is in the dtype of the run."""
+    return Roofs(_copy_rate(device), *product_rate(device, dtype))
+
+
+def _copy_rate(device: torch.device) -> float:
+    size = _GPU_COPY_BYTES if device.type == "cuda" else _CPU_COPY_BYTES
+    source = torch.rand(size // 4, device=device)
+    target = torch.empty_like(source)
+    copy = time_call(lambda: target.copy_(source), device)
+    return 2 * size / (copy.median_ms / 1e3)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """Operations per second of a large matrix product on random data, and which product that was."""
+    name = str(dtype).removeprefix("torch.")
+    if device.type == "cpu" and dtype == torch.float32:
+        return _packed_rate(), f"1024×1024×6144 {name}"
+    side = _GPU_SIDE if device.type == "cuda" else 1024
+    a = torch.randn(side, side, device=device).to(dtype)
+    b = torch.randn(side, side, device=device).to(dtype)
+    product = time_call(lambda: a @ b, device)
+    return 2 * side**3 / (product.median_ms / 1e3), f"{side}³ {name}"
+
+
+def _packed_rate(rows: int = 1024, inner: int = 1024, columns: int = 6144) -> float:
+    """Best fp32 operations per second of a large product on the CPU, plain and prepacked through oneDNN."""
+    x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
+    products: list[Callable[[], object]] = [lambda: F.linear(x, weight)]
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        pointwise = torch.ops.mkldnn._linear_pointwise
+        products.append(lambda: pointwise(x, packed, None, "none", [], ""))
+    return max(2 * rows * inner * columns / _best_seconds(product) for product in products)
+
+
+def _best_seconds(run: Callable[[], object], repeats: int = 5) -> float:
+    run()
+    taken = []
+    for _ in range(repeats):
+        start = perf_counter()
+        run()
+        taken.append(perf_counter() - start)
+    return min(taken)

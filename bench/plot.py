@@ -1,0 +1,72 @@
+"""A roofline of one run: operations a byte against operations a second, under the two roofs that were measured.
+
+Needs matplotlib, which the `bench` extra brings; imported when a plot is drawn.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from lastword.bench.measure import Roofs
+from lastword.bench.table import OURS, Row, shown_bandwidth, shown_speed
+from lastword.errors import ConfigError
+
+_MARKERS = "osD^vP*X"
+
+
+def check_plot(path: Path) -> None:
+    """Refuse what could not be drawn after minutes of measuring.
+
+    Raises:   ConfigError for an ending other than .svg and .png, a missing folder or a missing matplotlib.
+    """
+    if path.suffix not in (".svg", ".png"):
+        raise ConfigError(f"--plot: got {path.name!r}, expected a name that ends in .svg or .png.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plot: no such folder; got {str(path.parent)!r}. Make it first.")
+    if find_spec("matplotlib") is None:
+        raise ConfigError(
+            "--plot: needs matplotlib. Install it with: pip install 'lastword[bench]'"
+        )
+
+
+def plot_roofline(
+    path: Path, rows: Sequence[Row], roofs: Roofs, about: Mapping[str, object]
+) -> None:
+    """Draw every timed row as a point: an operation has a colour, an implementation a marker."""
+    from matplotlib.figure import Figure
+
+    timed = [row for row in rows if row.timing is not None]
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log")
+    ridge = roofs.flops_per_s / roofs.bytes_per_s
+    intensities = [row.flops / row.bytes for row in timed]
+    left, right = min([0.1, *intensities]) / 2, max([ridge, *intensities]) * 4
+    axes.plot(
+        [left, ridge, right],
+        [left * roofs.bytes_per_s, roofs.flops_per_s, roofs.flops_per_s],
+        color="black",
+        label=f"{shown_bandwidth(roofs.bytes_per_s)}, {shown_speed(roofs.flops_per_s)}",
+    )
+    colours = {op: f"C{i}" for i, op in enumerate(dict.fromkeys(row.op for row in timed))}
+    makers = dict.fromkeys(row.by for row in timed)
+    markers = {by: _MARKERS[i % len(_MARKERS)] for i, by in enumerate(makers)}
+    for row in timed:
+        assert row.timing is not None
+        axes.plot(
+            row.flops / row.bytes,
+            row.flops / (row.timing.median_ms / 1e3),
+            color=colours[row.op],
+            marker=markers[row.by],
+            fillstyle="full" if row.by == OURS else "none",
+            linestyle="none",
+        )
+    for name, colour in colours.items():
+        axes.plot([], [], color=colour, linewidth=6, label=name)
+    for name, marker in markers.items():
+        axes.plot([], [], color="grey", marker=marker, linestyle="none", label=name)
+    axes.set_xlabel("operations a byte")
+    axes.set_ylabel("operations a second")
+    axes.set_title(f"{about['device']}, {about['dtype']}, torch {about['torch']}, {about['date']}")
+    axes.grid(visible=True, which="both", alpha=0.2)
+    axes.legend(fontsize="small")
+    figure.savefig(path)

@@ -1,0 +1,113 @@
+"""The kernel benchmark's lines for people: a heading, a line a case, a line an implementation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lastword.bench.cases import Case
+from lastword.bench.machine import busy_notice
+from lastword.bench.measure import Roofs, Timing
+
+OURS = "lastword"
+_EACH, _SHARED = " each", " shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One implementation of one case; a row without `timing` says in `reason` why."""
+
+    op: str
+    models: str
+    title: str
+    by: str
+    bytes: int
+    flops: int
+    right: bool | None = None  # None: not available
+    reason: str = ""
+    max_error: float | None = None
+    allowed_error: float | None = None
+    timing: Timing | None = None
+    of_roof: float | None = None
+
+    def failed(self, own: str | None) -> bool:
+        """Whether the exit status must tell: lastword, or the function brought along, is wrong."""
+        return self.by in (OURS, own) and self.right is not True
+
+
+def heading(about: Mapping[str, object], roofs: Roofs | None) -> str:
+    """What was measured on, the roofs (None: nothing is timed), and what a CPU's times are worth."""
+    where = f"{about['device']}, {about['dtype']}, torch {about['torch']}, triton {about['triton']}"
+    if roofs is None:
+        return f"{where}\nTRITON_INTERPRET=1: kernels are checked, and nothing is timed."
+    copy, speed = shown_bandwidth(roofs.bytes_per_s), shown_speed(roofs.flops_per_s)
+    lines = [
+        where,
+        f"roofs of this run: copy {copy}, matrix product {speed} ({roofs.product}, random data)",
+    ]
+    if about["threads"] is not None:
+        lines.append(
+            f"On a CPU (threads: {about['threads']}) lastword runs its PyTorch twins: "
+            "these are the times of the twins, not of the Triton kernels."
+        )
+    busy = busy_notice(about)
+    return "\n".join(lines if busy is None else [*lines, busy])
+
+
+def case_line(case: Case) -> str:
+    """The operation, its shape, and what it cannot do without."""
+    counted = f"{case.bytes / 1e6:,.1f} MB, {case.flops / 1e9:,.2f} GFLOP"
+    return f"\n{case.op}  {case.models}  {case.title}  ({counted})"
+
+
+def row_line(row: Row, roofs: Roofs | None, ours: Timing | None) -> str:
+    """One implementation: its time, rate, share of the roof and time over lastword's; or why it has none."""
+    name = f"  {row.by.rpartition(':')[2]:<14}"  # of module:function the function
+    if row.timing is None or roofs is None:
+        if row.right is None:
+            return f"{name} not available: {row.reason}"
+        if not row.right:
+            return f"{name} WRONG, not timed: {row.reason}"
+        return f"{name} right: errs by {row.max_error:.1e}, allowed {row.allowed_error:.1e}"
+    median, low, high = (
+        shown_time(ms) for ms in (row.timing.median_ms, row.timing.p20_ms, row.timing.p80_ms)
+    )
+    seconds = row.timing.median_ms / 1e3
+    moves = row.bytes / roofs.bytes_per_s >= row.flops / roofs.flops_per_s
+    rate = shown_bandwidth(row.bytes / seconds) if moves else shown_speed(row.flops / seconds)
+    against = "" if ours is None else f"{row.timing.median_ms / ours.median_ms:8.2f}x ours"
+    return f"{name}{median:>11}  ({low} to {high}){rate:>15}{row.of_roof:8.0%} of roof{against}"
+
+
+def sharing_line(rows: Sequence[Row]) -> str | None:
+    """After the queries with a shared prefix: what sharing brought against the same queries without."""
+    last = rows[-1]
+    if not last.title.endswith(_SHARED):
+        return None
+    alone = last.title.removesuffix(_SHARED) + _EACH
+    times = {
+        row.title: row.timing
+        for row in rows
+        if (row.op, row.models, row.by) == (last.op, last.models, OURS)
+    }
+    shared, each = times.get(last.title), times.get(alone)
+    if shared is None or each is None:
+        return None
+    return f"  sharing the prefix: {each.median_ms / shared.median_ms:.2f}x as fast"
+
+
+def shown_time(milliseconds: float) -> str:
+    """Microseconds below 1 ms."""
+    if milliseconds < 1:
+        return f"{milliseconds * 1e3:,.1f} µs"
+    return f"{milliseconds:,.2f} ms"
+
+
+def shown_bandwidth(bytes_per_s: float) -> str:
+    """GB/s, of 10^9 bytes."""
+    return f"{bytes_per_s / 1e9:,.1f} GB/s"
+
+
+def shown_speed(flops_per_s: float) -> str:
+    """GFLOP/s below 1 TFLOP/s."""
+    if flops_per_s < 1e12:
+        return f"{flops_per_s / 1e9:,.1f} GFLOP/s"
+    return f"{flops_per_s / 1e12:,.1f} TFLOP/s"

@@ -1,0 +1,63 @@
+"""`lastword bench`: measure the kernels, a whole model, or lastword beside sentence-transformers.
+
+The measuring itself is `lastword.bench`, imported when a benchmark runs.
+"""
+
+import argparse
+from collections.abc import Callable
+
+from lastword.cli import console
+
+Command = Callable[[str, str, str], argparse.ArgumentParser]
+
+
+def add_benchmarks(command: Command) -> None:
+    """Add the benchmarks with their options; `command(name, about, examples)` makes a parser."""
+    from lastword.bench import options
+
+    options.add_kernels(command("kernels", "check and time the kernels", options.KERNELS_EXAMPLES))
+    options.add_peers(
+        command("peers", "time lastword beside sentence-transformers", options.PEERS_EXAMPLES)
+    )
+    options.add_model(command("model", "time a whole model", options.MODEL_EXAMPLES))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark that was named; exit status 1 where a check failed."""
+    if args.benchmark == "kernels" and args.compile_only:
+        return _compile(args)
+    if args.benchmark == "kernels":
+        from lastword.bench.kernels import run as run_kernels
+
+        failed = run_kernels(args, _show)
+        if failed:
+            console.say(f"kernels: {failed} of the implementations under test are wrong, see above")
+        return 1 if failed else 0
+    if args.benchmark == "model":
+        from lastword.bench.model import run as run_model
+
+        return run_model(args, _show)
+    from lastword.bench.peers import run as run_peers
+
+    return run_peers(args, _show)
+
+
+def _compile(args: argparse.Namespace) -> int:
+    """Compile every kernel ahead of time; exit status 1 where one spills registers."""
+    from lastword.bench.compile import DTYPES, MODELS
+    from lastword.bench.compile import run as run_compile
+
+    rows = run_compile(
+        _show,
+        models=args.model or MODELS,
+        dtypes=[args.dtype] if args.dtype else DTYPES,
+        json_file=args.json,
+    )
+    spilled = sum(row.spills > 0 for row in rows)
+    if spilled:
+        console.say(f"kernels: {spilled} of {len(rows)} spill registers, see above")
+    return 1 if spilled else 0
+
+
+def _show(text: str) -> None:
+    console.print_lines([text])

@@ -1,0 +1,141 @@
+"""Baselines: PyTorch's attention on the same inputs, Liger-Kernel through stand-ins of its functions."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lastword.bench.baselines import baselines
+from lastword.bench.cases import Case, cases
+from lastword.bench.gate import Gate, Verdict
+from lastword.bench.options import BASELINES, OPS
+from lastword.errors import DeviceError
+from lastword.kernels import reference
+
+ATTENTION = ("forest_attention", "final_attention")
+
+
+def made(op: str, title: str = "") -> Case:
+    found = cases([op], ["tiny"], 64, torch.float32, torch.device("cpu"))
+    return next(case for case in found if title in case.title)
+
+
+def judge(case: Case, name: str) -> Verdict:
+    with torch.inference_mode():
+        prepare = baselines(case, (name,))[name]
+        return Gate(case, torch.float32).check(prepare(case.inputs()), poison=False)
+
+
+def test_which_baselines_a_case_has() -> None:
+    has = {op: list(baselines(made(op), BASELINES)) for op in OPS}
+    attention = ["eager", "compile", "sdpa-flash", "sdpa-cudnn", "varlen"]
+    assert has["forest_attention"] == has["final_attention"] == attention
+    assert has["qk_norm_rope"] == ["eager", "compile"]
+    rest = {"rms_norm", "add_rms_norm", "swiglu"}
+    assert all(has[op] == ["eager", "compile", "liger"] for op in rest)
+    assert list(baselines(made("forest_attention", "shared"), BASELINES)) == ["eager", "compile"]
+    assert list(baselines(made("rms_norm"), ("liger", "eager"))) == ["eager", "liger"]
+    assert baselines(made("rms_norm"), ()) == {}
+
+
+@pytest.mark.parametrize("title", ["1 text of 64", "4 texts of 16", "each"])
+@pytest.mark.parametrize("op", ATTENTION)
+def test_sdpa_on_the_packed_rows(op: str, title: str) -> None:
+    assert judge(made(op, title), "sdpa-flash").right
+
+
+@pytest.mark.parametrize("name", ["sdpa-cudnn", "varlen"])
+def test_what_a_cpu_does_not_have_raises(name: str) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        judge(made("forest_attention"), name)
+
+
+def test_eager_is_what_a_cpu_runs_anyway() -> None:
+    with pytest.raises(DeviceError, match="this very twin"):
+        judge(made("rms_norm"), "eager")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_compile_is_of_the_twin(op: str, monkeypatch) -> None:
+    compiled = []
+
+    def fake(function, **options):
+        compiled.append((function, options))
+        return function
+
+    monkeypatch.setattr(torch, "compile", fake)
+    assert judge(made(op), "compile").right
+    assert compiled == [(getattr(reference, f"{op}_ref"), {"dynamic": False})]
+
+
+def attend(q, k, v, ends_q, ends_k, max_q, max_k, causal):
+    """What varlen_attn computes, a text at a time; query rows are the last ones of their text."""
+    assert ends_q.dtype == ends_k.dtype == torch.int32
+    out = torch.empty_like(q)
+    for i in range(len(ends_q) - 1):
+        rows, keys = slice(ends_q[i], ends_q[i + 1]), slice(ends_k[i], ends_k[i + 1])
+        assert q[rows].shape[0] == max_q
+        assert k[keys].shape[0] == max_k
+        q_i, k_i, v_i = (x.transpose(0, 1) for x in (q[rows], k[keys], v[keys]))
+        options = {"is_causal": causal, "enable_gqa": True}
+        out[rows] = F.scaled_dot_product_attention(q_i, k_i, v_i, **options).transpose(0, 1)
+    return out
+
+
+def varlen_2_13(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k,
+    *, scale=None, window_size=(-1, -1), enable_gqa=False,
+):  # fmt: skip
+    assert window_size in ((-1, 0), (-1, -1))
+    assert enable_gqa
+    causal = window_size == (-1, 0)
+    return attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, causal)
+
+
+def varlen_2_10(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None
+):
+    assert query.shape[1] == key.shape[1] == value.shape[1]
+    return attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal)
+
+
+@pytest.mark.parametrize("varlen", [varlen_2_10, varlen_2_13])
+@pytest.mark.parametrize("title", ["1 text of 64", "4 texts of 16", "each"])
+@pytest.mark.parametrize("op", ATTENTION)
+def test_varlen_of_old_and_new_signature(op: str, title: str, varlen, monkeypatch) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
+    assert judge(made(op, title), "varlen").right
+
+
+def liger_rms_norm(X, W, eps, offset=0.0, casting_mode="llama", in_place=True):
+    return reference.rms_norm_ref(X, W, eps)
+
+
+def liger_fused_add_rms_norm(X, R, W, eps, offset=0.0, casting_mode="llama", in_place=True):
+    total = X + R
+    return reference.rms_norm_ref(total, W, eps), total
+
+
+def liger_swiglu(a, b):
+    assert a.is_contiguous()
+    assert b.is_contiguous()
+    return F.silu(a) * b
+
+
+@pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "swiglu"])
+def test_liger(op: str, monkeypatch) -> None:
+    fake = ModuleType("liger_kernel.transformers.functional")
+    for function in (liger_rms_norm, liger_fused_add_rms_norm, liger_swiglu):
+        setattr(fake, function.__name__, function)
+    for name in ("liger_kernel", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    assert judge(made(op), "liger").right
+
+
+def test_liger_is_not_installed(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    with pytest.raises(ModuleNotFoundError):
+        judge(made("swiglu"), "liger")

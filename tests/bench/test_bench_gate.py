@@ -1,0 +1,202 @@
+"""The gate lets every right implementation through and no wrong one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from lastword import kernels
+from lastword.bench.cases import Case, Inputs, cases
+from lastword.bench.gate import Gate, Runner, Verdict, plain
+from lastword.bench.options import OPS
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def made(op: str, dtype: torch.dtype, title: str = "") -> Case:
+    found = cases([op], ["tiny"], 64, dtype, torch.device("cpu"))
+    return next(case for case in found if title in case.title)
+
+
+def judge(op: str, operation: Callable, dtype=torch.float32, title: str = "") -> Verdict:
+    with torch.inference_mode():
+        case = made(op, dtype, title)
+        return Gate(case, dtype).check(plain(operation, case.inputs()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_the_right_ones_pass(op: str, dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        for case in cases([op], ["tiny"], 64, dtype, torch.device("cpu")):
+            verdict = Gate(case, dtype).check(plain(getattr(kernels, op), case.inputs()))
+            assert verdict.right, (case.title, verdict)
+            assert verdict.max_error is not None
+            assert 0 <= verdict.max_error <= verdict.allowed
+
+
+def no_eps(x, weight, eps):
+    return kernels.rms_norm(x, weight, 0.0)
+
+
+def eps_outside(x, weight, eps):
+    return (x.float() / (x.float().square().mean(-1, True).sqrt() + eps) * weight).to(x.dtype)
+
+
+def mean_subtracted(x, weight, eps):
+    return kernels.rms_norm(x - x.mean(-1, True), weight, eps)
+
+
+def last_column_unwritten(x, weight, eps):
+    out = torch.empty_like(x)
+    out[:, :-1] = kernels.rms_norm(x, weight, eps)[:, :-1]
+    return out
+
+
+def last_row_unwritten(x, weight, eps):
+    out = torch.empty_like(x)
+    out[:-1] = kernels.rms_norm(x, weight, eps)[:-1]
+    return out
+
+
+def writes_its_input(x, weight, eps):
+    return x.copy_(kernels.rms_norm(x, weight, eps))
+
+
+def too_wide(x, weight, eps):
+    return kernels.rms_norm(x, weight, eps).double()
+
+
+def too_narrow(x, weight, eps):
+    return kernels.rms_norm(x, weight, eps).to(torch.bfloat16)
+
+
+def transposed(x, weight, eps):
+    return kernels.rms_norm(x, weight, eps).T
+
+
+def returns_nothing(x, weight, eps):
+    kernels.rms_norm(x, weight, eps)
+
+
+def residual_left(x, residual, weight, eps):
+    return kernels.add_rms_norm(x, residual.clone(), weight, eps)
+
+
+def halves_swapped(qkv, q_weight, k_weight, cos, sin, **options):
+    kernels.qk_norm_rope(qkv, q_weight, k_weight, cos, -sin, **options)
+
+
+def values_normed_too(qkv, q_weight, k_weight, cos, sin, *, num_heads, num_kv_heads, eps):
+    heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads}
+    kernels.qk_norm_rope(qkv, q_weight, k_weight, cos, sin, eps=eps, **heads)
+    values = qkv[:, -num_kv_heads * len(k_weight) :]
+    values.copy_(kernels.rms_norm(values, torch.ones(values.shape[1]), eps))
+
+
+def other_kv_heads(q, k, v, plan, scale):
+    return kernels.forest_attention(q, k.flip(1), v.flip(1), plan, scale)
+
+
+def one_key_less(q, k, v, plan, scale):
+    blind = k.clone()
+    blind[0] = -100 * q[:, 0].mean(0)
+    return kernels.forest_attention(q, blind, v, plan, scale)
+
+
+def unscaled(q, k, v, plan, scale):
+    return kernels.forest_attention(q, k, v, plan, 1.01 * scale)
+
+
+def late_rows_miss_keys(q, k, v, plan, scale):
+    """Only the last rows err, and little: the largest error hides below early rows' own."""
+    out = kernels.forest_attention(q, k, v, plan, scale)
+    out[-2:] *= 1.02
+    return out
+
+
+def other_final_heads(q, k, v, plan, scale):
+    return kernels.final_attention(q.flip(1), k, v, plan, scale)
+
+
+def gate_and_up_swapped(gate_up):
+    return kernels.swiglu(gate_up.roll(gate_up.shape[1] // 2, 1))
+
+
+WRONG = {
+    "rms_norm": [
+        no_eps,
+        eps_outside,
+        mean_subtracted,
+        last_column_unwritten,
+        last_row_unwritten,
+        writes_its_input,
+        too_wide,
+        too_narrow,
+        transposed,
+        returns_nothing,
+    ],
+    "add_rms_norm": [residual_left],
+    "qk_norm_rope": [halves_swapped, values_normed_too],
+    "forest_attention": [other_kv_heads, one_key_less, unscaled, late_rows_miss_keys],
+    "final_attention": [other_final_heads],
+    "swiglu": [gate_and_up_swapped],
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "wrong"),
+    [pytest.param(op, one, id=one.__name__) for op, each in WRONG.items() for one in each],
+)
+def test_a_wrong_one_is_caught(op: str, wrong: Callable) -> None:
+    verdict = judge(op, wrong)
+    assert not verdict.right
+    assert verdict.reason
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(
+    ("op", "wrong"),
+    [
+        ("rms_norm", no_eps),
+        ("rms_norm", last_column_unwritten),
+        ("qk_norm_rope", halves_swapped),
+        ("forest_attention", other_kv_heads),
+        ("forest_attention", late_rows_miss_keys),
+        ("final_attention", other_final_heads),
+    ],
+)
+def test_and_in_every_dtype(op: str, wrong: Callable, dtype: torch.dtype) -> None:
+    assert not judge(op, wrong, dtype).right
+
+
+def test_a_shared_prefix_is_seen() -> None:
+    case = made("forest_attention", torch.float32, "shared")
+    segments = case.batch.forest.segments
+    count = len(segments.start)
+    none = [0] * count
+    roots = kernels.Segments(segments.start, segments.length, [-1] * count, none, none)
+    alone = kernels.AttentionPlan(roots, case.batch.forest.final_rows, torch.device("cpu"))
+
+    def ancestors_ignored(q, k, v, plan, scale):
+        return kernels.forest_attention(q, k, v, alone, scale)
+
+    assert not judge("forest_attention", ancestors_ignored, title="shared").right
+
+
+def test_unwritten_memory_is_named_and_the_setting_restored() -> None:
+    verdict = judge("rms_norm", last_row_unwritten)
+    assert verdict.reason == "64 elements unwritten or not finite"
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_runner_with_another_layout() -> None:
+    """Baselines may lay out their arguments otherwise, as long as `read` gives the twin's form."""
+
+    def prepare(inputs: Inputs) -> Runner:
+        (gate_up,) = inputs.args
+        gate, up = (half.contiguous() for half in gate_up.chunk(2, dim=-1))
+        return Runner(lambda: torch.nn.functional.silu(gate) * up, lambda result: [result, gate_up])
+
+    case = made("swiglu", torch.float32)
+    assert Gate(case, torch.float32).check(prepare(case.inputs()), poison=False).right

@@ -1,0 +1,114 @@
+"""`bench/gpu.sh`: two stages run at a tiny size, and every command of every stage is one that lastword takes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lastword.cli.main import _arguments
+
+SCRIPT = Path(__file__).resolve().parents[2] / "bench/gpu.sh"
+STAGES = ("prove", "kernels", "model", "peers")
+BASH = shutil.which("bash")
+pytestmark = pytest.mark.skipif(
+    BASH is None or shutil.which("timeout") is None, reason="needs bash and timeout"
+)
+
+RECORD = """#!/bin/sh
+printf '%s\\n' "$*" >> "$0.calls"
+case "$1" in -c) echo "$LASTWORD_AT" ;; *) echo "{}" ;; esac
+"""
+
+
+def stage(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BASH, str(SCRIPT), *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_kernels_at_a_tiny_size(tmp_path: Path) -> None:
+    done = stage("kernels", str(tmp_path / "out"), "--dry")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "kernels.log",
+        "kernels.jsonl",
+        "roofline.svg",
+    }
+    assert (tmp_path / "out/kernels.log").read_text() == done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "out/kernels.jsonl").read_text().splitlines()]
+    assert len(rows) > 10
+    assert all(row["right"] for row in rows[1:])
+
+
+def test_model_at_a_tiny_size(tmp_path: Path) -> None:
+    done = stage("model", str(tmp_path / "out"), "--dry")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"model.log", "model-tiny.jsonl"}
+    assert "tok/s" in (tmp_path / "out/model.log").read_text()
+
+
+def recorded(tmp_path: Path, name: str, *dry: str, at: str) -> list[list[str]]:
+    """The commands of a stage, none of them run."""
+    python = tmp_path / f"python-{name}"
+    python.write_text(RECORD)
+    python.chmod(0o755)
+    done = stage(name, str(tmp_path / "out"), *dry, PYTHON=str(python), LASTWORD_AT=at)
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = Path(f"{python}.calls").read_text().splitlines()
+    return [call.split() for call in calls if not call.startswith("-c")]
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry",)], ids=["real", "dry"])
+@pytest.mark.parametrize("name", STAGES)
+def test_every_command_is_one_that_there_is(name: str, dry: tuple[str], tmp_path: Path) -> None:
+    calls = recorded(tmp_path, name, *dry, at=str(SCRIPT.parents[1] / "engine/__init__.py"))
+    assert calls
+    for _, module, *words in calls:
+        if module == "lastword.cli.main":
+            assert _arguments(words).benchmark == name
+        elif module == "pytest":
+            assert words[:2] == ["-m", "gpu"]
+        else:
+            assert module == "lastword.bench.checkpoint"
+            assert dry
+    if name == "model" and not dry:
+        sizes = [_arguments(words).model for _, _, *words in calls]
+        assert sizes == ["0.6B", "4B", "8B"]
+    assert len(list((tmp_path / "out").iterdir())) <= 8
+
+
+@pytest.mark.parametrize(
+    ("at", "dry", "installs"),
+    [("", (), True), ("/elsewhere/lastword/__init__.py", (), True), ("", ("--dry",), True),
+     ("/elsewhere/lastword/__init__.py", ("--dry",), False)],
+)  # fmt: skip
+def test_the_checkout_is_installed_where_it_is_not(at, dry, installs, tmp_path: Path) -> None:
+    first = recorded(tmp_path, "prove", *dry, at=at)[0]
+    assert (first[:3] == ["-m", "pip", "install"]) == installs
+    if installs:
+        assert {"--no-deps", "--no-build-isolation", "-e"} <= set(first)
+
+
+def test_a_failed_stage_fails(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\ncase $1 in -c) echo x;; *) echo torn; exit 3;; esac\n")
+    python.chmod(0o755)
+    done = stage("kernels", str(tmp_path / "out"), "--dry", PYTHON=str(python))
+    assert done.returncode == 3
+    assert (tmp_path / "out/kernels.log").read_text() == "torn\n"
+
+
+@pytest.mark.parametrize("words", [(), ("kernels",), ("all", "out"), ("kernels", "out", "--wet")])
+def test_usage(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = stage(*[str(tmp_path / word) if word == "out" else word for word in words])
+    assert done.returncode == 2
+    assert "bench/gpu.sh prove OUT" in done.stderr
+    assert not list(tmp_path.iterdir())

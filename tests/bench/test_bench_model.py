@@ -1,0 +1,107 @@
+"""The benchmark of a whole model: random weights of the right shapes, a word a token, figures that add up."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lastword.bench import model
+from lastword.bench.model import RandomCheckpoint, random_embedder
+from lastword.bench.shapes import SIZES
+from lastword.bench.workloads import texts_of
+from lastword.cli.main import main
+from lastword.forest import plan_forests
+from lastword.weights import Checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> model.RandomEmbedder:
+    return random_embedder(tmp_path_factory.mktemp("random"), "tiny", 3, CPU, torch.float32)
+
+
+def test_weights_have_the_shapes_of_a_checkpoint(embedder, tiny_checkpoint: Path) -> None:
+    from lastword.weights import read_config
+
+    config = read_config(tiny_checkpoint)
+    real = Checkpoint(tiny_checkpoint, config)
+    made = RandomCheckpoint(tiny_checkpoint, config, CPU, torch.bfloat16)
+    assert made.embedding().shape == real.embedding().shape
+    assert made.norm().shape == real.norm().shape
+    ours, theirs = made.layer(0), real.layer(0)
+    for name in theirs.__slots__:
+        tensor, other = getattr(ours, name), getattr(theirs, name)
+        assert (tensor is None) == (other is None), name
+        if tensor is not None:
+            assert (tensor.shape, tensor.dtype) == (other.shape, torch.bfloat16), name
+    assert not torch.equal(made.layer(1).down, ours.down)
+
+
+def test_a_word_is_a_token(embedder) -> None:
+    for length in (12, 128):
+        texts = texts_of(5, length - 1)
+        assert {len(ids) for ids in embedder.token_ids(texts)} == {length}
+    assert texts_of(5, 11) == texts_of(5, 11)
+    assert len(set(texts_of(50, 11))) == 50
+
+
+def test_activations_stay_in_range(embedder) -> None:
+    vectors = embedder.encode(texts_of(8, 31), show_progress_bar=False)
+    assert vectors.shape == (8, SIZES["tiny"].hidden_size)
+    assert (vectors @ vectors.T).fill_diagonal_(0).abs().max() < 0.9
+    assert embedder.config.num_hidden_layers == 3
+
+
+def test_the_forward_runs_the_batches_of_encode(embedder, monkeypatch) -> None:
+    ran = []
+    monkeypatch.setattr(embedder._model, "forward", ran.append)
+    texts = texts_of(9, 15)
+    embedder.forward(embedder.forests(texts))
+    planned = list(plan_forests(embedder.token_ids(texts), embedder.max_batch_tokens))
+    assert [forest.ids.tolist() for forest in ran] == [each.ids.tolist() for each in planned]
+
+
+def test_figures_add_up(embedder, monkeypatch) -> None:
+    seconds = iter([0.5, 0.25])
+    monkeypatch.setattr(model, "_seconds", lambda *_: next(seconds))
+    row = model.measure_length(embedder, length=16, tokens=64, rounds=1, rate=1e9)
+    assert (row.texts, row.tokens) == (4, 64)
+    c = embedder.config
+    C, F, q, kv = c.hidden_size, c.intermediate_size, 4 * 32, 2 * 2 * 32
+    ids = [tuple(text) for text in embedder.token_ids(texts_of(4, 15))]
+    nodes = {text[: n + 1] for text in ids for n in range(16)}
+    key_value, rest, pair = 2 * C * kv, 2 * C * (2 * q + 3 * F), 4 * q
+    full = len(nodes) * (key_value + rest) + sum(map(len, nodes)) * pair
+    last = len(nodes) * key_value + 4 * rest + 4 * 16 * pair
+    assert row.needed_flops == 2 * full + last
+    assert row.encode_mfu == pytest.approx(row.needed_flops / 0.5 / 1e9)
+    assert row.forward_mfu == pytest.approx(row.needed_flops / 0.25 / 1e9)
+    assert row.peak_bytes > 50e6
+
+
+def test_the_command(capfd, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(model, "product_rate", lambda *_: (1e11, "made up"))
+    out = tmp_path / "model.jsonl"
+    words = ["--model", "tiny", "--device", "cpu", "--layers", "1", "--tokens", "64"]
+    words += ["--lengths", "16", "100", "--rounds", "1", "--json", str(out)]
+    assert main(["bench", "model", *words]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    head, *rows, short, long = (json.loads(line) for line in out.read_text().splitlines())
+    assert (head["model"], head["layers"], head["flops_per_s"]) == ("tiny", 1, 1e11)
+    assert [(row["length"], row["texts"], row["tokens"]) for row in rows] == [
+        (16, 4, 64),
+        (100, 1, 100),
+    ]
+    assert (short["latency_of"], long["latency_of"]) == (12, 128)
+    assert 0 < short["p20_ms"] <= short["median_ms"] <= short["p80_ms"]
+    assert any("tiny shape, 1 layers, random weights" in line for line in lines[:2])
+    assert sum("tok/s" in line for line in lines) == 2
+    assert sum(line.startswith("one text of") for line in lines) == 2
+
+
+def test_seconds_are_a_median_after_a_warm_up() -> None:
+    calls = []
+    assert model._seconds(lambda: calls.append(1), CPU, rounds=4) >= 0
+    assert len(calls) == 5
