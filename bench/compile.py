@@ -37,8 +37,6 @@ TARGETS = {
 }
 MODELS = ("0.6B", "4B", "8B")
 DTYPES = ("bfloat16", "float32")  # what the engine computes in
-# Rows of the block table that a target takes; gfx950 has none of its own.
-_TABLE = {"gfx950": "gfx942"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +116,9 @@ def _amd_usage(assembly: str) -> dict[str, int]:
     }
 
 
-def table_row(target: str) -> str:
-    """Name the row of the block table that a target takes."""
-    return _TABLE.get(target, target)
-
-
 def compile_model(target: str, model: str, dtype: str) -> list[Resources]:
     """Compile every launch of one model on one target."""
-    launches = model_launches(model, getattr(torch, dtype), table_row(target))
+    launches = model_launches(model, getattr(torch, dtype), target)
     rows = []
     for operation, launch in launches.items():
         values = asdict(compile_launch(launch, target))

@@ -24,12 +24,21 @@ from lastword.kernels import (
 from lastword.kernels.plan import AttentionPlan
 
 CPU = torch.device("cpu")
+# The fp8 format of each architecture's matrix units; sm_80 has none.
+FP8 = {
+    "sm_90": torch.float8_e4m3fn,
+    "sm_100": torch.float8_e4m3fn,
+    "gfx942": torch.float8_e4m3fnuz,
+    "gfx950": torch.float8_e4m3fn,
+}
 _OPTIONS = ("num_warps", "num_stages")
 _POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.float8_e4m3fnuz: "*fp8e4b8",
 }
 
 
@@ -111,6 +120,10 @@ def model_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[st
     note("", lambda: rms_norm_kernel.rms_norm(x, weight, eps))
     note("add", lambda: rms_norm_kernel.add_rms_norm(x, residual, weight, eps))
     note("", lambda: swiglu_kernel.swiglu(torch.zeros(4, 2 * width, dtype=dtype)))
+    fp8 = FP8.get(architecture)
+    if fp8 is not None:
+        gate_up = torch.zeros(4, 2 * width, dtype=dtype)
+        note("", lambda: swiglu_kernel.swiglu_quantize(gate_up, fp8))
     head_weight, table = torch.zeros(D, dtype=dtype), torch.zeros(4, D // 2)
     for variant, heads, kv_heads in (("", H, KH), ("last q", H, 0), ("last k", 0, KH)):
         qkv = torch.zeros(4, (heads + 2 * kv_heads) * D, dtype=dtype)

@@ -6,6 +6,7 @@ computes keys and values for every row and everything else for the final rows on
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,6 +140,14 @@ class Model:
     @torch.inference_mode()
     def forward(self, forest: Forest, observe: Observer | None = None) -> Tensor:
         """Compute the final states [N', C]; `observe(i, states)` sees the residual stream after layer i."""
+        with self._current_device():
+            return self._forward(forest, observe)
+
+    def _current_device(self) -> AbstractContextManager[object]:
+        """Triton launches on the current device, whatever device the tensors are on."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def _forward(self, forest: Forest, observe: Observer | None) -> Tensor:
         batch = self._prepare(forest)
         eps = self.config.rms_norm_eps
         residual = self.embedding[forest.ids.to(self.embedding.device)].to(self.device, self.dtype)

@@ -31,6 +31,7 @@ __all__ = [
     "rms_norm",
     "rope_tables",
     "swiglu",
+    "swiglu_quantize",
 ]
 
 
@@ -228,12 +229,34 @@ def swiglu(gate_up: Tensor) -> Tensor:
     Numerics: in fp32, rounded once.
     Raises:   ConfigError where the width is odd.
     """
-    if gate_up.dim() != 2 or gate_up.shape[1] % 2:
-        raise ConfigError(
-            f"swiglu: gate_up has the wrong shape; got {list(gate_up.shape)}, expected [T, 2F]."
-        )
+    _check_gate_up("swiglu", gate_up)
     if _on_triton("swiglu", gate_up):
         from lastword.kernels import swiglu_kernel
 
         return swiglu_kernel.swiglu(gate_up.contiguous())
     return reference.swiglu_ref(gate_up)
+
+
+def swiglu_quantize(
+    gate_up: Tensor, dtype: torch.dtype = torch.float8_e4m3fn
+) -> tuple[Tensor, Tensor]:
+    """Gate the MLP and quantise each row for an fp8 product: y · scale = silu(gate) · up.
+
+    Args:     gate_up: [T, 2F], gate in the first F columns. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
+    Returns:  y: [T, F] fp8; scale: [T] fp32, max |row| over the format's largest number.
+    Numerics: in fp32, rounded once to fp8.
+    Raises:   ConfigError where the width is odd.
+    """
+    _check_gate_up("swiglu_quantize", gate_up)
+    if _on_triton("swiglu_quantize", gate_up):
+        from lastword.kernels import swiglu_kernel
+
+        return swiglu_kernel.swiglu_quantize(gate_up.contiguous(), dtype)
+    return reference.swiglu_quantize_ref(gate_up, dtype)
+
+
+def _check_gate_up(where: str, gate_up: Tensor) -> None:
+    if gate_up.dim() != 2 or gate_up.shape[1] % 2:
+        raise ConfigError(
+            f"{where}: gate_up has the wrong shape; got {list(gate_up.shape)}, expected [T, 2F]."
+        )

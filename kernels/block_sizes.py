@@ -46,12 +46,17 @@ ATTENTION: dict[str, dict[str, Blocks]] = {
         "short": Blocks(64, 32, 4, 1, "compiled 2026-11-23"),
         "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
     },
+    "gfx950": {
+        "plain": Blocks(128, 64, 8, 1, "compiled 2026-11-23"),
+        "tree": Blocks(128, 64, 8, 1, "compiled 2026-11-23"),
+        "short": Blocks(64, 32, 4, 1, "compiled 2026-11-23"),
+        "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
+    },
     "interpreter": dict.fromkeys(
         ("plain", "tree", "short", "float32"), Blocks(64, 32, 1, 1, "small, for tests")
     ),
 }
-# Devices without rows of their own take those of the nearest older one, "any" those with little shared memory.
-_ALIASES = {"gfx950": "gfx942", "sm_103": "sm_100"}
+# Devices without rows of their own take these, which need the least shared memory.
 _ANY = {"sm": "sm_80", "gfx": "gfx942"}
 
 # Segments whose rows · G are at most this many on average take the "short" row.
@@ -75,7 +80,6 @@ def architecture(device: torch.device) -> str:
     else:
         major, minor = torch.cuda.get_device_capability(device)
         name = f"sm_{major}{minor}"
-    name = _ALIASES.get(name, name)
     return name if name in ATTENTION else _ANY[name[:2] if name.startswith("sm") else "gfx"]
 
 

@@ -108,3 +108,10 @@ def swiglu_ref(gate_up: Tensor) -> Tensor:
     """Twin of `swiglu`."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def swiglu_quantize_ref(gate_up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Twin of `swiglu_quantize`."""
+    y = swiglu_ref(gate_up.float())
+    scale = y.abs().amax(-1).clamp_min(1e-12) / torch.finfo(dtype).max
+    return (y / scale[:, None]).to(dtype), scale

@@ -56,7 +56,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     T, C = x.shape
     y = torch.empty_like(x)
     if T:
-        _rms_norm_kernel[(T,)](x, x, weight, y, eps, ADD=False, **_parts(C))
+        _rms_norm_kernel[(T,)](x, x, weight, y, eps, ADD=False, **_constants(C))
     return y
 
 
@@ -65,12 +65,17 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     T, C = x.shape
     y = torch.empty_like(x)
     if T:
-        _rms_norm_kernel[(T,)](x, residual, weight, y, eps, ADD=True, **_parts(C))
+        _rms_norm_kernel[(T,)](x, residual, weight, y, eps, ADD=True, **_constants(C))
     return y
 
 
-def _parts(C: int) -> dict[str, int]:
-    """The two parts of a row, and the warps that hold it at 8 to 16 values a lane."""
+def _constants(C: int) -> dict[str, int]:
+    head, tail, warps = row_parts(C)
+    return {"C": C, "HEAD": head, "TAIL": tail, "num_warps": warps}
+
+
+def row_parts(C: int) -> tuple[int, int, int]:
+    """The two power-of-two parts of a row, and the warps that hold it at 8 to 16 values a lane."""
     head = 1 << (C.bit_length() - 1)
     tail = triton.next_power_of_2(C - head) if head < C else 0
-    return {"C": C, "HEAD": head, "TAIL": tail, "num_warps": min(max(head // 256, 1), 16)}
+    return head, tail, min(max(head // 256, 1), 16)

@@ -1,9 +1,11 @@
-"""SwiGLU over the fused gate and up projections: one program a row and a block of columns."""
+"""SwiGLU over the fused gate and up projections: one program a row and a block of columns, or a row to quantise."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from lastword.kernels.rms_norm_kernel import row_parts
 
 # Columns of one program: divides the MLP widths 3072 and 12288, and leaves half a block of 9728.
 _COLUMNS = 1024
@@ -26,6 +28,42 @@ def _swiglu_kernel(
     tl.store(y_ptr + row * F + column, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _gated(gate_up_ptr, at, mask, F: tl.constexpr):
+    """Part of a row of silu(gate) · up, in fp32."""
+    gate = tl.load(gate_up_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + F + at, mask=mask, other=0.0).to(tl.float32)
+    return gate * tl.sigmoid(gate) * up
+
+
+@triton.jit
+def _swiglu_quantize_kernel(
+    gate_up_ptr,  # [T, 2F], gate first
+    y_ptr,  # fp8 [T, F]
+    scale_ptr,  # fp32 [T]
+    largest,  # of the fp8 format
+    F: tl.constexpr,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """y · scale = silu(gate) · up, scale = max |row| / largest, so that the row fills the fp8 range."""
+    row = tl.program_id(0).to(tl.int64)
+    gate_up_ptr += row * (2 * F)
+    y_ptr += row * F
+    h_at = tl.arange(0, HEAD)
+    h = _gated(gate_up_ptr, h_at, h_at < F, F)
+    peak = tl.max(tl.abs(h))
+    if TAIL:
+        t_at = HEAD + tl.arange(0, TAIL)
+        t = _gated(gate_up_ptr, t_at, t_at < F, F)
+        peak = tl.maximum(peak, tl.max(tl.abs(t)))
+    scale = tl.maximum(peak, 1e-12) / largest  # a row of zeros stays zeros
+    tl.store(scale_ptr + row, scale)
+    tl.store(y_ptr + h_at, (h / scale).to(y_ptr.dtype.element_ty))
+    if TAIL:
+        tl.store(y_ptr + t_at, (t / scale).to(y_ptr.dtype.element_ty), mask=t_at < F)
+
+
 def swiglu(gate_up: Tensor) -> Tensor:
     """Launch `_swiglu_kernel` on gate_up [T, 2F], contiguous."""
     T, F = gate_up.shape[0], gate_up.shape[1] // 2
@@ -33,3 +71,16 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if T:
         _swiglu_kernel[(T, triton.cdiv(F, _COLUMNS))](gate_up, y, F=F, BLOCK=_COLUMNS, num_warps=4)
     return y
+
+
+def swiglu_quantize(gate_up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Launch `_swiglu_quantize_kernel` on gate_up [T, 2F], contiguous."""
+    T, F = gate_up.shape[0], gate_up.shape[1] // 2
+    y = torch.empty(T, F, dtype=dtype, device=gate_up.device)
+    scale = torch.empty(T, dtype=torch.float32, device=gate_up.device)
+    if T:
+        head, tail, warps = row_parts(F)
+        _swiglu_quantize_kernel[(T,)](
+            gate_up, y, scale, torch.finfo(dtype).max, F=F, HEAD=head, TAIL=tail, num_warps=warps
+        )
+    return y, scale
