@@ -86,10 +86,6 @@ class RandomEmbedder(Embedder):
     def _open_checkpoint(self) -> Checkpoint:
         return RandomCheckpoint(self.files.folder, self.config, self.device, self.dtype)
 
-    def token_ids(self, texts: list[str]) -> list[list[int]]:
-        """The tokens of each text, the end token included."""
-        return [list(ids) for ids in self._tokenizer.encode(texts, self.max_length).ids]
-
     def forests(self, texts: list[str]) -> list[Forest]:
         """The batches that `encode` would run."""
         return [

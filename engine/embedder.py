@@ -29,7 +29,8 @@ from lastword.settings import (
     choose_prompt,
 )
 from lastword.similarity import similarity, similarity_pairwise
-from lastword.tokens import TextTokenizer
+from lastword.states import last_token_states, layer_numbers
+from lastword.tokens import TextTokenizer, Tokens
 from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
 from lastword.windows import cut_windows
 
@@ -44,7 +45,7 @@ class Embedder:
         revision, cache_dir, token, local_files_only: as huggingface-hub takes them.
         max_length: tokens a text may have, the end token included; default as sentence-transformers reads it.
         max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own.
-        prompts: name -> prefix, in place of the checkpoint's own.
+        prompts: name -> prefix, beside the checkpoint's own and in place of those of the same name.
         truncate_dim: keep this many leading dimensions (renormalised).
     Raises: ConfigError, WeightsError or DeviceError, each a line that says what to do.
     """
@@ -81,15 +82,10 @@ class Embedder:
         self.config = read_config(self.files.folder)
         self.spec = read_embedding_spec(self.files.folder, self.config)
         self.notices = () if self.spec.notice is None else (self.spec.notice,)
-        self.prompts = dict(self.spec.prompts if prompts is None else prompts)
+        self.prompts = {**self.spec.prompts, **(prompts or {})}
         self.default_prompt_name = self.spec.default_prompt_name
         self._tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)
-        self.max_length = check_max_length(
-            max_length,
-            default=self.spec.max_length,
-            least=self._tokenizer.num_template_tokens + 1,
-            limit=self.config.max_position_embeddings,
-        )
+        self.max_length = self._check_max_length(max_length)
         self.max_batch_tokens = check_batch_tokens(
             max_batch_tokens, default_batch_tokens(self.device)
         )
@@ -98,6 +94,23 @@ class Embedder:
         self.dim = check_dim(truncate_dim, self._size)
         self.checkpoint = self._open_checkpoint()
         self._model = Model(self.checkpoint, self.config, self.device, self.dtype)
+
+    def _check_max_length(self, max_length: int | None) -> int:
+        return check_max_length(
+            max_length,
+            default=self.spec.max_length,
+            least=self._tokenizer.num_template_tokens + 1,
+            limit=self.config.max_position_embeddings,
+        )
+
+    @property
+    def max_seq_length(self) -> int:
+        """`max_length` under sentence-transformers' name; it may be set."""
+        return self.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, max_length: int) -> None:
+        self.max_length = self._check_max_length(max_length)
 
     def _open_checkpoint(self) -> Checkpoint:
         """Open the weights; the model benchmark puts random ones in their place."""
@@ -130,6 +143,7 @@ class Embedder:
         too_long: TooLong = "cut",
         convert_to_numpy: bool = False,
         convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
     ) -> Any:
         """Embed texts: one vector for a str, a matrix [N, dim] in the caller's order for a sequence.
 
@@ -145,16 +159,18 @@ class Embedder:
             too_long: "cut" keeps max_length tokens with the end token, "error" refuses the text.
             convert_to_numpy: return a NumPy array (where NumPy is installed).
             convert_to_tensor: return a tensor even so; it wins, as in sentence-transformers.
+            normalize_embeddings: length 1 also where the checkpoint does not normalise.
         Returns: torch.Tensor on the CPU, float32 or the precision's own dtype.
         Raises:  InputError naming the text by its index; ConfigError for a setting.
         """
         single = isinstance(texts, str)
         listed: Sequence[str] = [texts] if isinstance(texts, str) else list(texts)
         prefix = self.resolve_prompt(prompt_name, prompt)
-        options = EncodeOptions(prefix, precision, self._dim(truncate_dim), ranges, too_long)
+        dim = self._dim(truncate_dim)
+        options = EncodeOptions(prefix, precision, dim, ranges, too_long, normalize_embeddings)
         with progress_bar(len(listed), show=show_progress_bar) as advance:
             windows = list(self._windows(iter(listed), options, Report(), advance))
-        empty = torch.empty(0, self._dim(truncate_dim))
+        empty = torch.empty(0, dim)
         vectors = torch.cat(windows) if windows else quantize(empty, precision, ranges)
         result = vectors[0] if single else vectors
         return result.numpy() if convert_to_numpy and not convert_to_tensor else result
@@ -178,7 +194,7 @@ class Embedder:
         prompt: str | None = None,
         **options: Any,
     ) -> Any:
-        """Embed documents: `encode` with the first prompt of "document", "passage", "corpus" that there is."""
+        """Embed documents: `encode` with the prompt named "document", if there is one and no other is named."""
         return self.encode(
             texts, None, self.resolve_prompt(prompt_name, prompt, "document"), **options
         )
@@ -220,6 +236,36 @@ class Embedder:
             report.texts += len(window)
         return report
 
+    # Looking inside.
+
+    def token_ids(
+        self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None
+    ) -> list[list[int]]:
+        """Give the token ids that `encode` computes for each text: prompt, text, end token, cut to max_length."""
+        prefix = self.resolve_prompt(prompt_name, prompt)
+        ids: list[list[int]] = []
+        for window in cut_windows(iter(texts)):
+            ids += self._tokens(window, len(ids), prefix).ids
+        return ids
+
+    def hidden_states(
+        self,
+        texts: Sequence[str],
+        layers: Sequence[int] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> Tensor:
+        """Give the hidden state of each text's last token after the named layers.
+
+        Args:     layers: numbered as transformers numbers `hidden_states`: 0 the token's embedding, i the residual
+                  stream after layer i, L (or -1) after the final norm; default all of them, 0 … L.
+        Returns:  [N, len(layers), C] fp32 on the CPU, neither cut nor normalised.
+        Raises:   InputError naming a text by its index; ConfigError for a layer that is not there.
+        """
+        numbers = layer_numbers(layers, self.config.num_hidden_layers)
+        ids = self.token_ids(texts, prompt_name, prompt)
+        return last_token_states(self._model, ids, self.max_batch_tokens, numbers)
+
     def _dim(self, truncate_dim: int | None) -> int:
         return self.dim if truncate_dim is None else check_dim(truncate_dim, self._size)
 
@@ -236,7 +282,7 @@ class Embedder:
             out = torch.empty(len(window), options.dim)
             for forest in self._forests(window, first, options, report):
                 states = self._model.forward(forest)
-                normalize = self.spec.normalize or options.dim < self._size
+                normalize = self.spec.normalize or options.normalize or options.dim < self._size
                 vectors = finish(states, options.dim, normalize=normalize)[forest.distinct]
                 _check_finite(vectors, forest, first)
                 out[forest.texts] = vectors
@@ -249,11 +295,7 @@ class Embedder:
     def _forests(
         self, window: list[str], first: int, options: EncodeOptions, report: Report
     ) -> Iterator[Forest]:
-        tokens = self._tokenizer.encode(
-            [options.prefix + text for text in window] if options.prefix else window,
-            self.max_length,
-            first=first,
-        )
+        tokens = self._tokens(window, first, options.prefix)
         if options.too_long == "error" and any(tokens.cut):
             index = first + tokens.cut.index(True)
             raise InputError(
@@ -263,6 +305,10 @@ class Embedder:
             )
         report.cut += sum(tokens.cut)
         yield from plan_forests(tokens.ids, self.max_batch_tokens)
+
+    def _tokens(self, texts: list[str], first: int, prefix: str) -> Tokens:
+        prefixed = [prefix + text for text in texts] if prefix else texts
+        return self._tokenizer.encode(prefixed, self.max_length, first=first)
 
     @staticmethod
     def _count(forest: Forest, report: Report) -> None:

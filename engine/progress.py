@@ -9,8 +9,10 @@ _MIN_TEXTS = 256
 
 
 @contextmanager
-def progress_bar(total: int | None, *, show: bool | None) -> Iterator[Callable[[int], None]]:
-    """Give a function that counts texts done; `total` None stands for a stream of unknown length."""
+def progress_bar(
+    total: int | None, *, show: bool | None, unit: str = " texts", what: str = "Embedding"
+) -> Iterator[Callable[[int], None]]:
+    """Give a function that counts units done; `total` None stands for a stream of unknown length."""
     if show is None:
         show = sys.stderr.isatty() and (total is None or total >= _MIN_TEXTS)
     if not show:
@@ -19,6 +21,6 @@ def progress_bar(total: int | None, *, show: bool | None) -> Iterator[Callable[[
     from huggingface_hub.utils.tqdm import tqdm  # slow to import, needed only here
 
     with tqdm(  # type: ignore[no-untyped-call]
-        total=total, unit=" texts", desc="Embedding"
+        total=total, unit=unit, desc=what
     ) as bar:
         yield lambda done: bar.update(done) and None

@@ -15,13 +15,6 @@ from lastword.finish import check_precision
 Kind = Literal["query", "document"]
 TooLong = Literal["cut", "error"]
 
-# The prompt that each kind of text gets where the checkpoint has one, the first that it has.
-_PROMPT_NAMES: dict[Kind | None, tuple[str, ...]] = {
-    "query": ("query",),
-    "document": ("document", "passage", "corpus"),
-    None: (),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
@@ -35,6 +28,7 @@ class EncodeOptions:
     dim: int
     ranges: Tensor | None
     too_long: str
+    normalize: bool = False
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self.dim, self.ranges)
@@ -77,12 +71,15 @@ def check_dim(truncate_dim: int | None, size: int) -> int:
 def choose_prompt(
     prompts: Mapping[str, str], name: str | None, default: str | None, kind: Kind | None
 ) -> str:
-    """Find the prefix of that name, else the kind's own, else the checkpoint's default, else none.
+    """Find the prefix of that name, else the kind's own or none, else the checkpoint's default or none.
+
+    As in sentence-transformers, a query or document never gets the default prompt.
 
     Raises:   ConfigError for an unknown name, listing the known ones.
     """
-    if name is None:
-        name = next((known for known in _PROMPT_NAMES[kind] if known in prompts), default)
+    if name is None and kind is not None:
+        return prompts.get(kind, "")
+    name = default if name is None else name
     if name is None:
         return ""
     if name not in prompts:

@@ -20,17 +20,34 @@ ROOMS = {
     "lastword": "engine",
     "lastword.bench": "bench",
     "lastword.cli": "engine/cli",
+    "lastword.evaluate": "engine/evaluate",
+    "lastword.interop": "engine/interop",
     "lastword.kernels": "kernels",
+    "lastword.verify": "engine/verify",
     "lastword.weights": "weights",
 }
 # What each room may import of ours at module level; inside functions `ANYWHERE` is added.
 ALLOWED = {
     "lastword": ("lastword",),
     "lastword.cli": ("lastword.cli", "lastword.errors", "lastword.report", "lastword"),
+    "lastword.evaluate": tuple(
+        f"lastword.{name}" for name in ("embedder", "errors", "evaluate", "progress")
+    ),
+    "lastword.interop": ("lastword.embedder", "lastword.errors", "lastword.interop"),
     "lastword.kernels": ("lastword.kernels", "lastword.errors"),
+    "lastword.verify": ("lastword",),
     "lastword.weights": ("lastword.weights", "lastword.errors"),
 }
-CLI_WHEN_RUN = ("lastword.embedder", "lastword.weights", "lastword.bench")
+CLI_WHEN_RUN = tuple(
+    f"lastword.{name}" for name in ("bench", "embedder", "evaluate", "verify", "weights")
+)
+# Packages of an extra, imported when the feature is used; an adapter's own file is imported only then.
+ADAPTERS = ("encoder.py", "langchain.py", "llama_index.py")
+EXTRAS = {
+    "lastword.evaluate": {"datasets", "mteb"},
+    "lastword.interop": {"langchain_core", "llama_index"},
+    "lastword.verify": {"transformers"},
+}
 RUN_TIME = {"torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "tqdm"}
 
 
@@ -90,7 +107,9 @@ def test_arrows(package: str, file: Path) -> None:
         first = module.split(".")[0]
         if first != "lastword":
             known = first in sys.stdlib_module_names or first in RUN_TIME
-            assert known or (first == "numpy" and late), f"{file}: imports {module}"
+            late = late or file.name in ADAPTERS
+            extra = late and first in {"numpy", *EXTRAS.get(package, ())}
+            assert known or extra, f"{file}: imports {module}"
         elif package == "lastword.cli":
             plain = module == "lastword" or within(module, ALLOWED[package][:3])
             assert plain or (late and within(module, CLI_WHEN_RUN)), f"{file}: imports {module}"
@@ -164,7 +183,7 @@ def pip(*arguments: str, cwd: Path) -> None:
 
 def packaged(tree: Path) -> dict[str, bytes]:
     """Installed path -> content, as the tree says it should be."""
-    inner = {tree / "engine/cli"}
+    inner = {tree / folder for folder in ROOMS.values()} - {tree / "engine"}
     wanted = {}
     for package, folder in ROOMS.items():
         for file in (tree / folder).rglob("*"):
@@ -189,7 +208,7 @@ def test_wheel_holds_the_tree(copy: Path, tmp_path: Path) -> None:
 
 IMPORT_ALL = """
 import lastword, lastword.bench.flops, lastword.cli.main, lastword.kernels, lastword.weights
-import lastword.embedder
+import lastword.embedder, lastword.verify
 print(lastword.__file__)
 """
 

@@ -1,4 +1,4 @@
-"""Every Python and shell example of the README runs, in order, in one folder with a tiny model."""
+"""Every Python and shell example of the READMEs runs, in order, in one folder with a tiny model."""
 
 import os
 import re
@@ -11,6 +11,7 @@ import pytest
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = BLOCK.findall(README.read_text(encoding="utf-8"))
+MOVING = README.parent / "engine/interop/README.md"
 
 
 def of(language: str) -> list[str]:
@@ -48,6 +49,15 @@ def test_python(folder: Path) -> None:
         script = folder / f"example{number}.py"
         script.write_text(block, encoding="utf-8")
         assert run([sys.executable, script.name], folder)
+
+
+def test_each_move_is_four_lines_that_run(folder: Path) -> None:
+    moves = [text for _, text in BLOCK.findall(MOVING.read_text(encoding="utf-8"))]
+    lines = [[line for line in text.splitlines() if line] for text in moves]
+    assert [len(each) for each in lines] == [4] * 4
+    script = folder / "moves.py"
+    script.write_text("\n".join(moves), encoding="utf-8")
+    assert run([sys.executable, script.name], folder).count("\n") >= 4
 
 
 def test_shell(folder: Path) -> None:

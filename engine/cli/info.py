@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options
-from lastword.errors import ConfigError, some
+from lastword.errors import some
 
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
@@ -35,7 +35,7 @@ class FileHash:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; see `main.py` for its options."""
-    _choose_model(args)
+    options.choose_model(args)
     hashes = _hashes(_folder(args)) if args.full and args.model else []
     damaged = [each.file for each in hashes if each.whole is False]
     facts: dict[str, object] = {"damaged": damaged}
@@ -52,12 +52,6 @@ def run(args: argparse.Namespace) -> int:
             f"{some(damaged)}: does not match the hash that the hub gave; download it again"
         )
     return 1 if damaged else 0
-
-
-def _choose_model(args: argparse.Namespace) -> None:
-    if args.name is not None and args.model is not None:
-        raise ConfigError("MODEL: named twice; got MODEL and --model, expected one of them")
-    args.model = args.name or args.model
 
 
 def describe(embedder: "Embedder") -> dict[str, object]:

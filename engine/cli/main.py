@@ -21,7 +21,9 @@ from lastword.errors import InputError, LastwordError
 EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
   lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
-  lastword info Qwen/Qwen3-Embedding-0.6B"""
+  lastword info Qwen/Qwen3-Embedding-0.6B
+  lastword verify Qwen/Qwen3-Embedding-0.6B
+  lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact"""
 
 EMBED_EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
@@ -39,6 +41,23 @@ SEARCH_EXAMPLES = """examples:
 INFO_EXAMPLES = """examples:
   lastword info Qwen/Qwen3-Embedding-0.6B
   lastword info ./model --full --json"""
+
+VERIFY_EXAMPLES = """examples:
+  lastword verify Qwen/Qwen3-Embedding-0.6B --scores
+  lastword verify ./model --texts mine.jsonl --text-field body --json > verdict.json
+  lastword verify ./tuned --accept "prompt text"
+
+Needs transformers: pip install 'lastword[verify]'. Its layers are walked one at a time, so that no
+second model is held in memory. Exit 1 where a check failed: the first one names the cause."""
+
+EVAL_EXAMPLES = """examples:
+  lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact
+  lastword eval ./model --benchmark "MTEB(eng, v2)" --as Qwen/Qwen3-Embedding-0.6B --results ./mteb
+  lastword eval ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1 --card
+
+Needs mteb: pip install 'lastword[eval]'. Every finished task is saved in mteb's own layout, and the
+same command goes on where it was stopped. --card reads the results that there are. Exit 1 where a
+task failed."""
 
 BENCH_EXAMPLES = """examples:
   lastword bench kernels --help
@@ -140,6 +159,10 @@ def _parser() -> argparse.ArgumentParser:
     _embed(_command(commands, "embed", "turn texts into vectors", EMBED_EXAMPLES))
     _search(_command(commands, "search", "find the texts nearest to a query", SEARCH_EXAMPLES))
     _info(_command(commands, "info", "say what a model is and whether it is whole", INFO_EXAMPLES))
+    _verify(
+        _command(commands, "verify", "compare with transformers, check by check", VERIFY_EXAMPLES)
+    )
+    _eval(_command(commands, "eval", "score a model on mteb's tasks", EVAL_EXAMPLES))
     _bench(_command(commands, "bench", "measure kernels, models and peers", BENCH_EXAMPLES))
     return parser
 
@@ -199,6 +222,42 @@ def _info(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="hash every byte of the files; exit 1 where one is damaged",
     )
+    options.add_model_options(parser)
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="MODEL", help="the same as --model")
+    parser.add_argument(
+        "--texts", action="append", metavar="FILE", help="also these texts; may be given again"
+    )
+    options.add_format_options(parser)
+    parser.add_argument(
+        "--scores", action="store_true", help="also the example on the model's card, in float32"
+    )
+    options.add_known_as(parser, "whose card, where MODEL does not say it")
+    parser.add_argument(
+        "--accept", action="append", default=[], metavar="CHECK", help="let this check fail"
+    )
+    parser.add_argument("--json", action="store_true", help="as a JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    options.add_model_options(parser)
+
+
+def _eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="MODEL", help="the same as --model")
+    parser.add_argument(
+        "--tasks", action="append", default=[], metavar="NAMES", help="of mteb, with commas between"
+    )
+    parser.add_argument(
+        "--benchmark", action="append", default=[], metavar="NAME", help="all its open tasks"
+    )
+    parser.add_argument(
+        "--card", action="store_true", help="the table on the model's card beside the results"
+    )
+    options.add_known_as(parser, "whose instructions and card, where MODEL does not say it")
+    parser.add_argument("--results", metavar="FOLDER", help="mteb's cache; else MTEB_CACHE")
+    parser.add_argument("--json", action="store_true", help="as a JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress or notices")
     options.add_model_options(parser)
 
 

@@ -1,7 +1,7 @@
 """Options that several commands share, and the one place where a command opens a model."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lastword.cli.read import FORMATS
 from lastword.errors import ConfigError
@@ -63,32 +63,58 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".txt (a text a line; also any other ending), .jsonl, .csv, .tsv; - is stdin",
     )
-    parser.add_argument("--input-format", choices=FORMATS, help="instead of going by the ending")
-    parser.add_argument(
-        "--text-field", default="text", metavar="NAME", help="field or column with the text"
-    )
+    add_format_options(parser)
     parser.add_argument(
         "--on-long", choices=("cut", "error"), default="cut", help="what to do with too long texts"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress, notices or report")
 
 
-def open_model(args: argparse.Namespace) -> "Embedder":
-    """Open the model that the options name."""
+def add_format_options(parser: argparse.ArgumentParser) -> None:
+    """Add how input files are read."""
+    parser.add_argument("--input-format", choices=FORMATS, help="instead of going by the ending")
+    parser.add_argument(
+        "--text-field", default="text", metavar="NAME", help="field or column with the text"
+    )
+
+
+def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the hub id under which a model is known, for one that lies in a folder."""
+    parser.add_argument("--as", dest="known_as", metavar="ID", help=what)
+
+
+def choose_model(args: argparse.Namespace) -> None:
+    """Take MODEL, or --model, of a command that has both."""
+    if args.name is not None and args.model is not None:
+        raise ConfigError("MODEL: named twice; got MODEL and --model, expected one of them")
+    args.model = args.name or args.model
+
+
+def need_model(args: argparse.Namespace) -> None:
+    """Refuse to go on where no model is named."""
     if not args.model:
         raise ConfigError(
             "model: none is named and none is built in yet; got nothing, expected a Hugging Face "
             "id or a folder. Name one with --model"
         )
+
+
+def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Give the model options in the words of `Embedder`."""
+    return {
+        "device": args.device,
+        "dtype": args.dtype,
+        "revision": args.revision,
+        "local_files_only": args.local_files_only,
+        "max_length": args.max_length,
+        "max_batch_tokens": args.max_batch_tokens,
+        "truncate_dim": args.dim,
+    }
+
+
+def open_model(args: argparse.Namespace) -> "Embedder":
+    """Open the model that the options name."""
+    need_model(args)
     from lastword.embedder import Embedder
 
-    return Embedder(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        revision=args.revision,
-        local_files_only=args.local_files_only,
-        max_length=args.max_length,
-        max_batch_tokens=args.max_batch_tokens,
-        truncate_dim=args.dim,
-    )
+    return Embedder(args.model, **embedder_options(args))

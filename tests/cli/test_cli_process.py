@@ -99,7 +99,17 @@ def test_signals_clean_up(tmp_path, number, status, word):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-COMMANDS = ("embed", "search", "info", "bench", "bench kernels", "bench peers", "bench model")
+COMMANDS = (
+    "embed",
+    "search",
+    "info",
+    "verify",
+    "eval",
+    "bench",
+    "bench kernels",
+    "bench peers",
+    "bench model",
+)
 HELP = [["--help"], ["--version"], *([*name.split(), "--help"] for name in COMMANDS)]
 
 

@@ -1,0 +1,55 @@
+"""`lastword verify`: are the vectors the model's? A table of checks, or JSON; exit 1 where one failed."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lastword.cli import console, options, read
+
+if TYPE_CHECKING:
+    from lastword.verify import Verdict
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; see `main.py` for its options."""
+    options.choose_model(args)
+    options.need_model(args)
+    inputs = read.sources(args.texts, args.input_format) if args.texts else []
+    texts = [record.text for record in read.read(inputs, args.text_field)]
+    from lastword.verify import verify
+
+    verdict = verify(
+        args.model,
+        texts=texts,
+        scores=args.scores,
+        known_as=args.known_as,
+        accept=args.accept,
+        show_progress_bar=console.on_terminal() and not args.quiet,
+        **options.embedder_options(args),
+    )
+    if args.json:
+        console.print_lines([json.dumps(verdict.as_dict(), ensure_ascii=False, indent=2)])
+    else:
+        console.print_lines(list(_table(verdict)))
+    if verdict.cause is not None:
+        console.say(f"{verdict.model}: {verdict.cause.name}: {verdict.cause.detail}")
+    return 0 if verdict.passed else 1
+
+
+def _table(verdict: "Verdict") -> Iterator[str]:
+    yield f"model      {console.printable(verdict.model)}"
+    if verdict.dtype:
+        yield f"computed   on {verdict.device} in {verdict.dtype}; truth: transformers in {verdict.reference}"
+        yield f"texts      {verdict.texts:,} of {verdict.tokens:,} tokens"
+    yield ""
+    for check in verdict.checks:
+        yield f"{check.status:<9}  {check.name:<13}  {console.printable(check.detail)}"
+    if verdict.layers:
+        yield ""
+        yield "relative RMS error of the last tokens' states; layer 0 is the embedding, the last is normed"
+        yield f"{'layer':>5}  {'lastword':>9}  {'transformers':>12}  {'allowed':>8}"
+        for each in verdict.layers:
+            yield f"{each.layer:>5}  {each.ours:>9.1e}  {each.theirs:>12.1e}  {each.allowed:>8.1e}"
+    yield ""
+    yield "PASSED" if verdict.cause is None else f"FAILED: {verdict.cause.name}"

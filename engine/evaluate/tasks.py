@@ -1,0 +1,106 @@
+"""Which tasks to run, and whether their data can be had, before any work begins."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lastword.errors import ConfigError, InputError, some
+
+
+def need_mteb() -> None:
+    """Raise the ConfigError that says what to install where mteb is missing."""
+    try:
+        import mteb  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "eval: needs mteb, which is not installed. Install it with: pip install 'lastword[eval]'"
+        ) from error
+
+
+def get_benchmark(name: str) -> Any:
+    """Find a benchmark of mteb by its name."""
+    import mteb
+
+    try:
+        return mteb.get_benchmark(name)
+    except KeyError as error:
+        raise ConfigError(f"benchmark: unknown; got {name!r}. {_said(error)}") from error
+
+
+def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any], list[str]]:
+    """Gather tasks by name and those of benchmarks, each once.
+
+    A task object of the caller's own stands for itself. Returns the tasks, and the names of a benchmark's closed tasks,
+    which are left out: their data are not public.
+    """
+    import mteb
+
+    chosen: dict[str, Any] = {}
+    closed = []
+    for name in names:
+        try:
+            task = mteb.get_task(name) if isinstance(name, str) else name
+        except KeyError as error:
+            raise ConfigError(f"tasks: unknown; got {name!r}. {_said(error)}") from error
+        chosen[task.metadata.name] = task
+    for benchmark in benchmarks:
+        for task in get_benchmark(benchmark).tasks:
+            if task.metadata.is_public:
+                chosen.setdefault(task.metadata.name, task)
+            else:
+                closed.append(task.metadata.name)
+    return list(chosen.values()), closed
+
+
+def _said(error: KeyError) -> str:
+    """The first line of what mteb says, which names what is near."""
+    text = str(error.args[0] if error.args else error)
+    return " ".join(text.split())[:200]
+
+
+def check_reachable(tasks: Iterable[Any]) -> None:
+    """Ask for every data set, in the local cache first and then on the hub.
+
+    Raises:   InputError naming the tasks whose data cannot be had.
+    """
+    missing, reason = [], ""
+    for task in tasks:
+        for part in getattr(task.metadata, "tasks", None) or [task]:
+            problem = _problem(part.metadata.dataset, hub_is_down=reason.startswith("the hub"))
+            if problem:
+                missing.append(part.metadata.name)
+                reason = problem
+    if missing:
+        raise InputError(
+            f"tasks: data of {len(missing)} cannot be had: {some(missing)}; {reason}. "
+            "Run once with the network, or leave them out."
+        )
+
+
+def _problem(dataset: dict[str, Any], *, hub_is_down: bool) -> str:
+    """Say why a data set cannot be had, or nothing."""
+    from huggingface_hub import HfApi, errors
+
+    path, revision = dataset["path"], dataset.get("revision")
+    if _cached(path):
+        return ""
+    if hub_is_down:
+        return "the hub cannot be reached"
+    try:
+        HfApi().dataset_info(path, revision=revision, timeout=10)
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        return f"the answer for {path} was {status}" if status else f"{path}: {error}"
+    except Exception:  # noqa: BLE001 (network errors have many unrelated classes)
+        return "the hub cannot be reached, and they are not in the local cache"
+    return ""
+
+
+def _cached(path: str) -> bool:
+    """Whether a data set has been fetched before, by huggingface-hub or as prepared by datasets."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    hub = Path(constants.HF_HUB_CACHE, "datasets--" + path.replace("/", "--"), "snapshots")
+    prepared = Path(config.HF_DATASETS_CACHE, path.replace("/", "___"))
+    return any(folder.is_dir() and any(folder.iterdir()) for folder in (hub, prepared))

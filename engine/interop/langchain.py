@@ -1,0 +1,41 @@
+"""LangChain: `LastwordEmbeddings` wherever its `Embeddings` is taken.
+
+store = InMemoryVectorStore(LastwordEmbeddings("Qwen/Qwen3-Embedding-0.6B"))
+"""
+
+import os
+from typing import Any
+
+from lastword.embedder import Embedder
+from lastword.interop.opened import opened
+
+try:
+    from langchain_core.embeddings import Embeddings
+except ImportError as error:
+    raise ImportError(
+        "lastword.interop.langchain: needs langchain-core. Install it with: pip install 'lastword[langchain]'"
+    ) from error
+
+
+class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # its types are not followed
+    """LangChain embeddings by lastword: queries with the model's query prompt, documents with theirs.
+
+    The asynchronous methods are LangChain's own: they run these in a thread.
+
+    Args:
+        model: hub id, folder, or an Embedder.
+        options: as `Embedder` takes them.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | Embedder, **options: Any) -> None:
+        self.embedder = opened(model, options)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed texts that are to be found."""
+        vectors: list[list[float]] = self.embedder.encode_document(texts).tolist()
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed a text that others are looked for with."""
+        vector: list[float] = self.embedder.encode_query(text).tolist()
+        return vector

@@ -1,0 +1,82 @@
+"""LlamaIndex: `LastwordEmbedding` wherever its `BaseEmbedding` is taken.
+
+index = VectorStoreIndex(nodes, embed_model=LastwordEmbedding("Qwen/Qwen3-Embedding-0.6B"))
+"""
+
+import asyncio
+import os
+from typing import Any
+
+from lastword.embedder import Embedder
+from lastword.interop.opened import opened
+
+try:
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+    from llama_index.core.bridge.pydantic import PrivateAttr
+except ImportError as error:
+    raise ImportError(
+        "lastword.interop.llama_index: needs llama-index-core. "
+        "Install it with: pip install 'lastword[llama-index]'"
+    ) from error
+
+# The most that LlamaIndex hands over at once: lastword cuts batches itself, by tokens.
+_TEXTS_AT_ONCE = 2048
+
+
+class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # its types are not followed
+    """LlamaIndex embeddings by lastword: queries with the model's query prompt, texts with their own.
+
+    The asynchronous methods run the others in a thread.
+
+    Args:
+        model: hub id, folder, or an Embedder.
+        embed_batch_size, callback_manager, num_workers, embeddings_cache: as BaseEmbedding takes them.
+        options: as `Embedder` takes them.
+    """
+
+    _embedder: Embedder = PrivateAttr()
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Embedder,
+        *,
+        embed_batch_size: int = _TEXTS_AT_ONCE,
+        callback_manager: Any = None,
+        num_workers: int | None = None,
+        embeddings_cache: Any = None,
+        **options: Any,
+    ) -> None:
+        embedder = opened(model, options)
+        super().__init__(
+            model_name=embedder.name,
+            embed_batch_size=embed_batch_size,
+            callback_manager=callback_manager,
+            num_workers=num_workers,
+            embeddings_cache=embeddings_cache,
+        )
+        self._embedder = embedder
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which LlamaIndex writes this class."""
+        return "LastwordEmbedding"
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        vector: list[float] = self._embedder.encode_query(query).tolist()
+        return vector
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = self._embedder.encode_document(texts).tolist()
+        return vectors
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)

@@ -1,0 +1,218 @@
+"""What was measured: lastword's token ids, states and vectors beside those of transformers, text by text.
+
+Gathers, does not judge: `findings.py` does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastword.embedder import Embedder
+from lastword.errors import InputError
+from lastword.verify.bounds import Bounds, bounds_of, reference_dtype
+from lastword.verify.probes import Probe
+from lastword.verify.reference import ReferenceText, Walk, walk
+
+MAX_TEXTS = 1000
+MAX_TOKENS = 65_536  # of one walk: their states are held between two layers
+_CUT = 12  # max_length at which truncation is looked at
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Alternate:
+    """The truth of a mistake: what texts [n] of one kind would give had their prompt been another."""
+
+    name: str
+    kind: str
+    index: list[int]
+    ids: list[list[int]]
+    states: Tensor  # [n, C] fp64, after the final norm
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """What lastword gave."""
+
+    prompts: dict[str, str]
+    ids: list[list[int]]
+    cut_ids: list[list[int]]  # of the texts in `Evidence.cut`
+    states: Tensor  # [N, L + 1, C]
+    vectors: Tensor  # [N, dim]
+    alone: Tensor  # [n, dim], of the probes marked so
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Rows in the order of `probes`; all tensors on the CPU, the reference's in fp64."""
+
+    probes: list[Probe]
+    text: ReferenceText
+    ids: list[list[int]]  # as transformers has them
+    cut: list[str]  # texts that are cut at a small max_length
+    cut_ids: list[list[int]]
+    truth: Walk
+    theirs: Walk
+    alternates: list[Alternate]
+    ours: Ours
+    dim: int
+    bounds: Bounds
+
+    def finish(self, states: Tensor) -> Tensor:
+        """Final states to vectors, as sentence-transformers' modules do; cut vectors have length 1 again."""
+        vectors = states[:, : self.dim].double()
+        cut = self.dim < states.shape[1]
+        return F.normalize(vectors, dim=1) if self.text.normalize or cut else vectors
+
+    @property
+    def truth_vectors(self) -> Tensor:
+        """The vectors [N, dim] that are right."""
+        return self.finish(self.truth.states[:, -1])
+
+    @property
+    def their_vectors(self) -> Tensor:
+        """The vectors [N, dim] that transformers gives in lastword's dtype."""
+        return self.finish(self.theirs.states[:, -1])
+
+    @property
+    def vector_limit(self) -> float:
+        """How far a vector may be from the truth."""
+        own = float((self.truth_vectors - self.their_vectors).abs().max())
+        return self.bounds.vector_limit(own)
+
+    def label(self, index: int) -> str:
+        """Name a text in a message."""
+        probe = self.probes[index]
+        shown = repr(probe.text if len(probe.text) <= 40 else probe.text[:39] + "…")
+        return f"{probe.kind} {index} {shown}"
+
+
+def gather(
+    embedder: Embedder,
+    probes: Sequence[Probe],
+    folder: Path,
+    advance: Callable[[int], None],
+) -> Evidence:
+    """Embed the probes with both; `advance` counts the layers that transformers has walked, twice L in all.
+
+    Raises:   InputError where the texts are too many.
+    """
+    text = ReferenceText(folder)
+    probes, ids = _with_tokens(text, probes, embedder.max_length)
+    _check_size(ids)
+    cut = [probe.text for probe in probes if len(probe.text) > 8 * _CUT]
+    mistakes = _prompt_mistakes(text, probes, embedder.max_length)
+    every = [*ids, *(each for mistake in mistakes for each in mistake.ids)]
+    exact = reference_dtype(embedder.dtype)
+    whole = walk(folder, every, exact, embedder.device, advance)
+    return Evidence(
+        probes=probes,
+        text=text,
+        ids=ids,
+        cut=cut,
+        cut_ids=text.ids(cut, _CUT),
+        truth=Walk(*(getattr(whole, name)[: len(ids)] for name in Walk.__slots__)),
+        theirs=walk(folder, ids, embedder.dtype, embedder.device, advance),
+        alternates=_with_states(mistakes, whole.states[len(ids) :, -1]),
+        ours=_measure(embedder, probes, cut),
+        dim=embedder.dim,
+        bounds=bounds_of(embedder.dtype),
+    )
+
+
+def _measure(embedder: Embedder, probes: list[Probe], cut: list[str]) -> Ours:
+    """Ask lastword for everything, queries and documents each in one call, as a caller would."""
+    vectors = _by_kind(probes, lambda kind, texts: list(_vectors(embedder, kind, texts)))
+    states = _by_kind(probes, lambda kind, texts: list(_states(embedder, kind, texts)))
+    return Ours(
+        prompts=dict(embedder.prompts),
+        ids=_by_kind(probes, lambda kind, texts: _token_ids(embedder, kind, texts)),
+        cut_ids=_cut_ids(embedder, cut),
+        states=torch.stack(states),
+        vectors=torch.stack(vectors),
+        alone=torch.cat([_vectors(embedder, p.kind, [p.text]) for p in probes if p.alone]),
+    )
+
+
+def _check_size(ids: list[list[int]]) -> None:
+    tokens = sum(map(len, ids))
+    if tokens > MAX_TOKENS or len(ids) > MAX_TEXTS:
+        raise InputError(
+            f"texts: too many to verify with; got {len(ids):,} texts of {tokens:,} tokens, expected at most "
+            f"{MAX_TEXTS:,} of {MAX_TOKENS:,}. Take a sample."
+        )
+
+
+def _with_tokens(
+    text: ReferenceText, probes: Sequence[Probe], max_length: int
+) -> tuple[list[Probe], list[list[int]]]:
+    """Leave out texts that give no token: without an end token the empty text is one."""
+    ids = text.ids([text.prompt(probe.kind) + probe.text for probe in probes], max_length)
+    kept = [(probe, each) for probe, each in zip(probes, ids, strict=True) if each]
+    return [probe for probe, _ in kept], [each for _, each in kept]
+
+
+def _prompt_mistakes(
+    text: ReferenceText, probes: Sequence[Probe], max_length: int
+) -> list[Alternate]:
+    """Make the usual mistakes with prompts: none, a space too many, the query's on documents. States come later."""
+    query = text.prompt("query")
+    mistakes = (
+        ("no prompt", "query", ""),
+        ("a space after the prompt", "query", query + " "),
+        ("the query's prompt", "document", query),
+    )
+    found = []
+    for name, kind, prompt in mistakes if query else ():
+        index = [i for i, p in enumerate(probes) if p.kind == kind and 0 < len(p.text) < 100][:12]
+        ids = text.ids([prompt + probes[i].text for i in index], max_length)
+        found.append(Alternate(name, kind, index, ids, torch.empty(0)))
+    return found
+
+
+def _with_states(mistakes: list[Alternate], states: Tensor) -> list[Alternate]:
+    sizes = [len(mistake.ids) for mistake in mistakes]
+    parts = states.split(sizes)  # type: ignore[no-untyped-call]
+    return [replace(mistake, states=part) for mistake, part in zip(mistakes, parts, strict=True)]
+
+
+def _by_kind(probes: Sequence[Probe], compute: Callable[[str, list[str]], list[T]]) -> list[T]:
+    """Compute queries and documents each in one call; give the results in the probes' order."""
+    results: dict[int, T] = {}
+    for kind in ("query", "document"):
+        index = [i for i, probe in enumerate(probes) if probe.kind == kind]
+        done = compute(kind, [probes[i].text for i in index])
+        results |= dict(zip(index, done, strict=True))
+    return [results[i] for i in range(len(probes))]
+
+
+def _token_ids(embedder: Embedder, kind: str, texts: list[str]) -> list[list[int]]:
+    return embedder.token_ids(texts, prompt=_prompt(embedder, kind))
+
+
+def _states(embedder: Embedder, kind: str, texts: list[str]) -> Tensor:
+    return embedder.hidden_states(texts, prompt=_prompt(embedder, kind))
+
+
+def _prompt(embedder: Embedder, kind: str) -> str:
+    return embedder.resolve_prompt(None, None, "query" if kind == "query" else "document")
+
+
+def _vectors(embedder: Embedder, kind: str, texts: list[str]) -> Tensor:
+    encode = embedder.encode_query if kind == "query" else embedder.encode_document
+    vectors: Tensor = encode(texts, show_progress_bar=False)
+    return vectors
+
+
+def _cut_ids(embedder: Embedder, texts: list[str]) -> list[list[int]]:
+    before, embedder.max_seq_length = embedder.max_seq_length, _CUT
+    try:
+        return embedder.token_ids(texts)
+    finally:
+        embedder.max_seq_length = before

@@ -1,0 +1,134 @@
+"""From what was measured to named checks, each with the figure that decided.
+
+Which of the known mistakes was made, `mistakes.py` says.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastword.verify.evidence import Evidence
+from lastword.verify.mistakes import apart, token_mistakes, vector_mistakes
+from lastword.verify.verdict import LayerError, Verdict
+
+
+def judge(evidence: Evidence, verdict: Verdict) -> None:
+    """Add every check of token ids, states and vectors to the verdict."""
+    number = len(evidence.ids)
+    differ = [i for i in range(number) if evidence.ours.ids[i] != evidence.ids[i]]
+    same = torch.tensor([i for i in range(number) if i not in set(differ)], dtype=torch.int64)
+    mistakes = vector_mistakes(evidence, same) | token_mistakes(evidence, differ)
+    details = {
+        "end token": f"{''.join(evidence.text.appended())} after every text",
+        "prompt text": f"{len(evidence.text.prompts)} prompts",
+        "pooled row": "the last token's",
+        "final norm": "states are taken after it",
+        "normalisation": "length 1" if evidence.text.normalize else "none",
+        "order": "the caller's",
+    }
+    for name, detail in details.items():
+        verdict.add(name, mistakes.get(name), detail)
+    verdict.add("tokens", _token_problem(evidence, differ), f"{number} texts equal")
+    _neighbours(evidence, verdict)
+    _layers(evidence, same, verdict)
+    _vectors(evidence, verdict)
+    _ranking(evidence, verdict)
+
+
+def _token_problem(evidence: Evidence, differ: list[int]) -> str | None:
+    pairs = [(evidence.label(i), evidence.ours.ids[i], evidence.ids[i]) for i in differ]
+    cut = zip(evidence.cut, evidence.ours.cut_ids, evidence.cut_ids, strict=True)
+    pairs += [
+        (f"{text[:20]!r}… cut", ids, expected) for text, ids, expected in cut if ids != expected
+    ]
+    if not pairs:
+        return None
+    label, ours, theirs = pairs[0]
+    place = next((k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+    place = min(len(ours), len(theirs)) if place is None else place
+    got, expected = (str(ids[place]) if place < len(ids) else "the end" for ids in (ours, theirs))
+    return f"{len(pairs)} texts differ; {label}: token {place}: got {got}, expected {expected}"
+
+
+def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
+    index = [i for i, probe in enumerate(evidence.probes) if probe.alone]
+    moved = apart(evidence.ours.alone.double(), evidence.ours.vectors[index].double())
+    worst, place = (float(x) for x in moved.max(0))
+    verdict.figures["neighbour_shift"] = worst
+    limit = evidence.bounds.neighbour
+    label = evidence.label(index[int(place)])
+    problem = f"{label} moves by {worst:.1e} beside others, allowed {limit:.0e}"
+    detail = f"moves by at most {worst:.1e}"
+    verdict.add("neighbours", problem if not worst <= limit else None, detail)
+
+
+def _layers(evidence: Evidence, same: Tensor, verdict: Verdict) -> None:
+    """Compare the states of texts whose token ids are right; without one the check is not run."""
+    if not len(same):
+        return
+    truth = evidence.truth.states[same]
+    ours = _relative_rms(evidence.ours.states[same].double(), truth)
+    theirs = _relative_rms(evidence.theirs.states[same], truth)
+    verdict.layers = [
+        LayerError(layer, ours[layer], theirs[layer], evidence.bounds.layer_limit(theirs[layer]))
+        for layer in range(len(ours))
+    ]
+    wrong = [each for each in verdict.layers if not each.ours <= each.allowed]
+    problem = None
+    if wrong:
+        first = wrong[0]
+        problem = (
+            f"first differs after layer {first.layer} of {len(ours) - 1}: relative RMS error {first.ours:.1e}, "
+            f"transformers' own {first.theirs:.1e}, allowed {first.allowed:.1e}"
+        )
+    worst = max(verdict.layers, key=lambda each: each.ours)
+    detail = f"relative RMS error at most {worst.ours:.1e} (transformers' own {worst.theirs:.1e})"
+    verdict.add("layers", problem, detail)
+
+
+def _relative_rms(states: Tensor, truth: Tensor) -> list[float]:
+    """Error of each text's state relative to its own length, root mean square over texts, by layer."""
+    relative = (states - truth).norm(dim=2) / truth.norm(dim=2).clamp_min(1e-30)  # [N, L + 1]
+    errors: list[float] = relative.square().mean(0).sqrt().tolist()
+    return errors
+
+
+def _vectors(evidence: Evidence, verdict: Verdict) -> None:
+    ours, truth = evidence.ours.vectors.double(), evidence.truth_vectors
+    errors, cosine = apart(ours, truth), F.cosine_similarity(ours, truth, dim=1)
+    worst, limit = float(errors.max()), evidence.vector_limit
+    own = float(apart(evidence.their_vectors, truth).max())
+    verdict.figures |= {
+        "max_abs_difference": worst,
+        "transformers_max_abs_difference": own,
+        "mean_cosine": float(cosine.mean()),
+        "min_cosine": float(cosine.min()),
+    }
+    detail = (
+        f"largest difference {worst:.1e} (transformers' own {own:.1e}), "
+        f"cosine {float(cosine.mean()):.7f} on average, {float(cosine.min()):.7f} at least"
+    )
+    label = evidence.label(int(errors.argmax()))
+    problem = f"{detail}; allowed {limit:.1e}; worst: {label}"
+    verdict.add("vectors", problem if not worst <= limit else None, detail)
+
+
+def _ranking(evidence: Evidence, verdict: Verdict) -> None:
+    """Rank all other texts by each text with both engines, and compare the ten nearest."""
+    first = {(probe.kind, probe.text): i for i, probe in reversed(list(enumerate(evidence.probes)))}
+    index = sorted(first.values())
+    truth = evidence.truth_vectors[index]
+    nearest = [_nearest(vectors) for vectors in (evidence.ours.vectors[index].double(), truth)]
+    shared = [len(a & b) / len(a) for a, b in zip(*nearest, strict=True)]
+    overlap = sum(shared) / len(shared)
+    verdict.figures["top10_overlap"] = overlap
+    least = evidence.bounds.overlap
+    detail = f"{overlap:.2%} of the ten nearest texts agree"
+    problem = f"{detail}, expected at least {least:.0%}"
+    verdict.add("ranking", problem if not overlap >= least else None, detail)
+
+
+def _nearest(vectors: Tensor) -> list[set[int]]:
+    vectors = F.normalize(vectors.nan_to_num(), dim=1)
+    scores = (vectors @ vectors.T).fill_diagonal_(-torch.inf)
+    return [set(row) for row in scores.topk(min(10, len(vectors) - 1)).indices.tolist()]

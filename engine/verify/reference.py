@@ -1,0 +1,186 @@
+"""The truth: transformers' own Qwen3 layers on the stored tensors, one layer in memory at a time.
+
+Reads config, tokenizer, prompts and weights by transformers, safetensors and json alone: nothing of lastword's reading
+is trusted here. Knows no Embedder.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lastword.errors import ConfigError
+
+END_TOKEN = "<|endoftext|>"  # noqa: S105
+
+
+def need_transformers() -> None:
+    """Raise the ConfigError that says what to install where transformers is missing."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "verify: needs transformers to compare with; it is not installed. "
+            "Install it with: pip install 'lastword[verify]'"
+        ) from error
+
+
+class ReferenceText:
+    """How sentence-transformers would treat texts: prompts, token ids, normalisation."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # its classes are many
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(
+                f"{folder}: transformers cannot open its tokenizer; {reason}. Fetch the tokenizer's files again."
+            ) from error
+        settings = _read(folder / "config_sentence_transformers.json", {})
+        self.prompts: dict[str, str] = settings.get("prompts") or {}
+        modules = _read(folder / "modules.json", None)
+        self.normalize = modules is None or modules[-1]["type"].endswith(".Normalize")
+
+    def prompt(self, kind: str) -> str:
+        """The prefix of queries or documents: the one of that name, or none."""
+        return self.prompts.get(kind, "")
+
+    def ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """Token ids, one text at a time, cut to max_length."""
+        return [
+            self._tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+            for text in texts
+        ]
+
+    def appended(self) -> list[str]:
+        """The tokens that the tokenizer puts after a text."""
+        core = self._tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self._tokenizer("a")["input_ids"]
+        tokens: list[str] = self._tokenizer.convert_ids_to_tokens(whole[len(core) :])
+        return tokens
+
+
+def _read(path: Path, absent: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else absent
+
+
+class StoredTensors:
+    """The tensors of a folder's safetensors files by their names without `model.`, read one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, tuple[Path, str]] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (no mapping)
+                    self._files[key.removeprefix("model.")] = (path, key)
+
+    def read(self, name: str) -> Tensor:
+        """Give one tensor as it is stored."""
+        path, key = self._files[name]
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(key)
+        return tensor
+
+    def group(self, prefix: str, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Give the tensors whose names begin with `prefix`, by the rest of their names."""
+        names = [name for name in self._files if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self.read(name).to(device, dtype) for name in names}
+
+    def not_finite(self) -> list[str]:
+        """Names of the tensors that hold a NaN or an infinity."""
+        return [name for name in self._files if not bool(self.read(name).isfinite().all())]
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What transformers computes for N token lists, in fp64 on the CPU.
+
+    `states` [N, L + 1, C]: the last token's hidden states, numbered as transformers numbers them. Of the last layer,
+    `unnormed` [N, C] before the final norm, and after it other rows than the last: `first`, `before_last`, `mean`.
+    """
+
+    states: Tensor
+    unnormed: Tensor
+    first: Tensor
+    before_last: Tensor
+    mean: Tensor
+
+
+@torch.inference_mode()
+def walk(
+    folder: Path,
+    ids: Sequence[Sequence[int]],
+    dtype: torch.dtype,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> Walk:
+    """Run every token list through each layer before the next layer is loaded; `advance` counts layers."""
+    from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+    config: Any = qwen3.Qwen3Config.from_pretrained(folder, local_files_only=True)
+    config._attn_implementation = "sdpa"  # causal by itself: the lists of a batch have one length
+    tensors = StoredTensors(folder)
+    batches = _equal_lengths(ids)
+    table = tensors.read("embed_tokens.weight")
+    states = [table[torch.tensor([ids[i] for i in batch])].to(device, dtype) for batch in batches]
+    rotary = qwen3.Qwen3RotaryEmbedding(config).to(device)
+    kept = [_last_rows(states, batches)]
+    for index in range(config.num_hidden_layers):
+        _through_layer(config, index, tensors, states, rotary)
+        kept.append(_last_rows(states, batches))
+        advance(1)
+    norm = qwen3.Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+    norm.load_state_dict(tensors.group("norm.", device, dtype), assign=True)
+    states = [norm(x) for x in states]
+    return Walk(
+        states=torch.stack([*kept[:-1], _last_rows(states, batches)], dim=1),
+        unnormed=kept[-1],
+        first=_in_order([x[:, 0] for x in states], batches),
+        before_last=_in_order([x[:, -2:][:, 0] for x in states], batches),
+        mean=_in_order([x.mean(1) for x in states], batches),
+    )
+
+
+def _through_layer(
+    config: Any, index: int, tensors: StoredTensors, states: list[Tensor], rotary: torch.nn.Module
+) -> None:
+    """Replace states [n, T, C] by those after one layer, which is gone on return."""
+    from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+    device, dtype = states[0].device, states[0].dtype
+    with torch.device("meta"):
+        layer = qwen3.Qwen3DecoderLayer(config, index)
+    layer.load_state_dict(tensors.group(f"layers.{index}.", device, dtype), assign=True)
+    layer.eval()
+    for number, x in enumerate(states):
+        positions = torch.arange(x.shape[1], device=device)[None]
+        states[number] = layer(x, position_ids=positions, position_embeddings=rotary(x, positions))
+
+
+def _equal_lengths(ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Group the lists of one length: no padding, and few calls."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, each in enumerate(ids):
+        groups[len(each)].append(index)
+    return list(groups.values())
+
+
+def _last_rows(states: list[Tensor], batches: list[list[int]]) -> Tensor:
+    return _in_order([x[:, -1] for x in states], batches)
+
+
+def _in_order(rows: list[Tensor], batches: list[list[int]]) -> Tensor:
+    """Bring the rows [n, C] of each batch into the caller's order: [N, C] fp64 on the CPU."""
+    order = torch.tensor([index for batch in batches for index in batch])
+    joined = torch.cat(rows).double().cpu()
+    out = torch.empty_like(joined)
+    out[order] = joined
+    return out

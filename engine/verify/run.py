@@ -1,0 +1,102 @@
+"""One verification from beginning to end: open, scan, compare, judge, and the card's scores."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lastword.embedder import Embedder
+from lastword.errors import InputError, LastwordError, some
+from lastword.progress import progress_bar
+from lastword.tokens import TextTokenizer
+from lastword.verify.bounds import reference_dtype
+from lastword.verify.cards import card_problem, find_card
+from lastword.verify.evidence import gather
+from lastword.verify.findings import judge
+from lastword.verify.probes import probes
+from lastword.verify.reference import StoredTensors, need_transformers
+from lastword.verify.verdict import Verdict, check_accepted
+from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
+
+_WHERE = ("revision", "cache_dir", "token", "local_files_only")
+
+
+def verify(
+    model: str | os.PathLike[str],
+    *,
+    texts: Sequence[str] = (),
+    scores: bool = False,
+    known_as: str | None = None,
+    accept: Sequence[str] = (),
+    show_progress_bar: bool | None = None,
+    **options: Any,
+) -> Verdict:
+    """Compare lastword with transformers on shipped texts and yours, in one dtype on one device.
+
+    The truth is transformers' layers in float64 (float32 where the dtype is bfloat16). One whole model at most is in
+    memory, lastword's; transformers' has one layer.
+
+    Args:
+        model: hub id or folder.
+        texts: embedded as documents beside the shipped ones.
+        scores: also compute the example of the model's card, always in float32.
+        known_as: the hub id whose card it is, where `model` does not say it.
+        accept: names of checks that may fail.
+        show_progress_bar: default: on a terminal.
+        options: as `Embedder` takes them.
+    Returns: a Verdict: `passed`, `cause`, `checks`, `layers`, `figures`.
+    Raises:  ConfigError for a setting, or where transformers is missing; WeightsError where there is no such model.
+    """
+    check_accepted(accept)
+    known = find_card(known_as or os.fspath(model)) if scores else None
+    need_transformers()
+    found = locate(model, **{name: options[name] for name in _WHERE if name in options})
+    verdict = Verdict(found.name, str(found.folder))
+    if _opens(found.folder, verdict) and _finite(found.folder, verdict):
+        _compare(Embedder(model, **options), texts, verdict, show=show_progress_bar)
+        if known is not None:  # the embedder above is gone by now
+            exact = Embedder(model, **{**options, "dtype": "float32", "truncate_dim": None})
+            verdict.add("scores", *card_problem(exact, known))
+    return verdict.close(accept, scores=scores)
+
+
+def _opens(folder: Path, verdict: Verdict) -> bool:
+    """Check that lastword reads every file of the folder."""
+    try:
+        config = read_config(folder)
+        read_embedding_spec(folder, config)
+        checkpoint = Checkpoint(folder, config)
+        TextTokenizer(folder, config.vocab_size)
+    except LastwordError as error:
+        verdict.add("checkpoint", str(error))
+        return False
+    verdict.add("checkpoint", None, f"{checkpoint.num_parameters:,} parameters")
+    return True
+
+
+def _finite(folder: Path, verdict: Verdict) -> bool:
+    damaged = StoredTensors(folder).not_finite()
+    problem = f"not finite: {some(damaged)}. Fetch the files again" if damaged else None
+    verdict.add("weights", problem, "all finite")
+    return not damaged
+
+
+def _compare(
+    embedder: Embedder, texts: Sequence[str], verdict: Verdict, *, show: bool | None
+) -> None:
+    verdict.device = str(embedder.device)
+    verdict.dtype = str(embedder.dtype).removeprefix("torch.")
+    verdict.reference = str(reference_dtype(embedder.dtype)).removeprefix("torch.")
+    embedder.plan(texts)  # refuses, by its index, a text that cannot be embedded
+    layers = embedder.config.num_hidden_layers
+    with progress_bar(2 * layers, show=show, unit=" layers", what="Verifying") as advance:
+        try:
+            evidence = gather(embedder, probes(texts), embedder.files.folder, advance)
+        except InputError as error:
+            if error.index is None:
+                raise
+            verdict.add("vectors", str(error))
+            return
+    verdict.texts = len(evidence.probes)
+    verdict.tokens = sum(map(len, evidence.ids))
+    judge(evidence, verdict)

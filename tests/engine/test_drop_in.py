@@ -1,0 +1,117 @@
+"""One script, run through sentence-transformers and through lastword: the same keywords, the same answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lastword import ConfigError, Embedder
+from lastword.bench.checkpoint import make_checkpoint
+
+QUERIES = ["What is the capital of China?", "Explain gravity"]
+DOCUMENTS = [
+    "The capital of China is Beijing.",
+    "Gravity is a force that attracts two bodies towards each other.",
+    "",
+    "The ferry leaves at noon, and again at four. " * 12,
+]
+
+
+def script(model: Any) -> dict[str, Any]:
+    """What a user of sentence-transformers writes."""
+    quiet = {"show_progress_bar": False, "batch_size": 2}
+    queries = model.encode_query(QUERIES, convert_to_tensor=True, **quiet)
+    documents = model.encode_document(DOCUMENTS, convert_to_tensor=True, **quiet)
+    done = {
+        "queries": queries,
+        "documents": documents,
+        "similarity": model.similarity(queries, documents),
+        "pairwise": model.similarity_pairwise(queries, documents[:2]),
+        "numpy": model.encode(DOCUMENTS, convert_to_numpy=True, **quiet),
+        "one": model.encode(DOCUMENTS[0], prompt_name="query", convert_to_tensor=True),
+        "prompt": model.encode(sorted(QUERIES), prompt="Say: ", convert_to_tensor=True),
+        "unit": model.encode(
+            QUERIES, truncate_dim=16, normalize_embeddings=True, convert_to_tensor=True
+        ),
+        "bits": model.encode(DOCUMENTS, precision="ubinary", convert_to_numpy=True),
+        "signed": model.encode(DOCUMENTS, precision="binary", convert_to_numpy=True),
+        "dim": model.get_embedding_dimension(),
+        "length": model.max_seq_length,
+        "prompts": dict(model.prompts),
+    }
+    model.max_seq_length = 10
+    done["cut"] = model.encode(DOCUMENTS, convert_to_tensor=True)
+    return done
+
+
+OPTIONS = {
+    "plain": {},
+    "truncated": {"truncate_dim": 24},
+    "prompts": {"prompts": {"query": "Q: ", "other": "O: "}},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("normalized", [True, False])
+def test_one_script_through_both(options: dict, normalized: bool, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = make_checkpoint(tmp_path / "model")
+    if not normalized:
+        modules = folder / "modules.json"
+        text = modules.read_text()
+        modules.write_text(text[: text.rindex(",\n  {")] + "\n]\n")
+    theirs = script(SentenceTransformer(str(folder), device="cpu", **options))
+    ours = script(Embedder(folder, device="cpu", **options))
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        got = ours[name]
+        assert type(got) is type(expected), name
+        if isinstance(expected, (int, dict)):
+            assert got == expected, name
+            continue
+        a, b = torch.as_tensor(got), torch.as_tensor(expected)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+        if "truncate_dim" in options and name in VECTORS:
+            b = torch.nn.functional.normalize(b, dim=-1)  # the one documented difference
+        assert float((a.float() - b.float()).abs().max()) <= 5e-5, name
+
+
+VECTORS = {"queries", "documents", "numpy", "one", "prompt", "cut"}
+
+
+PROMPTS = {
+    "both": {"query": "Q: ", "document": "D: "},
+    "passage": {"query": "Q: ", "passage": "P: "},
+    "none": {},
+    "default": {"query": "Q: ", "mine": "M: "},
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("given", [None, {"query": "given: ", "other": "O: "}], ids=["", "given"])
+def test_prompts_are_chosen_as_theirs(name: str, given: dict | None, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = make_checkpoint(tmp_path / "model")
+    path = folder / "config_sentence_transformers.json"
+    settings = {**json.loads(path.read_text()), "prompts": PROMPTS[name]}
+    settings["default_prompt_name"] = "mine" if name == "default" else None
+    path.write_text(json.dumps(settings))
+    theirs = SentenceTransformer(str(folder), device="cpu", prompts=given)
+    ours = Embedder(folder, device="cpu", prompts=given)
+    for method in ("encode", "encode_query", "encode_document"):
+        a, b = (
+            getattr(model, method)(QUERIES, convert_to_tensor=True, show_progress_bar=False)
+            for model in (ours, theirs)
+        )
+        assert float((a - b).abs().max()) <= 2e-5, method
+
+
+def test_max_seq_length_is_checked(tiny_checkpoint: Path) -> None:
+    model = Embedder(tiny_checkpoint, device="cpu")
+    with pytest.raises(ConfigError, match="max_length: out of range; got 0"):
+        model.max_seq_length = 0
+    assert model.max_seq_length == model.max_length

@@ -1,0 +1,278 @@
+"""mteb's tasks through lastword: the same scores as sentence-transformers gives, the right instructions, resumable."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lastword import ConfigError, Embedder, InputError
+from lastword.cli.main import main
+from lastword.evaluate import evaluate, run, tasks
+
+mteb = pytest.importorskip("mteb", reason="the eval extra is not installed")
+
+from datasets import Dataset, DatasetDict  # noqa: E402
+from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS  # noqa: E402
+from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData  # noqa: E402
+from mteb.abstasks.task_metadata import TaskMetadata  # noqa: E402
+from mteb.types import PromptType  # noqa: E402
+
+from lastword.evaluate.encoder import LastwordEncoder, model_meta  # noqa: E402
+
+NOTES = (Path(__file__).resolve().parents[2] / "examples/notes.txt").read_text("utf-8").splitlines()
+BOOM = "ICT-TIME-and-Querit/BOOM_4B_v1"
+
+
+def metadata(name: str, kind: str, score: str, prompt) -> TaskMetadata:
+    return TaskMetadata(
+        name=name, type=kind, main_score=score, description="Shipped text.", prompt=prompt,
+        dataset={"path": "lastword/notes", "revision": "1"}, eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+    )  # fmt: skip
+
+
+class NotesRetrieval(AbsTaskRetrieval):
+    """Find each note by a few words of it."""
+
+    metadata = metadata(
+        "NotesRetrieval", "Retrieval", "ndcg_at_10", "Find the note with these words"
+    )
+
+    def load_data(self, num_proc=None, **kwargs) -> None:
+        ids = [str(i) for i in range(len(NOTES))]
+        corpus = Dataset.from_dict({"id": ids, "title": [""] * len(ids), "text": NOTES})
+        words = [" ".join(note.split()[2:7]) for note in NOTES]
+        queries = Dataset.from_dict({"id": [f"q{i}" for i in ids], "text": words})
+        relevant = {f"q{i}": {i: 1} for i in ids}
+        split = RetrievalSplitData(
+            corpus=corpus, queries=queries, relevant_docs=relevant, top_ranked=None
+        )
+        self.dataset, self.data_loaded = {"default": {"test": split}}, True
+
+
+class NotesSTS(AbsTaskSTS):
+    """How many words two neighbouring notes share."""
+
+    metadata = metadata("NotesSTS", "STS", "cosine_spearman", "Find notes that are alike")
+    min_score, max_score = 0, 1
+
+    def load_data(self, num_proc=None, **kwargs) -> None:
+        pairs = [(a, b) for a in NOTES[:12] for b in NOTES[12:20]]
+        scores = [
+            len({*a.split()} & {*b.split()}) / len({*a.split(), *b.split()}) for a, b in pairs
+        ]
+        columns = {
+            "sentence1": [a for a, _ in pairs],
+            "sentence2": [b for _, b in pairs],
+            "score": scores,
+        }
+        self.dataset, self.data_loaded = DatasetDict(test=Dataset.from_dict(columns)), True
+
+
+@pytest.fixture
+def both_tasks() -> list:
+    return [NotesRetrieval(), NotesSTS()]
+
+
+def test_the_same_scores_as_sentence_transformers(
+    both_tasks, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
+
+    def template(instruction: str, prompt_type=None) -> str:
+        return f"Instruct: {instruction}\nQuery:" if instruction else ""
+
+    theirs = InstructSentenceTransformerModel(
+        str(tiny_checkpoint), None, device="cpu", instruction_template=template,
+        apply_instruction_to_passages=False,
+    )  # fmt: skip
+    expected = mteb.evaluate(
+        theirs, [NotesRetrieval(), NotesSTS()], cache=None, co2_tracker=False,
+        show_progress_bar=False,
+    )  # fmt: skip
+    done = evaluate(tiny_checkpoint, tasks=both_tasks, results=tmp_path, device="cpu")
+    assert done.scores.keys() == {"NotesRetrieval", "NotesSTS"}
+    for result in expected.task_results:
+        assert done.scores[result.task_name] == pytest.approx(100 * result.get_score(), abs=1e-2)
+        for ours, their in zip(
+            saved(tmp_path, result.task_name)["scores"]["test"],
+            json.loads(result.model_dump_json())["scores"]["test"],
+            strict=True,
+        ):
+            for name, value in their.items():
+                if isinstance(value, float):
+                    assert ours[name] == pytest.approx(value, abs=1e-4), name
+
+
+def saved(folder: Path, task: str) -> dict:
+    (path,) = folder.rglob(f"{task}.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_stopped_run_goes_on(both_tasks, tiny_checkpoint: Path, tmp_path: Path, monkeypatch):
+    first = evaluate(tiny_checkpoint, tasks=both_tasks[:1], results=tmp_path, device="cpu")
+    encoded = []
+    true = LastwordEncoder.encode
+
+    def counted(self, inputs, *, task_metadata, **options):
+        encoded.append(task_metadata.name)
+        return true(self, inputs, task_metadata=task_metadata, **options)
+
+    monkeypatch.setattr(LastwordEncoder, "encode", counted)
+    second = evaluate(tiny_checkpoint, tasks=both_tasks, results=tmp_path, device="cpu")
+    assert set(encoded) == {"NotesSTS"}
+    assert second.scores["NotesRetrieval"] == first.scores["NotesRetrieval"]
+    evaluate(tiny_checkpoint, tasks=both_tasks[:1], results=tmp_path, device="cpu", truncate_dim=8)
+    assert "NotesRetrieval" in encoded, "another width is another result"
+
+
+def test_a_task_that_fails_does_not_stop_the_others(
+    both_tasks, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    def broken(self, **options) -> None:
+        raise KeyError("no such split\nand more")
+
+    monkeypatch.setattr(NotesRetrieval, "load_data", broken)
+    monkeypatch.setattr(run, "get_tasks", lambda names, benchmarks: (both_tasks, []))
+    monkeypatch.setattr(run, "check_reachable", lambda _: None)
+    words = ["eval", str(tiny_checkpoint), "--tasks", "both", "--results", str(tmp_path), "--json"]
+    assert main(words) == 1
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    assert found["failed"].keys() == {"NotesRetrieval"}
+    assert found["scores"].keys() == {"NotesSTS"}
+    assert "lastword: NotesRetrieval: failed; KeyError: " in err
+
+
+# What is put before texts.
+
+
+@pytest.fixture(scope="module")
+def embedder(tiny_checkpoint: Path) -> Embedder:
+    return Embedder(tiny_checkpoint, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("known_as", "task", "kind", "expected"),
+    [
+        ("a/b", "STS12", None, "Instruct: Retrieve semantically similar text.\nQuery:"),
+        ("a/b", "SciFact", PromptType.document, ""),
+        ("Qwen/Qwen3-Embedding-0.6B", "SciFact", PromptType.query, None),
+        (BOOM, "SciFact", PromptType.document, ""),
+        (BOOM, "Banking77Classification", None, None),
+        (BOOM, "CQADupstackGamingRetrieval", PromptType.query, None),
+        (BOOM, "CQADupstackGamingRetrieval", PromptType.document, ""),
+    ],
+)
+def test_instructions_are_mtebs(embedder, known_as: str, task: str, kind, expected) -> None:
+    encoder = LastwordEncoder(embedder, known_as)
+    prompt = encoder.prompt(mteb.get_task(task).metadata, kind)
+    if expected is None:
+        theirs = encoder.get_instruction(mteb.get_task(task).metadata, kind)
+        assert len(theirs) > 10
+        expected = f"Instruct: {theirs}\nQuery:"
+    assert prompt == expected
+
+
+def test_a_models_own_instructions_come_first(embedder: Embedder) -> None:
+    task = mteb.get_task("Banking77Classification").metadata
+    own, plain = (LastwordEncoder(embedder, name).prompt(task, None) for name in (BOOM, "a/b"))
+    assert own != plain
+
+
+def test_results_are_kept_apart(embedder: Embedder, tiny_checkpoint: Path) -> None:
+    known, local = model_meta(embedder, BOOM), model_meta(embedder, str(tiny_checkpoint))
+    assert (known.name, local.name) == (BOOM, "local/model")
+    assert known.revision == local.revision == embedder.space_fingerprint()
+    assert known.experiment_name == ("dim_64__dtype_float32__engine_lastword__max_length_4096")
+
+
+# The command.
+
+
+def test_the_card_beside_ours(tiny_checkpoint: Path, tmp_path: Path, capfd) -> None:
+    name = "ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1"
+    words = ["eval", str(tiny_checkpoint), "--card", "--as", name, "--results", str(tmp_path)]
+    assert main(words) == 0
+    out, _ = capfd.readouterr()
+    lines = {line.split("  ")[0]: line.split() for line in out.splitlines()}
+    assert lines["MTEB(eng, v2)"][-5:] == ["-", "70.12", "0", "of", "41"]
+    assert lines["RTEB(beta)"][-4] == "67.72"
+    assert len([line for line in out.splitlines() if " of " in line]) == 9
+
+
+def test_a_benchmark_is_scored_by_its_own_rule(embedder: Embedder, tmp_path: Path) -> None:
+    from mteb.cache import ResultCache
+    from mteb.results import TaskResult
+
+    cache, meta = ResultCache(tmp_path), model_meta(embedder, "a/b")
+    benchmark = mteb.get_benchmark("MTEB(Law, v1)")
+    for task, score in zip(benchmark.tasks[:2], (0.5, 0.7), strict=False):
+        scores = {
+            split: {subset: {"main_score": score} for subset in task.hf_subsets}
+            for split in task.eval_splits
+        }
+        cache.save_to_cache(TaskResult.from_task_results(task, scores, 1.0, None), meta)
+    found = run._benchmark("MTEB(Law, v1)", benchmark, 62.23, meta, cache)
+    assert found.ours == pytest.approx(60.0)
+    assert (found.done, found.tasks, found.card) == (2, 8, 62.23)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, ConfigError, "tasks: none named"),
+        ({"tasks": ["STS99"]}, ConfigError, "tasks: unknown; got 'STS99'"),
+        ({"benchmarks": ["MTEB(moon)"]}, ConfigError, "benchmark: unknown; got 'MTEB"),
+        ({"card": True}, ConfigError, "card: no table is known for"),
+    ],
+)
+def test_refused(options: dict, error: type, message: str, tiny_checkpoint: Path) -> None:
+    with pytest.raises(error, match=message):
+        evaluate(tiny_checkpoint, **options)
+
+
+@pytest.mark.parametrize("status", [None, 404])
+def test_data_that_cannot_be_had(status, tiny_checkpoint, monkeypatch, tmp_path) -> None:
+    import httpx2
+    from huggingface_hub import HfApi, constants, errors
+
+    asked = []
+
+    def refuse(self, path, **options):
+        asked.append(path)
+        if status is None:
+            raise ConnectionError("no route")
+        request = httpx2.Request("GET", "https://example.org")
+        raise errors.HfHubHTTPError("no", response=httpx2.Response(status, request=request))
+
+    monkeypatch.setattr(HfApi, "dataset_info", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(run, "Embedder", None)  # nothing may be opened before
+    with pytest.raises(InputError, match=r"data of 41 cannot be had: .* and 36 more; ") as caught:
+        evaluate(tiny_checkpoint, benchmarks=["MTEB(eng, v2)"])
+    assert len(asked) == (1 if status is None else 41), "a hub that is down is asked once"
+    assert ("404" in str(caught.value)) == (status == 404)
+
+
+def test_data_in_the_cache_need_no_hub(monkeypatch, tmp_path: Path) -> None:
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(HfApi, "dataset_info", None)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "datasets--mteb--sts12-sts/snapshots/abc").mkdir(parents=True)
+    tasks.check_reachable([mteb.get_task("STS12")])
+
+
+def test_a_closed_task_of_a_benchmark_is_left_out() -> None:
+    chosen, closed = tasks.get_tasks([], ["RTEB(beta)"])
+    assert (len(chosen), len(closed)) == (17, 13)
+
+
+def test_without_mteb_it_says_what_to_install(tiny_checkpoint, monkeypatch, capfd) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "mteb", None)
+    assert main(["eval", str(tiny_checkpoint), "--tasks", "STS12"]) == 2
+    assert "pip install 'lastword[eval]'" in capfd.readouterr().err
+    assert main(["eval", str(tiny_checkpoint)]) == 2
+    assert "nothing to do" in capfd.readouterr().err

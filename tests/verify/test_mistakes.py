@@ -1,0 +1,119 @@
+"""Ways to break the engine: what is patched, and the check of `lastword verify` that must name it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lastword import Embedder, embedder
+from lastword.kernels import reference, sdpa_blocks
+from lastword.model import Model
+from lastword.tokens import TextTokenizer
+from lastword.verify import verify
+
+
+def no_end_token(self, texts, max_length, *, first=0, true=TextTokenizer.encode):
+    tokens = true(self, texts, max_length, first=first)
+    return replace(tokens, ids=[ids[:-1] or ids for ids in tokens.ids])
+
+
+def end_token_lost_in_cut(self, texts, max_length, *, first=0, true=TextTokenizer.encode):
+    return replace(
+        tokens := true(self, texts, 100_000, first=first),
+        ids=[ids[:max_length] for ids in tokens.ids],
+    )
+
+
+def space_after_prompt(self, name=None, prompt=None, kind=None, true=Embedder.resolve_prompt):
+    return true(self, name, prompt, kind) + (" " if kind == "query" else "")
+
+
+def query_prompt_on_documents(self, texts, *args, true=Embedder.encode_query, **options):
+    return true(self, texts, *args, **options)
+
+
+def no_query_prompt(self, texts, *args, **options):
+    return self.encode(texts, **options)
+
+
+def no_normalizer(self, *args, true=TextTokenizer.__init__):
+    true(self, *args)
+    self._tokenizer.normalizer = None
+
+
+def row_before_the_last(tokens, *args, true=embedder.plan_forests):
+    return true([ids[:-1] or ids for ids in tokens], *args)
+
+
+def first_row(tokens, *args, true=embedder.plan_forests):
+    return true([ids[:1] for ids in tokens], *args)
+
+
+def before_final_norm(self, forest, observe=None, true=Model.forward):
+    residuals = []
+
+    def both(layer, states):
+        residuals.append(states.clone())
+        if observe:
+            observe(layer, states)
+
+    true(self, forest, both)
+    return residuals[-1]
+
+
+def not_normalised(states, dim, *, normalize):
+    return states[:, :dim].float()
+
+
+def next_text(self, texts, *args, true=Embedder.encode, **options):
+    vectors = true(self, texts, *args, **options)
+    return vectors if len(texts) == 1 else vectors.roll(1, 0)
+
+
+def mask_off_by_one(*args, true=sdpa_blocks._forked_blocks):
+    blocks = true(*args)
+    for block in blocks:
+        if block.mask is not None:
+            block.mask.copy_(block.mask.roll(1, 1))
+    return blocks
+
+
+def swapped_kv_heads(q, k, v, plan, scale, true=reference.forest_attention_ref):
+    return true(q, k.flip(1), v.flip(1), plan, scale)
+
+
+def wrong_last_layer(self, *args, true=Model.__init__):
+    true(self, *args)
+    self.layers[-1].q_norm = self.layers[-1].q_norm * 1.01
+
+
+BROKEN: dict[str, tuple[object, str, Callable, str, str]] = {
+    "end token": (TextTokenizer, "encode", no_end_token, "end token", "missing from"),
+    "end token, cut": (TextTokenizer, "encode", end_token_lost_in_cut, "end token", "is cut"),
+    "prompt": (Embedder, "resolve_prompt", space_after_prompt, "prompt text", "a space after"),
+    "no prompt": (Embedder, "encode_query", no_query_prompt, "prompt text", "with no prompt"),
+    "prompt on documents": (
+        Embedder, "encode_document", query_prompt_on_documents, "prompt text", "the query's prompt",
+    ),
+    "tokens": (TextTokenizer, "__init__", no_normalizer, "tokens", "Cafe"),
+    "row": (embedder, "plan_forests", row_before_the_last, "pooled row", "before the last"),
+    "first row": (embedder, "plan_forests", first_row, "pooled row", "the first row"),
+    "norm": (Model, "forward", before_final_norm, "final norm", "before the final norm"),
+    "length": (embedder, "finish", not_normalised, "normalisation", "expected 1"),
+    "order": (Embedder, "encode", next_text, "order", "has that of"),
+    "mask": (sdpa_blocks, "_forked_blocks", mask_off_by_one, "neighbours", "beside others"),
+    "heads": (reference, "forest_attention_ref", swapped_kv_heads, "layers", "after layer 1 of 2"),
+    "last layer": (Model, "__init__", wrong_last_layer, "layers", "after layer 2 of 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_engine_is_named(
+    name: str, tiny_checkpoint: Path, known_truth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, attribute, wrong, expected, words = BROKEN[name]
+    monkeypatch.setattr(owner, attribute, wrong)
+    verdict = verify(tiny_checkpoint)
+    assert verdict.cause.name == expected, verdict.checks
+    assert words in verdict.cause.detail
