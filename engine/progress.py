@@ -9,8 +9,13 @@ _MIN_TEXTS = 256
 
 
 @contextmanager
-def progress_bar(total: int | None, *, show: bool | None) -> Iterator[Callable[[int], None]]:
-    """Give a function that counts texts done; `total` None stands for a stream of unknown length."""
+def progress_bar(
+    total: int | None, *, show: bool | None, unit: str = " texts", about: str = "Embedding"
+) -> Iterator[Callable[[int], None]]:
+    """Give a function that counts what is done; `total` None stands for a stream of unknown length.
+
+    The unit `B` stands for bytes, shown as MB and GB.
+    """
     if show is None:
         show = sys.stderr.isatty() and (total is None or total >= _MIN_TEXTS)
     if not show:
@@ -19,6 +24,6 @@ def progress_bar(total: int | None, *, show: bool | None) -> Iterator[Callable[[
     from huggingface_hub.utils.tqdm import tqdm  # slow to import, needed only here
 
     with tqdm(  # type: ignore[no-untyped-call]
-        total=total, unit=" texts", desc="Embedding"
+        total=total, unit=unit, desc=about, unit_scale=unit == "B"
     ) as bar:
         yield lambda done: bar.update(done) and None

@@ -2,7 +2,7 @@
 
 Every method here is `out = base + sum_i c_i (x_i - base)`, and the scalars c_i follow from the inner products
 of the rows x_i - base alone (their Gram matrix). So a tensor is read in pieces: once for the inner products,
-once for the sum. Knows nothing about files; `merger.py` feeds it from mapped ones.
+once for the sum. Knows nothing about files; `tensor_merge.py` feeds it from mapped ones.
 
 Letters: N models, K elements of a piece.
 """
@@ -62,13 +62,14 @@ def multislerp(
     dtype = dtype or _widest(tensors)
     if len(tensors) == 1:
         return tensors[0].to(dtype, copy=True)
-    shares = normalized(weights) if normalize else list(weights)
+
+    applied = shares(weights, normalize=normalize)
 
     def pieces() -> Iterable[Tensor]:
         for start in range(0, tensors[0].numel(), PIECE):
             yield rows(tensors, base, start, PIECE)
 
-    coefficients = multislerp_coefficients(gram(pieces(), len(tensors)), shares, pieces)
+    coefficients = multislerp_coefficients(gram(pieces(), len(tensors)), applied, pieces)
     merged = torch.empty(tensors[0].shape, dtype=dtype)
     flat = merged.view(-1)
     for index, piece in enumerate(pieces()):
@@ -78,12 +79,14 @@ def multislerp(
     return merged
 
 
-def normalized(weights: Sequence[float]) -> list[float]:
-    """Divide weights by their sum.
+def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
+    """Give the weights as they apply: divided by their sum, or as they are.
 
     Raises:
         InputError: the sum is zero, or so near to it that the quotients mean nothing.
     """
+    if not normalize:
+        return list(weights)
     total = math.fsum(weights)
     if abs(total) <= _CANCELLED * math.fsum(map(abs, weights)):
         raise InputError(
@@ -140,7 +143,7 @@ def multislerp_coefficients(
     count = len(weights)
     if count == 1:
         return [1.0]
-    norms = _norms(products)
+    norms = norms_of(products)
     scales = [w / n if n else 0.0 for w, n in zip(weights, norms, strict=True)]
     size = math.fsum(abs(w) for w, n in zip(weights, norms, strict=True) if n)
     if size == 0:  # every row is zero or unweighted: nothing to turn
@@ -166,7 +169,7 @@ def slerp_coefficients(products: Tensor, t: float) -> list[float]:
 
     Also linear where a row is zero, which has no angle to the other.
     """
-    first, second = _norms(products)
+    first, second = norms_of(products)
     cosine = _cosine(products, 0, 1) if first and second else 1.0
     if abs(cosine) > SLERP_LINEAR:
         return [1.0 - t, t]
@@ -174,16 +177,21 @@ def slerp_coefficients(products: Tensor, t: float) -> list[float]:
     return [math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
 
 
-def angles(products: Tensor) -> list[float | None]:
-    """Give each row's angle to the first in degrees; None where one of the two is zero."""
-    norms = _norms(products)
+def angles(products: Tensor) -> list[list[float | None]]:
+    """Give the angles of all pairs of rows in degrees; None where one of the two is zero."""
+    norms = norms_of(products)
+    places = range(len(norms))
     return [
-        math.degrees(math.acos(_cosine(products, 0, i))) if norms[0] and norms[i] else None
-        for i in range(len(norms))
+        [
+            math.degrees(math.acos(_cosine(products, i, j))) if norms[i] and norms[j] else None
+            for j in places
+        ]
+        for i in places
     ]
 
 
-def _norms(products: Tensor) -> list[float]:
+def norms_of(products: Tensor) -> list[float]:
+    """Give the rows' norms from their Gram matrix."""
     norms = products.diagonal().sqrt().tolist()
     if not all(map(math.isfinite, norms)):
         place = next(i for i, norm in enumerate(norms) if not math.isfinite(norm))

@@ -1,4 +1,4 @@
-"""A safetensors writer that needs no NumPy, holds one tensor at a time and never leaves half a file.
+"""A safetensors writer that needs no NumPy, holds one piece of a tensor at a time and never leaves half a file.
 
 The file is written under a temporary name beside its goal, flushed to the disk and then renamed.
 """
@@ -25,7 +25,8 @@ _NAMES = {
 }  # fmt: skip
 _CHUNK = 64 * 1024 * 1024
 
-Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+Spec = tuple[torch.dtype, tuple[int, ...]]
+Layout = Mapping[str, Spec]
 
 
 def write_safetensors(
@@ -50,21 +51,24 @@ def write_safetensors(
 def stream_safetensors(
     path: str | os.PathLike[str],
     layout: Layout,
-    read: Callable[[str], Tensor],
+    read: Callable[[str], Tensor | Iterator[Tensor]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file whose tensors are made one by one, when their turn comes."""
+    """Write a safetensors file whose tensors are made one by one, when their turn comes.
+
+    `read` gives a tensor whole, or as an iterator of its elements in order, in pieces of any shape.
+    """
     order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
     header = _header(path, layout, order, metadata)
     with _replacing(Path(path)) as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for name in order:
-            tensor = read(name)
-            if (tensor.dtype, tuple(tensor.shape)) != layout[name]:
-                raise InputError(
-                    f"{path}: tensor {name}; got {tensor.dtype} {list(tensor.shape)}, expected {layout[name]}"
-                )
-            _write_tensor(file, tensor)
+            made = read(name)
+            if isinstance(made, Tensor):
+                if (made.dtype, tuple(made.shape)) != layout[name]:
+                    raise _unlike(path, name, (made.dtype, list(made.shape)), layout[name])
+                made = iter((made,))
+            _write_pieces(file, path, name, made, layout[name])
 
 
 def _header(
@@ -83,6 +87,31 @@ def _header(
         entries[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     return header + b" " * (-len(header) % 8)  # the payload begins aligned to 8 bytes
+
+
+def _write_pieces(
+    file: BinaryIO,
+    path: str | os.PathLike[str],
+    name: str,
+    pieces: Iterator[Tensor],
+    expected: Spec,
+) -> None:
+    """Write a tensor's pieces as they come, and hold their dtype and count to what was announced."""
+    dtype, size = expected[0], torch.Size(expected[1]).numel()
+    count = 0
+    for piece in pieces:
+        count += piece.numel()
+        if piece.dtype != dtype or count > size:
+            raise _unlike(path, name, (piece.dtype, f"{count} elements"), expected)
+        _write_tensor(file, piece)
+    if count != size:
+        raise _unlike(path, name, (dtype, f"{count} elements"), expected)
+
+
+def _unlike(
+    path: str | os.PathLike[str], name: str, got: tuple[torch.dtype, object], expected: Spec
+) -> InputError:
+    return InputError(f"{path}: tensor {name}; got {got[0]} {got[1]}, expected {expected}")
 
 
 def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
