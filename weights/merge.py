@@ -9,6 +9,7 @@ Letters: N models, K elements of a piece.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,7 +144,7 @@ def multislerp_coefficients(
     count = len(weights)
     if count == 1:
         return [1.0]
-    norms = norms_of(products)
+    norms = _norms(products)
     scales = [w / n if n else 0.0 for w, n in zip(weights, norms, strict=True)]
     size = math.fsum(abs(w) for w, n in zip(weights, norms, strict=True) if n)
     if size == 0:  # every row is zero or unweighted: nothing to turn
@@ -169,7 +170,7 @@ def slerp_coefficients(products: Tensor, t: float) -> list[float]:
 
     Also linear where a row is zero, which has no angle to the other.
     """
-    first, second = norms_of(products)
+    first, second = _norms(products)
     cosine = _cosine(products, 0, 1) if first and second else 1.0
     if abs(cosine) > SLERP_LINEAR:
         return [1.0 - t, t]
@@ -177,21 +178,29 @@ def slerp_coefficients(products: Tensor, t: float) -> list[float]:
     return [math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
 
 
-def angles(products: Tensor) -> list[list[float | None]]:
-    """Give the angles of all pairs of rows in degrees; None where one of the two is zero."""
-    norms = norms_of(products)
+def describe(products: Tensor, coefficients: Sequence[float]) -> dict[str, Any]:
+    """Give the norms of the rows x_i - base, their angles, the c_i, and the norm of the merged row.
+
+    Angles are in degrees, of all pairs; None where one of the two rows is zero.
+    """
+    norms = _norms(products)
     places = range(len(norms))
-    return [
-        [
-            math.degrees(math.acos(_cosine(products, i, j))) if norms[i] and norms[j] else None
-            for j in places
-        ]
-        for i in places
-    ]
+    c = torch.tensor(coefficients, dtype=torch.float64)
+    return {
+        "norms": norms,
+        "angles": [[_angle(products, i, j) for j in places] for i in places],
+        "coefficients": list(coefficients),
+        "norm": math.sqrt(max(0.0, float(c @ products @ c))),
+    }
 
 
-def norms_of(products: Tensor) -> list[float]:
-    """Give the rows' norms from their Gram matrix."""
+def _angle(products: Tensor, i: int, j: int) -> float | None:
+    if not products[i, i] or not products[j, j]:
+        return None
+    return math.degrees(math.acos(_cosine(products, i, j)))
+
+
+def _norms(products: Tensor) -> list[float]:
     norms = products.diagonal().sqrt().tolist()
     if not all(map(math.isfinite, norms)):
         place = next(i for i, norm in enumerate(norms) if not math.isfinite(norm))

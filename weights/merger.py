@@ -3,7 +3,6 @@
 Every check runs before anything is written. In memory are pages of mapped files and a few blocks.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,19 +75,13 @@ class Merge:
         work = TensorMerge(tensors, base, dtype, self._workers)
         try:
             yield from work.run(recipe)
-            self._facts[name] = {
-                "tensor": name,
-                "shape": list(shape),
-                "norms": merge.norms_of(work.products),
-                "angles": merge.angles(work.products),
-                "coefficients": work.coefficients,
-                "norm": math.sqrt(work.squared),
-            }
+            facts = merge.describe(work.products, work.coefficients)
+            self._facts[name] = {"tensor": name, "shape": list(shape), **facts}
         except InputError as problem:
             raise WeightsError(f"tensor {name}: {self._not_finite(plain) or problem}") from None
 
     def facts(self, name: str) -> dict[str, Any]:
-        """Give a merged tensor's norms and angles (of the rows x_i - base), coefficients and norm."""
+        """Give a merged tensor's name, shape and what `merge.describe` says of it."""
         return self._facts[name]
 
     def finish(self, folder: Path) -> None:

@@ -111,7 +111,7 @@ def _load(text: str, where: str) -> Any:
         place = f"{where}:{mark.line + 1}" if mark else where
         reason = getattr(problem, "problem", None) or str(problem).splitlines()[0]
         raise ConfigError(f"{place}: not valid YAML; {reason}") from None
-    except (RecursionError, ValueError) as problem:
+    except (RecursionError, TypeError, ValueError) as problem:
         if isinstance(problem, ConfigError):
             raise
         raise ConfigError(f"{where}: not valid YAML; {problem}") from None

@@ -5,7 +5,6 @@ Block sums are added in the blocks' order, so the result does not depend on the 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,14 +14,7 @@ from lastword.weights import merge
 from lastword.weights.blocks import Workers, blocks
 from lastword.weights.recipe import Recipe
 
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Merged elements and what they add to the statistics of their tensor."""
-
-    merged: Tensor  # [K] in the result's dtype
-    products: Tensor  # [N, N] float64, of the rows
-    squared: float  # their squared norm before rounding
+Merged = tuple[Tensor, Tensor | None]
 
 
 class TensorMerge:
@@ -33,17 +25,19 @@ class TensorMerge:
     ) -> None:
         self._tensors, self._base, self._dtype, self._workers = tensors, base, dtype, workers
         self._size = tensors[0].numel()
+        # of the rows; float64 [N, N]
         self.products = torch.zeros((len(tensors), len(tensors)), dtype=torch.float64)
-        self.squared = 0.0
+        self._solved = False  # whether the products are known
         self.coefficients: list[float] = []
 
     def run(self, recipe: Recipe) -> Iterator[Tensor]:
         """Yield the merged elements, flat; the attributes are complete when the last one is taken."""
         self.coefficients = self._solve(recipe)
-        for block in self._workers.map(self._merged, blocks(self._size)):
-            self.products += block.products
-            self.squared += block.squared
-            yield block.merged
+        work = self._merged if self._solved else self._merged_and_products
+        for merged, products in self._workers.map(work, blocks(self._size)):
+            if products is not None:
+                self.products += products
+            yield merged
 
     def _solve(self, recipe: Recipe) -> list[float]:
         """Give the c_i of this tensor, reading it where they depend on it."""
@@ -57,8 +51,10 @@ class TensorMerge:
         return [own.get("lambda", 1.0) * share for share in shares]
 
     def _gram(self) -> Tensor:
-        partial = self._workers.map(self._products, blocks(self._size))
-        return sum(partial, torch.zeros_like(self.products))
+        for products in self._workers.map(self._products, blocks(self._size)):
+            self.products += products
+        self._solved = True
+        return self.products
 
     def _rows(self, block: slice) -> Iterator[tuple[slice, Tensor]]:
         for start in range(block.start, block.stop, merge.PIECE):
@@ -72,19 +68,22 @@ class TensorMerge:
     def _products(self, block: slice) -> Tensor:
         return merge.gram((rows for _, rows in self._rows(block)), len(self._tensors))
 
-    def _merged(self, block: slice) -> Block:
+    def _merged(self, block: slice, products: Tensor | None = None) -> Merged:
         merged = torch.empty(block.stop - block.start, dtype=self._dtype)
-        products, squared = torch.zeros_like(self.products), 0.0
         for place, rows in self._rows(block):
-            products += merge.inner_products(rows)
+            if products is not None:
+                products += merge.inner_products(rows)
             origin = None if self._base is None else self._base[place]
             exact = merge.combined(rows, self.coefficients, origin)
-            squared += float(torch.dot(exact, exact))
             merged[place.start - block.start : place.stop - block.start] = exact
-        # A sum in float64 is finite only where every element is.
-        if not math.isfinite(float(merged.sum(dtype=torch.float64))):
+        # The sum is quick, and finite unless an element is not or the elements are huge.
+        if not math.isfinite(float(merged.sum())) and not torch.isfinite(merged).all():
             raise InputError(
                 f"a merged value is not finite in {self._dtype}; expected finite ones. "
                 "Choose a wider dtype: or smaller weights"
             )
-        return Block(merged, products, squared)
+        return merged, products
+
+    def _merged_and_products(self, block: slice) -> Merged:
+        """Also sum the inner products, where the coefficients did not need them beforehand."""
+        return self._merged(block, torch.zeros_like(self.products))

@@ -10,6 +10,7 @@ import os
 import secrets
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,7 +61,7 @@ def stream_safetensors(
     """
     order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
     header = _header(path, layout, order, metadata)
-    with _replacing(Path(path)) as file:
+    with _replacing(Path(path)) as file, _flushing(file) as flush:
         file.write(struct.pack("<Q", len(header)) + header)
         for name in order:
             made = read(name)
@@ -68,7 +69,8 @@ def stream_safetensors(
                 if (made.dtype, tuple(made.shape)) != layout[name]:
                     raise _unlike(path, name, (made.dtype, list(made.shape)), layout[name])
                 made = iter((made,))
-            _write_pieces(file, path, name, made, layout[name])
+            for piece in _held_to(path, name, made, layout[name]):
+                flush(_write_tensor(file, piece))
 
 
 def _header(
@@ -89,21 +91,17 @@ def _header(
     return header + b" " * (-len(header) % 8)  # the payload begins aligned to 8 bytes
 
 
-def _write_pieces(
-    file: BinaryIO,
-    path: str | os.PathLike[str],
-    name: str,
-    pieces: Iterator[Tensor],
-    expected: Spec,
-) -> None:
-    """Write a tensor's pieces as they come, and hold their dtype and count to what was announced."""
+def _held_to(
+    path: str | os.PathLike[str], name: str, pieces: Iterator[Tensor], expected: Spec
+) -> Iterator[Tensor]:
+    """Pass a tensor's pieces on, their dtype and count held to what was announced."""
     dtype, size = expected[0], torch.Size(expected[1]).numel()
     count = 0
     for piece in pieces:
         count += piece.numel()
         if piece.dtype != dtype or count > size:
             raise _unlike(path, name, (piece.dtype, f"{count} elements"), expected)
-        _write_tensor(file, piece)
+        yield piece
     if count != size:
         raise _unlike(path, name, (dtype, f"{count} elements"), expected)
 
@@ -114,13 +112,36 @@ def _unlike(
     return InputError(f"{path}: tensor {name}; got {got[0]} {got[1]}, expected {expected}")
 
 
-def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
-    """Write a tensor's bytes straight from its memory."""
+def _write_tensor(file: BinaryIO, tensor: Tensor) -> int:
+    """Write a tensor's bytes straight from its memory; give their number."""
     whole = tensor.detach().to("cpu").contiguous()
     num_bytes = whole.numel() * whole.element_size()
     for start in range(0, num_bytes, _CHUNK):
         size = min(_CHUNK, num_bytes - start)
         file.write((ctypes.c_char * size).from_address(whole.data_ptr() + start))
+    return num_bytes
+
+
+@contextlib.contextmanager
+def _flushing(file: BinaryIO) -> Iterator[Callable[[int], None]]:
+    """Let the disk work while the next tensors are made; the function given counts bytes written.
+
+    Without this the system keeps gigabytes in memory, and the disk begins when the work has ended.
+    """
+    behind = 0
+    flushing: Future[None] | None = None
+
+    def written(num_bytes: int) -> None:
+        nonlocal behind, flushing
+        behind += num_bytes
+        if behind >= _CHUNK and (flushing is None or flushing.done()):
+            if flushing is not None:
+                flushing.result()  # a full disk ends the work here
+            file.flush()
+            flushing, behind = thread.submit(os.fsync, file.fileno()), 0
+
+    with ThreadPoolExecutor(1) as thread:
+        yield written
 
 
 @contextlib.contextmanager
