@@ -187,10 +187,11 @@ def _shard(
 ) -> list[Facts]:
     """Write one file of weights, or find it written; its facts, written last, say that it is whole."""
     path, state = partial / "model" / file, partial / f"{file}.facts"
-    if state.is_file() and path.is_file() and read_header(path).keys() == set(names):
-        progress(_num_bytes(job.layout, names))
-        found: list[Facts] = read_object(state)["facts"]
-        return found
+    with suppress(LastwordError):  # damaged remains are written once more
+        if state.is_file() and read_header(path).keys() == set(names):
+            found: list[Facts] = read_object(state)["facts"]
+            progress(_num_bytes(job.layout, names))
+            return found
 
     def pieces(name: str) -> Iterator[Tensor]:
         for piece in job.pieces(name):
