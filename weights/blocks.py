@@ -9,9 +9,7 @@ from typing import TypeVar
 
 import torch
 
-BLOCK = (
-    1 << 21
-)  # elements a task: 8 MiB of float32, small beside the memory and large beside a call
+BLOCK = 1 << 20  # elements a task: 4 MiB of float32
 _AHEAD = 2  # results a thread may lie ready for the writer
 
 T = TypeVar("T")
