@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from textwrap import indent
 
 from lastword.weights.recipe import Recipe
-from lastword.weights.source import REPO_ID
 from lastword.weights.stored import StoredModel
 from lastword.weights.writer import Layout
 
@@ -22,7 +21,7 @@ def merge_card(
     recipe: Recipe, models: Mapping[str, StoredModel], layout: Layout, fingerprint: str
 ) -> str:
     """Write the model card: front matter, recipe, formula and the hashes of what went in and came out."""
-    hub = [name for name in models if REPO_ID.fullmatch(name.partition("@")[0]) and "/" in name]
+    hub = [name for name, model in models.items() if model.files.revision is not None]
     front = ["---", "library_name: sentence-transformers", "pipeline_tag: feature-extraction"]
     front += ["tags:", "- lastword", "- merge", "- sentence-transformers"]
     if hub:

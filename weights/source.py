@@ -25,7 +25,7 @@ PATTERNS = (
 )
 # Weights of other modules, adapters and formats that lastword refuses or does not read.
 IGNORED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
-REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -65,7 +65,7 @@ def locate(
         return ModelFiles(name, folder, None)
     if folder.exists():
         raise WeightsError(f"{name}: is a file, expected a folder. Name the folder that holds it")
-    if not isinstance(model, str) or not REPO_ID.fullmatch(name) or ".." in name:
+    if not isinstance(model, str) or not _REPO_ID.fullmatch(name) or ".." in name:
         raise WeightsError(f"{name}: no such folder, and not the form of a hub id (owner/name)")
     offline = local_files_only or _offline()
     folder = _snapshot(name, revision, cache_dir, token=token, offline=offline)

@@ -15,13 +15,14 @@ from types import FrameType
 from typing import NoReturn
 
 import lastword
-from lastword.cli import console, folder, options
+from lastword.cli import console, making, options
 from lastword.errors import InputError, LastwordError
 
 EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
   lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
-  lastword info Qwen/Qwen3-Embedding-0.6B"""
+  lastword info Qwen/Qwen3-Embedding-0.6B
+  lastword merge merge.yaml ./merged"""
 
 EMBED_EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
@@ -39,26 +40,6 @@ SEARCH_EXAMPLES = """examples:
 INFO_EXAMPLES = """examples:
   lastword info Qwen/Qwen3-Embedding-0.6B
   lastword info ./model --full --json"""
-
-MERGE_EXAMPLES = """example: merge.yaml, read as mergekit reads it
-  models:
-    - model: ./stage-1
-      parameters: {weight: 2.8}
-    - model: ./stage-2
-      parameters: {weight: 4.3}
-  merge_method: multislerp
-  dtype: float32
-
-  lastword merge merge.yaml ./merged --report tensors.jsonl
-
-Methods: linear, slerp, multislerp, task_arithmetic. Inner products and sums are in float64, each
-value is rounded once. The report has a JSON object a tensor: norms and angles of the models'
-tensors (less the base's), their coefficients, and the norm of the result. A run that was stopped
-is taken up by running it again."""
-
-CONVERT_EXAMPLES = """examples:
-  lastword convert Qwen/Qwen3-Embedding-0.6B ./model-f32 --dtype f32
-  lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -156,8 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     _embed(_command(commands, "embed", "turn texts into vectors", EMBED_EXAMPLES))
     _search(_command(commands, "search", "find the texts nearest to a query", SEARCH_EXAMPLES))
     _info(_command(commands, "info", "say what a model is and whether it is whole", INFO_EXAMPLES))
-    _merge(_command(commands, "merge", "make a new model of several", MERGE_EXAMPLES))
-    _convert(_command(commands, "convert", "write a model in another dtype", CONVERT_EXAMPLES))
+    for name, (about, examples, add_options) in making.COMMANDS.items():
+        add_options(_command(commands, name, about, examples))
     return parser
 
 
@@ -217,20 +198,6 @@ def _info(parser: argparse.ArgumentParser) -> None:
         help="hash every byte of the files; exit 1 where one is damaged",
     )
     options.add_model_options(parser)
-
-
-def _merge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="the recipe, a YAML file")
-    folder.add_folder_options(parser)
-    parser.add_argument("--report", metavar="FILE", help="write what was done to each tensor here")
-
-
-def _convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="Hugging Face id or folder")
-    folder.add_folder_options(parser)
-    parser.add_argument(
-        "--dtype", choices=("bf16", "f16", "f32"), help="of the weights; by default as they are"
-    )
 
 
 if __name__ == "__main__":
