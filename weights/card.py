@@ -21,11 +21,11 @@ def merge_card(
     recipe: Recipe, models: Mapping[str, StoredModel], layout: Layout, fingerprint: str
 ) -> str:
     """Write the model card: front matter, recipe, formula and the hashes of what went in and came out."""
-    hub = [name for name, model in models.items() if model.files.revision is not None]
+    hub = [model.files.name for model in models.values() if model.files.revision is not None]
     front = ["---", "library_name: sentence-transformers", "pipeline_tag: feature-extraction"]
     front += ["tags:", "- lastword", "- merge", "- sentence-transformers"]
     if hub:
-        front += ["base_model:", *(f"- {json.dumps(name.partition('@')[0])}" for name in hub)]
+        front += ["base_model:", *(f"- {json.dumps(name)}" for name in dict.fromkeys(hub))]
     dtypes = sorted({str(dtype).removeprefix("torch.") for dtype, _ in layout.values()})
     formula = _FORMULAS[recipe.method]
     if recipe.base is not None and recipe.method == "multislerp":

@@ -136,12 +136,14 @@ def _flushing(file: BinaryIO) -> Iterator[Callable[[int], None]]:
         behind += num_bytes
         if behind >= _CHUNK and (flushing is None or flushing.done()):
             if flushing is not None:
-                flushing.result()  # a full disk ends the work here
+                flushing.result()
             file.flush()
             flushing, behind = thread.submit(os.fsync, file.fileno()), 0
 
     with ThreadPoolExecutor(1) as thread:
         yield written
+        if flushing is not None:
+            flushing.result()  # the system reports a failed write once: not to the last sync
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import peak_anonymous
 
 from lastword.cli.main import main
 from lastword.errors import InputError
@@ -269,13 +269,8 @@ def peak_of(rows: int, folder: Path) -> int:
             file.write(text * 10_000)
     words = ["bags", f"{rows}.jsonl", "--ratios", "80,rest", "--seed", "1", "-o", f"p{rows}.json"]
     command = [sys.executable, "-m", "lastword.cli.main", *words, "--quiet"]
-    peak = 0
     with subprocess.Popen(command, cwd=folder) as process:
-        while process.poll() is None:
-            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                if line.startswith("RssAnon"):
-                    peak = max(peak, int(line.split()[1]) * 1024)
-            time.sleep(0.005)
+        peak = peak_anonymous(process)
     assert process.returncode == 0
     plan = json.loads((folder / f"p{rows}.json").read_text())
     assert [bag["rows"] for bag in plan["bags"]] == [rows * 8 // 10, rows * 2 // 10]

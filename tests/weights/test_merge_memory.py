@@ -4,11 +4,11 @@ import json
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from memory import peak_anonymous
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.weights import Checkpoint, read_config
@@ -49,14 +49,6 @@ def rows(seed: int, place: int) -> torch.Tensor:
     return torch.randn(FILLED, WIDTH, generator=torch.Generator().manual_seed(seed + place))
 
 
-def anonymous(process: subprocess.Popen[bytes]) -> int:
-    """Bytes of memory that are not pages of files."""
-    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    return 0  # it has ended
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_of_a_large_merge(tmp_path):
@@ -74,11 +66,8 @@ def test_peak_memory_of_a_large_merge(tmp_path):
         str(config),
         str(tmp_path / "out"),
     ]
-    peak = 0
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        while process.poll() is None:
-            peak = max(peak, anonymous(process))
-            time.sleep(0.002)
+        peak = peak_anonymous(process)
         assert process.returncode == 0, process.stderr.read()
     assert peak < LIMIT, f"{peak:,} bytes beyond mapped files and the page cache"
     out = Checkpoint(tmp_path / "out", read_config(tmp_path / "out"))

@@ -15,10 +15,12 @@ from lastword.cli.main import main
 from lastword.errors import LastwordError
 from lastword.weights import Checkpoint, read_config
 from lastword.weights.blocks import workers
+from lastword.weights.card import merge_card
 from lastword.weights.header import read_header
 from lastword.weights.merge import multislerp
 from lastword.weights.merger import Merge
 from lastword.weights.recipe import parse_recipe
+from lastword.weights.source import ModelFiles
 
 SMALL = {
     "hidden_size": 32,
@@ -303,3 +305,20 @@ def test_threads_and_their_settings_are_given_back(three, merged):
     before = torch.get_num_threads()
     merged(three[:2], [1, 1])
     assert torch.get_num_threads() == before
+
+
+def test_a_revision_of_a_hub_model(tmp_path, three, monkeypatch):
+    asked = []
+
+    def locate(model, *, revision, local_files_only):
+        asked.append((model, revision, local_files_only))
+        return ModelFiles(model, Path(three[2]), "c0ffee")
+
+    monkeypatch.setattr("lastword.weights.stored.locate", locate)
+    recipe = parse_recipe(recipe_text(["own/er@v2", "own/er"], [1, 1]), "merge.yaml")
+    with workers() as threads:
+        job = Merge(recipe, threads, local_files_only=True)
+    assert asked == [("own/er", "v2", True), ("own/er", None, True)]
+    card = merge_card(recipe, job.opened, job.layout, "hash")
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == ["own/er"]
+    assert "| own/er@v2 | c0ffee | 1 |" in card
