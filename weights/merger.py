@@ -25,6 +25,8 @@ from lastword.weights.stored import open_stored
 from lastword.weights.tensor_merge import TensorMerge
 from lastword.weights.writer import Layout, Spec
 
+_NORMALIZES = ("normalize", "normalize_weights")
+
 
 class Merge:
     """A checked merge, ready for `write_model`.
@@ -104,6 +106,3 @@ class Merge:
             if not torch.isfinite(self._flat(name, plain)).all():
                 return f"{name} holds NaN or infinity, expected finite weights"
         return None
-
-
-_NORMALIZES = ("normalize", "normalize_weights")

@@ -18,10 +18,14 @@ MERGE_EXAMPLES = """example: merge.yaml, read as mergekit reads it
 
   lastword merge merge.yaml ./merged --report tensors.jsonl
 
-Methods: linear, slerp, multislerp, task_arithmetic. Inner products and sums are in float64, each
-value is rounded once. The report has a JSON object a tensor: norms and angles of the models'
-tensors (less the base's), their coefficients, and the norm of the result. A run that was stopped
-is taken up by running it again."""
+Methods: linear (weight; normalize), multislerp (weight; normalize_weights; base_model if any),
+task_arithmetic (weight; lambda, normalize; base_model), slerp (t, from base_model to the other
+model). dtype or out_dtype is that of the result; by default it stays as stored. Inner products and
+sums are in float64, each value is rounded once. Needs PyYAML: pip install 'lastword[merge]'.
+
+The report has a JSON object a tensor: norms and angles of the models' tensors (less the base's),
+their coefficients, and the norm of their sum. A run that was stopped is taken up by running it
+again."""
 
 CONVERT_EXAMPLES = """examples:
   lastword convert Qwen/Qwen3-Embedding-0.6B ./model-f32 --dtype f32

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from merging import model, recipe_text
 from oracle import TOLERANCE, difference, load_ours, load_theirs, our_states, their_states
 from safetensors.torch import load_file, save_file
 
-from lastword.bench.checkpoint import make_checkpoint
 from lastword.cli.main import main
-from lastword.errors import LastwordError
 from lastword.weights import Checkpoint, read_config
 from lastword.weights.blocks import workers
 from lastword.weights.card import merge_card
@@ -22,31 +21,12 @@ from lastword.weights.merger import Merge
 from lastword.weights.recipe import parse_recipe
 from lastword.weights.source import ModelFiles
 
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-
-
-def model(folder: Path, seed: int = 0, **options) -> str:
-    return str(make_checkpoint(folder, seed=seed, **{**SMALL, **options}))
-
 
 def weights_of(folder) -> dict[str, torch.Tensor]:
     found = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         found |= {name.removeprefix("model."): t for name, t in load_file(file).items()}
     return found
-
-
-def recipe_text(models, weights, method="multislerp", **others) -> str:
-    listed = [
-        {"model": str(name), **({"parameters": {"weight": weight}} if weight is not None else {})}
-        for name, weight in zip(models, weights, strict=True)
-    ]
-    return yaml.safe_dump({"models": listed, "merge_method": method, **others})
 
 
 @pytest.fixture
@@ -218,55 +198,12 @@ def test_differing_prompts_are_noticed(tmp_path, three, merged):
     assert err == ""
 
 
-def edited(folder: str, target: Path, **settings) -> str:
-    shutil.copytree(folder, target)
-    values = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(values | settings))
-    return str(target)
-
-
-def other_vocabulary(folder: str, target: Path) -> str:
-    shutil.copytree(folder, target)
-    values = json.loads((target / "tokenizer.json").read_text())
-    vocabulary = values["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    (target / "tokenizer.json").write_text(json.dumps(values))
-    return str(target)
-
-
 def holding(folder: str, target: Path, value: float) -> str:
     shutil.copytree(folder, target)
     tensors = load_file(target / "model.safetensors")
     tensors["norm.weight"][3] = value
     save_file(tensors, target / "model.safetensors", {"format": "pt"})
     return str(target)
-
-
-MISMATCHES = {
-    "vocabulary-rows": (lambda f, t: model(t, vocab_size=600), "vocab_size; got 600, expected 512 as in"),
-    "width": (lambda f, t: model(t, hidden_size=64), "hidden_size; got 64, expected 32 as in"),
-    "depth": (lambda f, t: model(t, num_hidden_layers=3), "num_hidden_layers; got 3, expected 2"),
-    "rope": (lambda f, t: edited(f, t, rope_theta=5e6), "rope; got .*5000000"),
-    "epsilon": (lambda f, t: edited(f, t, rms_norm_eps=1e-5), "rms_norm_eps; got 1e-05, expected 1e-06"),
-    "dtype": (lambda f, t: model(t, dtype=torch.bfloat16), "dtype; got BF16, expected F32 .* Say the dtype"),
-    "tokens": (other_vocabulary, 'vocabulary; 2 tokens .* the first is "a": got id'),
-    "gone": (lambda f, t: str(t), "no such folder"),
-    "not-a-tokenizer": (
-        lambda f, t: (other_vocabulary(f, t), (t / "tokenizer.json").write_text("{}"))[0],
-        r"tokenizer\.json: not a tokenizer",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("mismatch", MISMATCHES)
-def test_mismatches_are_named_before_anything_is_written(tmp_path, three, mismatch):
-    make, message = MISMATCHES[mismatch]
-    text = recipe_text([three[2], make(three[2], tmp_path / "other")], [1, 1])
-    before = sorted(tmp_path.iterdir())
-    with workers() as threads, pytest.raises(LastwordError, match=message) as error:
-        Merge(parse_recipe(text, "merge.yaml"), threads)
-    assert "\n" not in str(error.value)
-    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
