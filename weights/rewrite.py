@@ -76,6 +76,7 @@ def write_model(
     try:
         with _locked(partial):
             with _kept_or_gone(partial, shards, notice):
+                _check_free(out)  # once more: another run may just have finished
                 _take_up(partial, job, shards, notice)
                 done = [_shard(partial, job, *shard, progress) for shard in shards.items()]
                 _finish(partial, job, out, shards)
