@@ -1,8 +1,8 @@
 # Two commands do everything on a machine with Python >= 3.11, git and make:
 #   make demo   install into .venv, embed and search the text in examples/
 #   make test   install with the test extra; lint, types, tests
-# `make soak` repeats the tests under new random seeds, with twenty times as many random cases;
-# `make clean` removes what these made.
+# `make soak` runs larger counts and repeats the tests under new random seeds, with twenty times as
+# many random cases; `make clean` removes what these made.
 
 PYTHON ?= python3
 SOAK_ROUNDS ?= 3
@@ -49,6 +49,7 @@ types: $(VENV)/.installed-test
 	    --cache-dir $(CURDIR)/.mypy_cache --package lastword
 
 soak: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -m soak
 	for seed in $$(seq $(SOAK_ROUNDS)); do \
 	    LASTWORD_SOAK=1 $(BIN)/python -m pytest -x -q --hypothesis-seed=$$(date +%s)$$seed || exit 1; \
 	done

@@ -266,15 +266,14 @@ def _write_weights(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write a checkpoint from the command line and print its folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lastword.bench.checkpoint", description="Write a random Qwen3 checkpoint."
-    )
+    """Write a checkpoint and print its folder."""
+    parser = argparse.ArgumentParser("python -m lastword.bench.checkpoint", description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--like", choices=sorted(SIZES), default="tiny", help="sizes of a model")
     parser.add_argument("--layers", type=int, help="cut to this many layers")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     folder = make_checkpoint(
         options.out,
@@ -282,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         vocab_size=None if options.like == "tiny" else VOCABULARY,
         dtype=getattr(torch, options.dtype),
         shards=options.shards,
+        seed=options.seed,
         max_position_embeddings=4096 if options.like == "tiny" else 32768,
     )
     print(folder)

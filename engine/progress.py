@@ -12,7 +12,10 @@ _MIN_TEXTS = 256
 def progress_bar(
     total: int | None, *, show: bool | None, unit: str = " texts", what: str = "Embedding"
 ) -> Iterator[Callable[[int], None]]:
-    """Give a function that counts units done; `total` None stands for a stream of unknown length."""
+    """Give a function that counts what is done; `total` None stands for a stream of unknown length.
+
+    The unit `B` stands for bytes, shown as MB and GB.
+    """
     if show is None:
         show = sys.stderr.isatty() and (total is None or total >= _MIN_TEXTS)
     if not show:
@@ -21,6 +24,6 @@ def progress_bar(
     from huggingface_hub.utils.tqdm import tqdm  # slow to import, needed only here
 
     with tqdm(  # type: ignore[no-untyped-call]
-        total=total, unit=unit, desc=what
+        total=total, unit=unit, desc=what, unit_scale=unit == "B"
     ) as bar:
         yield lambda done: bar.update(done) and None

@@ -39,7 +39,8 @@ ALLOWED = {
     "lastword.weights": ("lastword.weights", "lastword.errors"),
 }
 CLI_WHEN_RUN = tuple(
-    f"lastword.{name}" for name in ("bench", "embedder", "evaluate", "verify", "weights")
+    f"lastword.{name}"
+    for name in ("bench", "embedder", "evaluate", "progress", "verify", "weights")
 )
 # Packages of an extra, imported when the feature is used; an adapter's own file is imported only then.
 ADAPTERS = ("encoder.py", "langchain.py", "llama_index.py")
@@ -47,6 +48,7 @@ EXTRAS = {
     "lastword.evaluate": {"datasets", "mteb"},
     "lastword.interop": {"langchain_core", "llama_index"},
     "lastword.verify": {"transformers"},
+    "lastword.weights": {"yaml"},
 }
 RUN_TIME = {"torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "tqdm"}
 

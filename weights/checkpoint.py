@@ -6,10 +6,8 @@ memory beyond what the caller holds stays below one tensor, however large the fi
 
 import hashlib
 import math
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,9 +16,9 @@ from lastword.errors import InputError, WeightsError, some
 from lastword.weights.config import ModelConfig
 from lastword.weights.header import TensorInfo
 from lastword.weights.layout import EMBEDDING, IGNORED, NORM, PREFIX, expected_shapes
+from lastword.weights.mapping import DTYPES, mapped
 from lastword.weights.shards import read_tensors
 
-DTYPES: Final = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _BLOCK = 4096
 
 
@@ -67,7 +65,7 @@ class Checkpoint:
 
     def embedding(self) -> Tensor:
         """Give the token embeddings `[V, C]` in their stored dtype, a view of the mapped file."""
-        return self._mapped(EMBEDDING)
+        return mapped(self._tensors[EMBEDDING], EMBEDDING)
 
     def norm(self) -> Tensor:
         """Give the final norm's weight `[C]`."""
@@ -115,24 +113,6 @@ class Checkpoint:
             total.update(_sampled(info))
         return total.hexdigest()
 
-    def _mapped(self, name: str) -> Tensor:
-        """Map one tensor; the mapping lives exactly as long as the tensor does."""
-        info = self._tensors[name]
-        # Only this tensor's pages: a mapping of a whole file can exceed what the system grants.
-        lead = info.start % mmap.ALLOCATIONGRANULARITY
-        try:
-            with info.file.open("rb") as file:
-                pages = mmap.mmap(
-                    file.fileno(),
-                    info.num_bytes + lead,
-                    access=mmap.ACCESS_COPY,
-                    offset=info.start - lead,
-                )
-        except (OSError, ValueError) as problem:
-            raise WeightsError(f"{info.file}: tensor {name} cannot be mapped; {problem}") from None
-        flat = torch.frombuffer(pages, dtype=DTYPES[info.dtype], offset=lead)
-        return flat.view(info.shape)
-
     def _fused(self, names: list[str], dtype: torch.dtype | None) -> Tensor:
         """Copy tensors one below the other into one of their own, converting on the way."""
         infos = [self._tensors[name] for name in names]
@@ -142,7 +122,7 @@ class Checkpoint:
         whole = torch.empty((rows, *infos[0].shape[1:]), dtype=dtype)
         start = 0
         for name, info in zip(names, infos, strict=True):
-            whole[start : start + info.shape[0]].copy_(self._mapped(name))
+            whole[start : start + info.shape[0]].copy_(mapped(info, name))
             start += info.shape[0]
         return whole
 

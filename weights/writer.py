@@ -1,4 +1,4 @@
-"""A safetensors writer that needs no NumPy, holds one tensor at a time and never leaves half a file.
+"""A safetensors writer that needs no NumPy, holds one piece of a tensor at a time and never leaves half a file.
 
 The file is written under a temporary name beside its goal, flushed to the disk and then renamed.
 """
@@ -10,6 +10,7 @@ import os
 import secrets
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +26,8 @@ _NAMES = {
 }  # fmt: skip
 _CHUNK = 64 * 1024 * 1024
 
-Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+Spec = tuple[torch.dtype, tuple[int, ...]]
+Layout = Mapping[str, Spec]
 
 
 def write_safetensors(
@@ -50,21 +52,25 @@ def write_safetensors(
 def stream_safetensors(
     path: str | os.PathLike[str],
     layout: Layout,
-    read: Callable[[str], Tensor],
+    read: Callable[[str], Tensor | Iterator[Tensor]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file whose tensors are made one by one, when their turn comes."""
+    """Write a safetensors file whose tensors are made one by one, when their turn comes.
+
+    `read` gives a tensor whole, or as an iterator of its elements in order, in pieces of any shape.
+    """
     order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
     header = _header(path, layout, order, metadata)
-    with _replacing(Path(path)) as file:
+    with _replacing(Path(path)) as file, _flushing(file) as flush:
         file.write(struct.pack("<Q", len(header)) + header)
         for name in order:
-            tensor = read(name)
-            if (tensor.dtype, tuple(tensor.shape)) != layout[name]:
-                raise InputError(
-                    f"{path}: tensor {name}; got {tensor.dtype} {list(tensor.shape)}, expected {layout[name]}"
-                )
-            _write_tensor(file, tensor)
+            made = read(name)
+            if isinstance(made, Tensor):
+                if (made.dtype, tuple(made.shape)) != layout[name]:
+                    raise _unlike(path, name, (made.dtype, list(made.shape)), layout[name])
+                made = iter((made,))
+            for piece in _held_to(path, name, made, layout[name]):
+                flush(_write_tensor(file, piece))
 
 
 def _header(
@@ -85,13 +91,59 @@ def _header(
     return header + b" " * (-len(header) % 8)  # the payload begins aligned to 8 bytes
 
 
-def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
-    """Write a tensor's bytes straight from its memory."""
+def _held_to(
+    path: str | os.PathLike[str], name: str, pieces: Iterator[Tensor], expected: Spec
+) -> Iterator[Tensor]:
+    """Pass a tensor's pieces on, their dtype and count held to what was announced."""
+    dtype, size = expected[0], torch.Size(expected[1]).numel()
+    count = 0
+    for piece in pieces:
+        count += piece.numel()
+        if piece.dtype != dtype or count > size:
+            raise _unlike(path, name, (piece.dtype, f"{count} elements"), expected)
+        yield piece
+    if count != size:
+        raise _unlike(path, name, (dtype, f"{count} elements"), expected)
+
+
+def _unlike(
+    path: str | os.PathLike[str], name: str, got: tuple[torch.dtype, object], expected: Spec
+) -> InputError:
+    return InputError(f"{path}: tensor {name}; got {got[0]} {got[1]}, expected {expected}")
+
+
+def _write_tensor(file: BinaryIO, tensor: Tensor) -> int:
+    """Write a tensor's bytes straight from its memory; give their number."""
     whole = tensor.detach().to("cpu").contiguous()
     num_bytes = whole.numel() * whole.element_size()
     for start in range(0, num_bytes, _CHUNK):
         size = min(_CHUNK, num_bytes - start)
         file.write((ctypes.c_char * size).from_address(whole.data_ptr() + start))
+    return num_bytes
+
+
+@contextlib.contextmanager
+def _flushing(file: BinaryIO) -> Iterator[Callable[[int], None]]:
+    """Let the disk work while the next tensors are made; the function given counts bytes written.
+
+    Without this the system keeps gigabytes in memory, and the disk begins when the work has ended.
+    """
+    behind = 0
+    flushing: Future[None] | None = None
+
+    def written(num_bytes: int) -> None:
+        nonlocal behind, flushing
+        behind += num_bytes
+        if behind >= _CHUNK and (flushing is None or flushing.done()):
+            if flushing is not None:
+                flushing.result()
+            file.flush()
+            flushing, behind = thread.submit(os.fsync, file.fileno()), 0
+
+    with ThreadPoolExecutor(1) as thread:
+        yield written
+        if flushing is not None:
+            flushing.result()  # the system reports a failed write once: not to the last sync
 
 
 @contextlib.contextmanager

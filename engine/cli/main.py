@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 import lastword
-from lastword.cli import bench, console, options
+from lastword.cli import bench, console, making, options
 from lastword.errors import InputError, LastwordError
 
 EXAMPLES = """examples:
@@ -23,7 +23,8 @@ EXAMPLES = """examples:
   lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
   lastword info Qwen/Qwen3-Embedding-0.6B
   lastword verify Qwen/Qwen3-Embedding-0.6B
-  lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact"""
+  lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact
+  lastword merge merge.yaml ./merged"""
 
 EMBED_EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
@@ -164,6 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _eval(_command(commands, "eval", "score a model on mteb's tasks", EVAL_EXAMPLES))
     _bench(_command(commands, "bench", "measure kernels, models and peers", BENCH_EXAMPLES))
+    for name, (about, examples, add_options) in making.COMMANDS.items():
+        add_options(_command(commands, name, about, examples))
     return parser
 
 

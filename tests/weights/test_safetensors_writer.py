@@ -144,6 +144,43 @@ def test_a_full_disk_leaves_the_old_file(old, monkeypatch):
     assert left_alone(old)
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 9])
+def test_a_write_that_fails_behind_the_work_is_not_lost(old, monkeypatch, pieces):
+    """The system says once that a page could not be written; here to a sync while others are made."""
+    monkeypatch.setattr("lastword.weights.writer._CHUNK", 400)
+    failures = [OSError(5, "Input/output error")]
+    real = os.fsync
+
+    def once(descriptor: int) -> None:
+        if failures:
+            raise failures.pop()
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", once)
+    layout = {"t": (torch.float32, (100 * pieces,))}
+    with pytest.raises(InputError, match="cannot be written; Input/output error"):
+        stream_safetensors(old, layout, lambda _: iter([torch.ones(100)] * pieces))
+    assert left_alone(old)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [[torch.ones(2)], [torch.ones(2), torch.ones(2)], [torch.ones(3).half()], []],
+    ids=["too-few", "too-many", "dtype", "none"],
+)
+def test_pieces_unlike_their_announcement_leave_the_old_file(old, pieces):
+    with pytest.raises(InputError, match=r"tensor t; got .* elements, expected"):
+        stream_safetensors(old, {"t": (torch.float32, (3,))}, lambda _: iter(pieces))
+    assert left_alone(old)
+
+
+def test_pieces_of_any_shape(tmp_path):
+    tensor = example(torch.float32, 6, 4)
+    pieces = [tensor[0], tensor[1:3], tensor[3:].T.contiguous().T, torch.empty(0)]
+    stream_safetensors(tmp_path / "m", {"t": (torch.float32, (6, 4))}, lambda _: iter(pieces))
+    assert torch.equal(load_file(tmp_path / "m")["t"], tensor)
+
+
 @pytest.mark.parametrize("place", ["gone/m.safetensors", "file/m.safetensors"])
 def test_unwritable_place(tmp_path, place):
     (tmp_path / "file").write_text("")

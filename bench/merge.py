@@ -1,0 +1,171 @@
+"""A merge beside a plain copy on the same disk, in the same run: speed as a share of the copy's, and memory.
+
+    python -m lastword.bench.merge --like 4B --layers 6 --rounds 3
+
+Both start from cold files and end when the disk has everything. The copy reads one model and writes one; the
+merge reads two and writes one, so its share is given in bytes written and in bytes moved. Linux only: it
+drops the files from the page cache and reads /proc.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from lastword.bench.checkpoint import SIZES
+from lastword.weights.blocks import workers
+from lastword.weights.mapping import mapped
+from lastword.weights.merge import multislerp
+from lastword.weights.merger import Merge
+from lastword.weights.recipe import parse_recipe
+from lastword.weights.rewrite import write_model
+from lastword.weights.shards import read_tensors, weight_files
+
+_CHUNK = 8 << 20
+WEIGHTS = (2.8, 4.3)
+CHECKED = ("norm.weight", "layers.0.self_attn.k_proj.weight")
+
+
+def make_models(folder: Path, options: argparse.Namespace) -> list[Path]:
+    """Make two random models in processes of their own, whose memory ends with them."""
+    models = [folder / f"model-{i}" for i in (1, 2)]
+    for seed, model in enumerate(models):
+        words = [
+            str(model),
+            "--like",
+            options.like,
+            "--layers",
+            str(options.layers),
+            "--seed",
+            str(seed),
+        ]
+        words += ["--dtype", options.dtype, "--shards", "2"]
+        command = [sys.executable, "-m", "lastword.bench.checkpoint", *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return models
+
+
+def drop_from_cache(models: Sequence[Path]) -> None:
+    """Give the pages of the models' files back, so that the next run reads the disk."""
+    for file in (file for model in models for file in weight_files(model)):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def copy(model: Path, out: Path) -> None:
+    """Copy a model's weights as plainly as can be: read, write, sync."""
+    out.mkdir()
+    buffer = memoryview(bytearray(_CHUNK))
+    for file in weight_files(model):
+        with (
+            file.open("rb", buffering=0) as source,
+            (out / file.name).open("xb", buffering=0) as sink,
+        ):
+            while count := source.readinto(buffer):
+                sink.write(buffer[:count])
+            os.fsync(sink.fileno())
+
+
+def merge(models: Sequence[Path], out: Path) -> None:
+    """Merge by Multi-SLERP, as `lastword merge` does."""
+    listed = [
+        f"- {{model: {model}, parameters: {{weight: {weight}}}}}"
+        for model, weight in zip(models, WEIGHTS, strict=True)
+    ]
+    text = "\n".join(["merge_method: multislerp", "models:", *listed])
+    with workers() as threads:
+        write_model(Merge(parse_recipe(text, "bench"), threads), out)
+
+
+def check(models: Sequence[Path], out: Path) -> None:
+    """Refuse to print figures of a merge that is wrong."""
+    made, *stored = (read_tensors(folder) for folder in (out, *models))
+    for name in CHECKED:
+        expected = multislerp([mapped(each[name], name) for each in stored], WEIGHTS)
+        if not torch.equal(mapped(made[name], name), expected):
+            raise SystemExit(f"{name}: the merge is not what the formula says; no figures")
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], int]]:
+    """Watch this process; give a function that says the most bytes held that are no pages of files."""
+    peak, ended = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.005):
+            lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+            held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+            peak = max(peak, held)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield lambda: peak
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def timed(models: Sequence[Path], work: Callable[[], None]) -> float:
+    """Time one run from cold files, in seconds."""
+    drop_from_cache(models)
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m lastword.bench.merge", description=__doc__)
+    parser.add_argument("--like", choices=sorted(SIZES), default="4B", help="sizes of a model")
+    parser.add_argument("--layers", type=int, default=6, help="cut to this many layers")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", help="where to work; by default the system's temporary folder")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name, peak_memory() as peak:
+        folder = Path(name)
+        models, out = make_models(folder, options), folder / "out"
+        size = sum(file.stat().st_size for file in weight_files(models[0]))
+        print(
+            f"two models of {size / 1e9:.2f} GB each, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+        )
+        jobs = {"copy": lambda: copy(models[0], out), "merge": lambda: merge(models, out)}
+        seconds: dict[str, list[float]] = {kind: [] for kind in jobs}
+        for number in range(options.rounds):
+            for kind in list(jobs)[:: 1 if number % 2 else -1]:
+                shutil.rmtree(out, ignore_errors=True)
+                seconds[kind].append(timed(models, jobs[kind]))
+            print(
+                f"round {number + 1}: "
+                + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in seconds.items())
+            )
+        held = peak()
+        shutil.rmtree(out)
+        merge(models, out)
+        check(models, out)
+        took = {kind: statistics.median(each) for kind, each in seconds.items()}
+        share = took["copy"] / took["merge"]
+        print(f"copy   {size / took['copy'] / 1e6:7.0f} MB/s written (median)")
+        print(f"merge  {size / took['merge'] / 1e6:7.0f} MB/s written (median)")
+        print(
+            f"share of the copy's speed: {share:.0%} in bytes written, {1.5 * share:.0%} in bytes moved"
+        )
+        print(f"peak memory beyond files: {held / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The merge benchmark runs, checks its merge, and refuses to print figures of a wrong one."""
+
+import re
+import sys
+
+import pytest
+import torch
+
+from lastword.bench import merge as bench
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="drops files from the page cache")
+TINY = ["--like", "tiny", "--layers", "1", "--rounds", "2"]
+
+
+@linux
+def test_it_prints_speed_share_and_memory(tmp_path, capsys):
+    bench.main([*TINY, "--folder", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert re.search(r"share of the copy's speed: \d+% in bytes written, \d+% in bytes moved", out)
+    assert re.search(r"peak memory beyond files: [1-9]\d* MB", out)
+    assert not list(tmp_path.iterdir())
+
+
+@linux
+def test_a_wrong_merge_prints_no_figures(tmp_path, tiny_checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "make_models", lambda folder, options: [tiny_checkpoint] * 2)
+    monkeypatch.setattr(bench, "multislerp", lambda tensors, weights: torch.zeros(1))
+    with pytest.raises(SystemExit, match="not what the formula says; no figures"):
+        bench.main([*TINY, "--folder", str(tmp_path)])
+    assert "share" not in capsys.readouterr().out

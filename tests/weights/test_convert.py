@@ -1,0 +1,177 @@
+"""Converted models: rounded once, whole in every library, unchanged where the dtype stays."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import TOLERANCE, difference, load_ours, load_theirs, our_states, their_states
+from safetensors.torch import load_file, save_file
+
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.cli.main import main
+from lastword.weights import Checkpoint, read_config
+from lastword.weights.shards import read_tensors
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+@pytest.fixture
+def converted(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+
+    def run(source, *options, out="out"):
+        status = main(["convert", str(source), out, *options])
+        return status, tmp_path / out, capfd.readouterr().err
+
+    return run
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        found |= load_file(file)
+    return found
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every tensor's bytes."""
+    found = {}
+    for name, info in read_tensors(folder).items():
+        with info.file.open("rb") as file:
+            file.seek(info.start)
+            found[name] = hashlib.sha256(file.read(info.num_bytes)).hexdigest()
+    return found
+
+
+def fingerprint(folder: Path) -> str:
+    return Checkpoint(folder, read_config(folder)).fingerprint()
+
+
+@pytest.mark.parametrize("target", DTYPES)
+@pytest.mark.parametrize("source", DTYPES)
+def test_every_value_is_rounded_once(tmp_path, converted, source, target):
+    folder = make_checkpoint(tmp_path / "m", dtype=DTYPES[source], prefix="model.")
+    status, out, err = converted(folder, "--dtype", target)
+    assert (status, err.count("\n")) == (0, 1), err
+    before, after = weights_of(folder), weights_of(out)
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name].to(DTYPES[target]))
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == NAMES[target]
+    if source == target:
+        assert hashes(out) == hashes(folder)
+        assert fingerprint(out) == fingerprint(folder)
+
+
+def test_there_and_back_is_the_same_model(tmp_path, converted):
+    folder = make_checkpoint(tmp_path / "m", dtype=torch.bfloat16, shards=2)
+    converted(folder, "--dtype", "f32", out="wide")
+    _, out, _ = converted(tmp_path / "wide", "--dtype", "bf16", out="back")
+    assert hashes(out) == hashes(folder)
+    assert fingerprint(out) == fingerprint(folder)
+
+
+def test_only_other_files(tmp_path, converted):
+    folder = make_checkpoint(tmp_path / "m", tied=False, prefix="model.")
+    (folder / "README.md").write_text("about")
+    (folder / "code.py").write_text("raise SystemExit")
+    status, out, _ = converted(folder, "--shard-size", "60KB")
+    assert status == 0
+    assert len(list(out.glob("model-*.safetensors"))) > 2
+    assert hashes(out) == hashes(folder)
+    assert "lm_head.weight" in hashes(out)
+    assert (out / "README.md").read_text() == "about"
+    assert not (out / "code.py").exists()
+    names = {path.relative_to(folder) for path in folder.rglob("*.json")}
+    assert names == {path.relative_to(out) for path in out.rglob("*.json")} - {
+        Path("model.safetensors.index.json")
+    }
+
+
+@pytest.mark.parametrize("config_format", ["v4", "v5"])
+def test_loads_everywhere(tmp_path, converted, config_format):
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel
+
+    from lastword import Embedder
+
+    folder = make_checkpoint(tmp_path / "m", config_format=config_format)
+    _, out, _ = converted(folder, "--dtype", "bf16", "--shard-size", "100KB")
+    assert AutoModel.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
+    tokens = [[5, 6, 7], [9] * 40]
+    theirs, _ = their_states(load_theirs(out), tokens)
+    ours, _ = our_states(load_ours(out), tokens)
+    assert difference(ours, theirs) <= TOLERANCE
+    library = SentenceTransformer(str(out), device="cpu", model_kwargs={"dtype": torch.float32})
+    texts = ["plants make sugar from light", "gravity"]
+    expected = library.encode(texts, prompt_name="query", convert_to_tensor=True)
+    assert difference(Embedder(str(out)).encode(texts, prompt_name="query"), expected) <= TOLERANCE
+
+
+def damaged(folder: Path, target: Path, value: float) -> Path:
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    tensors["norm.weight"][3] = value
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(70000.0, "a value of size 70000 does not fit"), (float("nan"), "a value of size nan")],
+)
+def test_what_does_not_fit_is_an_error(tmp_path, tiny_checkpoint, converted, value, message):
+    folder = damaged(tiny_checkpoint, tmp_path / "m", value)
+    status, out, err = converted(folder, "--dtype", "f16")
+    assert status == 2
+    assert f"tensor norm.weight: {message}" in err
+    assert err.count("\n") == 1
+    assert not out.exists()
+    assert not list(tmp_path.glob(".out*"))
+    if value == value:
+        assert converted(folder, "--dtype", "bf16")[0] == 0
+
+
+def test_large_finite_values_are_no_error(tmp_path, tiny_checkpoint, converted):
+    """Their sum overflows in half precision; they themselves do not."""
+    tensors = load_file(tiny_checkpoint / "model.safetensors")
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "m"))
+    tensors["embed_tokens.weight"][:] = 60000.0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert converted(folder, "--dtype", "f16")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dtype", "int8"], "invalid choice"),
+        (["--shard-size", "0"], "expected a size such as 500MB or 5GB"),
+        (["--shard-size", "5 GiB"], "expected a size such as 500MB"),
+        (["--shard-size", "-1KB"], "shard-size"),
+    ],
+)
+def test_bad_options(tiny_checkpoint, converted, arguments, message):
+    status, out, err = converted(tiny_checkpoint, *arguments)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_models_that_are_not_there(tmp_path, converted):
+    status, _, err = converted(tmp_path / "gone")
+    assert status == 2
+    assert "no such folder" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1", 1), ("1KB", 1000), ("1.5mb", 1_500_000), ("5 GB", 5 * 10**9), ("2T", 2 * 10**12)]
+)  # fmt: skip
+def test_sizes(text, size):
+    from lastword.cli.making import byte_size
+
+    assert byte_size(text) == size

@@ -1,0 +1,211 @@
+"""New model folders appear whole or not at all, and interrupted work is taken up where it stopped."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.errors import InputError
+from lastword.weights.header import read_header
+from lastword.weights.rewrite import write_model
+from lastword.weights.shards import read_tensors
+
+SCRIPT = Path(__file__).with_name("killed_merge.py")
+
+
+class FakeJob:
+    """Four tensors of 400 bytes; `fail` is the tensor whose making raises."""
+
+    def __init__(
+        self, fail: str | None = None, error: BaseException | None = None, value=1.0
+    ) -> None:
+        self.layout = dict.fromkeys("abcd", (torch.float32, (10, 10)))
+        self.identity = {"value": value}
+        self.made: Counter[str] = Counter()
+        self.fail, self.error, self.value = fail, error or RuntimeError("no"), value
+
+    def pieces(self, name: str) -> Iterator[torch.Tensor]:
+        if name == self.fail:
+            raise self.error
+        self.made[name] += 1
+        yield torch.full((60,), self.value)
+        yield torch.full((40,), self.value)
+
+    def facts(self, name: str) -> dict:
+        return {"tensor": name}
+
+    def finish(self, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+
+
+NAMES = [f"model-{i:05d}-of-00004.safetensors" for i in (1, 2, 3, 4)]
+
+
+def test_one_file(tmp_path):
+    seen = []
+    facts = write_model(FakeJob(), tmp_path / "new", progress=seen.append)
+    assert sorted(os.listdir(tmp_path / "new")) == ["config.json", "model.safetensors"]
+    assert os.listdir(tmp_path) == ["new"]
+    assert facts == [{"tensor": name} for name in "abcd"]
+    assert sum(seen) == 1600
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"), [(1600, [4]), (1599, [3, 1]), (800, [2, 2]), (799, [1] * 4), (1, [1] * 4)]
+)
+def test_shards_and_index(tmp_path, size, sizes):
+    write_model(FakeJob(), tmp_path / "new", shard_bytes=size)
+    files = sorted((tmp_path / "new").glob("*.safetensors"))
+    assert [len(read_header(file)) for file in files] == sizes
+    assert list(read_tensors(tmp_path / "new")) == list("abcd")  # holds the index to the shards
+    if len(sizes) > 1:
+        index = json.loads((tmp_path / "new/model.safetensors.index.json").read_text())
+        assert index["metadata"] == {"total_size": 1600}
+
+
+def interrupted(tmp_path, error, fail="c") -> list[str]:
+    said: list[str] = []
+    with pytest.raises(type(error)):
+        write_model(FakeJob(fail, error), tmp_path / "new", shard_bytes=400, notice=said.append)
+    assert not (tmp_path / "new").exists()
+    return said
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no"), MemoryError()])
+def test_an_interrupted_run_is_taken_up(tmp_path, error):
+    said = interrupted(tmp_path, error)
+    assert said == [f"{tmp_path}/.new.partial: keeps 2 of 4 files; run again to go on"]
+    job, seen = FakeJob(), []
+    facts = write_model(
+        job, tmp_path / "new", shard_bytes=400, progress=seen.append, notice=said.append
+    )
+    assert said[1] == f"{tmp_path}/.new.partial: takes up an unfinished run, 2 of 4 files"
+    assert job.made == {"c": 1, "d": 1}
+    assert facts == [{"tensor": name} for name in "abcd"]
+    assert sum(seen) == 1600
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_another_job_starts_anew(tmp_path):
+    interrupted(tmp_path, KeyboardInterrupt())
+    job, said = FakeJob(value=2.0), []
+    write_model(job, tmp_path / "new", shard_bytes=400, notice=said.append)
+    assert job.made == dict.fromkeys("abcd", 1)
+    assert said == [f"{tmp_path}/.new.partial: holds an unfinished run of another job; starts anew"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone", "no-state", "bad-state"])
+def test_damaged_remains_are_made_again(tmp_path, damage):
+    interrupted(tmp_path, KeyboardInterrupt())
+    partial = tmp_path / ".new.partial"
+    if damage == "truncated":
+        os.truncate(partial / "model" / NAMES[0], 50)
+    elif damage == "gone":
+        (partial / "model" / NAMES[0]).unlink()
+    elif damage == "no-state":
+        (partial / "job.json").unlink()
+    else:
+        (partial / "job.json").write_text("{")
+    job = FakeJob()
+    write_model(job, tmp_path / "new", shard_bytes=400)
+    assert job.made["a"] == 1
+    assert list(read_tensors(tmp_path / "new")) == list("abcd")
+
+
+def test_nothing_is_left_where_no_file_was_finished(tmp_path):
+    assert interrupted(tmp_path, RuntimeError("no"), fail="a") == []
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("there", ["file", "folder", "link"])
+def test_what_is_there_is_left_alone(tmp_path, there):
+    new = tmp_path / "new"
+    if there == "file":
+        new.write_text("mine")
+    elif there == "folder":
+        new.mkdir()
+        (new / "mine").write_text("mine")
+    else:
+        new.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="new: is there already, expected a new folder"):
+        write_model(FakeJob(), new)
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "new").mkdir()
+    write_model(FakeJob(), tmp_path / "new")
+    assert (tmp_path / "new/config.json").is_file()
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match="gone is no folder"):
+        write_model(FakeJob(), tmp_path / "gone/new")
+
+
+def test_a_disk_too_small_is_known_beforehand(tmp_path, monkeypatch):
+    small = shutil._ntuple_diskusage(2000, 1000, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: small)
+    with pytest.raises(InputError, match="1,000 bytes are free on the disk, 1,600 are needed"):
+        write_model(FakeJob(), tmp_path / "new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(InputError, match="new: cannot be written; No space left on device"):
+        write_model(FakeJob(), tmp_path / "new")
+
+
+def test_two_runs_at_once(tmp_path):
+    partial = tmp_path / ".new.partial"
+    partial.mkdir()
+    with (partial / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another run is writing this model"):
+            write_model(FakeJob(), tmp_path / "new")
+        assert os.listdir(partial) == ["lock"]
+    write_model(FakeJob(), tmp_path / "new")
+    assert os.listdir(tmp_path) == ["new"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.soak)])
+def test_killed_merges_leave_nothing_that_loads_and_are_taken_up(tmp_path, kills):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    models = [
+        make_checkpoint(tmp_path / f"m{i}", seed=i, num_key_value_heads=1, **sizes) for i in (1, 2)
+    ]
+    listed = "".join(f"- {{model: {folder}, parameters: {{weight: 1}}}}\n" for folder in models)
+    config = tmp_path / "merge.yaml"
+    config.write_text(f"merge_method: multislerp\nmodels:\n{listed}")
+    work = tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, str(SCRIPT), str(config), str(work), str(kills)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    runs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(runs) == kills
+    for run in runs:
+        expected = {
+            "signal": 9, "whole": True, "unloadable": True, "finished": 0, "same": True, "left": [],
+        }  # fmt: skip
+        # a run killed after the last rename leaves its state beside the whole model, and no more
+        run["left"] = (
+            [] if run["left"] == [".out.partial"] and run["step"] == run["of"] else run["left"]
+        )
+        assert {key: run[key] for key in expected} == expected, run
+        assert run["again"] <= 1, run  # the file whose facts were not yet written
+    assert any(run["kept"] > 1 for run in runs)

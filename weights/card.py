@@ -1,0 +1,71 @@
+"""The README.md of a merged model: how it was made, exactly enough to make it again."""
+
+import json
+from collections.abc import Mapping
+from textwrap import indent
+
+from lastword.weights.recipe import Recipe
+from lastword.weights.stored import StoredModel
+from lastword.weights.writer import Layout
+
+_FORMULAS = {
+    "linear": "out = sum_i w_i x_i",
+    "slerp": "out = sin((1 - t) a) / sin(a) x_0 + sin(t a) / sin(a) x_1, a the angle of x_0 and x_1 "
+    "(linear where they are nearly parallel)",
+    "multislerp": "S = sum_i w_i x_i / |x_i|, out = (sum_i w_i |x_i|) S / |S|",
+    "task_arithmetic": "out = base + lambda sum_i w_i (x_i - base)",
+}
+
+
+def merge_card(
+    recipe: Recipe, models: Mapping[str, StoredModel], layout: Layout, fingerprint: str
+) -> str:
+    """Write the model card: front matter, recipe, formula and the hashes of what went in and came out."""
+    hub = [model.files.name for model in models.values() if model.files.revision is not None]
+    front = ["---", "library_name: sentence-transformers", "pipeline_tag: feature-extraction"]
+    front += ["tags:", "- lastword", "- merge", "- sentence-transformers"]
+    if hub:
+        front += ["base_model:", *(f"- {json.dumps(name)}" for name in dict.fromkeys(hub))]
+    dtypes = sorted({str(dtype).removeprefix("torch.") for dtype, _ in layout.values()})
+    formula = _FORMULAS[recipe.method]
+    if recipe.base is not None and recipe.method == "multislerp":
+        formula += ", on x_i - base, and base added"
+    rows = "\n".join(_row(name, model, recipe) for name, model in models.items())
+    front_matter, recipe_text = "\n".join(front), indent(recipe.text.strip("\n"), "    ")
+    return f"""{front_matter}
+---
+
+# A merged embedding model
+
+`lastword merge` made this model of those below by `{recipe.method}`, tensor by tensor:
+
+    {formula}
+
+with inner products and sums in float64 and each value rounded once, to {" and ".join(dtypes)}.
+Configuration, tokenizer and prompts are those of `{recipe.donor}`. The licences of the merged
+models hold for this one.
+
+| model | revision | weight | hash of its weights |
+|---|---|---|---|
+{rows}
+
+Hash of these weights: `{fingerprint}`. Like those above, it is what `lastword info` calls
+"weights": of every tensor's name, dtype and shape and three sampled blocks.
+
+## Recipe
+
+{recipe_text}
+"""
+
+
+def _row(name: str, model: StoredModel, recipe: Recipe) -> str:
+    roles = [
+        f"{w:g}" for each, w in zip(recipe.models, recipe.weights, strict=False) if each == name
+    ]
+    if recipe.method == "slerp":
+        roles = [f"t = {i}" for i, each in enumerate(recipe.models) if each == name]
+    if name == recipe.base:
+        roles.append("base")
+    shown = name.replace("|", "\\|")
+    revision = model.files.revision or "a folder"
+    return f"| {shown} | {revision} | {', '.join(roles)} | `{model.fingerprint}` |"

@@ -1,0 +1,77 @@
+"""One model's weights in another dtype, as a job for `rewrite.py`; a tensor that keeps its dtype keeps its bytes."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lastword.errors import WeightsError
+from lastword.weights.blocks import Workers, blocks
+from lastword.weights.companions import copy_companions
+from lastword.weights.mapping import DTYPES, mapped
+from lastword.weights.stored import StoredModel
+from lastword.weights.writer import Layout
+
+_CARD = "README.md"
+
+
+class Conversion:
+    """A model on its way to another dtype, rounded to nearest even, or only to other files.
+
+    Args:
+        model: what to convert.
+        dtype: of every tensor of the result; None keeps each tensor's own.
+        workers: who does the arithmetic.
+    """
+
+    layout: Layout
+    identity: dict[str, object]
+
+    def __init__(self, model: StoredModel, dtype: torch.dtype | None, workers: Workers) -> None:
+        self._model, self._workers = model, workers
+        self._plain = {model.keys[name]: name for name in model.tensors}
+        infos = {key: model.tensors[name] for key, name in self._plain.items()}
+        self.layout = {
+            key: (dtype or DTYPES[info.dtype], info.shape) for key, info in infos.items()
+        }
+        self.identity = {"convert": model.fingerprint, "dtype": str(dtype)}
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Convert one tensor."""
+        flat = mapped(self._model.tensors[self._plain[name]], name).view(-1)
+        dtype = self.layout[name][0]
+
+        def converted(block: slice) -> Tensor:
+            return _rounded(flat[block], dtype, f"{self._model.name}: tensor {name}")
+
+        if dtype == flat.dtype:
+            return (flat[block] for block in blocks(flat.numel()))
+        return self._workers.map(converted, blocks(flat.numel()))
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Say what was made of which."""
+        return {"tensor": name, "dtype": str(self.layout[name][0]).removeprefix("torch.")}
+
+    def finish(self, folder: Path) -> None:
+        """Copy the other files of the model, its card too."""
+        card = self._model.folder / _CARD
+        if card.is_file():
+            shutil.copyfile(card, folder / _CARD)
+        copy_companions(self._model.folder, folder, {dtype for dtype, _ in self.layout.values()})
+
+
+def _rounded(x: Tensor, dtype: torch.dtype, where: str) -> Tensor:
+    """Convert elements; one that the new dtype cannot hold is an error, not an infinity."""
+    made = x.to(dtype)
+    # A sum in float64 is finite only where every element is.
+    if not math.isfinite(float(made.sum(dtype=torch.float64))):
+        largest = float(x.abs().max())
+        raise WeightsError(
+            f"{where}: a value of size {largest:g} does not fit; got {dtype}, whose largest is "
+            f"{torch.finfo(dtype).max:g}. Choose bf16 or f32"
+        )
+    return made

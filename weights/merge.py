@@ -1,0 +1,242 @@
+"""Merging weights: each method as one scalar a model and tensor, in float64, rounded once at the end.
+
+Every method here is `out = base + sum_i c_i (x_i - base)`, and the scalars c_i follow from the inner products
+of the rows x_i - base alone (their Gram matrix). So a tensor is read in pieces: once for the inner products,
+once for the sum. Knows nothing about files; `tensor_merge.py` feeds it from mapped ones.
+
+Letters: N models, K elements of a piece.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lastword.errors import InputError
+
+PIECE = 1 << 17  # elements at a time: N rows of float64 then stay in a core's cache
+SLERP_LINEAR = 0.9995  # |cos| above which slerp is linear, as its formula loses its meaning there
+_CANCELLED = 1e-8  # |sum of unit vectors| below this share of sum |w| has no direction
+_DIRECT = 1e-4  # squared share below which the Gram matrix has too few digits left for the norm
+
+Pieces = Callable[[], Iterable[Tensor]]  # each call walks the rows [N, K] of a tensor once more
+
+
+def multislerp(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None = None,
+    normalize: bool = True,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Merge tensors by Multi-SLERP: their weighted mean direction times their weighted mean norm.
+
+        w = weights / sum(weights), or the weights as they are;  x_i = tensors_i - base
+        S = sum_i w_i x_i / |x_i|;  out = base + (sum_i w_i |x_i|) S / |S|
+
+    The tangent step of the usual statement is zero for any weights, so this is the whole of it. Each
+    tensor is one vector, whatever its shape. One tensor alone is copied.
+
+    Args:
+        tensors: N >= 1 of one shape, any floating dtype.
+        weights: N finite numbers, negative and zero allowed.
+        base: the tensor that the others are compared to, of their shape.
+        normalize: divide the weights by their sum.
+        dtype: of the result; None is the tensors' own (the widest, where they differ).
+
+    Returns:
+        A tensor of their shape.
+
+    Numerics: inner products and sums in float64, rounded once to `dtype`. An all-zero x_i has no direction
+        and adds none. Where the directions cancel, two models are merged linearly; all-zero rows give `base`.
+
+    Raises:
+        InputError: shapes differ, weights cannot be normalised, a tensor is not finite, or the directions
+            of three or more models cancel.
+
+    Source: mergekit 0.1.5, `multislerp`, whose formula this equals in exact arithmetic.
+    """
+    _check(tensors, weights, base)
+    dtype = dtype or _widest(tensors)
+    if len(tensors) == 1:
+        return tensors[0].to(dtype, copy=True)
+
+    applied = shares(weights, normalize=normalize)
+
+    def pieces() -> Iterable[Tensor]:
+        for start in range(0, tensors[0].numel(), PIECE):
+            yield rows(tensors, base, start, PIECE)
+
+    coefficients = multislerp_coefficients(gram(pieces(), len(tensors)), applied, pieces)
+    merged = torch.empty(tensors[0].shape, dtype=dtype)
+    flat = merged.view(-1)
+    for index, piece in enumerate(pieces()):
+        start = index * PIECE
+        origin = None if base is None else base.reshape(-1)[start : start + PIECE]
+        flat[start : start + PIECE] = combined(piece, coefficients, origin)
+    return merged
+
+
+def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
+    """Give the weights as they apply: divided by their sum, or as they are.
+
+    Raises:
+        InputError: the sum is zero, or so near to it that the quotients mean nothing.
+    """
+    if not normalize:
+        return list(weights)
+    total = math.fsum(weights)
+    if abs(total) <= _CANCELLED * math.fsum(map(abs, weights)):
+        raise InputError(
+            f"merge: the weights {list(weights)} sum to {total:g}, expected a sum other than 0. "
+            "Change them, or do not normalise"
+        )
+    return [weight / total for weight in weights]
+
+
+def rows(tensors: Sequence[Tensor], base: Tensor | None, start: int, size: int) -> Tensor:
+    """Stack one piece of every tensor, less the base's: float64 [N, K] of elements from `start`."""
+    parts = [tensor.reshape(-1)[start : start + size] for tensor in tensors]
+    stacked = torch.empty((len(parts), parts[0].numel()), dtype=torch.float64)
+    for row, part in zip(stacked, parts, strict=True):
+        row.copy_(part)
+    if base is not None:
+        stacked.sub_(base.reshape(-1)[start : start + size])
+    return stacked
+
+
+def gram(pieces: Iterable[Tensor], count: int) -> Tensor:
+    """Sum the inner products of rows over all pieces: float64 [N, N]."""
+    total = torch.zeros((count, count), dtype=torch.float64)
+    for piece in pieces:
+        total += inner_products(piece)
+    return total
+
+
+def inner_products(piece: Tensor) -> Tensor:
+    """Inner products [N, N] of the rows [N, K]; equal rows give equal entries, bit for bit."""
+    products = torch.empty((len(piece), len(piece)), dtype=torch.float64)
+    for i, row in enumerate(piece):
+        for j in range(i + 1):
+            products[i, j] = products[j, i] = torch.dot(row, piece[j])
+    return products
+
+
+def combined(piece: Tensor, coefficients: Sequence[float], base: Tensor | None) -> Tensor:
+    """Give `base + sum_i c_i row_i`: float64 [K], to be rounded by the caller."""
+    total = piece[0] * coefficients[0]
+    for row, coefficient in zip(piece[1:], coefficients[1:], strict=True):
+        total.add_(row, alpha=coefficient)
+    return total if base is None else total.add_(base)
+
+
+def multislerp_coefficients(
+    products: Tensor, weights: Sequence[float], pieces: Pieces
+) -> list[float]:
+    """Give the c_i of `multislerp` from the Gram matrix [N, N] and the weights as they apply.
+
+    `pieces` is walked once more only where the directions nearly cancel: the Gram matrix then
+    holds too few digits of |S|, and S is summed itself.
+    """
+    count = len(weights)
+    if count == 1:
+        return [1.0]
+    norms = _norms(products)
+    scales = [w / n if n else 0.0 for w, n in zip(weights, norms, strict=True)]
+    size = math.fsum(abs(w) for w, n in zip(weights, norms, strict=True) if n)
+    if size == 0:  # every row is zero or unweighted: nothing to turn
+        return list(weights)
+    squared = _quadratic(products, norms, weights)
+    if squared < _DIRECT * size**2:
+        squared = math.fsum(
+            float(torch.dot(s, s)) for s in (combined(p, scales, None) for p in pieces())
+        )
+    length = math.sqrt(squared)
+    if length > _CANCELLED * size:
+        mean = math.fsum(w * n for w, n in zip(weights, norms, strict=True))
+        return [mean / length * scale for scale in scales]
+    if count == 2:
+        return list(weights)
+    raise InputError(
+        "the weighted directions cancel out, so their mean has none. Change the weights"
+    )
+
+
+def slerp_coefficients(products: Tensor, t: float) -> list[float]:
+    """Give `sin((1-t)a)/sin(a), sin(ta)/sin(a)`, a the angle of two rows; `1-t, t` where they are parallel.
+
+    Also linear where a row is zero, which has no angle to the other.
+    """
+    first, second = _norms(products)
+    cosine = _cosine(products, 0, 1) if first and second else 1.0
+    if abs(cosine) > SLERP_LINEAR:
+        return [1.0 - t, t]
+    angle = math.acos(cosine)
+    return [math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)]
+
+
+def describe(products: Tensor, coefficients: Sequence[float]) -> dict[str, Any]:
+    """Give the norms of the rows x_i - base, their angles, the c_i, and the norm of the merged row.
+
+    Angles are in degrees, of all pairs; None where one of the two rows is zero.
+    """
+    norms = _norms(products)
+    places = range(len(norms))
+    c = torch.tensor(coefficients, dtype=torch.float64)
+    return {
+        "norms": norms,
+        "angles": [[_angle(products, i, j) for j in places] for i in places],
+        "coefficients": list(coefficients),
+        "norm": math.sqrt(max(0.0, float(c @ products @ c))),
+    }
+
+
+def _angle(products: Tensor, i: int, j: int) -> float | None:
+    if not products[i, i] or not products[j, j]:
+        return None
+    return math.degrees(math.acos(_cosine(products, i, j)))
+
+
+def _norms(products: Tensor) -> list[float]:
+    norms = products.diagonal().sqrt().tolist()
+    if not all(map(math.isfinite, norms)):
+        place = next(i for i, norm in enumerate(norms) if not math.isfinite(norm))
+        raise InputError(f"model {place + 1} holds NaN or infinity here, expected finite weights")
+    return [float(norm) for norm in norms]
+
+
+def _cosine(products: Tensor, i: int, j: int) -> float:
+    """The cosine of two rows; exactly 1 for equal and -1 for opposite ones."""
+    square = float(products[i, i] * products[j, j])
+    return max(-1.0, min(1.0, float(products[i, j]) / math.sqrt(square)))
+
+
+def _quadratic(products: Tensor, norms: Sequence[float], weights: Sequence[float]) -> float:
+    """|S|^2 = sum_ij w_i w_j cos_ij over the rows that have a direction."""
+    held = [i for i, norm in enumerate(norms) if norm]
+    return math.fsum(weights[i] * weights[j] * _cosine(products, i, j) for i in held for j in held)
+
+
+def _check(tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor | None) -> None:
+    if not tensors or len(tensors) != len(weights):
+        raise InputError(
+            f"merge: got {len(tensors)} tensors and {len(weights)} weights, expected one weight a tensor"
+        )
+    if not all(map(math.isfinite, weights)):
+        raise InputError(f"merge: weights; got {list(weights)}, expected finite numbers")
+    for each in (*tensors, *([] if base is None else [base])):
+        if each.shape != tensors[0].shape:
+            shapes = f"{list(each.shape)}, expected {list(tensors[0].shape)}"
+            raise InputError(f"merge: shapes; got {shapes} as the first tensor has")
+        if not each.is_floating_point():
+            raise InputError(f"merge: dtype; got {each.dtype}, expected a floating one")
+
+
+def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype

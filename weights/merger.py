@@ -1,0 +1,108 @@
+"""A recipe's models opened and held to each other, and their merge as a job for `rewrite.py`.
+
+Every check runs before anything is written. In memory are pages of mapped files and a few blocks.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lastword.errors import InputError, WeightsError
+from lastword.weights import merge
+from lastword.weights.agree import check_agreement, notices
+from lastword.weights.blocks import Workers
+from lastword.weights.card import merge_card
+from lastword.weights.checkpoint import Checkpoint
+from lastword.weights.companions import copy_companions
+from lastword.weights.layout import IGNORED
+from lastword.weights.mapping import DTYPES, mapped
+from lastword.weights.recipe import Recipe
+from lastword.weights.spec import read_embedding_spec
+from lastword.weights.stored import open_stored
+from lastword.weights.tensor_merge import TensorMerge
+from lastword.weights.writer import Layout, Spec
+
+_NORMALIZES = ("normalize", "normalize_weights")
+
+
+class Merge:
+    """A checked merge, ready for `write_model`.
+
+    Args:
+        recipe: what to merge and how.
+        workers: who does the arithmetic.
+        local_files_only: do not use the network for models named by a hub id.
+
+    Raises:
+        WeightsError, ConfigError: a model is missing, damaged, or not a variant of the first one.
+        InputError: weights that cannot be normalised.
+    """
+
+    layout: Layout
+    identity: dict[str, object]
+    notices: list[str]
+
+    def __init__(self, recipe: Recipe, workers: Workers, *, local_files_only: bool = False) -> None:
+        self.recipe, self._workers = recipe, workers
+        if recipe.weights and any(recipe.parameters.get(key) for key in _NORMALIZES):
+            merge.shares(recipe.weights, normalize=True)  # refuses weights that sum to zero
+        named = (recipe.donor, *recipe.models, *([recipe.base] if recipe.base else []))
+        self.opened = {
+            name: open_stored(name, local_files_only=local_files_only)
+            for name in dict.fromkeys(named)
+        }
+        everyone = list(self.opened.values())
+        check_agreement(everyone, one_dtype=recipe.dtype is None)
+        self.donor = self.opened[recipe.donor]
+        read_embedding_spec(self.donor.folder, self.donor.config)
+        self.notices = notices(self.donor, everyone)
+        headed = all(IGNORED in model.tensors for model in everyone)
+        kept = [name for name in self.donor.tensors if name != IGNORED or headed]
+        self._plain = {self.donor.keys[name]: name for name in kept}
+        self.layout = {key: self._spec(name) for key, name in self._plain.items()}
+        prints = {name: model.fingerprint for name, model in self.opened.items()}
+        self.identity = {"recipe": recipe.text, "models": prints}
+        self._facts: dict[str, dict[str, Any]] = {}
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Merge one tensor; its facts are there when its last piece has been taken."""
+        plain, recipe = self._plain[name], self.recipe
+        tensors = [self._flat(model, plain) for model in recipe.models]
+        alone = recipe.method == "multislerp" and len(tensors) == 1  # its direction is its own
+        base = None if recipe.base is None or alone else self._flat(recipe.base, plain)
+        dtype, shape = self.layout[name]
+        work = TensorMerge(tensors, base, dtype, self._workers)
+        try:
+            yield from work.run(recipe)
+            facts = merge.describe(work.products, work.coefficients)
+            self._facts[name] = {"tensor": name, "shape": list(shape), **facts}
+        except InputError as problem:
+            raise WeightsError(f"tensor {name}: {self._not_finite(plain) or problem}") from None
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Give a merged tensor's name, shape and what `merge.describe` says of it."""
+        return self._facts[name]
+
+    def finish(self, folder: Path) -> None:
+        """Write the model card and the donor's files."""
+        fingerprint = Checkpoint(folder, self.donor.config).fingerprint()
+        card = merge_card(self.recipe, self.opened, self.layout, fingerprint)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        copy_companions(self.donor.folder, folder, {dtype for dtype, _ in self.layout.values()})
+
+    def _spec(self, plain: str) -> Spec:
+        info = self.donor.tensors[plain]
+        return self.recipe.dtype or DTYPES[info.dtype], info.shape
+
+    def _flat(self, model: str, plain: str) -> Tensor:
+        return mapped(self.opened[model].tensors[plain], plain).view(-1)
+
+    def _not_finite(self, plain: str) -> str | None:
+        """Name the models whose tensor holds NaN or infinity."""
+        for name in self.opened:
+            if not torch.isfinite(self._flat(name, plain)).all():
+                return f"{name} holds NaN or infinity, expected finite weights"
+        return None

@@ -1,0 +1,154 @@
+"""A plan of bags on disk: which rows each model is trained on, and the recipe that merges the models.
+
+`plan.json` says what and how much, `plan.rows/BAG/DATASET.txt` holds a row id a line, `plan.merge.yaml` is
+the recipe. The same seed and data give the same bytes on every machine, whatever the order of the files.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from lastword.errors import InputError
+from lastword.weights.bags import REST, Bag, Dataset, chosen, row_ids, shown_percent
+
+_FORMAT = 1  # raise it when equal seeds give other rows than before
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSpec:
+    """All that a plan depends on beside the data."""
+
+    seed: int
+    bags: Sequence[Bag]
+    old_ratio: Fraction
+    id_field: str | None
+    by_size: bool  # merge weights: the bags' numbers of rows, or 1 each
+    into: str | None  # an existing model that the new ones are merged into
+
+
+def write_plan(
+    out: Path,
+    spec: PlanSpec,
+    datasets: Sequence[Dataset],
+    progress: Callable[[int], object] = lambda _: None,
+) -> dict[str, Any]:
+    """Draw every bag and write the plan, its rows and its recipe.
+
+    Args:
+        out: the plan's `.json` file; nothing may be there yet.
+        spec: what to draw.
+        datasets: in any order.
+        progress: called with numbers of rows written.
+
+    Returns:
+        What `plan.json` holds.
+
+    Raises:
+        InputError: something is there already, cannot be written, or a row has no id.
+    """
+    rows, recipe = out.with_suffix(".rows"), out.with_suffix(".merge.yaml")
+    if out.suffix != ".json":
+        raise InputError(
+            f"{out}: got {out.suffix or 'no ending'}, expected a plan's name with .json"
+        )
+    for path in (out, rows, recipe):
+        if path.exists() or path.is_symlink():
+            raise InputError(f"{path}: is there already, expected a new plan. Name another one")
+    ordered = sorted(datasets, key=lambda dataset: dataset.name)
+    try:
+        with _all_or_nothing(rows, recipe, out) as (rows_part, recipe_part, out_part):
+            bags = [_bag(spec, bag, ordered, rows_part, rows.name, progress) for bag in spec.bags]
+            plan = _described(spec, ordered, bags, recipe.name)
+            recipe_part.write_text(_recipe(spec, ordered, bags), encoding="utf-8")
+            out_part.write_text(f"{json.dumps(plan, indent=2)}\n", encoding="utf-8")
+    except OSError as problem:
+        raise InputError(f"{out}: cannot be written; {problem.strerror or problem}") from None
+    return plan
+
+
+@contextmanager
+def _all_or_nothing(*places: Path) -> Iterator[tuple[Path, ...]]:
+    """Give temporary neighbours that take their places together; the last one says that all are there."""
+    parts = tuple(place.with_name(f".{place.name}.{os.getpid()}.part") for place in places)
+    try:
+        yield parts
+        for part, place in zip(parts, places, strict=True):
+            part.rename(place)
+    except BaseException:
+        for path in parts:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        raise
+
+
+def _bag(
+    spec: PlanSpec,
+    bag: Bag,
+    datasets: Sequence[Dataset],
+    folder: Path,
+    named: str,
+    progress: Callable[[int], object],
+) -> dict[str, Any]:
+    """Write a bag's row ids, a file a dataset; give what the plan says of it."""
+    (folder / bag.name).mkdir(parents=True)
+    parts: dict[str, dict[str, Any]] = {}
+    for dataset in datasets:
+        count, digest = 0, hashlib.sha256()
+        rows = chosen(spec.seed, spec.bags, bag, dataset, spec.old_ratio)
+        with (folder / bag.name / f"{dataset.name}.txt").open("wb", buffering=1 << 20) as file:
+            for each in row_ids(dataset, rows, spec.id_field):
+                line = f"{each}\n".encode()
+                file.write(line)
+                digest.update(line)
+                count += 1
+                if count % 100_000 == 0:
+                    progress(100_000)
+        progress(count % 100_000)
+        file_name = f"{named}/{bag.name}/{dataset.name}.txt"
+        parts[dataset.name] = {"rows": count, "ids": file_name, "sha256": digest.hexdigest()}
+    total = sum(part["rows"] for part in parts.values())
+    if not total:
+        raise InputError(f"bag {bag.name}: holds no rows. Choose a larger ratio")
+    ratio = REST if bag.ratio is None else shown_percent(bag.ratio)
+    return {"name": bag.name, "ratio": ratio, "rows": total, "datasets": parts}
+
+
+def _described(
+    spec: PlanSpec, datasets: Sequence[Dataset], bags: list[dict[str, Any]], recipe: str
+) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "seed": spec.seed,
+        "ids": "row numbers from 0" if spec.id_field is None else f"field {spec.id_field}",
+        "old_ratio": shown_percent(spec.old_ratio)
+        if [each for each in datasets if each.old]
+        else None,
+        "datasets": {
+            each.name: {"rows": each.rows, "sha256": each.sha256, "old": each.old}
+            for each in datasets
+        },
+        "bags": bags,
+        "merge": recipe,
+    }
+
+
+def _recipe(spec: PlanSpec, datasets: Sequence[Dataset], bags: list[dict[str, Any]]) -> str:
+    """Write the recipe; the model trained on a bag is looked for in a folder of the bag's name."""
+    weights = {f"./{bag['name']}": bag["rows"] if spec.by_size else 1 for bag in bags}
+    if spec.into is not None:
+        old = sum(each.rows for each in datasets if each.old)
+        weights = {spec.into: old if spec.by_size else 1, **weights}
+    lines = ["# Train a model on each bag of the plan, put it in the folder named here, then:"]
+    lines += ["#   lastword merge THIS_FILE ./merged", "models:"]
+    for name, weight in weights.items():
+        lines += [f"  - model: {json.dumps(name)}", f"    parameters: {{weight: {weight}}}"]
+    return "\n".join([*lines, "merge_method: multislerp", "dtype: float32", ""])

@@ -1,0 +1,260 @@
+"""A merge described in mergekit's YAML, read strictly: what is not implemented is refused by name.
+
+Read are `models:`-style merges (model, parameters.weight, merge_method, base_model, dtype, out_dtype,
+tokenizer_source and the methods' own parameters). Knows nothing about files; `merger.py` takes it from here.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import torch
+
+from lastword.errors import ConfigError, InputError, some
+from lastword.weights.fields import Fields, read_bytes, shown
+
+DTYPES: Final = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+_KEYS = frozenset(
+    "models merge_method base_model dtype out_dtype parameters tokenizer_source".split()
+)
+_STYLES = frozenset("slices modules tokenizer chat_template".split())
+# Each method's own parameters, beside `weight`, and what they are when absent; None must be given.
+_PARAMETERS: Final[dict[str, dict[str, bool | float | None]]] = {
+    "linear": {"normalize": True},
+    "multislerp": {"normalize_weights": True},
+    "slerp": {"t": None},
+    "task_arithmetic": {"normalize": False, "lambda": 1.0},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A merge, checked. For slerp `models` are the two ends, t = 0 first, and `weights` is empty."""
+
+    method: str
+    models: tuple[str, ...]
+    weights: tuple[float, ...]
+    base: str | None  # what is subtracted first and added last
+    donor: str  # whose configuration, tokenizer and other files are taken
+    dtype: torch.dtype | None  # of the result; None: as stored
+    parameters: Mapping[str, bool | float]
+    text: str
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a merge's YAML file.
+
+    Raises:
+        WeightsError: the file cannot be read.
+        ConfigError: it is not YAML, or asks for something that is not implemented.
+        InputError: PyYAML is not installed.
+    """
+    try:
+        text = read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise ConfigError(f"{path}: not UTF-8 at byte {problem.start}") from None
+    return parse_recipe(text, str(path))
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """Check the text of a merge's YAML file; `where` begins each message."""
+    fields = _fields(_load(text, where), where)
+    _refuse_others(fields)
+    method = fields.text("merge_method") or fields.fail("merge_method", "a method's name")
+    if method not in _PARAMETERS:
+        fields.fail("merge_method", f"one of {some(_PARAMETERS)}", " lastword has no other method")
+    base = _model(fields, "base_model") if fields.values.get("base_model") is not None else None
+    members = _members(fields)
+    shared = _fields(fields.object("parameters") or {}, f"{where}: parameters")
+    own, global_weight = _own_parameters(shared, method)
+    models, weights = _weighted(members, global_weight, method, base, where)
+    if method == "linear":
+        donor, base = base or models[0], None
+    elif method == "slerp":
+        models, donor, base = (base or "", *models), base or "", None
+    else:
+        donor = base or models[0]
+    _check_tokenizer(fields, {*models, donor})
+    return Recipe(method, models, weights, base, donor, _dtype(fields), own, text)
+
+
+def _load(text: str, where: str) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise InputError(
+            "merge: PyYAML is not installed. Install it with: pip install 'lastword[merge]'"
+        ) from None
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
+        """Safe, and a key that stands twice is an error, not a silent choice."""
+
+    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
+        loader.flatten_mapping(node)
+        pairs = loader.construct_pairs(node, deep=True)
+        keys = [shown(key) for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            line = node.start_mark.line + 1
+            raise ConfigError(f"{where}:{line}: key {twice} stands twice, expected once")
+        return dict(pairs)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        return yaml.load(text, Loader)  # noqa: S506  a subclass of SafeLoader
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        reason = getattr(problem, "problem", None) or str(problem).splitlines()[0]
+        raise ConfigError(f"{place}: not valid YAML; {reason}") from None
+    except (RecursionError, TypeError, ValueError) as problem:
+        if isinstance(problem, ConfigError):
+            raise
+        raise ConfigError(f"{where}: not valid YAML; {problem}") from None
+
+
+def _fields(value: Any, where: str) -> Fields:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{where}: got {shown(value)}, expected a mapping of names")
+    return Fields(value, where)
+
+
+def _refuse_others(fields: Fields) -> None:
+    for key in sorted(_STYLES & fields.values.keys()):
+        if fields.values[key] is not None:
+            raise ConfigError(
+                f"{fields.where}: {key} is not implemented, expected a merge of whole models by "
+                "`models:`. Remove it"
+            )
+    _refuse_unknown(fields, _KEYS | _STYLES, "keys")
+
+
+def _refuse_unknown(fields: Fields, known: frozenset[str], what: str) -> None:
+    if unknown := fields.values.keys() - known:
+        raise ConfigError(
+            f"{fields.where}: {what} that are not implemented: {some(unknown)}; "
+            f"expected {some(known - _STYLES, 9)}. Remove them"
+        )
+
+
+def _members(fields: Fields) -> list[tuple[str, Fields]]:
+    """Give each listed model with its parameters."""
+    listed = fields.values.get("models")
+    if not isinstance(listed, list) or not listed:
+        fields.fail("models", "a list of models")
+    members = []
+    for number, entry in enumerate(listed, 1):
+        where = f"{fields.where}: models: entry {number}"
+        each = _fields(entry, where)
+        _refuse_unknown(each, frozenset(("model", "parameters")), "keys")
+        parameters = _fields(each.object("parameters") or {}, f"{where}: parameters")
+        _refuse_unknown(parameters, frozenset(("weight",)), "parameters of a model")
+        members.append((_model(each, "model"), parameters))
+    return members
+
+
+def _model(fields: Fields, key: str) -> str:
+    """Take a folder or hub id; an adapter on top of a model is refused."""
+    name = fields.values.get(key)
+    if not isinstance(name, str) or not name:
+        fields.fail(key, "a folder or a hub id")
+    if "+" in name and not Path(name).exists():
+        fields.fail(key, "one model", " Adapters are not merged: fold it into its model first")
+    return name
+
+
+def _own_parameters(shared: Fields, method: str) -> tuple[dict[str, bool | float], float | None]:
+    """Take the method's own parameters and a weight that holds for every model that states none."""
+    defaults = _PARAMETERS[method]
+    if method == "multislerp" and "normalize" in shared.values:
+        shared.fail("normalize", "no such parameter", " multislerp calls it normalize_weights")
+    weight = frozenset() if method == "slerp" else frozenset(("weight",))
+    _refuse_unknown(shared, frozenset(defaults) | weight, f"parameters of {method}")
+    own: dict[str, bool | float] = {}
+    for key, default in defaults.items():
+        if isinstance(default, bool):
+            own[key] = shared.boolean(key, default=default)
+        else:
+            own[key] = _number(shared, key, default)
+    if method == "slerp" and not 0.0 <= own["t"] <= 1.0:
+        shared.fail("t", "a number from 0 to 1")
+    return own, _number(shared, "weight", None) if "weight" in shared.values else None
+
+
+def _number(fields: Fields, key: str, default: float | None) -> float:
+    """Take a finite number; YAML reads 1e-3 as text, so text that is a number counts."""
+    value = fields.values.get(key, default)
+    if isinstance(value, list | dict):
+        _refuse_gradient(fields, key, value)
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            fields.fail(key, "a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        fields.fail(key, "a finite number")
+    return float(value)
+
+
+def _refuse_gradient(fields: Fields, key: str, value: list[Any] | dict[str, Any]) -> NoReturn:
+    entries = value if isinstance(value, list) else [value]
+    kind = "filters" if any(isinstance(entry, dict) for entry in entries) else "gradients"
+    fields.fail(key, "one number", f" {kind.capitalize()} are not implemented")
+
+
+def _weighted(
+    members: list[tuple[str, Fields]],
+    global_weight: float | None,
+    method: str,
+    base: str | None,
+    where: str,
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Tell the models that are merged from the base, and give each its weight."""
+    if base is None and method in ("slerp", "task_arithmetic"):
+        raise ConfigError(f"{where}: base_model is missing, {method} needs one")
+    if method == "linear" and base is not None and base not in [name for name, _ in members]:
+        raise ConfigError(
+            f"{where}: base_model; linear has no base. List it under models with a weight, or remove it"
+        )
+    merged = []
+    for name, parameters in members:
+        if name == base and method != "linear":
+            if parameters.values:
+                parameters.fail("weight", "none on the base_model")
+        elif method == "slerp":
+            if parameters.values:
+                parameters.fail("weight", "none: slerp goes by t")
+            merged.append((name, 0.0))
+        elif "weight" in parameters.values:
+            merged.append((name, _number(parameters, "weight", None)))
+        elif global_weight is not None:
+            merged.append((name, global_weight))
+        else:
+            parameters.fail("weight", "a number")
+    if not merged or (method == "slerp" and len(merged) != 1):
+        needed = "exactly one model" if method == "slerp" else "at least one model"
+        raise ConfigError(
+            f"{where}: models; got {len(merged)} beside the base_model, expected {needed}"
+        )
+    weights = () if method == "slerp" else tuple(weight for _, weight in merged)
+    return tuple(name for name, _ in merged), weights
+
+
+def _check_tokenizer(fields: Fields, models: set[str]) -> None:
+    """Take any source among the models: they are held to one vocabulary, so all are the same."""
+    source = fields.text("tokenizer_source")
+    if source is not None and source != "base" and source not in models:
+        fields.fail("tokenizer_source", "base or one of the models", " Others are not implemented")
+
+
+def _dtype(fields: Fields) -> torch.dtype | None:
+    for key in ("out_dtype", "dtype"):
+        name = fields.text(key)
+        if name is not None and name not in DTYPES:
+            fields.fail(key, f"one of {some(DTYPES)}")
+    name = fields.text("out_dtype") or fields.text("dtype")
+    return None if name is None else DTYPES[name]
