@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lastword.device import choose_device, choose_dtype, default_batch_tokens
+from lastword.device import check_quantize, choose_device, choose_dtype, default_batch_tokens
 from lastword.errors import ConfigError, InputError
 from lastword.finish import finish, quantize
 from lastword.forest import Forest, plan_forests
 from lastword.identity import file_hash, fingerprint
+from lastword.kernels import activation_levels
 from lastword.model import Model
 from lastword.progress import progress_bar
 from lastword.report import Report
@@ -41,6 +42,7 @@ class Embedder:
         model: hub id or folder.
         device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU.
         dtype: "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
+        quantize: "int8" for 8-bit matrix products on a CPU: faster, at a small drift; default none.
         revision, cache_dir, token, local_files_only: as huggingface-hub takes them.
         max_length: tokens a text may have, the end token included; default as sentence-transformers reads it.
         max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own.
@@ -55,6 +57,7 @@ class Embedder:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        quantize: str | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
@@ -70,6 +73,7 @@ class Embedder:
             )
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
+        self.quantize = check_quantize(quantize, self.device, self.dtype)
         self.files = locate(
             model,
             revision=revision,
@@ -97,7 +101,7 @@ class Embedder:
         self._size = self.config.hidden_size
         self.dim = check_dim(truncate_dim, self._size)
         self.checkpoint = self._open_checkpoint()
-        self._model = Model(self.checkpoint, self.config, self.device, self.dtype)
+        self._model = Model(self.checkpoint, self.config, self.device, self.dtype, self.quantize)
 
     def _open_checkpoint(self) -> Checkpoint:
         """Open the weights; the model benchmark puts random ones in their place."""
@@ -306,6 +310,7 @@ class Embedder:
             space=self.space_fingerprint(truncate_dim),
             prompt=prompt,
             dtype=str(self.dtype),
+            quantize=self.quantize and [self.quantize, activation_levels()],
             max_length=self.max_length,
             precision=precision,
             ranges=None if ranges is None else ranges.tolist(),

@@ -16,6 +16,7 @@ _OPTION_OF = {
     "max_batch_tokens": "--max-batch-tokens",
     "device": "--device",
     "dtype": "--dtype",
+    "quantize": "--quantize",
     "precision": "--precision",
     "ranges": "--ranges",
 }
@@ -43,6 +44,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--local-files-only", action="store_true", help="do not use the network")
     group.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
     group.add_argument("--dtype", help="float32 or bfloat16; by default what suits the device")
+    group.add_argument("--quantize", choices=("int8",), help="faster on a CPU, at a small drift")
     group.add_argument("--dim", type=positive, help="keep this many dimensions of each vector")
     group.add_argument("--max-length", type=positive, help="tokens a text may have")
     group.add_argument("--max-batch-tokens", type=positive, help="tokens computed at once")
@@ -86,6 +88,7 @@ def open_model(args: argparse.Namespace) -> "Embedder":
         args.model,
         device=args.device,
         dtype=args.dtype,
+        quantize=args.quantize,
         revision=args.revision,
         local_files_only=args.local_files_only,
         max_length=args.max_length,
