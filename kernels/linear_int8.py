@@ -92,7 +92,8 @@ class Int8SwigluLinear:
 def _row_scale(x: Tensor) -> Tensor:
     """Largest |x| of each row, [T, 1]; a row of zeros keeps a divisor."""
     largest = torch.linalg.vector_norm(x, float("inf"), dim=1, keepdim=True)
-    return largest.clamp_min_(torch.finfo(x.dtype).tiny)
+    divisor: Tensor = largest.clamp_min_(torch.finfo(x.dtype).tiny)
+    return divisor
 
 
 def _pack(weight: Tensor) -> tuple[Any, Tensor]:
