@@ -4,20 +4,21 @@ texts ─ tokens ─► token ids ─ forest ─► Forest ─ model ─► fina
 """
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lastword.device import check_quantize, choose_device, choose_dtype, default_batch_tokens
-from lastword.errors import ConfigError, InputError
+from lastword.errors import ConfigError
 from lastword.finish import finish, quantize
 from lastword.forest import Forest, plan_forests
 from lastword.identity import file_hash, fingerprint
 from lastword.kernels import activation_levels
 from lastword.model import Model
+from lastword.pipeline import compute_windows, count, prepare_windows
 from lastword.progress import progress_bar
 from lastword.report import Report
 from lastword.settings import (
@@ -218,10 +219,11 @@ class Embedder:
         prefix = self.resolve_prompt(prompt_name, prompt)
         options = EncodeOptions(prefix, "float32", self.dim, None, "cut")
         report = Report()
-        for window in cut_windows(iter(texts)):
-            for forest in self._forests(window, report.texts, options, report):
-                self._count(forest, report)
-            report.texts += len(window)
+        prepare = partial(self._forests, options)
+        for window in prepare_windows(cut_windows(iter(texts)), prepare, ahead=False):
+            for forest in window.forests:
+                count(forest, window.counts)
+            report.add(window.counts)
         return report
 
     def _dim(self, truncate_dim: int | None) -> int:
@@ -235,44 +237,25 @@ class Embedder:
         advance: Callable[[int], None],
     ) -> Iterator[Tensor]:
         """Yield the vectors [n, dim] of one window of texts after another."""
-        for window in cut_windows(texts):
-            began, first = time.perf_counter(), report.texts
-            out = torch.empty(len(window), options.dim)
-            for forest in self._forests(window, first, options, report):
-                states = self._model.forward(forest)
-                normalize = self.spec.normalize or options.dim < self._size
-                vectors = finish(states, options.dim, normalize=normalize)[forest.distinct]
-                _check_finite(vectors, forest, first)
-                out[forest.texts] = vectors
-                self._count(forest, report)
-                advance(len(forest.texts))
-            report.texts += len(window)
-            report.seconds += time.perf_counter() - began
-            yield quantize(out, options.precision, options.ranges)
+        normalize = self.spec.normalize or options.dim < self._size
+
+        def compute(forest: Forest) -> Tensor:
+            return finish(self._model.forward(forest), options.dim, normalize=normalize)
+
+        ahead = self.device.type != "cpu"
+        windows = prepare_windows(cut_windows(texts), partial(self._forests, options), ahead=ahead)
+        for vectors in compute_windows(windows, compute, options.dim, report, advance):
+            yield quantize(vectors, options.precision, options.ranges)
 
     def _forests(
-        self, window: list[str], first: int, options: EncodeOptions, report: Report
+        self, options: EncodeOptions, window: list[str], first: int, counts: Report
     ) -> Iterator[Forest]:
-        tokens = self._tokenizer.encode(
-            [options.prefix + text for text in window] if options.prefix else window,
-            self.max_length,
-            first=first,
-        )
-        if options.too_long == "error" and any(tokens.cut):
-            index = first + tokens.cut.index(True)
-            raise InputError(
-                f"text {index}: too long; got more than max_length {self.max_length} tokens. Cut the text, raise "
-                "max_length, or let it be cut.",
-                index,
-            )
-        report.cut += sum(tokens.cut)
+        prefixed = [options.prefix + text for text in window] if options.prefix else window
+        tokens = self._tokenizer.encode(prefixed, self.max_length, first=first)
+        if options.too_long == "error":
+            tokens.refuse_cut(self.max_length, first=first)
+        counts.cut += sum(tokens.cut)
         yield from plan_forests(tokens.ids, self.max_batch_tokens)
-
-    @staticmethod
-    def _count(forest: Forest, report: Report) -> None:
-        report.tokens_asked += forest.tokens_asked
-        report.tokens_computed += forest.tokens_computed
-        report.batches += 1
 
     # Comparing, and knowing what may be compared.
 
@@ -314,15 +297,4 @@ class Embedder:
             max_length=self.max_length,
             precision=precision,
             ranges=None if ranges is None else ranges.tolist(),
-        )
-
-
-def _check_finite(vectors: Tensor, forest: Forest, first: int) -> None:
-    finite = vectors.isfinite().all(1)
-    if not bool(finite.all()):
-        index = first + int(forest.texts[~finite].min())
-        raise InputError(
-            f"text {index}: its vector is not finite; expected finite numbers. The weights are damaged or overflow in "
-            "this dtype: check them, or use dtype float32.",
-            index,
         )
