@@ -156,7 +156,14 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 
 
 def random_embedder(
-    folder: Path, model: str, layers: int | None, device: torch.device, dtype: torch.dtype
+    folder: Path,
+    model: str,
+    layers: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    quantize: str | None = None,
+    kind: type[RandomEmbedder] = RandomEmbedder,
 ) -> RandomEmbedder:
     """Write config and tokenizer of a model's shape into the folder, and open it with random weights."""
     spellings = [*WORDS, *(f" {word}" for word in WORDS)]
@@ -172,7 +179,7 @@ def random_embedder(
         weights=False,
     )
     (folder / SINGLE).touch()  # a model folder without any is refused
-    return RandomEmbedder(folder, device=device, dtype=dtype)
+    return kind(folder, device=device, dtype=dtype, quantize=quantize)
 
 
 def measure_length(

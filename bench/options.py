@@ -36,8 +36,11 @@ first: where they differ, no figure is printed. The last line of stdout is the r
 MODEL_EXAMPLES = """examples:
   lastword bench model --model 0.6B --layers 4
   lastword bench model --model 4B --device cuda --json model.jsonl
+  lastword bench model --quantize int8 --layers 4 --quick
 
-Weights are random and made on the device; texts are made of words that are one token each."""
+Weights are random and made on the device; texts are made of words that are one token each.
+With --quantize the model is timed beside itself without, on documents, queries and one query a call,
+and the cosines between their vectors are printed."""
 
 
 def add_kernels(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +130,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="tokens of all texts of a length; by default 65536 on a GPU, 1024 on a CPU",
     )
     parser.add_argument("--rounds", type=positive, default=3, help="medians reported (3)")
+    parser.add_argument(
+        "--quantize", choices=("int8",), help="time the quantised model beside the plain one"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="with --quantize: an eighth of the texts"
+    )
     parser.add_argument(
         "--dtype", choices=DTYPES[:2], help="by default float32 on a CPU, bfloat16 on a GPU"
     )

@@ -6,6 +6,7 @@ Knows devices, not models.
 import torch
 
 from lastword.errors import ConfigError, DeviceError
+from lastword.kernels import check_int8
 
 # Rows of one forward for each CPU thread: products are at their peak, and activations stay near the caches.
 CPU_BATCH_TOKENS_PER_THREAD = 512
@@ -50,6 +51,29 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
             f"dtype: cannot be computed in; got {name!r}, expected 'float32' or 'bfloat16'."
         )
     return known[name]
+
+
+def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return how matrix products are quantised: None, or "int8" on a CPU in float32.
+
+    Raises:   ConfigError for any other name, on a GPU, in bfloat16, or on a machine without a kernel for it.
+    """
+    if quantize is None:
+        return None
+    if quantize != "int8":
+        raise ConfigError(f"quantize: unknown; got {quantize!r}, expected None or 'int8'.")
+    if device.type != "cpu":
+        raise ConfigError(
+            f"quantize: int8 is for CPUs; got device {str(device)!r}, expected 'cpu'. Use device 'cpu', or leave "
+            "quantize out."
+        )
+    if dtype != torch.float32:
+        name = str(dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"quantize: int8 computes the rest in float32; got dtype {name!r}. Leave dtype out."
+        )
+    check_int8()
+    return quantize
 
 
 def default_batch_tokens(device: torch.device) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lastword import kernels
 from lastword.forest import Forest
-from lastword.kernels import AttentionPlan, Linear, SwigluLinear
+from lastword.kernels import AttentionPlan, Int8Linear, Int8SwigluLinear, Linear, SwigluLinear
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig, RopeConfig
 
 Observer = Callable[[int, Tensor], None]
@@ -63,21 +63,25 @@ class _Batch:
 class _Layer:
     """One decoder layer; with `last` it keeps the query and the key/value projections apart."""
 
-    def __init__(self, weights: LayerWeights, config: ModelConfig, *, last: bool) -> None:
+    def __init__(
+        self, weights: LayerWeights, config: ModelConfig, *, last: bool, quantize: str | None
+    ) -> None:
         self.config = config
         self.input_norm, self.post_norm = weights.input_norm, weights.post_norm
         self.q_norm, self.k_norm = weights.q_norm, weights.k_norm
         self.scale = config.head_dim**-0.5
         q_rows = config.num_attention_heads * config.head_dim
         bias = weights.qkv_bias
+        linear = Int8Linear if quantize == "int8" else Linear
         if last:
-            self.q = Linear(weights.qkv[:q_rows], None if bias is None else bias[:q_rows])
-            self.kv = Linear(weights.qkv[q_rows:], None if bias is None else bias[q_rows:])
+            self.q = linear(weights.qkv[:q_rows], None if bias is None else bias[:q_rows])
+            self.kv = linear(weights.qkv[q_rows:], None if bias is None else bias[q_rows:])
         else:
-            self.qkv = Linear(weights.qkv, bias)
-        self.o = Linear(weights.o, weights.o_bias)
-        self.gate_up = SwigluLinear(weights.gate_up)
-        self.down = Linear(weights.down)
+            self.qkv = linear(weights.qkv, bias)
+        self.o = linear(weights.o, weights.o_bias)
+        swiglu_linear = Int8SwigluLinear if quantize == "int8" else SwigluLinear
+        self.gate_up = swiglu_linear(weights.gate_up)
+        self.down = linear(weights.down)
 
     def _norm_rope(self, x: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> None:
         kernels.qk_norm_rope(
@@ -119,11 +123,16 @@ class Model:
     """A loaded Qwen3 embedding model on one device.
 
     `forward` maps a Forest to the final states [N', C]: the hidden state after the final norm at each distinct text's
-    last token, in the compute dtype.
+    last token, in the compute dtype. `quantize="int8"` quantises the layers' matrix products, on a CPU in fp32.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, config: ModelConfig, device: torch.device, dtype: torch.dtype
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantize: str | None = None,
     ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
         # On a CPU the table stays in the mapped file as it is stored: only the rows asked for are read and converted.
@@ -131,7 +140,12 @@ class Model:
         self.embedding = table if device.type == "cpu" else table.to(device, dtype)
         last = config.num_hidden_layers - 1
         self.layers = [
-            _Layer(_place(checkpoint.layer(i, dtype), device, dtype), config, last=i == last)
+            _Layer(
+                _place(checkpoint.layer(i, dtype), device, dtype),
+                config,
+                last=i == last,
+                quantize=quantize,
+            )
             for i in range(last + 1)
         ]
         self.norm = checkpoint.norm().to(device, dtype)

@@ -14,6 +14,11 @@ class Report:
     batches: int = 0
     seconds: float = 0.0
 
+    def add(self, other: "Report") -> None:
+        """Add another run's counts."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     @property
     def tokens_saved(self) -> int:
         """Tokens that sharing spared: asked less computed."""

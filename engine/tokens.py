@@ -36,6 +36,16 @@ class Tokens:
     ids: list[list[int]]
     cut: list[bool]
 
+    def refuse_cut(self, max_length: int, *, first: int = 0) -> None:
+        """Raise the InputError that names the first text that was cut; `first` is the caller's index of texts[0]."""
+        if any(self.cut):
+            index = first + self.cut.index(True)
+            raise InputError(
+                f"text {index}: too long; got more than max_length {max_length} tokens. Cut the text, raise "
+                "max_length, or let it be cut.",
+                index,
+            )
+
 
 class TextTokenizer:
     """The tokenizer of one checkpoint folder.

@@ -16,15 +16,20 @@ from torch import Tensor
 from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import reference
 from lastword.kernels.linear import Linear, SwigluLinear
+from lastword.kernels.linear_int8 import Int8Linear, Int8SwigluLinear, activation_levels, check_int8
 from lastword.kernels.plan import AttentionPlan
 from lastword.kernels.segments import Segments
 
 __all__ = [
     "AttentionPlan",
+    "Int8Linear",
+    "Int8SwigluLinear",
     "Linear",
     "Segments",
     "SwigluLinear",
+    "activation_levels",
     "add_rms_norm",
+    "check_int8",
     "final_attention",
     "forest_attention",
     "qk_norm_rope",

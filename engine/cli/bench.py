@@ -33,6 +33,10 @@ def run(args: argparse.Namespace) -> int:
         if failed:
             console.say(f"kernels: {failed} of the implementations under test are wrong, see above")
         return 1 if failed else 0
+    if args.benchmark == "model" and args.quantize:
+        from lastword.bench.quantized import run as run_quantized
+
+        return run_quantized(args, _show)
     if args.benchmark == "model":
         from lastword.bench.model import run as run_model
 

@@ -67,6 +67,7 @@ def describe(embedder: "Embedder") -> dict[str, object]:
         "stored": ", ".join(checkpoint.dtypes),
         "device": str(embedder.device),
         "dtype": str(embedder.dtype).removeprefix("torch."),
+        "quantize": embedder.quantize,
         "dim": embedder.dim,
         "max_length": embedder.max_length,
         "prompts": dict(embedder.prompts),

@@ -243,7 +243,7 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="as a JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress")
-    options.add_model_options(parser)
+    options.add_model_options(parser, quantize=False)
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:

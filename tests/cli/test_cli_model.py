@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,8 +111,11 @@ def test_info_says_what_the_model_is(run, tiny_checkpoint):
     weights = (tiny_checkpoint / "model.safetensors").read_bytes()
     assert hashes["model.safetensors"] == hashlib.sha256(weights).hexdigest()
     assert {"config.json", "tokenizer.json"} < hashes.keys()
-    status, out, _ = run("info", "--model", tiny_checkpoint)
+    assert facts["quantize"] is None
+    status, out, _ = run("info", "--model", tiny_checkpoint, "--quantize", "int8")
     assert status == 0
+    assert re.search(r"^quantize +int8$", out, re.MULTILINE)
+    assert facts["run"] not in out
     assert model.space_fingerprint() in out
     assert max(map(len, out.splitlines())) < 400
 
@@ -221,6 +225,8 @@ SETTINGS = {
     "max-length-too-large": (["--max-length", 10**9], ["--max-length"]),
     "device-unknown": (["--device", "gpu9"], ["gpu9"]),
     "dtype-unknown": (["--dtype", "float8"], ["float8"]),
+    "quantize-unknown": (["--quantize", "fp8"], ["--quantize", "'fp8'", "int8"]),
+    "int8-in-bf16": (["--quantize", "int8", "--dtype", "bfloat16"], ["--quantize", "bfloat16"]),
     "binary-odd-dim": (["--dim", 63, "--precision", "binary"], ["63"]),
 }
 

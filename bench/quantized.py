@@ -1,0 +1,112 @@
+"""`lastword bench model --quantize int8`: the quantised model beside the same one as it is, in one process.
+
+Both have the same random weights, with a few outlier channels in the residual stream, as trained models have them.
+Vectors are compared, then both are timed from strings to vectors, taking turns.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from lastword.bench.machine import busy_notice, describe_run
+from lastword.bench.model import RandomCheckpoint, RandomEmbedder, random_embedder
+from lastword.bench.workloads import Workload, workloads
+from lastword.device import check_quantize, choose_device, choose_dtype
+from lastword.embedder import Embedder
+from lastword.weights import Checkpoint
+
+# Channels of the residual stream, and how much larger than the others they are.
+_OUTLIERS, _FACTOR = 4, 30.0
+
+
+class OutlierCheckpoint(RandomCheckpoint):
+    """Random weights under which a few channels carry far larger numbers than the rest, in every layer."""
+
+    def embedding(self) -> Tensor:
+        table = super().embedding()
+        table[:, :: table.shape[1] // _OUTLIERS] *= _FACTOR
+        return table
+
+
+class OutlierEmbedder(RandomEmbedder):
+    """An `Embedder` of such weights."""
+
+    def _open_checkpoint(self) -> Checkpoint:
+        return OutlierCheckpoint(self.files.folder, self.config, self.device, self.dtype)
+
+
+def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
+    """Compare, time and print a line for each workload."""
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    check_quantize(args.quantize, device, dtype)  # before two models are made
+    loads = workloads(64, 200, 16) if args.quick else workloads()
+    about = describe_run(device, dtype)
+    with ExitStack() as opened:
+        file = opened.enter_context(args.json.open("w", encoding="utf-8")) if args.json else None
+        scratch = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lastword-model-")))
+
+        def write(record: dict[str, object]) -> None:
+            if file is not None:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+
+        plain, ours = (
+            random_embedder(
+                scratch / str(quantize), args.model, args.layers, device, dtype,
+                quantize=quantize, kind=OutlierEmbedder,
+            )
+            for quantize in (None, args.quantize)
+        )  # fmt: skip
+        layers = plain.config.num_hidden_layers
+        write({"run": about, "model": args.model, "layers": layers, "quantize": args.quantize})
+        busy = busy_notice(about)
+        if busy is not None:
+            show(busy)
+        show(f"{args.model} shape, {layers} layers, random weights with {_OUTLIERS} outlier channels: "
+             f"{about['device']}, {about['threads']} threads, {dtype}")  # fmt: skip
+        show(f"{'':18}{'texts':>6}{'as it is':>11}{args.quantize:>11}{'speed-up':>10}"
+             f"{'mean cosine':>13}{'least':>9}")  # fmt: skip
+        for load in loads:
+            row = compare(plain, ours, load, args.rounds)
+            write(row)
+            show(f"{load.title:18}{row['texts']:6}{row['plain_s']:9.2f} s{row['quantized_s']:9.2f} s"
+                 f"{row['speedup']:9.2f}x{row['mean_cosine']:13.5f}{row['min_cosine']:9.5f}")  # fmt: skip
+    return 0
+
+
+def compare(plain: Embedder, ours: Embedder, load: Workload, rounds: int) -> dict[str, object]:
+    """The cosines of both models' vectors, and median seconds over alternated rounds after one that warms up."""
+    cosine = torch.nn.functional.cosine_similarity(_encode(plain, load), _encode(ours, load))
+    taken: dict[Embedder, list[float]] = {plain: [], ours: []}
+    for turn in range(rounds):
+        for model in (plain, ours) if turn % 2 == 0 else (ours, plain):
+            start = perf_counter()
+            _encode(model, load)
+            taken[model].append(perf_counter() - start)
+    plain_s, quantized_s = (statistics.median(taken[model]) for model in (plain, ours))
+    return {
+        "workload": load.title,
+        "texts": len(load.texts),
+        "plain_s": plain_s,
+        "quantized_s": quantized_s,
+        "speedup": plain_s / quantized_s,
+        "mean_cosine": float(cosine.mean()),
+        "min_cosine": float(cosine.min()),
+    }
+
+
+def _encode(model: Embedder, load: Workload) -> Tensor:
+    encode = model.encode_query if load.kind == "query" else model.encode_document
+    if load.one_by_one:
+        return torch.stack([encode(text) for text in load.texts])
+    vectors: Tensor = encode(load.texts, show_progress_bar=False)
+    return vectors

@@ -1,0 +1,60 @@
+"""The quantised model beside itself: same weights, outliers that last, ratios and cosines that add up."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lastword.bench import quantized
+from lastword.bench.model import random_embedder
+from lastword.bench.quantized import OutlierEmbedder
+from lastword.bench.workloads import Workload, texts_of
+from lastword.cli.main import main
+
+CPU = torch.device("cpu")
+
+
+def embedder(folder: Path, quantize: str | None = None):
+    return random_embedder(
+        folder, "tiny", 2, CPU, torch.float32, quantize=quantize, kind=OutlierEmbedder
+    )
+
+
+def test_outliers_last_and_drift_stays_small(tmp_path: Path) -> None:
+    plain, ours = embedder(tmp_path / "a"), embedder(tmp_path / "b", "int8")
+    seen = []
+    plain._model.forward(plain.forests(texts_of(4, 20))[0], lambda _, states: seen.append(states))
+    size = seen[-1].square().mean(0).sqrt()
+    assert size.topk(4).values.min() > 5 * size.median()
+    cosine = (plain.encode(texts_of(50, 20)) * ours.encode(texts_of(50, 20))).sum(1)
+    assert 0.995 <= cosine.mean() < 1 - 1e-6
+    assert plain._model.embedding.equal(ours._model.embedding)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_figures_add_up(one_by_one: bool, tmp_path: Path, monkeypatch) -> None:
+    plain, ours = embedder(tmp_path / "a"), embedder(tmp_path / "b", "int8")
+    clock = iter([0, 4, 10, 11, 20, 23, 30, 38, 40, 46, 50, 52])  # plain 4, 8, 6; ours 1, 3, 2
+    monkeypatch.setattr(quantized, "perf_counter", lambda: next(clock))
+    load = Workload("q", "queries", texts_of(5, 9), "query", one_by_one)
+    row = quantized.compare(plain, ours, load, rounds=3)
+    assert (row["plain_s"], row["quantized_s"], row["speedup"]) == (6, 2, 3)
+    assert row["min_cosine"] <= row["mean_cosine"] < 1
+
+
+def test_the_command(capfd, tmp_path: Path) -> None:
+    out = tmp_path / "int8.jsonl"
+    words = ["--model", "tiny", "--device", "cpu", "--layers", "1", "--rounds", "1", "--quick"]
+    assert main(["bench", "model", "--quantize", "int8", *words, "--json", str(out)]) == 0
+    head, *rows = (json.loads(line) for line in out.read_text().splitlines())
+    assert (head["model"], head["quantize"]) == ("tiny", "int8")
+    assert [row["texts"] for row in rows] == [64, 200, 16]
+    assert all(row["mean_cosine"] > 0.995 and row["speedup"] > 0 for row in rows)
+    assert sum(" x" in line or "x " in line for line in capfd.readouterr().out.splitlines()) >= 3
+
+
+def test_refused_before_models_are_made(capfd) -> None:
+    words = ["bench", "model", "--quantize", "int8", "--device", "cpu", "--dtype", "bfloat16"]
+    assert main(words) == 2
+    assert "--quantize: int8 computes the rest in float32" in capfd.readouterr().err

@@ -1,0 +1,119 @@
+"""`quantize="int8"` through the public surface: small drift, neighbours, fingerprints, refusals, memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lastword import ConfigError, Embedder
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.device import check_quantize
+
+TEXTS = [f"text number {i}, " + "some words of it " * (i % 9) for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_checkpoint: Path) -> Embedder:
+    return Embedder(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def int8(tiny_checkpoint: Path) -> Embedder:
+    return Embedder(tiny_checkpoint, device="cpu", quantize="int8")
+
+
+def test_drift_is_small_and_there(exact: Embedder, int8: Embedder) -> None:
+    cosine = (exact.encode(TEXTS) * int8.encode(TEXTS)).sum(1)
+    assert cosine.mean() >= 0.999
+    assert cosine.min() >= 0.995
+    assert cosine.max() < 1 - 1e-7, "nothing was quantised"
+
+
+def test_neighbours_hardly_move_a_vector(int8: Embedder) -> None:
+    """Attention is in fp32 and may round otherwise in another batch, which a code of the next product can show."""
+    together = int8.encode(TEXTS)
+    alone = torch.stack([int8.encode(text) for text in TEXTS[:12]])
+    assert (together[:12] - alone).abs().max() < 2e-3
+    assert torch.equal(together, int8.encode(TEXTS))
+
+
+def test_the_run_is_another_in_the_same_space(exact: Embedder, int8: Embedder) -> None:
+    assert (exact.quantize, int8.quantize) == (None, "int8")
+    assert exact.space_fingerprint() == int8.space_fingerprint()
+    assert exact.run_fingerprint() != int8.run_fingerprint()
+
+
+def test_the_run_knows_the_levels(int8: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    before = int8.run_fingerprint()
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert int8.run_fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "fp8"}, "quantize: unknown; got 'fp8', expected None or 'int8'"),
+        ({"quantize": True}, "quantize: unknown; got True"),
+        ({"quantize": "int8", "dtype": "bfloat16"}, "got dtype 'bfloat16'. Leave dtype out"),
+    ],
+)
+def test_refused(options: dict, message: str, tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Embedder(tiny_checkpoint, device="cpu", **options)
+
+
+def test_refused_on_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="int8 is for CPUs; got device 'cuda:1', expected 'cpu'"):
+        check_quantize("int8", torch.device("cuda:1"), torch.bfloat16)
+
+
+PEAK = """
+import sys, threading, time, torch
+from lastword import Embedder
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
+
+Embedder(sys.argv[1], device="cpu", quantize="int8").encode("once")
+base = peak = resident()
+done = False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, resident())
+        time.sleep(0.0005)
+
+thread = threading.Thread(target=watch)
+thread.start()
+model = Embedder(sys.argv[2], device="cpu", quantize="int8")
+done = True
+thread.join()
+print(peak - base, resident() - base)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_holds_one_layer_in_fp32(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = make_checkpoint(
+        tmp_path,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=16,
+        num_attention_heads=8,
+        head_dim=64,
+        dtype=torch.bfloat16,
+    )
+    command = [sys.executable, "-c", PEAK, str(tiny_checkpoint), str(folder)]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    peak, held = map(int, answer.stdout.split())
+    q, kv = 8 * 64, 2 * 64
+    layer = 512 * (2 * q + 2 * kv + 3 * 1536)
+    # int8 codes of 16 layers; of one layer besides: fp32 weights, what they are made from, and a copy of one matrix
+    assert held < 1.3 * 16 * layer + 20 * 2**20
+    assert peak - held < 3 * 4 * layer + 20 * 2**20
+    assert peak < 4 * 16 * layer, "never all layers in fp32"

@@ -1,0 +1,134 @@
+"""int8 products: near the fp32 ones, moved by no neighbour, nothing lost where numbers are extreme."""
+
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastword import ConfigError
+from lastword.kernels import (
+    Int8Linear,
+    Int8SwigluLinear,
+    activation_levels,
+    check_int8,
+    linear_int8,
+)
+
+SHAPES = [(1, 64, 64), (2, 96, 7), (7, 64, 200), (129, 1024, 96), (513, 200, 64)]  # T, K_in, K_out
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rounded(x: Tensor, levels: int) -> Tensor:
+    """Each row rounded to `levels` codes on each side of zero: what int8 keeps of it, in fp64."""
+    scale = x.double().abs().amax(1, keepdim=True) / levels
+    return (x.double() / scale).round() * scale
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("T", "K_in", "K_out"), SHAPES)
+def test_is_the_product_of_rounded_rows(T: int, K_in: int, K_out: int, biased: bool) -> None:
+    x, weight = draw(T, K_in), draw(K_out, K_in, seed=1)
+    bias = draw(K_out, seed=2) if biased else None
+    y = Int8Linear(weight, bias)(x)
+    expected = rounded(x, activation_levels()) @ rounded(weight, 127).T
+    if bias is not None:
+        expected += bias
+    # a tie may round to either side: one code of one activation
+    assert relative(y, expected) < 1e-3
+    assert 1e-4 < relative(y, F.linear(x, weight, bias)) < 0.03
+
+
+def test_swiglu_is_that_of_the_products() -> None:
+    x, gate_up = draw(33, 64), draw(96, 64, seed=1)
+    gate, up = (Int8Linear(half)(x) for half in gate_up.chunk(2))
+    assert relative(Int8SwigluLinear(gate_up)(x), F.silu(gate) * up) < 1e-6
+
+
+@pytest.mark.parametrize("layer", [Int8Linear, Int8SwigluLinear])
+def test_neighbours_move_no_bit(layer: type) -> None:
+    x, run = draw(513, 256), layer(draw(128, 256, seed=1))
+    x[3] *= 1e6  # the scale of a whole batch would leave nothing of the others
+    x[5] *= 1e-6
+    together = run(x)
+    for rows in (slice(0, 1), slice(3, 4), slice(4, 6), slice(100, 229)):
+        assert torch.equal(run(x[rows].contiguous()), together[rows])
+    order = torch.randperm(513, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(run(x[order]), together[order])
+
+
+def test_one_scale_for_the_batch_would_be_seen() -> None:
+    """The wrong twin: the library's own dynamic product."""
+    x, weight = draw(4, 256), draw(64, 256, seed=1)
+    x[3] *= 1e6
+    packed = Int8Linear(weight).packed
+    whole = torch.ops.quantized.linear_dynamic(x, packed)
+    assert not torch.equal(whole[:1], torch.ops.quantized.linear_dynamic(x[:1], packed))
+
+
+def test_extreme_rows() -> None:
+    run = Int8Linear(draw(64, 96, seed=1))
+    x = draw(6, 96)
+    x[0] = 0
+    x[1] *= 1e-37
+    x[2] *= 1e30
+    x[3, 5] = math.nan
+    x[4, 5] = math.inf
+    y = run(x)
+    assert torch.equal(y[0], torch.zeros(64))
+    assert y[[1, 2, 5]].isfinite().all()
+    assert not y[[3, 4]].isfinite().any(), "a damaged row must not look whole"
+
+
+def test_no_code_saturates() -> None:
+    """All codes at their ends: sums that 16 bits would cut off."""
+    K = 4096
+    y = Int8Linear(torch.ones(8, K))(torch.ones(3, K))
+    assert relative(y, torch.full((3, 8), float(K))) < 1e-6
+    assert relative(Int8Linear(-torch.ones(8, K))(torch.ones(3, K)), torch.full((3, 8), -K)) < 1e-6
+
+
+def test_channels_that_round_badly_stay_in_fp32() -> None:
+    x, weight = draw(40, 256), draw(64, 256, seed=1) * 0.02
+    weight[10:20, 10:20] += torch.eye(10)  # one large weight a channel
+    run = Int8Linear(weight)
+    assert run.exact_rows.tolist() == list(range(10, 20))
+    y, expected = run(x), F.linear(x, weight)
+    assert (y[:, 10:20] - expected[:, 10:20]).abs().max() < 1e-5
+    assert relative(y, expected) < 0.02
+    assert Int8Linear(draw(64, 256)).exact is None
+
+
+def test_zero_weights() -> None:
+    assert torch.equal(Int8Linear(torch.zeros(8, 64))(draw(3, 64)), torch.zeros(3, 8))
+
+
+def test_packing_says_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Int8Linear(draw(8, 64))
+
+
+def test_seven_bits_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert activation_levels() == 63
+    x, weight = draw(9, 256), draw(64, 256, seed=1)
+    assert relative(Int8Linear(weight)(x), rounded(x, 63) @ rounded(weight, 127).T) < 1e-3
+
+
+def test_a_machine_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Arm:
+        engine = "qnnpack"
+
+    monkeypatch.setattr(linear_int8.torch.backends, "quantized", Arm)
+    with pytest.raises(ConfigError, match=r"no kernel on this machine; got .* 'qnnpack'"):
+        check_int8()
