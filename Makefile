@@ -14,25 +14,20 @@ SOURCES := pyproject.toml constraints.txt README.md LICENSE \
     $(shell find engine kernels weights bench -not -name '*.pyc' -not -name __pycache__)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-MODEL := .demo/model
 NOTES := examples/notes.txt
-QUESTION := how do plants make sugar?
 
 .PHONY: demo test lint types soak clean
 
-demo: $(MODEL)/config.json
+demo: $(VENV)/.installed
+	@mkdir -p .demo
 	@echo
-	@echo "== The model in $(MODEL) has RANDOM weights: it shows that the whole way works,"
-	@echo "== and how fast, but its scores mean nothing until the built-in model exists."
-	@echo
-	@echo '$$ lastword embed $(NOTES) --model $(MODEL) -o .demo/notes.safetensors'
-	@$(BIN)/lastword embed $(NOTES) --model $(MODEL) -o .demo/notes.safetensors
-	@echo
-	@echo '$$ lastword embed $(NOTES) --model $(MODEL) --dim 4 --quiet | head -n 3'
-	@$(BIN)/lastword embed $(NOTES) --model $(MODEL) --dim 4 --quiet | head -n 3
-	@echo
-	@echo '$$ lastword search "$(QUESTION)" $(NOTES) --model $(MODEL)'
-	@$(BIN)/lastword search "$(QUESTION)" $(NOTES) --model $(MODEL)
+	@echo '$$ lastword embed $(NOTES) -o .demo/notes.safetensors'
+	@$(BIN)/lastword embed $(NOTES) -o .demo/notes.safetensors
+	@for question in "how do plants make sugar?" "can I take my bike on the train?" \
+	    "when is the museum free?"; do \
+	    echo; echo "\$$ lastword search \"$$question\" $(NOTES) --top-k 1 --quiet"; \
+	    $(BIN)/lastword search "$$question" $(NOTES) --top-k 1 --quiet || exit 1; \
+	done
 
 test: lint types
 	$(BIN)/python -m pytest
@@ -56,11 +51,6 @@ soak: $(VENV)/.installed-test
 
 clean:
 	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-
-$(MODEL)/config.json: $(VENV)/.installed
-	rm -rf $(MODEL)
-	mkdir -p .demo
-	$(BIN)/python -m lastword.bench.checkpoint $(MODEL) --like tiny
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lastword needs Python >= 3.11")'

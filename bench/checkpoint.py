@@ -141,7 +141,7 @@ def make_checkpoint(
         },
     )
     if sentence_transformers:
-        _write_modules(folder, hidden_size)
+        write_modules(folder, hidden_size)
     if weights:
         head = not tied and prefix == PREFIX
         _write_weights(folder, config, dtype, seed, prefix, shards, head=head)
@@ -186,7 +186,7 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_modules(folder: Path, hidden_size: int) -> None:
+def write_modules(folder: Path, hidden_size: int, query_prompt: str = QUERY_PROMPT) -> None:
     """Write the files of sentence-transformers in the form of the published embedding models."""
     chain = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
     modules = [
@@ -204,7 +204,7 @@ def _write_modules(folder: Path, hidden_size: int) -> None:
     (folder / "1_Pooling").mkdir(exist_ok=True)
     _write_json(folder / "1_Pooling" / "config.json", pooling)
     prompts = {
-        "prompts": {"query": QUERY_PROMPT, "document": ""},
+        "prompts": {"query": query_prompt, "document": ""},
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
     }

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lastword.device import check_quantize, choose_device, choose_dtype, default_batch_tokens
-from lastword.errors import ConfigError
 from lastword.finish import finish, quantize
 from lastword.forest import Forest, plan_forests
 from lastword.identity import file_hash, fingerprint
@@ -33,7 +32,7 @@ from lastword.settings import (
 from lastword.similarity import similarity, similarity_pairwise
 from lastword.states import last_token_states, layer_numbers
 from lastword.tokens import TextTokenizer, Tokens
-from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
+from lastword.weights import BUILTIN_NOTICE, Checkpoint, locate, read_config, read_embedding_spec
 from lastword.windows import cut_windows
 
 
@@ -41,7 +40,7 @@ class Embedder:
     """A Qwen3-family embedding model, loaded and ready.
 
     Args:
-        model: hub id or folder.
+        model: hub id or folder; None is the small built-in model (see `notices`).
         device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU.
         dtype: "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
         quantize: "int8" for 8-bit matrix products on a CPU: faster, at a small drift; default none.
@@ -69,10 +68,6 @@ class Embedder:
         prompts: Mapping[str, str] | None = None,
         truncate_dim: int | None = None,
     ) -> None:
-        if model is None:
-            raise ConfigError(
-                "model: none named; expected a hub id or a folder, such as Qwen/Qwen3-Embedding-0.6B."
-            )
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.quantize = check_quantize(quantize, self.device, self.dtype)
@@ -86,7 +81,8 @@ class Embedder:
         self.name = self.files.name
         self.config = read_config(self.files.folder)
         self.spec = read_embedding_spec(self.files.folder, self.config)
-        self.notices = () if self.spec.notice is None else (self.spec.notice,)
+        notices = (BUILTIN_NOTICE if model is None else None, self.spec.notice)
+        self.notices = tuple(notice for notice in notices if notice is not None)
         self.prompts = {**self.spec.prompts, **(prompts or {})}
         self.default_prompt_name = self.spec.default_prompt_name
         self._tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)

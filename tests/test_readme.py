@@ -1,4 +1,4 @@
-"""Every Python and shell example of the READMEs runs, in order, in one folder with a tiny model."""
+"""Every Python and shell example of the READMEs runs, in order, in one folder."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def of(language: str) -> list[str]:
 
 @pytest.fixture
 def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """What the README assumes: a model in `model`, notes in `examples/notes.txt`."""
+    """What the READMEs assume: a model in `model`, notes in `examples/notes.txt`."""
     (tmp_path / "model").symlink_to(tiny_checkpoint)
     (tmp_path / "examples").symlink_to(README.parent / "examples")
     return tmp_path

@@ -8,11 +8,13 @@ from lastword.weights.checkpoint import Checkpoint, LayerWeights
 from lastword.weights.config import ModelConfig, read_config
 from lastword.weights.hashes import hash_weights, known_hash
 from lastword.weights.rope import RopeConfig
-from lastword.weights.source import ModelFiles, locate
+from lastword.weights.source import BUILTIN, BUILTIN_NOTICE, ModelFiles, locate
 from lastword.weights.spec import EmbeddingSpec, read_embedding_spec
 from lastword.weights.writer import write_safetensors
 
 __all__ = [
+    "BUILTIN",
+    "BUILTIN_NOTICE",
     "Checkpoint",
     "EmbeddingSpec",
     "LayerWeights",

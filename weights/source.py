@@ -1,7 +1,7 @@
-"""From what the caller named, a folder or a hub id, to a folder that holds the whole model.
+"""From what the caller named, a folder, a hub id or nothing, to a folder that holds the whole model.
 
-huggingface-hub is imported only for a hub id. Only the files that lastword reads are fetched, and the set
-is checked afterwards, because an interrupted download can look finished.
+Nothing named is the built-in model. huggingface-hub is imported only for a hub id. Only the files that
+lastword reads are fetched, and the set is checked afterwards, because an interrupted download can look finished.
 """
 
 import os
@@ -25,6 +25,12 @@ PATTERNS = (
 )
 # Weights of other modules, adapters and formats that lastword refuses or does not read.
 IGNORED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
+BUILTIN = "built-in"
+BUILTIN_NOTICE = (
+    "model: none is named, so this is the small built-in one, English only and for trying out. "
+    "Name a real one, such as Qwen/Qwen3-Embedding-0.6B"
+)
+_BUILTIN_FOLDER = Path(__file__).with_name("builtin")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -39,7 +45,7 @@ class ModelFiles:
 
 
 def locate(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None,
     *,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -49,7 +55,8 @@ def locate(
     """Find a model's folder, fetching it from the hub when `model` is no local folder.
 
     Args:
-        model: a folder, or a hub id such as `Qwen/Qwen3-Embedding-0.6B`; a folder wins.
+        model: a folder, or a hub id such as `Qwen/Qwen3-Embedding-0.6B`; a folder wins. None: the
+            built-in model, which `BUILTIN` names.
         revision: branch, tag or commit of the hub repository.
         cache_dir: where the hub's files are kept; None is huggingface-hub's own place.
         token: a hub token, or False for none; None uses the one that is logged in.
@@ -58,6 +65,9 @@ def locate(
     Raises:
         WeightsError: no such folder or repository, no way to reach it, or an incomplete set of files.
     """
+    if model is None:
+        _check_complete(_BUILTIN_FOLDER, "Install lastword again")
+        return ModelFiles(BUILTIN, _BUILTIN_FOLDER, None)
     name = os.fspath(model)
     folder = Path(name).expanduser()
     if folder.is_dir():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Run the command; see `main.py` for its options."""
     options.choose_model(args)
-    options.need_model(args)
+    options.name_model(args)
     if not (args.tasks or args.benchmark or args.card):
         raise InputError("eval: nothing to do. Name --tasks or --benchmark, or ask for the --card")
     from lastword.evaluate import evaluate

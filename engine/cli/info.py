@@ -36,7 +36,7 @@ class FileHash:
 def run(args: argparse.Namespace) -> int:
     """Run the command; see `main.py` for its options."""
     options.choose_model(args)
-    hashes = _hashes(_folder(args)) if args.full and args.model else []
+    hashes = _hashes(_folder(args)) if args.full else []
     damaged = [each.file for each in hashes if each.whole is False]
     facts: dict[str, object] = {"damaged": damaged}
     if not damaged:

@@ -20,7 +20,7 @@ from lastword.errors import InputError, LastwordError
 
 EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
-  lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
+  lastword search "how do I reset it" manual.txt
   lastword info Qwen/Qwen3-Embedding-0.6B
   lastword verify Qwen/Qwen3-Embedding-0.6B
   lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact
@@ -36,6 +36,7 @@ tokens asked for, those computed, and what sharing common beginnings saved; toke
 asked for."""
 
 SEARCH_EXAMPLES = """examples:
+  lastword search "how do I reset it" manual.txt
   lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
   lastword search "refund" tickets.csv --text-field message --top-k 3 --json --model ./model"""
 

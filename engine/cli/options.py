@@ -39,7 +39,10 @@ def positive(text: str) -> int:
 def add_model_options(parser: argparse.ArgumentParser, *, quantize: bool = True) -> None:
     """Add what chooses a model and how it is run; `quantize` where a quantised model is of use."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", help="Hugging Face id or folder of a Qwen3 embedding model")
+    group.add_argument(
+        "--model",
+        help="Hugging Face id or folder of a Qwen3 embedding model; by default the small built-in one",
+    )
     group.add_argument("--revision", help="branch, tag or commit on the hub")
     group.add_argument("--local-files-only", action="store_true", help="do not use the network")
     group.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
@@ -95,13 +98,11 @@ def choose_model(args: argparse.Namespace) -> None:
     args.model = args.name or args.model
 
 
-def need_model(args: argparse.Namespace) -> None:
-    """Refuse to go on where no model is named."""
-    if not args.model:
-        raise ConfigError(
-            "model: none is named and none is built in yet; got nothing, expected a Hugging Face "
-            "id or a folder. Name one with --model"
-        )
+def name_model(args: argparse.Namespace) -> None:
+    """Name the built-in model's folder where no model is named, for commands that others read it for."""
+    from lastword.weights import locate
+
+    args.model = args.model or str(locate(None).folder)
 
 
 def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -120,7 +121,6 @@ def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def open_model(args: argparse.Namespace) -> "Embedder":
     """Open the model that the options name."""
-    need_model(args)
     from lastword.embedder import Embedder
 
     return Embedder(args.model, **embedder_options(args))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Run the command; see `main.py` for its options."""
     options.choose_model(args)
-    options.need_model(args)
+    options.name_model(args)
     inputs = read.sources(args.texts, args.input_format) if args.texts else []
     texts = [record.text for record in read.read(inputs, args.text_field)]
     from lastword.verify import verify

@@ -243,19 +243,6 @@ def test_search_names_the_place_too(cli):
     _check(cli("search", "NOTOKENS", "a.txt"), "QUERY: gives no token")
 
 
-@pytest.mark.parametrize("command", [["embed", "a.txt"], ["search", "q", "a.txt"], ["info"]])
-def test_no_model(capfd, tmp_path, monkeypatch, command):
-    from lastword.cli.main import main
-
-    monkeypatch.chdir(tmp_path)
-    Path("a.txt").write_text("x")
-    assert main(command) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert "--model" in err
-
-
 def test_ctrl_c_keeps_the_old_output(cli):
     Path("a.txt").write_text("a\nb\nc\nCTRL-C\n")
     Path("out.npy").write_bytes(OLD)

@@ -203,11 +203,6 @@ def test_refused_calls(texts, options: dict, error: type, message: str, embedder
         embedder.encode(texts, **options)
 
 
-def test_no_model_named() -> None:
-    with pytest.raises(ConfigError, match="model: none named"):
-        Embedder()
-
-
 def test_a_vector_that_is_not_finite_is_named(tiny_checkpoint: Path) -> None:
     broken = Embedder(tiny_checkpoint, device="cpu")
     x_id = broken._tokenizer.encode(["x"], 10).ids[0][0]

@@ -1,0 +1,121 @@
+"""Training batches: token ids of texts of like length, the queries that they answer, the teacher's vectors.
+
+The same seed gives the same batches, and a run can enter at any of them.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from lastword.bench.builtin.student import MAX_LENGTH, QUERY_PROMPT
+
+# The least that a text counts as, so that a batch of short ones does not grow too large.
+TEXT_TOKENS = 19.2
+WINDOW = 16_384  # items that are sorted by length together
+PROMPTED = 0.25  # share of the short texts that are read as queries
+SHORT = 30  # tokens
+
+
+@dataclass(frozen=True)
+class Data:
+    """Token ids of texts and of queries with their prompt, and the teacher's vectors, fp16 [n, 384]."""
+
+    texts: list[list[int]]
+    queries: list[list[int]]
+    query_of: list[int]  # a text's query, or -1
+    text_vectors: Tensor
+    query_vectors: Tensor
+    prompt: list[int]
+    end: list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts and queries as token ids that end with the end token, and what they should become."""
+
+    texts: list[list[int]]
+    queries: list[list[int]]
+    answers: list[int]  # place of the text that answers each query
+    text_vectors: Tensor
+    query_vectors: Tensor
+
+
+def read_data(
+    items: Sequence[dict[str, str]], texts: Tensor, queries: Tensor, tokenizer: Tokenizer
+) -> Data:
+    """Tokenise the items that have vectors; the stored ones may be fewer than the items."""
+    items = items[: len(texts)]
+    asked = [item["query"] for item in items if "query" in item]
+    query_of, count = list[int](), 0
+    for item in items:
+        query_of.append(count if "query" in item else -1)
+        count += "query" in item
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return Data(
+        texts=ids([item["text"] for item in items]),
+        queries=ids(asked),
+        query_of=query_of,
+        text_vectors=texts,
+        query_vectors=queries[:count],
+        prompt=ids([QUERY_PROMPT])[0],
+        end=tokenizer.encode("", add_special_tokens=True).ids,
+    )
+
+
+def batches(
+    data: Data, chosen: Sequence[int], tokens: int, seed: int, first: int = 0
+) -> Iterator[Batch]:
+    """Yield batches of the chosen items without end, from number `first` on.
+
+    Args: tokens: of a batch's texts, padding counted, their queries not.
+    """
+    number, epoch = 0, 0
+    while True:
+        rng = random.Random(f"{seed} {epoch}")
+        for rows in _epoch(data, chosen, tokens, rng):
+            prompted = [rng.random() < PROMPTED for _ in rows]
+            if number >= first:
+                yield _batch(data, rows, prompted)
+            number += 1
+        epoch += 1
+
+
+def _epoch(data: Data, chosen: Sequence[int], tokens: int, rng: random.Random) -> list[list[int]]:
+    order = list(chosen)
+    rng.shuffle(order)
+    cut = list[list[int]]()
+    for start in range(0, len(order), WINDOW):
+        window = sorted(order[start : start + WINDOW], key=lambda row: len(data.texts[row]))
+        here = list[list[int]]()
+        for row in reversed(window):  # longest first: the first of a batch is its width
+            width = min(len(data.texts[here[-1][0]]) if here else 0, MAX_LENGTH) + 1
+            if not here or len(here[-1]) >= int(tokens // max(width, TEXT_TOKENS)):
+                here.append([])
+            here[-1].append(row)
+        rng.shuffle(here)
+        cut += here
+    return cut
+
+
+def _batch(data: Data, rows: list[int], prompted: list[bool]) -> Batch:
+    texts, queries, asked, answers = list[list[int]](), list[list[int]](), list[int](), list[int]()
+    for place, (row, as_query) in enumerate(zip(rows, prompted, strict=True)):
+        query = data.query_of[row]
+        prompt = data.prompt if as_query and query < 0 and len(data.texts[row]) <= SHORT else []
+        texts.append(_whole(prompt + data.texts[row], data.end))
+        if query >= 0:
+            queries.append(_whole(data.prompt + data.queries[query], data.end))
+            asked.append(query)
+            answers.append(place)
+    text_vectors, query_vectors = data.text_vectors[rows].float(), data.query_vectors[asked].float()
+    return Batch(texts, queries, answers, text_vectors, query_vectors)
+
+
+def _whole(ids: list[int], end: list[int]) -> list[int]:
+    return ids[: MAX_LENGTH - len(end)] + end

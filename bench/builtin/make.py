@@ -1,0 +1,154 @@
+"""Make the built-in model: gather texts, ask the teacher, train, merge, judge, write `weights/builtin/`.
+
+    python -m lastword.bench.builtin.make --cache .builtin
+
+From an editable install with the `train` extra, on Debian or Ubuntu. Every step stores what it made under the cache
+folder and is skipped when that is there, so a run that was stopped goes on; training goes on from its last 25 steps.
+"""
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from lastword.bench.builtin.batches import read_data
+from lastword.bench.builtin.corpus import build
+from lastword.bench.builtin.evaluate import agreement, read_exam
+from lastword.bench.builtin.packages import fetch_teacher, fetch_texts
+from lastword.bench.builtin.ship import ship
+from lastword.bench.builtin.student import (
+    SIZES,
+    make_student,
+    make_tokenizer,
+    token_rows,
+    write_checkpoint,
+)
+from lastword.bench.builtin.teacher import SHARD, Teacher, embed_corpus, read_items, read_vectors
+from lastword.bench.builtin.train import Plan, basis, embed, train
+
+SEED = 4
+SHARDS = 20  # of 4096 items: how much of the shuffled text is used
+START_SHARDS = 18  # the shared start reads these
+START, START_STEPS, START_TOKENS, START_RATE = "start", 400, 6144, 1e-3
+START_HORIZON = 600  # it stops before its rate is low: the bags go on from there
+BAGS = {"bag-1": 0.8, "bag-2": 0.8}  # share of all items that each bag reads
+BAG_STEPS, BAG_HORIZON, BAG_TOKENS, BAG_RATE = 1550, 1650, 3072, 1e-3
+CHECKED = 500  # held-out sentences that the log's agreement is measured on
+OUT = Path(__file__).parents[2] / "weights" / "builtin"
+
+
+STEPS = ("texts", "vectors", START, *BAGS, "ship")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the model from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lastword.bench.builtin.make", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--cache", type=Path, default=Path(".builtin"), help="default .builtin")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"default {OUT}")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--step", choices=STEPS, help="this one only; the bags may run side by side, a process each"
+    )
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    cache, steps = options.cache.resolve(), STEPS if options.step is None else (options.step,)
+    teacher = fetch_teacher(cache)
+    if "texts" in steps:
+        _texts(cache, teacher)
+    if "vectors" in steps:
+        embed_corpus(teacher, cache / "corpus", cache / "vectors", SHARDS)
+    if trained := [step for step in steps if step in (START, *BAGS)]:
+        work = _Work(cache, teacher)
+        for name in trained:
+            work.run(name)
+    if "ship" in steps:
+        print(ship(cache, START, BAGS, teacher, options.out))
+
+
+def _texts(cache: Path, teacher: Path) -> None:
+    if (cache / "corpus" / "heldout.json").exists():
+        return
+    vocabulary = (teacher / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    common = {word for word in vocabulary if word.isalpha() and len(word) > 1} | {"a"}
+    build(fetch_texts(cache), common, cache / "corpus")
+
+
+class _Work:
+    """What the runs share: tokens, the teacher's vectors, the basis, the check for the log."""
+
+    def __init__(self, cache: Path, teacher: Path) -> None:
+        corpus = cache / "corpus"
+        self.folder, self.runs = cache / "made", cache / "runs"
+        self.runs.mkdir(parents=True, exist_ok=True)
+        items = read_items(corpus)
+        self.tokenizer = _tokenizer(cache, teacher, items)
+        self.data = read_data(items, *read_vectors(cache / "vectors", SHARDS), self.tokenizer)
+        self.directions = basis(self.data.text_vectors[: 5 * SHARD], SIZES["hidden_size"])
+        self.rows, self.sentences, self.agreed = _asked(
+            cache, teacher, self.tokenizer, read_exam(corpus).sentences[:CHECKED]
+        )
+        self.shares = _shares(self.data.texts[: START_SHARDS * SHARD], len(self.rows))
+
+    def run(self, name: str) -> None:
+        """Train the start, or a bag from it, and write its checkpoint in fp32."""
+        model = make_student(token_rows(self.rows @ self.directions, self.shares), SEED)
+        if name == START:
+            chosen: Sequence[int] = range(START_SHARDS * SHARD)
+            plan = Plan(
+                name, chosen, START_STEPS, START_TOKENS, SEED, START_RATE, START_HORIZON, end=0.3
+            )
+        else:
+            seed, count = SEED + list(BAGS).index(name) + 1, len(self.data.texts)
+            chosen = sorted(random.Random(seed).sample(range(count), int(BAGS[name] * count)))
+            plan = Plan(name, chosen, BAG_STEPS, BAG_TOKENS, seed, BAG_RATE, BAG_HORIZON)
+            start = torch.load(self.runs / f"{START}.pt", weights_only=True)
+            model.load_state_dict(start["model"])
+        train(plan, model, self.data, self.directions, self.runs, self._check)
+        write_checkpoint(model, self.tokenizer, self.folder / name, torch.float32)
+
+    def _check(self, model: Any) -> dict[str, float]:
+        ids = [e.ids for e in self.tokenizer.encode_batch_fast(self.sentences)]
+        with torch.no_grad():
+            return {"spearman": agreement(embed(model, ids), self.agreed)}
+
+
+def _tokenizer(cache: Path, teacher: Path, items: list[dict[str, str]]) -> Tokenizer:
+    path = cache / "tokenizer.json"
+    if not path.exists():
+        make_tokenizer(teacher, [text for item in items for text in item.values()]).save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+def _asked(
+    cache: Path, teacher: Path, tokenizer: Tokenizer, sentences: list[str]
+) -> tuple[Tensor, list[str], Tensor]:
+    """Ask the teacher once for the word pieces and for the sentences of the log's check."""
+    path = cache / "asked.pt"
+    if not path.exists():
+        vocabulary = tokenizer.get_vocab()
+        pieces = [
+            piece.removeprefix("##") for piece in sorted(vocabulary, key=vocabulary.__getitem__)
+        ]
+        model = Teacher(teacher, torch.bfloat16)
+        torch.save({"rows": model.encode(pieces), "agreed": model.encode(sentences)}, path)
+    saved = torch.load(path, weights_only=True)
+    return saved["rows"], sentences, saved["agreed"]
+
+
+def _shares(texts: Sequence[list[int]], size: int) -> Tensor:
+    """Give each piece's share of the text's tokens, half a token added to every count: [V]."""
+    counts = torch.full((size,), 0.5)
+    for ids in texts:
+        counts.index_add_(0, torch.tensor(ids), torch.ones(len(ids)))
+    return counts / counts.sum()
+
+
+if __name__ == "__main__":
+    main()

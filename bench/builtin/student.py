@@ -1,0 +1,185 @@
+"""The student before training: its word pieces, its sizes, and a start that already averages word vectors.
+
+Token rows start as the teacher's vectors of the word pieces in a basis ordered by variance (PCA), and the first
+layers' value and output projections as the identity: the end token then begins as the mean of its words.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+
+from lastword.bench.checkpoint import write_modules
+
+END, UNKNOWN = "[END]", "[UNK]"
+QUERY_PROMPT = "query: "
+VOCABULARY = 18_432
+MAX_LENGTH = 256
+MATRYOSHKA = (64, 128, 256)
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 640,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+}
+NORM_EPS = 1e-6
+ROPE_THETA = 10_000.0
+# One word in the mean: its row has norm 16 after RMSNorm, and so it stays after the output projection.
+_VALUE_SCALE = 1.0
+
+# Small queries make the first mean an even one.
+_EVEN = 0.25
+# The share of the text at which a piece counts half in the start's mean.
+_RARITY = 3e-4
+
+
+def make_tokenizer(teacher: Path, texts: Iterable[str]) -> Tokenizer:
+    """Cut the teacher's word pieces to the VOCABULARY most useful, and append the end token to every text.
+
+    Kept are single characters, so that any Latin word can be spelt, then the pieces most frequent in `texts`;
+    the teacher's own order, by frequency in its far larger text, decides among rare ones.
+    """
+    whole = Tokenizer.from_file(str(teacher / "tokenizer.json"))
+    whole.no_truncation()
+    whole.no_padding()
+    counts = Counter[int]()
+    for encoding in whole.encode_batch_fast(list(texts), add_special_tokens=False):
+        counts.update(encoding.ids)
+    pieces = {piece: i for piece, i in whole.get_vocab().items() if not piece.startswith("[")}
+    latin = {piece: i for piece, i in pieces.items() if all(ord(c) < 0x250 for c in piece)}
+
+    def worth(piece: str) -> float:
+        spelling = len(piece.removeprefix("##")) == 1
+        return float("inf") if spelling else counts[pieces[piece]] + 30_000 / (100 + pieces[piece])
+
+    kept = sorted(latin, key=lambda piece: (-worth(piece), latin[piece]))[: VOCABULARY - 2]
+    vocabulary = {piece: i for i, piece in enumerate([END, UNKNOWN, *kept])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([END, UNKNOWN])
+    tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 0)])
+    return tokenizer
+
+
+def token_rows(vectors: Tensor, shares: Tensor) -> Tensor:
+    """Make the token table's start: unit rows whose last dimension holds what a frequent piece does not say.
+
+        w = a / (a + share);  row = (w e, sqrt(1 - w^2)),  e the centred direction of the piece's vector
+
+    RMSNorm keeps a row's direction only, so the weight w of smooth inverse frequency is put into the direction;
+    the last dimension is not read by the start's values.
+
+    Args: vectors: [V, C] the pieces' vectors in the basis; shares: [V] of the training text's tokens.
+    """
+    weights = (_RARITY / (_RARITY + shares))[:, None]
+    centred = torch.nn.functional.normalize((vectors - vectors.mean(0))[:, :-1], dim=-1)
+    return torch.cat([weights * centred, (1 - weights.square()).sqrt()], dim=1)
+
+
+def make_student(rows: Tensor, seed: int) -> Any:
+    """Build transformers' Qwen3Model in fp32 with its start values.
+
+    Args: rows: [V, C] from `token_rows`; row 0, the end token's, is replaced.
+    """
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(rows),
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        tie_word_embeddings=True,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=None,
+        attn_implementation="eager",  # on short texts a third faster than PyTorch's own attention
+        rms_norm_eps=NORM_EPS,
+        **SIZES,
+    )
+    model = Qwen3Model(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.zero_()
+            elif name.endswith("_proj.weight"):
+                weight.normal_(std=weight.shape[1] ** -0.5)
+        model.embed_tokens.weight.copy_(rows)
+        end = torch.nn.functional.normalize(torch.randn(rows.shape[1]), dim=0)
+        model.embed_tokens.weight[0] = 0.05 * end
+        _average(model)
+    return model
+
+
+def _average(model: Any) -> None:
+    """Let the first layers pass on the mean of the token rows, each its share of the dimensions."""
+    config = model.config
+    width, size = config.hidden_size, config.head_dim
+    kept, group = (
+        config.num_key_value_heads * size,
+        config.num_attention_heads // config.num_key_value_heads,
+    )
+    eye = torch.eye(width)
+    eye[-1] = 0
+    copies = torch.eye(kept).view(-1, 1, size, kept).expand(-1, group, -1, -1).reshape(-1, kept)
+    for i in range(width // kept):
+        attention = model.layers[i].self_attn
+        attention.q_norm.weight.fill_(_EVEN)
+        attention.v_proj.weight.copy_(eye[i * kept : (i + 1) * kept])
+        attention.o_proj.weight[i * kept : (i + 1) * kept] = copies.T * (_VALUE_SCALE / group)
+
+
+def write_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype) -> None:
+    """Write the folder as a published embedding model has it, README aside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: p.detach().to(dtype).contiguous() for name, p in model.named_parameters()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    config = {
+        "architectures": ["Qwen3Model"],
+        "model_type": "qwen3",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        **SIZES,
+        "rms_norm_eps": NORM_EPS,
+        "vocab_size": model.config.vocab_size,
+        "rope_theta": ROPE_THETA,
+        "rope_scaling": None,
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+        "use_cache": False,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+    _write(folder / "config.json", config)
+    _write(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": MAX_LENGTH,
+            "eos_token": END,
+            "pad_token": END,
+            "unk_token": UNKNOWN,
+        },
+    )
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": MAX_LENGTH})
+    write_modules(folder, SIZES["hidden_size"], QUERY_PROMPT)
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,172 @@
+"""Distillation: the student's vectors move towards the teacher's.
+
+One run is a `Plan`; its state is saved as it goes, and a run that was stopped goes on where it was.
+"""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastword.bench.builtin.batches import Batch, Data, batches
+from lastword.bench.builtin.student import MATRYOSHKA
+
+MATRIX_WEIGHT = 20.0
+ANSWER_WEIGHT = 0.1
+TEMPERATURE = 0.05
+WARMUP = 50
+SAVE_EVERY = 25
+CHECK_EVERY = 100
+
+Scores = Callable[[Any], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training run: its name, its items, steps of so many tokens, its seed, its highest learning rate."""
+
+    name: str
+    chosen: Sequence[int]
+    steps: int
+    tokens: int
+    seed: int
+    rate: float
+    horizon: int | None = None  # step at which the rate is least, where it is not the last
+    end: float = 0.02  # share of `rate` that it is then
+
+
+def basis(vectors: Tensor, width: int) -> Tensor:
+    """Directions of the teacher's space by falling second moment: [384, width] fp32, orthonormal."""
+    vectors = vectors.double()
+    directions: Tensor = torch.linalg.eigh(vectors.T @ vectors)[1]
+    return directions.flip(1)[:, :width].float()
+
+
+def train(
+    plan: Plan, model: Any, data: Data, directions: Tensor, folder: Path, check: Scores
+) -> None:
+    """Train `model` in place; log to `folder/<name>.jsonl`, state to `folder/<name>.pt`.
+
+    Args: check: scores the model now and then, for the log.
+    """
+    state, log = folder / f"{plan.name}.pt", folder / f"{plan.name}.jsonl"
+    optimizer = _optimizer(model)
+    step = _load(state, model, optimizer)
+    began, tokens, sums = time.perf_counter(), 0, dict[str, float]()
+    endless = batches(data, plan.chosen, plan.tokens, plan.seed, step)
+    for batch in itertools.islice(endless, plan.steps - step):
+        for group in optimizer.param_groups:
+            group["lr"] = _rate(plan, step)
+        loss, parts = _loss(model, batch, directions)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        tokens += sum(map(len, batch.texts + batch.queries))
+        for key, value in parts.items():
+            sums[key] = sums.get(key, 0.0) + value / SAVE_EVERY
+        last = step == plan.steps
+        if step % SAVE_EVERY == 0 or last:
+            seconds = time.perf_counter() - began
+            scores = check(model) if step % CHECK_EVERY == 0 or last else {}
+            rate = {"tokens_a_second": tokens / seconds, "seconds": seconds}
+            _write(log, {"run": plan.name, "step": step, "of": plan.steps} | sums | scores | rate)
+            _save(state, model, optimizer, step)
+            began, tokens, sums = time.perf_counter(), 0, {}
+
+
+def embed(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
+    """Run the student on token ids: the final states of the last tokens, fp32 [N, C], not normalised.
+
+    Padded on the right and without a mask: attention is causal, so no real token sees the padding. In the last
+    layer only the last tokens go through the MLP: a sixth of the work.
+    """
+    ends = torch.tensor([len(ids) - 1 for ids in texts])
+    width = int(ends.max()) + 1
+    ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in texts])
+    last, mlp = (torch.arange(len(ids)), ends), model.layers[-1].mlp
+    take = mlp.register_forward_pre_hook(lambda _, inputs: (inputs[0][last],))
+    give = mlp.register_forward_hook(
+        lambda _, __, out: out.new_zeros(*ids.shape, out.shape[-1]).index_put(last, out)
+    )
+    with take, give, torch.autocast("cpu", torch.bfloat16):
+        states: Tensor = model(input_ids=ids, attention_mask=None).last_hidden_state
+    return states[last].float()
+
+
+def _loss(model: Any, batch: Batch, directions: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Sum what is asked of every Matryoshka prefix, its mean over the prefixes taken.
+
+    Direction: 1 - cosine with the teacher's vector in the first k directions of its space.
+    Matrix:    squared difference of all cosines in the batch from the teacher's own.
+    Answer:    cross-entropy of each query over the batch's texts, the goal half the teacher's own
+               soft-max and half the text that answers it.
+    """
+    states, goal = embed(model, batch.texts), batch.text_vectors
+    if batch.queries:
+        states = torch.cat([states, embed(model, batch.queries)])
+        goal = torch.cat([goal, batch.query_vectors])
+    cosines, reduced = goal @ goal.T, goal @ directions
+    n = len(batch.texts)
+    off = ~torch.eye(len(goal), dtype=torch.bool)
+    answers = F.one_hot(torch.tensor(batch.answers, dtype=torch.long), n).float()
+    wanted = 0.5 * answers + 0.5 * (cosines[n:, :n] / TEMPERATURE).softmax(-1)
+    direction = matrix = answer = torch.zeros(())
+    for k in MATRYOSHKA:
+        unit = F.normalize(states[:, :k], dim=-1)
+        direction = direction + (1 - (unit * F.normalize(reduced[:, :k], dim=-1)).sum(-1)).mean()
+        own = unit @ unit.T
+        matrix = matrix + (own - cosines)[off].square().mean()
+        if batch.queries:
+            answer = answer + F.cross_entropy(own[n:, :n] / TEMPERATURE, wanted)
+    parts = [part / len(MATRYOSHKA) for part in (direction, matrix, answer)]
+    loss = parts[0] + MATRIX_WEIGHT * parts[1] + ANSWER_WEIGHT * parts[2]
+    names = ("direction", "matrix", "answer", "loss")
+    return loss, {k: float(v.detach()) for k, v in zip(names, (*parts, loss), strict=True)}
+
+
+def _optimizer(model: Any) -> torch.optim.AdamW:
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+
+
+def _rate(plan: Plan, step: int) -> float:
+    """Linear warm-up, then half a cosine down to `end`."""
+    if step < WARMUP:
+        return plan.rate * (step + 1) / WARMUP
+    done = (step - WARMUP) / max(1, (plan.horizon or plan.steps) - WARMUP)
+    return plan.rate * (plan.end + (1 - plan.end) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _load(path: Path, model: Any, optimizer: torch.optim.AdamW) -> int:
+    if not path.exists():
+        return 0
+    saved = torch.load(path, weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return int(saved["step"])
+
+
+def _save(path: Path, model: Any, optimizer: torch.optim.AdamW, step: int) -> None:
+    part = path.with_suffix(".part")
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    torch.save(saved, part)
+    part.rename(path)
+
+
+def _write(log: Path, values: dict[str, Any]) -> None:
+    line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
+    with log.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    print("train:", line, flush=True)
