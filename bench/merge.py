@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from lastword.bench.checkpoint import SIZES
+from lastword.bench.shapes import SIZES
 from lastword.weights.blocks import workers
 from lastword.weights.mapping import mapped
 from lastword.weights.merge import multislerp
