@@ -1,0 +1,23 @@
+"""Memory errors in the kernels, as compute-sanitizer sees them on a few small cases."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_small_suite_is_clean(tool: str) -> None:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not on PATH; it comes with the CUDA toolkit")
+    suite = Path(__file__).with_name("test_gpu_kernels.py")
+    small = "0.6B and dtype0 and (inside or levels or test_row_kernels)"
+    done = subprocess.run(
+        [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", suite, "-k",
+         small],
+        capture_output=True, text=True, timeout=400, cwd=suite.parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
