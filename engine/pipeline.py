@@ -15,6 +15,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from lastword import memory
 from lastword.errors import InputError
 from lastword.forest import Forest
 from lastword.report import Report
@@ -119,6 +120,7 @@ def compute_windows(
               report: the counts of each window are added to it when the window is done; advance: told of texts done.
     Raises:   InputError naming a text whose vector is not finite.
     """
+    batches = 0
     with closing(windows):
         for window in windows:
             began = perf_counter()
@@ -129,6 +131,9 @@ def compute_windows(
                 out[forest.texts] = vectors
                 count(forest, window.counts)
                 advance(len(forest.texts))
+                batches += 1
+                if batches % memory.BATCHES == 0:
+                    memory.give_back()
             window.counts.seconds = perf_counter() - began
             report.add(window.counts)
             yield out
