@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lastword.kernels.block_sizes import final_blocks, num_splits
+from lastword.kernels.forest_attention_kernel import _online_softmax
 from lastword.kernels.plan import AttentionPlan
 
 # Rows of a tile: the least that tensor cores take; G of them are real.
@@ -76,14 +77,9 @@ def _final_attention_kernel(
             k = tl.load(k_at, mask=inside[None, :] & (d < D)[:, None], other=0.0)
             s = tl.dot(q, k, input_precision="ieee") * scale
             s = tl.where(inside[None, :], s, float("-inf"))
-            new_peak = tl.maximum(peak, tl.max(s, 1))
-            p = tl.exp2(s - new_peak[:, None])
-            shrink = tl.exp2(peak - new_peak)
-            total = total * shrink + tl.sum(p, 1)
             v_at = v_ptr + (row * V_STRIDE + head * D)[:, None] + d[None, :]
             v = tl.load(v_at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-            acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-            peak = new_peak
+            acc, peak, total = _online_softmax(acc, peak, total, s, v)
         passed += keys
         keys = tl.load(segments_ptr + segment * 4 + 3)
         segment = tl.load(segments_ptr + segment * 4 + 2)

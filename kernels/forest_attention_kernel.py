@@ -16,10 +16,27 @@ from lastword.kernels.plan import AttentionPlan
 
 
 @triton.jit
+def _online_softmax(
+    acc,  # [M, D] fp32, weighted sum of values
+    peak,  # [M] fp32, largest logit so far, in powers of two
+    total,  # [M] fp32, sum of weights
+    s,  # [M, N] fp32 logits in powers of two, -inf where hidden
+    v,  # [N, D]
+):
+    """Take one block of keys into the running softmax; sums in fp32, weights rounded to the dtype of v."""
+    new_peak = tl.maximum(peak, tl.max(s, 1))
+    p = tl.exp2(s - new_peak[:, None])
+    shrink = tl.exp2(peak - new_peak)
+    total = total * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return acc, new_peak, total
+
+
+@triton.jit
 def _attend(
-    acc,  # [BLOCK_M, BLOCK_D] fp32, weighted sum of values
-    peak,  # [BLOCK_M] fp32, largest logit so far, in powers of two
-    total,  # [BLOCK_M] fp32, sum of weights
+    acc,  # [BLOCK_M, BLOCK_D], peak [BLOCK_M], total [BLOCK_M]: as in `_online_softmax`
+    peak,
+    total,
     q,  # [BLOCK_M, BLOCK_D]
     k_ptr,  # first key row of the segment, this head
     v_ptr,
@@ -34,7 +51,7 @@ def _attend(
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """One pass of online softmax over blocks of keys; logits and sums in fp32, weights rounded to the dtype of v."""
+    """One pass over blocks of keys; logits in fp32."""
     key = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     at = (low + key).to(tl.int64)
@@ -53,12 +70,7 @@ def _attend(
         s = tl.dot(q, k, input_precision="ieee") * scale
         if MASKED:
             s = tl.where((first + key)[None, :] < visible[:, None], s, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(s, 1))
-        p = tl.exp2(s - new_peak[:, None])
-        shrink = tl.exp2(peak - new_peak)
-        total = total * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-        peak = new_peak
+        acc, peak, total = _online_softmax(acc, peak, total, s, v)
         k_at += BLOCK_N * K_STRIDE
         v_at += BLOCK_N * V_STRIDE
     return acc, peak, total

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lastword.kernels.sdpa_blocks import Block, Finals, final_groups, segment_blocks
+from lastword.kernels.sdpa_blocks import Block, Finals, Paths, final_groups, segment_blocks
 from lastword.kernels.segments import Segments
 from lastword.kernels.tiles import final_table, query_tiles, segment_table
 
@@ -19,16 +19,17 @@ class AttentionPlan:
     def __init__(self, segments: Segments, final_rows: list[int], device: torch.device) -> None:
         self.segments, self.final_rows, self.device = segments, final_rows, device
         self._tiles: dict[int, Tensor] = {}
+        self._paths = Paths(segments)  # of both twins
 
     @cached_property
     def blocks(self) -> list[Block]:
         """For the twin of `forest_attention`."""
-        return segment_blocks(self.segments, self.device)
+        return segment_blocks(self._paths, self.device)
 
     @cached_property
     def finals(self) -> Finals:
         """For the twin of `final_attention`."""
-        return final_groups(self.segments, self.final_rows, self.device)
+        return final_groups(self._paths, self.final_rows, self.device)
 
     @cached_property
     def table(self) -> Tensor:

@@ -33,7 +33,7 @@ class Block:
 Finals = list[tuple[Tensor, Tensor]]  # texts [B] and the rows of their paths [B, keys]
 
 
-class _Paths:
+class Paths:
     """The packed rows before a segment."""
 
     def __init__(self, segments: Segments) -> None:
@@ -53,9 +53,9 @@ class _Paths:
         return self._before[segment]
 
 
-def segment_blocks(segments: Segments, device: torch.device) -> list[Block]:
+def segment_blocks(paths: Paths, device: torch.device) -> list[Block]:
     """Group segments of equal (own rows, rows above), so that attention is few calls on dense blocks."""
-    paths = _Paths(segments)
+    segments = paths.segments
     roots: dict[int, list[int]] = defaultdict(list)
     forked: dict[tuple[int, int], list[int]] = defaultdict(list)
     for s, own in enumerate(segments.length):
@@ -71,7 +71,7 @@ def segment_blocks(segments: Segments, device: torch.device) -> list[Block]:
     for (own, above), members in forked.items():
         step = max(1, _KV_ROWS // (own + above))
         for i in range(0, len(members), step):
-            blocks += _forked_blocks(segments, paths, members[i : i + step], own, above, device)
+            blocks += _forked_blocks(paths, members[i : i + step], own, above, device)
     return blocks
 
 
@@ -87,14 +87,13 @@ def _runs(starts: list[int], own: int) -> list[tuple[int, int]]:
 
 
 def _forked_blocks(
-    segments: Segments,
-    paths: _Paths,
+    paths: Paths,
     members: list[int],
     own: int,
     above: int,
     device: torch.device,
 ) -> list[Block]:
-    own_rows = torch.tensor([segments.start[s] for s in members])[:, None] + torch.arange(own)
+    own_rows = torch.tensor([paths.segments.start[s] for s in members])[:, None] + torch.arange(own)
     path_rows = torch.cat([torch.stack([paths.before(s) for s in members]), own_rows], dim=1)
     own_rows, path_rows = own_rows.to(device), path_rows.to(device)
     blocks = []
@@ -109,9 +108,9 @@ def _forked_blocks(
     return blocks
 
 
-def final_groups(segments: Segments, final_rows: list[int], device: torch.device) -> Finals:
+def final_groups(paths: Paths, final_rows: list[int], device: torch.device) -> Finals:
     """Group final rows by the length of their paths."""
-    paths = _Paths(segments)
+    segments = paths.segments
     groups: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for text, (row, segment) in enumerate(
         zip(final_rows, segments.owners(final_rows), strict=True)
@@ -128,6 +127,6 @@ def final_groups(segments: Segments, final_rows: list[int], device: torch.device
     return finals
 
 
-def _path(paths: _Paths, segment: int, own: int) -> Tensor:
+def _path(paths: Paths, segment: int, own: int) -> Tensor:
     start = paths.segments.start[segment]
     return torch.cat([paths.before(segment), torch.arange(start, start + own)])

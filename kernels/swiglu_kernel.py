@@ -12,6 +12,14 @@ _COLUMNS = 1024
 
 
 @triton.jit
+def _gated(gate_up_ptr, at, mask, F: tl.constexpr):
+    """Part of a row of silu(gate) · up, in fp32."""
+    gate = tl.load(gate_up_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + F + at, mask=mask, other=0.0).to(tl.float32)
+    return gate * tl.sigmoid(gate) * up
+
+
+@triton.jit
 def _swiglu_kernel(
     gate_up_ptr,  # [T, 2F], gate first
     y_ptr,  # [T, F]
@@ -22,18 +30,8 @@ def _swiglu_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < F
-    gate = tl.load(gate_up_ptr + row * (2 * F) + column, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(gate_up_ptr + row * (2 * F) + F + column, mask=mask, other=0.0).to(tl.float32)
-    y = gate * tl.sigmoid(gate) * up
+    y = _gated(gate_up_ptr + row * (2 * F), column, mask, F)
     tl.store(y_ptr + row * F + column, y.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _gated(gate_up_ptr, at, mask, F: tl.constexpr):
-    """Part of a row of silu(gate) · up, in fp32."""
-    gate = tl.load(gate_up_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(gate_up_ptr + F + at, mask=mask, other=0.0).to(tl.float32)
-    return gate * tl.sigmoid(gate) * up
 
 
 @triton.jit

@@ -85,8 +85,8 @@ def mask_off_by_one(*args, true=sdpa_blocks._forked_blocks):
     return blocks
 
 
-def last_row_off_by_one(segments, final_rows, device, true=plan.final_groups):
-    return [(t, r[:, :-1] if r.shape[1] > 1 else r) for t, r in true(segments, final_rows, device)]
+def last_row_off_by_one(paths, final_rows, device, true=plan.final_groups):
+    return [(t, r[:, :-1] if r.shape[1] > 1 else r) for t, r in true(paths, final_rows, device)]
 
 
 WRONG: dict[str, tuple[object, str, Callable]] = {
