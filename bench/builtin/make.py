@@ -32,12 +32,10 @@ from lastword.bench.builtin.teacher import SHARD, Teacher, embed_corpus, read_it
 from lastword.bench.builtin.train import Plan, basis, embed, train
 
 SEED = 4
-SHARDS = 20  # of 4096 items: how much of the shuffled text is used
-START_SHARDS = 18  # the shared start reads these
-START, START_STEPS, START_TOKENS, START_RATE = "start", 400, 6144, 1e-3
-START_HORIZON = 600  # it stops before its rate is low: the bags go on from there
+START, START_STEPS, START_TOKENS, START_RATE = "start", 1000, 6144, 1e-3
+START_HORIZON = 2500  # it stops before its rate is low: the bags go on from there
 BAGS = {"bag-1": 0.8, "bag-2": 0.8}  # share of all items that each bag reads
-BAG_STEPS, BAG_HORIZON, BAG_TOKENS, BAG_RATE = 1550, 1650, 3072, 1e-3
+BAG_STEPS, BAG_TOKENS, BAG_RATE = 4000, 3072, 8e-4
 CHECKED = 500  # held-out sentences that the log's agreement is measured on
 OUT = Path(__file__).parents[2] / "weights" / "builtin"
 
@@ -63,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "texts" in steps:
         _texts(cache, teacher)
     if "vectors" in steps:
-        embed_corpus(teacher, cache / "corpus", cache / "vectors", SHARDS)
+        embed_corpus(teacher, cache / "corpus", cache / "vectors")
     if trained := [step for step in steps if step in (START, *BAGS)]:
         work = _Work(cache, teacher)
         for name in trained:
@@ -89,25 +87,25 @@ class _Work:
         self.runs.mkdir(parents=True, exist_ok=True)
         items = read_items(corpus)
         self.tokenizer = _tokenizer(cache, teacher, items)
-        self.data = read_data(items, *read_vectors(cache / "vectors", SHARDS), self.tokenizer)
+        self.data = read_data(items, *read_vectors(cache / "vectors"), self.tokenizer)
         self.directions = basis(self.data.text_vectors[: 5 * SHARD], SIZES["hidden_size"])
         self.rows, self.sentences, self.agreed = _asked(
             cache, teacher, self.tokenizer, read_exam(corpus).sentences[:CHECKED]
         )
-        self.shares = _shares(self.data.texts[: START_SHARDS * SHARD], len(self.rows))
+        self.shares = _shares(self.data.texts, len(self.rows))
 
     def run(self, name: str) -> None:
         """Train the start, or a bag from it, and write its checkpoint in fp32."""
         model = make_student(token_rows(self.rows @ self.directions, self.shares), SEED)
         if name == START:
-            chosen: Sequence[int] = range(START_SHARDS * SHARD)
+            chosen: Sequence[int] = range(len(self.data.texts))
             plan = Plan(
                 name, chosen, START_STEPS, START_TOKENS, SEED, START_RATE, START_HORIZON, end=0.3
             )
         else:
             seed, count = SEED + list(BAGS).index(name) + 1, len(self.data.texts)
             chosen = sorted(random.Random(seed).sample(range(count), int(BAGS[name] * count)))
-            plan = Plan(name, chosen, BAG_STEPS, BAG_TOKENS, seed, BAG_RATE, BAG_HORIZON)
+            plan = Plan(name, chosen, BAG_STEPS, BAG_TOKENS, seed, BAG_RATE)
             start = torch.load(self.runs / f"{START}.pt", weights_only=True)
             model.load_state_dict(start["model"])
         train(plan, model, self.data, self.directions, self.runs, self._check)

@@ -16,7 +16,6 @@ from torch import Tensor
 from lastword.bench.builtin.card import compose
 from lastword.bench.builtin.evaluate import judge, markdown, read_exam
 from lastword.bench.builtin.student import MAX_LENGTH, QUERY_PROMPT, SIZES
-from lastword.bench.builtin.teacher import SHARD
 from lastword.weights import write_safetensors
 from lastword.weights.merge import multislerp
 
@@ -64,7 +63,6 @@ def _store(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 def _facts(cache: Path, tensors: Mapping[str, Tensor], bags: Mapping[str, float]) -> dict[str, Any]:
     exam = read_exam(cache / "corpus")
-    shards = len(list((cache / "vectors").glob("*.safetensors")))
     archives = sorted(path.name for path in (cache / "archives").iterdir())
     with (cache / "corpus" / "train.jsonl").open(encoding="utf-8") as file:
         gathered = sum(1 for _ in file)
@@ -78,7 +76,6 @@ def _facts(cache: Path, tensors: Mapping[str, Tensor], bags: Mapping[str, float]
         "sentences": len(exam.sentences),
         "vocabulary": len(tensors["embed_tokens.weight"]),
         "gathered": gathered,
-        "texts": min(gathered, shards * SHARD),
         "archives": ", ".join(f"`{name.replace('%3a', ':')}`" for name in archives),
         "bags": len(bags),
         "shares": ", ".join(f"{share:.0%}" for share in bags.values()),

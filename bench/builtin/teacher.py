@@ -45,11 +45,11 @@ def read_items(corpus: Path) -> list[dict[str, str]]:
         return [json.loads(line) for line in file]
 
 
-def embed_corpus(teacher: Path, corpus: Path, out: Path, shards: int) -> None:
+def embed_corpus(teacher: Path, corpus: Path, out: Path) -> None:
     """Store the vectors of `train.jsonl`, items 4096·i to 4096·(i+1) in shard i: `text` and `query`, fp16."""
     out.mkdir(parents=True, exist_ok=True)
     items = read_items(corpus)
-    count = min(shards, -(-len(items) // SHARD))
+    count = -(-len(items) // SHARD)
     paths = [out / f"{i:04d}.safetensors" for i in range(count)]
     if all(path.exists() for path in paths):
         return
@@ -72,7 +72,7 @@ def embed_corpus(teacher: Path, corpus: Path, out: Path, shards: int) -> None:
         )
 
 
-def read_vectors(folder: Path, shards: int) -> tuple[Tensor, Tensor]:
-    """Read the first shards in order: vectors of the texts and of the queries, fp16."""
-    parts = [load_file(path) for path in sorted(folder.glob("*.safetensors"))[:shards]]
+def read_vectors(folder: Path) -> tuple[Tensor, Tensor]:
+    """Read the shards in order: vectors of the texts and of the queries, fp16."""
+    parts = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
     return torch.cat([p["text"] for p in parts]), torch.cat([p["query"] for p in parts])

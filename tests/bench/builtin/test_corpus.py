@@ -13,6 +13,7 @@ from lastword.bench.builtin.documents import sentences
 WORDS = (
     "river stone copper garden lantern meadow harbour candle winter thunder velvet marble".split()
 )
+PARTS = ("n", "v", "adj") * 4
 
 
 def _words(rng: random.Random, count: int) -> str:
@@ -39,6 +40,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (share / f"man/man1/tool{i}.1.gz").write_bytes(gzip.compress(body.encode()))
     (share / "dictd").mkdir()
     glosses = [f'word{i}\n    n 1: {_words(rng, 7)}; "the {_words(rng, 6)}"\n' for i in range(400)]
+    glosses += [
+        f"{word}\n    {part} 1: {_words(rng, 7)}\n" for word, part in zip(WORDS, PARTS, strict=True)
+    ]
     (share / "dictd/wn.dict.dz").write_bytes(gzip.compress("".join(glosses).encode()))
     build(root, set(WORDS), out)
     return out
@@ -51,6 +55,16 @@ def test_both_sides_have_texts(corpus: Path) -> None:
     assert len(held["sentences"]) > 5
     assert len(items) > 100
     assert any("query" in item for item in items)
+
+
+def test_composed_texts_are_of_common_words(corpus: Path) -> None:
+    """The questions' slots are filled, and a passage has two or three of the kept sentences."""
+    texts = [json.loads(line)["text"] for line in (corpus / "train.jsonl").read_text().splitlines()]
+    asked = [text for text in texts if text.startswith("what is the difference between")]
+    assert asked
+    assert {asked[0].split()[6], asked[0].split()[9].rstrip("?")} <= set(WORDS)
+    assert not any("{" in text for text in texts)
+    assert any(text.count(".") == 3 and text[0].isupper() for text in texts)
 
 
 def test_no_held_out_text_is_trained_on(corpus: Path) -> None:

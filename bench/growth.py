@@ -1,0 +1,93 @@
+"""How cost grows with the number of texts: tokens a second of `encode`, peak memory of `encode_stream`.
+
+    python -m lastword.bench.growth              the built-in model on 100, 1,000 and 10,000 texts
+
+Both should stay as they are while the texts grow a hundredfold. Every peak is that of a process of its own.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from multiprocessing import get_context
+from time import perf_counter
+
+from lastword import Embedder
+from lastword.bench.peer_child import peak_bytes
+from lastword.bench.workloads import workloads
+from lastword.report import Report
+
+COUNTS = (100, 1000, 10_000)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print a line a count, then the same as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lastword.bench.growth",
+        description=(__doc__ or "").partition("\n")[0],
+    )
+    parser.add_argument("--model", help="a folder or hub id; default the built-in model")
+    parser.add_argument("--device", default="cpu", help="default cpu")
+    parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), metavar="N")
+    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    options = parser.parse_args(arguments)
+    rows = measure(options.model, options.device, options.counts, options.rounds)
+    print(f"{'texts':>8}{'tokens':>11}{'encode':>16}{'encode_stream':>18}")
+    for row in rows:
+        print(
+            f"{row['texts']:>8,}{row['tokens']:>11,}{row['tokens_a_second']:>12,.0f} t/s"
+            f"{row['peak_bytes'] / 2**20:>15,.0f} MB"
+        )
+    rates = [row["tokens_a_second"] for row in rows]
+    print(f"the slowest is {1 - min(rates) / max(rates):.0%} below the fastest")
+    print(json.dumps(rows))
+
+
+def measure(
+    model: str | None, device: str, counts: Sequence[int], rounds: int
+) -> list[dict[str, float]]:
+    """Time `encode` on each count of texts, the rounds alternating, and find each count's peak."""
+    texts = workloads(documents=max(counts))[0].texts
+    embedder = Embedder(model, device=device)
+    tokens = {n: embedder.plan(texts[:n]).tokens_asked for n in counts}
+    seconds: dict[int, list[float]] = {n: [] for n in counts}
+    embedder.encode(texts[: min(counts)], show_progress_bar=False)
+    for _ in range(rounds):
+        for n in counts:
+            # As many texts are timed for every count: a short time would be noise.
+            calls = max(counts) // n
+            began = perf_counter()
+            for i in range(calls):
+                embedder.encode(texts[i * n : (i + 1) * n], show_progress_bar=False)
+            seconds[n].append(perf_counter() - began)
+    timed = {n: embedder.plan(texts[: max(counts) // n * n]).tokens_asked for n in counts}
+    return [
+        {
+            "texts": n,
+            "tokens": tokens[n],
+            "tokens_a_second": timed[n] / statistics.median(seconds[n]),
+            "peak_bytes": _peak(model, device, n),
+        }
+        for n in counts
+    ]
+
+
+def _peak(model: str | None, device: str, count: int) -> int:
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(stream, (model, device, count))
+
+
+def stream(model: str | None, device: str, count: int) -> int:
+    """Embed `count` texts that come one by one, keep no vector, give this process's peak memory."""
+    texts = iter(workloads(documents=count)[0].texts)
+    report = Report()
+    for _ in Embedder(model, device=device).encode_stream(texts, report=report):
+        pass
+    if report.texts != count:
+        raise RuntimeError(f"growth: {report.texts} texts came back of {count}")
+    return peak_bytes()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

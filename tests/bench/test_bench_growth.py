@@ -1,0 +1,18 @@
+"""The growth benchmark counts what it says, in the caller's process and in one of its own."""
+
+import json
+
+import pytest
+
+from lastword.bench import growth
+
+
+def test_lines_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    growth.main(["--counts", "2", "6", "--rounds", "1"])
+    *lines, last = capsys.readouterr().out.splitlines()
+    rows = json.loads(last)
+    assert [row["texts"] for row in rows] == [2, 6]
+    assert rows[0]["tokens"] < rows[1]["tokens"]
+    assert all(row["tokens_a_second"] > 0 and row["peak_bytes"] > 50e6 for row in rows)
+    assert len(lines) == 4
+    assert "below the fastest" in lines[-1]
