@@ -35,7 +35,7 @@ SEED = 4
 START, START_STEPS, START_TOKENS, START_RATE = "start", 1000, 6144, 1e-3
 START_HORIZON = 2500  # it stops before its rate is low: the bags go on from there
 BAGS = {"bag-1": 0.8, "bag-2": 0.8}  # share of all items that each bag reads
-BAG_STEPS, BAG_TOKENS, BAG_RATE = 4000, 3072, 8e-4
+BAG_STEPS, BAG_TOKENS, BAG_RATE = 3500, 3072, 8e-4
 CHECKED = 500  # held-out sentences that the log's agreement is measured on
 OUT = Path(__file__).parents[2] / "weights" / "builtin"
 
