@@ -1,6 +1,6 @@
 """The kernel of attention by descriptors against its twin in fp64; what it reads and writes; when it is chosen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 from kernel_error import assert_close
 
 from lastword import kernels
+from lastword.cli.main import main
 from lastword.forest import plan_forests
 from lastword.kernels import forest_attention_descriptor_kernel as by_descriptors
 from lastword.kernels import forest_attention_kernel, reference
@@ -70,35 +71,38 @@ def test_no_rows() -> None:
     assert by_descriptors.forest_attention_descriptor(q, k, v, plan, 1.0).shape == (0, 64)
 
 
+def tile_by_tile(lengths: list[int]) -> Iterator[tuple[AttentionPlan, slice, slice]]:
+    """A plan of one tile alone, the tile's rows, and its segment's, which are all that it may read."""
+    plan = plan_of(lengths)
+    for segment, first in plan.tiles(BLOCK_M).tolist():
+        one = plan_of(lengths)
+        one._tiles[BLOCK_M] = torch.tensor([[segment, first]], dtype=torch.int32)
+        start, length = plan.segments.start[segment], plan.segments.length[segment]
+        rows = slice(start + first, start + min(first + BLOCK_M, length))
+        yield one, rows, slice(start, start + length)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.filterwarnings(
-    "ignore:invalid value encountered:RuntimeWarning"
-)  # the neighbours' own
-def test_neighbours_are_never_seen(value: float) -> None:
-    plan = plan_of([3, BLOCK_M + 9, 1, BLOCK_N])
-    q, k, v = heads(plan, 2, 1, 32, torch.float32)
-    before = by_descriptors.forest_attention_descriptor(q, k, v, plan, 1.0)
-    for start, length in zip(plan.segments.start, plan.segments.length, strict=True):
-        own = slice(start, start + length)
-        spoilt = [torch.full_like(x, value) for x in (q, k, v)]
-        for x, true in zip(spoilt, (q, k, v), strict=True):
+def test_a_tile_reads_its_own_segment_only(value: float) -> None:
+    lengths = [3, BLOCK_M + 9, 1, BLOCK_N]
+    whole = plan_of(lengths)
+    inputs = heads(whole, 2, 1, 32, torch.float32)
+    before = by_descriptors.forest_attention_descriptor(*inputs, whole, SCALE)
+    for plan, rows, own in tile_by_tile(lengths):
+        spoilt = [torch.full_like(x, value) for x in inputs]
+        for x, true in zip(spoilt, inputs, strict=True):
             x[own] = true[own]
-        after = by_descriptors.forest_attention_descriptor(*spoilt, plan, 1.0)
-        assert torch.equal(after[own], before[own])
+        after = by_descriptors.forest_attention_descriptor(*spoilt, plan, SCALE)
+        assert torch.equal(after[rows], before[rows])
 
 
 def test_a_tile_writes_its_own_rows_only() -> None:
-    plan = plan_of([9, BLOCK_M + 9, 30])
-    q, k, v = heads(plan, 2, 1, 32, torch.float32)
-    tiles = plan.tiles(BLOCK_M)
-    for segment, first in tiles.tolist():
-        one = plan_of([9, BLOCK_M + 9, 30])
-        one._tiles[BLOCK_M] = torch.tensor([[segment, first]], dtype=torch.int32)
-        out = by_descriptors.forest_attention_descriptor(q, k, v, one, 1.0)
-        start = plan.segments.start[segment]
-        end = start + min(first + BLOCK_M, plan.segments.length[segment])
-        written = (~out.isnan()).any(dim=1).nonzero().flatten().tolist()
-        assert written == list(range(start + first, end))
+    lengths = [9, BLOCK_M + 9, 30]
+    inputs = heads(plan_of(lengths), 2, 1, 32, torch.float32)
+    for plan, rows, _ in tile_by_tile(lengths):
+        out = by_descriptors.forest_attention_descriptor(*inputs, plan, SCALE)
+        written = out.isfinite().any(dim=1).nonzero().flatten().tolist()
+        assert written == list(range(rows.start, rows.stop))
 
 
 PLAN = plan_of([BLOCK_M + 9, 20, 3])
@@ -163,3 +167,22 @@ def test_the_table_turns_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launched == [
         "forest_attention", "forest_attention", "forest_attention_descriptor", "forest_attention",
     ]  # fmt: skip
+
+
+BENCH = [
+    "bench", "kernels", "--device", "cpu", "--model", "tiny", "--tokens", "64",
+    "--op", "forest_attention", "--beside", "descriptor",
+]  # fmt: skip
+
+
+def test_it_goes_through_the_benchmark(capfd) -> None:
+    assert main(BENCH) == 0
+    lines = [line.split() for line in capfd.readouterr().out.splitlines()]
+    assert [line[1] for line in lines if line[:1] == ["descriptor"]] == ["right:"] * 4
+
+
+def test_a_wrong_form_fails_the_benchmark(capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = lambda q, *_: torch.zeros_like(q).flatten(1)  # noqa: E731
+    monkeypatch.setattr(by_descriptors, "forest_attention_descriptor", wrong)
+    assert main(BENCH) == 1
+    assert capfd.readouterr().out.count("WRONG, not timed") == 4
