@@ -1,10 +1,12 @@
 """What each operation is timed beside: the eager twin, torch.compile, PyTorch's own attention, Liger-Kernel.
 
-A baseline takes the same inputs; what it must lay out otherwise is laid out before the clock starts. Each may be
-missing or refuse a shape, dtype or device: the caller turns any exception into a line that says why.
+So are lastword's own forms that are not the default (`FORMS`). All take the same inputs; what one must lay out
+otherwise is laid out before the clock starts. Each may be missing or refuse a shape, dtype or device: the caller turns
+any exception into a line that says why.
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -16,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lastword.bench.cases import Case, Inputs
 from lastword.bench.gate import Runner, plain
-from lastword.bench.options import BASELINES
+from lastword.bench.options import BASELINES, FORMS
 from lastword.errors import DeviceError
 from lastword.kernels import reference
 
@@ -24,7 +26,7 @@ Prepare = Callable[[Inputs], Runner]
 
 
 def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
-    """The chosen baselines that have something to say about a case, in the order of `BASELINES`."""
+    """The chosen baselines and forms that have something to say about a case, in the order of `BASELINES`, `FORMS`."""
     found: dict[str, Prepare] = {
         "eager": lambda inputs: _eager(case, inputs),
         "compile": lambda inputs: _compiled(case, inputs),
@@ -35,9 +37,11 @@ def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
         found["sdpa-flash"] = lambda inputs: _sdpa(inputs, equal, flash, final=final)
         found["sdpa-cudnn"] = lambda inputs: _sdpa(inputs, equal, cudnn, final=final)
         found["varlen"] = lambda inputs: _varlen(inputs, equal, final=final)
+        if not final:
+            found["descriptor"] = _descriptor
     if case.op in _LIGER:
         found["liger"] = _LIGER[case.op]
-    return {name: found[name] for name in BASELINES if name in found and name in chosen}
+    return {name: found[name] for name in BASELINES + FORMS if name in found and name in chosen}
 
 
 def _twin(case: Case) -> Callable[..., Any]:
@@ -103,6 +107,18 @@ def _varlen(inputs: Inputs, equal: tuple[int, int], *, final: bool) -> Runner:
         return [result.flatten(1), q, k, v]
 
     return Runner(run, read)
+
+
+def _descriptor(inputs: Inputs) -> Runner:
+    """The other form of forest_attention, where there is one."""
+    q, k, v, plan, _ = inputs.args
+    if q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise DeviceError("a Triton kernel, and this is a CPU")
+    from lastword.kernels import forest_attention_descriptor_kernel as form
+
+    if not form.descriptors_fit(q, k, v, plan):
+        raise DeviceError(f"for 16-bit rows on sm_90 and sm_100, not {q.dtype} here")
+    return plain(form.forest_attention_descriptor, inputs)
 
 
 def _liger(name: str) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -55,8 +56,8 @@ class Resources:
     wide: bool  # no row offset is multiplied in 32 bits
 
 
-def compile_launch(launch: Launch, target: str) -> Resources:
-    """Compile one launch and read what it costs."""
+def compile_kernel(launch: Launch, target: str) -> Any:
+    """Compile one launch; give Triton's kernel, with the forms it went through in `asm`."""
     source = ASTSource(
         launch.kernel,
         signature=dict(launch.types),
@@ -66,7 +67,12 @@ def compile_launch(launch: Launch, target: str) -> Resources:
             for name in launch.aligned
         },
     )
-    compiled = triton.compile(source, target=TARGETS[target], options=dict(launch.options))
+    return triton.compile(source, target=TARGETS[target], options=dict(launch.options))
+
+
+def compile_launch(launch: Launch, target: str) -> Resources:
+    """Compile one launch and read what it costs."""
+    compiled = compile_kernel(launch, target)
     if TARGETS[target].backend == "cuda":
         usage, assembly = _cuda_usage(compiled.asm["cubin"]), compiled.asm["ptx"]
     else:

@@ -2,7 +2,7 @@
 # What needs a GPU, in four stages of under nine minutes each on one H200:
 #
 #   bench/gpu.sh prove OUT      the tests marked `gpu`             prove.log, prove.xml
-#   bench/gpu.sh kernels OUT    `lastword bench kernels`           kernels.log, .jsonl, roofline.svg
+#   bench/gpu.sh kernels OUT    `lastword bench kernels`           kernels.log, .jsonl, roofline.svg, descriptor.jsonl
 #   bench/gpu.sh model OUT      `lastword bench model`, all sizes  model.log, model-SIZE.jsonl
 #   bench/gpu.sh peers OUT      `lastword bench peers`             peers.log, peers.json
 #
@@ -57,9 +57,15 @@ prove)
     fi
     ;;
 kernels)
-    size=()
-    [ -z "$dry" ] || size=(--device cpu --model tiny --tokens 64 --rep-ms 1 --beside sdpa-flash)
-    bench kernels.log kernels --json "$out/kernels.jsonl" --plot "$out/roofline.svg" "${size[@]}"
+    size=() beside=()
+    if [ -n "$dry" ]; then
+        size=(--device cpu --model tiny --tokens 64 --rep-ms 1) beside=(--beside sdpa-flash)
+    fi
+    bench kernels.log kernels --json "$out/kernels.jsonl" --plot "$out/roofline.svg" \
+        "${size[@]}" "${beside[@]}"
+    # A form that no GPU has run yet, in a process of its own: should it hang, the rows above stay.
+    bench kernels.log kernels --op forest_attention --beside sdpa-cudnn descriptor \
+        --json "$out/descriptor.jsonl" "${size[@]}"
     ;;
 model)
     if [ -n "$dry" ]; then

@@ -23,6 +23,7 @@ from lastword.bench.cases import Case, cases
 from lastword.bench.gate import Gate, plain
 from lastword.bench.machine import describe_run
 from lastword.bench.measure import Roofs, Timing, measure_roofs, time_call
+from lastword.bench.options import FORMS
 from lastword.bench.plot import check_plot, plot_roofline
 from lastword.bench.table import OURS, Row, case_line, heading, row_line, sharing_line
 from lastword.device import choose_device, choose_dtype
@@ -113,12 +114,14 @@ class _Bench:
         if self.own is not None:
             yield self._row(case, gate, str(self.own_name), _as_it_is(self.own), tested=True)
         for name, prepare in baselines(case, self.beside).items():
-            yield self._row(case, gate, name, prepare, tested=False)
+            yield self._row(case, gate, name, prepare, tested=name in FORMS)
 
     def _row(self, case: Case, gate: Gate, by: str, prepare: Prepare, *, tested: bool) -> Row:
         row = Row(case.op, case.models, case.title, by, case.bytes, case.flops)
+        prepared = False
         try:
             runner = prepare(case.inputs())
+            prepared = True
             verdict = gate.check(runner, poison=tested)
             row = replace(
                 row,
@@ -136,7 +139,8 @@ class _Bench:
                     f"{case.op} by {by}: broke the GPU's context, no call will work from here; "
                     f"{_first_sentence(error)}"
                 ) from error
-            return replace(row, right=False if tested else None, reason=_first_sentence(error))
+            right = False if tested and prepared else None
+            return replace(row, right=right, reason=_first_sentence(error))
         of_roof = self.roofs.seconds(case.bytes, case.flops) / (timing.median_ms / 1e3)
         return replace(row, timing=timing, of_roof=of_roof)
 

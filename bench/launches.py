@@ -4,7 +4,7 @@ The real launchers run on small CPU tensors while Triton's `JITFunction.run` is 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -16,11 +16,13 @@ from lastword.bench.shapes import SIZES
 from lastword.forest import Forest, plan_forests
 from lastword.kernels import (
     final_attention_kernel,
+    forest_attention_descriptor_kernel,
     forest_attention_kernel,
     qk_norm_rope_kernel,
     rms_norm_kernel,
     swiglu_kernel,
 )
+from lastword.kernels.block_sizes import descriptor_blocks
 from lastword.kernels.plan import AttentionPlan
 
 CPU = torch.device("cpu")
@@ -70,10 +72,11 @@ def recording(architecture: str) -> Iterator[list[Launch]]:
         del named["grid"], named["warmup"]
         launches.append(_launch(kernel, args, named))
 
-    with (
-        mock.patch.object(JITFunction, "run", record),
-        mock.patch.object(forest_attention_kernel, "architecture", return_value=architecture),
-    ):
+    with ExitStack() as patched:
+        patched.enter_context(mock.patch.object(JITFunction, "run", record))
+        for module in (forest_attention_kernel, forest_attention_descriptor_kernel):
+            named = mock.patch.object(module, "architecture", return_value=architecture)
+            patched.enter_context(named)
         yield launches
 
 
@@ -141,6 +144,10 @@ def model_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[st
         note(variant, lambda q=q, k=k, v=v, plan=plan: (  # type: ignore[misc]
             forest_attention_kernel.forest_attention(q, k, v, plan, scale)
         ))  # fmt: skip
+        if variant == "plain" and descriptor_blocks(dtype, architecture) is not None:
+            note("", lambda q=q, k=k, v=v, plan=plan: (  # type: ignore[misc]
+                forest_attention_descriptor_kernel.forest_attention_descriptor(q, k, v, plan, scale)
+            ))  # fmt: skip
         kv = torch.zeros(T, 2 * KH, D, dtype=dtype)
         q, k, v = torch.zeros(N, H, D, dtype=dtype), kv[:, :KH], kv[:, KH:]
         split = "split" if N == 1 else "whole"

@@ -11,12 +11,14 @@ from lastword.cli.options import positive
 
 OPS = ("rms_norm", "add_rms_norm", "qk_norm_rope", "forest_attention", "final_attention", "swiglu")
 BASELINES = ("eager", "compile", "sdpa-flash", "sdpa-cudnn", "varlen", "liger")
+FORMS = ("descriptor",)  # lastword's own, beside its default where they are named
 DTYPES = ("float32", "bfloat16", "float16")
 
 KERNELS_EXAMPLES = """examples:
   lastword bench kernels
   lastword bench kernels --op rms_norm swiglu --model 4B --json kernels.jsonl --plot roofline.svg
   lastword bench kernels --op rms_norm --with mypackage.mymodule:my_rms_norm
+  lastword bench kernels --op forest_attention --beside sdpa-cudnn descriptor
   lastword bench kernels --compile-only --model 4B --dtype bfloat16
 
 Every implementation is compared with the operation's PyTorch twin in fp64 before it is timed; a
@@ -76,10 +78,11 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beside",
         nargs="*",
-        choices=BASELINES,
+        choices=BASELINES + FORMS,
         default=list(BASELINES),
         metavar="NAME",
-        help=f"baselines ({', '.join(BASELINES)}); all by default, none where nothing follows",
+        help=f"baselines ({', '.join(BASELINES)}); all by default, none where nothing follows; or "
+        "another form of lastword's own (descriptor: forest_attention on sm_90 and sm_100)",
     )
     parser.add_argument(
         "--rep-ms", type=positive, default=100, help="milliseconds spent on each time (100)"

@@ -201,8 +201,11 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
     _check("forest_attention", "v", v, tuple(k.shape), like=q)
     _check_heads("forest_attention", q=q, k=k, v=v)
     if _on_triton("forest_attention", q):
+        from lastword.kernels import forest_attention_descriptor_kernel as by_descriptors
         from lastword.kernels import forest_attention_kernel
 
+        if by_descriptors.descriptors_preferred(q, k, v, plan):
+            return by_descriptors.forest_attention_descriptor(q, k, v, plan, scale)
         return forest_attention_kernel.forest_attention(q, k, v, plan, scale)
     return reference.forest_attention_ref(q, k, v, plan, scale)
 

@@ -20,7 +20,8 @@ class Blocks(NamedTuple):
     source: str
 
 
-# "plain": no segment has ancestors; "tree": some have; "short": few rows a segment; "float32": IEEE products.
+# "plain": no segment has ancestors; "tree": some have; "short": few rows a segment; "float32": IEEE products;
+# "descriptor": the other form of "plain" (`forest_attention_descriptor_kernel.py`), where there is one.
 ATTENTION: dict[str, dict[str, Blocks]] = {
     "sm_80": {
         "plain": Blocks(128, 32, 8, 3, "compiled 2026-11-23"),
@@ -30,12 +31,14 @@ ATTENTION: dict[str, dict[str, Blocks]] = {
     },
     "sm_90": {
         "plain": Blocks(128, 128, 8, 2, "compiled 2026-11-23"),
+        "descriptor": Blocks(128, 128, 4, 2, "compiled 2026-11-23"),
         "tree": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
         "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
         "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
     },
     "sm_100": {
         "plain": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
+        "descriptor": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
         "tree": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
         "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
         "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
@@ -53,9 +56,14 @@ ATTENTION: dict[str, dict[str, Blocks]] = {
         "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
     },
     "interpreter": dict.fromkeys(
-        ("plain", "tree", "short", "float32"), Blocks(64, 32, 1, 1, "small, for tests")
+        ("plain", "descriptor", "tree", "short", "float32"),
+        Blocks(64, 32, 1, 1, "small, for tests"),
     ),
 }
+# Architectures whose default for long texts without ancestors is the "descriptor" row. None yet: it waits for a
+# measurement (`lastword bench kernels --op forest_attention --beside descriptor`) that it is faster there.
+DESCRIPTOR_DEFAULT: frozenset[str] = frozenset()
+
 # Devices without rows of their own take these, which need the least shared memory.
 _ANY = {"sm": "sm_80", "gfx": "gfx942"}
 
@@ -92,7 +100,19 @@ def attention_blocks(
         kind = "short"
     if dtype == torch.float32:
         kind = "float32"
-    blocks = ATTENTION[architecture][kind]._asdict()
+    return _launch_arguments(ATTENTION[architecture][kind])
+
+
+def descriptor_blocks(dtype: torch.dtype, architecture: str) -> dict[str, int] | None:
+    """Give the "descriptor" row as launch arguments; None where there is none, and in fp32 on a GPU."""
+    row = ATTENTION[architecture].get("descriptor")
+    if row is None or (dtype == torch.float32 and architecture != "interpreter"):
+        return None
+    return _launch_arguments(row)
+
+
+def _launch_arguments(row: Blocks) -> dict[str, int]:
+    blocks = row._asdict()
     del blocks["source"]
     return blocks
 

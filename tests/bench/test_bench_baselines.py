@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from lastword.bench.baselines import baselines
 from lastword.bench.cases import Case, cases
 from lastword.bench.gate import Gate, Verdict
-from lastword.bench.options import BASELINES, OPS
+from lastword.bench.options import BASELINES, FORMS, OPS
 from lastword.errors import DeviceError
-from lastword.kernels import reference
+from lastword.kernels import forest_attention_descriptor_kernel, reference
 
 ATTENTION = ("forest_attention", "final_attention")
 
@@ -38,6 +38,18 @@ def test_which_baselines_a_case_has() -> None:
     assert list(baselines(made("forest_attention", "shared"), BASELINES)) == ["eager", "compile"]
     assert list(baselines(made("rms_norm"), ("liger", "eager"))) == ["eager", "liger"]
     assert baselines(made("rms_norm"), ()) == {}
+    assert list(baselines(made("forest_attention"), FORMS)) == ["descriptor"]
+    assert baselines(made("forest_attention", "shared"), FORMS) == {}
+    assert baselines(made("final_attention"), FORMS) == {}
+
+
+def test_another_form_is_for_gpus_and_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match="a Triton kernel, and this is a CPU"):
+        judge(made("forest_attention"), "descriptor")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(forest_attention_descriptor_kernel, "descriptors_fit", lambda *_: False)
+    with pytest.raises(DeviceError, match="for 16-bit rows on sm_90 and sm_100"):
+        judge(made("forest_attention"), "descriptor")
 
 
 @pytest.mark.parametrize("title", ["1 text of 64", "4 texts of 16", "each"])

@@ -41,6 +41,7 @@ def test_kernels_at_a_tiny_size(tmp_path: Path) -> None:
         "kernels.log",
         "kernels.jsonl",
         "roofline.svg",
+        "descriptor.jsonl",
     }
     assert (tmp_path / "out/kernels.log").read_text() == done.stdout
     rows = [json.loads(line) for line in (tmp_path / "out/kernels.jsonl").read_text().splitlines()]

@@ -19,9 +19,12 @@ OPERATIONS = {
 }  # fmt: skip
 
 
-def operations(target: str) -> set[str]:
-    """sm_80 has no fp8."""
-    return OPERATIONS - {"swiglu_quantize"} if target == "sm_80" else OPERATIONS
+def operations(target: str, dtype: str) -> set[str]:
+    """sm_80 has no fp8; attention by descriptors is for 16-bit rows on sm_90 and sm_100."""
+    found = OPERATIONS - {"swiglu_quantize"} if target == "sm_80" else set(OPERATIONS)
+    if target in ("sm_90", "sm_100") and dtype == "bfloat16":
+        found.add("forest_attention_descriptor")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def test_every_operation_compiles_everywhere(rows: list[aot.Resources]) -> None:
         for target in aot.TARGETS
         for model in aot.MODELS
         for dtype in aot.DTYPES
-        for operation in operations(target)
+        for operation in operations(target, dtype)
     }
     assert compiled == expected
 
@@ -59,7 +62,7 @@ def test_bounds_fit_the_devices() -> None:
     shared = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64, "gfx950": 160}
     assert "3.6.0" in BOUNDS
     for table in BOUNDS.values():
-        assert len(table) == sum(len(operations(t)) for t in aot.TARGETS) * len(aot.DTYPES)
+        assert len(table) == sum(len(operations(t, d)) for t in aot.TARGETS for d in aot.DTYPES)
         for name, bound in table.items():
             assert bound["shared"] <= shared[name.split()[0]] * 1024, name
 
@@ -71,7 +74,7 @@ def test_attention_uses_matrix_instructions(rows: list[aot.Resources]) -> None:
         for row in rows
         if row.operation.startswith("forest") and row.dtype == "bfloat16" and row.target in newest
     ]
-    assert len(attention) == 4 * len(newest) * len(aot.MODELS)
+    assert len(attention) == (4 * len(newest) + 2) * len(aot.MODELS)  # two by descriptors
     assert [aot.line(row) for row in attention if not row.matrix] == []
 
 

@@ -10,6 +10,7 @@ from lastword.bench.launches import Launch, recording
 from lastword.forest import Forest, plan_forests
 from lastword.kernels import (
     final_attention_kernel,
+    forest_attention_descriptor_kernel,
     forest_attention_kernel,
     qk_norm_rope_kernel,
     rms_norm_kernel,
@@ -57,6 +58,8 @@ def launch_all(forest: Forest, dtype: torch.dtype) -> None:
     heads = qkv.view(T, -1, D)
     q, k, v = heads[:, :H], heads[:, H:-KH], heads[:, -KH:]
     forest_attention_kernel.forest_attention(q, k, v, plan, 1.0)
+    if forest_attention_descriptor_kernel.descriptors_fit(q, k, v, plan):
+        forest_attention_descriptor_kernel.forest_attention_descriptor(q, k, v, plan, 1.0)
     q = torch.empty(N, H, D, dtype=dtype)
     final_attention_kernel.final_attention(q, k, v, plan, 1.0)
 
@@ -76,7 +79,8 @@ def test_specialisations_are_finite(one_thread: None) -> None:
         counts[launch.name] = counts.get(launch.name, 0) + 1
     # rms_norm with and without the residual; attention plain, tree, short, short tree; with and without splits.
     assert counts == {
-        "rms_norm": 2, "swiglu": 1, "qk_norm_rope": 1, "forest_attention": 4, "final_attention": 2, "join": 1,
+        "rms_norm": 2, "swiglu": 1, "qk_norm_rope": 1, "forest_attention": 4, "forest_attention_descriptor": 1,
+        "final_attention": 2, "join": 1,
     }  # fmt: skip
     assert max(seen.values()) < BATCHES // 4, "a specialisation turned up late"
 

@@ -1,0 +1,131 @@
+"""Attention over segments without ancestors by tensor descriptors, warp-specialised: one program a tile and query head.
+
+One warp group copies keys and values into shared memory ahead of two that compute 64 query rows each. Triton's pass
+for sm_90 does so with four warps, one key loop without a branch, and descriptors made in the kernel: of the caller's it
+halves a tile's rows, but not the box that is copied. Another form of `forest_attention_kernel.py`.
+"""
+
+import math
+from contextvars import copy_context
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lastword.kernels.block_sizes import DESCRIPTOR_DEFAULT, architecture, descriptor_blocks
+from lastword.kernels.forest_attention_kernel import _online_softmax
+from lastword.kernels.plan import AttentionPlan
+
+_ALIGNMENT = 16  # bytes, of a descriptor's base and of its rows
+
+
+@triton.jit
+def _forest_attention_descriptor_kernel(
+    q_ptr,  # [T, H, D]
+    k_ptr,  # [T, KH, D]
+    v_ptr,  # [T, KH, D]
+    out_ptr,  # [T, H, D], contiguous
+    tiles_ptr,  # int32 [tiles, 2]: segment, first row in it
+    segments_ptr,  # int32 [S, 4]: start, length, and two columns of forks that are not read
+    scale,  # softmax scale · log2(e)
+    Q_STRIDE: tl.constexpr,
+    K_STRIDE: tl.constexpr,
+    V_STRIDE: tl.constexpr,
+    KH: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """out = softmax(scale · q·kᵀ over the segment up to the row) · v, rounded once at the store."""
+    tile = tl.program_id(0) // (KH * G)
+    head = tl.program_id(0) % (KH * G)
+    segment = tl.load(tiles_ptr + tile * 2)
+    first = tl.load(tiles_ptr + tile * 2 + 1)
+    start = tl.load(segments_ptr + segment * 4)
+    length = tl.load(segments_ptr + segment * 4 + 1)
+    end = tl.minimum(first + BLOCK_M, length)
+
+    # Descriptors end where the tile's keys do: what lies behind reads as zero, whatever a neighbour's rows hold.
+    at = start.to(tl.int64)
+    kv = head // G * D
+    k_rows = tl.make_tensor_descriptor(
+        k_ptr + at * K_STRIDE + kv, [end, D], [K_STRIDE, 1], [BLOCK_N, BLOCK_D]
+    )
+    v_rows = tl.make_tensor_descriptor(
+        v_ptr + at * V_STRIDE + kv, [end, D], [V_STRIDE, 1], [BLOCK_N, BLOCK_D]
+    )
+    # Of all rows: Triton's pass moves whatever has this row's value by half a tile, so nothing else may have it.
+    q_rows = tl.make_tensor_descriptor(
+        q_ptr + head * D, [start + end, D], [Q_STRIDE, 1], [BLOCK_M, BLOCK_D]
+    )
+    q = q_rows.load([start + first, 0])
+
+    token = first + tl.arange(0, BLOCK_M)
+    key = tl.arange(0, BLOCK_N)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for low in tl.range(0, end, BLOCK_N, warp_specialize=True):
+        k = k_rows.load([low, 0])
+        s = tl.dot(q, k.T, input_precision="ieee") * scale
+        s = tl.where((low + key)[None, :] <= token[:, None], s, float("-inf"))
+        v = v_rows.load([low, 0])
+        acc, peak, total = _online_softmax(acc, peak, total, s, v)
+
+    # A descriptor's store has no mask: rows behind the segment are a neighbour's, so this one goes by pointers.
+    out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    d = tl.arange(0, BLOCK_D)
+    out_at = out_ptr + ((at + token) * (KH * G * D) + head * D)[:, None] + d[None, :]
+    tl.store(out_at, out, mask=(token < length)[:, None] & (d < D)[None, :])
+
+
+def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> bool:
+    """Whether the kernel can compute this: it has a block size, no segment has ancestors, rows lie on 16 bytes."""
+    if plan.has_ancestors or descriptor_blocks(q.dtype, architecture(q.device)) is None:
+        return False
+    head = q.shape[2] * q.element_size()
+    return head % _ALIGNMENT == 0 and all(
+        x.data_ptr() % _ALIGNMENT == 0 and x.stride(0) * x.element_size() % _ALIGNMENT == 0
+        for x in (q, k, v)
+    )
+
+
+def descriptors_preferred(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> bool:
+    """Whether the kernel is the default here: on the listed architectures, where segments fill a tile on average."""
+    name = architecture(q.device)
+    if name not in DESCRIPTOR_DEFAULT or not descriptors_fit(q, k, v, plan):
+        return False
+    blocks = descriptor_blocks(q.dtype, name)
+    return blocks is not None and len(q) >= blocks["BLOCK_M"] * len(plan.segments.start)
+
+
+def forest_attention_descriptor(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float
+) -> Tensor:
+    """Launch `_forest_attention_descriptor_kernel` on q [T, H, D], k and v [T, KH, D] that fit."""
+    (T, H, D), KH = q.shape, k.shape[1]
+    out = torch.empty(T, H * D, dtype=q.dtype, device=q.device)
+    blocks = descriptor_blocks(q.dtype, architecture(q.device))
+    assert blocks is not None, "asked for where descriptors do not fit"
+    if not T:
+        return out
+    tiles = plan.tiles(blocks["BLOCK_M"])
+
+    def launch() -> None:
+        triton.set_allocator(_scratch)
+        _forest_attention_descriptor_kernel[(len(tiles) * H,)](
+            q, k, v, out, tiles, plan.table, scale * math.log2(math.e),
+            Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0),
+            KH=KH, G=H // KH, D=D, BLOCK_D=max(triton.next_power_of_2(D), 16), **blocks,
+        )  # fmt: skip
+
+    copy_context().run(launch)  # an allocator that the caller has set stays as it is
+    return out
+
+
+def _scratch(size: int, *_: object) -> Tensor:  # alignment, 128 bytes; stream, the current one
+    """Room for the descriptors of one launch: PyTorch keeps it until the stream is past that launch."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
