@@ -7,6 +7,7 @@ memory beyond what the caller holds stays below one tensor, however large the fi
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -104,8 +105,12 @@ class Checkpoint:
         """Hash every tensor's name, dtype, shape and three sampled 4 KiB blocks.
 
         Returns:
-            64 hex digits that depend neither on the sharding nor on the key prefix.
+            64 hex digits that depend neither on the sharding nor on the key prefix; read once.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         total = hashlib.sha256()
         for name in self.names():
             info = self._tensors[name]

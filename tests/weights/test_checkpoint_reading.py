@@ -107,6 +107,14 @@ def test_fingerprint_sees_a_changed_weight(tmp_path, place):
     assert opened(folder).fingerprint() != before
 
 
+def test_fingerprint_is_read_once(tmp_path):
+    folder = make_checkpoint(tmp_path)
+    checkpoint = opened(folder)
+    before = checkpoint.fingerprint()
+    (folder / SINGLE).unlink()
+    assert checkpoint.fingerprint() == before
+
+
 def test_lm_head_is_ignored_whatever_it_is(tmp_path):
     folder = make_checkpoint(tmp_path)
     save_file(
