@@ -18,11 +18,10 @@ def write_folder(args: argparse.Namespace, job: "Job", about: str) -> list[dict[
     from lastword.weights.rewrite import write_model
 
     def say(message: str) -> None:
-        if not args.quiet:
-            console.say(message)
+        console.say_all([message], quiet=args.quiet)
 
     total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in job.layout.values())
-    show = console.on_terminal() and not args.quiet
+    show = console.shows_progress(quiet=args.quiet)
     start = time.perf_counter()
     with progress_bar(total, show=show, unit="B", what=about) as progress:
         facts = write_model(
