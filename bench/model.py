@@ -22,7 +22,7 @@ from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
 from lastword.bench.flops import needed_flops, work
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.measure import product_rate
-from lastword.bench.peer_child import peak_bytes
+from lastword.bench.memory import peak_bytes
 from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.bench.table import shown_speed, shown_time
 from lastword.bench.workloads import WORDS, texts_of

@@ -10,8 +10,8 @@ from lastword import memory
 
 RUN = """
 import random, sys, torch
-from memory import held_bytes
 from lastword import Embedder, memory
+from lastword.bench.memory import held_bytes
 torch.set_num_threads(1)
 model = Embedder(sys.argv[1], device="cpu", max_batch_tokens=4000)
 draw = random.Random(0)

@@ -39,7 +39,7 @@ LOADING = """
 import sys
 from pathlib import Path
 import torch
-from memory import resident_growth
+from lastword.bench.memory import held_bytes, watched
 from lastword.weights import Checkpoint, read_config
 
 config = read_config(Path(sys.argv[1]))
@@ -47,7 +47,8 @@ checkpoint = Checkpoint(Path(sys.argv[1]), config)
 checkpoint.layer(0)  # what torch allocates once
 torch.zeros(1).copy_(torch.ones(1))
 keep = sys.argv[2] == "keep"
-with resident_growth() as growth:
+base = held_bytes("VmRSS")
+with watched("VmRSS", every=0.0005) as peak:
     embedding = checkpoint.embedding().to(torch.float32) if keep else None
     layers = []
     for index in range(config.num_hidden_layers):
@@ -55,7 +56,7 @@ with resident_growth() as growth:
         if keep:
             layers.append(layer)
 held = [getattr(each, name) for each in layers for name in each.__slots__] + [embedding]
-print(growth.peak, sum(tensor.nbytes for tensor in held if tensor is not None))
+print(peak() - base, sum(tensor.nbytes for tensor in held if tensor is not None))
 """
 
 
