@@ -7,7 +7,6 @@ the synthetic tokenizer. Rows are shown and written as they come.
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,7 +25,6 @@ from lastword.bench.memory import peak_bytes
 from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.bench.table import shown_speed, shown_time
 from lastword.bench.workloads import WORDS, texts_of
-from lastword.cli.main import main
 from lastword.device import choose_device, choose_dtype
 from lastword.embedder import Embedder
 from lastword.forest import Forest, plan_forests
@@ -243,7 +241,3 @@ def _line(row: Row) -> str:
         f"{row.length:16,}{row.texts:8,}{encode:8,.0f} tok/s{forward:8,.0f} tok/s"
         f"{row.encode_mfu:8.0%}{row.forward_mfu:9.0%}{row.peak_bytes / 2**20:11,.0f} MB"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main(["bench", "model", *sys.argv[1:]]))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.model import RandomCheckpoint, RandomEmbedder, random_embedder
-from lastword.bench.workloads import Workload, workloads
+from lastword.bench.workloads import FULL, QUICK, Workload, workloads
 from lastword.device import check_quantize, choose_device, choose_dtype
 from lastword.embedder import Embedder
 from lastword.weights import Checkpoint
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     check_quantize(args.quantize, device, dtype)  # before two models are made
-    loads = workloads(64, 200, 16) if args.quick else workloads()
+    loads = workloads(*(QUICK if args.quick else FULL))
     about = describe_run(device, dtype)
     with ExitStack() as opened:
         file = opened.enter_context(args.json.open("w", encoding="utf-8")) if args.json else None
