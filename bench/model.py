@@ -5,7 +5,6 @@ the synthetic tokenizer. Rows are shown and written as they come.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from lastword.bench.flops import needed_flops, work
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.measure import product_rate
 from lastword.bench.memory import peak_bytes
+from lastword.bench.records import json_lines
 from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.bench.table import shown_speed, shown_time
 from lastword.bench.workloads import WORDS, texts_of
@@ -121,13 +121,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     lengths = args.lengths or ([32, 128, 512] if on_cpu else [32, 128, 512, 2048, 8192])
     tokens = args.tokens or (1024 if on_cpu else 65_536)
     with ExitStack() as opened:
-        file = opened.enter_context(args.json.open("w", encoding="utf-8")) if args.json else None
-
-        def write(record: dict[str, object]) -> None:
-            if file is not None:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-
+        write = opened.enter_context(json_lines(args.json))
         scratch = opened.enter_context(tempfile.TemporaryDirectory(prefix="lastword-model-"))
         about, (rate, product) = describe_run(device, dtype), product_rate(device, dtype)
         embedder = random_embedder(Path(scratch), args.model, args.layers, device, dtype)

@@ -5,7 +5,6 @@ Vectors are compared, then both are timed from strings to vectors, taking turns.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.model import RandomCheckpoint, RandomEmbedder, random_embedder
+from lastword.bench.records import json_lines
 from lastword.bench.workloads import FULL, QUICK, Workload, workloads
 from lastword.device import check_quantize, choose_device, choose_dtype
 from lastword.embedder import Embedder
@@ -51,14 +51,8 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     loads = workloads(*(QUICK if args.quick else FULL))
     about = describe_run(device, dtype)
     with ExitStack() as opened:
-        file = opened.enter_context(args.json.open("w", encoding="utf-8")) if args.json else None
+        write = opened.enter_context(json_lines(args.json))
         scratch = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lastword-model-")))
-
-        def write(record: dict[str, object]) -> None:
-            if file is not None:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-
         plain, ours = (
             random_embedder(
                 scratch / str(quantize), args.model, args.layers, device, dtype,
