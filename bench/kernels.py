@@ -6,14 +6,13 @@ that is wrong has no time. Rows are shown and written as they come. Method and e
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -25,6 +24,7 @@ from lastword.bench.machine import describe_run
 from lastword.bench.measure import Roofs, Timing, measure_roofs, time_call
 from lastword.bench.options import FORMS
 from lastword.bench.plot import check_plot, plot_roofline
+from lastword.bench.records import json_lines
 from lastword.bench.table import OURS, Row, case_line, heading, row_line, sharing_line
 from lastword.device import choose_device, choose_dtype
 from lastword.errors import ConfigError, DeviceError, LastwordError
@@ -40,12 +40,12 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     models = args.model or (["0.6B"] if on_cpu else ["0.6B", "4B", "8B"])
     rows: list[Row] = []
     with ExitStack() as opened, torch.inference_mode():
-        file = opened.enter_context(args.json.open("w", encoding="utf-8")) if args.json else None
+        write = opened.enter_context(json_lines(args.json))
         if not on_cpu:  # Triton launches on the current device
             opened.enter_context(torch.cuda.device(device))
         about = describe_run(device, dtype)
         roofs = None if _interpreted() else measure_roofs(device, dtype)
-        _write(file, {"run": about, "roofs": roofs and asdict(roofs), "tokens": tokens})
+        write({"run": about, "roofs": roofs and asdict(roofs), "tokens": tokens})
         show(heading(about, roofs))
         if args.plot is not None and roofs is not None:  # of what there is, also when stopped
             opened.callback(plot_roofline, args.plot, rows, roofs, about)
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         for case in cases(args.op, models, tokens, dtype, device):
             show(case_line(case))
             for row in bench.rows(case):
-                _write(file, asdict(row))
+                write(asdict(row))
                 if not _said_before(rows, row):
                     show(row_line(row, roofs, _time_of_ours(rows, row)))
                 rows.append(row)
@@ -180,10 +180,3 @@ def load_function(spec: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"--with: {name} has no function {attribute!r}.")
     return function
-
-
-def _write(file: TextIO | None, record: dict[str, Any]) -> None:
-    """Write one JSON line at once: what has been measured stays when a run is cut short."""
-    if file is not None:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        file.flush()

@@ -14,14 +14,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from lastword.bench.memory import watched
 from lastword.bench.shapes import SIZES
 from lastword.weights.blocks import workers
 from lastword.weights.mapping import mapped
@@ -98,27 +97,6 @@ def check(models: Sequence[Path], out: Path) -> None:
             raise SystemExit(f"{name}: the merge is not what the formula says; no figures")
 
 
-@contextmanager
-def peak_memory() -> Iterator[Callable[[], int]]:
-    """Watch this process; give a function that says the most bytes held that are no pages of files."""
-    peak, ended = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(0.005):
-            lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-            held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-            peak = max(peak, held)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield lambda: peak
-    finally:
-        ended.set()
-        watcher.join()
-
-
 def timed(models: Sequence[Path], work: Callable[[], None]) -> float:
     """Time one run from cold files, in seconds."""
     drop_from_cache(models)
@@ -136,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", help="where to work; by default the system's temporary folder")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(dir=options.folder) as name, peak_memory() as peak:
+    with tempfile.TemporaryDirectory(dir=options.folder) as name, watched("RssAnon") as peak:
         folder = Path(name)
         models, out = make_models(folder, options), folder / "out"
         size = sum(file.stat().st_size for file in weight_files(models[0]))

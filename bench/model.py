@@ -5,9 +5,7 @@ the synthetic tokenizer. Rows are shown and written as they come.
 """
 
 import argparse
-import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,11 +20,11 @@ from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
 from lastword.bench.flops import needed_flops, work
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.measure import product_rate
-from lastword.bench.peer_child import peak_bytes
+from lastword.bench.memory import peak_bytes
+from lastword.bench.records import json_lines
 from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.bench.table import shown_speed, shown_time
 from lastword.bench.workloads import WORDS, texts_of
-from lastword.cli.main import main
 from lastword.device import choose_device, choose_dtype
 from lastword.embedder import Embedder
 from lastword.forest import Forest, plan_forests
@@ -123,13 +121,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     lengths = args.lengths or ([32, 128, 512] if on_cpu else [32, 128, 512, 2048, 8192])
     tokens = args.tokens or (1024 if on_cpu else 65_536)
     with ExitStack() as opened:
-        file = opened.enter_context(args.json.open("w", encoding="utf-8")) if args.json else None
-
-        def write(record: dict[str, object]) -> None:
-            if file is not None:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-
+        write = opened.enter_context(json_lines(args.json))
         scratch = opened.enter_context(tempfile.TemporaryDirectory(prefix="lastword-model-"))
         about, (rate, product) = describe_run(device, dtype), product_rate(device, dtype)
         embedder = random_embedder(Path(scratch), args.model, args.layers, device, dtype)
@@ -243,7 +235,3 @@ def _line(row: Row) -> str:
         f"{row.length:16,}{row.texts:8,}{encode:8,.0f} tok/s{forward:8,.0f} tok/s"
         f"{row.encode_mfu:8.0%}{row.forward_mfu:9.0%}{row.peak_bytes / 2**20:11,.0f} MB"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main(["bench", "model", *sys.argv[1:]]))

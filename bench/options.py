@@ -7,12 +7,14 @@ import argparse
 from pathlib import Path
 
 from lastword.bench.shapes import SIZES
+from lastword.bench.workloads import QUICK
 from lastword.cli.options import positive
 
 OPS = ("rms_norm", "add_rms_norm", "qk_norm_rope", "forest_attention", "final_attention", "swiglu")
 BASELINES = ("eager", "compile", "sdpa-flash", "sdpa-cudnn", "varlen", "liger")
 FORMS = ("descriptor",)  # lastword's own, beside its default where they are named
 DTYPES = ("float32", "bfloat16", "float16")
+_QUICK = "only {} documents, {} queries and {} queries one a call".format(*QUICK)
 
 KERNELS_EXAMPLES = """examples:
   lastword bench kernels
@@ -28,7 +30,7 @@ takes the operation's own arguments (lastword.kernels). Times are the median, wi
 
 PEERS_EXAMPLES = """examples:
   lastword bench peers                      0.6B shape cut to 4 layers, CPU, fp32; tens of minutes
-  lastword bench peers --quick              a tenth of the texts, one round
+  lastword bench peers --quick              fewer texts, one round
   lastword bench peers --model FOLDER       any checkpoint that both can read
   lastword bench peers --device cuda --layers 28
 
@@ -106,7 +108,7 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=positive, help="alternated rounds, medians reported (3, --quick: 1)"
     )
     parser.add_argument("--threads", type=positive, default=2, help="threads of each library (2)")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the texts")
+    parser.add_argument("--quick", action="store_true", help=_QUICK)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1")
     parser.add_argument(
@@ -136,9 +138,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize", choices=("int8",), help="time the quantised model beside the plain one"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="with --quantize: an eighth of the texts"
-    )
+    parser.add_argument("--quick", action="store_true", help=f"with --quantize: {_QUICK}")
     parser.add_argument(
         "--dtype", choices=DTYPES[:2], help="by default float32 on a CPU, bfloat16 on a GPU"
     )

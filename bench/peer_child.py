@@ -7,7 +7,6 @@ of one library never mix with the other's.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from lastword.bench.memory import peak_bytes
 from lastword.errors import LastwordError
 
 if TYPE_CHECKING:
@@ -65,17 +65,6 @@ class Child:
     def close(self) -> None:
         """End the child by closing its input."""
         self._process.communicate()
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process; VmHWM, which unlike ru_maxrss forgets the parent's."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 def _lastword(folder: str, device: str, dtype: str) -> "Encode":

@@ -1,6 +1,4 @@
-"""lastword and sentence-transformers side by side on one checkpoint, device, dtype and number of threads.
-
-    lastword bench peers        or: python -m lastword.bench.peers
+"""`lastword bench peers`: it and sentence-transformers on one checkpoint, device, dtype and number of threads.
 
 Each library lives in its own child process (`bench/peer_child.py`) and waits while the other works.
 Vectors are compared first: where they differ, no figure is printed. See `bench/README.md`.
@@ -28,17 +26,15 @@ from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.measure import product_rate
 from lastword.bench.peer_child import Child
 from lastword.bench.shapes import VOCABULARY, sizes_of
-from lastword.bench.workloads import Workload, workloads
-from lastword.cli.main import main
+from lastword.bench.workloads import FULL, QUICK, Workload, workloads
 from lastword.device import choose_device, choose_dtype
 from lastword.errors import ConfigError
 from lastword.weights import read_config
 
 PEERS = ("lastword", "sentence-transformers")
 TOLERANCE = 2e-5  # largest absolute difference of fp32 vectors
-COSINE = (
-    0.99  # least cosine of bf16 vectors: both libraries round at other places, layer after layer
-)
+# Least cosine of bf16 vectors: both libraries round at other places, layer after layer.
+COSINE = 0.99
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
@@ -54,7 +50,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     rounds = args.rounds or (1 if args.quick else 3)
     with tempfile.TemporaryDirectory(prefix="lastword-peers-") as scratch:
         folder = args.model or _checkpoint(Path(scratch) / "model", layers=args.layers, dtype=dtype)
-        loads = workloads(64, 200, 16) if args.quick else workloads()
+        loads = workloads(*(QUICK if args.quick else FULL))
         result = compare(
             folder,
             loads,
@@ -233,7 +229,3 @@ def _checkpoint(folder: Path, *, layers: int, dtype: torch.dtype) -> Path:
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main(["bench", "peers", *sys.argv[1:]]))

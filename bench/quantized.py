@@ -5,7 +5,6 @@ Vectors are compared, then both are timed from strings to vectors, taking turns.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.model import RandomCheckpoint, RandomEmbedder, random_embedder
-from lastword.bench.workloads import Workload, workloads
+from lastword.bench.records import json_lines
+from lastword.bench.workloads import FULL, QUICK, Workload, workloads
 from lastword.device import check_quantize, choose_device, choose_dtype
 from lastword.embedder import Embedder
 from lastword.weights import Checkpoint
@@ -48,17 +48,11 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     check_quantize(args.quantize, device, dtype)  # before two models are made
-    loads = workloads(64, 200, 16) if args.quick else workloads()
+    loads = workloads(*(QUICK if args.quick else FULL))
     about = describe_run(device, dtype)
     with ExitStack() as opened:
-        file = opened.enter_context(args.json.open("w", encoding="utf-8")) if args.json else None
+        write = opened.enter_context(json_lines(args.json))
         scratch = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lastword-model-")))
-
-        def write(record: dict[str, object]) -> None:
-            if file is not None:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-
         plain, ours = (
             random_embedder(
                 scratch / str(quantize), args.model, args.layers, device, dtype,

@@ -29,6 +29,10 @@ point city play
 """.split()
 
 
+# Documents, short queries, and queries one at a time.
+FULL, QUICK = (512, 2000, 48), (64, 200, 16)
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """Texts, whether they are queries, and whether they come one call a text."""
@@ -40,8 +44,8 @@ class Workload:
     one_by_one: bool = False
 
 
-def workloads(documents: int = 512, queries: int = 2000, singles: int = 48) -> list[Workload]:
-    """The three workloads: documents, many short queries, queries one at a time."""
+def workloads(documents: int, queries: int, singles: int) -> list[Workload]:
+    """The three workloads, of so many texts each: documents, short queries, queries one at a time."""
     rng = random.Random(20_261_123)  # noqa: S311 - texts, not secrets
     lengths = [_lognormal(rng, median=110, sigma=0.8, low=16, high=512) for _ in range(documents)]
     return [

@@ -14,7 +14,7 @@ from torch import Tensor
 from lastword.device import check_quantize, choose_device, choose_dtype, default_batch_tokens
 from lastword.finish import finish, quantize
 from lastword.forest import Forest, plan_forests
-from lastword.identity import file_hash, fingerprint
+from lastword.identity import fingerprint
 from lastword.kernels import activation_levels
 from lastword.model import Model
 from lastword.pipeline import compute_windows, count, prepare_windows
@@ -320,7 +320,7 @@ class Embedder:
         """Hash what a vector's meaning depends on: vectors may be compared where it is equal."""
         return fingerprint(
             weights=self.checkpoint.fingerprint(),
-            tokenizer=file_hash(self.files.folder / "tokenizer.json"),
+            tokenizer=self._tokenizer.file_hash,
             config=repr(self.config),
             normalize=self.spec.normalize,
             dim=self._dim(truncate_dim),

@@ -5,7 +5,6 @@ Knows how to hash settings; what the settings are, the embedder says.
 
 import hashlib
 import json
-from pathlib import Path
 
 # Raise it when a change of lastword's arithmetic moves vectors by more than rounding.
 NUMERICS_VERSION = 1
@@ -15,9 +14,3 @@ def fingerprint(**settings: object) -> str:
     """Hash named settings to 16 hexadecimal digits; equal settings in any order give equal hashes."""
     text = json.dumps({"numerics": NUMERICS_VERSION, **settings}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a whole file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

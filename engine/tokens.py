@@ -4,10 +4,12 @@ The tokenizer is shared read-only: truncation is done here, never by its own set
 weights and no batches.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -54,7 +56,7 @@ class TextTokenizer:
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
-        path = folder / "tokenizer.json"
+        path = self._path = folder / "tokenizer.json"
         if not path.is_file():
             raise WeightsError(
                 f"{path}: missing; lastword reads tokenizer.json only. Save it with tokenizers or transformers."
@@ -112,6 +114,12 @@ class TextTokenizer:
                 for t in added
             )
         )
+
+    @cached_property
+    def file_hash(self) -> str:
+        """SHA-256 of the whole tokenizer.json, in hexadecimal; read once."""
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def num_template_tokens(self) -> int:

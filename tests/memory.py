@@ -1,16 +1,24 @@
-"""What a process holds beyond pages of files, watched from outside while it runs (Linux)."""
+"""Memory of other processes: one that is watched while it runs (Linux), and a script that prints what it measured."""
 
 import subprocess
+import sys
 import time
-from pathlib import Path
+
+from lastword.bench.memory import held_bytes
 
 
 def peak_anonymous(process: subprocess.Popen) -> int:
-    """Wait for a process to end; the most bytes of anonymous memory it was seen with."""
+    """Wait for a process to end; the most bytes beyond pages of files that it was seen with."""
     peak = 0
     while process.poll() is None:
-        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                peak = max(peak, int(line.split()[1]) * 1024)
+        peak = max(peak, held_bytes("RssAnon", process.pid))
         time.sleep(0.002)
     return peak
+
+
+def numbers_of(script: str, *arguments: object) -> list[int]:
+    """Run a script in a process of its own; the whole numbers that it prints."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split()]

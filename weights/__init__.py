@@ -6,7 +6,7 @@ gives the tensors. Nothing here knows how the forward pass works; the engine rea
 
 from lastword.weights.checkpoint import Checkpoint, LayerWeights
 from lastword.weights.config import ModelConfig, read_config
-from lastword.weights.hashes import hash_weights, known_hash
+from lastword.weights.hashes import FileHash, hash_files
 from lastword.weights.rope import RopeConfig
 from lastword.weights.source import BUILTIN, BUILTIN_NOTICE, ModelFiles, locate
 from lastword.weights.spec import EmbeddingSpec, read_embedding_spec
@@ -17,12 +17,12 @@ __all__ = [
     "BUILTIN_NOTICE",
     "Checkpoint",
     "EmbeddingSpec",
+    "FileHash",
     "LayerWeights",
     "ModelConfig",
     "ModelFiles",
     "RopeConfig",
-    "hash_weights",
-    "known_hash",
+    "hash_files",
     "locate",
     "read_config",
     "read_embedding_spec",

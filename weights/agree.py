@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from lastword.errors import ConfigError, WeightsError, some
-from lastword.weights.companions import TOKENIZER, differing, file_hash, vocabulary
+from lastword.weights.companions import TOKENIZER, differing, vocabulary
 from lastword.weights.config import ModelConfig
-from lastword.weights.fields import shown
+from lastword.weights.fields import read_bytes, shown
 from lastword.weights.layout import IGNORED
 from lastword.weights.stored import StoredModel
 
@@ -79,7 +79,7 @@ def _check_tensors(first: StoredModel, other: StoredModel, *, one_dtype: bool) -
 
 def _check_vocabularies(first: Path, other: Path) -> None:
     """Compare tokens and ids; files of equal bytes need no parsing."""
-    if file_hash(first / TOKENIZER) == file_hash(other / TOKENIZER):
+    if read_bytes(first / TOKENIZER) == read_bytes(other / TOKENIZER):
         return
     mine, theirs = vocabulary(first), vocabulary(other)
     if mine == theirs:

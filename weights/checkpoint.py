@@ -6,7 +6,9 @@ memory beyond what the caller holds stays below one tensor, however large the fi
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -41,6 +43,11 @@ class LayerWeights:
 class Checkpoint:
     """The weights of one model folder; every check runs on opening, before any payload is read.
 
+    Args:
+        folder: of the model.
+        config: what the tensors are held to.
+        stored: the folder's headers, where `read_tensors` has read them already.
+
     Raises:
         WeightsError: a file, name, shape or dtype is missing, damaged or not what the config asks for.
     """
@@ -49,11 +56,13 @@ class Checkpoint:
     num_bytes: int
     dtypes: tuple[str, ...]
 
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
+    def __init__(
+        self, folder: Path, config: ModelConfig, *, stored: Mapping[str, TensorInfo] | None = None
+    ) -> None:
         self.folder, self.config = Path(folder), config
-        stored = read_tensors(self.folder)
-        stored.pop(IGNORED, None)
-        self._tensors = _checked(self.folder, config, stored)
+        found = read_tensors(self.folder) if stored is None else stored
+        kept = {name: info for name, info in found.items() if name != IGNORED}
+        self._tensors = _checked(self.folder, config, kept)
         infos = self._tensors.values()
         self.num_parameters = sum(math.prod(info.shape) for info in infos)
         self.num_bytes = sum(info.num_bytes for info in infos)
@@ -104,8 +113,12 @@ class Checkpoint:
         """Hash every tensor's name, dtype, shape and three sampled 4 KiB blocks.
 
         Returns:
-            64 hex digits that depend neither on the sharding nor on the key prefix.
+            64 hex digits that depend neither on the sharding nor on the key prefix; read once.
         """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         total = hashlib.sha256()
         for name in self.names():
             info = self._tensors[name]

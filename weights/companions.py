@@ -4,7 +4,6 @@ Only known names are copied: tokenizer, configuration and what sentence-transfor
 foreign weights.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -55,14 +54,6 @@ def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -
         values |= dict.fromkeys(keys, name)
     text = json.dumps(values, indent=2, ensure_ascii=False)
     (target / CONFIG).write_text(f"{text}\n", encoding="utf-8")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a small file, in hexadecimal."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as problem:
-        raise WeightsError(f"{path}: cannot be read; {problem.strerror}") from None
 
 
 def vocabulary(folder: Path) -> dict[str, int]:

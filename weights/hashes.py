@@ -1,47 +1,61 @@
-"""Every byte of the weights hashed, and held to the hub's own hash where the cache knows it.
+"""Every byte of a model's files hashed, and held to the hub's own hash where its cache states it.
 
-The hub's cache names a large file by its SHA-256 and links to it, so a damaged payload can be found without
-the network. Headers alone cannot show a flipped bit in a weight.
+The hub's cache names each file by its hash and links to it, so damage can be found without the network.
+Headers alone cannot show a flipped bit in a weight.
 """
 
 import hashlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from lastword.errors import WeightsError
-from lastword.weights.shards import weight_files
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def known_hash(file: Path) -> str | None:
-    """Give the SHA-256 that the hub's cache states for a file, or None where it states none."""
-    target = file.resolve()
-    inside = file.is_symlink() and target.parent.name == "blobs"
-    return target.name if inside and _SHA256.fullmatch(target.name) else None
+_BLOCK_BYTES = 1 << 22
+_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
-def hash_weights(folder: Path) -> dict[str, str]:
-    """Hash every weight file of a folder.
+@dataclass(frozen=True, slots=True)
+class FileHash:
+    """A file of a model, hashed whole; `expected` is the hub's own hash, `whole` None where it is not known."""
 
-    Returns:
-        File name → SHA-256 in hex.
+    file: str
+    bytes: int
+    sha256: str
+    expected: str | None
+    whole: bool | None
+
+
+def hash_files(folder: Path) -> list[FileHash]:
+    """Hash a folder's weights and every JSON file that says how to use them, sorted by name.
 
     Raises:
-        WeightsError: a file cannot be read, or differs from the hash that the hub's cache states for it.
+        WeightsError: a file cannot be read. Damage is no error here: `whole` is then False.
     """
-    hashes = {}
-    for file in weight_files(Path(folder)):
-        try:
-            with file.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as problem:
-            raise WeightsError(f"{file}: cannot be read; {problem.strerror}") from None
-        expected = known_hash(file) or found
-        if found != expected:
-            raise WeightsError(
-                f"{file}: damaged; SHA-256 {found[:12]}…, expected {expected[:12]}…. "
-                "Delete it and fetch the model again"
-            )
-        hashes[file.name] = found
-    return hashes
+    paths = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*/config.json")]
+    return [_hash_file(path, folder) for path in sorted(paths)]
+
+
+def _hash_file(path: Path, folder: Path) -> FileHash:
+    """Hash a file both ways that the hub does: large ones by sha256, small ones by git's sha1 of a blob."""
+    sha256 = hashlib.sha256()
+    try:
+        size = path.stat().st_size
+        git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        with path.open("rb") as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                sha256.update(block)
+                git.update(block)
+    except OSError as problem:
+        raise WeightsError(f"{path}: cannot be read; {problem.strerror}") from None
+    expected = _blob_name(path)
+    whole = None if expected is None else expected in (sha256.hexdigest(), git.hexdigest())
+    name = path.relative_to(folder).as_posix()
+    return FileHash(name, size, sha256.hexdigest(), expected, whole)
+
+
+def _blob_name(path: Path) -> str | None:
+    """Give the hash by which a hub cache names the file that `path` links to."""
+    target = path.resolve()
+    known = path.is_symlink() and target.parent.name == "blobs" and _HASH.fullmatch(target.name)
+    return target.name if known else None

@@ -25,8 +25,6 @@ from lastword.weights.stored import open_stored
 from lastword.weights.tensor_merge import TensorMerge
 from lastword.weights.writer import Layout, Spec
 
-_NORMALIZES = ("normalize", "normalize_weights")
-
 
 class Merge:
     """A checked merge, ready for `write_model`.
@@ -47,7 +45,7 @@ class Merge:
 
     def __init__(self, recipe: Recipe, workers: Workers, *, local_files_only: bool = False) -> None:
         self.recipe, self._workers = recipe, workers
-        if recipe.weights and any(recipe.parameters.get(key) for key in _NORMALIZES):
+        if recipe.normalize:
             merge.shares(recipe.weights, normalize=True)  # refuses weights that sum to zero
         named = (recipe.donor, *recipe.models, *([recipe.base] if recipe.base else []))
         self.opened = {

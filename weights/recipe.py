@@ -44,6 +44,12 @@ class Recipe:
     parameters: Mapping[str, bool | float]
     text: str
 
+    @property
+    def normalize(self) -> bool:
+        """Whether the weights are divided by their sum, which mergekit's methods call by two names."""
+        own = self.parameters
+        return bool(own.get("normalize") or own.get("normalize_weights"))
+
 
 def read_recipe(path: Path) -> Recipe:
     """Read a merge's YAML file.

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,7 +91,7 @@ def _cut(layout: Layout, shard_bytes: int) -> dict[str, list[str]]:
     groups: list[list[str]] = [[]]
     room = shard_bytes
     for name in layout:
-        size = _num_bytes(layout, [name])
+        size = num_bytes(layout, [name])
         if size > room and groups[-1]:
             groups.append([])
             room = shard_bytes
@@ -103,7 +103,8 @@ def _cut(layout: Layout, shard_bytes: int) -> dict[str, list[str]]:
     return {f"model-{i:05d}-of-{count:05d}.safetensors": g for i, g in enumerate(groups, 1)}
 
 
-def _num_bytes(layout: Layout, names: list[str]) -> int:
+def num_bytes(layout: Layout, names: Iterable[str]) -> int:
+    """Sum the bytes that named tensors take in a file."""
     return sum(math.prod(layout[name][1]) * layout[name][0].itemsize for name in names)
 
 
@@ -168,7 +169,7 @@ def _take_up(
     for stray in partial.iterdir():
         if stray.name != "lock":
             _remove(stray)
-    needed = _num_bytes(job.layout, list(job.layout))
+    needed = num_bytes(job.layout, job.layout)
     free = shutil.disk_usage(partial).free
     if free < needed:
         raise InputError(f"{partial}: {free:,} bytes are free on the disk, {needed:,} are needed")
@@ -191,7 +192,7 @@ def _shard(
     with suppress(LastwordError):  # damaged remains are written once more
         if state.is_file() and read_header(path).keys() == set(names):
             found: list[Facts] = read_object(state)["facts"]
-            progress(_num_bytes(job.layout, names))
+            progress(num_bytes(job.layout, names))
             return found
 
     def pieces(name: str) -> Iterator[Tensor]:
@@ -210,7 +211,7 @@ def _finish(partial: Path, job: Job, out: Path, shards: dict[str, list[str]]) ->
     model = partial / "model"
     if len(shards) > 1:
         weight_map = {name: file for file, names in shards.items() for name in names}
-        size = _num_bytes(job.layout, list(job.layout))
+        size = num_bytes(job.layout, job.layout)
         _write_json(
             model / INDEX,
             {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))},

@@ -46,8 +46,8 @@ def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
         model, _, revision = name.partition("@")
     files = locate(model, revision=revision, local_files_only=local_files_only)
     config = read_config(files.folder)
-    fingerprint = Checkpoint(files.folder, config).fingerprint()
     stored = read_tensors(files.folder)
+    fingerprint = Checkpoint(files.folder, config, stored=stored).fingerprint()
     head = stored.get(IGNORED)
     if head is not None and (head.dtype not in DTYPES or len(head.shape) != 2):
         raise WeightsError(

@@ -45,9 +45,9 @@ class TensorMerge:
         if recipe.method == "slerp":
             return merge.slerp_coefficients(self._gram(), own["t"])
         if recipe.method == "multislerp":
-            shares = merge.shares(recipe.weights, normalize=bool(own["normalize_weights"]))
+            shares = merge.shares(recipe.weights, normalize=recipe.normalize)
             return merge.multislerp_coefficients(self._gram(), shares, self._pieces)
-        shares = merge.shares(recipe.weights, normalize=bool(own["normalize"]))
+        shares = merge.shares(recipe.weights, normalize=recipe.normalize)
         return [own.get("lambda", 1.0) * share for share in shares]
 
     def _gram(self) -> Tensor:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         by_size=args.weights == "size",
         into=args.into,
     )
-    show = console.on_terminal() and not args.quiet
+    show = console.shows_progress(quiet=args.quiet)
     size = sum(os.stat(path).st_size for _, path, _ in named)
     with progress_bar(size, show=show, unit="B", what="Counting") as progress:
         datasets = [

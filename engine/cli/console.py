@@ -6,7 +6,7 @@ Nothing here knows about models or records.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import BinaryIO, TextIO
 
@@ -32,9 +32,15 @@ def say(message: str) -> None:
         _abandon(sys.stderr)
 
 
-def on_terminal() -> bool:
-    """Tell whether stderr is a terminal, the only place for a progress bar."""
-    return sys.stderr is not None and sys.stderr.isatty()
+def say_all(messages: Iterable[str], *, quiet: bool) -> None:
+    """Print messages on stderr, a line each, unless `quiet` was asked for."""
+    for message in () if quiet else messages:
+        say(message)
+
+
+def shows_progress(*, quiet: bool) -> bool:
+    """Tell whether to show a progress bar: on a terminal only, unless `quiet` was asked for."""
+    return not quiet and sys.stderr is not None and sys.stderr.isatty()
 
 
 def stdout_bytes() -> BinaryIO:

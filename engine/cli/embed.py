@@ -25,27 +25,25 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; see `main.py` for its options."""
     style = _style(args)
     inputs = read.sources(args.files, args.input_format)
-    _refuse_overwriting(inputs, _targets(args, style))
+    sidecar = f"{args.output}.json" if style == "npy" else None
+    _refuse_overwriting(inputs, (args.output, sidecar, args.save_ranges))
     taken = (args.vector_field, *SIGNATURE) if style == "jsonl" else ()
     with ExitStack() as files:
         # the last one entered is in place first: the vectors, then what describes them
         ranges_out = _enter(files, args.save_ranges)
-        beside = _enter(files, f"{args.output}.json" if style == "npy" else None)
+        beside = _enter(files, sidecar)
         out = _enter(files, args.output) or console.stdout_bytes()
         embedder = options.open_model(args)
         work = _Work(args, style, embedder)
         records = _unless_taken(read.read(inputs, args.text_field), taken)
         report = work.embed(records, out)
-        if beside is not None:
-            console.put(beside, write.sidecar(work.metadata, report.texts), f"{args.output}.json")
-            console.attempt(beside.flush, f"{args.output}.json")
+        if beside is not None and sidecar is not None:
+            console.put(beside, write.sidecar(work.metadata, report.texts), sidecar)
+            console.attempt(beside.flush, sidecar)
         if ranges_out is not None:
             work.seen.save(ranges_out, args.save_ranges, work.metadata)
             console.attempt(ranges_out.flush, args.save_ranges)
-    if not args.quiet:
-        for notice in embedder.notices:
-            console.say(notice)
-        console.say(summary(report))
+    console.say_all((*embedder.notices, summary(report)), quiet=args.quiet)
     return 0
 
 
@@ -79,7 +77,7 @@ class _Work:
             ranges=self._ranges,
             too_long=self._args.on_long,
             report=report,
-            show_progress_bar=console.on_terminal() and not self._args.quiet,
+            show_progress_bar=console.shows_progress(quiet=self._args.quiet),
         ):
             writer.write(record, vector)
             if self._args.save_ranges:
@@ -128,15 +126,10 @@ def _style(args: argparse.Namespace) -> str:
     return style
 
 
-def _targets(args: argparse.Namespace, style: str) -> list[str]:
-    beside = f"{args.output}.json" if style == "npy" else None
-    return [path for path in (args.output, beside, args.save_ranges) if path is not None]
-
-
-def _refuse_overwriting(inputs: Sequence[Source], targets: Sequence[str]) -> None:
+def _refuse_overwriting(inputs: Sequence[Source], targets: Sequence[str | None]) -> None:
     """Refuse an output that is also an input, or two outputs in one place."""
     used = {os.path.realpath(source.path) for source in inputs if source.path != read.STDIN}
-    for target in targets:
+    for target in filter(None, targets):
         place = os.path.realpath(target)
         if place in used:
             raise InputError(f"{target}: would be overwritten; name another output file")

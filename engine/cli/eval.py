@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         card=args.card,
         known_as=args.known_as,
         results=args.results,
-        show_progress_bar=console.on_terminal() and not args.quiet,
+        show_progress_bar=console.shows_progress(quiet=args.quiet),
         **options.embedder_options(args),
     )
     if args.json:

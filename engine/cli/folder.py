@@ -1,7 +1,6 @@
 """What `merge` and `convert` share: a new model folder is written, with progress and a summary."""
 
 import argparse
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,13 @@ if TYPE_CHECKING:
 def write_folder(args: argparse.Namespace, job: "Job", about: str) -> list[dict[str, Any]]:
     """Write a job's folder with a progress bar; give its facts."""
     from lastword.progress import progress_bar
-    from lastword.weights.rewrite import write_model
+    from lastword.weights.rewrite import num_bytes, write_model
 
     def say(message: str) -> None:
-        if not args.quiet:
-            console.say(message)
+        console.say_all([message], quiet=args.quiet)
 
-    total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in job.layout.values())
-    show = console.on_terminal() and not args.quiet
+    total = num_bytes(job.layout, job.layout)
+    show = console.shows_progress(quiet=args.quiet)
     start = time.perf_counter()
     with progress_bar(total, show=show, unit="B", what=about) as progress:
         facts = write_model(

@@ -1,16 +1,13 @@
 """`lastword info`: what a model is, how it would run here, and with `--full` whether it is whole.
 
 `--full` comes before the model is opened: a damaged one may not open. It asks `lastword.weights`
-where the files are.
+for the files and their hashes.
 """
 
 import argparse
-import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options
@@ -18,25 +15,13 @@ from lastword.errors import some
 
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
-
-BLOCK_BYTES = 1 << 22
-
-
-@dataclass(frozen=True, slots=True)
-class FileHash:
-    """A file of the model, hashed whole. `expected` is the hub's own hash where it is known."""
-
-    file: str
-    bytes: int
-    sha256: str
-    expected: str | None
-    whole: bool | None
+    from lastword.weights import FileHash
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; see `main.py` for its options."""
     options.choose_model(args)
-    hashes = _hashes(_folder(args)) if args.full else []
+    hashes = _hashes(args) if args.full else []
     damaged = [each.file for each in hashes if each.whole is False]
     facts: dict[str, object] = {"damaged": damaged}
     if not damaged:
@@ -80,41 +65,11 @@ def describe(embedder: "Embedder") -> dict[str, object]:
     }
 
 
-def _folder(args: argparse.Namespace) -> Path:
-    from lastword.weights import locate
+def _hashes(args: argparse.Namespace) -> "list[FileHash]":
+    from lastword.weights import hash_files, locate
 
     offline = args.local_files_only
-    return locate(args.model, revision=args.revision, local_files_only=offline).folder
-
-
-def _hashes(folder: Path) -> list[FileHash]:
-    """Hash the weights and every JSON file that says how to use them."""
-    paths = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*/config.json")]
-    return [_hash_file(path, folder) for path in sorted(paths)]
-
-
-def _hash_file(path: Path, folder: Path) -> FileHash:
-    """Hash a file; in a hub cache the name of the blob it links to is its hash.
-
-    The hub names large files by sha256 and small ones by git's sha1 of a blob.
-    """
-    size = path.stat().st_size
-    sha256 = hashlib.sha256()
-    git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            sha256.update(block)
-            git.update(block)
-    expected = _blob_name(path)
-    whole = None if expected is None else expected in (sha256.hexdigest(), git.hexdigest())
-    name = path.relative_to(folder).as_posix()
-    return FileHash(name, size, sha256.hexdigest(), expected, whole)
-
-
-def _blob_name(path: Path) -> str | None:
-    target = path.resolve()
-    known = target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", target.name)
-    return target.name if known and path.is_symlink() else None
+    return hash_files(locate(args.model, revision=args.revision, local_files_only=offline).folder)
 
 
 def _table(facts: Mapping[str, object]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 import lastword
-from lastword.cli import bench, console, making, options
+from lastword.cli import bench, console, making, options, write
 from lastword.errors import InputError, LastwordError
 
 EXAMPLES = """examples:
@@ -190,7 +190,7 @@ def _embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", help="write here, whole or not at all")
     parser.add_argument(
         "--format",
-        choices=("jsonl", "safetensors", "npy"),
+        choices=write.FORMATS,
         help="by default the ending of OUT, else jsonl; npy puts its metadata in OUT.json",
     )
     parser.add_argument(
@@ -198,7 +198,7 @@ def _embed(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("float32", "float16", "int8", "uint8", "binary", "ubinary"),
+        choices=tuple(write.LAYOUTS),
         default="float32",
         help="of the vectors written",
     )

@@ -21,8 +21,7 @@ def run(args: argparse.Namespace) -> int:
         report = stack.enter_context(whole_file(args.report)) if args.report else None
         threads = stack.enter_context(workers())
         job = Merge(recipe, threads, local_files_only=args.local_files_only)
-        for notice in job.notices if not args.quiet else []:
-            console.say(notice)
+        console.say_all(job.notices, quiet=args.quiet)
         for facts in write_folder(args, job, "Merging"):
             if report is not None:
                 console.put(report, f"{json.dumps(facts)}\n".encode(), args.report)

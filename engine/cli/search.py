@@ -43,9 +43,7 @@ def run(args: argparse.Namespace) -> int:
             heapq.heappushpop(hits, hit)
     hits.sort(reverse=True)
     console.print_lines([_line(rank, hit, args.json) for rank, hit in enumerate(hits, 1)])
-    if not args.quiet:
-        for notice in embedder.notices:
-            console.say(notice)
+    console.say_all(embedder.notices, quiet=args.quiet)
     return 0
 
 
@@ -59,7 +57,7 @@ def _query(embedder: "Embedder", args: argparse.Namespace) -> "Tensor":
             show_progress_bar=False,
         )
     except InputError as error:
-        if getattr(error, "index", None) is None:
+        if error.index is None:
             raise
         raise InputError(located(error, "QUERY")) from error
     return vectors
@@ -76,7 +74,7 @@ def _scored(
         read.read(inputs, args.text_field),
         prompt=embedder.resolve_prompt(None, None, "document"),
         too_long=args.on_long,
-        show_progress_bar=console.on_terminal() and not args.quiet,
+        show_progress_bar=console.shows_progress(quiet=args.quiet),
     )
     position = 0
     while block := list(islice(pairs, BLOCK)):

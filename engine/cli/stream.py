@@ -46,7 +46,7 @@ def embed_records(
             answered += 1
             yield pending.popleft(), vector
     except InputError as error:
-        index = getattr(error, "index", None)
+        index = error.index
         if index is None or not 0 <= index - answered < len(pending):
             raise
         raise InputError(located(error, pending[index - answered].where)) from error

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         scores=args.scores,
         known_as=args.known_as,
         accept=args.accept,
-        show_progress_bar=console.on_terminal() and not args.quiet,
+        show_progress_bar=console.shows_progress(quiet=args.quiet),
         **options.embedder_options(args),
     )
     if args.json:

@@ -75,7 +75,9 @@ def evaluate(
     name = known_as or os.fspath(model)
     on_card = card_scores(name) if card else {}
     if not (tasks or benchmarks or card):
-        raise ConfigError("tasks: none named; got neither tasks nor benchmarks nor card.")
+        raise ConfigError(
+            "tasks: none named; got neither tasks nor benchmarks nor card, expected one of them."
+        )
     need_mteb()
     chosen, closed = get_tasks(tasks, benchmarks)
     compared = {each: get_benchmark(each) for each in dict.fromkeys([*benchmarks, *on_card])}

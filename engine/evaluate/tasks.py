@@ -6,6 +6,8 @@ from typing import Any
 
 from lastword.errors import ConfigError, InputError, some
 
+_HUB_IS_DOWN = "the hub cannot be reached, and they are not in the local cache"
+
 
 def need_mteb() -> None:
     """Raise the ConfigError that says what to install where mteb is missing."""
@@ -66,7 +68,7 @@ def check_reachable(tasks: Iterable[Any]) -> None:
     missing, reason = [], ""
     for task in tasks:
         for part in getattr(task.metadata, "tasks", None) or [task]:
-            problem = _problem(part.metadata.dataset, hub_is_down=reason.startswith("the hub"))
+            problem = _problem(part.metadata.dataset, hub_is_down=reason == _HUB_IS_DOWN)
             if problem:
                 missing.append(part.metadata.name)
                 reason = problem
@@ -85,14 +87,14 @@ def _problem(dataset: dict[str, Any], *, hub_is_down: bool) -> str:
     if _cached(path):
         return ""
     if hub_is_down:
-        return "the hub cannot be reached"
+        return _HUB_IS_DOWN
     try:
         HfApi().dataset_info(path, revision=revision, timeout=10)
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         return f"the answer for {path} was {status}" if status else f"{path}: {error}"
     except Exception:  # noqa: BLE001 (network errors have many unrelated classes)
-        return "the hub cannot be reached, and they are not in the local cache"
+        return _HUB_IS_DOWN
     return ""
 
 

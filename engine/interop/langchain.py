@@ -23,11 +23,13 @@ class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # its types are not
     The asynchronous methods are LangChain's own: they run these in a thread.
 
     Args:
-        model: hub id, folder, or an Embedder.
+        model: hub id, folder, or an Embedder; None is the small built-in model.
         options: as `Embedder` takes them.
     """
 
-    def __init__(self, model: str | os.PathLike[str] | Embedder, **options: Any) -> None:
+    def __init__(
+        self, model: str | os.PathLike[str] | Embedder | None = None, **options: Any
+    ) -> None:
         self.embedder = opened(model, options)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:

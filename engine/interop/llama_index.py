@@ -29,7 +29,7 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # its types are n
     The asynchronous methods run the others in a thread.
 
     Args:
-        model: hub id, folder, or an Embedder.
+        model: hub id, folder, or an Embedder; None is the small built-in model.
         embed_batch_size, callback_manager, num_workers, embeddings_cache: as BaseEmbedding takes them.
         options: as `Embedder` takes them.
     """
@@ -38,7 +38,7 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # its types are n
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Embedder,
+        model: str | os.PathLike[str] | Embedder | None = None,
         *,
         embed_batch_size: int = _TEXTS_AT_ONCE,
         callback_manager: Any = None,

@@ -9,7 +9,7 @@ import torch
 
 from lastword.bench import peers
 from lastword.bench.flops import Work, needed_flops, work
-from lastword.bench.workloads import Workload, workloads
+from lastword.bench.workloads import FULL, Workload, workloads
 from lastword.cli.main import main
 
 
@@ -64,13 +64,13 @@ def test_needed_flops_by_brute_force(layers: int) -> None:
 
 
 def test_workloads_are_the_stated_ones() -> None:
-    documents, queries, singles = workloads()
+    documents, queries, singles = workloads(*FULL)
     assert [len(load.texts) for load in (documents, queries, singles)] == [512, 2000, 48]
     words = [len(text.split()) + 1 for text in documents.texts]
     assert min(words) >= 16
     assert max(words) <= 512
     assert 10.5 < sum(len(text.split()) + 1 for text in queries.texts) / 2000 < 11.5
-    assert workloads() == workloads()
+    assert workloads(*FULL) == [documents, queries, singles]
 
 
 def small(count: int) -> list[Workload]:

@@ -82,9 +82,7 @@ class FakeEmbedder:
     def _vector(self, text, index, too_long):
         if text == "NOTOKENS" or (too_long == "error" and len(text) > self.max_length):
             what = "gives no token" if text == "NOTOKENS" else "is too long"
-            error = InputError(f"text {index}: {what}")
-            error.index = index
-            raise error
+            raise InputError(f"text {index}: {what}", index)
         if text == "CTRL-C":
             raise KeyboardInterrupt
         if text == "SLEEP":

@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from lastword import finish
+from lastword.cli import write
+
 TEXTS = ["one", "", "two € \u2028 three", '"quoted", {braces} 100%', "five"]
 
 
@@ -159,3 +162,7 @@ def test_memory_does_not_grow_with_the_input(cli, fake_class):
 
     peak(10)
     assert peak(3000) < 1.2 * peak(300) + 100_000
+
+
+def test_every_precision_has_a_layout():
+    assert tuple(write.LAYOUTS) == finish.PRECISIONS

@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from forest_paths import path_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from soak import examples
@@ -11,22 +12,6 @@ from soak import examples
 from lastword.forest import MAX_DEPTH, MIN_SHARED, Forest, plan_forests
 
 TOKENS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=40), min_size=1, max_size=30)
-
-
-def path_rows(forest: Forest, row: int) -> list[int]:
-    """Rows that `row` attends to, found by walking up from it the slow way."""
-    segments = forest.segments
-    owner = next(
-        s
-        for s, (start, length) in enumerate(zip(segments.start, segments.length, strict=True))
-        if start <= row < start + length
-    )
-    rows = list(range(segments.start[owner], row + 1))
-    while segments.parent[owner] >= 0:
-        start, fork = segments.start[segments.parent[owner]], segments.fork[owner]
-        rows = list(range(start, start + fork)) + rows
-        owner = segments.parent[owner]
-    return rows
 
 
 def depth(forest: Forest, segment: int) -> int:

@@ -1,5 +1,6 @@
 """Token ids against transformers' tokenizer, and the cuts that must not change them."""
 
+import hashlib
 import os
 import random
 from pathlib import Path
@@ -130,3 +131,13 @@ def test_a_missing_end_token_would_be_seen(tmp_path: Path) -> None:
     assert bare.after == []
     with pytest.raises(InputError, match="gives no token"):
         bare.encode([""], 10)
+
+
+def test_the_file_is_hashed_once(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    make_tokenizer(["a b c"]).save(str(file))
+    tokenizer = TextTokenizer(tmp_path, 100_000)
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert tokenizer.file_hash == expected
+    file.unlink()
+    assert tokenizer.file_hash == expected

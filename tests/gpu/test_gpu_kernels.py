@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from kernel_error import assert_close
+from nan_memory import fill_with_nan
 
 from lastword import kernels
 from lastword.bench.shapes import SIZES
@@ -34,13 +35,7 @@ def made(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = torch.empty
-
-    def poisoned(*args, **kwargs):
-        tensor = true(*args, **kwargs)
-        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+    fill_with_nan(monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

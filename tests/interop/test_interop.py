@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lastword import ConfigError, Embedder
+from lastword.weights import BUILTIN
 
 TEXTS = [
     "The capital of China is Beijing.",
@@ -88,6 +89,14 @@ def test_options_open_a_model(module: str, name: str, library: str, tiny_checkpo
     assert len(vector) == 16
     with pytest.raises(ConfigError, match="got an Embedder and options"):
         adapter(Embedder(tiny_checkpoint, device="cpu"), dtype="float32")
+
+
+def test_no_model_named_is_the_built_in_one() -> None:
+    from lastword.interop.langchain import LastwordEmbeddings
+    from lastword.interop.llama_index import LastwordEmbedding
+
+    assert LastwordEmbeddings(device="cpu").embedder.name == BUILTIN
+    assert LastwordEmbedding(device="cpu").model_name == BUILTIN
 
 
 @pytest.mark.parametrize(("module", "name", "library"), ADAPTERS)

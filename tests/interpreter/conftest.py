@@ -6,7 +6,7 @@ TRITON_INTERPRET=1 python -m pytest tests/interpreter
 import os
 
 import pytest
-import torch
+from nan_memory import fill_with_nan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -22,13 +22,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Output memory holds NaN before each launch, so that an element nobody writes is seen."""
-
-    def filled(make):
-        def poisoned(*args, **kwargs):
-            made = make(*args, **kwargs)
-            return made.fill_(torch.nan) if made.is_floating_point() else made
-
-        return poisoned
-
-    monkeypatch.setattr(torch, "empty", filled(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
+    fill_with_nan(monkeypatch)

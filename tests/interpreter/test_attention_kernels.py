@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from forest_paths import path_rows
 from kernel_error import assert_close
 
 from lastword import kernels
@@ -41,20 +42,6 @@ def qkv(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> tuple[torch.Tens
     return rows[:, :H], rows[:, H:-KH], rows[:, -KH:]
 
 
-def path(forest: Forest, row: int) -> list[int]:
-    """The rows that a row attends to, itself last, by the definition of a segment."""
-    segments = forest.segments
-    (s,) = [
-        s for s, start in enumerate(segments.start) if start <= row < start + segments.length[s]
-    ]
-    rows = list(range(segments.start[s], row + 1))
-    while segments.parent[s] >= 0:
-        parent = segments.parent[s]
-        rows = [segments.start[parent] + i for i in range(segments.fork[s])] + rows
-        s = parent
-    return rows
-
-
 def exactly(
     forest: Forest, rows: list[int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> torch.Tensor:
@@ -63,7 +50,7 @@ def exactly(
     k, v = (x.double().repeat_interleave(groups, 1) for x in (k, v))
     out = []
     for i, row in enumerate(rows):
-        keys = path(forest, row)
+        keys = path_rows(forest, row)
         weights = torch.einsum("hd,khd->hk", q[i].double(), k[keys]).mul(scale).softmax(-1)
         out.append(torch.einsum("hk,khd->hd", weights, v[keys]).flatten())
     return torch.stack(out)

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.errors import InputError, WeightsError
-from lastword.weights import Checkpoint, read_config
+from lastword.weights import Checkpoint, read_config, shards
+from lastword.weights.header import read_header
+from lastword.weights.stored import open_stored
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -105,6 +107,29 @@ def test_fingerprint_sees_a_changed_weight(tmp_path, place):
     tensor[place * (len(tensor) - 1) // 999] += 1
     save_file(raw, folder / SINGLE)
     assert opened(folder).fingerprint() != before
+
+
+def test_fingerprint_is_read_once(tmp_path):
+    folder = make_checkpoint(tmp_path)
+    checkpoint = opened(folder)
+    before = checkpoint.fingerprint()
+    (folder / SINGLE).unlink()
+    assert checkpoint.fingerprint() == before
+
+
+def test_a_model_to_rewrite_reads_each_header_once(tmp_path, monkeypatch):
+    folder = make_checkpoint(tmp_path, shards=3, prefix="model.", tied=False)
+    asked = []
+
+    def counted(path):
+        asked.append(path.name)
+        return read_header(path)
+
+    monkeypatch.setattr(shards, "read_header", counted)
+    model = open_stored(str(folder))
+    assert sorted(asked) == sorted(path.name for path in folder.glob("*.safetensors"))
+    assert model.fingerprint == opened(folder).fingerprint()
+    assert "lm_head.weight" in model.tensors
 
 
 def test_lm_head_is_ignored_whatever_it_is(tmp_path):

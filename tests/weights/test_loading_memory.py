@@ -1,11 +1,11 @@
 """Opening reads no payload, and loading holds no more than the caller keeps and one tensor."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
+from memory import numbers_of
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.weights import Checkpoint, read_config
@@ -35,42 +35,28 @@ def test_no_payload_is_read_on_opening(tmp_path):
     assert len(checkpoint.fingerprint()) == 64
 
 
-PEAK = """
-import sys, threading, time
+LOADING = """
+import sys
 from pathlib import Path
 import torch
+from lastword.bench.memory import held_bytes, watched
 from lastword.weights import Checkpoint, read_config
 
-def resident():
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
-
-folder = Path(sys.argv[1])
-config = read_config(folder)
-checkpoint = Checkpoint(folder, config)
+config = read_config(Path(sys.argv[1]))
+checkpoint = Checkpoint(Path(sys.argv[1]), config)
 checkpoint.layer(0)  # what torch allocates once
 torch.zeros(1).copy_(torch.ones(1))
-base = peak = resident()
-done = False
-
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, resident())
-        time.sleep(0.0005)
-
-thread = threading.Thread(target=watch)
-thread.start()
-keep = [checkpoint.embedding().to(torch.float32)] if sys.argv[2] == "keep" else []
-for index in range(config.num_hidden_layers):
-    layer = checkpoint.layer(index, torch.float32)
-    if sys.argv[2] == "keep":
-        keep.append(layer)
-done = True
-thread.join()
-held = sum(t.nbytes for t in keep[:1])
-held += sum(getattr(l, n).nbytes for l in keep[1:] for n in l.__slots__ if getattr(l, n) is not None)
-print(peak - base, held)
+keep = sys.argv[2] == "keep"
+base = held_bytes("VmRSS")
+with watched("VmRSS", every=0.0005) as peak:
+    embedding = checkpoint.embedding().to(torch.float32) if keep else None
+    layers = []
+    for index in range(config.num_hidden_layers):
+        layer = checkpoint.layer(index, torch.float32)
+        if keep:
+            layers.append(layer)
+held = [getattr(each, name) for each in layers for name in each.__slots__] + [embedding]
+print(peak() - base, sum(tensor.nbytes for tensor in held if tensor is not None))
 """
 
 
@@ -88,13 +74,7 @@ def test_resident_memory_is_bounded_while_loading(tmp_path, mode):
         vocab_size=20_000,
         dtype=torch.bfloat16,
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", PEAK, str(folder), mode],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    grown, held = map(int, answer.stdout.split())
+    grown, held = numbers_of(LOADING, folder, mode)
     checkpoint = Checkpoint(folder, read_config(folder))
     largest = 20_000 * 512 * 2
     assert checkpoint.num_bytes > 80e6

@@ -36,16 +36,17 @@ def test_the_merge_that_made_the_model():
     )
     assert (made.base, made.donor, made.dtype) == (None, "stage1", torch.float32)
     assert made.parameters == {"normalize_weights": True}
+    assert made.normalize
     assert made.text == CARD
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (TWO + "merge_method: linear", {"weights": (1, 2), "parameters": {"normalize": True}}),
+        (TWO + "merge_method: linear", {"weights": (1, 2), "normalize": True}),
         (
             TWO + "merge_method: linear\nparameters: {normalize: false}\nbase_model: b",
-            {"base": None, "donor": "b", "parameters": {"normalize": False}},
+            {"base": None, "donor": "b", "normalize": False},
         ),
         (
             TWO + "merge_method: task_arithmetic\nbase_model: c\nparameters: {lambda: 1e-1}",
@@ -53,13 +54,13 @@ def test_the_merge_that_made_the_model():
         ),
         (
             SHARED,
-            {"models": ("b", "c"), "weights": (0.5, 2.0), "base": "a", "donor": "a"},
+            {"models": ("b", "c"), "weights": (0.5, 2.0), "base": "a", "donor": "a", "normalize": False},
         ),
         (
             "models: [{model: a}, {model: b}]\n" + SLERP + "parameters: {t: 0.25}",
             {"models": ("a", "b"), "weights": (), "base": None, "donor": "a", "parameters": {"t": 0.25}},
         ),
-        ("models: [{model: b}]\n" + SLERP + "parameters: {t: 1}", {"models": ("a", "b")}),
+        ("models: [{model: b}]\n" + SLERP + "parameters: {t: 1}", {"models": ("a", "b"), "normalize": False}),
         (TWO + "merge_method: linear\ndtype: float32\nout_dtype: bfloat16", {"dtype": torch.bfloat16}),
         (TWO + "merge_method: linear\ntokenizer_source: base", {"dtype": None}),
         (TWO + "merge_method: linear\nslices: null", {"donor": "a"}),
