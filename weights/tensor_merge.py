@@ -4,6 +4,7 @@ Block sums are added in the blocks' order, so the result does not depend on the 
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -28,17 +29,22 @@ class TensorMerge:
         self._rows, self._dtype, self._workers = Rows(tensors, base), dtype, workers
         # of the rows; float64 [N, N]
         self.products = torch.zeros((len(tensors), len(tensors)), dtype=torch.float64)
+        self._spare: deque[Tensor] = deque()  # a block is never larger than those before it
         self._solved = False  # whether the products are known
         self.coefficients: list[float] = []
 
     def run(self, recipe: Recipe) -> Iterator[Tensor]:
-        """Yield the merged elements, flat; the attributes are complete when the last one is taken."""
+        """Yield the merged elements, flat; the attributes are complete when the last one is taken.
+
+        What is yielded holds until the next is asked for: its memory then takes a later block.
+        """
         self.coefficients = self._solve(recipe)
         work = self._merged if self._solved else self._merged_and_products
         for merged, products in self._workers.map(work, blocks(self._rows.size)):
             if products is not None:
                 self.products += products
             yield merged
+            self._spare.append(merged)
 
     def _solve(self, recipe: Recipe) -> list[float]:
         """Give the c_i of this tensor, reading it where they depend on it."""
@@ -61,7 +67,7 @@ class TensorMerge:
         return merge.gram((piece.rows for piece in self._rows.pieces(block)), self._rows.count)
 
     def _merged(self, block: slice, products: Tensor | None = None) -> Merged:
-        merged = torch.empty(block.stop - block.start, dtype=self._dtype)
+        merged = self._block(block.stop - block.start)
         for piece in self._rows.pieces(block):
             if products is not None:
                 products += merge.inner_products(piece.rows)
@@ -74,6 +80,13 @@ class TensorMerge:
                 "Choose a wider dtype: or smaller weights"
             )
         return merged, products
+
+    def _block(self, size: int) -> Tensor:
+        """Give memory for a block: that of one already written, or fresh, which costs page faults."""
+        try:
+            return self._spare.pop()[:size]
+        except IndexError:
+            return torch.empty(size, dtype=self._dtype)
 
     def _merged_and_products(self, block: slice) -> Merged:
         """Also sum the inner products, where the coefficients did not need them beforehand."""

@@ -56,7 +56,8 @@ def stream_safetensors(
 ) -> None:
     """Write a safetensors file whose tensors are made one by one, when their turn comes.
 
-    `read` gives a tensor whole, or as an iterator of its elements in order, in pieces of any shape.
+    `read` gives a tensor whole, or as an iterator of its elements in order, in pieces of any shape;
+    each is written before the next is asked for.
     """
     order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
     header = _header(path, layout, order, metadata)

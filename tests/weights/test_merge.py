@@ -201,7 +201,7 @@ def streamed(tensors, made, *, base=None, dtype=None):
     with workers() as threads:
         origin = None if base is None else base.reshape(-1)
         work = TensorMerge(flat, origin, dtype, threads)
-        return torch.cat(list(work.run(made))).view(tensors[0].shape)
+        return torch.cat([block.clone() for block in work.run(made)]).view(tensors[0].shape)
 
 
 @pytest.mark.parametrize("weights", [w for w in WEIGHTS.values() if len(w) > 1])
