@@ -40,7 +40,7 @@ class Workers:
         finally:
             for future in waiting:
                 future.cancel()
-            wait(waiting)  # what the tasks read from may be closed now
+            wait(waiting)  # running ones still read what the caller may close next
 
 
 @contextmanager

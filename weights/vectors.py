@@ -24,10 +24,6 @@ _AHEAD = 8 * _STRETCH  # how far before they are needed
 class Vector(Protocol):
     """Elements that are had by slices: a flat tensor, or one still in its file."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the elements."""
-
     def numel(self) -> int:
         """Count the elements."""
 
@@ -36,7 +32,7 @@ class Vector(Protocol):
 
 
 class StoredVector:
-    """A tensor in an open file; made by `stored_vector`."""
+    """A tensor in an open file, for any number of threads; made by `stored_vector`."""
 
     def __init__(self, info: TensorInfo, name: str, descriptor: int) -> None:
         self.dtype = DTYPES[info.dtype]
@@ -93,7 +89,7 @@ class _Buffer(threading.local):
 
 @contextmanager
 def stored_vector(info: TensorInfo, name: str) -> Iterator[StoredVector]:
-    """Open a tensor's file to read it by slices, from any number of threads.
+    """Open a tensor's file to read it by slices.
 
     Raises:
         WeightsError: the file cannot be opened.

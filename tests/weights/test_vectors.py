@@ -1,5 +1,6 @@
 """Tensors read by slices give what a mapping gives, from several threads, and name what cannot be read."""
 
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -74,6 +75,23 @@ def test_rows_of_stored_tensors(stored, with_base, block):
 def test_short_reads_are_gone_on_with(stored, monkeypatch):
     real = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, into, at: real(fd, [into[0][:1000]], at))
+    with stored_vector(stored["0.float32"], "t") as vector:
+        assert torch.equal(vector[0:SIZE], mapped(stored["0.float32"], "t"))
+
+
+def test_the_disk_is_asked_ahead_once_a_stretch(stored, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, advice: asked.append(start))
+    monkeypatch.setattr("lastword.weights.vectors._STRETCH", 4096)
+    with stored_vector(stored["0.float32"], "t") as vector:
+        for start in range(0, 10240, 512):  # 40 KiB by 2 KiB
+            vector[start : start + 512]
+    steps = [later - earlier for earlier, later in itertools.pairwise(asked[1:])]
+    assert (len(asked), set(steps)) == (11, {4096})
+
+
+def test_a_system_that_cannot_be_asked_ahead(stored, monkeypatch):
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
     with stored_vector(stored["0.float32"], "t") as vector:
         assert torch.equal(vector[0:SIZE], mapped(stored["0.float32"], "t"))
 
