@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -40,6 +40,7 @@ class Workers:
         finally:
             for future in waiting:
                 future.cancel()
+            wait(waiting)  # running ones still read what the caller may close next
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from torch import Tensor
 from lastword.errors import WeightsError
 from lastword.weights.blocks import Workers, blocks
 from lastword.weights.companions import copy_companions
-from lastword.weights.mapping import DTYPES, mapped
+from lastword.weights.mapping import DTYPES
 from lastword.weights.stored import StoredModel
+from lastword.weights.vectors import stored_vector
 from lastword.weights.writer import Layout
 
 _CARD = "README.md"
@@ -42,15 +43,16 @@ class Conversion:
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Convert one tensor."""
-        flat = mapped(self._model.tensors[self._plain[name]], name).view(-1)
         dtype = self.layout[name][0]
+        with stored_vector(self._model.tensors[self._plain[name]], name) as vector:
 
-        def converted(block: slice) -> Tensor:
-            return _rounded(flat[block], dtype, f"{self._model.name}: tensor {name}")
+            def converted(block: slice) -> Tensor:
+                return _rounded(vector[block], dtype, f"{self._model.name}: tensor {name}")
 
-        if dtype == flat.dtype:
-            return (flat[block] for block in blocks(flat.numel()))
-        return self._workers.map(converted, blocks(flat.numel()))
+            if dtype == vector.dtype:
+                yield from (vector[block] for block in blocks(vector.numel()))
+            else:
+                yield from self._workers.map(converted, blocks(vector.numel()))
 
     def facts(self, name: str) -> dict[str, Any]:
         """Say what was made of which."""

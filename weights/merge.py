@@ -2,7 +2,7 @@
 
 Every method here is `out = base + sum_i c_i (x_i - base)`, and the scalars c_i follow from the inner products
 of the rows x_i - base alone (their Gram matrix). So a tensor is read in pieces: once for the inner products,
-once for the sum. Knows nothing about files; `tensor_merge.py` feeds it from mapped ones.
+once for the sum. Knows nothing about threads and files; `tensor_merge.py` does.
 
 Letters: N models, K elements of a piece.
 """
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from lastword.errors import InputError
+from lastword.weights.rows import Piece, Rows
 
-PIECE = 1 << 17  # elements at a time: N rows of float64 then stay in a core's cache
 SLERP_LINEAR = 0.9995  # |cos| above which slerp is linear, as its formula loses its meaning there
 _CANCELLED = 1e-8  # |sum of unit vectors| below this share of sum |w| has no direction
 _DIRECT = 1e-4  # squared share below which the Gram matrix has too few digits left for the norm
 
-Pieces = Callable[[], Iterable[Tensor]]  # each call walks the rows [N, K] of a tensor once more
+Pieces = Callable[[], Iterable[Piece]]  # each call walks a tensor once more
 
 
 def multislerp(
@@ -66,17 +66,14 @@ def multislerp(
 
     applied = shares(weights, normalize=normalize)
 
-    def pieces() -> Iterable[Tensor]:
-        for start in range(0, tensors[0].numel(), PIECE):
-            yield rows(tensors, base, start, PIECE)
-
-    coefficients = multislerp_coefficients(gram(pieces(), len(tensors)), applied, pieces)
+    rows = Rows(
+        [tensor.reshape(-1) for tensor in tensors], None if base is None else base.reshape(-1)
+    )
+    products = gram((piece.rows for piece in rows.pieces()), len(tensors))
+    coefficients = multislerp_coefficients(products, applied, rows.pieces)
     merged = torch.empty(tensors[0].shape, dtype=dtype)
-    flat = merged.view(-1)
-    for index, piece in enumerate(pieces()):
-        start = index * PIECE
-        origin = None if base is None else base.reshape(-1)[start : start + PIECE]
-        flat[start : start + PIECE] = combined(piece, coefficients, origin)
+    for piece in rows.pieces():
+        merged.view(-1)[piece.place] = combined(piece, coefficients)
     return merged
 
 
@@ -97,17 +94,6 @@ def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def rows(tensors: Sequence[Tensor], base: Tensor | None, start: int, size: int) -> Tensor:
-    """Stack one piece of every tensor, less the base's: float64 [N, K] of elements from `start`."""
-    parts = [tensor.reshape(-1)[start : start + size] for tensor in tensors]
-    stacked = torch.empty((len(parts), parts[0].numel()), dtype=torch.float64)
-    for row, part in zip(stacked, parts, strict=True):
-        row.copy_(part)
-    if base is not None:
-        stacked.sub_(base.reshape(-1)[start : start + size])
-    return stacked
-
-
 def gram(pieces: Iterable[Tensor], count: int) -> Tensor:
     """Sum the inner products of rows over all pieces: float64 [N, N]."""
     total = torch.zeros((count, count), dtype=torch.float64)
@@ -125,12 +111,17 @@ def inner_products(piece: Tensor) -> Tensor:
     return products
 
 
-def combined(piece: Tensor, coefficients: Sequence[float], base: Tensor | None) -> Tensor:
-    """Give `base + sum_i c_i row_i`: float64 [K], to be rounded by the caller."""
-    total = piece[0] * coefficients[0]
-    for row, coefficient in zip(piece[1:], coefficients[1:], strict=True):
+def combined(piece: Piece, coefficients: Sequence[float]) -> Tensor:
+    """Give `base + sum_i c_i row_i`: float64 [K], to be rounded by the caller before the next piece."""
+    total = _sum(piece, coefficients)
+    return total if piece.base is None else total.add_(piece.base)
+
+
+def _sum(piece: Piece, coefficients: Sequence[float]) -> Tensor:
+    total = torch.mul(piece.rows[0], coefficients[0], out=piece.spare)
+    for row, coefficient in zip(piece.rows[1:], coefficients[1:], strict=True):
         total.add_(row, alpha=coefficient)
-    return total if base is None else total.add_(base)
+    return total
 
 
 def multislerp_coefficients(
@@ -151,9 +142,8 @@ def multislerp_coefficients(
         return list(weights)
     squared = _quadratic(products, norms, weights)
     if squared < _DIRECT * size**2:
-        squared = math.fsum(
-            float(torch.dot(s, s)) for s in (combined(p, scales, None) for p in pieces())
-        )
+        sums = (_sum(piece, scales) for piece in pieces())
+        squared = math.fsum(float(torch.dot(each, each)) for each in sums)
     length = math.sqrt(squared)
     if length > _CANCELLED * size:
         mean = math.fsum(w * n for w, n in zip(weights, norms, strict=True))

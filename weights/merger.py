@@ -1,28 +1,29 @@
 """A recipe's models opened and held to each other, and their merge as a job for `rewrite.py`.
 
-Every check runs before anything is written. In memory are pages of mapped files and a few blocks.
+Every check runs before anything is written. In memory are a few blocks, however large a tensor is.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lastword.errors import InputError, WeightsError
 from lastword.weights import merge
 from lastword.weights.agree import check_agreement, notices
-from lastword.weights.blocks import Workers
+from lastword.weights.blocks import Workers, blocks
 from lastword.weights.card import merge_card
 from lastword.weights.checkpoint import Checkpoint
 from lastword.weights.companions import copy_companions
 from lastword.weights.layout import IGNORED
-from lastword.weights.mapping import DTYPES, mapped
+from lastword.weights.mapping import DTYPES
 from lastword.weights.recipe import Recipe
 from lastword.weights.spec import read_embedding_spec
 from lastword.weights.stored import open_stored
 from lastword.weights.tensor_merge import TensorMerge
+from lastword.weights.vectors import StoredVector, stored_vector
 from lastword.weights.writer import Layout, Spec
 
 
@@ -68,17 +69,21 @@ class Merge:
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Merge one tensor; its facts are there when its last piece has been taken."""
         plain, recipe = self._plain[name], self.recipe
-        tensors = [self._flat(model, plain) for model in recipe.models]
-        alone = recipe.method == "multislerp" and len(tensors) == 1  # its direction is its own
-        base = None if recipe.base is None or alone else self._flat(recipe.base, plain)
+        alone = (
+            recipe.method == "multislerp" and len(recipe.models) == 1
+        )  # its direction is its own
         dtype, shape = self.layout[name]
-        work = TensorMerge(tensors, base, dtype, self._workers)
-        try:
-            yield from work.run(recipe)
-            facts = merge.describe(work.products, work.coefficients)
-            self._facts[name] = {"tensor": name, "shape": list(shape), **facts}
-        except InputError as problem:
-            raise WeightsError(f"tensor {name}: {self._not_finite(plain) or problem}") from None
+        with ExitStack() as stack:
+            tensors = [stack.enter_context(self._open(model, plain)) for model in recipe.models]
+            named = None if alone else recipe.base
+            base = None if named is None else stack.enter_context(self._open(named, plain))
+            work = TensorMerge(tensors, base, dtype, self._workers)
+            try:
+                yield from work.run(recipe)
+                facts = merge.describe(work.products, work.coefficients)
+                self._facts[name] = {"tensor": name, "shape": list(shape), **facts}
+            except InputError as problem:
+                raise WeightsError(f"tensor {name}: {self._not_finite(plain) or problem}") from None
 
     def facts(self, name: str) -> dict[str, Any]:
         """Give a merged tensor's name, shape and what `merge.describe` says of it."""
@@ -95,12 +100,13 @@ class Merge:
         info = self.donor.tensors[plain]
         return self.recipe.dtype or DTYPES[info.dtype], info.shape
 
-    def _flat(self, model: str, plain: str) -> Tensor:
-        return mapped(self.opened[model].tensors[plain], plain).view(-1)
+    def _open(self, model: str, plain: str) -> AbstractContextManager[StoredVector]:
+        return stored_vector(self.opened[model].tensors[plain], plain)
 
     def _not_finite(self, plain: str) -> str | None:
         """Name the models whose tensor holds NaN or infinity."""
         for name in self.opened:
-            if not torch.isfinite(self._flat(name, plain)).all():
-                return f"{name} holds NaN or infinity, expected finite weights"
+            with self._open(name, plain) as vector:
+                if not all(vector[block].isfinite().all() for block in blocks(vector.numel())):
+                    return f"{name} holds NaN or infinity, expected finite weights"
         return None

@@ -37,7 +37,7 @@ class Job(Protocol):
     identity: dict[str, object]  # all that the result depends on, as JSON
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """Make one tensor, piece by piece."""
+        """Make one tensor, piece by piece; a piece holds until the next is asked for."""
 
     def facts(self, name: str) -> Facts:
         """Say what is worth knowing about a tensor whose pieces have been made, as JSON."""

@@ -4,7 +4,8 @@ Block sums are added in the blocks' order, so the result does not depend on the 
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from lastword.errors import InputError
 from lastword.weights import merge
 from lastword.weights.blocks import Workers, blocks
 from lastword.weights.recipe import Recipe
+from lastword.weights.rows import Rows
+from lastword.weights.vectors import Vector
 
 Merged = tuple[Tensor, Tensor | None]
 
@@ -21,23 +24,27 @@ class TensorMerge:
     """The N flat tensors of one name, with the base's, and the dtype of their merge."""
 
     def __init__(
-        self, tensors: list[Tensor], base: Tensor | None, dtype: torch.dtype, workers: Workers
+        self, tensors: Sequence[Vector], base: Vector | None, dtype: torch.dtype, workers: Workers
     ) -> None:
-        self._tensors, self._base, self._dtype, self._workers = tensors, base, dtype, workers
-        self._size = tensors[0].numel()
+        self._rows, self._dtype, self._workers = Rows(tensors, base), dtype, workers
         # of the rows; float64 [N, N]
         self.products = torch.zeros((len(tensors), len(tensors)), dtype=torch.float64)
+        self._spare: deque[Tensor] = deque()  # a block is never larger than those before it
         self._solved = False  # whether the products are known
         self.coefficients: list[float] = []
 
     def run(self, recipe: Recipe) -> Iterator[Tensor]:
-        """Yield the merged elements, flat; the attributes are complete when the last one is taken."""
+        """Yield the merged elements, flat; the attributes are complete when the last one is taken.
+
+        What is yielded holds until the next is asked for: its memory then takes a later block.
+        """
         self.coefficients = self._solve(recipe)
         work = self._merged if self._solved else self._merged_and_products
-        for merged, products in self._workers.map(work, blocks(self._size)):
+        for merged, products in self._workers.map(work, blocks(self._rows.size)):
             if products is not None:
                 self.products += products
             yield merged
+            self._spare.append(merged)
 
     def _solve(self, recipe: Recipe) -> list[float]:
         """Give the c_i of this tensor, reading it where they depend on it."""
@@ -46,36 +53,26 @@ class TensorMerge:
             return merge.slerp_coefficients(self._gram(), own["t"])
         if recipe.method == "multislerp":
             shares = merge.shares(recipe.weights, normalize=recipe.normalize)
-            return merge.multislerp_coefficients(self._gram(), shares, self._pieces)
+            return merge.multislerp_coefficients(self._gram(), shares, self._rows.pieces)
         shares = merge.shares(recipe.weights, normalize=recipe.normalize)
         return [own.get("lambda", 1.0) * share for share in shares]
 
     def _gram(self) -> Tensor:
-        for products in self._workers.map(self._products, blocks(self._size)):
+        for products in self._workers.map(self._products, blocks(self._rows.size)):
             self.products += products
         self._solved = True
         return self.products
 
-    def _rows(self, block: slice) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(block.start, block.stop, merge.PIECE):
-            stop = min(start + merge.PIECE, block.stop)
-            yield slice(start, stop), merge.rows(self._tensors, self._base, start, stop - start)
-
-    def _pieces(self) -> Iterator[Tensor]:
-        for _, rows in self._rows(slice(0, self._size)):
-            yield rows
-
     def _products(self, block: slice) -> Tensor:
-        return merge.gram((rows for _, rows in self._rows(block)), len(self._tensors))
+        return merge.gram((piece.rows for piece in self._rows.pieces(block)), self._rows.count)
 
     def _merged(self, block: slice, products: Tensor | None = None) -> Merged:
-        merged = torch.empty(block.stop - block.start, dtype=self._dtype)
-        for place, rows in self._rows(block):
+        merged = self._block(block.stop - block.start)
+        for piece in self._rows.pieces(block):
             if products is not None:
-                products += merge.inner_products(rows)
-            origin = None if self._base is None else self._base[place]
-            exact = merge.combined(rows, self.coefficients, origin)
-            merged[place.start - block.start : place.stop - block.start] = exact
+                products += merge.inner_products(piece.rows)
+            start, stop = (each - block.start for each in (piece.place.start, piece.place.stop))
+            merged[start:stop] = merge.combined(piece, self.coefficients)
         # The sum is quick, and finite unless an element is not or the elements are huge.
         if not math.isfinite(float(merged.sum())) and not torch.isfinite(merged).all():
             raise InputError(
@@ -83,6 +80,13 @@ class TensorMerge:
                 "Choose a wider dtype: or smaller weights"
             )
         return merged, products
+
+    def _block(self, size: int) -> Tensor:
+        """Give memory for a block: that of one already written, or fresh, which costs page faults."""
+        try:
+            return self._spare.pop()[:size]
+        except IndexError:
+            return torch.empty(size, dtype=self._dtype)
 
     def _merged_and_products(self, block: slice) -> Merged:
         """Also sum the inner products, where the coefficients did not need them beforehand."""

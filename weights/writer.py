@@ -10,7 +10,6 @@ import os
 import secrets
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +23,7 @@ _NAMES = {
     torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
     torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
-_CHUNK = 64 * 1024 * 1024
+_CHUNK = 16 * 1024 * 1024
 
 Spec = tuple[torch.dtype, tuple[int, ...]]
 Layout = Mapping[str, Spec]
@@ -57,11 +56,12 @@ def stream_safetensors(
 ) -> None:
     """Write a safetensors file whose tensors are made one by one, when their turn comes.
 
-    `read` gives a tensor whole, or as an iterator of its elements in order, in pieces of any shape.
+    `read` gives a tensor whole, or as an iterator of its elements in order, in pieces of any shape;
+    each is written before the next is asked for.
     """
     order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
     header = _header(path, layout, order, metadata)
-    with _replacing(Path(path)) as file, _flushing(file) as flush:
+    with _replacing(Path(path)) as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for name in order:
             made = read(name)
@@ -70,7 +70,7 @@ def stream_safetensors(
                     raise _unlike(path, name, (made.dtype, list(made.shape)), layout[name])
                 made = iter((made,))
             for piece in _held_to(path, name, made, layout[name]):
-                flush(_write_tensor(file, piece))
+                _write_tensor(file, piece)
 
 
 def _header(
@@ -112,38 +112,27 @@ def _unlike(
     return InputError(f"{path}: tensor {name}; got {got[0]} {got[1]}, expected {expected}")
 
 
-def _write_tensor(file: BinaryIO, tensor: Tensor) -> int:
-    """Write a tensor's bytes straight from its memory; give their number."""
+def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
+    """Write a tensor's bytes straight from its memory."""
     whole = tensor.detach().to("cpu").contiguous()
     num_bytes = whole.numel() * whole.element_size()
     for start in range(0, num_bytes, _CHUNK):
         size = min(_CHUNK, num_bytes - start)
+        before = file.tell()
         file.write((ctypes.c_char * size).from_address(whole.data_ptr() + start))
-    return num_bytes
+        if before // _CHUNK < file.tell() // _CHUNK:
+            _pass_on(file)
 
 
-@contextlib.contextmanager
-def _flushing(file: BinaryIO) -> Iterator[Callable[[int], None]]:
-    """Let the disk work while the next tensors are made; the function given counts bytes written.
+def _pass_on(file: BinaryIO) -> None:
+    """Let the disk begin with what is written, and take back the memory of what it has.
 
-    Without this the system keeps gigabytes in memory, and the disk begins when the work has ended.
+    Without this the system keeps gigabytes, the disk begins when the work has ended, and every page of a
+    large file is a fresh one. Pages on their way to the disk are not waited for.
     """
-    behind = 0
-    flushing: Future[None] | None = None
-
-    def written(num_bytes: int) -> None:
-        nonlocal behind, flushing
-        behind += num_bytes
-        if behind >= _CHUNK and (flushing is None or flushing.done()):
-            if flushing is not None:
-                flushing.result()
-            file.flush()
-            flushing, behind = thread.submit(os.fsync, file.fileno()), 0
-
-    with ThreadPoolExecutor(1) as thread:
-        yield written
-        if flushing is not None:
-            flushing.result()  # the system reports a failed write once: not to the last sync
+    if hasattr(os, "posix_fadvise"):
+        file.flush()
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextlib.contextmanager

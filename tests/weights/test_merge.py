@@ -12,6 +12,7 @@ from lastword.weights import merge
 from lastword.weights.blocks import workers
 from lastword.weights.merge import multislerp
 from lastword.weights.recipe import parse_recipe
+from lastword.weights.rows import PIECE
 from lastword.weights.tensor_merge import TensorMerge
 
 WEIGHTS = {
@@ -89,9 +90,7 @@ def test_a_wrong_formula_is_rejected(wrong):
     assert relative(wrong(tensors, [2.8, 4.3]), expected) > 1e-6
 
 
-@pytest.mark.parametrize(
-    "size", [1, merge.PIECE - 1, merge.PIECE, merge.PIECE + 1, 2 * merge.PIECE + 7]
-)
+@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 7])
 def test_multislerp_in_pieces(size):
     tensors = draw(3, size)
     got = multislerp(tensors, [1, 2, 3], dtype=torch.float64)
@@ -202,7 +201,7 @@ def streamed(tensors, made, *, base=None, dtype=None):
     with workers() as threads:
         origin = None if base is None else base.reshape(-1)
         work = TensorMerge(flat, origin, dtype, threads)
-        return torch.cat(list(work.run(made))).view(tensors[0].shape)
+        return torch.cat([block.clone() for block in work.run(made)]).view(tensors[0].shape)
 
 
 @pytest.mark.parametrize("weights", [w for w in WEIGHTS.values() if len(w) > 1])
@@ -246,7 +245,7 @@ def test_slerp_is_linear_where_the_angle_means_nothing(other):
 def test_blocks_and_whole_tensors_give_the_same_bits(monkeypatch):
     tensors, base = draw(3, 5000), draw(1, 5000, seed=3)[0]
     monkeypatch.setattr("lastword.weights.blocks.BLOCK", 1024)
-    monkeypatch.setattr("lastword.weights.merge.PIECE", 1024)
+    monkeypatch.setattr("lastword.weights.rows.PIECE", 1024)
     made = recipe("multislerp", [1, 2, 3], base=True)
     assert torch.equal(
         streamed(tensors, made, base=base), multislerp(tensors, [1, 2, 3], base=base)

@@ -94,6 +94,23 @@ def test_larger_than_one_write(tmp_path, monkeypatch):
     assert torch.equal(load_file(tmp_path / "m.safetensors")["t"], tensor)
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
+def test_the_disk_begins_while_a_file_is_written(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *_: sizes.append(os.fstat(fd).st_size))
+    monkeypatch.setattr("lastword.weights.writer._CHUNK", 1000)
+    layout = {"t": (torch.float32, (1000,))}
+    pieces = torch.arange(1000.0).split(50)
+    stream_safetensors(tmp_path / "m.safetensors", layout, lambda _: iter(pieces))
+    assert len(sizes) == 4  # one each 1000 bytes, the last of them at 4000 and more
+    assert all(size // 1000 == i for i, size in enumerate(sizes, 1)), sizes
+
+
+def test_a_system_without_advice_writes_too(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    test_larger_than_one_write(tmp_path, monkeypatch)
+
+
 OLD = b"the old file"
 
 

@@ -1,0 +1,127 @@
+"""Tensors read by slices give what a mapping gives, from several threads, and name what cannot be read."""
+
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from lastword.errors import WeightsError
+from lastword.weights import write_safetensors
+from lastword.weights.header import read_header
+from lastword.weights.mapping import mapped
+from lastword.weights.rows import PIECE, Rows
+from lastword.weights.vectors import stored_vector
+
+SIZE = 2 * PIECE + 7
+
+
+def draw(seed: int, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(SIZE, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Two tensors of each dtype; the names as `0.bfloat16`."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    tensors = {f"{i}.{name}": draw(i, dtype) for i in (0, 1) for name, dtype in dtypes.items()}
+    write_safetensors(tmp_path / "m.safetensors", tensors)
+    return read_header(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("stretch", [64, 4 << 20])
+def test_slices(stored, dtype, stretch, monkeypatch):
+    monkeypatch.setattr("lastword.weights.vectors._STRETCH", stretch)
+    info = stored[f"0.{dtype}"]
+    expected = mapped(info, dtype)
+    with stored_vector(info, dtype) as vector:
+        assert (vector.numel(), vector.dtype) == (SIZE, expected.dtype)
+        for start, stop in [(0, 1), (0, SIZE), (SIZE - 1, SIZE), (3, 1000), (PIECE, PIECE + 9)]:
+            assert torch.equal(vector[start:stop], expected[start:stop])
+
+
+def test_each_thread_has_its_own_buffer(stored):
+    expected = mapped(stored["0.float32"], "t")
+    with stored_vector(stored["0.float32"], "t") as vector, ThreadPoolExecutor(1) as other:
+        mine = vector[0:100]
+        assert torch.equal(
+            other.submit(lambda: vector[100:200].clone()).result(), expected[100:200]
+        )
+        assert torch.equal(mine, expected[:100])
+
+
+@pytest.mark.parametrize("with_base", [False, True], ids=["plain", "base"])
+@pytest.mark.parametrize("block", [None, slice(5, PIECE), slice(PIECE - 1, SIZE)])
+def test_rows_of_stored_tensors(stored, with_base, block):
+    first, second = (mapped(stored[f"{i}.float32"], "t").double() for i in (0, 1))
+    with (
+        stored_vector(stored["0.float32"], "t") as x,
+        stored_vector(stored["1.float32"], "t") as y,
+    ):
+        rows = Rows([x, y] if not with_base else [x], y if with_base else None)
+        expected = [first - second] if with_base else [first, second]
+        reached = (block or slice(0, SIZE)).start
+        for piece in rows.pieces(block):
+            assert piece.place.start == reached
+            assert torch.equal(piece.rows, torch.stack([each[piece.place] for each in expected]))
+            assert piece.base is None or torch.equal(piece.base, second[piece.place])
+            assert (piece.base is not None) is with_base
+            reached = piece.place.stop
+        assert reached == (block or slice(0, SIZE)).stop
+
+
+def test_short_reads_are_gone_on_with(stored, monkeypatch):
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, into, at: real(fd, [into[0][:1000]], at))
+    with stored_vector(stored["0.float32"], "t") as vector:
+        assert torch.equal(vector[0:SIZE], mapped(stored["0.float32"], "t"))
+
+
+def test_the_disk_is_asked_ahead_once_a_stretch(stored, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, advice: asked.append(start))
+    monkeypatch.setattr("lastword.weights.vectors._STRETCH", 4096)
+    with stored_vector(stored["0.float32"], "t") as vector:
+        for start in range(0, 10240, 512):  # 40 KiB by 2 KiB
+            vector[start : start + 512]
+    steps = [later - earlier for earlier, later in itertools.pairwise(asked[1:])]
+    assert (len(asked), set(steps)) == (11, {4096})
+
+
+def test_a_system_that_cannot_be_asked_ahead(stored, monkeypatch):
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    with stored_vector(stored["0.float32"], "t") as vector:
+        assert torch.equal(vector[0:SIZE], mapped(stored["0.float32"], "t"))
+
+
+def test_a_file_that_became_shorter(stored):
+    info = stored["1.float16"]  # the last one
+    with stored_vector(info, "t") as vector:
+        os.truncate(info.file, info.start + 100)
+        assert len(vector[0:50]) == 50
+        with pytest.raises(WeightsError, match="tensor t is cut off"):
+            vector[0:51]
+
+
+def test_a_file_that_is_gone(stored):
+    info = stored["0.float32"]
+    info.file.unlink()
+    with (
+        pytest.raises(WeightsError, match="tensor t cannot be read; No such file"),
+        stored_vector(info, "t"),
+    ):
+        pass
+
+
+def test_a_read_that_fails(stored, monkeypatch):
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with (
+        stored_vector(stored["0.float32"], "t") as vector,
+        pytest.raises(WeightsError, match="tensor t cannot be read; Input/output error"),
+    ):
+        vector[0:1]

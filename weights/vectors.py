@@ -1,0 +1,108 @@
+"""A stored tensor as a flat vector whose slices are read when asked for, into buffers that are used again.
+
+For walking through tensors far larger than memory: a page of a mapping costs a fault each time, a read does
+not, and the disk is asked early for what comes next. `mapping.py` is for tensors that are kept.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lastword.errors import WeightsError
+from lastword.weights.header import TensorInfo
+from lastword.weights.mapping import DTYPES
+
+_STRETCH = 4 << 20  # bytes that the disk is asked for at a time
+_AHEAD = 8 * _STRETCH  # how far before they are needed
+
+
+class Vector(Protocol):
+    """Elements that are had by slices: a flat tensor, or one still in its file."""
+
+    def numel(self) -> int:
+        """Count the elements."""
+
+    def __getitem__(self, place: slice, /) -> Tensor:
+        """Give the elements of a slice."""
+
+
+class StoredVector:
+    """A tensor in an open file, for any number of threads; made by `stored_vector`."""
+
+    def __init__(self, info: TensorInfo, name: str, descriptor: int) -> None:
+        self.dtype = DTYPES[info.dtype]
+        self._info, self._name, self._descriptor = info, name, descriptor
+        self._buffer = _Buffer()
+        self._ask(info.start, min(_AHEAD, info.num_bytes))
+
+    def numel(self) -> int:
+        """Count the elements."""
+        return self._info.num_bytes // self.dtype.itemsize
+
+    def __getitem__(self, place: slice) -> Tensor:
+        """Read a slice that is not empty; it holds until this thread reads the next one.
+
+        Raises:
+            WeightsError: the file cannot be read, or has become shorter.
+        """
+        start = self._info.start + place.start * self.dtype.itemsize
+        buffer = self._buffer.of((place.stop - place.start) * self.dtype.itemsize)
+        self._read_ahead(start, start + len(buffer))
+        try:
+            done = 0
+            while done < len(buffer):
+                count = os.preadv(self._descriptor, [buffer[done:]], start + done)
+                if not count:
+                    raise WeightsError(f"{self._info.file}: tensor {self._name} is cut off")
+                done += count
+        except OSError as problem:
+            raise _unreadable(self._info, self._name, problem) from None
+        return torch.frombuffer(buffer, dtype=self.dtype)
+
+    def _read_ahead(self, start: int, stop: int) -> None:
+        """Ask for a stretch to come, once for each that a reading reaches; the next tensor's are good too."""
+        reached = stop // _STRETCH * _STRETCH
+        if reached > start:
+            self._ask(reached + _AHEAD, _STRETCH)
+
+    def _ask(self, start: int, size: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
+
+
+class _Buffer(threading.local):
+    """Bytes of the calling thread's own."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def of(self, size: int) -> memoryview:
+        if len(self._held) < size:
+            self._held = bytearray(size)
+        return memoryview(self._held)[:size]
+
+
+@contextmanager
+def stored_vector(info: TensorInfo, name: str) -> Iterator[StoredVector]:
+    """Open a tensor's file to read it by slices.
+
+    Raises:
+        WeightsError: the file cannot be opened.
+    """
+    try:
+        descriptor = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as problem:
+        raise _unreadable(info, name, problem) from None
+    try:
+        yield StoredVector(info, name, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(info: TensorInfo, name: str, problem: OSError) -> WeightsError:
+    return WeightsError(f"{info.file}: tensor {name} cannot be read; {problem.strerror}")
