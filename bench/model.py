@@ -97,7 +97,7 @@ class RandomEmbedder(Embedder):
     def forward(self, forests: list[Forest]) -> None:
         """The forward alone, without tokens, packing and finish."""
         for forest in forests:
-            self._model.forward(forest)
+            self._encoder.model.forward(forest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,42 +1,30 @@
-"""Texts in, vectors out: the only orchestrator, from prompts to the caller's order.
+"""The public surface: one object that opens a checkpoint, resolves prompts and settings, and embeds.
 
-texts ─ tokens ─► token ids ─ forest ─► Forest ─ model ─► final states ─ finish ─► vectors
+The work is `encoder.py`'s; what callers may set, and what is set where they do not, is decided here.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lastword.device import check_quantize, choose_device, choose_dtype, default_batch_tokens
-from lastword.finish import finish, quantize
-from lastword.forest import Forest, plan_forests
-from lastword.identity import file_hash, fingerprint
+from lastword.encoder import Encoder
+from lastword.finish import quantize
+from lastword.identity import fingerprint
 from lastword.kernels import activation_levels
 from lastword.model import Model
-from lastword.pipeline import compute_windows, count, prepare_windows
+from lastword.opened import OpenedModel
 from lastword.progress import progress_bar
 from lastword.report import Report
-from lastword.settings import (
-    EncodeOptions,
-    Kind,
-    TooLong,
-    check_batch_tokens,
-    check_dim,
-    check_max_length,
-    choose_prompt,
-)
-from lastword.similarity import similarity, similarity_pairwise
-from lastword.states import last_token_states, layer_numbers
-from lastword.tokens import TextTokenizer, Tokens
-from lastword.weights import BUILTIN_NOTICE, Checkpoint, locate, read_config, read_embedding_spec
-from lastword.windows import cut_windows
+from lastword.settings import EncodeOptions, TooLong, check_batch_tokens
+from lastword.states import layer_numbers
+from lastword.weights import BUILTIN_NOTICE, locate
 
 
-class Embedder:
+class Embedder(OpenedModel):
     """A Qwen3-family embedding model, loaded and ready.
 
     Args:
@@ -71,62 +59,21 @@ class Embedder:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.quantize = check_quantize(quantize, self.device, self.dtype)
-        self.files = locate(
+        files = locate(
             model,
             revision=revision,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
         )
-        self.name = self.files.name
-        self.config = read_config(self.files.folder)
-        self.spec = read_embedding_spec(self.files.folder, self.config)
+        super().__init__(files, max_length, prompts, truncate_dim)
         notices = (BUILTIN_NOTICE if model is None else None, self.spec.notice)
         self.notices = tuple(notice for notice in notices if notice is not None)
-        self.prompts = {**self.spec.prompts, **(prompts or {})}
-        self.default_prompt_name = self.spec.default_prompt_name
-        self._tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)
-        self.max_length = self._check_max_length(max_length)
         self.max_batch_tokens = check_batch_tokens(
             max_batch_tokens, default_batch_tokens(self.device)
         )
-        self.truncate_dim = truncate_dim
-        self._size = self.config.hidden_size
-        self.dim = check_dim(truncate_dim, self._size)
-        self.checkpoint = self._open_checkpoint()
-        self._model = Model(self.checkpoint, self.config, self.device, self.dtype, self.quantize)
-
-    def _check_max_length(self, max_length: int | None) -> int:
-        return check_max_length(
-            max_length,
-            default=self.spec.max_length,
-            least=self._tokenizer.num_template_tokens + 1,
-            limit=self.config.max_position_embeddings,
-        )
-
-    @property
-    def max_seq_length(self) -> int:
-        """`max_length` under sentence-transformers' name; it may be set."""
-        return self.max_length
-
-    @max_seq_length.setter
-    def max_seq_length(self, max_length: int) -> None:
-        self.max_length = self._check_max_length(max_length)
-
-    def _open_checkpoint(self) -> Checkpoint:
-        """Open the weights; the model benchmark puts random ones in their place."""
-        return Checkpoint(self.files.folder, self.config)
-
-    def resolve_prompt(
-        self, prompt_name: str | None = None, prompt: str | None = None, kind: Kind | None = None
-    ) -> str:
-        """Find the prefix to put before every text: the prompt itself, one by name, or the kind's own.
-
-        Raises:   ConfigError for an unknown name, listing the known ones.
-        """
-        if prompt is not None:
-            return prompt
-        return choose_prompt(self.prompts, prompt_name, self.default_prompt_name, kind)
+        loaded = Model(self.checkpoint, self.config, self.device, self.dtype, self.quantize)
+        self._encoder = Encoder(self._tokenizer, loaded)
 
     # Encoding.
 
@@ -166,12 +113,18 @@ class Embedder:
         """
         single = isinstance(texts, str)
         listed: Sequence[str] = [texts] if isinstance(texts, str) else list(texts)
-        prefix = self.resolve_prompt(prompt_name, prompt)
-        dim = self._dim(truncate_dim)
-        options = EncodeOptions(prefix, precision, dim, ranges, too_long, normalize_embeddings)
+        options = self._options(
+            prompt_name,
+            prompt,
+            truncate_dim,
+            normalize=normalize_embeddings,
+            precision=precision,
+            ranges=ranges,
+            too_long=too_long,
+        )
         with progress_bar(len(listed), show=show_progress_bar) as advance:
-            windows = list(self._windows(iter(listed), options, Report(), advance))
-        empty = torch.empty(0, dim)
+            windows = list(self._encoder.windows(listed, options, Report(), advance))
+        empty = torch.empty(0, options.dim)
         vectors = torch.cat(windows) if windows else quantize(empty, precision, ranges)
         result = vectors[0] if single else vectors
         return result.numpy() if convert_to_numpy and not convert_to_tensor else result
@@ -184,9 +137,8 @@ class Embedder:
         **options: Any,
     ) -> Any:
         """Embed queries: `encode` with the prompt named "query", if there is one and no other is named."""
-        return self.encode(
-            texts, None, self.resolve_prompt(prompt_name, prompt, "query"), **options
-        )
+        prefix = self.resolve_prompt(prompt_name, prompt, "query")
+        return self.encode(texts, None, prefix, **options)
 
     def encode_document(
         self,
@@ -196,9 +148,8 @@ class Embedder:
         **options: Any,
     ) -> Any:
         """Embed documents: `encode` with the prompt named "document", if there is one and no other is named."""
-        return self.encode(
-            texts, None, self.resolve_prompt(prompt_name, prompt, "document"), **options
-        )
+        prefix = self.resolve_prompt(prompt_name, prompt, "document")
+        return self.encode(texts, None, prefix, **options)
 
     def encode_stream(
         self,
@@ -217,26 +168,19 @@ class Embedder:
 
         Args:     report: counts are added to it as the work goes on; the rest as for `encode`.
         """
-        prefix = self.resolve_prompt(prompt_name, prompt)
-        options = EncodeOptions(prefix, precision, self._dim(truncate_dim), ranges, too_long)
+        options = self._options(
+            prompt_name, prompt, truncate_dim, precision=precision, ranges=ranges, too_long=too_long
+        )
         counts = Report() if report is None else report
         with progress_bar(None, show=show_progress_bar) as advance:
-            for window in self._windows(iter(texts), options, counts, advance):
+            for window in self._encoder.windows(texts, options, counts, advance):
                 yield from window
 
     def plan(
         self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> Report:
         """Count what embedding these texts would compute, without computing it."""
-        prefix = self.resolve_prompt(prompt_name, prompt)
-        options = EncodeOptions(prefix, "float32", self.dim, None, "cut")
-        report = Report()
-        prepare = partial(self._forests, options)
-        for window in prepare_windows(cut_windows(iter(texts)), prepare, ahead=False):
-            for forest in window.forests:
-                count(forest, window.counts)
-            report.add(window.counts)
-        return report
+        return self._encoder.plan(texts, self._options(prompt_name, prompt))
 
     # Looking inside.
 
@@ -244,11 +188,7 @@ class Embedder:
         self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> list[list[int]]:
         """Give the token ids that `encode` computes for each text: prompt, text, end token, cut to max_length."""
-        prefix = self.resolve_prompt(prompt_name, prompt)
-        ids: list[list[int]] = []
-        for window in cut_windows(iter(texts)):
-            ids += self._tokens(window, len(ids), prefix).ids
-        return ids
+        return self._encoder.token_ids(texts, self._options(prompt_name, prompt))
 
     def hidden_states(
         self,
@@ -265,65 +205,24 @@ class Embedder:
         Raises:   InputError naming a text by its index; ConfigError for a layer that is not there.
         """
         numbers = layer_numbers(layers, self.config.num_hidden_layers)
-        ids = self.token_ids(texts, prompt_name, prompt)
-        return last_token_states(self._model, ids, self.max_batch_tokens, numbers)
+        options = self._options(prompt_name, prompt)
+        return self._encoder.hidden_states(texts, numbers, options)
 
-    def _dim(self, truncate_dim: int | None) -> int:
-        return self.dim if truncate_dim is None else check_dim(truncate_dim, self._size)
-
-    def _windows(
+    def _options(
         self,
-        texts: Iterator[str],
-        options: EncodeOptions,
-        report: Report,
-        advance: Callable[[int], None],
-    ) -> Iterator[Tensor]:
-        """Yield the vectors [n, dim] of one window of texts after another."""
-        normalize = self.spec.normalize or options.normalize or options.dim < self._size
-
-        def compute(forest: Forest) -> Tensor:
-            return finish(self._model.forward(forest), options.dim, normalize=normalize)
-
-        ahead = self.device.type != "cpu"
-        windows = prepare_windows(cut_windows(texts), partial(self._forests, options), ahead=ahead)
-        for vectors in compute_windows(windows, compute, options.dim, report, advance):
-            yield quantize(vectors, options.precision, options.ranges)
-
-    def _forests(
-        self, options: EncodeOptions, window: list[str], first: int, counts: Report
-    ) -> Iterator[Forest]:
-        tokens = self._tokens(window, first, options.prefix)
-        if options.too_long == "error":
-            tokens.refuse_cut(self.max_length, first=first)
-        counts.cut += sum(tokens.cut)
-        yield from plan_forests(tokens.ids, self.max_batch_tokens)
-
-    def _tokens(self, texts: list[str], first: int, prefix: str) -> Tokens:
-        prefixed = [prefix + text for text in texts] if prefix else texts
-        return self._tokenizer.encode(prefixed, self.max_length, first=first)
-
-    # Comparing, and knowing what may be compared.
-
-    def similarity(self, a: Tensor, b: Tensor) -> Tensor:
-        """Compare every vector of a with every one of b by the model's own similarity: [N, M] fp32."""
-        return similarity(a, b, self.spec.similarity)
-
-    def similarity_pairwise(self, a: Tensor, b: Tensor) -> Tensor:
-        """Compare row i of a with row i of b by the model's own similarity: [N] fp32."""
-        return similarity_pairwise(a, b, self.spec.similarity)
-
-    def get_embedding_dimension(self) -> int:
-        """Width of the vectors that `encode` gives."""
-        return self.dim
-
-    def space_fingerprint(self, truncate_dim: int | None = None) -> str:
-        """Hash what a vector's meaning depends on: vectors may be compared where it is equal."""
-        return fingerprint(
-            weights=self.checkpoint.fingerprint(),
-            tokenizer=file_hash(self.files.folder / "tokenizer.json"),
-            config=repr(self.config),
-            normalize=self.spec.normalize,
-            dim=self._dim(truncate_dim),
+        prompt_name: str | None,
+        prompt: str | None,
+        truncate_dim: int | None = None,
+        *,
+        normalize: bool = False,
+        **others: Any,
+    ) -> EncodeOptions:
+        """Resolve the settings of one call; a vector that is cut is always normalised."""
+        dim = self._dim(truncate_dim)
+        normalize = normalize or self.spec.normalize or dim < self.config.hidden_size
+        prefix = self.resolve_prompt(prompt_name, prompt)
+        return EncodeOptions(
+            prefix, self.max_length, self.max_batch_tokens, dim, normalize, **others
         )
 
     def run_fingerprint(

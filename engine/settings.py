@@ -18,17 +18,19 @@ TooLong = Literal["cut", "error"]
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """The settings of one call.
+    """The settings of one call, all resolved: `dim` leading dimensions, scaled to length 1 with `normalize`.
 
     Raises:   ConfigError for a precision that does not go with `dim` and `ranges`, or an unknown `too_long`.
     """
 
     prefix: str
-    precision: str
+    max_length: int
+    max_batch_tokens: int
     dim: int
-    ranges: Tensor | None
-    too_long: str
-    normalize: bool = False
+    normalize: bool
+    precision: str = "float32"
+    ranges: Tensor | None = None
+    too_long: str = "cut"
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self.dim, self.ranges)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lastword import Embedder, InputError, embedder, pipeline
+from lastword import Embedder, InputError, encoder, pipeline
 from lastword.pipeline import compute_windows, prepare_windows
 from lastword.report import Report
 
@@ -135,12 +135,12 @@ def both(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> dict[bool, E
     """Two embedders on the CPU, of which one works as on a GPU: windows of 100 texts, prepared ahead."""
     monkeypatch.setattr("lastword.windows._WINDOW_TEXTS", SIZE)
     models = {ahead: Embedder(tiny_checkpoint, device="cpu") for ahead in (False, True)}
-    plain = embedder.prepare_windows
+    plain = encoder.prepare_windows
 
     def chosen(source, prepare, *, ahead):
-        return plain(source, prepare, ahead=prepare.func.__self__ is models[True])
+        return plain(source, prepare, ahead=prepare.func.__self__ is models[True]._encoder)
 
-    monkeypatch.setattr(embedder, "prepare_windows", chosen)
+    monkeypatch.setattr(encoder, "prepare_windows", chosen)
     return models
 
 
