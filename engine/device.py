@@ -3,6 +3,8 @@
 Knows devices, not models.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from lastword.errors import ConfigError, DeviceError
@@ -34,6 +36,35 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise DeviceError(
             f"device: not there; got {str(device)!r}, found {found} GPUs. Use device 'cpu'."
         )
+    return chosen
+
+
+def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...]:
+    """Return the devices asked for: one as `choose_device` does, or several of one kind.
+
+    "cuda:0,1" (or "cuda:0,cuda:1") and "cuda:all" are GPUs; "cpu,cpu" are two processes that share the CPU's threads.
+
+    Raises:   DeviceError for one that is unknown or not there, a GPU named twice, or devices of two kinds.
+    """
+    asked = str(device)
+    if asked == "cuda:all":
+        choose_device("cuda")  # refuses a machine without
+        return tuple(torch.device("cuda", i) for i in range(torch.cuda.device_count()))
+    names = [name.strip() for name in asked.split(",")]
+    if len(names) == 1:
+        return (choose_device(device),)
+    gpus = names[0].startswith("cuda:")
+    chosen = tuple(choose_device(f"cuda:{n}" if gpus and n.isdecimal() else n) for n in names)
+    if len({each.type for each in chosen}) > 1:
+        raise DeviceError(
+            f"device: of two kinds; got {asked!r}, expected GPUs or CPUs alone, as 'cuda:0,1' or 'cpu,cpu'."
+        )
+    if chosen[0].type == "cuda" and None in {each.index for each in chosen}:
+        raise DeviceError(
+            f"device: one of several GPUs without its number; got {asked!r}, expected as in 'cuda:0,1'."
+        )
+    if chosen[0].type == "cuda" and len(set(chosen)) < len(chosen):
+        raise DeviceError(f"device: a GPU is named twice; got {asked!r}, expected each once.")
     return chosen
 
 
@@ -76,9 +107,10 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
     return quantize
 
 
-def default_batch_tokens(device: torch.device) -> int:
-    """Tokens computed in one forward where the caller does not say."""
-    if device.type != "cpu":
+def default_batch_tokens(devices: Sequence[torch.device]) -> int:
+    """Tokens computed in one forward where the caller does not say; CPU processes share the threads."""
+    if devices[0].type != "cpu":
         return GPU_BATCH_TOKENS
     low, high = CPU_BATCH_TOKENS_LIMITS
-    return min(max(CPU_BATCH_TOKENS_PER_THREAD * torch.get_num_threads(), low), high)
+    threads = torch.get_num_threads() // len(devices)
+    return min(max(CPU_BATCH_TOKENS_PER_THREAD * threads, low), high)

@@ -5,20 +5,23 @@ The work is `encoder.py`'s; what callers may set, and what is set where they do 
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from lastword.device import check_quantize, choose_device, choose_dtype, default_batch_tokens
+from lastword.device import check_quantize, choose_devices, choose_dtype, default_batch_tokens
 from lastword.encoder import Encoder
 from lastword.finish import quantize
 from lastword.identity import fingerprint
 from lastword.kernels import activation_levels
 from lastword.model import Model
 from lastword.opened import OpenedModel
+from lastword.pool import Pool
 from lastword.progress import progress_bar
 from lastword.report import Report
+from lastword.runner import InProcess, Runner
 from lastword.settings import EncodeOptions, TooLong, check_batch_tokens
 from lastword.states import layer_numbers
 from lastword.weights import BUILTIN_NOTICE, locate
@@ -29,7 +32,8 @@ class Embedder(OpenedModel):
 
     Args:
         model: hub id or folder; None is the small built-in model (see `notices`).
-        device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU.
+        device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU. "cuda:0,1" and "cuda:all" compute on
+            several GPUs, a process each ("cpu,cpu" does so on the CPU); vectors come in the same order.
         dtype: "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
         quantize: "int8" for 8-bit matrix products on a CPU: faster, at a small drift; default none.
         revision, cache_dir, token, local_files_only: as huggingface-hub takes them.
@@ -56,7 +60,8 @@ class Embedder(OpenedModel):
         prompts: Mapping[str, str] | None = None,
         truncate_dim: int | None = None,
     ) -> None:
-        self.device = choose_device(device)
+        self.devices = choose_devices(device)
+        self.device = self.devices[0]
         self.dtype = choose_dtype(dtype, self.device)
         self.quantize = check_quantize(quantize, self.device, self.dtype)
         files = locate(
@@ -70,10 +75,28 @@ class Embedder(OpenedModel):
         notices = (BUILTIN_NOTICE if model is None else None, self.spec.notice)
         self.notices = tuple(notice for notice in notices if notice is not None)
         self.max_batch_tokens = check_batch_tokens(
-            max_batch_tokens, default_batch_tokens(self.device)
+            max_batch_tokens, default_batch_tokens(self.devices)
         )
-        loaded = Model(self.checkpoint, self.config, self.device, self.dtype, self.quantize)
-        self._encoder = Encoder(self._tokenizer, loaded)
+        self._encoder = Encoder(self._tokenizer, self._open_runner(), self.config.hidden_size)
+
+    def _open_runner(self) -> Runner:
+        """Load the model, on several devices in a process for each."""
+        load = partial(
+            Model, self.checkpoint, self.config, dtype=self.dtype, quantize=self.quantize
+        )
+        if len(self.devices) > 1:
+            return Pool(load, self.devices)
+        return InProcess(load(device=self.device))
+
+    def close(self) -> None:
+        """End the processes of several devices, if there are any; they end with the Embedder and with Python too."""
+        self._encoder.runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # Encoding.
 
@@ -164,7 +187,7 @@ class Embedder(OpenedModel):
         report: Report | None = None,
         show_progress_bar: bool | None = None,
     ) -> Iterator[Tensor]:
-        """Yield one vector [dim] a text, in order and in constant memory, reading `texts` a window ahead.
+        """Yield one vector [dim] a text, in order and in constant memory, reading `texts` some windows ahead.
 
         Args:     report: counts are added to it as the work goes on; the rest as for `encode`.
         """

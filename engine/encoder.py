@@ -1,4 +1,4 @@
-"""Texts to vectors of one checkpoint: tokenizer and model, and the window loop between them.
+"""Texts to vectors of one checkpoint: the window loop between its tokenizer and what runs its model.
 
 texts ─ tokens ─► token ids ─ forest ─► Forest ─ model ─► final states ─ finish ─► vectors
 Every call brings its settings along. Knows no prompts' names and no defaults: the embedder does.
@@ -7,13 +7,15 @@ Every call brings its settings along. Knows no prompts' names and no defaults: t
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from lastword.finish import finish, quantize
 from lastword.forest import Forest, plan_forests
 from lastword.model import Model
-from lastword.pipeline import compute_windows, count, prepare_windows
+from lastword.pipeline import compute_windows, count, prepare_windows, read_ahead
 from lastword.report import Report
+from lastword.runner import Runner
 from lastword.settings import EncodeOptions
 from lastword.states import last_token_states
 from lastword.tokens import TextTokenizer, Tokens
@@ -21,10 +23,11 @@ from lastword.windows import cut_windows
 
 
 class Encoder:
-    """A tokenizer and the model that belongs to it, on one device."""
+    """A tokenizer and what runs the model that belongs to it; C is the model's `hidden_size`."""
 
-    def __init__(self, tokenizer: TextTokenizer, model: Model) -> None:
-        self.tokenizer, self.model = tokenizer, model
+    def __init__(self, tokenizer: TextTokenizer, runner: Runner, hidden_size: int) -> None:
+        self.tokenizer, self.runner = tokenizer, runner
+        self.hidden_size = hidden_size
 
     def windows(
         self,
@@ -38,14 +41,12 @@ class Encoder:
         Args:     report: counts are added to it as the work goes on; advance: told of texts done.
         Raises:   InputError naming a text by its index, after the vectors of all windows before its own.
         """
-
-        def compute(forest: Forest) -> Tensor:
-            return finish(self.model.forward(forest), options.dim, normalize=options.normalize)
-
-        ahead = self.model.device.type != "cpu"
+        start = partial(self.runner.start, partial(_vectors, options.dim, options.normalize))
         prepare = partial(self._forests, options)
-        windows = prepare_windows(cut_windows(iter(texts)), prepare, ahead=ahead)
-        for vectors in compute_windows(windows, compute, options.dim, report, advance):
+        windows = prepare_windows(cut_windows(iter(texts)), prepare, ahead=self.runner.ahead)
+        for vectors in compute_windows(
+            windows, start, options.dim, report, advance, depth=self.runner.depth
+        ):
             yield quantize(vectors, options.precision, options.ranges)
 
     def plan(self, texts: Iterable[str], options: EncodeOptions) -> Report:
@@ -70,7 +71,13 @@ class Encoder:
     ) -> Tensor:
         """Give the last token's state [N, len(layers), C] after each layer, see `states.last_token_states`."""
         ids = self.token_ids(texts, options)
-        return last_token_states(self.model, ids, options.max_batch_tokens, layers)
+        states = torch.empty(len(ids), len(layers), self.hidden_size)
+        start = partial(self.runner.start, partial(last_token_states, tuple(layers)))
+        forests = plan_forests(ids, options.max_batch_tokens)
+        started = ((forest, start(forest)) for forest in forests)
+        for forest, wait in read_ahead(started, self.runner.depth):
+            states[forest.texts] = wait()[forest.distinct]
+        return states
 
     def _forests(
         self, options: EncodeOptions, window: list[str], first: int, counts: Report
@@ -84,3 +91,8 @@ class Encoder:
     def _tokens(self, options: EncodeOptions, texts: list[str], first: int) -> Tokens:
         prefixed = [options.prefix + text for text in texts] if options.prefix else texts
         return self.tokenizer.encode(prefixed, options.max_length, first=first)
+
+
+def _vectors(dim: int, normalize: bool, model: Model, forest: Forest) -> Tensor:  # noqa: FBT001  a task
+    """Compute the vectors [N', dim] of a forest's distinct texts."""
+    return finish(model.forward(forest), dim, normalize=normalize)

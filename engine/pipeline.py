@@ -4,6 +4,7 @@ While a GPU computes one window, a thread prepares the next. A CPU's cores are b
 functions from texts to forests and from forests to vectors, neither tokenizers nor models.
 """
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +24,9 @@ from lastword.report import Report
 
 # (texts, the caller's index of the first, counts to add `cut` to) -> forests
 Prepare = Callable[[list[str], int, Report], Iterator[Forest]]
+# waits for a batch that was started and gives its tensor
+Wait = Callable[[], Tensor]
+T = TypeVar("T")
 
 # A window of fewer texts is prepared in the caller's thread: the hand-over would cost more than it hides.
 _MIN_AHEAD = 64
@@ -59,7 +64,7 @@ def prepare_windows(
             return _take(made)
 
         try:
-            yield from _one_ahead(_numbered(windows, start))
+            yield from read_ahead(_numbered(windows, start), 1)
         finally:
             stopped.set()
 
@@ -72,20 +77,23 @@ def _numbered(windows: Iterator[list[str]], prepare: Prepare) -> Iterator[Window
         first += len(texts)
 
 
-def _one_ahead(windows: Iterator[Window]) -> Iterator[Window]:
-    """Read one window further than is yielded; its failure waits until the windows before it are done."""
-    window = next(windows, None)
-    while window is not None:
-        failure: Exception | None = None
-        following: Window | None = None
-        try:
-            following = next(windows, None)
-        except Exception as error:  # noqa: BLE001  whatever the caller's texts raise
-            failure = error
-        yield window
-        if failure is not None:
-            raise failure
-        window = following
+def read_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+    """Read `depth` items further than is yielded; a failure to read waits until the items before it are done."""
+    waiting: deque[T] = deque()
+    failure: Exception | None = None
+    more = True
+    while more or waiting:
+        while more and len(waiting) <= depth:
+            try:
+                waiting.append(next(items))
+            except StopIteration:
+                more = False
+            except Exception as error:  # noqa: BLE001  whatever the caller's texts raise
+                failure, more = error, False
+        if waiting:
+            yield waiting.popleft()
+    if failure is not None:
+        raise failure
 
 
 def _fill(
@@ -107,36 +115,68 @@ def _take(made: "SimpleQueue[Forest | BaseException | None]") -> Iterator[Forest
         yield forest
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A batch that was started, or with `forest` None the end of its window."""
+
+    window: Window
+    began: float  # when the window's first batch was
+    forest: Forest | None = None
+    wait: Wait | None = None
+
+
 def compute_windows(
     windows: Generator[Window],
-    compute: Callable[[Forest], Tensor],
+    start: Callable[[Forest], Wait],
     dim: int,
     report: Report,
     advance: Callable[[int], None],
+    *,
+    depth: int = 0,
 ) -> Iterator[Tensor]:
     """Yield the vectors [n, dim] of one window after another, in the caller's order.
 
-    Args:     compute: gives the vectors [N', dim] of a forest's distinct texts on the CPU.
+    Args:     start: begins a batch; what it returns waits for the vectors [N', dim] of the forest's distinct texts.
+              depth: batches to start beyond the one waited for, those of the windows after it too.
               report: the counts of each window are added to it when the window is done; advance: told of texts done.
-    Raises:   InputError naming a text whose vector is not finite.
+    Raises:   InputError naming a text whose vector is not finite; what a batch or a window raised, in its turn.
     """
-    batches = 0
+    batches, done = 0, 0.0
+    out: Tensor | None = None
     with closing(windows):
-        for window in windows:
-            began = perf_counter()
-            out = torch.empty(window.size, dim)
-            for forest in window.forests:
-                vectors = compute(forest)[forest.distinct]
-                _check_finite(vectors, forest, window.first)
-                out[forest.texts] = vectors
-                count(forest, window.counts)
-                advance(len(forest.texts))
+        for step in read_ahead(_started(windows, start), depth):
+            window = step.window
+            if out is None:
+                out = torch.empty(window.size, dim)
+            if step.forest is not None and step.wait is not None:
+                _gather(step.forest, step.wait, window, out)
+                advance(len(step.forest.texts))
                 batches += 1
                 if batches % memory.BATCHES == 0:
                     memory.give_back()
-            window.counts.seconds = perf_counter() - began
+                continue
+            # windows overlap where several batches are under way: no second is counted twice
+            began, done = max(step.began, done), perf_counter()
+            window.counts.seconds = done - began
             report.add(window.counts)
             yield out
+            out = None
+
+
+def _started(windows: Iterator[Window], start: Callable[[Forest], Wait]) -> Iterator[_Step]:
+    for window in windows:
+        began = perf_counter()
+        for forest in window.forests:
+            yield _Step(window, began, forest, start(forest))
+        yield _Step(window, began)
+
+
+def _gather(forest: Forest, wait: Wait, window: Window, out: Tensor) -> None:
+    """Wait for the vectors of a batch and put each in its text's row."""
+    vectors = wait()[forest.distinct]
+    _check_finite(vectors, forest, window.first)
+    out[forest.texts] = vectors
+    count(forest, window.counts)
 
 
 def count(forest: Forest, report: Report) -> None:

@@ -147,8 +147,8 @@ def test_neighbours_change_nothing(
     tokens = embedder._encoder.tokenizer.encode([prompt + text for text in texts], 1000).ids
     from oracle import difference, our_states
 
-    shared, _ = our_states(embedder._encoder.model, tokens, budget=budget)
-    alone, _ = our_states(embedder._encoder.model, tokens, budget=4096, share=False)
+    shared, _ = our_states(embedder._encoder.runner.model, tokens, budget=budget)
+    alone, _ = our_states(embedder._encoder.runner.model, tokens, budget=4096, share=False)
     assert difference(shared, alone) <= 1e-5
 
 
@@ -206,7 +206,7 @@ def test_refused_calls(texts, options: dict, error: type, message: str, embedder
 def test_a_vector_that_is_not_finite_is_named(tiny_checkpoint: Path) -> None:
     broken = Embedder(tiny_checkpoint, device="cpu")
     x_id = broken._encoder.tokenizer.encode(["x"], 10).ids[0][0]
-    model = broken._encoder.model
+    model = broken._encoder.runner.model
     model.embedding = model.embedding.clone()
     model.embedding[x_id] = float("nan")
     with pytest.raises(InputError, match="text 3: its vector is not finite") as caught:

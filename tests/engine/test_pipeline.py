@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,8 @@ def test_no_thread_is_left(how: str) -> None:
         prepared.close()
     else:
         with pytest.raises((KeyboardInterrupt, ValueError)):
-            list(compute_windows(prepared, compute, 4, Report(), lambda _: None))
+            start = partial(partial, compute)
+            list(compute_windows(prepared, start, 4, Report(), lambda _: None))
     assert running() == []
     assert how == "done" or made == [0], "the window in waiting is not begun any more"
 

@@ -83,8 +83,8 @@ def swapped_kv_heads(q, k, v, plan, scale, true=reference.forest_attention_ref):
     return true(q, k.flip(1), v.flip(1), plan, scale)
 
 
-def wrong_last_layer(self, *args, true=Model.__init__):
-    true(self, *args)
+def wrong_last_layer(self, *args, true=Model.__init__, **settings):
+    true(self, *args, **settings)
     self.layers[-1].q_norm = self.layers[-1].q_norm * 1.01
 
 
