@@ -50,7 +50,7 @@ class Pool:
         threads = max(1, torch.get_num_threads() // len(devices))
         self._workers: list[_Worker] = []
         # Runs when the pool is collected, and at the interpreter's end at the latest.
-        self._stop = weakref.finalize(self, _stop, self._workers, os.getpid())
+        self._stop = weakref.finalize(self, _end_all, self._workers, os.getpid())
         try:
             for device in devices:
                 self._workers.append(_Worker(device, pack((load, device, threads))))
@@ -75,7 +75,7 @@ class Pool:
         self._stop()
 
 
-def _stop(workers: "list[_Worker]", owner: int) -> None:
+def _end_all(workers: "list[_Worker]", owner: int) -> None:
     if os.getpid() != owner:
         return  # a fork of this process: the workers are not its own
     for worker in workers:
@@ -89,11 +89,11 @@ class _Worker:
 
     def __init__(self, device: torch.device, order: bytes) -> None:
         self.device = device
-        self.tokens = 0  # handed out and not computed yet
         self._outbox: SimpleQueue[tuple[bytes, Future[Any], int] | None] = SimpleQueue()
+        self.tokens = 0  # handed out and not computed yet
         self._waiting: deque[tuple[Future[Any], int]] = deque()  # for answers, in turn
         self._problem: str | None = None  # why nothing can be asked any more
-        self._lock = RLock()  # of the two above
+        self._lock = RLock()  # of the three above
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self._process = subprocess.Popen(  # noqa: S603  our own interpreter
@@ -117,7 +117,8 @@ class _Worker:
         """Ask for something; the answer comes to the future. Ctrl-C at any point leaves orders and answers in step."""
         answer: Future[Any] = Future()
         self._outbox.put((order, answer, tokens))
-        self.tokens += tokens
+        with self._lock:
+            self.tokens += tokens
         return answer
 
     def stop(self) -> None:
@@ -127,7 +128,7 @@ class _Worker:
         self._outbox.put(None)
 
     def end(self) -> None:
-        """Wait until the process has ended; gives its status."""
+        """Wait until the process has ended; one that does not is killed."""
         try:
             self._process.wait(_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
@@ -149,8 +150,9 @@ class _Worker:
         try:
             while True:
                 given = unpack(self._connection.recv_bytes())
-                answer, tokens = self._waiting.popleft()
-                self.tokens -= tokens
+                with self._lock:
+                    answer, tokens = self._waiting.popleft()
+                    self.tokens -= tokens
                 if isinstance(given, BaseException):
                     answer.set_exception(given)
                 else:

@@ -34,7 +34,7 @@ def main(handle: int) -> None:
             batches += 1
             if batches % memory.BATCHES == 0:
                 memory.give_back()
-    except BrokenPipeError:  # the parent is gone
+    except ConnectionError:  # the parent is gone
         return
     except Exception as error:  # noqa: BLE001  raised again in the parent
         connection.send_bytes(pack(_portable(error)))
