@@ -26,16 +26,14 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             run()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(  # type: ignore[no-untyped-call]
-            graph, self._pool, self._stream, capture_error_mode="thread_local"
-        ):
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             run()
         torch.cuda.current_stream().wait_stream(self._stream)
         return graph.replay

@@ -1,7 +1,8 @@
 """The Qwen3 forward over a forest: token rows in, the final token's hidden state of each distinct text out.
 
-Knows weights and kernels, neither texts nor tokenizers. On a GPU nothing here waits for the device. Per layer (x, residual) -> (x, residual); the last layer
-computes keys and values for every row and everything else for the final rows only.
+Knows weights and kernels, neither texts nor tokenizers; on a GPU nothing here waits for the device. Per layer
+(x, residual) -> (x, residual); the last layer computes keys and values for every row and everything else for the final
+rows only.
 """
 
 import math
@@ -177,7 +178,9 @@ class Model:
     def token_bytes(self) -> int:
         """Bytes of activations that one more token in a batch takes at most: while a layer gates its MLP."""
         c = self.config
-        heads = 2 * c.num_attention_heads + 2 * c.num_key_value_heads  # q, k, v and what was attended
+        heads = (
+            2 * c.num_attention_heads + 2 * c.num_key_value_heads
+        )  # q, k, v and what was attended
         row = 3 * c.hidden_size + heads * c.head_dim + 3 * c.intermediate_size
         return row * self.dtype.itemsize + c.head_dim * 4  # and cos and sin in fp32
 

@@ -1,7 +1,8 @@
 """Lays a batch out for the Triton kernels: all that a forward reads in one int32 buffer, one copy to the device.
 
-Batches of up to 2,048 rows are padded to one of a few tiers, so that batches of one tier differ in the buffer's contents
-alone and a CUDA graph serves them all. No row of a text reads a row of padding. Knows forests and plans, no weights.
+Batches of up to 2,048 rows are padded to one of a few tiers, so that batches of one tier differ in the buffer's
+contents alone and a CUDA graph serves them all. No row of a text reads a row of padding. Knows forests and plans, no
+weights.
 """
 
 from dataclasses import dataclass
@@ -108,8 +109,8 @@ class Packer:
     def pack(self, forest: Forest, *, pad: bool = True) -> tuple[Layout, Tensor]:
         """Give the batch's layout, a tier's where it fits one and `pad` is set, and its buffer on the host.
 
-        The buffer is in pinned memory where the device is a GPU: a copy from it need not be waited for, as PyTorch keeps
-        the memory until the copy is done.
+        The buffer is in pinned memory where the device is a GPU: a copy from it need not be waited for, as PyTorch
+        keeps the memory until the copy is done.
         """
         plan = AttentionPlan(forest.segments, forest.final_rows, torch.device("cpu"))
         tier = tier_of(forest.tokens_computed, len(forest.final_rows)) if pad else None

@@ -69,7 +69,9 @@ class AttentionPlan:
             self._tiles[tile_rows] = query_tiles(self.segments, tile_rows, self.device)
         return self._tiles[tile_rows]
 
-    def write_tables(self, table: Tensor, final_table: Tensor, tiles: Tensor, tile_rows: int) -> None:
+    def write_tables(
+        self, table: Tensor, final_table: Tensor, tiles: Tensor, tile_rows: int
+    ) -> None:
         """Write the kernels' tables into tables of the same sizes or larger ones; see `TablePlan`.
 
         Larger ones have a segment more than the batch at least: the last, without rows, owns what is left over.
