@@ -4,6 +4,7 @@ texts ─ tokens ─► token ids ─ forest ─► Forest ─ model ─► fina
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -46,9 +47,12 @@ class Embedder:
         quantize: "int8" for 8-bit matrix products on a CPU: faster, at a small drift; default none.
         revision, cache_dir, token, local_files_only: as huggingface-hub takes them.
         max_length: tokens a text may have, the end token included; default as sentence-transformers reads it.
-        max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own.
+        max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own. By default what suits the
+            device, on a GPU its free memory too; halved, with a warning, where memory runs out all the same.
         prompts: name -> prefix, beside the checkpoint's own and in place of those of the same name.
         truncate_dim: keep this many leading dimensions (renormalised).
+        cuda_graphs: replay small batches on a GPU as CUDA graphs: the same vectors, sooner; each size of batch is
+            recorded when it first comes. False saves that time and memory.
     Raises: ConfigError, WeightsError or DeviceError, each a line that says what to do.
     """
 
@@ -67,6 +71,7 @@ class Embedder:
         max_batch_tokens: int | None = None,
         prompts: Mapping[str, str] | None = None,
         truncate_dim: int | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
@@ -87,14 +92,18 @@ class Embedder:
         self.default_prompt_name = self.spec.default_prompt_name
         self._tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)
         self.max_length = self._check_max_length(max_length)
-        self.max_batch_tokens = check_batch_tokens(
-            max_batch_tokens, default_batch_tokens(self.device)
-        )
+        check_batch_tokens(max_batch_tokens)
         self.truncate_dim = truncate_dim
         self._size = self.config.hidden_size
         self.dim = check_dim(truncate_dim, self._size)
         self.checkpoint = self._open_checkpoint()
-        self._model = Model(self.checkpoint, self.config, self.device, self.dtype, self.quantize)
+        self._model = Model(
+            self.checkpoint, self.config, self.device, self.dtype, self.quantize, cuda_graphs=cuda_graphs
+        )  # fmt: skip
+        self.max_batch_tokens = max_batch_tokens or default_batch_tokens(
+            self.device, self._model.token_bytes
+        )
+        self._out_of_memory = False
 
     def _check_max_length(self, max_length: int | None) -> int:
         return check_max_length(
@@ -286,8 +295,22 @@ class Embedder:
 
         ahead = self.device.type != "cpu"
         windows = prepare_windows(cut_windows(texts), partial(self._forests, options), ahead=ahead)
-        for vectors in compute_windows(windows, compute, options.dim, report, advance):
+        for vectors in compute_windows(
+            windows, compute, options.dim, report, advance, too_large=self._take_smaller_batches
+        ):
             yield quantize(vectors, options.precision, options.ranges)
+
+    def _take_smaller_batches(self, tokens: int) -> None:
+        """Halve the batches to come where one of so many tokens ran out of memory, and say so once."""
+        if not self._out_of_memory:
+            self._out_of_memory = True
+            warnings.warn(
+                f"{self.device}: out of memory at {tokens} tokens a batch; it is split, and batches are smaller from "
+                "now on. Set max_batch_tokens to choose their size.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.max_batch_tokens = min(self.max_batch_tokens, max(1, tokens // 2))
 
     def _forests(
         self, options: EncodeOptions, window: list[str], first: int, counts: Report

@@ -1,6 +1,7 @@
 """The window loop: texts are tokenised and packed a window at a time, on a GPU ahead of the forward, then computed.
 
-While a GPU computes one window, a thread prepares the next. A CPU's cores are busy with the forward as it is. Knows
+While a GPU computes one window, a thread prepares the next. A CPU's cores are busy with the forward as it is. A batch's
+vectors are taken when the next batch has been started, so that a GPU never waits for the host between two. Knows
 functions from texts to forests and from forests to vectors, neither tokenizers nor models.
 """
 
@@ -19,9 +20,15 @@ from lastword import memory
 from lastword.errors import InputError
 from lastword.forest import Forest
 from lastword.report import Report
+from lastword.transfer import to_host
 
 # (texts, the caller's index of the first, counts to add `cut` to) -> forests
 Prepare = Callable[[list[str], int, Report], Iterator[Forest]]
+
+# forest -> the vectors [N', dim] of its distinct texts
+Compute = Callable[[Forest], Tensor]
+# A batch on the device, and what waits for its vectors
+Started = tuple[Forest, Callable[[], Tensor]]
 
 # A window of fewer texts is prepared in the caller's thread: the hand-over would cost more than it hides.
 _MIN_AHEAD = 64
@@ -109,24 +116,27 @@ def _take(made: "SimpleQueue[Forest | BaseException | None]") -> Iterator[Forest
 
 def compute_windows(
     windows: Generator[Window],
-    compute: Callable[[Forest], Tensor],
+    compute: Compute,
     dim: int,
     report: Report,
     advance: Callable[[int], None],
+    *,
+    too_large: Callable[[int], None],
 ) -> Iterator[Tensor]:
     """Yield the vectors [n, dim] of one window after another, in the caller's order.
 
-    Args:     compute: gives the vectors [N', dim] of a forest's distinct texts on the CPU.
+    Args:     compute: starts computing the vectors [N', dim] of a forest's distinct texts, on any device.
               report: the counts of each window are added to it when the window is done; advance: told of texts done.
-    Raises:   InputError naming a text whose vector is not finite.
+              too_large: told the tokens of a batch that ran out of the device's memory; its halves take its place.
+    Raises:   InputError naming a text whose vector is not finite, or that needs more memory than there is.
     """
     batches = 0
     with closing(windows):
         for window in windows:
             began = perf_counter()
             out = torch.empty(window.size, dim)
-            for forest in window.forests:
-                vectors = compute(forest)[forest.distinct]
+            for forest, result in _one_behind(_started(window, compute, too_large)):
+                vectors = result()[forest.distinct]
                 _check_finite(vectors, forest, window.first)
                 out[forest.texts] = vectors
                 count(forest, window.counts)
@@ -137,6 +147,51 @@ def compute_windows(
             window.counts.seconds = perf_counter() - began
             report.add(window.counts)
             yield out
+
+
+def _one_behind(started: Iterator[Started]) -> Iterator[Started]:
+    """Give each batch when the one after it has been started."""
+    waiting = next(started, None)
+    while waiting is not None:
+        following = next(started, None)
+        yield waiting
+        waiting = following
+
+
+def _started(
+    window: Window, compute: Compute, too_large: Callable[[int], None]
+) -> Iterator[Started]:
+    """Start batch after batch; one that does not fit in the device's memory makes way for its halves."""
+    for forest in window.forests:
+        parts = [forest]
+        while parts:
+            part = parts.pop()
+            result = _start(part, compute)
+            if result is not None:
+                yield part, result
+                continue
+            if len(part.final_rows) == 1:
+                raise _too_long(part, window.first)
+            too_large(part.tokens_computed)
+            torch.cuda.empty_cache()
+            parts += reversed(part.halves())
+
+
+def _start(forest: Forest, compute: Compute) -> Callable[[], Tensor] | None:
+    """Start one batch, or give None where memory ran out: what the forward held is free on return."""
+    try:
+        return to_host(compute(forest))
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _too_long(forest: Forest, first: int) -> InputError:
+    index = first + int(forest.texts.min())
+    return InputError(
+        f"text {index}: does not fit in the device's memory; got {forest.tokens_computed} tokens, expected fewer. "
+        "Lower max_length, compute in bfloat16, or free memory on the device.",
+        index,
+    )
 
 
 def count(forest: Forest, report: Report) -> None:

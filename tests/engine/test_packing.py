@@ -1,4 +1,4 @@
-"""Tiers and the buffer of a batch: every batch fits its tier, what is read is what was written, padding is of no text."""
+"""Tiers and the buffer of a batch: every batch fits its tier and is read as written, padding is of no text."""
 
 import random
 

@@ -12,6 +12,11 @@ from lastword import Embedder, InputError, embedder, pipeline
 from lastword.pipeline import compute_windows, prepare_windows
 from lastword.report import Report
 
+
+def ignore(count: int) -> None:
+    """What progress and notices are told is of no interest here."""
+
+
 SIZE = 100  # texts of a window, enough to be prepared in the thread
 
 
@@ -119,7 +124,7 @@ def test_no_thread_is_left(how: str) -> None:
         prepared.close()
     else:
         with pytest.raises((KeyboardInterrupt, ValueError)):
-            list(compute_windows(prepared, compute, 4, Report(), lambda _: None))
+            list(compute_windows(prepared, compute, 4, Report(), ignore, too_large=ignore))
     assert running() == []
     assert how == "done" or made == [0], "the window in waiting is not begun any more"
 
