@@ -21,14 +21,20 @@ class CudaCapture:
     """Record what a function launches on the current device; all graphs share one pool of memory.
 
     It runs once before, on the stream it is recorded on: kernels are compiled and libraries take their memory there,
-    which a recording must not contain. Other threads may use the device meanwhile.
+    which a recording must not contain. Other threads may use the device meanwhile, but not record.
     """
+
+    _recording = Lock()
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        with self._recording:
+            return self._record(run)
+
+    def _record(self, run: Callable[[], None]) -> Callable[[], None]:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             run()
