@@ -15,6 +15,7 @@ from triton.runtime.jit import JITFunction
 from lastword.bench.shapes import SIZES
 from lastword.forest import Forest, plan_forests
 from lastword.kernels import (
+    block_sizes,
     final_attention_kernel,
     forest_attention_kernel,
     qk_norm_rope_kernel,
@@ -73,6 +74,7 @@ def recording(architecture: str) -> Iterator[list[Launch]]:
     with (
         mock.patch.object(JITFunction, "run", record),
         mock.patch.object(forest_attention_kernel, "architecture", return_value=architecture),
+        mock.patch.object(block_sizes, "architecture", return_value=architecture),
     ):
         yield launches
 

@@ -3,8 +3,6 @@
 Knows devices, not models.
 """
 
-from collections.abc import Sequence
-
 import torch
 
 from lastword.errors import ConfigError, DeviceError
@@ -13,7 +11,10 @@ from lastword.kernels import check_int8
 # Rows of one forward for each CPU thread: products are at their peak, and activations stay near the caches.
 CPU_BATCH_TOKENS_PER_THREAD = 512
 CPU_BATCH_TOKENS_LIMITS = (1024, 8192)
-GPU_BATCH_TOKENS = 16_384
+# On a GPU more rows bring no more speed; fewer than the least, and products read weights more than they compute.
+GPU_BATCH_TOKENS_LIMITS = (1024, 16_384)
+# Of the memory that is free once the weights are loaded; the rest is for libraries, graphs and other processes.
+GPU_FREE_SHARE = 0.8
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -107,10 +108,20 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
     return quantize
 
 
-def default_batch_tokens(devices: Sequence[torch.device]) -> int:
-    """Tokens computed in one forward where the caller does not say; CPU processes share the threads."""
-    if devices[0].type != "cpu":
-        return GPU_BATCH_TOKENS
+def default_batch_tokens(device: torch.device, token_bytes: int) -> int:
+    """Tokens computed in one forward where the caller does not say.
+
+    On a GPU as many as fit in its free memory at `token_bytes` of activations each, within limits; call it after the
+    weights are loaded.
+    """
+    if device.type != "cpu":
+        low, high = GPU_BATCH_TOKENS_LIMITS
+        return min(max(int(_free_bytes(device) * GPU_FREE_SHARE) // token_bytes, low), high)
     low, high = CPU_BATCH_TOKENS_LIMITS
-    threads = torch.get_num_threads() // len(devices)
-    return min(max(CPU_BATCH_TOKENS_PER_THREAD * threads, low), high)
+    return min(max(CPU_BATCH_TOKENS_PER_THREAD * torch.get_num_threads(), low), high)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that the driver has left, and what PyTorch holds without using it."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lastword.device import check_quantize, choose_devices, choose_dtype, default_batch_tokens
+from lastword.device import check_quantize, choose_devices, choose_dtype
 from lastword.encoder import Encoder
 from lastword.finish import quantize
 from lastword.identity import fingerprint
@@ -38,9 +38,12 @@ class Embedder(OpenedModel):
         quantize: "int8" for 8-bit matrix products on a CPU: faster, at a small drift; default none.
         revision, cache_dir, token, local_files_only: as huggingface-hub takes them.
         max_length: tokens a text may have, the end token included; default as sentence-transformers reads it.
-        max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own.
+        max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own. By default what suits the
+            device, on a GPU its free memory too; halved, with a warning, where memory runs out all the same.
         prompts: name -> prefix, beside the checkpoint's own and in place of those of the same name.
         truncate_dim: keep this many leading dimensions (renormalised).
+        cuda_graphs: replay small batches on a GPU as CUDA graphs: the same vectors, sooner; each size of batch is
+            recorded when it first comes. False saves that time and memory.
     Raises: ConfigError, WeightsError or DeviceError, each a line that says what to do.
     """
 
@@ -59,6 +62,7 @@ class Embedder(OpenedModel):
         max_batch_tokens: int | None = None,
         prompts: Mapping[str, str] | None = None,
         truncate_dim: int | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         self.devices = choose_devices(device)
         self.device = self.devices[0]
@@ -74,19 +78,37 @@ class Embedder(OpenedModel):
         super().__init__(files, max_length, prompts, truncate_dim)
         notices = (BUILTIN_NOTICE if model is None else None, self.spec.notice)
         self.notices = tuple(notice for notice in notices if notice is not None)
-        self.max_batch_tokens = check_batch_tokens(
-            max_batch_tokens, default_batch_tokens(self.devices)
+        check_batch_tokens(max_batch_tokens)
+        self._encoder = Encoder(
+            self._tokenizer,
+            self._open_runner(cuda_graphs=cuda_graphs),
+            self.config.hidden_size,
+            max_batch_tokens,
         )
-        self._encoder = Encoder(self._tokenizer, self._open_runner(), self.config.hidden_size)
 
-    def _open_runner(self) -> Runner:
+    def _open_runner(self, *, cuda_graphs: bool) -> Runner:
         """Load the model, on several devices in a process for each."""
         load = partial(
-            Model, self.checkpoint, self.config, dtype=self.dtype, quantize=self.quantize
+            Model,
+            self.checkpoint,
+            self.config,
+            dtype=self.dtype,
+            quantize=self.quantize,
+            cuda_graphs=cuda_graphs,
         )
         if len(self.devices) > 1:
             return Pool(load, self.devices)
         return InProcess(load(device=self.device))
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Tokens computed in one forward; it may be set."""
+        return self._encoder.max_batch_tokens
+
+    @max_batch_tokens.setter
+    def max_batch_tokens(self, max_batch_tokens: int) -> None:
+        check_batch_tokens(max_batch_tokens)
+        self._encoder.max_batch_tokens = max_batch_tokens
 
     def close(self) -> None:
         """End the processes of several devices, if there are any; they end with the Embedder and with Python too."""
@@ -244,9 +266,7 @@ class Embedder(OpenedModel):
         dim = self._dim(truncate_dim)
         normalize = normalize or self.spec.normalize or dim < self.config.hidden_size
         prefix = self.resolve_prompt(prompt_name, prompt)
-        return EncodeOptions(
-            prefix, self.max_length, self.max_batch_tokens, dim, normalize, **others
-        )
+        return EncodeOptions(prefix, self.max_length, dim, normalize, **others)
 
     def run_fingerprint(
         self,

@@ -4,6 +4,7 @@ texts ─ tokens ─► token ids ─ forest ─► Forest ─ model ─► fina
 Every call brings its settings along. Knows no prompts' names and no defaults: the embedder does.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -23,11 +24,21 @@ from lastword.windows import cut_windows
 
 
 class Encoder:
-    """A tokenizer and what runs the model that belongs to it; C is the model's `hidden_size`."""
+    """A tokenizer and what runs the model that belongs to it; C is the model's `hidden_size`.
 
-    def __init__(self, tokenizer: TextTokenizer, runner: Runner, hidden_size: int) -> None:
-        self.tokenizer, self.runner = tokenizer, runner
-        self.hidden_size = hidden_size
+    `max_batch_tokens` None stands for what suits the runner's devices; it shrinks where memory runs out.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        runner: Runner,
+        hidden_size: int,
+        max_batch_tokens: int | None,
+    ) -> None:
+        self.tokenizer, self.runner, self.hidden_size = tokenizer, runner, hidden_size
+        self.max_batch_tokens = max_batch_tokens or runner.batch_tokens
+        self._out_of_memory = False
 
     def windows(
         self,
@@ -45,7 +56,13 @@ class Encoder:
         prepare = partial(self._forests, options)
         windows = prepare_windows(cut_windows(iter(texts)), prepare, ahead=self.runner.ahead)
         for vectors in compute_windows(
-            windows, start, options.dim, report, advance, depth=self.runner.depth
+            windows,
+            start,
+            options.dim,
+            report,
+            advance,
+            too_large=self._take_smaller_batches,
+            depth=self.runner.depth,
         ):
             yield quantize(vectors, options.precision, options.ranges)
 
@@ -73,11 +90,23 @@ class Encoder:
         ids = self.token_ids(texts, options)
         states = torch.empty(len(ids), len(layers), self.hidden_size)
         start = partial(self.runner.start, partial(last_token_states, tuple(layers)))
-        forests = plan_forests(ids, options.max_batch_tokens)
+        forests = plan_forests(ids, self.max_batch_tokens)
         started = ((forest, start(forest)) for forest in forests)
         for forest, wait in read_ahead(started, self.runner.depth):
             states[forest.texts] = wait()[forest.distinct]
         return states
+
+    def _take_smaller_batches(self, tokens: int) -> None:
+        """Halve the batches to come where one of so many tokens ran out of memory, and say so once."""
+        if not self._out_of_memory:
+            self._out_of_memory = True
+            warnings.warn(
+                f"{self.runner.name}: out of memory at {tokens} tokens a batch; it is split, and batches are smaller "
+                "from now on. Set max_batch_tokens to choose their size.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.max_batch_tokens = min(self.max_batch_tokens, max(1, tokens // 2))
 
     def _forests(
         self, options: EncodeOptions, window: list[str], first: int, counts: Report
@@ -86,7 +115,7 @@ class Encoder:
         if options.too_long == "error":
             tokens.refuse_cut(options.max_length, first=first)
         counts.cut += sum(tokens.cut)
-        yield from plan_forests(tokens.ids, options.max_batch_tokens)
+        yield from plan_forests(tokens.ids, self.max_batch_tokens)
 
     def _tokens(self, options: EncodeOptions, texts: list[str], first: int) -> Tokens:
         prefixed = [options.prefix + text for text in texts] if options.prefix else texts

@@ -1,6 +1,7 @@
 """The window loop: texts are tokenised and packed a window at a time, on a GPU ahead of the forward, then computed.
 
-While a GPU computes one window, a thread prepares the next. A CPU's cores are busy with the forward as it is. Knows
+While a GPU computes one window, a thread prepares the next. A CPU's cores are busy with the forward as it is. A batch's
+vectors are taken when those after it have been started, so that a GPU never waits for the host between two. Knows
 functions from texts to forests and from forests to vectors, neither tokenizers nor models.
 """
 
@@ -132,6 +133,7 @@ def compute_windows(
     report: Report,
     advance: Callable[[int], None],
     *,
+    too_large: Callable[[int], None],
     depth: int = 0,
 ) -> Iterator[Tensor]:
     """Yield the vectors [n, dim] of one window after another, in the caller's order.
@@ -139,7 +141,9 @@ def compute_windows(
     Args:     start: begins a batch; what it returns waits for the vectors [N', dim] of the forest's distinct texts.
               depth: batches to start beyond the one waited for, those of the windows after it too.
               report: the counts of each window are added to it when the window is done; advance: told of texts done.
-    Raises:   InputError naming a text whose vector is not finite; what a batch or a window raised, in its turn.
+              too_large: told the tokens of a batch that ran out of the device's memory; its halves take its place.
+    Raises:   InputError naming a text whose vector is not finite, or that needs more memory than there is; what a batch
+              or a window raised, in its turn.
     """
     batches, done = 0, 0.0
     out: Tensor | None = None
@@ -149,11 +153,13 @@ def compute_windows(
             if out is None:
                 out = torch.empty(window.size, dim)
             if step.forest is not None and step.wait is not None:
-                _gather(step.forest, step.wait, window, out)
-                advance(len(step.forest.texts))
-                batches += 1
-                if batches % memory.BATCHES == 0:
-                    memory.give_back()
+                parts = _in_memory(step.forest, step.wait, start, window.first, too_large)
+                for forest, vectors in parts:
+                    _gather(forest, vectors, window, out)
+                    advance(len(forest.texts))
+                    batches += 1
+                    if batches % memory.BATCHES == 0:
+                        memory.give_back()
                 continue
             # windows overlap where several batches are under way: no second is counted twice
             began, done = max(step.began, done), perf_counter()
@@ -171,9 +177,46 @@ def _started(windows: Iterator[Window], start: Callable[[Forest], Wait]) -> Iter
         yield _Step(window, began)
 
 
-def _gather(forest: Forest, wait: Wait, window: Window, out: Tensor) -> None:
-    """Wait for the vectors of a batch and put each in its text's row."""
-    vectors = wait()[forest.distinct]
+def _in_memory(
+    forest: Forest,
+    wait: Wait,
+    start: Callable[[Forest], Wait],
+    first: int,
+    too_large: Callable[[int], None],
+) -> Iterator[tuple[Forest, Tensor]]:
+    """Wait for a batch's vectors; one that does not fit in the device's memory makes way for its halves."""
+    parts = [(forest, wait)]
+    while parts:
+        part, wait = parts.pop()
+        vectors = _fitting(wait)
+        if vectors is not None:
+            yield part, vectors
+            continue
+        if len(part.final_rows) == 1:
+            raise _too_long(part, first)
+        too_large(part.tokens_computed)
+        parts += [(half, start(half)) for half in part.halves()][::-1]
+
+
+def _fitting(wait: Wait) -> Tensor | None:
+    try:
+        return wait()
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _too_long(forest: Forest, first: int) -> InputError:
+    index = first + int(forest.texts.min())
+    return InputError(
+        f"text {index}: does not fit in the device's memory; got {forest.tokens_computed} tokens, expected fewer. "
+        "Lower max_length, compute in bfloat16, or free memory on the device.",
+        index,
+    )
+
+
+def _gather(forest: Forest, vectors: Tensor, window: Window, out: Tensor) -> None:
+    """Put each vector in its text's row."""
+    vectors = vectors[forest.distinct]
     _check_finite(vectors, forest, window.first)
     out[forest.texts] = vectors
     count(forest, window.counts)

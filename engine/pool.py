@@ -46,6 +46,7 @@ class Pool:
     ahead = True
 
     def __init__(self, load: Callable[..., Model], devices: Sequence[torch.device]) -> None:
+        self.name = ", ".join(map(str, devices))
         self.depth = _BATCHES_AHEAD * len(devices)
         threads = max(1, torch.get_num_threads() // len(devices))
         self._workers: list[_Worker] = []
@@ -54,8 +55,7 @@ class Pool:
         try:
             for device in devices:
                 self._workers.append(_Worker(device, pack((load, device, threads))))
-            for worker in self._workers:
-                worker.ready.result()
+            self.batch_tokens: int = min(worker.ready.result() for worker in self._workers)
         except BaseException:  # Ctrl-C too leaves no process behind
             self.close()
             raise

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from lastword.device import default_batch_tokens
 from lastword.forest import Forest
 from lastword.model import Model
 from lastword.pipeline import Wait
+from lastword.transfer import to_host
 
 Task = Callable[[Model, Forest], Tensor]
 
@@ -20,31 +23,42 @@ Task = Callable[[Model, Forest], Tensor]
 class Runner(Protocol):
     """Computes batches.
 
-    `depth`: batches to start before the first of them is waited for. `ahead`: whether this process has time to prepare
-    texts meanwhile.
+    `name`: of the devices. `depth`: batches to start beyond the one that is waited for. `ahead`: whether this process
+    has time to prepare texts meanwhile. `batch_tokens`: tokens of a batch where the caller does not say.
     """
 
+    name: str
     depth: int
     ahead: bool
+    batch_tokens: int
 
     def start(self, task: Task, forest: Forest) -> Wait:
-        """Begin a batch; the function returned gives the task's tensor on the CPU, or raises what it raised."""
+        """Begin a batch; the function returned gives the task's tensor on the CPU, or raises torch.OutOfMemoryError."""
 
     def close(self) -> None:
         """Give back what this runner holds; nothing can be started any more."""
 
 
 class InProcess:
-    """The model in this process; a batch is computed where its tensor is waited for."""
-
-    depth = 0
+    """The model in this process; on a GPU the vectors of a batch come while the next is computed."""
 
     def __init__(self, model: Model) -> None:
-        self.model = model
+        self.model, self.name = model, str(model.device)
         self.ahead = model.device.type != "cpu"
+        self.depth = int(self.ahead)
+        self.batch_tokens = default_batch_tokens(model.device, model.token_bytes)
 
     def start(self, task: Task, forest: Forest) -> Wait:
-        return partial(task, self.model, forest)
+        try:
+            return to_host(task(self.model, forest))
+        except torch.OutOfMemoryError as error:
+            problem = str(error)
+        torch.cuda.empty_cache()  # what the forward held is free by now
+        return partial(_out_of_memory, problem)
 
     def close(self) -> None:
         """Nothing: the model goes with its last reference."""
+
+
+def _out_of_memory(problem: str) -> Tensor:
+    raise torch.OutOfMemoryError(problem)

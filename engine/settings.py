@@ -25,7 +25,6 @@ class EncodeOptions:
 
     prefix: str
     max_length: int
-    max_batch_tokens: int
     dim: int
     normalize: bool
     precision: str = "float32"
@@ -50,13 +49,12 @@ def check_max_length(max_length: int | None, default: int, least: int, limit: in
     return length
 
 
-def check_batch_tokens(max_batch_tokens: int | None, default: int) -> int:
-    """Tokens computed in one forward: at least one."""
+def check_batch_tokens(max_batch_tokens: int | None) -> None:
+    """Tokens computed in one forward: at least one where the caller says how many."""
     if max_batch_tokens is not None and max_batch_tokens < 1:
         raise ConfigError(
             f"max_batch_tokens: out of range; got {max_batch_tokens}, expected 1 or more."
         )
-    return default if max_batch_tokens is None else max_batch_tokens
 
 
 def check_dim(truncate_dim: int | None, size: int) -> int:

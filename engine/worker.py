@@ -5,6 +5,9 @@ It ends as soon as the parent's end of the socket closes, in the middle of a bat
 
 import os
 import traceback
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
@@ -13,24 +16,30 @@ from typing import Any
 import torch
 
 from lastword import memory
-from lastword.model import Model
+from lastword.pipeline import Wait
+from lastword.runner import InProcess
 from lastword.wire import pack, unpack
 
 
 def main(handle: int) -> None:
     """Serve the parent at the other end of the socket: first the order to open the model, then batches.
 
-    Each order is answered, in turn, with what it gave: None for the model, a tensor for a batch, or the exception.
+    Each order is answered, in turn, with what it gave: the default tokens of a batch for the model, a tensor for a
+    batch, or the exception.
     """
     connection = Connection(handle)
     inbox: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_read, args=(connection, inbox), daemon=True).start()
     try:
-        model = _open(inbox.get())
-        connection.send_bytes(pack(None))
+        runner = _open(inbox.get())
+        connection.send_bytes(pack(runner.batch_tokens))
+        started: deque[Callable[[], bytes]] = deque()
         batches = 0
         while True:
-            connection.send_bytes(_answer(model, inbox.get()))
+            if not started or (len(started) <= runner.depth and not inbox.empty()):
+                started.append(_start(runner, inbox.get()))
+                continue
+            connection.send_bytes(started.popleft()())
             batches += 1
             if batches % memory.BATCHES == 0:
                 memory.give_back()
@@ -49,19 +58,26 @@ def _read(connection: Connection, inbox: "SimpleQueue[bytes]") -> None:
         os._exit(0)
 
 
-def _open(order: bytes) -> Model:
+def _open(order: bytes) -> InProcess:
     load, device, threads = unpack(order)
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    model: Model = load(device=device)
-    return model
+    return InProcess(load(device=device))
 
 
-def _answer(model: Model, order: bytes) -> bytes:
+def _start(runner: InProcess, order: bytes) -> Callable[[], bytes]:
+    """Begin a batch; what is returned waits for its answer."""
     try:
-        task, forest = unpack(order)
-        return pack(task(model, forest))
+        wait = runner.start(*unpack(order))
+    except Exception as error:  # noqa: BLE001  raised again in the parent
+        return partial(pack, _portable(error))
+    return partial(_answer, wait)
+
+
+def _answer(wait: Wait) -> bytes:
+    try:
+        return pack(wait())
     except Exception as error:  # noqa: BLE001  raised again in the parent
         return pack(_portable(error))
 

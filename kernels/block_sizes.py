@@ -97,6 +97,15 @@ def attention_blocks(
     return blocks
 
 
+def attention_tile_rows(
+    dtype: torch.dtype, device: torch.device, *, group: int, tree: bool, rows_per_segment: float
+) -> int:
+    """Rows of a tile of `forest_attention` with `group` = G query heads a KV head: what its tiles are cut by."""
+    rows = rows_per_segment * group
+    blocks = attention_blocks(dtype, architecture(device), tree=tree, rows=rows)
+    return blocks["BLOCK_M"] // group
+
+
 def final_blocks(dtype: torch.dtype) -> dict[str, int]:
     """Launch arguments of the last layer's attention; fp32 tiles take twice the registers."""
     return {"BLOCK_N": _FINAL_KEYS.get(dtype, 64), "num_warps": 4, "num_stages": 2}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lastword import DeviceError
-from lastword.device import CPU_BATCH_TOKENS_LIMITS, choose_devices, default_batch_tokens
+from lastword.device import choose_devices
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +55,3 @@ def test_all_of_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(DeviceError, match="not there; got 'cuda', found 0 GPUs"):
         choose_devices("cuda:all")
-
-
-def test_cpu_processes_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    cpu = torch.device("cpu")
-    assert default_batch_tokens([cpu]) == 2 * default_batch_tokens([cpu, cpu])
-    assert default_batch_tokens([cpu] * 64) == CPU_BATCH_TOKENS_LIMITS[0]

@@ -13,6 +13,11 @@ from lastword import Embedder, InputError, encoder, pipeline
 from lastword.pipeline import compute_windows, prepare_windows
 from lastword.report import Report
 
+
+def ignore(count: int) -> None:
+    """What progress and notices are told is of no interest here."""
+
+
 SIZE = 100  # texts of a window, enough to be prepared in the thread
 
 
@@ -121,7 +126,7 @@ def test_no_thread_is_left(how: str) -> None:
     else:
         with pytest.raises((KeyboardInterrupt, ValueError)):
             start = partial(partial, compute)
-            list(compute_windows(prepared, start, 4, Report(), lambda _: None))
+            list(compute_windows(prepared, start, 4, Report(), ignore, too_large=ignore))
     assert running() == []
     assert how == "done" or made == [0], "the window in waiting is not begun any more"
 

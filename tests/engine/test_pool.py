@@ -223,6 +223,22 @@ def test_what_a_worker_raises(error: Exception, two: Embedder) -> None:
     assert "worker_tasks.py" in caught.value.__notes__[0], "the worker's own traceback"
 
 
+def test_a_worker_out_of_memory(
+    one: Embedder, two: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, report = pool_of(two), Report()
+    plain = pool.start
+    monkeypatch.setattr(
+        pool, "start", lambda task, forest: plain(partial(worker_tasks.small, 60, task), forest)
+    )
+    monkeypatch.setattr(two._encoder, "max_batch_tokens", 200)
+    with pytest.warns(RuntimeWarning, match=r"^cpu, cpu: out of memory at \d+ tokens") as warned:
+        vectors = torch.stack(list(two.encode_stream(TEXTS, report=report)))
+    assert float((vectors - one.encode(TEXTS)).abs().max()) <= 1e-5
+    assert (len(warned), report.texts) == (1, len(TEXTS))
+    assert two.max_batch_tokens <= 100
+
+
 def test_an_exception_that_cannot_be_sent(two: Embedder) -> None:
     with pytest.raises(RuntimeError, match="UnpicklableError: one two"):
         pool_of(two).start(worker_tasks.fail_unpicklable, FOREST)()
