@@ -30,7 +30,7 @@ from lastword.cli.main import main
 from lastword.device import choose_device, choose_dtype
 from lastword.embedder import Embedder
 from lastword.forest import Forest, plan_forests
-from lastword.model import Model
+from lastword.runner import InProcess
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig
 from lastword.weights.shards import SINGLE
 from lastword.windows import cut_windows
@@ -97,8 +97,10 @@ class RandomEmbedder(Embedder):
 
     def forward(self, forests: list[Forest]) -> None:
         """The forward alone, without tokens, packing and finish."""
+        runner = self._encoder.runner
+        assert isinstance(runner, InProcess), "a benchmark has one device"
         for forest in forests:
-            self._encoder.runner.start(Model.forward, forest)()
+            runner.model.forward(forest)
 
 
 @dataclass(frozen=True, slots=True)
