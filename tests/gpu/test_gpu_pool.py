@@ -21,7 +21,7 @@ def test_the_vectors_of_one_gpu(tiny_checkpoint: Path) -> None:
     pool = Pool(load, choose_devices("cuda:all"))
     try:
         options = alone._options(None, None)
-        encoder = Encoder(alone._tokenizer, pool, alone.config.hidden_size)
+        encoder = Encoder(alone._tokenizer, pool, alone.config.hidden_size, 200)
         windows = list(encoder.windows(TEXTS, options, Report(), lambda _: None))
     finally:
         pool.close()
