@@ -15,6 +15,7 @@ from triton.runtime.jit import JITFunction
 from lastword.bench.shapes import SIZES
 from lastword.forest import Forest, plan_forests
 from lastword.kernels import (
+    block_sizes,
     final_attention_kernel,
     forest_attention_descriptor_kernel,
     forest_attention_kernel,
@@ -74,7 +75,7 @@ def recording(architecture: str) -> Iterator[list[Launch]]:
 
     with ExitStack() as patched:
         patched.enter_context(mock.patch.object(JITFunction, "run", record))
-        for module in (forest_attention_kernel, forest_attention_descriptor_kernel):
+        for module in (block_sizes, forest_attention_kernel, forest_attention_descriptor_kernel):
             named = mock.patch.object(module, "architecture", return_value=architecture)
             patched.enter_context(named)
         yield launches

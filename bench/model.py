@@ -28,6 +28,7 @@ from lastword.bench.workloads import WORDS, texts_of
 from lastword.device import choose_device, choose_dtype
 from lastword.embedder import Embedder
 from lastword.forest import Forest, plan_forests
+from lastword.runner import InProcess
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig
 from lastword.weights.shards import SINGLE
 from lastword.windows import cut_windows
@@ -94,8 +95,10 @@ class RandomEmbedder(Embedder):
 
     def forward(self, forests: list[Forest]) -> None:
         """The forward alone, without tokens, packing and finish."""
+        runner = self._encoder.runner
+        assert isinstance(runner, InProcess), "a benchmark has one device"
         for forest in forests:
-            self._model.forward(forest)
+            runner.model.forward(forest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +127,15 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         write = opened.enter_context(json_lines(args.json))
         scratch = opened.enter_context(tempfile.TemporaryDirectory(prefix="lastword-model-"))
         about, (rate, product) = describe_run(device, dtype), product_rate(device, dtype)
-        embedder = random_embedder(Path(scratch), args.model, args.layers, device, dtype)
+        embedder = random_embedder(
+            Path(scratch), args.model, args.layers, device, dtype, cuda_graphs=args.cuda_graphs
+        )
         layers = embedder.config.num_hidden_layers
         busy = busy_notice(about)
         if busy is not None:
             show(busy)
-        write({"run": about, "flops_per_s": rate, "model": args.model, "layers": layers})
+        write({"run": about, "flops_per_s": rate, "model": args.model, "layers": layers,
+               "cuda_graphs": args.cuda_graphs})  # fmt: skip
         show(f"{args.model} shape, {layers} layers, random weights: {about['device']}, {dtype}")
         show(f"matrix product of this run: {shown_speed(rate)} ({product}, random data)")
         show(f"{'tokens of a text':>16}{'texts':>8}{'encode':>14}{'forward':>14}"
@@ -155,6 +161,7 @@ def random_embedder(
     dtype: torch.dtype,
     *,
     quantize: str | None = None,
+    cuda_graphs: bool = True,
     kind: type[RandomEmbedder] = RandomEmbedder,
 ) -> RandomEmbedder:
     """Write config and tokenizer of a model's shape into the folder, and open it with random weights."""
@@ -171,7 +178,7 @@ def random_embedder(
         weights=False,
     )
     (folder / SINGLE).touch()  # a model folder without any is refused
-    return kind(folder, device=device, dtype=dtype, quantize=quantize)
+    return kind(folder, device=device, dtype=dtype, quantize=quantize, cuda_graphs=cuda_graphs)
 
 
 def measure_length(

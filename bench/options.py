@@ -142,6 +142,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES[:2], help="by default float32 on a CPU, bfloat16 on a GPU"
     )
+    parser.add_argument(
+        "--no-cuda-graphs",
+        dest="cuda_graphs",
+        action="store_false",
+        help="launch the kernels of small batches one by one on a GPU, to compare",
+    )
     _add_device(parser)
     _add_json(parser)
 

@@ -11,7 +11,10 @@ from lastword.kernels import check_int8
 # Rows of one forward for each CPU thread: products are at their peak, and activations stay near the caches.
 CPU_BATCH_TOKENS_PER_THREAD = 512
 CPU_BATCH_TOKENS_LIMITS = (1024, 8192)
-GPU_BATCH_TOKENS = 16_384
+# On a GPU more rows bring no more speed; fewer than the least, and products read weights more than they compute.
+GPU_BATCH_TOKENS_LIMITS = (1024, 16_384)
+# Of the memory that is free once the weights are loaded; the rest is for libraries, graphs and other processes.
+GPU_FREE_SHARE = 0.8
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -34,6 +37,35 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise DeviceError(
             f"device: not there; got {str(device)!r}, found {found} GPUs. Use device 'cpu'."
         )
+    return chosen
+
+
+def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...]:
+    """Return the devices asked for: one as `choose_device` does, or several of one kind.
+
+    "cuda:0,1" (or "cuda:0,cuda:1") and "cuda:all" are GPUs; "cpu,cpu" are two processes that share the CPU's threads.
+
+    Raises:   DeviceError for one that is unknown or not there, a GPU named twice, or devices of two kinds.
+    """
+    asked = str(device)
+    if asked == "cuda:all":
+        choose_device("cuda")  # refuses a machine without
+        return tuple(torch.device("cuda", i) for i in range(torch.cuda.device_count()))
+    names = [name.strip() for name in asked.split(",")]
+    if len(names) == 1:
+        return (choose_device(device),)
+    gpus = names[0].startswith("cuda:")
+    chosen = tuple(choose_device(f"cuda:{n}" if gpus and n.isdecimal() else n) for n in names)
+    if len({each.type for each in chosen}) > 1:
+        raise DeviceError(
+            f"device: of two kinds; got {asked!r}, expected GPUs or CPUs alone, as 'cuda:0,1' or 'cpu,cpu'."
+        )
+    if chosen[0].type == "cuda" and None in {each.index for each in chosen}:
+        raise DeviceError(
+            f"device: one of several GPUs without its number; got {asked!r}, expected as in 'cuda:0,1'."
+        )
+    if chosen[0].type == "cuda" and len(set(chosen)) < len(chosen):
+        raise DeviceError(f"device: a GPU is named twice; got {asked!r}, expected each once.")
     return chosen
 
 
@@ -76,9 +108,20 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
     return quantize
 
 
-def default_batch_tokens(device: torch.device) -> int:
-    """Tokens computed in one forward where the caller does not say."""
+def default_batch_tokens(device: torch.device, token_bytes: int) -> int:
+    """Tokens computed in one forward where the caller does not say.
+
+    On a GPU as many as fit in its free memory at `token_bytes` of activations each, within limits; call it after the
+    weights are loaded.
+    """
     if device.type != "cpu":
-        return GPU_BATCH_TOKENS
+        low, high = GPU_BATCH_TOKENS_LIMITS
+        return min(max(int(_free_bytes(device) * GPU_FREE_SHARE) // token_bytes, low), high)
     low, high = CPU_BATCH_TOKENS_LIMITS
     return min(max(CPU_BATCH_TOKENS_PER_THREAD * torch.get_num_threads(), low), high)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that the driver has left, and what PyTorch holds without using it."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,54 +1,49 @@
-"""Texts in, vectors out: the only orchestrator, from prompts to the caller's order.
+"""The public surface: one object that opens a checkpoint, resolves prompts and settings, and embeds.
 
-texts ─ tokens ─► token ids ─ forest ─► Forest ─ model ─► final states ─ finish ─► vectors
+The work is `encoder.py`'s; what callers may set, and what is set where they do not, is decided here.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from lastword.device import check_quantize, choose_device, choose_dtype, default_batch_tokens
-from lastword.finish import finish, quantize
-from lastword.forest import Forest, plan_forests
+from lastword.device import check_quantize, choose_devices, choose_dtype
+from lastword.encoder import Encoder
+from lastword.finish import quantize
 from lastword.identity import fingerprint
 from lastword.kernels import activation_levels
 from lastword.model import Model
-from lastword.pipeline import compute_windows, count, prepare_windows
+from lastword.opened import OpenedModel
+from lastword.pool import Pool
 from lastword.progress import progress_bar
 from lastword.report import Report
-from lastword.settings import (
-    EncodeOptions,
-    Kind,
-    TooLong,
-    check_batch_tokens,
-    check_dim,
-    check_max_length,
-    choose_prompt,
-)
-from lastword.similarity import similarity, similarity_pairwise
-from lastword.states import last_token_states, layer_numbers
-from lastword.tokens import TextTokenizer, Tokens
-from lastword.weights import BUILTIN_NOTICE, Checkpoint, locate, read_config, read_embedding_spec
-from lastword.windows import cut_windows
+from lastword.runner import InProcess, Runner
+from lastword.settings import EncodeOptions, TooLong, check_batch_tokens
+from lastword.states import layer_numbers
+from lastword.weights import BUILTIN_NOTICE, locate
 
 
-class Embedder:
+class Embedder(OpenedModel):
     """A Qwen3-family embedding model, loaded and ready.
 
     Args:
         model: hub id or folder; None is the small built-in model (see `notices`).
-        device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU.
+        device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU. "cuda:0,1" and "cuda:all" compute on
+            several GPUs, a process each ("cpu,cpu" does so on the CPU); vectors come in the same order.
         dtype: "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
         quantize: "int8" for 8-bit matrix products on a CPU: faster, at a small drift; default none.
         revision, cache_dir, token, local_files_only: as huggingface-hub takes them.
         max_length: tokens a text may have, the end token included; default as sentence-transformers reads it.
-        max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own.
+        max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own. By default what suits the
+            device, on a GPU its free memory too; halved, with a warning, where memory runs out all the same.
         prompts: name -> prefix, beside the checkpoint's own and in place of those of the same name.
         truncate_dim: keep this many leading dimensions (renormalised).
+        cuda_graphs: replay small batches on a GPU as CUDA graphs: the same vectors, sooner; each size of batch is
+            recorded when it first comes. False saves that time and memory.
     Raises: ConfigError, WeightsError or DeviceError, each a line that says what to do.
     """
 
@@ -67,66 +62,63 @@ class Embedder:
         max_batch_tokens: int | None = None,
         prompts: Mapping[str, str] | None = None,
         truncate_dim: int | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
-        self.device = choose_device(device)
+        self.devices = choose_devices(device)
+        self.device = self.devices[0]
         self.dtype = choose_dtype(dtype, self.device)
         self.quantize = check_quantize(quantize, self.device, self.dtype)
-        self.files = locate(
+        files = locate(
             model,
             revision=revision,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
         )
-        self.name = self.files.name
-        self.config = read_config(self.files.folder)
-        self.spec = read_embedding_spec(self.files.folder, self.config)
+        super().__init__(files, max_length, prompts, truncate_dim)
         notices = (BUILTIN_NOTICE if model is None else None, self.spec.notice)
         self.notices = tuple(notice for notice in notices if notice is not None)
-        self.prompts = {**self.spec.prompts, **(prompts or {})}
-        self.default_prompt_name = self.spec.default_prompt_name
-        self._tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)
-        self.max_length = self._check_max_length(max_length)
-        self.max_batch_tokens = check_batch_tokens(
-            max_batch_tokens, default_batch_tokens(self.device)
+        check_batch_tokens(max_batch_tokens)
+        self._encoder = Encoder(
+            self._tokenizer,
+            self._open_runner(cuda_graphs=cuda_graphs),
+            self.config.hidden_size,
+            max_batch_tokens,
         )
-        self.truncate_dim = truncate_dim
-        self._size = self.config.hidden_size
-        self.dim = check_dim(truncate_dim, self._size)
-        self.checkpoint = self._open_checkpoint()
-        self._model = Model(self.checkpoint, self.config, self.device, self.dtype, self.quantize)
 
-    def _check_max_length(self, max_length: int | None) -> int:
-        return check_max_length(
-            max_length,
-            default=self.spec.max_length,
-            least=self._tokenizer.num_template_tokens + 1,
-            limit=self.config.max_position_embeddings,
+    def _open_runner(self, *, cuda_graphs: bool) -> Runner:
+        """Load the model, on several devices in a process for each."""
+        load = partial(
+            Model,
+            self.checkpoint,
+            self.config,
+            dtype=self.dtype,
+            quantize=self.quantize,
+            cuda_graphs=cuda_graphs,
         )
+        if len(self.devices) > 1:
+            return Pool(load, self.devices)
+        return InProcess(load(device=self.device))
 
     @property
-    def max_seq_length(self) -> int:
-        """`max_length` under sentence-transformers' name; it may be set."""
-        return self.max_length
+    def max_batch_tokens(self) -> int:
+        """Tokens computed in one forward; it may be set."""
+        return self._encoder.max_batch_tokens
 
-    @max_seq_length.setter
-    def max_seq_length(self, max_length: int) -> None:
-        self.max_length = self._check_max_length(max_length)
+    @max_batch_tokens.setter
+    def max_batch_tokens(self, max_batch_tokens: int) -> None:
+        check_batch_tokens(max_batch_tokens)
+        self._encoder.max_batch_tokens = max_batch_tokens
 
-    def _open_checkpoint(self) -> Checkpoint:
-        """Open the weights; the model benchmark puts random ones in their place."""
-        return Checkpoint(self.files.folder, self.config)
+    def close(self) -> None:
+        """End the processes of several devices, if there are any; they end with the Embedder and with Python too."""
+        self._encoder.runner.close()
 
-    def resolve_prompt(
-        self, prompt_name: str | None = None, prompt: str | None = None, kind: Kind | None = None
-    ) -> str:
-        """Find the prefix to put before every text: the prompt itself, one by name, or the kind's own.
+    def __enter__(self) -> Self:
+        return self
 
-        Raises:   ConfigError for an unknown name, listing the known ones.
-        """
-        if prompt is not None:
-            return prompt
-        return choose_prompt(self.prompts, prompt_name, self.default_prompt_name, kind)
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # Encoding.
 
@@ -166,12 +158,18 @@ class Embedder:
         """
         single = isinstance(texts, str)
         listed: Sequence[str] = [texts] if isinstance(texts, str) else list(texts)
-        prefix = self.resolve_prompt(prompt_name, prompt)
-        dim = self._dim(truncate_dim)
-        options = EncodeOptions(prefix, precision, dim, ranges, too_long, normalize_embeddings)
+        options = self._options(
+            prompt_name,
+            prompt,
+            truncate_dim,
+            normalize=normalize_embeddings,
+            precision=precision,
+            ranges=ranges,
+            too_long=too_long,
+        )
         with progress_bar(len(listed), show=show_progress_bar) as advance:
-            windows = list(self._windows(iter(listed), options, Report(), advance))
-        empty = torch.empty(0, dim)
+            windows = list(self._encoder.windows(listed, options, Report(), advance))
+        empty = torch.empty(0, options.dim)
         vectors = torch.cat(windows) if windows else quantize(empty, precision, ranges)
         result = vectors[0] if single else vectors
         return result.numpy() if convert_to_numpy and not convert_to_tensor else result
@@ -184,9 +182,8 @@ class Embedder:
         **options: Any,
     ) -> Any:
         """Embed queries: `encode` with the prompt named "query", if there is one and no other is named."""
-        return self.encode(
-            texts, None, self.resolve_prompt(prompt_name, prompt, "query"), **options
-        )
+        prefix = self.resolve_prompt(prompt_name, prompt, "query")
+        return self.encode(texts, None, prefix, **options)
 
     def encode_document(
         self,
@@ -196,9 +193,8 @@ class Embedder:
         **options: Any,
     ) -> Any:
         """Embed documents: `encode` with the prompt named "document", if there is one and no other is named."""
-        return self.encode(
-            texts, None, self.resolve_prompt(prompt_name, prompt, "document"), **options
-        )
+        prefix = self.resolve_prompt(prompt_name, prompt, "document")
+        return self.encode(texts, None, prefix, **options)
 
     def encode_stream(
         self,
@@ -213,30 +209,23 @@ class Embedder:
         report: Report | None = None,
         show_progress_bar: bool | None = None,
     ) -> Iterator[Tensor]:
-        """Yield one vector [dim] a text, in order and in constant memory, reading `texts` a window ahead.
+        """Yield one vector [dim] a text, in order and in constant memory, reading `texts` some windows ahead.
 
         Args:     report: counts are added to it as the work goes on; the rest as for `encode`.
         """
-        prefix = self.resolve_prompt(prompt_name, prompt)
-        options = EncodeOptions(prefix, precision, self._dim(truncate_dim), ranges, too_long)
+        options = self._options(
+            prompt_name, prompt, truncate_dim, precision=precision, ranges=ranges, too_long=too_long
+        )
         counts = Report() if report is None else report
         with progress_bar(None, show=show_progress_bar) as advance:
-            for window in self._windows(iter(texts), options, counts, advance):
+            for window in self._encoder.windows(texts, options, counts, advance):
                 yield from window
 
     def plan(
         self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> Report:
         """Count what embedding these texts would compute, without computing it."""
-        prefix = self.resolve_prompt(prompt_name, prompt)
-        options = EncodeOptions(prefix, "float32", self.dim, None, "cut")
-        report = Report()
-        prepare = partial(self._forests, options)
-        for window in prepare_windows(cut_windows(iter(texts)), prepare, ahead=False):
-            for forest in window.forests:
-                count(forest, window.counts)
-            report.add(window.counts)
-        return report
+        return self._encoder.plan(texts, self._options(prompt_name, prompt))
 
     # Looking inside.
 
@@ -244,11 +233,7 @@ class Embedder:
         self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> list[list[int]]:
         """Give the token ids that `encode` computes for each text: prompt, text, end token, cut to max_length."""
-        prefix = self.resolve_prompt(prompt_name, prompt)
-        ids: list[list[int]] = []
-        for window in cut_windows(iter(texts)):
-            ids += self._tokens(window, len(ids), prefix).ids
-        return ids
+        return self._encoder.token_ids(texts, self._options(prompt_name, prompt))
 
     def hidden_states(
         self,
@@ -265,66 +250,23 @@ class Embedder:
         Raises:   InputError naming a text by its index; ConfigError for a layer that is not there.
         """
         numbers = layer_numbers(layers, self.config.num_hidden_layers)
-        ids = self.token_ids(texts, prompt_name, prompt)
-        return last_token_states(self._model, ids, self.max_batch_tokens, numbers)
+        options = self._options(prompt_name, prompt)
+        return self._encoder.hidden_states(texts, numbers, options)
 
-    def _dim(self, truncate_dim: int | None) -> int:
-        return self.dim if truncate_dim is None else check_dim(truncate_dim, self._size)
-
-    def _windows(
+    def _options(
         self,
-        texts: Iterator[str],
-        options: EncodeOptions,
-        report: Report,
-        advance: Callable[[int], None],
-    ) -> Iterator[Tensor]:
-        """Yield the vectors [n, dim] of one window of texts after another."""
-        normalize = self.spec.normalize or options.normalize or options.dim < self._size
-
-        def compute(forest: Forest) -> Tensor:
-            return finish(self._model.forward(forest), options.dim, normalize=normalize)
-
-        ahead = self.device.type != "cpu"
-        windows = prepare_windows(cut_windows(texts), partial(self._forests, options), ahead=ahead)
-        for vectors in compute_windows(windows, compute, options.dim, report, advance):
-            yield quantize(vectors, options.precision, options.ranges)
-
-    def _forests(
-        self, options: EncodeOptions, window: list[str], first: int, counts: Report
-    ) -> Iterator[Forest]:
-        tokens = self._tokens(window, first, options.prefix)
-        if options.too_long == "error":
-            tokens.refuse_cut(self.max_length, first=first)
-        counts.cut += sum(tokens.cut)
-        yield from plan_forests(tokens.ids, self.max_batch_tokens)
-
-    def _tokens(self, texts: list[str], first: int, prefix: str) -> Tokens:
-        prefixed = [prefix + text for text in texts] if prefix else texts
-        return self._tokenizer.encode(prefixed, self.max_length, first=first)
-
-    # Comparing, and knowing what may be compared.
-
-    def similarity(self, a: Tensor, b: Tensor) -> Tensor:
-        """Compare every vector of a with every one of b by the model's own similarity: [N, M] fp32."""
-        return similarity(a, b, self.spec.similarity)
-
-    def similarity_pairwise(self, a: Tensor, b: Tensor) -> Tensor:
-        """Compare row i of a with row i of b by the model's own similarity: [N] fp32."""
-        return similarity_pairwise(a, b, self.spec.similarity)
-
-    def get_embedding_dimension(self) -> int:
-        """Width of the vectors that `encode` gives."""
-        return self.dim
-
-    def space_fingerprint(self, truncate_dim: int | None = None) -> str:
-        """Hash what a vector's meaning depends on: vectors may be compared where it is equal."""
-        return fingerprint(
-            weights=self.checkpoint.fingerprint(),
-            tokenizer=self._tokenizer.file_hash,
-            config=repr(self.config),
-            normalize=self.spec.normalize,
-            dim=self._dim(truncate_dim),
-        )
+        prompt_name: str | None,
+        prompt: str | None,
+        truncate_dim: int | None = None,
+        *,
+        normalize: bool = False,
+        **others: Any,
+    ) -> EncodeOptions:
+        """Resolve the settings of one call; a vector that is cut is always normalised."""
+        dim = self._dim(truncate_dim)
+        normalize = normalize or self.spec.normalize or dim < self.config.hidden_size
+        prefix = self.resolve_prompt(prompt_name, prompt)
+        return EncodeOptions(prefix, self.max_length, dim, normalize, **others)
 
     def run_fingerprint(
         self,

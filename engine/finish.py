@@ -38,13 +38,13 @@ def finish(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
     """Cut to the first `dim` dimensions and scale to length 1: v = s[:dim] / max(‖s[:dim]‖, 1e-12).
 
     Args:     states: [N, C], any float dtype.
-    Returns:  [N, dim] fp32 on the CPU; a row that was not finite stays so, for the caller to name.
+    Returns:  [N, dim] fp32 on the same device; a row that was not finite stays so, for the caller to name.
     Numerics: in fp32.
     """
     vectors = states[:, :dim].float()
     if normalize:
         vectors = F.normalize(vectors, dim=1)
-    return vectors.cpu()
+    return vectors
 
 
 def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ so every row has exactly the value it would have in a run of its own. Knows toke
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,33 @@ class Forest:
     def tokens_computed(self) -> int:
         """T: the rows that the forward computes."""
         return self.ids.shape[0]
+
+    def halves(self) -> "tuple[Forest, Forest]":
+        """Make two batches, each with half of the distinct texts, of which there must be two; `texts` stays so."""
+        tokens = self._tokens()
+        first = self.distinct < len(tokens) // 2
+        return self._some(first, tokens), self._some(~first, tokens)
+
+    def _some(self, wanted: Tensor, tokens: list[list[int]]) -> "Forest":
+        members = wanted.nonzero().flatten()
+        lists = [tokens[i] for i in self.distinct[members].tolist()]
+        (forest,) = plan_forests(lists, self.tokens_asked)
+        return replace(forest, texts=self.texts[members[forest.texts]])
+
+    def _tokens(self) -> list[list[int]]:
+        """The token ids of each distinct text: the rows of its path."""
+        start, parent, fork = self.segments.start, self.segments.parent, self.segments.fork
+        lists = []
+        for row, segment in zip(
+            self.final_rows, self.segments.owners(self.final_rows), strict=True
+        ):
+            runs = [self.ids[start[segment] : row + 1]]
+            while parent[segment] >= 0:
+                above = parent[segment]
+                runs.append(self.ids[start[above] : start[above] + fork[segment]])
+                segment = above
+            lists.append(torch.cat(runs[::-1]).tolist())
+        return lists
 
 
 def plan_forests(

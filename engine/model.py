@@ -1,7 +1,8 @@
 """The Qwen3 forward over a forest: token rows in, the final token's hidden state of each distinct text out.
 
-Knows weights and kernels, neither texts nor tokenizers. Per layer (x, residual) -> (x, residual); the last layer
-computes keys and values for every row and everything else for the final rows only.
+Knows weights and kernels, neither texts nor tokenizers; on a GPU nothing here waits for the device. Per layer
+(x, residual) -> (x, residual); the last layer computes keys and values for every row and everything else for the final
+rows only.
 """
 
 import math
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from lastword import kernels
 from lastword.forest import Forest
+from lastword.graphs import Capture, CudaCapture, Graphs
 from lastword.kernels import AttentionPlan, Int8Linear, Int8SwigluLinear, Linear, SwigluLinear
+from lastword.packing import Inputs, Packer
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig, RopeConfig
 
 Observer = Callable[[int, Tensor], None]
@@ -124,6 +127,7 @@ class Model:
 
     `forward` maps a Forest to the final states [N', C]: the hidden state after the final norm at each distinct text's
     last token, in the compute dtype. `quantize="int8"` quantises the layers' matrix products, on a CPU in fp32.
+    With `cuda_graphs` small batches on a GPU are replayed as CUDA graphs, to the same bits as without.
     """
 
     def __init__(
@@ -133,6 +137,8 @@ class Model:
         device: torch.device,
         dtype: torch.dtype,
         quantize: str | None = None,
+        *,
+        cuda_graphs: bool = True,
     ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
         # On a CPU the table stays in the mapped file as it is stored: only the rows asked for are read and converted.
@@ -150,21 +156,58 @@ class Model:
         ]
         self.norm = checkpoint.norm().to(device, dtype)
         self.inv_freq = inverse_frequencies(config.rope, config.head_dim).to(device)
+        self._packer: Packer | None = None  # the PyTorch twins take batches as they are
+        self._graphs: Graphs | None = None
+        if device.type == "cuda":
+            with self._current_device():
+                self.use_packing(CudaCapture() if cuda_graphs else None)
+
+    def use_packing(self, capture: Capture | None) -> None:
+        """Pack batches for the Triton kernels; with `capture` small ones are recorded and replayed."""
+        group = self.config.num_attention_heads // self.config.num_key_value_heads
+        self._packer = Packer(self.device, self.dtype, group)
+        self._graphs = capture and Graphs(
+            self._forward,
+            width=self.config.hidden_size,
+            dtype=self.dtype,
+            device=self.device,
+            capture=capture,
+        )
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of activations that one more token in a batch takes at most: while a layer gates its MLP."""
+        c = self.config
+        heads = (
+            2 * c.num_attention_heads + 2 * c.num_key_value_heads
+        )  # q, k, v and what was attended
+        row = 3 * c.hidden_size + heads * c.head_dim + 3 * c.intermediate_size
+        return row * self.dtype.itemsize + c.head_dim * 4  # and cos and sin in fp32
 
     @torch.inference_mode()
     def forward(self, forest: Forest, observe: Observer | None = None) -> Tensor:
         """Compute the final states [N', C]; `observe(i, states)` sees the residual stream after layer i."""
         with self._current_device():
-            return self._forward(forest, observe)
+            if self._packer is None:
+                return self._forward(Inputs.of(forest, self.device), observe)
+            finals = len(forest.final_rows)
+            layout, buffer = self._packer.pack(forest, pad=observe is None)
+            if layout.tier and self._graphs is not None:
+                return self._graphs.run(layout, buffer, finals)
+            inputs = layout.read(buffer.to(self.device, non_blocking=True))
+            return self._forward(inputs, observe)[:finals]
 
     def _current_device(self) -> AbstractContextManager[object]:
         """Triton launches on the current device, whatever device the tensors are on."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
-    def _forward(self, forest: Forest, observe: Observer | None) -> Tensor:
-        batch = self._prepare(forest)
+    def _forward(self, inputs: Inputs, observe: Observer | None = None) -> Tensor:
+        """Compute the final states of every final row; reads no tensor on the host, so that it can be recorded."""
+        attention_factor = self.config.rope.attention_factor
+        cos, sin = kernels.rope_tables(inputs.positions, self.inv_freq, attention_factor)
+        batch = _Batch(inputs.plan, cos, sin, inputs.final_rows)
         eps = self.config.rms_norm_eps
-        residual = self.embedding[forest.ids.to(self.embedding.device)].to(self.device, self.dtype)
+        residual = self.embedding[inputs.ids].to(self.dtype)
         x = kernels.rms_norm(residual, self.layers[0].input_norm, eps)
         for i, layer in enumerate(self.layers[:-1]):
             x = layer.forward(x, batch, residual)
@@ -177,12 +220,6 @@ class Model:
         if observe:
             observe(len(self.layers) - 1, final_residual)
         return states
-
-    def _prepare(self, forest: Forest) -> _Batch:
-        positions = forest.positions.to(self.device)
-        cos, sin = kernels.rope_tables(positions, self.inv_freq, self.config.rope.attention_factor)
-        plan = AttentionPlan(forest.segments, forest.final_rows, self.device)
-        return _Batch(plan, cos, sin, torch.tensor(forest.final_rows, device=self.device))
 
 
 def _place(weights: LayerWeights, device: torch.device, dtype: torch.dtype) -> LayerWeights:

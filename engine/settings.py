@@ -18,17 +18,18 @@ TooLong = Literal["cut", "error"]
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """The settings of one call.
+    """The settings of one call, all resolved: `dim` leading dimensions, scaled to length 1 with `normalize`.
 
     Raises:   ConfigError for a precision that does not go with `dim` and `ranges`, or an unknown `too_long`.
     """
 
     prefix: str
-    precision: str
+    max_length: int
     dim: int
-    ranges: Tensor | None
-    too_long: str
-    normalize: bool = False
+    normalize: bool
+    precision: str = "float32"
+    ranges: Tensor | None = None
+    too_long: str = "cut"
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self.dim, self.ranges)
@@ -48,13 +49,12 @@ def check_max_length(max_length: int | None, default: int, least: int, limit: in
     return length
 
 
-def check_batch_tokens(max_batch_tokens: int | None, default: int) -> int:
-    """Tokens computed in one forward: at least one."""
+def check_batch_tokens(max_batch_tokens: int | None) -> None:
+    """Tokens computed in one forward: at least one where the caller says how many."""
     if max_batch_tokens is not None and max_batch_tokens < 1:
         raise ConfigError(
             f"max_batch_tokens: out of range; got {max_batch_tokens}, expected 1 or more."
         )
-    return default if max_batch_tokens is None else max_batch_tokens
 
 
 def check_dim(truncate_dim: int | None, size: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import ConfigError
-from lastword.forest import Forest, plan_forests
+from lastword.forest import Forest
 from lastword.model import Model
 
 
@@ -29,21 +29,12 @@ def layer_numbers(layers: Sequence[int] | None, num_layers: int) -> list[int]:
     return [numbers[layer] for layer in layers]
 
 
-def last_token_states(
-    model: Model, tokens: Sequence[Sequence[int]], max_batch_tokens: int, layers: Sequence[int]
-) -> Tensor:
-    """Collect what the forward computes for the last token of each token list.
+def last_token_states(layers: Sequence[int], model: Model, forest: Forest) -> Tensor:
+    """Collect what the forward computes for the last token of each distinct text.
 
     Args:     layers: 0 the token's embedding, i the residual stream after layer i, L after the final norm.
-    Returns:  [N, len(layers), C] fp32 on the CPU.
+    Returns:  [N', len(layers), C] fp32 on the CPU.
     """
-    states = torch.empty(len(tokens), len(layers), model.config.hidden_size)
-    for forest in plan_forests(tokens, max_batch_tokens):
-        states[forest.texts] = _of_forest(model, forest, layers)
-    return states
-
-
-def _of_forest(model: Model, forest: Forest, layers: Sequence[int]) -> Tensor:
     last = model.config.num_hidden_layers
     rows = torch.tensor(forest.final_rows)
     seen = {0: model.embedding[forest.ids[rows].to(model.embedding.device)].float().cpu()}
@@ -53,4 +44,4 @@ def _of_forest(model: Model, forest: Forest, layers: Sequence[int]) -> Tensor:
             seen[layer + 1] = residual[rows.to(residual.device)].float().cpu()
 
     seen[last] = model.forward(forest, observe).float().cpu()
-    return torch.stack([seen[layer] for layer in layers], dim=1)[forest.distinct]
+    return torch.stack([seen[layer] for layer in layers], dim=1)

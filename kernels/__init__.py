@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import reference
+from lastword.kernels.block_sizes import attention_tile_rows
 from lastword.kernels.linear import Linear, SwigluLinear
 from lastword.kernels.linear_int8 import Int8Linear, Int8SwigluLinear, activation_levels, check_int8
-from lastword.kernels.plan import AttentionPlan
+from lastword.kernels.plan import AttentionPlan, TablePlan
 from lastword.kernels.segments import Segments
 
 __all__ = [
@@ -27,8 +28,10 @@ __all__ = [
     "Linear",
     "Segments",
     "SwigluLinear",
+    "TablePlan",
     "activation_levels",
     "add_rms_norm",
+    "attention_tile_rows",
     "check_int8",
     "final_attention",
     "forest_attention",
@@ -218,7 +221,7 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
     Numerics: logits, softmax and sums in fp32; rounded once at the store.
     Raises:   ConfigError where shapes, dtypes or devices disagree.
     """
-    _check("final_attention", "q", q, (len(plan.final_rows), -1, -1), like=q)
+    _check("final_attention", "q", q, (plan.num_finals, -1, -1), like=q)
     _check("final_attention", "k", k, (-1, -1, q.shape[2]), like=q)
     _check("final_attention", "v", v, tuple(k.shape), like=q)
     _check_heads("final_attention", q=q, k=k, v=v)

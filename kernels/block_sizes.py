@@ -111,10 +111,35 @@ def descriptor_blocks(dtype: torch.dtype, architecture: str) -> dict[str, int] |
     return _launch_arguments(row)
 
 
+def prefers_descriptors(
+    dtype: torch.dtype, architecture: str, *, tree: bool, rows_per_segment: float
+) -> bool:
+    """Whether the "descriptor" row is the default: on the listed architectures, where segments fill a tile."""
+    blocks = descriptor_blocks(dtype, architecture)
+    if architecture not in DESCRIPTOR_DEFAULT or tree or blocks is None:
+        return False
+    return rows_per_segment >= blocks["BLOCK_M"]
+
+
 def _launch_arguments(row: Blocks) -> dict[str, int]:
     blocks = row._asdict()
     del blocks["source"]
     return blocks
+
+
+def attention_tile_rows(
+    dtype: torch.dtype, device: torch.device, *, group: int, tree: bool, rows_per_segment: float
+) -> int:
+    """Rows of a tile of `forest_attention` with `group` = G query heads a KV head: what its tiles are cut by."""
+    name = architecture(device)
+    descriptors = descriptor_blocks(dtype, name)
+    if descriptors is not None and prefers_descriptors(
+        dtype, name, tree=tree, rows_per_segment=rows_per_segment
+    ):
+        return descriptors["BLOCK_M"]
+    rows = rows_per_segment * group
+    blocks = attention_blocks(dtype, name, tree=tree, rows=rows)
+    return blocks["BLOCK_M"] // group
 
 
 def final_blocks(dtype: torch.dtype) -> dict[str, int]:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.block_sizes import DESCRIPTOR_DEFAULT, architecture, descriptor_blocks
+from lastword.kernels.block_sizes import architecture, descriptor_blocks, prefers_descriptors
 from lastword.kernels.forest_attention_kernel import _online_softmax
 from lastword.kernels.plan import AttentionPlan
 
@@ -94,12 +94,14 @@ def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> boo
 
 
 def descriptors_preferred(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> bool:
-    """Whether the kernel is the default here: on the listed architectures, where segments fill a tile on average."""
-    name = architecture(q.device)
-    if name not in DESCRIPTOR_DEFAULT or not descriptors_fit(q, k, v, plan):
-        return False
-    blocks = descriptor_blocks(q.dtype, name)
-    return blocks is not None and len(q) >= blocks["BLOCK_M"] * len(plan.segments.start)
+    """Whether the kernel is the default here and can compute this."""
+    preferred = prefers_descriptors(
+        q.dtype,
+        architecture(q.device),
+        tree=plan.has_ancestors,
+        rows_per_segment=plan.rows_per_segment,
+    )
+    return preferred and descriptors_fit(q, k, v, plan)
 
 
 def forest_attention_descriptor(

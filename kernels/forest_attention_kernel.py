@@ -157,7 +157,7 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
     out = torch.empty(T, H * D, dtype=q.dtype, device=q.device)
     if not T:
         return out
-    rows = T * G / len(plan.segments.start)
+    rows = plan.rows_per_segment * G
     blocks = attention_blocks(q.dtype, architecture(q.device), tree=plan.has_ancestors, rows=rows)
     tiles = plan.tiles(blocks["BLOCK_M"] // G)
     _forest_attention_kernel[(len(tiles) * KH,)](

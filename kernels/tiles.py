@@ -1,6 +1,7 @@
 """The forest's segments as the Triton kernels read them: small int32 tables on the device, made once a batch.
 
-Knows rows only. Every table starts on 16 bytes, so that no batch asks for another compile.
+Knows rows only. Every table starts on 16 bytes, so that no batch asks for another compile. A table may be longer than
+its batch needs: its last segment then has no rows, and the tiles and texts left over are of that segment.
 """
 
 import torch
@@ -35,6 +36,12 @@ def final_table(segments: Segments, final_rows: list[int], device: torch.device)
     segment = torch.tensor(segments.owners(final_rows))
     own = torch.tensor(final_rows) - torch.tensor(segments.start)[segment] + 1
     return _to(torch.stack([segment, own], dim=1).to(torch.int32), device)
+
+
+def write_padded(table: Tensor, rows: Tensor, filler: tuple[int, ...]) -> None:
+    """Write rows [n, columns] at the beginning of a table, and the filler into all that is left."""
+    table[: len(rows)] = rows
+    table[len(rows) :] = torch.tensor(filler, dtype=table.dtype)
 
 
 def _to(table: Tensor, device: torch.device) -> Tensor:

@@ -50,7 +50,7 @@ def describe(embedder: "Embedder") -> dict[str, object]:
         "parameters": checkpoint.num_parameters,
         "bytes": checkpoint.num_bytes,
         "stored": ", ".join(checkpoint.dtypes),
-        "device": str(embedder.device),
+        "device": ", ".join(map(str, embedder.devices)),
         "dtype": str(embedder.dtype).removeprefix("torch."),
         "quantize": embedder.quantize,
         "dim": embedder.dim,

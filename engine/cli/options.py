@@ -45,7 +45,10 @@ def add_model_options(parser: argparse.ArgumentParser, *, quantize: bool = True)
     )
     group.add_argument("--revision", help="branch, tag or commit on the hub")
     group.add_argument("--local-files-only", action="store_true", help="do not use the network")
-    group.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
+    group.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:1, of several cuda:0,1 or cuda:all; by default a GPU where there is one",
+    )
     group.add_argument("--dtype", help="float32 or bfloat16; by default what suits the device")
     if quantize:
         group.add_argument(

@@ -84,7 +84,7 @@ def _finite(folder: Path, verdict: Verdict) -> bool:
 def _compare(
     embedder: Embedder, texts: Sequence[str], verdict: Verdict, *, show: bool | None
 ) -> None:
-    verdict.device = str(embedder.device)
+    verdict.device = ", ".join(map(str, embedder.devices))
     verdict.dtype = str(embedder.dtype).removeprefix("torch.")
     verdict.reference = str(reference_dtype(embedder.dtype)).removeprefix("torch.")
     embedder.plan(texts)  # refuses, by its index, a text that cannot be embedded

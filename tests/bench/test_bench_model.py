@@ -56,7 +56,7 @@ def test_activations_stay_in_range(embedder) -> None:
 
 def test_the_forward_runs_the_batches_of_encode(embedder, monkeypatch) -> None:
     ran = []
-    monkeypatch.setattr(embedder._model, "forward", ran.append)
+    monkeypatch.setattr(embedder._encoder.runner.model, "forward", ran.append)
     texts = texts_of(9, 15)
     embedder.forward(embedder.forests(texts))
     planned = list(plan_forests(embedder.token_ids(texts), embedder.max_batch_tokens))

@@ -24,12 +24,14 @@ def embedder(folder: Path, quantize: str | None = None):
 def test_outliers_last_and_drift_stays_small(tmp_path: Path) -> None:
     plain, ours = embedder(tmp_path / "a"), embedder(tmp_path / "b", "int8")
     seen = []
-    plain._model.forward(plain.forests(texts_of(4, 20))[0], lambda _, states: seen.append(states))
+    plain._encoder.runner.model.forward(
+        plain.forests(texts_of(4, 20))[0], lambda _, states: seen.append(states)
+    )
     size = seen[-1].square().mean(0).sqrt()
     assert size.topk(4).values.min() > 5 * size.median()
     cosine = (plain.encode(texts_of(50, 20)) * ours.encode(texts_of(50, 20))).sum(1)
     assert 0.995 <= cosine.mean() < 1 - 1e-6
-    assert plain._model.embedding.equal(ours._model.embedding)
+    assert plain._encoder.runner.model.embedding.equal(ours._encoder.runner.model.embedding)
 
 
 @pytest.mark.parametrize("one_by_one", [False, True])

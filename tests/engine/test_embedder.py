@@ -144,18 +144,18 @@ def test_neighbours_change_nothing(
     prompt = (
         "Instruct: Given a web search query, retrieve relevant passages\nQuery:" if prompted else ""
     )
-    tokens = embedder._tokenizer.encode([prompt + text for text in texts], 1000).ids
+    tokens = embedder._encoder.tokenizer.encode([prompt + text for text in texts], 1000).ids
     from oracle import difference, our_states
 
-    shared, _ = our_states(embedder._model, tokens, budget=budget)
-    alone, _ = our_states(embedder._model, tokens, budget=4096, share=False)
+    shared, _ = our_states(embedder._encoder.runner.model, tokens, budget=budget)
+    alone, _ = our_states(embedder._encoder.runner.model, tokens, budget=4096, share=False)
     assert difference(shared, alone) <= 1e-5
 
 
 def test_a_shared_prompt_is_computed_once_a_batch(embedder: Embedder) -> None:
     queries = [f"{i} {random.Random(i).random()}" for i in range(1000)]
     plain, prompted = embedder.plan(queries, prompt=""), embedder.plan(queries, "query")
-    prompt = len(embedder._tokenizer.encode([embedder.prompts["query"]], 1000).ids[0]) - 1
+    prompt = len(embedder._encoder.tokenizer.encode([embedder.prompts["query"]], 1000).ids[0]) - 1
     # Never fewer than the prompt once a batch; the queries' own tokens may merge with its last one.
     assert prompted.tokens_saved >= (1000 - prompted.batches) * (prompt - 1)
     assert plain.tokens_asked + 1000 * (prompt - 1) <= prompted.tokens_asked
@@ -205,9 +205,10 @@ def test_refused_calls(texts, options: dict, error: type, message: str, embedder
 
 def test_a_vector_that_is_not_finite_is_named(tiny_checkpoint: Path) -> None:
     broken = Embedder(tiny_checkpoint, device="cpu")
-    x_id = broken._tokenizer.encode(["x"], 10).ids[0][0]
-    broken._model.embedding = broken._model.embedding.clone()
-    broken._model.embedding[x_id] = float("nan")
+    x_id = broken._encoder.tokenizer.encode(["x"], 10).ids[0][0]
+    model = broken._encoder.runner.model
+    model.embedding = model.embedding.clone()
+    model.embedding[x_id] = float("nan")
     with pytest.raises(InputError, match="text 3: its vector is not finite") as caught:
         broken.encode(["a", "b", "c", "x", "d"])
     assert caught.value.index == 3

@@ -3,14 +3,20 @@
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from lastword import Embedder, InputError, embedder, pipeline
+from lastword import Embedder, InputError, encoder, pipeline
 from lastword.pipeline import compute_windows, prepare_windows
 from lastword.report import Report
+
+
+def ignore(count: int) -> None:
+    """What progress and notices are told is of no interest here."""
+
 
 SIZE = 100  # texts of a window, enough to be prepared in the thread
 
@@ -119,7 +125,8 @@ def test_no_thread_is_left(how: str) -> None:
         prepared.close()
     else:
         with pytest.raises((KeyboardInterrupt, ValueError)):
-            list(compute_windows(prepared, compute, 4, Report(), lambda _: None))
+            start = partial(partial, compute)
+            list(compute_windows(prepared, start, 4, Report(), ignore, too_large=ignore))
     assert running() == []
     assert how == "done" or made == [0], "the window in waiting is not begun any more"
 
@@ -135,12 +142,12 @@ def both(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> dict[bool, E
     """Two embedders on the CPU, of which one works as on a GPU: windows of 100 texts, prepared ahead."""
     monkeypatch.setattr("lastword.windows._WINDOW_TEXTS", SIZE)
     models = {ahead: Embedder(tiny_checkpoint, device="cpu") for ahead in (False, True)}
-    plain = embedder.prepare_windows
+    plain = encoder.prepare_windows
 
     def chosen(source, prepare, *, ahead):
-        return plain(source, prepare, ahead=prepare.func.__self__ is models[True])
+        return plain(source, prepare, ahead=prepare.func.__self__ is models[True]._encoder)
 
-    monkeypatch.setattr(embedder, "prepare_windows", chosen)
+    monkeypatch.setattr(encoder, "prepare_windows", chosen)
     return models
 
 

@@ -10,8 +10,8 @@ from kernel_error import assert_close
 from lastword import kernels
 from lastword.bench.shapes import SIZES
 from lastword.forest import plan_forests
+from lastword.kernels import block_sizes, reference
 from lastword.kernels import forest_attention_descriptor_kernel as by_descriptors
-from lastword.kernels import reference
 from lastword.kernels.block_sizes import architecture
 from lastword.kernels.plan import AttentionPlan
 
@@ -161,7 +161,7 @@ def test_in_a_captured_graph() -> None:
 
 
 def test_the_table_turns_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_descriptors, "DESCRIPTOR_DEFAULT", frozenset([architecture(GPU)]))
+    monkeypatch.setattr(block_sizes, "DESCRIPTOR_DEFAULT", frozenset([architecture(GPU)]))
     plan = plan_of(LENGTHS["long"])
     q, k, v = heads(sum(LENGTHS["long"]), 16, 8, 128, torch.bfloat16)
     expected = by_descriptors.forest_attention_descriptor(q, k, v, plan, 0.1)

@@ -10,8 +10,8 @@ from kernel_error import assert_close
 from lastword import kernels
 from lastword.cli.main import main
 from lastword.forest import plan_forests
+from lastword.kernels import block_sizes, forest_attention_kernel, reference
 from lastword.kernels import forest_attention_descriptor_kernel as by_descriptors
-from lastword.kernels import forest_attention_kernel, reference
 from lastword.kernels.plan import AttentionPlan
 
 DTYPES = (torch.float32, torch.float16)
@@ -158,7 +158,7 @@ def test_the_table_turns_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     long, short = plan_of([BLOCK_M, BLOCK_M + 7]), plan_of([BLOCK_M, 7])
     for listed in ((), ("interpreter",)):
-        monkeypatch.setattr(by_descriptors, "DESCRIPTOR_DEFAULT", frozenset(listed))
+        monkeypatch.setattr(block_sizes, "DESCRIPTOR_DEFAULT", frozenset(listed))
         for plan in (long, short):
             q, k, v = heads(plan, 4, 2, 32, torch.float32)
             ours = kernels.forest_attention(q, k, v, plan, SCALE)

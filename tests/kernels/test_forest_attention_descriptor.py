@@ -14,6 +14,7 @@ from torch import Tensor
 from lastword.bench.compile import compile_kernel
 from lastword.bench.launches import Launch, model_launches
 from lastword.forest import plan_forests
+from lastword.kernels import block_sizes
 from lastword.kernels import forest_attention_descriptor_kernel as by_descriptors
 from lastword.kernels.plan import AttentionPlan
 
@@ -63,7 +64,7 @@ def test_rows_must_lie_on_16_bytes() -> None:
 def test_it_is_preferred_where_listed_and_tiles_are_full(
     listed: list[str], lengths: list[int], preferred: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(by_descriptors, "DESCRIPTOR_DEFAULT", frozenset(listed))
+    monkeypatch.setattr(block_sizes, "DESCRIPTOR_DEFAULT", frozenset(listed))
     monkeypatch.setattr(by_descriptors, "architecture", lambda _: "sm_90")
     plan = plan_of([[i] * n for i, n in enumerate(lengths)])
     q, k, v = FUSED[:, :4], FUSED[:, 4:6], FUSED[:, 6:]

@@ -1,6 +1,7 @@
 """Random batches ask for a finite, known set of specialisations: nothing compiles after warm-up."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,7 @@ from lastword.kernels import (
     swiglu_kernel,
 )
 from lastword.kernels.plan import AttentionPlan
+from lastword.packing import MAX_TIER_ROWS, Packer, tier_of
 
 BATCHES = 10_000
 H, KH, D, C, F = 4, 2, 32, 80, 48
@@ -41,10 +43,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def launch_all(forest: Forest, dtype: torch.dtype) -> None:
-    """Every launcher on tensors shaped as the forward makes them, values unread."""
-    T, N = forest.tokens_computed, len(forest.final_rows)
+def launch_forest(forest: Forest, dtype: torch.dtype) -> None:
     plan = AttentionPlan(forest.segments, forest.final_rows, torch.device("cpu"))
+    launch_all(plan, forest.tokens_computed, dtype)
+
+
+def launch_all(plan: AttentionPlan, T: int, dtype: torch.dtype) -> None:
+    """Every launcher on tensors shaped as the forward makes them, values unread."""
+    N = plan.num_finals
     for rows in {T, N}:
         x, weight = torch.empty(rows, C, dtype=dtype), torch.empty(C, dtype=dtype)
         rms_norm_kernel.rms_norm(x, weight, 1e-6)
@@ -70,7 +76,7 @@ def test_specialisations_are_finite(one_thread: None) -> None:
     with recording("sm_90") as launches:
         for batch in range(BATCHES):
             for forest in plan_forests(random_batch(draw), 1024):
-                launch_all(forest, torch.bfloat16)
+                launch_forest(forest, torch.bfloat16)
             for launch in launches:
                 seen.setdefault(launch, batch)
             launches.clear()
@@ -83,6 +89,26 @@ def test_specialisations_are_finite(one_thread: None) -> None:
         "final_attention": 2, "join": 1,
     }  # fmt: skip
     assert max(seen.values()) < BATCHES // 4, "a specialisation turned up late"
+
+
+def test_tiers_ask_for_no_specialisation_of_their_own(one_thread: None) -> None:
+    """Tiers differ in sizes alone, which no kernel is specialised on."""
+    packer, dtype = Packer(torch.device("cpu"), torch.bfloat16, H // KH), torch.bfloat16
+    tiers = {
+        tier_of(rows, finals)
+        for rows in range(1, MAX_TIER_ROWS + 1, 15)
+        for finals in (1, rows // 9 + 1, rows)
+    }
+    with recording("sm_90") as launches:
+        for rows, finals in tiers:
+            layout = packer.tier_layout(rows, finals)
+            buffer = torch.zeros(layout.size, dtype=torch.int32)
+            launch_all(layout.read(buffer).plan, rows, dtype)
+    counts = Counter(launch.name for launch in set(launches))
+    # attention as for trees, of short segments and others; with and without splits.
+    assert counts == {
+        "rms_norm": 2, "swiglu": 1, "qk_norm_rope": 1, "forest_attention": 2, "final_attention": 2, "join": 1,
+    }  # fmt: skip
 
 
 def test_a_specialised_count_is_refused() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lastword import Embedder, embedder
+from lastword import Embedder, encoder
 from lastword.kernels import reference, sdpa_blocks
 from lastword.model import Model
 from lastword.tokens import TextTokenizer
@@ -42,11 +42,11 @@ def no_normalizer(self, *args, true=TextTokenizer.__init__):
     self._tokenizer.normalizer = None
 
 
-def row_before_the_last(tokens, *args, true=embedder.plan_forests):
+def row_before_the_last(tokens, *args, true=encoder.plan_forests):
     return true([ids[:-1] or ids for ids in tokens], *args)
 
 
-def first_row(tokens, *args, true=embedder.plan_forests):
+def first_row(tokens, *args, true=encoder.plan_forests):
     return true([ids[:1] for ids in tokens], *args)
 
 
@@ -83,8 +83,8 @@ def swapped_kv_heads(q, k, v, plan, scale, true=reference.forest_attention_ref):
     return true(q, k.flip(1), v.flip(1), plan, scale)
 
 
-def wrong_last_layer(self, *args, true=Model.__init__):
-    true(self, *args)
+def wrong_last_layer(self, *args, true=Model.__init__, **settings):
+    true(self, *args, **settings)
     self.layers[-1].q_norm = self.layers[-1].q_norm * 1.01
 
 
@@ -97,10 +97,10 @@ BROKEN: dict[str, tuple[object, str, Callable, str, str]] = {
         Embedder, "encode_document", query_prompt_on_documents, "prompt text", "the query's prompt",
     ),
     "tokens": (TextTokenizer, "__init__", no_normalizer, "tokens", "Cafe"),
-    "row": (embedder, "plan_forests", row_before_the_last, "pooled row", "before the last"),
-    "first row": (embedder, "plan_forests", first_row, "pooled row", "the first row"),
+    "row": (encoder, "plan_forests", row_before_the_last, "pooled row", "before the last"),
+    "first row": (encoder, "plan_forests", first_row, "pooled row", "the first row"),
     "norm": (Model, "forward", before_final_norm, "final norm", "before the final norm"),
-    "length": (embedder, "finish", not_normalised, "normalisation", "expected 1"),
+    "length": (encoder, "finish", not_normalised, "normalisation", "expected 1"),
     "order": (Embedder, "encode", next_text, "order", "has that of"),
     "mask": (sdpa_blocks, "_forked_blocks", mask_off_by_one, "neighbours", "beside others"),
     "heads": (reference, "forest_attention_ref", swapped_kv_heads, "layers", "after layer 1 of 2"),

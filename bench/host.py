@@ -1,0 +1,89 @@
+"""What the host does before a batch's forward: tokenise, build forests, pack for the kernels; each timed alone.
+
+    python -m lastword.bench.host --length 32
+
+Tokens a second of processor time on one core, medians. The tokenizer is that of `--tokenizer FOLDER`, else Qwen's where
+LASTWORD_TEST_DATA is set, else a synthetic one, which is faster. It runs without the interpreter lock, on every core
+that it is given; the other two are the interpreter's, and are done while a GPU computes the batch before.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import process_time
+
+import torch
+
+from lastword.bench.checkpoint import make_tokenizer
+from lastword.bench.machine import busy_notice, describe_run
+from lastword.bench.workloads import WORDS, texts_of
+from lastword.forest import Forest, plan_forests
+from lastword.packing import Packer
+from lastword.tokens import TextTokenizer
+
+CPU = torch.device("cpu")
+_VOCABULARY = 1 << 20  # above every tokenizer's
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m lastword.bench.host", description=__doc__)
+    parser.add_argument("--length", type=int, default=32, help="tokens of a text, about (32)")
+    parser.add_argument("--texts", type=int, default=4096, help="texts, a window's (4096)")
+    parser.add_argument("--batch", type=int, default=16_384, help="tokens of a batch (16384)")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tokenizer", type=Path, help="a folder with a tokenizer.json")
+    options = parser.parse_args(arguments)
+    os.environ["RAYON_NUM_THREADS"] = "1"  # the tokenizer's
+    torch.set_num_threads(1)
+    about = describe_run(CPU, torch.float32)
+    print(busy_notice(about) or f"{about['device']}, one core, torch {about['torch']}")
+    texts = texts_of(options.texts, options.length - 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = _tokenizer(options.tokenizer, Path(scratch))
+        ids = tokenizer.encode(texts, 32_768).ids
+        tokens = sum(map(len, ids))
+        print(f"{len(texts)} texts of {tokens / len(texts):.1f} tokens on average")
+
+        def report(what: str, call: Callable[[], object]) -> None:
+            print(f"{what:<16}{tokens / _seconds(call, options.rounds) / 1e6:8.2f} M tokens/s")
+
+        report("tokenise", lambda: tokenizer.encode(texts, 32_768))
+        report("build forests", lambda: _forests(ids, options.batch))
+        forests, packer = _forests(ids, options.batch), Packer(CPU, torch.float32, group=4)
+        if sum(len(forest.texts) for forest in forests) != len(texts):
+            raise RuntimeError("the forests do not hold every text")
+        report("pack", lambda: [packer.pack(forest) for forest in forests])
+
+
+def _forests(ids: list[list[int]], batch: int) -> list[Forest]:
+    return list(plan_forests(ids, batch))
+
+
+def _tokenizer(folder: Path | None, scratch: Path) -> TextTokenizer:
+    data = os.environ.get("LASTWORD_TEST_DATA")
+    if folder is None and data:
+        folder = Path(data, "tokenizers", "Qwen3-Embedding-0.6B")
+    if folder is None:
+        folder = scratch
+        spellings = [*WORDS, *(f" {word}" for word in WORDS)]
+        make_tokenizer(spellings, vocab_size=8192).save(str(scratch / "tokenizer.json"))
+    return TextTokenizer(folder, _VOCABULARY)
+
+
+def _seconds(call: Callable[[], object], rounds: int) -> float:
+    """Median seconds of processor time of a call, after one that warms up."""
+    call()
+    taken = []
+    for _ in range(rounds):
+        start = process_time()
+        call()
+        taken.append(process_time() - start)
+    return statistics.median(taken)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Small batches as CUDA graphs: the launches of a tier's forward are recorded once and replayed by a single call.
+
+A graph reads and writes memory at fixed addresses: each tier owns its buffers, a batch is copied in and its states are
+copied out before the next one. Knows layouts and a forward, no texts and no weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from lastword.packing import Inputs, Layout
+
+# Runs what it is given once or more, and returns a function that does the same again on the same memory.
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+class CudaCapture:
+    """Record what a function launches on the current device; all graphs share one pool of memory.
+
+    It runs once before, on the stream it is recorded on: kernels are compiled and libraries take their memory there,
+    which a recording must not contain. Other threads may use the device meanwhile, but not record.
+    """
+
+    _recording = Lock()
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        with self._recording:
+            return self._record(run)
+
+    def _record(self, run: Callable[[], None]) -> Callable[[], None]:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            run()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return graph.replay
+
+
+@dataclass(frozen=True, slots=True)
+class _Tier:
+    """One tier's buffers, int32 [layout.size] in and [N, C] out, and its graph."""
+
+    inputs: Tensor
+    states: Tensor
+    replay: Callable[[], None]
+
+
+class Graphs:
+    """The graphs of one model's forward, one a tier, recorded when a batch of the tier first comes.
+
+    Args:     forward: maps inputs to final states [N, C] of `dtype`, without a look at their contents on the host.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Inputs], Tensor],
+        *,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        capture: Capture,
+    ) -> None:
+        self._forward, self._capture = forward, capture
+        self._width, self._dtype, self._device = width, dtype, device
+        self._tiers: dict[Layout, _Tier] = {}
+        self._lock = Lock()  # buffers hold one batch at a time
+
+    def run(self, layout: Layout, buffer: Tensor, finals: int) -> Tensor:
+        """Compute the final states [finals, C] of a batch that was packed into a tier's layout.
+
+        They are the caller's own. All work is put on the current stream, which must be the same at every call.
+        """
+        with self._lock:
+            tier = self._tiers.get(layout)
+            if tier is None:
+                tier = self._tiers[layout] = self._record(layout, buffer)
+            tier.inputs.copy_(buffer, non_blocking=True)
+            tier.replay()
+            return tier.states[:finals].clone()
+
+    def _record(self, layout: Layout, buffer: Tensor) -> _Tier:
+        """Record a tier on its first batch: what runs before the recording needs inputs that make sense."""
+        inputs = buffer.to(self._device, copy=True)
+        states = torch.empty(layout.finals, self._width, dtype=self._dtype, device=self._device)
+
+        def run() -> None:
+            states.copy_(self._forward(layout.read(inputs)))
+
+        return _Tier(inputs, states, self._capture(run))

@@ -1,0 +1,180 @@
+"""Several devices: a process for each, with the whole model, and batches handed out by the tokens they compute.
+
+A worker is a fresh interpreter at the other end of a socket: no fork, no `if __name__ == "__main__"` in the caller's
+script. Two threads of this process serve it, one sends and one receives: where a worker dies, the latter hears of it
+at once, and everybody who waits for it gets a DeviceError. Knows no texts.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import RLock, Thread
+from typing import Any
+
+import torch
+
+from lastword.errors import DeviceError
+from lastword.forest import Forest
+from lastword.model import Model
+from lastword.pipeline import Wait
+from lastword.runner import Task
+from lastword.wire import pack, unpack
+
+# Batches a device that are started before the first is waited for: one computed, one in waiting, one to even out.
+_BATCHES_AHEAD = 3
+_SECONDS_TO_END = 5
+_START = "import sys; sys.path[:] = sys.argv[2:]; from lastword.worker import main; main(int(sys.argv[1]))"
+
+
+class Pool:
+    """A worker process for each device.
+
+    Args:     load: gives the model for `device=`; it is sent to the workers.
+              devices: of one kind; the threads of this process are divided between them.
+    Raises:   what loading raised in a worker; DeviceError for a worker that died.
+    """
+
+    ahead = True
+
+    def __init__(self, load: Callable[..., Model], devices: Sequence[torch.device]) -> None:
+        self.name = ", ".join(map(str, devices))
+        self.depth = _BATCHES_AHEAD * len(devices)
+        threads = max(1, torch.get_num_threads() // len(devices))
+        self._workers: list[_Worker] = []
+        # Runs when the pool is collected, and at the interpreter's end at the latest.
+        self._stop = weakref.finalize(self, _end_all, self._workers, os.getpid())
+        try:
+            for device in devices:
+                self._workers.append(_Worker(device, pack((load, device, threads))))
+            self.batch_tokens: int = min(worker.ready.result() for worker in self._workers)
+        except BaseException:  # Ctrl-C too leaves no process behind
+            self.close()
+            raise
+
+    def start(self, task: Task, forest: Forest) -> Wait:
+        """Hand a batch to the worker with the fewest tokens to compute.
+
+        Raises:   DeviceError where a worker has died, whichever it is, or after `close`.
+        """
+        for worker in self._workers:
+            worker.check()
+        worker = min(self._workers, key=lambda worker: worker.tokens)
+        return worker.submit(pack((task, forest)), forest.tokens_computed).result
+
+    def close(self) -> None:
+        """End the worker processes; who still waits for a batch gets a DeviceError."""
+        self._stop()
+
+
+def _end_all(workers: "list[_Worker]", owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a fork of this process: the workers are not its own
+    for worker in workers:
+        worker.stop()
+    for worker in workers:
+        worker.end()
+
+
+class _Worker:
+    """The parent's end of one worker process."""
+
+    def __init__(self, device: torch.device, order: bytes) -> None:
+        self.device = device
+        self._outbox: SimpleQueue[tuple[bytes, Future[Any], int] | None] = SimpleQueue()
+        self.tokens = 0  # handed out and not computed yet
+        self._waiting: deque[tuple[Future[Any], int]] = deque()  # for answers, in turn
+        self._problem: str | None = None  # why nothing can be asked any more
+        self._lock = RLock()  # of the three above
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            self._process = subprocess.Popen(  # noqa: S603  our own interpreter
+                [sys.executable, "-c", _START, str(theirs.fileno()), *sys.path],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # Ctrl-C in a terminal is for the caller alone
+            )
+            self._connection = Connection(ours.detach())
+        self.ready = self.submit(order, 0)
+        for role in (self._send, self._receive):
+            Thread(target=role, name=f"lastword-{device}", daemon=True).start()
+
+    def check(self) -> None:
+        """Raise the DeviceError that says why nothing can be computed here any more."""
+        if self._problem is not None:
+            raise DeviceError(self._problem)
+
+    def submit(self, order: bytes, tokens: int) -> "Future[Any]":
+        """Ask for something; the answer comes to the future. Ctrl-C at any point leaves orders and answers in step."""
+        answer: Future[Any] = Future()
+        self._outbox.put((order, answer, tokens))
+        with self._lock:
+            self.tokens += tokens
+        return answer
+
+    def stop(self) -> None:
+        """Ask the process to end."""
+        self._give_up("closed; expected an open Embedder. Open it again.")
+        self._process.terminate()
+        self._outbox.put(None)
+
+    def end(self) -> None:
+        """Wait until the process has ended; one that does not is killed."""
+        try:
+            self._process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _send(self) -> None:
+        while (item := self._outbox.get()) is not None:
+            order, answer, tokens = item
+            with self._lock:
+                if self._problem is not None:
+                    answer.set_exception(DeviceError(self._problem))
+                    continue
+                self._waiting.append((answer, tokens))
+            with suppress(OSError):  # it died: `_receive` says so
+                self._connection.send_bytes(order)
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                given = unpack(self._connection.recv_bytes())
+                with self._lock:
+                    answer, tokens = self._waiting.popleft()
+                    self.tokens -= tokens
+                if isinstance(given, BaseException):
+                    answer.set_exception(given)
+                else:
+                    answer.set_result(given)
+        except (EOFError, OSError):
+            self.end()
+        except Exception:  # noqa: BLE001  an answer that this process cannot hold
+            self._process.kill()
+        status = self._process.wait()
+        how = f"exit status {status}"
+        if status < 0:
+            how = f"signal {-status} ({signal.strsignal(-status)})"
+        self._give_up(
+            f"its worker process died; got {how}, expected it to live as long as the Embedder. "
+            "It was killed, by hand or for its memory, or says above what happened: open the Embedder again."
+        )
+
+    def _give_up(self, problem: str) -> None:
+        """Tell everybody who waits, now and from now on; the first problem stays."""
+        with self._lock:
+            self._problem = self._problem or f"device {self.device}: {problem}"
+            while self._waiting:
+                answer, tokens = self._waiting.popleft()
+                self.tokens -= tokens
+                answer.set_exception(DeviceError(self._problem))

@@ -1,0 +1,64 @@
+"""Where batches are computed: in this process, or in processes of their own, one a device (`pool.py`).
+
+A task is a function of a model and a forest, of a module's top level or a partial of one, so that it can be sent. A
+runner starts it on a batch and gives what waits for the tensor. Knows no texts.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lastword.device import default_batch_tokens
+from lastword.forest import Forest
+from lastword.model import Model
+from lastword.pipeline import Wait
+from lastword.transfer import to_host
+
+Task = Callable[[Model, Forest], Tensor]
+
+
+class Runner(Protocol):
+    """Computes batches.
+
+    `name`: of the devices. `depth`: batches to start beyond the one that is waited for. `ahead`: whether this process
+    has time to prepare texts meanwhile. `batch_tokens`: tokens of a batch where the caller does not say.
+    """
+
+    name: str
+    depth: int
+    ahead: bool
+    batch_tokens: int
+
+    def start(self, task: Task, forest: Forest) -> Wait:
+        """Begin a batch; the function returned gives the task's tensor on the CPU, or raises torch.OutOfMemoryError."""
+
+    def close(self) -> None:
+        """Give back what this runner holds; nothing can be started any more."""
+
+
+class InProcess:
+    """The model in this process; on a GPU the vectors of a batch come while the next is computed."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.name = model, str(model.device)
+        self.ahead = model.device.type != "cpu"
+        self.depth = int(self.ahead)
+        self.batch_tokens = default_batch_tokens(model.device, model.token_bytes)
+
+    def start(self, task: Task, forest: Forest) -> Wait:
+        try:
+            return to_host(task(self.model, forest))
+        except torch.OutOfMemoryError as error:
+            problem = str(error)
+        torch.cuda.empty_cache()  # what the forward held is free by now
+        return partial(_out_of_memory, problem)
+
+    def close(self) -> None:
+        """Nothing: the model goes with its last reference."""
+
+
+def _out_of_memory(problem: str) -> Tensor:
+    raise torch.OutOfMemoryError(problem)

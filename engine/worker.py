@@ -1,0 +1,92 @@
+"""The process of one device: opens the model, then computes one batch after another. `pool.py` starts it.
+
+It ends as soon as the parent's end of the socket closes, in the middle of a batch too, so that it outlives no parent.
+"""
+
+import os
+import traceback
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+import torch
+
+from lastword import memory
+from lastword.pipeline import Wait
+from lastword.runner import InProcess
+from lastword.wire import pack, unpack
+
+
+def main(handle: int) -> None:
+    """Serve the parent at the other end of the socket: first the order to open the model, then batches.
+
+    Each order is answered, in turn, with what it gave: the default tokens of a batch for the model, a tensor for a
+    batch, or the exception.
+    """
+    connection = Connection(handle)
+    inbox: SimpleQueue[bytes] = SimpleQueue()
+    Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    try:
+        runner = _open(inbox.get())
+        connection.send_bytes(pack(runner.batch_tokens))
+        started: deque[Callable[[], bytes]] = deque()
+        batches = 0
+        while True:
+            if not started or (len(started) <= runner.depth and not inbox.empty()):
+                started.append(_start(runner, inbox.get()))
+                continue
+            connection.send_bytes(started.popleft()())
+            batches += 1
+            if batches % memory.BATCHES == 0:
+                memory.give_back()
+    except ConnectionError:  # the parent is gone
+        return
+    except Exception as error:  # noqa: BLE001  raised again in the parent
+        connection.send_bytes(pack(_portable(error)))
+
+
+def _read(connection: Connection, inbox: "SimpleQueue[bytes]") -> None:
+    """Take orders while a batch is computed, and notice the parent's end at once."""
+    try:
+        while True:
+            inbox.put(connection.recv_bytes())
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _open(order: bytes) -> InProcess:
+    load, device, threads = unpack(order)
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return InProcess(load(device=device))
+
+
+def _start(runner: InProcess, order: bytes) -> Callable[[], bytes]:
+    """Begin a batch; what is returned waits for its answer."""
+    try:
+        wait = runner.start(*unpack(order))
+    except Exception as error:  # noqa: BLE001  raised again in the parent
+        return partial(pack, _portable(error))
+    return partial(_answer, wait)
+
+
+def _answer(wait: Wait) -> bytes:
+    try:
+        return pack(wait())
+    except Exception as error:  # noqa: BLE001  raised again in the parent
+        return pack(_portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception with this process's traceback as a note, or its text where it does not survive a pickle."""
+    error.add_note(f"In the worker process:\n{traceback.format_exc()}")
+    try:
+        copy: Any = unpack(pack(error))
+    except Exception:  # noqa: BLE001  whatever its own pickling does
+        copy = None
+    return error if type(copy) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")

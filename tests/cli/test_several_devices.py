@@ -1,0 +1,79 @@
+"""The command on several devices: the file of one device, and Ctrl-C that leaves one line and no process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lastword.cli.main import main
+
+COMMAND = [sys.executable, "-m", "lastword.cli.main", "embed", "texts.txt", "-o", "out.npy"]
+SETTINGS = ["--max-batch-tokens", "500"]
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process started and that have not ended, by /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def test_the_file_of_one_device(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts.txt").write_text("".join(f"text number {i} of many\n" for i in range(700)))
+    settings = ["--model", str(tiny_checkpoint), *SETTINGS]
+    done = subprocess.run(
+        [*COMMAND, *settings, "--device", "cpu,cpu"], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr.startswith("lastword: 700 texts, ")
+    assert done.stderr.count("\n") == 1
+    several = [Path(name).read_bytes() for name in ("out.npy", "out.npy.json")]
+    assert main([*COMMAND[3:], *settings, "--device", "cpu", "--quiet"]) == 0
+    assert several == [Path(name).read_bytes() for name in ("out.npy", "out.npy.json")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("when", ["loading", "computing"])
+def test_ctrl_c(when: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """As a terminal does it: to every process of the group."""
+    (tmp_path / "texts.txt").write_text("".join(f"text {i} of many\n" for i in range(400_000)))
+
+    def parts() -> list[Path]:
+        return [each for each in tmp_path.iterdir() if each.name != "texts.txt"]
+
+    with subprocess.Popen(
+        [*COMMAND, "--model", tiny_checkpoint, "--device", "cpu,cpu", *SETTINGS],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A job that runs in the background may have handed down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while len(workers := children(process.pid)) < 2 or (
+                when == "computing" and not any(part.stat().st_size for part in parts())
+            ):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGINT)
+            err = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert err == "lastword: stopped\n"
+    assert process.returncode == 130
+    assert len(workers) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert os.listdir(tmp_path) == ["texts.txt"]

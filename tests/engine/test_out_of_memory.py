@@ -1,0 +1,184 @@
+"""A device without the memory for a batch: it is split, nothing is lost, one warning; how many tokens to take."""
+
+import gc
+import warnings
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from lastword import Embedder, InputError, device
+from lastword.bench.shapes import SIZES
+from lastword.device import default_batch_tokens
+from lastword.forest import Forest, plan_forests
+from lastword.model import Model
+from lastword.report import Report
+from lastword.weights.config import parse_config
+
+GPU = torch.device("cuda", 0)
+GIB = 2**30
+TEXTS = [f"text {i % 17} " + "with a few more words " * (i % 5) for i in range(60)]
+
+
+class Small:
+    """A model's forward with memory for so many tokens; keeps what it was asked for."""
+
+    def __init__(self, model: Embedder, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tokens, self.asked, self.true = tokens, [], model._encoder.runner.model.forward
+        self.held: weakref.ref[torch.Tensor] | None = None
+        monkeypatch.setattr(model._encoder.runner.model, "forward", self.forward)
+        monkeypatch.setattr(torch.cuda, "empty_cache", self.empty_cache)
+
+    def forward(self, forest: Forest) -> torch.Tensor:
+        activations = torch.empty(4)
+        self.asked.append(forest.tokens_computed)
+        if forest.tokens_computed > self.tokens:
+            self.held = weakref.ref(activations)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.true(forest)
+
+    def empty_cache(self) -> None:
+        assert self.held is not None
+        assert self.held() is None, (
+            "the failed forward's memory is let go before the cache is emptied"
+        )
+
+
+@pytest.fixture
+def model(tiny_checkpoint: Path) -> Embedder:
+    return Embedder(tiny_checkpoint, device="cpu", max_batch_tokens=4096)
+
+
+def test_nothing_is_lost(model: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, whole = model.encode(TEXTS), model.plan(TEXTS)
+    assert whole.batches == 1
+    small = Small(model, whole.tokens_computed // 5, monkeypatch)
+    report = Report()
+    gc.disable()
+    try:
+        with pytest.warns(RuntimeWarning, match=r"cpu: out of memory at \d+ tokens") as warned:
+            vectors = torch.stack(list(model.encode_stream(TEXTS, report=report)))
+    finally:
+        gc.enable()
+    assert float((vectors - expected).abs().max()) <= 1e-5
+    assert len(warned) == 1
+    ran = [tokens for tokens in small.asked if tokens <= small.tokens]
+    assert len(ran) < len(small.asked)
+    assert (report.texts, report.batches) == (len(TEXTS), len(ran))
+    assert (report.tokens_asked, report.tokens_computed) == (whole.tokens_asked, sum(ran))
+
+
+def test_batches_stay_small_and_the_warning_comes_once(
+    model: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Small(model, 100, monkeypatch)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        model.encode(TEXTS)
+    assert model.max_batch_tokens < 200
+    failed = len([tokens for tokens in small.asked if tokens > small.tokens])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode(TEXTS)
+    assert len([tokens for tokens in small.asked if tokens > small.tokens]) <= failed + 1
+
+
+def test_a_text_that_does_not_fit_is_named(
+    model: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lastword.windows._WINDOW_TEXTS", 4)
+    Small(model, 50, monkeypatch)
+    texts = ["a", "b", "c", "d", "e", "long " * 100, "f", "g", "h"]
+    got: list[torch.Tensor] = []
+    with (
+        pytest.warns(RuntimeWarning, match="out of memory"),
+        pytest.raises(InputError, match=r"text 5: does not fit .*; got \d+ tokens") as caught,
+    ):
+        got.extend(model.encode_stream(texts))
+    assert (len(got), caught.value.index) == (4, 5)
+
+
+def test_other_errors_pass(model: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model._encoder.runner.model, "forward", lambda forest: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.encode(TEXTS)
+
+
+def test_halves_have_every_text_once() -> None:
+    tokens = [[1] * 20 + [2] * 9, [1] * 20, [3, 4], [3, 4], [1] * 20 + [2] * 9 + [5], [6], [3, 4]]
+    (forest,) = plan_forests(tokens, 1000)
+    halves = forest.halves()
+    lists = {}
+    for half in halves:
+        assert len(half.final_rows) in (2, 3)
+        for index, which in zip(half.texts.tolist(), half.distinct.tolist(), strict=True):
+            assert index not in lists
+            lists[index] = half._tokens()[which]
+    assert [lists[i] for i in range(len(tokens))] == tokens
+    assert sum(half.tokens_asked for half in halves) == forest.tokens_asked
+
+
+# How many tokens a batch takes.
+
+
+@pytest.mark.parametrize(
+    ("free", "unused", "tokens"),
+    [
+        (100 * GIB, 0, 16_384),  # enough for more than is of use
+        (GIB, 0, int(0.8 * GIB) // 100_000),
+        (GIB // 2, GIB // 2, int(0.8 * GIB) // 100_000),  # held by PyTorch, in use by nobody
+        (10_000_000, 0, 1024),  # the least; a batch that does not fit is split
+    ],
+)
+def test_tokens_by_free_memory(
+    free: int, unused: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda asked: (free, 140 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda asked: 8 * GIB + unused)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda asked: 8 * GIB)
+    assert default_batch_tokens(GPU, 100_000) == tokens
+
+
+def test_a_cpu_takes_tokens_by_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert default_batch_tokens(torch.device("cpu"), 10**12) == 2048
+
+
+@pytest.mark.parametrize("asked", [None, 7])
+def test_the_embedder_asks_once_the_weights_are_there(
+    asked: int | None, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr(
+        Model, "token_bytes", property(lambda model: loaded.append(model.norm) or 3)
+    )
+    monkeypatch.setattr(device, "CPU_BATCH_TOKENS_LIMITS", (99, 99))
+    model = Embedder(tiny_checkpoint, device="cpu", max_batch_tokens=asked)
+    assert model.max_batch_tokens == (asked or 99)
+
+
+def shaped(model: str) -> Model:
+    """A model's shape without its weights."""
+    hidden, width, layers, H, KH, D = SIZES[model]
+    made = object.__new__(Model)
+    made.dtype = torch.bfloat16
+    made.config = parse_config(
+        {
+            "model_type": "qwen3", "hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": layers,
+            "num_attention_heads": H, "num_key_value_heads": KH, "head_dim": D, "vocab_size": 1000,
+            "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": False,
+            "rope_theta": 1e6, "rope_scaling": None, "tie_word_embeddings": True,
+        },
+        "shape",
+    )  # fmt: skip
+    return made
+
+
+def test_a_text_of_32k_tokens_on_the_4b_shape_fits_beside_the_weights() -> None:
+    """Residual, layer input and norm 3·2560; q, k, v and attended 2·32·128 + 2·8·128; gate, up and product 3·9728."""
+    model = shaped("4B")
+    assert model.token_bytes == 2 * (7680 + 10_240 + 29_184) + 512
+    assert 32_768 * model.token_bytes < 3 * GIB
+    model.dtype = torch.float32
+    assert 32_768 * model.token_bytes < 6 * GIB
+    assert 32_768 * shaped("8B").token_bytes < 16 * GIB

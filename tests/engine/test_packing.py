@@ -1,0 +1,126 @@
+"""Tiers and the buffer of a batch: every batch fits its tier and is read as written, padding is of no text."""
+
+import random
+
+import pytest
+import torch
+
+from lastword.errors import ConfigError
+from lastword.forest import Forest, plan_forests
+from lastword.kernels import AttentionPlan, block_sizes
+from lastword.packing import MAX_TIER_ROWS, Layout, Packer, tier_of
+
+CPU = torch.device("cpu")
+PACKER = Packer(CPU, torch.float32, group=4)
+
+
+def random_forests(seed: int) -> list[Forest]:
+    """Few distinct tokens, so that texts share prefixes of every kind."""
+    draw = random.Random(seed)
+    texts = [
+        [draw.randrange(3) for _ in range(draw.choice((1, 2, 12, 30)))] + [9] * draw.choice((0, 0, 100))
+        for _ in range(draw.choice((1, 2, 7, 60, 150)))
+    ]  # fmt: skip
+    return list(plan_forests([[7] * draw.choice((0, 24)) + text for text in texts], 2048))
+
+
+FORESTS = [forest for seed in range(60) for forest in random_forests(seed)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "finals", "tier"),
+    [
+        (1, 1, (16, 1)), (16, 16, (16, 16)), (17, 2, (32, 4)), (36, 1, (64, 1)), (65, 5, (128, 16)),
+        (128, 65, (128, 128)), (129, 1, (256, 1)), (1025, 300, (1152, 1024)), (2048, 2048, (2048, 2048)),
+        (2049, 1, None),
+    ],
+)  # fmt: skip
+def test_tiers(rows: int, finals: int, tier: tuple[int, int] | None) -> None:
+    assert tier_of(rows, finals) == tier
+
+
+def test_tiers_are_few_and_hold_what_comes() -> None:
+    tiers = set()
+    for rows in range(1, MAX_TIER_ROWS + 1):
+        for finals in {1, (rows + 1) // 2, rows}:
+            tier_rows, tier_finals = tier_of(rows, finals)
+            assert rows <= tier_rows < rows + 128
+            assert finals <= tier_finals <= min(4 * finals, tier_rows)
+            tiers.add((tier_rows, tier_finals))
+    assert len(tiers) < 100
+
+
+def filled(forest: Forest, *, pad: bool) -> tuple[Layout, list[torch.Tensor]]:
+    layout, buffer = PACKER.pack(forest, pad=pad)
+    assert (buffer.dtype, buffer.numel()) == (torch.int32, layout.size)
+    return layout, layout._parts(buffer)
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_what_is_read_is_the_batch(pad: bool) -> None:
+    for forest in FORESTS:
+        plan = AttentionPlan(forest.segments, forest.final_rows, CPU)
+        layout, parts = filled(forest, pad=pad)
+        assert layout.tier == pad
+        written = [
+            forest.ids, forest.positions, torch.tensor(forest.final_rows),
+            plan.table, plan.final_table, plan.tiles(layout.tile_rows),
+        ]  # fmt: skip
+        for part, batch in zip(parts, written, strict=True):
+            assert part.data_ptr() % 16 == 0, "Triton would compile once more"
+            assert pad or len(part) == len(batch)
+            assert torch.equal(part[: len(batch)], batch.to(torch.int32))
+        assert plan.longest_path <= layout.longest_path
+        assert layout.has_ancestors or not plan.has_ancestors
+
+
+def test_padding_is_of_a_segment_without_rows() -> None:
+    for forest in FORESTS:
+        plan = AttentionPlan(forest.segments, forest.final_rows, CPU)
+        layout, (ids, positions, final_rows, table, final_table, tiles) = filled(forest, pad=True)
+        texts, segments = len(forest.final_rows), len(forest.segments.start)
+        count = len(plan.tiles(layout.tile_rows))
+        assert segments <= texts, "a segment holds a text's final row"
+        assert table[segments:].tolist() == [[0, 0, -1, 0]] * (layout.segments - segments)
+        nothing = [layout.segments - 1, 0]
+        assert layout.segments > segments
+        assert final_table[texts:].tolist() == [nothing] * (layout.finals - texts)
+        assert tiles[count:].tolist() == [nothing] * (layout.tiles - count)
+        assert not ids[forest.tokens_computed :].any()
+        assert not positions[forest.tokens_computed :].any()
+        assert not final_rows[texts:].any(), "row 0 is there in every batch"
+
+
+def test_batches_of_a_tier_have_one_layout() -> None:
+    layouts: dict[tuple[int, int] | None, Layout] = {}
+    for forest in FORESTS:
+        layout, _ = PACKER.pack(forest)
+        tier = tier_of(forest.tokens_computed, len(forest.final_rows))
+        assert layouts.setdefault(tier, layout) == layout
+    assert len(layouts) > 10
+
+
+def test_a_plan_that_is_read_has_its_sizes() -> None:
+    layout, buffer = PACKER.pack(FORESTS[0])
+    inputs = layout.read(buffer)
+    plan = inputs.plan
+    assert inputs.ids.data_ptr() == buffer.data_ptr(), "a view"
+    assert plan.num_finals == layout.finals == len(inputs.final_rows)
+    assert len(plan.tiles(layout.tile_rows)) == layout.tiles
+    assert (plan.has_ancestors, plan.longest_path) == (True, layout.rows)
+    with pytest.raises(ConfigError, match="tiles of other rows; got 7, expected the "):
+        plan.tiles(7)
+
+
+def test_tiles_are_those_of_the_form_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile of the descriptor form has the rows of one head, one of the other form those of G heads."""
+    monkeypatch.setattr(block_sizes, "architecture", lambda _: "sm_90")
+    long = next(plan_forests([[1] * 3000], 4096))
+
+    def tile_rows() -> int:
+        packer = Packer(CPU, torch.bfloat16, group=4)
+        return packer.pack(long)[0].tile_rows
+
+    assert tile_rows() == 32
+    monkeypatch.setattr(block_sizes, "DESCRIPTOR_DEFAULT", frozenset(["sm_90"]))
+    assert tile_rows() == 128

@@ -1,0 +1,145 @@
+"""Small batches as CUDA graphs on the device: the bits of the same batches without, no compile, nothing mixed up."""
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+
+from lastword import Embedder
+from lastword.bench.model import RandomEmbedder, random_embedder
+from lastword.forest import Forest, plan_forests
+from lastword.graphs import CudaCapture
+from lastword.model import Model
+from lastword.transfer import to_host
+
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32], ids=str)
+def embedder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> RandomEmbedder:
+    return random_embedder(tmp_path_factory.mktemp("random"), "0.6B", 3, GPU, request.param)
+
+
+def batches(seed: int, count: int) -> Iterator[Forest]:
+    """Batches of every tier: one text or many, short or long, with and without a common prompt."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        prompt = [7] * draw.choice((0, 0, 24))
+        longest = draw.choice((1, 12, 100, 700, 2000))
+        texts = [
+            prompt + [draw.randrange(8000) for _ in range(draw.randrange(1, longest + 1))]
+            for _ in range(draw.choice((1, 2, 3, 10, 100)))
+        ]
+        yield next(plan_forests(texts, 2048))
+
+
+def graphs(model: Model) -> None:
+    with torch.cuda.device(GPU):
+        model.use_packing(CudaCapture())
+
+
+def test_the_same_bits_as_without_graphs(embedder: RandomEmbedder) -> None:
+    model, forests = embedder._encoder.runner.model, list(batches(0, 60))
+    model.use_packing(None)
+    eager = [model.forward(forest) for forest in forests]
+    graphs(model)
+    order = [*range(len(forests)), *random.Random(1).sample(range(len(forests)), len(forests))]
+    replayed = [model.forward(forests[i]) for i in order]
+    for i, states in zip(order, replayed, strict=True):
+        assert torch.equal(states, eager[i])
+        assert bool(states.isfinite().all())
+
+
+def test_padding_moves_nothing(embedder: RandomEmbedder) -> None:
+    """Beside the same batch as it is, which observers see; in bfloat16 products of other shapes round otherwise."""
+    model = embedder._encoder.runner.model
+    graphs(model)
+    for forest in batches(2, 20):
+        padded = torch.nn.functional.normalize(model.forward(forest).float())
+        exact = model.forward(forest, lambda layer, states: None).float()
+        exact = torch.nn.functional.normalize(exact)
+        if embedder.dtype == torch.float32:
+            assert float((padded - exact).abs().max()) <= 1e-5
+        assert float((padded * exact).sum(1).min()) > 0.999
+
+
+def test_nothing_compiles_after_warm_up(
+    embedder: RandomEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, compiled = embedder._encoder.runner.model, []
+    graphs(model)
+    for texts in ([[1] * 2000], [[1] * 3], [[i] * 12 for i in range(150)], [[i] * 300 for i in range(5)]):  # fmt: skip
+        model.forward(next(plan_forests(texts, 2048)))
+    monkeypatch.setattr(
+        triton.knobs.runtime, "jit_post_compile_hook", lambda **what: compiled.append(what["repr"])
+    )
+    for forest in batches(3, 100):
+        model.forward(forest)
+    assert compiled == []
+
+
+def test_texts_from_several_threads(embedder: RandomEmbedder) -> None:
+    graphs(embedder._encoder.runner.model)
+    lists = [[f"{i} {j} " + "some words " * (j % 7) for j in range(i % 5 + 1)] for i in range(60)]
+    one_by_one = [embedder.encode(texts) for texts in lists]
+    graphs(embedder._encoder.runner.model)  # recorded anew, while other threads compute
+    with ThreadPoolExecutor(4) as threads:
+        at_once = list(threads.map(embedder.encode, lists))
+    for mine, theirs in zip(at_once, one_by_one, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_vectors_are_there_when_they_are_waited_for() -> None:
+    """The copy ends after the work that makes the vectors, however late that is."""
+    waits = []
+    for i in range(20):
+        x = torch.full((4096, 4096), float(i), device=GPU)
+        torch.cuda._sleep(10_000_000)
+        waits.append(to_host(x.mul_(2)))
+        del x
+    for i, wait in enumerate(waits):
+        assert bool((wait() == 2.0 * i).all())
+
+
+def test_many_batches_in_flight(tiny_checkpoint: Path) -> None:
+    texts = [f"{i} " + "a few words " * (i % 9) for i in range(3000)]
+    model = Embedder(tiny_checkpoint, device="cuda", dtype="float32", max_batch_tokens=700)
+    on_cpu = Embedder(tiny_checkpoint, device="cpu").encode(texts)
+    assert float((model.encode(texts) - on_cpu).abs().max()) <= 2e-5
+
+
+def test_activations_take_what_was_counted(embedder: RandomEmbedder) -> None:
+    model, tokens = embedder._encoder.runner.model, 16_384
+    model.use_packing(None)
+    (forest,) = plan_forests([[i] * 512 for i in range(tokens // 512)], tokens)
+    model.forward(forest)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    model.forward(forest)
+    used = torch.cuda.max_memory_allocated() - before
+    assert 0.7 < used / (model.token_bytes * tokens) < 1.05
+
+
+def test_a_batch_beyond_the_memory_is_split(embedder: RandomEmbedder) -> None:
+    """Real exhaustion: all but a little of the device's memory is taken."""
+    texts = [f"{i} " + "one word and another " * 40 for i in range(150)]
+    expected, tokens = embedder.encode(texts), embedder.max_batch_tokens
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    tokens_of_batch = min(embedder.plan(texts).tokens_computed, tokens)
+    needed = embedder._encoder.runner.model.token_bytes * tokens_of_batch
+    taken = torch.empty(int(free - needed // 2), dtype=torch.uint8, device=GPU)
+    try:
+        with pytest.warns(RuntimeWarning, match="out of memory"):
+            vectors = embedder.encode(texts)
+    finally:
+        del taken
+        embedder.max_batch_tokens, embedder._out_of_memory = tokens, False
+    assert float((vectors * expected).sum(1).min()) > 0.999

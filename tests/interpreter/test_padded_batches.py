@@ -1,0 +1,139 @@
+"""Batches padded to tiers, and recorded once a tier, through the real kernels: the same states, nothing mixed up."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import difference, load_ours
+
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.forest import Forest, plan_forests
+from lastword.model import Model
+
+# Rows of padding compute with NaN, and final rows of padding divide nothing by nothing: NumPy says so.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+BATCHES: dict[str, list[list[int]]] = {
+    "one row": [[1]],
+    "full tier": [list(range(1, 17))],
+    "one row over a tier": [list(range(1, 18))],
+    "prompt": [[7] * 12 + [1, 2, 3], [7] * 12 + [4] * 5, [5], [7] * 10],
+    "levels": [[1] * 8 + [2] * 8 + [3] * 3, [1] * 8 + [2] * 8 + [4] * 5, [1] * 8 + [5] * 2],
+    "as many texts as rows": [[n] for n in range(1, 17)],
+    "equal texts": [[3, 4], [3, 4], [9]],
+}
+
+
+class StubCapture:
+    """Stands for CUDA graphs: what is recorded is run again, by whoever replays it; nothing else is kept."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+
+        def replay() -> None:
+            self.replayed += 1
+            run()
+
+        return replay
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(
+        tmp_path_factory.mktemp("padded"), hidden_size=48, intermediate_size=80, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=32, vocab_size=300,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def model(folder: Path) -> Model:
+    return load_ours(folder)
+
+
+def pack(tokens: list[list[int]]) -> Forest:
+    (forest,) = plan_forests(tokens, 10**6)
+    return forest
+
+
+def twins(model: Model, forest: Forest) -> torch.Tensor:
+    """The states by the PyTorch twins, which take batches as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET")
+        return model.forward(forest)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_nothing_of_padding_reaches_a_vector(name: str, model: Model) -> None:
+    """Padding is token 0: with a NaN for its embedding every row of padding is NaN from the start."""
+    forest = pack(BATCHES[name])
+    model.embedding = model.embedding.float().index_fill(0, torch.tensor([0]), torch.nan)
+    expected = twins(model, forest)
+    model.use_packing(None)
+    states = model.forward(forest)
+    assert states.shape == (len(forest.final_rows), 48)
+    assert difference(states, expected) <= 1e-6
+
+
+def test_observers_see_the_batch_without_padding(model: Model) -> None:
+    forest, seen = pack(BATCHES["prompt"]), []
+    expected = twins(model, forest)
+    model.use_packing(StubCapture())
+    states = model.forward(forest, lambda _, states: seen.append(len(states)))
+    assert difference(states, expected) <= 1e-6
+    assert seen == [forest.tokens_computed, len(forest.final_rows)]
+
+
+def test_a_tier_is_recorded_once_and_batches_do_not_mix(model: Model) -> None:
+    draw = random.Random(0)
+    batches = [
+        pack([[draw.randrange(300) for _ in range(draw.randrange(2, 8))] for _ in range(2)])
+        for _ in range(2)
+    ]
+    model.use_packing(None)
+    eager = [model.forward(batch) for batch in batches]
+    capture = StubCapture()
+    model.use_packing(capture)
+    order = [0, 1, 0]
+    replayed = [model.forward(batches[i]) for i in order]  # all kept while others run
+    for i, states in zip(order, replayed, strict=True):
+        assert torch.equal(states, eager[i]), (
+            "a batch's states are those of the same batch unrecorded"
+        )
+    tiers = len({model._packer.pack(batch)[0] for batch in batches})
+    assert (capture.recorded, capture.replayed) == (tiers, len(order))
+    pointers = {states.data_ptr() for states in replayed}
+    assert len(pointers) == len(order), "states are copied out"
+
+
+def test_a_batch_beyond_all_tiers_is_not_recorded(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lastword.packing.MAX_TIER_ROWS", 12)
+    forest = pack([[1] * 9, [2] * 4])
+    plain = twins(model, forest)
+    capture = StubCapture()
+    model.use_packing(capture)
+    assert difference(model.forward(forest), plain) <= 1e-6
+    assert capture.recorded == 0
+    model.forward(pack([[1] * 9]))
+    assert capture.recorded == 1
+
+
+def test_a_failed_recording_is_made_again(model: Model) -> None:
+    forest, fails = pack([[1, 2, 3]]), [torch.OutOfMemoryError("full")]
+    expected = twins(model, forest)
+
+    def capture(run: Callable[[], None]) -> Callable[[], None]:
+        if fails:
+            raise fails.pop()
+        return run
+
+    model.use_packing(capture)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.forward(forest)
+    assert difference(model.forward(forest), expected) <= 1e-6

@@ -1,0 +1,51 @@
+"""What tests let a worker process do; it imports them by name."""
+
+import os
+import signal
+import time
+
+import torch
+
+
+def pid(model, forest):
+    return torch.tensor([os.getpid(), torch.get_num_threads()])
+
+
+def sleep(seconds, model, forest):
+    time.sleep(seconds)
+    return torch.tensor([seconds])
+
+
+def fail(error, model, forest):
+    raise error
+
+
+class UnpicklableError(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+def fail_unpicklable(model, forest):
+    raise UnpicklableError("one", "two")
+
+
+def die(model, forest):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def no_model(error, device):
+    raise error
+
+
+def no_process(device):
+    os._exit(3)
+
+
+def not_finite(dim, model, forest):
+    return torch.full((len(forest.final_rows), dim), float("nan"))
+
+
+def small(tokens, task, model, forest):
+    if forest.tokens_computed > tokens:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return task(model, forest)
