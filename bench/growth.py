@@ -8,13 +8,12 @@ Both should stay as they are while the texts grow a hundredfold. Every peak is t
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from multiprocessing import get_context
 from time import perf_counter
 
 from lastword import Embedder
-from lastword.bench.peer_child import peak_bytes
+from lastword.bench.memory import peak_bytes
 from lastword.bench.workloads import workloads
 from lastword.report import Report
 
@@ -48,7 +47,7 @@ def measure(
     model: str | None, device: str, counts: Sequence[int], rounds: int
 ) -> list[dict[str, float]]:
     """Time `encode` on each count of texts, the rounds alternating, and find each count's peak."""
-    texts = workloads(documents=max(counts))[0].texts
+    texts = workloads(max(counts), 0, 0)[0].texts
     embedder = Embedder(model, device=device)
     tokens = {n: embedder.plan(texts[:n]).tokens_asked for n in counts}
     seconds: dict[int, list[float]] = {n: [] for n in counts}
@@ -80,7 +79,7 @@ def _peak(model: str | None, device: str, count: int) -> int:
 
 def stream(model: str | None, device: str, count: int) -> int:
     """Embed `count` texts that come one by one, keep no vector, give this process's peak memory."""
-    texts = iter(workloads(documents=count)[0].texts)
+    texts = iter(workloads(count, 0, 0)[0].texts)
     report = Report()
     for _ in Embedder(model, device=device).encode_stream(texts, report=report):
         pass
@@ -90,4 +89,4 @@ def stream(model: str | None, device: str, count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
