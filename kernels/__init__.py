@@ -16,11 +16,18 @@ from torch import Tensor
 from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import reference
 from lastword.kernels.linear import Linear, SwigluLinear
-from lastword.kernels.linear_int8 import Int8Linear, Int8SwigluLinear, activation_levels, check_int8
+from lastword.kernels.linear_int8 import (
+    MAX_ROUNDING,
+    Int8Linear,
+    Int8SwigluLinear,
+    activation_levels,
+    check_int8,
+)
 from lastword.kernels.plan import AttentionPlan
 from lastword.kernels.segments import Segments
 
 __all__ = [
+    "MAX_ROUNDING",
     "AttentionPlan",
     "Int8Linear",
     "Int8SwigluLinear",

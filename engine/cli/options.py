@@ -36,8 +36,8 @@ def positive(text: str) -> int:
     return number
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, quantize: bool = True) -> None:
-    """Add what chooses a model and how it is run; `quantize` where a quantised model is of use."""
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add what chooses a model and how it is run."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -47,10 +47,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, quantize: bool = True)
     group.add_argument("--local-files-only", action="store_true", help="do not use the network")
     group.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
     group.add_argument("--dtype", help="float32 or bfloat16; by default what suits the device")
-    if quantize:
-        group.add_argument(
-            "--quantize", choices=("int8",), help="faster on a CPU, at a small drift"
-        )
+    group.add_argument("--quantize", choices=("int8",), help="faster on a CPU, at a small drift")
     group.add_argument("--dim", type=positive, help="keep this many dimensions of each vector")
     group.add_argument("--max-length", type=positive, help="tokens a text may have")
     group.add_argument("--max-batch-tokens", type=positive, help="tokens computed at once")
@@ -110,7 +107,7 @@ def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": args.device,
         "dtype": args.dtype,
-        "quantize": getattr(args, "quantize", None),
+        "quantize": args.quantize,
         "revision": args.revision,
         "local_files_only": args.local_files_only,
         "max_length": args.max_length,

@@ -22,10 +22,10 @@ TRUTHS: dict = {}
 def known_truth(monkeypatch):
     """Walk transformers once for all tests of one checkpoint: no broken engine changes the truth."""
 
-    def cached(folder, ids, dtype, device, advance, true=evidence.walk):
-        key = (folder, str(ids), dtype)
+    def cached(folder, ids, dtype, device, advance, quantize=None, true=evidence.walk):
+        key = (folder, str(ids), dtype, quantize)
         if key not in TRUTHS:
-            TRUTHS[key] = true(folder, ids, dtype, device, advance)
+            TRUTHS[key] = true(folder, ids, dtype, device, advance, quantize)
         return TRUTHS[key]
 
     monkeypatch.setattr(evidence, "walk", cached)
