@@ -11,11 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lastword.device import check_quantize, choose_device, choose_dtype, default_batch_tokens
+from lastword.device import (
+    check_quantize,
+    choose_device,
+    choose_dtype,
+    default_batch_tokens,
+    quantize_identity,
+)
 from lastword.finish import finish, quantize
 from lastword.forest import Forest, plan_forests
 from lastword.identity import file_hash, fingerprint
-from lastword.kernels import activation_levels
 from lastword.model import Model
 from lastword.pipeline import compute_windows, count, prepare_windows
 from lastword.progress import progress_bar
@@ -43,7 +48,7 @@ class Embedder:
         model: hub id or folder; None is the small built-in model (see `notices`).
         device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU.
         dtype: "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
-        quantize: "int8" for 8-bit matrix products on a CPU: faster, at a small drift; default none.
+        quantize: 8-bit matrix products, faster at a small drift: "int8" on a CPU, "fp8" on a GPU; default none.
         revision, cache_dir, token, local_files_only: as huggingface-hub takes them.
         max_length: tokens a text may have, the end token included; default as sentence-transformers reads it.
         max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own.
@@ -338,7 +343,7 @@ class Embedder:
             space=self.space_fingerprint(truncate_dim),
             prompt=prompt,
             dtype=str(self.dtype),
-            quantize=self.quantize and [self.quantize, activation_levels()],
+            quantize=quantize_identity(self.quantize, self.device),
             max_length=self.max_length,
             precision=precision,
             ranges=None if ranges is None else ranges.tolist(),

@@ -110,8 +110,8 @@ def add_rms_norm_quantize(
 def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
     """Quantise each row for an fp8 product: y · scale = x.
 
-    Args:     x: [T, K] fp32/fp16/bf16. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
-    Returns:  y: [T, K] fp8; scale: [T] fp32, max |row| over the format's largest number.
+    Args:     x: [T, C] fp32/fp16/bf16. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
+    Returns:  y: [T, C] fp8; scale: [T] fp32, max |row| over the format's largest number.
     Numerics: divided in fp32, rounded once to fp8. A row with a NaN or an infinity has a NaN in y or scale.
     Raises:   ConfigError where x is no matrix, or of another dtype.
     """

@@ -113,8 +113,14 @@ class Fp8SwigluLinear:
 
 def _product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """(a_scale · a) · (b · b_scale): fp8 [T, K] and [K, K_out], fp32 [T, 1] and [1, K_out]."""
-    if not a.is_cuda:
-        return ((a.float() @ b.float()).mul_(a_scale).mul_(b_scale)).to(dtype)
+    if a.is_cuda:
+        return _row_wise_product(a, b, a_scale, b_scale, dtype)
+    return (a.float() @ b.float()).mul_(a_scale).mul_(b_scale).to(dtype)
+
+
+def _row_wise_product(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype
+) -> Tensor:
     row_wise = F.ScalingType.RowWise
     return F.scaled_mm(
         a, b, a_scale, row_wise, b_scale, row_wise, output_dtype=dtype, use_fast_accum=_FAST_ACCUM

@@ -9,6 +9,8 @@ from lastword.errors import ConfigError
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
 
+QUANTIZE = ("int8", "fp8")
+
 # what Python callers call an argument, and what it is called here
 _OPTION_OF = {
     "truncate_dim": "--dim",
@@ -47,7 +49,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--local-files-only", action="store_true", help="do not use the network")
     group.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
     group.add_argument("--dtype", help="float32 or bfloat16; by default what suits the device")
-    group.add_argument("--quantize", choices=("int8",), help="faster on a CPU, at a small drift")
+    group.add_argument(
+        "--quantize", choices=QUANTIZE, help="faster on a CPU or on a GPU, at a drift"
+    )
     group.add_argument("--dim", type=positive, help="keep this many dimensions of each vector")
     group.add_argument("--max-length", type=positive, help="tokens a text may have")
     group.add_argument("--max-batch-tokens", type=positive, help="tokens computed at once")

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lastword.errors import ConfigError
-from lastword.verify.rounding import quantize_layer
+from lastword.verify.rounding import is_quantized, quantize_layer
 
 END_TOKEN = "<|endoftext|>"  # noqa: S105
 
@@ -170,8 +170,8 @@ def _through_layer(
         layer = qwen3.Qwen3DecoderLayer(config, index)
     layer.load_state_dict(tensors.group(f"layers.{index}.", device, dtype), assign=True)
     layer.eval()
-    if quantize is not None:
-        quantize_layer(layer)
+    if quantize is not None and is_quantized(quantize, index, config.num_hidden_layers):
+        quantize_layer(layer, quantize)
     for number, x in enumerate(states):
         positions = torch.arange(x.shape[1], device=device)[None]
         states[number] = layer(x, position_ids=positions, position_embeddings=rotary(x, positions))

@@ -12,6 +12,7 @@ from lastword.kernels import (
     final_attention_kernel,
     forest_attention_kernel,
     qk_norm_rope_kernel,
+    quantize_rows_kernel,
     rms_norm_kernel,
     swiglu_kernel,
 )
@@ -49,6 +50,10 @@ def launch_all(forest: Forest, dtype: torch.dtype) -> None:
         rms_norm_kernel.rms_norm(x, weight, 1e-6)
         rms_norm_kernel.add_rms_norm(x, torch.empty_like(x), weight, 1e-6)
         swiglu_kernel.swiglu(torch.empty(rows, 2 * F, dtype=dtype))
+        fp8 = torch.float8_e4m3fn
+        rms_norm_kernel.add_rms_norm_quantize(x, torch.empty_like(x), weight, 1e-6, fp8)
+        swiglu_kernel.swiglu_quantize(torch.empty(rows, 2 * F, dtype=dtype), fp8)
+        quantize_rows_kernel.quantize_rows(x, fp8)
     weight, table = torch.empty(D, dtype=dtype), torch.empty(T, D // 2)
     qkv = torch.empty(T, (H + 2 * KH) * D, dtype=dtype)
     qk_norm_rope_kernel.qk_norm_rope(

@@ -90,7 +90,7 @@ def test_the_plain_rounding_is_that_of_the_engine() -> None:
     parent = nn.Sequential(linear, nn.ReLU())
     x = torch.randn(7, 96, generator=generator)
     engine = Int8Linear(linear.weight.data, linear.bias.data)
-    rounding.quantize_layer(parent)
+    rounding.quantize_layer(parent, "int8")
     assert parent[0].exact_rows.tolist() == [3]
     assert (parent[0](x) - engine(x)).abs().max() < 1e-2 * (engine(x).abs().max())
 
