@@ -147,18 +147,16 @@ def test_the_library_takes_the_call(T: int) -> None:
 
 
 @pytest.mark.parametrize("T", [1, 7])
-def test_the_layout_is_that_of_a_gpu(T: int) -> None:
-    """The shape rules of a GPU's product, held against tensors of which nothing is there."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        codes = torch.empty(T, 64, dtype=torch.float8_e4m3fn, device="cuda")
-        weight = torch.empty(48, 64, dtype=torch.float8_e4m3fn, device="cuda")
-        scales = torch.empty(T, device="cuda")[:, None], torch.empty(48, device="cuda")[None]
-        y = linear_fp8._row_wise_product(codes, weight.t(), *scales, torch.bfloat16)
-        assert (y.shape, y.dtype) == ((T, 48), torch.bfloat16)
-        with pytest.raises((RuntimeError, ValueError)):
-            linear_fp8._row_wise_product(codes, weight.t().contiguous(), *scales, torch.bfloat16)
+def test_the_layout_is_that_of_a_gpu(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own rules for a GPU's product, held against tensors of which only the layout is there."""
+    monkeypatch.setattr(torch._meta_registrations, "device_hint", lambda tensor: "cuda")
+    with torch.device("meta"):
+        codes, weight = (torch.empty(n, 64, dtype=torch.float8_e4m3fn) for n in (T, 48))
+        scales = torch.empty(T)[:, None], torch.empty(48)[None]
+    y = linear_fp8._row_wise_product(codes, weight.t(), *scales, torch.bfloat16)
+    assert (y.shape, y.dtype) == ((T, 48), torch.bfloat16)
+    with pytest.raises(RuntimeError, match="mat2 must be col_major"):
+        linear_fp8._row_wise_product(codes, weight.t().contiguous(), *scales, torch.bfloat16)
 
 
 # Devices.
