@@ -36,6 +36,14 @@ def test_the_built_in_model_passes() -> None:
     assert_expected_drift(verdict)
 
 
+def test_a_sound_engine_passes_in_fp8(four_layers: Path, known_truth, fp8_on_a_cpu: dict) -> None:
+    verdict = verify(four_layers, **fp8_on_a_cpu)
+    assert verdict.passed, verdict.cause
+    assert (verdict.quantize, verdict.dtype, verdict.reference) == ("fp8", "bfloat16", "float32")
+    assert verdict.layers[2].ours == pytest.approx(verdict.layers[2].theirs, rel=0.15)
+    assert verdict.layers[3].ours > 2 * verdict.layers[1].ours, "the first layer is in bfloat16"
+
+
 def assert_expected_drift(verdict) -> None:
     """The engine's drift is that of the plain rounding, and grows with the layers."""
     for layer in verdict.layers[1:]:

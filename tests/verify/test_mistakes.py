@@ -123,6 +123,13 @@ def test_a_broken_engine_is_named_through_the_drift_of_int8(
     assert_named(name, tiny_checkpoint, monkeypatch, quantize="int8")
 
 
+@pytest.mark.parametrize("name", ["prompt", "first row", "norm", "order"])
+def test_a_broken_engine_is_named_through_the_drift_of_fp8(
+    name: str, four_layers: Path, known_truth, fp8_on_a_cpu: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_named(name, four_layers, monkeypatch, **fp8_on_a_cpu)
+
+
 def assert_named(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **options) -> None:
     owner, attribute, wrong, expected, words = BROKEN[name]
     monkeypatch.setattr(owner, attribute, wrong)
