@@ -1,4 +1,4 @@
-"""fp8 on the device: the row kernels against their twins, the library's product against its twin, and a model's drift."""
+"""fp8 on the device: row kernels and the library's product against their twins, and a whole model's drift."""
 
 from pathlib import Path
 

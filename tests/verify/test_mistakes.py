@@ -123,7 +123,8 @@ def test_a_broken_engine_is_named_through_the_drift_of_int8(
     assert_named(name, tiny_checkpoint, monkeypatch, quantize="int8")
 
 
-@pytest.mark.parametrize("name", ["prompt", "first row", "norm", "order"])
+# This checkpoint's final norm turns a vector by less than fp8 does: leaving it out shows in "layers" alone.
+@pytest.mark.parametrize("name", ["end token", "prompt", "first row", "row", "length", "order"])
 def test_a_broken_engine_is_named_through_the_drift_of_fp8(
     name: str, four_layers: Path, known_truth, fp8_on_a_cpu: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
