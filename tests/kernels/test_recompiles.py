@@ -82,6 +82,7 @@ def test_specialisations_are_finite(one_thread: None) -> None:
     # rms_norm with and without the residual; attention plain, tree, short, short tree; with and without splits.
     assert counts == {
         "rms_norm": 2, "swiglu": 1, "qk_norm_rope": 1, "forest_attention": 4, "final_attention": 2, "join": 1,
+        "add_rms_norm_quantize": 1, "swiglu_quantize": 1, "quantize_rows": 1,
     }  # fmt: skip
     assert max(seen.values()) < BATCHES // 4, "a specialisation turned up late"
 
