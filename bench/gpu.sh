@@ -75,6 +75,7 @@ model)
         for size in 0.6B 4B 8B; do
             bench model.log model --model "$size" --json "$out/model-$size.jsonl"
         done
+        bench model.log model --model 4B --quantize fp8 --quick
     fi
     ;;
 peers)

@@ -20,6 +20,7 @@ from lastword.kernels import (
     forest_attention_descriptor_kernel,
     forest_attention_kernel,
     qk_norm_rope_kernel,
+    quantize_rows_kernel,
     rms_norm_kernel,
     swiglu_kernel,
 )
@@ -126,8 +127,13 @@ def model_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[st
     note("", lambda: swiglu_kernel.swiglu(torch.zeros(4, 2 * width, dtype=dtype)))
     fp8 = FP8.get(architecture)
     if fp8 is not None:
-        gate_up = torch.zeros(4, 2 * width, dtype=dtype)
+        gate_up, attended = (
+            torch.zeros(4, 2 * width, dtype=dtype),
+            torch.zeros(4, H * D, dtype=dtype),
+        )
         note("", lambda: swiglu_kernel.swiglu_quantize(gate_up, fp8))
+        note("", lambda: rms_norm_kernel.add_rms_norm_quantize(x, residual, weight, eps, fp8))
+        note("", lambda: quantize_rows_kernel.quantize_rows(attended, fp8))
     head_weight, table = torch.zeros(D, dtype=dtype), torch.zeros(4, D // 2)
     for variant, heads, kv_heads in (("", H, KH), ("last q", H, 0), ("last k", 0, KH)):
         qkv = torch.zeros(4, (heads + 2 * kv_heads) * D, dtype=dtype)

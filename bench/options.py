@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lastword.bench.shapes import SIZES
 from lastword.bench.workloads import QUICK
-from lastword.cli.options import positive
+from lastword.cli.options import QUANTIZE, positive
 
 OPS = ("rms_norm", "add_rms_norm", "qk_norm_rope", "forest_attention", "final_attention", "swiglu")
 BASELINES = ("eager", "compile", "sdpa-flash", "sdpa-cudnn", "varlen", "liger")
@@ -136,7 +136,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=positive, default=3, help="medians reported (3)")
     parser.add_argument(
-        "--quantize", choices=("int8",), help="time the quantised model beside the plain one"
+        "--quantize", choices=QUANTIZE, help="time the quantised model beside the plain one"
     )
     parser.add_argument("--quick", action="store_true", help=f"with --quantize: {_QUICK}")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`lastword bench model --quantize int8`: the quantised model beside the same one as it is, in one process.
+"""`lastword bench model --quantize MODE`: the quantised model beside the same one as it is, in one process.
 
 Both have the same random weights, with a few outlier channels in the residual stream, as trained models have them.
 Vectors are compared, then both are timed from strings to vectors, taking turns.

@@ -6,7 +6,7 @@ Knows devices, not models.
 import torch
 
 from lastword.errors import ConfigError, DeviceError
-from lastword.kernels import check_int8
+from lastword.kernels import activation_levels, check_fp8, check_int8, fp8_format
 
 # Rows of one forward for each CPU thread: products are at their peak, and activations stay near the caches.
 CPU_BATCH_TOKENS_PER_THREAD = 512
@@ -86,26 +86,40 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
 
 
 def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return how matrix products are quantised: None, or "int8" on a CPU in float32.
+    """Return how matrix products are quantised: None, "int8" on a CPU in float32, or "fp8" on a GPU in bfloat16.
 
-    Raises:   ConfigError for any other name, on a GPU, in bfloat16, or on a machine without a kernel for it.
+    Raises:   ConfigError for any other name, device or dtype, or on a CPU without a kernel for it; DeviceError for a
+              GPU without fp8.
     """
     if quantize is None:
         return None
-    if quantize != "int8":
-        raise ConfigError(f"quantize: unknown; got {quantize!r}, expected None or 'int8'.")
-    if device.type != "cpu":
+    rest = {"int8": torch.float32, "fp8": torch.bfloat16}
+    if quantize not in rest:
         raise ConfigError(
-            f"quantize: int8 is for CPUs; got device {str(device)!r}, expected 'cpu'. Use device 'cpu', or leave "
-            "quantize out."
+            f"quantize: unknown; got {quantize!r}, expected None, 'int8' on a CPU or 'fp8' on a GPU."
         )
-    if dtype != torch.float32:
-        name = str(dtype).removeprefix("torch.")
+    if quantize == "int8" and device.type != "cpu":
         raise ConfigError(
-            f"quantize: int8 computes the rest in float32; got dtype {name!r}. Leave dtype out."
+            f"quantize: int8 is for CPUs; got device {str(device)!r}, expected 'cpu'. Use device 'cpu', quantize "
+            "'fp8' on this one, or leave quantize out."
         )
-    check_int8()
+    if quantize == "fp8":
+        check_fp8(device)
+    if dtype != rest[quantize]:
+        names = [str(each).removeprefix("torch.") for each in (rest[quantize], dtype)]
+        raise ConfigError(
+            f"quantize: {quantize} computes the rest in {names[0]}; got dtype {names[1]!r}. Leave dtype out."
+        )
+    if quantize == "int8":
+        check_int8()
     return quantize
+
+
+def quantize_identity(quantize: str | None, device: torch.device) -> list[object] | None:
+    """Name a mode with what its codes depend on: the levels of this CPU, or the fp8 format of this GPU."""
+    if quantize == "int8":
+        return [quantize, activation_levels()]
+    return None if quantize is None else [quantize, str(fp8_format(device))]
 
 
 def default_batch_tokens(device: torch.device, token_bytes: int) -> int:

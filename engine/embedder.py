@@ -11,11 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lastword.device import check_quantize, choose_devices, choose_dtype
+from lastword.device import check_quantize, choose_devices, choose_dtype, quantize_identity
 from lastword.encoder import Encoder
 from lastword.finish import quantize
 from lastword.identity import fingerprint
-from lastword.kernels import activation_levels
 from lastword.model import Model
 from lastword.opened import OpenedModel
 from lastword.pool import Pool
@@ -35,7 +34,7 @@ class Embedder(OpenedModel):
         device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU. "cuda:0,1" and "cuda:all" compute on
             several GPUs, a process each ("cpu,cpu" does so on the CPU); vectors come in the same order.
         dtype: "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
-        quantize: "int8" for 8-bit matrix products on a CPU: faster, at a small drift; default none.
+        quantize: 8-bit matrix products, faster at a small drift: "int8" on a CPU, "fp8" on a GPU; default none.
         revision, cache_dir, token, local_files_only: as huggingface-hub takes them.
         max_length: tokens a text may have, the end token included; default as sentence-transformers reads it.
         max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own. By default what suits the
@@ -280,7 +279,7 @@ class Embedder(OpenedModel):
             space=self.space_fingerprint(truncate_dim),
             prompt=prompt,
             dtype=str(self.dtype),
-            quantize=self.quantize and [self.quantize, activation_levels()],
+            quantize=quantize_identity(self.quantize, self.device),
             max_length=self.max_length,
             precision=precision,
             ranges=None if ranges is None else ranges.tolist(),

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,18 @@ from torch import Tensor
 from lastword import kernels
 from lastword.forest import Forest
 from lastword.graphs import Capture, CudaCapture, Graphs
-from lastword.kernels import AttentionPlan, Int8Linear, Int8SwigluLinear, Linear, SwigluLinear
+from lastword.kernels import AttentionPlan, Rows
 from lastword.packing import Inputs, Packer
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig, RopeConfig
 
+# How each mode computes matrix products, and the gate and up projections with SwiGLU. In fp8 the latter give, and
+# both take, quantised rows.
+_Kinds = tuple[Callable[..., Callable[[Any], Tensor]], Callable[[Tensor], Callable[[Any], Any]]]
+_PRODUCTS: dict[str | None, _Kinds] = {
+    None: (kernels.Linear, kernels.SwigluLinear),
+    "int8": (kernels.Int8Linear, kernels.Int8SwigluLinear),
+    "fp8": (kernels.Fp8Linear, kernels.Fp8SwigluLinear),
+}
 Observer = Callable[[int, Tensor], None]
 
 
@@ -75,14 +84,17 @@ class _Layer:
         self.scale = config.head_dim**-0.5
         q_rows = config.num_attention_heads * config.head_dim
         bias = weights.qkv_bias
-        linear = Int8Linear if quantize == "int8" else Linear
+        linear, swiglu_linear = _PRODUCTS[quantize]
+        self.add_norm: Callable[..., Any] = kernels.add_rms_norm  # gives Rows
+        if quantize == "fp8":
+            fp8 = kernels.fp8_format(weights.o.device)
+            self.add_norm = partial(kernels.add_rms_norm_quantize, dtype=fp8)
         if last:
             self.q = linear(weights.qkv[:q_rows], None if bias is None else bias[:q_rows])
             self.kv = linear(weights.qkv[q_rows:], None if bias is None else bias[q_rows:])
         else:
             self.qkv = linear(weights.qkv, bias)
         self.o = linear(weights.o, weights.o_bias)
-        swiglu_linear = Int8SwigluLinear if quantize == "int8" else SwigluLinear
         self.gate_up = swiglu_linear(weights.gate_up)
         self.down = linear(weights.down)
 
@@ -93,13 +105,11 @@ class _Layer:
         )  # fmt: skip
 
     def _mlp(self, attended: Tensor, residual: Tensor) -> Tensor:
-        x = kernels.add_rms_norm(
-            self.o(attended), residual, self.post_norm, self.config.rms_norm_eps
-        )
+        x = self.add_norm(self.o(attended), residual, self.post_norm, self.config.rms_norm_eps)
         return self.down(self.gate_up(x))
 
-    def forward(self, x: Tensor, batch: _Batch, residual: Tensor) -> Tensor:
-        """Map the normalised x [T, C] to the MLP's output [T, C]; residual takes the attention's."""
+    def forward(self, x: Rows, batch: _Batch, residual: Tensor) -> Tensor:
+        """Map x [T, C] of `add_norm` to the MLP's output [T, C]; residual takes the attention's."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         qkv = self.qkv(x)
         self._norm_rope(qkv, batch.cos, batch.sin, heads, kv_heads)
@@ -126,7 +136,8 @@ class Model:
     """A loaded Qwen3 embedding model on one device.
 
     `forward` maps a Forest to the final states [N', C]: the hidden state after the final norm at each distinct text's
-    last token, in the compute dtype. `quantize="int8"` quantises the layers' matrix products, on a CPU in fp32.
+    last token, in the compute dtype. `quantize="int8"` quantises the layers' matrix products, on a CPU in fp32; "fp8"
+    those of all layers but the first and the last, on a GPU in bf16. Norms and attention stay in the compute dtype.
     With `cuda_graphs` small batches on a GPU are replayed as CUDA graphs, to the same bits as without.
     """
 
@@ -150,7 +161,7 @@ class Model:
                 _place(checkpoint.layer(i, dtype), device, dtype),
                 config,
                 last=i == last,
-                quantize=quantize,
+                quantize=None if quantize == "fp8" and i in (0, last) else quantize,
             )
             for i in range(last + 1)
         ]
@@ -211,7 +222,8 @@ class Model:
         x = kernels.rms_norm(residual, self.layers[0].input_norm, eps)
         for i, layer in enumerate(self.layers[:-1]):
             x = layer.forward(x, batch, residual)
-            x = kernels.add_rms_norm(x, residual, self.layers[i + 1].input_norm, eps)
+            after = self.layers[i + 1]
+            x = after.add_norm(x, residual, after.input_norm, eps)
             if observe:
                 observe(i, residual)
         final_residual = residual[batch.final_rows]

@@ -6,95 +6,53 @@ PyTorch twin (`reference.py`), or under TRITON_INTERPRET=1 to the kernel too, ru
 Shape letters: T packed tokens, N texts, C hidden, F MLP width, H query heads, KH key/value heads, D head_dim.
 """
 
-import os
-import shutil
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from lastword.errors import ConfigError, DeviceError
+from lastword.errors import ConfigError
 from lastword.kernels import reference
+from lastword.kernels.arguments import check, check_gate_up, check_heads, check_residual, on_triton
 from lastword.kernels.block_sizes import attention_tile_rows
 from lastword.kernels.linear import Linear, SwigluLinear
-from lastword.kernels.linear_int8 import Int8Linear, Int8SwigluLinear, activation_levels, check_int8
+from lastword.kernels.linear_fp8 import Fp8Linear, Fp8SwigluLinear, Rows, check_fp8, fp8_format
+from lastword.kernels.linear_int8 import (
+    MAX_ROUNDING,
+    Int8Linear,
+    Int8SwigluLinear,
+    activation_levels,
+    check_int8,
+)
 from lastword.kernels.plan import AttentionPlan, TablePlan
 from lastword.kernels.segments import Segments
 
 __all__ = [
+    "MAX_ROUNDING",
     "AttentionPlan",
+    "Fp8Linear",
+    "Fp8SwigluLinear",
     "Int8Linear",
     "Int8SwigluLinear",
     "Linear",
+    "Rows",
     "Segments",
     "SwigluLinear",
     "TablePlan",
     "activation_levels",
     "add_rms_norm",
+    "add_rms_norm_quantize",
     "attention_tile_rows",
+    "check_fp8",
     "check_int8",
     "final_attention",
     "forest_attention",
+    "fp8_format",
     "qk_norm_rope",
+    "quantize_rows",
     "rms_norm",
     "rope_tables",
     "swiglu",
     "swiglu_quantize",
 ]
-
-
-def _check(where: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Hold a tensor to its shape, -1 standing for any size, and to the dtype and device of `like`."""
-    fits = tensor.dim() == len(shape) and all(
-        want in (-1, got) for got, want in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits:
-        want = [("any" if size < 0 else size) for size in shape]
-        raise ConfigError(
-            f"{where}: {name} has the wrong shape; got {list(tensor.shape)}, expected {want}."
-        )
-    if tensor.dtype != like.dtype or tensor.device != like.device:
-        raise ConfigError(
-            f"{where}: {name} is of another kind; got {tensor.dtype} on {tensor.device}, expected {like.dtype} on "
-            f"{like.device}."
-        )
-
-
-def _check_heads(where: str, **heads: Tensor) -> None:
-    """Hold [rows, heads, D] to heads side by side in a row, as the kernels address them."""
-    for name, x in heads.items():
-        if x.stride()[1:] != (x.shape[2], 1):
-            raise ConfigError(
-                f"{where}: {name} has the wrong strides; got {x.stride()}, expected (any, {x.shape[2]}, 1)."
-            )
-
-
-def _on_triton(where: str, x: Tensor) -> bool:
-    """Whether x goes to the Triton kernel."""
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ConfigError(
-            f"{where}: wrong dtype; got {x.dtype}, expected float32, float16 or bfloat16."
-        )
-    if x.is_cuda:
-        _require_compiler()
-        return True
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return False
-    if x.dtype == torch.bfloat16:
-        raise ConfigError(
-            f"{where}: Triton's interpreter is wrong in bfloat16; got {x.dtype}, expected float32 or float16."
-        )
-    return True
-
-
-@cache
-def _require_compiler() -> None:
-    """Triton builds its launcher with the machine's C compiler; say so before it fails."""
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        raise DeviceError(
-            "triton: no C compiler; got no gcc or clang on PATH and CC unset, expected one. Install gcc, or use "
-            "device 'cpu'."
-        )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -106,8 +64,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Raises:   ConfigError where shapes, dtypes or devices disagree.
     Source:   Zhang & Sennrich 2019, eq. 4; transformers `Qwen3RMSNorm` (which rounds before the weight).
     """
-    _check("rms_norm", "x", x, (-1, weight.shape[0]), like=weight)
-    if _on_triton("rms_norm", x):
+    check("rms_norm", "x", x, (-1, weight.shape[0]), like=weight)
+    if on_triton("rms_norm", x):
         from lastword.kernels import rms_norm_kernel
 
         return rms_norm_kernel.rms_norm(x.contiguous(), weight, eps)
@@ -122,17 +80,50 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     Numerics: the sum is rounded to the dtype of residual; the norm is in fp32, rounded once.
     Raises:   ConfigError where shapes, dtypes or devices disagree.
     """
-    _check("add_rms_norm", "x", x, (-1, weight.shape[0]), like=weight)
-    _check("add_rms_norm", "residual", residual, tuple(x.shape), like=weight)
-    if not residual.is_contiguous():
-        raise ConfigError(
-            f"add_rms_norm: residual has the wrong strides; got {residual.stride()}, expected contiguous rows."
-        )
-    if _on_triton("add_rms_norm", x):
+    check_residual("add_rms_norm", x, residual, weight)
+    if on_triton("add_rms_norm", x):
         from lastword.kernels import rms_norm_kernel
 
         return rms_norm_kernel.add_rms_norm(x.contiguous(), residual, weight, eps)
     return reference.add_rms_norm_ref(x, residual, weight, eps)
+
+
+def add_rms_norm_quantize(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+) -> tuple[Tensor, Tensor]:
+    """Add x to the residual in place and quantise its norm for an fp8 product: y · scale = rms_norm(residual += x).
+
+    Args:     x, residual: [T, C], one dtype. weight: [C]. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
+    Returns:  y: [T, C] fp8; scale: [T] fp32, max |row| over the format's largest number; residual holds the sum.
+    Numerics: the sum is rounded to the dtype of residual; the norm is in fp32, rounded once to fp8.
+    Raises:   ConfigError where shapes, dtypes or devices disagree.
+    """
+    check_residual("add_rms_norm_quantize", x, residual, weight)
+    if on_triton("add_rms_norm_quantize", x):
+        from lastword.kernels import rms_norm_kernel
+
+        return rms_norm_kernel.add_rms_norm_quantize(x.contiguous(), residual, weight, eps, dtype)
+    return reference.add_rms_norm_quantize_ref(x, residual, weight, eps, dtype)
+
+
+def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
+    """Quantise each row for an fp8 product: y · scale = x.
+
+    Args:     x: [T, C] fp32/fp16/bf16. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
+    Returns:  y: [T, C] fp8; scale: [T] fp32, max |row| over the format's largest number.
+    Numerics: divided in fp32, rounded once to fp8. A row with a NaN or an infinity has a NaN in y or scale.
+    Raises:   ConfigError where x is no matrix, or of another dtype.
+    """
+    check("quantize_rows", "x", x, (-1, -1), like=x)
+    if on_triton("quantize_rows", x):
+        from lastword.kernels import quantize_rows_kernel
+
+        return quantize_rows_kernel.quantize_rows(x.contiguous(), dtype)
+    return reference.quantize_rows_ref(x, dtype)
 
 
 def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -168,16 +159,16 @@ def qk_norm_rope(
     """
     head_dim = q_weight.shape[0]
     width = (num_heads + 2 * num_kv_heads) * head_dim
-    _check("qk_norm_rope", "qkv", qkv, (-1, width), like=q_weight)
-    _check("qk_norm_rope", "k_weight", k_weight, (head_dim,), like=q_weight)
-    _check("qk_norm_rope", "sin", sin, (qkv.shape[0], head_dim // 2), like=cos)
-    _check("qk_norm_rope", "cos", cos, tuple(sin.shape), like=sin)
+    check("qk_norm_rope", "qkv", qkv, (-1, width), like=q_weight)
+    check("qk_norm_rope", "k_weight", k_weight, (head_dim,), like=q_weight)
+    check("qk_norm_rope", "sin", sin, (qkv.shape[0], head_dim // 2), like=cos)
+    check("qk_norm_rope", "cos", cos, tuple(sin.shape), like=sin)
     if not qkv.is_contiguous() or cos.dtype != torch.float32:
         raise ConfigError(
             f"qk_norm_rope: got qkv with strides {qkv.stride()} and {cos.dtype} tables, expected contiguous rows and "
             "float32 tables."
         )
-    if _on_triton("qk_norm_rope", qkv):
+    if on_triton("qk_norm_rope", qkv):
         from lastword.kernels import qk_norm_rope_kernel
 
         qk_norm_rope_kernel.qk_norm_rope(
@@ -200,10 +191,10 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
     Numerics: logits, softmax and sums in fp32; rounded once at the store.
     Raises:   ConfigError where shapes, dtypes or devices disagree.
     """
-    _check("forest_attention", "k", k, (q.shape[0], -1, q.shape[2]), like=q)
-    _check("forest_attention", "v", v, tuple(k.shape), like=q)
-    _check_heads("forest_attention", q=q, k=k, v=v)
-    if _on_triton("forest_attention", q):
+    check("forest_attention", "k", k, (q.shape[0], -1, q.shape[2]), like=q)
+    check("forest_attention", "v", v, tuple(k.shape), like=q)
+    check_heads("forest_attention", q=q, k=k, v=v)
+    if on_triton("forest_attention", q):
         from lastword.kernels import forest_attention_descriptor_kernel as by_descriptors
         from lastword.kernels import forest_attention_kernel
 
@@ -221,11 +212,11 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
     Numerics: logits, softmax and sums in fp32; rounded once at the store.
     Raises:   ConfigError where shapes, dtypes or devices disagree.
     """
-    _check("final_attention", "q", q, (plan.num_finals, -1, -1), like=q)
-    _check("final_attention", "k", k, (-1, -1, q.shape[2]), like=q)
-    _check("final_attention", "v", v, tuple(k.shape), like=q)
-    _check_heads("final_attention", q=q, k=k, v=v)
-    if _on_triton("final_attention", q):
+    check("final_attention", "q", q, (plan.num_finals, -1, -1), like=q)
+    check("final_attention", "k", k, (-1, -1, q.shape[2]), like=q)
+    check("final_attention", "v", v, tuple(k.shape), like=q)
+    check_heads("final_attention", q=q, k=k, v=v)
+    if on_triton("final_attention", q):
         from lastword.kernels import final_attention_kernel
 
         return final_attention_kernel.final_attention(q, k, v, plan, scale)
@@ -240,8 +231,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
     Numerics: in fp32, rounded once.
     Raises:   ConfigError where the width is odd.
     """
-    _check_gate_up("swiglu", gate_up)
-    if _on_triton("swiglu", gate_up):
+    check_gate_up("swiglu", gate_up)
+    if on_triton("swiglu", gate_up):
         from lastword.kernels import swiglu_kernel
 
         return swiglu_kernel.swiglu(gate_up.contiguous())
@@ -258,16 +249,9 @@ def swiglu_quantize(
     Numerics: in fp32, rounded once to fp8.
     Raises:   ConfigError where the width is odd.
     """
-    _check_gate_up("swiglu_quantize", gate_up)
-    if _on_triton("swiglu_quantize", gate_up):
+    check_gate_up("swiglu_quantize", gate_up)
+    if on_triton("swiglu_quantize", gate_up):
         from lastword.kernels import swiglu_kernel
 
         return swiglu_kernel.swiglu_quantize(gate_up.contiguous(), dtype)
     return reference.swiglu_quantize_ref(gate_up, dtype)
-
-
-def _check_gate_up(where: str, gate_up: Tensor) -> None:
-    if gate_up.dim() != 2 or gate_up.shape[1] % 2:
-        raise ConfigError(
-            f"{where}: gate_up has the wrong shape; got {list(gate_up.shape)}, expected [T, 2F]."
-        )

@@ -29,6 +29,14 @@ def add_rms_norm_ref(x: Tensor, residual: Tensor, weight: Tensor, eps: float) ->
     return rms_norm_ref(residual, weight, eps)
 
 
+def add_rms_norm_quantize_ref(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Twin of `add_rms_norm_quantize`."""
+    residual.add_(x)
+    return quantize_rows_ref(_normalize(residual, weight, eps), dtype)
+
+
 def rope_tables_ref(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Twin of `rope_tables`."""
     angles = positions.float()[:, None] * inv_freq[None, :]  # [T, D/2]
@@ -112,6 +120,11 @@ def swiglu_ref(gate_up: Tensor) -> Tensor:
 
 def swiglu_quantize_ref(gate_up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Twin of `swiglu_quantize`."""
-    y = swiglu_ref(gate_up.float())
+    return quantize_rows_ref(swiglu_ref(gate_up.float()), dtype)
+
+
+def quantize_rows_ref(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Twin of `quantize_rows`."""
+    y = x.float()
     scale = y.abs().amax(-1).clamp_min(1e-12) / torch.finfo(dtype).max
     return (y / scale[:, None]).to(dtype), scale

@@ -1,4 +1,4 @@
-"""RMSNorm of packed rows, with and without the residual addition before it: one program a row, one pass.
+"""RMSNorm of packed rows, with the residual addition before it and fp8 rounding after it or not: one program a row.
 
 A row is loaded as two power-of-two parts, so that C = 2560 takes 2048 + 512 lanes and not 4096.
 """
@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from lastword.kernels.row_parts import fp8_scale, row_parts
 
 
 @triton.jit
@@ -51,6 +53,42 @@ def _rms_norm_kernel(
         tl.store(y_ptr + row + t_at, (t * scale * weight).to(dtype), mask=t_at < C)
 
 
+@triton.jit
+def _add_rms_norm_quantize_kernel(
+    x_ptr,  # [T, C]
+    residual_ptr,  # [T, C]
+    weight_ptr,  # [C]
+    y_ptr,  # fp8 [T, C]
+    scale_ptr,  # fp32 [T]
+    eps,
+    largest,  # of the fp8 format
+    C: tl.constexpr,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """residual += x; y · scale = the normalised residual in fp32, scale = max |row| / largest."""
+    number = tl.program_id(0).to(tl.int64)
+    row = number * C
+    h_at = tl.arange(0, HEAD)
+    h = _read(x_ptr, residual_ptr, row + h_at, h_at < C, ADD=True)
+    squares = tl.sum(h * h)
+    if TAIL:
+        t_at = HEAD + tl.arange(0, TAIL)
+        t = _read(x_ptr, residual_ptr, row + t_at, t_at < C, ADD=True)
+        squares += tl.sum(t * t)
+    inverse = 1.0 / tl.sqrt(squares / C + eps)
+    h = h * inverse * tl.load(weight_ptr + h_at).to(tl.float32)
+    peak = tl.max(tl.abs(h))
+    if TAIL:
+        t = t * inverse * tl.load(weight_ptr + t_at, mask=t_at < C, other=0.0).to(tl.float32)
+        peak = tl.maximum(peak, tl.max(tl.abs(t)))
+    scale = fp8_scale(peak, largest)
+    tl.store(scale_ptr + number, scale)
+    tl.store(y_ptr + row + h_at, (h / scale).to(y_ptr.dtype.element_ty))
+    if TAIL:
+        tl.store(y_ptr + row + t_at, (t / scale).to(y_ptr.dtype.element_ty), mask=t_at < C)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Launch `_rms_norm_kernel` on x [T, C], contiguous."""
     T, C = x.shape
@@ -69,13 +107,20 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     return y
 
 
+def add_rms_norm_quantize(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Launch `_add_rms_norm_quantize_kernel` on x and residual [T, C], contiguous."""
+    T, C = x.shape
+    y = torch.empty(T, C, dtype=dtype, device=x.device)
+    scale = torch.empty(T, dtype=torch.float32, device=x.device)
+    if T:
+        _add_rms_norm_quantize_kernel[(T,)](
+            x, residual, weight, y, scale, eps, torch.finfo(dtype).max, **_constants(C)
+        )
+    return y, scale
+
+
 def _constants(C: int) -> dict[str, int]:
     head, tail, warps = row_parts(C)
     return {"C": C, "HEAD": head, "TAIL": tail, "num_warps": warps}
-
-
-def row_parts(C: int) -> tuple[int, int, int]:
-    """The two power-of-two parts of a row, and the warps that hold it at 8 to 16 values a lane."""
-    head = 1 << (C.bit_length() - 1)
-    tail = triton.next_power_of_2(C - head) if head < C else 0
-    return head, tail, min(max(head // 256, 1), 16)

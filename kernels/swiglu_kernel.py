@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.rms_norm_kernel import row_parts
+from lastword.kernels.row_parts import fp8_scale, row_parts
 
 # Columns of one program: divides the MLP widths 3072 and 12288, and leaves half a block of 9728.
 _COLUMNS = 1024
@@ -55,7 +55,7 @@ def _swiglu_quantize_kernel(
         t_at = HEAD + tl.arange(0, TAIL)
         t = _gated(gate_up_ptr, t_at, t_at < F, F)
         peak = tl.maximum(peak, tl.max(tl.abs(t)))
-    scale = tl.maximum(peak, 1e-12) / largest  # a row of zeros stays zeros
+    scale = fp8_scale(peak, largest)
     tl.store(scale_ptr + row, scale)
     tl.store(y_ptr + h_at, (h / scale).to(y_ptr.dtype.element_ty))
     if TAIL:

@@ -13,9 +13,9 @@ from lastword.weights import Checkpoint, read_config
 TOLERANCE = 2e-5  # fp32, normalised vectors, max abs difference: DESIGN.md's promise
 
 
-def load_ours(folder: Path) -> Model:
+def load_ours(folder: Path, quantize: str | None = None) -> Model:
     config = read_config(folder)
-    return Model(Checkpoint(folder, config), config, torch.device("cpu"), torch.float32)
+    return Model(Checkpoint(folder, config), config, torch.device("cpu"), torch.float32, quantize)
 
 
 def load_theirs(folder: Path) -> torch.nn.Module:

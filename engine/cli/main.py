@@ -47,6 +47,7 @@ INFO_EXAMPLES = """examples:
 VERIFY_EXAMPLES = """examples:
   lastword verify Qwen/Qwen3-Embedding-0.6B --scores
   lastword verify ./model --texts mine.jsonl --text-field body --json > verdict.json
+  lastword verify ./model --quantize int8
   lastword verify ./tuned --accept "prompt text"
 
 Needs transformers: pip install 'lastword[verify]'. Its layers are walked one at a time, so that no
@@ -244,7 +245,7 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="as a JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress")
-    options.add_model_options(parser, quantize=False)
+    options.add_model_options(parser)
 
 
 def _eval(parser: argparse.ArgumentParser) -> None:

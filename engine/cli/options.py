@@ -9,6 +9,8 @@ from lastword.errors import ConfigError
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
 
+QUANTIZE = ("int8", "fp8")
+
 # what Python callers call an argument, and what it is called here
 _OPTION_OF = {
     "truncate_dim": "--dim",
@@ -36,8 +38,8 @@ def positive(text: str) -> int:
     return number
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, quantize: bool = True) -> None:
-    """Add what chooses a model and how it is run; `quantize` where a quantised model is of use."""
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add what chooses a model and how it is run."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -50,10 +52,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, quantize: bool = True)
         help="cpu, cuda, cuda:1, of several cuda:0,1 or cuda:all; by default a GPU where there is one",
     )
     group.add_argument("--dtype", help="float32 or bfloat16; by default what suits the device")
-    if quantize:
-        group.add_argument(
-            "--quantize", choices=("int8",), help="faster on a CPU, at a small drift"
-        )
+    group.add_argument(
+        "--quantize", choices=QUANTIZE, help="faster on a CPU or on a GPU, at a drift"
+    )
     group.add_argument("--dim", type=positive, help="keep this many dimensions of each vector")
     group.add_argument("--max-length", type=positive, help="tokens a text may have")
     group.add_argument("--max-batch-tokens", type=positive, help="tokens computed at once")
@@ -113,7 +114,7 @@ def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": args.device,
         "dtype": args.dtype,
-        "quantize": getattr(args, "quantize", None),
+        "quantize": args.quantize,
         "revision": args.revision,
         "local_files_only": args.local_files_only,
         "max_length": args.max_length,

@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
 def _table(verdict: "Verdict") -> Iterator[str]:
     yield f"model      {console.printable(verdict.model)}"
     if verdict.dtype:
-        yield f"computed   on {verdict.device} in {verdict.dtype}; truth: transformers in {verdict.reference}"
+        mode = f", products in {verdict.quantize}" if verdict.quantize else ""
+        truth = f"transformers in {verdict.reference}"
+        yield f"computed   on {verdict.device} in {verdict.dtype}{mode}; truth: {truth}"
         yield f"texts      {verdict.texts:,} of {verdict.tokens:,} tokens"
     yield ""
     for check in verdict.checks:
@@ -48,6 +50,8 @@ def _table(verdict: "Verdict") -> Iterator[str]:
     if verdict.layers:
         yield ""
         yield "relative RMS error of the last tokens' states; layer 0 is the embedding, the last is normed"
+        if verdict.quantize:
+            yield f"transformers' error: that of its layers with products rounded to {verdict.quantize}"
         yield f"{'layer':>5}  {'lastword':>9}  {'transformers':>12}  {'allowed':>8}"
         for each in verdict.layers:
             yield f"{each.layer:>5}  {each.ours:>9.1e}  {each.theirs:>12.1e}  {each.allowed:>8.1e}"

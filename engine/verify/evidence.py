@@ -77,14 +77,18 @@ class Evidence:
 
     @property
     def their_vectors(self) -> Tensor:
-        """The vectors [N, dim] that transformers gives in lastword's dtype."""
+        """The vectors [N, dim] that transformers gives in lastword's dtype, its products rounded as lastword's are."""
         return self.finish(self.theirs.states[:, -1])
+
+    @property
+    def their_difference(self) -> float:
+        """Largest difference of transformers' vectors from the truth."""
+        return float((self.truth_vectors - self.their_vectors).abs().max())
 
     @property
     def vector_limit(self) -> float:
         """How far a vector may be from the truth."""
-        own = float((self.truth_vectors - self.their_vectors).abs().max())
-        return self.bounds.vector_limit(own)
+        return self.bounds.vector_limit(self.their_difference)
 
     def label(self, index: int) -> str:
         """Name a text in a message."""
@@ -118,11 +122,11 @@ def gather(
         cut=cut,
         cut_ids=text.ids(cut, _CUT),
         truth=Walk(*(getattr(whole, name)[: len(ids)] for name in Walk.__slots__)),
-        theirs=walk(folder, ids, embedder.dtype, embedder.device, advance),
+        theirs=walk(folder, ids, embedder.dtype, embedder.device, advance, embedder.quantize),
         alternates=_with_states(mistakes, whole.states[len(ids) :, -1]),
         ours=_measure(embedder, probes, cut),
         dim=embedder.dim,
-        bounds=bounds_of(embedder.dtype),
+        bounds=bounds_of(embedder.dtype, embedder.quantize),
     )
 
 

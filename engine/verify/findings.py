@@ -32,6 +32,8 @@ def judge(evidence: Evidence, verdict: Verdict) -> None:
     _neighbours(evidence, verdict)
     _layers(evidence, same, verdict)
     _vectors(evidence, verdict)
+    if verdict.quantize:
+        _drift(evidence, verdict)
     _ranking(evidence, verdict)
 
 
@@ -55,7 +57,7 @@ def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
     moved = apart(evidence.ours.alone.double(), evidence.ours.vectors[index].double())
     worst, place = (float(x) for x in moved.max(0))
     verdict.figures["neighbour_shift"] = worst
-    limit = evidence.bounds.neighbour
+    limit = evidence.bounds.neighbour_limit(evidence.their_difference)
     label = evidence.label(index[int(place)])
     problem = f"{label} moves by {worst:.1e} beside others, allowed {limit:.0e}"
     detail = f"moves by at most {worst:.1e}"
@@ -111,6 +113,19 @@ def _vectors(evidence: Evidence, verdict: Verdict) -> None:
     label = evidence.label(int(errors.argmax()))
     problem = f"{detail}; allowed {limit:.1e}; worst: {label}"
     verdict.add("vectors", problem if not worst <= limit else None, detail)
+
+
+def _drift(evidence: Evidence, verdict: Verdict) -> None:
+    """Hold the quantised vectors' cosines with the truth to what the mode may cost."""
+    mean, least = verdict.figures["mean_cosine"], verdict.figures["min_cosine"]
+    bounds = evidence.bounds
+    detail = f"{verdict.quantize}: cosine {mean:.5f} on average, {least:.5f} at least"
+    problem = (
+        f"{detail}; expected {bounds.mean_cosine} on average, {bounds.min_cosine} at least. "
+        "Where the checks before pass, this model does not bear the mode"
+    )
+    near = mean >= bounds.mean_cosine and least >= bounds.min_cosine
+    verdict.add("drift", None if near else problem, detail)
 
 
 def _ranking(evidence: Evidence, verdict: Verdict) -> None:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lastword.errors import ConfigError
+from lastword.verify.rounding import is_quantized, quantize_layer
 
 END_TOKEN = "<|endoftext|>"  # noqa: S105
 
@@ -121,8 +122,12 @@ def walk(
     dtype: torch.dtype,
     device: torch.device,
     advance: Callable[[int], None],
+    quantize: str | None = None,
 ) -> Walk:
-    """Run every token list through each layer before the next layer is loaded; `advance` counts layers."""
+    """Run every token list through each layer before the next layer is loaded; `advance` counts layers.
+
+    `quantize` rounds the matrix products as that mode does.
+    """
     from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
     config: Any = qwen3.Qwen3Config.from_pretrained(folder, local_files_only=True)
@@ -134,7 +139,7 @@ def walk(
     rotary = qwen3.Qwen3RotaryEmbedding(config).to(device)
     kept = [_last_rows(states, batches)]
     for index in range(config.num_hidden_layers):
-        _through_layer(config, index, tensors, states, rotary)
+        _through_layer(config, index, tensors, states, rotary, quantize)
         kept.append(_last_rows(states, batches))
         advance(1)
     norm = qwen3.Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -150,7 +155,12 @@ def walk(
 
 
 def _through_layer(
-    config: Any, index: int, tensors: StoredTensors, states: list[Tensor], rotary: torch.nn.Module
+    config: Any,
+    index: int,
+    tensors: StoredTensors,
+    states: list[Tensor],
+    rotary: torch.nn.Module,
+    quantize: str | None,
 ) -> None:
     """Replace states [n, T, C] by those after one layer, which is gone on return."""
     from transformers.models.qwen3 import modeling_qwen3 as qwen3
@@ -160,6 +170,8 @@ def _through_layer(
         layer = qwen3.Qwen3DecoderLayer(config, index)
     layer.load_state_dict(tensors.group(f"layers.{index}.", device, dtype), assign=True)
     layer.eval()
+    if quantize is not None and is_quantized(quantize, index, config.num_hidden_layers):
+        quantize_layer(layer, quantize)
     for number, x in enumerate(states):
         positions = torch.arange(x.shape[1], device=device)[None]
         states[number] = layer(x, position_ids=positions, position_embeddings=rotary(x, positions))

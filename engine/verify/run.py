@@ -33,8 +33,9 @@ def verify(
 ) -> Verdict:
     """Compare lastword with transformers on shipped texts and yours, in one dtype on one device.
 
-    The truth is transformers' layers in float64 (float32 where the dtype is bfloat16). One whole model at most is in
-    memory, lastword's; transformers' has one layer.
+    The truth is transformers' layers in float64 (float32 where the dtype is bfloat16). With `quantize` its errors are
+    measured with its products rounded by the same rule, and the drift from the truth is judged too. One whole model
+    at most is in memory, lastword's; transformers' has one layer.
 
     Args:
         model: hub id or folder.
@@ -51,11 +52,12 @@ def verify(
     known = find_card(known_as or os.fspath(model)) if scores else None
     need_transformers()
     found = locate(model, **{name: options[name] for name in _WHERE if name in options})
-    verdict = Verdict(found.name, str(found.folder))
+    verdict = Verdict(found.name, str(found.folder), quantize=options.get("quantize"))
     if _opens(found.folder, verdict) and _finite(found.folder, verdict):
         _compare(Embedder(model, **options), texts, verdict, show=show_progress_bar)
         if known is not None:  # the embedder above is gone by now
-            exact = Embedder(model, **{**options, "dtype": "float32", "truncate_dim": None})
+            plain = {"dtype": "float32", "quantize": None, "truncate_dim": None}
+            exact = Embedder(model, **(options | plain))
             verdict.add("scores", *card_problem(exact, known))
     return verdict.close(accept, scores=scores)
 

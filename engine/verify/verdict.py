@@ -23,6 +23,7 @@ CHECKS = {
     "neighbours": "a text's vector is the same alone and in a batch",
     "layers": "hidden states are as near the truth as transformers' own",
     "vectors": "final vectors are as near the truth as transformers' own",
+    "drift": "quantised vectors stay near the exact ones",
     "ranking": "the same ten nearest texts",
     "scores": "the scores on the model's card",
 }
@@ -41,7 +42,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """Relative RMS error of the last tokens' states after a layer: lastword's, transformers', and what is allowed."""
+    """Relative RMS error of the last tokens' states after a layer: lastword's, transformers', and what is allowed.
+
+    With a quantised mode transformers' is that of its layers with products rounded by the same rule.
+    """
 
     layer: int
     ours: float
@@ -57,6 +61,7 @@ class Verdict:
     folder: str
     device: str = ""
     dtype: str = ""
+    quantize: str | None = None
     reference: str = ""
     texts: int = 0
     tokens: int = 0
@@ -82,8 +87,9 @@ class Verdict:
     def close(self, accept: Sequence[str], *, scores: bool) -> "Verdict":
         """Put the checks in order, mark the accepted ones and those that did not run."""
         done = {check.name: check for check in self.checks}
+        asked = {"scores": scores, "drift": self.quantize is not None}
         for name in CHECKS:
-            if name not in done and (scores or name != "scores"):
+            if name not in done and asked.get(name, True):
                 done[name] = Check(name, "not run", "an earlier check failed")
             elif name in accept and done[name].status == "FAIL":
                 done[name] = replace(done[name], status="accepted")

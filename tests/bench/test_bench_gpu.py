@@ -81,8 +81,9 @@ def test_every_command_is_one_that_there_is(name: str, dry: tuple[str], tmp_path
             assert module == "lastword.bench.checkpoint"
             assert dry
     if name == "model" and not dry:
-        sizes = [_arguments(words).model for _, _, *words in calls]
-        assert sizes == ["0.6B", "4B", "8B"]
+        asked = [_arguments(words) for _, _, *words in calls]
+        assert [args.model for args in asked] == ["0.6B", "4B", "8B", "4B"]
+        assert [args.quantize for args in asked] == [None, None, None, "fp8"]
     assert len(list((tmp_path / "out").iterdir())) <= 8
 
 

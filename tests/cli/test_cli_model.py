@@ -225,7 +225,8 @@ SETTINGS = {
     "max-length-too-large": (["--max-length", 10**9], ["--max-length"]),
     "device-unknown": (["--device", "gpu9"], ["gpu9"]),
     "dtype-unknown": (["--dtype", "float8"], ["float8"]),
-    "quantize-unknown": (["--quantize", "fp8"], ["--quantize", "'fp8'", "int8"]),
+    "quantize-unknown": (["--quantize", "fp4"], ["--quantize", "'fp4'", "int8"]),
+    "fp8-on-a-cpu": (["--quantize", "fp8", "--device", "cpu"], ["--quantize", "'cpu'", "int8"]),
     "int8-in-bf16": (["--quantize", "int8", "--dtype", "bfloat16"], ["--quantize", "bfloat16"]),
     "binary-odd-dim": (["--dim", 63, "--precision", "binary"], ["63"]),
 }

@@ -55,7 +55,11 @@ def test_the_run_knows_the_levels(int8: Embedder, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantize": "fp8"}, "quantize: unknown; got 'fp8', expected None or 'int8'"),
+        ({"quantize": "fp4"}, "quantize: unknown; got 'fp4', expected None, 'int8' on a CPU or"),
+        (
+            {"quantize": "fp8"},
+            "fp8 is for GPUs; got device 'cpu', expected 'cuda'. Use quantize 'int8'",
+        ),
         ({"quantize": True}, "quantize: unknown; got True"),
         ({"quantize": "int8", "dtype": "bfloat16"}, "got dtype 'bfloat16'. Leave dtype out"),
     ],

@@ -106,12 +106,39 @@ def test_swiglu_of_nan_inf_and_extremes() -> None:
 def test_swiglu_quantize(F: int) -> None:
     gate_up = random(3, 2 * F)
     gate_up[1] = 0.0
-    y, scale = kernels.swiglu_quantize(gate_up)
-    twin, twin_scale = reference.swiglu_quantize_ref(gate_up, torch.float8_e4m3fn)
+    twin = reference.swiglu_quantize_ref(gate_up, torch.float8_e4m3fn)
+    assert_quantized(kernels.swiglu_quantize(gate_up), twin, reference.swiglu_ref(gate_up))
+
+
+@pytest.mark.parametrize("C", [16, 80, 1024, 2560])
+def test_add_rms_norm_quantize(C: int) -> None:
+    x, residual, weight = random(3, C), random(3, C, seed=1), random(C, seed=2)
+    x[1] = -residual[1]  # the sum is zero
+    ours, theirs = residual.clone(), residual.clone()
+    out = kernels.add_rms_norm_quantize(x, ours, weight, 1e-6)
+    twin = reference.add_rms_norm_quantize_ref(x, theirs, weight, 1e-6, torch.float8_e4m3fn)
+    assert torch.equal(ours, theirs)
+    assert_quantized(out, twin, reference.rms_norm_ref(theirs, weight, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", [16, 80, 1024, 1536])
+def test_quantize_rows(C: int, dtype: torch.dtype) -> None:
+    x = random(3, C, dtype=dtype)
+    x[1] = 0.0
+    x[2] *= 100  # each row by its own scale
+    twin = reference.quantize_rows_ref(x, torch.float8_e4m3fn)
+    assert_quantized(kernels.quantize_rows(x), twin, x.float())
+
+
+def assert_quantized(ours: tuple, theirs: tuple, exact: torch.Tensor) -> None:
+    """Compare codes and scales; row 1 is of zeros."""
+    (y, scale), (twin, twin_scale) = ours, theirs
+    assert (y.dtype, y.shape) == (twin.dtype, twin.shape)
     assert torch.allclose(scale, twin_scale, rtol=1e-6)
-    assert torch.equal(y[1].float(), torch.zeros(F))
+    assert torch.equal(y[1].float(), torch.zeros(y.shape[1]))
     # Triton's interpreter loses the carry of a rounding that reaches the next power of two: not compared.
-    scaled = reference.swiglu_ref(gate_up) / scale[:, None]
+    scaled = exact / scale[:, None]
     carried = (twin.float().abs().frexp().mantissa == 0.5) & (scaled.abs() < twin.float().abs())
     step = (y.float() - twin.float()).abs()[~carried]
     assert bool((step <= twin.float().abs()[~carried] / 7 + 2**-9).all())
@@ -123,3 +150,5 @@ def test_no_rows() -> None:
     weight = torch.ones(80)
     assert kernels.rms_norm(torch.zeros(0, 80), weight, 1e-6).shape == (0, 80)
     assert kernels.swiglu(torch.zeros(0, 96)).shape == (0, 48)
+    y, scale = kernels.quantize_rows(torch.zeros(0, 96))
+    assert (y.shape, scale.shape) == ((0, 96), (0,))

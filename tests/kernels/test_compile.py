@@ -12,16 +12,17 @@ from lastword.bench.launches import model_launches
 
 BOUNDS = tomllib.loads(Path(__file__).parents[2].joinpath("kernels/resources.toml").read_text())
 OPERATIONS = {
-    "rms_norm", "rms_norm add", "swiglu", "swiglu_quantize",
+    "rms_norm", "rms_norm add", "swiglu",
     "qk_norm_rope", "qk_norm_rope last q", "qk_norm_rope last k",
     "forest_attention plain", "forest_attention tree", "forest_attention short", "forest_attention short tree",
     "final_attention whole", "final_attention split", "join split",
 }  # fmt: skip
+FP8 = {"add_rms_norm_quantize", "quantize_rows", "swiglu_quantize"}
 
 
 def operations(target: str, dtype: str) -> set[str]:
     """sm_80 has no fp8; attention by descriptors is for 16-bit rows on sm_90 and sm_100."""
-    found = OPERATIONS - {"swiglu_quantize"} if target == "sm_80" else set(OPERATIONS)
+    found = set(OPERATIONS) if target == "sm_80" else OPERATIONS | FP8
     if target in ("sm_90", "sm_100") and dtype == "bfloat16":
         found.add("forest_attention_descriptor")
     return found

@@ -7,6 +7,7 @@ import torch
 
 from lastword import ConfigError, DeviceError, kernels
 from lastword.forest import plan_forests
+from lastword.kernels import arguments
 from lastword.kernels.block_sizes import ATTENTION, attention_blocks, num_splits
 from lastword.kernels.plan import AttentionPlan
 from lastword.kernels.tiles import final_table, query_tiles, segment_table
@@ -49,9 +50,9 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(DeviceError, match="no C compiler"):
-        kernels._require_compiler.__wrapped__()
+        arguments._require_compiler.__wrapped__()
     monkeypatch.setenv("CC", "/usr/bin/cc")
-    kernels._require_compiler.__wrapped__()
+    arguments._require_compiler.__wrapped__()
 
 
 def test_tiles_cover_every_row_once_and_longest_come_first() -> None:

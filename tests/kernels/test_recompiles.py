@@ -14,6 +14,7 @@ from lastword.kernels import (
     forest_attention_descriptor_kernel,
     forest_attention_kernel,
     qk_norm_rope_kernel,
+    quantize_rows_kernel,
     rms_norm_kernel,
     swiglu_kernel,
 )
@@ -56,6 +57,10 @@ def launch_all(plan: AttentionPlan, T: int, dtype: torch.dtype) -> None:
         rms_norm_kernel.rms_norm(x, weight, 1e-6)
         rms_norm_kernel.add_rms_norm(x, torch.empty_like(x), weight, 1e-6)
         swiglu_kernel.swiglu(torch.empty(rows, 2 * F, dtype=dtype))
+        fp8 = torch.float8_e4m3fn
+        rms_norm_kernel.add_rms_norm_quantize(x, torch.empty_like(x), weight, 1e-6, fp8)
+        swiglu_kernel.swiglu_quantize(torch.empty(rows, 2 * F, dtype=dtype), fp8)
+        quantize_rows_kernel.quantize_rows(x, fp8)
     weight, table = torch.empty(D, dtype=dtype), torch.empty(T, D // 2)
     qkv = torch.empty(T, (H + 2 * KH) * D, dtype=dtype)
     qk_norm_rope_kernel.qk_norm_rope(
@@ -87,6 +92,7 @@ def test_specialisations_are_finite(one_thread: None) -> None:
     assert counts == {
         "rms_norm": 2, "swiglu": 1, "qk_norm_rope": 1, "forest_attention": 4, "forest_attention_descriptor": 1,
         "final_attention": 2, "join": 1,
+        "add_rms_norm_quantize": 1, "swiglu_quantize": 1, "quantize_rows": 1,
     }  # fmt: skip
     assert max(seen.values()) < BATCHES // 4, "a specialisation turned up late"
 

@@ -1,8 +1,12 @@
 """Fixtures of verification: one thread, and the truth of a checkpoint computed once."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from lastword import embedder
+from lastword.bench.checkpoint import make_checkpoint
 from lastword.verify import evidence
 
 
@@ -22,10 +26,31 @@ TRUTHS: dict = {}
 def known_truth(monkeypatch):
     """Walk transformers once for all tests of one checkpoint: no broken engine changes the truth."""
 
-    def cached(folder, ids, dtype, device, advance, true=evidence.walk):
-        key = (folder, str(ids), dtype)
+    def cached(folder, ids, dtype, device, advance, quantize=None, true=evidence.walk):
+        key = (folder, str(ids), dtype, quantize)
         if key not in TRUTHS:
-            TRUTHS[key] = true(folder, ids, dtype, device, advance)
+            TRUTHS[key] = true(folder, ids, dtype, device, advance, quantize)
         return TRUTHS[key]
 
     monkeypatch.setattr(evidence, "walk", cached)
+
+
+@pytest.fixture
+def fp8_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Options of a run in fp8 by its twin, which the public option refuses."""
+    monkeypatch.setattr(embedder, "check_quantize", lambda quantize, *_: quantize)
+    return {"device": "cpu", "dtype": "bfloat16", "quantize": "fp8"}
+
+
+@pytest.fixture(scope="session")
+def four_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of which fp8 takes the two layers between."""
+    return make_checkpoint(
+        tmp_path_factory.mktemp("four") / "model",
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+    )

@@ -153,6 +153,7 @@ def test_cards_are_found_by_id_or_folder() -> None:
     ("options", "error", "message"),
     [
         ({"accept": ["speed"]}, ConfigError, "accept: no such check; got 'speed'"),
+        ({"quantize": "int4"}, ConfigError, "quantize: unknown; got 'int4'"),
         ({"scores": True}, ConfigError, "scores: no model card is known for"),
         ({"texts": ["a", 5]}, InputError, "text 1: not a string"),
         ({"texts": ["a", "\udfff"]}, InputError, "text 1: not valid Unicode"),

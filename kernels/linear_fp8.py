@@ -1,0 +1,127 @@
+"""Matrix products in fp8 on a GPU: the vendor library's, with a scale an output channel and a scale a row.
+
+Activations arrive quantised from the kernel before (norm, SwiGLU), or are quantised here. On CPU tensors the twin
+computes the same quantised numbers in fp32, for tests of scales and drift.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastword.errors import ConfigError, DeviceError
+from lastword.kernels import reference
+
+# [T, K]; or quantised, fp8 [T, K] and fp32 [T], of which the product by rows is what they stand for.
+Rows = Tensor | tuple[Tensor, Tensor]
+
+# Hopper's tensor cores add fp8 products in fewer bits than fp32 has unless sums are moved to fp32 every 128 elements,
+# which the row-wise products of PyTorch do much slower; sums of fewer bits err far less than the rounding to fp8.
+_FAST_ACCUM = True
+# Widths that the vendor libraries' fp8 products take.
+_MULTIPLE = 16
+
+
+def check_fp8(device: torch.device) -> None:
+    """Hold the device to what fp8 products need.
+
+    Raises:   ConfigError on a CPU, DeviceError for a GPU without fp8.
+    """
+    if device.type != "cuda":
+        raise ConfigError(
+            f"quantize: fp8 is for GPUs; got device {str(device)!r}, expected 'cuda'. Use quantize 'int8' on a CPU, or "
+            "leave quantize out."
+        )
+    if torch.version.hip:
+        found = _gfx(device)
+        able = found in ("gfx942", "gfx950")
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        found, able = f"compute capability {major}.{minor}", (major, minor) >= (8, 9)
+    if not able:
+        raise DeviceError(
+            f"quantize: fp8 has no products on {str(device)!r}; got {found}, expected compute capability 8.9 or later, "
+            "gfx942 or gfx950. Leave quantize out."
+        )
+
+
+@cache
+def fp8_format(device: torch.device) -> torch.dtype:
+    """The fp8 with 3 bits of mantissa that the device multiplies: e4m3fnuz on gfx942, else e4m3fn."""
+    old = device.type == "cuda" and bool(torch.version.hip) and _gfx(device) == "gfx942"
+    return torch.float8_e4m3fnuz if old else torch.float8_e4m3fn
+
+
+def _gfx(device: torch.device) -> str:
+    name: str = torch.cuda.get_device_properties(device).gcnArchName
+    return name.partition(":")[0]
+
+
+class Fp8Linear:
+    """y = x · weightᵀ + bias, computed as s · (q(x / s) · q(weight / w)ᵀ) · w + bias with a scale s a row, w a channel.
+
+    Args:     weight: [K_out, K_in] bf16 on a GPU (fp32 too for the twin), both sizes multiples of 16; bias: [K_out] or
+              None. x: [T, K_in], dtype of weight, or already quantised.
+    Returns:  [T, K_out], dtype of weight; a row depends on no other row.
+    Numerics: weight and x rounded to `fp8_format` under scales max |row| / its largest number; accumulated by the
+              tensor cores (`_FAST_ACCUM`), rescaled in fp32, rounded once to the dtype of weight, again by the bias.
+              A row with a NaN or an infinity gives no finite row.
+    Raises:   ConfigError where a size is no multiple of 16.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        if weight.shape[0] % _MULTIPLE or weight.shape[1] % _MULTIPLE:
+            raise ConfigError(
+                f"quantize: fp8 needs widths in multiples of {_MULTIPLE}; got a weight of {list(weight.shape)}. Leave "
+                "quantize out."
+            )
+        self.format, self.dtype, self.bias = fp8_format(weight.device), weight.dtype, bias
+        self.weight, scale = reference.quantize_rows_ref(weight, self.format)
+        self.scale = scale[None]  # [1, K_out]
+
+    def __call__(self, x: Rows) -> Tensor:
+        codes, scale = self._quantized(x)
+        # Column-major on the right, as the libraries want it: the transpose of a row-major weight.
+        y = _product(codes, self.weight.t(), scale[:, None], self.scale, self.dtype)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def _quantized(self, x: Rows) -> tuple[Tensor, Tensor]:
+        if isinstance(x, tuple):
+            return x
+        from lastword.kernels import quantize_rows  # the package imports this module first
+
+        return quantize_rows(x, self.format)
+
+
+class Fp8SwigluLinear:
+    """y = silu(x · gateᵀ) · (x · upᵀ), the products as in `Fp8Linear`, y quantised for the next.
+
+    Args:     gate_up: [2F, C], gate rows first. x: [T, C], or already quantised.
+    Returns:  fp8 [T, F] and fp32 [T], as `swiglu_quantize` gives them.
+    Numerics: the products rounded to the dtype of gate_up, SwiGLU in fp32 on them, rounded once to fp8.
+    """
+
+    def __init__(self, gate_up: Tensor) -> None:
+        self.linear = Fp8Linear(gate_up)
+
+    def __call__(self, x: Rows) -> tuple[Tensor, Tensor]:
+        from lastword.kernels import swiglu_quantize  # the package imports this module first
+
+        return swiglu_quantize(self.linear(x), self.linear.format)
+
+
+def _product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """(a_scale · a) · (b · b_scale): fp8 [T, K] and [K, K_out], fp32 [T, 1] and [1, K_out]."""
+    if a.is_cuda:
+        return _row_wise_product(a, b, a_scale, b_scale, dtype)
+    return (a.float() @ b.float()).mul_(a_scale).mul_(b_scale).to(dtype)
+
+
+def _row_wise_product(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype
+) -> Tensor:
+    row_wise = F.ScalingType.RowWise
+    return F.scaled_mm(
+        a, b, a_scale, row_wise, b_scale, row_wise, output_dtype=dtype, use_fast_accum=_FAST_ACCUM
+    )

@@ -1,0 +1,136 @@
+"""`quantize="fp8"`: which layers it takes, how far vectors drift, and that it needs a GPU; computed by the twins.
+
+The option itself is refused on a CPU: here the model is made without asking.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import load_ours, our_states, unit
+from torch import Tensor
+
+from lastword import ConfigError
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.device import check_quantize, quantize_identity
+from lastword.kernels import Fp8Linear, Fp8SwigluLinear
+from lastword.model import Model
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+TOKENS = [
+    [i % 250 for i in range(7 * n, 7 * n + length)]
+    for n, length in enumerate((3, 9, 40, 90, 41) * 4)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(
+        tmp_path_factory.mktemp("fp8") / "model",
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+    )
+
+
+def vectors(folder: Path, quantize: str | None, tokens: list[list[int]] = TOKENS) -> Tensor:
+    """Of a model with four channels of the residual stream 30 times as large as the others."""
+    model = load_ours(folder, quantize)
+    model.embedding = model.embedding.clone()
+    model.embedding[:, ::64] *= 30
+    return unit(our_states(model, tokens)[0])
+
+
+def test_drift_is_small_and_there(folder: Path) -> None:
+    cosine = (vectors(folder, None) * vectors(folder, "fp8")).sum(1)
+    assert cosine.mean() >= 0.999
+    assert cosine.min() >= 0.995
+    assert cosine.max() < 1 - 1e-6, "nothing was quantised"
+
+
+def test_neighbours_move_a_vector_less_than_the_mode_does(folder: Path) -> None:
+    together = vectors(folder, "fp8")
+    alone = torch.cat([vectors(folder, "fp8", [ids]) for ids in TOKENS[:5]])
+    drift = (together - vectors(folder, None)).abs().max()
+    assert (together[:5] - alone).abs().max() <= drift
+
+
+def test_first_and_last_layer_are_left_alone(folder: Path) -> None:
+    first, *between, last = load_ours(folder, "fp8").layers
+    assert len(between) == 2
+    for layer in between:
+        assert {type(each) for each in (layer.qkv, layer.o, layer.down)} == {Fp8Linear}
+        assert type(layer.gate_up) is Fp8SwigluLinear
+        assert layer.down.weight.dtype == torch.float8_e4m3fn
+    for layer in (first, last):
+        assert not any(
+            isinstance(each, Fp8Linear | Fp8SwigluLinear) for each in vars(layer).values()
+        )
+
+
+def test_two_layers_are_as_they_were(tiny_checkpoint: Path) -> None:
+    plain, fp8 = (our_states(load_ours(tiny_checkpoint, mode), TOKENS)[0] for mode in (None, "fp8"))
+    assert torch.equal(plain, fp8)
+
+
+def test_norm_and_swiglu_quantise_in_one_pass(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what attention gives is quantised by itself: once a layer between."""
+    from lastword import kernels
+
+    calls = []
+    true = kernels.quantize_rows
+    monkeypatch.setattr(kernels, "quantize_rows", lambda *args: calls.append(1) or true(*args))
+    our_states(load_ours(folder, "fp8"), TOKENS[:1])
+    assert len(calls) == 2
+
+
+def test_hidden_states_are_observed(folder: Path) -> None:
+    plain, fp8 = (our_states(load_ours(folder, mode), TOKENS)[1] for mode in (None, "fp8"))
+    for layer, (a, b) in enumerate(zip(plain, fp8, strict=True)):
+        error = float((a - b).norm() / a.norm())
+        assert (error == 0) == (layer == 0)
+        assert error < 0.1
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "message"),
+    [
+        (CPU, torch.float32, "fp8 is for GPUs; got device 'cpu', expected 'cuda'"),
+        (GPU, torch.float32, "fp8 computes the rest in bfloat16; got dtype 'float32'"),
+    ],
+)
+def test_refused(device, dtype, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.raises(ConfigError, match=message):
+        check_quantize("fp8", device, dtype)
+    assert check_quantize("fp8", GPU, torch.bfloat16) == "fp8"
+
+
+def test_the_run_knows_the_format() -> None:
+    assert quantize_identity("fp8", CPU) == ["fp8", "torch.float8_e4m3fn"]
+    assert quantize_identity(None, CPU) is None
+
+
+def test_biases_and_yarn_layouts_load(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 32}
+    folder = make_checkpoint(tmp_path, attention_bias=True, **sizes)
+    plain, fp8 = (unit(our_states(load_ours(folder, mode), TOKENS)[0]) for mode in (None, "fp8"))
+    assert 0.99 < (plain * fp8).sum(1).min() < 1 - 1e-6
+
+
+def test_odd_widths_are_refused(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, hidden_size=64, intermediate_size=88, num_hidden_layers=3)
+    with pytest.raises(ConfigError, match="fp8 needs widths in multiples of 16"):
+        load_ours(folder, "fp8")
+
+
+def test_the_weights_take_a_byte_each(folder: Path) -> None:
+    model: Model = load_ours(folder, "fp8")
+    gate_up = model.layers[1].gate_up.linear
+    assert gate_up.weight.nbytes == 2 * 768 * 256
+    assert gate_up.scale.shape == (1, 2 * 768)

@@ -1,0 +1,199 @@
+"""fp8 products by their twin: the product of rounded rows, scales by row and channel, and what the library is asked."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastword import ConfigError, DeviceError
+from lastword.kernels import (
+    Fp8Linear,
+    Fp8SwigluLinear,
+    check_fp8,
+    fp8_format,
+    linear_fp8,
+    quantize_rows,
+    swiglu_quantize,
+)
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+FORMATS = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
+SHAPES = [(1, 64, 64), (2, 96, 16), (7, 64, 208), (129, 1024, 96)]  # T, K_in, K_out
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Each row as e4m3 keeps it, in fp64: 4 significant bits, and steps of 2^-9 below 2^-6."""
+    scale = x.double().abs().amax(1, keepdim=True) / 448
+    y = x.double() / scale
+    step = 2.0 ** (y.abs().clamp_min(2.0**-6).log2().floor() - 3)
+    return (y / step).round() * step * scale
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("T", "K_in", "K_out"), SHAPES)
+def test_is_the_product_of_rounded_rows(T: int, K_in: int, K_out: int, biased: bool) -> None:
+    x, weight = draw(T, K_in), draw(K_out, K_in, seed=1)
+    bias = draw(K_out, seed=2) if biased else None
+    y = Fp8Linear(weight, bias)(x)
+    expected = rounded(x) @ rounded(weight).T
+    if bias is not None:
+        expected += bias
+    assert relative(y, expected) < 2e-3  # a tie may round to either side
+    assert 0.01 < relative(y, F.linear(x, weight, bias)) < 0.06
+
+
+def test_bfloat16_is_rounded_once() -> None:
+    x, weight = draw(9, 64, dtype=torch.bfloat16), draw(48, 64, seed=1, dtype=torch.bfloat16)
+    y = Fp8Linear(weight)(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, Fp8Linear(weight.float())(x.float()).to(torch.bfloat16))
+
+
+def test_rows_quantised_before_give_the_same() -> None:
+    x, run = draw(9, 64), Fp8Linear(draw(48, 64, seed=1))
+    assert torch.equal(run(quantize_rows(x)), run(x))
+
+
+def test_swiglu_is_that_of_the_products() -> None:
+    x, gate_up = draw(33, 64), draw(96, 64, seed=1)
+    y, scale = Fp8SwigluLinear(gate_up)(x)
+    expected, expected_scale = swiglu_quantize(Fp8Linear(gate_up)(x))
+    assert torch.equal(y.float(), expected.float())
+    assert torch.equal(scale, expected_scale)
+
+
+@pytest.mark.parametrize("fp8", FORMATS)
+def test_neighbours_move_no_code(fp8: torch.dtype) -> None:
+    x = draw(513, 256)
+    x[3] *= 1e6  # the scale of a whole batch would leave nothing of the others
+    x[5] *= 1e-6
+    y, scale = quantize_rows(x, fp8)
+    for rows in (slice(0, 1), slice(3, 6), slice(100, 229)):
+        alone, alone_scale = quantize_rows(x[rows], fp8)
+        assert torch.equal(alone.float(), y[rows].float())
+        assert torch.equal(alone_scale, scale[rows])
+    together = Fp8Linear(draw(128, 256, seed=1))(x)
+    alone = Fp8Linear(draw(128, 256, seed=1))(x[4:6])
+    assert relative(alone, together[4:6]) < 1e-6
+
+
+def test_one_scale_for_the_batch_would_be_seen() -> None:
+    """The wrong twin: neighbours of one large row lose all their bits."""
+    x = draw(4, 256)
+    x[3] *= 1e6
+    scale = x.abs().max() / 448
+    wrong = (x / scale).to(torch.float8_e4m3fn).float() * scale
+    y, scales = quantize_rows(x)
+    assert relative(y.float() * scales[:, None], x) < 0.04
+    assert relative(wrong[:3], x[:3]) > 0.5
+
+
+def test_extreme_rows() -> None:
+    run = Fp8Linear(draw(64, 96, seed=1))
+    x = draw(6, 96)
+    x[0] = 0
+    x[1] *= 1e-37
+    x[2] *= 1e30
+    x[3, 5] = math.nan
+    x[4, 5] = math.inf
+    y = run(x)
+    assert torch.equal(y[0], torch.zeros(64))
+    assert y[[1, 2, 5]].isfinite().all()
+    assert not y[[3, 4]].isfinite().any(), "a damaged row must not look whole"
+
+
+@pytest.mark.parametrize("fp8", FORMATS)
+def test_the_largest_value_fills_the_format(fp8: torch.dtype) -> None:
+    """Dividing by the scale may give a bit more than the largest number, which must not become a NaN."""
+    x = draw(5000, 16) * 10.0 ** draw(5000, 1, seed=1)
+    y, _ = quantize_rows(x, fp8)
+    assert y.float().isfinite().all()
+    assert torch.equal(y.float().abs().amax(1), torch.full((5000,), torch.finfo(fp8).max))
+
+
+def test_zero_weights_and_no_rows() -> None:
+    assert torch.equal(Fp8Linear(torch.zeros(16, 64))(draw(3, 64)), torch.zeros(3, 16))
+    assert Fp8Linear(torch.zeros(16, 64))(draw(0, 64)).shape == (0, 16)
+
+
+@pytest.mark.parametrize("shape", [(64, 40), (40, 64)])
+def test_widths_are_multiples_of_16(shape: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match="widths in multiples of 16; got a weight of"):
+        Fp8Linear(torch.zeros(shape))
+
+
+# What the vendor library is asked, with no GPU.
+
+
+@pytest.mark.parametrize("T", [1, 7])
+def test_the_library_takes_the_call(T: int) -> None:
+    """PyTorch's row-wise product on a CPU stands in for that on a GPU."""
+    weight = draw(48, 64, seed=1, dtype=torch.bfloat16)
+    run = Fp8Linear(weight)
+    codes, scale = quantize_rows(draw(T, 64, dtype=torch.bfloat16))
+    args = codes, run.weight.t(), scale[:, None], run.scale, torch.bfloat16
+    assert relative(linear_fp8._row_wise_product(*args), linear_fp8._product(*args)) < 4e-3
+
+
+@pytest.mark.parametrize("T", [1, 7])
+def test_the_layout_is_that_of_a_gpu(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own rules for a GPU's product, held against tensors of which only the layout is there."""
+    monkeypatch.setattr(torch._meta_registrations, "device_hint", lambda tensor: "cuda")
+    with torch.device("meta"):
+        codes, weight = (torch.empty(n, 64, dtype=torch.float8_e4m3fn) for n in (T, 48))
+        scales = torch.empty(T)[:, None], torch.empty(48)[None]
+    y = linear_fp8._row_wise_product(codes, weight.t(), *scales, torch.bfloat16)
+    assert (y.shape, y.dtype) == ((T, 48), torch.bfloat16)
+    with pytest.raises(RuntimeError, match="mat2 must be col_major"):
+        linear_fp8._row_wise_product(codes, weight.t().contiguous(), *scales, torch.bfloat16)
+
+
+# Devices.
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch):
+    """Pretend to be on a GPU of this compute capability, or gfx name."""
+
+    def pretend(found: tuple[int, int] | str) -> None:
+        amd = isinstance(found, str)
+        monkeypatch.setattr(torch.version, "hip", "7.0" if amd else None)
+        properties = SimpleNamespace(gcnArchName=f"{found}:sramecc+:xnack-")
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found)
+        fp8_format.cache_clear()
+
+    yield pretend
+    fp8_format.cache_clear()
+
+
+@pytest.mark.parametrize("found", [(8, 9), (9, 0), (10, 0), (12, 0), "gfx942", "gfx950"])
+def test_devices_with_fp8(found: tuple[int, int] | str, gpu) -> None:
+    gpu(found)
+    check_fp8(GPU)
+    expected = torch.float8_e4m3fnuz if found == "gfx942" else torch.float8_e4m3fn
+    assert fp8_format(GPU) == expected
+    assert fp8_format(CPU) == torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize(("found", "words"), [((8, 6), "capability 8.6"), ("gfx90a", "gfx90a")])
+def test_devices_without_fp8(found: tuple[int, int] | str, words: str, gpu) -> None:
+    gpu(found)
+    with pytest.raises(DeviceError, match=f"no products on 'cuda'; got .*{words}, expected"):
+        check_fp8(GPU)
+
+
+def test_no_fp8_on_a_cpu() -> None:
+    with pytest.raises(ConfigError, match="fp8 is for GPUs; got device 'cpu', expected 'cuda'"):
+        check_fp8(CPU)

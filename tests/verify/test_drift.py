@@ -1,0 +1,110 @@
+"""`lastword verify --quantize`: an honest engine passes on any checkpoint, one that rounds otherwise does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.cli.main import main
+from lastword.kernels import Int8Linear, linear_int8
+from lastword.verify import bounds, rounding, verify
+from lastword.weights import locate
+
+SHAPES = {
+    "deep": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 14},
+    "wide": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2},
+    "biased": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "attention_bias": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_sound_engine_passes(name: str, tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    verdict = verify(make_checkpoint(tmp_path, **heads, **SHAPES[name]), quantize="int8")
+    assert verdict.passed, verdict.cause
+    assert {check.status for check in verdict.checks} == {"ok"}
+    assert_expected_drift(verdict)
+
+
+def test_the_built_in_model_passes() -> None:
+    own = ["end token", "prompt text"]  # its tokenizer and prompts are not the family's
+    verdict = verify(locate(None).folder, quantize="int8", accept=own)
+    assert verdict.passed, verdict.cause
+    assert_expected_drift(verdict)
+
+
+def test_a_sound_engine_passes_in_fp8(four_layers: Path, known_truth, fp8_on_a_cpu: dict) -> None:
+    verdict = verify(four_layers, **fp8_on_a_cpu)
+    assert verdict.passed, verdict.cause
+    assert (verdict.quantize, verdict.dtype, verdict.reference) == ("fp8", "bfloat16", "float32")
+    assert verdict.layers[2].ours == pytest.approx(verdict.layers[2].theirs, rel=0.15)
+    assert verdict.layers[3].ours > 2 * verdict.layers[1].ours, "the first layer is in bfloat16"
+
+
+def assert_expected_drift(verdict) -> None:
+    """The engine's drift is that of the plain rounding, and grows with the layers."""
+    for layer in verdict.layers[1:]:
+        assert layer.ours == pytest.approx(layer.theirs, rel=0.05)
+    assert verdict.layers[-1].ours > verdict.layers[1].ours > 1e-3
+    assert verdict.figures["min_cosine"] < 1 - 1e-6
+
+
+def test_coarser_codes_than_promised_are_named(
+    tiny_checkpoint: Path, known_truth, monkeypatch
+) -> None:
+    monkeypatch.setattr(linear_int8, "activation_levels", lambda: 20)
+    verdict = verify(tiny_checkpoint, quantize="int8")
+    assert verdict.cause.name == "layers"
+    assert "after layer 1 of 2" in verdict.cause.detail
+
+
+def test_a_model_that_does_not_bear_the_mode(tiny_checkpoint: Path, monkeypatch) -> None:
+    """Engine and rounding agree, on codes too few for these weights."""
+    for module in (linear_int8, rounding):
+        monkeypatch.setattr(module, "activation_levels", lambda: 6)
+    verdict = verify(tiny_checkpoint, quantize="int8")
+    assert verdict.cause.name == "drift"
+    assert "this model does not bear the mode" in verdict.cause.detail
+    assert verify(tiny_checkpoint, quantize="int8", accept=["drift", "ranking"]).passed
+
+
+def test_the_report_states_mode_and_drift(tiny_checkpoint: Path, known_truth, capfd) -> None:
+    assert main(["verify", str(tiny_checkpoint), "--quantize", "int8"]) == 0
+    out, _ = capfd.readouterr()
+    assert "in float32, products in int8; truth: transformers in float64" in out
+    assert "products rounded to int8" in out
+    assert "drift          int8: cosine 0.99" in out
+    assert main(["verify", str(tiny_checkpoint), "--quantize", "int8", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["quantize"] == "int8"
+    assert {"mean_cosine", "min_cosine", "top10_overlap"} <= found["figures"].keys()
+    assert all({"layer", "ours", "theirs", "allowed"} == layer.keys() for layer in found["layers"])
+
+
+def test_a_plain_run_has_no_drift(tiny_checkpoint: Path, known_truth) -> None:
+    verdict = verify(tiny_checkpoint)
+    assert verdict.quantize is None
+    assert "drift" not in {check.name for check in verdict.checks}
+
+
+def test_the_plain_rounding_is_that_of_the_engine() -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(96, 40)
+    linear.weight.data = torch.randn(40, 96, generator=generator) * 0.02
+    linear.weight.data[3, 5] = 1.0  # a channel that rounds badly
+    parent = nn.Sequential(linear, nn.ReLU())
+    x = torch.randn(7, 96, generator=generator)
+    engine = Int8Linear(linear.weight.data, linear.bias.data)
+    rounding.quantize_layer(parent, "int8")
+    assert parent[0].exact_rows.tolist() == [3]
+    assert (parent[0](x) - engine(x)).abs().max() < 1e-2 * (engine(x).abs().max())
+
+
+def test_every_bound_is_wider_than_the_plain_one() -> None:
+    plain = bounds.bounds_of(torch.float32, None)
+    assert bounds.bounds_of(torch.float32, "int8").layer_limit(0.02) == 0.04 > plain.layer
+    assert plain.neighbour_limit(0.5) == 1e-5
+    assert bounds.bounds_of(torch.float32, "int8").neighbour_limit(0.02) == 0.02
