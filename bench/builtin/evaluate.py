@@ -133,7 +133,7 @@ class TeacherEncoder:
 
 
 def judge(folders: Sequence[Path], teacher: Path, cache: Path) -> dict[str, dict[str, float]]:
-    """Score the teacher and every folder, the folders also at their shorter widths.
+    """Score the teacher and every folder, the folders also at their shorter widths and in int8.
 
     Args:
         folders: models that lastword loads.
@@ -154,6 +154,8 @@ def judge(folders: Sequence[Path], teacher: Path, cache: Path) -> dict[str, dict
         for width in (128, 64):
             name = f"{folder.name}, {width} dimensions"
             table[name] = scores(answered, reference.sentences, width)
+        quantized = sit(Embedder(folder, device="cpu", quantize="int8"), exam)
+        table[f"{folder.name}, int8"] = scores(quantized, reference.sentences)
     return table
 
 
