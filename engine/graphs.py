@@ -15,6 +15,8 @@ from lastword.packing import Inputs, Layout
 
 # Runs what it is given once or more, and returns a function that does the same again on the same memory.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
+# Maps inputs to final states [N, C], without a look at their contents on the host.
+Forward = Callable[[Inputs], Tensor]
 
 
 class CudaCapture:
@@ -35,13 +37,20 @@ class CudaCapture:
             return self._record(run)
 
     def _record(self, run: Callable[[], None]) -> Callable[[], None]:
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            run()
+        caller = torch.cuda.current_stream()
+        self._stream.wait_stream(caller)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-            run()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        with torch.cuda.stream(
+            caller
+        ):  # whose exit leaves the side stream, also where recording fails
+            with torch.cuda.stream(self._stream):
+                run()
+            recording = torch.cuda.graph(
+                graph, self._pool, self._stream, capture_error_mode="thread_local"
+            )
+            with recording:
+                run()
+        caller.wait_stream(self._stream)
         return graph.replay
 
 
@@ -57,42 +66,37 @@ class _Tier:
 class Graphs:
     """The graphs of one model's forward, one a tier, recorded when a batch of the tier first comes.
 
-    Args:     forward: maps inputs to final states [N, C] of `dtype`, without a look at their contents on the host.
+    Holds no reference to the model, whose memory then goes with the model's last one.
     """
 
     def __init__(
-        self,
-        forward: Callable[[Inputs], Tensor],
-        *,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        capture: Capture,
+        self, *, width: int, dtype: torch.dtype, device: torch.device, capture: Capture
     ) -> None:
-        self._forward, self._capture = forward, capture
+        self._capture = capture
         self._width, self._dtype, self._device = width, dtype, device
         self._tiers: dict[Layout, _Tier] = {}
         self._lock = Lock()  # buffers hold one batch at a time
 
-    def run(self, layout: Layout, buffer: Tensor, finals: int) -> Tensor:
+    def run(self, forward: Forward, layout: Layout, buffer: Tensor, finals: int) -> Tensor:
         """Compute the final states [finals, C] of a batch that was packed into a tier's layout.
 
-        They are the caller's own. All work is put on the current stream, which must be the same at every call.
+        They are the caller's own. All work is put on the current stream, which must be the same at every call, as must
+        `forward` be.
         """
         with self._lock:
             tier = self._tiers.get(layout)
             if tier is None:
-                tier = self._tiers[layout] = self._record(layout, buffer)
+                tier = self._tiers[layout] = self._record(forward, layout, buffer)
             tier.inputs.copy_(buffer, non_blocking=True)
             tier.replay()
             return tier.states[:finals].clone()
 
-    def _record(self, layout: Layout, buffer: Tensor) -> _Tier:
+    def _record(self, forward: Forward, layout: Layout, buffer: Tensor) -> _Tier:
         """Record a tier on its first batch: what runs before the recording needs inputs that make sense."""
         inputs = buffer.to(self._device, copy=True)
         states = torch.empty(layout.finals, self._width, dtype=self._dtype, device=self._device)
 
         def run() -> None:
-            states.copy_(self._forward(layout.read(inputs)))
+            states.copy_(forward(layout.read(inputs)))
 
         return _Tier(inputs, states, self._capture(run))

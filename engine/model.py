@@ -178,11 +178,7 @@ class Model:
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         self._packer = Packer(self.device, self.dtype, group)
         self._graphs = capture and Graphs(
-            self._forward,
-            width=self.config.hidden_size,
-            dtype=self.dtype,
-            device=self.device,
-            capture=capture,
+            width=self.config.hidden_size, dtype=self.dtype, device=self.device, capture=capture
         )
 
     @property
@@ -204,7 +200,7 @@ class Model:
             finals = len(forest.final_rows)
             layout, buffer = self._packer.pack(forest, pad=observe is None)
             if layout.tier and self._graphs is not None:
-                return self._graphs.run(layout, buffer, finals)
+                return self._graphs.run(self._forward, layout, buffer, finals)
             inputs = layout.read(buffer.to(self.device, non_blocking=True))
             return self._forward(inputs, observe)[:finals]
 

@@ -1,6 +1,9 @@
 """Tiers and the buffer of a batch: every batch fits its tier and is read as written, padding is of no text."""
 
+import gc
 import random
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,9 @@ import torch
 from lastword.errors import ConfigError
 from lastword.forest import Forest, plan_forests
 from lastword.kernels import AttentionPlan, block_sizes
+from lastword.model import Model
 from lastword.packing import MAX_TIER_ROWS, Layout, Packer, tier_of
+from lastword.weights import Checkpoint, read_config
 
 CPU = torch.device("cpu")
 PACKER = Packer(CPU, torch.float32, group=4)
@@ -124,3 +129,17 @@ def test_tiles_are_those_of_the_form_that_is_chosen(monkeypatch: pytest.MonkeyPa
     assert tile_rows() == 32
     monkeypatch.setattr(block_sizes, "DESCRIPTOR_DEFAULT", frozenset(["sm_90"]))
     assert tile_rows() == 128
+
+
+def test_a_model_with_graphs_goes_with_its_last_reference(tiny_checkpoint: Path) -> None:
+    """Gigabytes on a GPU must not wait for the garbage collector."""
+    config = read_config(tiny_checkpoint)
+    model = Model(Checkpoint(tiny_checkpoint, config), config, CPU, torch.float32)
+    model.use_packing(lambda run: run)
+    known = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert known() is None
+    finally:
+        gc.enable()

@@ -1,5 +1,6 @@
 """Memory errors in the kernels, as compute-sanitizer sees them on a few small cases."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,11 @@ def test_small_suite_is_clean(tool: str) -> None:
     suite = Path(__file__).with_name("test_gpu_kernels.py")
     small = "0.6B and dtype0 and (inside or levels or test_row_kernels)"
     done = subprocess.run(
-        [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", suite, "-k",
-         small],
+        [sanitizer, "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no", sys.executable, "-m",
+         "pytest", "-q", suite, "-k", small],
         capture_output=True, text=True, timeout=400, cwd=suite.parents[2],
+        env=os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # each tensor's end is then an allocation's
     )  # fmt: skip
+    if "Device not supported" in done.stdout + done.stderr:
+        pytest.skip("compute-sanitizer does not support this device")
     assert done.returncode == 0, done.stdout[-3000:]
