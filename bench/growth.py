@@ -2,7 +2,8 @@
 
     python -m lastword.bench.growth              the built-in model on 100, 1,000 and 10,000 texts
 
-Both should stay as they are while the texts grow a hundredfold. Every peak is that of a process of its own.
+Both should stay as they are while the texts grow a hundredfold. Every peak is that of a process of its own: resident
+memory of the host, also where a GPU computes.
 """
 
 import argparse
@@ -13,25 +14,34 @@ from multiprocessing import get_context
 from time import perf_counter
 
 from lastword import Embedder
+from lastword.bench.machine import describe_run
 from lastword.bench.memory import peak_bytes
 from lastword.bench.workloads import workloads
+from lastword.device import choose_device, choose_dtype
+from lastword.errors import DeviceError
 from lastword.report import Report
 
 COUNTS = (100, 1000, 10_000)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print a line a count, then the same as JSON."""
+    """Say as JSON what is measured on, measure and print a line a count, then the same as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m lastword.bench.growth",
         description=(__doc__ or "").partition("\n")[0],
     )
     parser.add_argument("--model", help="a folder or hub id; default the built-in model")
-    parser.add_argument("--device", default="cpu", help="default cpu")
+    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1")
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), metavar="N")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
     options = parser.parse_args(arguments)
-    rows = measure(options.model, options.device, options.counts, options.rounds)
+    try:
+        device = choose_device(options.device)
+    except DeviceError as error:
+        parser.error(str(error))
+    about = describe_run(device, choose_dtype(None, device))
+    print(json.dumps({"run": about}))
+    rows = measure(options.model, str(device), options.counts, options.rounds)
     print(f"{'texts':>8}{'tokens':>11}{'encode':>16}{'encode_stream':>18}")
     for row in rows:
         print(

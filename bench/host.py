@@ -8,6 +8,7 @@ that it is given; the other two are the interpreter's, and are done while a GPU 
 """
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ["RAYON_NUM_THREADS"] = "1"  # the tokenizer's
     torch.set_num_threads(1)
     about = describe_run(CPU, torch.float32)
+    print(json.dumps({"run": about}))
     print(busy_notice(about) or f"{about['device']}, one core, torch {about['torch']}")
     texts = texts_of(options.texts, options.length - 1)
     with tempfile.TemporaryDirectory() as scratch:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def held_bytes(field: str, pid: int | str = "self") -> int:
-    """Read a field such as VmRSS (resident) or RssAnon (no pages of files); 0 for a process that has ended."""
+    """Read a field such as VmRSS (resident) or RssAnon (no pages of files); 0 for a zombie."""
     with Path(f"/proc/{pid}/status").open(encoding="ascii", errors="replace") as file:
         return next((int(line.split()[1]) * 1024 for line in file if line.startswith(field)), 0)
 

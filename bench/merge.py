@@ -8,6 +8,7 @@ drops the files from the page cache and reads /proc.
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -20,8 +21,10 @@ from pathlib import Path
 
 import torch
 
+from lastword.bench.machine import describe_run
 from lastword.bench.memory import watched
 from lastword.bench.shapes import SIZES
+from lastword.device import choose_dtype
 from lastword.weights.blocks import workers
 from lastword.weights.mapping import mapped
 from lastword.weights.merge import multislerp
@@ -114,6 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", help="where to work; by default the system's temporary folder")
     options = parser.parse_args(arguments)
+    if sys.platform != "linux":
+        parser.error(f"needs the page cache and /proc; got {sys.platform}, expected linux")
+    about = describe_run(torch.device("cpu"), choose_dtype(options.dtype, torch.device("cpu")))
+    print(json.dumps({"run": about}))
     with tempfile.TemporaryDirectory(dir=options.folder) as name, watched("RssAnon") as peak:
         folder = Path(name)
         models, out = make_models(folder, options), folder / "out"

@@ -27,6 +27,7 @@ from lastword.bench.table import shown_speed, shown_time
 from lastword.bench.workloads import WORDS, texts_of
 from lastword.device import choose_device, choose_dtype
 from lastword.embedder import Embedder
+from lastword.errors import ConfigError
 from lastword.forest import Forest, plan_forests
 from lastword.runner import InProcess
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig
@@ -94,7 +95,7 @@ class RandomEmbedder(Embedder):
         ]
 
     def forward(self, forests: list[Forest]) -> None:
-        """The forward alone, without tokens, packing and finish."""
+        """The forward alone, without tokens, forests and finish; on a GPU packing is in it."""
         runner = self._encoder.runner
         assert isinstance(runner, InProcess), "a benchmark has one device"
         for forest in forests:
@@ -117,7 +118,12 @@ class Row:
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
-    """Measure what the options ask for."""
+    """Measure what the options ask for.
+
+    Raises:   ConfigError for --quick, which is of --quantize.
+    """
+    if args.quick:
+        raise ConfigError("--quick: goes with --quantize; got it alone, expected both or neither.")
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     on_cpu = device.type == "cpu"

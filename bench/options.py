@@ -127,12 +127,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=positive,
         metavar="TOKENS",
-        help="tokens of a text; by default 32 128 512, and on a GPU 2048 8192 too",
+        help="tokens of a text; by default 32 128 512, and on a GPU 2048 8192 too; not with --quantize",
     )
     parser.add_argument(
         "--tokens",
         type=positive,
-        help="tokens of all texts of a length; by default 65536 on a GPU, 1024 on a CPU",
+        help="tokens of all texts of a length; by default 65536 on a GPU, 1024 on a CPU; not with "
+        "--quantize",
     )
     parser.add_argument("--rounds", type=positive, default=3, help="medians reported (3)")
     parser.add_argument(

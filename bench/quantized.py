@@ -21,6 +21,7 @@ from lastword.bench.records import json_lines
 from lastword.bench.workloads import FULL, QUICK, Workload, workloads
 from lastword.device import check_quantize, choose_device, choose_dtype
 from lastword.embedder import Embedder
+from lastword.errors import ConfigError
 from lastword.weights import Checkpoint
 
 # Channels of the residual stream, and how much larger than the others they are.
@@ -44,7 +45,16 @@ class OutlierEmbedder(RandomEmbedder):
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
-    """Compare, time and print a line for each workload."""
+    """Compare, time and print a line for each workload.
+
+    Raises:   ConfigError for options of `bench model` without --quantize.
+    """
+    for option in ("lengths", "tokens"):
+        if getattr(args, option) is not None:
+            raise ConfigError(
+                f"--{option}: does not go with --quantize; got both, expected one of them. Its texts are documents and "
+                "queries."
+            )
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     check_quantize(args.quantize, device, dtype)  # before two models are made
@@ -56,12 +66,13 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         plain, ours = (
             random_embedder(
                 scratch / str(quantize), args.model, args.layers, device, dtype,
-                quantize=quantize, kind=OutlierEmbedder,
+                quantize=quantize, cuda_graphs=args.cuda_graphs, kind=OutlierEmbedder,
             )
             for quantize in (None, args.quantize)
         )  # fmt: skip
         layers = plain.config.num_hidden_layers
-        write({"run": about, "model": args.model, "layers": layers, "quantize": args.quantize})
+        write({"run": about, "model": args.model, "layers": layers, "quantize": args.quantize,
+               "cuda_graphs": args.cuda_graphs})  # fmt: skip
         busy = busy_notice(about)
         if busy is not None:
             show(busy)

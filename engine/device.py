@@ -15,6 +15,7 @@ CPU_BATCH_TOKENS_LIMITS = (1024, 8192)
 GPU_BATCH_TOKENS_LIMITS = (1024, 16_384)
 # Of the memory that is free once the weights are loaded; the rest is for libraries, graphs and other processes.
 GPU_FREE_SHARE = 0.8
+_DEVICES = "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -22,6 +23,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
     Raises:   DeviceError for a device that is unknown or not there.
     """
+    return _one_device(device, "'cpu', 'cuda' or 'cuda:N'")
+
+
+def _one_device(device: str | torch.device | None, expected: str) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -29,15 +34,19 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device: unknown; got {str(device)!r}, expected {expected}.")
+    # PyTorch keeps the number in 8 bits: cuda:256 would be cuda:0
+    if chosen.type == "cuda" and (str(chosen) != str(device) or not _is_there(chosen)):
+        gpus = torch.cuda.device_count()
+        there = ("'cpu': PyTorch finds no GPU", "'cuda:0'", f"'cuda:0' to 'cuda:{gpus - 1}'")
         raise DeviceError(
-            f"device: unknown; got {str(device)!r}, expected 'cpu', 'cuda' or 'cuda:N'."
-        )
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise DeviceError(
-            f"device: not there; got {str(device)!r}, found {found} GPUs. Use device 'cpu'."
+            f"device: not there; got {str(device)!r}, expected {there[min(gpus, 2)]}."
         )
     return chosen
+
+
+def _is_there(gpu: torch.device) -> bool:
+    return 0 <= (gpu.index or 0) < torch.cuda.device_count()
 
 
 def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...]:
@@ -53,9 +62,10 @@ def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...
         return tuple(torch.device("cuda", i) for i in range(torch.cuda.device_count()))
     names = [name.strip() for name in asked.split(",")]
     if len(names) == 1:
-        return (choose_device(device),)
+        return (_one_device(device, _DEVICES),)
     gpus = names[0].startswith("cuda:")
-    chosen = tuple(choose_device(f"cuda:{n}" if gpus and n.isdecimal() else n) for n in names)
+    names = [f"cuda:{name}" if gpus and name.isdecimal() else name for name in names]
+    chosen = tuple(_one_device(name, _DEVICES) for name in names)
     if len({each.type for each in chosen}) > 1:
         raise DeviceError(
             f"device: of two kinds; got {asked!r}, expected GPUs or CPUs alone, as 'cuda:0,1' or 'cpu,cpu'."

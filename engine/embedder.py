@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lastword.device import check_quantize, choose_devices, choose_dtype, quantize_identity
 from lastword.encoder import Encoder
+from lastword.errors import DeviceError
 from lastword.finish import quantize
 from lastword.identity import fingerprint
 from lastword.model import Model
@@ -66,7 +67,9 @@ class Embedder(OpenedModel):
         self.devices = choose_devices(device)
         self.device = self.devices[0]
         self.dtype = choose_dtype(dtype, self.device)
-        self.quantize = check_quantize(quantize, self.device, self.dtype)
+        for each in self.devices:
+            check_quantize(quantize, each, self.dtype)
+        self.quantize = quantize
         files = locate(
             model,
             revision=revision,
@@ -95,19 +98,26 @@ class Embedder(OpenedModel):
             quantize=self.quantize,
             cuda_graphs=cuda_graphs,
         )
-        if len(self.devices) > 1:
-            return Pool(load, self.devices)
-        return InProcess(load(device=self.device))
+        try:
+            if len(self.devices) > 1:
+                return Pool(load, self.devices)
+            return InProcess(load(device=self.device))
+        except torch.OutOfMemoryError as error:
+            names, dtype = ", ".join(map(str, self.devices)), str(self.dtype).removeprefix("torch.")
+            raise DeviceError(
+                f"device: the model does not fit in the memory that is free; got {names} and {dtype} weights, expected "
+                "room for them. Use bfloat16, fp8 or another device, or free memory there."
+            ) from error
 
     @property
     def max_batch_tokens(self) -> int:
-        """Tokens computed in one forward; it may be set."""
+        """Tokens computed in one forward; it may be set, to None for what suits the devices."""
         return self._encoder.max_batch_tokens
 
     @max_batch_tokens.setter
-    def max_batch_tokens(self, max_batch_tokens: int) -> None:
+    def max_batch_tokens(self, max_batch_tokens: int | None) -> None:
         check_batch_tokens(max_batch_tokens)
-        self._encoder.max_batch_tokens = max_batch_tokens
+        self._encoder.max_batch_tokens = max_batch_tokens or self._encoder.runner.batch_tokens
 
     def close(self) -> None:
         """End the processes of several devices, if there are any; they end with the Embedder and with Python too."""

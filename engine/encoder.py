@@ -11,10 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lastword.errors import LastwordWarning
 from lastword.finish import finish, quantize
 from lastword.forest import Forest, plan_forests
 from lastword.model import Model
-from lastword.pipeline import compute_windows, count, prepare_windows, read_ahead
+from lastword.pipeline import compute_windows, count, in_memory, prepare_windows, read_ahead
 from lastword.report import Report
 from lastword.runner import Runner
 from lastword.settings import EncodeOptions
@@ -93,7 +94,8 @@ class Encoder:
         forests = plan_forests(ids, self.max_batch_tokens)
         started = ((forest, start(forest)) for forest in forests)
         for forest, wait in read_ahead(started, self.runner.depth):
-            states[forest.texts] = wait()[forest.distinct]
+            for part, found in in_memory(forest, wait, start, 0, self._take_smaller_batches):
+                states[part.texts] = found[part.distinct]
         return states
 
     def _take_smaller_batches(self, tokens: int) -> None:
@@ -101,9 +103,9 @@ class Encoder:
         if not self._out_of_memory:
             self._out_of_memory = True
             warnings.warn(
-                f"{self.runner.name}: out of memory at {tokens} tokens a batch; it is split, and batches are smaller "
-                "from now on. Set max_batch_tokens to choose their size.",
-                RuntimeWarning,
+                f"max_batch_tokens: {self.runner.name} is out of memory at {tokens} tokens a batch; it is split, and "
+                "batches are smaller from now on. Set it lower to spare the attempts.",
+                LastwordWarning,
                 stacklevel=2,
             )
         self.max_batch_tokens = min(self.max_batch_tokens, max(1, tokens // 2))

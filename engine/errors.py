@@ -14,6 +14,10 @@ class LastwordError(ValueError):
     """Base of every error that lastword raises on purpose."""
 
 
+class LastwordWarning(RuntimeWarning):
+    """What the user should know and lastword has dealt with: `<setting>: <what>. <remedy>`, one line."""
+
+
 class ConfigError(LastwordError):
     """A model setting, prompt name or option that lastword does not accept."""
 

@@ -74,9 +74,3 @@ def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> T
     lower, upper = ranges[0].float(), ranges[1].float()
     codes = ((vectors - (lower + upper) / 2) / ((upper - lower) / 254)).round().clamp(-127, 127)
     return codes.to(torch.int8) if precision == "int8" else (codes + 128).to(torch.uint8)
-
-
-def symmetric_ranges(vectors: Tensor) -> Tensor:
-    """Measure ranges [2, dim] on a sample: ± its largest absolute value, the same in every dimension."""
-    largest = vectors.float().abs().max().clamp_min(1e-12)
-    return torch.stack([-largest, largest])[:, None].expand(2, vectors.shape[1]).contiguous()

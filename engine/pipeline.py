@@ -153,7 +153,7 @@ def compute_windows(
             if out is None:
                 out = torch.empty(window.size, dim)
             if step.forest is not None and step.wait is not None:
-                parts = _in_memory(step.forest, step.wait, start, window.first, too_large)
+                parts = in_memory(step.forest, step.wait, start, window.first, too_large)
                 for forest, vectors in parts:
                     _gather(forest, vectors, window, out)
                     advance(len(forest.texts))
@@ -177,14 +177,17 @@ def _started(windows: Iterator[Window], start: Callable[[Forest], Wait]) -> Iter
         yield _Step(window, began)
 
 
-def _in_memory(
+def in_memory(
     forest: Forest,
     wait: Wait,
     start: Callable[[Forest], Wait],
     first: int,
     too_large: Callable[[int], None],
 ) -> Iterator[tuple[Forest, Tensor]]:
-    """Wait for a batch's vectors; one that does not fit in the device's memory makes way for its halves."""
+    """Wait for a batch's tensor; one that does not fit in the device's memory makes way for its halves.
+
+    Raises:   InputError naming a text that does not fit alone; `first` is the caller's index of the window's first.
+    """
     parts = [(forest, wait)]
     while parts:
         part, wait = parts.pop()

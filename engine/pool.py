@@ -49,9 +49,10 @@ class Pool:
         self.name = ", ".join(map(str, devices))
         self.depth = _BATCHES_AHEAD * len(devices)
         threads = max(1, torch.get_num_threads() // len(devices))
+        self._owner = os.getpid()
         self._workers: list[_Worker] = []
         # Runs when the pool is collected, and at the interpreter's end at the latest.
-        self._stop = weakref.finalize(self, _end_all, self._workers, os.getpid())
+        self._stop = weakref.finalize(self, _end_all, self._workers, self._owner)
         try:
             for device in devices:
                 self._workers.append(_Worker(device, pack((load, device, threads))))
@@ -63,8 +64,14 @@ class Pool:
     def start(self, task: Task, forest: Forest) -> Wait:
         """Hand a batch to the worker with the fewest tokens to compute.
 
-        Raises:   DeviceError where a worker has died, whichever it is, or after `close`.
+        Raises:   DeviceError where a worker has died, whichever it is, after `close`, or in a fork of the process that
+                  made the pool: the threads that serve it are not there.
         """
+        if os.getpid() != self._owner:
+            raise DeviceError(
+                f"device {self.name}: belongs to another process; got a call from process {os.getpid()}, expected one "
+                f"from {self._owner}, which opened the Embedder. Open another after the fork."
+            )
         for worker in self._workers:
             worker.check()
         worker = min(self._workers, key=lambda worker: worker.tokens)
@@ -105,8 +112,10 @@ class _Worker:
             )
             self._connection = Connection(ours.detach())
         self.ready = self.submit(order, 0)
-        for role in (self._send, self._receive):
-            Thread(target=role, name=f"lastword-{device}", daemon=True).start()
+        receiver = Thread(target=self._receive, name=f"lastword-{device}", daemon=True)
+        sender = Thread(target=self._send, args=(receiver,), name=receiver.name, daemon=True)
+        for thread in (receiver, sender):
+            thread.start()
 
     def check(self) -> None:
         """Raise the DeviceError that says why nothing can be computed here any more."""
@@ -114,18 +123,23 @@ class _Worker:
             raise DeviceError(self._problem)
 
     def submit(self, order: bytes, tokens: int) -> "Future[Any]":
-        """Ask for something; the answer comes to the future. Ctrl-C at any point leaves orders and answers in step."""
+        """Ask for something; the answer comes to the future. Ctrl-C at any point leaves orders and answers in step.
+
+        Raises:   DeviceError as `check` does; nothing is put behind the end that `stop` puts.
+        """
         answer: Future[Any] = Future()
-        self._outbox.put((order, answer, tokens))
         with self._lock:
+            self.check()
+            self._outbox.put((order, answer, tokens))
             self.tokens += tokens
         return answer
 
     def stop(self) -> None:
         """Ask the process to end."""
-        self._give_up("closed; expected an open Embedder. Open it again.")
+        with self._lock:
+            self._give_up("closed; got a closed Embedder, expected an open one. Open it again.")
+            self._outbox.put(None)
         self._process.terminate()
-        self._outbox.put(None)
 
     def end(self) -> None:
         """Wait until the process has ended; one that does not is killed."""
@@ -135,7 +149,7 @@ class _Worker:
             self._process.kill()
             self._process.wait()
 
-    def _send(self) -> None:
+    def _send(self, receiver: Thread) -> None:
         while (item := self._outbox.get()) is not None:
             order, answer, tokens = item
             with self._lock:
@@ -145,6 +159,8 @@ class _Worker:
                 self._waiting.append((answer, tokens))
             with suppress(OSError):  # it died: `_receive` says so
                 self._connection.send_bytes(order)
+        receiver.join()  # it ends with the process
+        self._connection.close()
 
     def _receive(self) -> None:
         try:

@@ -36,7 +36,7 @@ class Runner(Protocol):
         """Begin a batch; the function returned gives the task's tensor on the CPU, or raises torch.OutOfMemoryError."""
 
     def close(self) -> None:
-        """Give back what this runner holds; nothing can be started any more."""
+        """End the processes that this runner has, if any: what is started or waited for there is a DeviceError."""
 
 
 class InProcess:

@@ -89,4 +89,9 @@ def _portable(error: Exception) -> Exception:
         copy: Any = unpack(pack(error))
     except Exception:  # noqa: BLE001  whatever its own pickling does
         copy = None
-    return error if type(copy) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")
+    if type(copy) is type(error):
+        return error
+    stand_in = RuntimeError(f"{type(error).__name__}: {error}")
+    for note in error.__notes__:
+        stand_in.add_note(note)
+    return stand_in

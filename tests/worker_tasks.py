@@ -37,6 +37,10 @@ def no_model(error, device):
     raise error
 
 
+def no_room(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def no_process(device):
     os._exit(3)
 

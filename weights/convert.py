@@ -73,7 +73,7 @@ def _rounded(x: Tensor, dtype: torch.dtype, where: str) -> Tensor:
     if not math.isfinite(float(made.sum(dtype=torch.float64))):
         largest = float(x.abs().max())
         raise WeightsError(
-            f"{where}: a value of size {largest:g} does not fit; got {dtype}, whose largest is "
-            f"{torch.finfo(dtype).max:g}. Choose bf16 or f32"
+            f"{where}: a value of size {largest:g} does not fit; got {dtype}, expected one whose largest "
+            f"is above {torch.finfo(dtype).max:g}. Choose bf16 or f32"
         )
     return made

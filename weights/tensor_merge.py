@@ -75,8 +75,9 @@ class TensorMerge:
             merged[start:stop] = merge.combined(piece, self.coefficients)
         # The sum is quick, and finite unless an element is not or the elements are huge.
         if not math.isfinite(float(merged.sum())) and not torch.isfinite(merged).all():
+            found = float(merged[~merged.isfinite()][0])
             raise InputError(
-                f"a merged value is not finite in {self._dtype}; expected finite ones. "
+                f"a merged value is not finite in {self._dtype}; got {found}, expected finite ones. "
                 "Choose a wider dtype: or smaller weights"
             )
         return merged, products

@@ -7,7 +7,7 @@ not, and the disk is asked early for what comes next. `mapping.py` is for tensor
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -58,7 +58,10 @@ class StoredVector:
             while done < len(buffer):
                 count = os.preadv(self._descriptor, [buffer[done:]], start + done)
                 if not count:
-                    raise WeightsError(f"{self._info.file}: tensor {self._name} is cut off")
+                    raise WeightsError(
+                        f"{self._info.file}: tensor {self._name} is cut off; got {done} bytes, expected {len(buffer)} "
+                        f"from byte {start}. It was changed while it was read: get it again."
+                    )
                 done += count
         except OSError as problem:
             raise _unreadable(self._info, self._name, problem) from None
@@ -72,7 +75,8 @@ class StoredVector:
 
     def _ask(self, start: int, size: int) -> None:
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):  # advice only
+                os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
 
 class _Buffer(threading.local):

@@ -9,14 +9,15 @@ import importlib
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import lastword
 from lastword.cli import bench, console, making, options, write
-from lastword.errors import InputError, LastwordError
+from lastword.errors import InputError, LastwordError, LastwordWarning
 
 EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
@@ -96,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(argv: Sequence[str] | None) -> int:
     try:
         args = _arguments(argv)
-        status: int = importlib.import_module(f"lastword.cli.{args.command}").run(args)
+        with _warnings_as_lines(quiet=getattr(args, "quiet", False)):
+            status: int = importlib.import_module(f"lastword.cli.{args.command}").run(args)
     except LastwordError as error:
         return _fail(options.in_option_words(str(error)), 2)
     except OSError as error:
@@ -131,6 +133,29 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _fail(message: str, status: int) -> int:
     console.say(message)
     return status
+
+
+@contextmanager
+def _warnings_as_lines(*, quiet: bool) -> Iterator[None]:
+    """Say lastword's own warnings as notices are said; others are shown as Python shows them."""
+    with warnings.catch_warnings():
+        shown_by_python = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, LastwordWarning):
+                shown_by_python(message, category, filename, lineno, file, line)
+            elif not quiet:
+                console.say(options.in_option_words(str(message)))
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

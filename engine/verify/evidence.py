@@ -115,6 +115,8 @@ def gather(
     every = [*ids, *(each for mistake in mistakes for each in mistake.ids)]
     exact = reference_dtype(embedder.dtype)
     whole = walk(folder, every, exact, embedder.device, advance)
+    theirs = walk(folder, ids, embedder.dtype, embedder.device, advance, embedder.quantize)
+    torch.cuda.empty_cache()  # the walks' memory on a GPU, for lastword's batches there
     return Evidence(
         probes=probes,
         text=text,
@@ -122,7 +124,7 @@ def gather(
         cut=cut,
         cut_ids=text.ids(cut, _CUT),
         truth=Walk(*(getattr(whole, name)[: len(ids)] for name in Walk.__slots__)),
-        theirs=walk(folder, ids, embedder.dtype, embedder.device, advance, embedder.quantize),
+        theirs=theirs,
         alternates=_with_states(mistakes, whole.states[len(ids) :, -1]),
         ours=_measure(embedder, probes, cut),
         dim=embedder.dim,

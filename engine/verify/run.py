@@ -35,7 +35,7 @@ def verify(
 
     The truth is transformers' layers in float64 (float32 where the dtype is bfloat16). With `quantize` its errors are
     measured with its products rounded by the same rule, and the drift from the truth is judged too. One whole model
-    at most is in memory, lastword's; transformers' has one layer.
+    at most is in memory, lastword's, one a process with several devices; transformers' has one layer.
 
     Args:
         model: hub id or folder.

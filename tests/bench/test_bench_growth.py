@@ -9,10 +9,17 @@ from lastword.bench import growth
 
 def test_lines_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     growth.main(["--counts", "2", "6", "--rounds", "1"])
-    *lines, last = capsys.readouterr().out.splitlines()
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert json.loads(first)["run"]["dtype"] == "float32"
     rows = json.loads(last)
     assert [row["texts"] for row in rows] == [2, 6]
     assert rows[0]["tokens"] < rows[1]["tokens"]
     assert all(row["tokens_a_second"] > 0 and row["peak_bytes"] > 50e6 for row in rows)
     assert len(lines) == 4
     assert "below the fastest" in lines[-1]
+
+
+def test_one_device_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        growth.main(["--device", "cpu,cpu"])
+    assert "device: unknown; got 'cpu,cpu', expected 'cpu'" in capsys.readouterr().err

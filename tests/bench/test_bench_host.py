@@ -1,5 +1,6 @@
 """The host's stages are timed on every text, and the figures are possible ones."""
 
+import json
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def test_three_stages(
     words = ["--texts", "40", "--length", "12", "--batch", "200", "--rounds", "1"]
     host.main([*words, "--tokenizer", str(tiny_checkpoint)])
     out = capsys.readouterr().out
+    assert json.loads(out.partition("\n")[0])["run"]["device"]
     assert "40 texts of" in out
     rates = dict(
         re.findall(r"^(tokenise|build forests|pack) +([\d.]+) M tokens/s$", out, re.MULTILINE)

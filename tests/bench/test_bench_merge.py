@@ -1,5 +1,6 @@
 """The merge benchmark runs, checks its merge, and refuses to print figures of a wrong one."""
 
+import json
 import re
 import sys
 
@@ -16,6 +17,7 @@ TINY = ["--like", "tiny", "--layers", "1", "--rounds", "2"]
 def test_it_prints_speed_share_and_memory(tmp_path, capsys):
     bench.main([*TINY, "--folder", str(tmp_path)])
     out = capsys.readouterr().out
+    assert json.loads(out.partition("\n")[0])["run"]["dtype"] == "float32"
     assert re.search(r"share of the copy's speed: \d+% in bytes written, \d+% in bytes moved", out)
     assert re.search(r"peak memory beyond files: [1-9]\d* MB", out)
     assert not list(tmp_path.iterdir())
@@ -28,3 +30,11 @@ def test_a_wrong_merge_prints_no_figures(tmp_path, tiny_checkpoint, capsys, monk
     with pytest.raises(SystemExit, match="not what the formula says; no figures"):
         bench.main([*TINY, "--folder", str(tmp_path)])
     assert "share" not in capsys.readouterr().out
+
+
+def test_another_system_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(SystemExit):
+        bench.main(TINY)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "needs the page cache and /proc; got darwin, expected linux" in last

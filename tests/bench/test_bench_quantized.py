@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lastword import DeviceError
 from lastword.bench import quantized
 from lastword.bench.model import random_embedder
 from lastword.bench.quantized import OutlierEmbedder
@@ -50,7 +51,7 @@ def test_the_command(capfd, tmp_path: Path) -> None:
     words = ["--model", "tiny", "--device", "cpu", "--layers", "1", "--rounds", "1", "--quick"]
     assert main(["bench", "model", "--quantize", "int8", *words, "--json", str(out)]) == 0
     head, *rows = (json.loads(line) for line in out.read_text().splitlines())
-    assert (head["model"], head["quantize"]) == ("tiny", "int8")
+    assert (head["model"], head["quantize"], head["cuda_graphs"]) == ("tiny", "int8", True)
     assert [row["texts"] for row in rows] == [64, 200, 16]
     assert all(row["mean_cosine"] > 0.995 and row["speedup"] > 0 for row in rows)
     assert sum(" x" in line or "x " in line for line in capfd.readouterr().out.splitlines()) >= 3
@@ -60,3 +61,30 @@ def test_refused_before_models_are_made(capfd) -> None:
     words = ["bench", "model", "--quantize", "int8", "--device", "cpu", "--dtype", "bfloat16"]
     assert main(words) == 2
     assert "--quantize: int8 computes the rest in float32" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--quantize", "int8", "--lengths", "9"], "--lengths: does not go with --quantize"),
+        (["--quantize", "int8", "--tokens", "9"], "--tokens: does not go with --quantize"),
+        (["--quick"], "--quick: goes with --quantize"),
+    ],
+)
+def test_options_that_would_have_no_effect(words: list[str], message: str, capfd) -> None:
+    assert main(["bench", "model", "--model", "tiny", "--device", "cpu", *words]) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_both_models_launch_as_asked(monkeypatch) -> None:
+    asked = []
+
+    def open_model(*_, quantize, cuda_graphs, **__):
+        asked.append((quantize, cuda_graphs))
+        if len(asked) == 2:
+            raise DeviceError("enough")
+
+    monkeypatch.setattr(quantized, "random_embedder", open_model)
+    words = ["--quantize", "int8", "--device", "cpu", "--no-cuda-graphs"]
+    assert main(["bench", "model", *words]) == 2
+    assert asked == [(None, False), ("int8", False)]

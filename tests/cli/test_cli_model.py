@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors import safe_open
 
 from lastword.cli.main import main
 from lastword.embedder import Embedder
+from lastword.model import Model
 
 TEXTS = ["the cat sat", "the cat sat on the mat", "", "the cat sat", "another text € entirely"]
 
@@ -260,3 +262,28 @@ def test_as_a_process_stderr_is_clean(run, tiny_checkpoint):
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == len(TEXTS)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_batch_without_memory_is_one_line(run, tiny_checkpoint, monkeypatch, quiet):
+    forward, room = Model.forward, max(map(len, Embedder(tiny_checkpoint).token_ids(TEXTS)))
+
+    def small(model, forest, *others):
+        if forest.tokens_computed > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(model, forest, *others)
+
+    monkeypatch.setattr(Model, "forward", small)
+    words = ["texts.txt", "--model", tiny_checkpoint, "--device", "cpu"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        status, out, err = run("embed", *words, *["--quiet"][:quiet])
+    assert (status, out.count("\n")) == (0, len(TEXTS))
+    if quiet:
+        assert err == ""
+        return
+    warning, report = err.splitlines()
+    assert re.match(
+        r"lastword: --max-batch-tokens: cpu is out of memory at \d+ tokens a batch;", warning
+    )
+    assert report.startswith("lastword: 5 texts, ")

@@ -1,10 +1,12 @@
 """Which devices a name stands for, and what is said of a name that stands for none."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from lastword import DeviceError
-from lastword.device import choose_devices
+from lastword import DeviceError, Embedder
+from lastword.device import choose_device, choose_devices
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,14 @@ def test_devices(name: str | torch.device | None, expected: list[str]) -> None:
         ("cuda:0,", "device: unknown; got ''"),
         ("cpu,1", "device: unknown; got '1'"),
         ("0,1", "device: unknown; got '0'"),
-        ("cuda:0,4", "device: not there; got 'cuda:4', found 4 GPUs"),
+        ("tpu", "expected 'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"),
+        ("cuda:4", "device: not there; got 'cuda:4', expected 'cuda:0' to 'cuda:3'"),
+        ("cuda:0,4", "device: not there; got 'cuda:4', expected 'cuda:0' to 'cuda:3'"),
+        # in 8 bits, as PyTorch keeps them: GPUs 0 and 1, none, and -25
+        ("cuda:256", "device: not there; got 'cuda:256'"),
+        ("cuda:0,257", "device: not there; got 'cuda:257'"),
+        ("cuda:255", "device: not there; got 'cuda:255'"),
+        ("cuda:999", "device: not there; got 'cuda:999'"),
         ("cuda:1,1", "device: a GPU is named twice; got 'cuda:1,1'"),
         ("cuda:0,cpu", "device: of two kinds; got 'cuda:0,cpu'"),
         ("cuda,cuda:1", "device: one of several GPUs without its number; got 'cuda,cuda:1'"),
@@ -53,5 +62,24 @@ def test_refused(name: str, message: str) -> None:
 
 def test_all_of_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(DeviceError, match="not there; got 'cuda', found 0 GPUs"):
+    with pytest.raises(
+        DeviceError, match="not there; got 'cuda', expected 'cpu': PyTorch finds no GPU"
+    ):
         choose_devices("cuda:all")
+
+
+def test_one_device_is_not_told_of_several() -> None:
+    with pytest.raises(DeviceError, match="got 'cuda:0,1', expected 'cpu', 'cuda' or 'cuda:N'"):
+        choose_device("cuda:0,1")
+
+
+def test_every_device_must_have_the_mode(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_fp8(device: torch.device) -> None:
+        if device.index == 1:
+            raise DeviceError(f"{device}: no fp8")
+
+    monkeypatch.setattr("lastword.device.check_fp8", check_fp8)
+    with pytest.raises(DeviceError, match="cuda:1: no fp8"):
+        Embedder(tiny_checkpoint, device="cuda:0,1", quantize="fp8")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import worker_tasks
 
-from lastword import Embedder, InputError, device
+from lastword import DeviceError, Embedder, InputError, device
 from lastword.bench.shapes import SIZES
 from lastword.device import default_batch_tokens
 from lastword.forest import Forest, plan_forests
@@ -30,13 +31,13 @@ class Small:
         monkeypatch.setattr(model._encoder.runner.model, "forward", self.forward)
         monkeypatch.setattr(torch.cuda, "empty_cache", self.empty_cache)
 
-    def forward(self, forest: Forest) -> torch.Tensor:
+    def forward(self, forest: Forest, *others) -> torch.Tensor:
         activations = torch.empty(4)
         self.asked.append(forest.tokens_computed)
         if forest.tokens_computed > self.tokens:
             self.held = weakref.ref(activations)
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return self.true(forest)
+        return self.true(forest, *others)
 
     def empty_cache(self) -> None:
         assert self.held is not None
@@ -57,7 +58,7 @@ def test_nothing_is_lost(model: Embedder, monkeypatch: pytest.MonkeyPatch) -> No
     report = Report()
     gc.disable()
     try:
-        with pytest.warns(RuntimeWarning, match=r"cpu: out of memory at \d+ tokens") as warned:
+        with pytest.warns(RuntimeWarning, match=r"cpu is out of memory at \d+ tokens") as warned:
             vectors = torch.stack(list(model.encode_stream(TEXTS, report=report)))
     finally:
         gc.enable()
@@ -96,6 +97,27 @@ def test_a_text_that_does_not_fit_is_named(
     ):
         got.extend(model.encode_stream(texts))
     assert (len(got), caught.value.index) == (4, 5)
+
+
+def test_looking_inside_takes_halves_too(model: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = model.hidden_states(TEXTS)
+    small = Small(model, model.plan(TEXTS).tokens_computed // 5, monkeypatch)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        states = model.hidden_states(TEXTS)
+    assert float((states - expected).abs().max() / expected.abs().max()) <= 1e-5
+    small.tokens = 50
+    with pytest.raises(InputError, match=r"text 1: does not fit .*; got \d+ tokens"):
+        model.hidden_states(["a", "long " * 100])
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+def test_a_model_that_does_not_fit(
+    devices: str, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lastword.embedder.Model", worker_tasks.no_room)
+    message = "^device: the model does not fit .*; got cpu.* and float32 weights, expected"
+    with pytest.raises(DeviceError, match=message):
+        Embedder(tiny_checkpoint, device=devices)
 
 
 def test_other_errors_pass(model: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +177,9 @@ def test_the_embedder_asks_once_the_weights_are_there(
     monkeypatch.setattr(device, "CPU_BATCH_TOKENS_LIMITS", (99, 99))
     model = Embedder(tiny_checkpoint, device="cpu", max_batch_tokens=asked)
     assert model.max_batch_tokens == (asked or 99)
+    model.max_batch_tokens = None
+    assert model.max_batch_tokens == 99
+    assert model.plan(["x"]).batches == 1
 
 
 def shaped(model: str) -> Model:

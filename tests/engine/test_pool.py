@@ -1,33 +1,24 @@
-"""Several devices: the vectors, order, counts and errors of one device, and no process left behind.
+"""Several devices: the vectors, order, counts and errors of one device; `test_pool_ends.py` has how they end.
 
 Workers on the CPU stand for GPUs: nothing here depends on the device but where the model is.
 """
 
-import gc
-import os
-import signal
-import subprocess
 import sys
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import worker_tasks
+from pools import CPU, FOREST, pids, pool_of
 
-from lastword import DeviceError, Embedder, InputError, WeightsError
+from lastword import Embedder, InputError
 from lastword.forest import plan_forests
-from lastword.model import Model
-from lastword.pool import Pool
 from lastword.report import Report
-from lastword.weights import Checkpoint, read_config
 
-CPU = torch.device("cpu")
 WINDOW = 50
 TEXTS = [f"text number {i % 97} " * (i % 5 + 1) for i in range(6 * WINDOW + 20)]
-(FOREST,) = plan_forests([[1, 2, 3]], 10)
 
 
 @pytest.fixture(scope="module")
@@ -44,29 +35,6 @@ def two(tiny_checkpoint: Path) -> Embedder:
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lastword.windows._WINDOW_TEXTS", WINDOW)
-
-
-def pool_of(embedder: Embedder) -> Pool:
-    return embedder._encoder.runner
-
-
-def pids(pool: Pool) -> list[int]:
-    return [worker._process.pid for worker in pool._workers]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended but nobody asked after does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def all_end(processes: list[int], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while any(map(alive, processes)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not any(map(alive, processes))
 
 
 # The same as one device.
@@ -232,7 +200,7 @@ def test_a_worker_out_of_memory(
         pool, "start", lambda task, forest: plain(partial(worker_tasks.small, 60, task), forest)
     )
     monkeypatch.setattr(two._encoder, "max_batch_tokens", 200)
-    with pytest.warns(RuntimeWarning, match=r"^cpu, cpu: out of memory at \d+ tokens") as warned:
+    with pytest.warns(RuntimeWarning, match=r"cpu, cpu is out of memory at \d+ tokens") as warned:
         vectors = torch.stack(list(two.encode_stream(TEXTS, report=report)))
     assert float((vectors - one.encode(TEXTS)).abs().max()) <= 1e-5
     assert (len(warned), report.texts) == (1, len(TEXTS))
@@ -240,8 +208,9 @@ def test_a_worker_out_of_memory(
 
 
 def test_an_exception_that_cannot_be_sent(two: Embedder) -> None:
-    with pytest.raises(RuntimeError, match="UnpicklableError: one two"):
+    with pytest.raises(RuntimeError, match="UnpicklableError: one two") as caught:
         pool_of(two).start(worker_tasks.fail_unpicklable, FOREST)()
+    assert "worker_tasks.py" in caught.value.__notes__[0], "the worker's own traceback"
 
 
 def test_a_task_that_the_worker_does_not_know(two: Embedder) -> None:
@@ -250,116 +219,3 @@ def test_a_task_that_the_worker_does_not_know(two: Embedder) -> None:
     exec("def task(model, forest): ...", module.__dict__)
     with pytest.raises(ModuleNotFoundError, match="only_here"):
         pool_of(two).start(module.task, FOREST)()
-
-
-def load(folder: Path):
-    return partial(
-        Model, Checkpoint(folder, read_config(folder)), read_config(folder), dtype=torch.float32
-    )
-
-
-def test_a_killed_worker_is_named_at_once(tiny_checkpoint: Path) -> None:
-    pool = Pool(load(tiny_checkpoint), [CPU, CPU])
-    first, second = pids(pool)
-    waits = [pool.start(partial(worker_tasks.sleep, 0.5), FOREST)]
-    waits += [pool.start(partial(worker_tasks.sleep, 60), FOREST)]
-    began = time.monotonic()
-    os.kill(second, signal.SIGKILL)
-    assert waits[0]().tolist() == [0.5], "the other one goes on"
-    message = r"device cpu: its worker process died; got signal 9 \(Killed\), expected"
-    with pytest.raises(DeviceError, match=message):
-        waits[1]()
-    with pytest.raises(DeviceError, match=message):
-        pool.start(worker_tasks.pid, FOREST)
-    assert time.monotonic() - began < 10
-    pool.close()
-    assert all_end([first, second])
-
-
-def test_a_worker_that_dies_of_its_batch(tiny_checkpoint: Path) -> None:
-    pool = Pool(load(tiny_checkpoint), [CPU])
-    waits = [pool.start(worker_tasks.die, FOREST) for _ in range(3)]
-    for wait in waits:
-        with pytest.raises(DeviceError, match="device cpu: its worker process died"):
-            wait()
-    pool.close()
-
-
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
-        (partial(worker_tasks.no_model, WeightsError("file: damaged")), WeightsError, "^file: dam"),
-        (worker_tasks.no_process, DeviceError, "its worker process died; got exit status 3"),
-    ],
-)
-def test_loading_that_fails(wrong, error: type, message: str) -> None:
-    before = set(threading.enumerate())
-    with pytest.raises(error, match=message):
-        Pool(wrong, [CPU])
-    deadline = time.monotonic() + 10
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not set(threading.enumerate()) - before
-
-
-# Ends.
-
-
-def test_a_closed_embedder_says_so(tiny_checkpoint: Path) -> None:
-    alone, both = (
-        Embedder(tiny_checkpoint, device=device, quantize="int8", max_batch_tokens=200)
-        for device in ("cpu", "cpu,cpu")
-    )
-    processes = pids(pool_of(both))
-    with both:
-        assert all(map(alive, processes))
-        assert torch.equal(both.encode(TEXTS[:50]), alone.encode(TEXTS[:50]))
-    assert not any(map(alive, processes))
-    with pytest.raises(DeviceError, match="device cpu: closed; expected an open Embedder"):
-        both.encode("x")
-    both.close()
-    alone.close()
-
-
-def test_a_forgotten_pool_ends(tiny_checkpoint: Path) -> None:
-    pool = Pool(load(tiny_checkpoint), [CPU])
-    (process,) = pids(pool)
-    assert alive(process)
-    del pool
-    gc.collect()
-    assert not alive(process)
-
-
-SCRIPT = """
-import os, sys, worker_tasks
-from functools import partial
-from lastword import Embedder
-from lastword.forest import plan_forests
-model = Embedder(sys.argv[1], device="cpu,cpu")  # no `if __name__ == "__main__"`
-pool = model._encoder.runner
-print(*(worker._process.pid for worker in pool._workers), flush=True)
-if sys.argv[2] != "ends":
-    (forest,) = plan_forests([[1, 2, 3]], 10)
-    waits = [pool.start(partial(worker_tasks.sleep, 300), forest) for _ in range(4)]
-    waits[0]()
-"""
-
-
-@pytest.mark.parametrize("how", ["ends", "SIGKILL"])
-def test_workers_end_with_the_interpreter(how: str, tiny_checkpoint: Path) -> None:
-    """At its end, and where it is killed in the middle of a batch."""
-    tests = str(Path(worker_tasks.__file__).parent)
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, tiny_checkpoint, how],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": tests},
-    ) as process:
-        processes = [int(pid) for pid in process.stdout.readline().split()]
-        if how == "SIGKILL" or len(processes) != 2:
-            process.kill()
-        err = process.communicate(timeout=60)[1]
-    assert err == ""
-    assert process.returncode == (0 if how == "ends" else -signal.SIGKILL)
-    assert all_end(processes)

@@ -1,0 +1,32 @@
+"""The rooms of the project, and Python beside this one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {
+    "lastword": "engine",
+    "lastword.bench": "bench",
+    "lastword.cli": "engine/cli",
+    "lastword.evaluate": "engine/evaluate",
+    "lastword.interop": "engine/interop",
+    "lastword.kernels": "kernels",
+    "lastword.verify": "engine/verify",
+    "lastword.weights": "weights",
+}
+# Run from a checkout, not installed.
+LEFT_OUT = ROOT / "bench/builtin"
+
+
+def run(
+    code: str, cwd: Path, *, python: Path = Path(sys.executable)
+) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [python, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done

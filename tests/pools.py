@@ -1,0 +1,48 @@
+"""Worker processes on the CPU, and whether they run."""
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from lastword import Embedder
+from lastword.forest import plan_forests
+from lastword.model import Model
+from lastword.pool import Pool
+from lastword.weights import Checkpoint, read_config
+
+CPU = torch.device("cpu")
+(FOREST,) = plan_forests([[1, 2, 3]], 10)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def load(folder: Path):
+    return partial(
+        Model, Checkpoint(folder, read_config(folder)), read_config(folder), dtype=torch.float32
+    )
+
+
+def pool_of(embedder: Embedder) -> Pool:
+    return embedder._encoder.runner
+
+
+def pids(pool: Pool) -> list[int]:
+    return [worker._process.pid for worker in pool._workers]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended but nobody asked after does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def all_end(processes: list[int], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(map(alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(alive, processes))
