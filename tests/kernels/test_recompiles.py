@@ -114,6 +114,7 @@ def test_tiers_ask_for_no_specialisation_of_their_own(one_thread: None) -> None:
     # attention as for trees, of short segments and others; with and without splits.
     assert counts == {
         "rms_norm": 2, "swiglu": 1, "qk_norm_rope": 1, "forest_attention": 2, "final_attention": 2, "join": 1,
+        "add_rms_norm_quantize": 1, "swiglu_quantize": 1, "quantize_rows": 1,
     }  # fmt: skip
 
 
