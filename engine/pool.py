@@ -12,12 +12,12 @@ import subprocess
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from threading import RLock, Thread
+from threading import RLock, Thread, current_thread, main_thread
 from typing import Any
 
 import torch
@@ -55,7 +55,10 @@ class Pool:
         self._stop = weakref.finalize(self, _end_all, self._workers, self._owner)
         try:
             for device in devices:
-                self._workers.append(_Worker(device, pack((load, device, threads))))
+                with (
+                    _ctrl_c_held()
+                ):  # a process that is started and not yet noted would be left behind
+                    self._workers.append(_Worker(device, pack((load, device, threads))))
             self.batch_tokens: int = min(worker.ready.result() for worker in self._workers)
         except BaseException:  # Ctrl-C too leaves no process behind
             self.close()
@@ -80,6 +83,22 @@ class Pool:
     def close(self) -> None:
         """End the worker processes; who still waits for a batch gets a DeviceError."""
         self._stop()
+
+
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Let Ctrl-C that comes meanwhile interrupt afterwards; only the main thread is ever interrupted."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    came = list[int]()
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _end_all(workers: "list[_Worker]", owner: int) -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from lastword.cli.main import main
-
 COMMAND = [sys.executable, "-m", "lastword.cli.main", "embed", "texts.txt", "-o", "out.npy"]
 SETTINGS = ["--max-batch-tokens", "500"]
 
@@ -28,19 +26,26 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def test_the_file_of_one_device(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("texts.txt").write_text("".join(f"text number {i} of many\n" for i in range(700)))
-    settings = ["--model", str(tiny_checkpoint), *SETTINGS]
+def embed_on(devices: str, threads: int, model: Path) -> list[bytes]:
+    """The files of one run of the command; products may round differently by the number of threads."""
     done = subprocess.run(
-        [*COMMAND, *settings, "--device", "cpu,cpu"], capture_output=True, text=True, timeout=300
+        [*COMMAND, *SETTINGS, "--model", model, "--device", devices],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert done.stderr.startswith("lastword: 700 texts, ")
     assert done.stderr.count("\n") == 1
-    several = [Path(name).read_bytes() for name in ("out.npy", "out.npy.json")]
-    assert main([*COMMAND[3:], *settings, "--device", "cpu", "--quiet"]) == 0
-    assert several == [Path(name).read_bytes() for name in ("out.npy", "out.npy.json")]
+    return [Path(name).read_bytes() for name in ("out.npy", "out.npy.json")]
+
+
+def test_the_file_of_one_device(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts.txt").write_text("".join(f"text number {i} of many\n" for i in range(700)))
+    several = embed_on("cpu,cpu", threads=2, model=tiny_checkpoint)
+    assert several == embed_on("cpu", threads=1, model=tiny_checkpoint), "a thread each"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

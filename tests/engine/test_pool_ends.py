@@ -69,6 +69,30 @@ def test_loading_that_fails(wrong, error: type, message: str) -> None:
 
 
 @linux
+@linux
+def test_ctrl_c_while_a_process_is_started(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = list[int]()
+
+    class Interrupted(subprocess.Popen):
+        """Ctrl-C comes when the second process is there and nobody knows it yet."""
+
+        def __init__(self, *args, **settings) -> None:
+            super().__init__(*args, **settings)
+            started.append(self.pid)
+            if len(started) == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(pool_module.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Pool(load(tiny_checkpoint), [CPU, CPU])
+    assert len(started) == 2
+    assert not any(map(alive, started))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_closed_embedder_says_so(tiny_checkpoint: Path) -> None:
     alone, both = (
         Embedder(tiny_checkpoint, device=device, quantize="int8", max_batch_tokens=200)
