@@ -123,6 +123,8 @@ def model_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[st
     x, residual = torch.zeros(2, 4, hidden, dtype=dtype).unbind()
     weight = torch.zeros(hidden, dtype=dtype)
     note("", lambda: rms_norm_kernel.rms_norm(x, weight, eps))
+    ids = torch.zeros(4, dtype=torch.int32)
+    note("lookup", lambda: rms_norm_kernel.embed_rms_norm(ids, x, weight, eps))
     note("add", lambda: rms_norm_kernel.add_rms_norm(x, residual, weight, eps))
     note("", lambda: swiglu_kernel.swiglu(torch.zeros(4, 2 * width, dtype=dtype)))
     fp8 = FP8.get(architecture)

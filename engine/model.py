@@ -214,8 +214,8 @@ class Model:
         cos, sin = kernels.rope_tables(inputs.positions, self.inv_freq, attention_factor)
         batch = _Batch(inputs.plan, cos, sin, inputs.final_rows)
         eps = self.config.rms_norm_eps
-        residual = self.embedding[inputs.ids].to(self.dtype)
-        x = kernels.rms_norm(residual, self.layers[0].input_norm, eps)
+        first = self.layers[0].input_norm
+        residual, x = kernels.embed_rms_norm(inputs.ids, self.embedding, first, eps)
         for i, layer in enumerate(self.layers[:-1]):
             x = layer.forward(x, batch, residual)
             after = self.layers[i + 1]

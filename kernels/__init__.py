@@ -11,7 +11,14 @@ from torch import Tensor
 
 from lastword.errors import ConfigError
 from lastword.kernels import reference
-from lastword.kernels.arguments import check, check_gate_up, check_heads, check_residual, on_triton
+from lastword.kernels.arguments import (
+    check,
+    check_gate_up,
+    check_heads,
+    check_lookup,
+    check_residual,
+    on_triton,
+)
 from lastword.kernels.block_sizes import attention_tile_rows
 from lastword.kernels.linear import Linear, SwigluLinear
 from lastword.kernels.linear_fp8 import Fp8Linear, Fp8SwigluLinear, Rows, check_fp8, fp8_format
@@ -43,6 +50,7 @@ __all__ = [
     "attention_tile_rows",
     "check_fp8",
     "check_int8",
+    "embed_rms_norm",
     "final_attention",
     "forest_attention",
     "fp8_format",
@@ -70,6 +78,22 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
         return rms_norm_kernel.rms_norm(x.contiguous(), weight, eps)
     return reference.rms_norm_ref(x, weight, eps)
+
+
+def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Look up the rows of the tokens and normalise them: residual = table[ids]; y = rms_norm(residual).
+
+    Args:     ids: [T] integers below V. table: [V, C]. weight: [C].
+    Returns:  residual, y: [T, C], dtype of weight.
+    Numerics: rows are rounded to the dtype of weight; the norm is in fp32, rounded once.
+    Raises:   ConfigError where shapes, kinds or devices disagree.
+    """
+    check_lookup("embed_rms_norm", ids, table, weight)
+    if on_triton("embed_rms_norm", table):
+        from lastword.kernels import rms_norm_kernel
+
+        return rms_norm_kernel.embed_rms_norm(ids, table.contiguous(), weight, eps)
+    return reference.embed_rms_norm_ref(ids, table, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:

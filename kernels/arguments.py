@@ -74,6 +74,18 @@ def check_residual(where: str, x: Tensor, residual: Tensor, weight: Tensor) -> N
         )
 
 
+def check_lookup(where: str, ids: Tensor, table: Tensor, weight: Tensor) -> None:
+    """Hold ids to integers [T] and the table to [V, C], side by side with the weight [C]."""
+    check(where, "table", table, (-1, weight.shape[0]), like=table)
+    check(where, "ids", ids, (-1,), like=ids)
+    for name, tensor in (("ids", ids), ("table", table)):
+        if tensor.device != weight.device or tensor.is_floating_point() != (name == "table"):
+            raise ConfigError(
+                f"{where}: {name} is of another kind; got {tensor.dtype} on {tensor.device}, expected "
+                f"{'floating point numbers' if name == 'table' else 'integers'} on {weight.device}."
+            )
+
+
 def check_gate_up(where: str, gate_up: Tensor) -> None:
     """Hold gate_up to [T, 2F]."""
     if gate_up.dim() != 2 or gate_up.shape[1] % 2:

@@ -23,6 +23,14 @@ def _normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (h * inverse).mul_(weight.float())
 
 
+def embed_rms_norm_ref(
+    ids: Tensor, table: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Twin of `embed_rms_norm`."""
+    residual = table[ids].to(weight.dtype)
+    return residual, rms_norm_ref(residual, weight, eps)
+
+
 def add_rms_norm_ref(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Twin of `add_rms_norm`."""
     residual.add_(x)

@@ -1,4 +1,4 @@
-"""RMSNorm of packed rows, with the residual addition before it and fp8 rounding after it or not: one program a row.
+"""RMSNorm of packed rows, one program a row: plain, of rows looked up, of the residual's sum, and that rounded to fp8.
 
 A row is loaded as two power-of-two parts, so that C = 2560 takes 2048 + 512 lanes and not 4096.
 """
@@ -12,11 +12,12 @@ from lastword.kernels.row_parts import fp8_scale, row_parts
 
 
 @triton.jit
-def _read(x_ptr, residual_ptr, at, mask, ADD: tl.constexpr):
-    """Load part of a row in fp32; with ADD add it to the residual and give what was stored there."""
+def _read(x_ptr, residual_ptr, at, mask, ADD: tl.constexpr, KEEP: tl.constexpr):
+    """Load part of a row in fp32; with ADD add it to the residual, with KEEP put it there, and give what was stored."""
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if ADD or KEEP:
         rounded = x.to(residual_ptr.dtype.element_ty)
         tl.store(residual_ptr + at, rounded, mask=mask)
         x = rounded.to(tl.float32)
@@ -25,8 +26,9 @@ def _read(x_ptr, residual_ptr, at, mask, ADD: tl.constexpr):
 
 @triton.jit
 def _rms_norm_kernel(
-    x_ptr,  # [T, C]
-    residual_ptr,  # [T, C]; unread without ADD
+    x_ptr,  # [T, C]; with LOOKUP [V, C]
+    ids_ptr,  # [T]; unread without LOOKUP
+    residual_ptr,  # [T, C]; unread without ADD and LOOKUP
     weight_ptr,  # [C]
     y_ptr,  # [T, C]
     eps,
@@ -34,16 +36,20 @@ def _rms_norm_kernel(
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
     ADD: tl.constexpr,
+    LOOKUP: tl.constexpr,
 ):
-    """y = x / sqrt(mean(x²) + eps) · weight in fp32, rounded once; with ADD of residual += x."""
-    row = tl.program_id(0).to(tl.int64) * C
+    """y = x / sqrt(mean(x²) + eps) · weight in fp32, rounded once; with ADD of residual += x, with LOOKUP of x[ids]."""
+    number = tl.program_id(0).to(tl.int64)
+    row = number * C
+    x_ptr += tl.load(ids_ptr + number).to(tl.int64) * C if LOOKUP else row
+    residual_ptr += row
     dtype = y_ptr.dtype.element_ty
     h_at = tl.arange(0, HEAD)
-    h = _read(x_ptr, residual_ptr, row + h_at, h_at < C, ADD)
+    h = _read(x_ptr, residual_ptr, h_at, h_at < C, ADD, LOOKUP)
     squares = tl.sum(h * h)
     if TAIL:
         t_at = HEAD + tl.arange(0, TAIL)
-        t = _read(x_ptr, residual_ptr, row + t_at, t_at < C, ADD)
+        t = _read(x_ptr, residual_ptr, t_at, t_at < C, ADD, LOOKUP)
         squares += tl.sum(t * t)
     scale = 1.0 / tl.sqrt(squares / C + eps)
     weight = tl.load(weight_ptr + h_at).to(tl.float32)
@@ -69,12 +75,14 @@ def _add_rms_norm_quantize_kernel(
     """residual += x; y · scale = the normalised residual in fp32, scale = max |row| / largest."""
     number = tl.program_id(0).to(tl.int64)
     row = number * C
+    x_ptr += row
+    residual_ptr += row
     h_at = tl.arange(0, HEAD)
-    h = _read(x_ptr, residual_ptr, row + h_at, h_at < C, ADD=True)
+    h = _read(x_ptr, residual_ptr, h_at, h_at < C, ADD=True, KEEP=True)
     squares = tl.sum(h * h)
     if TAIL:
         t_at = HEAD + tl.arange(0, TAIL)
-        t = _read(x_ptr, residual_ptr, row + t_at, t_at < C, ADD=True)
+        t = _read(x_ptr, residual_ptr, t_at, t_at < C, ADD=True, KEEP=True)
         squares += tl.sum(t * t)
     inverse = 1.0 / tl.sqrt(squares / C + eps)
     h = h * inverse * tl.load(weight_ptr + h_at).to(tl.float32)
@@ -91,20 +99,35 @@ def _add_rms_norm_quantize_kernel(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Launch `_rms_norm_kernel` on x [T, C], contiguous."""
-    T, C = x.shape
     y = torch.empty_like(x)
-    if T:
-        _rms_norm_kernel[(T,)](x, x, weight, y, eps, ADD=False, **_constants(C))
+    _launch(x, x, x, weight, y, eps)
     return y
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Launch `_rms_norm_kernel` with ADD on x and residual [T, C], contiguous."""
-    T, C = x.shape
     y = torch.empty_like(x)
-    if T:
-        _rms_norm_kernel[(T,)](x, residual, weight, y, eps, ADD=True, **_constants(C))
+    _launch(x, x, residual, weight, y, eps, ADD=True)
     return y
+
+
+def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Launch `_rms_norm_kernel` with LOOKUP on ids [T] and table [V, C], contiguous."""
+    residual = weight.new_empty(len(ids), len(weight))
+    y = torch.empty_like(residual)
+    _launch(table, ids, residual, weight, y, eps, LOOKUP=True)
+    return residual, y
+
+
+def _launch(
+    x: Tensor, ids: Tensor, residual: Tensor, weight: Tensor, y: Tensor, eps: float, *,
+    ADD: bool = False, LOOKUP: bool = False,
+) -> None:  # fmt: skip
+    T, C = y.shape
+    if T:
+        _rms_norm_kernel[(T,)](
+            x, ids, residual, weight, y, eps, ADD=ADD, LOOKUP=LOOKUP, **_constants(C)
+        )
 
 
 def add_rms_norm_quantize(

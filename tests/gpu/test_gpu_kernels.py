@@ -48,6 +48,11 @@ def test_row_kernels(T: int, model: str, dtype: torch.dtype) -> None:
     exact = reference.rms_norm_ref(x.float(), weight.float(), 1e-6)
     assert_close(kernels.rms_norm(x, weight, 1e-6), twin, exact.double())
 
+    ids = torch.arange(T, device=GPU, dtype=torch.int32).flip(0)
+    rows, out = kernels.embed_rms_norm(ids, x, weight, 1e-6)
+    assert torch.equal(rows, x.flip(0))
+    assert_close(out, twin.flip(0), exact.double().flip(0))
+
     ours, theirs = residual.clone(), residual.clone()
     out = kernels.add_rms_norm(x, ours, weight, 1e-6)
     twin = reference.add_rms_norm_ref(x, theirs, weight, 1e-6)

@@ -37,6 +37,19 @@ def test_add_rms_norm(T: int, C: int, dtype: torch.dtype) -> None:
     assert_close(out, twin, reference_rms_norm(theirs, weight))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", [16, 80, 1024, 2560])
+@pytest.mark.parametrize("stored", DTYPES)
+def test_embed_rms_norm(C: int, stored: torch.dtype, dtype: torch.dtype) -> None:
+    table, weight = random(9, C, dtype=stored), random(C, dtype=dtype, seed=1)
+    ids = torch.tensor([8, 0, 3, 3, 7], dtype=torch.int32)
+    residual, out = kernels.embed_rms_norm(ids, table, weight, 1e-6)
+    rows, twin = reference.embed_rms_norm_ref(ids, table, weight, 1e-6)
+    assert residual.dtype == out.dtype == dtype
+    assert torch.equal(residual, rows)
+    assert_close(out, twin, reference_rms_norm(rows, weight))
+
+
 def reference_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     x = x.double()
     return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
@@ -149,6 +162,9 @@ def assert_quantized(ours: tuple, theirs: tuple, exact: torch.Tensor) -> None:
 def test_no_rows() -> None:
     weight = torch.ones(80)
     assert kernels.rms_norm(torch.zeros(0, 80), weight, 1e-6).shape == (0, 80)
+    none = torch.zeros(0, dtype=torch.int32)
+    both = kernels.embed_rms_norm(none, torch.zeros(3, 80), weight, 1e-6)
+    assert [part.shape for part in both] == [(0, 80)] * 2
     assert kernels.swiglu(torch.zeros(0, 96)).shape == (0, 48)
     y, scale = kernels.quantize_rows(torch.zeros(0, 96))
     assert (y.shape, scale.shape) == ((0, 96), (0,))

@@ -12,7 +12,7 @@ from lastword.bench.launches import model_launches
 
 BOUNDS = tomllib.loads(Path(__file__).parents[2].joinpath("kernels/resources.toml").read_text())
 OPERATIONS = {
-    "rms_norm", "rms_norm add", "swiglu",
+    "rms_norm", "rms_norm lookup", "rms_norm add", "swiglu",
     "qk_norm_rope", "qk_norm_rope last q", "qk_norm_rope last k",
     "forest_attention plain", "forest_attention tree", "forest_attention short", "forest_attention short tree",
     "final_attention whole", "final_attention split", "join split",

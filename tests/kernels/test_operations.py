@@ -18,6 +18,7 @@ PLAN = AttentionPlan(FOREST.segments, FOREST.final_rows, CPU)
 T = FOREST.tokens_computed
 Q, K = torch.zeros(T, 4, 32), torch.zeros(T, 2, 32)
 X, W = torch.zeros(3, 8), torch.ones(8)
+IDS = torch.zeros(4, dtype=torch.int32)
 HEADS = {"num_heads": 2, "num_kv_heads": 1, "eps": 1e-6}
 QKV, HEAD, TABLE = torch.zeros(3, 4 * 32), torch.ones(32), torch.zeros(3, 16)
 
@@ -25,6 +26,9 @@ REFUSED = {
     "width": (lambda: kernels.rms_norm(X[:, :7], W, 1e-6), "rms_norm: x has the wrong shape; got [3, 7]"),
     "dtype": (lambda: kernels.rms_norm(X.half(), W, 1e-6), "rms_norm: x is of another kind; got torch.float16"),
     "integers": (lambda: kernels.rms_norm(X.int(), W.int(), 1e-6), "rms_norm: wrong dtype; got torch.int32"),
+    "ids": (lambda: kernels.embed_rms_norm(W, X, W, 1e-6), "embed_rms_norm: ids is of another kind; got torch.float32"),
+    "token rows": (lambda: kernels.embed_rms_norm(IDS, X[:, :7], W, 1e-6), "table has the wrong shape; got [3, 7]"),
+    "table": (lambda: kernels.embed_rms_norm(IDS, X.int(), W, 1e-6), "table is of another kind; got torch.int32"),
     "residual": (lambda: kernels.add_rms_norm(X, X[:2], W, 1e-6), "add_rms_norm: residual has the wrong shape"),
     "residual strides": (lambda: kernels.add_rms_norm(X, torch.zeros(8, 3).T, W, 1e-6), "wrong strides"),
     "qkv": (lambda: kernels.qk_norm_rope(QKV[:, :96], HEAD, HEAD, TABLE, TABLE, **HEADS), "qkv has the wrong"),

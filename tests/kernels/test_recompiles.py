@@ -55,6 +55,7 @@ def launch_all(plan: AttentionPlan, T: int, dtype: torch.dtype) -> None:
     for rows in {T, N}:
         x, weight = torch.empty(rows, C, dtype=dtype), torch.empty(C, dtype=dtype)
         rms_norm_kernel.rms_norm(x, weight, 1e-6)
+        rms_norm_kernel.embed_rms_norm(torch.empty(rows, dtype=torch.int32), x, weight, 1e-6)
         rms_norm_kernel.add_rms_norm(x, torch.empty_like(x), weight, 1e-6)
         swiglu_kernel.swiglu(torch.empty(rows, 2 * F, dtype=dtype))
         fp8 = torch.float8_e4m3fn
@@ -88,9 +89,9 @@ def test_specialisations_are_finite(one_thread: None) -> None:
     counts: dict[str, int] = {}
     for launch in seen:
         counts[launch.name] = counts.get(launch.name, 0) + 1
-    # rms_norm with and without the residual; attention plain, tree, short, short tree; with and without splits.
+    # rms_norm plain, with lookup, with the residual; attention plain, tree, short, short tree; with and without splits.
     assert counts == {
-        "rms_norm": 2, "swiglu": 1, "qk_norm_rope": 1, "forest_attention": 4, "forest_attention_descriptor": 1,
+        "rms_norm": 3, "swiglu": 1, "qk_norm_rope": 1, "forest_attention": 4, "forest_attention_descriptor": 1,
         "final_attention": 2, "join": 1,
         "add_rms_norm_quantize": 1, "swiglu_quantize": 1, "quantize_rows": 1,
     }  # fmt: skip
@@ -113,7 +114,7 @@ def test_tiers_ask_for_no_specialisation_of_their_own(one_thread: None) -> None:
     counts = Counter(launch.name for launch in set(launches))
     # attention as for trees, of short segments and others; with and without splits.
     assert counts == {
-        "rms_norm": 2, "swiglu": 1, "qk_norm_rope": 1, "forest_attention": 2, "final_attention": 2, "join": 1,
+        "rms_norm": 3, "swiglu": 1, "qk_norm_rope": 1, "forest_attention": 2, "final_attention": 2, "join": 1,
         "add_rms_norm_quantize": 1, "swiglu_quantize": 1, "quantize_rows": 1,
     }  # fmt: skip
 
