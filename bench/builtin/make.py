@@ -2,8 +2,9 @@
 
     python -m lastword.bench.builtin.make --cache .builtin
 
-From an editable install with the `train` extra, on Debian or Ubuntu. Every step stores what it made under the cache
-folder and is skipped when that is there, so a run that was stopped goes on; training goes on from its last 25 steps.
+From an editable install with the `train` extra, on Debian or Ubuntu with a C++ compiler. Every step stores what it
+made under the cache folder and is skipped when that is there, so a run that was stopped goes on; training goes on from
+its last 25 steps.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from lastword.bench.builtin.packages import fetch_teacher, fetch_texts
 from lastword.bench.builtin.ship import ship
 from lastword.bench.builtin.student import (
     SIZES,
+    compile_layers,
     make_student,
     make_tokenizer,
     token_rows,
@@ -35,7 +37,7 @@ SEED = 4
 START, START_STEPS, START_TOKENS, START_RATE = "start", 1000, 6144, 1e-3
 START_HORIZON = 2500  # it stops before its rate is low: the bags go on from there
 BAGS = {"bag-1": 0.8, "bag-2": 0.8}  # share of all items that each bag reads
-BAG_STEPS, BAG_TOKENS, BAG_RATE = 3500, 3072, 8e-4
+BAG_STEPS, BAG_TOKENS, BAG_RATE = 9000, 3072, 8e-4
 CHECKED = 500  # held-out sentences that the log's agreement is measured on
 OUT = Path(__file__).parents[2] / "weights" / "builtin"
 
@@ -108,6 +110,7 @@ class _Work:
             plan = Plan(name, chosen, BAG_STEPS, BAG_TOKENS, seed, BAG_RATE)
             start = torch.load(self.runs / f"{START}.pt", weights_only=True)
             model.load_state_dict(start["model"])
+        compile_layers(model)
         train(plan, model, self.data, self.directions, self.runs, self._check)
         write_checkpoint(model, self.tokenizer, self.folder / name, torch.float32)
 

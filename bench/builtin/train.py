@@ -125,7 +125,7 @@ def _loss(model: Any, batch: Batch, directions: Tensor) -> tuple[Tensor, dict[st
         unit = F.normalize(states[:, :k], dim=-1)
         direction = direction + (1 - (unit * F.normalize(reduced[:, :k], dim=-1)).sum(-1)).mean()
         own = unit @ unit.T
-        matrix = matrix + (own - cosines)[off].square().mean()
+        matrix = matrix + (own - cosines)[off].square().sum() / max(1, int(off.sum()))
         if batch.queries:
             answer = answer + F.cross_entropy(own[n:, :n] / TEMPERATURE, wanted)
     parts = [part / len(MATRYOSHKA) for part in (direction, matrix, answer)]

@@ -116,6 +116,15 @@ def test_basis_is_orthonormal_and_ordered() -> None:
     assert bool((energy[:-1] >= energy[1:]).all())
 
 
+def test_a_batch_of_one_text_has_a_loss(data: Data, tokenizer: Tokenizer) -> None:
+    batch = train.Batch(
+        [[5, 6, *data.end]], [], [], data.text_vectors[:1].float(), torch.zeros(0, TEACHER)
+    )
+    loss, parts = train._loss(model(tokenizer), batch, basis(data.text_vectors, 256))
+    assert bool(loss.isfinite())
+    assert (parts["matrix"], parts["answer"]) == (0.0, 0.0)
+
+
 @pytest.fixture(scope="module")
 def runs(data: Data, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two short runs of four steps; `cut` is stopped after two and goes on."""
