@@ -30,13 +30,13 @@ def write_gguf(folder: Path, path: Path, tokens: Sequence[int]) -> None:
     Raises:
         ConfigError: the configuration has rope scaling or biases.
     """
-    import gguf
-    import numpy as np
-
     config = read_config(folder)
     refused = refusal(config)
     if refused is not None:
         raise ConfigError(f"{folder}/config.json: {refused} is not written to GGUF")
+    import gguf
+    import numpy as np
+
     found = read_tensors(folder)
     Checkpoint(folder, config, stored=found)  # holds names, shapes and dtypes to the config
     tensors = {name.removeprefix(PREFIX): info for name, info in found.items() if name != IGNORED}

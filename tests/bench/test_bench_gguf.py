@@ -83,7 +83,6 @@ def test_contents(changes: dict[str, object], tmp_path: Path) -> None:
 def test_what_is_not_written_is_refused(
     changes: dict[str, object], word: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("gguf")
     folder = make(tmp_path / "model", weights=False, **changes)
     with pytest.raises(ConfigError, match=rf"config\.json: .*{word}.* is not written to GGUF"):
         write_gguf(folder, tmp_path / "model.gguf", TOKENS)
