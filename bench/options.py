@@ -13,6 +13,7 @@ from lastword.cli.options import QUANTIZE, positive
 OPS = ("rms_norm", "add_rms_norm", "qk_norm_rope", "forest_attention", "final_attention", "swiglu")
 BASELINES = ("eager", "compile", "sdpa-flash", "sdpa-cudnn", "varlen", "liger")
 FORMS = ("descriptor",)  # lastword's own, beside its default where they are named
+PEERS = ("sentence-transformers", "llama.cpp")
 DTYPES = ("float32", "bfloat16", "float16")
 _QUICK = "only {} documents, {} queries and {} queries one a call".format(*QUICK)
 
@@ -31,7 +32,8 @@ takes the operation's own arguments (lastword.kernels). Times are the median, wi
 PEERS_EXAMPLES = """examples:
   lastword bench peers                      0.6B shape cut to 4 layers, CPU, fp32; tens of minutes
   lastword bench peers --quick              fewer texts, one round
-  lastword bench peers --model FOLDER       any checkpoint that both can read
+  lastword bench peers --model FOLDER       any checkpoint that they can read
+  lastword bench peers --beside llama.cpp   against this one only
   lastword bench peers --device cuda --layers 28
 
 Each library lives in a process of its own and waits while the other works. Vectors are compared
@@ -108,13 +110,20 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=positive, help="alternated rounds, medians reported (3, --quick: 1)"
     )
     parser.add_argument("--threads", type=positive, default=2, help="threads of each library (2)")
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        choices=PEERS,
+        metavar="NAME",
+        help=f"libraries ({', '.join(PEERS)}); by default all that can take part",
+    )
     parser.add_argument("--quick", action="store_true", help=_QUICK)
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1")
     parser.add_argument(
         "--dtype",
         choices=DTYPES[:2],
-        help="of both libraries; by default float32 on a CPU, bfloat16 on a GPU",
+        help="of every library; by default float32 on a CPU, bfloat16 on a GPU",
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from lastword.bench.llama_cpp import open_model
 from lastword.bench.memory import peak_bytes
 from lastword.errors import LastwordError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Encode = Callable[[list[str], str], Tensor]  # texts, "query" or "document" -> [N, C]
+    EncodeBytes = Callable[[list[str], str], bytes]  # the same in fp32, row by row
 
 
 class Child:
@@ -83,28 +85,42 @@ def _sentence_transformers(folder: str, device: str, dtype: str) -> "Encode":
     return lambda texts, kind: ways[kind](texts, convert_to_tensor=True, show_progress_bar=False)
 
 
-def _serve(peer: str, folder: str, scratch: str, threads: int, device: str, dtype: str) -> None:
+def _open(
+    peer: str, folder: str, scratch: str, threads: int, device: str, dtype: str
+) -> "EncodeBytes":
+    if peer == "llama.cpp":
+        return open_model(Path(folder), Path(scratch), threads)
     import torch
-
-    from lastword.weights import write_safetensors
 
     torch.set_num_threads(threads)
     open_peer = _lastword if peer == "lastword" else _sentence_transformers
     encode = open_peer(folder, device, dtype)
+    return lambda texts, kind: encode(texts, kind).float().cpu().numpy().tobytes()
+
+
+def _peak(device: str) -> int:
+    if device == "cpu":
+        return peak_bytes()
+    import torch
+
+    return torch.cuda.max_memory_allocated(device)
+
+
+def _serve(peer: str, folder: str, scratch: str, threads: int, device: str, dtype: str) -> None:
+    encode = _open(peer, folder, scratch, threads, device, dtype)
     loads = {load["name"]: load for load in json.loads(Path(scratch, "workloads.json").read_text())}
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "peak":
-            on_gpu = device != "cpu"
-            print(torch.cuda.max_memory_allocated(device) if on_gpu else peak_bytes(), flush=True)
+            print(_peak(device), flush=True)
             continue
         load = loads[order["workload"]]
         calls = [[text] for text in load["texts"]] if load["one_by_one"] else [load["texts"]]
         start = perf_counter()
-        vectors = [encode(call, load["kind"]).float().cpu() for call in calls]
+        vectors = [encode(call, load["kind"]) for call in calls]
         seconds = perf_counter() - start
         if order["save"]:
-            write_safetensors(Path(order["save"]), {"vectors": torch.cat(vectors).contiguous()})
+            Path(order["save"]).write_bytes(b"".join(vectors))
         print(seconds, flush=True)
 
 

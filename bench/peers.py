@@ -1,4 +1,4 @@
-"""`lastword bench peers`: it and sentence-transformers on one checkpoint, device, dtype and number of threads.
+"""`lastword bench peers`: it and other libraries on one checkpoint, device, dtype and number of threads.
 
 Each library lives in its own child process (`bench/peer_child.py`) and waits while the other works.
 Vectors are compared first: where they differ, no figure is printed. See `bench/README.md`.
@@ -17,36 +17,40 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from tokenizers import Tokenizer
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.bench.flops import Work, needed_flops, work
+from lastword.bench.gguf import refusal
+from lastword.bench.llama_cpp import prepare
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.measure import product_rate
+from lastword.bench.options import PEERS
 from lastword.bench.peer_child import Child
 from lastword.bench.shapes import VOCABULARY, sizes_of
-from lastword.bench.workloads import FULL, QUICK, Workload, workloads
+from lastword.bench.workloads import FULL, QUICK, Workload, tokenizer_of, workloads
 from lastword.device import choose_device, choose_dtype
 from lastword.errors import ConfigError
-from lastword.weights import read_config
+from lastword.weights import ModelConfig, read_config
 
-PEERS = ("lastword", "sentence-transformers")
+OURS = "lastword"
+# What is imported for each: the package that computes, then what it needs.
+PACKAGES = {
+    "sentence-transformers": ("sentence_transformers", "transformers"),
+    "llama.cpp": ("xllamacpp", "gguf"),
+}
 TOLERANCE = 2e-5  # largest absolute difference of fp32 vectors
 # Least cosine of bf16 vectors: both libraries round at other places, layer after layer.
 COSINE = 0.99
 
+Differences = dict[str, tuple[float, float]]  # by peer: largest difference from ours, least cosine
+
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     """Run the comparison; exit status 1 when the vectors disagree."""
-    if find_spec("sentence_transformers") is None:
-        raise ConfigError(
-            "peers: needs sentence-transformers. Install it with: pip install 'lastword[bench]'"
-        )
-    if args.model is not None:
-        read_config(args.model)  # before two libraries load it
+    config = None if args.model is None else read_config(args.model)  # before others load it
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
+    beside = _beside(args.beside, config, device, dtype)
     rounds = args.rounds or (1 if args.quick else 3)
     with tempfile.TemporaryDirectory(prefix="lastword-peers-") as scratch:
         folder = args.model or _checkpoint(Path(scratch) / "model", layers=args.layers, dtype=dtype)
@@ -55,6 +59,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
             folder,
             loads,
             Path(scratch),
+            beside=beside,
             rounds=rounds,
             threads=args.threads,
             device=device,
@@ -68,11 +73,47 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     return 0
 
 
+def _beside(
+    asked: list[str] | None, config: ModelConfig | None, device: torch.device, dtype: torch.dtype
+) -> list[str]:
+    """The libraries to compare with: those asked for, which must be able to take part, or all that are."""
+    found = []
+    for peer in asked or PEERS:
+        obstacle = _obstacle(peer, config, device, dtype)
+        if obstacle is None:
+            found.append(peer)
+        elif asked:
+            raise ConfigError(f"--beside {peer}: {obstacle}")
+        else:
+            _say(f"{peer} is left out: {obstacle}")
+    if not found:
+        raise ConfigError(
+            "peers: nothing to compare with. Install it with: pip install 'lastword[bench]'"
+        )
+    return found
+
+
+def _obstacle(
+    peer: str, config: ModelConfig | None, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """Why a library cannot take part, or None."""
+    missing = [name for name in PACKAGES[peer] if find_spec(name) is None]
+    if missing:
+        return f"needs {' and '.join(missing)}. Install it with: pip install 'lastword[bench]'"
+    if peer != "llama.cpp":
+        return None
+    if device.type != "cpu" or dtype != torch.float32:
+        return "it is compared on a CPU in float32 only"
+    refused = None if config is None else refusal(config)
+    return None if refused is None else f"the model has {refused}, which is not written to GGUF"
+
+
 def compare(
     folder: Path,
     loads: list[Workload],
     scratch: Path,
     *,
+    beside: list[str],
     rounds: int,
     threads: int,
     device: torch.device,
@@ -85,13 +126,15 @@ def compare(
     if busy is not None:
         _say(busy)
     (scratch / "workloads.json").write_text(json.dumps([asdict(load) for load in loads]))
+    if "llama.cpp" in beside:
+        prepare(folder, loads, scratch)
     name = str(dtype).removeprefix("torch.")
     children = {
         peer: Child(peer, folder, scratch, threads=threads, device=str(device), dtype=name)
-        for peer in PEERS
+        for peer in (OURS, *beside)
     }
     try:
-        differences = {load.name: _difference(children, load, scratch) for load in loads}
+        differences = {load.name: _differences(children, load, scratch) for load in loads}
         if not _agree(differences, dtype):
             return None
         seconds, rate = _time(children, loads, rounds, lambda: product_rate(device, dtype)[0])
@@ -104,15 +147,15 @@ def compare(
             "workload": load.name,
             "title": load.title,
             "texts": len(load.texts),
-            "max_abs_difference": differences[load.name][0],
-            "min_cosine": differences[load.name][1],
+            "max_abs_difference": {peer: d for peer, (d, _) in differences[load.name].items()},
+            "min_cosine": {peer: c for peer, (_, c) in differences[load.name].items()},
             **_figures(folder, load, seconds[load.name], rate),
         }
         for load in loads
     ]
     return {
         **about,
-        "peers": {name: version(name) for name in (*PEERS, "transformers")},
+        "peers": {name: version(name) for name in (OURS, *_packages(beside))},
         "threads": threads,
         "rounds": rounds,
         "gemm_gflops": rate / 1e9,
@@ -121,27 +164,40 @@ def compare(
     }
 
 
-def _difference(children: dict[str, Child], load: Workload, scratch: Path) -> tuple[float, float]:
-    """The largest absolute difference and the least cosine of the vectors, saved by each child in turn."""
-    vectors = []
+def _packages(beside: list[str]) -> list[str]:
+    """What pip calls the packages of these libraries."""
+    return [name.replace("_", "-") for peer in beside for name in PACKAGES[peer]]
+
+
+def _differences(children: dict[str, Child], load: Workload, scratch: Path) -> Differences:
+    """How far each library's vectors are from ours, computed and saved by each child in turn."""
+    vectors = {}
     for peer, child in children.items():
-        path = scratch / f"{peer}.safetensors"
+        path = scratch / "vectors"
         child.ask(do="run", workload=load.name, save=str(path))
-        with safe_open(path, framework="pt") as file:
-            vectors.append(file.get_tensor("vectors"))
-    ours, theirs = vectors
-    cosine = torch.nn.functional.cosine_similarity(ours, theirs)
-    return float((ours - theirs).abs().max()), float(cosine.min())
+        rows = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32)
+        vectors[peer] = rows.view(len(load.texts), -1)
+    ours = vectors.pop(OURS)
+    return {
+        peer: (
+            float((ours - theirs).abs().max()),
+            float(torch.nn.functional.cosine_similarity(ours, theirs).min()),
+        )
+        for peer, theirs in vectors.items()
+    }
 
 
-def _agree(differences: dict[str, tuple[float, float]], dtype: torch.dtype) -> bool:
+def _agree(differences: dict[str, Differences], dtype: torch.dtype) -> bool:
     """Hold fp32 vectors to a difference and bf16 ones to a cosine; say what fails."""
-    for difference, cosine in differences.values():
-        if dtype == torch.float32 and not difference <= TOLERANCE:
-            _say(f"vectors differ by {difference:.2e}, allowed {TOLERANCE:.0e}: no figures")
-            return False
-        if not cosine >= COSINE:
-            _say(f"vectors have a cosine of {cosine:.4f}, allowed {COSINE}: no figures")
+    for by_peer in differences.values():
+        for peer, (difference, cosine) in by_peer.items():
+            if dtype == torch.float32 and not difference <= TOLERANCE:
+                reason = f"differ by {difference:.2e}, allowed {TOLERANCE:.0e}"
+            elif not cosine >= COSINE:
+                reason = f"have a cosine of {cosine:.4f}, allowed {COSINE}"
+            else:
+                continue
+            _say(f"vectors of lastword and {peer} {reason}: no figures")
             return False
     return True
 
@@ -150,12 +206,14 @@ def _time(
     children: dict[str, Child], loads: list[Workload], rounds: int, product: Callable[[], float]
 ) -> tuple[dict[str, dict[str, float]], float]:
     """Median seconds by workload and peer over alternated rounds, and the best rate of `product`."""
-    taken: dict[str, dict[str, list[float]]] = {w.name: {p: [] for p in PEERS} for w in loads}
+    taken: dict[str, dict[str, list[float]]] = {w.name: {p: [] for p in children} for w in loads}
+    peers = list(children)
     rate = 0.0
     for turn in range(rounds):
         for load in loads:
             rate = max(rate, product())
-            for peer in PEERS if turn % 2 == 0 else reversed(PEERS):
+            first = turn % len(peers)
+            for peer in peers[first:] + peers[:first]:
                 seconds = children[peer].ask(do="run", workload=load.name, save=None)
                 taken[load.name][peer].append(seconds)
                 _say(f"round {turn + 1}/{rounds} ({load.name}) {peer}: {seconds:.2f} s")
@@ -169,14 +227,14 @@ def _time(
 def _figures(
     folder: Path, load: Workload, seconds: dict[str, float], rate: float
 ) -> dict[str, object]:
-    """Speed-up and share of the limit of one workload."""
+    """Speed-ups and share of the limit of one workload."""
     needed, flops = _needed(folder, load)
-    ours, theirs = (seconds[peer] for peer in PEERS)
+    ours = seconds[OURS]
     return {
         "tokens_asked": sum(item.tokens_asked for item in needed),
         "tokens_needed": sum(item.tokens for item in needed),
         "seconds": seconds,
-        "speedup": theirs / ours,
+        "speedup": {peer: theirs / ours for peer, theirs in seconds.items() if peer != OURS},
         "needed_gflop": flops / 1e9,
         "share_of_limit": flops / ours / rate,
     }
@@ -185,10 +243,7 @@ def _figures(
 def _needed(folder: Path, load: Workload) -> tuple[list[Work], int]:
     """What each call of the workload needs: one call, or one a text."""
     config = read_config(folder)
-    prompts = json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
-    prompt = prompts.get(load.kind, "")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = [item.ids for item in tokenizer.encode_batch([prompt + text for text in load.texts])]
+    ids = tokenizer_of(folder)(load.texts, load.kind)
     calls = [work([one]) for one in ids] if load.one_by_one else [work(ids)]
     return calls, sum(needed_flops(config, call) for call in calls)
 
@@ -198,17 +253,21 @@ def table(result: dict[str, object]) -> str:
     rows, peaks = result["rows"], result["peak_bytes"]
     if not isinstance(rows, list) or not isinstance(peaks, dict):
         raise TypeError("not a result of compare")
-    head = f"{'':22}{'texts':>6}{'tokens':>9}{'needed':>9}{'lastword':>11}{'sent.-tr.':>11}"
-    lines = [head + f"{'speed-up':>10}{'of limit':>10}{'max diff':>10}"]
+    beside = [peer for peer in peaks if peer != OURS]
+    head = f"{'':22}{'texts':>6}{'tokens':>9}{'needed':>9}{OURS:>11}{'of limit':>10}"
+    lines = [head + "".join(f"{peer:>29}" for peer in beside)]
     for row in rows:
-        ours, theirs = (row["seconds"][peer] for peer in PEERS)
-        lines.append(
+        line = (
             f"({row['workload']}) {row['title']:18}{row['texts']:6}{row['tokens_asked']:9}"
-            f"{row['tokens_needed']:9}{ours:9.2f} s{theirs:9.2f} s{row['speedup']:9.2f}x"
-            f"{row['share_of_limit']:10.0%}{row['max_abs_difference']:10.1e}"
+            f"{row['tokens_needed']:9}{row['seconds'][OURS]:9.2f} s{row['share_of_limit']:10.0%}"
         )
-    peak = [f"{peaks[peer] / 2**20:7.0f} MB" for peer in PEERS]
-    lines.append(f"{'peak memory':46}{peak[0]:>11}{peak[1]:>11}")
+        for peer in beside:
+            line += f"{row['seconds'][peer]:10.2f} s{row['speedup'][peer]:7.2f}x"
+            line += f"{row['max_abs_difference'][peer]:9.0e}"
+        lines.append(line)
+    peak = "".join(f"{peaks[peer] / 2**20:9.0f} MB{'':17}" for peer in beside)
+    lines.append(f"{'peak memory':46}{peaks[OURS] / 2**20:8.0f} MB{'':10}{peak}".rstrip())
+    lines.append("of each other library: time, speed-up of lastword, largest difference")
     lines.append(f"limit: needed operations at {result['gemm_gflops']:.0f} GFLOP/s, the best GEMM")
     return "\n".join(lines)
 

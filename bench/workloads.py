@@ -1,12 +1,15 @@
 """The texts that the peers are timed on, made of common words from a fixed seed.
 
 A common word is one token in Qwen's tokenizer, so the word counts below are token counts less the
-end token. Knows no model.
+end token. Knows no model but by its tokenizer.
 """
 
+import json
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 WORDS = """
@@ -53,6 +56,21 @@ def workloads(documents: int, queries: int, singles: int) -> list[Workload]:
         Workload("b", "short queries", [_query(rng) for _ in range(queries)], "query"),
         Workload("c", "one query a call", [_query(rng) for _ in range(singles)], "query", True),
     ]
+
+
+def tokenizer_of(folder: Path) -> Callable[[list[str], str], list[list[int]]]:
+    """Give the function from texts and their kind to token ids: the kind's prompt before, the end token behind."""
+    from tokenizers import Tokenizer  # this file is read on every --help
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    prompts = json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
+
+    def tokenize(texts: list[str], kind: str) -> list[list[int]]:
+        prompted = [prompts.get(kind, "") + text for text in texts]
+        return [item.ids for item in tokenizer.encode_batch(prompted)]
+
+    return tokenize
 
 
 def _lognormal(rng: random.Random, *, median: float, sigma: float, low: int, high: int) -> int:

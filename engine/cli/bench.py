@@ -1,4 +1,4 @@
-"""`lastword bench`: measure the kernels, a whole model, or lastword beside sentence-transformers.
+"""`lastword bench`: measure the kernels, a whole model, or lastword beside other libraries.
 
 The measuring itself is `lastword.bench`, imported when a benchmark runs.
 """
@@ -17,7 +17,7 @@ def add_benchmarks(command: Command) -> None:
 
     options.add_kernels(command("kernels", "check and time the kernels", options.KERNELS_EXAMPLES))
     options.add_peers(
-        command("peers", "time lastword beside sentence-transformers", options.PEERS_EXAMPLES)
+        command("peers", "time lastword beside other libraries", options.PEERS_EXAMPLES)
     )
     options.add_model(command("model", "time a whole model", options.MODEL_EXAMPLES))
 

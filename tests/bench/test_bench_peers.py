@@ -1,4 +1,4 @@
-"""The comparison with sentence-transformers: its FLOP count by hand, and a dry run."""
+"""The comparison with other libraries: its FLOP count by hand, and a dry run with each."""
 
 import json
 from dataclasses import dataclass
@@ -9,8 +9,14 @@ import torch
 
 from lastword.bench import peers
 from lastword.bench.flops import Work, needed_flops, work
+from lastword.bench.options import PEERS
 from lastword.bench.workloads import FULL, Workload, workloads
 from lastword.cli.main import main
+from lastword.errors import ConfigError
+from lastword.weights import ModelConfig
+from lastword.weights.config import parse_config
+
+ST = "sentence-transformers"
 
 
 @dataclass(frozen=True)
@@ -77,25 +83,36 @@ def small(count: int) -> list[Workload]:
     return workloads(documents=count, queries=2 * count, singles=2)
 
 
-def test_dry_run(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
+@pytest.mark.parametrize("beside", [[ST], [*PEERS]], ids=len)
+def test_dry_run(beside: list[str], tiny_checkpoint: Path, monkeypatch, capfd) -> None:
     monkeypatch.setattr(peers, "workloads", lambda *_: small(6))
     monkeypatch.setattr(peers, "product_rate", lambda *_: (1e11, "made up"))
+    for peer in beside:
+        for package in peers.PACKAGES[peer]:
+            pytest.importorskip(package)
     words = ["--quick", "--rounds", "2", "--threads", "1", "--model", str(tiny_checkpoint)]
-    assert main(["bench", "peers", *words]) == 0
+    assert main(["bench", "peers", *words, "--beside", *beside]) == 0
     out = capfd.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert [row["workload"] for row in result["rows"]] == ["a", "b", "c"]
-    assert all(row["max_abs_difference"] <= peers.TOLERANCE for row in result["rows"])
-    assert all(row["min_cosine"] > 0.99999 for row in result["rows"])
-    assert all(row["share_of_limit"] > 0 for row in result["rows"])
-    assert all(peak > 50e6 for peak in result["peak_bytes"].values())
+    assert set(result["peers"]) == {"lastword", *peers._packages(beside)}
+    for row in result["rows"]:
+        assert list(row["seconds"]) == ["lastword", *beside]
+        assert row["share_of_limit"] > 0
+        for peer in beside:
+            assert 0 <= row["max_abs_difference"][peer] <= peers.TOLERANCE
+            assert row["min_cosine"][peer] > 0.99999
+            assert row["speedup"][peer] == row["seconds"][peer] / row["seconds"]["lastword"]
+    assert all(peak > 20e6 for peak in result["peak_bytes"].values())
+    assert out[0].split()[-len(beside) :] == beside
     assert any("short queries" in line and "x" in line for line in out)
 
 
 def test_no_figures_when_vectors_differ(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
     monkeypatch.setattr(peers, "workloads", lambda *_: small(2))
     monkeypatch.setattr(peers, "TOLERANCE", -1.0)
-    assert main(["bench", "peers", "--threads", "1", "--model", str(tiny_checkpoint)]) == 1
+    words = ["--threads", "1", "--beside", ST, "--model", str(tiny_checkpoint)]
+    assert main(["bench", "peers", *words]) == 1
     streams = capfd.readouterr()
     assert streams.out == ""
     assert "no figures" in streams.err
@@ -107,8 +124,8 @@ def test_bf16_is_held_to_a_cosine(tiny_checkpoint: Path, monkeypatch, capfd) -> 
     words = ["bench", "peers", "--dtype", "bfloat16", "--rounds", "1", "--threads", "1"]
     assert main([*words, "--model", str(tiny_checkpoint)]) == 0
     result = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert all(row["max_abs_difference"] > peers.TOLERANCE for row in result["rows"])
-    assert all(peers.COSINE < row["min_cosine"] < 1 for row in result["rows"])
+    assert all(row["max_abs_difference"][ST] > peers.TOLERANCE for row in result["rows"])
+    assert all(peers.COSINE < row["min_cosine"][ST] < 1 for row in result["rows"])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +140,8 @@ def test_bf16_is_held_to_a_cosine(tiny_checkpoint: Path, monkeypatch, capfd) -> 
     ],
 )
 def test_agreement(worst: float, least: float, dtype: torch.dtype, agrees: bool) -> None:
-    assert peers._agree({"a": (0.0, 1.0), "b": (worst, least)}, dtype) == agrees
+    fine = {ST: (0.0, 1.0)}
+    assert peers._agree({"a": fine, "b": fine | {"llama.cpp": (worst, least)}}, dtype) == agrees
 
 
 def test_what_is_missing_is_said_first(tmp_path: Path, monkeypatch, capfd) -> None:
@@ -134,13 +152,78 @@ def test_what_is_missing_is_said_first(tmp_path: Path, monkeypatch, capfd) -> No
     monkeypatch.setattr(peers, "find_spec", lambda _: None)
     assert main(["bench", "peers"]) == 2
     assert "pip install 'lastword[bench]'" in capfd.readouterr().err
+    assert main(["bench", "peers", "--beside", "llama.cpp"]) == 2
+    assert "--beside llama.cpp: needs xllamacpp and gguf." in capfd.readouterr().err
+
+
+def config_with(**changes: object) -> ModelConfig:
+    plain = {
+        "model_type": "qwen3",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 512,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+    }
+    return parse_config(plain | changes, "config.json")
+
+
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2048}
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "dtype", "beside"),
+    [
+        pytest.param({}, "cpu", torch.float32, [*PEERS], id="all"),
+        pytest.param({}, "cpu", torch.bfloat16, [ST], id="bf16"),
+        pytest.param({}, "cuda", torch.float32, [ST], id="gpu"),
+        pytest.param({"rope_scaling": YARN}, "cpu", torch.float32, [ST], id="yarn"),
+        pytest.param({"attention_bias": True}, "cpu", torch.float32, [ST], id="biases"),
+    ],
+)
+def test_who_takes_part(changes, device, dtype, beside, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda _: True)
+    where = (config_with(**changes), torch.device(device), dtype)
+    assert peers._beside(None, *where) == beside
+    said = capfd.readouterr().err
+    assert said.startswith("llama.cpp is left out: ") == ("llama.cpp" not in beside)
+    if "llama.cpp" not in beside:
+        with pytest.raises(ConfigError, match=r"^--beside llama\.cpp: "):
+            peers._beside(["llama.cpp"], *where)
+
+
+def test_one_that_is_not_installed_is_left_out(monkeypatch, capfd) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "gguf" else True)
+    assert peers._beside(None, None, torch.device("cpu"), torch.float32) == [ST]
+    assert "left out: needs gguf. Install it with: pip install" in capfd.readouterr().err
+
+
+def test_each_goes_first_in_its_turn() -> None:
+    asked: list[str] = []
+
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def ask(self, **_: object) -> float:
+            asked.append(self.name)
+            return 1.0
+
+    seconds, rate = peers._time({n: Fake(n) for n in "xyz"}, small(1)[:1], 3, lambda: 2.0)
+    assert asked == [*"xyz", *"yzx", *"zxy"]
+    assert (seconds, rate) == ({"a": {"x": 1.0, "y": 1.0, "z": 1.0}}, 2.0)
 
 
 def test_a_peer_that_dies_is_one_line(tiny_checkpoint: Path, tmp_path: Path, capfd) -> None:
     for file in tiny_checkpoint.iterdir():
         if file.name != "model.safetensors" and file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    words = ["bench", "peers", "--quick", "--threads", "1", "--model", str(tmp_path)]
+    words = ["bench", "peers", "--beside", ST, "--threads", "1", "--model", str(tmp_path)]
     assert main(words) == 2
     assert (
         capfd.readouterr().err.splitlines()[-1].startswith("lastword: lastword: its process died")

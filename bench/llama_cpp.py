@@ -1,0 +1,79 @@
+"""llama.cpp as a peer, through xllamacpp: what it reads is prepared, then its server called in the child, without HTTP.
+
+No torch in the child, so that none is counted in its memory.
+"""
+
+import base64
+import json
+from collections.abc import Callable
+from itertools import chain
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from lastword.bench.workloads import Workload, tokenizer_of
+from lastword.errors import LastwordError
+
+SLOTS = 16  # texts side by side
+MICRO_BATCH = 512  # tokens a forward
+_MODEL, _ABOUT = "llama_cpp.gguf", "llama_cpp.json"
+
+
+def prepare(folder: Path, loads: list[Workload], scratch: Path) -> None:
+    """Write the checkpoint with the embeddings of the workloads' tokens only, and what the child must know of it.
+
+    For this architecture llama.cpp multiplies every embedded token by the whole vocabulary and drops the product. In
+    a model cut to four layers that would be most of its time, so its vocabulary is cut too.
+    """
+    from lastword.bench.gguf import write_gguf
+    from lastword.weights import read_config, read_embedding_spec
+
+    tokenize = tokenizer_of(folder)
+    texts = list(chain.from_iterable(tokenize(load.texts, load.kind) for load in loads))
+    tokens = sorted(set(chain.from_iterable(texts)))
+    write_gguf(folder, scratch / _MODEL, tokens)
+    about = {
+        "tokens": tokens,
+        "longest": max(map(len, texts)),
+        "normalize": read_embedding_spec(folder, read_config(folder)).normalize,
+    }
+    (scratch / _ABOUT).write_text(json.dumps(about))
+
+
+def open_model(folder: Path, scratch: Path, threads: int) -> Callable[[list[str], str], bytes]:
+    """Load the prepared model; give the function from texts and their kind to fp32 vectors `[N, C]`."""
+    import xllamacpp
+
+    about = json.loads((scratch / _ABOUT).read_text())
+    ids = {token: place for place, token in enumerate(about["tokens"])}
+    tokenize = tokenizer_of(folder)
+    server = xllamacpp.Server(_settings(xllamacpp, scratch / _MODEL, about, threads))
+
+    def encode(texts: list[str], kind: str) -> bytes:
+        inputs = [[ids[token] for token in text] for text in tokenize(texts, kind)]
+        answer = server.handle_embeddings({"input": inputs, "encoding_format": "base64"})
+        if "error" in answer:
+            raise LastwordError(f"llama.cpp: {answer['error']['message']}")
+        found = sorted(answer["data"], key=itemgetter("index"))
+        return b"".join(base64.b64decode(item["embedding"]) for item in found)
+
+    return encode
+
+
+def _settings(xllamacpp: Any, model: Path, about: dict[str, Any], threads: int) -> Any:
+    """Its own defaults but for these: batches of several texts, and nothing below fp32."""
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(model)
+    settings.embedding = True
+    settings.embd_normalize = 2 if about["normalize"] else -1
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+    settings.n_gpu_layers = 0
+    settings.no_op_offload = True
+    settings.n_parallel = SLOTS
+    settings.n_ctx = SLOTS * (about["longest"] + 1)
+    settings.n_batch = settings.n_ubatch = MICRO_BATCH
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    # Its flash attention rounds below fp32 on a CPU: vectors differ by up to 3e-4.
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    settings.verbosity = 1  # errors
+    return settings
