@@ -20,20 +20,18 @@ def refusal(config: ModelConfig) -> str | None:
 
 
 def write_gguf(folder: Path, path: Path, tokens: Sequence[int]) -> None:
-    """Write a checkpoint's weights, one tensor in memory at a time.
+    """Write a checkpoint's weights in fp32, one tensor in memory at a time.
 
-    Args:
-        folder: of the checkpoint.
-        path: of the file.
-        tokens: whose embeddings are kept: the file's token id is a position in this list.
-
-    Raises:
-        ConfigError: the configuration has rope scaling or biases.
+    Args:     folder: of the checkpoint. path: of the file. tokens: whose embeddings are kept; a token's id in the file
+              is its place in this list.
+    Raises:   ConfigError where the model has rope scaling or biases.
     """
     config = read_config(folder)
     refused = refusal(config)
     if refused is not None:
-        raise ConfigError(f"{folder}/config.json: {refused} is not written to GGUF")
+        raise ConfigError(
+            f"{folder}/config.json: cannot be written to GGUF; got {refused}, expected none. Compare without llama.cpp."
+        )
     import gguf
     import numpy as np
 

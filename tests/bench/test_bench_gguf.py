@@ -84,6 +84,8 @@ def test_what_is_not_written_is_refused(
     changes: dict[str, object], word: str, tmp_path: Path
 ) -> None:
     folder = make(tmp_path / "model", weights=False, **changes)
-    with pytest.raises(ConfigError, match=rf"config\.json: .*{word}.* is not written to GGUF"):
+    with pytest.raises(
+        ConfigError, match=rf"config\.json: cannot be written to GGUF; got .*{word}"
+    ):
         write_gguf(folder, tmp_path / "model.gguf", TOKENS)
     assert not (tmp_path / "model.gguf").exists()
