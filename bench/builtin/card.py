@@ -128,4 +128,5 @@ def _log_table(log: Sequence[Mapping[str, Any]]) -> str:
     shown = (line for line in log if "spearman" in line)
     lines += ("| " + " | ".join(str(line[name]) for name in names) + " |" for line in shown)
     minutes = sum(line["seconds"] for line in log) / 60
-    return "\n".join(lines) + f"\n\n{minutes:.0f} minutes of training in all.\n"
+    total = f"{minutes:.0f} minutes of training, summed over the runs; the bags ran side by side, on a core each."
+    return "\n".join([*lines, "", total]) + "\n"
