@@ -83,13 +83,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Look up the rows of the tokens and normalise them: residual = table[ids]; y = rms_norm(residual).
 
-    Args:     ids: [T] integers below V. table: [V, C]. weight: [C].
+    Args:     ids: [T] integers below V. table: [V, C], of any dtype (on a CPU that of the file). weight: [C].
     Returns:  residual, y: [T, C], dtype of weight.
     Numerics: rows are rounded to the dtype of weight; the norm is in fp32, rounded once.
     Raises:   ConfigError where shapes, kinds or devices disagree.
     """
     check_lookup("embed_rms_norm", ids, table, weight)
-    if on_triton("embed_rms_norm", table):
+    if on_triton("embed_rms_norm", weight) and table.dtype == weight.dtype:
         from lastword.kernels import rms_norm_kernel
 
         return rms_norm_kernel.embed_rms_norm(ids, table.contiguous(), weight, eps)

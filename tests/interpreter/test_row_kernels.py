@@ -39,15 +39,23 @@ def test_add_rms_norm(T: int, C: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("C", [16, 80, 1024, 2560])
-@pytest.mark.parametrize("stored", DTYPES)
-def test_embed_rms_norm(C: int, stored: torch.dtype, dtype: torch.dtype) -> None:
-    table, weight = random(9, C, dtype=stored), random(C, dtype=dtype, seed=1)
+def test_embed_rms_norm(C: int, dtype: torch.dtype) -> None:
+    table, weight = random(9, C, dtype=dtype), random(C, dtype=dtype, seed=1)
     ids = torch.tensor([8, 0, 3, 3, 7], dtype=torch.int32)
     residual, out = kernels.embed_rms_norm(ids, table, weight, 1e-6)
     rows, twin = reference.embed_rms_norm_ref(ids, table, weight, 1e-6)
-    assert residual.dtype == out.dtype == dtype
     assert torch.equal(residual, rows)
     assert_close(out, twin, reference_rms_norm(rows, weight))
+
+
+def test_embed_rms_norm_of_a_table_as_it_is_stored() -> None:
+    """The interpreter is wrong in bfloat16: such a table is read by PyTorch."""
+    table, weight = random(9, 80).bfloat16(), random(80, seed=1)
+    residual, out = kernels.embed_rms_norm(torch.tensor([8, 0, 3]), table, weight, 1e-6)
+    assert torch.equal(residual, table[[8, 0, 3]].float())
+    assert_close(
+        out, reference.rms_norm_ref(residual, weight, 1e-6), reference_rms_norm(residual, weight)
+    )
 
 
 def reference_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
