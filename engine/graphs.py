@@ -40,9 +40,8 @@ class CudaCapture:
         caller = torch.cuda.current_stream()
         self._stream.wait_stream(caller)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(
-            caller
-        ):  # whose exit leaves the side stream, also where recording fails
+        # Its exit leaves the side stream, also where recording fails.
+        with torch.cuda.stream(caller):
             with torch.cuda.stream(self._stream):
                 run()
             recording = torch.cuda.graph(

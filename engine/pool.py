@@ -55,9 +55,8 @@ class Pool:
         self._stop = weakref.finalize(self, _end_all, self._workers, self._owner)
         try:
             for device in devices:
-                with (
-                    _ctrl_c_held()
-                ):  # a process that is started and not yet noted would be left behind
+                # A process that is started and not yet noted would be left behind.
+                with _ctrl_c_held():
                     self._workers.append(_Worker(device, pack((load, device, threads))))
             self.batch_tokens: int = min(worker.ready.result() for worker in self._workers)
         except BaseException:  # Ctrl-C too leaves no process behind
@@ -97,8 +96,8 @@ def _ctrl_c_held() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-        for number in came[:1]:
-            signal.raise_signal(number)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _end_all(workers: "list[_Worker]", owner: int) -> None:

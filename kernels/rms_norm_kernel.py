@@ -13,11 +13,11 @@ from lastword.kernels.row_parts import fp8_scale, row_parts
 
 @triton.jit
 def _read(x_ptr, residual_ptr, at, mask, ADD: tl.constexpr, KEEP: tl.constexpr):
-    """Load part of a row in fp32; with ADD add it to the residual, with KEEP put it there, and give what was stored."""
+    """Load part of a row in fp32, with ADD plus the residual's; with KEEP store it there and give what was stored."""
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    if ADD or KEEP:
+    if KEEP:
         rounded = x.to(residual_ptr.dtype.element_ty)
         tl.store(residual_ptr + at, rounded, mask=mask)
         x = rounded.to(tl.float32)
@@ -45,11 +45,11 @@ def _rms_norm_kernel(
     residual_ptr += row
     dtype = y_ptr.dtype.element_ty
     h_at = tl.arange(0, HEAD)
-    h = _read(x_ptr, residual_ptr, h_at, h_at < C, ADD, LOOKUP)
+    h = _read(x_ptr, residual_ptr, h_at, h_at < C, ADD, ADD or LOOKUP)
     squares = tl.sum(h * h)
     if TAIL:
         t_at = HEAD + tl.arange(0, TAIL)
-        t = _read(x_ptr, residual_ptr, t_at, t_at < C, ADD, LOOKUP)
+        t = _read(x_ptr, residual_ptr, t_at, t_at < C, ADD, ADD or LOOKUP)
         squares += tl.sum(t * t)
     scale = 1.0 / tl.sqrt(squares / C + eps)
     weight = tl.load(weight_ptr + h_at).to(tl.float32)

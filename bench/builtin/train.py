@@ -118,6 +118,7 @@ def _loss(model: Any, batch: Batch, directions: Tensor) -> tuple[Tensor, dict[st
     cosines, reduced = goal @ goal.T, goal @ directions
     n = len(batch.texts)
     off = ~torch.eye(len(goal), dtype=torch.bool)
+    pairs = max(1, len(goal) * (len(goal) - 1))  # a batch may hold one text alone
     answers = F.one_hot(torch.tensor(batch.answers, dtype=torch.long), n).float()
     wanted = 0.5 * answers + 0.5 * (cosines[n:, :n] / TEMPERATURE).softmax(-1)
     direction = matrix = answer = torch.zeros(())
@@ -125,7 +126,7 @@ def _loss(model: Any, batch: Batch, directions: Tensor) -> tuple[Tensor, dict[st
         unit = F.normalize(states[:, :k], dim=-1)
         direction = direction + (1 - (unit * F.normalize(reduced[:, :k], dim=-1)).sum(-1)).mean()
         own = unit @ unit.T
-        matrix = matrix + (own - cosines)[off].square().sum() / max(1, int(off.sum()))
+        matrix = matrix + (own - cosines)[off].square().sum() / pairs
         if batch.queries:
             answer = answer + F.cross_entropy(own[n:, :n] / TEMPERATURE, wanted)
     parts = [part / len(MATRYOSHKA) for part in (direction, matrix, answer)]
