@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from lastword.bench.checkpoint import make_checkpoint
 
@@ -19,3 +20,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=2,
         head_dim=32,
     )
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> None:
+    """This process on one CPU thread: SDPA and small products may round differently on more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -22,12 +22,12 @@ TEXTS = [f"text number {i % 97} " * (i % 5 + 1) for i in range(6 * WINDOW + 20)]
 
 
 @pytest.fixture(scope="module")
-def one(tiny_checkpoint: Path) -> Embedder:
+def one(one_thread: None, tiny_checkpoint: Path) -> Embedder:
     return Embedder(tiny_checkpoint, device="cpu", max_batch_tokens=200)
 
 
 @pytest.fixture(scope="module")
-def two(tiny_checkpoint: Path) -> Embedder:
+def two(one_thread: None, tiny_checkpoint: Path) -> Embedder:
     with Embedder(tiny_checkpoint, device="cpu,cpu", max_batch_tokens=200) as embedder:
         yield embedder
 

@@ -97,7 +97,7 @@ def test_ctrl_c_while_a_process_is_started(
 
 
 @linux
-def test_a_closed_embedder_says_so(tiny_checkpoint: Path) -> None:
+def test_a_closed_embedder_says_so(one_thread: None, tiny_checkpoint: Path) -> None:
     alone, both = (
         Embedder(tiny_checkpoint, device=device, quantize="int8", max_batch_tokens=200)
         for device in ("cpu", "cpu,cpu")
