@@ -1,6 +1,6 @@
 """Which rows attend to which, made once a batch, in the form that the implementation at hand reads.
 
-The PyTorch twins take dense blocks (`sdpa_blocks.py`), the Triton kernels small tables (`tiles.py`). A plan makes each
+The PyTorch twins take dense blocks (`dense_blocks.py`), the Triton kernels small tables (`tiles.py`). A plan makes each
 form when it is first asked for; a `TablePlan` is given the tables, already on the device, and serves the kernels alone.
 """
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import ConfigError
-from lastword.kernels.sdpa_blocks import Block, Finals, Paths, final_groups, segment_blocks
+from lastword.kernels.dense_blocks import Block, Finals, Paths, final_groups, segment_blocks
 from lastword.kernels.segments import Segments
 from lastword.kernels.tiles import final_table, query_tiles, segment_table, write_padded
 

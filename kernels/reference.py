@@ -7,7 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lastword.kernels.dense_blocks import TILE_ROWS, Rows
 from lastword.kernels.plan import AttentionPlan
+
+# Longer texts go to SDPA: it takes 32 or 64 query rows at a time up to 767, 256 from there on.
+_SDPA_ROWS = 1024
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -18,16 +22,19 @@ def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def _normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise in fp32; one pass for the statistics, where F.rms_norm writes the squares out first."""
     h = x.float()
+    return (h * _inverse_rms(h, eps)).mul_(weight.float())
+
+
+def _inverse_rms(h: Tensor, eps: float) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-    inverse = norm.square_().div_(h.shape[-1]).add_(eps).rsqrt_()
-    return (h * inverse).mul_(weight.float())
+    return norm.square_().div_(h.shape[-1]).add_(eps).rsqrt_()
 
 
 def embed_rms_norm_ref(
     ids: Tensor, table: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Twin of `embed_rms_norm`."""
-    residual = table[ids].to(weight.dtype)
+    residual = table.index_select(0, ids).to(weight.dtype)
     return residual, rms_norm_ref(residual, weight, eps)
 
 
@@ -52,12 +59,20 @@ def rope_tables_ref(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[
 
 
 def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
-    """Normalise and rotate the heads of x [T, heads, D] in place: (a, b) -> (a·cos − b·sin, b·cos + a·sin)."""
-    a, b = _normalize(x, weight, eps).chunk(2, dim=-1)
+    """Normalise and rotate the heads of x [T, heads, D] in place: (a, b) -> (a·cos − b·sin, b·cos + a·sin).
+
+    The weight goes into the tables, which are small: each head is passed over as few times as PyTorch allows.
+    """
+    h = x.float()  # x itself in fp32
+    h.mul_(_inverse_rms(h, eps))
+    a, b = h.chunk(2, dim=-1)
+    low, high = weight.float().chunk(2)
     cos, sin = cos[:, None, :], sin[:, None, :]
-    low, high = x.chunk(2, dim=-1)
-    torch.addcmul(a * cos, b, sin, value=-1.0, out=low)
-    torch.addcmul(b * cos, a, sin, out=high)
+    turned = (a * (cos * low)).addcmul_(b, sin * high, value=-1.0)
+    b.mul_(cos * high).addcmul_(a, sin * low)
+    a.copy_(turned)
+    if h is not x:
+        x.copy_(h)
 
 
 def qk_norm_rope_ref(
@@ -82,27 +97,50 @@ def qk_norm_rope_ref(
 def forest_attention_ref(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float
 ) -> Tensor:
-    """Twin of `forest_attention`: one SDPA call a block of equal segments."""
+    """Twin of `forest_attention`: a long text by SDPA, all else a tile of query rows after the other."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)  # [T, H, D]
     for block in plan.blocks:
-        if block.kv_rows is None:  # roots that lie side by side: plain views, plain causal
-            rows = slice(block.start, block.start + block.count * block.own)
-            q_b, k_b, v_b = (
-                x[rows].view(block.count, block.own, *x.shape[1:]).transpose(1, 2)
-                for x in (q, k, v)
-            )
-            result = F.scaled_dot_product_attention(
-                q_b, k_b, v_b, is_causal=block.own > 1, scale=scale, enable_gqa=True
-            )
-            out[rows] = result.transpose(1, 2).flatten(0, 1)
-        else:
-            q_b = q[block.q_rows].transpose(1, 2)  # [B, H, rows, D]
-            k_b, v_b = k[block.kv_rows].transpose(1, 2), v[block.kv_rows].transpose(1, 2)
-            result = F.scaled_dot_product_attention(
-                q_b, k_b, v_b, attn_mask=block.mask, scale=scale, enable_gqa=True
-            )
-            out[block.q_rows] = result.transpose(1, 2)
+        if block.above == 0 and block.own > _SDPA_ROWS:
+            out[block.rows] = _attend_long(q[block.rows], k[block.path], v[block.path], scale)
+            continue
+        k_b, v_b = (_by_head(_take(x, block.path), block.count).flatten(0, 1) for x in (k, v))
+        for low in range(0, block.own, TILE_ROWS):
+            high = min(low + TILE_ROWS, block.own)
+            rows, keys = block.rows_between(low, high), block.above + high
+            q_t = _by_head(_take(q, rows), block.count)  # [B, H, rows, D]
+            attended = _attend_tile(q_t, k_b[:, :keys], v_b[:, :keys], scale)
+            out[rows] = attended.transpose(1, 2).reshape(-1, *q.shape[1:])
     return out.flatten(1)  # [T, H·D]
+
+
+def _take(x: Tensor, rows: Rows) -> Tensor:
+    """Some rows of x; `index_select` is four times as fast as `x[rows]` on a CPU."""
+    return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
+
+
+def _by_head(x: Tensor, count: int) -> Tensor:
+    """View [B·rows, heads, D] as [B, heads, rows, D]."""
+    return x.view(count, -1, *x.shape[1:]).transpose(1, 2)
+
+
+def _attend_long(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attend a text of its own, [own, heads, D] each."""
+    q, k, v = (_by_head(x, 1) for x in (q, k, v))
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    return attended[0].transpose(0, 1)
+
+
+def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attend q [B, H, rows, D], the last rows of their paths, to k, v [B·KH, keys, D]; everything in fp32 at least."""
+    _, _, rows, head_dim = q.shape
+    wide = torch.promote_types(q.dtype, torch.float32)
+    grouped = q.reshape(len(k), -1, head_dim).to(wide)  # [B·KH, G·rows, D]
+    logits = grouped.new_empty(len(k), grouped.shape[1], k.shape[1])
+    logits.baddbmm_(grouped, k.to(wide).transpose(1, 2), beta=0, alpha=scale)
+    future = logits.new_full((rows, rows), -torch.inf).triu(1)
+    logits.view(len(k), -1, rows, k.shape[1])[..., -rows:].add_(future)
+    torch.softmax(logits, -1, out=logits)
+    return torch.bmm(logits, v.to(wide)).view(q.shape).to(q.dtype)
 
 
 def final_attention_ref(
@@ -113,9 +151,8 @@ def final_attention_ref(
     out = torch.empty(num_texts, num_heads * head_dim, dtype=q.dtype, device=q.device)
     grouped = q.view(num_texts, k.shape[1], -1, head_dim)  # [N, KH, G, D]
     for texts, rows in plan.finals:
-        result = F.scaled_dot_product_attention(
-            grouped[texts], k[rows].transpose(1, 2), v[rows].transpose(1, 2), scale=scale
-        )
+        k_b, v_b = (_by_head(_take(x, rows.flatten()), len(rows)) for x in (k, v))
+        result = F.scaled_dot_product_attention(grouped[texts], k_b, v_b, scale=scale)
         out[texts] = result.flatten(1)
     return out
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from oracle import TOLERANCE, difference, load_ours, load_theirs, our_states, their_states
 
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.kernels import linear, plan, reference, sdpa_blocks
+from lastword.kernels import linear, plan, reference
 
 TOKENS = [[7, 8, 9], list(range(40)), [*range(30), 3, 4], [*range(30), 9, 9, 9], [5]]
 
@@ -77,12 +77,9 @@ def gate_and_up_swapped(x, other, weight, true=linear._onednn_mul):
     return true(x, other.sigmoid(), weight)
 
 
-def mask_off_by_one(*args, true=sdpa_blocks._forked_blocks):
-    blocks = true(*args)
-    for block in blocks:
-        if block.mask is not None:
-            block.mask.copy_(block.mask.roll(1, 1))
-    return blocks
+def mask_off_by_one(q, k, v, scale, true=reference._attend_tile):
+    # Each row sees the tile's last key where its own should be.
+    return true(q, k.roll(1, 1), v.roll(1, 1), scale)
 
 
 def last_row_off_by_one(paths, final_rows, device, true=plan.final_groups):
@@ -100,7 +97,7 @@ WRONG: dict[str, tuple[object, str, Callable]] = {
     "wrong KV head at the end": (reference, "final_attention_ref", swapped_final_heads),
     "no scale": (reference, "forest_attention_ref", unscaled),
     "wrong gate": (linear, "_onednn_mul", gate_and_up_swapped),
-    "mask off by one": (sdpa_blocks, "_forked_blocks", mask_off_by_one),
+    "mask off by one": (reference, "_attend_tile", mask_off_by_one),
     "final path too short": (plan, "final_groups", last_row_off_by_one),
 }
 

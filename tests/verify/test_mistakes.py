@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lastword import Embedder, encoder
-from lastword.kernels import reference, sdpa_blocks
+from lastword.kernels import reference
 from lastword.model import Model
 from lastword.tokens import TextTokenizer
 from lastword.verify import verify
@@ -71,12 +71,9 @@ def next_text(self, texts, *args, true=Embedder.encode, **options):
     return vectors if len(texts) == 1 else vectors.roll(1, 0)
 
 
-def mask_off_by_one(*args, true=sdpa_blocks._forked_blocks):
-    blocks = true(*args)
-    for block in blocks:
-        if block.mask is not None:
-            block.mask.copy_(block.mask.roll(1, 1))
-    return blocks
+def mask_off_by_one(q, k, v, scale, true=reference._attend_tile):
+    # Each row sees the tile's last key where its own should be.
+    return true(q, k.roll(1, 1), v.roll(1, 1), scale)
 
 
 def swapped_kv_heads(q, k, v, plan, scale, true=reference.forest_attention_ref):
@@ -102,7 +99,7 @@ BROKEN: dict[str, tuple[object, str, Callable, str, str]] = {
     "norm": (Model, "forward", before_final_norm, "final norm", "before the final norm"),
     "length": (encoder, "finish", not_normalised, "normalisation", "expected 1"),
     "order": (Embedder, "encode", next_text, "order", "has that of"),
-    "mask": (sdpa_blocks, "_forked_blocks", mask_off_by_one, "neighbours", "beside others"),
+    "mask": (reference, "_attend_tile", mask_off_by_one, "neighbours", "beside others"),
     "heads": (reference, "forest_attention_ref", swapped_kv_heads, "layers", "after layer 1 of 2"),
     "last layer": (Model, "__init__", wrong_last_layer, "layers", "after layer 2 of 2"),
 }  # fmt: skip
