@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lastword import kernels
+from lastword import kernels, memory
 from lastword.forest import Forest
 from lastword.graphs import Capture, CudaCapture, Graphs
 from lastword.kernels import AttentionPlan, Rows
@@ -152,6 +152,8 @@ class Model:
         cuda_graphs: bool = True,
     ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
+        if device.type == "cpu":
+            memory.keep_blocks()
         # On a CPU the table stays in the mapped file as it is stored: only the rows asked for are read and converted.
         table = checkpoint.embedding()
         self.embedding = table if device.type == "cpu" else table.to(device, dtype)

@@ -27,6 +27,22 @@ memory.give_back()
 print(held_bytes("RssAnon") - before)
 """
 
+PAGES = """
+import resource, torch
+from lastword import memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.zeros(12 << 20)  # 48 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults())
+memory.keep_blocks()
+faults()
+print(faults())
+"""
+
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_comes_back(tiny_checkpoint: Path) -> None:
@@ -40,14 +56,21 @@ def test_given_back_after_every_few_batches(
     from lastword import Embedder
 
     calls: list[int] = []
-    monkeypatch.setattr(memory, "_trim", lambda: calls.append)
+    monkeypatch.setattr(memory, "give_back", lambda: calls.append(0))
     model = Embedder(tiny_checkpoint, device="cpu", max_batch_tokens=20)
     model.encode([f"{i} and some words" for i in range(200)])
     assert len(calls) == model.plan([f"{i} and some words" for i in range(200)]).batches // 8 > 2
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_large_blocks_serve_again() -> None:
+    faults = numbers_of(PAGES)
+    assert faults[1] < faults[0] / 4, "fresh pages for a block that had just been freed"
+
+
 def test_nothing_to_do_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory._trim.cache_clear()
+    memory._function.cache_clear()
     monkeypatch.setattr(sys, "platform", "darwin")
     memory.give_back()
-    memory._trim.cache_clear()
+    memory.keep_blocks()
+    memory._function.cache_clear()
