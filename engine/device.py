@@ -9,7 +9,7 @@ from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import activation_levels, check_fp8, check_int8, fp8_format
 
 # Rows of one forward for each CPU thread: products are at their peak, and activations stay near the caches.
-CPU_BATCH_TOKENS_PER_THREAD = 512
+CPU_BATCH_TOKENS_PER_THREAD = 1024
 CPU_BATCH_TOKENS_LIMITS = (1024, 8192)
 # On a GPU more rows bring no more speed; fewer than the least, and products read weights more than they compute.
 GPU_BATCH_TOKENS_LIMITS = (1024, 16_384)

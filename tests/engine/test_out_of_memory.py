@@ -163,7 +163,7 @@ def test_tokens_by_free_memory(
 
 def test_a_cpu_takes_tokens_by_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert default_batch_tokens(torch.device("cpu"), 10**12) == 2048
+    assert default_batch_tokens(torch.device("cpu"), 10**12) == 4096
 
 
 @pytest.mark.parametrize("asked", [None, 7])
