@@ -11,6 +11,7 @@ from the assembly's own notes.
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -53,6 +54,7 @@ class Resources:
     spills: int
     shared: int
     matrix: bool  # matrix instructions of the newest kind: wgmma, tcgen05, mfma
+    serial: bool  # each wgmma waits for the one before it
     wide: bool  # no row offset is multiplied in 32 bits
 
 
@@ -81,6 +83,7 @@ def compile_launch(launch: Launch, target: str) -> Resources:
     return Resources(
         target, "", "", launch.name, **usage, shared=compiled.metadata.shared,
         matrix=any(name in assembly for name in ("wgmma", "tcgen05.mma", "v_mfma")),
+        serial="wgmma" in assembly and _serializes(assembly),
         wide=not narrow_products(str(compiled.asm["ttir"]), row_widths(launch)),
     )  # fmt: skip
 
@@ -100,13 +103,29 @@ def narrow_products(ttir: str, widths: set[int]) -> list[str]:
     return [f"{a} * {b}" for a, b in products if {values.get(a), values.get(b)} & widths]
 
 
+def _nvidia_tool(name: str) -> Path:
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
+def _serializes(ptx: str) -> bool:
+    """Whether ptxas warns that it serialises wgmma: Triton drops its warnings, so it is asked again."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [_nvidia_tool("ptxas"), "-v", "--gpu-name=sm_90a", file.name, "-o", os.devnull]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return "wgmma.mma_async instructions are serialized" in told
+
+
 def _cuda_usage(cubin: bytes) -> dict[str, int]:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+            [_nvidia_tool("cuobjdump"), "--dump-resource-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
     return {"registers": found["REG"], "spills": found["STACK"] + found["LOCAL"]}
@@ -177,9 +196,10 @@ HEADER = (
 
 def line(row: Resources) -> str:
     """One row for people."""
+    matrix = ("serial" if row.serial else "yes") if row.matrix else "-"
     return (
         f"{row.target:8}{row.model:6}{row.dtype:10}{row.operation:28}{row.registers:10}"
-        f"{row.spills:8}{row.shared:9}  {'yes' if row.matrix else '-'}"
+        f"{row.spills:8}{row.shared:9}  {matrix}"
     )
 
 

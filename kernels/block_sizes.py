@@ -27,7 +27,7 @@ ATTENTION: dict[str, dict[str, Blocks]] = {
         "plain": Blocks(128, 32, 8, 3, "compiled 2026-11-23"),
         "tree": Blocks(128, 32, 8, 3, "compiled 2026-11-23"),
         "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
-        "float32": Blocks(16, 16, 4, 1, "compiled 2026-11-23"),
+        "float32": Blocks(16, 16, 2, 1, "compiled 2026-11-24"),
     },
     "sm_90": {
         "plain": Blocks(128, 128, 8, 2, "compiled 2026-11-23"),

@@ -120,19 +120,6 @@ def _forest_attention_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     k_ptr += head * D
     v_ptr += head * D
-    if TREE:
-        ancestor = tl.load(segments_ptr + segment * 4 + 2)
-        fork = tl.load(segments_ptr + segment * 4 + 3)
-        while ancestor >= 0:
-            above = tl.load(segments_ptr + ancestor * 4).to(tl.int64)
-            acc, peak, total = _attend(
-                acc, peak, total, q, k_ptr + above * K_STRIDE, v_ptr + above * V_STRIDE,
-                0, fork, tl.full([BLOCK_M], fork, tl.int32), scale,
-                K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=True,
-            )  # fmt: skip
-            fork = tl.load(segments_ptr + ancestor * 4 + 3)
-            ancestor = tl.load(segments_ptr + ancestor * 4 + 2)
-
     diagonal = first // BLOCK_N * BLOCK_N
     acc, peak, total = _attend(
         acc, peak, total, q, k_ptr + start * K_STRIDE, v_ptr + start * V_STRIDE,
@@ -144,6 +131,18 @@ def _forest_attention_kernel(
         diagonal, tl.minimum(first + TOKENS, length), token + 1, scale,
         K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=True,
     )  # fmt: skip
+    if TREE:  # last: before the other two, ptxas would let every wgmma wait for the one before it
+        ancestor = tl.load(segments_ptr + segment * 4 + 2)
+        fork = tl.load(segments_ptr + segment * 4 + 3)
+        while ancestor >= 0:
+            above = tl.load(segments_ptr + ancestor * 4).to(tl.int64)
+            acc, peak, total = _attend(
+                acc, peak, total, q, k_ptr + above * K_STRIDE, v_ptr + above * V_STRIDE,
+                0, fork, tl.full([BLOCK_M], fork, tl.int32), scale,
+                K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=True,
+            )  # fmt: skip
+            fork = tl.load(segments_ptr + ancestor * 4 + 3)
+            ancestor = tl.load(segments_ptr + ancestor * 4 + 2)
 
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     out_at = out_ptr + (row * (KH * G * D) + q_head * D)[:, None] + d[None, :]

@@ -79,6 +79,10 @@ def test_attention_uses_matrix_instructions(rows: list[aot.Resources]) -> None:
     assert [aot.line(row) for row in attention if not row.matrix] == []
 
 
+def test_matrix_instructions_overlap(rows: list[aot.Resources]) -> None:
+    assert [aot.line(row) for row in rows if row.serial] == []
+
+
 def test_row_offsets_are_64_bit(rows: list[aot.Resources]) -> None:
     assert [aot.line(row) for row in rows if not row.wide] == []
 
