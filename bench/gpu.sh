@@ -46,6 +46,10 @@ bench() {
     logged "$log" "$python" -m lastword.cli.main bench "$@"
 }
 
+# What fails or is cut off fails the stage, after the rest of it.
+status=0
+try() { "$@" || status=$?; }
+
 rm -f "$out/$stage.log"
 case $stage in
 prove)
@@ -54,12 +58,10 @@ prove)
         logged prove.log "$python" -m pytest -m gpu --collect-only -q || [ $? -eq 5 ]
     else
         # Those that may hang or be cut off come last, each in a process and a file of its own.
-        status=0
-        suite() { logged prove.log "$python" -m pytest -m gpu --junitxml "$out/$1" "${@:2}" || status=$?; }
+        suite() { try logged prove.log "$python" -m pytest -m gpu --junitxml "$out/$1" "${@:2}"; }
         late=(tests/gpu/test_gpu_{warp_specialised_attention,sanitizer}.py)
         suite prove.xml "${late[@]/#/--ignore=}"
         for file in "${late[@]}"; do suite "prove-$(basename "$file" .py).xml" "$file"; done
-        exit $status
     fi
     ;;
 kernels)
@@ -67,21 +69,22 @@ kernels)
     if [ -n "$dry" ]; then
         size=(--device cpu --model tiny --tokens 64 --rep-ms 1) beside=(--beside sdpa-flash)
     fi
-    bench kernels.log kernels --json "$out/kernels.jsonl" --plot "$out/roofline.svg" \
+    # Compiling baselines takes most of it: what comes after has time left whatever they take.
+    limit=420 try bench kernels.log kernels --json "$out/kernels.jsonl" --plot "$out/roofline.svg" \
         "${size[@]}" "${beside[@]}"
     # A form that no GPU has run yet, in a process of its own: should it hang, the rows above stay.
-    bench kernels.log kernels --op forest_attention --beside sdpa-cudnn descriptor \
+    try bench kernels.log kernels --op forest_attention --beside sdpa-cudnn descriptor \
         --json "$out/descriptor.jsonl" "${size[@]}"
     ;;
 model)
     if [ -n "$dry" ]; then
-        bench model.log model --device cpu --model tiny --tokens 64 --lengths 16 32 --rounds 1 \
+        try bench model.log model --device cpu --model tiny --tokens 64 --lengths 16 32 --rounds 1 \
             --json "$out/model-tiny.jsonl"
     else
         for size in 0.6B 4B 8B; do
-            bench model.log model --model "$size" --json "$out/model-$size.jsonl"
+            try bench model.log model --model "$size" --json "$out/model-$size.jsonl"
         done
-        bench model.log model --model 4B --quantize fp8 --quick
+        try bench model.log model --model 4B --quantize fp8 --quick
     fi
     ;;
 peers)
@@ -92,7 +95,8 @@ peers)
         "$python" -m lastword.bench.checkpoint "$scratch" --like tiny
         options=(--model "$scratch" --quick --threads 1)
     fi
-    bench peers.log peers "${options[@]}"
+    try bench peers.log peers "${options[@]}"
     tail -n 1 "$out/peers.log" >"$out/peers.json"
     ;;
 esac
+exit $status

@@ -23,7 +23,8 @@ class CudaCapture:
     """Record what a function launches on the current device; all graphs share one pool of memory.
 
     It runs once before, on the stream it is recorded on: kernels are compiled and libraries take their memory there,
-    which a recording must not contain. Other threads may use the device meanwhile, but not record.
+    which a recording must not contain. Other threads may use the device meanwhile, but neither record nor wait for all
+    of it (`torch.cuda.synchronize`): CUDA would break the recording off.
     """
 
     _recording = Lock()
@@ -31,6 +32,8 @@ class CudaCapture:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # Kept, failed ones too: from PyTorch 2.12 on a graph that goes takes its stream's cuBLAS workspace from the rest.
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
         with self._recording:
@@ -40,6 +43,7 @@ class CudaCapture:
         caller = torch.cuda.current_stream()
         self._stream.wait_stream(caller)
         graph = torch.cuda.CUDAGraph()
+        self._graphs.append(graph)
         # Its exit leaves the side stream, also where recording fails.
         with torch.cuda.stream(caller):
             with torch.cuda.stream(self._stream):
