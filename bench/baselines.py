@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lastword.bench.cases import Case, Inputs
+from lastword.bench.eager_attention import eager_forest_attention
 from lastword.bench.gate import Runner, plain
 from lastword.bench.options import BASELINES, FORMS
 from lastword.errors import DeviceError
@@ -44,7 +45,10 @@ def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
     return {name: found[name] for name in BASELINES + FORMS if name in found and name in chosen}
 
 
-def _twin(case: Case) -> Callable[..., Any]:
+def _written_out(case: Case, inputs: Inputs) -> Callable[..., Any]:
+    """What "eager" runs and "compile" compiles: the twin, but attention as a GPU runs it best."""
+    if case.op == "forest_attention":
+        return eager_forest_attention(inputs.args[3], inputs.args[0].device)
     twin: Callable[..., Any] = getattr(reference, f"{case.op}_ref")
     return twin
 
@@ -52,12 +56,12 @@ def _twin(case: Case) -> Callable[..., Any]:
 def _eager(case: Case, inputs: Inputs) -> Runner:
     if inputs.tensors()[0].device.type == "cpu":
         raise DeviceError("on a CPU lastword runs this very twin")
-    return plain(_twin(case), inputs)
+    return plain(_written_out(case, inputs), inputs)
 
 
 def _compiled(case: Case, inputs: Inputs) -> Runner:
     torch.compiler.reset()  # one case's shapes must not make the next one's dynamic
-    return plain(torch.compile(_twin(case), dynamic=False), inputs)
+    return plain(torch.compile(_written_out(case, inputs), dynamic=False), inputs)
 
 
 def _sdpa(inputs: Inputs, equal: tuple[int, int], backend: SDPBackend, *, final: bool) -> Runner:

@@ -112,7 +112,14 @@ def _serializes(ptx: str) -> bool:
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [_nvidia_tool("ptxas"), "-v", "--gpu-name=sm_90a", file.name, "-o", os.devnull]
+        command = [
+            str(_nvidia_tool("ptxas")),
+            "-v",
+            "--gpu-name=sm_90a",
+            file.name,
+            "-o",
+            os.devnull,
+        ]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return "wgmma.mma_async instructions are serialized" in told
 

@@ -8,9 +8,9 @@ import torch
 from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import activation_levels, check_fp8, check_int8, fp8_format
 
-# Rows of one forward for each CPU thread: products are at their peak, and activations stay near the caches.
+# Rows of one forward for each CPU thread: products are at their peak, more only take memory (bench/LOG.md).
 CPU_BATCH_TOKENS_PER_THREAD = 1024
-CPU_BATCH_TOKENS_LIMITS = (1024, 8192)
+CPU_BATCH_TOKENS_MOST = 8192
 # On a GPU more rows bring no more speed; fewer than the least, and products read weights more than they compute.
 GPU_BATCH_TOKENS_LIMITS = (1024, 16_384)
 # Of the memory that is free once the weights are loaded; the rest is for libraries, graphs and other processes.
@@ -141,8 +141,7 @@ def default_batch_tokens(device: torch.device, token_bytes: int) -> int:
     if device.type != "cpu":
         low, high = GPU_BATCH_TOKENS_LIMITS
         return min(max(int(_free_bytes(device) * GPU_FREE_SHARE) // token_bytes, low), high)
-    low, high = CPU_BATCH_TOKENS_LIMITS
-    return min(max(CPU_BATCH_TOKENS_PER_THREAD * torch.get_num_threads(), low), high)
+    return min(CPU_BATCH_TOKENS_PER_THREAD * torch.get_num_threads(), CPU_BATCH_TOKENS_MOST)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -32,7 +32,7 @@ class CudaCapture:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        # Kept, failed ones too: from PyTorch 2.12 on a graph that goes takes its stream's cuBLAS workspace from the rest.
+        # Failed ones too: from PyTorch 2.12 on a graph that goes takes its stream's cuBLAS workspace from the rest.
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:

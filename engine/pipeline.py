@@ -18,7 +18,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lastword import memory
 from lastword.errors import InputError
 from lastword.forest import Forest
 from lastword.report import Report
@@ -145,7 +144,7 @@ def compute_windows(
     Raises:   InputError naming a text whose vector is not finite, or that needs more memory than there is; what a batch
               or a window raised, in its turn.
     """
-    batches, done = 0, 0.0
+    done = 0.0
     out: Tensor | None = None
     with closing(windows):
         for step in read_ahead(_started(windows, start), depth):
@@ -157,9 +156,6 @@ def compute_windows(
                 for forest, vectors in parts:
                     _gather(forest, vectors, window, out)
                     advance(len(forest.texts))
-                    batches += 1
-                    if batches % memory.BATCHES == 0:
-                        memory.give_back()
                 continue
             # windows overlap where several batches are under way: no second is counted twice
             began, done = max(step.began, done), perf_counter()

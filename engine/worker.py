@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from lastword import memory
 from lastword.pipeline import Wait
 from lastword.runner import InProcess
 from lastword.wire import pack, unpack
@@ -34,15 +33,11 @@ def main(handle: int) -> None:
         runner = _open(inbox.get())
         connection.send_bytes(pack(runner.batch_tokens))
         started: deque[Callable[[], bytes]] = deque()
-        batches = 0
         while True:
             if not started or (len(started) <= runner.depth and not inbox.empty()):
                 started.append(_start(runner, inbox.get()))
                 continue
             connection.send_bytes(started.popleft()())
-            batches += 1
-            if batches % memory.BATCHES == 0:
-                memory.give_back()
     except ConnectionError:  # the parent is gone
         return
     except Exception as error:  # noqa: BLE001  raised again in the parent

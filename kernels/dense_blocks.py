@@ -8,28 +8,29 @@ from torch import Tensor
 
 from lastword.kernels.segments import Segments
 
-# Query rows of one product: enough for its full speed, few enough that little lies above the diagonal.
+# Query rows of one product: few enough that little lies above the diagonal; 32 to 128 are as fast (bench/LOG.md).
 TILE_ROWS = 64
 # Rows of keys gathered for one block: bounds the copy at 128 MB for KH·D = 1024 in fp32.
 _KV_ROWS = 16_384
 
-Rows = slice | Tensor  # packed rows side by side, or any, int64
+RowIndex = slice | Tensor  # packed rows side by side, or any, int64
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`count` segments of `own` rows each, with `above` rows of ancestors before them; one where `own` > TILE_ROWS.
+    """`count` segments of `own` rows each, with `above` rows of ancestors before them.
 
+    `count` is 1 where `own` > TILE_ROWS, that is where the block is read in tiles (`rows_between`).
     `rows`: the segments' rows [B·own]. `path`: those of their paths, ancestors first [B·(above + own)].
     """
 
     count: int
     own: int
     above: int
-    rows: Rows
-    path: Rows
+    rows: RowIndex
+    path: RowIndex
 
-    def rows_between(self, low: int, high: int) -> Rows:
+    def rows_between(self, low: int, high: int) -> RowIndex:
         """Rows `low` to `high` of each segment, where these are all of them or there is one segment."""
         low, high = low * self.count, high * self.count
         if isinstance(self.rows, slice):
@@ -68,7 +69,7 @@ def segment_blocks(paths: Paths, device: torch.device) -> list[Block]:
         equal[own, segments.depth[s]].append(s)
     blocks = []
     for (own, above), members in equal.items():
-        most = 1 if own > TILE_ROWS else max(1, _KV_ROWS // (own + above))
+        most = 1 if own > TILE_ROWS else max(1, _KV_ROWS // max(1, own + above))
         groups = _runs(segments, members, own) if above == 0 else [members]
         for group in groups:
             parts = (group[i : i + most] for i in range(0, len(group), most))

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lastword.kernels.dense_blocks import TILE_ROWS, Rows
+from lastword.kernels.dense_blocks import TILE_ROWS, RowIndex
 from lastword.kernels.plan import AttentionPlan
 
-# Longer texts go to SDPA: it takes 32 or 64 query rows at a time up to 767, 256 from there on.
+# Longer texts go to SDPA: tiles are ahead of it up to 1024 rows, behind from 2048 on (bench/LOG.md, 2026-11-24).
 _SDPA_ROWS = 1024
 
 
@@ -113,8 +113,8 @@ def forest_attention_ref(
     return out.flatten(1)  # [T, H·D]
 
 
-def _take(x: Tensor, rows: Rows) -> Tensor:
-    """Some rows of x; `index_select` is four times as fast as `x[rows]` on a CPU."""
+def _take(x: Tensor, rows: RowIndex) -> Tensor:
+    """Some rows of x; on a CPU `index_select` is much faster than `x[rows]` (bench/LOG.md, 2026-11-24)."""
     return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
 
 

@@ -14,6 +14,7 @@ from lastword.bench.options import BASELINES, FORMS, OPS
 from lastword.errors import DeviceError
 from lastword.kernels import forest_attention_descriptor_kernel, reference
 
+CPU = torch.device("cpu")
 ATTENTION = ("forest_attention", "final_attention")
 
 
@@ -79,7 +80,27 @@ def test_compile_is_of_the_twin(op: str, monkeypatch) -> None:
 
     monkeypatch.setattr(torch, "compile", fake)
     assert judge(made(op), "compile").right
-    assert compiled == [(getattr(reference, f"{op}_ref"), {"dynamic": False})]
+    ((function, options),) = compiled
+    assert options == {"dynamic": False}
+    assert op == "forest_attention" or function is getattr(reference, f"{op}_ref")
+
+
+@pytest.mark.parametrize(
+    "case",
+    list(cases(["forest_attention"], ["tiny"], 2048, torch.float32, CPU)),
+    ids=lambda case: case.title,
+)
+def test_eager_attention_is_one_call_for_equal_texts(case: Case, monkeypatch) -> None:
+    calls, attend = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *a, **b: calls.append(0) or attend(*a, **b)
+    )
+    run = baselines(case, ("compile",))["compile"](case.inputs())
+    calls.clear()
+    run.run()
+    assert len(calls) <= 2, "the shared instruction, and what is behind it"
+    assert judge(case, "compile").right
 
 
 def attend(q, k, v, ends_q, ends_k, max_q, max_k, causal):

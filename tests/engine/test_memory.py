@@ -50,27 +50,40 @@ def test_memory_comes_back(tiny_checkpoint: Path) -> None:
     assert grown < 30_000 * 1024, "more bytes after the same work again"
 
 
-def test_given_back_after_every_few_batches(
+def test_given_back_after_every_so_many_rows_over_all_calls(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lastword import Embedder
 
     calls: list[int] = []
     monkeypatch.setattr(memory, "give_back", lambda: calls.append(0))
-    model = Embedder(tiny_checkpoint, device="cpu", max_batch_tokens=20)
-    model.encode([f"{i} and some words" for i in range(200)])
-    assert len(calls) == model.plan([f"{i} and some words" for i in range(200)]).batches // 8 > 2
+    monkeypatch.setattr(memory, "ROWS", 50)
+    model = Embedder(tiny_checkpoint, device="cpu")
+    texts = ["a word, and then another", *(f"number {i}" for i in range(60))]
+    rows = 0
+    for text in texts:
+        model.encode(text)
+        rows += model.plan([text]).tokens_computed
+    assert 3 < rows // 75 <= len(calls) <= rows // 50
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif(not memory.keep_blocks(), reason="the C library has no such options")
 def test_large_blocks_serve_again() -> None:
     faults = numbers_of(PAGES)
     assert faults[1] < faults[0] / 4, "fresh pages for a block that had just been freed"
+
+
+def test_an_option_that_is_refused_sets_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    refuse = lambda option, _: asked.append(option) or 0  # noqa: E731
+    monkeypatch.setattr(memory, "_function", lambda _: refuse)
+    assert not memory.keep_blocks()
+    assert asked == [-3]
 
 
 def test_nothing_to_do_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     memory._function.cache_clear()
     monkeypatch.setattr(sys, "platform", "darwin")
     memory.give_back()
-    memory.keep_blocks()
+    assert not memory.keep_blocks()
     memory._function.cache_clear()

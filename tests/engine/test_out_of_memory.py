@@ -174,7 +174,7 @@ def test_the_embedder_asks_once_the_weights_are_there(
     monkeypatch.setattr(
         Model, "token_bytes", property(lambda model: loaded.append(model.norm) or 3)
     )
-    monkeypatch.setattr(device, "CPU_BATCH_TOKENS_LIMITS", (99, 99))
+    monkeypatch.setattr(device, "CPU_BATCH_TOKENS_MOST", 99)
     model = Embedder(tiny_checkpoint, device="cpu", max_batch_tokens=asked)
     assert model.max_batch_tokens == (asked or 99)
     model.max_batch_tokens = None

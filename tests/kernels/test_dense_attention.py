@@ -16,6 +16,7 @@ FORESTS = {
     "equal texts of several tiles": [(2 * TILE_ROWS + 7, -1, 0)] * 3,
     "forks of equal shape": [(24, -1, 0), (6, 0, 20), (6, 0, 20), (1, 0, 20), (6, 1, 3)],
     "a fork of several tiles": [(30, -1, 0), (3 * TILE_ROWS - 1, 0, 11), (1, 1, TILE_ROWS + 5)],
+    "an empty text": [(0, -1, 0), (3, -1, 0), (0, 1, 2)],
     "a text for SDPA": [(5, -1, 0), (reference._SDPA_ROWS + 1, -1, 0), (8, 1, 700)],
 }
 
@@ -50,6 +51,12 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, sees: Tensor) -> Tensor:
     logits = torch.einsum("qhd,khd->hqk", q, k) * SCALE
     weights = logits.masked_fill(~sees, -torch.inf).softmax(-1)
     return torch.einsum("hqk,khd->qhd", weights, v).flatten(1)
+
+
+def test_few_keys_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lastword.kernels.dense_blocks._KV_ROWS", 20)
+    for name in ("equal texts side by side", "forks of equal shape"):
+        test_it_is_the_formula(name, (4, 2))
 
 
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (4, 1)])

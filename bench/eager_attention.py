@@ -1,0 +1,63 @@
+"""Attention over a forest as PyTorch is best at it on a GPU: one SDPA call for equal segments. Beside ours in benches.
+
+The twin (`kernels/reference.py`) is written for CPUs, in tiles of 64 query rows: hundreds of launches on a GPU.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastword.kernels import AttentionPlan
+from lastword.kernels.dense_blocks import Block
+
+Attention = Callable[[Tensor, Tensor, Tensor, AttentionPlan, float], Tensor]
+
+
+def eager_forest_attention(plan: AttentionPlan, device: torch.device) -> Attention:
+    """Give a function that computes `forest_attention` of this plan; masks are made here, before the clock starts."""
+    blocks = [(block, _mask(block, device)) for block in _joined(plan.blocks)]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, _: AttentionPlan, scale: float) -> Tensor:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        for block, mask in blocks:
+            parts = ((q, block.rows), (k, block.path), (v, block.path))
+            q_b, k_b, v_b = (
+                x[rows].view(block.count, -1, *x.shape[1:]).transpose(1, 2) for x, rows in parts
+            )
+            attended = F.scaled_dot_product_attention(
+                q_b, k_b, v_b, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+            )
+            out[block.rows] = attended.transpose(1, 2).flatten(0, 1)
+        return out.flatten(1)
+
+    return attend
+
+
+def _mask(block: Block, device: torch.device) -> Tensor | None:
+    """Which keys [own, above + own] a row sees; None where plain causal attention says it."""
+    if block.above == 0:
+        return None
+    return torch.ones(block.own, block.above + block.own, dtype=torch.bool, device=device).tril(
+        block.above
+    )
+
+
+def _joined(blocks: list[Block]) -> list[Block]:
+    """Join texts of equal length that lie side by side: tiles part them."""
+    joined: list[Block] = []
+    for block in blocks:
+        last = joined[-1] if joined else None
+        if (
+            last is not None
+            and isinstance(last.rows, slice)
+            and isinstance(block.rows, slice)
+            and last.own == block.own
+            and last.rows.stop == block.rows.start
+        ):
+            rows = slice(last.rows.start, block.rows.stop)
+            joined[-1] = Block(last.count + block.count, block.own, 0, rows, rows)
+        else:
+            joined.append(block)
+    return joined
