@@ -67,7 +67,7 @@ class Fp8Linear:
     Numerics: weight and x rounded to `fp8_format` under scales max |row| / its largest number; accumulated by the
               tensor cores (`_FAST_ACCUM`), rescaled in fp32, rounded once to the dtype of weight, again by the bias.
               A row with a NaN or an infinity gives no finite row.
-    Raises:   ConfigError where a size is no multiple of 16.
+    Raises:   ConfigError where a size is no multiple of 16; DeviceError where the library refuses such products.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -75,6 +75,11 @@ class Fp8Linear:
             raise ConfigError(
                 f"quantize: fp8 needs widths in multiples of {_MULTIPLE}; got a weight of {list(weight.shape)}. Leave "
                 "quantize out."
+            )
+        if weight.is_cuda and (refusal := _refusal(weight.device)):
+            raise DeviceError(
+                f"quantize: fp8 has no products by rows on {str(weight.device)!r}; got {refusal!r} from PyTorch, "
+                "expected a result. Leave quantize out."
             )
         self.format, self.dtype, self.bias = fp8_format(weight.device), weight.dtype, bias
         self.weight, scale = reference.quantize_rows_ref(weight, self.format)
@@ -116,6 +121,18 @@ def _product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torc
     if a.is_cuda:
         return _row_wise_product(a, b, a_scale, b_scale, dtype)
     return (a.float() @ b.float()).mul_(a_scale).mul_(b_scale).to(dtype)
+
+
+@cache
+def _refusal(device: torch.device) -> str:
+    """What the library says to a small product; "" where it computes it. Not every GPU with fp8 has scales by row."""
+    codes = torch.zeros(16, 16, dtype=fp8_format(device), device=device)
+    scale = torch.ones(16, device=device)
+    try:
+        _row_wise_product(codes, codes.t(), scale[:, None], scale[None], torch.bfloat16)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0] or type(error).__name__
+    return ""
 
 
 def _row_wise_product(

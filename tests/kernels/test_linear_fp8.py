@@ -176,6 +176,20 @@ def test_devices_without_fp8(found: tuple[int, int] | str, words: str, gpu) -> N
         check_fp8(GPU)
 
 
+def test_a_product_that_the_library_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED when calling\nmore")
+
+    assert linear_fp8._refusal(CPU) == ""
+    monkeypatch.setattr(linear_fp8, "_row_wise_product", refuse)
+    monkeypatch.setattr(linear_fp8, "_refusal", linear_fp8._refusal.__wrapped__)
+    on_gpu = SimpleNamespace(shape=(16, 32), is_cuda=True, device=CPU)
+    with pytest.raises(
+        DeviceError, match="by rows on 'cpu'; got 'CUBLAS_STATUS_NOT_SUPPORTED when"
+    ):
+        Fp8Linear(on_gpu)
+
+
 def test_no_fp8_on_a_cpu() -> None:
     with pytest.raises(ConfigError, match="fp8 is for GPUs; got device 'cpu', expected 'cuda'"):
         check_fp8(CPU)
