@@ -80,14 +80,11 @@ def plan_forests(
     if not tokens:
         return
     window = _Window.sort(tokens, share=share)
-    first, planned = 0, 0
-    for i, length in enumerate(window.lengths):
-        shared = window.shared[i] if i > first and window.shared[i] >= MIN_SHARED else 0
-        if i > first and planned + length - shared > max_batch_tokens:
-            yield from _within(window, first, i, max_batch_tokens)
-            first, planned, shared = i, 0, 0
-        planned += length - shared
-    yield from _within(window, first, len(window.lengths), max_batch_tokens)
+    first = 0
+    while first < len(window.lengths):
+        branches, finals = _grow(window, first, max_batch_tokens)
+        yield _pack(window, first, branches, finals)
+        first += len(finals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +139,6 @@ def _ramp(lengths: Tensor) -> Tensor:
     return torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
 
 
-def _within(window: _Window, first: int, last: int, max_batch_tokens: int) -> Iterator[Forest]:
-    """Build one forest, or halve the range where unshared remainders push it over the budget."""
-    forest = _build(window, first, last)
-    if forest.tokens_computed <= max_batch_tokens or last - first == 1:
-        yield forest
-        return
-    middle = (first + last) // 2
-    yield from _within(window, first, middle, max_batch_tokens)
-    yield from _within(window, middle, last, max_batch_tokens)
-
-
 @dataclass(slots=True)
 class _Branch:
     """A segment while it is built: tokens [start, end) of one list, `parent` by number, -1 for a root."""
@@ -163,21 +149,30 @@ class _Branch:
     parent: int
 
 
-def _build(window: _Window, first: int, last: int) -> Forest:
+def _grow(
+    window: _Window, first: int, max_batch_tokens: int
+) -> tuple[list[_Branch], list[tuple[int, int]]]:
+    """Branch off the lists from `first` on while their rows are within the budget, one list at least.
+
+    Returns:  the branches, and of each distinct list (branch, depth in tokens) of its end.
+    """
     branches: list[_Branch] = []
-    finals: list[tuple[int, int]] = []  # (branch, depth in tokens) of each distinct list
+    finals: list[tuple[int, int]] = []
     path: list[int] = []  # branches of the list before, root first
-    for i in range(first, last):
-        depth = window.shared[i] if i > first else 0
+    rows = 0
+    for i in range(first, len(window.lengths)):
         length = window.lengths[i]
-        depth = _climb(branches, path, depth)
+        depth = _climb(branches, path, window.shared[i] if i > first else 0)
+        rows += length - depth
+        if rows > max_batch_tokens and i > first:
+            break
         if path and branches[path[-1]].end == depth:  # goes on where its prefix ended
             branches[path[-1]].source, branches[path[-1]].end = i, length
         else:
             branches.append(_Branch(i, depth, length, path[-1] if path else -1))
             path.append(len(branches) - 1)
         finals.append((path[-1], length))
-    return _pack(window, first, last, branches, finals)
+    return branches, finals
 
 
 def _climb(branches: list[_Branch], path: list[int], depth: int) -> int:
@@ -194,7 +189,7 @@ def _climb(branches: list[_Branch], path: list[int], depth: int) -> int:
 
 
 def _pack(
-    window: _Window, first: int, last: int, branches: list[_Branch], finals: list[tuple[int, int]]
+    window: _Window, first: int, branches: list[_Branch], finals: list[tuple[int, int]]
 ) -> Forest:
     """Give every branch its rows: equal lengths side by side, roots first."""
     order = sorted(
@@ -215,6 +210,7 @@ def _pack(
         branches[b].start - branches[branches[b].parent].start if branches[b].parent >= 0 else 0
         for b in order
     ]
+    last = first + len(finals)
     callers = window.callers[first:last]
     texts = [index for group in callers for index in group]
     return Forest(

@@ -1,6 +1,7 @@
 """The forest: every text's path spells its tokens, shared rows are computed once, batches keep the budget."""
 
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -43,6 +44,10 @@ def check(tokens: list[list[int]], budget: int, *, share: bool = True) -> list[F
         assert forest.tokens_computed <= forest.tokens_asked
         assert max(depth(forest, s) for s in range(len(forest.segments.start))) <= MAX_DEPTH
         assert forest.ids.dtype == forest.positions.dtype == torch.int32
+    for before, after in pairwise(forests):
+        assert before.tokens_computed + len(tokens[after.texts[0]]) > budget, (
+            "it had room for one more"
+        )
     return forests
 
 
