@@ -11,7 +11,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lastword import memory
 from lastword.device import default_batch_tokens
 from lastword.forest import Forest
 from lastword.model import Model
@@ -47,18 +46,13 @@ class InProcess:
         self.model, self.name = model, str(model.device)
         self.ahead = model.device.type != "cpu"
         self.depth = int(self.ahead)
-        self._leftovers = memory.Leftovers()
         self.batch_tokens = default_batch_tokens(model.device, model.token_bytes)
 
     def start(self, task: Task, forest: Forest) -> Wait:
         try:
-            wait = to_host(task(self.model, forest))
+            return to_host(task(self.model, forest))
         except torch.OutOfMemoryError as error:
             problem = str(error)
-        else:
-            if self.model.device.type == "cpu":
-                self._leftovers.after_batch(forest.tokens_computed)
-            return wait
         torch.cuda.empty_cache()  # what the forward held is free by now
         return partial(_out_of_memory, problem)
 

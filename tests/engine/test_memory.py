@@ -1,7 +1,9 @@
 """Memory of a CPU run does not grow with the number of differently sized batches."""
 
+import ctypes
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from memory import numbers_of
@@ -10,7 +12,7 @@ from lastword import memory
 
 RUN = """
 import random, sys, torch
-from lastword import Embedder, memory
+from lastword import Embedder
 from lastword.bench.memory import held_bytes
 torch.set_num_threads(1)
 model = Embedder(sys.argv[1], device="cpu", max_batch_tokens=4000)
@@ -23,7 +25,6 @@ def encode(count):
 encode(2)
 before = held_bytes("RssAnon")
 encode(4)
-memory.give_back()
 print(held_bytes("RssAnon") - before)
 """
 
@@ -45,26 +46,9 @@ print(faults())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_memory_comes_back(tiny_checkpoint: Path) -> None:
+def test_memory_stays(tiny_checkpoint: Path) -> None:
     (grown,) = numbers_of(RUN, tiny_checkpoint)
     assert grown < 30_000 * 1024, "more bytes after the same work again"
-
-
-def test_given_back_after_every_so_many_rows_over_all_calls(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lastword import Embedder
-
-    calls: list[int] = []
-    monkeypatch.setattr(memory, "give_back", lambda: calls.append(0))
-    monkeypatch.setattr(memory, "ROWS", 50)
-    model = Embedder(tiny_checkpoint, device="cpu")
-    texts = ["a word, and then another", *(f"number {i}" for i in range(60))]
-    rows = 0
-    for text in texts:
-        model.encode(text)
-        rows += model.plan([text]).tokens_computed
-    assert 3 < rows // 75 <= len(calls) <= rows // 50
 
 
 @pytest.mark.skipif(not memory.keep_blocks(), reason="the C library has no such options")
@@ -75,15 +59,16 @@ def test_large_blocks_serve_again() -> None:
 
 def test_an_option_that_is_refused_sets_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    refuse = lambda option, _: asked.append(option) or 0  # noqa: E731
-    monkeypatch.setattr(memory, "_function", lambda _: refuse)
+    refusing = SimpleNamespace(mallopt=lambda option, _: asked.append(option) or 0)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: refusing)
     assert not memory.keep_blocks()
     assert asked == [-3]
 
 
 def test_nothing_to_do_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory._function.cache_clear()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    assert not memory.keep_blocks(), "a C library without the function"
     monkeypatch.setattr(sys, "platform", "darwin")
-    memory.give_back()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("asked elsewhere"))
     assert not memory.keep_blocks()
-    memory._function.cache_clear()
