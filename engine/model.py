@@ -152,8 +152,6 @@ class Model:
         cuda_graphs: bool = True,
     ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
-        if device.type == "cpu":
-            memory.keep_blocks()
         # On a CPU the table stays in the mapped file as it is stored: only the rows asked for are read and converted.
         table = checkpoint.embedding()
         self.embedding = table if device.type == "cpu" else table.to(device, dtype)
@@ -171,6 +169,8 @@ class Model:
         self.inv_freq = inverse_frequencies(config.rope, config.head_dim).to(device)
         self._packer: Packer | None = None  # the PyTorch twins take batches as they are
         self._graphs: Graphs | None = None
+        if device.type == "cpu":
+            memory.keep_blocks()  # only now: what loading freed has gone back to the system
         if device.type == "cuda":
             with self._current_device():
                 self.use_packing(CudaCapture() if cuda_graphs else None)
