@@ -137,7 +137,7 @@ def compare(
         differences = {load.name: _differences(children, load, scratch) for load in loads}
         if not _agree(differences, dtype):
             return None
-        seconds, rate = _time(children, loads, rounds, lambda: product_rate(device, dtype)[0])
+        rounds_s, rate = _time(children, loads, rounds, lambda: product_rate(device, dtype)[0])
         peaks = {peer: int(child.ask(do="peak")) for peer, child in children.items()}
     finally:
         for child in children.values():
@@ -149,7 +149,7 @@ def compare(
             "texts": len(load.texts),
             "max_abs_difference": {peer: d for peer, (d, _) in differences[load.name].items()},
             "min_cosine": {peer: c for peer, (_, c) in differences[load.name].items()},
-            **_figures(folder, load, seconds[load.name], rate),
+            **_figures(folder, load, rounds_s[load.name], rate),
         }
         for load in loads
     ]
@@ -204,8 +204,8 @@ def _agree(differences: dict[str, Differences], dtype: torch.dtype) -> bool:
 
 def _time(
     children: dict[str, Child], loads: list[Workload], rounds: int, product: Callable[[], float]
-) -> tuple[dict[str, dict[str, float]], float]:
-    """Median seconds by workload and peer over alternated rounds, and the best rate of `product`."""
+) -> tuple[dict[str, dict[str, list[float]]], float]:
+    """Seconds by workload, peer and round, the peers taking turns, and the best rate of `product`."""
     taken: dict[str, dict[str, list[float]]] = {w.name: {p: [] for p in children} for w in loads}
     peers = list(children)
     rate = 0.0
@@ -217,24 +217,27 @@ def _time(
                 seconds = children[peer].ask(do="run", workload=load.name, save=None)
                 taken[load.name][peer].append(seconds)
                 _say(f"round {turn + 1}/{rounds} ({load.name}) {peer}: {seconds:.2f} s")
-    medians = {
-        name: {peer: statistics.median(times) for peer, times in by_peer.items()}
-        for name, by_peer in taken.items()
-    }
-    return medians, rate
+    return taken, rate
 
 
 def _figures(
-    folder: Path, load: Workload, seconds: dict[str, float], rate: float
+    folder: Path, load: Workload, rounds_s: dict[str, list[float]], rate: float
 ) -> dict[str, object]:
-    """Speed-ups and share of the limit of one workload."""
+    """Median seconds, speed-ups with the lowest and highest of a round, and share of the limit of one workload."""
     needed, flops = _needed(folder, load)
-    ours = seconds[OURS]
+    seconds = {peer: statistics.median(times) for peer, times in rounds_s.items()}
+    ours = seconds.pop(OURS)
+    by_round = {
+        peer: [theirs / own for theirs, own in zip(rounds_s[peer], rounds_s[OURS], strict=True)]
+        for peer in seconds
+    }
     return {
         "tokens_asked": sum(item.tokens_asked for item in needed),
         "tokens_needed": sum(item.tokens for item in needed),
-        "seconds": seconds,
-        "speedup": {peer: theirs / ours for peer, theirs in seconds.items() if peer != OURS},
+        "round_seconds": rounds_s,
+        "seconds": {OURS: ours, **seconds},
+        "speedup": {peer: theirs / ours for peer, theirs in seconds.items()},
+        "speedup_range": {peer: [min(ratios), max(ratios)] for peer, ratios in by_round.items()},
         "needed_gflop": flops / 1e9,
         "share_of_limit": flops / ours / rate,
     }
@@ -255,19 +258,22 @@ def table(result: dict[str, object]) -> str:
         raise TypeError("not a result of compare")
     beside = [peer for peer in peaks if peer != OURS]
     head = f"{'':22}{'texts':>6}{'tokens':>9}{'needed':>9}{OURS:>11}{'of limit':>10}"
-    lines = [head + "".join(f"{peer:>29}" for peer in beside)]
+    lines = [head + "".join(f"{peer:>45}" for peer in beside)]
     for row in rows:
         line = (
             f"({row['workload']}) {row['title']:18}{row['texts']:6}{row['tokens_asked']:9}"
             f"{row['tokens_needed']:9}{row['seconds'][OURS]:9.2f} s{row['share_of_limit']:10.0%}"
         )
         for peer in beside:
+            low, high = row["speedup_range"][peer]
             line += f"{row['seconds'][peer]:10.2f} s{row['speedup'][peer]:7.2f}x"
-            line += f"{row['max_abs_difference'][peer]:9.0e}"
+            line += f"  {f'({low:.2f} to {high:.2f})':<15}{row['max_abs_difference'][peer]:8.0e}"
         lines.append(line)
-    peak = "".join(f"{peaks[peer] / 2**20:9.0f} MB{'':17}" for peer in beside)
+    peak = "".join(f"{peaks[peer] / 2**20:9.0f} MB{'':33}" for peer in beside)
     lines.append(f"{'peak memory':46}{peaks[OURS] / 2**20:8.0f} MB{'':10}{peak}".rstrip())
-    lines.append("of each other library: time, speed-up of lastword, largest difference")
+    lines.append(
+        "of each other library: time, speed-up of lastword (lowest and highest of a round), largest difference"
+    )
     lines.append(f"limit: needed operations at {result['gemm_gflops']:.0f} GFLOP/s, the best GEMM")
     return "\n".join(lines)
 

@@ -103,9 +103,11 @@ def test_dry_run(beside: list[str], tiny_checkpoint: Path, monkeypatch, capfd) -
             assert 0 <= row["max_abs_difference"][peer] <= peers.TOLERANCE
             assert row["min_cosine"][peer] > 0.99999
             assert row["speedup"][peer] == row["seconds"][peer] / row["seconds"]["lastword"]
+            low, high = row["speedup_range"][peer]
+            assert low <= high
     assert all(peak > 20e6 for peak in result["peak_bytes"].values())
     assert out[0].split()[-len(beside) :] == beside
-    assert any("short queries" in line and "x" in line for line in out)
+    assert any("short queries" in line and "x" in line and " to " in line for line in out)
 
 
 def test_no_figures_when_vectors_differ(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
@@ -216,7 +218,17 @@ def test_each_goes_first_in_its_turn() -> None:
 
     seconds, rate = peers._time({n: Fake(n) for n in "xyz"}, small(1)[:1], 3, lambda: 2.0)
     assert asked == [*"xyz", *"yzx", *"zxy"]
-    assert (seconds, rate) == ({"a": {"x": 1.0, "y": 1.0, "z": 1.0}}, 2.0)
+    assert (seconds, rate) == ({"a": {name: [1.0, 1.0, 1.0] for name in "xyz"}}, 2.0)
+
+
+def test_medians_and_spread(tiny_checkpoint: Path) -> None:
+    taken = {"lastword": [2.0, 1.0, 4.0], ST: [3.0, 4.0, 5.0]}
+    row = peers._figures(tiny_checkpoint, small(1)[0], taken, 1e9)
+    assert row["seconds"] == {"lastword": 2.0, ST: 4.0}
+    assert row["speedup"] == {ST: 2.0}
+    assert row["speedup_range"] == {ST: [1.25, 4.0]}
+    assert row["round_seconds"] == taken
+    assert row["share_of_limit"] == pytest.approx(row["needed_gflop"] / 2)
 
 
 def test_a_peer_that_dies_is_one_line(tiny_checkpoint: Path, tmp_path: Path, capfd) -> None:
