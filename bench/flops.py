@@ -60,13 +60,23 @@ def work(texts: Iterable[Sequence[int]]) -> Work:
     return Work(asked, tokens, finals, pairs, final_pairs)
 
 
-def needed_flops(shape: Shape, work: Work) -> int:
-    """Operations for `work` on a model of `shape`, the last layer reduced to the final tokens."""
+def needed_by_operation(shape: Shape, work: Work) -> dict[str, int]:
+    """Operations of each matrix product and of attention over all layers, the last reduced to the final tokens."""
     queries = shape.num_attention_heads * shape.head_dim
-    keys = shape.num_key_value_heads * shape.head_dim
-    key_value = 2 * shape.hidden_size * 2 * keys
-    rest = 2 * shape.hidden_size * (2 * queries + 3 * shape.intermediate_size)  # q, o, MLP
-    pair = 4 * queries  # one dot product and one weighted sum a head
-    full_layer = work.tokens * (key_value + rest) + work.pairs * pair
-    last_layer = work.tokens * key_value + work.finals * rest + work.final_pairs * pair
-    return (shape.num_hidden_layers - 1) * full_layer + last_layer
+    keys_values = 2 * shape.num_key_value_heads * shape.head_dim
+    C, F = shape.hidden_size, shape.intermediate_size
+    full_layers = shape.num_hidden_layers - 1
+    pairs = full_layers * work.pairs + work.final_pairs
+    rows = full_layers * work.tokens + work.finals  # of everything but keys and values
+    return {
+        "qkv": 2 * C * (rows * queries + shape.num_hidden_layers * work.tokens * keys_values),
+        "attention": pairs * 4 * queries,  # one dot product and one weighted sum a head
+        "o": 2 * C * rows * queries,
+        "gate_up": 2 * C * rows * 2 * F,
+        "down": 2 * C * rows * F,
+    }
+
+
+def needed_flops(shape: Shape, work: Work) -> int:
+    """Operations for `work` on a model of `shape`."""
+    return sum(needed_by_operation(shape, work).values())

@@ -3,7 +3,7 @@
 #
 #   bench/gpu.sh prove OUT      the tests marked `gpu`             prove.log, prove.xml, prove-*.xml
 #   bench/gpu.sh kernels OUT    `lastword bench kernels`           kernels.log, .jsonl, roofline.svg, descriptor.jsonl
-#   bench/gpu.sh model OUT      `lastword bench model`, all sizes  model.log, model-SIZE.jsonl
+#   bench/gpu.sh model OUT      `lastword bench model`, all sizes  model.log, model-SIZE.jsonl, .svg
 #   bench/gpu.sh peers OUT      `lastword bench peers`             peers.log, peers.json
 #
 # `--dry` after OUT runs a stage on the CPU at a tiny size. A checkout is enough, and a Python
@@ -79,10 +79,11 @@ kernels)
 model)
     if [ -n "$dry" ]; then
         try bench model.log model --device cpu --model tiny --tokens 64 --lengths 16 32 --rounds 1 \
-            --json "$out/model-tiny.jsonl"
+            --json "$out/model-tiny.jsonl" --plot "$out/model-tiny.svg"
     else
         for size in 0.6B 4B 8B; do
-            try bench model.log model --model "$size" --json "$out/model-$size.jsonl"
+            try bench model.log model --model "$size" --json "$out/model-$size.jsonl" \
+                --plot "$out/model-$size.svg"
         done
         try bench model.log model --model 4B --quantize fp8 --quick
     fi

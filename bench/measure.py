@@ -41,6 +41,12 @@ class Roofs:
         return max(num_bytes / self.bytes_per_s, flops / self.flops_per_s)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU has been given to do; a CPU is never behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def time_call(run: Callable[[], object], device: torch.device, rep_ms: float = 100) -> Timing:
     """Time a call over about `rep_ms` milliseconds after a warm-up, caches flushed before each."""
     if device.type == "cuda":

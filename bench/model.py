@@ -7,7 +7,7 @@ the synthetic tokenizer. Rows are shown and written as they come.
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +16,13 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from lastword.bench.breakdown import Breakdown, break_down, breakdown_lines
 from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
 from lastword.bench.flops import needed_flops, work
 from lastword.bench.machine import busy_notice, describe_run
-from lastword.bench.measure import product_rate
+from lastword.bench.measure import product_rate, synchronize
 from lastword.bench.memory import peak_bytes
+from lastword.bench.plot import check_plot, plot_lengths
 from lastword.bench.records import json_lines
 from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.bench.table import shown_speed, shown_time
@@ -29,6 +31,7 @@ from lastword.device import choose_device, choose_dtype
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError
 from lastword.forest import Forest, plan_forests
+from lastword.model import Model
 from lastword.runner import InProcess
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig
 from lastword.weights.shards import SINGLE
@@ -86,6 +89,13 @@ class RandomEmbedder(Embedder):
     def _open_checkpoint(self) -> Checkpoint:
         return RandomCheckpoint(self.files.folder, self.config, self.device, self.dtype)
 
+    @property
+    def model(self) -> Model:
+        """What computes; a benchmark has one device."""
+        runner = self._encoder.runner
+        assert isinstance(runner, InProcess)
+        return runner.model
+
     def forests(self, texts: list[str]) -> list[Forest]:
         """The batches that `encode` would run."""
         return [
@@ -96,10 +106,8 @@ class RandomEmbedder(Embedder):
 
     def forward(self, forests: list[Forest]) -> None:
         """The forward alone, without tokens, forests and finish; on a GPU packing is in it."""
-        runner = self._encoder.runner
-        assert isinstance(runner, InProcess), "a benchmark has one device"
         for forest in forests:
-            runner.model.forward(forest)
+            self.model.forward(forest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,7 @@ class Row:
     encode_mfu: float
     forward_mfu: float
     peak_bytes: int
+    breakdown: Breakdown
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
@@ -124,6 +133,8 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     """
     if args.quick:
         raise ConfigError("--quick: goes with --quantize; got it alone, expected both or neither.")
+    if args.plot is not None:
+        check_plot(args.plot)
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     on_cpu = device.type == "cpu"
@@ -146,10 +157,16 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         show(f"matrix product of this run: {shown_speed(rate)} ({product}, random data)")
         show(f"{'tokens of a text':>16}{'texts':>8}{'encode':>14}{'forward':>14}"
              f"{'MFU':>8}{'forward':>9}{'peak memory':>14}")  # fmt: skip
+        rows: list[Row] = []
+        if args.plot is not None:  # of what there is, also when stopped
+            opened.callback(_plot, args.plot, rows, rate, about)
         for length in lengths:
-            row = measure_length(embedder, length, tokens, args.rounds, rate)
-            write(asdict(row))
-            show(_line(row))
+            rows.append(measure_length(embedder, length, tokens, args.rounds, rate))
+            write(asdict(rows[-1]))
+            show(_line(rows[-1]))
+        breakdowns = [row.breakdown for row in rows]
+        for line in breakdown_lines([row.length for row in rows], breakdowns):
+            show(line)
         for length in _LATENCY_TOKENS:
             latency = measure_latency(embedder, length)
             write({"latency_of": length, **latency})
@@ -200,6 +217,7 @@ def measure_length(
     encode_s = _seconds(lambda: embedder.encode(texts, show_progress_bar=False), device, rounds)
     forward_s = _seconds(lambda: embedder.forward(forests), device, rounds)
     needed = needed_flops(embedder.config, work(ids))
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else peak_bytes()
     return Row(
         length=length,
         texts=len(texts),
@@ -209,7 +227,8 @@ def measure_length(
         needed_flops=needed,
         encode_mfu=needed / encode_s / rate,
         forward_mfu=needed / forward_s / rate,
-        peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else peak_bytes(),
+        peak_bytes=peak,
+        breakdown=break_down(embedder, embedder.model, texts, rounds=rounds, rate=rate),
     )
 
 
@@ -229,17 +248,12 @@ def _seconds(call: Callable[[], object], device: torch.device, rounds: int) -> f
     """Median seconds of a call by the clock, after one that warms up."""
     taken = []
     for _ in range(rounds + 1):
-        _synchronize(device)
+        synchronize(device)
         start = perf_counter()
         call()
-        _synchronize(device)
+        synchronize(device)
         taken.append(perf_counter() - start)
     return statistics.median(taken[1:])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _line(row: Row) -> str:
@@ -248,3 +262,13 @@ def _line(row: Row) -> str:
         f"{row.length:16,}{row.texts:8,}{encode:8,.0f} tok/s{forward:8,.0f} tok/s"
         f"{row.encode_mfu:8.0%}{row.forward_mfu:9.0%}{row.peak_bytes / 2**20:11,.0f} MB"
     )
+
+
+def _plot(path: Path, rows: Sequence[Row], rate: float, about: Mapping[str, object]) -> None:
+    reached = {
+        "forward alone": [row.tokens / row.forward_s for row in rows],
+        "strings to vectors": [row.tokens / row.encode_s for row in rows],
+    }
+    limit = [row.tokens / row.needed_flops * rate for row in rows]
+    lengths = [row.length for row in rows]
+    plot_lengths(path, lengths, (f"limit at {shown_speed(rate)}", limit), reached, about)

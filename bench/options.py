@@ -41,10 +41,11 @@ first: where they differ, no figure is printed. The last line of stdout is the r
 
 MODEL_EXAMPLES = """examples:
   lastword bench model --model 0.6B --layers 4
-  lastword bench model --model 4B --device cuda --json model.jsonl
+  lastword bench model --model 4B --device cuda --json model.jsonl --plot model.svg
   lastword bench model --quantize int8 --layers 4 --quick
 
-Weights are random and made on the device; texts are made of words that are one token each.
+Weights are random and made on the device; texts are made of words that are one token each. After the
+lengths it says where the time goes, by stage from strings to vectors and by operation in the forward.
 With --quantize the model is timed beside itself without, on documents, queries and one query a call,
 and the cosines between their vectors are printed."""
 
@@ -97,7 +98,7 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         help="compile for every GPU architecture, without a GPU; print registers, spills, memory",
     )
     _add_json(parser)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a roofline (.svg, .png)")
+    _add_plot(parser, "draw a roofline (.svg, .png)")
 
 
 def add_peers(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +161,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     _add_device(parser)
     _add_json(parser)
+    _add_plot(parser, "draw tokens a second by length (.svg, .png); not with --quantize")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -170,3 +172,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write JSON lines here as they come"
     )
+
+
+def _add_plot(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=about)

@@ -1,4 +1,4 @@
-"""A roofline of one run: operations a byte against operations a second, under the two roofs that were measured.
+"""Plots of one run: a roofline of the kernels, and a whole model's tokens a second by the length of its texts.
 
 Needs matplotlib, which the `bench` extra brings; imported when a plot is drawn.
 """
@@ -68,5 +68,32 @@ def plot_roofline(
     axes.set_ylabel("operations a second")
     axes.set_title(f"{about['device']}, {about['dtype']}, torch {about['torch']}, {about['date']}")
     axes.grid(visible=True, which="both", alpha=0.2)
+    axes.legend(fontsize="small")
+    figure.savefig(path)
+
+
+def plot_lengths(
+    path: Path,
+    lengths: Sequence[int],
+    limit: tuple[str, Sequence[float]],
+    reached: Mapping[str, Sequence[float]],
+    about: Mapping[str, object],
+) -> None:
+    """Draw tokens a second by length of text: the limit with its name, and under it what was reached."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xscale="log")
+    name, values = limit
+    axes.plot(lengths, values, color="black", linestyle="--", marker=".", label=name)
+    for (name, values), marker in zip(reached.items(), _MARKERS, strict=False):
+        axes.plot(lengths, values, marker=marker, label=name)
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.set_xlabel("tokens of a text")
+    axes.set_ylabel("tokens a second")
+    axes.set_title(f"{about['device']}, {about['dtype']}, torch {about['torch']}, {about['date']}")
+    axes.grid(visible=True, alpha=0.2)
     axes.legend(fontsize="small")
     figure.savefig(path)

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 
     Raises:   ConfigError for options of `bench model` without --quantize.
     """
-    for option in ("lengths", "tokens"):
+    for option in ("lengths", "tokens", "plot"):
         if getattr(args, option) is not None:
             raise ConfigError(
                 f"--{option}: does not go with --quantize; got both, expected one of them. Its texts are documents and "

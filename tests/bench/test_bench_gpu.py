@@ -52,7 +52,8 @@ def test_kernels_at_a_tiny_size(tmp_path: Path) -> None:
 def test_model_at_a_tiny_size(tmp_path: Path) -> None:
     done = stage("model", str(tmp_path / "out"), "--dry")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"model.log", "model-tiny.jsonl"}
+    made = {file.name for file in (tmp_path / "out").iterdir()}
+    assert made == {"model.log", "model-tiny.jsonl", "model-tiny.svg"}
     assert "tok/s" in (tmp_path / "out/model.log").read_text()
 
 

@@ -85,7 +85,8 @@ def test_the_command(capfd, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(model, "product_rate", lambda *_: (1e11, "made up"))
     out = tmp_path / "model.jsonl"
     words = ["--model", "tiny", "--device", "cpu", "--layers", "1", "--tokens", "64"]
-    words += ["--lengths", "16", "100", "--rounds", "1", "--json", str(out)]
+    plot = tmp_path / "model.svg"
+    words += ["--lengths", "16", "100", "--rounds", "1", "--json", str(out), "--plot", str(plot)]
     assert main(["bench", "model", *words]) == 0
     lines = capfd.readouterr().out.splitlines()
     head, *rows, short, long = (json.loads(line) for line in out.read_text().splitlines())
@@ -96,6 +97,11 @@ def test_the_command(capfd, monkeypatch, tmp_path: Path) -> None:
     ]
     assert (short["latency_of"], long["latency_of"]) == (12, 128)
     assert 0 < short["p20_ms"] <= short["median_ms"] <= short["p80_ms"]
+    assert all(row["breakdown"]["stages_s"]["forward"] > 0 for row in rows)
+    assert b"<svg" in plot.read_bytes()
+    goes = lines.index(next(line for line in lines if line.startswith("where the time goes")))
+    assert lines[goes].split()[-4:] == ["16", "tokens", "100", "tokens"]
+    assert lines[goes + 1].split()[0] == "tokens"
     assert any("tiny shape, 1 layers, random weights" in line for line in lines[:2])
     assert sum("tok/s" in line for line in lines) == 2
     assert sum(line.startswith("one text of") for line in lines) == 2
@@ -105,3 +111,10 @@ def test_seconds_are_a_median_after_a_warm_up() -> None:
     calls = []
     assert model._seconds(lambda: calls.append(1), CPU, rounds=4) >= 0
     assert len(calls) == 5
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused_first(capfd) -> None:
+    assert main(["bench", "model", "--plot", "a.pdf"]) == 2
+    assert "expected a name that ends in .svg or .png" in capfd.readouterr().err
+    assert main(["bench", "model", "--quantize", "int8", "--plot", "a.svg"]) == 2
+    assert "--plot: does not go with --quantize" in capfd.readouterr().err

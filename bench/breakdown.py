@@ -1,0 +1,199 @@
+"""Where the time of a whole model goes: from strings to vectors by stage, and in the forward by operation.
+
+Stages are timed one after the other, also on a GPU, where `encode` does the first two while the forward of another
+batch runs. Operations are timed where the forward calls them: on a GPU between two events, launched one by one.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from lastword import kernels
+from lastword.bench.flops import needed_by_operation, work
+from lastword.bench.measure import synchronize
+from lastword.embedder import Embedder
+from lastword.finish import finish
+from lastword.forest import Forest, plan_forests
+from lastword.model import Model
+from lastword.transfer import to_host
+from lastword.windows import cut_windows
+
+# What a forward calls, and the operation that its time counts for: parts of a layer, functions of `kernels`.
+_LAYER_PARTS = {
+    "add_norm": "norms",
+    "qkv": "qkv",
+    "q": "qkv",
+    "kv": "qkv",
+    "o": "o",
+    "gate_up": "gate_up",
+    "down": "down",
+}
+_FUNCTIONS = {
+    "embed_rms_norm": "norms",
+    "add_rms_norm": "norms",
+    "rope_tables": "rotation",
+    "qk_norm_rope": "rotation",
+    "forest_attention": "attention",
+    "final_attention": "attention",
+}
+REST = "rest"  # of the forward: packing, rows gathered, Python
+TITLES = {
+    "tokens": "tokens",
+    "forests": "forests",
+    "forward": "forward",
+    "finish": "finish",
+    "gate_up": "gate, up, SwiGLU",
+    "qkv": "queries, keys, values",
+    "down": "down",
+    "o": "output of attention",
+    "attention": "attention",
+    "rotation": "QK-norm, rotation",
+    "norms": "norms, residual",
+    REST: "rest",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """Median seconds of texts of one length, and operations needed over the measured product's rate."""
+
+    stages_s: dict[str, float]
+    operations_s: dict[str, float]
+    operations_mfu: dict[str, float]  # matrix products and attention
+
+
+class OperationClock:
+    """Seconds of all calls that went through `timed`, by name; on a GPU from event to event on the stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._calls: list[tuple[str, Any, Any]] = []
+
+    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The call, counted for `name`."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            began = self._mark()
+            result = call(*args, **kwargs)
+            self._calls.append((name, began, self._mark()))
+            return result
+
+        return run
+
+    def take(self) -> dict[str, float]:
+        """Seconds by name since the last time."""
+        synchronize(self._device)
+        seconds: dict[str, float] = defaultdict(float)
+        for name, began, ended in self._calls:
+            on_gpu = self._device.type == "cuda"
+            seconds[name] += began.elapsed_time(ended) / 1e3 if on_gpu else ended - began
+        self._calls.clear()
+        return dict(seconds)
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+
+@contextmanager
+def timed_operations(model: Model, clock: OperationClock) -> Iterator[None]:
+    """Send every operation of the model's forward through the clock."""
+    with ExitStack() as patched:
+        for function, name in _FUNCTIONS.items():
+            timed = clock.timed(name, getattr(kernels, function))
+            patched.enter_context(patch.object(kernels, function, timed))
+        for layer in model.layers:
+            for part in _LAYER_PARTS.keys() & vars(layer).keys():
+                timed = clock.timed(_LAYER_PARTS[part], getattr(layer, part))
+                patched.enter_context(patch.object(layer, part, timed))
+        yield
+
+
+def break_down(
+    embedder: Embedder, model: Model, texts: Sequence[str], *, rounds: int, rate: float
+) -> Breakdown:
+    """Time each stage and operation of an embedder with that model; `rate` is the measured product's, in FLOP/s."""
+    windows = list(cut_windows(iter(texts)))
+    stages: list[dict[str, float]] = []
+    operations: list[dict[str, float]] = []
+    ids: list[list[list[int]]] = []
+    for _ in range(rounds + 1):  # the first warms up
+        seconds: dict[str, float] = {}
+        with _stage(seconds, "tokens", model.device):
+            ids = [embedder.token_ids(window) for window in windows]
+        with _stage(seconds, "forests", model.device):
+            forests = [
+                forest for each in ids for forest in plan_forests(each, embedder.max_batch_tokens)
+            ]
+        with _stage(seconds, "forward", model.device):
+            states = [model.forward(forest) for forest in forests]
+        with _stage(seconds, "finish", model.device):
+            waits = [to_host(finish(each, embedder.dim, normalize=True)) for each in states]
+            for wait in waits:
+                wait()
+        stages.append(seconds)
+        operations.append(_operations(model, forests))
+    operations_s = _medians(operations[1:])
+    needed = needed_by_operation(model.config, work(text for each in ids for text in each))
+    mfu = {name: flops / operations_s[name] / rate for name, flops in needed.items()}
+    return Breakdown(_medians(stages[1:]), operations_s, mfu)
+
+
+def _operations(model: Model, forests: Sequence[Forest]) -> dict[str, float]:
+    """Seconds by operation of one forward over the forests; one that is observed replays no CUDA graph."""
+    clock = OperationClock(model.device)
+    seconds: dict[str, float] = {}
+    with timed_operations(model, clock), _stage(seconds, REST, model.device):
+        for forest in forests:
+            model.forward(forest, observe=lambda *_: None)
+    operations = clock.take()
+    return {**operations, REST: max(0.0, seconds[REST] - sum(operations.values()))}
+
+
+@contextmanager
+def _stage(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+    synchronize(device)
+    began = perf_counter()
+    yield
+    synchronize(device)
+    seconds[name] = perf_counter() - began
+
+
+def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: median(each[name] for each in rounds) for name in rounds[0]}
+
+
+def breakdown_lines(lengths: Sequence[int], found: Sequence[Breakdown]) -> list[str]:
+    """A column a length: shares of all stages, then shares of the forward and of the product's rate."""
+    head = "".join(f"{f'{length:,} tokens':>18}" for length in lengths)
+    stages = found[0].stages_s
+    lines = [f"{'where the time goes':<24}{head}"]
+    lines += [_line(name, [_share(each.stages_s, name) for each in found]) for name in stages]
+    lines.append(f"{'in the forward':<24}" + f"{'MFU':>18}" * len(lengths))
+    longest = found[-1].operations_s
+    for name in sorted(longest, key=lambda name: (name == REST, -longest[name])):
+        cells = [_share(each.operations_s, name) for each in found]
+        if name in found[0].operations_mfu:
+            for i, each in enumerate(found):
+                cells[i] = f"{cells[i]}{each.operations_mfu[name]:6.0%}"
+        lines.append(_line(name, cells))
+    return lines
+
+
+def _share(seconds: dict[str, float], name: str) -> str:
+    return f"{seconds[name] / sum(seconds.values()):.1%}"
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    columns = (f"{cell:>18}" if cell.count("%") == 2 else f"{cell:>12}{'':6}" for cell in cells)
+    return f"  {TITLES[name]:<22}{''.join(columns)}".rstrip()
