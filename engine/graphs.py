@@ -4,6 +4,7 @@ A graph reads and writes memory at fixed addresses: each tier owns its buffers, 
 copied out before the next one. Knows layouts and a forward, no texts and no weights.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
@@ -11,6 +12,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from lastword.errors import LastwordWarning
 from lastword.packing import Inputs, Layout
 
 # Runs what it is given once or more, and returns a function that does the same again on the same memory.
@@ -69,7 +71,8 @@ class _Tier:
 class Graphs:
     """The graphs of one model's forward, one a tier, recorded when a batch of the tier first comes.
 
-    Holds no reference to the model, whose memory then goes with the model's last one.
+    Holds no reference to the model, whose memory then goes with the model's last one; only a tier that could not be
+    recorded does.
     """
 
     def __init__(
@@ -79,20 +82,25 @@ class Graphs:
         self._width, self._dtype, self._device = width, dtype, device
         self._tiers: dict[Layout, _Tier] = {}
         self._lock = Lock()  # buffers hold one batch at a time
+        self._done: torch.cuda.Event | None = None  # the batch before has left the buffers
 
     def run(self, forward: Forward, layout: Layout, buffer: Tensor, finals: int) -> Tensor:
         """Compute the final states [finals, C] of a batch that was packed into a tier's layout.
 
-        They are the caller's own. All work is put on the current stream, which must be the same at every call, as must
-        `forward` be.
+        They are the caller's own. All work is put on the current stream; `forward` must be the same at every call.
         """
         with self._lock:
+            if self._done is not None:  # it may have been on another stream
+                torch.cuda.current_stream().wait_event(self._done)
             tier = self._tiers.get(layout)
             if tier is None:
                 tier = self._tiers[layout] = self._record(forward, layout, buffer)
             tier.inputs.copy_(buffer, non_blocking=True)
             tier.replay()
-            return tier.states[:finals].clone()
+            states = tier.states[:finals].clone()
+            if self._device.type == "cuda":
+                self._done = torch.cuda.current_stream().record_event(self._done)
+            return states
 
     def _record(self, forward: Forward, layout: Layout, buffer: Tensor) -> _Tier:
         """Record a tier on its first batch: what runs before the recording needs inputs that make sense."""
@@ -102,4 +110,18 @@ class Graphs:
         def run() -> None:
             states.copy_(forward(layout.read(inputs)))
 
-        return _Tier(inputs, states, self._capture(run))
+        try:
+            replay = self._capture(run)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # What breaks a recording, such as another thread that waits for the whole device, may do so each time.
+            problem = str(error).partition("\n")[0]
+            warnings.warn(
+                f"cuda graphs: a batch of {layout.rows} rows could not be recorded; got {problem!r}. Such batches are "
+                "launched kernel by kernel: right, but later.",
+                LastwordWarning,
+                stacklevel=2,
+            )
+            replay = run
+        return _Tier(inputs, states, replay)

@@ -95,6 +95,22 @@ def test_texts_from_several_threads(embedder: RandomEmbedder) -> None:
         assert torch.equal(mine, theirs)
 
 
+def test_each_thread_on_a_stream_of_its_own(embedder: RandomEmbedder) -> None:
+    """A tier's buffers hold one batch at a time, whatever streams the batches are on."""
+    graphs(embedder._encoder.runner.model)
+    lists = [[f"{i} {j} " + "some words " * (j % 7) for j in range(i % 5 + 1)] for i in range(60)]
+    one_by_one = [embedder.encode(texts) for texts in lists]
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return embedder.encode(texts)
+
+    with ThreadPoolExecutor(4) as threads:
+        at_once = list(threads.map(encode, lists))
+    for mine, theirs in zip(at_once, one_by_one, strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_vectors_are_there_when_they_are_waited_for() -> None:
     """The copy ends after the work that makes the vectors, however late that is."""
     waits = []

@@ -9,6 +9,7 @@ import torch
 from oracle import difference, load_ours
 
 from lastword.bench.checkpoint import make_checkpoint
+from lastword.errors import LastwordWarning
 from lastword.forest import Forest, plan_forests
 from lastword.model import Model
 
@@ -124,7 +125,24 @@ def test_a_batch_beyond_all_tiers_is_not_recorded(
     assert capture.recorded == 1
 
 
-def test_a_failed_recording_is_made_again(model: Model) -> None:
+def test_a_tier_that_cannot_be_recorded_is_launched_kernel_by_kernel(model: Model) -> None:
+    forest, tried = pack([[1, 2, 3]]), []
+    expected = twins(model, forest)
+
+    def capture(run: Callable[[], None]) -> Callable[[], None]:
+        tried.append(run)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    model.use_packing(capture)
+    with pytest.warns(LastwordWarning, match="rows could not be recorded; got 'operation not"):
+        first = model.forward(forest)
+    again = model.forward(forest)
+    assert difference(first, expected) <= 1e-6
+    assert torch.equal(first, again)
+    assert len(tried) == 1
+
+
+def test_a_recording_without_memory_is_made_again(model: Model) -> None:
     forest, fails = pack([[1, 2, 3]]), [torch.OutOfMemoryError("full")]
     expected = twins(model, forest)
 
