@@ -21,6 +21,8 @@ Rows = Tensor | tuple[Tensor, Tensor]
 _FAST_ACCUM = True
 # Widths that the vendor libraries' fp8 products take.
 _MULTIPLE = 16
+# cuBLASLt on Hopper is known to refuse 256 rows or fewer where K_in is long; they then get rows of zeros beside them.
+_FEW_ROWS, _ENOUGH_ROWS = (1, 16, 64, 256), 272
 
 
 def check_fp8(device: torch.device) -> None:
@@ -76,19 +78,18 @@ class Fp8Linear:
                 f"quantize: fp8 needs widths in multiples of {_MULTIPLE}; got a weight of {list(weight.shape)}. Leave "
                 "quantize out."
             )
-        if weight.is_cuda and (refusal := _refusal(weight.device)):
-            raise DeviceError(
-                f"quantize: fp8 has no products by rows on {str(weight.device)!r}; got {refusal!r} from PyTorch, "
-                "expected a result. Leave quantize out."
-            )
         self.format, self.dtype, self.bias = fp8_format(weight.device), weight.dtype, bias
         self.weight, scale = reference.quantize_rows_ref(weight, self.format)
         self.scale = scale[None]  # [1, K_out]
+        self.least_rows = _least_rows(self.weight, self.scale, self.dtype) if weight.is_cuda else 1
 
     def __call__(self, x: Rows) -> Tensor:
         codes, scale = self._quantized(x)
+        T = len(codes)
+        if self.least_rows > T:
+            codes, scale = (_with_zeros(each, self.least_rows) for each in (codes, scale))
         # Column-major on the right, as the libraries want it: the transpose of a row-major weight.
-        y = _product(codes, self.weight.t(), scale[:, None], self.scale, self.dtype)
+        y = _product(codes, self.weight.t(), scale[:, None], self.scale, self.dtype)[:T]
         return y if self.bias is None else y.add_(self.bias)
 
     def _quantized(self, x: Rows) -> tuple[Tensor, Tensor]:
@@ -123,13 +124,36 @@ def _product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torc
     return (a.float() @ b.float()).mul_(a_scale).mul_(b_scale).to(dtype)
 
 
-@cache
-def _refusal(device: torch.device) -> str:
-    """What the library says to a small product; "" where it computes it. Not every GPU with fp8 has scales by row."""
-    codes = torch.zeros(16, 16, dtype=fp8_format(device), device=device)
-    scale = torch.ones(16, device=device)
+def _with_zeros(x: Tensor, rows: int) -> Tensor:
+    """Put zeros behind x [T, …] up to so many rows."""
+    padded = x.new_zeros(rows, *x.shape[1:])
+    padded[: len(x)] = x
+    return padded
+
+
+def _least_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> int:
+    """Rows that the library multiplies with this weight at least, found by trying: not all products are there.
+
+    Raises:   DeviceError where it refuses many rows too.
+    """
+    if not any(_refusal(weight, scale, dtype, rows) for rows in _FEW_ROWS):
+        return 1
+    if refusal := _refusal(weight, scale, dtype, _ENOUGH_ROWS):
+        raise DeviceError(
+            f"quantize: fp8 has no products by rows on {str(weight.device)!r}; got {refusal!r} from PyTorch, expected "
+            "a result. Leave quantize out."
+        )
+    return _ENOUGH_ROWS
+
+
+def _refusal(weight: Tensor, scale: Tensor, dtype: torch.dtype, rows: int) -> str:
+    """What the library says to a product of so many rows; "" where it computes it."""
+    codes = weight.new_zeros(rows, weight.shape[1])
+    ones = scale.new_ones(rows)
     try:
-        _row_wise_product(codes, codes.t(), scale[:, None], scale[None], torch.bfloat16)
+        _row_wise_product(codes, weight.t(), ones[:, None], scale, dtype)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         return str(error).partition("\n")[0] or type(error).__name__
     return ""

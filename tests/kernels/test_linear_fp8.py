@@ -176,18 +176,44 @@ def test_devices_without_fp8(found: tuple[int, int] | str, words: str, gpu) -> N
         check_fp8(GPU)
 
 
-def test_a_product_that_the_library_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> Tensor:
-        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED when calling\nmore")
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch):
+    """PyTorch's row-wise product on a CPU, refused below a number of rows."""
+    multiply = linear_fp8._row_wise_product
 
-    assert linear_fp8._refusal(CPU) == ""
-    monkeypatch.setattr(linear_fp8, "_row_wise_product", refuse)
-    monkeypatch.setattr(linear_fp8, "_refusal", linear_fp8._refusal.__wrapped__)
-    on_gpu = SimpleNamespace(shape=(16, 32), is_cuda=True, device=CPU)
+    def refuse(least: int) -> None:
+        def product(a: Tensor, *others: object) -> Tensor:
+            if len(a) < least:
+                raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED when calling\nmore")
+            return multiply(a, *others)
+
+        monkeypatch.setattr(linear_fp8, "_row_wise_product", product)
+        monkeypatch.setattr(linear_fp8, "_product", product)
+
+    return refuse
+
+
+@pytest.mark.parametrize(("least", "rows"), [(0, 1), (2, 272), (257, 272)])
+def test_few_rows_get_zeros_where_the_library_refuses_them(least: int, rows: int, library) -> None:
+    run, x = (
+        Fp8Linear(draw(48, 64, seed=1, dtype=torch.bfloat16)),
+        draw(3, 64, dtype=torch.bfloat16),
+    )
+    expected = run(x)
+    library(least)
+    run.least_rows = linear_fp8._least_rows(run.weight, run.scale, run.dtype)
+    assert run.least_rows == rows
+    assert relative(run(x), expected) < 4e-3
+    assert run(x[:0]).shape == (0, 48)
+
+
+def test_a_product_that_the_library_refuses(library) -> None:
+    run = Fp8Linear(draw(48, 64, seed=1, dtype=torch.bfloat16))
+    library(1000)
     with pytest.raises(
         DeviceError, match="by rows on 'cpu'; got 'CUBLAS_STATUS_NOT_SUPPORTED when"
     ):
-        Fp8Linear(on_gpu)
+        linear_fp8._least_rows(run.weight, run.scale, run.dtype)
 
 
 def test_no_fp8_on_a_cpu() -> None:
