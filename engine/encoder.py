@@ -55,7 +55,7 @@ class Encoder:
         """
         start = partial(self.runner.start, partial(_vectors, options.dim, options.normalize))
         prepare = partial(self._forests, options)
-        windows = prepare_windows(cut_windows(iter(texts)), prepare, ahead=self.runner.ahead)
+        windows = prepare_windows(self.cut(texts), prepare, ahead=self.runner.ahead)
         for vectors in compute_windows(
             windows,
             start,
@@ -67,11 +67,15 @@ class Encoder:
         ):
             yield quantize(vectors, options.precision, options.ranges)
 
+    def cut(self, texts: Iterable[str]) -> Iterator[list[str]]:
+        """Cut texts into the windows that are tokenised and packed together."""
+        return cut_windows(iter(texts), small_first=self.runner.ahead)
+
     def plan(self, texts: Iterable[str], options: EncodeOptions) -> Report:
         """Count what `windows` would compute."""
         report = Report()
         prepare = partial(self._forests, options)
-        for window in prepare_windows(cut_windows(iter(texts)), prepare, ahead=False):
+        for window in prepare_windows(self.cut(texts), prepare, ahead=False):
             for forest in window.forests:
                 count(forest, window.counts)
             report.add(window.counts)
@@ -80,7 +84,7 @@ class Encoder:
     def token_ids(self, texts: Iterable[str], options: EncodeOptions) -> list[list[int]]:
         """Give each text's token ids as they are computed."""
         ids: list[list[int]] = []
-        for window in cut_windows(iter(texts)):
+        for window in self.cut(texts):
             ids += self._tokens(options, window, len(ids)).ids
         return ids
 

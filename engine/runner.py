@@ -19,12 +19,17 @@ from lastword.transfer import to_host
 
 Task = Callable[[Model, Forest], Tensor]
 
+# A batch is 25 ms of a small model: the thread that prepares texts can hold Python's lock that long. Batches that wait
+# take no memory but inputs and vectors.
+_GPU_DEPTH = 3
+
 
 class Runner(Protocol):
     """Computes batches.
 
-    `name`: of the devices. `depth`: batches to start beyond the one that is waited for. `ahead`: whether this process
-    has time to prepare texts meanwhile. `batch_tokens`: tokens of a batch where the caller does not say.
+    `name`: of the devices. `depth`: batches to start beyond the one that is waited for, the end of a window counting as
+    one. `ahead`: whether this process has time to prepare texts meanwhile. `batch_tokens`: tokens of a batch where the
+    caller does not say.
     """
 
     name: str
@@ -40,12 +45,12 @@ class Runner(Protocol):
 
 
 class InProcess:
-    """The model in this process; on a GPU the vectors of a batch come while the next is computed."""
+    """The model in this process; on a GPU the vectors of a batch come while the next ones are computed."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.name = model, str(model.device)
         self.ahead = model.device.type != "cpu"
-        self.depth = int(self.ahead)
+        self.depth = _GPU_DEPTH if self.ahead else 0
         self.batch_tokens = default_batch_tokens(model.device, model.token_bytes)
 
     def start(self, task: Task, forest: Forest) -> Wait:
