@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What needs a GPU, in four stages of under nine minutes each on one H200:
+# What needs a GPU, in four stages of seven minutes at most each on one H200:
 #
 #   bench/gpu.sh prove OUT      the tests marked `gpu`             prove.log, prove.xml, prove-*.xml
 #   bench/gpu.sh kernels OUT    `lastword bench kernels`           kernels.log, .jsonl, roofline.svg, descriptor.jsonl
@@ -9,10 +9,11 @@
 # `--dry` after OUT runs a stage on the CPU at a tiny size. A checkout is enough, and a Python
 # ($PYTHON, default python3) that has the dependencies: lastword is installed from here where it
 # is not yet. No network, no checkpoint. Files grow as a stage goes on, so a cut one keeps its rows.
+# LASTWORD_COMMIT=HASH names the commit in the results where the checkout has come without its .git.
 set -euo pipefail
 
 usage() {
-    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     exit 2
 }
 
@@ -20,7 +21,7 @@ usage() {
 stage=$1 out=$2 dry=${3:-}
 [[ $stage =~ ^(prove|kernels|model|peers)$ && $dry =~ ^(|--dry)$ ]] || usage
 python=${PYTHON:-python3}
-limit=530 # seconds of a stage, after which it is stopped as Ctrl-C does
+limit=420 # seconds of a stage, after which it is stopped as Ctrl-C does
 
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -55,12 +56,12 @@ case $stage in
 prove)
     if [ -n "$dry" ]; then
         # 5: nothing is marked
-        logged prove.log "$python" -m pytest -m gpu --collect-only -q || [ $? -eq 5 ]
+        logged prove.log "$python" -m pytest -m gpu --collect-only -q tests/gpu || [ $? -eq 5 ]
     else
         # Those that may hang or be cut off come last, each in a process and a file of its own.
         suite() { try logged prove.log "$python" -m pytest -m gpu --junitxml "$out/$1" "${@:2}"; }
         late=(tests/gpu/test_gpu_{warp_specialised_attention,sanitizer}.py)
-        suite prove.xml "${late[@]/#/--ignore=}"
+        suite prove.xml tests/gpu "${late[@]/#/--ignore=}"
         for file in "${late[@]}"; do suite "prove-$(basename "$file" .py).xml" "$file"; done
     fi
     ;;
@@ -70,7 +71,7 @@ kernels)
         size=(--device cpu --model tiny --tokens 64 --rep-ms 1) beside=(--beside sdpa-flash)
     fi
     # Compiling baselines takes most of it: what comes after has time left whatever they take.
-    limit=420 try bench kernels.log kernels --json "$out/kernels.jsonl" --plot "$out/roofline.svg" \
+    limit=330 try bench kernels.log kernels --json "$out/kernels.jsonl" --plot "$out/roofline.svg" \
         "${size[@]}" "${beside[@]}"
     # A form that no GPU has run yet, in a process of its own: should it hang, the rows above stay.
     try bench kernels.log kernels --op forest_attention --beside sdpa-cudnn descriptor \
@@ -81,9 +82,11 @@ model)
         try bench model.log model --device cpu --model tiny --tokens 64 --lengths 16 32 --rounds 1 \
             --json "$out/model-tiny.jsonl" --plot "$out/model-tiny.svg"
     else
+        # A small model is done soon: with more tokens the first batches, which nothing overlaps, weigh less.
+        declare -A tokens=([0.6B]=524288 [4B]=131072 [8B]=65536)
         for size in 0.6B 4B 8B; do
-            try bench model.log model --model "$size" --json "$out/model-$size.jsonl" \
-                --plot "$out/model-$size.svg"
+            try bench model.log model --model "$size" --tokens "${tokens[$size]}" \
+                --json "$out/model-$size.jsonl" --plot "$out/model-$size.svg"
         done
         try bench model.log model --model 4B --quantize fp8 --quick
     fi

@@ -73,11 +73,11 @@ def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The checkout's commit and whether files differ from it; None where lastword runs from no checkout."""
+    """The checkout's commit and whether files differ from it; without one what LASTWORD_COMMIT says, or None."""
     folder = Path(lastword.__file__).parent
     git = ["git", "-C", str(folder)]
     if _output([*git, "ls-files", "--error-unmatch", "__init__.py"]) is None:
-        return None, None
+        return os.environ.get("LASTWORD_COMMIT"), None
     status = _output([*git, "status", "--porcelain"])
     return _output([*git, "rev-parse", "HEAD"]), None if status is None else status != ""
 

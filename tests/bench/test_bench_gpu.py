@@ -78,6 +78,7 @@ def test_every_command_is_one_that_there_is(name: str, dry: tuple[str], tmp_path
             assert _arguments(words).benchmark == name
         elif module == "pytest":
             assert words[:2] == ["-m", "gpu"]
+            assert any(word.startswith("tests/gpu") for word in words)
         else:
             assert module == "lastword.bench.checkpoint"
             assert dry
@@ -85,6 +86,7 @@ def test_every_command_is_one_that_there_is(name: str, dry: tuple[str], tmp_path
         asked = [_arguments(words) for _, _, *words in calls]
         assert [args.model for args in asked] == ["0.6B", "4B", "8B", "4B"]
         assert [args.quantize for args in asked] == [None, None, None, "fp8"]
+        assert [args.tokens for args in asked] == [524288, 131072, 65536, None]
     assert len(list((tmp_path / "out").iterdir())) <= 8
 
 

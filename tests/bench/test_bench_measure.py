@@ -96,6 +96,14 @@ def test_a_run_says_where_it_ran() -> None:
     assert about["commit"] is None or len(about["commit"]) == 40
 
 
+def test_a_checkout_without_git_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_output", lambda _: None)
+    monkeypatch.setenv("LASTWORD_COMMIT", "fd14840")
+    assert machine._commit() == ("fd14840", None)
+    monkeypatch.delenv("LASTWORD_COMMIT")
+    assert machine._commit() == (None, None)
+
+
 @pytest.mark.parametrize(("load", "said"), [(0.3, None), (3.14, "busy (load 3.1)")])
 def test_a_busy_machine_is_said(load: float, said: str | None, monkeypatch) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
