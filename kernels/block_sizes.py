@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from lastword.errors import ConfigError
+
 
 class Blocks(NamedTuple):
     """One row: tile of query rows × keys, warps, stages of the key pipeline, and where it comes from."""
@@ -138,7 +140,19 @@ def attention_tile_rows(
     ):
         return descriptors["BLOCK_M"]
     rows = rows_per_segment * group
-    blocks = attention_blocks(dtype, name, tree=tree, rows=rows)
+    return tile_tokens(attention_blocks(dtype, name, tree=tree, rows=rows), group)
+
+
+def tile_tokens(blocks: dict[str, int], group: int) -> int:
+    """Token rows of a tile that packs `group` = G query heads beside each.
+
+    Raises:   ConfigError where a tile has no room for one.
+    """
+    if group > blocks["BLOCK_M"]:
+        raise ConfigError(
+            f"forest_attention: too many query heads a KV head; got {group}, expected {blocks['BLOCK_M']} at most on "
+            "this device in this dtype. Compute on a CPU."
+        )
     return blocks["BLOCK_M"] // group
 
 

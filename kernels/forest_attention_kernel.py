@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.block_sizes import architecture, attention_blocks
+from lastword.kernels.block_sizes import architecture, attention_blocks, tile_tokens
 from lastword.kernels.plan import AttentionPlan
 
 
@@ -158,7 +158,7 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
         return out
     rows = plan.rows_per_segment * G
     blocks = attention_blocks(q.dtype, architecture(q.device), tree=plan.has_ancestors, rows=rows)
-    tiles = plan.tiles(blocks["BLOCK_M"] // G)
+    tiles = plan.tiles(tile_tokens(blocks, G))
     _forest_attention_kernel[(len(tiles) * KH,)](
         q, k, v, out, tiles, plan.table, scale * math.log2(math.e),
         Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0),

@@ -28,7 +28,8 @@ class Linear:
 
     Args:     weight: [K_out, K_in] fp32/bf16; bias: [K_out] or None, dtype of weight. x: [T, K_in], contiguous.
     Returns:  [T, K_out], dtype of x.
-    Numerics: accumulated in fp32, rounded once to the dtype of x.
+    Numerics: accumulated in fp32, rounded once to the dtype of x; in bf16 on a GPU the library may split a product of
+              few rows and add the parts in bf16 (PyTorch's `allow_bf16_reduced_precision_reduction`).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -55,7 +56,7 @@ class SwigluLinear:
     def __init__(self, gate_up: Tensor) -> None:
         self.packed = _packs(gate_up)
         halves = gate_up.chunk(2) if self.packed else (gate_up,)
-        self.weights = tuple(Linear(half) for half in halves)
+        self.linears = tuple(Linear(half) for half in halves)
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.packed:
@@ -63,8 +64,8 @@ class SwigluLinear:
                 swiglu,
             )  # here, because the package imports this module first
 
-            return swiglu(self.weights[0](x))
-        gate, up = self.weights
+            return swiglu(self.linears[0](x))
+        gate, up = self.linears
         return _onednn_mul(x, _onednn(x, gate.weight, None, "swish"), up.weight)
 
 

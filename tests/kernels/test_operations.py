@@ -8,7 +8,7 @@ import torch
 from lastword import ConfigError, DeviceError, kernels
 from lastword.forest import plan_forests
 from lastword.kernels import arguments
-from lastword.kernels.block_sizes import ATTENTION, attention_blocks, num_splits
+from lastword.kernels.block_sizes import ATTENTION, attention_blocks, num_splits, tile_tokens
 from lastword.kernels.plan import AttentionPlan
 from lastword.kernels.tiles import final_table, query_tiles, segment_table
 
@@ -106,6 +106,13 @@ def test_block_rows_are_chosen_by_kind() -> None:
     }.items():
         chosen = attention_blocks(kind["dtype"], "sm_90", tree=kind["tree"], rows=kind["rows"])
         assert chosen == {k: v for k, v in table[name]._asdict().items() if k != "source"}
+
+
+def test_a_tile_holds_every_head_of_a_token() -> None:
+    blocks = attention_blocks(torch.float32, "sm_90", tree=False, rows=4096)
+    assert [tile_tokens(blocks, group) for group in (1, 5, 32)] == [32, 6, 1]
+    with pytest.raises(ConfigError, match="heads a KV head; got 33, expected 32 at most"):
+        tile_tokens(blocks, 33)
 
 
 @pytest.mark.parametrize("keys", [1, 63, 256, 511, 512, 1500, 32768])
