@@ -21,7 +21,11 @@ class AttentionPlan:
     def __init__(self, segments: Segments, final_rows: list[int], device: torch.device) -> None:
         self.segments, self.final_rows, self.device = segments, final_rows, device
         self._tiles: dict[int, Tensor] = {}
-        self._paths = Paths(segments)  # of both twins
+
+    @cached_property
+    def _paths(self) -> Paths:
+        """Of both twins."""
+        return Paths(self.segments)
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -107,6 +111,12 @@ class TablePlan(AttentionPlan):
         self.num_finals = len(final_table)
         self.has_ancestors, self.rows_per_segment = has_ancestors, rows_per_segment
         self.longest_path = longest_path
+
+    @cached_property
+    def _paths(self) -> Paths:
+        raise ConfigError(
+            "attention plan: packed for the Triton kernels; got a PyTorch twin that reads it, expected a kernel."
+        )
 
     def tiles(self, tile_rows: int) -> Tensor:
         """The tiles as they were packed.

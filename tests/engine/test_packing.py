@@ -143,3 +143,11 @@ def test_a_model_with_graphs_goes_with_its_last_reference(tiny_checkpoint: Path)
         assert known() is None
     finally:
         gc.enable()
+
+
+def test_a_packed_plan_is_not_for_the_twins() -> None:
+    layout, buffer = PACKER.pack(FORESTS[0])
+    plan = layout.read(buffer).plan
+    for form in ("blocks", "finals"):
+        with pytest.raises(ConfigError, match="packed for the Triton kernels; got a PyTorch twin"):
+            getattr(plan, form)
