@@ -76,6 +76,7 @@ def test_shapes_and_types(embedder: Embedder) -> None:
     )
     assert embedder.get_embedding_dimension() == embedder.dim == 64
     assert embedder.encode(TEXTS, precision="ubinary").shape == (7, 8)
+    assert embedder.encode([], precision="ubinary").shape == (0, 8)
 
 
 def test_order_and_duplicates(embedder: Embedder) -> None:

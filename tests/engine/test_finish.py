@@ -50,6 +50,12 @@ def test_bits_are_packed_as_numpy_packs_them(vectors: torch.Tensor) -> None:
     )
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "binary", "ubinary"])
+def test_no_vectors(precision: str, vectors: torch.Tensor) -> None:
+    one, none = quantize(vectors[:1], precision), quantize(vectors[:0], precision)
+    assert (none.shape, none.dtype) == ((0, one.shape[1]), one.dtype)
+
+
 def test_half_precision(vectors: torch.Tensor) -> None:
     assert torch.equal(quantize(vectors, "float16"), vectors.half())
     assert quantize(vectors, "float32") is vectors
