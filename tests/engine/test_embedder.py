@@ -181,6 +181,11 @@ def test_refused_settings(options: dict, error: type, message: str, tiny_checkpo
         Embedder(tiny_checkpoint, **{"device": "cpu", **options})
 
 
+def test_no_layers_are_not_all_of_them(embedder: Embedder) -> None:
+    with pytest.raises(ConfigError, match=r"layers: none is named; got \[\], expected 0 to 2"):
+        embedder.hidden_states(TEXTS, layers=[])
+
+
 @pytest.mark.parametrize(
     ("texts", "options", "error", "message"),
     [
