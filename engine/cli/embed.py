@@ -54,11 +54,16 @@ class _Work:
         self._args, self._style, self._embedder = args, style, embedder
         self.seen = Ranges()
         self._prompt = embedder.resolve_prompt(args.prompt_name, args.prompt, None)
-        space = embedder.space_fingerprint()
+        space = embedder.space_fingerprint(normalize_embeddings=args.normalize)
         self._ranges = read_ranges(args.ranges, embedder.dim, space) if args.ranges else None
         self.metadata = {
             "space": space,
-            "run": embedder.run_fingerprint(self._prompt, args.precision, None, self._ranges),
+            "run": embedder.run_fingerprint(
+                self._prompt,
+                args.precision,
+                ranges=self._ranges,
+                normalize_embeddings=args.normalize,
+            ),
             "model": embedder.name,
             "dim": str(embedder.dim),
             "precision": args.precision,
@@ -76,6 +81,7 @@ class _Work:
             precision=self._args.precision,
             ranges=self._ranges,
             too_long=self._args.on_long,
+            normalize_embeddings=self._args.normalize,
             report=report,
             show_progress_bar=console.shows_progress(quiet=self._args.quiet),
         ):

@@ -228,6 +228,9 @@ def _embed(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="of the vectors written",
     )
+    parser.add_argument(
+        "--normalize", action="store_true", help="to length 1, also where the model does not"
+    )
     parser.add_argument("--ranges", metavar="FILE", help="saved ranges for int8 or uint8 codes")
     parser.add_argument(
         "--save-ranges", metavar="FILE", help="save the ranges of these vectors (float32 only)"

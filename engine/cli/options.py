@@ -8,6 +8,7 @@ from lastword.errors import ConfigError
 
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
+    from lastword.opened import OpenedModel
 
 QUANTIZE = ("int8", "fp8")
 
@@ -128,3 +129,12 @@ def open_model(args: argparse.Namespace) -> "Embedder":
     from lastword.embedder import Embedder
 
     return Embedder(args.model, **embedder_options(args))
+
+
+def open_files(args: argparse.Namespace) -> "OpenedModel":
+    """Open the model that the options name without its weights, of which it may have more than there is memory."""
+    from lastword.opened import OpenedModel
+
+    chosen = embedder_options(args)
+    del chosen["max_batch_tokens"]  # nothing is computed
+    return OpenedModel(args.model, **chosen)
