@@ -11,6 +11,7 @@ from lastword.cli import console, options, read
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records, located
 from lastword.errors import InputError
+from lastword.report import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,26 +35,37 @@ def run(args: argparse.Namespace) -> int:
     inputs = read.sources(args.files, args.input_format)
     console.stdout_bytes()
     embedder = options.open_model(args)
-    query = _query(embedder, args)
+    asked, report = Report(), Report()
+    query = _query(embedder, args, asked)
     hits: list[Hit] = []
-    for hit in _scored(embedder, query, args, inputs):
+    for hit in _scored(embedder, query, args, inputs, report):
         if len(hits) < args.top_k:
             heapq.heappush(hits, hit)
         else:
             heapq.heappushpop(hits, hit)
     hits.sort(reverse=True)
     console.print_lines([_line(rank, hit, args.json) for rank, hit in enumerate(hits, 1)])
-    console.say_all(embedder.notices, quiet=args.quiet)
+    cuts = _cuts(asked, report, embedder.max_length)
+    console.say_all((*embedder.notices, *cuts), quiet=args.quiet)
     return 0
 
 
-def _query(embedder: "Embedder", args: argparse.Namespace) -> "Tensor":
+def _cuts(query: Report, texts: Report, max_length: int) -> Iterator[str]:
+    """Say what was compared by its beginning only."""
+    if query.cut:
+        yield f"QUERY: cut to {max_length:,} tokens"
+    if texts.cut:
+        yield f"{texts.cut:,} of {texts.texts:,} texts cut to {max_length:,} tokens"
+
+
+def _query(embedder: "Embedder", args: argparse.Namespace, report: Report) -> "Tensor":
     try:
         vectors: Tensor = embedder.encode_query(
             [args.query],
             args.prompt_name,
             args.prompt,
             too_long=args.on_long,
+            report=report,
             show_progress_bar=False,
         )
     except InputError as error:
@@ -64,7 +76,11 @@ def _query(embedder: "Embedder", args: argparse.Namespace) -> "Tensor":
 
 
 def _scored(
-    embedder: "Embedder", query: "Tensor", args: argparse.Namespace, inputs: list[read.Source]
+    embedder: "Embedder",
+    query: "Tensor",
+    args: argparse.Namespace,
+    inputs: list[read.Source],
+    report: Report,
 ) -> Iterator[Hit]:
     """Yield every text with its score, comparing a block of vectors at a time."""
     import torch
@@ -74,6 +90,7 @@ def _scored(
         read.read(inputs, args.text_field),
         prompt=embedder.resolve_prompt(None, None, "document"),
         too_long=args.on_long,
+        report=report,
         show_progress_bar=console.shows_progress(quiet=args.quiet),
     )
     position = 0
