@@ -18,9 +18,26 @@ if TYPE_CHECKING:
     from lastword.opened import OpenedModel
     from lastword.weights import FileHash
 
+ABOUT = "say what a model is and whether it is whole"
+EXAMPLES = """examples:
+  lastword info Qwen/Qwen3-Embedding-0.6B
+  lastword info ./model --full --json"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    options.add_name(parser)
+    parser.add_argument("--json", action="store_true", help="as a JSON object")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="hash every byte of the files; exit 1 where one is damaged",
+    )
+    options.add_model_options(parser)
+
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; see `main.py` for its options."""
+    """Run the command."""
     options.choose_model(args)
     hashes = _hashes(args) if args.full else []
     damaged = [each.file for each in hashes if each.whole is False]

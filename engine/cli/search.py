@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     from lastword.embedder import Embedder
 
+ABOUT = "find the texts nearest to a query"
+EXAMPLES = """examples:
+  lastword search "how do I reset it" manual.txt
+  lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
+  lastword search "refund" tickets.csv --text-field message --top-k 3 --json --model ./model"""
 BLOCK = 1024  # vectors compared at once
 SHOWN = 200  # characters of a text in the table; --json has all
 
@@ -30,8 +35,18 @@ class Hit(NamedTuple):
     record: Record
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("query", metavar="QUERY", help="what to look for")
+    options.add_input_options(parser)
+    options.add_prompt_options(parser, "query")
+    parser.add_argument("--top-k", type=options.positive, default=10, help="how many (10)")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    options.add_model_options(parser)
+
+
 def run(args: argparse.Namespace) -> int:
-    """Run the command; see `main.py` for its options."""
+    """Run the command."""
     inputs = read.sources(args.files, args.input_format)
     console.stdout_bytes()
     embedder = options.open_model(args)

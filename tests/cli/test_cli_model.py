@@ -255,8 +255,8 @@ def test_broken_models(run, tiny_checkpoint, tmp_path, damage, expected):
 
 SETTINGS = {
     "dim-too-large": (["--dim", 65], ["--dim", "65", "64"]),
-    "prompt-unknown": (["--prompt-name", "poem"], ["'poem'", "query"]),
-    "max-length-too-large": (["--max-length", 10**9], ["--max-length"]),
+    "prompt-unknown": (["--prompt-name", "poem"], ["--prompt-name: ", "'poem'", "query"]),
+    "max-length-too-large": (["--max-length", 10**9], ["--max-length: out of range"]),
     "device-unknown": (["--device", "gpu9"], ["gpu9"]),
     "dtype-unknown": (["--dtype", "float8"], ["float8"]),
     "quantize-unknown": (["--quantize", "fp4"], ["--quantize", "'fp4'", "int8"]),
