@@ -11,11 +11,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lastword.device import check_quantize, choose_devices, choose_dtype, quantize_identity
 from lastword.encoder import Encoder
-from lastword.errors import DeviceError
+from lastword.errors import DeviceError, InputError
 from lastword.finish import quantize
-from lastword.identity import fingerprint
 from lastword.model import Model
 from lastword.opened import OpenedModel
 from lastword.pool import Pool
@@ -24,7 +22,6 @@ from lastword.report import Report
 from lastword.runner import InProcess, Runner
 from lastword.settings import EncodeOptions, TooLong, check_batch_tokens
 from lastword.states import layer_numbers
-from lastword.weights import BUILTIN_NOTICE, locate
 
 
 class Embedder(OpenedModel):
@@ -64,23 +61,20 @@ class Embedder(OpenedModel):
         truncate_dim: int | None = None,
         cuda_graphs: bool = True,
     ) -> None:
-        self.devices = choose_devices(device)
-        self.device = self.devices[0]
-        self.dtype = choose_dtype(dtype, self.device)
-        for each in self.devices:
-            check_quantize(quantize, each, self.dtype)
-        self.quantize = quantize
-        files = locate(
+        check_batch_tokens(max_batch_tokens)
+        super().__init__(
             model,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            max_length=max_length,
+            prompts=prompts,
+            truncate_dim=truncate_dim,
             revision=revision,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
         )
-        super().__init__(files, max_length, prompts, truncate_dim)
-        notices = (BUILTIN_NOTICE if model is None else None, self.spec.notice)
-        self.notices = tuple(notice for notice in notices if notice is not None)
-        check_batch_tokens(max_batch_tokens)
         self._encoder = Encoder(
             self._tokenizer,
             self._open_runner(cuda_graphs=cuda_graphs),
@@ -146,6 +140,7 @@ class Embedder(OpenedModel):
         convert_to_numpy: bool = False,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = False,
+        report: Report | None = None,
     ) -> Any:
         """Embed texts: one vector for a str, a matrix [N, dim] in the caller's order for a sequence.
 
@@ -162,6 +157,7 @@ class Embedder(OpenedModel):
             convert_to_numpy: return a NumPy array (where NumPy is installed).
             convert_to_tensor: return a tensor even so; it wins, as in sentence-transformers.
             normalize_embeddings: length 1 also where the checkpoint does not normalise.
+            report: counts are added to it: texts cut, tokens asked for and computed.
         Returns: torch.Tensor on the CPU, float32 or the precision's own dtype.
         Raises:  InputError naming the text by its index; ConfigError for a setting.
         """
@@ -176,8 +172,9 @@ class Embedder(OpenedModel):
             ranges=ranges,
             too_long=too_long,
         )
+        counts = Report() if report is None else report
         with progress_bar(len(listed), show=show_progress_bar) as advance:
-            windows = list(self._encoder.windows(listed, options, Report(), advance))
+            windows = list(self._encoder.windows(listed, options, counts, advance))
         empty = torch.empty(0, options.dim)
         vectors = torch.cat(windows) if windows else quantize(empty, precision, ranges)
         result = vectors[0] if single else vectors
@@ -215,6 +212,7 @@ class Embedder(OpenedModel):
         truncate_dim: int | None = None,
         ranges: Tensor | None = None,
         too_long: TooLong = "cut",
+        normalize_embeddings: bool = False,
         report: Report | None = None,
         show_progress_bar: bool | None = None,
     ) -> Iterator[Tensor]:
@@ -223,18 +221,24 @@ class Embedder(OpenedModel):
         Args:     report: counts are added to it as the work goes on; the rest as for `encode`.
         """
         options = self._options(
-            prompt_name, prompt, truncate_dim, precision=precision, ranges=ranges, too_long=too_long
+            prompt_name,
+            prompt,
+            truncate_dim,
+            normalize=normalize_embeddings,
+            precision=precision,
+            ranges=ranges,
+            too_long=too_long,
         )
-        counts = Report() if report is None else report
+        several, counts = _several(texts), Report() if report is None else report
         with progress_bar(None, show=show_progress_bar) as advance:
-            for window in self._encoder.windows(texts, options, counts, advance):
+            for window in self._encoder.windows(several, options, counts, advance):
                 yield from window
 
     def plan(
         self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> Report:
         """Count what embedding these texts would compute, without computing it."""
-        return self._encoder.plan(texts, self._options(prompt_name, prompt))
+        return self._encoder.plan(_several(texts), self._options(prompt_name, prompt))
 
     # Looking inside.
 
@@ -242,7 +246,7 @@ class Embedder(OpenedModel):
         self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> list[list[int]]:
         """Give the token ids that `encode` computes for each text: prompt, text, end token, cut to max_length."""
-        return self._encoder.token_ids(texts, self._options(prompt_name, prompt))
+        return self._encoder.token_ids(_several(texts), self._options(prompt_name, prompt))
 
     def hidden_states(
         self,
@@ -260,7 +264,7 @@ class Embedder(OpenedModel):
         """
         numbers = layer_numbers(layers, self.config.num_hidden_layers)
         options = self._options(prompt_name, prompt)
-        return self._encoder.hidden_states(texts, numbers, options)
+        return self._encoder.hidden_states(_several(texts), numbers, options)
 
     def _options(
         self,
@@ -277,20 +281,12 @@ class Embedder(OpenedModel):
         prefix = self.resolve_prompt(prompt_name, prompt)
         return EncodeOptions(prefix, self.max_length, dim, normalize, **others)
 
-    def run_fingerprint(
-        self,
-        prompt: str = "",
-        precision: str = "float32",
-        truncate_dim: int | None = None,
-        ranges: Tensor | None = None,
-    ) -> str:
-        """Hash what a file of vectors depends on, the texts aside: the same run gives the same file."""
-        return fingerprint(
-            space=self.space_fingerprint(truncate_dim),
-            prompt=prompt,
-            dtype=str(self.dtype),
-            quantize=quantize_identity(self.quantize, self.device),
-            max_length=self.max_length,
-            precision=precision,
-            ranges=None if ranges is None else ranges.tolist(),
+
+def _several(texts: Iterable[str]) -> Iterable[str]:
+    """Refuse one str where several are expected: its items are its characters."""
+    if isinstance(texts, str):
+        raise InputError(
+            "texts: a single str, which is not taken here; got str, expected a list or an iterator of them. "
+            "Put it in a list."
         )
+    return texts

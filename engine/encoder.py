@@ -124,8 +124,7 @@ class Encoder:
         yield from plan_forests(tokens.ids, self.max_batch_tokens)
 
     def _tokens(self, options: EncodeOptions, texts: list[str], first: int) -> Tokens:
-        prefixed = [options.prefix + text for text in texts] if options.prefix else texts
-        return self.tokenizer.encode(prefixed, options.max_length, first=first)
+        return self.tokenizer.encode(texts, options.max_length, prompt=options.prefix, first=first)
 
 
 def _vectors(dim: int, normalize: bool, model: Model, forest: Forest) -> Tensor:  # noqa: FBT001  a task

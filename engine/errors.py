@@ -38,6 +38,15 @@ class DeviceError(LastwordError):
     """A device that is not there or cannot run what was asked."""
 
 
+def lone_surrogate(text: str) -> int | None:
+    """Find the first character that is half of a pair, which no text in UTF-8 holds; None where all is well."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
 def some(names: Iterable[object], limit: int = 5) -> str:
     """List names in order, cut at `limit`, with the count of those left out."""
     listed = sorted(str(name) for name in names)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lastword import kernels, memory
+from lastword import kernels, malloc
 from lastword.forest import Forest
 from lastword.graphs import Capture, CudaCapture, Graphs
 from lastword.kernels import AttentionPlan, Rows
@@ -170,7 +170,7 @@ class Model:
         self._packer: Packer | None = None  # the PyTorch twins take batches as they are
         self._graphs: Graphs | None = None
         if device.type == "cpu":
-            memory.keep_blocks()  # only now: what loading freed has gone back to the system
+            malloc.keep_blocks()  # only now: what loading freed has gone back to the system
         if device.type == "cuda":
             with self._current_device():
                 self.use_packing(CudaCapture() if cuda_graphs else None)

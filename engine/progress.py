@@ -8,6 +8,11 @@ from contextlib import contextmanager
 _MIN_TEXTS = 256
 
 
+def on_terminal() -> bool:
+    """Whether stderr is a terminal; it is None where it was closed before Python started."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 @contextmanager
 def progress_bar(
     total: int | None, *, show: bool | None, unit: str = " texts", what: str = "Embedding"
@@ -17,7 +22,7 @@ def progress_bar(
     The unit `B` stands for bytes, shown as MB and GB.
     """
     if show is None:
-        show = sys.stderr.isatty() and (total is None or total >= _MIN_TEXTS)
+        show = on_terminal() and (total is None or total >= _MIN_TEXTS)
     if not show:
         yield lambda _: None
         return

@@ -5,11 +5,12 @@ Knows numbers and names, neither models nor devices.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
-from lastword.errors import ConfigError, some
+from lastword.errors import ConfigError, lone_surrogate, some
 from lastword.finish import check_precision
 
 Kind = Literal["query", "document"]
@@ -39,21 +40,29 @@ class EncodeOptions:
             )
 
 
-def check_max_length(max_length: int | None, default: int, least: int, limit: int) -> int:
-    """Tokens that a text may have: the caller's number or the model's own, within what the model takes."""
+def check_max_length(
+    max_length: int | None, *, default: int, least: int, limit: int, folder: Path
+) -> int:
+    """Tokens that a text may have: the caller's number or that of the model's files, within what the model takes."""
     length = default if max_length is None else max_length
-    if not least <= length <= limit:
-        raise ConfigError(
-            f"max_length: out of range; got {length}, expected {least} to {limit} tokens."
-        )
-    return length
+    if type(length) is int and least <= length <= limit:
+        return length
+    where, remedy = "max_length", ""
+    if max_length is None:
+        where = f"{folder}: tokens of a text, by sentence_bert_config.json or tokenizer_config.json"
+        remedy = " Set max_length."
+    raise ConfigError(
+        f"{where}: out of range; got {length!r}, expected {least} to {limit} tokens.{remedy}"
+    )
 
 
 def check_batch_tokens(max_batch_tokens: int | None) -> None:
     """Tokens computed in one forward: at least one where the caller says how many."""
-    if max_batch_tokens is not None and max_batch_tokens < 1:
+    if max_batch_tokens is None:
+        return
+    if type(max_batch_tokens) is not int or max_batch_tokens < 1:
         raise ConfigError(
-            f"max_batch_tokens: out of range; got {max_batch_tokens}, expected 1 or more."
+            f"max_batch_tokens: out of range; got {max_batch_tokens!r}, expected 1 or more."
         )
 
 
@@ -66,6 +75,26 @@ def check_dim(truncate_dim: int | None, size: int) -> int:
             f"truncate_dim: out of range; got {truncate_dim!r}, expected 1 to {size}."
         )
     return truncate_dim
+
+
+def check_prompts(prompts: Mapping[str, str] | None) -> Mapping[str, str]:
+    """The caller's prompts by name: strings, as those of a checkpoint are."""
+    for name, prompt in (prompts or {}).items():
+        if not isinstance(prompt, str):
+            raise ConfigError(f"prompts: {name!r}; got {prompt!r}, expected a string.")
+    return prompts or {}
+
+
+def check_prompt(prompt: str) -> str:
+    """The prefix of one call's texts: a string that a tokenizer takes."""
+    if not isinstance(prompt, str):
+        raise ConfigError(f"prompt: not a string; got {prompt!r}, expected str.")
+    if (at := lone_surrogate(prompt)) is not None:
+        raise ConfigError(
+            f"prompt: not valid Unicode; got the lone surrogate U+{ord(prompt[at]):04X} at character {at}, "
+            "expected text. Decode it with errors='replace' first."
+        )
+    return prompt
 
 
 def choose_prompt(

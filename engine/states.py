@@ -16,11 +16,15 @@ from lastword.model import Model
 def layer_numbers(layers: Sequence[int] | None, num_layers: int) -> list[int]:
     """Resolve layers to 0 … L; None stands for all, negative ones count from the end.
 
-    Raises:   ConfigError for one that is not there.
+    Raises:   ConfigError for one that is not there, or for none at all.
     """
     numbers = range(num_layers + 1)
     if layers is None:
         return list(numbers)
+    if len(layers) == 0:
+        raise ConfigError(
+            f"layers: none is named; got [], expected 0 to {num_layers}, or None for all."
+        )
     for layer in layers:
         if type(layer) is not int or not -len(numbers) <= layer <= num_layers:
             raise ConfigError(

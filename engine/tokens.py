@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from lastword.errors import ConfigError, InputError, WeightsError
+from lastword.errors import ConfigError, InputError, WeightsError, lone_surrogate
 
 # Texts longer than this many characters a token are first tried on a prefix: English has 4 to 5.
 _CHARS_PER_TOKEN = 8
@@ -52,7 +52,8 @@ class Tokens:
 class TextTokenizer:
     """The tokenizer of one checkpoint folder.
 
-    Raises:   WeightsError for a missing or damaged tokenizer.json, or ids beyond the `vocab_size` rows.
+    Raises:   WeightsError for a missing or damaged tokenizer.json, or ids beyond the `vocab_size` rows; ConfigError for
+              a template that changes the text.
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
@@ -85,7 +86,7 @@ class TextTokenizer:
             if whole[start : start + len(core)] == core:
                 return whole[:start], whole[start + len(core) :]
         raise ConfigError(
-            "tokenizer.json: its template rewrites the text; expected one that only adds tokens around it."
+            f"{self._path}: its template rewrites the text; expected one that only adds tokens around it."
         )
 
     def _has_qwen_words(self) -> bool:
@@ -107,11 +108,7 @@ class TextTokenizer:
             and not steps[1].get("use_regex")
             and not steps[1].get("add_prefix_space")
             and not any(
-                t.lstrip
-                or t.rstrip
-                or t.single_word
-                or _SAFE_CUT.search(t.content + " ", 0, len(t.content))
-                for t in added
+                t.lstrip or t.rstrip or t.single_word or _SAFE_CUT.search(t.content) for t in added
             )
         )
 
@@ -126,22 +123,25 @@ class TextTokenizer:
         """How many tokens the template adds to every text."""
         return len(self.before) + len(self.after)
 
-    def encode(self, texts: Sequence[str], max_length: int, *, first: int = 0) -> Tokens:
+    def encode(
+        self, texts: Sequence[str], max_length: int, *, prompt: str = "", first: int = 0
+    ) -> Tokens:
         """Tokenise texts in parallel; a text over `max_length` tokens is cut and keeps what the template appends.
 
         Only as much of a huge text is tokenised as can survive the cut; the ids are those of the whole text.
 
-        Args:     first: the caller's index of texts[0], for errors.
-        Raises:   InputError naming the text that is not a str, not valid Unicode, or gives no token.
+        Args:     prompt: valid Unicode, put before every text; first: the caller's index of texts[0], for errors.
+        Raises:   InputError naming the text that is not valid Unicode, or gives no token.
         """
+        texts = [prompt + text for text in texts] if prompt else texts
         prefixes = [self._prefix(text, max_length * _CHARS_PER_TOKEN) for text in texts]
-        ids = self._encode(prefixes, first)
+        ids = self._encode(prefixes, len(prompt), first)
         for i, text in enumerate(texts):
             chars = len(prefixes[i])
             while len(ids[i]) < max_length and len(prefixes[i]) < len(text):
                 chars *= 2
                 prefixes[i] = self._prefix(text, chars)
-                ids[i] = self._encode([prefixes[i]], first + i)[0]
+                ids[i] = self._encode([prefixes[i]], len(prompt), first + i)[0]
         cut = [False] * len(texts)
         for i, text in enumerate(texts):
             if not ids[i]:
@@ -164,24 +164,22 @@ class TextTokenizer:
                 return text[: ends[-1]]
         return text
 
-    def _encode(self, texts: Sequence[str], first: int) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str], prompt: int, first: int) -> list[list[int]]:
+        """The ids of texts that begin with a prompt of so many characters."""
         try:
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=True)
         except (TypeError, UnicodeError):
             for i, text in enumerate(texts):
-                _check_text(text, first + i)
+                _check_text(text[prompt:], first + i)
             raise
         return [encoding.ids for encoding in encodings]
 
 
 def _check_text(text: str, index: int) -> None:
     """Raise the InputError that names a lone surrogate, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        surrogate = f"U+{ord(text[error.start]):04X} at character {error.start}"
+    if (at := lone_surrogate(text)) is not None:
         raise InputError(
-            f"text {index}: not valid Unicode; got the lone surrogate {surrogate}, expected text. "
-            "Decode it with errors='replace' first.",
+            f"text {index}: not valid Unicode; got the lone surrogate U+{ord(text[at]):04X} at character {at}, "
+            "expected text. Decode it with errors='replace' first.",
             index,
-        ) from error
+        )

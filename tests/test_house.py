@@ -24,7 +24,7 @@ ALLOWED = {
 }
 CLI_WHEN_RUN = tuple(
     f"lastword.{name}"
-    for name in ("bench", "embedder", "evaluate", "progress", "verify", "weights")
+    for name in ("bench", "embedder", "evaluate", "opened", "progress", "verify", "weights")
 )
 # Packages of an extra, imported when the feature is used; an adapter's own file is imported only then.
 ADAPTERS = ("encoder.py", "langchain.py", "llama_index.py")

@@ -7,12 +7,24 @@ stays as it was. Knows nothing about formats.
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from lastword.cli.console import attempt
 from lastword.errors import InputError
+
+
+def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | None]) -> None:
+    """Refuse an output that is also an input, or two outputs in one place; None is no file."""
+    used = {os.path.realpath(path) for path in inputs if path is not None}
+    for path in outputs:
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if place in used:
+            raise InputError(f"{path}: would be overwritten; name another output file")
+        used.add(place)
 
 
 @contextmanager

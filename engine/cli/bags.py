@@ -3,20 +3,75 @@
 import argparse
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from lastword.cli import console
+from lastword.cli import console, options
 from lastword.errors import InputError
 
+T = TypeVar("T")
 _ENDINGS = (".jsonl", ".txt")
+
+ABOUT = "plan subsets of data to train models on"
+EXAMPLES = """examples:
+  lastword bags msmarco.jsonl nli.jsonl --ratios 80,100 --seed 7 -o plan.json
+  lastword bags new.jsonl --old msmarco.jsonl nli.jsonl --ratios 100 --seed 8 -o update.json \\
+      --into ./released --weights size
+
+Each file is a dataset, sampled by itself without replacement; a row is a line. Beside plan.json
+come plan.rows/BAG/DATASET.txt, a row id a line, and plan.merge.yaml, the recipe for lastword
+merge. The same seed gives the same plan, whatever the order of the files and the machine. Bags
+of old and new data serve a model that is trained on the new data and merged into the old one."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=options.path,
+        metavar="DATA",
+        help="FILE or NAME=FILE; .jsonl, .txt",
+    )
+    parser.add_argument(
+        "--ratios", required=True, help="percent of each dataset a bag, such as 80,100 or 50,rest"
+    )
+    parser.add_argument("--seed", type=int, required=True, help="what the choice depends on")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        type=options.path,
+        metavar="PLAN",
+        help="a new .json file",
+    )
+    parser.add_argument(
+        "--old",
+        nargs="+",
+        default=[],
+        type=options.path,
+        metavar="DATA",
+        help="data trained on before",
+    )
+    parser.add_argument(
+        "--old-ratio", default="40", metavar="PERCENT", help="of the old data in each bag (40)"
+    )
+    parser.add_argument("--id-field", metavar="NAME", help="name rows by this field of .jsonl")
+    parser.add_argument(
+        "--weights", choices=("equal", "size"), default="equal", help="of the models in the recipe"
+    )
+    parser.add_argument("--into", metavar="MODEL", help="merge the new models into this one")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no report")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; see `main.py` for its options."""
+    """Run the command."""
     from lastword.progress import progress_bar
     from lastword.weights import bags, plan
 
-    drawn = bags.read_bags(args.ratios)
+    drawn = _read("--ratios", bags.read_bags, args.ratios)
+    old_ratio = _read("--old-ratio", bags.percent, args.old_ratio)
     named = [_named(each, old=False) for each in args.files]
     named += [_named(each, old=True) for each in args.old]
     bags.check_names(name for name, _, _ in named)
@@ -27,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     spec = plan.PlanSpec(
         seed=args.seed,
         bags=drawn,
-        old_ratio=bags.percent(args.old_ratio),
+        old_ratio=old_ratio,
         id_field=args.id_field,
         by_size=args.weights == "size",
         into=args.into,
@@ -45,6 +100,14 @@ def run(args: argparse.Namespace) -> int:
             console.say(f"bag {bag['name']}: {bag['rows']:,} rows of {len(datasets)} datasets")
         console.say(f"{args.output}: written, with its rows and {made['merge']}")
     return 0
+
+
+def _read(option: str, read: Callable[[str], T], value: str) -> T:
+    """Read an option's value; what is wrong with it is said under the option's name."""
+    try:
+        return read(value)
+    except InputError as error:
+        raise InputError(f"{option}:{str(error).partition(':')[2]}") from error
 
 
 def _named(argument: str, *, old: bool) -> tuple[str, Path, bool]:

@@ -4,22 +4,25 @@ The measuring itself is `lastword.bench`, imported when a benchmark runs.
 """
 
 import argparse
-from collections.abc import Callable
+from functools import partial
 
 from lastword.cli import console
+from lastword.cli.parser import Parser, add_command, add_commands
 
-Command = Callable[[str, str, str], argparse.ArgumentParser]
+ABOUT = "measure kernels, models and peers"
+EXAMPLES = """examples:
+  lastword bench kernels --help
+  lastword bench peers --quick"""
 
 
-def add_benchmarks(command: Command) -> None:
-    """Add the benchmarks with their options; `command(name, about, examples)` makes a parser."""
+def add_options(parser: Parser) -> None:
+    """Add the benchmarks with their options."""
     from lastword.bench import options
 
-    options.add_kernels(command("kernels", "check and time the kernels", options.KERNELS_EXAMPLES))
-    options.add_peers(
-        command("peers", "time lastword beside other libraries", options.PEERS_EXAMPLES)
-    )
-    options.add_model(command("model", "time a whole model", options.MODEL_EXAMPLES))
+    add = partial(add_command, add_commands(parser, "benchmark"))
+    options.add_kernels(add("kernels", "check and time the kernels", options.KERNELS_EXAMPLES))
+    options.add_peers(add("peers", "time lastword beside other libraries", options.PEERS_EXAMPLES))
+    options.add_model(add("model", "time a whole model", options.MODEL_EXAMPLES))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -40,7 +40,9 @@ def say_all(messages: Iterable[str], *, quiet: bool) -> None:
 
 def shows_progress(*, quiet: bool) -> bool:
     """Tell whether to show a progress bar: on a terminal only, unless `quiet` was asked for."""
-    return not quiet and sys.stderr is not None and sys.stderr.isatty()
+    from lastword.progress import on_terminal
+
+    return not quiet and on_terminal()
 
 
 def stdout_bytes() -> BinaryIO:

@@ -2,11 +2,28 @@
 
 import argparse
 
-from lastword.cli.folder import write_folder
+from lastword.cli import options
+from lastword.cli.folder import add_folder_options, write_folder
+
+ABOUT = "write a model in another dtype or files of another size"
+EXAMPLES = """examples:
+  lastword convert Qwen/Qwen3-Embedding-0.6B ./model-f32 --dtype f32
+  lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "model", type=options.model, metavar="MODEL", help="Hugging Face id or folder"
+    )
+    add_folder_options(parser)
+    parser.add_argument(
+        "--dtype", choices=("bf16", "f16", "f32"), help="of the weights; by default as they are"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; see `main.py` for its options."""
+    """Run the command."""
     from lastword.weights.blocks import workers
     from lastword.weights.convert import Conversion
     from lastword.weights.mapping import DTYPES

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import lastword
 from lastword.cli import console, options, read, write
-from lastword.cli.atomic import whole_file
-from lastword.cli.ranges import Ranges, read_ranges
-from lastword.cli.read import Record, Source
+from lastword.cli.atomic import refuse_overwriting, whole_file
+from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
 from lastword.errors import InputError
 from lastword.report import Report
@@ -19,14 +18,60 @@ if TYPE_CHECKING:
     from lastword.embedder import Embedder
 
 SIGNATURE = ("space", "run")
+ABOUT = "turn texts into vectors"
+EXAMPLES = """examples:
+  lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
+  lastword embed docs.jsonl --text-field body --model ./model --dim 256 -o docs.safetensors
+  zcat big.csv.gz | lastword embed - --input-format csv --model ./model -o big.npy
+
+Other fields of .jsonl and .csv records are carried through. The report on stderr counts the
+tokens asked for, those computed, and what sharing common beginnings saved; tokens/s is of those
+asked for."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    options.add_input_options(parser)
+    options.add_prompt_options(parser, "text")
+    parser.add_argument(
+        "-o", "--output", type=options.path, metavar="OUT", help="write here, whole or not at all"
+    )
+    parser.add_argument(
+        "--format",
+        choices=write.FORMATS,
+        help="by default the ending of OUT, jsonl without one; npy puts its metadata in OUT.json",
+    )
+    parser.add_argument(
+        "--vector-field", default="embedding", metavar="NAME", help="field, or tensor, of vectors"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=tuple(write.LAYOUTS),
+        default="float32",
+        help="of the vectors written",
+    )
+    parser.add_argument(
+        "--normalize", action="store_true", help="to length 1, also where the model does not"
+    )
+    parser.add_argument(
+        "--ranges", type=options.path, metavar="FILE", help="saved ranges for int8 or uint8 codes"
+    )
+    parser.add_argument(
+        "--save-ranges",
+        type=options.path,
+        metavar="FILE",
+        help="save the ranges of these vectors (float32 only)",
+    )
+    options.add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; see `main.py` for its options."""
+    """Run the command."""
     style = _style(args)
     inputs = read.sources(args.files, args.input_format)
     sidecar = f"{args.output}.json" if style == "npy" else None
-    _refuse_overwriting(inputs, (args.output, sidecar, args.save_ranges))
+    given = (source.path for source in inputs if source.path != read.STDIN)
+    refuse_overwriting((*given, args.ranges), (args.output, sidecar, args.save_ranges))
     taken = (args.vector_field, *SIGNATURE) if style == "jsonl" else ()
     with ExitStack() as files:
         # the last one entered is in place first: the vectors, then what describes them
@@ -51,14 +96,21 @@ class _Work:
     """What one run knows once its model is open."""
 
     def __init__(self, args: argparse.Namespace, style: str, embedder: "Embedder") -> None:
+        from lastword.cli.ranges import Ranges, read_ranges
+
         self._args, self._style, self._embedder = args, style, embedder
         self.seen = Ranges()
         self._prompt = embedder.resolve_prompt(args.prompt_name, args.prompt, None)
-        space = embedder.space_fingerprint()
+        space = embedder.space_fingerprint(normalize_embeddings=args.normalize)
         self._ranges = read_ranges(args.ranges, embedder.dim, space) if args.ranges else None
         self.metadata = {
             "space": space,
-            "run": embedder.run_fingerprint(self._prompt, args.precision, None, self._ranges),
+            "run": embedder.run_fingerprint(
+                self._prompt,
+                args.precision,
+                ranges=self._ranges,
+                normalize_embeddings=args.normalize,
+            ),
             "model": embedder.name,
             "dim": str(embedder.dim),
             "precision": args.precision,
@@ -76,6 +128,7 @@ class _Work:
             precision=self._args.precision,
             ranges=self._ranges,
             too_long=self._args.on_long,
+            normalize_embeddings=self._args.normalize,
             report=report,
             show_progress_bar=console.shows_progress(quiet=self._args.quiet),
         ):
@@ -109,8 +162,7 @@ def summary(report: Report) -> str:
 def _style(args: argparse.Namespace) -> str:
     """Choose the output format and refuse options that do not go together."""
     args.output = None if args.output == "-" else args.output
-    ending = os.path.splitext(args.output or "")[1].removeprefix(".")
-    style: str = args.format or (ending if ending in write.FORMATS else "jsonl")
+    style: str = args.format or _style_of(args.output or "")
     if style != "jsonl" and args.output is None:
         raise InputError(f"--format {style}: cannot go to stdout; name a file with -o")
     if args.precision == "uint8" and args.ranges is None:
@@ -126,14 +178,17 @@ def _style(args: argparse.Namespace) -> str:
     return style
 
 
-def _refuse_overwriting(inputs: Sequence[Source], targets: Sequence[str | None]) -> None:
-    """Refuse an output that is also an input, or two outputs in one place."""
-    used = {os.path.realpath(source.path) for source in inputs if source.path != read.STDIN}
-    for target in filter(None, targets):
-        place = os.path.realpath(target)
-        if place in used:
-            raise InputError(f"{target}: would be overwritten; name another output file")
-        used.add(place)
+def _style_of(output: str) -> str:
+    """Go by the ending of the output's name; none is JSON lines."""
+    ending = os.path.splitext(output)[1].lower().removeprefix(".")
+    if ending in ("", "json", "ndjson"):
+        return "jsonl"
+    if ending not in write.FORMATS:
+        raise InputError(
+            f"{output}: .{ending} files are not written; expected .jsonl, .safetensors or .npy. "
+            "Name one of these, or say what it shall be with --format"
+        )
+    return ending
 
 
 def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:

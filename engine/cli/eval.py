@@ -12,9 +12,40 @@ from lastword.errors import InputError, some
 if TYPE_CHECKING:
     from lastword.evaluate import Evaluation
 
+ABOUT = "score a model on mteb's tasks"
+EXAMPLES = """examples:
+  lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact
+  lastword eval ./model --benchmark "MTEB(eng, v2)" --as Qwen/Qwen3-Embedding-0.6B --results ./mteb
+  lastword eval ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1 --card
+
+Needs mteb: pip install 'lastword[eval]'. Every finished task is saved in mteb's own layout, and the
+same command goes on where it was stopped. --card reads the results that there are. Exit 1 where a
+task failed."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    options.add_name(parser)
+    parser.add_argument(
+        "--tasks", action="append", default=[], metavar="NAMES", help="of mteb, with commas between"
+    )
+    parser.add_argument(
+        "--benchmark", action="append", default=[], metavar="NAME", help="all its open tasks"
+    )
+    parser.add_argument(
+        "--card", action="store_true", help="the table on the model's card beside the results"
+    )
+    options.add_known_as(parser, "whose instructions and card, where MODEL does not say it")
+    parser.add_argument(
+        "--results", type=options.path, metavar="FOLDER", help="mteb's cache; else MTEB_CACHE"
+    )
+    parser.add_argument("--json", action="store_true", help="as a JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress or notices")
+    options.add_model_options(parser)
+
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; see `main.py` for its options."""
+    """Run the command."""
     options.choose_model(args)
     options.name_model(args)
     if not (args.tasks or args.benchmark or args.card):

@@ -1,14 +1,46 @@
 """What `merge` and `convert` share: a new model folder is written, with progress and a summary."""
 
 import argparse
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lastword.cli import console
+from lastword.cli import console, options
 
 if TYPE_CHECKING:
     from lastword.weights.rewrite import Job
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def byte_size(text: str) -> int:
+    """Read a size such as 500MB or 5GB, in powers of 1000 as the field cuts shards."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip().upper())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a size such as 500MB or 5GB")
+    return size
+
+
+def add_folder_options(parser: argparse.ArgumentParser) -> None:
+    """Add where the new model goes and how it is cut into files."""
+    parser.add_argument(
+        "out",
+        type=options.path,
+        metavar="OUT",
+        help="the new folder, there when whole or not at all",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=byte_size,
+        default="5GB",
+        metavar="SIZE",
+        help="weights a file, such as 500MB (5GB); an interrupted run keeps its finished files",
+    )
+    parser.add_argument("--local-files-only", action="store_true", help="do not use the network")
+    parser.add_argument("--quiet", action="store_true", help="no progress, notices or report")
 
 
 def write_folder(args: argparse.Namespace, job: "Job", about: str) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """`lastword info`: what a model is, how it would run here, and with `--full` whether it is whole.
 
-`--full` comes before the model is opened: a damaged one may not open. It asks `lastword.weights`
-for the files and their hashes.
+No weights are loaded: a model too large for this machine is described too. `--full` comes before
+the model is opened: a damaged one may not open. It asks `lastword.weights` for the files and their
+hashes.
 """
 
 import argparse
@@ -14,18 +15,35 @@ from lastword.cli import console, options
 from lastword.errors import some
 
 if TYPE_CHECKING:
-    from lastword.embedder import Embedder
+    from lastword.opened import OpenedModel
     from lastword.weights import FileHash
+
+ABOUT = "say what a model is and whether it is whole"
+EXAMPLES = """examples:
+  lastword info Qwen/Qwen3-Embedding-0.6B
+  lastword info ./model --full --json"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    options.add_name(parser)
+    parser.add_argument("--json", action="store_true", help="as a JSON object")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="hash every byte of the files; exit 1 where one is damaged",
+    )
+    options.add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; see `main.py` for its options."""
+    """Run the command."""
     options.choose_model(args)
     hashes = _hashes(args) if args.full else []
     damaged = [each.file for each in hashes if each.whole is False]
     facts: dict[str, object] = {"damaged": damaged}
     if not damaged:
-        facts = describe(options.open_model(args))
+        facts = describe(options.open_files(args))
     if args.full:
         facts["files"] = [asdict(each) for each in hashes]
     if args.json:
@@ -39,29 +57,28 @@ def run(args: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
-def describe(embedder: "Embedder") -> dict[str, object]:
+def describe(model: "OpenedModel") -> dict[str, object]:
     """Gather what there is to know about an open model, in the order shown."""
-    found, checkpoint = embedder.files, embedder.checkpoint
-    prompt = embedder.resolve_prompt(None, None, None)
+    found, checkpoint = model.files, model.checkpoint
     return {
-        "model": embedder.name,
+        "model": model.name,
         "folder": str(found.folder),
         "revision": found.revision,
         "parameters": checkpoint.num_parameters,
         "bytes": checkpoint.num_bytes,
         "stored": ", ".join(checkpoint.dtypes),
-        "device": ", ".join(map(str, embedder.devices)),
-        "dtype": str(embedder.dtype).removeprefix("torch."),
-        "quantize": embedder.quantize,
-        "dim": embedder.dim,
-        "max_length": embedder.max_length,
-        "prompts": dict(embedder.prompts),
-        "default_prompt": embedder.default_prompt_name,
-        "space": embedder.space_fingerprint(),
-        "run": embedder.run_fingerprint(prompt, "float32", None, None),
+        "device": ", ".join(map(str, model.devices)),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantize": model.quantize,
+        "dim": model.dim,
+        "max_length": model.max_length,
+        "prompts": dict(model.prompts),
+        "default_prompt": model.default_prompt_name,
+        "space": model.space_fingerprint(),
+        "run": model.run_fingerprint(model.resolve_prompt()),
         "weights": checkpoint.fingerprint(),
-        "notices": list(embedder.notices),
-        "config": asdict(embedder.config),
+        "notices": list(model.notices),
+        "config": asdict(model.config),
     }
 
 

@@ -5,17 +5,53 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 
-from lastword.cli import console
-from lastword.cli.atomic import whole_file
-from lastword.cli.folder import write_folder
+from lastword.cli import console, options
+from lastword.cli.atomic import refuse_overwriting, whole_file
+from lastword.cli.folder import add_folder_options, write_folder
+
+ABOUT = "make a new model of several"
+EXAMPLES = """example: merge.yaml, read as mergekit reads it
+  models:
+    - model: ./stage-1
+      parameters: {weight: 2.8}
+    - model: ./stage-2
+      parameters: {weight: 4.3}
+  merge_method: multislerp
+  dtype: float32
+
+  lastword merge merge.yaml ./merged --report tensors.jsonl
+
+Methods: linear (weight; normalize), multislerp (weight; normalize_weights; base_model if any),
+task_arithmetic (weight; lambda, normalize; base_model), slerp (t, from base_model to the other
+model). dtype or out_dtype is that of the result; by default it stays as stored. Inner products and
+sums are in float64, each value is rounded once. Needs PyYAML: pip install 'lastword[merge]'.
+
+The report has a JSON object a tensor: norms and angles of the models' tensors (less the base's),
+their coefficients, and the norm of their sum. A run that was stopped is taken up by running it
+again."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "config", type=options.path, metavar="CONFIG", help="the recipe, a YAML file"
+    )
+    add_folder_options(parser)
+    parser.add_argument(
+        "--report",
+        type=options.path,
+        metavar="FILE",
+        help="write what was done to each tensor here",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; see `main.py` for its options."""
+    """Run the command."""
     from lastword.weights.blocks import workers
     from lastword.weights.merger import Merge
     from lastword.weights.recipe import read_recipe
 
+    refuse_overwriting([args.config], [args.report])
     recipe = read_recipe(Path(args.config))
     with ExitStack() as stack:
         report = stack.enter_context(whole_file(args.report)) if args.report else None

@@ -4,10 +4,11 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from lastword.cli.read import FORMATS
-from lastword.errors import ConfigError
+from lastword.errors import ConfigError, DeviceError, LastwordWarning, lone_surrogate
 
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
+    from lastword.opened import OpenedModel
 
 QUANTIZE = ("int8", "fp8")
 
@@ -21,13 +22,40 @@ _OPTION_OF = {
     "quantize": "--quantize",
     "precision": "--precision",
     "ranges": "--ranges",
+    "prompt": "--prompt-name",  # a --prompt is checked where it is read
+    "accept": "--accept",
+    "card": "--card",
+    "scores": "--scores",
+    "tasks": "--tasks",
+    "benchmark": "--benchmark",
 }
 
 
-def in_option_words(message: str) -> str:
-    """Return a message about an argument of `Embedder` with the name of its option."""
-    where, colon, rest = message.partition(":")
+def in_option_words(problem: Warning | Exception | str) -> str:
+    """Return a message with the name of the option that it is about; a file may be called as an argument is."""
+    if not isinstance(problem, ConfigError | DeviceError | LastwordWarning):
+        return str(problem)
+    where, colon, rest = str(problem).partition(":")
     return f"{_OPTION_OF.get(where, where)}{colon}{rest}"
+
+
+def text(given: str) -> str:
+    """Take text, which is Unicode; the system hands over bytes that are not UTF-8 as lone surrogates."""
+    if lone_surrogate(given) is not None:
+        raise argparse.ArgumentTypeError(f"got {given}, expected text in UTF-8")
+    return given
+
+
+def path(given: str) -> str:
+    """Take a path as it is: the name of a file may be any bytes."""
+    return given
+
+
+def model(given: str) -> str:
+    """Take a model's name; an empty one, as of a variable that is not set, is not the built-in model's."""
+    if not given:
+        raise argparse.ArgumentTypeError("got an empty name, expected a hub id or folder")
+    return given
 
 
 def positive(text: str) -> int:
@@ -43,6 +71,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
+        type=model,
         help="Hugging Face id or folder of a Qwen3 embedding model; by default the small built-in one",
     )
     group.add_argument("--revision", help="branch, tag or commit on the hub")
@@ -60,6 +89,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-batch-tokens", type=positive, help="tokens computed at once")
 
 
+def add_name(parser: argparse.ArgumentParser) -> None:
+    """Add the model as MODEL, for commands that are about one; `choose_model` takes it."""
+    parser.add_argument("name", nargs="?", type=model, metavar="MODEL", help="the same as --model")
+
+
 def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the two ways to name a prompt, of which one may be used."""
     group = parser.add_mutually_exclusive_group()
@@ -72,6 +106,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
         nargs="*",
+        type=path,
         metavar="FILE",
         help=".txt (a text a line; also any other ending), .jsonl, .csv, .tsv; - is stdin",
     )
@@ -99,14 +134,14 @@ def choose_model(args: argparse.Namespace) -> None:
     """Take MODEL, or --model, of a command that has both."""
     if args.name is not None and args.model is not None:
         raise ConfigError("MODEL: named twice; got MODEL and --model, expected one of them")
-    args.model = args.name or args.model
+    args.model = args.model if args.name is None else args.name
 
 
 def name_model(args: argparse.Namespace) -> None:
     """Name the built-in model's folder where no model is named, for commands that others read it for."""
     from lastword.weights import locate
 
-    args.model = args.model or str(locate(None).folder)
+    args.model = str(locate(None).folder) if args.model is None else args.model
 
 
 def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -124,7 +159,16 @@ def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_model(args: argparse.Namespace) -> "Embedder":
-    """Open the model that the options name."""
+    """Load the model that the options name."""
     from lastword.embedder import Embedder
 
     return Embedder(args.model, **embedder_options(args))
+
+
+def open_files(args: argparse.Namespace) -> "OpenedModel":
+    """Open the model that the options name without its weights, of which it may have more than there is memory."""
+    from lastword.opened import OpenedModel
+
+    chosen = embedder_options(args)
+    del chosen["max_batch_tokens"]  # nothing is computed
+    return OpenedModel(args.model, **chosen)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TextIO
 
-from lastword.errors import InputError, some
+from lastword.errors import InputError, lone_surrogate, some
 
 FORMATS = ("txt", "jsonl", "csv", "tsv")
 STDIN = "-"
@@ -126,9 +126,9 @@ def _lines(stream: TextIO, source: Source) -> Iterator[str]:
     number = 0
     while line := _next_line(stream, source):
         number += 1
-        if not line.isascii() and (bad := _surrogate(line)) is not None:
+        if not line.isascii() and (bad := lone_surrogate(line)) is not None:
             raise InputError(
-                f"{source.name}:{number}: is not UTF-8; got byte 0x{ord(bad) - 0xDC00:02x}. "
+                f"{source.name}:{number}: is not UTF-8; got byte 0x{ord(line[bad]) - 0xDC00:02x}. "
                 "Convert the file to UTF-8"
             )
         yield line
@@ -139,14 +139,6 @@ def _next_line(stream: TextIO, source: Source) -> str:
         return stream.readline()
     except OSError as error:
         raise InputError(f"{source.name}: cannot be read; {error.strerror}") from error
-
-
-def _surrogate(text: str) -> str | None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return text[error.start]
-    return None
 
 
 def _text_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
@@ -190,9 +182,9 @@ def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
     text = fields[text_field]
     if not isinstance(text, str):
         raise InputError(f"{where}: field {text_field!r}: got {_kind(text)}, expected a string")
-    if not text.isascii() and (bad := _surrogate(text)) is not None:
+    if not text.isascii() and (bad := lone_surrogate(text)) is not None:
         raise InputError(
-            f"{where}: field {text_field!r}: holds a lone surrogate; got \\u{ord(bad):04x}, "
+            f"{where}: field {text_field!r}: holds a lone surrogate; got \\u{ord(text[bad]):04x}, "
             "expected Unicode text. Remove it"
         )
     return text

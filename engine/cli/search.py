@@ -11,12 +11,18 @@ from lastword.cli import console, options, read
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records, located
 from lastword.errors import InputError
+from lastword.report import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lastword.embedder import Embedder
 
+ABOUT = "find the texts nearest to a query"
+EXAMPLES = """examples:
+  lastword search "how do I reset it" manual.txt
+  lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
+  lastword search "refund" tickets.csv --text-field message --top-k 3 --json --model ./model"""
 BLOCK = 1024  # vectors compared at once
 SHOWN = 200  # characters of a text in the table; --json has all
 
@@ -29,31 +35,52 @@ class Hit(NamedTuple):
     record: Record
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("query", metavar="QUERY", help="what to look for")
+    options.add_input_options(parser)
+    options.add_prompt_options(parser, "query")
+    parser.add_argument("--top-k", type=options.positive, default=10, help="how many (10)")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    options.add_model_options(parser)
+
+
 def run(args: argparse.Namespace) -> int:
-    """Run the command; see `main.py` for its options."""
+    """Run the command."""
     inputs = read.sources(args.files, args.input_format)
     console.stdout_bytes()
     embedder = options.open_model(args)
-    query = _query(embedder, args)
+    asked, report = Report(), Report()
+    query = _query(embedder, args, asked)
     hits: list[Hit] = []
-    for hit in _scored(embedder, query, args, inputs):
+    for hit in _scored(embedder, query, args, inputs, report):
         if len(hits) < args.top_k:
             heapq.heappush(hits, hit)
         else:
             heapq.heappushpop(hits, hit)
     hits.sort(reverse=True)
     console.print_lines([_line(rank, hit, args.json) for rank, hit in enumerate(hits, 1)])
-    console.say_all(embedder.notices, quiet=args.quiet)
+    cuts = _cuts(asked, report, embedder.max_length)
+    console.say_all((*embedder.notices, *cuts), quiet=args.quiet)
     return 0
 
 
-def _query(embedder: "Embedder", args: argparse.Namespace) -> "Tensor":
+def _cuts(query: Report, texts: Report, max_length: int) -> Iterator[str]:
+    """Say what was compared by its beginning only."""
+    if query.cut:
+        yield f"QUERY: cut to {max_length:,} tokens"
+    if texts.cut:
+        yield f"{texts.cut:,} of {texts.texts:,} texts cut to {max_length:,} tokens"
+
+
+def _query(embedder: "Embedder", args: argparse.Namespace, report: Report) -> "Tensor":
     try:
         vectors: Tensor = embedder.encode_query(
             [args.query],
             args.prompt_name,
             args.prompt,
             too_long=args.on_long,
+            report=report,
             show_progress_bar=False,
         )
     except InputError as error:
@@ -64,7 +91,11 @@ def _query(embedder: "Embedder", args: argparse.Namespace) -> "Tensor":
 
 
 def _scored(
-    embedder: "Embedder", query: "Tensor", args: argparse.Namespace, inputs: list[read.Source]
+    embedder: "Embedder",
+    query: "Tensor",
+    args: argparse.Namespace,
+    inputs: list[read.Source],
+    report: Report,
 ) -> Iterator[Hit]:
     """Yield every text with its score, comparing a block of vectors at a time."""
     import torch
@@ -74,6 +105,7 @@ def _scored(
         read.read(inputs, args.text_field),
         prompt=embedder.resolve_prompt(None, None, "document"),
         too_long=args.on_long,
+        report=report,
         show_progress_bar=console.shows_progress(quiet=args.quiet),
     )
     position = 0

@@ -25,6 +25,7 @@ class StreamOptions(TypedDict, total=False):
     precision: str
     ranges: "Tensor | None"
     too_long: Literal["cut", "error"]
+    normalize_embeddings: bool
     report: "Report"
     show_progress_bar: bool
 

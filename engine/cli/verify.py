@@ -10,9 +10,42 @@ from lastword.cli import console, options, read
 if TYPE_CHECKING:
     from lastword.verify import Verdict
 
+ABOUT = "compare with transformers, check by check"
+EXAMPLES = """examples:
+  lastword verify Qwen/Qwen3-Embedding-0.6B --scores
+  lastword verify ./model --texts mine.jsonl --text-field body --json > verdict.json
+  lastword verify ./model --quantize int8
+  lastword verify ./tuned --accept "prompt text"
+
+Needs transformers: pip install 'lastword[verify]'. Its layers are walked one at a time, so that no
+second model is held in memory. Exit 1 where a check failed: the first one names the cause."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    options.add_name(parser)
+    parser.add_argument(
+        "--texts",
+        action="append",
+        type=options.path,
+        metavar="FILE",
+        help="also these texts; may be given again",
+    )
+    options.add_format_options(parser)
+    parser.add_argument(
+        "--scores", action="store_true", help="also the example on the model's card, in float32"
+    )
+    options.add_known_as(parser, "whose card, where MODEL does not say it")
+    parser.add_argument(
+        "--accept", action="append", default=[], metavar="CHECK", help="let this check fail"
+    )
+    parser.add_argument("--json", action="store_true", help="as a JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    options.add_model_options(parser)
+
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; see `main.py` for its options."""
+    """Run the command."""
     options.choose_model(args)
     options.name_model(args)
     inputs = read.sources(args.texts, args.input_format) if args.texts else []

@@ -28,10 +28,12 @@ class FakeEmbedder:
             )
         return self.prompts.get(prompt_name or kind, "")
 
-    def space_fingerprint(self, truncate_dim=None):
+    def space_fingerprint(self, truncate_dim=None, *, normalize_embeddings=False):
         return "space0"
 
-    def run_fingerprint(self, prompt, precision, truncate_dim, ranges):
+    def run_fingerprint(
+        self, prompt, precision, truncate_dim=None, ranges=None, *, normalize_embeddings=False
+    ):
         return f"run-{precision}"
 
     def similarity(self, a, b):
@@ -40,6 +42,8 @@ class FakeEmbedder:
     def encode_query(self, texts, prompt_name=None, prompt=None, **options):
         text = self.resolve_prompt(prompt_name, prompt, "query")
         del text  # the fake puts queries beside equal documents
+        if "report" in options:
+            options["report"].cut += sum(len(text) > self.max_length for text in texts)
         return torch.stack([self._vector(text, i, "cut") for i, text in enumerate(texts)])
 
     def encode_stream(
@@ -52,6 +56,7 @@ class FakeEmbedder:
         truncate_dim=None,
         ranges=None,
         too_long="cut",
+        normalize_embeddings=False,
         report=None,
         show_progress_bar=None,
     ):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lastword.cli.main import COMMANDS
+
 OLD = b"old output"
 ROW = b'{"text": "fine"}\n'
 DEEP = b'{"text": "x", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
@@ -158,8 +160,21 @@ USAGE = {
     ),
     "vector-is-text": (["embed", "a.txt", "--vector-field", "text"], ["--vector-field"]),
     "vector-is-space": (["embed", "a.txt", "--vector-field", "space"], ["--vector-field"]),
-    "output-is-input": (["embed", "a.txt", "-o", "a.txt"], ["a.txt", "overwritten"]),
-    "output-is-input-by-link": (["embed", "a.txt", "-o", "folder/../a.txt"], ["overwritten"]),
+    "output-is-input": (
+        ["embed", "a.txt", "--format", "jsonl", "-o", "a.txt"],
+        ["a.txt", "overwritten"],
+    ),
+    "output-is-input-by-link": (
+        ["embed", "a.txt", "--format", "jsonl", "-o", "folder/../a.txt"],
+        ["overwritten"],
+    ),
+    "output-is-ranges": (
+        ["embed", "a.txt", "--precision", "int8", "--ranges", "r.npy", "-o", "r.npy"],
+        ["r.npy", "overwritten"],
+    ),
+    "report-is-recipe": (["merge", "r.yaml", "out", "--report", "r.yaml"], ["overwritten"]),
+    "output-of-no-format": (["embed", "a.txt", "-o", "v.npz"], ["v.npz", ".npz", "--format"]),
+    "output-of-an-input-format": (["embed", "a.txt", "-o", "v.CSV"], [".csv", ".safetensors"]),
     "two-outputs-in-one": (["embed", "a.txt", "-o", "o", "--save-ranges", "o"], ["overwritten"]),
     "output-is-folder": (["embed", "a.txt", "-o", "folder"], ["folder", "expected a file name"]),
     "output-is-device": (["embed", "a.txt", "-o", "/dev/null"], ["/dev/null", "device"]),
@@ -178,6 +193,24 @@ USAGE = {
     "ranges-of-one-text": (["embed", "a.txt", "--save-ranges", "r"], ["r: no ranges", "equal"]),
     "info-two-models": (["info", "a", "--model", "b"], ["twice"]),
     "info-extra": (["info", "a", "b"], ["b"]),
+    "model-empty": (["embed", "a.txt", "--model", ""], ["--model", "empty", "hub id"]),
+    "info-empty": (["info", ""], ["MODEL", "empty"]),
+    "verify-empty": (["verify", "--model", ""], ["--model", "empty"]),
+    "convert-empty": (["convert", "", "out"], ["MODEL", "empty"]),
+    "prompt-not-utf8": (["embed", "a.txt", "--prompt", "\udcff"], ["--prompt", "\\udcff", "UTF-8"]),
+    "field-not-utf8": (["embed", "a.txt", "--vector-field", "x\udcff"], ["--vector-field"]),
+    "query-not-utf8": (["search", "caf\udce9", "a.txt"], ["QUERY", "caf\\udce9"]),
+    "command-not-utf8": (["\udcff"], ["COMMAND"]),
+    "bags-of-zero": (
+        ["bags", "a.txt", "--ratios", "0", "--seed", "1", "-o", "p.json"],
+        ['--ratios: got "0"', "percentage"],
+    ),
+    "old-ratio-of-zero": (
+        ["bags", "a.txt", "--ratios", "9", "--old-ratio", "0", "--seed", "1", "-o", "p.json"],
+        ['--old-ratio: got "0"', "percentage"],
+    ),
+    "file-named-as-an-argument": (["embed", "prompt"], ["prompt: No such file"]),
+    "check-unknown": (["verify", "--accept", "speed"], ["--accept: no such check", "'speed'"]),
 }
 
 
@@ -235,6 +268,54 @@ def test_bad_stdin(cli, kind, content, expected):
         assert result == (0, "", "")
     else:
         _check(result, expected)
+
+
+@pytest.mark.parametrize("ending", ["", ".json", ".jsonl", ".ndjson", ".JSONL"])
+def test_json_lines_by_name(cli, ending):
+    Path("a.txt").write_text("x")
+    assert cli("embed", "a.txt", "-o", f"v{ending}").status == 0
+    assert json.loads(Path(f"v{ending}").read_text())["text"] == "x"
+
+
+def test_any_ending_of_a_named_format(cli):
+    Path("a.txt").write_text("x")
+    assert cli("embed", "a.txt", "-o", "v.out", "--format", "jsonl").status == 0
+    assert json.loads(Path("v.out").read_text())["text"] == "x"
+
+
+def test_paths_that_are_not_utf8(cli):
+    Path("a\udcff.txt").write_text("one\ntwo")
+    assert cli("embed", "a\udcff.txt", "-o", "v\udcff.npy", "--save-ranges", "r\udcff").status == 0
+    assert {"v\udcff.npy", "v\udcff.npy.json", "r\udcff"} < set(os.listdir())
+    result = cli("search", "one", "a\udcff.txt", "--json")
+    assert json.loads(result.out.splitlines()[0])["file"] == "a\udcff.txt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["embed", "a.txt"], "out of memory; lower --max-batch-tokens or --max-length"),
+        (["convert", "m", "out"], "out of memory"),
+    ],
+)
+@pytest.mark.parametrize("error", [MemoryError, None], ids=["python", "torch"])
+def test_no_memory(cli, monkeypatch, arguments, expected, error):
+    def run(args):
+        if error is None:
+            torch.empty(1 << 60)
+        raise error
+
+    monkeypatch.setattr(COMMANDS[arguments[0]], "run", run)
+    assert cli(*arguments) == (2, "", f"lastword: {expected}\n")
+
+
+def test_other_errors_are_not_hidden(cli, monkeypatch):
+    def run(args):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(COMMANDS["embed"], "run", run)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        cli("embed", "a.txt")
 
 
 def test_search_names_the_place_too(cli):

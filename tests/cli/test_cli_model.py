@@ -122,6 +122,38 @@ def test_info_says_what_the_model_is(run, tiny_checkpoint):
     assert max(map(len, out.splitlines())) < 400
 
 
+def test_info_loads_no_weights(run, tiny_checkpoint, monkeypatch):
+    expected = run("info", tiny_checkpoint, "--max-length", 50, "--max-batch-tokens", 9)
+    monkeypatch.setattr(Model, "__init__", lambda *_, **__: pytest.fail("loads the weights"))
+    assert run("info", tiny_checkpoint, "--max-length", 50) == expected
+    assert "max_length                   50\n" in expected[1]
+    facts = json.loads(run("info", tiny_checkpoint, "--device", "cpu,cpu", "--json")[1])
+    assert facts["device"] == "cpu, cpu"
+
+
+@pytest.fixture
+def not_normalized(tmp_path, tiny_checkpoint):
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "states"))
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:2]))
+    return folder
+
+
+def test_normalize_is_of_another_space(run, not_normalized):
+    model = Embedder(not_normalized)
+    found = {}
+    for options in ((), ("--normalize",)):
+        out = run("embed", "texts.txt", "--model", not_normalized, *options)[1]
+        found[options] = json.loads(out.splitlines()[0])
+    vectors = {options: torch.tensor(row["embedding"]) for options, row in found.items()}
+    assert not torch.allclose(vectors[()].norm(), torch.ones(()), atol=1e-3)
+    expected = model.encode(TEXTS[0], normalize_embeddings=True)
+    torch.testing.assert_close(vectors[("--normalize",)], expected, atol=1e-6, rtol=0)
+    assert found[()]["space"] == model.space_fingerprint()
+    assert found[("--normalize",)]["space"] == model.space_fingerprint(normalize_embeddings=True)
+    assert found[()]["run"] != found[("--normalize",)]["run"]
+
+
 @pytest.fixture
 def hub_snapshot(tmp_path, tiny_checkpoint):
     """The model as a hub cache holds it: links to blobs named by their hashes."""
@@ -223,8 +255,8 @@ def test_broken_models(run, tiny_checkpoint, tmp_path, damage, expected):
 
 SETTINGS = {
     "dim-too-large": (["--dim", 65], ["--dim", "65", "64"]),
-    "prompt-unknown": (["--prompt-name", "poem"], ["'poem'", "query"]),
-    "max-length-too-large": (["--max-length", 10**9], ["--max-length"]),
+    "prompt-unknown": (["--prompt-name", "poem"], ["--prompt-name: ", "'poem'", "query"]),
+    "max-length-too-large": (["--max-length", 10**9], ["--max-length: out of range"]),
     "device-unknown": (["--device", "gpu9"], ["gpu9"]),
     "dtype-unknown": (["--dtype", "float8"], ["float8"]),
     "quantize-unknown": (["--quantize", "fp4"], ["--quantize", "'fp4'", "int8"]),

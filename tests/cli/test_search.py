@@ -43,6 +43,17 @@ def test_controls_do_not_reach_the_terminal_and_long_texts_are_shortened(cli):
     assert max(map(len, out.splitlines())) < 250
 
 
+def test_says_what_was_cut(cli):
+    Path("a.txt").write_text("short\n" + "x" * 101 + "\nlast")
+    notice = "lastword: fake: a notice\n"
+    cut = "lastword: 1 of 3 texts cut to 100 tokens\n"
+    assert cli("search", "q", "a.txt").err == notice + cut
+    assert cli("search", "q" * 101, "a.txt").err == (
+        f"{notice}lastword: QUERY: cut to 100 tokens\n{cut}"
+    )
+    assert cli("search", "q" * 101, "a.txt", "--quiet").err == ""
+
+
 def test_no_texts_no_lines(cli):
     Path("a.txt").write_text("")
     result = cli("search", "q", "a.txt", "--quiet")

@@ -76,6 +76,7 @@ def test_shapes_and_types(embedder: Embedder) -> None:
     )
     assert embedder.get_embedding_dimension() == embedder.dim == 64
     assert embedder.encode(TEXTS, precision="ubinary").shape == (7, 8)
+    assert embedder.encode([], precision="ubinary").shape == (0, 8)
 
 
 def test_order_and_duplicates(embedder: Embedder) -> None:
@@ -125,6 +126,16 @@ def test_texts_over_max_length(tiny_checkpoint: Path, theirs) -> None:
     assert report.cut >= 2
     with pytest.raises(InputError, match="text 0: too long; got more than max_length 8 tokens"):
         short.encode(TEXTS, too_long="error")
+    counts = Report()
+    short.encode(TEXTS, report=counts)
+    assert (counts.texts, counts.cut) == (report.texts, report.cut)
+    assert counts.tokens_asked == report.tokens_asked
+
+
+@pytest.mark.parametrize("method", ["encode_stream", "plan", "token_ids", "hidden_states"])
+def test_one_str_is_not_several_texts(method: str, embedder: Embedder) -> None:
+    with pytest.raises(InputError, match="texts: a single str"):
+        list(getattr(embedder, method)("hello"))
 
 
 WORDS = st.sampled_from("a bb the of tree forest query gravity 42 , . é".split())
@@ -161,6 +172,11 @@ def test_a_shared_prompt_is_computed_once_a_batch(embedder: Embedder) -> None:
     assert plain.tokens_asked + 1000 * (prompt - 1) <= prompted.tokens_asked
 
 
+def test_no_layers_are_not_all_of_them(embedder: Embedder) -> None:
+    with pytest.raises(ConfigError, match=r"layers: none is named; got \[\], expected 0 to 2"):
+        embedder.hidden_states(TEXTS, layers=[])
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -169,7 +185,11 @@ def test_a_shared_prompt_is_computed_once_a_batch(embedder: Embedder) -> None:
         ({"dtype": "float16"}, ConfigError, "got 'float16', expected 'float32' or 'bfloat16'"),
         ({"max_length": 1}, ConfigError, "max_length: out of range; got 1"),
         ({"max_length": 10**9}, ConfigError, "max_length: out of range"),
+        ({"max_length": 16.0}, ConfigError, "max_length: out of range; got 16.0"),
+        ({"max_length": True}, ConfigError, "max_length: out of range; got True"),
         ({"max_batch_tokens": 0}, ConfigError, "max_batch_tokens: out of range; got 0"),
+        ({"max_batch_tokens": 64.0}, ConfigError, "max_batch_tokens: out of range; got 64.0"),
+        ({"prompts": {"query": None}}, ConfigError, "prompts: 'query'; got None, expected a str"),
         ({"truncate_dim": 0}, ConfigError, "got 0, expected 1 to 64"),
         ({"truncate_dim": 65}, ConfigError, "got 65, expected 1 to 64"),
         ({"truncate_dim": True}, ConfigError, "got True"),
@@ -192,6 +212,9 @@ def test_refused_settings(options: dict, error: type, message: str, tiny_checkpo
             ConfigError,
             "got 'nope', expected one of: document, query",
         ),
+        (["a", "abc\ud800"], {"prompt": "x" * 50}, InputError, r"text 1: .* at character 3"),
+        (["a"], {"prompt": "abc\ud800"}, ConfigError, r"prompt: .* U\+D800 at character 3"),
+        (["a"], {"prompt": 5}, ConfigError, "prompt: not a string; got 5"),
         (["a"], {"precision": "int3"}, ConfigError, "precision: unknown; got 'int3'"),
         (["a"], {"precision": "uint8"}, ConfigError, "uint8 needs ranges"),
         (["a"], {"truncate_dim": 12, "precision": "binary"}, ConfigError, "multiple of 8"),

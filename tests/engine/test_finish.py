@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lastword.errors import ConfigError
+from lastword.errors import ConfigError, InputError
 from lastword.finish import check_precision, finish, quantize
 from lastword.similarity import similarity, similarity_pairwise
 
@@ -50,6 +50,12 @@ def test_bits_are_packed_as_numpy_packs_them(vectors: torch.Tensor) -> None:
     )
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "binary", "ubinary"])
+def test_no_vectors(precision: str, vectors: torch.Tensor) -> None:
+    one, none = quantize(vectors[:1], precision), quantize(vectors[:0], precision)
+    assert (none.shape, none.dtype) == ((0, one.shape[1]), one.dtype)
+
+
 def test_half_precision(vectors: torch.Tensor) -> None:
     assert torch.equal(quantize(vectors, "float16"), vectors.half())
     assert quantize(vectors, "float32") is vectors
@@ -81,3 +87,36 @@ def test_similarities_as_sentence_transformers(name: str, vectors: torch.Tensor)
     assert torch.allclose(similarity_pairwise(a, b, name), pairs(a, b), atol=1e-5)
     assert similarity(a[0], b, name).shape == (1, 7)
     assert similarity([[1.0, 0.0]], [[0.0, 1.0]], "dot").item() == 0
+
+
+@pytest.mark.parametrize("compare", [similarity, similarity_pairwise])
+def test_lists_of_vectors(compare, vectors: torch.Tensor) -> None:
+    a, b = vectors[:3], vectors[3:6]
+    expected = compare(a, b)
+    arrays = lambda rows: list(rows.numpy())  # noqa: E731
+    for kind in (list, tuple, arrays, torch.Tensor.tolist, torch.Tensor.numpy):
+        assert torch.allclose(compare(kind(a), b), expected, atol=1e-6)
+    assert compare(list(a), list(b)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (torch.ones(2, 64), torch.ones(3, 32), "got 64 and 32 dimensions"),
+        ([], torch.ones(3, 32), "got 0 and 32 dimensions"),
+        ([torch.ones(4), torch.ones(3)], torch.ones(4), "not numbers of one width; got list"),
+        ([[1.0, 2.0], [1.0]], torch.ones(2), "not numbers of one width; got list"),
+        (["a"], torch.ones(2), "not numbers of one width; got list"),
+        (torch.ones(2, 2, 2), torch.ones(2), r"got the shape \[2, 2, 2\]"),
+    ],
+)
+@pytest.mark.parametrize("compare", [similarity, similarity_pairwise])
+def test_what_cannot_be_compared(compare, a, b, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        compare(a, b)
+
+
+def test_pairs_are_as_many(vectors: torch.Tensor) -> None:
+    assert similarity_pairwise(vectors[:1], vectors[:5]).shape == (5,)
+    with pytest.raises(InputError, match="not in pairs; got 2 and 5"):
+        similarity_pairwise(vectors[:2], vectors[:5])

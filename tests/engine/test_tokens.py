@@ -4,11 +4,12 @@ import hashlib
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lastword.bench.checkpoint import make_tokenizer
-from lastword.errors import InputError, WeightsError
+from lastword.errors import ConfigError, InputError, WeightsError
 from lastword.tokens import TextTokenizer
 
 DATA = os.environ.get("LASTWORD_TEST_DATA")
@@ -123,6 +124,26 @@ def test_lone_surrogates_are_named(synthetic: TextTokenizer) -> None:
     ) as caught:
         synthetic.encode(["fine", "abc\ud800"], 10)
     assert caught.value.index == 1
+    with pytest.raises(InputError, match=r"text 0: not valid Unicode; .* U\+D800 at character 3"):
+        synthetic.encode(["abc\ud800"], 10, prompt="fifty characters of a prompt " * 2)
+
+
+def test_a_prompt_goes_before_every_text(synthetic: TextTokenizer) -> None:
+    texts = ["the quick", "", "brown fox " * 900]
+    prompted = synthetic.encode(texts, 20, prompt="jumps ")
+    assert prompted == synthetic.encode(["jumps " + text for text in texts], 20)
+
+
+def test_a_template_that_changes_the_text_is_named(tmp_path: Path) -> None:
+    class Rewriting:
+        def encode(self, text: str, *, add_special_tokens: bool) -> SimpleNamespace:
+            return SimpleNamespace(ids=[2, 3] if add_special_tokens else [1])
+
+    tokenizer = object.__new__(TextTokenizer)
+    tokenizer._tokenizer, tokenizer._path = Rewriting(), tmp_path / "tokenizer.json"
+    with pytest.raises(ConfigError, match="its template rewrites the text") as caught:
+        tokenizer._template()
+    assert str(caught.value).startswith(f"{tmp_path / 'tokenizer.json'}: ")
 
 
 def test_a_missing_end_token_would_be_seen(tmp_path: Path) -> None:

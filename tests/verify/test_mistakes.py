@@ -13,14 +13,14 @@ from lastword.tokens import TextTokenizer
 from lastword.verify import verify
 
 
-def no_end_token(self, texts, max_length, *, first=0, true=TextTokenizer.encode):
-    tokens = true(self, texts, max_length, first=first)
+def no_end_token(self, texts, max_length, *, true=TextTokenizer.encode, **others):
+    tokens = true(self, texts, max_length, **others)
     return replace(tokens, ids=[ids[:-1] or ids for ids in tokens.ids])
 
 
-def end_token_lost_in_cut(self, texts, max_length, *, first=0, true=TextTokenizer.encode):
+def end_token_lost_in_cut(self, texts, max_length, *, true=TextTokenizer.encode, **others):
     return replace(
-        tokens := true(self, texts, 100_000, first=first),
+        tokens := true(self, texts, 100_000, **others),
         ids=[ids[:max_length] for ids in tokens.ids],
     )
 

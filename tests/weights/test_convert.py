@@ -172,6 +172,6 @@ def test_models_that_are_not_there(tmp_path, converted):
     ("text", "size"), [("1", 1), ("1KB", 1000), ("1.5mb", 1_500_000), ("5 GB", 5 * 10**9), ("2T", 2 * 10**12)]
 )  # fmt: skip
 def test_sizes(text, size):
-    from lastword.cli.making import byte_size
+    from lastword.cli.folder import byte_size
 
     assert byte_size(text) == size

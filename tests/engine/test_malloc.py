@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from memory import numbers_of
 
-from lastword import memory
+from lastword import malloc
 
 RUN = """
 import random, sys, torch
@@ -30,7 +30,7 @@ print(held_bytes("RssAnon") - before)
 
 PAGES = """
 import resource, torch
-from lastword import memory
+from lastword import malloc
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -39,7 +39,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print(faults())
-memory.keep_blocks()
+malloc.keep_blocks()
 faults()
 print(faults())
 """
@@ -51,7 +51,7 @@ def test_memory_stays(tiny_checkpoint: Path) -> None:
     assert grown < 30_000 * 1024, "more bytes after the same work again"
 
 
-@pytest.mark.skipif(not memory.keep_blocks(), reason="the C library has no such options")
+@pytest.mark.skipif(not malloc.keep_blocks(), reason="the C library has no such options")
 def test_large_blocks_serve_again() -> None:
     faults = numbers_of(PAGES)
     assert faults[1] < faults[0] / 4, "fresh pages for a block that had just been freed"
@@ -62,13 +62,13 @@ def test_an_option_that_is_refused_sets_no_other(monkeypatch: pytest.MonkeyPatch
     refusing = SimpleNamespace(mallopt=lambda option, _: asked.append(option) or 0)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: refusing)
-    assert not memory.keep_blocks()
+    assert not malloc.keep_blocks()
     assert asked == [-3]
 
 
 def test_nothing_to_do_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
-    assert not memory.keep_blocks(), "a C library without the function"
+    assert not malloc.keep_blocks(), "a C library without the function"
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("asked elsewhere"))
-    assert not memory.keep_blocks()
+    assert not malloc.keep_blocks()

@@ -1,0 +1,36 @@
+"""The bar is on a terminal, and nowhere where there is no stderr."""
+
+import io
+import sys
+
+import pytest
+
+from lastword.progress import on_terminal, progress_bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"), [(None, False), (io.StringIO(), False), (Terminal(), True)]
+)
+def test_on_terminal(stream, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert on_terminal() is expected
+
+
+@pytest.mark.parametrize(("total", "shown"), [(None, True), (256, True), (255, False)])
+def test_short_work_has_no_bar(total, shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar(total, show=None) as advance:
+        advance(1)
+    assert ("Embedding" in terminal.getvalue()) is shown
+
+
+def test_a_closed_stderr_has_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with progress_bar(None, show=None) as advance:
+        advance(1)
