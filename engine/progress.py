@@ -8,6 +8,11 @@ from contextlib import contextmanager
 _MIN_TEXTS = 256
 
 
+def on_terminal() -> bool:
+    """Whether stderr is a terminal; a closed one is not."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 @contextmanager
 def progress_bar(
     total: int | None, *, show: bool | None, unit: str = " texts", what: str = "Embedding"
