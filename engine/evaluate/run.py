@@ -5,7 +5,6 @@ mteb saves each task's JSON when the task is done, so a run that was stopped goe
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,7 +14,7 @@ from typing import Any
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError, some
 from lastword.evaluate.tasks import check_reachable, get_benchmark, get_tasks, need_mteb
-from lastword.progress import progress_bar
+from lastword.progress import on_terminal, progress_bar
 
 # Texts that mteb hands over at once; lastword cuts its own batches by tokens.
 _TEXTS_AT_ONCE = 1024
@@ -83,7 +82,7 @@ def evaluate(
     compared = {each: get_benchmark(each) for each in dict.fromkeys([*benchmarks, *on_card])}
     check_reachable([task for task in chosen if task not in tasks])
     encoder, cache = _open(Embedder(model, **options), name, results)
-    show = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
+    show = on_terminal() if show_progress_bar is None else show_progress_bar
     scores, failed = _run(encoder, chosen, cache, show=show)
     meta = encoder.mteb_model_meta
     rows = [_benchmark(key, each, on_card.get(key), meta, cache) for key, each in compared.items()]

@@ -55,8 +55,8 @@ def _known() -> dict[str, Card]:
 
 def card_problem(embedder: Embedder, card: Card) -> tuple[str | None, str]:
     """Compute the card's example; say what is wrong, if anything, and what came out."""
-    queries = embedder.encode_query(card.queries)
-    documents = embedder.encode_document(card.documents)
+    queries = embedder.encode_query(card.queries, show_progress_bar=False)
+    documents = embedder.encode_document(card.documents, show_progress_bar=False)
     ours = embedder.similarity(queries, documents)
     apart = float((ours - torch.tensor(card.scores)).abs().max())
     shown = "[" + ", ".join("[" + ", ".join(f"{x:.4f}" for x in row) + "]" for row in ours) + "]"

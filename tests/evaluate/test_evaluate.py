@@ -201,6 +201,13 @@ def test_the_card_beside_ours(tiny_checkpoint: Path, tmp_path: Path, capfd) -> N
     assert len([line for line in out.splitlines() if " of " in line]) == 9
 
 
+def test_with_stderr_closed(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    name = "ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1"
+    done = evaluate(tiny_checkpoint, card=True, known_as=name, results=tmp_path, device="cpu")
+    assert len(done.benchmarks) == 9
+
+
 def test_a_benchmark_is_scored_by_its_own_rule(embedder: Embedder, tmp_path: Path) -> None:
     from mteb.cache import ResultCache
     from mteb.results import TaskResult

@@ -142,6 +142,14 @@ def test_scores_of_the_card(move: float, tiny_checkpoint: Path, known_truth, mon
     assert cause(verdict) == ("scores" if move else None)
 
 
+def test_scores_with_stderr_closed(tiny_checkpoint: Path, known_truth, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    verdict = verify(
+        tiny_checkpoint, scores=True, known_as="Qwen/Qwen3-Embedding-0.6B", show_progress_bar=False
+    )
+    assert cause(verdict) == "scores"
+
+
 def test_cards_are_found_by_id_or_folder() -> None:
     card = cards.find_card("/models/qwen3-embedding-0.6b/")
     assert card.model == "Qwen/Qwen3-Embedding-0.6B"
