@@ -126,6 +126,20 @@ def test_a_stopped_run_goes_on(both_tasks, tiny_checkpoint: Path, tmp_path: Path
     assert "NotesRetrieval" in encoded, "another width is another result"
 
 
+@pytest.mark.parametrize(
+    "modes", [(None, "int8"), ("int8", None)], ids=["plain first", "int8 first"]
+)
+def test_a_quantised_result_is_another(modes, both_tasks, tiny_checkpoint, tmp_path) -> None:
+    task = both_tasks[1:]
+    found = []
+    for mode in (*modes, modes[0]):
+        done = evaluate(tiny_checkpoint, tasks=task, results=tmp_path, device="cpu", quantize=mode)
+        found.append(done.scores["NotesSTS"])
+    assert abs(found[0] - found[1]) > 0.1
+    assert found[2] == pytest.approx(found[0], abs=1e-3), "found again"
+    assert len([*tmp_path.rglob("NotesSTS.json")]) == 2
+
+
 def test_a_task_that_fails_does_not_stop_the_others(
     both_tasks, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, capfd
 ) -> None:
@@ -184,7 +198,7 @@ def test_results_are_kept_apart(embedder: Embedder, tiny_checkpoint: Path) -> No
     known, local = model_meta(embedder, BOOM), model_meta(embedder, str(tiny_checkpoint))
     assert (known.name, local.name) == (BOOM, "local/model")
     assert known.revision == local.revision == embedder.space_fingerprint()
-    assert known.experiment_name == ("dim_64__dtype_float32__engine_lastword__max_length_4096")
+    assert known.experiment_name == "dim_64__dtype_float32__engine_lastword__max_length_4096"
 
 
 # The command.
