@@ -15,7 +15,7 @@ from lastword.verify.evidence import gather
 from lastword.verify.findings import judge
 from lastword.verify.probes import probes
 from lastword.verify.reference import StoredTensors, need_transformers
-from lastword.verify.verdict import Verdict, check_accepted
+from lastword.verify.verdict import Verdict, asked_checks, check_accepted
 from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
 
 _WHERE = ("revision", "cache_dir", "token", "local_files_only")
@@ -42,13 +42,14 @@ def verify(
         texts: embedded as documents beside the shipped ones.
         scores: also compute the example of the model's card, always in float32.
         known_as: the hub id whose card it is, where `model` does not say it.
-        accept: names of checks that may fail.
+        accept: names of checks that may fail where all others run.
         show_progress_bar: default: on a terminal.
         options: as `Embedder` takes them.
     Returns: a Verdict: `passed`, `cause`, `checks`, `layers`, `figures`.
     Raises:  ConfigError for a setting, or where transformers is missing; WeightsError where there is no such model.
     """
-    check_accepted(accept)
+    asked = asked_checks(options.get("quantize"), scores=scores)
+    check_accepted(accept, asked)
     known = find_card(known_as or os.fspath(model)) if scores else None
     need_transformers()
     found = locate(model, **{name: options[name] for name in _WHERE if name in options})
@@ -59,7 +60,7 @@ def verify(
             plain = {"dtype": "float32", "quantize": None, "truncate_dim": None}
             exact = Embedder(model, **(options | plain))
             verdict.add("scores", *card_problem(exact, known))
-    return verdict.close(accept, scores=scores)
+    return verdict.close(accept, asked)
 
 
 def _opens(folder: Path, verdict: Verdict) -> bool:

@@ -114,6 +114,17 @@ def test_an_accepted_check_may_fail(model: Path) -> None:
     assert next(c for c in verdict.checks if c.name == "prompt text").status == "accepted"
 
 
+@pytest.mark.parametrize(
+    ("damage", "name"), [(mean_pooling, "checkpoint"), (a_tensor_of_nan, "weights")]
+)
+def test_nothing_passes_that_was_not_compared(damage, name: str, model: Path) -> None:
+    damage(model)
+    verdict = verify(model, accept=[name])
+    assert cause(verdict) == name
+    assert "not accepted: other checks did not run" in verdict.cause.detail
+    assert verdict.checks[-1].status == "not run"
+
+
 # The command, its table and its errors.
 
 
@@ -161,6 +172,8 @@ def test_cards_are_found_by_id_or_folder() -> None:
     ("options", "error", "message"),
     [
         ({"accept": ["speed"]}, ConfigError, "accept: no such check; got 'speed'"),
+        ({"accept": ["drift"]}, ConfigError, "accept: not checked .* got 'drift', .* --quantize"),
+        ({"accept": ["scores"]}, ConfigError, "accept: not checked .* got 'scores', .* --scores"),
         ({"quantize": "int4"}, ConfigError, "quantize: unknown; got 'int4'"),
         ({"scores": True}, ConfigError, "scores: no model card is known for"),
         ({"texts": ["a", 5]}, InputError, "text 1: not a string"),
