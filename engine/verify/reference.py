@@ -45,9 +45,10 @@ class ReferenceText:
             raise ConfigError(
                 f"{folder}: transformers cannot open its tokenizer; {reason}. Fetch the tokenizer's files again."
             ) from error
-        settings = _read(folder / "config_sentence_transformers.json", {})
-        self.prompts: dict[str, str] = settings.get("prompts") or {}
         modules = _read(folder / "modules.json", None)
+        settings = _read(folder / "config_sentence_transformers.json", {})
+        # without modules.json sentence-transformers reads no prompts
+        self.prompts: dict[str, str] = (modules and settings.get("prompts")) or {}
         self.normalize = modules is None or modules[-1]["type"].endswith(".Normalize")
 
     def prompt(self, kind: str) -> str:

@@ -90,7 +90,8 @@ def _compare(
     verdict.device = ", ".join(map(str, embedder.devices))
     verdict.dtype = str(embedder.dtype).removeprefix("torch.")
     verdict.reference = str(reference_dtype(embedder.dtype)).removeprefix("torch.")
-    embedder.plan(texts)  # refuses, by its index, a text that cannot be embedded
+    # refuses, by its index, a text that cannot be embedded
+    embedder.plan(texts, prompt=embedder.resolve_prompt(None, None, "document"))
     layers = embedder.config.num_hidden_layers
     with progress_bar(2 * layers, show=show, unit=" layers", what="Verifying") as advance:
         try:

@@ -114,6 +114,33 @@ def test_an_accepted_check_may_fail(model: Path) -> None:
     assert next(c for c in verdict.checks if c.name == "prompt text").status == "accepted"
 
 
+# Sound checkpoints of other forms.
+
+
+def default_prompt(folder: Path) -> None:
+    path = folder / "config_sentence_transformers.json"
+    settings = {**json.loads(path.read_text()), "default_prompt_name": "query"}
+    path.write_text(json.dumps(settings))
+
+
+def no_modules(folder: Path) -> None:
+    (folder / "modules.json").unlink()  # its prompts are nobody's then
+
+
+@pytest.mark.parametrize("change", [default_prompt, no_modules])
+def test_a_sound_checkpoint_passes(change, model: Path) -> None:
+    change(model)
+    verdict = verify(model)
+    assert verdict.passed, verdict.cause
+
+
+def test_a_text_without_a_token_is_refused_beside_a_default_prompt(model: Path) -> None:
+    default_prompt(model)
+    without_template(model)
+    with pytest.raises(InputError, match="text 1: gives no token"):
+        verify(model, texts=["a", ""])
+
+
 @pytest.mark.parametrize(
     ("damage", "name"), [(mean_pooling, "checkpoint"), (a_tensor_of_nan, "weights")]
 )
