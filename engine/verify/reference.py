@@ -74,12 +74,19 @@ def _read(path: Path, absent: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else absent
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads; others, such as an adapter's, are no part of the model."""
+    index = _read(folder / "model.safetensors.index.json", None)
+    names = ["model.safetensors"] if index is None else sorted({*index["weight_map"].values()})
+    return [folder / name for name in names]
+
+
 class StoredTensors:
-    """The tensors of a folder's safetensors files by their names without `model.`, read one at a time."""
+    """The tensors of a folder's checkpoint by their names without `model.`, read one at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, tuple[Path, str]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in _weight_files(folder):
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (no mapping)
                     self._files[key.removeprefix("model.")] = (path, key)

@@ -127,7 +127,13 @@ def no_modules(folder: Path) -> None:
     (folder / "modules.json").unlink()  # its prompts are nobody's then
 
 
-@pytest.mark.parametrize("change", [default_prompt, no_modules])
+def another_file(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["norm.weight"].fill_(torch.nan)
+    save_file(tensors, folder / "training_state.safetensors")
+
+
+@pytest.mark.parametrize("change", [default_prompt, no_modules, another_file])
 def test_a_sound_checkpoint_passes(change, model: Path) -> None:
     change(model)
     verdict = verify(model)
