@@ -15,7 +15,7 @@ ALLOWED = {
     "lastword": ("lastword",),
     "lastword.cli": ("lastword.cli", "lastword.errors", "lastword.report", "lastword"),
     "lastword.evaluate": tuple(
-        f"lastword.{name}" for name in ("embedder", "errors", "evaluate", "progress")
+        f"lastword.{name}" for name in ("cards", "embedder", "errors", "evaluate", "progress")
     ),
     "lastword.interop": ("lastword.embedder", "lastword.errors", "lastword.interop"),
     "lastword.kernels": ("lastword.kernels", "lastword.errors"),

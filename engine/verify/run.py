@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lastword.cards import find_card
 from lastword.embedder import Embedder
 from lastword.errors import InputError, LastwordError, some
 from lastword.progress import progress_bar
 from lastword.tokens import TextTokenizer
 from lastword.verify.bounds import reference_dtype
-from lastword.verify.cards import card_problem, find_card
+from lastword.verify.cards import card_problem, known_cards
 from lastword.verify.evidence import gather
 from lastword.verify.findings import judge
 from lastword.verify.probes import probes
@@ -41,7 +42,7 @@ def verify(
         model: hub id or folder.
         texts: embedded as documents beside the shipped ones.
         scores: also compute the example of the model's card, always in float32.
-        known_as: the hub id whose card it is, where `model` does not say it.
+        known_as: the hub id whose card it is, where `model` is neither one nor a folder that bears its name.
         accept: names of checks that may fail where all others run.
         show_progress_bar: default: on a terminal.
         options: as `Embedder` takes them.
@@ -50,16 +51,17 @@ def verify(
     """
     asked = asked_checks(options.get("quantize"), scores=scores)
     check_accepted(accept, asked)
-    known = find_card(known_as or os.fspath(model)) if scores else None
+    name = known_as or os.fspath(model)
+    card = find_card(name, known_cards(), "scores: no model card") if scores else None
     need_transformers()
     found = locate(model, **{name: options[name] for name in _WHERE if name in options})
     verdict = Verdict(found.name, str(found.folder), quantize=options.get("quantize"))
     if _opens(found.folder, verdict) and _finite(found.folder, verdict):
         _compare(Embedder(model, **options), texts, verdict, show=show_progress_bar)
-        if known is not None:  # the embedder above is gone by now
+        if card is not None:  # the embedder above is gone by now
             plain = {"dtype": "float32", "quantize": None, "truncate_dim": None}
             exact = Embedder(model, **(options | plain))
-            verdict.add("scores", *card_problem(exact, known))
+            verdict.add("scores", *card_problem(exact, card))
     return verdict.close(accept, asked)
 
 

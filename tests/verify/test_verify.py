@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lastword import ConfigError, Embedder, InputError
 from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
 from lastword.cli.main import main
-from lastword.verify import cards, verify
+from lastword.verify import cards, run, verify
 
 
 def cause(verdict) -> str | None:
@@ -176,12 +176,12 @@ def test_the_table(tiny_checkpoint: Path, known_truth, tmp_path: Path, capfd) ->
 @pytest.mark.parametrize("move", [0.0, 0.01], ids=["right", "wrong"])
 def test_scores_of_the_card(move: float, tiny_checkpoint: Path, known_truth, monkeypatch) -> None:
     ours = Embedder(tiny_checkpoint)
-    true = cards.find_card("Qwen/Qwen3-Embedding-0.6B")
+    true = cards.known_cards()["Qwen/Qwen3-Embedding-0.6B"]
     scores = ours.similarity(
         ours.encode_query(true.queries), ours.encode_document(true.documents)
     ).tolist()
     scores[1][0] += move
-    monkeypatch.setattr(cards, "_known", lambda: {"a/b": replace(true, scores=scores)})
+    monkeypatch.setattr(run, "known_cards", lambda: {"a/b": replace(true, scores=scores)})
     verdict = verify(tiny_checkpoint, scores=True, known_as="A/B")
     assert cause(verdict) == ("scores" if move else None)
 
@@ -194,11 +194,11 @@ def test_scores_with_stderr_closed(tiny_checkpoint: Path, known_truth, monkeypat
     assert cause(verdict) == "scores"
 
 
-def test_cards_are_found_by_id_or_folder() -> None:
-    card = cards.find_card("/models/qwen3-embedding-0.6b/")
-    assert card.model == "Qwen/Qwen3-Embedding-0.6B"
-    assert card.scores == [[0.7646, 0.1414], [0.1355, 0.6]]
-    assert len(cards._known()) == 4
+def test_the_cards_that_are_known() -> None:
+    known = cards.known_cards()
+    assert len(known) == 4
+    assert known["Qwen/Qwen3-Embedding-0.6B"].scores == [[0.7646, 0.1414], [0.1355, 0.6]]
+    assert all(name == card.model for name, card in known.items())
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_cards_are_found_by_id_or_folder() -> None:
         ({"accept": ["drift"]}, ConfigError, "accept: not checked .* got 'drift', .* --quantize"),
         ({"accept": ["scores"]}, ConfigError, "accept: not checked .* got 'scores', .* --scores"),
         ({"quantize": "int4"}, ConfigError, "quantize: unknown; got 'int4'"),
-        ({"scores": True}, ConfigError, "scores: no model card is known for"),
+        ({"scores": True}, ConfigError, "scores: no model card is known for .* --as"),
         ({"texts": ["a", 5]}, InputError, "text 1: not a string"),
         ({"texts": ["a", "\udfff"]}, InputError, "text 1: not valid Unicode"),
         ({"texts": ["a"] * 1000}, InputError, "too many to verify with"),
