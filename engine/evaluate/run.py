@@ -14,7 +14,8 @@ from typing import Any
 from lastword.cards import find_card, known_name
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError
-from lastword.evaluate.tasks import check_reachable, get_benchmark, get_tasks, need_mteb
+from lastword.evaluate.tasks import check_reachable, get_benchmark, get_tasks
+from lastword.extras import needing
 from lastword.progress import on_terminal, progress_bar
 
 # Texts that mteb hands over at once; lastword cuts its own batches by tokens.
@@ -80,7 +81,8 @@ def evaluate(
         raise ConfigError(
             "tasks: none named; got neither tasks nor benchmarks nor card, expected one of them."
         )
-    need_mteb()
+    with needing("mteb", "eval", "eval"):
+        import mteb  # noqa: F401
     chosen, closed = get_tasks(tasks, benchmarks)
     compared = {each: get_benchmark(each) for each in dict.fromkeys([*benchmarks, *on_card])}
     check_reachable([task for task in chosen if task not in tasks])

@@ -21,17 +21,6 @@ from lastword.verify.rounding import is_quantized, quantize_layer
 END_TOKEN = "<|endoftext|>"  # noqa: S105
 
 
-def need_transformers() -> None:
-    """Raise the ConfigError that says what to install where transformers is missing."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "verify: needs transformers to compare with; it is not installed. "
-            "Install it with: pip install 'lastword[verify]'"
-        ) from error
-
-
 class ReferenceText:
     """How sentence-transformers would treat texts: prompts, token ids, normalisation."""
 

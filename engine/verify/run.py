@@ -8,6 +8,7 @@ from typing import Any
 from lastword.cards import find_card
 from lastword.embedder import Embedder
 from lastword.errors import InputError, LastwordError, some
+from lastword.extras import needing
 from lastword.progress import progress_bar
 from lastword.tokens import TextTokenizer
 from lastword.verify.bounds import reference_dtype
@@ -15,7 +16,7 @@ from lastword.verify.cards import card_problem, known_cards
 from lastword.verify.evidence import gather
 from lastword.verify.findings import judge
 from lastword.verify.probes import probes
-from lastword.verify.reference import StoredTensors, need_transformers
+from lastword.verify.reference import StoredTensors
 from lastword.verify.verdict import Verdict, asked_checks, check_accepted
 from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
 
@@ -53,7 +54,8 @@ def verify(
     check_accepted(accept, asked)
     name = known_as or os.fspath(model)
     card = find_card(name, known_cards(), "scores: no model card") if scores else None
-    need_transformers()
+    with needing("transformers", "verify", "verify"):
+        import transformers  # noqa: F401
     found = locate(model, **{name: options[name] for name in _WHERE if name in options})
     verdict = Verdict(found.name, str(found.folder), quantize=options.get("quantize"))
     if _opens(found.folder, verdict) and _finite(found.folder, verdict):
