@@ -133,6 +133,7 @@ def walk(
     batches = _equal_lengths(ids)
     table = tensors.read("embed_tokens.weight")
     states = [table[torch.tensor([ids[i] for i in batch])].to(device, dtype) for batch in batches]
+    del table  # larger than a layer
     rotary = qwen3.Qwen3RotaryEmbedding(config).to(device)
     kept = [_last_rows(states, batches)]
     for index in range(config.num_hidden_layers):
