@@ -140,6 +140,12 @@ def test_a_sound_checkpoint_passes(change, model: Path) -> None:
     assert verdict.passed, verdict.cause
 
 
+def test_texts_that_are_cut_to_the_same_tokens_are_ranked_as_one(tiny_checkpoint: Path) -> None:
+    texts = [f"The report has three parts, and each of them is long. {i}" for i in range(30)]
+    verdict = verify(tiny_checkpoint, texts=texts, max_length=16)
+    assert verdict.passed, verdict.cause
+
+
 def test_a_text_without_a_token_is_refused_beside_a_default_prompt(model: Path) -> None:
     default_prompt(model)
     without_template(model)
