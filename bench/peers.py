@@ -30,6 +30,7 @@ from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.bench.workloads import FULL, QUICK, Workload, tokenizer_of, workloads
 from lastword.device import choose_device, choose_dtype
 from lastword.errors import ConfigError
+from lastword.extras import install
 from lastword.weights import ModelConfig, read_config
 
 OURS = "lastword"
@@ -87,9 +88,7 @@ def _beside(
         else:
             _say(f"{peer} is left out: {obstacle}")
     if not found:
-        raise ConfigError(
-            "peers: nothing to compare with. Install it with: pip install 'lastword[bench]'"
-        )
+        raise ConfigError(f"peers: nothing to compare with. {install('bench')}")
     return found
 
 
@@ -99,7 +98,7 @@ def _obstacle(
     """Why a library cannot take part, or None."""
     missing = [name for name in PACKAGES[peer] if find_spec(name) is None]
     if missing:
-        return f"needs {' and '.join(missing)}. Install it with: pip install 'lastword[bench]'"
+        return f"needs {' and '.join(missing)}. {install('bench')}"
     if peer != "llama.cpp":
         return None
     if device.type != "cpu" or dtype != torch.float32:

@@ -4,12 +4,12 @@ Needs matplotlib, which the `bench` extra brings; imported when a plot is drawn.
 """
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from lastword.bench.measure import Roofs
 from lastword.bench.table import OURS, Row, shown_bandwidth, shown_speed
 from lastword.errors import ConfigError
+from lastword.extras import needing
 
 _MARKERS = "osD^vP*X"
 
@@ -23,10 +23,8 @@ def check_plot(path: Path) -> None:
         raise ConfigError(f"--plot: got {path.name!r}, expected a name that ends in .svg or .png.")
     if not path.parent.is_dir():
         raise ConfigError(f"--plot: no such folder; got {str(path.parent)!r}. Make it first.")
-    if find_spec("matplotlib") is None:
-        raise ConfigError(
-            "--plot: needs matplotlib. Install it with: pip install 'lastword[bench]'"
-        )
+    with needing("matplotlib", "bench", "--plot"):
+        import matplotlib as mpl  # noqa: F401
 
 
 def plot_roofline(

@@ -15,9 +15,12 @@ ALLOWED = {
     "lastword": ("lastword",),
     "lastword.cli": ("lastword.cli", "lastword.errors", "lastword.report", "lastword"),
     "lastword.evaluate": tuple(
-        f"lastword.{name}" for name in ("embedder", "errors", "evaluate", "progress")
+        f"lastword.{name}"
+        for name in ("cards", "embedder", "errors", "evaluate", "extras", "progress")
     ),
-    "lastword.interop": ("lastword.embedder", "lastword.errors", "lastword.interop"),
+    "lastword.interop": tuple(
+        f"lastword.{name}" for name in ("embedder", "errors", "extras", "interop")
+    ),
     "lastword.kernels": ("lastword.kernels", "lastword.errors"),
     "lastword.verify": ("lastword",),
     "lastword.weights": ("lastword.weights", "lastword.errors"),

@@ -67,7 +67,7 @@ def known_meta(name: str) -> ModelMeta | None:
 
 
 def model_meta(embedder: Embedder, known_as: str) -> ModelMeta:
-    """Describe the model so that mteb keeps results of other weights, dtypes or widths apart."""
+    """Describe the model so that mteb keeps results of other weights, dtypes, products or widths apart."""
     known = known_meta(known_as) or ModelMeta.create_empty({"name": _owned(known_as)})
     settings = {
         "engine": "lastword",
@@ -75,6 +75,8 @@ def model_meta(embedder: Embedder, known_as: str) -> ModelMeta:
         "dim": embedder.dim,
         "max_length": embedder.max_length,
     }
+    if embedder.quantize is not None:  # a plain run's results stay where they have been
+        settings["quantize"] = embedder.quantize
     return known.model_copy(
         update={
             "revision": embedder.files.revision or embedder.space_fingerprint(),

@@ -5,17 +5,18 @@ mteb saves each task's JSON when the task is done, so a run that was stopped goe
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lastword.cards import find_card, known_name
 from lastword.embedder import Embedder
-from lastword.errors import ConfigError, some
-from lastword.evaluate.tasks import check_reachable, get_benchmark, get_tasks, need_mteb
-from lastword.progress import progress_bar
+from lastword.errors import ConfigError
+from lastword.evaluate.tasks import check_reachable, get_benchmark, get_tasks
+from lastword.extras import needing
+from lastword.progress import on_terminal, progress_bar
 
 # Texts that mteb hands over at once; lastword cuts its own batches by tokens.
 _TEXTS_AT_ONCE = 1024
@@ -66,24 +67,27 @@ def evaluate(
         tasks: names, or mteb task objects of your own, whose data are your own affair.
         benchmarks: names; their closed tasks are left out.
         card: compare with the table on the model's card, from the results that there are.
-        known_as: the hub id whose instructions and card are used; default: `model`.
+        known_as: the hub id whose instructions and card are used; default: `model`, or the hub id of a known card whose
+            name the folder bears.
         results: mteb's cache folder; default: MTEB_CACHE, else ~/.cache/mteb.
         show_progress_bar: default: on a terminal.
         options: as `Embedder` takes them.
     Raises:  ConfigError for an unknown name, or where mteb is missing; InputError where data cannot be had.
     """
-    name = known_as or os.fspath(model)
-    on_card = card_scores(name) if card else {}
+    tables = known_tables()
+    name = known_name(known_as or os.fspath(model), tables)
+    on_card = find_card(name, tables, "card: no table") if card else {}
     if not (tasks or benchmarks or card):
         raise ConfigError(
             "tasks: none named; got neither tasks nor benchmarks nor card, expected one of them."
         )
-    need_mteb()
+    with needing("mteb", "eval", "eval"):
+        import mteb  # noqa: F401
     chosen, closed = get_tasks(tasks, benchmarks)
     compared = {each: get_benchmark(each) for each in dict.fromkeys([*benchmarks, *on_card])}
     check_reachable([task for task in chosen if task not in tasks])
     encoder, cache = _open(Embedder(model, **options), name, results)
-    show = sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
+    show = on_terminal() if show_progress_bar is None else show_progress_bar
     scores, failed = _run(encoder, chosen, cache, show=show)
     meta = encoder.mteb_model_meta
     rows = [_benchmark(key, each, on_card.get(key), meta, cache) for key, each in compared.items()]
@@ -103,20 +107,11 @@ def _open(
     return LastwordEncoder(embedder, known_as), cache
 
 
-def card_scores(model: str) -> dict[str, float]:
-    """The table of benchmark scores in percent on a model's card.
-
-    Raises:   ConfigError where no card is known.
-    """
+def known_tables() -> dict[str, dict[str, float]]:
+    """The tables of benchmark scores in percent on models' cards, by hub id."""
     text = resources.files("lastword.evaluate").joinpath("card.json").read_text(encoding="utf-8")
     known: dict[str, dict[str, float]] = json.loads(text)
-    for name, scores in known.items():
-        if model.lower() == name.lower():
-            return scores
-    raise ConfigError(
-        f"card: no table is known for {model!r}; expected one of: {some(known)}. "
-        "Name it where MODEL does not say it."
-    )
+    return known
 
 
 def _run(

@@ -9,16 +9,6 @@ from lastword.errors import ConfigError, InputError, some
 _HUB_IS_DOWN = "the hub cannot be reached, and they are not in the local cache"
 
 
-def need_mteb() -> None:
-    """Raise the ConfigError that says what to install where mteb is missing."""
-    try:
-        import mteb  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "eval: needs mteb, which is not installed. Install it with: pip install 'lastword[eval]'"
-        ) from error
-
-
 def get_benchmark(name: str) -> Any:
     """Find a benchmark of mteb by its name."""
     import mteb
@@ -55,7 +45,7 @@ def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any
 
 
 def _said(error: KeyError) -> str:
-    """The first line of what mteb says, which names what is near."""
+    """What mteb says, in one line that is not too long; it names what is near."""
     text = str(error.args[0] if error.args else error)
     return " ".join(text.split())[:200]
 

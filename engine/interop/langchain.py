@@ -7,14 +7,11 @@ import os
 from typing import Any
 
 from lastword.embedder import Embedder
+from lastword.extras import needing
 from lastword.interop.opened import opened
 
-try:
+with needing("langchain-core", "langchain", "lastword.interop.langchain"):
     from langchain_core.embeddings import Embeddings
-except ImportError as error:
-    raise ImportError(
-        "lastword.interop.langchain: needs langchain-core. Install it with: pip install 'lastword[langchain]'"
-    ) from error
 
 
 class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # its types are not followed

@@ -8,16 +8,12 @@ import os
 from typing import Any
 
 from lastword.embedder import Embedder
+from lastword.extras import needing
 from lastword.interop.opened import opened
 
-try:
+with needing("llama-index-core", "llama-index", "lastword.interop.llama_index"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import PrivateAttr
-except ImportError as error:
-    raise ImportError(
-        "lastword.interop.llama_index: needs llama-index-core. "
-        "Install it with: pip install 'lastword[llama-index]'"
-    ) from error
 
 # The most that LlamaIndex hands over at once: lastword cuts batches itself, by tokens.
 _TEXTS_AT_ONCE = 2048

@@ -219,6 +219,6 @@ def _vectors(embedder: Embedder, kind: str, texts: list[str]) -> Tensor:
 def _cut_ids(embedder: Embedder, texts: list[str]) -> list[list[int]]:
     before, embedder.max_seq_length = embedder.max_seq_length, _CUT
     try:
-        return embedder.token_ids(texts)
+        return embedder.token_ids(texts, prompt="")  # a default prompt is not the reference's
     finally:
         embedder.max_seq_length = before

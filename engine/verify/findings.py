@@ -129,8 +129,8 @@ def _drift(evidence: Evidence, verdict: Verdict) -> None:
 
 
 def _ranking(evidence: Evidence, verdict: Verdict) -> None:
-    """Rank all other texts by each text with both engines, and compare the ten nearest."""
-    first = {(probe.kind, probe.text): i for i, probe in reversed(list(enumerate(evidence.probes)))}
+    """Rank all texts of other token ids by each text with both engines, and compare the ten nearest."""
+    first = {tuple(ids): i for i, ids in reversed(list(enumerate(evidence.ids)))}
     index = sorted(first.values())
     truth = evidence.truth_vectors[index]
     nearest = [_nearest(vectors) for vectors in (evidence.ours.vectors[index].double(), truth)]

@@ -21,17 +21,6 @@ from lastword.verify.rounding import is_quantized, quantize_layer
 END_TOKEN = "<|endoftext|>"  # noqa: S105
 
 
-def need_transformers() -> None:
-    """Raise the ConfigError that says what to install where transformers is missing."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "verify: needs transformers to compare with; it is not installed. "
-            "Install it with: pip install 'lastword[verify]'"
-        ) from error
-
-
 class ReferenceText:
     """How sentence-transformers would treat texts: prompts, token ids, normalisation."""
 
@@ -45,9 +34,10 @@ class ReferenceText:
             raise ConfigError(
                 f"{folder}: transformers cannot open its tokenizer; {reason}. Fetch the tokenizer's files again."
             ) from error
-        settings = _read(folder / "config_sentence_transformers.json", {})
-        self.prompts: dict[str, str] = settings.get("prompts") or {}
         modules = _read(folder / "modules.json", None)
+        settings = _read(folder / "config_sentence_transformers.json", {})
+        # without modules.json sentence-transformers reads no prompts
+        self.prompts: dict[str, str] = (modules and settings.get("prompts")) or {}
         self.normalize = modules is None or modules[-1]["type"].endswith(".Normalize")
 
     def prompt(self, kind: str) -> str:
@@ -73,12 +63,19 @@ def _read(path: Path, absent: Any) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else absent
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads; others, such as an adapter's, are no part of the model."""
+    index = _read(folder / "model.safetensors.index.json", None)
+    names = ["model.safetensors"] if index is None else sorted({*index["weight_map"].values()})
+    return [folder / name for name in names]
+
+
 class StoredTensors:
-    """The tensors of a folder's safetensors files by their names without `model.`, read one at a time."""
+    """The tensors of a folder's checkpoint by their names without `model.`, read one at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, tuple[Path, str]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in _weight_files(folder):
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 (no mapping)
                     self._files[key.removeprefix("model.")] = (path, key)
@@ -136,6 +133,7 @@ def walk(
     batches = _equal_lengths(ids)
     table = tensors.read("embed_tokens.weight")
     states = [table[torch.tensor([ids[i] for i in batch])].to(device, dtype) for batch in batches]
+    del table  # larger than a layer
     rotary = qwen3.Qwen3RotaryEmbedding(config).to(device)
     kept = [_last_rows(states, batches)]
     for index in range(config.num_hidden_layers):

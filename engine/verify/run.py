@@ -5,17 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lastword.cards import find_card
 from lastword.embedder import Embedder
 from lastword.errors import InputError, LastwordError, some
+from lastword.extras import needing
 from lastword.progress import progress_bar
 from lastword.tokens import TextTokenizer
 from lastword.verify.bounds import reference_dtype
-from lastword.verify.cards import card_problem, find_card
+from lastword.verify.cards import card_problem, known_cards
 from lastword.verify.evidence import gather
 from lastword.verify.findings import judge
 from lastword.verify.probes import probes
-from lastword.verify.reference import StoredTensors, need_transformers
-from lastword.verify.verdict import Verdict, check_accepted
+from lastword.verify.reference import StoredTensors
+from lastword.verify.verdict import Verdict, asked_checks, check_accepted
 from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
 
 _WHERE = ("revision", "cache_dir", "token", "local_files_only")
@@ -41,25 +43,28 @@ def verify(
         model: hub id or folder.
         texts: embedded as documents beside the shipped ones.
         scores: also compute the example of the model's card, always in float32.
-        known_as: the hub id whose card it is, where `model` does not say it.
-        accept: names of checks that may fail.
+        known_as: the hub id whose card it is, where `model` is neither one nor a folder that bears its name.
+        accept: names of checks that may fail where all others run.
         show_progress_bar: default: on a terminal.
         options: as `Embedder` takes them.
     Returns: a Verdict: `passed`, `cause`, `checks`, `layers`, `figures`.
     Raises:  ConfigError for a setting, or where transformers is missing; WeightsError where there is no such model.
     """
-    check_accepted(accept)
-    known = find_card(known_as or os.fspath(model)) if scores else None
-    need_transformers()
+    asked = asked_checks(options.get("quantize"), scores=scores)
+    check_accepted(accept, asked)
+    name = known_as or os.fspath(model)
+    card = find_card(name, known_cards(), "scores: no model card") if scores else None
+    with needing("transformers", "verify", "verify"):
+        import transformers  # noqa: F401
     found = locate(model, **{name: options[name] for name in _WHERE if name in options})
     verdict = Verdict(found.name, str(found.folder), quantize=options.get("quantize"))
     if _opens(found.folder, verdict) and _finite(found.folder, verdict):
         _compare(Embedder(model, **options), texts, verdict, show=show_progress_bar)
-        if known is not None:  # the embedder above is gone by now
+        if card is not None:  # the embedder above is gone by now
             plain = {"dtype": "float32", "quantize": None, "truncate_dim": None}
             exact = Embedder(model, **(options | plain))
-            verdict.add("scores", *card_problem(exact, known))
-    return verdict.close(accept, scores=scores)
+            verdict.add("scores", *card_problem(exact, card))
+    return verdict.close(accept, asked)
 
 
 def _opens(folder: Path, verdict: Verdict) -> bool:
@@ -89,7 +94,8 @@ def _compare(
     verdict.device = ", ".join(map(str, embedder.devices))
     verdict.dtype = str(embedder.dtype).removeprefix("torch.")
     verdict.reference = str(reference_dtype(embedder.dtype)).removeprefix("torch.")
-    embedder.plan(texts)  # refuses, by its index, a text that cannot be embedded
+    # refuses, by its index, a text that cannot be embedded
+    embedder.plan(texts, prompt=embedder.resolve_prompt(None, None, "document"))
     layers = embedder.config.num_hidden_layers
     with progress_bar(2 * layers, show=show, unit=" layers", what="Verifying") as advance:
         try:

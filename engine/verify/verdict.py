@@ -27,6 +27,7 @@ CHECKS = {
     "ranking": "the same ten nearest texts",
     "scores": "the scores on the model's card",
 }
+_ASKED_BY = {"drift": "--quantize", "scores": "--scores"}
 
 Status = Literal["ok", "FAIL", "accepted", "not run"]
 
@@ -84,16 +85,22 @@ class Verdict:
         status: Status = "ok" if problem is None else "FAIL"
         self.checks.append(Check(name, status, detail if problem is None else problem))
 
-    def close(self, accept: Sequence[str], *, scores: bool) -> "Verdict":
-        """Put the checks in order, mark the accepted ones and those that did not run."""
+    def close(self, accept: Sequence[str], asked: Sequence[str]) -> "Verdict":
+        """Put the checks in order, mark the accepted ones and those that did not run.
+
+        Where some did not run no failure is accepted: what was not compared must not pass.
+        """
         done = {check.name: check for check in self.checks}
-        asked = {"scores": scores, "drift": self.quantize is not None}
-        for name in CHECKS:
-            if name not in done and asked.get(name, True):
-                done[name] = Check(name, "not run", "an earlier check failed")
-            elif name in accept and done[name].status == "FAIL":
-                done[name] = replace(done[name], status="accepted")
-        self.checks = [done[name] for name in CHECKS if name in done]
+        missing = [name for name in asked if name not in done]
+        done |= {name: Check(name, "not run", "another check failed") for name in missing}
+        for name in {*accept}:
+            check = done[name]
+            if check.status == "FAIL" and missing:
+                detail = f"{check.detail}; not accepted: other checks did not run"
+                done[name] = replace(check, detail=detail)
+            elif check.status == "FAIL":
+                done[name] = replace(check, status="accepted")
+        self.checks = [done[name] for name in asked]
         return self
 
     def as_dict(self) -> dict[str, object]:
@@ -102,10 +109,20 @@ class Verdict:
         return {"passed": self.passed, "cause": cause, **asdict(self)}
 
 
-def check_accepted(accept: Sequence[str]) -> None:
-    """Refuse a name that no check has."""
+def asked_checks(quantize: str | None, *, scores: bool) -> list[str]:
+    """Name the checks of a run, in their order."""
+    asked = {"drift": quantize is not None, "scores": scores}
+    return [name for name in CHECKS if asked.get(name, True)]
+
+
+def check_accepted(accept: Sequence[str], asked: Sequence[str]) -> None:
+    """Refuse a name that no check has, or a check that does not run."""
     for name in accept:
         if name not in CHECKS:
             raise ConfigError(
                 f"accept: no such check; got {name!r}, expected one of: {', '.join(CHECKS)}."
+            )
+        if name not in asked:
+            raise ConfigError(
+                f"accept: not checked in this run; got {name!r}, expected it with {_ASKED_BY[name]} only."
             )

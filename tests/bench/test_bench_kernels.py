@@ -141,7 +141,7 @@ def test_bad_options_are_one_line(capfd, words: list[str], said: str) -> None:
 
 
 def test_without_matplotlib_nothing_is_measured(capfd, monkeypatch) -> None:
-    monkeypatch.setattr("lastword.bench.plot.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, out, err = bench(capfd, "--plot", "a.svg")
     assert (status, out) == (2, [])
     assert "pip install 'lastword[bench]'" in err

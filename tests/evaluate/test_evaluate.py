@@ -21,6 +21,7 @@ from lastword.evaluate.encoder import LastwordEncoder, model_meta  # noqa: E402
 
 NOTES = (Path(__file__).resolve().parents[2] / "examples/notes.txt").read_text("utf-8").splitlines()
 BOOM = "ICT-TIME-and-Querit/BOOM_4B_v1"
+ICT = "ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1"
 
 
 def metadata(name: str, kind: str, score: str, prompt) -> TaskMetadata:
@@ -126,6 +127,20 @@ def test_a_stopped_run_goes_on(both_tasks, tiny_checkpoint: Path, tmp_path: Path
     assert "NotesRetrieval" in encoded, "another width is another result"
 
 
+@pytest.mark.parametrize(
+    "modes", [(None, "int8"), ("int8", None)], ids=["plain first", "int8 first"]
+)
+def test_a_quantised_result_is_another(modes, both_tasks, tiny_checkpoint, tmp_path) -> None:
+    task = both_tasks[1:]
+    found = []
+    for mode in (*modes, modes[0]):
+        done = evaluate(tiny_checkpoint, tasks=task, results=tmp_path, device="cpu", quantize=mode)
+        found.append(done.scores["NotesSTS"])
+    assert abs(found[0] - found[1]) > 0.1
+    assert found[2] == pytest.approx(found[0], abs=1e-3), "found again"
+    assert len([*tmp_path.rglob("NotesSTS.json")]) == 2
+
+
 def test_a_task_that_fails_does_not_stop_the_others(
     both_tasks, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, capfd
 ) -> None:
@@ -184,21 +199,38 @@ def test_results_are_kept_apart(embedder: Embedder, tiny_checkpoint: Path) -> No
     known, local = model_meta(embedder, BOOM), model_meta(embedder, str(tiny_checkpoint))
     assert (known.name, local.name) == (BOOM, "local/model")
     assert known.revision == local.revision == embedder.space_fingerprint()
-    assert known.experiment_name == ("dim_64__dtype_float32__engine_lastword__max_length_4096")
+    assert known.experiment_name == "dim_64__dtype_float32__engine_lastword__max_length_4096"
 
 
 # The command.
 
 
-def test_the_card_beside_ours(tiny_checkpoint: Path, tmp_path: Path, capfd) -> None:
-    name = "ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1"
-    words = ["eval", str(tiny_checkpoint), "--card", "--as", name, "--results", str(tmp_path)]
-    assert main(words) == 0
+@pytest.mark.parametrize("by", ["option", "folder"])
+def test_the_card_beside_ours(by: str, tiny_checkpoint: Path, tmp_path: Path, capfd) -> None:
+    folder = tmp_path / ICT.split("/")[1]
+    folder.symlink_to(tiny_checkpoint)
+    model = [str(folder)] if by == "folder" else [str(tiny_checkpoint), "--as", ICT]
+    assert main(["eval", *model, "--card", "--results", str(tmp_path / "results")]) == 0
     out, _ = capfd.readouterr()
     lines = {line.split("  ")[0]: line.split() for line in out.splitlines()}
     assert lines["MTEB(eng, v2)"][-5:] == ["-", "70.12", "0", "of", "41"]
     assert lines["RTEB(beta)"][-4] == "67.72"
     assert len([line for line in out.splitlines() if " of " in line]) == 9
+
+
+def test_with_stderr_closed(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    done = evaluate(tiny_checkpoint, card=True, known_as=ICT, results=tmp_path, device="cpu")
+    assert len(done.benchmarks) == 9
+
+
+def test_a_folder_that_bears_a_cards_name_is_that_model(
+    both_tasks, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / ICT.split("/")[1]
+    folder.symlink_to(tiny_checkpoint)
+    done = evaluate(folder, tasks=both_tasks[1:], results=tmp_path / "results", device="cpu")
+    assert done.model == ICT, "whether or not the card is asked for"
 
 
 def test_a_benchmark_is_scored_by_its_own_rule(embedder: Embedder, tmp_path: Path) -> None:
@@ -224,7 +256,7 @@ def test_a_benchmark_is_scored_by_its_own_rule(embedder: Embedder, tmp_path: Pat
         ({}, ConfigError, "tasks: none named"),
         ({"tasks": ["STS99"]}, ConfigError, "tasks: unknown; got 'STS99'"),
         ({"benchmarks": ["MTEB(moon)"]}, ConfigError, "benchmark: unknown; got 'MTEB"),
-        ({"card": True}, ConfigError, "card: no table is known for"),
+        ({"card": True}, ConfigError, "card: no table is known for .* --as"),
     ],
 )
 def test_refused(options: dict, error: type, message: str, tiny_checkpoint: Path) -> None:

@@ -105,5 +105,6 @@ def test_without_its_library(module: str, name: str, library: str, monkeypatch) 
         if loaded.split(".")[0] == library or loaded == module:
             monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=r"pip install 'lastword\["):
+    with pytest.raises(ImportError, match=r"pip install 'lastword\[") as caught:
         importlib.import_module(module)
+    assert isinstance(caught.value, ConfigError)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lastword import ConfigError, Embedder, InputError
 from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
 from lastword.cli.main import main
-from lastword.verify import cards, verify
+from lastword.verify import cards, run, verify
 
 
 def cause(verdict) -> str | None:
@@ -114,6 +114,56 @@ def test_an_accepted_check_may_fail(model: Path) -> None:
     assert next(c for c in verdict.checks if c.name == "prompt text").status == "accepted"
 
 
+# Sound checkpoints of other forms.
+
+
+def default_prompt(folder: Path) -> None:
+    path = folder / "config_sentence_transformers.json"
+    settings = {**json.loads(path.read_text()), "default_prompt_name": "query"}
+    path.write_text(json.dumps(settings))
+
+
+def no_modules(folder: Path) -> None:
+    (folder / "modules.json").unlink()  # its prompts are nobody's then
+
+
+def another_file(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["norm.weight"].fill_(torch.nan)
+    save_file(tensors, folder / "training_state.safetensors")
+
+
+@pytest.mark.parametrize("change", [default_prompt, no_modules, another_file])
+def test_a_sound_checkpoint_passes(change, model: Path) -> None:
+    change(model)
+    verdict = verify(model)
+    assert verdict.passed, verdict.cause
+
+
+def test_texts_that_are_cut_to_the_same_tokens_are_ranked_as_one(tiny_checkpoint: Path) -> None:
+    texts = [f"The report has three parts, and each of them is long. {i}" for i in range(30)]
+    verdict = verify(tiny_checkpoint, texts=texts, max_length=16)
+    assert verdict.passed, verdict.cause
+
+
+def test_a_text_without_a_token_is_refused_beside_a_default_prompt(model: Path) -> None:
+    default_prompt(model)
+    without_template(model)
+    with pytest.raises(InputError, match="text 1: gives no token"):
+        verify(model, texts=["a", ""])
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"), [(mean_pooling, "checkpoint"), (a_tensor_of_nan, "weights")]
+)
+def test_nothing_passes_that_was_not_compared(damage, name: str, model: Path) -> None:
+    damage(model)
+    verdict = verify(model, accept=[name])
+    assert cause(verdict) == name
+    assert "not accepted: other checks did not run" in verdict.cause.detail
+    assert verdict.checks[-1].status == "not run"
+
+
 # The command, its table and its errors.
 
 
@@ -132,29 +182,39 @@ def test_the_table(tiny_checkpoint: Path, known_truth, tmp_path: Path, capfd) ->
 @pytest.mark.parametrize("move", [0.0, 0.01], ids=["right", "wrong"])
 def test_scores_of_the_card(move: float, tiny_checkpoint: Path, known_truth, monkeypatch) -> None:
     ours = Embedder(tiny_checkpoint)
-    true = cards.find_card("Qwen/Qwen3-Embedding-0.6B")
+    true = cards.known_cards()["Qwen/Qwen3-Embedding-0.6B"]
     scores = ours.similarity(
         ours.encode_query(true.queries), ours.encode_document(true.documents)
     ).tolist()
     scores[1][0] += move
-    monkeypatch.setattr(cards, "_known", lambda: {"a/b": replace(true, scores=scores)})
+    monkeypatch.setattr(run, "known_cards", lambda: {"a/b": replace(true, scores=scores)})
     verdict = verify(tiny_checkpoint, scores=True, known_as="A/B")
     assert cause(verdict) == ("scores" if move else None)
 
 
-def test_cards_are_found_by_id_or_folder() -> None:
-    card = cards.find_card("/models/qwen3-embedding-0.6b/")
-    assert card.model == "Qwen/Qwen3-Embedding-0.6B"
-    assert card.scores == [[0.7646, 0.1414], [0.1355, 0.6]]
-    assert len(cards._known()) == 4
+def test_scores_with_stderr_closed(tiny_checkpoint: Path, known_truth, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    verdict = verify(
+        tiny_checkpoint, scores=True, known_as="Qwen/Qwen3-Embedding-0.6B", show_progress_bar=False
+    )
+    assert cause(verdict) == "scores"
+
+
+def test_the_cards_that_are_known() -> None:
+    known = cards.known_cards()
+    assert len(known) == 4
+    assert known["Qwen/Qwen3-Embedding-0.6B"].scores == [[0.7646, 0.1414], [0.1355, 0.6]]
+    assert all(name == card.model for name, card in known.items())
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"accept": ["speed"]}, ConfigError, "accept: no such check; got 'speed'"),
+        ({"accept": ["drift"]}, ConfigError, "accept: not checked .* got 'drift', .* --quantize"),
+        ({"accept": ["scores"]}, ConfigError, "accept: not checked .* got 'scores', .* --scores"),
         ({"quantize": "int4"}, ConfigError, "quantize: unknown; got 'int4'"),
-        ({"scores": True}, ConfigError, "scores: no model card is known for"),
+        ({"scores": True}, ConfigError, "scores: no model card is known for .* --as"),
         ({"texts": ["a", 5]}, InputError, "text 1: not a string"),
         ({"texts": ["a", "\udfff"]}, InputError, "text 1: not valid Unicode"),
         ({"texts": ["a"] * 1000}, InputError, "too many to verify with"),
