@@ -41,6 +41,7 @@ class Embedder(OpenedModel):
         truncate_dim: keep this many leading dimensions (renormalised).
         cuda_graphs: replay small batches on a GPU as CUDA graphs: the same vectors, sooner; each size of batch is
             recorded when it first comes. False saves that time and memory.
+        show_progress_bar: of the weights as they load; default: on a terminal, when it takes over a second.
     Raises: ConfigError, WeightsError or DeviceError, each a line that says what to do.
     """
 
@@ -60,6 +61,7 @@ class Embedder(OpenedModel):
         prompts: Mapping[str, str] | None = None,
         truncate_dim: int | None = None,
         cuda_graphs: bool = True,
+        show_progress_bar: bool | None = None,
     ) -> None:
         check_batch_tokens(max_batch_tokens)
         super().__init__(
@@ -77,12 +79,12 @@ class Embedder(OpenedModel):
         )
         self._encoder = Encoder(
             self._tokenizer,
-            self._open_runner(cuda_graphs=cuda_graphs),
+            self._open_runner(cuda_graphs=cuda_graphs, show=show_progress_bar),
             self.config.hidden_size,
             max_batch_tokens,
         )
 
-    def _open_runner(self, *, cuda_graphs: bool) -> Runner:
+    def _open_runner(self, *, cuda_graphs: bool, show: bool | None) -> Runner:
         """Load the model, on several devices in a process for each."""
         load = partial(
             Model,
@@ -95,7 +97,9 @@ class Embedder(OpenedModel):
         try:
             if len(self.devices) > 1:
                 return Pool(load, self.devices)
-            return InProcess(load(device=self.device))
+            layers = self.config.num_hidden_layers
+            with progress_bar(layers, show=show, unit=" layers", what="Loading") as loaded:
+                return InProcess(load(device=self.device, loaded=loaded))
         except torch.OutOfMemoryError as error:
             names, dtype = ", ".join(map(str, self.devices)), str(self.dtype).removeprefix("torch.")
             raise DeviceError(

@@ -138,7 +138,8 @@ class Model:
     `forward` maps a Forest to the final states [N', C]: the hidden state after the final norm at each distinct text's
     last token, in the compute dtype. `quantize="int8"` quantises the layers' matrix products, on a CPU in fp32; "fp8"
     those of all layers but the first and the last, on a GPU in bf16. Norms and attention stay in the compute dtype.
-    With `cuda_graphs` small batches on a GPU are replayed as CUDA graphs, to the same bits as without.
+    With `cuda_graphs` small batches on a GPU are replayed as CUDA graphs, to the same bits as without. `loaded` is told of
+    layers as they are read.
     """
 
     def __init__(
@@ -150,21 +151,19 @@ class Model:
         quantize: str | None = None,
         *,
         cuda_graphs: bool = True,
+        loaded: Callable[[int], None] = lambda layers: None,
     ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
         # On a CPU the table stays in the mapped file as it is stored: only the rows asked for are read and converted.
         table = checkpoint.embedding()
         self.embedding = table if device.type == "cpu" else table.to(device, dtype)
         last = config.num_hidden_layers - 1
-        self.layers = [
-            _Layer(
-                _place(checkpoint.layer(i, dtype), device, dtype),
-                config,
-                last=i == last,
-                quantize=None if quantize == "fp8" and i in (0, last) else quantize,
-            )
-            for i in range(last + 1)
-        ]
+        self.layers = []
+        for i in range(last + 1):
+            weights = _place(checkpoint.layer(i, dtype), device, dtype)
+            mode = None if quantize == "fp8" and i in (0, last) else quantize
+            self.layers.append(_Layer(weights, config, last=i == last, quantize=mode))
+            loaded(1)
         self.norm = checkpoint.norm().to(device, dtype)
         self.inv_freq = inverse_frequencies(config.rope, config.head_dim).to(device)
         self._packer: Packer | None = None  # the PyTorch twins take batches as they are

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Work of fewer texts shows no bar unless asked to.
-_MIN_TEXTS = 256
+# Smaller work shows its bar only once it has taken so many seconds: a flash of one helps nobody.
+_SMALL = 256
+_PATIENCE_S = 1.0
 
 
 def on_terminal() -> bool:
@@ -19,16 +20,18 @@ def progress_bar(
 ) -> Iterator[Callable[[int], None]]:
     """Give a function that counts what is done; `total` None stands for a stream of unknown length.
 
-    The unit `B` stands for bytes, shown as MB and GB.
+    `show` None stands for: on a terminal, and of more than one item. The unit `B` stands for bytes, shown as MB and GB.
     """
+    delay = 0.0
     if show is None:
-        show = on_terminal() and (total is None or total >= _MIN_TEXTS)
+        show = on_terminal() and total != 1
+        delay = 0.0 if total is None or total >= _SMALL else _PATIENCE_S
     if not show:
         yield lambda _: None
         return
     from huggingface_hub.utils.tqdm import tqdm  # slow to import, needed only here
 
     with tqdm(  # type: ignore[no-untyped-call]
-        total=total, unit=unit, desc=what, unit_scale=unit == "B"
+        total=total, unit=unit, desc=what, unit_scale=unit == "B", delay=delay
     ) as bar:
         yield lambda done: bar.update(done) and None

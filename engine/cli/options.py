@@ -162,7 +162,8 @@ def open_model(args: argparse.Namespace) -> "Embedder":
     """Load the model that the options name."""
     from lastword.embedder import Embedder
 
-    return Embedder(args.model, **embedder_options(args))
+    show = False if args.quiet else None
+    return Embedder(args.model, show_progress_bar=show, **embedder_options(args))
 
 
 def open_files(args: argparse.Namespace) -> "OpenedModel":

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 
 import pytest
 
@@ -21,11 +22,23 @@ def test_on_terminal(stream, expected: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert on_terminal() is expected
 
 
-@pytest.mark.parametrize(("total", "shown"), [(None, True), (256, True), (255, False)])
-def test_short_work_has_no_bar(total, shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("total", "seconds", "shown"),
+    [
+        (None, 0, True),
+        (256, 0, True),
+        (255, 0, False),
+        (255, 0.15, True),
+        (2, 0.15, True),
+        (1, 0.15, False),
+    ],
+)
+def test_short_work_has_no_bar(total, seconds: float, shown: bool, monkeypatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr("lastword.progress._PATIENCE_S", 0.1)
     with progress_bar(total, show=None) as advance:
+        time.sleep(seconds)
         advance(1)
     assert ("Embedding" in terminal.getvalue()) is shown
 
