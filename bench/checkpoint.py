@@ -21,7 +21,7 @@ from tokenizers.processors import Sequence as Processors
 from lastword.bench.shapes import SIZES, VOCABULARY, sizes_of
 from lastword.errors import ConfigError
 from lastword.weights.config import ModelConfig, parse_config
-from lastword.weights.layout import IGNORED, PREFIX, expected_shapes
+from lastword.weights.layout import LM_HEAD, PREFIX, expected_shapes
 from lastword.weights.shards import INDEX, SINGLE
 from lastword.weights.writer import stream_safetensors
 
@@ -243,7 +243,7 @@ def _write_weights(
     numbers = {name: number for number, name in enumerate(shapes)}
     stored = {prefix + name: name for name in shapes}
     if head:
-        stored[IGNORED] = "embed_tokens.weight"
+        stored[LM_HEAD] = "embed_tokens.weight"
     layout = {key: (dtype, shapes[name]) for key, name in stored.items()}
 
     def read(key: str) -> torch.Tensor:

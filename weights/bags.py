@@ -2,7 +2,7 @@
 
 Each dataset (a file, a row a line) is sampled by itself, without replacement: a bag of 80 has 80 % of every
 dataset. What is chosen depends on the seed, the bag and the dataset's name and number of rows alone. Knows
-nothing about training; `plan.py` writes what this decides.
+nothing about training; `bags_plan.py` writes what this decides.
 """
 
 import hashlib

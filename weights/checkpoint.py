@@ -17,7 +17,7 @@ from torch import Tensor
 from lastword.errors import InputError, WeightsError, some
 from lastword.weights.config import ModelConfig
 from lastword.weights.header import TensorInfo
-from lastword.weights.layout import EMBEDDING, IGNORED, NORM, PREFIX, expected_shapes
+from lastword.weights.layout import EMBEDDING, LM_HEAD, NORM, PREFIX, expected_shapes
 from lastword.weights.mapping import DTYPES, mapped
 from lastword.weights.shards import read_tensors
 
@@ -61,7 +61,7 @@ class Checkpoint:
     ) -> None:
         self.folder, self.config = Path(folder), config
         found = read_tensors(self.folder) if stored is None else stored
-        kept = {name: info for name, info in found.items() if name != IGNORED}
+        kept = {name: info for name, info in found.items() if name != LM_HEAD}
         self._tensors = _checked(self.folder, config, kept)
         infos = self._tensors.values()
         self.num_parameters = sum(math.prod(info.shape) for info in infos)

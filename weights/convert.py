@@ -12,9 +12,9 @@ from torch import Tensor
 from lastword.errors import WeightsError
 from lastword.weights.blocks import Workers, blocks
 from lastword.weights.companions import copy_companions
+from lastword.weights.file_tensor import open_tensor
 from lastword.weights.mapping import DTYPES
 from lastword.weights.stored import StoredModel
-from lastword.weights.vectors import stored_vector
 from lastword.weights.writer import Layout
 
 _CARD = "README.md"
@@ -44,15 +44,15 @@ class Conversion:
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Convert one tensor."""
         dtype = self.layout[name][0]
-        with stored_vector(self._model.tensors[self._plain[name]], name) as vector:
+        with open_tensor(self._model.tensors[self._plain[name]], name) as tensor:
 
             def converted(block: slice) -> Tensor:
-                return _rounded(vector[block], dtype, f"{self._model.name}: tensor {name}")
+                return _rounded(tensor[block], dtype, f"{self._model.name}: tensor {name}")
 
-            if dtype == vector.dtype:
-                yield from (vector[block] for block in blocks(vector.numel()))
+            if dtype == tensor.dtype:
+                yield from (tensor[block] for block in blocks(tensor.numel()))
             else:
-                yield from self._workers.map(converted, blocks(vector.numel()))
+                yield from self._workers.map(converted, blocks(tensor.numel()))
 
     def facts(self, name: str) -> dict[str, Any]:
         """Say what was made of which."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from lastword.errors import LastwordError, WeightsError, some
 from lastword.weights.shards import weight_files
 
-PATTERNS = (
+FETCHED = (
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -24,7 +24,7 @@ PATTERNS = (
     "*/config.json",
 )
 # Weights of other modules, adapters and formats that lastword refuses or does not read.
-IGNORED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
+NEVER_FETCHED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
 BUILTIN = "built-in"
 BUILTIN_NOTICE = (
     "model: none is named, so this is the small built-in one, English only and for trying out. "
@@ -110,8 +110,8 @@ def _snapshot(
             cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             token=token,
             local_files_only=offline,
-            allow_patterns=list(PATTERNS),
-            ignore_patterns=list(IGNORED),
+            allow_patterns=list(FETCHED),
+            ignore_patterns=list(NEVER_FETCHED),
         )
     # The hub raises many unrelated classes (HTTP, file system, validation), all of which end here.
     except Exception as problem:  # noqa: BLE001

@@ -11,7 +11,7 @@ from lastword.errors import WeightsError
 from lastword.weights.checkpoint import Checkpoint
 from lastword.weights.config import ModelConfig, read_config
 from lastword.weights.header import TensorInfo
-from lastword.weights.layout import IGNORED, PREFIX
+from lastword.weights.layout import LM_HEAD, PREFIX
 from lastword.weights.mapping import DTYPES
 from lastword.weights.shards import read_tensors
 from lastword.weights.source import ModelFiles, locate
@@ -48,10 +48,10 @@ def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
     config = read_config(files.folder)
     stored = read_tensors(files.folder)
     fingerprint = Checkpoint(files.folder, config, stored=stored).fingerprint()
-    head = stored.get(IGNORED)
+    head = stored.get(LM_HEAD)
     if head is not None and (head.dtype not in DTYPES or len(head.shape) != 2):
         raise WeightsError(
-            f"{head.file}: tensor {IGNORED}; got {head.dtype} {list(head.shape)}, "
+            f"{head.file}: tensor {LM_HEAD}; got {head.dtype} {list(head.shape)}, "
             "expected F32, BF16 or F16 in two dimensions"
         )
     keys = {key.removeprefix(PREFIX): key for key in stored}

@@ -14,7 +14,7 @@ _ENDINGS = (".jsonl", ".txt")
 def run(args: argparse.Namespace) -> int:
     """Run the command; see `main.py` for its options."""
     from lastword.progress import progress_bar
-    from lastword.weights import bags, plan
+    from lastword.weights import bags, bags_plan
 
     drawn = bags.read_bags(args.ratios)
     named = [_named(each, old=False) for each in args.files]
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             "--into: its weight by size is the number of old rows; name them with --old"
         )
-    spec = plan.PlanSpec(
+    spec = bags_plan.PlanSpec(
         seed=args.seed,
         bags=drawn,
         old_ratio=bags.percent(args.old_ratio),
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             bags.read_dataset(name, path, old=old, progress=progress) for name, path, old in named
         ]
     with progress_bar(None, show=show, unit=" rows", what="Drawing") as progress:
-        made = plan.write_plan(Path(args.output), spec, datasets, progress)
+        made = bags_plan.write_plan(Path(args.output), spec, datasets, progress)
     if not args.quiet:
         for bag in made["bags"]:
             console.say(f"bag {bag['name']}: {bag['rows']:,} rows of {len(datasets)} datasets")

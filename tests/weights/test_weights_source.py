@@ -13,7 +13,7 @@ from huggingface_hub import errors  # noqa: E402
 from lastword.bench.checkpoint import make_checkpoint  # noqa: E402
 from lastword.errors import WeightsError  # noqa: E402
 from lastword.weights import hash_files, locate  # noqa: E402
-from lastword.weights.source import IGNORED, PATTERNS  # noqa: E402
+from lastword.weights.source import FETCHED, NEVER_FETCHED  # noqa: E402
 
 COMMIT = "97b0c614be4d77ee51c0cef4e5f07c00f9eb65b3"
 NAME = "owner/model"
@@ -89,7 +89,7 @@ def test_what_the_hub_client_is_asked_for(model, monkeypatch):
     assert found.revision is None
     assert asked == {
         "name": NAME, "revision": "v2", "cache_dir": "/c", "token": "t", "local_files_only": False,
-        "allow_patterns": list(PATTERNS), "ignore_patterns": list(IGNORED),
+        "allow_patterns": list(FETCHED), "ignore_patterns": list(NEVER_FETCHED),
     }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_only_needed_files_are_fetched():
         "adapter_model.safetensors", "openvino/model.safetensors", "tokenizer.model",
     ]  # fmt: skip
     chosen = huggingface_hub.utils.filter_repo_objects(
-        files + others, allow_patterns=list(PATTERNS), ignore_patterns=list(IGNORED)
+        files + others, allow_patterns=list(FETCHED), ignore_patterns=list(NEVER_FETCHED)
     )
     assert list(chosen) == files
 
