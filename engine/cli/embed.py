@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import lastword
 from lastword.cli import console, options, read, write
-from lastword.cli.atomic import whole_file
 from lastword.cli.ranges import Ranges, read_ranges
 from lastword.cli.read import Record, Source
 from lastword.cli.stream import embed_records
@@ -137,6 +136,8 @@ def _refuse_overwriting(inputs: Sequence[Source], targets: Sequence[str | None])
 
 
 def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:
+    from lastword.weights.atomic import whole_file
+
     return None if path is None else files.enter_context(whole_file(path))
 
 

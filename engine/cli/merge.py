@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lastword.cli import console
-from lastword.cli.atomic import whole_file
 from lastword.cli.folder import write_folder
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; see `main.py` for its options."""
+    from lastword.weights.atomic import whole_file
     from lastword.weights.blocks import workers
     from lastword.weights.merger import Merge
     from lastword.weights.recipe import read_recipe

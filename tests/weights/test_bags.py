@@ -254,6 +254,35 @@ def test_a_plan_needs_the_ending_json(files, capfd):
     assert "got no ending, expected a plan's name with .json" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("step", ["fsync", "rename", "replace"])
+def test_a_plan_that_cannot_be_finished_leaves_no_plan(files, capfd, monkeypatch, step):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    assert bags("a.jsonl") == 2
+    err = capfd.readouterr().err
+    assert "cannot be written; No space left on device" in err
+    assert err.count("\n") == 1
+    assert not Path("plan.json").exists()
+    assert not list(Path().glob(".*"))
+
+
+def test_a_plan_is_on_the_disk_before_it_is_there(files, monkeypatch):
+    synced = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        assert not Path("plan.json").exists()
+        synced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert bags("a.jsonl") == 0
+    written = [path for place in Path().glob("plan*") for path in (place, *place.rglob("*"))]
+    assert {path.stat().st_ino for path in written} == set(synced)
+
+
 def test_a_bag_without_rows(files, capfd):
     Path("one.txt").write_text("x\n")
     assert bags("one.txt", ratios="10") == 2

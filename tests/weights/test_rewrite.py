@@ -169,6 +169,23 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         write_model(FakeJob(), tmp_path / "new")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_state_that_cannot_be_written_leaves_no_half_of_it(tmp_path, monkeypatch):
+    interrupted(tmp_path, KeyboardInterrupt())
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if "partial/.lastword" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(InputError, match="No space left on device"):
+        write_model(FakeJob(), tmp_path / "new", shard_bytes=400)
+    kept = {f"{name}.facts" for name in NAMES[:2]}
+    assert set(os.listdir(tmp_path / ".new.partial")) == {"job.json", "lock", "model", *kept}
+
+
 def test_two_runs_at_once(tmp_path):
     partial = tmp_path / ".new.partial"
     partial.mkdir()
