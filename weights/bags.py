@@ -47,7 +47,7 @@ def read_bags(ratios: str) -> list[Bag]:
         InputError: not a list of numbers above 0 and up to 100, with `rest` at most once.
     """
     words = [word.strip() for word in ratios.split(",")]
-    shares = [None if word == REST else percent(word) for word in words]
+    shares = [None if word == REST else percent(word, "ratios") for word in words]
     bags = [
         Bag(f"{i}-{REST if share is None else shown_percent(share)}", share)
         for i, share in enumerate(shares, 1)
@@ -59,14 +59,14 @@ def read_bags(ratios: str) -> list[Bag]:
     return bags
 
 
-def percent(word: str) -> Fraction:
-    """Read one percentage, exactly."""
+def percent(word: str, where: str) -> Fraction:
+    """Read one percentage, exactly; `where` begins the message."""
     try:
         ratio = Fraction(word)
     except (ValueError, ZeroDivisionError):
         ratio = Fraction(0)
     if not 0 < ratio <= 100 or "/" in word:
-        raise InputError(f"ratios: got {shown(word)}, expected a percentage above 0, up to 100")
+        raise InputError(f"{where}: got {shown(word)}, expected a percentage above 0, up to 100")
     return ratio
 
 

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     spec = bags_plan.PlanSpec(
         seed=args.seed,
         bags=drawn,
-        old_ratio=bags.percent(args.old_ratio),
+        old_ratio=bags.percent(args.old_ratio, "old_ratio"),
         id_field=args.id_field,
         by_size=args.weights == "size",
         into=args.into,

@@ -21,6 +21,8 @@ _OPTION_OF = {
     "quantize": "--quantize",
     "precision": "--precision",
     "ranges": "--ranges",
+    "ratios": "--ratios",
+    "old_ratio": "--old-ratio",
 }
 
 

@@ -219,7 +219,8 @@ BAD = {
     "bad-id": (["n.jsonl", "--id-field", "id"], 'field "id"; got "x\\ny", expected a whole number'),
     "not-json": (["bad.jsonl", "--id-field", "id"], "row 0: is not JSON"),
     "into": (["a.jsonl", "--into", "m", "--weights", "size"], "name them with --old"),
-    "old-ratio": (["a.jsonl", "--old", "b.jsonl", "--old-ratio", "0"], 'got "0", expected a percentage'),
+    "old-ratio": (["a.jsonl", "--old", "b.jsonl", "--old-ratio", "0"], '--old-ratio: got "0", expected a percentage'),
+    "old-ratio-name": (["a.jsonl", "--old-ratio", "x"], '--old-ratio: got "x"'),
 }  # fmt: skip
 
 
@@ -249,9 +250,12 @@ def test_an_earlier_plan_is_left_alone(files, capfd, name):
     assert Path(name).read_text() == "mine"
 
 
-def test_a_plan_needs_the_ending_json(files, capfd):
-    assert bags("a.jsonl", out="plan") == 2
-    assert "got no ending, expected a plan's name with .json" in capfd.readouterr().err
+@pytest.mark.parametrize("out", ["plan", ".", "", "/", "..", ".json"])
+def test_a_plan_needs_the_ending_json(files, capfd, out):
+    assert bags("a.jsonl", out=out) == 2
+    err = capfd.readouterr().err
+    assert "got no ending, expected a plan's name with .json" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("step", ["fsync", "rename", "replace"])
