@@ -69,7 +69,7 @@ def locate(
         _check_complete(_BUILTIN_FOLDER, "Install lastword again")
         return ModelFiles(BUILTIN, _BUILTIN_FOLDER, None)
     name = os.fspath(model)
-    folder = Path(name).expanduser()
+    folder = _expanded(name)
     if folder.is_dir():
         _check_complete(folder, "Name a folder that holds the whole model")
         return ModelFiles(name, folder, None)
@@ -83,6 +83,14 @@ def locate(
     _check_complete(folder, f"The download is incomplete. {remedy}", name)
     commit = folder.name if _COMMIT.fullmatch(folder.name) else None
     return ModelFiles(name, folder, commit)
+
+
+def _expanded(name: str) -> Path:
+    """Put the user's home for a leading `~`; of a user who is not known it is a name as any other."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def _offline() -> bool:

@@ -137,7 +137,20 @@ def test_wrong_folder(model, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a/b/c", "../x", "./x", "/no/such", "a b", "a/..b", "-x/y", "C:\\m"]
+    "name",
+    [
+        "",
+        "a/b/c",
+        "../x",
+        "./x",
+        "/no/such",
+        "a b",
+        "a/..b",
+        "-x/y",
+        "C:\\m",
+        "~nosuch/x",
+        "~nosuch",
+    ],
 )
 def test_neither_folder_nor_hub_id(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
