@@ -16,13 +16,13 @@ from lastword.weights.agree import check_agreement, notices
 from lastword.weights.blocks import Workers, blocks
 from lastword.weights.card import merge_card
 from lastword.weights.checkpoint import Checkpoint
-from lastword.weights.companions import copy_companions
+from lastword.weights.companions import CARD, copy_companions
 from lastword.weights.file_tensor import FileTensor, open_tensor
 from lastword.weights.layout import LM_HEAD
 from lastword.weights.mapping import DTYPES
 from lastword.weights.recipe import Recipe
 from lastword.weights.spec import read_embedding_spec
-from lastword.weights.stored import open_stored
+from lastword.weights.stored import not_finite, open_stored
 from lastword.weights.tensor_merge import TensorMerge
 from lastword.weights.writer import Layout, Spec
 
@@ -83,7 +83,7 @@ class Merge:
                 facts = merge.describe(work.products, work.coefficients)
                 self._facts[name] = {"tensor": name, "shape": list(shape), **facts}
             except InputError as problem:
-                raise WeightsError(f"tensor {name}: {self._not_finite(plain) or problem}") from None
+                raise self._not_finite(name) or WeightsError(f"tensor {name}: {problem}") from None
 
     def facts(self, name: str) -> dict[str, Any]:
         """Give a merged tensor's name, shape and what `merge.describe` says of it."""
@@ -93,7 +93,7 @@ class Merge:
         """Write the model card and the donor's files."""
         fingerprint = Checkpoint(folder, self.donor.config).fingerprint()
         card = merge_card(self.recipe, self.opened, self.layout, fingerprint)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
         copy_companions(self.donor.folder, folder, {dtype for dtype, _ in self.layout.values()})
 
     def _spec(self, plain: str) -> Spec:
@@ -103,10 +103,11 @@ class Merge:
     def _open(self, model: str, plain: str) -> AbstractContextManager[FileTensor]:
         return open_tensor(self.opened[model].tensors[plain], plain)
 
-    def _not_finite(self, plain: str) -> str | None:
-        """Name the models whose tensor holds NaN or infinity."""
-        for name in self.opened:
-            with self._open(name, plain) as tensor:
+    def _not_finite(self, name: str) -> WeightsError | None:
+        """Name the first model whose tensor holds NaN or infinity."""
+        plain = self._plain[name]
+        for model in self.opened:
+            with self._open(model, plain) as tensor:
                 if not all(tensor[block].isfinite().all() for block in blocks(tensor.numel())):
-                    return f"{name} holds NaN or infinity, expected finite weights"
+                    return not_finite(model, name)
         return None

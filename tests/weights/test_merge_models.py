@@ -247,7 +247,8 @@ def test_threads_and_their_settings_are_given_back(three, merged):
 def test_a_revision_of_a_hub_model(tmp_path, three, monkeypatch):
     asked = []
 
-    def locate(model, *, revision, local_files_only):
+    def locate(model, *, revision, local_files_only, also):
+        assert "README.md" in also
         asked.append((model, revision, local_files_only))
         return ModelFiles(model, Path(three[2]), "c0ffee")
 
