@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -72,13 +73,14 @@ def write_model(
     """
     shards = _cut(job.layout, shard_bytes)
     _check_free(out)
-    partial = out.parent / f".{out.name}.partial"
+    place = Path(os.path.realpath(out))  # a link to an empty folder stays a link
+    partial = place.parent / f".{place.name}.partial"
     with writing(out), _locked(partial):
         with _kept_or_gone(partial, shards, notice):
             _check_free(out)  # once more: another run may just have finished
             _take_up(partial, job, shards, notice)
             done = [_shard(partial, job, *shard, progress) for shard in shards.items()]
-            _finish(partial, job, out, shards)
+            _finish(partial, job, place, shards)
         shutil.rmtree(partial, ignore_errors=True)
     return [facts for shard in done for facts in shard]
 
@@ -106,7 +108,12 @@ def num_bytes(layout: Layout, names: Iterable[str]) -> int:
 
 
 def _check_free(out: Path) -> None:
+    """Refuse, before the work, a place that the finished folder could not be renamed to."""
     if out.is_dir() and not any(out.iterdir()):
+        if os.path.ismount(os.path.realpath(out)):
+            raise InputError(f"{out}: is a mount point, expected a new folder. Name one inside it")
+        if out.samefile("."):
+            raise InputError(f"{out}: is the current folder, expected a new one. Name another one")
         return
     if out.exists() or out.is_symlink():
         raise InputError(f"{out}: is there already, expected a new folder. Name another one")

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,32 @@ def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "new").mkdir()
     write_model(FakeJob(), tmp_path / "new")
     assert (tmp_path / "new/config.json").is_file()
+
+
+def test_a_link_to_an_empty_folder_is_filled_and_stays_a_link(tmp_path):
+    (tmp_path / "disk/real").mkdir(parents=True)
+    (tmp_path / "new").symlink_to("disk/real")
+    write_model(FakeJob(), tmp_path / "new")
+    assert (tmp_path / "new").is_symlink()
+    assert sorted(os.listdir(tmp_path / "disk/real")) == ["config.json", "model.safetensors"]
+    assert (sorted(os.listdir(tmp_path)), os.listdir(tmp_path / "disk")) == (
+        ["disk", "new"],
+        ["real"],
+    )
+
+
+@pytest.mark.parametrize("name", [".", "", "../here"])
+@pytest.mark.parametrize("kind", ["current", "mount"])
+def test_a_folder_that_cannot_be_renamed_over_is_refused_first(tmp_path, monkeypatch, name, kind):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    job, what = FakeJob(), "is the current folder, expected a new one. Name another one"
+    if kind == "mount":
+        monkeypatch.setattr(os.path, "ismount", lambda path: path == str(tmp_path / "here"))
+        what = "is a mount point, expected a new folder. Name one inside it"
+    with pytest.raises(InputError, match=f"^{re.escape(str(Path(name)))}: {what}$"):
+        write_model(job, Path(name))
+    assert (job.made, os.listdir(tmp_path), os.listdir()) == ({}, ["here"], [])
 
 
 def test_places_that_cannot_be_written(tmp_path):
