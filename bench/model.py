@@ -58,7 +58,7 @@ class RandomCheckpoint(Checkpoint):
     def norm(self) -> Tensor:
         return self._normal(self.config.hidden_size).mul_(0.1).add_(1)
 
-    def layer(self, index: int, dtype: torch.dtype | None = None) -> LayerWeights:  # noqa: ARG002
+    def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:  # noqa: ARG002
         """One layer; matrices keep the size of what they multiply."""
         c = self.config
         C, F, D = c.hidden_size, c.intermediate_size, c.head_dim

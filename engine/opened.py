@@ -92,7 +92,7 @@ class OpenedModel:
     def space_fingerprint(self, truncate_dim: int | None = None) -> str:
         """Hash what a vector's meaning depends on: vectors may be compared where it is equal."""
         return fingerprint(
-            weights=self.checkpoint.fingerprint(),
+            weights=self.checkpoint.fingerprint,
             tokenizer=self._tokenizer.file_hash,
             config=repr(self.config),
             normalize=self.spec.normalize,

@@ -91,7 +91,7 @@ class Merge:
 
     def finish(self, folder: Path) -> None:
         """Write the model card and the donor's files."""
-        fingerprint = Checkpoint(folder, self.donor.config).fingerprint()
+        fingerprint = Checkpoint(folder, self.donor.config).fingerprint
         card = merge_card(self.recipe, self.opened, self.layout, fingerprint)
         (folder / CARD).write_text(card, encoding="utf-8")
         copy_companions(self.donor.folder, folder, {dtype for dtype, _ in self.layout.values()})

@@ -50,7 +50,7 @@ def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
     files = locate(model, revision=revision, local_files_only=local_files_only, also=PATTERNS)
     config = read_config(files.folder)
     stored = read_tensors(files.folder)
-    fingerprint = Checkpoint(files.folder, config, stored=stored).fingerprint()
+    fingerprint = Checkpoint(files.folder, config, stored=stored).fingerprint
     head = stored.get(LM_HEAD)
     if head is not None and (head.dtype not in DTYPES or len(head.shape) != 2):
         raise WeightsError(

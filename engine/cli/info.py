@@ -59,7 +59,7 @@ def describe(embedder: "Embedder") -> dict[str, object]:
         "default_prompt": embedder.default_prompt_name,
         "space": embedder.space_fingerprint(),
         "run": embedder.run_fingerprint(prompt, "float32", None, None),
-        "weights": checkpoint.fingerprint(),
+        "weights": checkpoint.fingerprint,
         "notices": list(embedder.notices),
         "config": asdict(embedder.config),
     }

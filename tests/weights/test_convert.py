@@ -50,7 +50,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def fingerprint(folder: Path) -> str:
-    return Checkpoint(folder, read_config(folder)).fingerprint()
+    return Checkpoint(folder, read_config(folder)).fingerprint
 
 
 @pytest.mark.parametrize("target", DTYPES)

@@ -168,9 +168,9 @@ def test_report_and_card(three, merged):
         )
     card = (out / "README.md").read_text(encoding="utf-8")
     for name, weight in zip(three, ("2.8", "4.3"), strict=False):
-        fingerprint = Checkpoint(Path(name), read_config(Path(name))).fingerprint()
+        fingerprint = Checkpoint(Path(name), read_config(Path(name))).fingerprint
         assert f"| {name} | a folder | {weight} | `{fingerprint}` |" in card
-    assert Checkpoint(out, read_config(out)).fingerprint() in card
+    assert Checkpoint(out, read_config(out)).fingerprint in card
     front = yaml.safe_load(card.split("---")[1])
     assert front["tags"] == ["lastword", "merge", "sentence-transformers"]
     shown = card.split("## Recipe")[1]
