@@ -73,7 +73,7 @@ def write_model(
     """
     shards = _cut(job.layout, shard_bytes)
     _check_free(out)
-    place = Path(os.path.realpath(out))  # a link to an empty folder stays a link
+    place = out.resolve() if out.is_symlink() else out  # a link to an empty folder stays one
     partial = place.parent / f".{place.name}.partial"
     with writing(out), _locked(partial):
         with _kept_or_gone(partial, shards, notice):
