@@ -20,6 +20,7 @@ from tokenizers.processors import Sequence as Processors
 
 from lastword.bench.shapes import SIZES, VOCABULARY, sizes_of
 from lastword.errors import ConfigError
+from lastword.tokens import QWEN_WORDS
 from lastword.weights.config import ModelConfig, parse_config
 from lastword.weights.layout import LM_HEAD, PREFIX, expected_shapes
 from lastword.weights.shards import INDEX, SINGLE
@@ -29,10 +30,6 @@ END = "<|endoftext|>"
 SPECIAL = (END, "<|im_start|>", "<|im_end|>")
 QUERY_PROMPT = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
-)
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _TEXTS = (
     QUERY_PROMPT,
@@ -60,7 +57,7 @@ def make_tokenizer(
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
