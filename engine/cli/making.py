@@ -18,6 +18,8 @@ MERGE_EXAMPLES = """example: merge.yaml, read as mergekit reads it
 
   lastword merge merge.yaml ./merged --report tensors.jsonl
 
+A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of it.
+
 Methods: linear (weight; normalize), multislerp (weight; normalize_weights; base_model if any),
 task_arithmetic (weight; lambda, normalize; base_model), slerp (t, from base_model to the other
 model). dtype or out_dtype is that of the result; by default it stays as stored. Inner products and
@@ -29,7 +31,10 @@ again."""
 
 CONVERT_EXAMPLES = """examples:
   lastword convert Qwen/Qwen3-Embedding-0.6B ./model-f32 --dtype f32
-  lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB"""
+  lastword convert owner/model@v1.0 ./model --dtype bf16
+  lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB
+
+id@revision names a branch, tag or commit of a Hugging Face id."""
 
 BAGS_EXAMPLES = """examples:
   lastword bags msmarco.jsonl nli.jsonl --ratios 80,100 --seed 7 -o plan.json
