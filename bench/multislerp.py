@@ -32,9 +32,10 @@ def multislerp(
     """
     origin = torch.zeros_like(tensors[0], dtype=torch.float64) if base is None else base.double()
     total = sum(weights) if normalize else 1.0
-    directions, norm = torch.zeros_like(origin), 0.0
+    direction, norm = torch.zeros_like(origin), 0.0
     for tensor, weight in zip(tensors, weights, strict=True):
         x = tensor.double() - origin
-        directions += weight / total * x / x.norm()
+        direction += weight / total * x / x.norm()
         norm += weight / total * float(x.norm())
-    return origin + norm * directions / directions.norm()
+    merged: Tensor = origin + norm * direction / direction.norm()
+    return merged

@@ -274,13 +274,13 @@ def test_compiling_without_triton_is_one_line(capfd, monkeypatch) -> None:
 
 
 def test_what_was_compiled_is_written_as_it_comes(capfd, monkeypatch) -> None:
-    compile = pytest.importorskip("lastword.bench.compile")
+    ahead = pytest.importorskip("lastword.bench.compile")
 
     def stopped(*_):
-        yield compile.Resources("sm_90", "0.6B", "bfloat16", "swiglu", 32, 0, 0, False, False, True)
+        yield ahead.Resources("sm_90", "0.6B", "bfloat16", "swiglu", 32, 0, 0, False, False, True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compile, "compile_all", stopped)
+    monkeypatch.setattr(ahead, "compile_all", stopped)
     assert main([*COMPILE, "--json", "rows.jsonl"]) == 130
     (row,) = (json.loads(line) for line in Path("rows.jsonl").read_text().splitlines())
     assert (row["operation"], row["registers"], "triton" in row) == ("swiglu", 32, True)
