@@ -132,9 +132,7 @@ def break_down(
         with _stage(seconds, "tokens", model.device):
             ids = [embedder.token_ids(window) for window in windows]
         with _stage(seconds, "forests", model.device):
-            forests = [
-                forest for each in ids for forest in plan_forests(each, embedder.max_batch_tokens)
-            ]
+            forests = forests_of(ids, embedder.max_batch_tokens)
         with _stage(seconds, "forward", model.device):
             states = [model.forward(forest) for forest in forests]
         with _stage(seconds, "finish", model.device):
@@ -147,6 +145,11 @@ def break_down(
     needed = needed_by_operation(model.config, work(text for each in ids for text in each))
     mfu = {name: flops / operations_s[name] / rate for name, flops in needed.items()}
     return Breakdown(_medians(stages[1:]), operations_s, mfu)
+
+
+def forests_of(ids: Sequence[list[list[int]]], max_batch_tokens: int) -> list[Forest]:
+    """The batches that `encode` would run, from the token ids of each window of texts."""
+    return [forest for each in ids for forest in plan_forests(each, max_batch_tokens)]
 
 
 def _operations(model: Model, forests: Sequence[Forest]) -> dict[str, float]:

@@ -20,8 +20,9 @@ from tokenizers.processors import Sequence as Processors
 
 from lastword.bench.shapes import SIZES, VOCABULARY, sizes_of
 from lastword.errors import ConfigError
+from lastword.tokens import QWEN_WORDS
 from lastword.weights.config import ModelConfig, parse_config
-from lastword.weights.layout import IGNORED, PREFIX, expected_shapes
+from lastword.weights.layout import LM_HEAD, PREFIX, expected_shapes
 from lastword.weights.shards import INDEX, SINGLE
 from lastword.weights.writer import stream_safetensors
 
@@ -29,10 +30,6 @@ END = "<|endoftext|>"
 SPECIAL = (END, "<|im_start|>", "<|im_end|>")
 QUERY_PROMPT = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
-)
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _TEXTS = (
     QUERY_PROMPT,
@@ -60,7 +57,7 @@ def make_tokenizer(
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -243,7 +240,7 @@ def _write_weights(
     numbers = {name: number for number, name in enumerate(shapes)}
     stored = {prefix + name: name for name in shapes}
     if head:
-        stored[IGNORED] = "embed_tokens.weight"
+        stored[LM_HEAD] = "embed_tokens.weight"
     layout = {key: (dtype, shapes[name]) for key, name in stored.items()}
 
     def read(key: str) -> torch.Tensor:

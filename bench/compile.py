@@ -10,7 +10,6 @@ from the assembly's own notes.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -30,6 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import ASTSource
 
 from lastword.bench.launches import Launch, model_launches
+from lastword.bench.records import json_lines
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -217,16 +217,15 @@ def run(
     dtypes: Sequence[str] = DTYPES,
     json_file: Path | None = None,
 ) -> list[Resources]:
-    """Compile, showing the table as it comes and writing it as JSON lines where asked."""
-    show(f"triton {triton.__version__}, compiled ahead of time, not run")
-    show(HEADER)
+    """Compile, showing the table and, where asked, writing JSON lines as it comes."""
     rows = []
-    for row in compile_all(targets, models, dtypes):
-        rows.append(row)
-        show(line(row))
-    if json_file:
-        versioned = [{"triton": triton.__version__, **asdict(row)} for row in rows]
-        json_file.write_text("".join(json.dumps(row) + "\n" for row in versioned))
+    with json_lines(json_file) as write:
+        show(f"triton {triton.__version__}, compiled ahead of time, not run")
+        show(HEADER)
+        for row in compile_all(targets, models, dtypes):
+            rows.append(row)
+            write({"triton": triton.__version__, **asdict(row)})
+            show(line(row))
     return rows
 
 
@@ -254,7 +253,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", action="append", choices=tuple(TARGETS))
     parser.add_argument("--model", action="append", choices=MODELS)
     parser.add_argument("--dtype", action="append", choices=DTYPES)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write JSON lines")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write JSON lines as they come"
+    )
     parser.add_argument("--bounds", type=Path, metavar="FILE", help="rewrite the bounds in FILE")
     return parser
 

@@ -7,7 +7,7 @@ import torch
 
 from lastword.errors import ConfigError
 from lastword.weights import Checkpoint, ModelConfig, read_config
-from lastword.weights.layout import EMBEDDING, IGNORED, PREFIX
+from lastword.weights.layout import EMBEDDING, LM_HEAD, PREFIX
 from lastword.weights.mapping import mapped
 from lastword.weights.shards import read_tensors
 
@@ -37,7 +37,7 @@ def write_gguf(folder: Path, path: Path, tokens: Sequence[int]) -> None:
 
     found = read_tensors(folder)
     Checkpoint(folder, config, stored=found)  # holds names, shapes and dtypes to the config
-    tensors = {name.removeprefix(PREFIX): info for name, info in found.items() if name != IGNORED}
+    tensors = {name.removeprefix(PREFIX): info for name, info in found.items() if name != LM_HEAD}
 
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.QWEN3])
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)

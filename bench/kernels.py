@@ -22,7 +22,7 @@ from lastword.bench.cases import Case, cases
 from lastword.bench.gate import Gate, plain
 from lastword.bench.machine import describe_run
 from lastword.bench.measure import Roofs, Timing, measure_roofs, time_call
-from lastword.bench.options import FORMS
+from lastword.bench.options import BASELINES, FORMS, OPS, REP_MS
 from lastword.bench.plot import check_plot, plot_roofline
 from lastword.bench.records import json_lines
 from lastword.bench.table import OURS, Row, case_line, heading, row_line, sharing_line
@@ -49,8 +49,10 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         show(heading(about, roofs))
         if args.plot is not None and roofs is not None:  # of what there is, also when stopped
             opened.callback(plot_roofline, args.plot, rows, roofs, about)
-        bench = _Bench(device, dtype, roofs, args.rep_ms, args.own, own, tuple(args.beside))
-        for case in cases(args.op, models, tokens, dtype, device):
+        beside = BASELINES if args.beside is None else tuple(args.beside)
+        rep_ms = args.rep_ms or REP_MS
+        bench = _Bench(device, dtype, roofs, rep_ms, args.own, own, beside)
+        for case in cases(args.op or OPS, models, tokens, dtype, device):
             show(case_line(case))
             for row in bench.rows(case):
                 write(asdict(row))
@@ -71,7 +73,7 @@ def _checked(args: argparse.Namespace) -> Callable[..., Any] | None:
             raise ConfigError("--plot: nothing is timed under TRITON_INTERPRET=1. Leave one out")
     if args.own is None:
         return None
-    if len(args.op) != 1:
+    if len(args.op or OPS) != 1:
         raise ConfigError("--with: for which operation? Expected one --op with it")
     return load_function(args.own)
 

@@ -28,14 +28,16 @@ def prepare(folder: Path, loads: list[Workload], scratch: Path) -> None:
     from lastword.bench.gguf import write_gguf
     from lastword.weights import read_config, read_embedding_spec
 
-    tokenize = tokenizer_of(folder)
+    spec = read_embedding_spec(folder, read_config(folder))
+    tokenize = tokenizer_of(folder, spec.prompts)
     texts = list(chain.from_iterable(tokenize(load.texts, load.kind) for load in loads))
     tokens = sorted(set(chain.from_iterable(texts)))
     write_gguf(folder, scratch / _MODEL, tokens)
     about = {
         "tokens": tokens,
         "longest": max(map(len, texts)),
-        "normalize": read_embedding_spec(folder, read_config(folder)).normalize,
+        "normalize": spec.normalize,
+        "prompts": dict(spec.prompts),
     }
     (scratch / _ABOUT).write_text(json.dumps(about))
 
@@ -46,7 +48,7 @@ def open_model(folder: Path, scratch: Path, threads: int) -> Callable[[list[str]
 
     about = json.loads((scratch / _ABOUT).read_text())
     ids = {token: place for place, token in enumerate(about["tokens"])}
-    tokenize = tokenizer_of(folder)
+    tokenize = tokenizer_of(folder, about["prompts"])
     server = xllamacpp.Server(_settings(xllamacpp, scratch / _MODEL, about, threads))
 
     def encode(texts: list[str], kind: str) -> bytes:

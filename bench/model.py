@@ -16,7 +16,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from lastword.bench.breakdown import Breakdown, break_down, breakdown_lines
+from lastword.bench.breakdown import Breakdown, break_down, breakdown_lines, forests_of
 from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
 from lastword.bench.flops import needed_flops, work
 from lastword.bench.machine import busy_notice, describe_run
@@ -30,7 +30,7 @@ from lastword.bench.workloads import WORDS, texts_of
 from lastword.device import choose_device, choose_dtype
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError
-from lastword.forest import Forest, plan_forests
+from lastword.forest import Forest
 from lastword.model import Model
 from lastword.runner import InProcess
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig
@@ -58,7 +58,7 @@ class RandomCheckpoint(Checkpoint):
     def norm(self) -> Tensor:
         return self._normal(self.config.hidden_size).mul_(0.1).add_(1)
 
-    def layer(self, index: int, dtype: torch.dtype | None = None) -> LayerWeights:  # noqa: ARG002
+    def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:  # noqa: ARG002
         """One layer; matrices keep the size of what they multiply."""
         c = self.config
         C, F, D = c.hidden_size, c.intermediate_size, c.head_dim
@@ -98,11 +98,8 @@ class RandomEmbedder(Embedder):
 
     def forests(self, texts: list[str]) -> list[Forest]:
         """The batches that `encode` would run."""
-        return [
-            forest
-            for window in cut_windows(iter(texts))
-            for forest in plan_forests(self.token_ids(window), self.max_batch_tokens)
-        ]
+        ids = [self.token_ids(window) for window in cut_windows(iter(texts))]
+        return forests_of(ids, self.max_batch_tokens)
 
     def forward(self, forests: list[Forest]) -> None:
         """The forward alone, without tokens, forests and finish; on a GPU packing is in it."""

@@ -13,6 +13,7 @@ from lastword.cli.options import QUANTIZE, positive
 OPS = ("rms_norm", "add_rms_norm", "qk_norm_rope", "forest_attention", "final_attention", "swiglu")
 BASELINES = ("eager", "compile", "sdpa-flash", "sdpa-cudnn", "varlen", "liger")
 FORMS = ("descriptor",)  # lastword's own, beside its default where they are named
+REP_MS = 100
 PEERS = ("sentence-transformers", "llama.cpp")
 DTYPES = ("float32", "bfloat16", "float16")
 _QUICK = "only {} documents, {} queries and {} queries one a call".format(*QUICK)
@@ -56,7 +57,6 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         "--op",
         nargs="+",
         choices=OPS,
-        default=list(OPS),
         metavar="OP",
         help=f"{', '.join(OPS)}; all by default",
     )
@@ -84,18 +84,18 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         "--beside",
         nargs="*",
         choices=BASELINES + FORMS,
-        default=list(BASELINES),
         metavar="NAME",
         help=f"baselines ({', '.join(BASELINES)}); all by default, none where nothing follows; or "
         "another form of lastword's own (descriptor: forest_attention on sm_90 and sm_100)",
     )
     parser.add_argument(
-        "--rep-ms", type=positive, default=100, help="milliseconds spent on each time (100)"
+        "--rep-ms", type=positive, help=f"milliseconds spent on each time ({REP_MS})"
     )
     parser.add_argument(
         "--compile-only",
         action="store_true",
-        help="compile for every GPU architecture, without a GPU; print registers, spills, memory",
+        help="compile for every GPU architecture, without a GPU; print registers, spills, memory; "
+        "with --model, --dtype and --json only",
     )
     _add_json(parser)
     _add_plot(parser, "draw a roofline (.svg, .png)")

@@ -31,7 +31,7 @@ from lastword.bench.workloads import FULL, QUICK, Workload, tokenizer_of, worklo
 from lastword.device import choose_device, choose_dtype
 from lastword.errors import ConfigError
 from lastword.extras import install
-from lastword.weights import ModelConfig, read_config
+from lastword.weights import ModelConfig, read_config, read_embedding_spec
 
 OURS = "lastword"
 # What is imported for each: the package that computes, then what it needs.
@@ -127,6 +127,7 @@ def compare(
     (scratch / "workloads.json").write_text(json.dumps([asdict(load) for load in loads]))
     if "llama.cpp" in beside:
         prepare(folder, loads, scratch)
+    needed = {load.name: _needed(folder, load) for load in loads}
     name = str(dtype).removeprefix("torch.")
     children = {
         peer: Child(peer, folder, scratch, threads=threads, device=str(device), dtype=name)
@@ -148,7 +149,7 @@ def compare(
             "texts": len(load.texts),
             "max_abs_difference": {peer: d for peer, (d, _) in differences[load.name].items()},
             "min_cosine": {peer: c for peer, (_, c) in differences[load.name].items()},
-            **_figures(folder, load, rounds_s[load.name], rate),
+            **_figures(needed[load.name], rounds_s[load.name], rate),
         }
         for load in loads
     ]
@@ -220,10 +221,10 @@ def _time(
 
 
 def _figures(
-    folder: Path, load: Workload, rounds_s: dict[str, list[float]], rate: float
+    needed: tuple[list[Work], int], rounds_s: dict[str, list[float]], rate: float
 ) -> dict[str, object]:
     """Median seconds, speed-ups with the lowest and highest of a round, and share of the limit of one workload."""
-    needed, flops = _needed(folder, load)
+    calls, flops = needed
     seconds = {peer: statistics.median(times) for peer, times in rounds_s.items()}
     ours = seconds.pop(OURS)
     by_round = {
@@ -231,8 +232,8 @@ def _figures(
         for peer in seconds
     }
     return {
-        "tokens_asked": sum(item.tokens_asked for item in needed),
-        "tokens_needed": sum(item.tokens for item in needed),
+        "tokens_asked": sum(call.tokens_asked for call in calls),
+        "tokens_needed": sum(call.tokens for call in calls),
         "round_seconds": rounds_s,
         "seconds": {OURS: ours, **seconds},
         "speedup": {peer: theirs / ours for peer, theirs in seconds.items()},
@@ -245,7 +246,8 @@ def _figures(
 def _needed(folder: Path, load: Workload) -> tuple[list[Work], int]:
     """What each call of the workload needs: one call, or one a text."""
     config = read_config(folder)
-    ids = tokenizer_of(folder)(load.texts, load.kind)
+    prompts = read_embedding_spec(folder, config).prompts
+    ids = tokenizer_of(folder, prompts)(load.texts, load.kind)
     calls = [work([one]) for one in ids] if load.one_by_one else [work(ids)]
     return calls, sum(needed_flops(config, call) for call in calls)
 

@@ -4,10 +4,9 @@ A common word is one token in Qwen's tokenizer, so the word counts below are tok
 end token. Knows no model but by its tokenizer.
 """
 
-import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,13 +57,14 @@ def workloads(documents: int, queries: int, singles: int) -> list[Workload]:
     ]
 
 
-def tokenizer_of(folder: Path) -> Callable[[list[str], str], list[list[int]]]:
+def tokenizer_of(
+    folder: Path, prompts: Mapping[str, str]
+) -> Callable[[list[str], str], list[list[int]]]:
     """Give the function from texts and their kind to token ids: the kind's prompt before, the end token behind."""
     from tokenizers import Tokenizer  # this file is read on every --help
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
-    prompts = json.loads((folder / "config_sentence_transformers.json").read_text())["prompts"]
 
     def tokenize(texts: list[str], kind: str) -> list[list[int]]:
         prompted = [prompts.get(kind, "") + text for text in texts]

@@ -138,8 +138,8 @@ class Model:
     `forward` maps a Forest to the final states [N', C]: the hidden state after the final norm at each distinct text's
     last token, in the compute dtype. `quantize="int8"` quantises the layers' matrix products, on a CPU in fp32; "fp8"
     those of all layers but the first and the last, on a GPU in bf16. Norms and attention stay in the compute dtype.
-    With `cuda_graphs` small batches on a GPU are replayed as CUDA graphs, to the same bits as without. `loaded` is told of
-    layers as they are read.
+    With `cuda_graphs` small batches on a GPU are replayed as CUDA graphs, to the same bits as without. `loaded` is told
+    of layers as they are read.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Model:
         quantize: str | None = None,
         *,
         cuda_graphs: bool = True,
-        loaded: Callable[[int], None] = lambda layers: None,
+        loaded: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
         # On a CPU the table stays in the mapped file as it is stored: only the rows asked for are read and converted.

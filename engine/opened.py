@@ -163,7 +163,7 @@ class OpenedModel:
         dim = self._dim(truncate_dim)
         asked = normalize_embeddings and dim == self.config.hidden_size  # one that is cut always is
         return fingerprint(
-            weights=self.checkpoint.fingerprint(),
+            weights=self.checkpoint.fingerprint,
             tokenizer=self._tokenizer.file_hash,
             config=repr(self.config),
             normalize=self.spec.normalize or asked,

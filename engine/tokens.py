@@ -21,7 +21,7 @@ _CHARS_PER_TOKEN = 8
 
 # The word pattern of every Qwen2 and Qwen3 tokenizer. In it a letter is never followed by a non-letter, so that
 # between the two a word always ends, whatever comes after: a text may be cut there and its first tokens stay.
-_QWEN_WORDS = (
+QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -101,7 +101,7 @@ class TextTokenizer:
         return (
             name == "NFC"
             and len(steps) == 2
-            and steps[0].get("pattern") == {"Regex": _QWEN_WORDS}
+            and steps[0].get("pattern") == {"Regex": QWEN_WORDS}
             and steps[0].get("behavior") == "Isolated"
             and not steps[0].get("invert")
             and steps[1].get("type") == "ByteLevel"

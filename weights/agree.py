@@ -8,7 +8,7 @@ from lastword.errors import ConfigError, WeightsError, some
 from lastword.weights.companions import TOKENIZER, differing, vocabulary
 from lastword.weights.config import ModelConfig
 from lastword.weights.fields import read_bytes, shown
-from lastword.weights.layout import IGNORED
+from lastword.weights.layout import LM_HEAD
 from lastword.weights.stored import StoredModel
 
 _FREE = ("max_position_embeddings",)  # a limit, no part of the arithmetic
@@ -41,9 +41,9 @@ def notices(donor: StoredModel, models: Sequence[StoredModel]) -> list[str]:
         for other in models
         if other.folder != donor.folder and (files := differing(donor.folder, other.folder))
     ]
-    without = [model.name for model in models if IGNORED not in model.tensors]
+    without = [model.name for model in models if LM_HEAD not in model.tensors]
     if without and len(without) < len(models):
-        said.append(f"{IGNORED} is left out: not in {some(without)}; embeddings do not use it")
+        said.append(f"{LM_HEAD} is left out: not in {some(without)}; embeddings do not use it")
     return said
 
 

@@ -2,7 +2,7 @@
 
 Each dataset (a file, a row a line) is sampled by itself, without replacement: a bag of 80 has 80 % of every
 dataset. What is chosen depends on the seed, the bag and the dataset's name and number of rows alone. Knows
-nothing about training; `plan.py` writes what this decides.
+nothing about training; `bags_plan.py` writes what this decides.
 """
 
 import hashlib
@@ -40,33 +40,33 @@ class Bag:
     ratio: Fraction | None
 
 
-def read_bags(ratios: str) -> list[Bag]:
-    """Read percentages such as `80,100` or `50,rest`; bag i is called `i-RATIO`.
+def read_bags(ratios: str, where: str = "ratios") -> list[Bag]:
+    """Read percentages such as `80,100` or `50,rest`; bag i is called `i-RATIO`; `where` begins messages.
 
     Raises:
         InputError: not a list of numbers above 0 and up to 100, with `rest` at most once.
     """
     words = [word.strip() for word in ratios.split(",")]
-    shares = [None if word == REST else percent(word) for word in words]
+    shares = [None if word == REST else percent(word, where) for word in words]
     bags = [
         Bag(f"{i}-{REST if share is None else shown_percent(share)}", share)
         for i, share in enumerate(shares, 1)
     ]
     if words.count(REST) > 1 or words == [REST]:
-        raise InputError(f"ratios: got {ratios}, expected rest once, beside another ratio")
+        raise InputError(f"{where}: got {ratios}, expected rest once, beside another ratio")
     if REST in words and any(bag.ratio == 100 for bag in bags):
-        raise InputError(f"ratios: got {ratios}; beside a bag of 100 there is no rest")
+        raise InputError(f"{where}: got {ratios}; beside a bag of 100 there is no rest")
     return bags
 
 
-def percent(word: str) -> Fraction:
-    """Read one percentage, exactly."""
+def percent(word: str, where: str) -> Fraction:
+    """Read one percentage, exactly; `where` begins the message."""
     try:
         ratio = Fraction(word)
     except (ValueError, ZeroDivisionError):
         ratio = Fraction(0)
     if not 0 < ratio <= 100 or "/" in word:
-        raise InputError(f"ratios: got {shown(word)}, expected a percentage above 0, up to 100")
+        raise InputError(f"{where}: got {shown(word)}, expected a percentage above 0, up to 100")
     return ratio
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from lastword.errors import InputError, WeightsError, some
 from lastword.weights.config import ModelConfig
 from lastword.weights.header import TensorInfo
-from lastword.weights.layout import EMBEDDING, IGNORED, NORM, PREFIX, expected_shapes
+from lastword.weights.layout import EMBEDDING, LM_HEAD, NORM, PREFIX, expected_shapes
 from lastword.weights.mapping import DTYPES, mapped
 from lastword.weights.shards import read_tensors
 
@@ -61,7 +61,7 @@ class Checkpoint:
     ) -> None:
         self.folder, self.config = Path(folder), config
         found = read_tensors(self.folder) if stored is None else stored
-        kept = {name: info for name, info in found.items() if name != IGNORED}
+        kept = {name: info for name, info in found.items() if name != LM_HEAD}
         self._tensors = _checked(self.folder, config, kept)
         infos = self._tensors.values()
         self.num_parameters = sum(math.prod(info.shape) for info in infos)
@@ -77,16 +77,11 @@ class Checkpoint:
         return mapped(self._tensors[EMBEDDING], EMBEDDING)
 
     def norm(self) -> Tensor:
-        """Give the final norm's weight `[C]`."""
-        return self._fused([NORM], None)
+        """Give the final norm's weight `[C]` in its stored dtype, in memory of its own."""
+        return mapped(self._tensors[NORM], NORM).clone()
 
-    def layer(self, index: int, dtype: torch.dtype | None = None) -> LayerWeights:
-        """Read one layer into memory of its own.
-
-        Args:
-            index: 0 to L - 1.
-            dtype: convert while copying; None keeps the stored one.
-        """
+    def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:
+        """Read one layer, 0 to L - 1, into memory of its own, converted while it is copied."""
         if not 0 <= index < self.config.num_hidden_layers:
             last = self.config.num_hidden_layers - 1
             raise InputError(f"{self.folder}: layer; got {index}, expected 0 to {last}")
@@ -109,16 +104,13 @@ class Checkpoint:
             down=read("mlp.down_proj.weight"),
         )
 
+    @cached_property
     def fingerprint(self) -> str:
-        """Hash every tensor's name, dtype, shape and three sampled 4 KiB blocks.
+        """Hash every tensor's name, dtype, shape and three sampled 4 KiB blocks, once.
 
         Returns:
-            64 hex digits that depend neither on the sharding nor on the key prefix; read once.
+            64 hex digits that depend neither on the sharding nor on the key prefix.
         """
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
         total = hashlib.sha256()
         for name in self.names():
             info = self._tensors[name]
@@ -126,11 +118,9 @@ class Checkpoint:
             total.update(_sampled(info))
         return total.hexdigest()
 
-    def _fused(self, names: list[str], dtype: torch.dtype | None) -> Tensor:
+    def _fused(self, names: list[str], dtype: torch.dtype) -> Tensor:
         """Copy tensors one below the other into one of their own, converting on the way."""
         infos = [self._tensors[name] for name in names]
-        if dtype is None:
-            dtype = _widest({DTYPES[info.dtype] for info in infos})
         rows = sum(info.shape[0] for info in infos)
         whole = torch.empty((rows, *infos[0].shape[1:]), dtype=dtype)
         start = 0
@@ -138,11 +128,6 @@ class Checkpoint:
             whole[start : start + info.shape[0]].copy_(mapped(info, name))
             start += info.shape[0]
         return whole
-
-
-def _widest(dtypes: set[torch.dtype]) -> torch.dtype:
-    """Choose the dtype that holds every part exactly: parts that differ meet in fp32."""
-    return next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
 
 
 def _key_prefix(folder: Path, stored: dict[str, TensorInfo]) -> str:

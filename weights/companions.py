@@ -14,6 +14,7 @@ import torch
 from lastword.errors import WeightsError
 from lastword.weights.fields import read_object
 
+CARD = "README.md"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 _NAMES = (
@@ -21,12 +22,14 @@ _NAMES = (
     "merges.txt", "chat_template.jinja", "generation_config.json", "modules.json",
     "config_sentence_transformers.json", "sentence_bert_config.json", "LICENSE", "NOTICE",
 )  # fmt: skip
+_MODULES = "*/config.json"
+PATTERNS = (*_NAMES, _MODULES, CARD)  # of all that a new model may take over, for the hub
 
 
 def companions(folder: Path) -> Iterator[Path]:
     """List the files to take over, relative to their folder; `config.json` is not among them."""
     yield from (Path(name) for name in _NAMES if (folder / name).is_file())
-    yield from (path.relative_to(folder) for path in sorted(folder.glob("*/config.json")))
+    yield from (path.relative_to(folder) for path in sorted(folder.glob(_MODULES)))
 
 
 def differing(folder: Path, other: Path) -> list[str]:

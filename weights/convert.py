@@ -11,13 +11,11 @@ from torch import Tensor
 
 from lastword.errors import WeightsError
 from lastword.weights.blocks import Workers, blocks
-from lastword.weights.companions import copy_companions
+from lastword.weights.companions import CARD, copy_companions
+from lastword.weights.file_tensor import open_tensor
 from lastword.weights.mapping import DTYPES
-from lastword.weights.stored import StoredModel
-from lastword.weights.vectors import stored_vector
+from lastword.weights.stored import StoredModel, not_finite
 from lastword.weights.writer import Layout
-
-_CARD = "README.md"
 
 
 class Conversion:
@@ -44,15 +42,15 @@ class Conversion:
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Convert one tensor."""
         dtype = self.layout[name][0]
-        with stored_vector(self._model.tensors[self._plain[name]], name) as vector:
+        with open_tensor(self._model.tensors[self._plain[name]], name) as tensor:
 
             def converted(block: slice) -> Tensor:
-                return _rounded(vector[block], dtype, f"{self._model.name}: tensor {name}")
+                return _rounded(tensor[block], dtype, self._model.name, name)
 
-            if dtype == vector.dtype:
-                yield from (vector[block] for block in blocks(vector.numel()))
+            if dtype == tensor.dtype:
+                yield from (tensor[block] for block in blocks(tensor.numel()))
             else:
-                yield from self._workers.map(converted, blocks(vector.numel()))
+                yield from self._workers.map(converted, blocks(tensor.numel()))
 
     def facts(self, name: str) -> dict[str, Any]:
         """Say what was made of which."""
@@ -60,20 +58,22 @@ class Conversion:
 
     def finish(self, folder: Path) -> None:
         """Copy the other files of the model, its card too."""
-        card = self._model.folder / _CARD
+        card = self._model.folder / CARD
         if card.is_file():
-            shutil.copyfile(card, folder / _CARD)
+            shutil.copyfile(card, folder / CARD)
         copy_companions(self._model.folder, folder, {dtype for dtype, _ in self.layout.values()})
 
 
-def _rounded(x: Tensor, dtype: torch.dtype, where: str) -> Tensor:
+def _rounded(x: Tensor, dtype: torch.dtype, model: str, name: str) -> Tensor:
     """Convert elements; one that the new dtype cannot hold is an error, not an infinity."""
     made = x.to(dtype)
     # A sum in float64 is finite only where every element is.
     if not math.isfinite(float(made.sum(dtype=torch.float64))):
+        if not x.isfinite().all():
+            raise not_finite(model, name)
         largest = float(x.abs().max())
         raise WeightsError(
-            f"{where}: a value of size {largest:g} does not fit; got {dtype}, expected one whose largest "
-            f"is above {torch.finfo(dtype).max:g}. Choose bf16 or f32"
+            f"{model}: tensor {name}: a value of size {largest:g} does not fit; got {dtype}, expected one whose "
+            f"largest is above {torch.finfo(dtype).max:g}. Choose bf16 or f32"
         )
     return made

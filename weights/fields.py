@@ -5,7 +5,7 @@ so that the readers of the single files only say which keys they want.
 """
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +14,7 @@ from lastword.errors import ConfigError, LastwordError, WeightsError
 
 MAX_JSON_BYTES = 256 * 1024 * 1024
 MAX_INT = 2**31 - 1
+MAX_FLOAT = sys.float_info.max
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -59,7 +60,12 @@ def parse_json(data: bytes, where: str, error: type[LastwordError]) -> dict[str,
     return value
 
 
-def read_bytes(path: Path, error: type[LastwordError] = ConfigError) -> bytes:
+def read_bytes(
+    path: Path,
+    error: type[LastwordError] = ConfigError,
+    *,
+    remedy: str = "Name a folder that holds the whole model",
+) -> bytes:
     """Read a small file whole; a missing or unreadable one is a WeightsError that names it."""
     try:
         size = path.stat().st_size
@@ -67,9 +73,7 @@ def read_bytes(path: Path, error: type[LastwordError] = ConfigError) -> bytes:
             raise error(f"{path}: {size} bytes, expected at most {MAX_JSON_BYTES}")
         return path.read_bytes()
     except FileNotFoundError:
-        raise WeightsError(
-            f"{path}: no such file. Name a folder that holds the whole model"
-        ) from None
+        raise WeightsError(f"{path}: no such file. {remedy}") from None
     except OSError as problem:
         raise WeightsError(f"{path}: cannot be read; {problem.strerror}") from None
 
@@ -111,7 +115,7 @@ class Fields:
         # A bool is an int to Python, and no number here.
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(key, f"a finite number above {above:g}")
-        if not above < value < math.inf:
+        if not above < value <= MAX_FLOAT:
             self.fail(key, f"a finite number above {above:g}")
         return float(value)
 

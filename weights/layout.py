@@ -4,7 +4,7 @@ from lastword.weights.config import ModelConfig
 
 EMBEDDING = "embed_tokens.weight"
 NORM = "norm.weight"
-IGNORED = "lm_head.weight"  # the only tensor that a checkpoint may hold beyond those expected
+LM_HEAD = "lm_head.weight"  # the only tensor that a checkpoint may hold beyond those expected
 PREFIX = "model."
 
 Shapes = dict[str, tuple[int, ...]]

@@ -15,66 +15,13 @@ import torch
 from torch import Tensor
 
 from lastword.errors import InputError
-from lastword.weights.rows import Piece, Rows
+from lastword.weights.rows import Piece
 
 SLERP_LINEAR = 0.9995  # |cos| above which slerp is linear, as its formula loses its meaning there
 _CANCELLED = 1e-8  # |sum of unit vectors| below this share of sum |w| has no direction
 _DIRECT = 1e-4  # squared share below which the Gram matrix has too few digits left for the norm
 
 Pieces = Callable[[], Iterable[Piece]]  # each call walks a tensor once more
-
-
-def multislerp(
-    tensors: Sequence[Tensor],
-    weights: Sequence[float],
-    *,
-    base: Tensor | None = None,
-    normalize: bool = True,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Merge tensors by Multi-SLERP: their weighted mean direction times their weighted mean norm.
-
-        w = weights / sum(weights), or the weights as they are;  x_i = tensors_i - base
-        S = sum_i w_i x_i / |x_i|;  out = base + (sum_i w_i |x_i|) S / |S|
-
-    The tangent step of the usual statement is zero for any weights, so this is the whole of it. Each
-    tensor is one vector, whatever its shape. One tensor alone is copied.
-
-    Args:
-        tensors: N >= 1 of one shape, any floating dtype.
-        weights: N finite numbers, negative and zero allowed.
-        base: the tensor that the others are compared to, of their shape.
-        normalize: divide the weights by their sum.
-        dtype: of the result; None is the tensors' own (the widest, where they differ).
-
-    Returns:
-        A tensor of their shape.
-
-    Numerics: inner products and sums in float64, rounded once to `dtype`. An all-zero x_i has no direction
-        and adds none. Where the directions cancel, two models are merged linearly; all-zero rows give `base`.
-
-    Raises:
-        InputError: shapes differ, weights cannot be normalised, a tensor is not finite, or the directions
-            of three or more models cancel.
-
-    Source: mergekit 0.1.5, `multislerp`, whose formula this equals in exact arithmetic.
-    """
-    _check(tensors, weights, base)
-    dtype = dtype or _widest(tensors)
-    if len(tensors) == 1:
-        return tensors[0].to(dtype, copy=True)
-
-    applied = shares(weights, normalize=normalize)
-
-    rows = Rows(
-        [tensor.reshape(-1) for tensor in tensors], None if base is None else base.reshape(-1)
-    )
-    products = gram((piece.rows for piece in rows.pieces()), len(tensors))
-    coefficients = multislerp_coefficients(products, applied, rows.pieces)
-    merged = torch.empty(tensors[0].shape, dtype=dtype)
-    for piece in rows.pieces():
-        merged.view(-1)[piece.place] = combined(piece, coefficients)
-    return merged
 
 
 def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
@@ -127,10 +74,20 @@ def _sum(piece: Piece, coefficients: Sequence[float]) -> Tensor:
 def multislerp_coefficients(
     products: Tensor, weights: Sequence[float], pieces: Pieces
 ) -> list[float]:
-    """Give the c_i of `multislerp` from the Gram matrix [N, N] and the weights as they apply.
+    """Give the c_i of Multi-SLERP from the Gram matrix [N, N] of the rows x_i and the weights w as they apply.
+
+        S = sum_i w_i x_i / |x_i|;  out = (sum_i w_i |x_i|) S / |S|
+
+    The tangent step of the usual statement is zero for any weights, so this is the whole of it. An all-zero
+    row has no direction and adds none. Where the directions cancel, two rows are merged linearly.
 
     `pieces` is walked once more only where the directions nearly cancel: the Gram matrix then
     holds too few digits of |S|, and S is summed itself.
+
+    Raises:
+        InputError: a row is not finite, or the directions of three or more cancel.
+
+    Source: mergekit 0.1.5, `multislerp`, whose formula this equals in exact arithmetic.
     """
     count = len(weights)
     if count == 1:
@@ -208,25 +165,3 @@ def _quadratic(products: Tensor, norms: Sequence[float], weights: Sequence[float
     """|S|^2 = sum_ij w_i w_j cos_ij over the rows that have a direction."""
     held = [i for i, norm in enumerate(norms) if norm]
     return math.fsum(weights[i] * weights[j] * _cosine(products, i, j) for i in held for j in held)
-
-
-def _check(tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor | None) -> None:
-    if not tensors or len(tensors) != len(weights):
-        raise InputError(
-            f"merge: got {len(tensors)} tensors and {len(weights)} weights, expected one weight a tensor"
-        )
-    if not all(map(math.isfinite, weights)):
-        raise InputError(f"merge: weights; got {list(weights)}, expected finite numbers")
-    for each in (*tensors, *([] if base is None else [base])):
-        if each.shape != tensors[0].shape:
-            shapes = f"{list(each.shape)}, expected {list(tensors[0].shape)}"
-            raise InputError(f"merge: shapes; got {shapes} as the first tensor has")
-        if not each.is_floating_point():
-            raise InputError(f"merge: dtype; got {each.dtype}, expected a floating one")
-
-
-def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype

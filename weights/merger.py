@@ -16,14 +16,14 @@ from lastword.weights.agree import check_agreement, notices
 from lastword.weights.blocks import Workers, blocks
 from lastword.weights.card import merge_card
 from lastword.weights.checkpoint import Checkpoint
-from lastword.weights.companions import copy_companions
-from lastword.weights.layout import IGNORED
+from lastword.weights.companions import CARD, copy_companions
+from lastword.weights.file_tensor import FileTensor, open_tensor
+from lastword.weights.layout import LM_HEAD
 from lastword.weights.mapping import DTYPES
 from lastword.weights.recipe import Recipe
 from lastword.weights.spec import read_embedding_spec
-from lastword.weights.stored import open_stored
+from lastword.weights.stored import not_finite, open_stored
 from lastword.weights.tensor_merge import TensorMerge
-from lastword.weights.vectors import StoredVector, stored_vector
 from lastword.weights.writer import Layout, Spec
 
 
@@ -58,8 +58,8 @@ class Merge:
         self.donor = self.opened[recipe.donor]
         read_embedding_spec(self.donor.folder, self.donor.config)
         self.notices = notices(self.donor, everyone)
-        headed = all(IGNORED in model.tensors for model in everyone)
-        kept = [name for name in self.donor.tensors if name != IGNORED or headed]
+        headed = all(LM_HEAD in model.tensors for model in everyone)
+        kept = [name for name in self.donor.tensors if name != LM_HEAD or headed]
         self._plain = {self.donor.keys[name]: name for name in kept}
         self.layout = {key: self._spec(name) for key, name in self._plain.items()}
         prints = {name: model.fingerprint for name, model in self.opened.items()}
@@ -83,7 +83,7 @@ class Merge:
                 facts = merge.describe(work.products, work.coefficients)
                 self._facts[name] = {"tensor": name, "shape": list(shape), **facts}
             except InputError as problem:
-                raise WeightsError(f"tensor {name}: {self._not_finite(plain) or problem}") from None
+                raise self._not_finite(name) or WeightsError(f"tensor {name}: {problem}") from None
 
     def facts(self, name: str) -> dict[str, Any]:
         """Give a merged tensor's name, shape and what `merge.describe` says of it."""
@@ -91,22 +91,23 @@ class Merge:
 
     def finish(self, folder: Path) -> None:
         """Write the model card and the donor's files."""
-        fingerprint = Checkpoint(folder, self.donor.config).fingerprint()
+        fingerprint = Checkpoint(folder, self.donor.config).fingerprint
         card = merge_card(self.recipe, self.opened, self.layout, fingerprint)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
         copy_companions(self.donor.folder, folder, {dtype for dtype, _ in self.layout.values()})
 
     def _spec(self, plain: str) -> Spec:
         info = self.donor.tensors[plain]
         return self.recipe.dtype or DTYPES[info.dtype], info.shape
 
-    def _open(self, model: str, plain: str) -> AbstractContextManager[StoredVector]:
-        return stored_vector(self.opened[model].tensors[plain], plain)
+    def _open(self, model: str, plain: str) -> AbstractContextManager[FileTensor]:
+        return open_tensor(self.opened[model].tensors[plain], plain)
 
-    def _not_finite(self, plain: str) -> str | None:
-        """Name the models whose tensor holds NaN or infinity."""
-        for name in self.opened:
-            with self._open(name, plain) as vector:
-                if not all(vector[block].isfinite().all() for block in blocks(vector.numel())):
-                    return f"{name} holds NaN or infinity, expected finite weights"
+    def _not_finite(self, name: str) -> WeightsError | None:
+        """Name the first model whose tensor holds NaN or infinity."""
+        plain = self._plain[name]
+        for model in self.opened:
+            with self._open(model, plain) as tensor:
+                if not all(tensor[block].isfinite().all() for block in blocks(tensor.numel())):
+                    return not_finite(model, name)
         return None

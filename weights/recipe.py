@@ -4,7 +4,6 @@ Read are `models:`-style merges (model, parameters.weight, merge_method, base_mo
 tokenizer_source and the methods' own parameters). Knows nothing about files; `merger.py` takes it from here.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Final, NoReturn
 import torch
 
 from lastword.errors import ConfigError, InputError, some
-from lastword.weights.fields import Fields, read_bytes, shown
+from lastword.weights.fields import MAX_FLOAT, Fields, read_bytes, shown
 
 DTYPES: Final = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -60,7 +59,7 @@ def read_recipe(path: Path) -> Recipe:
         InputError: PyYAML is not installed.
     """
     try:
-        text = read_bytes(path).decode("utf-8")
+        text = read_bytes(path, remedy="Name the recipe, a YAML file").decode("utf-8")
     except UnicodeDecodeError as problem:
         raise ConfigError(f"{path}: not UTF-8 at byte {problem.start}") from None
     return parse_recipe(text, str(path))
@@ -201,7 +200,9 @@ def _number(fields: Fields, key: str, default: float | None) -> float:
             value = float(value)
         except ValueError:
             fields.fail(key, "a finite number")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        fields.fail(key, "a finite number")
+    if not abs(value) <= MAX_FLOAT:
         fields.fail(key, "a finite number")
     return float(value)
 

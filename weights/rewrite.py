@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lastword.errors import InputError, LastwordError
+from lastword.weights.atomic import sync, sync_tree, whole_file, writing
 from lastword.weights.fields import read_object
 from lastword.weights.header import read_header
 from lastword.weights.shards import INDEX, SINGLE
@@ -72,17 +73,15 @@ def write_model(
     """
     shards = _cut(job.layout, shard_bytes)
     _check_free(out)
-    partial = out.parent / f".{out.name}.partial"
-    try:
-        with _locked(partial):
-            with _kept_or_gone(partial, shards, notice):
-                _check_free(out)  # once more: another run may just have finished
-                _take_up(partial, job, shards, notice)
-                done = [_shard(partial, job, *shard, progress) for shard in shards.items()]
-                _finish(partial, job, out, shards)
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as problem:
-        raise InputError(f"{out}: cannot be written; {problem.strerror or problem}") from None
+    place = out.resolve() if out.is_symlink() else out  # a link to an empty folder stays one
+    partial = place.parent / f".{place.name}.partial"
+    with writing(out), _locked(partial):
+        with _kept_or_gone(partial, shards, notice):
+            _check_free(out)  # once more: another run may just have finished
+            _take_up(partial, job, shards, notice)
+            done = [_shard(partial, job, *shard, progress) for shard in shards.items()]
+            _finish(partial, job, place, shards)
+        shutil.rmtree(partial, ignore_errors=True)
     return [facts for shard in done for facts in shard]
 
 
@@ -109,7 +108,12 @@ def num_bytes(layout: Layout, names: Iterable[str]) -> int:
 
 
 def _check_free(out: Path) -> None:
+    """Refuse, before the work, a place that the finished folder could not be renamed to."""
     if out.is_dir() and not any(out.iterdir()):
+        if os.path.ismount(os.path.realpath(out)):
+            raise InputError(f"{out}: is a mount point, expected a new folder. Name one inside it")
+        if out.samefile("."):
+            raise InputError(f"{out}: is the current folder, expected a new one. Name another one")
         return
     if out.exists() or out.is_symlink():
         raise InputError(f"{out}: is there already, expected a new folder. Name another one")
@@ -217,32 +221,11 @@ def _finish(partial: Path, job: Job, out: Path, shards: dict[str, list[str]]) ->
             {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))},
         )
     job.finish(model)
-    _sync_tree(model)
+    sync_tree(model)
     model.rename(out)
-    _sync(out.parent)
+    sync(out.parent)
 
 
 def _write_json(path: Path, value: object) -> None:
-    """Write a small file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _sync_tree(folder: Path) -> None:
-    """Give every small file and every folder to the disk; the weights have been."""
-    for path in folder.rglob("*"):
-        if path.suffix != ".safetensors":
-            _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with whole_file(path) as file:
+        file.write(f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode())

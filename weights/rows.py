@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lastword.weights.vectors import Vector
+from lastword.weights.file_tensor import FlatTensor
 
 PIECE = 1 << 17  # elements at a time: N rows of float64 then stay in a core's caches
 
@@ -27,7 +27,7 @@ class Piece(NamedTuple):
 class Rows:
     """N >= 1 flat tensors of one size, less the base where there is one; any thread may read them."""
 
-    def __init__(self, tensors: Sequence[Vector], base: Vector | None) -> None:
+    def __init__(self, tensors: Sequence[FlatTensor], base: FlatTensor | None) -> None:
         self.count, self.size = len(tensors), tensors[0].numel()
         self._tensors, self._base = tensors, base
         self._buffers = _Buffers(self.count + 2, min(PIECE, self.size))

@@ -1,35 +1,38 @@
 """From what the caller named, a folder, a hub id or nothing, to a folder that holds the whole model.
 
 Nothing named is the built-in model. huggingface-hub is imported only for a hub id. Only the files that
-lastword reads are fetched, and the set is checked afterwards, because an interrupted download can look finished.
+lastword reads, or a caller names, are fetched, and the set is checked afterwards, because an interrupted
+download can look finished.
 """
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lastword.errors import LastwordError, WeightsError, some
-from lastword.weights.shards import weight_files
+from lastword.errors import WeightsError, some
+from lastword.weights.shards import INDEX, SINGLE, weight_files
 
-PATTERNS = (
-    "config.json",
-    "tokenizer.json",
+_NEEDED = ("config.json", "tokenizer.json")
+FETCHED = (
+    *_NEEDED,
     "tokenizer_config.json",
     "*.safetensors",
-    "model.safetensors.index.json",
+    INDEX,
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
     "*/config.json",
 )
 # Weights of other modules, adapters and formats that lastword refuses or does not read.
-IGNORED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
+NEVER_FETCHED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
 BUILTIN = "built-in"
 BUILTIN_NOTICE = (
     "model: none is named, so this is the small built-in one, English only and for trying out. "
     "Name a real one, such as Qwen/Qwen3-Embedding-0.6B"
 )
+_OTHER_FORMATS = (".gguf", ".bin", ".pt", ".pth")
 _BUILTIN_FOLDER = Path(__file__).with_name("builtin")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -51,6 +54,7 @@ def locate(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    also: Sequence[str] = (),
 ) -> ModelFiles:
     """Find a model's folder, fetching it from the hub when `model` is no local folder.
 
@@ -61,28 +65,36 @@ def locate(
         cache_dir: where the hub's files are kept; None is huggingface-hub's own place.
         token: a hub token, or False for none; None uses the one that is logged in.
         local_files_only: never touch the network (`HF_HUB_OFFLINE=1` does the same).
+        also: files, or patterns of them, to fetch beside those that lastword reads.
 
     Raises:
         WeightsError: no such folder or repository, no way to reach it, or an incomplete set of files.
     """
     if model is None:
-        _check_complete(_BUILTIN_FOLDER, "Install lastword again")
+        _check_complete(_BUILTIN_FOLDER, ". Install lastword again")
         return ModelFiles(BUILTIN, _BUILTIN_FOLDER, None)
     name = os.fspath(model)
-    folder = Path(name).expanduser()
+    folder = _expanded(name)
     if folder.is_dir():
-        _check_complete(folder, "Name a folder that holds the whole model")
+        _check_complete(folder, ". Name a folder that holds the whole model")
         return ModelFiles(name, folder, None)
     if folder.exists():
         raise WeightsError(f"{name}: is a file, expected a folder. Name the folder that holds it")
     if not isinstance(model, str) or not _REPO_ID.fullmatch(name) or ".." in name:
         raise WeightsError(f"{name}: no such folder, and not the form of a hub id (owner/name)")
     offline = local_files_only or _offline()
-    folder = _snapshot(name, revision, cache_dir, token=token, offline=offline)
-    remedy = "Run once with the network to complete it" if offline else "Run again to complete it"
-    _check_complete(folder, f"The download is incomplete. {remedy}", name)
+    folder = _snapshot(name, revision, cache_dir, (*FETCHED, *also), token=token, offline=offline)
+    _check_fetched(folder, name, revision, token=token, offline=offline)
     commit = folder.name if _COMMIT.fullmatch(folder.name) else None
     return ModelFiles(name, folder, commit)
+
+
+def _expanded(name: str) -> Path:
+    """Put the user's home for a leading `~`; of a user who is not known it is a name as any other."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def _offline() -> bool:
@@ -96,6 +108,7 @@ def _snapshot(
     name: str,
     revision: str | None,
     cache_dir: str | os.PathLike[str] | None,
+    patterns: Sequence[str],
     *,
     token: str | bool | None,
     offline: bool,
@@ -110,8 +123,8 @@ def _snapshot(
             cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             token=token,
             local_files_only=offline,
-            allow_patterns=list(PATTERNS),
-            ignore_patterns=list(IGNORED),
+            allow_patterns=list(patterns),
+            ignore_patterns=list(NEVER_FETCHED),
         )
     # The hub raises many unrelated classes (HTTP, file system, validation), all of which end here.
     except Exception as problem:  # noqa: BLE001
@@ -148,16 +161,52 @@ def _explained(name: str, revision: str | None, problem: Exception, *, offline: 
     return f"{at}: cannot be fetched; {type(problem).__name__}: {reason}"
 
 
-def _check_complete(folder: Path, remedy: str, name: str | None = None) -> None:
+def _check_complete(folder: Path, remedy: str = "") -> None:
     """Hold a folder to the files without which nothing runs."""
-    needed = ("config.json", "tokenizer.json")
-    missing = [file for file in needed if not (folder / file).is_file()]
-    where = f"{name}: {folder}" if name else str(folder)
+    missing = [file for file in _NEEDED if not (folder / file).is_file()]
     if missing:
-        raise WeightsError(f"{where}: missing {some(missing)}. {remedy}")
+        raise WeightsError(f"{folder}: missing {some(missing)}{remedy}")
+    weight_files(folder)
+
+
+def _check_fetched(
+    folder: Path, name: str, revision: str | None, *, token: str | bool | None, offline: bool
+) -> None:
+    """Hold a fetched folder to them; where one is missing, ask the hub whether its repository has it."""
     try:
-        weight_files(folder)
-    except LastwordError as problem:
-        if name is None:
-            raise
-        raise WeightsError(f"{name}: {problem}. {remedy}") from None
+        _check_complete(folder)
+    except WeightsError as problem:
+        held = None if offline else _listed(name, revision, token=token)
+        if held is None:
+            again = "Run once with the network" if offline else "Run again"
+            raise WeightsError(
+                f"{name}: {problem}. {again}: the download is incomplete, or the repository does not have it"
+            ) from None
+        if lacking := _lacking(held):
+            raise WeightsError(f"{name}: {lacking}") from None
+        raise WeightsError(f"{name}: {problem}. Run again to complete the download") from None
+
+
+def _listed(name: str, revision: str | None, *, token: str | bool | None) -> set[str] | None:
+    """List a repository's files; None where the hub cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        return set(HfApi(token=token).list_repo_files(name, revision=revision))
+    # Whatever keeps the hub from answering, what is missing has been found already.
+    except Exception:  # noqa: BLE001
+        return None
+
+
+def _lacking(held: set[str]) -> str | None:
+    """Say which needed files a repository does not have, and in which other format its weights are."""
+    lacking = [file for file in _NEEDED if file not in held]
+    if held & {SINGLE, INDEX}:
+        others = set()
+    else:
+        lacking.append(SINGLE)
+        others = {file for file in held if file.endswith(_OTHER_FORMATS)}
+    if not lacking:
+        return None
+    got = f"; got {some(others)}" if others else ""
+    return f"the repository does not have {some(lacking)}{got}. Name one that holds a model as safetensors"

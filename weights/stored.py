@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lastword.errors import WeightsError
 from lastword.weights.checkpoint import Checkpoint
+from lastword.weights.companions import PATTERNS
 from lastword.weights.config import ModelConfig, read_config
 from lastword.weights.header import TensorInfo
-from lastword.weights.layout import IGNORED, PREFIX
+from lastword.weights.layout import LM_HEAD, PREFIX
 from lastword.weights.mapping import DTYPES
 from lastword.weights.shards import read_tensors
 from lastword.weights.source import ModelFiles, locate
@@ -37,6 +38,8 @@ class StoredModel:
 def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
     """Find and check a model: a folder, a hub id, or a hub id with `@revision`.
 
+    From the hub comes all that a new model takes over, not only what lastword reads.
+
     Raises:
         WeightsError: not found, or a file, name, shape or dtype is not as the config says.
         ConfigError: a setting that lastword does not implement.
@@ -44,16 +47,21 @@ def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
     model, revision = name, None
     if "@" in name and not Path(name).exists():
         model, _, revision = name.partition("@")
-    files = locate(model, revision=revision, local_files_only=local_files_only)
+    files = locate(model, revision=revision, local_files_only=local_files_only, also=PATTERNS)
     config = read_config(files.folder)
     stored = read_tensors(files.folder)
-    fingerprint = Checkpoint(files.folder, config, stored=stored).fingerprint()
-    head = stored.get(IGNORED)
+    fingerprint = Checkpoint(files.folder, config, stored=stored).fingerprint
+    head = stored.get(LM_HEAD)
     if head is not None and (head.dtype not in DTYPES or len(head.shape) != 2):
         raise WeightsError(
-            f"{head.file}: tensor {IGNORED}; got {head.dtype} {list(head.shape)}, "
+            f"{head.file}: tensor {LM_HEAD}; got {head.dtype} {list(head.shape)}, "
             "expected F32, BF16 or F16 in two dimensions"
         )
     keys = {key.removeprefix(PREFIX): key for key in stored}
     tensors = {plain: stored[key] for plain, key in keys.items()}
     return StoredModel(name, files, config, tensors, keys, fingerprint)
+
+
+def not_finite(model: str, tensor: str) -> WeightsError:
+    """Name a stored tensor from which nothing can be made."""
+    return WeightsError(f"tensor {tensor}: {model} holds NaN or infinity, expected finite weights")

@@ -13,9 +13,9 @@ from torch import Tensor
 from lastword.errors import InputError
 from lastword.weights import merge
 from lastword.weights.blocks import Workers, blocks
+from lastword.weights.file_tensor import FlatTensor
 from lastword.weights.recipe import Recipe
 from lastword.weights.rows import Rows
-from lastword.weights.vectors import Vector
 
 Merged = tuple[Tensor, Tensor | None]
 
@@ -24,7 +24,11 @@ class TensorMerge:
     """The N flat tensors of one name, with the base's, and the dtype of their merge."""
 
     def __init__(
-        self, tensors: Sequence[Vector], base: Vector | None, dtype: torch.dtype, workers: Workers
+        self,
+        tensors: Sequence[FlatTensor],
+        base: FlatTensor | None,
+        dtype: torch.dtype,
+        workers: Workers,
     ) -> None:
         self._rows, self._dtype, self._workers = Rows(tensors, base), dtype, workers
         # of the rows; float64 [N, N]

@@ -1,22 +1,20 @@
 """A safetensors writer that needs no NumPy, holds one piece of a tensor at a time and never leaves half a file.
 
-The file is written under a temporary name beside its goal, flushed to the disk and then renamed.
+`atomic.py` writes it under a temporary name beside its goal, gives it to the disk and renames it.
 """
 
-import contextlib
 import ctypes
 import json
 import os
-import secrets
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from lastword.errors import InputError
+from lastword.weights.atomic import whole_file, writing
 
 _NAMES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
@@ -61,7 +59,7 @@ def stream_safetensors(
     """
     order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
     header = _header(path, layout, order, metadata)
-    with _replacing(Path(path)) as file:
+    with whole_file(path) as file, writing(path):
         file.write(struct.pack("<Q", len(header)) + header)
         for name in order:
             made = read(name)
@@ -133,21 +131,3 @@ def _pass_on(file: BinaryIO) -> None:
     if hasattr(os, "posix_fadvise"):
         file.flush()
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary neighbour of `path` that takes its place at the end, and vanishes on any error."""
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException as problem:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        if isinstance(problem, OSError):
-            raise InputError(f"{path}: cannot be written; {problem.strerror or problem}") from None
-        raise

@@ -16,8 +16,8 @@ from torch import Tensor
 from lastword.bench.builtin.card import compose
 from lastword.bench.builtin.evaluate import judge, markdown, read_exam
 from lastword.bench.builtin.student import MAX_LENGTH, QUERY_PROMPT, SIZES
+from lastword.bench.multislerp import multislerp
 from lastword.weights import write_safetensors
-from lastword.weights.merge import multislerp
 
 MERGE = "merge"
 CRITERIA = ("ndcg@10", "spearman", "questions@1")  # one a part, weighed alike

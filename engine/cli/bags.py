@@ -3,14 +3,11 @@
 import argparse
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from lastword.cli import console, options
 from lastword.errors import InputError
 
-T = TypeVar("T")
 _ENDINGS = (".jsonl", ".txt")
 
 ABOUT = "plan subsets of data to train models on"
@@ -68,10 +65,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from lastword.progress import progress_bar
-    from lastword.weights import bags, plan
+    from lastword.weights import bags, bags_plan
 
-    drawn = _read("--ratios", bags.read_bags, args.ratios)
-    old_ratio = _read("--old-ratio", bags.percent, args.old_ratio)
+    drawn = bags.read_bags(args.ratios, "--ratios")
     named = [_named(each, old=False) for each in args.files]
     named += [_named(each, old=True) for each in args.old]
     bags.check_names(name for name, _, _ in named)
@@ -79,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             "--into: its weight by size is the number of old rows; name them with --old"
         )
-    spec = plan.PlanSpec(
+    spec = bags_plan.PlanSpec(
         seed=args.seed,
         bags=drawn,
-        old_ratio=old_ratio,
+        old_ratio=bags.percent(args.old_ratio, "--old-ratio"),
         id_field=args.id_field,
         by_size=args.weights == "size",
         into=args.into,
@@ -94,20 +90,12 @@ def run(args: argparse.Namespace) -> int:
             bags.read_dataset(name, path, old=old, progress=progress) for name, path, old in named
         ]
     with progress_bar(None, show=show, unit=" rows", what="Drawing") as progress:
-        made = plan.write_plan(Path(args.output), spec, datasets, progress)
+        made = bags_plan.write_plan(Path(args.output), spec, datasets, progress)
     if not args.quiet:
         for bag in made["bags"]:
             console.say(f"bag {bag['name']}: {bag['rows']:,} rows of {len(datasets)} datasets")
         console.say(f"{args.output}: written, with its rows and {made['merge']}")
     return 0
-
-
-def _read(option: str, read: Callable[[str], T], value: str) -> T:
-    """Read an option's value; what is wrong with it is said under the option's name."""
-    try:
-        return read(value)
-    except InputError as error:
-        raise InputError(f"{option}:{str(error).partition(':')[2]}") from error
 
 
 def _named(argument: str, *, old: bool) -> tuple[str, Path, bool]:

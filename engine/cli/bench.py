@@ -5,9 +5,11 @@ The measuring itself is `lastword.bench`, imported when a benchmark runs.
 
 import argparse
 from functools import partial
+from importlib.util import find_spec
 
 from lastword.cli import console
 from lastword.cli.parser import Parser, add_command, add_commands
+from lastword.errors import ConfigError
 
 ABOUT = "measure kernels, models and peers"
 EXAMPLES = """examples:
@@ -50,7 +52,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compile(args: argparse.Namespace) -> int:
-    """Compile every kernel ahead of time; exit status 1 where one spills registers."""
+    """Compile every kernel ahead of time; exit status 1 where one spills registers.
+
+    Raises:   ConfigError for options of what is timed, or where Triton is not installed.
+    """
+    for name in ("op", "tokens", "device", "own", "beside", "rep_ms", "plot"):
+        if getattr(args, name) is not None:
+            option = "with" if name == "own" else name.replace("_", "-")
+            raise ConfigError(
+                f"--{option}: does not go with --compile-only; got both, expected one of them. "
+                "Nothing is timed."
+            )
+    if find_spec("triton") is None:
+        raise ConfigError(
+            "--compile-only: needs triton, which is not installed here and comes for Linux only"
+        )
     from lastword.bench.compile import DTYPES, MODELS
     from lastword.bench.compile import run as run_compile
 

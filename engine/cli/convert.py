@@ -8,7 +8,10 @@ from lastword.cli.folder import add_folder_options, write_folder
 ABOUT = "write a model in another dtype or files of another size"
 EXAMPLES = """examples:
   lastword convert Qwen/Qwen3-Embedding-0.6B ./model-f32 --dtype f32
-  lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB"""
+  lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB
+  lastword convert owner/model@v1.0 ./model --dtype bf16
+
+id@revision names a branch, tag or commit of a Hugging Face id."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import lastword
 from lastword.cli import console, options, read, write
-from lastword.cli.atomic import refuse_overwriting, whole_file
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
 from lastword.errors import InputError
@@ -24,7 +23,7 @@ EXAMPLES = """examples:
   lastword embed docs.jsonl --text-field body --model ./model --dim 256 -o docs.safetensors
   zcat big.csv.gz | lastword embed - --input-format csv --model ./model -o big.npy
 
-Other fields of .jsonl and .csv records are carried through. The report on stderr counts the
+In JSON lines other fields of .jsonl and .csv records are carried through. The report on stderr counts the
 tokens asked for, those computed, and what sharing common beginnings saved; tokens/s is of those
 asked for."""
 
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = read.sources(args.files, args.input_format)
     sidecar = f"{args.output}.json" if style == "npy" else None
     given = (source.path for source in inputs if source.path != read.STDIN)
-    refuse_overwriting((*given, args.ranges), (args.output, sidecar, args.save_ranges))
+    options.refuse_overwriting((*given, args.ranges), (args.output, sidecar, args.save_ranges))
     taken = (args.vector_field, *SIGNATURE) if style == "jsonl" else ()
     with ExitStack() as files:
         # the last one entered is in place first: the vectors, then what describes them
@@ -192,6 +191,8 @@ def _style_of(output: str) -> str:
 
 
 def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:
+    from lastword.weights.atomic import whole_file
+
     return None if path is None else files.enter_context(whole_file(path))
 
 

@@ -76,7 +76,7 @@ def describe(model: "OpenedModel") -> dict[str, object]:
         "default_prompt": model.default_prompt_name,
         "space": model.space_fingerprint(),
         "run": model.run_fingerprint(model.resolve_prompt()),
-        "weights": checkpoint.fingerprint(),
+        "weights": checkpoint.fingerprint,
         "notices": list(model.notices),
         "config": asdict(model.config),
     }

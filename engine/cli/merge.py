@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lastword.cli import console, options
-from lastword.cli.atomic import refuse_overwriting, whole_file
 from lastword.cli.folder import add_folder_options, write_folder
 
 ABOUT = "make a new model of several"
@@ -20,6 +19,8 @@ EXAMPLES = """example: merge.yaml, read as mergekit reads it
   dtype: float32
 
   lastword merge merge.yaml ./merged --report tensors.jsonl
+
+A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of it.
 
 Methods: linear (weight; normalize), multislerp (weight; normalize_weights; base_model if any),
 task_arithmetic (weight; lambda, normalize; base_model), slerp (t, from base_model to the other
@@ -47,11 +48,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from lastword.weights.atomic import whole_file
     from lastword.weights.blocks import workers
     from lastword.weights.merger import Merge
     from lastword.weights.recipe import read_recipe
 
-    refuse_overwriting([args.config], [args.report])
+    options.refuse_overwriting([args.config], [args.report])
     recipe = read_recipe(Path(args.config))
     with ExitStack() as stack:
         report = stack.enter_context(whole_file(args.report)) if args.report else None

@@ -1,10 +1,18 @@
 """Options that several commands share, and the one place where a command opens a model."""
 
 import argparse
+import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lastword.cli.read import FORMATS
-from lastword.errors import ConfigError, DeviceError, LastwordWarning, lone_surrogate
+from lastword.errors import (
+    ConfigError,
+    DeviceError,
+    InputError,
+    LastwordWarning,
+    lone_surrogate,
+)
 
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
@@ -64,6 +72,18 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"got {text}, expected a whole number of at least 1")
     return number
+
+
+def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | None]) -> None:
+    """Refuse an output that is also an input, or two outputs in one place; None is no file."""
+    used = {os.path.realpath(path) for path in inputs if path is not None}
+    for path in outputs:
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if place in used:
+            raise InputError(f"{path}: would be overwritten; name another output file")
+        used.add(place)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

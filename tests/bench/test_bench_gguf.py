@@ -60,7 +60,7 @@ def test_contents(changes: dict[str, object], tmp_path: Path) -> None:
     ours = Checkpoint(folder, read_config(folder))
     expected = {"token_embd": ours.embedding()[TOKENS], "output_norm": ours.norm()}
     for index in range(2):
-        layer = ours.layer(index)
+        layer = ours.layer(index, torch.float32)
         parts = {theirs: getattr(layer, name) for name, theirs in NAMES.items()}
         q, k, v = layer.qkv.split([4 * 32, 2 * 32, 2 * 32])
         gate, up = layer.gate_up.chunk(2)

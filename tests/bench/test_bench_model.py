@@ -30,13 +30,13 @@ def test_weights_have_the_shapes_of_a_checkpoint(embedder, tiny_checkpoint: Path
     made = RandomCheckpoint(tiny_checkpoint, config, CPU, torch.bfloat16)
     assert made.embedding().shape == real.embedding().shape
     assert made.norm().shape == real.norm().shape
-    ours, theirs = made.layer(0), real.layer(0)
+    ours, theirs = (each.layer(0, torch.bfloat16) for each in (made, real))
     for name in theirs.__slots__:
         tensor, other = getattr(ours, name), getattr(theirs, name)
         assert (tensor is None) == (other is None), name
         if tensor is not None:
             assert (tensor.shape, tensor.dtype) == (other.shape, torch.bfloat16), name
-    assert not torch.equal(made.layer(1).down, ours.down)
+    assert not torch.equal(made.layer(1, torch.bfloat16).down, ours.down)
 
 
 def test_a_word_is_a_token(embedder) -> None:

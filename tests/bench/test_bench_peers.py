@@ -1,11 +1,13 @@
 """The comparison with other libraries: its FLOP count by hand, and a dry run with each."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from lastword.bench import peers
 from lastword.bench.flops import Work, needed_flops, work
@@ -108,6 +110,33 @@ def test_dry_run(beside: list[str], tiny_checkpoint: Path, monkeypatch, capfd) -
     assert all(peak > 20e6 for peak in result["peak_bytes"].values())
     assert out[0].split()[-len(beside) :] == beside
     assert any("short queries" in line and "x" in line and " to " in line for line in out)
+
+
+def test_a_checkpoint_without_prompts(tiny_checkpoint: Path, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(peers, "workloads", lambda *_: small(2))
+    monkeypatch.setattr(peers, "product_rate", lambda *_: (1e11, "made up"))
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (folder / "config_sentence_transformers.json").unlink()
+    words = ["--quick", "--threads", "1", "--model", str(folder)]
+    assert main(["bench", "peers", *words]) == 0
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for load, row in zip(
+        small(2), json.loads(capfd.readouterr().out.splitlines()[-1])["rows"], strict=True
+    ):
+        assert row["tokens_asked"] == sum(len(tokenizer.encode(text).ids) for text in load.texts)
+
+
+def test_what_is_needed_is_known_before_anything_is_timed(
+    tiny_checkpoint: Path, monkeypatch, capfd
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ConfigError("config.json: no")
+
+    monkeypatch.setattr(peers, "_needed", refuse)
+    monkeypatch.setattr(peers, "Child", None)
+    words = ["--threads", "1", "--beside", ST, "--model", str(tiny_checkpoint)]
+    assert main(["bench", "peers", *words]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == "lastword: config.json: no"
 
 
 def test_no_figures_when_vectors_differ(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
@@ -223,7 +252,7 @@ def test_each_goes_first_in_its_turn() -> None:
 
 def test_medians_and_spread(tiny_checkpoint: Path) -> None:
     taken = {"lastword": [2.0, 1.0, 4.0], ST: [3.0, 4.0, 5.0]}
-    row = peers._figures(tiny_checkpoint, small(1)[0], taken, 1e9)
+    row = peers._figures(peers._needed(tiny_checkpoint, small(1)[0]), taken, 1e9)
     assert row["seconds"] == {"lastword": 2.0, ST: 4.0}
     assert row["speedup"] == {ST: 2.0}
     assert row["speedup_range"] == {ST: [1.25, 4.0]}
@@ -232,9 +261,8 @@ def test_medians_and_spread(tiny_checkpoint: Path) -> None:
 
 
 def test_a_peer_that_dies_is_one_line(tiny_checkpoint: Path, tmp_path: Path, capfd) -> None:
-    for file in tiny_checkpoint.iterdir():
-        if file.name != "model.safetensors" and file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(tiny_checkpoint, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
     words = ["bench", "peers", "--beside", ST, "--threads", "1", "--model", str(tmp_path)]
     assert main(words) == 2
     assert (

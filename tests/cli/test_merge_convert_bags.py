@@ -49,6 +49,7 @@ def test_help_is_instant_and_has_an_example(command):
         [sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True
     )
     assert f"lastword {command} " in done.stdout.split("example")[1]
+    assert ("id@revision names a branch, tag or commit" in done.stdout) is (command != "bags")
     assert done.stdout.endswith("False\n")
     assert time.perf_counter() - start < 5  # 0.2 s on an idle machine; torch alone takes longer
 

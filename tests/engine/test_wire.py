@@ -45,7 +45,7 @@ def test_a_forest_and_a_checkpoint(tiny_checkpoint: Path) -> None:
     checkpoint = Checkpoint(tiny_checkpoint, read_config(tiny_checkpoint))
     data = pack(checkpoint)
     assert len(data) < 20_000, "headers only, no weights"
-    assert unpack(data).fingerprint() == checkpoint.fingerprint()
+    assert unpack(data).fingerprint == checkpoint.fingerprint
 
 
 def test_an_error_keeps_its_index() -> None:

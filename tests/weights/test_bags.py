@@ -219,7 +219,8 @@ BAD = {
     "bad-id": (["n.jsonl", "--id-field", "id"], 'field "id"; got "x\\ny", expected a whole number'),
     "not-json": (["bad.jsonl", "--id-field", "id"], "row 0: is not JSON"),
     "into": (["a.jsonl", "--into", "m", "--weights", "size"], "name them with --old"),
-    "old-ratio": (["a.jsonl", "--old", "b.jsonl", "--old-ratio", "0"], 'got "0", expected a percentage'),
+    "old-ratio": (["a.jsonl", "--old", "b.jsonl", "--old-ratio", "0"], '--old-ratio: got "0", expected a percentage'),
+    "old-ratio-name": (["a.jsonl", "--old-ratio", "x"], '--old-ratio: got "x"'),
 }  # fmt: skip
 
 
@@ -249,9 +250,41 @@ def test_an_earlier_plan_is_left_alone(files, capfd, name):
     assert Path(name).read_text() == "mine"
 
 
-def test_a_plan_needs_the_ending_json(files, capfd):
-    assert bags("a.jsonl", out="plan") == 2
-    assert "got no ending, expected a plan's name with .json" in capfd.readouterr().err
+@pytest.mark.parametrize("out", ["plan", ".", "", "/", "..", ".json"])
+def test_a_plan_needs_the_ending_json(files, capfd, out):
+    assert bags("a.jsonl", out=out) == 2
+    err = capfd.readouterr().err
+    assert "got no ending, expected a plan's name with .json" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename", "replace"])
+def test_a_plan_that_cannot_be_finished_leaves_no_plan(files, capfd, monkeypatch, step):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    assert bags("a.jsonl") == 2
+    err = capfd.readouterr().err
+    assert "cannot be written; No space left on device" in err
+    assert err.count("\n") == 1
+    assert not Path("plan.json").exists()
+    assert not list(Path().glob(".*"))
+
+
+def test_a_plan_is_on_the_disk_before_it_is_there(files, monkeypatch):
+    synced = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        assert not Path("plan.json").exists()
+        synced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert bags("a.jsonl") == 0
+    written = [path for place in Path().glob("plan*") for path in (place, *place.rglob("*"))]
+    assert {path.stat().st_ino for path in written} == set(synced)
 
 
 def test_a_bag_without_rows(files, capfd):

@@ -46,7 +46,7 @@ def test_every_tensor_comes_out_as_stored(tmp_path, layout):
     assert torch.equal(ours.embedding(), theirs("embed_tokens.weight"))
     assert torch.equal(ours.norm(), theirs("norm.weight"))
     for index in range(config.num_hidden_layers):
-        at, layer = f"layers.{index}.self_attn.", ours.layer(index)
+        at, layer = f"layers.{index}.self_attn.", ours.layer(index, layout["dtype"])
         mlp = f"layers.{index}.mlp."
         assert torch.equal(layer.qkv, theirs(*(f"{at}{x}_proj.weight" for x in "qkv")))
         assert torch.equal(layer.gate_up, theirs(f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"))
@@ -72,7 +72,7 @@ def test_every_tensor_comes_out_as_stored(tmp_path, layout):
 
 def test_a_layer_can_be_converted_while_it_is_read(tmp_path):
     checkpoint = opened(make_checkpoint(tmp_path, dtype=torch.bfloat16, attention_bias=True))
-    plain, wide = checkpoint.layer(1), checkpoint.layer(1, torch.float32)
+    plain, wide = (checkpoint.layer(1, dtype) for dtype in (torch.bfloat16, torch.float32))
     for name in plain.__slots__:
         assert getattr(wide, name).dtype == torch.float32
         assert torch.equal(getattr(wide, name), getattr(plain, name).float())
@@ -81,12 +81,12 @@ def test_a_layer_can_be_converted_while_it_is_read(tmp_path):
 @pytest.mark.parametrize("index", [-1, 2, 99])
 def test_layer_out_of_range(tmp_path, index):
     with pytest.raises(InputError, match=f"layer; got {index}, expected 0 to 1"):
-        opened(make_checkpoint(tmp_path)).layer(index)
+        opened(make_checkpoint(tmp_path)).layer(index, torch.float32)
 
 
 def test_fingerprint_sees_weights_only(tmp_path):
     def print_of(name: str, **layout: object) -> str:
-        return opened(make_checkpoint(tmp_path / name, **layout)).fingerprint()
+        return opened(make_checkpoint(tmp_path / name, **layout)).fingerprint
 
     plain = print_of("a")
     assert len(plain) == 64
@@ -102,19 +102,19 @@ def test_fingerprint_sees_weights_only(tmp_path):
 @pytest.mark.parametrize("place", [0, 500, 999])
 def test_fingerprint_sees_a_changed_weight(tmp_path, place):
     folder = make_checkpoint(tmp_path)
-    before, raw = opened(folder).fingerprint(), stored(folder)
+    before, raw = opened(folder).fingerprint, stored(folder)
     tensor = raw["layers.1.mlp.down_proj.weight"].view(-1)
     tensor[place * (len(tensor) - 1) // 999] += 1
     save_file(raw, folder / SINGLE)
-    assert opened(folder).fingerprint() != before
+    assert opened(folder).fingerprint != before
 
 
 def test_fingerprint_is_read_once(tmp_path):
     folder = make_checkpoint(tmp_path)
     checkpoint = opened(folder)
-    before = checkpoint.fingerprint()
+    before = checkpoint.fingerprint
     (folder / SINGLE).unlink()
-    assert checkpoint.fingerprint() == before
+    assert checkpoint.fingerprint == before
 
 
 def test_a_model_to_rewrite_reads_each_header_once(tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_model_to_rewrite_reads_each_header_once(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "read_header", counted)
     model = open_stored(str(folder))
     assert sorted(asked) == sorted(path.name for path in folder.glob("*.safetensors"))
-    assert model.fingerprint == opened(folder).fingerprint()
+    assert model.fingerprint == opened(folder).fingerprint
     assert "lm_head.weight" in model.tensors
 
 
@@ -140,12 +140,12 @@ def test_lm_head_is_ignored_whatever_it_is(tmp_path):
     assert "lm_head.weight" not in opened(folder).names()
 
 
-def test_parts_of_different_dtypes_meet_in_fp32(tmp_path):
+def test_parts_of_different_dtypes_are_converted_each(tmp_path):
     folder = make_checkpoint(tmp_path)
     raw = stored(folder)
     name = "layers.0.self_attn.q_proj.weight"
     save_file(raw | {name: raw[name].bfloat16()}, folder / SINGLE)
-    layer = opened(folder).layer(0)
+    layer = opened(folder).layer(0, torch.float32)
     assert layer.qkv.dtype == torch.float32
     assert torch.equal(layer.qkv[:128], raw[name].bfloat16().float())
     assert opened(folder).dtypes == ("BF16", "F32")

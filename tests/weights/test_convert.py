@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from oracle import TOLERANCE, difference, load_ours, load_theirs, our_states, their_states
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.cli.main import main
-from lastword.weights import Checkpoint, read_config
+from lastword.weights import Checkpoint, locate, read_config
 from lastword.weights.shards import read_tensors
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -48,7 +50,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def fingerprint(folder: Path) -> str:
-    return Checkpoint(folder, read_config(folder)).fingerprint()
+    return Checkpoint(folder, read_config(folder)).fingerprint
 
 
 @pytest.mark.parametrize("target", DTYPES)
@@ -92,6 +94,32 @@ def test_only_other_files(tmp_path, converted):
     }
 
 
+def test_a_hub_model_comes_with_all_its_files(tmp_path, converted, monkeypatch):
+    """The client is a copy of what its patterns let through."""
+    folder = make_checkpoint(tmp_path / "made")
+    taken = ["LICENSE", "README.md", "chat_template.jinja", "generation_config.json", "vocab.json"]
+    for name in (*taken, "code.py"):
+        (folder / name).write_text(name)
+
+    def snapshot_download(name, *, allow_patterns, ignore_patterns, **_):
+        files = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+        for file in huggingface_hub.utils.filter_repo_objects(
+            files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
+            (tmp_path / "cache" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / file, tmp_path / "cache" / file)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    locate("owner/model")
+    assert not (tmp_path / "cache/README.md").exists()  # not needed to embed
+    assert converted("owner/model")[0] == 0
+    assert [name for name in taken if not (tmp_path / "out" / name).is_file()] == []
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        path.name for path in folder.iterdir()
+    } - {"code.py", "2_Normalize"}
+
+
 @pytest.mark.parametrize("config_format", ["v4", "v5"])
 def test_loads_everywhere(tmp_path, converted, config_format):
     from sentence_transformers import SentenceTransformer
@@ -122,17 +150,21 @@ def damaged(folder: Path, target: Path, value: float) -> Path:
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(70000.0, "a value of size 70000 does not fit"), (float("nan"), "a value of size nan")],
+    [
+        (70000.0, "{0}: tensor norm.weight: a value of size 70000 does not fit"),
+        (float("nan"), "tensor norm.weight: {0} holds NaN or infinity, expected finite weights"),
+        (float("-inf"), "tensor norm.weight: {0} holds NaN or infinity, expected finite weights"),
+    ],
 )
 def test_what_does_not_fit_is_an_error(tmp_path, tiny_checkpoint, converted, value, message):
     folder = damaged(tiny_checkpoint, tmp_path / "m", value)
     status, out, err = converted(folder, "--dtype", "f16")
     assert status == 2
-    assert f"tensor norm.weight: {message}" in err
+    assert f"lastword: {message.format(folder)}" in err
     assert err.count("\n") == 1
     assert not out.exists()
     assert not list(tmp_path.glob(".out*"))
-    if value == value:
+    if math.isfinite(value):
         assert converted(folder, "--dtype", "bf16")[0] == 0
 
 

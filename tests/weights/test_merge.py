@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lastword.bench.multislerp import multislerp
 from lastword.errors import InputError
 from lastword.weights import merge
 from lastword.weights.blocks import workers
-from lastword.weights.merge import multislerp
 from lastword.weights.recipe import parse_recipe
 from lastword.weights.rows import PIECE
 from lastword.weights.tensor_merge import TensorMerge
@@ -50,137 +50,6 @@ def by_tangent(tensors, weights, base, normalize):
     return (turned * length).view(tensors[0].shape) + origin
 
 
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
-
-
-@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
-@pytest.mark.parametrize("with_base", [False, True], ids=["plain", "base"])
-@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalized"])
-def test_multislerp_is_the_published_formula(weights, with_base, normalize):
-    tensors = draw(len(weights), 70, 33)
-    base = draw(1, 70, 33, seed=9)[0] if with_base else None
-    expected = by_tangent(tensors, weights, base, normalize)
-    got = multislerp(tensors, weights, base=base, normalize=normalize, dtype=torch.float64)
-    assert relative(got, expected) < 1e-12
-    rounded = multislerp(tensors, weights, base=base, normalize=normalize)
-    assert rounded.dtype == torch.float32
-    assert torch.equal(rounded, got.float())
-
-
-def wrong_linear(tensors, weights):
-    w = torch.tensor(weights) / sum(weights)
-    return sum(a * t.double() for a, t in zip(w, tensors, strict=True))
-
-
-def wrong_by_row(tensors, weights):
-    rows = [multislerp([t[i] for t in tensors], weights, dtype=torch.float64) for i in range(70)]
-    return torch.stack(rows)
-
-
-def wrong_unscaled(tensors, weights):
-    made = multislerp(tensors, weights, dtype=torch.float64)
-    return made / made.norm()
-
-
-@pytest.mark.parametrize("wrong", [wrong_linear, wrong_by_row, wrong_unscaled])
-def test_a_wrong_formula_is_rejected(wrong):
-    tensors = draw(2, 70, 33)
-    expected = by_tangent(tensors, [2.8, 4.3], None, True)
-    assert relative(wrong(tensors, [2.8, 4.3]), expected) > 1e-6
-
-
-@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 7])
-def test_multislerp_in_pieces(size):
-    tensors = draw(3, size)
-    got = multislerp(tensors, [1, 2, 3], dtype=torch.float64)
-    assert relative(got, by_tangent(tensors, [1, 2, 3], None, True)) < 1e-12
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_a_tensor_merged_with_itself_is_itself_bit_for_bit(dtype, count):
-    (x,) = draw(1, 50, 31, dtype=dtype)
-    x[3] = 0
-    for weights in ([0.1 * (i + 1) for i in range(count)], [2.8] * count):
-        assert torch.equal(multislerp([x] * count, weights), x)
-        assert torch.equal(multislerp([x] * count, weights, base=x), x)
-        for method in ("linear", "multislerp"):
-            assert torch.equal(streamed([x] * count, recipe(method, weights)), x)
-    if count == 2:
-        assert torch.equal(streamed([x, x], recipe("slerp", [], t=0.3)), x)
-
-
-def test_dtypes_meet_in_the_widest_unless_one_is_named():
-    x, y = draw(2, 40)
-    assert multislerp([x.bfloat16(), y], [1, 1]).dtype == torch.float32
-    assert multislerp([x.bfloat16(), y.bfloat16()], [1, 1]).dtype == torch.bfloat16
-    half = multislerp([x.bfloat16(), y.bfloat16()], [1, 1], dtype=torch.float16)
-    exact = multislerp([x.bfloat16(), y.bfloat16()], [1, 1], dtype=torch.float64)
-    assert torch.equal(half, exact.half())
-
-
-def test_opposite_directions_of_two_models_are_merged_linearly():
-    (x,) = draw(1, 999)
-    assert torch.equal(multislerp([x, -x], [1, 1]), torch.zeros(999))
-    merged = multislerp([x, -4 * x], [0.5, 0.5], dtype=torch.float64)
-    assert torch.equal(merged, -1.5 * x.double())
-    base, x = torch.ones(999), (8 * x).round() / 8  # so that base ± x is exact
-    assert torch.equal(multislerp([base + x, base - x], [1, 1], base=base), base)
-
-
-def test_opposite_directions_of_three_models_are_an_error():
-    thirds = [[1.0, 0.0], [-0.5, math.sqrt(0.75)], [-0.5, -math.sqrt(0.75)]]
-    tensors = [torch.tensor(each, dtype=torch.float64) for each in thirds]
-    with pytest.raises(InputError, match="directions cancel out"):
-        multislerp(tensors, [1, 1, 1])
-
-
-@pytest.mark.parametrize("distance", [1e-3, 1e-5, 1e-6])
-def test_nearly_opposite_directions_keep_their_digits(distance):
-    x, noise = (t.double() for t in draw(2, 4000))
-    tensors = [x, -x + distance * noise]
-    got = multislerp(tensors, [1, 1])
-    assert relative(got, by_tangent(tensors, [1, 1], None, True)) < 1e-5
-
-
-def test_zero_tensors():
-    zero, (x, y) = torch.zeros(100), draw(2, 100)
-    assert torch.equal(multislerp([zero, zero], [1, 2]), zero)
-    assert torch.equal(multislerp([zero] * 3, [1, 2, 3]), zero)
-    assert torch.equal(multislerp([x] * 3, [1, 2, 3], base=x), x)
-    # a zero row has no direction, and pulls the length down by its weight
-    assert relative(multislerp([x, zero], [1, 3]), 0.25 * x) < 1e-7
-    got = multislerp([x, y, zero], [1, 1, 2], dtype=torch.float64)
-    assert relative(got, 0.5 * by_tangent([x, y], [1, 1], None, True)) < 1e-12
-
-
-@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [0.1, 0.2, -0.3]])
-def test_weights_that_sum_to_zero_cannot_be_normalised(weights):
-    tensors = draw(len(weights), 30)
-    with pytest.raises(InputError, match="expected a sum other than 0"):
-        multislerp(tensors, weights)
-    if any(weights):
-        assert multislerp(tensors, weights, normalize=False).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("tensors", "weights", "message"),
-    [
-        ([], [], "got 0 tensors and 0 weights"),
-        ([torch.ones(2)], [1, 2], "got 1 tensors and 2 weights"),
-        ([torch.ones(2), torch.ones(3)], [1, 2], r"shapes; got \[3\], expected \[2\]"),
-        ([torch.ones(2), torch.ones(2)], [1, math.nan], "expected finite numbers"),
-        ([torch.ones(2), torch.ones(2).int()], [1, 1], "got torch.int32, expected a floating one"),
-        ([torch.ones(2), torch.full((2,), math.nan)], [1, 1], "model 2 holds NaN"),
-        ([torch.full((2,), math.inf), torch.ones(2)], [1, 1], "model 1 holds NaN or infinity"),
-    ],
-)
-def test_bad_input(tensors, weights, message):
-    with pytest.raises(InputError, match=message):
-        multislerp(tensors, weights)
-
-
 def recipe(method: str, weights: list[float], *, base: bool = False, t: float | None = None, **own):
     models = "".join(
         f"- {{model: m{i}, parameters: {{weight: {weight!r}}}}}\n"
@@ -202,6 +71,139 @@ def streamed(tensors, made, *, base=None, dtype=None):
         origin = None if base is None else base.reshape(-1)
         work = TensorMerge(flat, origin, dtype, threads)
         return torch.cat([block.clone() for block in work.run(made)]).view(tensors[0].shape)
+
+
+def merged(tensors, weights, *, base=None, normalize=True, dtype=None):
+    """Multi-SLERP as a merge computes it."""
+    made = recipe("multislerp", weights, base=base is not None, normalize_weights=normalize)
+    return streamed(tensors, made, base=base, dtype=dtype)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("with_base", [False, True], ids=["plain", "base"])
+@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalized"])
+def test_multislerp_is_the_published_formula(weights, with_base, normalize):
+    tensors = draw(len(weights), 70, 33)
+    base = draw(1, 70, 33, seed=9)[0] if with_base else None
+    expected = by_tangent(tensors, weights, base, normalize)
+    got = merged(tensors, weights, base=base, normalize=normalize, dtype=torch.float64)
+    assert relative(got, expected) < 1e-12
+    if len(tensors) > 1:  # one alone is copied, whatever its weight
+        plain = multislerp(tensors, weights, base=base, normalize=normalize)
+        assert relative(plain, expected) < 1e-12
+    rounded = merged(tensors, weights, base=base, normalize=normalize)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, got.float())
+
+
+def wrong_linear(tensors, weights):
+    w = torch.tensor(weights) / sum(weights)
+    return sum(a * t.double() for a, t in zip(w, tensors, strict=True))
+
+
+def wrong_by_row(tensors, weights):
+    rows = [merged([t[i] for t in tensors], weights, dtype=torch.float64) for i in range(70)]
+    return torch.stack(rows)
+
+
+def wrong_unscaled(tensors, weights):
+    made = merged(tensors, weights, dtype=torch.float64)
+    return made / made.norm()
+
+
+@pytest.mark.parametrize("wrong", [wrong_linear, wrong_by_row, wrong_unscaled])
+def test_a_wrong_formula_is_rejected(wrong):
+    tensors = draw(2, 70, 33)
+    expected = by_tangent(tensors, [2.8, 4.3], None, True)
+    assert relative(wrong(tensors, [2.8, 4.3]), expected) > 1e-6
+
+
+@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 7])
+def test_multislerp_in_pieces(size):
+    tensors = draw(3, size)
+    got = merged(tensors, [1, 2, 3], dtype=torch.float64)
+    assert relative(got, by_tangent(tensors, [1, 2, 3], None, True)) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_tensor_merged_with_itself_is_itself_bit_for_bit(dtype, count):
+    (x,) = draw(1, 50, 31, dtype=dtype)
+    x[3] = 0
+    for weights in ([0.1 * (i + 1) for i in range(count)], [2.8] * count):
+        assert torch.equal(merged([x] * count, weights), x)
+        assert torch.equal(merged([x] * count, weights, base=x), x)
+        for method in ("linear", "multislerp"):
+            assert torch.equal(streamed([x] * count, recipe(method, weights)), x)
+    if count == 2:
+        assert torch.equal(streamed([x, x], recipe("slerp", [], t=0.3)), x)
+
+
+def test_a_merge_of_another_dtype_is_rounded_once():
+    x, y = draw(2, 40)
+    half = merged([x.bfloat16(), y.bfloat16()], [1, 1], dtype=torch.float16)
+    exact = merged([x.bfloat16(), y.bfloat16()], [1, 1], dtype=torch.float64)
+    assert torch.equal(half, exact.half())
+
+
+def test_opposite_directions_of_two_models_are_merged_linearly():
+    (x,) = draw(1, 999)
+    assert torch.equal(merged([x, -x], [1, 1]), torch.zeros(999))
+    longer = merged([x, -4 * x], [0.5, 0.5], dtype=torch.float64)
+    assert torch.equal(longer, -1.5 * x.double())
+    base, x = torch.ones(999), (8 * x).round() / 8  # so that base ± x is exact
+    assert torch.equal(merged([base + x, base - x], [1, 1], base=base), base)
+
+
+def test_opposite_directions_of_three_models_are_an_error():
+    thirds = [[1.0, 0.0], [-0.5, math.sqrt(0.75)], [-0.5, -math.sqrt(0.75)]]
+    tensors = [torch.tensor(each, dtype=torch.float64) for each in thirds]
+    with pytest.raises(InputError, match="directions cancel out"):
+        merged(tensors, [1, 1, 1])
+
+
+@pytest.mark.parametrize("distance", [1e-3, 1e-5, 1e-6])
+def test_nearly_opposite_directions_keep_their_digits(distance):
+    x, noise = (t.double() for t in draw(2, 4000))
+    tensors = [x, -x + distance * noise]
+    got = merged(tensors, [1, 1])
+    assert relative(got, by_tangent(tensors, [1, 1], None, True)) < 1e-5
+
+
+def test_zero_tensors():
+    zero, (x, y) = torch.zeros(100), draw(2, 100)
+    assert torch.equal(merged([zero, zero], [1, 2]), zero)
+    assert torch.equal(merged([zero] * 3, [1, 2, 3]), zero)
+    assert torch.equal(merged([x] * 3, [1, 2, 3], base=x), x)
+    # a zero row has no direction, and pulls the length down by its weight
+    assert relative(merged([x, zero], [1, 3]), 0.25 * x) < 1e-7
+    got = merged([x, y, zero], [1, 1, 2], dtype=torch.float64)
+    assert relative(got, 0.5 * by_tangent([x, y], [1, 1], None, True)) < 1e-12
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [0.1, 0.2, -0.3]])
+def test_weights_that_sum_to_zero_cannot_be_normalised(weights):
+    tensors = draw(len(weights), 30)
+    with pytest.raises(InputError, match="expected a sum other than 0"):
+        merged(tensors, weights)
+    if any(weights):
+        assert merged(tensors, weights, normalize=False).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "weights", "message"),
+    [
+        ([torch.ones(2), torch.full((2,), math.nan)], [1, 1], "model 2 holds NaN"),
+        ([torch.full((2,), math.inf), torch.ones(2)], [1, 1], "model 1 holds NaN or infinity"),
+    ],
+)
+def test_bad_input(tensors, weights, message):
+    with pytest.raises(InputError, match=message):
+        merged(tensors, weights)
 
 
 @pytest.mark.parametrize("weights", [w for w in WEIGHTS.values() if len(w) > 1])
@@ -244,12 +246,10 @@ def test_slerp_is_linear_where_the_angle_means_nothing(other):
 
 def test_blocks_and_whole_tensors_give_the_same_bits(monkeypatch):
     tensors, base = draw(3, 5000), draw(1, 5000, seed=3)[0]
+    whole = merged(tensors, [1, 2, 3], base=base)
     monkeypatch.setattr("lastword.weights.blocks.BLOCK", 1024)
     monkeypatch.setattr("lastword.weights.rows.PIECE", 1024)
-    made = recipe("multislerp", [1, 2, 3], base=True)
-    assert torch.equal(
-        streamed(tensors, made, base=base), multislerp(tensors, [1, 2, 3], base=base)
-    )
+    assert torch.equal(merged(tensors, [1, 2, 3], base=base), whole)
 
 
 def test_a_value_too_large_for_the_result_is_an_error():
@@ -283,10 +283,10 @@ def test_laws(case, seed, factor):
     """Order does not matter, scaling scales, and the length is the weighted mean of lengths."""
     weights, order = case
     tensors = [t.double() for t in draw(len(weights), 60, seed=seed)]
-    merged = multislerp(tensors, weights)
-    shuffled = multislerp([tensors[i] for i in order], [weights[i] for i in order])
-    assert relative(shuffled, merged) < 1e-11
-    assert relative(multislerp([factor * t for t in tensors], weights), factor * merged) < 1e-11
-    assert relative(multislerp(tensors, [factor * w for w in weights]), merged) < 1e-11
+    made = merged(tensors, weights)
+    shuffled = merged([tensors[i] for i in order], [weights[i] for i in order])
+    assert relative(shuffled, made) < 1e-11
+    assert relative(merged([factor * t for t in tensors], weights), factor * made) < 1e-11
+    assert relative(merged(tensors, [factor * w for w in weights]), made) < 1e-11
     length = sum(w * t.norm() for w, t in zip(weights, tensors, strict=True)) / sum(weights)
-    assert float(merged.norm()) == pytest.approx(float(length), rel=1e-11)
+    assert float(made.norm()) == pytest.approx(float(length), rel=1e-11)

@@ -11,12 +11,12 @@ from merging import model, recipe_text
 from oracle import TOLERANCE, difference, load_ours, load_theirs, our_states, their_states
 from safetensors.torch import load_file, save_file
 
+from lastword.bench.multislerp import multislerp
 from lastword.cli.main import main
 from lastword.weights import Checkpoint, read_config
 from lastword.weights.blocks import workers
 from lastword.weights.card import merge_card
 from lastword.weights.header import read_header
-from lastword.weights.merge import multislerp
 from lastword.weights.merger import Merge
 from lastword.weights.recipe import parse_recipe
 from lastword.weights.source import ModelFiles
@@ -132,6 +132,11 @@ def test_a_merge_embeds_alike_in_lastword_transformers_and_sentence_transformers
     assert difference(Embedder(str(out)).encode(texts, prompt_name="query"), expected) <= TOLERANCE
 
 
+def rounded_once(tensor: torch.Tensor, exact: torch.Tensor) -> bool:
+    """All but one, which float64 sums in another order may put on the other side of a tie."""
+    return int((tensor != exact.to(tensor.dtype)).sum()) <= 1
+
+
 @pytest.mark.parametrize(
     ("out_dtype", "stored"), [("bfloat16", "BF16"), ("float16", "F16"), (None, "F32")]
 )
@@ -143,8 +148,8 @@ def test_the_result_is_rounded_once(three, merged, out_dtype, stored):
     assert stated == (out_dtype or "float32")
     first, second = (weights_of(name) for name in three[:2])
     for name, tensor in weights_of(out).items():
-        expected = multislerp([first[name], second[name]], [1, 3], dtype=tensor.dtype)
-        assert torch.equal(tensor, expected)
+        expected = multislerp([first[name], second[name]], [1, 3])
+        assert rounded_once(tensor, expected)
 
 
 def test_report_and_card(three, merged):
@@ -168,9 +173,9 @@ def test_report_and_card(three, merged):
         )
     card = (out / "README.md").read_text(encoding="utf-8")
     for name, weight in zip(three, ("2.8", "4.3"), strict=False):
-        fingerprint = Checkpoint(Path(name), read_config(Path(name))).fingerprint()
+        fingerprint = Checkpoint(Path(name), read_config(Path(name))).fingerprint
         assert f"| {name} | a folder | {weight} | `{fingerprint}` |" in card
-    assert Checkpoint(out, read_config(out)).fingerprint() in card
+    assert Checkpoint(out, read_config(out)).fingerprint in card
     front = yaml.safe_load(card.split("---")[1])
     assert front["tags"] == ["lastword", "merge", "sentence-transformers"]
     shown = card.split("## Recipe")[1]
@@ -181,7 +186,7 @@ def test_untied_heads_are_merged_where_all_have_one(tmp_path, merged):
     heads = [model(tmp_path / f"h{i}", seed=i, prefix="model.", tied=False) for i in range(2)]
     _, out, _ = merged(heads, [1, 1])
     stored = [weights_of(name)["lm_head.weight"] for name in heads]
-    assert torch.equal(weights_of(out)["lm_head.weight"], multislerp(stored, [1, 1]))
+    assert rounded_once(weights_of(out)["lm_head.weight"], multislerp(stored, [1, 1]))
     tied = model(tmp_path / "tied", seed=3, prefix="model.")
     status, out, err = merged([heads[0], tied], [1, 1], out="out2")
     assert status == 0
@@ -247,7 +252,8 @@ def test_threads_and_their_settings_are_given_back(three, merged):
 def test_a_revision_of_a_hub_model(tmp_path, three, monkeypatch):
     asked = []
 
-    def locate(model, *, revision, local_files_only):
+    def locate(model, *, revision, local_files_only, also):
+        assert "README.md" in also
         asked.append((model, revision, local_files_only))
         return ModelFiles(model, Path(three[2]), "c0ffee")
 

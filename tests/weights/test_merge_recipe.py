@@ -98,6 +98,7 @@ def test_accepted(text, expected):
         (TWO.replace("1", "{value: 1}") + "merge_method: linear", "Filters are not impl"),
         (TWO.replace("1", "heavy") + "merge_method: linear", 'weight; got "heavy", expected a finite'),
         (TWO.replace("1", ".nan") + "merge_method: linear", "expected a finite number"),
+        (TWO.replace("1", "1" + 400 * "0") + "merge_method: linear", "expected a finite number"),
         (TWO.replace("1", "true") + "merge_method: linear", "expected a finite number"),
         ("slices: []\nmerge_method: linear", "slices is not implemented"),
         (TWO + "modules: {}\nmerge_method: linear", "modules is not implemented"),
@@ -136,7 +137,7 @@ def test_refused(text, message):
 def test_files(tmp_path):
     (tmp_path / "merge.yaml").write_text(CARD, encoding="utf-8")
     assert read_recipe(tmp_path / "merge.yaml").weights == (2.8, 4.3)
-    with pytest.raises(WeightsError, match="no such file"):
+    with pytest.raises(WeightsError, match=r"no such file\. Name the recipe, a YAML file$"):
         read_recipe(tmp_path / "gone.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"models: \xff")
     with pytest.raises(ConfigError, match="not UTF-8 at byte 8"):

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,32 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert (tmp_path / "new/config.json").is_file()
 
 
+def test_a_link_to_an_empty_folder_is_filled_and_stays_a_link(tmp_path):
+    (tmp_path / "disk/real").mkdir(parents=True)
+    (tmp_path / "new").symlink_to("disk/real")
+    write_model(FakeJob(), tmp_path / "new")
+    assert (tmp_path / "new").is_symlink()
+    assert sorted(os.listdir(tmp_path / "disk/real")) == ["config.json", "model.safetensors"]
+    assert (sorted(os.listdir(tmp_path)), os.listdir(tmp_path / "disk")) == (
+        ["disk", "new"],
+        ["real"],
+    )
+
+
+@pytest.mark.parametrize("name", [".", "", "../here"])
+@pytest.mark.parametrize("kind", ["current", "mount"])
+def test_a_folder_that_cannot_be_renamed_over_is_refused_first(tmp_path, monkeypatch, name, kind):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    job, what = FakeJob(), "is the current folder, expected a new one. Name another one"
+    if kind == "mount":
+        monkeypatch.setattr(os.path, "ismount", lambda path: path == str(tmp_path / "here"))
+        what = "is a mount point, expected a new folder. Name one inside it"
+    with pytest.raises(InputError, match=f"^{re.escape(str(Path(name)))}: {what}$"):
+        write_model(job, Path(name))
+    assert (job.made, os.listdir(tmp_path), os.listdir()) == ({}, ["here"], [])
+
+
 def test_places_that_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match="gone is no folder"):
         write_model(FakeJob(), tmp_path / "gone/new")
@@ -167,6 +194,23 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(InputError, match="new: cannot be written; No space left on device"):
         write_model(FakeJob(), tmp_path / "new")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_state_that_cannot_be_written_leaves_no_half_of_it(tmp_path, monkeypatch):
+    interrupted(tmp_path, KeyboardInterrupt())
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if "partial/.lastword" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(InputError, match="No space left on device"):
+        write_model(FakeJob(), tmp_path / "new", shard_bytes=400)
+    kept = {f"{name}.facts" for name in NAMES[:2]}
+    assert set(os.listdir(tmp_path / ".new.partial")) == {"job.json", "lock", "model", *kept}
 
 
 def test_two_runs_at_once(tmp_path):

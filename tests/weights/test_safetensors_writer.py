@@ -226,9 +226,9 @@ folder = make_checkpoint(sys.argv[1], dtype=torch.bfloat16, shards=2)
 config = read_config(locate(str(folder)).folder)
 read_embedding_spec(folder, config)
 checkpoint = Checkpoint(folder, config)
-total = float(checkpoint.embedding().float().sum() + checkpoint.layer(1).qkv.float().sum())
+total = float(checkpoint.embedding().float().sum() + checkpoint.layer(1, torch.float32).qkv.sum())
 assert total == total
-print(checkpoint.fingerprint(), "huggingface_hub" in sys.modules, "transformers" in sys.modules)
+print(checkpoint.fingerprint, "huggingface_hub" in sys.modules, "transformers" in sys.modules)
 """
 
 

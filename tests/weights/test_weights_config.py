@@ -160,6 +160,8 @@ BAD = [
     ({"hidden_size": 1024.0}, "hidden_size", "1024.0"),
     ({"hidden_size": "1024"}, "hidden_size", '"1024"'),
     ({"hidden_size": 10**30}, "hidden_size", "integer"),
+    ({"rms_norm_eps": 10**400}, "rms_norm_eps", "a finite number"),
+    ({"rope_theta": 10**400}, "rope_theta", "a finite number"),
     ({"num_hidden_layers": True}, "num_hidden_layers", "true"),
     ({"num_hidden_layers": 10**6}, "num_hidden_layers", "10000"),
     ({"num_key_value_heads": 3}, "num_key_value_heads", "divisor"),

@@ -13,7 +13,7 @@ from huggingface_hub import errors  # noqa: E402
 from lastword.bench.checkpoint import make_checkpoint  # noqa: E402
 from lastword.errors import WeightsError  # noqa: E402
 from lastword.weights import hash_files, locate  # noqa: E402
-from lastword.weights.source import IGNORED, PATTERNS  # noqa: E402
+from lastword.weights.source import FETCHED, NEVER_FETCHED  # noqa: E402
 
 COMMIT = "97b0c614be4d77ee51c0cef4e5f07c00f9eb65b3"
 NAME = "owner/model"
@@ -85,11 +85,12 @@ def test_what_the_hub_client_is_asked_for(model, monkeypatch):
         return str(model)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    found = locate(NAME, revision="v2", cache_dir="/c", token="t")  # a folder without a commit
+    # a folder without a commit
+    found = locate(NAME, revision="v2", cache_dir="/c", token="t", also=["README.md"])
     assert found.revision is None
     assert asked == {
         "name": NAME, "revision": "v2", "cache_dir": "/c", "token": "t", "local_files_only": False,
-        "allow_patterns": list(PATTERNS), "ignore_patterns": list(IGNORED),
+        "allow_patterns": [*FETCHED, "README.md"], "ignore_patterns": list(NEVER_FETCHED),
     }  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def test_only_needed_files_are_fetched():
         "adapter_model.safetensors", "openvino/model.safetensors", "tokenizer.model",
     ]  # fmt: skip
     chosen = huggingface_hub.utils.filter_repo_objects(
-        files + others, allow_patterns=list(PATTERNS), ignore_patterns=list(IGNORED)
+        files + others, allow_patterns=list(FETCHED), ignore_patterns=list(NEVER_FETCHED)
     )
     assert list(chosen) == files
 
@@ -137,7 +138,20 @@ def test_wrong_folder(model, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a/b/c", "../x", "./x", "/no/such", "a b", "a/..b", "-x/y", "C:\\m"]
+    "name",
+    [
+        "",
+        "a/b/c",
+        "../x",
+        "./x",
+        "/no/such",
+        "a b",
+        "a/..b",
+        "-x/y",
+        "C:\\m",
+        "~nosuch/x",
+        "~nosuch",
+    ],
 )
 def test_neither_folder_nor_hub_id(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -179,6 +193,49 @@ def test_incomplete_cache_is_named(cache, name):
     assert str(error.value).startswith(NAME)
     assert what in str(error.value)
     assert "Run once with the network" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+COMPLETE = ["config.json", "tokenizer.json", "model.safetensors"]
+REPOSITORIES = {
+    "gguf": (
+        [*COMPLETE[:2], "m-q4.gguf"],
+        "the repository does not have model.safetensors; got m-q4.gguf. Name one that",
+    ),
+    "pickled": (
+        [*COMPLETE[:2], "pytorch_model.bin"],
+        "the repository does not have model.safetensors; got pytorch_model.bin. Name one that",
+    ),
+    "no-tokenizer": (
+        [COMPLETE[0], COMPLETE[2], "training.bin"],
+        "the repository does not have tokenizer.json. Name one that",
+    ),
+    "nothing": ([], "does not have config.json, model.safetensors, tokenizer.json. Name one that"),
+    "incomplete": (COMPLETE, "missing config.json, tokenizer.json. Run again to complete"),
+    "sharded": (
+        [*COMPLETE[:2], "model.safetensors.index.json"],
+        "missing config.json, tokenizer.json. Run again to complete",
+    ),
+    "silent": (None, "Run again: the download is incomplete, or the repository does not have it"),
+}
+
+
+@pytest.mark.parametrize("name", REPOSITORIES)
+def test_what_a_repository_lacks_is_told_from_a_broken_download(tmp_path, monkeypatch, name):
+    held, what = REPOSITORIES[name]
+
+    def list_repo_files(api, name, *, revision):
+        assert (api.token, name, revision) == ("t", NAME, "v1")
+        if held is None:
+            raise OSError("no network")
+        return held
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
+    with pytest.raises(WeightsError) as error:
+        locate(NAME, revision="v1", token="t")
+    assert str(error.value).startswith(f"{NAME}: ")
+    assert what in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -152,6 +152,7 @@ BAD = [
     (BERT, {"processing_kwargs": {"text": {}}}, "processing_kwargs"),
     ("tokenizer_config.json", {"model_max_length": "long"}, "model_max_length"),
     ("tokenizer_config.json", {"model_max_length": 0}, "model_max_length"),
+    ("tokenizer_config.json", {"model_max_length": 10**400}, "model_max_length"),
 ]
 
 

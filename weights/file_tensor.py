@@ -1,4 +1,4 @@
-"""A stored tensor as a flat vector whose slices are read when asked for, into buffers that are used again.
+"""A stored tensor, flat, whose slices are read when asked for, into buffers that are used again.
 
 For walking through tensors far larger than memory: a page of a mapping costs a fault each time, a read does
 not, and the disk is asked early for what comes next. `mapping.py` is for tensors that are kept.
@@ -21,7 +21,7 @@ _STRETCH = 4 << 20  # bytes that the disk is asked for at a time
 _AHEAD = 8 * _STRETCH  # how far before they are needed
 
 
-class Vector(Protocol):
+class FlatTensor(Protocol):
     """Elements that are had by slices: a flat tensor, or one still in its file."""
 
     def numel(self) -> int:
@@ -31,8 +31,8 @@ class Vector(Protocol):
         """Give the elements of a slice."""
 
 
-class StoredVector:
-    """A tensor in an open file, for any number of threads; made by `stored_vector`."""
+class FileTensor:
+    """A tensor in an open file, for any number of threads; made by `open_tensor`."""
 
     def __init__(self, info: TensorInfo, name: str, descriptor: int) -> None:
         self.dtype = DTYPES[info.dtype]
@@ -92,7 +92,7 @@ class _Buffer(threading.local):
 
 
 @contextmanager
-def stored_vector(info: TensorInfo, name: str) -> Iterator[StoredVector]:
+def open_tensor(info: TensorInfo, name: str) -> Iterator[FileTensor]:
     """Open a tensor's file to read it by slices.
 
     Raises:
@@ -103,7 +103,7 @@ def stored_vector(info: TensorInfo, name: str) -> Iterator[StoredVector]:
     except OSError as problem:
         raise _unreadable(info, name, problem) from None
     try:
-        yield StoredVector(info, name, descriptor)
+        yield FileTensor(info, name, descriptor)
     finally:
         os.close(descriptor)
 

@@ -9,10 +9,10 @@ import torch
 
 from lastword.errors import WeightsError
 from lastword.weights import write_safetensors
+from lastword.weights.file_tensor import open_tensor
 from lastword.weights.header import read_header
 from lastword.weights.mapping import mapped
 from lastword.weights.rows import PIECE, Rows
-from lastword.weights.vectors import stored_vector
 
 SIZE = 2 * PIECE + 7
 
@@ -33,21 +33,21 @@ def stored(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("stretch", [64, 4 << 20])
 def test_slices(stored, dtype, stretch, monkeypatch):
-    monkeypatch.setattr("lastword.weights.vectors._STRETCH", stretch)
+    monkeypatch.setattr("lastword.weights.file_tensor._STRETCH", stretch)
     info = stored[f"0.{dtype}"]
     expected = mapped(info, dtype)
-    with stored_vector(info, dtype) as vector:
-        assert (vector.numel(), vector.dtype) == (SIZE, expected.dtype)
+    with open_tensor(info, dtype) as tensor:
+        assert (tensor.numel(), tensor.dtype) == (SIZE, expected.dtype)
         for start, stop in [(0, 1), (0, SIZE), (SIZE - 1, SIZE), (3, 1000), (PIECE, PIECE + 9)]:
-            assert torch.equal(vector[start:stop], expected[start:stop])
+            assert torch.equal(tensor[start:stop], expected[start:stop])
 
 
 def test_each_thread_has_its_own_buffer(stored):
     expected = mapped(stored["0.float32"], "t")
-    with stored_vector(stored["0.float32"], "t") as vector, ThreadPoolExecutor(1) as other:
-        mine = vector[0:100]
+    with open_tensor(stored["0.float32"], "t") as tensor, ThreadPoolExecutor(1) as other:
+        mine = tensor[0:100]
         assert torch.equal(
-            other.submit(lambda: vector[100:200].clone()).result(), expected[100:200]
+            other.submit(lambda: tensor[100:200].clone()).result(), expected[100:200]
         )
         assert torch.equal(mine, expected[:100])
 
@@ -57,8 +57,8 @@ def test_each_thread_has_its_own_buffer(stored):
 def test_rows_of_stored_tensors(stored, with_base, block):
     first, second = (mapped(stored[f"{i}.float32"], "t").double() for i in (0, 1))
     with (
-        stored_vector(stored["0.float32"], "t") as x,
-        stored_vector(stored["1.float32"], "t") as y,
+        open_tensor(stored["0.float32"], "t") as x,
+        open_tensor(stored["1.float32"], "t") as y,
     ):
         rows = Rows([x, y] if not with_base else [x], y if with_base else None)
         expected = [first - second] if with_base else [first, second]
@@ -75,26 +75,26 @@ def test_rows_of_stored_tensors(stored, with_base, block):
 def test_short_reads_are_gone_on_with(stored, monkeypatch):
     real = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, into, at: real(fd, [into[0][:1000]], at))
-    with stored_vector(stored["0.float32"], "t") as vector:
-        assert torch.equal(vector[0:SIZE], mapped(stored["0.float32"], "t"))
+    with open_tensor(stored["0.float32"], "t") as tensor:
+        assert torch.equal(tensor[0:SIZE], mapped(stored["0.float32"], "t"))
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
 def test_the_disk_is_asked_ahead_once_a_stretch(stored, monkeypatch):
     asked = []
     monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, advice: asked.append(start))
-    monkeypatch.setattr("lastword.weights.vectors._STRETCH", 4096)
-    with stored_vector(stored["0.float32"], "t") as vector:
+    monkeypatch.setattr("lastword.weights.file_tensor._STRETCH", 4096)
+    with open_tensor(stored["0.float32"], "t") as tensor:
         for start in range(0, 10240, 512):  # 40 KiB by 2 KiB
-            vector[start : start + 512]
+            tensor[start : start + 512]
     steps = [later - earlier for earlier, later in itertools.pairwise(asked[1:])]
     assert (len(asked), set(steps)) == (11, {4096})
 
 
 def test_a_system_that_cannot_be_asked_ahead(stored, monkeypatch):
     monkeypatch.delattr(os, "posix_fadvise", raising=False)
-    with stored_vector(stored["0.float32"], "t") as vector:
-        assert torch.equal(vector[0:SIZE], mapped(stored["0.float32"], "t"))
+    with open_tensor(stored["0.float32"], "t") as tensor:
+        assert torch.equal(tensor[0:SIZE], mapped(stored["0.float32"], "t"))
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
@@ -103,17 +103,17 @@ def test_a_disk_that_takes_no_advice(stored, monkeypatch):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(os, "posix_fadvise", refuse)
-    with stored_vector(stored["0.float32"], "t") as vector:
-        assert torch.equal(vector[0:SIZE], mapped(stored["0.float32"], "t"))
+    with open_tensor(stored["0.float32"], "t") as tensor:
+        assert torch.equal(tensor[0:SIZE], mapped(stored["0.float32"], "t"))
 
 
 def test_a_file_that_became_shorter(stored):
     info = stored["1.float16"]  # the last one
-    with stored_vector(info, "t") as vector:
+    with open_tensor(info, "t") as tensor:
         os.truncate(info.file, info.start + 100)
-        assert len(vector[0:50]) == 50
+        assert len(tensor[0:50]) == 50
         with pytest.raises(WeightsError, match="tensor t is cut off; got 100 bytes, expected 102 "):
-            vector[0:51]
+            tensor[0:51]
 
 
 def test_a_file_that_is_gone(stored):
@@ -121,7 +121,7 @@ def test_a_file_that_is_gone(stored):
     info.file.unlink()
     with (
         pytest.raises(WeightsError, match="tensor t cannot be read; No such file"),
-        stored_vector(info, "t"),
+        open_tensor(info, "t"),
     ):
         pass
 
@@ -132,7 +132,7 @@ def test_a_read_that_fails(stored, monkeypatch):
 
     monkeypatch.setattr(os, "preadv", broken)
     with (
-        stored_vector(stored["0.float32"], "t") as vector,
+        open_tensor(stored["0.float32"], "t") as tensor,
         pytest.raises(WeightsError, match="tensor t cannot be read; Input/output error"),
     ):
-        vector[0:1]
+        tensor[0:1]

@@ -6,16 +6,15 @@ the recipe. The same seed and data give the same bytes on every machine, whateve
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from lastword.errors import InputError
+from lastword.weights.atomic import whole_file, whole_folder, writing
 from lastword.weights.bags import REST, Bag, Dataset, chosen, row_ids, shown_percent
 
 _FORMAT = 1  # raise it when equal seeds give other rows than before
@@ -53,41 +52,24 @@ def write_plan(
     Raises:
         InputError: something is there already, cannot be written, or a row has no id.
     """
-    rows, recipe = out.with_suffix(".rows"), out.with_suffix(".merge.yaml")
     if out.suffix != ".json":
         raise InputError(
             f"{out}: got {out.suffix or 'no ending'}, expected a plan's name with .json"
         )
+    rows, recipe = out.with_suffix(".rows"), out.with_suffix(".merge.yaml")
     for path in (out, rows, recipe):
         if path.exists() or path.is_symlink():
             raise InputError(f"{path}: is there already, expected a new plan. Name another one")
     ordered = sorted(datasets, key=lambda dataset: dataset.name)
-    try:
-        with _all_or_nothing(rows, recipe, out) as (rows_part, recipe_part, out_part):
-            bags = [_bag(spec, bag, ordered, rows_part, rows.name, progress) for bag in spec.bags]
-            plan = _described(spec, ordered, bags, recipe.name)
-            recipe_part.write_text(_recipe(spec, ordered, bags), encoding="utf-8")
-            out_part.write_text(f"{json.dumps(plan, indent=2)}\n", encoding="utf-8")
-    except OSError as problem:
-        raise InputError(f"{out}: cannot be written; {problem.strerror or problem}") from None
+    with writing(out), ExitStack() as places:
+        # Left in reverse: the plan itself comes last and says that all is there.
+        out_file, recipe_file = (places.enter_context(whole_file(path)) for path in (out, recipe))
+        folder = places.enter_context(whole_folder(rows))
+        bags = [_bag(spec, bag, ordered, folder, rows.name, progress) for bag in spec.bags]
+        plan = _described(spec, ordered, bags, recipe.name)
+        recipe_file.write(_recipe(spec, ordered, bags).encode())
+        out_file.write(f"{json.dumps(plan, indent=2)}\n".encode())
     return plan
-
-
-@contextmanager
-def _all_or_nothing(*places: Path) -> Iterator[tuple[Path, ...]]:
-    """Give temporary neighbours that take their places together; the last one says that all are there."""
-    parts = tuple(place.with_name(f".{place.name}.{os.getpid()}.part") for place in places)
-    try:
-        yield parts
-        for part, place in zip(parts, places, strict=True):
-            part.rename(place)
-    except BaseException:
-        for path in parts:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        raise
 
 
 def _bag(

@@ -1,0 +1,117 @@
+"""Files and folders that appear whole or not at all: written beside their place, synced, then renamed to it.
+
+Whatever ends the writing (an error, a full disk, Ctrl-C), what was begun is removed and an old file
+stays as it was. Knows nothing about formats.
+"""
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from lastword.errors import InputError
+
+StrPath = str | os.PathLike[str]
+
+
+@contextmanager
+def writing(path: StrPath) -> Iterator[None]:
+    """Turn a failure of the system inside the block into an InputError that names `path`."""
+    try:
+        yield
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be written; {problem.strerror or problem}") from problem
+
+
+@contextmanager
+def whole_file(path: StrPath) -> Iterator[BinaryIO]:
+    """Give a stream for the new content of `path`; leaving the block without error puts it there.
+
+    A link stays a link, and the new file has the old one's mode. What fails inside the block is the caller's.
+
+    Raises:
+        InputError: the folder is missing or closed to us, the file cannot be synced, or `path` is a folder or
+            a device: renaming over a device would take it away.
+    """
+    target = os.path.realpath(path)
+    mode = _old_mode(target, path)
+    part = _beside(target)
+    stream = _create(part, path)
+    try:
+        yield stream
+        with writing(path):
+            if mode is not None:
+                os.fchmod(stream.fileno(), mode)
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
+            os.replace(part, target)
+    except BaseException:
+        with suppress(OSError):
+            stream.close()
+        with suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill; leaving the block without error puts it at `path`, where nothing may be.
+
+    Raises:
+        OSError: it cannot be made, synced or put there.
+    """
+    part = Path(_beside(str(path)))
+    part.mkdir()
+    try:
+        yield part
+        sync_tree(part)
+        part.rename(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def sync_tree(folder: Path) -> None:
+    """Give a folder, and every file and folder in it, to the disk."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Give a file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _beside(target: str) -> str:
+    """Give a new hidden name in the target's folder, whatever the length of the target's own."""
+    return os.path.join(os.path.dirname(target), f".lastword-{secrets.token_hex(8)}.part")
+
+
+def _old_mode(target: str, path: StrPath) -> int | None:
+    with writing(path):
+        try:
+            mode = os.stat(target).st_mode
+        except FileNotFoundError:
+            return None
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "device or pipe"
+        raise InputError(f"{path}: cannot be written; got a {kind}, expected a file name")
+    return stat.S_IMODE(mode)
+
+
+def _create(part: str, path: StrPath) -> BinaryIO:
+    try:
+        return open(part, "xb", buffering=1 << 20)
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise InputError(f"{path}: cannot be written; its folder: {reason}") from problem
