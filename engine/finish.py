@@ -64,7 +64,7 @@ def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> T
     if precision == "float16":
         return vectors.half()
     if precision in ("binary", "ubinary"):
-        bits = (vectors > 0).unflatten(1, (vectors.shape[1] // 8, 8))
+        bits = (vectors > 0).reshape(len(vectors), vectors.shape[1] // 8, 8)
         powers = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int16)
         packed = (bits * powers).sum(-1)  # [N, dim/8]
         return packed.to(torch.uint8) if precision == "ubinary" else (packed - 128).to(torch.int8)
