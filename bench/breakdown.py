@@ -23,7 +23,6 @@ from lastword.finish import finish
 from lastword.forest import Forest, plan_forests
 from lastword.model import Model
 from lastword.transfer import to_host
-from lastword.windows import cut_windows
 
 # What a forward calls, and the operation that its time counts for: parts of a layer, functions of `kernels`.
 _LAYER_PARTS = {
@@ -120,10 +119,12 @@ def timed_operations(model: Model, clock: OperationClock) -> Iterator[None]:
 
 
 def break_down(
-    embedder: Embedder, model: Model, texts: Sequence[str], *, rounds: int, rate: float
+    embedder: Embedder, model: Model, windows: Sequence[list[str]], *, rounds: int, rate: float
 ) -> Breakdown:
-    """Time each stage and operation of an embedder with that model; `rate` is the measured product's, in FLOP/s."""
-    windows = list(cut_windows(iter(texts)))
+    """Time each stage and operation of an embedder with that model on windows of texts, one after the other.
+
+    Args:     rate: the measured product's, in FLOP/s.
+    """
     stages: list[dict[str, float]] = []
     operations: list[dict[str, float]] = []
     ids: list[list[list[int]]] = []

@@ -35,7 +35,6 @@ from lastword.model import Model
 from lastword.runner import InProcess
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig
 from lastword.weights.shards import SINGLE
-from lastword.windows import cut_windows
 
 _POSITIONS = 32_768
 _LATENCY_CALLS = 30
@@ -96,9 +95,13 @@ class RandomEmbedder(Embedder):
         assert isinstance(runner, InProcess)
         return runner.model
 
+    def windows(self, texts: list[str]) -> list[list[str]]:
+        """The texts that `encode` would tokenise and pack together."""
+        return list(self._encoder.cut(texts))
+
     def forests(self, texts: list[str]) -> list[Forest]:
         """The batches that `encode` would run."""
-        ids = [self.token_ids(window) for window in cut_windows(iter(texts))]
+        ids = [self.token_ids(window) for window in self.windows(texts)]
         return forests_of(ids, self.max_batch_tokens)
 
     def forward(self, forests: list[Forest]) -> None:
@@ -225,7 +228,9 @@ def measure_length(
         encode_mfu=needed / encode_s / rate,
         forward_mfu=needed / forward_s / rate,
         peak_bytes=peak,
-        breakdown=break_down(embedder, embedder.model, texts, rounds=rounds, rate=rate),
+        breakdown=break_down(
+            embedder, embedder.model, embedder.windows(texts), rounds=rounds, rate=rate
+        ),
     )
 
 

@@ -83,7 +83,7 @@ def test_vectors_are_the_same_and_nothing_stays_patched(embedder) -> None:
 
 def test_break_down(embedder) -> None:
     texts = texts_of(6, 15)
-    found = break_down(embedder, embedder.model, texts, rounds=2, rate=1e9)
+    found = break_down(embedder, embedder.model, embedder.windows(texts), rounds=2, rate=1e9)
     assert list(found.stages_s) == STAGES
     assert found.operations_s.keys() == OPERATIONS
     assert all(seconds > 0 for seconds in found.stages_s.values())
