@@ -29,8 +29,7 @@ from lastword.bench.peer_child import Child
 from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.bench.workloads import FULL, QUICK, Workload, tokenizer_of, workloads
 from lastword.device import choose_device, choose_dtype
-from lastword.errors import ConfigError
-from lastword.extras import install
+from lastword.errors import ConfigError, install
 from lastword.weights import ModelConfig, read_config, read_embedding_spec
 
 OURS = "lastword"

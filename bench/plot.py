@@ -8,8 +8,7 @@ from pathlib import Path
 
 from lastword.bench.measure import Roofs
 from lastword.bench.table import OURS, Row, shown_bandwidth, shown_speed
-from lastword.errors import ConfigError
-from lastword.extras import needing
+from lastword.errors import ConfigError, needing
 
 _MARKERS = "osD^vP*X"
 

@@ -4,17 +4,17 @@ Knows names only; what the cards print lies with `verify` and `evaluate`, which 
 """
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import TypeVar
 
 from lastword.errors import ConfigError, some
+from lastword.weights import expanded
 
 T = TypeVar("T")
 
 
 def known_name(model: str, known: Collection[str]) -> str:
     """Give the hub id among `known` that a hub id or an existing folder bears, else `model` as it is."""
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     own = folder.absolute().name.lower() if folder.is_dir() else None
     for name in known:
         if model.lower() == name.lower() or own == name.lower().split("/")[1]:

@@ -5,9 +5,12 @@ LastwordError
 ├── WeightsError   a checkpoint that is incomplete, damaged or inconsistent
 ├── InputError     a text, file or argument of the caller
 └── DeviceError    a device that is missing or cannot run what was asked
+
+A missing package of an extra is a ConfigError and an ImportError: MissingPackageError.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class LastwordError(ValueError):
@@ -20,6 +23,10 @@ class LastwordWarning(RuntimeWarning):
 
 class ConfigError(LastwordError):
     """A model setting, prompt name or option that lastword does not accept."""
+
+
+class MissingPackageError(ImportError, ConfigError):
+    """A package of an extra that cannot be imported: an ImportError for callers of `import`, too."""
 
 
 class WeightsError(LastwordError):
@@ -52,3 +59,23 @@ def some(names: Iterable[object], limit: int = 5) -> str:
     listed = sorted(str(name) for name in names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
+
+
+def install(extra: str) -> str:
+    """Say how to install an extra."""
+    return f"Install it with: pip install 'lastword[{extra}]'"
+
+
+@contextmanager
+def needing(package: str, extra: str, where: str) -> Iterator[None]:
+    """Import `package` within; where that fails, say that `where` needs it and how to install its extra.
+
+    Raises:   MissingPackageError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        reason = str(error).partition("\n")[0]
+        raise MissingPackageError(
+            f"{where}: needs {package}; {reason}. {install(extra)}"
+        ) from error

@@ -46,16 +46,18 @@ class CudaCapture:
         self._stream.wait_stream(caller)
         graph = torch.cuda.CUDAGraph()
         self._graphs.append(graph)
+        recording = torch.cuda.graph(
+            graph, self._pool, self._stream, capture_error_mode="thread_local"
+        )
         # Its exit leaves the side stream, also where recording fails.
         with torch.cuda.stream(caller):
-            with torch.cuda.stream(self._stream):
-                run()
-            recording = torch.cuda.graph(
-                graph, self._pool, self._stream, capture_error_mode="thread_local"
-            )
-            with recording:
-                run()
-        caller.wait_stream(self._stream)
+            try:
+                with torch.cuda.stream(self._stream):
+                    run()
+                with recording:
+                    run()
+            finally:  # the first run has written what the caller's stream may write next
+                caller.wait_stream(self._stream)
         return graph.replay
 
 

@@ -19,8 +19,8 @@ from lastword.transfer import to_host
 
 Task = Callable[[Model, Forest], Tensor]
 
-# A batch is 25 ms of a small model: the thread that prepares texts can hold Python's lock that long. Batches that wait
-# take no memory but inputs and vectors.
+# The thread that prepares texts may hold Python's lock for as long as a small model's batch takes (expected, see
+# bench/LOG.md, 2026-11-27). Batches that wait take no memory but inputs and vectors.
 _GPU_DEPTH = 3
 
 

@@ -21,7 +21,8 @@ Rows = Tensor | tuple[Tensor, Tensor]
 _FAST_ACCUM = True
 # Widths that the vendor libraries' fp8 products take.
 _MULTIPLE = 16
-# cuBLASLt on Hopper is known to refuse 256 rows or fewer where K_in is long; they then get rows of zeros beside them.
+# cuBLASLt on Hopper is reported to refuse 256 rows or fewer where K_in is long (pytorch/ao #4582); they then get rows
+# of zeros beside them.
 _FEW_ROWS, _ENOUGH_ROWS = (1, 16, 64, 256), 272
 
 

@@ -15,12 +15,9 @@ ALLOWED = {
     "lastword": ("lastword",),
     "lastword.cli": ("lastword.cli", "lastword.errors", "lastword.report", "lastword"),
     "lastword.evaluate": tuple(
-        f"lastword.{name}"
-        for name in ("cards", "embedder", "errors", "evaluate", "extras", "progress")
+        f"lastword.{name}" for name in ("cards", "embedder", "errors", "evaluate", "progress")
     ),
-    "lastword.interop": tuple(
-        f"lastword.{name}" for name in ("embedder", "errors", "extras", "interop")
-    ),
+    "lastword.interop": tuple(f"lastword.{name}" for name in ("embedder", "errors", "interop")),
     "lastword.kernels": ("lastword.kernels", "lastword.errors"),
     "lastword.verify": ("lastword",),
     "lastword.weights": ("lastword.weights", "lastword.errors"),

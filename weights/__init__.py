@@ -8,7 +8,7 @@ from lastword.weights.checkpoint import Checkpoint, LayerWeights
 from lastword.weights.config import ModelConfig, read_config
 from lastword.weights.hashes import FileHash, hash_files
 from lastword.weights.rope import RopeConfig
-from lastword.weights.source import BUILTIN, BUILTIN_NOTICE, ModelFiles, locate
+from lastword.weights.source import BUILTIN, BUILTIN_NOTICE, ModelFiles, expanded, locate
 from lastword.weights.spec import EmbeddingSpec, read_embedding_spec
 from lastword.weights.writer import write_safetensors
 
@@ -22,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "ModelFiles",
     "RopeConfig",
+    "expanded",
     "hash_files",
     "locate",
     "read_config",

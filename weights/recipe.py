@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 
 import torch
 
-from lastword.errors import ConfigError, InputError, some
+from lastword.errors import ConfigError, needing, some
 from lastword.weights.fields import MAX_FLOAT, Fields, read_bytes, shown
 
 DTYPES: Final = {
@@ -88,12 +88,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
 
 
 def _load(text: str, where: str) -> Any:
-    try:
+    with needing("PyYAML", "merge", "merge"):
         import yaml
-    except ImportError:
-        raise InputError(
-            "merge: PyYAML is not installed. Install it with: pip install 'lastword[merge]'"
-        ) from None
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
         """Safe, and a key that stands twice is an error, not a silent choice."""

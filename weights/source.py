@@ -74,7 +74,7 @@ def locate(
         _check_complete(_BUILTIN_FOLDER, ". Install lastword again")
         return ModelFiles(BUILTIN, _BUILTIN_FOLDER, None)
     name = os.fspath(model)
-    folder = _expanded(name)
+    folder = expanded(name)
     if folder.is_dir():
         _check_complete(folder, ". Name a folder that holds the whole model")
         return ModelFiles(name, folder, None)
@@ -89,7 +89,7 @@ def locate(
     return ModelFiles(name, folder, commit)
 
 
-def _expanded(name: str) -> Path:
+def expanded(name: str) -> Path:
     """Put the user's home for a leading `~`; of a user who is not known it is a name as any other."""
     try:
         return Path(name).expanduser()

@@ -13,9 +13,8 @@ from typing import Any
 
 from lastword.cards import find_card, known_name
 from lastword.embedder import Embedder
-from lastword.errors import ConfigError
+from lastword.errors import ConfigError, needing
 from lastword.evaluate.tasks import check_reachable, get_benchmark, get_tasks
-from lastword.extras import needing
 from lastword.progress import on_terminal, progress_bar
 
 # Texts that mteb hands over at once; lastword cuts its own batches by tokens.
@@ -86,7 +85,8 @@ def evaluate(
     chosen, closed = get_tasks(tasks, benchmarks)
     compared = {each: get_benchmark(each) for each in dict.fromkeys([*benchmarks, *on_card])}
     check_reachable([task for task in chosen if task not in tasks])
-    encoder, cache = _open(Embedder(model, **options), name, results)
+    embedder = Embedder(model, show_progress_bar=show_progress_bar, **options)
+    encoder, cache = _open(embedder, name, results)
     show = on_terminal() if show_progress_bar is None else show_progress_bar
     scores, failed = _run(encoder, chosen, cache, show=show)
     meta = encoder.mteb_model_meta

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from lastword.embedder import Embedder
-from lastword.extras import needing
+from lastword.errors import needing
 from lastword.interop.opened import opened
 
 with needing("llama-index-core", "llama-index", "lastword.interop.llama_index"):

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lastword.cards import find_card
 from lastword.embedder import Embedder
-from lastword.errors import InputError, LastwordError, some
-from lastword.extras import needing
+from lastword.errors import InputError, LastwordError, needing, some
 from lastword.progress import progress_bar
 from lastword.tokens import TextTokenizer
 from lastword.verify.bounds import reference_dtype
@@ -59,11 +59,11 @@ def verify(
     found = locate(model, **{name: options[name] for name in _WHERE if name in options})
     verdict = Verdict(found.name, str(found.folder), quantize=options.get("quantize"))
     if _opens(found.folder, verdict) and _finite(found.folder, verdict):
-        _compare(Embedder(model, **options), texts, verdict, show=show_progress_bar)
+        load = partial(Embedder, model, show_progress_bar=show_progress_bar)
+        _compare(load(**options), texts, verdict, show=show_progress_bar)
         if card is not None:  # the embedder above is gone by now
             plain = {"dtype": "float32", "quantize": None, "truncate_dim": None}
-            exact = Embedder(model, **(options | plain))
-            verdict.add("scores", *card_problem(exact, card))
+            verdict.add("scores", *card_problem(load(**(options | plain)), card))
     return verdict.close(accept, asked)
 
 

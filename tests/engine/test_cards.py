@@ -20,6 +20,7 @@ CARDS = {"Qwen/Qwen3-Embedding-0.6B": 1, "a/b": 2}
         pytest.param("other/b", None, id="another owner's"),
         pytest.param("./b", None, id="no such folder"),
         pytest.param("models", None, id="another folder"),
+        pytest.param("~nosuchuser/b", None, id="a user who is not known"),
     ],
 )
 def test_find_card(model: str, card: int | None, tmp_path: Path, monkeypatch) -> None:

@@ -207,13 +207,26 @@ def test_few_rows_get_zeros_where_the_library_refuses_them(least: int, rows: int
     assert run(x[:0]).shape == (0, 48)
 
 
+class OnGpu(torch.Tensor):
+    """A weight that says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("least", "rows"), [(0, 1), (257, 272)])
+def test_a_weight_on_a_gpu_is_tried_at_load(least: int, rows: int, library) -> None:
+    library(least)
+    weight = draw(48, 64, dtype=torch.bfloat16)
+    assert Fp8Linear(weight).least_rows == 1
+    assert Fp8Linear(weight.as_subclass(OnGpu)).least_rows == rows
+
+
 def test_a_product_that_the_library_refuses(library) -> None:
-    run = Fp8Linear(draw(48, 64, seed=1, dtype=torch.bfloat16))
     library(1000)
     with pytest.raises(
         DeviceError, match="by rows on 'cpu'; got 'CUBLAS_STATUS_NOT_SUPPORTED when"
     ):
-        linear_fp8._least_rows(run.weight, run.scale, run.dtype)
+        Fp8Linear(draw(48, 64, dtype=torch.bfloat16).as_subclass(OnGpu))
 
 
 def test_no_fp8_on_a_cpu() -> None:

@@ -56,6 +56,20 @@ def test_real_tokenizers(name: str, rows: int, expected: str | None, tmp_path: P
     assert cause(verify(folder)) == expected
 
 
+def test_no_bar_where_none_is_wanted(tiny_checkpoint: Path, monkeypatch) -> None:
+    """Of the model as it loads neither; see `Embedder`."""
+    shown = []
+
+    class Loaded(Embedder):
+        def __init__(self, *args, show_progress_bar: bool | None = None, **options) -> None:
+            shown.append(show_progress_bar)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(run, "Embedder", Loaded)
+    assert verify(tiny_checkpoint, show_progress_bar=False).passed
+    assert shown == [False]
+
+
 # Four damaged checkpoints, through the command line.
 
 

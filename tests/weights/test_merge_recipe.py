@@ -5,7 +5,7 @@ import builtins
 import pytest
 import torch
 
-from lastword.errors import ConfigError, InputError, WeightsError
+from lastword.errors import ConfigError, MissingPackageError, WeightsError
 from lastword.weights.recipe import parse_recipe, read_recipe
 
 CARD = """
@@ -149,9 +149,10 @@ def test_without_pyyaml(monkeypatch):
 
     def missing(name, *others, **named):
         if name == "yaml":
-            raise ImportError(name)
+            raise ImportError("No module named 'yaml'")
         return real(name, *others, **named)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(InputError, match=r"pip install 'lastword\[merge\]'"):
+    expected = r"merge: needs PyYAML; No module named 'yaml'\. .* pip install 'lastword\[merge\]'"
+    with pytest.raises(MissingPackageError, match=expected):
         parse_recipe(CARD, "merge.yaml")

@@ -2,8 +2,7 @@
 
 import pytest
 
-from lastword.errors import ConfigError
-from lastword.extras import MissingPackageError, needing
+from lastword.errors import ConfigError, MissingPackageError, needing
 
 
 @pytest.mark.parametrize("kind", [ImportError, ConfigError])
