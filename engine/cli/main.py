@@ -18,7 +18,7 @@ import lastword
 from lastword.cli import bags, bench, console, convert, embed, info, merge, options, search, verify
 from lastword.cli import eval as eval_command
 from lastword.cli.parser import Command, Parser, add_command, add_commands
-from lastword.errors import LastwordError, LastwordWarning
+from lastword.errors import InputError, LastwordError, LastwordWarning
 
 EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
@@ -96,7 +96,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args, others = parser.parse_known_args(argv)
     unknown = [other for other in others if other.startswith("-") and other != "-"]
     if unknown or (others and not hasattr(args, "files")):
-        parser.error(f"{args.command}: unknown argument {(unknown or others)[0]}")
+        word = (unknown or others)[0]
+        raise InputError(
+            f"{args.command}: unknown argument {word}. See lastword {args.command} --help"
+        )
     if others:
         args.files += others
     return args

@@ -21,7 +21,7 @@ MAX_FIELD = 1 << 26  # characters; an unclosed quote in a large file ends here, 
 
 _JSON_LINES = "Make it JSON lines (.jsonl), a record a line"
 _AS_TEXT = "Turn it into text (.txt) or JSON lines (.jsonl) first"
-_UNPACKED = "Unpack it first, or pipe it: zcat FILE | lastword embed - --input-format txt"
+_UNPACKED = "Unpack it first, or pipe it: zcat FILE | lastword embed - --input-format {inner}"
 _REFUSED = {
     "json": "Make it JSON lines, as in: jq -c '.[]' FILE > FILE.jsonl; or say --input-format jsonl",
     **dict.fromkeys(("parquet", "arrow", "feather", "orc", "avro", "xlsx", "xls"), _JSON_LINES),
@@ -84,9 +84,20 @@ def _format(path: str, input_format: str | None) -> str:
         raise InputError(f"{path}: cannot be read; permission denied")
     if input_format is not None:
         return input_format
-    ending = os.path.splitext(path)[1].lower().removeprefix(".")
+    root, ending = _ending(path)
     if ending in _REFUSED:
-        raise InputError(f"{path}: .{ending} files are not read. {_REFUSED[ending]}")
+        inner = _format_of(_ending(root)[1])  # a packed file's own ending comes before
+        remedy = _REFUSED[ending].format(inner=inner)
+        raise InputError(f"{path}: .{ending} files are not read. {remedy}")
+    return _format_of(ending)
+
+
+def _ending(path: str) -> tuple[str, str]:
+    root, dotted = os.path.splitext(path)
+    return root, dotted.lower().removeprefix(".")
+
+
+def _format_of(ending: str) -> str:
     ending = "jsonl" if ending == "ndjson" else ending
     return ending if ending in FORMATS else "txt"
 

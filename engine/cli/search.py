@@ -60,13 +60,15 @@ def run(args: argparse.Namespace) -> int:
             heapq.heappushpop(hits, hit)
     hits.sort(reverse=True)
     console.print_lines([_line(rank, hit, args.json) for rank, hit in enumerate(hits, 1)])
-    cuts = _cuts(asked, report, embedder.max_length)
-    console.say_all((*embedder.notices, *cuts), quiet=args.quiet)
+    seen = _seen(asked, report, embedder.max_length)
+    console.say_all((*embedder.notices, *seen), quiet=args.quiet)
     return 0
 
 
-def _cuts(query: Report, texts: Report, max_length: int) -> Iterator[str]:
-    """Say what was compared by its beginning only."""
+def _seen(query: Report, texts: Report, max_length: int) -> Iterator[str]:
+    """Say what was compared by its beginning only, or that there was nothing to compare with."""
+    if not texts.texts:
+        yield "FILES: hold no texts"
     if query.cut:
         yield f"QUERY: cut to {max_length:,} tokens"
     if texts.cut:

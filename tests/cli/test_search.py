@@ -58,3 +58,9 @@ def test_no_texts_no_lines(cli):
     Path("a.txt").write_text("")
     result = cli("search", "q", "a.txt", "--quiet")
     assert result == (0, "", "")
+
+
+def test_files_without_texts_are_said(cli):
+    Path("empty.txt").write_text("")
+    assert cli("search", "x", "empty.txt") == (0, "", "lastword: FILES: hold no texts\n")
+    assert cli("search", "x", "empty.txt", "--quiet") == (0, "", "")
