@@ -242,56 +242,6 @@ def test_times_are_over_ours_and_units_fit(capfd, monkeypatch) -> None:
     assert theirs[-2:] == ["2.50x", "ours"]
 
 
-COMPILE = ["bench", "kernels", "--compile-only", "--model", "0.6B", "--dtype", "bfloat16"]
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--op", "swiglu"],
-        ["--with", "mine:f"],
-        ["--beside"],
-        ["--tokens", "64"],
-        ["--device", "cpu"],
-        ["--rep-ms", "1"],
-        ["--plot", "a.svg"],
-    ],
-    ids=lambda words: words[0],
-)
-def test_what_does_not_go_with_compiling_is_refused(capfd, words: list[str]) -> None:
-    assert main([*COMPILE, *words]) == 2
-    streams = capfd.readouterr()
-    assert f"lastword: {words[0]}: does not go with --compile-only; got both" in streams.err
-    assert (streams.out, streams.err.count("\n")) == ("", 1)
-
-
-def test_compiling_without_triton_is_one_line(capfd, monkeypatch) -> None:
-    monkeypatch.setattr("lastword.cli.bench.find_spec", lambda _: None)
-    assert main(COMPILE) == 2
-    streams = capfd.readouterr()
-    assert "--compile-only: needs triton, which is not installed" in streams.err
-    assert (streams.out, streams.err.count("\n")) == ("", 1)
-
-
-def test_what_was_compiled_is_written_as_it_comes(capfd, monkeypatch) -> None:
-    ahead = pytest.importorskip("lastword.bench.compile")
-
-    def stopped(*_):
-        yield ahead.Resources("sm_90", "0.6B", "bfloat16", "swiglu", 32, 0, 0, False, False, True)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ahead, "compile_all", stopped)
-    assert main([*COMPILE, "--json", "rows.jsonl"]) == 130
-    (row,) = (json.loads(line) for line in Path("rows.jsonl").read_text().splitlines())
-    assert (row["operation"], row["registers"], "triton" in row) == ("swiglu", 32, True)
-
-
-def test_compiling_begins_with_the_file(capfd, monkeypatch) -> None:
-    monkeypatch.setattr(pytest.importorskip("lastword.bench.compile"), "compile_all", None)
-    assert main([*COMPILE, "--json", "gone/rows.jsonl"]) == 2
-    assert capfd.readouterr() == ("", "lastword: gone/rows.jsonl: No such file or directory\n")
-
-
 RUN_BOTH = """
 import sys
 from lastword.cli.main import main

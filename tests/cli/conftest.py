@@ -1,4 +1,4 @@
-"""Run the command line in this process or in one of its own, on a fake model."""
+"""Run the command line in this process or in one of its own, on a fake model; in this one on a real, tiny model."""
 
 import importlib.util
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from command_line import TEXTS
 
 FAKE = Path(__file__).with_name("fake_embedder.py")
 
@@ -73,3 +74,17 @@ def shell(tmp_path):
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def run(capfd, tmp_path, monkeypatch):
+    """Call `main` in a folder with texts.txt; give its status, stdout and stderr."""
+    from lastword.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("texts.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+
+    def call(*arguments):
+        return main([str(argument) for argument in arguments]), *capfd.readouterr()
+
+    return call

@@ -8,8 +8,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lastword.cli.main import COMMANDS
-
 OLD = b"old output"
 ROW = b'{"text": "fine"}\n'
 DEEP = b'{"text": "x", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
@@ -268,54 +266,6 @@ def test_bad_stdin(cli, kind, content, expected):
         assert result == (0, "", "")
     else:
         _check(result, expected)
-
-
-@pytest.mark.parametrize("ending", ["", ".json", ".jsonl", ".ndjson", ".JSONL"])
-def test_json_lines_by_name(cli, ending):
-    Path("a.txt").write_text("x")
-    assert cli("embed", "a.txt", "-o", f"v{ending}").status == 0
-    assert json.loads(Path(f"v{ending}").read_text())["text"] == "x"
-
-
-def test_any_ending_of_a_named_format(cli):
-    Path("a.txt").write_text("x")
-    assert cli("embed", "a.txt", "-o", "v.out", "--format", "jsonl").status == 0
-    assert json.loads(Path("v.out").read_text())["text"] == "x"
-
-
-def test_paths_that_are_not_utf8(cli):
-    Path("a\udcff.txt").write_text("one\ntwo")
-    assert cli("embed", "a\udcff.txt", "-o", "v\udcff.npy", "--save-ranges", "r\udcff").status == 0
-    assert {"v\udcff.npy", "v\udcff.npy.json", "r\udcff"} < set(os.listdir())
-    result = cli("search", "one", "a\udcff.txt", "--json")
-    assert json.loads(result.out.splitlines()[0])["file"] == "a\udcff.txt"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["embed", "a.txt"], "out of memory; lower --max-batch-tokens or --max-length"),
-        (["convert", "m", "out"], "out of memory"),
-    ],
-)
-@pytest.mark.parametrize("error", [MemoryError, None], ids=["python", "torch"])
-def test_no_memory(cli, monkeypatch, arguments, expected, error):
-    def run(args):
-        if error is None:
-            torch.empty(1 << 60)
-        raise error
-
-    monkeypatch.setattr(COMMANDS[arguments[0]], "run", run)
-    assert cli(*arguments) == (2, "", f"lastword: {expected}\n")
-
-
-def test_other_errors_are_not_hidden(cli, monkeypatch):
-    def run(args):
-        raise RuntimeError("a mistake")
-
-    monkeypatch.setattr(COMMANDS["embed"], "run", run)
-    with pytest.raises(RuntimeError, match="a mistake"):
-        cli("embed", "a.txt")
 
 
 def test_search_names_the_place_too(cli):

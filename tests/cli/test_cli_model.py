@@ -13,33 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import TEXTS, one_line
 from safetensors import safe_open
 
-from lastword.cli.main import main
 from lastword.embedder import Embedder
 from lastword.model import Model
-
-TEXTS = ["the cat sat", "the cat sat on the mat", "", "the cat sat", "another text € entirely"]
-
-
-@pytest.fixture
-def run(capfd, tmp_path, monkeypatch):
-    """Call `main` in a folder with texts.txt; give its status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    Path("texts.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
-
-    def call(*arguments):
-        return main([str(argument) for argument in arguments]), *capfd.readouterr()
-
-    return call
-
-
-def _one_line(result, *expected, status=2):
-    code, _, err = result
-    assert code == status, err
-    assert err.count("\n") == 1, err
-    for part in ("lastword: ", *expected):
-        assert part in err
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "binary", "ubinary"])
@@ -82,7 +60,7 @@ def test_ranges_go_from_one_run_to_the_next(run, tiny_checkpoint):
     assert (codes.min(axis=0) <= 1).all()
     assert (codes.max(axis=0) >= 254).all()
     result = run("embed", *common, "--dim", 16, "--precision", "int8", "--ranges", "r.st")
-    _one_line(result, "r.st", "expected [2, 16]")
+    one_line(result, "r.st", "expected [2, 16]")
 
 
 def test_search_ranks_as_similarity_does(run, tiny_checkpoint):
@@ -181,76 +159,10 @@ def test_full_info_finds_one_flipped_bit(run, hub_snapshot):
         content[-3] ^= 1
         blob.write_bytes(content)
         result = run("info", hub_snapshot, "--full", "--json")
-        _one_line(result, name, "does not match", status=1)
+        one_line(result, name, "does not match", status=1)
         assert json.loads(result[1])["damaged"] == [name]
         content[-3] ^= 1
         blob.write_bytes(content)
-
-
-def _without(name):
-    return lambda folder: (folder / name).unlink()
-
-
-def _edited(name, change):
-    def edit(folder):
-        path = folder / name
-        path.write_bytes(change(path.read_bytes()))
-
-    return edit
-
-
-def _json_edit(name, **fields):
-    return _edited(name, lambda old: json.dumps({**json.loads(old), **fields}).encode())
-
-
-# what is done to the folder, and what the one line must say
-BROKEN = {
-    "no-config": (_without("config.json"), ["config.json"]),
-    "no-tokenizer": (_without("tokenizer.json"), ["tokenizer.json"]),
-    "no-weights": (_without("model.safetensors"), ["safetensors"]),
-    "no-pooling": (_without("1_Pooling/config.json"), ["1_Pooling"]),
-    "config-not-json": (_edited("config.json", lambda old: old[:-5]), ["config.json"]),
-    "config-a-list": (_edited("config.json", lambda old: b"[]"), ["config.json"]),
-    "config-not-utf8": (_edited("config.json", lambda old: b"\xff"), ["config.json"]),
-    "other-model": (_json_edit("config.json", model_type="bert"), ["bert"]),
-    "sliding-window": (
-        _json_edit(
-            "config.json",
-            use_sliding_window=True,
-            sliding_window=16,
-            max_window_layers=0,
-            layer_types=["sliding_attention"] * 2,
-        ),
-        ["config.json"],
-    ),
-    "other-shape": (_json_edit("config.json", intermediate_size=97), ["97"]),
-    "tokenizer-cut": (_edited("tokenizer.json", lambda old: old[:-50]), ["tokenizer.json"]),
-    "tokenizer-empty": (_edited("tokenizer.json", lambda old: b""), ["tokenizer.json"]),
-    "weights-cut": (_edited("model.safetensors", lambda old: old[:-9]), ["model.safetensors"]),
-    "weights-empty": (_edited("model.safetensors", lambda old: b""), ["model.safetensors"]),
-    "weights-header": (
-        _edited("model.safetensors", lambda old: old[:8] + b"\x00" + old[9:]),
-        ["model.safetensors"],
-    ),
-    "weights-a-page": (
-        _edited("model.safetensors", lambda old: b"<!DOCTYPE html><html>" * 9),
-        ["model.safetensors"],
-    ),
-    "modules-unknown": (
-        _edited("modules.json", lambda old: old.replace(b"Normalize", b"Dense")),
-        ["Dense"],
-    ),
-}
-
-
-@pytest.mark.parametrize(("damage", "expected"), BROKEN.values(), ids=BROKEN.keys())
-def test_broken_models(run, tiny_checkpoint, tmp_path, damage, expected):
-    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
-    damage(folder)
-    Path("out.npy").write_text("old")
-    _one_line(run("embed", "texts.txt", "--model", folder, "-o", "out.npy"), *expected)
-    assert Path("out.npy").read_text() == "old"
-    assert sorted(os.listdir()) == ["model", "out.npy", "texts.txt"]
 
 
 SETTINGS = {
@@ -269,23 +181,18 @@ SETTINGS = {
 @pytest.mark.parametrize(("arguments", "expected"), SETTINGS.values(), ids=SETTINGS.keys())
 def test_refused_settings(run, tiny_checkpoint, arguments, expected):
     result = run("embed", "texts.txt", "--model", tiny_checkpoint, *arguments, "-o", "out.jsonl")
-    _one_line(result, *expected)
+    one_line(result, *expected)
     assert os.listdir() == ["texts.txt"]
 
 
 def test_a_too_long_text_is_named_or_cut(run, tiny_checkpoint):
     Path("texts.txt").write_text("a\n" + "the cat sat on the mat " * 9 + "\n\n")
     common = ("texts.txt", "--model", tiny_checkpoint, "--max-length", 8)
-    _one_line(run("embed", *common, "--on-long", "error", "-o", "out"), "texts.txt:2: too long")
+    one_line(run("embed", *common, "--on-long", "error", "-o", "out"), "texts.txt:2: too long")
     assert os.listdir() == ["texts.txt"]
     status, out, err = run("embed", *common)
     assert (status, out.count("\n")) == (0, 3)
     assert "1 texts cut" in err
-
-
-@pytest.mark.parametrize("model", ["gone/folder/here", "./gone", "texts.txt"])
-def test_no_such_model(run, model):
-    _one_line(run("embed", "texts.txt", "--model", model), model)
 
 
 def test_as_a_process_stderr_is_clean(run, tiny_checkpoint):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lastword import ConfigError, Embedder, InputError
+from lastword import Embedder
 from lastword.cli.main import main
-from lastword.evaluate import evaluate, run, tasks
+from lastword.evaluate import evaluate, run
 
 mteb = pytest.importorskip("mteb", reason="the eval extra is not installed")
 
@@ -224,6 +224,22 @@ def test_with_stderr_closed(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) 
     assert len(done.benchmarks) == 9
 
 
+def test_no_bar_where_none_is_wanted(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    """Of the model as it loads neither; see `Embedder`."""
+    shown = []
+
+    class Loaded(Embedder):
+        def __init__(self, *args, show_progress_bar: bool | None = None, **options) -> None:
+            shown.append(show_progress_bar)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(run, "Embedder", Loaded)
+    options = {"known_as": ICT, "results": tmp_path, "device": "cpu"}
+    done = evaluate(tiny_checkpoint, card=True, show_progress_bar=False, **options)
+    assert len(done.benchmarks) == 9
+    assert shown == [False]
+
+
 def test_a_folder_that_bears_a_cards_name_is_that_model(
     both_tasks, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -248,63 +264,3 @@ def test_a_benchmark_is_scored_by_its_own_rule(embedder: Embedder, tmp_path: Pat
     found = run._benchmark("MTEB(Law, v1)", benchmark, 62.23, meta, cache)
     assert found.ours == pytest.approx(60.0)
     assert (found.done, found.tasks, found.card) == (2, 8, 62.23)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({}, ConfigError, "tasks: none named"),
-        ({"tasks": ["STS99"]}, ConfigError, "tasks: unknown; got 'STS99'"),
-        ({"benchmarks": ["MTEB(moon)"]}, ConfigError, "benchmark: unknown; got 'MTEB"),
-        ({"card": True}, ConfigError, "card: no table is known for .* --as"),
-    ],
-)
-def test_refused(options: dict, error: type, message: str, tiny_checkpoint: Path) -> None:
-    with pytest.raises(error, match=message):
-        evaluate(tiny_checkpoint, **options)
-
-
-@pytest.mark.parametrize("status", [None, 404])
-def test_data_that_cannot_be_had(status, tiny_checkpoint, monkeypatch, tmp_path) -> None:
-    import httpx2
-    from huggingface_hub import HfApi, constants, errors
-
-    asked = []
-
-    def refuse(self, path, **options):
-        asked.append(path)
-        if status is None:
-            raise ConnectionError("no route")
-        request = httpx2.Request("GET", "https://example.org")
-        raise errors.HfHubHTTPError("no", response=httpx2.Response(status, request=request))
-
-    monkeypatch.setattr(HfApi, "dataset_info", refuse)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
-    monkeypatch.setattr(run, "Embedder", None)  # nothing may be opened before
-    with pytest.raises(InputError, match=r"data of 41 cannot be had: .* and 36 more; ") as caught:
-        evaluate(tiny_checkpoint, benchmarks=["MTEB(eng, v2)"])
-    assert len(asked) == (1 if status is None else 41), "a hub that is down is asked once"
-    assert ("404" in str(caught.value)) == (status == 404)
-
-
-def test_data_in_the_cache_need_no_hub(monkeypatch, tmp_path: Path) -> None:
-    from huggingface_hub import HfApi, constants
-
-    monkeypatch.setattr(HfApi, "dataset_info", None)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    (tmp_path / "datasets--mteb--sts12-sts/snapshots/abc").mkdir(parents=True)
-    tasks.check_reachable([mteb.get_task("STS12")])
-
-
-def test_a_closed_task_of_a_benchmark_is_left_out() -> None:
-    chosen, closed = tasks.get_tasks([], ["RTEB(beta)"])
-    assert (len(chosen), len(closed)) == (17, 13)
-
-
-def test_without_mteb_it_says_what_to_install(tiny_checkpoint, monkeypatch, capfd) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "mteb", None)
-    assert main(["eval", str(tiny_checkpoint), "--tasks", "STS12"]) == 2
-    assert "pip install 'lastword[eval]'" in capfd.readouterr().err
-    assert main(["eval", str(tiny_checkpoint)]) == 2
-    assert "nothing to do" in capfd.readouterr().err

@@ -1,115 +1,15 @@
-"""Bags: exact shares of every dataset, the same on every machine, in constant memory, with a recipe to merge."""
+"""Plans of bags: what is written, the same from every place, whole or not at all, with a recipe to merge."""
 
 import hashlib
 import json
 import os
-import random
-import subprocess
-import sys
-from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from memory import peak_anonymous
 
 from lastword.cli.main import main
-from lastword.errors import InputError
-from lastword.weights.bags import Dataset, chosen, read_bags
 from lastword.weights.recipe import read_recipe
-
-
-def dataset(rows: int, name: str = "d", *, old: bool = False) -> Dataset:
-    return Dataset(name, Path(f"{name}.jsonl"), old, rows, "")
-
-
-def draw(rows: int, ratios: str, *, seed: int = 1, name: str = "d", old=None) -> list[list[int]]:
-    bags = read_bags(ratios)
-    data = dataset(rows, name, old=old is not None)
-    return [list(chosen(seed, bags, bag, data, Fraction(old or 40))) for bag in bags]
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    st.integers(1, 400),
-    st.lists(st.integers(1, 100), min_size=1, max_size=4),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-)
-def test_shares_are_exact_and_without_replacement(rows, ratios, rest, seed):
-    rest = rest and 100 not in ratios
-    words = [str(ratio) for ratio in ratios] + ["rest"] * rest
-    drawn = draw(rows, ",".join(words), seed=seed)
-    for ratio, bag in zip(ratios, drawn, strict=False):
-        assert len(bag) == int(rows * ratio / 100 + 0.5)
-        assert bag == sorted(set(bag))
-        assert all(0 <= row < rows for row in bag)
-    if rest:
-        taken = {row for bag in drawn[:-1] for row in bag}
-        assert drawn[-1] == [row for row in range(rows) if row not in taken]
-
-
-def test_every_row_is_as_likely_as_any_other():
-    """4,000 draws of 30 % of 20 rows: each row about 1,200 times; six standard deviations are 174."""
-    counts = Counter(row for seed in range(4000) for row in draw(20, "30", seed=seed)[0])
-    assert all(abs(counts[row] - 1200) < 174 for row in range(20))
-    pairs = Counter(frozenset(draw(4, "50", seed=seed)[0]) for seed in range(3000))
-    assert len(pairs) == 6
-    assert all(abs(count - 500) < 123 for count in pairs.values())
-
-
-def test_what_a_draw_depends_on():
-    first = draw(1000, "60,60,60")
-    assert draw(1000, "60,60,60") == first
-    assert len({tuple(bag) for bag in first}) == 3  # bags of one size are drawn by themselves
-    assert draw(1000, "60,60,60", seed=2) != first
-    assert draw(1000, "60,60,60", name="e") != first
-    overlap = len(set(first[0]) & set(first[1]))
-    assert 300 < overlap < 420  # independent: 360 expected
-
-
-def test_the_draw_is_the_same_on_every_machine():
-    """Recorded once: a plan must not change with the version of Python or of lastword."""
-    assert draw(20, "40,rest", seed=7) == [
-        [1, 3, 5, 9, 10, 12, 14, 17],
-        [0, 2, 4, 6, 7, 8, 11, 13, 15, 16, 18, 19],
-    ]
-
-
-def test_old_data():
-    drawn = draw(1000, "100,50", old=40)
-    assert [len(bag) for bag in drawn] == [400, 400]
-    assert drawn[0] != drawn[1]
-
-
-@pytest.mark.parametrize(
-    ("ratios", "message"),
-    [
-        ("", "expected a percentage"),
-        ("0", "expected a percentage above 0"),
-        ("101", "up to 100"),
-        ("-5", "expected a percentage"),
-        ("nan", "expected a percentage"),
-        ("1/2", "expected a percentage"),
-        ("80,", "expected a percentage"),
-        ("half", "expected a percentage"),
-        ("rest", "expected rest once"),
-        ("50,rest,rest", "expected rest once"),
-        ("100,rest", "there is no rest"),
-    ],
-)
-def test_bad_ratios(ratios, message):
-    with pytest.raises(InputError, match=message):
-        read_bags(ratios)
-
-
-def test_ratios_are_exact():
-    assert [bag.name for bag in read_bags(" 12.5 , 80.0,rest")] == ["1-12.5", "2-80", "3-rest"]
-    assert len(draw(1000, "0.1")[0]) == 1
-    assert len(draw(10**4, "33.33")[0]) == 3333
 
 
 @pytest.fixture
@@ -292,33 +192,3 @@ def test_a_bag_without_rows(files, capfd):
     assert bags("one.txt", ratios="10") == 2
     assert "bag 1-10: holds no rows" in capfd.readouterr().err
     assert not list(Path().glob("*plan*"))
-
-
-def peak_of(rows: int, folder: Path) -> int:
-    """Peak bytes, beyond files, of planning over `rows` rows."""
-    text = b'{"text": "a row of some length", "id": 123456}\n'
-    with (folder / f"{rows}.jsonl").open("wb") as file:
-        for _ in range(rows // 10_000):
-            file.write(text * 10_000)
-    words = ["bags", f"{rows}.jsonl", "--ratios", "80,rest", "--seed", "1", "-o", f"p{rows}.json"]
-    command = [sys.executable, "-m", "lastword.cli.main", *words, "--quiet"]
-    with subprocess.Popen(command, cwd=folder) as process:
-        peak = peak_anonymous(process)
-    assert process.returncode == 0
-    plan = json.loads((folder / f"p{rows}.json").read_text())
-    assert [bag["rows"] for bag in plan["bags"]] == [rows * 8 // 10, rows * 2 // 10]
-    return peak
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("rows", [500_000, pytest.param(10_000_000, marks=pytest.mark.soak)])
-def test_memory_does_not_grow_with_the_rows(tmp_path, rows):
-    assert peak_of(rows, tmp_path) < peak_of(10_000, tmp_path) + 8_000_000
-
-
-def test_a_seeded_generator_is_what_python_promises():
-    """The generator that draws rests on `random.Random(int).random()`; this is its published sequence."""
-    generator = random.Random(42)
-    assert [generator.random() for _ in range(3)] == [
-        0.6394267984578837, 0.025010755222666936, 0.27502931836911926
-    ]  # fmt: skip

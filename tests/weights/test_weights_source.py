@@ -1,49 +1,18 @@
 """From a name to a whole folder: local folders, a hub cache built on disk, and each way that can fail."""
 
-import hashlib
 import shutil
 from types import SimpleNamespace
 
 import pytest
+from hub_cache import COMMIT, NAME, snapshot_of
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
 from huggingface_hub import errors  # noqa: E402
 
-from lastword.bench.checkpoint import make_checkpoint  # noqa: E402
 from lastword.errors import WeightsError  # noqa: E402
-from lastword.weights import hash_files, locate  # noqa: E402
+from lastword.weights import locate  # noqa: E402
 from lastword.weights.source import FETCHED, NEVER_FETCHED  # noqa: E402
-
-COMMIT = "97b0c614be4d77ee51c0cef4e5f07c00f9eb65b3"
-NAME = "owner/model"
-
-
-@pytest.fixture
-def model(tmp_path):
-    return make_checkpoint(tmp_path / "model", num_hidden_layers=1)
-
-
-@pytest.fixture
-def cache(tmp_path):
-    """Build a hub cache as the client lays it out: blobs by hash, a snapshot of links, a branch."""
-    model = make_checkpoint(tmp_path / "made", num_hidden_layers=1, shards=2)
-    repo = tmp_path / "cache" / "models--owner--model"
-    snapshot = repo / "snapshots" / COMMIT
-    (repo / "blobs").mkdir(parents=True)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text(COMMIT)
-    for file in sorted(path for path in model.rglob("*") if path.is_file()):
-        blob = repo / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-        shutil.copyfile(file, blob)
-        link = snapshot / file.relative_to(model)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(blob)
-    return tmp_path / "cache"
-
-
-def snapshot_of(cache):
-    return cache / "models--owner--model" / "snapshots" / COMMIT
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])
@@ -280,33 +249,3 @@ def test_interrupt_is_not_swallowed(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", interrupt)
     with pytest.raises(KeyboardInterrupt):
         locate(NAME)
-
-
-def test_known_hashes_are_checked(cache):
-    folder = snapshot_of(cache)
-    hashes = hash_files(folder)
-    shards = [each for each in hashes if each.file.endswith(".safetensors")]
-    assert len(shards) == 2
-    assert {"config.json", "tokenizer.json", "1_Pooling/config.json"} < {e.file for e in hashes}
-    assert all(each.whole and each.expected == each.sha256 for each in hashes)
-    blob = (folder / shards[0].file).resolve()
-    raw = bytearray(blob.read_bytes())
-    raw[-5] ^= 1  # one bit of one weight
-    blob.write_bytes(bytes(raw))
-    damaged = [each for each in hash_files(folder) if not each.whole]
-    assert [each.file for each in damaged] == ["model-00001-of-00002.safetensors"]
-    assert damaged[0].expected == shards[0].sha256 != damaged[0].sha256
-
-
-def test_a_plain_folder_knows_no_hash(model):
-    hashes = {each.file: each for each in hash_files(model)}
-    assert {each.whole for each in hashes.values()} == {None}
-    weights = (model / "model.safetensors").read_bytes()
-    assert hashes["model.safetensors"].sha256 == hashlib.sha256(weights).hexdigest()
-
-
-def test_a_file_that_cannot_be_hashed_is_named(model):
-    (model / "modules.json").unlink()
-    (model / "modules.json").symlink_to("gone")
-    with pytest.raises(WeightsError, match=r"modules\.json: cannot be read; No such file"):
-        hash_files(model)
