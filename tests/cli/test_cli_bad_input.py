@@ -97,7 +97,8 @@ FILES = {
     "ending-json": _in_file("a.json", b"[]", "a.json", "jq"),
     "ending-parquet": _in_file("a.parquet", b"PAR1", "a.parquet", "JSON lines"),
     "ending-pdf": _in_file("a.PDF", b"%PDF", "a.PDF", ".txt"),
-    "ending-gz": _in_file("a.txt.gz", b"\x1f\x8b", "a.txt.gz", "zcat"),
+    "ending-gz": _in_file("a.txt.gz", b"\x1f\x8b", "a.txt.gz", "zcat", "--input-format txt"),
+    "ending-jsonl-gz": _in_file("a.ndjson.gz", b"\x1f\x8b", "zcat", "--input-format jsonl"),
     "ending-safetensors": _in_file("a.safetensors", b"", "a.safetensors", ".txt"),
     "gz-forced": _in_file(
         "a.gz", b"\x1f\x8b\x08", "a.gz:1", "UTF-8", options=("--input-format", "txt")
