@@ -62,5 +62,7 @@ def test_no_texts_no_lines(cli):
 
 def test_files_without_texts_are_said(cli):
     Path("empty.txt").write_text("")
-    assert cli("search", "x", "empty.txt") == (0, "", "lastword: FILES: hold no texts\n")
+    result = cli("search", "x", "empty.txt")
+    assert (result.status, result.out) == (0, "")
+    assert result.err.splitlines()[-1] == "lastword: FILES: hold no texts"
     assert cli("search", "x", "empty.txt", "--quiet") == (0, "", "")
