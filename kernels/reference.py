@@ -108,11 +108,8 @@ def forest_attention_ref(
             high = min(low + TILE_ROWS, block.own)
             rows, keys = block.rows_between(low, high), block.above + high
             q_t = _by_head(_take(q, rows), block.count)  # [B, H, rows, D]
-            attended = _attend_tile(q_t, k_b[:, :keys], v_b[:, :keys], scale).transpose(1, 2)
-            if isinstance(rows, slice):  # one copy; what follows makes two
-                out[rows].view(attended.shape).copy_(attended)
-            else:
-                out[rows] = attended.flatten(0, 1)
+            attended = _attend_tile(q_t, k_b[:, :keys], v_b[:, :keys], scale)
+            out[rows] = attended.transpose(1, 2).reshape(-1, *q.shape[1:])
     return out.flatten(1)  # [T, H·D]
 
 
