@@ -56,7 +56,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         WeightsError: the file cannot be read.
         ConfigError: it is not YAML, or asks for something that is not implemented.
-        InputError: PyYAML is not installed.
+        MissingPackageError: PyYAML cannot be imported.
     """
     try:
         text = read_bytes(path, remedy="Name the recipe, a YAML file").decode("utf-8")

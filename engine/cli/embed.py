@@ -1,7 +1,6 @@
 """`lastword embed`: every text of the input gets its vector, in order, in constant memory."""
 
 import argparse
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
@@ -23,9 +22,9 @@ EXAMPLES = """examples:
   lastword embed docs.jsonl --text-field body --model ./model --dim 256 -o docs.safetensors
   zcat big.csv.gz | lastword embed - --input-format csv --model ./model -o big.npy
 
-In JSON lines other fields of .jsonl and .csv records are carried through. The report on stderr counts the
-tokens asked for, those computed, and what sharing common beginnings saved; tokens/s is of those
-asked for."""
+In JSON lines other fields of .jsonl and .csv records are carried through. The report on stderr
+counts the tokens asked for, those computed, and what sharing common beginnings saved; tokens/s is
+of those asked for."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +178,7 @@ def _style(args: argparse.Namespace) -> str:
 
 def _style_of(output: str) -> str:
     """Go by the ending of the output's name; none is JSON lines."""
-    ending = os.path.splitext(output)[1].lower().removeprefix(".")
+    _, ending = read.split_ending(output)
     if ending in ("", "json", "ndjson"):
         return "jsonl"
     if ending not in write.FORMATS:

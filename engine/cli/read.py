@@ -84,15 +84,16 @@ def _format(path: str, input_format: str | None) -> str:
         raise InputError(f"{path}: cannot be read; permission denied")
     if input_format is not None:
         return input_format
-    root, ending = _ending(path)
+    root, ending = split_ending(path)
     if ending in _REFUSED:
-        inner = _format_of(_ending(root)[1])  # a packed file's own ending comes before
+        inner = _format_of(split_ending(root)[1])  # a packed file's own ending comes before
         remedy = _REFUSED[ending].format(inner=inner)
         raise InputError(f"{path}: .{ending} files are not read. {remedy}")
     return _format_of(ending)
 
 
-def _ending(path: str) -> tuple[str, str]:
+def split_ending(path: str) -> tuple[str, str]:
+    """Part a file's name from its ending, in lower case and without the dot."""
     root, dotted = os.path.splitext(path)
     return root, dotted.lower().removeprefix(".")
 

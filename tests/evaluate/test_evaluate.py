@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from loading import bars_of
 
 from lastword import Embedder
 from lastword.cli.main import main
@@ -226,14 +227,7 @@ def test_with_stderr_closed(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) 
 
 def test_no_bar_where_none_is_wanted(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     """Of the model as it loads neither; see `Embedder`."""
-    shown = []
-
-    class Loaded(Embedder):
-        def __init__(self, *args, show_progress_bar: bool | None = None, **options) -> None:
-            shown.append(show_progress_bar)
-            super().__init__(*args, **options)
-
-    monkeypatch.setattr(run, "Embedder", Loaded)
+    shown = bars_of(run, monkeypatch)
     options = {"known_as": ICT, "results": tmp_path, "device": "cpu"}
     done = evaluate(tiny_checkpoint, card=True, show_progress_bar=False, **options)
     assert len(done.benchmarks) == 9

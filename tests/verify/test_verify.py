@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loading import bars_of
 from safetensors.torch import load_file, save_file
 
 from lastword import ConfigError, Embedder, InputError
@@ -58,14 +59,7 @@ def test_real_tokenizers(name: str, rows: int, expected: str | None, tmp_path: P
 
 def test_no_bar_where_none_is_wanted(tiny_checkpoint: Path, monkeypatch) -> None:
     """Of the model as it loads neither; see `Embedder`."""
-    shown = []
-
-    class Loaded(Embedder):
-        def __init__(self, *args, show_progress_bar: bool | None = None, **options) -> None:
-            shown.append(show_progress_bar)
-            super().__init__(*args, **options)
-
-    monkeypatch.setattr(run, "Embedder", Loaded)
+    shown = bars_of(run, monkeypatch)
     assert verify(tiny_checkpoint, show_progress_bar=False).passed
     assert shown == [False]
 
