@@ -1,12 +1,26 @@
-"""Tells the C library to keep the memory of a CPU batch for the next one. Knows nothing of what used it."""
+"""Tells the C library: while a CPU model loads, freed blocks go back to the system; then they are kept for batches."""
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # glibc fetches blocks of over 32 MB from the system each time, in the worst case for 6 % of a batch; what it keeps
 # does not grow from batch to batch, so nothing is given back in between (bench/LOG.md, 2026-11-24).
 _KEPT_BYTES = 256 << 20
+# Kept, a layer's blocks would lie between those of the layers before: holes of half a model (LOG, 2026-11-27).
+_LOADING_BYTES = 1 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Within it freed blocks of over 1 MB go back to the system at once; from its end on `keep_blocks`."""
+    _set(_M_MMAP_THRESHOLD, _LOADING_BYTES)
+    try:
+        yield
+    finally:
+        keep_blocks()
 
 
 def keep_blocks() -> bool:
@@ -14,10 +28,11 @@ def keep_blocks() -> bool:
 
     Returns:  whether the C library will; one without `mallopt`, or that refuses (an old glibc), is left as it is.
     """
+    # The second alone would stop glibc from raising its 128 kB for the first.
+    return _set(_M_MMAP_THRESHOLD, _KEPT_BYTES) and _set(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES)
+
+
+def _set(option: int, value: int) -> bool:
     if not sys.platform.startswith("linux"):
         return False
-    set_option = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
-    # The second alone would stop glibc from raising its 128 kB for the first.
-    return bool(set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)) and bool(
-        set_option(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES)
-    )
+    return bool(getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(option, value))

@@ -157,22 +157,25 @@ class Model:
         # On a CPU the table stays in the mapped file as it is stored: only the rows asked for are read and converted.
         table = checkpoint.embedding()
         self.embedding = table if device.type == "cpu" else table.to(device, dtype)
-        last = config.num_hidden_layers - 1
         self.layers = []
-        for i in range(last + 1):
-            weights = _place(checkpoint.layer(i, dtype), device, dtype)
-            mode = None if quantize == "fp8" and i in (0, last) else quantize
-            self.layers.append(_Layer(weights, config, last=i == last, quantize=mode))
-            loaded(1)
+        with malloc.loading() if device.type == "cpu" else nullcontext():
+            for i in range(config.num_hidden_layers):
+                self.layers.append(self._load_layer(checkpoint, i, quantize))
+                loaded(1)
         self.norm = checkpoint.norm().to(device, dtype)
         self.inv_freq = inverse_frequencies(config.rope, config.head_dim).to(device)
         self._packer: Packer | None = None  # the PyTorch twins take batches as they are
         self._graphs: Graphs | None = None
-        if device.type == "cpu":
-            malloc.keep_blocks()  # only now: what loading freed has gone back to the system
         if device.type == "cuda":
             with self._current_device():
                 self.use_packing(CudaCapture() if cuda_graphs else None)
+
+    def _load_layer(self, checkpoint: Checkpoint, i: int, quantize: str | None) -> _Layer:
+        """What was read of a layer and is not kept is free when it returns, before the next is read."""
+        last = self.config.num_hidden_layers - 1
+        weights = _place(checkpoint.layer(i, self.dtype), self.device, self.dtype)
+        mode = None if quantize == "fp8" and i in (0, last) else quantize
+        return _Layer(weights, self.config, last=i == last, quantize=mode)
 
     def use_packing(self, capture: Capture | None) -> None:
         """Pack batches for the Triton kernels; with `capture` small ones are recorded and replayed."""

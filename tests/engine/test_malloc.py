@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from memory import numbers_of
 
-from lastword import malloc
+from lastword import WeightsError, malloc
 
 RUN = """
 import random, sys, torch
@@ -55,6 +55,17 @@ def test_memory_stays(tiny_checkpoint: Path) -> None:
 def test_large_blocks_serve_again() -> None:
     faults = numbers_of(PAGES)
     assert faults[1] < faults[0] / 4, "fresh pages for a block that had just been freed"
+
+
+def test_a_load_that_fails_leaves_blocks_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    granting = SimpleNamespace(mallopt=lambda *option: asked.append(option) or 1)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: granting)
+    with pytest.raises(WeightsError), malloc.loading():
+        assert asked == [(-3, 1 << 20)], "blocks of 1 MB and more are the system's when freed"
+        raise WeightsError("a shard is cut short")
+    assert asked[1:] == [(-3, 256 << 20), (-1, 512 << 20)]
 
 
 def test_an_option_that_is_refused_sets_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
