@@ -137,7 +137,8 @@ def test_a_quantised_result_is_another(modes, both_tasks, tiny_checkpoint, tmp_p
     for mode in (*modes, modes[0]):
         done = evaluate(tiny_checkpoint, tasks=task, results=tmp_path, device="cpu", quantize=mode)
         found.append(done.scores["NotesSTS"])
-    assert abs(found[0] - found[1]) > 0.1
+    # How far int8 moves a score depends on the CPU: its activations have fewer codes without VNNI.
+    assert found[1] != pytest.approx(found[0], abs=1e-3)
     assert found[2] == pytest.approx(found[0], abs=1e-3), "found again"
     assert len([*tmp_path.rglob("NotesSTS.json")]) == 2
 
