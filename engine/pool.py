@@ -107,6 +107,8 @@ def _end_all(workers: "list[_Worker]", owner: int) -> None:
         worker.stop()
     for worker in workers:
         worker.end()
+    for worker in workers:
+        worker.join()
 
 
 class _Worker:
@@ -130,9 +132,10 @@ class _Worker:
             )
             self._connection = Connection(ours.detach())
         self.ready = self.submit(order, 0)
-        receiver = Thread(target=self._receive, name=f"lastword-{device}", daemon=True)
-        sender = Thread(target=self._send, args=(receiver,), name=receiver.name, daemon=True)
-        for thread in (receiver, sender):
+        name = f"lastword-{device}"
+        self._receiver = Thread(target=self._receive, name=name, daemon=True)
+        self._sender = Thread(target=self._send, name=name, daemon=True)
+        for thread in (self._receiver, self._sender):
             thread.start()
 
     def check(self) -> None:
@@ -167,7 +170,12 @@ class _Worker:
             self._process.kill()
             self._process.wait()
 
-    def _send(self, receiver: Thread) -> None:
+    def join(self) -> None:
+        """Wait for the two threads: one that the interpreter's end finds in PyTorch would abort the process."""
+        if current_thread() not in (self._receiver, self._sender):  # where the pool was collected
+            self._sender.join(_SECONDS_TO_END)
+
+    def _send(self) -> None:
         while (item := self._outbox.get()) is not None:
             order, answer, tokens = item
             with self._lock:
@@ -177,7 +185,7 @@ class _Worker:
                 self._waiting.append((answer, tokens))
             with suppress(OSError):  # it died: `_receive` says so
                 self._connection.send_bytes(order)
-        receiver.join()  # it ends with the process
+        self._receiver.join()  # it ends with the process
         self._connection.close()
 
     def _receive(self) -> None:

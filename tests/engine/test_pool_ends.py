@@ -195,3 +195,38 @@ def test_workers_end_with_the_interpreter(how: str, tiny_checkpoint: Path) -> No
     assert err == ""
     assert process.returncode == (0 if how == "ends" else -signal.SIGKILL)
     assert all_end(processes)
+
+
+UNPACKING = """
+import sys, time, worker_tasks
+from functools import partial
+import torch
+from lastword import pool as pool_module
+from lastword.forest import plan_forests
+
+unpack = pool_module.unpack
+
+def slowly(data):
+    until = time.monotonic() + 0.8
+    while time.monotonic() < until:
+        torch.ones(1 << 20).clone()
+    return unpack(data)
+
+from lastword import Embedder
+model = Embedder(sys.argv[1], device="cpu,cpu")
+pool_module.unpack = slowly
+(forest,) = plan_forests([[1, 2, 3]], 10)
+waits = [model._encoder.runner.start(worker_tasks.pid, forest) for _ in range(6)]
+time.sleep(0.5)  # the first answers were awaited by the true one; the others are being unpacked
+sys.exit(3)
+"""
+
+
+@linux
+def test_answers_that_nobody_waits_for_do_not_abort_the_end(tiny_checkpoint: Path) -> None:
+    """A thread that asks for Python's lock within PyTorch when the interpreter is gone would abort the process."""
+    tests = str(Path(worker_tasks.__file__).parent)
+    command = [sys.executable, "-c", UNPACKING, tiny_checkpoint]
+    env = {**os.environ, "PYTHONPATH": tests}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    assert (done.returncode, done.stderr) == (3, "")
