@@ -20,11 +20,11 @@ from tokenizers.processors import Sequence as Processors
 
 from lastword.bench.shapes import SIZES, VOCABULARY, sizes_of
 from lastword.errors import ConfigError
-from lastword.tokens import QWEN_WORDS
+from lastword.text.tokenizer import QWEN_WORDS
 from lastword.weights.config import ModelConfig, parse_config
-from lastword.weights.layout import LM_HEAD, PREFIX, expected_shapes
-from lastword.weights.shards import INDEX, SINGLE
-from lastword.weights.writer import stream_safetensors
+from lastword.weights.files.shards import INDEX, SINGLE
+from lastword.weights.files.writer import stream_safetensors
+from lastword.weights.tensor_names import LM_HEAD, PREFIX, expected_shapes
 
 END = "<|endoftext|>"
 SPECIAL = (END, "<|im_start|>", "<|im_end|>")

@@ -60,7 +60,7 @@ prove)
     else
         # Those that may hang or be cut off come last, each in a process and a file of its own.
         suite() { try logged prove.log "$python" -m pytest -m gpu --junitxml "$out/$1" "${@:2}"; }
-        late=(tests/gpu/test_gpu_{warp_specialised_attention,sanitizer}.py)
+        late=(tests/gpu/test_{warp_specialised_attention,sanitizer}.py)
         suite prove.xml tests/gpu "${late[@]/#/--ignore=}"
         for file in "${late[@]}"; do suite "prove-$(basename "$file" .py).xml" "$file"; done
     fi

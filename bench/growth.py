@@ -16,10 +16,10 @@ from time import perf_counter
 from lastword import Embedder
 from lastword.bench.machine import describe_run
 from lastword.bench.memory import peak_bytes
-from lastword.bench.workloads import workloads
-from lastword.device import choose_device, choose_dtype
+from lastword.bench.models.workloads import workloads
 from lastword.errors import DeviceError
 from lastword.report import Report
+from lastword.runtime.device import choose_device, choose_dtype
 
 COUNTS = (100, 1000, 10_000)
 

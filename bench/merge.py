@@ -25,13 +25,13 @@ from lastword.bench.machine import describe_run
 from lastword.bench.memory import watched
 from lastword.bench.multislerp import multislerp
 from lastword.bench.shapes import SIZES
-from lastword.device import choose_dtype
-from lastword.weights.blocks import workers
-from lastword.weights.mapping import mapped
-from lastword.weights.merger import Merge
-from lastword.weights.recipe import parse_recipe
-from lastword.weights.rewrite import write_model
-from lastword.weights.shards import read_tensors, weight_files
+from lastword.runtime.device import choose_dtype
+from lastword.weights.files.blocks import workers
+from lastword.weights.files.mapping import mapped
+from lastword.weights.files.shards import read_tensors, weight_files
+from lastword.weights.merging.job import Merge
+from lastword.weights.merging.recipe import parse_recipe
+from lastword.weights.merging.rewrite import write_model
 
 _CHUNK = 8 << 20
 WEIGHTS = (2.8, 4.3)

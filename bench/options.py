@@ -6,8 +6,8 @@ Read on every `--help`, so nothing heavy is imported here.
 import argparse
 from pathlib import Path
 
+from lastword.bench.models.workloads import QUICK
 from lastword.bench.shapes import SIZES
-from lastword.bench.workloads import QUICK
 from lastword.cli.options import QUANTIZE, positive
 
 OPS = ("rms_norm", "add_rms_norm", "qk_norm_rope", "forest_attention", "final_attention", "swiglu")

@@ -6,8 +6,8 @@ Needs matplotlib, which the `bench` extra brings; imported when a plot is drawn.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lastword.bench.kernels.table import OURS, Row, shown_bandwidth, shown_speed
 from lastword.bench.measure import Roofs
-from lastword.bench.table import OURS, Row, shown_bandwidth, shown_speed
 from lastword.errors import ConfigError, needing
 
 _MARKERS = "osD^vP*X"

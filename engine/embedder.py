@@ -11,17 +11,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lastword.encoder import Encoder
 from lastword.errors import DeviceError, InputError
-from lastword.finish import quantize
-from lastword.model import Model
-from lastword.opened import OpenedModel
-from lastword.pool import Pool
+from lastword.model.hidden_states import layer_numbers
+from lastword.model.postprocess import quantize
+from lastword.model.qwen3 import Model
+from lastword.model_info import OpenedModel
+from lastword.options import EncodeOptions, TooLong, check_batch_tokens
 from lastword.progress import progress_bar
 from lastword.report import Report
-from lastword.runner import InProcess, Runner
-from lastword.settings import EncodeOptions, TooLong, check_batch_tokens
-from lastword.states import layer_numbers
+from lastword.runtime.encoder import Encoder
+from lastword.runtime.pool import Pool
+from lastword.runtime.runner import InProcess, Runner
 
 
 class Embedder(OpenedModel):

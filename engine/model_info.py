@@ -9,10 +9,9 @@ from typing import TypedDict, Unpack
 
 import torch
 
-from lastword.device import check_quantize, choose_devices, choose_dtype, quantize_identity
 from lastword.errors import ConfigError
 from lastword.identity import fingerprint
-from lastword.settings import (
+from lastword.options import (
     Kind,
     check_dim,
     check_max_length,
@@ -20,8 +19,9 @@ from lastword.settings import (
     check_prompts,
     choose_prompt,
 )
+from lastword.runtime.device import check_quantize, choose_devices, choose_dtype, quantize_identity
 from lastword.similarity import Vectors, similarity, similarity_pairwise
-from lastword.tokens import TextTokenizer
+from lastword.text.tokenizer import TextTokenizer
 from lastword.weights import (
     BUILTIN_NOTICE,
     Checkpoint,

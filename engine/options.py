@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from lastword.errors import ConfigError, lone_surrogate, some
-from lastword.finish import check_precision
+from lastword.model.postprocess import check_precision
 
 Kind = Literal["query", "document"]
 TooLong = Literal["cut", "error"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import ConfigError
-from lastword.kernels import reference
+from lastword.kernels import cpu as reference
 from lastword.kernels.arguments import (
     check,
     check_gate_up,
@@ -19,17 +19,17 @@ from lastword.kernels.arguments import (
     check_residual,
     on_triton,
 )
-from lastword.kernels.block_sizes import attention_tile_rows
-from lastword.kernels.linear import Linear, SwigluLinear
-from lastword.kernels.linear_fp8 import Fp8Linear, Fp8SwigluLinear, Rows, check_fp8, fp8_format
-from lastword.kernels.linear_int8 import (
+from lastword.kernels.attention_plan import AttentionPlan, TablePlan
+from lastword.kernels.gpu.block_sizes import attention_tile_rows
+from lastword.kernels.linear.fp8 import Fp8Linear, Fp8SwigluLinear, Rows, check_fp8, fp8_format
+from lastword.kernels.linear.int8 import (
     MAX_ROUNDING,
     Int8Linear,
     Int8SwigluLinear,
     activation_levels,
     check_int8,
 )
-from lastword.kernels.plan import AttentionPlan, TablePlan
+from lastword.kernels.linear.plain import Linear, SwigluLinear
 from lastword.kernels.segments import Segments
 
 __all__ = [
@@ -74,7 +74,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     check("rms_norm", "x", x, (-1, weight.shape[0]), like=weight)
     if on_triton("rms_norm", x):
-        from lastword.kernels import rms_norm_kernel
+        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
 
         return rms_norm_kernel.rms_norm(x.contiguous(), weight, eps)
     return reference.rms_norm_ref(x, weight, eps)
@@ -90,7 +90,7 @@ def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tu
     """
     check_lookup("embed_rms_norm", ids, table, weight)
     if on_triton("embed_rms_norm", weight) and table.dtype == weight.dtype:
-        from lastword.kernels import rms_norm_kernel
+        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
 
         return rms_norm_kernel.embed_rms_norm(ids, table.contiguous(), weight, eps)
     return reference.embed_rms_norm_ref(ids, table, weight, eps)
@@ -106,7 +106,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     """
     check_residual("add_rms_norm", x, residual, weight)
     if on_triton("add_rms_norm", x):
-        from lastword.kernels import rms_norm_kernel
+        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
 
         return rms_norm_kernel.add_rms_norm(x.contiguous(), residual, weight, eps)
     return reference.add_rms_norm_ref(x, residual, weight, eps)
@@ -128,7 +128,7 @@ def add_rms_norm_quantize(
     """
     check_residual("add_rms_norm_quantize", x, residual, weight)
     if on_triton("add_rms_norm_quantize", x):
-        from lastword.kernels import rms_norm_kernel
+        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
 
         return rms_norm_kernel.add_rms_norm_quantize(x.contiguous(), residual, weight, eps, dtype)
     return reference.add_rms_norm_quantize_ref(x, residual, weight, eps, dtype)
@@ -144,7 +144,7 @@ def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[
     """
     check("quantize_rows", "x", x, (-1, -1), like=x)
     if on_triton("quantize_rows", x):
-        from lastword.kernels import quantize_rows_kernel
+        from lastword.kernels.gpu import quantize_rows as quantize_rows_kernel
 
         return quantize_rows_kernel.quantize_rows(x.contiguous(), dtype)
     return reference.quantize_rows_ref(x, dtype)
@@ -193,7 +193,7 @@ def qk_norm_rope(
             "float32 tables."
         )
     if on_triton("qk_norm_rope", qkv):
-        from lastword.kernels import qk_norm_rope_kernel
+        from lastword.kernels.gpu import qk_norm_rope as qk_norm_rope_kernel
 
         qk_norm_rope_kernel.qk_norm_rope(
             qkv, q_weight, k_weight, cos.contiguous(), sin.contiguous(),
@@ -219,8 +219,8 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
     check("forest_attention", "v", v, tuple(k.shape), like=q)
     check_heads("forest_attention", q=q, k=k, v=v)
     if on_triton("forest_attention", q):
-        from lastword.kernels import forest_attention_descriptor_kernel as by_descriptors
-        from lastword.kernels import forest_attention_kernel
+        from lastword.kernels.gpu import forest_attention as forest_attention_kernel
+        from lastword.kernels.gpu import forest_attention_descriptor as by_descriptors
 
         if by_descriptors.descriptors_preferred(q, k, v, plan):
             return by_descriptors.forest_attention_descriptor(q, k, v, plan, scale)
@@ -241,7 +241,7 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
     check("final_attention", "v", v, tuple(k.shape), like=q)
     check_heads("final_attention", q=q, k=k, v=v)
     if on_triton("final_attention", q):
-        from lastword.kernels import final_attention_kernel
+        from lastword.kernels.gpu import final_attention as final_attention_kernel
 
         return final_attention_kernel.final_attention(q, k, v, plan, scale)
     return reference.final_attention_ref(q, k, v, plan, scale)
@@ -257,7 +257,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """
     check_gate_up("swiglu", gate_up)
     if on_triton("swiglu", gate_up):
-        from lastword.kernels import swiglu_kernel
+        from lastword.kernels.gpu import swiglu as swiglu_kernel
 
         return swiglu_kernel.swiglu(gate_up.contiguous())
     return reference.swiglu_ref(gate_up)
@@ -275,7 +275,7 @@ def swiglu_quantize(
     """
     check_gate_up("swiglu_quantize", gate_up)
     if on_triton("swiglu_quantize", gate_up):
-        from lastword.kernels import swiglu_kernel
+        from lastword.kernels.gpu import swiglu as swiglu_kernel
 
         return swiglu_kernel.swiglu_quantize(gate_up.contiguous(), dtype)
     return reference.swiglu_quantize_ref(gate_up, dtype)

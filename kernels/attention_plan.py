@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lastword.errors import ConfigError
 from lastword.kernels.dense_blocks import Block, Finals, Paths, final_groups, segment_blocks
+from lastword.kernels.gpu.tables import final_table, query_tiles, segment_table, write_padded
 from lastword.kernels.segments import Segments
-from lastword.kernels.tiles import final_table, query_tiles, segment_table, write_padded
 
 
 class AttentionPlan:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lastword.kernels.attention_plan import AttentionPlan
 from lastword.kernels.dense_blocks import TILE_ROWS, RowIndex
-from lastword.kernels.plan import AttentionPlan
 
 # Longer texts go to SDPA: tiles are ahead of it up to 1024 rows, behind from 2048 on (bench/LOG.md, 2026-11-24).
 _SDPA_ROWS = 1024

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from house import LEFT_OUT, ROOMS, ROOT, run
+from helpers.project import LEFT_OUT, ROOMS, ROOT, run
 
 import lastword
 
@@ -65,7 +65,7 @@ def test_wheel_holds_the_tree(copy: Path, tmp_path: Path) -> None:
 
 
 IMPORT_ALL = """
-import lastword, lastword.bench.flops, lastword.cli.main, lastword.kernels, lastword.weights
+import lastword, lastword.bench.models.flops, lastword.cli.main, lastword.kernels, lastword.weights
 import lastword.embedder, lastword.verify
 print(lastword.__file__)
 """

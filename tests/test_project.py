@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from house import LEFT_OUT, ROOMS, ROOT, run
+from helpers.project import LEFT_OUT, ROOMS, ROOT, run
 
 import lastword
 

@@ -6,11 +6,11 @@ gives the tensors. Nothing here knows how the forward pass works; the engine rea
 
 from lastword.weights.checkpoint import Checkpoint, LayerWeights
 from lastword.weights.config import ModelConfig, read_config
-from lastword.weights.hashes import FileHash, hash_files
+from lastword.weights.embedding_spec import EmbeddingSpec, read_embedding_spec
+from lastword.weights.files.hashes import FileHash, hash_files
+from lastword.weights.files.writer import write_safetensors
+from lastword.weights.locate import BUILTIN, BUILTIN_NOTICE, ModelFiles, expanded, locate
 from lastword.weights.rope import RopeConfig
-from lastword.weights.source import BUILTIN, BUILTIN_NOTICE, ModelFiles, expanded, locate
-from lastword.weights.spec import EmbeddingSpec, read_embedding_spec
-from lastword.weights.writer import write_safetensors
 
 __all__ = [
     "BUILTIN",

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lastword.errors import InputError, WeightsError, some
 from lastword.weights.config import ModelConfig
-from lastword.weights.header import TensorInfo
-from lastword.weights.layout import EMBEDDING, LM_HEAD, NORM, PREFIX, expected_shapes
-from lastword.weights.mapping import DTYPES, mapped
-from lastword.weights.shards import read_tensors
+from lastword.weights.files.header import TensorInfo
+from lastword.weights.files.mapping import DTYPES, mapped
+from lastword.weights.files.shards import read_tensors
+from lastword.weights.tensor_names import EMBEDDING, LM_HEAD, NORM, PREFIX, expected_shapes
 
 _BLOCK = 4096
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lastword.errors import ConfigError, some
-from lastword.weights.fields import Fields, read_object, shown
+from lastword.weights.json_fields import Fields, read_object, shown
 from lastword.weights.rope import RopeConfig, read_rope
 
 _USED = frozenset(

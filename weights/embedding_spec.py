@@ -12,7 +12,7 @@ from typing import Any
 
 from lastword.errors import ConfigError, some
 from lastword.weights.config import ModelConfig
-from lastword.weights.fields import Fields, parse_json, read_bytes, read_object, shown
+from lastword.weights.json_fields import Fields, parse_json, read_bytes, read_object, shown
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _CHAINS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lastword.errors import WeightsError, some
-from lastword.weights.shards import INDEX, SINGLE, weight_files
+from lastword.weights.files.shards import INDEX, SINGLE, weight_files
 
 _NEEDED = ("config.json", "tokenizer.json")
 FETCHED = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lastword.errors import ConfigError, some
-from lastword.weights.fields import Fields, shown
+from lastword.weights.json_fields import Fields, shown
 
 _COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 _YARN = _COMMON | {

@@ -59,7 +59,7 @@ and writes this folder.
    the batch, 0.1 times the cross-entropy of each query over the batch's texts (half the teacher's soft-max, half the
    text that answers it). AdamW, cosine schedule, bf16 products, fixed seeds.
 4. **Bags and merge**: from the start, {bags} models were trained on seeded shares of the texts ({shares}), and
-   merged by Multi-SLERP (`lastword.weights.merge`). All candidates' scores are above.
+   merged by Multi-SLERP (`lastword.weights.merging.methods`). All candidates' scores are above.
 
 ## The texts and their licences
 

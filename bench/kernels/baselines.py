@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lastword.bench.cases import Case, Inputs
-from lastword.bench.eager_attention import eager_forest_attention
-from lastword.bench.gate import Runner, plain
+from lastword.bench.kernels.cases import Case, Inputs
+from lastword.bench.kernels.eager_attention import eager_forest_attention
+from lastword.bench.kernels.gate import Runner, plain
 from lastword.bench.options import BASELINES, FORMS
 from lastword.errors import DeviceError
-from lastword.kernels import reference
+from lastword.kernels import cpu as reference
 
 Prepare = Callable[[Inputs], Runner]
 
@@ -118,7 +118,7 @@ def _descriptor(inputs: Inputs) -> Runner:
     q, k, v, plan, _ = inputs.args
     if q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise DeviceError("a Triton kernel, and this is a CPU")
-    from lastword.kernels import forest_attention_descriptor_kernel as form
+    from lastword.kernels.gpu import forest_attention_descriptor as form
 
     if not form.descriptors_fit(q, k, v, plan):
         raise DeviceError(f"for 16-bit rows on sm_90 and sm_100, not {q.dtype} here")

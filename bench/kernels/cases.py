@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lastword.bench.flops import Work, work
+from lastword.batching.forest import Forest, plan_forests
+from lastword.bench.models.flops import Work, work
 from lastword.bench.shapes import SIZES, VOCABULARY, Sizes
-from lastword.forest import Forest, plan_forests
 from lastword.kernels import AttentionPlan
 
 EPS = 1e-6

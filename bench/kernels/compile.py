@@ -1,9 +1,9 @@
 """Compiles every kernel of the published models ahead of time, without a GPU, and prints what each costs.
 
-    python -m lastword.bench.compile                              all targets, models and dtypes
-    python -m lastword.bench.compile --target sm_90 --model 4B --dtype bfloat16
-    python -m lastword.bench.compile --json resources.jsonl
-    python -m lastword.bench.compile --bounds kernels/resources.toml   rewrite this Triton version's bounds
+    python -m lastword.bench.kernels.compile                              all targets, models and dtypes
+    python -m lastword.bench.kernels.compile --target sm_90 --model 4B --dtype bfloat16
+    python -m lastword.bench.kernels.compile --json resources.jsonl
+    python -m lastword.bench.kernels.compile --bounds kernels/gpu/resources.toml   rewrite this Triton version's bounds
 
 Registers, spilled bytes and shared memory are read from the binary with the `cuobjdump` that Triton ships, for AMD
 from the assembly's own notes.
@@ -28,7 +28,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import ASTSource
 
-from lastword.bench.launches import Launch, model_launches
+from lastword.bench.kernels.launches import Launch, model_launches
 from lastword.bench.records import json_lines
 
 TARGETS = {
@@ -186,7 +186,9 @@ def write_bounds(path: Path, rows: Sequence[Resources]) -> None:
     """Replace this Triton version's table in the bounds file, keeping the other versions'."""
     known = tomllib.loads(path.read_text()) if path.exists() else {}
     known[triton.__version__] = bounds(rows)
-    lines = ["# Written by `python -m lastword.bench.compile --bounds kernels/resources.toml`."]
+    lines = [
+        "# Written by `python -m lastword.bench.kernels.compile --bounds kernels/gpu/resources.toml`."
+    ]
     for release, table in sorted(known.items()):
         lines += ["", f'["{release}"]']
         for name, bound in table.items():
@@ -246,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m lastword.bench.compile",
+        prog="python -m lastword.bench.kernels.compile",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

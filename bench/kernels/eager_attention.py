@@ -1,6 +1,6 @@
 """Attention over a forest as PyTorch is best at it on a GPU: one SDPA call for equal segments. Beside ours in benches.
 
-The twin (`kernels/reference.py`) is written for CPUs, in tiles of 64 query rows: hundreds of launches on a GPU.
+The twin (`kernels/cpu.py`) is written for CPUs, in tiles of 64 query rows: hundreds of launches on a GPU.
 """
 
 from collections.abc import Callable

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lastword.bench.cases import Case, Inputs
-from lastword.kernels import reference
+from lastword.bench.kernels.cases import Case, Inputs
+from lastword.kernels import cpu as reference
 
 # Of the largest magnitude: half a unit in the last place of a value stored in the dtype; in fp32 a few sums' worth.
 FLOOR = {torch.float32: 4e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}

@@ -12,20 +12,18 @@ from unittest import mock
 import torch
 from triton.runtime.jit import JITFunction
 
+from lastword.batching.forest import Forest, plan_forests
 from lastword.bench.shapes import SIZES
-from lastword.forest import Forest, plan_forests
-from lastword.kernels import (
-    block_sizes,
-    final_attention_kernel,
-    forest_attention_descriptor_kernel,
-    forest_attention_kernel,
-    qk_norm_rope_kernel,
-    quantize_rows_kernel,
-    rms_norm_kernel,
-    swiglu_kernel,
-)
-from lastword.kernels.block_sizes import descriptor_blocks
-from lastword.kernels.plan import AttentionPlan
+from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.gpu import block_sizes
+from lastword.kernels.gpu import final_attention as final_attention_kernel
+from lastword.kernels.gpu import forest_attention as forest_attention_kernel
+from lastword.kernels.gpu import forest_attention_descriptor as forest_attention_descriptor_kernel
+from lastword.kernels.gpu import qk_norm_rope as qk_norm_rope_kernel
+from lastword.kernels.gpu import quantize_rows as quantize_rows_kernel
+from lastword.kernels.gpu import rms_norm as rms_norm_kernel
+from lastword.kernels.gpu import swiglu as swiglu_kernel
+from lastword.kernels.gpu.block_sizes import descriptor_blocks
 
 CPU = torch.device("cpu")
 # The fp8 format of each architecture's matrix units; sm_80 has none.

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 from lastword import kernels
-from lastword.bench.baselines import Prepare, baselines
-from lastword.bench.cases import Case, cases
-from lastword.bench.gate import Gate, plain
+from lastword.bench.kernels.baselines import Prepare, baselines
+from lastword.bench.kernels.cases import Case, cases
+from lastword.bench.kernels.gate import Gate, plain
+from lastword.bench.kernels.table import OURS, Row, case_line, heading, row_line, sharing_line
 from lastword.bench.machine import describe_run
 from lastword.bench.measure import Roofs, Timing, measure_roofs, time_call
 from lastword.bench.options import BASELINES, FORMS, OPS, REP_MS
 from lastword.bench.plot import check_plot, plot_roofline
 from lastword.bench.records import json_lines
-from lastword.bench.table import OURS, Row, case_line, heading, row_line, sharing_line
-from lastword.device import choose_device, choose_dtype
 from lastword.errors import ConfigError, DeviceError, LastwordError
+from lastword.runtime.device import choose_device, choose_dtype
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lastword.bench.cases import Case
+from lastword.bench.kernels.cases import Case
 from lastword.bench.machine import busy_notice
 from lastword.bench.measure import Roofs, Timing
 from lastword.bench.options import FORMS

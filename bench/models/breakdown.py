@@ -16,13 +16,13 @@ from unittest.mock import patch
 import torch
 
 from lastword import kernels
-from lastword.bench.flops import needed_by_operation, work
+from lastword.batching.forest import Forest, plan_forests
 from lastword.bench.measure import synchronize
+from lastword.bench.models.flops import needed_by_operation, work
 from lastword.embedder import Embedder
-from lastword.finish import finish
-from lastword.forest import Forest, plan_forests
-from lastword.model import Model
-from lastword.transfer import to_host
+from lastword.model.postprocess import finish
+from lastword.model.qwen3 import Model
+from lastword.runtime.transfer import to_host
 
 # What a forward calls, and the operation that its time counts for: parts of a layer, functions of `kernels`.
 _LAYER_PARTS = {

@@ -1,6 +1,6 @@
 """What the host does before a batch's forward: tokenise, build forests, pack for the kernels; each timed alone.
 
-    python -m lastword.bench.host --length 32
+    python -m lastword.bench.models.host --length 32
 
 Tokens a second of processor time on one core, medians. The tokenizer is that of `--tokenizer FOLDER`, else Qwen's where
 LASTWORD_TEST_DATA is set, else a synthetic one, which is faster. It runs without the interpreter lock, on every core
@@ -18,12 +18,12 @@ from time import process_time
 
 import torch
 
+from lastword.batching.forest import Forest, plan_forests
+from lastword.batching.packing import Packer
 from lastword.bench.checkpoint import make_tokenizer
 from lastword.bench.machine import busy_notice, describe_run
-from lastword.bench.workloads import WORDS, texts_of
-from lastword.forest import Forest, plan_forests
-from lastword.packing import Packer
-from lastword.tokens import TextTokenizer
+from lastword.bench.models.workloads import WORDS, texts_of
+from lastword.text.tokenizer import TextTokenizer
 
 CPU = torch.device("cpu")
 _VOCABULARY = 1 << 20  # above every tokenizer's
@@ -31,7 +31,9 @@ _VOCABULARY = 1 << 20  # above every tokenizer's
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m lastword.bench.host", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m lastword.bench.models.host", description=__doc__
+    )
     parser.add_argument("--length", type=int, default=32, help="tokens of a text, about (32)")
     parser.add_argument("--texts", type=int, default=4096, help="texts, a window's (4096)")
     parser.add_argument("--batch", type=int, default=16_384, help="tokens of a batch (16384)")

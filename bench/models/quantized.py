@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from lastword.bench.machine import busy_notice, describe_run
-from lastword.bench.model import RandomCheckpoint, RandomEmbedder, random_embedder
+from lastword.bench.models.run import RandomCheckpoint, RandomEmbedder, random_embedder
+from lastword.bench.models.workloads import FULL, QUICK, Workload, workloads
 from lastword.bench.records import json_lines
-from lastword.bench.workloads import FULL, QUICK, Workload, workloads
-from lastword.device import check_quantize, choose_device, choose_dtype
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError
+from lastword.runtime.device import check_quantize, choose_device, choose_dtype
 from lastword.weights import Checkpoint
 
 # Channels of the residual stream, and how much larger than the others they are.

@@ -16,25 +16,25 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from lastword.bench.breakdown import Breakdown, break_down, breakdown_lines, forests_of
+from lastword.batching.forest import Forest
 from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
-from lastword.bench.flops import needed_flops, work
+from lastword.bench.kernels.table import shown_speed, shown_time
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.measure import product_rate, synchronize
 from lastword.bench.memory import peak_bytes
+from lastword.bench.models.breakdown import Breakdown, break_down, breakdown_lines, forests_of
+from lastword.bench.models.flops import needed_flops, work
+from lastword.bench.models.workloads import WORDS, texts_of
 from lastword.bench.plot import check_plot, plot_lengths
 from lastword.bench.records import json_lines
 from lastword.bench.shapes import VOCABULARY, sizes_of
-from lastword.bench.table import shown_speed, shown_time
-from lastword.bench.workloads import WORDS, texts_of
-from lastword.device import choose_device, choose_dtype
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError
-from lastword.forest import Forest
-from lastword.model import Model
-from lastword.runner import InProcess
+from lastword.model.qwen3 import Model
+from lastword.runtime.device import choose_device, choose_dtype
+from lastword.runtime.runner import InProcess
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig
-from lastword.weights.shards import SINGLE
+from lastword.weights.files.shards import SINGLE
 
 _POSITIONS = 32_768
 _LATENCY_CALLS = 30

@@ -1,6 +1,6 @@
 """One library in a process of its own: reads orders as JSON lines, answers with one number each.
 
-`Child` is the parent's end. The other end, `python -m lastword.bench.peer_child PEER FOLDER SCRATCH
+`Child` is the parent's end. The other end, `python -m lastword.bench.peers.child PEER FOLDER SCRATCH
 THREADS DEVICE DTYPE`, loads the library, then runs workloads when told, so that memory and threads
 of one library never mix with the other's.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from lastword.bench.llama_cpp import open_model
 from lastword.bench.memory import peak_bytes
+from lastword.bench.peers.llama_cpp import open_model
 from lastword.errors import LastwordError
 
 if TYPE_CHECKING:

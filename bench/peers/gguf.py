@@ -7,9 +7,9 @@ import torch
 
 from lastword.errors import ConfigError
 from lastword.weights import Checkpoint, ModelConfig, read_config
-from lastword.weights.layout import EMBEDDING, LM_HEAD, PREFIX
-from lastword.weights.mapping import mapped
-from lastword.weights.shards import read_tensors
+from lastword.weights.files.mapping import mapped
+from lastword.weights.files.shards import read_tensors
+from lastword.weights.tensor_names import EMBEDDING, LM_HEAD, PREFIX
 
 
 def refusal(config: ModelConfig) -> str | None:

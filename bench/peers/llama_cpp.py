@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from lastword.bench.workloads import Workload, tokenizer_of
+from lastword.bench.models.workloads import Workload, tokenizer_of
 from lastword.errors import LastwordError
 
 SLOTS = 16  # texts side by side
@@ -25,7 +25,7 @@ def prepare(folder: Path, loads: list[Workload], scratch: Path) -> None:
     For this architecture llama.cpp multiplies every embedded token by the whole vocabulary and drops the product. In
     a model cut to four layers that would be most of its time, so its vocabulary is cut too.
     """
-    from lastword.bench.gguf import write_gguf
+    from lastword.bench.peers.gguf import write_gguf
     from lastword.weights import read_config, read_embedding_spec
 
     spec = read_embedding_spec(folder, read_config(folder))

@@ -1,6 +1,6 @@
 """`lastword bench peers`: it and other libraries on one checkpoint, device, dtype and number of threads.
 
-Each library lives in its own child process (`bench/peer_child.py`) and waits while the other works.
+Each library lives in its own child process (`bench/peers/child.py`) and waits while the other works.
 Vectors are compared first: where they differ, no figure is printed. See `bench/README.md`.
 """
 
@@ -19,17 +19,17 @@ from pathlib import Path
 import torch
 
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.bench.flops import Work, needed_flops, work
-from lastword.bench.gguf import refusal
-from lastword.bench.llama_cpp import prepare
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.measure import product_rate
+from lastword.bench.models.flops import Work, needed_flops, work
+from lastword.bench.models.workloads import FULL, QUICK, Workload, tokenizer_of, workloads
 from lastword.bench.options import PEERS
-from lastword.bench.peer_child import Child
+from lastword.bench.peers.child import Child
+from lastword.bench.peers.gguf import refusal
+from lastword.bench.peers.llama_cpp import prepare
 from lastword.bench.shapes import VOCABULARY, sizes_of
-from lastword.bench.workloads import FULL, QUICK, Workload, tokenizer_of, workloads
-from lastword.device import choose_device, choose_dtype
 from lastword.errors import ConfigError, install
+from lastword.runtime.device import choose_device, choose_dtype
 from lastword.weights import ModelConfig, read_config, read_embedding_spec
 
 OURS = "lastword"

@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lastword.forest import Forest
+from lastword.batching.forest import Forest
 from lastword.kernels import AttentionPlan, TablePlan, attention_tile_rows
 
 # A batch of more rows runs as it is: its kernels take longer than the host needs to launch them.

@@ -15,8 +15,9 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 import lastword
-from lastword.cli import bags, bench, console, convert, embed, info, merge, options, search, verify
-from lastword.cli import eval as eval_command
+from lastword.cli import console, options
+from lastword.cli.commands import bags, bench, convert, embed, info, merge, search, verify
+from lastword.cli.commands import eval as eval_command
 from lastword.cli.parser import Command, Parser, add_command, add_commands
 from lastword.errors import InputError, LastwordError, LastwordWarning
 

@@ -16,7 +16,7 @@ from lastword.errors import (
 
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
-    from lastword.opened import OpenedModel
+    from lastword.model_info import OpenedModel
 
 QUANTIZE = ("int8", "fp8")
 
@@ -188,7 +188,7 @@ def open_model(args: argparse.Namespace) -> "Embedder":
 
 def open_files(args: argparse.Namespace) -> "OpenedModel":
     """Open the model that the options name without its weights, of which it may have more than there is memory."""
-    from lastword.opened import OpenedModel
+    from lastword.model_info import OpenedModel
 
     chosen = embedder_options(args)
     del chosen["max_batch_tokens"]  # nothing is computed

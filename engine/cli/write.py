@@ -1,6 +1,6 @@
 """Vectors to JSON lines, safetensors or npy, one at a time, in constant memory and without NumPy.
 
-A writer is given a byte stream and never opens a file; `weights/atomic.py` makes the file appear whole.
+A writer is given a byte stream and never opens a file; `weights/files/atomic.py` makes the file appear whole.
 The binary formats begin with a header that holds the number of texts, known only at the end: it
 is written once with room for any number and again, over itself, when the last vector is in.
 """

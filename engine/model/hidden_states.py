@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lastword.batching.forest import Forest
 from lastword.errors import ConfigError
-from lastword.forest import Forest
-from lastword.model import Model
+from lastword.model.qwen3 import Model
 
 
 def layer_numbers(layers: Sequence[int] | None, num_layers: int) -> list[int]:

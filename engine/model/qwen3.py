@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lastword import kernels, malloc
-from lastword.forest import Forest
-from lastword.graphs import Capture, CudaCapture, Graphs
+from lastword import kernels
+from lastword.batching.forest import Forest
+from lastword.batching.packing import Inputs, Packer
 from lastword.kernels import AttentionPlan, Rows
-from lastword.packing import Inputs, Packer
+from lastword.runtime import malloc
+from lastword.runtime.cuda_graphs import Capture, CudaCapture, Graphs
 from lastword.weights import Checkpoint, LayerWeights, ModelConfig, RopeConfig
 
 # How each mode computes matrix products, and the gate and up projections with SwiGLU. In fp8 the latter give, and

@@ -12,8 +12,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from lastword.batching.packing import Inputs, Layout
 from lastword.errors import LastwordWarning
-from lastword.packing import Inputs, Layout
 
 # Runs what it is given once or more, and returns a function that does the same again on the same memory.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]

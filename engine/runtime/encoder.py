@@ -11,17 +11,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lastword.batching.forest import Forest, plan_forests
 from lastword.errors import LastwordWarning
-from lastword.finish import finish, quantize
-from lastword.forest import Forest, plan_forests
-from lastword.model import Model
-from lastword.pipeline import compute_windows, count, in_memory, prepare_windows, read_ahead
+from lastword.model.hidden_states import last_token_states
+from lastword.model.postprocess import finish, quantize
+from lastword.model.qwen3 import Model
+from lastword.options import EncodeOptions
 from lastword.report import Report
-from lastword.runner import Runner
-from lastword.settings import EncodeOptions
-from lastword.states import last_token_states
-from lastword.tokens import TextTokenizer, Tokens
-from lastword.windows import cut_windows
+from lastword.runtime.loop import compute_windows, count, in_memory, prepare_windows, read_ahead
+from lastword.runtime.runner import Runner
+from lastword.text.groups import cut_windows
+from lastword.text.tokenizer import TextTokenizer, Tokens
 
 
 class Encoder:

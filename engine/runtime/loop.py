@@ -18,8 +18,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from lastword.batching.forest import Forest
 from lastword.errors import InputError
-from lastword.forest import Forest
 from lastword.report import Report
 
 # (texts, the caller's index of the first, counts to add `cut` to) -> forests

@@ -22,17 +22,17 @@ from typing import Any
 
 import torch
 
+from lastword.batching.forest import Forest
 from lastword.errors import DeviceError
-from lastword.forest import Forest
-from lastword.model import Model
-from lastword.pipeline import Wait
-from lastword.runner import Task
-from lastword.wire import pack, unpack
+from lastword.model.qwen3 import Model
+from lastword.runtime.loop import Wait
+from lastword.runtime.runner import Task
+from lastword.runtime.serialization import pack, unpack
 
 # Batches a device that are started before the first is waited for: one computed, one in waiting, one to even out.
 _BATCHES_AHEAD = 3
 _SECONDS_TO_END = 5
-_START = "import sys; sys.path[:] = sys.argv[2:]; from lastword.worker import main; main(int(sys.argv[1]))"
+_START = "import sys; sys.path[:] = sys.argv[2:]; from lastword.runtime.worker import main; main(int(sys.argv[1]))"
 
 
 class Pool:

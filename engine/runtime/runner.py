@@ -11,11 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lastword.device import default_batch_tokens
-from lastword.forest import Forest
-from lastword.model import Model
-from lastword.pipeline import Wait
-from lastword.transfer import to_host
+from lastword.batching.forest import Forest
+from lastword.model.qwen3 import Model
+from lastword.runtime.device import default_batch_tokens
+from lastword.runtime.loop import Wait
+from lastword.runtime.transfer import to_host
 
 Task = Callable[[Model, Forest], Tensor]
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from lastword.pipeline import Wait
-from lastword.runner import InProcess
-from lastword.wire import pack, unpack
+from lastword.runtime.loop import Wait
+from lastword.runtime.runner import InProcess
+from lastword.runtime.serialization import pack, unpack
 
 
 def main(handle: int) -> None:

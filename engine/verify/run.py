@@ -10,7 +10,7 @@ from lastword.cards import find_card
 from lastword.embedder import Embedder
 from lastword.errors import InputError, LastwordError, needing, some
 from lastword.progress import progress_bar
-from lastword.tokens import TextTokenizer
+from lastword.text.tokenizer import TextTokenizer
 from lastword.verify.bounds import reference_dtype
 from lastword.verify.cards import card_problem, known_cards
 from lastword.verify.evidence import gather

@@ -1,7 +1,7 @@
 """Block sizes of the attention kernels by architecture, and how the last layer's keys are split. The one table.
 
 A row says where it comes from: "compiled" rows fit in registers and shared memory by ahead-of-time compilation
-(`python -m lastword.bench.compile`) and wait for a measurement; "measured" rows name device, date and figure.
+(`python -m lastword.bench.kernels.compile`) and wait for a measurement; "measured" rows name device, date and figure.
 """
 
 from functools import cache

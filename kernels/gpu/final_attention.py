@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.block_sizes import final_blocks, num_splits
-from lastword.kernels.forest_attention_kernel import _online_softmax
-from lastword.kernels.plan import AttentionPlan
+from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.gpu.block_sizes import final_blocks, num_splits
+from lastword.kernels.gpu.forest_attention import _online_softmax
 
 # Rows of a tile: the least that tensor cores take; G of them are real.
 _ROWS = 16

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.block_sizes import architecture, attention_blocks, tile_tokens
-from lastword.kernels.plan import AttentionPlan
+from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.gpu.block_sizes import architecture, attention_blocks, tile_tokens
 
 
 @triton.jit

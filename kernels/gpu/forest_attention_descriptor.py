@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.block_sizes import architecture, descriptor_blocks, prefers_descriptors
-from lastword.kernels.forest_attention_kernel import _online_softmax
-from lastword.kernels.plan import AttentionPlan
+from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.gpu.block_sizes import architecture, descriptor_blocks, prefers_descriptors
+from lastword.kernels.gpu.forest_attention import _online_softmax
 
 _ALIGNMENT = 16  # bytes, of a descriptor's base and of its rows
 

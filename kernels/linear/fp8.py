@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.errors import ConfigError, DeviceError
-from lastword.kernels import reference
+from lastword.kernels import cpu as reference
 
 # [T, K]; or quantised, fp8 [T, K] and fp32 [T], of which the product by rows is what they stand for.
 Rows = Tensor | tuple[Tensor, Tensor]

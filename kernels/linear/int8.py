@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.errors import ConfigError
-from lastword.kernels.linear import Linear
+from lastword.kernels.linear.plain import Linear
 
 # Output channels that rounding would move by more than this share of their norm stay in fp32: those whose largest
 # weight is over 9 times their RMS. A normal distribution moves by 0.01.

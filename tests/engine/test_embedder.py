@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.soak import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from soak import examples
 
 from lastword import ConfigError, DeviceError, Embedder, InputError
 from lastword.report import Report
@@ -156,7 +156,7 @@ def test_neighbours_change_nothing(
         "Instruct: Given a web search query, retrieve relevant passages\nQuery:" if prompted else ""
     )
     tokens = embedder._encoder.tokenizer.encode([prompt + text for text in texts], 1000).ids
-    from oracle import difference, our_states
+    from helpers.transformers_reference import difference, our_states
 
     shared, _ = our_states(embedder._encoder.runner.model, tokens, budget=budget)
     alone, _ = our_states(embedder._encoder.runner.model, tokens, budget=4096, share=False)

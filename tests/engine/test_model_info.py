@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lastword import ConfigError, Embedder
-from lastword.opened import OpenedModel
+from lastword.model_info import OpenedModel
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import torch
 from lastword import Embedder, kernels
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.bench.shapes import SIZES
-from lastword.device import check_quantize
 from lastword.errors import LastwordError
-from lastword.kernels import Fp8Linear, reference
+from lastword.kernels import Fp8Linear
+from lastword.kernels import cpu as reference
+from lastword.runtime.device import check_quantize
 from lastword.verify import verify
 
 GPU = torch.device("cuda")

@@ -10,11 +10,11 @@ import torch
 import triton
 
 from lastword import Embedder
-from lastword.bench.model import RandomEmbedder, random_embedder
-from lastword.forest import Forest, plan_forests
-from lastword.graphs import CudaCapture
-from lastword.model import Model
-from lastword.transfer import to_host
+from lastword.batching.forest import Forest, plan_forests
+from lastword.bench.models.run import RandomEmbedder, random_embedder
+from lastword.model.qwen3 import Model
+from lastword.runtime.cuda_graphs import CudaCapture
+from lastword.runtime.transfer import to_host
 
 GPU = torch.device("cuda")
 

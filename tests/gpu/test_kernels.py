@@ -4,14 +4,14 @@ import random
 
 import pytest
 import torch
-from kernel_error import assert_close
-from nan_memory import fill_with_nan
+from helpers.kernel_error import assert_close
+from helpers.nan_memory import fill_with_nan
 
 from lastword import kernels
+from lastword.batching.forest import Forest, plan_forests
 from lastword.bench.shapes import SIZES
-from lastword.forest import Forest, plan_forests
-from lastword.kernels import reference
-from lastword.kernels.plan import AttentionPlan
+from lastword.kernels import cpu as reference
+from lastword.kernels.attention_plan import AttentionPlan
 
 GPU = torch.device("cuda")
 MODELS = ("0.6B", "4B", "8B")
@@ -193,13 +193,11 @@ def test_nothing_compiles_after_warm_up() -> None:
 
 def compilations():
     """Count the binaries that this process holds, over all kernels."""
-    from lastword.kernels import (
-        final_attention_kernel,
-        forest_attention_kernel,
-        qk_norm_rope_kernel,
-        rms_norm_kernel,
-        swiglu_kernel,
-    )
+    from lastword.kernels.gpu import final_attention as final_attention_kernel
+    from lastword.kernels.gpu import forest_attention as forest_attention_kernel
+    from lastword.kernels.gpu import qk_norm_rope as qk_norm_rope_kernel
+    from lastword.kernels.gpu import rms_norm as rms_norm_kernel
+    from lastword.kernels.gpu import swiglu as swiglu_kernel
 
     found = [
         value

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lastword import Embedder
+from lastword.batching.forest import plan_forests
 from lastword.bench.shapes import SIZES
-from lastword.forest import plan_forests
-from lastword.model import Model
+from lastword.model.qwen3 import Model
 from lastword.weights import LayerWeights
 from lastword.weights.config import parse_config
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from lastword import Embedder
-from lastword.device import choose_devices
-from lastword.encoder import Encoder
-from lastword.model import Model
-from lastword.pool import Pool
+from lastword.model.qwen3 import Model
 from lastword.report import Report
+from lastword.runtime.device import choose_devices
+from lastword.runtime.encoder import Encoder
+from lastword.runtime.pool import Pool
 
 TEXTS = [f"text number {i % 97} " * (i % 5 + 1) for i in range(500)]
 

@@ -14,7 +14,7 @@ def test_small_suite_is_clean(tool: str) -> None:
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not on PATH; it comes with the CUDA toolkit")
-    suite = Path(__file__).with_name("test_gpu_kernels.py")
+    suite = Path(__file__).with_name("test_kernels.py")
     small = "0.6B and dtype0 and (inside or levels or test_row_kernels)"
     done = subprocess.run(
         [sanitizer, "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no", sys.executable, "-m",

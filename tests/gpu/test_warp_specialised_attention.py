@@ -5,15 +5,16 @@ import random
 import pytest
 import torch
 import triton
-from kernel_error import assert_close
+from helpers.kernel_error import assert_close
 
 from lastword import kernels
+from lastword.batching.forest import plan_forests
 from lastword.bench.shapes import SIZES
-from lastword.forest import plan_forests
-from lastword.kernels import block_sizes, reference
-from lastword.kernels import forest_attention_descriptor_kernel as by_descriptors
-from lastword.kernels.block_sizes import architecture
-from lastword.kernels.plan import AttentionPlan
+from lastword.kernels import cpu as reference
+from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.gpu import block_sizes
+from lastword.kernels.gpu import forest_attention_descriptor as by_descriptors
+from lastword.kernels.gpu.block_sizes import architecture
 
 GPU = torch.device("cuda")
 DTYPES = (torch.bfloat16, torch.float16)

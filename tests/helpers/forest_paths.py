@@ -1,6 +1,6 @@
 """The rows that a packed row attends to, read off a forest the slow way: what builders and kernels are held to."""
 
-from lastword.forest import Forest
+from lastword.batching.forest import Forest
 
 
 def path_rows(forest: Forest, row: int) -> list[int]:

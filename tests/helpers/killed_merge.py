@@ -17,7 +17,8 @@ from pathlib import Path
 
 from lastword.cli.main import main
 from lastword.errors import LastwordError
-from lastword.weights import Checkpoint, read_config, writer
+from lastword.weights import Checkpoint, read_config
+from lastword.weights.files import writer
 
 
 def hooked(place: object, name: str, step) -> None:

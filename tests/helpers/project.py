@@ -5,15 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {
     "lastword": "engine",
     "lastword.bench": "bench",
-    "lastword.cli": "engine/cli",
-    "lastword.evaluate": "engine/evaluate",
-    "lastword.interop": "engine/interop",
     "lastword.kernels": "kernels",
-    "lastword.verify": "engine/verify",
     "lastword.weights": "weights",
 }
 # Run from a checkout, not installed.

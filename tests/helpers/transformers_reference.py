@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lastword.forest import plan_forests
-from lastword.model import Model
+from lastword.batching.forest import plan_forests
+from lastword.model.qwen3 import Model
 from lastword.weights import Checkpoint, read_config
 
 TOLERANCE = 2e-5  # fp32, normalised vectors, max abs difference: DESIGN.md's promise

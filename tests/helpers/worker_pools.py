@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from lastword import Embedder
-from lastword.forest import plan_forests
-from lastword.model import Model
-from lastword.pool import Pool
+from lastword.batching.forest import plan_forests
+from lastword.model.qwen3 import Model
+from lastword.runtime.pool import Pool
 from lastword.weights import Checkpoint, read_config
 
 CPU = torch.device("cpu")

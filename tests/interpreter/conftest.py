@@ -6,7 +6,7 @@ TRITON_INTERPRET=1 python -m pytest tests/interpreter
 import os
 
 import pytest
-from nan_memory import fill_with_nan
+from helpers.nan_memory import fill_with_nan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -4,13 +4,13 @@ import random
 
 import pytest
 import torch
-from forest_paths import path_rows
-from kernel_error import assert_close
+from helpers.forest_paths import path_rows
+from helpers.kernel_error import assert_close
 
 from lastword import kernels
-from lastword.forest import Forest, plan_forests
-from lastword.kernels import reference
-from lastword.kernels.plan import AttentionPlan
+from lastword.batching.forest import Forest, plan_forests
+from lastword.kernels import cpu as reference
+from lastword.kernels.attention_plan import AttentionPlan
 
 DTYPES = (torch.float32, torch.float16)
 BLOCK_M, BLOCK_N = 64, 32  # the interpreter's row of the block table

@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_error import assert_close
+from helpers.kernel_error import assert_close
 
 from lastword import kernels
+from lastword.batching.forest import plan_forests
 from lastword.cli.main import main
-from lastword.forest import plan_forests
-from lastword.kernels import block_sizes, forest_attention_kernel, reference
-from lastword.kernels import forest_attention_descriptor_kernel as by_descriptors
-from lastword.kernels.plan import AttentionPlan
+from lastword.kernels import cpu as reference
+from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.gpu import block_sizes
+from lastword.kernels.gpu import forest_attention as forest_attention_kernel
+from lastword.kernels.gpu import forest_attention_descriptor as by_descriptors
 
 DTYPES = (torch.float32, torch.float16)
 BLOCK_M, BLOCK_N = 64, 32  # the interpreter's row of the block table

@@ -6,14 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_error import assert_close
-from oracle import TOLERANCE, difference, load_ours, load_theirs, our_states, their_states
+from helpers.kernel_error import assert_close
+from helpers.transformers_reference import (
+    TOLERANCE,
+    difference,
+    load_ours,
+    load_theirs,
+    our_states,
+    their_states,
+)
 
 from lastword import ConfigError, kernels
+from lastword.batching.forest import plan_forests
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.forest import plan_forests
-from lastword.kernels import forest_attention_kernel, rms_norm_kernel
-from lastword.kernels.plan import AttentionPlan
+from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.gpu import forest_attention as forest_attention_kernel
+from lastword.kernels.gpu import rms_norm as rms_norm_kernel
 
 
 def test_model_as_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import difference, load_ours
+from helpers.transformers_reference import difference, load_ours
 
+from lastword.batching.forest import Forest, plan_forests
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.errors import LastwordWarning
-from lastword.forest import Forest, plan_forests
-from lastword.model import Model
+from lastword.model.qwen3 import Model
 
 # Rows of padding compute with NaN, and final rows of padding divide nothing by nothing: NumPy says so.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -114,7 +114,7 @@ def test_a_tier_is_recorded_once_and_batches_do_not_mix(model: Model) -> None:
 def test_a_batch_beyond_all_tiers_is_not_recorded(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lastword.packing.MAX_TIER_ROWS", 12)
+    monkeypatch.setattr("lastword.batching.packing.MAX_TIER_ROWS", 12)
     forest = pack([[1] * 9, [2] * 4])
     plain = twins(model, forest)
     capture = StubCapture()

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from kernel_error import assert_close
+from helpers.kernel_error import assert_close
 
 from lastword import kernels
-from lastword.kernels import reference
+from lastword.kernels import cpu as reference
 
 DTYPES = (torch.float32, torch.float16)
 

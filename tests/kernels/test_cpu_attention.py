@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lastword.kernels import AttentionPlan, Segments, reference
+from lastword.kernels import AttentionPlan, Segments
+from lastword.kernels import cpu as reference
 from lastword.kernels.dense_blocks import TILE_ROWS
 
 D, SCALE = 16, 0.3

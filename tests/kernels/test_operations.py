@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lastword import ConfigError, DeviceError, kernels
-from lastword.forest import plan_forests
+from lastword.batching.forest import plan_forests
 from lastword.kernels import arguments
-from lastword.kernels.block_sizes import ATTENTION, attention_blocks, num_splits, tile_tokens
-from lastword.kernels.plan import AttentionPlan
-from lastword.kernels.tiles import final_table, query_tiles, segment_table
+from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.gpu.block_sizes import ATTENTION, attention_blocks, num_splits, tile_tokens
+from lastword.kernels.gpu.tables import final_table, query_tiles, segment_table
 
 CPU = torch.device("cpu")
 (FOREST,) = plan_forests([[7] * 24 + [1] * 30, [7] * 24 + [2], [3] * 5], 10**6)

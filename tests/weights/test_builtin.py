@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lastword import Embedder
 from lastword.weights import BUILTIN, BUILTIN_NOTICE, locate, read_config, read_embedding_spec
-from lastword.weights.source import _BUILTIN_FOLDER
+from lastword.weights.locate import _BUILTIN_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("builtin_vectors.safetensors")

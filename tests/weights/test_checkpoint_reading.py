@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.errors import InputError, WeightsError
-from lastword.weights import Checkpoint, read_config, shards
-from lastword.weights.header import read_header
-from lastword.weights.stored import open_stored
+from lastword.weights import Checkpoint, read_config
+from lastword.weights.files import shards
+from lastword.weights.files.header import read_header
+from lastword.weights.merging.stored import open_stored
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import torch
-from memory import numbers_of
+from helpers.process_memory import numbers_of
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.weights import Checkpoint, read_config
-from lastword.weights.layout import expected_shapes
+from lastword.weights.tensor_names import expected_shapes
 
 
 def test_no_payload_is_read_on_opening(tmp_path):
@@ -39,7 +39,7 @@ LOADING = """
 import sys
 from pathlib import Path
 import torch
-from lastword import malloc
+from lastword.runtime import malloc
 from lastword.bench.memory import held_bytes, watched
 from lastword.weights import Checkpoint, read_config
 

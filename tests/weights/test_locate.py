@@ -4,7 +4,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from hub_cache import COMMIT, NAME, snapshot_of
+from helpers.hub_cache import COMMIT, NAME, snapshot_of
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
@@ -12,7 +12,7 @@ from huggingface_hub import errors  # noqa: E402
 
 from lastword.errors import WeightsError  # noqa: E402
 from lastword.weights import locate  # noqa: E402
-from lastword.weights.source import FETCHED, NEVER_FETCHED  # noqa: E402
+from lastword.weights.locate import FETCHED, NEVER_FETCHED  # noqa: E402
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path], ids=["str", "Path"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lastword.errors import WeightsError
-from lastword.weights.fields import read_object
+from lastword.weights.json_fields import read_object
 
 CARD = "README.md"
 CONFIG = "config.json"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lastword.errors import WeightsError
-from lastword.weights.header import TensorInfo
-from lastword.weights.mapping import DTYPES
+from lastword.weights.files.header import TensorInfo
+from lastword.weights.files.mapping import DTYPES
 
 _STRETCH = 4 << 20  # bytes that the disk is asked for at a time
 _AHEAD = 8 * _STRETCH  # how far before they are needed

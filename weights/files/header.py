@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lastword.errors import WeightsError
-from lastword.weights.fields import parse_json, shown
+from lastword.weights.json_fields import parse_json, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _SIZES = {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import WeightsError
-from lastword.weights.header import TensorInfo
+from lastword.weights.files.header import TensorInfo
 
 DTYPES: Final = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

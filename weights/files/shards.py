@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from lastword.errors import WeightsError, some
-from lastword.weights.fields import read_object, shown
-from lastword.weights.header import TensorInfo, read_header
+from lastword.weights.files.header import TensorInfo, read_header
+from lastword.weights.json_fields import read_object, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

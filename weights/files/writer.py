@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import InputError
-from lastword.weights.atomic import whole_file, writing
+from lastword.weights.files.atomic import whole_file, writing
 
 _NAMES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",

@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from lastword.errors import InputError, some
-from lastword.weights.fields import shown
+from lastword.weights.json_fields import shown
 
 REST = "rest"  # the bag of all rows that no other bag has
 _BLOCK = 1 << 22  # bytes between two calls of `progress`

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lastword.errors import InputError
-from lastword.weights.atomic import whole_file, whole_folder, writing
-from lastword.weights.bags import REST, Bag, Dataset, chosen, row_ids, shown_percent
+from lastword.weights.files.atomic import whole_file, whole_folder, writing
+from lastword.weights.merging.bags import REST, Bag, Dataset, chosen, row_ids, shown_percent
 
 _FORMAT = 1  # raise it when equal seeds give other rows than before
 

@@ -5,11 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from lastword.errors import ConfigError, WeightsError, some
-from lastword.weights.companions import TOKENIZER, differing, vocabulary
 from lastword.weights.config import ModelConfig
-from lastword.weights.fields import read_bytes, shown
-from lastword.weights.layout import LM_HEAD
-from lastword.weights.stored import StoredModel
+from lastword.weights.files.companions import TOKENIZER, differing, vocabulary
+from lastword.weights.json_fields import read_bytes, shown
+from lastword.weights.merging.stored import StoredModel
+from lastword.weights.tensor_names import LM_HEAD
 
 _FREE = ("max_position_embeddings",)  # a limit, no part of the arithmetic
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from lastword.errors import WeightsError
-from lastword.weights.blocks import Workers, blocks
-from lastword.weights.companions import CARD, copy_companions
-from lastword.weights.file_tensor import open_tensor
-from lastword.weights.mapping import DTYPES
-from lastword.weights.stored import StoredModel, not_finite
-from lastword.weights.writer import Layout
+from lastword.weights.files.blocks import Workers, blocks
+from lastword.weights.files.companions import CARD, copy_companions
+from lastword.weights.files.file_tensor import open_tensor
+from lastword.weights.files.mapping import DTYPES
+from lastword.weights.files.writer import Layout
+from lastword.weights.merging.stored import StoredModel, not_finite
 
 
 class Conversion:

@@ -11,20 +11,20 @@ from typing import Any
 from torch import Tensor
 
 from lastword.errors import InputError, WeightsError
-from lastword.weights import merge
-from lastword.weights.agree import check_agreement, notices
-from lastword.weights.blocks import Workers, blocks
-from lastword.weights.card import merge_card
 from lastword.weights.checkpoint import Checkpoint
-from lastword.weights.companions import CARD, copy_companions
-from lastword.weights.file_tensor import FileTensor, open_tensor
-from lastword.weights.layout import LM_HEAD
-from lastword.weights.mapping import DTYPES
-from lastword.weights.recipe import Recipe
-from lastword.weights.spec import read_embedding_spec
-from lastword.weights.stored import not_finite, open_stored
-from lastword.weights.tensor_merge import TensorMerge
-from lastword.weights.writer import Layout, Spec
+from lastword.weights.embedding_spec import read_embedding_spec
+from lastword.weights.files.blocks import Workers, blocks
+from lastword.weights.files.companions import CARD, copy_companions
+from lastword.weights.files.file_tensor import FileTensor, open_tensor
+from lastword.weights.files.mapping import DTYPES
+from lastword.weights.files.writer import Layout, Spec
+from lastword.weights.merging import methods as merge
+from lastword.weights.merging.compatibility import check_agreement, notices
+from lastword.weights.merging.model_card import merge_card
+from lastword.weights.merging.recipe import Recipe
+from lastword.weights.merging.stored import not_finite, open_stored
+from lastword.weights.merging.tensor_merge import TensorMerge
+from lastword.weights.tensor_names import LM_HEAD
 
 
 class Merge:

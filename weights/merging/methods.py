@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import InputError
-from lastword.weights.rows import Piece
+from lastword.weights.merging.rows import Piece
 
 SLERP_LINEAR = 0.9995  # |cos| above which slerp is linear, as its formula loses its meaning there
 _CANCELLED = 1e-8  # |sum of unit vectors| below this share of sum |w| has no direction

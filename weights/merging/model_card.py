@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from textwrap import indent
 
-from lastword.weights.recipe import Recipe
-from lastword.weights.stored import StoredModel
-from lastword.weights.writer import Layout
+from lastword.weights.files.writer import Layout
+from lastword.weights.merging.recipe import Recipe
+from lastword.weights.merging.stored import StoredModel
 
 _FORMULAS = {
     "linear": "out = sum_i w_i x_i",

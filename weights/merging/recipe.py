@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 import torch
 
 from lastword.errors import ConfigError, needing, some
-from lastword.weights.fields import MAX_FLOAT, Fields, read_bytes, shown
+from lastword.weights.json_fields import MAX_FLOAT, Fields, read_bytes, shown
 
 DTYPES: Final = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,

@@ -19,11 +19,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lastword.errors import InputError, LastwordError
-from lastword.weights.atomic import sync, sync_tree, whole_file, writing
-from lastword.weights.fields import read_object
-from lastword.weights.header import read_header
-from lastword.weights.shards import INDEX, SINGLE
-from lastword.weights.writer import Layout, stream_safetensors
+from lastword.weights.files.atomic import sync, sync_tree, whole_file, writing
+from lastword.weights.files.header import read_header
+from lastword.weights.files.shards import INDEX, SINGLE
+from lastword.weights.files.writer import Layout, stream_safetensors
+from lastword.weights.json_fields import read_object
 
 SHARD_BYTES = 5_000_000_000  # as the libraries of the field cut them
 _VERSION = 1  # raise it when equal inputs give other bytes than before

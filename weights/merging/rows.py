@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lastword.weights.file_tensor import FlatTensor
+from lastword.weights.files.file_tensor import FlatTensor
 
 PIECE = 1 << 17  # elements at a time: N rows of float64 then stay in a core's caches
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from lastword.errors import WeightsError
 from lastword.weights.checkpoint import Checkpoint
-from lastword.weights.companions import PATTERNS
 from lastword.weights.config import ModelConfig, read_config
-from lastword.weights.header import TensorInfo
-from lastword.weights.layout import LM_HEAD, PREFIX
-from lastword.weights.mapping import DTYPES
-from lastword.weights.shards import read_tensors
-from lastword.weights.source import ModelFiles, locate
+from lastword.weights.files.companions import PATTERNS
+from lastword.weights.files.header import TensorInfo
+from lastword.weights.files.mapping import DTYPES
+from lastword.weights.files.shards import read_tensors
+from lastword.weights.locate import ModelFiles, locate
+from lastword.weights.tensor_names import LM_HEAD, PREFIX
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lastword.errors import InputError
-from lastword.weights import merge
-from lastword.weights.blocks import Workers, blocks
-from lastword.weights.file_tensor import FlatTensor
-from lastword.weights.recipe import Recipe
-from lastword.weights.rows import Rows
+from lastword.weights.files.blocks import Workers, blocks
+from lastword.weights.files.file_tensor import FlatTensor
+from lastword.weights.merging import methods as merge
+from lastword.weights.merging.recipe import Recipe
+from lastword.weights.merging.rows import Rows
 
 Merged = tuple[Tensor, Tensor | None]
 

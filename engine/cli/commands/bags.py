@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from lastword.progress import progress_bar
-    from lastword.weights import bags, bags_plan
+    from lastword.weights.merging import bags, bags_plan
 
     drawn = bags.read_bags(args.ratios, "--ratios")
     named = [_named(each, old=False) for each in args.files]

@@ -32,21 +32,21 @@ def run(args: argparse.Namespace) -> int:
     if args.benchmark == "kernels" and args.compile_only:
         return _compile(args)
     if args.benchmark == "kernels":
-        from lastword.bench.kernels import run as run_kernels
+        from lastword.bench.kernels.run import run as run_kernels
 
         failed = run_kernels(args, _show)
         if failed:
             console.say(f"kernels: {failed} of the implementations under test are wrong, see above")
         return 1 if failed else 0
     if args.benchmark == "model" and args.quantize:
-        from lastword.bench.quantized import run as run_quantized
+        from lastword.bench.models.quantized import run as run_quantized
 
         return run_quantized(args, _show)
     if args.benchmark == "model":
-        from lastword.bench.model import run as run_model
+        from lastword.bench.models.run import run as run_model
 
         return run_model(args, _show)
-    from lastword.bench.peers import run as run_peers
+    from lastword.bench.peers.run import run as run_peers
 
     return run_peers(args, _show)
 
@@ -67,8 +67,8 @@ def _compile(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--compile-only: needs triton, which is not installed here and comes for Linux only"
         )
-    from lastword.bench.compile import DTYPES, MODELS
-    from lastword.bench.compile import run as run_compile
+    from lastword.bench.kernels.compile import DTYPES, MODELS
+    from lastword.bench.kernels.compile import run as run_compile
 
     rows = run_compile(
         _show,

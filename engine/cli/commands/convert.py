@@ -3,7 +3,7 @@
 import argparse
 
 from lastword.cli import options
-from lastword.cli.folder import add_folder_options, write_folder
+from lastword.cli.model_folder import add_folder_options, write_folder
 
 ABOUT = "write a model in another dtype or files of another size"
 EXAMPLES = """examples:
@@ -27,10 +27,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from lastword.weights.blocks import workers
-    from lastword.weights.convert import Conversion
-    from lastword.weights.mapping import DTYPES
-    from lastword.weights.stored import open_stored
+    from lastword.weights.files.blocks import workers
+    from lastword.weights.files.mapping import DTYPES
+    from lastword.weights.merging.convert import Conversion
+    from lastword.weights.merging.stored import open_stored
 
     dtype = None if args.dtype is None else DTYPES[args.dtype.upper()]
     model = open_stored(args.model, local_files_only=args.local_files_only)

@@ -190,7 +190,7 @@ def _style_of(output: str) -> str:
 
 
 def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:
-    from lastword.weights.atomic import whole_file
+    from lastword.weights.files.atomic import whole_file
 
     return None if path is None else files.enter_context(whole_file(path))
 

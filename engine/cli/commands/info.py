@@ -15,7 +15,7 @@ from lastword.cli import console, options
 from lastword.errors import some
 
 if TYPE_CHECKING:
-    from lastword.opened import OpenedModel
+    from lastword.model_info import OpenedModel
     from lastword.weights import FileHash
 
 ABOUT = "say what a model is and whether it is whole"

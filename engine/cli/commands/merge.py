@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lastword.cli import console, options
-from lastword.cli.folder import add_folder_options, write_folder
+from lastword.cli.model_folder import add_folder_options, write_folder
 
 ABOUT = "make a new model of several"
 EXAMPLES = """example: merge.yaml, read as mergekit reads it
@@ -48,10 +48,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from lastword.weights.atomic import whole_file
-    from lastword.weights.blocks import workers
-    from lastword.weights.merger import Merge
-    from lastword.weights.recipe import read_recipe
+    from lastword.weights.files.atomic import whole_file
+    from lastword.weights.files.blocks import workers
+    from lastword.weights.merging.job import Merge
+    from lastword.weights.merging.recipe import read_recipe
 
     options.refuse_overwriting([args.config], [args.report])
     recipe = read_recipe(Path(args.config))

@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lastword.bench.baselines import baselines
-from lastword.bench.cases import Case, cases
-from lastword.bench.gate import Gate, Verdict
+from lastword.bench.kernels.baselines import baselines
+from lastword.bench.kernels.cases import Case, cases
+from lastword.bench.kernels.gate import Gate, Verdict
 from lastword.bench.options import BASELINES, FORMS, OPS
 from lastword.errors import DeviceError
-from lastword.kernels import forest_attention_descriptor_kernel, reference
+from lastword.kernels import cpu as reference
+from lastword.kernels.gpu import forest_attention_descriptor as forest_attention_descriptor_kernel
 
 CPU = torch.device("cpu")
 ATTENTION = ("forest_attention", "final_attention")

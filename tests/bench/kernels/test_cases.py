@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lastword.bench.cases import Batch, Case, batches, cases
+from lastword.bench.kernels.cases import Batch, Case, batches, cases
 from lastword.bench.options import OPS
 from lastword.kernels import Segments
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lastword import kernels
-from lastword.bench.cases import Case, Inputs, cases
-from lastword.bench.gate import Gate, Runner, Verdict, plain
+from lastword.bench.kernels.cases import Case, Inputs, cases
+from lastword.bench.kernels.gate import Gate, Runner, Verdict, plain
 from lastword.bench.options import OPS
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from lastword import kernels
-from lastword.bench import kernels as command
+from lastword.bench.kernels import run as command
 from lastword.bench.measure import Roofs, Timing
 from lastword.bench.options import OPS
 from lastword.cli.main import main
 
-README = Path(__file__).resolve().parents[2] / "bench/README.md"
+README = Path(__file__).resolve().parents[3] / "bench/README.md"
 SMALL = ["--device", "cpu", "--model", "tiny", "--tokens", "64", "--rep-ms", "1"]
 TIME = re.compile(r"\d (µs|ms) ")
 

@@ -7,10 +7,15 @@ import pytest
 import torch
 
 from lastword import kernels
-from lastword.bench import breakdown
-from lastword.bench.breakdown import OperationClock, break_down, breakdown_lines, timed_operations
-from lastword.bench.model import RandomEmbedder, random_embedder
-from lastword.bench.workloads import texts_of
+from lastword.bench.models import breakdown
+from lastword.bench.models.breakdown import (
+    OperationClock,
+    break_down,
+    breakdown_lines,
+    timed_operations,
+)
+from lastword.bench.models.run import RandomEmbedder, random_embedder
+from lastword.bench.models.workloads import texts_of
 
 CPU = torch.device("cpu")
 STAGES = ["tokens", "forests", "forward", "finish"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lastword.bench import host
+from lastword.bench.models import host
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lastword import DeviceError
-from lastword.bench import quantized
-from lastword.bench.model import random_embedder
-from lastword.bench.quantized import OutlierEmbedder
-from lastword.bench.workloads import Workload, texts_of
+from lastword.bench.models import quantized
+from lastword.bench.models.quantized import OutlierEmbedder
+from lastword.bench.models.run import random_embedder
+from lastword.bench.models.workloads import Workload, texts_of
 from lastword.cli.main import main
 
 CPU = torch.device("cpu")

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lastword.bench import model
-from lastword.bench.model import RandomCheckpoint, random_embedder
+from lastword.batching.forest import plan_forests
+from lastword.bench.models import run as model
+from lastword.bench.models.run import RandomCheckpoint, random_embedder
+from lastword.bench.models.workloads import texts_of
 from lastword.bench.shapes import SIZES
-from lastword.bench.workloads import texts_of
 from lastword.cli.main import main
-from lastword.forest import plan_forests
 from lastword.weights import Checkpoint
 
 CPU = torch.device("cpu")

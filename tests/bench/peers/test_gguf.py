@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.bench.gguf import write_gguf
+from lastword.bench.peers.gguf import write_gguf
 from lastword.errors import ConfigError
 from lastword.weights import Checkpoint, read_config
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from lastword.bench import peers
-from lastword.bench.flops import Work, needed_flops, work
+from lastword.bench.models.flops import Work, needed_flops, work
+from lastword.bench.models.workloads import FULL, Workload, workloads
 from lastword.bench.options import PEERS
-from lastword.bench.workloads import FULL, Workload, workloads
+from lastword.bench.peers import run as peers
 from lastword.cli.main import main
 from lastword.errors import ConfigError
 from lastword.weights import ModelConfig

@@ -5,12 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from forest_paths import path_rows
+from helpers.forest_paths import path_rows
+from helpers.soak import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from soak import examples
 
-from lastword.forest import MAX_DEPTH, MIN_SHARED, Forest, plan_forests
+from lastword.batching.forest import MAX_DEPTH, MIN_SHARED, Forest, plan_forests
 
 TOKENS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=40), min_size=1, max_size=30)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from lastword.batching.forest import Forest, plan_forests
+from lastword.batching.packing import MAX_TIER_ROWS, Layout, Packer, tier_of
 from lastword.errors import ConfigError
-from lastword.forest import Forest, plan_forests
-from lastword.kernels import AttentionPlan, block_sizes
-from lastword.model import Model
-from lastword.packing import MAX_TIER_ROWS, Layout, Packer, tier_of
+from lastword.kernels import AttentionPlan
+from lastword.kernels.gpu import block_sizes
+from lastword.model.qwen3 import Model
 from lastword.weights import Checkpoint, read_config
 
 CPU = torch.device("cpu")

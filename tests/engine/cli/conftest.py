@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from command_line import TEXTS
+from helpers.command_line import TEXTS
+from helpers.project import ROOT
 
-FAKE = Path(__file__).with_name("fake_embedder.py")
+FAKE = ROOT / "tests/helpers/fake_embedder.py"
 
 
 class Result(NamedTuple):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lastword import finish
 from lastword.cli import write
+from lastword.model import postprocess as finish
 
 TEXTS = ["one", "", "two € \u2028 three", '"quoted", {braces} 100%', "five"]
 

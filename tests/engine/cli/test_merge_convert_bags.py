@@ -17,7 +17,7 @@ from lastword.cli.main import main
 
 SLOW = """
 import sys, time
-from lastword.weights import rewrite
+from lastword.weights.merging import rewrite
 write = rewrite.stream_safetensors
 def slowly(path, *others):
     write(path, *others)

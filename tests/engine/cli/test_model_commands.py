@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import TEXTS, one_line
+from helpers.command_line import TEXTS, one_line
 from safetensors import safe_open
 
 from lastword.embedder import Embedder
-from lastword.model import Model
+from lastword.model.qwen3 import Model
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "binary", "ubinary"])

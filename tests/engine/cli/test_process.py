@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.project import ROOT
 
 MANY = "yes text | head -n 2000 > a.txt; "
 
@@ -78,7 +79,7 @@ def test_file_size_limit_is_a_full_disk(shell):
 )
 def test_signals_clean_up(tmp_path, number, status, word):
     (tmp_path / "a.txt").write_text("a\nb\nc\nSLEEP\n")
-    fake = Path(__file__).with_name("fake_embedder.py")
+    fake = ROOT / "tests/helpers/fake_embedder.py"
     process = subprocess.Popen(
         [sys.executable, fake, "embed", "a.txt", "-o", "out"],
         cwd=tmp_path,

@@ -19,7 +19,7 @@ def test_finds_the_equal_text_first_and_says_where(cli):
 
 
 def test_json_has_exact_scores_of_the_best_k(cli, fake_class, monkeypatch):
-    from lastword.cli import search
+    from lastword.cli.commands import search
 
     monkeypatch.setattr(search, "BLOCK", 7)
     texts = [f"text {i % 50}" for i in range(60)]

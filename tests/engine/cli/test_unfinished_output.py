@@ -27,7 +27,7 @@ def test_disk_full_while_writing(cli, monkeypatch, name):
     """The disk fills at the first, a middle or the last write to the new file."""
     import errno
 
-    from lastword.weights import atomic
+    from lastword.weights.files import atomic
 
     class Full:
         def __init__(self, stream, room):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from loading import bars_of
+from helpers.loading_bars import bars_of
 
 from lastword import Embedder
 from lastword.cli.main import main
@@ -20,7 +20,7 @@ from mteb.types import PromptType  # noqa: E402
 
 from lastword.evaluate.encoder import LastwordEncoder, model_meta  # noqa: E402
 
-NOTES = (Path(__file__).resolve().parents[2] / "examples/notes.txt").read_text("utf-8").splitlines()
+NOTES = (Path(__file__).resolve().parents[3] / "examples/notes.txt").read_text("utf-8").splitlines()
 BOOM = "ICT-TIME-and-Querit/BOOM_4B_v1"
 ICT = "ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1"
 

@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import TOLERANCE, difference, load_ours, load_theirs, our_states, their_states
+from helpers.transformers_reference import (
+    TOLERANCE,
+    difference,
+    load_ours,
+    load_theirs,
+    our_states,
+    their_states,
+)
 
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.kernels import linear, plan, reference
+from lastword.kernels import attention_plan as plan
+from lastword.kernels import cpu as reference
+from lastword.kernels.linear import plain as linear
 
 TOKENS = [[7, 8, 9], list(range(40)), [*range(30), 3, 4], [*range(30), 9, 9, 9], [5]]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import (
+from helpers.transformers_reference import (
     TOLERANCE,
     difference,
     first_wrong_layer,

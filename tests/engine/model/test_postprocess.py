@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lastword.errors import ConfigError, InputError
-from lastword.finish import check_precision, finish, quantize
+from lastword.model.postprocess import check_precision, finish, quantize
 from lastword.similarity import similarity, similarity_pairwise
 
 

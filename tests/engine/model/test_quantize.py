@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from memory import numbers_of
+from helpers.process_memory import numbers_of
 
 from lastword import ConfigError, Embedder
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.device import check_quantize
+from lastword.runtime.device import check_quantize
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TEXTS = [f"text number {i}, " + "some words of it " * (i % 9) for i in range(60)]
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import load_ours, our_states, unit
+from helpers.transformers_reference import load_ours, our_states, unit
 from torch import Tensor
 
 from lastword import ConfigError
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.device import check_quantize, quantize_identity
 from lastword.kernels import Fp8Linear, Fp8SwigluLinear
-from lastword.model import Model
+from lastword.model.qwen3 import Model
+from lastword.runtime.device import check_quantize, quantize_identity
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 TOKENS = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lastword import DeviceError, Embedder
-from lastword.device import choose_device, choose_devices
+from lastword.runtime.device import choose_device, choose_devices
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,6 @@ def test_every_device_must_have_the_mode(
         if device.index == 1:
             raise DeviceError(f"{device}: no fp8")
 
-    monkeypatch.setattr("lastword.device.check_fp8", check_fp8)
+    monkeypatch.setattr("lastword.runtime.device.check_fp8", check_fp8)
     with pytest.raises(DeviceError, match="cuda:1: no fp8"):
         Embedder(tiny_checkpoint, device="cuda:0,1", quantize="fp8")

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lastword import Embedder, InputError, encoder, pipeline
-from lastword.pipeline import compute_windows, prepare_windows
+from lastword import Embedder, InputError
 from lastword.report import Report
+from lastword.runtime import encoder
+from lastword.runtime import loop as pipeline
+from lastword.runtime.loop import compute_windows, prepare_windows
 
 
 def ignore(count: int) -> None:
@@ -140,7 +142,7 @@ def test_few_texts_take_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def both(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> dict[bool, Embedder]:
     """Two embedders on the CPU, of which one works as on a GPU: windows of 100 texts, prepared ahead."""
-    monkeypatch.setattr("lastword.windows._WINDOW_TEXTS", SIZE)
+    monkeypatch.setattr("lastword.text.groups._WINDOW_TEXTS", SIZE)
     models = {ahead: Embedder(tiny_checkpoint, device="cpu") for ahead in (False, True)}
     plain = encoder.prepare_windows
 

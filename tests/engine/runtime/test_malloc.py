@@ -6,9 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from memory import numbers_of
+from helpers.process_memory import numbers_of
 
-from lastword import WeightsError, malloc
+from lastword import WeightsError
+from lastword.runtime import malloc
 
 RUN = """
 import random, sys, torch
@@ -30,7 +31,7 @@ print(held_bytes("RssAnon") - before)
 
 PAGES = """
 import resource, torch
-from lastword import malloc
+from lastword.runtime import malloc
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import worker_tasks
+from helpers import worker_tasks
 
-from lastword import DeviceError, Embedder, InputError, device
+from lastword import DeviceError, Embedder, InputError
+from lastword.batching.forest import Forest, plan_forests
 from lastword.bench.shapes import SIZES
-from lastword.device import default_batch_tokens
-from lastword.forest import Forest, plan_forests
-from lastword.model import Model
+from lastword.model.qwen3 import Model
 from lastword.report import Report
+from lastword.runtime import device
+from lastword.runtime.device import default_batch_tokens
 from lastword.weights.config import parse_config
 
 GPU = torch.device("cuda", 0)
@@ -87,7 +88,7 @@ def test_batches_stay_small_and_the_warning_comes_once(
 def test_a_text_that_does_not_fit_is_named(
     model: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lastword.windows._WINDOW_TEXTS", 4)
+    monkeypatch.setattr("lastword.text.groups._WINDOW_TEXTS", 4)
     Small(model, 50, monkeypatch)
     texts = ["a", "b", "c", "d", "e", "long " * 100, "f", "g", "h"]
     got: list[torch.Tensor] = []

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import worker_tasks
-from pools import CPU, FOREST, pids, pool_of
+from helpers import worker_tasks
+from helpers.worker_pools import CPU, FOREST, pids, pool_of
 
 from lastword import Embedder, InputError
-from lastword.forest import plan_forests
+from lastword.batching.forest import plan_forests
 from lastword.report import Report
 
 WINDOW = 50
@@ -34,7 +34,7 @@ def two(one_thread: None, tiny_checkpoint: Path) -> Embedder:
 
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lastword.windows._WINDOW_TEXTS", WINDOW)
+    monkeypatch.setattr("lastword.text.groups._WINDOW_TEXTS", WINDOW)
 
 
 # The same as one device.

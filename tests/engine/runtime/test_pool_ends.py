@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import worker_tasks
-from pools import CPU, FOREST, alive, all_end, linux, load, pids, pool_of
+from helpers import worker_tasks
+from helpers.worker_pools import CPU, FOREST, alive, all_end, linux, load, pids, pool_of
 
 from lastword import DeviceError, Embedder, WeightsError
-from lastword import pool as pool_module
-from lastword.pool import Pool
+from lastword.runtime import pool as pool_module
+from lastword.runtime.pool import Pool
 
 TEXTS = [f"text number {i} " * (i % 5 + 1) for i in range(50)]
 
@@ -162,10 +162,11 @@ def test_a_forgotten_pool_ends(tiny_checkpoint: Path) -> None:
 
 
 SCRIPT = """
-import os, sys, worker_tasks
+import os, sys
+from helpers import worker_tasks
 from functools import partial
 from lastword import Embedder
-from lastword.forest import plan_forests
+from lastword.batching.forest import plan_forests
 model = Embedder(sys.argv[1], device="cpu,cpu")  # no `if __name__ == "__main__"`
 pool = model._encoder.runner
 print(*(worker._process.pid for worker in pool._workers), flush=True)
@@ -180,7 +181,7 @@ if sys.argv[2] != "ends":
 @pytest.mark.parametrize("how", ["ends", "SIGKILL"])
 def test_workers_end_with_the_interpreter(how: str, tiny_checkpoint: Path) -> None:
     """At its end, and where it is killed in the middle of a batch."""
-    tests = str(Path(worker_tasks.__file__).parent)
+    tests = str(Path(worker_tasks.__file__).parents[1])
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, tiny_checkpoint, how],
         stdout=subprocess.PIPE,
@@ -198,11 +199,12 @@ def test_workers_end_with_the_interpreter(how: str, tiny_checkpoint: Path) -> No
 
 
 UNPACKING = """
-import sys, time, worker_tasks
+import sys, time
+from helpers import worker_tasks
 from functools import partial
 import torch
-from lastword import pool as pool_module
-from lastword.forest import plan_forests
+from lastword.runtime import pool as pool_module
+from lastword.batching.forest import plan_forests
 
 unpack = pool_module.unpack
 
@@ -225,7 +227,7 @@ sys.exit(3)
 @linux
 def test_answers_that_nobody_waits_for_do_not_abort_the_end(tiny_checkpoint: Path) -> None:
     """A thread that asks for Python's lock within PyTorch when the interpreter is gone would abort the process."""
-    tests = str(Path(worker_tasks.__file__).parent)
+    tests = str(Path(worker_tasks.__file__).parents[1])
     command = [sys.executable, "-c", UNPACKING, tiny_checkpoint]
     env = {**os.environ, "PYTHONPATH": tests}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)

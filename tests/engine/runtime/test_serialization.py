@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lastword import InputError
-from lastword.forest import plan_forests
+from lastword.batching.forest import plan_forests
+from lastword.runtime.serialization import pack, unpack
 from lastword.weights import Checkpoint, read_config
-from lastword.wire import pack, unpack
 
 TENSORS = {
     "fp32": torch.randn(3, 5),

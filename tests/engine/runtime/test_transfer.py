@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lastword.forest import Forest, plan_forests
-from lastword.pipeline import compute_windows, prepare_windows
+from lastword.batching.forest import Forest, plan_forests
 from lastword.report import Report
-from lastword.transfer import to_host
+from lastword.runtime.loop import compute_windows, prepare_windows
+from lastword.runtime.transfer import to_host
 
 TEXTS = 6
 

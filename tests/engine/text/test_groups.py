@@ -3,7 +3,7 @@
 import pytest
 
 from lastword import InputError
-from lastword.windows import cut_windows
+from lastword.text.groups import cut_windows
 
 TEXTS = ["x" * 40] * 100
 
@@ -11,7 +11,7 @@ TEXTS = ["x" * 40] * 100
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("_WINDOW_TEXTS", 30), ("_WINDOW_CHARS", 1000), ("_FIRST_CHARS", 100)):
-        monkeypatch.setattr(f"lastword.windows.{name}", value)
+        monkeypatch.setattr(f"lastword.text.groups.{name}", value)
 
 
 def sizes(texts: list[str], **options: bool) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 
 from lastword.bench.checkpoint import make_tokenizer
 from lastword.errors import ConfigError, InputError, WeightsError
-from lastword.tokens import TextTokenizer
+from lastword.text.tokenizer import TextTokenizer
 
 DATA = os.environ.get("LASTWORD_TEST_DATA")
 REAL = ["Qwen3-Embedding-0.6B", "Qwen3-Embedding-4B", "Qwen3"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lastword import opened
+from lastword import model_info as opened
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.verify import evidence
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.cli.main import main
-from lastword.kernels import Int8Linear, linear_int8
+from lastword.kernels import Int8Linear
+from lastword.kernels.linear import int8 as linear_int8
 from lastword.verify import bounds, rounding, verify
 from lastword.weights import locate
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lastword import Embedder, encoder
-from lastword.kernels import reference
-from lastword.model import Model
-from lastword.tokens import TextTokenizer
+from lastword import Embedder
+from lastword.kernels import cpu as reference
+from lastword.model.qwen3 import Model
+from lastword.runtime import encoder
+from lastword.text.tokenizer import TextTokenizer
 from lastword.verify import verify
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import load_theirs
+from helpers.transformers_reference import load_theirs
 from transformers.models.qwen3 import modeling_qwen3
 
 from lastword import ConfigError, Embedder

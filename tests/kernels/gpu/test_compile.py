@@ -7,10 +7,10 @@ import pytest
 import torch
 import triton
 
-from lastword.bench import compile as aot
-from lastword.bench.launches import model_launches
+from lastword.bench.kernels.launches import model_launches
+from lastword.bench.kernels import compile as aot
 
-BOUNDS = tomllib.loads(Path(__file__).parents[2].joinpath("kernels/resources.toml").read_text())
+BOUNDS = tomllib.loads(Path(__file__).parents[3].joinpath("kernels/gpu/resources.toml").read_text())
 OPERATIONS = {
     "rms_norm", "rms_norm lookup", "rms_norm add", "swiglu",
     "qk_norm_rope", "qk_norm_rope last q", "qk_norm_rope last k",

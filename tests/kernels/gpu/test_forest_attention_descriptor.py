@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lastword.bench.compile import compile_kernel
-from lastword.bench.launches import Launch, model_launches
-from lastword.forest import plan_forests
-from lastword.kernels import block_sizes
-from lastword.kernels import forest_attention_descriptor_kernel as by_descriptors
-from lastword.kernels.plan import AttentionPlan
+from lastword.batching.forest import plan_forests
+from lastword.bench.kernels.compile import compile_kernel
+from lastword.bench.kernels.launches import Launch, model_launches
+from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.gpu import block_sizes
+from lastword.kernels.gpu import forest_attention_descriptor as by_descriptors
 
 ROWS = 64  # of each of the two warp groups that compute
 

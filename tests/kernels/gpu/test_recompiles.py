@@ -7,19 +7,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lastword.bench.launches import Launch, recording
-from lastword.forest import Forest, plan_forests
-from lastword.kernels import (
-    final_attention_kernel,
-    forest_attention_descriptor_kernel,
-    forest_attention_kernel,
-    qk_norm_rope_kernel,
-    quantize_rows_kernel,
-    rms_norm_kernel,
-    swiglu_kernel,
-)
-from lastword.kernels.plan import AttentionPlan
-from lastword.packing import MAX_TIER_ROWS, Packer, tier_of
+from lastword.batching.forest import Forest, plan_forests
+from lastword.batching.packing import MAX_TIER_ROWS, Packer, tier_of
+from lastword.bench.kernels.launches import Launch, recording
+from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.gpu import final_attention as final_attention_kernel
+from lastword.kernels.gpu import forest_attention as forest_attention_kernel
+from lastword.kernels.gpu import forest_attention_descriptor as forest_attention_descriptor_kernel
+from lastword.kernels.gpu import qk_norm_rope as qk_norm_rope_kernel
+from lastword.kernels.gpu import quantize_rows as quantize_rows_kernel
+from lastword.kernels.gpu import rms_norm as rms_norm_kernel
+from lastword.kernels.gpu import swiglu as swiglu_kernel
 
 BATCHES = 10_000
 H, KH, D, C, F = 4, 2, 32, 80, 48

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from quantized_products import assert_extreme_rows_are_kept, draw, relative
+from helpers.quantized_products import assert_extreme_rows_are_kept, draw, relative
 from torch import Tensor
 
 from lastword import ConfigError, DeviceError
@@ -14,10 +14,10 @@ from lastword.kernels import (
     Fp8SwigluLinear,
     check_fp8,
     fp8_format,
-    linear_fp8,
     quantize_rows,
     swiglu_quantize,
 )
+from lastword.kernels.linear import fp8 as linear_fp8
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FORMATS = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)

@@ -5,17 +5,12 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from quantized_products import assert_extreme_rows_are_kept, draw, relative
+from helpers.quantized_products import assert_extreme_rows_are_kept, draw, relative
 from torch import Tensor
 
 from lastword import ConfigError
-from lastword.kernels import (
-    Int8Linear,
-    Int8SwigluLinear,
-    activation_levels,
-    check_int8,
-    linear_int8,
-)
+from lastword.kernels import Int8Linear, Int8SwigluLinear, activation_levels, check_int8
+from lastword.kernels.linear import int8 as linear_int8
 
 SHAPES = [(1, 64, 64), (2, 96, 7), (7, 64, 200), (129, 1024, 96), (513, 200, 64)]  # T, K_in, K_out
 

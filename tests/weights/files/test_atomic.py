@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lastword.errors import InputError
-from lastword.weights import atomic
-from lastword.weights.atomic import whole_file, whole_folder
+from lastword.weights.files import atomic
+from lastword.weights.files.atomic import whole_file, whole_folder
 
 OLD = b"old"
 

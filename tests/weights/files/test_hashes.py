@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from hub_cache import snapshot_of
+from helpers.hub_cache import snapshot_of
 
 from lastword.errors import WeightsError
 from lastword.weights import hash_files

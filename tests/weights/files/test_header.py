@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lastword.errors import WeightsError
-from lastword.weights.header import read_header
-from lastword.weights.writer import write_safetensors
+from lastword.weights.files.header import read_header
+from lastword.weights.files.writer import write_safetensors
 
 GOOD = {
     "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},

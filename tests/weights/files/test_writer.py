@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from lastword.errors import InputError
 from lastword.weights import write_safetensors
-from lastword.weights.header import read_header
-from lastword.weights.writer import stream_safetensors
+from lastword.weights.files.header import read_header
+from lastword.weights.files.writer import stream_safetensors
 
 DTYPES = [
     torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32,
@@ -88,7 +88,7 @@ def test_tensors_are_made_one_at_a_time(tmp_path):
 
 
 def test_larger_than_one_write(tmp_path, monkeypatch):
-    monkeypatch.setattr("lastword.weights.writer._CHUNK", 1000)
+    monkeypatch.setattr("lastword.weights.files.writer._CHUNK", 1000)
     tensor = example(torch.float32, 100, 33)
     write_safetensors(tmp_path / "m.safetensors", {"t": tensor})
     assert torch.equal(load_file(tmp_path / "m.safetensors")["t"], tensor)
@@ -98,7 +98,7 @@ def test_larger_than_one_write(tmp_path, monkeypatch):
 def test_the_disk_begins_while_a_file_is_written(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, *_: sizes.append(os.fstat(fd).st_size))
-    monkeypatch.setattr("lastword.weights.writer._CHUNK", 1000)
+    monkeypatch.setattr("lastword.weights.files.writer._CHUNK", 1000)
     layout = {"t": (torch.float32, (1000,))}
     pieces = torch.arange(1000.0).split(50)
     stream_safetensors(tmp_path / "m.safetensors", layout, lambda _: iter(pieces))
@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_the_old_file(old, monkeypatch):
 @pytest.mark.parametrize("pieces", [1, 2, 9])
 def test_a_write_that_fails_behind_the_work_is_not_lost(old, monkeypatch, pieces):
     """The system says once that a page could not be written; here to a sync while others are made."""
-    monkeypatch.setattr("lastword.weights.writer._CHUNK", 400)
+    monkeypatch.setattr("lastword.weights.files.writer._CHUNK", 400)
     failures = [OSError(5, "Input/output error")]
     real = os.fsync
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lastword.cli.main import main
-from lastword.weights.recipe import read_recipe
+from lastword.weights.merging.recipe import read_recipe
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lastword.errors import InputError
-from lastword.weights.bags import Dataset, chosen, read_bags
+from lastword.weights.merging.bags import Dataset, chosen, read_bags
 
 
 def dataset(rows: int, name: str = "d", *, old: bool = False) -> Dataset:

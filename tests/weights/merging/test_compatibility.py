@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from merging import model, recipe_text
+from helpers.small_models import model, recipe_text
 
 from lastword.errors import LastwordError
-from lastword.weights.blocks import workers
-from lastword.weights.merger import Merge
-from lastword.weights.recipe import parse_recipe
+from lastword.weights.files.blocks import workers
+from lastword.weights.merging.job import Merge
+from lastword.weights.merging.recipe import parse_recipe
 
 
 @pytest.fixture(scope="module")

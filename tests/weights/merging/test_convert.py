@@ -9,13 +9,20 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from oracle import TOLERANCE, difference, load_ours, load_theirs, our_states, their_states
+from helpers.transformers_reference import (
+    TOLERANCE,
+    difference,
+    load_ours,
+    load_theirs,
+    our_states,
+    their_states,
+)
 from safetensors.torch import load_file, save_file
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.cli.main import main
 from lastword.weights import Checkpoint, locate, read_config
-from lastword.weights.shards import read_tensors
+from lastword.weights.files.shards import read_tensors
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
@@ -204,6 +211,6 @@ def test_models_that_are_not_there(tmp_path, converted):
     ("text", "size"), [("1", 1), ("1KB", 1000), ("1.5mb", 1_500_000), ("5 GB", 5 * 10**9), ("2T", 2 * 10**12)]
 )  # fmt: skip
 def test_sizes(text, size):
-    from lastword.cli.folder import byte_size
+    from lastword.cli.model_folder import byte_size
 
     assert byte_size(text) == size

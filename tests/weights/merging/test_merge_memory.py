@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from memory import peak_anonymous
+from helpers.process_memory import peak_anonymous
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.bench.multislerp import multislerp
 from lastword.weights import Checkpoint, read_config
-from lastword.weights.layout import expected_shapes
+from lastword.weights.tensor_names import expected_shapes
 
 ROWS, WIDTH, FILLED = 151_936, 2560, 64
 PLACES = (0, ROWS // 2, ROWS - FILLED)

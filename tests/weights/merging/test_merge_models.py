@@ -7,19 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from merging import model, recipe_text
-from oracle import TOLERANCE, difference, load_ours, load_theirs, our_states, their_states
+from helpers.small_models import model, recipe_text
+from helpers.transformers_reference import (
+    TOLERANCE,
+    difference,
+    load_ours,
+    load_theirs,
+    our_states,
+    their_states,
+)
 from safetensors.torch import load_file, save_file
 
 from lastword.bench.multislerp import multislerp
 from lastword.cli.main import main
 from lastword.weights import Checkpoint, read_config
-from lastword.weights.blocks import workers
-from lastword.weights.card import merge_card
-from lastword.weights.header import read_header
-from lastword.weights.merger import Merge
-from lastword.weights.recipe import parse_recipe
-from lastword.weights.source import ModelFiles
+from lastword.weights.files.blocks import workers
+from lastword.weights.files.header import read_header
+from lastword.weights.locate import ModelFiles
+from lastword.weights.merging.job import Merge
+from lastword.weights.merging.model_card import merge_card
+from lastword.weights.merging.recipe import parse_recipe
 
 
 def weights_of(folder) -> dict[str, torch.Tensor]:
@@ -257,7 +264,7 @@ def test_a_revision_of_a_hub_model(tmp_path, three, monkeypatch):
         asked.append((model, revision, local_files_only))
         return ModelFiles(model, Path(three[2]), "c0ffee")
 
-    monkeypatch.setattr("lastword.weights.stored.locate", locate)
+    monkeypatch.setattr("lastword.weights.merging.stored.locate", locate)
     recipe = parse_recipe(recipe_text(["own/er@v2", "own/er"], [1, 1]), "merge.yaml")
     with workers() as threads:
         job = Merge(recipe, threads, local_files_only=True)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from lastword.bench.multislerp import multislerp
 from lastword.errors import InputError
-from lastword.weights import merge
-from lastword.weights.blocks import workers
-from lastword.weights.recipe import parse_recipe
-from lastword.weights.rows import PIECE
-from lastword.weights.tensor_merge import TensorMerge
+from lastword.weights.files.blocks import workers
+from lastword.weights.merging import methods as merge
+from lastword.weights.merging.recipe import parse_recipe
+from lastword.weights.merging.rows import PIECE
+from lastword.weights.merging.tensor_merge import TensorMerge
 
 WEIGHTS = {
     "1": [0.7],
@@ -247,8 +247,8 @@ def test_slerp_is_linear_where_the_angle_means_nothing(other):
 def test_blocks_and_whole_tensors_give_the_same_bits(monkeypatch):
     tensors, base = draw(3, 5000), draw(1, 5000, seed=3)[0]
     whole = merged(tensors, [1, 2, 3], base=base)
-    monkeypatch.setattr("lastword.weights.blocks.BLOCK", 1024)
-    monkeypatch.setattr("lastword.weights.rows.PIECE", 1024)
+    monkeypatch.setattr("lastword.weights.files.blocks.BLOCK", 1024)
+    monkeypatch.setattr("lastword.weights.merging.rows.PIECE", 1024)
     assert torch.equal(merged(tensors, [1, 2, 3], base=base), whole)
 
 

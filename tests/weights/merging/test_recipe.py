@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lastword.errors import ConfigError, MissingPackageError, WeightsError
-from lastword.weights.recipe import parse_recipe, read_recipe
+from lastword.weights.merging.recipe import parse_recipe, read_recipe
 
 CARD = """
 models:

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.project import ROOT
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.errors import InputError
-from lastword.weights.header import read_header
-from lastword.weights.rewrite import write_model
-from lastword.weights.shards import read_tensors
+from lastword.weights.files.header import read_header
+from lastword.weights.files.shards import read_tensors
+from lastword.weights.merging.rewrite import write_model
 
-SCRIPT = Path(__file__).with_name("killed_merge.py")
+SCRIPT = ROOT / "tests/helpers/killed_merge.py"
 
 
 class FakeJob:

@@ -1,0 +1,1 @@
+"""`lastword bench kernels`: each operation checked and timed."""

@@ -1,0 +1,1 @@
+"""`lastword bench model`: whole models timed."""

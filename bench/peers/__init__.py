@@ -1,0 +1,1 @@
+"""`lastword bench peers`: lastword beside other libraries."""

@@ -1,0 +1,1 @@
+"""Token ids to batches, and a batch to the kernels' buffer."""

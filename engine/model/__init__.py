@@ -1,0 +1,1 @@
+"""A batch to final hidden states, and those to vectors."""

@@ -1,0 +1,1 @@
+"""Where and when batches are computed: the loop, devices, worker processes."""

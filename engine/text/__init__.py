@@ -1,0 +1,1 @@
+"""Texts to token ids, a bounded group of texts at a time."""

@@ -1,0 +1,1 @@
+"""Files: safetensors headers, shards, tensors read and written, files that appear whole."""

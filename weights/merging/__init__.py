@@ -1,0 +1,1 @@
+"""New models from models: recipes, merge methods, conversion, bags."""
