@@ -29,9 +29,9 @@ from lastword.runtime.device import choose_dtype
 from lastword.weights.files.blocks import workers
 from lastword.weights.files.mapping import mapped
 from lastword.weights.files.shards import read_tensors, weight_files
-from lastword.weights.merging.job import Merge
+from lastword.weights.merging.merge import Merge
 from lastword.weights.merging.recipe import parse_recipe
-from lastword.weights.merging.rewrite import write_model
+from lastword.weights.merging.job import write_model
 
 _CHUNK = 8 << 20
 WEIGHTS = (2.8, 4.3)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lastword.cli import console, options
 
 if TYPE_CHECKING:
-    from lastword.weights.merging.rewrite import Job
+    from lastword.weights.merging.job import Job
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -46,7 +46,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
 def write_folder(args: argparse.Namespace, job: "Job", about: str) -> list[dict[str, Any]]:
     """Write a job's folder with a progress bar; give its facts."""
     from lastword.progress import progress_bar
-    from lastword.weights.merging.rewrite import num_bytes, write_model
+    from lastword.weights.merging.job import num_bytes, write_model
 
     def say(message: str) -> None:
         console.say_all([message], quiet=args.quiet)

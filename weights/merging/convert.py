@@ -1,4 +1,4 @@
-"""One model's weights in another dtype, as a job for `rewrite.py`; a tensor that keeps its dtype keeps its bytes."""
+"""One model's weights in another dtype, as a job for `job.py`; a tensor that keeps its dtype keeps its bytes."""
 
 import math
 import shutil

@@ -1,113 +1,231 @@
-"""A recipe's models opened and held to each other, and their merge as a job for `rewrite.py`.
+"""A new model folder, written shard by shard: whole or not there, and taken up again after an interruption.
 
-Every check runs before anything is written. In memory are a few blocks, however large a tensor is.
+The work lies in `.NAME.partial` beside the new folder: the shards so far, what the work is (so that a changed
+one starts anew) and a lock. The last step renames the finished model to its place. Knows nothing about how
+tensors are made: `merger.py` and `convert.py` say that.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from lastword.errors import InputError, WeightsError
-from lastword.weights.checkpoint import Checkpoint
-from lastword.weights.embedding_spec import read_embedding_spec
-from lastword.weights.files.blocks import Workers, blocks
-from lastword.weights.files.companions import CARD, copy_companions
-from lastword.weights.files.file_tensor import FileTensor, open_tensor
-from lastword.weights.files.mapping import DTYPES
-from lastword.weights.files.writer import Layout, Spec
-from lastword.weights.merging import methods as merge
-from lastword.weights.merging.compatibility import check_agreement, notices
-from lastword.weights.merging.model_card import merge_card
-from lastword.weights.merging.recipe import Recipe
-from lastword.weights.merging.stored import not_finite, open_stored
-from lastword.weights.merging.tensor_merge import TensorMerge
-from lastword.weights.tensor_names import LM_HEAD
+from lastword.errors import InputError, LastwordError
+from lastword.weights.files.atomic import sync, sync_tree, whole_file, writing
+from lastword.weights.files.header import read_header
+from lastword.weights.files.shards import INDEX, SINGLE
+from lastword.weights.files.writer import Layout, stream_safetensors
+from lastword.weights.json_fields import read_object
+
+SHARD_BYTES = 5_000_000_000  # as the libraries of the field cut them
+_VERSION = 1  # raise it when equal inputs give other bytes than before
+
+Facts = dict[str, Any]
 
 
-class Merge:
-    """A checked merge, ready for `write_model`.
-
-    Args:
-        recipe: what to merge and how.
-        workers: who does the arithmetic.
-        local_files_only: do not use the network for models named by a hub id.
-
-    Raises:
-        WeightsError, ConfigError: a model is missing, damaged, or not a variant of the first one.
-        InputError: weights that cannot be normalised.
-    """
+class Job(Protocol):
+    """What is to be written: the tensors in their order, and what else goes into the folder."""
 
     layout: Layout
-    identity: dict[str, object]
-    notices: list[str]
-
-    def __init__(self, recipe: Recipe, workers: Workers, *, local_files_only: bool = False) -> None:
-        self.recipe, self._workers = recipe, workers
-        if recipe.normalize:
-            merge.shares(recipe.weights, normalize=True)  # refuses weights that sum to zero
-        named = (recipe.donor, *recipe.models, *([recipe.base] if recipe.base else []))
-        self.opened = {
-            name: open_stored(name, local_files_only=local_files_only)
-            for name in dict.fromkeys(named)
-        }
-        everyone = list(self.opened.values())
-        check_agreement(everyone, one_dtype=recipe.dtype is None)
-        self.donor = self.opened[recipe.donor]
-        read_embedding_spec(self.donor.folder, self.donor.config)
-        self.notices = notices(self.donor, everyone)
-        headed = all(LM_HEAD in model.tensors for model in everyone)
-        kept = [name for name in self.donor.tensors if name != LM_HEAD or headed]
-        self._plain = {self.donor.keys[name]: name for name in kept}
-        self.layout = {key: self._spec(name) for key, name in self._plain.items()}
-        prints = {name: model.fingerprint for name, model in self.opened.items()}
-        self.identity = {"recipe": recipe.text, "models": prints}
-        self._facts: dict[str, dict[str, Any]] = {}
+    identity: dict[str, object]  # all that the result depends on, as JSON
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """Merge one tensor; its facts are there when its last piece has been taken."""
-        plain, recipe = self._plain[name], self.recipe
-        alone = (
-            recipe.method == "multislerp" and len(recipe.models) == 1
-        )  # its direction is its own
-        dtype, shape = self.layout[name]
-        with ExitStack() as stack:
-            tensors = [stack.enter_context(self._open(model, plain)) for model in recipe.models]
-            named = None if alone else recipe.base
-            base = None if named is None else stack.enter_context(self._open(named, plain))
-            work = TensorMerge(tensors, base, dtype, self._workers)
-            try:
-                yield from work.run(recipe)
-                facts = merge.describe(work.products, work.coefficients)
-                self._facts[name] = {"tensor": name, "shape": list(shape), **facts}
-            except InputError as problem:
-                raise self._not_finite(name) or WeightsError(f"tensor {name}: {problem}") from None
+        """Make one tensor, piece by piece; a piece holds until the next is asked for."""
 
-    def facts(self, name: str) -> dict[str, Any]:
-        """Give a merged tensor's name, shape and what `merge.describe` says of it."""
-        return self._facts[name]
+    def facts(self, name: str) -> Facts:
+        """Say what is worth knowing about a tensor whose pieces have been made, as JSON."""
 
     def finish(self, folder: Path) -> None:
-        """Write the model card and the donor's files."""
-        fingerprint = Checkpoint(folder, self.donor.config).fingerprint
-        card = merge_card(self.recipe, self.opened, self.layout, fingerprint)
-        (folder / CARD).write_text(card, encoding="utf-8")
-        copy_companions(self.donor.folder, folder, {dtype for dtype, _ in self.layout.values()})
+        """Write the configuration and everything else beside the weights; `config.json` last."""
 
-    def _spec(self, plain: str) -> Spec:
-        info = self.donor.tensors[plain]
-        return self.recipe.dtype or DTYPES[info.dtype], info.shape
 
-    def _open(self, model: str, plain: str) -> AbstractContextManager[FileTensor]:
-        return open_tensor(self.opened[model].tensors[plain], plain)
+def write_model(
+    job: Job,
+    out: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int], object] = lambda _: None,
+    notice: Callable[[str], object] = lambda _: None,
+) -> list[Facts]:
+    """Write a job's model folder.
 
-    def _not_finite(self, name: str) -> WeightsError | None:
-        """Name the first model whose tensor holds NaN or infinity."""
-        plain = self._plain[name]
-        for model in self.opened:
-            with self._open(model, plain) as tensor:
-                if not all(tensor[block].isfinite().all() for block in blocks(tensor.numel())):
-                    return not_finite(model, name)
-        return None
+    Args:
+        job: what to write.
+        out: the new folder; an empty one may be there.
+        shard_bytes: weights a file, at most; a larger tensor has a file of its own.
+        progress: called with the bytes written, or found written by an earlier run.
+        notice: called with what the user should know.
+
+    Returns:
+        The facts of every tensor, in order.
+
+    Raises:
+        InputError: the folder is there, is being written by another run, or cannot be written.
+        WeightsError: from the job.
+    """
+    shards = _cut(job.layout, shard_bytes)
+    _check_free(out)
+    place = out.resolve() if out.is_symlink() else out  # a link to an empty folder stays one
+    partial = place.parent / f".{place.name}.partial"
+    with writing(out), _locked(partial):
+        with _kept_or_gone(partial, shards, notice):
+            _check_free(out)  # once more: another run may just have finished
+            _take_up(partial, job, shards, notice)
+            done = [_shard(partial, job, *shard, progress) for shard in shards.items()]
+            _finish(partial, job, place, shards)
+        shutil.rmtree(partial, ignore_errors=True)
+    return [facts for shard in done for facts in shard]
+
+
+def _cut(layout: Layout, shard_bytes: int) -> dict[str, list[str]]:
+    """Fill shards in the tensors' order: file name → its tensors."""
+    groups: list[list[str]] = [[]]
+    room = shard_bytes
+    for name in layout:
+        size = num_bytes(layout, [name])
+        if size > room and groups[-1]:
+            groups.append([])
+            room = shard_bytes
+        groups[-1].append(name)
+        room -= size
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    count = len(groups)
+    return {f"model-{i:05d}-of-{count:05d}.safetensors": g for i, g in enumerate(groups, 1)}
+
+
+def num_bytes(layout: Layout, names: Iterable[str]) -> int:
+    """Sum the bytes that named tensors take in a file."""
+    return sum(math.prod(layout[name][1]) * layout[name][0].itemsize for name in names)
+
+
+def _check_free(out: Path) -> None:
+    """Refuse, before the work, a place that the finished folder could not be renamed to."""
+    if out.is_dir() and not any(out.iterdir()):
+        if os.path.ismount(os.path.realpath(out)):
+            raise InputError(f"{out}: is a mount point, expected a new folder. Name one inside it")
+        if out.samefile("."):
+            raise InputError(f"{out}: is the current folder, expected a new one. Name another one")
+        return
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out}: is there already, expected a new folder. Name another one")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: cannot be written; {out.parent} is no folder. Make it first")
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Hold the work's folder; the lock ends with the process, however that ends."""
+    partial.mkdir(exist_ok=True)
+    with (partial / "lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{partial}: another run is writing this model. Wait for it or stop it"
+            ) from None
+        yield
+
+
+@contextmanager
+def _kept_or_gone(
+    partial: Path, shards: dict[str, list[str]], notice: Callable[[str], object]
+) -> Iterator[None]:
+    """Leave an interrupted run's finished files for the next one, and nothing where none is finished."""
+    try:
+        yield
+    except BaseException:
+        if kept := _finished(partial, shards):
+            notice(f"{partial}: keeps {len(kept)} of {len(shards)} files; run again to go on")
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _finished(partial: Path, shards: dict[str, list[str]]) -> list[str]:
+    return [name for name in shards if (partial / f"{name}.facts").is_file()]
+
+
+def _take_up(
+    partial: Path, job: Job, shards: dict[str, list[str]], notice: Callable[[str], object]
+) -> None:
+    """Keep what an interrupted run of the same job left behind, and remove everything else."""
+    stated = json.dumps([_VERSION, job.identity, shards], sort_keys=True)
+    identity = hashlib.sha256(stated.encode()).hexdigest()
+    state, model = partial / "job.json", partial / "model"
+    if state.is_file():
+        with suppress(LastwordError):
+            if read_object(state).get("job") == identity and model.is_dir():
+                kept = _finished(partial, shards)
+                for stray in set(model.iterdir()) - {model / name for name in kept}:
+                    _remove(stray)
+                notice(f"{partial}: takes up an unfinished run, {len(kept)} of {len(shards)} files")
+                return
+        notice(f"{partial}: holds an unfinished run of another job; starts anew")
+    for stray in partial.iterdir():
+        if stray.name != "lock":
+            _remove(stray)
+    needed = num_bytes(job.layout, job.layout)
+    free = shutil.disk_usage(partial).free
+    if free < needed:
+        raise InputError(f"{partial}: {free:,} bytes are free on the disk, {needed:,} are needed")
+    model.mkdir()
+    _write_json(state, {"job": identity})
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _shard(
+    partial: Path, job: Job, file: str, names: list[str], progress: Callable[[int], object]
+) -> list[Facts]:
+    """Write one file of weights, or find it written; its facts, written last, say that it is whole."""
+    path, state = partial / "model" / file, partial / f"{file}.facts"
+    with suppress(LastwordError):  # damaged remains are written once more
+        if state.is_file() and read_header(path).keys() == set(names):
+            found: list[Facts] = read_object(state)["facts"]
+            progress(num_bytes(job.layout, names))
+            return found
+
+    def pieces(name: str) -> Iterator[Tensor]:
+        for piece in job.pieces(name):
+            yield piece
+            progress(piece.nbytes)
+
+    layout = {name: job.layout[name] for name in names}
+    stream_safetensors(path, layout, pieces, {"format": "pt"})
+    facts = [job.facts(name) for name in names]
+    _write_json(state, {"facts": facts})
+    return facts
+
+
+def _finish(partial: Path, job: Job, out: Path, shards: dict[str, list[str]]) -> None:
+    model = partial / "model"
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in shards.items() for name in names}
+        size = num_bytes(job.layout, job.layout)
+        _write_json(
+            model / INDEX,
+            {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))},
+        )
+    job.finish(model)
+    sync_tree(model)
+    model.rename(out)
+    sync(out.parent)
+
+
+def _write_json(path: Path, value: object) -> None:
+    with whole_file(path) as file:
+        file.write(f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode())

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from lastword.weights.files.atomic import whole_file
     from lastword.weights.files.blocks import workers
-    from lastword.weights.merging.job import Merge
+    from lastword.weights.merging.merge import Merge
     from lastword.weights.merging.recipe import read_recipe
 
     options.refuse_overwriting([args.config], [args.report])

@@ -17,13 +17,13 @@ from lastword.cli.main import main
 
 SLOW = """
 import sys, time
-from lastword.weights.merging import rewrite
-write = rewrite.stream_safetensors
+from lastword.weights.merging import job
+write = job.stream_safetensors
 def slowly(path, *others):
     write(path, *others)
     print("wrote", path.name, flush=True)
     time.sleep(0.2 if "00001" in path.name else 30)
-rewrite.stream_safetensors = slowly
+job.stream_safetensors = slowly
 from lastword.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """

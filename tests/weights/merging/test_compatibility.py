@@ -10,7 +10,7 @@ from helpers.small_models import model, recipe_text
 
 from lastword.errors import LastwordError
 from lastword.weights.files.blocks import workers
-from lastword.weights.merging.job import Merge
+from lastword.weights.merging.merge import Merge
 from lastword.weights.merging.recipe import parse_recipe
 
 

@@ -24,7 +24,7 @@ from lastword.weights import Checkpoint, read_config
 from lastword.weights.files.blocks import workers
 from lastword.weights.files.header import read_header
 from lastword.weights.locate import ModelFiles
-from lastword.weights.merging.job import Merge
+from lastword.weights.merging.merge import Merge
 from lastword.weights.merging.model_card import merge_card
 from lastword.weights.merging.recipe import parse_recipe
 

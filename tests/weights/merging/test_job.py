@@ -19,7 +19,7 @@ from lastword.bench.checkpoint import make_checkpoint
 from lastword.errors import InputError
 from lastword.weights.files.header import read_header
 from lastword.weights.files.shards import read_tensors
-from lastword.weights.merging.rewrite import write_model
+from lastword.weights.merging.job import write_model
 
 SCRIPT = ROOT / "tests/helpers/killed_merge.py"
 

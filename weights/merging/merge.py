@@ -1,0 +1,113 @@
+"""A recipe's models opened and held to each other, and their merge as a job for `job.py`.
+
+Every check runs before anything is written. In memory are a few blocks, however large a tensor is.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lastword.errors import InputError, WeightsError
+from lastword.weights.checkpoint import Checkpoint
+from lastword.weights.embedding_spec import read_embedding_spec
+from lastword.weights.files.blocks import Workers, blocks
+from lastword.weights.files.companions import CARD, copy_companions
+from lastword.weights.files.file_tensor import FileTensor, open_tensor
+from lastword.weights.files.mapping import DTYPES
+from lastword.weights.files.writer import Layout, Spec
+from lastword.weights.merging import methods as merge
+from lastword.weights.merging.compatibility import check_agreement, notices
+from lastword.weights.merging.model_card import merge_card
+from lastword.weights.merging.recipe import Recipe
+from lastword.weights.merging.stored import not_finite, open_stored
+from lastword.weights.merging.tensor_merge import TensorMerge
+from lastword.weights.tensor_names import LM_HEAD
+
+
+class Merge:
+    """A checked merge, ready for `write_model`.
+
+    Args:
+        recipe: what to merge and how.
+        workers: who does the arithmetic.
+        local_files_only: do not use the network for models named by a hub id.
+
+    Raises:
+        WeightsError, ConfigError: a model is missing, damaged, or not a variant of the first one.
+        InputError: weights that cannot be normalised.
+    """
+
+    layout: Layout
+    identity: dict[str, object]
+    notices: list[str]
+
+    def __init__(self, recipe: Recipe, workers: Workers, *, local_files_only: bool = False) -> None:
+        self.recipe, self._workers = recipe, workers
+        if recipe.normalize:
+            merge.shares(recipe.weights, normalize=True)  # refuses weights that sum to zero
+        named = (recipe.donor, *recipe.models, *([recipe.base] if recipe.base else []))
+        self.opened = {
+            name: open_stored(name, local_files_only=local_files_only)
+            for name in dict.fromkeys(named)
+        }
+        everyone = list(self.opened.values())
+        check_agreement(everyone, one_dtype=recipe.dtype is None)
+        self.donor = self.opened[recipe.donor]
+        read_embedding_spec(self.donor.folder, self.donor.config)
+        self.notices = notices(self.donor, everyone)
+        headed = all(LM_HEAD in model.tensors for model in everyone)
+        kept = [name for name in self.donor.tensors if name != LM_HEAD or headed]
+        self._plain = {self.donor.keys[name]: name for name in kept}
+        self.layout = {key: self._spec(name) for key, name in self._plain.items()}
+        prints = {name: model.fingerprint for name, model in self.opened.items()}
+        self.identity = {"recipe": recipe.text, "models": prints}
+        self._facts: dict[str, dict[str, Any]] = {}
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Merge one tensor; its facts are there when its last piece has been taken."""
+        plain, recipe = self._plain[name], self.recipe
+        alone = (
+            recipe.method == "multislerp" and len(recipe.models) == 1
+        )  # its direction is its own
+        dtype, shape = self.layout[name]
+        with ExitStack() as stack:
+            tensors = [stack.enter_context(self._open(model, plain)) for model in recipe.models]
+            named = None if alone else recipe.base
+            base = None if named is None else stack.enter_context(self._open(named, plain))
+            work = TensorMerge(tensors, base, dtype, self._workers)
+            try:
+                yield from work.run(recipe)
+                facts = merge.describe(work.products, work.coefficients)
+                self._facts[name] = {"tensor": name, "shape": list(shape), **facts}
+            except InputError as problem:
+                raise self._not_finite(name) or WeightsError(f"tensor {name}: {problem}") from None
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Give a merged tensor's name, shape and what `merge.describe` says of it."""
+        return self._facts[name]
+
+    def finish(self, folder: Path) -> None:
+        """Write the model card and the donor's files."""
+        fingerprint = Checkpoint(folder, self.donor.config).fingerprint
+        card = merge_card(self.recipe, self.opened, self.layout, fingerprint)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        copy_companions(self.donor.folder, folder, {dtype for dtype, _ in self.layout.values()})
+
+    def _spec(self, plain: str) -> Spec:
+        info = self.donor.tensors[plain]
+        return self.recipe.dtype or DTYPES[info.dtype], info.shape
+
+    def _open(self, model: str, plain: str) -> AbstractContextManager[FileTensor]:
+        return open_tensor(self.opened[model].tensors[plain], plain)
+
+    def _not_finite(self, name: str) -> WeightsError | None:
+        """Name the first model whose tensor holds NaN or infinity."""
+        plain = self._plain[name]
+        for model in self.opened:
+            with self._open(model, plain) as tensor:
+                if not all(tensor[block].isfinite().all() for block in blocks(tensor.numel())):
+                    return not_finite(model, name)
+        return None
