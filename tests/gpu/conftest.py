@@ -1,12 +1,16 @@
 """These tests need a CUDA or ROCm device: python -m pytest -m gpu"""
 
+from pathlib import Path
+
 import pytest
 import torch
+
+HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "gpu" in item.path.parts:
+        if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip("no GPU: python -m pytest -m gpu on one"))
