@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers.project import LEFT_OUT, ROOMS, ROOT, run
+from helpers.project import LEFT_OUT, ROOT, TOP_FOLDERS, run
 
 import lastword
 
@@ -34,10 +34,10 @@ def pip(*arguments: str, cwd: Path) -> None:
 
 def packaged(tree: Path) -> dict[str, bytes]:
     """Installed path -> content, as the tree says it should be."""
-    inner = {tree / folder for folder in ROOMS.values()} - {tree / "engine"}
+    inner = {tree / folder for folder in TOP_FOLDERS.values()} - {tree / "engine"}
     left_out = tree / LEFT_OUT.relative_to(ROOT)
     wanted = {}
-    for package, folder in ROOMS.items():
+    for package, folder in TOP_FOLDERS.items():
         for file in (tree / folder).rglob("*"):
             nested = folder == "engine" and inner & set(file.parents)
             skipped = nested or left_out in file.parents or "__pycache__" in file.parts

@@ -1,114 +1,108 @@
-"""The house rules that a machine can hold: arrows, packages, what an import loads."""
+"""The rules of the layout that a machine can hold, the packages, the public names, what an import loads."""
 
-import ast
-import sys
 import tomllib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers.project import LEFT_OUT, ROOMS, ROOT, run
+from helpers.project import LEFT_OUT, ROOT, TOP_FOLDERS, run
+from helpers.sources import code_lines, long_functions
 
 import lastword
 
-# What each room may import of ours at module level; inside functions `ANYWHERE` is added.
-ALLOWED = {
-    "lastword": ("lastword",),
-    "lastword.cli": ("lastword.cli", "lastword.errors", "lastword.report", "lastword"),
-    "lastword.evaluate": tuple(
-        f"lastword.{name}" for name in ("cards", "embedder", "errors", "evaluate", "progress")
-    ),
-    "lastword.interop": tuple(f"lastword.{name}" for name in ("embedder", "errors", "interop")),
-    "lastword.kernels": ("lastword.kernels", "lastword.errors"),
-    "lastword.verify": ("lastword",),
-    "lastword.weights": ("lastword.weights", "lastword.errors"),
-}
-CLI_WHEN_RUN = tuple(
-    f"lastword.{name}"
-    for name in ("bench", "embedder", "evaluate", "opened", "progress", "verify", "weights")
-)
-# Packages of an extra, imported when the feature is used; an adapter's own file is imported only then.
-ADAPTERS = ("encoder.py", "langchain.py", "llama_index.py")
-EXTRAS = {
-    "lastword.evaluate": {"datasets", "mteb"},
-    "lastword.interop": {"langchain_core", "llama_index"},
-    "lastword.verify": {"transformers"},
-    "lastword.weights": {"yaml"},
-}
-RUN_TIME = {"torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "tqdm"}
+SIDE_BY_SIDE = 12  # Python files in one folder
+FUNCTION_LINES = 60
+THE_FLOW = ("engine/embedder.py", "engine/runtime/loop.py")
+FLOW_LINES = 350  # of code, both files together
+
+FILES = sorted(
+    file.relative_to(ROOT) for top in (*TOP_FOLDERS.values(), "tests") for file in (ROOT / top).rglob("*.py")
+)  # fmt: skip
 
 
-def sources(folder: str) -> list[Path]:
-    """The Python files of one room, its sub-rooms left out."""
-    inner = {ROOT / room for room in ROOMS.values() if room != folder}
-    files = (ROOT / folder).rglob("*.py")
-    return sorted(file for file in files if not (inner - {ROOT / folder}) & set(file.parents))
+def source(file: Path | str) -> str:
+    return (ROOT / file).read_text(encoding="utf-8")
 
 
-def imports(tree: ast.AST) -> list[tuple[str, bool]]:
-    """(module, inside a function or under TYPE_CHECKING) of every import."""
-    found: list[tuple[str, bool]] = []
-
-    def visit(node: ast.AST, late: bool) -> None:
-        if isinstance(node, ast.Import):
-            found.extend((alias.name, late) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            found.append((node.module or "", late))
-        guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        inner = late or guarded or isinstance(node, ast.FunctionDef)
-        for child in ast.iter_child_nodes(node):
-            visit(child, inner)
-
-    visit(tree, False)
-    return found
+def crowded(files: Iterable[Path]) -> list[str]:
+    counts = Counter(file.parent for file in files)
+    return [f"{folder}: {count} files" for folder, count in counts.items() if count > SIDE_BY_SIDE]
 
 
-def within(module: str, packages: tuple[str, ...]) -> bool:
-    return any(module == name or module.startswith(name + ".") for name in packages)
+def test_no_folder_is_crowded() -> None:
+    assert crowded(FILES) == []
 
 
-CASES = [
-    pytest.param(package, file, id=str(file.relative_to(ROOT)))
-    for package, folder in ROOMS.items()
-    if package != "lastword.bench"
-    for file in sources(folder)
-]
+def test_a_crowded_folder_is_found() -> None:
+    names = [Path(f"engine/inner/{i}.py") for i in range(13)]
+    assert crowded([*names[:12], Path("engine/embedder.py")]) == []
+    assert crowded(names) == ["engine/inner: 13 files"]
 
 
-@pytest.mark.parametrize(("package", "file"), CASES)
-def test_arrows(package: str, file: Path) -> None:
-    for module, late in imports(ast.parse(file.read_text(encoding="utf-8"))):
-        first = module.split(".")[0]
-        if first != "lastword":
-            known = first in sys.stdlib_module_names or first in RUN_TIME
-            late = late or file.name in ADAPTERS
-            extra = late and first in {"numpy", *EXTRAS.get(package, ())}
-            assert known or extra, f"{file}: imports {module}"
-        elif package == "lastword.cli":
-            plain = module == "lastword" or within(module, ALLOWED[package][:3])
-            assert plain or (late and within(module, CLI_WHEN_RUN)), f"{file}: imports {module}"
-        else:
-            assert within(module, ALLOWED[package]), f"{file}: imports {module}"
-            behind = within(module, ("lastword.cli", "lastword.bench"))
-            assert not behind, f"{file}: the engine imports a door, {module}"
+def test_functions_are_short() -> None:
+    found = [f"{file}: {each}" for file in FILES for each in long_functions(source(file), FUNCTION_LINES)]  # fmt: skip
+    assert found == []
 
 
-def test_errors_imports_nothing_of_ours() -> None:
-    tree = ast.parse((ROOT / "engine/errors.py").read_text(encoding="utf-8"))
-    assert not [module for module, _ in imports(tree) if within(module, ("lastword",))]
+def test_a_long_function_is_found() -> None:
+    inner = "class A:\n    async def f(\n        self,\n    ):\n" + "        x = 1\n" * 58
+    assert list(long_functions(inner, 60)) == ["f: 61 lines"]
+    assert list(long_functions(inner, 61)) == []
+    for decorator in ("@triton.jit", "@triton.jit(do_not_specialize=['N'])"):
+        assert list(long_functions(f"{decorator}\ndef g():\n" + "    x = 1\n" * 60, 60)) == []
+    assert list(long_functions("@cache\ndef g():\n" + "    x = 1\n" * 60, 60)) == ["g: 61 lines"]
 
 
-@pytest.mark.parametrize(
-    ("source", "module", "late"),
-    [
-        ("import torch", "torch", False),
-        ("def f():\n    from numpy import array", "numpy", True),
-        ("if TYPE_CHECKING:\n    import lastword.cli.main", "lastword.cli.main", True),
-        ("try:\n    import numpy\nexcept ImportError: pass", "numpy", False),
-    ],
-)
-def test_import_finder_sees_every_form(source: str, module: str, late: bool) -> None:
-    assert (module, late) in imports(ast.parse(source))
+def test_the_flow_is_read_in_one_sitting() -> None:
+    lines = {file: code_lines(source(file)) for file in THE_FLOW}
+    assert sum(lines.values()) <= FLOW_LINES, lines
+
+
+COUNTED = '''"""A module of
+
+two paragraphs."""
+
+# why
+import os  # 1
+
+
+class A:  # 2
+    """One line."""
+
+    x = """a text  # 3
+
+    is code"""  # 5
+
+    @overload
+    def f(
+        self,
+    ) -> int: ...
+    @overload
+    def f(self, y: int) -> str:
+        """Signatures alone."""
+
+    @property  # 6
+    def f(  # 7
+        self, y=None  # 8
+    ):  # 9
+        """Several
+
+        lines."""
+        # why
+        return (  # 10
+            y
+
+        )  # 12, with the line of y
+'''
+
+
+def test_lines_of_code_are_counted() -> None:
+    assert code_lines(COUNTED) == 12
+    assert code_lines(COUNTED + "\n\n# nothing\n") == 12
+    assert code_lines(COUNTED + "z = 1\n") == 13
+    assert code_lines("") == 0
 
 
 def test_public_names() -> None:
@@ -127,15 +121,47 @@ def test_public_names() -> None:
         _ = lastword.Nothing
 
 
-def test_packages_are_listed_explicitly() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    tool = project["tool"]["setuptools"]
-    files = {path for room in ROOMS.values() for path in (ROOT / room).rglob("*.py")}
-    folders = {path.parent for path in files} - {LEFT_OUT}
-    mapped = {ROOT / folder for folder in tool["package-dir"].values()}
-    assert sorted(tool["packages"]) == sorted(tool["package-dir"])
-    assert folders == mapped, "every folder with Python in it is a listed package"
-    assert all((folder / "__init__.py").exists() for folder in folders)
+def wrong_packages(setuptools: dict[str, Any], files: Iterable[Path]) -> list[str]:
+    """What the listed packages and the folders with Python in them, by relative path, do not have in common."""
+    tops = setuptools["package-dir"]
+    listed = set()
+    for package in setuptools["packages"]:
+        top = max((p for p in tops if f"{package}.".startswith(f"{p}.")), key=len)
+        listed.add(Path(tops[top], *package[len(top) :].split(".")))
+    files = set(files)
+    folders = {file.parent for file in files} - {LEFT_OUT.relative_to(ROOT)}
+    return sorted(
+        [f"{folder}: no listed package" for folder in folders - listed]
+        + [f"{folder}: listed, no folder" for folder in listed - folders]
+        + [f"{folder}: no __init__.py" for folder in folders if folder / "__init__.py" not in files]
+    )
+
+
+def test_packages_are_the_folders() -> None:
+    tool = tomllib.loads(source("pyproject.toml"))["tool"]["setuptools"]
+    assert tool["package-dir"] == TOP_FOLDERS
+    assert tool["packages"] == sorted(set(tool["packages"]))
+    assert wrong_packages(tool, [file for file in FILES if file.parts[0] != "tests"]) == []
+
+
+def test_a_package_that_is_not_listed_is_found() -> None:
+    tool = {
+        "package-dir": TOP_FOLDERS,
+        "packages": ["lastword", "lastword.bench.a", "lastword.cli"],
+    }
+    names = (
+        "engine/__init__",
+        "engine/cli/main",
+        "bench/a/__init__",
+        "bench/builtin/x",
+        "kernels/b",
+    )
+    assert wrong_packages(tool, [Path(f"{name}.py") for name in names]) == [
+        "engine/cli: no __init__.py",
+        "kernels: no __init__.py",
+        "kernels: no listed package",
+    ]
+    assert "engine/cli: listed, no folder" in wrong_packages(tool, [Path("engine/__init__.py")])
 
 
 def test_import_is_quick_and_light(tmp_path: Path) -> None:

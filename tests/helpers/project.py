@@ -1,4 +1,4 @@
-"""The rooms of the project, and Python beside this one."""
+"""The folders of the project, and Python beside this one."""
 
 import os
 import subprocess
@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = {
+# Package -> folder: four of them, every other package lies in one of these under its own name.
+TOP_FOLDERS = {
     "lastword": "engine",
     "lastword.bench": "bench",
     "lastword.kernels": "kernels",
