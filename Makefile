@@ -1,18 +1,22 @@
 # Two commands do everything on a machine with Python >= 3.11, git and make:
 #   make demo   install into .venv, embed and search the text in examples/
 #   make test   install with the test extra; lint, types, tests
+# Both install in editable form, once: after an edit nothing is installed anew until pyproject.toml or
+# constraints.txt change. The wheel has its own test, tests/test_install.py.
 # `make soak` runs larger counts and repeats the tests under new random seeds, with twenty times as
 # many random cases; `make clean` removes what these made.
 
 PYTHON ?= python3
 SOAK_ROUNDS ?= 3
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 CHECKED := engine kernels weights bench tests
-SOURCES := pyproject.toml constraints.txt README.md LICENSE \
-    $(shell find engine kernels weights bench -not -name '*.pyc' -not -name __pycache__)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/python -m pytest
+# One thread for each worker; a file's tests stay together, since they share what is slow to make.
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 NOTES := examples/notes.txt
 
@@ -29,24 +33,29 @@ demo: $(VENV)/.installed
 	    $(BIN)/lastword search "$$question" $(NOTES) --top-k 1 --quiet || exit 1; \
 	done
 
+# What depends on clocks or on memory comes after the rest, alone.
 test: lint types
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
+	$(PARALLEL) -m "not timing and not soak"
+	$(PYTEST) -m "timing and not soak"
+	TRITON_INTERPRET=1 $(PARALLEL) tests/interpreter
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 
-# mypy cannot follow the folder-to-package mapping in the checkout, so it reads what is installed,
-# from a folder where no `engine/` can be found by accident.
+# mypy cannot follow the folder-to-package mapping of the checkout, so it reads a tree of links that
+# looks like the installed package.
 types: $(VENV)/.installed-test
-	cd $(VENV) && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
+	rm -rf $(VENV)/types
+	mkdir -p $(VENV)/types/lastword
+	ln -s $(CURDIR)/engine/* $(CURDIR)/kernels $(CURDIR)/weights $(CURDIR)/bench $(VENV)/types/lastword
+	cd $(VENV)/types && $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	    --cache-dir $(CURDIR)/.mypy_cache --package lastword
 
 soak: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -m soak
+	$(PYTEST) -q -m soak
 	for seed in $$(seq $(SOAK_ROUNDS)); do \
-	    LASTWORD_SOAK=1 $(BIN)/python -m pytest -x -q --hypothesis-seed=$$(date +%s)$$seed || exit 1; \
+	    LASTWORD_SOAK=1 $(PYTEST) -x -q --hypothesis-seed=$$(date +%s)$$seed || exit 1; \
 	done
 
 clean:
@@ -56,13 +65,10 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lastword needs Python >= 3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-# A left-over build/ would put deleted modules into the new wheel.
-$(VENV)/.installed: $(SOURCES) | $(BIN)/python
-	rm -rf build
-	$(INSTALL) .
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.installed-test: $(SOURCES) | $(BIN)/python
-	rm -rf build
-	$(INSTALL) '.[test]'
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[test]'
 	@touch $(VENV)/.installed $@

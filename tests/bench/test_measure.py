@@ -14,6 +14,7 @@ from lastword.bench.measure import Roofs, measure_roofs, product_rate, time_call
 CPU = torch.device("cpu")
 
 
+@pytest.mark.timing
 def test_a_call_is_timed_without_its_warm_up() -> None:
     calls = []
 

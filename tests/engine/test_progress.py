@@ -22,6 +22,7 @@ def test_on_terminal(stream, expected: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert on_terminal() is expected
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("total", "seconds", "shown"),
     [

@@ -131,6 +131,7 @@ def test_no_texts_no_forests() -> None:
     assert list(plan_forests([], 10)) == []
 
 
+@pytest.mark.timing
 def test_linear_in_tokens() -> None:
     tokens = [[(i * 7919 + j * j) % 150_000 for j in range(32)] for i in range(20_000)]
     began = time.thread_time()

@@ -41,6 +41,7 @@ def recipe(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("command", ["merge", "convert", "bags"])
 def test_help_is_instant_and_has_an_example(command):
     start = time.perf_counter()

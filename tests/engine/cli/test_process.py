@@ -74,6 +74,7 @@ def test_file_size_limit_is_a_full_disk(shell):
     assert result.out.split() == ["old", "a.txt", "out"]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("number", "status", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "term")]
 )

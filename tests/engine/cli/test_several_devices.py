@@ -48,6 +48,7 @@ def test_the_file_of_one_device(tiny_checkpoint: Path, tmp_path: Path, monkeypat
     assert several == embed_on("cpu", threads=1, model=tiny_checkpoint), "a thread each"
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("when", ["loading", "computing"])
 def test_ctrl_c(when: str, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ print(peak() - base, held_bytes("VmRSS") - base)
 """
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_holds_one_layer_in_fp32(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = make_checkpoint(

@@ -64,6 +64,7 @@ def test_both_workers_work(two: Embedder) -> None:
     assert [worker.tokens for worker in pool._workers] == [0, 0]
 
 
+@pytest.mark.timing
 def test_the_worker_with_fewer_tokens_is_next(two: Embedder) -> None:
     pool = pool_of(two)
     (large,) = plan_forests([[1] * 500], 1000)

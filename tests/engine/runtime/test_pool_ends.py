@@ -20,6 +20,7 @@ from lastword import DeviceError, Embedder, WeightsError
 from lastword.runtime import pool as pool_module
 from lastword.runtime.pool import Pool
 
+pytestmark = pytest.mark.timing
 TEXTS = [f"text number {i} " * (i % 5 + 1) for i in range(50)]
 
 

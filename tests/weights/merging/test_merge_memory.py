@@ -49,6 +49,7 @@ def rows(seed: int, place: int) -> torch.Tensor:
     return torch.randn(FILLED, WIDTH, generator=torch.Generator().manual_seed(seed + place))
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_of_a_large_merge(tmp_path):
