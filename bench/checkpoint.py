@@ -23,7 +23,7 @@ from lastword.errors import ConfigError
 from lastword.text.tokenizer import QWEN_WORDS
 from lastword.weights.config import ModelConfig, parse_config
 from lastword.weights.files.shards import INDEX, SINGLE
-from lastword.weights.files.writer import stream_safetensors
+from lastword.weights.files.writer import TensorSpec, stream_safetensors
 from lastword.weights.tensor_names import LM_HEAD, PREFIX, expected_shapes
 
 END = "<|endoftext|>"
@@ -241,7 +241,7 @@ def _write_weights(
     stored = {prefix + name: name for name in shapes}
     if head:
         stored[LM_HEAD] = "embed_tokens.weight"
-    layout = {key: (dtype, shapes[name]) for key, name in stored.items()}
+    layout = {key: TensorSpec(dtype, shapes[name]) for key, name in stored.items()}
 
     def read(key: str) -> torch.Tensor:
         name = stored[key]

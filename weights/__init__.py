@@ -2,15 +2,24 @@
 
 `locate` finds the files, `read_config` and `read_embedding_spec` say what they describe, and `Checkpoint`
 gives the tensors. Nothing here knows how the forward pass works; the engine reads these types only.
+What holds tensors is imported at its first use, and torch with it, so the command line can parse JSON without.
 """
 
-from lastword.weights.checkpoint import Checkpoint, LayerWeights
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from lastword.weights.config import ModelConfig, read_config
 from lastword.weights.embedding_spec import EmbeddingSpec, read_embedding_spec
+from lastword.weights.files.dtypes import dtype_name, tensor_bytes
 from lastword.weights.files.hashes import FileHash, hash_files
-from lastword.weights.files.writer import write_safetensors
+from lastword.weights.files.header import growing_header, safetensors_header
+from lastword.weights.json_fields import parse_json, parse_object
 from lastword.weights.locate import BUILTIN, BUILTIN_NOTICE, ModelFiles, expanded, locate
 from lastword.weights.rope import RopeConfig
+
+if TYPE_CHECKING:
+    from lastword.weights.checkpoint import Checkpoint, LayerWeights, WeightsSource
+    from lastword.weights.files.writer import write_safetensors
 
 __all__ = [
     "BUILTIN",
@@ -22,10 +31,33 @@ __all__ = [
     "ModelConfig",
     "ModelFiles",
     "RopeConfig",
+    "WeightsSource",
+    "dtype_name",
     "expanded",
+    "growing_header",
     "hash_files",
     "locate",
+    "parse_json",
+    "parse_object",
     "read_config",
     "read_embedding_spec",
+    "safetensors_header",
+    "tensor_bytes",
     "write_safetensors",
 ]
+
+_WITH_TORCH = {
+    "Checkpoint": "checkpoint",
+    "LayerWeights": "checkpoint",
+    "WeightsSource": "checkpoint",
+    "write_safetensors": "files.writer",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs torch when somebody asks for it."""
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
+    globals()[name] = found
+    return found

@@ -10,15 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lastword.errors import InputError, WeightsError, some
 from lastword.weights.config import ModelConfig
+from lastword.weights.files.dtypes import WEIGHT_DTYPES
 from lastword.weights.files.header import TensorInfo
-from lastword.weights.files.mapping import DTYPES, mapped
+from lastword.weights.files.mapping import mapped
 from lastword.weights.files.shards import read_tensors
+from lastword.weights.json_fields import unreadable
 from lastword.weights.tensor_names import EMBEDDING, LM_HEAD, NORM, PREFIX, expected_shapes
 
 _BLOCK = 4096
@@ -38,6 +41,35 @@ class LayerWeights:
     post_norm: Tensor  # [C]
     gate_up: Tensor  # [2F, C], gate rows first
     down: Tensor  # [C, F]
+
+
+class WeightsSource(Protocol):
+    """What the engine asks of a model's weights: a `Checkpoint`, or others that a caller puts in its place."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Count the numbers."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Count the bytes as stored."""
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Name the stored dtypes as safetensors does, sorted."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify the weights: equal for equal ones."""
+
+    def embedding(self) -> Tensor:
+        """Give the token embeddings `[V, C]`."""
+
+    def norm(self) -> Tensor:
+        """Give the final norm's weight `[C]`."""
+
+    def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:
+        """Give one layer, 0 to L - 1, in a dtype."""
 
 
 class Checkpoint:
@@ -84,7 +116,8 @@ class Checkpoint:
         """Read one layer, 0 to L - 1, into memory of its own, converted while it is copied."""
         if not 0 <= index < self.config.num_hidden_layers:
             last = self.config.num_hidden_layers - 1
-            raise InputError(f"{self.folder}: layer; got {index}, expected 0 to {last}")
+            where = f"{self.folder}: layer"
+            raise InputError(where, "out of range", got=str(index), expected=f"0 to {last}")
 
         def read(*names: str) -> Tensor:
             return self._fused([f"layers.{index}.{name}" for name in names], dtype)
@@ -134,10 +167,9 @@ def _key_prefix(folder: Path, stored: dict[str, TensorInfo]) -> str:
     """Decide once whether the names begin with `model.`; a mixture is refused."""
     prefixed = {name for name in stored if name.startswith(PREFIX)}
     if prefixed and len(prefixed) < len(stored):
-        raise WeightsError(
-            f"{folder}: {len(prefixed)} names begin with {PREFIX} and {len(stored) - len(prefixed)} do not, "
-            f"expected all or none: {some(stored.keys() - prefixed)}"
-        )
+        others = stored.keys() - prefixed
+        what = f"{len(prefixed)} names begin with {PREFIX} and {len(others)} do not: {some(others)}"
+        raise WeightsError(str(folder), what, expected="all or none")
     return PREFIX if prefixed else ""
 
 
@@ -150,21 +182,18 @@ def _checked(
     expected = expected_shapes(config)
     missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing:
-        raise WeightsError(
-            f"{folder}: {len(missing)} of {len(expected)} tensors missing: {some(missing)}"
-        )
+        what = f"{len(missing)} of {len(expected)} tensors missing: {some(missing)}"
+        raise WeightsError(str(folder), what)
     if extra:
-        raise WeightsError(f"{folder}: {len(extra)} tensors not expected: {some(extra)}")
+        raise WeightsError(str(folder), f"{len(extra)} tensors not expected: {some(extra)}")
     for name, shape in expected.items():
         info = tensors[name]
+        where = f"{info.file}: tensor {prefix}{name}"
         if info.shape != shape:
-            raise WeightsError(
-                f"{info.file}: tensor {prefix}{name}: shape; got {list(info.shape)}, expected {list(shape)}"
-            )
-        if info.dtype not in DTYPES:
-            raise WeightsError(
-                f"{info.file}: tensor {prefix}{name}: dtype; got {info.dtype}, expected F32, BF16 or F16"
-            )
+            got, wanted = str(list(info.shape)), str(list(shape))
+            raise WeightsError(where, "wrong shape", got=got, expected=wanted)
+        if info.dtype not in WEIGHT_DTYPES:
+            raise WeightsError(where, "wrong dtype", got=info.dtype, expected="F32, BF16 or F16")
     return tensors
 
 
@@ -179,5 +208,5 @@ def _sampled(info: TensorInfo) -> bytes:
                 file.seek(info.start + offset)
                 digest.update(file.read(min(_BLOCK, info.num_bytes - offset)))
     except OSError as problem:
-        raise WeightsError(f"{info.file}: cannot be read; {problem.strerror}") from None
+        raise unreadable(info.file, problem) from None
     return digest.digest()

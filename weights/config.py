@@ -6,6 +6,7 @@ known not to touch the forward pass, or refused by name. No code that a checkpoi
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,16 @@ _HARMLESS = frozenset(
     "forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
     "begin_suppress_tokens unsloth_fixed unsloth_version pretraining_tp".split()
 )
-_REMEDY = " If it leaves the forward pass as it is, remove it from the file"
+
+# Limits say what is accepted and change no number, so models that differ in them alone compute the same.
+LIMITS = frozenset({"max_position_embeddings"})
+# Every other setting, sorted; of one that is added, `NUMERIC_VERSION` need not be raised.
+_NUMERIC = (
+    "attention_bias", "head_dim", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers",
+    "num_key_value_heads", "rms_norm_eps", "rope.attention_factor", "rope.beta_fast", "rope.beta_slow", "rope.factor",
+    "rope.kind", "rope.original_max_position_embeddings", "rope.theta", "rope.truncate", "vocab_size",
+)  # fmt: skip
+NUMERIC_VERSION = 1  # raise it when a setting of the same name comes to mean another computation
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,11 @@ class ModelConfig:
     rms_norm_eps: float
     attention_bias: bool
     rope: RopeConfig
+
+    def numeric_settings(self) -> dict[str, bool | int | float | str]:
+        """Give the settings that change what is computed, by name and in a fixed order; `LIMITS` are left out."""
+        named = {name: attrgetter(name)(self) for name in _NUMERIC}
+        return {"version": NUMERIC_VERSION, **named}
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -96,15 +111,18 @@ def _refuse_foreign(fields: Fields) -> None:
     """Refuse every setting under which the forward pass would not be the plain Qwen3 one."""
     values, where = fields.values, fields.where
     if values.get("model_type") != "qwen3":
-        fields.fail("model_type", '"qwen3"', " lastword runs Qwen3 models only")
+        fields.fail("model_type", '"qwen3"', "lastword runs Qwen3 models only.")
     if values.get("quantization_config") is not None:
         raise ConfigError(
-            f"{where}: quantization_config; the checkpoint is quantised, expected plain F32, BF16 or F16 "
-            "weights. Name the checkpoint that it was made from"
+            f"{where}: quantization_config",
+            "the checkpoint is quantised",
+            expected="plain F32, BF16 or F16 weights",
+            remedy="Name the checkpoint that it was made from.",
         )
     unknown = {key for key in values.keys() - _USED - _HARMLESS if not key.startswith("_")}
     if unknown:
-        raise ConfigError(f"{where}: unknown settings: {some(unknown)}.{_REMEDY}")
+        remedy = "If it leaves the forward pass as it is, remove it from the file."
+        raise ConfigError(where, f"unknown settings: {some(unknown)}", remedy=remedy)
     if values.get("hidden_act", "silu") != "silu":
         fields.fail("hidden_act", '"silu"')
     if values.get("partial_rotary_factor") not in (None, 1):
@@ -120,11 +138,12 @@ def _refuse_sliding(fields: Fields) -> None:
     kinds = values.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != layers:
-            fields.fail("layer_types", f"a list of {layers} names, one a layer")
+            fields.fail("layer_types", f"a list of {layers} names, one per layer")
         foreign = {shown(kind) for kind in kinds if kind != "full_attention"}
         if foreign:
+            expected = "full_attention in every layer"
             raise ConfigError(
-                f"{where}: layer_types; got {some(foreign)}, expected full_attention in every layer"
+                f"{where}: layer_types", "not supported", got=some(foreign), expected=expected
             )
         return
     # Without layer_types, transformers slides the layers from max_window_layers on.
@@ -133,4 +152,5 @@ def _refuse_sliding(fields: Fields) -> None:
         "sliding_window", 4096
     )
     if window not in (None, False) and not (type(first) is int and first >= layers):
-        raise ConfigError(f"{where}: use_sliding_window; sliding window attention is not supported")
+        what = "sliding window attention is not supported"
+        raise ConfigError(f"{where}: use_sliding_window", what)

@@ -18,7 +18,7 @@ SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _CHAINS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 _NOTICE = (
     "{folder}: no modules.json; using the last token's state, normalised, with no prompts and at most "
-    "{length} tokens a text"
+    "{length} tokens per text"
 )
 
 
@@ -57,7 +57,8 @@ def _read_modules(folder: Path, config: ModelConfig) -> bool:
     path = folder / "modules.json"
     modules = parse_json(read_bytes(path), str(path), ConfigError)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise ConfigError(f"{path}: got {shown(modules)}, expected a list of modules")
+        got, expected = shown(modules), "a list of modules"
+        raise ConfigError(str(path), "wrong content", got=got, expected=expected)
     names, places = [], []
     for number, module in enumerate(modules):
         fields = Fields(module, f"{path}: module {number}")
@@ -67,10 +68,14 @@ def _read_modules(folder: Path, config: ModelConfig) -> bool:
             fields.fail("kwargs", "none")
     if names not in _CHAINS:
         raise ConfigError(
-            f"{path}: modules; got {shown(names, 120)}, expected Transformer, Pooling and, optionally, Normalize"
+            f"{path}: modules",
+            "not supported",
+            got=shown(names, 120),
+            expected="Transformer, Pooling and, optionally, Normalize",
         )
     if places[0] not in ("", "."):
-        raise ConfigError(f"{path}: the Transformer's path; got {shown(places[0])}, expected none")
+        where = f"{path}: the Transformer's path"
+        raise ConfigError(where, "not supported", got=shown(places[0]), expected="none")
     _read_pooling(folder / _inside(places[1], path) / "config.json", config)
     return len(names) == 3
 
@@ -79,7 +84,10 @@ def _inside(place: str, path: Path) -> str:
     """Refuse a module path that leaves the model's folder."""
     parts = PurePosixPath(place).parts
     if not parts or ".." in parts or place.startswith("/") or "\\" in place or ":" in place:
-        raise ConfigError(f"{path}: module path; got {shown(place)}, expected a folder inside")
+        expected = "a folder inside"
+        raise ConfigError(
+            f"{path}: module path", "not allowed", got=shown(place), expected=expected
+        )
     return place
 
 
@@ -89,7 +97,8 @@ def _read_pooling(path: Path, config: ModelConfig) -> None:
     modes = values.get("pooling_mode", [name.removeprefix("pooling_mode_") for name in old])
     modes = [modes] if isinstance(modes, str) else modes
     if modes != ["lasttoken"]:
-        raise ConfigError(f"{path}: pooling mode; got {shown(modes)}, expected lasttoken")
+        where = f"{path}: pooling mode"
+        raise ConfigError(where, "not supported", got=shown(modes), expected="lasttoken")
     for key in ("embedding_dimension", "word_embedding_dimension"):
         if values.get(key, config.hidden_size) != config.hidden_size:
             Fields(values, str(path)).fail(key, f"hidden_size, which is {config.hidden_size}")

@@ -1,7 +1,7 @@
-"""Strict reading of JSON files that somebody else wrote: one-line errors, every value's type and range checked.
+"""Strict reading of JSON that somebody else wrote: one-line errors, every value's type and range checked.
 
 The files of a checkpoint are untrusted. Duplicate keys, NaN, deep nesting and huge integers are refused here,
-so that the readers of the single files only say which keys they want.
+so that the readers of the single files only say which keys they want. Imports no torch.
 """
 
 import json
@@ -39,54 +39,96 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
+    raise ValueError(f"it holds {text}")
 
 
-def parse_json(data: bytes, where: str, error: type[LastwordError]) -> dict[str, Any] | list[Any]:
-    """Parse strict UTF-8 JSON whose outermost value is an object or a list.
+_UNIQUE = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_LAST_WINS = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def parse_json(
+    data: bytes | str,
+    where: str,
+    error: type[LastwordError] = ConfigError,
+    *,
+    unique_keys: bool = True,
+) -> dict[str, Any] | list[Any]:
+    """Parse strict JSON whose outermost value is an object or a list.
+
+    Args:
+        data: UTF-8, or text already decoded.
+        where: it came from.
+        error: what is raised.
+        unique_keys: refuse an object that has a key twice, instead of taking the last one.
 
     Raises:
         error: the bytes are not UTF-8, not JSON, hold a key twice, NaN, or a bare value.
     """
     try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        value = (_UNIQUE if unique_keys else _LAST_WINS).decode(text)
     except UnicodeDecodeError as problem:
-        raise error(f"{where}: not UTF-8 at byte {problem.start}") from None
+        raise error(where, f"not UTF-8 at byte {problem.start}") from None
     except RecursionError:
-        raise error(f"{where}: not valid JSON; nested too deeply") from None
+        raise error(where, "not valid JSON (nested too deeply)") from None
+    except json.JSONDecodeError as problem:
+        line = f"line {problem.lineno}, " if problem.lineno > 1 else ""
+        reason = f"{problem.msg} at {line}column {problem.colno}"
+        raise error(where, f"not valid JSON ({reason})") from None
     except ValueError as problem:
-        raise error(f"{where}: not valid JSON; {problem}".replace("\n", " ")) from None
+        raise error(where, f"not valid JSON ({problem})") from None
     if not isinstance(value, dict | list):
-        raise error(f"{where}: got {shown(value)}, expected a JSON object")
+        raise _no_object(where, error, shown(value))
     return value
+
+
+def parse_object(
+    data: bytes | str,
+    where: str,
+    error: type[LastwordError] = ConfigError,
+    *,
+    unique_keys: bool = True,
+) -> dict[str, Any]:
+    """Parse as `parse_json` does, and refuse a list."""
+    value = parse_json(data, where, error, unique_keys=unique_keys)
+    if not isinstance(value, dict):
+        raise _no_object(where, error, "a list")
+    return value
+
+
+def _no_object(where: str, error: type[LastwordError], got: str) -> LastwordError:
+    return error(where, "wrong content", got=got, expected="a JSON object")
+
+
+def unreadable(
+    where: str | Path, problem: OSError, error: type[LastwordError] = WeightsError
+) -> LastwordError:
+    """Make the error of a file that the system does not let us read."""
+    return error(str(where), f"cannot be read ({problem.strerror or problem})")
 
 
 def read_bytes(
     path: Path,
     error: type[LastwordError] = ConfigError,
     *,
-    remedy: str = "Name a folder that holds the whole model",
+    remedy: str = "Name a folder that holds the whole model.",
 ) -> bytes:
     """Read a small file whole; a missing or unreadable one is a WeightsError that names it."""
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
-            raise error(f"{path}: {size} bytes, expected at most {MAX_JSON_BYTES}")
+            most = f"at most {MAX_JSON_BYTES}"
+            raise error(str(path), "too large", got=f"{size} bytes", expected=most)
         return path.read_bytes()
     except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file. {remedy}") from None
+        raise WeightsError(str(path), "no such file", remedy=remedy) from None
     except OSError as problem:
-        raise WeightsError(f"{path}: cannot be read; {problem.strerror}") from None
+        raise unreadable(path, problem) from None
 
 
 def read_object(path: Path, error: type[LastwordError] = ConfigError) -> dict[str, Any]:
     """Read a file that holds one JSON object."""
-    value = parse_json(read_bytes(path, error), str(path), error)
-    if not isinstance(value, dict):
-        raise error(f"{path}: got a list, expected a JSON object")
-    return value
+    return parse_object(read_bytes(path, error), str(path), error)
 
 
 class Fields:
@@ -96,12 +138,13 @@ class Fields:
         self.values = values
         self.where = where
 
-    def fail(self, key: str, expected: str, remedy: str = "") -> NoReturn:
+    def fail(self, key: str, expected: str, remedy: str | None = None) -> NoReturn:
         """Raise the one-line error for a key whose value is missing or wrong."""
+        where = f"{self.where}: {key}"
         if key not in self.values:
-            raise ConfigError(f"{self.where}: {key} is missing, expected {expected}.{remedy}")
+            raise ConfigError(where, "missing", expected=expected, remedy=remedy)
         got = shown(self.values[key])
-        raise ConfigError(f"{self.where}: {key}; got {got}, expected {expected}.{remedy}")
+        raise ConfigError(where, "wrong value", got=got, expected=expected, remedy=remedy)
 
     def integer(self, key: str, *, low: int = 1, high: int = MAX_INT) -> int:
         """Take an integer between `low` and `high`; true, 1.0 and "1" are not integers."""

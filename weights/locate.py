@@ -71,17 +71,18 @@ def locate(
         WeightsError: no such folder or repository, no way to reach it, or an incomplete set of files.
     """
     if model is None:
-        _check_complete(_BUILTIN_FOLDER, ". Install lastword again")
+        _check_complete(_BUILTIN_FOLDER, "Install lastword again.")
         return ModelFiles(BUILTIN, _BUILTIN_FOLDER, None)
     name = os.fspath(model)
     folder = expanded(name)
     if folder.is_dir():
-        _check_complete(folder, ". Name a folder that holds the whole model")
+        _check_complete(folder, "Name a folder that holds the whole model.")
         return ModelFiles(name, folder, None)
     if folder.exists():
-        raise WeightsError(f"{name}: is a file, expected a folder. Name the folder that holds it")
+        remedy = "Name the folder that holds it."
+        raise WeightsError(name, "is a file", expected="a folder", remedy=remedy)
     if not isinstance(model, str) or not _REPO_ID.fullmatch(name) or ".." in name:
-        raise WeightsError(f"{name}: no such folder, and not the form of a hub id (owner/name)")
+        raise WeightsError(name, "no such folder, and not the form of a hub id (owner/name)")
     offline = local_files_only or _offline()
     folder = _snapshot(name, revision, cache_dir, (*FETCHED, *also), token=token, offline=offline)
     _check_fetched(folder, name, revision, token=token, offline=offline)
@@ -128,44 +129,49 @@ def _snapshot(
         )
     # The hub raises many unrelated classes (HTTP, file system, validation), all of which end here.
     except Exception as problem:  # noqa: BLE001
-        raise WeightsError(_explained(name, revision, problem, offline=offline)) from None
+        raise _hub_error(name, revision, problem, offline=offline) from None
     return Path(folder)
 
 
-def _explained(name: str, revision: str | None, problem: Exception, *, offline: bool) -> str:
+def _hub_error(
+    name: str, revision: str | None, problem: Exception, *, offline: bool
+) -> WeightsError:
     """Say in one line what went wrong with the hub, and what helps."""
     from huggingface_hub import errors
 
     at = f"{name}@{revision}" if revision else name
     if isinstance(problem, errors.GatedRepoError):
-        return f"{at}: the repository is gated. Accept its terms on the hub and pass a token"
+        remedy = "Accept its terms on the hub and pass a token."
+        return WeightsError(at, "the repository is gated", remedy=remedy)
     if isinstance(problem, errors.RevisionNotFoundError):
-        return f"{at}: the hub has no such revision"
+        return WeightsError(at, "the hub has no such revision")
     if isinstance(problem, errors.RepositoryNotFoundError):
-        return (
-            f"{at}: no such folder here, and no such repository on the hub. Check the name; "
-            "a private repository needs a token"
-        )
+        what = "no such folder here, and no such repository on the hub"
+        remedy = "Check the name; a private repository needs a token."
+        return WeightsError(at, what, remedy=remedy)
     status = getattr(getattr(problem, "response", None), "status_code", None)
     if status in (401, 403):
-        return f"{at}: the hub refused access ({status}). Check the token"
+        return WeightsError(at, f"the hub refused access ({status})", remedy="Check the token.")
     if status is not None:
-        return f"{at}: the hub answered {status}. Try again later"
+        return WeightsError(at, f"the hub answered {status}", remedy="Try again later.")
     if isinstance(problem, errors.LocalEntryNotFoundError):
-        absent = f"{at}: no such folder here, and not in the local cache"
+        absent = "no such folder here, and not in the local cache"
         if offline:
-            return f"{absent}; network use is off. Run once with the network"
-        return f"{absent}; the hub cannot be reached. Check the network"
+            what = f"{absent}, and network use is off"
+            return WeightsError(at, what, remedy="Run once with the network.")
+        what = f"{absent}, and the hub cannot be reached"
+        return WeightsError(at, what, remedy="Check the network.")
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(problem).__name__
-    return f"{at}: cannot be fetched; {type(problem).__name__}: {reason}"
+    kind = type(problem).__name__
+    reason = f"{kind}: {lines[0]}" if lines else kind
+    return WeightsError(at, f"cannot be fetched ({reason})")
 
 
-def _check_complete(folder: Path, remedy: str = "") -> None:
+def _check_complete(folder: Path, remedy: str | None = None) -> None:
     """Hold a folder to the files without which nothing runs."""
     missing = [file for file in _NEEDED if not (folder / file).is_file()]
     if missing:
-        raise WeightsError(f"{folder}: missing {some(missing)}{remedy}")
+        raise WeightsError(str(folder), f"missing {some(missing)}", remedy=remedy)
     weight_files(folder)
 
 
@@ -177,14 +183,15 @@ def _check_fetched(
         _check_complete(folder)
     except WeightsError as problem:
         held = None if offline else _listed(name, revision, token=token)
+        if held is not None and (lacking := _lacking(name, held)):
+            raise lacking from None
+        remedy = "Run again to complete the download."
         if held is None:
             again = "Run once with the network" if offline else "Run again"
-            raise WeightsError(
-                f"{name}: {problem}. {again}: the download is incomplete, or the repository does not have it"
-            ) from None
-        if lacking := _lacking(held):
-            raise WeightsError(f"{name}: {lacking}") from None
-        raise WeightsError(f"{name}: {problem}. Run again to complete the download") from None
+            remedy = f"{again}: the download is incomplete, or the repository does not have it."
+        problem.where = f"{name}: {problem.where}"
+        problem.remedy = f"{problem.remedy} {remedy}" if problem.remedy else remedy
+        raise
 
 
 def _listed(name: str, revision: str | None, *, token: str | bool | None) -> set[str] | None:
@@ -198,15 +205,15 @@ def _listed(name: str, revision: str | None, *, token: str | bool | None) -> set
         return None
 
 
-def _lacking(held: set[str]) -> str | None:
+def _lacking(name: str, held: set[str]) -> WeightsError | None:
     """Say which needed files a repository does not have, and in which other format its weights are."""
     lacking = [file for file in _NEEDED if file not in held]
-    if held & {SINGLE, INDEX}:
-        others = set()
-    else:
+    others = set()
+    if not held & {SINGLE, INDEX}:
         lacking.append(SINGLE)
         others = {file for file in held if file.endswith(_OTHER_FORMATS)}
     if not lacking:
         return None
-    got = f"; got {some(others)}" if others else ""
-    return f"the repository does not have {some(lacking)}{got}. Name one that holds a model as safetensors"
+    what = f"the repository does not have {some(lacking)}"
+    remedy = "Name one that holds a model as safetensors."
+    return WeightsError(name, what, got=some(others) or None, remedy=remedy)

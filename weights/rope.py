@@ -28,12 +28,15 @@ _LAYER_KINDS = frozenset({"full_attention", "sliding_attention"})
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary settings with every default resolved; `attention_factor` multiplies cos and sin."""
+    """Rotary settings with every default resolved; `attention_factor` multiplies cos and sin.
+
+    All but `theta` are yarn's: with the default kind they are constants that nothing reads.
+    """
 
     theta: float
     kind: str  # "default" or "yarn"
     factor: float
-    original_max_position_embeddings: int
+    original_max_position_embeddings: int  # 0 with the default kind
     attention_factor: float
     beta_fast: float
     beta_slow: float
@@ -44,7 +47,8 @@ def _merged(config: Fields) -> dict[str, Any]:
     """Bring both formats to one object without nulls, the theta inside it winning over the top-level one."""
     old, new = config.object("rope_scaling"), config.object("rope_parameters")
     if old and new and old != new:
-        raise ConfigError(f"{config.where}: rope_scaling and rope_parameters disagree. Keep one")
+        what = "rope_scaling and rope_parameters disagree"
+        raise ConfigError(config.where, what, remedy="Keep one.")
     found = dict(new or old or {})
     if found and found.keys() <= _LAYER_KINDS:
         found = Fields(found, f"{config.where}: rope_parameters").object("full_attention") or {}
@@ -65,13 +69,14 @@ def read_rope(values: Mapping[str, Any], where: str, max_positions: int) -> Rope
         rope.fail("partial_rotary_factor", "1 (the whole head is rotated)")
     kind = rope.text("rope_type") or rope.text("type") or "default"
     if kind not in ("default", "yarn"):
-        raise ConfigError(f"{rope.where}: rope_type; got {shown(kind)}, expected default or yarn")
+        where, expected = f"{rope.where}: rope_type", "default or yarn"
+        raise ConfigError(where, "not supported", got=shown(kind), expected=expected)
     unknown = merged.keys() - (_YARN if kind == "yarn" else _COMMON)
     if unknown:
-        raise ConfigError(f"{rope.where}: unknown for rope_type {kind}: {some(unknown)}")
+        raise ConfigError(rope.where, f"unknown for rope_type {kind}: {some(unknown)}")
     theta = rope.number("rope_theta", above=1.0)
     if kind == "default":
-        return RopeConfig(theta, kind, 1.0, max_positions, 1.0, 32.0, 1.0, True)
+        return RopeConfig(theta, kind, 1.0, 0, 1.0, 32.0, 1.0, True)
     return _yarn(rope, theta, max_positions)
 
 

@@ -20,7 +20,7 @@ def byte_size(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip().upper())
     size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
     if size < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected a size such as 500MB or 5GB")
+        raise argparse.ArgumentTypeError("not a size such as 500MB or 5GB")
     return size
 
 
@@ -37,7 +37,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
         type=byte_size,
         default="5GB",
         metavar="SIZE",
-        help="weights a file, such as 500MB (5GB); an interrupted run keeps its finished files",
+        help="weights per file, such as 500MB (5GB); an interrupted run keeps its finished files",
     )
     parser.add_argument("--local-files-only", action="store_true", help="do not use the network")
     parser.add_argument("--quiet", action="store_true", help="no progress, notices or report")
@@ -46,12 +46,12 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
 def write_folder(args: argparse.Namespace, job: "Job", about: str) -> list[dict[str, Any]]:
     """Write a job's folder with a progress bar; give its facts."""
     from lastword.progress import progress_bar
-    from lastword.weights.merging.job import num_bytes, write_model
+    from lastword.weights.merging.job import total_bytes, write_model
 
     def say(message: str) -> None:
         console.say_all([message], quiet=args.quiet)
 
-    total = num_bytes(job.layout, job.layout)
+    total = total_bytes(job.specs)
     show = console.shows_progress(quiet=args.quiet)
     start = time.perf_counter()
     with progress_bar(total, show=show, unit="B", what=about) as progress:

@@ -24,7 +24,9 @@ def writing(path: StrPath) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        raise InputError(f"{path}: cannot be written; {problem.strerror or problem}") from problem
+        raise InputError(
+            str(path), f"cannot be written ({problem.strerror or problem})"
+        ) from problem
 
 
 @contextmanager
@@ -105,7 +107,7 @@ def _old_mode(target: str, path: StrPath) -> int | None:
             return None
     if not stat.S_ISREG(mode):
         kind = "folder" if stat.S_ISDIR(mode) else "device or pipe"
-        raise InputError(f"{path}: cannot be written; got a {kind}, expected a file name")
+        raise InputError(str(path), "cannot be written", got=f"a {kind}", expected="a file name")
     return stat.S_IMODE(mode)
 
 
@@ -114,4 +116,4 @@ def _create(part: str, path: StrPath) -> BinaryIO:
         return open(part, "xb", buffering=1 << 20)
     except OSError as problem:
         reason = problem.strerror or str(problem)
-        raise InputError(f"{path}: cannot be written; its folder: {reason}") from problem
+        raise InputError(str(path), f"cannot be written (its folder: {reason})") from problem

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from lastword.errors import WeightsError
+from lastword.weights.files.dtypes import dtype_name
 from lastword.weights.json_fields import read_object
 
 CARD = "README.md"
@@ -52,9 +53,8 @@ def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -
     values = read_object(source / CONFIG)
     stored = set(dtypes)
     if len(stored) == 1:
-        name = str(stored.pop()).removeprefix("torch.")
         keys = {"dtype", "torch_dtype"} & values.keys() or {"torch_dtype"}
-        values |= dict.fromkeys(keys, name)
+        values |= dict.fromkeys(keys, dtype_name(stored.pop()))
     text = json.dumps(values, indent=2, ensure_ascii=False)
     (target / CONFIG).write_text(f"{text}\n", encoding="utf-8")
 
@@ -68,5 +68,6 @@ def vocabulary(folder: Path) -> dict[str, int]:
         tokens: dict[str, int] = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     # The library raises plain Exception, whatever is wrong with the file.
     except Exception as problem:  # noqa: BLE001
-        raise WeightsError(f"{path}: not a tokenizer; {problem}".replace("\n", " ")) from None
+        reason = str(problem).replace("\n", " ")
+        raise WeightsError(str(path), f"not a tokenizer ({reason})") from None
     return tokens

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lastword.errors import WeightsError
+from lastword.weights.files.dtypes import torch_dtype
 from lastword.weights.files.header import TensorInfo
-from lastword.weights.files.mapping import DTYPES
+from lastword.weights.json_fields import unreadable
 
 _STRETCH = 4 << 20  # bytes that the disk is asked for at a time
 _AHEAD = 8 * _STRETCH  # how far before they are needed
@@ -35,7 +36,7 @@ class FileTensor:
     """A tensor in an open file, for any number of threads; made by `open_tensor`."""
 
     def __init__(self, info: TensorInfo, name: str, descriptor: int) -> None:
-        self.dtype = DTYPES[info.dtype]
+        self.dtype = torch_dtype(info.dtype)
         self._info, self._name, self._descriptor = info, name, descriptor
         self._buffer = _Buffer()
         self._ask(info.start, min(_AHEAD, info.num_bytes))
@@ -59,12 +60,15 @@ class FileTensor:
                 count = os.preadv(self._descriptor, [buffer[done:]], start + done)
                 if not count:
                     raise WeightsError(
-                        f"{self._info.file}: tensor {self._name} is cut off; got {done} bytes, expected {len(buffer)} "
-                        f"from byte {start}. It was changed while it was read: get it again."
+                        f"{self._info.file}: tensor {self._name}",
+                        "cut off",
+                        got=f"{done} bytes",
+                        expected=f"{len(buffer)} from byte {start}",
+                        remedy="It was changed while it was read: get it again.",
                     )
                 done += count
         except OSError as problem:
-            raise _unreadable(self._info, self._name, problem) from None
+            raise unreadable(f"{self._info.file}: tensor {self._name}", problem) from None
         return torch.frombuffer(buffer, dtype=self.dtype)
 
     def _read_ahead(self, start: int, stop: int) -> None:
@@ -101,12 +105,8 @@ def open_tensor(info: TensorInfo, name: str) -> Iterator[FileTensor]:
     try:
         descriptor = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as problem:
-        raise _unreadable(info, name, problem) from None
+        raise unreadable(f"{info.file}: tensor {name}", problem) from None
     try:
         yield FileTensor(info, name, descriptor)
     finally:
         os.close(descriptor)
-
-
-def _unreadable(info: TensorInfo, name: str, problem: OSError) -> WeightsError:
-    return WeightsError(f"{info.file}: tensor {name} cannot be read; {problem.strerror}")

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lastword.errors import WeightsError
+from lastword.weights.json_fields import unreadable
 
 _BLOCK_BYTES = 1 << 22
 _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
@@ -47,7 +47,7 @@ def _hash_file(path: Path, folder: Path) -> FileHash:
                 sha256.update(block)
                 git.update(block)
     except OSError as problem:
-        raise WeightsError(f"{path}: cannot be read; {problem.strerror}") from None
+        raise unreadable(path, problem) from None
     expected = _blob_name(path)
     whole = None if expected is None else expected in (sha256.hexdigest(), git.hexdigest())
     name = path.relative_to(folder).as_posix()

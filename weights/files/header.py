@@ -1,25 +1,23 @@
-"""The header of one safetensors file, read and checked before any tensor is touched.
+"""The header of one safetensors file: read and checked before any tensor is touched, and made.
 
-Layout: 8 bytes little-endian length, that many bytes of JSON, then the payload. Everything the header says
+A file is 8 bytes little-endian length, that many bytes of JSON, then the payload. Everything the header says
 is checked against the file's size, so a truncated download, a flipped bit or a gap is found by name.
 """
 
+import json
 import math
 import os
-import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lastword.errors import WeightsError
-from lastword.weights.json_fields import parse_json, shown
+from lastword.weights.files.dtypes import ELEMENT_SIZES
+from lastword.weights.json_fields import parse_object, shown, unreadable
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_SIZES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2,
-    "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
-}  # fmt: skip
+_MOST_ROWS = 10**15
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,45 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
     num_bytes: int
+
+
+def safetensors_header(
+    tensors: Mapping[str, tuple[str, Sequence[int]]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    least: int = 0,
+) -> bytes:
+    """Make the beginning of a file, up to its payload.
+
+    Args:
+        tensors: dtype, by the format's name, and shape of each, in the order of the payload.
+        metadata: strings for `__metadata__`.
+        least: bytes that the JSON takes at least; spaces fill them.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * ELEMENT_SIZES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    length = -(-max(len(text), least) // 8) * 8  # the payload begins aligned to 8 bytes
+    return length.to_bytes(8, "little") + text.ljust(length)
+
+
+def growing_header(
+    name: str, dtype: str, width: int, metadata: Callable[[int], Mapping[str, str]]
+) -> Callable[[int], bytes]:
+    """Make the header of a file with one tensor `[rows, width]` as a function of the rows, known only at the end.
+
+    Its length is the same for every number of rows, so the last one takes the place of the first.
+    `metadata` too is a function of the rows.
+    """
+
+    def header(rows: int, least: int = 0) -> bytes:
+        return safetensors_header({name: (dtype, (rows, width))}, metadata(rows), least=least)
+
+    length = len(header(_MOST_ROWS)) - 8
+    return lambda rows: header(rows, length)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -48,12 +85,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             length = _header_length(path, file.read(8), size)
             raw = file.read(length)
     except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file. Download the checkpoint again") from None
+        again = "Download the checkpoint again."
+        raise WeightsError(str(path), "no such file", remedy=again) from None
     except OSError as problem:
-        raise WeightsError(f"{path}: cannot be read; {problem.strerror}") from None
-    entries = parse_json(raw, f"{path}: header", WeightsError)
-    if not isinstance(entries, dict):
-        raise WeightsError(f"{path}: header; got a list, expected a JSON object")
+        raise unreadable(path, problem) from None
+    entries = parse_object(raw, f"{path}: header", WeightsError)
     _check_metadata(path, entries.pop("__metadata__", None))
     found = {name: _tensor(path, name, entry, 8 + length) for name, entry in entries.items()}
     ordered = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].num_bytes)))
@@ -63,25 +99,36 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def _header_length(path: Path, first: bytes, size: int) -> int:
     if len(first) < 8:
-        raise WeightsError(f"{path}: truncated; got {size} bytes, expected a safetensors header")
-    length = int(struct.unpack("<Q", first)[0])
+        raise _truncated(path, size, "a safetensors header")
+    length = int.from_bytes(first, "little")
     if length > MAX_HEADER_BYTES:
         raise WeightsError(
-            f"{path}: not a safetensors file; header length {length}, at most {MAX_HEADER_BYTES}"
+            str(path),
+            "not a safetensors file",
+            got=f"header length {length}",
+            expected=f"at most {MAX_HEADER_BYTES}",
         )
     if 8 + length > size:
-        raise WeightsError(
-            f"{path}: truncated; got {size} bytes, expected at least {8 + length} for the header. "
-            "Download it again"
-        )
+        raise _truncated(path, size, f"at least {8 + length} for the header")
     return length
+
+
+def _truncated(path: Path, size: int, expected: str) -> WeightsError:
+    return WeightsError(
+        str(path),
+        "truncated",
+        got=f"{size} bytes",
+        expected=expected,
+        remedy="Download it again.",
+    )
 
 
 def _check_metadata(path: Path, metadata: object) -> None:
     if metadata is None:
         return
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise WeightsError(f"{path}: header: __metadata__; got {shown(metadata)}, expected strings")
+        where = f"{path}: header: __metadata__"
+        raise WeightsError(where, "wrong value", got=shown(metadata), expected="strings")
 
 
 def _naturals(values: Any) -> bool:
@@ -89,23 +136,36 @@ def _naturals(values: Any) -> bool:
 
 
 def _tensor(path: Path, name: str, entry: Any, payload: int) -> TensorInfo:
-    where = f"{path}: tensor {shown(name)}"
+    where = _place(path, name)
+
+    def refuse(what: str, got: object, expected: str) -> NoReturn:
+        raise WeightsError(where, what, got=shown(got), expected=expected)
+
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise WeightsError(f"{where}: got {shown(entry)}, expected dtype, shape and data_offsets")
+        refuse("wrong entry", entry, "dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _SIZES:
-        raise WeightsError(f"{where}: unknown dtype; got {shown(dtype)}, expected F32, BF16 or F16")
+    if not isinstance(dtype, str) or dtype not in ELEMENT_SIZES:
+        refuse("unknown dtype", dtype, "F32, BF16 or F16")
     if not _naturals(shape):
-        raise WeightsError(f"{where}: shape; got {shown(shape)}, expected a list of sizes")
+        refuse("wrong shape", shape, "a list of sizes")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise WeightsError(f"{where}: data_offsets; got {shown(offsets)}, expected [begin, end]")
+        refuse("wrong data_offsets", offsets, "[begin, end]")
     num_bytes = offsets[1] - offsets[0]
-    needed = math.prod(shape) * _SIZES[dtype]
+    needed = math.prod(shape) * ELEMENT_SIZES[dtype]
     if num_bytes != needed:
         raise WeightsError(
-            f"{where}: {dtype} {shape}; got {num_bytes} bytes, expected {needed}. The header is damaged"
+            where,
+            f"wrong size for {dtype} {shape}",
+            got=f"{num_bytes} bytes",
+            expected=str(needed),
+            remedy="The header is damaged.",
         )
     return TensorInfo(path, dtype, tuple(shape), payload + offsets[0], num_bytes)
+
+
+def _place(path: Path, name: str) -> str:
+    """Name a tensor that a damaged header may call by anything."""
+    return f"{path}: tensor {shown(name)}"
 
 
 def _check_places(
@@ -116,13 +176,10 @@ def _check_places(
     for name, info in tensors:
         if info.start != end:
             what = "overlaps the one before" if info.start < end else "leaves a gap before it"
-            raise WeightsError(
-                f"{path}: tensor {shown(name)} {what}; got offset {info.start}, expected {end}"
-            )
+            got, expected = f"offset {info.start}", str(end)
+            raise WeightsError(_place(path, name), what, got=got, expected=expected)
         end += info.num_bytes
     if size < end:
-        raise WeightsError(
-            f"{path}: truncated; got {size} bytes, expected {end}. Download it again"
-        )
+        raise _truncated(path, size, str(end))
     if size > end:
-        raise WeightsError(f"{path}: trailing bytes; got {size} bytes, expected {end}")
+        raise WeightsError(str(path), "trailing bytes", got=f"{size} bytes", expected=str(end))

@@ -1,15 +1,13 @@
 """A tensor of a safetensors file as a view of the mapped file: nothing is read before it is used."""
 
 import mmap
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from lastword.errors import WeightsError
+from lastword.weights.files.dtypes import torch_dtype
 from lastword.weights.files.header import TensorInfo
-
-DTYPES: Final = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def mapped(info: TensorInfo, name: str) -> Tensor:
@@ -29,6 +27,6 @@ def mapped(info: TensorInfo, name: str) -> Tensor:
                 offset=info.start - lead,
             )
     except (OSError, ValueError) as problem:
-        raise WeightsError(f"{info.file}: tensor {name} cannot be mapped; {problem}") from None
-    flat = torch.frombuffer(pages, dtype=DTYPES[info.dtype], offset=lead)
+        raise WeightsError(f"{info.file}: tensor {name}", f"cannot be mapped ({problem})") from None
+    flat = torch.frombuffer(pages, dtype=torch_dtype(info.dtype), offset=lead)
     return flat.view(info.shape)

@@ -24,47 +24,53 @@ def weight_files(folder: Path) -> list[Path]:
     }
     if index.is_file():
         if single.is_file():
-            raise WeightsError(f"{folder}: both {SINGLE} and {INDEX}. Remove the one that is stale")
+            remedy = "Remove the one that is stale."
+            raise WeightsError(str(folder), f"both {SINGLE} and {INDEX}", remedy=remedy)
         listed = set(_weight_map(index).values())
         missing = {name for name in listed if not (folder / name).is_file()}
         if missing:
             raise WeightsError(
-                f"{folder}: {len(missing)} of {len(listed)} shards missing: {some(missing)}. "
-                "The download is incomplete: fetch the model again"
+                str(folder),
+                f"{len(missing)} of {len(listed)} shards missing: {some(missing)}",
+                remedy="The download is incomplete: fetch the model again.",
             )
         if shards - listed:
-            raise WeightsError(f"{index}: shards that it does not list: {some(shards - listed)}")
+            what = f"does not list shards that are there: {some(shards - listed)}"
+            raise WeightsError(str(index), what)
         return [folder / name for name in sorted(listed)]
     if single.is_file():
         if shards:
-            raise WeightsError(
-                f"{folder}: both {SINGLE} and shards: {some(shards)}. Remove one set"
-            )
+            what = f"both {SINGLE} and shards: {some(shards)}"
+            raise WeightsError(str(folder), what, remedy="Remove one set.")
         return [single]
-    raise WeightsError(_absent(folder, shards))
+    raise _no_weights(folder, shards)
 
 
-def _absent(folder: Path, shards: set[str]) -> str:
+def _no_weights(folder: Path, shards: set[str]) -> WeightsError:
     if shards:
-        return f"{folder}: shards without {INDEX}: {some(shards)}. Fetch the model again"
+        what = f"shards without {INDEX}: {some(shards)}"
+        return WeightsError(str(folder), what, remedy="Fetch the model again.")
     pickled = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
     if pickled:
-        return f"{folder}: no {SINGLE}; got {some(pickled)}. Save the model as safetensors"
-    return f"{folder}: no weights, expected {SINGLE} or {INDEX}"
+        remedy = "Save the model as safetensors."
+        return WeightsError(str(folder), f"no {SINGLE}", got=some(pickled), remedy=remedy)
+    return WeightsError(str(folder), "no weights", expected=f"{SINGLE} or {INDEX}")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Read tensor name → file name; a file name must be a plain name inside the folder."""
     weight_map = read_object(index, WeightsError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise WeightsError(
-            f"{index}: weight_map; got {shown(weight_map)}, expected names and files"
-        )
+        got, expected = shown(weight_map), "names and files"
+        raise WeightsError(f"{index}: weight_map", "wrong value", got=got, expected=expected)
     for name, file in weight_map.items():
         plain = isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file)
         if not plain or file.startswith("."):
             raise WeightsError(
-                f"{index}: tensor {shown(name)}; got {shown(file)}, expected a file name of this folder"
+                f"{index}: tensor {shown(name)}",
+                "wrong place",
+                got=shown(file),
+                expected="a file name of this folder",
             )
     return weight_map
 
@@ -82,7 +88,7 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
         twice = found.keys() & tensors.keys()
         if twice:
             other = some({found[name].file.name for name in twice})
-            raise WeightsError(f"{file}: tensors that are also in {other}: {some(twice)}")
+            raise WeightsError(str(file), f"tensors that are also in {other}: {some(twice)}")
         found.update(tensors)
     if files[0].name != SINGLE:
         _check_index(folder / INDEX, found)
@@ -93,13 +99,11 @@ def _check_index(index: Path, found: dict[str, TensorInfo]) -> None:
     weight_map = _weight_map(index)
     unlisted = found.keys() - weight_map.keys()
     if unlisted:
-        raise WeightsError(
-            f"{index}: tensors of the shards that it does not list: {some(unlisted)}"
-        )
+        raise WeightsError(str(index), f"does not list tensors of the shards: {some(unlisted)}")
     for name, file in weight_map.items():
+        where = f"{index}: tensor {shown(name)}"
         if name not in found:
-            raise WeightsError(f"{index}: tensor {shown(name)} is not in {file}, nor in any shard")
+            raise WeightsError(where, f"not in {file}, nor in any shard")
         if found[name].file.name != file:
-            raise WeightsError(
-                f"{index}: tensor {shown(name)}; listed in {file}, found in {found[name].file.name}"
-            )
+            what = f"listed in {file}, found in {found[name].file.name}"
+            raise WeightsError(where, what)

@@ -3,34 +3,47 @@
 `atomic.py` writes it under a temporary name beside its goal, gives it to the disk and renames it.
 """
 
-import ctypes
-import json
+import math
 import os
-import struct
 from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lastword.errors import InputError
-from lastword.weights.files.atomic import whole_file, writing
+from lastword.weights.files.atomic import StrPath, whole_file, writing
+from lastword.weights.files.dtypes import dtype_name, safetensors_name, tensor_bytes
+from lastword.weights.files.header import safetensors_header
 
-_NAMES = {
-    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
-    torch.int8: "I8", torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
-    torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
 _CHUNK = 16 * 1024 * 1024
 
-Spec = tuple[torch.dtype, tuple[int, ...]]
-Layout = Mapping[str, Spec]
+
+class TensorSpec(NamedTuple):
+    """What a tensor is before it is there."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Count the elements."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Count the bytes that it takes in a file."""
+        return self.numel * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{dtype_name(self.dtype)} {list(self.shape)}"
+
+
+TensorSpecs = Mapping[str, TensorSpec]
 
 
 def write_safetensors(
-    path: str | os.PathLike[str],
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None = None,
+    path: StrPath, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors to one safetensors file, atomically.
 
@@ -42,13 +55,13 @@ def write_safetensors(
     Raises:
         InputError: a dtype that the format lacks, or a file that cannot be written.
     """
-    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    stream_safetensors(path, layout, tensors.__getitem__, metadata)
+    specs = {name: TensorSpec(each.dtype, tuple(each.shape)) for name, each in tensors.items()}
+    stream_safetensors(path, specs, tensors.__getitem__, metadata)
 
 
 def stream_safetensors(
-    path: str | os.PathLike[str],
-    layout: Layout,
+    path: StrPath,
+    specs: TensorSpecs,
     read: Callable[[str], Tensor | Iterator[Tensor]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
@@ -57,67 +70,56 @@ def stream_safetensors(
     `read` gives a tensor whole, or as an iterator of its elements in order, in pieces of any shape;
     each is written before the next is asked for.
     """
-    order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
-    header = _header(path, layout, order, metadata)
+    order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+    header = safetensors_header(
+        {name: _stored(path, name, specs[name]) for name in order}, metadata
+    )
     with whole_file(path) as file, writing(path):
-        file.write(struct.pack("<Q", len(header)) + header)
+        file.write(header)
         for name in order:
-            made = read(name)
+            made, expected = read(name), specs[name]
             if isinstance(made, Tensor):
-                if (made.dtype, tuple(made.shape)) != layout[name]:
-                    raise _unlike(path, name, (made.dtype, list(made.shape)), layout[name])
+                spec = TensorSpec(made.dtype, tuple(made.shape))
+                if spec != expected:
+                    raise _unlike(path, name, str(spec), expected)
                 made = iter((made,))
-            for piece in _held_to(path, name, made, layout[name]):
+            for piece in _held_to(path, name, made, expected):
                 _write_tensor(file, piece)
 
 
-def _header(
-    path: str | os.PathLike[str],
-    layout: Layout,
-    order: list[str],
-    metadata: Mapping[str, str] | None,
-) -> bytes:
-    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name in order:
-        dtype, shape = layout[name]
-        if dtype not in _NAMES:
-            raise InputError(f"{path}: tensor {name}: dtype {dtype} has no safetensors name")
-        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
-        entries[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
-    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    return header + b" " * (-len(header) % 8)  # the payload begins aligned to 8 bytes
+def _stored(path: StrPath, name: str, spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
+    stored = safetensors_name(spec.dtype)
+    if stored is None:
+        what = f"dtype {dtype_name(spec.dtype)} has no safetensors name"
+        raise InputError(f"{path}: tensor {name}", what)
+    return stored, spec.shape
 
 
 def _held_to(
-    path: str | os.PathLike[str], name: str, pieces: Iterator[Tensor], expected: Spec
+    path: StrPath, name: str, pieces: Iterator[Tensor], expected: TensorSpec
 ) -> Iterator[Tensor]:
     """Pass a tensor's pieces on, their dtype and count held to what was announced."""
-    dtype, size = expected[0], torch.Size(expected[1]).numel()
     count = 0
     for piece in pieces:
         count += piece.numel()
-        if piece.dtype != dtype or count > size:
-            raise _unlike(path, name, (piece.dtype, f"{count} elements"), expected)
+        if piece.dtype != expected.dtype or count > expected.numel:
+            raise _unlike(path, name, f"{dtype_name(piece.dtype)} {count} elements", expected)
         yield piece
-    if count != size:
-        raise _unlike(path, name, (dtype, f"{count} elements"), expected)
+    if count != expected.numel:
+        raise _unlike(path, name, f"{dtype_name(expected.dtype)} {count} elements", expected)
 
 
-def _unlike(
-    path: str | os.PathLike[str], name: str, got: tuple[torch.dtype, object], expected: Spec
-) -> InputError:
-    return InputError(f"{path}: tensor {name}; got {got[0]} {got[1]}, expected {expected}")
+def _unlike(path: StrPath, name: str, got: str, expected: TensorSpec) -> InputError:
+    where = f"{path}: tensor {name}"
+    return InputError(where, "unlike its announcement", got=got, expected=str(expected))
 
 
 def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
     """Write a tensor's bytes straight from its memory."""
-    whole = tensor.detach().to("cpu").contiguous()
-    num_bytes = whole.numel() * whole.element_size()
-    for start in range(0, num_bytes, _CHUNK):
-        size = min(_CHUNK, num_bytes - start)
+    data = tensor_bytes(tensor)
+    for start in range(0, len(data), _CHUNK):
         before = file.tell()
-        file.write((ctypes.c_char * size).from_address(whole.data_ptr() + start))
+        file.write(data[start : start + _CHUNK])
         if before // _CHUNK < file.tell() // _CHUNK:
             _pass_on(file)
 

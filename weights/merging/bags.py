@@ -1,6 +1,6 @@
 """Bags: seeded subsets of training data, on each of which a model is trained before the models are merged.
 
-Each dataset (a file, a row a line) is sampled by itself, without replacement: a bag of 80 has 80 % of every
+Each dataset (a file, one row per line) is sampled by itself, without replacement: a bag of 80 has 80 % of every
 dataset. What is chosen depends on the seed, the bag and the dataset's name and number of rows alone. Knows
 nothing about training; `bags_plan.py` writes what this decides.
 """
@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from lastword.errors import InputError, some
-from lastword.weights.json_fields import shown
+from lastword.weights.json_fields import parse_object, shown, unreadable
 
 REST = "rest"  # the bag of all rows that no other bag has
 _BLOCK = 1 << 22  # bytes between two calls of `progress`
@@ -53,9 +53,10 @@ def read_bags(ratios: str, where: str = "ratios") -> list[Bag]:
         for i, share in enumerate(shares, 1)
     ]
     if words.count(REST) > 1 or words == [REST]:
-        raise InputError(f"{where}: got {ratios}, expected rest once, beside another ratio")
+        expected = "rest once, beside another ratio"
+        raise InputError(where, "wrong list", got=ratios, expected=expected)
     if REST in words and any(bag.ratio == 100 for bag in bags):
-        raise InputError(f"{where}: got {ratios}; beside a bag of 100 there is no rest")
+        raise InputError(where, "beside a bag of 100 there is no rest", got=ratios)
     return bags
 
 
@@ -66,7 +67,8 @@ def percent(word: str, where: str) -> Fraction:
     except (ValueError, ZeroDivisionError):
         ratio = Fraction(0)
     if not 0 < ratio <= 100 or "/" in word:
-        raise InputError(f"{where}: got {shown(word)}, expected a percentage above 0, up to 100")
+        expected = "a percentage above 0, up to 100"
+        raise InputError(where, "out of range", got=shown(word), expected=expected)
     return ratio
 
 
@@ -95,7 +97,7 @@ def read_dataset(
         rows += 1
     progress(done)
     if not rows:
-        raise InputError(f"{path}: holds no rows, expected at least one")
+        raise InputError(str(path), "holds no rows", expected="at least one")
     return Dataset(name, path, old, rows, digest.hexdigest())
 
 
@@ -103,9 +105,8 @@ def check_names(names: Iterable[str]) -> None:
     """Refuse datasets that could not be told apart."""
     listed = list(names)
     if twice := {name for name in listed if listed.count(name) > 1}:
-        raise InputError(
-            f"datasets: named twice: {some(twice)}. Name them apart, as in first={some(twice)}.jsonl"
-        )
+        remedy = f"Name them apart, as in first={some(twice)}.jsonl."
+        raise InputError("datasets", f"named twice: {some(twice)}", remedy=remedy)
 
 
 def chosen(
@@ -167,17 +168,16 @@ def row_ids(dataset: Dataset, rows: Iterator[int], id_field: str | None) -> Iter
 
 
 def _id_of(line: bytes, field: str, where: str) -> str:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as problem:
-        raise InputError(f"{where}: is not JSON; {problem}") from None
-    value = values.get(field) if isinstance(values, dict) else None
+    value = parse_object(line, where, InputError, unique_keys=False).get(field)
     if isinstance(value, str) and value and value.isprintable():
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise InputError(
-        f"{where}: field {shown(field)}; got {shown(value)}, expected a whole number or a string of one line"
+        f"{where}: field {shown(field)}",
+        "cannot name the row",
+        got=shown(value),
+        expected="a whole number or a string of one line",
     )
 
 
@@ -192,7 +192,9 @@ def _lines(path: Path) -> Iterator[bytes]:
                 elif row := line.strip():
                     if not row.startswith(b"{"):
                         got = shown(row[:40].decode("utf-8", "replace"))
-                        raise InputError(f"{path}:{number}: got {got}, expected a JSON object")
+                        raise InputError(
+                            f"{path}:{number}", "wrong row", got=got, expected="a JSON object"
+                        )
                     yield line
     except OSError as problem:
-        raise InputError(f"{path}: cannot be read; {problem.strerror}") from None
+        raise unreadable(path, problem, InputError) from None

@@ -1,6 +1,6 @@
 """A plan of bags on disk: which rows each model is trained on, and the recipe that merges the models.
 
-`plan.json` says what and how much, `plan.rows/BAG/DATASET.txt` holds a row id a line, `plan.merge.yaml` is
+`plan.json` says what and how much, `plan.rows/BAG/DATASET.txt` holds one row id per line, `plan.merge.yaml` is
 the recipe. The same seed and data give the same bytes on every machine, whatever the order of the files.
 """
 
@@ -53,13 +53,14 @@ def write_plan(
         InputError: something is there already, cannot be written, or a row has no id.
     """
     if out.suffix != ".json":
-        raise InputError(
-            f"{out}: got {out.suffix or 'no ending'}, expected a plan's name with .json"
-        )
+        got, expected = out.suffix or "no ending", "a plan's name with .json"
+        raise InputError(str(out), "wrong name", got=got, expected=expected)
     rows, recipe = out.with_suffix(".rows"), out.with_suffix(".merge.yaml")
     for path in (out, rows, recipe):
         if path.exists() or path.is_symlink():
-            raise InputError(f"{path}: is there already, expected a new plan. Name another one")
+            raise InputError(
+                str(path), "is there already", expected="a new plan", remedy="Name another one."
+            )
     ordered = sorted(datasets, key=lambda dataset: dataset.name)
     with writing(out), ExitStack() as places:
         # Left in reverse: the plan itself comes last and says that all is there.
@@ -80,7 +81,7 @@ def _bag(
     named: str,
     progress: Callable[[int], object],
 ) -> dict[str, Any]:
-    """Write a bag's row ids, a file a dataset; give what the plan says of it."""
+    """Write a bag's row ids, one file per dataset; give what the plan says of it."""
     (folder / bag.name).mkdir(parents=True)
     parts: dict[str, dict[str, Any]] = {}
     for dataset in datasets:
@@ -99,7 +100,7 @@ def _bag(
         parts[dataset.name] = {"rows": count, "ids": file_name, "sha256": digest.hexdigest()}
     total = sum(part["rows"] for part in parts.values())
     if not total:
-        raise InputError(f"bag {bag.name}: holds no rows. Choose a larger ratio")
+        raise InputError(f"bag {bag.name}", "holds no rows", remedy="Choose a larger ratio.")
     ratio = REST if bag.ratio is None else shown_percent(bag.ratio)
     return {"name": bag.name, "ratio": ratio, "rows": total, "datasets": parts}
 

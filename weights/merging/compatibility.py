@@ -1,17 +1,13 @@
 """Models held to each other before they are merged: one architecture, one vocabulary, one set of tensors."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from lastword.errors import ConfigError, WeightsError, some
-from lastword.weights.config import ModelConfig
 from lastword.weights.files.companions import TOKENIZER, differing, vocabulary
 from lastword.weights.json_fields import read_bytes, shown
 from lastword.weights.merging.stored import StoredModel
 from lastword.weights.tensor_names import LM_HEAD
-
-_FREE = ("max_position_embeddings",)  # a limit, no part of the arithmetic
 
 
 def check_agreement(models: Sequence[StoredModel], *, one_dtype: bool) -> None:
@@ -48,32 +44,39 @@ def notices(donor: StoredModel, models: Sequence[StoredModel]) -> list[str]:
 
 
 def _check_configs(first: StoredModel, other: StoredModel) -> None:
-    for each in fields(ModelConfig):
-        mine, theirs = getattr(first.config, each.name), getattr(other.config, each.name)
-        if mine != theirs and each.name not in _FREE:
-            remedy = (
-                "Give the models one vocabulary first"
-                if each.name == "vocab_size"
-                else "Only variants of one model can be merged"
-            )
+    found = other.config.numeric_settings()
+    for name, mine in first.config.numeric_settings().items():
+        if mine != found[name]:
+            remedy = "Only variants of one model can be merged."
+            if name == "vocab_size":
+                remedy = "Give the models one vocabulary first."
             raise ConfigError(
-                f"{other.folder / 'config.json'}: {each.name}; got {theirs}, expected {mine} "
-                f"as in {first.name}. {remedy}"
+                f"{other.folder / 'config.json'}: {name}",
+                "differs",
+                got=str(found[name]),
+                expected=f"{mine} as in {first.name}",
+                remedy=remedy,
             )
 
 
 def _check_tensors(first: StoredModel, other: StoredModel, *, one_dtype: bool) -> None:
     for name in first.tensors.keys() & other.tensors.keys():
         mine, theirs = first.tensors[name], other.tensors[name]
+        where = f"{theirs.file}: tensor {name}"
         if mine.shape != theirs.shape:
             raise WeightsError(
-                f"{theirs.file}: tensor {name}: shape; got {list(theirs.shape)}, "
-                f"expected {list(mine.shape)} as in {first.name}"
+                where,
+                "wrong shape",
+                got=str(list(theirs.shape)),
+                expected=f"{list(mine.shape)} as in {first.name}",
             )
         if one_dtype and mine.dtype != theirs.dtype:
             raise WeightsError(
-                f"{theirs.file}: tensor {name}: dtype; got {theirs.dtype}, expected {mine.dtype} "
-                f"as in {first.name}. Say the dtype of the result with dtype: in the recipe"
+                where,
+                "another dtype",
+                got=theirs.dtype,
+                expected=f"{mine.dtype} as in {first.name}",
+                remedy="Say the dtype of the result with dtype: in the recipe.",
             )
 
 
@@ -87,7 +90,9 @@ def _check_vocabularies(first: Path, other: Path) -> None:
     different = [token for token in mine.keys() | theirs if mine.get(token) != theirs.get(token)]
     token = min(different)
     raise WeightsError(
-        f"{other / TOKENIZER}: vocabulary; {len(different)} tokens are not as in {first}, the first is "
-        f"{shown(token)}: got id {theirs.get(token)}, expected {mine.get(token)}. "
-        "Rows of the embedding would be mixed up: use models of one tokenizer"
+        f"{other / TOKENIZER}: vocabulary",
+        f"{len(different)} tokens are not as in {first}, the first is {shown(token)}",
+        got=f"id {theirs.get(token)}",
+        expected=str(mine.get(token)),
+        remedy="Rows of the embedding would be mixed up: use models of one tokenizer.",
     )

@@ -12,9 +12,9 @@ from torch import Tensor
 from lastword.errors import WeightsError
 from lastword.weights.files.blocks import Workers, blocks
 from lastword.weights.files.companions import CARD, copy_companions
+from lastword.weights.files.dtypes import dtype_name, torch_dtype
 from lastword.weights.files.file_tensor import open_tensor
-from lastword.weights.files.mapping import DTYPES
-from lastword.weights.files.writer import Layout
+from lastword.weights.files.writer import TensorSpec, TensorSpecs
 from lastword.weights.merging.stored import StoredModel, not_finite
 
 
@@ -27,21 +27,22 @@ class Conversion:
         workers: who does the arithmetic.
     """
 
-    layout: Layout
+    specs: TensorSpecs
     identity: dict[str, object]
 
     def __init__(self, model: StoredModel, dtype: torch.dtype | None, workers: Workers) -> None:
         self._model, self._workers = model, workers
         self._plain = {model.keys[name]: name for name in model.tensors}
         infos = {key: model.tensors[name] for key, name in self._plain.items()}
-        self.layout = {
-            key: (dtype or DTYPES[info.dtype], info.shape) for key, info in infos.items()
+        self.specs = {
+            key: TensorSpec(dtype or torch_dtype(info.dtype), info.shape)
+            for key, info in infos.items()
         }
         self.identity = {"convert": model.fingerprint, "dtype": str(dtype)}
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Convert one tensor."""
-        dtype = self.layout[name][0]
+        dtype = self.specs[name].dtype
         with open_tensor(self._model.tensors[self._plain[name]], name) as tensor:
 
             def converted(block: slice) -> Tensor:
@@ -54,14 +55,14 @@ class Conversion:
 
     def facts(self, name: str) -> dict[str, Any]:
         """Say what was made of which."""
-        return {"tensor": name, "dtype": str(self.layout[name][0]).removeprefix("torch.")}
+        return {"tensor": name, "dtype": dtype_name(self.specs[name].dtype)}
 
     def finish(self, folder: Path) -> None:
         """Copy the other files of the model, its card too."""
         card = self._model.folder / CARD
         if card.is_file():
             shutil.copyfile(card, folder / CARD)
-        copy_companions(self._model.folder, folder, {dtype for dtype, _ in self.layout.values()})
+        copy_companions(self._model.folder, folder, {spec.dtype for spec in self.specs.values()})
 
 
 def _rounded(x: Tensor, dtype: torch.dtype, model: str, name: str) -> Tensor:
@@ -73,7 +74,10 @@ def _rounded(x: Tensor, dtype: torch.dtype, model: str, name: str) -> Tensor:
             raise not_finite(model, name)
         largest = float(x.abs().max())
         raise WeightsError(
-            f"{model}: tensor {name}: a value of size {largest:g} does not fit; got {dtype}, expected one whose "
-            f"largest is above {torch.finfo(dtype).max:g}. Choose bf16 or f32"
+            f"{model}: tensor {name}",
+            f"a value of size {largest:g} does not fit",
+            got=dtype_name(dtype),
+            expected=f"a dtype whose largest is above {torch.finfo(dtype).max:g}",
+            remedy="Choose bf16 or f32.",
         )
     return made

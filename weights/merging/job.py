@@ -2,16 +2,15 @@
 
 The work lies in `.NAME.partial` beside the new folder: the shards so far, what the work is (so that a changed
 one starts anew) and a lock. The last step renames the finished model to its place. Knows nothing about how
-tensors are made: `merger.py` and `convert.py` say that.
+tensors are made: `merge.py` and `convert.py` say that.
 """
 
 import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +21,7 @@ from lastword.errors import InputError, LastwordError
 from lastword.weights.files.atomic import sync, sync_tree, whole_file, writing
 from lastword.weights.files.header import read_header
 from lastword.weights.files.shards import INDEX, SINGLE
-from lastword.weights.files.writer import Layout, stream_safetensors
+from lastword.weights.files.writer import TensorSpecs, stream_safetensors
 from lastword.weights.json_fields import read_object
 
 SHARD_BYTES = 5_000_000_000  # as the libraries of the field cut them
@@ -34,7 +33,7 @@ Facts = dict[str, Any]
 class Job(Protocol):
     """What is to be written: the tensors in their order, and what else goes into the folder."""
 
-    layout: Layout
+    specs: TensorSpecs
     identity: dict[str, object]  # all that the result depends on, as JSON
 
     def pieces(self, name: str) -> Iterator[Tensor]:
@@ -71,7 +70,7 @@ def write_model(
         InputError: the folder is there, is being written by another run, or cannot be written.
         WeightsError: from the job.
     """
-    shards = _cut(job.layout, shard_bytes)
+    shards = _cut(job.specs, shard_bytes)
     _check_free(out)
     place = out.resolve() if out.is_symlink() else out  # a link to an empty folder stays one
     partial = place.parent / f".{place.name}.partial"
@@ -85,12 +84,12 @@ def write_model(
     return [facts for shard in done for facts in shard]
 
 
-def _cut(layout: Layout, shard_bytes: int) -> dict[str, list[str]]:
+def _cut(specs: TensorSpecs, shard_bytes: int) -> dict[str, list[str]]:
     """Fill shards in the tensors' order: file name → its tensors."""
     groups: list[list[str]] = [[]]
     room = shard_bytes
-    for name in layout:
-        size = num_bytes(layout, [name])
+    for name, spec in specs.items():
+        size = spec.num_bytes
         if size > room and groups[-1]:
             groups.append([])
             room = shard_bytes
@@ -102,23 +101,27 @@ def _cut(layout: Layout, shard_bytes: int) -> dict[str, list[str]]:
     return {f"model-{i:05d}-of-{count:05d}.safetensors": g for i, g in enumerate(groups, 1)}
 
 
-def num_bytes(layout: Layout, names: Iterable[str]) -> int:
-    """Sum the bytes that named tensors take in a file."""
-    return sum(math.prod(layout[name][1]) * layout[name][0].itemsize for name in names)
+def total_bytes(specs: TensorSpecs) -> int:
+    """Sum the bytes that tensors take in a file."""
+    return sum(spec.num_bytes for spec in specs.values())
 
 
 def _check_free(out: Path) -> None:
     """Refuse, before the work, a place that the finished folder could not be renamed to."""
     if out.is_dir() and not any(out.iterdir()):
         if os.path.ismount(os.path.realpath(out)):
-            raise InputError(f"{out}: is a mount point, expected a new folder. Name one inside it")
+            remedy = "Name one inside it."
+            raise InputError(str(out), "is a mount point", expected="a new folder", remedy=remedy)
         if out.samefile("."):
-            raise InputError(f"{out}: is the current folder, expected a new one. Name another one")
+            remedy = "Name another one."
+            raise InputError(str(out), "is the current folder", expected="a new one", remedy=remedy)
         return
     if out.exists() or out.is_symlink():
-        raise InputError(f"{out}: is there already, expected a new folder. Name another one")
+        remedy = "Name another one."
+        raise InputError(str(out), "is there already", expected="a new folder", remedy=remedy)
     if not out.parent.is_dir():
-        raise InputError(f"{out}: cannot be written; {out.parent} is no folder. Make it first")
+        what = f"cannot be written ({out.parent} is no folder)"
+        raise InputError(str(out), what, remedy="Make it first.")
 
 
 @contextmanager
@@ -129,8 +132,9 @@ def _locked(partial: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            remedy = "Wait for it or stop it."
             raise InputError(
-                f"{partial}: another run is writing this model. Wait for it or stop it"
+                str(partial), "another run is writing this model", remedy=remedy
             ) from None
         yield
 
@@ -173,10 +177,11 @@ def _take_up(
     for stray in partial.iterdir():
         if stray.name != "lock":
             _remove(stray)
-    needed = num_bytes(job.layout, job.layout)
+    needed = total_bytes(job.specs)
     free = shutil.disk_usage(partial).free
     if free < needed:
-        raise InputError(f"{partial}: {free:,} bytes are free on the disk, {needed:,} are needed")
+        what, got = "too little room on the disk", f"{free:,} bytes free"
+        raise InputError(str(partial), what, got=got, expected=f"{needed:,}")
     model.mkdir()
     _write_json(state, {"job": identity})
 
@@ -193,10 +198,11 @@ def _shard(
 ) -> list[Facts]:
     """Write one file of weights, or find it written; its facts, written last, say that it is whole."""
     path, state = partial / "model" / file, partial / f"{file}.facts"
+    specs = {name: job.specs[name] for name in names}
     with suppress(LastwordError):  # damaged remains are written once more
         if state.is_file() and read_header(path).keys() == set(names):
             found: list[Facts] = read_object(state)["facts"]
-            progress(num_bytes(job.layout, names))
+            progress(total_bytes(specs))
             return found
 
     def pieces(name: str) -> Iterator[Tensor]:
@@ -204,8 +210,7 @@ def _shard(
             yield piece
             progress(piece.nbytes)
 
-    layout = {name: job.layout[name] for name in names}
-    stream_safetensors(path, layout, pieces, {"format": "pt"})
+    stream_safetensors(path, specs, pieces, {"format": "pt"})
     facts = [job.facts(name) for name in names]
     _write_json(state, {"facts": facts})
     return facts
@@ -215,7 +220,7 @@ def _finish(partial: Path, job: Job, out: Path, shards: dict[str, list[str]]) ->
     model = partial / "model"
     if len(shards) > 1:
         weight_map = {name: file for file, names in shards.items() for name in names}
-        size = num_bytes(job.layout, job.layout)
+        size = total_bytes(job.specs)
         _write_json(
             model / INDEX,
             {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))},

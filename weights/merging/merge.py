@@ -15,10 +15,10 @@ from lastword.weights.checkpoint import Checkpoint
 from lastword.weights.embedding_spec import read_embedding_spec
 from lastword.weights.files.blocks import Workers, blocks
 from lastword.weights.files.companions import CARD, copy_companions
+from lastword.weights.files.dtypes import torch_dtype
 from lastword.weights.files.file_tensor import FileTensor, open_tensor
-from lastword.weights.files.mapping import DTYPES
-from lastword.weights.files.writer import Layout, Spec
-from lastword.weights.merging import methods as merge
+from lastword.weights.files.writer import TensorSpec, TensorSpecs
+from lastword.weights.merging import methods
 from lastword.weights.merging.compatibility import check_agreement, notices
 from lastword.weights.merging.model_card import merge_card
 from lastword.weights.merging.recipe import Recipe
@@ -40,14 +40,14 @@ class Merge:
         InputError: weights that cannot be normalised.
     """
 
-    layout: Layout
+    specs: TensorSpecs
     identity: dict[str, object]
     notices: list[str]
 
     def __init__(self, recipe: Recipe, workers: Workers, *, local_files_only: bool = False) -> None:
         self.recipe, self._workers = recipe, workers
         if recipe.normalize:
-            merge.shares(recipe.weights, normalize=True)  # refuses weights that sum to zero
+            methods.shares(recipe.weights, normalize=True)  # refuses weights that sum to zero
         named = (recipe.donor, *recipe.models, *([recipe.base] if recipe.base else []))
         self.opened = {
             name: open_stored(name, local_files_only=local_files_only)
@@ -61,7 +61,7 @@ class Merge:
         headed = all(LM_HEAD in model.tensors for model in everyone)
         kept = [name for name in self.donor.tensors if name != LM_HEAD or headed]
         self._plain = {self.donor.keys[name]: name for name in kept}
-        self.layout = {key: self._spec(name) for key, name in self._plain.items()}
+        self.specs = {key: self._spec(name) for key, name in self._plain.items()}
         prints = {name: model.fingerprint for name, model in self.opened.items()}
         self.identity = {"recipe": recipe.text, "models": prints}
         self._facts: dict[str, dict[str, Any]] = {}
@@ -69,10 +69,9 @@ class Merge:
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Merge one tensor; its facts are there when its last piece has been taken."""
         plain, recipe = self._plain[name], self.recipe
-        alone = (
-            recipe.method == "multislerp" and len(recipe.models) == 1
-        )  # its direction is its own
-        dtype, shape = self.layout[name]
+        # The direction of one model is its own.
+        alone = recipe.method == "multislerp" and len(recipe.models) == 1
+        dtype, shape = self.specs[name]
         with ExitStack() as stack:
             tensors = [stack.enter_context(self._open(model, plain)) for model in recipe.models]
             named = None if alone else recipe.base
@@ -80,25 +79,31 @@ class Merge:
             work = TensorMerge(tensors, base, dtype, self._workers)
             try:
                 yield from work.run(recipe)
-                facts = merge.describe(work.products, work.coefficients)
+                facts = methods.describe(work.products, work.coefficients)
                 self._facts[name] = {"tensor": name, "shape": list(shape), **facts}
             except InputError as problem:
-                raise self._not_finite(name) or WeightsError(f"tensor {name}: {problem}") from None
+                raise self._not_finite(name) or WeightsError(
+                    f"tensor {name}",
+                    problem.what,
+                    got=problem.got,
+                    expected=problem.expected,
+                    remedy=problem.remedy,
+                ) from None
 
     def facts(self, name: str) -> dict[str, Any]:
-        """Give a merged tensor's name, shape and what `merge.describe` says of it."""
+        """Give a merged tensor's name, shape and what `methods.describe` says of it."""
         return self._facts[name]
 
     def finish(self, folder: Path) -> None:
         """Write the model card and the donor's files."""
         fingerprint = Checkpoint(folder, self.donor.config).fingerprint
-        card = merge_card(self.recipe, self.opened, self.layout, fingerprint)
+        card = merge_card(self.recipe, self.opened, self.specs, fingerprint)
         (folder / CARD).write_text(card, encoding="utf-8")
-        copy_companions(self.donor.folder, folder, {dtype for dtype, _ in self.layout.values()})
+        copy_companions(self.donor.folder, folder, {spec.dtype for spec in self.specs.values()})
 
-    def _spec(self, plain: str) -> Spec:
+    def _spec(self, plain: str) -> TensorSpec:
         info = self.donor.tensors[plain]
-        return self.recipe.dtype or DTYPES[info.dtype], info.shape
+        return TensorSpec(self.recipe.dtype or torch_dtype(info.dtype), info.shape)
 
     def _open(self, model: str, plain: str) -> AbstractContextManager[FileTensor]:
         return open_tensor(self.opened[model].tensors[plain], plain)

@@ -1,8 +1,8 @@
-"""Merging weights: each method as one scalar a model and tensor, in float64, rounded once at the end.
+"""Merging weights: each method as one scalar per model and tensor, in float64.
 
 Every method here is `out = base + sum_i c_i (x_i - base)`, and the scalars c_i follow from the inner products
 of the rows x_i - base alone (their Gram matrix). So a tensor is read in pieces: once for the inner products,
-once for the sum. Knows nothing about threads and files; `tensor_merge.py` does.
+once for the sum, which `tensor_merge.py` makes. Knows nothing about threads, files and pieces.
 
 Letters: N models, K elements of a piece.
 """
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from lastword.errors import InputError
-from lastword.weights.merging.rows import Piece
 
 SLERP_LINEAR = 0.9995  # |cos| above which slerp is linear, as its formula loses its meaning there
 _CANCELLED = 1e-8  # |sum of unit vectors| below this share of sum |w| has no direction
 _DIRECT = 1e-4  # squared share below which the Gram matrix has too few digits left for the norm
 
-Pieces = Callable[[], Iterable[Piece]]  # each call walks a tensor once more
+# From coefficients c_i to |sum_i c_i (x_i - base)|^2, summed over a tensor that is read once more for it.
+SquaredLength = Callable[[Sequence[float]], float]
 
 
 def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
@@ -35,8 +35,10 @@ def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
     total = math.fsum(weights)
     if abs(total) <= _CANCELLED * math.fsum(map(abs, weights)):
         raise InputError(
-            f"merge: the weights {list(weights)} sum to {total:g}, expected a sum other than 0. "
-            "Change them, or do not normalise"
+            "merge",
+            f"the weights {list(weights)} sum to {total:g}",
+            expected="a sum other than 0",
+            remedy="Change them, or do not normalise.",
         )
     return [weight / total for weight in weights]
 
@@ -58,21 +60,8 @@ def inner_products(piece: Tensor) -> Tensor:
     return products
 
 
-def combined(piece: Piece, coefficients: Sequence[float]) -> Tensor:
-    """Give `base + sum_i c_i row_i`: float64 [K], to be rounded by the caller before the next piece."""
-    total = _sum(piece, coefficients)
-    return total if piece.base is None else total.add_(piece.base)
-
-
-def _sum(piece: Piece, coefficients: Sequence[float]) -> Tensor:
-    total = torch.mul(piece.rows[0], coefficients[0], out=piece.spare)
-    for row, coefficient in zip(piece.rows[1:], coefficients[1:], strict=True):
-        total.add_(row, alpha=coefficient)
-    return total
-
-
 def multislerp_coefficients(
-    products: Tensor, weights: Sequence[float], pieces: Pieces
+    products: Tensor, weights: Sequence[float], squared_length: SquaredLength
 ) -> list[float]:
     """Give the c_i of Multi-SLERP from the Gram matrix [N, N] of the rows x_i and the weights w as they apply.
 
@@ -81,7 +70,7 @@ def multislerp_coefficients(
     The tangent step of the usual statement is zero for any weights, so this is the whole of it. An all-zero
     row has no direction and adds none. Where the directions cancel, two rows are merged linearly.
 
-    `pieces` is walked once more only where the directions nearly cancel: the Gram matrix then
+    `squared_length` is asked for only where the directions nearly cancel: the Gram matrix then
     holds too few digits of |S|, and S is summed itself.
 
     Raises:
@@ -99,17 +88,15 @@ def multislerp_coefficients(
         return list(weights)
     squared = _quadratic(products, norms, weights)
     if squared < _DIRECT * size**2:
-        sums = (_sum(piece, scales) for piece in pieces())
-        squared = math.fsum(float(torch.dot(each, each)) for each in sums)
+        squared = squared_length(scales)
     length = math.sqrt(squared)
     if length > _CANCELLED * size:
         mean = math.fsum(w * n for w, n in zip(weights, norms, strict=True))
         return [mean / length * scale for scale in scales]
     if count == 2:
         return list(weights)
-    raise InputError(
-        "the weighted directions cancel out, so their mean has none. Change the weights"
-    )
+    what = "the weighted directions cancel out, so their mean has none"
+    raise InputError("merge", what, remedy="Change the weights.")
 
 
 def slerp_coefficients(products: Tensor, t: float) -> list[float]:
@@ -151,7 +138,8 @@ def _norms(products: Tensor) -> list[float]:
     norms = products.diagonal().sqrt().tolist()
     if not all(map(math.isfinite, norms)):
         place = next(i for i, norm in enumerate(norms) if not math.isfinite(norm))
-        raise InputError(f"model {place + 1} holds NaN or infinity here, expected finite weights")
+        what = f"model {place + 1} holds NaN or infinity"
+        raise InputError("merge", what, expected="finite weights")
     return [float(norm) for norm in norms]
 
 

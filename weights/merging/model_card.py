@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from textwrap import indent
 
-from lastword.weights.files.writer import Layout
+from lastword.weights.files.dtypes import dtype_name
+from lastword.weights.files.writer import TensorSpecs
 from lastword.weights.merging.recipe import Recipe
 from lastword.weights.merging.stored import StoredModel
 
@@ -18,7 +19,7 @@ _FORMULAS = {
 
 
 def merge_card(
-    recipe: Recipe, models: Mapping[str, StoredModel], layout: Layout, fingerprint: str
+    recipe: Recipe, models: Mapping[str, StoredModel], specs: TensorSpecs, fingerprint: str
 ) -> str:
     """Write the model card: front matter, recipe, formula and the hashes of what went in and came out."""
     hub = [model.files.name for model in models.values() if model.files.revision is not None]
@@ -26,7 +27,7 @@ def merge_card(
     front += ["tags:", "- lastword", "- merge", "- sentence-transformers"]
     if hub:
         front += ["base_model:", *(f"- {json.dumps(name)}" for name in dict.fromkeys(hub))]
-    dtypes = sorted({str(dtype).removeprefix("torch.") for dtype, _ in layout.values()})
+    dtypes = sorted({dtype_name(spec.dtype) for spec in specs.values()})
     formula = _FORMULAS[recipe.method]
     if recipe.base is not None and recipe.method == "multislerp":
         formula += ", on x_i - base, and base added"

@@ -1,7 +1,7 @@
 """A merge described in mergekit's YAML, read strictly: what is not implemented is refused by name.
 
 Read are `models:`-style merges (model, parameters.weight, merge_method, base_model, dtype, out_dtype,
-tokenizer_source and the methods' own parameters). Knows nothing about files; `merger.py` takes it from here.
+tokenizer_source and the methods' own parameters). Knows nothing about files; `merge.py` takes it from here.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,10 @@ from typing import Any, Final, NoReturn
 import torch
 
 from lastword.errors import ConfigError, needing, some
+from lastword.weights.files.dtypes import WEIGHT_DTYPES, dtype_name, torch_dtype
 from lastword.weights.json_fields import MAX_FLOAT, Fields, read_bytes, shown
 
-DTYPES: Final = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
+_DTYPES: Final = {dtype_name(dtype): dtype for dtype in map(torch_dtype, WEIGHT_DTYPES)}
 _KEYS = frozenset(
     "models merge_method base_model dtype out_dtype parameters tokenizer_source".split()
 )
@@ -59,9 +58,9 @@ def read_recipe(path: Path) -> Recipe:
         MissingPackageError: PyYAML cannot be imported.
     """
     try:
-        text = read_bytes(path, remedy="Name the recipe, a YAML file").decode("utf-8")
+        text = read_bytes(path, remedy="Name the recipe, a YAML file.").decode("utf-8")
     except UnicodeDecodeError as problem:
-        raise ConfigError(f"{path}: not UTF-8 at byte {problem.start}") from None
+        raise ConfigError(str(path), f"not UTF-8 at byte {problem.start}") from None
     return parse_recipe(text, str(path))
 
 
@@ -71,7 +70,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     _refuse_others(fields)
     method = fields.text("merge_method") or fields.fail("merge_method", "a method's name")
     if method not in _PARAMETERS:
-        fields.fail("merge_method", f"one of {some(_PARAMETERS)}", " lastword has no other method")
+        fields.fail("merge_method", f"one of {some(_PARAMETERS)}", "lastword has no other method.")
     base = _model(fields, "base_model") if fields.values.get("base_model") is not None else None
     members = _members(fields)
     shared = _fields(fields.object("parameters") or {}, f"{where}: parameters")
@@ -101,7 +100,7 @@ def _load(text: str, where: str) -> Any:
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
             line = node.start_mark.line + 1
-            raise ConfigError(f"{where}:{line}: key {twice} stands twice, expected once")
+            raise ConfigError(f"{where}:{line}", f"key {twice} stands twice", expected="once")
         return dict(pairs)
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
@@ -111,16 +110,16 @@ def _load(text: str, where: str) -> Any:
         mark = getattr(problem, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
         reason = getattr(problem, "problem", None) or str(problem).splitlines()[0]
-        raise ConfigError(f"{place}: not valid YAML; {reason}") from None
+        raise ConfigError(place, f"not valid YAML ({reason})") from None
     except (RecursionError, TypeError, ValueError) as problem:
         if isinstance(problem, ConfigError):
             raise
-        raise ConfigError(f"{where}: not valid YAML; {problem}") from None
+        raise ConfigError(where, f"not valid YAML ({problem})") from None
 
 
 def _fields(value: Any, where: str) -> Fields:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{where}: got {shown(value)}, expected a mapping of names")
+        raise ConfigError(where, "wrong content", got=shown(value), expected="a mapping of names")
     return Fields(value, where)
 
 
@@ -128,8 +127,10 @@ def _refuse_others(fields: Fields) -> None:
     for key in sorted(_STYLES & fields.values.keys()):
         if fields.values[key] is not None:
             raise ConfigError(
-                f"{fields.where}: {key} is not implemented, expected a merge of whole models by "
-                "`models:`. Remove it"
+                f"{fields.where}: {key}",
+                "not implemented",
+                expected="a merge of whole models by `models:`",
+                remedy="Remove it.",
             )
     _refuse_unknown(fields, _KEYS | _STYLES, "keys")
 
@@ -137,8 +138,10 @@ def _refuse_others(fields: Fields) -> None:
 def _refuse_unknown(fields: Fields, known: frozenset[str], what: str) -> None:
     if unknown := fields.values.keys() - known:
         raise ConfigError(
-            f"{fields.where}: {what} that are not implemented: {some(unknown)}; "
-            f"expected {some(known - _STYLES, 9)}. Remove them"
+            fields.where,
+            f"{what} that are not implemented: {some(unknown)}",
+            expected=some(known - _STYLES, 9),
+            remedy="Remove them.",
         )
 
 
@@ -164,7 +167,7 @@ def _model(fields: Fields, key: str) -> str:
     if not isinstance(name, str) or not name:
         fields.fail(key, "a folder or a hub id")
     if "+" in name and not Path(name).exists():
-        fields.fail(key, "one model", " Adapters are not merged: fold it into its model first")
+        fields.fail(key, "one model", "Adapters are not merged: fold it into its model first.")
     return name
 
 
@@ -172,7 +175,7 @@ def _own_parameters(shared: Fields, method: str) -> tuple[dict[str, bool | float
     """Take the method's own parameters and a weight that holds for every model that states none."""
     defaults = _PARAMETERS[method]
     if method == "multislerp" and "normalize" in shared.values:
-        shared.fail("normalize", "no such parameter", " multislerp calls it normalize_weights")
+        shared.fail("normalize", "no such parameter", "multislerp calls it normalize_weights.")
     weight = frozenset() if method == "slerp" else frozenset(("weight",))
     _refuse_unknown(shared, frozenset(defaults) | weight, f"parameters of {method}")
     own: dict[str, bool | float] = {}
@@ -206,7 +209,7 @@ def _number(fields: Fields, key: str, default: float | None) -> float:
 def _refuse_gradient(fields: Fields, key: str, value: list[Any] | dict[str, Any]) -> NoReturn:
     entries = value if isinstance(value, list) else [value]
     kind = "filters" if any(isinstance(entry, dict) for entry in entries) else "gradients"
-    fields.fail(key, "one number", f" {kind.capitalize()} are not implemented")
+    fields.fail(key, "one number", f"{kind.capitalize()} are not implemented.")
 
 
 def _weighted(
@@ -218,11 +221,10 @@ def _weighted(
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Tell the models that are merged from the base, and give each its weight."""
     if base is None and method in ("slerp", "task_arithmetic"):
-        raise ConfigError(f"{where}: base_model is missing, {method} needs one")
+        raise ConfigError(f"{where}: base_model", f"missing, {method} needs one")
     if method == "linear" and base is not None and base not in [name for name, _ in members]:
-        raise ConfigError(
-            f"{where}: base_model; linear has no base. List it under models with a weight, or remove it"
-        )
+        remedy = "List it under models with a weight, or remove it."
+        raise ConfigError(f"{where}: base_model", "linear has no base", remedy=remedy)
     merged = []
     for name, parameters in members:
         if name == base and method != "linear":
@@ -240,9 +242,8 @@ def _weighted(
             parameters.fail("weight", "a number")
     if not merged or (method == "slerp" and len(merged) != 1):
         needed = "exactly one model" if method == "slerp" else "at least one model"
-        raise ConfigError(
-            f"{where}: models; got {len(merged)} beside the base_model, expected {needed}"
-        )
+        got = f"{len(merged)} beside the base_model"
+        raise ConfigError(f"{where}: models", "wrong number", got=got, expected=needed)
     weights = () if method == "slerp" else tuple(weight for _, weight in merged)
     return tuple(name for name, _ in merged), weights
 
@@ -251,13 +252,13 @@ def _check_tokenizer(fields: Fields, models: set[str]) -> None:
     """Take any source among the models: they are held to one vocabulary, so all are the same."""
     source = fields.text("tokenizer_source")
     if source is not None and source != "base" and source not in models:
-        fields.fail("tokenizer_source", "base or one of the models", " Others are not implemented")
+        fields.fail("tokenizer_source", "base or one of the models", "Others are not implemented.")
 
 
 def _dtype(fields: Fields) -> torch.dtype | None:
     for key in ("out_dtype", "dtype"):
         name = fields.text(key)
-        if name is not None and name not in DTYPES:
-            fields.fail(key, f"one of {some(DTYPES)}")
+        if name is not None and name not in _DTYPES:
+            fields.fail(key, f"one of {some(_DTYPES)}")
     name = fields.text("out_dtype") or fields.text("dtype")
-    return None if name is None else DTYPES[name]
+    return None if name is None else _DTYPES[name]

@@ -11,8 +11,8 @@ from lastword.errors import WeightsError
 from lastword.weights.checkpoint import Checkpoint
 from lastword.weights.config import ModelConfig, read_config
 from lastword.weights.files.companions import PATTERNS
+from lastword.weights.files.dtypes import WEIGHT_DTYPES
 from lastword.weights.files.header import TensorInfo
-from lastword.weights.files.mapping import DTYPES
 from lastword.weights.files.shards import read_tensors
 from lastword.weights.locate import ModelFiles, locate
 from lastword.weights.tensor_names import LM_HEAD, PREFIX
@@ -52,10 +52,12 @@ def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
     stored = read_tensors(files.folder)
     fingerprint = Checkpoint(files.folder, config, stored=stored).fingerprint
     head = stored.get(LM_HEAD)
-    if head is not None and (head.dtype not in DTYPES or len(head.shape) != 2):
+    if head is not None and (head.dtype not in WEIGHT_DTYPES or len(head.shape) != 2):
         raise WeightsError(
-            f"{head.file}: tensor {LM_HEAD}; got {head.dtype} {list(head.shape)}, "
-            "expected F32, BF16 or F16 in two dimensions"
+            f"{head.file}: tensor {LM_HEAD}",
+            "wrong dtype or shape",
+            got=f"{head.dtype} {list(head.shape)}",
+            expected="F32, BF16 or F16 in two dimensions",
         )
     keys = {key.removeprefix(PREFIX): key for key in stored}
     tensors = {plain: stored[key] for plain, key in keys.items()}
@@ -64,4 +66,5 @@ def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
 
 def not_finite(model: str, tensor: str) -> WeightsError:
     """Name a stored tensor from which nothing can be made."""
-    return WeightsError(f"tensor {tensor}: {model} holds NaN or infinity, expected finite weights")
+    where = f"{model}: tensor {tensor}"
+    return WeightsError(where, "holds NaN or infinity", expected="finite weights")

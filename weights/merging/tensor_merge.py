@@ -1,23 +1,82 @@
 """One tensor merged in blocks by several threads: first the coefficients, then the elements, in order.
 
-Block sums are added in the blocks' order, so the result does not depend on the number of threads.
+Block sums are added in the blocks' order, so the result does not depend on the number of threads. A block is
+worked on in pieces, in buffers that are used again: fresh memory for every piece would cost more in page faults
+than the arithmetic in it.
 """
 
 import math
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lastword.errors import InputError
 from lastword.weights.files.blocks import Workers, blocks
+from lastword.weights.files.dtypes import dtype_name
 from lastword.weights.files.file_tensor import FlatTensor
-from lastword.weights.merging import methods as merge
+from lastword.weights.merging import methods
 from lastword.weights.merging.recipe import Recipe
-from lastword.weights.merging.rows import Rows
+
+PIECE = 1 << 17  # elements at a time: N rows of float64 then stay in a core's caches
 
 Merged = tuple[Tensor, Tensor | None]
+
+
+class Piece(NamedTuple):
+    """K elements of every tensor, float64; they hold until their thread reads the next piece."""
+
+    place: slice  # of the elements in the tensor
+    rows: Tensor  # [N, K], less the base
+    base: Tensor | None  # [K]
+    spare: Tensor  # [K], for a sum of the rows
+
+    def weighted(self, coefficients: Sequence[float]) -> Tensor:
+        """Sum `c_i row_i`: [K], in the spare memory."""
+        total = torch.mul(self.rows[0], coefficients[0], out=self.spare)
+        for row, coefficient in zip(self.rows[1:], coefficients[1:], strict=True):
+            total.add_(row, alpha=coefficient)
+        return total
+
+    def merged(self, coefficients: Sequence[float]) -> Tensor:
+        """Give `base + sum_i c_i row_i`: [K], to be rounded by the caller before the next piece."""
+        total = self.weighted(coefficients)
+        return total if self.base is None else total.add_(self.base)
+
+
+class Rows:
+    """N >= 1 flat tensors of one size, less the base where there is one; any thread may read them."""
+
+    def __init__(self, tensors: Sequence[FlatTensor], base: FlatTensor | None) -> None:
+        self.count, self.size = len(tensors), tensors[0].numel()
+        self._tensors, self._base = tensors, base
+        self._buffers = _Buffers(self.count + 2, min(PIECE, self.size))
+
+    def pieces(self, block: slice | None = None) -> Iterator[Piece]:
+        """Walk the tensors, or a block of them."""
+        block = block or slice(0, self.size)
+        for start in range(block.start, block.stop, PIECE):
+            yield self._read(slice(start, min(start + PIECE, block.stop)))
+
+    def _read(self, place: slice) -> Piece:
+        buffers = self._buffers.held[:, : place.stop - place.start]
+        rows, base, spare = buffers[: self.count], buffers[-2], buffers[-1]
+        for row, tensor in zip(rows, self._tensors, strict=True):
+            row.copy_(tensor[place])
+        if self._base is None:
+            return Piece(place, rows, None, spare)
+        rows.sub_(base.copy_(self._base[place]))
+        return Piece(place, rows, base, spare)
+
+
+class _Buffers(threading.local):
+    """Float64 [count, size] of the calling thread's own."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.held = torch.empty((count, size), dtype=torch.float64)
 
 
 class TensorMerge:
@@ -54,11 +113,11 @@ class TensorMerge:
         """Give the c_i of this tensor, reading it where they depend on it."""
         own = recipe.parameters
         if recipe.method == "slerp":
-            return merge.slerp_coefficients(self._gram(), own["t"])
+            return methods.slerp_coefficients(self._gram(), own["t"])
         if recipe.method == "multislerp":
-            shares = merge.shares(recipe.weights, normalize=recipe.normalize)
-            return merge.multislerp_coefficients(self._gram(), shares, self._rows.pieces)
-        shares = merge.shares(recipe.weights, normalize=recipe.normalize)
+            shares = methods.shares(recipe.weights, normalize=recipe.normalize)
+            return methods.multislerp_coefficients(self._gram(), shares, self._squared_length)
+        shares = methods.shares(recipe.weights, normalize=recipe.normalize)
         return [own.get("lambda", 1.0) * share for share in shares]
 
     def _gram(self) -> Tensor:
@@ -67,22 +126,30 @@ class TensorMerge:
         self._solved = True
         return self.products
 
+    def _squared_length(self, coefficients: Sequence[float]) -> float:
+        """Sum `c_i row_i` over the whole tensor, squared."""
+        sums = (piece.weighted(coefficients) for piece in self._rows.pieces())
+        return math.fsum(float(torch.dot(each, each)) for each in sums)
+
     def _products(self, block: slice) -> Tensor:
-        return merge.gram((piece.rows for piece in self._rows.pieces(block)), self._rows.count)
+        return methods.gram((piece.rows for piece in self._rows.pieces(block)), self._rows.count)
 
     def _merged(self, block: slice, products: Tensor | None = None) -> Merged:
         merged = self._block(block.stop - block.start)
         for piece in self._rows.pieces(block):
             if products is not None:
-                products += merge.inner_products(piece.rows)
+                products += methods.inner_products(piece.rows)
             start, stop = (each - block.start for each in (piece.place.start, piece.place.stop))
-            merged[start:stop] = merge.combined(piece, self.coefficients)
+            merged[start:stop] = piece.merged(self.coefficients)
         # The sum is quick, and finite unless an element is not or the elements are huge.
         if not math.isfinite(float(merged.sum())) and not torch.isfinite(merged).all():
             found = float(merged[~merged.isfinite()][0])
             raise InputError(
-                f"a merged value is not finite in {self._dtype}; got {found}, expected finite ones. "
-                "Choose a wider dtype: or smaller weights"
+                "merge",
+                f"a merged value is not finite in {dtype_name(self._dtype)}",
+                got=str(found),
+                expected="finite ones",
+                remedy="Choose a wider dtype: or smaller weights.",
             )
         return merged, products
 
