@@ -4,7 +4,6 @@ Importing this package loads no torch: `Embedder` is fetched at its first use, s
 --help` and a mere `except lastword.InputError` cost nothing.
 """
 
-import warnings
 from typing import TYPE_CHECKING
 
 from lastword.errors import ConfigError, DeviceError, InputError, LastwordError, WeightsError
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ConfigError", "DeviceError", "Embedder", "InputError", "LastwordError", "WeightsError"]
 __version__ = "0.1.0"
-
-# torch says this once, at its import, where NumPy is not installed: lastword works without it.
-warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
 
 
 def __getattr__(name: str) -> object:

@@ -1,34 +1,46 @@
-"""What a model is and how it would run, before any weight is read: files, config, prompts, limits, device and dtype.
+"""A model before its weights are read: files, config, prompts, limits, device and dtype, fingerprints.
 
-`embedder.py` builds on it. Knows no forward.
+`embedder.py` has one and adds the loop. Knows no forward.
 """
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping
-from typing import TypedDict, Unpack
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TypedDict, TypeVar, Unpack
 
 import torch
 
-from lastword.errors import ConfigError
-from lastword.identity import fingerprint
-from lastword.options import (
-    Kind,
-    check_dim,
-    check_max_length,
-    check_prompt,
-    check_prompts,
-    choose_prompt,
+from lastword.errors import ConfigError, some
+from lastword.model.postprocess import VectorFormat
+from lastword.options import check_dim, check_max_length
+from lastword.runtime.device import (
+    check_quantize,
+    choose_devices,
+    choose_dtype,
+    quantize_identity,
 )
-from lastword.runtime.device import check_quantize, choose_devices, choose_dtype, quantize_identity
 from lastword.similarity import Vectors, similarity, similarity_pairwise
+from lastword.text.prompts import Kind, check_prompt, check_prompts, choose_prompt
 from lastword.text.tokenizer import TextTokenizer
 from lastword.weights import (
     BUILTIN_NOTICE,
     Checkpoint,
+    ModelConfig,
+    WeightsSource,
+    expanded,
     locate,
     read_config,
     read_embedding_spec,
 )
+
+# What the two fingerprints are made of; raised when that changes, so that files of before are told apart.
+FINGERPRINT_VERSION = 2
+# Raised when a change of lastword's arithmetic moves vectors by more than rounding.
+NUMERICS_VERSION = 1
+
+T = TypeVar("T")
 
 
 class Where(TypedDict, total=False):
@@ -40,10 +52,11 @@ class Where(TypedDict, total=False):
     local_files_only: bool
 
 
-class OpenedModel:
+class ModelInfo:
     """A model's files and the caller's settings, in force once both are known to fit; all are as `Embedder` takes them.
 
-    Raises:   ConfigError, WeightsError or DeviceError, each a line that says what to do.
+    Raises:
+        ConfigError, WeightsError, DeviceError: each a line that says what to do.
     """
 
     def __init__(
@@ -56,11 +69,15 @@ class OpenedModel:
         max_length: int | None = None,
         prompts: Mapping[str, str] | None = None,
         truncate_dim: int | None = None,
+        open_checkpoint: Callable[[Path, ModelConfig], WeightsSource] = Checkpoint,
         **where: Unpack[Where],
     ) -> None:
         if model == "":
             raise ConfigError(
-                "model: the name is empty; got '', expected a hub id or folder, or none for the built-in model."
+                "model",
+                "the name is empty",
+                got="''",
+                expected="a hub id or folder, or none for the built-in model",
             )
         self.devices = choose_devices(device)
         self.device = self.devices[0]
@@ -76,14 +93,10 @@ class OpenedModel:
         self.notices = tuple(notice for notice in notices if notice is not None)
         self.prompts = {**self.spec.prompts, **check_prompts(prompts)}
         self.default_prompt_name = self.spec.default_prompt_name
-        self._tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)
+        self.tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)
         self.max_length = max_length
         self.truncate_dim = truncate_dim
-        self.checkpoint = self._open_checkpoint()
-
-    def _open_checkpoint(self) -> Checkpoint:
-        """Open the weights; the model benchmark puts random ones in their place."""
-        return Checkpoint(self.files.folder, self.config)
+        self.checkpoint = open_checkpoint(self.files.folder, self.config)
 
     # What may be set.
 
@@ -97,19 +110,10 @@ class OpenedModel:
         self._max_length = check_max_length(
             max_length,
             default=self.spec.max_length,
-            least=self._tokenizer.num_template_tokens + 1,
+            least=self.tokenizer.num_template_tokens + 1,
             limit=self.config.max_position_embeddings,
             folder=self.files.folder,
         )
-
-    @property
-    def max_seq_length(self) -> int:
-        """`max_length` under sentence-transformers' name; it may be set."""
-        return self.max_length
-
-    @max_seq_length.setter
-    def max_seq_length(self, max_length: int | None) -> None:
-        self.max_length = max_length
 
     @property
     def truncate_dim(self) -> int | None:
@@ -124,23 +128,35 @@ class OpenedModel:
     @property
     def dim(self) -> int:
         """Width of the vectors that `encode` gives."""
-        return self._dim(None)
+        return check_dim(self.truncate_dim, self.config.hidden_size)
 
-    def get_embedding_dimension(self) -> int:
-        """`dim` under sentence-transformers' name."""
-        return self.dim
+    # What one call's settings come to.
 
-    def _dim(self, truncate_dim: int | None) -> int:
-        """The width of one call's vectors: its own, else the model's."""
+    def vector_format(
+        self,
+        truncate_dim: int | None = None,
+        *,
+        normalize_embeddings: bool = False,
+        precision: str = "float32",
+        ranges: torch.Tensor | None = None,
+    ) -> VectorFormat:
+        """Resolve how vectors are asked for; this alone decides that a vector which is cut is normalised.
+
+        Raises:
+            ConfigError: a width that the model does not have, or a precision that does not go with it.
+        """
         chosen = self.truncate_dim if truncate_dim is None else truncate_dim
-        return check_dim(chosen, self.config.hidden_size)
+        dim = check_dim(chosen, self.config.hidden_size)
+        normalize = normalize_embeddings or self.spec.normalize or dim < self.config.hidden_size
+        return VectorFormat(dim, normalize, precision, ranges)
 
     def resolve_prompt(
         self, prompt_name: str | None = None, prompt: str | None = None, kind: Kind | None = None
     ) -> str:
-        """Find the prefix to put before every text: the prompt itself, one by name, or the kind's own.
+        """Find the prompt to put before every text: the caller's own, one by name, or the kind's.
 
-        Raises:   ConfigError for an unknown name, listing the known ones, and for a prompt that is no text.
+        Raises:
+            ConfigError: an unknown name, with the known ones listed, or a prompt that is no text.
         """
         if prompt is None:
             prompt = choose_prompt(self.prompts, prompt_name, self.default_prompt_name, kind)
@@ -160,14 +176,15 @@ class OpenedModel:
         self, truncate_dim: int | None = None, *, normalize_embeddings: bool = False
     ) -> str:
         """Hash what a vector's meaning depends on: vectors may be compared where it is equal."""
-        dim = self._dim(truncate_dim)
-        asked = normalize_embeddings and dim == self.config.hidden_size  # one that is cut always is
-        return fingerprint(
+        wanted = self.vector_format(truncate_dim, normalize_embeddings=normalize_embeddings)
+        # A vector that is cut is normalised whatever was asked: that alone makes no space of its own.
+        whole = wanted.dim == self.config.hidden_size
+        return _fingerprint(
             weights=self.checkpoint.fingerprint,
-            tokenizer=self._tokenizer.file_hash,
-            config=repr(self.config),
-            normalize=self.spec.normalize or asked,
-            dim=dim,
+            tokenizer=self.tokenizer.file_hash,
+            config=self.config.numeric_settings(),
+            normalize=wanted.normalize if whole else self.spec.normalize,
+            dim=wanted.dim,
         )
 
     def run_fingerprint(
@@ -183,7 +200,7 @@ class OpenedModel:
 
         The device, threads and max_batch_tokens are not in it: under other ones vectors may round differently.
         """
-        return fingerprint(
+        return _fingerprint(
             space=self.space_fingerprint(truncate_dim, normalize_embeddings=normalize_embeddings),
             prompt=prompt,
             dtype=str(self.dtype),
@@ -192,3 +209,41 @@ class OpenedModel:
             precision=precision,
             ranges=None if ranges is None else ranges.tolist(),
         )
+
+
+def _fingerprint(**settings: object) -> str:
+    """Hash named settings to 16 hexadecimal digits; equal settings in any order give equal hashes."""
+    versions = {"version": FINGERPRINT_VERSION, "numerics": NUMERICS_VERSION}
+    text = json.dumps(versions | settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# Which published model a name or folder stands for.
+
+
+def known_name(model: str, known: Collection[str]) -> str:
+    """Map a model name or folder to the hub id among `known` that it bears, else return it as it is."""
+    folder = expanded(model)
+    own = folder.absolute().name.lower() if folder.is_dir() else None
+    for name in known:
+        if model.lower() == name.lower() or own == name.lower().split("/")[1]:
+            return name
+    return model
+
+
+def published(model: str, facts: Mapping[str, T], where: str, what: str) -> T:
+    """Find what is known about a published model, by its hub id or its folder's name.
+
+    Raises:
+        ConfigError: nothing is known; `where` and `what` begin its message, as in "card" and "no table is known".
+    """
+    name = known_name(model, facts)
+    if name not in facts:
+        raise ConfigError(
+            where,
+            what,
+            got=repr(model),
+            expected=f"one of: {some(facts)}",
+            remedy="Where MODEL does not say which, name it with --as (in Python known_as).",
+        )
+    return facts[name]

@@ -3,115 +3,99 @@
 Knows numbers and names, neither models nor devices.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
-from torch import Tensor
+from lastword.errors import ConfigError
+from lastword.report import Report
 
-from lastword.errors import ConfigError, lone_surrogate, some
-from lastword.model.postprocess import check_precision
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Kind = Literal["query", "document"]
+    from lastword.model.postprocess import VectorFormat
+
 TooLong = Literal["cut", "error"]
+QUANTIZE = ("int8", "fp8")
+
+
+class EncodeKwargs(TypedDict, total=False):
+    """What `encode` and its kin take beside texts and prompt.
+
+    Keys:
+        precision: float32 (default), float16, int8, uint8, binary or ubinary, see `model.postprocess.quantize`.
+        truncate_dim: leading dimensions to keep; the vector is normalised after the cut.
+        ranges: [2, dim] for int8 (optional) and uint8.
+        too_long: "cut" (default) keeps max_length tokens with the end token, "error" refuses the text.
+        normalize_embeddings: length 1 also where the checkpoint does not normalise.
+        report: counts are added to it: texts cut, tokens asked for and computed.
+        show_progress_bar: default: on a terminal, when the work is long.
+    """
+
+    precision: str
+    truncate_dim: int | None
+    ranges: "Tensor | None"
+    too_long: TooLong
+    normalize_embeddings: bool
+    report: Report | None
+    show_progress_bar: bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """The settings of one call, all resolved: `dim` leading dimensions, scaled to length 1 with `normalize`.
+    """The settings of one call, all resolved.
 
-    Raises:   ConfigError for a precision that does not go with `dim` and `ranges`, or an unknown `too_long`.
+    Raises:
+        ConfigError: an unknown `too_long`.
     """
 
-    prefix: str
+    prompt: str
     max_length: int
-    dim: int
-    normalize: bool
-    precision: str = "float32"
-    ranges: Tensor | None = None
+    format: "VectorFormat"
     too_long: str = "cut"
 
     def __post_init__(self) -> None:
-        check_precision(self.precision, self.dim, self.ranges)
         if self.too_long not in ("cut", "error"):
-            raise ConfigError(
-                f"too_long: unknown; got {self.too_long!r}, expected 'cut' or 'error'."
-            )
+            got = repr(self.too_long)
+            raise ConfigError("too_long", "unknown", got=got, expected="'cut' or 'error'")
+
+
+def check_keywords(function: str, given: EncodeKwargs) -> None:
+    """Refuse a keyword that `EncodeKwargs` does not have, as Python refuses one that a signature does not."""
+    for name in given:
+        if name not in EncodeKwargs.__annotations__:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def check_max_length(
     max_length: int | None, *, default: int, least: int, limit: int, folder: Path
 ) -> int:
-    """Tokens that a text may have: the caller's number or that of the model's files, within what the model takes."""
+    """Return the maximum number of tokens per text: the caller's or that of the model's files, within the limits."""
     length = default if max_length is None else max_length
     if type(length) is int and least <= length <= limit:
         return length
-    where, remedy = "max_length", ""
+    where, remedy = "max_length", None
     if max_length is None:
-        where = f"{folder}: tokens of a text, by sentence_bert_config.json or tokenizer_config.json"
-        remedy = " Set max_length."
-    raise ConfigError(
-        f"{where}: out of range; got {length!r}, expected {least} to {limit} tokens.{remedy}"
-    )
+        where = f"{folder}: tokens per text, by sentence_bert_config.json or tokenizer_config.json"
+        remedy = "Set max_length."
+    expected = f"{least} to {limit} tokens"
+    raise ConfigError(where, "out of range", got=repr(length), expected=expected, remedy=remedy)
 
 
 def check_batch_tokens(max_batch_tokens: int | None) -> None:
-    """Tokens computed in one forward: at least one where the caller says how many."""
+    """Refuse a number of tokens per batch below one; None is the device's own."""
     if max_batch_tokens is None:
         return
     if type(max_batch_tokens) is not int or max_batch_tokens < 1:
-        raise ConfigError(
-            f"max_batch_tokens: out of range; got {max_batch_tokens!r}, expected 1 or more."
-        )
+        got = repr(max_batch_tokens)
+        raise ConfigError("max_batch_tokens", "out of range", got=got, expected="1 or more")
 
 
 def check_dim(truncate_dim: int | None, size: int) -> int:
-    """Leading dimensions to keep: all where the caller does not say."""
+    """Return the number of leading dimensions to keep: all where the caller does not say."""
     if truncate_dim is None:
         return size
     if type(truncate_dim) is not int or not 1 <= truncate_dim <= size:
-        raise ConfigError(
-            f"truncate_dim: out of range; got {truncate_dim!r}, expected 1 to {size}."
-        )
+        got = repr(truncate_dim)
+        raise ConfigError("truncate_dim", "out of range", got=got, expected=f"1 to {size}")
     return truncate_dim
-
-
-def check_prompts(prompts: Mapping[str, str] | None) -> Mapping[str, str]:
-    """The caller's prompts by name: strings, as those of a checkpoint are."""
-    for name, prompt in (prompts or {}).items():
-        if not isinstance(prompt, str):
-            raise ConfigError(f"prompts: {name!r}; got {prompt!r}, expected a string.")
-    return prompts or {}
-
-
-def check_prompt(prompt: str) -> str:
-    """The prefix of one call's texts: a string that a tokenizer takes."""
-    if not isinstance(prompt, str):
-        raise ConfigError(f"prompt: not a string; got {prompt!r}, expected str.")
-    if (at := lone_surrogate(prompt)) is not None:
-        raise ConfigError(
-            f"prompt: not valid Unicode; got the lone surrogate U+{ord(prompt[at]):04X} at character {at}, "
-            "expected text. Decode it with errors='replace' first."
-        )
-    return prompt
-
-
-def choose_prompt(
-    prompts: Mapping[str, str], name: str | None, default: str | None, kind: Kind | None
-) -> str:
-    """Find the prefix of that name, else the kind's own or none, else the checkpoint's default or none.
-
-    As in sentence-transformers, a query or document never gets the default prompt.
-
-    Raises:   ConfigError for an unknown name, listing the known ones.
-    """
-    if name is None and kind is not None:
-        return prompts.get(kind, "")
-    name = default if name is None else name
-    if name is None:
-        return ""
-    if name not in prompts:
-        known = some(prompts) or "none"
-        raise ConfigError(f"prompt: unknown name; got {name!r}, expected one of: {known}.")
-    return prompts[name]

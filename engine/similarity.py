@@ -40,9 +40,8 @@ def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
     """
     a, b = _comparable(a, b)
     if len(a) != len(b) and 1 not in (len(a), len(b)):
-        raise InputError(
-            f"vectors: not in pairs; got {len(a)} and {len(b)}, expected as many on both sides."
-        )
+        got = f"{len(a)} and {len(b)}"
+        raise InputError("vectors", "not in pairs", got=got, expected="as many on both sides")
     if name == "euclidean":
         return -(a - b).square().sum(1).sqrt()
     if name == "manhattan":
@@ -57,8 +56,11 @@ def _comparable(a: Vectors, b: Vectors) -> tuple[Tensor, Tensor]:
     rows, others = _rows(a), _rows(b)
     if rows.shape[1] != others.shape[1]:
         raise InputError(
-            f"vectors: of two widths; got {rows.shape[1]} and {others.shape[1]} dimensions, expected as many. "
-            "Compare vectors of one model and truncate_dim."
+            "vectors",
+            "of two widths",
+            got=f"{rows.shape[1]} and {others.shape[1]} dimensions",
+            expected="as many",
+            remedy="Compare vectors of one model and truncate_dim.",
         )
     return rows, others
 
@@ -70,11 +72,11 @@ def _rows(vectors: Vectors) -> Tensor:
             vectors = torch.stack([torch.as_tensor(each) for each in vectors])
         rows = torch.as_tensor(vectors).float()
     except (RuntimeError, TypeError, ValueError) as error:
+        got, expected = type(vectors).__name__, "[N, dim] or [dim]"
         raise InputError(
-            f"vectors: not numbers of one width; got {type(vectors).__name__}, expected [N, dim] or [dim]."
+            "vectors", "not numbers of one width", got=got, expected=expected
         ) from error
     if rows.dim() not in (1, 2):
-        raise InputError(
-            f"vectors: not a matrix; got the shape {list(rows.shape)}, expected [N, dim] or [dim]."
-        )
+        got, expected = f"the shape {list(rows.shape)}", "[N, dim] or [dim]"
+        raise InputError("vectors", "not a matrix", got=got, expected=expected)
     return rows[None] if rows.dim() == 1 else rows

@@ -13,31 +13,35 @@ from lastword.errors import ConfigError
 from lastword.model.qwen3 import Model
 
 
-def layer_numbers(layers: Sequence[int] | None, num_layers: int) -> list[int]:
+def layer_numbers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, ...]:
     """Resolve layers to 0 … L; None stands for all, negative ones count from the end.
 
-    Raises:   ConfigError for one that is not there, or for none at all.
+    Raises:
+        ConfigError: a layer that is not there, or none at all.
     """
     numbers = range(num_layers + 1)
     if layers is None:
-        return list(numbers)
+        return tuple(numbers)
     if len(layers) == 0:
-        raise ConfigError(
-            f"layers: none is named; got [], expected 0 to {num_layers}, or None for all."
-        )
+        expected = f"0 to {num_layers}, or None for all"
+        raise ConfigError("layers", "none is named", got="[]", expected=expected)
     for layer in layers:
         if type(layer) is not int or not -len(numbers) <= layer <= num_layers:
-            raise ConfigError(
-                f"layers: no such layer; got {layer!r}, expected 0 to {num_layers}, or negative from the end."
-            )
-    return [numbers[layer] for layer in layers]
+            expected = f"0 to {num_layers}, or negative from the end"
+            raise ConfigError("layers", "no such layer", got=repr(layer), expected=expected)
+    return tuple(numbers[layer] for layer in layers)
 
 
-def last_token_states(layers: Sequence[int], model: Model, forest: Forest) -> Tensor:
+def last_token_states(model: Model, forest: Forest, layers: Sequence[int]) -> Tensor:
     """Collect what the forward computes for the last token of each distinct text.
 
-    Args:     layers: 0 the token's embedding, i the residual stream after layer i, L after the final norm.
-    Returns:  [N', len(layers), C] fp32 on the CPU.
+    Args:
+        model: whose forward runs.
+        forest: the batch.
+        layers: 0 the token's embedding, i the residual stream after layer i, L after the final norm.
+
+    Returns:
+        [N', len(layers), C] fp32 on the CPU.
     """
     last = model.config.num_hidden_layers
     rows = torch.tensor(forest.final_rows)

@@ -3,6 +3,8 @@
 Knows tensors only. Every vector passes here on its way out, so none that is not finite gets past.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,39 +14,73 @@ from lastword.errors import ConfigError
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class VectorFormat:
+    """How a text's vector is asked for: `dim` leading dimensions, of length 1 with `normalize`, stored in `precision`.
+
+    Raises:
+        ConfigError: a precision that does not go with `dim` and `ranges`.
+    """
+
+    dim: int
+    normalize: bool
+    precision: str = "float32"
+    ranges: Tensor | None = None  # [2, dim], for int8 (optional) and uint8
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision, self.dim, self.ranges)
+
+
 def check_precision(precision: str, dim: int, ranges: Tensor | None) -> None:
     """Refuse an unknown precision, or one that `dim` or the lack of ranges does not allow."""
     if precision not in PRECISIONS:
-        raise ConfigError(
-            f"precision: unknown; got {precision!r}, expected one of {', '.join(PRECISIONS)}."
-        )
+        expected = f"one of {', '.join(PRECISIONS)}"
+        raise ConfigError("precision", "unknown", got=repr(precision), expected=expected)
     if precision.endswith("binary") and dim % 8:
-        raise ConfigError(
-            f"precision: {precision} packs 8 dimensions a byte; got dim {dim}, expected a multiple of 8."
-        )
+        what = f"{precision} packs 8 dimensions per byte"
+        raise ConfigError("precision", what, got=f"dim {dim}", expected="a multiple of 8")
     if precision == "uint8" and ranges is None:
         raise ConfigError(
-            "precision: uint8 needs ranges; got none, expected a [2, dim] tensor. Save them from a sample first."
+            "precision",
+            "uint8 needs ranges",
+            got="none",
+            expected=f"a [2, {dim}] tensor",
+            remedy="Save them from a sample first.",
         )
-    if ranges is not None and tuple(ranges.shape) != (2, dim):
-        raise ConfigError(f"ranges: wrong shape; got {list(ranges.shape)}, expected [2, {dim}].")
-    if ranges is not None and not bool((ranges[1] > ranges[0]).all()):
-        raise ConfigError(
-            "ranges: every upper bound must exceed its lower bound; got one that does not."
-        )
+    if ranges is None:
+        return
+    if tuple(ranges.shape) != (2, dim):
+        got = str(list(ranges.shape))
+        raise ConfigError("ranges", "wrong shape", got=got, expected=f"[2, {dim}]")
+    if not bool((ranges[1] > ranges[0]).all()):
+        what = "not every upper bound exceeds its lower bound"
+        raise ConfigError("ranges", what, expected="lower below upper in every dimension")
 
 
-def finish(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
+def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
     """Cut to the first `dim` dimensions and scale to length 1: v = s[:dim] / max(‖s[:dim]‖, 1e-12).
 
-    Args:     states: [N, C], any float dtype.
-    Returns:  [N, dim] fp32 on the same device; a row that was not finite stays so, for the caller to name.
-    Numerics: in fp32.
+    Args:
+        states: [N, C], any float dtype.
+        dim: leading dimensions to keep.
+        normalize: whether to scale.
+
+    Returns:
+        [N, dim] fp32 on the same device; a row that was not finite stays so, for the caller to name.
+
+    Numerics:
+        In fp32.
     """
     vectors = states[:, :dim].float()
     if normalize:
         vectors = F.normalize(vectors, dim=1)
     return vectors
+
+
+def not_finite(vectors: Tensor) -> list[int]:
+    """List the rows of [N, dim] that hold a NaN or an infinity."""
+    finite = vectors.isfinite().all(1)
+    return [] if bool(finite.all()) else (~finite).nonzero().flatten().tolist()
 
 
 def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Tensor:
@@ -56,8 +92,13 @@ def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> T
     uint8: the same plus 128. binary: bit d of each byte is v > 0, packed high bit first, as int8 (less 128);
     ubinary: as uint8. Compare both by Hamming distance.
 
-    Args:     vectors: [N, dim] fp32.
-    Returns:  [N, dim], or [N, dim/8] for binary and ubinary.
+    Args:
+        vectors: [N, dim] fp32.
+        precision: one of `PRECISIONS`.
+        ranges: [2, dim].
+
+    Returns:
+        [N, dim], or [N, dim/8] for binary and ubinary.
     """
     if precision == "float32":
         return vectors

@@ -5,7 +5,6 @@ Knows weights and kernels, neither texts nor tokenizers; on a GPU nothing here w
 rows only.
 """
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,9 +18,9 @@ from lastword import kernels
 from lastword.batching.forest import Forest
 from lastword.batching.packing import Inputs, Packer
 from lastword.kernels import AttentionPlan, Rows
-from lastword.runtime import malloc
+from lastword.model.rope import inverse_frequencies
 from lastword.runtime.cuda_graphs import Capture, CudaCapture, Graphs
-from lastword.weights import Checkpoint, LayerWeights, ModelConfig, RopeConfig
+from lastword.weights import LayerWeights, ModelConfig, WeightsSource
 
 # How each mode computes matrix products, and the gate and up projections with SwiGLU. In fp8 the latter give, and
 # both take, quantised rows.
@@ -32,35 +31,6 @@ _PRODUCTS: dict[str | None, _Kinds] = {
     "fp8": (kernels.Fp8Linear, kernels.Fp8SwigluLinear),
 }
 Observer = Callable[[int, Tensor], None]
-
-
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Rotations per token of each pair of dimensions: theta^(−2i/D), interpolated where yarn asks for it.
-
-    Returns:  [D/2] fp32.
-    Source:   Su et al. 2021 §3.2; Peng et al. 2023 (yarn) §3; transformers `_compute_yarn_parameters`.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    powers = rope.theta**exponents
-    if rope.kind == "default":
-        return 1.0 / powers
-    low, high = _yarn_range(rope, head_dim)
-    ramp = ((torch.arange(head_dim // 2).float() - low) / (high - low)).clamp(0, 1)
-    return (1.0 / (rope.factor * powers)) * ramp + (1.0 / powers) * (1 - ramp)
-
-
-def _yarn_range(rope: RopeConfig, head_dim: int) -> tuple[float, float]:
-    """Dimensions between which yarn goes from extrapolation to interpolation."""
-
-    def dimension(rotations: float) -> float:
-        wavelength = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
-        return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))
-
-    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
-    if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    return (low, high) if low != high else (low, high + 0.001)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +115,7 @@ class Model:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: WeightsSource,
         config: ModelConfig,
         device: torch.device,
         dtype: torch.dtype,
@@ -159,19 +129,19 @@ class Model:
         table = checkpoint.embedding()
         self.embedding = table if device.type == "cpu" else table.to(device, dtype)
         self.layers = []
-        with malloc.loading() if device.type == "cpu" else nullcontext():
-            for i in range(config.num_hidden_layers):
-                self.layers.append(self._load_layer(checkpoint, i, quantize))
-                loaded(1)
+        for i in range(config.num_hidden_layers):
+            self.layers.append(self._load_layer(checkpoint, i, quantize))
+            loaded(1)
         self.norm = checkpoint.norm().to(device, dtype)
         self.inv_freq = inverse_frequencies(config.rope, config.head_dim).to(device)
-        self._packer: Packer | None = None  # the PyTorch twins take batches as they are
+        self._packer: Packer | None = None  # the CPU implementation takes batches as they are
         self._graphs: Graphs | None = None
-        if device.type == "cuda":
+        if kernels.launches_triton(device):
             with self._current_device():
-                self.use_packing(CudaCapture() if cuda_graphs else None)
+                records = cuda_graphs and device.type == "cuda"
+                self.use_packing(CudaCapture() if records else None)
 
-    def _load_layer(self, checkpoint: Checkpoint, i: int, quantize: str | None) -> _Layer:
+    def _load_layer(self, checkpoint: WeightsSource, i: int, quantize: str | None) -> _Layer:
         """What was read of a layer and is not kept is free when it returns, before the next is read."""
         last = self.config.num_hidden_layers - 1
         weights = _place(checkpoint.layer(i, self.dtype), self.device, self.dtype)
@@ -204,7 +174,7 @@ class Model:
                 return self._forward(Inputs.of(forest, self.device), observe)
             finals = len(forest.final_rows)
             layout, buffer = self._packer.pack(forest, pad=observe is None)
-            if layout.tier and self._graphs is not None:
+            if layout.bucket and self._graphs is not None:
                 return self._graphs.run(self._forward, layout, buffer, finals)
             inputs = layout.read(buffer.to(self.device, non_blocking=True))
             return self._forward(inputs, observe)[:finals]

@@ -1,7 +1,7 @@
-"""Small batches as CUDA graphs: the launches of a tier's forward are recorded once and replayed by a single call.
+"""Small batches as CUDA graphs: the launches of a bucket's forward are recorded once and replayed by a single call.
 
-A graph reads and writes memory at fixed addresses: each tier owns its buffers, a batch is copied in and its states are
-copied out before the next one. Knows layouts and a forward, no texts and no weights.
+A graph reads and writes memory at fixed addresses: each bucket owns its buffers, a batch is copied in and its states
+are copied out before the next one. Knows layouts and a forward, no texts and no weights.
 """
 
 import warnings
@@ -62,8 +62,8 @@ class CudaCapture:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tier:
-    """One tier's buffers, int32 [layout.size] in and [N, C] out, and its graph."""
+class _Bucket:
+    """One bucket's buffers, int32 [layout.size] in and [N, C] out, and its graph."""
 
     inputs: Tensor
     states: Tensor
@@ -71,9 +71,9 @@ class _Tier:
 
 
 class Graphs:
-    """The graphs of one model's forward, one a tier, recorded when a batch of the tier first comes.
+    """The graphs of one model's forward, one per bucket, recorded when a batch of the bucket first comes.
 
-    Holds no reference to the model, whose memory then goes with the model's last one; only a tier that could not be
+    Holds no reference to the model, whose memory then goes with the model's last one; only a bucket that could not be
     recorded does.
     """
 
@@ -82,30 +82,30 @@ class Graphs:
     ) -> None:
         self._capture = capture
         self._width, self._dtype, self._device = width, dtype, device
-        self._tiers: dict[Layout, _Tier] = {}
+        self._buckets: dict[Layout, _Bucket] = {}
         self._lock = Lock()  # buffers hold one batch at a time
         self._done: torch.cuda.Event | None = None  # the batch before has left the buffers
 
     def run(self, forward: Forward, layout: Layout, buffer: Tensor, finals: int) -> Tensor:
-        """Compute the final states [finals, C] of a batch that was packed into a tier's layout.
+        """Compute the final states [finals, C] of a batch that was packed into a bucket's layout.
 
         They are the caller's own. All work is put on the current stream; `forward` must be the same at every call.
         """
         with self._lock:
             if self._done is not None:  # it may have been on another stream
                 torch.cuda.current_stream().wait_event(self._done)
-            tier = self._tiers.get(layout)
-            if tier is None:
-                tier = self._tiers[layout] = self._record(forward, layout, buffer)
-            tier.inputs.copy_(buffer, non_blocking=True)
-            tier.replay()
-            states = tier.states[:finals].clone()
+            bucket = self._buckets.get(layout)
+            if bucket is None:
+                bucket = self._buckets[layout] = self._record(forward, layout, buffer)
+            bucket.inputs.copy_(buffer, non_blocking=True)
+            bucket.replay()
+            states = bucket.states[:finals].clone()
             if self._device.type == "cuda":
                 self._done = torch.cuda.current_stream().record_event(self._done)
             return states
 
-    def _record(self, forward: Forward, layout: Layout, buffer: Tensor) -> _Tier:
-        """Record a tier on its first batch: what runs before the recording needs inputs that make sense."""
+    def _record(self, forward: Forward, layout: Layout, buffer: Tensor) -> _Bucket:
+        """Record a bucket on its first batch: what runs before the recording needs inputs that make sense."""
         inputs = buffer.to(self._device, copy=True)
         states = torch.empty(layout.finals, self._width, dtype=self._dtype, device=self._device)
 
@@ -120,10 +120,13 @@ class Graphs:
             # What breaks a recording, such as another thread that waits for the whole device, may do so each time.
             problem = str(error).partition("\n")[0]
             warnings.warn(
-                f"cuda graphs: a batch of {layout.rows} rows could not be recorded; got {problem!r}. Such batches are "
-                "launched kernel by kernel: right, but later.",
-                LastwordWarning,
+                LastwordWarning(
+                    "cuda_graphs",
+                    f"a batch of {layout.rows} rows could not be recorded",
+                    got=repr(problem),
+                    remedy="Such batches are launched kernel by kernel: right, but later.",
+                ),
                 stacklevel=2,
             )
             replay = run
-        return _Tier(inputs, states, replay)
+        return _Bucket(inputs, states, replay)

@@ -7,6 +7,7 @@ import torch
 
 from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import activation_levels, check_fp8, check_int8, fp8_format
+from lastword.weights import dtype_name
 
 # Rows of one forward for each CPU thread: products are at their peak, more only take memory (bench/LOG.md).
 CPU_BATCH_TOKENS_PER_THREAD = 1024
@@ -34,14 +35,13 @@ def _one_device(device: str | torch.device | None, expected: str) -> torch.devic
     except RuntimeError:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device: unknown; got {str(device)!r}, expected {expected}.")
+        raise DeviceError("device", "unknown", got=repr(str(device)), expected=expected)
     # PyTorch keeps the number in 8 bits: cuda:256 would be cuda:0
     if chosen.type == "cuda" and (str(chosen) != str(device) or not _is_there(chosen)):
         gpus = torch.cuda.device_count()
         there = ("'cpu': PyTorch finds no GPU", "'cuda:0'", f"'cuda:0' to 'cuda:{gpus - 1}'")
-        raise DeviceError(
-            f"device: not there; got {str(device)!r}, expected {there[min(gpus, 2)]}."
-        )
+        expected = there[min(gpus, 2)]
+        raise DeviceError("device", "not there", got=repr(str(device)), expected=expected)
     return chosen
 
 
@@ -67,15 +67,13 @@ def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...
     names = [f"cuda:{name}" if gpus and name.isdecimal() else name for name in names]
     chosen = tuple(_one_device(name, _DEVICES) for name in names)
     if len({each.type for each in chosen}) > 1:
-        raise DeviceError(
-            f"device: of two kinds; got {asked!r}, expected GPUs or CPUs alone, as 'cuda:0,1' or 'cpu,cpu'."
-        )
+        expected = "GPUs or CPUs alone, as 'cuda:0,1' or 'cpu,cpu'"
+        raise DeviceError("device", "of two kinds", got=repr(asked), expected=expected)
     if chosen[0].type == "cuda" and None in {each.index for each in chosen}:
-        raise DeviceError(
-            f"device: one of several GPUs without its number; got {asked!r}, expected as in 'cuda:0,1'."
-        )
+        what = "one of several GPUs without its number"
+        raise DeviceError("device", what, got=repr(asked), expected="as in 'cuda:0,1'")
     if chosen[0].type == "cuda" and len(set(chosen)) < len(chosen):
-        raise DeviceError(f"device: a GPU is named twice; got {asked!r}, expected each once.")
+        raise DeviceError("device", "a GPU is named twice", got=repr(asked), expected="each once")
     return chosen
 
 
@@ -89,9 +87,8 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     name = str(dtype).removeprefix("torch.")
     if name not in known:
-        raise ConfigError(
-            f"dtype: cannot be computed in; got {name!r}, expected 'float32' or 'bfloat16'."
-        )
+        expected = "'float32' or 'bfloat16'"
+        raise ConfigError("dtype", "cannot be computed in", got=repr(name), expected=expected)
     return known[name]
 
 
@@ -105,21 +102,22 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
         return None
     rest = {"int8": torch.float32, "fp8": torch.bfloat16}
     if quantize not in rest:
-        raise ConfigError(
-            f"quantize: unknown; got {quantize!r}, expected None, 'int8' on a CPU or 'fp8' on a GPU."
-        )
+        expected = "None, 'int8' on a CPU or 'fp8' on a GPU"
+        raise ConfigError("quantize", "unknown", got=repr(quantize), expected=expected)
     if quantize == "int8" and device.type != "cpu":
         raise ConfigError(
-            f"quantize: int8 is for CPUs; got device {str(device)!r}, expected 'cpu'. Use device 'cpu', quantize "
-            "'fp8' on this one, or leave quantize out."
+            "quantize",
+            "int8 is for CPUs",
+            got=f"device {str(device)!r}",
+            expected="'cpu'",
+            remedy="Use device 'cpu', quantize 'fp8' on this one, or leave quantize out.",
         )
     if quantize == "fp8":
         check_fp8(device)
     if dtype != rest[quantize]:
-        names = [str(each).removeprefix("torch.") for each in (rest[quantize], dtype)]
-        raise ConfigError(
-            f"quantize: {quantize} computes the rest in {names[0]}; got dtype {names[1]!r}. Leave dtype out."
-        )
+        what = f"{quantize} computes the rest in {dtype_name(rest[quantize])}"
+        got = f"dtype {dtype_name(dtype)!r}"
+        raise ConfigError("quantize", what, got=got, remedy="Leave dtype out.")
     if quantize == "int8":
         check_int8()
     return quantize

@@ -1,239 +1,353 @@
-"""The window loop: texts are tokenised and packed a window at a time, on a GPU ahead of the forward, then computed.
+"""The one loop: texts → token ids → forests → a tensor per batch → results in the caller's order.
 
-While a GPU computes one window, a thread prepares the next. A CPU's cores are busy with the forward as it is. A batch's
-vectors are taken when those after it have been started, so that a GPU never waits for the host between two. Knows
-functions from texts to forests and from forests to vectors, neither tokenizers nor models.
+    texts ─ groups ─► Group of items ─ plan_forests ─► forests ─ runner.start(task) ─► Finished ─► matrices in order
+
+`finished` is the core: it takes groups of items, from texts or from a queue, and yields what each batch gives as
+batches finish. `matrices` (order, raising, counts), `results` (one item at a time) and `plan` are thin around it.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Event
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, Queue
 from time import perf_counter
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from lastword.batching.forest import Forest
+from lastword.batching.forest import Forest, plan_forests
 from lastword.errors import InputError
+from lastword.model.postprocess import VectorFormat, not_finite, postprocess, quantize
+from lastword.options import EncodeOptions
 from lastword.report import Report
+from lastword.runtime.out_of_memory import BatchBudget, computed_parts
+from lastword.runtime.runner import EmbedTask, Runner, Task, Wait
+from lastword.runtime.threads import map_ahead, run_ahead
+from lastword.text.groups import cut_groups
+from lastword.text.tokenizer import TextTokenizer
 
-# (texts, the caller's index of the first, counts to add `cut` to) -> forests
-Prepare = Callable[[list[str], int, Report], Iterator[Forest]]
-# waits for a batch that was started and gives its tensor
-Wait = Callable[[], Tensor]
-T = TypeVar("T")
-
-# A window of fewer texts is prepared in the caller's thread: the hand-over would cost more than it hides.
+# A group of fewer texts is prepared in the caller's thread: the hand-over would cost more than it hides.
 _MIN_AHEAD = 64
+# Groups of vectors that may lie ready while their reader is busy: up to 16 MB each at 1024 dimensions.
+_GROUPS_AHEAD = 8
+# Items that one group takes from a queue at most.
+_QUEUE_ITEMS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """Consecutive texts: the caller's index of the first, how many, their forests made on demand, and the counts."""
+class Item:
+    """One text on its way: `tag` is the caller's own and comes back with the result.
 
-    first: int
-    size: int
-    forests: Iterator[Forest]
+    `format` is None where the task's rows are wanted as they are; `prompt` holds the ids, among the first of `ids`,
+    that were tokenised alone as the call's prompt.
+    """
+
+    tag: object
+    ids: Sequence[int]
+    format: VectorFormat | None = None
+    prompt: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Items that are sorted and packed together, their forests, and what was counted while they were prepared."""
+
+    items: list[Item]
+    forests: list[Forest]
+    began: float  # when they were first looked at
+    counts: Report = field(default_factory=Report)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Items of one group that are done together: `rows[i]` belongs to `group.items[texts[i]]`, unless it has an error.
+
+    `rows` is a tensor, or a list where the items' formats differ. `errors` is by index into `group.items`.
+    """
+
+    group: Group
+    texts: Tensor  # int64 [n]
+    rows: Tensor | list[Tensor]
+    errors: Mapping[int, Exception]
     counts: Report
 
+    def results(self) -> Iterator[tuple[object, Tensor | Exception]]:
+        """Yield each item's tag with its tensor or its error."""
+        for place, index in enumerate(self.texts.tolist()):
+            error = self.errors.get(index)
+            yield self.group.items[index].tag, self.rows[place] if error is None else error
 
-def prepare_windows(
-    windows: Iterator[list[str]], prepare: Prepare, *, ahead: bool
-) -> Generator[Window]:
-    """Yield each window with its forests; with `ahead` a thread prepares the next one meanwhile.
 
-    The caller's thread alone reads `windows`, one window further with `ahead`. What fails, in reading or preparing, is
-    raised here or by the window's forests, after all windows before it.
+# The next group; None where there is none yet and `wait` is not set. StopIteration where there will be none.
+Source = Callable[[bool], Group | None]
+
+
+class Loop:
+    """A tokenizer, what runs the model that belongs to it, and the budget of a batch.
+
+    Args:
+        tokenizer: of the checkpoint.
+        runner: what computes batches.
+        max_batch_tokens: None for what suits the runner's devices.
     """
-    if not ahead:
-        yield from _numbered(windows, prepare)
-        return
-    stopped = Event()
-    with ThreadPoolExecutor(1, "lastword-prepare") as thread:
 
-        def start(texts: list[str], first: int, counts: Report) -> Iterator[Forest]:
-            if len(texts) < _MIN_AHEAD:
-                return prepare(texts, first, counts)
-            made: SimpleQueue[Forest | BaseException | None] = SimpleQueue()
-            thread.submit(_fill, made, prepare(texts, first, counts), stopped)
-            return _take(made)
+    def __init__(
+        self, tokenizer: TextTokenizer, runner: Runner, max_batch_tokens: int | None = None
+    ) -> None:
+        self.tokenizer, self.runner = tokenizer, runner
+        self.budget = BatchBudget(max_batch_tokens or runner.batch_tokens)
 
+    # The core.
+
+    def finished(self, source: Source, task: Task | None = None) -> Iterator[Finished]:
+        """Yield what each batch gives, in the order in which batches were started.
+
+        An error belongs to its items and ends nothing else. Batches are started `runner.depth` further than the one
+        waited for; `source` is asked to wait only where none is under way.
+
+        Args:
+            source: gives groups.
+            task: what to compute of every item; None for vectors by the items' formats.
+
+        Raises:
+            Exception: what `source` raised, once the groups before it are done.
+        """
+        self.budget.new_call()
+        ready: deque[tuple[Group, Forest]] = deque()
+        started: deque[tuple[Group, Forest, float, Wait]] = deque()
+        failure: Exception | None = None
+        more, done = True, 0.0
+        while more or ready or started:
+            while len(started) <= self.runner.depth and (ready or more):
+                if not ready:
+                    try:
+                        group = source(not started)
+                    except Exception as error:  # noqa: BLE001  whatever reading the texts raises
+                        failure, more = error, False
+                        break
+                    if group is None:
+                        break
+                    ready.extend((group, forest) for forest in group.forests)
+                    began = group.began
+                group, forest = ready.popleft()
+                started.append((group, forest, began, self._start(group, task, forest)))
+                began = perf_counter()
+            if started:
+                group, forest, began_batch, wait = started.popleft()
+                start = partial(self._start, group, task)
+                too_large = partial(self.budget.lower, device=self.runner.name)
+                for part, result in computed_parts(forest, wait, start, too_large):
+                    self.budget.fitted()
+                    # batches overlap where several are under way: no second is counted twice
+                    before, done = max(began_batch, done), perf_counter()
+                    yield _finished(group, part, result, task, done - before)
+        if failure is not None and not isinstance(failure, StopIteration):
+            raise failure
+
+    def _start(self, group: Group, task: Task | None, forest: Forest) -> Wait:
+        """Begin a batch; what cannot be begun fails where it is waited for."""
         try:
-            yield from read_ahead(_numbered(windows, start), 1)
-        finally:
-            stopped.set()
+            return self.runner.start(task or _embed_task(_formats(group, forest)), forest)
+        except Exception as error:  # noqa: BLE001  it belongs to the items of this batch
+            return partial(_raise, error)
+
+    # From texts, in order.
+
+    def matrices(
+        self,
+        texts: Iterable[str],
+        options: EncodeOptions,
+        report: Report,
+        advance: Callable[[int], None],
+        *,
+        task: Task | None = None,
+        ahead: bool = False,
+    ) -> Iterator[Tensor]:
+        """Yield a matrix per group of texts, a row per text, in the caller's order.
+
+        Args:
+            texts: read a group or two further than is yielded.
+            options: of the call.
+            report: counts are added to it, here alone, as matrices are taken.
+            advance: told of texts done.
+            task: as for `finished`.
+            ahead: where the runner has time for it, compute in a thread of its own while the matrices are used.
+
+        Raises:
+            InputError: names a text by its index, after the matrices of all groups before its own.
+        """
+        matrices = self._in_order(self.groups(texts, options), task, advance)
+        if ahead and self.runner.ahead:
+            matrices = run_ahead(matrices, _GROUPS_AHEAD)
+        with closing(matrices):
+            for matrix, counts in matrices:
+                report.add(counts)
+                yield matrix
+
+    def _in_order(
+        self, groups: Generator[Group], task: Task | None, advance: Callable[[int], None]
+    ) -> Generator[tuple[Tensor, Report]]:
+        """Gather a matrix and the counts of each group; the first error of a batch is raised."""
+        out: Tensor | None = None
+        left, counts = 0, Report()
+        with closing(groups):
+            for batch in self.finished(lambda _: next(groups), task):
+                if batch.errors:
+                    raise batch.errors[min(batch.errors)]
+                assert isinstance(batch.rows, Tensor)  # the items of one call have one format
+                if out is None:
+                    left, counts = len(batch.group.items), Report()
+                    counts.add(batch.group.counts)
+                    out = torch.empty(left, *batch.rows.shape[1:], dtype=batch.rows.dtype)
+                out[batch.texts] = batch.rows
+                counts.add(batch.counts)
+                advance(len(batch.texts))
+                left -= len(batch.texts)
+                if not left:
+                    yield out, counts
+                    out = None
+
+    def plan(self, texts: Iterable[str], options: EncodeOptions) -> Report:
+        """Count what `matrices` would compute."""
+        report = Report()
+        for group in self.groups(texts, options):
+            report.add(group.counts)
+            for forest in group.forests:
+                report.add(_counts_of(forest))
+        return report
+
+    def groups(self, texts: Iterable[str], options: EncodeOptions) -> Generator[Group]:
+        """Yield groups ready to be computed; a runner with time for it has the next one prepared in a thread."""
+        cut = cut_groups(iter(texts), small_first=self.runner.ahead)
+        prepare = partial(self._prepare, options)
+        if self.runner.ahead:
+            yield from map_ahead(prepare, cut, at_once=lambda group: len(group[1]) < _MIN_AHEAD)
+        else:
+            yield from map(prepare, cut)
+
+    def _prepare(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Group:
+        """Tokenise and pack a group of texts; `numbered` has the caller's index of the first of them."""
+        began, (first, texts) = perf_counter(), numbered
+        tokens = self.tokenizer.encode(
+            texts, options.max_length, prompt=options.prompt, first=first
+        )
+        if options.too_long == "error":
+            tokens.refuse_cut(options.max_length, first=first)
+        items = [Item(first + i, ids, options.format) for i, ids in enumerate(tokens.ids)]
+        counts = Report(texts=len(texts), cut=sum(tokens.cut))
+        return self._group(items, began, counts)
+
+    def _group(self, items: list[Item], began: float, counts: Report) -> Group:
+        forests = plan_forests([item.ids for item in items], self.budget.tokens)
+        return Group(items, list(forests), began, counts)
+
+    # From a queue, as they finish.
+
+    def results(self, queue: "Queue[Item | None]") -> Iterator[tuple[object, Tensor | Exception]]:
+        """Yield (tag, tensor or error) of each item that comes through a queue, as batches finish; None ends it.
+
+        What lies in the queue when the device has room for a batch is sorted and packed together.
+        """
+        ended = False
+
+        def take(wait: bool) -> Group | None:  # noqa: FBT001  a Source
+            nonlocal ended
+            items: list[Item] = []
+            with suppress(Empty):
+                while not ended and len(items) < _QUEUE_ITEMS:
+                    item = queue.get(block=wait and not items)
+                    ended = item is None
+                    if item is not None:
+                        items.append(item)
+            if items:
+                return self._group(items, perf_counter(), Report(texts=len(items)))
+            if ended:
+                raise StopIteration
+            return None
+
+        for batch in self.finished(take):
+            yield from batch.results()
 
 
-def _numbered(windows: Iterator[list[str]], prepare: Prepare) -> Iterator[Window]:
-    first = 0
-    for texts in windows:
-        counts = Report(texts=len(texts))
-        yield Window(first, len(texts), prepare(texts, first, counts), counts)
-        first += len(texts)
+def _raise(error: Exception) -> Tensor:
+    raise error
 
 
-def read_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """Read `depth` items further than is yielded; a failure to read waits until the items before it are done."""
-    waiting: deque[T] = deque()
-    failure: Exception | None = None
-    more = True
-    while more or waiting:
-        while more and len(waiting) <= depth:
-            try:
-                waiting.append(next(items))
-            except StopIteration:
-                more = False
-            except Exception as error:  # noqa: BLE001  whatever the caller's texts raise
-                failure, more = error, False
-        if waiting:
-            yield waiting.popleft()
-    if failure is not None:
-        raise failure
+def _formats(group: Group, forest: Forest) -> list[VectorFormat]:
+    """List the different formats of a batch's items."""
+    formats = dict.fromkeys(group.items[i].format for i in forest.texts.tolist())
+    return [each for each in formats if each is not None]
 
 
-def _fill(
-    made: "SimpleQueue[Forest | BaseException | None]", forests: Iterator[Forest], stopped: Event
-) -> None:
-    """Make forests until there are no more or nobody wants them; runs in the thread."""
-    try:
-        while not stopped.is_set() and (forest := next(forests, None)) is not None:
-            made.put(forest)
-        made.put(None)
-    except BaseException as error:  # noqa: BLE001  raised again where the forests are taken
-        made.put(error)
+def _embed_task(formats: Sequence[VectorFormat]) -> EmbedTask:
+    """Make the task of a batch: its items' vectors, or where they differ in kind the states to make them from."""
+    kinds = {(each.dim, each.normalize) for each in formats}
+    if len(kinds) == 1:
+        return EmbedTask(*kinds.pop())
+    return EmbedTask(max(dim for dim, _ in kinds), normalize=False)
 
 
-def _take(made: "SimpleQueue[Forest | BaseException | None]") -> Iterator[Forest]:
-    while (forest := made.get()) is not None:
-        if isinstance(forest, BaseException):
-            raise forest
-        yield forest
+def _finished(
+    group: Group, forest: Forest, result: Tensor | Exception, task: Task | None, seconds: float
+) -> Finished:
+    """Bring a batch's result into the form that its items ask for; a vector that is not finite is an error."""
+    counts, indices = _counts_of(forest), forest.texts.tolist()
+    counts.seconds = seconds
+    if isinstance(result, Exception):
+        errors = {i: _named(result, group.items[i], forest) for i in indices}
+        return Finished(group, forest.texts, [], errors, counts)
+    states = result[forest.distinct]
+    if task is not None:
+        return Finished(group, forest.texts, states, {}, counts)
+    broken: dict[int, Exception] = {
+        indices[place]: _broken(group.items[indices[place]]) for place in not_finite(states)
+    }
+    formats = _formats(group, forest)
+    if len(formats) == 1:
+        rows = quantize(states, formats[0].precision, formats[0].ranges)
+        return Finished(group, forest.texts, rows, broken, counts)
+    done = _embed_task(formats)
+    pairs = zip(states, indices, strict=True)
+    vectors = [_formatted(state, group.items[i].format, done) for state, i in pairs]
+    return Finished(group, forest.texts, vectors, broken, counts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A batch that was started, or with `forest` None the end of its window."""
-
-    window: Window
-    began: float  # when the window's first batch was
-    forest: Forest | None = None
-    wait: Wait | None = None
-
-
-def compute_windows(
-    windows: Generator[Window],
-    start: Callable[[Forest], Wait],
-    dim: int,
-    report: Report,
-    advance: Callable[[int], None],
-    *,
-    too_large: Callable[[int], None],
-    depth: int = 0,
-) -> Iterator[Tensor]:
-    """Yield the vectors [n, dim] of one window after another, in the caller's order.
-
-    Args:     start: begins a batch; what it returns waits for the vectors [N', dim] of the forest's distinct texts.
-              depth: batches to start beyond the one waited for, those of the windows after it too.
-              report: the counts of each window are added to it when the window is done; advance: told of texts done.
-              too_large: told the tokens of a batch that ran out of the device's memory; its halves take its place.
-    Raises:   InputError naming a text whose vector is not finite, or that needs more memory than there is; what a batch
-              or a window raised, in its turn.
-    """
-    done = 0.0
-    out: Tensor | None = None
-    with closing(windows):
-        for step in read_ahead(_started(windows, start), depth):
-            window = step.window
-            if out is None:
-                out = torch.empty(window.size, dim)
-            if step.forest is not None and step.wait is not None:
-                parts = in_memory(step.forest, step.wait, start, window.first, too_large)
-                for forest, vectors in parts:
-                    _gather(forest, vectors, window, out)
-                    advance(len(forest.texts))
-                continue
-            # windows overlap where several batches are under way: no second is counted twice
-            began, done = max(step.began, done), perf_counter()
-            window.counts.seconds = done - began
-            report.add(window.counts)
-            yield out
-            out = None
+def _formatted(state: Tensor, wanted: VectorFormat | None, done: EmbedTask) -> Tensor:
+    """Make one vector [dim] of a batch whose items differ, from what its task has `done`."""
+    assert wanted is not None
+    row = state[None]
+    if (wanted.dim, wanted.normalize) != (done.dim, done.normalize):
+        row = postprocess(row, wanted.dim, normalize=wanted.normalize)
+    return quantize(row, wanted.precision, wanted.ranges)[0]
 
 
-def _started(windows: Iterator[Window], start: Callable[[Forest], Wait]) -> Iterator[_Step]:
-    for window in windows:
-        began = perf_counter()
-        for forest in window.forests:
-            yield _Step(window, began, forest, start(forest))
-        yield _Step(window, began)
-
-
-def in_memory(
-    forest: Forest,
-    wait: Wait,
-    start: Callable[[Forest], Wait],
-    first: int,
-    too_large: Callable[[int], None],
-) -> Iterator[tuple[Forest, Tensor]]:
-    """Wait for a batch's tensor; one that does not fit in the device's memory makes way for its halves.
-
-    Raises:   InputError naming a text that does not fit alone; `first` is the caller's index of the window's first.
-    """
-    parts = [(forest, wait)]
-    while parts:
-        part, wait = parts.pop()
-        vectors = _fitting(wait)
-        if vectors is not None:
-            yield part, vectors
-            continue
-        if len(part.final_rows) == 1:
-            raise _too_long(part, first)
-        too_large(part.tokens_computed)
-        parts += [(half, start(half)) for half in part.halves()][::-1]
-
-
-def _fitting(wait: Wait) -> Tensor | None:
-    try:
-        return wait()
-    except torch.OutOfMemoryError:
-        return None
-
-
-def _too_long(forest: Forest, first: int) -> InputError:
-    index = first + int(forest.texts.min())
-    return InputError(
-        f"text {index}: does not fit in the device's memory; got {forest.tokens_computed} tokens, expected fewer. "
-        "Lower max_length, compute in bfloat16, or free memory on the device.",
-        index,
+def _counts_of(forest: Forest) -> Report:
+    return Report(
+        tokens_asked=forest.tokens_asked, tokens_computed=forest.tokens_computed, batches=1
     )
 
 
-def _gather(forest: Forest, vectors: Tensor, window: Window, out: Tensor) -> None:
-    """Put each vector in its text's row."""
-    vectors = vectors[forest.distinct]
-    _check_finite(vectors, forest, window.first)
-    out[forest.texts] = vectors
-    count(forest, window.counts)
+def _named(error: Exception, item: Item, forest: Forest) -> Exception:
+    """Turn a lack of memory into the error of the one text that needs it; others are everybody's."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return error
+    return InputError(
+        f"text {item.tag}",
+        "does not fit in the device's memory",
+        got=f"{forest.tokens_computed} tokens",
+        expected="fewer",
+        remedy="Lower max_length, compute in bfloat16, or free memory on the device.",
+        index=item.tag if isinstance(item.tag, int) else None,
+    )
 
 
-def count(forest: Forest, report: Report) -> None:
-    """Add what one forest computes."""
-    report.tokens_asked += forest.tokens_asked
-    report.tokens_computed += forest.tokens_computed
-    report.batches += 1
-
-
-def _check_finite(vectors: Tensor, forest: Forest, first: int) -> None:
-    finite = vectors.isfinite().all(1)
-    if not bool(finite.all()):
-        index = first + int(forest.texts[~finite].min())
-        raise InputError(
-            f"text {index}: its vector is not finite; expected finite numbers. The weights are damaged or overflow in "
-            "this dtype: check them, or use dtype float32.",
-            index,
-        )
+def _broken(item: Item) -> InputError:
+    return InputError(
+        f"text {item.tag}",
+        "its vector is not finite",
+        expected="finite numbers",
+        remedy="The weights are damaged or overflow in this dtype: check them, or use dtype float32.",
+        index=item.tag if isinstance(item.tag, int) else None,
+    )

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from copy import copy
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import RLock, Thread, current_thread, main_thread
@@ -25,8 +26,7 @@ import torch
 from lastword.batching.forest import Forest
 from lastword.errors import DeviceError
 from lastword.model.qwen3 import Model
-from lastword.runtime.loop import Wait
-from lastword.runtime.runner import Task
+from lastword.runtime.runner import Task, Wait
 from lastword.runtime.serialization import pack, unpack
 
 # Batches a device that are started before the first is waited for: one computed, one in waiting, one to even out.
@@ -36,11 +36,14 @@ _START = "import sys; sys.path[:] = sys.argv[2:]; from lastword.runtime.worker i
 
 
 class Pool:
-    """A worker process for each device.
+    """A worker process per device.
 
-    Args:     load: gives the model for `device=`; it is sent to the workers.
-              devices: of one kind; the threads of this process are divided between them.
-    Raises:   what loading raised in a worker; DeviceError for a worker that died.
+    Args:
+        load: gives the model for `device=`; it is sent to the workers.
+        devices: of one kind; the threads of this process are divided between them.
+
+    Raises:
+        Exception: what loading raised in a worker; DeviceError for a worker that died.
     """
 
     ahead = True
@@ -71,8 +74,11 @@ class Pool:
         """
         if os.getpid() != self._owner:
             raise DeviceError(
-                f"device {self.name}: belongs to another process; got a call from process {os.getpid()}, expected one "
-                f"from {self._owner}, which opened the Embedder. Open another after the fork."
+                f"device {self.name}",
+                "belongs to another process",
+                got=f"a call from process {os.getpid()}",
+                expected=f"one from {self._owner}, which opened the Embedder",
+                remedy="Open another after the fork.",
             )
         for worker in self._workers:
             worker.check()
@@ -119,7 +125,7 @@ class _Worker:
         self._outbox: SimpleQueue[tuple[bytes, Future[Any], int] | None] = SimpleQueue()
         self.tokens = 0  # handed out and not computed yet
         self._waiting: deque[tuple[Future[Any], int]] = deque()  # for answers, in turn
-        self._problem: str | None = None  # why nothing can be asked any more
+        self._problem: DeviceError | None = None  # why nothing can be asked any more
         self._lock = RLock()  # of the three above
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -141,7 +147,7 @@ class _Worker:
     def check(self) -> None:
         """Raise the DeviceError that says why nothing can be computed here any more."""
         if self._problem is not None:
-            raise DeviceError(self._problem)
+            raise copy(self._problem)
 
     def submit(self, order: bytes, tokens: int) -> "Future[Any]":
         """Ask for something; the answer comes to the future. Ctrl-C at any point leaves orders and answers in step.
@@ -158,7 +164,12 @@ class _Worker:
     def stop(self) -> None:
         """Ask the process to end."""
         with self._lock:
-            self._give_up("closed; got a closed Embedder, expected an open one. Open it again.")
+            self._give_up(
+                "closed",
+                got="a closed Embedder",
+                expected="an open one",
+                remedy="Open it again.",
+            )
             self._outbox.put(None)
         self._process.terminate()
 
@@ -180,7 +191,7 @@ class _Worker:
             order, answer, tokens = item
             with self._lock:
                 if self._problem is not None:
-                    answer.set_exception(DeviceError(self._problem))
+                    answer.set_exception(copy(self._problem))
                     continue
                 self._waiting.append((answer, tokens))
             with suppress(OSError):  # it died: `_receive` says so
@@ -208,15 +219,20 @@ class _Worker:
         if status < 0:
             how = f"signal {-status} ({signal.strsignal(-status)})"
         self._give_up(
-            f"its worker process died; got {how}, expected it to live as long as the Embedder. "
-            "It was killed, by hand or for its memory, or says above what happened: open the Embedder again."
+            "its worker process died",
+            got=how,
+            expected="it to live as long as the Embedder",
+            remedy="It was killed, by hand or for its memory, or says above what happened: open the Embedder again.",
         )
 
-    def _give_up(self, problem: str) -> None:
+    def _give_up(self, what: str, *, got: str, expected: str, remedy: str) -> None:
         """Tell everybody who waits, now and from now on; the first problem stays."""
         with self._lock:
-            self._problem = self._problem or f"device {self.device}: {problem}"
+            if self._problem is None:
+                self._problem = DeviceError(
+                    f"device {self.device}", what, got=got, expected=expected, remedy=remedy
+                )
             while self._waiting:
                 answer, tokens = self._waiting.popleft()
                 self.tokens -= tokens
-                answer.set_exception(DeviceError(self._problem))
+                answer.set_exception(copy(self._problem))

@@ -1,10 +1,12 @@
-"""Where batches are computed: in this process, or in processes of their own, one a device (`pool.py`).
+"""Where batches are computed: in this process, or in processes of their own, one per device (`pool.py`).
 
-A task is a function of a model and a forest, of a module's top level or a partial of one, so that it can be sent. A
-runner starts it on a batch and gives what waits for the tensor. Knows no texts.
+A task says what to compute of a batch; it is a small frozen dataclass, so that a worker process can be sent it. A
+runner starts it and gives what waits for the tensor. Knows no texts.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -12,24 +14,53 @@ import torch
 from torch import Tensor
 
 from lastword.batching.forest import Forest
+from lastword.model.hidden_states import last_token_states
+from lastword.model.postprocess import postprocess
 from lastword.model.qwen3 import Model
+from lastword.runtime import process_tuning
 from lastword.runtime.device import default_batch_tokens
-from lastword.runtime.loop import Wait
-from lastword.runtime.transfer import to_host
-
-Task = Callable[[Model, Forest], Tensor]
+from lastword.weights import ModelConfig, WeightsSource
 
 # The thread that prepares texts may hold Python's lock for as long as a small model's batch takes (expected, see
 # bench/LOG.md, 2026-11-27). Batches that wait take no memory but inputs and vectors.
 _GPU_DEPTH = 3
 
+# Waits for a batch that was started and gives its tensor.
+Wait = Callable[[], Tensor]
+
+
+class Task(Protocol):
+    """What to compute of a batch: a tensor with a row for each of its N' distinct texts."""
+
+    def __call__(self, model: Model, forest: Forest, /) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedTask:
+    """The vectors [N', dim] fp32, of length 1 with `normalize`."""
+
+    dim: int
+    normalize: bool
+
+    def __call__(self, model: Model, forest: Forest, /) -> Tensor:
+        return postprocess(model.forward(forest), self.dim, normalize=self.normalize)
+
+
+@dataclass(frozen=True, slots=True)
+class StatesTask:
+    """The hidden states [N', len(layers), C] fp32 of each last token, see `last_token_states`."""
+
+    layers: tuple[int, ...]
+
+    def __call__(self, model: Model, forest: Forest, /) -> Tensor:
+        return last_token_states(model, forest, self.layers)
+
 
 class Runner(Protocol):
     """Computes batches.
 
-    `name`: of the devices. `depth`: batches to start beyond the one that is waited for, the end of a window counting as
-    one. `ahead`: whether this process has time to prepare texts meanwhile. `batch_tokens`: tokens of a batch where the
-    caller does not say.
+    `name`: of the devices. `depth`: batches to start beyond the one that is waited for. `ahead`: whether this process
+    has time to prepare texts and use results meanwhile. `batch_tokens`: of a batch where the caller does not say.
     """
 
     name: str
@@ -42,6 +73,34 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """End the processes that this runner has, if any: what is started or waited for there is a DeviceError."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoader:
+    """How to load a model: everything but the device. A worker process is sent one."""
+
+    checkpoint: WeightsSource
+    config: ModelConfig
+    dtype: torch.dtype
+    quantize: str | None = None
+    cuda_graphs: bool = True
+    tune_process: bool = True
+
+    def __call__(
+        self, device: torch.device, loaded: Callable[[int], None] = lambda _: None
+    ) -> Model:
+        """Load it; `loaded` is told of layers as they are read."""
+        tuned = self.tune_process and device.type == "cpu"
+        with process_tuning.loading() if tuned else nullcontext():
+            return Model(
+                self.checkpoint,
+                self.config,
+                device,
+                self.dtype,
+                self.quantize,
+                cuda_graphs=self.cuda_graphs,
+                loaded=loaded,
+            )
 
 
 class InProcess:
@@ -67,3 +126,21 @@ class InProcess:
 
 def _out_of_memory(problem: str) -> Tensor:
     raise torch.OutOfMemoryError(problem)
+
+
+def to_host(vectors: Tensor) -> Wait:
+    """Start copying vectors to pinned memory; the function returned waits for this copy alone and gives them.
+
+    PyTorch keeps the device's memory until work queued before has read it. On a CPU nothing is copied.
+    """
+    if vectors.device.type == "cpu":
+        return lambda: vectors
+    host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+    host.copy_(vectors, non_blocking=True)
+    copied = torch.cuda.current_stream(vectors.device).record_event()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return wait

@@ -4,13 +4,14 @@ torch's own way hands over shared memory by file descriptor, and those run out; 
 Knows nothing of what the messages mean.
 """
 
-import ctypes
 import io
 import pickle
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lastword.weights import tensor_bytes
 
 
 def pack(message: object) -> bytes:
@@ -29,9 +30,8 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: object) -> Any:
         if not isinstance(obj, Tensor):
             return NotImplemented
-        tensor = obj.detach().contiguous().cpu()
-        size = tensor.numel() * tensor.element_size()
-        data = bytearray((ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b"")
+        tensor = obj.detach().cpu().contiguous()
+        data = bytearray(tensor_bytes(tensor))
         return _tensor, (data, tensor.dtype, tuple(tensor.shape))
 
 

@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from lastword.runtime.loop import Wait
-from lastword.runtime.runner import InProcess
+from lastword.runtime.runner import InProcess, Wait
 from lastword.runtime.serialization import pack, unpack
 
 

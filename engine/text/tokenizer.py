@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from lastword.errors import ConfigError, InputError, WeightsError, lone_surrogate
+from lastword.errors import ConfigError, InputError, WeightsError, not_unicode
 
 # Texts longer than this many characters a token are first tried on a prefix: English has 4 to 5.
 _CHARS_PER_TOKEN = 8
@@ -43,9 +43,11 @@ class Tokens:
         if any(self.cut):
             index = first + self.cut.index(True)
             raise InputError(
-                f"text {index}: too long; got more than max_length {max_length} tokens. Cut the text, raise "
-                "max_length, or let it be cut.",
-                index,
+                f"text {index}",
+                "too long",
+                got=f"more than max_length {max_length} tokens",
+                remedy="Cut the text, raise max_length, or let it be cut.",
+                index=index,
             )
 
 
@@ -60,19 +62,26 @@ class TextTokenizer:
         path = self._path = folder / "tokenizer.json"
         if not path.is_file():
             raise WeightsError(
-                f"{path}: missing; lastword reads tokenizer.json only. Save it with tokenizers or transformers."
+                str(path),
+                "missing, and lastword reads tokenizer.json only",
+                remedy="Save it with tokenizers or transformers.",
             )
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust side raises bare Exception
-            raise WeightsError(f"{path}: damaged; {error}. Fetch the file again.") from error
+            raise WeightsError(
+                str(path), f"damaged ({error})", remedy="Fetch the file again."
+            ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         highest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if highest >= vocab_size:
             raise WeightsError(
-                f"{path}: token ids go beyond the embedding table; got id {highest}, expected below {vocab_size}. "
-                "Use the tokenizer that belongs to these weights."
+                str(path),
+                "token ids go beyond the embedding table",
+                got=f"id {highest}",
+                expected=f"below {vocab_size}",
+                remedy="Use the tokenizer that belongs to these weights.",
             )
         self.before, self.after = self._template()
         self._cuttable = self._has_qwen_words()
@@ -86,7 +95,9 @@ class TextTokenizer:
             if whole[start : start + len(core)] == core:
                 return whole[:start], whole[start + len(core) :]
         raise ConfigError(
-            f"{self._path}: its template rewrites the text; expected one that only adds tokens around it."
+            str(self._path),
+            "its template rewrites the text",
+            expected="one that only adds tokens around it",
         )
 
     def _has_qwen_words(self) -> bool:
@@ -146,8 +157,11 @@ class TextTokenizer:
         for i, text in enumerate(texts):
             if not ids[i]:
                 raise InputError(
-                    f"text {first + i}: gives no token; got {text!r}, expected a text the tokenizer keeps.",
-                    first + i,
+                    f"text {first + i}",
+                    "gives no token",
+                    got=repr(text),
+                    expected="a text the tokenizer keeps",
+                    index=first + i,
                 )
             if len(ids[i]) > max_length or len(prefixes[i]) < len(text):
                 ids[i] = ids[i][: max_length - len(self.after)] + self.after
@@ -177,9 +191,7 @@ class TextTokenizer:
 
 def _check_text(text: str, index: int) -> None:
     """Raise the InputError that names a lone surrogate, which no tokenizer takes."""
-    if (at := lone_surrogate(text)) is not None:
-        raise InputError(
-            f"text {index}: not valid Unicode; got the lone surrogate U+{ord(text[at]):04X} at character {at}, "
-            "expected text. Decode it with errors='replace' first.",
-            index,
-        )
+    problem = not_unicode(InputError, f"text {index}", text)
+    if isinstance(problem, InputError):
+        problem.index = index
+        raise problem
