@@ -73,7 +73,7 @@ def read_rope(values: Mapping[str, Any], where: str, max_positions: int) -> Rope
         raise ConfigError(where, "not supported", got=shown(kind), expected=expected)
     unknown = merged.keys() - (_YARN if kind == "yarn" else _COMMON)
     if unknown:
-        raise ConfigError(rope.where, f"unknown for rope_type {kind}: {some(unknown)}")
+        raise ConfigError(rope.where, f"unknown settings for rope_type {kind}: {some(unknown)}")
     theta = rope.number("rope_theta", above=1.0)
     if kind == "default":
         return RopeConfig(theta, kind, 1.0, 0, 1.0, 32.0, 1.0, True)

@@ -81,8 +81,11 @@ def test_a_layer_can_be_converted_while_it_is_read(tmp_path):
 
 @pytest.mark.parametrize("index", [-1, 2, 99])
 def test_layer_out_of_range(tmp_path, index):
-    with pytest.raises(InputError, match=f"layer; got {index}, expected 0 to 1"):
+    with pytest.raises(InputError) as caught:
         opened(make_checkpoint(tmp_path)).layer(index, torch.float32)
+    error = caught.value
+    assert (error.where, error.what) == (f"{tmp_path}: layer", "out of range")
+    assert (error.got, error.expected) == (str(index), "0 to 1")
 
 
 def test_fingerprint_sees_weights_only(tmp_path):
@@ -188,63 +191,93 @@ def truncate(name, size):
 
 THIRD = "model-00003-of-00003.safetensors"
 UP, BIAS = "layers.1.mlp.up_proj.weight", "layers.0.self_attn.q_proj.bias"
+AT_UP, LISTED = f"/{SINGLE}: tensor {UP}", f'/{INDEX}: tensor "{UP}"'
+FLOATS, PLAIN = "F32, BF16 or F16", "a file name of this folder"
+EXTRA, AGAIN = "1 tensors not expected", "The download is incomplete: fetch the model again."
+MANY = (
+    "embed_tokens.weight, layers.0.input_layernorm.weight, layers.0.mlp.down_proj.weight, "
+    "layers.0.mlp.gate_proj.weight, layers.0.mlp.up_proj.weight and "
+)
+# The damage, the place under the folder, what is wrong, and where they are known: got, expected, the remedy.
 BAD_SINGLE = {
-    "missing": (edit(lambda raw: raw.pop(UP)), "1 of 24 tensors missing", UP),
-    "many-missing": (edit(lambda raw: [raw.pop(k) for k in list(raw)[:9]]), "9 of 24", "and 4 more"),
-    "extra": (edit(lambda raw: raw.update(x=torch.ones(1))), "1 tensors not expected", "x"),
-    "inv-freq": (edit(lambda raw: raw.update(inv_freq=torch.ones(1))), "not expected", "inv_freq"),
-    "extra-layer": (edit(lambda raw: raw.update({"layers.2.x": torch.ones(1)})), "not expected", "layers.2.x"),
-    "bias": (edit(lambda raw: raw.update({BIAS: torch.ones(128)})), "not expected", "q_proj.bias"),
-    "misspelt": (rename(UP, "layers.1.mlp.up_prog.weight"), "missing", UP),
-    "double": (edit(lambda raw: [raw.update({f"model.model.{k}": raw.pop(k)}) for k in [*raw]]), "missing", "embed"),
-    "half-prefixed": (rename(UP, f"model.{UP}"), "1 names begin with model. and 23 do not", "norm"),
-    "both-prefixes": (edit(lambda raw: raw.update({f"model.{UP}": raw[UP].clone()})), "begin with model.", ""),
-    "shape": (edit(lambda raw: raw.update({UP: raw[UP][:5].clone()})), UP, "got [5, 64], expected [128, 64]"),
-    "transposed": (edit(lambda raw: raw.update({UP: raw[UP].T.contiguous()})), UP, "got [64, 128]"),
-    "rank": (edit(lambda raw: raw.update({UP: raw[UP].reshape(-1)})), UP, "got [8192]"),
-    "dtype-f64": (edit(lambda raw: raw.update({UP: raw[UP].double()})), UP, "got F64"),
-    "dtype-fp8": (edit(lambda raw: raw.update({UP: raw[UP].to(torch.float8_e4m3fn)})), UP, "got F8_E4M3"),
-    "dtype-int": (edit(lambda raw: raw.update({UP: raw[UP].to(torch.int8)})), UP, "got I8"),
-    "truncated": (truncate(SINGLE, -100), SINGLE, "truncated"),
-    "truncated-header": (truncate(SINGLE, 100), SINGLE, "truncated"),
-    "empty": (truncate(SINGLE, 0), SINGLE, "truncated; got 0 bytes"),
-    "no-weights": (lambda folder: (folder / SINGLE).unlink(), "no weights", SINGLE),
-    "pickled": (lambda folder: (folder / SINGLE).rename(folder / "model.bin"), "model.bin", "as safetensors"),
-    "stray-shard": (lambda folder: (folder / FIRST).write_bytes(b""), "both", FIRST),
-    "stray-index": (lambda folder: (folder / INDEX).write_text('{"weight_map": {}}'), "both", INDEX),
+    "missing": (edit(lambda raw: raw.pop(UP)), "", f"1 of 24 tensors missing: {UP}"),
+    "many-missing": (edit(lambda raw: [raw.pop(k) for k in list(raw)[:9]]), "",
+                     f"9 of 24 tensors missing: {MANY}4 more"),
+    "extra": (edit(lambda raw: raw.update(x=torch.ones(1))), "", f"{EXTRA}: x"),
+    "inv-freq": (edit(lambda raw: raw.update(inv_freq=torch.ones(1))), "", f"{EXTRA}: inv_freq"),
+    "extra-layer": (edit(lambda raw: raw.update({"layers.2.x": torch.ones(1)})), "", f"{EXTRA}: layers.2.x"),
+    "bias": (edit(lambda raw: raw.update({BIAS: torch.ones(128)})), "", f"{EXTRA}: {BIAS}"),
+    "misspelt": (rename(UP, "layers.1.mlp.up_prog.weight"), "", f"1 of 24 tensors missing: {UP}"),
+    "double": (edit(lambda raw: [raw.update({f"model.model.{k}": raw.pop(k)}) for k in [*raw]]), "",
+               f"24 of 24 tensors missing: {MANY}19 more"),
+    "half-prefixed": (rename(UP, f"model.{UP}"), "", f"1 names begin with model. and 23 do not: {MANY}18 more",
+                      None, "all or none"),
+    "both-prefixes": (edit(lambda raw: raw.update({f"model.{UP}": raw[UP].clone()})), "",
+                      f"1 names begin with model. and 24 do not: {MANY}19 more", None, "all or none"),
+    "shape": (edit(lambda raw: raw.update({UP: raw[UP][:5].clone()})), AT_UP, "wrong shape", "[5, 64]", "[128, 64]"),
+    "transposed": (edit(lambda raw: raw.update({UP: raw[UP].T.contiguous()})), AT_UP, "wrong shape",
+                   "[64, 128]", "[128, 64]"),
+    "rank": (edit(lambda raw: raw.update({UP: raw[UP].reshape(-1)})), AT_UP, "wrong shape", "[8192]", "[128, 64]"),
+    "dtype-f64": (edit(lambda raw: raw.update({UP: raw[UP].double()})), AT_UP, "wrong dtype", "F64", FLOATS),
+    "dtype-fp8": (edit(lambda raw: raw.update({UP: raw[UP].to(torch.float8_e4m3fn)})), AT_UP, "wrong dtype",
+                  "F8_E4M3", FLOATS),
+    "dtype-int": (edit(lambda raw: raw.update({UP: raw[UP].to(torch.int8)})), AT_UP, "wrong dtype", "I8", FLOATS),
+    "truncated": (truncate(SINGLE, -100), f"/{SINGLE}", "truncated", "528316 bytes", "528416", "Download it again."),
+    "truncated-header": (truncate(SINGLE, 100), f"/{SINGLE}", "truncated", "100 bytes", "at least 2336 for the header",
+                         "Download it again."),
+    "empty": (truncate(SINGLE, 0), f"/{SINGLE}", "truncated", "0 bytes", "a safetensors header", "Download it again."),
+    "no-weights": (lambda folder: (folder / SINGLE).unlink(), "", "no weights", None, f"{SINGLE} or {INDEX}"),
+    "pickled": (lambda folder: (folder / SINGLE).rename(folder / "model.bin"), "", f"no {SINGLE}", "model.bin", None,
+                "Save the model as safetensors."),
+    "stray-shard": (lambda folder: (folder / FIRST).write_bytes(b""), "", f"both {SINGLE} and shards: {FIRST}",
+                    None, None, "Remove one set."),
+    "stray-index": (lambda folder: (folder / INDEX).write_text('{"weight_map": {}}'), "", f"both {SINGLE} and {INDEX}",
+                    None, None, "Remove the one that is stale."),
 }  # fmt: skip
 BAD_SHARDED = {
-    "shard-gone": (lambda folder: (folder / SECOND).unlink(), "1 of 2 shards missing", SECOND),
-    "shard-truncated": (truncate(SECOND, -1), SECOND, "truncated"),
-    "shard-swapped": (lambda folder: copyfile(folder / FIRST, folder / SECOND), SECOND, "also in"),
-    "index-gone": (lambda folder: (folder / INDEX).unlink(), "shards without", INDEX),
-    "extra-shard": (lambda folder: copyfile(folder / FIRST, folder / THIRD), INDEX, "model-00003"),
-    "unlisted": (index_of(lambda names: names.pop(UP)), "does not list", UP),
-    "phantom": (index_of(lambda names: names.update(ghost=FIRST)), '"ghost" is not in', FIRST),
-    "wrong-shard": (index_of(lambda names: names.update({UP: FIRST})), f"listed in {FIRST}", f"found in {SECOND}"),
-    "absent-shard": (index_of(lambda names: names.update({UP: "gone.safetensors"})), "1 of 3 shards", "gone"),
-    "traversal": (index_of(lambda names: names.update({UP: "../x.safetensors"})), "expected a file name", "../x"),
-    "absolute": (index_of(lambda names: names.update({UP: "/etc/passwd"})), "expected a file name", "/etc/passwd"),
-    "number": (index_of(lambda names: names.update({UP: 2})), "expected a file name", UP),
-    "no-map": (lambda folder: (folder / INDEX).write_text("{}"), INDEX, "weight_map"),
-    "not-json": (lambda folder: (folder / INDEX).write_text("{"), INDEX, "not valid JSON"),
+    "shard-gone": (lambda folder: (folder / SECOND).unlink(), "", f"1 of 2 shards missing: {SECOND}",
+                   None, None, AGAIN),
+    "shard-truncated": (truncate(SECOND, -1), f"/{SECOND}", "truncated", "198791 bytes", "198792",
+                        "Download it again."),
+    "shard-swapped": (lambda folder: copyfile(folder / FIRST, folder / SECOND), f"/{SECOND}",
+                      f"holds tensors that are also in {FIRST}: {MANY}7 more"),
+    "index-gone": (lambda folder: (folder / INDEX).unlink(), "", f"shards without {INDEX}: {FIRST}, {SECOND}",
+                   None, None, "Fetch the model again."),
+    "extra-shard": (lambda folder: copyfile(folder / FIRST, folder / THIRD), f"/{INDEX}",
+                    f"does not list shards that are there: {THIRD}"),
+    "unlisted": (index_of(lambda names: names.pop(UP)), f"/{INDEX}", f"does not list tensors of the shards: {UP}"),
+    "phantom": (index_of(lambda names: names.update(ghost=FIRST)), f'/{INDEX}: tensor "ghost"',
+                f"not in {FIRST}, nor in any shard"),
+    "wrong-shard": (index_of(lambda names: names.update({UP: FIRST})), LISTED, f"listed in {FIRST}, found in {SECOND}"),
+    "absent-shard": (index_of(lambda names: names.update({UP: "gone.safetensors"})), "",
+                     "1 of 3 shards missing: gone.safetensors", None, None, AGAIN),
+    "traversal": (index_of(lambda names: names.update({UP: "../x.safetensors"})), LISTED, "wrong place",
+                  '"../x.safetensors"', PLAIN),
+    "absolute": (index_of(lambda names: names.update({UP: "/etc/passwd"})), LISTED, "wrong place",
+                 '"/etc/passwd"', PLAIN),
+    "number": (index_of(lambda names: names.update({UP: 2})), LISTED, "wrong place", "2", PLAIN),
+    "no-map": (lambda folder: (folder / INDEX).write_text("{}"), f"/{INDEX}: weight_map", "wrong value", "null",
+               "names and files"),
+    "not-json": (lambda folder: (folder / INDEX).write_text("["), f"/{INDEX}",
+                 "not valid JSON (Expecting value at column 2)"),
 }  # fmt: skip
-CASES = [pytest.param(1, *case, id=f"single-{name}") for name, case in BAD_SINGLE.items()] + [
-    pytest.param(2, *case, id=f"sharded-{name}") for name, case in BAD_SHARDED.items()
+CASES = [pytest.param(1, *case[:2], case[2:], id=f"single-{n}") for n, case in BAD_SINGLE.items()]
+CASES += [
+    pytest.param(2, *case[:2], case[2:], id=f"sharded-{n}") for n, case in BAD_SHARDED.items()
 ]
 
 
-@pytest.mark.parametrize(("shards", "damage", "what", "detail"), CASES)
-def test_a_wrong_checkpoint_is_named(tmp_path, shards, damage, what, detail):
+@pytest.mark.parametrize(("shards", "damage", "place", "parts"), CASES)
+def test_a_wrong_checkpoint_is_named(tmp_path, shards, damage, place, parts):
     folder = make_checkpoint(tmp_path, shards=shards)
     damage(folder)
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(WeightsError) as caught:
         opened(folder)
-    message = str(error.value)
-    assert message.startswith(str(folder))
-    assert what in message
-    assert detail in message
-    assert "\n" not in message
+    error = caught.value
+    assert error.where == f"{folder}{place}"
+    found = (error.what, error.got, error.expected, error.remedy)
+    assert found == (*parts, None, None, None)[:4]
+    assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -252,5 +285,7 @@ def test_config_that_disagrees_with_the_weights(tmp_path, bias):
     folder = make_checkpoint(tmp_path, attention_bias=bias)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attention_bias": not bias}))
-    with pytest.raises(WeightsError, match=r"o_proj\.bias"):
+    with pytest.raises(WeightsError) as caught:
         opened(folder)
+    assert caught.value.where == str(folder)
+    assert "layers.0.self_attn.o_proj.bias" in caught.value.what

@@ -3,12 +3,14 @@
 import copy
 import json
 import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from lastword.errors import ConfigError, WeightsError
 from lastword.weights import ModelConfig, read_config
+from lastword.weights.config import LIMITS
 
 # The published 0.6B embedding model, as transformers 4.51 wrote it.
 REAL = {
@@ -148,100 +150,264 @@ def test_yarn_defaults(tmp_path):
     assert rope.attention_factor == 0.1 * math.log(4.0) + 1
 
 
-BAD = [
-    ({"model_type": "llama"}, "model_type", '"llama"'),
-    ({"model_type": DROP}, "model_type is missing", "qwen3"),
-    ({"hidden_act": "gelu"}, "hidden_act", '"gelu"'),
-    ({"head_dim": DROP}, "head_dim is missing", "integer"),
-    ({"head_dim": None}, "head_dim", "null"),
-    ({"head_dim": 127}, "head_dim", "even"),
-    ({"hidden_size": 0}, "hidden_size", "got 0"),
-    ({"hidden_size": -1024}, "hidden_size", "-1024"),
-    ({"hidden_size": 1024.0}, "hidden_size", "1024.0"),
-    ({"hidden_size": "1024"}, "hidden_size", '"1024"'),
-    ({"hidden_size": 10**30}, "hidden_size", "integer"),
-    ({"rms_norm_eps": 10**400}, "rms_norm_eps", "a finite number"),
-    ({"rope_theta": 10**400}, "rope_theta", "a finite number"),
-    ({"num_hidden_layers": True}, "num_hidden_layers", "true"),
-    ({"num_hidden_layers": 10**6}, "num_hidden_layers", "10000"),
-    ({"num_key_value_heads": 3}, "num_key_value_heads", "divisor"),
-    ({"vocab_size": DROP}, "vocab_size is missing", "integer"),
-    ({"max_position_embeddings": 1}, "max_position_embeddings", "got 1"),
-    ({"rms_norm_eps": 0}, "rms_norm_eps", "got 0"),
-    ({"rms_norm_eps": True}, "rms_norm_eps", "true"),
-    ({"attention_bias": 1}, "attention_bias", "true or false"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config", "quantised"),
-    ({"num_experts": 8, "mlp_bias": True}, "unknown settings", "mlp_bias, num_experts"),
-    ({"is_causal": False}, "is_causal", "causal"),
-    ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 4}, "sliding", "not"),
+SIZE, LAYERS = "an integer from 1 to 1048576", "an integer from 1 to 10000"
+ABOVE_0, ABOVE_1, BOOLEAN = "a finite number above 0", "a finite number above 1", "true or false"
+WHOLE = "1 (the whole head is rotated)"
+HUGE = "1" + 58 * "0" + "…"  # as it is shown
+# The setting, what is got (None: it is missing) and what is expected.
+WRONG_VALUES = [
+    ({"model_type": "llama"}, "model_type", '"llama"', '"qwen3"'),
+    ({"model_type": DROP}, "model_type", None, '"qwen3"'),
+    ({"hidden_act": "gelu"}, "hidden_act", '"gelu"', '"silu"'),
+    ({"head_dim": DROP}, "head_dim", None, "an integer from 2 to 65536"),
+    ({"head_dim": None}, "head_dim", "null", "an integer from 2 to 65536"),
+    ({"head_dim": 127}, "head_dim", "127", "an even number"),
+    ({"hidden_size": 0}, "hidden_size", "0", SIZE),
+    ({"hidden_size": -1024}, "hidden_size", "-1024", SIZE),
+    ({"hidden_size": 1024.0}, "hidden_size", "1024.0", SIZE),
+    ({"hidden_size": "1024"}, "hidden_size", '"1024"', SIZE),
+    ({"hidden_size": 10**30}, "hidden_size", str(10**30), SIZE),
+    ({"rms_norm_eps": 10**400}, "rms_norm_eps", HUGE, ABOVE_0),
+    ({"rope_theta": 10**400}, "rotary settings: rope_theta", HUGE, ABOVE_1),
+    ({"num_hidden_layers": True}, "num_hidden_layers", "true", LAYERS),
+    ({"num_hidden_layers": 10**6}, "num_hidden_layers", "1000000", LAYERS),
+    ({"num_key_value_heads": 3}, "num_key_value_heads", "3", "a divisor of num_attention_heads, which is 16"),
+    ({"vocab_size": DROP}, "vocab_size", None, "an integer from 1 to 2147483647"),
+    ({"max_position_embeddings": 1}, "max_position_embeddings", "1", "an integer from 2 to 2147483647"),
+    ({"rms_norm_eps": 0}, "rms_norm_eps", "0", ABOVE_0),
+    ({"rms_norm_eps": True}, "rms_norm_eps", "true", ABOVE_0),
+    ({"attention_bias": 1}, "attention_bias", "1", BOOLEAN),
+    ({"is_causal": False}, "is_causal", "false", "true (lastword's shortcuts rest on causal attention)"),
+    ({"layer_types": ["full_attention"]}, "layer_types", '["full_attention"]', "a list of 28 names, one per layer"),
+    ({"rope_theta": DROP}, "rotary settings: rope_theta", None, ABOVE_1),
+    ({"rope_theta": 0}, "rotary settings: rope_theta", "0", ABOVE_1),
+    ({"rope_theta": "1e6"}, "rotary settings: rope_theta", '"1e6"', ABOVE_1),
+    ({"rope_scaling": "yarn"}, "rope_scaling", '"yarn"', "a JSON object or null"),
+    ({"rope_scaling": YARN | {"factor": 0.5}}, "rotary settings: factor", "0.5", "a number of at least 1"),
+    ({"rope_scaling": YARN | {"factor": "4"}}, "rotary settings: factor", '"4"', ABOVE_0),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "rotary settings: factor", None, "a number of at least 1"),
+    (
+        {"rope_scaling": YARN | {"beta_fast": 0.5}},
+        "rotary settings: beta_fast", "0.5", "at least beta_slow, which is 1",
+    ),
+    ({"rope_scaling": YARN | {"attention_factor": -1}}, "rotary settings: attention_factor", "-1", ABOVE_0),
+    ({"rope_scaling": YARN | {"truncate": 0}}, "rotary settings: truncate", "0", BOOLEAN),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor", "0.5", WHOLE),
+    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary settings: partial_rotary_factor", "0.5", WHOLE),
+]  # fmt: skip
+SLIDES = {"what": "sliding window attention is not supported"}
+KINDS = {"what": "not supported", "expected": "default or yarn"}
+NOT_SUPPORTED = [
+    (
+        {"quantization_config": {"bits": 4}},
+        ": quantization_config",
+        {
+            "what": "the checkpoint is quantised",
+            "expected": "plain F32, BF16 or F16 weights",
+            "remedy": "Name the checkpoint that it was made from.",
+        },
+    ),
+    (
+        {"num_experts": 8, "mlp_bias": True},
+        "",
+        {
+            "what": "unknown settings: mlp_bias, num_experts",
+            "remedy": "If it leaves the forward pass as it is, remove it from the file.",
+        },
+    ),
+    (
+        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 4},
+        ": use_sliding_window",
+        SLIDES,
+    ),
     (
         {"use_sliding_window": True, "sliding_window": DROP, "max_window_layers": 0},
-        "sliding",
-        "not",
+        ": use_sliding_window",
+        SLIDES,
     ),
-    ({"layer_types": ["full_attention"] * 27 + ["sliding_attention"]}, "layer_types", "sliding_"),
-    ({"layer_types": ["full_attention"]}, "layer_types", "28 names"),
-    ({"rope_theta": DROP}, "rope_theta", "missing"),
-    ({"rope_theta": 0}, "rope_theta", "above 1"),
-    ({"rope_theta": "1e6"}, "rope_theta", '"1e6"'),
-    ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type", '"dynamic"'),
-    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type", '"linear"'),
-    ({"rope_scaling": {"factor": 2.0}}, "rope_type default", "factor"),
-    ({"rope_scaling": "yarn"}, "rope_scaling", "object"),
-    ({"rope_scaling": YARN | {"factor": 0.5}}, "factor", "at least 1"),
-    ({"rope_scaling": YARN | {"factor": "4"}}, "factor", '"4"'),
-    ({"rope_scaling": {"rope_type": "yarn"}}, "factor", "missing"),
-    ({"rope_scaling": YARN | {"beta_fast": 0.5}}, "beta_fast", "beta_slow"),
-    ({"rope_scaling": YARN | {"attention_factor": -1}}, "attention_factor", "-1"),
-    ({"rope_scaling": YARN | {"truncate": 0}}, "truncate", "true or false"),
-    ({"rope_scaling": YARN | {"short_factor": [1]}}, "unknown", "short_factor"),
-    ({"rope_scaling": YARN, "rope_parameters": {"rope_theta": 1e4}}, "rope_scaling", "disagree"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor", "0.5"),
-    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor", "0.5"),
+    (
+        {"layer_types": ["full_attention"] * 27 + ["sliding_attention"]},
+        ": layer_types",
+        {
+            "what": "not supported",
+            "got": '"sliding_attention"',
+            "expected": "full_attention in every layer",
+        },
+    ),
+    (
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        ": rotary settings: rope_type",
+        KINDS | {"got": '"dynamic"'},
+    ),
+    (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        ": rotary settings: rope_type",
+        KINDS | {"got": '"linear"'},
+    ),
+    (
+        {"rope_scaling": {"factor": 2.0}},
+        ": rotary settings",
+        {"what": "unknown settings for rope_type default: factor"},
+    ),
+    (
+        {"rope_scaling": YARN | {"short_factor": [1]}},
+        ": rotary settings",
+        {"what": "unknown settings for rope_type yarn: short_factor"},
+    ),
+    (
+        {"rope_scaling": YARN, "rope_parameters": {"rope_theta": 1e4}},
+        "",
+        {"what": "rope_scaling and rope_parameters disagree", "remedy": "Keep one."},
+    ),
 ]
 
 
+def names_of(cases) -> list[str]:
+    return [f"{'+'.join(changes)}-{i}" for i, (changes, *_) in enumerate(cases)]
+
+
 @pytest.mark.parametrize(
-    ("changes", "what", "detail"),
-    BAD,
-    ids=[f"{'+'.join(c)}-{i}" for i, (c, _, _) in enumerate(BAD)],
+    ("changes", "key", "got", "expected"), WRONG_VALUES, ids=names_of(WRONG_VALUES)
 )
-def test_refused_by_name(tmp_path, changes, what, detail):
-    with pytest.raises(ConfigError) as error:
+def test_a_wrong_value_is_refused_by_name(tmp_path, changes, key, got, expected):
+    with pytest.raises(ConfigError) as caught:
         read(tmp_path, changes)
-    message = str(error.value)
-    assert message.startswith(str(tmp_path / "config.json"))
-    assert what in message
-    assert detail in message
-    assert "\n" not in message
+    error = caught.value
+    assert error.where == f"{tmp_path / 'config.json'}: {key}"
+    assert error.what == ("missing" if got is None else "wrong value")
+    assert (error.got, error.expected) == (got, expected)
+    assert error.remedy == ("lastword runs Qwen3 models only." if key == "model_type" else None)
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("changes", "place", "parts"), NOT_SUPPORTED, ids=names_of(NOT_SUPPORTED))
+def test_what_is_not_implemented_is_refused_by_name(tmp_path, changes, place, parts):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, changes)
+    expected = ConfigError(f"{tmp_path / 'config.json'}{place}", **parts)
+    assert vars(caught.value) == vars(expected)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "what", "got"),
     [
-        (b"", "not valid JSON"),
-        (b"{", "not valid JSON"),
-        (b"[]", "expected a JSON object"),
-        (b"7", "expected a JSON object"),
-        (b"\xff\xfe{}", "not UTF-8 at byte 0"),
-        (b'{"head_dim": NaN}', "NaN"),
-        (b'{"a": 1, "a": 2}', '"a" occurs twice'),
-        (b"[" * 200_000, "nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"", "not valid JSON (Expecting value at column 1)", None),
+        (b"{", "not valid JSON", None),
+        (b'{"a":\n 1, }', "not valid JSON", None),
+        (b"[]", "wrong content", "a list"),
+        (b"7", "wrong content", "7"),
+        (b"\xff\xfe{}", "not UTF-8 at byte 0", None),
+        (b'{"head_dim": NaN}', "not valid JSON (it holds NaN)", None),
+        (b'{"a": 1, "a": 2}', 'not valid JSON (key "a" occurs twice)', None),
+        (b"[" * 200_000, "not valid JSON (nested too deeply)", None),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON", None),
     ],
-    ids=["empty", "cut", "list", "number", "utf16", "nan", "twice", "deep", "digits"],
+    ids=["empty", "cut", "line", "list", "number", "utf16", "nan", "twice", "deep", "digits"],
 )
-def test_not_json(tmp_path, content, what):
+def test_not_json(tmp_path, content, what, got):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=what) as error:
+    with pytest.raises(ConfigError) as caught:
         read_config(tmp_path)
-    assert str(error.value).startswith(str(tmp_path / "config.json"))
-    assert "\n" not in str(error.value)
+    error = caught.value
+    assert error.where == str(tmp_path / "config.json")
+    assert error.what.startswith(what)  # what the library says of broken JSON changes with Python
+    assert error.got == got
+    assert error.expected == ("a JSON object" if got else None)
+    assert ("at line 2, column" in error.what) is (b"\n" in content)
+    assert "\n" not in str(error)
 
 
 def test_missing_and_unreadable(tmp_path):
-    with pytest.raises(WeightsError, match=r"config\.json: no such file"):
+    with pytest.raises(WeightsError) as caught:
         read_config(tmp_path)
+    path = str(tmp_path / "config.json")
+    assert (caught.value.where, caught.value.what) == (path, "no such file")
+    assert caught.value.remedy == "Name a folder that holds the whole model."
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(WeightsError, match=r"config\.json: cannot be read"):
+    with pytest.raises(WeightsError) as caught:
         read_config(tmp_path)
+    assert (caught.value.where, caught.value.what) == (path, "cannot be read (Is a directory)")
+
+
+NUMERIC = {
+    "version": 1,
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-6,
+    "rope.attention_factor": 1.0,
+    "rope.beta_fast": 32.0,
+    "rope.beta_slow": 1.0,
+    "rope.factor": 1.0,
+    "rope.kind": "default",
+    "rope.original_max_position_embeddings": 0,
+    "rope.theta": 1e6,
+    "rope.truncate": True,
+    "vocab_size": 151669,
+}
+
+
+def leaves(config: ModelConfig) -> dict[str, object]:
+    """Every field by its name, those of the rotary settings as `rope.NAME`."""
+    plain = {field.name: getattr(config, field.name) for field in fields(config)}
+    rope = plain.pop("rope")
+    return plain | {f"rope.{field.name}": getattr(rope, field.name) for field in fields(rope)}
+
+
+def with_leaf(config: ModelConfig, name: str, value: object) -> ModelConfig:
+    inner = name.removeprefix("rope.")
+    if inner != name:
+        return replace(config, rope=replace(config.rope, **{inner: value}))
+    return replace(config, **{name: value})
+
+
+def other_than(value: object) -> object:
+    if isinstance(value, bool):
+        return not value
+    return f"{value}2" if isinstance(value, str) else value + 1
+
+
+def test_numeric_settings_are_written_down(tmp_path):
+    """Vectors are compared by a hash of these: no name, order, type or value may move unnoticed."""
+    found = read(tmp_path, {}).numeric_settings()
+    assert list(found.items()) == list(NUMERIC.items())
+    assert [type(value) for value in found.values()] == [type(v) for v in NUMERIC.values()]
+    assert list(found)[1:] == sorted(list(found)[1:])
+
+
+def test_every_setting_is_numeric_or_a_limit(tmp_path):
+    config = read(tmp_path, {})
+    assert NUMERIC.keys() - {"version"} | LIMITS == leaves(config).keys()
+    assert not NUMERIC.keys() & LIMITS
+
+
+@pytest.mark.parametrize("rope_scaling", [None, YARN], ids=["default", "yarn"])
+def test_numeric_settings_see_every_setting_but_the_limits(tmp_path, rope_scaling):
+    config = read(tmp_path, {"rope_scaling": rope_scaling})
+    before = config.numeric_settings()
+    for name, value in leaves(config).items():
+        after = with_leaf(config, name, other_than(value)).numeric_settings()
+        changed = {key for key in before if after[key] != before[key]}
+        assert changed == {name} - LIMITS
+
+
+@pytest.mark.parametrize("rope_scaling", [None, YARN], ids=["default", "yarn"])
+def test_a_file_with_another_limit_has_the_same_numeric_settings(tmp_path, rope_scaling):
+    first, second = (
+        read(tmp_path, {"max_position_embeddings": limit, "rope_scaling": rope_scaling})
+        for limit in (32768, 40960)
+    )
+    assert first != second
+    assert first.numeric_settings() == second.numeric_settings()
+    # A factor that is not given follows from the limit, and is no limit itself.
+    scaling = {"rope_type": "yarn", "original_max_position_embeddings": 8192}
+    third, fourth = (
+        read(tmp_path, {"max_position_embeddings": limit, "rope_scaling": scaling})
+        for limit in (32768, 40960)
+    )
+    assert third.numeric_settings() != fourth.numeric_settings()

@@ -120,58 +120,75 @@ def module(number: int, **changes: object) -> list[dict]:
 DENSE = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
 POOLING, BERT = "1_Pooling/config.json", "sentence_bert_config.json"
 PROMPTS = "config_sentence_transformers.json"
+CHAIN, INSIDE = "Transformer, Pooling and, optionally, Normalize", "a folder inside"
+LENGTH, LIMIT = "an integer from 2 to 2147483647", "a finite number above 1"
+# The file, its content, the place in it, what is wrong, what is got and what is expected.
 BAD = [
-    ("modules.json", [*NEW_MODULES, DENSE], "Dense"),
-    ("modules.json", NEW_MODULES[:1], "Transformer"),
-    ("modules.json", [], "expected Transformer"),
-    ("modules.json", {}, "list of modules"),
-    ("modules.json", [1], "list of modules"),
-    ("modules.json", module(0, type="custom_st.Transformer2"), "Transformer2"),
-    ("modules.json", module(1, type=None), "class name"),
-    ("modules.json", module(0, path="0_Transformer"), "0_Transformer"),
-    ("modules.json", module(1, path="../1_Pooling"), "folder inside"),
-    ("modules.json", module(1, path="/etc"), "folder inside"),
-    ("modules.json", module(1, path=""), "folder inside"),
-    ("modules.json", module(0, kwargs={"trust_remote_code": True}), "kwargs"),
-    (POOLING, NEW_POOLING | {"pooling_mode": "mean"}, "mean"),
-    (POOLING, NEW_POOLING | {"pooling_mode": ["lasttoken", "cls"]}, "cls"),
-    (POOLING, {"pooling_mode_cls_token": True}, "cls_token"),
-    (POOLING, {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": True}, "mean_tokens"),
-    (POOLING, {}, "expected lasttoken"),
-    (POOLING, NEW_POOLING | {"embedding_dimension": 65}, "embedding_dimension"),
-    (PROMPTS, {"model_type": "SparseEncoder"}, "SparseEncoder"),
-    (PROMPTS, {"prompts": {"query": 7}}, "query"),
-    (PROMPTS, {"prompts": ["a"]}, "prompts"),
-    (PROMPTS, {"prompts": {"a": ""}, "default_prompt_name": "b"}, "default_prompt_name"),
-    (PROMPTS, {"similarity_fn_name": "hamming"}, "hamming"),
-    (BERT, {"max_seq_length": 1}, "max_seq_length"),
-    (BERT, {"max_seq_length": "512"}, "max_seq_length"),
-    (BERT, {"do_lower_case": True}, "do_lower_case"),
-    (BERT, {"transformer_task": "fill-mask"}, "fill-mask"),
-    (BERT, {"query_expansion": {"strategy": "fixed"}}, "query_expansion"),
-    (BERT, {"processing_kwargs": {"text": {}}}, "processing_kwargs"),
-    ("tokenizer_config.json", {"model_max_length": "long"}, "model_max_length"),
-    ("tokenizer_config.json", {"model_max_length": 0}, "model_max_length"),
-    ("tokenizer_config.json", {"model_max_length": 10**400}, "model_max_length"),
-]
+    ("modules.json", [*NEW_MODULES, DENSE], ": modules", "not supported",
+     '["Transformer", "Pooling", "Normalize", "Dense"]', CHAIN),
+    ("modules.json", NEW_MODULES[:1], ": modules", "not supported", '["Transformer"]', CHAIN),
+    ("modules.json", [], ": modules", "not supported", "[]", CHAIN),
+    ("modules.json", {}, "", "wrong content", "{}", "a list of modules"),
+    ("modules.json", [1], "", "wrong content", "[1]", "a list of modules"),
+    ("modules.json", module(0, type="custom_st.Transformer2"), ": modules", "not supported",
+     '["Transformer2", "Pooling", "Normalize"]', CHAIN),
+    ("modules.json", module(1, type=None), ": module 1: type", "wrong value", "null", "a class name"),
+    ("modules.json", module(0, path="0_Transformer"), ": the Transformer's path", "not supported",
+     '"0_Transformer"', "none"),
+    ("modules.json", module(1, path="../1_Pooling"), ": module path", "not allowed", '"../1_Pooling"', INSIDE),
+    ("modules.json", module(1, path="/etc"), ": module path", "not allowed", '"/etc"', INSIDE),
+    ("modules.json", module(1, path=""), ": module path", "not allowed", '""', INSIDE),
+    ("modules.json", module(0, kwargs={"trust_remote_code": True}), ": module 0: kwargs", "wrong value",
+     '{"trust_remote_code": true}', "none"),
+    (POOLING, NEW_POOLING | {"pooling_mode": "mean"}, ": pooling mode", "not supported", '["mean"]', "lasttoken"),
+    (POOLING, NEW_POOLING | {"pooling_mode": ["lasttoken", "cls"]}, ": pooling mode", "not supported",
+     '["lasttoken", "cls"]', "lasttoken"),
+    (POOLING, {"pooling_mode_cls_token": True}, ": pooling mode", "not supported", '["cls_token"]', "lasttoken"),
+    (POOLING, {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": True}, ": pooling mode", "not supported",
+     '["lasttoken", "mean_tokens"]', "lasttoken"),
+    (POOLING, {}, ": pooling mode", "not supported", "[]", "lasttoken"),
+    (POOLING, NEW_POOLING | {"embedding_dimension": 65}, ": embedding_dimension", "wrong value", "65",
+     "hidden_size, which is 64"),
+    (PROMPTS, {"model_type": "SparseEncoder"}, ": model_type", "wrong value", '"SparseEncoder"',
+     '"SentenceTransformer"'),
+    (PROMPTS, {"prompts": {"query": 7}}, ": prompts: query", "wrong value", "7", "a string"),
+    (PROMPTS, {"prompts": ["a"]}, ": prompts", "wrong value", '["a"]', "a JSON object or null"),
+    (PROMPTS, {"prompts": {"a": ""}, "default_prompt_name": "b"}, ": default_prompt_name", "wrong value", '"b"',
+     "one of the prompts: a"),
+    (PROMPTS, {"similarity_fn_name": "hamming"}, ": similarity_fn_name", "wrong value", '"hamming"',
+     "one of cosine, dot, euclidean, manhattan"),
+    (BERT, {"max_seq_length": 1}, ": max_seq_length", "wrong value", "1", LENGTH),
+    (BERT, {"max_seq_length": "512"}, ": max_seq_length", "wrong value", '"512"', LENGTH),
+    (BERT, {"do_lower_case": True}, ": do_lower_case", "wrong value", "true", "none"),
+    (BERT, {"transformer_task": "fill-mask"}, ": transformer_task", "wrong value", '"fill-mask"',
+     '"feature-extraction"'),
+    (BERT, {"query_expansion": {"strategy": "fixed"}}, ": query_expansion", "wrong value",
+     '{"strategy": "fixed"}', "none"),
+    (BERT, {"processing_kwargs": {"text": {}}}, ": processing_kwargs", "wrong value", '{"text": {}}', "none"),
+    ("tokenizer_config.json", {"model_max_length": "long"}, ": model_max_length", "wrong value", '"long"', LIMIT),
+    ("tokenizer_config.json", {"model_max_length": 0}, ": model_max_length", "wrong value", "0", LIMIT),
+    ("tokenizer_config.json", {"model_max_length": 10**400}, ": model_max_length", "wrong value", "1" + 58 * "0" + "…",
+     LIMIT),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "what"),
+    ("name", "value", "place", "what", "got", "expected"),
     BAD,
-    ids=[f"{n.split('.')[0]}-{w}-{i}" for i, (n, _, w) in enumerate(BAD)],
+    ids=[f"{name.split('.')[0]}{place}-{i}" for i, (name, _, place, *_) in enumerate(BAD)],
 )
-def test_refused_by_name(folder, name, value, what):
+def test_refused_by_name(folder, name, value, place, what, got, expected):
     put(folder, name, value)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError) as caught:
         read(folder)
-    message = str(error.value)
-    assert message.startswith(str(folder / name))
-    assert what in message
-    assert "\n" not in message
+    error = caught.value
+    assert error.where == f"{folder / name}{place}"
+    assert (error.what, error.got, error.expected) == (what, got, expected)
+    assert "\n" not in str(error)
 
 
 def test_missing_pooling_file(folder):
     (folder / POOLING).unlink()
-    with pytest.raises(WeightsError, match=r"1_Pooling/config\.json: no such file"):
+    with pytest.raises(WeightsError) as caught:
         read(folder)
+    assert (caught.value.where, caught.value.what) == (str(folder / POOLING), "no such file")

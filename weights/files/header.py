@@ -155,7 +155,7 @@ def _tensor(path: Path, name: str, entry: Any, payload: int) -> TensorInfo:
     if num_bytes != needed:
         raise WeightsError(
             where,
-            f"wrong size for {dtype} {shape}",
+            f"wrong size for {dtype} {shown(shape)}",
             got=f"{num_bytes} bytes",
             expected=str(needed),
             remedy="The header is damaged.",

@@ -88,7 +88,7 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
         twice = found.keys() & tensors.keys()
         if twice:
             other = some({found[name].file.name for name in twice})
-            raise WeightsError(str(file), f"tensors that are also in {other}: {some(twice)}")
+            raise WeightsError(str(file), f"holds tensors that are also in {other}: {some(twice)}")
         found.update(tensors)
     if files[0].name != SINGLE:
         _check_index(folder / INDEX, found)

@@ -60,8 +60,10 @@ def _check_configs(first: StoredModel, other: StoredModel) -> None:
 
 
 def _check_tensors(first: StoredModel, other: StoredModel, *, one_dtype: bool) -> None:
-    for name in first.tensors.keys() & other.tensors.keys():
-        mine, theirs = first.tensors[name], other.tensors[name]
+    for name, mine in first.tensors.items():
+        if name not in other.tensors:  # only `lm_head.weight` may be in one alone
+            continue
+        theirs = other.tensors[name]
         where = f"{theirs.file}: tensor {name}"
         if mine.shape != theirs.shape:
             raise WeightsError(

@@ -221,7 +221,7 @@ def _weighted(
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Tell the models that are merged from the base, and give each its weight."""
     if base is None and method in ("slerp", "task_arithmetic"):
-        raise ConfigError(f"{where}: base_model", f"missing, {method} needs one")
+        raise ConfigError(f"{where}: base_model", "missing", remedy=f"{method} needs one.")
     if method == "linear" and base is not None and base not in [name for name, _ in members]:
         remedy = "List it under models with a weight, or remove it."
         raise ConfigError(f"{where}: base_model", "linear has no base", remedy=remedy)

@@ -12,7 +12,7 @@ from lastword.weights import write_safetensors
 from lastword.weights.files.file_tensor import open_tensor
 from lastword.weights.files.header import read_header
 from lastword.weights.files.mapping import mapped
-from lastword.weights.merging.rows import PIECE, Rows
+from lastword.weights.merging.tensor_merge import PIECE, Rows
 
 SIZE = 2 * PIECE + 7
 
@@ -112,18 +112,26 @@ def test_a_file_that_became_shorter(stored):
     with open_tensor(info, "t") as tensor:
         os.truncate(info.file, info.start + 100)
         assert len(tensor[0:50]) == 50
-        with pytest.raises(WeightsError, match="tensor t is cut off; got 100 bytes, expected 102 "):
+        with pytest.raises(WeightsError) as caught:
             tensor[0:51]
+    assert vars(caught.value) == vars(
+        WeightsError(
+            f"{info.file}: tensor t",
+            "cut off",
+            got="100 bytes",
+            expected=f"102 from byte {info.start}",
+            remedy="It was changed while it was read: get it again.",
+        )
+    )
 
 
 def test_a_file_that_is_gone(stored):
     info = stored["0.float32"]
     info.file.unlink()
-    with (
-        pytest.raises(WeightsError, match="tensor t cannot be read; No such file"),
-        open_tensor(info, "t"),
-    ):
+    with pytest.raises(WeightsError) as caught, open_tensor(info, "t"):
         pass
+    assert caught.value.where == f"{info.file}: tensor t"
+    assert caught.value.what == "cannot be read (No such file or directory)"
 
 
 def test_a_read_that_fails(stored, monkeypatch):
@@ -131,8 +139,17 @@ def test_a_read_that_fails(stored, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "preadv", broken)
-    with (
-        open_tensor(stored["0.float32"], "t") as tensor,
-        pytest.raises(WeightsError, match="tensor t cannot be read; Input/output error"),
-    ):
+    info = stored["0.float32"]
+    with open_tensor(info, "t") as tensor, pytest.raises(WeightsError) as caught:
         tensor[0:1]
+    assert caught.value.where == f"{info.file}: tensor t"
+    assert caught.value.what == "cannot be read (Input/output error)"
+
+
+def test_a_file_that_cannot_be_mapped(stored):
+    info = stored["0.float32"]
+    info.file.unlink()
+    with pytest.raises(WeightsError) as caught:
+        mapped(info, "t")
+    assert caught.value.where == f"{info.file}: tensor t"
+    assert caught.value.what.startswith("cannot be mapped (")

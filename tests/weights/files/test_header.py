@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from lastword.errors import WeightsError
-from lastword.weights.files.header import read_header
+from lastword.weights.files.header import growing_header, read_header
 from lastword.weights.files.writer import write_safetensors
 
 GOOD = {
@@ -37,59 +39,107 @@ def test_good(tmp_path):
 
 
 DOUBLE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+TRUNCATED, HUGE = "truncated", "at most 100000000"
+ENTRY, SIZES = "dtype, shape and data_offsets", "a list of sizes"
+# The bytes, the place in the file, what is wrong, and, where they are known, what is got and what is expected.
 BAD = {
-    "empty": (b"", "truncated; got 0 bytes"),
-    "seven-bytes": (b"1234567", "truncated; got 7 bytes"),
-    "cut-header": (packed(GOOD)[:40], "truncated; got 40 bytes"),
-    "cut-payload": (packed(GOOD)[:-1], "truncated"),
-    "no-payload": (packed(GOOD, b""), "truncated"),
-    "trailing": (packed(GOOD, bytes(23)), "trailing bytes"),
-    "html-page": (b"<!DOCTYPE html><html></html>", "not a safetensors file"),
-    "lfs-pointer": (b"version https://git-lfs.github.com/spec/v1", "not a safetensors file"),
-    "huge-length": (struct.pack("<Q", 2**63) + b"{}", "header length"),
-    "zero-length": (packed(b""), "not valid JSON"),
-    "not-utf8": (packed(b'{"\xff": 1}'), "not UTF-8 at byte 2"),
-    "not-json": (packed(b"{nope}"), "not valid JSON"),
-    "list": (packed([]), "expected a JSON object"),
-    "duplicate": (packed(DOUBLE, bytes(4)), '"a" occurs twice'),
-    "deep": (packed(b"[" * 100_000), "nested too deeply"),
-    "metadata": (packed(GOOD | {"__metadata__": {"n": 1}}), "__metadata__"),
-    "entry-number": (packed(GOOD | {"c": 5}), 'tensor "c"'),
-    "entry-keys": (packed(entry("a", extra=1)), 'tensor "a"'),
-    "dtype-unknown": (packed(entry("b", dtype="Q4_0")), "Q4_0"),
-    "dtype-flip": (packed(entry("b", dtype="BF17")), "BF17"),
-    "dtype-list": (packed(entry("b", dtype=["F32"])), "unknown dtype"),
-    "shape-flip": (packed(entry("a", shape=[2, 3])), "got 16 bytes, expected 24"),
-    "shape-negative": (packed(entry("a", shape=[-2, -2])), "shape"),
-    "shape-bool": (packed(entry("a", shape=[True, 4])), "shape"),
-    "shape-overflow": (packed(entry("a", shape=[2**62, 2**62])), "expected"),
-    "offsets-three": (packed(entry("a", data_offsets=[0, 16, 16])), "data_offsets"),
-    "offsets-reversed": (packed(entry("a", data_offsets=[16, 0])), "data_offsets"),
-    "overlap": (packed(entry("b", data_offsets=[10, 16])), "overlaps"),
-    "gap": (packed(entry("b", data_offsets=[18, 24]), bytes(24)), "gap"),
-    "gap-at-start": (packed({"a": GOOD["a"] | {"data_offsets": [4, 20]}}, bytes(20)), "gap"),
-}
+    "empty": (b"", "", TRUNCATED, "0 bytes", "a safetensors header"),
+    "seven-bytes": (b"1234567", "", TRUNCATED, "7 bytes", "a safetensors header"),
+    "cut-header": (packed(GOOD)[:40], "", TRUNCATED, "40 bytes", "at least 137 for the header"),
+    "cut-payload": (packed(GOOD)[:-1], "", TRUNCATED, "158 bytes", "159"),
+    "no-payload": (packed(GOOD, b""), "", TRUNCATED, "137 bytes", "159"),
+    "trailing": (packed(GOOD, bytes(23)), "", "trailing bytes", "160 bytes", "159"),
+    "html-page": (b"<!DOCTYPE html><html></html>", "", "not a safetensors file",
+                  "header length 5789751444030890300", HUGE),
+    "lfs-pointer": (b"version https://git-lfs.github.com/spec/v1", "", "not a safetensors file",
+                    "header length 2336927755350992246", HUGE),
+    "huge-length": (struct.pack("<Q", 2**63) + b"{}", "", "not a safetensors file", f"header length {2**63}", HUGE),
+    "zero-length": (packed(b""), ": header", "not valid JSON (Expecting value at column 1)", None, None),
+    "not-utf8": (packed(b'{"\xff": 1}'), ": header", "not UTF-8 at byte 2", None, None),
+    "not-json": (packed(b"{nope}"), ": header", "not valid JSON (", None, None),
+    "list": (packed([]), ": header", "wrong content", "a list", "a JSON object"),
+    "duplicate": (packed(DOUBLE, bytes(4)), ": header", 'not valid JSON (key "a" occurs twice)', None, None),
+    "deep": (packed(b"[" * 100_000), ": header", "not valid JSON (nested too deeply)", None, None),
+    "metadata": (packed(GOOD | {"__metadata__": {"n": 1}}), ": header: __metadata__", "wrong value",
+                 '{"n": 1}', "strings"),
+    "entry-number": (packed(GOOD | {"c": 5}), ': tensor "c"', "wrong entry", "5", ENTRY),
+    "entry-keys": (packed(entry("a", extra=1)), ': tensor "a"', "wrong entry",
+                   '{"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16], …', ENTRY),
+    "dtype-unknown": (packed(entry("b", dtype="Q4_0")), ': tensor "b"', "unknown dtype", '"Q4_0"', "F32, BF16 or F16"),
+    "dtype-flip": (packed(entry("b", dtype="BF17")), ': tensor "b"', "unknown dtype", '"BF17"', "F32, BF16 or F16"),
+    "dtype-list": (packed(entry("b", dtype=["F32"])), ': tensor "b"', "unknown dtype", '["F32"]', "F32, BF16 or F16"),
+    "shape-flip": (packed(entry("a", shape=[2, 3])), ': tensor "a"', "wrong size for F32 [2, 3]", "16 bytes", "24"),
+    "shape-negative": (packed(entry("a", shape=[-2, -2])), ': tensor "a"', "wrong shape", "[-2, -2]", SIZES),
+    "shape-bool": (packed(entry("a", shape=[True, 4])), ': tensor "a"', "wrong shape", "[true, 4]", SIZES),
+    "shape-overflow": (packed(entry("a", shape=[2**62, 2**62])), ': tensor "a"',
+                       f"wrong size for F32 [{2**62}, {2**62}]", "16 bytes", str(2**126)),
+    "offsets-three": (packed(entry("a", data_offsets=[0, 16, 16])), ': tensor "a"', "wrong data_offsets",
+                      "[0, 16, 16]", "[begin, end]"),
+    "offsets-reversed": (packed(entry("a", data_offsets=[16, 0])), ': tensor "a"', "wrong data_offsets",
+                         "[16, 0]", "[begin, end]"),
+    "overlap": (packed(entry("b", data_offsets=[10, 16])), ': tensor "b"', "overlaps the one before",
+                "offset 147", "153"),
+    "gap": (packed(entry("b", data_offsets=[18, 24]), bytes(24)), ': tensor "b"', "leaves a gap before it",
+            "offset 155", "153"),
+    "gap-at-start": (packed({"a": GOOD["a"] | {"data_offsets": [4, 20]}}, bytes(20)), ': tensor "a"',
+                     "leaves a gap before it", "offset 77", "73"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_damage_is_named(tmp_path, name):
-    content, what = BAD[name]
+    content, place, what, got, expected = BAD[name]
     path = tmp_path / "m.safetensors"
     path.write_bytes(content)
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(WeightsError) as caught:
         read_header(path)
-    message = str(error.value)
-    assert message.startswith(str(path))
-    assert what in message
-    assert "\n" not in message
-    assert len(message) < 400 + len(str(path))
+    error = caught.value
+    assert error.where == f"{path}{place}"
+    assert error.what.startswith(what)
+    assert (error.got, error.expected) == (got, expected)
+    remedies = {TRUNCATED: "Download it again.", "wrong size": "The header is damaged."}
+    assert error.remedy == next((r for w, r in remedies.items() if what.startswith(w)), None)
+    assert "\n" not in str(error)
+    assert len(str(error)) < 400 + len(str(path))
 
 
 def test_missing_and_unreadable(tmp_path):
-    with pytest.raises(WeightsError, match="no such file"):
+    with pytest.raises(WeightsError) as caught:
         read_header(tmp_path / "m.safetensors")
-    with pytest.raises(WeightsError, match="cannot be read"):
+    assert vars(caught.value) == vars(
+        WeightsError(
+            str(tmp_path / "m.safetensors"),
+            "no such file",
+            remedy="Download the checkpoint again.",
+        )
+    )
+    with pytest.raises(WeightsError) as caught:
         read_header(tmp_path)
+    assert (caught.value.where, caught.value.what) == (
+        str(tmp_path),
+        "cannot be read (Is a directory)",
+    )
+
+
+@pytest.mark.parametrize("metadata", [{}, {"made by": "ü"}])
+def test_a_header_for_any_number_of_rows_has_one_length(tmp_path, metadata):
+    header = growing_header("v", "F16", 3, lambda rows: {**metadata, "texts": str(rows)})
+    begun = header(10**15)
+    for rows in (0, 1, 12345, 10**15):
+        assert len(header(rows)) == len(begun)
+        assert len(begun) % 8 == 0
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(begun)
+    with path.open("r+b") as file:
+        file.seek(len(begun))
+        file.write(bytes(2 * 3 * 2))
+        file.seek(0)
+        file.write(header(2))
+    assert load_file(path)["v"].shape == (2, 3)
+    (info,) = read_header(path).values()
+    assert (info.dtype, info.shape, info.start) == ("F16", (2, 3), len(begun))
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {**metadata, "texts": "2"}
 
 
 @settings(
@@ -109,7 +159,7 @@ def test_a_flipped_bit_never_changes_the_tensors_in_silence(tmp_path, bit, data)
     try:
         found = read_header(path)
     except WeightsError as error:
-        assert str(error).startswith(str(path))  # noqa: PT017  either outcome is allowed
+        assert error.where.startswith(str(path))  # noqa: PT017  either outcome is allowed
         return
     # What remains is another name or dtype of the same size, or transposed sizes: the checkpoint's exact
     # table of names, shapes and dtypes refuses those.

@@ -35,28 +35,54 @@ def other_vocabulary(folder: str, target: Path) -> str:
     return str(target)
 
 
+VARIANTS = "Only variants of one model can be merged."
+# A model unlike the first, the place in it, what is wrong, got, expected (of the first), the remedy.
 MISMATCHES = {
-    "vocabulary-rows": (lambda f, t: model(t, vocab_size=600), "vocab_size; got 600, expected 512 as in"),
-    "width": (lambda f, t: model(t, hidden_size=64), "hidden_size; got 64, expected 32 as in"),
-    "depth": (lambda f, t: model(t, num_hidden_layers=3), "num_hidden_layers; got 3, expected 2"),
-    "rope": (lambda f, t: edited(f, t, rope_theta=5e6), "rope; got .*5000000"),
-    "epsilon": (lambda f, t: edited(f, t, rms_norm_eps=1e-5), "rms_norm_eps; got 1e-05, expected 1e-06"),
-    "dtype": (lambda f, t: model(t, dtype=torch.bfloat16), "dtype; got BF16, expected F32 .* Say the dtype"),
-    "tokens": (other_vocabulary, 'vocabulary; 2 tokens .* the first is "a": got id'),
-    "gone": (lambda f, t: str(t), "no such folder"),
+    "vocabulary-rows": (lambda f, t: model(t, vocab_size=600), "config.json: vocab_size", "differs", "600", "512 as in",
+                        "Give the models one vocabulary first."),
+    "width": (lambda f, t: model(t, hidden_size=64), "config.json: hidden_size", "differs", "64", "32 as in", VARIANTS),
+    "depth": (lambda f, t: model(t, num_hidden_layers=3), "config.json: num_hidden_layers", "differs", "3", "2 as in",
+              VARIANTS),
+    "rope": (lambda f, t: edited(f, t, rope_theta=5e6), "config.json: rope.theta", "differs", "5000000.0",
+             "1000000.0 as in", VARIANTS),
+    "epsilon": (lambda f, t: edited(f, t, rms_norm_eps=1e-5), "config.json: rms_norm_eps", "differs", "1e-05",
+                "1e-06 as in", VARIANTS),
+    "dtype": (lambda f, t: model(t, dtype=torch.bfloat16), "model.safetensors: tensor embed_tokens.weight",
+              "another dtype", "BF16", "F32 as in", "Say the dtype of the result with dtype: in the recipe."),
+    "tokens": (other_vocabulary, "tokenizer.json: vocabulary", "2 tokens are not as in", "id ", "",
+               "Rows of the embedding would be mixed up: use models of one tokenizer."),
+    "gone": (lambda f, t: str(t), "", "no such folder", None, None, None),
     "not-a-tokenizer": (
         lambda f, t: (other_vocabulary(f, t), (t / "tokenizer.json").write_text("{}"))[0],
-        r"tokenizer\.json: not a tokenizer",
+        "tokenizer.json", "not a tokenizer (", None, None, None,
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mismatch", MISMATCHES)
 def test_mismatches_are_named_before_anything_is_written(tmp_path, first, mismatch):
-    make, message = MISMATCHES[mismatch]
+    make, place, what, got, expected, remedy = MISMATCHES[mismatch]
     text = recipe_text([first, make(first, tmp_path / "other")], [1, 1])
     before = sorted(tmp_path.iterdir())
-    with workers() as threads, pytest.raises(LastwordError, match=message) as error:
+    with workers() as threads, pytest.raises(LastwordError) as caught:
         Merge(parse_recipe(text, "merge.yaml"), threads)
-    assert "\n" not in str(error.value)
+    error = caught.value
+    assert error.where == "/".join(filter(None, (str(tmp_path / "other"), place)))
+    assert error.what.startswith(what)
+    assert error.remedy == remedy
+    if mismatch == "tokens":
+        assert error.what == f'2 tokens are not as in {first}, the first is "a"'
+        assert int(error.got.removeprefix("id ")) != int(error.expected)
+    else:
+        assert error.got == got
+        assert error.expected == (None if expected is None else f"{expected} {first}")
+    assert "\n" not in str(error)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_limit_does_not_keep_models_apart(tmp_path, first):
+    other = edited(first, tmp_path / "other", max_position_embeddings=8192)
+    with workers() as threads:
+        job = Merge(parse_recipe(recipe_text([first, other], [1, 1]), "merge.yaml"), threads)
+    limits = [each.config.max_position_embeddings for each in job.opened.values()]
+    assert limits == [4096, 8192]

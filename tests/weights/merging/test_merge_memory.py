@@ -11,7 +11,7 @@ import torch
 from helpers.process_memory import peak_anonymous
 
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.bench.multislerp import multislerp
+from lastword.bench.merge import multislerp
 from lastword.weights import Checkpoint, read_config
 from lastword.weights.tensor_names import expected_shapes
 

@@ -18,7 +18,7 @@ from helpers.transformers_reference import (
 )
 from safetensors.torch import load_file, save_file
 
-from lastword.bench.multislerp import multislerp
+from lastword.bench.merge import multislerp
 from lastword.cli.main import main
 from lastword.weights import Checkpoint, read_config
 from lastword.weights.files.blocks import workers
