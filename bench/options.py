@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lastword.bench.models.workloads import QUICK
 from lastword.bench.shapes import SIZES
-from lastword.cli.options import QUANTIZE, positive
 
 OPS = ("rms_norm", "add_rms_norm", "qk_norm_rope", "forest_attention", "final_attention", "swiglu")
 BASELINES = ("eager", "compile", "sdpa-flash", "sdpa-cudnn", "varlen", "liger")
@@ -16,6 +15,7 @@ FORMS = ("descriptor",)  # lastword's own, beside its default where they are nam
 REP_MS = 100
 PEERS = ("sentence-transformers", "llama.cpp")
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZE = ("int8", "fp8")
 _QUICK = "only {} documents, {} queries and {} queries one a call".format(*QUICK)
 
 KERNELS_EXAMPLES = """examples:
@@ -25,10 +25,10 @@ KERNELS_EXAMPLES = """examples:
   lastword bench kernels --op forest_attention --beside sdpa-cudnn descriptor
   lastword bench kernels --compile-only --model 4B --dtype bfloat16
 
-Every implementation is compared with the operation's PyTorch twin in fp64 before it is timed; a
+Every implementation is compared with the operation's reference in fp64 before it is timed; a
 wrong one has no time, and exit status 1 where it is lastword's or yours. The function of --with
 takes the operation's own arguments (lastword.kernels). Times are the median, with the 20th and
-80th percentiles; the share of the roof is against a copy and a matrix product of the same run."""
+80th percentiles; the share of the peak is against a copy and a matmul of the same run."""
 
 PEERS_EXAMPLES = """examples:
   lastword bench peers                      0.6B shape cut to 4 layers, CPU, fp32; tens of minutes
@@ -49,6 +49,14 @@ Weights are random and made on the device; texts are made of words that are one 
 lengths it says where the time goes, by stage from strings to vectors and by operation in the forward.
 With --quantize the model is timed beside itself without, on documents, queries and one query a call,
 and the cosines between their vectors are printed."""
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1; the name of this function is what argparse shows."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("not a whole number of at least 1")
+    return number
 
 
 def add_kernels(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +86,7 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         "--with",
         dest="own",
         metavar="MODULE:FUNCTION",
-        help="put a function of yours through the same gate, roofs and table (with one --op)",
+        help="put a function of yours through the same gate, peaks and table (with one --op)",
     )
     parser.add_argument(
         "--beside",

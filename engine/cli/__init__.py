@@ -1,1 +1,1 @@
-"""The command line `lastword`: a door that calls `Embedder` and never reaches past it."""
+"""The command line `lastword`: an entry point that calls `Embedder` and never reaches past it."""

@@ -48,7 +48,7 @@ def shows_progress(*, quiet: bool) -> bool:
 def stdout_bytes() -> BinaryIO:
     """Return stdout as a byte stream, so that UTF-8 is written whatever the locale says."""
     if sys.stdout is None:
-        raise InputError("stdout: is closed; got no stream, expected one. Name a file with -o")
+        raise InputError("stdout", "is closed", remedy="Name a file with -o.")
     return sys.stdout.buffer
 
 
@@ -57,15 +57,13 @@ def attempt(action: Callable[[], object], name: str) -> None:
     try:
         action()
     except BrokenPipeError as error:
-        raise InputError(
-            f"{name}: was closed by its reader before everything was written"
-        ) from error
+        what = "was closed by its reader before everything was written"
+        raise InputError(name, what) from error
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{name}: cannot be written; {reason}") from error
+        raise InputError(name, f"cannot be written ({error.strerror or error})") from error
 
 
-def put(stream: BinaryIO, data: bytes, name: str) -> None:
+def put(stream: BinaryIO, data: bytes | memoryview, name: str) -> None:
     """Write `data` whole to `stream`; an unbuffered one takes what it can at each call."""
     rest = memoryview(data)
 

@@ -5,6 +5,7 @@ options and imports torch, and what needs it, when the command runs: `--help` an
 """
 
 import argparse
+import importlib
 import signal
 import sys
 import threading
@@ -12,14 +13,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import NoReturn, TextIO, cast
 
 import lastword
 from lastword.cli import console, options
-from lastword.cli.commands import bags, bench, convert, embed, info, merge, search, verify
-from lastword.cli.commands import eval as eval_command
-from lastword.cli.parser import Command, Parser, add_command, add_commands
-from lastword.errors import InputError, LastwordError, LastwordWarning
+from lastword.cli.parser import Command, Parser
+from lastword.errors import DeviceError, InputError, LastwordError, LastwordWarning
 
 EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
@@ -29,16 +28,17 @@ EXAMPLES = """examples:
   lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact
   lastword merge merge.yaml ./merged"""
 
-COMMANDS: dict[str, Command] = {
-    "embed": embed,
-    "search": search,
-    "info": info,
-    "verify": verify,
-    "eval": eval_command,
-    "bench": bench,
-    "merge": merge,
-    "convert": convert,
-    "bags": bags,
+# The module of each command; those of other packages are known here by name only.
+COMMANDS = {
+    "embed": "lastword.cli.commands.embed",
+    "search": "lastword.cli.commands.search",
+    "info": "lastword.cli.commands.info",
+    "verify": "lastword.cli.commands.verify",
+    "eval": "lastword.cli.commands.eval",
+    "bench": "lastword.bench.command",
+    "merge": "lastword.cli.commands.merge",
+    "convert": "lastword.cli.commands.convert",
+    "bags": "lastword.cli.commands.bags",
 }
 
 
@@ -62,24 +62,30 @@ def _guarded(argv: Sequence[str] | None) -> int:
     try:
         args = _arguments(argv)
         with _warnings_as_lines(quiet=getattr(args, "quiet", False)):
-            return COMMANDS[args.command].run(args)
+            args.console = console
+            return _module(args.command).run(args)
     except LastwordError as error:
         return _fail(options.in_option_words(error), 2)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return _fail(f"{where}{error.strerror or error}", 2)
+        where = _command_of(args) if error.filename is None else str(error.filename)
+        return _fail(str(InputError(where, error.strerror or str(error))), 2)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         # a command without the option has nothing to lower
-        remedy = "; lower --max-batch-tokens or --max-length"
-        return _fail(f"out of memory{remedy if hasattr(args, 'max_batch_tokens') else ''}", 2)
+        lower = hasattr(args, "max_batch_tokens")
+        remedy = "Lower --max-batch-tokens or --max-length." if lower else None
+        return _fail(str(DeviceError(_command_of(args), "out of memory", remedy=remedy)), 2)
     except _Terminated:
         return _fail("terminated", 143)
     except KeyboardInterrupt:
         return _fail("stopped", 130)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
+
+
+def _command_of(args: argparse.Namespace) -> str:
+    return str(getattr(args, "command", "arguments"))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -94,13 +100,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     argparse takes the files from one place only and leaves those elsewhere unrecognised.
     """
     parser = _parser()
+    args: argparse.Namespace
     args, others = parser.parse_known_args(argv)
     unknown = [other for other in others if other.startswith("-") and other != "-"]
     if unknown or (others and not hasattr(args, "files")):
         word = (unknown or others)[0]
-        raise InputError(
-            f"{args.command}: unknown argument {word}. See lastword {args.command} --help"
-        )
+        remedy = f"See lastword {args.command} --help."
+        raise InputError(args.command, "unknown argument", got=word, remedy=remedy)
     if others:
         args.files += others
     return args
@@ -125,7 +131,7 @@ def _warnings_as_lines(*, quiet: bool) -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if not issubclass(category, LastwordWarning):
+            if not isinstance(message, LastwordWarning):
                 shown_by_python(message, category, filename, lineno, file, line)
             elif not quiet:
                 console.say(options.in_option_words(message))
@@ -157,10 +163,17 @@ def _parser() -> Parser:
         epilog=EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"lastword {lastword.__version__}")
-    commands = add_commands(parser, "command")
-    for name, command in COMMANDS.items():
-        command.add_options(add_command(commands, name, command.ABOUT, command.EXAMPLES))
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in COMMANDS:
+        command = _module(name)
+        about = f"{command.ABOUT[0].upper()}{command.ABOUT[1:]}."
+        settings = {"help": command.ABOUT, "description": about, "epilog": command.EXAMPLES}
+        command.add_options(commands.add_parser(name, **settings))
     return parser
+
+
+def _module(name: str) -> Command:
+    return cast("Command", importlib.import_module(COMMANDS[name]))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from lastword.errors import (
     ConfigError,
     DeviceError,
     InputError,
+    LastwordError,
     LastwordWarning,
     lone_surrogate,
 )
 
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
-    from lastword.model_info import OpenedModel
+    from lastword.model_info import ModelInfo
 
 QUANTIZE = ("int8", "fp8")
 
@@ -39,18 +40,17 @@ _OPTION_OF = {
 }
 
 
-def in_option_words(problem: Warning | Exception | str) -> str:
-    """Return a message with the name of the option that it is about; a file may be called as an argument is."""
-    if not isinstance(problem, ConfigError | DeviceError | LastwordWarning):
-        return str(problem)
-    where, colon, rest = str(problem).partition(":")
-    return f"{_OPTION_OF.get(where, where)}{colon}{rest}"
+def in_option_words(problem: LastwordError | LastwordWarning) -> str:
+    """Return a problem's line with the name of the option that it is about; a file may be called as an argument is."""
+    if isinstance(problem, ConfigError | DeviceError | LastwordWarning):
+        problem.where = _OPTION_OF.get(problem.where, problem.where)
+    return str(problem)
 
 
 def text(given: str) -> str:
     """Take text, which is Unicode; the system hands over bytes that are not UTF-8 as lone surrogates."""
     if lone_surrogate(given) is not None:
-        raise argparse.ArgumentTypeError(f"got {given}, expected text in UTF-8")
+        raise argparse.ArgumentTypeError("not text in UTF-8")
     return given
 
 
@@ -62,15 +62,15 @@ def path(given: str) -> str:
 def model(given: str) -> str:
     """Take a model's name; an empty one, as of a variable that is not set, is not the built-in model's."""
     if not given:
-        raise argparse.ArgumentTypeError("got an empty name, expected a hub id or folder")
+        raise argparse.ArgumentTypeError("an empty name, which is no hub id or folder")
     return given
 
 
 def positive(text: str) -> int:
-    """Read a whole number of at least 1; the name of this function is what argparse shows."""
+    """Read a whole number of at least 1; the name of this function is what messages show."""
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number of at least 1")
+        raise argparse.ArgumentTypeError("not a whole number of at least 1")
     return number
 
 
@@ -82,7 +82,7 @@ def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | Non
             continue
         place = os.path.realpath(path)
         if place in used:
-            raise InputError(f"{path}: would be overwritten; name another output file")
+            raise InputError(path, "would be overwritten", remedy="Name another output file.")
         used.add(place)
 
 
@@ -128,7 +128,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=path,
         metavar="FILE",
-        help=".txt (a text a line; also any other ending), .jsonl, .csv, .tsv; - is stdin",
+        help=".txt (one text per line; also any other ending), .jsonl, .csv, .tsv; - is stdin",
     )
     add_format_options(parser)
     parser.add_argument(
@@ -153,7 +153,7 @@ def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:
 def choose_model(args: argparse.Namespace) -> None:
     """Take MODEL, or --model, of a command that has both."""
     if args.name is not None and args.model is not None:
-        raise ConfigError("MODEL: named twice; got MODEL and --model, expected one of them")
+        raise ConfigError("MODEL", "named twice", got="MODEL and --model", expected="one of them")
     args.model = args.model if args.name is None else args.name
 
 
@@ -186,10 +186,10 @@ def open_model(args: argparse.Namespace) -> "Embedder":
     return Embedder(args.model, show_progress_bar=show, **embedder_options(args))
 
 
-def open_files(args: argparse.Namespace) -> "OpenedModel":
+def open_files(args: argparse.Namespace) -> "ModelInfo":
     """Open the model that the options name without its weights, of which it may have more than there is memory."""
-    from lastword.model_info import OpenedModel
+    from lastword.model_info import ModelInfo
 
     chosen = embedder_options(args)
     del chosen["max_batch_tokens"]  # nothing is computed
-    return OpenedModel(args.model, **chosen)
+    return ModelInfo(args.model, **chosen)

@@ -4,7 +4,7 @@ Text is Unicode. A path may be any bytes, so an argument that is one says `type=
 """
 
 import argparse
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol
 
 from lastword.cli import console, options
 from lastword.errors import InputError
@@ -16,11 +16,11 @@ class Command(Protocol):
     ABOUT: str
     EXAMPLES: str
 
-    def add_options(self, parser: "Parser") -> None:
+    def add_options(self, parser: "Parser", /) -> None:
         """Add the command's options."""
 
-    def run(self, args: argparse.Namespace) -> int:
-        """Run the command and return its exit status."""
+    def run(self, args: argparse.Namespace, /) -> int:
+        """Run the command and return its exit status; a package beside this one prints with `args.console`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,27 +28,44 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
-        super().__init__(**settings, allow_abbrev=False)
+        super().__init__(**settings, allow_abbrev=False, exit_on_error=False)
         self.register("type", None, options.text)
 
+    def add_subparsers(self, **settings: Any) -> Any:
+        """Let the parser have commands; what follows a command's name is for its own parser to check."""
+        self.register("type", None, options.path)
+        return super().add_subparsers(metavar=settings["dest"].upper(), **settings)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does; an argument that it refuses is an InputError."""
+        try:
+            return super().parse_known_args(args, namespace)
+        except argparse.ArgumentError as error:
+            raise self._refused(error.message, error.argument_name) from error
+
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See {self.prog} --help")
+        raise self._refused(message)
+
+    def _refused(
+        self, what: str, argument: str | None = None, got: str | None = None
+    ) -> InputError:
+        """Name the argument, or the command where argparse names none."""
+        where = argument or self.prog.partition(" ")[2] or "arguments"
+        return InputError(where, what, got=got, remedy=f"See {self.prog} --help.")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        # only here argparse knows both the argument and what was given for it
+        convert = self._registry_get("type", action.type, action.type)
+        try:
+            return convert(arg_string)
+        except argparse.ArgumentTypeError as error:
+            what = str(error)
+        except (TypeError, ValueError):
+            what = f"invalid {convert.__name__} value"
+        raise self._refused(
+            what, argparse.ArgumentError(action, what).argument_name, repr(arg_string)
+        )
 
     def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002
         # argparse's own ignores a full or closed stdout; nothing but help and version comes here
         console.print_text(message)
-
-
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-
-
-def add_commands(parser: Parser, dest: str) -> Commands:
-    """Let a parser have commands; what follows a command's name is for its own parser to check."""
-    parser.register("type", None, options.path)
-    return parser.add_subparsers(dest=dest, required=True, metavar=dest.upper())
-
-
-def add_command(commands: Commands, name: str, about: str, examples: str) -> Parser:
-    """Add a command's parser; `about` begins in lower case."""
-    description = f"{about[0].upper()}{about[1:]}."
-    return commands.add_parser(name, help=about, description=description, epilog=examples)

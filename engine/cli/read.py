@@ -11,7 +11,7 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, TextIO
+from typing import TextIO
 
 from lastword.errors import InputError, lone_surrogate, some
 
@@ -19,11 +19,11 @@ FORMATS = ("txt", "jsonl", "csv", "tsv")
 STDIN = "-"
 MAX_FIELD = 1 << 26  # characters; an unclosed quote in a large file ends here, not out of memory
 
-_JSON_LINES = "Make it JSON lines (.jsonl), a record a line"
-_AS_TEXT = "Turn it into text (.txt) or JSON lines (.jsonl) first"
-_UNPACKED = "Unpack it first, or pipe it: zcat FILE | lastword embed - --input-format {inner}"
+_JSON_LINES = "Make it JSON lines (.jsonl), one record per line."
+_AS_TEXT = "Turn it into text (.txt) or JSON lines (.jsonl) first."
+_UNPACKED = "Unpack it first, or pipe it: zcat FILE | lastword embed - --input-format {inner}."
 _REFUSED = {
-    "json": "Make it JSON lines, as in: jq -c '.[]' FILE > FILE.jsonl; or say --input-format jsonl",
+    "json": "Make it JSON lines, as in: jq -c '.[]' FILE > FILE.jsonl; or say --input-format jsonl.",
     **dict.fromkeys(("parquet", "arrow", "feather", "orc", "avro", "xlsx", "xls"), _JSON_LINES),
     **dict.fromkeys(("npy", "npz", "safetensors", "bin", "pt", "pkl", "db", "sqlite"), _AS_TEXT),
     **dict.fromkeys(("pdf", "doc", "docx", "odt", "pptx", "epub"), _AS_TEXT),
@@ -68,9 +68,9 @@ def sources(files: Sequence[str], input_format: str | None) -> list[Source]:
     """Check every input before any work starts; no file named means stdin."""
     paths = list(files) or [STDIN]
     if not files and sys.stdin is not None and sys.stdin.isatty():
-        raise InputError("FILES: no input; got none, expected files. Name a file, or - for stdin")
+        raise InputError("FILES", "no input", remedy="Name a file, or - for stdin.")
     if paths.count(STDIN) > 1:
-        raise InputError("FILES: - is named twice; stdin can be read only once")
+        raise InputError("FILES", "- is named twice", remedy="stdin can be read only once.")
     return [Source(path, _format(path, input_format)) for path in paths]
 
 
@@ -79,16 +79,16 @@ def _format(path: str, input_format: str | None) -> str:
         return input_format or "txt"
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        raise InputError(f"{path}: is a folder; expected a file. Name the files in it")
+        raise InputError(path, "is a folder", expected="a file", remedy="Name the files in it.")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: cannot be read; permission denied")
+        raise InputError(path, "cannot be read (permission denied)")
     if input_format is not None:
         return input_format
     root, ending = split_ending(path)
     if ending in _REFUSED:
         inner = _format_of(split_ending(root)[1])  # a packed file's own ending comes before
         remedy = _REFUSED[ending].format(inner=inner)
-        raise InputError(f"{path}: .{ending} files are not read. {remedy}")
+        raise InputError(path, f".{ending} files are not read", remedy=remedy)
     return _format_of(ending)
 
 
@@ -123,7 +123,7 @@ def _open(source: Source) -> TextIO:
     turns a bad byte, and nothing else, into a lone surrogate, which is then found in its line.
     """
     if source.path == STDIN and sys.stdin is None:
-        raise InputError("stdin: is closed; got no stream, expected one. Name a file")
+        raise InputError("stdin", "is closed", remedy="Name a file.")
     return open(
         sys.stdin.fileno() if source.path == STDIN else source.path,
         encoding="utf-8-sig",
@@ -140,8 +140,10 @@ def _lines(stream: TextIO, source: Source) -> Iterator[str]:
         number += 1
         if not line.isascii() and (bad := lone_surrogate(line)) is not None:
             raise InputError(
-                f"{source.name}:{number}: is not UTF-8; got byte 0x{ord(line[bad]) - 0xDC00:02x}. "
-                "Convert the file to UTF-8"
+                f"{source.name}:{number}",
+                "is not UTF-8",
+                got=f"byte 0x{ord(line[bad]) - 0xDC00:02x}",
+                remedy="Convert the file to UTF-8.",
             )
         yield line
 
@@ -150,7 +152,7 @@ def _next_line(stream: TextIO, source: Source) -> str:
     try:
         return stream.readline()
     except OSError as error:
-        raise InputError(f"{source.name}: cannot be read; {error.strerror}") from error
+        raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
 
 
 def _text_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
@@ -161,50 +163,42 @@ def _text_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterat
 
 
 def _json_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
+    from lastword.weights import parse_object
+
     for number, line in enumerate(lines, 1):
         if not line.isspace():
-            where = f"{source.name}:{number}"
-            fields = _parse(line, where)
+            where, line = f"{source.name}:{number}", line.rstrip()
+            # where a key stands twice the last one counts, as other readers have it
+            fields = parse_object(line, where, InputError, unique_keys=False)
             text = _text_of(fields, text_field, where)
-            carried = line.strip()[:-1].rstrip()
+            carried = line.lstrip()[:-1].rstrip()
             yield Record(text, source.name, number, frozenset(fields), carried)
-
-
-def _parse(line: str, where: str) -> dict[str, object]:
-    try:
-        fields = json.loads(line, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: is not JSON; {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise InputError(f"{where}: is not usable JSON; it is nested too deeply") from error
-    except ValueError as error:
-        raise InputError(f"{where}: is not usable JSON; {error}") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{where}: got {_kind(fields)}, expected a JSON object")
-    return fields
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"got {name}, expected a number or null")
 
 
 def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
     if text_field not in fields:
-        raise InputError(_missing(where, text_field, fields.keys()))
+        raise _missing(where, text_field, fields.keys())
     text = fields[text_field]
     if not isinstance(text, str):
-        raise InputError(f"{where}: field {text_field!r}: got {_kind(text)}, expected a string")
+        raise InputError(where, f"wrong field {text_field!r}", got=_kind(text), expected="a string")
     if not text.isascii() and (bad := lone_surrogate(text)) is not None:
         raise InputError(
-            f"{where}: field {text_field!r}: holds a lone surrogate; got \\u{ord(text[bad]):04x}, "
-            "expected Unicode text. Remove it"
+            where,
+            f"field {text_field!r} holds a lone surrogate",
+            got=f"\\u{ord(text[bad]):04x}",
+            expected="Unicode text",
+            remedy="Remove it.",
         )
     return text
 
 
-def _missing(where: str, text_field: str, names: Iterable[str]) -> str:
-    present = some(names) or "no field"
-    return f"{where}: has no field {text_field!r}; got {present}. Name the text with --text-field"
+def _missing(where: str, text_field: str, names: Iterable[str]) -> InputError:
+    return InputError(
+        where,
+        f"has no field {text_field!r}",
+        got=some(names) or "no field",
+        remedy="Name the text with --text-field.",
+    )
 
 
 def _kind(value: object) -> str:
@@ -213,22 +207,26 @@ def _kind(value: object) -> str:
 
 
 def _table(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
-    """Yield a record a row; blank lines are no rows, as the csv module has it."""
+    """Yield a record per row; blank lines are no rows, as the csv module has it."""
     rows = _rows(lines, source)
     _, header = next(rows, (0, []))
     where = f"{source.name}:1"
     if not header:
-        raise InputError(f"{where}: has no header; expected the names of the columns")
+        raise InputError(where, "has no header", expected="the names of the columns")
     names = frozenset(header)
     if len(names) < len(header):
         twice = some({name for name in header if header.count(name) > 1})
-        raise InputError(f"{where}: columns named twice: {twice}. Rename them")
+        raise InputError(where, "columns named twice", got=twice, remedy="Rename them.")
     if text_field not in names:
-        raise InputError(_missing(where, text_field, names))
+        raise _missing(where, text_field, names)
     for line, row in rows:
         if len(row) != len(header):
-            got = f"got {len(row)} fields, expected {len(header)} as in the header"
-            raise InputError(f"{source.name}:{line}: {got}")
+            raise InputError(
+                f"{source.name}:{line}",
+                "wrong number of fields",
+                got=f"{len(row)}",
+                expected=f"{len(header)} as in the header",
+            )
         fields = dict(zip(header, row, strict=True))
         yield Record(fields[text_field], source.name, line, names, _open_object(fields))
 
@@ -243,7 +241,8 @@ def _rows(lines: Iterator[str], source: Source) -> Iterator[tuple[int, list[str]
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise InputError(f"{source.name}:{line}: is not {source.format}; {error}") from error
+            where = f"{source.name}:{line}"
+            raise InputError(where, f"is not {source.format} ({error})") from error
         if row is None:
             return
         if row:

@@ -1,12 +1,11 @@
-"""Records in, each with its vector out: the Embedder's stream, with errors told by file and line.
+"""Records in, each group of them with its vectors out: the Embedder's groups, with errors told by file and line.
 
 Holds only the records that the Embedder has taken and not yet answered.
 """
 
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from lastword.cli.read import Record
 from lastword.errors import InputError
@@ -15,25 +14,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lastword.embedder import Embedder
-    from lastword.report import Report
-
-
-class StreamOptions(TypedDict, total=False):
-    """What `Embedder.encode_stream` takes besides texts."""
-
-    prompt: str
-    precision: str
-    ranges: "Tensor | None"
-    too_long: Literal["cut", "error"]
-    normalize_embeddings: bool
-    report: "Report"
-    show_progress_bar: bool
+    from lastword.options import EncodeKwargs
 
 
 def embed_records(
-    embedder: "Embedder", records: Iterable[Record], **options: Unpack[StreamOptions]
-) -> Iterator[tuple[Record, "Tensor"]]:
-    """Yield every record with its vector, in order; `options` go to `Embedder.encode_stream`."""
+    embedder: "Embedder", records: Iterable[Record], prompt: str, **options: Unpack["EncodeKwargs"]
+) -> Iterator[tuple[list[Record], "Tensor"]]:
+    """Yield groups of records, each with its matrix of vectors, in order.
+
+    Args:
+        embedder: what embeds them; it may read the records from a thread of its own, some groups ahead.
+        records: what is embedded.
+        prompt: goes before every text.
+        options: as `Embedder.encode_groups` takes them.
+    """
     pending: deque[Record] = deque()
     answered = 0
 
@@ -43,16 +37,10 @@ def embed_records(
             yield record.text
 
     try:
-        for vector in embedder.encode_stream(texts(), **options):
-            answered += 1
-            yield pending.popleft(), vector
+        for matrix in embedder.encode_groups(texts(), prompt=prompt, **options):
+            answered += len(matrix)
+            yield [pending.popleft() for _ in range(len(matrix))], matrix
     except InputError as error:
-        index = error.index
-        if index is None or not 0 <= index - answered < len(pending):
-            raise
-        raise InputError(located(error, pending[index - answered].where)) from error
-
-
-def located(error: InputError, where: str) -> str:
-    """Return the message of a text's error with its place instead of its number."""
-    return f"{where}: " + re.sub(r"^text \d+: *", "", str(error))
+        if error.index is not None and 0 <= error.index - answered < len(pending):
+            error.where = pending[error.index - answered].where
+        raise

@@ -1,13 +1,12 @@
-"""Vectors to JSON lines, safetensors or npy, one at a time, in constant memory and without NumPy.
+"""Vectors to JSON lines, safetensors or npy, a group at a time, in constant memory and without NumPy.
 
 A writer is given a byte stream and never opens a file; `weights/files/atomic.py` makes the file appear whole.
 The binary formats begin with a header that holds the number of texts, known only at the end: it
 is written once with room for any number and again, over itself, when the last vector is in.
 """
 
-import ctypes
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from lastword.cli.console import attempt, put
@@ -18,26 +17,26 @@ if TYPE_CHECKING:
 
 FORMATS = ("jsonl", "safetensors", "npy")
 MOST_TEXTS = 10**15
+ROWS_AT_ONCE = 64  # a Python float takes eight times the room of one in a tensor
 Header = Callable[[int], bytes]
 
 
 class Layout(NamedTuple):
-    """How a precision is stored: safetensors and NumPy names, bytes, values a byte, JSON form."""
+    """How a precision is stored: names of the dtype in safetensors and NumPy, values per element, JSON form."""
 
     safetensors: str
     numpy: str
-    size: int
     packed: int
     number: str
 
 
 LAYOUTS = {
-    "float32": Layout("F32", "<f4", 4, 1, "%.9g"),
-    "float16": Layout("F16", "<f2", 2, 1, "%.5g"),
-    "int8": Layout("I8", "|i1", 1, 1, "%d"),
-    "uint8": Layout("U8", "|u1", 1, 1, "%d"),
-    "binary": Layout("I8", "|i1", 1, 8, "%d"),
-    "ubinary": Layout("U8", "|u1", 1, 8, "%d"),
+    "float32": Layout("F32", "<f4", 1, "%.9g"),
+    "float16": Layout("F16", "<f2", 1, "%.5g"),
+    "int8": Layout("I8", "|i1", 1, "%d"),
+    "uint8": Layout("U8", "|u1", 1, "%d"),
+    "binary": Layout("I8", "|i1", 8, "%d"),
+    "ubinary": Layout("U8", "|u1", 8, "%d"),
 }
 
 
@@ -47,30 +46,41 @@ def numbers(layout: Layout, dim: int) -> str:
 
 
 class Writer(Protocol):
-    """Takes the records in order, each with its vector, then the end."""
+    """Takes the records in order, a group at a time with its matrix of vectors, then the end."""
 
-    def write(self, record: Record, vector: "Tensor") -> None:
-        """Take the next record and its vector."""
+    def write(self, records: Sequence[Record], matrix: "Tensor") -> None:
+        """Take the next records and their vectors, a row each."""
 
     def finish(self) -> None:
         """Take note that there are no more."""
 
 
 class JsonLines:
-    """A JSON object a line: the record's own fields, its vector, and the two fingerprints."""
+    """A JSON object per line: the record's own fields and its vector; before them a header where there is one."""
 
     def __init__(
-        self, stream: BinaryIO, name: str, field: str, numbers: str, signature: Mapping[str, str]
+        self,
+        stream: BinaryIO,
+        name: str,
+        field: str,
+        numbers: str,
+        header: Mapping[str, str] | None = None,
     ) -> None:
         self._stream, self._name, self._numbers = stream, name, numbers
         self._field = json.dumps(field, ensure_ascii=False)
-        self._signature = json.dumps(dict(signature))[1:]
+        if header is not None:
+            line = json.dumps({"lastword": dict(header)}, ensure_ascii=False)
+            put(stream, f"{line}\n".encode(), name)
 
-    def write(self, record: Record, vector: "Tensor") -> None:
-        """Append a line."""
-        values = self._numbers % tuple(vector.tolist())
-        line = f"{record.fields}, {self._field}: [{values}], {self._signature}\n"
-        put(self._stream, line.encode("utf-8"), self._name)
+    def write(self, records: Sequence[Record], matrix: "Tensor") -> None:
+        """Append a line per record."""
+        for start in range(0, len(records), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            lines = (
+                f"{record.fields}, {self._field}: [{self._numbers % tuple(row)}]}}\n"
+                for record, row in zip(records[part], matrix[part].tolist(), strict=True)
+            )
+            put(self._stream, "".join(lines).encode("utf-8"), self._name)
 
     def finish(self) -> None:
         """Give everything to the system."""
@@ -84,10 +94,12 @@ class Matrix:
         self._stream, self._name, self._header, self._texts = stream, name, header, 0
         put(stream, header(MOST_TEXTS), name)
 
-    def write(self, record: Record, vector: "Tensor") -> None:  # noqa: ARG002  a Writer's signature
-        """Append a row."""
-        put(self._stream, tensor_bytes(vector), self._name)
-        self._texts += 1
+    def write(self, records: Sequence[Record], matrix: "Tensor") -> None:
+        """Append a row per record."""
+        from lastword.weights import tensor_bytes
+
+        put(self._stream, tensor_bytes(matrix), self._name)
+        self._texts += len(records)
 
     def finish(self) -> None:
         """Write the header again, now with the number of texts."""
@@ -95,30 +107,14 @@ class Matrix:
         put(self._stream, self._header(self._texts), self._name)
 
 
-def tensor_bytes(tensor: "Tensor") -> bytes:
-    """Return the bytes of a tensor in row order, without NumPy."""
-    tensor = tensor.cpu().contiguous()
-    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
-
-
 def safetensors_header(name: str, layout: Layout, dim: int, metadata: Mapping[str, str]) -> Header:
-    """Return the header of a file with one tensor [texts, width] as a function of texts.
+    """Return the header of a file with one tensor [texts, width] as a function of texts."""
+    from lastword.weights import growing_header
 
-    Its length is the same for every number of texts and a multiple of 8, as the format advises.
-    """
-    width = dim // layout.packed
+    def described(texts: int) -> dict[str, str]:
+        return {**metadata, "texts": str(texts)}
 
-    def body(texts: int) -> bytes:
-        tensor = {
-            "dtype": layout.safetensors,
-            "shape": [texts, width],
-            "data_offsets": [0, texts * width * layout.size],
-        }
-        fields = {"__metadata__": {**metadata, "texts": str(texts)}, name: tensor}
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-
-    length = -(-len(body(MOST_TEXTS)) // 8) * 8
-    return lambda texts: length.to_bytes(8, "little") + body(texts).ljust(length)
+    return growing_header(name, layout.safetensors, dim // layout.packed, described)
 
 
 def npy_header(layout: Layout, dim: int) -> Header:
@@ -133,6 +129,6 @@ def npy_header(layout: Layout, dim: int) -> Header:
 
 
 def sidecar(metadata: Mapping[str, str], texts: int) -> bytes:
-    """Return the JSON file that stands beside a NumPy file, which has no room for metadata."""
+    """Return the JSON file that stands beside a file of JSON lines or NumPy's, which have no room for metadata."""
     fields = {**metadata, "texts": str(texts)}
     return json.dumps(fields, ensure_ascii=False, indent=2).encode("utf-8") + b"\n"

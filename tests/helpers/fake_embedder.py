@@ -3,30 +3,21 @@
 import hashlib
 import os
 import time
+from itertools import islice
 
 import torch
 
 from lastword.errors import ConfigError, InputError
 
 
-class FakeEmbedder:
-    dim = 8
-    max_length = 100
-    name = "fake"
-    notices = ("fake: a notice",)
-    default_prompt_name = None
+class FakeInfo:
+    """What `Embedder.info` has of a real model."""
 
-    def __init__(self):
-        self.prompts = {"query": "Q: ", "document": ""}
-
-    def resolve_prompt(self, prompt_name, prompt, kind):
-        if prompt is not None:
-            return prompt
-        if prompt_name is not None and prompt_name not in self.prompts:
-            raise ConfigError(
-                f"prompt_name: is unknown; got {prompt_name!r}, expected document, query"
-            )
-        return self.prompts.get(prompt_name or kind, "")
+    def __init__(self, model):
+        self.name, self.notices, self.dim = model.name, model.notices, model.dim
+        self.max_length, self.prompts = model.max_length, model.prompts
+        self.default_prompt_name = None
+        self.resolve_prompt = model.resolve_prompt
 
     def space_fingerprint(self, truncate_dim=None, *, normalize_embeddings=False):
         return "space0"
@@ -35,6 +26,26 @@ class FakeEmbedder:
         self, prompt, precision, truncate_dim=None, ranges=None, *, normalize_embeddings=False
     ):
         return f"run-{precision}"
+
+
+class FakeEmbedder:
+    dim = 8
+    max_length = 100
+    name = "fake"
+    notices = ("fake: a notice",)
+
+    def __init__(self):
+        self.prompts = {"query": "Q: ", "document": ""}
+        self.info = FakeInfo(self)
+
+    def resolve_prompt(self, prompt_name, prompt, kind):
+        if prompt is not None:
+            return prompt
+        if prompt_name is not None and prompt_name not in self.prompts:
+            raise ConfigError(
+                "prompt", "unknown name", got=repr(prompt_name), expected="document, query"
+            )
+        return self.prompts.get(prompt_name or kind, "")
 
     def similarity(self, a, b):
         return a @ b.T
@@ -46,7 +57,7 @@ class FakeEmbedder:
             options["report"].cut += sum(len(text) > self.max_length for text in texts)
         return torch.stack([self._vector(text, i, "cut") for i, text in enumerate(texts)])
 
-    def encode_stream(
+    def encode_groups(
         self,
         texts,
         prompt_name=None,
@@ -60,34 +71,31 @@ class FakeEmbedder:
         report=None,
         show_progress_bar=None,
     ):
-        window = []
-        for index, text in enumerate(texts):
-            window.append((index, text))
+        numbered = enumerate(texts)
+        while group := list(islice(numbered, 3)):
             if report is not None:
-                report.texts += 1
-                report.tokens_asked += len(text)
-                report.tokens_computed += len(text)
-                report.cut += len(text) > self.max_length
-            if len(window) == 3:
-                yield from self._vectors(window, precision, too_long)
-                window = []
-        yield from self._vectors(window, precision, too_long)
+                tokens = sum(len(text) for _, text in group)
+                report.texts += len(group)
+                report.tokens_asked += tokens
+                report.tokens_computed += tokens
+                report.cut += sum(len(text) > self.max_length for _, text in group)
+            matrix = torch.stack([self._vector(text, i, too_long) for i, text in group])
+            yield self._codes(matrix, precision)
 
-    def _vectors(self, window, precision, too_long):
-        for index, text in window:
-            vector = self._vector(text, index, too_long)
-            if precision == "float16":
-                vector = vector.half()
-            elif precision in ("int8", "uint8"):
-                vector = (vector * 100).to(getattr(torch, precision))
-            elif precision in ("binary", "ubinary"):
-                vector = (vector[:1] * 100).to(torch.int8 if precision == "binary" else torch.uint8)
-            yield vector
+    def _codes(self, matrix, precision):
+        if precision == "float16":
+            return matrix.half()
+        if precision in ("int8", "uint8"):
+            return (matrix * 100).to(getattr(torch, precision))
+        if precision in ("binary", "ubinary"):
+            kind = torch.int8 if precision == "binary" else torch.uint8
+            return (matrix[:, :1] * 100).to(kind)
+        return matrix
 
     def _vector(self, text, index, too_long):
         if text == "NOTOKENS" or (too_long == "error" and len(text) > self.max_length):
             what = "gives no token" if text == "NOTOKENS" else "is too long"
-            raise InputError(f"text {index}: {what}", index)
+            raise InputError(f"text {index}", what, index=index)
         if text == "CTRL-C":
             raise KeyboardInterrupt
         if text == "SLEEP":

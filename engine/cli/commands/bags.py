@@ -17,7 +17,7 @@ EXAMPLES = """examples:
       --into ./released --weights size
 
 Each file is a dataset, sampled by itself without replacement; a row is a line. Beside plan.json
-come plan.rows/BAG/DATASET.txt, a row id a line, and plan.merge.yaml, the recipe for lastword
+come plan.rows/BAG/DATASET.txt, one row id per line, and plan.merge.yaml, the recipe for lastword
 merge. The same seed gives the same plan, whatever the order of the files and the machine. Bags
 of old and new data serve a model that is trained on the new data and merged into the old one."""
 
@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="FILE or NAME=FILE; .jsonl, .txt",
     )
     parser.add_argument(
-        "--ratios", required=True, help="percent of each dataset a bag, such as 80,100 or 50,rest"
+        "--ratios", required=True, help="percent of each dataset per bag, such as 80,100 or 50,rest"
     )
     parser.add_argument("--seed", type=int, required=True, help="what the choice depends on")
     parser.add_argument(
@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
     bags.check_names(name for name, _, _ in named)
     if args.into is not None and args.weights == "size" and not args.old:
         raise InputError(
-            "--into: its weight by size is the number of old rows; name them with --old"
+            "--into",
+            "its weight by size is the number of old rows",
+            remedy="Name them with --old.",
         )
     spec = bags_plan.PlanSpec(
         seed=args.seed,
@@ -106,13 +108,19 @@ def _named(argument: str, *, old: bool) -> tuple[str, Path, bool]:
         name = Path(argument).stem
     path = Path(file)
     if not path.is_file():
-        raise InputError(f"{path}: no such file, expected JSON lines or text")
+        raise InputError(str(path), "no such file", expected="JSON lines or text")
     if path.suffix not in _ENDINGS:
         raise InputError(
-            f"{path}: got {path.suffix or 'no ending'}, expected .jsonl or .txt, a row a line"
+            str(path),
+            "wrong ending",
+            got=path.suffix or "none",
+            expected=".jsonl or .txt, one row per line",
         )
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise InputError(
-            f"{path}: the name {name!r}; expected letters, digits, _ . -. Give one: NAME=FILE"
+            str(path),
+            f"the name {name!r}",
+            expected="letters, digits, _ . -",
+            remedy="Give one: NAME=FILE.",
         )
     return name, path, old

@@ -1,7 +1,7 @@
 """`lastword embed`: every text of the input gets its vector, in order, in constant memory."""
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -15,16 +15,17 @@ from lastword.report import Report
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
 
-SIGNATURE = ("space", "run")
 ABOUT = "turn texts into vectors"
 EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
   lastword embed docs.jsonl --text-field body --model ./model --dim 256 -o docs.safetensors
   zcat big.csv.gz | lastword embed - --input-format csv --model ./model -o big.npy
 
-In JSON lines other fields of .jsonl and .csv records are carried through. The report on stderr
-counts the tokens asked for, those computed, and what sharing common beginnings saved; tokens/s is
-of those asked for."""
+In JSON lines other fields of .jsonl and .csv records are carried through. With -o the model, its
+settings and two fingerprints stand in OUT.json, in .safetensors in the file itself: vectors of one
+`space` may be compared, files of one `run` are the same run's. On stdout --header puts them first.
+The report on stderr counts the tokens asked for, those computed, and what sharing common beginnings
+saved; tokens/s is of those asked for."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=write.FORMATS,
-        help="by default the ending of OUT, jsonl without one; npy puts its metadata in OUT.json",
+        help="by default the ending of OUT, jsonl without one; jsonl and npy have metadata in OUT.json",
+    )
+    parser.add_argument(
+        "--header",
+        action="store_true",
+        help='on stdout, begin with a line {"lastword": {...}} that holds the metadata',
     )
     parser.add_argument(
         "--vector-field", default="embedding", metavar="NAME", help="field, or tensor, of vectors"
@@ -67,10 +73,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     style = _style(args)
     inputs = read.sources(args.files, args.input_format)
-    sidecar = f"{args.output}.json" if style == "npy" else None
+    sidecar = f"{args.output}.json" if args.output and style != "safetensors" else None
     given = (source.path for source in inputs if source.path != read.STDIN)
     options.refuse_overwriting((*given, args.ranges), (args.output, sidecar, args.save_ranges))
-    taken = (args.vector_field, *SIGNATURE) if style == "jsonl" else ()
     with ExitStack() as files:
         # the last one entered is in place first: the vectors, then what describes them
         ranges_out = _enter(files, args.save_ranges)
@@ -78,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
         out = _enter(files, args.output) or console.stdout_bytes()
         embedder = options.open_model(args)
         work = _Work(args, style, embedder)
-        records = _unless_taken(read.read(inputs, args.text_field), taken)
+        records = read.read(inputs, args.text_field)
+        if style == "jsonl":
+            records = _unless_taken(records, args.vector_field)
         report = work.embed(records, out)
         if beside is not None and sidecar is not None:
             console.put(beside, write.sidecar(work.metadata, report.texts), sidecar)
@@ -95,20 +102,22 @@ class _Work:
 
     def __init__(self, args: argparse.Namespace, style: str, embedder: "Embedder") -> None:
         from lastword.cli.ranges import Ranges, read_ranges
+        from lastword.model_info import FINGERPRINT_VERSION
 
         self._args, self._style, self._embedder = args, style, embedder
         self.seen = Ranges()
         self._prompt = embedder.resolve_prompt(args.prompt_name, args.prompt, None)
-        space = embedder.space_fingerprint(normalize_embeddings=args.normalize)
+        space = embedder.info.space_fingerprint(normalize_embeddings=args.normalize)
         self._ranges = read_ranges(args.ranges, embedder.dim, space) if args.ranges else None
         self.metadata = {
             "space": space,
-            "run": embedder.run_fingerprint(
+            "run": embedder.info.run_fingerprint(
                 self._prompt,
                 args.precision,
                 ranges=self._ranges,
                 normalize_embeddings=args.normalize,
             ),
+            "fingerprints": str(FINGERPRINT_VERSION),
             "model": embedder.name,
             "dim": str(embedder.dim),
             "precision": args.precision,
@@ -119,10 +128,10 @@ class _Work:
     def embed(self, records: Iterable[Record], out: BinaryIO) -> Report:
         """Write every record's vector to `out`."""
         writer, report = self._writer(out), Report()
-        for record, vector in embed_records(
+        for group, matrix in embed_records(
             self._embedder,
             records,
-            prompt=self._prompt,
+            self._prompt,
             precision=self._args.precision,
             ranges=self._ranges,
             too_long=self._args.on_long,
@@ -130,9 +139,9 @@ class _Work:
             report=report,
             show_progress_bar=console.shows_progress(quiet=self._args.quiet),
         ):
-            writer.write(record, vector)
+            writer.write(group, matrix)
             if self._args.save_ranges:
-                self.seen.add(vector)
+                self.seen.add(matrix)
         writer.finish()
         return report
 
@@ -140,8 +149,8 @@ class _Work:
         layout, dim = write.LAYOUTS[self._args.precision], self._embedder.dim
         name, field = self._args.output or "stdout", self._args.vector_field
         if self._style == "jsonl":
-            signature = {key: self.metadata[key] for key in SIGNATURE}
-            return write.JsonLines(out, name, field, write.numbers(layout, dim), signature)
+            header = self.metadata if self._args.header else None
+            return write.JsonLines(out, name, field, write.numbers(layout, dim), header)
         if self._style == "npy":
             return write.Matrix(out, name, write.npy_header(layout, dim))
         return write.Matrix(out, name, write.safetensors_header(field, layout, dim, self.metadata))
@@ -162,18 +171,27 @@ def _style(args: argparse.Namespace) -> str:
     args.output = None if args.output == "-" else args.output
     style: str = args.format or _style_of(args.output or "")
     if style != "jsonl" and args.output is None:
-        raise InputError(f"--format {style}: cannot go to stdout; name a file with -o")
-    if args.precision == "uint8" and args.ranges is None:
-        raise InputError("--precision uint8: needs ranges; name them with --ranges FILE")
-    if args.ranges is not None and args.precision not in ("int8", "uint8"):
-        raise InputError(f"--ranges: is for int8 and uint8; got --precision {args.precision}")
-    if args.save_ranges is not None and args.precision != "float32":
-        raise InputError(f"--save-ranges: needs float32 vectors; got --precision {args.precision}")
-    if args.vector_field in (args.text_field, *SIGNATURE, "__metadata__"):
-        raise InputError(
-            f"--vector-field: {args.vector_field!r} has a meaning already; name another"
-        )
+        raise InputError(f"--format {style}", "cannot go to stdout", remedy="Name a file with -o.")
+    if args.header and args.output is not None:
+        place = args.output if style == "safetensors" else f"{args.output}.json"
+        remedy = f"The metadata goes to {place}."
+        raise InputError("--header", "is for stdout", got=f"-o {args.output}", remedy=remedy)
+    _check_ranges(args)
+    if args.vector_field in (args.text_field, "__metadata__"):
+        what = f"{args.vector_field!r} has a meaning already"
+        raise InputError("--vector-field", what, remedy="Name another.")
     return style
+
+
+def _check_ranges(args: argparse.Namespace) -> None:
+    """Refuse a precision that does not go with the ranges that are read or saved."""
+    got = f"--precision {args.precision}"
+    if args.precision == "uint8" and args.ranges is None:
+        raise InputError(got, "needs ranges", remedy="Name them with --ranges FILE.")
+    if args.ranges is not None and args.precision not in ("int8", "uint8"):
+        raise InputError("--ranges", "is for int8 and uint8", got=got)
+    if args.save_ranges is not None and args.precision != "float32":
+        raise InputError("--save-ranges", "needs float32 vectors", got=got)
 
 
 def _style_of(output: str) -> str:
@@ -183,8 +201,10 @@ def _style_of(output: str) -> str:
         return "jsonl"
     if ending not in write.FORMATS:
         raise InputError(
-            f"{output}: .{ending} files are not written; expected .jsonl, .safetensors or .npy. "
-            "Name one of these, or say what it shall be with --format"
+            output,
+            f".{ending} files are not written",
+            expected=".jsonl, .safetensors or .npy",
+            remedy="Name one of these, or say what it shall be with --format.",
         )
     return ending
 
@@ -195,15 +215,12 @@ def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:
     return None if path is None else files.enter_context(whole_file(path))
 
 
-def _unless_taken(records: Iterable[Record], taken: Sequence[str]) -> Iterator[Record]:
+def _unless_taken(records: Iterable[Record], field: str) -> Iterator[Record]:
     for record in records:
-        for name in taken:
-            if name in record.names:
-                raise InputError(f"{record.where}: has a field {name!r} already. {_remedy(name)}")
+        if field in record.names:
+            raise InputError(
+                record.where,
+                f"has a field {field!r} already",
+                remedy="Name another with --vector-field, or remove it.",
+            )
         yield record
-
-
-def _remedy(name: str) -> str:
-    if name in SIGNATURE:
-        return "Rename or remove it: every line written carries its own"
-    return "Name another with --vector-field, or remove it"

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     options.choose_model(args)
     options.name_model(args)
     if not (args.tasks or args.benchmark or args.card):
-        raise InputError("eval: nothing to do. Name --tasks or --benchmark, or ask for the --card")
+        remedy = "Name --tasks or --benchmark, or ask for the --card."
+        raise InputError("eval", "nothing to do", remedy=remedy)
     from lastword.evaluate import evaluate
 
     evaluation = evaluate(

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options
-from lastword.errors import some
+from lastword.errors import WeightsError, some
 
 if TYPE_CHECKING:
-    from lastword.model_info import OpenedModel
+    from lastword.model_info import ModelInfo
     from lastword.weights import FileHash
 
 ABOUT = "say what a model is and whether it is whole"
@@ -51,13 +51,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         console.print_lines(list(_table(facts)))
     if damaged:
-        console.say(
-            f"{some(damaged)}: does not match the hash that the hub gave; download it again"
-        )
+        what = "does not match the hash that the hub gave"
+        console.say(str(WeightsError(some(damaged), what, remedy="Download it again.")))
     return 1 if damaged else 0
 
 
-def describe(model: "OpenedModel") -> dict[str, object]:
+def describe(model: "ModelInfo") -> dict[str, object]:
     """Gather what there is to know about an open model, in the order shown."""
     found, checkpoint = model.files, model.checkpoint
     return {

@@ -27,7 +27,7 @@ task_arithmetic (weight; lambda, normalize; base_model), slerp (t, from base_mod
 model). dtype or out_dtype is that of the result; by default it stays as stored. Inner products and
 sums are in float64, each value is rounded once. Needs PyYAML: pip install 'lastword[merge]'.
 
-The report has a JSON object a tensor: norms and angles of the models' tensors (less the base's),
+The report has a JSON object per tensor: norms and angles of the models' tensors (less the base's),
 their coefficients, and the norm of their sum. A run that was stopped is taken up by running it
 again."""
 

@@ -4,12 +4,11 @@ import argparse
 import heapq
 import json
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from lastword.cli import console, options, read
 from lastword.cli.read import Record
-from lastword.cli.stream import embed_records, located
+from lastword.cli.stream import embed_records
 from lastword.errors import InputError
 from lastword.report import Report
 
@@ -23,7 +22,6 @@ EXAMPLES = """examples:
   lastword search "how do I reset it" manual.txt
   lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
   lastword search "refund" tickets.csv --text-field message --top-k 3 --json --model ./model"""
-BLOCK = 1024  # vectors compared at once
 SHOWN = 200  # characters of a text in the table; --json has all
 
 
@@ -41,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_input_options(parser)
     options.add_prompt_options(parser, "query")
     parser.add_argument("--top-k", type=options.positive, default=10, help="how many (10)")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--json", action="store_true", help="a JSON object per line")
     options.add_model_options(parser)
 
 
@@ -86,9 +84,9 @@ def _query(embedder: "Embedder", args: argparse.Namespace, report: Report) -> "T
             show_progress_bar=False,
         )
     except InputError as error:
-        if error.index is None:
-            raise
-        raise InputError(located(error, "QUERY")) from error
+        if error.index is not None:
+            error.where = "QUERY"
+        raise
     return vectors
 
 
@@ -99,22 +97,18 @@ def _scored(
     inputs: list[read.Source],
     report: Report,
 ) -> Iterator[Hit]:
-    """Yield every text with its score, comparing a block of vectors at a time."""
-    import torch
-
-    pairs = embed_records(
+    """Yield every text with its score, comparing a group of vectors at a time."""
+    position = 0
+    for records, matrix in embed_records(
         embedder,
         read.read(inputs, args.text_field),
-        prompt=embedder.resolve_prompt(None, None, "document"),
+        embedder.resolve_prompt(None, None, "document"),
         too_long=args.on_long,
         report=report,
         show_progress_bar=console.shows_progress(quiet=args.quiet),
-    )
-    position = 0
-    while block := list(islice(pairs, BLOCK)):
-        vectors = torch.stack([vector for _, vector in block])
-        scores = embedder.similarity(query, vectors)[0].tolist()
-        for (record, _), score in zip(block, scores, strict=True):
+    ):
+        scores = embedder.similarity(query, matrix)[0].tolist()
+        for record, score in zip(records, scores, strict=True):
             yield Hit(score, -position, record)
             position += 1
 

@@ -37,7 +37,7 @@ def test_what_does_not_go_with_compiling_is_refused(capfd, words: list[str]) -> 
 
 
 def test_compiling_without_triton_is_one_line(capfd, monkeypatch) -> None:
-    monkeypatch.setattr("lastword.cli.commands.bench.find_spec", lambda _: None)
+    monkeypatch.setattr("lastword.bench.command.find_spec", lambda _: None)
     assert main(COMPILE) == 2
     streams = capfd.readouterr()
     assert "--compile-only: needs triton, which is not installed" in streams.err
@@ -60,4 +60,4 @@ def test_what_was_compiled_is_written_as_it_comes(capfd, monkeypatch) -> None:
 def test_compiling_begins_with_the_file(capfd, monkeypatch) -> None:
     monkeypatch.setattr(pytest.importorskip("lastword.bench.kernels.compile"), "compile_all", None)
     assert main([*COMPILE, "--json", "gone/rows.jsonl"]) == 2
-    assert capfd.readouterr() == ("", "lastword: gone/rows.jsonl: No such file or directory\n")
+    assert capfd.readouterr() == ("", "lastword: gone/rows.jsonl: No such file or directory.\n")

@@ -38,16 +38,18 @@ FILES = {
     "utf8-late": _in_file("a.txt", b"x" * 9000 + b"\n" + b"y" * 9000 + b"\x80", "a.txt:2", "0x80"),
     "utf8-jsonl": _in_file("a.jsonl", ROW + b'{"text": "\xc3"}', "a.jsonl:2", "0xc3"),
     "utf8-csv": _in_file("a.csv", b"text\nok\n\xc3\n", "a.csv:3", "0xc3"),
-    "json-broken": _in_file("a.jsonl", ROW + ROW + b'{"text": "x"', "a.jsonl:3", "not JSON"),
-    "json-single-quotes": _in_file("a.jsonl", b"{'text': 'x'}", "a.jsonl:1", "not JSON"),
+    "json-broken": _in_file("a.jsonl", ROW + ROW + b'{"text": "x"', "a.jsonl:3", "not valid JSON"),
+    "json-single-quotes": _in_file("a.jsonl", b"{'text': 'x'}", "a.jsonl:1", "not valid JSON"),
     "json-two-on-a-line": _in_file(
         "a.jsonl", b'{"text":"x"}{"text":"y"}', "a.jsonl:1", "Extra data"
     ),
     "json-control-character": _in_file("a.jsonl", b'{"text": "\x01"}', "a.jsonl:1", "control"),
     "json-list": _in_file("a.jsonl", ROW + b'["text"]', "a.jsonl:2", "a list", "object"),
-    "json-string": _in_file("a.jsonl", b'"text"', "a.jsonl:1", "a string", "object"),
+    "json-string": _in_file("a.jsonl", b'"text"', "a.jsonl:1", 'got "text"', "object"),
     "json-null-row": _in_file("a.jsonl", ROW + b"null", "a.jsonl:2", "null", "object"),
-    "json-pretty-printed": _in_file("a.jsonl", b'{\n "text": "x"\n}', "a.jsonl:1", "not JSON"),
+    "json-pretty-printed": _in_file(
+        "a.jsonl", b'{\n "text": "x"\n}', "a.jsonl:1", "not valid JSON"
+    ),
     "json-nan": _in_file("a.jsonl", ROW + b'{"text": "x", "n": NaN}', "a.jsonl:2", "NaN"),
     "json-infinity": _in_file(
         "a.jsonl", b'{"text": "x", "n": -Infinity}', "a.jsonl:1", "-Infinity"
@@ -79,8 +81,6 @@ FILES = {
     "vector-field-taken": _in_file(
         "a.jsonl", ROW + b'{"text": "x", "embedding": []}', "a.jsonl:2", "--vector-field"
     ),
-    "space-taken": _in_file("a.jsonl", b'{"text": "x", "space": 1}', "a.jsonl:1", "'space'"),
-    "run-taken-csv": _in_file("a.csv", b"text,run\nx,1\n", "a.csv:2", "'run'"),
     "csv-no-header": _in_file("a.csv", b"", "a.csv:1", "header"),
     "csv-missing-column": _in_file("a.csv", b"id,body\n1,x\n", "a.csv:1", "'text'", "body, id"),
     "csv-semicolons": _in_file("a.csv", b"id;text\n1;x\n", "a.csv:1", "'text'", "id;text"),
@@ -123,14 +123,14 @@ def test_bad_files(cli, files, arguments, expected):
     assert sorted(os.listdir()) == before
 
 
-@pytest.mark.parametrize("name", ["out.safetensors", "out.npy"])
-def test_binary_outputs_are_whole_or_as_before(cli, name):
+@pytest.mark.parametrize("name", ["out.safetensors", "out.npy", "out.jsonl"])
+def test_outputs_and_what_describes_them_are_whole_or_as_before(cli, name):
     Path("a.txt").write_bytes(b"a\nb\nc\nd\nNOTOKENS\n")
     Path(name).write_bytes(OLD)
-    Path("out.npy.json").write_bytes(OLD)
+    Path(f"{name}.json").write_bytes(OLD)
     before = sorted(os.listdir())
     _check(cli("embed", "a.txt", "-o", name, "--save-ranges", "r.st"), "a.txt:5")
-    assert Path(name).read_bytes() == Path("out.npy.json").read_bytes() == OLD
+    assert Path(name).read_bytes() == Path(f"{name}.json").read_bytes() == OLD
     assert sorted(os.listdir()) == before
 
 
@@ -151,6 +151,18 @@ USAGE = {
     "unknown-prompt": (["embed", "a.txt", "--prompt-name", "x"], ["'x'", "document, query"]),
     "npy-to-stdout": (["embed", "a.txt", "--format", "npy"], ["npy", "-o"]),
     "safetensors-to-stdout": (["embed", "a.txt", "--format", "safetensors"], ["-o"]),
+    "header-beside-output": (
+        ["embed", "a.txt", "--header", "-o", "v.jsonl"],
+        ["--header: is for stdout", "-o v.jsonl", "v.jsonl.json"],
+    ),
+    "header-of-safetensors": (
+        ["embed", "a.txt", "--header", "-o", "v.safetensors"],
+        ["--header: is for stdout", "goes to v.safetensors."],
+    ),
+    "header-of-binary-to-stdout": (
+        ["embed", "a.txt", "--header", "--format", "npy"],
+        ["npy", "-o"],
+    ),
     "uint8-without-ranges": (["embed", "a.txt", "--precision", "uint8"], ["--ranges"]),
     "ranges-for-float": (["embed", "a.txt", "--ranges", "r"], ["--ranges", "float32"]),
     "save-ranges-of-int8": (
@@ -158,7 +170,6 @@ USAGE = {
         ["--save-ranges", "float32"],
     ),
     "vector-is-text": (["embed", "a.txt", "--vector-field", "text"], ["--vector-field"]),
-    "vector-is-space": (["embed", "a.txt", "--vector-field", "space"], ["--vector-field"]),
     "output-is-input": (
         ["embed", "a.txt", "--format", "jsonl", "-o", "a.txt"],
         ["a.txt", "overwritten"],
@@ -174,6 +185,10 @@ USAGE = {
     "report-is-recipe": (["merge", "r.yaml", "out", "--report", "r.yaml"], ["overwritten"]),
     "output-of-no-format": (["embed", "a.txt", "-o", "v.npz"], ["v.npz", ".npz", "--format"]),
     "output-of-an-input-format": (["embed", "a.txt", "-o", "v.CSV"], [".csv", ".safetensors"]),
+    "metadata-is-ranges": (
+        ["embed", "a.txt", "-o", "o", "--save-ranges", "o.json"],
+        ["overwritten"],
+    ),
     "two-outputs-in-one": (["embed", "a.txt", "-o", "o", "--save-ranges", "o"], ["overwritten"]),
     "output-is-folder": (["embed", "a.txt", "-o", "folder"], ["folder", "expected a file name"]),
     "output-is-device": (["embed", "a.txt", "-o", "/dev/null"], ["/dev/null", "device"]),
@@ -202,11 +217,11 @@ USAGE = {
     "command-not-utf8": (["\udcff"], ["COMMAND"]),
     "bags-of-zero": (
         ["bags", "a.txt", "--ratios", "0", "--seed", "1", "-o", "p.json"],
-        ['--ratios: got "0"', "percentage"],
+        ['--ratios: out of range; got "0"', "percentage"],
     ),
     "old-ratio-of-zero": (
         ["bags", "a.txt", "--ratios", "9", "--old-ratio", "0", "--seed", "1", "-o", "p.json"],
-        ['--old-ratio: got "0"', "percentage"],
+        ['--old-ratio: out of range; got "0"', "percentage"],
     ),
     "file-named-as-an-argument": (["embed", "prompt"], ["prompt: No such file"]),
     "check-unknown": (["verify", "--accept", "speed"], ["--accept: no such check", "'speed'"]),
@@ -230,8 +245,18 @@ RANGES = {
     "crossed": ({"ranges": torch.tensor([[1.0] * 8, [0.0] * 8])}, None, "low >= high"),
     "other-space": (
         {"ranges": torch.tensor([[0.0] * 8, [1.0] * 8])},
-        {"space": "other"},
+        {"space": "other", "fingerprints": "2"},
         "got space other, expected space0",
+    ),
+    "older": (
+        {"ranges": torch.tensor([[0.0] * 8, [1.0] * 8])},
+        {"space": "space0", "lastword": "0.1.0"},
+        "r.st: written by an older lastword. Make them again with --save-ranges.",
+    ),
+    "of-other-fingerprints": (
+        {"ranges": torch.tensor([[0.0] * 8, [1.0] * 8])},
+        {"space": "space0", "fingerprints": "1"},
+        "written by an older lastword",
     ),
 }
 
@@ -244,6 +269,14 @@ def test_bad_ranges(cli, tensors, metadata, expected):
     result = cli("embed", "a.txt", "--precision", "uint8", "--ranges", "r.st", "-o", "out")
     _check(result, "r.st", expected)
     assert not Path("out").exists()
+
+
+def test_metadata_does_not_overwrite_an_input(cli):
+    Path("v.json").write_text("x")
+    _check(
+        cli("embed", "v.json", "--input-format", "txt", "-o", "v"), "v.json: would be overwritten"
+    )
+    assert Path("v.json").read_text() == "x"
 
 
 def test_no_texts_have_no_ranges(cli):

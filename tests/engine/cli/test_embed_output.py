@@ -1,7 +1,8 @@
-"""`embed`: every input format in, every output format out, order and fields kept."""
+"""`embed`: every input format in, every output format out by its name, order and fields kept."""
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,23 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from lastword.cli import write
-from lastword.model import postprocess as finish
+from lastword.bench.options import QUANTIZE
+from lastword.cli import options, write
+from lastword.cli.read import Record
+from lastword.cli.stream import embed_records
+from lastword.errors import InputError
+from lastword.model import postprocess
 
 TEXTS = ["one", "", "two € \u2028 three", '"quoted", {braces} 100%', "five"]
+
+
+METADATA = {
+    *("space", "run", "fingerprints", "model", "dim", "precision", "prompt", "texts", "lastword"),
+}
+FIELDS = {
+    "a.jsonl": '{"text": "x", "space": "mine", "run": "7"}',
+    "a.csv": "text,run,space\nx,7,mine\n",
+}
 
 
 def _rows(text):
@@ -40,8 +54,7 @@ def test_all_inputs_give_the_same_vectors_in_order(cli):
         assert [row["text"] for row in each] == TEXTS
         assert [row["embedding"] for row in each] == [row["embedding"] for row in rows["a.txt"]]
     assert rows["a.tsv"][1]["n"] == "1"
-    assert rows["a.txt"][0]["space"] == "space0"
-    assert rows["a.txt"][0]["run"] == "run-float32"
+    assert rows["a.txt"][0].keys() == {"text", "embedding"}
 
 
 def _lines_of(out):
@@ -76,10 +89,74 @@ def test_formats_hold_the_same_values(cli, precision):
     assert np.array_equal(exact, matrix)  # the digits printed give the same bits back
     assert json.loads(Path("a.npy.json").read_bytes()) == metadata
     assert metadata["texts"] == "4"
-    assert metadata.keys() == {
-        *("space", "run", "model", "dim", "precision", "prompt", "texts", "lastword"),
-    }
+    assert metadata.keys() == METADATA
+    assert metadata["fingerprints"] == "2"
+    assert (metadata["space"], metadata["run"]) == ("space0", f"run-{precision}")
     assert not list(Path().glob(".lastword*"))
+    assert cli("embed", *options, "-o", "a.jsonl").status == 0
+    assert _rows(Path("a.jsonl").read_text()) == lines
+    assert json.loads(Path("a.jsonl.json").read_bytes()) == metadata
+    assert not Path("a.safetensors.json").exists()
+
+
+def test_a_header_comes_first_on_stdout_where_it_is_asked_for(cli):
+    Path("a.txt").write_text("one\ntwo")
+    assert cli("embed", "a.txt", "-o", "a.jsonl").status == 0
+    for out in ((), ("-o", "-")):
+        header, *lines = cli("embed", "a.txt", "--header", *out).out.splitlines(keepends=True)
+        assert "".join(lines) == Path("a.jsonl").read_text()
+        (described,) = json.loads(header).items()
+        assert described[0] == "lastword"
+        assert {**described[1], "texts": "2"} == json.loads(Path("a.jsonl.json").read_bytes())
+    Path("a.txt").write_text("")
+    assert cli("embed", "a.txt", "--header").out == header
+
+
+def test_the_vectors_are_in_place_before_what_describes_them(cli, monkeypatch):
+    Path("a.txt").write_text("one\ntwo")
+    placed, replace = [], os.replace
+
+    def noted(part, target):
+        placed.append(os.path.basename(target))
+        replace(part, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    for name in ("a.jsonl", "a.npy"):
+        assert cli("embed", "a.txt", "-o", name, "--save-ranges", "r").status == 0
+        assert placed == [name, f"{name}.json", "r"]
+        placed.clear()
+
+
+@pytest.mark.parametrize(("name", "content"), FIELDS.items())
+def test_fields_named_space_and_run_are_the_callers(cli, name, content):
+    Path(name).write_text(content)
+    for field in ("embedding", "lastword"):
+        (row,) = _rows(cli("embed", name, "--vector-field", field).out)
+        assert (row["space"], row["run"], len(row[field])) == ("mine", "7", 8)
+    Path("a.txt").write_text("x")
+    (row,) = _rows(cli("embed", "a.txt", "--vector-field", "space").out)
+    assert len(row["space"]) == 8
+
+
+def test_records_may_be_read_ahead_in_another_thread(fake_class):
+    """Groups are told apart by their order, and an error by its place, however far reading has gone."""
+
+    class Ahead(fake_class):
+        def encode_groups(self, texts, **options):
+            with ThreadPoolExecutor(1) as thread:
+                read = thread.submit(list, texts).result()
+            yield from super().encode_groups(read, **options)
+
+    records = [Record(f"text {i}", "a.txt", i + 1, frozenset(), "") for i in range(10)]
+    groups = list(embed_records(Ahead(), records, ""))
+    assert (
+        [len(group) for group, _ in groups] == [len(matrix) for _, matrix in groups] == [3, 3, 3, 1]
+    )
+    assert [record for group, _ in groups for record in group] == records
+    records[7] = Record("NOTOKENS", "b.txt", 1, frozenset(), "")
+    with pytest.raises(InputError) as caught:
+        list(embed_records(Ahead(), records, ""))
+    assert (caught.value.where, caught.value.what) == ("b.txt:1", "gives no token")
 
 
 def test_fields_are_carried_through_as_written(cli):
@@ -147,6 +224,28 @@ def test_saved_ranges_are_read_back(cli):
     assert cli("embed", "a.txt", *options).status == 0
 
 
+@pytest.mark.parametrize("ending", ["", ".json", ".jsonl", ".ndjson", ".JSONL"])
+def test_json_lines_by_name(cli, ending):
+    Path("a.txt").write_text("x")
+    assert cli("embed", "a.txt", "-o", f"v{ending}").status == 0
+    assert json.loads(Path(f"v{ending}").read_text())["text"] == "x"
+    assert json.loads(Path(f"v{ending}.json").read_text()).keys() == METADATA
+
+
+def test_any_ending_of_a_named_format(cli):
+    Path("a.txt").write_text("x")
+    assert cli("embed", "a.txt", "-o", "v.out", "--format", "jsonl").status == 0
+    assert json.loads(Path("v.out").read_text())["text"] == "x"
+
+
+def test_paths_that_are_not_utf8(cli):
+    Path("a\udcff.txt").write_text("one\ntwo")
+    assert cli("embed", "a\udcff.txt", "-o", "v\udcff.npy", "--save-ranges", "r\udcff").status == 0
+    assert {"v\udcff.npy", "v\udcff.npy.json", "r\udcff"} < set(os.listdir())
+    result = cli("search", "one", "a\udcff.txt", "--json")
+    assert json.loads(result.out.splitlines()[0])["file"] == "a\udcff.txt"
+
+
 def test_memory_does_not_grow_with_the_input(cli, fake_class):
     import tracemalloc
 
@@ -165,4 +264,8 @@ def test_memory_does_not_grow_with_the_input(cli, fake_class):
 
 
 def test_every_precision_has_a_layout():
-    assert tuple(write.LAYOUTS) == finish.PRECISIONS
+    assert tuple(write.LAYOUTS) == postprocess.PRECISIONS
+
+
+def test_the_benchmarks_offer_what_the_commands_do():
+    assert QUANTIZE == options.QUANTIZE

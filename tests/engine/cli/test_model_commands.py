@@ -34,12 +34,16 @@ def test_embed_writes_the_vectors_of_the_embedder(run, tiny_checkpoint, precisio
     assert [row["text"] for row in rows] == TEXTS
     printed = torch.tensor([row["embedding"] for row in rows]).to(expected.dtype)
     torch.testing.assert_close(printed, expected, atol=1e-6, rtol=0)
-    assert {row["space"] for row in rows} == {model.space_fingerprint()}
-    assert {row["run"] for row in rows} == {model.run_fingerprint("find: ", precision)}
-    assert run("embed", *common, "-o", "v.safetensors", "--quiet") == (0, "", "")
-    assert run("embed", *common, "-o", "v.npy", "--quiet") == (0, "", "")
+    for name in ("v.safetensors", "v.npy", "v.jsonl"):
+        assert run("embed", *common, "-o", name, "--quiet") == (0, "", "")
+    assert Path("v.jsonl").read_text(encoding="utf-8") == out
+    facts = json.loads(Path("v.jsonl.json").read_text())
+    assert facts["space"] == model.info.space_fingerprint()
+    assert facts["run"] == model.info.run_fingerprint("find: ", precision)
+    assert json.loads(Path("v.npy.json").read_text()) == facts
     with safe_open("v.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("embedding"), printed)
+        assert file.metadata() == facts
         assert file.metadata()["dim"] == "32"
         assert file.metadata()["prompt"] == "find: "
     assert np.array_equal(np.load("v.npy"), printed.numpy())
@@ -83,7 +87,7 @@ def test_info_says_what_the_model_is(run, tiny_checkpoint):
     facts = json.loads(out)
     assert (status, err) == (0, "")
     assert facts["dim"] == model.dim
-    assert facts["space"] == model.space_fingerprint()
+    assert facts["space"] == model.info.space_fingerprint()
     assert facts["prompts"] == model.prompts
     assert facts["config"]["hidden_size"] == 64
     assert facts["parameters"] > 0
@@ -96,7 +100,7 @@ def test_info_says_what_the_model_is(run, tiny_checkpoint):
     assert status == 0
     assert re.search(r"^quantize +int8$", out, re.MULTILINE)
     assert facts["run"] not in out
-    assert model.space_fingerprint() in out
+    assert model.info.space_fingerprint() in out
     assert max(map(len, out.splitlines())) < 400
 
 
@@ -119,16 +123,17 @@ def not_normalized(tmp_path, tiny_checkpoint):
 
 def test_normalize_is_of_another_space(run, not_normalized):
     model = Embedder(not_normalized)
-    found = {}
+    found, vectors = {}, {}
     for options in ((), ("--normalize",)):
-        out = run("embed", "texts.txt", "--model", not_normalized, *options)[1]
-        found[options] = json.loads(out.splitlines()[0])
-    vectors = {options: torch.tensor(row["embedding"]) for options, row in found.items()}
+        out = run("embed", "texts.txt", "--model", not_normalized, "--header", *options)[1]
+        header, row = map(json.loads, out.splitlines()[:2])
+        found[options], vectors[options] = header["lastword"], torch.tensor(row["embedding"])
     assert not torch.allclose(vectors[()].norm(), torch.ones(()), atol=1e-3)
     expected = model.encode(TEXTS[0], normalize_embeddings=True)
     torch.testing.assert_close(vectors[("--normalize",)], expected, atol=1e-6, rtol=0)
-    assert found[()]["space"] == model.space_fingerprint()
-    assert found[("--normalize",)]["space"] == model.space_fingerprint(normalize_embeddings=True)
+    assert found[()]["space"] == model.info.space_fingerprint()
+    asked = model.info.space_fingerprint(normalize_embeddings=True)
+    assert found[("--normalize",)]["space"] == asked
     assert found[()]["run"] != found[("--normalize",)]["run"]
 
 
@@ -223,6 +228,6 @@ def test_a_batch_without_memory_is_one_line(run, tiny_checkpoint, monkeypatch, q
         return
     warning, report = err.splitlines()
     assert re.match(
-        r"lastword: --max-batch-tokens: cpu is out of memory at \d+ tokens a batch;", warning
+        r"lastword: --max-batch-tokens: cpu is out of memory at \d+ tokens per batch;", warning
     )
     assert report.startswith("lastword: 5 texts, ")

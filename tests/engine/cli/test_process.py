@@ -39,7 +39,7 @@ def test_full_disk_under_stdout(shell, command, unbuffered):
     line = f"echo x > a.txt; PYTHONUNBUFFERED={unbuffered} $LASTWORD {command} > /dev/full"
     result = shell(line)
     assert result.status == 2
-    _one_line(result, "stdout: cannot be written; No space left on device")
+    _one_line(result, "stdout: cannot be written (No space left on device)")
 
 
 @pytest.mark.parametrize("command", ["embed a.txt", "search q a.txt"])
@@ -70,7 +70,7 @@ def test_file_size_limit_is_a_full_disk(shell):
     line = f"{MANY} echo old > out; ulimit -f 64; trap '' XFSZ; $LASTWORD embed a.txt -o out"
     result = shell(line + "; s=$?; cat out; ls -A; exit $s")
     assert result.status == 2
-    _one_line(result, "out: cannot be written; File too large")
+    _one_line(result, "out: cannot be written (File too large)")
     assert result.out.split() == ["old", "a.txt", "out"]
 
 

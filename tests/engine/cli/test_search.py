@@ -18,16 +18,13 @@ def test_finds_the_equal_text_first_and_says_where(cli):
     assert lines[1] == "  2  1.0000  b.csv:4  two"
 
 
-def test_json_has_exact_scores_of_the_best_k(cli, fake_class, monkeypatch):
-    from lastword.cli.commands import search
-
-    monkeypatch.setattr(search, "BLOCK", 7)
+def test_json_has_exact_scores_of_the_best_k(cli, fake_class):
     texts = [f"text {i % 50}" for i in range(60)]
     Path("a.txt").write_text("\n".join(texts))
     result = cli("search", "query", "a.txt", "--json", "--top-k", "25")
     rows = [json.loads(line) for line in result.out.splitlines()]
     model = fake_class()
-    scores = torch.stack(list(model.encode_stream(texts))) @ model.encode_query(["query"])[0]
+    scores = torch.cat(list(model.encode_groups(texts))) @ model.encode_query(["query"])[0]
     order = sorted(range(60), key=lambda i: (-scores[i].item(), i))[:25]
     assert [row["line"] - 1 for row in rows] == order
     assert [row["rank"] for row in rows] == list(range(1, 26))

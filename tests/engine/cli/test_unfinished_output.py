@@ -64,6 +64,6 @@ def test_failure_at_the_last_step(cli, monkeypatch, step):
     Path("a.txt").write_text("x")
     Path("o").write_bytes(OLD)
     monkeypatch.setattr(os, step, fail)
-    _check(cli("embed", "a.txt", "-o", "o"), "o: cannot be written; Input/output error")
+    _check(cli("embed", "a.txt", "-o", "o"), "o: cannot be written (Input/output error)")
     assert Path("o").read_bytes() == OLD
     assert sorted(os.listdir()) == ["a.txt", "o"]

@@ -1,0 +1,105 @@
+"""`lastword bench`: measure the kernels, a whole model, or lastword beside other libraries.
+
+The command line names this module in its table of commands and imports it by that name, so that neither package imports
+the other. What a benchmark needs is imported when it runs.
+"""
+
+import argparse
+from importlib.util import find_spec
+from typing import Protocol
+
+from lastword.bench import options
+from lastword.errors import ConfigError
+
+ABOUT = "measure kernels, models and peers"
+EXAMPLES = """examples:
+  lastword bench kernels --help
+  lastword bench peers --quick"""
+
+BENCHMARKS = {
+    "kernels": ("check and time the kernels", options.KERNELS_EXAMPLES, options.add_kernels),
+    "peers": ("time lastword beside other libraries", options.PEERS_EXAMPLES, options.add_peers),
+    "model": ("time a whole model", options.MODEL_EXAMPLES, options.add_model),
+}
+
+
+class Console(Protocol):
+    """What a command prints with; the command line gives it as `args.console`."""
+
+    def say(self, message: str, /) -> None:
+        """Print one line on stderr."""
+
+    def print_lines(self, lines: list[str], /) -> None:
+        """Print lines on stdout."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the benchmarks with their options."""
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    for name, (about, examples, add) in BENCHMARKS.items():
+        add(benchmarks.add_parser(name, help=about, epilog=examples))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark that was named; exit status 1 where a check failed."""
+    console: Console = args.console
+
+    def show(text: str) -> None:
+        console.print_lines([text])
+
+    if args.benchmark == "kernels" and args.compile_only:
+        return _compile(args, console)
+    if args.benchmark == "kernels":
+        from lastword.bench.kernels.run import run as run_kernels
+
+        failed = run_kernels(args, show)
+        if failed:
+            console.say(f"kernels: {failed} of the implementations under test are wrong, see above")
+        return 1 if failed else 0
+    if args.benchmark == "model" and args.quantize:
+        from lastword.bench.models.quantized import run as run_quantized
+
+        return run_quantized(args, show)
+    if args.benchmark == "model":
+        from lastword.bench.models.run import run as run_model
+
+        return run_model(args, show)
+    from lastword.bench.peers.run import run as run_peers
+
+    return run_peers(args, show)
+
+
+def _compile(args: argparse.Namespace, console: Console) -> int:
+    """Compile every kernel ahead of time; exit status 1 where one spills registers.
+
+    Raises:
+        ConfigError: options of what is timed are given, or Triton is not installed.
+    """
+    for name in ("op", "tokens", "device", "own", "beside", "rep_ms", "plot"):
+        if getattr(args, name) is not None:
+            option = "with" if name == "own" else name.replace("_", "-")
+            raise ConfigError(
+                f"--{option}",
+                "does not go with --compile-only",
+                got="both",
+                expected="one of them",
+                remedy="Nothing is timed.",
+            )
+    if find_spec("triton") is None:
+        raise ConfigError(
+            "--compile-only",
+            "needs triton, which is not installed here and comes for Linux only",
+        )
+    from lastword.bench.kernels.compile import DTYPES, MODELS
+    from lastword.bench.kernels.compile import run as run_compile
+
+    rows = run_compile(
+        lambda text: console.print_lines([text]),
+        models=args.model or MODELS,
+        dtypes=[args.dtype] if args.dtype else DTYPES,
+        json_file=args.json,
+    )
+    spilled = sum(row.spills > 0 for row in rows)
+    if spilled:
+        console.say(f"kernels: {spilled} of {len(rows)} spill registers, see above")
+    return 1 if spilled else 0
