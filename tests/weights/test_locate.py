@@ -42,8 +42,11 @@ def test_offline_variable_is_honoured(cache, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", no_network)
     assert locate(NAME, cache_dir=cache).revision == COMMIT
-    with pytest.raises(WeightsError, match="network use is off"):
+    with pytest.raises(WeightsError) as caught:
         locate("owner/other", cache_dir=cache)
+    assert caught.value.where == "owner/other"
+    assert "network use is off" in caught.value.what
+    assert caught.value.remedy == "Run once with the network."
 
 
 def test_what_the_hub_client_is_asked_for(model, monkeypatch):
@@ -82,28 +85,51 @@ def gone(folder) -> None:
     shutil.rmtree(folder)
 
 
+FOLDER = "Name a folder that holds the whole model."
 BAD_LOCAL = {
-    "no-folder": (gone, "no such folder"),
+    "no-folder": (gone, "no such folder, and not the form of a hub id (owner/name)", None, None),
     "a-file": (
         lambda folder: (gone(folder), folder.write_text("")),
-        "is a file, expected a folder",
+        "is a file",
+        "a folder",
+        "Name the folder that holds it.",
     ),
-    "empty": (lambda folder: (gone(folder), folder.mkdir()), "missing config.json, tokenizer.json"),
-    "no-config": (lambda folder: (folder / "config.json").unlink(), "missing config.json"),
-    "no-tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "missing tokenizer.json"),
-    "no-weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
+    "empty": (
+        lambda folder: (gone(folder), folder.mkdir()),
+        "missing config.json, tokenizer.json",
+        None,
+        FOLDER,
+    ),
+    "no-config": (
+        lambda folder: (folder / "config.json").unlink(),
+        "missing config.json",
+        None,
+        FOLDER,
+    ),
+    "no-tokenizer": (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        "missing tokenizer.json",
+        None,
+        FOLDER,
+    ),
+    "no-weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        "no weights",
+        "model.safetensors or model.safetensors.index.json",
+        None,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_LOCAL)
 def test_wrong_folder(model, name):
-    damage, what = BAD_LOCAL[name]
+    damage, what, expected, remedy = BAD_LOCAL[name]
     damage(model)
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(WeightsError) as caught:
         locate(str(model))
-    assert str(error.value).startswith(str(model))
-    assert what in str(error.value)
-    assert "\n" not in str(error.value)
+    wanted = WeightsError(str(model), what, expected=expected, remedy=remedy)
+    assert vars(caught.value) == vars(wanted)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +150,13 @@ def test_wrong_folder(model, name):
 )
 def test_neither_folder_nor_hub_id(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WeightsError, match=r"no such folder|missing config\.json"):
+    with pytest.raises(WeightsError) as caught:
         locate(name)
+    assert caught.value.where == (name or ".")
+    if name:
+        assert caught.value.what == "no such folder, and not the form of a hub id (owner/name)"
+    else:  # the current folder, which is empty
+        assert caught.value.what == "missing config.json, tokenizer.json"
 
 
 def broken(name: str):
@@ -135,63 +166,77 @@ def broken(name: str):
     return damage
 
 
-def shard_gone(cache) -> None:
-    (snapshot_of(cache) / "model-00002-of-00002.safetensors").unlink()
+def unlinked(name: str):
+    return lambda cache: (snapshot_of(cache) / name).unlink()
 
 
+ABSENT = "no such folder here, and not in the local cache, and network use is off"
+ONCE = "Run once with the network"
+MAYBE = "the download is incomplete, or the repository does not have it."
+SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+FETCH = "The download is incomplete: fetch the model again. "
 BAD_CACHE = {
-    "nothing": (
-        lambda cache: shutil.rmtree(snapshot_of(cache).parents[1]),
-        "not in the local cache",
+    "nothing": (lambda cache: shutil.rmtree(snapshot_of(cache).parents[1]), ABSENT, f"{ONCE}."),
+    "no-snapshot": (lambda cache: shutil.rmtree(snapshot_of(cache)), ABSENT, f"{ONCE}."),
+    "half": (
+        unlinked(SHARDS[1]),
+        f"1 of 2 shards missing: {SHARDS[1]}",
+        f"{FETCH}{ONCE}: {MAYBE}",
     ),
-    "no-snapshot": (lambda cache: shutil.rmtree(snapshot_of(cache)), "not in the local cache"),
-    "half": (shard_gone, "1 of 2 shards missing: model-00002-of-00002.safetensors"),
-    "dangling": (broken("model-00001-of-00002.safetensors"), "1 of 2 shards missing: model-00001"),
-    "no-config": (broken("config.json"), "missing config.json"),
-    "no-tokenizer": (broken("tokenizer.json"), "missing tokenizer.json"),
-    "no-index": (broken("model.safetensors.index.json"), "shards without model.safetensors.index"),
+    "dangling": (
+        broken(SHARDS[0]),
+        f"1 of 2 shards missing: {SHARDS[0]}",
+        f"{FETCH}{ONCE}: {MAYBE}",
+    ),
+    "no-config": (broken("config.json"), "missing config.json", f"{ONCE}: {MAYBE}"),
+    "no-tokenizer": (broken("tokenizer.json"), "missing tokenizer.json", f"{ONCE}: {MAYBE}"),
+    "no-index": (
+        broken("model.safetensors.index.json"),
+        f"shards without model.safetensors.index.json: {SHARDS[0]}, {SHARDS[1]}",
+        f"Fetch the model again. {ONCE}: {MAYBE}",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_CACHE)
 def test_incomplete_cache_is_named(cache, name):
-    damage, what = BAD_CACHE[name]
+    damage, what, remedy = BAD_CACHE[name]
     damage(cache)
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(WeightsError) as caught:
         locate(NAME, cache_dir=cache, local_files_only=True)
-    assert str(error.value).startswith(NAME)
-    assert what in str(error.value)
-    assert "Run once with the network" in str(error.value)
-    assert "\n" not in str(error.value)
+    error = caught.value
+    assert error.where == (NAME if what == ABSENT else f"{NAME}: {snapshot_of(cache)}")
+    assert (error.what, error.remedy) == (what, remedy)
+    assert "\n" not in str(error)
 
 
 COMPLETE = ["config.json", "tokenizer.json", "model.safetensors"]
+LACKS, OTHER = "the repository does not have", "Name one that holds a model as safetensors."
+MISSING, COMPLETED = "missing config.json, tokenizer.json", "Run again to complete the download."
 REPOSITORIES = {
-    "gguf": (
-        [*COMPLETE[:2], "m-q4.gguf"],
-        "the repository does not have model.safetensors; got m-q4.gguf. Name one that",
-    ),
+    "gguf": ([*COMPLETE[:2], "m-q4.gguf"], f"{LACKS} model.safetensors", "m-q4.gguf", OTHER),
     "pickled": (
         [*COMPLETE[:2], "pytorch_model.bin"],
-        "the repository does not have model.safetensors; got pytorch_model.bin. Name one that",
+        f"{LACKS} model.safetensors",
+        "pytorch_model.bin",
+        OTHER,
     ),
     "no-tokenizer": (
         [COMPLETE[0], COMPLETE[2], "training.bin"],
-        "the repository does not have tokenizer.json. Name one that",
+        f"{LACKS} tokenizer.json",
+        None,
+        OTHER,
     ),
-    "nothing": ([], "does not have config.json, model.safetensors, tokenizer.json. Name one that"),
-    "incomplete": (COMPLETE, "missing config.json, tokenizer.json. Run again to complete"),
-    "sharded": (
-        [*COMPLETE[:2], "model.safetensors.index.json"],
-        "missing config.json, tokenizer.json. Run again to complete",
-    ),
-    "silent": (None, "Run again: the download is incomplete, or the repository does not have it"),
+    "nothing": ([], f"{LACKS} config.json, model.safetensors, tokenizer.json", None, OTHER),
+    "incomplete": (COMPLETE, MISSING, None, COMPLETED),
+    "sharded": ([*COMPLETE[:2], "model.safetensors.index.json"], MISSING, None, COMPLETED),
+    "silent": (None, MISSING, None, f"Run again: {MAYBE}"),
 }
 
 
 @pytest.mark.parametrize("name", REPOSITORIES)
 def test_what_a_repository_lacks_is_told_from_a_broken_download(tmp_path, monkeypatch, name):
-    held, what = REPOSITORIES[name]
+    held, what, got, remedy = REPOSITORIES[name]
 
     def list_repo_files(api, name, *, revision):
         assert (api.token, name, revision) == ("t", NAME, "v1")
@@ -201,11 +246,11 @@ def test_what_a_repository_lacks_is_told_from_a_broken_download(tmp_path, monkey
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(WeightsError) as caught:
         locate(NAME, revision="v1", token="t")
-    assert str(error.value).startswith(f"{NAME}: ")
-    assert what in str(error.value)
-    assert "\n" not in str(error.value)
+    where = NAME if what.startswith(LACKS) else f"{NAME}: {tmp_path}"
+    assert vars(caught.value) == vars(WeightsError(where, what, got=got, remedy=remedy))
+    assert "\n" not in str(caught.value)
 
 
 def answered(kind: type[Exception], status: int) -> Exception:
@@ -213,33 +258,66 @@ def answered(kind: type[Exception], status: int) -> Exception:
     return kind("two\nlines", response=response)
 
 
+NOT_HERE = "no such folder here, and"
+PRIVATE = "Check the name; a private repository needs a token."
 FAILURES = {
-    "repository": (answered(errors.RepositoryNotFoundError, 404), "no such repository on the hub"),
-    "private": (answered(errors.RepositoryNotFoundError, 401), "needs a token"),
-    "revision": (answered(errors.RevisionNotFoundError, 404), "no such revision"),
-    "gated": (answered(errors.GatedRepoError, 403), "gated"),
-    "forbidden": (answered(errors.HfHubHTTPError, 403), "refused access (403)"),
-    "server": (answered(errors.HfHubHTTPError, 503), "answered 503"),
-    "network": (errors.LocalEntryNotFoundError("x"), "cannot be reached"),
-    "disk": (OSError(28, "No space left on device"), "No space left on device"),
-    "silent": (RuntimeError(), "cannot be fetched; RuntimeError"),
-    "lines": (RuntimeError("first\nsecond"), "first"),
+    "repository": (
+        answered(errors.RepositoryNotFoundError, 404),
+        f"{NOT_HERE} no such repository on the hub",
+        PRIVATE,
+    ),
+    "private": (
+        answered(errors.RepositoryNotFoundError, 401),
+        f"{NOT_HERE} no such repository on the hub",
+        PRIVATE,
+    ),
+    "revision": (
+        answered(errors.RevisionNotFoundError, 404),
+        "the hub has no such revision",
+        None,
+    ),
+    "gated": (
+        answered(errors.GatedRepoError, 403),
+        "the repository is gated",
+        "Accept its terms on the hub and pass a token.",
+    ),
+    "forbidden": (
+        answered(errors.HfHubHTTPError, 403),
+        "the hub refused access (403)",
+        "Check the token.",
+    ),
+    "server": (
+        answered(errors.HfHubHTTPError, 503),
+        "the hub answered 503",
+        "Try again later.",
+    ),
+    "network": (
+        errors.LocalEntryNotFoundError("x"),
+        f"{NOT_HERE} not in the local cache, and the hub cannot be reached",
+        "Check the network.",
+    ),
+    "disk": (
+        OSError(28, "No space left on device"),
+        "cannot be fetched (OSError: [Errno 28] No space left on device)",
+        None,
+    ),
+    "silent": (RuntimeError(), "cannot be fetched (RuntimeError)", None),
+    "lines": (RuntimeError("first\nsecond"), "cannot be fetched (RuntimeError: first)", None),
 }
 
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_hub_failures_are_one_line(monkeypatch, name):
-    problem, what = FAILURES[name]
+    problem, what, remedy = FAILURES[name]
 
     def fail(*args: object, **kwargs: object) -> None:
         raise problem
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(WeightsError) as error:
+    with pytest.raises(WeightsError) as caught:
         locate(NAME, revision="v1")
-    assert str(error.value).startswith(f"{NAME}@v1: ")
-    assert what in str(error.value)
-    assert "\n" not in str(error.value)
+    assert vars(caught.value) == vars(WeightsError(f"{NAME}@v1", what, remedy=remedy))
+    assert "\n" not in str(caught.value)
 
 
 def test_interrupt_is_not_swallowed(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lastword.cli.main import main
+from lastword.errors import InputError
 from lastword.weights.merging.recipe import read_recipe
 
 
@@ -105,23 +106,66 @@ def test_blank_lines_text_and_missing_last_newline(files):
     assert Path("i.rows/1-100/j.txt").read_text() == "5\nx\n"
 
 
+JSON_OR_TEXT, NAME = "JSON lines or text", "letters, digits, _ . -"
+TWICE = InputError("datasets", "named twice: a", remedy="Name them apart, as in first=a.jsonl.")
+ROW_ID = {"what": "cannot name the row", "expected": "a whole number or a string of one line"}
+PERCENTAGE = {"what": "out of range", "expected": "a percentage above 0, up to 100"}
 BAD = {
-    "gone": (["gone.jsonl"], "gone.jsonl: no such file"),
-    "folder": (["."], "no such file"),
-    "ending": (["x.csv"], "got .csv, expected .jsonl or .txt"),
-    "empty": (["e.jsonl"], "e.jsonl: holds no rows"),
-    "array": (["x.jsonl"], 'x.jsonl:2: got "[1]", expected a JSON object'),
-    "twice": (["a.jsonl", "sub/a.jsonl"], "datasets: named twice: a"),
-    "old-twice": (["a.jsonl", "--old", "a.jsonl"], "datasets: named twice: a"),
-    "name": (["a b=a.jsonl"], "the name 'a b'; expected letters"),
-    "hidden": ([".a=a.jsonl"], "the name '.a'"),
-    "no-field": (["a.jsonl", "--id-field", "key"], 'row 0: field "key"; got null, expected a whole'),
-    "bad-id": (["n.jsonl", "--id-field", "id"], 'field "id"; got "x\\ny", expected a whole number'),
-    "not-json": (["bad.jsonl", "--id-field", "id"], "row 0: is not JSON"),
-    "into": (["a.jsonl", "--into", "m", "--weights", "size"], "name them with --old"),
-    "old-ratio": (["a.jsonl", "--old", "b.jsonl", "--old-ratio", "0"], '--old-ratio: got "0", expected a percentage'),
-    "old-ratio-name": (["a.jsonl", "--old-ratio", "x"], '--old-ratio: got "x"'),
-}  # fmt: skip
+    "gone": (["gone.jsonl"], InputError("gone.jsonl", "no such file", expected=JSON_OR_TEXT)),
+    "folder": (["."], InputError(".", "no such file", expected=JSON_OR_TEXT)),
+    "ending": (
+        ["x.csv"],
+        InputError(
+            "x.csv", "wrong ending", got=".csv", expected=".jsonl or .txt, one row per line"
+        ),
+    ),
+    "empty": (["e.jsonl"], InputError("e.jsonl", "holds no rows", expected="at least one")),
+    "array": (
+        ["x.jsonl"],
+        InputError("x.jsonl:2", "wrong row", got='"[1]"', expected="a JSON object"),
+    ),
+    "twice": (["a.jsonl", "sub/a.jsonl"], TWICE),
+    "old-twice": (["a.jsonl", "--old", "a.jsonl"], TWICE),
+    "name": (
+        ["a b=a.jsonl"],
+        InputError("a.jsonl", "the name 'a b'", expected=NAME, remedy="Give one: NAME=FILE."),
+    ),
+    "hidden": (
+        [".a=a.jsonl"],
+        InputError("a.jsonl", "the name '.a'", expected=NAME, remedy="Give one: NAME=FILE."),
+    ),
+    "no-field": (
+        ["a.jsonl", "--id-field", "key"],
+        InputError('a.jsonl: row 0: field "key"', got="null", **ROW_ID),
+    ),
+    "bad-id": (
+        ["n.jsonl", "--id-field", "id"],
+        InputError('n.jsonl: row 0: field "id"', got='"x\\ny"', **ROW_ID),
+    ),
+    "not-json": (
+        ["bad.jsonl", "--id-field", "id"],
+        InputError(
+            "bad.jsonl: row 0",
+            "not valid JSON (Expecting property name enclosed in double quotes at column 2)",
+        ),
+    ),
+    "into": (
+        ["a.jsonl", "--into", "m", "--weights", "size"],
+        InputError(
+            "--into",
+            "its weight by size is the number of old rows",
+            remedy="Name them with --old.",
+        ),
+    ),
+    "old-ratio": (
+        ["a.jsonl", "--old", "b.jsonl", "--old-ratio", "0"],
+        InputError("--old-ratio", got='"0"', **PERCENTAGE),
+    ),
+    "old-ratio-name": (
+        ["a.jsonl", "--old-ratio", "x"],
+        InputError("--old-ratio", got='"x"', **PERCENTAGE),
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -134,11 +178,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(files, capfd, case):
     Path("n.jsonl").write_text('{"id": "x\\ny"}\n')
     Path("bad.jsonl").write_text("{bad\n")
     before = sorted(os.listdir())
-    arguments, message = BAD[case]
+    arguments, error = BAD[case]
     assert bags(*arguments) == 2
-    err = capfd.readouterr().err
-    assert message in err
-    assert err.count("\n") == 1
+    assert capfd.readouterr().err == f"lastword: {error}\n"
     assert sorted(os.listdir()) == before
 
 
@@ -146,16 +188,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(files, capfd, case):
 def test_an_earlier_plan_is_left_alone(files, capfd, name):
     Path(name).write_text("mine")
     assert bags("a.jsonl") == 2
-    assert f"{name}: is there already, expected a new plan" in capfd.readouterr().err
+    error = InputError(name, "is there already", expected="a new plan", remedy="Name another one.")
+    assert capfd.readouterr().err == f"lastword: {error}\n"
     assert Path(name).read_text() == "mine"
 
 
 @pytest.mark.parametrize("out", ["plan", ".", "", "/", "..", ".json"])
 def test_a_plan_needs_the_ending_json(files, capfd, out):
     assert bags("a.jsonl", out=out) == 2
-    err = capfd.readouterr().err
-    assert "got no ending, expected a plan's name with .json" in err
-    assert err.count("\n") == 1
+    error = InputError(
+        str(Path(out)), "wrong name", got="no ending", expected="a plan's name with .json"
+    )
+    assert capfd.readouterr().err == f"lastword: {error}\n"
 
 
 @pytest.mark.parametrize("step", ["fsync", "rename", "replace"])
@@ -166,7 +210,7 @@ def test_a_plan_that_cannot_be_finished_leaves_no_plan(files, capfd, monkeypatch
     monkeypatch.setattr(os, step, fail)
     assert bags("a.jsonl") == 2
     err = capfd.readouterr().err
-    assert "cannot be written; No space left on device" in err
+    assert "cannot be written (No space left on device)" in err
     assert err.count("\n") == 1
     assert not Path("plan.json").exists()
     assert not list(Path().glob(".*"))
@@ -190,5 +234,6 @@ def test_a_plan_is_on_the_disk_before_it_is_there(files, monkeypatch):
 def test_a_bag_without_rows(files, capfd):
     Path("one.txt").write_text("x\n")
     assert bags("one.txt", ratios="10") == 2
-    assert "bag 1-10: holds no rows" in capfd.readouterr().err
+    error = InputError("bag 1-10", "holds no rows", remedy="Choose a larger ratio.")
+    assert capfd.readouterr().err == f"lastword: {error}\n"
     assert not list(Path().glob("*plan*"))

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from lastword.errors import InputError
 from lastword.weights.merging.bags import Dataset, chosen, read_bags
 
+PERCENTAGE = "a percentage above 0, up to 100"
+ONE_REST = "rest once, beside another ratio"
+
 
 def dataset(rows: int, name: str = "d", *, old: bool = False) -> Dataset:
     return Dataset(name, Path(f"{name}.jsonl"), old, rows, "")
@@ -77,24 +80,25 @@ def test_old_data():
 
 
 @pytest.mark.parametrize(
-    ("ratios", "message"),
+    ("ratios", "what", "got", "expected"),
     [
-        ("", "expected a percentage"),
-        ("0", "expected a percentage above 0"),
-        ("101", "up to 100"),
-        ("-5", "expected a percentage"),
-        ("nan", "expected a percentage"),
-        ("1/2", "expected a percentage"),
-        ("80,", "expected a percentage"),
-        ("half", "expected a percentage"),
-        ("rest", "expected rest once"),
-        ("50,rest,rest", "expected rest once"),
-        ("100,rest", "there is no rest"),
+        ("", "out of range", '""', PERCENTAGE),
+        ("0", "out of range", '"0"', PERCENTAGE),
+        ("101", "out of range", '"101"', PERCENTAGE),
+        ("-5", "out of range", '"-5"', PERCENTAGE),
+        ("nan", "out of range", '"nan"', PERCENTAGE),
+        ("1/2", "out of range", '"1/2"', PERCENTAGE),
+        ("80,", "out of range", '""', PERCENTAGE),
+        ("half", "out of range", '"half"', PERCENTAGE),
+        ("rest", "wrong list", "rest", ONE_REST),
+        ("50,rest,rest", "wrong list", "50,rest,rest", ONE_REST),
+        ("100,rest", "beside a bag of 100 there is no rest", "100,rest", None),
     ],
 )
-def test_bad_ratios(ratios, message):
-    with pytest.raises(InputError, match=message):
+def test_bad_ratios(ratios, what, got, expected):
+    with pytest.raises(InputError) as caught:
         read_bags(ratios)
+    assert vars(caught.value) == vars(InputError("ratios", what, got=got, expected=expected))
 
 
 def test_ratios_are_exact():

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.cli.main import main
+from lastword.errors import WeightsError
 from lastword.weights import Checkpoint, locate, read_config
 from lastword.weights.files.shards import read_tensors
 
@@ -155,20 +156,25 @@ def damaged(folder: Path, target: Path, value: float) -> Path:
     return target
 
 
+NOT_FINITE = {"what": "holds NaN or infinity", "expected": "finite weights"}
+TOO_LARGE = {
+    "what": "a value of size 70000 does not fit",
+    "got": "float16",
+    "expected": "a dtype whose largest is above 65504",
+    "remedy": "Choose bf16 or f32.",
+}
+
+
 @pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (70000.0, "{0}: tensor norm.weight: a value of size 70000 does not fit"),
-        (float("nan"), "tensor norm.weight: {0} holds NaN or infinity, expected finite weights"),
-        (float("-inf"), "tensor norm.weight: {0} holds NaN or infinity, expected finite weights"),
-    ],
+    ("value", "parts"),
+    [(70000.0, TOO_LARGE), (float("nan"), NOT_FINITE), (float("-inf"), NOT_FINITE)],
+    ids=["large", "nan", "infinity"],
 )
-def test_what_does_not_fit_is_an_error(tmp_path, tiny_checkpoint, converted, value, message):
+def test_what_does_not_fit_is_an_error(tmp_path, tiny_checkpoint, converted, value, parts):
     folder = damaged(tiny_checkpoint, tmp_path / "m", value)
     status, out, err = converted(folder, "--dtype", "f16")
     assert status == 2
-    assert f"lastword: {message.format(folder)}" in err
-    assert err.count("\n") == 1
+    assert err == f"lastword: {WeightsError(f'{folder}: tensor norm.weight', **parts)}\n"
     assert not out.exists()
     assert not list(tmp_path.glob(".out*"))
     if math.isfinite(value):
@@ -188,8 +194,8 @@ def test_large_finite_values_are_no_error(tmp_path, tiny_checkpoint, converted):
     ("arguments", "message"),
     [
         (["--dtype", "int8"], "invalid choice"),
-        (["--shard-size", "0"], "expected a size such as 500MB or 5GB"),
-        (["--shard-size", "5 GiB"], "expected a size such as 500MB"),
+        (["--shard-size", "0"], "--shard-size: not a size such as 500MB or 5GB; got '0'."),
+        (["--shard-size", "5 GiB"], "--shard-size: not a size such as 500MB or 5GB; got '5 GiB'."),
         (["--shard-size", "-1KB"], "shard-size"),
     ],
 )
@@ -204,7 +210,7 @@ def test_bad_options(tiny_checkpoint, converted, arguments, message):
 def test_models_that_are_not_there(tmp_path, converted):
     status, _, err = converted(tmp_path / "gone")
     assert status == 2
-    assert "no such folder" in err
+    assert f"{tmp_path / 'gone'}: no such folder" in err
 
 
 @pytest.mark.parametrize(

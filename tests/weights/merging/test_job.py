@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from lastword.bench.checkpoint import make_checkpoint
 from lastword.errors import InputError
 from lastword.weights.files.header import read_header
 from lastword.weights.files.shards import read_tensors
+from lastword.weights.files.writer import TensorSpec
 from lastword.weights.merging.job import write_model
 
 SCRIPT = ROOT / "tests/helpers/killed_merge.py"
@@ -30,7 +30,7 @@ class FakeJob:
     def __init__(
         self, fail: str | None = None, error: BaseException | None = None, value=1.0
     ) -> None:
-        self.layout = dict.fromkeys("abcd", (torch.float32, (10, 10)))
+        self.specs = dict.fromkeys("abcd", TensorSpec(torch.float32, (10, 10)))
         self.identity = {"value": value}
         self.made: Counter[str] = Counter()
         self.fail, self.error, self.value = fail, error or RuntimeError("no"), value
@@ -138,8 +138,12 @@ def test_what_is_there_is_left_alone(tmp_path, there):
         (new / "mine").write_text("mine")
     else:
         new.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="new: is there already, expected a new folder"):
+    with pytest.raises(InputError) as caught:
         write_model(FakeJob(), new)
+    expected = InputError(
+        str(new), "is there already", expected="a new folder", remedy="Name another one."
+    )
+    assert vars(caught.value) == vars(expected)
     assert os.listdir(tmp_path) == ["new"]
 
 
@@ -166,25 +170,39 @@ def test_a_link_to_an_empty_folder_is_filled_and_stays_a_link(tmp_path):
 def test_a_folder_that_cannot_be_renamed_over_is_refused_first(tmp_path, monkeypatch, name, kind):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    job, what = FakeJob(), "is the current folder, expected a new one. Name another one"
+    job, place = FakeJob(), str(Path(name))
+    expected = InputError(
+        place, "is the current folder", expected="a new one", remedy="Name another one."
+    )
     if kind == "mount":
         monkeypatch.setattr(os.path, "ismount", lambda path: path == str(tmp_path / "here"))
-        what = "is a mount point, expected a new folder. Name one inside it"
-    with pytest.raises(InputError, match=f"^{re.escape(str(Path(name)))}: {what}$"):
+        expected = InputError(
+            place, "is a mount point", expected="a new folder", remedy="Name one inside it."
+        )
+    with pytest.raises(InputError) as caught:
         write_model(job, Path(name))
+    assert vars(caught.value) == vars(expected)
     assert (job.made, os.listdir(tmp_path), os.listdir()) == ({}, ["here"], [])
 
 
 def test_places_that_cannot_be_written(tmp_path):
-    with pytest.raises(InputError, match="gone is no folder"):
+    with pytest.raises(InputError) as caught:
         write_model(FakeJob(), tmp_path / "gone/new")
+    error = caught.value
+    assert error.where == str(tmp_path / "gone/new")
+    assert error.what == f"cannot be written ({tmp_path / 'gone'} is no folder)"
+    assert error.remedy == "Make it first."
 
 
 def test_a_disk_too_small_is_known_beforehand(tmp_path, monkeypatch):
     small = shutil._ntuple_diskusage(2000, 1000, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: small)
-    with pytest.raises(InputError, match="1,000 bytes are free on the disk, 1,600 are needed"):
+    with pytest.raises(InputError) as caught:
         write_model(FakeJob(), tmp_path / "new")
+    error = caught.value
+    assert error.where == str(tmp_path / ".new.partial")
+    assert error.what == "too little room on the disk"
+    assert (error.got, error.expected) == ("1,000 bytes free", "1,600")
     assert os.listdir(tmp_path) == []
 
 
@@ -193,8 +211,10 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(InputError, match="new: cannot be written; No space left on device"):
+    with pytest.raises(InputError) as caught:
         write_model(FakeJob(), tmp_path / "new")
+    assert caught.value.where == str(tmp_path / "new")
+    assert caught.value.what == "cannot be written (No space left on device)"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -208,8 +228,9 @@ def test_a_state_that_cannot_be_written_leaves_no_half_of_it(tmp_path, monkeypat
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(InputError) as caught:
         write_model(FakeJob(), tmp_path / "new", shard_bytes=400)
+    assert "No space left on device" in caught.value.what
     kept = {f"{name}.facts" for name in NAMES[:2]}
     assert set(os.listdir(tmp_path / ".new.partial")) == {"job.json", "lock", "model", *kept}
 
@@ -219,8 +240,11 @@ def test_two_runs_at_once(tmp_path):
     partial.mkdir()
     with (partial / "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another run is writing this model"):
+        with pytest.raises(InputError) as caught:
             write_model(FakeJob(), tmp_path / "new")
+        assert caught.value.where == str(partial)
+        assert caught.value.what == "another run is writing this model"
+        assert caught.value.remedy == "Wait for it or stop it."
         assert os.listdir(partial) == ["lock"]
     write_model(FakeJob(), tmp_path / "new")
     assert os.listdir(tmp_path) == ["new"]

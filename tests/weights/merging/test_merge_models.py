@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from lastword.bench.merge import multislerp
 from lastword.cli.main import main
+from lastword.errors import InputError, WeightsError
 from lastword.weights import Checkpoint, read_config
 from lastword.weights.files.blocks import workers
 from lastword.weights.files.header import read_header
@@ -224,7 +225,9 @@ def test_weights_that_are_not_finite_are_named(tmp_path, three, merged, value, m
     bad = holding(three[2], tmp_path / "bad", value)
     status, out, err = merged([three[2], bad], [1, 1], method=method)
     assert status == 2
-    assert f"tensor norm.weight: {bad} holds NaN or infinity" in err
+    where = f"{bad}: tensor norm.weight"
+    error = WeightsError(where, "holds NaN or infinity", expected="finite weights")
+    assert err == f"lastword: {error}\n"
     assert not out.exists()
     assert not list(tmp_path.glob(".out*"))
 
@@ -232,7 +235,13 @@ def test_weights_that_are_not_finite_are_named(tmp_path, three, merged, value, m
 def test_weights_that_sum_to_zero(three, merged):
     status, out, err = merged(three[:2], [1, -1])
     assert status == 2
-    assert "expected a sum other than 0" in err
+    error = InputError(
+        "merge",
+        "the weights [1.0, -1.0] sum to 0",
+        expected="a sum other than 0",
+        remedy="Change them, or do not normalise.",
+    )
+    assert err == f"lastword: {error}\n"
     assert not out.exists()
 
 
@@ -247,7 +256,9 @@ def test_directions_that_cancel_name_their_tensor(tmp_path, three, merged):
         save_file(turned, tmp_path / f"t{i}" / "model.safetensors", {"format": "pt"})
     status, _, err = merged(models, [1, 1, 1])
     assert status == 2
-    assert "tensor norm.weight: the weighted directions cancel out" in err
+    what = "the weighted directions cancel out, so their mean has none"
+    error = WeightsError("tensor norm.weight", what, remedy="Change the weights.")
+    assert err == f"lastword: {error}\n"
 
 
 def test_threads_and_their_settings_are_given_back(three, merged):
@@ -269,6 +280,6 @@ def test_a_revision_of_a_hub_model(tmp_path, three, monkeypatch):
     with workers() as threads:
         job = Merge(recipe, threads, local_files_only=True)
     assert asked == [("own/er", "v2", True), ("own/er", None, True)]
-    card = merge_card(recipe, job.opened, job.layout, "hash")
+    card = merge_card(recipe, job.opened, job.specs, "hash")
     assert yaml.safe_load(card.split("---")[1])["base_model"] == ["own/er"]
     assert "| own/er@v2 | c0ffee | 1 |" in card
