@@ -21,6 +21,7 @@ from tokenizers.processors import Sequence as Processors
 from lastword.bench.shapes import SIZES, VOCABULARY, sizes_of
 from lastword.errors import ConfigError
 from lastword.text.tokenizer import QWEN_WORDS
+from lastword.weights import dtype_name
 from lastword.weights.config import ModelConfig, parse_config
 from lastword.weights.files.shards import INDEX, SINGLE
 from lastword.weights.files.writer import TensorSpec, stream_safetensors
@@ -126,17 +127,8 @@ def make_checkpoint(
     }
     values = _config(sizes, dtype, rope_theta, rope_scaling, config_format)
     config = parse_config(values, f"{folder}/config.json")
-    _write_json(folder / "config.json", values)
-    made.save(str(folder / "tokenizer.json"))
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": max_position_embeddings,
-            "eos_token": END,
-            "pad_token": END,
-        },
-    )
+    write_json(folder / "config.json", values)
+    _write_tokenizer(folder, made, max_position_embeddings)
     if sentence_transformers:
         write_modules(folder, hidden_size)
     if weights:
@@ -153,7 +145,7 @@ def _config(
     config_format: str,
 ) -> dict[str, Any]:
     """Compose config.json as the two generations of transformers write it."""
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     values: dict[str, Any] = {
         "architectures": ["Qwen3ForCausalLM"],
         "attention_dropout": 0.0,
@@ -176,11 +168,23 @@ def _config(
         kinds = ["full_attention"] * sizes["num_hidden_layers"]
         values |= {"rope_parameters": parameters, "layer_types": kinds, "dtype": name}
         return values | {"transformers_version": "5.23.0", "pad_token_id": None}
-    raise ConfigError(f"config_format; got {config_format}, expected v4 or v5")
+    raise ConfigError("config_format", "unknown", got=repr(config_format), expected="'v4' or 'v5'")
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a file as the folders of published models have theirs."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> None:
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "eos_token": END,
+        "pad_token": END,
+    }
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def write_modules(folder: Path, hidden_size: int, query_prompt: str = QUERY_PROMPT) -> None:
@@ -190,7 +194,7 @@ def write_modules(folder: Path, hidden_size: int, query_prompt: str = QUERY_PROM
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
         for i, (name, path) in enumerate(chain)
     ]
-    _write_json(folder / "modules.json", modules)
+    write_json(folder / "modules.json", modules)
     off = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
     pooling = {
         "word_embedding_dimension": hidden_size,
@@ -199,13 +203,13 @@ def write_modules(folder: Path, hidden_size: int, query_prompt: str = QUERY_PROM
         "include_prompt": True,
     }
     (folder / "1_Pooling").mkdir(exist_ok=True)
-    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(folder / "1_Pooling" / "config.json", pooling)
     prompts = {
         "prompts": {"query": query_prompt, "document": ""},
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
     }
-    _write_json(folder / "config_sentence_transformers.json", prompts)
+    write_json(folder / "config_sentence_transformers.json", prompts)
 
 
 def _random(
@@ -241,7 +245,7 @@ def _write_weights(
     stored = {prefix + name: name for name in shapes}
     if head:
         stored[LM_HEAD] = "embed_tokens.weight"
-    layout = {key: TensorSpec(dtype, shapes[name]) for key, name in stored.items()}
+    specs = {key: TensorSpec(dtype, shapes[name]) for key, name in stored.items()}
 
     def read(key: str) -> torch.Tensor:
         name = stored[key]
@@ -249,17 +253,17 @@ def _write_weights(
 
     for stale in (*folder.glob("model*.safetensors"), *folder.glob(INDEX)):
         stale.unlink()
-    keys = list(layout)
+    keys = list(specs)
     weight_map: dict[str, str] = {}
     for i in range(shards):
         part = keys[i * len(keys) // shards : (i + 1) * len(keys) // shards]
         file = SINGLE if shards == 1 else f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
-        stream_safetensors(folder / file, {k: layout[k] for k in part}, read, {"format": "pt"})
+        stream_safetensors(folder / file, {k: specs[k] for k in part}, read, {"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     if shards > 1:
-        size = sum(math.prod(shape) for _, shape in layout.values()) * dtype.itemsize
+        size = sum(spec.num_bytes for spec in specs.values())
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        _write_json(folder / INDEX, index)
+        write_json(folder / INDEX, index)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How cost grows with the number of texts: tokens a second of `encode`, peak memory of `encode_stream`.
+"""How cost grows with the number of texts: tokens per second of `encode`, peak memory of `encode_stream`.
 
     python -m lastword.bench.growth              the built-in model on 100, 1,000 and 10,000 texts
 
@@ -17,7 +17,7 @@ from lastword import Embedder
 from lastword.bench.machine import describe_run
 from lastword.bench.memory import peak_bytes
 from lastword.bench.models.workloads import workloads
-from lastword.errors import DeviceError
+from lastword.errors import DeviceError, LastwordError
 from lastword.report import Report
 from lastword.runtime.device import choose_device, choose_dtype
 
@@ -25,7 +25,7 @@ COUNTS = (100, 1000, 10_000)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Say as JSON what is measured on, measure and print a line a count, then the same as JSON."""
+    """Say as JSON what is measured on, measure and print a line per count, then the same as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m lastword.bench.growth",
         description=(__doc__ or "").partition("\n")[0],
@@ -38,10 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         device = choose_device(options.device)
     except DeviceError as error:
+        error.where = f"--{error.where}"
         parser.error(str(error))
     about = describe_run(device, choose_dtype(None, device))
     print(json.dumps({"run": about}))
-    rows = measure(options.model, str(device), options.counts, options.rounds)
+    try:
+        rows = measure(options.model, str(device), options.counts, options.rounds)
+    except LastwordError as error:
+        parser.error(str(error))
     print(f"{'texts':>8}{'tokens':>11}{'encode':>16}{'encode_stream':>18}")
     for row in rows:
         print(

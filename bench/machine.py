@@ -1,16 +1,20 @@
-"""What a figure was measured on: device, driver, versions, commit, date. Every file of results begins with it."""
+"""What a figure was measured on: device, driver, versions, commit, date; and files of results, which begin with it."""
 
+import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import lastword
+from lastword.weights import dtype_name
 
 
 def describe_run(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
@@ -23,7 +27,7 @@ def describe_run(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
         "driver": driver,
         "power_limit": power_limit,
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "triton", "lastword")},
@@ -38,6 +42,21 @@ def busy_notice(about: Mapping[str, object]) -> str | None:
     if not isinstance(load, float) or load <= 0.5:
         return None
     return f"the machine is busy (load {load:.1f}): figures are worth little"
+
+
+@contextmanager
+def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give a function that writes a line to a new file, at once: a run cut short keeps its figures. None is no file."""
+    if path is None:
+        yield lambda _: None
+        return
+    with path.open("w", encoding="utf-8") as file:
+
+        def write(line: Mapping[str, Any]) -> None:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+
+        yield write
 
 
 def device_name(device: torch.device) -> str:

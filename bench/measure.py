@@ -1,16 +1,18 @@
-"""How long a call takes, and how fast this machine copies and multiplies: the two roofs of every kernel.
+"""How long a call takes, and how fast this machine copies and multiplies: the two peaks that kernels are held against.
 
 On a GPU `triton.testing.do_bench` times with events, the L2 cache flushed before each call, warm-up outside; on a CPU
 a clock does the same with 64 MB written in between. Knows no operation.
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 import torch.nn.functional as F
+
+from lastword.weights import dtype_name
 
 # Written between calls on a CPU: more than most of their last caches hold. do_bench has its own for GPUs.
 _FLUSH_BYTES = 64 << 20
@@ -27,10 +29,16 @@ class Timing:
     p20_ms: float
     p80_ms: float
 
+    @staticmethod
+    def of(taken_ms: Sequence[float]) -> "Timing":
+        """Summarise two calls or more."""
+        p20, *_, p80 = statistics.quantiles(taken_ms, n=5, method="inclusive")
+        return Timing(statistics.median(taken_ms), p20, p80)
+
 
 @dataclass(frozen=True, slots=True)
-class Roofs:
-    """What the device reached just now: a large copy (read + written), a large matrix product on random data."""
+class Peaks:
+    """What the device reached just now: a large copy (read + written), a large matmul of random data."""
 
     bytes_per_s: float
     flops_per_s: float
@@ -70,14 +78,30 @@ def _time_on_cpu(run: Callable[[], object], rep_ms: float) -> Timing:
         start = perf_counter()
         run()
         taken.append((perf_counter() - start) * 1e3)
-    p20, *_, p80 = statistics.quantiles(taken, n=5, method="inclusive")
-    return Timing(statistics.median(taken), p20, p80)
+    return Timing.of(taken)
+
+
+def median_seconds(
+    call: Callable[[], object],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = perf_counter,
+) -> float:
+    """Median seconds of a call by the clock, after one that warms up."""
+    taken = []
+    for _ in range(rounds + 1):
+        synchronize(device)
+        start = clock()
+        call()
+        synchronize(device)
+        taken.append(clock() - start)
+    return statistics.median(taken[1:])
 
 
 @torch.inference_mode()
-def measure_roofs(device: torch.device, dtype: torch.dtype) -> Roofs:
-    """Measure both roofs; the product is in the dtype of the run."""
-    return Roofs(_copy_rate(device), *product_rate(device, dtype))
+def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
+    """Measure both; the matmul is in the dtype of the run."""
+    return Peaks(_copy_rate(device), *product_rate(device, dtype))
 
 
 def _copy_rate(device: torch.device) -> float:
@@ -89,8 +113,8 @@ def _copy_rate(device: torch.device) -> float:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Operations per second of a large matrix product on random data, and which product that was."""
-    name = str(dtype).removeprefix("torch.")
+    """Operations per second of a large matmul of random data, and which one that was."""
+    name = dtype_name(dtype)
     if device.type == "cpu" and dtype == torch.float32:
         return _packed_rate(), f"1024×1024×6144 {name}"
     side = _GPU_SIDE if device.type == "cuda" else 1024
@@ -101,7 +125,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def _packed_rate(rows: int = 1024, inner: int = 1024, columns: int = 6144) -> float:
-    """Best fp32 operations per second of a large product on the CPU, plain and prepacked through oneDNN."""
+    """Best fp32 operations per second of a large matmul on the CPU, plain and prepacked through oneDNN."""
     x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
     products: list[Callable[[], object]] = [lambda: F.linear(x, weight)]
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):

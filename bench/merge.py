@@ -20,22 +20,57 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lastword.bench.machine import describe_run
 from lastword.bench.memory import watched
-from lastword.bench.multislerp import multislerp
 from lastword.bench.shapes import SIZES
 from lastword.runtime.device import choose_dtype
-from lastword.weights.files.blocks import workers
-from lastword.weights.files.mapping import mapped
+from lastword.weights.files.blocks import block_threads
+from lastword.weights.files.file_tensor import mapped
 from lastword.weights.files.shards import read_tensors, weight_files
+from lastword.weights.merging.job import write_model
 from lastword.weights.merging.merge import Merge
 from lastword.weights.merging.recipe import parse_recipe
-from lastword.weights.merging.job import write_model
 
 _CHUNK = 8 << 20
 WEIGHTS = (2.8, 4.3)
 CHECKED = ("norm.weight", "layers.0.self_attn.k_proj.weight")
+
+
+def multislerp(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    base: Tensor | None = None,
+    normalize: bool = True,
+) -> Tensor:
+    """Merge tensors to their weighted mean direction times their weighted mean norm: the formula written out.
+
+    What `lastword.weights` merges is held to it. It shares nothing with that code, works on whole tensors and knows
+    nothing of directions that cancel.
+
+        w = weights / sum(weights), or the weights as they are;  x_i = tensors_i - base
+        S = sum_i w_i x_i / |x_i|;  out = base + (sum_i w_i |x_i|) S / |S|
+
+    Args:
+        tensors: N >= 1 of one shape; each is one vector.
+        weights: N numbers.
+        base: what is subtracted first and added last.
+        normalize: divide the weights by their sum.
+
+    Returns:
+        Float64, of their shape.
+    """
+    origin = torch.zeros_like(tensors[0], dtype=torch.float64) if base is None else base.double()
+    total = sum(weights) if normalize else 1.0
+    direction, norm = torch.zeros_like(origin), 0.0
+    for tensor, weight in zip(tensors, weights, strict=True):
+        x = tensor.double() - origin
+        direction += weight / total * x / x.norm()
+        norm += weight / total * float(x.norm())
+    merged: Tensor = origin + norm * direction / direction.norm()
+    return merged
 
 
 def make_models(folder: Path, options: argparse.Namespace) -> list[Path]:
@@ -87,7 +122,7 @@ def merge(models: Sequence[Path], out: Path) -> None:
         for model, weight in zip(models, WEIGHTS, strict=True)
     ]
     text = "\n".join(["merge_method: multislerp", "models:", *listed])
-    with workers() as threads:
+    with block_threads() as threads:
         write_model(Merge(parse_recipe(text, "bench"), threads), out)
 
 

@@ -1,4 +1,4 @@
-"""Plots of one run: a roofline of the kernels, and a whole model's tokens a second by the length of its texts.
+"""Plots of one run: a roofline of the kernels, and a whole model's tokens per second by the length of its texts.
 
 Needs matplotlib, which the `bench` extra brings; imported when a plot is drawn.
 """
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lastword.bench.kernels.table import OURS, Row, shown_bandwidth, shown_speed
-from lastword.bench.measure import Roofs
+from lastword.bench.measure import Peaks
 from lastword.errors import ConfigError, needing
 
 _MARKERS = "osD^vP*X"
@@ -16,18 +16,21 @@ _MARKERS = "osD^vP*X"
 def check_plot(path: Path) -> None:
     """Refuse what could not be drawn after minutes of measuring.
 
-    Raises:   ConfigError for an ending other than .svg and .png, a missing folder or a missing matplotlib.
+    Raises:
+        ConfigError: an ending other than .svg and .png, a missing folder or a missing matplotlib.
     """
     if path.suffix not in (".svg", ".png"):
-        raise ConfigError(f"--plot: got {path.name!r}, expected a name that ends in .svg or .png.")
+        expected = "a name that ends in .svg or .png"
+        raise ConfigError("--plot", "unknown ending", got=repr(path.name), expected=expected)
     if not path.parent.is_dir():
-        raise ConfigError(f"--plot: no such folder; got {str(path.parent)!r}. Make it first.")
+        got = repr(str(path.parent))
+        raise ConfigError("--plot", "no such folder", got=got, remedy="Make it first.")
     with needing("matplotlib", "bench", "--plot"):
         import matplotlib as mpl  # noqa: F401
 
 
 def plot_roofline(
-    path: Path, rows: Sequence[Row], roofs: Roofs, about: Mapping[str, object]
+    path: Path, rows: Sequence[Row], peaks: Peaks, about: Mapping[str, object]
 ) -> None:
     """Draw every timed row as a point: an operation has a colour, an implementation a marker."""
     from matplotlib.figure import Figure
@@ -35,14 +38,14 @@ def plot_roofline(
     timed = [row for row in rows if row.timing is not None]
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log")
-    ridge = roofs.flops_per_s / roofs.bytes_per_s
+    ridge = peaks.flops_per_s / peaks.bytes_per_s
     intensities = [row.flops / row.bytes for row in timed]
     left, right = min([0.1, *intensities]) / 2, max([ridge, *intensities]) * 4
     axes.plot(
         [left, ridge, right],
-        [left * roofs.bytes_per_s, roofs.flops_per_s, roofs.flops_per_s],
+        [left * peaks.bytes_per_s, peaks.flops_per_s, peaks.flops_per_s],
         color="black",
-        label=f"{shown_bandwidth(roofs.bytes_per_s)}, {shown_speed(roofs.flops_per_s)}",
+        label=f"{shown_bandwidth(peaks.bytes_per_s)}, {shown_speed(peaks.flops_per_s)}",
     )
     colours = {op: f"C{i}" for i, op in enumerate(dict.fromkeys(row.op for row in timed))}
     makers = dict.fromkeys(row.by for row in timed)
@@ -61,8 +64,8 @@ def plot_roofline(
         axes.plot([], [], color=colour, linewidth=6, label=name)
     for name, marker in markers.items():
         axes.plot([], [], color="grey", marker=marker, linestyle="none", label=name)
-    axes.set_xlabel("operations a byte")
-    axes.set_ylabel("operations a second")
+    axes.set_xlabel("operations per byte")
+    axes.set_ylabel("operations per second")
     axes.set_title(f"{about['device']}, {about['dtype']}, torch {about['torch']}, {about['date']}")
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend(fontsize="small")
@@ -76,7 +79,7 @@ def plot_lengths(
     reached: Mapping[str, Sequence[float]],
     about: Mapping[str, object],
 ) -> None:
-    """Draw tokens a second by length of text: the limit with its name, and under it what was reached."""
+    """Draw tokens per second by length of text: the limit with its name, and under it what was reached."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -88,8 +91,8 @@ def plot_lengths(
     axes.set_ylim(bottom=0)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
-    axes.set_xlabel("tokens of a text")
-    axes.set_ylabel("tokens a second")
+    axes.set_xlabel("tokens per text")
+    axes.set_ylabel("tokens per second")
     axes.set_title(f"{about['device']}, {about['dtype']}, torch {about['torch']}, {about['date']}")
     axes.grid(visible=True, alpha=0.2)
     axes.legend(fontsize="small")

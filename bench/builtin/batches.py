@@ -73,7 +73,12 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield batches of the chosen items without end, from number `first` on.
 
-    Args: tokens: of a batch's texts, padding counted, their queries not.
+    Args:
+        data: of all items.
+        chosen: items.
+        tokens: of a batch's texts, padding counted, their queries not.
+        seed: of the order.
+        first: number of the batch to begin with.
     """
     number, epoch = 0, 0
     while True:

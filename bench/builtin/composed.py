@@ -51,7 +51,11 @@ QUESTIONS = (
 def composed(senses: Sequence[Sense], common: set[str], count: int, seed: int) -> Iterator[str]:
     """Yield `count` texts: a question, then a passage of two or three unrelated sentences, by turns.
 
-    Args: senses: those that training may see. common: words that a question is made of.
+    Args:
+        senses: those that training may see.
+        common: words that a question is made of.
+        count: texts.
+        seed: of the draws.
     """
     rng = random.Random(seed)
     words = {part: _words(senses, part, common) for part in ("n", "v", "adj")}

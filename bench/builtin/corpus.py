@@ -38,7 +38,7 @@ SEED = 4
 
 
 @dataclass(frozen=True)
-class Item:
+class TrainingText:
     """One training text, with a query that it answers where there is one."""
 
     text: str
@@ -48,7 +48,10 @@ class Item:
 def build(root: Path, vocabulary: set[str], out: Path) -> None:
     """Write train.jsonl and heldout.json under `out`.
 
-    Args: vocabulary: words counted as common, the teacher's own whole words.
+    Args:
+        root: of the unpacked packages.
+        vocabulary: words counted as common, the teacher's own whole words.
+        out: a folder, made where it is not there.
     """
     share = root / "usr" / "share"
     rng = random.Random(SEED)
@@ -73,7 +76,7 @@ def build(root: Path, vocabulary: set[str], out: Path) -> None:
     forbidden |= {_key(text) for s in hidden for text in (s.gloss, *s.examples)}
     items = list(_allowed(items, {key for key in forbidden if len(key) >= 25}))
     rng.shuffle(items)
-    made = (Item(text) for text in composed(known, vocabulary, COMPOSED, SEED))
+    made = (TrainingText(text) for text in composed(known, vocabulary, COMPOSED, SEED))
     items += _allowed(made, {key for key in forbidden if len(key) >= 25})
 
     out.mkdir(parents=True, exist_ok=True)
@@ -147,14 +150,14 @@ def _cut(text: str) -> str:
     return text if len(text) <= PASSAGE_CHARS else text[:PASSAGE_CHARS].rsplit(" ", 1)[0]
 
 
-def _from_functions(entries: list[Entry]) -> Iterator[Item]:
+def _from_functions(entries: list[Entry]) -> Iterator[TrainingText]:
     for entry in entries:
         if len(entry.body) >= 40:
-            yield Item(_passage(entry), entry.summary)
+            yield TrainingText(_passage(entry), entry.summary)
             if question := _how_do_i(entry.summary):
-                yield Item(_cut(f"{entry.name}: {entry.summary} {entry.body}"), question)
+                yield TrainingText(_cut(f"{entry.name}: {entry.summary} {entry.body}"), question)
         else:
-            yield Item(f"{entry.name}: {entry.summary}", _how_do_i(entry.summary))
+            yield TrainingText(f"{entry.name}: {entry.summary}", _how_do_i(entry.summary))
 
 
 _VERBS = """add allow append apply arrange ask assign attach begin build call cancel change check choose clear close
@@ -177,13 +180,13 @@ def _how_do_i(summary: str) -> str | None:
     return f"how do I {verb} {rest}?"
 
 
-def _from_prose(paragraphs: list[str], rng: random.Random) -> Iterator[Item]:
+def _from_prose(paragraphs: list[str], rng: random.Random) -> Iterator[TrainingText]:
     for paragraph in paragraphs:
         if len(paragraph) >= 200:
-            yield Item(_cut(paragraph))
+            yield TrainingText(_cut(paragraph))
         for sentence in sentences(paragraph):
             if 25 <= len(sentence) <= 300 and rng.random() < 0.3:
-                yield Item(sentence)
+                yield TrainingText(sentence)
 
 
 def _gloss(sense: Sense) -> str:
@@ -198,7 +201,9 @@ _ASKED = {
 }
 
 
-def _from_senses(senses: list[Sense], common: set[str], rng: random.Random) -> Iterator[Item]:
+def _from_senses(
+    senses: list[Sense], common: set[str], rng: random.Random
+) -> Iterator[TrainingText]:
     for sense in senses:
         frequent = _common(sense.words, common)
         if not frequent and rng.random() > RARE_SENSES:
@@ -209,30 +214,30 @@ def _from_senses(senses: list[Sense], common: set[str], rng: random.Random) -> I
                 query = f"how do I {re.split(r'[;(]', sense.gloss)[0].strip()}?"
             else:
                 query = rng.choice(_ASKED[sense.part]).format(w=rng.choice(sense.words))
-        yield Item(_gloss(sense), query)
+        yield TrainingText(_gloss(sense), query)
         if len(sense.examples) > 1 and rng.random() < 0.5:
-            yield Item(f"{sense.gloss}. " + " ".join(sense.examples))
+            yield TrainingText(f"{sense.gloss}. " + " ".join(sense.examples))
         for example in sense.examples:
             if len(example) >= 15:
-                yield Item(example)
+                yield TrainingText(example)
 
 
 def _from_entries(
     entries: list[tuple[str, list[Sense]]], hidden: set[tuple[str, ...]], common: set[str]
-) -> Iterator[Item]:
+) -> Iterator[TrainingText]:
     """Compose a passage of each common word with several meanings, as a dictionary prints it."""
     for head, senses in entries:
         shown = [sense for sense in senses if sense.words not in hidden]
         if len(shown) > 1 and _common((head,), common):
             parts = [" ".join([f"{s.gloss}.", *s.examples[:2]]) for s in shown]
-            yield Item(_cut(f"{head}: " + " ".join(parts)), f"what does {head} mean?")
+            yield TrainingText(_cut(f"{head}: " + " ".join(parts)), f"what does {head} mean?")
 
 
 def _common(words: Iterable[str], common: set[str]) -> bool:
     return any(all(part in common for part in re.split(r"[ -]", word.lower())) for word in words)
 
 
-def _allowed(items: Iterable[Item], forbidden: set[str]) -> Iterator[Item]:
+def _allowed(items: Iterable[TrainingText], forbidden: set[str]) -> Iterator[TrainingText]:
     """Drop repeats, and whatever holds a held-out text or sentence."""
     seen = set[str]()
     for item in items:

@@ -90,7 +90,9 @@ def scores(answered: Answered, agreed: Tensor, width: int | None = None) -> dict
         answered: its vectors.
         agreed: the teacher's vectors of the sentences, [n, 384].
         width: leading dimensions to keep.
-    Returns:  ndcg@10, recall@1, spearman, and the questions' accuracy and share within the first three.
+
+    Returns:
+        ndcg@10, recall@1, spearman, and the questions' accuracy and share within the first three.
     """
     kept = answered.cut(width)
     ranks = _ranks(kept.summaries, kept.passages)

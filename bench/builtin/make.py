@@ -31,7 +31,7 @@ from lastword.bench.builtin.student import (
     write_checkpoint,
 )
 from lastword.bench.builtin.teacher import SHARD, Teacher, embed_corpus, read_items, read_vectors
-from lastword.bench.builtin.train import Plan, basis, embed, train
+from lastword.bench.builtin.train import TrainingRun, basis, embed, train
 
 SEED = 4
 START, START_STEPS, START_TOKENS, START_RATE = "start", 1000, 6144, 1e-3
@@ -65,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "vectors" in steps:
         embed_corpus(teacher, cache / "corpus", cache / "vectors")
     if trained := [step for step in steps if step in (START, *BAGS)]:
-        work = _Work(cache, teacher)
+        trainer = _Trainer(cache, teacher)
         for name in trained:
-            work.run(name)
+            trainer.run(name)
     if "ship" in steps:
         print(ship(cache, START, BAGS, teacher, options.out))
 
@@ -80,7 +80,7 @@ def _texts(cache: Path, teacher: Path) -> None:
     build(fetch_texts(cache), common, cache / "corpus")
 
 
-class _Work:
+class _Trainer:
     """What the runs share: tokens, the teacher's vectors, the basis, the check for the log."""
 
     def __init__(self, cache: Path, teacher: Path) -> None:
@@ -101,17 +101,17 @@ class _Work:
         model = make_student(token_rows(self.rows @ self.directions, self.shares), SEED)
         if name == START:
             chosen: Sequence[int] = range(len(self.data.texts))
-            plan = Plan(
+            run = TrainingRun(
                 name, chosen, START_STEPS, START_TOKENS, SEED, START_RATE, START_HORIZON, end=0.3
             )
         else:
             seed, count = SEED + list(BAGS).index(name) + 1, len(self.data.texts)
             chosen = sorted(random.Random(seed).sample(range(count), int(BAGS[name] * count)))
-            plan = Plan(name, chosen, BAG_STEPS, BAG_TOKENS, seed, BAG_RATE)
+            run = TrainingRun(name, chosen, BAG_STEPS, BAG_TOKENS, seed, BAG_RATE)
             start = torch.load(self.runs / f"{START}.pt", weights_only=True)
             model.load_state_dict(start["model"])
         compile_layers(model)
-        train(plan, model, self.data, self.directions, self.runs, self._check)
+        train(run, model, self.data, self.directions, self.runs, self._check)
         write_checkpoint(model, self.tokenizer, self.folder / name, torch.float32)
 
     def _check(self, model: Any) -> dict[str, float]:

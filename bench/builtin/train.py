@@ -1,6 +1,6 @@
 """Distillation: the student's vectors move towards the teacher's.
 
-One run is a `Plan`; its state is saved as it goes, and a run that was stopped goes on where it was.
+One run is a `TrainingRun`; its state is saved as it goes, and a run that was stopped goes on where it was.
 """
 
 import itertools
@@ -26,11 +26,11 @@ WARMUP = 50
 SAVE_EVERY = 25
 CHECK_EVERY = 100
 
-Scores = Callable[[Any], dict[str, float]]
+Check = Callable[[Any], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingRun:
     """One training run: its name, its items, steps of so many tokens, its seed, its highest learning rate."""
 
     name: str
@@ -51,20 +51,26 @@ def basis(vectors: Tensor, width: int) -> Tensor:
 
 
 def train(
-    plan: Plan, model: Any, data: Data, directions: Tensor, folder: Path, check: Scores
+    run: TrainingRun, model: Any, data: Data, directions: Tensor, folder: Path, check: Check
 ) -> None:
     """Train `model` in place; log to `folder/<name>.jsonl`, state to `folder/<name>.pt`.
 
-    Args: check: scores the model now and then, for the log.
+    Args:
+        run: what to train on, and for how long.
+        model: transformers' own.
+        data: tokens and the teacher's vectors.
+        directions: of the teacher's space, from `basis`.
+        folder: of the runs.
+        check: scores the model now and then, for the log.
     """
-    state, log = folder / f"{plan.name}.pt", folder / f"{plan.name}.jsonl"
+    state, log = folder / f"{run.name}.pt", folder / f"{run.name}.jsonl"
     optimizer = _optimizer(model)
     step = _load(state, model, optimizer)
     began, tokens, sums = time.perf_counter(), 0, dict[str, float]()
-    endless = batches(data, plan.chosen, plan.tokens, plan.seed, step)
-    for batch in itertools.islice(endless, plan.steps - step):
+    endless = batches(data, run.chosen, run.tokens, run.seed, step)
+    for batch in itertools.islice(endless, run.steps - step):
         for group in optimizer.param_groups:
-            group["lr"] = _rate(plan, step)
+            group["lr"] = _rate(run, step)
         loss, parts = _loss(model, batch, directions)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -74,12 +80,12 @@ def train(
         tokens += sum(map(len, batch.texts + batch.queries))
         for key, value in parts.items():
             sums[key] = sums.get(key, 0.0) + value / SAVE_EVERY
-        last = step == plan.steps
+        last = step == run.steps
         if step % SAVE_EVERY == 0 or last:
             seconds = time.perf_counter() - began
             scores = check(model) if step % CHECK_EVERY == 0 or last else {}
             rate = {"tokens_a_second": tokens / seconds, "seconds": seconds}
-            _write(log, {"run": plan.name, "step": step, "of": plan.steps} | sums | scores | rate)
+            _write(log, {"run": run.name, "step": step, "of": run.steps} | sums | scores | rate)
             _save(state, model, optimizer, step)
             began, tokens, sums = time.perf_counter(), 0, {}
 
@@ -142,12 +148,12 @@ def _optimizer(model: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-def _rate(plan: Plan, step: int) -> float:
+def _rate(run: TrainingRun, step: int) -> float:
     """Linear warm-up, then half a cosine down to `end`."""
     if step < WARMUP:
-        return plan.rate * (step + 1) / WARMUP
-    done = (step - WARMUP) / max(1, (plan.horizon or plan.steps) - WARMUP)
-    return plan.rate * (plan.end + (1 - plan.end) * 0.5 * (1 + math.cos(math.pi * done)))
+        return run.rate * (step + 1) / WARMUP
+    done = (step - WARMUP) / max(1, (run.horizon or run.steps) - WARMUP)
+    return run.rate * (run.end + (1 - run.end) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def _load(path: Path, model: Any, optimizer: torch.optim.AdamW) -> int:

@@ -16,13 +16,14 @@ from unittest.mock import patch
 import torch
 
 from lastword import kernels
-from lastword.batching.forest import Forest, plan_forests
+from lastword.batching.forest import Forest
 from lastword.bench.measure import synchronize
 from lastword.bench.models.flops import needed_by_operation, work
+from lastword.bench.models.stages import forests_of, groups_of, ids_of, model_of
 from lastword.embedder import Embedder
-from lastword.model.postprocess import finish
+from lastword.model.postprocess import postprocess
 from lastword.model.qwen3 import Model
-from lastword.runtime.transfer import to_host
+from lastword.runtime.runner import to_host
 
 # What a forward calls, and the operation that its time counts for: parts of a layer, functions of `kernels`.
 _LAYER_PARTS = {
@@ -47,7 +48,7 @@ TITLES = {
     "tokens": "tokens",
     "forests": "forests",
     "forward": "forward",
-    "finish": "finish",
+    "postprocess": "postprocess",
     "gate_up": "gate, up, SwiGLU",
     "qkv": "queries, keys, values",
     "down": "down",
@@ -61,11 +62,11 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """Median seconds of texts of one length, and operations needed over the measured product's rate."""
+    """Median seconds of texts of one length, and operations needed over the measured matmul's rate."""
 
     stages_s: dict[str, float]
     operations_s: dict[str, float]
-    operations_mfu: dict[str, float]  # matrix products and attention
+    operations_mfu: dict[str, float]  # matmuls and attention
 
 
 class OperationClock:
@@ -118,26 +119,29 @@ def timed_operations(model: Model, clock: OperationClock) -> Iterator[None]:
         yield
 
 
-def break_down(
-    embedder: Embedder, model: Model, windows: Sequence[list[str]], *, rounds: int, rate: float
-) -> Breakdown:
-    """Time each stage and operation of an embedder with that model on windows of texts, one after the other.
+def break_down(embedder: Embedder, texts: Sequence[str], *, rounds: int, rate: float) -> Breakdown:
+    """Time each stage and operation of an embedder on texts, one after the other.
 
-    Args:     rate: the measured product's, in FLOP/s.
+    Args:
+        embedder: of one device.
+        texts: of one length.
+        rounds: medians are over so many, after one that warms up.
+        rate: the measured matmul's, in FLOP/s.
     """
+    model, groups = model_of(embedder), groups_of(embedder, texts)
     stages: list[dict[str, float]] = []
     operations: list[dict[str, float]] = []
     ids: list[list[list[int]]] = []
-    for _ in range(rounds + 1):  # the first warms up
+    for _ in range(rounds + 1):
         seconds: dict[str, float] = {}
         with _stage(seconds, "tokens", model.device):
-            ids = [embedder.token_ids(window) for window in windows]
+            ids = ids_of(embedder, groups)
         with _stage(seconds, "forests", model.device):
-            forests = forests_of(ids, embedder.max_batch_tokens)
+            forests = forests_of(embedder, ids)
         with _stage(seconds, "forward", model.device):
             states = [model.forward(forest) for forest in forests]
-        with _stage(seconds, "finish", model.device):
-            waits = [to_host(finish(each, embedder.dim, normalize=True)) for each in states]
+        with _stage(seconds, "postprocess", model.device):
+            waits = [to_host(postprocess(each, embedder.dim, normalize=True)) for each in states]
             for wait in waits:
                 wait()
         stages.append(seconds)
@@ -146,11 +150,6 @@ def break_down(
     needed = needed_by_operation(model.config, work(text for each in ids for text in each))
     mfu = {name: flops / operations_s[name] / rate for name, flops in needed.items()}
     return Breakdown(_medians(stages[1:]), operations_s, mfu)
-
-
-def forests_of(ids: Sequence[list[list[int]]], max_batch_tokens: int) -> list[Forest]:
-    """The batches that `encode` would run, from the token ids of each window of texts."""
-    return [forest for each in ids for forest in plan_forests(each, max_batch_tokens)]
 
 
 def _operations(model: Model, forests: Sequence[Forest]) -> dict[str, float]:
@@ -178,7 +177,7 @@ def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def breakdown_lines(lengths: Sequence[int], found: Sequence[Breakdown]) -> list[str]:
-    """A column a length: shares of all stages, then shares of the forward and of the product's rate."""
+    """Make a column per length: shares of all stages, then shares of the forward and of the matmul's rate."""
     head = "".join(f"{f'{length:,} tokens':>18}" for length in lengths)
     stages = found[0].stages_s
     lines = [f"{'where the time goes':<24}{head}"]

@@ -2,15 +2,14 @@
 
     python -m lastword.bench.models.host --length 32
 
-Tokens a second of processor time on one core, medians. The tokenizer is that of `--tokenizer FOLDER`, else Qwen's where
-LASTWORD_TEST_DATA is set, else a synthetic one, which is faster. It runs without the interpreter lock, on every core
-that it is given; the other two are the interpreter's, and are done while a GPU computes the batch before.
+Tokens per second of processor time on one core, medians. The tokenizer is that of `--tokenizer FOLDER`, else Qwen's
+where LASTWORD_TEST_DATA is set, else a synthetic one, which is faster. It runs without the interpreter lock, on every
+core that it is given; the other two are the interpreter's, and are done while a GPU computes the batch before.
 """
 
 import argparse
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +19,11 @@ import torch
 
 from lastword.batching.forest import Forest, plan_forests
 from lastword.batching.packing import Packer
-from lastword.bench.checkpoint import make_tokenizer
 from lastword.bench.machine import busy_notice, describe_run
-from lastword.bench.models.workloads import WORDS, texts_of
+from lastword.bench.measure import median_seconds
+from lastword.bench.models.random_model import word_tokenizer
+from lastword.bench.models.workloads import real_tokenizer, texts_of
+from lastword.errors import LastwordError
 from lastword.text.tokenizer import TextTokenizer
 
 CPU = torch.device("cpu")
@@ -34,9 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lastword.bench.models.host", description=__doc__
     )
-    parser.add_argument("--length", type=int, default=32, help="tokens of a text, about (32)")
-    parser.add_argument("--texts", type=int, default=4096, help="texts, a window's (4096)")
-    parser.add_argument("--batch", type=int, default=16_384, help="tokens of a batch (16384)")
+    parser.add_argument("--length", type=int, default=32, help="tokens per text, about (32)")
+    parser.add_argument(
+        "--texts", type=int, default=4096, help="texts, as many as a group has (4096)"
+    )
+    parser.add_argument("--batch", type=int, default=16_384, help="tokens per batch (16384)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokenizer", type=Path, help="a folder with a tokenizer.json")
     options = parser.parse_args(arguments)
@@ -47,13 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(busy_notice(about) or f"{about['device']}, one core, torch {about['torch']}")
     texts = texts_of(options.texts, options.length - 1)
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = _tokenizer(options.tokenizer, Path(scratch))
+        try:
+            tokenizer = _tokenizer(options.tokenizer, Path(scratch))
+        except LastwordError as error:
+            parser.error(str(error))
         ids = tokenizer.encode(texts, 32_768).ids
         tokens = sum(map(len, ids))
         print(f"{len(texts)} texts of {tokens / len(texts):.1f} tokens on average")
 
         def report(what: str, call: Callable[[], object]) -> None:
-            print(f"{what:<16}{tokens / _seconds(call, options.rounds) / 1e6:8.2f} M tokens/s")
+            seconds = median_seconds(call, options.rounds, CPU, process_time)
+            print(f"{what:<16}{tokens / seconds / 1e6:8.2f} M tokens/s")
 
         report("tokenise", lambda: tokenizer.encode(texts, 32_768))
         report("build forests", lambda: _forests(ids, options.batch))
@@ -68,25 +75,11 @@ def _forests(ids: list[list[int]], batch: int) -> list[Forest]:
 
 
 def _tokenizer(folder: Path | None, scratch: Path) -> TextTokenizer:
-    data = os.environ.get("LASTWORD_TEST_DATA")
-    if folder is None and data:
-        folder = Path(data, "tokenizers", "Qwen3-Embedding-0.6B")
+    folder = folder or real_tokenizer()
     if folder is None:
         folder = scratch
-        spellings = [*WORDS, *(f" {word}" for word in WORDS)]
-        make_tokenizer(spellings, vocab_size=8192).save(str(scratch / "tokenizer.json"))
+        word_tokenizer().save(str(scratch / "tokenizer.json"))
     return TextTokenizer(folder, _VOCABULARY)
-
-
-def _seconds(call: Callable[[], object], rounds: int) -> float:
-    """Median seconds of processor time of a call, after one that warms up."""
-    call()
-    taken = []
-    for _ in range(rounds):
-        start = process_time()
-        call()
-        taken.append(process_time() - start)
-    return statistics.median(taken)
 
 
 if __name__ == "__main__":

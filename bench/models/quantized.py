@@ -15,45 +15,31 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from lastword.bench.machine import busy_notice, describe_run
-from lastword.bench.models.run import RandomCheckpoint, RandomEmbedder, random_embedder
+from lastword.bench.machine import busy_notice, describe_run, json_lines
+from lastword.bench.models.random_model import random_embedder
 from lastword.bench.models.workloads import FULL, QUICK, Workload, workloads
-from lastword.bench.records import json_lines
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError
 from lastword.runtime.device import check_quantize, choose_device, choose_dtype
-from lastword.weights import Checkpoint
 
-# Channels of the residual stream, and how much larger than the others they are.
-_OUTLIERS, _FACTOR = 4, 30.0
-
-
-class OutlierCheckpoint(RandomCheckpoint):
-    """Random weights under which a few channels carry far larger numbers than the rest, in every layer."""
-
-    def embedding(self) -> Tensor:
-        table = super().embedding()
-        table[:, :: table.shape[1] // _OUTLIERS] *= _FACTOR
-        return table
-
-
-class OutlierEmbedder(RandomEmbedder):
-    """An `Embedder` of such weights."""
-
-    def _open_checkpoint(self) -> Checkpoint:
-        return OutlierCheckpoint(self.files.folder, self.config, self.device, self.dtype)
+# Channels of the residual stream that are far larger than the others.
+_OUTLIERS = 4
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
-    """Compare, time and print a line for each workload.
+    """Compare, time and print a line per workload.
 
-    Raises:   ConfigError for options of `bench model` without --quantize.
+    Raises:
+        ConfigError: options of `bench model` without --quantize.
     """
     for option in ("lengths", "tokens", "plot"):
         if getattr(args, option) is not None:
             raise ConfigError(
-                f"--{option}: does not go with --quantize; got both, expected one of them. Its texts are documents and "
-                "queries."
+                f"--{option}",
+                "does not go with --quantize",
+                got="both",
+                expected="one of them",
+                remedy="Its texts are documents and queries.",
             )
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
@@ -66,11 +52,11 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         plain, ours = (
             random_embedder(
                 scratch / str(quantize), args.model, args.layers, device, dtype,
-                quantize=quantize, cuda_graphs=args.cuda_graphs, kind=OutlierEmbedder,
+                quantize=quantize, cuda_graphs=args.cuda_graphs, outliers=_OUTLIERS,
             )
             for quantize in (None, args.quantize)
         )  # fmt: skip
-        layers = plain.config.num_hidden_layers
+        layers = plain.info.config.num_hidden_layers
         write({"run": about, "model": args.model, "layers": layers, "quantize": args.quantize,
                "cuda_graphs": args.cuda_graphs})  # fmt: skip
         busy = busy_notice(about)
@@ -89,7 +75,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 
 
 def compare(plain: Embedder, ours: Embedder, load: Workload, rounds: int) -> dict[str, object]:
-    """The cosines of both models' vectors, and median seconds over alternated rounds after one that warms up."""
+    """Give the cosines of both models' vectors, and median seconds over alternated rounds after one that warms up."""
     cosine = torch.nn.functional.cosine_similarity(_encode(plain, load), _encode(ours, load))
     taken: dict[Embedder, list[float]] = {plain: [], ours: []}
     for turn in range(rounds):

@@ -5,6 +5,7 @@ end token. Knows no model but by its tokenizer.
 """
 
 import math
+import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ FULL, QUICK = (512, 2000, 48), (64, 200, 16)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Texts, whether they are queries, and whether they come one call a text."""
+    """Texts, whether they are queries, and whether each comes in a call of its own."""
 
     name: str
     title: str
@@ -47,7 +48,7 @@ class Workload:
 
 
 def workloads(documents: int, queries: int, singles: int) -> list[Workload]:
-    """The three workloads, of so many texts each: documents, short queries, queries one at a time."""
+    """Make the three workloads, of so many texts each: documents, short queries, queries one at a time."""
     rng = random.Random(20_261_123)  # noqa: S311 - texts, not secrets
     lengths = [_lognormal(rng, median=110, sigma=0.8, low=16, high=512) for _ in range(documents)]
     return [
@@ -55,6 +56,12 @@ def workloads(documents: int, queries: int, singles: int) -> list[Workload]:
         Workload("b", "short queries", [_query(rng) for _ in range(queries)], "query"),
         Workload("c", "one query a call", [_query(rng) for _ in range(singles)], "query", True),
     ]
+
+
+def real_tokenizer() -> Path | None:
+    """Find the folder of Qwen's own tokenizer.json, where LASTWORD_TEST_DATA says that there is one."""
+    data = os.environ.get("LASTWORD_TEST_DATA")
+    return Path(data, "tokenizers", "Qwen3-Embedding-0.6B") if data else None
 
 
 def tokenizer_of(

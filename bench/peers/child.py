@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from lastword.bench.memory import peak_bytes
 from lastword.bench.peers.llama_cpp import open_model
 from lastword.errors import LastwordError
+from lastword.weights import tensor_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,8 @@ class Child:
         stdin.flush()
         answer = stdout.readline()
         if not answer:
-            raise LastwordError(f"{self._peer}: its process died; its own message is above")
+            remedy = "Its own message is above."
+            raise LastwordError(self._peer, "its process died", remedy=remedy)
         return float(answer)
 
     def close(self) -> None:
@@ -95,7 +97,7 @@ def _open(
     torch.set_num_threads(threads)
     open_peer = _lastword if peer == "lastword" else _sentence_transformers
     encode = open_peer(folder, device, dtype)
-    return lambda texts, kind: encode(texts, kind).float().cpu().numpy().tobytes()
+    return lambda texts, kind: bytes(tensor_bytes(encode(texts, kind).float()))
 
 
 def _peak(device: str) -> int:

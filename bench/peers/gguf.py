@@ -7,7 +7,7 @@ import torch
 
 from lastword.errors import ConfigError
 from lastword.weights import Checkpoint, ModelConfig, read_config
-from lastword.weights.files.mapping import mapped
+from lastword.weights.files.file_tensor import mapped
 from lastword.weights.files.shards import read_tensors
 from lastword.weights.tensor_names import EMBEDDING, LM_HEAD, PREFIX
 
@@ -22,15 +22,23 @@ def refusal(config: ModelConfig) -> str | None:
 def write_gguf(folder: Path, path: Path, tokens: Sequence[int]) -> None:
     """Write a checkpoint's weights in fp32, one tensor in memory at a time.
 
-    Args:     folder: of the checkpoint. path: of the file. tokens: whose embeddings are kept; a token's id in the file
-              is its place in this list.
-    Raises:   ConfigError where the model has rope scaling or biases.
+    Args:
+        folder: of the checkpoint.
+        path: of the file.
+        tokens: whose embeddings are kept; a token's id in the file is its place in this list.
+
+    Raises:
+        ConfigError: the model has rope scaling or biases.
     """
     config = read_config(folder)
     refused = refusal(config)
     if refused is not None:
         raise ConfigError(
-            f"{folder}/config.json: cannot be written to GGUF; got {refused}, expected none. Compare without llama.cpp."
+            f"{folder}/config.json",
+            "cannot be written to GGUF",
+            got=refused,
+            expected="none",
+            remedy="Compare without llama.cpp.",
         )
     import gguf
     import numpy as np

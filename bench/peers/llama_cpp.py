@@ -15,7 +15,7 @@ from lastword.bench.models.workloads import Workload, tokenizer_of
 from lastword.errors import LastwordError
 
 SLOTS = 16  # texts side by side
-MICRO_BATCH = 512  # tokens a forward
+MICRO_BATCH = 512  # tokens per forward
 _MODEL, _ABOUT = "llama_cpp.gguf", "llama_cpp.json"
 
 
@@ -55,7 +55,7 @@ def open_model(folder: Path, scratch: Path, threads: int) -> Callable[[list[str]
         inputs = [[ids[token] for token in text] for text in tokenize(texts, kind)]
         answer = server.handle_embeddings({"input": inputs, "encoding_format": "base64"})
         if "error" in answer:
-            raise LastwordError(f"llama.cpp: {answer['error']['message']}")
+            raise LastwordError("llama.cpp", f"it failed ({answer['error']['message']})")
         found = sorted(answer["data"], key=itemgetter("index"))
         return b"".join(base64.b64decode(item["embedding"]) for item in found)
 

@@ -6,7 +6,6 @@ Vectors are compared first: where they differ, no figure is printed. See `bench/
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,15 +22,22 @@ from lastword.bench.checkpoint import make_checkpoint
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.measure import product_rate
 from lastword.bench.models.flops import Work, needed_flops, work
-from lastword.bench.models.workloads import FULL, QUICK, Workload, tokenizer_of, workloads
+from lastword.bench.models.workloads import (
+    FULL,
+    QUICK,
+    Workload,
+    real_tokenizer,
+    tokenizer_of,
+    workloads,
+)
 from lastword.bench.options import PEERS
 from lastword.bench.peers.child import Child
 from lastword.bench.peers.gguf import refusal
 from lastword.bench.peers.llama_cpp import prepare
 from lastword.bench.shapes import VOCABULARY, sizes_of
-from lastword.errors import ConfigError, install
+from lastword.errors import ConfigError, MissingPackageError, install
 from lastword.runtime.device import choose_device, choose_dtype
-from lastword.weights import ModelConfig, read_config, read_embedding_spec
+from lastword.weights import ModelConfig, dtype_name, read_config, read_embedding_spec
 
 OURS = "lastword"
 # What is imported for each: the package that computes, then what it needs.
@@ -43,6 +50,7 @@ TOLERANCE = 2e-5  # largest absolute difference of fp32 vectors
 COSINE = 0.99
 
 Differences = dict[str, tuple[float, float]]  # by peer: largest difference from ours, least cosine
+Result = dict[str, Any]  # what is written as JSON
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
@@ -76,34 +84,44 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 def _beside(
     asked: list[str] | None, config: ModelConfig | None, device: torch.device, dtype: torch.dtype
 ) -> list[str]:
-    """The libraries to compare with: those asked for, which must be able to take part, or all that are."""
+    """Choose the libraries to compare with: those asked for, which must be able to take part, or all that are.
+
+    Raises:
+        ConfigError: one that was asked for cannot take part, or none can.
+    """
     found = []
     for peer in asked or PEERS:
         obstacle = _obstacle(peer, config, device, dtype)
         if obstacle is None:
             found.append(peer)
         elif asked:
-            raise ConfigError(f"--beside {peer}: {obstacle}")
+            obstacle.where = f"--beside {peer}"
+            raise obstacle
         else:
-            _say(f"{peer} is left out: {obstacle}")
+            obstacle.where = f"{peer} is left out"
+            _say(str(obstacle))
     if not found:
-        raise ConfigError(f"peers: nothing to compare with. {install('bench')}")
+        raise ConfigError("peers", "nothing to compare with", remedy=install("bench"))
     return found
 
 
 def _obstacle(
     peer: str, config: ModelConfig | None, device: torch.device, dtype: torch.dtype
-) -> str | None:
-    """Why a library cannot take part, or None."""
+) -> ConfigError | None:
+    """Find what keeps a library from taking part."""
     missing = [name for name in PACKAGES[peer] if find_spec(name) is None]
     if missing:
-        return f"needs {' and '.join(missing)}. {install('bench')}"
+        needed = f"needs {' and '.join(missing)}"
+        return MissingPackageError(peer, needed, remedy=install("bench"))
     if peer != "llama.cpp":
         return None
     if device.type != "cpu" or dtype != torch.float32:
-        return "it is compared on a CPU in float32 only"
+        got = f"{device} and {dtype_name(dtype)}"
+        return ConfigError(peer, "it is compared on a CPU in float32 only", got=got)
     refused = None if config is None else refusal(config)
-    return None if refused is None else f"the model has {refused}, which is not written to GGUF"
+    if refused is None:
+        return None
+    return ConfigError(peer, f"the model has {refused}, which is not written to GGUF")
 
 
 def compare(
@@ -116,7 +134,7 @@ def compare(
     threads: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> dict[str, object] | None:
+) -> Result | None:
     """Check, then time; None when the peers' vectors differ by more than the tolerance."""
     torch.set_num_threads(threads)
     about = describe_run(device, dtype)
@@ -127,9 +145,10 @@ def compare(
     if "llama.cpp" in beside:
         prepare(folder, loads, scratch)
     needed = {load.name: _needed(folder, load) for load in loads}
-    name = str(dtype).removeprefix("torch.")
     children = {
-        peer: Child(peer, folder, scratch, threads=threads, device=str(device), dtype=name)
+        peer: Child(
+            peer, folder, scratch, threads=threads, device=str(device), dtype=dtype_name(dtype)
+        )
         for peer in (OURS, *beside)
     }
     try:
@@ -164,12 +183,12 @@ def compare(
 
 
 def _packages(beside: list[str]) -> list[str]:
-    """What pip calls the packages of these libraries."""
+    """List the packages of these libraries as pip calls them."""
     return [name.replace("_", "-") for peer in beside for name in PACKAGES[peer]]
 
 
 def _differences(children: dict[str, Child], load: Workload, scratch: Path) -> Differences:
-    """How far each library's vectors are from ours, computed and saved by each child in turn."""
+    """Measure how far each library's vectors are from ours, computed and saved by each child in turn."""
     vectors = {}
     for peer, child in children.items():
         path = scratch / "vectors"
@@ -243,7 +262,7 @@ def _figures(
 
 
 def _needed(folder: Path, load: Workload) -> tuple[list[Work], int]:
-    """What each call of the workload needs: one call, or one a text."""
+    """Count what each call of the workload needs: one call, or one per text."""
     config = read_config(folder)
     prompts = read_embedding_spec(folder, config).prompts
     ids = tokenizer_of(folder, prompts)(load.texts, load.kind)
@@ -251,11 +270,9 @@ def _needed(folder: Path, load: Workload) -> tuple[list[Work], int]:
     return calls, sum(needed_flops(config, call) for call in calls)
 
 
-def table(result: dict[str, object]) -> str:
-    """The result for people."""
+def table(result: Result) -> str:
+    """Lay the result out for people."""
     rows, peaks = result["rows"], result["peak_bytes"]
-    if not isinstance(rows, list) or not isinstance(peaks, dict):
-        raise TypeError("not a result of compare")
     beside = [peer for peer in peaks if peer != OURS]
     head = f"{'':22}{'texts':>6}{'tokens':>9}{'needed':>9}{OURS:>11}{'of limit':>10}"
     lines = [head + "".join(f"{peer:>45}" for peer in beside)]
@@ -279,15 +296,14 @@ def table(result: dict[str, object]) -> str:
 
 
 def _checkpoint(folder: Path, *, layers: int, dtype: torch.dtype) -> Path:
-    """A random checkpoint of the 0.6B shape, with the real tokenizer where it is to be had."""
-    data = os.environ.get("LASTWORD_TEST_DATA")
-    real = Path(data, "tokenizers", "Qwen3-Embedding-0.6B", "tokenizer.json") if data else None
+    """Make a random checkpoint of the 0.6B shape, with the real tokenizer where it is to be had."""
+    real = real_tokenizer()
     _say(f"making a random checkpoint: 0.6B shape, {layers} layers")
     return make_checkpoint(
         folder,
         **sizes_of("0.6B", layers),
         vocab_size=VOCABULARY,
-        tokenizer=real,
+        tokenizer=real and real / "tokenizer.json",
         dtype=dtype,
     )
 

@@ -22,4 +22,4 @@ def test_lines_and_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_device_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         growth.main(["--device", "cpu,cpu"])
-    assert "device: unknown; got 'cpu,cpu', expected 'cpu'" in capsys.readouterr().err
+    assert "--device: unknown; got 'cpu,cpu', expected 'cpu'" in capsys.readouterr().err

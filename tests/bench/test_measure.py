@@ -1,4 +1,4 @@
-"""Times, roofs and what a run says of itself."""
+"""Times, peaks and what a run says of itself."""
 
 import sys
 import time
@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from lastword.bench import machine, measure
-from lastword.bench.measure import Roofs, measure_roofs, product_rate, time_call
+from lastword.bench.measure import (
+    Peaks,
+    Timing,
+    measure_peaks,
+    median_seconds,
+    product_rate,
+    time_call,
+)
 
 CPU = torch.device("cpu")
 
@@ -34,6 +41,17 @@ def test_a_long_call_is_timed_three_times_and_a_short_one_a_hundred() -> None:
         assert len(calls) == expected + 1
 
 
+def test_seconds_are_a_median_after_a_warm_up() -> None:
+    calls, clock = [], iter([0, 100, 100, 101, 110, 113, 120, 122, 130, 134]).__next__
+    assert median_seconds(lambda: calls.append(1), 4, CPU, clock) == 2.5
+    assert len(calls) == 5
+    assert median_seconds(lambda: None, 2, CPU) >= 0
+
+
+def test_a_timing_is_the_median_and_two_percentiles() -> None:
+    assert Timing.of([4.0, 1.0, 6.0, 2.0, 3.0, 5.0]) == Timing(3.5, 2.0, 5.0)
+
+
 def test_a_gpu_is_timed_by_do_bench(monkeypatch) -> None:
     asked = {}
 
@@ -54,14 +72,14 @@ def test_a_gpu_is_timed_by_do_bench(monkeypatch) -> None:
     assert calls == [1]
 
 
-def test_the_least_time_is_that_of_the_nearer_roof() -> None:
-    roofs = Roofs(bytes_per_s=100.0, flops_per_s=1000.0, product="")
-    assert roofs.seconds(50, 10) == 0.5
-    assert roofs.seconds(50, 2000) == 2.0
+def test_the_least_time_is_that_of_the_nearer_peak() -> None:
+    peaks = Peaks(bytes_per_s=100.0, flops_per_s=1000.0, product="")
+    assert peaks.seconds(50, 10) == 0.5
+    assert peaks.seconds(50, 2000) == 2.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_roofs_are_those_of_the_timed_calls(monkeypatch, dtype: torch.dtype) -> None:
+def test_peaks_are_those_of_the_timed_calls(monkeypatch, dtype: torch.dtype) -> None:
     """A copy of B bytes in 2 ms is B/ms: read and written; a product of side s in 2 ms is s³/ms."""
     monkeypatch.setattr(measure, "_CPU_COPY_BYTES", 1 << 20)
     ran = []
@@ -72,14 +90,14 @@ def test_roofs_are_those_of_the_timed_calls(monkeypatch, dtype: torch.dtype) -> 
 
     monkeypatch.setattr(measure, "time_call", timed)
     monkeypatch.setattr(measure, "_packed_rate", lambda: 77.0)
-    roofs = measure_roofs(CPU, dtype)
-    assert roofs.bytes_per_s == (1 << 20) / 1e-3
+    peaks = measure_peaks(CPU, dtype)
+    assert peaks.bytes_per_s == (1 << 20) / 1e-3
     assert ran[0].nbytes == 1 << 20
     if dtype == torch.float32:
-        assert roofs.flops_per_s == 77.0
+        assert peaks.flops_per_s == 77.0
     else:
-        assert roofs.flops_per_s == pytest.approx(1024**3 / 1e-3)
-        assert roofs.product == "1024³ bfloat16"
+        assert peaks.flops_per_s == pytest.approx(1024**3 / 1e-3)
+        assert peaks.product == "1024³ bfloat16"
 
 
 def test_the_product_of_a_cpu_is_measured() -> None:

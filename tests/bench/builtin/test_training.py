@@ -12,7 +12,7 @@ from lastword import Embedder
 from lastword.bench.builtin import ship as shipping
 from lastword.bench.builtin import student, train
 from lastword.bench.builtin.batches import TEXT_TOKENS, Data, batches, read_data
-from lastword.bench.builtin.train import Plan, basis, embed
+from lastword.bench.builtin.train import TrainingRun, basis, embed
 
 transformers = pytest.importorskip("transformers")
 
@@ -137,8 +137,8 @@ def runs(data: Data, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFact
         for name, stops in (("whole", (4,)), ("cut", (2, 4))):
             for steps in stops:
                 trained = model(tokenizer)
-                plan = Plan(name, range(120), steps, 1024, seed=1, rate=1e-3, end=1.0)
-                train.train(plan, trained, data, directions, folder, lambda _: {"spearman": 0.5})
+                run = TrainingRun(name, range(120), steps, 1024, seed=1, rate=1e-3, end=1.0)
+                train.train(run, trained, data, directions, folder, lambda _: {"spearman": 0.5})
             student.write_checkpoint(
                 trained, tokenizer, folder.parent / "made" / name, torch.float32
             )
@@ -187,4 +187,4 @@ def test_ship(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     shipped = Embedder(out, device="cpu")
     assert shipped.dim == 256
     assert shipped.prompts == {"query": "query: ", "document": ""}
-    assert shipped.checkpoint.dtypes == ("BF16",)
+    assert shipped.info.checkpoint.dtypes == ("BF16",)

@@ -6,7 +6,7 @@ from types import FunctionType
 import pytest
 import torch
 
-from lastword import kernels
+from lastword import Embedder, kernels
 from lastword.bench.models import breakdown
 from lastword.bench.models.breakdown import (
     OperationClock,
@@ -14,24 +14,24 @@ from lastword.bench.models.breakdown import (
     breakdown_lines,
     timed_operations,
 )
-from lastword.bench.models.run import RandomEmbedder, random_embedder
+from lastword.bench.models.random_model import random_embedder
+from lastword.bench.models.stages import batches_of, model_of
 from lastword.bench.models.workloads import texts_of
 
 CPU = torch.device("cpu")
-STAGES = ["tokens", "forests", "forward", "finish"]
+STAGES = ["tokens", "forests", "forward", "postprocess"]
 OPERATIONS = {*breakdown.TITLES} - {*STAGES}
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["one-layer", "three-layers"])
-def embedder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> RandomEmbedder:
+def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
     folder = tmp_path_factory.mktemp("random")
     return random_embedder(folder, "tiny", request.param, CPU, torch.float32)
 
 
-def forward(embedder: RandomEmbedder) -> list[torch.Tensor]:
-    return [embedder.model.forward(forest) for forest in embedder.forests(texts_of(5, 30))]
+def forward(embedder: Embedder) -> list[torch.Tensor]:
+    model = model_of(embedder)
+    return [model.forward(forest) for forest in batches_of(embedder, texts_of(5, 30))]
 
 
 def test_every_function_that_a_forward_calls_is_timed(embedder, monkeypatch) -> None:
@@ -51,7 +51,7 @@ def test_every_function_that_a_forward_calls_is_timed(embedder, monkeypatch) -> 
 
 
 def test_every_part_of_a_layer_that_computes_is_timed(embedder) -> None:
-    for layer in embedder.model.layers:
+    for layer in model_of(embedder).layers:
         parts = {name for name, part in vars(layer).items() if callable(part)}
         assert parts <= breakdown._LAYER_PARTS.keys()
         assert {"o", "gate_up", "down", "add_norm"} <= parts
@@ -59,8 +59,8 @@ def test_every_part_of_a_layer_that_computes_is_timed(embedder) -> None:
 
 def test_calls_are_counted_by_name(embedder) -> None:
     clock = OperationClock(CPU)
-    layers = len(embedder.model.layers)
-    with timed_operations(embedder.model, clock):
+    layers = len(model_of(embedder).layers)
+    with timed_operations(model_of(embedder), clock):
         forward(embedder)
     names = [name for name, *_ in clock._calls]
     full = layers - 1
@@ -78,30 +78,30 @@ def test_calls_are_counted_by_name(embedder) -> None:
 def test_vectors_are_the_same_and_nothing_stays_patched(embedder) -> None:
     before = forward(embedder)
     functions = inspect.getmembers(kernels, inspect.isfunction)
-    with timed_operations(embedder.model, OperationClock(CPU)):
+    with timed_operations(model_of(embedder), OperationClock(CPU)):
         timed = forward(embedder)
     assert inspect.getmembers(kernels, inspect.isfunction) == functions
-    assert all(not isinstance(layer.o, FunctionType) for layer in embedder.model.layers)
+    assert all(not isinstance(layer.o, FunctionType) for layer in model_of(embedder).layers)
     for a, b in zip(before, timed, strict=True):
         assert torch.equal(a, b)
 
 
 def test_break_down(embedder) -> None:
     texts = texts_of(6, 15)
-    found = break_down(embedder, embedder.model, embedder.windows(texts), rounds=2, rate=1e9)
+    found = break_down(embedder, texts, rounds=2, rate=1e9)
     assert list(found.stages_s) == STAGES
     assert found.operations_s.keys() == OPERATIONS
     assert all(seconds > 0 for seconds in found.stages_s.values())
     assert all(s > 0 for name, s in found.operations_s.items() if name != breakdown.REST)
     assert found.operations_mfu.keys() == OPERATIONS - {"norms", "rotation", breakdown.REST}
-    c, rows = embedder.config, (len(embedder.model.layers) - 1) * 6 * 16 + 6
+    c, rows = embedder.info.config, (len(model_of(embedder).layers) - 1) * 6 * 16 + 6
     down = 2 * rows * c.hidden_size * c.intermediate_size  # texts that share no word
     mfu = down / found.operations_s["down"] / 1e9
     assert found.operations_mfu["down"] == pytest.approx(mfu, rel=0.05)
 
 
 def test_lines_are_shares(embedder) -> None:
-    seconds = {"tokens": 1.0, "forests": 1.0, "forward": 6.0, "finish": 0.0}
+    seconds = {"tokens": 1.0, "forests": 1.0, "forward": 6.0, "postprocess": 0.0}
     operations = {"norms": 1.0, breakdown.REST: 2.0, "down": 5.0}
     one = breakdown.Breakdown(seconds, operations, {"down": 0.9})
     two = breakdown.Breakdown(seconds, {**operations, "norms": 2.0}, {"down": 1.0})
@@ -111,7 +111,7 @@ def test_lines_are_shares(embedder) -> None:
         ["tokens", "12.5%", "12.5%"],
         ["forests", "12.5%", "12.5%"],
         ["forward", "75.0%", "75.0%"],
-        ["finish", "0.0%", "0.0%"],
+        ["postprocess", "0.0%", "0.0%"],
         ["in", "the", "forward", "MFU", "MFU"],
         ["down", "62.5%", "90%", "55.6%", "100%"],
         ["norms,", "residual", "12.5%", "22.2%"],

@@ -8,8 +8,8 @@ import torch
 
 from lastword import DeviceError
 from lastword.bench.models import quantized
-from lastword.bench.models.quantized import OutlierEmbedder
-from lastword.bench.models.run import random_embedder
+from lastword.bench.models.random_model import random_embedder
+from lastword.bench.models.stages import batches_of, model_of
 from lastword.bench.models.workloads import Workload, texts_of
 from lastword.cli.main import main
 
@@ -17,22 +17,19 @@ CPU = torch.device("cpu")
 
 
 def embedder(folder: Path, quantize: str | None = None):
-    return random_embedder(
-        folder, "tiny", 2, CPU, torch.float32, quantize=quantize, kind=OutlierEmbedder
-    )
+    return random_embedder(folder, "tiny", 2, CPU, torch.float32, quantize=quantize, outliers=4)
 
 
 def test_outliers_last_and_drift_stays_small(tmp_path: Path) -> None:
     plain, ours = embedder(tmp_path / "a"), embedder(tmp_path / "b", "int8")
     seen = []
-    plain._encoder.runner.model.forward(
-        plain.forests(texts_of(4, 20))[0], lambda _, states: seen.append(states)
-    )
+    (batch,) = batches_of(plain, texts_of(4, 20))
+    model_of(plain).forward(batch, lambda _, states: seen.append(states))
     size = seen[-1].square().mean(0).sqrt()
     assert size.topk(4).values.min() > 5 * size.median()
     cosine = (plain.encode(texts_of(50, 20)) * ours.encode(texts_of(50, 20))).sum(1)
     assert 0.995 <= cosine.mean() < 1 - 1e-6
-    assert plain._encoder.runner.model.embedding.equal(ours._encoder.runner.model.embedding)
+    assert model_of(plain).embedding.equal(model_of(ours).embedding)
 
 
 @pytest.mark.parametrize("one_by_one", [False, True])
@@ -82,7 +79,7 @@ def test_both_models_launch_as_asked(monkeypatch) -> None:
     def open_model(*_, quantize, cuda_graphs, **__):
         asked.append((quantize, cuda_graphs))
         if len(asked) == 2:
-            raise DeviceError("enough")
+            raise DeviceError("device", "enough")
 
     monkeypatch.setattr(quantized, "random_embedder", open_model)
     words = ["--quantize", "int8", "--device", "cpu", "--no-cuda-graphs"]

@@ -6,28 +6,29 @@ from pathlib import Path
 import pytest
 import torch
 
+from lastword import Embedder
 from lastword.batching.forest import plan_forests
 from lastword.bench.models import run as model
-from lastword.bench.models.run import RandomCheckpoint, random_embedder
+from lastword.bench.models.random_model import RandomWeights, random_embedder
+from lastword.bench.models.stages import batches_of, forward, groups_of, model_of
 from lastword.bench.models.workloads import texts_of
 from lastword.bench.shapes import SIZES
 from lastword.cli.main import main
-from lastword.weights import Checkpoint
+from lastword.options import EncodeOptions
+from lastword.weights import Checkpoint, read_config
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> model.RandomEmbedder:
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
     return random_embedder(tmp_path_factory.mktemp("random"), "tiny", 3, CPU, torch.float32)
 
 
 def test_weights_have_the_shapes_of_a_checkpoint(embedder, tiny_checkpoint: Path) -> None:
-    from lastword.weights import read_config
-
     config = read_config(tiny_checkpoint)
     real = Checkpoint(tiny_checkpoint, config)
-    made = RandomCheckpoint(tiny_checkpoint, config, CPU, torch.bfloat16)
+    made = RandomWeights(config, CPU, torch.bfloat16)
     assert made.embedding().shape == real.embedding().shape
     assert made.norm().shape == real.norm().shape
     ours, theirs = (each.layer(0, torch.bfloat16) for each in (made, real))
@@ -37,6 +38,18 @@ def test_weights_have_the_shapes_of_a_checkpoint(embedder, tiny_checkpoint: Path
         if tensor is not None:
             assert (tensor.shape, tensor.dtype) == (other.shape, torch.bfloat16), name
     assert not torch.equal(made.layer(1, torch.bfloat16).down, ours.down)
+    assert made.num_parameters == real.num_parameters
+    assert (made.dtypes, made.num_bytes) == (("BF16",), 2 * real.num_parameters)
+
+
+def test_equal_fingerprints_are_equal_weights(tiny_checkpoint: Path) -> None:
+    config = read_config(tiny_checkpoint)
+    one, two = (RandomWeights(config, CPU, torch.float32) for _ in range(2))
+    assert one.fingerprint == two.fingerprint
+    assert torch.equal(one.embedding(), two.embedding())
+    other = RandomWeights(config, CPU, torch.float32, outliers=4)
+    assert other.fingerprint != one.fingerprint
+    assert other.fingerprint != RandomWeights(config, CPU, torch.bfloat16, outliers=4).fingerprint
 
 
 def test_a_word_is_a_token(embedder) -> None:
@@ -51,24 +64,44 @@ def test_activations_stay_in_range(embedder) -> None:
     vectors = embedder.encode(texts_of(8, 31), show_progress_bar=False)
     assert vectors.shape == (8, SIZES["tiny"].hidden_size)
     assert (vectors @ vectors.T).fill_diagonal_(0).abs().max() < 0.9
-    assert embedder.config.num_hidden_layers == 3
+    assert embedder.info.config.num_hidden_layers == 3
 
 
 def test_the_forward_runs_the_batches_of_encode(embedder, monkeypatch) -> None:
-    ran = []
-    monkeypatch.setattr(embedder._encoder.runner.model, "forward", ran.append)
+    ran, true = [], model_of(embedder).forward
+
+    def recorded(forest):
+        ran.append(forest.ids.tolist())
+        return true(forest)
+
+    monkeypatch.setattr(model_of(embedder), "forward", recorded)
     texts = texts_of(9, 15)
-    embedder.forward(embedder.forests(texts))
+    forward(embedder, batches_of(embedder, texts))
     planned = list(plan_forests(embedder.token_ids(texts), embedder.max_batch_tokens))
-    assert [forest.ids.tolist() for forest in ran] == [each.ids.tolist() for each in planned]
+    assert ran == [each.ids.tolist() for each in planned]
+    alone = ran.copy()
+    ran.clear()
+    embedder.encode(texts)
+    assert ran == alone
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_groups_are_those_of_the_loop(embedder, ahead: bool, monkeypatch) -> None:
+    """Also where a device has time to spare, and groups begin small."""
+    monkeypatch.setattr(embedder.loop.runner, "ahead", ahead)
+    texts = texts_of(5000, 15)
+    options = EncodeOptions("", embedder.max_length, embedder.info.vector_format())
+    looped = [len(group.items) for group in embedder.loop.groups(texts, options)]
+    assert [len(group) for group in groups_of(embedder, texts)] == looped
+    assert len(looped) == (3 if ahead else 2)
 
 
 def test_figures_add_up(embedder, monkeypatch) -> None:
     seconds = iter([0.5, 0.25])
-    monkeypatch.setattr(model, "_seconds", lambda *_: next(seconds))
+    monkeypatch.setattr(model, "median_seconds", lambda *_: next(seconds))
     row = model.measure_length(embedder, length=16, tokens=64, rounds=1, rate=1e9)
     assert (row.texts, row.tokens) == (4, 64)
-    c = embedder.config
+    c = embedder.info.config
     C, F, q, kv = c.hidden_size, c.intermediate_size, 4 * 32, 2 * 2 * 32
     ids = [tuple(text) for text in embedder.token_ids(texts_of(4, 15))]
     nodes = {text[: n + 1] for text in ids for n in range(16)}
@@ -105,12 +138,6 @@ def test_the_command(capfd, monkeypatch, tmp_path: Path) -> None:
     assert any("tiny shape, 1 layers, random weights" in line for line in lines[:2])
     assert sum("tok/s" in line for line in lines) == 2
     assert sum(line.startswith("one text of") for line in lines) == 2
-
-
-def test_seconds_are_a_median_after_a_warm_up() -> None:
-    calls = []
-    assert model._seconds(lambda: calls.append(1), CPU, rounds=4) >= 0
-    assert len(calls) == 5
 
 
 def test_a_plot_that_cannot_be_drawn_is_refused_first(capfd) -> None:

@@ -1,0 +1,124 @@
+"""A model of a real one's shape with random weights, made on the device itself: no checkpoint is needed.
+
+Its tokenizer knows common words as one token each, so that texts of `workloads` have as many tokens as words.
+"""
+
+from math import prod
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
+from lastword.bench.models.workloads import WORDS
+from lastword.bench.shapes import VOCABULARY, sizes_of
+from lastword.embedder import Embedder
+from lastword.weights import LayerWeights, ModelConfig, dtype_name
+from lastword.weights.files.dtypes import safetensors_name
+from lastword.weights.files.shards import SINGLE
+from lastword.weights.tensor_names import expected_shapes
+
+_POSITIONS = 32_768
+_SEED = 0
+_OUTLIER_FACTOR = 30.0
+
+
+class RandomWeights:
+    """A `WeightsSource` of a config's shapes, on the device and in the dtype of the run; no file is read.
+
+    Args:
+        config: without biases.
+        device: where they are made.
+        dtype: that they have.
+        outliers: channels of the residual stream that carry 30 times as large numbers as the rest, in every layer, as
+            in trained models.
+    """
+
+    def __init__(
+        self, config: ModelConfig, device: torch.device, dtype: torch.dtype, *, outliers: int = 0
+    ) -> None:
+        self.num_parameters = sum(prod(shape) for shape in expected_shapes(config).values())
+        self.num_bytes = self.num_parameters * dtype.itemsize
+        self.dtypes = (safetensors_name(dtype) or dtype_name(dtype),)
+        self.fingerprint = f"random: seed {_SEED}, {outliers} outliers, {device.type}, {dtype}"
+        self._config, self._device, self._dtype, self._outliers = config, device, dtype, outliers
+        self._generator = torch.Generator(device).manual_seed(_SEED)
+
+    def embedding(self) -> Tensor:
+        table = self._normal(self._config.vocab_size, self._config.hidden_size)
+        if self._outliers:
+            table[:, :: table.shape[1] // self._outliers] *= _OUTLIER_FACTOR
+        return table
+
+    def norm(self) -> Tensor:
+        return self._norm(self._config.hidden_size)
+
+    def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:  # noqa: ARG002
+        """Make one layer; matrices keep the size of what they multiply."""
+        c = self._config
+        C, F, D = c.hidden_size, c.intermediate_size, c.head_dim
+        queries, heads = (
+            c.num_attention_heads * D,
+            c.num_attention_heads + 2 * c.num_key_value_heads,
+        )
+        return LayerWeights(
+            input_norm=self._norm(C),
+            qkv=self._normal(heads * D, C).div_(C**0.5),
+            qkv_bias=None,
+            q_norm=self._norm(D),
+            k_norm=self._norm(D),
+            o=self._normal(C, queries).div_(queries**0.5),
+            o_bias=None,
+            post_norm=self._norm(C),
+            gate_up=self._normal(2 * F, C).div_(C**0.5),
+            down=self._normal(C, F).div_(F**0.5),
+        )
+
+    def _norm(self, size: int) -> Tensor:
+        return self._normal(size).mul_(0.1).add_(1)
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator, device=self._device, dtype=self._dtype)
+
+
+def word_tokenizer() -> Tokenizer:
+    """Make the tokenizer for which a common word is one token."""
+    return make_tokenizer([*WORDS, *(f" {word}" for word in WORDS)], vocab_size=8192)
+
+
+def random_embedder(
+    folder: Path,
+    model: str,
+    layers: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    quantize: str | None = None,
+    cuda_graphs: bool = True,
+    outliers: int = 0,
+) -> Embedder:
+    """Write config and tokenizer of a model's shape into the folder, and open it with random weights.
+
+    `model` is a name of `SIZES`, cut to `layers` where given; `outliers` are those of `RandomWeights`, the rest is as
+    `Embedder` takes it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    word_tokenizer().save(str(folder / "words.json"))
+    make_checkpoint(
+        folder,
+        **sizes_of(model, layers),
+        vocab_size=VOCABULARY if model != "tiny" else None,
+        tokenizer=folder / "words.json",
+        max_position_embeddings=_POSITIONS,
+        weights=False,
+    )
+    (folder / SINGLE).touch()  # a model folder without any is refused
+    return Embedder(
+        folder,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        cuda_graphs=cuda_graphs,
+        open_checkpoint=lambda _, config: RandomWeights(config, device, dtype, outliers=outliers),
+    )

@@ -1,0 +1,49 @@
+"""The stages of `encode`, each on its own: groups of texts, token ids, batches, the forward.
+
+Functions of an Embedder whose model is in this process. What they give is what `encode` computes.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from lastword.batching.forest import Forest, plan_forests
+from lastword.embedder import Embedder
+from lastword.model.qwen3 import Model
+from lastword.runtime.runner import InProcess
+from lastword.text.groups import cut_groups
+
+
+def model_of(embedder: Embedder) -> Model:
+    """Give what computes; a benchmark has one device."""
+    runner = embedder.loop.runner
+    assert isinstance(runner, InProcess)
+    return runner.model
+
+
+def groups_of(embedder: Embedder, texts: Sequence[str]) -> list[list[str]]:
+    """Cut texts into those that are tokenised and packed together."""
+    small_first = embedder.loop.runner.ahead
+    return [group for _, group in cut_groups(iter(texts), small_first=small_first)]
+
+
+def ids_of(embedder: Embedder, groups: Iterable[Sequence[str]]) -> list[list[list[int]]]:
+    """Tokenise each group."""
+    encode, prompt = embedder.loop.tokenizer.encode, embedder.resolve_prompt()
+    return [encode(group, embedder.max_length, prompt=prompt).ids for group in groups]
+
+
+def forests_of(embedder: Embedder, ids: Iterable[Sequence[Sequence[int]]]) -> list[Forest]:
+    """Make the batches from the token ids of each group."""
+    budget = embedder.max_batch_tokens
+    return [forest for each in ids for forest in plan_forests(each, budget)]
+
+
+def batches_of(embedder: Embedder, texts: Sequence[str]) -> list[Forest]:
+    """Make the batches of texts: the three stages before the forward."""
+    return forests_of(embedder, ids_of(embedder, groups_of(embedder, texts)))
+
+
+def forward(embedder: Embedder, forests: Iterable[Forest]) -> None:
+    """Run the forward alone, without tokens, forests and postprocessing; on a GPU packing is in it."""
+    model = model_of(embedder)
+    for forest in forests:
+        model.forward(forest)
