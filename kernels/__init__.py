@@ -1,25 +1,16 @@
-"""The operations of the forward as functions: each checks its arguments and runs the fitting implementation.
+"""The operations of the forward, the plans of its attention and its matmuls; see `ops.py` for what each computes.
 
-GPU tensors go to the Triton kernel, in a file of its own that is imported at its first launch; CPU tensors to the
-PyTorch twin (`reference.py`), or under TRITON_INTERPRET=1 to the kernel too, run by Triton's interpreter.
-
-Shape letters: T packed tokens, N texts, C hidden, F MLP width, H query heads, KH key/value heads, D head_dim.
+Importing this loads PyTorch and no Triton: a kernel is imported at its first launch.
 """
 
-import torch
-from torch import Tensor
-
-from lastword.errors import ConfigError
-from lastword.kernels import cpu as reference
-from lastword.kernels.arguments import (
-    check,
-    check_gate_up,
-    check_heads,
-    check_lookup,
-    check_residual,
-    on_triton,
+from lastword.kernels.arguments import launches_triton
+from lastword.kernels.attention_plan import (
+    AttentionPlan,
+    CpuPlan,
+    KernelTables,
+    Segments,
+    kernel_tables,
 )
-from lastword.kernels.attention_plan import AttentionPlan, TablePlan
 from lastword.kernels.gpu.block_sizes import attention_tile_rows
 from lastword.kernels.linear.fp8 import Fp8Linear, Fp8SwigluLinear, Rows, check_fp8, fp8_format
 from lastword.kernels.linear.int8 import (
@@ -30,20 +21,33 @@ from lastword.kernels.linear.int8 import (
     check_int8,
 )
 from lastword.kernels.linear.plain import Linear, SwigluLinear
-from lastword.kernels.segments import Segments
+from lastword.kernels.ops import (
+    add_rms_norm,
+    add_rms_norm_quantize,
+    embed_rms_norm,
+    final_attention,
+    forest_attention,
+    qk_norm_rope,
+    quantize_rows,
+    rms_norm,
+    rope_tables,
+    swiglu,
+    swiglu_quantize,
+)
 
 __all__ = [
     "MAX_ROUNDING",
     "AttentionPlan",
+    "CpuPlan",
     "Fp8Linear",
     "Fp8SwigluLinear",
     "Int8Linear",
     "Int8SwigluLinear",
+    "KernelTables",
     "Linear",
     "Rows",
     "Segments",
     "SwigluLinear",
-    "TablePlan",
     "activation_levels",
     "add_rms_norm",
     "add_rms_norm_quantize",
@@ -54,6 +58,8 @@ __all__ = [
     "final_attention",
     "forest_attention",
     "fp8_format",
+    "kernel_tables",
+    "launches_triton",
     "qk_norm_rope",
     "quantize_rows",
     "rms_norm",
@@ -61,221 +67,3 @@ __all__ = [
     "swiglu",
     "swiglu_quantize",
 ]
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise each row by its root mean square: y = x / sqrt(mean(x²) + eps) · weight.
-
-    Args:     x: [T, C] fp32/fp16/bf16. weight: [C].
-    Returns:  [T, C], dtype of x.
-    Numerics: everything in fp32, rounded once at the store.
-    Raises:   ConfigError where shapes, dtypes or devices disagree.
-    Source:   Zhang & Sennrich 2019, eq. 4; transformers `Qwen3RMSNorm` (which rounds before the weight).
-    """
-    check("rms_norm", "x", x, (-1, weight.shape[0]), like=weight)
-    if on_triton("rms_norm", x):
-        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
-
-        return rms_norm_kernel.rms_norm(x.contiguous(), weight, eps)
-    return reference.rms_norm_ref(x, weight, eps)
-
-
-def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Look up the rows of the tokens and normalise them: residual = table[ids]; y = rms_norm(residual).
-
-    Args:     ids: [T] integers below V. table: [V, C], of any dtype (on a CPU that of the file). weight: [C].
-    Returns:  residual, y: [T, C], dtype of weight.
-    Numerics: rows are rounded to the dtype of weight; the norm is in fp32, rounded once.
-    Raises:   ConfigError where shapes, kinds or devices disagree.
-    """
-    check_lookup("embed_rms_norm", ids, table, weight)
-    if on_triton("embed_rms_norm", weight) and table.dtype == weight.dtype:
-        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
-
-        return rms_norm_kernel.embed_rms_norm(ids, table.contiguous(), weight, eps)
-    return reference.embed_rms_norm_ref(ids, table, weight, eps)
-
-
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Add x to the residual in place, then normalise it: residual += x; y = rms_norm(residual).
-
-    Args:     x, residual: [T, C], one dtype. weight: [C].
-    Returns:  [T, C], dtype of x; residual holds the sum.
-    Numerics: the sum is rounded to the dtype of residual; the norm is in fp32, rounded once.
-    Raises:   ConfigError where shapes, dtypes or devices disagree.
-    """
-    check_residual("add_rms_norm", x, residual, weight)
-    if on_triton("add_rms_norm", x):
-        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
-
-        return rms_norm_kernel.add_rms_norm(x.contiguous(), residual, weight, eps)
-    return reference.add_rms_norm_ref(x, residual, weight, eps)
-
-
-def add_rms_norm_quantize(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    eps: float,
-    dtype: torch.dtype = torch.float8_e4m3fn,
-) -> tuple[Tensor, Tensor]:
-    """Add x to the residual in place and quantise its norm for an fp8 product: y · scale = rms_norm(residual += x).
-
-    Args:     x, residual: [T, C], one dtype. weight: [C]. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
-    Returns:  y: [T, C] fp8; scale: [T] fp32, max |row| over the format's largest number; residual holds the sum.
-    Numerics: the sum is rounded to the dtype of residual; the norm is in fp32, rounded once to fp8.
-    Raises:   ConfigError where shapes, dtypes or devices disagree.
-    """
-    check_residual("add_rms_norm_quantize", x, residual, weight)
-    if on_triton("add_rms_norm_quantize", x):
-        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
-
-        return rms_norm_kernel.add_rms_norm_quantize(x.contiguous(), residual, weight, eps, dtype)
-    return reference.add_rms_norm_quantize_ref(x, residual, weight, eps, dtype)
-
-
-def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
-    """Quantise each row for an fp8 product: y · scale = x.
-
-    Args:     x: [T, C] fp32/fp16/bf16. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
-    Returns:  y: [T, C] fp8; scale: [T] fp32, max |row| over the format's largest number.
-    Numerics: divided in fp32, rounded once to fp8. A row with a NaN or an infinity has a NaN in y or scale.
-    Raises:   ConfigError where x is no matrix, or of another dtype.
-    """
-    check("quantize_rows", "x", x, (-1, -1), like=x)
-    if on_triton("quantize_rows", x):
-        from lastword.kernels.gpu import quantize_rows as quantize_rows_kernel
-
-        return quantize_rows_kernel.quantize_rows(x.contiguous(), dtype)
-    return reference.quantize_rows_ref(x, dtype)
-
-
-def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Tabulate the rotation of each row once a batch: cos(position · inv_freq) · scale, and sin likewise.
-
-    Args:     positions: [T] integers. inv_freq: [D/2] fp32. scale: yarn's attention factor.
-    Returns:  two [T, D/2] fp32 tensors.
-    Numerics: angles in fp32, as transformers computes them (fp64 angles differ by 1e-3 at position 32k).
-    """
-    return reference.rope_tables_ref(positions, inv_freq, scale)
-
-
-def qk_norm_rope(
-    qkv: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    *,
-    num_heads: int,
-    num_kv_heads: int,
-    eps: float,
-) -> None:
-    """Normalise every query and key head over D and rotate it by its row's position, in place.
-
-    (a, b) = halves of rms_norm(head); head = (a·cos − b·sin, b·cos + a·sin). Values stay as they are.
-
-    Args:     qkv: [T, (H + 2·KH)·D], contiguous; H or KH may be 0. q_weight, k_weight: [D].
-              cos, sin: [T, D/2] fp32 from `rope_tables`.
-    Numerics: norm and rotation in fp32, rounded once to the dtype of qkv.
-    Raises:   ConfigError where shapes, dtypes or devices disagree.
-    Source:   transformers `Qwen3Attention.forward` and `apply_rotary_pos_emb`.
-    """
-    head_dim = q_weight.shape[0]
-    width = (num_heads + 2 * num_kv_heads) * head_dim
-    check("qk_norm_rope", "qkv", qkv, (-1, width), like=q_weight)
-    check("qk_norm_rope", "k_weight", k_weight, (head_dim,), like=q_weight)
-    check("qk_norm_rope", "sin", sin, (qkv.shape[0], head_dim // 2), like=cos)
-    check("qk_norm_rope", "cos", cos, tuple(sin.shape), like=sin)
-    if not qkv.is_contiguous() or cos.dtype != torch.float32:
-        raise ConfigError(
-            f"qk_norm_rope: got qkv with strides {qkv.stride()} and {cos.dtype} tables, expected contiguous rows and "
-            "float32 tables."
-        )
-    if on_triton("qk_norm_rope", qkv):
-        from lastword.kernels.gpu import qk_norm_rope as qk_norm_rope_kernel
-
-        qk_norm_rope_kernel.qk_norm_rope(
-            qkv, q_weight, k_weight, cos.contiguous(), sin.contiguous(),
-            num_heads=num_heads, num_kv_heads=num_kv_heads, eps=eps,
-        )  # fmt: skip
-        return
-    reference.qk_norm_rope_ref(
-        qkv, q_weight, k_weight, cos, sin, num_heads=num_heads, num_kv_heads=num_kv_heads, eps=eps
-    )
-
-
-def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-    """Attend every packed row to its ancestors' rows and to its own segment up to itself.
-
-    out[t] = Σ softmax(scale · q[t]·k[path of t]) · v, head h reading KV head h // G.
-
-    Args:     q: [T, H, D]; k, v: [T, KH, D], last dim contiguous. plan: of the batch's segments.
-    Returns:  [T, H·D], dtype of q.
-    Numerics: logits, softmax and sums in fp32; rounded once at the store.
-    Raises:   ConfigError where shapes, dtypes or devices disagree.
-    """
-    check("forest_attention", "k", k, (q.shape[0], -1, q.shape[2]), like=q)
-    check("forest_attention", "v", v, tuple(k.shape), like=q)
-    check_heads("forest_attention", q=q, k=k, v=v)
-    if on_triton("forest_attention", q):
-        from lastword.kernels.gpu import forest_attention as forest_attention_kernel
-        from lastword.kernels.gpu import forest_attention_descriptor as by_descriptors
-
-        if by_descriptors.descriptors_preferred(q, k, v, plan):
-            return by_descriptors.forest_attention_descriptor(q, k, v, plan, scale)
-        return forest_attention_kernel.forest_attention(q, k, v, plan, scale)
-    return reference.forest_attention_ref(q, k, v, plan, scale)
-
-
-def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-    """Attend one query row a text, its final row, to its whole path.
-
-    Args:     q: [N, H, D], a row for each of the plan's final rows; k, v: [T, KH, D].
-    Returns:  [N, H·D], dtype of q.
-    Numerics: logits, softmax and sums in fp32; rounded once at the store.
-    Raises:   ConfigError where shapes, dtypes or devices disagree.
-    """
-    check("final_attention", "q", q, (plan.num_finals, -1, -1), like=q)
-    check("final_attention", "k", k, (-1, -1, q.shape[2]), like=q)
-    check("final_attention", "v", v, tuple(k.shape), like=q)
-    check_heads("final_attention", q=q, k=k, v=v)
-    if on_triton("final_attention", q):
-        from lastword.kernels.gpu import final_attention as final_attention_kernel
-
-        return final_attention_kernel.final_attention(q, k, v, plan, scale)
-    return reference.final_attention_ref(q, k, v, plan, scale)
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    """Gate the MLP: y = silu(gate) · up.
-
-    Args:     gate_up: [T, 2F], gate in the first F columns.
-    Returns:  [T, F], dtype of gate_up.
-    Numerics: in fp32, rounded once.
-    Raises:   ConfigError where the width is odd.
-    """
-    check_gate_up("swiglu", gate_up)
-    if on_triton("swiglu", gate_up):
-        from lastword.kernels.gpu import swiglu as swiglu_kernel
-
-        return swiglu_kernel.swiglu(gate_up.contiguous())
-    return reference.swiglu_ref(gate_up)
-
-
-def swiglu_quantize(
-    gate_up: Tensor, dtype: torch.dtype = torch.float8_e4m3fn
-) -> tuple[Tensor, Tensor]:
-    """Gate the MLP and quantise each row for an fp8 product: y · scale = silu(gate) · up.
-
-    Args:     gate_up: [T, 2F], gate in the first F columns. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
-    Returns:  y: [T, F] fp8; scale: [T] fp32, max |row| over the format's largest number.
-    Numerics: in fp32, rounded once to fp8.
-    Raises:   ConfigError where the width is odd.
-    """
-    check_gate_up("swiglu_quantize", gate_up)
-    if on_triton("swiglu_quantize", gate_up):
-        from lastword.kernels.gpu import swiglu as swiglu_kernel
-
-        return swiglu_kernel.swiglu_quantize(gate_up.contiguous(), dtype)
-    return reference.swiglu_quantize_ref(gate_up, dtype)

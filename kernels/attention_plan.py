@@ -1,131 +1,298 @@
-"""Which rows attend to which, made once a batch, in the form that the implementation at hand reads.
+"""Which rows attend to which, made once per batch, in the form that the implementation at hand reads.
 
-The PyTorch twins take dense blocks (`dense_blocks.py`), the Triton kernels small tables (`tiles.py`). A plan makes each
-form when it is first asked for; a `TablePlan` is given the tables, already on the device, and serves the kernels alone.
+`Segments` say it; a `CpuPlan` holds them as dense blocks for PyTorch, `KernelTables` as small int32 tables for Triton.
+Knows packed rows only, neither token ids nor texts.
 """
 
-from functools import cached_property
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lastword.errors import ConfigError
-from lastword.kernels.dense_blocks import Block, Finals, Paths, final_groups, segment_blocks
-from lastword.kernels.gpu.tables import final_table, query_tiles, segment_table, write_padded
-from lastword.kernels.segments import Segments
+from lastword.kernels.gpu.block_sizes import attention_tile_rows
+
+# Query rows of one product: few enough that little lies above the diagonal; 32 to 128 are as fast (bench/LOG.md).
+TILE_ROWS = 64
+# Rows of keys gathered for one block: bounds the copy at 128 MB for KH·D = 1024 in fp32.
+_KV_ROWS = 16_384
+
+RowIndex = slice | Tensor  # packed rows side by side, or any, int64
+Finals = tuple[tuple[Tensor, Tensor], ...]  # texts [B] and the rows of their paths [B, keys]
 
 
-class AttentionPlan:
-    """The attention of one batch: its segments, its final rows, and each form of them when first asked for."""
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """A batch's segments on the host: runs of consecutive packed rows, each with at most one parent.
 
-    def __init__(self, segments: Segments, final_rows: list[int], device: torch.device) -> None:
-        self.segments, self.final_rows, self.device = segments, final_rows, device
-        self._tiles: dict[int, Tensor] = {}
+    A segment's path is the first `fork` rows of its parent's path end, of its grandparent's, and so on up to a root,
+    then its own rows. `start[s]` first packed row, `length[s]` rows, `parent[s]` segment or -1, `fork[s]` how many of
+    the parent's own rows come before this segment (0 for a root), `depth[s]` how many rows its ancestors bring in all.
+    """
 
-    @cached_property
-    def _paths(self) -> Paths:
-        """Of both twins."""
-        return Paths(self.segments)
+    start: list[int]
+    length: list[int]
+    parent: list[int]
+    fork: list[int]
+    depth: list[int]
 
-    @cached_property
-    def blocks(self) -> list[Block]:
-        """For the twin of `forest_attention`."""
-        return segment_blocks(self._paths, self.device)
+    def owners(self, rows: list[int]) -> list[int]:
+        """The segment that holds each row."""
+        order = sorted(range(len(self.start)), key=self.start.__getitem__)
+        starts = torch.tensor([self.start[s] for s in order])
+        found = torch.searchsorted(starts, torch.tensor(rows), right=True) - 1
+        return [order[i] for i in found.tolist()]
 
-    @cached_property
-    def finals(self) -> Finals:
-        """For the twin of `final_attention`."""
-        return final_groups(self._paths, self.final_rows, self.device)
+    def has_ancestors(self) -> bool:
+        """Whether any segment forks off another."""
+        return any(parent >= 0 for parent in self.parent)
 
-    @cached_property
+    def rows_per_segment(self) -> float:
+        """Rows of a segment on average."""
+        return sum(self.length) / max(1, len(self.length))
+
+    def longest_path(self) -> int:
+        """Rows of the longest path."""
+        return max(depth + length for depth, length in zip(self.depth, self.length, strict=True))
+
+
+class AttentionPlan(Protocol):
+    """What the operations take: a `CpuPlan` for tensors that PyTorch computes, `KernelTables` for Triton's."""
+
+    @property
+    def num_finals(self) -> int:
+        """N: query rows of `final_attention`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """`count` segments of `own` rows each, with `above` rows of ancestors before them.
+
+    `count` is 1 where `own` > TILE_ROWS, that is where the block is read in tiles (`rows_between`).
+    `rows`: the segments' rows [B·own]. `path`: those of their paths, ancestors first [B·(above + own)].
+    """
+
+    count: int
+    own: int
+    above: int
+    rows: RowIndex
+    path: RowIndex
+
+    def rows_between(self, low: int, high: int) -> RowIndex:
+        """Rows `low` to `high` of each segment, where these are all of them or there is one segment."""
+        low, high = low * self.count, high * self.count
+        if isinstance(self.rows, slice):
+            return slice(self.rows.start + low, self.rows.start + high)
+        return self.rows[low:high]
+
+
+@dataclass(frozen=True, slots=True)
+class CpuPlan:
+    """A batch's attention as few products on dense blocks: `blocks` of all rows, `finals` of the last-token rows."""
+
+    segments: Segments
+    final_rows: list[int]
+    blocks: tuple[Block, ...]
+    finals: Finals
+
+    @staticmethod
+    def of(segments: Segments, final_rows: list[int], device: torch.device) -> "CpuPlan":
+        """Group segments and final rows of equal shape; indices lie on `device`."""
+        paths = _Paths(segments)
+        blocks = segment_blocks(paths, device)
+        return CpuPlan(segments, final_rows, blocks, final_groups(paths, final_rows, device))
+
+    @property
     def num_finals(self) -> int:
         """N: query rows of `final_attention`."""
         return len(self.final_rows)
 
-    @cached_property
-    def rows_per_segment(self) -> float:
-        """Rows of a segment on average: what the block sizes are chosen by."""
-        return sum(self.segments.length) / max(1, len(self.segments.length))
 
-    @cached_property
-    def table(self) -> Tensor:
-        """The segments, for both kernels."""
-        return segment_table(self.segments, self.device)
+class _Paths:
+    """The packed rows before a segment."""
 
-    @cached_property
-    def has_ancestors(self) -> bool:
-        """Whether any segment forks off another."""
-        return any(parent >= 0 for parent in self.segments.parent)
+    def __init__(self, segments: Segments) -> None:
+        self.segments = segments
+        self._before: dict[int, Tensor] = {}
+        self._empty = torch.empty(0, dtype=torch.int64)
 
-    @cached_property
-    def longest_path(self) -> int:
-        """Keys on the longest path of a final row, at most."""
-        pairs = zip(self.segments.depth, self.segments.length, strict=True)
-        return max(depth + length for depth, length in pairs)
-
-    @cached_property
-    def final_table(self) -> Tensor:
-        """The final rows, for the kernel of `final_attention`."""
-        return final_table(self.segments, self.final_rows, self.device)
-
-    def tiles(self, tile_rows: int) -> Tensor:
-        """Tiles of at most `tile_rows` query rows, for the kernel of `forest_attention`."""
-        if tile_rows not in self._tiles:
-            self._tiles[tile_rows] = query_tiles(self.segments, tile_rows, self.device)
-        return self._tiles[tile_rows]
-
-    def write_tables(
-        self, table: Tensor, final_table: Tensor, tiles: Tensor, tile_rows: int
-    ) -> None:
-        """Write the kernels' tables into tables of the same sizes or larger ones; see `TablePlan`.
-
-        Larger ones have a segment more than the batch at least: the last, without rows, owns what is left over.
-        """
-        nothing = (len(table) - 1, 0)
-        write_padded(table, self.table, (0, 0, -1, 0))
-        write_padded(final_table, self.final_table, nothing)
-        write_padded(tiles, self.tiles(tile_rows), nothing)
+    def before(self, segment: int) -> Tensor:
+        """Rows of the ancestors of `segment`, root first."""
+        parent = self.segments.parent[segment]
+        if parent < 0:
+            return self._empty
+        if segment not in self._before:
+            start = self.segments.start[parent]
+            own = torch.arange(start, start + self.segments.fork[segment])
+            self._before[segment] = torch.cat([self.before(parent), own])
+        return self._before[segment]
 
 
-class TablePlan(AttentionPlan):
-    """A plan by its tables, as `AttentionPlan.write_tables` fills them: what a CUDA graph may read again and again.
+def segment_blocks(paths: _Paths, device: torch.device) -> tuple[Block, ...]:
+    """Group segments of equal (own rows, rows above), so that attention is few products on dense blocks."""
+    segments = paths.segments
+    equal: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for s, own in enumerate(segments.length):
+        equal[own, segments.depth[s]].append(s)
+    blocks: list[Block] = []
+    for (own, above), members in equal.items():
+        most = 1 if own > TILE_ROWS else max(1, _KV_ROWS // max(1, own + above))
+        groups = _runs(segments, members, own) if above == 0 else [members]
+        for group in groups:
+            parts = (group[i : i + most] for i in range(0, len(group), most))
+            blocks += [_block(paths, part, own, above, device) for part in parts]
+    return tuple(blocks)
 
-    Args:     table: int32 [S, 4]; final_table: int32 [N, 2]; tiles: int32 [tiles, 2] of `tile_rows` rows each.
-              has_ancestors, rows_per_segment, longest_path: as `AttentionPlan` has them, or an upper bound.
+
+def _runs(segments: Segments, members: list[int], own: int) -> list[list[int]]:
+    """Part segments of `own` rows into those that lie side by side."""
+    runs: list[list[int]] = []
+    for s in sorted(members, key=segments.start.__getitem__):
+        if runs and segments.start[s] == segments.start[runs[-1][-1]] + own:
+            runs[-1].append(s)
+        else:
+            runs.append([s])
+    return runs
+
+
+def _block(paths: _Paths, members: list[int], own: int, above: int, device: torch.device) -> Block:
+    starts = [paths.segments.start[s] for s in members]
+    if above == 0:
+        side_by_side = slice(starts[0], starts[0] + len(members) * own)
+        return Block(len(members), own, above, side_by_side, side_by_side)
+    rows = torch.tensor(starts)[:, None] + torch.arange(own)
+    path = torch.cat([torch.stack([paths.before(s) for s in members]), rows], dim=1)
+    return Block(len(members), own, above, rows.flatten().to(device), path.flatten().to(device))
+
+
+def final_groups(paths: _Paths, final_rows: list[int], device: torch.device) -> Finals:
+    """Group final rows by the length of their paths."""
+    segments = paths.segments
+    groups: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for text, (row, segment) in enumerate(
+        zip(final_rows, segments.owners(final_rows), strict=True)
+    ):
+        own = row - segments.start[segment] + 1
+        groups[segments.depth[segment] + own].append((text, segment, own))
+    finals = []
+    for keys, members in groups.items():
+        step = max(1, _KV_ROWS // keys)
+        for i in range(0, len(members), step):
+            texts = torch.tensor([text for text, _, _ in members[i : i + step]])
+            rows = torch.stack([_path(paths, s, own) for _, s, own in members[i : i + step]])
+            finals.append((texts.to(device), rows.to(device)))
+    return tuple(finals)
+
+
+def _path(paths: _Paths, segment: int, own: int) -> Tensor:
+    start = paths.segments.start[segment]
+    return torch.cat([paths.before(segment), torch.arange(start, start + own)])
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTables:
+    """A batch's attention as the Triton kernels read it: tables on the device, and what decides their launch.
+
+    `segment_table`: int32 [S, 4] of (start, length, parent, fork). `final_table`: int32 [N, 2], each text's segment
+    and own keys in it. `tiles`: int32 [tiles, 2] of (segment, first row in it), `tile_rows` query rows each, most keys
+    first.
+    `has_ancestors`, `rows_per_segment`, `longest_path`: as `Segments` has them, or an upper bound.
+
+    Tables start on 16 bytes, so that no batch asks for another compile. They may be longer than the batch needs: the
+    last segment then has no rows, and the tiles and texts left over are of that segment. A CUDA graph may read the same
+    tables again and again.
     """
 
-    def __init__(
-        self,
-        table: Tensor,
-        final_table: Tensor,
-        tiles: Tensor,
-        *,
-        tile_rows: int,
-        has_ancestors: bool,
-        rows_per_segment: float,
-        longest_path: int,
-    ) -> None:
-        super().__init__(Segments([], [], [], [], []), [], table.device)
-        self.table, self.final_table = table, final_table
-        self._tiles = {tile_rows: tiles}
-        self.num_finals = len(final_table)
-        self.has_ancestors, self.rows_per_segment = has_ancestors, rows_per_segment
-        self.longest_path = longest_path
+    segment_table: Tensor
+    final_table: Tensor
+    tiles: Tensor
+    tile_rows: int
+    has_ancestors: bool
+    rows_per_segment: float
+    longest_path: int
 
-    @cached_property
-    def _paths(self) -> Paths:
-        raise ConfigError(
-            "attention plan: packed for the Triton kernels; got a PyTorch twin that reads it, expected a kernel."
+    @staticmethod
+    def of(
+        segments: Segments, final_rows: list[int], device: torch.device, *, tile_rows: int
+    ) -> "KernelTables":
+        """Tabulate a batch for a kernel that takes so many query rows per tile."""
+
+        def placed(table: Tensor) -> Tensor:
+            return table.to(device, non_blocking=True)
+
+        return KernelTables(
+            placed(segment_table(segments)),
+            placed(final_table(segments, final_rows)),
+            placed(query_tiles(segments, tile_rows)),
+            tile_rows=tile_rows,
+            has_ancestors=segments.has_ancestors(),
+            rows_per_segment=segments.rows_per_segment(),
+            longest_path=segments.longest_path(),
         )
 
-    def tiles(self, tile_rows: int) -> Tensor:
-        """The tiles as they were packed.
+    @property
+    def num_finals(self) -> int:
+        """N: query rows of `final_attention`."""
+        return len(self.final_table)
+
+    def tiles_of(self, tile_rows: int) -> Tensor:
+        """The tiles, for a kernel that takes so many query rows per tile.
 
         Raises:   ConfigError where they have other rows: the segments to cut them from are not here.
         """
-        if tile_rows not in self._tiles:
-            (packed,) = self._tiles
+        if tile_rows != self.tile_rows:
             raise ConfigError(
-                f"attention plan: tiles of other rows; got {tile_rows}, expected the {packed} that were packed."
+                "attention plan",
+                "tiles of other rows",
+                got=str(tile_rows),
+                expected=f"the {self.tile_rows} that were packed",
             )
-        return self._tiles[tile_rows]
+        return self.tiles
+
+
+def kernel_tables(
+    segments: Segments,
+    final_rows: list[int],
+    device: torch.device,
+    *,
+    dtype: torch.dtype,
+    group: int,
+) -> KernelTables:
+    """Tabulate a batch for the operations in `dtype` with `group` = G query heads per KV head."""
+    tile_rows = attention_tile_rows(
+        dtype,
+        device,
+        group=group,
+        tree=segments.has_ancestors(),
+        rows_per_segment=segments.rows_per_segment(),
+    )
+    return KernelTables.of(segments, final_rows, device, tile_rows=tile_rows)
+
+
+def segment_table(segments: Segments) -> Tensor:
+    """Tabulate the segments: int32 [S, 4] of (start, length, parent, fork)."""
+    columns = [segments.start, segments.length, segments.parent, segments.fork]
+    return torch.tensor(columns, dtype=torch.int32).T.contiguous()
+
+
+def query_tiles(segments: Segments, tile_rows: int) -> Tensor:
+    """Cut the segments into tiles of query rows: int32 [tiles, 2] of (segment, first row in it), most keys first.
+
+    The longest tiles start first, so that the last ones to finish are short.
+    """
+    length = torch.tensor(segments.length)
+    counts = (length + tile_rows - 1) // tile_rows
+    segment = torch.repeat_interleave(counts)
+    first = (torch.arange(len(segment)) - (counts.cumsum(0) - counts)[segment]) * tile_rows
+    keys = torch.tensor(segments.depth)[segment] + (first + tile_rows).minimum(length[segment])
+    order = keys.argsort(descending=True, stable=True)
+    return torch.stack([segment, first], dim=1)[order].to(torch.int32)
+
+
+def final_table(segments: Segments, final_rows: list[int]) -> Tensor:
+    """Give each text's segment and own keys in it, up to its final row: int32 [N, 2]."""
+    segment = torch.tensor(segments.owners(final_rows))
+    own = torch.tensor(final_rows) - torch.tensor(segments.start)[segment] + 1
+    return torch.stack([segment, own], dim=1).to(torch.int32)

@@ -1,21 +1,21 @@
-"""The plain PyTorch twin of every operation: what each Triton kernel is held to, and what runs on a CPU.
+"""The CPU implementation of every operation: PyTorch, tuned, in fp32 at least; it computes on any device.
 
-Read top to bottom it is one Qwen3 layer. It knows tensors and an `AttentionPlan`, nothing of texts or checkpoints.
+Read top to bottom it is one Qwen3 layer. It knows tensors and a `CpuPlan`, nothing of texts or checkpoints. What it is
+held to is `reference.py`.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lastword.kernels.attention_plan import AttentionPlan
-from lastword.kernels.dense_blocks import TILE_ROWS, RowIndex
+from lastword.kernels.attention_plan import TILE_ROWS, CpuPlan, RowIndex
 
 # Longer texts go to SDPA: tiles are ahead of it up to 1024 rows, behind from 2048 on (bench/LOG.md, 2026-11-24).
 _SDPA_ROWS = 1024
 
 
-def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Twin of `rms_norm`."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `ops.rms_norm`."""
     return _normalize(x, weight, eps).to(x.dtype)
 
 
@@ -30,30 +30,28 @@ def _inverse_rms(h: Tensor, eps: float) -> Tensor:
     return norm.square_().div_(h.shape[-1]).add_(eps).rsqrt_()
 
 
-def embed_rms_norm_ref(
-    ids: Tensor, table: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Twin of `embed_rms_norm`."""
+def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See `ops.embed_rms_norm`."""
     residual = table.index_select(0, ids).to(weight.dtype)
-    return residual, rms_norm_ref(residual, weight, eps)
+    return residual, rms_norm(residual, weight, eps)
 
 
-def add_rms_norm_ref(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Twin of `add_rms_norm`."""
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `ops.add_rms_norm`."""
     residual.add_(x)
-    return rms_norm_ref(residual, weight, eps)
+    return rms_norm(residual, weight, eps)
 
 
-def add_rms_norm_quantize_ref(
+def add_rms_norm_quantize(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Twin of `add_rms_norm_quantize`."""
+    """See `ops.add_rms_norm_quantize`."""
     residual.add_(x)
-    return quantize_rows_ref(_normalize(residual, weight, eps), dtype)
+    return quantize_rows(_normalize(residual, weight, eps), dtype)
 
 
-def rope_tables_ref(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Twin of `rope_tables`."""
+def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """See `ops.rope_tables`."""
     angles = positions.float()[:, None] * inv_freq[None, :]  # [T, D/2]
     return angles.cos().mul_(scale), angles.sin().mul_(scale)
 
@@ -75,7 +73,7 @@ def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) 
         x.copy_(h)
 
 
-def qk_norm_rope_ref(
+def qk_norm_rope(
     qkv: Tensor,
     q_weight: Tensor,
     k_weight: Tensor,
@@ -86,7 +84,7 @@ def qk_norm_rope_ref(
     num_kv_heads: int,
     eps: float,
 ) -> None:
-    """Twin of `qk_norm_rope`."""
+    """See `ops.qk_norm_rope`."""
     heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, -1)  # [T, H + 2·KH, D]
     if num_heads:
         _norm_rope(heads[:, :num_heads], q_weight, cos, sin, eps)
@@ -94,10 +92,8 @@ def qk_norm_rope_ref(
         _norm_rope(heads[:, num_heads : num_heads + num_kv_heads], k_weight, cos, sin, eps)
 
 
-def forest_attention_ref(
-    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float
-) -> Tensor:
-    """Twin of `forest_attention`: a long text by SDPA, all else a tile of query rows after the other."""
+def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
+    """See `ops.forest_attention`; a long text by SDPA, all else one tile of query rows after the other."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)  # [T, H, D]
     for block in plan.blocks:
         if block.above == 0 and block.own > _SDPA_ROWS:
@@ -143,10 +139,8 @@ def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return torch.bmm(logits, v.to(wide)).view(q.shape).to(q.dtype)
 
 
-def final_attention_ref(
-    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float
-) -> Tensor:
-    """Twin of `final_attention`: the G heads of a KV head are the query rows of one SDPA call."""
+def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
+    """See `ops.final_attention`; the G heads of a KV head are the query rows of one SDPA call."""
     num_texts, num_heads, head_dim = q.shape
     out = torch.empty(num_texts, num_heads * head_dim, dtype=q.dtype, device=q.device)
     grouped = q.view(num_texts, k.shape[1], -1, head_dim)  # [N, KH, G, D]
@@ -157,19 +151,19 @@ def final_attention_ref(
     return out
 
 
-def swiglu_ref(gate_up: Tensor) -> Tensor:
-    """Twin of `swiglu`."""
+def swiglu(gate_up: Tensor) -> Tensor:
+    """See `ops.swiglu`."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(gate_up.dtype)
 
 
-def swiglu_quantize_ref(gate_up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Twin of `swiglu_quantize`."""
-    return quantize_rows_ref(swiglu_ref(gate_up.float()), dtype)
+def swiglu_quantize(gate_up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """See `ops.swiglu_quantize`."""
+    return quantize_rows(swiglu(gate_up.float()), dtype)
 
 
-def quantize_rows_ref(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Twin of `quantize_rows`."""
+def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """See `ops.quantize_rows`."""
     y = x.float()
     scale = y.abs().amax(-1).clamp_min(1e-12) / torch.finfo(dtype).max
     return (y / scale[:, None]).to(dtype), scale

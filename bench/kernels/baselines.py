@@ -1,13 +1,13 @@
-"""What each operation is timed beside: the eager twin, torch.compile, PyTorch's own attention, Liger-Kernel.
+"""What each operation is timed beside: eager PyTorch, torch.compile, PyTorch's own attention, Liger-Kernel.
 
-So are lastword's own forms that are not the default (`FORMS`). All take the same inputs; what one must lay out
+So are candidates for lastword's own (`FORMS`). All take the same inputs; what one must lay out
 otherwise is laid out before the clock starts. Each may be missing or refuse a shape, dtype or device: the caller turns
 any exception into a line that says why.
 """
 
 import inspect
-import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -21,7 +21,7 @@ from lastword.bench.kernels.eager_attention import eager_forest_attention
 from lastword.bench.kernels.gate import Runner, plain
 from lastword.bench.options import BASELINES, FORMS
 from lastword.errors import DeviceError
-from lastword.kernels import cpu as reference
+from lastword.kernels import cpu, launches_triton
 
 Prepare = Callable[[Inputs], Runner]
 
@@ -46,22 +46,24 @@ def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
 
 
 def _written_out(case: Case, inputs: Inputs) -> Callable[..., Any]:
-    """What "eager" runs and "compile" compiles: the twin, but attention as a GPU runs it best."""
+    """What "eager" runs and "compile" compiles: the CPU implementation, but attention as a GPU runs it best."""
     if case.op == "forest_attention":
         return eager_forest_attention(inputs.args[3], inputs.args[0].device)
-    twin: Callable[..., Any] = getattr(reference, f"{case.op}_ref")
-    return twin
+    implementation: Callable[..., Any] = getattr(cpu, case.op)
+    return implementation
 
 
 def _eager(case: Case, inputs: Inputs) -> Runner:
     if inputs.tensors()[0].device.type == "cpu":
-        raise DeviceError("on a CPU lastword runs this very twin")
-    return plain(_written_out(case, inputs), inputs)
+        raise DeviceError("cpu", "lastword runs this very implementation here")
+    dense = inputs.dense()
+    return plain(_written_out(case, dense), dense)
 
 
 def _compiled(case: Case, inputs: Inputs) -> Runner:
     torch.compiler.reset()  # one case's shapes must not make the next one's dynamic
-    return plain(torch.compile(_written_out(case, inputs), dynamic=False), inputs)
+    dense = inputs.dense()
+    return plain(torch.compile(_written_out(case, dense), dynamic=False), dense)
 
 
 def _sdpa(inputs: Inputs, equal: tuple[int, int], backend: SDPBackend, *, final: bool) -> Runner:
@@ -114,15 +116,19 @@ def _varlen(inputs: Inputs, equal: tuple[int, int], *, final: bool) -> Runner:
 
 
 def _descriptor(inputs: Inputs) -> Runner:
-    """The other form of forest_attention, where there is one."""
-    q, k, v, plan, _ = inputs.args
-    if q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise DeviceError("a Triton kernel, and this is a CPU")
-    from lastword.kernels.gpu import forest_attention_descriptor as form
+    """The candidate for forest_attention, where it can run."""
+    q, k, v, plan, scale = inputs.args
+    if not launches_triton(q.device):
+        raise DeviceError("cpu", "no Triton kernel runs here")
+    from lastword.bench.kernels import descriptor
 
-    if not form.descriptors_fit(q, k, v, plan):
-        raise DeviceError(f"for 16-bit rows on sm_90 and sm_100, not {q.dtype} here")
-    return plain(form.forest_attention_descriptor, inputs)
+    if not descriptor.descriptors_fit(q, k, v, tree=plan.has_ancestors):
+        where = f"{q.dtype} on {q.device}"
+        raise DeviceError(where, "descriptors are for 16-bit rows on sm_90 and sm_100")
+    tables = descriptor.descriptor_tables(q, plan.segments, plan.final_rows)
+    return plain(
+        descriptor.forest_attention_descriptor, replace(inputs, args=(q, k, v, tables, scale))
+    )
 
 
 def _liger(name: str) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ root and exponential of the formula. Inputs are random and the same at every cal
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,12 +16,20 @@ from torch import Tensor
 from lastword.batching.forest import Forest, plan_forests
 from lastword.bench.models.flops import Work, work
 from lastword.bench.shapes import SIZES, VOCABULARY, Sizes
-from lastword.kernels import AttentionPlan
+from lastword.kernels import CpuPlan, KernelTables, Segments, kernel_tables, launches_triton
 
 EPS = 1e-6
 # The queries of a batch: each has an instruction of PREFIX tokens before its own QUERY tokens.
 PREFIX, QUERY = 24, 12
 _QUERIES_PER_TOKEN = 2000 / 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class CaseTables(KernelTables):
+    """The kernels' tables beside what they were made of, as a `CpuPlan` has it too."""
+
+    segments: Segments
+    final_rows: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,17 @@ class Inputs:
     def double(self) -> "Inputs":
         """The same arguments in fp64."""
         wide = (value.double() if isinstance(value, Tensor) else value for value in self.args)
-        return Inputs(tuple(wide), self.options)
+        return replace(self, args=tuple(wide))
+
+    def dense(self) -> "Inputs":
+        """The same arguments, attention's plan as PyTorch reads it."""
+        args = (
+            CpuPlan.of(value.segments, value.final_rows, self.tensors()[0].device)
+            if isinstance(value, CaseTables)
+            else value
+            for value in self.args
+        )
+        return replace(self, args=tuple(args))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +157,7 @@ def _rows(
 ) -> Case:
     """The operations on rows: bounded by bandwidth."""
     C, F, _, H, KH, D = sizes
-    size, heads, norm, rope = dtype.itemsize, H + KH, 4, 3  # norm and rope: operations an element
+    size, heads, norm, rope = dtype.itemsize, H + KH, 4, 3  # norm and rope: operations per element
 
     def draw() -> Inputs:
         source = _Source(device, dtype)
@@ -175,7 +193,7 @@ def _attention(
     H, KH, D = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
     final = op == "final_attention"
     T, N = batch.work.tokens, batch.work.finals
-    plan = AttentionPlan(batch.forest.segments, batch.forest.final_rows, device)
+    plan = _plan(batch.forest, device, dtype, H // KH)
 
     def draw() -> Inputs:
         source = _Source(device, dtype)
@@ -187,6 +205,18 @@ def _attention(
     queries, pairs = (N, batch.work.final_pairs) if final else (T, batch.work.pairs)
     num_bytes = (2 * queries * H + 2 * T * KH) * D * dtype.itemsize
     return Case(op, label, batch.title, num_bytes, 4 * D * H * pairs, draw, batch)
+
+
+def _plan(
+    forest: Forest, device: torch.device, dtype: torch.dtype, group: int
+) -> CpuPlan | CaseTables:
+    """The plan that lastword's operations read on this device."""
+    segments, final_rows = forest.segments, forest.final_rows
+    if not launches_triton(device):
+        return CpuPlan.of(segments, final_rows, device)
+    tables = kernel_tables(segments, final_rows, device, dtype=dtype, group=group)
+    parts = {field.name: getattr(tables, field.name) for field in fields(tables)}
+    return CaseTables(**parts, segments=segments, final_rows=final_rows)
 
 
 class _Source:

@@ -1,25 +1,25 @@
 """Attention over a forest as PyTorch is best at it on a GPU: one SDPA call for equal segments. Beside ours in benches.
 
-The twin (`kernels/cpu.py`) is written for CPUs, in tiles of 64 query rows: hundreds of launches on a GPU.
+The CPU implementation (`kernels/cpu.py`) goes in tiles of 64 query rows: hundreds of launches on a GPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lastword.kernels import AttentionPlan
-from lastword.kernels.dense_blocks import Block
+from lastword.kernels import CpuPlan
+from lastword.kernels.attention_plan import Block
 
-Attention = Callable[[Tensor, Tensor, Tensor, AttentionPlan, float], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor, CpuPlan, float], Tensor]
 
 
-def eager_forest_attention(plan: AttentionPlan, device: torch.device) -> Attention:
+def eager_forest_attention(plan: CpuPlan, device: torch.device) -> Attention:
     """Give a function that computes `forest_attention` of this plan; masks are made here, before the clock starts."""
     blocks = [(block, _mask(block, device)) for block in _joined(plan.blocks)]
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, _: AttentionPlan, scale: float) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, _: CpuPlan, scale: float) -> Tensor:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for block, mask in blocks:
             parts = ((q, block.rows), (k, block.path), (v, block.path))
@@ -44,7 +44,7 @@ def _mask(block: Block, device: torch.device) -> Tensor | None:
     )
 
 
-def _joined(blocks: list[Block]) -> list[Block]:
+def _joined(blocks: Iterable[Block]) -> list[Block]:
     """Join texts of equal length that lie side by side: tiles part them."""
     joined: list[Block] = []
     for block in blocks:

@@ -1,7 +1,8 @@
-"""The gate before every time: an operation's outputs against its PyTorch twin in fp64.
+"""The gate before every time: an operation's outputs against its reference in fp64.
 
 Output memory is filled with NaN before the call, and what a call may write in place is compared too. Two bounds hold:
-no element errs by more than twice the twin's own error in the dtype plus a floor, no row by more than a share of it.
+no element errs by more than twice what the CPU implementation does in the dtype plus a floor, no row by more than a
+share of it.
 """
 
 import warnings
@@ -13,19 +14,19 @@ import torch
 from torch import Tensor
 
 from lastword.bench.kernels.cases import Case, Inputs
-from lastword.kernels import cpu as reference
+from lastword.kernels import cpu, reference
 
 # Of the largest magnitude: half a unit in the last place of a value stored in the dtype; in fp32 a few sums' worth.
 FLOOR = {torch.float32: 4e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 # RMS of a row's error over the RMS of the row: rounded probabilities and a rounded store, each about 2^-9 in bf16.
 ROW_ERROR = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
-Twin = Callable[..., Tensor | None]
+Operation = Callable[..., object]
 
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """One implementation with its arguments: `run` is what is timed, `read` gives its outputs in the twin's form."""
+    """One implementation with its arguments: `run` is timed, `read` gives its outputs as the reference has them."""
 
     run: Callable[[], object]
     read: Callable[[object], list[Tensor]]
@@ -42,32 +43,16 @@ class Verdict:
 
 
 class Gate:
-    """The truth of one case, and what errors its dtype allows."""
+    """The truth of one case, which is in fp64 throughout, and what errors its dtype allows."""
 
     def __init__(self, case: Case, dtype: torch.dtype) -> None:
-        self.case, self.dtype = case, dtype
-        self.twin: Twin = getattr(reference, f"{case.op}_ref")
-        self.truth = self._truth()
-        own = plain(self.twin, case.inputs())
-        own_errors = [_largest(a, b) for a, b in zip(own.read(own.run()), self.truth, strict=True)]
+        self.dtype = dtype
+        self.truth = _outputs(getattr(reference, case.op), case.inputs().dense().double())
+        own = _outputs(getattr(cpu, case.op), case.inputs().dense())
         self.allowed = [
-            2 * error + FLOOR[dtype] * float(truth.abs().max())
-            for error, truth in zip(own_errors, self.truth, strict=True)
+            2 * _largest(got, truth) + FLOOR[dtype] * float(truth.abs().max())
+            for got, truth in zip(own, self.truth, strict=True)
         ]
-
-    def _truth(self) -> list[Tensor]:
-        """The twin in fp64; attention one KV head at a time, which bounds its logits."""
-        inputs = self.case.inputs().double()
-        if not self.case.op.endswith("attention"):
-            runner = plain(self.twin, inputs)
-            return runner.read(runner.run())
-        q, k, v, plan, scale = inputs.args
-        G = q.shape[1] // k.shape[1]
-        heads = [
-            self.twin(q[:, G * h : G * h + G], k[:, h : h + 1], v[:, h : h + 1], plan, scale)
-            for h in range(k.shape[1])
-        ]
-        return [torch.cat([head for head in heads if head is not None], dim=1), q, k, v]
 
     def check(self, runner: Runner, *, poison: bool = True) -> Verdict:
         """Run an implementation once, on arguments still fresh, and compare everything it may have written.
@@ -108,13 +93,18 @@ class Gate:
         return Verdict(True, "", error, allowed)
 
 
-def plain(operation: Twin, inputs: Inputs) -> Runner:
+def plain(operation: Operation, inputs: Inputs) -> Runner:
     """An operation called as it is: what it returns, then its tensor arguments, which it may have written."""
 
     def read(result: object) -> list[Tensor]:
         return ([result] if isinstance(result, Tensor) else []) + inputs.tensors()
 
     return Runner(lambda: operation(*inputs.args, **inputs.options), read)
+
+
+def _outputs(operation: Operation, inputs: Inputs) -> list[Tensor]:
+    runner = plain(operation, inputs)
+    return runner.read(runner.run())
 
 
 def _largest(got: Tensor, truth: Tensor) -> float:

@@ -1,29 +1,29 @@
-"""Every kernel launch that a published model asks for, recorded without a GPU: kernel, argument types, constants.
+"""Every kernel launch that a published model asks for, and the candidates': kernel, argument types, constants.
 
-The real launchers run on small CPU tensors while Triton's `JITFunction.run` is replaced by a recorder.
+Recorded without a GPU: the real launchers run on small CPU tensors while Triton's `JITFunction.run` is replaced.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from lastword.batching.forest import Forest, plan_forests
+from lastword.bench.kernels import descriptor
 from lastword.bench.shapes import SIZES
-from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels import kernel_tables
 from lastword.kernels.gpu import block_sizes
 from lastword.kernels.gpu import final_attention as final_attention_kernel
 from lastword.kernels.gpu import forest_attention as forest_attention_kernel
-from lastword.kernels.gpu import forest_attention_descriptor as forest_attention_descriptor_kernel
 from lastword.kernels.gpu import qk_norm_rope as qk_norm_rope_kernel
 from lastword.kernels.gpu import quantize_rows as quantize_rows_kernel
 from lastword.kernels.gpu import rms_norm as rms_norm_kernel
 from lastword.kernels.gpu import swiglu as swiglu_kernel
-from lastword.kernels.gpu.block_sizes import descriptor_blocks
 
 CPU = torch.device("cpu")
 # The fp8 format of each architecture's matrix units; sm_80 has none.
@@ -74,7 +74,7 @@ def recording(architecture: str) -> Iterator[list[Launch]]:
 
     with ExitStack() as patched:
         patched.enter_context(mock.patch.object(JITFunction, "run", record))
-        for module in (block_sizes, forest_attention_kernel, forest_attention_descriptor_kernel):
+        for module in (block_sizes, forest_attention_kernel, descriptor):
             named = mock.patch.object(module, "architecture", return_value=architecture)
             patched.enter_context(named)
         yield launches
@@ -89,14 +89,14 @@ def _launch(kernel: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Launch
         value = values[name]
         if name in constant:
             types[name] = "constexpr"
-        elif isinstance(value, torch.Tensor):
+        elif isinstance(value, Tensor):
             types[name] = _POINTERS[value.dtype]
         else:
             types[name] = "fp32" if isinstance(value, float) else "i32"
             unspecialised = kernel.params[kernel.arg_names.index(name)].do_not_specialize
             if types[name] == "i32" and not unspecialised:
                 raise TypeError(f"{kernel.__name__}: {name} would be specialised on its value")
-    tensors = {n: v for n, v in values.items() if isinstance(v, torch.Tensor)}
+    tensors = {n: v for n, v in values.items() if isinstance(v, Tensor)}
     return Launch(
         kernel,
         tuple(types.items()),
@@ -106,62 +106,100 @@ def _launch(kernel: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Launch
     )
 
 
+class _Launches:
+    """The launches on one architecture by operation and variant, as they are noted."""
+
+    def __init__(self, architecture: str) -> None:
+        self._architecture = architecture
+        self.found: dict[str, Launch] = {}
+
+    def note(self, variant: str, run: Callable[..., object], *args: Any, **named: Any) -> None:
+        """Record what `run` launches."""
+        with recording(self._architecture) as launches:
+            run(*args, **named)
+        for launch in launches:
+            self.found[f"{launch.name} {variant}".strip()] = launch
+
+
 def model_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[str, Launch]:
     """Give every launch of a published model's forward, by operation and variant."""
+    launches = _Launches(architecture)
+    _note_rows(launches, model, dtype, FP8.get(architecture))
+    _, _, _, H, KH, D = SIZES[model]
+    for variant, forest in _forests().items():
+        q, k, v = _heads(forest.tokens_computed, H, KH, D, dtype)
+        launches.note(variant, _attend, forest_attention_kernel.forest_attention, q, k, v, forest)
+        N = len(forest.final_rows)
+        q = torch.zeros(N, H, D, dtype=dtype)
+        _, k, v = _heads(forest.tokens_computed, 0, KH, D, dtype)
+        split = "split" if N == 1 else "whole"
+        launches.note(split, _attend, final_attention_kernel.final_attention, q, k, v, forest)
+    return launches.found
+
+
+def candidate_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[str, Launch]:
+    """Give the launches of candidates (`lastword bench kernels --beside`) at a published model's shapes."""
+    launches = _Launches(architecture)
+    if descriptor.descriptor_blocks(dtype, architecture) is not None:
+        _, _, _, H, KH, D = SIZES[model]
+        forest = _forests()["plain"]
+        q, k, v = _heads(forest.tokens_computed, H, KH, D, dtype)
+        launches.note("", _attend_by_descriptors, q, k, v, forest)
+    return launches.found
+
+
+def all_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[str, Launch]:
+    """Give both."""
+    kinds = (model_launches, candidate_launches)
+    return {
+        name: launch for kind in kinds for name, launch in kind(model, dtype, architecture).items()
+    }
+
+
+def _note_rows(
+    launches: _Launches, model: str, dtype: torch.dtype, fp8: torch.dtype | None
+) -> None:
+    """The operations on rows."""
     hidden, width, _, H, KH, D = SIZES[model]
-    eps, scale = 1e-6, D**-0.5
-    found: dict[str, Launch] = {}
-
-    def note(variant: str, run: Callable[[], object]) -> None:
-        with recording(architecture) as launches:
-            run()
-        for launch in launches:
-            found[f"{launch.name} {variant}".strip()] = launch
-
+    note, eps = launches.note, 1e-6
     x, residual = torch.zeros(2, 4, hidden, dtype=dtype).unbind()
-    weight = torch.zeros(hidden, dtype=dtype)
-    note("", lambda: rms_norm_kernel.rms_norm(x, weight, eps))
-    ids = torch.zeros(4, dtype=torch.int32)
-    note("lookup", lambda: rms_norm_kernel.embed_rms_norm(ids, x, weight, eps))
-    note("add", lambda: rms_norm_kernel.add_rms_norm(x, residual, weight, eps))
-    note("", lambda: swiglu_kernel.swiglu(torch.zeros(4, 2 * width, dtype=dtype)))
-    fp8 = FP8.get(architecture)
+    weight, ids = torch.zeros(hidden, dtype=dtype), torch.zeros(4, dtype=torch.int32)
+    gate_up = torch.zeros(4, 2 * width, dtype=dtype)
+    note("", rms_norm_kernel.rms_norm, x, weight, eps)
+    note("lookup", rms_norm_kernel.embed_rms_norm, ids, x, weight, eps)
+    note("add", rms_norm_kernel.add_rms_norm, x, residual, weight, eps)
+    note("", swiglu_kernel.swiglu, gate_up)
     if fp8 is not None:
-        gate_up, attended = (
-            torch.zeros(4, 2 * width, dtype=dtype),
-            torch.zeros(4, H * D, dtype=dtype),
-        )
-        note("", lambda: swiglu_kernel.swiglu_quantize(gate_up, fp8))
-        note("", lambda: rms_norm_kernel.add_rms_norm_quantize(x, residual, weight, eps, fp8))
-        note("", lambda: quantize_rows_kernel.quantize_rows(attended, fp8))
+        attended = torch.zeros(4, H * D, dtype=dtype)
+        note("", swiglu_kernel.swiglu_quantize, gate_up, fp8)
+        note("", rms_norm_kernel.add_rms_norm_quantize, x, residual, weight, eps, fp8)
+        note("", quantize_rows_kernel.quantize_rows, attended, fp8)
     head_weight, table = torch.zeros(D, dtype=dtype), torch.zeros(4, D // 2)
     for variant, heads, kv_heads in (("", H, KH), ("last q", H, 0), ("last k", 0, KH)):
         qkv = torch.zeros(4, (heads + 2 * kv_heads) * D, dtype=dtype)
-        note(variant, lambda qkv=qkv, heads=heads, kv_heads=kv_heads: (  # type: ignore[misc]
-            qk_norm_rope_kernel.qk_norm_rope(
-                qkv, head_weight, head_weight, table, table,
-                num_heads=heads, num_kv_heads=kv_heads, eps=eps,
-            )
-        ))  # fmt: skip
-    for variant, forest in _forests().items():
-        plan = AttentionPlan(forest.segments, forest.final_rows, CPU)
-        T, N = forest.tokens_computed, len(forest.final_rows)
-        qkv = torch.zeros(T, H + 2 * KH, D, dtype=dtype)
-        q, k, v = qkv[:, :H], qkv[:, H:-KH], qkv[:, -KH:]
-        note(variant, lambda q=q, k=k, v=v, plan=plan: (  # type: ignore[misc]
-            forest_attention_kernel.forest_attention(q, k, v, plan, scale)
-        ))  # fmt: skip
-        if variant == "plain" and descriptor_blocks(dtype, architecture) is not None:
-            note("", lambda q=q, k=k, v=v, plan=plan: (  # type: ignore[misc]
-                forest_attention_descriptor_kernel.forest_attention_descriptor(q, k, v, plan, scale)
-            ))  # fmt: skip
-        kv = torch.zeros(T, 2 * KH, D, dtype=dtype)
-        q, k, v = torch.zeros(N, H, D, dtype=dtype), kv[:, :KH], kv[:, KH:]
-        split = "split" if N == 1 else "whole"
-        note(split, lambda q=q, k=k, v=v, plan=plan: (  # type: ignore[misc]
-            final_attention_kernel.final_attention(q, k, v, plan, scale)
-        ))  # fmt: skip
-    return found
+        note(
+            variant, qk_norm_rope_kernel.qk_norm_rope,
+            qkv, head_weight, head_weight, table, table,
+            num_heads=heads, num_kv_heads=kv_heads, eps=eps,
+        )  # fmt: skip
+
+
+def _heads(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> Sequence[Tensor]:
+    """Views q, k, v of one fused projection."""
+    fused = torch.zeros(T, H + 2 * KH, D, dtype=dtype)
+    return fused[:, :H], fused[:, H : H + KH], fused[:, H + KH :]
+
+
+def _attend(launch: Callable[..., object], q: Tensor, k: Tensor, v: Tensor, forest: Forest) -> None:
+    tables = kernel_tables(
+        forest.segments, forest.final_rows, CPU, dtype=q.dtype, group=q.shape[1] // k.shape[1]
+    )
+    launch(q, k, v, tables, q.shape[2] ** -0.5)
+
+
+def _attend_by_descriptors(q: Tensor, k: Tensor, v: Tensor, forest: Forest) -> None:
+    tables = descriptor.descriptor_tables(q, forest.segments, forest.final_rows)
+    descriptor.forest_attention_descriptor(q, k, v, tables, q.shape[2] ** -0.5)
 
 
 def _forests() -> dict[str, Forest]:

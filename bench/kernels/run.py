@@ -1,4 +1,4 @@
-"""`lastword bench kernels`: every operation checked, timed and held against the roofs measured in the same run.
+"""`lastword bench kernels`: every operation checked, timed and held against the peaks measured in the same run.
 
 lastword's own, a function of the caller's (`--with`), then the baselines; each goes through the gate first, and one
 that is wrong has no time. Rows are shown and written as they come. Method and examples: `bench/README.md`.
@@ -21,11 +21,10 @@ from lastword.bench.kernels.baselines import Prepare, baselines
 from lastword.bench.kernels.cases import Case, cases
 from lastword.bench.kernels.gate import Gate, plain
 from lastword.bench.kernels.table import OURS, Row, case_line, heading, row_line, sharing_line
-from lastword.bench.machine import describe_run
-from lastword.bench.measure import Roofs, Timing, measure_roofs, time_call
+from lastword.bench.machine import describe_run, json_lines
+from lastword.bench.measure import Peaks, Timing, measure_peaks, time_call
 from lastword.bench.options import BASELINES, FORMS, OPS, REP_MS
 from lastword.bench.plot import check_plot, plot_roofline
-from lastword.bench.records import json_lines
 from lastword.errors import ConfigError, DeviceError, LastwordError
 from lastword.runtime.device import choose_device, choose_dtype
 
@@ -44,20 +43,20 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         if not on_cpu:  # Triton launches on the current device
             opened.enter_context(torch.cuda.device(device))
         about = describe_run(device, dtype)
-        roofs = None if _interpreted() else measure_roofs(device, dtype)
-        write({"run": about, "roofs": roofs and asdict(roofs), "tokens": tokens})
-        show(heading(about, roofs))
-        if args.plot is not None and roofs is not None:  # of what there is, also when stopped
-            opened.callback(plot_roofline, args.plot, rows, roofs, about)
+        peaks = None if _interpreted() else measure_peaks(device, dtype)
+        write({"run": about, "peaks": peaks and asdict(peaks), "tokens": tokens})
+        show(heading(about, peaks))
+        if args.plot is not None and peaks is not None:  # of what there is, also when stopped
+            opened.callback(plot_roofline, args.plot, rows, peaks, about)
         beside = BASELINES if args.beside is None else tuple(args.beside)
         rep_ms = args.rep_ms or REP_MS
-        bench = _Bench(device, dtype, roofs, rep_ms, args.own, own, beside)
+        bench = _Bench(device, dtype, peaks, rep_ms, args.own, own, beside)
         for case in cases(args.op or OPS, models, tokens, dtype, device):
             show(case_line(case))
             for row in bench.rows(case):
                 write(asdict(row))
                 if not _said_before(rows, row):
-                    show(row_line(row, roofs, _time_of_ours(rows, row)))
+                    show(row_line(row, peaks, _time_of_ours(rows, row)))
                 rows.append(row)
             sharing = sharing_line(rows)
             if sharing is not None:
@@ -70,11 +69,14 @@ def _checked(args: argparse.Namespace) -> Callable[..., Any] | None:
     if args.plot is not None:
         check_plot(args.plot)
         if _interpreted():
-            raise ConfigError("--plot: nothing is timed under TRITON_INTERPRET=1. Leave one out")
+            raise ConfigError(
+                "--plot", "nothing is timed under TRITON_INTERPRET=1", remedy="Leave one out."
+            )
     if args.own is None:
         return None
     if len(args.op or OPS) != 1:
-        raise ConfigError("--with: for which operation? Expected one --op with it")
+        got = "none" if args.op is None else str(len(args.op))
+        raise ConfigError("--with", "for which operation?", got=got, expected="one --op with it")
     return load_function(args.own)
 
 
@@ -97,7 +99,7 @@ class _Bench:
 
     device: torch.device
     dtype: torch.dtype
-    roofs: Roofs | None  # None: check, and time nothing
+    peaks: Peaks | None  # None: check, and time nothing
     rep_ms: float
     own_name: str | None
     own: Callable[..., Any] | None
@@ -108,9 +110,10 @@ class _Bench:
         try:
             gate = Gate(case, self.dtype)
         except torch.OutOfMemoryError as error:
-            where = f"{case.op} {case.models} {case.title}"
             raise DeviceError(
-                f"{where}: the device's memory does not hold the twin in fp64. Lower --tokens"
+                f"{case.op} {case.models} {case.title}",
+                "the device's memory does not hold the reference in fp64",
+                remedy="Lower --tokens.",
             ) from error
         yield self._row(case, gate, OURS, _as_it_is(getattr(kernels, case.op)), tested=True)
         if self.own is not None:
@@ -132,24 +135,28 @@ class _Bench:
                 max_error=verdict.max_error,
                 allowed_error=verdict.allowed,
             )
-            if not verdict.right or self.roofs is None:
+            if not verdict.right or self.peaks is None:
                 return row
             timing = time_call(runner.run, self.device, self.rep_ms)
         except Exception as error:  # code of others may raise anything
             if "CUDA error" in str(error) or "HIP error" in str(error):
                 raise DeviceError(
-                    f"{case.op} by {by}: broke the GPU's context, no call will work from here; "
-                    f"{_first_sentence(error)}"
+                    f"{case.op} by {by}",
+                    "broke the GPU's context, no call will work from here",
+                    got=_reason(error),
                 ) from error
             right = False if tested and prepared else None
-            return replace(row, right=right, reason=_first_sentence(error))
-        of_roof = self.roofs.seconds(case.bytes, case.flops) / (timing.median_ms / 1e3)
-        return replace(row, timing=timing, of_roof=of_roof)
+            return replace(row, right=right, reason=_reason(error))
+        of_peak = self.peaks.seconds(case.bytes, case.flops) / (timing.median_ms / 1e3)
+        return replace(row, timing=timing, of_peak=of_peak)
 
 
-def _first_sentence(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """An error as the reason of a row: of others' errors, which may be pages long, the first sentence."""
+    if isinstance(error, LastwordError):
+        return str(error)
     said = (str(error).splitlines() or [""])[0].split(". ")[0][:120]
-    return said if isinstance(error, LastwordError) else f"{type(error).__name__}: {said}"
+    return f"{type(error).__name__}: {said}"
 
 
 def _as_it_is(operation: Callable[..., Any]) -> Prepare:
@@ -168,17 +175,17 @@ def load_function(spec: str) -> Callable[..., Any]:
     """
     name, colon, attribute = spec.partition(":")
     if not (name and colon and attribute):
-        raise ConfigError(f"--with: got {spec!r}, expected module:function.")
+        raise ConfigError("--with", "no function", got=repr(spec), expected="module:function")
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(name)
     except Exception as error:
         raise ConfigError(
-            f"--with: {name} cannot be imported; {type(error).__name__}: {error}"
+            "--with", f"{name} cannot be imported", got=f"{type(error).__name__}: {error}"
         ) from error
     finally:
         sys.path.remove(str(Path.cwd()))
     function: object = getattr(module, attribute, None)
     if not callable(function):
-        raise ConfigError(f"--with: {name} has no function {attribute!r}.")
+        raise ConfigError("--with", f"{name} has no function {attribute!r}")
     return function

@@ -1,11 +1,11 @@
-"""The kernel benchmark's lines for people: a heading, a line a case, a line an implementation."""
+"""The kernel benchmark's lines for people: a heading, a line per case, a line per implementation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lastword.bench.kernels.cases import Case
 from lastword.bench.machine import busy_notice
-from lastword.bench.measure import Roofs, Timing
+from lastword.bench.measure import Peaks, Timing
 from lastword.bench.options import FORMS
 
 OURS = "lastword"
@@ -27,7 +27,7 @@ class Row:
     max_error: float | None = None
     allowed_error: float | None = None
     timing: Timing | None = None
-    of_roof: float | None = None
+    of_peak: float | None = None
 
     def failed(self, own: str | None) -> bool:
         """Whether the exit status must tell: lastword, or the function brought along, is wrong."""
@@ -36,20 +36,20 @@ class Row:
         return self.by in (OURS, own) and self.right is not True
 
 
-def heading(about: Mapping[str, object], roofs: Roofs | None) -> str:
-    """What was measured on, the roofs (None: nothing is timed), and what a CPU's times are worth."""
+def heading(about: Mapping[str, object], peaks: Peaks | None) -> str:
+    """What was measured on, the peaks (None: nothing is timed), and what a CPU's times are worth."""
     where = f"{about['device']}, {about['dtype']}, torch {about['torch']}, triton {about['triton']}"
-    if roofs is None:
+    if peaks is None:
         return f"{where}\nTRITON_INTERPRET=1: kernels are checked, and nothing is timed."
-    copy, speed = shown_bandwidth(roofs.bytes_per_s), shown_speed(roofs.flops_per_s)
+    copy, speed = shown_bandwidth(peaks.bytes_per_s), shown_speed(peaks.flops_per_s)
     lines = [
         where,
-        f"roofs of this run: copy {copy}, matrix product {speed} ({roofs.product}, random data)",
+        f"peaks of this run: copy {copy}, matmul {speed} ({peaks.product}, random data)",
     ]
     if about["threads"] is not None:
         lines.append(
-            f"On a CPU (threads: {about['threads']}) lastword runs its PyTorch twins: "
-            "these are the times of the twins, not of the Triton kernels."
+            f"On a CPU (threads: {about['threads']}) lastword runs its CPU implementations: "
+            "these are their times, not of the Triton kernels."
         )
     busy = busy_notice(about)
     return "\n".join(lines if busy is None else [*lines, busy])
@@ -61,10 +61,10 @@ def case_line(case: Case) -> str:
     return f"\n{case.op}  {case.models}  {case.title}  ({counted})"
 
 
-def row_line(row: Row, roofs: Roofs | None, ours: Timing | None) -> str:
-    """One implementation: its time, rate, share of the roof and time over lastword's; or why it has none."""
+def row_line(row: Row, peaks: Peaks | None, ours: Timing | None) -> str:
+    """One implementation: its time, rate, share of the peak and time over lastword's; or why it has none."""
     name = f"  {row.by.rpartition(':')[2]:<14}"  # of module:function the function
-    if row.timing is None or roofs is None:
+    if row.timing is None or peaks is None:
         if row.right is None:
             return f"{name} not available: {row.reason}"
         if not row.right:
@@ -74,10 +74,10 @@ def row_line(row: Row, roofs: Roofs | None, ours: Timing | None) -> str:
         shown_time(ms) for ms in (row.timing.median_ms, row.timing.p20_ms, row.timing.p80_ms)
     )
     seconds = row.timing.median_ms / 1e3
-    moves = row.bytes / roofs.bytes_per_s >= row.flops / roofs.flops_per_s
+    moves = row.bytes / peaks.bytes_per_s >= row.flops / peaks.flops_per_s
     rate = shown_bandwidth(row.bytes / seconds) if moves else shown_speed(row.flops / seconds)
     against = "" if ours is None else f"{row.timing.median_ms / ours.median_ms:8.2f}x ours"
-    return f"{name}{median:>11}  ({low} to {high}){rate:>15}{row.of_roof:8.0%} of roof{against}"
+    return f"{name}{median:>11}  ({low} to {high}){rate:>15}{row.of_peak:8.0%} of peak{against}"
 
 
 def sharing_line(rows: Sequence[Row]) -> str | None:

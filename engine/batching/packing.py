@@ -1,6 +1,6 @@
 """Lays a batch out for the Triton kernels: all that a forward reads in one int32 buffer, one copy to the device.
 
-Batches of up to 2,048 rows are padded to one of a few tiers, so that batches of one tier differ in the buffer's
+Batches of up to 2,048 rows are padded to one of a few buckets, so that batches of one bucket differ in the buffer's
 contents alone and a CUDA graph serves them all. No row of a text reads a row of padding. Knows forests and plans, no
 weights.
 """
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from lastword.batching.forest import Forest
-from lastword.kernels import AttentionPlan, TablePlan, attention_tile_rows
+from lastword.kernels import AttentionPlan, CpuPlan, KernelTables, attention_tile_rows
+from lastword.kernels.attention_plan import final_table, query_tiles, segment_table
 
 # A batch of more rows runs as it is: its kernels take longer than the host needs to launch them.
-MAX_TIER_ROWS = 2048
-# Rows of a tier: few while reading the weights takes all the time, then whole tiles of a matrix product.
+MAX_BUCKET_ROWS = 2048
+# Rows of a bucket: few while reading the weights takes all the time, then whole tiles of a matmul.
 _FEW_ROWS = (16, 32, 64)
 _TILE_ROWS = 128
-# Final rows of a tier: powers of this; padding costs in the last layer only.
+# Final rows of a bucket: powers of this; padding costs in the last layer only.
 _FINALS_STEP = 4
 # int32 elements that the buffer's parts are aligned to: 16 bytes, as Triton specialises on.
 _ALIGN = 4
@@ -37,8 +38,8 @@ class Inputs:
 
     @staticmethod
     def of(forest: Forest, device: torch.device) -> "Inputs":
-        """The inputs as the PyTorch twins take them."""
-        plan = AttentionPlan(forest.segments, forest.final_rows, device)
+        """The inputs as the CPU implementation takes them."""
+        plan = CpuPlan.of(forest.segments, forest.final_rows, device)
         final_rows = torch.tensor(forest.final_rows, device=device)
         return Inputs(forest.ids.to(device), forest.positions.to(device), final_rows, plan)
 
@@ -47,7 +48,7 @@ class Inputs:
 class Layout:
     """Sizes of a batch's parts, and what of its plan decides how kernels are launched.
 
-    `tier`: whether they are those of a tier, which many batches have, or of one batch.
+    `bucket`: whether they are those of a bucket, which many batches have, or of one batch.
     """
 
     rows: int
@@ -58,7 +59,7 @@ class Layout:
     has_ancestors: bool
     rows_per_segment: float
     longest_path: int
-    tier: bool
+    bucket: bool
 
     def _shapes(self) -> list[tuple[int, ...]]:
         """Ids, positions, final rows, then the plan's segments, final rows and tiles."""
@@ -77,49 +78,52 @@ class Layout:
             start += _aligned(prod(shape))
         return parts
 
-    def write(self, forest: Forest, plan: AttentionPlan, buffer: Tensor) -> None:
-        """Write a batch into a buffer [size] on the host; `plan` is the batch's own, on the CPU.
+    def write(self, forest: Forest, buffer: Tensor) -> None:
+        """Write a batch into a buffer [size] on the host.
 
-        A row of padding is a token 0 at position 0 that no segment holds, a final row of padding is row 0.
+        A row of padding is a token 0 at position 0 that no segment holds, a final row of padding is row 0. What is left
+        over of the plan is of the last segment, which then has no rows.
         """
-        ids, positions, final_rows, table, final_table, tiles = self._parts(buffer)
+        nothing = (self.segments - 1, 0)
         buffer.zero_()
-        ids[: len(forest.ids)] = forest.ids
-        positions[: len(forest.positions)] = forest.positions
-        final_rows[: len(forest.final_rows)] = torch.tensor(forest.final_rows)
-        plan.write_tables(table, final_table, tiles, self.tile_rows)
+        ids, positions, final_rows, segments, finals, tiles = self._parts(buffer)
+        _fill(ids, forest.ids, 0)
+        _fill(positions, forest.positions, 0)
+        _fill(final_rows, torch.tensor(forest.final_rows), 0)
+        _fill(segments, segment_table(forest.segments), (0, 0, -1, 0))
+        _fill(finals, final_table(forest.segments, forest.final_rows), nothing)
+        _fill(tiles, query_tiles(forest.segments, self.tile_rows), nothing)
 
     def read(self, buffer: Tensor) -> Inputs:
         """View the buffer, on whatever device it is, as a forward's inputs."""
-        ids, positions, final_rows, table, final_table, tiles = self._parts(buffer)
-        plan = TablePlan(
-            table, final_table, tiles, tile_rows=self.tile_rows, has_ancestors=self.has_ancestors,
+        ids, positions, final_rows, segments, finals, tiles = self._parts(buffer)
+        plan = KernelTables(
+            segments, finals, tiles, tile_rows=self.tile_rows, has_ancestors=self.has_ancestors,
             rows_per_segment=self.rows_per_segment, longest_path=self.longest_path,
         )  # fmt: skip
         return Inputs(ids, positions, final_rows, plan)
 
 
 class Packer:
-    """Packs batches for a model that computes in `dtype` on `device` with `group` = G query heads a KV head."""
+    """Packs batches for a model that computes in `dtype` on `device` with `group` = G query heads per KV head."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, group: int) -> None:
         self._tile_rows = partial(attention_tile_rows, dtype, device, group=group)
         self._pin = device.type == "cuda"
 
     def pack(self, forest: Forest, *, pad: bool = True) -> tuple[Layout, Tensor]:
-        """Give the batch's layout, a tier's where it fits one and `pad` is set, and its buffer on the host.
+        """Give the batch's layout, a bucket's where it fits one and `pad` is set, and its buffer on the host.
 
         The buffer is in pinned memory where the device is a GPU: a copy from it need not be waited for, as PyTorch
         keeps the memory until the copy is done.
         """
-        plan = AttentionPlan(forest.segments, forest.final_rows, torch.device("cpu"))
-        tier = tier_of(forest.tokens_computed, len(forest.final_rows)) if pad else None
-        layout = self._exact(forest, plan) if tier is None else self.tier_layout(*tier)
+        bucket = bucket_of(forest.tokens_computed, len(forest.final_rows)) if pad else None
+        layout = self._exact(forest) if bucket is None else self.bucket_layout(*bucket)
         buffer = torch.empty(layout.size, dtype=torch.int32, pin_memory=self._pin)
-        layout.write(forest, plan, buffer)
+        layout.write(forest, buffer)
         return layout, buffer
 
-    def tier_layout(self, rows: int, finals: int) -> Layout:
+    def bucket_layout(self, rows: int, finals: int) -> Layout:
         """Sizes that hold every batch of at most so many rows and distinct texts.
 
         A segment holds the final row of a text at least, so there are `finals` of them at most, and one of padding.
@@ -128,29 +132,37 @@ class Packer:
         tile_rows = self._tile_rows(tree=True, rows_per_segment=average)
         return Layout(
             rows, finals, finals + 1, min(rows, rows // tile_rows + finals), tile_rows,
-            has_ancestors=True, rows_per_segment=average, longest_path=rows, tier=True,
+            has_ancestors=True, rows_per_segment=average, longest_path=rows, bucket=True,
         )  # fmt: skip
 
-    def _exact(self, forest: Forest, plan: AttentionPlan) -> Layout:
-        tree, average = plan.has_ancestors, plan.rows_per_segment
+    def _exact(self, forest: Forest) -> Layout:
+        segments = forest.segments
+        tree, average = segments.has_ancestors(), segments.rows_per_segment()
         tile_rows = self._tile_rows(tree=tree, rows_per_segment=average)
-        segments, tiles = len(forest.segments.start), len(plan.tiles(tile_rows))
+        tiles = sum(-(-length // tile_rows) for length in segments.length)
         return Layout(
-            forest.tokens_computed, len(forest.final_rows), segments, tiles, tile_rows,
-            has_ancestors=tree, rows_per_segment=average, longest_path=plan.longest_path, tier=False,
+            forest.tokens_computed, len(forest.final_rows), len(segments.start), tiles, tile_rows,
+            has_ancestors=tree, rows_per_segment=average, longest_path=segments.longest_path(),
+            bucket=False,
         )  # fmt: skip
 
 
-def tier_of(rows: int, finals: int) -> tuple[int, int] | None:
-    """Rows and final rows of the smallest tier that holds a batch; None for one that is larger than all."""
-    if rows > MAX_TIER_ROWS:
+def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:
+    """Rows and final rows of the smallest bucket that holds a batch; None for one that is larger than all."""
+    if rows > MAX_BUCKET_ROWS:
         return None
     whole_tiles = -(-rows // _TILE_ROWS) * _TILE_ROWS
-    tier_rows = next((few for few in _FEW_ROWS if rows <= few), whole_tiles)
-    tier_finals = 1
-    while tier_finals < finals:
-        tier_finals *= _FINALS_STEP
-    return tier_rows, min(tier_finals, tier_rows)
+    bucket_rows = next((few for few in _FEW_ROWS if rows <= few), whole_tiles)
+    bucket_finals = 1
+    while bucket_finals < finals:
+        bucket_finals *= _FINALS_STEP
+    return bucket_rows, min(bucket_finals, bucket_rows)
+
+
+def _fill(part: Tensor, rows: Tensor, filler: int | tuple[int, ...]) -> None:
+    """Write rows at the beginning of a part, and the filler into all that is left."""
+    part[: len(rows)] = rows
+    part[len(rows) :] = torch.tensor(filler, dtype=part.dtype)
 
 
 def _aligned(size: int) -> int:

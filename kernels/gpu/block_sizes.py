@@ -1,4 +1,4 @@
-"""Block sizes of the attention kernels by architecture, and how the last layer's keys are split. The one table.
+"""Block sizes of the kernels: of attention by architecture, of rows by their width. The one table.
 
 A row says where it comes from: "compiled" rows fit in registers and shared memory by ahead-of-time compilation
 (`python -m lastword.bench.kernels.compile`) and wait for a measurement; "measured" rows name device, date and figure.
@@ -21,9 +21,14 @@ class Blocks(NamedTuple):
     num_stages: int
     source: str
 
+    def arguments(self) -> dict[str, int]:
+        """The row as launch arguments."""
+        blocks = self._asdict()
+        del blocks["source"]
+        return blocks
 
-# "plain": no segment has ancestors; "tree": some have; "short": few rows a segment; "float32": IEEE products;
-# "descriptor": the other form of "plain" (`forest_attention_descriptor_kernel.py`), where there is one.
+
+# "plain": no segment has ancestors; "tree": some have; "short": few rows per segment; "float32": IEEE products.
 ATTENTION: dict[str, dict[str, Blocks]] = {
     "sm_80": {
         "plain": Blocks(128, 32, 8, 3, "compiled 2026-11-23"),
@@ -33,14 +38,12 @@ ATTENTION: dict[str, dict[str, Blocks]] = {
     },
     "sm_90": {
         "plain": Blocks(128, 128, 8, 2, "compiled 2026-11-23"),
-        "descriptor": Blocks(128, 128, 4, 2, "compiled 2026-11-23"),
         "tree": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
         "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
         "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
     },
     "sm_100": {
         "plain": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
-        "descriptor": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
         "tree": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
         "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
         "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
@@ -58,13 +61,9 @@ ATTENTION: dict[str, dict[str, Blocks]] = {
         "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
     },
     "interpreter": dict.fromkeys(
-        ("plain", "descriptor", "tree", "short", "float32"),
-        Blocks(64, 32, 1, 1, "small, for tests"),
+        ("plain", "tree", "short", "float32"), Blocks(64, 32, 1, 1, "small, for tests")
     ),
 }
-# Architectures whose default for long texts without ancestors is the "descriptor" row. None yet: it waits for a
-# measurement (`lastword bench kernels --op forest_attention --beside descriptor`) that it is faster there.
-DESCRIPTOR_DEFAULT: frozenset[str] = frozenset()
 
 # Devices without rows of their own take these, which need the least shared memory.
 _ANY = {"sm": "sm_80", "gfx": "gfx942"}
@@ -96,51 +95,22 @@ def architecture(device: torch.device) -> str:
 def attention_blocks(
     dtype: torch.dtype, architecture: str, *, tree: bool, rows: float
 ) -> dict[str, int]:
-    """Choose the row for `rows` query rows (tokens · G) a segment on average, as launch arguments."""
+    """Choose the row for `rows` query rows (tokens · G) per segment on average, as launch arguments."""
     kind = "tree" if tree else "plain"
     if rows <= SHORT_ROWS:
         kind = "short"
     if dtype == torch.float32:
         kind = "float32"
-    return _launch_arguments(ATTENTION[architecture][kind])
-
-
-def descriptor_blocks(dtype: torch.dtype, architecture: str) -> dict[str, int] | None:
-    """Give the "descriptor" row as launch arguments; None where there is none, and in fp32 on a GPU."""
-    row = ATTENTION[architecture].get("descriptor")
-    if row is None or (dtype == torch.float32 and architecture != "interpreter"):
-        return None
-    return _launch_arguments(row)
-
-
-def prefers_descriptors(
-    dtype: torch.dtype, architecture: str, *, tree: bool, rows_per_segment: float
-) -> bool:
-    """Whether the "descriptor" row is the default: on the listed architectures, where segments fill a tile."""
-    blocks = descriptor_blocks(dtype, architecture)
-    if architecture not in DESCRIPTOR_DEFAULT or tree or blocks is None:
-        return False
-    return rows_per_segment >= blocks["BLOCK_M"]
-
-
-def _launch_arguments(row: Blocks) -> dict[str, int]:
-    blocks = row._asdict()
-    del blocks["source"]
-    return blocks
+    return ATTENTION[architecture][kind].arguments()
 
 
 def attention_tile_rows(
     dtype: torch.dtype, device: torch.device, *, group: int, tree: bool, rows_per_segment: float
 ) -> int:
-    """Rows of a tile of `forest_attention` with `group` = G query heads a KV head: what its tiles are cut by."""
-    name = architecture(device)
-    descriptors = descriptor_blocks(dtype, name)
-    if descriptors is not None and prefers_descriptors(
-        dtype, name, tree=tree, rows_per_segment=rows_per_segment
-    ):
-        return descriptors["BLOCK_M"]
+    """Rows of a tile of `forest_attention` with `group` = G query heads per KV head: what its tiles are cut by."""
     rows = rows_per_segment * group
-    return tile_tokens(attention_blocks(dtype, name, tree=tree, rows=rows), group)
+    blocks = attention_blocks(dtype, architecture(device), tree=tree, rows=rows)
+    return tile_tokens(blocks, group)
 
 
 def tile_tokens(blocks: dict[str, int], group: int) -> int:
@@ -150,8 +120,11 @@ def tile_tokens(blocks: dict[str, int], group: int) -> int:
     """
     if group > blocks["BLOCK_M"]:
         raise ConfigError(
-            f"forest_attention: too many query heads a KV head; got {group}, expected {blocks['BLOCK_M']} at most on "
-            "this device in this dtype. Compute on a CPU."
+            "forest_attention",
+            "too many query heads per KV head",
+            got=str(group),
+            expected=f"{blocks['BLOCK_M']} at most on this device in this dtype",
+            remedy="Compute on a CPU.",
         )
     return blocks["BLOCK_M"] // group
 
@@ -174,3 +147,10 @@ def num_splits(device: torch.device, *, programs: int, keys: int) -> tuple[int, 
     splits = max(1, min(wanted, keys // _MIN_SPLIT_KEYS, _MAX_SPLITS))
     keys_per_split = -(-keys // (splits * _SPLIT_UNIT)) * _SPLIT_UNIT
     return splits, keys_per_split
+
+
+def row_parts(C: int) -> tuple[int, int, int]:
+    """The two power-of-two parts by which a program holds a row of C, and the warps for 8 to 16 values per lane."""
+    head = 1 << (C.bit_length() - 1)
+    tail = 1 << (C - head - 1).bit_length() if head < C else 0
+    return head, tail, min(max(head // 256, 1), 16)

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.attention_plan import KernelTables
 from lastword.kernels.gpu.block_sizes import final_blocks, num_splits
-from lastword.kernels.gpu.forest_attention import _online_softmax
+from lastword.kernels.gpu.forest_attention import online_softmax
 
 # Rows of a tile: the least that tensor cores take; G of them are real.
 _ROWS = 16
@@ -79,7 +79,7 @@ def _final_attention_kernel(
             s = tl.where(inside[None, :], s, float("-inf"))
             v_at = v_ptr + (row * V_STRIDE + head * D)[:, None] + d[None, :]
             v = tl.load(v_at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
-            acc, peak, total = _online_softmax(acc, peak, total, s, v)
+            acc, peak, total = online_softmax(acc, peak, total, s, v)
         passed += keys
         keys = tl.load(segments_ptr + segment * 4 + 3)
         segment = tl.load(segments_ptr + segment * 4 + 2)
@@ -127,7 +127,7 @@ def _join_kernel(
     tl.store(out_ptr + row * D + d, out, mask=d < D)
 
 
-def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale: float) -> Tensor:
     """Launch `_final_attention_kernel` on q [N, H, D], k and v [T, KH, D]; with splits `_join_kernel` after it."""
     (N, H, D), KH = q.shape, k.shape[1]
     out = torch.empty(N, H * D, dtype=q.dtype, device=q.device)
@@ -141,7 +141,7 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
         peak = torch.empty(splits, N, H, dtype=torch.float32, device=q.device)
         total = torch.empty_like(peak)
     _final_attention_kernel[(N * KH, splits)](
-        q, k, v, parts, peak, total, plan.final_table, plan.table,
+        q, k, v, parts, peak, total, plan.final_table, plan.segment_table,
         scale * math.log2(math.e), N, keys_per_split,
         Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0),
         KH=KH, G=H // KH, D=D, BLOCK_D=block_d,

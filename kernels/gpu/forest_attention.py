@@ -1,4 +1,4 @@
-"""Causal grouped-query attention over segments and their ancestors: one program a tile of query rows and KV head.
+"""Causal grouped-query attention over segments and their ancestors: one program per tile of query rows and KV head.
 
 A tile packs the G query heads of one KV head beside its token rows (BLOCK_M = tokens · G), so that keys and values are
 loaded once for all of them and a segment of 12 tokens still fills most of a tile. Tiles come longest first.
@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels.attention_plan import KernelTables
 from lastword.kernels.gpu.block_sizes import architecture, attention_blocks, tile_tokens
 
 
 @triton.jit
-def _online_softmax(
+def online_softmax(
     acc,  # [M, D] fp32, weighted sum of values
     peak,  # [M] fp32, largest logit so far, in powers of two
     total,  # [M] fp32, sum of weights
@@ -34,7 +34,7 @@ def _online_softmax(
 
 @triton.jit
 def _attend(
-    acc,  # [BLOCK_M, BLOCK_D], peak [BLOCK_M], total [BLOCK_M]: as in `_online_softmax`
+    acc,  # [BLOCK_M, BLOCK_D], peak [BLOCK_M], total [BLOCK_M]: as in `online_softmax`
     peak,
     total,
     q,  # [BLOCK_M, BLOCK_D]
@@ -70,7 +70,7 @@ def _attend(
         s = tl.dot(q, k, input_precision="ieee") * scale
         if MASKED:
             s = tl.where((first + key)[None, :] < visible[:, None], s, float("-inf"))
-        acc, peak, total = _online_softmax(acc, peak, total, s, v)
+        acc, peak, total = online_softmax(acc, peak, total, s, v)
         k_at += BLOCK_N * K_STRIDE
         v_at += BLOCK_N * V_STRIDE
     return acc, peak, total
@@ -149,7 +149,7 @@ def _forest_attention_kernel(
     tl.store(out_at, out, mask=mask)
 
 
-def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale: float) -> Tensor:
     """Launch `_forest_attention_kernel` on q [T, H, D], k and v [T, KH, D], heads side by side in a row."""
     (T, H, D), KH = q.shape, k.shape[1]
     G = H // KH
@@ -158,9 +158,9 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
         return out
     rows = plan.rows_per_segment * G
     blocks = attention_blocks(q.dtype, architecture(q.device), tree=plan.has_ancestors, rows=rows)
-    tiles = plan.tiles(tile_tokens(blocks, G))
+    tiles = plan.tiles_of(tile_tokens(blocks, G))
     _forest_attention_kernel[(len(tiles) * KH,)](
-        q, k, v, out, tiles, plan.table, scale * math.log2(math.e),
+        q, k, v, out, tiles, plan.segment_table, scale * math.log2(math.e),
         Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0),
         KH=KH, G=G, D=D, BLOCK_D=max(triton.next_power_of_2(D), 16),
         TREE=plan.has_ancestors, **blocks,

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.gpu.row_parts import fp8_scale, row_parts
+from lastword.kernels.gpu.block_sizes import row_parts
+from lastword.kernels.gpu.quantize_rows import fp8_scale
 
 
 @triton.jit

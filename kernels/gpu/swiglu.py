@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.gpu.row_parts import fp8_scale, row_parts
+from lastword.kernels.gpu.block_sizes import row_parts
+from lastword.kernels.gpu.quantize_rows import fp8_scale
 
 # Columns of one program: divides the MLP widths 3072 and 12288, and leaves half a block of 9728.
 _COLUMNS = 1024

@@ -1,1 +1,1 @@
-"""Matrix products: plain, in int8 and in fp8."""
+"""Matmuls: plain, in int8 and in fp8."""

@@ -1,7 +1,7 @@
-"""Matrix products in fp8 on a GPU: the vendor library's, with a scale an output channel and a scale a row.
+"""Matmuls in fp8 on a GPU: the vendor library's, with one scale per output channel and one per row.
 
-Activations arrive quantised from the kernel before (norm, SwiGLU), or are quantised here. On CPU tensors the twin
-computes the same quantised numbers in fp32, for tests of scales and drift.
+Activations arrive quantised from the kernel before (norm, SwiGLU), or are quantised here. On CPU tensors the same
+quantised numbers are multiplied in fp32, for tests of scales and drift.
 """
 
 from functools import cache
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.errors import ConfigError, DeviceError
-from lastword.kernels import cpu as reference
+from lastword.kernels import cpu
+from lastword.kernels.ops import quantize_rows, swiglu_quantize
 
 # [T, K]; or quantised, fp8 [T, K] and fp32 [T], of which the product by rows is what they stand for.
 Rows = Tensor | tuple[Tensor, Tensor]
@@ -33,8 +34,11 @@ def check_fp8(device: torch.device) -> None:
     """
     if device.type != "cuda":
         raise ConfigError(
-            f"quantize: fp8 is for GPUs; got device {str(device)!r}, expected 'cuda'. Use quantize 'int8' on a CPU, or "
-            "leave quantize out."
+            "quantize",
+            "fp8 is for GPUs",
+            got=f"device {str(device)!r}",
+            expected="'cuda'",
+            remedy="Use quantize 'int8' on a CPU, or leave quantize out.",
         )
     if torch.version.hip:
         found = _gfx(device)
@@ -44,8 +48,11 @@ def check_fp8(device: torch.device) -> None:
         found, able = f"compute capability {major}.{minor}", (major, minor) >= (8, 9)
     if not able:
         raise DeviceError(
-            f"quantize: fp8 has no products on {str(device)!r}; got {found}, expected compute capability 8.9 or later, "
-            "gfx942 or gfx950. Leave quantize out."
+            "quantize",
+            f"fp8 has no matmuls on {str(device)!r}",
+            got=found,
+            expected="compute capability 8.9 or later, gfx942 or gfx950",
+            remedy="Leave quantize out.",
         )
 
 
@@ -62,9 +69,9 @@ def _gfx(device: torch.device) -> str:
 
 
 class Fp8Linear:
-    """y = x · weightᵀ + bias, computed as s · (q(x / s) · q(weight / w)ᵀ) · w + bias with a scale s a row, w a channel.
+    """y = x · weightᵀ + bias, computed as s · (q(x / s) · q(weight / w)ᵀ) · w + bias, with s per row and w per channel.
 
-    Args:     weight: [K_out, K_in] bf16 on a GPU (fp32 too for the twin), both sizes multiples of 16; bias: [K_out] or
+    Args:     weight: [K_out, K_in] bf16 on a GPU (fp32 too on a CPU), both sizes multiples of 16; bias: [K_out] or
               None. x: [T, K_in], dtype of weight, or already quantised.
     Returns:  [T, K_out], dtype of weight; a row depends on no other row.
     Numerics: weight and x rounded to `fp8_format` under scales max |row| / its largest number; accumulated by the
@@ -76,29 +83,24 @@ class Fp8Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         if weight.shape[0] % _MULTIPLE or weight.shape[1] % _MULTIPLE:
             raise ConfigError(
-                f"quantize: fp8 needs widths in multiples of {_MULTIPLE}; got a weight of {list(weight.shape)}. Leave "
-                "quantize out."
+                "quantize",
+                f"fp8 needs widths in multiples of {_MULTIPLE}",
+                got=f"a weight of {list(weight.shape)}",
+                remedy="Leave quantize out.",
             )
         self.format, self.dtype, self.bias = fp8_format(weight.device), weight.dtype, bias
-        self.weight, scale = reference.quantize_rows_ref(weight, self.format)
+        self.weight, scale = cpu.quantize_rows(weight, self.format)
         self.scale = scale[None]  # [1, K_out]
         self.least_rows = _least_rows(self.weight, self.scale, self.dtype) if weight.is_cuda else 1
 
     def __call__(self, x: Rows) -> Tensor:
-        codes, scale = self._quantized(x)
+        codes, scale = x if isinstance(x, tuple) else quantize_rows(x, self.format)
         T = len(codes)
         if self.least_rows > T:
             codes, scale = (_with_zeros(each, self.least_rows) for each in (codes, scale))
         # Column-major on the right, as the libraries want it: the transpose of a row-major weight.
         y = _product(codes, self.weight.t(), scale[:, None], self.scale, self.dtype)[:T]
         return y if self.bias is None else y.add_(self.bias)
-
-    def _quantized(self, x: Rows) -> tuple[Tensor, Tensor]:
-        if isinstance(x, tuple):
-            return x
-        from lastword.kernels import quantize_rows  # the package imports this module first
-
-        return quantize_rows(x, self.format)
 
 
 class Fp8SwigluLinear:
@@ -113,8 +115,6 @@ class Fp8SwigluLinear:
         self.linear = Fp8Linear(gate_up)
 
     def __call__(self, x: Rows) -> tuple[Tensor, Tensor]:
-        from lastword.kernels import swiglu_quantize  # the package imports this module first
-
         return swiglu_quantize(self.linear(x), self.linear.format)
 
 
@@ -141,8 +141,11 @@ def _least_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> int:
         return 1
     if refusal := _refusal(weight, scale, dtype, _ENOUGH_ROWS):
         raise DeviceError(
-            f"quantize: fp8 has no products by rows on {str(weight.device)!r}; got {refusal!r} from PyTorch, expected "
-            "a result. Leave quantize out."
+            "quantize",
+            f"fp8 has no matmuls by rows on {str(weight.device)!r}",
+            got=f"{refusal!r} from PyTorch",
+            expected="a result",
+            remedy="Leave quantize out.",
         )
     return _ENOUGH_ROWS
 

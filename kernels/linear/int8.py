@@ -1,6 +1,6 @@
-"""Matrix products in int8 on a CPU: the vendor library's (FBGEMM), with weights and activations quantised here.
+"""Matmuls in int8 on a CPU: the vendor library's (FBGEMM), with weights and activations quantised here.
 
-A weight has one scale an output channel, made at load. Each row of activations is divided by its own largest size
+A weight has one scale per output channel, made at load. Each row of activations is divided by its own largest size
 before the library quantises it by a fixed scale: a scale of the whole batch would let a row's neighbours move it.
 """
 
@@ -27,8 +27,11 @@ def check_int8() -> None:
     engine = torch.backends.quantized.engine
     if engine not in ("x86", "fbgemm"):
         raise ConfigError(
-            f"quantize: int8 has no kernel on this machine; got PyTorch's engine {engine!r}, expected 'x86' or "
-            "'fbgemm'. Leave quantize out."
+            "quantize",
+            "int8 has no kernel on this machine",
+            got=f"PyTorch's engine {engine!r}",
+            expected="'x86' or 'fbgemm'",
+            remedy="Leave quantize out.",
         )
 
 
@@ -46,7 +49,7 @@ class Int8Linear:
 
     Args:     weight: [K_out, K_in] fp32 on a CPU; bias: [K_out] fp32 or None. x: [T, K_in] fp32.
     Returns:  [T, K_out] fp32; the int8 part of a row depends on no other row, bit for bit.
-    Numerics: weight rounded to int8 by one scale an output channel (max |weight| / 127), x / s to `activation_levels`
+    Numerics: weight rounded to int8 by one scale per output channel (max |weight| / 127), x / s to `activation_levels`
               codes on each side of zero; products and sums exact in int32, rescaled in fp32. Output channels that do
               not round well (`MAX_ROUNDING`) in fp32. A row with a NaN or an infinity gives no finite row.
     """

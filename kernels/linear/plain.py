@@ -1,18 +1,15 @@
-"""Matrix products: the vendor library's, with the weight laid out once at load for the device it runs on.
+"""Matmuls: the vendor library's, with the weight laid out once at load for the device it runs on.
 
 On a CPU in fp32 oneDNN packs the weight (up to 3 times as fast at few rows) and fuses SwiGLU into the products.
 """
 
-import os
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# oneDNN and PyTorch's layer above it keep what they made for each number of rows, about 1 MB a product, 1024 times.
-for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "32")
+from lastword.kernels.ops import swiglu
 
 
 def _packs(weight: Tensor) -> bool:
@@ -60,10 +57,6 @@ class SwigluLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.packed:
-            from lastword.kernels import (
-                swiglu,
-            )  # here, because the package imports this module first
-
             return swiglu(self.linears[0](x))
         gate, up = self.linears
         return _onednn_mul(x, _onednn(x, gate.weight, None, "swish"), up.weight)

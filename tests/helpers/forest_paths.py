@@ -1,6 +1,30 @@
-"""The rows that a packed row attends to, read off a forest the slow way: what builders and kernels are held to."""
+"""Forests, their plans in both forms, and the rows that a packed row attends to, read off a forest the slow way."""
 
-from lastword.batching.forest import Forest
+import torch
+
+from lastword.batching.forest import Forest, plan_forests
+from lastword.kernels import CpuPlan, KernelTables, Segments, kernel_tables
+
+CPU = torch.device("cpu")
+
+
+def one_forest(texts: list[list[int]]) -> Forest:
+    """All texts in one batch."""
+    (forest,) = plan_forests(texts, 10**9)
+    return forest
+
+
+def cpu_plan(forest: Forest, device: torch.device = CPU) -> CpuPlan:
+    return CpuPlan.of(forest.segments, forest.final_rows, device)
+
+
+def tables_of(
+    plan: CpuPlan, q: torch.Tensor, k: torch.Tensor, segments: Segments | None = None
+) -> KernelTables:
+    """The plan, or other segments in its place, as the kernels read it for q [rows, H, D] and k [T, KH, D]."""
+    return kernel_tables(
+        segments or plan.segments, plan.final_rows, q.device, dtype=q.dtype, group=q.shape[1] // k.shape[1]
+    )  # fmt: skip
 
 
 def path_rows(forest: Forest, row: int) -> list[int]:

@@ -1,12 +1,11 @@
-"""The twin of forest attention against the formula written out, on every kind of block that it makes."""
+"""Forest attention on a CPU against the formula written out, on every kind of block that it makes."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from lastword.kernels import AttentionPlan, Segments
-from lastword.kernels import cpu as reference
-from lastword.kernels.dense_blocks import TILE_ROWS
+from lastword.kernels import CpuPlan, Segments, cpu, reference
+from lastword.kernels.attention_plan import TILE_ROWS
 
 D, SCALE = 16, 0.3
 # (own rows, parent, rows of the parent before the fork)
@@ -18,7 +17,7 @@ FORESTS = {
     "forks of equal shape": [(24, -1, 0), (6, 0, 20), (6, 0, 20), (1, 0, 20), (6, 1, 3)],
     "a fork of several tiles": [(30, -1, 0), (3 * TILE_ROWS - 1, 0, 11), (1, 1, TILE_ROWS + 5)],
     "an empty text": [(0, -1, 0), (3, -1, 0), (0, 1, 2)],
-    "a text for SDPA": [(5, -1, 0), (reference._SDPA_ROWS + 1, -1, 0), (8, 1, 700)],
+    "a text for SDPA": [(5, -1, 0), (cpu._SDPA_ROWS + 1, -1, 0), (8, 1, 700)],
 }
 
 
@@ -55,7 +54,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, sees: Tensor) -> Tensor:
 
 
 def test_few_keys_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lastword.kernels.dense_blocks._KV_ROWS", 20)
+    monkeypatch.setattr("lastword.kernels.attention_plan._KV_ROWS", 20)
     for name in ("equal texts side by side", "forks of equal shape"):
         test_it_is_the_formula(name, (4, 2))
 
@@ -69,13 +68,15 @@ def test_it_is_the_formula(name: str, heads: tuple[int, int]) -> None:
     torch.manual_seed(0)
     heads_of_rows = torch.randn(rows, num_heads + 2 * kv_heads, D, dtype=torch.float64)
     q, k, v = heads_of_rows.split([num_heads, kv_heads, kv_heads], dim=1)
-    plan = AttentionPlan(segments, [rows - 1], torch.device("cpu"))
+    plan = CpuPlan.of(segments, [rows - 1], torch.device("cpu"))
     truth = written_out(q, k, v, visible(segments))
-    ours = reference.forest_attention_ref(q, k, v, plan, SCALE)
+    slow = reference.forest_attention(q, k, v, plan, SCALE)
+    torch.testing.assert_close(slow, truth, rtol=0, atol=1e-12)
+    ours = cpu.forest_attention(q, k, v, plan, SCALE)
     torch.testing.assert_close(ours, truth, rtol=0, atol=1e-12)
     for dtype, atol in ((torch.float32, 2e-6), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)):
         rounded = [x.to(dtype) for x in (q, k, v)]
         truth = written_out(*(x.double() for x in rounded), visible(segments))
-        ours = reference.forest_attention_ref(*rounded, plan, SCALE)
+        ours = cpu.forest_attention(*rounded, plan, SCALE)
         assert ours.dtype == dtype
         torch.testing.assert_close(ours.double(), truth, rtol=0, atol=atol)

@@ -1,4 +1,4 @@
-"""Tiers and the buffer of a batch: every batch fits its tier and is read as written, padding is of no text."""
+"""Buckets and the buffer of a batch: every batch fits its bucket and is read as written, padding is of no text."""
 
 import gc
 import random
@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lastword import kernels
 from lastword.batching.forest import Forest, plan_forests
-from lastword.batching.packing import MAX_TIER_ROWS, Layout, Packer, tier_of
+from lastword.batching.packing import MAX_BUCKET_ROWS, Layout, Packer, bucket_of
 from lastword.errors import ConfigError
-from lastword.kernels import AttentionPlan
+from lastword.kernels import KernelTables
 from lastword.kernels.gpu import block_sizes
 from lastword.model.qwen3 import Model
 from lastword.weights import Checkpoint, read_config
@@ -34,26 +35,26 @@ FORESTS = [forest for seed in range(60) for forest in random_forests(seed)]
 
 
 @pytest.mark.parametrize(
-    ("rows", "finals", "tier"),
+    ("rows", "finals", "bucket"),
     [
         (1, 1, (16, 1)), (16, 16, (16, 16)), (17, 2, (32, 4)), (36, 1, (64, 1)), (65, 5, (128, 16)),
         (128, 65, (128, 128)), (129, 1, (256, 1)), (1025, 300, (1152, 1024)), (2048, 2048, (2048, 2048)),
         (2049, 1, None),
     ],
 )  # fmt: skip
-def test_tiers(rows: int, finals: int, tier: tuple[int, int] | None) -> None:
-    assert tier_of(rows, finals) == tier
+def test_buckets(rows: int, finals: int, bucket: tuple[int, int] | None) -> None:
+    assert bucket_of(rows, finals) == bucket
 
 
-def test_tiers_are_few_and_hold_what_comes() -> None:
-    tiers = set()
-    for rows in range(1, MAX_TIER_ROWS + 1):
+def test_buckets_are_few_and_hold_what_comes() -> None:
+    buckets = set()
+    for rows in range(1, MAX_BUCKET_ROWS + 1):
         for finals in {1, (rows + 1) // 2, rows}:
-            tier_rows, tier_finals = tier_of(rows, finals)
-            assert rows <= tier_rows < rows + 128
-            assert finals <= tier_finals <= min(4 * finals, tier_rows)
-            tiers.add((tier_rows, tier_finals))
-    assert len(tiers) < 100
+            bucket_rows, bucket_finals = bucket_of(rows, finals)
+            assert rows <= bucket_rows < rows + 128
+            assert finals <= bucket_finals <= min(4 * finals, bucket_rows)
+            buckets.add((bucket_rows, bucket_finals))
+    assert len(buckets) < 100
 
 
 def filled(forest: Forest, *, pad: bool) -> tuple[Layout, list[torch.Tensor]]:
@@ -62,15 +63,19 @@ def filled(forest: Forest, *, pad: bool) -> tuple[Layout, list[torch.Tensor]]:
     return layout, layout._parts(buffer)
 
 
+def tables_of(forest: Forest, layout: Layout) -> KernelTables:
+    return KernelTables.of(forest.segments, forest.final_rows, CPU, tile_rows=layout.tile_rows)
+
+
 @pytest.mark.parametrize("pad", [False, True])
 def test_what_is_read_is_the_batch(pad: bool) -> None:
     for forest in FORESTS:
-        plan = AttentionPlan(forest.segments, forest.final_rows, CPU)
         layout, parts = filled(forest, pad=pad)
-        assert layout.tier == pad
+        plan = tables_of(forest, layout)
+        assert layout.bucket == pad
         written = [
             forest.ids, forest.positions, torch.tensor(forest.final_rows),
-            plan.table, plan.final_table, plan.tiles(layout.tile_rows),
+            plan.segment_table, plan.final_table, plan.tiles,
         ]  # fmt: skip
         for part, batch in zip(parts, written, strict=True):
             assert part.data_ptr() % 16 == 0, "Triton would compile once more"
@@ -82,10 +87,9 @@ def test_what_is_read_is_the_batch(pad: bool) -> None:
 
 def test_padding_is_of_a_segment_without_rows() -> None:
     for forest in FORESTS:
-        plan = AttentionPlan(forest.segments, forest.final_rows, CPU)
         layout, (ids, positions, final_rows, table, final_table, tiles) = filled(forest, pad=True)
         texts, segments = len(forest.final_rows), len(forest.segments.start)
-        count = len(plan.tiles(layout.tile_rows))
+        count = len(tables_of(forest, layout).tiles)
         assert segments <= texts, "a segment holds a text's final row"
         assert table[segments:].tolist() == [[0, 0, -1, 0]] * (layout.segments - segments)
         nothing = [layout.segments - 1, 0]
@@ -97,12 +101,12 @@ def test_padding_is_of_a_segment_without_rows() -> None:
         assert not final_rows[texts:].any(), "row 0 is there in every batch"
 
 
-def test_batches_of_a_tier_have_one_layout() -> None:
+def test_batches_of_a_bucket_have_one_layout() -> None:
     layouts: dict[tuple[int, int] | None, Layout] = {}
     for forest in FORESTS:
         layout, _ = PACKER.pack(forest)
-        tier = tier_of(forest.tokens_computed, len(forest.final_rows))
-        assert layouts.setdefault(tier, layout) == layout
+        bucket = bucket_of(forest.tokens_computed, len(forest.final_rows))
+        assert layouts.setdefault(bucket, layout) == layout
     assert len(layouts) > 10
 
 
@@ -112,24 +116,20 @@ def test_a_plan_that_is_read_has_its_sizes() -> None:
     plan = inputs.plan
     assert inputs.ids.data_ptr() == buffer.data_ptr(), "a view"
     assert plan.num_finals == layout.finals == len(inputs.final_rows)
-    assert len(plan.tiles(layout.tile_rows)) == layout.tiles
+    assert len(plan.tiles_of(layout.tile_rows)) == layout.tiles
     assert (plan.has_ancestors, plan.longest_path) == (True, layout.rows)
-    with pytest.raises(ConfigError, match="tiles of other rows; got 7, expected the "):
-        plan.tiles(7)
+    with pytest.raises(ConfigError) as caught:
+        plan.tiles_of(7)
+    error = caught.value
+    assert (error.where, error.what, error.got) == ("attention plan", "tiles of other rows", "7")
+    assert error.expected == f"the {layout.tile_rows} that were packed"
 
 
-def test_tiles_are_those_of_the_form_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tile of the descriptor form has the rows of one head, one of the other form those of G heads."""
+def test_tiles_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile has the rows of G heads."""
     monkeypatch.setattr(block_sizes, "architecture", lambda _: "sm_90")
     long = next(plan_forests([[1] * 3000], 4096))
-
-    def tile_rows() -> int:
-        packer = Packer(CPU, torch.bfloat16, group=4)
-        return packer.pack(long)[0].tile_rows
-
-    assert tile_rows() == 32
-    monkeypatch.setattr(block_sizes, "DESCRIPTOR_DEFAULT", frozenset(["sm_90"]))
-    assert tile_rows() == 128
+    assert Packer(CPU, torch.bfloat16, group=4).pack(long)[0].tile_rows == 32
 
 
 def test_a_model_with_graphs_goes_with_its_last_reference(tiny_checkpoint: Path) -> None:
@@ -146,9 +146,17 @@ def test_a_model_with_graphs_goes_with_its_last_reference(tiny_checkpoint: Path)
         gc.enable()
 
 
-def test_a_packed_plan_is_not_for_the_twins() -> None:
+def test_a_packed_plan_is_not_for_the_cpu_implementation() -> None:
     layout, buffer = PACKER.pack(FORESTS[0])
     plan = layout.read(buffer).plan
-    for form in ("blocks", "finals"):
-        with pytest.raises(ConfigError, match="packed for the Triton kernels; got a PyTorch twin"):
-            getattr(plan, form)
+    k = torch.zeros(layout.rows, 1, 8)
+    for operation, q in (
+        (kernels.forest_attention, torch.zeros(layout.rows, 4, 8)),
+        (kernels.final_attention, torch.zeros(layout.finals, 4, 8)),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            operation(q, k, k, plan, 1.0)
+        error = caught.value
+        assert (error.where, error.got) == (operation.__name__, "KernelTables")
+        assert error.what == "the plan is another implementation's"
+        assert error.expected == "a CpuPlan: PyTorch computes here"

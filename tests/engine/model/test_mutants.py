@@ -1,4 +1,4 @@
-"""Tests of the tests: a deliberately wrong twin of each operation must move vectors past the tolerance."""
+"""Tests of the tests: a deliberately wrong implementation of each operation must move vectors past the tolerance."""
 
 import json
 from collections.abc import Callable
@@ -17,8 +17,7 @@ from helpers.transformers_reference import (
 )
 
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.kernels import attention_plan as plan
-from lastword.kernels import cpu as reference
+from lastword.kernels import attention_plan, cpu
 from lastword.kernels.linear import plain as linear
 
 TOKENS = [[7, 8, 9], list(range(40)), [*range(30), 3, 4], [*range(30), 9, 9, 9], [5]]
@@ -51,34 +50,34 @@ def norm_without_weight(x, weight, eps):
 
 
 def add_after_norm(x, residual, weight, eps):
-    out = reference.rms_norm_ref(residual, weight, eps)
+    out = cpu.rms_norm(residual, weight, eps)
     residual.add_(x)
     return out
 
 
-def halves_swapped(x, weight, cos, sin, eps, true=reference._norm_rope):
+def halves_swapped(x, weight, cos, sin, eps, true=cpu._norm_rope):
     true(x, weight, cos, -sin, eps)
 
 
-def rope_before_norm(x, weight, cos, sin, eps, true=reference._norm_rope):
+def rope_before_norm(x, weight, cos, sin, eps, true=cpu._norm_rope):
     true(x, torch.ones_like(weight), cos, sin, eps)
     x.mul_(weight)
 
 
-def positions_off_by_one(positions, inv_freq, scale, true=reference.rope_tables_ref):
+def positions_off_by_one(positions, inv_freq, scale, true=cpu.rope_tables):
     # Rotation is relative: a constant shift changes nothing, a doubled first position does.
     return true((positions - 1).clamp_min(0), inv_freq, scale)
 
 
-def swapped_kv_heads(q, k, v, plan, scale, true=reference.forest_attention_ref):
+def swapped_kv_heads(q, k, v, plan, scale, true=cpu.forest_attention):
     return true(q, k.flip(1), v.flip(1), plan, scale)
 
 
-def swapped_final_heads(q, k, v, plan, scale, true=reference.final_attention_ref):
+def swapped_final_heads(q, k, v, plan, scale, true=cpu.final_attention):
     return true(q, k.flip(1), v.flip(1), plan, scale)
 
 
-def unscaled(q, k, v, plan, scale, true=reference.forest_attention_ref):
+def unscaled(q, k, v, plan, scale, true=cpu.forest_attention):
     return true(q, k, v, plan, 1.0)
 
 
@@ -86,38 +85,39 @@ def gate_and_up_swapped(x, other, weight, true=linear._onednn_mul):
     return true(x, other.sigmoid(), weight)
 
 
-def mask_off_by_one(q, k, v, scale, true=reference._attend_tile):
+def mask_off_by_one(q, k, v, scale, true=cpu._attend_tile):
     # Each row sees the tile's last key where its own should be.
     return true(q, k.roll(1, 1), v.roll(1, 1), scale)
 
 
-def last_row_off_by_one(paths, final_rows, device, true=plan.final_groups):
-    return [(t, r[:, :-1] if r.shape[1] > 1 else r) for t, r in true(paths, final_rows, device)]
+def last_row_off_by_one(paths, final_rows, device, true=attention_plan.final_groups):
+    groups = true(paths, final_rows, device)
+    return tuple((texts, rows[:, :-1] if rows.shape[1] > 1 else rows) for texts, rows in groups)
 
 
-WRONG: dict[str, tuple[object, str, Callable]] = {
-    "eps outside the root": (reference, "rms_norm_ref", eps_outside),
-    "norm without weight": (reference, "rms_norm_ref", norm_without_weight),
-    "residual added after the norm": (reference, "add_rms_norm_ref", add_after_norm),
-    "rope halves swapped": (reference, "_norm_rope", halves_swapped),
-    "rope before the norm": (reference, "_norm_rope", rope_before_norm),
-    "positions off by one": (reference, "rope_tables_ref", positions_off_by_one),
-    "wrong KV head": (reference, "forest_attention_ref", swapped_kv_heads),
-    "wrong KV head at the end": (reference, "final_attention_ref", swapped_final_heads),
-    "no scale": (reference, "forest_attention_ref", unscaled),
+MUTANTS: dict[str, tuple[object, str, Callable]] = {
+    "eps outside the root": (cpu, "rms_norm", eps_outside),
+    "norm without weight": (cpu, "rms_norm", norm_without_weight),
+    "residual added after the norm": (cpu, "add_rms_norm", add_after_norm),
+    "rope halves swapped": (cpu, "_norm_rope", halves_swapped),
+    "rope before the norm": (cpu, "_norm_rope", rope_before_norm),
+    "positions off by one": (cpu, "rope_tables", positions_off_by_one),
+    "wrong KV head": (cpu, "forest_attention", swapped_kv_heads),
+    "wrong KV head at the end": (cpu, "final_attention", swapped_final_heads),
+    "no scale": (cpu, "forest_attention", unscaled),
     "wrong gate": (linear, "_onednn_mul", gate_and_up_swapped),
-    "mask off by one": (reference, "_attend_tile", mask_off_by_one),
-    "final path too short": (plan, "final_groups", last_row_off_by_one),
+    "mask off by one": (cpu, "_attend_tile", mask_off_by_one),
+    "final path too short": (attention_plan, "final_groups", last_row_off_by_one),
 }
 
 
-def test_the_right_twins_agree(folder: Path, truth: torch.Tensor) -> None:
+def test_the_right_implementations_agree(folder: Path, truth: torch.Tensor) -> None:
     assert difference(our_states(load_ours(folder), TOKENS)[0], truth) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_twin_is_caught(
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_caught(
     name: str, folder: Path, truth: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(*WRONG[name])
+    monkeypatch.setattr(*MUTANTS[name])
     assert difference(our_states(load_ours(folder), TOKENS)[0], truth) > TOLERANCE

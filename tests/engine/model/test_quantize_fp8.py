@@ -80,11 +80,11 @@ def test_norm_and_swiglu_quantise_in_one_pass(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only what attention gives is quantised by itself: once a layer between."""
-    from lastword import kernels
+    from lastword.kernels.linear import fp8
 
     calls = []
-    true = kernels.quantize_rows
-    monkeypatch.setattr(kernels, "quantize_rows", lambda *args: calls.append(1) or true(*args))
+    true = fp8.quantize_rows
+    monkeypatch.setattr(fp8, "quantize_rows", lambda *args: calls.append(1) or true(*args))
     our_states(load_ours(folder, "fp8"), TOKENS[:1])
     assert len(calls) == 2
 

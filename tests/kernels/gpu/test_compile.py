@@ -7,8 +7,8 @@ import pytest
 import torch
 import triton
 
-from lastword.bench.kernels.launches import model_launches
 from lastword.bench.kernels import compile as aot
+from lastword.bench.kernels.launches import model_launches
 
 BOUNDS = tomllib.loads(Path(__file__).parents[3].joinpath("kernels/gpu/resources.toml").read_text())
 OPERATIONS = {
@@ -20,17 +20,15 @@ OPERATIONS = {
 FP8 = {"add_rms_norm_quantize", "quantize_rows", "swiglu_quantize"}
 
 
-def operations(target: str, dtype: str) -> set[str]:
-    """sm_80 has no fp8; attention by descriptors is for 16-bit rows on sm_90 and sm_100."""
-    found = set(OPERATIONS) if target == "sm_80" else OPERATIONS | FP8
-    if target in ("sm_90", "sm_100") and dtype == "bfloat16":
-        found.add("forest_attention_descriptor")
-    return found
+def operations(target: str) -> set[str]:
+    """sm_80 has no fp8."""
+    return OPERATIONS if target == "sm_80" else OPERATIONS | FP8
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[aot.Resources]:
-    return list(aot.compile_all(tuple(aot.TARGETS), aot.MODELS, aot.DTYPES))
+    targets = tuple(aot.TARGETS)
+    return list(aot.compile_all(targets, aot.MODELS, aot.DTYPES, launches=model_launches))
 
 
 def test_every_operation_compiles_everywhere(rows: list[aot.Resources]) -> None:
@@ -40,7 +38,7 @@ def test_every_operation_compiles_everywhere(rows: list[aot.Resources]) -> None:
         for target in aot.TARGETS
         for model in aot.MODELS
         for dtype in aot.DTYPES
-        for operation in operations(target, dtype)
+        for operation in operations(target)
     }
     assert compiled == expected
 
@@ -63,7 +61,7 @@ def test_bounds_fit_the_devices() -> None:
     shared = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64, "gfx950": 160}
     assert "3.6.0" in BOUNDS
     for table in BOUNDS.values():
-        assert len(table) == sum(len(operations(t, d)) for t in aot.TARGETS for d in aot.DTYPES)
+        assert len(table) == sum(len(operations(t)) for t in aot.TARGETS for _ in aot.DTYPES)
         for name, bound in table.items():
             assert bound["shared"] <= shared[name.split()[0]] * 1024, name
 
@@ -75,7 +73,7 @@ def test_attention_uses_matrix_instructions(rows: list[aot.Resources]) -> None:
         for row in rows
         if row.operation.startswith("forest") and row.dtype == "bfloat16" and row.target in newest
     ]
-    assert len(attention) == (4 * len(newest) + 2) * len(aot.MODELS)  # two by descriptors
+    assert len(attention) == 4 * len(newest) * len(aot.MODELS)
     assert [aot.line(row) for row in attention if not row.matrix] == []
 
 

@@ -8,17 +8,18 @@ import pytest
 import torch
 
 from lastword.batching.forest import Forest, plan_forests
-from lastword.batching.packing import MAX_TIER_ROWS, Packer, tier_of
+from lastword.batching.packing import MAX_BUCKET_ROWS, Packer, bucket_of
+from lastword.bench.kernels import descriptor
 from lastword.bench.kernels.launches import Launch, recording
-from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels import KernelTables, kernel_tables
 from lastword.kernels.gpu import final_attention as final_attention_kernel
 from lastword.kernels.gpu import forest_attention as forest_attention_kernel
-from lastword.kernels.gpu import forest_attention_descriptor as forest_attention_descriptor_kernel
 from lastword.kernels.gpu import qk_norm_rope as qk_norm_rope_kernel
 from lastword.kernels.gpu import quantize_rows as quantize_rows_kernel
 from lastword.kernels.gpu import rms_norm as rms_norm_kernel
 from lastword.kernels.gpu import swiglu as swiglu_kernel
 
+CPU = torch.device("cpu")
 BATCHES = 10_000
 H, KH, D, C, F = 4, 2, 32, 80, 48
 
@@ -43,12 +44,16 @@ def one_thread() -> Iterator[None]:
 
 
 def launch_forest(forest: Forest, dtype: torch.dtype) -> None:
-    plan = AttentionPlan(forest.segments, forest.final_rows, torch.device("cpu"))
-    launch_all(plan, forest.tokens_computed, dtype)
+    segments, final_rows = forest.segments, forest.final_rows
+    tables = kernel_tables(segments, final_rows, CPU, dtype=dtype, group=H // KH)
+    q, k, v = launch_all(tables, forest.tokens_computed, dtype)
+    if descriptor.descriptors_fit(q, k, v, tree=tables.has_ancestors):
+        by_head = descriptor.descriptor_tables(q, segments, final_rows)
+        descriptor.forest_attention_descriptor(q, k, v, by_head, 1.0)
 
 
-def launch_all(plan: AttentionPlan, T: int, dtype: torch.dtype) -> None:
-    """Every launcher on tensors shaped as the forward makes them, values unread."""
+def launch_all(plan: KernelTables, T: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Every launcher on tensors shaped as the forward makes them, values unread; gives q, k and v."""
     N = plan.num_finals
     for rows in {T, N}:
         x, weight = torch.empty(rows, C, dtype=dtype), torch.empty(C, dtype=dtype)
@@ -68,10 +73,8 @@ def launch_all(plan: AttentionPlan, T: int, dtype: torch.dtype) -> None:
     heads = qkv.view(T, -1, D)
     q, k, v = heads[:, :H], heads[:, H:-KH], heads[:, -KH:]
     forest_attention_kernel.forest_attention(q, k, v, plan, 1.0)
-    if forest_attention_descriptor_kernel.descriptors_fit(q, k, v, plan):
-        forest_attention_descriptor_kernel.forest_attention_descriptor(q, k, v, plan, 1.0)
-    q = torch.empty(N, H, D, dtype=dtype)
-    final_attention_kernel.final_attention(q, k, v, plan, 1.0)
+    final_attention_kernel.final_attention(torch.empty(N, H, D, dtype=dtype), k, v, plan, 1.0)
+    return q, k, v
 
 
 def test_specialisations_are_finite(one_thread: None) -> None:
@@ -96,17 +99,17 @@ def test_specialisations_are_finite(one_thread: None) -> None:
     assert max(seen.values()) < BATCHES // 4, "a specialisation turned up late"
 
 
-def test_tiers_ask_for_no_specialisation_of_their_own(one_thread: None) -> None:
-    """Tiers differ in sizes alone, which no kernel is specialised on."""
-    packer, dtype = Packer(torch.device("cpu"), torch.bfloat16, H // KH), torch.bfloat16
-    tiers = {
-        tier_of(rows, finals)
-        for rows in range(1, MAX_TIER_ROWS + 1, 15)
+def test_buckets_ask_for_no_specialisation_of_their_own(one_thread: None) -> None:
+    """Buckets differ in sizes alone, which no kernel is specialised on."""
+    packer, dtype = Packer(CPU, torch.bfloat16, H // KH), torch.bfloat16
+    buckets = {
+        bucket_of(rows, finals)
+        for rows in range(1, MAX_BUCKET_ROWS + 1, 15)
         for finals in (1, rows // 9 + 1, rows)
     }
     with recording("sm_90") as launches:
-        for rows, finals in tiers:
-            layout = packer.tier_layout(rows, finals)
+        for rows, finals in buckets:
+            layout = packer.bucket_layout(rows, finals)
             buffer = torch.zeros(layout.size, dtype=torch.int32)
             launch_all(layout.read(buffer).plan, rows, dtype)
     counts = Counter(launch.name for launch in set(launches))

@@ -1,4 +1,4 @@
-"""int8 products: near the fp32 ones, moved by no neighbour, nothing lost where numbers are extreme."""
+"""int8 matmuls: near the fp32 ones, moved by no neighbour, nothing lost where numbers are extreme."""
 
 import warnings
 
@@ -54,7 +54,7 @@ def test_neighbours_move_no_bit(layer: type) -> None:
 
 
 def test_one_scale_for_the_batch_would_be_seen() -> None:
-    """The wrong twin: the library's own dynamic product."""
+    """The mutant: the library's own dynamic product."""
     x, weight = draw(4, 256), draw(64, 256, seed=1)
     x[3] *= 1e6
     packed = Int8Linear(weight).packed
@@ -76,7 +76,7 @@ def test_no_code_saturates() -> None:
 
 def test_channels_that_round_badly_stay_in_fp32() -> None:
     x, weight = draw(40, 256), draw(64, 256, seed=1) * 0.02
-    weight[10:20, 10:20] += torch.eye(10)  # one large weight a channel
+    weight[10:20, 10:20] += torch.eye(10)  # one large weight per channel
     run = Int8Linear(weight)
     assert run.exact_rows.tolist() == list(range(10, 20))
     y, expected = run(x), F.linear(x, weight)
@@ -107,5 +107,8 @@ def test_a_machine_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         engine = "qnnpack"
 
     monkeypatch.setattr(linear_int8.torch.backends, "quantized", Arm)
-    with pytest.raises(ConfigError, match=r"no kernel on this machine; got .* 'qnnpack'"):
+    with pytest.raises(ConfigError) as caught:
         check_int8()
+    error = caught.value
+    assert (error.where, error.what) == ("quantize", "int8 has no kernel on this machine")
+    assert (error.got, error.expected) == ("PyTorch's engine 'qnnpack'", "'x86' or 'fbgemm'")

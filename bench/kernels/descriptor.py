@@ -1,8 +1,9 @@
-"""Attention over segments without ancestors by tensor descriptors, warp-specialised: one program a tile and query head.
+"""A candidate for attention without ancestors: tensor descriptors, warp-specialised; one program per tile, query head.
 
 One warp group copies keys and values into shared memory ahead of two that compute 64 query rows each. Triton's pass
 for sm_90 does so with four warps, one key loop without a branch, and descriptors made in the kernel: of the caller's it
-halves a tile's rows, but not the box that is copied. Another form of `forest_attention_kernel.py`.
+halves a tile's rows, but not the box that is copied. No GPU has run it: `--beside descriptor` checks
+and times it beside `kernels/gpu/forest_attention.py`.
 """
 
 import math
@@ -13,10 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lastword.kernels.attention_plan import AttentionPlan
-from lastword.kernels.gpu.block_sizes import architecture, descriptor_blocks, prefers_descriptors
-from lastword.kernels.gpu.forest_attention import _online_softmax
+from lastword.kernels import KernelTables, Segments
+from lastword.kernels.gpu.block_sizes import Blocks, architecture
+from lastword.kernels.gpu.forest_attention import online_softmax
 
+BLOCKS = {
+    "sm_90": Blocks(128, 128, 4, 2, "compiled 2026-11-23"),
+    "sm_100": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
+    "interpreter": Blocks(64, 32, 1, 1, "small, for tests"),
+}
 _ALIGNMENT = 16  # bytes, of a descriptor's base and of its rows
 
 
@@ -73,7 +79,7 @@ def _forest_attention_descriptor_kernel(
         s = tl.dot(q, k.T, input_precision="ieee") * scale
         s = tl.where((low + key)[None, :] <= token[:, None], s, float("-inf"))
         v = v_rows.load([low, 0])
-        acc, peak, total = _online_softmax(acc, peak, total, s, v)
+        acc, peak, total = online_softmax(acc, peak, total, s, v)
 
     # A descriptor's store has no mask: rows behind the segment are a neighbour's, so this one goes by pointers.
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
@@ -82,9 +88,22 @@ def _forest_attention_descriptor_kernel(
     tl.store(out_at, out, mask=(token < length)[:, None] & (d < D)[None, :])
 
 
-def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> bool:
+def descriptor_blocks(dtype: torch.dtype, architecture: str) -> Blocks | None:
+    """The block sizes; None where there are none, and in fp32 on a GPU."""
+    if dtype == torch.float32 and architecture != "interpreter":
+        return None
+    return BLOCKS.get(architecture)
+
+
+def _blocks(q: Tensor) -> Blocks:
+    blocks = descriptor_blocks(q.dtype, architecture(q.device))
+    assert blocks is not None, "asked for where descriptors do not fit"
+    return blocks
+
+
+def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, *, tree: bool) -> bool:
     """Whether the kernel can compute this: it has a block size, no segment has ancestors, rows lie on 16 bytes."""
-    if plan.has_ancestors or descriptor_blocks(q.dtype, architecture(q.device)) is None:
+    if tree or descriptor_blocks(q.dtype, architecture(q.device)) is None:
         return False
     head = q.shape[2] * q.element_size()
     return head % _ALIGNMENT == 0 and all(
@@ -93,35 +112,29 @@ def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> boo
     )
 
 
-def descriptors_preferred(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> bool:
-    """Whether the kernel is the default here and can compute this."""
-    preferred = prefers_descriptors(
-        q.dtype,
-        architecture(q.device),
-        tree=plan.has_ancestors,
-        rows_per_segment=plan.rows_per_segment,
-    )
-    return preferred and descriptors_fit(q, k, v, plan)
+def descriptor_tables(q: Tensor, segments: Segments, final_rows: list[int]) -> KernelTables:
+    """The batch in tiles of one query head, where `forest_attention` has G heads in a tile."""
+    return KernelTables.of(segments, final_rows, q.device, tile_rows=_blocks(q).BLOCK_M)
 
 
 def forest_attention_descriptor(
-    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float
+    q: Tensor, k: Tensor, v: Tensor, tables: KernelTables, scale: float
 ) -> Tensor:
-    """Launch `_forest_attention_descriptor_kernel` on q [T, H, D], k and v [T, KH, D] that fit."""
+    """Launch `_forest_attention_descriptor_kernel` on q [T, H, D], k and v [T, KH, D] that fit, and their tables."""
     (T, H, D), KH = q.shape, k.shape[1]
     out = torch.empty(T, H * D, dtype=q.dtype, device=q.device)
-    blocks = descriptor_blocks(q.dtype, architecture(q.device))
-    assert blocks is not None, "asked for where descriptors do not fit"
+    blocks = _blocks(q)
     if not T:
         return out
-    tiles = plan.tiles(blocks["BLOCK_M"])
+    tiles = tables.tiles_of(blocks.BLOCK_M)
 
     def launch() -> None:
         triton.set_allocator(_scratch)
         _forest_attention_descriptor_kernel[(len(tiles) * H,)](
-            q, k, v, out, tiles, plan.table, scale * math.log2(math.e),
+            q, k, v, out, tiles, tables.segment_table, scale * math.log2(math.e),
             Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0),
-            KH=KH, G=H // KH, D=D, BLOCK_D=max(triton.next_power_of_2(D), 16), **blocks,
+            KH=KH, G=H // KH, D=D, BLOCK_D=max(triton.next_power_of_2(D), 16),
+            **blocks.arguments(),
         )  # fmt: skip
 
     copy_context().run(launch)  # an allocator that the caller has set stays as it is

@@ -1,50 +1,46 @@
-"""When attention by descriptors is chosen, and that it is warp-specialised as its kernel says, compiled ahead of time.
+"""The candidate by descriptors: when it can run, and that it is warp-specialised as it says, compiled ahead of time.
 
 Triton's pass has two silent ways to fail, both seen while this kernel was written: two warp groups that compute the
 same rows, and rows of the second group counted from the wrong place.
 """
 
 import re
+import tomllib
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
-from lastword.batching.forest import plan_forests
-from lastword.bench.kernels.compile import compile_kernel
-from lastword.bench.kernels.launches import Launch, model_launches
-from lastword.kernels.attention_plan import AttentionPlan
-from lastword.kernels.gpu import block_sizes
-from lastword.kernels.gpu import forest_attention_descriptor as by_descriptors
+from lastword.bench.kernels import compile as aot
+from lastword.bench.kernels import descriptor
+from lastword.bench.kernels.launches import (
+    Launch,
+    all_launches,
+    candidate_launches,
+    model_launches,
+)
 
+BOUNDS = tomllib.loads(Path(descriptor.__file__).with_name("resources.toml").read_text())
 ROWS = 64  # of each of the two warp groups that compute
-
-
-def plan_of(texts: list[list[int]]) -> AttentionPlan:
-    (forest,) = plan_forests(texts, 10**6)
-    return AttentionPlan(forest.segments, forest.final_rows, torch.device("cpu"))
-
-
-PLAN = plan_of([[1] * 200, [2] * 56])
-TREE = plan_of([[1] * 100 + [2] * 78, [1] * 100 + [3] * 78])
 FUSED = torch.zeros(256, 8, 128, dtype=torch.bfloat16)
 
 
-def fits(x: Tensor, plan: AttentionPlan = PLAN, device: str = "sm_90") -> bool:
-    with mock.patch.object(by_descriptors, "architecture", return_value=device):
-        return by_descriptors.descriptors_fit(x[:, :4], x[:, 4:6], x[:, 6:], plan)
+def fits(x: Tensor, *, tree: bool = False, device: str = "sm_90") -> bool:
+    with mock.patch.object(descriptor, "architecture", return_value=device):
+        return descriptor.descriptors_fit(x[:, :4], x[:, 4:6], x[:, 6:], tree=tree)
 
 
 def test_what_fits() -> None:
-    assert len(FUSED) == sum(PLAN.segments.length) == sum(TREE.segments.length)
     assert fits(FUSED)
     assert fits(FUSED.half())
     assert fits(FUSED, device="sm_100")
     assert not fits(FUSED, device="sm_80")
     assert not fits(FUSED, device="gfx942")
     assert not fits(FUSED.float())
-    assert not fits(FUSED, TREE)
+    assert not fits(FUSED, tree=True)
 
 
 def test_rows_must_lie_on_16_bytes() -> None:
@@ -56,28 +52,62 @@ def test_rows_must_lie_on_16_bytes() -> None:
     assert not fits(torch.zeros(256, 8, 20, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize(
-    ("listed", "lengths", "preferred"),
-    [((), [256], False), (["sm_90"], [256], True), (["sm_90"], [128, 128], True), (["sm_90"], [129, 126, 1], False),
-     (["sm_100"], [256], False)],
-)  # fmt: skip
-def test_it_is_preferred_where_listed_and_tiles_are_full(
-    listed: list[str], lengths: list[int], preferred: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(block_sizes, "DESCRIPTOR_DEFAULT", frozenset(listed))
-    monkeypatch.setattr(by_descriptors, "architecture", lambda _: "sm_90")
-    plan = plan_of([[i] * n for i, n in enumerate(lengths)])
-    q, k, v = FUSED[:, :4], FUSED[:, 4:6], FUSED[:, 6:]
-    assert by_descriptors.descriptors_preferred(q, k, v, plan) == preferred
-
-
 def launch() -> Launch:
-    return model_launches("4B", torch.bfloat16, "sm_90")["forest_attention_descriptor"]
+    return candidate_launches("4B", torch.bfloat16, "sm_90")["forest_attention_descriptor"]
+
+
+def test_it_is_a_candidate_and_no_kernel_of_the_forward() -> None:
+    for target in aot.TARGETS:
+        for dtype in (torch.bfloat16, torch.float32):
+            ours, candidates, both = (
+                kind("0.6B", dtype, target)
+                for kind in (model_launches, candidate_launches, all_launches)
+            )
+            there = target in ("sm_90", "sm_100") and dtype == torch.bfloat16
+            assert list(candidates) == (["forest_attention_descriptor"] if there else [])
+            assert not aot.CANDIDATES & ours.keys()
+            assert both.keys() == ours.keys() | candidates.keys()
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[aot.Resources]:
+    targets = tuple(aot.TARGETS)
+    return list(aot.compile_all(targets, aot.MODELS, aot.DTYPES, launches=candidate_launches))
+
+
+def test_it_compiles_where_it_runs(rows: list[aot.Resources]) -> None:
+    compiled = {(row.target, row.model, row.dtype, row.operation) for row in rows}
+    assert compiled == {
+        (target, model, "bfloat16", "forest_attention_descriptor")
+        for target in ("sm_90", "sm_100")
+        for model in aot.MODELS
+    }
+    for row in rows:
+        assert not row.spills
+        assert not row.serial
+        assert row.matrix
+        assert row.wide
+
+
+def test_resources_stay_within_bounds(rows: list[aot.Resources]) -> None:
+    if triton.__version__ not in BOUNDS:
+        pytest.skip(f"no bounds for triton {triton.__version__}; known: {', '.join(BOUNDS)}")
+    used = aot.bounds(rows)
+    assert used.keys() == BOUNDS[triton.__version__].keys()
+    for name, bound in BOUNDS[triton.__version__].items():
+        assert all(used[name][key] <= bound[key] for key in bound), name
+
+
+def test_bounds_fit_the_devices() -> None:
+    assert "3.6.0" in BOUNDS
+    for table in BOUNDS.values():
+        assert len(table) == 2
+        assert all(bound["shared"] <= 227 * 1024 for bound in table.values())
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    return compile_kernel(launch(), "sm_90")
+    return aot.compile_kernel(launch(), "sm_90")
 
 
 def warp_groups(ttgir: str) -> list[str]:
@@ -143,4 +173,4 @@ def test_groups_with_the_same_rows_are_seen() -> None:
     half = launch()
     constants = tuple((name, ROWS if name == "BLOCK_M" else value) for name, value in half.constants)  # fmt: skip
     both = Launch(half.kernel, half.types, half.aligned, constants, half.options)
-    assert rows_apart(compile_kernel(both, "sm_90").asm["ttgir"]) == []
+    assert rows_apart(aot.compile_kernel(both, "sm_90").asm["ttgir"]) == []

@@ -1,0 +1,260 @@
+"""The operations of the forward as functions: each checks its arguments and runs the fitting implementation.
+
+GPU tensors go to the Triton kernel, in a file of its own that is imported at its first launch; CPU tensors to PyTorch
+(`cpu.py`), or under TRITON_INTERPRET=1 to the kernel too, run by Triton's interpreter.
+
+Shape letters: T packed tokens, N texts, C hidden, F MLP width, H query heads, KH key/value heads, D head_dim.
+"""
+
+import torch
+from torch import Tensor
+
+from lastword.errors import ConfigError
+from lastword.kernels import cpu
+from lastword.kernels.arguments import (
+    check,
+    check_gate_up,
+    check_heads,
+    check_lookup,
+    check_residual,
+    on_triton,
+)
+from lastword.kernels.attention_plan import AttentionPlan, CpuPlan, KernelTables
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise each row by its root mean square: y = x / sqrt(mean(x²) + eps) · weight.
+
+    Args:     x: [T, C] fp32/fp16/bf16. weight: [C].
+    Returns:  [T, C], dtype of x.
+    Numerics: everything in fp32, rounded once at the store.
+    Raises:   ConfigError where shapes, dtypes or devices disagree.
+    Source:   Zhang & Sennrich 2019, eq. 4; transformers `Qwen3RMSNorm` (which rounds before the weight).
+    """
+    check("rms_norm", "x", x, (-1, weight.shape[0]), like=weight)
+    if on_triton("rms_norm", x):
+        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
+
+        return rms_norm_kernel.rms_norm(x.contiguous(), weight, eps)
+    return cpu.rms_norm(x, weight, eps)
+
+
+def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Look up the rows of the tokens and normalise them: residual = table[ids]; y = rms_norm(residual).
+
+    Args:     ids: [T] integers below V. table: [V, C], of any dtype (on a CPU that of the file). weight: [C].
+    Returns:  residual, y: [T, C], dtype of weight.
+    Numerics: rows are rounded to the dtype of weight; the norm is in fp32, rounded once.
+    Raises:   ConfigError where shapes, kinds or devices disagree.
+    """
+    check_lookup("embed_rms_norm", ids, table, weight)
+    if on_triton("embed_rms_norm", weight) and table.dtype == weight.dtype:
+        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
+
+        return rms_norm_kernel.embed_rms_norm(ids, table.contiguous(), weight, eps)
+    return cpu.embed_rms_norm(ids, table, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Add x to the residual in place, then normalise it: residual += x; y = rms_norm(residual).
+
+    Args:     x, residual: [T, C], one dtype. weight: [C].
+    Returns:  [T, C], dtype of x; residual holds the sum.
+    Numerics: the sum is rounded to the dtype of residual; the norm is in fp32, rounded once.
+    Raises:   ConfigError where shapes, dtypes or devices disagree.
+    """
+    check_residual("add_rms_norm", x, residual, weight)
+    if on_triton("add_rms_norm", x):
+        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
+
+        return rms_norm_kernel.add_rms_norm(x.contiguous(), residual, weight, eps)
+    return cpu.add_rms_norm(x, residual, weight, eps)
+
+
+def add_rms_norm_quantize(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+) -> tuple[Tensor, Tensor]:
+    """Add x to the residual in place and quantise its norm for an fp8 matmul: y · scale = rms_norm(residual += x).
+
+    Args:     x, residual: [T, C], one dtype. weight: [C]. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
+    Returns:  y: [T, C] fp8; scale: [T] fp32, max |row| over the format's largest number; residual holds the sum.
+    Numerics: the sum is rounded to the dtype of residual; the norm is in fp32, rounded once to fp8.
+    Raises:   ConfigError where shapes, dtypes or devices disagree.
+    """
+    check_residual("add_rms_norm_quantize", x, residual, weight)
+    if on_triton("add_rms_norm_quantize", x):
+        from lastword.kernels.gpu import rms_norm as rms_norm_kernel
+
+        return rms_norm_kernel.add_rms_norm_quantize(x.contiguous(), residual, weight, eps, dtype)
+    return cpu.add_rms_norm_quantize(x, residual, weight, eps, dtype)
+
+
+def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
+    """Quantise each row for an fp8 matmul: y · scale = x.
+
+    Args:     x: [T, C] fp32/fp16/bf16. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
+    Returns:  y: [T, C] fp8; scale: [T] fp32, max |row| over the format's largest number.
+    Numerics: divided in fp32, rounded once to fp8. A row with a NaN or an infinity has a NaN in y or scale.
+    Raises:   ConfigError where x is no matrix, or of another dtype.
+    """
+    check("quantize_rows", "x", x, (-1, -1), like=x)
+    if on_triton("quantize_rows", x):
+        from lastword.kernels.gpu import quantize_rows as quantize_rows_kernel
+
+        return quantize_rows_kernel.quantize_rows(x.contiguous(), dtype)
+    return cpu.quantize_rows(x, dtype)
+
+
+def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Tabulate the rotation of each row once per batch: cos(position · inv_freq) · scale, and sin likewise.
+
+    Args:     positions: [T] integers. inv_freq: [D/2] fp32. scale: yarn's attention factor.
+    Returns:  two [T, D/2] fp32 tensors.
+    Numerics: angles in fp32, as transformers computes them (fp64 angles differ by 1e-3 at position 32k).
+    """
+    return cpu.rope_tables(positions, inv_freq, scale)
+
+
+def qk_norm_rope(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    eps: float,
+) -> None:
+    """Normalise every query and key head over D and rotate it by its row's position, in place.
+
+    (a, b) = halves of rms_norm(head); head = (a·cos − b·sin, b·cos + a·sin). Values stay as they are.
+
+    Args:     qkv: [T, (H + 2·KH)·D], contiguous; H or KH may be 0. q_weight, k_weight: [D].
+              cos, sin: [T, D/2] fp32 from `rope_tables`.
+    Numerics: norm and rotation in fp32, rounded once to the dtype of qkv.
+    Raises:   ConfigError where shapes, dtypes or devices disagree.
+    Source:   transformers `Qwen3Attention.forward` and `apply_rotary_pos_emb`.
+    """
+    head_dim = q_weight.shape[0]
+    width = (num_heads + 2 * num_kv_heads) * head_dim
+    check("qk_norm_rope", "qkv", qkv, (-1, width), like=q_weight)
+    check("qk_norm_rope", "k_weight", k_weight, (head_dim,), like=q_weight)
+    check("qk_norm_rope", "sin", sin, (qkv.shape[0], head_dim // 2), like=cos)
+    check("qk_norm_rope", "cos", cos, tuple(sin.shape), like=sin)
+    if not qkv.is_contiguous() or cos.dtype != torch.float32:
+        raise ConfigError(
+            "qk_norm_rope",
+            "qkv or tables are laid out otherwise",
+            got=f"qkv with strides {qkv.stride()} and {cos.dtype} tables",
+            expected="contiguous rows and float32 tables",
+        )
+    if on_triton("qk_norm_rope", qkv):
+        from lastword.kernels.gpu import qk_norm_rope as qk_norm_rope_kernel
+
+        qk_norm_rope_kernel.qk_norm_rope(
+            qkv, q_weight, k_weight, cos.contiguous(), sin.contiguous(),
+            num_heads=num_heads, num_kv_heads=num_kv_heads, eps=eps,
+        )  # fmt: skip
+        return
+    cpu.qk_norm_rope(
+        qkv, q_weight, k_weight, cos, sin, num_heads=num_heads, num_kv_heads=num_kv_heads, eps=eps
+    )
+
+
+def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    """Attend every packed row to its ancestors' rows and to its own segment up to itself.
+
+    out[t] = Σ softmax(scale · q[t]·k[path of t]) · v, head h reading KV head h // G.
+
+    Args:     q: [T, H, D]; k, v: [T, KH, D], last dim contiguous. plan: the batch's, in the form that the
+              device reads: a `CpuPlan`, or `KernelTables`.
+    Returns:  [T, H·D], dtype of q.
+    Numerics: logits, softmax and sums in fp32; rounded once at the store.
+    Raises:   ConfigError where shapes, dtypes or devices disagree, or the plan is in the other form.
+    """
+    check("forest_attention", "k", k, (q.shape[0], -1, q.shape[2]), like=q)
+    check("forest_attention", "v", v, tuple(k.shape), like=q)
+    check_heads("forest_attention", q=q, k=k, v=v)
+    if on_triton("forest_attention", q):
+        tables = _tables("forest_attention", plan)
+        from lastword.kernels.gpu import forest_attention as forest_attention_kernel
+
+        return forest_attention_kernel.forest_attention(q, k, v, tables, scale)
+    return cpu.forest_attention(q, k, v, _cpu_plan("forest_attention", plan), scale)
+
+
+def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+    """Attend one query row per text, its final row, to its whole path.
+
+    Args:     q: [N, H, D], a row for each of the plan's final rows; k, v: [T, KH, D].
+    Returns:  [N, H·D], dtype of q.
+    Numerics: logits, softmax and sums in fp32; rounded once at the store.
+    Raises:   ConfigError where shapes, dtypes or devices disagree, or the plan is in the other form.
+    """
+    check("final_attention", "q", q, (plan.num_finals, -1, -1), like=q)
+    check("final_attention", "k", k, (-1, -1, q.shape[2]), like=q)
+    check("final_attention", "v", v, tuple(k.shape), like=q)
+    check_heads("final_attention", q=q, k=k, v=v)
+    if on_triton("final_attention", q):
+        tables = _tables("final_attention", plan)
+        from lastword.kernels.gpu import final_attention as final_attention_kernel
+
+        return final_attention_kernel.final_attention(q, k, v, tables, scale)
+    return cpu.final_attention(q, k, v, _cpu_plan("final_attention", plan), scale)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """Gate the MLP: y = silu(gate) · up.
+
+    Args:     gate_up: [T, 2F], gate in the first F columns.
+    Returns:  [T, F], dtype of gate_up.
+    Numerics: in fp32, rounded once.
+    Raises:   ConfigError where the width is odd.
+    """
+    check_gate_up("swiglu", gate_up)
+    if on_triton("swiglu", gate_up):
+        from lastword.kernels.gpu import swiglu as swiglu_kernel
+
+        return swiglu_kernel.swiglu(gate_up.contiguous())
+    return cpu.swiglu(gate_up)
+
+
+def swiglu_quantize(
+    gate_up: Tensor, dtype: torch.dtype = torch.float8_e4m3fn
+) -> tuple[Tensor, Tensor]:
+    """Gate the MLP and quantise each row for an fp8 matmul: y · scale = silu(gate) · up.
+
+    Args:     gate_up: [T, 2F], gate in the first F columns. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
+    Returns:  y: [T, F] fp8; scale: [T] fp32, max |row| over the format's largest number.
+    Numerics: in fp32, rounded once to fp8.
+    Raises:   ConfigError where the width is odd.
+    """
+    check_gate_up("swiglu_quantize", gate_up)
+    if on_triton("swiglu_quantize", gate_up):
+        from lastword.kernels.gpu import swiglu as swiglu_kernel
+
+        return swiglu_kernel.swiglu_quantize(gate_up.contiguous(), dtype)
+    return cpu.swiglu_quantize(gate_up, dtype)
+
+
+def _cpu_plan(where: str, plan: AttentionPlan) -> CpuPlan:
+    if not isinstance(plan, CpuPlan):
+        raise _other_plan(where, plan, "a CpuPlan: PyTorch computes here")
+    return plan
+
+
+def _tables(where: str, plan: AttentionPlan) -> KernelTables:
+    if not isinstance(plan, KernelTables):
+        raise _other_plan(where, plan, "KernelTables: a Triton kernel computes here")
+    return plan
+
+
+def _other_plan(where: str, plan: AttentionPlan, expected: str) -> ConfigError:
+    return ConfigError(
+        where, "the plan is another implementation's", got=type(plan).__name__, expected=expected
+    )
