@@ -18,13 +18,13 @@ from torch import Tensor
 from lastword.errors import InputError, WeightsError, some
 from lastword.weights.config import ModelConfig
 from lastword.weights.files.dtypes import WEIGHT_DTYPES
+from lastword.weights.files.file_tensor import mapped
 from lastword.weights.files.header import TensorInfo
-from lastword.weights.files.mapping import mapped
 from lastword.weights.files.shards import read_tensors
 from lastword.weights.json_fields import unreadable
 from lastword.weights.tensor_names import EMBEDDING, LM_HEAD, NORM, PREFIX, expected_shapes
 
-_BLOCK = 4096
+_SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +200,13 @@ def _checked(
 def _sampled(info: TensorInfo) -> bytes:
     """Hash the first, middle and last 4 KiB of a tensor, or all of a tensor that is smaller."""
     digest = hashlib.sha256()
-    middle = max(0, (info.num_bytes - _BLOCK) // 2)
-    last = max(0, info.num_bytes - _BLOCK)
+    middle = max(0, (info.num_bytes - _SAMPLE_BYTES) // 2)
+    last = max(0, info.num_bytes - _SAMPLE_BYTES)
     try:
         with info.file.open("rb") as file:
             for offset in sorted({0, middle, last}):
                 file.seek(info.start + offset)
-                digest.update(file.read(min(_BLOCK, info.num_bytes - offset)))
+                digest.update(file.read(min(_SAMPLE_BYTES, info.num_bytes - offset)))
     except OSError as problem:
         raise unreadable(info.file, problem) from None
     return digest.digest()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.errors import InputError, WeightsError
-from lastword.weights import Checkpoint, read_config
+from lastword.weights import Checkpoint, WeightsSource, read_config
 from lastword.weights.files import shards
 from lastword.weights.files.header import read_header
 from lastword.weights.merging.stored import open_stored
@@ -119,6 +119,16 @@ def test_fingerprint_is_read_once(tmp_path):
     before = checkpoint.fingerprint
     (folder / SINGLE).unlink()
     assert checkpoint.fingerprint == before
+
+
+def test_a_checkpoint_is_a_source_of_weights(tmp_path):
+    """The engine asks for nothing else, so whatever has these may stand for a checkpoint."""
+    checkpoint = opened(make_checkpoint(tmp_path))
+    asked = [name for name in vars(WeightsSource) if not name.startswith("_")]
+    assert sorted(asked) == [
+        "dtypes", "embedding", "fingerprint", "layer", "norm", "num_bytes", "num_parameters",
+    ]  # fmt: skip
+    assert all(hasattr(checkpoint, name) for name in asked)
 
 
 def test_a_model_to_rewrite_reads_each_header_once(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-BLOCK = 1 << 20  # elements a task: 4 MiB of float32
+BLOCK = 1 << 20  # elements per task: 4 MiB of float32
 _AHEAD = 2  # results a thread may lie ready for the writer
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ def blocks(size: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, size))
 
 
-class Workers:
+class BlockThreads:
     """Threads that run torch on one core each; results come in the order of the tasks."""
 
     def __init__(self, pool: ThreadPoolExecutor, count: int) -> None:
@@ -44,13 +44,13 @@ class Workers:
 
 
 @contextmanager
-def workers() -> Iterator[Workers]:
-    """Start a thread a core, with torch's own threads off so that the two do not multiply."""
+def block_threads() -> Iterator[BlockThreads]:
+    """Start one thread per core, with torch's own threads off so that the two do not multiply."""
     before = torch.get_num_threads()
     count = max(1, min(before, os.cpu_count() or 1))
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(count, thread_name_prefix="lastword-blocks") as pool:
-            yield Workers(pool, count)
+            yield BlockThreads(pool, count)
     finally:
         torch.set_num_threads(before)

@@ -1,9 +1,10 @@
-"""A stored tensor, flat, whose slices are read when asked for, into buffers that are used again.
+"""A tensor of a safetensors file: mapped whole, to be kept, or read by slices, to be walked through.
 
-For walking through tensors far larger than memory: a page of a mapping costs a fault each time, a read does
-not, and the disk is asked early for what comes next. `mapping.py` is for tensors that are kept.
+Slices are read into buffers that are used again, for tensors far larger than memory: a page of a mapping costs
+a fault each time, a read does not, and the disk is asked early for what comes next.
 """
 
+import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,30 @@ from lastword.weights.json_fields import unreadable
 
 _STRETCH = 4 << 20  # bytes that the disk is asked for at a time
 _AHEAD = 8 * _STRETCH  # how far before they are needed
+
+
+def mapped(info: TensorInfo, name: str) -> Tensor:
+    """Give one tensor as a view of the mapped file: nothing is read before it is used.
+
+    The mapping lives exactly as long as the tensor does.
+
+    Raises:
+        WeightsError: the file cannot be mapped.
+    """
+    # Only this tensor's pages: a mapping of a whole file can exceed what the system grants.
+    lead = info.start % mmap.ALLOCATIONGRANULARITY
+    try:
+        with info.file.open("rb") as file:
+            pages = mmap.mmap(
+                file.fileno(),
+                info.num_bytes + lead,
+                access=mmap.ACCESS_COPY,
+                offset=info.start - lead,
+            )
+    except (OSError, ValueError) as problem:
+        raise WeightsError(f"{info.file}: tensor {name}", f"cannot be mapped ({problem})") from None
+    flat = torch.frombuffer(pages, dtype=torch_dtype(info.dtype), offset=lead)
+    return flat.view(info.shape)
 
 
 class FlatTensor(Protocol):

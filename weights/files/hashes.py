@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lastword.weights.json_fields import unreadable
 
-_BLOCK_BYTES = 1 << 22
+_READ_BYTES = 1 << 22
 _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -43,7 +43,7 @@ def _hash_file(path: Path, folder: Path) -> FileHash:
         size = path.stat().st_size
         git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
         with path.open("rb") as stream:
-            while block := stream.read(_BLOCK_BYTES):
+            while block := stream.read(_READ_BYTES):
                 sha256.update(block)
                 git.update(block)
     except OSError as problem:

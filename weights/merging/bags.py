@@ -18,7 +18,7 @@ from lastword.errors import InputError, some
 from lastword.weights.json_fields import parse_object, shown, unreadable
 
 REST = "rest"  # the bag of all rows that no other bag has
-_BLOCK = 1 << 22  # bytes between two calls of `progress`
+_PROGRESS_BYTES = 1 << 22  # between two calls of `progress`
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def read_dataset(
     for line in _lines(path):
         digest.update(line)
         done += len(line)
-        if done >= _BLOCK:
+        if done >= _PROGRESS_BYTES:
             progress(done)
             done = 0
         rows += 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import WeightsError
-from lastword.weights.files.blocks import Workers, blocks
+from lastword.weights.files.blocks import BlockThreads, blocks
 from lastword.weights.files.companions import CARD, copy_companions
 from lastword.weights.files.dtypes import dtype_name, torch_dtype
 from lastword.weights.files.file_tensor import open_tensor
@@ -24,14 +24,16 @@ class Conversion:
     Args:
         model: what to convert.
         dtype: of every tensor of the result; None keeps each tensor's own.
-        workers: who does the arithmetic.
+        threads: what does the arithmetic.
     """
 
     specs: TensorSpecs
     identity: dict[str, object]
 
-    def __init__(self, model: StoredModel, dtype: torch.dtype | None, workers: Workers) -> None:
-        self._model, self._workers = model, workers
+    def __init__(
+        self, model: StoredModel, dtype: torch.dtype | None, threads: BlockThreads
+    ) -> None:
+        self._model, self._threads = model, threads
         self._plain = {model.keys[name]: name for name in model.tensors}
         infos = {key: model.tensors[name] for key, name in self._plain.items()}
         self.specs = {
@@ -51,7 +53,7 @@ class Conversion:
             if dtype == tensor.dtype:
                 yield from (tensor[block] for block in blocks(tensor.numel()))
             else:
-                yield from self._workers.map(converted, blocks(tensor.numel()))
+                yield from self._threads.map(converted, blocks(tensor.numel()))
 
     def facts(self, name: str) -> dict[str, Any]:
         """Say what was made of which."""

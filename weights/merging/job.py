@@ -59,7 +59,7 @@ def write_model(
     Args:
         job: what to write.
         out: the new folder; an empty one may be there.
-        shard_bytes: weights a file, at most; a larger tensor has a file of its own.
+        shard_bytes: weights per file, at most; a larger tensor has a file of its own.
         progress: called with the bytes written, or found written by an earlier run.
         notice: called with what the user should know.
 

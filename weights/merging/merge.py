@@ -13,7 +13,7 @@ from torch import Tensor
 from lastword.errors import InputError, WeightsError
 from lastword.weights.checkpoint import Checkpoint
 from lastword.weights.embedding_spec import read_embedding_spec
-from lastword.weights.files.blocks import Workers, blocks
+from lastword.weights.files.blocks import BlockThreads, blocks
 from lastword.weights.files.companions import CARD, copy_companions
 from lastword.weights.files.dtypes import torch_dtype
 from lastword.weights.files.file_tensor import FileTensor, open_tensor
@@ -32,7 +32,7 @@ class Merge:
 
     Args:
         recipe: what to merge and how.
-        workers: who does the arithmetic.
+        threads: what does the arithmetic.
         local_files_only: do not use the network for models named by a hub id.
 
     Raises:
@@ -44,8 +44,10 @@ class Merge:
     identity: dict[str, object]
     notices: list[str]
 
-    def __init__(self, recipe: Recipe, workers: Workers, *, local_files_only: bool = False) -> None:
-        self.recipe, self._workers = recipe, workers
+    def __init__(
+        self, recipe: Recipe, threads: BlockThreads, *, local_files_only: bool = False
+    ) -> None:
+        self.recipe, self._threads = recipe, threads
         if recipe.normalize:
             methods.shares(recipe.weights, normalize=True)  # refuses weights that sum to zero
         named = (recipe.donor, *recipe.models, *([recipe.base] if recipe.base else []))
@@ -76,7 +78,7 @@ class Merge:
             tensors = [stack.enter_context(self._open(model, plain)) for model in recipe.models]
             named = None if alone else recipe.base
             base = None if named is None else stack.enter_context(self._open(named, plain))
-            work = TensorMerge(tensors, base, dtype, self._workers)
+            work = TensorMerge(tensors, base, dtype, self._threads)
             try:
                 yield from work.run(recipe)
                 facts = methods.describe(work.products, work.coefficients)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import InputError
-from lastword.weights.files.blocks import Workers, blocks
+from lastword.weights.files.blocks import BlockThreads, blocks
 from lastword.weights.files.dtypes import dtype_name
 from lastword.weights.files.file_tensor import FlatTensor
 from lastword.weights.merging import methods
@@ -87,9 +87,9 @@ class TensorMerge:
         tensors: Sequence[FlatTensor],
         base: FlatTensor | None,
         dtype: torch.dtype,
-        workers: Workers,
+        threads: BlockThreads,
     ) -> None:
-        self._rows, self._dtype, self._workers = Rows(tensors, base), dtype, workers
+        self._rows, self._dtype, self._threads = Rows(tensors, base), dtype, threads
         # of the rows; float64 [N, N]
         self.products = torch.zeros((len(tensors), len(tensors)), dtype=torch.float64)
         self._spare: deque[Tensor] = deque()  # a block is never larger than those before it
@@ -103,7 +103,7 @@ class TensorMerge:
         """
         self.coefficients = self._solve(recipe)
         work = self._merged if self._solved else self._merged_and_products
-        for merged, products in self._workers.map(work, blocks(self._rows.size)):
+        for merged, products in self._threads.map(work, blocks(self._rows.size)):
             if products is not None:
                 self.products += products
             yield merged
@@ -121,7 +121,7 @@ class TensorMerge:
         return [own.get("lambda", 1.0) * share for share in shares]
 
     def _gram(self) -> Tensor:
-        for products in self._workers.map(self._products, blocks(self._rows.size)):
+        for products in self._threads.map(self._products, blocks(self._rows.size)):
             self.products += products
         self._solved = True
         return self.products

@@ -27,13 +27,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from lastword.weights.files.blocks import workers
+    from lastword.weights.files.blocks import block_threads
     from lastword.weights.files.dtypes import torch_dtype
     from lastword.weights.merging.convert import Conversion
     from lastword.weights.merging.stored import open_stored
 
     dtype = None if args.dtype is None else torch_dtype(args.dtype.upper())
     model = open_stored(args.model, local_files_only=args.local_files_only)
-    with workers() as threads:
+    with block_threads() as threads:
         write_folder(args, Conversion(model, dtype, threads), "Converting")
     return 0

@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from lastword.weights.files.atomic import whole_file
-    from lastword.weights.files.blocks import workers
+    from lastword.weights.files.blocks import block_threads
     from lastword.weights.merging.merge import Merge
     from lastword.weights.merging.recipe import read_recipe
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = read_recipe(Path(args.config))
     with ExitStack() as stack:
         report = stack.enter_context(whole_file(args.report)) if args.report else None
-        threads = stack.enter_context(workers())
+        threads = stack.enter_context(block_threads())
         job = Merge(recipe, threads, local_files_only=args.local_files_only)
         console.say_all(job.notices, quiet=args.quiet)
         for facts in write_folder(args, job, "Merging"):

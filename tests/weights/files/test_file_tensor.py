@@ -9,9 +9,8 @@ import torch
 
 from lastword.errors import WeightsError
 from lastword.weights import write_safetensors
-from lastword.weights.files.file_tensor import open_tensor
+from lastword.weights.files.file_tensor import mapped, open_tensor
 from lastword.weights.files.header import read_header
-from lastword.weights.files.mapping import mapped
 from lastword.weights.merging.tensor_merge import PIECE, Rows
 
 SIZE = 2 * PIECE + 7

@@ -12,13 +12,11 @@ from safetensors.torch import load_file
 
 from lastword.errors import InputError
 from lastword.weights import write_safetensors
+from lastword.weights.files.dtypes import ELEMENT_SIZES, torch_dtype
 from lastword.weights.files.header import read_header
 from lastword.weights.files.writer import TensorSpec, stream_safetensors
 
-DTYPES = [
-    torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32,
-    torch.int16, torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2,
-]  # fmt: skip
+DTYPES = [torch_dtype(stored) for stored in ELEMENT_SIZES]
 
 
 def example(dtype: torch.dtype, *shape: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from helpers.small_models import model, recipe_text
 
 from lastword.errors import LastwordError
-from lastword.weights.files.blocks import workers
+from lastword.weights.files.blocks import block_threads
 from lastword.weights.merging.merge import Merge
 from lastword.weights.merging.recipe import parse_recipe
 
@@ -64,7 +64,7 @@ def test_mismatches_are_named_before_anything_is_written(tmp_path, first, mismat
     make, place, what, got, expected, remedy = MISMATCHES[mismatch]
     text = recipe_text([first, make(first, tmp_path / "other")], [1, 1])
     before = sorted(tmp_path.iterdir())
-    with workers() as threads, pytest.raises(LastwordError) as caught:
+    with block_threads() as threads, pytest.raises(LastwordError) as caught:
         Merge(parse_recipe(text, "merge.yaml"), threads)
     error = caught.value
     assert error.where == "/".join(filter(None, (str(tmp_path / "other"), place)))
@@ -82,7 +82,7 @@ def test_mismatches_are_named_before_anything_is_written(tmp_path, first, mismat
 
 def test_a_limit_does_not_keep_models_apart(tmp_path, first):
     other = edited(first, tmp_path / "other", max_position_embeddings=8192)
-    with workers() as threads:
+    with block_threads() as threads:
         job = Merge(parse_recipe(recipe_text([first, other], [1, 1]), "merge.yaml"), threads)
     limits = [each.config.max_position_embeddings for each in job.opened.values()]
     assert limits == [4096, 8192]

@@ -22,7 +22,7 @@ from lastword.bench.merge import multislerp
 from lastword.cli.main import main
 from lastword.errors import InputError, WeightsError
 from lastword.weights import Checkpoint, read_config
-from lastword.weights.files.blocks import workers
+from lastword.weights.files.blocks import block_threads
 from lastword.weights.files.header import read_header
 from lastword.weights.locate import ModelFiles
 from lastword.weights.merging.merge import Merge
@@ -277,7 +277,7 @@ def test_a_revision_of_a_hub_model(tmp_path, three, monkeypatch):
 
     monkeypatch.setattr("lastword.weights.merging.stored.locate", locate)
     recipe = parse_recipe(recipe_text(["own/er@v2", "own/er"], [1, 1]), "merge.yaml")
-    with workers() as threads:
+    with block_threads() as threads:
         job = Merge(recipe, threads, local_files_only=True)
     assert asked == [("own/er", "v2", True), ("own/er", None, True)]
     card = merge_card(recipe, job.opened, job.specs, "hash")

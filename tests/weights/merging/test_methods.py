@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lastword.bench.merge import multislerp
 from lastword.errors import InputError
-from lastword.weights.files.blocks import workers
+from lastword.weights.files.blocks import block_threads
 from lastword.weights.merging import methods
 from lastword.weights.merging.recipe import parse_recipe
 from lastword.weights.merging.tensor_merge import PIECE, TensorMerge
@@ -66,7 +66,7 @@ def recipe(method: str, weights: list[float], *, base: bool = False, t: float | 
 def streamed(tensors, made, *, base=None, dtype=None):
     dtype = dtype or tensors[0].dtype
     flat = [tensor.reshape(-1) for tensor in tensors]
-    with workers() as threads:
+    with block_threads() as threads:
         origin = None if base is None else base.reshape(-1)
         work = TensorMerge(flat, origin, dtype, threads)
         return torch.cat([block.clone() for block in work.run(made)]).view(tensors[0].shape)

@@ -1,0 +1,75 @@
+"""Strict JSON: what is not JSON is refused in one line that names it, without an import of torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lastword.errors import ConfigError, InputError
+from lastword.weights import parse_json, parse_object
+from lastword.weights.json_fields import shown
+
+# Each as bytes and as text: what is wrong, what is got.
+BAD = {
+    "": ("not valid JSON (Expecting value at column 1)", None),
+    '{"a": nope}': ("not valid JSON (Expecting value at column 7)", None),
+    '{"a":\n\n nope}': ("not valid JSON (Expecting value at line 3, column 2)", None),
+    '{"a": 1} 2': ("not valid JSON (Extra data at column 10)", None),
+    '{"a": NaN}': ("not valid JSON (it holds NaN)", None),
+    '{"a": [-Infinity]}': ("not valid JSON (it holds -Infinity)", None),
+    '{"a": {"b": 1, "c": 2, "b": 3}}': ('not valid JSON (key "b" occurs twice)', None),
+    "[" * 200_000: ("not valid JSON (nested too deeply)", None),
+    "7": ("wrong content", "7"),
+    '"text"': ("wrong content", '"text"'),
+    "null": ("wrong content", "null"),
+}
+
+
+@pytest.mark.parametrize("encoded", [False, True], ids=["text", "bytes"])
+@pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))
+def test_what_is_not_json_is_refused(text, encoded):
+    what, got = BAD[text]
+    with pytest.raises(InputError) as caught:
+        parse_json(text.encode() if encoded else text, "a.jsonl:3", InputError)
+    expected = None if got is None else "a JSON object"
+    assert vars(caught.value) == vars(InputError("a.jsonl:3", what, got=got, expected=expected))
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text():
+    with pytest.raises(ConfigError) as caught:
+        parse_json(b'{"a": "\xff"}', "file")
+    assert (caught.value.where, caught.value.what) == ("file", "not UTF-8 at byte 7")
+
+
+def test_objects_and_lists():
+    assert parse_json("[1, 2.5]", "file") == [1, 2.5]
+    assert parse_object(b' {"a": null, "b": "\xc3\xbc"}\n', "file") == {"a": None, "b": "ü"}
+    with pytest.raises(ConfigError) as caught:
+        parse_object("[1]", "file")
+    assert (caught.value.what, caught.value.got) == ("wrong content", "a list")
+    assert caught.value.expected == "a JSON object"
+
+
+def test_a_key_twice_may_be_allowed():
+    assert parse_object('{"a": 1, "a": 2}', "file", unique_keys=False) == {"a": 2}
+    with pytest.raises(ConfigError) as caught:
+        parse_object('{"a": NaN}', "file", unique_keys=False)
+    assert caught.value.what == "not valid JSON (it holds NaN)"
+
+
+def test_values_are_shown_in_one_short_line():
+    assert shown({"a": [1, "ü\n"]}) == '{"a": [1, "\\u00fc\\n"]}'
+    assert shown("x" * 100) == '"' + "x" * 58 + "…"
+    assert shown(10**5000) == "a huge int"
+    assert shown({1}) == "{1}"
+
+
+def test_strict_json_and_headers_cost_no_torch():
+    code = (
+        "import sys; from lastword.weights import growing_header, locate, parse_json; "
+        "parse_json('[]', 'x'); growing_header('a', 'F32', 3, lambda rows: {})(2); print('torch' in sys.modules); "
+        "from lastword.weights import Checkpoint; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
