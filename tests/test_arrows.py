@@ -203,7 +203,7 @@ def test_what_slows_the_command_line_is_found() -> None:
         ("lastword.embedder", "def f():\n    import yaml", ["imports yaml"]),
         ("lastword.weights.config", "async def f():\n    import yaml", []),
         ("lastword.interop.langchain", "import langchain_core.embeddings, mteb", ["imports mteb at once"]),
-        ("lastword.interop.opened", "import langchain_core", ["imports langchain_core at once"]),
+        ("lastword.interop", "import langchain_core", ["imports langchain_core at once"]),
     ],
 )  # fmt: skip
 def test_a_package_in_the_wrong_place_is_found(module: str, source: str, found: list[str]) -> None:

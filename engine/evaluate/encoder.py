@@ -10,6 +10,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 
 from lastword.embedder import Embedder
+from lastword.weights import dtype_name
 
 _SIMILARITIES = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
 
@@ -67,22 +68,23 @@ def known_meta(name: str) -> ModelMeta | None:
 
 
 def model_meta(embedder: Embedder, known_as: str) -> ModelMeta:
-    """Describe the model so that mteb keeps results of other weights, dtypes, products or widths apart."""
+    """Describe the model so that mteb keeps results of other weights, dtypes, quantisation or widths apart."""
+    info = embedder.info
     known = known_meta(known_as) or ModelMeta.create_empty({"name": _owned(known_as)})
     settings = {
         "engine": "lastword",
-        "dtype": str(embedder.dtype).removeprefix("torch."),
-        "dim": embedder.dim,
-        "max_length": embedder.max_length,
+        "dtype": dtype_name(info.dtype),
+        "dim": info.dim,
+        "max_length": info.max_length,
     }
-    if embedder.quantize is not None:  # a plain run's results stay where they have been
-        settings["quantize"] = embedder.quantize
+    if info.quantize is not None:  # a plain run's results stay where they have been
+        settings["quantize"] = info.quantize
     return known.model_copy(
         update={
-            "revision": embedder.files.revision or embedder.space_fingerprint(),
+            "revision": info.files.revision or info.space_fingerprint(),
             "experiment_kwargs": settings,
             # None: mteb asks the Embedder
-            "similarity_fn_name": _SIMILARITIES.get(embedder.spec.similarity),
+            "similarity_fn_name": _SIMILARITIES.get(info.spec.similarity),
         }
     )
 

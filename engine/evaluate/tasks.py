@@ -16,7 +16,7 @@ def get_benchmark(name: str) -> Any:
     try:
         return mteb.get_benchmark(name)
     except KeyError as error:
-        raise ConfigError(f"benchmark: unknown; got {name!r}. {_said(error)}") from error
+        raise _unknown("benchmark", name, error) from error
 
 
 def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any], list[str]]:
@@ -33,7 +33,7 @@ def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any
         try:
             task = mteb.get_task(name) if isinstance(name, str) else name
         except KeyError as error:
-            raise ConfigError(f"tasks: unknown; got {name!r}. {_said(error)}") from error
+            raise _unknown("tasks", name, error) from error
         chosen[task.metadata.name] = task
     for benchmark in benchmarks:
         for task in get_benchmark(benchmark).tasks:
@@ -44,16 +44,17 @@ def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any
     return list(chosen.values()), closed
 
 
-def _said(error: KeyError) -> str:
-    """What mteb says, in one line that is not too long; it names what is near."""
-    text = str(error.args[0] if error.args else error)
-    return " ".join(text.split())[:200]
+def _unknown(where: str, name: object, error: KeyError) -> ConfigError:
+    """Say it with what mteb says, in one line that is not too long; it names what is near."""
+    said = " ".join(str(error.args[0] if error.args else error).split())[:200]
+    return ConfigError(where, "unknown", got=repr(name), remedy=said)
 
 
 def check_reachable(tasks: Iterable[Any]) -> None:
     """Ask for every data set, in the local cache first and then on the hub.
 
-    Raises:   InputError naming the tasks whose data cannot be had.
+    Raises:
+        InputError: names the tasks whose data cannot be had.
     """
     missing, reason = [], ""
     for task in tasks:
@@ -64,8 +65,9 @@ def check_reachable(tasks: Iterable[Any]) -> None:
                 reason = problem
     if missing:
         raise InputError(
-            f"tasks: data of {len(missing)} cannot be had: {some(missing)}; {reason}. "
-            "Run once with the network, or leave them out."
+            "tasks",
+            f"data of {len(missing)} cannot be had: {some(missing)} ({reason})",
+            remedy="Run once with the network, or leave them out.",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lastword.embedder import Embedder
 from lastword.errors import needing
-from lastword.interop.opened import opened
+from lastword.interop import embedder_of
 
 with needing("langchain-core", "langchain", "lastword.interop.langchain"):
     from langchain_core.embeddings import Embeddings
@@ -27,7 +27,7 @@ class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # its types are not
     def __init__(
         self, model: str | os.PathLike[str] | Embedder | None = None, **options: Any
     ) -> None:
-        self.embedder = opened(model, options)
+        self.embedder = embedder_of(model, options)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed texts that are to be found."""

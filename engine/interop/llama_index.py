@@ -9,7 +9,7 @@ from typing import Any
 
 from lastword.embedder import Embedder
 from lastword.errors import needing
-from lastword.interop.opened import opened
+from lastword.interop import embedder_of
 
 with needing("llama-index-core", "llama-index", "lastword.interop.llama_index"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -42,7 +42,7 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # its types are n
         embeddings_cache: Any = None,
         **options: Any,
     ) -> None:
-        embedder = opened(model, options)
+        embedder = embedder_of(model, options)
         super().__init__(
             model_name=embedder.name,
             embed_batch_size=embed_batch_size,

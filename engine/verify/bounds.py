@@ -3,9 +3,9 @@
 Twice the error of the eager implementation in the same dtype is the field's usual test of a kernel; the floor is there
 because that error can be 0 by luck. Rounding to bfloat16 (8 bits) moves a value by up to 2^-9 of itself.
 
-With quantised products the eager implementation is transformers with its products rounded by the same rule
+With quantised matmuls the eager implementation is transformers with its matmuls rounded by the same rule
 (`rounding.py`). Rounding a row to n codes a side errs by m / (n·√12) of its RMS where its largest value is m times
-that, rounding to fp8 by 2.6 %: 1 to 4 % a product, growing about like the root of the layers, and in int8 more where
+that, rounding to fp8 by 2.6 %: 1 to 4 % per matmul, growing about like the root of the layers, and in int8 more where
 a row has outliers. So the bound is not a number but the drift that this checkpoint must have.
 """
 
@@ -57,7 +57,7 @@ _BOUNDS = {
 
 
 def bounds_of(dtype: torch.dtype, quantize: str | None) -> Bounds:
-    """Floors for a compute dtype and how its products are quantised."""
+    """Floors for a compute dtype and how its matmuls are quantised."""
     return _BOUNDS[dtype, quantize]
 
 

@@ -5,7 +5,6 @@ Gathers, does not judge: `findings.py` does.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -64,7 +63,7 @@ class Evidence:
     dim: int
     bounds: Bounds
 
-    def finish(self, states: Tensor) -> Tensor:
+    def postprocess(self, states: Tensor) -> Tensor:
         """Final states to vectors, as sentence-transformers' modules do; cut vectors have length 1 again."""
         vectors = states[:, : self.dim].double()
         cut = self.dim < states.shape[1]
@@ -73,12 +72,12 @@ class Evidence:
     @property
     def truth_vectors(self) -> Tensor:
         """The vectors [N, dim] that are right."""
-        return self.finish(self.truth.states[:, -1])
+        return self.postprocess(self.truth.states[:, -1])
 
     @property
     def their_vectors(self) -> Tensor:
-        """The vectors [N, dim] that transformers gives in lastword's dtype, its products rounded as lastword's are."""
-        return self.finish(self.theirs.states[:, -1])
+        """The vectors [N, dim] that transformers gives in lastword's dtype, its matmuls rounded as lastword's are."""
+        return self.postprocess(self.theirs.states[:, -1])
 
     @property
     def their_difference(self) -> float:
@@ -97,25 +96,22 @@ class Evidence:
         return f"{probe.kind} {index} {shown}"
 
 
-def gather(
-    embedder: Embedder,
-    probes: Sequence[Probe],
-    folder: Path,
-    advance: Callable[[int], None],
-) -> Evidence:
+def gather(embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int], None]) -> Evidence:
     """Embed the probes with both; `advance` counts the layers that transformers has walked, twice L in all.
 
-    Raises:   InputError where the texts are too many.
+    Raises:
+        InputError: the texts are too many.
     """
+    info, folder = embedder.info, embedder.info.files.folder
     text = ReferenceText(folder)
-    probes, ids = _with_tokens(text, probes, embedder.max_length)
+    probes, ids = _with_tokens(text, probes, info.max_length)
     _check_size(ids)
     cut = [probe.text for probe in probes if len(probe.text) > 8 * _CUT]
-    mistakes = _prompt_mistakes(text, probes, embedder.max_length)
+    mistakes = _prompt_mistakes(text, probes, info.max_length)
     every = [*ids, *(each for mistake in mistakes for each in mistake.ids)]
-    exact = reference_dtype(embedder.dtype)
-    whole = walk(folder, every, exact, embedder.device, advance)
-    theirs = walk(folder, ids, embedder.dtype, embedder.device, advance, embedder.quantize)
+    exact = reference_dtype(info.dtype)
+    whole = walk(folder, every, exact, info.device, advance)
+    theirs = walk(folder, ids, info.dtype, info.device, advance, info.quantize)
     torch.cuda.empty_cache()  # the walks' memory on a GPU, for lastword's batches there
     return Evidence(
         probes=probes,
@@ -127,8 +123,8 @@ def gather(
         theirs=theirs,
         alternates=_with_states(mistakes, whole.states[len(ids) :, -1]),
         ours=_measure(embedder, probes, cut),
-        dim=embedder.dim,
-        bounds=bounds_of(embedder.dtype, embedder.quantize),
+        dim=info.dim,
+        bounds=bounds_of(info.dtype, info.quantize),
     )
 
 
@@ -150,8 +146,11 @@ def _check_size(ids: list[list[int]]) -> None:
     tokens = sum(map(len, ids))
     if tokens > MAX_TOKENS or len(ids) > MAX_TEXTS:
         raise InputError(
-            f"texts: too many to verify with; got {len(ids):,} texts of {tokens:,} tokens, expected at most "
-            f"{MAX_TEXTS:,} of {MAX_TOKENS:,}. Take a sample."
+            "texts",
+            "too many to verify with",
+            got=f"{len(ids):,} texts of {tokens:,} tokens",
+            expected=f"at most {MAX_TEXTS:,} of {MAX_TOKENS:,}",
+            remedy="Take a sample.",
         )
 
 
@@ -217,8 +216,8 @@ def _vectors(embedder: Embedder, kind: str, texts: list[str]) -> Tensor:
 
 
 def _cut_ids(embedder: Embedder, texts: list[str]) -> list[list[int]]:
-    before, embedder.max_seq_length = embedder.max_seq_length, _CUT
+    before, embedder.max_length = embedder.max_length, _CUT
     try:
         return embedder.token_ids(texts, prompt="")  # a default prompt is not the reference's
     finally:
-        embedder.max_seq_length = before
+        embedder.max_length = before

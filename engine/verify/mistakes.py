@@ -93,9 +93,9 @@ def _candidates(evidence: Evidence, off: Tensor) -> Iterator[tuple[str, str, Ten
     rows = {"row before the last": walk.before_last, "first row": walk.first}
     for name, states in {**rows, "mean of the rows": walk.mean}.items():
         words = f"{len(off)} vectors are made of the {name}, expected the last row"
-        yield "pooled row", words, got, evidence.finish(states)[off]
+        yield "pooled row", words, got, evidence.postprocess(states)[off]
     words = f"{len(off)} vectors are those before the final norm"
-    yield "final norm", words, got, evidence.finish(walk.unnormed)[off]
+    yield "final norm", words, got, evidence.postprocess(walk.unnormed)[off]
     yield "normalisation", _lengths(evidence, off), F.normalize(got), F.normalize(truth[off])
     kinds = {evidence.probes[i].kind for i in off.tolist()}
     for alternate in evidence.alternates:
@@ -104,7 +104,7 @@ def _candidates(evidence: Evidence, off: Tensor) -> Iterator[tuple[str, str, Ten
         if both and kinds == {alternate.kind}:
             words = f"{alternate.kind} vectors are those with {alternate.name}"
             states = alternate.states[[place[i] for i in both]]
-            yield "prompt text", words, ours[both], evidence.finish(states)
+            yield "prompt text", words, ours[both], evidence.postprocess(states)
     nearest = (got @ F.normalize(truth).T).argmax(1)
     first, other = evidence.label(int(off[0])), evidence.label(int(nearest[0]))
     words = f"{len(off)} texts have another's vector; {first} has that of {other}"

@@ -1,4 +1,4 @@
-"""The texts that every verification embeds: lengths, scripts, specials, prompts, twins, shared beginnings, a long one.
+"""The texts that every verification embeds: lengths, scripts, specials, prompts, equal ones, shared beginnings, long.
 
 Each is there because engines have gone wrong on its like. 2,181 tokens in all with Qwen3-Embedding's tokenizer: few
 enough for a large model on a CPU.
@@ -40,7 +40,7 @@ _SPECIALS = (
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "null\u0000byte and zero\u200bwidth and \ufeffmark",
 )
-_TWINS = ("The ferry leaves at noon.",) * 3
+_EQUAL = ("The ferry leaves at noon.",) * 3
 _BEGINNING = (
     "The report has three parts. The first describes the harbour and the second the railway. "
 )
@@ -86,6 +86,6 @@ def probes(texts: Sequence[str] = ()) -> list[Probe]:
     plain = (*_LENGTHS, *_SCRIPTS, *_SPECIALS, *_ANSWERS, long, *texts)
     return [
         *(Probe(text, "query", alone=True) for text in _QUERIES),
-        *(Probe(text, alone=True) for text in (*_TWINS, *_SHARED)),
+        *(Probe(text, alone=True) for text in (*_EQUAL, *_SHARED)),
         *(Probe(text) for text in plain),
     ]

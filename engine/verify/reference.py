@@ -32,7 +32,9 @@ class ReferenceText:
         except Exception as error:  # its classes are many
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(
-                f"{folder}: transformers cannot open its tokenizer; {reason}. Fetch the tokenizer's files again."
+                str(folder),
+                f"transformers cannot open its tokenizer ({reason})",
+                remedy="Fetch the tokenizer's files again.",
             ) from error
         modules = _read(folder / "modules.json", None)
         settings = _read(folder / "config_sentence_transformers.json", {})
@@ -123,12 +125,15 @@ def walk(
 ) -> Walk:
     """Run every token list through each layer before the next layer is loaded; `advance` counts layers.
 
-    `quantize` rounds the matrix products as that mode does.
+    `quantize` rounds the matmuls as that mode does.
     """
     from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
-    config: Any = qwen3.Qwen3Config.from_pretrained(folder, local_files_only=True)
-    config._attn_implementation = "sdpa"  # causal by itself: the lists of a batch have one length
+    config: Any = qwen3.Qwen3Config.from_pretrained(
+        folder,
+        local_files_only=True,
+        attn_implementation="sdpa",  # causal by itself: the lists of a batch have one length
+    )
     tensors = StoredTensors(folder)
     batches = _equal_lengths(ids)
     table = tensors.read("embed_tokens.weight")

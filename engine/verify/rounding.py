@@ -1,6 +1,6 @@
 """What 8 bits keep of a matrix, written plainly: transformers' layers rounded so have the drift that a mode must have.
 
-Shares no code with the products of `kernels`, only facts: codes on a side, the fp8 of a device, and what is left alone.
+Shares no code with the matmuls of `kernels`, only facts: codes on a side, the fp8 of a device, and what is left alone.
 """
 
 import math

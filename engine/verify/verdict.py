@@ -45,7 +45,7 @@ class Check:
 class LayerError:
     """Relative RMS error of the last tokens' states after a layer: lastword's, transformers', and what is allowed.
 
-    With a quantised mode transformers' is that of its layers with products rounded by the same rule.
+    With a quantised mode transformers' is that of its layers with matmuls rounded by the same rule.
     """
 
     layer: int
@@ -119,10 +119,10 @@ def check_accepted(accept: Sequence[str], asked: Sequence[str]) -> None:
     """Refuse a name that no check has, or a check that does not run."""
     for name in accept:
         if name not in CHECKS:
-            raise ConfigError(
-                f"accept: no such check; got {name!r}, expected one of: {', '.join(CHECKS)}."
-            )
+            known = f"one of: {', '.join(CHECKS)}"
+            raise ConfigError("accept", "no such check", got=repr(name), expected=known)
         if name not in asked:
+            expected = f"it with {_ASKED_BY[name]} only"
             raise ConfigError(
-                f"accept: not checked in this run; got {name!r}, expected it with {_ASKED_BY[name]} only."
+                "accept", "not checked in this run", got=repr(name), expected=expected
             )

@@ -41,6 +41,8 @@ def script(model: Any) -> dict[str, Any]:
         "length": model.max_seq_length,
         "prompts": dict(model.prompts),
     }
+    model.prompts["mine"] = "Mine: "
+    done["mine"] = model.encode(QUERIES, prompt_name="mine", convert_to_tensor=True)
     model.max_seq_length = 10
     done["cut"] = model.encode(DOCUMENTS, convert_to_tensor=True)
     model.truncate_dim = 16
@@ -82,7 +84,7 @@ def test_one_script_through_both(options: dict, normalized: bool, tmp_path: Path
         assert float((a.float() - b.float()).abs().max()) <= 5e-5, name
 
 
-VECTORS = {"queries", "documents", "numpy", "one", "prompt", "cut"}
+VECTORS = {"queries", "documents", "numpy", "one", "prompt", "mine", "cut"}
 
 
 PROMPTS = {
@@ -115,6 +117,11 @@ def test_prompts_are_chosen_as_theirs(name: str, given: dict | None, tmp_path: P
 
 def test_max_seq_length_is_checked(tiny_checkpoint: Path) -> None:
     model = Embedder(tiny_checkpoint, device="cpu")
-    with pytest.raises(ConfigError, match="max_length: out of range; got 0"):
+    with pytest.raises(ConfigError) as caught:
         model.max_seq_length = 0
+    assert (caught.value.where, caught.value.what, caught.value.got) == (
+        "max_length",
+        "out of range",
+        "0",
+    )
     assert model.max_seq_length == model.max_length

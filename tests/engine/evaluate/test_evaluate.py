@@ -8,7 +8,7 @@ from helpers.loading_bars import bars_of
 
 from lastword import Embedder
 from lastword.cli.main import main
-from lastword.evaluate import evaluate, run
+from lastword.evaluate import evaluate, evaluation
 
 mteb = pytest.importorskip("mteb", reason="the eval extra is not installed")
 
@@ -150,8 +150,8 @@ def test_a_task_that_fails_does_not_stop_the_others(
         raise KeyError("no such split\nand more")
 
     monkeypatch.setattr(NotesRetrieval, "load_data", broken)
-    monkeypatch.setattr(run, "get_tasks", lambda names, benchmarks: (both_tasks, []))
-    monkeypatch.setattr(run, "check_reachable", lambda _: None)
+    monkeypatch.setattr(evaluation, "get_tasks", lambda names, benchmarks: (both_tasks, []))
+    monkeypatch.setattr(evaluation, "check_reachable", lambda _: None)
     words = ["eval", str(tiny_checkpoint), "--tasks", "both", "--results", str(tmp_path), "--json"]
     assert main(words) == 1
     out, err = capfd.readouterr()
@@ -200,7 +200,7 @@ def test_a_models_own_instructions_come_first(embedder: Embedder) -> None:
 def test_results_are_kept_apart(embedder: Embedder, tiny_checkpoint: Path) -> None:
     known, local = model_meta(embedder, BOOM), model_meta(embedder, str(tiny_checkpoint))
     assert (known.name, local.name) == (BOOM, "local/model")
-    assert known.revision == local.revision == embedder.space_fingerprint()
+    assert known.revision == local.revision == embedder.info.space_fingerprint()
     assert known.experiment_name == "dim_64__dtype_float32__engine_lastword__max_length_4096"
 
 
@@ -228,7 +228,7 @@ def test_with_stderr_closed(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) 
 
 def test_no_bar_where_none_is_wanted(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     """Of the model as it loads neither; see `Embedder`."""
-    shown = bars_of(run, monkeypatch)
+    shown = bars_of(evaluation, monkeypatch)
     options = {"known_as": ICT, "results": tmp_path, "device": "cpu"}
     done = evaluate(tiny_checkpoint, card=True, show_progress_bar=False, **options)
     assert len(done.benchmarks) == 9
@@ -256,6 +256,6 @@ def test_a_benchmark_is_scored_by_its_own_rule(embedder: Embedder, tmp_path: Pat
             for split in task.eval_splits
         }
         cache.save_to_cache(TaskResult.from_task_results(task, scores, 1.0, None), meta)
-    found = run._benchmark("MTEB(Law, v1)", benchmark, 62.23, meta, cache)
+    found = evaluation.benchmark_score("MTEB(Law, v1)", benchmark, 62.23, meta, cache)
     assert found.ours == pytest.approx(60.0)
     assert (found.done, found.tasks, found.card) == (2, 8, 62.23)

@@ -6,23 +6,32 @@ import pytest
 
 from lastword import ConfigError, InputError
 from lastword.cli.main import main
-from lastword.evaluate import evaluate, run, tasks
+from lastword.evaluate import evaluate, evaluation, tasks
 
 mteb = pytest.importorskip("mteb", reason="the eval extra is not installed")
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "parts", "remedy"),
     [
-        ({}, ConfigError, "tasks: none named"),
-        ({"tasks": ["STS99"]}, ConfigError, "tasks: unknown; got 'STS99'"),
-        ({"benchmarks": ["MTEB(moon)"]}, ConfigError, "benchmark: unknown; got 'MTEB"),
-        ({"card": True}, ConfigError, "card: no table is known for .* --as"),
+        ({}, ("tasks", "none named", "neither tasks nor benchmarks nor card"), ""),
+        ({"tasks": ["STS99"]}, ("tasks", "unknown", "'STS99'"), "Did you mean"),
+        (
+            {"benchmarks": ["MTEB(moon)"]},
+            ("benchmark", "unknown", "'MTEB(moon)'"),
+            "Did you mean",
+        ),
+        ({"card": True}, ("card", "no table is known", None), "--as"),
     ],
 )
-def test_refused(options: dict, error: type, message: str, tiny_checkpoint: Path) -> None:
-    with pytest.raises(error, match=message):
+def test_refused(options: dict, parts: tuple, remedy: str, tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
         evaluate(tiny_checkpoint, **options)
+    raised = caught.value
+    where, what, got = parts
+    assert (raised.where, raised.what) == (where, what)
+    assert raised.got == (got or repr(str(tiny_checkpoint)))
+    assert remedy in (raised.remedy or "")
 
 
 @pytest.mark.parametrize("status", [None, 404])
@@ -42,11 +51,17 @@ def test_data_that_cannot_be_had(status, tiny_checkpoint, monkeypatch, tmp_path)
     monkeypatch.setattr(HfApi, "dataset_info", refuse)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
-    monkeypatch.setattr(run, "Embedder", None)  # nothing may be opened before
-    with pytest.raises(InputError, match=r"data of 41 cannot be had: .* and 36 more; ") as caught:
+    monkeypatch.setattr(evaluation, "Embedder", None)  # nothing may be opened before
+    with pytest.raises(InputError) as caught:
         evaluate(tiny_checkpoint, benchmarks=["MTEB(eng, v2)"])
+    raised = caught.value
+    assert raised.where == "tasks"
+    assert raised.what.startswith("data of 41 cannot be had: ")
+    assert " and 36 more (" in raised.what
+    assert raised.remedy == "Run once with the network, or leave them out."
     assert len(asked) == (1 if status is None else 41), "a hub that is down is asked once"
-    assert ("404" in str(caught.value)) == (status == 404)
+    assert ("404" in raised.what) == (status == 404)
+    assert ("the hub cannot be reached" in raised.what) == (status is None)
 
 
 def test_data_in_the_cache_need_no_hub(monkeypatch, tmp_path: Path) -> None:

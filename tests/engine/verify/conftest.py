@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lastword import model_info as opened
+from lastword import model_info
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.verify import evidence
 
@@ -37,8 +37,8 @@ def known_truth(monkeypatch):
 
 @pytest.fixture
 def fp8_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """Options of a run in fp8 by its twin, which the public option refuses."""
-    monkeypatch.setattr(opened, "check_quantize", lambda quantize, *_: quantize)
+    """Options of a run in fp8 by its CPU implementation, which the public option refuses."""
+    monkeypatch.setattr(model_info, "check_quantize", lambda quantize, *_: quantize)
     return {"device": "cpu", "dtype": "bfloat16", "quantize": "fp8"}
 
 

@@ -1,15 +1,18 @@
 """Ways to break the engine: what is patched, and the check of `lastword verify` that must name it."""
 
+import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from lastword import Embedder
-from lastword.kernels import cpu as reference
+from lastword.kernels import cpu
 from lastword.model.qwen3 import Model
-from lastword.runtime import encoder
+from lastword.runtime import loop, runner
 from lastword.text.tokenizer import TextTokenizer
 from lastword.verify import verify
 
@@ -38,16 +41,19 @@ def no_query_prompt(self, texts, *args, **options):
     return self.encode(texts, **options)
 
 
-def no_normalizer(self, *args, true=TextTokenizer.__init__):
-    true(self, *args)
-    self._tokenizer.normalizer = None
+def no_normalizer(self, folder, *args, true=TextTokenizer.__init__):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as without:
+        wrong = json.dumps({**tokenizer, "normalizer": None})
+        Path(without, "tokenizer.json").write_text(wrong, encoding="utf-8")
+        true(self, Path(without), *args)
 
 
-def row_before_the_last(tokens, *args, true=encoder.plan_forests):
+def row_before_the_last(tokens, *args, true=loop.plan_forests):
     return true([ids[:-1] or ids for ids in tokens], *args)
 
 
-def first_row(tokens, *args, true=encoder.plan_forests):
+def first_row(tokens, *args, true=loop.plan_forests):
     return true([ids[:1] for ids in tokens], *args)
 
 
@@ -72,12 +78,15 @@ def next_text(self, texts, *args, true=Embedder.encode, **options):
     return vectors if len(texts) == 1 else vectors.roll(1, 0)
 
 
-def mask_off_by_one(q, k, v, scale, true=reference._attend_tile):
-    # Each row sees the tile's last key where its own should be.
-    return true(q, k.roll(1, 1), v.roll(1, 1), scale)
+def mask_off_by_one(q, k, v, plan, scale, true=cpu.forest_attention):
+    # Each row sees its path's last key where its own should be.
+    rows = torch.arange(len(q))
+    paths = [rows[block.path].view(block.count, -1).roll(1, 1).flatten() for block in plan.blocks]
+    blocks = [replace(b, path=path) for b, path in zip(plan.blocks, paths, strict=True)]
+    return true(q, k, v, replace(plan, blocks=tuple(blocks)), scale)
 
 
-def swapped_kv_heads(q, k, v, plan, scale, true=reference.forest_attention_ref):
+def swapped_kv_heads(q, k, v, plan, scale, true=cpu.forest_attention):
     return true(q, k.flip(1), v.flip(1), plan, scale)
 
 
@@ -95,13 +104,13 @@ BROKEN: dict[str, tuple[object, str, Callable, str, str]] = {
         Embedder, "encode_document", query_prompt_on_documents, "prompt text", "the query's prompt",
     ),
     "tokens": (TextTokenizer, "__init__", no_normalizer, "tokens", "Cafe"),
-    "row": (encoder, "plan_forests", row_before_the_last, "pooled row", "before the last"),
-    "first row": (encoder, "plan_forests", first_row, "pooled row", "the first row"),
+    "row": (loop, "plan_forests", row_before_the_last, "pooled row", "before the last"),
+    "first row": (loop, "plan_forests", first_row, "pooled row", "the first row"),
     "norm": (Model, "forward", before_final_norm, "final norm", "before the final norm"),
-    "length": (encoder, "finish", not_normalised, "normalisation", "expected 1"),
+    "length": (runner, "postprocess", not_normalised, "normalisation", "expected 1"),
     "order": (Embedder, "encode", next_text, "order", "has that of"),
-    "mask": (reference, "_attend_tile", mask_off_by_one, "neighbours", "beside others"),
-    "heads": (reference, "forest_attention_ref", swapped_kv_heads, "layers", "after layer 1 of 2"),
+    "mask": (cpu, "forest_attention", mask_off_by_one, "neighbours", "beside others"),
+    "heads": (cpu, "forest_attention", swapped_kv_heads, "layers", "after layer 1 of 2"),
     "last layer": (Model, "__init__", wrong_last_layer, "layers", "after layer 2 of 2"),
 }  # fmt: skip
 

@@ -98,8 +98,10 @@ def test_hidden_states_are_transformers(tiny_checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("layer", [3, -4, 1.0, True])
 def test_no_such_layer(layer: object, tiny_checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match="layers: no such layer"):
+    with pytest.raises(ConfigError) as caught:
         Embedder(tiny_checkpoint, device="cpu").hidden_states(["a"], layers=[layer])
+    assert (caught.value.where, caught.value.what) == ("layers", "no such layer")
+    assert caught.value.got == repr(layer)
 
 
 def test_token_ids_are_what_is_computed(tiny_checkpoint: Path) -> None:

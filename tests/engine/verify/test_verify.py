@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lastword import ConfigError, Embedder, InputError
 from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
 from lastword.cli.main import main
-from lastword.verify import cards, run, verify
+from lastword.verify import card_scores, verification, verify
 
 
 def cause(verdict) -> str | None:
@@ -59,7 +59,7 @@ def test_real_tokenizers(name: str, rows: int, expected: str | None, tmp_path: P
 
 def test_no_bar_where_none_is_wanted(tiny_checkpoint: Path, monkeypatch) -> None:
     """Of the model as it loads neither; see `Embedder`."""
-    shown = bars_of(run, monkeypatch)
+    shown = bars_of(verification, monkeypatch)
     assert verify(tiny_checkpoint, show_progress_bar=False).passed
     assert shown == [False]
 
@@ -157,8 +157,10 @@ def test_texts_that_are_cut_to_the_same_tokens_are_ranked_as_one(tiny_checkpoint
 def test_a_text_without_a_token_is_refused_beside_a_default_prompt(model: Path) -> None:
     default_prompt(model)
     without_template(model)
-    with pytest.raises(InputError, match="text 1: gives no token"):
+    with pytest.raises(InputError) as caught:
         verify(model, texts=["a", ""])
+    assert (caught.value.where, caught.value.what) == ("text 1", "gives no token")
+    assert caught.value.index == 1
 
 
 @pytest.mark.parametrize(
@@ -190,12 +192,13 @@ def test_the_table(tiny_checkpoint: Path, known_truth, tmp_path: Path, capfd) ->
 @pytest.mark.parametrize("move", [0.0, 0.01], ids=["right", "wrong"])
 def test_scores_of_the_card(move: float, tiny_checkpoint: Path, known_truth, monkeypatch) -> None:
     ours = Embedder(tiny_checkpoint)
-    true = cards.known_cards()["Qwen/Qwen3-Embedding-0.6B"]
+    true = card_scores.known_card_scores()["Qwen/Qwen3-Embedding-0.6B"]
     scores = ours.similarity(
         ours.encode_query(true.queries), ours.encode_document(true.documents)
     ).tolist()
     scores[1][0] += move
-    monkeypatch.setattr(run, "known_cards", lambda: {"a/b": replace(true, scores=scores)})
+    known = {"a/b": replace(true, scores=scores)}
+    monkeypatch.setattr(verification, "known_card_scores", lambda: known)
     verdict = verify(tiny_checkpoint, scores=True, known_as="A/B")
     assert cause(verdict) == ("scores" if move else None)
 
@@ -209,29 +212,93 @@ def test_scores_with_stderr_closed(tiny_checkpoint: Path, known_truth, monkeypat
 
 
 def test_the_cards_that_are_known() -> None:
-    known = cards.known_cards()
+    known = card_scores.known_card_scores()
     assert len(known) == 4
     assert known["Qwen/Qwen3-Embedding-0.6B"].scores == [[0.7646, 0.1414], [0.1355, 0.6]]
     assert all(name == card.model for name, card in known.items())
 
 
+KNOWN = (
+    "one of: checkpoint, weights, end token, prompt text, tokens, pooled row, final norm, normalisation, order, "
+    "neighbours, layers, vectors, drift, ranking, scores"
+)
+
+
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "error", "parts"),
     [
-        ({"accept": ["speed"]}, ConfigError, "accept: no such check; got 'speed'"),
-        ({"accept": ["drift"]}, ConfigError, "accept: not checked .* got 'drift', .* --quantize"),
-        ({"accept": ["scores"]}, ConfigError, "accept: not checked .* got 'scores', .* --scores"),
-        ({"quantize": "int4"}, ConfigError, "quantize: unknown; got 'int4'"),
-        ({"scores": True}, ConfigError, "scores: no model card is known for .* --as"),
-        ({"texts": ["a", 5]}, InputError, "text 1: not a string"),
-        ({"texts": ["a", "\udfff"]}, InputError, "text 1: not valid Unicode"),
-        ({"texts": ["a"] * 1000}, InputError, "too many to verify with"),
-        ({"truncate_dim": 65}, ConfigError, "truncate_dim: out of range"),
+        ({"accept": ["speed"]}, ConfigError, ("accept", "no such check", "'speed'", KNOWN)),
+        (
+            {"accept": ["drift"]},
+            ConfigError,
+            ("accept", "not checked in this run", "'drift'", "it with --quantize only"),
+        ),
+        (
+            {"accept": ["scores"]},
+            ConfigError,
+            ("accept", "not checked in this run", "'scores'", "it with --scores only"),
+        ),
+        (
+            {"quantize": "int4"},
+            ConfigError,
+            ("quantize", "unknown", "'int4'", "None, 'int8' on a CPU or 'fp8' on a GPU"),
+        ),
+        ({"texts": ["a", 5]}, InputError, ("text 1", "not a string", "int", "str")),
+        (
+            {"texts": ["a", "\udfff"]},
+            InputError,
+            (
+                "text 1",
+                "not valid Unicode",
+                "the lone surrogate U+DFFF at character 0",
+                "text",
+            ),
+        ),
+        (
+            {"truncate_dim": 65},
+            ConfigError,
+            ("truncate_dim", "out of range", "65", "1 to 64"),
+        ),
     ],
 )
-def test_refused(options: dict, error: type, message: str, tiny_checkpoint: Path) -> None:
-    with pytest.raises(error, match=message):
+def test_refused(options: dict, error: type, parts: tuple, tiny_checkpoint: Path) -> None:
+    with pytest.raises(error) as caught:
         verify(tiny_checkpoint, **options)
+    raised = caught.value
+    assert (raised.where, raised.what, raised.got, raised.expected) == parts
+
+
+def test_too_many_texts(tiny_checkpoint: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        verify(tiny_checkpoint, texts=["a"] * 1000)
+    raised = caught.value
+    assert (raised.where, raised.what) == ("texts", "too many to verify with")
+    assert raised.got.startswith("1,054 texts of ")
+    assert raised.expected == "at most 1,000 of 65,536"
+    assert raised.remedy == "Take a sample."
+
+
+def test_a_model_without_a_known_card(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        verify(tiny_checkpoint, scores=True)
+    raised = caught.value
+    assert (raised.where, raised.what) == ("scores", "no model card is known")
+    assert raised.got == repr(str(tiny_checkpoint))
+    assert raised.expected.startswith("one of: ICT-TIME-and-Querit/BOOM_4B_v1, ")
+    assert "--as" in raised.remedy
+
+
+def test_a_tokenizer_that_transformers_cannot_open(model: Path, monkeypatch) -> None:
+    def broken(*_, **__):
+        raise OSError("no such class\nand more")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", broken)
+    with pytest.raises(ConfigError) as caught:
+        verify(model)
+    assert str(caught.value) == (
+        f"{model}: transformers cannot open its tokenizer (no such class). "
+        "Fetch the tokenizer's files again."
+    )
 
 
 def test_without_transformers_it_says_what_to_install(tiny_checkpoint, monkeypatch, capfd) -> None:

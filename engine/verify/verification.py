@@ -6,21 +6,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lastword.cards import find_card
 from lastword.embedder import Embedder
 from lastword.errors import InputError, LastwordError, needing, some
+from lastword.model_info import Where, published
 from lastword.progress import progress_bar
 from lastword.text.tokenizer import TextTokenizer
 from lastword.verify.bounds import reference_dtype
-from lastword.verify.cards import card_problem, known_cards
+from lastword.verify.card_scores import card_scores_problem, known_card_scores
 from lastword.verify.evidence import gather
 from lastword.verify.findings import judge
 from lastword.verify.probes import probes
 from lastword.verify.reference import StoredTensors
 from lastword.verify.verdict import Verdict, asked_checks, check_accepted
-from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
-
-_WHERE = ("revision", "cache_dir", "token", "local_files_only")
+from lastword.weights import (
+    Checkpoint,
+    dtype_name,
+    locate,
+    read_config,
+    read_embedding_spec,
+)
 
 
 def verify(
@@ -36,7 +40,7 @@ def verify(
     """Compare lastword with transformers on shipped texts and yours, in one dtype on one device.
 
     The truth is transformers' layers in float64 (float32 where the dtype is bfloat16). With `quantize` its errors are
-    measured with its products rounded by the same rule, and the drift from the truth is judged too. One whole model
+    measured with its matmuls rounded by the same rule, and the drift from the truth is judged too. One whole model
     at most is in memory, lastword's, one a process with several devices; transformers' has one layer.
 
     Args:
@@ -47,23 +51,32 @@ def verify(
         accept: names of checks that may fail where all others run.
         show_progress_bar: default: on a terminal.
         options: as `Embedder` takes them.
-    Returns: a Verdict: `passed`, `cause`, `checks`, `layers`, `figures`.
-    Raises:  ConfigError for a setting, or where transformers is missing; WeightsError where there is no such model.
+
+    Returns:
+        `passed`, `cause`, `checks`, `layers`, `figures`.
+
+    Raises:
+        ConfigError: a setting, or transformers is missing.
+        WeightsError: there is no such model.
+        InputError: a text that cannot be embedded, by its index, or too many of them.
     """
     asked = asked_checks(options.get("quantize"), scores=scores)
     check_accepted(accept, asked)
-    name = known_as or os.fspath(model)
-    card = find_card(name, known_cards(), "scores: no model card") if scores else None
+    card = None
+    if scores:
+        name = known_as or os.fspath(model)
+        card = published(name, known_card_scores(), "scores", "no model card is known")
     with needing("transformers", "verify", "verify"):
         import transformers  # noqa: F401
-    found = locate(model, **{name: options[name] for name in _WHERE if name in options})
+    where = {key: options[key] for key in Where.__annotations__ if key in options}
+    found = locate(model, **where)
     verdict = Verdict(found.name, str(found.folder), quantize=options.get("quantize"))
     if _opens(found.folder, verdict) and _finite(found.folder, verdict):
         load = partial(Embedder, model, show_progress_bar=show_progress_bar)
         _compare(load(**options), texts, verdict, show=show_progress_bar)
         if card is not None:  # the embedder above is gone by now
             plain = {"dtype": "float32", "quantize": None, "truncate_dim": None}
-            verdict.add("scores", *card_problem(load(**(options | plain)), card))
+            verdict.add("scores", *card_scores_problem(load(**(options | plain)), card))
     return verdict.close(accept, asked)
 
 
@@ -91,15 +104,16 @@ def _finite(folder: Path, verdict: Verdict) -> bool:
 def _compare(
     embedder: Embedder, texts: Sequence[str], verdict: Verdict, *, show: bool | None
 ) -> None:
-    verdict.device = ", ".join(map(str, embedder.devices))
-    verdict.dtype = str(embedder.dtype).removeprefix("torch.")
-    verdict.reference = str(reference_dtype(embedder.dtype)).removeprefix("torch.")
+    info = embedder.info
+    verdict.device = ", ".join(map(str, info.devices))
+    verdict.dtype = dtype_name(info.dtype)
+    verdict.reference = dtype_name(reference_dtype(info.dtype))
     # refuses, by its index, a text that cannot be embedded
     embedder.plan(texts, prompt=embedder.resolve_prompt(None, None, "document"))
-    layers = embedder.config.num_hidden_layers
+    layers = info.config.num_hidden_layers
     with progress_bar(2 * layers, show=show, unit=" layers", what="Verifying") as advance:
         try:
-            evidence = gather(embedder, probes(texts), embedder.files.folder, advance)
+            evidence = gather(embedder, probes(texts), advance)
         except InputError as error:
             if error.index is None:
                 raise

@@ -1,17 +1,17 @@
-"""Whose card is meant: a hub id, a folder that bears the model's name, and nothing else."""
+"""Which published model is meant: a hub id, a folder that bears the model's name, and nothing else."""
 
 from pathlib import Path
 
 import pytest
 
-from lastword.cards import find_card, known_name
 from lastword.errors import ConfigError
+from lastword.model_info import known_name, published
 
-CARDS = {"Qwen/Qwen3-Embedding-0.6B": 1, "a/b": 2}
+FACTS = {"Qwen/Qwen3-Embedding-0.6B": 1, "a/b": 2}
 
 
 @pytest.mark.parametrize(
-    ("model", "card"),
+    ("model", "fact"),
     [
         pytest.param("Qwen/Qwen3-Embedding-0.6B", 1, id="hub id"),
         pytest.param("qwen/qwen3-embedding-0.6b", 1, id="hub id, other case"),
@@ -23,19 +23,23 @@ CARDS = {"Qwen/Qwen3-Embedding-0.6B": 1, "a/b": 2}
         pytest.param("~nosuchuser/b", None, id="a user who is not known"),
     ],
 )
-def test_find_card(model: str, card: int | None, tmp_path: Path, monkeypatch) -> None:
+def test_published(model: str, fact: int | None, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("Qwen3-Embedding-0.6B").mkdir()
     Path("models/qwen3-embedding-0.6b").mkdir(parents=True)
-    assert (known_name(model, CARDS) == model) == (card is None or model in CARDS)
-    if card is not None:
-        assert find_card(model, CARDS, "card: no table") == card
+    assert (known_name(model, FACTS) == model) == (fact is None or model in FACTS)
+    if fact is not None:
+        assert published(model, FACTS, "card", "no table is known") == fact
         return
-    with pytest.raises(ConfigError, match=r"^card: no table is known for .* a/b\. .* with --as"):
-        find_card(model, CARDS, "card: no table")
+    with pytest.raises(ConfigError) as caught:
+        published(model, FACTS, "card", "no table is known")
+    raised = caught.value
+    assert (raised.where, raised.what, raised.got) == ("card", "no table is known", repr(model))
+    assert raised.expected == "one of: Qwen/Qwen3-Embedding-0.6B, a/b"
+    assert "with --as" in raised.remedy
 
 
 def test_the_folder_one_stands_in(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "b").mkdir()
     monkeypatch.chdir(tmp_path / "b")
-    assert find_card(".", CARDS, "card: no table") == 2
+    assert published(".", FACTS, "card", "no table is known") == 2

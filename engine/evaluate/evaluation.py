@@ -11,10 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lastword.cards import find_card, known_name
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError, needing
 from lastword.evaluate.tasks import check_reachable, get_benchmark, get_tasks
+from lastword.model_info import known_name, published
 from lastword.progress import on_terminal, progress_bar
 
 # Texts that mteb hands over at once; lastword cuts its own batches by tokens.
@@ -71,15 +71,17 @@ def evaluate(
         results: mteb's cache folder; default: MTEB_CACHE, else ~/.cache/mteb.
         show_progress_bar: default: on a terminal.
         options: as `Embedder` takes them.
-    Raises:  ConfigError for an unknown name, or where mteb is missing; InputError where data cannot be had.
+
+    Raises:
+        ConfigError: an unknown name, or mteb is missing.
+        InputError: data that cannot be had.
     """
-    tables = known_tables()
+    tables = published_scores()
     name = known_name(known_as or os.fspath(model), tables)
-    on_card = find_card(name, tables, "card: no table") if card else {}
+    on_card = published(name, tables, "card", "no table is known") if card else {}
     if not (tasks or benchmarks or card):
-        raise ConfigError(
-            "tasks: none named; got neither tasks nor benchmarks nor card, expected one of them."
-        )
+        got = "neither tasks nor benchmarks nor card"
+        raise ConfigError("tasks", "none named", got=got, expected="one of them")
     with needing("mteb", "eval", "eval"):
         import mteb  # noqa: F401
     chosen, closed = get_tasks(tasks, benchmarks)
@@ -88,9 +90,11 @@ def evaluate(
     embedder = Embedder(model, show_progress_bar=show_progress_bar, **options)
     encoder, cache = _open(embedder, name, results)
     show = on_terminal() if show_progress_bar is None else show_progress_bar
-    scores, failed = _run(encoder, chosen, cache, show=show)
+    scores, failed = _run_tasks(encoder, chosen, cache, show=show)
     meta = encoder.mteb_model_meta
-    rows = [_benchmark(key, each, on_card.get(key), meta, cache) for key, each in compared.items()]
+    rows = [
+        benchmark_score(key, each, on_card.get(key), meta, cache) for key, each in compared.items()
+    ]
     where = str(cache.cache_path)
     return Evaluation(meta.name, meta.revision, scores, failed, rows, closed, where)
 
@@ -107,14 +111,14 @@ def _open(
     return LastwordEncoder(embedder, known_as), cache
 
 
-def known_tables() -> dict[str, dict[str, float]]:
+def published_scores() -> dict[str, dict[str, float]]:
     """The tables of benchmark scores in percent on models' cards, by hub id."""
-    text = resources.files("lastword.evaluate").joinpath("card.json").read_text(encoding="utf-8")
-    known: dict[str, dict[str, float]] = json.loads(text)
+    path = resources.files("lastword.evaluate").joinpath("published_scores.json")
+    known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
     return known
 
 
-def _run(
+def _run_tasks(
     encoder: Any, tasks: list[Any], cache: Any, *, show: bool
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Let mteb evaluate one task after another; give main scores in percent, and why the others failed."""
@@ -141,7 +145,7 @@ def _run(
     return scores, failed
 
 
-def _benchmark(
+def benchmark_score(
     name: str, benchmark: Any, card: float | None, meta: Any, cache: Any
 ) -> BenchmarkScore:
     """Read a benchmark's results; its score is by its own first rule, over the tasks that are done."""

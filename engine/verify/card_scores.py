@@ -1,6 +1,6 @@
 """The scores that model cards print for their example: two queries, two documents, cosine, float32.
 
-The figures are in `cards.json`; this file reads and compares them.
+The figures are in `card_scores.json`; this file reads and compares them.
 """
 
 import json
@@ -13,8 +13,8 @@ from lastword.embedder import Embedder
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
-    """One model's example: `scores[i][j]` is the cosine of query i and document j."""
+class CardScores:
+    """One model card's example: `scores[i][j]` is the cosine of query i and document j."""
 
     model: str
     queries: list[str]
@@ -23,18 +23,18 @@ class Card:
     tolerance: float
 
 
-def known_cards() -> dict[str, Card]:
-    """The cards by hub id."""
-    path = resources.files("lastword.verify").joinpath("cards.json")
+def known_card_scores() -> dict[str, CardScores]:
+    """The examples of all cards that are known, by hub id."""
+    path = resources.files("lastword.verify").joinpath("card_scores.json")
     held = json.loads(path.read_text(encoding="utf-8"))
     example = held["queries"], held["documents"]
     return {
-        name: Card(name, *example, scores, held["tolerance"])
+        name: CardScores(name, *example, scores, held["tolerance"])
         for name, scores in held["scores"].items()
     }
 
 
-def card_problem(embedder: Embedder, card: Card) -> tuple[str | None, str]:
+def card_scores_problem(embedder: Embedder, card: CardScores) -> tuple[str | None, str]:
     """Compute the card's example; say what is wrong, if anything, and what came out."""
     queries = embedder.encode_query(card.queries, show_progress_bar=False)
     documents = embedder.encode_document(card.documents, show_progress_bar=False)
