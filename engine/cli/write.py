@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("jsonl", "safetensors", "npy")
 MOST_TEXTS = 10**15
-ROWS_AT_ONCE = 64  # a Python float takes eight times the room of one in a tensor
+ROWS_AT_ONCE = 16  # as Python numbers: eight times the memory, and soon more than a core caches
 Header = Callable[[int], bytes]
 
 
