@@ -39,7 +39,7 @@ LOADING = """
 import sys
 from pathlib import Path
 import torch
-from lastword.runtime import malloc
+from lastword.runtime import process_tuning
 from lastword.bench.memory import held_bytes, watched
 from lastword.weights import Checkpoint, read_config
 
@@ -49,7 +49,7 @@ checkpoint.layer(0, torch.float32)  # what torch allocates once
 torch.zeros(1).copy_(torch.ones(1))
 keep = sys.argv[2] == "keep"
 base = held_bytes("VmRSS")
-with malloc.loading(), watched("VmRSS", every=0.0005) as peak:
+with process_tuning.loading(), watched("VmRSS", every=0.0005) as peak:
     embedding = checkpoint.embedding().to(torch.float32) if keep else None
     layers = []
     for index in range(config.num_hidden_layers):
@@ -62,6 +62,7 @@ print(peak() - base, sum(tensor.nbytes for tensor in held if tensor is not None)
 """
 
 
+@pytest.mark.timing
 @pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("mode", ["keep", "drop"])
