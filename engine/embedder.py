@@ -209,15 +209,95 @@ class Embedder:
         result = vectors[0] if isinstance(texts, str) else vectors
         return result.numpy() if convert_to_numpy and not convert_to_tensor else result
 
+    @overload
+    def encode_query(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,
+        convert_to_numpy: Literal[False] = False,
+        convert_to_tensor: bool = False,
+        **kwargs: Unpack[EncodeKwargs],
+    ) -> Tensor: ...
+
+    @overload
+    def encode_query(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,
+        convert_to_numpy: bool,
+        convert_to_tensor: Literal[True],
+        **kwargs: Unpack[EncodeKwargs],
+    ) -> Tensor: ...
+
+    @overload
+    def encode_query(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,
+        convert_to_numpy: Literal[True],
+        convert_to_tensor: Literal[False] = False,
+        **kwargs: Unpack[EncodeKwargs],
+    ) -> "NDArray[Any]": ...
+
     def encode_query(
         self,
         texts: str | Sequence[str],
         prompt_name: str | None = None,
         prompt: str | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> "Tensor | NDArray[Any]":
         """Embed queries: `encode` with the prompt named "query", if there is one and no other is named."""
-        return self._encode_kind("query", texts, prompt_name, prompt, **kwargs)
+        resolved = self.resolve_prompt(prompt_name, prompt, "query")
+        result: Tensor | NDArray[Any] = self.encode(texts, None, resolved, **kwargs)
+        return result
+
+    @overload
+    def encode_document(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,
+        convert_to_numpy: Literal[False] = False,
+        convert_to_tensor: bool = False,
+        **kwargs: Unpack[EncodeKwargs],
+    ) -> Tensor: ...
+
+    @overload
+    def encode_document(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,
+        convert_to_numpy: bool,
+        convert_to_tensor: Literal[True],
+        **kwargs: Unpack[EncodeKwargs],
+    ) -> Tensor: ...
+
+    @overload
+    def encode_document(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,
+        convert_to_numpy: Literal[True],
+        convert_to_tensor: Literal[False] = False,
+        **kwargs: Unpack[EncodeKwargs],
+    ) -> "NDArray[Any]": ...
 
     def encode_document(
         self,
@@ -225,9 +305,11 @@ class Embedder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> "Tensor | NDArray[Any]":
         """Embed documents: `encode` with the prompt named "document", if there is one and no other is named."""
-        return self._encode_kind("document", texts, prompt_name, prompt, **kwargs)
+        resolved = self.resolve_prompt(prompt_name, prompt, "document")
+        result: Tensor | NDArray[Any] = self.encode(texts, None, resolved, **kwargs)
+        return result
 
     def encode_stream(
         self,
@@ -406,16 +488,6 @@ class Embedder:
                 yield from self.loop.matrices(several, options, report, advance, ahead=True)
 
         return matrices()
-
-    def _encode_kind(
-        self,
-        kind: Kind,
-        texts: str | Sequence[str],
-        prompt_name: str | None,
-        prompt: str | None,
-        **kwargs: Any,
-    ) -> Any:
-        return self.encode(texts, None, self.resolve_prompt(prompt_name, prompt, kind), **kwargs)
 
 
 def _open_runner(info: ModelInfo, load: ModelLoader, show: bool | None) -> Runner:  # noqa: FBT001

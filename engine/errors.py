@@ -81,6 +81,10 @@ class ConfigError(LastwordError):
 class MissingPackageError(ConfigError, ImportError):
     """A package of an extra that cannot be imported: an ImportError for callers of `import`, too."""
 
+    def __init__(self, where: str, what: str, **parts: str | None) -> None:
+        super().__init__(where, what, **parts)
+        self.msg = str(self)  # an ImportError's own
+
 
 class WeightsError(LastwordError):
     """A checkpoint file that is missing, truncated, misshaped or inconsistent."""

@@ -7,7 +7,7 @@ So nothing hangs where the results are no longer wanted, at the interpreter's en
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -67,7 +67,7 @@ def run_ahead(results: Generator[T], depth: int) -> Generator[T]:
         waiting: deque[Future[T | object]] = deque()
 
         def ask() -> None:
-            waiting.append(thread.submit(next, results, end))  # type: ignore[arg-type]
+            waiting.append(thread.submit(next, results, end))
 
         for _ in range(depth):
             ask()
@@ -78,7 +78,8 @@ def run_ahead(results: Generator[T], depth: int) -> Generator[T]:
         finally:
             for future in waiting:
                 future.cancel()
-            thread.submit(results.close)
+            with suppress(RuntimeError):  # at Python's end no thread takes work any more
+                thread.submit(results.close)
 
 
 @contextmanager

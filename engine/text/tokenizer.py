@@ -59,7 +59,7 @@ class TextTokenizer:
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
-        path = self._path = folder / "tokenizer.json"
+        path = self.path = folder / "tokenizer.json"
         if not path.is_file():
             raise WeightsError(
                 str(path),
@@ -91,11 +91,11 @@ class TextTokenizer:
         probe = "a"
         core = self._tokenizer.encode(probe, add_special_tokens=False).ids
         whole = self._tokenizer.encode(probe, add_special_tokens=True).ids
-        for start in range(len(whole) - len(core) + 1):
+        for start in range(len(whole) - len(core) + 1 if core else 0):
             if whole[start : start + len(core)] == core:
                 return whole[:start], whole[start + len(core) :]
         raise ConfigError(
-            str(self._path),
+            str(self.path),
             "its template rewrites the text",
             expected="one that only adds tokens around it",
         )
@@ -126,7 +126,7 @@ class TextTokenizer:
     @cached_property
     def file_hash(self) -> str:
         """SHA-256 of the whole tokenizer.json, in hexadecimal; read once."""
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property

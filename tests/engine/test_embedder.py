@@ -1,6 +1,8 @@
 """The public surface: prompts, order, streams, neighbours that change nothing, and sentence-transformers beside it."""
 
+import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lastword import ConfigError, DeviceError, Embedder, InputError
+from lastword.model_info import ModelInfo
 from lastword.report import Report
 
+SURROGATE = "not valid Unicode; the lone surrogate U+{} at character {}"
 TEXTS = [
     "The capital of China is Beijing.",
     "Gravity is a force that attracts two bodies towards each other.",
@@ -124,18 +128,25 @@ def test_texts_over_max_length(tiny_checkpoint: Path, theirs) -> None:
     theirs.max_seq_length = before
     assert apart(vectors, expected) <= 2e-5
     assert report.cut >= 2
-    with pytest.raises(InputError, match="text 0: too long; got more than max_length 8 tokens"):
+    with pytest.raises(InputError) as caught:
         short.encode(TEXTS, too_long="error")
+    error = caught.value
+    assert (error.where, error.what, error.index) == ("text 0", "too long", 0)
+    assert error.got == "more than max_length 8 tokens"
     counts = Report()
     short.encode(TEXTS, report=counts)
     assert (counts.texts, counts.cut) == (report.texts, report.cut)
     assert counts.tokens_asked == report.tokens_asked
 
 
-@pytest.mark.parametrize("method", ["encode_stream", "plan", "token_ids", "hidden_states"])
+@pytest.mark.parametrize(
+    "method", ["encode_stream", "encode_groups", "plan", "token_ids", "hidden_states"]
+)
 def test_one_str_is_not_several_texts(method: str, embedder: Embedder) -> None:
-    with pytest.raises(InputError, match="texts: a single str"):
-        list(getattr(embedder, method)("hello"))
+    with pytest.raises(InputError) as caught:
+        getattr(embedder, method)("hello")
+    assert (caught.value.where, caught.value.got) == ("texts", "str")
+    assert caught.value.what.startswith("a single str")
 
 
 WORDS = st.sampled_from("a bb the of tree forest query gravity 42 , . é".split())
@@ -155,92 +166,165 @@ def test_neighbours_change_nothing(
     prompt = (
         "Instruct: Given a web search query, retrieve relevant passages\nQuery:" if prompted else ""
     )
-    tokens = embedder._encoder.tokenizer.encode([prompt + text for text in texts], 1000).ids
+    tokens = embedder.info.tokenizer.encode([prompt + text for text in texts], 1000).ids
     from helpers.transformers_reference import difference, our_states
 
-    shared, _ = our_states(embedder._encoder.runner.model, tokens, budget=budget)
-    alone, _ = our_states(embedder._encoder.runner.model, tokens, budget=4096, share=False)
+    shared, _ = our_states(embedder.loop.runner.model, tokens, budget=budget)
+    alone, _ = our_states(embedder.loop.runner.model, tokens, budget=4096, share=False)
     assert difference(shared, alone) <= 1e-5
 
 
 def test_a_shared_prompt_is_computed_once_a_batch(embedder: Embedder) -> None:
     queries = [f"{i} {random.Random(i).random()}" for i in range(1000)]
     plain, prompted = embedder.plan(queries, prompt=""), embedder.plan(queries, "query")
-    prompt = len(embedder._encoder.tokenizer.encode([embedder.prompts["query"]], 1000).ids[0]) - 1
+    prompt = len(embedder.info.tokenizer.encode([embedder.prompts["query"]], 1000).ids[0]) - 1
     # Never fewer than the prompt once a batch; the queries' own tokens may merge with its last one.
     assert prompted.tokens_saved >= (1000 - prompted.batches) * (prompt - 1)
     assert plain.tokens_asked + 1000 * (prompt - 1) <= prompted.tokens_asked
 
 
 def test_no_layers_are_not_all_of_them(embedder: Embedder) -> None:
-    with pytest.raises(ConfigError, match=r"layers: none is named; got \[\], expected 0 to 2"):
+    with pytest.raises(ConfigError) as caught:
         embedder.hidden_states(TEXTS, layers=[])
+    error = caught.value
+    assert (error.where, error.what, error.got) == ("layers", "none is named", "[]")
+    assert error.expected == "0 to 2, or None for all"
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "error", "parts"),
     [
-        ({"device": "tpu"}, DeviceError, "got 'tpu', expected 'cpu', 'cuda'"),
-        ({"device": "cuda:7"}, DeviceError, "not there; got 'cuda:7'"),
-        ({"dtype": "float16"}, ConfigError, "got 'float16', expected 'float32' or 'bfloat16'"),
-        ({"max_length": 1}, ConfigError, "max_length: out of range; got 1"),
-        ({"max_length": 10**9}, ConfigError, "max_length: out of range"),
-        ({"max_length": 16.0}, ConfigError, "max_length: out of range; got 16.0"),
-        ({"max_length": True}, ConfigError, "max_length: out of range; got True"),
-        ({"max_batch_tokens": 0}, ConfigError, "max_batch_tokens: out of range; got 0"),
-        ({"max_batch_tokens": 64.0}, ConfigError, "max_batch_tokens: out of range; got 64.0"),
-        ({"prompts": {"query": None}}, ConfigError, "prompts: 'query'; got None, expected a str"),
-        ({"truncate_dim": 0}, ConfigError, "got 0, expected 1 to 64"),
-        ({"truncate_dim": 65}, ConfigError, "got 65, expected 1 to 64"),
-        ({"truncate_dim": True}, ConfigError, "got True"),
+        (
+            {"device": "tpu"},
+            DeviceError,
+            ("unknown", "'tpu'", "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"),
+        ),
+        ({"device": "cuda:7"}, DeviceError, ("not there", "'cuda:7'")),
+        (
+            {"dtype": "float16"},
+            ConfigError,
+            ("cannot be computed in", "'float16'", "'float32' or 'bfloat16'"),
+        ),
+        ({"max_length": 1}, ConfigError, ("out of range", "1", "2 to 4096 tokens")),
+        ({"max_length": 10**9}, ConfigError, ("out of range", "1000000000", "2 to 4096 tokens")),
+        ({"max_length": 16.0}, ConfigError, ("out of range", "16.0", "2 to 4096 tokens")),
+        ({"max_length": True}, ConfigError, ("out of range", "True", "2 to 4096 tokens")),
+        ({"max_batch_tokens": 0}, ConfigError, ("out of range", "0", "1 or more")),
+        ({"max_batch_tokens": 64.0}, ConfigError, ("out of range", "64.0", "1 or more")),
+        ({"prompts": {"query": None}}, ConfigError, ("'query'", "None", "a string")),
+        ({"truncate_dim": 0}, ConfigError, ("out of range", "0", "1 to 64")),
+        ({"truncate_dim": 65}, ConfigError, ("out of range", "65", "1 to 64")),
+        ({"truncate_dim": True}, ConfigError, ("out of range", "True", "1 to 64")),
     ],
 )
-def test_refused_settings(options: dict, error: type, message: str, tiny_checkpoint: Path) -> None:
-    with pytest.raises(error, match=message):
+def test_refused_settings(
+    options: dict, error: type, parts: tuple[str, ...], tiny_checkpoint: Path
+) -> None:
+    with pytest.raises(error) as caught:
         Embedder(tiny_checkpoint, **{"device": "cpu", **options})
+    found = caught.value
+    assert (found.where, *parts) == (
+        *options, *(found.what, found.got, found.expected)[: len(parts)],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("texts", "options", "error", "message"),
+    ("texts", "options", "error", "where", "what", "got"),
     [
-        (["a", 5], {}, InputError, "text 1: not a string; got int"),
-        (["a", None], {}, InputError, "text 1: not a string; got NoneType"),
-        (["a", "\udfff"], {}, InputError, "text 1: not valid Unicode"),
+        (["a", 5], {}, InputError, "text 1", "not a string", "int"),
+        (["a", None], {}, InputError, "text 1", "not a string", "NoneType"),
+        (["a", "\udfff"], {}, InputError, "text 1", *SURROGATE.format("DFFF", 0).split("; ")),
+        (["a"], {"prompt_name": "nope"}, ConfigError, "prompt", "unknown name", "'nope'"),
+        (
+            ["a", "abc\ud800"],
+            {"prompt": "x" * 50},
+            InputError,
+            "text 1",
+            *SURROGATE.format("D800", 3).split("; "),
+        ),
         (
             ["a"],
-            {"prompt_name": "nope"},
+            {"prompt": "abc\ud800"},
             ConfigError,
-            "got 'nope', expected one of: document, query",
+            "prompt",
+            *SURROGATE.format("D800", 3).split("; "),
         ),
-        (["a", "abc\ud800"], {"prompt": "x" * 50}, InputError, r"text 1: .* at character 3"),
-        (["a"], {"prompt": "abc\ud800"}, ConfigError, r"prompt: .* U\+D800 at character 3"),
-        (["a"], {"prompt": 5}, ConfigError, "prompt: not a string; got 5"),
-        (["a"], {"precision": "int3"}, ConfigError, "precision: unknown; got 'int3'"),
-        (["a"], {"precision": "uint8"}, ConfigError, "uint8 needs ranges"),
-        (["a"], {"truncate_dim": 12, "precision": "binary"}, ConfigError, "multiple of 8"),
-        (["a"], {"too_long": "ignore"}, ConfigError, "too_long: unknown; got 'ignore'"),
+        (["a"], {"prompt": 5}, ConfigError, "prompt", "not a string", "5"),
+        (["a"], {"precision": "int3"}, ConfigError, "precision", "unknown", "'int3'"),
+        (["a"], {"precision": "uint8"}, ConfigError, "precision", "uint8 needs ranges", "none"),
+        (
+            ["a"],
+            {"truncate_dim": 12, "precision": "binary"},
+            ConfigError,
+            "precision",
+            "binary packs 8 dimensions per byte",
+            "dim 12",
+        ),
+        (["a"], {"too_long": "ignore"}, ConfigError, "too_long", "unknown", "'ignore'"),
     ],
 )
-def test_refused_calls(texts, options: dict, error: type, message: str, embedder: Embedder) -> None:
-    with pytest.raises(error, match=message):
-        embedder.encode(texts, **options)
+@pytest.mark.parametrize("method", ["encode", "encode_stream", "encode_groups"])
+def test_refused_calls(
+    method: str, texts, options: dict, error: type, where: str, what: str, got: str,
+    embedder: Embedder,
+) -> None:  # fmt: skip
+    with pytest.raises(error) as caught:
+        given = getattr(embedder, method)(texts, **options)
+        assert error is InputError, "settings are checked at the call, not at the first vector"
+        next(given)
+    assert (caught.value.where, caught.value.what, caught.value.got) == (where, what, got)
+    if "prompt_name" in options:
+        assert caught.value.expected == "one of: document, query"
+
+
+@pytest.mark.parametrize(
+    "method", ["encode", "encode_query", "encode_document", "encode_stream", "encode_groups"]
+)
+def test_an_unknown_keyword_is_refused_at_the_call(method: str, embedder: Embedder) -> None:
+    with pytest.raises(TypeError, match=r"encode\w*\(\) got an unexpected keyword argument 'dims'"):
+        getattr(embedder, method)(["a"], dims=8)
+
+
+def test_groups_are_the_stream_by_the_matrix(embedder: Embedder) -> None:
+    groups = list(embedder.encode_groups(TEXTS * 700, "query", truncate_dim=8, precision="int8"))
+    assert [len(group) for group in groups] == [4096, 804]
+    assert (groups[0].dtype, groups[0].shape[1]) == (torch.int8, 8)
+    stream = list(embedder.encode_stream(TEXTS * 700, "query", truncate_dim=8, precision="int8"))
+    assert torch.equal(torch.cat(groups), torch.stack(stream))
 
 
 def test_a_vector_that_is_not_finite_is_named(tiny_checkpoint: Path) -> None:
     broken = Embedder(tiny_checkpoint, device="cpu")
-    x_id = broken._encoder.tokenizer.encode(["x"], 10).ids[0][0]
-    model = broken._encoder.runner.model
+    x_id = broken.info.tokenizer.encode(["x"], 10).ids[0][0]
+    model = broken.loop.runner.model
     model.embedding = model.embedding.clone()
     model.embedding[x_id] = float("nan")
-    with pytest.raises(InputError, match="text 3: its vector is not finite") as caught:
+    with pytest.raises(InputError) as caught:
         broken.encode(["a", "b", "c", "x", "d"])
-    assert caught.value.index == 3
+    error = caught.value
+    assert (error.where, error.what, error.index) == ("text 3", "its vector is not finite", 3)
 
 
 def test_fingerprints(embedder: Embedder, tiny_checkpoint: Path) -> None:
     again = Embedder(tiny_checkpoint, device="cpu", max_length=100)
-    assert again.space_fingerprint() == embedder.space_fingerprint()
-    assert again.run_fingerprint() != embedder.run_fingerprint()
-    assert embedder.space_fingerprint(32) != embedder.space_fingerprint()
-    assert embedder.run_fingerprint("a") != embedder.run_fingerprint("b")
-    assert len(embedder.space_fingerprint()) == 16
+    info = embedder.info
+    assert again.info.space_fingerprint() == info.space_fingerprint()
+    assert again.info.run_fingerprint() != info.run_fingerprint()
+    assert info.space_fingerprint(32) != info.space_fingerprint()
+    assert info.run_fingerprint("a") != info.run_fingerprint("b")
+    assert len(info.space_fingerprint()) == 16
+
+
+def test_a_space_is_of_what_is_computed_and_no_limit(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """`max_position_embeddings` is a limit; the theta of the rotation is not."""
+    spaces = {}
+    for name, change in {
+        "same": {},
+        "limit": {"max_position_embeddings": 8192},
+        "theta": {"rope_theta": 2e6},
+    }.items():
+        folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / name))
+        values = json.loads((folder / "config.json").read_text()) | change
+        (folder / "config.json").write_text(json.dumps(values))
+        spaces[name] = ModelInfo(folder, device="cpu").space_fingerprint()
+    assert spaces["same"] == spaces["limit"] != spaces["theta"]

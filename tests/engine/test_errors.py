@@ -1,8 +1,71 @@
-"""A package that is missing or broken is one line that says what to install."""
+"""Errors in five parts: one line, one punctuation, sent and copied whole; a missing package says what to install."""
+
+import pickle
+from copy import copy
 
 import pytest
 
-from lastword.errors import ConfigError, MissingPackageError, needing
+from lastword.errors import (
+    ConfigError,
+    DeviceError,
+    InputError,
+    LastwordError,
+    LastwordWarning,
+    MissingPackageError,
+    WeightsError,
+    needing,
+    not_unicode,
+)
+
+PARTS = ("where", "what", "got", "expected", "remedy")
+KINDS = [ConfigError, DeviceError, InputError, LastwordWarning, MissingPackageError, WeightsError]
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ({}, "a: b."),
+        ({"got": "1"}, "a: b; got 1."),
+        ({"expected": "2"}, "a: b; expected 2."),
+        ({"got": "1", "expected": "2"}, "a: b; got 1, expected 2."),
+        ({"remedy": "Do it."}, "a: b. Do it."),
+        ({"got": "", "expected": "2", "remedy": "Do it."}, "a: b; got , expected 2. Do it."),
+    ],
+)
+def test_one_line_and_one_punctuation(parts: dict[str, str], line: str) -> None:
+    assert str(ConfigError("a", "b", **parts)) == line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", [lambda error: pickle.loads(pickle.dumps(error)), copy])
+def test_all_parts_survive(kind: type, how) -> None:
+    given = {"got": "1", "expected": "2", "remedy": "Do it."}
+    error = kind("a", "b", **given, **({"index": 3} if kind is InputError else {}))
+    error.add_note("seen on the way")
+    again = how(error)
+    assert type(again) is kind
+    assert [getattr(again, name) for name in PARTS] == ["a", "b", "1", "2", "Do it."]
+    assert again.__dict__ == error.__dict__
+    assert str(again) == str(error)
+
+
+def test_the_place_can_be_replaced() -> None:
+    error = InputError("text 3", "too long", index=3)
+    error.where = "notes.txt:4"
+    assert str(error) == "notes.txt:4: too long."
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not LastwordWarning])
+def test_errors_are_value_errors(kind: type) -> None:
+    assert issubclass(kind, LastwordError)
+    assert issubclass(kind, ValueError)
+
+
+def test_a_lone_surrogate_is_named() -> None:
+    error = not_unicode(ConfigError, "prompt", "ab\ud83d")
+    assert type(error) is ConfigError
+    assert error.got == "the lone surrogate U+D83D at character 2"
+    assert not_unicode(ConfigError, "prompt", "ab\U0001f600") is None
 
 
 @pytest.mark.parametrize("kind", [ImportError, ConfigError])
@@ -17,7 +80,11 @@ def test_a_failed_import_is_one_line(kind: type, reason: str, shown: str) -> Non
     with pytest.raises(kind) as caught, needing("mteb", "eval", "here"):
         raise ImportError(reason)
     assert type(caught.value) is MissingPackageError
-    expected = f"here: needs mteb; {shown}. Install it with: pip install 'lastword[eval]'"
+    assert caught.value.where == "here"
+    expected = (
+        f"here: needs mteb; got {shown!r} at its import. Install it with: pip install "
+        "'lastword[eval]'."
+    )
     assert str(caught.value) == caught.value.msg == expected
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from lastword import ConfigError, Embedder
-from lastword.model_info import OpenedModel
+from lastword.model_info import ModelInfo
 
 
 @pytest.fixture
-def opened(tiny_checkpoint: Path) -> OpenedModel:
-    return OpenedModel(tiny_checkpoint, device="cpu")
+def opened(tiny_checkpoint: Path) -> ModelInfo:
+    return ModelInfo(tiny_checkpoint, device="cpu")
 
 
 @pytest.fixture
@@ -23,69 +23,76 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 def test_truncate_dim_is_in_force_when_set(tiny_checkpoint: Path) -> None:
     model = Embedder(tiny_checkpoint, device="cpu")
-    expected, space = model.encode("a text", truncate_dim=24), model.space_fingerprint(24)
+    expected, space = model.encode("a text", truncate_dim=24), model.info.space_fingerprint(24)
     model.truncate_dim = 24
     assert torch.equal(model.encode("a text"), expected)
     assert (model.dim, model.get_embedding_dimension(), model.truncate_dim) == (24, 24, 24)
-    assert model.space_fingerprint() == space
+    assert model.info.space_fingerprint() == space
     assert model.encode("a text", truncate_dim=32).shape == (32,)
     model.truncate_dim = None
     assert model.encode("a text").shape == (64,)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("name", "value", "where", "expected"),
     [
-        ("truncate_dim", 65, "truncate_dim: out of range; got 65, expected 1 to 64"),
-        ("truncate_dim", 8.0, "truncate_dim: out of range; got 8.0"),
-        ("max_length", 10**6, "max_length: out of range; got 1000000, expected 2 to"),
-        ("max_length", 16.0, "max_length: out of range; got 16.0"),
-        ("max_seq_length", 0, "max_length: out of range; got 0"),
+        ("truncate_dim", 65, "truncate_dim", "1 to 64"),
+        ("truncate_dim", 8.0, "truncate_dim", "1 to 64"),
+        ("max_length", 10**6, "max_length", "2 to 4096 tokens"),
+        ("max_length", 16.0, "max_length", "2 to 4096 tokens"),
+        ("max_seq_length", 0, "max_length", "2 to 4096 tokens"),
     ],
 )
 def test_what_is_set_is_checked(
-    name: str, value: object, message: str, opened: OpenedModel
+    name: str, value: object, where: str, expected: str, tiny_checkpoint: Path
 ) -> None:
-    before = getattr(opened, name)
-    with pytest.raises(ConfigError, match=message):
-        setattr(opened, name, value)
-    assert getattr(opened, name) == before
+    model = Embedder(tiny_checkpoint, device="cpu")
+    before = getattr(model, name)
+    with pytest.raises(ConfigError) as caught:
+        setattr(model, name, value)
+    error = caught.value
+    assert (error.where, error.what, error.got) == (where, "out of range", repr(value))
+    assert error.expected == expected
+    assert getattr(model, name) == before
 
 
-def test_max_length_goes_back_to_the_models_own(opened: OpenedModel) -> None:
-    own = opened.max_length
-    opened.max_length = 16
-    assert opened.max_seq_length == 16
-    opened.max_length = None
-    assert opened.max_length == own
+def test_max_length_goes_back_to_the_models_own(tiny_checkpoint: Path) -> None:
+    model = Embedder(tiny_checkpoint, device="cpu")
+    own = model.max_length
+    model.max_length = 16
+    assert model.max_seq_length == model.info.max_length == 16
+    model.max_seq_length = None
+    assert model.max_length == own
 
 
-def test_dim_follows(opened: OpenedModel) -> None:
+def test_dim_follows(opened: ModelInfo) -> None:
     with pytest.raises(AttributeError):
         opened.dim = 8
 
 
 def test_an_empty_name_is_no_model() -> None:
-    with pytest.raises(ConfigError, match="model: the name is empty"):
-        OpenedModel("")
+    with pytest.raises(ConfigError) as caught:
+        ModelInfo("")
+    assert (caught.value.where, caught.value.what) == ("model", "the name is empty")
 
 
 def test_a_limit_of_the_models_own_names_its_file(folder: Path) -> None:
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 99_999}))
-    with pytest.raises(
-        ConfigError, match=r"got 99999, expected 2 to \d+ tokens. Set max_length."
-    ) as caught:
-        OpenedModel(folder)
-    assert str(caught.value).startswith(f"{folder}: ")
-    assert "sentence_bert_config.json" in str(caught.value)
-    assert OpenedModel(folder, max_length=16).max_length == 16
+    with pytest.raises(ConfigError) as caught:
+        ModelInfo(folder)
+    error = caught.value
+    assert error.where.startswith(f"{folder}: ")
+    assert "sentence_bert_config.json" in error.where
+    assert (error.got, error.expected) == ("99999", "2 to 4096 tokens")
+    assert error.remedy == "Set max_length."
+    assert ModelInfo(folder, max_length=16).max_length == 16
 
 
-def test_normalized_vectors_are_of_a_space_of_their_own(folder: Path, opened: OpenedModel) -> None:
+def test_normalized_vectors_are_of_a_space_of_their_own(folder: Path, opened: ModelInfo) -> None:
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps(modules[:2]))
-    states = OpenedModel(folder)
-    for known in (OpenedModel.space_fingerprint, OpenedModel.run_fingerprint):
+    states = ModelInfo(folder)
+    for known in (ModelInfo.space_fingerprint, ModelInfo.run_fingerprint):
         assert known(opened, normalize_embeddings=True) == known(opened)
         assert known(states, normalize_embeddings=True) != known(states)
         cut = known(states, truncate_dim=8)
@@ -95,5 +102,6 @@ def test_normalized_vectors_are_of_a_space_of_their_own(folder: Path, opened: Op
 def test_a_prompt_of_the_checkpoint_is_text(folder: Path) -> None:
     path = folder / "config_sentence_transformers.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": {"query": "\ud800"}}))
-    with pytest.raises(ConfigError, match="prompt: not valid Unicode"):
-        OpenedModel(folder).resolve_prompt("query")
+    with pytest.raises(ConfigError) as caught:
+        ModelInfo(folder).resolve_prompt("query")
+    assert (caught.value.where, caught.value.what) == ("prompt", "not valid Unicode")

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,8 @@ import torch
 
 from lastword import Embedder
 from lastword.batching.forest import plan_forests
-from lastword.model.qwen3 import Model
 from lastword.runtime.pool import Pool
+from lastword.runtime.runner import ModelLoader
 from lastword.weights import Checkpoint, read_config
 
 CPU = torch.device("cpu")
@@ -19,14 +18,13 @@ CPU = torch.device("cpu")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def load(folder: Path):
-    return partial(
-        Model, Checkpoint(folder, read_config(folder)), read_config(folder), dtype=torch.float32
-    )
+def load(folder: Path) -> ModelLoader:
+    config = read_config(folder)
+    return ModelLoader(Checkpoint(folder, config), config, torch.float32)
 
 
 def pool_of(embedder: Embedder) -> Pool:
-    return embedder._encoder.runner
+    return embedder.loop.runner
 
 
 def pids(pool: Pool) -> list[int]:

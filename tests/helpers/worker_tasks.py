@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -37,8 +38,19 @@ def no_model(error, device):
     raise error
 
 
-def no_room(*_, **__):
-    raise torch.OutOfMemoryError("CUDA out of memory")
+@dataclass
+class NoRoom:
+    """Stands for `ModelLoader`."""
+
+    checkpoint: object
+    config: object
+    dtype: object
+    quantize: object = None
+    cuda_graphs: bool = True
+    tune_process: bool = True
+
+    def __call__(self, device, loaded=None):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def no_process(device):

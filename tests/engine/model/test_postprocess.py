@@ -3,25 +3,39 @@
 import numpy as np
 import pytest
 import torch
+from helpers.refusals import refused
 
 from lastword.errors import ConfigError, InputError
-from lastword.model.postprocess import check_precision, finish, quantize
+from lastword.model.postprocess import (
+    PRECISIONS,
+    VectorFormat,
+    check_precision,
+    not_finite,
+    postprocess,
+    quantize,
+)
 from lastword.similarity import similarity, similarity_pairwise
 
 
 @pytest.fixture
 def vectors() -> torch.Tensor:
     torch.manual_seed(0)
-    return finish(torch.randn(50, 64), 64, normalize=True)
+    return postprocess(torch.randn(50, 64), 64, normalize=True)
 
 
 def test_cut_vectors_have_length_one() -> None:
     states = torch.randn(4, 64, dtype=torch.float64).to(torch.bfloat16)
-    cut = finish(states, 24, normalize=True)
+    cut = postprocess(states, 24, normalize=True)
     assert cut.dtype == torch.float32
     assert torch.allclose(cut.norm(dim=1), torch.ones(4), atol=1e-6)
-    assert torch.equal(finish(torch.zeros(1, 8), 8, normalize=True), torch.zeros(1, 8))
-    assert torch.equal(finish(states, 24, normalize=False), states[:, :24].float())
+    assert torch.equal(postprocess(torch.zeros(1, 8), 8, normalize=True), torch.zeros(1, 8))
+    assert torch.equal(postprocess(states, 24, normalize=False), states[:, :24].float())
+
+
+def test_rows_that_are_not_finite_are_listed(vectors: torch.Tensor) -> None:
+    assert not_finite(vectors) == []
+    vectors[7, 3], vectors[9, 0] = float("nan"), float("inf")
+    assert not_finite(vectors) == [7, 9]
 
 
 def test_int8_keeps_the_cosine(vectors: torch.Tensor) -> None:
@@ -62,18 +76,31 @@ def test_half_precision(vectors: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "dim", "ranges", "message"),
+    ("precision", "dim", "ranges", "parts"),
     [
-        ("int4", 64, None, "got 'int4', expected one of float32"),
-        ("binary", 60, None, "got dim 60, expected a multiple of 8"),
-        ("uint8", 64, None, "uint8 needs ranges"),
-        ("int8", 64, torch.zeros(2, 8), r"got \[2, 8\], expected \[2, 64\]"),
-        ("int8", 64, torch.zeros(2, 64), "every upper bound must exceed"),
+        (
+            "int4",
+            64,
+            None,
+            {"got": "'int4'", "expected": f"one of {', '.join(PRECISIONS)}"},
+        ),
+        ("binary", 60, None, {"got": "dim 60", "expected": "a multiple of 8"}),
+        ("uint8", 64, None, {"what": "uint8 needs ranges", "expected": "a [2, 64] tensor"}),
+        ("int8", 64, torch.zeros(2, 8), {"got": "[2, 8]", "expected": "[2, 64]"}),
+        (
+            "int8",
+            64,
+            torch.zeros(2, 64),
+            {"what": "not every upper bound exceeds its lower bound"},
+        ),
     ],
 )
-def test_refused(precision: str, dim: int, ranges: torch.Tensor | None, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_refused(precision: str, dim: int, ranges: torch.Tensor | None, parts: dict) -> None:
+    where = "precision" if ranges is None else "ranges"
+    with refused(ConfigError, where=where, **parts):
         check_precision(precision, dim, ranges)
+    with refused(ConfigError, where=where, **parts):
+        VectorFormat(dim, normalize=True, precision=precision, ranges=ranges)
 
 
 @pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan"])
@@ -100,23 +127,23 @@ def test_lists_of_vectors(compare, vectors: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "message"),
+    ("a", "b", "what", "got"),
     [
-        (torch.ones(2, 64), torch.ones(3, 32), "got 64 and 32 dimensions"),
-        ([], torch.ones(3, 32), "got 0 and 32 dimensions"),
-        ([torch.ones(4), torch.ones(3)], torch.ones(4), "not numbers of one width; got list"),
-        ([[1.0, 2.0], [1.0]], torch.ones(2), "not numbers of one width; got list"),
-        (["a"], torch.ones(2), "not numbers of one width; got list"),
-        (torch.ones(2, 2, 2), torch.ones(2), r"got the shape \[2, 2, 2\]"),
+        (torch.ones(2, 64), torch.ones(3, 32), "of two widths", "64 and 32 dimensions"),
+        ([], torch.ones(3, 32), "of two widths", "0 and 32 dimensions"),
+        ([torch.ones(4), torch.ones(3)], torch.ones(4), "not numbers of one width", "list"),
+        ([[1.0, 2.0], [1.0]], torch.ones(2), "not numbers of one width", "list"),
+        (["a"], torch.ones(2), "not numbers of one width", "list"),
+        (torch.ones(2, 2, 2), torch.ones(2), "not a matrix", "the shape [2, 2, 2]"),
     ],
 )
 @pytest.mark.parametrize("compare", [similarity, similarity_pairwise])
-def test_what_cannot_be_compared(compare, a, b, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_what_cannot_be_compared(compare, a, b, what: str, got: str) -> None:
+    with refused(InputError, where="vectors", what=what, got=got):
         compare(a, b)
 
 
 def test_pairs_are_as_many(vectors: torch.Tensor) -> None:
     assert similarity_pairwise(vectors[:1], vectors[:5]).shape == (5,)
-    with pytest.raises(InputError, match="not in pairs; got 2 and 5"):
+    with refused(InputError, what="not in pairs", got="2 and 5"):
         similarity_pairwise(vectors[:2], vectors[:5])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.process_memory import numbers_of
+from helpers.refusals import refused
 
 from lastword import ConfigError, Embedder
 from lastword.bench.checkpoint import make_checkpoint
@@ -42,37 +43,46 @@ def test_neighbours_hardly_move_a_vector(int8: Embedder) -> None:
 
 
 def test_the_run_is_another_in_the_same_space(exact: Embedder, int8: Embedder) -> None:
-    assert (exact.quantize, int8.quantize) == (None, "int8")
-    assert exact.space_fingerprint() == int8.space_fingerprint()
-    assert exact.run_fingerprint() != int8.run_fingerprint()
+    assert (exact.info.quantize, int8.info.quantize) == (None, "int8")
+    assert exact.info.space_fingerprint() == int8.info.space_fingerprint()
+    assert exact.info.run_fingerprint() != int8.info.run_fingerprint()
 
 
 def test_the_run_knows_the_levels(int8: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
-    before = int8.run_fingerprint()
+    before = int8.info.run_fingerprint()
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    assert int8.run_fingerprint() != before
+    assert int8.info.run_fingerprint() != before
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "what", "got", "rest"),
     [
-        ({"quantize": "fp4"}, "quantize: unknown; got 'fp4', expected None, 'int8' on a CPU or"),
         (
-            {"quantize": "fp8"},
-            "fp8 is for GPUs; got device 'cpu', expected 'cuda'. Use quantize 'int8'",
+            {"quantize": "fp4"},
+            "unknown",
+            "'fp4'",
+            {"expected": "None, 'int8' on a CPU or 'fp8' on a GPU"},
         ),
-        ({"quantize": True}, "quantize: unknown; got True"),
-        ({"quantize": "int8", "dtype": "bfloat16"}, "got dtype 'bfloat16'. Leave dtype out"),
+        ({"quantize": "fp8"}, "fp8 is for GPUs", "device 'cpu'", {"expected": "'cuda'"}),
+        ({"quantize": True}, "unknown", "True", {}),
+        (
+            {"quantize": "int8", "dtype": "bfloat16"},
+            "int8 computes the rest in float32",
+            "dtype 'bfloat16'",
+            {"remedy": "Leave dtype out."},
+        ),
     ],
 )
-def test_refused(options: dict, message: str, tiny_checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_refused(
+    options: dict, what: str, got: str, rest: dict[str, str], tiny_checkpoint: Path
+) -> None:
+    with refused(ConfigError, where="quantize", what=what, got=got, **rest):
         Embedder(tiny_checkpoint, device="cpu", **options)
 
 
 def test_refused_on_a_gpu() -> None:
-    with pytest.raises(ConfigError, match="int8 is for CPUs; got device 'cuda:1', expected 'cpu'"):
+    with refused(ConfigError, what="int8 is for CPUs", got="device 'cuda:1'", expected="'cpu'"):
         check_quantize("int8", torch.device("cuda:1"), torch.bfloat16)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.refusals import refused
 
 from lastword import DeviceError, Embedder
 from lastword.runtime.device import choose_device, choose_devices
@@ -34,42 +35,41 @@ def test_devices(name: str | torch.device | None, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "parts"),
     [
-        ("tpu", "device: unknown; got 'tpu'"),
-        ("tpu,tpu", "device: unknown; got 'tpu'"),
-        ("cuda:0,x", "device: unknown; got 'x'"),
-        ("cuda:0,", "device: unknown; got ''"),
-        ("cpu,1", "device: unknown; got '1'"),
-        ("0,1", "device: unknown; got '0'"),
-        ("tpu", "expected 'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"),
-        ("cuda:4", "device: not there; got 'cuda:4', expected 'cuda:0' to 'cuda:3'"),
-        ("cuda:0,4", "device: not there; got 'cuda:4', expected 'cuda:0' to 'cuda:3'"),
+        ("tpu", {"what": "unknown", "got": "'tpu'"}),
+        ("tpu,tpu", {"what": "unknown", "got": "'tpu'"}),
+        ("cuda:0,x", {"what": "unknown", "got": "'x'"}),
+        ("cuda:0,", {"what": "unknown", "got": "''"}),
+        ("cpu,1", {"what": "unknown", "got": "'1'"}),
+        ("0,1", {"what": "unknown", "got": "'0'"}),
+        ("tpu", {"expected": "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"}),
+        ("cuda:4", {"what": "not there", "got": "'cuda:4'", "expected": "'cuda:0' to 'cuda:3'"}),
+        ("cuda:0,4", {"what": "not there", "got": "'cuda:4'", "expected": "'cuda:0' to 'cuda:3'"}),
         # in 8 bits, as PyTorch keeps them: GPUs 0 and 1, none, and -25
-        ("cuda:256", "device: not there; got 'cuda:256'"),
-        ("cuda:0,257", "device: not there; got 'cuda:257'"),
-        ("cuda:255", "device: not there; got 'cuda:255'"),
-        ("cuda:999", "device: not there; got 'cuda:999'"),
-        ("cuda:1,1", "device: a GPU is named twice; got 'cuda:1,1'"),
-        ("cuda:0,cpu", "device: of two kinds; got 'cuda:0,cpu'"),
-        ("cuda,cuda:1", "device: one of several GPUs without its number; got 'cuda,cuda:1'"),
+        ("cuda:256", {"what": "not there", "got": "'cuda:256'"}),
+        ("cuda:0,257", {"what": "not there", "got": "'cuda:257'"}),
+        ("cuda:255", {"what": "not there", "got": "'cuda:255'"}),
+        ("cuda:999", {"what": "not there", "got": "'cuda:999'"}),
+        ("cuda:1,1", {"what": "a GPU is named twice", "got": "'cuda:1,1'"}),
+        ("cuda:0,cpu", {"what": "of two kinds", "got": "'cuda:0,cpu'"}),
+        ("cuda,cuda:1", {"what": "one of several GPUs without its number", "got": "'cuda,cuda:1'"}),
     ],
 )
-def test_refused(name: str, message: str) -> None:
-    with pytest.raises(DeviceError, match=message):
+def test_refused(name: str, parts: dict[str, str]) -> None:
+    with refused(DeviceError, where="device", **parts):
         choose_devices(name)
 
 
 def test_all_of_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(
-        DeviceError, match="not there; got 'cuda', expected 'cpu': PyTorch finds no GPU"
-    ):
+    expected = "'cpu': PyTorch finds no GPU"
+    with refused(DeviceError, what="not there", got="'cuda'", expected=expected):
         choose_devices("cuda:all")
 
 
 def test_one_device_is_not_told_of_several() -> None:
-    with pytest.raises(DeviceError, match="got 'cuda:0,1', expected 'cpu', 'cuda' or 'cuda:N'"):
+    with refused(DeviceError, got="'cuda:0,1'", expected="'cpu', 'cuda' or 'cuda:N'"):
         choose_device("cuda:0,1")
 
 
@@ -78,8 +78,8 @@ def test_every_device_must_have_the_mode(
 ) -> None:
     def check_fp8(device: torch.device) -> None:
         if device.index == 1:
-            raise DeviceError(f"{device}: no fp8")
+            raise DeviceError(str(device), "no fp8")
 
     monkeypatch.setattr("lastword.runtime.device.check_fp8", check_fp8)
-    with pytest.raises(DeviceError, match="cuda:1: no fp8"):
+    with refused(DeviceError, where="cuda:1", what="no fp8"):
         Embedder(tiny_checkpoint, device="cuda:0,1", quantize="fp8")

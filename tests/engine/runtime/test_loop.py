@@ -1,189 +1,437 @@
-"""Windows prepared ahead: same order, same errors at the same place, bounded reading, no thread left behind."""
+"""The loop: order, counts, errors at their place, bounded reading, items from a queue, a device that never waits."""
 
+import os
+import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from queue import Queue
 
 import pytest
 import torch
+from helpers.fake_devices import DIM, FakeDevice, first_tokens, options
 
 from lastword import Embedder, InputError
+from lastword.batching.forest import Forest
+from lastword.model.postprocess import VectorFormat
 from lastword.report import Report
-from lastword.runtime import encoder
-from lastword.runtime import loop as pipeline
-from lastword.runtime.loop import compute_windows, prepare_windows
+from lastword.runtime.loop import Item, Loop
+from lastword.text.tokenizer import TextTokenizer
 
-
-def ignore(count: int) -> None:
-    """What progress and notices are told is of no interest here."""
-
-
-SIZE = 100  # texts of a window, enough to be prepared in the thread
-
-
-def windows(count: int, read: list[int] | None = None, fail: int = -1) -> Iterator[list[str]]:
-    for number in range(count):
-        if number == fail:
-            raise OSError(f"window {number}: unreadable")
-        if read is not None:
-            read.append(number)
-        yield [f"{number}.{i}" for i in range(SIZE)]
-
-
-def prepare(texts: list[str], first: int, counts: Report) -> Iterator[str]:
-    """Stands for tokenizer and packing: a few 'forests' a window."""
-    counts.cut += 1
-    if texts[0] == "2.0" and texts[1] == "bad":
-        raise InputError(f"text {first + 1}: bad", first + 1)
-    yield from (f"{first}+{part}" for part in range(3))
-
-
-@pytest.mark.parametrize("ahead", [False, True])
-def test_order_and_counts(ahead: bool) -> None:
-    seen = []
-    for window in prepare_windows(windows(5), prepare, ahead=ahead):
-        seen.append((window.first, window.size, list(window.forests)))
-        assert (window.counts.cut, window.counts.texts) == (1, SIZE)
-    assert seen == [(n * SIZE, SIZE, [f"{n * SIZE}+{p}" for p in range(3)]) for n in range(5)]
-
-
-@pytest.mark.parametrize("ahead", [False, True])
-def test_one_window_is_read_ahead_by_the_callers_thread(ahead: bool) -> None:
-    read: list[int] = []
-    readers = set()
-
-    def source() -> Iterator[list[str]]:
-        for window in windows(9, read):
-            readers.add(threading.get_ident())
-            yield window
-
-    prepared = prepare_windows(source(), prepare, ahead=ahead)
-    for number in range(4):
-        list(next(prepared).forests)
-        assert len(read) == number + 1 + ahead
-    prepared.close()
-    assert readers == {threading.get_ident()}
-
-
-def test_the_next_window_is_prepared_while_one_is_computed() -> None:
-    began = threading.Event()
-
-    def slow(texts: list[str], first: int, counts: Report) -> Iterator[int]:
-        if first == SIZE:
-            began.set()
-        yield first
-
-    prepared = prepare_windows(windows(3), slow, ahead=True)
-    assert next(next(prepared).forests) == 0
-    assert began.wait(10), "nothing was prepared ahead"
-    prepared.close()
-
-
-@pytest.mark.parametrize("ahead", [False, True])
-def test_an_unreadable_window_fails_after_those_before_it(ahead: bool) -> None:
-    done = []
-    with pytest.raises(OSError, match="window 2: unreadable"):
-        for window in prepare_windows(windows(4, fail=2), prepare, ahead=ahead):
-            done.extend(window.forests)
-    assert len(done) == 6
-
-
-@pytest.mark.parametrize("ahead", [False, True])
-def test_a_bad_text_fails_after_the_windows_before_it(ahead: bool) -> None:
-    texts = list(windows(4))
-    texts[2][1] = "bad"
-    done = []
-    with pytest.raises(InputError, match="text 201: bad") as caught:
-        for window in prepare_windows(iter(texts), prepare, ahead=ahead):
-            done.extend(window.forests)
-    assert (len(done), caught.value.index) == (6, 201)
-
-
-def running() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("lastword-prepare")]
-
-
-@pytest.mark.parametrize("how", ["closed", "failed", "Ctrl-C", "done"])
-def test_no_thread_is_left(how: str) -> None:
-    made = []
-
-    def endless(texts: list[str], first: int, counts: Report) -> Iterator[int]:
-        made.append(first)
-        for part in range(2 if how == "done" else 10**9):
-            time.sleep(0.001)
-            yield part
-
-    def compute(forest: int) -> torch.Tensor:
-        assert running()
-        raise KeyboardInterrupt if how == "Ctrl-C" else ValueError("broken")
-
-    prepared = prepare_windows(windows(3), endless, ahead=True)
-    if how == "done":
-        assert [list(window.forests) for window in prepared] == [[0, 1]] * 3
-    elif how == "closed":
-        assert next(next(prepared).forests) == 0
-        prepared.close()
-    else:
-        with pytest.raises((KeyboardInterrupt, ValueError)):
-            start = partial(partial, compute)
-            list(compute_windows(prepared, start, 4, Report(), ignore, too_large=ignore))
-    assert running() == []
-    assert how == "done" or made == [0], "the window in waiting is not begun any more"
-
-
-def test_few_texts_take_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.ThreadPoolExecutor, "submit", None)
-    (window,) = prepare_windows(iter([["a", "b"]]), prepare, ahead=True)
-    assert len(list(window.forests)) == 3
-
-
-@pytest.fixture
-def both(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> dict[bool, Embedder]:
-    """Two embedders on the CPU, of which one works as on a GPU: windows of 100 texts, prepared ahead."""
-    monkeypatch.setattr("lastword.text.groups._WINDOW_TEXTS", SIZE)
-    models = {ahead: Embedder(tiny_checkpoint, device="cpu") for ahead in (False, True)}
-    plain = encoder.prepare_windows
-
-    def chosen(source, prepare, *, ahead):
-        return plain(source, prepare, ahead=prepare.func.__self__ is models[True]._encoder)
-
-    monkeypatch.setattr(encoder, "prepare_windows", chosen)
-    return models
-
-
+SIZE = 100  # texts of a group, enough to be prepared in the thread
 TEXTS = [f"text number {i % 37} " * (i % 5 + 1) for i in range(3 * SIZE + 70)]
 
 
+@pytest.fixture
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lastword.text.groups._GROUP_TEXTS", SIZE)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint: Path) -> TextTokenizer:
+    return TextTokenizer(tiny_checkpoint, 100_000)
+
+
+def running() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("lastword-")]
+
+
+def none_left(seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not running()
+
+
+def ignore(_: int) -> None:
+    """What progress is told is of no interest here."""
+
+
+def matrices(loop: Loop, texts, report: Report | None = None, **others) -> Iterator[torch.Tensor]:
+    counts = Report() if report is None else report
+    return loop.matrices(texts, options(), counts, ignore, **others)
+
+
+# Groups: read, tokenised and packed, ahead where the runner has time for it.
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_groups_have_every_text_in_order(
+    ahead: bool, small_groups: None, tokenizer: TextTokenizer
+) -> None:
+    loop = Loop(tokenizer, FakeDevice(ahead=ahead))
+    groups = list(loop.groups(TEXTS, options()))
+    tags = [[item.tag for item in group.items] for group in groups]
+    assert tags == [list(range(i, min(i + SIZE, len(TEXTS)))) for i in range(0, len(TEXTS), SIZE)]
+    assert [group.counts.texts for group in groups] == [SIZE, SIZE, SIZE, 70]
+    for group in groups:
+        packed = sorted(i for forest in group.forests for i in forest.texts.tolist())
+        assert packed == list(range(len(group.items)))
+    assert running() == []
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_one_group_is_read_ahead_by_the_callers_thread(
+    ahead: bool, small_groups: None, tokenizer: TextTokenizer
+) -> None:
+    read, readers = [0], set()
+
+    def source() -> Iterator[str]:
+        for text in TEXTS * 3:
+            read[0] += 1
+            readers.add(threading.get_ident())
+            yield text
+
+    groups = Loop(tokenizer, FakeDevice(ahead=ahead)).groups(source(), options())
+    for number in range(4):
+        next(groups)
+        assert read[0] == SIZE * (number + 1 + ahead)
+    groups.close()
+    assert readers == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("threaded", [False, True])
+def test_an_unreadable_text_fails_after_the_groups_before_its_own(
+    ahead: bool, threaded: bool, small_groups: None, tokenizer: TextTokenizer
+) -> None:
+    def source() -> Iterator[str]:
+        yield from TEXTS[: 2 * SIZE + 10]
+        raise OSError("line 210: unreadable")
+
+    done, report = [], Report()
+    loop = Loop(tokenizer, FakeDevice(ahead=ahead))
+    with pytest.raises(OSError, match="line 210: unreadable"):
+        done.extend(len(each) for each in matrices(loop, source(), report, ahead=threaded))
+    assert done == [SIZE, SIZE]
+    assert (report.texts, running()) == (2 * SIZE, [])
+
+
+def test_few_texts_are_prepared_without_a_thread(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop(tokenizer, FakeDevice())
+    monkeypatch.setattr("lastword.runtime.threads.ThreadPoolExecutor.submit", None)
+    (group,) = loop.groups(["a", "b"], options())
+    assert len(group.items) == 2
+
+
+# Results in order.
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_every_row_belongs_to_its_text(
+    ahead: bool, depth: int, small_groups: None, tokenizer: TextTokenizer
+) -> None:
+    texts = random.Random(depth).sample(TEXTS, len(TEXTS))
+    device = FakeDevice(ahead=ahead, depth=depth)
+    report, told = Report(), []
+    loop = Loop(tokenizer, device, 300)
+    rows = torch.cat(list(loop.matrices(texts, options(), report, told.append, ahead=True)))
+    ids = tokenizer.encode(texts, 1000).ids
+    assert rows[:, 0].tolist() == [each[-1] for each in ids]
+    assert rows[:, 1].tolist() == [len(each) for each in ids]
+    assert sum(told) == report.texts == len(texts)
+    assert report.tokens_asked == sum(map(len, ids))
+    assert (report.tokens_computed, report.batches) == (sum(device.sizes), len(device.sizes))
+    assert len(told) == report.batches > 4
+    assert loop.plan(texts, options()).batches == report.batches
+
+
+def test_a_batch_is_waited_for_when_the_next_has_started(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six batches of one text in two groups, each started `depth` = 1 before the one before it is waited for."""
+    monkeypatch.setattr("lastword.text.groups._GROUP_TEXTS", 3)
+    events: list[str] = []
+
+    class Watched(FakeDevice):
+        def start(self, task, forest):
+            number = len(self.sizes)
+            events.append(f"start {number}")
+            wait = super().start(task, forest)
+            return lambda: events.append(f"wait {number}") or wait()
+
+    loop = Loop(tokenizer, Watched(ahead=False, depth=1), 1)
+    texts = ["a", "b", "c", "d", "e", "f"]
+    taken = loop.matrices(texts, options(), Report(), lambda _: events.append("done"))
+    events.extend(f"group {len(matrix)}" for matrix in taken)
+    assert events == (
+        "start 0|start 1|wait 0|done|start 2|wait 1|done|start 3|wait 2|done|group 3"
+        "|start 4|wait 3|done|start 5|wait 4|done|wait 5|done|group 3"
+    ).split("|")
+
+
+def test_no_second_is_counted_twice(small_groups: None, tokenizer: TextTokenizer) -> None:
+    report, device = Report(), FakeDevice(0.01)
+    began = time.perf_counter()
+    list(matrices(Loop(tokenizer, device, 300), TEXTS, report))
+    taken = time.perf_counter() - began
+    assert len(device.sizes) * 0.01 <= report.seconds <= taken
+
+
+@pytest.fixture
+def both(small_groups: None, tiny_checkpoint: Path) -> dict[bool, Embedder]:
+    """Two embedders on the CPU, of which one works as on a GPU: batches and groups ahead."""
+    models = {ahead: Embedder(tiny_checkpoint, device="cpu") for ahead in (False, True)}
+    models[True].loop.runner.ahead, models[True].loop.runner.depth = True, 3
+    return models
+
+
 def test_the_same_vectors_and_counts(both: dict[bool, Embedder]) -> None:
+    texts = TEXTS[:SIZE] * 3 + TEXTS[:70]  # groups of the same size, small first or not
     reports = {ahead: Report() for ahead in both}
     vectors = {
-        ahead: torch.stack(list(model.encode_stream(TEXTS, report=reports[ahead])))
+        ahead: torch.stack(list(model.encode_stream(texts, report=reports[ahead])))
         for ahead, model in both.items()
     }
     assert torch.equal(vectors[True], vectors[False])
+    assert torch.equal(torch.cat(list(both[True].encode_groups(texts))), vectors[True])
     for name in ("texts", "tokens_asked", "tokens_computed", "cut", "batches"):
         assert getattr(reports[True], name) == getattr(reports[False], name)
-    assert reports[True].texts == len(TEXTS)
+    assert reports[True].texts == len(texts)
     assert reports[True].seconds > 0
 
 
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("bad", ["\udfff", None])
-def test_a_stream_gives_all_windows_before_the_bad_text(
+def test_a_stream_gives_all_groups_before_the_bad_text(
     ahead: bool, bad: str | None, both: dict[bool, Embedder]
 ) -> None:
     texts = [*TEXTS[:250], bad, *TEXTS[250:]]
     got = 0
-    with pytest.raises(InputError, match="text 250: not") as caught:
+    with pytest.raises(InputError) as caught:
         for _ in both[ahead].encode_stream(texts):
             got += 1
-    assert (got, caught.value.index) == (200, 250)
+    error = caught.value
+    assert (got, error.index, error.where, error.what[:4]) == (200, 250, "text 250", "not ")
     assert running() == []
 
 
 def test_a_second_stream_counts_from_its_own_first_text(both: dict[bool, Embedder]) -> None:
     report = Report(texts=1000)
-    with pytest.raises(InputError, match="text 1: not valid Unicode"):
+    with pytest.raises(InputError) as caught:
         list(both[False].encode_stream(["a", "\udfff"], report=report))
+    assert (caught.value.where, caught.value.what) == ("text 1", "not valid Unicode")
+
+
+# Who takes the results does not hold up the device.
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("20 ms per batch", lambda number: 0.020),
+        ("250 ms every eighth batch", lambda number: 0.250 if number % 8 == 7 else 0.0),
+    ],
+)
+def test_a_slow_writer_does_not_hold_up_the_device(
+    name: str, write, small_groups: None, tokenizer: TextTokenizer
+) -> None:
+    device = FakeDevice(0.030)
+    loop = Loop(tokenizer, device)
+    texts = [f"text number {i}" for i in range(48 * SIZE)]
+    for number, matrix in enumerate(matrices(loop, texts, ahead=True)):
+        assert len(matrix) == SIZE
+        time.sleep(write(number))
+    assert len(device.sizes) == 48
+    assert device.busy >= 0.95, f"busy {device.busy:.1%} with a writer of {name}"
+
+
+@pytest.mark.timing
+def test_without_a_thread_of_its_own_the_device_would_wait(
+    small_groups: None, tokenizer: TextTokenizer
+) -> None:
+    """The measure can fail: the same work computed between two writes."""
+    device = FakeDevice(0.030, depth=0)
+    for _ in matrices(Loop(tokenizer, device), TEXTS * 3):
+        time.sleep(0.020)
+    assert device.busy < 0.8
+
+
+def test_the_thread_is_bounded(small_groups: None, tokenizer: TextTokenizer) -> None:
+    device = FakeDevice(depth=0)
+    taken = matrices(Loop(tokenizer, device), TEXTS * 30, ahead=True)
+    next(taken)
+    time.sleep(0.5)
+    assert len(device.sizes) <= 1 + 8 + 1, "the one taken, eight that lie ready, one under way"
+    taken.close()
+    assert running() == []
+
+
+@pytest.mark.parametrize("where", ["reading", "computing"])
+@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
+def test_what_fails_in_the_threads_is_not_lost(
+    where: str, error: BaseException, small_groups: None, tokenizer: TextTokenizer
+) -> None:
+    def source() -> Iterator[str]:
+        yield from TEXTS[:250]
+        if where == "reading":
+            raise error
+        yield from TEXTS[250:]
+
+    def compute(forest: Forest) -> torch.Tensor:
+        if where == "computing" and len(device.spans) == 2:
+            raise error
+        return first_tokens(forest)
+
+    device, done = FakeDevice(compute=compute), []
+    with pytest.raises(type(error)) as caught:
+        done.extend(len(each) for each in matrices(Loop(tokenizer, device), source(), ahead=True))
+    assert caught.value is error
+    assert none_left()
+    if isinstance(error, Exception):
+        assert done == [SIZE, SIZE]
+
+
+def test_ctrl_c_while_the_device_computes(small_groups: None, tokenizer: TextTokenizer) -> None:
+    taken = matrices(Loop(tokenizer, FakeDevice(0.5)), TEXTS, ahead=True)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(taken)
+    assert none_left()
+
+
+def test_ctrl_c_while_the_results_are_used(small_groups: None, tokenizer: TextTokenizer) -> None:
+    taken = matrices(Loop(tokenizer, FakeDevice(0.01)), TEXTS * 5, ahead=True)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in taken:
+            raise KeyboardInterrupt
+    taken.close()
+    assert none_left()
+
+
+# A queue, as a server has one.
+
+
+class Fed:
+    """A loop that takes items from a queue in a thread; results by tag."""
+
+    def __init__(self, tokenizer: TextTokenizer, runner) -> None:
+        self.loop, self.queue, self.results = Loop(tokenizer, runner), Queue(), {}
+        self.order: list[object] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        for tag, result in self.loop.results(self.queue):
+            self.order.append(tag)
+            self.results[tag] = result
+
+    def put(self, tag: object, ids: list[int], wanted: VectorFormat | None = None) -> None:
+        self.queue.put(Item(tag, ids, wanted or options().format))
+
+    def wait_for(self, count: int) -> None:
+        deadline = time.monotonic() + 20
+        while len(self.results) < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert len(self.results) == count
+
+    def end(self) -> dict[object, object]:
+        self.queue.put(None)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return self.results
+
+
+def test_a_queue_is_answered_as_batches_finish(tokenizer: TextTokenizer) -> None:
+    fed = Fed(tokenizer, FakeDevice(ahead=True, depth=3))
+    fed.put("first", [5, 6, 7])
+    fed.wait_for(1)  # although a deeper device could take more, and nothing more comes
+    fed.put("second", [8])
+    fed.put("third", [8, 9])
+    fed.wait_for(3)
+    results = fed.end()
+    assert {tag: row[:2].tolist() for tag, row in results.items()} == {
+        "first": [7, 3], "second": [8, 1], "third": [9, 2],
+    }  # fmt: skip
+
+
+def test_what_waits_in_the_queue_is_packed_together(tokenizer: TextTokenizer) -> None:
+    device = FakeDevice(0.1, depth=0)
+    fed = Fed(tokenizer, device)
+    fed.put(0, [1])
+    deadline = time.monotonic() + 10
+    while not device.sizes and time.monotonic() < deadline:
+        time.sleep(0.001)
+    for tag in range(1, 30):
+        fed.put(tag, [1, 2, 3, 4, 5, 6, 7, 8, 9, tag])
+    results = fed.end()
+    assert sorted(results) == list(range(30))
+    assert len(device.sizes) == 2
+    assert device.sizes[1] == 9 + 29, "their common beginning is computed once"
+
+
+def test_an_error_belongs_to_its_text_and_ends_nothing_else(tokenizer: TextTokenizer) -> None:
+    def compute(forest: Forest) -> torch.Tensor:
+        if 13 in forest.ids:
+            raise RuntimeError("the kernel failed")
+        if 14 in forest.ids and len(forest.ids) > 8:
+            raise torch.OutOfMemoryError("no room")
+        vectors = first_tokens(forest)
+        vectors[vectors[:, 0] == 15] = float("nan")
+        return vectors
+
+    def feed(fed: Fed, device: FakeDevice) -> dict[object, object]:
+        fed.put("failed", [13])
+        while not device.sizes:  # the others wait in the queue meanwhile, and are one batch
+            time.sleep(0.001)
+        fed.put("fine", [1, 2])
+        fed.put("too long", [14] * 9)
+        fed.put("broken", [15])
+        fed.put("fine too", [3])
+        fed.wait_for(5)
+        fed.put("later", [4])
+        return fed.end()
+
+    device = FakeDevice(0.1, depth=0, compute=compute)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        results = feed(Fed(tokenizer, device), device)
+    assert str(results["failed"]) == "the kernel failed"
+    too_long, broken = results["too long"], results["broken"]
+    assert (too_long.where, too_long.got) == ("text too long", "9 tokens")
+    assert (broken.where, broken.what) == ("text broken", "its vector is not finite")
+    assert broken.index is None
+    for tag, last in (("fine", 2), ("fine too", 3), ("later", 4)):
+        assert results[tag][0] == last
+
+
+def test_items_of_one_batch_may_differ_in_format(tiny_checkpoint: Path) -> None:
+    """dim, normalisation and precision: each as if it were computed alone."""
+    model = Embedder(tiny_checkpoint, device="cpu")
+    texts = ["the cat sat", "the cat sat on the mat", "a dog", "another text", "and one more"]
+    ranges = torch.stack([torch.full((16,), -0.5), torch.full((16,), 0.5)])
+    wanted = [
+        {},
+        {"truncate_dim": 24},
+        {"truncate_dim": 16, "precision": "uint8", "ranges": ranges},
+        {"precision": "float16"},
+        {"truncate_dim": 8, "precision": "ubinary"},
+    ]
+    ids, queue = model.token_ids(texts), Queue()
+    for tag, settings in enumerate(wanted):
+        queue.put(Item(tag, ids[tag], model.info.vector_format(**settings)))
+    queue.put(None)
+    results = dict(model.loop.results(queue))
+    for tag, settings in enumerate(wanted):
+        alone = model.encode(texts[tag], **settings)
+        assert (results[tag].dtype, results[tag].shape) == (alone.dtype, alone.shape)
+        assert float((results[tag].float() - alone.float()).abs().max()) <= (
+            1e-5 if alone.dtype == torch.float32 else 1e-3 if alone.dtype == torch.float16 else 1
+        )
+    assert results[0].shape[0] != DIM
+
+
+def test_states_that_differ_only_in_precision_are_normalised_once(tiny_checkpoint: Path) -> None:
+    model = Embedder(tiny_checkpoint, device="cpu")
+    ids, queue = model.token_ids(["a text", "a text"]), Queue()
+    for tag, precision in enumerate(["float32", "int8"]):
+        queue.put(Item(tag, ids[tag], model.info.vector_format(precision=precision)))
+    queue.put(None)
+    results = dict(model.loop.results(queue))
+    assert torch.equal(results[0], model.encode("a text"))
+    assert torch.equal(results[1], model.encode("a text", precision="int8"))

@@ -16,6 +16,7 @@ from lastword.model.qwen3 import Model
 from lastword.report import Report
 from lastword.runtime import device
 from lastword.runtime.device import default_batch_tokens
+from lastword.runtime.out_of_memory import BatchBudget
 from lastword.weights.config import parse_config
 
 GPU = torch.device("cuda", 0)
@@ -27,9 +28,9 @@ class Small:
     """A model's forward with memory for so many tokens; keeps what it was asked for."""
 
     def __init__(self, model: Embedder, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.tokens, self.asked, self.true = tokens, [], model._encoder.runner.model.forward
+        self.tokens, self.asked, self.true = tokens, [], model.loop.runner.model.forward
         self.held: weakref.ref[torch.Tensor] | None = None
-        monkeypatch.setattr(model._encoder.runner.model, "forward", self.forward)
+        monkeypatch.setattr(model.loop.runner.model, "forward", self.forward)
         monkeypatch.setattr(torch.cuda, "empty_cache", self.empty_cache)
 
     def forward(self, forest: Forest, *others) -> torch.Tensor:
@@ -77,7 +78,8 @@ def test_batches_stay_small_and_the_warning_comes_once(
     small = Small(model, 100, monkeypatch)
     with pytest.warns(RuntimeWarning, match="out of memory"):
         model.encode(TEXTS)
-    assert model.max_batch_tokens < 200
+    assert model.max_batch_tokens == model.loop.budget.limit == 4096, "the setting stays"
+    assert model.loop.budget.tokens < 200
     failed = len([tokens for tokens in small.asked if tokens > small.tokens])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -88,16 +90,19 @@ def test_batches_stay_small_and_the_warning_comes_once(
 def test_a_text_that_does_not_fit_is_named(
     model: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lastword.text.groups._WINDOW_TEXTS", 4)
+    monkeypatch.setattr("lastword.text.groups._GROUP_TEXTS", 4)
     Small(model, 50, monkeypatch)
     texts = ["a", "b", "c", "d", "e", "long " * 100, "f", "g", "h"]
     got: list[torch.Tensor] = []
     with (
         pytest.warns(RuntimeWarning, match="out of memory"),
-        pytest.raises(InputError, match=r"text 5: does not fit .*; got \d+ tokens") as caught,
+        pytest.raises(InputError) as caught,
     ):
         got.extend(model.encode_stream(texts))
-    assert (len(got), caught.value.index) == (4, 5)
+    error = caught.value
+    assert (len(got), error.index, error.where) == (4, 5, "text 5")
+    assert (error.what, error.expected) == ("does not fit in the device's memory", "fewer")
+    assert error.got == f"{len(model.token_ids(texts)[5])} tokens"
 
 
 def test_looking_inside_takes_halves_too(model: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,22 +112,31 @@ def test_looking_inside_takes_halves_too(model: Embedder, monkeypatch: pytest.Mo
         states = model.hidden_states(TEXTS)
     assert float((states - expected).abs().max() / expected.abs().max()) <= 1e-5
     small.tokens = 50
-    with pytest.raises(InputError, match=r"text 1: does not fit .*; got \d+ tokens"):
+    with pytest.raises(InputError) as caught:
         model.hidden_states(["a", "long " * 100])
+    error = caught.value
+    assert (error.index, error.what) == (1, "does not fit in the device's memory")
+    assert error.got == f"{len(model.token_ids(['long ' * 100])[0])} tokens"
 
 
 @pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
 def test_a_model_that_does_not_fit(
     devices: str, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lastword.embedder.Model", worker_tasks.no_room)
-    message = "^device: the model does not fit .*; got cpu.* and float32 weights, expected"
-    with pytest.raises(DeviceError, match=message):
+    monkeypatch.setattr("lastword.embedder.ModelLoader", worker_tasks.NoRoom)
+    with pytest.raises(DeviceError) as caught:
         Embedder(tiny_checkpoint, device=devices)
+    error = caught.value
+    assert (error.where, error.what) == (
+        "device",
+        "the model does not fit in the memory that is free",
+    )
+    assert error.got == f"{devices.replace(',', ', ')} and float32 weights"
+    assert error.expected is not None
 
 
 def test_other_errors_pass(model: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model._encoder.runner.model, "forward", lambda forest: 1 / 0)
+    monkeypatch.setattr(model.loop.runner.model, "forward", lambda forest: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.encode(TEXTS)
 
@@ -139,6 +153,50 @@ def test_halves_have_every_text_once() -> None:
             lists[index] = half._tokens()[which]
     assert [lists[i] for i in range(len(tokens))] == tokens
     assert sum(half.tokens_asked for half in halves) == forest.tokens_asked
+
+
+# Smaller batches are not for good.
+
+
+def test_a_larger_batch_is_tried_again_in_the_next_call() -> None:
+    budget = BatchBudget(4096)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        budget.lower(4000, "cpu")
+    assert (budget.tokens, budget.limit) == (2000, 4096)
+    budget.new_call()
+    assert budget.tokens == 4000
+    budget.new_call()
+    assert budget.tokens == 4096
+    budget.new_call()
+    assert budget.tokens == 4096
+
+
+@pytest.mark.filterwarnings("ignore:max_batch_tokens")
+def test_a_long_call_tries_larger_batches_again() -> None:
+    budget = BatchBudget(1000)
+    patience = []
+    for _ in range(7):  # memory for 600 tokens, always
+        budget.lower(1000, "cpu")
+        fitted = 0
+        while budget.tokens < 600:
+            budget.fitted()
+            fitted += 1
+        patience.append(fitted)
+    assert patience == [64, 128, 256, 512, 1024, 1024, 1024], "attempts that fail become rare"
+    budget.limit = 700
+    assert (budget.tokens, budget.limit) == (700, 700)
+
+
+def test_memory_that_comes_back_is_used_again(
+    model: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Small(model, 100, monkeypatch)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        model.encode(TEXTS)
+    small.tokens = 10**9
+    for _ in range(10):
+        model.encode(TEXTS)
+    assert small.asked[-1] == model.plan(TEXTS).tokens_computed, "one batch, as at first"
 
 
 # How many tokens a batch takes.

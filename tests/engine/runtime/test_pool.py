@@ -15,10 +15,11 @@ from helpers.worker_pools import CPU, FOREST, pids, pool_of
 
 from lastword import Embedder, InputError
 from lastword.batching.forest import plan_forests
+from lastword.options import EncodeOptions
 from lastword.report import Report
 
-WINDOW = 50
-TEXTS = [f"text number {i % 97} " * (i % 5 + 1) for i in range(6 * WINDOW + 20)]
+GROUP = 50
+TEXTS = [f"text number {i % 97} " * (i % 5 + 1) for i in range(6 * GROUP + 20)]
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +34,22 @@ def two(one_thread: None, tiny_checkpoint: Path) -> Embedder:
 
 
 @pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lastword.text.groups._WINDOW_TEXTS", WINDOW)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lastword.text.groups._GROUP_TEXTS", GROUP)
 
 
 # The same as one device.
 
 
-def test_vectors_counts_and_progress(small_windows: None, one: Embedder, two: Embedder) -> None:
+def test_vectors_counts_and_progress(small_groups: None, one: Embedder, two: Embedder) -> None:
     reports, vectors, told = [Report(), Report()], [], []
     for embedder, report in zip((one, two), reports, strict=True):
-        options = embedder._options("query", None)
-        windows = list(embedder._encoder.windows(TEXTS, options, report, told.append))
-        assert [len(window) for window in windows] == [WINDOW] * 6 + [20]
-        vectors.append(torch.cat(windows))
+        wanted = EncodeOptions(
+            embedder.resolve_prompt("query"), embedder.max_length, embedder.info.vector_format()
+        )
+        groups = list(embedder.loop.matrices(TEXTS, wanted, report, told.append))
+        assert [len(group) for group in groups] == [GROUP] * 6 + [20]
+        vectors.append(torch.cat(groups))
     assert torch.equal(*vectors), "equal batches give equal bits"
     assert sum(told) == 2 * len(TEXTS)
     for name in ("texts", "tokens_asked", "tokens_computed", "cut", "batches"):
@@ -78,16 +81,16 @@ def test_looking_inside(one: Embedder, two: Embedder) -> None:
     assert torch.equal(two.hidden_states(TEXTS[:60]), one.hidden_states(TEXTS[:60]))
     assert two.hidden_states([], [0, -1]).shape == (0, 2, 64)
     assert two.token_ids(TEXTS[:9], "query") == one.token_ids(TEXTS[:9], "query")
-    assert two.space_fingerprint() == one.space_fingerprint()
-    assert two.run_fingerprint() == one.run_fingerprint()
-    assert (two.device, two.devices) == (CPU, (CPU, CPU))
+    assert two.info.space_fingerprint() == one.info.space_fingerprint()
+    assert two.info.run_fingerprint() == one.info.run_fingerprint()
+    assert (two.device, two.info.devices) == (CPU, (CPU, CPU))
 
 
 # Streams.
 
 
 def test_a_stream_reads_and_starts_a_bounded_number_ahead(
-    small_windows: None, two: Embedder, monkeypatch: pytest.MonkeyPatch
+    small_groups: None, two: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool, under_way, most, read = pool_of(two), 0, 0, 0
     plain = pool.start
@@ -113,11 +116,11 @@ def test_a_stream_reads_and_starts_a_bounded_number_ahead(
     monkeypatch.setattr(pool, "start", start)
     furthest = max(read - n for n, _ in enumerate(two.encode_stream(texts())))
     assert 2 < most <= pool.depth + 1
-    assert furthest <= (pool.depth + 3) * WINDOW
+    assert furthest <= (pool.depth + 3) * GROUP
 
 
 def test_calls_within_a_stream_and_from_other_threads(
-    small_windows: None, one: Embedder, two: Embedder
+    small_groups: None, one: Embedder, two: Embedder
 ) -> None:
     expected, got = one.encode(TEXTS), {}
     stream = two.encode_stream(TEXTS)
@@ -136,7 +139,7 @@ def test_calls_within_a_stream_and_from_other_threads(
 
 
 def test_an_abandoned_stream_leaves_the_workers_usable(
-    small_windows: None, one: Embedder, two: Embedder
+    small_groups: None, one: Embedder, two: Embedder
 ) -> None:
     stream = two.encode_stream(TEXTS)
     next(stream)
@@ -149,17 +152,18 @@ def test_an_abandoned_stream_leaves_the_workers_usable(
 
 @pytest.mark.parametrize("bad", ["\udfff", None])
 def test_a_bad_text_comes_after_the_windows_before_it(
-    bad: str | None, small_windows: None, two: Embedder
+    bad: str | None, small_groups: None, two: Embedder
 ) -> None:
     got = 0
-    with pytest.raises(InputError, match="text 120: not") as caught:
+    with pytest.raises(InputError) as caught:
         for _ in two.encode_stream([*TEXTS[:120], bad, *TEXTS[120:]]):
             got += 1
-    assert (got, caught.value.index) == (100, 120)
+    assert (got, caught.value.index, caught.value.where) == (100, 120, "text 120")
+    assert caught.value.what in ("not a string", "not valid Unicode")
 
 
 def test_a_vector_that_is_not_finite_is_named(
-    small_windows: None, two: Embedder, monkeypatch: pytest.MonkeyPatch
+    small_groups: None, two: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool, broken = pool_of(two), 20
     plain, started = pool.start, []
@@ -172,16 +176,17 @@ def test_a_vector_that_is_not_finite_is_named(
 
     monkeypatch.setattr(pool, "start", start)
     got = 0
-    with pytest.raises(InputError, match="its vector is not finite") as caught:
+    with pytest.raises(InputError) as caught:
         for _ in two.encode_stream(TEXTS):
             got += 1
-    window, within = divmod(caught.value.index, WINDOW)
+    assert caught.value.what == "its vector is not finite"
+    group, within = divmod(caught.value.index, GROUP)
     assert within == started[broken - 1].texts.min()
-    assert got == window * WINDOW > 0
+    assert got == group * GROUP > 0
 
 
 @pytest.mark.parametrize(
-    "error", [InputError("text 3: bad", 3), RuntimeError("no memory"), KeyError("x")]
+    "error", [InputError("text 3", "bad", index=3), RuntimeError("no memory"), KeyError("x")]
 )
 def test_what_a_worker_raises(error: Exception, two: Embedder) -> None:
     wait = pool_of(two).start(partial(worker_tasks.fail, error), FOREST)
@@ -200,12 +205,13 @@ def test_a_worker_out_of_memory(
     monkeypatch.setattr(
         pool, "start", lambda task, forest: plain(partial(worker_tasks.small, 60, task), forest)
     )
-    monkeypatch.setattr(two._encoder, "max_batch_tokens", 200)
+    two.max_batch_tokens = 200
     with pytest.warns(RuntimeWarning, match=r"cpu, cpu is out of memory at \d+ tokens") as warned:
         vectors = torch.stack(list(two.encode_stream(TEXTS, report=report)))
     assert float((vectors - one.encode(TEXTS)).abs().max()) <= 1e-5
     assert (len(warned), report.texts) == (1, len(TEXTS))
-    assert two.max_batch_tokens <= 100
+    assert two.loop.budget.tokens <= 100
+    two.max_batch_tokens = 200  # of the tests after this one
 
 
 def test_an_exception_that_cannot_be_sent(two: Embedder) -> None:

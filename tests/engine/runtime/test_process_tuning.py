@@ -1,4 +1,4 @@
-"""Memory of a CPU run does not grow with the number of differently sized batches."""
+"""What loading a CPU model changes in its process, when, and how to leave it out; memory that does not grow."""
 
 import ctypes
 import sys
@@ -6,10 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.process_memory import numbers_of
 
-from lastword import WeightsError
-from lastword.runtime import malloc
+from lastword import Embedder, WeightsError
+from lastword.runtime import process_tuning
 
 RUN = """
 import random, sys, torch
@@ -31,7 +32,7 @@ print(held_bytes("RssAnon") - before)
 
 PAGES = """
 import resource, torch
-from lastword.runtime import malloc
+from lastword.runtime import process_tuning
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -40,19 +41,23 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print(faults())
-malloc.keep_blocks()
+process_tuning.keep_blocks()
 faults()
 print(faults())
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+@pytest.mark.timing
+@linux
 def test_memory_stays(tiny_checkpoint: Path) -> None:
     (grown,) = numbers_of(RUN, tiny_checkpoint)
     assert grown < 30_000 * 1024, "more bytes after the same work again"
 
 
-@pytest.mark.skipif(not malloc.keep_blocks(), reason="the C library has no such options")
+@pytest.mark.skipif(not process_tuning.keep_blocks(), reason="the C library has no such options")
 def test_large_blocks_serve_again() -> None:
     faults = numbers_of(PAGES)
     assert faults[1] < faults[0] / 4, "fresh pages for a block that had just been freed"
@@ -63,9 +68,9 @@ def test_a_load_that_fails_leaves_blocks_kept(monkeypatch: pytest.MonkeyPatch) -
     granting = SimpleNamespace(mallopt=lambda *option: asked.append(option) or 1)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: granting)
-    with pytest.raises(WeightsError), malloc.loading():
+    with pytest.raises(WeightsError), process_tuning.loading():
         assert asked == [(-3, 1 << 20)], "blocks of 1 MB and more are the system's when freed"
-        raise WeightsError("a shard is cut short")
+        raise WeightsError("model.safetensors", "cut short")
     assert asked[1:] == [(-3, 256 << 20), (-1, 512 << 20)]
 
 
@@ -74,13 +79,94 @@ def test_an_option_that_is_refused_sets_no_other(monkeypatch: pytest.MonkeyPatch
     refusing = SimpleNamespace(mallopt=lambda option, _: asked.append(option) or 0)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: refusing)
-    assert not malloc.keep_blocks()
+    assert not process_tuning.keep_blocks()
     assert asked == [-3]
 
 
 def test_nothing_to_do_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
-    assert not malloc.keep_blocks(), "a C library without the function"
+    assert not process_tuning.keep_blocks(), "a C library without the function"
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("asked elsewhere"))
-    assert not malloc.keep_blocks()
+    assert not process_tuning.keep_blocks()
+
+
+# When it happens.
+
+STATE = """
+import os, sys, warnings
+def state():
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    quiet = any(f[1] is not None and "NumPy" in f[1].pattern for f in warnings.filters)
+    return [int(os.environ.get(name, 0)) for name in names] + [int(quiet)]
+import lastword.embedder, lastword.kernels, lastword.weights
+imported = state()
+lastword.Embedder(sys.argv[1], device="cpu", tune_process=sys.argv[2] == "tuned")
+print(*imported, *state())
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("tuned", [0, 0, 0, 32, 32, 1]), ("left out", [0, 0, 0, 0, 0, 0])],
+)
+def test_a_process_is_tuned_when_a_model_loads_and_not_before(
+    how: str, expected: list[int], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+    assert numbers_of(STATE, tiny_checkpoint, how) == expected
+
+
+def test_what_the_user_has_set_stays(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    assert numbers_of(STATE, tiny_checkpoint, "tuned") == [7, 0, 0, 7, 32, 1]
+
+
+def test_left_out_the_c_library_is_not_asked(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(process_tuning, "_set", lambda option, _: asked.append(option))
+    Embedder(tiny_checkpoint, device="cpu", tune_process=False)
+    assert asked == []
+    Embedder(tiny_checkpoint, device="cpu")
+    assert asked == [-3, -3]
+
+
+GROWTH = """
+import sys, torch
+from lastword.bench.memory import held_bytes
+torch.set_num_threads(1)
+if sys.argv[2] == "torch computed before":
+    weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(64, 64))
+    torch.ops.mkldnn._linear_pointwise(torch.ones(8, 64), weight, None, "none", [], "")
+from lastword import Embedder
+model = Embedder(sys.argv[1], device="cpu")
+for words in range(1, 20):
+    model.encode("a " * words)
+before = held_bytes("RssAnon")
+for words in range(20, 300):
+    model.encode("a " * words)
+print(held_bytes("RssAnon") - before)
+"""
+
+
+@pytest.mark.timing
+@linux
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN"
+)
+def test_the_caches_are_small_unless_torch_has_computed_before(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The docstring of `Embedder` says so: each cache reads its variable once."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+    (tuned,) = numbers_of(GROWTH, tiny_checkpoint, "a fresh process")
+    (late,) = numbers_of(GROWTH, tiny_checkpoint, "torch computed before")
+    assert tuned < 60 << 20, "bytes for 280 different numbers of rows"
+    assert late > 3 * tuned, "the variables came too late to help"

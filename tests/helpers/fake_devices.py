@@ -1,0 +1,69 @@
+"""Runners that stand for devices: what they were asked, how long they were busy, and what goes wrong on them."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from lastword.batching.forest import Forest
+from lastword.model.postprocess import VectorFormat
+from lastword.options import EncodeOptions
+
+DIM = 4
+
+
+def first_tokens(forest: Forest) -> Tensor:
+    """A 'vector' [DIM] for each distinct text: its last token's id, and the number of its tokens."""
+    rows = torch.tensor(forest.final_rows)
+    vectors = torch.zeros(len(rows), DIM)
+    vectors[:, 0] = forest.ids[rows].float()
+    vectors[:, 1] = forest.positions[rows].float() + 1
+    return vectors
+
+
+def options(dim: int = DIM, **others) -> EncodeOptions:
+    return EncodeOptions("", 1000, VectorFormat(dim, normalize=False), **others)
+
+
+class FakeDevice:
+    """Computes one batch after the other in a thread, `seconds` each; `fail` may raise instead."""
+
+    name = "fake"
+    batch_tokens = 4096
+
+    def __init__(
+        self,
+        seconds: float = 0.0,
+        *,
+        ahead: bool = True,
+        depth: int = 3,
+        compute: Callable[[Forest], Tensor] = first_tokens,
+    ) -> None:
+        self.ahead, self.depth, self.seconds, self.compute = ahead, depth, seconds, compute
+        self.tasks, self.sizes, self.spans = [], [], []
+        self._thread = ThreadPoolExecutor(1, "fake-device")
+
+    def start(self, task, forest):
+        self.tasks.append(task)
+        self.sizes.append(forest.tokens_computed)
+        return self._thread.submit(self._run, forest).result
+
+    def _run(self, forest: Forest) -> Tensor:
+        began = time.perf_counter()
+        if self.seconds:
+            time.sleep(self.seconds)
+        result = self.compute(forest)
+        self.spans.append((began, time.perf_counter()))
+        return result
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    @property
+    def busy(self) -> float:
+        """Share of the time from its first batch to its last in which it computed."""
+        idle = sum(after[0] - before[1] for before, after in pairwise(self.spans))
+        return 1 - idle / (self.spans[-1][1] - self.spans[0][0])
