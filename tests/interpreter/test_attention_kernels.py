@@ -1,16 +1,14 @@
-"""Forest and final attention kernels against attention written out in fp64, text by text."""
+"""Forest and final attention kernels against the reference in fp64."""
 
 import random
 
 import pytest
 import torch
-from helpers.forest_paths import path_rows
+from helpers.forest_paths import cpu_plan, one_forest, tables_of
 from helpers.kernel_error import assert_close
 
 from lastword import kernels
-from lastword.batching.forest import Forest, plan_forests
-from lastword.kernels import cpu as reference
-from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels import CpuPlan, cpu, reference
 
 DTYPES = (torch.float32, torch.float16)
 BLOCK_M, BLOCK_N = 64, 32  # the interpreter's row of the block table
@@ -32,28 +30,18 @@ FORESTS: dict[str, list[list[int]]] = {
 HEADS = [(1, 1, 32), (4, 2, 64), (4, 1, 32), (8, 1, 32), (6, 2, 32), (2, 1, 80), (2, 2, 128)]
 
 
-def pack(texts: list[list[int]]) -> tuple[Forest, AttentionPlan]:
-    (forest,) = plan_forests(texts, 10**6)
-    return forest, AttentionPlan(forest.segments, forest.final_rows, torch.device("cpu"))
-
-
 def qkv(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     rows = torch.randn(T, H + 2 * KH, D, generator=torch.Generator().manual_seed(T)).to(dtype)
     return rows[:, :H], rows[:, H:-KH], rows[:, -KH:]
 
 
-def exactly(
-    forest: Forest, rows: list[int], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Softmax attention of query i, at packed row rows[i], over that row's path."""
-    groups = q.shape[1] // k.shape[1]
-    k, v = (x.double().repeat_interleave(groups, 1) for x in (k, v))
-    out = []
-    for i, row in enumerate(rows):
-        keys = path_rows(forest, row)
-        weights = torch.einsum("hd,khd->hk", q[i].double(), k[keys]).mul(scale).softmax(-1)
-        out.append(torch.einsum("hk,khd->hd", weights, v[keys]).flatten())
-    return torch.stack(out)
+def check_one(
+    name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: CpuPlan, scale: float
+) -> None:
+    """The kernel of one operation, beside the CPU implementation."""
+    exact = getattr(reference, name)(q.double(), k.double(), v.double(), plan, scale)
+    ours = getattr(kernels, name)(q, k, v, tables_of(plan, q, k), scale)
+    assert_close(ours, getattr(cpu, name)(q, k, v, plan, scale), exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,16 +67,11 @@ def test_random_forests(seed: int) -> None:
 
 
 def check(texts: list[list[int]], H: int, KH: int, D: int, dtype: torch.dtype) -> None:
-    forest, plan = pack(texts)
+    forest = one_forest(texts)
+    plan = cpu_plan(forest)
     q, k, v = qkv(forest.tokens_computed, H, KH, D, dtype)
-    scale = D**-0.5
-    exact = exactly(forest, list(range(len(q))), q, k, v, scale)
-    ours = kernels.forest_attention(q, k, v, plan, scale)
-    assert_close(ours, reference.forest_attention_ref(q, k, v, plan, scale), exact)
-    q = q[forest.final_rows].contiguous()
-    exact = exactly(forest, forest.final_rows, q, k, v, scale)
-    ours = kernels.final_attention(q, k, v, plan, scale)
-    assert_close(ours, reference.final_attention_ref(q, k, v, plan, scale), exact)
+    check_one("forest_attention", q, k, v, plan, D**-0.5)
+    check_one("final_attention", q[forest.final_rows].contiguous(), k, v, plan, D**-0.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -97,19 +80,13 @@ def check(texts: list[list[int]], H: int, KH: int, D: int, dtype: torch.dtype) -
     [[[1] * 600], [[1] * 1500], [[1] * 400 + [2] * 300, [1] * 400 + [3] * 9], [[1] * 700, [2] * 3]],
 )
 def test_final_attention_over_splits(texts: list[list[int]], dtype: torch.dtype) -> None:
-    forest, plan = pack(texts)
+    forest = one_forest(texts)
     _, k, v = qkv(forest.tokens_computed, 4, 2, 64, dtype)
     q = torch.randn(len(forest.final_rows), 4, 64, generator=torch.Generator().manual_seed(1))
-    q = q.to(dtype)
-    exact = exactly(forest, forest.final_rows, q, k, v, 0.125)
-    ours = kernels.final_attention(q, k, v, plan, 0.125)
-    assert_close(ours, reference.final_attention_ref(q, k, v, plan, 0.125), exact)
+    check_one("final_attention", q.to(dtype), k, v, cpu_plan(forest), 0.125)
 
 
 def test_logits_of_any_size() -> None:
-    forest, plan = pack([[7] * 24 + [1] * 30, [7] * 24 + [2]])
+    forest = one_forest([[7] * 24 + [1] * 30, [7] * 24 + [2]])
     q, k, v = qkv(forest.tokens_computed, 4, 2, 32, torch.float32)
-    q = q * 300.0
-    exact = exactly(forest, list(range(len(q))), q, k, v, 1.0)
-    ours = kernels.forest_attention(q, k, v, plan, 1.0)
-    assert_close(ours, reference.forest_attention_ref(q, k, v, plan, 1.0), exact)
+    check_one("forest_attention", q * 300.0, k, v, cpu_plan(forest), 1.0)

@@ -1,24 +1,21 @@
-"""The kernel of attention by descriptors against its twin in fp64; what it reads and writes; when it is chosen."""
+"""The candidate by descriptors against the reference in fp64: what it reads and writes; that nothing selects it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers.forest_paths import cpu_plan, one_forest, tables_of
 from helpers.kernel_error import assert_close
 
 from lastword import kernels
-from lastword.batching.forest import plan_forests
+from lastword.bench.kernels import descriptor
 from lastword.cli.main import main
-from lastword.kernels import cpu as reference
-from lastword.kernels.attention_plan import AttentionPlan
-from lastword.kernels.gpu import block_sizes
+from lastword.kernels import CpuPlan, KernelTables, cpu, reference
 from lastword.kernels.gpu import forest_attention as forest_attention_kernel
-from lastword.kernels.gpu import forest_attention_descriptor as by_descriptors
 
 DTYPES = (torch.float32, torch.float16)
 BLOCK_M, BLOCK_N = 64, 32  # the interpreter's row of the block table
-CPU = torch.device("cpu")
 
 LENGTHS = {
     "one row": [1],
@@ -32,13 +29,16 @@ LENGTHS = {
 HEADS = [(1, 1, 32), (4, 2, 64), (4, 1, 64), (8, 1, 32), (6, 2, 16), (2, 1, 80), (2, 2, 128), (4, 1, 128)]  # fmt: skip
 
 
-def plan_of(lengths: list[int]) -> AttentionPlan:
+def plan_of(lengths: list[int]) -> CpuPlan:
     """Texts of these lengths, none of which begins like another."""
-    (forest,) = plan_forests([[i] * n for i, n in enumerate(lengths)], 10**6)
-    return AttentionPlan(forest.segments, forest.final_rows, CPU)
+    return cpu_plan(one_forest([[i] * n for i, n in enumerate(lengths)]))
 
 
-def heads(plan: AttentionPlan, H: int, KH: int, D: int, dtype: torch.dtype) -> list[torch.Tensor]:
+def by_head(plan: CpuPlan, q: torch.Tensor) -> KernelTables:
+    return descriptor.descriptor_tables(q, plan.segments, plan.final_rows)
+
+
+def heads(plan: CpuPlan, H: int, KH: int, D: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """Views q, k, v of one fused projection, as the forward passes them."""
     generator = torch.Generator().manual_seed(H + D)
     rows = torch.randn(sum(plan.segments.length), H + 2 * KH, D, generator=generator)
@@ -48,11 +48,21 @@ def heads(plan: AttentionPlan, H: int, KH: int, D: int, dtype: torch.dtype) -> l
 def check(lengths: list[int], H: int, KH: int, D: int, dtype: torch.dtype) -> None:
     plan, scale = plan_of(lengths), D**-0.5
     q, k, v = heads(plan, H, KH, D, dtype)
-    assert by_descriptors.descriptors_fit(q, k, v, plan)
-    ours = by_descriptors.forest_attention_descriptor(q, k, v, plan, scale)
-    twin = reference.forest_attention_ref(q, k, v, plan, scale)
-    exact = reference.forest_attention_ref(q.double(), k.double(), v.double(), plan, scale)
-    assert_close(ours, twin, exact)
+    assert descriptor.descriptors_fit(q, k, v, tree=plan.segments.has_ancestors())
+    ours = descriptor.forest_attention_descriptor(q, k, v, by_head(plan, q), scale)
+    assert_right(ours, q, k, v, plan, scale)
+
+
+def assert_right(
+    ours: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: CpuPlan,
+    scale: float,
+) -> None:
+    exact = reference.forest_attention(q.double(), k.double(), v.double(), plan, scale)
+    assert_close(ours, cpu.forest_attention(q, k, v, plan, scale), exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -70,39 +80,37 @@ def test_heads(H: int, KH: int, D: int, dtype: torch.dtype) -> None:
 def test_no_rows() -> None:
     plan = plan_of([1])
     q, k, v = (x[:0] for x in heads(plan, 2, 1, 32, torch.float32))
-    assert by_descriptors.forest_attention_descriptor(q, k, v, plan, 1.0).shape == (0, 64)
+    tables = by_head(plan, q)
+    assert descriptor.forest_attention_descriptor(q, k, v, tables, 1.0).shape == (0, 64)
 
 
-def tile_by_tile(lengths: list[int]) -> Iterator[tuple[AttentionPlan, slice, slice]]:
-    """A plan of one tile alone, the tile's rows, and its segment's, which are all that it may read."""
-    plan = plan_of(lengths)
-    for segment, first in plan.tiles(BLOCK_M).tolist():
-        one = plan_of(lengths)
-        one._tiles[BLOCK_M] = torch.tensor([[segment, first]], dtype=torch.int32)
-        start, length = plan.segments.start[segment], plan.segments.length[segment]
+def tile_by_tile(whole: KernelTables) -> Iterator[tuple[KernelTables, slice, slice]]:
+    """Tables of one tile alone, the tile's rows, and its segment's, which are all that it may read."""
+    for i, (segment, first) in enumerate(whole.tiles.tolist()):
+        start, length, *_ = whole.segment_table[segment].tolist()
         rows = slice(start + first, start + min(first + BLOCK_M, length))
-        yield one, rows, slice(start, start + length)
+        yield replace(whole, tiles=whole.tiles[i : i + 1]), rows, slice(start, start + length)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_tile_reads_its_own_segment_only(value: float) -> None:
-    lengths = [3, BLOCK_M + 9, 1, BLOCK_N]
-    whole = plan_of(lengths)
-    inputs = heads(whole, 2, 1, 32, torch.float32)
-    before = by_descriptors.forest_attention_descriptor(*inputs, whole, SCALE)
-    for plan, rows, own in tile_by_tile(lengths):
+    plan = plan_of([3, BLOCK_M + 9, 1, BLOCK_N])
+    inputs = heads(plan, 2, 1, 32, torch.float32)
+    whole = by_head(plan, inputs[0])
+    before = descriptor.forest_attention_descriptor(*inputs, whole, SCALE)
+    for one, rows, own in tile_by_tile(whole):
         spoilt = [torch.full_like(x, value) for x in inputs]
         for x, true in zip(spoilt, inputs, strict=True):
             x[own] = true[own]
-        after = by_descriptors.forest_attention_descriptor(*spoilt, plan, SCALE)
+        after = descriptor.forest_attention_descriptor(*spoilt, one, SCALE)
         assert torch.equal(after[rows], before[rows])
 
 
 def test_a_tile_writes_its_own_rows_only() -> None:
-    lengths = [9, BLOCK_M + 9, 30]
-    inputs = heads(plan_of(lengths), 2, 1, 32, torch.float32)
-    for plan, rows, _ in tile_by_tile(lengths):
-        out = by_descriptors.forest_attention_descriptor(*inputs, plan, SCALE)
+    plan = plan_of([9, BLOCK_M + 9, 30])
+    inputs = heads(plan, 2, 1, 32, torch.float32)
+    for one, rows, _ in tile_by_tile(by_head(plan, inputs[0])):
+        out = descriptor.forest_attention_descriptor(*inputs, one, SCALE)
         written = out.isfinite().any(dim=1).nonzero().flatten().tolist()
         assert written == list(range(rows.start, rows.stop))
 
@@ -116,11 +124,12 @@ def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, **columns: list[int]
 ) -> torch.Tensor:
     """The kernel's result, with columns of the segments changed."""
-    plan = AttentionPlan(replace(PLAN.segments, **columns), PLAN.final_rows, CPU)
-    return by_descriptors.forest_attention_descriptor(q, k, v, plan, scale)
+    segments = replace(PLAN.segments, **columns)
+    tables = descriptor.descriptor_tables(q, segments, PLAN.final_rows)
+    return descriptor.forest_attention_descriptor(q, k, v, tables, scale)
 
 
-WRONG: dict[str, Callable[[], torch.Tensor]] = {
+MUTANTS: dict[str, Callable[[], torch.Tensor]] = {
     "scale off by 1 %": lambda: attend(Q, K, V, SCALE * 1.01),
     "wrong KV head": lambda: attend(Q, K.flip(1).contiguous(), V.flip(1).contiguous(), SCALE),
     "keys and values swapped": lambda: attend(Q, V, K, SCALE),
@@ -137,38 +146,30 @@ WRONG: dict[str, Callable[[], torch.Tensor]] = {
 
 
 def test_the_right_kernel_passes() -> None:
-    twin = reference.forest_attention_ref(Q, K, V, PLAN, SCALE)
-    assert_close(attend(Q, K, V, SCALE), twin, twin.double())
+    assert_right(attend(Q, K, V, SCALE), Q, K, V, PLAN, SCALE)
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_kernel_is_caught(name: str) -> None:
-    twin = reference.forest_attention_ref(Q, K, V, PLAN, SCALE)
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_caught(name: str) -> None:
     with pytest.raises(AssertionError):
-        assert_close(WRONG[name](), twin, twin.double())
+        assert_right(MUTANTS[name](), Q, K, V, PLAN, SCALE)
 
 
-def test_the_table_turns_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_selects_it(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
     for module, name in (
-        (by_descriptors, "forest_attention_descriptor"),
+        (descriptor, "forest_attention_descriptor"),
         (forest_attention_kernel, "forest_attention"),
     ):
         true = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *args, true=true, name=name: launched.append(name) or true(*args)
         )
-    long, short = plan_of([BLOCK_M, BLOCK_M + 7]), plan_of([BLOCK_M, 7])
-    for listed in ((), ("interpreter",)):
-        monkeypatch.setattr(block_sizes, "DESCRIPTOR_DEFAULT", frozenset(listed))
-        for plan in (long, short):
-            q, k, v = heads(plan, 4, 2, 32, torch.float32)
-            ours = kernels.forest_attention(q, k, v, plan, SCALE)
-            twin = reference.forest_attention_ref(q, k, v, plan, SCALE)
-            assert_close(ours, twin, twin.double())
-    assert launched == [
-        "forest_attention", "forest_attention", "forest_attention_descriptor", "forest_attention",
-    ]  # fmt: skip
+    for plan in (plan_of([BLOCK_M, BLOCK_M + 7]), plan_of([BLOCK_M, 7])):
+        q, k, v = heads(plan, 4, 2, 32, torch.float32)
+        ours = kernels.forest_attention(q, k, v, tables_of(plan, q, k), SCALE)
+        assert_right(ours, q, k, v, plan, SCALE)
+    assert launched == ["forest_attention", "forest_attention"]
 
 
 BENCH = [
@@ -183,8 +184,8 @@ def test_it_goes_through_the_benchmark(capfd) -> None:
     assert [line[1] for line in lines if line[:1] == ["descriptor"]] == ["right:"] * 4
 
 
-def test_a_wrong_form_fails_the_benchmark(capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_candidate_fails_the_benchmark(capfd, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = lambda q, *_: torch.zeros_like(q).flatten(1)  # noqa: E731
-    monkeypatch.setattr(by_descriptors, "forest_attention_descriptor", wrong)
+    monkeypatch.setattr(descriptor, "forest_attention_descriptor", wrong)
     assert main(BENCH) == 1
     assert capfd.readouterr().out.count("WRONG, not timed") == 4

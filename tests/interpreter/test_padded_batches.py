@@ -1,4 +1,4 @@
-"""Batches padded to tiers, and recorded once a tier, through the real kernels: the same states, nothing mixed up."""
+"""Batches padded to buckets, and recorded once per bucket, through the real kernels: no state moves or is mixed up."""
 
 import random
 from collections.abc import Callable
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 BATCHES: dict[str, list[list[int]]] = {
     "one row": [[1]],
-    "full tier": [list(range(1, 17))],
-    "one row over a tier": [list(range(1, 18))],
+    "full bucket": [list(range(1, 17))],
+    "one row over a bucket": [list(range(1, 18))],
     "prompt": [[7] * 12 + [1, 2, 3], [7] * 12 + [4] * 5, [5], [7] * 10],
     "levels": [[1] * 8 + [2] * 8 + [3] * 3, [1] * 8 + [2] * 8 + [4] * 5, [1] * 8 + [5] * 2],
     "as many texts as rows": [[n] for n in range(1, 17)],
@@ -53,7 +53,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(folder: Path) -> Model:
-    return load_ours(folder)
+    """A model that takes batches as they are, until it is told to pack them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET")
+        return load_ours(folder)
 
 
 def pack(tokens: list[list[int]]) -> Forest:
@@ -61,8 +64,8 @@ def pack(tokens: list[list[int]]) -> Forest:
     return forest
 
 
-def twins(model: Model, forest: Forest) -> torch.Tensor:
-    """The states by the PyTorch twins, which take batches as they are."""
+def on_cpu(model: Model, forest: Forest) -> torch.Tensor:
+    """The states by the CPU implementation, before the model is told to pack batches."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TRITON_INTERPRET")
         return model.forward(forest)
@@ -73,7 +76,7 @@ def test_nothing_of_padding_reaches_a_vector(name: str, model: Model) -> None:
     """Padding is token 0: with a NaN for its embedding every row of padding is NaN from the start."""
     forest = pack(BATCHES[name])
     model.embedding = model.embedding.float().index_fill(0, torch.tensor([0]), torch.nan)
-    expected = twins(model, forest)
+    expected = on_cpu(model, forest)
     model.use_packing(None)
     states = model.forward(forest)
     assert states.shape == (len(forest.final_rows), 48)
@@ -82,14 +85,14 @@ def test_nothing_of_padding_reaches_a_vector(name: str, model: Model) -> None:
 
 def test_observers_see_the_batch_without_padding(model: Model) -> None:
     forest, seen = pack(BATCHES["prompt"]), []
-    expected = twins(model, forest)
+    expected = on_cpu(model, forest)
     model.use_packing(StubCapture())
     states = model.forward(forest, lambda _, states: seen.append(len(states)))
     assert difference(states, expected) <= 1e-6
     assert seen == [forest.tokens_computed, len(forest.final_rows)]
 
 
-def test_a_tier_is_recorded_once_and_batches_do_not_mix(model: Model) -> None:
+def test_a_bucket_is_recorded_once_and_batches_do_not_mix(model: Model) -> None:
     draw = random.Random(0)
     batches = [
         pack([[draw.randrange(300) for _ in range(draw.randrange(2, 8))] for _ in range(2)])
@@ -105,18 +108,18 @@ def test_a_tier_is_recorded_once_and_batches_do_not_mix(model: Model) -> None:
         assert torch.equal(states, eager[i]), (
             "a batch's states are those of the same batch unrecorded"
         )
-    tiers = len({model._packer.pack(batch)[0] for batch in batches})
-    assert (capture.recorded, capture.replayed) == (tiers, len(order))
+    buckets = len({model._packer.pack(batch)[0] for batch in batches})
+    assert (capture.recorded, capture.replayed) == (buckets, len(order))
     pointers = {states.data_ptr() for states in replayed}
     assert len(pointers) == len(order), "states are copied out"
 
 
-def test_a_batch_beyond_all_tiers_is_not_recorded(
+def test_a_batch_beyond_all_buckets_is_not_recorded(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lastword.batching.packing.MAX_TIER_ROWS", 12)
+    monkeypatch.setattr("lastword.batching.packing.MAX_BUCKET_ROWS", 12)
     forest = pack([[1] * 9, [2] * 4])
-    plain = twins(model, forest)
+    plain = on_cpu(model, forest)
     capture = StubCapture()
     model.use_packing(capture)
     assert difference(model.forward(forest), plain) <= 1e-6
@@ -125,17 +128,20 @@ def test_a_batch_beyond_all_tiers_is_not_recorded(
     assert capture.recorded == 1
 
 
-def test_a_tier_that_cannot_be_recorded_is_launched_kernel_by_kernel(model: Model) -> None:
+def test_a_bucket_that_cannot_be_recorded_is_launched_kernel_by_kernel(model: Model) -> None:
     forest, tried = pack([[1, 2, 3]]), []
-    expected = twins(model, forest)
+    expected = on_cpu(model, forest)
 
     def capture(run: Callable[[], None]) -> Callable[[], None]:
         tried.append(run)
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     model.use_packing(capture)
-    with pytest.warns(LastwordWarning, match="rows could not be recorded; got 'operation not"):
+    with pytest.warns(LastwordWarning) as caught:
         first = model.forward(forest)
+    (warning,) = (each.message for each in caught if isinstance(each.message, LastwordWarning))
+    assert warning.what == "a batch of 16 rows could not be recorded"
+    assert warning.got == "'operation not permitted when stream is capturing'"
     again = model.forward(forest)
     assert difference(first, expected) <= 1e-6
     assert torch.equal(first, again)
@@ -144,7 +150,7 @@ def test_a_tier_that_cannot_be_recorded_is_launched_kernel_by_kernel(model: Mode
 
 def test_a_recording_without_memory_is_made_again(model: Model) -> None:
     forest, fails = pack([[1, 2, 3]]), [torch.OutOfMemoryError("full")]
-    expected = twins(model, forest)
+    expected = on_cpu(model, forest)
 
     def capture(run: Callable[[], None]) -> Callable[[], None]:
         if fails:

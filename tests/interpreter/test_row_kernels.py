@@ -1,11 +1,11 @@
-"""RMSNorm, QK-norm + RoPE and SwiGLU kernels against their twins."""
+"""RMSNorm, QK-norm + RoPE and SwiGLU kernels against their references in fp64."""
 
 import pytest
 import torch
 from helpers.kernel_error import assert_close
 
 from lastword import kernels
-from lastword.kernels import cpu as reference
+from lastword.kernels import cpu, reference
 
 DTYPES = (torch.float32, torch.float16)
 
@@ -20,8 +20,8 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> to
 @pytest.mark.parametrize("T", [1, 2, 5])
 def test_rms_norm(T: int, C: int, dtype: torch.dtype) -> None:
     x, weight = random(T, C, dtype=dtype), random(C, dtype=dtype, seed=1)
-    exact = reference_rms_norm(x, weight)
-    assert_close(kernels.rms_norm(x, weight, 1e-6), reference.rms_norm_ref(x, weight, 1e-6), exact)
+    exact = exact_rms_norm(x, weight)
+    assert_close(kernels.rms_norm(x, weight, 1e-6), cpu.rms_norm(x, weight, 1e-6), exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -32,9 +32,9 @@ def test_add_rms_norm(T: int, C: int, dtype: torch.dtype) -> None:
     weight = random(C, dtype=dtype, seed=2)
     ours, theirs = residual.clone(), residual.clone()
     out = kernels.add_rms_norm(x, ours, weight, 1e-6)
-    twin = reference.add_rms_norm_ref(x, theirs, weight, 1e-6)
+    on_cpu = cpu.add_rms_norm(x, theirs, weight, 1e-6)
     assert torch.equal(ours, theirs)
-    assert_close(out, twin, reference_rms_norm(theirs, weight))
+    assert_close(out, on_cpu, exact_rms_norm(theirs, weight))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -43,9 +43,9 @@ def test_embed_rms_norm(C: int, dtype: torch.dtype) -> None:
     table, weight = random(9, C, dtype=dtype), random(C, dtype=dtype, seed=1)
     ids = torch.tensor([8, 0, 3, 3, 7], dtype=torch.int32)
     residual, out = kernels.embed_rms_norm(ids, table, weight, 1e-6)
-    rows, twin = reference.embed_rms_norm_ref(ids, table, weight, 1e-6)
+    rows, on_cpu = cpu.embed_rms_norm(ids, table, weight, 1e-6)
     assert torch.equal(residual, rows)
-    assert_close(out, twin, reference_rms_norm(rows, weight))
+    assert_close(out, on_cpu, exact_rms_norm(rows, weight))
 
 
 def test_embed_rms_norm_of_a_table_as_it_is_stored() -> None:
@@ -53,14 +53,11 @@ def test_embed_rms_norm_of_a_table_as_it_is_stored() -> None:
     table, weight = random(9, 80).bfloat16(), random(80, seed=1)
     residual, out = kernels.embed_rms_norm(torch.tensor([8, 0, 3]), table, weight, 1e-6)
     assert torch.equal(residual, table[[8, 0, 3]].float())
-    assert_close(
-        out, reference.rms_norm_ref(residual, weight, 1e-6), reference_rms_norm(residual, weight)
-    )
+    assert_close(out, cpu.rms_norm(residual, weight, 1e-6), exact_rms_norm(residual, weight))
 
 
-def reference_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    x = x.double()
-    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+def exact_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return reference.rms_norm(x.double(), weight.double(), 1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, on the inputs asked for
@@ -70,8 +67,8 @@ def test_rms_norm_of_nan_inf_zero_and_huge_rows() -> None:
     weight = torch.ones(80)
     assert_close(
         kernels.rms_norm(x, weight, 1e-6),
-        reference.rms_norm_ref(x, weight, 1e-6),
-        reference_rms_norm(x, weight),
+        cpu.rms_norm(x, weight, 1e-6),
+        exact_rms_norm(x, weight),
     )
 
 
@@ -85,22 +82,15 @@ def test_qk_norm_rope(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> No
     weights = random(D, dtype=dtype, seed=1), random(D, dtype=dtype, seed=2)
     angles = random(T, D // 2, seed=3) * 100
     cos, sin = angles.cos(), angles.sin()
-    ours, twin, exact = qkv.clone(), qkv.clone(), qkv.double()
+    ours, theirs, exact = qkv.clone(), qkv.clone(), qkv.double()
     heads = {"num_heads": H, "num_kv_heads": KH, "eps": 1e-6}
     kernels.qk_norm_rope(ours, *weights, cos, sin, **heads)
-    reference.qk_norm_rope_ref(twin, *weights, cos, sin, **heads)
-    rotate_exactly(exact.view(T, -1, D)[:, :H], weights[0], angles)
-    rotate_exactly(exact.view(T, -1, D)[:, H : H + KH], weights[1], angles)
-    assert_close(ours, twin, exact)
+    cpu.qk_norm_rope(theirs, *weights, cos, sin, **heads)
+    wide = [each.double() for each in (*weights, cos, sin)]
+    reference.qk_norm_rope(exact, *wide, **heads)
+    assert_close(ours, theirs, exact)
     values = slice((H + KH) * D, None)
     assert torch.equal(ours[:, values], qkv[:, values]), "values have moved"
-
-
-def rotate_exactly(x: torch.Tensor, weight: torch.Tensor, angles: torch.Tensor) -> None:
-    normed = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
-    a, b = normed.chunk(2, dim=-1)
-    cos, sin = angles.cos().double()[:, None], angles.sin().double()[:, None]
-    x.copy_(torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -108,9 +98,8 @@ def rotate_exactly(x: torch.Tensor, weight: torch.Tensor, angles: torch.Tensor) 
 @pytest.mark.parametrize("T", [1, 3])
 def test_swiglu(T: int, F: int, dtype: torch.dtype) -> None:
     gate_up = random(T, 2 * F, dtype=dtype)
-    gate, up = gate_up.double().chunk(2, dim=-1)
-    exact = gate * gate.sigmoid() * up
-    assert_close(kernels.swiglu(gate_up), reference.swiglu_ref(gate_up), exact)
+    exact = reference.swiglu(gate_up.double())
+    assert_close(kernels.swiglu(gate_up), cpu.swiglu(gate_up), exact)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, on the inputs asked for
@@ -118,17 +107,16 @@ def test_swiglu_of_nan_inf_and_extremes() -> None:
     gate_up = torch.tensor(
         [[torch.nan, torch.inf, -torch.inf, 200.0, -200.0, 1.0, 1.0, 2.0, 3.0, 4.0]]
     )
-    gate, up = gate_up.double().chunk(2, dim=-1)
-    exact = torch.nn.functional.silu(gate) * up
-    assert_close(kernels.swiglu(gate_up), reference.swiglu_ref(gate_up), exact)
+    exact = reference.swiglu(gate_up.double())
+    assert_close(kernels.swiglu(gate_up), cpu.swiglu(gate_up), exact)
 
 
 @pytest.mark.parametrize("F", [48, 136, 1024, 1536])
 def test_swiglu_quantize(F: int) -> None:
     gate_up = random(3, 2 * F)
     gate_up[1] = 0.0
-    twin = reference.swiglu_quantize_ref(gate_up, torch.float8_e4m3fn)
-    assert_quantized(kernels.swiglu_quantize(gate_up), twin, reference.swiglu_ref(gate_up))
+    on_cpu = cpu.swiglu_quantize(gate_up, torch.float8_e4m3fn)
+    assert_quantized(kernels.swiglu_quantize(gate_up), on_cpu, reference.swiglu(gate_up.double()))
 
 
 @pytest.mark.parametrize("C", [16, 80, 1024, 2560])
@@ -137,9 +125,9 @@ def test_add_rms_norm_quantize(C: int) -> None:
     x[1] = -residual[1]  # the sum is zero
     ours, theirs = residual.clone(), residual.clone()
     out = kernels.add_rms_norm_quantize(x, ours, weight, 1e-6)
-    twin = reference.add_rms_norm_quantize_ref(x, theirs, weight, 1e-6, torch.float8_e4m3fn)
+    on_cpu = cpu.add_rms_norm_quantize(x, theirs, weight, 1e-6, torch.float8_e4m3fn)
     assert torch.equal(ours, theirs)
-    assert_quantized(out, twin, reference.rms_norm_ref(theirs, weight, 1e-6))
+    assert_quantized(out, on_cpu, exact_rms_norm(theirs, weight))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -148,21 +136,21 @@ def test_quantize_rows(C: int, dtype: torch.dtype) -> None:
     x = random(3, C, dtype=dtype)
     x[1] = 0.0
     x[2] *= 100  # each row by its own scale
-    twin = reference.quantize_rows_ref(x, torch.float8_e4m3fn)
-    assert_quantized(kernels.quantize_rows(x), twin, x.float())
+    on_cpu = cpu.quantize_rows(x, torch.float8_e4m3fn)
+    assert_quantized(kernels.quantize_rows(x), on_cpu, x.double())
 
 
 def assert_quantized(ours: tuple, theirs: tuple, exact: torch.Tensor) -> None:
     """Compare codes and scales; row 1 is of zeros."""
-    (y, scale), (twin, twin_scale) = ours, theirs
-    assert (y.dtype, y.shape) == (twin.dtype, twin.shape)
-    assert torch.allclose(scale, twin_scale, rtol=1e-6)
+    (y, scale), (codes, codes_scale) = ours, theirs
+    assert (y.dtype, y.shape) == (codes.dtype, codes.shape)
+    assert torch.allclose(scale, codes_scale, rtol=1e-6)
     assert torch.equal(y[1].float(), torch.zeros(y.shape[1]))
     # Triton's interpreter loses the carry of a rounding that reaches the next power of two: not compared.
     scaled = exact / scale[:, None]
-    carried = (twin.float().abs().frexp().mantissa == 0.5) & (scaled.abs() < twin.float().abs())
-    step = (y.float() - twin.float()).abs()[~carried]
-    assert bool((step <= twin.float().abs()[~carried] / 7 + 2**-9).all())
+    carried = (codes.float().abs().frexp().mantissa == 0.5) & (scaled.abs() < codes.float().abs())
+    step = (y.float() - codes.float()).abs()[~carried]
+    assert bool((step <= codes.float().abs()[~carried] / 7 + 2**-9).all())
     assert float((step > 0).float().mean()) < 0.01  # a tie may fall either way
     assert float(carried.float().mean()) < 0.1
 

@@ -9,6 +9,7 @@ from lastword import kernels
 from lastword.bench.kernels.cases import Case, Inputs, cases
 from lastword.bench.kernels.gate import Gate, Runner, Verdict, plain
 from lastword.bench.options import OPS
+from lastword.kernels import cpu, reference
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -33,6 +34,41 @@ def test_the_right_ones_pass(op: str, dtype: torch.dtype) -> None:
             assert verdict.right, (case.title, verdict)
             assert verdict.max_error is not None
             assert 0 <= verdict.max_error <= verdict.allowed
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_the_truth_is_in_fp64_throughout(op: str, dtype: torch.dtype) -> None:
+    """What was computed in fp32 and widened has no bits that fp32 does not hold."""
+    with torch.inference_mode():
+        for case in cases([op], ["tiny"], 64, dtype, torch.device("cpu")):
+            truth, *_ = Gate(case, dtype).truth
+            if op == "qk_norm_rope":
+                truth = truth[:, : 6 * 32]  # of 8 heads, values stay as they are
+            beyond = (truth.float().double() != truth).double().mean()
+            assert truth.dtype == torch.float64
+            assert float(beyond) > 0.9, case.title  # a text's first row attends to itself alone
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_truth_is_the_references(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves with the reference and not with the CPU implementation, which sets the allowed error alone."""
+    case, true, ours = made(op, torch.float32), getattr(reference, op), getattr(cpu, op)
+    call = case.inputs().dense().double()
+    expected = plain(true, call).read(true(*call.args, **call.options))
+    with torch.inference_mode():
+        gate = Gate(case, torch.float32)
+        assert all(torch.equal(a, b) for a, b in zip(gate.truth, expected, strict=True))
+
+        def wrong(*args, **options):
+            result = ours(*args, **options)
+            args[0].mul_(1.01)
+            return result
+
+        monkeypatch.setattr(cpu, op, wrong)
+        moved = Gate(case, torch.float32)
+        assert moved.allowed != gate.allowed
+        assert all(torch.equal(a, b) for a, b in zip(moved.truth, gate.truth, strict=True))
 
 
 def no_eps(x, weight, eps):
@@ -176,7 +212,7 @@ def test_a_shared_prefix_is_seen() -> None:
     count = len(segments.start)
     none = [0] * count
     roots = kernels.Segments(segments.start, segments.length, [-1] * count, none, none)
-    alone = kernels.AttentionPlan(roots, case.batch.forest.final_rows, torch.device("cpu"))
+    alone = kernels.CpuPlan.of(roots, case.batch.forest.final_rows, torch.device("cpu"))
 
     def ancestors_ignored(q, k, v, plan, scale):
         return kernels.forest_attention(q, k, v, alone, scale)
@@ -191,7 +227,7 @@ def test_unwritten_memory_is_named_and_the_setting_restored() -> None:
 
 
 def test_a_runner_with_another_layout() -> None:
-    """Baselines may lay out their arguments otherwise, as long as `read` gives the twin's form."""
+    """Baselines may lay out their arguments otherwise, as long as `read` gives the reference's form."""
 
     def prepare(inputs: Inputs) -> Runner:
         (gate_up,) = inputs.args
