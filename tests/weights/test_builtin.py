@@ -128,7 +128,6 @@ def test_it_knows_what_belongs_together(model: Embedder, dim: int | None) -> Non
 
 
 @pytest.mark.timing
-@pytest.mark.timing
 def test_the_first_text_is_quick() -> None:
     """Loading and the first vector, imports of torch aside: under two seconds on two cores."""
     code = (

@@ -63,7 +63,6 @@ print(peak() - base, sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 @pytest.mark.timing
-@pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("mode", ["keep", "drop"])
 def test_resident_memory_is_bounded_while_loading(tmp_path, mode):

@@ -26,7 +26,6 @@ def peak_of(rows: int, folder: Path) -> int:
 
 
 @pytest.mark.timing
-@pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("rows", [500_000, pytest.param(10_000_000, marks=pytest.mark.soak)])
 def test_memory_does_not_grow_with_the_rows(tmp_path, rows):
