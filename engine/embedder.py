@@ -5,27 +5,24 @@ The work is done by `runtime/loop.py`; what callers may set, and what holds wher
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Never, Self, Unpack, overload
 
 import torch
 from torch import Tensor
 
-from lastword.errors import DeviceError, InputError
 from lastword.model.hidden_states import layer_numbers
-from lastword.model.postprocess import quantize as quantize_vectors
-from lastword.model_info import ModelInfo
-from lastword.options import EncodeKwargs, EncodeOptions, check_batch_tokens, check_keywords
+from lastword.model.postprocess import quantize
+from lastword.model_info import FromInfo, ModelInfo, ModelKwargs
+from lastword.options import EncodeKwargs, check_batch_tokens
 from lastword.progress import progress_bar
 from lastword.report import Report
 from lastword.runtime.loop import Loop
-from lastword.runtime.pool import Pool
-from lastword.runtime.runner import InProcess, ModelLoader, Runner, StatesTask
+from lastword.runtime.pool import open_runner
+from lastword.runtime.runner import ModelLoader, Runner, StatesTask
 from lastword.similarity import Vectors
+from lastword.text.groups import several
 from lastword.text.prompts import Kind
-from lastword.weights import Checkpoint, ModelConfig, WeightsSource, dtype_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,46 +62,25 @@ class Embedder:
         ConfigError, WeightsError, DeviceError: each a line that says what to do.
     """
 
+    info: ModelInfo
+
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
         *,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        quantize: str | None = None,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        max_length: int | None = None,
         max_batch_tokens: int | None = None,
-        prompts: Mapping[str, str] | None = None,
-        truncate_dim: int | None = None,
         cuda_graphs: bool = True,
         show_progress_bar: bool | None = None,
         tune_process: bool = True,
-        open_checkpoint: Callable[[Path, ModelConfig], WeightsSource] = Checkpoint,
         runner: Runner | None = None,
+        **kwargs: Unpack[ModelKwargs],
     ) -> None:
         check_batch_tokens(max_batch_tokens)
-        self.info = info = ModelInfo(
-            model,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            max_length=max_length,
-            prompts=prompts,
-            truncate_dim=truncate_dim,
-            open_checkpoint=open_checkpoint,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
-        load = ModelLoader(
-            info.checkpoint, info.config, info.dtype, quantize, cuda_graphs, tune_process
-        )
-        runner = runner or _open_runner(info, load, show_progress_bar)
+        self.info = info = ModelInfo(model, **kwargs)
+        if runner is None:
+            parts = (info.checkpoint, info.config, info.dtype, info.quantize)
+            load = ModelLoader(*parts, cuda_graphs=cuda_graphs, tune_process=tune_process)
+            runner = open_runner(load, info.devices, show=show_progress_bar)
         self.loop = Loop(info.tokenizer, runner, max_batch_tokens)
 
     @property
@@ -199,12 +175,12 @@ class Embedder:
             ConfigError: a setting.
         """
         listed: Sequence[str] = [texts] if isinstance(texts, str) else list(texts)
-        options = self._options("encode", prompt_name, prompt, kwargs)
+        options = self.info.encode_options("encode", prompt_name, prompt, kwargs)
         report = kwargs.get("report") or Report()
         with progress_bar(len(listed), show=kwargs.get("show_progress_bar")) as advance:
             matrices = list(self.loop.matrices(listed, options, report, advance))
         wanted = options.format
-        empty = quantize_vectors(torch.empty(0, wanted.dim), wanted.precision, wanted.ranges)
+        empty = quantize(torch.empty(0, wanted.dim), wanted.precision, wanted.ranges)
         vectors = torch.cat(matrices) if matrices else empty
         result = vectors[0] if isinstance(texts, str) else vectors
         return result.numpy() if convert_to_numpy and not convert_to_tensor else result
@@ -350,7 +326,9 @@ class Embedder:
         self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> Report:
         """Count what embedding these texts would compute, without computing it."""
-        return self.loop.plan(_several(texts), self._options("plan", prompt_name, prompt, {}))
+        return self.loop.plan(
+            several(texts), self.info.encode_options("plan", prompt_name, prompt, {})
+        )
 
     # Looking inside.
 
@@ -358,8 +336,8 @@ class Embedder:
         self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> list[list[int]]:
         """Give the token ids that `encode` computes for each text: prompt, text, end token, cut to max_length."""
-        options = self._options("token_ids", prompt_name, prompt, {})
-        groups = self.loop.groups(_several(texts), options)
+        options = self.info.encode_options("token_ids", prompt_name, prompt, {})
+        groups = self.loop.groups(several(texts), options)
         return [list(item.ids) for group in groups for item in group.items]
 
     def hidden_states(
@@ -387,60 +365,33 @@ class Embedder:
         """
         config = self.info.config
         task = StatesTask(layer_numbers(layers, config.num_hidden_layers))
-        options = self._options("hidden_states", prompt_name, prompt, {})
-        states = self.loop.matrices(_several(texts), options, Report(), lambda _: None, task=task)
+        options = self.info.encode_options("hidden_states", prompt_name, prompt, {})
+        states = self.loop.matrices(several(texts), options, Report(), lambda _: None, task=task)
         return torch.cat([torch.empty(0, len(task.layers), config.hidden_size), *states])
 
     # What the model says of itself, under the names that sentence-transformers' callers use.
 
-    @property
-    def name(self) -> str:
-        """The hub id or folder that was opened."""
-        return self.info.name
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What the user should know about the model, a line each."""
-        return self.info.notices
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes, of several devices the first."""
-        return self.info.device
-
-    @property
-    def prompts(self) -> dict[str, str]:
-        """The prompts by name."""
-        return self.info.prompts
-
-    @property
-    def dim(self) -> int:
-        """Width of the vectors that `encode` gives."""
-        return self.info.dim
+    name = FromInfo[str, Never]("name", "The hub id or folder that was opened.")
+    notices = FromInfo[tuple[str, ...], Never]("notices", "What the user should know, a line each.")
+    device = FromInfo[torch.device, Never]("device", "Where it computes, of several the first.")
+    dtype = FromInfo[torch.dtype, Never]("dtype", "What it computes in.")
+    dim = FromInfo[int, Never]("dim", "Width of the vectors that `encode` gives.")
+    max_length = FromInfo[int, int | None](
+        "max_length",
+        "Tokens that a text may have, the end token included; None sets the model's own.",
+    )
+    max_seq_length = FromInfo[int, int | None]("max_length", "sentence-transformers' name for it.")
+    truncate_dim = FromInfo[int | None, int | None](
+        "truncate_dim", "Leading dimensions that vectors keep, None for all."
+    )
+    prompts = FromInfo[dict[str, str], Mapping[str, str]]("prompts", "The prompts by name.")
+    default_prompt_name = FromInfo[str | None, str | None](
+        "default_prompt_name", "The prompt where none is named, if any."
+    )
 
     def get_embedding_dimension(self) -> int:
         """Give `dim` under sentence-transformers' name."""
-        return self.info.dim
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that a text may have, the end token included; it may be set, to None for the model's own."""
-        return self.info.max_length
-
-    @max_length.setter
-    def max_length(self, max_length: int | None) -> None:
-        self.info.max_length = max_length
-
-    max_seq_length = max_length  # sentence-transformers' name
-
-    @property
-    def truncate_dim(self) -> int | None:
-        """Leading dimensions that vectors keep, None for all; it may be set."""
-        return self.info.truncate_dim
-
-    @truncate_dim.setter
-    def truncate_dim(self, truncate_dim: int | None) -> None:
-        self.info.truncate_dim = truncate_dim
+        return self.dim
 
     def resolve_prompt(
         self, prompt_name: str | None = None, prompt: str | None = None, kind: Kind | None = None
@@ -456,21 +407,6 @@ class Embedder:
         """Compare row i of a with row i of b by the model's own similarity: [N] fp32."""
         return self.info.similarity_pairwise(a, b)
 
-    # One call's settings.
-
-    def _options(
-        self, function: str, prompt_name: str | None, prompt: str | None, kwargs: EncodeKwargs
-    ) -> EncodeOptions:
-        check_keywords(function, kwargs)
-        wanted = self.info.vector_format(
-            kwargs.get("truncate_dim"),
-            normalize_embeddings=kwargs.get("normalize_embeddings", False),
-            precision=kwargs.get("precision", "float32"),
-            ranges=kwargs.get("ranges"),
-        )
-        resolved = self.resolve_prompt(prompt_name, prompt)
-        return EncodeOptions(resolved, self.info.max_length, wanted, kwargs.get("too_long", "cut"))
-
     def _matrices(
         self,
         function: str,
@@ -480,43 +416,11 @@ class Embedder:
         kwargs: EncodeKwargs,
     ) -> Iterator[Tensor]:
         """Check everything now, compute when the first matrix is asked for."""
-        options = self._options(function, prompt_name, prompt, kwargs)
-        report, several = kwargs.get("report") or Report(), _several(texts)
+        options = self.info.encode_options(function, prompt_name, prompt, kwargs)
+        report, many = kwargs.get("report") or Report(), several(texts)
 
         def matrices() -> Iterator[Tensor]:
             with progress_bar(None, show=kwargs.get("show_progress_bar")) as advance:
-                yield from self.loop.matrices(several, options, report, advance, ahead=True)
+                yield from self.loop.matrices(many, options, report, advance, ahead=True)
 
         return matrices()
-
-
-def _open_runner(info: ModelInfo, load: ModelLoader, show: bool | None) -> Runner:  # noqa: FBT001
-    """Load the model, on several devices in a process for each."""
-    try:
-        if len(info.devices) > 1:
-            return Pool(replace(load, tune_process=True), info.devices)
-        layers = info.config.num_hidden_layers
-        with progress_bar(layers, show=show, unit=" layers", what="Loading") as loaded:
-            return InProcess(load(info.device, loaded))
-    except torch.OutOfMemoryError as error:
-        names = ", ".join(map(str, info.devices))
-        raise DeviceError(
-            "device",
-            "the model does not fit in the memory that is free",
-            got=f"{names} and {dtype_name(info.dtype)} weights",
-            expected="room for them",
-            remedy="Use bfloat16, fp8 or another device, or free memory there.",
-        ) from error
-
-
-def _several(texts: Iterable[str]) -> Iterable[str]:
-    """Refuse one str where several are expected: its items are its characters."""
-    if isinstance(texts, str):
-        raise InputError(
-            "texts",
-            "a single str, which is not taken here",
-            got="str",
-            expected="a list or an iterator of them",
-            remedy="Put it in a list.",
-        )
-    return texts

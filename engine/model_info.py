@@ -8,13 +8,19 @@ import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack
+from typing import Generic, Protocol, Self, TypedDict, TypeVar, Unpack, overload
 
 import torch
 
 from lastword.errors import ConfigError, some
 from lastword.model.postprocess import VectorFormat
-from lastword.options import check_dim, check_max_length
+from lastword.options import (
+    EncodeKwargs,
+    EncodeOptions,
+    check_dim,
+    check_keywords,
+    check_max_length,
+)
 from lastword.runtime.device import (
     check_quantize,
     choose_devices,
@@ -41,6 +47,8 @@ FINGERPRINT_VERSION = 2
 NUMERICS_VERSION = 1
 
 T = TypeVar("T")
+Got = TypeVar("Got")
+Put = TypeVar("Put")
 
 
 class Where(TypedDict, total=False):
@@ -50,6 +58,18 @@ class Where(TypedDict, total=False):
     cache_dir: str | os.PathLike[str] | None
     token: str | bool | None
     local_files_only: bool
+
+
+class ModelKwargs(Where, total=False):
+    """What `ModelInfo` takes beside the model, and `Embedder` hands on; see there."""
+
+    device: str | torch.device | None
+    dtype: str | torch.dtype | None
+    quantize: str | None
+    max_length: int | None
+    prompts: Mapping[str, str] | None
+    truncate_dim: int | None
+    open_checkpoint: Callable[[Path, ModelConfig], WeightsSource]
 
 
 class ModelInfo:
@@ -162,6 +182,25 @@ class ModelInfo:
             prompt = choose_prompt(self.prompts, prompt_name, self.default_prompt_name, kind)
         return check_prompt(prompt)
 
+    def encode_options(
+        self, function: str, prompt_name: str | None, prompt: str | None, kwargs: EncodeKwargs
+    ) -> EncodeOptions:
+        """Resolve all settings of one call of `function`.
+
+        Raises:
+            ConfigError: a setting that the model does not allow.
+            TypeError: a keyword that there is not.
+        """
+        check_keywords(function, kwargs)
+        wanted = self.vector_format(
+            kwargs.get("truncate_dim"),
+            normalize_embeddings=kwargs.get("normalize_embeddings", False),
+            precision=kwargs.get("precision", "float32"),
+            ranges=kwargs.get("ranges"),
+        )
+        resolved = self.resolve_prompt(prompt_name, prompt)
+        return EncodeOptions(resolved, self.max_length, wanted, kwargs.get("too_long", "cut"))
+
     # Comparing, and knowing what may be compared.
 
     def similarity(self, a: Vectors, b: Vectors) -> torch.Tensor:
@@ -209,6 +248,29 @@ class ModelInfo:
             precision=precision,
             ranges=None if ranges is None else ranges.tolist(),
         )
+
+
+class HasInfo(Protocol):
+    """An `Embedder`, as far as `FromInfo` knows it."""
+
+    info: ModelInfo
+
+
+class FromInfo(Generic[Got, Put]):
+    """An attribute of an `Embedder` that is its `info`'s: read there and set there."""
+
+    def __init__(self, name: str, doc: str) -> None:
+        self._name, self.__doc__ = name, doc
+
+    @overload
+    def __get__(self, embedder: None, kind: type) -> Self: ...
+    @overload
+    def __get__(self, embedder: HasInfo, kind: type) -> Got: ...
+    def __get__(self, embedder: HasInfo | None, kind: type) -> Self | Got:
+        return self if embedder is None else getattr(embedder.info, self._name)
+
+    def __set__(self, embedder: HasInfo, value: Put) -> None:
+        setattr(embedder.info, self._name, value)
 
 
 def _fingerprint(**settings: object) -> str:

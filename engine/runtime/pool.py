@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from copy import copy
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import RLock, Thread, current_thread, main_thread
@@ -26,8 +27,10 @@ import torch
 from lastword.batching.forest import Forest
 from lastword.errors import DeviceError
 from lastword.model.qwen3 import Model
-from lastword.runtime.runner import Task, Wait
+from lastword.progress import progress_bar
+from lastword.runtime.runner import InProcess, ModelLoader, Runner, Task, Wait
 from lastword.runtime.serialization import pack, unpack
+from lastword.weights import dtype_name
 
 # Batches a device that are started before the first is waited for: one computed, one in waiting, one to even out.
 _BATCHES_AHEAD = 3
@@ -88,6 +91,33 @@ class Pool:
     def close(self) -> None:
         """End the worker processes; who still waits for a batch gets a DeviceError."""
         self._stop()
+
+
+def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: bool | None) -> Runner:
+    """Load the model into this process, or for several devices into a process each.
+
+    Args:
+        load: the model.
+        devices: where to.
+        show: of a progress bar, as `progress_bar` takes it.
+
+    Raises:
+        DeviceError: it does not fit there.
+    """
+    try:
+        if len(devices) > 1:
+            return Pool(replace(load, tune_process=True), devices)
+        layers = load.config.num_hidden_layers
+        with progress_bar(layers, show=show, unit=" layers", what="Loading") as loaded:
+            return InProcess(load(devices[0], loaded))
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            "device",
+            "the model does not fit in the memory that is free",
+            got=f"{', '.join(map(str, devices))} and {dtype_name(load.dtype)} weights",
+            expected="room for them",
+            remedy="Use bfloat16, fp8 or another device, or free memory there.",
+        ) from error
 
 
 @contextmanager

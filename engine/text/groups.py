@@ -1,6 +1,6 @@
 """Cuts a stream of texts into bounded groups that are tokenised, sorted and packed together. Knows texts only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lastword.errors import InputError
 
@@ -43,3 +43,16 @@ def cut_groups(
             full = min(full * _GROWTH, _GROUP_CHARS)
     if group:
         yield first, group
+
+
+def several(texts: Iterable[str]) -> Iterable[str]:
+    """Refuse one str where several are expected: its items are its characters."""
+    if isinstance(texts, str):
+        raise InputError(
+            "texts",
+            "a single str, which is not taken here",
+            got="str",
+            expected="a list or an iterator of them",
+            remedy="Put it in a list.",
+        )
+    return texts
