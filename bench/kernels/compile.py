@@ -69,9 +69,10 @@ def compile_kernel(launch: Launch, target: str) -> Any:
         launch.kernel,
         signature=dict(launch.types),
         constexprs=dict(launch.constants),
+        # In order: Triton's key of a compiled kernel has the order in it, so that its cache would miss.
         attrs={
             (launch.kernel.arg_names.index(name),): [["tt.divisibility", 16]]
-            for name in launch.aligned
+            for name in sorted(launch.aligned)
         },
     )
     return triton.compile(source, target=TARGETS[target], options=dict(launch.options))
