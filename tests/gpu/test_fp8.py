@@ -1,4 +1,4 @@
-"""fp8 on the device: row kernels and the library's product against their twins, and a whole model's drift."""
+"""fp8 on the device: row kernels and the library's matmul against PyTorch's own, and a whole model's drift."""
 
 from pathlib import Path
 
@@ -9,8 +9,7 @@ from lastword import Embedder, kernels
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.bench.shapes import SIZES
 from lastword.errors import LastwordError
-from lastword.kernels import Fp8Linear
-from lastword.kernels import cpu as reference
+from lastword.kernels import Fp8Linear, cpu
 from lastword.runtime.device import check_quantize
 from lastword.verify import verify
 
@@ -32,11 +31,11 @@ def made(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def assert_quantized(ours: tuple, theirs: tuple) -> None:
     """Equal scales, and codes at most a step apart, where a tie or the last bit of a norm fell the other way."""
-    (y, scale), (twin, twin_scale) = ours, theirs
-    assert torch.allclose(scale, twin_scale, rtol=1e-5)
-    assert y.dtype == twin.dtype
-    step = (y.float() - twin.float()).abs()
-    assert bool((step <= twin.float().abs() / 7 + 2**-9).all())
+    (y, scale), (plain, plain_scale) = ours, theirs
+    assert torch.allclose(scale, plain_scale, rtol=1e-5)
+    assert y.dtype == plain.dtype
+    step = (y.float() - plain.float()).abs()
+    assert bool((step <= plain.float().abs() / 7 + 2**-9).all())
     assert float((step > 0).float().mean()) < 0.01
 
 
@@ -48,20 +47,18 @@ def test_row_kernels(T: int, model: str) -> None:
     x, residual, weight = made(T, C), made(T, C, seed=1), made(C)
     ours, theirs = residual.clone(), residual.clone()
     out = kernels.add_rms_norm_quantize(x, ours, weight, 1e-6, fp8)
-    assert_quantized(out, reference.add_rms_norm_quantize_ref(x, theirs, weight, 1e-6, fp8))
+    assert_quantized(out, cpu.add_rms_norm_quantize(x, theirs, weight, 1e-6, fp8))
     assert torch.equal(ours, theirs)
     gate_up = made(T, 2 * F)
-    twin = reference.swiglu_quantize_ref(gate_up, fp8)
-    assert_quantized(kernels.swiglu_quantize(gate_up, fp8), twin)
+    assert_quantized(kernels.swiglu_quantize(gate_up, fp8), cpu.swiglu_quantize(gate_up, fp8))
     attended = made(T, H * D)
     attended[0] = 0
-    twin = reference.quantize_rows_ref(attended, fp8)
-    assert_quantized(kernels.quantize_rows(attended, fp8), twin)
+    assert_quantized(kernels.quantize_rows(attended, fp8), cpu.quantize_rows(attended, fp8))
 
 
 @pytest.mark.parametrize("model", ["0.6B", "4B", "8B"])
 @pytest.mark.parametrize("T", [1, 2, 17, 1023, 4096])
-def test_the_product_is_that_of_the_twin(T: int, model: str) -> None:
+def test_the_matmul_is_that_of_the_quantised_numbers(T: int, model: str) -> None:
     """Sums in fewer bits than fp32 (`_FAST_ACCUM`) must stay well under the 4 % of the rounding to fp8.
 
     Sums that only grow lose what lies below the largest term's bits: about K_in / 16 terms of 2^-13 at worst.
@@ -71,13 +68,13 @@ def test_the_product_is_that_of_the_twin(T: int, model: str) -> None:
         x, weight = made(T, K_in), made(K_out, K_in, seed=1)
         y = Fp8Linear(weight)(x).float()
         (a, a_scale), (b, b_scale) = (
-            reference.quantize_rows_ref(each, kernels.fp8_format(GPU)) for each in (x, weight)
+            cpu.quantize_rows(each, kernels.fp8_format(GPU)) for each in (x, weight)
         )
-        twin = (a.double() @ b.double().T) * a_scale[:, None] * b_scale
-        assert float((y - twin).norm() / twin.norm()) < 5e-3
+        exact = (a.double() @ b.double().T) * a_scale[:, None] * b_scale
+        assert float((y - exact).norm() / exact.norm()) < 5e-3
         one_sided = Fp8Linear(weight.abs())(x.abs()).float()
-        twin = (a.double().abs() @ b.double().abs().T) * a_scale[:, None] * b_scale
-        assert float((one_sided / twin - 1).abs().max()) < 2e-2 + 2.5e-5 * K_in
+        exact = (a.double().abs() @ b.double().abs().T) * a_scale[:, None] * b_scale
+        assert float((one_sided / exact - 1).abs().max()) < 2e-2 + 2.5e-5 * K_in
 
 
 def test_a_row_depends_on_no_other() -> None:

@@ -11,23 +11,23 @@ import triton
 
 from lastword import Embedder
 from lastword.batching.forest import Forest, plan_forests
-from lastword.bench.models.run import RandomEmbedder, random_embedder
+from lastword.bench.models.random_model import random_embedder
+from lastword.bench.models.stages import model_of
+from lastword.errors import LastwordWarning
 from lastword.model.qwen3 import Model
 from lastword.runtime.cuda_graphs import CudaCapture
-from lastword.runtime.transfer import to_host
+from lastword.runtime.runner import to_host
 
 GPU = torch.device("cuda")
 
 
 @pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32], ids=str)
-def embedder(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> RandomEmbedder:
+def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Embedder:
     return random_embedder(tmp_path_factory.mktemp("random"), "0.6B", 3, GPU, request.param)
 
 
 def batches(seed: int, count: int) -> Iterator[Forest]:
-    """Batches of every tier: one text or many, short or long, with and without a common prompt."""
+    """Batches of every bucket: one text or many, short or long, with and without a common prompt."""
     draw = random.Random(seed)
     for _ in range(count):
         prompt = [7] * draw.choice((0, 0, 24))
@@ -44,8 +44,8 @@ def graphs(model: Model) -> None:
         model.use_packing(CudaCapture())
 
 
-def test_the_same_bits_as_without_graphs(embedder: RandomEmbedder) -> None:
-    model, forests = embedder._encoder.runner.model, list(batches(0, 60))
+def test_the_same_bits_as_without_graphs(embedder: Embedder) -> None:
+    model, forests = model_of(embedder), list(batches(0, 60))
     model.use_packing(None)
     eager = [model.forward(forest) for forest in forests]
     graphs(model)
@@ -56,23 +56,23 @@ def test_the_same_bits_as_without_graphs(embedder: RandomEmbedder) -> None:
         assert bool(states.isfinite().all())
 
 
-def test_padding_moves_nothing(embedder: RandomEmbedder) -> None:
+def test_padding_moves_nothing(embedder: Embedder) -> None:
     """Beside the same batch as it is, which observers see; in bfloat16 products of other shapes round otherwise."""
-    model = embedder._encoder.runner.model
+    model = model_of(embedder)
     graphs(model)
     for forest in batches(2, 20):
         padded = torch.nn.functional.normalize(model.forward(forest).float())
         exact = model.forward(forest, lambda layer, states: None).float()
         exact = torch.nn.functional.normalize(exact)
-        if embedder.dtype == torch.float32:
+        if embedder.info.dtype == torch.float32:
             assert float((padded - exact).abs().max()) <= 1e-5
         assert float((padded * exact).sum(1).min()) > 0.999
 
 
 def test_nothing_compiles_after_warm_up(
-    embedder: RandomEmbedder, monkeypatch: pytest.MonkeyPatch
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, compiled = embedder._encoder.runner.model, []
+    model, compiled = model_of(embedder), []
     graphs(model)
     for texts in ([[1] * 2000], [[1] * 3], [[i] * 12 for i in range(150)], [[i] * 300 for i in range(5)]):  # fmt: skip
         model.forward(next(plan_forests(texts, 2048)))
@@ -84,20 +84,20 @@ def test_nothing_compiles_after_warm_up(
     assert compiled == []
 
 
-def test_texts_from_several_threads(embedder: RandomEmbedder) -> None:
-    graphs(embedder._encoder.runner.model)
+def test_texts_from_several_threads(embedder: Embedder) -> None:
+    graphs(model_of(embedder))
     lists = [[f"{i} {j} " + "some words " * (j % 7) for j in range(i % 5 + 1)] for i in range(60)]
     one_by_one = [embedder.encode(texts) for texts in lists]
-    graphs(embedder._encoder.runner.model)  # recorded anew, while other threads compute
+    graphs(model_of(embedder))  # recorded anew, while other threads compute
     with ThreadPoolExecutor(4) as threads:
         at_once = list(threads.map(embedder.encode, lists))
     for mine, theirs in zip(at_once, one_by_one, strict=True):
         assert torch.equal(mine, theirs)
 
 
-def test_each_thread_on_a_stream_of_its_own(embedder: RandomEmbedder) -> None:
-    """A tier's buffers hold one batch at a time, whatever streams the batches are on."""
-    graphs(embedder._encoder.runner.model)
+def test_each_thread_on_a_stream_of_its_own(embedder: Embedder) -> None:
+    """A bucket's buffers hold one batch at a time, whatever streams the batches are on."""
+    graphs(model_of(embedder))
     lists = [[f"{i} {j} " + "some words " * (j % 7) for j in range(i % 5 + 1)] for i in range(60)]
     one_by_one = [embedder.encode(texts) for texts in lists]
 
@@ -130,8 +130,8 @@ def test_many_batches_in_flight(tiny_checkpoint: Path) -> None:
     assert float((model.encode(texts) - on_cpu).abs().max()) <= 2e-5
 
 
-def test_activations_take_what_was_counted(embedder: RandomEmbedder) -> None:
-    model, tokens = embedder._encoder.runner.model, 16_384
+def test_activations_take_what_was_counted(embedder: Embedder) -> None:
+    model, tokens = model_of(embedder), 16_384
     model.use_packing(None)
     (forest,) = plan_forests([[i] * 512 for i in range(tokens // 512)], tokens)
     model.forward(forest)
@@ -143,19 +143,20 @@ def test_activations_take_what_was_counted(embedder: RandomEmbedder) -> None:
     assert 0.7 < used / (model.token_bytes * tokens) < 1.05
 
 
-def test_a_batch_beyond_the_memory_is_split(embedder: RandomEmbedder) -> None:
+def test_a_batch_beyond_the_memory_is_split(embedder: Embedder) -> None:
     """Real exhaustion: all but a little of the device's memory is taken."""
     texts = [f"{i} " + "one word and another " * 40 for i in range(150)]
     expected, tokens = embedder.encode(texts), embedder.max_batch_tokens
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     tokens_of_batch = min(embedder.plan(texts).tokens_computed, tokens)
-    needed = embedder._encoder.runner.model.token_bytes * tokens_of_batch
+    needed = model_of(embedder).token_bytes * tokens_of_batch
     taken = torch.empty(int(free - needed // 2), dtype=torch.uint8, device=GPU)
     try:
-        with pytest.warns(RuntimeWarning, match="out of memory"):
+        with pytest.warns(LastwordWarning, match="out of memory") as warned:
             vectors = embedder.encode(texts)
     finally:
         del taken
-        embedder.max_batch_tokens, embedder._out_of_memory = tokens, False
+        embedder.max_batch_tokens = tokens
+    assert "max_batch_tokens" in [getattr(each.message, "where", None) for each in warned]
     assert float((vectors * expected).sum(1).min()) > 0.999

@@ -1,17 +1,16 @@
-"""Every Triton kernel on the device against its twin, at the shapes of the published models."""
+"""Every Triton kernel on the device against the reference in fp64, at the shapes of the published models."""
 
 import random
 
 import pytest
 import torch
-from helpers.kernel_error import assert_close
-from helpers.nan_memory import fill_with_nan
+from helpers.forest_paths import cpu_plan, one_forest, tables_of
+from helpers.operations import assert_close, fill_with_nan
 
 from lastword import kernels
-from lastword.batching.forest import Forest, plan_forests
+from lastword.batching.forest import Forest
 from lastword.bench.shapes import SIZES
-from lastword.kernels import cpu as reference
-from lastword.kernels.attention_plan import AttentionPlan
+from lastword.kernels import KernelTables, cpu, kernel_tables, reference
 
 GPU = torch.device("cuda")
 MODELS = ("0.6B", "4B", "8B")
@@ -44,37 +43,35 @@ def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_row_kernels(T: int, model: str, dtype: torch.dtype) -> None:
     C, F, _, H, KH, D = SIZES[model]
     x, residual, weight = made(T, C, dtype=dtype), made(T, C, dtype=dtype), made(C, dtype=dtype)
-    twin = reference.rms_norm_ref(x, weight, 1e-6)
-    exact = reference.rms_norm_ref(x.float(), weight.float(), 1e-6)
-    assert_close(kernels.rms_norm(x, weight, 1e-6), twin, exact.double())
+    plain = cpu.rms_norm(x, weight, 1e-6)
+    exact = reference.rms_norm(x.double(), weight.double(), 1e-6)
+    assert_close(kernels.rms_norm(x, weight, 1e-6), plain, exact)
 
     ids = torch.arange(T, device=GPU, dtype=torch.int32).flip(0)
     rows, out = kernels.embed_rms_norm(ids, x, weight, 1e-6)
     assert torch.equal(rows, x.flip(0))
-    assert_close(out, twin.flip(0), exact.double().flip(0))
+    assert_close(out, plain.flip(0), exact.flip(0))
 
     ours, theirs = residual.clone(), residual.clone()
     out = kernels.add_rms_norm(x, ours, weight, 1e-6)
-    twin = reference.add_rms_norm_ref(x, theirs, weight, 1e-6)
+    plain = cpu.add_rms_norm(x, theirs, weight, 1e-6)
     assert torch.equal(ours, theirs)
-    exact = reference.rms_norm_ref(theirs.float(), weight.float(), 1e-6)
-    assert_close(out, twin, exact.double())
+    assert_close(out, plain, reference.rms_norm(theirs.double(), weight.double(), 1e-6))
 
     gate_up = made(T, 2 * F, dtype=dtype)
-    exact = reference.swiglu_ref(gate_up.float())
-    assert_close(kernels.swiglu(gate_up), reference.swiglu_ref(gate_up), exact.double())
+    exact = reference.swiglu(gate_up.double())
+    assert_close(kernels.swiglu(gate_up), cpu.swiglu(gate_up), exact)
 
-    qkv, weights = made(T, (H + 2 * KH) * D, dtype=dtype), (made(D, dtype=dtype),) * 2
+    qkv, head_weight = made(T, (H + 2 * KH) * D, dtype=dtype), made(D, dtype=dtype)
     angles = torch.arange(T, device=GPU)[:, None] * torch.rand(D // 2, device=GPU)
-    results = [qkv.clone(), qkv.clone(), qkv.float()]
-    for run, result in zip(
-        (kernels.qk_norm_rope, reference.qk_norm_rope_ref, reference.qk_norm_rope_ref),
-        results,
-        strict=True,
-    ):
-        head_weights = [w.to(result.dtype) for w in weights]
-        run(result, *head_weights, angles.cos(), angles.sin(), num_heads=H, num_kv_heads=KH, eps=1e-6)  # fmt: skip
-    assert_close(results[0], results[1], results[2].double())
+    heads = {"num_heads": H, "num_kv_heads": KH, "eps": 1e-6}
+    results = [qkv.clone(), qkv.clone(), qkv.double()]
+    weights, tables = [head_weight, head_weight], [angles.cos(), angles.sin()]
+    kernels.qk_norm_rope(results[0], *weights, *tables, **heads)
+    cpu.qk_norm_rope(results[1], *weights, *tables, **heads)
+    exactly = (x.double() for x in (*weights, *tables))
+    reference.qk_norm_rope(results[2], *exactly, **heads)
+    assert_close(*results)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -102,24 +99,22 @@ def test_attention_of_random_forests(seed: int) -> None:
     check_attention(texts, 32, 8, 128, torch.bfloat16)
 
 
-def pack(texts: list[list[int]]) -> tuple[Forest, AttentionPlan]:
-    (forest,) = plan_forests(texts, 10**9)
-    return forest, AttentionPlan(forest.segments, forest.final_rows, GPU)
+def tables(forest: Forest, H: int, KH: int, dtype: torch.dtype) -> KernelTables:
+    segments, final_rows = forest.segments, forest.final_rows
+    return kernel_tables(segments, final_rows, GPU, dtype=dtype, group=H // KH)
 
 
 def check_attention(texts: list[list[int]], H: int, KH: int, D: int, dtype: torch.dtype) -> None:
-    forest, plan = pack(texts)
+    forest = one_forest(texts)
+    plan = cpu_plan(forest, GPU)
     qkv = made(forest.tokens_computed, H + 2 * KH, D, dtype=dtype)
     q, k, v = qkv[:, :H], qkv[:, H:-KH], qkv[:, -KH:]
     final_q = q[torch.tensor(forest.final_rows, device=GPU)]
-    scale = D**-0.5
-    for kernel, twin, query in (
-        (kernels.forest_attention, reference.forest_attention_ref, q),
-        (kernels.final_attention, reference.final_attention_ref, final_q),
-    ):
-        exact = twin(query.double(), k.double(), v.double(), plan, scale)
-        ours = kernel(query, k, v, plan, scale)
-        assert_close(ours, twin(query, k, v, plan, scale), exact)
+    packed, scale = tables_of(plan, q, k), D**-0.5
+    for name, query in (("forest_attention", q), ("final_attention", final_q)):
+        exact = getattr(reference, name)(query.double(), k.double(), v.double(), plan, scale)
+        plain = getattr(cpu, name)(query, k, v, plan, scale)
+        assert_close(getattr(kernels, name)(query, k, v, packed, scale), plain, exact)
 
 
 ROWS = 600_000  # times 4096 or more columns: beyond 2^31 elements
@@ -130,14 +125,14 @@ def test_offsets_beyond_31_bits() -> None:
     x, weight = torch.zeros(ROWS, 4096, dtype=dtype, device=GPU), made(4096, dtype=dtype)
     x[last] = made(24, 4096, dtype=dtype)
     ours = kernels.rms_norm(x, weight, 1e-6)[last]
-    assert torch.allclose(ours, reference.rms_norm_ref(x[last], weight, 1e-6), rtol=0.02)
+    assert torch.allclose(ours, cpu.rms_norm(x[last], weight, 1e-6), rtol=0.02)
     ours = kernels.swiglu(x)[last]
-    assert torch.allclose(ours, reference.swiglu_ref(x[last]), rtol=0.02, atol=1e-3)
+    assert torch.allclose(ours, cpu.swiglu(x[last]), rtol=0.02, atol=1e-3)
 
 
 def test_attention_offsets_beyond_31_bits() -> None:
     dtype, H, KH, D, own = torch.bfloat16, 32, 8, 128, 12
-    forest, plan = pack([[i, *[1] * (own - 1)] for i in range(ROWS // own)])
+    forest = one_forest([[i, *[1] * (own - 1)] for i in range(ROWS // own)])
     assert forest.tokens_computed == ROWS
     qkv = torch.zeros(ROWS, (H + 2 * KH) * D, dtype=dtype, device=GPU)
     last = slice(ROWS - 4 * own, ROWS)
@@ -146,14 +141,14 @@ def test_attention_offsets_beyond_31_bits() -> None:
     expected = qkv[last].clone()
     heads = {"num_heads": H, "num_kv_heads": KH, "eps": 1e-6}
     kernels.qk_norm_rope(qkv, weight, weight, table, table, **heads)
-    reference.qk_norm_rope_ref(expected, weight, weight, table[last], table[last], **heads)
+    cpu.qk_norm_rope(expected, weight, weight, table[last], table[last], **heads)
     assert torch.allclose(qkv[last], expected, rtol=0.02, atol=1e-2)
     q, k, v = qkv.view(ROWS, -1, D).split((H, KH, KH), dim=1)
-    ours = kernels.forest_attention(q, k, v, plan, D**-0.5)[last]
-    few, small = pack([[i, *[1] * (own - 1)] for i in range(4)])
+    ours = kernels.forest_attention(q, k, v, tables(forest, H, KH, dtype), D**-0.5)[last]
+    few = one_forest([[i, *[1] * (own - 1)] for i in range(4)])
     assert few.segments.length == [own] * 4
-    twin = reference.forest_attention_ref(q[last], k[last], v[last], small, D**-0.5)
-    assert torch.allclose(ours, twin, rtol=0.02, atol=1e-2)
+    plain = cpu.forest_attention(q[last], k[last], v[last], cpu_plan(few, GPU), D**-0.5)
+    assert torch.allclose(ours, plain, rtol=0.02, atol=1e-2)
 
 
 def test_nothing_compiles_after_warm_up() -> None:
@@ -162,17 +157,17 @@ def test_nothing_compiles_after_warm_up() -> None:
     compiled = compilations()
 
     def run(texts: list[list[int]]) -> None:
-        forest, plan = pack(texts)
-        T = forest.tokens_computed
+        forest = one_forest(texts)
+        T, packed = forest.tokens_computed, tables(forest, H, KH, torch.bfloat16)
         x, weight = made(T, C, dtype=torch.bfloat16), made(C, dtype=torch.bfloat16)
         kernels.rms_norm(x, weight, 1e-6)
         kernels.add_rms_norm(x, x.clone(), weight, 1e-6)
         kernels.swiglu(made(T, 2 * F, dtype=torch.bfloat16))
         qkv = made(T, H + 2 * KH, D, dtype=torch.bfloat16)
         q, k, v = qkv.split((H, KH, KH), dim=1)
-        kernels.forest_attention(q, k, v, plan, 1.0)
+        kernels.forest_attention(q, k, v, packed, 1.0)
         rows = torch.tensor(forest.final_rows, device=GPU)
-        kernels.final_attention(q[rows], k, v, plan, 1.0)
+        kernels.final_attention(q[rows], k, v, packed, 1.0)
 
     for texts in (
         [[1] * 2000],

@@ -1,19 +1,21 @@
-"""Attention by descriptors on the device against its twin. In a file that runs last: a hang costs no other result."""
+"""Attention by descriptors on the device against the reference, in a file that runs last: a hang costs nothing else."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
 import triton
-from helpers.kernel_error import assert_close
+from helpers.forest_paths import cpu_plan, one_forest
+from helpers.operations import assert_close
+from torch import Tensor
 
-from lastword import kernels
-from lastword.batching.forest import plan_forests
+from lastword.batching.forest import Forest
+from lastword.bench.kernels import descriptor
 from lastword.bench.shapes import SIZES
-from lastword.kernels import cpu as reference
-from lastword.kernels.attention_plan import AttentionPlan
-from lastword.kernels.gpu import block_sizes
-from lastword.kernels.gpu import forest_attention_descriptor as by_descriptors
+from lastword.cli.main import main
+from lastword.kernels import cpu, reference
 from lastword.kernels.gpu.block_sizes import architecture
 
 GPU = torch.device("cuda")
@@ -40,26 +42,31 @@ def one_of_its_devices() -> None:
         )
 
 
-def plan_of(lengths: list[int]) -> AttentionPlan:
+def forest_of(lengths: list[int]) -> Forest:
     """Texts of these lengths, none of which begins like another."""
-    (forest,) = plan_forests([[i] * n for i, n in enumerate(lengths)], 10**9)
-    return AttentionPlan(forest.segments, forest.final_rows, GPU)
+    return one_forest([[i] * n for i, n in enumerate(lengths)])
 
 
-def heads(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> list[torch.Tensor]:
+def heads(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> list[Tensor]:
     """Views q, k, v of one fused projection, as the forward passes them."""
     generator = torch.Generator(GPU).manual_seed(T + H)
     fused = torch.randn(T, H + 2 * KH, D, generator=generator, device=GPU)
     return list(fused.to(dtype).split((H, KH, KH), dim=1))
 
 
+def attend(forest: Forest, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    tables = descriptor.descriptor_tables(q, forest.segments, forest.final_rows)
+    return descriptor.forest_attention_descriptor(q, k, v, tables, scale)
+
+
 def check(lengths: list[int], H: int, KH: int, D: int, dtype: torch.dtype) -> None:
-    plan, scale = plan_of(lengths), D**-0.5
+    forest, scale = forest_of(lengths), D**-0.5
+    plan = cpu_plan(forest, GPU)
     q, k, v = heads(sum(lengths), H, KH, D, dtype)
-    assert by_descriptors.descriptors_fit(q, k, v, plan)
-    ours = by_descriptors.forest_attention_descriptor(q, k, v, plan, scale)
-    exact = reference.forest_attention_ref(q.double(), k.double(), v.double(), plan, scale)
-    assert_close(ours, reference.forest_attention_ref(q, k, v, plan, scale), exact)
+    assert descriptor.descriptors_fit(q, k, v, tree=forest.segments.has_ancestors())
+    ours = attend(forest, q, k, v, scale)
+    exact = reference.forest_attention(q.double(), k.double(), v.double(), plan, scale)
+    assert_close(ours, cpu.forest_attention(q, k, v, plan, scale), exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -84,45 +91,44 @@ def test_random_lengths(seed: int) -> None:
 def test_runs_agree_bit_for_bit() -> None:
     """Warp groups that miss a barrier would give another result now and then."""
     lengths = LENGTHS["many"] * 4
-    plan = plan_of(lengths)
+    forest = forest_of(lengths)
     q, k, v = heads(sum(lengths), 32, 8, 128, torch.bfloat16)
-    first = by_descriptors.forest_attention_descriptor(q, k, v, plan, 0.1)
+    first = attend(forest, q, k, v, 0.1)
     for _ in range(200):
-        assert torch.equal(by_descriptors.forest_attention_descriptor(q, k, v, plan, 0.1), first)
+        assert torch.equal(attend(forest, q, k, v, 0.1), first)
 
 
 def test_neighbours_are_never_seen() -> None:
     lengths = LENGTHS["many"]
-    plan = plan_of(lengths)
+    forest = forest_of(lengths)
     q, k, v = heads(sum(lengths), 8, 2, 128, torch.bfloat16)
-    before = by_descriptors.forest_attention_descriptor(q, k, v, plan, 0.1)
-    for start, length in zip(plan.segments.start, plan.segments.length, strict=True):
+    before = attend(forest, q, k, v, 0.1)
+    for start, length in zip(forest.segments.start, forest.segments.length, strict=True):
         own = slice(start, start + length)
         spoilt = [torch.full_like(x, torch.nan) for x in (q, k, v)]
         for x, true in zip(spoilt, (q, k, v), strict=True):
             x[own] = true[own]
-        after = by_descriptors.forest_attention_descriptor(*spoilt, plan, 0.1)
+        after = attend(forest, *spoilt, 0.1)
         assert torch.equal(after[own], before[own])
         assert after.isfinite().all(dim=1).sum() == length
 
 
 def test_offsets_beyond_31_bits() -> None:
     rows, own, H, KH, D = 600_000, 120, 32, 8, 128  # 3.7e9 elements
-    plan = plan_of([own] * (rows // own))
+    forest = forest_of([own] * (rows // own))
     fused = torch.zeros(rows, H + 2 * KH, D, dtype=torch.bfloat16, device=GPU)
     last = slice(rows - own, rows)
     fused[last] = torch.cat(heads(own, H, KH, D, torch.bfloat16), dim=1)
     q, k, v = fused.split((H, KH, KH), dim=1)
-    ours = by_descriptors.forest_attention_descriptor(q, k, v, plan, D**-0.5)
+    ours = attend(forest, q, k, v, D**-0.5)
     assert not ours[: rows - own].any()
-    tail = [x[last] for x in (q, k, v)]
-    exact = reference.forest_attention_ref(*(x.double() for x in tail), plan_of([own]), D**-0.5)
-    twin = reference.forest_attention_ref(*tail, plan_of([own]), D**-0.5)
-    assert_close(ours[last], twin, exact)
+    tail, plan = [x[last] for x in (q, k, v)], cpu_plan(forest_of([own]), GPU)
+    exact = reference.forest_attention(*(x.double() for x in tail), plan, D**-0.5)
+    assert_close(ours[last], cpu.forest_attention(*tail, plan, D**-0.5), exact)
 
 
 def test_one_binary_for_all_batches() -> None:
-    kernel = by_descriptors._forest_attention_descriptor_kernel
+    kernel = descriptor._forest_attention_descriptor_kernel
     draw = random.Random(0)
 
     def binaries() -> int:
@@ -150,20 +156,23 @@ def test_an_allocator_of_the_callers_stays() -> None:
 
 
 def test_in_a_captured_graph() -> None:
-    plan = plan_of(LENGTHS["many"])
+    forest = forest_of(LENGTHS["many"])
     q, k, v = heads(sum(LENGTHS["many"]), 16, 8, 128, torch.bfloat16)
-    expected = by_descriptors.forest_attention_descriptor(q, k, v, plan, 0.1)
+    tables = descriptor.descriptor_tables(q, forest.segments, forest.final_rows)
+    expected = descriptor.forest_attention_descriptor(q, k, v, tables, 0.1)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = by_descriptors.forest_attention_descriptor(q, k, v, plan, 0.1)
+        out = descriptor.forest_attention_descriptor(q, k, v, tables, 0.1)
     out.zero_()
     graph.replay()
     assert torch.equal(out, expected)
 
 
-def test_the_table_turns_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_sizes, "DESCRIPTOR_DEFAULT", frozenset([architecture(GPU)]))
-    plan = plan_of(LENGTHS["long"])
-    q, k, v = heads(sum(LENGTHS["long"]), 16, 8, 128, torch.bfloat16)
-    expected = by_descriptors.forest_attention_descriptor(q, k, v, plan, 0.1)
-    assert torch.equal(kernels.forest_attention(q, k, v, plan, 0.1), expected)
+def test_the_benchmark_runs_it(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    words = ["--op", "forest_attention", "--model", "0.6B", "--tokens", "1024", "--rep-ms", "10"]
+    words += ["--beside", "descriptor", "--json", str(out)]
+    assert main(["bench", "kernels", *words]) == 0
+    _, *rows = (json.loads(line) for line in out.read_text().splitlines())
+    found = [row for row in rows if row["by"] == "descriptor"]
+    assert [row["right"] for row in found if "shared" not in row["title"]] == [True] * 4
