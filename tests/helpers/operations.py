@@ -1,9 +1,11 @@
-"""Arguments for every operation, the same at every call, and what a call of one returns and writes."""
+"""What tests of operations share: arguments for every one, comparisons, and memory that shows what is unwritten."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from helpers.forest_paths import cpu_plan, one_forest
 from torch import Tensor
@@ -17,6 +19,8 @@ T = FOREST.tokens_computed
 
 @dataclass(frozen=True)
 class Call:
+    """The arguments of one call."""
+
     args: tuple[Any, ...]
     options: dict[str, Any]
 
@@ -43,38 +47,99 @@ class Call:
         )
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
+def normal(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed + sum(shape))
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def _heads(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views q, k, v of T rows of one fused projection; of q so many."""
-    fused = draw(T, HEADS + 2 * KV_HEADS, D, seed=seed)
+    fused = normal(T, HEADS + 2 * KV_HEADS, D, seed=seed)
     q, k, v = fused[:, :HEADS], fused[:, HEADS:-KV_HEADS], fused[:, -KV_HEADS:]
     return q[:rows].contiguous(), k.contiguous(), v.contiguous()
 
 
-WEIGHT = draw(80, seed=1) * 0.1 + 1
+WEIGHT = normal(80, seed=1) * 0.1 + 1
 ANGLES = torch.arange(9)[:, None] * torch.linspace(0.1, 1.0, D // 2, dtype=torch.float64)
-HEAD_WEIGHTS = (draw(D, seed=2) * 0.1 + 1, draw(D, seed=3) * 0.1 + 1)
+HEAD_WEIGHTS = (normal(D, seed=2) * 0.1 + 1, normal(D, seed=3) * 0.1 + 1)
 SHAPE = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "eps": EPS}
 IDS = torch.tensor([3, 0, 0, 6])
 
 CALLS: dict[str, Call] = {
-    "rms_norm": Call((draw(9, 80) * 0.1, WEIGHT, EPS), {}),
-    "embed_rms_norm": Call((IDS, draw(7, 80) * 0.1, WEIGHT, EPS), {}),
-    "add_rms_norm": Call((draw(9, 80) * 0.1, draw(9, 80, seed=4) * 0.1, WEIGHT, EPS), {}),
-    "add_rms_norm_quantize": Call((draw(9, 80), draw(9, 80, seed=4), WEIGHT, EPS, FP8), {}),
-    "quantize_rows": Call((draw(9, 80), FP8), {}),
-    "rope_tables": Call((torch.arange(9), draw(D // 2).abs(), 1.1), {}),
+    "rms_norm": Call((normal(9, 80) * 0.1, WEIGHT, EPS), {}),
+    "embed_rms_norm": Call((IDS, normal(7, 80) * 0.1, WEIGHT, EPS), {}),
+    "add_rms_norm": Call((normal(9, 80) * 0.1, normal(9, 80, seed=4) * 0.1, WEIGHT, EPS), {}),
+    "add_rms_norm_quantize": Call((normal(9, 80), normal(9, 80, seed=4), WEIGHT, EPS, FP8), {}),
+    "quantize_rows": Call((normal(9, 80), FP8), {}),
+    "rope_tables": Call((torch.arange(9), normal(D // 2).abs(), 1.1), {}),
     "qk_norm_rope": Call(
-        (draw(9, (HEADS + 2 * KV_HEADS) * D) * 0.1, *HEAD_WEIGHTS, ANGLES.cos(), ANGLES.sin()), SHAPE
+        (normal(9, (HEADS + 2 * KV_HEADS) * D) * 0.1, *HEAD_WEIGHTS, ANGLES.cos(), ANGLES.sin()), SHAPE
     ),
     "forest_attention": Call((*_heads(T, 5), PLAN, 0.3), {}),
     "final_attention": Call((*_heads(len(FOREST.final_rows), 6), PLAN, 0.3), {}),
-    "swiglu": Call((draw(9, 96),), {}),
-    "swiglu_quantize": Call((draw(9, 96), FP8), {}),
+    "swiglu": Call((normal(9, 96),), {}),
+    "swiglu_quantize": Call((normal(9, 96), FP8), {}),
 }  # fmt: skip
 # The operations whose first result is rounded to fp8, their second the scales of its rows.
 QUANTIZING = ("add_rms_norm_quantize", "quantize_rows", "swiglu_quantize")
+
+# Relative RMS that a kernel may reach, and the absolute error below which nothing is asked.
+RELATIVE_RMS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+FLOOR = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
+
+
+def assert_close(kernel: Tensor, on_cpu: Tensor, exact: Tensor) -> None:
+    """Hold a kernel to twice the CPU implementation's error plus a floor, to a relative RMS, to NaN and inf in place.
+
+    Args:  kernel, on_cpu: the results in one dtype. exact: the reference's result from the same inputs in fp64.
+    """
+    dtype = kernel.dtype
+    assert on_cpu.dtype == dtype
+    assert exact.dtype == torch.float64
+    assert kernel.shape == on_cpu.shape == exact.shape
+    finite = exact.isfinite()
+    assert torch.equal(kernel.isnan(), on_cpu.isnan()), "NaN in other places"
+    assert torch.equal(kernel.isinf(), on_cpu.isinf()), "inf in other places"
+    finite &= kernel.isfinite()
+    truth = exact[finite]
+    error = (kernel[finite].double() - truth).abs()
+    allowed = 2 * (on_cpu[finite].double() - truth).abs().max() + FLOOR[dtype] * truth.abs().max()
+    assert float(error.max()) <= float(allowed), f"error {error.max():.2e}, allowed {allowed:.2e}"
+    rms = error.square().mean().sqrt() / truth.square().mean().sqrt().clamp_min(1e-30)
+    assert float(rms) <= RELATIVE_RMS[dtype], f"relative RMS {rms:.2e}"
+
+
+def fill_with_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `torch.empty` and `torch.empty_like` give NaN in floating dtypes until the test ends."""
+
+    def filled(make):
+        def poisoned(*args, **kwargs):
+            made = make(*args, **kwargs)
+            return made.fill_(torch.nan) if made.is_floating_point() else made
+
+        return poisoned
+
+    monkeypatch.setattr(torch, "empty", filled(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def assert_extreme_rows_are_kept(run: Callable[[Tensor], Tensor]) -> None:
+    """Hold a product [T, 96] -> [T, 64] to what zeros, tiny, huge, NaN and infinite rows must become."""
+    x = draw(6, 96)
+    x[0] = 0
+    x[1] *= 1e-37
+    x[2] *= 1e30
+    x[3, 5] = math.nan
+    x[4, 5] = math.inf
+    y = run(x)
+    assert torch.equal(y[0], torch.zeros(64))
+    assert y[[1, 2, 5]].isfinite().all()
+    assert not y[[3, 4]].isfinite().any(), "a damaged row must not look whole"

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers.nan_memory import fill_with_nan
+from helpers.operations import fill_with_nan
 
 HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

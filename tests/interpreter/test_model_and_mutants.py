@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.forest_paths import cpu_plan, one_forest, tables_of
-from helpers.kernel_error import assert_close
+from helpers.operations import assert_close
 from helpers.transformers_reference import (
     TOLERANCE,
     difference,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.kernel_error import assert_close
+from helpers.operations import assert_close
 
 from lastword import kernels
 from lastword.kernels import cpu, reference

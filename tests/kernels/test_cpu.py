@@ -6,8 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers.forest_paths import cpu_plan, one_forest
-from helpers.kernel_error import FLOOR
-from helpers.operations import CALLS, QUANTIZING, Call
+from helpers.operations import CALLS, FLOOR, QUANTIZING, Call
 from torch import Tensor
 
 from lastword.kernels import cpu, reference

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.forest_paths import cpu_plan, one_forest, path_rows
-from helpers.operations import ANGLES, CALLS, EPS, FP8, HEADS, KV_HEADS, QUANTIZING, D, draw
+from helpers.operations import ANGLES, CALLS, EPS, FP8, HEADS, KV_HEADS, QUANTIZING, D, normal
 from torch import Tensor
 
 from lastword import kernels
@@ -30,7 +30,7 @@ def test_it_is_short() -> None:
 
 
 def test_norms() -> None:
-    x, residual, weight = draw(9, 80), draw(9, 80, seed=1), draw(80)
+    x, residual, weight = normal(9, 80), normal(9, 80, seed=1), normal(80)
     assert close(reference.rms_norm(x, weight, EPS), F.rms_norm(x, (80,), weight, EPS))
     total = x + residual
     assert close(
@@ -112,19 +112,19 @@ def test_attention_over_random_forests(seed: int) -> None:
     ]
     forest = one_forest([*texts, texts[0] + [5] * 9, texts[0][:10] + [6] * 12])
     plan, rows = cpu_plan(forest), range(forest.tokens_computed)
-    k, v = draw(len(rows), 2, 8), draw(len(rows), 2, 8, seed=1)
+    k, v = normal(len(rows), 2, 8), normal(len(rows), 2, 8, seed=1)
     for attend, finals in (
         (reference.forest_attention, rows),
         (reference.final_attention, forest.final_rows),
     ):
-        q = draw(len(finals), 4, 8, seed=2)
+        q = normal(len(finals), 4, 8, seed=2)
         paths = [path_rows(forest, row) for row in finals]
         assert close(attend(q, k, v, plan, 0.3), by_definition(q, k, v, paths, 0.3))
 
 
 def test_attention_of_one_text_is_that_of_pytorch() -> None:
     plan = cpu_plan(one_forest([[1] * 40]))
-    q, k, v = draw(40, 4, 8), draw(40, 2, 8, seed=1), draw(40, 2, 8, seed=2)
+    q, k, v = normal(40, 4, 8), normal(40, 2, 8, seed=1), normal(40, 2, 8, seed=2)
     expected = F.scaled_dot_product_attention(
         *(x.transpose(0, 1)[None] for x in (q, k, v)), is_causal=True, scale=0.3, enable_gqa=True
     )
@@ -137,7 +137,7 @@ def test_attention_of_one_text_is_that_of_pytorch() -> None:
 def test_what_fp32_would_lose_is_kept(name: str) -> None:
     """Inputs that differ in the 40th bit alone give other results, and of no other size."""
     call = CALLS[name]
-    nudged = call.changed(lambda x: x * (1 + 2.0**-40 * draw(*x.shape, seed=9)))
+    nudged = call.changed(lambda x: x * (1 + 2.0**-40 * normal(*x.shape, seed=9)))
     lost = [x.float() for x in call.args if isinstance(x, Tensor) and x.is_floating_point()]
     kept = [x.float() for x in nudged.args if isinstance(x, Tensor) and x.is_floating_point()]
     assert all(float((a != b).double().mean()) < 0.01 for a, b in zip(lost, kept, strict=True))

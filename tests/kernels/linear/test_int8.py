@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.quantized_products import assert_extreme_rows_are_kept, draw, relative
+from helpers.operations import assert_extreme_rows_are_kept, draw, relative
 from torch import Tensor
 
 from lastword import ConfigError
