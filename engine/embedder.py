@@ -80,7 +80,10 @@ class Embedder:
         if runner is None:
             parts = (info.checkpoint, info.config, info.dtype, info.quantize)
             load = ModelLoader(*parts, cuda_graphs=cuda_graphs, tune_process=tune_process)
-            runner = open_runner(load, info.devices, show=show_progress_bar)
+            show = False if len(info.devices) > 1 else show_progress_bar
+            layers = info.config.num_hidden_layers
+            with progress_bar(layers, show=show, unit=" layers", what="Loading") as loaded:
+                runner = open_runner(load, info.devices, loaded)
         self.loop = Loop(info.tokenizer, runner, max_batch_tokens)
 
     @property

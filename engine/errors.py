@@ -27,7 +27,7 @@ class _Problem(Exception):  # noqa: N818  the common half of errors and warnings
     def __init__(
         self,
         where: str,
-        what: str = "",
+        what: str,
         *,
         got: str | None = None,
         expected: str | None = None,
@@ -47,8 +47,6 @@ class _Problem(Exception):  # noqa: N818  the common half of errors and warnings
         self.got, self.expected, self.remedy = got, expected, remedy
 
     def __str__(self) -> str:
-        if not self.what:  # LEGACY: one string, until every place is converted
-            return self.where
         named = (("got", self.got), ("expected", self.expected))
         found = ", ".join(f"{name} {part}" for name, part in named if part is not None)
         line = f"{self.where}: {self.what}{'; ' if found else ''}{found}."
@@ -96,15 +94,13 @@ class InputError(LastwordError):
     def __init__(
         self,
         where: str,
-        what: str | int | None = "",
+        what: str,
         *,
         got: str | None = None,
         expected: str | None = None,
         remedy: str | None = None,
         index: int | None = None,
     ) -> None:
-        if not isinstance(what, str):  # LEGACY
-            what, index = "", what
         super().__init__(where, what, got=got, expected=expected, remedy=remedy)
         self.index = index
 

@@ -27,7 +27,6 @@ import torch
 from lastword.batching.forest import Forest
 from lastword.errors import DeviceError
 from lastword.model.qwen3 import Model
-from lastword.progress import progress_bar
 from lastword.runtime.runner import InProcess, ModelLoader, Runner, Task, Wait
 from lastword.runtime.serialization import pack, unpack
 from lastword.weights import dtype_name
@@ -93,13 +92,15 @@ class Pool:
         self._stop()
 
 
-def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: bool | None) -> Runner:
+def open_runner(
+    load: ModelLoader, devices: Sequence[torch.device], loaded: Callable[[int], None]
+) -> Runner:
     """Load the model into this process, or for several devices into a process each.
 
     Args:
         load: the model.
         devices: where to.
-        show: of a progress bar, as `progress_bar` takes it.
+        loaded: told of layers as they are read into this process.
 
     Raises:
         DeviceError: it does not fit there.
@@ -107,9 +108,7 @@ def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: boo
     try:
         if len(devices) > 1:
             return Pool(replace(load, tune_process=True), devices)
-        layers = load.config.num_hidden_layers
-        with progress_bar(layers, show=show, unit=" layers", what="Loading") as loaded:
-            return InProcess(load(devices[0], loaded))
+        return InProcess(load(devices[0], loaded))
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             "device",
