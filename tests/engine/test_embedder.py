@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.soak import examples
+from helpers.project import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -1,9 +1,12 @@
-"""The folders of the project, and Python beside this one."""
+"""The folders of the project, how many random cases a test draws, and processes beside this one."""
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from lastword.bench.memory import held_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 # Package -> folder: four of them, every other package lies in one of these under its own name.
@@ -17,6 +20,11 @@ TOP_FOLDERS = {
 LEFT_OUT = ROOT / "bench/builtin"
 
 
+def examples(count: int) -> int:
+    """`count` random cases in `make test`, twenty times as many in `make soak`, which sets LASTWORD_SOAK."""
+    return 20 * count if os.environ.get("LASTWORD_SOAK") else count
+
+
 def run(
     code: str, cwd: Path, *, python: Path = Path(sys.executable)
 ) -> subprocess.CompletedProcess[str]:
@@ -27,3 +35,20 @@ def run(
     )
     assert done.returncode == 0, done.stderr
     return done
+
+
+def numbers_of(script: str, *arguments: object) -> list[int]:
+    """Run a script in a process of its own; the whole numbers that it prints."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split()]
+
+
+def peak_anonymous(process: subprocess.Popen) -> int:
+    """Wait for a process to end; the most bytes beyond pages of files that it was seen with (Linux)."""
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, held_bytes("RssAnon", process.pid))
+        time.sleep(0.002)
+    return peak

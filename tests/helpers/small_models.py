@@ -1,4 +1,4 @@
-"""Small models and recipes for the tests of merging."""
+"""Small models and recipes for the tests of merging, and the model that tests keep in a hub cache."""
 
 from pathlib import Path
 
@@ -12,6 +12,15 @@ SMALL = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
+
+# The model in a hub cache.
+COMMIT = "97b0c614be4d77ee51c0cef4e5f07c00f9eb65b3"
+NAME = "owner/model"
+
+
+def snapshot_of(cache: Path) -> Path:
+    """Where it stands there."""
+    return cache / "models--owner--model" / "snapshots" / COMMIT
 
 
 def model(folder: Path, seed: int = 0, **options) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 
 import pytest
-from helpers.hub_cache import COMMIT
+from helpers.small_models import COMMIT
 
 from lastword.bench.checkpoint import make_checkpoint
 

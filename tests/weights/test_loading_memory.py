@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from helpers.process_memory import numbers_of
+from helpers.project import numbers_of
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.weights import Checkpoint, read_config

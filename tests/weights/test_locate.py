@@ -4,7 +4,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from helpers.hub_cache import COMMIT, NAME, snapshot_of
+from helpers.small_models import COMMIT, NAME, snapshot_of
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 

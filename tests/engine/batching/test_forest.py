@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers.forest_paths import path_rows
-from helpers.soak import examples
+from helpers.project import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

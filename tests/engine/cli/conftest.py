@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers.command_line import TEXTS
+from helpers.messages import TEXTS
 from helpers.project import ROOT
 
 FAKE = ROOT / "tests/helpers/fake_embedder.py"

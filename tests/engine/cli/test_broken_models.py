@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.command_line import one_line
+from helpers.messages import one_line
 
 
 def _without(name):

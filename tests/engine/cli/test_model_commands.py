@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.command_line import TEXTS, one_line
+from helpers.messages import TEXTS, one_line
 from safetensors import safe_open
 
 from lastword.embedder import Embedder

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.loading_bars import bars_of
+from helpers.messages import bars_of
 
 from lastword import Embedder
 from lastword.cli.main import main

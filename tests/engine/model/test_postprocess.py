@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.refusals import refused
+from helpers.messages import refused
 
 from lastword.errors import ConfigError, InputError
 from lastword.model.postprocess import (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.process_memory import numbers_of
-from helpers.refusals import refused
+from helpers.messages import refused
+from helpers.project import numbers_of
 
 from lastword import ConfigError, Embedder
 from lastword.bench.checkpoint import make_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.refusals import refused
+from helpers.messages import refused
 from helpers.transformers_reference import load_ours, our_states, unit
 from torch import Tensor
 

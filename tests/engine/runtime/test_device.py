@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.refusals import refused
+from helpers.messages import refused
 
 from lastword import DeviceError, Embedder
 from lastword.runtime.device import choose_device, choose_devices

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import worker_tasks
-from helpers.refusals import refused
+from helpers.messages import refused
 from helpers.worker_pools import CPU, FOREST, alive, all_end, linux, load, pids, pool_of
 
 from lastword import DeviceError, Embedder, WeightsError

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.process_memory import numbers_of
+from helpers.project import numbers_of
 
 from lastword import Embedder, WeightsError
 from lastword.runtime import process_tuning

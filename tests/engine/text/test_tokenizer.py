@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from helpers.refusals import refused
+from helpers.messages import refused
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 

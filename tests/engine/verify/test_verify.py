@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.loading_bars import bars_of
+from helpers.messages import bars_of
 from safetensors.torch import load_file, save_file
 
 from lastword import ConfigError, Embedder, InputError

@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from helpers.hub_cache import snapshot_of
+from helpers.small_models import snapshot_of
 
 from lastword.errors import WeightsError
 from lastword.weights import hash_files

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.process_memory import peak_anonymous
+from helpers.project import peak_anonymous
 
 
 def peak_of(rows: int, folder: Path) -> int:

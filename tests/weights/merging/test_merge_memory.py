@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.process_memory import peak_anonymous
+from helpers.project import peak_anonymous
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.bench.merge import multislerp
