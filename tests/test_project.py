@@ -1,9 +1,11 @@
 """The rules of the layout that a machine can hold, the packages, the public names, what an import loads."""
 
+import runpy
 import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,6 +164,28 @@ def test_a_package_that_is_not_listed_is_found() -> None:
         "kernels: no listed package",
     ]
     assert "engine/cli: listed, no folder" in wrong_packages(tool, [Path("engine/__init__.py")])
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "marked"),
+    [
+        ("gpu", "tests/gpu/test_kernels.py", True),
+        ("gpu", "tests/kernels/gpu/test_compile.py", False),
+        ("interpreter", "tests/interpreter/test_row_kernels.py", True),
+        ("interpreter", "tests/kernels/test_cpu.py", False),
+    ],
+)
+def test_what_a_folder_asks_for_is_asked_of_its_own_tests(
+    folder: str, file: str, marked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's conftest is shown the tests of all: `gpu` skipped those of kernels/gpu, too, once."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    conftest = runpy.run_path(str(ROOT / "tests" / folder / "conftest.py"))
+    marks: list[Any] = []
+    item = SimpleNamespace(path=ROOT / file, add_marker=marks.append)
+    conftest["pytest_collection_modifyitems"]([item])
+    assert item.path.exists()
+    assert bool(marks) is marked
 
 
 def test_import_is_light(tmp_path: Path) -> None:

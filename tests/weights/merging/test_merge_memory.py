@@ -50,7 +50,6 @@ def rows(seed: int, place: int) -> torch.Tensor:
 
 
 @pytest.mark.timing
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_of_a_large_merge(tmp_path):
     models = [sparse_model(tmp_path / f"m{i}", seed=i) for i in (1, 2)]
