@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.project import examples
 
 from lastword.batching.forest import Forest, plan_forests
 from lastword.batching.packing import MAX_BUCKET_ROWS, Packer, bucket_of
@@ -20,7 +21,7 @@ from lastword.kernels.gpu import rms_norm as rms_norm_kernel
 from lastword.kernels.gpu import swiglu as swiglu_kernel
 
 CPU = torch.device("cpu")
-BATCHES = 10_000
+BATCHES = examples(2_000)
 H, KH, D, C, F = 4, 2, 32, 80, 48
 
 
