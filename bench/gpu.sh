@@ -73,7 +73,7 @@ kernels)
     # Compiling baselines takes most of it: what comes after has time left whatever they take.
     limit=330 try bench kernels.log kernels --json "$out/kernels.jsonl" --plot "$out/roofline.svg" \
         "${size[@]}" "${beside[@]}"
-    # A form that no GPU has run yet, in a process of its own: should it hang, the rows above stay.
+    # A candidate that no GPU has run yet, in a process of its own: should it hang, the rows above stay.
     try bench kernels.log kernels --op forest_attention --beside sdpa-cudnn descriptor \
         --json "$out/descriptor.jsonl" "${size[@]}"
     ;;

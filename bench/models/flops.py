@@ -61,7 +61,7 @@ def work(texts: Iterable[Sequence[int]]) -> Work:
 
 
 def needed_by_operation(shape: Shape, work: Work) -> dict[str, int]:
-    """Operations of each matrix product and of attention over all layers, the last reduced to the final tokens."""
+    """Operations of each matmul and of attention over all layers, the last reduced to the final tokens."""
     queries = shape.num_attention_heads * shape.head_dim
     keys_values = 2 * shape.num_key_value_heads * shape.head_dim
     C, F = shape.hidden_size, shape.intermediate_size
@@ -70,7 +70,7 @@ def needed_by_operation(shape: Shape, work: Work) -> dict[str, int]:
     rows = full_layers * work.tokens + work.finals  # of everything but keys and values
     return {
         "qkv": 2 * C * (rows * queries + shape.num_hidden_layers * work.tokens * keys_values),
-        "attention": pairs * 4 * queries,  # one dot product and one weighted sum a head
+        "attention": pairs * 4 * queries,  # one dot product and one weighted sum per head
         "o": 2 * C * rows * queries,
         "gate_up": 2 * C * rows * 2 * F,
         "down": 2 * C * rows * F,

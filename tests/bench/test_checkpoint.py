@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from lastword.bench.checkpoint import END, QUERY_PROMPT, main, make_checkpoint, make_tokenizer
+from lastword.errors import ConfigError
 from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
 
 
@@ -54,6 +55,14 @@ def test_transformers_loads_it_and_activations_stay_sane(tmp_path, form, bias):
         states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
     for state in states:
         assert 0.1 < float(state.std()) < 10
+
+
+def test_an_unknown_config_format(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        make_checkpoint(tmp_path, config_format="v3")
+    error = caught.value
+    assert (error.where, error.got) == ("config_format", "'v3'")
+    assert error.expected == "'v4' or 'v5'"
 
 
 def test_untied_with_prefix_has_a_head(tmp_path):

@@ -23,3 +23,9 @@ def test_one_device_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         growth.main(["--device", "cpu,cpu"])
     assert "--device: unknown; got 'cpu,cpu', expected 'cpu'" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        growth.main(["--model", "/no/such", "--counts", "2", "--rounds", "1"])
+    assert "error: /no/such: no such folder" in capsys.readouterr().err.splitlines()[-1]

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from lastword import Embedder
 from lastword.bench.builtin import ship as shipping
-from lastword.bench.builtin import student, train
+from lastword.bench.builtin import student, teacher, train
 from lastword.bench.builtin.batches import TEXT_TOKENS, Data, batches, read_data
 from lastword.bench.builtin.train import TrainingRun, basis, embed
 
@@ -106,6 +106,36 @@ def test_batches_hold_the_budget_and_pair_queries_with_texts(data: Data) -> None
         assert query[-1:] == data.end
         assert query[len(data.prompt)] == batch.texts[answer][0]
     assert all(text[-1:] == data.end for text in batch.texts)
+
+
+def test_the_teacher_is_asked_once_per_shard(tmp_path: Path, monkeypatch) -> None:
+    items = [{"text": f"text {i}"} | ({"query": "q"} if i % 2 else {}) for i in range(10)]
+    lines = "\n".join(json.dumps(item) for item in items)
+    (tmp_path / "train.jsonl").write_text(lines, encoding="utf-8")
+    asked: list[int] = []
+
+    class Fake:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def encode(self, texts: list[str]) -> torch.Tensor:
+            asked.append(len(texts))
+            return torch.arange(len(texts))[:, None].expand(-1, TEACHER).float()
+
+    monkeypatch.setattr(teacher, "Teacher", Fake)
+    monkeypatch.setattr(teacher, "SHARD", 4)
+    out = tmp_path / "vectors"
+    teacher.embed_corpus(tmp_path, tmp_path, out)
+    assert sorted(file.name for file in out.iterdir()) == [f"000{i}.safetensors" for i in range(3)]
+    assert asked == [6, 6, 3]
+    (out / "0001.safetensors").unlink()
+    teacher.embed_corpus(tmp_path, tmp_path, out)
+    assert asked == [6, 6, 3, 6]
+    texts, queries = teacher.read_vectors(out)
+    assert (texts.shape, queries.shape) == ((10, TEACHER), (5, TEACHER))
+    assert texts.dtype == queries.dtype == torch.float16
+    assert texts[:, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert queries[:, 5].tolist() == [4, 5, 4, 5, 2]
 
 
 def test_basis_is_orthonormal_and_ordered() -> None:

@@ -42,3 +42,12 @@ def test_a_text_left_out_is_no_figure(
     words = ["--texts", "40", "--length", "12", "--batch", "200", "--rounds", "1"]
     with pytest.raises(RuntimeError, match="do not hold every text"):
         host.main([*words, "--tokenizer", str(tiny_checkpoint)])
+
+
+def test_a_tokenizer_that_is_not_there_is_one_line(
+    threads: None, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")
+    with pytest.raises(SystemExit):
+        host.main(["--texts", "4", "--tokenizer", str(tmp_path)])
+    assert f"{tmp_path}/tokenizer.json: missing" in capsys.readouterr().err.splitlines()[-1]

@@ -14,7 +14,7 @@ from lastword.bench.models.workloads import FULL, Workload, workloads
 from lastword.bench.options import PEERS
 from lastword.bench.peers import run as peers
 from lastword.cli.main import main
-from lastword.errors import ConfigError
+from lastword.errors import ConfigError, MissingPackageError
 from lastword.weights import ModelConfig
 from lastword.weights.config import parse_config
 
@@ -36,7 +36,7 @@ class Sizes:
     [
         pytest.param([], Work(0, 0, 0, 0, 0), id="nothing"),
         pytest.param([[5, 6, 7]], Work(3, 3, 1, 6, 3), id="one"),
-        pytest.param([[5, 6, 7], [5, 6, 7]], Work(6, 3, 1, 6, 3), id="twins"),
+        pytest.param([[5, 6, 7], [5, 6, 7]], Work(6, 3, 1, 6, 3), id="equal"),
         pytest.param([[1, 2, 9], [1, 2, 8]], Work(6, 4, 2, 9, 6), id="shared-prefix"),
         pytest.param([[1, 2, 3], [1, 2]], Work(5, 3, 2, 6, 5), id="prefix-of-another"),
         pytest.param([[2], [1, 2], [1, 3], [1, 2]], Work(7, 4, 3, 6, 5), id="unsorted"),
@@ -47,7 +47,7 @@ def test_work(texts: list[list[int]], expected: Work) -> None:
 
 
 def brute_force(sizes: Sizes, texts: list[list[int]]) -> int:
-    """The same count the slow way: every matrix product and every pair, one by one."""
+    """The same count the slow way: every matmul and every pair, one by one."""
     c, f, d = sizes.hidden_size, sizes.intermediate_size, sizes.head_dim
     q, kv = sizes.num_attention_heads * d, sizes.num_key_value_heads * d
     nodes = {tuple(text[: n + 1]) for text in texts for n in range(len(text))}
@@ -233,6 +233,11 @@ def test_one_that_is_not_installed_is_left_out(monkeypatch, capfd) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "gguf" else True)
     assert peers._beside(None, None, torch.device("cpu"), torch.float32) == [ST]
     assert "left out: needs gguf. Install it with: pip install" in capfd.readouterr().err
+    with pytest.raises(MissingPackageError) as caught:
+        peers._beside(["llama.cpp"], None, torch.device("cpu"), torch.float32)
+    error = caught.value
+    assert (error.where, error.what) == ("--beside llama.cpp", "needs gguf")
+    assert "pip install 'lastword[bench]'" in error.remedy
 
 
 def test_each_goes_first_in_its_turn() -> None:
