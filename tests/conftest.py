@@ -1,5 +1,7 @@
 """Fixtures that more than one folder of tests uses."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,9 +25,22 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
     """This process on one CPU thread: SDPA and small products may round differently on more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _threads(1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """This process on two CPU threads, where `make test` gives each of its workers one."""
+    with _threads(2):
+        yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)

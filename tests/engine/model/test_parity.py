@@ -83,6 +83,19 @@ def test_shared_prefixes_and_duplicates(tmp_path: Path) -> None:
     assert_parity(folder, tokens)
 
 
+@pytest.mark.timing
+def test_on_two_threads(two_threads: None, tmp_path: Path) -> None:
+    """Alone: threads that wait for a core on which another worker computes take many times as long."""
+    folder = make_checkpoint(tmp_path, **SMALL, max_position_embeddings=4096)
+    prompt, *tails = random_tokens([24, 1, 17, 300])
+    tokens = [*random_tokens([*LENGTHS, 1025]), prompt, *(prompt + tail for tail in tails)]
+    assert_parity(folder, tokens, budget=1500)
+    model = load_ours(folder)
+    shared, _ = our_states(model, tokens)
+    alone, _ = our_states(model, tokens, budget=50, share=False)
+    assert difference(shared, alone) <= 1e-5
+
+
 @pytest.mark.parametrize("case", ["H6-KH3-D32-C80", "biases", "yarn"])
 def test_each_layer(case: str, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, **{**SMALL, "num_hidden_layers": 5, **CASES[case]})

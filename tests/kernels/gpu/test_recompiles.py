@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -33,15 +32,6 @@ def random_batch(draw: random.Random) -> list[list[int]]:
         length = draw.choice((1, 2, 12, 40, 130, 600))
         texts.append(prompt + [draw.randrange(1000) for _ in range(draw.randrange(1, length + 1))])
     return texts
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Small tensors: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def launch_forest(forest: Forest, dtype: torch.dtype) -> None:
