@@ -202,6 +202,7 @@ def test_no_computing_thread_is_left(how: str) -> None:
     assert none_left()
 
 
+@pytest.mark.timing
 def test_ctrl_c_does_not_wait_for_the_device() -> None:
     """A signal comes while the main thread waits for a result that takes long."""
     release = threading.Event()
