@@ -154,6 +154,27 @@ def test_the_table_is_of_this_tree() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "module", "late"),
+    [
+        ("import torch", "torch", False),
+        ("def f():\n    from numpy import array", "numpy", True),
+        ("if TYPE_CHECKING:\n    import lastword.cli.main", "lastword.cli.main", True),
+        ("try:\n    import numpy\nexcept ImportError: pass", "numpy", False),
+        ("from lastword.cli import main", "lastword.cli.main", False),
+        ("from lastword.cli.main import main", "lastword.cli.main", False),
+        ("def f():\n    importlib.import_module('numpy.linalg')", "numpy.linalg", True),
+    ],
+)
+def test_every_form_of_import_is_seen(source: str, module: str, late: bool) -> None:
+    assert imports(source) == [(module, late)]
+
+
+def test_imports_are_absolute() -> None:
+    with pytest.raises(AssertionError, match="line 1: imports are absolute"):
+        imports("from . import main")
+
+
+@pytest.mark.parametrize(
     ("module", "source", "imported"),
     [
         ("lastword.errors", "from lastword.report import Report", "lastword.report"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers.project import LEFT_OUT, ROOT, TOP_FOLDERS, run
-from helpers.sources import code_lines, long_functions
+from helpers.sources import MODULES, code_lines, long_functions
 
 import lastword
 
@@ -164,6 +164,13 @@ def test_a_package_that_is_not_listed_is_found() -> None:
         "kernels: no listed package",
     ]
     assert "engine/cli: listed, no folder" in wrong_packages(tool, [Path("engine/__init__.py")])
+
+
+def test_settings_of_mypy_are_for_modules_that_there_are() -> None:
+    overrides = tomllib.loads(source("pyproject.toml"))["tool"]["mypy"]["overrides"]
+    ours = {name for each in overrides for name in each["module"] if name.startswith("lastword")}
+    assert ours
+    assert ours - set(MODULES) == set()
 
 
 @pytest.mark.parametrize(
