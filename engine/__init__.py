@@ -4,6 +4,8 @@ Importing this package loads no torch: `Embedder` is fetched at its first use, s
 --help` and a mere `except lastword.InputError` cost nothing.
 """
 
+import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lastword.errors import ConfigError, DeviceError, InputError, LastwordError, WeightsError
@@ -19,7 +21,14 @@ def __getattr__(name: str) -> object:
     """Import `Embedder`, and torch with it, when somebody asks for it."""
     if name != "Embedder":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lastword.embedder import Embedder
+    # torch warns of this at its import; lastword works without NumPy. What else torch does to the filters stays.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
+    ignored = warnings.filters[0]
+    try:
+        from lastword.embedder import Embedder
+    finally:
+        with suppress(ValueError):
+            warnings.filters.remove(ignored)  # type: ignore[attr-defined]
 
     globals()[name] = Embedder
     return Embedder

@@ -14,7 +14,7 @@ from torch import Tensor
 from lastword.model.hidden_states import layer_numbers
 from lastword.model.postprocess import quantize
 from lastword.model_info import FromInfo, ModelInfo, ModelKwargs
-from lastword.options import EncodeKwargs, check_batch_tokens
+from lastword.options import EncodeKwargs, check_batch_tokens, check_keywords
 from lastword.progress import progress_bar
 from lastword.report import Report
 from lastword.runtime.loop import Loop
@@ -33,10 +33,9 @@ class Embedder:
 
     `info` says what the model is (`ModelInfo`), `loop` is what computes (`runtime.loop.Loop`).
 
-    Loading a CPU model changes the process it is in: the C library keeps freed memory for the next batch, the
+    Loading a CPU model changes the process it is in: the C library keeps freed memory for the next batch, and the
     variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set where they are not (without effect where
-    torch has multiplied matrices before), and torch's warning that NumPy is missing is not shown. `tune_process=False`
-    leaves all of it out.
+    torch has multiplied matrices before). `tune_process=False` leaves both out.
 
     Args:
         model: hub id or folder; None is the small built-in model (see `notices`).
@@ -62,8 +61,6 @@ class Embedder:
         ConfigError, WeightsError, DeviceError: each a line that says what to do.
     """
 
-    info: ModelInfo
-
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
@@ -75,15 +72,13 @@ class Embedder:
         runner: Runner | None = None,
         **kwargs: Unpack[ModelKwargs],
     ) -> None:
+        check_keywords("Embedder", kwargs, ModelKwargs)
         check_batch_tokens(max_batch_tokens)
         self.info = info = ModelInfo(model, **kwargs)
         if runner is None:
             parts = (info.checkpoint, info.config, info.dtype, info.quantize)
             load = ModelLoader(*parts, cuda_graphs=cuda_graphs, tune_process=tune_process)
-            show = False if len(info.devices) > 1 else show_progress_bar
-            layers = info.config.num_hidden_layers
-            with progress_bar(layers, show=show, unit=" layers", what="Loading") as loaded:
-                runner = open_runner(load, info.devices, loaded)
+            runner = open_runner(load, info.devices, show=show_progress_bar)
         self.loop = Loop(info.tokenizer, runner, max_batch_tokens)
 
     @property
@@ -147,6 +142,19 @@ class Embedder:
         **kwargs: Unpack[EncodeKwargs],
     ) -> "NDArray[Any]": ...
 
+    @overload
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,
+        convert_to_numpy: bool,
+        convert_to_tensor: bool = False,
+        **kwargs: Unpack[EncodeKwargs],
+    ) -> "Tensor | NDArray[Any]": ...
+
     def encode(
         self,
         texts: str | Sequence[str],
@@ -182,9 +190,10 @@ class Embedder:
         report = kwargs.get("report") or Report()
         with progress_bar(len(listed), show=kwargs.get("show_progress_bar")) as advance:
             matrices = list(self.loop.matrices(listed, options, report, advance))
-        wanted = options.format
-        empty = quantize(torch.empty(0, wanted.dim), wanted.precision, wanted.ranges)
-        vectors = torch.cat(matrices) if matrices else empty
+        if not matrices:
+            wanted = options.format
+            matrices = [quantize(torch.empty(0, wanted.dim), wanted.precision, wanted.ranges)]
+        vectors = torch.cat(matrices)
         result = vectors[0] if isinstance(texts, str) else vectors
         return result.numpy() if convert_to_numpy and not convert_to_tensor else result
 
@@ -226,6 +235,19 @@ class Embedder:
         convert_to_tensor: Literal[False] = False,
         **kwargs: Unpack[EncodeKwargs],
     ) -> "NDArray[Any]": ...
+
+    @overload
+    def encode_query(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,
+        convert_to_numpy: bool,
+        convert_to_tensor: bool = False,
+        **kwargs: Unpack[EncodeKwargs],
+    ) -> "Tensor | NDArray[Any]": ...
 
     def encode_query(
         self,
@@ -278,6 +300,19 @@ class Embedder:
         **kwargs: Unpack[EncodeKwargs],
     ) -> "NDArray[Any]": ...
 
+    @overload
+    def encode_document(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,
+        convert_to_numpy: bool,
+        convert_to_tensor: bool = False,
+        **kwargs: Unpack[EncodeKwargs],
+    ) -> "Tensor | NDArray[Any]": ...
+
     def encode_document(
         self,
         texts: str | Sequence[str],
@@ -299,8 +334,11 @@ class Embedder:
     ) -> Iterator[Tensor]:
         """Yield one vector [dim] per text, in order and in constant memory.
 
+        On a GPU or several devices the next vectors are computed, in a thread of their own, while one is used. Do not
+        wait for the whole device (`torch.cuda.synchronize`) meanwhile: it breaks the recording of CUDA graphs off.
+
         Args:
-            texts: read some groups ahead; on a GPU or several devices in a thread of their own.
+            texts: read some groups ahead, by the thread that takes the vectors.
             prompt_name: as for `encode`.
             prompt: as for `encode`.
             kwargs: as for `encode`; counts are added to `report` as the work goes on.
@@ -321,7 +359,7 @@ class Embedder:
     ) -> Iterator[Tensor]:
         """Yield a matrix [n, dim] per group of up to 4,096 texts: `encode_stream` for those who write or compare many.
 
-        On a GPU or several devices the next groups are computed while one is used.
+        On a GPU or several devices the next groups are computed, in a thread of their own, while one is used.
         """
         return self._matrices("encode_groups", texts, prompt_name, prompt, kwargs)
 
@@ -340,8 +378,7 @@ class Embedder:
     ) -> list[list[int]]:
         """Give the token ids that `encode` computes for each text: prompt, text, end token, cut to max_length."""
         options = self.info.encode_options("token_ids", prompt_name, prompt, {})
-        groups = self.loop.groups(several(texts), options)
-        return [list(item.ids) for group in groups for item in group.items]
+        return list(self.loop.token_ids(several(texts), options))
 
     def hidden_states(
         self,
@@ -369,8 +406,12 @@ class Embedder:
         config = self.info.config
         task = StatesTask(layer_numbers(layers, config.num_hidden_layers))
         options = self.info.encode_options("hidden_states", prompt_name, prompt, {})
-        states = self.loop.matrices(several(texts), options, Report(), lambda _: None, task=task)
-        return torch.cat([torch.empty(0, len(task.layers), config.hidden_size), *states])
+        listed, done = list(several(texts)), 0
+        states = torch.empty(len(listed), len(task.layers), config.hidden_size)
+        for found in self.loop.matrices(listed, options, Report(), lambda _: None, task=task):
+            states[done : done + len(found)] = found
+            done += len(found)
+        return states
 
     # What the model says of itself, under the names that sentence-transformers' callers use.
 

@@ -52,6 +52,9 @@ class _Problem(Exception):  # noqa: N818  the common half of errors and warnings
         line = f"{self.where}: {self.what}{'; ' if found else ''}{found}."
         return line if self.remedy is None else f"{line} {self.remedy}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the attributes: a worker process sends its errors so."""
         return _restored, (type(self), self.args, self.__dict__)

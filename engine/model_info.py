@@ -191,7 +191,7 @@ class ModelInfo:
             ConfigError: a setting that the model does not allow.
             TypeError: a keyword that there is not.
         """
-        check_keywords(function, kwargs)
+        check_keywords(function, kwargs, EncodeKwargs)
         wanted = self.vector_format(
             kwargs.get("truncate_dim"),
             normalize_embeddings=kwargs.get("normalize_embeddings", False),

@@ -1,8 +1,9 @@
-"""What a caller may set, checked: each function returns the value in force or raises a ConfigError that names it.
+"""What a caller may set, checked: a value that is out of range or unknown is a ConfigError that names the setting.
 
 Knows numbers and names, neither models nor devices.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from lastword.model.postprocess import VectorFormat
 
 TooLong = Literal["cut", "error"]
+Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 QUANTIZE = ("int8", "fp8")
 
 
@@ -32,7 +34,7 @@ class EncodeKwargs(TypedDict, total=False):
         show_progress_bar: default: on a terminal, when the work is long.
     """
 
-    precision: str
+    precision: Precision
     truncate_dim: int | None
     ranges: "Tensor | None"
     too_long: TooLong
@@ -60,10 +62,10 @@ class EncodeOptions:
             raise ConfigError("too_long", "unknown", got=got, expected="'cut' or 'error'")
 
 
-def check_keywords(function: str, given: EncodeKwargs) -> None:
-    """Refuse a keyword that `EncodeKwargs` does not have, as Python refuses one that a signature does not."""
+def check_keywords(function: str, given: Mapping[str, object], known: type) -> None:
+    """Refuse a keyword that the TypedDict does not have, as Python refuses one that a signature does not."""
     for name in given:
-        if name not in EncodeKwargs.__annotations__:
+        if name not in known.__annotations__:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 

@@ -22,7 +22,7 @@ ARROWS = {
     "text": "errors",
     "batching": "errors kernels",
     "model": "errors batching kernels weights runtime.cuda_graphs",
-    "runtime": f"{INNER} report -runtime.loop",
+    "runtime": f"{INNER} progress report -runtime.loop",
     "runtime.loop": f"{INNER} options report runtime text",
     "model_info": "errors model.postprocess options runtime.device similarity text weights",
     "embedder": "errors model model_info options progress report runtime similarity text.groups text.prompts weights",

@@ -121,6 +121,8 @@ def _fail(message: str, status: int) -> int:
 def _warnings_as_lines(*, quiet: bool) -> Iterator[None]:
     """Say lastword's own warnings as notices are said; others are shown as Python shows them."""
     with warnings.catch_warnings():
+        # torch warns of this at its import; lastword works without NumPy
+        warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
         shown_by_python = warnings.showwarning
 
         def show(

@@ -64,7 +64,9 @@ def read_ranges(path: str, dim: int, space: str) -> Tensor:
         raise InputError(path, "has no tensor 'ranges'", remedy="Make one with --save-ranges.")
     where = f"{path}: tensor 'ranges'"
     if ranges.dtype != torch.float32 or tuple(ranges.shape) != (2, dim):
-        got = f"{list(ranges.shape)} {str(ranges.dtype).removeprefix('torch.')}"
+        from lastword.weights import dtype_name
+
+        got = f"{list(ranges.shape)} {dtype_name(ranges.dtype)}"
         raise InputError(where, "wrong shape or dtype", got=got, expected=f"[2, {dim}] float32")
     if not bool(torch.isfinite(ranges).all()) or bool((ranges[0] >= ranges[1]).any()):
         raise InputError(where, "values that are no ranges (not finite, or low >= high)")

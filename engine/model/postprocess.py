@@ -30,6 +30,21 @@ class VectorFormat:
     def __post_init__(self) -> None:
         check_precision(self.precision, self.dim, self.ranges)
 
+    def _key(self) -> tuple[object, ...]:
+        """Make equal what gives the same vectors; ranges are the same where they are one tensor."""
+        return (
+            self.dim,
+            self.normalize,
+            self.precision,
+            id(self.ranges) if self.ranges is not None else 0,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VectorFormat) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
 
 def check_precision(precision: str, dim: int, ranges: Tensor | None) -> None:
     """Refuse an unknown precision, or one that `dim` or the lack of ranges does not allow."""
@@ -68,9 +83,15 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
     Returns:
         [N, dim] fp32 on the same device; a row that was not finite stays so, for the caller to name.
 
+    Raises:
+        ConfigError: there are fewer dimensions.
+
     Numerics:
         In fp32.
     """
+    if dim > states.shape[1]:
+        expected = f"1 to {states.shape[1]}"
+        raise ConfigError("dim", "out of range", got=str(dim), expected=expected)
     vectors = states[:, :dim].float()
     if normalize:
         vectors = F.normalize(vectors, dim=1)

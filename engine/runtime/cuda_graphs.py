@@ -124,7 +124,7 @@ class Graphs:
                     "cuda_graphs",
                     f"a batch of {layout.rows} rows could not be recorded",
                     got=repr(problem),
-                    remedy="Such batches are launched kernel by kernel: right, but later.",
+                    remedy="Such batches are launched kernel by kernel: correct, but slower.",
                 ),
                 stacklevel=2,
             )

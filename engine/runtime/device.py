@@ -85,7 +85,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype.removeprefix("torch.")
     if name not in known:
         expected = "'float32' or 'bfloat16'"
         raise ConfigError("dtype", "cannot be computed in", got=repr(name), expected=expected)

@@ -8,9 +8,10 @@ batches finish. `matrices` (order, raising, counts), `results` (one item at a ti
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
+from copy import copy
 from functools import partial
-from queue import Empty, Queue
+from queue import Queue
 from time import perf_counter
 
 import torch
@@ -20,22 +21,27 @@ from lastword.batching.forest import Forest, plan_forests
 from lastword.options import EncodeOptions
 from lastword.report import Report
 from lastword.runtime.out_of_memory import BatchBudget, computed_parts
-from lastword.runtime.results import Finished, Group, Item, counts_of, embed_task, finished_batch
-from lastword.runtime.runner import Runner, Task, Wait
-from lastword.runtime.threads import map_ahead, run_ahead
-from lastword.text.groups import cut_groups
-from lastword.text.tokenizer import TextTokenizer
+from lastword.runtime.results import (
+    Finished,
+    Group,
+    Item,
+    QueuedItems,
+    counts_of,
+    embed_task,
+    finished_batch,
+    refused_items,
+)
+from lastword.runtime.runner import Runner, Task, Wait, failed, first_done
+from lastword.runtime.threads import Take, map_ahead, run_ahead
+from lastword.text.groups import GROUP_TEXTS, cut_groups
+from lastword.text.tokenizer import TextTokenizer, Tokens
 
 # A group of fewer texts is prepared in the caller's thread: the hand-over would cost more than it hides.
 _MIN_AHEAD = 64
-# Groups of vectors that may lie ready while their reader is busy: up to 16 MB each at 1024 dimensions.
-_GROUPS_AHEAD = 8
-# Items that one group takes from a queue at most.
-_QUEUE_ITEMS = 4096
-
-
-# The next group; None where there is none yet and `wait` is not set. StopIteration where there will be none.
-Source = Callable[[bool], Group | None]
+# Groups of vectors that are computed and not taken yet: as many as that, at most of so many bytes in all.
+_MOST_AHEAD, _BYTES_AHEAD = 8, 256 << 20
+# How soon a queue is looked at again while batches are under way and a device has room.
+_LOOK_S = 0.002
 
 
 class Loop:
@@ -51,29 +57,36 @@ class Loop:
         self, tokenizer: TextTokenizer, runner: Runner, max_batch_tokens: int | None = None
     ) -> None:
         self.tokenizer, self.runner = tokenizer, runner
-        self.budget = BatchBudget(max_batch_tokens or runner.batch_tokens)
+        self.budget = BatchBudget(max_batch_tokens or runner.batch_tokens, runner.name)
 
     # The core.
 
-    def finished(self, source: Source, task: Task | None = None) -> Iterator[Finished]:
-        """Yield what each batch gives, in the order in which batches were started.
+    def finished(
+        self,
+        source: Take[Group],
+        task: Task | None = None,
+        *,
+        in_order: bool = True,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Finished]:
+        """Yield what each batch gives; an error belongs to its items and ends nothing else.
 
-        An error belongs to its items and ends nothing else. Batches are started `runner.depth` further than the one
-        waited for; `source` is asked to wait only where none is under way.
+        Batches are started `runner.depth` further than the one waited for.
 
         Args:
-            source: gives groups.
+            source: gives groups; asked to wait only where no batch is under way.
             task: what to compute of every item; None for vectors by the items' formats.
+            in_order: in the order in which batches were started; else as they finish.
+            stopped: whether nobody wants more; asked before each batch.
 
         Raises:
             Exception: what `source` raised, once the groups before it are done.
         """
-        self.budget.new_call()
         ready: deque[tuple[Group, Forest]] = deque()
-        started: deque[tuple[Group, Forest, float, Wait]] = deque()
+        started: list[tuple[Group, Forest, float, Wait]] = []
         failure: Exception | None = None
-        more, done = True, 0.0
-        while more or ready or started:
+        more, began, done = True, 0.0, 0.0
+        while (more or ready or started) and not stopped():
             while len(started) <= self.runner.depth and (ready or more):
                 if not ready:
                     try:
@@ -83,20 +96,27 @@ class Loop:
                         break
                     if group is None:
                         break
+                    if group.refused:
+                        yield refused_items(group)
                     ready.extend((group, forest) for forest in group.forests)
                     began = group.began
+                    continue
                 group, forest = ready.popleft()
+                forest, *rest = self.budget.within(forest)
+                ready.extendleft((group, part) for part in reversed(rest))
                 started.append((group, forest, began, self._start(group, task, forest)))
                 began = perf_counter()
-            if started:
-                group, forest, began_batch, wait = started.popleft()
-                start = partial(self._start, group, task)
-                too_large = partial(self.budget.lower, device=self.runner.name)
-                for part, result in computed_parts(forest, wait, start, too_large):
-                    self.budget.fitted()
-                    # batches overlap where several are under way: no second is counted twice
-                    before, done = max(began_batch, done), perf_counter()
-                    yield finished_batch(group, part, result, task, done - before)
+            # where there is room for a batch more, the source is looked at again soon
+            seconds = _LOOK_S if more and len(started) <= self.runner.depth else None
+            place = 0 if in_order else first_done([wait for *_, wait in started], seconds)
+            if not started or place is None:
+                continue
+            group, forest, batch_began, wait = started.pop(place)
+            start = partial(self._start, group, task)
+            for part, result in computed_parts(forest, wait, start, self.budget):
+                # batches overlap where several are under way: no second is counted twice
+                before, done = max(batch_began, done), perf_counter()
+                yield finished_batch(group, part, result, task, done - before)
         if failure is not None and not isinstance(failure, StopIteration):
             raise failure
 
@@ -105,7 +125,7 @@ class Loop:
         try:
             return self.runner.start(task or embed_task(group, forest), forest)
         except Exception as error:  # noqa: BLE001  it belongs to the items of this batch
-            return partial(_raise, error)
+            return failed(error)
 
     # From texts, in order.
 
@@ -122,7 +142,7 @@ class Loop:
         """Yield a matrix per group of texts, a row per text, in the caller's order.
 
         Args:
-            texts: read a group or two further than is yielded.
+            texts: read by the caller's thread alone, some groups further than is yielded.
             options: of the call.
             report: counts are added to it, here alone, as matrices are taken.
             advance: told of texts done.
@@ -132,45 +152,59 @@ class Loop:
         Raises:
             InputError: names a text by its index, after the matrices of all groups before its own.
         """
-        matrices = self._in_order(self.groups(texts, options), task, advance)
+        groups = self.groups(texts, options)
         if ahead and self.runner.ahead:
-            matrices = run_ahead(matrices, _GROUPS_AHEAD)
-        with closing(matrices):
+            prepare, compute = (
+                partial(self._prepare, options),
+                partial(self._in_order, task, advance),
+            )
+            most = min(_MOST_AHEAD, max(1, _BYTES_AHEAD // (GROUP_TEXTS * 4 * options.format.dim)))
+            cut = cut_groups(iter(texts), small_first=True)
+            matrices = run_ahead(cut, prepare, compute, 1 + most)
+        else:
+            matrices = self._in_order(task, advance, lambda _: next(groups))
+        with closing(groups), closing(matrices):
             for matrix, counts in matrices:
                 report.add(counts)
                 yield matrix
 
     def _in_order(
-        self, groups: Generator[Group], task: Task | None, advance: Callable[[int], None]
+        self,
+        task: Task | None,
+        advance: Callable[[int], None],
+        source: Take[Group],
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Generator[tuple[Tensor, Report]]:
         """Gather a matrix and the counts of each group; the first error of a batch is raised."""
         out: Tensor | None = None
         left, counts = 0, Report()
-        with closing(groups):
-            for batch in self.finished(lambda _: next(groups), task):
-                if batch.errors:
-                    raise batch.errors[min(batch.errors)]
-                assert isinstance(batch.rows, Tensor)  # the items of one call have one format
-                if out is None:
-                    left, counts = len(batch.group.items), Report()
-                    counts.add(batch.group.counts)
-                    out = torch.empty(left, *batch.rows.shape[1:], dtype=batch.rows.dtype)
-                out[batch.texts] = batch.rows
-                counts.add(batch.counts)
-                advance(len(batch.texts))
-                left -= len(batch.texts)
-                if not left:
-                    yield out, counts
-                    out = None
+        for batch in self.finished(source, task, stopped=stopped):
+            if batch.errors:
+                raise batch.errors[min(batch.errors)]
+            assert isinstance(batch.rows, Tensor)  # the items of one call have one format
+            if out is None:
+                left, counts = len(batch.group.items), copy(batch.group.counts)
+                out = torch.empty(left, *batch.rows.shape[1:], dtype=batch.rows.dtype)
+            out[batch.texts] = batch.rows
+            counts.add(batch.counts)
+            advance(len(batch.texts))
+            left -= len(batch.texts)
+            if not left:
+                yield out, counts
+                out = None
 
     def plan(self, texts: Iterable[str], options: EncodeOptions) -> Report:
         """Count what `matrices` would compute."""
         report = Report()
         for group in self.groups(texts, options):
-            report.add(group.counts)
-            for forest in group.forests:
-                report.add(counts_of(forest))
+            for counts in (group.counts, *map(counts_of, group.forests)):
+                report.add(counts)
         return report
+
+    def token_ids(self, texts: Iterable[str], options: EncodeOptions) -> Iterator[list[int]]:
+        """Yield each text's token ids as they are computed."""
+        for numbered in cut_groups(iter(texts)):
+            yield from self._tokens(options, numbered).ids
 
     def groups(self, texts: Iterable[str], options: EncodeOptions) -> Generator[Group]:
         """Yield groups ready to be computed; a runner with time for it has the next one prepared in a thread."""
@@ -183,47 +217,40 @@ class Loop:
 
     def _prepare(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Group:
         """Tokenise and pack a group of texts; `numbered` has the caller's index of the first of them."""
-        began, (first, texts) = perf_counter(), numbered
-        tokens = self.tokenizer.encode(
-            texts, options.max_length, prompt=options.prompt, first=first
-        )
+        began, first = perf_counter(), numbered[0]
+        tokens = self._tokens(options, numbered)
         if options.too_long == "error":
             tokens.refuse_cut(options.max_length, first=first)
         items = [Item(first + i, ids, options.format) for i, ids in enumerate(tokens.ids)]
-        counts = Report(texts=len(texts), cut=sum(tokens.cut))
-        return self._group(items, began, counts)
+        counts = Report(texts=len(items), cut=sum(tokens.cut))
+        return Group(items, self._forests(items), began, counts)
 
-    def _group(self, items: list[Item], began: float, counts: Report) -> Group:
-        forests = plan_forests([item.ids for item in items], self.budget.tokens)
-        return Group(items, list(forests), began, counts)
+    def _tokens(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Tokens:
+        first, texts = numbered
+        return self.tokenizer.encode(texts, options.max_length, prompt=options.prompt, first=first)
+
+    def _forests(self, items: list[Item]) -> list[Forest]:
+        return list(plan_forests([item.ids for item in items], self.budget.tokens))
 
     # From a queue, as they finish.
 
-    def results(self, queue: "Queue[Item | None]") -> Iterator[tuple[object, Tensor | Exception]]:
+    def results(
+        self, queue: "Queue[Item | None]", report: Report | None = None
+    ) -> Iterator[tuple[object, Tensor | Exception]]:
         """Yield (tag, tensor or error) of each item that comes through a queue, as batches finish; None ends it.
 
         What lies in the queue when the device has room for a batch is sorted and packed together.
+
+        Args:
+            queue: of items with a format each.
+            report: counts are added to it.
         """
-        ended = False
+        items = QueuedItems(queue, self.tokenizer.vocab_size)
 
-        def take(wait: bool) -> Group | None:  # noqa: FBT001  a Source
-            nonlocal ended
-            items: list[Item] = []
-            with suppress(Empty):
-                while not ended and len(items) < _QUEUE_ITEMS:
-                    item = queue.get(block=wait and not items)
-                    ended = item is None
-                    if item is not None:
-                        items.append(item)
-            if items:
-                return self._group(items, perf_counter(), Report(texts=len(items)))
-            if ended:
-                raise StopIteration
-            return None
+        def take(wait: bool) -> Group | None:  # noqa: FBT001  a Take
+            return items.take(self._forests, wait=wait)
 
-        for batch in self.finished(take):
+        for batch in self.finished(take, in_order=False):
+            if report is not None:
+                report.add(batch.counts)
             yield from batch.results()
-
-
-def _raise(error: Exception) -> Tensor:
-    raise error

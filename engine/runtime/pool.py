@@ -27,11 +27,12 @@ import torch
 from lastword.batching.forest import Forest
 from lastword.errors import DeviceError
 from lastword.model.qwen3 import Model
-from lastword.runtime.runner import InProcess, ModelLoader, Runner, Task, Wait
+from lastword.progress import progress_bar
+from lastword.runtime.runner import FutureWait, InProcess, ModelLoader, Runner, Task, Wait
 from lastword.runtime.serialization import pack, unpack
 from lastword.weights import dtype_name
 
-# Batches a device that are started before the first is waited for: one computed, one in waiting, one to even out.
+# Batches per device that are started before the first is waited for: one computed, one in waiting, one to even out.
 _BATCHES_AHEAD = 3
 _SECONDS_TO_END = 5
 _START = "import sys; sys.path[:] = sys.argv[2:]; from lastword.runtime.worker import main; main(int(sys.argv[1]))"
@@ -85,22 +86,20 @@ class Pool:
         for worker in self._workers:
             worker.check()
         worker = min(self._workers, key=lambda worker: worker.tokens)
-        return worker.submit(pack((task, forest)), forest.tokens_computed).result
+        return FutureWait(worker.submit(pack((task, forest)), forest.tokens_computed))
 
     def close(self) -> None:
         """End the worker processes; who still waits for a batch gets a DeviceError."""
         self._stop()
 
 
-def open_runner(
-    load: ModelLoader, devices: Sequence[torch.device], loaded: Callable[[int], None]
-) -> Runner:
+def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: bool | None) -> Runner:
     """Load the model into this process, or for several devices into a process each.
 
     Args:
         load: the model.
         devices: where to.
-        loaded: told of layers as they are read into this process.
+        show: a bar of the layers as they are read into this process, as `progress_bar` takes it.
 
     Raises:
         DeviceError: it does not fit there.
@@ -108,7 +107,9 @@ def open_runner(
     try:
         if len(devices) > 1:
             return Pool(replace(load, tune_process=True), devices)
-        return InProcess(load(devices[0], loaded))
+        layers = load.config.num_hidden_layers
+        with progress_bar(layers, show=show, unit=" layers", what="Loading") as loaded:
+            return InProcess(load(devices[0], loaded))
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             "device",
@@ -251,7 +252,8 @@ class _Worker:
             "its worker process died",
             got=how,
             expected="it to live as long as the Embedder",
-            remedy="It was killed, by hand or for its memory, or says above what happened: open the Embedder again.",
+            remedy="It was killed (by hand or for lack of memory), or its output above says why. Open the Embedder "
+            "again.",
         )
 
     def _give_up(self, what: str, *, got: str, expected: str, remedy: str) -> None:

@@ -1,4 +1,4 @@
-"""What loading a CPU model changes in the caller's process: the C library's memory, oneDNN's caches, one warning.
+"""What loading a CPU model changes in the caller's process: the C library's memory and oneDNN's caches.
 
 While a model loads, freed blocks go back to the system; afterwards they are kept for the next batch. `tune_process`
 of the Embedder leaves all of it out.
@@ -7,7 +7,6 @@ of the Embedder leaves all of it out.
 import ctypes
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,8 +27,6 @@ _CACHED = "32"
 def loading() -> Iterator[None]:
     """Within it freed blocks of over 1 MB go back to the system at once; from its end on `keep_blocks`."""
     limit_caches()
-    # torch says this once, at its first tensor of a list, where NumPy is not installed: lastword works without it.
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
     _set(_M_MMAP_THRESHOLD, _LOADING_BYTES)
     try:
         yield

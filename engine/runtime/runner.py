@@ -4,10 +4,11 @@ A task says what to compute of a batch; it is a small frozen dataclass, so that 
 runner starts it and gives what waits for the tensor. Knows no texts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future
+from concurrent.futures import wait as wait_for_some
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -29,6 +30,39 @@ _GPU_DEPTH = 3
 Wait = Callable[[], Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class FutureWait:
+    """A `Wait` for a batch that may finish before those which were started before it."""
+
+    future: "Future[Tensor]"
+
+    def __call__(self) -> Tensor:
+        return self.future.result()
+
+
+def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
+    """Find a batch whose tensor is there; those that keep their order go by it.
+
+    Args:
+        waits: of the batches that were started.
+        seconds: to wait for one; None for as long as it takes.
+    """
+    futures = [wait.future for wait in waits if isinstance(wait, FutureWait)]
+    if len(futures) < len(waits):
+        return 0
+    done, _ = wait_for_some(futures, seconds, FIRST_COMPLETED)
+    return next((place for place, future in enumerate(futures) if future in done), None)
+
+
+def failed(error: Exception) -> Wait:
+    """Make the wait for a batch that could not be begun."""
+
+    def wait() -> Tensor:
+        raise error
+
+    return wait
+
+
 class Task(Protocol):
     """What to compute of a batch: a tensor with a row for each of its N' distinct texts."""
 
@@ -37,13 +71,14 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EmbedTask:
-    """The vectors [N', dim] fp32, of length 1 with `normalize`."""
+    """The vectors [N', dim] fp32, of length 1 with `normalize`; `dim` None keeps all dimensions."""
 
-    dim: int
+    dim: int | None
     normalize: bool
 
     def __call__(self, model: Model, forest: Forest, /) -> Tensor:
-        return postprocess(model.forward(forest), self.dim, normalize=self.normalize)
+        states = model.forward(forest)
+        return postprocess(states, self.dim or states.shape[1], normalize=self.normalize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +153,10 @@ class InProcess:
         except torch.OutOfMemoryError as error:
             problem = str(error)
         torch.cuda.empty_cache()  # what the forward held is free by now
-        return partial(_out_of_memory, problem)
+        return failed(torch.OutOfMemoryError(problem))
 
     def close(self) -> None:
         """Nothing: the model goes with its last reference."""
-
-
-def _out_of_memory(problem: str) -> Tensor:
-    raise torch.OutOfMemoryError(problem)
 
 
 def to_host(vectors: Tensor) -> Wait:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from lastword.errors import InputError
 
 # Large enough to meet equal prefixes, small in memory.
-_GROUP_TEXTS = 4096
+GROUP_TEXTS = 4096
 _GROUP_CHARS = 4_000_000
 # A first group that is ready soon but fills a GPU's batch of 16,384 tokens of English, and how groups grow from it.
 _FIRST_CHARS = 65_536
@@ -37,7 +37,7 @@ def cut_groups(
             raise InputError(f"text {index}", "not a string", got=got, expected="str", index=index)
         group.append(text)
         chars += len(text)
-        if len(group) == _GROUP_TEXTS or chars >= full:
+        if len(group) == GROUP_TEXTS or chars >= full:
             yield first, group
             first, group, chars = index + 1, [], 0
             full = min(full * _GROWTH, _GROUP_CHARS)

@@ -12,7 +12,9 @@ def check_prompts(prompts: Mapping[str, str] | None) -> Mapping[str, str]:
     """Return the caller's prompts by name: strings, as those of a checkpoint are."""
     for name, prompt in (prompts or {}).items():
         if not isinstance(prompt, str):
-            raise ConfigError("prompts", repr(name), got=repr(prompt), expected="a string")
+            raise ConfigError(
+                f"prompts: {name!r}", "not a string", got=repr(prompt), expected="str"
+            )
     return prompts or {}
 
 

@@ -59,6 +59,7 @@ class TextTokenizer:
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
         path = self.path = folder / "tokenizer.json"
         if not path.is_file():
             raise WeightsError(

@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(model: "ModelInfo") -> dict[str, object]:
     """Gather what there is to know about an open model, in the order shown."""
+    from lastword.weights import dtype_name
+
     found, checkpoint = model.files, model.checkpoint
     return {
         "model": model.name,
@@ -67,7 +69,7 @@ def describe(model: "ModelInfo") -> dict[str, object]:
         "bytes": checkpoint.num_bytes,
         "stored": ", ".join(checkpoint.dtypes),
         "device": ", ".join(map(str, model.devices)),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
         "quantize": model.quantize,
         "dim": model.dim,
         "max_length": model.max_length,

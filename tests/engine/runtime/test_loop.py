@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from queue import Queue
 
@@ -17,7 +18,9 @@ from lastword import Embedder, InputError
 from lastword.batching.forest import Forest
 from lastword.model.postprocess import VectorFormat
 from lastword.report import Report
-from lastword.runtime.loop import Item, Loop
+from lastword.runtime.loop import Loop
+from lastword.runtime.results import Item
+from lastword.runtime.runner import FutureWait
 from lastword.text.tokenizer import TextTokenizer
 
 SIZE = 100  # texts of a group, enough to be prepared in the thread
@@ -26,7 +29,7 @@ TEXTS = [f"text number {i % 37} " * (i % 5 + 1) for i in range(3 * SIZE + 70)]
 
 @pytest.fixture
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lastword.text.groups._GROUP_TEXTS", SIZE)
+    monkeypatch.setattr("lastword.text.groups.GROUP_TEXTS", SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def test_groups_have_every_text_in_order(
     for group in groups:
         packed = sorted(i for forest in group.forests for i in forest.texts.tolist())
         assert packed == list(range(len(group.items)))
-    assert running() == []
+    assert none_left()
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -106,7 +109,8 @@ def test_an_unreadable_text_fails_after_the_groups_before_its_own(
     with pytest.raises(OSError, match="line 210: unreadable"):
         done.extend(len(each) for each in matrices(loop, source(), report, ahead=threaded))
     assert done == [SIZE, SIZE]
-    assert (report.texts, running()) == (2 * SIZE, [])
+    assert report.texts == 2 * SIZE
+    assert none_left()
 
 
 def test_few_texts_are_prepared_without_a_thread(
@@ -145,7 +149,7 @@ def test_a_batch_is_waited_for_when_the_next_has_started(
     tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six batches of one text in two groups, each started `depth` = 1 before the one before it is waited for."""
-    monkeypatch.setattr("lastword.text.groups._GROUP_TEXTS", 3)
+    monkeypatch.setattr("lastword.text.groups.GROUP_TEXTS", 3)
     events: list[str] = []
 
     class Watched(FakeDevice):
@@ -208,7 +212,7 @@ def test_a_stream_gives_all_groups_before_the_bad_text(
             got += 1
     error = caught.value
     assert (got, error.index, error.where, error.what[:4]) == (200, 250, "text 250", "not ")
-    assert running() == []
+    assert none_left()
 
 
 def test_a_second_stream_counts_from_its_own_first_text(both: dict[bool, Embedder]) -> None:
@@ -258,9 +262,9 @@ def test_the_thread_is_bounded(small_groups: None, tokenizer: TextTokenizer) -> 
     taken = matrices(Loop(tokenizer, device), TEXTS * 30, ahead=True)
     next(taken)
     time.sleep(0.5)
-    assert len(device.sizes) <= 1 + 8 + 1, "the one taken, eight that lie ready, one under way"
+    assert len(device.sizes) <= 1 + 8, "the one taken, and eight that are not"
     taken.close()
-    assert running() == []
+    assert none_left()
 
 
 @pytest.mark.parametrize("where", ["reading", "computing"])
@@ -398,6 +402,55 @@ def test_an_error_belongs_to_its_text_and_ends_nothing_else(tokenizer: TextToken
     assert broken.index is None
     for tag, last in (("fine", 2), ("fine too", 3), ("later", 4)):
         assert results[tag][0] == last
+
+
+@pytest.mark.parametrize(
+    ("ids", "wanted", "what"),
+    [
+        ([], VectorFormat(8, normalize=True), "it has no tokens"),
+        ([-1], VectorFormat(8, normalize=True), "unknown token"),
+        ([10**6], VectorFormat(8, normalize=True), "unknown token"),
+        ([5], None, "its format is missing"),
+        ([5], VectorFormat(10**6, normalize=True), "out of range"),
+    ],
+)
+def test_an_item_that_cannot_be_computed_harms_no_other(
+    ids: list[int], wanted: VectorFormat | None, what: str, tiny_checkpoint: Path
+) -> None:
+    model = Embedder(tiny_checkpoint, device="cpu")
+    good, queue, report = model.token_ids(["fine", "fine too"]), Queue(), Report()
+    queue.put(Item("good", good[0], model.info.vector_format()))
+    queue.put(Item("bad", ids, wanted))
+    queue.put(Item("good too", good[1], model.info.vector_format(precision="int8")))
+    queue.put(None)
+    results = dict(model.loop.results(queue, report))
+    assert results["bad"].what == what
+    assert torch.equal(results["good"], model.encode("fine"))
+    assert torch.equal(results["good too"], model.encode("fine too", precision="int8"))
+    assert report.batches == 1
+    queue.put(Item("bad alone", ids, wanted))
+    queue.put(None)
+    assert dict(model.loop.results(queue))["bad alone"].what == what
+
+
+class Unordered(FakeDevice):
+    """Several devices: batches finish in another order than they were started."""
+
+    def start(self, task, forest):
+        long = 99 in forest.ids
+        wait = Future()
+        threading.Timer(0.5 if long else 0.0, lambda: wait.set_result(first_tokens(forest))).start()
+        return FutureWait(wait)
+
+
+def test_what_is_finished_first_is_answered_first(tokenizer: TextTokenizer) -> None:
+    fed = Fed(tokenizer, Unordered(depth=3))
+    fed.put("long", [99])
+    time.sleep(0.05)
+    fed.put("short", [1])
+    fed.wait_for(2)
+    fed.end()
+    assert fed.order == ["short", "long"]
 
 
 def test_items_of_one_batch_may_differ_in_format(tiny_checkpoint: Path) -> None:

@@ -90,7 +90,7 @@ def test_batches_stay_small_and_the_warning_comes_once(
 def test_a_text_that_does_not_fit_is_named(
     model: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lastword.text.groups._GROUP_TEXTS", 4)
+    monkeypatch.setattr("lastword.text.groups.GROUP_TEXTS", 4)
     Small(model, 50, monkeypatch)
     texts = ["a", "b", "c", "d", "e", "long " * 100, "f", "g", "h"]
     got: list[torch.Tensor] = []
@@ -158,45 +158,75 @@ def test_halves_have_every_text_once() -> None:
 # Smaller batches are not for good.
 
 
-def test_a_larger_batch_is_tried_again_in_the_next_call() -> None:
-    budget = BatchBudget(4096)
+def test_a_larger_batch_is_tried_again_after_full_ones_that_fit() -> None:
+    budget = BatchBudget(4096, "cpu")
     with pytest.warns(RuntimeWarning, match="out of memory"):
-        budget.lower(4000, "cpu")
+        budget.lower(4000)
     assert (budget.tokens, budget.limit) == (2000, 4096)
-    budget.new_call()
+    for _ in range(100):
+        budget.fitted(10)  # small ones say nothing
+    assert budget.tokens == 2000
+    for _ in range(31):
+        budget.fitted(1999)
+    assert budget.tokens == 2000
+    budget.fitted(1000)
     assert budget.tokens == 4000
-    budget.new_call()
-    assert budget.tokens == 4096
-    budget.new_call()
+    for _ in range(32):
+        budget.fitted(4000)
     assert budget.tokens == 4096
 
 
 @pytest.mark.filterwarnings("ignore:max_batch_tokens")
-def test_a_long_call_tries_larger_batches_again() -> None:
-    budget = BatchBudget(1000)
+def test_attempts_that_fail_become_rare() -> None:
+    budget = BatchBudget(1000, "cpu")
+    budget.lower(1000)
     patience = []
     for _ in range(7):  # memory for 600 tokens, always
-        budget.lower(1000, "cpu")
         fitted = 0
         while budget.tokens < 600:
-            budget.fitted()
+            budget.fitted(budget.tokens)
             fitted += 1
         patience.append(fitted)
-    assert patience == [64, 128, 256, 512, 1024, 1024, 1024], "attempts that fail become rare"
+        budget.lower(1000)
+    assert patience == [32, 64, 128, 256, 512, 1024, 1024]
     budget.limit = 700
     assert (budget.tokens, budget.limit) == (700, 700)
+
+
+@pytest.mark.filterwarnings("ignore:max_batch_tokens")
+def test_batches_planned_before_are_one_shortage() -> None:
+    budget = BatchBudget(1000, "cpu")
+    for _ in range(90):
+        budget.lower(1000)
+    assert budget.tokens == 500, "the second of them tells nothing new"
+
+
+def test_batches_planned_before_are_split_before_they_start(
+    model: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.max_batch_tokens = 200
+    texts = [f"{i} {word}" for i in range(40) for word in ("one", "two three", "and more words")]
+    whole = model.plan(texts)
+    assert whole.batches > 3
+    small = Small(model, 120, monkeypatch)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        model.encode(texts)
+    assert len([tokens for tokens in small.asked if tokens > small.tokens]) == 1
 
 
 def test_memory_that_comes_back_is_used_again(
     model: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lastword.runtime.out_of_memory._PATIENCE", 2)
+    model.max_batch_tokens = 4096
+    whole = model.plan(TEXTS).tokens_computed
     small = Small(model, 100, monkeypatch)
     with pytest.warns(RuntimeWarning, match="out of memory"):
         model.encode(TEXTS)
     small.tokens = 10**9
-    for _ in range(10):
+    for _ in range(60):
         model.encode(TEXTS)
-    assert small.asked[-1] == model.plan(TEXTS).tokens_computed, "one batch, as at first"
+    assert small.asked[-1] == whole, "one batch, as at first"
 
 
 # How many tokens a batch takes.

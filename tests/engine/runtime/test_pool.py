@@ -35,7 +35,7 @@ def two(one_thread: None, tiny_checkpoint: Path) -> Embedder:
 
 @pytest.fixture
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lastword.text.groups._GROUP_TEXTS", GROUP)
+    monkeypatch.setattr("lastword.text.groups.GROUP_TEXTS", GROUP)
 
 
 # The same as one device.

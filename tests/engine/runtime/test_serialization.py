@@ -49,5 +49,5 @@ def test_a_forest_and_a_checkpoint(tiny_checkpoint: Path) -> None:
 
 
 def test_an_error_keeps_its_index() -> None:
-    error = unpack(pack(InputError("text 5: bad", 5)))
-    assert (type(error), str(error), error.index) == (InputError, "text 5: bad", 5)
+    error = unpack(pack(InputError("text 5", "bad", index=5)))
+    assert (type(error), str(error), error.index) == (InputError, "text 5: bad.", 5)

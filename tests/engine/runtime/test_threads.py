@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -64,7 +64,7 @@ def test_the_next_item_is_worked_on_while_one_is_used() -> None:
     assert next(done) == 0
     assert began.wait(10), "nothing was done ahead"
     done.close()
-    assert running() == []
+    assert none_left()
 
 
 def test_small_items_take_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_what_fails_comes_after_the_items_before_it(fails: str) -> None:
     with pytest.raises(OSError, match="item 2: unreadable"):
         done.extend(map_ahead(work, source(), at_once=never))
     assert done == [0, 1]
-    assert running() == []
+    assert none_left()
 
 
 @pytest.mark.parametrize("how", ["closed", "forgotten", "failed", "Ctrl-C", "done"])
@@ -135,60 +135,133 @@ def test_reading_ahead_is_bounded() -> None:
 # Results are computed in a thread while those before them are used.
 
 
-def results(count: int = 20, made: list[int] | None = None) -> Generator[int]:
-    for number in range(count):
-        if made is not None:
-            made.append(number)
-        yield number
+def one_each(take, stopped) -> Iterator[int]:
+    """Compute a result per item, as the loop does per group."""
+    while not stopped():
+        try:
+            item = take(True)
+        except StopIteration:
+            return
+        yield item * 10
 
 
-@pytest.mark.parametrize("depth", [1, 3, 50])
-def test_the_same_results_in_order(depth: int) -> None:
-    assert list(run_ahead(results(), depth)) == list(range(20))
-    assert running() == []
+def ahead(items: Iterator[int], most: int = 4, compute=one_each):
+    return run_ahead(items, lambda item: item + 1, compute, most)
 
 
-def test_as_many_lie_ready_as_asked_for() -> None:
-    made: list[int] = []
-    taken = run_ahead(results(made=made), 4)
-    assert next(taken) == 0
+def ready(made: list[int], count: int) -> bool:
     deadline = time.monotonic() + 10
-    while len(made) < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    assert len(made) == 5, "the one taken and four that lie ready"
+    while len(made) < count and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return len(made) >= count
+
+
+@pytest.mark.parametrize("most", [2, 3, 50])
+@pytest.mark.parametrize("count", [0, 1, 2, 20])
+def test_the_same_results_in_order(count: int, most: int) -> None:
+    assert list(ahead(iter(range(count)), most)) == [(i + 1) * 10 for i in range(count)]
+    assert none_left()
+
+
+def test_the_callers_thread_alone_reads() -> None:
+    """Some iterators belong to the thread that made them, as a database's cursor does."""
+    readers = set()
+
+    def source() -> Iterator[int]:
+        for number in range(20):
+            readers.add(threading.get_ident())
+            yield number
+
+    assert len(list(ahead(source(), 8))) == 20
+    assert readers == {threading.get_ident()}
+
+
+def test_as_many_are_read_as_asked_for() -> None:
+    read, computed = [], []
+
+    def source() -> Iterator[int]:
+        for number in range(100):
+            read.append(number)
+            yield number
+
+    def compute(take, stopped) -> Iterator[int]:
+        for result in one_each(take, stopped):
+            time.sleep(0.02)
+            computed.append(result)
+            yield result
+
+    taken = ahead(source(), 4, compute)
+    for number in range(10):
+        assert next(taken) == (number + 1) * 10
+        assert len(read) <= number + 1 + 4
+    assert ready(computed, len(read)), "what is read is computed, whether it is taken or not"
+    assert len(read) > 11
     taken.close()
-    assert running() == []
+    assert none_left()
 
 
-@pytest.mark.parametrize("error", [OSError("broken"), KeyboardInterrupt()])
-def test_an_exception_in_the_thread_comes_in_its_turn(error: BaseException) -> None:
-    def broken() -> Generator[int]:
-        yield from range(3)
-        raise error
+def test_where_the_next_result_is_there_two_items_are_read_and_no_more() -> None:
+    read, computed = [], []
 
-    taken = run_ahead(broken(), 8)
-    assert [next(taken) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(type(error)) as caught:
+    def source() -> Iterator[int]:
+        for number in range(200):
+            read.append(number)
+            yield number
+            time.sleep(0.005)  # long enough for the first result to come
+
+    def compute(take, stopped) -> Iterator[int]:
+        for result in one_each(take, stopped):
+            computed.append(result)
+            yield result
+
+    taken = ahead(source(), 100, compute)
+    next(taken)
+    steps = []
+    for _ in range(5):
+        before = len(read)
+        assert ready(computed, before)
+        time.sleep(0.02)  # the last result is on its way to the caller
         next(taken)
+        steps.append(len(read) - before)
+    taken.close()
+    assert steps == [2] * 5
+    assert none_left()
+
+
+@pytest.mark.parametrize("where", ["reading", "preparing", "computing"])
+@pytest.mark.parametrize("error", [OSError("broken"), KeyboardInterrupt()])
+def test_an_exception_comes_in_its_turn(where: str, error: BaseException) -> None:
+    def source() -> Iterator[int]:
+        for number in range(9):
+            if number == 3 and where == "reading":
+                raise error
+            yield number
+
+    def prepare(number: int) -> int:
+        if number == 3 and where == "preparing":
+            raise error
+        return number
+
+    def compute(take, stopped) -> Iterator[int]:
+        for done, result in enumerate(one_each(take, stopped)):
+            if done == 3 and where == "computing":
+                raise error
+            yield result
+
+    taken, got = run_ahead(source(), prepare, compute, 8), []
+    with pytest.raises(type(error)) as caught:
+        for result in taken:
+            got.append(result)  # noqa: PERF402  what came before the failure is kept
     assert caught.value is error
+    if where != "reading" or isinstance(error, Exception):
+        assert got == [0, 10, 20]
     assert none_left()
 
 
 @pytest.mark.parametrize("how", ["closed", "forgotten", "failed", "Ctrl-C"])
 def test_no_computing_thread_is_left(how: str) -> None:
-    ended = threading.Event()
-
-    def endless() -> Generator[int]:
-        try:
-            while True:
-                time.sleep(0.001)
-                yield 1
-        finally:
-            ended.set()
-
-    taken = run_ahead(endless(), 4)
-    assert next(taken) == 1
+    taken = ahead(iter(range(10**9)))
+    assert next(taken) == 10
     if how == "closed":
         taken.close()
     elif how == "forgotten":
@@ -198,45 +271,65 @@ def test_no_computing_thread_is_left(how: str) -> None:
         error = KeyboardInterrupt if how == "Ctrl-C" else ValueError
         with pytest.raises(error):
             taken.throw(error())
-    assert ended.wait(10), "what computes is closed, in its thread"
     assert none_left()
 
 
 @pytest.mark.timing
-def test_ctrl_c_does_not_wait_for_the_device() -> None:
-    """A signal comes while the main thread waits for a result that takes long."""
-    release = threading.Event()
+@pytest.mark.parametrize("how", ["closed", "Ctrl-C", "forgotten"])
+def test_nobody_waits_for_the_device(how: str) -> None:
+    """What computes is at a batch that takes long: whoever leaves does not wait for it."""
+    release, began = threading.Event(), threading.Event()
 
-    def slow() -> Generator[int]:
-        yield 0
+    def compute(take, stopped) -> Iterator[int]:
+        yield take(True)
+        began.set()
         release.wait(30)
-        yield 1
+        yield take(True)
 
-    taken = run_ahead(slow(), 1)
-    assert next(taken) == 0
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        next(taken)
-    assert time.monotonic() - began < 10
+    taken = ahead(iter(range(9)), 4, compute)
+    assert next(taken) == 1
+    assert began.wait(10)
+    start = time.monotonic()
+    if how == "Ctrl-C":
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(taken)
+    elif how == "closed":
+        taken.close()
+    else:
+        del taken
+        gc.collect()
+    assert time.monotonic() - start < 5
     release.set()
     assert none_left()
 
 
 FORGOTTEN = """
+import sys, time
 from lastword.runtime.threads import run_ahead
 
-def numbers():
-    while True:
-        yield 1
+def compute(take, stopped):
+    import torch
+    while not stopped():
+        item = take(True)
+        torch.ones(1 << 20).clone()
+        time.sleep(0.2)
+        yield item
 
-taken = run_ahead(numbers(), 4)
-print(next(taken))
+taken = run_ahead(iter(range(10**9)), int, compute, 8)
+print(next(taken), flush=True)
+began = time.monotonic()
 """
 
 
+@pytest.mark.timing
 def test_python_ends_with_results_that_nobody_took() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+    command = [sys.executable, "-c", FORGOTTEN]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "0\n"
+        began = time.monotonic()
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
+    assert time.monotonic() - began < 5, "it ends with the batch it is at"

@@ -10,7 +10,7 @@ TEXTS = ["x" * 40] * 100
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_GROUP_TEXTS", 30), ("_GROUP_CHARS", 1000), ("_FIRST_CHARS", 100)):
+    for name, value in (("GROUP_TEXTS", 30), ("_GROUP_CHARS", 1000), ("_FIRST_CHARS", 100)):
         monkeypatch.setattr(f"lastword.text.groups.{name}", value)
 
 
