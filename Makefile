@@ -12,7 +12,7 @@ WORKERS ?= 2
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-CHECKED := engine kernels weights bench tests
+CHECKED := engine kernels weights bench examples tests
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
 # One thread for each worker; a file's tests stay together, since they share what is slow to make.

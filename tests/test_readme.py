@@ -63,3 +63,10 @@ def test_each_move_is_four_lines_that_run(folder: Path) -> None:
 def test_shell(folder: Path) -> None:
     run(["bash", "-euo", "pipefail", "-c", "\n".join(of("sh"))], folder)
     assert (folder / "notes.safetensors").stat().st_size > 0
+
+
+def test_the_drawing_is_what_its_script_draws(tmp_path: Path) -> None:
+    script = README.parent / "examples/draw_forest.py"
+    drawn = run([sys.executable, str(script)], tmp_path)
+    assert drawn == script.with_name("forest.svg").read_text(encoding="utf-8")
+    assert "examples/forest.svg" in README.read_text(encoding="utf-8")
