@@ -1,7 +1,7 @@
 """lastword: Qwen3 text embeddings that compute only what the last token needs.
 
-Importing this package loads no torch: `Embedder` is fetched at its first use, so that `lastword
---help` and a mere `except lastword.InputError` cost nothing.
+Importing this package does not import torch: `Embedder` is loaded on first use. `lastword --help`, or code that only
+catches `lastword.InputError`, therefore starts quickly.
 """
 
 import warnings
@@ -18,10 +18,10 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Import `Embedder`, and torch with it, when somebody asks for it."""
+    """Import `Embedder`, and torch with it, on first access."""
     if name != "Embedder":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # torch warns of this at its import; lastword works without NumPy. What else torch does to the filters stays.
+    # torch warns about this when imported, but lastword works without NumPy. Filters that torch adds itself stay.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
     ignored = warnings.filters[0]
     try:
@@ -35,5 +35,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """The public names, whether loaded yet or not."""
+    """List the public names, including those not loaded yet."""
     return sorted([*__all__, "__version__"])

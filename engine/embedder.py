@@ -1,7 +1,6 @@
-"""The public surface: one object that opens a checkpoint, resolves prompts and settings, and embeds.
+"""The public API: one object that opens a checkpoint, resolves prompts and settings, and embeds texts.
 
-The work is done by `runtime/loop.py`; what callers may set, and what holds where they do not, is decided here and in
-`model_info.py`.
+`runtime/loop.py` does the work. This module and `model_info.py` define the caller's settings and their defaults.
 """
 
 import os
@@ -31,34 +30,38 @@ if TYPE_CHECKING:
 class Embedder:
     """A Qwen3-family embedding model, loaded and ready.
 
-    `info` says what the model is (`ModelInfo`), `loop` is what computes (`runtime.loop.Loop`).
+    `info` describes the model (`ModelInfo`); `loop` computes the vectors (`runtime.loop.Loop`).
 
-    Loading a CPU model changes the process it is in: the C library keeps freed memory for the next batch, and the
-    variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set where they are not (without effect where
-    torch has multiplied matrices before). `tune_process=False` leaves both out.
+    Loading a model on the CPU changes settings of the whole process: the C library keeps freed memory for the next
+    batch, and the variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set unless they already are
+    (with no effect if torch has computed a matmul before). `tune_process=False` prevents both.
 
     Args:
-        model: hub id or folder; None is the small built-in model (see `notices`).
-        device: "cpu", "cuda", "cuda:1"; default the first GPU, else the CPU. "cuda:0,1" and "cuda:all" compute on
-            several GPUs, a process each ("cpu,cpu" does so on the CPU); vectors come in the same order.
-        dtype: "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
-        quantize: 8-bit matmuls, faster at a small drift: "int8" on a CPU, "fp8" on a GPU; default none.
-        revision, cache_dir, token, local_files_only: as huggingface-hub takes them.
-        max_length: tokens a text may have, the end token included; default as sentence-transformers reads it.
-        max_batch_tokens: tokens computed in one forward; a longer text is a batch of its own. By default what suits the
-            device, on a GPU its free memory too; where memory runs out all the same, smaller batches follow for a
-            while, with a warning.
-        prompts: name -> prompt, beside the checkpoint's own and in place of those of the same name.
-        truncate_dim: keep this many leading dimensions (renormalised).
-        cuda_graphs: replay small batches on a GPU as CUDA graphs: the same vectors, sooner; each size of batch is
-            recorded when it first comes. False saves that time and memory.
-        show_progress_bar: of the weights as they load; default: on a terminal, when it takes over a second.
-        tune_process: see above.
-        open_checkpoint: opens the weights of a folder; benchmarks put random ones in their place.
-        runner: computes batches in place of a model that is loaded here; tests and servers bring their own.
+        model: hub id or folder; None loads the small built-in model (see `notices`).
+        device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU if there is none. "cuda:0,1" and
+            "cuda:all" compute on several GPUs with one process per GPU ("cpu,cpu" does the same on the CPU); the order
+            of the vectors does not change.
+        dtype: compute dtype, "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
+        quantize: 8-bit matmuls, faster with a small quantisation error: "int8" on a CPU, "fp8" on a GPU; default none.
+        revision, cache_dir, token, local_files_only: passed to huggingface-hub.
+        max_length: maximum tokens per text, including the end token; by default the limit that sentence-transformers
+            would read from the checkpoint.
+        max_batch_tokens: maximum tokens computed in one forward; a longer text is a batch of its own. The default
+            depends on the device and, on a GPU, on its free memory. If memory still runs out, the batches get smaller
+            for a while, with a warning.
+        prompts: prompts by name, added to those of the checkpoint; a prompt of the same name replaces the checkpoint's.
+        truncate_dim: number of leading dimensions to keep (renormalised).
+        cuda_graphs: replay small batches on a GPU as CUDA graphs: the same vectors in less time. Each batch size is
+            recorded when it first occurs; False saves that time and memory.
+        show_progress_bar: show a bar while the weights load; by default on a terminal, after more than a second.
+        tune_process: whether to change the process as described above.
+        open_checkpoint: function that opens the weights of a folder; benchmarks replace it to get random weights.
+        runner: computes the batches instead of a model loaded here; for tests and servers.
 
     Raises:
-        ConfigError, WeightsError, DeviceError: each a line that says what to do.
+        ConfigError: a setting is not accepted.
+        WeightsError: the checkpoint is incomplete, damaged or inconsistent.
+        DeviceError: the device is missing or cannot compute as requested.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class Embedder:
 
     @property
     def max_batch_tokens(self) -> int:
-        """Tokens computed in one forward; it may be set, to None for what suits the devices."""
+        """Maximum tokens computed in one forward; can be set, with None for the default of the devices."""
         return self.loop.budget.limit
 
     @max_batch_tokens.setter
@@ -92,7 +95,7 @@ class Embedder:
         self.loop.budget.limit = max_batch_tokens or self.loop.runner.batch_tokens
 
     def close(self) -> None:
-        """End the processes of several devices, if there are any; they end with the Embedder and with Python too."""
+        """End the worker processes, if any; they also end when the Embedder is collected or Python exits."""
         self.loop.runner.close()
 
     def __enter__(self) -> Self:
@@ -161,29 +164,29 @@ class Embedder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         *,
-        batch_size: int | None = None,  # noqa: ARG002  sentence-transformers' callers pass it
+        batch_size: int | None = None,  # noqa: ARG002  callers of sentence-transformers pass it
         convert_to_numpy: bool = False,
         convert_to_tensor: bool = False,
         **kwargs: Unpack[EncodeKwargs],
     ) -> "Tensor | NDArray[Any]":
-        """Embed texts: one vector for a str, a matrix [N, dim] in the caller's order for a sequence.
+        """Embed texts: one vector [dim] for a str, a matrix [N, dim] in the caller's order for a sequence.
 
         Args:
-            texts: what to embed.
-            prompt_name: which of `prompts` goes before every text.
-            prompt: a prompt of your own; it wins over `prompt_name`.
-            batch_size: accepted for sentence-transformers' callers, without effect: batches are cut by tokens.
-            convert_to_numpy: return a NumPy array (where NumPy is installed).
-            convert_to_tensor: return a tensor even so; it wins, as in sentence-transformers.
+            texts: the text or texts to embed.
+            prompt_name: name of the entry of `prompts` to put before every text.
+            prompt: the prompt itself; it takes precedence over `prompt_name`.
+            batch_size: ignored, accepted for compatibility with sentence-transformers: batches are cut by tokens.
+            convert_to_numpy: return a NumPy array; needs NumPy.
+            convert_to_tensor: return a tensor; takes precedence over `convert_to_numpy`, as in sentence-transformers.
             kwargs: precision, truncate_dim, ranges, too_long, normalize_embeddings, report, show_progress_bar; see
                 `lastword.options.EncodeKwargs`.
 
         Returns:
-            torch.Tensor on the CPU, float32 or the precision's own dtype.
+            torch.Tensor on the CPU: float32, or the dtype of the precision.
 
         Raises:
-            InputError: names a text by its index.
-            ConfigError: a setting.
+            InputError: a text cannot be embedded; the error gives its index.
+            ConfigError: a setting is not accepted.
         """
         listed: Sequence[str] = [texts] if isinstance(texts, str) else list(texts)
         options = self.info.encode_options("encode", prompt_name, prompt, kwargs)
@@ -256,7 +259,7 @@ class Embedder:
         prompt: str | None = None,
         **kwargs: Any,
     ) -> "Tensor | NDArray[Any]":
-        """Embed queries: `encode` with the prompt named "query", if there is one and no other is named."""
+        """Embed queries: `encode` with the prompt named "query", if it exists and no other prompt is given."""
         resolved = self.resolve_prompt(prompt_name, prompt, "query")
         result: Tensor | NDArray[Any] = self.encode(texts, None, resolved, **kwargs)
         return result
@@ -320,7 +323,7 @@ class Embedder:
         prompt: str | None = None,
         **kwargs: Any,
     ) -> "Tensor | NDArray[Any]":
-        """Embed documents: `encode` with the prompt named "document", if there is one and no other is named."""
+        """Embed documents: `encode` with the prompt named "document", if it exists and no other prompt is given."""
         resolved = self.resolve_prompt(prompt_name, prompt, "document")
         result: Tensor | NDArray[Any] = self.encode(texts, None, resolved, **kwargs)
         return result
@@ -334,18 +337,19 @@ class Embedder:
     ) -> Iterator[Tensor]:
         """Yield one vector [dim] per text, in order and in constant memory.
 
-        On a GPU or several devices the next vectors are computed, in a thread of their own, while one is used. Do not
-        wait for the whole device (`torch.cuda.synchronize`) meanwhile: it breaks the recording of CUDA graphs off.
+        On a GPU or on several devices, a background thread computes the next vectors while the caller uses one. Do not
+        call `torch.cuda.synchronize` meanwhile: it would abort the recording of a CUDA graph.
 
         Args:
-            texts: read some groups ahead, by the thread that takes the vectors.
+            texts: an iterable, read a few groups ahead by the thread that consumes the vectors.
             prompt_name: as for `encode`.
             prompt: as for `encode`.
-            kwargs: as for `encode`; counts are added to `report` as the work goes on.
+            kwargs: as for `encode`; the counts of `report` grow as the vectors are consumed.
 
         Raises:
-            ConfigError: a setting, at once.
-            InputError: names a text by its index, after the vectors of all groups before its own.
+            ConfigError: a setting is not accepted; raised by this call, before any text is read.
+            InputError: a text cannot be embedded; raised after the vectors of all groups before its own, with its
+                index.
         """
         groups = self._matrices("encode_stream", texts, prompt_name, prompt, kwargs)
         return (vector for matrix in groups for vector in matrix)
@@ -357,16 +361,16 @@ class Embedder:
         prompt: str | None = None,
         **kwargs: Unpack[EncodeKwargs],
     ) -> Iterator[Tensor]:
-        """Yield a matrix [n, dim] per group of up to 4,096 texts: `encode_stream` for those who write or compare many.
+        """Yield one matrix [n, dim] per group of up to 4,096 texts: `encode_stream` for callers who want whole groups.
 
-        On a GPU or several devices the next groups are computed, in a thread of their own, while one is used.
+        On a GPU or on several devices, a background thread computes the next groups while the caller uses one.
         """
         return self._matrices("encode_groups", texts, prompt_name, prompt, kwargs)
 
     def plan(
         self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> Report:
-        """Count what embedding these texts would compute, without computing it."""
+        """Count the texts, tokens and batches that embedding would take, without computing anything."""
         return self.loop.plan(
             several(texts), self.info.encode_options("plan", prompt_name, prompt, {})
         )
@@ -376,7 +380,7 @@ class Embedder:
     def token_ids(
         self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> list[list[int]]:
-        """Give the token ids that `encode` computes for each text: prompt, text, end token, cut to max_length."""
+        """Return the token ids that `encode` uses for each text: prompt, text and end token, cut to max_length."""
         options = self.info.encode_options("token_ids", prompt_name, prompt, {})
         return list(self.loop.token_ids(several(texts), options))
 
@@ -387,21 +391,21 @@ class Embedder:
         prompt_name: str | None = None,
         prompt: str | None = None,
     ) -> Tensor:
-        """Give the hidden state of each text's last token after the named layers.
+        """Return the hidden state of each text's last token after the given layers.
 
         Args:
-            texts: what to compute.
-            layers: numbered as transformers numbers `hidden_states`: 0 the token's embedding, i the residual stream
-                after layer i, L (or -1) after the final norm; default all of them, 0 … L.
+            texts: the texts to compute.
+            layers: layer numbers as in transformers' `hidden_states`: 0 for the token's embedding, i for the residual
+                stream after layer i, L (or -1) for the state after the final norm; by default all of them, 0 … L.
             prompt_name: as for `encode`.
             prompt: as for `encode`.
 
         Returns:
-            [N, len(layers), C] fp32 on the CPU, neither cut nor normalised.
+            [N, len(layers), C] fp32 on the CPU, neither truncated nor normalised.
 
         Raises:
-            InputError: names a text by its index.
-            ConfigError: a layer that is not there.
+            InputError: a text cannot be embedded; the error gives its index.
+            ConfigError: a layer does not exist.
         """
         config = self.info.config
         task = StatesTask(layer_numbers(layers, config.num_hidden_layers))
@@ -413,42 +417,42 @@ class Embedder:
             done += len(found)
         return states
 
-    # What the model says of itself, under the names that sentence-transformers' callers use.
+    # Properties of the model, under the names that callers of sentence-transformers use.
 
     name = FromInfo[str, Never]("name", "The hub id or folder that was opened.")
-    notices = FromInfo[tuple[str, ...], Never]("notices", "What the user should know, a line each.")
-    device = FromInfo[torch.device, Never]("device", "Where it computes, of several the first.")
-    dtype = FromInfo[torch.dtype, Never]("dtype", "What it computes in.")
-    dim = FromInfo[int, Never]("dim", "Width of the vectors that `encode` gives.")
+    notices = FromInfo[tuple[str, ...], Never]("notices", "Notes for the user, one line each.")
+    device = FromInfo[torch.device, Never]("device", "The device, or the first of several.")
+    dtype = FromInfo[torch.dtype, Never]("dtype", "The compute dtype.")
+    dim = FromInfo[int, Never]("dim", "Width of the vectors that `encode` returns.")
     max_length = FromInfo[int, int | None](
         "max_length",
-        "Tokens that a text may have, the end token included; None sets the model's own.",
+        "Maximum tokens per text, including the end token; set None for the model's default.",
     )
-    max_seq_length = FromInfo[int, int | None]("max_length", "sentence-transformers' name for it.")
+    max_seq_length = FromInfo[int, int | None]("max_length", "The same as `max_length`.")
     truncate_dim = FromInfo[int | None, int | None](
-        "truncate_dim", "Leading dimensions that vectors keep, None for all."
+        "truncate_dim", "Number of leading dimensions to keep; None for all."
     )
     prompts = FromInfo[dict[str, str], Mapping[str, str]]("prompts", "The prompts by name.")
     default_prompt_name = FromInfo[str | None, str | None](
-        "default_prompt_name", "The prompt where none is named, if any."
+        "default_prompt_name", "Name of the prompt used when none is given, if any."
     )
 
     def get_embedding_dimension(self) -> int:
-        """Give `dim` under sentence-transformers' name."""
+        """Return `dim`, under the name that sentence-transformers uses."""
         return self.dim
 
     def resolve_prompt(
         self, prompt_name: str | None = None, prompt: str | None = None, kind: Kind | None = None
     ) -> str:
-        """Find the prompt to put before every text, see `ModelInfo.resolve_prompt`."""
+        """Return the prompt to put before every text; see `ModelInfo.resolve_prompt`."""
         return self.info.resolve_prompt(prompt_name, prompt, kind)
 
     def similarity(self, a: Vectors, b: Vectors) -> Tensor:
-        """Compare every vector of a with every one of b by the model's own similarity: [N, M] fp32."""
+        """Compare every vector of a with every vector of b, using the model's similarity function: [N, M] fp32."""
         return self.info.similarity(a, b)
 
     def similarity_pairwise(self, a: Vectors, b: Vectors) -> Tensor:
-        """Compare row i of a with row i of b by the model's own similarity: [N] fp32."""
+        """Compare row i of a with row i of b, using the model's similarity function: [N] fp32."""
         return self.info.similarity_pairwise(a, b)
 
     def _matrices(
@@ -459,7 +463,7 @@ class Embedder:
         prompt: str | None,
         kwargs: EncodeKwargs,
     ) -> Iterator[Tensor]:
-        """Check everything now, compute when the first matrix is asked for."""
+        """Check all settings now; start computing when the first matrix is requested."""
         options = self.info.encode_options(function, prompt_name, prompt, kwargs)
         report, many = kwargs.get("report") or Report(), several(texts)
 

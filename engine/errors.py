@@ -1,13 +1,13 @@
-"""The errors a user can meet, each one line: `<where>: <what>; got …, expected …. <remedy>`.
+"""The errors that users see, one line each: `<where>: <what>; got …, expected …. <remedy>`.
 
 LastwordError
-├── ConfigError    a setting of the model or of the call that lastword refuses
+├── ConfigError    a setting of the model or of the call that lastword does not accept
 ├── WeightsError   a checkpoint that is incomplete, damaged or inconsistent
-├── InputError     a text, file or argument of the caller
-└── DeviceError    a device that is missing or cannot run what was asked
+├── InputError     a text, file or argument from the caller that cannot be used
+└── DeviceError    a device that is missing or cannot compute as requested
 
-A missing package of an extra is a ConfigError and an ImportError: MissingPackageError. Nothing parses a message: the
-five parts are attributes, and whoever knows a better name for the place replaces `where`.
+A missing optional package raises MissingPackageError, which is both a ConfigError and an ImportError. Code never parses
+a message: the five parts are attributes, and a caller that knows a better name for the location replaces `where`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class _Problem(Exception):  # noqa: N818  the common half of errors and warnings, never raised itself
-    """A problem in five parts, of which the last three may be absent; `str` puts them into one line."""
+class _Problem(Exception):  # noqa: N818  the common base of errors and warnings, never raised itself
+    """A problem in five parts, the last three of them optional; `str` joins them into one line."""
 
     where: str
     what: str
@@ -33,14 +33,14 @@ class _Problem(Exception):  # noqa: N818  the common half of errors and warnings
         expected: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        """Take the parts as they will be read.
+        """Store the parts of the message.
 
         Args:
-            where: the setting, file, tensor or text, without a colon after it.
+            where: the setting, file, tensor or text, without a trailing colon.
             what: what is wrong with it, without a full stop.
-            got: what was found, as it is to be shown.
-            expected: what would be right.
-            remedy: one or more whole sentences, each with its full stop.
+            got: the value found, formatted for display.
+            expected: a description of the correct value.
+            remedy: one or more full sentences, each with its full stop.
         """
         super().__init__(where, what)
         self.where, self.what = where, what
@@ -56,11 +56,11 @@ class _Problem(Exception):  # noqa: N818  the common half of errors and warnings
         return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by the attributes: a worker process sends its errors so."""
-        return _restored, (type(self), self.args, self.__dict__)
+        """Pickle by the attributes, because a worker process sends its errors to its parent."""
+        return _restore, (type(self), self.args, self.__dict__)
 
 
-def _restored(kind: type[_Problem], args: tuple[Any, ...], parts: dict[str, Any]) -> _Problem:
+def _restore(kind: type[_Problem], args: tuple[Any, ...], parts: dict[str, Any]) -> _Problem:
     problem = kind.__new__(kind, *args)
     problem.args = args
     problem.__dict__.update(parts)
@@ -68,11 +68,11 @@ def _restored(kind: type[_Problem], args: tuple[Any, ...], parts: dict[str, Any]
 
 
 class LastwordError(_Problem, ValueError):
-    """Base of every error that lastword raises on purpose."""
+    """Base class of all errors that lastword raises deliberately."""
 
 
 class LastwordWarning(_Problem, RuntimeWarning):
-    """Something the user should know and lastword has dealt with; one line, as an error's."""
+    """A problem that lastword has handled but the user should know about; one line, like an error."""
 
 
 class ConfigError(LastwordError):
@@ -80,11 +80,11 @@ class ConfigError(LastwordError):
 
 
 class MissingPackageError(ConfigError, ImportError):
-    """A package of an extra that cannot be imported: an ImportError for callers of `import`, too."""
+    """An optional package that cannot be imported; also an ImportError, so `except ImportError` catches it."""
 
     def __init__(self, where: str, what: str, **parts: str | None) -> None:
         super().__init__(where, what, **parts)
-        self.msg = str(self)  # an ImportError's own
+        self.msg = str(self)  # an attribute that ImportError defines
 
 
 class WeightsError(LastwordError):
@@ -92,7 +92,7 @@ class WeightsError(LastwordError):
 
 
 class InputError(LastwordError):
-    """A text, record or file of the caller that cannot be embedded; `index` is the text's place in the call."""
+    """A text, record or file from the caller that cannot be embedded; `index` is the text's position in the call."""
 
     def __init__(
         self,
@@ -109,11 +109,11 @@ class InputError(LastwordError):
 
 
 class DeviceError(LastwordError):
-    """A device that is not there or cannot run what was asked."""
+    """A device that is missing or cannot compute as requested."""
 
 
 def lone_surrogate(text: str) -> int | None:
-    """Find the first character that is half of a pair, which no text in UTF-8 holds; None where all is well."""
+    """Return the position of the first lone surrogate, which UTF-8 cannot encode, or None if there is none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -122,7 +122,7 @@ def lone_surrogate(text: str) -> int | None:
 
 
 def not_unicode(kind: type[LastwordError], where: str, text: str) -> LastwordError | None:
-    """Make the error of a text with a lone surrogate, which no tokenizer takes; None where all is well."""
+    """Make the error for a text with a lone surrogate, which no tokenizer accepts; None if the text has none."""
     at = lone_surrogate(text)
     if at is None:
         return None
@@ -136,23 +136,28 @@ def not_unicode(kind: type[LastwordError], where: str, text: str) -> LastwordErr
 
 
 def some(names: Iterable[object], limit: int = 5) -> str:
-    """List names in order, cut at `limit`, with the count of those left out."""
+    """Join names in sorted order, at most `limit` of them, with the count of the rest."""
     listed = sorted(str(name) for name in names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
 
 
 def install(extra: str) -> str:
-    """Say how to install an extra."""
+    """Return the sentence that tells how to install an extra."""
     return f"Install it with: pip install 'lastword[{extra}]'."
 
 
 @contextmanager
 def needing(package: str, extra: str, where: str) -> Iterator[None]:
-    """Import `package` within; where that fails, say that `where` needs it and how to install its extra.
+    """Turn an ImportError of the `with` block into one that tells how to install the extra.
+
+    Args:
+        package: the package that the block imports.
+        extra: lastword's extra that installs it.
+        where: the feature that needs it, the first part of the message.
 
     Raises:
-        MissingPackageError: the package, or one that it needs, cannot be imported.
+        MissingPackageError: the package, or one of its dependencies, cannot be imported.
     """
     try:
         yield

@@ -1,6 +1,6 @@
 """A model before its weights are read: files, config, prompts, limits, device and dtype, fingerprints.
 
-`embedder.py` has one and adds the loop. Knows no forward.
+An `Embedder` holds one and adds the loop. This module computes nothing.
 """
 
 import hashlib
@@ -41,9 +41,9 @@ from lastword.weights import (
     read_embedding_spec,
 )
 
-# What the two fingerprints are made of; raised when that changes, so that files of before are told apart.
+# Raised when the settings hashed into the two fingerprints change, so that older files are recognised.
 FINGERPRINT_VERSION = 2
-# Raised when a change of lastword's arithmetic moves vectors by more than rounding.
+# Raised when a change in lastword's arithmetic changes vectors by more than rounding.
 NUMERICS_VERSION = 1
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ Put = TypeVar("Put")
 
 
 class Where(TypedDict, total=False):
-    """Where a model comes from, as huggingface-hub takes it."""
+    """Where to find a model; passed to huggingface-hub."""
 
     revision: str | None
     cache_dir: str | os.PathLike[str] | None
@@ -61,7 +61,7 @@ class Where(TypedDict, total=False):
 
 
 class ModelKwargs(Where, total=False):
-    """What `ModelInfo` takes beside the model, and `Embedder` hands on; see there."""
+    """Keyword arguments of `ModelInfo`, passed on by `Embedder` and described there."""
 
     device: str | torch.device | None
     dtype: str | torch.dtype | None
@@ -73,10 +73,14 @@ class ModelKwargs(Where, total=False):
 
 
 class ModelInfo:
-    """A model's files and the caller's settings, in force once both are known to fit; all are as `Embedder` takes them.
+    """A model's files and the caller's settings, checked against each other.
+
+    The arguments are those of `Embedder`.
 
     Raises:
-        ConfigError, WeightsError, DeviceError: each a line that says what to do.
+        ConfigError: a setting is not accepted.
+        WeightsError: the checkpoint is incomplete, damaged or inconsistent.
+        DeviceError: the device is missing or cannot compute as requested.
     """
 
     def __init__(
@@ -118,11 +122,11 @@ class ModelInfo:
         self.truncate_dim = truncate_dim
         self.checkpoint = open_checkpoint(self.files.folder, self.config)
 
-    # What may be set.
+    # Settings that can be changed.
 
     @property
     def max_length(self) -> int:
-        """Tokens that a text may have, the end token included; it may be set, to None for the model's own."""
+        """Maximum tokens per text, including the end token; can be set, with None for the model's default."""
         return self._max_length
 
     @max_length.setter
@@ -137,7 +141,7 @@ class ModelInfo:
 
     @property
     def truncate_dim(self) -> int | None:
-        """Leading dimensions that vectors keep, None for all; it may be set."""
+        """Number of leading dimensions to keep, None for all; can be set."""
         return self._truncate_dim
 
     @truncate_dim.setter
@@ -147,10 +151,10 @@ class ModelInfo:
 
     @property
     def dim(self) -> int:
-        """Width of the vectors that `encode` gives."""
+        """Width of the vectors that `encode` returns."""
         return check_dim(self.truncate_dim, self.config.hidden_size)
 
-    # What one call's settings come to.
+    # Settings of one call.
 
     def vector_format(
         self,
@@ -160,10 +164,10 @@ class ModelInfo:
         precision: str = "float32",
         ranges: torch.Tensor | None = None,
     ) -> VectorFormat:
-        """Resolve how vectors are asked for; this alone decides that a vector which is cut is normalised.
+        """Resolve the requested format of vectors; truncated vectors are always normalised.
 
         Raises:
-            ConfigError: a width that the model does not have, or a precision that does not go with it.
+            ConfigError: the model has fewer dimensions, or the precision does not fit the width or the ranges.
         """
         chosen = self.truncate_dim if truncate_dim is None else truncate_dim
         dim = check_dim(chosen, self.config.hidden_size)
@@ -173,10 +177,15 @@ class ModelInfo:
     def resolve_prompt(
         self, prompt_name: str | None = None, prompt: str | None = None, kind: Kind | None = None
     ) -> str:
-        """Find the prompt to put before every text: the caller's own, one by name, or the kind's.
+        """Return the prompt to put before every text.
+
+        Args:
+            prompt_name: name of one of `prompts`.
+            prompt: the prompt itself; takes precedence.
+            kind: "query" or "document": use the prompt of that name, if any, when neither of the others is given.
 
         Raises:
-            ConfigError: an unknown name, with the known ones listed, or a prompt that is no text.
+            ConfigError: the name is unknown (the known ones are listed), or the prompt is not valid text.
         """
         if prompt is None:
             prompt = choose_prompt(self.prompts, prompt_name, self.default_prompt_name, kind)
@@ -188,8 +197,8 @@ class ModelInfo:
         """Resolve all settings of one call of `function`.
 
         Raises:
-            ConfigError: a setting that the model does not allow.
-            TypeError: a keyword that there is not.
+            ConfigError: the model does not allow a setting.
+            TypeError: a keyword is unknown.
         """
         check_keywords(function, kwargs, EncodeKwargs)
         wanted = self.vector_format(
@@ -201,22 +210,22 @@ class ModelInfo:
         resolved = self.resolve_prompt(prompt_name, prompt)
         return EncodeOptions(resolved, self.max_length, wanted, kwargs.get("too_long", "cut"))
 
-    # Comparing, and knowing what may be compared.
+    # Similarity, and fingerprints that tell which vectors are comparable.
 
     def similarity(self, a: Vectors, b: Vectors) -> torch.Tensor:
-        """Compare every vector of a with every one of b by the model's own similarity: [N, M] fp32."""
+        """Compare every vector of a with every vector of b, using the model's similarity function: [N, M] fp32."""
         return similarity(a, b, self.spec.similarity)
 
     def similarity_pairwise(self, a: Vectors, b: Vectors) -> torch.Tensor:
-        """Compare row i of a with row i of b by the model's own similarity: [N] fp32."""
+        """Compare row i of a with row i of b, using the model's similarity function: [N] fp32."""
         return similarity_pairwise(a, b, self.spec.similarity)
 
     def space_fingerprint(
         self, truncate_dim: int | None = None, *, normalize_embeddings: bool = False
     ) -> str:
-        """Hash what a vector's meaning depends on: vectors may be compared where it is equal."""
+        """Hash the model and settings that give a vector its meaning: vectors with equal hashes are comparable."""
         wanted = self.vector_format(truncate_dim, normalize_embeddings=normalize_embeddings)
-        # A vector that is cut is normalised whatever was asked: that alone makes no space of its own.
+        # A truncated vector is always normalised, so there the caller's choice must not change the hash.
         whole = wanted.dim == self.config.hidden_size
         return _fingerprint(
             weights=self.checkpoint.fingerprint,
@@ -237,7 +246,7 @@ class ModelInfo:
     ) -> str:
         """Hash the settings that a file of vectors depends on.
 
-        The device, threads and max_batch_tokens are not in it: under other ones vectors may round differently.
+        The device, the number of threads and max_batch_tokens are left out, although they may change the rounding.
         """
         return _fingerprint(
             space=self.space_fingerprint(truncate_dim, normalize_embeddings=normalize_embeddings),
@@ -251,13 +260,13 @@ class ModelInfo:
 
 
 class HasInfo(Protocol):
-    """An `Embedder`, as far as `FromInfo` knows it."""
+    """The part of `Embedder` that `FromInfo` uses."""
 
     info: ModelInfo
 
 
 class FromInfo(Generic[Got, Put]):
-    """An attribute of an `Embedder` that is its `info`'s: read there and set there."""
+    """An attribute of an `Embedder` that is read from and written to its `info`."""
 
     def __init__(self, name: str, doc: str) -> None:
         self._name, self.__doc__ = name, doc
@@ -280,11 +289,11 @@ def _fingerprint(**settings: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# Which published model a name or folder stands for.
+# Facts about published models, looked up by hub id or folder name.
 
 
 def known_name(model: str, known: Collection[str]) -> str:
-    """Map a model name or folder to the hub id among `known` that it bears, else return it as it is."""
+    """Map a model name, or a folder named like a known model, to its hub id; return any other name unchanged."""
     folder = expanded(model)
     own = folder.absolute().name.lower() if folder.is_dir() else None
     for name in known:
@@ -294,10 +303,16 @@ def known_name(model: str, known: Collection[str]) -> str:
 
 
 def published(model: str, facts: Mapping[str, T], where: str, what: str) -> T:
-    """Find what is known about a published model, by its hub id or its folder's name.
+    """Look up the facts about a published model by its hub id or its folder's name.
+
+    Args:
+        model: hub id or folder.
+        facts: what is known, by hub id.
+        where: first part of the error message, as in "card".
+        what: second part of the error message, as in "no table is known".
 
     Raises:
-        ConfigError: nothing is known; `where` and `what` begin its message, as in "card" and "no table is known".
+        ConfigError: nothing is known about this model.
     """
     name = known_name(model, facts)
     if name not in facts:

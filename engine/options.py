@@ -1,6 +1,6 @@
-"""What a caller may set, checked: a value that is out of range or unknown is a ConfigError that names the setting.
+"""The caller's settings and their checks: a value that is unknown or out of range is a ConfigError naming the setting.
 
-Knows numbers and names, neither models nor devices.
+This module knows nothing about models or devices.
 """
 
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ QUANTIZE = ("int8", "fp8")
 
 
 class EncodeKwargs(TypedDict, total=False):
-    """What `encode` and its kin take beside texts and prompt.
+    """Keyword arguments of `encode` and its variants, apart from texts and prompt.
 
-    Keys:
-        precision: float32 (default), float16, int8, uint8, binary or ubinary, see `model.postprocess.quantize`.
-        truncate_dim: leading dimensions to keep; the vector is normalised after the cut.
-        ranges: [2, dim] for int8 (optional) and uint8.
-        too_long: "cut" (default) keeps max_length tokens with the end token, "error" refuses the text.
-        normalize_embeddings: length 1 also where the checkpoint does not normalise.
-        report: counts are added to it: texts cut, tokens asked for and computed.
-        show_progress_bar: default: on a terminal, when the work is long.
+    Args:
+        precision: float32 (default), float16, int8, uint8, binary or ubinary; see `model.postprocess.quantize`.
+        truncate_dim: number of leading dimensions to keep; the vector is normalised after truncation.
+        ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required).
+        too_long: "cut" (default) keeps max_length tokens including the end token; "error" rejects the text.
+        normalize_embeddings: scale vectors to length 1 even if the checkpoint does not normalise.
+        report: counts are added to it, such as texts cut, tokens requested and tokens computed.
+        show_progress_bar: by default on a terminal, if the work takes long.
     """
 
     precision: Precision
@@ -45,10 +45,10 @@ class EncodeKwargs(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """The settings of one call, all resolved.
+    """The resolved settings of one call.
 
     Raises:
-        ConfigError: an unknown `too_long`.
+        ConfigError: `too_long` is unknown.
     """
 
     prompt: str
@@ -63,7 +63,7 @@ class EncodeOptions:
 
 
 def check_keywords(function: str, given: Mapping[str, object], known: type) -> None:
-    """Refuse a keyword that the TypedDict does not have, as Python refuses one that a signature does not."""
+    """Raise TypeError for a keyword that the TypedDict does not define, as Python does for an unknown argument."""
     for name in given:
         if name not in known.__annotations__:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
@@ -72,7 +72,18 @@ def check_keywords(function: str, given: Mapping[str, object], known: type) -> N
 def check_max_length(
     max_length: int | None, *, default: int, least: int, limit: int, folder: Path
 ) -> int:
-    """Return the maximum number of tokens per text: the caller's or that of the model's files, within the limits."""
+    """Return the maximum number of tokens per text: the caller's value or the model's default, checked.
+
+    Args:
+        max_length: the caller's value, None for the default.
+        default: the value from the model's files.
+        least: smallest value allowed.
+        limit: largest value allowed.
+        folder: the model's folder, named in an error about the default.
+
+    Raises:
+        ConfigError: the value is not an int from `least` to `limit`.
+    """
     length = default if max_length is None else max_length
     if type(length) is int and least <= length <= limit:
         return length
@@ -85,7 +96,7 @@ def check_max_length(
 
 
 def check_batch_tokens(max_batch_tokens: int | None) -> None:
-    """Refuse a number of tokens per batch below one; None is the device's own."""
+    """Raise ConfigError if the number of tokens per batch is below one; None (the device's default) passes."""
     if max_batch_tokens is None:
         return
     if type(max_batch_tokens) is not int or max_batch_tokens < 1:
@@ -94,7 +105,7 @@ def check_batch_tokens(max_batch_tokens: int | None) -> None:
 
 
 def check_dim(truncate_dim: int | None, size: int) -> int:
-    """Return the number of leading dimensions to keep: all where the caller does not say."""
+    """Return the number of leading dimensions to keep, by default all `size`; ConfigError if out of range."""
     if truncate_dim is None:
         return size
     if type(truncate_dim) is not int or not 1 <= truncate_dim <= size:

@@ -1,16 +1,16 @@
-"""A progress bar for long work: huggingface-hub's own tqdm, on a terminal unless asked for elsewhere."""
+"""A progress bar for long work: the tqdm of huggingface-hub, by default shown only on a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Smaller work shows its bar only once it has taken so many seconds: a flash of one helps nobody.
+# With fewer items than this, the bar appears only after some seconds, so that it does not just flash up.
 _SMALL = 256
 _PATIENCE_S = 1.0
 
 
 def on_terminal() -> bool:
-    """Whether stderr is a terminal; it is None where it was closed before Python started."""
+    """Return whether stderr is a terminal; `sys.stderr` is None if it was closed before Python started."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -18,9 +18,13 @@ def on_terminal() -> bool:
 def progress_bar(
     total: int | None, *, show: bool | None, unit: str = " texts", what: str = "Embedding"
 ) -> Iterator[Callable[[int], None]]:
-    """Give a function that counts what is done; `total` None stands for a stream of unknown length.
+    """Show a bar during the `with` block and yield the function that advances it.
 
-    `show` None stands for: on a terminal, and of more than one item. The unit `B` stands for bytes, shown as MB and GB.
+    Args:
+        total: number of items, None for a stream of unknown length.
+        show: whether to show the bar; None shows it on a terminal, for more than one item.
+        unit: the unit of an item; "B" stands for bytes, shown as MB and GB.
+        what: title of the bar.
     """
     delay = 0.0
     if show is None:

@@ -1,11 +1,20 @@
-"""What a run cost: counted by the engine, printed by the doors."""
+"""The cost of a run: counted by the engine, printed by the command line and the other entry points."""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class Report:
-    """Counts of one run; `cut` texts were longer than max_length, `seconds` is wall time."""
+    """Counts of one run.
+
+    Args:
+        texts: number of texts.
+        tokens_asked: tokens requested, before sharing.
+        tokens_computed: tokens that the forward computed.
+        cut: number of texts that were cut because they were longer than max_length.
+        batches: number of batches.
+        seconds: wall time.
+    """
 
     texts: int = 0
     tokens_asked: int = 0
@@ -15,16 +24,16 @@ class Report:
     seconds: float = 0.0
 
     def add(self, other: "Report") -> None:
-        """Add another run's counts."""
+        """Add the counts of another run."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
     def tokens_saved(self) -> int:
-        """Tokens that sharing spared: asked less computed."""
+        """Tokens saved by sharing prefixes: requested minus computed."""
         return self.tokens_asked - self.tokens_computed
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens asked for in a second of wall time."""
+        """Tokens requested per second of wall time."""
         return self.tokens_asked / self.seconds if self.seconds else 0.0

@@ -1,4 +1,4 @@
-"""Similarities of vectors, under the names that sentence-transformers' models carry."""
+"""Similarity functions of vectors, under the names that sentence-transformers uses."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,17 +9,24 @@ from torch import Tensor
 
 from lastword.errors import InputError
 
-Vectors = Tensor | Sequence[Any]  # and NumPy arrays, which are not imported to be named
+Vectors = Tensor | Sequence[Any]  # or a NumPy array: NumPy is optional and not imported here
 
 
 def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
-    """Compare every vector of a with every one of b; larger is closer.
+    """Compare every vector of a with every vector of b; larger values mean closer.
 
     cosine: a·b / (‖a‖‖b‖); dot: a·b; euclidean: −‖a − b‖; manhattan: −Σ|a − b|.
 
-    Args:     a: [N, dim] or [dim]; b: [M, dim] or [dim]; any dtype. Tensors, arrays, or lists of vectors.
-    Returns:  [N, M] fp32.
-    Raises:   InputError for what is no matrix, or vectors of two widths.
+    Args:
+        a: [N, dim] or [dim], any dtype; a tensor, an array or a list of vectors.
+        b: [M, dim] or [dim], likewise.
+        name: cosine, dot, euclidean or manhattan.
+
+    Returns:
+        [N, M] fp32.
+
+    Raises:
+        InputError: an argument is not a vector or matrix, or the widths differ.
     """
     a, b = _comparable(a, b)
     if name == "euclidean":
@@ -32,16 +39,25 @@ def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
 
 
 def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
-    """Compare row i of a with row i of b, by the same formulas; one vector is compared with every row.
+    """Compare row i of a with row i of b by the formulas of `similarity`; a single vector is compared with every row.
 
-    Args:     a, b: [N, dim] or [dim].
-    Returns:  [N] fp32.
-    Raises:   InputError as `similarity` does, and for two numbers of vectors.
+    Args:
+        a: [N, dim] or [dim].
+        b: [N, dim] or [dim].
+        name: as for `similarity`.
+
+    Returns:
+        [N] fp32.
+
+    Raises:
+        InputError: as for `similarity`, or the numbers of rows differ.
     """
     a, b = _comparable(a, b)
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         got = f"{len(a)} and {len(b)}"
-        raise InputError("vectors", "not in pairs", got=got, expected="as many on both sides")
+        raise InputError(
+            "vectors", "not in pairs", got=got, expected="the same number on each side"
+        )
     if name == "euclidean":
         return -(a - b).square().sum(1).sqrt()
     if name == "manhattan":
@@ -52,21 +68,21 @@ def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
 
 
 def _comparable(a: Vectors, b: Vectors) -> tuple[Tensor, Tensor]:
-    """Give both as fp32 matrices of one width."""
+    """Convert both to fp32 matrices, which must have the same width."""
     rows, others = _rows(a), _rows(b)
     if rows.shape[1] != others.shape[1]:
         raise InputError(
             "vectors",
-            "of two widths",
+            "of different widths",
             got=f"{rows.shape[1]} and {others.shape[1]} dimensions",
-            expected="as many",
-            remedy="Compare vectors of one model and truncate_dim.",
+            expected="the same width",
+            remedy="Compare vectors of the same model and truncate_dim.",
         )
     return rows, others
 
 
 def _rows(vectors: Vectors) -> Tensor:
-    """Accept tensors, NumPy arrays, and lists of them or of numbers, one vector or many."""
+    """Convert a tensor, a NumPy array, or a list of these or of numbers, to a matrix [N, dim]."""
     try:
         if isinstance(vectors, list | tuple) and any(hasattr(each, "shape") for each in vectors):
             vectors = torch.stack([torch.as_tensor(each) for each in vectors])
@@ -74,7 +90,7 @@ def _rows(vectors: Vectors) -> Tensor:
     except (RuntimeError, TypeError, ValueError) as error:
         got, expected = type(vectors).__name__, "[N, dim] or [dim]"
         raise InputError(
-            "vectors", "not numbers of one width", got=got, expected=expected
+            "vectors", "not vectors of equal width", got=got, expected=expected
         ) from error
     if rows.dim() not in (1, 2):
         got, expected = f"the shape {list(rows.shape)}", "[N, dim] or [dim]"

@@ -1,1 +1,1 @@
-"""Token ids to batches, and a batch to the kernels' buffer."""
+"""Pack token ids into batches, and a batch into the buffer that the kernels read."""

@@ -1,8 +1,9 @@
-"""Packs token lists into forests: texts that begin alike share the rows of their common prefix.
+"""Pack token lists into forests, the prefix trees of a batch: texts that begin alike share the rows of that prefix.
 
-A forest is a set of segments, runs of consecutive packed rows. A segment forks off its parent after the parent's first
-`fork` rows; a row's path is its segment's ancestors up to the forks and the segment up to itself. Attention is causal,
-so every row has exactly the value it would have in a run of its own. Knows token ids, not texts, weights or devices.
+A forest is a set of segments, which are runs of consecutive packed rows. A segment forks off its parent after the
+parent's first `fork` rows. The path of a row consists of its segment's ancestors, each up to the fork, and of its
+segment up to the row itself. Attention is causal, so every row has exactly the value it would have if its text were
+computed alone. This module knows token ids, but no texts, weights or devices.
 """
 
 from array import array
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from lastword.kernels import Segments
 
-# Fork where at least this many tokens of one segment are shared: fewer cost more in attention than they save.
+# Fork only where at least this many tokens of a segment are shared: fewer cost more in attention than they save.
 MIN_SHARED = 8
-# Segments on the longest path; deeper forks copy their shared rows to the level above.
+# Maximum number of segments on a path; a deeper fork copies the shared rows instead.
 MAX_DEPTH = 8
 
 
@@ -24,8 +25,14 @@ MAX_DEPTH = 8
 class Forest:
     """One batch of N texts, N' of them distinct, in T packed rows and S segments.
 
-    `ids`, `positions`: int32 [T]. `final_rows`: the row of each distinct text's last token, N' of them.
-    `texts`: the caller's index of each text, int64 [N]; `distinct`: which of the N' it is, int64 [N].
+    Args:
+        ids: int32 [T], the token id of each row.
+        positions: int32 [T], the RoPE position of each row.
+        segments: the S segments.
+        final_rows: the row of each distinct text's last token, N' of them.
+        texts: int64 [N], the caller's index of each text.
+        distinct: int64 [N], the index of each text among the N' distinct ones.
+        tokens_asked: number of tokens of all N texts, before sharing.
     """
 
     ids: Tensor
@@ -38,11 +45,11 @@ class Forest:
 
     @property
     def tokens_computed(self) -> int:
-        """T: the rows that the forward computes."""
+        """T, the number of rows that the forward computes."""
         return self.ids.shape[0]
 
     def halves(self) -> "tuple[Forest, Forest]":
-        """Make two batches, each with half of the distinct texts, of which there must be two; `texts` stays so."""
+        """Split into two batches with half of the distinct texts each; there must be at least two."""
         tokens = self._tokens()
         first = self.distinct < len(tokens) // 2
         return self._some(first, tokens), self._some(~first, tokens)
@@ -54,7 +61,7 @@ class Forest:
         return replace(forest, texts=self.texts[members[forest.texts]])
 
     def _tokens(self) -> list[list[int]]:
-        """The token ids of each distinct text: the rows of its path."""
+        """Return the token ids of each distinct text, read from the rows of its path."""
         start, parent, fork = self.segments.start, self.segments.parent, self.segments.fork
         lists = []
         for row, segment in zip(
@@ -74,32 +81,39 @@ def plan_forests(
 ) -> Iterator[Forest]:
     """Cut token lists into forests of at most `max_batch_tokens` computed tokens each.
 
-    Texts are sorted by their tokens, so that those which begin alike meet in one batch. A single text longer than the
-    budget is a batch of its own. With `share=False` every text is a segment of its own: the slow twin for tests.
+    Texts are sorted by their tokens, so that texts that begin alike are in the same batch.
+
+    Args:
+        tokens: the token ids of each text.
+        max_batch_tokens: maximum rows of a forest; a single text longer than this is a batch of its own.
+        share: whether texts share prefixes; False makes every text a segment of its own, a reference for tests.
+
+    Yields:
+        Forests in the sorted order of their texts.
     """
     if not tokens:
         return
-    window = _Window.sort(tokens, share=share)
+    group = _SortedGroup.sort(tokens, share=share)
     first = 0
-    while first < len(window.lengths):
-        branches, finals = _grow(window, first, max_batch_tokens)
-        yield _pack(window, first, branches, finals)
+    while first < len(group.lengths):
+        branches, finals = _grow(group, first, max_batch_tokens)
+        yield _pack(group, first, branches, finals)
         first += len(finals)
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
-    """Distinct token lists in lexicographic order, packed end to end."""
+class _SortedGroup:
+    """The distinct token lists of a group of texts in lexicographic order, packed end to end."""
 
     ids: Tensor  # int32, all distinct lists
     offsets: list[int]
     lengths: list[int]
-    shared: list[int]  # tokens in common with the list before
+    shared: list[int]  # length of the prefix shared with the previous list
     callers: list[list[int]]  # the caller's indices of each distinct list
 
     @staticmethod
-    def sort(tokens: Sequence[Sequence[int]], *, share: bool) -> "_Window":
-        """Sort and merge equal lists; big-endian bytes order like the lists, at the speed of memcmp."""
+    def sort(tokens: Sequence[Sequence[int]], *, share: bool) -> "_SortedGroup":
+        """Sort the lists and merge equal ones, comparing big-endian bytes: the same order, at the speed of memcmp."""
         callers: dict[bytes | int, list[int]] = {}
         keys: list[bytes] = []
         for index, ids in enumerate(tokens):
@@ -117,11 +131,12 @@ class _Window:
         ends = torch.tensor(lengths).cumsum(0)
         offsets = ends - torch.tensor(lengths)
         shared = _common_prefixes(flat, offsets, lengths) if share else [0] * len(lengths)
-        return _Window(flat, offsets.tolist(), lengths, shared, [callers[key] for key in order])
+        by_list = [callers[key] for key in order]
+        return _SortedGroup(flat, offsets.tolist(), lengths, shared, by_list)
 
 
 def _common_prefixes(ids: Tensor, offsets: Tensor, lengths: list[int]) -> list[int]:
-    """How many tokens each list shares with the one before it; linear in tokens, no loop over them."""
+    """Count the leading tokens that each list shares with the previous one, in linear time and without a loop."""
     if len(lengths) < 2:
         return [0] * len(lengths)
     size = torch.tensor(lengths)
@@ -134,14 +149,14 @@ def _common_prefixes(ids: Tensor, offsets: Tensor, lengths: list[int]) -> list[i
 
 
 def _ramp(lengths: Tensor) -> Tensor:
-    """0 … n−1 for each n of lengths, end to end."""
+    """Concatenate the ranges 0 … n−1 for each n of `lengths`."""
     starts = lengths.cumsum(0) - lengths
     return torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
 
 
 @dataclass(slots=True)
 class _Branch:
-    """A segment while it is built: tokens [start, end) of one list, `parent` by number, -1 for a root."""
+    """A segment being built: tokens [start, end) of list `source`; `parent` is a branch number, -1 for a root."""
 
     source: int
     start: int
@@ -150,23 +165,24 @@ class _Branch:
 
 
 def _grow(
-    window: _Window, first: int, max_batch_tokens: int
+    group: _SortedGroup, first: int, max_batch_tokens: int
 ) -> tuple[list[_Branch], list[tuple[int, int]]]:
-    """Branch off the lists from `first` on while their rows are within the budget, one list at least.
+    """Build the branches of one batch: the lists from `first` on that fit into the budget, but at least one.
 
-    Returns:  the branches, and of each distinct list (branch, depth in tokens) of its end.
+    Returns:
+        The branches, and for each list the branch where it ends and its length in tokens.
     """
     branches: list[_Branch] = []
     finals: list[tuple[int, int]] = []
-    path: list[int] = []  # branches of the list before, root first
+    path: list[int] = []  # branches of the previous list, root first
     rows = 0
-    for i in range(first, len(window.lengths)):
-        length = window.lengths[i]
-        depth = _climb(branches, path, window.shared[i] if i > first else 0)
+    for i in range(first, len(group.lengths)):
+        length = group.lengths[i]
+        depth = _climb(branches, path, group.shared[i] if i > first else 0)
         rows += length - depth
         if rows > max_batch_tokens and i > first:
             break
-        if path and branches[path[-1]].end == depth:  # goes on where its prefix ended
+        if path and branches[path[-1]].end == depth:  # extends the previous list
             branches[path[-1]].source, branches[path[-1]].end = i, length
         else:
             branches.append(_Branch(i, depth, length, path[-1] if path else -1))
@@ -176,7 +192,7 @@ def _grow(
 
 
 def _climb(branches: list[_Branch], path: list[int], depth: int) -> int:
-    """Drop the path's branches that the next list does not fork off; return the depth of its fork."""
+    """Remove from the path the branches that the next list does not descend from; return the depth of its fork."""
     while path:
         top = branches[path[-1]]
         if depth > top.start and (
@@ -189,9 +205,9 @@ def _climb(branches: list[_Branch], path: list[int], depth: int) -> int:
 
 
 def _pack(
-    window: _Window, first: int, branches: list[_Branch], finals: list[tuple[int, int]]
+    group: _SortedGroup, first: int, branches: list[_Branch], finals: list[tuple[int, int]]
 ) -> Forest:
-    """Give every branch its rows: equal lengths side by side, roots first."""
+    """Assign rows to the branches and make the forest: roots first, ordered by length."""
     order = sorted(
         range(len(branches)),
         key=lambda b: (branches[b].parent >= 0, branches[b].end - branches[b].start, b),
@@ -199,7 +215,7 @@ def _pack(
     lengths = torch.tensor([branches[b].end - branches[b].start for b in order])
     starts = lengths.cumsum(0) - lengths
     depths = torch.tensor([branches[b].start for b in order])
-    sources = torch.tensor([window.offsets[branches[b].source] for b in order]) + depths
+    sources = torch.tensor([group.offsets[branches[b].source] for b in order]) + depths
     ramp = _ramp(lengths)
     place = [0] * len(branches)
     for row, b in enumerate(order):
@@ -211,17 +227,17 @@ def _pack(
         for b in order
     ]
     last = first + len(finals)
-    callers = window.callers[first:last]
-    texts = [index for group in callers for index in group]
+    callers = group.callers[first:last]
+    texts = [index for indices in callers for index in indices]
     return Forest(
-        ids=window.ids[torch.repeat_interleave(sources, lengths) + ramp],
+        ids=group.ids[torch.repeat_interleave(sources, lengths) + ramp],
         positions=(torch.repeat_interleave(depths, lengths) + ramp).to(torch.int32),
         segments=Segments(start, lengths.tolist(), parent, fork, depths.tolist()),
         final_rows=[start[place[b]] + depth - branches[b].start - 1 for b, depth in finals],
         texts=torch.tensor(texts),
-        distinct=torch.repeat_interleave(torch.tensor([len(group) for group in callers])),
+        distinct=torch.repeat_interleave(torch.tensor([len(indices) for indices in callers])),
         tokens_asked=sum(
-            length * len(group)
-            for length, group in zip(window.lengths[first:last], callers, strict=True)
+            length * len(indices)
+            for length, indices in zip(group.lengths[first:last], callers, strict=True)
         ),
     )

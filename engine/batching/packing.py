@@ -1,7 +1,7 @@
-"""Lays a batch out for the Triton kernels: all that a forward reads in one int32 buffer, one copy to the device.
+"""Pack a batch for the Triton kernels: all inputs of a forward in one int32 buffer, copied to the device at once.
 
-Batches of up to 2,048 rows are padded to one of a few buckets, so that batches of one bucket differ in the buffer's
-contents alone and a CUDA graph serves them all. No row of a text reads a row of padding. Knows forests and plans, no
+Batches of up to 2,048 rows are padded to one of a few buckets. Batches of one bucket differ only in the buffer's
+contents, so one CUDA graph serves them all. No row of a text reads a padding row. This module knows nothing about
 weights.
 """
 
@@ -16,20 +16,20 @@ from lastword.batching.forest import Forest
 from lastword.kernels import AttentionPlan, CpuPlan, KernelTables, attention_tile_rows
 from lastword.kernels.attention_plan import final_table, query_tiles, segment_table
 
-# A batch of more rows runs as it is: its kernels take longer than the host needs to launch them.
+# A larger batch is not padded: its kernels take longer than the host needs to launch them.
 MAX_BUCKET_ROWS = 2048
-# Rows of a bucket: few while reading the weights takes all the time, then whole tiles of a matmul.
+# Rows of a bucket: one of the few while reading the weights dominates, then multiples of a matmul's tile.
 _FEW_ROWS = (16, 32, 64)
 _TILE_ROWS = 128
-# Final rows of a bucket: powers of this; padding costs in the last layer only.
+# Last-token rows of a bucket: powers of this; their padding costs time in the last layer only.
 _FINALS_STEP = 4
-# int32 elements that the buffer's parts are aligned to: 16 bytes, as Triton specialises on.
+# Alignment of the buffer's parts in int32 elements: 16 bytes, on which Triton specialises.
 _ALIGN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What one forward reads, on its device: `ids`, `positions` int32 [T], `final_rows` [N], the attention's plan."""
+    """The inputs of one forward on its device: `ids`, `positions` int32 [T], `final_rows` [N], attention plan."""
 
     ids: Tensor
     positions: Tensor
@@ -38,7 +38,7 @@ class Inputs:
 
     @staticmethod
     def of(forest: Forest, device: torch.device) -> "Inputs":
-        """The inputs as the CPU implementation takes them."""
+        """Make the inputs for the CPU implementation."""
         plan = CpuPlan.of(forest.segments, forest.final_rows, device)
         final_rows = torch.tensor(forest.final_rows, device=device)
         return Inputs(forest.ids.to(device), forest.positions.to(device), final_rows, plan)
@@ -46,9 +46,18 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sizes of a batch's parts, and what of its plan decides how kernels are launched.
+    """The sizes of a batch's parts, and the properties of its plan that determine how kernels are launched.
 
-    `bucket`: whether they are those of a bucket, which many batches have, or of one batch.
+    Args:
+        rows: packed rows.
+        finals: last-token rows.
+        segments: segments.
+        tiles: query tiles of the attention.
+        tile_rows: rows per query tile.
+        has_ancestors: whether any segment has a parent.
+        rows_per_segment: average rows per segment.
+        longest_path: upper bound of the rows on one path.
+        bucket: whether this is the layout of a bucket, shared by many batches, or of a single batch.
     """
 
     rows: int
@@ -62,13 +71,13 @@ class Layout:
     bucket: bool
 
     def _shapes(self) -> list[tuple[int, ...]]:
-        """Ids, positions, final rows, then the plan's segments, final rows and tiles."""
+        """Shapes of the ids, positions and last-token rows, then of the plan's segments, last-token rows and tiles."""
         lists: list[tuple[int, ...]] = [(self.rows,), (self.rows,), (self.finals,)]
         return [*lists, (self.segments, 4), (self.finals, 2), (self.tiles, 2)]
 
     @property
     def size(self) -> int:
-        """Elements of the buffer."""
+        """Number of int32 elements of the buffer."""
         return sum(_aligned(prod(shape)) for shape in self._shapes())
 
     def _parts(self, buffer: Tensor) -> list[Tensor]:
@@ -81,8 +90,8 @@ class Layout:
     def write(self, forest: Forest, buffer: Tensor) -> None:
         """Write a batch into a buffer [size] on the host.
 
-        A row of padding is a token 0 at position 0 that no segment holds, a final row of padding is row 0. What is left
-        over of the plan is of the last segment, which then has no rows.
+        A padding row is token 0 at position 0 and belongs to no segment; a padding last-token row is row 0. Padding
+        entries of the plan belong to the last segment, which then has no rows.
         """
         nothing = (self.segments - 1, 0)
         buffer.zero_()
@@ -95,7 +104,7 @@ class Layout:
         _fill(tiles, query_tiles(forest.segments, self.tile_rows), nothing)
 
     def read(self, buffer: Tensor) -> Inputs:
-        """View the buffer, on whatever device it is, as a forward's inputs."""
+        """View the buffer, on any device, as the inputs of a forward."""
         ids, positions, final_rows, segments, finals, tiles = self._parts(buffer)
         plan = KernelTables(
             segments, finals, tiles, tile_rows=self.tile_rows, has_ancestors=self.has_ancestors,
@@ -105,17 +114,21 @@ class Layout:
 
 
 class Packer:
-    """Packs batches for a model that computes in `dtype` on `device` with `group` = G query heads per KV head."""
+    """Pack batches for a model that computes in `dtype` on `device` with `group` query heads per KV head."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, group: int) -> None:
         self._tile_rows = partial(attention_tile_rows, dtype, device, group=group)
         self._pin = device.type == "cuda"
 
     def pack(self, forest: Forest, *, pad: bool = True) -> tuple[Layout, Tensor]:
-        """Give the batch's layout, a bucket's where it fits one and `pad` is set, and its buffer on the host.
+        """Return the batch's layout and its buffer on the host.
 
-        The buffer is in pinned memory where the device is a GPU: a copy from it need not be waited for, as PyTorch
-        keeps the memory until the copy is done.
+        For a GPU the buffer is in pinned memory, and nobody has to wait for a copy from it: PyTorch keeps the memory
+        until the copy is done.
+
+        Args:
+            forest: the batch.
+            pad: whether to use the layout of a bucket if one is large enough.
         """
         bucket = bucket_of(forest.tokens_computed, len(forest.final_rows)) if pad else None
         layout = self._exact(forest) if bucket is None else self.bucket_layout(*bucket)
@@ -124,9 +137,10 @@ class Packer:
         return layout, buffer
 
     def bucket_layout(self, rows: int, finals: int) -> Layout:
-        """Sizes that hold every batch of at most so many rows and distinct texts.
+        """Return the layout that holds every batch of at most `rows` rows and `finals` distinct texts.
 
-        A segment holds the final row of a text at least, so there are `finals` of them at most, and one of padding.
+        Every segment holds the last token of at least one text, so at most `finals` segments and one of padding
+        suffice.
         """
         average = rows / finals
         tile_rows = self._tile_rows(tree=True, rows_per_segment=average)
@@ -148,7 +162,7 @@ class Packer:
 
 
 def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:
-    """Rows and final rows of the smallest bucket that holds a batch; None for one that is larger than all."""
+    """Return the rows and last-token rows of the smallest bucket that holds a batch, or None if no bucket does."""
     if rows > MAX_BUCKET_ROWS:
         return None
     whole_tiles = -(-rows // _TILE_ROWS) * _TILE_ROWS
@@ -160,7 +174,7 @@ def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:
 
 
 def _fill(part: Tensor, rows: Tensor, filler: int | tuple[int, ...]) -> None:
-    """Write rows at the beginning of a part, and the filler into all that is left."""
+    """Write rows at the beginning of a part, and the filler into the rest."""
     part[: len(rows)] = rows
     part[len(rows) :] = torch.tensor(filler, dtype=part.dtype)
 

@@ -1,1 +1,1 @@
-"""A batch to final hidden states, and those to vectors."""
+"""Compute a batch's final hidden states, and vectors from them."""

@@ -1,6 +1,6 @@
-"""The residual stream at each text's last token, layer by layer: for people who look inside the model.
+"""The residual stream at each text's last token, layer by layer, for people who study the model.
 
-Uses the forward that gives the vectors, so what it shows is what was computed. Knows no texts.
+It comes from the same forward that computes the vectors. This module knows nothing about texts.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from lastword.model.qwen3 import Model
 
 
 def layer_numbers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, ...]:
-    """Resolve layers to 0 … L; None stands for all, negative ones count from the end.
+    """Resolve layers to numbers 0 … L; None stands for all, negative numbers count from the end.
 
     Raises:
-        ConfigError: a layer that is not there, or none at all.
+        ConfigError: a layer does not exist, or the list is empty.
     """
     numbers = range(num_layers + 1)
     if layers is None:
@@ -33,12 +33,12 @@ def layer_numbers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, .
 
 
 def last_token_states(model: Model, forest: Forest, layers: Sequence[int]) -> Tensor:
-    """Collect what the forward computes for the last token of each distinct text.
+    """Run the forward and collect the hidden states of each distinct text's last token.
 
     Args:
-        model: whose forward runs.
+        model: the model.
         forest: the batch.
-        layers: 0 the token's embedding, i the residual stream after layer i, L after the final norm.
+        layers: 0 for the token's embedding, i for the residual stream after layer i, L for after the final norm.
 
     Returns:
         [N', len(layers), C] fp32 on the CPU.

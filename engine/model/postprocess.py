@@ -1,6 +1,7 @@
-"""Final states to vectors: cut to the wanted width, normalise, check, quantise.
+"""Turn final states into vectors: truncate to the requested width, normalise, check, quantise.
 
-Knows tensors only. Every vector passes here on its way out, so none that is not finite gets past.
+Every vector is checked here before it is returned, so no NaN or infinity reaches the caller. This module handles
+tensors only.
 """
 
 from dataclasses import dataclass
@@ -16,22 +17,28 @@ PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VectorFormat:
-    """How a text's vector is asked for: `dim` leading dimensions, of length 1 with `normalize`, stored in `precision`.
+    """The requested format of a text's vector.
+
+    Args:
+        dim: number of leading dimensions to keep.
+        normalize: whether to scale the vector to length 1.
+        precision: one of `PRECISIONS`.
+        ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required).
 
     Raises:
-        ConfigError: a precision that does not go with `dim` and `ranges`.
+        ConfigError: the precision is unknown or does not fit `dim` and `ranges`.
     """
 
     dim: int
     normalize: bool
     precision: str = "float32"
-    ranges: Tensor | None = None  # [2, dim], for int8 (optional) and uint8
+    ranges: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_precision(self.precision, self.dim, self.ranges)
 
     def _key(self) -> tuple[object, ...]:
-        """Make equal what gives the same vectors; ranges are the same where they are one tensor."""
+        """Return the key for equality and hash; ranges are equal only if they are the same tensor object."""
         return (
             self.dim,
             self.normalize,
@@ -47,7 +54,7 @@ class VectorFormat:
 
 
 def check_precision(precision: str, dim: int, ranges: Tensor | None) -> None:
-    """Refuse an unknown precision, or one that `dim` or the lack of ranges does not allow."""
+    """Raise ConfigError if the precision is unknown, or does not fit `dim` and `ranges`."""
     if precision not in PRECISIONS:
         expected = f"one of {', '.join(PRECISIONS)}"
         raise ConfigError("precision", "unknown", got=repr(precision), expected=expected)
@@ -73,21 +80,21 @@ def check_precision(precision: str, dim: int, ranges: Tensor | None) -> None:
 
 
 def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
-    """Cut to the first `dim` dimensions and scale to length 1: v = s[:dim] / max(‖s[:dim]‖, 1e-12).
+    """Keep the first `dim` dimensions and scale to length 1: v = s[:dim] / max(‖s[:dim]‖, 1e-12).
 
     Args:
         states: [N, C], any float dtype.
-        dim: leading dimensions to keep.
+        dim: number of leading dimensions to keep.
         normalize: whether to scale.
 
     Returns:
-        [N, dim] fp32 on the same device; a row that was not finite stays so, for the caller to name.
+        [N, dim] fp32 on the same device; a row with a NaN or infinity keeps it, so that the caller can name the text.
 
     Raises:
-        ConfigError: there are fewer dimensions.
+        ConfigError: `dim` is larger than C.
 
     Numerics:
-        In fp32.
+        Converts to fp32 first and normalises in fp32.
     """
     if dim > states.shape[1]:
         expected = f"1 to {states.shape[1]}"
@@ -99,7 +106,7 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
 
 
 def not_finite(vectors: Tensor) -> list[int]:
-    """List the rows of [N, dim] that hold a NaN or an infinity."""
+    """Return the indices of the rows of [N, dim] that contain a NaN or an infinity."""
     finite = vectors.isfinite().all(1)
     return [] if bool(finite.all()) else (~finite).nonzero().flatten().tolist()
 
@@ -107,19 +114,21 @@ def not_finite(vectors: Tensor) -> list[int]:
 def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Tensor:
     """Store unit vectors in fewer bits.
 
-    float32, float16: as they are. int8: round(127·v / max|v|), each vector by its own largest value, for cosine.
-    int8 with ranges [2, dim] (lower, upper): round((v − middle) / step), step = (upper − lower) / 254, clamped to
-    ±127; ranges that are the same in every dimension give codes that compare by integer dot product.
-    uint8: the same plus 128. binary: bit d of each byte is v > 0, packed high bit first, as int8 (less 128);
-    ubinary: as uint8. Compare both by Hamming distance.
+    * float32, float16: the values themselves.
+    * int8 without ranges: round(127·v / max|v|), scaled per vector by its largest absolute value; compare by cosine.
+    * int8 with ranges: round((v − middle) / step) with step = (upper − lower) / 254, clamped to ±127. If the ranges
+      are the same in every dimension, codes can be compared by integer dot product.
+    * uint8: int8 with ranges, plus 128.
+    * ubinary: one bit per dimension, v > 0, eight to a uint8, the first in the highest bit; binary: the same byte
+      minus 128, as int8. Compare both by Hamming distance.
 
     Args:
         vectors: [N, dim] fp32.
         precision: one of `PRECISIONS`.
-        ranges: [2, dim].
+        ranges: [2, dim], the lower and upper bound of each dimension.
 
     Returns:
-        [N, dim], or [N, dim/8] for binary and ubinary.
+        [N, dim], or [N, dim/8] for binary and ubinary, in the dtype of the precision.
     """
     if precision == "float32":
         return vectors

@@ -1,8 +1,8 @@
-"""The Qwen3 forward over a forest: token rows in, the final token's hidden state of each distinct text out.
+"""The Qwen3 forward over a forest: from token rows to the hidden state of each distinct text's last token.
 
-Knows weights and kernels, neither texts nor tokenizers; on a GPU nothing here waits for the device. Per layer
-(x, residual) -> (x, residual); the last layer computes keys and values for every row and everything else for the final
-rows only.
+Each layer maps (x, residual) to (x, residual). The last layer computes keys and values for all rows and everything
+else for the last-token rows only. On a GPU nothing here waits for the device. This module knows weights and kernels,
+but no texts or tokenizers.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ from lastword.model.rope import inverse_frequencies
 from lastword.runtime.cuda_graphs import Capture, CudaCapture, Graphs
 from lastword.weights import LayerWeights, ModelConfig, WeightsSource
 
-# How each mode computes matrix products, and the gate and up projections with SwiGLU. In fp8 the latter give, and
-# both take, quantised rows.
+# The classes that compute matmuls in each mode: plain ones, and the gate and up projections with SwiGLU. In fp8 both
+# take quantised rows, and the latter return them.
 _Kinds = tuple[Callable[..., Callable[[Any], Tensor]], Callable[[Tensor], Callable[[Any], Any]]]
-_PRODUCTS: dict[str | None, _Kinds] = {
+_MATMULS: dict[str | None, _Kinds] = {
     None: (kernels.Linear, kernels.SwigluLinear),
     "int8": (kernels.Int8Linear, kernels.Int8SwigluLinear),
     "fp8": (kernels.Fp8Linear, kernels.Fp8SwigluLinear),
@@ -35,7 +35,7 @@ Observer = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What every layer of one forward reads."""
+    """The inputs shared by all layers of one forward."""
 
     plan: AttentionPlan
     cos: Tensor
@@ -44,7 +44,7 @@ class _Batch:
 
 
 class _Layer:
-    """One decoder layer; with `last` it keeps the query and the key/value projections apart."""
+    """One decoder layer; the last one has separate query and key/value projections."""
 
     def __init__(
         self, weights: LayerWeights, config: ModelConfig, *, last: bool, quantize: str | None
@@ -55,8 +55,8 @@ class _Layer:
         self.scale = config.head_dim**-0.5
         q_rows = config.num_attention_heads * config.head_dim
         bias = weights.qkv_bias
-        linear, swiglu_linear = _PRODUCTS[quantize]
-        self.add_norm: Callable[..., Any] = kernels.add_rms_norm  # gives Rows
+        linear, swiglu_linear = _MATMULS[quantize]
+        self.add_norm: Callable[..., Any] = kernels.add_rms_norm  # returns Rows
         if quantize == "fp8":
             fp8 = kernels.fp8_format(weights.o.device)
             self.add_norm = partial(kernels.add_rms_norm_quantize, dtype=fp8)
@@ -80,7 +80,7 @@ class _Layer:
         return self.down(self.gate_up(x))
 
     def forward(self, x: Rows, batch: _Batch, residual: Tensor) -> Tensor:
-        """Map x [T, C] of `add_norm` to the MLP's output [T, C]; residual takes the attention's."""
+        """Map x [T, C], the output of `add_norm`, to the MLP's output [T, C]; adds the attention to `residual`."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         qkv = self.qkv(x)
         self._norm_rope(qkv, batch.cos, batch.sin, heads, kv_heads)
@@ -90,7 +90,7 @@ class _Layer:
         return self._mlp(attended, residual)
 
     def forward_last(self, x: Tensor, batch: _Batch, residual: Tensor) -> Tensor:
-        """Map x [T, C] to the MLP's output [N, C] of the final rows; residual [N, C] is theirs too."""
+        """Map x [T, C] to the MLP's output [N, C] for the last-token rows, to which `residual` [N, C] belongs too."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         rows = batch.final_rows
         q, kv = self.q(x[rows]), self.kv(x)
@@ -107,10 +107,17 @@ class Model:
     """A loaded Qwen3 embedding model on one device.
 
     `forward` maps a Forest to the final states [N', C]: the hidden state after the final norm at each distinct text's
-    last token, in the compute dtype. `quantize="int8"` quantises the layers' matrix products, on a CPU in fp32; "fp8"
-    those of all layers but the first and the last, on a GPU in bf16. Norms and attention stay in the compute dtype.
-    With `cuda_graphs` small batches on a GPU are replayed as CUDA graphs, to the same bits as without. `loaded` is told
-    of layers as they are read.
+    last token, in the compute dtype.
+
+    Args:
+        checkpoint: source of the weights.
+        config: the model's config.
+        device: the device to compute on.
+        dtype: the compute dtype.
+        quantize: "int8" quantises the matmuls of all layers (CPU, fp32); "fp8" those of all layers but the first and
+            the last (GPU, bf16). Norms and attention stay in the compute dtype.
+        cuda_graphs: replay small batches on a GPU as CUDA graphs; the results are bit-identical.
+        loaded: called with 1 after each layer is loaded.
     """
 
     def __init__(
@@ -125,7 +132,7 @@ class Model:
         loaded: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
-        # On a CPU the table stays in the mapped file as it is stored: only the rows asked for are read and converted.
+        # On a CPU the table stays in the memory-mapped file: only the rows of a batch are read and converted.
         table = checkpoint.embedding()
         self.embedding = table if device.type == "cpu" else table.to(device, dtype)
         self.layers = []
@@ -134,7 +141,7 @@ class Model:
             loaded(1)
         self.norm = checkpoint.norm().to(device, dtype)
         self.inv_freq = inverse_frequencies(config.rope, config.head_dim).to(device)
-        self._packer: Packer | None = None  # the CPU implementation takes batches as they are
+        self._packer: Packer | None = None  # the CPU implementation needs no packing
         self._graphs: Graphs | None = None
         if kernels.launches_triton(device):
             with self._current_device():
@@ -142,14 +149,14 @@ class Model:
                 self.use_packing(CudaCapture() if records else None)
 
     def _load_layer(self, checkpoint: WeightsSource, i: int, quantize: str | None) -> _Layer:
-        """What was read of a layer and is not kept is free when it returns, before the next is read."""
+        """Load layer i; memory that it needed only while loading is freed before the next layer is read."""
         last = self.config.num_hidden_layers - 1
         weights = _place(checkpoint.layer(i, self.dtype), self.device, self.dtype)
         mode = None if quantize == "fp8" and i in (0, last) else quantize
         return _Layer(weights, self.config, last=i == last, quantize=mode)
 
     def use_packing(self, capture: Capture | None) -> None:
-        """Pack batches for the Triton kernels; with `capture` small ones are recorded and replayed."""
+        """Pack batches for the Triton kernels from now on; with `capture`, small ones are recorded and replayed."""
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         self._packer = Packer(self.device, self.dtype, group)
         self._graphs = capture and Graphs(
@@ -158,17 +165,21 @@ class Model:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of activations that one more token in a batch takes at most: while a layer gates its MLP."""
+        """Peak bytes of activations per token of a batch, reached in SwiGLU."""
         c = self.config
-        heads = (
-            2 * c.num_attention_heads + 2 * c.num_key_value_heads
-        )  # q, k, v and what was attended
+        heads = 2 * c.num_attention_heads + 2 * c.num_key_value_heads  # q, k, v, attention output
         row = 3 * c.hidden_size + heads * c.head_dim + 3 * c.intermediate_size
-        return row * self.dtype.itemsize + c.head_dim * 4  # and cos and sin in fp32
+        return row * self.dtype.itemsize + c.head_dim * 4  # plus cos and sin in fp32
 
     @torch.inference_mode()
     def forward(self, forest: Forest, observe: Observer | None = None) -> Tensor:
-        """Compute the final states [N', C]; `observe(i, states)` sees the residual stream after layer i."""
+        """Compute the final states [N', C].
+
+        Args:
+            forest: the batch.
+            observe: called as `observe(i, residual)` after layer i, counted from 0; in the last layer `residual` has
+                the last-token rows only.
+        """
         with self._current_device():
             if self._packer is None:
                 return self._forward(Inputs.of(forest, self.device), observe)
@@ -180,11 +191,11 @@ class Model:
             return self._forward(inputs, observe)[:finals]
 
     def _current_device(self) -> AbstractContextManager[object]:
-        """Triton launches on the current device, whatever device the tensors are on."""
+        """Make the model's device the current one: Triton launches there, regardless of the tensors' device."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _forward(self, inputs: Inputs, observe: Observer | None = None) -> Tensor:
-        """Compute the final states of every final row; reads no tensor on the host, so that it can be recorded."""
+        """Compute the final states of the last-token rows; reads no tensor on the host, so it can be recorded."""
         attention_factor = self.config.rope.attention_factor
         cos, sin = kernels.rope_tables(inputs.positions, self.inv_freq, attention_factor)
         batch = _Batch(inputs.plan, cos, sin, inputs.final_rows)

@@ -1,4 +1,4 @@
-"""How fast each pair of a head's dimensions rotates with the position, plain and by yarn. Knows numbers only."""
+"""RoPE frequencies: the rotation per position of each pair of a head's dimensions, plain and with YaRN."""
 
 import math
 
@@ -9,13 +9,17 @@ from lastword.weights import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Give the rotations per token of each pair of dimensions: theta^(−2i/D), interpolated where yarn asks for it.
+    """Return the angle per token of each pair of dimensions: theta^(−2i/D), interpolated where YaRN requires it.
+
+    Args:
+        rope: the RoPE settings of the model.
+        head_dim: D, the width of a head.
 
     Returns:
-        [D/2] fp32.
+        [D/2] fp32, in radians per token.
 
     Source:
-        Su et al. 2021 §3.2; Peng et al. 2023 (yarn) §3; transformers `_compute_yarn_parameters`.
+        Su et al. 2021 §3.2; Peng et al. 2023 (YaRN) §3; transformers `_compute_yarn_parameters`.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
     powers = rope.theta**exponents
@@ -27,7 +31,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def _yarn_range(rope: RopeConfig, head_dim: int) -> tuple[float, float]:
-    """Give the dimensions between which yarn goes from extrapolation to interpolation."""
+    """Return the two dimension indices between which YaRN ramps from extrapolation to interpolation."""
 
     def dimension(rotations: float) -> float:
         wavelength = rope.original_max_position_embeddings / (rotations * 2 * math.pi)

@@ -1,1 +1,1 @@
-"""Where and when batches are computed: the loop, devices, worker processes."""
+"""Schedule batches on devices: the loop, background threads, worker processes."""

@@ -1,7 +1,7 @@
 """Small batches as CUDA graphs: the launches of a bucket's forward are recorded once and replayed by a single call.
 
-A graph reads and writes memory at fixed addresses: each bucket owns its buffers, a batch is copied in and its states
-are copied out before the next one. Knows layouts and a forward, no texts and no weights.
+A graph reads and writes memory at fixed addresses. So each bucket owns its buffers: a batch is copied in, and its
+states are copied out before the next batch. This module knows nothing about texts or weights.
 """
 
 import warnings
@@ -15,18 +15,18 @@ from torch import Tensor
 from lastword.batching.packing import Inputs, Layout
 from lastword.errors import LastwordWarning
 
-# Runs what it is given once or more, and returns a function that does the same again on the same memory.
+# Runs a function once or more, and returns a function that repeats the same work on the same memory.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
-# Maps inputs to final states [N, C], without a look at their contents on the host.
+# Maps inputs to final states [N, C] without reading their contents on the host.
 Forward = Callable[[Inputs], Tensor]
 
 
 class CudaCapture:
-    """Record what a function launches on the current device; all graphs share one pool of memory.
+    """Record the kernels that a function launches on the current device; all graphs share one memory pool.
 
-    It runs once before, on the stream it is recorded on: kernels are compiled and libraries take their memory there,
-    which a recording must not contain. Other threads may use the device meanwhile, but neither record nor wait for all
-    of it (`torch.cuda.synchronize`): CUDA would break the recording off.
+    The function first runs once without recording, on the same stream, because compiling kernels and allocating a
+    library's workspace must not be part of a recording. Meanwhile other threads may use the device, but must not record
+    or call `torch.cuda.synchronize`: CUDA would abort the recording.
     """
 
     _recording = Lock()
@@ -34,7 +34,8 @@ class CudaCapture:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        # Failed ones too: from PyTorch 2.12 on a graph that goes takes its stream's cuBLAS workspace from the rest.
+        # Kept even if recording failed: since PyTorch 2.12 a deleted graph frees its stream's cuBLAS workspace, which
+        # the others still use.
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
@@ -49,21 +50,21 @@ class CudaCapture:
         recording = torch.cuda.graph(
             graph, self._pool, self._stream, capture_error_mode="thread_local"
         )
-        # Its exit leaves the side stream, also where recording fails.
+        # Makes the caller's stream current again at the end, even if recording fails.
         with torch.cuda.stream(caller):
             try:
                 with torch.cuda.stream(self._stream):
                     run()
                 with recording:
                     run()
-            finally:  # the first run has written what the caller's stream may write next
+            finally:  # the first run wrote to memory that the caller's stream may write next
                 caller.wait_stream(self._stream)
         return graph.replay
 
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
-    """One bucket's buffers, int32 [layout.size] in and [N, C] out, and its graph."""
+    """One bucket's buffers, int32 [layout.size] for the inputs and [N, C] for the states, and its graph."""
 
     inputs: Tensor
     states: Tensor
@@ -71,10 +72,10 @@ class _Bucket:
 
 
 class Graphs:
-    """The graphs of one model's forward, one per bucket, recorded when a batch of the bucket first comes.
+    """The graphs of one model's forward, one per bucket, recorded when a batch of the bucket first occurs.
 
-    Holds no reference to the model, whose memory then goes with the model's last one; only a bucket that could not be
-    recorded does.
+    Keeps no reference to the model, so its memory is freed with the caller's last reference. The exception is a bucket
+    that could not be recorded: it keeps the forward.
     """
 
     def __init__(
@@ -83,16 +84,24 @@ class Graphs:
         self._capture = capture
         self._width, self._dtype, self._device = width, dtype, device
         self._buckets: dict[Layout, _Bucket] = {}
-        self._lock = Lock()  # buffers hold one batch at a time
-        self._done: torch.cuda.Event | None = None  # the batch before has left the buffers
+        self._lock = Lock()  # the buffers hold one batch at a time
+        self._done: torch.cuda.Event | None = (
+            None  # the previous batch was copied out of the buffers
+        )
 
     def run(self, forward: Forward, layout: Layout, buffer: Tensor, finals: int) -> Tensor:
         """Compute the final states [finals, C] of a batch that was packed into a bucket's layout.
 
-        They are the caller's own. All work is put on the current stream; `forward` must be the same at every call.
+        The result is a copy that belongs to the caller. All work is queued on the current stream.
+
+        Args:
+            forward: computes the states; must be the same at every call.
+            layout: the bucket's layout.
+            buffer: the packed batch on the host.
+            finals: number of last-token rows of the batch, without padding.
         """
         with self._lock:
-            if self._done is not None:  # it may have been on another stream
+            if self._done is not None:  # the previous batch may have run on another stream
                 torch.cuda.current_stream().wait_event(self._done)
             bucket = self._buckets.get(layout)
             if bucket is None:
@@ -105,7 +114,7 @@ class Graphs:
             return states
 
     def _record(self, forward: Forward, layout: Layout, buffer: Tensor) -> _Bucket:
-        """Record a bucket on its first batch: what runs before the recording needs inputs that make sense."""
+        """Record a bucket with its first batch as input: the run before the recording needs valid inputs."""
         inputs = buffer.to(self._device, copy=True)
         states = torch.empty(layout.finals, self._width, dtype=self._dtype, device=self._device)
 
@@ -117,7 +126,7 @@ class Graphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # What breaks a recording, such as another thread that waits for the whole device, may do so each time.
+            # Do not try again: the cause, such as another thread that calls `synchronize`, may recur each time.
             problem = str(error).partition("\n")[0]
             warnings.warn(
                 LastwordWarning(

@@ -1,7 +1,4 @@
-"""Where to compute, in what dtype, and how much at once.
-
-Knows devices, not models.
-"""
+"""Choose the device, the compute dtype and the batch size. This module knows devices, but no models."""
 
 import torch
 
@@ -9,20 +6,21 @@ from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import activation_levels, check_fp8, check_int8, fp8_format
 from lastword.weights import dtype_name
 
-# Rows of one forward for each CPU thread: products are at their peak, more only take memory (bench/LOG.md).
+# Rows of one forward per CPU thread: matmuls reach their peak here, more rows only take memory (bench/LOG.md).
 CPU_BATCH_TOKENS_PER_THREAD = 1024
 CPU_BATCH_TOKENS_MOST = 8192
-# On a GPU more rows bring no more speed; fewer than the least, and products read weights more than they compute.
+# Least and most rows on a GPU: below the least, reading weights dominates the matmuls; above the most, no gain.
 GPU_BATCH_TOKENS_LIMITS = (1024, 16_384)
-# Of the memory that is free once the weights are loaded; the rest is for libraries, graphs and other processes.
+# Share of the memory free after loading the weights; the rest is for libraries, graphs and other processes.
 GPU_FREE_SHARE = 0.8
 _DEVICES = "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """Return the device asked for, else the first GPU, else the CPU.
+    """Return the requested device; by default the first GPU, or the CPU if there is none.
 
-    Raises:   DeviceError for a device that is unknown or not there.
+    Raises:
+        DeviceError: the device is unknown or missing.
     """
     return _one_device(device, "'cpu', 'cuda' or 'cuda:N'")
 
@@ -36,7 +34,7 @@ def _one_device(device: str | torch.device | None, expected: str) -> torch.devic
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise DeviceError("device", "unknown", got=repr(str(device)), expected=expected)
-    # PyTorch keeps the number in 8 bits: cuda:256 would be cuda:0
+    # PyTorch stores the number in 8 bits: cuda:256 would become cuda:0
     if chosen.type == "cuda" and (str(chosen) != str(device) or not _is_there(chosen)):
         gpus = torch.cuda.device_count()
         there = ("'cpu': PyTorch finds no GPU", "'cuda:0'", f"'cuda:0' to 'cuda:{gpus - 1}'")
@@ -50,15 +48,17 @@ def _is_there(gpu: torch.device) -> bool:
 
 
 def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...]:
-    """Return the devices asked for: one as `choose_device` does, or several of one kind.
+    """Return the requested devices: a single one as `choose_device` does, or several of the same kind.
 
-    "cuda:0,1" (or "cuda:0,cuda:1") and "cuda:all" are GPUs; "cpu,cpu" are two processes that share the CPU's threads.
+    "cuda:0,1" (or "cuda:0,cuda:1") and "cuda:all" stand for GPUs; "cpu,cpu" stands for two processes that share the
+    CPU's threads.
 
-    Raises:   DeviceError for one that is unknown or not there, a GPU named twice, or devices of two kinds.
+    Raises:
+        DeviceError: a device is unknown or missing, a GPU is named twice, or GPUs and CPUs are mixed.
     """
     asked = str(device)
     if asked == "cuda:all":
-        choose_device("cuda")  # refuses a machine without
+        choose_device("cuda")  # raises if there is no GPU
         return tuple(torch.device("cuda", i) for i in range(torch.cuda.device_count()))
     names = [name.strip() for name in asked.split(",")]
     if len(names) == 1:
@@ -67,20 +67,21 @@ def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...
     names = [f"cuda:{name}" if gpus and name.isdecimal() else name for name in names]
     chosen = tuple(_one_device(name, _DEVICES) for name in names)
     if len({each.type for each in chosen}) > 1:
-        expected = "GPUs or CPUs alone, as 'cuda:0,1' or 'cpu,cpu'"
-        raise DeviceError("device", "of two kinds", got=repr(asked), expected=expected)
+        expected = "only GPUs or only CPUs, as in 'cuda:0,1' or 'cpu,cpu'"
+        raise DeviceError("device", "mixes GPUs and CPUs", got=repr(asked), expected=expected)
     if chosen[0].type == "cuda" and None in {each.index for each in chosen}:
-        what = "one of several GPUs without its number"
-        raise DeviceError("device", what, got=repr(asked), expected="as in 'cuda:0,1'")
+        what = "one of several GPUs has no number"
+        raise DeviceError("device", what, got=repr(asked), expected="numbers, as in 'cuda:0,1'")
     if chosen[0].type == "cuda" and len(set(chosen)) < len(chosen):
         raise DeviceError("device", "a GPU is named twice", got=repr(asked), expected="each once")
     return chosen
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Return the compute dtype asked for, else float32 on a CPU and bfloat16 on a GPU.
+    """Return the requested compute dtype; by default float32 on a CPU and bfloat16 on a GPU.
 
-    Raises:   ConfigError for any other: float16 overflows in this family and is never computed in.
+    Raises:
+        ConfigError: any other dtype; float16 overflows in this model family and is never a compute dtype.
     """
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -88,15 +89,16 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     name = dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype.removeprefix("torch.")
     if name not in known:
         expected = "'float32' or 'bfloat16'"
-        raise ConfigError("dtype", "cannot be computed in", got=repr(name), expected=expected)
+        raise ConfigError("dtype", "not a compute dtype", got=repr(name), expected=expected)
     return known[name]
 
 
 def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return how matrix products are quantised: None, "int8" on a CPU in float32, or "fp8" on a GPU in bfloat16.
+    """Return the mode in which matmuls are quantised: None, "int8" (CPU, float32) or "fp8" (GPU, bfloat16).
 
-    Raises:   ConfigError for any other name, device or dtype, or on a CPU without a kernel for it; DeviceError for a
-              GPU without fp8.
+    Raises:
+        ConfigError: the mode is unknown, does not fit the device or dtype, or this CPU has no kernel for it.
+        DeviceError: the GPU has no fp8.
     """
     if quantize is None:
         return None
@@ -110,12 +112,12 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
             "int8 is for CPUs",
             got=f"device {str(device)!r}",
             expected="'cpu'",
-            remedy="Use device 'cpu', quantize 'fp8' on this one, or leave quantize out.",
+            remedy="Use device 'cpu', quantize 'fp8' on this device, or leave quantize out.",
         )
     if quantize == "fp8":
         check_fp8(device)
     if dtype != rest[quantize]:
-        what = f"{quantize} computes the rest in {dtype_name(rest[quantize])}"
+        what = f"{quantize} needs dtype {dtype_name(rest[quantize])}"
         got = f"dtype {dtype_name(dtype)!r}"
         raise ConfigError("quantize", what, got=got, remedy="Leave dtype out.")
     if quantize == "int8":
@@ -124,17 +126,20 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
 
 
 def quantize_identity(quantize: str | None, device: torch.device) -> list[object] | None:
-    """Name a mode with what its codes depend on: the levels of this CPU, or the fp8 format of this GPU."""
+    """Identify a mode for the fingerprint: its name with this CPU's int8 levels or this GPU's fp8 format."""
     if quantize == "int8":
         return [quantize, activation_levels()]
     return None if quantize is None else [quantize, str(fp8_format(device))]
 
 
 def default_batch_tokens(device: torch.device, token_bytes: int) -> int:
-    """Tokens computed in one forward where the caller does not say.
+    """Return the default number of tokens computed in one forward.
 
-    On a GPU as many as fit in its free memory at `token_bytes` of activations each, within limits; call it after the
-    weights are loaded.
+    Call it after the weights are loaded: on a GPU it depends on the free memory.
+
+    Args:
+        device: the device.
+        token_bytes: bytes of activations per token.
     """
     if device.type != "cpu":
         low, high = GPU_BATCH_TOKENS_LIMITS
@@ -143,6 +148,6 @@ def default_batch_tokens(device: torch.device, token_bytes: int) -> int:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory that the driver has left, and what PyTorch holds without using it."""
+    """Return the memory that the driver has left plus the memory that PyTorch reserves without using it."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -2,8 +2,9 @@
 
     texts ─ groups ─► Group of items ─ plan_forests ─► forests ─ runner.start(task) ─► Finished ─► matrices in order
 
-`finished` is the core: it takes groups of items, from texts or from a queue, and yields what each batch gives as
-batches finish. `matrices` (order, raising, counts), `results` (one item at a time) and `plan` are thin around it.
+`finished` is the core: it takes groups of items, from texts or from a queue, and yields the results of each batch when
+it finishes. The other methods are thin wrappers: `matrices` restores the order, raises errors and counts; `results`
+yields one item at a time; `plan` only counts.
 """
 
 from collections import deque
@@ -36,21 +37,21 @@ from lastword.runtime.threads import Take, map_ahead, run_ahead
 from lastword.text.groups import GROUP_TEXTS, cut_groups
 from lastword.text.tokenizer import TextTokenizer, Tokens
 
-# A group of fewer texts is prepared in the caller's thread: the hand-over would cost more than it hides.
+# A smaller group is prepared in the caller's thread: handing it to another thread would cost more than it saves.
 _MIN_AHEAD = 64
-# Groups of vectors that are computed and not taken yet: as many as that, at most of so many bytes in all.
+# Limits, in groups and in bytes, of the vectors computed before the caller takes them.
 _MOST_AHEAD, _BYTES_AHEAD = 8, 256 << 20
-# How soon a queue is looked at again while batches are under way and a device has room.
+# Seconds until a queue is polled again while batches are running and a device can take one more.
 _LOOK_S = 0.002
 
 
 class Loop:
-    """A tokenizer, what runs the model that belongs to it, and the budget of a batch.
+    """A tokenizer, the runner of its model, and the token budget of a batch.
 
     Args:
-        tokenizer: of the checkpoint.
-        runner: what computes batches.
-        max_batch_tokens: None for what suits the runner's devices.
+        tokenizer: the checkpoint's tokenizer.
+        runner: computes batches.
+        max_batch_tokens: maximum tokens computed per batch; None for the default of the runner's devices.
     """
 
     def __init__(
@@ -69,18 +70,18 @@ class Loop:
         in_order: bool = True,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Finished]:
-        """Yield what each batch gives; an error belongs to its items and ends nothing else.
+        """Yield the results of each batch; an error affects only the items of its batch.
 
-        Batches are started `runner.depth` further than the one waited for.
+        Up to `runner.depth` batches are started before the first one is waited for.
 
         Args:
-            source: gives groups; asked to wait only where no batch is under way.
-            task: what to compute of every item; None for vectors by the items' formats.
-            in_order: in the order in which batches were started; else as they finish.
-            stopped: whether nobody wants more; asked before each batch.
+            source: returns the next group; may block only while no batch is running.
+            task: the task for every item; None computes vectors in the items' formats.
+            in_order: whether to yield batches in the order they were started, or as they finish.
+            stopped: returns whether to stop; called before each batch.
 
         Raises:
-            Exception: what `source` raised, once the groups before it are done.
+            Exception: an exception of `source`, once the groups before it are done.
         """
         ready: deque[tuple[Group, Forest]] = deque()
         started: list[tuple[Group, Forest, float, Wait]] = []
@@ -106,7 +107,7 @@ class Loop:
                 ready.extendleft((group, part) for part in reversed(rest))
                 started.append((group, forest, began, self._start(group, task, forest)))
                 began = perf_counter()
-            # where there is room for a batch more, the source is looked at again soon
+            # a device that can take one more batch should not wait: poll the source again soon
             seconds = _LOOK_S if more and len(started) <= self.runner.depth else None
             place = 0 if in_order else first_done([wait for *_, wait in started], seconds)
             if not started or place is None:
@@ -114,14 +115,14 @@ class Loop:
             group, forest, batch_began, wait = started.pop(place)
             start = partial(self._start, group, task)
             for part, result in computed_parts(forest, wait, start, self.budget):
-                # batches overlap where several are under way: no second is counted twice
+                # several running batches overlap in time: count no second twice
                 before, done = max(batch_began, done), perf_counter()
                 yield finished_batch(group, part, result, task, done - before)
         if failure is not None and not isinstance(failure, StopIteration):
             raise failure
 
     def _start(self, group: Group, task: Task | None, forest: Forest) -> Wait:
-        """Begin a batch; what cannot be begun fails where it is waited for."""
+        """Start a batch; if that fails, the returned wait raises the error."""
         try:
             return self.runner.start(task or embed_task(group, forest), forest)
         except Exception as error:  # noqa: BLE001  it belongs to the items of this batch
@@ -139,18 +140,19 @@ class Loop:
         task: Task | None = None,
         ahead: bool = False,
     ) -> Iterator[Tensor]:
-        """Yield a matrix per group of texts, a row per text, in the caller's order.
+        """Yield one matrix per group of texts with one row per text, in the caller's order.
 
         Args:
-            texts: read by the caller's thread alone, some groups further than is yielded.
-            options: of the call.
-            report: counts are added to it, here alone, as matrices are taken.
-            advance: told of texts done.
+            texts: an iterable, read only by the caller's thread, a few groups ahead.
+            options: settings of the call.
+            report: counts are added to it as the caller takes matrices.
+            advance: called with the number of texts of each finished batch.
             task: as for `finished`.
-            ahead: where the runner has time for it, compute in a thread of its own while the matrices are used.
+            ahead: compute in a background thread while the caller uses the matrices, if the runner allows it.
 
         Raises:
-            InputError: names a text by its index, after the matrices of all groups before its own.
+            InputError: a text cannot be embedded; raised after the matrices of all groups before its own, with its
+                index.
         """
         groups = self.groups(texts, options)
         if ahead and self.runner.ahead:
@@ -175,7 +177,7 @@ class Loop:
         source: Take[Group],
         stopped: Callable[[], bool] = lambda: False,
     ) -> Generator[tuple[Tensor, Report]]:
-        """Gather a matrix and the counts of each group; the first error of a batch is raised."""
+        """Yield the matrix and the counts of each group; raise the first error of a batch."""
         out: Tensor | None = None
         left, counts = 0, Report()
         for batch in self.finished(source, task, stopped=stopped):
@@ -194,7 +196,7 @@ class Loop:
                 out = None
 
     def plan(self, texts: Iterable[str], options: EncodeOptions) -> Report:
-        """Count what `matrices` would compute."""
+        """Count the texts, tokens and batches of `matrices` without computing it."""
         report = Report()
         for group in self.groups(texts, options):
             for counts in (group.counts, *map(counts_of, group.forests)):
@@ -202,12 +204,12 @@ class Loop:
         return report
 
     def token_ids(self, texts: Iterable[str], options: EncodeOptions) -> Iterator[list[int]]:
-        """Yield each text's token ids as they are computed."""
+        """Yield the token ids of each text, exactly those that would be computed."""
         for numbered in cut_groups(iter(texts)):
             yield from self._tokens(options, numbered).ids
 
     def groups(self, texts: Iterable[str], options: EncodeOptions) -> Generator[Group]:
-        """Yield groups ready to be computed; a runner with time for it has the next one prepared in a thread."""
+        """Yield groups ready to be computed; if the runner allows it, a thread prepares the next one."""
         cut = cut_groups(iter(texts), small_first=self.runner.ahead)
         prepare = partial(self._prepare, options)
         if self.runner.ahead:
@@ -216,7 +218,7 @@ class Loop:
             yield from map(prepare, cut)
 
     def _prepare(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Group:
-        """Tokenise and pack a group of texts; `numbered` has the caller's index of the first of them."""
+        """Tokenise and pack a group; `numbered` is the caller's index of its first text, and the texts."""
         began, first = perf_counter(), numbered[0]
         tokens = self._tokens(options, numbered)
         if options.too_long == "error":
@@ -237,12 +239,12 @@ class Loop:
     def results(
         self, queue: "Queue[Item | None]", report: Report | None = None
     ) -> Iterator[tuple[object, Tensor | Exception]]:
-        """Yield (tag, tensor or error) of each item that comes through a queue, as batches finish; None ends it.
+        """Yield (tag, tensor or error) for each item from a queue, as batches finish.
 
-        What lies in the queue when the device has room for a batch is sorted and packed together.
+        When a device can take a batch, all items then in the queue are sorted and packed together.
 
         Args:
-            queue: of items with a format each.
+            queue: gives items, each with a format; None marks the end.
             report: counts are added to it.
         """
         items = QueuedItems(queue, self.tokenizer.vocab_size)

@@ -1,6 +1,6 @@
-"""How many tokens a batch may have, and what happens to one that does not fit in the device's memory.
+"""The token budget of a batch, and the handling of a batch that does not fit in the device's memory.
 
-Such a batch makes way for its halves. Knows forests and functions that compute them, neither texts nor models.
+Such a batch is split in half. This module knows forests and functions that compute them, but no texts or models.
 """
 
 import warnings
@@ -13,16 +13,16 @@ from lastword.batching.forest import Forest
 from lastword.errors import LastwordWarning
 from lastword.runtime.runner import Wait
 
-# Full batches that must fit before larger ones are tried again; twice as many after each attempt that failed.
+# Number of full batches that must fit before larger ones are tried again; doubled after each failed attempt.
 _PATIENCE = 32
 _MOST_PATIENCE = 1024
 
 
 class BatchBudget:
-    """The tokens of a batch: `limit` by the caller or the device, `tokens` now, for all calls of one Embedder.
+    """The maximum number of tokens per batch, shared by all calls of one Embedder.
 
-    Where memory runs out, `tokens` falls to half of the batch that failed. After a number of full batches that fitted,
-    twice as many tokens are tried again, up to the limit.
+    `limit` is set by the caller or the device, `tokens` is the current maximum. When memory runs out, `tokens` falls to
+    half the size of the batch that failed. After a number of full batches have fitted, it is doubled, up to the limit.
     """
 
     def __init__(self, limit: int, device: str) -> None:
@@ -31,7 +31,7 @@ class BatchBudget:
 
     @property
     def limit(self) -> int:
-        """The tokens of a batch where memory suffices; setting it starts anew."""
+        """Maximum tokens per batch if memory suffices; setting it resets the current maximum."""
         return self._limit
 
     @limit.setter
@@ -40,7 +40,7 @@ class BatchBudget:
         self._patience, self._fitted, self._retried = _PATIENCE, 0, False
 
     def fitted(self, tokens: int) -> None:
-        """Take note of a batch that was computed; only a full one says that memory suffices."""
+        """Record a batch that was computed; only a full batch counts as evidence that memory suffices."""
         if 2 * tokens < self.tokens or self.tokens >= self._limit:
             return
         self._fitted += 1
@@ -49,9 +49,9 @@ class BatchBudget:
             self._retried = True
 
     def lower(self, tokens: int) -> None:
-        """Halve the batches to come where one of so many tokens ran out of memory, and say so once.
+        """Halve the budget after a batch of `tokens` tokens ran out of memory; warn the first time.
 
-        A batch over the budget, planned before it fell, tells nothing new.
+        A batch larger than the budget, planned before the budget fell, changes nothing.
         """
         if tokens > self.tokens:
             return
@@ -70,7 +70,7 @@ class BatchBudget:
             )
 
     def within(self, forest: Forest) -> list[Forest]:
-        """Split a batch that was planned before the budget fell; one text alone may exceed it."""
+        """Split a batch that was planned before the budget fell; a single text may exceed the budget."""
         if forest.tokens_computed <= self.tokens or len(forest.final_rows) == 1:
             return [forest]
         return [part for half in forest.halves() for part in self.within(half)]
@@ -79,17 +79,16 @@ class BatchBudget:
 def computed_parts(
     forest: Forest, wait: Wait, start: Callable[[Forest], Wait], budget: BatchBudget
 ) -> Iterator[tuple[Forest, Tensor | Exception]]:
-    """Wait for a batch; one that does not fit in the device's memory makes way for its halves.
+    """Wait for a batch; if it does not fit in the device's memory, split it and compute its halves.
 
     Args:
         forest: the batch.
-        wait: gives its tensor.
-        start: begins a part of it.
-        budget: told of each part whether it fitted.
+        wait: returns its tensor.
+        start: starts a part of it.
+        budget: learns of each part whether it fitted.
 
     Yields:
-        Each part with its tensor, or with the error that it ends in: `torch.OutOfMemoryError` where one text alone
-        does not fit.
+        Each part with its tensor or its error; the error is `torch.OutOfMemoryError` if a single text does not fit.
     """
     parts = [(forest, wait)]
     while parts:
@@ -105,7 +104,7 @@ def computed_parts(
 
 
 def _result_of(wait: Wait) -> Tensor | Exception:
-    """Give what a wait gives or raises; its frames, which may hold the device's memory, are let go."""
+    """Return a wait's tensor or exception, without the traceback, whose frames may hold device memory."""
     try:
         return wait()
     except torch.OutOfMemoryError as error:

@@ -1,8 +1,9 @@
-"""Several devices: a process for each, with the whole model, and batches handed out by the tokens they compute.
+"""Several devices: one process per device with the whole model; each batch goes to the least loaded worker.
 
-A worker is a fresh interpreter at the other end of a socket: no fork, no `if __name__ == "__main__"` in the caller's
-script. Two threads of this process serve it, one sends and one receives: where a worker dies, the latter hears of it
-at once, and everybody who waits for it gets a DeviceError. Knows no texts.
+A worker is a fresh interpreter at the other end of a socket, so there is no fork, and the caller's script needs no
+`if __name__ == "__main__"`. Two threads of this process serve each worker, one to send and one to receive. If a worker
+dies, the receiving thread notices at once, and everyone who waits for that worker gets a DeviceError. This module knows
+nothing about texts.
 """
 
 import os
@@ -32,21 +33,22 @@ from lastword.runtime.runner import FutureWait, InProcess, ModelLoader, Runner, 
 from lastword.runtime.serialization import pack, unpack
 from lastword.weights import dtype_name
 
-# Batches per device that are started before the first is waited for: one computed, one in waiting, one to even out.
+# Batches per device started before the first is waited for: one running, one queued, one to balance uneven batches.
 _BATCHES_AHEAD = 3
 _SECONDS_TO_END = 5
 _START = "import sys; sys.path[:] = sys.argv[2:]; from lastword.runtime.worker import main; main(int(sys.argv[1]))"
 
 
 class Pool:
-    """A worker process per device.
+    """One worker process per device.
 
     Args:
-        load: gives the model for `device=`; it is sent to the workers.
-        devices: of one kind; the threads of this process are divided between them.
+        load: called as `load(device=...)` in each worker, returns the model; must be picklable.
+        devices: devices of the same kind; the CPU threads of this process are divided among the workers.
 
     Raises:
-        Exception: what loading raised in a worker; DeviceError for a worker that died.
+        Exception: an exception from loading the model in a worker.
+        DeviceError: a worker died.
     """
 
     ahead = True
@@ -57,11 +59,11 @@ class Pool:
         threads = max(1, torch.get_num_threads() // len(devices))
         self._owner = os.getpid()
         self._workers: list[_Worker] = []
-        # Runs when the pool is collected, and at the interpreter's end at the latest.
+        # Runs when the pool is garbage-collected, at the latest when the interpreter exits.
         self._stop = weakref.finalize(self, _end_all, self._workers, self._owner)
         try:
             for device in devices:
-                # A process that is started and not yet noted would be left behind.
+                # An interrupt between starting a process and recording it would leave the process behind.
                 with _ctrl_c_held():
                     self._workers.append(_Worker(device, pack((load, device, threads))))
             self.batch_tokens: int = min(worker.ready.result() for worker in self._workers)
@@ -70,10 +72,18 @@ class Pool:
             raise
 
     def start(self, task: Task, forest: Forest) -> Wait:
-        """Hand a batch to the worker with the fewest tokens to compute.
+        """Send a batch to the worker with the fewest tokens still to compute.
 
-        Raises:   DeviceError where a worker has died, whichever it is, after `close`, or in a fork of the process that
-                  made the pool: the threads that serve it are not there.
+        Args:
+            task: the task to run on the batch.
+            forest: the batch.
+
+        Returns:
+            A function that waits for the task's tensor and returns it.
+
+        Raises:
+            DeviceError: any worker has died, the pool is closed, or this process is a fork of the one that made the
+                pool and so lacks its threads.
         """
         if os.getpid() != self._owner:
             raise DeviceError(
@@ -81,7 +91,7 @@ class Pool:
                 "belongs to another process",
                 got=f"a call from process {os.getpid()}",
                 expected=f"one from {self._owner}, which opened the Embedder",
-                remedy="Open another after the fork.",
+                remedy="Open another Embedder after the fork.",
             )
         for worker in self._workers:
             worker.check()
@@ -89,20 +99,20 @@ class Pool:
         return FutureWait(worker.submit(pack((task, forest)), forest.tokens_computed))
 
     def close(self) -> None:
-        """End the worker processes; who still waits for a batch gets a DeviceError."""
+        """End the worker processes; anyone still waiting for a batch gets a DeviceError."""
         self._stop()
 
 
 def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: bool | None) -> Runner:
-    """Load the model into this process, or for several devices into a process each.
+    """Load the model into this process, or into one worker process per device if there are several.
 
     Args:
-        load: the model.
-        devices: where to.
-        show: a bar of the layers as they are read into this process, as `progress_bar` takes it.
+        load: loads the model.
+        devices: the devices to load it on.
+        show: whether to show a bar while layers are loaded into this process; see `progress_bar`.
 
     Raises:
-        DeviceError: it does not fit there.
+        DeviceError: the model does not fit in a device's memory.
     """
     try:
         if len(devices) > 1:
@@ -113,16 +123,16 @@ def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: boo
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             "device",
-            "the model does not fit in the memory that is free",
+            "the model does not fit in the free memory",
             got=f"{', '.join(map(str, devices))} and {dtype_name(load.dtype)} weights",
-            expected="room for them",
-            remedy="Use bfloat16, fp8 or another device, or free memory there.",
+            expected="enough free memory for them",
+            remedy="Use bfloat16, fp8 or another device, or free memory on this one.",
         ) from error
 
 
 @contextmanager
 def _ctrl_c_held() -> Iterator[None]:
-    """Let Ctrl-C that comes meanwhile interrupt afterwards; only the main thread is ever interrupted."""
+    """Delay a Ctrl-C until the end of the `with` block; a no-op outside the main thread, which alone gets signals."""
     if current_thread() is not main_thread():
         yield
         return
@@ -138,7 +148,7 @@ def _ctrl_c_held() -> Iterator[None]:
 
 def _end_all(workers: "list[_Worker]", owner: int) -> None:
     if os.getpid() != owner:
-        return  # a fork of this process: the workers are not its own
+        return  # this process is a fork: the workers belong to its parent
     for worker in workers:
         worker.stop()
     for worker in workers:
@@ -153,10 +163,10 @@ class _Worker:
     def __init__(self, device: torch.device, order: bytes) -> None:
         self.device = device
         self._outbox: SimpleQueue[tuple[bytes, Future[Any], int] | None] = SimpleQueue()
-        self.tokens = 0  # handed out and not computed yet
-        self._waiting: deque[tuple[Future[Any], int]] = deque()  # for answers, in turn
-        self._problem: DeviceError | None = None  # why nothing can be asked any more
-        self._lock = RLock()  # of the three above
+        self.tokens = 0  # sent but not computed yet
+        self._waiting: deque[tuple[Future[Any], int]] = deque()  # sent orders, in order of answers
+        self._problem: DeviceError | None = None  # why no more orders are accepted
+        self._lock = RLock()  # guards the three above
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self._process = subprocess.Popen(  # noqa: S603  our own interpreter
@@ -164,7 +174,7 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                process_group=0,  # Ctrl-C in a terminal is for the caller alone
+                process_group=0,  # Ctrl-C in a terminal must reach only the caller
             )
             self._connection = Connection(ours.detach())
         self.ready = self.submit(order, 0)
@@ -175,14 +185,22 @@ class _Worker:
             thread.start()
 
     def check(self) -> None:
-        """Raise the DeviceError that says why nothing can be computed here any more."""
+        """Raise DeviceError with the reason, if this worker accepts no more orders."""
         if self._problem is not None:
             raise copy(self._problem)
 
     def submit(self, order: bytes, tokens: int) -> "Future[Any]":
-        """Ask for something; the answer comes to the future. Ctrl-C at any point leaves orders and answers in step.
+        """Queue an order; a Ctrl-C at any point keeps orders and answers matched.
 
-        Raises:   DeviceError as `check` does; nothing is put behind the end that `stop` puts.
+        Args:
+            order: the packed message.
+            tokens: tokens that it will compute.
+
+        Returns:
+            The future of the answer.
+
+        Raises:
+            DeviceError: as `check`; so no order follows the end mark that `stop` queues.
         """
         answer: Future[Any] = Future()
         with self._lock:
@@ -198,13 +216,13 @@ class _Worker:
                 "closed",
                 got="a closed Embedder",
                 expected="an open one",
-                remedy="Open it again.",
+                remedy="Open a new Embedder.",
             )
             self._outbox.put(None)
         self._process.terminate()
 
     def end(self) -> None:
-        """Wait until the process has ended; one that does not is killed."""
+        """Wait until the process has ended; kill it after a timeout."""
         try:
             self._process.wait(_SECONDS_TO_END)
         except subprocess.TimeoutExpired:
@@ -212,8 +230,8 @@ class _Worker:
             self._process.wait()
 
     def join(self) -> None:
-        """Wait for the two threads: one that the interpreter's end finds in PyTorch would abort the process."""
-        if current_thread() not in (self._receiver, self._sender):  # where the pool was collected
+        """Wait for the two threads: a thread still inside PyTorch at interpreter exit would abort the process."""
+        if current_thread() not in (self._receiver, self._sender):  # they may collect the pool
             self._sender.join(_SECONDS_TO_END)
 
     def _send(self) -> None:
@@ -224,9 +242,9 @@ class _Worker:
                     answer.set_exception(copy(self._problem))
                     continue
                 self._waiting.append((answer, tokens))
-            with suppress(OSError):  # it died: `_receive` says so
+            with suppress(OSError):  # the worker died: `_receive` reports it
                 self._connection.send_bytes(order)
-        self._receiver.join()  # it ends with the process
+        self._receiver.join()  # ends when the process ends
         self._connection.close()
 
     def _receive(self) -> None:
@@ -242,7 +260,7 @@ class _Worker:
                     answer.set_result(given)
         except (EOFError, OSError):
             self.end()
-        except Exception:  # noqa: BLE001  an answer that this process cannot hold
+        except Exception:  # noqa: BLE001  an answer that this process cannot unpack
             self._process.kill()
         status = self._process.wait()
         how = f"exit status {status}"
@@ -252,12 +270,11 @@ class _Worker:
             "its worker process died",
             got=how,
             expected="it to live as long as the Embedder",
-            remedy="It was killed (by hand or for lack of memory), or its output above says why. Open the Embedder "
-            "again.",
+            remedy="It was killed (by hand or for lack of memory), or its output above says why. Open a new Embedder.",
         )
 
     def _give_up(self, what: str, *, got: str, expected: str, remedy: str) -> None:
-        """Tell everybody who waits, now and from now on; the first problem stays."""
+        """Fail all waiting and future orders with this problem, or with an earlier one if there is one."""
         with self._lock:
             if self._problem is None:
                 self._problem = DeviceError(

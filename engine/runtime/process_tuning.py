@@ -1,7 +1,7 @@
-"""What loading a CPU model changes in the caller's process: the C library's memory and oneDNN's caches.
+"""Process settings changed when a CPU model loads: the C library's memory allocation and the caches of oneDNN.
 
-While a model loads, freed blocks go back to the system; afterwards they are kept for the next batch. `tune_process`
-of the Embedder leaves all of it out.
+While a model loads, freed blocks go back to the system; afterwards they are kept for the next batch.
+`Embedder(tune_process=False)` changes none of these settings.
 """
 
 import ctypes
@@ -10,22 +10,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# glibc fetches blocks of over 32 MB from the system each time, in the worst case for 6 % of a batch; what it keeps
-# does not grow from batch to batch, so nothing is given back in between (bench/LOG.md, 2026-11-24).
+# By default glibc requests blocks of over 32 MB from the system every time, which takes up to 6 % of a batch's time.
+# The kept memory does not grow from batch to batch, so it is never returned in between (bench/LOG.md, 2026-11-24).
 _KEPT_BYTES = 256 << 20
-# Kept, a layer's blocks would lie between those of the layers before: holes of half a model (LOG, 2026-11-27).
+# If blocks were kept while loading, memory would fragment: holes of half a model (bench/LOG.md, 2026-11-27).
 _LOADING_BYTES = 1 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
-# oneDNN and PyTorch's layer above it keep what they made for each number of rows, about 1 MB per matmul, 1024 times.
-# Each reads its variable once, at its first matmul in this process: where torch has computed before, it is too late.
+# oneDNN, and PyTorch's layer above it, cache up to 1024 matmuls by number of rows, at about 1 MB each. Each reads its
+# variable once, at the first matmul of the process; setting it later has no effect.
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _CACHED = "32"
 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Within it freed blocks of over 1 MB go back to the system at once; from its end on `keep_blocks`."""
+    """Return freed blocks of over 1 MB to the system during the `with` block; afterwards call `keep_blocks`."""
     limit_caches()
     _set(_M_MMAP_THRESHOLD, _LOADING_BYTES)
     try:
@@ -35,18 +35,18 @@ def loading() -> Iterator[None]:
 
 
 def limit_caches() -> None:
-    """Let oneDNN's two caches hold 32 entries where the user's environment does not say."""
+    """Limit the two caches to 32 entries each, unless the user's environment sets a limit."""
     for name in _CACHES:
         os.environ.setdefault(name, _CACHED)
 
 
 def keep_blocks() -> bool:
-    """Let blocks of up to 256 MB that the main thread frees serve its next batch, in this whole process.
+    """Keep freed blocks of up to 256 MB for the next batch; affects the main thread's heap of the whole process.
 
     Returns:
-        Whether the C library will; one without `mallopt`, or that refuses (an old glibc), is left as it is.
+        Whether the C library accepted it; False, with no change, without `mallopt` or with an old glibc.
     """
-    # The second alone would stop glibc from raising its 128 kB for the first.
+    # Setting only the second would stop glibc from raising the first above its default of 128 kB.
     return _set(_M_MMAP_THRESHOLD, _KEPT_BYTES) and _set(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES)
 
 

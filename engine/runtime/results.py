@@ -1,4 +1,4 @@
-"""What goes through the loop, and how a batch's tensor becomes each item's own result, or its error."""
+"""The items of the loop, and the step from a batch's tensor to each item's result or error."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,16 +15,19 @@ from lastword.model.postprocess import VectorFormat, not_finite, postprocess, qu
 from lastword.report import Report
 from lastword.runtime.runner import EmbedTask, Task
 
-# Items that one group takes from a queue at most.
+# Maximum number of items that one group takes from a queue.
 _MOST_ITEMS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One text on its way: `tag` is the caller's own and comes back with the result.
+    """One text in the loop.
 
-    `format` says what vector is wanted; it is None where the loop is given a task for all items. `prompt` holds the ids
-    of the call's prompt, tokenised alone; nothing depends on it yet.
+    Args:
+        tag: any object of the caller's, returned with the result.
+        ids: the text's token ids.
+        format: the requested vector format; None if the loop runs a task that is the same for all items.
+        prompt: token ids of the call's prompt, tokenised alone; not used yet.
     """
 
     tag: object
@@ -33,11 +36,11 @@ class Item:
     prompt: Sequence[int] = ()
 
     def problem(self, vocab_size: int) -> InputError | None:
-        """Say why an item that a server hands over cannot be computed beside others."""
+        """Return the error of an item from a queue that cannot be computed with others, or None."""
         if self.format is None:
             return self.error("its format is missing", expected="a VectorFormat")
         if not self.ids:
-            return self.error("it has no tokens", expected="one token at least")
+            return self.error("it has no tokens", expected="at least one token")
         low, high = min(self.ids), max(self.ids)
         if low < 0 or high >= vocab_size:
             got = f"id {low if low < 0 else high}"
@@ -52,26 +55,38 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Items that are sorted and packed together, their forests, and what was counted while they were prepared.
+    """Items that are sorted and packed together.
 
-    `refused`: items that are not in it, with their errors.
+    Args:
+        items: the items.
+        forests: the batches that hold them.
+        began: when their preparation began, by `perf_counter`.
+        counts: counts from their preparation.
+        refused: items that could not be included, with their errors.
     """
 
     items: list[Item]
     forests: list[Forest]
-    began: float  # when they were first looked at
+    began: float
     counts: Report = field(default_factory=Report)
     refused: Sequence[tuple[Item, Exception]] = ()
 
 
 class QueuedItems:
-    """Groups of the items that come through a queue; what lies there at once is a group. None ends it."""
+    """Make groups of the items from a queue: all items present at a time form a group. None marks the end."""
 
     def __init__(self, queue: "Queue[Item | None]", vocab_size: int) -> None:
         self._queue, self._vocab_size, self._ended = queue, vocab_size, False
 
     def take(self, plan: Callable[[list[Item]], list[Forest]], *, wait: bool) -> Group | None:
-        """Make a group of what lies in the queue, or None where nothing does and `wait` is not set.
+        """Make a group of the items in the queue.
+
+        Args:
+            plan: packs items into forests.
+            wait: whether to block until there is an item.
+
+        Returns:
+            The group, or None if the queue is empty and `wait` is False.
 
         Raises:
             StopIteration: the queue has ended.
@@ -95,13 +110,18 @@ class QueuedItems:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Items of one group that are done together: `rows[i]` belongs to `group.items[texts[i]]`, unless it has an error.
+    """The results of items of one group that finished together.
 
-    `rows` is a tensor, or a list where the items' formats differ. `errors` is by index into `group.items`.
+    Args:
+        group: the group.
+        texts: int64 [n], the items that finished, as indices into `group.items`.
+        rows: the result of item `texts[i]` is `rows[i]`; a tensor, or a list if the items' formats differ.
+        errors: by index into `group.items`, the errors of the items that have no result.
+        counts: the counts of this batch.
     """
 
     group: Group
-    texts: Tensor  # int64 [n]
+    texts: Tensor
     rows: Tensor | list[Tensor]
     errors: Mapping[int, Exception]
     counts: Report
@@ -114,14 +134,14 @@ class Finished:
 
 
 def refused_items(group: Group) -> Finished:
-    """Answer the items that were refused while their group was prepared."""
+    """Make the results of the items that were refused while their group was prepared: their errors."""
     items, errors = [item for item, _ in group.refused], [error for _, error in group.refused]
     places = torch.arange(len(items))
     return Finished(Group(items, [], group.began), places, [], dict(enumerate(errors)), Report())
 
 
 def embed_task(group: Group, forest: Forest) -> EmbedTask:
-    """Make the task of a batch: its items' vectors, or where they differ in kind the states to make them from."""
+    """Make the task of a batch: vectors if all items share width and normalisation, else the full final states."""
     kinds = {(each.dim, each.normalize) for each in _formats(group, forest)}
     if len(kinds) == 1:
         return EmbedTask(*kinds.pop())
@@ -131,7 +151,15 @@ def embed_task(group: Group, forest: Forest) -> EmbedTask:
 def finished_batch(
     group: Group, forest: Forest, result: Tensor | Exception, task: Task | None, seconds: float
 ) -> Finished:
-    """Bring a batch's result into the form that its items ask for; a vector that is not finite is an error."""
+    """Convert a batch's tensor to the formats of its items; a vector with a NaN or infinity becomes an error.
+
+    Args:
+        group: the group that the batch belongs to.
+        forest: the batch.
+        result: the tensor of its task, one row per distinct text, or the error of the whole batch.
+        task: as for `Loop.finished`.
+        seconds: wall time of the batch.
+    """
     counts, indices = counts_of(forest), forest.texts.tolist()
     counts.seconds = seconds
     if not isinstance(result, Exception):
@@ -141,14 +169,14 @@ def finished_batch(
             result = error
         else:
             return Finished(group, forest.texts, rows, errors, counts)
-    errors = {i: _named(result, group.items[i], forest) for i in indices}
+    errors = {i: _item_error(result, group.items[i], forest) for i in indices}
     return Finished(group, forest.texts, [], errors, counts)
 
 
 def _rows(
     group: Group, forest: Forest, states: Tensor, task: Task | None
 ) -> tuple[Tensor | list[Tensor], dict[int, Exception]]:
-    """Give a row per text of a batch, and the error of each that is not finite, from what its task gave."""
+    """Return one row per text of a batch, and the errors of items whose vector is not finite or cannot be made."""
     if task is not None:
         return states, {}
     indices = forest.texts.tolist()
@@ -157,7 +185,7 @@ def _rows(
         errors[indices[place]] = group.items[indices[place]].error(
             "its vector is not finite",
             expected="finite numbers",
-            remedy="The weights are damaged or overflow in this dtype: check them, or use dtype float32.",
+            remedy="The weights are damaged or overflow in this dtype. Check them, or use dtype float32.",
         )
     formats = _formats(group, forest)
     if len(formats) == 1:
@@ -165,20 +193,20 @@ def _rows(
     done, rows = embed_task(group, forest), list(states)
     for place, index in enumerate(indices):
         try:
-            rows[place] = _formatted(rows[place], group.items[index].format, done)
-        except Exception as error:  # noqa: BLE001  of this item alone
+            rows[place] = _to_format(rows[place], group.items[index].format, done)
+        except Exception as error:  # noqa: BLE001  it belongs to this item only
             errors[index] = error
     return rows, errors
 
 
 def _formats(group: Group, forest: Forest) -> list[VectorFormat]:
-    """List the different formats of a batch's items."""
+    """List the distinct formats of a batch's items."""
     formats = dict.fromkeys(group.items[i].format for i in forest.texts.tolist())
     return [each for each in formats if each is not None]
 
 
-def _formatted(state: Tensor, wanted: VectorFormat | None, done: EmbedTask) -> Tensor:
-    """Make one vector [dim] of a batch whose items differ, from what its task has `done`."""
+def _to_format(state: Tensor, wanted: VectorFormat | None, done: EmbedTask) -> Tensor:
+    """Convert one row of a batch with mixed formats to a vector [dim]; `done` is the task that made the row."""
     assert wanted is not None
     row = state[None]
     if (wanted.dim, wanted.normalize) != (done.dim, done.normalize):
@@ -187,14 +215,14 @@ def _formatted(state: Tensor, wanted: VectorFormat | None, done: EmbedTask) -> T
 
 
 def counts_of(forest: Forest) -> Report:
-    """Count what computing a batch costs."""
+    """Return the counts of one batch."""
     return Report(
         tokens_asked=forest.tokens_asked, tokens_computed=forest.tokens_computed, batches=1
     )
 
 
-def _named(error: Exception, item: Item, forest: Forest) -> Exception:
-    """Turn a lack of memory into the error of the one text that needs it; others are everybody's."""
+def _item_error(error: Exception, item: Item, forest: Forest) -> Exception:
+    """Turn a lack of memory into an error that names the text; return any other error unchanged."""
     if not isinstance(error, torch.OutOfMemoryError):
         return error
     return item.error(

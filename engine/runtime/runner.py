@@ -1,7 +1,7 @@
-"""Where batches are computed: in this process, or in processes of their own, one per device (`pool.py`).
+"""Runners compute batches: in this process, or in one worker process per device (`pool.py`).
 
-A task says what to compute of a batch; it is a small frozen dataclass, so that a worker process can be sent it. A
-runner starts it and gives what waits for the tensor. Knows no texts.
+A task defines what to compute for a batch; it is a small frozen dataclass that can be sent to a worker process. A
+runner starts the task and returns a function that waits for its tensor. This module knows nothing about texts.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,17 +22,17 @@ from lastword.runtime import process_tuning
 from lastword.runtime.device import default_batch_tokens
 from lastword.weights import ModelConfig, WeightsSource
 
-# The thread that prepares texts may hold Python's lock for as long as a small model's batch takes (expected, see
-# bench/LOG.md, 2026-11-27). Batches that wait take no memory but inputs and vectors.
+# The thread that prepares texts may hold the GIL for as long as a small model's batch takes (a prediction, see
+# bench/LOG.md, 2026-11-27), so several batches are queued. A queued batch takes memory only for inputs and vectors.
 _GPU_DEPTH = 3
 
-# Waits for a batch that was started and gives its tensor.
+# Waits for a started batch and returns its tensor.
 Wait = Callable[[], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class FutureWait:
-    """A `Wait` for a batch that may finish before those which were started before it."""
+    """A `Wait` for a batch that may finish before batches started earlier."""
 
     future: "Future[Tensor]"
 
@@ -41,11 +41,14 @@ class FutureWait:
 
 
 def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
-    """Find a batch whose tensor is there; those that keep their order go by it.
+    """Return the index of a finished batch; batches that finish in order are waited for in order.
 
     Args:
-        waits: of the batches that were started.
-        seconds: to wait for one; None for as long as it takes.
+        waits: the waits of the started batches, in order.
+        seconds: how long to wait for one; None for no limit.
+
+    Returns:
+        The index, or None if no batch finished in time; always 0 if any wait is not a `FutureWait`.
     """
     futures = [wait.future for wait in waits if isinstance(wait, FutureWait)]
     if len(futures) < len(waits):
@@ -55,7 +58,7 @@ def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
 
 
 def failed(error: Exception) -> Wait:
-    """Make the wait for a batch that could not be begun."""
+    """Make the wait of a batch that could not be started: it raises the error."""
 
     def wait() -> Tensor:
         raise error
@@ -64,14 +67,14 @@ def failed(error: Exception) -> Wait:
 
 
 class Task(Protocol):
-    """What to compute of a batch: a tensor with a row for each of its N' distinct texts."""
+    """The computation for a batch: returns a tensor with one row for each of its N' distinct texts."""
 
     def __call__(self, model: Model, forest: Forest, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedTask:
-    """The vectors [N', dim] fp32, of length 1 with `normalize`; `dim` None keeps all dimensions."""
+    """Compute the vectors [N', dim] fp32, scaled to length 1 with `normalize`; `dim` None keeps all dimensions."""
 
     dim: int | None
     normalize: bool
@@ -83,7 +86,7 @@ class EmbedTask:
 
 @dataclass(frozen=True, slots=True)
 class StatesTask:
-    """The hidden states [N', len(layers), C] fp32 of each last token, see `last_token_states`."""
+    """Compute the hidden states [N', len(layers), C] fp32 of the last tokens; see `last_token_states`."""
 
     layers: tuple[int, ...]
 
@@ -92,10 +95,13 @@ class StatesTask:
 
 
 class Runner(Protocol):
-    """Computes batches.
+    """The interface of an object that computes batches.
 
-    `name`: of the devices. `depth`: batches to start beyond the one that is waited for. `ahead`: whether this process
-    has time to prepare texts and use results meanwhile. `batch_tokens`: of a batch where the caller does not say.
+    Args:
+        name: the devices, for messages.
+        depth: number of batches to start beyond the one that is waited for.
+        ahead: whether this process is free to prepare texts and use results while batches are computed.
+        batch_tokens: default maximum tokens per batch.
     """
 
     name: str
@@ -104,15 +110,18 @@ class Runner(Protocol):
     batch_tokens: int
 
     def start(self, task: Task, forest: Forest) -> Wait:
-        """Begin a batch; the function returned gives the task's tensor on the CPU, or raises torch.OutOfMemoryError."""
+        """Start a batch; the returned function waits for the task's tensor and returns it on the CPU.
+
+        The returned function raises torch.OutOfMemoryError if the batch does not fit in the device's memory.
+        """
 
     def close(self) -> None:
-        """End the processes that this runner has, if any: what is started or waited for there is a DeviceError."""
+        """End the runner's worker processes, if any; starting or waiting for a batch then raises DeviceError."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLoader:
-    """How to load a model: everything but the device. A worker process is sent one."""
+    """All arguments needed to load a model except the device; can be sent to a worker process."""
 
     checkpoint: WeightsSource
     config: ModelConfig
@@ -124,7 +133,7 @@ class ModelLoader:
     def __call__(
         self, device: torch.device, loaded: Callable[[int], None] = lambda _: None
     ) -> Model:
-        """Load it; `loaded` is told of layers as they are read."""
+        """Load the model onto a device; `loaded` is called with 1 after each layer."""
         tuned = self.tune_process and device.type == "cpu"
         with process_tuning.loading() if tuned else nullcontext():
             return Model(
@@ -139,7 +148,7 @@ class ModelLoader:
 
 
 class InProcess:
-    """The model in this process; on a GPU the vectors of a batch come while the next ones are computed."""
+    """A runner with the model in this process; on a GPU, copies vectors to the host while later batches run."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.name = model, str(model.device)
@@ -152,17 +161,17 @@ class InProcess:
             return to_host(task(self.model, forest))
         except torch.OutOfMemoryError as error:
             problem = str(error)
-        torch.cuda.empty_cache()  # what the forward held is free by now
+        torch.cuda.empty_cache()  # here, because the forward's tensors are released by now
         return failed(torch.OutOfMemoryError(problem))
 
     def close(self) -> None:
-        """Nothing: the model goes with its last reference."""
+        """Do nothing: the model is freed with its last reference."""
 
 
 def to_host(vectors: Tensor) -> Wait:
-    """Start copying vectors to pinned memory; the function returned waits for this copy alone and gives them.
+    """Start copying vectors to pinned memory; the returned function waits for this copy only and returns it.
 
-    PyTorch keeps the device's memory until work queued before has read it. On a CPU nothing is copied.
+    PyTorch keeps the device memory until the queued copy has read it. On a CPU nothing is copied.
     """
     if vectors.device.type == "cpu":
         return lambda: vectors

@@ -1,7 +1,7 @@
-"""Messages between an embedder and its worker processes: pickles in which a tensor is dtype, shape and bytes.
+"""Messages between an embedder and its worker processes: pickles that store a tensor as dtype, shape and bytes.
 
-torch's own way hands over shared memory by file descriptor, and those run out; a copy costs little beside a forward.
-Knows nothing of what the messages mean.
+PyTorch's own pickling shares memory through file descriptors, of which a process can run out; a copy costs little
+compared with a forward. This module does not interpret the messages.
 """
 
 import io
@@ -15,15 +15,15 @@ from lastword.weights import tensor_bytes
 
 
 def pack(message: object) -> bytes:
-    """Turn a message into bytes; tensors in it, of any device and strides, arrive on the CPU, contiguous."""
+    """Convert a message to bytes; tensors in it, of any device and strides, arrive on the CPU and contiguous."""
     data = io.BytesIO()
     _Pickler(data, pickle.HIGHEST_PROTOCOL).dump(message)
     return data.getvalue()
 
 
 def unpack(data: bytes) -> Any:
-    """Turn bytes that `pack` made, in a process of ours, into the message."""
-    return pickle.loads(data)  # noqa: S301  comes over a socket that only our own process holds
+    """Convert bytes from `pack` back to the message; only for bytes from one of our own processes."""
+    return pickle.loads(data)  # noqa: S301  read from a socket that only our own processes hold
 
 
 class _Pickler(pickle.Pickler):

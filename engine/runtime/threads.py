@@ -1,8 +1,9 @@
-"""Work that runs ahead of whoever takes its results: in order, bounded, no exception lost and no thread left behind.
+"""Background threads that work ahead of the caller: in order, bounded, no exception lost and no thread left behind.
 
-The caller's thread alone reads what is worked on. Where the results are no longer wanted, a thread ends with the piece
-of work it is at, and nobody waits for it: it may be waiting for a device. At Python's end it is waited for a moment, as
-a thread that the interpreter's end finds within PyTorch would abort the process. Knows nothing of texts.
+Only the caller's thread reads the input. When the results are no longer needed, a thread ends after its current piece
+of work, and the caller does not wait for it, because it may be waiting for a device. When Python exits, the thread is
+given a few seconds to end: a thread still inside PyTorch would abort the process. This module knows nothing about
+texts.
 """
 
 import atexit
@@ -21,7 +22,8 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 P = TypeVar("P")
 R = TypeVar("R")
-# The next piece of work; None where there is none yet and `wait` is not set. StopIteration where there will be none.
+# Called with `wait`: returns the next piece of work, or None if there is none yet and `wait` is False; raises
+# StopIteration at the end.
 Take = Callable[[bool], T | None]
 
 _SECONDS_AT_END = 5.0
@@ -29,7 +31,7 @@ _running: "weakref.WeakSet[_Computing[Any, Any]]" = weakref.WeakSet()
 
 
 def read_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """Read `depth` items further than is yielded; a failure to read waits until the items before it are done."""
+    """Yield the items, reading up to `depth` ahead; an exception while reading is raised after the items before it."""
     waiting: deque[T] = deque()
     failure: Exception | None = None
     more = True
@@ -50,12 +52,12 @@ def read_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
 def map_ahead(
     work: Callable[[T], R], items: Iterator[T], *, at_once: Callable[[T], bool]
 ) -> Generator[R]:
-    """Yield `work(item)` in order; while the caller uses one, a thread works on the next.
+    """Yield `work(item)` in order; while the caller uses one result, a thread works on the next.
 
     Args:
         work: runs in the thread.
-        items: read one further than is yielded.
-        at_once: whether an item is so small that the hand-over would cost more than it hides.
+        items: read one item ahead.
+        at_once: returns whether an item is so small that the caller's thread should work on it instead.
     """
     with _preparing() as thread:
 
@@ -72,16 +74,16 @@ def run_ahead(
     compute: Callable[[Take[P], Callable[[], bool]], Iterator[R]],
     most: int,
 ) -> Generator[R]:
-    """Yield a result per item, in order; two threads prepare and compute the next ones while the caller uses one.
+    """Yield one result per item, in order; two threads prepare and compute the next ones while the caller uses one.
 
-    Two items are read for each that is yielded, up to `most`; more only while the next result is not there yet, so that
-    a slow source does not hold back for long what is ready.
+    Before each result, two items are read, and more only until the result is ready. So a slow source does not hold back
+    finished results for long.
 
     Args:
-        items: read by the caller's thread alone.
-        prepare: runs in a thread, item by item.
-        compute: runs in another; it is given what takes the next prepared item, and whether to stop.
-        most: items that are read and whose results are not taken.
+        items: read by the caller's thread only.
+        prepare: runs in one thread, item by item.
+        compute: runs in another thread; its arguments take the next prepared item and tell whether to stop.
+        most: maximum number of items read before their results are taken.
     """
     with _preparing() as thread:
         computing: _Computing[P, R] = _Computing(compute)
@@ -112,7 +114,7 @@ def run_ahead(
 
 
 class _Computing(Generic[P, R]):
-    """The thread of one `run_ahead`, fed with what is prepared."""
+    """The computing thread of one `run_ahead`, which is fed prepared items."""
 
     def __init__(self, compute: Callable[[Take[P], Callable[[], bool]], Iterator[R]]) -> None:
         self._compute = compute
@@ -120,7 +122,7 @@ class _Computing(Generic[P, R]):
         self._results: SimpleQueue[tuple[R, None] | tuple[None, BaseException]] = SimpleQueue()
         self._stopped = Event()
         self.thread = Thread(target=self._run, name="lastword-compute", daemon=True)
-        _running.add(self)  # as long as its thread runs
+        _running.add(self)  # a weak reference: the running thread keeps it alive
         self.thread.start()
 
     def feed(self, prepared: "Future[P] | None") -> None:
@@ -128,7 +130,7 @@ class _Computing(Generic[P, R]):
         self._fed.put(prepared)
 
     def ready(self) -> bool:
-        """Whether the next result is there."""
+        """Return whether the next result is ready."""
         return not self._results.empty()
 
     def result(self) -> R:
@@ -139,7 +141,7 @@ class _Computing(Generic[P, R]):
         return found[0]
 
     def stop(self) -> None:
-        """Let the thread end with the batch it is at."""
+        """Tell the thread to end after its current batch."""
         self._stopped.set()
         self._fed.put(None)
 
@@ -162,20 +164,20 @@ class _Computing(Generic[P, R]):
 
 @contextmanager
 def _preparing(
-    is_finalizing: Callable[[], bool] = sys.is_finalizing,  # a name of this module may be gone then
+    is_finalizing: Callable[[], bool] = sys.is_finalizing,  # bound now: globals may be gone at exit
 ) -> Iterator[ThreadPoolExecutor]:
-    """Give a thread; at the end what it has begun goes on, and what it has not is dropped."""
+    """Yield a pool of one thread; at the end work in progress continues, and work not yet begun is dropped."""
     thread = ThreadPoolExecutor(1, "lastword-prepare")
     try:
         yield thread
     finally:
-        if not is_finalizing():  # what it takes is gone by then, and so is the thread
+        if not is_finalizing():  # at exit the thread, and what shutdown needs, are already gone
             thread.shutdown(wait=False, cancel_futures=True)
 
 
 @atexit.register
 def _end_all() -> None:
-    """Let every thread end, at Python's end, before PyTorch goes."""
+    """End all threads when Python exits, before PyTorch is unloaded."""
     deadline = time.monotonic() + _SECONDS_AT_END
     running = list(_running)
     for each in running:

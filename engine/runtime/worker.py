@@ -1,6 +1,7 @@
-"""The process of one device: opens the model, then computes one batch after another. `pool.py` starts it.
+"""The worker process of one device, started by `pool.py`: loads the model, then computes one batch after another.
 
-It ends as soon as the parent's end of the socket closes, in the middle of a batch too, so that it outlives no parent.
+It exits as soon as the parent's end of the socket closes, even in the middle of a batch, and so never outlives its
+parent.
 """
 
 import os
@@ -20,10 +21,13 @@ from lastword.runtime.serialization import pack, unpack
 
 
 def main(handle: int) -> None:
-    """Serve the parent at the other end of the socket: first the order to open the model, then batches.
+    """Serve the parent at the other end of the socket: first the order to load the model, then batches.
 
-    Each order is answered, in turn, with what it gave: the default tokens of a batch for the model, a tensor for a
-    batch, or the exception.
+    Orders are answered in the order received. The answer is the default tokens per batch after loading the model, the
+    tensor of a batch, or an exception.
+
+    Args:
+        handle: file descriptor of the socket.
     """
     connection = Connection(handle)
     inbox: SimpleQueue[bytes] = SimpleQueue()
@@ -44,7 +48,7 @@ def main(handle: int) -> None:
 
 
 def _read(connection: Connection, inbox: "SimpleQueue[bytes]") -> None:
-    """Take orders while a batch is computed, and notice the parent's end at once."""
+    """Receive orders while a batch is computed; exit at once when the parent is gone."""
     try:
         while True:
             inbox.put(connection.recv_bytes())
@@ -61,7 +65,7 @@ def _open(order: bytes) -> InProcess:
 
 
 def _start(runner: InProcess, order: bytes) -> Callable[[], bytes]:
-    """Begin a batch; what is returned waits for its answer."""
+    """Start a batch; the returned function waits for its packed answer."""
     try:
         wait = runner.start(*unpack(order))
     except Exception as error:  # noqa: BLE001  raised again in the parent
@@ -77,7 +81,7 @@ def _answer(wait: Wait) -> bytes:
 
 
 def _portable(error: Exception) -> Exception:
-    """The exception with this process's traceback as a note, or its text where it does not survive a pickle."""
+    """Add this process's traceback as a note; an exception that cannot be pickled becomes a RuntimeError."""
     error.add_note(f"In the worker process:\n{traceback.format_exc()}")
     try:
         copy: Any = unpack(pack(error))

@@ -1,1 +1,1 @@
-"""Texts to token ids, a bounded group of texts at a time."""
+"""Turn texts into token ids, one bounded group of texts at a time."""

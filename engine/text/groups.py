@@ -1,13 +1,13 @@
-"""Cuts a stream of texts into bounded groups that are tokenised, sorted and packed together. Knows texts only."""
+"""Cut a stream of texts into bounded groups; each group is tokenised, sorted and packed together."""
 
 from collections.abc import Iterable, Iterator
 
 from lastword.errors import InputError
 
-# Large enough to meet equal prefixes, small in memory.
+# Large enough for texts with equal prefixes to meet, small enough for memory.
 GROUP_TEXTS = 4096
 _GROUP_CHARS = 4_000_000
-# A first group that is ready soon but fills a GPU's batch of 16,384 tokens of English, and how groups grow from it.
+# The first group is small, to be ready soon, but fills a GPU batch of 16,384 tokens of English; later groups grow.
 _FIRST_CHARS = 65_536
 _GROWTH = 4
 
@@ -18,9 +18,9 @@ def cut_groups(
     """Gather texts until a group is full by count or by characters.
 
     Args:
-        texts: read as groups are asked for.
-        small_first: begin with a small group and let them grow, so that a device which computes while the next one is
-            prepared has little to wait for.
+        texts: an iterator, read only as groups are requested.
+        small_first: begin with a small group and let the groups grow, so that a device that computes in the
+            background gets its first batch early.
 
     Yields:
         The caller's index of the group's first text, and the texts.
@@ -46,13 +46,13 @@ def cut_groups(
 
 
 def several(texts: Iterable[str]) -> Iterable[str]:
-    """Refuse one str where several are expected: its items are its characters."""
+    """Return the texts, but raise InputError for a single str, since iterating it would yield its characters."""
     if isinstance(texts, str):
         raise InputError(
             "texts",
-            "a single str, which is not taken here",
+            "a single str, which is not accepted here",
             got="str",
-            expected="a list or an iterator of them",
+            expected="a list or an iterator of str",
             remedy="Put it in a list.",
         )
     return texts

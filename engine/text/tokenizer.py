@@ -1,7 +1,7 @@
-"""Texts to token ids by the checkpoint's own tokenizer.json: its template, its end token, and nothing else.
+"""Turn texts into token ids with the checkpoint's tokenizer.json: its template, its end token, and nothing else.
 
-The tokenizer is shared read-only: truncation is done here, never by its own settings. Knows no prompts' names, no
-weights and no batches.
+The tokenizer is shared and never modified after loading, so truncation is done here. This module knows nothing about
+prompt names, weights or batches.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from tokenizers import Tokenizer
 
 from lastword.errors import ConfigError, InputError, WeightsError, not_unicode
 
-# Texts longer than this many characters a token are first tried on a prefix: English has 4 to 5.
+# Of a text with more characters per allowed token, only a prefix is tokenised first. English has 4 to 5 per token.
 _CHARS_PER_TOKEN = 8
 
-# The word pattern of every Qwen2 and Qwen3 tokenizer. In it a letter is never followed by a non-letter, so that
-# between the two a word always ends, whatever comes after: a text may be cut there and its first tokens stay.
+# The word pattern of every Qwen2 and Qwen3 tokenizer. In this pattern a word always ends between a letter and a
+# non-letter, whatever follows: cutting a text there does not change the tokens before the cut.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Letters that no following character composes with, before characters that compose with nothing (NFC).
+# A letter that composes with no following character, before a character that composes with no preceding one (NFC).
 _SAFE_CUT = re.compile(
     "[A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff](?=[ \\n.,;:!?\u3001\u3002\uff0c\uff01\uff1f\uff1b\uff1a])"
 )
@@ -33,13 +33,13 @@ _SAFE_CUT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids of a list of texts, and which of the texts were cut to max_length."""
+    """The token ids of a list of texts, and for each text whether it was cut to max_length."""
 
     ids: list[list[int]]
     cut: list[bool]
 
     def refuse_cut(self, max_length: int, *, first: int = 0) -> None:
-        """Raise the InputError that names the first text that was cut; `first` is the caller's index of texts[0]."""
+        """Raise InputError naming the first text that was cut, if any; `first` is the caller's index of texts[0]."""
         if any(self.cut):
             index = first + self.cut.index(True)
             raise InputError(
@@ -54,8 +54,13 @@ class Tokens:
 class TextTokenizer:
     """The tokenizer of one checkpoint folder.
 
-    Raises:   WeightsError for a missing or damaged tokenizer.json, or ids beyond the `vocab_size` rows; ConfigError for
-              a template that changes the text.
+    Args:
+        folder: the checkpoint's folder.
+        vocab_size: rows of the model's embedding table.
+
+    Raises:
+        WeightsError: tokenizer.json is missing or damaged, or has ids of `vocab_size` or more.
+        ConfigError: the template changes the text.
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
@@ -64,7 +69,7 @@ class TextTokenizer:
         if not path.is_file():
             raise WeightsError(
                 str(path),
-                "missing, and lastword reads tokenizer.json only",
+                "missing, and lastword reads no other tokenizer file",
                 remedy="Save it with tokenizers or transformers.",
             )
         try:
@@ -88,7 +93,7 @@ class TextTokenizer:
         self._cuttable = self._has_qwen_words()
 
     def _template(self) -> tuple[list[int], list[int]]:
-        """What the file's template puts before and after a text."""
+        """Find the token ids that the template adds before and after a text."""
         probe = "a"
         core = self._tokenizer.encode(probe, add_special_tokens=False).ids
         whole = self._tokenizer.encode(probe, add_special_tokens=True).ids
@@ -102,7 +107,7 @@ class TextTokenizer:
         )
 
     def _has_qwen_words(self) -> bool:
-        """Whether a safe cut is known: Qwen's word pattern, NFC or no normaliser, no added token across a cut."""
+        """Return whether `_SAFE_CUT` is valid: Qwen's word pattern, NFC or no normaliser, no added token across it."""
         if self._tokenizer.pre_tokenizer is None:
             return False
         words = json.loads(self._tokenizer.pre_tokenizer.__getstate__())
@@ -126,24 +131,30 @@ class TextTokenizer:
 
     @cached_property
     def file_hash(self) -> str:
-        """SHA-256 of the whole tokenizer.json, in hexadecimal; read once."""
+        """SHA-256 of tokenizer.json in hexadecimal, computed once."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def num_template_tokens(self) -> int:
-        """How many tokens the template adds to every text."""
+        """Number of tokens that the template adds to every text."""
         return len(self.before) + len(self.after)
 
     def encode(
         self, texts: Sequence[str], max_length: int, *, prompt: str = "", first: int = 0
     ) -> Tokens:
-        """Tokenise texts in parallel; a text over `max_length` tokens is cut and keeps what the template appends.
+        """Tokenise texts in parallel and cut each to `max_length` tokens, keeping the tokens that the template appends.
 
-        Only as much of a huge text is tokenised as can survive the cut; the ids are those of the whole text.
+        Of a very long text only a prefix is tokenised; the ids equal those of tokenising the whole text.
 
-        Args:     prompt: valid Unicode, put before every text; first: the caller's index of texts[0], for errors.
-        Raises:   InputError naming the text that is not valid Unicode, or gives no token.
+        Args:
+            texts: the texts.
+            max_length: maximum tokens per text, including those of the template.
+            prompt: valid Unicode, put before every text.
+            first: the caller's index of texts[0], for errors.
+
+        Raises:
+            InputError: a text is not valid Unicode or has no tokens; the error gives its index.
         """
         texts = [prompt + text for text in texts] if prompt else texts
         prefixes = [self._prefix(text, max_length * _CHARS_PER_TOKEN) for text in texts]
@@ -161,7 +172,7 @@ class TextTokenizer:
                     f"text {first + i}",
                     "gives no token",
                     got=repr(text),
-                    expected="a text the tokenizer keeps",
+                    expected="a text with at least one token",
                     index=first + i,
                 )
             if len(ids[i]) > max_length or len(prefixes[i]) < len(text):
@@ -170,7 +181,7 @@ class TextTokenizer:
         return Tokens(ids, cut)
 
     def _prefix(self, text: str, chars: int) -> str:
-        """The text up to its last safe cut within `chars`, or all of it."""
+        """Return the text up to the last safe cut within `chars` characters, or all of it if there is none."""
         if not self._cuttable or len(text) <= 2 * chars:
             return text
         for start in range(chars - 256, 0, -256):
@@ -180,7 +191,7 @@ class TextTokenizer:
         return text
 
     def _encode(self, texts: Sequence[str], prompt: int, first: int) -> list[list[int]]:
-        """The ids of texts that begin with a prompt of so many characters."""
+        """Tokenise texts that begin with a prompt of `prompt` characters; `first` as for `encode`."""
         try:
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=True)
         except (TypeError, UnicodeError):
@@ -191,7 +202,7 @@ class TextTokenizer:
 
 
 def _check_text(text: str, index: int) -> None:
-    """Raise the InputError that names a lone surrogate, which no tokenizer takes."""
+    """Raise InputError if the text has a lone surrogate, which no tokenizer accepts."""
     problem = not_unicode(InputError, f"text {index}", text)
     if isinstance(problem, InputError):
         problem.index = index

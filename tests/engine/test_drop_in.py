@@ -1,4 +1,4 @@
-"""One script, run through sentence-transformers and through lastword: the same keywords, the same answers."""
+"""One script, run with sentence-transformers and with lastword: the same keywords, the same results."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ DOCUMENTS = [
 
 
 def script(model: Any) -> dict[str, Any]:
-    """What a user of sentence-transformers writes."""
+    """Calls as a user of sentence-transformers writes them."""
     quiet = {"show_progress_bar": False, "batch_size": 2}
     queries = model.encode_query(QUERIES, convert_to_tensor=True, **quiet)
     documents = model.encode_document(DOCUMENTS, convert_to_tensor=True, **quiet)

@@ -1,4 +1,4 @@
-"""The public surface: prompts, order, streams, neighbours that change nothing, and sentence-transformers beside it."""
+"""The public API: prompts, order, streams, independence of other texts, comparison with sentence-transformers."""
 
 import json
 import random
@@ -162,7 +162,7 @@ LISTS = st.lists(st.lists(WORDS, max_size=30).map(" ".join), min_size=1, max_siz
 def test_neighbours_change_nothing(
     embedder: Embedder, texts: list[str], prompted: bool, budget: int
 ) -> None:
-    """Sharing on or off, any batch: a vector moves by at most 1e-5."""
+    """With or without sharing, and in any batch, a vector differs by at most 1e-5."""
     prompt = (
         "Instruct: Given a web search query, retrieve relevant passages\nQuery:" if prompted else ""
     )
@@ -178,7 +178,7 @@ def test_a_shared_prompt_is_computed_once_a_batch(embedder: Embedder) -> None:
     queries = [f"{i} {random.Random(i).random()}" for i in range(1000)]
     plain, prompted = embedder.plan(queries, prompt=""), embedder.plan(queries, "query")
     prompt = len(embedder.info.tokenizer.encode([embedder.prompts["query"]], 1000).ids[0]) - 1
-    # Never fewer than the prompt once a batch; the queries' own tokens may merge with its last one.
+    # At least the prompt once per batch; the first characters of a query may merge with its last token.
     assert prompted.tokens_saved >= (1000 - prompted.batches) * (prompt - 1)
     assert plain.tokens_asked + 1000 * (prompt - 1) <= prompted.tokens_asked
 
@@ -203,7 +203,7 @@ def test_no_layers_are_not_all_of_them(embedder: Embedder) -> None:
         (
             {"dtype": "float16"},
             ConfigError,
-            ("cannot be computed in", "'float16'", "'float32' or 'bfloat16'"),
+            ("not a compute dtype", "'float16'", "'float32' or 'bfloat16'"),
         ),
         ({"max_length": 1}, ConfigError, ("out of range", "1", "2 to 4096 tokens")),
         ({"max_length": 10**9}, ConfigError, ("out of range", "1000000000", "2 to 4096 tokens")),
@@ -316,7 +316,7 @@ def test_fingerprints(embedder: Embedder, tiny_checkpoint: Path) -> None:
 
 
 def test_a_space_is_of_what_is_computed_and_no_limit(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """`max_position_embeddings` is a limit; the theta of the rotation is not."""
+    """`max_position_embeddings` is only a limit, whereas the RoPE theta changes the vectors."""
     spaces = {}
     for name, change in {
         "same": {},

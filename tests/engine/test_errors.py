@@ -1,4 +1,4 @@
-"""Errors in five parts: one line, one punctuation, sent and copied whole; a missing package says what to install."""
+"""Errors in five parts: one line, uniform punctuation, pickled and copied whole; a missing package and its remedy."""
 
 import pickle
 from copy import copy

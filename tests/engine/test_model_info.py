@@ -1,4 +1,4 @@
-"""What may be set on a model after it is opened, and where its own limits are said to come from."""
+"""Settings that can be changed after a model is opened, and errors that name the source of its limits."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The bar is on a terminal, and nowhere where there is no stderr."""
+"""The progress bar is shown on a terminal, and not at all without stderr."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""Which published model is meant: a hub id, a folder that bears the model's name, and nothing else."""
+"""Recognising published models: by hub id or by a folder with the model's name, and by nothing else."""
 
 from pathlib import Path
 

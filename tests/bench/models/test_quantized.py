@@ -57,7 +57,7 @@ def test_the_command(capfd, tmp_path: Path) -> None:
 def test_refused_before_models_are_made(capfd) -> None:
     words = ["bench", "model", "--quantize", "int8", "--device", "cpu", "--dtype", "bfloat16"]
     assert main(words) == 2
-    assert "--quantize: int8 computes the rest in float32" in capfd.readouterr().err
+    assert "--quantize: int8 needs dtype float32" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The forest: every text's path spells its tokens, shared rows are computed once, batches keep the budget."""
+"""Forests: every text's path has its tokens, shared rows are computed once, batches stay within the budget."""
 
 import time
 from itertools import pairwise
@@ -24,7 +24,7 @@ def depth(forest: Forest, segment: int) -> int:
 
 
 def spell(forests: list[Forest], count: int) -> list[list[int]]:
-    """Read every text back out of the forests."""
+    """Read the tokens of every text back from the forests."""
     texts: list[list[int]] = [[] for _ in range(count)]
     for forest in forests:
         for text, which in zip(forest.texts.tolist(), forest.distinct.tolist(), strict=True):
@@ -108,7 +108,7 @@ def test_growing_texts_share_one_segment() -> None:
 def test_chains_deeper_than_the_bound_copy_what_they_cannot_share() -> None:
     step = 2 * MIN_SHARED
     levels = 3 * MAX_DEPTH
-    # Each forks off the one before, further down.
+    # Each list forks off the previous one, further down.
     texts = [[2] * (step * level) + [1] + [0] * level for level in range(levels)]
     forests = check(texts, 100_000)
     assert max(depth(f, s) for f in forests for s in range(len(f.segments.start))) == MAX_DEPTH

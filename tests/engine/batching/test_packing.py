@@ -1,4 +1,4 @@
-"""Buckets and the buffer of a batch: every batch fits its bucket and is read as written, padding is of no text."""
+"""Buckets and the buffer of a batch: every batch fits its bucket and reads back as written; no text reads padding."""
 
 import gc
 import random
@@ -22,7 +22,7 @@ PACKER = Packer(CPU, torch.float32, group=4)
 
 
 def random_forests(seed: int) -> list[Forest]:
-    """Few distinct tokens, so that texts share prefixes of every kind."""
+    """Use few distinct tokens, so that texts share prefixes of every kind."""
     draw = random.Random(seed)
     texts = [
         [draw.randrange(3) for _ in range(draw.choice((1, 2, 12, 30)))] + [9] * draw.choice((0, 0, 100))
@@ -121,19 +121,20 @@ def test_a_plan_that_is_read_has_its_sizes() -> None:
     with pytest.raises(ConfigError) as caught:
         plan.tiles_of(7)
     error = caught.value
-    assert (error.where, error.what, error.got) == ("attention plan", "tiles of other rows", "7")
-    assert error.expected == f"the {layout.tile_rows} that were packed"
+    assert (error.where, error.what) == ("attention plan", "the plan has another tile size")
+    assert error.got == "a kernel with 7 rows per tile"
+    assert error.expected == f"{layout.tile_rows} rows, as in the plan"
 
 
 def test_tiles_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tile has the rows of G heads."""
+    """A tile holds the rows of all G heads of a group."""
     monkeypatch.setattr(block_sizes, "architecture", lambda _: "sm_90")
     long = next(plan_forests([[1] * 3000], 4096))
     assert Packer(CPU, torch.bfloat16, group=4).pack(long)[0].tile_rows == 32
 
 
 def test_a_model_with_graphs_goes_with_its_last_reference(tiny_checkpoint: Path) -> None:
-    """Gigabytes on a GPU must not wait for the garbage collector."""
+    """Gigabytes of GPU memory must be freed without the garbage collector."""
     config = read_config(tiny_checkpoint)
     model = Model(Checkpoint(tiny_checkpoint, config), config, CPU, torch.float32)
     model.use_packing(lambda run: run)
@@ -158,5 +159,5 @@ def test_a_packed_plan_is_not_for_the_cpu_implementation() -> None:
             operation(q, k, k, plan, 1.0)
         error = caught.value
         assert (error.where, error.got) == (operation.__name__, "KernelTables")
-        assert error.what == "the plan is another implementation's"
-        assert error.expected == "a CpuPlan: PyTorch computes here"
+        assert error.what == "wrong kind of attention plan"
+        assert error.expected == "a CpuPlan, because PyTorch computes this"

@@ -1,4 +1,4 @@
-"""Tests of the tests: a deliberately wrong implementation of each operation must move vectors past the tolerance."""
+"""Tests of the tests: a deliberately wrong version of each operation (a mutant) must exceed the tolerance."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ TOKENS = [[7, 8, 9], list(range(40)), [*range(30), 3, 4], [*range(30), 9, 9, 9],
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose eps is large enough to be seen, with several KV heads."""
+    """Make a checkpoint with several KV heads and an eps large enough to change the vectors."""
     folder = make_checkpoint(
         tmp_path_factory.mktemp("wrong"), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=300,
@@ -65,7 +65,7 @@ def rope_before_norm(x, weight, cos, sin, eps, true=cpu._norm_rope):
 
 
 def positions_off_by_one(positions, inv_freq, scale, true=cpu.rope_tables):
-    # Rotation is relative: a constant shift changes nothing, a doubled first position does.
+    # RoPE is relative: a constant shift changes nothing, but a doubled first position does.
     return true((positions - 1).clamp_min(0), inv_freq, scale)
 
 
@@ -86,7 +86,7 @@ def gate_and_up_swapped(x, other, weight, true=linear._onednn_mul):
 
 
 def mask_off_by_one(q, k, v, scale, true=cpu._attend_tile):
-    # Each row sees the tile's last key where its own should be.
+    # Each row reads the tile's last key instead of its own.
     return true(q, k.roll(1, 1), v.roll(1, 1), scale)
 
 

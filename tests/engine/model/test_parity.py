@@ -1,4 +1,4 @@
-"""The forward against transformers' Qwen3Model in fp32: shapes, depths, lengths, configs, storage."""
+"""The forward compared with transformers' Qwen3Model in fp32: shapes, depths, lengths, configs, storage dtypes."""
 
 import random
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_shared_prefixes_and_duplicates(tmp_path: Path) -> None:
 
 @pytest.mark.timing
 def test_on_two_threads(two_threads: None, tmp_path: Path) -> None:
-    """Alone: threads that wait for a core on which another worker computes take many times as long."""
+    """Run alone: threads that share their cores with another test worker take many times as long."""
     folder = make_checkpoint(tmp_path, **SMALL, max_position_embeddings=4096)
     prompt, *tails = random_tokens([24, 1, 17, 300])
     tokens = [*random_tokens([*LENGTHS, 1025]), prompt, *(prompt + tail for tail in tails)]

@@ -1,4 +1,4 @@
-"""From states to stored vectors: cut, normalised, quantised."""
+"""From states to stored vectors: truncation, normalisation, quantisation, similarity."""
 
 import numpy as np
 import pytest
@@ -129,11 +129,11 @@ def test_lists_of_vectors(compare, vectors: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "what", "got"),
     [
-        (torch.ones(2, 64), torch.ones(3, 32), "of two widths", "64 and 32 dimensions"),
-        ([], torch.ones(3, 32), "of two widths", "0 and 32 dimensions"),
-        ([torch.ones(4), torch.ones(3)], torch.ones(4), "not numbers of one width", "list"),
-        ([[1.0, 2.0], [1.0]], torch.ones(2), "not numbers of one width", "list"),
-        (["a"], torch.ones(2), "not numbers of one width", "list"),
+        (torch.ones(2, 64), torch.ones(3, 32), "of different widths", "64 and 32 dimensions"),
+        ([], torch.ones(3, 32), "of different widths", "0 and 32 dimensions"),
+        ([torch.ones(4), torch.ones(3)], torch.ones(4), "not vectors of equal width", "list"),
+        ([[1.0, 2.0], [1.0]], torch.ones(2), "not vectors of equal width", "list"),
+        (["a"], torch.ones(2), "not vectors of equal width", "list"),
         (torch.ones(2, 2, 2), torch.ones(2), "not a matrix", "the shape [2, 2, 2]"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`quantize="int8"` through the public surface: small drift, neighbours, fingerprints, refusals, memory."""
+"""`quantize="int8"` through the public API: quantisation error, batch independence, fingerprints, errors, memory."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def test_drift_is_small_and_there(exact: Embedder, int8: Embedder) -> None:
 
 
 def test_neighbours_hardly_move_a_vector(int8: Embedder) -> None:
-    """Attention is in fp32 and may round otherwise in another batch, which a code of the next product can show."""
+    """Attention is in fp32 and may round differently in another batch, which can change a code of the next matmul."""
     together = int8.encode(TEXTS)
     alone = torch.stack([int8.encode(text) for text in TEXTS[:12]])
     assert (together[:12] - alone).abs().max() < 2e-3
@@ -68,7 +68,7 @@ def test_the_run_knows_the_levels(int8: Embedder, monkeypatch: pytest.MonkeyPatc
         ({"quantize": True}, "unknown", "True", {}),
         (
             {"quantize": "int8", "dtype": "bfloat16"},
-            "int8 computes the rest in float32",
+            "int8 needs dtype float32",
             "dtype 'bfloat16'",
             {"remedy": "Leave dtype out."},
         ),
@@ -95,7 +95,7 @@ Embedder(sys.argv[1], device="cpu", quantize="int8").encode("once")
 base = held_bytes("VmRSS")
 with watched("VmRSS", every=0.0005) as peak:
     model = Embedder(sys.argv[2], device="cpu", quantize="int8")
-    ctypes.CDLL(None).malloc_trim(0)  # what is freed and not yet the system's again is not held
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory not yet returned to the system must not count
 print(peak() - base, held_bytes("VmRSS") - base)
 """
 
@@ -115,14 +115,14 @@ def test_loading_holds_one_layer_in_fp32(tiny_checkpoint: Path, tmp_path: Path) 
     peak, held = numbers_of(LOADING, tiny_checkpoint, folder)
     q, kv = 8 * 64, 2 * 64
     layer = 512 * (2 * q + 2 * kv + 3 * 1536)
-    # int8 codes of 16 layers; of one layer besides: fp32 weights, and copies of one matrix
+    # int8 codes of 16 layers; for one layer in addition fp32 weights and copies of one matrix
     assert held < 1.1 * 16 * layer + 4 * 2**20
     assert peak - held < 2 * 4 * layer + 10 * 2**20
     assert peak < 4 * 16 * layer, "never all layers in fp32"
 
 
 def test_the_builtin_model_bears_it() -> None:
-    """Cosine 0.995 on average, and of the hundred questions at most one more or less is answered."""
+    """Cosine at least 0.995 on average, and at most one of the hundred questions is answered differently."""
     lines = (ROOT / "bench/builtin/questions.jsonl").read_text(encoding="utf-8").splitlines()
     asked = [json.loads(line) for line in lines]
     found = []

@@ -1,6 +1,6 @@
-"""`quantize="fp8"`: which layers it takes, how far vectors drift, and that it needs a GPU; computed by the twins.
+"""`quantize="fp8"`: the quantised layers, the quantisation error, and that it needs a GPU.
 
-The option itself is refused on a CPU: here the model is made without asking.
+The option is refused on a CPU, so these tests construct the model directly; it runs on the CPU implementations.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def vectors(folder: Path, quantize: str | None, tokens: list[list[int]] = TOKENS) -> Tensor:
-    """Of a model with four channels of the residual stream 30 times as large as the others."""
+    """A model with four channels of the residual stream 30 times as large as the others."""
     model = load_ours(folder, quantize)
     model.embedding = model.embedding.clone()
     model.embedding[:, ::64] *= 30
@@ -80,7 +80,7 @@ def test_two_layers_are_as_they_were(tiny_checkpoint: Path) -> None:
 def test_norm_and_swiglu_quantise_in_one_pass(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only what attention gives is quantised by itself: once a layer between."""
+    """Only the attention output is quantised in a pass of its own: once per quantised layer."""
     from lastword.kernels.linear import fp8
 
     calls = []
@@ -102,7 +102,7 @@ def test_hidden_states_are_observed(folder: Path) -> None:
     ("device", "dtype", "what", "got"),
     [
         (CPU, torch.float32, "fp8 is for GPUs", "device 'cpu'"),
-        (GPU, torch.float32, "fp8 computes the rest in bfloat16", "dtype 'float32'"),
+        (GPU, torch.float32, "fp8 needs dtype bfloat16", "dtype 'float32'"),
     ],
 )
 def test_refused(device, dtype, what: str, got: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Which devices a name stands for, and what is said of a name that stands for none."""
+"""The devices that a name stands for, and the errors for invalid names."""
 
 from pathlib import Path
 
@@ -46,14 +46,14 @@ def test_devices(name: str | torch.device | None, expected: list[str]) -> None:
         ("tpu", {"expected": "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"}),
         ("cuda:4", {"what": "not there", "got": "'cuda:4'", "expected": "'cuda:0' to 'cuda:3'"}),
         ("cuda:0,4", {"what": "not there", "got": "'cuda:4'", "expected": "'cuda:0' to 'cuda:3'"}),
-        # in 8 bits, as PyTorch keeps them: GPUs 0 and 1, none, and -25
+        # stored in 8 bits by PyTorch, these become GPUs 0 and 1, no GPU, and GPU -25
         ("cuda:256", {"what": "not there", "got": "'cuda:256'"}),
         ("cuda:0,257", {"what": "not there", "got": "'cuda:257'"}),
         ("cuda:255", {"what": "not there", "got": "'cuda:255'"}),
         ("cuda:999", {"what": "not there", "got": "'cuda:999'"}),
         ("cuda:1,1", {"what": "a GPU is named twice", "got": "'cuda:1,1'"}),
-        ("cuda:0,cpu", {"what": "of two kinds", "got": "'cuda:0,cpu'"}),
-        ("cuda,cuda:1", {"what": "one of several GPUs without its number", "got": "'cuda,cuda:1'"}),
+        ("cuda:0,cpu", {"what": "mixes GPUs and CPUs", "got": "'cuda:0,cpu'"}),
+        ("cuda,cuda:1", {"what": "one of several GPUs has no number", "got": "'cuda,cuda:1'"}),
     ],
 )
 def test_refused(name: str, parts: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The loop: order, counts, errors at their place, bounded reading, items from a queue, a device that never waits."""
+"""The loop: order, counts, errors in order, bounded reading ahead, items from a queue, a device that never waits."""
 
 import os
 import random
@@ -49,7 +49,7 @@ def none_left(seconds: float = 10) -> bool:
 
 
 def ignore(_: int) -> None:
-    """What progress is told is of no interest here."""
+    """Ignore progress."""
 
 
 def matrices(loop: Loop, texts, report: Report | None = None, **others) -> Iterator[torch.Tensor]:
@@ -57,7 +57,7 @@ def matrices(loop: Loop, texts, report: Report | None = None, **others) -> Itera
     return loop.matrices(texts, options(), counts, ignore, **others)
 
 
-# Groups: read, tokenised and packed, ahead where the runner has time for it.
+# Groups: read, tokenised and packed, ahead of time if the runner allows it.
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -148,7 +148,7 @@ def test_every_row_belongs_to_its_text(
 def test_a_batch_is_waited_for_when_the_next_has_started(
     tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six batches of one text in two groups, each started `depth` = 1 before the one before it is waited for."""
+    """Six batches of one text in two groups; each starts before the previous one is waited for (`depth` = 1)."""
     monkeypatch.setattr("lastword.text.groups.GROUP_TEXTS", 3)
     events: list[str] = []
 
@@ -179,14 +179,14 @@ def test_no_second_is_counted_twice(small_groups: None, tokenizer: TextTokenizer
 
 @pytest.fixture
 def both(small_groups: None, tiny_checkpoint: Path) -> dict[bool, Embedder]:
-    """Two embedders on the CPU, of which one works as on a GPU: batches and groups ahead."""
+    """Make two embedders on the CPU; the second works ahead by batches and groups as on a GPU."""
     models = {ahead: Embedder(tiny_checkpoint, device="cpu") for ahead in (False, True)}
     models[True].loop.runner.ahead, models[True].loop.runner.depth = True, 3
     return models
 
 
 def test_the_same_vectors_and_counts(both: dict[bool, Embedder]) -> None:
-    texts = TEXTS[:SIZE] * 3 + TEXTS[:70]  # groups of the same size, small first or not
+    texts = TEXTS[:SIZE] * 3 + TEXTS[:70]  # the same groups with and without small ones first
     reports = {ahead: Report() for ahead in both}
     vectors = {
         ahead: torch.stack(list(model.encode_stream(texts, report=reports[ahead])))
@@ -222,7 +222,7 @@ def test_a_second_stream_counts_from_its_own_first_text(both: dict[bool, Embedde
     assert (caught.value.where, caught.value.what) == ("text 1", "not valid Unicode")
 
 
-# Who takes the results does not hold up the device.
+# The consumer of the results does not hold up the device.
 
 
 @pytest.mark.timing
@@ -250,7 +250,7 @@ def test_a_slow_writer_does_not_hold_up_the_device(
 def test_without_a_thread_of_its_own_the_device_would_wait(
     small_groups: None, tokenizer: TextTokenizer
 ) -> None:
-    """The measure can fail: the same work computed between two writes."""
+    """Check that the measurement can fail: here the same work is computed between two writes."""
     device = FakeDevice(0.030, depth=0)
     for _ in matrices(Loop(tokenizer, device), TEXTS * 3):
         time.sleep(0.020)
@@ -309,11 +309,11 @@ def test_ctrl_c_while_the_results_are_used(small_groups: None, tokenizer: TextTo
     assert none_left()
 
 
-# A queue, as a server has one.
+# A queue, as in a server.
 
 
 class Fed:
-    """A loop that takes items from a queue in a thread; results by tag."""
+    """Run a loop on a queue in a thread; collect the results by tag."""
 
     def __init__(self, tokenizer: TextTokenizer, runner) -> None:
         self.loop, self.queue, self.results = Loop(tokenizer, runner), Queue(), {}
@@ -345,7 +345,7 @@ class Fed:
 def test_a_queue_is_answered_as_batches_finish(tokenizer: TextTokenizer) -> None:
     fed = Fed(tokenizer, FakeDevice(ahead=True, depth=3))
     fed.put("first", [5, 6, 7])
-    fed.wait_for(1)  # although a deeper device could take more, and nothing more comes
+    fed.wait_for(1)  # even though the device could take more batches and nothing more arrives
     fed.put("second", [8])
     fed.put("third", [8, 9])
     fed.wait_for(3)
@@ -382,7 +382,7 @@ def test_an_error_belongs_to_its_text_and_ends_nothing_else(tokenizer: TextToken
 
     def feed(fed: Fed, device: FakeDevice) -> dict[object, object]:
         fed.put("failed", [13])
-        while not device.sizes:  # the others wait in the queue meanwhile, and are one batch
+        while not device.sizes:  # meanwhile the others wait in the queue and become one batch
             time.sleep(0.001)
         fed.put("fine", [1, 2])
         fed.put("too long", [14] * 9)
@@ -434,7 +434,7 @@ def test_an_item_that_cannot_be_computed_harms_no_other(
 
 
 class Unordered(FakeDevice):
-    """Several devices: batches finish in another order than they were started."""
+    """Simulate several devices: batches finish in a different order than they were started."""
 
     def start(self, task, forest):
         long = 99 in forest.ids
@@ -454,7 +454,7 @@ def test_what_is_finished_first_is_answered_first(tokenizer: TextTokenizer) -> N
 
 
 def test_items_of_one_batch_may_differ_in_format(tiny_checkpoint: Path) -> None:
-    """dim, normalisation and precision: each as if it were computed alone."""
+    """Each item gets its own width, normalisation and precision, as if it were computed alone."""
     model = Embedder(tiny_checkpoint, device="cpu")
     texts = ["the cat sat", "the cat sat on the mat", "a dog", "another text", "and one more"]
     ranges = torch.stack([torch.full((16,), -0.5), torch.full((16,), 0.5)])

@@ -1,4 +1,4 @@
-"""A device without the memory for a batch: it is split, nothing is lost, one warning; how many tokens to take."""
+"""A batch that does not fit in memory is split, nothing is lost, one warning is issued; default batch sizes."""
 
 import gc
 import warnings
@@ -25,7 +25,7 @@ TEXTS = [f"text {i % 17} " + "with a few more words " * (i % 5) for i in range(6
 
 
 class Small:
-    """A model's forward with memory for so many tokens; keeps what it was asked for."""
+    """A fake forward with memory for a limited number of tokens; it records the batches it is given."""
 
     def __init__(self, model: Embedder, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tokens, self.asked, self.true = tokens, [], model.loop.runner.model.forward
@@ -129,7 +129,7 @@ def test_a_model_that_does_not_fit(
     error = caught.value
     assert (error.where, error.what) == (
         "device",
-        "the model does not fit in the memory that is free",
+        "the model does not fit in the free memory",
     )
     assert error.got == f"{devices.replace(',', ', ')} and float32 weights"
     assert error.expected is not None
@@ -155,7 +155,7 @@ def test_halves_have_every_text_once() -> None:
     assert sum(half.tokens_asked for half in halves) == forest.tokens_asked
 
 
-# Smaller batches are not for good.
+# Batches grow again.
 
 
 def test_a_larger_batch_is_tried_again_after_full_ones_that_fit() -> None:
@@ -164,7 +164,7 @@ def test_a_larger_batch_is_tried_again_after_full_ones_that_fit() -> None:
         budget.lower(4000)
     assert (budget.tokens, budget.limit) == (2000, 4096)
     for _ in range(100):
-        budget.fitted(10)  # small ones say nothing
+        budget.fitted(10)  # small batches prove nothing
     assert budget.tokens == 2000
     for _ in range(31):
         budget.fitted(1999)
@@ -181,7 +181,7 @@ def test_attempts_that_fail_become_rare() -> None:
     budget = BatchBudget(1000, "cpu")
     budget.lower(1000)
     patience = []
-    for _ in range(7):  # memory for 600 tokens, always
+    for _ in range(7):  # a device with memory for 600 tokens
         fitted = 0
         while budget.tokens < 600:
             budget.fitted(budget.tokens)
@@ -229,16 +229,16 @@ def test_memory_that_comes_back_is_used_again(
     assert small.asked[-1] == whole, "one batch, as at first"
 
 
-# How many tokens a batch takes.
+# Default tokens per batch.
 
 
 @pytest.mark.parametrize(
     ("free", "unused", "tokens"),
     [
-        (100 * GIB, 0, 16_384),  # enough for more than is of use
+        (100 * GIB, 0, 16_384),  # memory for more tokens than the useful maximum
         (GIB, 0, int(0.8 * GIB) // 100_000),
-        (GIB // 2, GIB // 2, int(0.8 * GIB) // 100_000),  # held by PyTorch, in use by nobody
-        (10_000_000, 0, 1024),  # the least; a batch that does not fit is split
+        (GIB // 2, GIB // 2, int(0.8 * GIB) // 100_000),  # reserved by PyTorch but unused
+        (10_000_000, 0, 1024),  # the minimum; a batch that does not fit is split
     ],
 )
 def test_tokens_by_free_memory(
@@ -272,7 +272,7 @@ def test_the_embedder_asks_once_the_weights_are_there(
 
 
 def shaped(model: str) -> Model:
-    """A model's shape without its weights."""
+    """Make a model's shape without its weights."""
     hidden, width, layers, H, KH, D = SIZES[model]
     made = object.__new__(Model)
     made.dtype = torch.bfloat16
@@ -289,7 +289,7 @@ def shaped(model: str) -> Model:
 
 
 def test_a_text_of_32k_tokens_on_the_4b_shape_fits_beside_the_weights() -> None:
-    """Residual, layer input and norm 3·2560; q, k, v and attended 2·32·128 + 2·8·128; gate, up and product 3·9728."""
+    """Residual, input and norm 3·2560; q, k, v and attention output 2·32·128 + 2·8·128; gate, up, product 3·9728."""
     model = shaped("4B")
     assert model.token_bytes == 2 * (7680 + 10_240 + 29_184) + 512
     assert 32_768 * model.token_bytes < 3 * GIB

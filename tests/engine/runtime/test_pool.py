@@ -1,6 +1,6 @@
-"""Several devices: the vectors, order, counts and errors of one device; `test_pool_ends.py` has how they end.
+"""Several devices give the vectors, order, counts and errors of one device; `test_pool_ends.py` tests how they end.
 
-Workers on the CPU stand for GPUs: nothing here depends on the device but where the model is.
+Workers on the CPU stand in for GPUs: only the location of the model depends on the device.
 """
 
 import sys
@@ -38,7 +38,7 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lastword.text.groups.GROUP_TEXTS", GROUP)
 
 
-# The same as one device.
+# The same results as one device.
 
 
 def test_vectors_counts_and_progress(small_groups: None, one: Embedder, two: Embedder) -> None:
@@ -211,7 +211,7 @@ def test_a_worker_out_of_memory(
     assert float((vectors - one.encode(TEXTS)).abs().max()) <= 1e-5
     assert (len(warned), report.texts) == (1, len(TEXTS))
     assert two.loop.budget.tokens <= 100
-    two.max_batch_tokens = 200  # of the tests after this one
+    two.max_batch_tokens = 200  # restore it for later tests
 
 
 def test_an_exception_that_cannot_be_sent(two: Embedder) -> None:

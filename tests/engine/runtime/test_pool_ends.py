@@ -1,4 +1,4 @@
-"""Worker processes that end, are killed, closed or forgotten: who waits hears of it, and no process is left behind."""
+"""Worker processes that end, are killed, closed or forgotten: waiting callers get an error, no process is left."""
 
 import gc
 import os
@@ -85,7 +85,7 @@ def test_ctrl_c_while_a_process_is_started(
     started = list[int]()
 
     class Interrupted(subprocess.Popen):
-        """Ctrl-C comes when the second process is there and nobody knows it yet."""
+        """Ctrl-C arrives when the second process has started but is not recorded yet."""
 
         def __init__(self, *args, **settings) -> None:
             super().__init__(*args, **settings)
@@ -94,7 +94,7 @@ def test_ctrl_c_while_a_process_is_started(
                 signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(pool_module.subprocess, "Popen", Interrupted)
-    # A job that runs in the background may have handed down an ignored SIGINT.
+    # A background job may inherit an ignored SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -126,7 +126,7 @@ def test_a_closed_embedder_says_so(one_thread: None, tiny_checkpoint: Path) -> N
 def test_closing_while_a_batch_is_handed_over(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As from another thread: a worker was chosen, and is gone when the order comes."""
+    """Simulate a race with another thread: a worker is chosen, but has ended when the order arrives."""
     pool = Pool(load(tiny_checkpoint), [CPU])
     pack = pool_module.pack
     monkeypatch.setattr(pool_module, "pack", lambda order: pool.close() or pack(order))
@@ -146,7 +146,7 @@ def test_closing_leaves_no_socket(tiny_checkpoint: Path) -> None:
 
 def test_a_fork_of_the_caller_is_refused(tiny_checkpoint: Path) -> None:
     pool = Pool(load(tiny_checkpoint), [CPU])
-    with warnings.catch_warnings(action="ignore"):  # Python 3.12 on: of threads and forks
+    with warnings.catch_warnings(action="ignore"):  # since Python 3.12, about threads and forks
         child = os.fork()
     if not child:
         signal.alarm(20)
@@ -190,7 +190,7 @@ if sys.argv[2] != "ends":
 @linux
 @pytest.mark.parametrize("how", ["ends", "SIGKILL"])
 def test_workers_end_with_the_interpreter(how: str, tiny_checkpoint: Path) -> None:
-    """At its end, and where it is killed in the middle of a batch."""
+    """Both when it ends and when it is killed in the middle of a batch."""
     tests = str(Path(worker_tasks.__file__).parents[1])
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, tiny_checkpoint, how],
@@ -229,14 +229,14 @@ model = Embedder(sys.argv[1], device="cpu,cpu")
 pool_module.unpack = slowly
 (forest,) = plan_forests([[1, 2, 3]], 10)
 waits = [model.loop.runner.start(worker_tasks.pid, forest) for _ in range(6)]
-time.sleep(0.5)  # the first answers were awaited by the true one; the others are being unpacked
+time.sleep(0.5)  # the real `unpack` took the first answers; the others are being unpacked
 sys.exit(3)
 """
 
 
 @linux
 def test_answers_that_nobody_waits_for_do_not_abort_the_end(tiny_checkpoint: Path) -> None:
-    """A thread that asks for Python's lock within PyTorch when the interpreter is gone would abort the process."""
+    """A thread inside PyTorch that requests the GIL after the interpreter has exited would abort the process."""
     tests = str(Path(worker_tasks.__file__).parents[1])
     command = [sys.executable, "-c", UNPACKING, tiny_checkpoint]
     env = {**os.environ, "PYTHONPATH": tests}

@@ -1,4 +1,4 @@
-"""What loading a CPU model changes in its process, when, and how to leave it out; memory that does not grow."""
+"""Process settings changed by loading a CPU model: when, and how to prevent it; memory that does not grow."""
 
 import ctypes
 import sys
@@ -163,7 +163,7 @@ print(held_bytes("RssAnon") - before)
 def test_the_caches_are_small_unless_torch_has_computed_before(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The docstring of `Embedder` says so: each cache reads its variable once."""
+    """As documented for `Embedder`: each cache reads its variable once."""
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         monkeypatch.delenv(name, raising=False)
     (tuned,) = numbers_of(GROWTH, tiny_checkpoint, "a fresh process")

@@ -1,4 +1,4 @@
-"""Vectors come to the host without a wait between two batches; tasks can be sent; a model in this process."""
+"""Vectors reach the host without a wait between batches; tasks can be pickled; the model in this process."""
 
 import pickle
 from dataclasses import FrozenInstanceError, fields
@@ -16,7 +16,7 @@ def test_on_a_cpu_nothing_is_copied() -> None:
 
 
 def test_the_copy_is_waited_for_by_its_own_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stubs for the pinned memory, the stream and the event of a GPU."""
+    """Use stubs for the pinned memory, the stream and the event of a GPU."""
     calls: list[str] = []
     host = SimpleNamespace(
         copy_=lambda source, non_blocking: calls.append(f"copy {non_blocking}"),

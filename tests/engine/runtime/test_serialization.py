@@ -1,4 +1,4 @@
-"""Messages between processes: tensors of any kind arrive as they were, and no more than themselves is sent."""
+"""Messages between processes: tensors of any kind arrive unchanged, and only their own elements are sent."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_tensors(name: str) -> None:
     arrived = unpack(pack({"it": tensor}))["it"]
     assert (arrived.dtype, arrived.shape) == (tensor.dtype, tensor.shape)
     assert torch.equal(arrived, tensor)
-    arrived.zero_()  # it may be written to
+    arrived.zero_()  # it is writable
 
 
 def test_a_slice_is_sent_without_the_rest() -> None:

@@ -1,4 +1,4 @@
-"""Work ahead of whoever takes it: same order, bounded, errors in their turn, and no thread left behind."""
+"""Threads that work ahead of the caller: same order, bounded, errors in order, and no thread left behind."""
 
 import gc
 import os
@@ -20,7 +20,7 @@ def running() -> list[str]:
 
 
 def none_left(seconds: float = 10) -> bool:
-    """Whether every thread ends soon: after Ctrl-C none is waited for."""
+    """Return whether every thread ends soon; after Ctrl-C nobody waits for one."""
     deadline = time.monotonic() + seconds
     while running() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -31,7 +31,7 @@ def never(_: object) -> bool:
     return False
 
 
-# One item is prepared in a thread while the one before it is used.
+# One item is prepared in a thread while the previous one is used.
 
 
 def test_the_callers_thread_alone_reads_one_item_further() -> None:
@@ -132,11 +132,11 @@ def test_reading_ahead_is_bounded() -> None:
         assert len(read) == min(20, number + 4)
 
 
-# Results are computed in a thread while those before them are used.
+# Results are computed in a thread while earlier ones are used.
 
 
 def one_each(take, stopped) -> Iterator[int]:
-    """Compute a result per item, as the loop does per group."""
+    """Compute one result per item, as the loop does per group."""
     while not stopped():
         try:
             item = take(True)
@@ -164,7 +164,7 @@ def test_the_same_results_in_order(count: int, most: int) -> None:
 
 
 def test_the_callers_thread_alone_reads() -> None:
-    """Some iterators belong to the thread that made them, as a database's cursor does."""
+    """Some iterators, such as a database cursor, may only be used in the thread that made them."""
     readers = set()
 
     def source() -> Iterator[int]:
@@ -207,7 +207,7 @@ def test_where_the_next_result_is_there_two_items_are_read_and_no_more() -> None
         for number in range(200):
             read.append(number)
             yield number
-            time.sleep(0.005)  # long enough for the first result to come
+            time.sleep(0.005)  # long enough for the first result to arrive
 
     def compute(take, stopped) -> Iterator[int]:
         for result in one_each(take, stopped):
@@ -277,7 +277,7 @@ def test_no_computing_thread_is_left(how: str) -> None:
 @pytest.mark.timing
 @pytest.mark.parametrize("how", ["closed", "Ctrl-C", "forgotten"])
 def test_nobody_waits_for_the_device(how: str) -> None:
-    """What computes is at a batch that takes long: whoever leaves does not wait for it."""
+    """A caller that stops does not wait for a slow batch that is being computed."""
     release, began = threading.Event(), threading.Event()
 
     def compute(take, stopped) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Groups of texts: cut by count and by characters, small ones first where a device would wait, nothing lost."""
+"""Groups of texts: cut by count and by characters, small ones first if a device would wait, nothing lost."""
 
 import pytest
 

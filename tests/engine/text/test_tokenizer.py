@@ -1,4 +1,4 @@
-"""Token ids against transformers' tokenizer, and the cuts that must not change them."""
+"""Token ids compared with transformers' tokenizer, and the cuts that must not change them."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ SPACES = ["", " ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", " \n \n", "\u20
 
 
 def random_text(draw: random.Random) -> str:
-    """A short string of words, specials, spaces and code points of every plane."""
+    """Make a short string of words, special tokens, spaces and code points of every plane."""
     parts = []
     for _ in range(draw.randrange(8)):
         kind = draw.randrange(5)
