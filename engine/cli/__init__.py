@@ -1,1 +1,1 @@
-"""The command line `lastword`: an entry point that calls `Embedder` and never reaches past it."""
+"""The `lastword` command line: an entry point that uses the public `Embedder` only."""

@@ -1,7 +1,7 @@
-"""What the commands print: text on stdout, one-line messages on stderr.
+"""Printing of the commands: text on stdout, one-line messages on stderr.
 
-Both streams may be closed, full or have lost their reader; this is the one place that knows.
-Nothing here knows about models or records.
+Either stream may be closed or full, or its reader may be gone; only this module handles these cases.
+It knows nothing about models or records.
 """
 
 import os
@@ -33,27 +33,35 @@ def say(message: str) -> None:
 
 
 def say_all(messages: Iterable[str], *, quiet: bool) -> None:
-    """Print messages on stderr, a line each, unless `quiet` was asked for."""
+    """Print messages on stderr, one per line, unless `quiet` is set."""
     for message in () if quiet else messages:
         say(message)
 
 
 def shows_progress(*, quiet: bool) -> bool:
-    """Tell whether to show a progress bar: on a terminal only, unless `quiet` was asked for."""
+    """Return whether to show a progress bar: only on a terminal, and not if `quiet` is set."""
     from lastword.progress import on_terminal
 
     return not quiet and on_terminal()
 
 
 def stdout_bytes() -> BinaryIO:
-    """Return stdout as a byte stream, so that UTF-8 is written whatever the locale says."""
+    """Return stdout as a byte stream, which takes UTF-8 in any locale.
+
+    Raises:
+        InputError: stdout is closed.
+    """
     if sys.stdout is None:
         raise InputError("stdout", "is closed", remedy="Name a file with -o.")
     return sys.stdout.buffer
 
 
 def attempt(action: Callable[[], object], name: str) -> None:
-    """Run a write, flush or sync of `name`; its failure becomes an InputError that names it."""
+    """Run a write, flush or sync of the file or stream `name`.
+
+    Raises:
+        InputError: it failed.
+    """
     try:
         action()
     except BrokenPipeError as error:
@@ -64,7 +72,11 @@ def attempt(action: Callable[[], object], name: str) -> None:
 
 
 def put(stream: BinaryIO, data: bytes | memoryview, name: str) -> None:
-    """Write `data` whole to `stream`; an unbuffered one takes what it can at each call."""
+    """Write all of `data` to `stream`, in several calls if the stream is unbuffered and takes only part.
+
+    Raises:
+        InputError: the write failed; the message names the stream by `name`.
+    """
     rest = memoryview(data)
 
     def write_some() -> None:
@@ -81,14 +93,14 @@ def print_lines(lines: list[str]) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print on stdout as UTF-8 and give it to the system."""
+    """Print text on stdout as UTF-8 and flush it."""
     stream = stdout_bytes()
     put(stream, text.encode("utf-8", "backslashreplace"), "stdout")
     attempt(stream.flush, "stdout")
 
 
 def close_stdout() -> str | None:
-    """Flush stdout and return what went wrong."""
+    """Flush stdout; return the error message, or None on success."""
     if sys.stdout is None:
         return None
     try:
@@ -100,9 +112,9 @@ def close_stdout() -> str | None:
 
 
 def _abandon(stream: TextIO) -> None:
-    """Let a stream that failed lead nowhere.
+    """Redirect a failed stream to the null device.
 
-    The interpreter flushes it again at its end: that must not fail too and print a traceback.
+    The interpreter flushes the stream again when it exits; a second failure would print a traceback.
     """
     with suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

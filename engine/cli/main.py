@@ -1,7 +1,7 @@
-"""The command `lastword`: which commands there are, and how every error becomes one line and an exit status.
+"""The `lastword` command: the table of commands, and how every error becomes one line and an exit status.
 
-Exit 0: done. 1: a check failed. 2: bad input or usage. 130: stopped by Ctrl-C. Each command's module has its
-options and imports torch, and what needs it, when the command runs: `--help` and `--version` stay instant.
+Exit status 0: success; 1: a check failed; 2: bad input or usage; 130: stopped by Ctrl-C; 143: terminated. The module
+of a command defines its options. It imports torch only when the command runs, so `--help` and `--version` are fast.
 """
 
 import argparse
@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact
   lastword merge merge.yaml ./merged"""
 
-# The module of each command; those of other packages are known here by name only.
+# The module of each command, by name: a module of another package must not be imported here.
 COMMANDS = {
     "embed": "lastword.cli.commands.embed",
     "search": "lastword.cli.commands.search",
@@ -43,7 +43,7 @@ COMMANDS = {
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which must clean up as Ctrl-C does."""
+    """Raised on SIGTERM, which must clean up exactly like Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def _guarded(argv: Sequence[str] | None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        # a command without the option has nothing to lower
+        # Some commands do not have the options that the remedy names.
         lower = hasattr(args, "max_batch_tokens")
         remedy = "Lower --max-batch-tokens or --max-length." if lower else None
         return _fail(str(DeviceError(_command_of(args), "out of memory", remedy=remedy)), 2)
@@ -89,15 +89,15 @@ def _command_of(args: argparse.Namespace) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Tell by its words: PyTorch raises a bare RuntimeError where the CPU's memory ends."""
+    """Recognise out-of-memory errors by their text: PyTorch raises a plain RuntimeError for CPU memory."""
     words = ("allocate memory", "out of memory")
     return isinstance(error, MemoryError) or any(each in str(error) for each in words)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the arguments; files may stand before, between and after options.
+    """Parse the arguments; files may come before, between and after options.
 
-    argparse takes the files from one place only and leaves those elsewhere unrecognised.
+    argparse accepts files in one place only and returns the others as unknown arguments.
     """
     parser = _parser()
     args: argparse.Namespace
@@ -119,9 +119,9 @@ def _fail(message: str, status: int) -> int:
 
 @contextmanager
 def _warnings_as_lines(*, quiet: bool) -> Iterator[None]:
-    """Say lastword's own warnings as notices are said; others are shown as Python shows them."""
+    """Print lastword's own warnings as one-line notices; leave other warnings to Python."""
     with warnings.catch_warnings():
-        # torch warns of this at its import; lastword works without NumPy
+        # torch gives this warning on import; lastword works without NumPy
         warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
         shown_by_python = warnings.showwarning
 

@@ -1,4 +1,4 @@
-"""What `merge` and `convert` share: a new model folder is written, with progress and a summary."""
+"""The common part of `merge` and `convert`: write a new model folder, with progress and a summary."""
 
 import argparse
 import re
@@ -16,7 +16,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def byte_size(text: str) -> int:
-    """Read a size such as 500MB or 5GB, in powers of 1000 as the field cuts shards."""
+    """Parse a size such as 500MB or 5GB into bytes; units are powers of 1000, as in other tools that write shards."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip().upper())
     size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
     if size < 1:
@@ -25,26 +25,28 @@ def byte_size(text: str) -> int:
 
 
 def add_folder_options(parser: argparse.ArgumentParser) -> None:
-    """Add where the new model goes and how it is cut into files."""
+    """Add the options for the new folder and the size of its files."""
     parser.add_argument(
         "out",
         type=options.path,
         metavar="OUT",
-        help="the new folder, there when whole or not at all",
+        help="new folder for the model; it appears only once it is complete",
     )
     parser.add_argument(
         "--shard-size",
         type=byte_size,
         default="5GB",
         metavar="SIZE",
-        help="weights per file, such as 500MB (5GB); an interrupted run keeps its finished files",
+        help="largest size of a weight file, such as 500MB; by default 5GB",
     )
     parser.add_argument("--local-files-only", action="store_true", help="do not use the network")
-    parser.add_argument("--quiet", action="store_true", help="no progress, notices or report")
+    parser.add_argument(
+        "--quiet", action="store_true", help="print no progress, notices or summary"
+    )
 
 
 def write_folder(args: argparse.Namespace, job: "Job", about: str) -> list[dict[str, Any]]:
-    """Write a job's folder with a progress bar; give its facts."""
+    """Run a job that writes a model folder, with a progress bar; return its facts, one entry per tensor."""
     from lastword.progress import progress_bar
     from lastword.weights.merging.job import total_bytes, write_model
 

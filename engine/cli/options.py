@@ -1,4 +1,4 @@
-"""Options that several commands share, and the one place where a command opens a model."""
+"""Options shared by several commands, and the functions by which commands open a model."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 QUANTIZE = ("int8", "fp8")
 
-# what Python callers call an argument, and what it is called here
+# Python argument name -> command-line option
 _OPTION_OF = {
     "truncate_dim": "--dim",
     "max_length": "--max-length",
@@ -31,7 +31,7 @@ _OPTION_OF = {
     "quantize": "--quantize",
     "precision": "--precision",
     "ranges": "--ranges",
-    "prompt": "--prompt-name",  # a --prompt is checked where it is read
+    "prompt": "--prompt-name",  # --prompt itself is already checked by the parser
     "accept": "--accept",
     "card": "--card",
     "scores": "--scores",
@@ -41,33 +41,36 @@ _OPTION_OF = {
 
 
 def in_option_words(problem: LastwordError | LastwordWarning) -> str:
-    """Return a problem's line with the name of the option that it is about; a file may be called as an argument is."""
+    """Return the message of a problem, with the command-line option in place of the Python argument.
+
+    InputErrors are left alone: their `where` may be a file that has the name of an argument.
+    """
     if isinstance(problem, ConfigError | DeviceError | LastwordWarning):
         problem.where = _OPTION_OF.get(problem.where, problem.where)
     return str(problem)
 
 
 def text(given: str) -> str:
-    """Take text, which is Unicode; the system hands over bytes that are not UTF-8 as lone surrogates."""
+    """Accept an argument that is valid Unicode; Python passes bytes that are not UTF-8 as lone surrogates."""
     if lone_surrogate(given) is not None:
-        raise argparse.ArgumentTypeError("not text in UTF-8")
+        raise argparse.ArgumentTypeError("not valid UTF-8 text")
     return given
 
 
 def path(given: str) -> str:
-    """Take a path as it is: the name of a file may be any bytes."""
+    """Accept any path unchanged; a file name may contain any bytes."""
     return given
 
 
 def model(given: str) -> str:
-    """Take a model's name; an empty one, as of a variable that is not set, is not the built-in model's."""
+    """Accept the name of a model, but not an empty one: an unset shell variable must not select the built-in model."""
     if not given:
-        raise argparse.ArgumentTypeError("an empty name, which is no hub id or folder")
+        raise argparse.ArgumentTypeError("an empty name is not a hub id or folder")
     return given
 
 
 def positive(text: str) -> int:
-    """Read a whole number of at least 1; the name of this function is what messages show."""
+    """Parse a whole number of at least 1; argparse shows the name of this function in messages."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("not a whole number of at least 1")
@@ -75,7 +78,11 @@ def positive(text: str) -> int:
 
 
 def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | None]) -> None:
-    """Refuse an output that is also an input, or two outputs in one place; None is no file."""
+    """Refuse an output file that is also an input, and two outputs with the same path; None means no file.
+
+    Raises:
+        InputError: a file would be overwritten.
+    """
     used = {os.path.realpath(path) for path in inputs if path is not None}
     for path in outputs:
         if path is None:
@@ -87,38 +94,63 @@ def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | Non
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add what chooses a model and how it is run."""
+    """Add the options that choose a model and how it runs."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
         type=model,
-        help="Hugging Face id or folder of a Qwen3 embedding model; by default the small built-in one",
+        help="Hugging Face id or folder of a Qwen3 embedding model; by default the small built-in model",
     )
-    group.add_argument("--revision", help="branch, tag or commit on the hub")
+    group.add_argument(
+        "--revision",
+        help="branch, tag or commit of the model on the hub; by default the main branch",
+    )
     group.add_argument("--local-files-only", action="store_true", help="do not use the network")
     group.add_argument(
         "--device",
-        help="cpu, cuda, cuda:1, of several cuda:0,1 or cuda:all; by default a GPU where there is one",
+        help="cpu, cuda or cuda:1; several GPUs: cuda:0,1 or cuda:all; by default a GPU if there is one",
     )
-    group.add_argument("--dtype", help="float32 or bfloat16; by default what suits the device")
     group.add_argument(
-        "--quantize", choices=QUANTIZE, help="faster on a CPU or on a GPU, at a drift"
+        "--dtype",
+        help="float32 or bfloat16; by default float32 on a CPU and bfloat16 on a GPU",
     )
-    group.add_argument("--dim", type=positive, help="keep this many dimensions of each vector")
-    group.add_argument("--max-length", type=positive, help="tokens a text may have")
-    group.add_argument("--max-batch-tokens", type=positive, help="tokens computed at once")
+    group.add_argument(
+        "--quantize",
+        choices=QUANTIZE,
+        help="faster 8-bit matmuls with a small error: int8 on a CPU, fp8 on a GPU; by default none",
+    )
+    group.add_argument(
+        "--dim",
+        type=positive,
+        help="number of leading dimensions to keep of each vector; by default all",
+    )
+    group.add_argument(
+        "--max-length",
+        type=positive,
+        help="maximum number of tokens per text; by default the model's limit",
+    )
+    group.add_argument(
+        "--max-batch-tokens",
+        type=positive,
+        help="maximum number of tokens computed at once; by default chosen for the device",
+    )
 
 
 def add_name(parser: argparse.ArgumentParser) -> None:
-    """Add the model as MODEL, for commands that are about one; `choose_model` takes it."""
-    parser.add_argument("name", nargs="?", type=model, metavar="MODEL", help="the same as --model")
+    """Add the positional argument MODEL, for commands about a model; `choose_model` reads it."""
+    parser.add_argument("name", nargs="?", type=model, metavar="MODEL", help="same as --model")
 
 
 def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add the two ways to name a prompt, of which one may be used."""
+    """Add --prompt-name and --prompt, which exclude each other; `what` is "text" or "query"."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--prompt-name", help=f"prompt of the model put before each {what}")
-    group.add_argument("--prompt", help=f"text put before each {what}")
+    target = "each text" if what == "text" else "the query"
+    default = "default" if what == "text" else "query"
+    group.add_argument(
+        "--prompt-name",
+        help=f"name of a prompt of the model to put before {target}; by default the model's {default} prompt",
+    )
+    group.add_argument("--prompt", help=f"text to put before {target}, instead of --prompt-name")
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
@@ -128,44 +160,64 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=path,
         metavar="FILE",
-        help=".txt (one text per line; also any other ending), .jsonl, .csv, .tsv; - is stdin",
+        help="input file: .jsonl, .csv, .tsv, or any other text file with one text per line; - is stdin; "
+        "by default stdin",
     )
     add_format_options(parser)
     parser.add_argument(
-        "--on-long", choices=("cut", "error"), default="cut", help="what to do with too long texts"
+        "--on-long",
+        choices=("cut", "error"),
+        default="cut",
+        help="cut texts that have too many tokens, or stop with an error; by default cut",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress, notices or report")
+    parser.add_argument("--quiet", action="store_true", help="print no progress, notices or report")
 
 
 def add_format_options(parser: argparse.ArgumentParser) -> None:
-    """Add how input files are read."""
-    parser.add_argument("--input-format", choices=FORMATS, help="instead of going by the ending")
+    """Add the options for reading input files."""
     parser.add_argument(
-        "--text-field", default="text", metavar="NAME", help="field or column with the text"
+        "--input-format",
+        choices=FORMATS,
+        help="format of the input; by default chosen by the file extension, txt for stdin",
+    )
+    parser.add_argument(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="name of the field or column that holds the text; by default text",
     )
 
 
 def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add the hub id under which a model is known, for one that lies in a folder."""
-    parser.add_argument("--as", dest="known_as", metavar="ID", help=what)
+    """Add --as, the Hugging Face id of a model in a local folder; `what` is looked up by this id."""
+    parser.add_argument(
+        "--as",
+        dest="known_as",
+        metavar="ID",
+        help=f"Hugging Face id whose {what} to use; by default MODEL, or the known model with the same folder name",
+    )
 
 
 def choose_model(args: argparse.Namespace) -> None:
-    """Take MODEL, or --model, of a command that has both."""
+    """Set the model from MODEL or --model, for a command that has both.
+
+    Raises:
+        ConfigError: both are given.
+    """
     if args.name is not None and args.model is not None:
-        raise ConfigError("MODEL", "named twice", got="MODEL and --model", expected="one of them")
+        raise ConfigError("MODEL", "given twice", got="MODEL and --model", expected="one of them")
     args.model = args.model if args.name is None else args.name
 
 
 def name_model(args: argparse.Namespace) -> None:
-    """Name the built-in model's folder where no model is named, for commands that others read it for."""
+    """Set the model to the folder of the built-in one if none is given, for commands that pass it to a library."""
     from lastword.weights import locate
 
     args.model = str(locate(None).folder) if args.model is None else args.model
 
 
 def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Give the model options in the words of `Embedder`."""
+    """Return the model options as keyword arguments of `Embedder`."""
     return {
         "device": args.device,
         "dtype": args.dtype,
@@ -179,7 +231,7 @@ def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_model(args: argparse.Namespace) -> "Embedder":
-    """Load the model that the options name."""
+    """Load the model given by the options."""
     from lastword.embedder import Embedder
 
     show = False if args.quiet else None
@@ -187,7 +239,7 @@ def open_model(args: argparse.Namespace) -> "Embedder":
 
 
 def open_files(args: argparse.Namespace) -> "ModelInfo":
-    """Open the model that the options name without its weights, of which it may have more than there is memory."""
+    """Open the model given by the options without loading its weights, which may not fit into memory."""
     from lastword.model_info import ModelInfo
 
     chosen = embedder_options(args)

@@ -1,6 +1,6 @@
-"""The parser of every command: its errors are one line, and an argument that names no type is text.
+"""The argument parser of every command: errors are one line, and an argument without a type is text.
 
-Text is Unicode. A path may be any bytes, so an argument that is one says `type=options.path`.
+Text must be valid Unicode. A path may contain any bytes, so an argument for a path has `type=options.path`.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from lastword.errors import InputError
 
 
 class Command(Protocol):
-    """The module of a command."""
+    """The interface of a command's module."""
 
     ABOUT: str
     EXAMPLES: str
@@ -20,11 +20,11 @@ class Command(Protocol):
         """Add the command's options."""
 
     def run(self, args: argparse.Namespace, /) -> int:
-        """Run the command and return its exit status; a package beside this one prints with `args.console`."""
+        """Run the command and return its exit status; commands of other packages print with `args.console`."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with errors as all others are."""
+    """An ArgumentParser that reports errors as InputError."""
 
     def __init__(self, **settings: Any) -> None:
         settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
@@ -32,12 +32,16 @@ class Parser(argparse.ArgumentParser):
         self.register("type", None, options.text)
 
     def add_subparsers(self, **settings: Any) -> Any:
-        """Let the parser have commands; what follows a command's name is for its own parser to check."""
+        """Add commands; the arguments after a command's name are checked by the parser of that command."""
         self.register("type", None, options.path)
         return super().add_subparsers(metavar=settings["dest"].upper(), **settings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does; an argument that it refuses is an InputError."""
+        """Parse like argparse.
+
+        Raises:
+            InputError: argparse refuses an argument.
+        """
         try:
             return super().parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
@@ -49,12 +53,12 @@ class Parser(argparse.ArgumentParser):
     def _refused(
         self, what: str, argument: str | None = None, got: str | None = None
     ) -> InputError:
-        """Name the argument, or the command where argparse names none."""
+        """Make the error about an argument, or about the command if argparse names no argument."""
         where = argument or self.prog.partition(" ")[2] or "arguments"
         return InputError(where, what, got=got, remedy=f"See {self.prog} --help.")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        # only here argparse knows both the argument and what was given for it
+        # The only place where argparse knows both the argument and the given value.
         convert = self._registry_get("type", action.type, action.type)
         try:
             return convert(arg_string)
@@ -67,5 +71,5 @@ class Parser(argparse.ArgumentParser):
         )
 
     def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002
-        # argparse's own ignores a full or closed stdout; nothing but help and version comes here
+        # argparse's own method ignores a full or closed stdout. Only help and version text is printed here.
         console.print_text(message)

@@ -1,6 +1,6 @@
-"""Saved ranges: the smallest and largest value of every dimension, for int8 and uint8 codes.
+"""Saved ranges: the smallest and largest value of every dimension, used to compute int8 and uint8 vectors.
 
-A safetensors file with one tensor `ranges` [2, dim] float32, and the space it belongs to.
+The file is a safetensors file with one tensor `ranges` [2, dim] float32 and the fingerprint of its vector space.
 """
 
 import os
@@ -22,14 +22,18 @@ class Ranges:
         self._ranges: Tensor | None = None
 
     def add(self, matrix: Tensor) -> None:
-        """Widen the ranges to hold every row of `matrix`."""
+        """Widen the ranges to include every row of `matrix` [n, dim]."""
         low, high = matrix.float().aminmax(dim=0)
         if self._ranges is not None:
             low, high = torch.minimum(low, self._ranges[0]), torch.maximum(high, self._ranges[1])
         self._ranges = torch.stack((low, high))
 
     def save(self, stream: BinaryIO, name: str, metadata: Mapping[str, str]) -> None:
-        """Write the file."""
+        """Write the ranges and `metadata` to `stream`; messages name the file by `name`.
+
+        Raises:
+            InputError: no texts were seen, they are equal in some dimension, or the write failed.
+        """
         if self._ranges is None:
             raise InputError(name, "no ranges to save", got="0 texts", expected="at least 1")
         alike = int((self._ranges[1] <= self._ranges[0]).sum())
@@ -37,8 +41,8 @@ class Ranges:
             raise InputError(
                 name,
                 "no ranges to save",
-                got=f"texts that are equal in {alike} dimensions",
-                expected="different ones",
+                got=f"texts with equal values in {alike} dimensions",
+                expected="different values in every dimension",
                 remedy="Embed more texts.",
             )
         from lastword.weights import safetensors_header, tensor_bytes
@@ -48,12 +52,13 @@ class Ranges:
 
 
 def read_ranges(path: str, dim: int, space: str) -> Tensor:
-    """Read ranges and check that they belong to these vectors.
+    """Read ranges [2, dim] float32 and check that they belong to the vector space `space`.
 
     Raises:
-        InputError: the file is not such a file, is of another space, or its space was named by an older lastword.
+        InputError: the file does not hold ranges, belongs to another space, or was written by an older lastword.
+        OSError: the file is missing.
     """
-    os.stat(path)  # a missing file is the system's error, named as everywhere
+    os.stat(path)  # a missing file gives the same OSError here as for every other input
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
@@ -61,7 +66,8 @@ def read_ranges(path: str, dim: int, space: str) -> Tensor:
     except (SafetensorError, OSError) as error:
         raise InputError(path, f"is not a safetensors file ({error})") from error
     if ranges is None:
-        raise InputError(path, "has no tensor 'ranges'", remedy="Make one with --save-ranges.")
+        remedy = "Make the file with --save-ranges."
+        raise InputError(path, "has no tensor 'ranges'", remedy=remedy)
     where = f"{path}: tensor 'ranges'"
     if ranges.dtype != torch.float32 or tuple(ranges.shape) != (2, dim):
         from lastword.weights import dtype_name
@@ -69,24 +75,24 @@ def read_ranges(path: str, dim: int, space: str) -> Tensor:
         got = f"{list(ranges.shape)} {dtype_name(ranges.dtype)}"
         raise InputError(where, "wrong shape or dtype", got=got, expected=f"[2, {dim}] float32")
     if not bool(torch.isfinite(ranges).all()) or bool((ranges[0] >= ranges[1]).any()):
-        raise InputError(where, "values that are no ranges (not finite, or low >= high)")
+        raise InputError(where, "holds values that are not ranges (not finite, or low >= high)")
     _check_space(path, metadata, space)
     return ranges
 
 
 def _check_space(path: str, metadata: Mapping[str, str], space: str) -> None:
-    """Refuse ranges of other vectors; a file that names no space is the caller's to answer for."""
+    """Refuse ranges of another vector space; a file without a space is accepted, on the caller's responsibility."""
     from lastword.model_info import FINGERPRINT_VERSION
 
     if "space" not in metadata:
         return
-    remedy = "Make them again with --save-ranges."
+    remedy = "Make the file again with --save-ranges."
     if metadata.get("fingerprints") != str(FINGERPRINT_VERSION):
         raise InputError(path, "written by an older lastword", remedy=remedy)
     if metadata["space"] != space:
         raise InputError(
             path,
-            "ranges of other vectors",
+            "ranges of another vector space",
             got=f"space {metadata['space']}",
             expected=space,
             remedy=remedy,

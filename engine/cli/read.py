@@ -1,7 +1,7 @@
-"""Records from text, JSON lines and CSV files, one at a time, each knowing its file and line.
+"""Read records from text, JSON lines and CSV files, one at a time, each with its file name and line number.
 
-Input is strict UTF-8 (a byte order mark at the start is skipped). Memory holds one record.
-Knows nothing about models or vectors; `stream.py` is the next step in the flow.
+Input is strict UTF-8 (a byte order mark at the start is skipped). One record is held in memory.
+This module knows nothing about models or vectors; `stream.py` is the next step in the flow.
 """
 
 import csv
@@ -17,13 +17,14 @@ from lastword.errors import InputError, lone_surrogate, some
 
 FORMATS = ("txt", "jsonl", "csv", "tsv")
 STDIN = "-"
-MAX_FIELD = 1 << 26  # characters; an unclosed quote in a large file ends here, not out of memory
+MAX_FIELD = 1 << 26  # characters; stops at an unclosed quote in a large file before memory runs out
 
-_JSON_LINES = "Make it JSON lines (.jsonl), one record per line."
-_AS_TEXT = "Turn it into text (.txt) or JSON lines (.jsonl) first."
-_UNPACKED = "Unpack it first, or pipe it: zcat FILE | lastword embed - --input-format {inner}."
+_JSON_LINES = "Convert it to JSON lines (.jsonl), one record per line."
+_AS_TEXT = "Convert it to text (.txt) or JSON lines (.jsonl) first."
+_UNPACKED = "Unpack it first, or use a pipe: zcat FILE | lastword embed - --input-format {inner}."
 _REFUSED = {
-    "json": "Make it JSON lines, as in: jq -c '.[]' FILE > FILE.jsonl; or say --input-format jsonl.",
+    "json": "Convert it to JSON lines: jq -c '.[]' FILE > FILE.jsonl. If it is already JSON lines, "
+    "pass --input-format jsonl.",
     **dict.fromkeys(("parquet", "arrow", "feather", "orc", "avro", "xlsx", "xls"), _JSON_LINES),
     **dict.fromkeys(("npy", "npz", "safetensors", "bin", "pt", "pkl", "db", "sqlite"), _AS_TEXT),
     **dict.fromkeys(("pdf", "doc", "docx", "odt", "pptx", "epub"), _AS_TEXT),
@@ -33,23 +34,23 @@ _REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input file, checked to be there, and how it is read."""
+    """An input file that exists, and its format."""
 
     path: str
     format: str
 
     @property
     def name(self) -> str:
-        """What messages call this input."""
+        """The name of this input in messages."""
         return "stdin" if self.path == STDIN else self.path
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A text, where it came from, and the fields it came with.
+    """A text with its place in the input and the other fields of its record.
 
-    `fields` is the JSON object of the record without its closing brace: carried through as it
-    was written, so that no number loses a digit on the way.
+    `fields` is the record's JSON object as it was written, without the closing brace. It is copied to
+    the output unparsed, so numbers keep all their digits.
     """
 
     text: str
@@ -60,17 +61,22 @@ class Record:
 
     @property
     def where(self) -> str:
-        """What messages call this record."""
+        """The place of this record in messages: FILE:LINE."""
         return f"{self.file}:{self.line}"
 
 
 def sources(files: Sequence[str], input_format: str | None) -> list[Source]:
-    """Check every input before any work starts; no file named means stdin."""
+    """Check every input before any work starts; without files the input is stdin.
+
+    Raises:
+        InputError: there is no input, stdin is given twice, or a file cannot be read or has an unsupported format.
+        OSError: a file is missing.
+    """
     paths = list(files) or [STDIN]
     if not files and sys.stdin is not None and sys.stdin.isatty():
         raise InputError("FILES", "no input", remedy="Name a file, or - for stdin.")
     if paths.count(STDIN) > 1:
-        raise InputError("FILES", "- is named twice", remedy="stdin can be read only once.")
+        raise InputError("FILES", "- is given twice", remedy="stdin can be read only once.")
     return [Source(path, _format(path, input_format)) for path in paths]
 
 
@@ -86,14 +92,14 @@ def _format(path: str, input_format: str | None) -> str:
         return input_format
     root, ending = split_ending(path)
     if ending in _REFUSED:
-        inner = _format_of(split_ending(root)[1])  # a packed file's own ending comes before
+        inner = _format_of(split_ending(root)[1])  # "docs.jsonl.gz" holds jsonl
         remedy = _REFUSED[ending].format(inner=inner)
-        raise InputError(path, f".{ending} files are not read", remedy=remedy)
+        raise InputError(path, f"unsupported input format .{ending}", remedy=remedy)
     return _format_of(ending)
 
 
 def split_ending(path: str) -> tuple[str, str]:
-    """Part a file's name from its ending, in lower case and without the dot."""
+    """Split a file name into its root and its extension, which is in lower case and without the dot."""
     root, dotted = os.path.splitext(path)
     return root, dotted.lower().removeprefix(".")
 
@@ -117,10 +123,10 @@ def read(inputs: Sequence[Source], text_field: str) -> Iterator[Record]:
 
 
 def _open(source: Source) -> TextIO:
-    """Open a file for reading lines.
+    """Open an input for reading lines.
 
-    A strict decoder works on blocks and cannot tell the line of a bad byte. `surrogateescape`
-    turns a bad byte, and nothing else, into a lone surrogate, which is then found in its line.
+    A strict decoder works on blocks and cannot tell the line of an invalid byte. `surrogateescape` turns
+    an invalid byte, and nothing else, into a lone surrogate; `_lines` then finds it in its line.
     """
     if source.path == STDIN and sys.stdin is None:
         raise InputError("stdin", "is closed", remedy="Name a file.")
@@ -128,13 +134,13 @@ def _open(source: Source) -> TextIO:
         sys.stdin.fileno() if source.path == STDIN else source.path,
         encoding="utf-8-sig",
         errors="surrogateescape",
-        newline="" if source.format in ("csv", "tsv") else None,  # the csv module wants its own
+        newline="" if source.format in ("csv", "tsv") else None,  # as the csv module requires
         closefd=source.path != STDIN,
     )
 
 
 def _lines(stream: TextIO, source: Source) -> Iterator[str]:
-    """Yield lines with their ends; bytes that are not UTF-8 are an error naming the line."""
+    """Yield lines with their line ends; a byte that is not UTF-8 is an InputError with the line number."""
     number = 0
     while line := _next_line(stream, source):
         number += 1
@@ -168,7 +174,7 @@ def _json_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterat
     for number, line in enumerate(lines, 1):
         if not line.isspace():
             where, line = f"{source.name}:{number}", line.rstrip()
-            # where a key stands twice the last one counts, as other readers have it
+            # If a key occurs twice, the last value counts, as in other JSON readers.
             fields = parse_object(line, where, InputError, unique_keys=False)
             text = _text_of(fields, text_field, where)
             carried = line.lstrip()[:-1].rstrip()
@@ -184,7 +190,7 @@ def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
     if not text.isascii() and (bad := lone_surrogate(text)) is not None:
         raise InputError(
             where,
-            f"field {text_field!r} holds a lone surrogate",
+            f"field {text_field!r} contains a lone surrogate",
             got=f"\\u{ord(text[bad]):04x}",
             expected="Unicode text",
             remedy="Remove it.",
@@ -197,7 +203,7 @@ def _missing(where: str, text_field: str, names: Iterable[str]) -> InputError:
         where,
         f"has no field {text_field!r}",
         got=some(names) or "no field",
-        remedy="Name the text with --text-field.",
+        remedy="Name the field that holds the text with --text-field.",
     )
 
 
@@ -207,7 +213,7 @@ def _kind(value: object) -> str:
 
 
 def _table(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
-    """Yield a record per row; blank lines are no rows, as the csv module has it."""
+    """Yield one record per row; blank lines are skipped, as in the csv module."""
     rows = _rows(lines, source)
     _, header = next(rows, (0, []))
     where = f"{source.name}:1"
@@ -216,7 +222,7 @@ def _table(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Re
     names = frozenset(header)
     if len(names) < len(header):
         twice = some({name for name in header if header.count(name) > 1})
-        raise InputError(where, "columns named twice", got=twice, remedy="Rename them.")
+        raise InputError(where, "two columns have the same name", got=twice, remedy="Rename one.")
     if text_field not in names:
         raise _missing(where, text_field, names)
     for line, row in rows:
@@ -225,14 +231,14 @@ def _table(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Re
                 f"{source.name}:{line}",
                 "wrong number of fields",
                 got=f"{len(row)}",
-                expected=f"{len(header)} as in the header",
+                expected=f"{len(header)}, as in the header",
             )
         fields = dict(zip(header, row, strict=True))
         yield Record(fields[text_field], source.name, line, names, _open_object(fields))
 
 
 def _rows(lines: Iterator[str], source: Source) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row with the number of its first line."""
+    """Yield each row with its first line number."""
     csv.field_size_limit(MAX_FIELD)
     delimiter = "\t" if source.format == "tsv" else ","
     reader = csv.reader(lines, delimiter=delimiter, strict=True)

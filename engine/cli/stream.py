@@ -1,6 +1,6 @@
-"""Records in, each group of them with its vectors out: the Embedder's groups, with errors told by file and line.
+"""Embed a stream of records: yield groups of records with their vectors, and report errors by file and line.
 
-Holds only the records that the Embedder has taken and not yet answered.
+Only records that the Embedder has read and not yet embedded are held in memory.
 """
 
 from collections import deque
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 def embed_records(
     embedder: "Embedder", records: Iterable[Record], prompt: str, **options: Unpack["EncodeKwargs"]
 ) -> Iterator[tuple[list[Record], "Tensor"]]:
-    """Yield groups of records, each with its matrix of vectors, in order.
+    """Yield groups of records, in order, each with its matrix of vectors [n, dim].
 
     Args:
-        embedder: what embeds them; it may read the records from a thread of its own, some groups ahead.
-        records: what is embedded.
-        prompt: goes before every text.
-        options: as `Embedder.encode_groups` takes them.
+        embedder: the model; it may read records in its own thread, some groups ahead.
+        records: the records to embed.
+        prompt: text to put before every text.
+        options: options of `Embedder.encode_groups`.
+
+    Raises:
+        InputError: a text cannot be embedded; `where` names its file and line.
     """
     pending: deque[Record] = deque()
     answered = 0

@@ -1,8 +1,8 @@
-"""Vectors to JSON lines, safetensors or npy, a group at a time, in constant memory and without NumPy.
+"""Write vectors as JSON lines, safetensors or npy, one group at a time, in constant memory and without NumPy.
 
-A writer is given a byte stream and never opens a file; `weights/files/atomic.py` makes the file appear whole.
-The binary formats begin with a header that holds the number of texts, known only at the end: it
-is written once with room for any number and again, over itself, when the last vector is in.
+A writer gets a byte stream and never opens a file; `weights/files/atomic.py` replaces the file once it is complete.
+The header of the binary formats holds the number of texts, which is known only at the end. The header is therefore
+written first with space for any number, and overwritten after the last vector.
 """
 
 import json
@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 
 FORMATS = ("jsonl", "safetensors", "npy")
 MOST_TEXTS = 10**15
-ROWS_AT_ONCE = 16  # as Python numbers: eight times the memory, and soon more than a core caches
+ROWS_AT_ONCE = (
+    16  # Python numbers take eight times the memory; more rows would not fit a core's cache
+)
 Header = Callable[[int], bytes]
 
 
 class Layout(NamedTuple):
-    """How a precision is stored: names of the dtype in safetensors and NumPy, values per element, JSON form."""
+    """How a precision is stored in each format."""
 
-    safetensors: str
-    numpy: str
-    packed: int
-    number: str
+    safetensors: str  # dtype name
+    numpy: str  # dtype name
+    packed: int  # vector values per stored element
+    number: str  # printf format of one element in JSON
 
 
 LAYOUTS = {
@@ -41,22 +43,22 @@ LAYOUTS = {
 
 
 def numbers(layout: Layout, dim: int) -> str:
-    """Return the printf template of one vector; enough digits to read the same values back."""
+    """Return the printf template of one vector, with enough digits to read back the same values."""
     return ", ".join([layout.number] * (dim // layout.packed))
 
 
 class Writer(Protocol):
-    """Takes the records in order, a group at a time with its matrix of vectors, then the end."""
+    """Writes groups of records with their vectors, in order."""
 
     def write(self, records: Sequence[Record], matrix: "Tensor") -> None:
-        """Take the next records and their vectors, a row each."""
+        """Write the next n records and their vectors [n, width], one row per record."""
 
     def finish(self) -> None:
-        """Take note that there are no more."""
+        """Complete the output after the last group."""
 
 
 class JsonLines:
-    """A JSON object per line: the record's own fields and its vector; before them a header where there is one."""
+    """Writes one JSON object per line, with the record's own fields and its vector; an optional header comes first."""
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class JsonLines:
             put(stream, f"{line}\n".encode(), name)
 
     def write(self, records: Sequence[Record], matrix: "Tensor") -> None:
-        """Append a line per record."""
+        """Append one line per record."""
         for start in range(0, len(records), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
             lines = (
@@ -83,32 +85,32 @@ class JsonLines:
             put(self._stream, "".join(lines).encode("utf-8"), self._name)
 
     def finish(self) -> None:
-        """Give everything to the system."""
+        """Flush the stream."""
         attempt(self._stream.flush, self._name)
 
 
 class Matrix:
-    """A header, then the vectors as rows of bytes."""
+    """Writes a binary header, then one row of bytes per vector."""
 
     def __init__(self, stream: BinaryIO, name: str, header: Header) -> None:
         self._stream, self._name, self._header, self._texts = stream, name, header, 0
         put(stream, header(MOST_TEXTS), name)
 
     def write(self, records: Sequence[Record], matrix: "Tensor") -> None:
-        """Append a row per record."""
+        """Append one row per record."""
         from lastword.weights import tensor_bytes
 
         put(self._stream, tensor_bytes(matrix), self._name)
         self._texts += len(records)
 
     def finish(self) -> None:
-        """Write the header again, now with the number of texts."""
+        """Overwrite the header, now with the number of texts."""
         attempt(lambda: self._stream.seek(0), self._name)
         put(self._stream, self._header(self._texts), self._name)
 
 
 def safetensors_header(name: str, layout: Layout, dim: int, metadata: Mapping[str, str]) -> Header:
-    """Return the header of a file with one tensor [texts, width] as a function of texts."""
+    """Return a function from the number of texts to the header of a file with one tensor [texts, width]."""
     from lastword.weights import growing_header
 
     def described(texts: int) -> dict[str, str]:
@@ -118,7 +120,7 @@ def safetensors_header(name: str, layout: Layout, dim: int, metadata: Mapping[st
 
 
 def npy_header(layout: Layout, dim: int) -> Header:
-    """Return the 128-byte header of a NumPy file, format 1.0, as a function of texts."""
+    """Return a function from the number of texts to the 128-byte header of a NumPy file, format 1.0."""
 
     def header(texts: int) -> bytes:
         shape = f"({texts}, {dim // layout.packed})"
@@ -129,6 +131,6 @@ def npy_header(layout: Layout, dim: int) -> Header:
 
 
 def sidecar(metadata: Mapping[str, str], texts: int) -> bytes:
-    """Return the JSON file that stands beside a file of JSON lines or NumPy's, which have no room for metadata."""
+    """Return the content of OUT.json, the metadata of a .jsonl or .npy file, which cannot hold metadata itself."""
     fields = {**metadata, "texts": str(texts)}
     return json.dumps(fields, ensure_ascii=False, indent=2).encode("utf-8") + b"\n"

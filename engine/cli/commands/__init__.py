@@ -1,1 +1,1 @@
-"""One module per command of `lastword`."""
+"""The commands of `lastword`, one module per command."""

@@ -1,4 +1,4 @@
-"""`lastword bags`: which rows each of several models is trained on, before they are merged."""
+"""`lastword bags`: choose the rows that each of several models is trained on, before the models are merged."""
 
 import argparse
 import os
@@ -10,16 +10,18 @@ from lastword.errors import InputError
 
 _ENDINGS = (".jsonl", ".txt")
 
-ABOUT = "plan subsets of data to train models on"
+ABOUT = "draw the training data of models that will be merged"
 EXAMPLES = """examples:
   lastword bags msmarco.jsonl nli.jsonl --ratios 80,100 --seed 7 -o plan.json
   lastword bags new.jsonl --old msmarco.jsonl nli.jsonl --ratios 100 --seed 8 -o update.json \\
       --into ./released --weights size
 
-Each file is a dataset, sampled by itself without replacement; a row is a line. Beside plan.json
-come plan.rows/BAG/DATASET.txt, one row id per line, and plan.merge.yaml, the recipe for lastword
-merge. The same seed gives the same plan, whatever the order of the files and the machine. Bags
-of old and new data serve a model that is trained on the new data and merged into the old one."""
+A bag is the training data of one model: a sample of the rows of every dataset. Each file is one
+dataset with one row per line, and is sampled separately, without replacement. The command writes
+plan.json, plan.rows/BAG/DATASET.txt with one row id per line, and plan.merge.yaml, a recipe for
+"lastword merge". The same files and seed give the same plan, in any order and on any machine.
+To update a released model, pass its earlier training data with --old: each bag then mixes old
+and new rows, and --into adds the released model to the recipe."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,19 +31,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=options.path,
         metavar="DATA",
-        help="FILE or NAME=FILE; .jsonl, .txt",
+        help="dataset: a .jsonl or .txt file, as FILE or NAME=FILE; by default it is named after its file",
     )
     parser.add_argument(
-        "--ratios", required=True, help="percent of each dataset per bag, such as 80,100 or 50,rest"
+        "--ratios",
+        required=True,
+        help='percentage of each dataset for each bag, such as 80,100 for two bags; "rest" takes the rows '
+        "that are in no other bag, as in 50,rest",
     )
-    parser.add_argument("--seed", type=int, required=True, help="what the choice depends on")
+    parser.add_argument(
+        "--seed", type=int, required=True, help="seed of the random choice, a whole number"
+    )
     parser.add_argument(
         "-o",
         "--output",
         required=True,
         type=options.path,
         metavar="PLAN",
-        help="a new .json file",
+        help="write the plan to this new .json file",
     )
     parser.add_argument(
         "--old",
@@ -49,17 +56,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=options.path,
         metavar="DATA",
-        help="data trained on before",
+        help="datasets that the model was trained on before; by default none",
     )
     parser.add_argument(
-        "--old-ratio", default="40", metavar="PERCENT", help="of the old data in each bag (40)"
+        "--old-ratio",
+        default="40",
+        metavar="PERCENT",
+        help="percentage of each old dataset in each bag; by default 40",
     )
-    parser.add_argument("--id-field", metavar="NAME", help="name rows by this field of .jsonl")
     parser.add_argument(
-        "--weights", choices=("equal", "size"), default="equal", help="of the models in the recipe"
+        "--id-field",
+        metavar="NAME",
+        help="field of .jsonl rows that holds the row id; by default the row number, from 0",
     )
-    parser.add_argument("--into", metavar="MODEL", help="merge the new models into this one")
-    parser.add_argument("--quiet", action="store_true", help="no progress and no report")
+    parser.add_argument(
+        "--weights",
+        choices=("equal", "size"),
+        default="equal",
+        help="weights of the models in the recipe: equal, or by number of rows; by default equal",
+    )
+    parser.add_argument(
+        "--into", metavar="MODEL", help="existing model to add to the recipe; by default none"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print no progress and no report")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
     if args.into is not None and args.weights == "size" and not args.old:
         raise InputError(
             "--into",
-            "its weight by size is the number of old rows",
-            remedy="Name them with --old.",
+            "with --weights size its weight is the number of old rows, and no old data is given",
+            remedy="Pass the old data with --old.",
         )
     spec = bags_plan.PlanSpec(
         seed=args.seed,
@@ -96,12 +115,12 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         for bag in made["bags"]:
             console.say(f"bag {bag['name']}: {bag['rows']:,} rows of {len(datasets)} datasets")
-        console.say(f"{args.output}: written, with its rows and {made['merge']}")
+        console.say(f"{args.output}: written, with its row lists and {made['merge']}")
     return 0
 
 
 def _named(argument: str, *, old: bool) -> tuple[str, Path, bool]:
-    """Read FILE or NAME=FILE; by itself a file gives its name without the ending."""
+    """Split FILE or NAME=FILE into (name, path, old); the default name is the file name without its extension."""
     name, equals, file = argument.partition("=")
     if not equals or os.path.exists(argument):
         file = argument
@@ -112,15 +131,15 @@ def _named(argument: str, *, old: bool) -> tuple[str, Path, bool]:
     if path.suffix not in _ENDINGS:
         raise InputError(
             str(path),
-            "wrong ending",
+            "unsupported file extension",
             got=path.suffix or "none",
             expected=".jsonl or .txt, one row per line",
         )
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise InputError(
             str(path),
-            f"the name {name!r}",
-            expected="letters, digits, _ . -",
-            remedy="Give one: NAME=FILE.",
+            f"cannot be used as the name of a dataset: {name!r}",
+            expected="letters, digits, _ . - only",
+            remedy="Name the dataset: NAME=FILE.",
         )
     return name, path, old

@@ -1,27 +1,32 @@
-"""`lastword convert`: the same model in another dtype, or in files of another size."""
+"""`lastword convert`: write the same model in another dtype, or in files of another size."""
 
 import argparse
 
 from lastword.cli import options
 from lastword.cli.model_folder import add_folder_options, write_folder
 
-ABOUT = "write a model in another dtype or files of another size"
+ABOUT = "write a model in another dtype or with another file size"
 EXAMPLES = """examples:
   lastword convert Qwen/Qwen3-Embedding-0.6B ./model-f32 --dtype f32
   lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB
   lastword convert owner/model@v1.0 ./model --dtype bf16
 
-id@revision names a branch, tag or commit of a Hugging Face id."""
+id@revision names a branch, tag or commit of a Hugging Face model."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
-        "model", type=options.model, metavar="MODEL", help="Hugging Face id or folder"
+        "model",
+        type=options.model,
+        metavar="MODEL",
+        help="model to convert: a Hugging Face id, id@revision or a folder",
     )
     add_folder_options(parser)
     parser.add_argument(
-        "--dtype", choices=("bf16", "f16", "f32"), help="of the weights; by default as they are"
+        "--dtype",
+        choices=("bf16", "f16", "f32"),
+        help="dtype of the new weights; by default the stored one",
     )
 
 

@@ -1,4 +1,4 @@
-"""`lastword embed`: every text of the input gets its vector, in order, in constant memory."""
+"""`lastword embed`: compute one vector per input text, in order, in constant memory."""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -21,11 +21,14 @@ EXAMPLES = """examples:
   lastword embed docs.jsonl --text-field body --model ./model --dim 256 -o docs.safetensors
   zcat big.csv.gz | lastword embed - --input-format csv --model ./model -o big.npy
 
-In JSON lines other fields of .jsonl and .csv records are carried through. With -o the model, its
-settings and two fingerprints stand in OUT.json, in .safetensors in the file itself: vectors of one
-`space` may be compared, files of one `run` are the same run's. On stdout --header puts them first.
-The report on stderr counts the tokens asked for, those computed, and what sharing common beginnings
-saved; tokens/s is of those asked for."""
+JSON lines output keeps the other fields of .jsonl, .csv and .tsv records.
+
+With -o, metadata is stored too: the model, its settings and two fingerprints. It goes to OUT.json,
+or into the file itself for .safetensors; on stdout, --header prints it first. Vectors with the same
+`space` fingerprint can be compared. The same `run` fingerprint means the same model and settings.
+
+The report on stderr counts the tokens requested, the tokens computed, and the tokens saved because
+texts with a common beginning share it. tokens/s counts requested tokens."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,38 +36,50 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_input_options(parser)
     options.add_prompt_options(parser, "text")
     parser.add_argument(
-        "-o", "--output", type=options.path, metavar="OUT", help="write here, whole or not at all"
+        "-o",
+        "--output",
+        type=options.path,
+        metavar="OUT",
+        help="output file, replaced only once the new one is complete; by default stdout",
     )
     parser.add_argument(
         "--format",
         choices=write.FORMATS,
-        help="by default the ending of OUT, jsonl without one; jsonl and npy have metadata in OUT.json",
+        help="output format; by default chosen by the extension of OUT, or jsonl if it has none",
     )
     parser.add_argument(
         "--header",
         action="store_true",
-        help='on stdout, begin with a line {"lastword": {...}} that holds the metadata',
+        help='on stdout, print the metadata first, as a line {"lastword": {...}}',
     )
     parser.add_argument(
-        "--vector-field", default="embedding", metavar="NAME", help="field, or tensor, of vectors"
+        "--vector-field",
+        default="embedding",
+        metavar="NAME",
+        help="name of the JSON field or safetensors tensor that holds the vectors; by default embedding",
     )
     parser.add_argument(
         "--precision",
         choices=tuple(write.LAYOUTS),
         default="float32",
-        help="of the vectors written",
+        help="number format of the vectors; by default float32",
     )
     parser.add_argument(
-        "--normalize", action="store_true", help="to length 1, also where the model does not"
+        "--normalize",
+        action="store_true",
+        help="scale every vector to length 1; by default only if the model does so",
     )
     parser.add_argument(
-        "--ranges", type=options.path, metavar="FILE", help="saved ranges for int8 or uint8 codes"
+        "--ranges",
+        type=options.path,
+        metavar="FILE",
+        help="file made by --save-ranges, for int8 or uint8 vectors; required for uint8; by default none",
     )
     parser.add_argument(
         "--save-ranges",
         type=options.path,
         metavar="FILE",
-        help="save the ranges of these vectors (float32 only)",
+        help="save the smallest and largest value of each dimension to this file, for --ranges (float32 only)",
     )
     options.add_model_options(parser)
 
@@ -77,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     given = (source.path for source in inputs if source.path != read.STDIN)
     options.refuse_overwriting((*given, args.ranges), (args.output, sidecar, args.save_ranges))
     with ExitStack() as files:
-        # the last one entered is in place first: the vectors, then what describes them
+        # Files are put in place in reverse order: the vectors first, then the files that describe them.
         ranges_out = _enter(files, args.save_ranges)
         beside = _enter(files, sidecar)
         out = _enter(files, args.output) or console.stdout_bytes()
@@ -98,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Work:
-    """What one run knows once its model is open."""
+    """State of one run after its model is open: prompt, ranges, metadata."""
 
     def __init__(self, args: argparse.Namespace, style: str, embedder: "Embedder") -> None:
         from lastword.cli.ranges import Ranges, read_ranges
@@ -126,7 +141,7 @@ class _Work:
         }
 
     def embed(self, records: Iterable[Record], out: BinaryIO) -> Report:
-        """Write every record's vector to `out`."""
+        """Write the vector of every record to `out` and return the run's counts."""
         writer, report = self._writer(out), Report()
         for group, matrix in embed_records(
             self._embedder,
@@ -157,34 +172,35 @@ class _Work:
 
 
 def summary(report: Report) -> str:
-    """Say in one line what was asked, what was computed, and how fast."""
+    """Return one line with the tokens requested, computed and saved, the texts cut, and the speed."""
     saved = 100 * report.tokens_saved / report.tokens_asked if report.tokens_asked else 0.0
     return (
-        f"{report.texts:,} texts, {report.tokens_asked:,} tokens asked, "
+        f"{report.texts:,} texts, {report.tokens_asked:,} tokens requested, "
         f"{report.tokens_computed:,} computed, {report.tokens_saved:,} ({saved:.1f} %) saved by "
         f"sharing, {report.cut:,} texts cut, {report.tokens_per_second:,.0f} tokens/s"
     )
 
 
 def _style(args: argparse.Namespace) -> str:
-    """Choose the output format and refuse options that do not go together."""
+    """Choose the output format and refuse options that cannot be combined."""
     args.output = None if args.output == "-" else args.output
     style: str = args.format or _style_of(args.output or "")
     if style != "jsonl" and args.output is None:
-        raise InputError(f"--format {style}", "cannot go to stdout", remedy="Name a file with -o.")
+        what = "cannot be written to stdout"
+        raise InputError(f"--format {style}", what, remedy="Name a file with -o.")
     if args.header and args.output is not None:
         place = args.output if style == "safetensors" else f"{args.output}.json"
         remedy = f"The metadata goes to {place}."
         raise InputError("--header", "is for stdout", got=f"-o {args.output}", remedy=remedy)
     _check_ranges(args)
     if args.vector_field in (args.text_field, "__metadata__"):
-        what = f"{args.vector_field!r} has a meaning already"
-        raise InputError("--vector-field", what, remedy="Name another.")
+        what = f"the name {args.vector_field!r} is already used"
+        raise InputError("--vector-field", what, remedy="Choose another name.")
     return style
 
 
 def _check_ranges(args: argparse.Namespace) -> None:
-    """Refuse a precision that does not go with the ranges that are read or saved."""
+    """Refuse a precision that cannot be combined with --ranges or --save-ranges."""
     got = f"--precision {args.precision}"
     if args.precision == "uint8" and args.ranges is None:
         raise InputError(got, "needs ranges", remedy="Name them with --ranges FILE.")
@@ -195,16 +211,16 @@ def _check_ranges(args: argparse.Namespace) -> None:
 
 
 def _style_of(output: str) -> str:
-    """Go by the ending of the output's name; none is JSON lines."""
+    """Choose the format by the extension of the output file; no extension means JSON lines."""
     _, ending = read.split_ending(output)
     if ending in ("", "json", "ndjson"):
         return "jsonl"
     if ending not in write.FORMATS:
         raise InputError(
             output,
-            f".{ending} files are not written",
+            f"unsupported output format .{ending}",
             expected=".jsonl, .safetensors or .npy",
-            remedy="Name one of these, or say what it shall be with --format.",
+            remedy="Use one of these extensions, or choose the format with --format.",
         )
     return ending
 
@@ -220,7 +236,7 @@ def _unless_taken(records: Iterable[Record], field: str) -> Iterator[Record]:
         if field in record.names:
             raise InputError(
                 record.where,
-                f"has a field {field!r} already",
-                remedy="Name another with --vector-field, or remove it.",
+                f"already has a field {field!r}",
+                remedy="Choose another name with --vector-field, or remove the field.",
             )
         yield record

@@ -1,4 +1,4 @@
-"""`lastword eval`: a model on mteb's tasks, and beside the table on its card; exit 1 where a task failed."""
+"""`lastword eval`: score a model on mteb's tasks and compare with its model card; exit status 1 if a task failed."""
 
 import argparse
 import json
@@ -12,35 +12,48 @@ from lastword.errors import InputError, some
 if TYPE_CHECKING:
     from lastword.evaluate import Evaluation
 
-ABOUT = "score a model on mteb's tasks"
+ABOUT = "score a model on tasks of mteb, the text embedding benchmark"
 EXAMPLES = """examples:
   lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact
   lastword eval ./model --benchmark "MTEB(eng, v2)" --as Qwen/Qwen3-Embedding-0.6B --results ./mteb
   lastword eval ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1 --card
 
-Needs mteb: pip install 'lastword[eval]'. Every finished task is saved in mteb's own layout, and the
-same command goes on where it was stopped. --card reads the results that there are. Exit 1 where a
-task failed."""
+Needs mteb: pip install 'lastword[eval]'. Every finished task is saved in mteb's results folder, so
+an interrupted run continues when the same command is given again. --card itself runs no task: it
+compares the results saved so far with the model card. Exit status 1 if a task failed."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     options.add_name(parser)
     parser.add_argument(
-        "--tasks", action="append", default=[], metavar="NAMES", help="of mteb, with commas between"
+        "--tasks",
+        action="append",
+        default=[],
+        metavar="NAMES",
+        help="names of mteb tasks to run, separated by commas; may be repeated",
     )
     parser.add_argument(
-        "--benchmark", action="append", default=[], metavar="NAME", help="all its open tasks"
+        "--benchmark",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run all public tasks of this mteb benchmark; may be repeated",
     )
     parser.add_argument(
-        "--card", action="store_true", help="the table on the model's card beside the results"
+        "--card",
+        action="store_true",
+        help="also print the benchmark scores of the model card next to the measured ones",
     )
-    options.add_known_as(parser, "whose instructions and card, where MODEL does not say it")
+    options.add_known_as(parser, "instructions and model card")
     parser.add_argument(
-        "--results", type=options.path, metavar="FOLDER", help="mteb's cache; else MTEB_CACHE"
+        "--results",
+        type=options.path,
+        metavar="FOLDER",
+        help="mteb's results folder; by default $MTEB_CACHE or ~/.cache/mteb",
     )
-    parser.add_argument("--json", action="store_true", help="as a JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress or notices")
+    parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
+    parser.add_argument("--quiet", action="store_true", help="print no progress and no notices")
     options.add_model_options(parser)
 
 
@@ -49,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     options.choose_model(args)
     options.name_model(args)
     if not (args.tasks or args.benchmark or args.card):
-        remedy = "Name --tasks or --benchmark, or ask for the --card."
+        remedy = "Pass --tasks, --benchmark or --card."
         raise InputError("eval", "nothing to do", remedy=remedy)
     from lastword.evaluate import evaluate
 

@@ -1,8 +1,8 @@
-"""`lastword info`: what a model is, how it would run here, and with `--full` whether it is whole.
+"""`lastword info`: describe a model and how it would run on this machine; with `--full`, check its files.
 
-No weights are loaded: a model too large for this machine is described too. `--full` comes before
-the model is opened: a damaged one may not open. It asks `lastword.weights` for the files and their
-hashes.
+No weights are loaded, so a model that does not fit into memory can be described too. `--full` hashes
+the files before the model is opened, because a damaged model may not open. `lastword.weights` finds
+and hashes the files.
 """
 
 import argparse
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lastword.model_info import ModelInfo
     from lastword.weights import FileHash
 
-ABOUT = "say what a model is and whether it is whole"
+ABOUT = "describe a model and check its files"
 EXAMPLES = """examples:
   lastword info Qwen/Qwen3-Embedding-0.6B
   lastword info ./model --full --json"""
@@ -27,11 +27,11 @@ EXAMPLES = """examples:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     options.add_name(parser)
-    parser.add_argument("--json", action="store_true", help="as a JSON object")
+    parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
     parser.add_argument(
         "--full",
         action="store_true",
-        help="hash every byte of the files; exit 1 where one is damaged",
+        help="also hash every file and compare with the hub's hashes; exit status 1 if one is damaged",
     )
     options.add_model_options(parser)
 
@@ -51,13 +51,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         console.print_lines(list(_table(facts)))
     if damaged:
-        what = "does not match the hash that the hub gave"
+        what = "does not match the hash given by the hub"
         console.say(str(WeightsError(some(damaged), what, remedy="Download it again.")))
     return 1 if damaged else 0
 
 
 def describe(model: "ModelInfo") -> dict[str, object]:
-    """Gather what there is to know about an open model, in the order shown."""
+    """Return the facts about an open model, in the order in which they are printed."""
     from lastword.weights import dtype_name
 
     found, checkpoint = model.files, model.checkpoint
@@ -91,7 +91,7 @@ def _hashes(args: argparse.Namespace) -> "list[FileHash]":
 
 
 def _table(facts: Mapping[str, object]) -> Iterator[str]:
-    """Lay the facts out a line each, groups under their name."""
+    """Yield one line per fact; the entries of a group are indented below its name."""
     for name, value in facts.items():
         if isinstance(value, Mapping):
             yield f"{name}:"
@@ -104,7 +104,7 @@ def _table(facts: Mapping[str, object]) -> Iterator[str]:
 
 
 def _file_line(each: Mapping[str, object]) -> str:
-    verdict = {True: "as the hub has it", False: "DAMAGED", None: "no known hash to compare"}
+    verdict = {True: "matches the hub", False: "DAMAGED", None: "no hash known"}
     whole = each["whole"]
     said = verdict[whole if isinstance(whole, bool) else None]
     return f"  {each['file']}  {each['bytes']:,} bytes  sha256 {each['sha256']}  {said}"

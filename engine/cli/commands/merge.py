@@ -1,4 +1,4 @@
-"""`lastword merge`: a new model of several, by a recipe in mergekit's YAML."""
+"""`lastword merge`: merge several models into a new one, by a recipe in mergekit's YAML format."""
 
 import argparse
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 from lastword.cli import console, options
 from lastword.cli.model_folder import add_folder_options, write_folder
 
-ABOUT = "make a new model of several"
-EXAMPLES = """example: merge.yaml, read as mergekit reads it
+ABOUT = "merge several models into a new one"
+EXAMPLES = """example: merge.yaml, in mergekit's format
   models:
     - model: ./stage-1
       parameters: {weight: 2.8}
@@ -22,27 +22,31 @@ EXAMPLES = """example: merge.yaml, read as mergekit reads it
 
 A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of it.
 
-Methods: linear (weight; normalize), multislerp (weight; normalize_weights; base_model if any),
-task_arithmetic (weight; lambda, normalize; base_model), slerp (t, from base_model to the other
-model). dtype or out_dtype is that of the result; by default it stays as stored. Inner products and
-sums are in float64, each value is rounded once. Needs PyYAML: pip install 'lastword[merge]'.
+Methods and their parameters:
+  linear           weight; normalize
+  multislerp       weight; normalize_weights; base_model (optional)
+  task_arithmetic  weight; lambda, normalize; base_model
+  slerp            t, from base_model (0) to the other model (1)
 
-The report has a JSON object per tensor: norms and angles of the models' tensors (less the base's),
-their coefficients, and the norm of their sum. A run that was stopped is taken up by running it
-again."""
+dtype or out_dtype sets the dtype of the result; by default the stored dtype is kept. Sums and inner
+products are computed in float64, and each value is rounded once.
+
+The report has one JSON object per tensor: the norms and angles of the models' tensors (minus those
+of the base model), their coefficients, and the norm of their sum. An interrupted run continues when
+the same command is given again. Needs PyYAML: pip install 'lastword[merge]'."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
-        "config", type=options.path, metavar="CONFIG", help="the recipe, a YAML file"
+        "config", type=options.path, metavar="CONFIG", help="recipe of the merge, a YAML file"
     )
     add_folder_options(parser)
     parser.add_argument(
         "--report",
         type=options.path,
         metavar="FILE",
-        help="write what was done to each tensor here",
+        help="write a report with one line per tensor to this file; by default none",
     )
 
 

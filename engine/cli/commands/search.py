@@ -1,4 +1,4 @@
-"""`lastword search`: the texts nearest to a query, exactly, in constant memory."""
+"""`lastword search`: find the texts nearest to a query by exact search, in constant memory."""
 
 import argparse
 import heapq
@@ -22,24 +22,28 @@ EXAMPLES = """examples:
   lastword search "how do I reset it" manual.txt
   lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
   lastword search "refund" tickets.csv --text-field message --top-k 3 --json --model ./model"""
-SHOWN = 200  # characters of a text in the table; --json has all
+SHOWN = 200  # characters of a text shown in the table; --json prints the whole text
 
 
 class Hit(NamedTuple):
-    """A candidate, ordered so that the smallest of a heap is the one to drop."""
+    """A candidate, ordered so that the smallest one of a heap is dropped first."""
 
     score: float
-    order: int  # minus the position: of equal scores the earlier text wins
+    order: int  # negative position: among equal scores, the earlier text ranks first
     record: Record
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("query", metavar="QUERY", help="what to look for")
+    parser.add_argument("query", metavar="QUERY", help="text to search for")
     options.add_input_options(parser)
     options.add_prompt_options(parser, "query")
-    parser.add_argument("--top-k", type=options.positive, default=10, help="how many (10)")
-    parser.add_argument("--json", action="store_true", help="a JSON object per line")
+    parser.add_argument(
+        "--top-k", type=options.positive, default=10, help="number of texts to print; by default 10"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per line instead of a table"
+    )
     options.add_model_options(parser)
 
 
@@ -64,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _seen(query: Report, texts: Report, max_length: int) -> Iterator[str]:
-    """Say what was compared by its beginning only, or that there was nothing to compare with."""
+    """Yield notices about texts that were cut, and about input without texts."""
     if not texts.texts:
-        yield "FILES: hold no texts"
+        yield "FILES: contain no texts"
     if query.cut:
         yield f"QUERY: cut to {max_length:,} tokens"
     if texts.cut:
@@ -97,7 +101,7 @@ def _scored(
     inputs: list[read.Source],
     report: Report,
 ) -> Iterator[Hit]:
-    """Yield every text with its score, comparing a group of vectors at a time."""
+    """Yield every text with its score; vectors are compared one group at a time."""
     position = 0
     for records, matrix in embed_records(
         embedder,

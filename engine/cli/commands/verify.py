@@ -1,4 +1,4 @@
-"""`lastword verify`: are the vectors the model's? A table of checks, or JSON; exit 1 where one failed."""
+"""`lastword verify`: check a model's vectors against transformers; exit status 1 if a check failed."""
 
 import argparse
 import json
@@ -10,15 +10,16 @@ from lastword.cli import console, options, read
 if TYPE_CHECKING:
     from lastword.verify import Verdict
 
-ABOUT = "compare with transformers, check by check"
+ABOUT = "check a model's vectors against transformers"
 EXAMPLES = """examples:
   lastword verify Qwen/Qwen3-Embedding-0.6B --scores
   lastword verify ./model --texts mine.jsonl --text-field body --json > verdict.json
   lastword verify ./model --quantize int8
   lastword verify ./tuned --accept "prompt text"
 
-Needs transformers: pip install 'lastword[verify]'. Its layers are walked one at a time, so that no
-second model is held in memory. Exit 1 where a check failed: the first one names the cause."""
+Needs transformers: pip install 'lastword[verify]'. Its layers are loaded one at a time, so a second
+copy of the model is never in memory. Exit status 1 if a check failed; the first failed check names
+the cause, and later ones may only follow from it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,18 +30,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=options.path,
         metavar="FILE",
-        help="also these texts; may be given again",
+        help="file of texts to compare in addition to the built-in ones; may be repeated",
     )
     options.add_format_options(parser)
     parser.add_argument(
-        "--scores", action="store_true", help="also the example on the model's card, in float32"
+        "--scores",
+        action="store_true",
+        help="also compute the example of the model card, in float32, and compare its scores",
     )
-    options.add_known_as(parser, "whose card, where MODEL does not say it")
+    options.add_known_as(parser, "model card")
     parser.add_argument(
-        "--accept", action="append", default=[], metavar="CHECK", help="let this check fail"
+        "--accept",
+        action="append",
+        default=[],
+        metavar="CHECK",
+        help='let this check fail, for example "prompt text"; may be repeated; by default none',
     )
-    parser.add_argument("--json", action="store_true", help="as a JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
     options.add_model_options(parser)
 
 
@@ -73,18 +80,19 @@ def run(args: argparse.Namespace) -> int:
 def _table(verdict: "Verdict") -> Iterator[str]:
     yield f"model      {console.printable(verdict.model)}"
     if verdict.dtype:
-        mode = f", products in {verdict.quantize}" if verdict.quantize else ""
-        truth = f"transformers in {verdict.reference}"
-        yield f"computed   on {verdict.device} in {verdict.dtype}{mode}; truth: {truth}"
-        yield f"texts      {verdict.texts:,} of {verdict.tokens:,} tokens"
+        mode = f", matmuls in {verdict.quantize}" if verdict.quantize else ""
+        reference = f"transformers in {verdict.reference}"
+        yield f"computed   on {verdict.device} in {verdict.dtype}{mode}; reference: {reference}"
+        yield f"texts      {verdict.texts:,} with {verdict.tokens:,} tokens in total"
     yield ""
     for check in verdict.checks:
         yield f"{check.status:<9}  {check.name:<13}  {console.printable(check.detail)}"
     if verdict.layers:
         yield ""
-        yield "relative RMS error of the last tokens' states; layer 0 is the embedding, the last is normed"
+        yield "relative RMS error of the last token's hidden state after each layer"
+        yield "(layer 0 is the embedding table; the last layer includes the final norm)"
         if verdict.quantize:
-            yield f"transformers' error: that of its layers with products rounded to {verdict.quantize}"
+            yield f"transformers' error is measured with its matmuls rounded to {verdict.quantize}"
         yield f"{'layer':>5}  {'lastword':>9}  {'transformers':>12}  {'allowed':>8}"
         for each in verdict.layers:
             yield f"{each.layer:>5}  {each.ours:>9.1e}  {each.theirs:>12.1e}  {each.allowed:>8.1e}"

@@ -1,4 +1,4 @@
-"""Run the command line in this process or in one of its own, on a fake model; in this one on a real, tiny model."""
+"""Fixtures that run the command line: with a fake model in this process or a new one, or with a real, tiny model."""
 
 import importlib.util
 import os
@@ -30,7 +30,7 @@ def _fake_class():
 
 @pytest.fixture
 def fake_class(monkeypatch):
-    """Every command opens this class instead of a model."""
+    """Make every command open this fake class instead of a model."""
     from lastword.cli import options
 
     fake = _fake_class()
@@ -79,7 +79,7 @@ def shell(tmp_path):
 
 @pytest.fixture
 def run(capfd, tmp_path, monkeypatch):
-    """Call `main` in a folder with texts.txt; give its status, stdout and stderr."""
+    """Call `main` in a folder with texts.txt; return its status, stdout and stderr."""
     from lastword.cli.main import main
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Bad input: exit 2, one line that names the place, nothing half-written, an old output kept."""
+"""Bad input: exit status 2, one line that names the place, no partial output, and the old output kept."""
 
 import json
 import os
@@ -14,7 +14,7 @@ DEEP = b'{"text": "x", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
 
 
 def _check(result, *expected, status=2):
-    """One line, no traceback, and every part named."""
+    """Check that stderr is one line without a traceback and contains every expected part."""
     assert result.status == status
     lines = result.err.splitlines()
     assert len(lines) == 1, result.err
@@ -28,7 +28,7 @@ def _in_file(name, content, *expected, options=()):
     return pytest.param({name: content}, [name, *options], expected)
 
 
-# a file, what is in it, and what the one line must say
+# File name, content, and the parts that the one line must contain.
 FILES = {
     "not-utf8": _in_file("a.txt", b"ok\nok\n\xff\xfe\n", "a.txt:3", "UTF-8", "0xff"),
     "latin1": _in_file("a.txt", "ok\ncafé".encode("latin-1"), "a.txt:2", "0xe9"),
@@ -88,7 +88,7 @@ FILES = {
     "csv-long-row": _in_file("a.csv", b'id,text\n1,"x\ny"\n2,x,z\n', "a.csv:4", "got 3"),
     "csv-open-quote": _in_file("a.csv", b'text\nok\n"never closed\n', "a.csv:3", "not csv"),
     "csv-stray-quote": _in_file("a.csv", b'text\n"a"b\n', "a.csv:2", "not csv"),
-    "csv-column-twice": _in_file("a.csv", b"text,text\nx,y\n", "a.csv:1", "twice", "text"),
+    "csv-column-twice": _in_file("a.csv", b"text,text\nx,y\n", "a.csv:1", "same name", "text"),
     "tsv-short-row": _in_file("a.tsv", b"id\ttext\n1\n", "a.tsv:2", "expected 2"),
     "no-token": _in_file("a.txt", b"a\nb\nc\nd\nNOTOKENS\nf", "a.txt:5: gives no token"),
     "too-long": _in_file(
@@ -108,7 +108,7 @@ FILES = {
     "folder": pytest.param({}, ["."], (".: is a folder",)),
     "under-a-file": _in_file("f", b"x", "f/a.txt", "Not a directory", options=("f/a.txt",)),
     "newline-in-name": pytest.param({}, ["a\nb.txt"], ("a\\nb.txt", "No such file")),
-    "stdin-twice": pytest.param({}, ["-", "-"], ("- is named twice",)),
+    "stdin-twice": pytest.param({}, ["-", "-"], ("- is given twice",)),
 }
 
 
@@ -134,7 +134,7 @@ def test_outputs_and_what_describes_them_are_whole_or_as_before(cli, name):
     assert sorted(os.listdir()) == before
 
 
-# arguments and what the one line must say; a.txt and a folder `folder` exist
+# Arguments, and the parts that the one line must contain; a.txt and a folder `folder` exist.
 USAGE = {
     "no-command": ([], ["COMMAND"]),
     "unknown-command": (["embde"], ["embde"]),
@@ -251,7 +251,7 @@ RANGES = {
     "older": (
         {"ranges": torch.tensor([[0.0] * 8, [1.0] * 8])},
         {"space": "space0", "lastword": "0.1.0"},
-        "r.st: written by an older lastword. Make them again with --save-ranges.",
+        "r.st: written by an older lastword. Make the file again with --save-ranges.",
     ),
     "of-other-fingerprints": (
         {"ranges": torch.tensor([[0.0] * 8, [1.0] * 8])},

@@ -1,4 +1,4 @@
-"""A model that is broken or not there: exit 2, one line that names what is wrong, an old output kept."""
+"""A broken or missing model: exit status 2, one line that names the problem, and the old output kept."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def _json_edit(name, **fields):
     return _edited(name, lambda old: json.dumps({**json.loads(old), **fields}).encode())
 
 
-# what is done to the folder, and what the one line must say
+# The damage to the folder, and the parts that the one line must contain.
 BROKEN = {
     "no-config": (_without("config.json"), ["config.json"]),
     "no-tokenizer": (_without("tokenizer.json"), ["tokenizer.json"]),

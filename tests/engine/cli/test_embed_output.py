@@ -1,4 +1,4 @@
-"""`embed`: every input format in, every output format out by its name, order and fields kept."""
+"""`embed`: every input and output format; the order of texts and the other fields are kept."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_report_counts_and_notices_go_to_stderr_last(cli):
     result = cli("embed", "a.txt")
     assert result.err == (
         "lastword: fake: a notice\n"
-        "lastword: 3 texts, 106 tokens asked, 106 computed, 0 (0.0 %) saved by sharing, "
+        "lastword: 3 texts, 106 tokens requested, 106 computed, 0 (0.0 %) saved by sharing, "
         "1 texts cut, 0 tokens/s\n"
     )
     assert cli("embed", "a.txt", "--quiet").err == ""
@@ -139,7 +139,7 @@ def test_fields_named_space_and_run_are_the_callers(cli, name, content):
 
 
 def test_records_may_be_read_ahead_in_another_thread(fake_class):
-    """Groups are told apart by their order, and an error by its place, however far reading has gone."""
+    """Each group gets its own records and an error its own place, however far the model has read ahead."""
 
     class Ahead(fake_class):
         def encode_groups(self, texts, **options):

@@ -1,4 +1,4 @@
-"""What a command prints where something is wrong, as whole lines; a mistake of ours is not hidden."""
+"""The error messages of commands, as whole lines; errors that are bugs are not hidden."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from lastword.errors import ConfigError, DeviceError, InputError, LastwordWarnin
 
 ROW = b'{"text": "fine"}\n'
 
-# files, arguments and the whole line
+# Files, arguments and the whole line.
 LINES = {
     "text": (
         {"a.txt": b"a\nb\nc\nd\nNOTOKENS\nf"},
@@ -31,12 +31,15 @@ LINES = {
     "field": (
         {"a.jsonl": ROW + b'{"body": "x", "id": 1}\n'},
         ["embed", "a.jsonl"],
-        "a.jsonl:2: has no field 'text'; got body, id. Name the text with --text-field.",
+        (
+            "a.jsonl:2: has no field 'text'; got body, id. "
+            "Name the field that holds the text with --text-field."
+        ),
     ),
     "row": (
         {"a.csv": b"id,text\n1,x\n2\n"},
         ["embed", "a.csv"],
-        "a.csv:3: wrong number of fields; got 1, expected 2 as in the header.",
+        "a.csv:3: wrong number of fields; got 1, expected 2, as in the header.",
     ),
     "file": ({}, ["embed", "gone.txt"], "gone.txt: No such file or directory."),
     "argument": (

@@ -1,4 +1,4 @@
-"""`merge`, `convert` and `bags` as processes: instant help, Ctrl-C, a progress bar on a terminal only."""
+"""`merge`, `convert` and `bags` as processes: fast `--help`, Ctrl-C, a progress bar on a terminal only."""
 
 import os
 import pty
@@ -71,11 +71,13 @@ def test_a_stopped_merge_keeps_its_files_and_goes_on(recipe, capfd, number, stat
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == status
-    assert err.splitlines()[0] == "lastword: .out.partial: keeps 1 of 3 files; run again to go on"
+    assert (
+        err.splitlines()[0] == "lastword: .out.partial: keeps 1 of 3 files; run again to continue"
+    )
     assert len(err.splitlines()) == 2
     assert not Path("out").exists()
     assert main(words) == 0
-    assert "takes up an unfinished run, 1 of 3 files" in capfd.readouterr().err
+    assert "resumes an unfinished run, 1 of 3 files" in capfd.readouterr().err
     assert not Path(".out.partial").exists()
     assert main(["merge", "merge.yaml", "whole", *words[3:], "--quiet"]) == 0
     for path in Path("whole").glob("*.*"):

@@ -1,4 +1,4 @@
-"""The commands on a real, tiny model: what they write is what `Embedder` gives."""
+"""The commands on a real, tiny model: they write the vectors that `Embedder` computes."""
 
 import hashlib
 import json
@@ -139,7 +139,7 @@ def test_normalize_is_of_another_space(run, not_normalized):
 
 @pytest.fixture
 def hub_snapshot(tmp_path, tiny_checkpoint):
-    """The model as a hub cache holds it: links to blobs named by their hashes."""
+    """The model in the layout of a hub cache: links to blobs that are named by their hashes."""
     blobs, snapshot = tmp_path / "models--a--b/blobs", tmp_path / "models--a--b/snapshots/1"
     blobs.mkdir(parents=True)
     for path in sorted(path for path in tiny_checkpoint.rglob("*") if path.is_file()):
@@ -157,7 +157,7 @@ def hub_snapshot(tmp_path, tiny_checkpoint):
 def test_full_info_finds_one_flipped_bit(run, hub_snapshot):
     status, out, err = run("info", hub_snapshot, "--full")
     assert (status, err) == (0, "")
-    assert "as the hub has it" in out
+    assert "matches the hub" in out
     for name in ("model.safetensors", "config.json"):
         blob = (hub_snapshot / name).resolve()
         content = bytearray(blob.read_bytes())

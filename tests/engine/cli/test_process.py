@@ -1,4 +1,4 @@
-"""The command as a process: closed and full streams, signals, instant help."""
+"""The command as a process: closed and full streams, signals, fast `--help`."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""`search`: exact order, stable ties, places, and one line for each text."""
+"""`search`: exact order, stable order of ties, file and line of each text, one line per text."""
 
 import json
 from pathlib import Path
@@ -61,5 +61,5 @@ def test_files_without_texts_are_said(cli):
     Path("empty.txt").write_text("")
     result = cli("search", "x", "empty.txt")
     assert (result.status, result.out) == (0, "")
-    assert result.err.splitlines()[-1] == "lastword: FILES: hold no texts"
+    assert result.err.splitlines()[-1] == "lastword: FILES: contain no texts"
     assert cli("search", "x", "empty.txt", "--quiet") == (0, "", "")

@@ -1,4 +1,4 @@
-"""The command on several devices: the file of one device, and Ctrl-C that leaves one line and no process."""
+"""`embed` on several devices: the same file as on one device; Ctrl-C prints one line and leaves no process."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ SETTINGS = ["--max-batch-tokens", "500"]
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process started and that have not ended, by /proc."""
+    """Return the running child processes of a process, read from /proc."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -27,7 +27,7 @@ def children(pid: int) -> list[int]:
 
 
 def embed_on(devices: str, threads: int, model: Path) -> list[bytes]:
-    """The files of one run of the command; products may round differently by the number of threads."""
+    """Run the command and return its files; matmuls may round differently with another number of threads."""
     done = subprocess.run(
         [*COMMAND, *SETTINGS, "--model", model, "--device", devices],
         capture_output=True,
@@ -52,7 +52,7 @@ def test_the_file_of_one_device(tiny_checkpoint: Path, tmp_path: Path, monkeypat
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("when", ["loading", "computing"])
 def test_ctrl_c(when: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """As a terminal does it: to every process of the group."""
+    """Send the signal to every process of the group, as a terminal does."""
     (tmp_path / "texts.txt").write_text("".join(f"text {i} of many\n" for i in range(400_000)))
 
     def parts() -> list[Path]:

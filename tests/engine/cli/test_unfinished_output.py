@@ -1,4 +1,4 @@
-"""An output that cannot be finished: one line, the old file kept, nothing beside it."""
+"""An output that cannot be completed: one line, the old file kept, no other file left behind."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_ctrl_c_keeps_the_old_output(cli):
 
 @pytest.mark.parametrize("name", ["o.jsonl", "o.safetensors", "o.npy"])
 def test_disk_full_while_writing(cli, monkeypatch, name):
-    """The disk fills at the first, a middle or the last write to the new file."""
+    """The disk becomes full at the first, a middle or the last write to the new file."""
     import errno
 
     from lastword.weights.files import atomic

@@ -106,9 +106,11 @@ def test_blank_lines_text_and_missing_last_newline(files):
     assert Path("i.rows/1-100/j.txt").read_text() == "5\nx\n"
 
 
-JSON_OR_TEXT, NAME = "JSON lines or text", "letters, digits, _ . -"
-TWICE = InputError("datasets", "named twice: a", remedy="Name them apart, as in first=a.jsonl.")
-ROW_ID = {"what": "cannot name the row", "expected": "a whole number or a string of one line"}
+JSON_OR_TEXT, NAME = "JSON lines or text", "letters, digits, _ . - only"
+TWICE = InputError(
+    "datasets", "named twice: a", remedy="Give them different names, as in first=a.jsonl."
+)
+ROW_ID = {"what": "cannot be the row's id", "expected": "a whole number or a string of one line"}
 PERCENTAGE = {"what": "out of range", "expected": "a percentage above 0, up to 100"}
 BAD = {
     "gone": (["gone.jsonl"], InputError("gone.jsonl", "no such file", expected=JSON_OR_TEXT)),
@@ -116,7 +118,10 @@ BAD = {
     "ending": (
         ["x.csv"],
         InputError(
-            "x.csv", "wrong ending", got=".csv", expected=".jsonl or .txt, one row per line"
+            "x.csv",
+            "unsupported file extension",
+            got=".csv",
+            expected=".jsonl or .txt, one row per line",
         ),
     ),
     "empty": (["e.jsonl"], InputError("e.jsonl", "holds no rows", expected="at least one")),
@@ -128,11 +133,21 @@ BAD = {
     "old-twice": (["a.jsonl", "--old", "a.jsonl"], TWICE),
     "name": (
         ["a b=a.jsonl"],
-        InputError("a.jsonl", "the name 'a b'", expected=NAME, remedy="Give one: NAME=FILE."),
+        InputError(
+            "a.jsonl",
+            "cannot be used as the name of a dataset: 'a b'",
+            expected=NAME,
+            remedy="Name the dataset: NAME=FILE.",
+        ),
     ),
     "hidden": (
         [".a=a.jsonl"],
-        InputError("a.jsonl", "the name '.a'", expected=NAME, remedy="Give one: NAME=FILE."),
+        InputError(
+            "a.jsonl",
+            "cannot be used as the name of a dataset: '.a'",
+            expected=NAME,
+            remedy="Name the dataset: NAME=FILE.",
+        ),
     ),
     "no-field": (
         ["a.jsonl", "--id-field", "key"],
@@ -153,8 +168,8 @@ BAD = {
         ["a.jsonl", "--into", "m", "--weights", "size"],
         InputError(
             "--into",
-            "its weight by size is the number of old rows",
-            remedy="Name them with --old.",
+            "with --weights size its weight is the number of old rows, and no old data is given",
+            remedy="Pass the old data with --old.",
         ),
     ),
     "old-ratio": (
@@ -197,7 +212,7 @@ def test_an_earlier_plan_is_left_alone(files, capfd, name):
 def test_a_plan_needs_the_ending_json(files, capfd, out):
     assert bags("a.jsonl", out=out) == 2
     error = InputError(
-        str(Path(out)), "wrong name", got="no ending", expected="a plan's name with .json"
+        str(Path(out)), "wrong name", got="no ending", expected="a name that ends in .json"
     )
     assert capfd.readouterr().err == f"lastword: {error}\n"
 
