@@ -1,1 +1,1 @@
-"""What is measured and what is made for measuring: kernels, models, peers, and random checkpoints."""
+"""Benchmarks of kernels, whole models and peers, and the random checkpoints that they run on."""

@@ -1,9 +1,9 @@
-"""Random checkpoints in the files of a real one, for tests, benchmarks and the demo.
+"""Random checkpoints with the same files as a real one, for tests and benchmarks.
 
     python -m lastword.bench.checkpoint OUT --like 0.6B --layers 4
 
-The weights mean nothing, but every file is as a real Qwen3 embedding model ships it, and activations stay in
-the range of a trained one, so that numerics, speed and file handling can be checked without a download.
+The weights mean nothing, but every file has the form of a real Qwen3 embedding model's, and activations stay in the
+range of a trained model's. So numerics, speed and file handling can be checked without a download.
 """
 
 import argparse
@@ -47,12 +47,12 @@ _TEXTS = (
 def make_tokenizer(
     texts: Iterable[str] = _TEXTS, vocab_size: int = 512, *, end_token: bool = True
 ) -> Tokenizer:
-    """Train a small byte-level BPE with Qwen's pipeline.
+    """Train a small byte-level BPE tokenizer with Qwen's pipeline.
 
     Args:
-        texts: what the merges are learned from.
-        vocab_size: at most this many tokens, the 256 bytes and the special ones counted.
-        end_token: append `<|endoftext|>` to each text, as the embedding models do and base models do not.
+        texts: texts that the merges are learned from.
+        vocab_size: the most tokens, including the 256 bytes and the special tokens.
+        end_token: whether to append `<|endoftext|>` to each text, as embedding models do and base models do not.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -102,12 +102,38 @@ def make_checkpoint(
     max_position_embeddings: int = 4096,
     weights: bool = True,
 ) -> Path:
-    """Write a whole model folder with random weights, and give the folder.
+    """Write a whole model folder with random weights.
 
-    The weights depend on sizes, dtype and seed only. `vocab_size` None is the tokenizer's size; `prefix` is
-    `""` or `model.`; untied with `model.` writes an `lm_head.weight` too; more than one shard means numbered
-    files and an index; `tokenizer` is a tokenizer.json to copy in place of a small trained one; without
-    `weights` every other file is written.
+    The weights depend on sizes, dtype and seed only.
+
+    Args:
+        folder: where to write; made if missing.
+        hidden_size: as in config.json, like the other sizes below.
+        intermediate_size: MLP width.
+        num_hidden_layers: layers.
+        num_attention_heads: query heads.
+        num_key_value_heads: key/value heads.
+        head_dim: size of a head.
+        vocab_size: rows of the embedding; None for the tokenizer's size.
+        dtype: of the stored weights.
+        tied: whether output and input embeddings are tied; untied with prefix `model.` also writes `lm_head.weight`.
+        seed: of the weights.
+        prefix: of the tensor names, `""` or `model.`.
+        shards: number of weight files; more than one means numbered files and an index.
+        attention_bias: whether attention has biases.
+        rope_theta: base of RoPE.
+        rope_scaling: RoPE scaling as in config.json.
+        config_format: `v4` or `v5`, the generation of transformers that config.json is written for.
+        tokenizer: a tokenizer.json to copy instead of training a small one.
+        sentence_transformers: whether to write the files of sentence-transformers.
+        max_position_embeddings: also the tokenizer's `model_max_length`.
+        weights: whether to write weights; every other file is written anyway.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: `config_format` is unknown.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +170,7 @@ def _config(
     rope_scaling: Mapping[str, Any] | None,
     config_format: str,
 ) -> dict[str, Any]:
-    """Compose config.json as the two generations of transformers write it."""
+    """Compose config.json in the format of transformers 4 or 5."""
     name = dtype_name(dtype)
     values: dict[str, Any] = {
         "architectures": ["Qwen3ForCausalLM"],
@@ -172,7 +198,7 @@ def _config(
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file as the folders of published models have theirs."""
+    """Write JSON with the indentation and encoding of published models' files."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -188,7 +214,13 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, max_length: int) -> Non
 
 
 def write_modules(folder: Path, hidden_size: int, query_prompt: str = QUERY_PROMPT) -> None:
-    """Write the files of sentence-transformers in the form of the published embedding models."""
+    """Write the sentence-transformers files of a published embedding model.
+
+    Args:
+        folder: the model folder.
+        hidden_size: the vectors' dimension.
+        query_prompt: the prompt named `query`; the one named `document` is empty.
+    """
     chain = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
@@ -215,7 +247,7 @@ def write_modules(folder: Path, hidden_size: int, query_prompt: str = QUERY_PROM
 def _random(
     name: str, shape: tuple[int, ...], number: int, dtype: torch.dtype, seed: int
 ) -> torch.Tensor:
-    """Make one tensor from a generator of its own, so that it is the same in every file layout."""
+    """Make one tensor from its own generator, so that it is the same in every file layout."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     noise = torch.randn(shape, generator=generator)
     if name.endswith("norm.weight"):
@@ -239,7 +271,7 @@ def _write_weights(
     *,
     head: bool,
 ) -> None:
-    """Write one file, or shards of about equally many tensors, one tensor at a time."""
+    """Write one file, or shards with about the same number of tensors, one tensor at a time."""
     shapes = expected_shapes(config)
     numbers = {name: number for number, name in enumerate(shapes)}
     stored = {prefix + name: name for name in shapes}

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What needs a GPU, in four stages of seven minutes at most each on one H200:
+# Everything that needs a GPU, in four stages of at most seven minutes each on one H200:
 #
 #   bench/gpu.sh prove OUT      the tests marked `gpu`             prove.log, prove.xml, prove-*.xml
 #   bench/gpu.sh kernels OUT    `lastword bench kernels`           kernels.log, .jsonl, roofline.svg, descriptor.jsonl
 #   bench/gpu.sh model OUT      `lastword bench model`, all sizes  model.log, model-SIZE.jsonl, .svg
 #   bench/gpu.sh peers OUT      `lastword bench peers`             peers.log, peers.json
 #
-# `--dry` after OUT runs a stage on the CPU at a tiny size. A checkout is enough, and a Python
-# ($PYTHON, default python3) that has the dependencies: lastword is installed from here where it
-# is not yet. No network, no checkpoint. Files grow as a stage goes on, so a cut one keeps its rows.
-# LASTWORD_COMMIT=HASH names the commit in the results where the checkout has come without its .git.
+# `--dry` after OUT runs a stage on the CPU at a tiny size. Needs a checkout and a Python ($PYTHON,
+# default python3) with the dependencies; installs lastword from this checkout if it is not installed.
+# Needs no network and no checkpoint. Files grow during a stage, so one that is stopped keeps its rows.
+# LASTWORD_COMMIT=HASH names the commit in the results if the checkout has no .git.
 set -euo pipefail
 
 usage() {
@@ -21,7 +21,7 @@ usage() {
 stage=$1 out=$2 dry=${3:-}
 [[ $stage =~ ^(prove|kernels|model|peers)$ && $dry =~ ^(|--dry)$ ]] || usage
 python=${PYTHON:-python3}
-limit=420 # seconds of a stage, after which it is stopped as Ctrl-C does
+limit=420 # seconds, after which a stage is stopped as by Ctrl-C
 
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -33,7 +33,7 @@ if [ -z "$where" ] || { [ -z "$dry" ] && [ "$where" != "$PWD/engine/__init__.py"
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 fi
 
-# Run a command within the limit, its output shown and kept; the status is the command's.
+# Run a command within the limit, show and keep its output, and return its status.
 logged() {
     local log=$1
     shift
@@ -47,7 +47,7 @@ bench() {
     logged "$log" "$python" -m lastword.cli.main bench "$@"
 }
 
-# What fails or is cut off fails the stage, after the rest of it.
+# A command that fails or is stopped fails the stage, but the rest of the stage still runs.
 status=0
 try() { "$@" || status=$?; }
 
@@ -55,10 +55,10 @@ rm -f "$out/$stage.log"
 case $stage in
 prove)
     if [ -n "$dry" ]; then
-        # 5: nothing is marked
+        # 5: no test is marked
         logged prove.log "$python" -m pytest -m gpu --collect-only -q tests/gpu || [ $? -eq 5 ]
     else
-        # Those that may hang or be cut off come last, each in a process and a file of its own.
+        # Tests that may hang or be stopped come last, each with its own process and result file.
         suite() { try logged prove.log "$python" -m pytest -m gpu --junitxml "$out/$1" "${@:2}"; }
         late=(tests/gpu/test_{warp_specialised_attention,sanitizer}.py)
         suite prove.xml tests/gpu "${late[@]/#/--ignore=}"
@@ -70,10 +70,10 @@ kernels)
     if [ -n "$dry" ]; then
         size=(--device cpu --model tiny --tokens 64 --rep-ms 1) beside=(--beside sdpa-flash)
     fi
-    # Compiling baselines takes most of it: what comes after has time left whatever they take.
+    # Compiling baselines takes most of the stage: this limit leaves time for the next command.
     limit=330 try bench kernels.log kernels --json "$out/kernels.jsonl" --plot "$out/roofline.svg" \
         "${size[@]}" "${beside[@]}"
-    # A candidate that no GPU has run yet, in a process of its own: should it hang, the rows above stay.
+    # A candidate that no GPU has run yet, in its own process: if it hangs, the rows above are kept.
     try bench kernels.log kernels --op forest_attention --beside sdpa-cudnn descriptor \
         --json "$out/descriptor.jsonl" "${size[@]}"
     ;;
@@ -82,7 +82,7 @@ model)
         try bench model.log model --device cpu --model tiny --tokens 64 --lengths 16 32 --rounds 1 \
             --json "$out/model-tiny.jsonl" --plot "$out/model-tiny.svg"
     else
-        # A small model is done soon: with more tokens the first batches, which nothing overlaps, weigh less.
+        # A small model finishes fast: with more tokens the first batches, which nothing overlaps, weigh less.
         declare -A tokens=([0.6B]=524288 [4B]=131072 [8B]=65536)
         for size in 0.6B 4B 8B; do
             try bench model.log model --model "$size" --tokens "${tokens[$size]}" \

@@ -2,8 +2,8 @@
 
     python -m lastword.bench.growth              the built-in model on 100, 1,000 and 10,000 texts
 
-Both should stay as they are while the texts grow a hundredfold. Every peak is that of a process of its own: resident
-memory of the host, also where a GPU computes.
+Both should stay constant while the number of texts grows a hundredfold. Each peak is measured in a separate process and
+is resident memory of the host, also on a GPU.
 """
 
 import argparse
@@ -25,12 +25,14 @@ COUNTS = (100, 1000, 10_000)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Say as JSON what is measured on, measure and print a line per count, then the same as JSON."""
+    """Print the run's facts as JSON, measure, then print one line per count and all rows as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m lastword.bench.growth",
         description=(__doc__ or "").partition("\n")[0],
     )
-    parser.add_argument("--model", help="a folder or hub id; default the built-in model")
+    parser.add_argument(
+        "--model", help="a folder or Hugging Face model ID; default the built-in model"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1")
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), metavar="N")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
@@ -60,7 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(
     model: str | None, device: str, counts: Sequence[int], rounds: int
 ) -> list[dict[str, float]]:
-    """Time `encode` on each count of texts, the rounds alternating, and find each count's peak."""
+    """Time `encode` on each number of texts, taking turns, and measure each peak of `encode_stream`.
+
+    Args:
+        model: folder or Hugging Face model ID; None for the built-in model.
+        device: where it computes.
+        counts: numbers of texts.
+        rounds: rounds to take the median of.
+
+    Returns:
+        One row per count: texts, tokens, tokens_a_second and peak_bytes.
+    """
     texts = workloads(max(counts), 0, 0)[0].texts
     embedder = Embedder(model, device=device)
     tokens = {n: embedder.plan(texts[:n]).tokens_asked for n in counts}
@@ -68,7 +80,7 @@ def measure(
     embedder.encode(texts[: min(counts)], show_progress_bar=False)
     for _ in range(rounds):
         for n in counts:
-            # As many texts are timed for every count: a short time would be noise.
+            # Every count is timed over equally many texts: a short time would be noise.
             calls = max(counts) // n
             began = perf_counter()
             for i in range(calls):
@@ -80,25 +92,26 @@ def measure(
             "texts": n,
             "tokens": tokens[n],
             "tokens_a_second": timed[n] / statistics.median(seconds[n]),
-            "peak_bytes": _peak(model, device, n),
+            "peak_bytes": _peak_of_stream(model, device, n),
         }
         for n in counts
     ]
 
 
-def _peak(model: str | None, device: str, count: int) -> int:
+def _peak_of_stream(model: str | None, device: str, count: int) -> int:
+    """Run `stream` in a new process and return its peak."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(stream, (model, device, count))
 
 
 def stream(model: str | None, device: str, count: int) -> int:
-    """Embed `count` texts that come one by one, keep no vector, give this process's peak memory."""
+    """Embed `count` texts from an iterator, keep no vector, and return this process's peak in bytes."""
     texts = iter(workloads(count, 0, 0)[0].texts)
     report = Report()
     for _ in Embedder(model, device=device).encode_stream(texts, report=report):
         pass
     if report.texts != count:
-        raise RuntimeError(f"growth: {report.texts} texts came back of {count}")
+        raise RuntimeError(f"growth: {report.texts} of {count} texts were embedded")
     return peak_bytes()
 
 

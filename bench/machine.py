@@ -1,4 +1,4 @@
-"""What a figure was measured on: device, driver, versions, commit, date; and files of results, which begin with it."""
+"""The facts of a run (device, driver, versions, commit, date), and the result files that begin with them."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from lastword.weights import dtype_name
 
 
 def describe_run(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
-    """Gather the facts; what cannot be found out is None."""
+    """Gather the facts of a run on `device` in `dtype`; a value that cannot be found is None."""
     driver, power_limit = _nvidia(device)
     commit, dirty = _commit()
     return {
@@ -37,16 +37,27 @@ def describe_run(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
 
 
 def busy_notice(about: Mapping[str, object]) -> str | None:
-    """Say so where other work spoils the figures of a run; `about` is what `describe_run` gave before it."""
+    """Return a warning if other work was running, else None.
+
+    Args:
+        about: from `describe_run`, called before the measurement.
+    """
     load = about["load_average"]
     if not isinstance(load, float) or load <= 0.5:
         return None
-    return f"the machine is busy (load {load:.1f}): figures are worth little"
+    return f"the machine is busy (load {load:.1f}): the figures are unreliable"
 
 
 @contextmanager
 def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Give a function that writes a line to a new file, at once: a run cut short keeps its figures. None is no file."""
+    """Open a new file of JSON lines, or none.
+
+    Args:
+        path: the file; None writes nothing.
+
+    Returns:
+        A context manager that gives a function. It writes one line at once, so a run cut short keeps its figures.
+    """
     if path is None:
         yield lambda _: None
         return
@@ -60,7 +71,7 @@ def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's or the CPU's own name."""
+    """Return the name that the GPU or the CPU gives itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -79,12 +90,12 @@ def _version(package: str) -> str | None:
 
 
 def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
-    """Driver version and power limit, as nvidia-smi gives them."""
+    """Return driver version and power limit from nvidia-smi; None for what it does not tell."""
     if device.type != "cuda":
         return None, None
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    asked = ["--query-gpu=driver_version,power.limit", "--format=csv,noheader", f"--id={uuid}"]
-    answer = _output(["nvidia-smi", *asked])
+    query = ["--query-gpu=driver_version,power.limit", "--format=csv,noheader", f"--id={uuid}"]
+    answer = _output(["nvidia-smi", *query])
     if answer is None or "," not in answer:
         return None, None
     driver, limit = answer.splitlines()[0].split(",", 1)
@@ -92,7 +103,10 @@ def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The checkout's commit and whether files differ from it; without one what LASTWORD_COMMIT says, or None."""
+    """Return the checkout's commit and whether files differ from it.
+
+    Without a checkout: the value of LASTWORD_COMMIT, or None, and None.
+    """
     folder = Path(lastword.__file__).parent
     git = ["git", "-C", str(folder)]
     if _output([*git, "ls-files", "--error-unmatch", "__init__.py"]) is None:
@@ -102,6 +116,7 @@ def _commit() -> tuple[str | None, bool | None]:
 
 
 def _output(command: list[str]) -> str | None:
+    """Run a command and return its stdout; None if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

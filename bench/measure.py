@@ -1,7 +1,7 @@
-"""How long a call takes, and how fast this machine copies and multiplies: the two peaks that kernels are held against.
+"""How long a call takes, and how fast this machine copies and multiplies: the two peaks that kernels are compared with.
 
-On a GPU `triton.testing.do_bench` times with events, the L2 cache flushed before each call, warm-up outside; on a CPU
-a clock does the same with 64 MB written in between. Knows no operation.
+On a GPU `triton.testing.do_bench` times with events, flushes the L2 cache before each call and leaves out the warm-up.
+On a CPU a clock does the same, with 64 MB written between calls. This module knows no operation.
 """
 
 import statistics
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from lastword.weights import dtype_name
 
-# Written between calls on a CPU: more than most of their last caches hold. do_bench has its own for GPUs.
+# Written between calls on a CPU: more than most last-level caches hold. do_bench has its own for GPUs.
 _FLUSH_BYTES = 64 << 20
 _CPU_CALLS = (3, 100)
 _GPU_COPY_BYTES, _CPU_COPY_BYTES = 2 << 30, 256 << 20
@@ -23,7 +23,7 @@ _GPU_SIDE = 8192
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds of one call: median, and the 20th and 80th percentiles."""
+    """Milliseconds of one call: the median, and the 20th and 80th percentiles."""
 
     median_ms: float
     p20_ms: float
@@ -31,32 +31,36 @@ class Timing:
 
     @staticmethod
     def of(taken_ms: Sequence[float]) -> "Timing":
-        """Summarise two calls or more."""
+        """Summarise the milliseconds of two calls or more."""
         p20, *_, p80 = statistics.quantiles(taken_ms, n=5, method="inclusive")
         return Timing(statistics.median(taken_ms), p20, p80)
 
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """What the device reached just now: a large copy (read + written), a large matmul of random data."""
+    """Rates that the device reached in this run.
+
+    `bytes_per_s`: a large copy, bytes read plus written. `flops_per_s`: a large matmul of random data. `product`: which
+    matmul that was.
+    """
 
     bytes_per_s: float
     flops_per_s: float
     product: str
 
     def seconds(self, num_bytes: float, flops: float) -> float:
-        """The least time that moving and computing this much can take."""
+        """Return the least seconds that moving and computing this much can take."""
         return max(num_bytes / self.bytes_per_s, flops / self.flops_per_s)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what a GPU has been given to do; a CPU is never behind."""
+    """Wait until a GPU has done its queued work; on a CPU there is nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def time_call(run: Callable[[], object], device: torch.device, rep_ms: float = 100) -> Timing:
-    """Time a call over about `rep_ms` milliseconds after a warm-up, caches flushed before each."""
+    """Time a call over about `rep_ms` milliseconds after a warm-up, flushing caches before each call."""
     if device.type == "cuda":
         import triton.testing
 
@@ -87,7 +91,7 @@ def median_seconds(
     device: torch.device,
     clock: Callable[[], float] = perf_counter,
 ) -> float:
-    """Median seconds of a call by the clock, after one that warms up."""
+    """Return the median seconds of `rounds` calls by the clock, after one warm-up call."""
     taken = []
     for _ in range(rounds + 1):
         synchronize(device)
@@ -100,7 +104,7 @@ def median_seconds(
 
 @torch.inference_mode()
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
-    """Measure both; the matmul is in the dtype of the run."""
+    """Measure the copy and the matmul; the matmul is in the dtype of the run."""
     return Peaks(_copy_rate(device), *product_rate(device, dtype))
 
 
@@ -113,7 +117,7 @@ def _copy_rate(device: torch.device) -> float:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Operations per second of a large matmul of random data, and which one that was."""
+    """Return the operations per second of a large matmul of random data, and its description."""
     name = dtype_name(dtype)
     if device.type == "cpu" and dtype == torch.float32:
         return _packed_rate(), f"1024×1024×6144 {name}"
@@ -125,7 +129,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def _packed_rate(rows: int = 1024, inner: int = 1024, columns: int = 6144) -> float:
-    """Best fp32 operations per second of a large matmul on the CPU, plain and prepacked through oneDNN."""
+    """Return the best fp32 operations per second of a large matmul on the CPU, plain or prepacked by oneDNN."""
     x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
     products: list[Callable[[], object]] = [lambda: F.linear(x, weight)]
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):

@@ -1,4 +1,4 @@
-"""What a process holds in memory, as the system counts it in /proc/PID/status; watched from a thread where asked."""
+"""A process's memory as the system counts it in /proc/PID/status, read once or watched from a thread."""
 
 import resource
 import sys
@@ -10,13 +10,16 @@ from pathlib import Path
 
 
 def held_bytes(field: str, pid: int | str = "self") -> int:
-    """Read a field such as VmRSS (resident) or RssAnon (no pages of files); 0 for a zombie."""
+    """Read a field such as VmRSS (resident) or RssAnon (without pages of files), in bytes; 0 for a zombie."""
     with Path(f"/proc/{pid}/status").open(encoding="ascii", errors="replace") as file:
         return next((int(line.split()[1]) * 1024 for line in file if line.startswith(field)), 0)
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process; VmHWM, which unlike ru_maxrss forgets the parent's."""
+    """Return this process's peak resident memory in bytes.
+
+    Reads VmHWM, which unlike ru_maxrss does not include the parent's peak; ru_maxrss where /proc is missing.
+    """
     try:
         return held_bytes("VmHWM")
     except OSError:
@@ -26,7 +29,15 @@ def peak_bytes() -> int:
 
 @contextmanager
 def watched(field: str, *, every: float = 0.005) -> Iterator[Callable[[], int]]:
-    """Look at a field of this process every so many seconds; give a function that says the most bytes seen."""
+    """Read a field of this process repeatedly from a thread.
+
+    Args:
+        field: as for `held_bytes`.
+        every: seconds between readings.
+
+    Returns:
+        A context manager that gives a function, which returns the most bytes seen so far.
+    """
     peak, watching = held_bytes(field), True
 
     def look() -> int:

@@ -1,9 +1,9 @@
-"""A merge beside a plain copy on the same disk, in the same run: speed as a share of the copy's, and memory.
+"""Compare a merge with a plain copy on the same disk, in the same run: share of the copy's speed, and memory.
 
     python -m lastword.bench.merge --like 4B --layers 6 --rounds 3
 
-Both start from cold files and end when the disk has everything. The copy reads one model and writes one; the
-merge reads two and writes one, so its share is given in bytes written and in bytes moved. Linux only: it
+Both start from cold files and end when all data is on the disk. The copy reads one model and writes one; the
+merge reads two and writes one, so its share is given in bytes written and in bytes moved. Linux only, because it
 drops the files from the page cache and reads /proc.
 """
 
@@ -33,7 +33,7 @@ from lastword.weights.merging.job import write_model
 from lastword.weights.merging.merge import Merge
 from lastword.weights.merging.recipe import parse_recipe
 
-_CHUNK = 8 << 20
+_COPY_BYTES = 8 << 20  # read and written at once by the plain copy
 WEIGHTS = (2.8, 4.3)
 CHECKED = ("norm.weight", "layers.0.self_attn.k_proj.weight")
 
@@ -47,20 +47,20 @@ def multislerp(
 ) -> Tensor:
     """Merge tensors to their weighted mean direction times their weighted mean norm: the formula written out.
 
-    What `lastword.weights` merges is held to it. It shares nothing with that code, works on whole tensors and knows
-    nothing of directions that cancel.
+    The reference for the merges of `lastword.weights`. It shares no code with them, works on whole tensors and does
+    not handle directions that cancel.
 
-        w = weights / sum(weights), or the weights as they are;  x_i = tensors_i - base
+        w = weights / sum(weights), or the given weights;  x_i = tensors_i - base
         S = sum_i w_i x_i / |x_i|;  out = base + (sum_i w_i |x_i|) S / |S|
 
     Args:
-        tensors: N >= 1 of one shape; each is one vector.
+        tensors: N >= 1 tensors of one shape; each is treated as one vector.
         weights: N numbers.
-        base: what is subtracted first and added last.
-        normalize: divide the weights by their sum.
+        base: tensor that is subtracted first and added last; None for zeros.
+        normalize: whether to divide the weights by their sum.
 
     Returns:
-        Float64, of their shape.
+        A float64 tensor of the same shape.
     """
     origin = torch.zeros_like(tensors[0], dtype=torch.float64) if base is None else base.double()
     total = sum(weights) if normalize else 1.0
@@ -74,7 +74,7 @@ def multislerp(
 
 
 def make_models(folder: Path, options: argparse.Namespace) -> list[Path]:
-    """Make two random models in processes of their own, whose memory ends with them."""
+    """Make two random models, each in its own process, so that the memory is freed afterwards."""
     models = [folder / f"model-{i}" for i in (1, 2)]
     for seed, model in enumerate(models):
         words = [
@@ -93,7 +93,7 @@ def make_models(folder: Path, options: argparse.Namespace) -> list[Path]:
 
 
 def drop_from_cache(models: Sequence[Path]) -> None:
-    """Give the pages of the models' files back, so that the next run reads the disk."""
+    """Drop the models' files from the page cache, so that the next run reads the disk."""
     for file in (file for model in models for file in weight_files(model)):
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
@@ -102,9 +102,9 @@ def drop_from_cache(models: Sequence[Path]) -> None:
 
 
 def copy(model: Path, out: Path) -> None:
-    """Copy a model's weights as plainly as can be: read, write, sync."""
+    """Copy a model's weights in the simplest way: read, write, sync."""
     out.mkdir()
-    buffer = memoryview(bytearray(_CHUNK))
+    buffer = memoryview(bytearray(_COPY_BYTES))
     for file in weight_files(model):
         with (
             file.open("rb", buffering=0) as source,
@@ -116,7 +116,7 @@ def copy(model: Path, out: Path) -> None:
 
 
 def merge(models: Sequence[Path], out: Path) -> None:
-    """Merge by Multi-SLERP, as `lastword merge` does."""
+    """Merge the models by Multi-SLERP, like `lastword merge`."""
     listed = [
         f"- {{model: {model}, parameters: {{weight: {weight}}}}}"
         for model, weight in zip(models, WEIGHTS, strict=True)
@@ -127,7 +127,7 @@ def merge(models: Sequence[Path], out: Path) -> None:
 
 
 def check(models: Sequence[Path], out: Path) -> None:
-    """Refuse to print figures of a merge that is wrong: its values are the formula's, rounded once."""
+    """Check that the merged values are the formula's, rounded once; exit without figures if not."""
     made, *stored = (read_tensors(folder) for folder in (out, *models))
     for name in CHECKED:
         expected = multislerp([mapped(each[name], name) for each in stored], WEIGHTS)
@@ -138,7 +138,7 @@ def check(models: Sequence[Path], out: Path) -> None:
 
 
 def timed(models: Sequence[Path], work: Callable[[], None]) -> float:
-    """Time one run from cold files, in seconds."""
+    """Return the seconds that one run takes from cold files."""
     drop_from_cache(models)
     start = time.perf_counter()
     work()
@@ -146,7 +146,7 @@ def timed(models: Sequence[Path], work: Callable[[], None]) -> float:
 
 
 def measure(models: Sequence[Path], out: Path, rounds: int) -> dict[str, list[float]]:
-    """Copy and merge in turn; give the seconds of each round, and print them as they come."""
+    """Copy and merge, taking turns; print each round, and return the seconds of each by kind."""
     jobs = {"copy": lambda: copy(models[0], out), "merge": lambda: merge(models, out)}
     seconds: dict[str, list[float]] = {kind: [] for kind in jobs}
     for number in range(rounds):
@@ -159,7 +159,7 @@ def measure(models: Sequence[Path], out: Path, rounds: int) -> dict[str, list[fl
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Check, then measure and print."""
+    """Make the models, check a merge, then measure and print."""
     parser = argparse.ArgumentParser(prog="python -m lastword.bench.merge", description=__doc__)
     parser.add_argument("--like", choices=sorted(SIZES), default="4B", help="sizes of a model")
     parser.add_argument("--layers", type=int, default=6, help="cut to this many layers")

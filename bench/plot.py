@@ -1,6 +1,6 @@
-"""Plots of one run: a roofline of the kernels, and a whole model's tokens per second by the length of its texts.
+"""Plots of one run: a roofline of the kernels, and a whole model's tokens per second by text length.
 
-Needs matplotlib, which the `bench` extra brings; imported when a plot is drawn.
+Needs matplotlib, which the `bench` extra installs. It is imported when a plot is drawn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,13 @@ _MARKERS = "osD^vP*X"
 
 
 def check_plot(path: Path) -> None:
-    """Refuse what could not be drawn after minutes of measuring.
+    """Check that a plot can be written to `path`, before minutes are spent on measuring.
+
+    Args:
+        path: the file to write.
 
     Raises:
-        ConfigError: an ending other than .svg and .png, a missing folder or a missing matplotlib.
+        ConfigError: the name does not end in .svg or .png, or the folder or matplotlib is missing.
     """
     if path.suffix not in (".svg", ".png"):
         expected = "a name that ends in .svg or .png"
@@ -32,7 +35,14 @@ def check_plot(path: Path) -> None:
 def plot_roofline(
     path: Path, rows: Sequence[Row], peaks: Peaks, about: Mapping[str, object]
 ) -> None:
-    """Draw every timed row as a point: an operation has a colour, an implementation a marker."""
+    """Draw every timed row as a point; the colour shows the operation, the marker the implementation.
+
+    Args:
+        path: the file to write, .svg or .png.
+        rows: rows of the run; those without a time are left out.
+        peaks: of the same run.
+        about: from `describe_run`, for the title.
+    """
     from matplotlib.figure import Figure
 
     timed = [row for row in rows if row.timing is not None]
@@ -79,7 +89,15 @@ def plot_lengths(
     reached: Mapping[str, Sequence[float]],
     about: Mapping[str, object],
 ) -> None:
-    """Draw tokens per second by length of text: the limit with its name, and under it what was reached."""
+    """Draw tokens per second by text length: the limit, and the measured curves below it.
+
+    Args:
+        path: the file to write, .svg or .png.
+        lengths: tokens per text.
+        limit: a label, and tokens per second for each length.
+        reached: measured tokens per second for each length, by label.
+        about: from `describe_run`, for the title.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

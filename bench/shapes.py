@@ -1,4 +1,4 @@
-"""The sizes of the models that random checkpoints and benchmarks stand in for. Nothing heavy is imported here."""
+"""The sizes of the models that random checkpoints and benchmarks imitate. Nothing heavy is imported here."""
 
 from typing import Any, NamedTuple
 
@@ -24,6 +24,6 @@ VOCABULARY = 151_669  # token ids of the real tokenizer
 
 
 def sizes_of(model: str, layers: int | None = None) -> dict[str, Any]:
-    """A model's sizes by name, cut to `layers` where given."""
+    """Return a model's sizes by name, with `layers` layers if given."""
     sizes = SIZES[model]._asdict()
     return sizes if layers is None else sizes | {"num_hidden_layers": layers}

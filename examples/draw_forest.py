@@ -16,7 +16,11 @@ SHARED, OWN, LAST = "#dbe7f5", "#f1f1ee", "#f6c85f"
 
 
 def words_of(texts: list[str]) -> tuple[list[list[int]], list[str]]:
-    """Number the words of each text, its prompt and its end token as a tokenizer would."""
+    """Number the words of each text with its prompt and end token, like a tokenizer.
+
+    Returns:
+        The numbers of each text, and the word of each number.
+    """
     names: dict[str, int] = {}
     lists = [[*PROMPT, *text.split(), "<end>"] for text in texts]
     ids = [[names.setdefault(word, len(names)) for word in words] for words in lists]
@@ -24,7 +28,15 @@ def words_of(texts: list[str]) -> tuple[list[list[int]], list[str]]:
 
 
 def drawing(forest: Forest, names: list[str]) -> str:
-    """Lay the segments out by the depth of their first row, one below the other."""
+    """Draw the segments one below the other, each at the depth of its first row.
+
+    Args:
+        forest: the batch.
+        names: the word of each token id.
+
+    Returns:
+        The SVG.
+    """
     parts, lines = [], []
     places: dict[int, tuple[int, int]] = {}
     for line, segment in enumerate(range(len(forest.segments.start))):

@@ -1,1 +1,1 @@
-"""How the built-in model in `weights/builtin/` is made and judged; not in the wheel."""
+"""Scripts that make and evaluate the built-in model in `weights/builtin/`; not in the wheel."""

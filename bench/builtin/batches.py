@@ -1,6 +1,6 @@
-"""Training batches: token ids of texts of like length, the queries that they answer, the teacher's vectors.
+"""Training batches: token ids of texts of similar length, the queries that they answer, and the teacher's vectors.
 
-The same seed gives the same batches, and a run can enter at any of them.
+The same seed gives the same batches, and a run can start at any of them.
 """
 
 import random
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lastword.bench.builtin.student import MAX_LENGTH, QUERY_PROMPT
 
-# The least that a text counts as, so that a batch of short ones does not grow too large.
+# The least number of tokens that a text counts as, so that a batch of short texts does not grow too large.
 TEXT_TOKENS = 19.2
-WINDOW = 16_384  # items that are sorted by length together
-PROMPTED = 0.25  # share of the short texts that are read as queries
+SORTED_ITEMS = 16_384  # items that are sorted by length together
+PROMPTED = 0.25  # share of the short texts that get the query prompt
 SHORT = 30  # tokens
 
 
@@ -34,11 +34,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts and queries as token ids that end with the end token, and what they should become."""
+    """Texts and queries as token ids with the end token, and the vectors that they should get."""
 
     texts: list[list[int]]
     queries: list[list[int]]
-    answers: list[int]  # place of the text that answers each query
+    answers: list[int]  # index of the text that answers each query
     text_vectors: Tensor
     query_vectors: Tensor
 
@@ -46,7 +46,7 @@ class Batch:
 def read_data(
     items: Sequence[dict[str, str]], texts: Tensor, queries: Tensor, tokenizer: Tokenizer
 ) -> Data:
-    """Tokenise the items that have vectors; the stored ones may be fewer than the items."""
+    """Tokenise the items that have vectors; there may be fewer stored vectors than items."""
     items = items[: len(texts)]
     asked = [item["query"] for item in items if "query" in item]
     query_of, count = list[int](), 0
@@ -71,14 +71,14 @@ def read_data(
 def batches(
     data: Data, chosen: Sequence[int], tokens: int, seed: int, first: int = 0
 ) -> Iterator[Batch]:
-    """Yield batches of the chosen items without end, from number `first` on.
+    """Yield batches of the chosen items endlessly, from number `first` on.
 
     Args:
-        data: of all items.
-        chosen: items.
-        tokens: of a batch's texts, padding counted, their queries not.
-        seed: of the order.
-        first: number of the batch to begin with.
+        data: the data of all items.
+        chosen: indices of the items to use.
+        tokens: tokens of a batch's texts, including padding, without their queries.
+        seed: seed of the order.
+        first: number of the batch to start with.
     """
     number, epoch = 0, 0
     while True:
@@ -95,10 +95,10 @@ def _epoch(data: Data, chosen: Sequence[int], tokens: int, rng: random.Random) -
     order = list(chosen)
     rng.shuffle(order)
     cut = list[list[int]]()
-    for start in range(0, len(order), WINDOW):
-        window = sorted(order[start : start + WINDOW], key=lambda row: len(data.texts[row]))
+    for start in range(0, len(order), SORTED_ITEMS):
+        rows = sorted(order[start : start + SORTED_ITEMS], key=lambda row: len(data.texts[row]))
         here = list[list[int]]()
-        for row in reversed(window):  # longest first: the first of a batch is its width
+        for row in reversed(rows):  # longest first: the first of a batch sets its width
             width = min(len(data.texts[here[-1][0]]) if here else 0, MAX_LENGTH) + 1
             if not here or len(here[-1]) >= int(tokens // max(width, TEXT_TOKENS)):
                 here.append([])

@@ -1,7 +1,7 @@
-"""Texts that nobody wrote: everyday questions and passages put together from WordNet's words and sentences.
+"""Generated texts: everyday questions and passages composed from WordNet's words and sentences.
 
-The teacher has a vector for any string, so the student can see common words in company that no dictionary puts them
-in. Grammar is rough; what counts is which words meet.
+The teacher has a vector for any string, so the student can see common words in combinations that no dictionary has. The
+grammar is rough; the combinations of words matter.
 """
 
 import random
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lastword.bench.builtin.documents import Sense
 
-# {n}, {v} and {a}: a common noun, verb and adjective, each drawn anew.
+# {n}, {v} and {a}: a common noun, verb and adjective; each occurrence is drawn separately.
 QUESTIONS = (
     "how do I {v} a {n}?",
     "how do I {v} a {n} without a {n}?",
@@ -49,13 +49,13 @@ QUESTIONS = (
 
 
 def composed(senses: Sequence[Sense], common: set[str], count: int, seed: int) -> Iterator[str]:
-    """Yield `count` texts: a question, then a passage of two or three unrelated sentences, by turns.
+    """Yield `count` texts: two questions, then a passage of two or three unrelated sentences, and so on.
 
     Args:
-        senses: those that training may see.
-        common: words that a question is made of.
-        count: texts.
-        seed: of the draws.
+        senses: senses that training may see.
+        common: words that questions are made of.
+        count: number of texts.
+        seed: seed of the draws.
     """
     rng = random.Random(seed)
     words = {part: _words(senses, part, common) for part in ("n", "v", "adj")}
@@ -68,7 +68,7 @@ def composed(senses: Sequence[Sense], common: set[str], count: int, seed: int) -
 
 
 def _words(senses: Iterable[Sense], part: str, common: set[str]) -> list[str]:
-    """Single common words; one with many meanings comes as often as it has them."""
+    """List single common words; a word with many meanings is listed once per meaning."""
     return [w for s in senses if s.part == part for w in s.words if w in common and len(w) > 2]
 
 

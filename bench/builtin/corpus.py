@@ -1,7 +1,8 @@
-"""What the model is trained on and what it is judged on, from the unpacked packages: two JSON Lines files.
+"""Build the training texts and the held-out texts from the unpacked packages.
 
-`train.jsonl`: {"text"} or {"text", "query"}, shuffled, composed texts last; `heldout.json`: functions and sentences.
-A function or command, a meaning and all text that belongs to it are on one side only; texts are also compared.
+`train.jsonl` has one {"text"} or {"text", "query"} per line, shuffled, composed texts last; `heldout.json` has
+functions and sentences. A function, command or meaning and all text that belongs to it are on one side only. Texts are
+also compared, so that no held-out text is trained on.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from lastword.bench.builtin.documents import (
 
 T = TypeVar("T")
 
-HELD_FUNCTIONS = 36  # percent of functions and commands, to have 2,000 passages and more
+HELD_FUNCTIONS = 36  # percent of functions and commands, which gives more than 2,000 passages
 HELD_SENSES = 3  # percent of WordNet's meanings
 HELD_SENTENCES = 2000
 PASSAGE_CHARS = 1000  # about the 256 word pieces that the teacher reads
@@ -39,7 +40,7 @@ SEED = 4
 
 @dataclass(frozen=True)
 class TrainingText:
-    """One training text, with a query that it answers where there is one."""
+    """One training text, with a query that it answers if there is one."""
 
     text: str
     query: str | None = None
@@ -49,9 +50,9 @@ def build(root: Path, vocabulary: set[str], out: Path) -> None:
     """Write train.jsonl and heldout.json under `out`.
 
     Args:
-        root: of the unpacked packages.
-        vocabulary: words counted as common, the teacher's own whole words.
-        out: a folder, made where it is not there.
+        root: the folder of the unpacked packages.
+        vocabulary: words that count as common: the teacher's whole words.
+        out: the folder to write to, made if missing.
     """
     share = root / "usr" / "share"
     rng = random.Random(SEED)
@@ -103,7 +104,7 @@ def _documentation(share: Path) -> tuple[list[Entry], list[str]]:
         if entry is None:
             continue
         entries.append(entry)
-        # The rest of a held-out command's page would give the command away.
+        # The rest of a held-out command's page would reveal the command.
         if not _held(_function(entry.name), HELD_FUNCTIONS):
             rest = (parts for title, parts in sections.items() if title not in _MAN_SKIP)
             prose += [paragraph for parts in rest for paragraph in parts]
@@ -122,7 +123,7 @@ def _wordnet(path: Path) -> tuple[list[Sense], list[tuple[str, list[Sense]]]]:
 
 
 def _function(name: str) -> str:
-    """Reduce a signature or a list of commands to the name that decides the side: copyfile, accept, git-add."""
+    """Reduce a signature or a list of commands to the name that decides its side: copyfile, accept, git-add."""
     bare = re.split(r"[(\[,\s]", re.sub(r"^.*?(\S+\()", r"\1", name), maxsplit=1)[0]
     return bare.rpartition(".")[2].strip("*").lower() or name
 
@@ -225,7 +226,7 @@ def _from_senses(
 def _from_entries(
     entries: list[tuple[str, list[Sense]]], hidden: set[tuple[str, ...]], common: set[str]
 ) -> Iterator[TrainingText]:
-    """Compose a passage of each common word with several meanings, as a dictionary prints it."""
+    """Compose a passage for each common word with several meanings, like a dictionary entry."""
     for head, senses in entries:
         shown = [sense for sense in senses if sense.words not in hidden]
         if len(shown) > 1 and _common((head,), common):
@@ -238,7 +239,7 @@ def _common(words: Iterable[str], common: set[str]) -> bool:
 
 
 def _allowed(items: Iterable[TrainingText], forbidden: set[str]) -> Iterator[TrainingText]:
-    """Drop repeats, and whatever holds a held-out text or sentence."""
+    """Drop repeated items, and items that contain a held-out text or sentence."""
     seen = set[str]()
     for item in items:
         keys = {_key(item.text), *map(_key, sentences(item.text))}

@@ -1,6 +1,6 @@
-"""Plain text out of the packages' formats: reStructuredText, manual pages, HTML, the dict format.
+"""Extract plain text from the packages' formats: reStructuredText, manual pages, HTML, the dict format.
 
-Knows the formats only; what is trained on and what is held out, `corpus.py` decides.
+This module knows only the formats; `corpus.py` decides which texts are trained on and which are held out.
 """
 
 import gzip
@@ -24,7 +24,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Sense:
-    """One meaning: the words that have it, its part of speech, its gloss, its example sentences."""
+    """One meaning: its words, part of speech, gloss and example sentences."""
 
     words: tuple[str, ...]
     part: str
@@ -38,7 +38,7 @@ def squeeze(text: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Cut a paragraph at sentence ends; a heuristic that rather leaves two together than cuts one."""
+    """Cut a paragraph at sentence ends; when in doubt, two sentences stay together."""
     return [part for part in _SENTENCE_END.split(squeeze(text)) if part]
 
 
@@ -54,7 +54,7 @@ _ROLE = re.compile(r":[\w:+-]+:`([~!]?)([^`]+)`")
 
 
 def rst_entries(text: str) -> Iterator[Entry]:
-    """Yield what a page documents by directive: summary = first sentence, body = what follows it."""
+    """Yield an entry for each directive of a page; the first sentence is the summary, the rest is the body."""
     lines = text.splitlines()
     for i, line in enumerate(lines):
         if found := _DIRECTIVE.match(line):
@@ -69,7 +69,7 @@ def rst_entries(text: str) -> Iterator[Entry]:
 
 
 def rst_paragraphs(text: str) -> Iterator[str]:
-    """Yield a page's prose, nested directives, code and headings aside."""
+    """Yield a page's paragraphs of prose, without nested directives, code and headings."""
     lines = text.splitlines()
     base = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     for block in re.split(r"\n\s*\n", "\n".join(line[base:] for line in lines)):
@@ -87,7 +87,7 @@ def _is_heading(block: str) -> bool:
 
 
 def _indented(lines: list[str], indent: int) -> list[str]:
-    """Take the lines of a directive's own text, up to a directive inside it."""
+    """Return the lines of a directive's own text, up to the first nested directive."""
     inside: list[str] = []
     for line in lines:
         if line.strip():
@@ -121,7 +121,7 @@ _BREAKS = {"PP", "P", "LP", "TP", "IP", "HP", "sp", "RS", "RE", "TQ", "br", "SS"
 
 
 def man_sections(path: Path) -> dict[str, list[str]]:
-    """Read a manual page: section title -> paragraphs, listings and tables left out."""
+    """Read a manual page without listings and tables: paragraphs by section title."""
     raw = gzip.decompress(path.read_bytes()).decode("utf-8", errors="replace")
     sections: dict[str, list[str]] = {}
     paragraphs: list[str] = []
@@ -144,7 +144,7 @@ def man_sections(path: Path) -> dict[str, list[str]]:
 
 
 def man_entry(sections: dict[str, list[str]]) -> Entry | None:
-    """Compose a page's entry: the summary from NAME, the body from DESCRIPTION."""
+    """Make a page's entry: the summary from NAME, the body from DESCRIPTION; None if either is missing."""
     name, dash, summary = " ".join(sections.get("NAME", [])).partition(" - ")
     body = " ".join(sections.get("DESCRIPTION", []))
     if not dash or not body:

@@ -1,9 +1,9 @@
-"""How good a model is on what it never saw, and its teacher beside it.
+"""Score models and their teacher on held-out texts.
 
     python -m lastword.bench.builtin.evaluate FOLDER... --cache CACHE
 
-Three parts: a function's or command's text found by its one-line summary, rank agreement with the teacher on pairs
-of sentences, and a hundred everyday questions over their hundred passages (`questions.jsonl`).
+Three parts: finding a function's or command's text by its one-line summary, rank agreement with the teacher on pairs of
+sentences, and a hundred everyday questions over their hundred passages (`questions.jsonl`).
 """
 
 import argparse
@@ -24,7 +24,7 @@ TOP = 10
 
 
 class Encoder(Protocol):
-    """What is judged: queries and documents to vectors [N, C]."""
+    """A model to evaluate: it turns queries and documents into vectors [N, C]."""
 
     def encode_query(self, texts: Sequence[str]) -> Tensor: ...
 
@@ -57,7 +57,7 @@ def read_exam(corpus: Path) -> Exam:
 
 @dataclass(frozen=True)
 class Answered:
-    """A model's vectors of the held-out texts, [n, C] each."""
+    """A model's vectors for the held-out texts, [n, C] each."""
 
     summaries: Tensor
     passages: Tensor
@@ -66,7 +66,7 @@ class Answered:
     answers: Tensor
 
     def cut(self, width: int | None) -> "Answered":
-        """Keep the leading dimensions, normalised."""
+        """Return the leading `width` dimensions, normalised; None keeps all."""
         return Answered(
             *(F.normalize(each.float()[:, :width], dim=-1) for each in vars(self).values())
         )
@@ -87,12 +87,12 @@ def scores(answered: Answered, agreed: Tensor, width: int | None = None) -> dict
     """Score a model on the three parts.
 
     Args:
-        answered: its vectors.
+        answered: the model's vectors.
         agreed: the teacher's vectors of the sentences, [n, 384].
-        width: leading dimensions to keep.
+        width: number of leading dimensions to keep; None for all.
 
     Returns:
-        ndcg@10, recall@1, spearman, and the questions' accuracy and share within the first three.
+        ndcg@10, recall@1, spearman, and the share of questions with the right passage first or in the first three.
     """
     kept = answered.cut(width)
     ranks = _ranks(kept.summaries, kept.passages)
@@ -108,7 +108,7 @@ def scores(answered: Answered, agreed: Tensor, width: int | None = None) -> dict
 
 
 def agreement(vectors: Tensor, reference: Tensor) -> float:
-    """Spearman's correlation of two models' cosines, over PAIRS seeded pairs of rows."""
+    """Return Spearman's correlation of two models' cosines, over PAIRS seeded pairs of rows."""
     generator = torch.Generator().manual_seed(SEED)
     a, b = torch.randint(len(vectors), (2, PAIRS), generator=generator)
     a, b = a[a != b], b[a != b]
@@ -120,13 +120,13 @@ def agreement(vectors: Tensor, reference: Tensor) -> float:
 
 
 def _ranks(queries: Tensor, passages: Tensor) -> Tensor:
-    """Count, for query i, the passages that score above passage i or as high."""
+    """Count, for each query i, the other passages that score at least as high as passage i."""
     table = queries @ passages.T
     return (table >= table.diagonal()[:, None]).sum(-1) - 1
 
 
 class TeacherEncoder:
-    """The teacher, which knows no prompts."""
+    """The teacher, which has no prompts."""
 
     def __init__(self, folder: Path) -> None:
         from lastword.bench.builtin.teacher import Teacher
@@ -135,12 +135,15 @@ class TeacherEncoder:
 
 
 def judge(folders: Sequence[Path], teacher: Path, cache: Path) -> dict[str, dict[str, float]]:
-    """Score the teacher and every folder, the folders also at their shorter widths and in int8.
+    """Score the teacher and every folder; the folders also at shorter widths and in int8.
 
     Args:
-        folders: models that lastword loads.
+        folders: models to load with lastword.
         teacher: the teacher's folder.
-        cache: make.py's folder; the teacher's vectors are kept there.
+        cache: the cache folder of make.py, where the teacher's vectors are stored.
+
+    Returns:
+        Scores by model, the teacher's first.
     """
     from lastword import Embedder
 
@@ -162,7 +165,7 @@ def judge(folders: Sequence[Path], teacher: Path, cache: Path) -> dict[str, dict
 
 
 def markdown(table: Mapping[str, Mapping[str, float]]) -> str:
-    """Lay the scores out as a table in Markdown."""
+    """Format the scores as a Markdown table."""
     names = list(table["teacher"])
     lines = ["| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for model, row in table.items():
@@ -171,7 +174,7 @@ def markdown(table: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Judge folders from the command line and print the table."""
+    """Evaluate the folders given on the command line and print the table."""
     from lastword.bench.builtin.packages import fetch_teacher
 
     parser: Any = argparse.ArgumentParser(

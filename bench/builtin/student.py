@@ -1,7 +1,7 @@
-"""The student before training: its word pieces, its sizes, and a start that already averages word vectors.
+"""The student before training: its word pieces, its sizes, and initial weights that already average word vectors.
 
-Token rows start as the teacher's vectors of the word pieces in a basis ordered by variance (PCA), and the first
-layers' value and output projections as the identity: the end token then begins as the mean of its words.
+Token rows start as the teacher's vectors of the word pieces in a basis ordered by variance (PCA). The first layers'
+value and output projections start as the identity, so the end token's vector starts as the mean of its words.
 """
 
 from collections import Counter
@@ -33,20 +33,20 @@ SIZES = {
 }
 NORM_EPS = 1e-6
 ROPE_THETA = 10_000.0
-# One word in the mean: its row has norm 16 after RMSNorm, and so it stays after the output projection.
+# A single word in the mean has norm 16 after RMSNorm, and keeps it after the output projection.
 _VALUE_SCALE = 1.0
 
-# Small queries make the first mean an even one.
+# Small queries make the initial attention even over the words.
 _EVEN = 0.25
-# The share of the text at which a piece counts half in the start's mean.
+# The share of the text at which a piece has half weight in the initial mean.
 _RARITY = 3e-4
 
 
 def make_tokenizer(teacher: Path, texts: Iterable[str]) -> Tokenizer:
-    """Cut the teacher's word pieces to the VOCABULARY most useful, and append the end token to every text.
+    """Reduce the teacher's word pieces to the VOCABULARY most useful, and append the end token to every text.
 
-    Kept are single characters, so that any Latin word can be spelt, then the pieces most frequent in `texts`;
-    the teacher's own order, by frequency in its far larger text, decides among rare ones.
+    Single characters are kept, so that any Latin word can be spelt, and then the pieces most frequent in `texts`. Among
+    rare pieces the teacher's own order decides, which is by frequency in its far larger text.
     """
     whole = Tokenizer.from_file(str(teacher / "tokenizer.json"))
     whole.no_truncation()
@@ -73,16 +73,19 @@ def make_tokenizer(teacher: Path, texts: Iterable[str]) -> Tokenizer:
 
 
 def token_rows(vectors: Tensor, shares: Tensor) -> Tensor:
-    """Make the token table's start: unit rows whose last dimension holds what a frequent piece does not say.
+    """Make the initial token table: unit rows that carry less of a frequent piece's direction.
 
         w = a / (a + share);  row = (w e, sqrt(1 - w^2)),  e the centred direction of the piece's vector
 
-    RMSNorm keeps a row's direction only, so the weight w of smooth inverse frequency is put into the direction;
-    the last dimension is not read by the start's values.
+    RMSNorm keeps only a row's direction, so the weight w (smooth inverse frequency) is put into the direction. The last
+    dimension holds the rest; the initial value projections do not read it.
 
     Args:
-        vectors: [V, C] the pieces' vectors in the basis.
-        shares: [V] of the training text's tokens.
+        vectors: [V, C], the pieces' vectors in the basis.
+        shares: [V], the pieces' shares of the training texts' tokens.
+
+    Returns:
+        [V, C].
     """
     weights = (_RARITY / (_RARITY + shares))[:, None]
     centred = torch.nn.functional.normalize((vectors - vectors.mean(0))[:, :-1], dim=-1)
@@ -90,11 +93,11 @@ def token_rows(vectors: Tensor, shares: Tensor) -> Tensor:
 
 
 def make_student(rows: Tensor, seed: int) -> Any:
-    """Build transformers' Qwen3Model in fp32 with its start values.
+    """Build transformers' Qwen3Model in fp32 with its initial weights.
 
     Args:
         rows: [V, C] from `token_rows`; row 0, the end token's, is replaced.
-        seed: of the other start values.
+        seed: seed of the other initial weights.
     """
     from transformers import Qwen3Config, Qwen3Model
 
@@ -126,7 +129,7 @@ def make_student(rows: Tensor, seed: int) -> Any:
 
 
 def _average(model: Any) -> None:
-    """Let the first layers pass on the mean of the token rows, each its share of the dimensions."""
+    """Make the first layers pass on the mean of the token rows, each layer a part of the dimensions."""
     config = model.config
     width, size = config.hidden_size, config.head_dim
     kept, group = (
@@ -144,9 +147,10 @@ def _average(model: Any) -> None:
 
 
 def compile_layers(model: Any) -> None:
-    """Let PyTorch fuse the layers' small operations: a step takes two thirds of the time, the first one minutes.
+    """Compile the layers, so that PyTorch fuses small operations: a step takes two thirds of the time.
 
-    Needs a C++ compiler. The last layer's MLP stays as it is: `train.embed` gives it other rows than it gets.
+    Needs a C++ compiler, and minutes for the first step. The last layer's MLP is not compiled, because `train.embed`
+    changes its input rows.
     """
     last = model.layers[-1]
     for module in (*model.layers[:-1], last.input_layernorm, last.self_attn):
@@ -154,7 +158,7 @@ def compile_layers(model: Any) -> None:
 
 
 def write_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype) -> None:
-    """Write the folder as a published embedding model has it, README aside."""
+    """Write the files of a published embedding model, except its README."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})

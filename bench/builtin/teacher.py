@@ -1,6 +1,6 @@
-"""The teacher's vectors of every training text, computed once and stored a shard at a time.
+"""The teacher's vectors of every training text, computed once and stored one shard at a time.
 
-Stopped at any moment, it goes on with the first shard that is missing.
+A run that was stopped continues with the first missing shard.
 """
 
 import json
@@ -20,10 +20,10 @@ BATCH = 32
 
 
 class Teacher:
-    """The teacher by sentence-transformers: texts to normalised vectors [N, 384].
+    """The teacher in sentence-transformers: it turns texts into normalised vectors [N, 384].
 
-    In bf16 it is twice as fast on a CPU that has it, and its vectors' cosine with those in fp32 is above 0.9999:
-    enough to learn from. It is judged in fp32.
+    In bf16 it is twice as fast on a CPU that supports it, and the cosine of its vectors with those in fp32 is above
+    0.9999, which is enough to learn from. It is evaluated in fp32.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -48,7 +48,7 @@ def read_items(corpus: Path) -> list[dict[str, str]]:
 
 
 def embed_corpus(teacher: Path, corpus: Path, out: Path) -> None:
-    """Store the vectors of `train.jsonl`, items 4096·i to 4096·(i+1) in shard i: `text` and `query`, fp16."""
+    """Store the vectors of `train.jsonl` in fp16 as `text` and `query`; shard i has items 4096·i to 4096·(i+1)."""
     out.mkdir(parents=True, exist_ok=True)
     items = read_items(corpus)
     count = -(-len(items) // SHARD)
@@ -73,6 +73,6 @@ def embed_corpus(teacher: Path, corpus: Path, out: Path) -> None:
 
 
 def read_vectors(folder: Path) -> tuple[Tensor, Tensor]:
-    """Read the shards in order: vectors of the texts and of the queries, fp16."""
+    """Read the shards in order; return the vectors of the texts and of the queries, fp16."""
     parts = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
     return torch.cat([p["text"] for p in parts]), torch.cat([p["query"] for p in parts])

@@ -1,6 +1,6 @@
-"""Distillation: the student's vectors move towards the teacher's.
+"""Distillation: train the student so that its vectors match the teacher's.
 
-One run is a `TrainingRun`; its state is saved as it goes, and a run that was stopped goes on where it was.
+One run is a `TrainingRun`. Its state is saved every few steps, and a stopped run continues from the last save.
 """
 
 import itertools
@@ -31,7 +31,7 @@ Check = Callable[[Any], dict[str, float]]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training run: its name, its items, steps of so many tokens, its seed, its highest learning rate."""
+    """One training run: its name, its items, its steps, tokens per step, its seed and its highest learning rate."""
 
     name: str
     chosen: Sequence[int]
@@ -39,12 +39,12 @@ class TrainingRun:
     tokens: int
     seed: int
     rate: float
-    horizon: int | None = None  # step at which the rate is least, where it is not the last
-    end: float = 0.02  # share of `rate` that it is then
+    horizon: int | None = None  # step at which the rate is lowest, if not the last
+    end: float = 0.02  # the lowest rate, as a share of `rate`
 
 
 def basis(vectors: Tensor, width: int) -> Tensor:
-    """Directions of the teacher's space by falling second moment: [384, width] fp32, orthonormal."""
+    """Return directions of the teacher's space by decreasing second moment: [384, width] fp32, orthonormal."""
     vectors = vectors.double()
     directions: Tensor = torch.linalg.eigh(vectors.T @ vectors)[1]
     return directions.flip(1)[:, :width].float()
@@ -53,15 +53,15 @@ def basis(vectors: Tensor, width: int) -> Tensor:
 def train(
     run: TrainingRun, model: Any, data: Data, directions: Tensor, folder: Path, check: Check
 ) -> None:
-    """Train `model` in place; log to `folder/<name>.jsonl`, state to `folder/<name>.pt`.
+    """Train `model` in place; write the log to `folder/<name>.jsonl` and the state to `folder/<name>.pt`.
 
     Args:
-        run: what to train on, and for how long.
-        model: transformers' own.
+        run: items, length and seed of the run.
+        model: a Qwen3Model of transformers.
         data: tokens and the teacher's vectors.
-        directions: of the teacher's space, from `basis`.
-        folder: of the runs.
-        check: scores the model now and then, for the log.
+        directions: directions of the teacher's space, from `basis`.
+        folder: folder of all runs.
+        check: function that scores the model from time to time, for the log.
     """
     state, log = folder / f"{run.name}.pt", folder / f"{run.name}.jsonl"
     optimizer = _optimizer(model)
@@ -91,10 +91,10 @@ def train(
 
 
 def embed(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
-    """Run the student on token ids: the final states of the last tokens, fp32 [N, C], not normalised.
+    """Run the student on token ids; return the final states of the last tokens, fp32 [N, C], not normalised.
 
-    Padded on the right and without a mask: attention is causal, so no real token sees the padding. In the last
-    layer only the last tokens go through the MLP: a sixth of the work.
+    Texts are padded on the right without a mask: attention is causal, so no real token sees the padding. In the last
+    layer only the last tokens go through the MLP, which saves a sixth of the work.
     """
     ends = torch.tensor([len(ids) - 1 for ids in texts])
     width = int(ends.max()) + 1
@@ -110,12 +110,12 @@ def embed(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _loss(model: Any, batch: Batch, directions: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Sum what is asked of every Matryoshka prefix, its mean over the prefixes taken.
+    """Compute the loss, and its parts for the log; each part is a mean over the Matryoshka prefixes.
 
     Direction: 1 - cosine with the teacher's vector in the first k directions of its space.
-    Matrix:    squared difference of all cosines in the batch from the teacher's own.
-    Answer:    cross-entropy of each query over the batch's texts, the goal half the teacher's own
-               soft-max and half the text that answers it.
+    Matrix:    squared difference between all cosines in the batch and the teacher's.
+    Answer:    cross-entropy of each query over the batch's texts; the target is half the teacher's softmax and half
+               the text that answers the query.
     """
     states, goal = embed(model, batch.texts), batch.text_vectors
     if batch.queries:
@@ -149,7 +149,7 @@ def _optimizer(model: Any) -> torch.optim.AdamW:
 
 
 def _rate(run: TrainingRun, step: int) -> float:
-    """Linear warm-up, then half a cosine down to `end`."""
+    """Return the learning rate of a step: linear warm-up, then half a cosine down to `end`."""
     if step < WARMUP:
         return run.rate * (step + 1) / WARMUP
     done = (step - WARMUP) / max(1, (run.horizon or run.steps) - WARMUP)

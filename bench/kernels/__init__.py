@@ -1,1 +1,1 @@
-"""`lastword bench kernels`: each operation checked and timed."""
+"""`lastword bench kernels`: check and time each operation."""

@@ -1,7 +1,7 @@
-"""What each operation is timed beside: eager PyTorch, torch.compile, PyTorch's own attention, Liger-Kernel.
+"""The baselines of each operation: eager PyTorch, torch.compile, PyTorch's own attention, Liger-Kernel.
 
-So are candidates for lastword's own (`FORMS`). All take the same inputs; what one must lay out
-otherwise is laid out before the clock starts. Each may be missing or refuse a shape, dtype or device: the caller turns
+Candidates for lastword's own kernels (`FORMS`) are included. All take the same inputs. If one needs another layout, the
+inputs are laid out before the clock starts. Each may be missing or refuse a shape, dtype or device: the caller turns
 any exception into a line that says why.
 """
 
@@ -27,7 +27,15 @@ Prepare = Callable[[Inputs], Runner]
 
 
 def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
-    """The chosen baselines and forms that have something to say about a case, in the order of `BASELINES`, `FORMS`."""
+    """Return the chosen baselines and forms that apply to a case, in the order of `BASELINES` and `FORMS`.
+
+    Args:
+        case: the case to time.
+        chosen: names of `BASELINES` and `FORMS`.
+
+    Returns:
+        By name, a function from inputs to a `Runner`.
+    """
     found: dict[str, Prepare] = {
         "eager": lambda inputs: _eager(case, inputs),
         "compile": lambda inputs: _compiled(case, inputs),
@@ -45,8 +53,11 @@ def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
     return {name: found[name] for name in BASELINES + FORMS if name in found and name in chosen}
 
 
-def _written_out(case: Case, inputs: Inputs) -> Callable[..., Any]:
-    """What "eager" runs and "compile" compiles: the CPU implementation, but attention as a GPU runs it best."""
+def _eager_function(case: Case, inputs: Inputs) -> Callable[..., Any]:
+    """Return the function that "eager" runs and "compile" compiles.
+
+    It is the CPU implementation; for forest attention, the form that PyTorch runs best on a GPU.
+    """
     if case.op == "forest_attention":
         return eager_forest_attention(inputs.args[3], inputs.args[0].device)
     implementation: Callable[..., Any] = getattr(cpu, case.op)
@@ -57,17 +68,17 @@ def _eager(case: Case, inputs: Inputs) -> Runner:
     if inputs.tensors()[0].device.type == "cpu":
         raise DeviceError("cpu", "lastword runs this very implementation here")
     dense = inputs.dense()
-    return plain(_written_out(case, dense), dense)
+    return plain(_eager_function(case, dense), dense)
 
 
 def _compiled(case: Case, inputs: Inputs) -> Runner:
-    torch.compiler.reset()  # one case's shapes must not make the next one's dynamic
+    torch.compiler.reset()  # otherwise a second case's shapes would be compiled as dynamic
     dense = inputs.dense()
-    return plain(torch.compile(_written_out(case, dense), dynamic=False), dense)
+    return plain(torch.compile(_eager_function(case, dense), dynamic=False), dense)
 
 
 def _sdpa(inputs: Inputs, equal: tuple[int, int], backend: SDPBackend, *, final: bool) -> Runner:
-    """F.scaled_dot_product_attention on [texts, heads, tokens, D] views of the packed rows."""
+    """Run F.scaled_dot_product_attention on [texts, heads, tokens, D] views of the packed rows."""
     q, k, v, _, scale = inputs.args
     texts, tokens = equal
     q_rows = 1 if final else tokens
@@ -88,7 +99,7 @@ def _sdpa(inputs: Inputs, equal: tuple[int, int], backend: SDPBackend, *, final:
 
 
 def _varlen(inputs: Inputs, equal: tuple[int, int], *, final: bool) -> Runner:
-    """torch.nn.attention.varlen on the packed rows; where it knows no groups, on repeated keys."""
+    """Run torch.nn.attention.varlen on the packed rows, with repeated keys and values if it has no `enable_gqa`."""
     attend: Callable[..., Any] = import_module("torch.nn.attention.varlen").varlen_attn
     known = inspect.signature(attend).parameters
     q, k, v, _, scale = inputs.args
@@ -116,7 +127,7 @@ def _varlen(inputs: Inputs, equal: tuple[int, int], *, final: bool) -> Runner:
 
 
 def _descriptor(inputs: Inputs) -> Runner:
-    """The candidate for forest_attention, where it can run."""
+    """Run the candidate for forest_attention, where it can run."""
     q, k, v, plan, scale = inputs.args
     if not launches_triton(q.device):
         raise DeviceError("cpu", "no Triton kernel runs here")
@@ -143,7 +154,7 @@ def _liger_rms_norm(inputs: Inputs) -> Runner:
 
 
 def _liger_add_rms_norm(inputs: Inputs) -> Runner:
-    """It returns the sum beside the norm, where ours writes it over the residual."""
+    """Run Liger's operation, which returns the sum with the norm; ours writes the sum over the residual."""
     operation = _liger("liger_fused_add_rms_norm")
     x, residual, weight, eps = inputs.args
 
@@ -155,7 +166,7 @@ def _liger_add_rms_norm(inputs: Inputs) -> Runner:
 
 
 def _liger_swiglu(inputs: Inputs) -> Runner:
-    """It takes both halves apart, contiguous."""
+    """Run Liger's operation, which takes the two halves as separate contiguous tensors."""
     operation = _liger("liger_swiglu")
     (gate_up,) = inputs.args
     gate, up = (half.contiguous() for half in gate_up.chunk(2, dim=-1))

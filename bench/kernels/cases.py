@@ -1,7 +1,7 @@
-"""What is timed: each operation's inputs at a model's real shapes, and the bytes and operations it cannot do without.
+"""The timed cases: each operation's inputs at a model's real shapes, and the bytes and operations that it needs.
 
-Bytes: every input read once, every output written once. Operations: one for each addition, multiplication, division,
-root and exponential of the formula. Inputs are random and the same at every call; nothing here runs an operation.
+Bytes: every input is read once, every output written once. Operations: one for each addition, multiplication, division,
+root and exponential of the formula. Inputs are random and the same in every call; nothing here runs an operation.
 """
 
 import random
@@ -26,7 +26,7 @@ _QUERIES_PER_TOKEN = 2000 / 16_384
 
 @dataclass(frozen=True, slots=True)
 class CaseTables(KernelTables):
-    """The kernels' tables beside what they were made of, as a `CpuPlan` has it too."""
+    """The kernels' tables, with the segments and last-token rows they were made from, as in a `CpuPlan`."""
 
     segments: Segments
     final_rows: list[int]
@@ -40,16 +40,16 @@ class Inputs:
     options: dict[str, Any]
 
     def tensors(self) -> list[Tensor]:
-        """The tensors among the arguments, of which a call may write some."""
+        """Return the tensors among the arguments; a call may write some of them."""
         return [value for value in self.args if isinstance(value, Tensor)]
 
     def double(self) -> "Inputs":
-        """The same arguments in fp64."""
+        """Return the same arguments in fp64."""
         wide = (value.double() if isinstance(value, Tensor) else value for value in self.args)
         return replace(self, args=tuple(wide))
 
     def dense(self) -> "Inputs":
-        """The same arguments, attention's plan as PyTorch reads it."""
+        """Return the same arguments, with attention's plan in the form for PyTorch."""
         args = (
             CpuPlan.of(value.segments, value.final_rows, self.tensors()[0].device)
             if isinstance(value, CaseTables)
@@ -61,7 +61,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Texts to attend within; `equal` is (texts, tokens of each) where no text shares a row with another."""
+    """A batch of texts for attention; `equal` is (texts, tokens of each) if no text shares a row with another."""
 
     title: str
     forest: Forest
@@ -71,7 +71,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One operation at one shape. `inputs()` makes fresh arguments, the same at every call."""
+    """One operation at one shape. `inputs()` makes fresh arguments, the same in every call."""
 
     op: str
     models: str
@@ -89,7 +89,15 @@ def cases(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Iterator[Case]:
-    """Yield every operation at the shapes of every model; models of equal shape share a case."""
+    """Yield every operation at the shapes of every model; models of equal shape share a case.
+
+    Args:
+        ops: names of operations.
+        models: names of `SIZES`.
+        tokens: rows of a batch.
+        dtype: dtype of the inputs.
+        device: device of the inputs.
+    """
     attends = any(op.endswith("attention") for op in ops)
     packs = batches(tokens) if attends else []
     for op in ops:
@@ -105,7 +113,7 @@ def cases(
 
 
 def _shape(op: str, sizes: Sizes) -> tuple[int, ...]:
-    """The sizes that an operation sees."""
+    """Return the sizes that an operation depends on."""
     if op in ("rms_norm", "add_rms_norm"):
         return (sizes.hidden_size,)
     if op == "swiglu":
@@ -114,9 +122,9 @@ def _shape(op: str, sizes: Sizes) -> tuple[int, ...]:
 
 
 def batches(tokens: int) -> list[Batch]:
-    """The attention workloads: one long text, half of it, many of 512 tokens, and queries without and with sharing.
+    """Make the attention workloads: one long text, half of it, many of 512 tokens, queries without and with sharing.
 
-    At 16,384 tokens that is 1 text of 16k, 1 of 8k, 32 of 512, and 2,000 queries of 12 tokens after 24.
+    At 16,384 tokens that is 1 text of 16k, 1 of 8k, 32 of 512, and 2,000 queries of 12 tokens after a prefix of 24.
     """
     rng = random.Random(20_261_123)  # noqa: S311 - texts, not secrets
 
@@ -155,7 +163,7 @@ def _batch(title: str, texts: list[list[int]], *, share: bool = False) -> Batch:
 def _rows(
     op: str, label: str, sizes: Sizes, T: int, dtype: torch.dtype, device: torch.device
 ) -> Case:
-    """The operations on rows: bounded by bandwidth."""
+    """Make the case of an operation on rows, which is bounded by bandwidth."""
     C, F, _, H, KH, D = sizes
     size, heads, norm, rope = dtype.itemsize, H + KH, 4, 3  # norm and rope: operations per element
 
@@ -189,7 +197,7 @@ def _rows(
 def _attention(
     op: str, label: str, sizes: Sizes, batch: Batch, dtype: torch.dtype, device: torch.device
 ) -> Case:
-    """Attention, on views of the fused projections as the forward passes them."""
+    """Make the case of attention, on views of the fused projections like those in the forward."""
     H, KH, D = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
     final = op == "final_attention"
     T, N = batch.work.tokens, batch.work.finals
@@ -210,7 +218,7 @@ def _attention(
 def _plan(
     forest: Forest, device: torch.device, dtype: torch.dtype, group: int
 ) -> CpuPlan | CaseTables:
-    """The plan that lastword's operations read on this device."""
+    """Return the plan that lastword's operations read on this device."""
     segments, final_rows = forest.segments, forest.final_rows
     if not launches_triton(device):
         return CpuPlan.of(segments, final_rows, device)
@@ -231,10 +239,10 @@ class _Source:
         return noise.to(self.dtype)
 
     def weight(self, size: int) -> Tensor:
-        """A norm's weight, about 1."""
+        """Make a norm's weight, about 1."""
         return self.normal(size).mul_(0.1).add_(1)
 
     def scaled(self, rows: int, columns: int) -> Tensor:
-        """Rows of sizes from 0.001 to 10: in the small ones eps is seen."""
+        """Make rows with magnitudes from 0.001 to 10: in the small ones eps matters."""
         sizes = torch.rand(rows, 1, generator=self.generator, device=self.device)
         return self.normal(rows, columns).mul_((10 ** (4 * sizes - 3)).to(self.dtype))

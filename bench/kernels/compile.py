@@ -1,4 +1,4 @@
-"""Compiles every kernel of the published models ahead of time, without a GPU, and prints what each costs.
+"""Compile every kernel of the published models ahead of time, without a GPU, and print the resources of each.
 
     python -m lastword.bench.kernels.compile                              all targets, models and dtypes
     python -m lastword.bench.kernels.compile --target sm_90 --model 4B --dtype bfloat16
@@ -6,8 +6,8 @@
     python -m lastword.bench.kernels.compile --bounds kernels/gpu/resources.toml   rewrite this Triton version's bounds
     python -m lastword.bench.kernels.compile --candidate-bounds bench/kernels/resources.toml   and the candidates'
 
-Registers, spilled bytes and shared memory are read from the binary with the `cuobjdump` that Triton ships, for AMD
-from the assembly's own notes.
+Registers, spilled bytes and shared memory are read from the binary with Triton's own `cuobjdump`, for AMD from the
+notes in the assembly.
 """
 
 import argparse
@@ -41,15 +41,15 @@ TARGETS = {
     "gfx950": GPUTarget("hip", "gfx950", 64),
 }
 MODELS = ("0.6B", "4B", "8B")
-DTYPES = ("bfloat16", "float32")  # what the engine computes in
-CANDIDATES = frozenset({"forest_attention_descriptor"})  # no kernel of lastword's, yet
+DTYPES = ("bfloat16", "float32")  # the engine's compute dtypes
+CANDIDATES = frozenset({"forest_attention_descriptor"})  # not yet a kernel of lastword
 
 Launches = Callable[[str, torch.dtype, str], dict[str, Launch]]
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one compiled kernel costs; `spills` in bytes per thread, `shared` in bytes per program."""
+    """The resources of one compiled kernel; `spills` in bytes per thread, `shared` in bytes per program."""
 
     target: str
     model: str
@@ -59,17 +59,17 @@ class Resources:
     spills: int
     shared: int
     matrix: bool  # matrix instructions of the newest kind: wgmma, tcgen05, mfma
-    serial: bool  # each wgmma waits for the one before it
+    serial: bool  # each wgmma waits for the previous one
     wide: bool  # no row offset is multiplied in 32 bits
 
 
 def compile_kernel(launch: Launch, target: str) -> Any:
-    """Compile one launch; give Triton's kernel, with the forms it went through in `asm`."""
+    """Compile one launch and return Triton's kernel; `asm` holds its intermediate forms."""
     source = ASTSource(
         launch.kernel,
         signature=dict(launch.types),
         constexprs=dict(launch.constants),
-        # In order: Triton's key of a compiled kernel has the order in it, so that its cache would miss.
+        # Sorted: Triton's cache key depends on the order, so another order would miss the cache.
         attrs={
             (launch.kernel.arg_names.index(name),): [["tt.divisibility", 16]]
             for name in sorted(launch.aligned)
@@ -79,7 +79,7 @@ def compile_kernel(launch: Launch, target: str) -> Any:
 
 
 def compile_launch(launch: Launch, target: str) -> Resources:
-    """Compile one launch and read what it costs."""
+    """Compile one launch and read its resources; `model` and `dtype` stay empty."""
     compiled = compile_kernel(launch, target)
     if TARGETS[target].backend == "cuda":
         usage, assembly = _cuda_usage(compiled.asm["cubin"]), compiled.asm["ptx"]
@@ -95,14 +95,19 @@ def compile_launch(launch: Launch, target: str) -> Resources:
 
 
 def row_widths(launch: Launch) -> set[int]:
-    """Elements from one row of a tensor to the next, as far as the launch's constants tell."""
+    """Return the row strides, in elements, that the launch's constants give."""
     names = ("C", "F", "WIDTH", "Q_STRIDE", "K_STRIDE", "V_STRIDE")
     widths = {int(value) for name, value in launch.constants if name in names}
     return widths | {2 * value for name, value in launch.constants if name == "F"}
 
 
 def narrow_products(ttir: str, widths: set[int]) -> list[str]:
-    """Lines of Triton's first form that multiply by a row width in 32 bits: they overflow at 2^31 elements."""
+    """Return the multiplications by a row width in 32 bits: they overflow at 2^31 elements.
+
+    Args:
+        ttir: Triton's first intermediate form.
+        widths: row widths, in elements.
+    """
     constant = r"(%\w+) = arith\.constant (?:dense<)?(-?\d+)>? : "
     values = {name: int(value) for name, value in re.findall(constant, ttir)}
     products = re.findall(r"^.*arith\.muli (%\w+), (%\w+).* : .*i32.*$", ttir, re.MULTILINE)
@@ -114,7 +119,7 @@ def _nvidia_tool(name: str) -> Path:
 
 
 def _serializes(ptx: str) -> bool:
-    """Whether ptxas warns that it serialises wgmma: Triton drops its warnings, so it is asked again."""
+    """Return whether ptxas warns that it serialises wgmma; Triton drops warnings, so ptxas runs again here."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
@@ -126,8 +131,8 @@ def _serializes(ptx: str) -> bool:
             "-o",
             os.devnull,
         ]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return "wgmma.mma_async instructions are serialized" in told
+        warnings = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return "wgmma.mma_async instructions are serialized" in warnings
 
 
 def _cuda_usage(cubin: bytes) -> dict[str, int]:
@@ -176,16 +181,24 @@ def compile_all(
     launches: Launches = all_launches,
     workers: int = 2,
 ) -> Iterator[Resources]:
-    """Compile over worker processes; rows come in order, as each model is done."""
+    """Compile in worker processes; yield rows in order, as each model is done.
+
+    Args:
+        targets: names of `TARGETS`.
+        models: names of `SIZES`.
+        dtypes: names of dtypes.
+        launches: function from model, dtype and target to the launches.
+        workers: number of processes.
+    """
     jobs = [(t, m, d) for t in targets for m in models for d in dtypes]
-    # Spawned: a fork would inherit PyTorch's threads half-way through their work.
+    # Spawned: a fork would inherit PyTorch's threads in the middle of their work.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for rows in pool.map(partial(compile_model, launches=launches), *zip(*jobs, strict=True)):
             yield from rows
 
 
 def bounds(rows: Sequence[Resources]) -> dict[str, dict[str, int]]:
-    """Upper bounds over models, by "target dtype operation"."""
+    """Return the largest registers and shared memory over the models, by "target dtype operation"."""
     found: dict[str, dict[str, int]] = {}
     for row in rows:
         bound = found.setdefault(f"{row.target} {row.dtype} {row.operation}", {})
@@ -214,7 +227,7 @@ HEADER = (
 
 
 def line(row: Resources) -> str:
-    """One row for people."""
+    """Format one row of the table."""
     matrix = ("serial" if row.serial else "yes") if row.matrix else "-"
     return (
         f"{row.target:8}{row.model:6}{row.dtype:10}{row.operation:28}{row.registers:10}"
@@ -229,7 +242,18 @@ def run(
     dtypes: Sequence[str] = DTYPES,
     json_file: Path | None = None,
 ) -> list[Resources]:
-    """Compile, showing the table and, where asked, writing JSON lines as it comes."""
+    """Compile, and show each row of the table as it is done.
+
+    Args:
+        show: prints a line.
+        targets: names of `TARGETS`.
+        models: names of `SIZES`.
+        dtypes: names of dtypes.
+        json_file: a file to write the rows to as JSON lines; None for none.
+
+    Returns:
+        The rows.
+    """
     rows = []
     with json_lines(json_file) as write:
         show(f"triton {triton.__version__}, compiled ahead of time, not run")
@@ -242,7 +266,7 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, and rewrite the bounds where asked."""
+    """Print the table, and rewrite the bounds if requested; return exit status 0."""
     options = _parser().parse_args(argv)
     rows = run(
         lambda text: print(text, flush=True),
@@ -278,7 +302,10 @@ def _parser() -> argparse.ArgumentParser:
         help="rewrite the bounds of lastword's kernels in FILE",
     )
     parser.add_argument(
-        "--candidate-bounds", type=Path, metavar="FILE", help="and those of the candidates"
+        "--candidate-bounds",
+        type=Path,
+        metavar="FILE",
+        help="rewrite the bounds of the candidates in FILE",
     )
     return parser
 

@@ -1,9 +1,9 @@
-"""A candidate for attention without ancestors: tensor descriptors, warp-specialised; one program per tile, query head.
+"""A candidate for attention without ancestors, with tensor descriptors and warp specialisation.
 
-One warp group copies keys and values into shared memory ahead of two that compute 64 query rows each. Triton's pass
-for sm_90 does so with four warps, one key loop without a branch, and descriptors made in the kernel: of the caller's it
-halves a tile's rows, but not the box that is copied. No GPU has run it: `--beside descriptor` checks
-and times it beside `kernels/gpu/forest_attention.py`.
+One program computes a tile of one query head. One warp group copies keys and values into shared memory ahead of two
+that compute 64 query rows each. Triton's pass for sm_90 does this only with four warps, one key loop without a branch,
+and descriptors made in the kernel. Of descriptors passed in, it halves a tile's rows but not the copied box. No GPU has
+run this kernel: `--beside descriptor` checks it and times it against `kernels/gpu/forest_attention.py`.
 """
 
 import math
@@ -23,7 +23,7 @@ BLOCKS = {
     "sm_100": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
     "interpreter": Blocks(64, 32, 1, 1, "small, for tests"),
 }
-_ALIGNMENT = 16  # bytes, of a descriptor's base and of its rows
+_ALIGNMENT = 16  # bytes, required of a descriptor's base and of its rows
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def _forest_attention_descriptor_kernel(
     v_ptr,  # [T, KH, D]
     out_ptr,  # [T, H, D], contiguous
     tiles_ptr,  # int32 [tiles, 2]: segment, first row in it
-    segments_ptr,  # int32 [S, 4]: start, length, and two columns of forks that are not read
+    segments_ptr,  # int32 [S, 4]: start, length, and two columns for forks that are not read
     scale,  # softmax scale · log2(e)
     Q_STRIDE: tl.constexpr,
     K_STRIDE: tl.constexpr,
@@ -54,7 +54,7 @@ def _forest_attention_descriptor_kernel(
     length = tl.load(segments_ptr + segment * 4 + 1)
     end = tl.minimum(first + BLOCK_M, length)
 
-    # Descriptors end where the tile's keys do: what lies behind reads as zero, whatever a neighbour's rows hold.
+    # Descriptors end with the tile's keys: rows after them read as zero, whatever a neighbour's rows hold.
     at = start.to(tl.int64)
     kv = head // G * D
     k_rows = tl.make_tensor_descriptor(
@@ -63,7 +63,7 @@ def _forest_attention_descriptor_kernel(
     v_rows = tl.make_tensor_descriptor(
         v_ptr + at * V_STRIDE + kv, [end, D], [V_STRIDE, 1], [BLOCK_N, BLOCK_D]
     )
-    # Of all rows: Triton's pass moves whatever has this row's value by half a tile, so nothing else may have it.
+    # Over all rows: Triton's pass shifts every use of this row's value by half a tile, so nothing else may use it.
     q_rows = tl.make_tensor_descriptor(
         q_ptr + head * D, [start + end, D], [Q_STRIDE, 1], [BLOCK_M, BLOCK_D]
     )
@@ -81,7 +81,7 @@ def _forest_attention_descriptor_kernel(
         v = v_rows.load([low, 0])
         acc, peak, total = online_softmax(acc, peak, total, s, v)
 
-    # A descriptor's store has no mask: rows behind the segment are a neighbour's, so this one goes by pointers.
+    # A descriptor's store has no mask, and rows after the segment are a neighbour's, so this store uses pointers.
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     d = tl.arange(0, BLOCK_D)
     out_at = out_ptr + ((at + token) * (KH * G * D) + head * D)[:, None] + d[None, :]
@@ -89,7 +89,7 @@ def _forest_attention_descriptor_kernel(
 
 
 def descriptor_blocks(dtype: torch.dtype, architecture: str) -> Blocks | None:
-    """The block sizes; None where there are none, and in fp32 on a GPU."""
+    """Return the block sizes; None for an architecture without any, and for fp32 on a GPU."""
     if dtype == torch.float32 and architecture != "interpreter":
         return None
     return BLOCKS.get(architecture)
@@ -97,12 +97,19 @@ def descriptor_blocks(dtype: torch.dtype, architecture: str) -> Blocks | None:
 
 def _blocks(q: Tensor) -> Blocks:
     blocks = descriptor_blocks(q.dtype, architecture(q.device))
-    assert blocks is not None, "asked for where descriptors do not fit"
+    assert blocks is not None, "descriptors do not fit here"
     return blocks
 
 
 def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, *, tree: bool) -> bool:
-    """Whether the kernel can compute this: it has a block size, no segment has ancestors, rows lie on 16 bytes."""
+    """Return whether the kernel can compute this: it has block sizes, no ancestors, and rows aligned to 16 bytes.
+
+    Args:
+        q: queries [T, H, D].
+        k: keys [T, KH, D].
+        v: values [T, KH, D].
+        tree: whether a segment has ancestors.
+    """
     if tree or descriptor_blocks(q.dtype, architecture(q.device)) is None:
         return False
     head = q.shape[2] * q.element_size()
@@ -113,14 +120,29 @@ def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, *, tree: bool) -> bool:
 
 
 def descriptor_tables(q: Tensor, segments: Segments, final_rows: list[int]) -> KernelTables:
-    """The batch in tiles of one query head, where `forest_attention` has G heads in a tile."""
+    """Make the tables with tiles of one query head; `forest_attention` has G heads in a tile."""
     return KernelTables.of(segments, final_rows, q.device, tile_rows=_blocks(q).BLOCK_M)
 
 
 def forest_attention_descriptor(
     q: Tensor, k: Tensor, v: Tensor, tables: KernelTables, scale: float
 ) -> Tensor:
-    """Launch `_forest_attention_descriptor_kernel` on q [T, H, D], k and v [T, KH, D] that fit, and their tables."""
+    """Launch `_forest_attention_descriptor_kernel`.
+
+    Args:
+        q: queries [T, H, D].
+        k: keys [T, KH, D].
+        v: values [T, KH, D]; `descriptors_fit` must hold for all three.
+        tables: from `descriptor_tables`.
+        scale: softmax scale.
+
+    Returns:
+        [T, H · D] in the dtype of q.
+
+    Numerics:
+        Softmax and sums in fp32; probabilities round to the dtype of v for their dot; the result rounds once, at the
+        store.
+    """
     (T, H, D), KH = q.shape, k.shape[1]
     out = torch.empty(T, H * D, dtype=q.dtype, device=q.device)
     blocks = _blocks(q)
@@ -137,10 +159,10 @@ def forest_attention_descriptor(
             **blocks.arguments(),
         )  # fmt: skip
 
-    copy_context().run(launch)  # an allocator that the caller has set stays as it is
+    copy_context().run(launch)  # keeps the allocator that the caller has set
     return out
 
 
 def _scratch(size: int, *_: object) -> Tensor:  # alignment, 128 bytes; stream, the current one
-    """Room for the descriptors of one launch: PyTorch keeps it until the stream is past that launch."""
+    """Allocate memory for the descriptors of one launch; PyTorch keeps it until the stream has passed that launch."""
     return torch.empty(size, dtype=torch.int8, device="cuda")

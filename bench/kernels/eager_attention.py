@@ -1,6 +1,7 @@
-"""Attention over a forest as PyTorch is best at it on a GPU: one SDPA call for equal segments. Beside ours in benches.
+"""Attention over a forest in the form that PyTorch runs best on a GPU: one SDPA call for equal segments.
 
-The CPU implementation (`kernels/cpu.py`) goes in tiles of 64 query rows: hundreds of launches on a GPU.
+A baseline for benchmarks. The CPU implementation (`kernels/cpu.py`) computes tiles of 64 query rows, which would be
+hundreds of launches on a GPU.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +17,14 @@ Attention = Callable[[Tensor, Tensor, Tensor, CpuPlan, float], Tensor]
 
 
 def eager_forest_attention(plan: CpuPlan, device: torch.device) -> Attention:
-    """Give a function that computes `forest_attention` of this plan; masks are made here, before the clock starts."""
+    """Return a function that computes `forest_attention` for this plan.
+
+    Masks are made here, before the clock starts.
+
+    Args:
+        plan: the batch's segments.
+        device: device of the masks.
+    """
     blocks = [(block, _mask(block, device)) for block in _joined(plan.blocks)]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, _: CpuPlan, scale: float) -> Tensor:
@@ -36,7 +44,7 @@ def eager_forest_attention(plan: CpuPlan, device: torch.device) -> Attention:
 
 
 def _mask(block: Block, device: torch.device) -> Tensor | None:
-    """Which keys [own, above + own] a row sees; None where plain causal attention says it."""
+    """Return the mask [own, above + own] of the keys that a row sees; None if it is plain causal attention."""
     if block.above == 0:
         return None
     return torch.ones(block.own, block.above + block.own, dtype=torch.bool, device=device).tril(
@@ -45,7 +53,7 @@ def _mask(block: Block, device: torch.device) -> Tensor | None:
 
 
 def _joined(blocks: Iterable[Block]) -> list[Block]:
-    """Join texts of equal length that lie side by side: tiles part them."""
+    """Join adjacent texts of equal length, which the plan had split into tiles."""
     joined: list[Block] = []
     for block in blocks:
         last = joined[-1] if joined else None

@@ -1,8 +1,8 @@
-"""The gate before every time: an operation's outputs against its reference in fp64.
+"""The gate before each measurement: an operation's outputs are compared with its reference in fp64.
 
-Output memory is filled with NaN before the call, and what a call may write in place is compared too. Two bounds hold:
-no element errs by more than twice what the CPU implementation does in the dtype plus a floor, no row by more than a
-share of it.
+Output memory is filled with NaN before the call, and tensors that a call may write in place are compared too. Two
+bounds are checked: no element's error is above twice the CPU implementation's error in that dtype plus a floor, and no
+row's error is above a share of the row.
 """
 
 import warnings
@@ -16,9 +16,9 @@ from torch import Tensor
 from lastword.bench.kernels.cases import Case, Inputs
 from lastword.kernels import cpu, reference
 
-# Of the largest magnitude: half a unit in the last place of a value stored in the dtype; in fp32 a few sums' worth.
+# Share of the largest magnitude: half a unit in the last place of a stored value; in fp32 the error of a few sums.
 FLOOR = {torch.float32: 4e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
-# RMS of a row's error over the RMS of the row: rounded probabilities and a rounded store, each about 2^-9 in bf16.
+# RMS of a row's error over the RMS of the row. Probabilities and the store round, each by about 2^-9 in bf16.
 ROW_ERROR = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 Operation = Callable[..., object]
@@ -26,7 +26,7 @@ Operation = Callable[..., object]
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """One implementation with its arguments: `run` is timed, `read` gives its outputs as the reference has them."""
+    """One implementation with its arguments: `run` is timed, `read` returns its outputs in the reference's layout."""
 
     run: Callable[[], object]
     read: Callable[[object], list[Tensor]]
@@ -34,7 +34,7 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether an implementation computes its operation; `reason` says what differs."""
+    """Whether an implementation is right; `reason` says what differs."""
 
     right: bool
     reason: str
@@ -43,7 +43,7 @@ class Verdict:
 
 
 class Gate:
-    """The truth of one case, which is in fp64 throughout, and what errors its dtype allows."""
+    """The outputs of the reference for one case, in fp64 throughout, and the errors that the dtype allows."""
 
     def __init__(self, case: Case, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -55,9 +55,11 @@ class Gate:
         ]
 
     def check(self, runner: Runner, *, poison: bool = True) -> Verdict:
-        """Run an implementation once, on arguments still fresh, and compare everything it may have written.
+        """Run an implementation once on fresh arguments, and compare everything that it may have written.
 
-        Args:     poison: fill what it allocates with NaN, so that an element left unwritten is seen.
+        Args:
+            runner: the implementation; its arguments must not have been used.
+            poison: fill memory that it allocates with NaN, so that an unwritten element is found.
         """
         with _poisoned() if poison else warnings.catch_warnings(action="ignore"):
             outputs = runner.read(runner.run())
@@ -94,7 +96,7 @@ class Gate:
 
 
 def plain(operation: Operation, inputs: Inputs) -> Runner:
-    """An operation called as it is: what it returns, then its tensor arguments, which it may have written."""
+    """Wrap an operation; its outputs are the returned tensor, then its tensor arguments, which it may have written."""
 
     def read(result: object) -> list[Tensor]:
         return ([result] if isinstance(result, Tensor) else []) + inputs.tensors()
@@ -123,7 +125,7 @@ def _counted(outputs: list[Tensor]) -> str:
 
 @contextmanager
 def _poisoned() -> Iterator[None]:
-    """Fill uninitialised memory with NaN: PyTorch does so where deterministic algorithms are asked for."""
+    """Fill uninitialised memory with NaN: PyTorch does so when deterministic algorithms are requested."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

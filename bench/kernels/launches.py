@@ -1,6 +1,7 @@
-"""Every kernel launch that a published model asks for, and the candidates': kernel, argument types, constants.
+"""Every kernel launch of a published model, and of the candidates: kernel, argument types, constants.
 
-Recorded without a GPU: the real launchers run on small CPU tensors while Triton's `JITFunction.run` is replaced.
+Launches are recorded without a GPU: the real launchers run on small CPU tensors while Triton's `JITFunction.run` is
+replaced.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,9 +47,9 @@ _POINTERS = {
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One specialisation of one kernel: what Triton compiles for it.
+    """One specialisation of one kernel, as Triton compiles it.
 
-    `types`: argument name -> Triton type, "constexpr" for constants. `aligned`: names of pointers on 16 bytes.
+    `types`: argument name -> Triton type, "constexpr" for constants. `aligned`: names of pointers aligned to 16 bytes.
     """
 
     kernel: Any
@@ -59,13 +60,13 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """Name the operation, as its file is."""
+        """The operation's name, which is also its file's."""
         return str(self.kernel.__name__).strip("_").removesuffix("_kernel")
 
 
 @contextmanager
 def recording(architecture: str) -> Iterator[list[Launch]]:
-    """Collect what would be launched on `architecture`; outputs keep whatever their memory held."""
+    """Collect the launches for `architecture` instead of running them; outputs stay uninitialised."""
     launches: list[Launch] = []
 
     def record(kernel: Any, *args: Any, **named: Any) -> None:
@@ -107,14 +108,14 @@ def _launch(kernel: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Launch
 
 
 class _Launches:
-    """The launches on one architecture by operation and variant, as they are noted."""
+    """The recorded launches on one architecture, by operation and variant."""
 
     def __init__(self, architecture: str) -> None:
         self._architecture = architecture
         self.found: dict[str, Launch] = {}
 
     def note(self, variant: str, run: Callable[..., object], *args: Any, **named: Any) -> None:
-        """Record what `run` launches."""
+        """Record the launches of `run` under `variant`."""
         with recording(self._architecture) as launches:
             run(*args, **named)
         for launch in launches:
@@ -122,7 +123,7 @@ class _Launches:
 
 
 def model_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[str, Launch]:
-    """Give every launch of a published model's forward, by operation and variant."""
+    """Return every launch of a published model's forward, by operation and variant."""
     launches = _Launches(architecture)
     _note_rows(launches, model, dtype, FP8.get(architecture))
     _, _, _, H, KH, D = SIZES[model]
@@ -138,7 +139,7 @@ def model_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[st
 
 
 def candidate_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[str, Launch]:
-    """Give the launches of candidates (`lastword bench kernels --beside`) at a published model's shapes."""
+    """Return the launches of candidates (`lastword bench kernels --beside`) at a published model's shapes."""
     launches = _Launches(architecture)
     if descriptor.descriptor_blocks(dtype, architecture) is not None:
         _, _, _, H, KH, D = SIZES[model]
@@ -149,7 +150,7 @@ def candidate_launches(model: str, dtype: torch.dtype, architecture: str) -> dic
 
 
 def all_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[str, Launch]:
-    """Give both."""
+    """Return the model's launches and the candidates'."""
     kinds = (model_launches, candidate_launches)
     return {
         name: launch for kind in kinds for name, launch in kind(model, dtype, architecture).items()
@@ -159,7 +160,7 @@ def all_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[str,
 def _note_rows(
     launches: _Launches, model: str, dtype: torch.dtype, fp8: torch.dtype | None
 ) -> None:
-    """The operations on rows."""
+    """Record the operations on rows."""
     hidden, width, _, H, KH, D = SIZES[model]
     note, eps = launches.note, 1e-6
     x, residual = torch.zeros(2, 4, hidden, dtype=dtype).unbind()
@@ -185,7 +186,7 @@ def _note_rows(
 
 
 def _heads(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> Sequence[Tensor]:
-    """Views q, k, v of one fused projection."""
+    """Return views q, k, v of one fused projection."""
     fused = torch.zeros(T, H + 2 * KH, D, dtype=dtype)
     return fused[:, :H], fused[:, H : H + KH], fused[:, H + KH :]
 
@@ -203,7 +204,7 @@ def _attend_by_descriptors(q: Tensor, k: Tensor, v: Tensor, forest: Forest) -> N
 
 
 def _forests() -> dict[str, Forest]:
-    """One batch for each variant of the attention."""
+    """Make one batch for each variant of the attention."""
     batches = {
         "plain": [[1] * 1024],
         "tree": [[1] * 100 + [i] * 100 for i in range(8)],

@@ -1,7 +1,7 @@
-"""`lastword bench kernels`: every operation checked, timed and held against the peaks measured in the same run.
+"""`lastword bench kernels`: check every operation, time it and compare it with the peaks of the same run.
 
-lastword's own, a function of the caller's (`--with`), then the baselines; each goes through the gate first, and one
-that is wrong has no time. Rows are shown and written as they come. Method and examples: `bench/README.md`.
+First lastword's own operation, then the caller's function (`--with`), then the baselines. Each passes the gate first;
+a wrong one is not timed. Rows are shown and written as they come. Method and examples: `bench/README.md`.
 """
 
 import argparse
@@ -30,7 +30,19 @@ from lastword.runtime.device import choose_device, choose_dtype
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
-    """Measure what the options ask for; return how many checks of lastword or of the function brought along failed."""
+    """Run the requested measurements.
+
+    Args:
+        args: options of `bench kernels`.
+        show: prints a line.
+
+    Returns:
+        The number of failed checks of lastword and of the caller's function.
+
+    Raises:
+        ConfigError: options that cannot be combined, or a file or function that cannot be used.
+        DeviceError: the device is unknown, its memory is too small, or a kernel broke the GPU's context.
+    """
     own = _checked(args)
     device = choose_device(args.device)
     dtype = choose_dtype(None, device) if args.dtype is None else getattr(torch, args.dtype)
@@ -46,7 +58,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         peaks = None if _interpreted() else measure_peaks(device, dtype)
         write({"run": about, "peaks": peaks and asdict(peaks), "tokens": tokens})
         show(heading(about, peaks))
-        if args.plot is not None and peaks is not None:  # of what there is, also when stopped
+        if args.plot is not None and peaks is not None:  # draws the rows so far, also when stopped
             opened.callback(plot_roofline, args.plot, rows, peaks, about)
         beside = BASELINES if args.beside is None else tuple(args.beside)
         rep_ms = args.rep_ms or REP_MS
@@ -65,7 +77,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 
 
 def _checked(args: argparse.Namespace) -> Callable[..., Any] | None:
-    """Refuse options that do not go together, before anything is measured; give the function brought along."""
+    """Check the options before anything is measured; return the caller's function, or None."""
     if args.plot is not None:
         check_plot(args.plot)
         if _interpreted():
@@ -81,12 +93,12 @@ def _checked(args: argparse.Namespace) -> Callable[..., Any] | None:
 
 
 def _said_before(rows: list[Row], row: Row) -> bool:
-    """Whether it has been shown that this baseline is missing, and why."""
+    """Return whether an earlier line said that this baseline is missing, for the same reason."""
     return row.right is None and any((r.by, r.reason) == (row.by, row.reason) for r in rows)
 
 
 def _time_of_ours(rows: list[Row], row: Row) -> Timing | None:
-    """The time of lastword's own for the case of `row`."""
+    """Return the time of lastword's own implementation for the case of `row`."""
     case = (row.op, row.models, row.title)
     return next(
         (r.timing for r in rows if r.by == OURS and (r.op, r.models, r.title) == case), None
@@ -95,7 +107,7 @@ def _time_of_ours(rows: list[Row], row: Row) -> Timing | None:
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """What every case is measured with."""
+    """The settings that every case is measured with."""
 
     device: torch.device
     dtype: torch.dtype
@@ -106,7 +118,7 @@ class _Bench:
     beside: tuple[str, ...]
 
     def rows(self, case: Case) -> Iterator[Row]:
-        """Check and time lastword's own, the function brought along and the baselines."""
+        """Check and time lastword's own operation, the caller's function and the baselines."""
         try:
             gate = Gate(case, self.dtype)
         except torch.OutOfMemoryError as error:
@@ -115,9 +127,9 @@ class _Bench:
                 "the device's memory does not hold the reference in fp64",
                 remedy="Lower --tokens.",
             ) from error
-        yield self._row(case, gate, OURS, _as_it_is(getattr(kernels, case.op)), tested=True)
+        yield self._row(case, gate, OURS, _unprepared(getattr(kernels, case.op)), tested=True)
         if self.own is not None:
-            yield self._row(case, gate, str(self.own_name), _as_it_is(self.own), tested=True)
+            yield self._row(case, gate, str(self.own_name), _unprepared(self.own), tested=True)
         for name, prepare in baselines(case, self.beside).items():
             yield self._row(case, gate, name, prepare, tested=name in FORMS)
 
@@ -138,7 +150,7 @@ class _Bench:
             if not verdict.right or self.peaks is None:
                 return row
             timing = time_call(runner.run, self.device, self.rep_ms)
-        except Exception as error:  # code of others may raise anything
+        except Exception as error:  # third-party code may raise anything
             if "CUDA error" in str(error) or "HIP error" in str(error):
                 raise DeviceError(
                     f"{case.op} by {by}",
@@ -152,26 +164,34 @@ class _Bench:
 
 
 def _reason(error: Exception) -> str:
-    """An error as the reason of a row: of others' errors, which may be pages long, the first sentence."""
+    """Return the reason that a row gives for an error; a third-party error, which may be long, is cut to a sentence."""
     if isinstance(error, LastwordError):
         return str(error)
     said = (str(error).splitlines() or [""])[0].split(". ")[0][:120]
     return f"{type(error).__name__}: {said}"
 
 
-def _as_it_is(operation: Callable[..., Any]) -> Prepare:
+def _unprepared(operation: Callable[..., Any]) -> Prepare:
+    """Call an operation with the inputs in their given layout."""
     return lambda inputs: plain(operation, inputs)
 
 
 def _interpreted() -> bool:
-    """Whether Triton kernels run in its interpreter, where they can be checked but not timed."""
+    """Return whether Triton kernels run in the interpreter, where they can be checked but not timed."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def load_function(spec: str) -> Callable[..., Any]:
-    """Import `module:function`, the current folder first.
+    """Import `module:function`; the current folder is searched first.
 
-    Raises:   ConfigError where there is no such module or function, or its import fails.
+    Args:
+        spec: the value of --with.
+
+    Returns:
+        The function.
+
+    Raises:
+        ConfigError: there is no such module or function, or its import fails.
     """
     name, colon, attribute = spec.partition(":")
     if not (name and colon and attribute):

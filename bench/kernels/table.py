@@ -1,4 +1,4 @@
-"""The kernel benchmark's lines for people: a heading, a line per case, a line per implementation."""
+"""The kernel benchmark's output: a heading, one line per case, one line per implementation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _EACH, _SHARED = " each", " shared"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One implementation of one case; a row without `timing` says in `reason` why."""
+    """One implementation of one case; without `timing`, `reason` says why."""
 
     op: str
     models: str
@@ -30,14 +30,14 @@ class Row:
     of_peak: float | None = None
 
     def failed(self, own: str | None) -> bool:
-        """Whether the exit status must tell: lastword, or the function brought along, is wrong."""
+        """Return whether this row fails the run: lastword or the caller's function `own` is wrong."""
         if self.by in FORMS:
             return self.right is False  # not every device has every form
         return self.by in (OURS, own) and self.right is not True
 
 
 def heading(about: Mapping[str, object], peaks: Peaks | None) -> str:
-    """What was measured on, the peaks (None: nothing is timed), and what a CPU's times are worth."""
+    """Format the device, the peaks (None: nothing is timed) and the caveats of the figures."""
     where = f"{about['device']}, {about['dtype']}, torch {about['torch']}, triton {about['triton']}"
     if peaks is None:
         return f"{where}\nTRITON_INTERPRET=1: kernels are checked, and nothing is timed."
@@ -49,21 +49,21 @@ def heading(about: Mapping[str, object], peaks: Peaks | None) -> str:
     if about["threads"] is not None:
         lines.append(
             f"On a CPU (threads: {about['threads']}) lastword runs its CPU implementations: "
-            "these are their times, not of the Triton kernels."
+            "these are their times, not those of the Triton kernels."
         )
     busy = busy_notice(about)
     return "\n".join(lines if busy is None else [*lines, busy])
 
 
 def case_line(case: Case) -> str:
-    """The operation, its shape, and what it cannot do without."""
+    """Format the operation, its shape, and the bytes and operations that it needs."""
     counted = f"{case.bytes / 1e6:,.1f} MB, {case.flops / 1e9:,.2f} GFLOP"
     return f"\n{case.op}  {case.models}  {case.title}  ({counted})"
 
 
 def row_line(row: Row, peaks: Peaks | None, ours: Timing | None) -> str:
-    """One implementation: its time, rate, share of the peak and time over lastword's; or why it has none."""
-    name = f"  {row.by.rpartition(':')[2]:<14}"  # of module:function the function
+    """Format one implementation: its time, rate, share of the peak and time over lastword's; or why it has none."""
+    name = f"  {row.by.rpartition(':')[2]:<14}"  # the function of module:function
     if row.timing is None or peaks is None:
         if row.right is None:
             return f"{name} not available: {row.reason}"
@@ -81,7 +81,7 @@ def row_line(row: Row, peaks: Peaks | None, ours: Timing | None) -> str:
 
 
 def sharing_line(rows: Sequence[Row]) -> str | None:
-    """After the queries with a shared prefix: what sharing brought against the same queries without."""
+    """Format the speed-up by sharing the prefix, if the last row is of queries that share one; else None."""
     last = rows[-1]
     if not last.title.endswith(_SHARED):
         return None
@@ -98,19 +98,19 @@ def sharing_line(rows: Sequence[Row]) -> str | None:
 
 
 def shown_time(milliseconds: float) -> str:
-    """Microseconds below 1 ms."""
+    """Format a time, in microseconds below 1 ms."""
     if milliseconds < 1:
         return f"{milliseconds * 1e3:,.1f} µs"
     return f"{milliseconds:,.2f} ms"
 
 
 def shown_bandwidth(bytes_per_s: float) -> str:
-    """GB/s, of 10^9 bytes."""
+    """Format a bandwidth in GB/s of 10^9 bytes."""
     return f"{bytes_per_s / 1e9:,.1f} GB/s"
 
 
 def shown_speed(flops_per_s: float) -> str:
-    """GFLOP/s below 1 TFLOP/s."""
+    """Format a rate of operations, in GFLOP/s below 1 TFLOP/s."""
     if flops_per_s < 1e12:
         return f"{flops_per_s / 1e9:,.1f} GFLOP/s"
     return f"{flops_per_s / 1e12:,.1f} TFLOP/s"

@@ -1,1 +1,1 @@
-"""`lastword bench model`: whole models timed."""
+"""`lastword bench model`: time whole models."""

@@ -1,7 +1,7 @@
 """Where the time of a whole model goes: from strings to vectors by stage, and in the forward by operation.
 
-Stages are timed one after the other, also on a GPU, where `encode` does the first two while the forward of another
-batch runs. Operations are timed where the forward calls them: on a GPU between two events, launched one by one.
+Stages are timed one after the other, also on a GPU, where `encode` does the first two while another batch's forward
+runs. Operations are timed where the forward calls them: on a GPU between two events, launched one by one.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ from lastword.model.postprocess import postprocess
 from lastword.model.qwen3 import Model
 from lastword.runtime.runner import to_host
 
-# What a forward calls, and the operation that its time counts for: parts of a layer, functions of `kernels`.
+# Parts of a layer and functions of `kernels` that a forward calls, and the operation that their time counts for.
 _LAYER_PARTS = {
     "add_norm": "norms",
     "qkv": "qkv",
@@ -43,7 +43,7 @@ _FUNCTIONS = {
     "forest_attention": "attention",
     "final_attention": "attention",
 }
-REST = "rest"  # of the forward: packing, rows gathered, Python
+REST = "rest"  # of the forward: packing, gathering rows, Python
 TITLES = {
     "tokens": "tokens",
     "forests": "forests",
@@ -54,7 +54,7 @@ TITLES = {
     "down": "down",
     "o": "output of attention",
     "attention": "attention",
-    "rotation": "QK-norm, rotation",
+    "rotation": "QK-norm, RoPE",
     "norms": "norms, residual",
     REST: "rest",
 }
@@ -62,7 +62,10 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """Median seconds of texts of one length, and operations needed over the measured matmul's rate."""
+    """Median seconds for texts of one length by stage and operation, and the operations' MFU.
+
+    MFU is the rate of the needed operations divided by the rate of the measured matmul.
+    """
 
     stages_s: dict[str, float]
     operations_s: dict[str, float]
@@ -70,14 +73,14 @@ class Breakdown:
 
 
 class OperationClock:
-    """Seconds of all calls that went through `timed`, by name; on a GPU from event to event on the stream."""
+    """Measures the seconds of all calls wrapped by `timed`, by name; on a GPU between events on the stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._calls: list[tuple[str, Any, Any]] = []
 
     def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The call, counted for `name`."""
+        """Return `call` wrapped so that its time counts for `name`."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             began = self._mark()
@@ -88,7 +91,7 @@ class OperationClock:
         return run
 
     def take(self) -> dict[str, float]:
-        """Seconds by name since the last time."""
+        """Return the seconds by name since the last call of this method, and start again."""
         synchronize(self._device)
         seconds: dict[str, float] = defaultdict(float)
         for name, began, ended in self._calls:
@@ -107,7 +110,7 @@ class OperationClock:
 
 @contextmanager
 def timed_operations(model: Model, clock: OperationClock) -> Iterator[None]:
-    """Send every operation of the model's forward through the clock."""
+    """Time every operation of the model's forward with `clock` inside the `with` block."""
     with ExitStack() as patched:
         for function, name in _FUNCTIONS.items():
             timed = clock.timed(name, getattr(kernels, function))
@@ -123,10 +126,13 @@ def break_down(embedder: Embedder, texts: Sequence[str], *, rounds: int, rate: f
     """Time each stage and operation of an embedder on texts, one after the other.
 
     Args:
-        embedder: of one device.
-        texts: of one length.
-        rounds: medians are over so many, after one that warms up.
-        rate: the measured matmul's, in FLOP/s.
+        embedder: on one device.
+        texts: texts of one length.
+        rounds: rounds to take medians of, after one warm-up round.
+        rate: rate of the measured matmul, in FLOP/s.
+
+    Returns:
+        The medians and the MFU.
     """
     model, groups = model_of(embedder), groups_of(embedder, texts)
     stages: list[dict[str, float]] = []
@@ -153,7 +159,10 @@ def break_down(embedder: Embedder, texts: Sequence[str], *, rounds: int, rate: f
 
 
 def _operations(model: Model, forests: Sequence[Forest]) -> dict[str, float]:
-    """Seconds by operation of one forward over the forests; one that is observed replays no CUDA graph."""
+    """Return seconds by operation for one forward over the forests.
+
+    The forward is observed, because an observed forward replays no CUDA graph.
+    """
     clock = OperationClock(model.device)
     seconds: dict[str, float] = {}
     with timed_operations(model, clock), _stage(seconds, REST, model.device):
@@ -177,7 +186,7 @@ def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def breakdown_lines(lengths: Sequence[int], found: Sequence[Breakdown]) -> list[str]:
-    """Make a column per length: shares of all stages, then shares of the forward and of the matmul's rate."""
+    """Format a table with one column per length: shares of all stages, then shares of the forward and MFU."""
     head = "".join(f"{f'{length:,} tokens':>18}" for length in lengths)
     stages = found[0].stages_s
     lines = [f"{'where the time goes':<24}{head}"]

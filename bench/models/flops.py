@@ -1,9 +1,8 @@
-"""The floating-point operations that a set of texts really needs, counted from first principles.
+"""The floating-point operations that a set of texts needs at least, counted from first principles.
 
-Needed means: every distinct prefix once, and in the last layer only keys and values for all
-tokens, everything else for the final token of each distinct text. One multiply-add is two
-operations; norms, RoPE and activations (well under 1 %) are left out. Knows nothing of how lastword
-cuts its batches.
+Every distinct prefix counts once. In the last layer, keys and values count for all tokens and everything else for the
+last token of each distinct text. One multiply-add is two operations. Norms, RoPE and activations (well under 1 %) are
+left out. The count does not depend on how lastword cuts its batches.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ from typing import Protocol
 
 
 class Shape(Protocol):
-    """The sizes of a model, in Hugging Face words; `lastword.weights.ModelConfig` has them."""
+    """The sizes of a model, named as in config.json; `lastword.weights.ModelConfig` has them."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -31,20 +30,18 @@ class Shape(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a set of texts asks for, and what remains of it once prefixes are shared."""
+    """Token and attention counts of a set of texts, as requested and with shared prefixes counted once."""
 
     tokens_asked: int
     tokens: int  # distinct prefixes
     finals: int  # distinct texts
     pairs: int  # (query, key) pairs of causal attention over the distinct prefixes
-    final_pairs: int  # the same, for the final tokens alone
+    final_pairs: int  # the same, for the last tokens alone
 
 
 def work(texts: Iterable[Sequence[int]]) -> Work:
-    """Count tokens and attention pairs of `texts` (token ids), each distinct prefix once.
-
-    In sorted order a text shares with all before it exactly what it shares with its neighbour.
-    """
+    """Count tokens and attention pairs of `texts` (token ids), each distinct prefix once."""
+    # In sorted order, the longest prefix shared with any earlier text is the one shared with the previous text.
     asked = tokens = finals = pairs = final_pairs = 0
     previous: tuple[int, ...] = ()
     for text in sorted(tuple(text) for text in texts):
@@ -61,13 +58,13 @@ def work(texts: Iterable[Sequence[int]]) -> Work:
 
 
 def needed_by_operation(shape: Shape, work: Work) -> dict[str, int]:
-    """Operations of each matmul and of attention over all layers, the last reduced to the final tokens."""
+    """Return the operations of each matmul and of attention over all layers, the last one reduced to last tokens."""
     queries = shape.num_attention_heads * shape.head_dim
     keys_values = 2 * shape.num_key_value_heads * shape.head_dim
     C, F = shape.hidden_size, shape.intermediate_size
     full_layers = shape.num_hidden_layers - 1
     pairs = full_layers * work.pairs + work.final_pairs
-    rows = full_layers * work.tokens + work.finals  # of everything but keys and values
+    rows = full_layers * work.tokens + work.finals  # for everything but keys and values
     return {
         "qkv": 2 * C * (rows * queries + shape.num_hidden_layers * work.tokens * keys_values),
         "attention": pairs * 4 * queries,  # one dot product and one weighted sum per head
@@ -78,5 +75,5 @@ def needed_by_operation(shape: Shape, work: Work) -> dict[str, int]:
 
 
 def needed_flops(shape: Shape, work: Work) -> int:
-    """Operations for `work` on a model of `shape`."""
+    """Return the operations that `work` needs on a model of `shape`."""
     return sum(needed_by_operation(shape, work).values())

@@ -1,10 +1,11 @@
-"""What the host does before a batch's forward: tokenise, build forests, pack for the kernels; each timed alone.
+"""Time the host's work before a batch's forward: tokenising, building forests, packing for the kernels.
 
     python -m lastword.bench.models.host --length 32
 
-Tokens per second of processor time on one core, medians. The tokenizer is that of `--tokenizer FOLDER`, else Qwen's
-where LASTWORD_TEST_DATA is set, else a synthetic one, which is faster. It runs without the interpreter lock, on every
-core that it is given; the other two are the interpreter's, and are done while a GPU computes the batch before.
+Each is timed alone, in tokens per second of processor time on one core, medians. The tokenizer comes from `--tokenizer
+FOLDER`, else it is Qwen's where LASTWORD_TEST_DATA is set, else a synthetic one, which is faster. It runs without the
+interpreter lock, on all cores that it may use. The other two steps run in the interpreter, while a GPU computes the
+previous batch.
 """
 
 import argparse
@@ -27,17 +28,20 @@ from lastword.errors import LastwordError
 from lastword.text.tokenizer import TextTokenizer
 
 CPU = torch.device("cpu")
-_VOCABULARY = 1 << 20  # above every tokenizer's
+_VOCABULARY = 1 << 20  # larger than every tokenizer's
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure the three steps and print their rates."""
     parser = argparse.ArgumentParser(
         prog="python -m lastword.bench.models.host", description=__doc__
     )
     parser.add_argument("--length", type=int, default=32, help="tokens per text, about (32)")
     parser.add_argument(
-        "--texts", type=int, default=4096, help="texts, as many as a group has (4096)"
+        "--texts",
+        type=int,
+        default=4096,
+        help="number of texts; the default is a full group (4096)",
     )
     parser.add_argument("--batch", type=int, default=16_384, help="tokens per batch (16384)")
     parser.add_argument("--rounds", type=int, default=9)

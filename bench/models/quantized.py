@@ -1,7 +1,7 @@
-"""`lastword bench model --quantize MODE`: the quantised model beside the same one as it is, in one process.
+"""`lastword bench model --quantize MODE`: compare the quantised and the plain model in one process.
 
 Both have the same random weights, with a few outlier channels in the residual stream, as trained models have them.
-Vectors are compared, then both are timed from strings to vectors, taking turns.
+Their vectors are compared, then both are timed from strings to vectors, taking turns.
 """
 
 import argparse
@@ -27,10 +27,17 @@ _OUTLIERS = 4
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
-    """Compare, time and print a line per workload.
+    """Compare both models, time them and print one line per workload.
+
+    Args:
+        args: options of `bench model`.
+        show: prints a line.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
-        ConfigError: options of `bench model` without --quantize.
+        ConfigError: an option that `bench model` accepts only without --quantize.
     """
     for option in ("lengths", "tokens", "plot"):
         if getattr(args, option) is not None:
@@ -75,7 +82,17 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 
 
 def compare(plain: Embedder, ours: Embedder, load: Workload, rounds: int) -> dict[str, object]:
-    """Give the cosines of both models' vectors, and median seconds over alternated rounds after one that warms up."""
+    """Compare both models' vectors and time both.
+
+    Args:
+        plain: the model without quantisation.
+        ours: the quantised model.
+        load: texts to embed.
+        rounds: timed rounds, after the comparison, which warms up; the models take turns at going first.
+
+    Returns:
+        The row that is written as JSON: median seconds, their ratio, and the mean and least cosine.
+    """
     cosine = torch.nn.functional.cosine_similarity(_encode(plain, load), _encode(ours, load))
     taken: dict[Embedder, list[float]] = {plain: [], ours: []}
     for turn in range(rounds):

@@ -1,6 +1,6 @@
-"""A model of a real one's shape with random weights, made on the device itself: no checkpoint is needed.
+"""A model with a real model's shape and random weights made on the device: no checkpoint is needed.
 
-Its tokenizer knows common words as one token each, so that texts of `workloads` have as many tokens as words.
+Its tokenizer has one token for each common word, so that texts of `workloads` have as many tokens as words.
 """
 
 from math import prod
@@ -25,14 +25,14 @@ _OUTLIER_FACTOR = 30.0
 
 
 class RandomWeights:
-    """A `WeightsSource` of a config's shapes, on the device and in the dtype of the run; no file is read.
+    """A `WeightsSource` with random weights in a config's shapes; no file is read.
 
     Args:
-        config: without biases.
-        device: where they are made.
-        dtype: that they have.
-        outliers: channels of the residual stream that carry 30 times as large numbers as the rest, in every layer, as
-            in trained models.
+        config: a config without biases.
+        device: device on which the weights are made.
+        dtype: dtype of the weights.
+        outliers: number of channels of the residual stream that carry numbers 30 times as large as the rest, in every
+            layer, as in trained models.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RandomWeights:
         return self._norm(self._config.hidden_size)
 
     def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:  # noqa: ARG002
-        """Make one layer; matrices keep the size of what they multiply."""
+        """Make one layer; its matrices preserve the magnitude of their inputs."""
         c = self._config
         C, F, D = c.hidden_size, c.intermediate_size, c.head_dim
         queries, heads = (
@@ -83,7 +83,7 @@ class RandomWeights:
 
 
 def word_tokenizer() -> Tokenizer:
-    """Make the tokenizer for which a common word is one token."""
+    """Make a tokenizer for which a common word is one token."""
     return make_tokenizer([*WORDS, *(f" {word}" for word in WORDS)], vocab_size=8192)
 
 
@@ -98,10 +98,20 @@ def random_embedder(
     cuda_graphs: bool = True,
     outliers: int = 0,
 ) -> Embedder:
-    """Write config and tokenizer of a model's shape into the folder, and open it with random weights.
+    """Write a config and tokenizer into the folder, and open it with random weights.
 
-    `model` is a name of `SIZES`, cut to `layers` where given; `outliers` are those of `RandomWeights`, the rest is as
-    `Embedder` takes it.
+    Args:
+        folder: where to write.
+        model: a name of `SIZES`.
+        layers: number of layers; None for the model's own.
+        device: as for `Embedder`.
+        dtype: as for `Embedder`.
+        quantize: as for `Embedder`.
+        cuda_graphs: as for `Embedder`.
+        outliers: as for `RandomWeights`.
+
+    Returns:
+        The opened model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     word_tokenizer().save(str(folder / "words.json"))
@@ -113,7 +123,7 @@ def random_embedder(
         max_position_embeddings=_POSITIONS,
         weights=False,
     )
-    (folder / SINGLE).touch()  # a model folder without any is refused
+    (folder / SINGLE).touch()  # a model folder without weights is refused
     return Embedder(
         folder,
         device=device,

@@ -1,6 +1,6 @@
-"""`lastword bench model`: a whole model at its real shape, from strings to vectors and the forward alone.
+"""`lastword bench model`: time a whole model at its real shape, from strings to vectors and the forward alone.
 
-With random weights, on texts of common words. Lines are shown and written as they come.
+Weights are random and texts are made of common words. Lines are shown and written as they come.
 """
 
 import argparse
@@ -33,7 +33,10 @@ _LATENCY_TOKENS = (12, 128)
 
 @dataclass(frozen=True, slots=True)
 class LengthFigures:
-    """Texts of one length: seconds of all of them, and operations needed over the measured matmul's rate."""
+    """Figures for texts of one length: seconds for all of them, needed operations, and MFU.
+
+    MFU is the rate of the needed operations divided by the rate of the measured matmul.
+    """
 
     length: int
     texts: int
@@ -48,10 +51,17 @@ class LengthFigures:
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
-    """Measure what the options ask for.
+    """Run the requested measurements.
+
+    Args:
+        args: options of `bench model`.
+        show: prints a line.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
-        ConfigError: --quick, which is of --quantize.
+        ConfigError: --quick without --quantize, or --plot with a file that cannot be drawn.
     """
     if args.quick:
         raise ConfigError(
@@ -82,7 +92,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         show(f"{'tokens per text':>16}{'texts':>8}{'encode':>14}{'forward':>14}"
              f"{'MFU':>8}{'forward':>9}{'peak memory':>14}")  # fmt: skip
         rows: list[LengthFigures] = []
-        if args.plot is not None:  # of what there is, also when stopped
+        if args.plot is not None:  # draws the rows so far, also when stopped
             opened.callback(_plot, args.plot, rows, rate, about)
         for length in lengths:
             rows.append(measure_length(embedder, length, tokens, args.rounds, rate))
@@ -102,7 +112,15 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 def measure_length(
     embedder: Embedder, length: int, tokens: int, rounds: int, rate: float
 ) -> LengthFigures:
-    """Time texts of one length, as many as make about `tokens` tokens; `rate` is the matmul's, in FLOP/s."""
+    """Time texts of one length.
+
+    Args:
+        embedder: the model.
+        length: tokens per text.
+        tokens: tokens of all texts together, about.
+        rounds: timed rounds, after one warm-up round.
+        rate: rate of the measured matmul, in FLOP/s.
+    """
     device = embedder.device
     texts = texts_of(max(1, tokens // length), length - 1)  # and the end token
     ids, forests = embedder.token_ids(texts), batches_of(embedder, texts)
@@ -130,7 +148,7 @@ def measure_length(
 
 
 def measure_latency(embedder: Embedder, length: int) -> Timing:
-    """Time `encode` of one text, another text at each call."""
+    """Time `encode` of one text of `length` tokens, with a different text in each call."""
     texts = texts_of(_LATENCY_CALLS + 3, length - 1)
     taken = []
     for text in texts:

@@ -1,6 +1,6 @@
-"""The stages of `encode`, each on its own: groups of texts, token ids, batches, the forward.
+"""The stages of `encode` as separate functions: groups of texts, token ids, batches, the forward.
 
-Functions of an Embedder whose model is in this process. What they give is what `encode` computes.
+They take an Embedder with its model in this process, and compute the same as `encode`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,14 +13,14 @@ from lastword.text.groups import cut_groups
 
 
 def model_of(embedder: Embedder) -> Model:
-    """Give what computes; a benchmark has one device."""
+    """Return the model that computes; a benchmark has one device."""
     runner = embedder.loop.runner
     assert isinstance(runner, InProcess)
     return runner.model
 
 
 def groups_of(embedder: Embedder, texts: Sequence[str]) -> list[list[str]]:
-    """Cut texts into those that are tokenised and packed together."""
+    """Cut texts into groups that are tokenised and packed together."""
     small_first = embedder.loop.runner.ahead
     return [group for _, group in cut_groups(iter(texts), small_first=small_first)]
 
@@ -43,7 +43,7 @@ def batches_of(embedder: Embedder, texts: Sequence[str]) -> list[Forest]:
 
 
 def forward(embedder: Embedder, forests: Iterable[Forest]) -> None:
-    """Run the forward alone, without tokens, forests and postprocessing; on a GPU packing is in it."""
+    """Run the forward alone, without tokenising, forest building and postprocessing; on a GPU it includes packing."""
     model = model_of(embedder)
     for forest in forests:
         model.forward(forest)

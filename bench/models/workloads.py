@@ -1,7 +1,6 @@
-"""The texts that the peers are timed on, made of common words from a fixed seed.
+"""The texts on which the peers are timed, made of common words from a fixed seed.
 
-A common word is one token in Qwen's tokenizer, so the word counts below are token counts less the
-end token. Knows no model but by its tokenizer.
+A common word is one token in Qwen's tokenizer, so the word counts below are token counts without the end token.
 """
 
 import math
@@ -38,7 +37,7 @@ FULL, QUICK = (512, 2000, 48), (64, 200, 16)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Texts, whether they are queries, and whether each comes in a call of its own."""
+    """Texts, whether they are queries or documents, and whether each text is embedded in a separate call."""
 
     name: str
     title: str
@@ -48,18 +47,18 @@ class Workload:
 
 
 def workloads(documents: int, queries: int, singles: int) -> list[Workload]:
-    """Make the three workloads, of so many texts each: documents, short queries, queries one at a time."""
+    """Make the three workloads with these numbers of texts: documents, short queries, queries one at a time."""
     rng = random.Random(20_261_123)  # noqa: S311 - texts, not secrets
     lengths = [_lognormal(rng, median=110, sigma=0.8, low=16, high=512) for _ in range(documents)]
     return [
         Workload("a", "documents", [_text(rng, n - 1) for n in lengths], "document"),
         Workload("b", "short queries", [_query(rng) for _ in range(queries)], "query"),
-        Workload("c", "one query a call", [_query(rng) for _ in range(singles)], "query", True),
+        Workload("c", "one query per call", [_query(rng) for _ in range(singles)], "query", True),
     ]
 
 
 def real_tokenizer() -> Path | None:
-    """Find the folder of Qwen's own tokenizer.json, where LASTWORD_TEST_DATA says that there is one."""
+    """Return the folder of Qwen's own tokenizer.json under LASTWORD_TEST_DATA; None if that is not set."""
     data = os.environ.get("LASTWORD_TEST_DATA")
     return Path(data, "tokenizers", "Qwen3-Embedding-0.6B") if data else None
 
@@ -67,8 +66,13 @@ def real_tokenizer() -> Path | None:
 def tokenizer_of(
     folder: Path, prompts: Mapping[str, str]
 ) -> Callable[[list[str], str], list[list[int]]]:
-    """Give the function from texts and their kind to token ids: the kind's prompt before, the end token behind."""
-    from tokenizers import Tokenizer  # this file is read on every --help
+    """Return a function that tokenises texts of a kind, with the kind's prompt before and the end token after.
+
+    Args:
+        folder: the folder with tokenizer.json.
+        prompts: prompt by kind; a kind without one has no prompt.
+    """
+    from tokenizers import Tokenizer  # imported late: this module is imported on every --help
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
@@ -89,7 +93,7 @@ def _query(rng: random.Random) -> str:
 
 
 def texts_of(count: int, words: int) -> list[str]:
-    """Texts of equal length, the same at every call."""
+    """Make `count` texts of `words` words each, the same in every call."""
     rng = random.Random(words)  # noqa: S311 - texts, not secrets
     return [_text(rng, words) for _ in range(count)]
 

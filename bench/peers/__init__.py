@@ -1,1 +1,1 @@
-"""`lastword bench peers`: lastword beside other libraries."""
+"""`lastword bench peers`: compare lastword with other libraries."""

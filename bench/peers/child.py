@@ -1,8 +1,8 @@
-"""One library in a process of its own: reads orders as JSON lines, answers with one number each.
+"""One library in its own process: it reads orders as JSON lines and answers each with one number.
 
-`Child` is the parent's end. The other end, `python -m lastword.bench.peers.child PEER FOLDER SCRATCH
-THREADS DEVICE DTYPE`, loads the library, then runs workloads when told, so that memory and threads
-of one library never mix with the other's.
+`Child` is the parent's end. The other end, `python -m lastword.bench.peers.child PEER FOLDER SCRATCH THREADS DEVICE
+DTYPE`, loads the library and then runs workloads on request. So the memory and threads of one library never mix with
+another's.
 """
 
 import json
@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """The parent's end: start, ask, close."""
+    """The parent's end: it starts the process, sends orders and ends it.
+
+    Args:
+        peer: name of the library.
+        folder: the checkpoint.
+        scratch: folder of workloads.json and of prepared files.
+        threads: threads of the library.
+        device: device as PyTorch names it.
+        dtype: name of the compute dtype.
+    """
 
     def __init__(
         self, peer: str, folder: Path, scratch: Path, *, threads: int, device: str, dtype: str
@@ -54,7 +63,14 @@ class Child:
         )
 
     def ask(self, **order: str | None) -> float:
-        """Send one order and wait for its number."""
+        """Send one order and return its answer.
+
+        Args:
+            order: the order's fields, sent as JSON.
+
+        Raises:
+            LastwordError: the process died.
+        """
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise RuntimeError(f"{self._peer}: started without pipes")

@@ -1,4 +1,4 @@
-"""A checkpoint as a GGUF file that llama.cpp reads, in fp32 and without a tokenizer. For `lastword bench peers`."""
+"""Write a checkpoint as a GGUF file for llama.cpp, in fp32 and without a tokenizer; for `lastword bench peers`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from lastword.weights.tensor_names import EMBEDDING, LM_HEAD, PREFIX
 
 
 def refusal(config: ModelConfig) -> str | None:
-    """Say which setting of a configuration is not written to GGUF; None where all are."""
+    """Return the setting of a configuration that cannot be written to GGUF; None if there is none."""
     if config.rope.kind != "default":
         return f"rope_type {config.rope.kind}"
     return "attention_bias" if config.attention_bias else None
@@ -23,9 +23,9 @@ def write_gguf(folder: Path, path: Path, tokens: Sequence[int]) -> None:
     """Write a checkpoint's weights in fp32, one tensor in memory at a time.
 
     Args:
-        folder: of the checkpoint.
-        path: of the file.
-        tokens: whose embeddings are kept; a token's id in the file is its place in this list.
+        folder: the checkpoint.
+        path: the GGUF file.
+        tokens: token ids to keep; a token's id in the file is its place in this list.
 
     Raises:
         ConfigError: the model has rope scaling or biases.
@@ -44,12 +44,12 @@ def write_gguf(folder: Path, path: Path, tokens: Sequence[int]) -> None:
     import numpy as np
 
     found = read_tensors(folder)
-    Checkpoint(folder, config, stored=found)  # holds names, shapes and dtypes to the config
+    Checkpoint(folder, config, stored=found)  # checks names, shapes and dtypes against the config
     tensors = {name.removeprefix(PREFIX): info for name, info in found.items() if name != LM_HEAD}
 
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.QWEN3])
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_tokenizer_model("none")  # llama.cpp's own word for a file without one
+    writer.add_tokenizer_model("none")  # llama.cpp's name for a file without one
     writer.add_vocab_size(len(tokens))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -63,7 +63,7 @@ def write_gguf(folder: Path, path: Path, tokens: Sequence[int]) -> None:
     writer.add_rope_freq_base(config.rope.theta)
     writer.add_pooling_type(gguf.PoolingType.LAST)
 
-    # Hugging Face's names to llama.cpp's by its own table; queries and keys keep the order of their rows.
+    # llama.cpp's own table maps the names; the rows of queries and keys keep their order.
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)
     for name, info in tensors.items():
         rows = len(tokens) if name == EMBEDDING else info.shape[0]

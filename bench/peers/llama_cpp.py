@@ -1,6 +1,6 @@
-"""llama.cpp as a peer, through xllamacpp: what it reads is prepared, then its server called in the child, without HTTP.
+"""llama.cpp as a peer, through xllamacpp: prepare its files, then call its server in the child, without HTTP.
 
-No torch in the child, so that none is counted in its memory.
+The child does not import torch, so torch is not counted in its memory.
 """
 
 import base64
@@ -14,16 +14,24 @@ from typing import Any
 from lastword.bench.models.workloads import Workload, tokenizer_of
 from lastword.errors import LastwordError
 
-SLOTS = 16  # texts side by side
+SLOTS = 16  # texts in parallel
 MICRO_BATCH = 512  # tokens per forward
 _MODEL, _ABOUT = "llama_cpp.gguf", "llama_cpp.json"
 
 
 def prepare(folder: Path, loads: list[Workload], scratch: Path) -> None:
-    """Write the checkpoint with the embeddings of the workloads' tokens only, and what the child must know of it.
+    """Write the checkpoint with the embeddings of the workloads' tokens only, and the facts that the child needs.
 
-    For this architecture llama.cpp multiplies every embedded token by the whole vocabulary and drops the product. In
-    a model cut to four layers that would be most of its time, so its vocabulary is cut too.
+    For this architecture llama.cpp multiplies every embedded token by the whole output head and drops the result. In a
+    model cut to four layers that would be most of its time, so its vocabulary is cut too.
+
+    Args:
+        folder: the checkpoint.
+        loads: workloads whose tokens are kept.
+        scratch: folder to write to.
+
+    Raises:
+        ConfigError: the model has rope scaling or biases.
     """
     from lastword.bench.peers.gguf import write_gguf
     from lastword.weights import read_config, read_embedding_spec
@@ -43,7 +51,16 @@ def prepare(folder: Path, loads: list[Workload], scratch: Path) -> None:
 
 
 def open_model(folder: Path, scratch: Path, threads: int) -> Callable[[list[str], str], bytes]:
-    """Load the prepared model; give the function from texts and their kind to fp32 vectors `[N, C]`."""
+    """Load the prepared model.
+
+    Args:
+        folder: the checkpoint, for its tokenizer.
+        scratch: folder of the prepared files.
+        threads: threads to compute with.
+
+    Returns:
+        A function from texts and their kind to fp32 vectors `[N, C]`, as bytes.
+    """
     import xllamacpp
 
     about = json.loads((scratch / _ABOUT).read_text())
@@ -63,7 +80,7 @@ def open_model(folder: Path, scratch: Path, threads: int) -> Callable[[list[str]
 
 
 def _settings(xllamacpp: Any, model: Path, about: dict[str, Any], threads: int) -> Any:
-    """Its own defaults but for these: batches of several texts, and nothing below fp32."""
+    """Return llama.cpp's default settings, changed to batch several texts and to compute nothing below fp32."""
     settings = xllamacpp.CommonParams()
     settings.model.path = str(model)
     settings.embedding = True

@@ -1,7 +1,7 @@
-"""`lastword bench peers`: it and other libraries on one checkpoint, device, dtype and number of threads.
+"""`lastword bench peers`: compare lastword and other libraries on one checkpoint, device, dtype and thread count.
 
-Each library lives in its own child process (`bench/peers/child.py`) and waits while the other works.
-Vectors are compared first: where they differ, no figure is printed. See `bench/README.md`.
+Each library runs in its own child process (`bench/peers/child.py`) and waits while another works. Vectors are compared
+first: if they differ, no figure is printed. See `bench/README.md`.
 """
 
 import argparse
@@ -40,21 +40,32 @@ from lastword.runtime.device import choose_device, choose_dtype
 from lastword.weights import ModelConfig, dtype_name, read_config, read_embedding_spec
 
 OURS = "lastword"
-# What is imported for each: the package that computes, then what it needs.
+# Packages that each library needs, the one that computes first.
 PACKAGES = {
     "sentence-transformers": ("sentence_transformers", "transformers"),
     "llama.cpp": ("xllamacpp", "gguf"),
 }
 TOLERANCE = 2e-5  # largest absolute difference of fp32 vectors
-# Least cosine of bf16 vectors: both libraries round at other places, layer after layer.
+# Least cosine of bf16 vectors: the libraries round at different places in every layer.
 COSINE = 0.99
 
 Differences = dict[str, tuple[float, float]]  # by peer: largest difference from ours, least cosine
-Result = dict[str, Any]  # what is written as JSON
+Result = dict[str, Any]  # the result as written in JSON
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
-    """Run the comparison; exit status 1 when the vectors disagree."""
+    """Run the comparison.
+
+    Args:
+        args: options of `bench peers`.
+        show: prints a line.
+
+    Returns:
+        The exit status: 1 if the vectors differ, else 0.
+
+    Raises:
+        ConfigError: a requested library cannot take part, or none can.
+    """
     config = None if args.model is None else read_config(args.model)  # before others load it
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
@@ -82,19 +93,22 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 
 
 def _beside(
-    asked: list[str] | None, config: ModelConfig | None, device: torch.device, dtype: torch.dtype
+    requested: list[str] | None,
+    config: ModelConfig | None,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> list[str]:
-    """Choose the libraries to compare with: those asked for, which must be able to take part, or all that are.
+    """Choose the libraries to compare with: the requested ones, or all that can take part.
 
     Raises:
-        ConfigError: one that was asked for cannot take part, or none can.
+        ConfigError: a requested library cannot take part, or none can.
     """
     found = []
-    for peer in asked or PEERS:
+    for peer in requested or PEERS:
         obstacle = _obstacle(peer, config, device, dtype)
         if obstacle is None:
             found.append(peer)
-        elif asked:
+        elif requested:
             obstacle.where = f"--beside {peer}"
             raise obstacle
         else:
@@ -108,7 +122,7 @@ def _beside(
 def _obstacle(
     peer: str, config: ModelConfig | None, device: torch.device, dtype: torch.dtype
 ) -> ConfigError | None:
-    """Find what keeps a library from taking part."""
+    """Return the reason why a library cannot take part; None if it can."""
     missing = [name for name in PACKAGES[peer] if find_spec(name) is None]
     if missing:
         needed = f"needs {' and '.join(missing)}"
@@ -135,7 +149,21 @@ def compare(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Result | None:
-    """Check, then time; None when the peers' vectors differ by more than the tolerance."""
+    """Compare the vectors, then time the libraries.
+
+    Args:
+        folder: the checkpoint.
+        loads: workloads.
+        scratch: folder for files that the children read and write.
+        beside: libraries to compare with.
+        rounds: timed rounds.
+        threads: threads of each library.
+        device: device of each library.
+        dtype: compute dtype of each library.
+
+    Returns:
+        The result; None if the vectors differ by more than the tolerance.
+    """
     torch.set_num_threads(threads)
     about = describe_run(device, dtype)
     busy = busy_notice(about)
@@ -183,12 +211,12 @@ def compare(
 
 
 def _packages(beside: list[str]) -> list[str]:
-    """List the packages of these libraries as pip calls them."""
+    """List the packages of these libraries by their pip names."""
     return [name.replace("_", "-") for peer in beside for name in PACKAGES[peer]]
 
 
 def _differences(children: dict[str, Child], load: Workload, scratch: Path) -> Differences:
-    """Measure how far each library's vectors are from ours, computed and saved by each child in turn."""
+    """Measure how far each library's vectors are from ours; each child computes and saves them in turn."""
     vectors = {}
     for peer, child in children.items():
         path = scratch / "vectors"
@@ -206,7 +234,7 @@ def _differences(children: dict[str, Child], load: Workload, scratch: Path) -> D
 
 
 def _agree(differences: dict[str, Differences], dtype: torch.dtype) -> bool:
-    """Hold fp32 vectors to a difference and bf16 ones to a cosine; say what fails."""
+    """Return whether all vectors agree, by the difference in fp32 and the cosine in bf16; print what fails."""
     for by_peer in differences.values():
         for peer, (difference, cosine) in by_peer.items():
             if dtype == torch.float32 and not difference <= TOLERANCE:
@@ -223,7 +251,17 @@ def _agree(differences: dict[str, Differences], dtype: torch.dtype) -> bool:
 def _time(
     children: dict[str, Child], loads: list[Workload], rounds: int, product: Callable[[], float]
 ) -> tuple[dict[str, dict[str, list[float]]], float]:
-    """Seconds by workload, peer and round, the peers taking turns, and the best rate of `product`."""
+    """Time the workloads, the peers taking turns at going first.
+
+    Args:
+        children: the libraries.
+        loads: workloads.
+        rounds: timed rounds.
+        product: measures the rate of a matmul, in FLOP/s.
+
+    Returns:
+        Seconds by workload, peer and round, and the best rate of the matmul.
+    """
     taken: dict[str, dict[str, list[float]]] = {w.name: {p: [] for p in children} for w in loads}
     peers = list(children)
     rate = 0.0
@@ -241,7 +279,7 @@ def _time(
 def _figures(
     needed: tuple[list[Work], int], rounds_s: dict[str, list[float]], rate: float
 ) -> dict[str, object]:
-    """Median seconds, speed-ups with the lowest and highest of a round, and share of the limit of one workload."""
+    """Compute one workload's figures: median seconds, speed-ups with their range over rounds, share of the limit."""
     calls, flops = needed
     seconds = {peer: statistics.median(times) for peer, times in rounds_s.items()}
     ours = seconds.pop(OURS)
@@ -262,7 +300,7 @@ def _figures(
 
 
 def _needed(folder: Path, load: Workload) -> tuple[list[Work], int]:
-    """Count what each call of the workload needs: one call, or one per text."""
+    """Count the work of each call of the workload (one call, or one per text), and the operations of all."""
     config = read_config(folder)
     prompts = read_embedding_spec(folder, config).prompts
     ids = tokenizer_of(folder, prompts)(load.texts, load.kind)
@@ -271,7 +309,7 @@ def _needed(folder: Path, load: Workload) -> tuple[list[Work], int]:
 
 
 def table(result: Result) -> str:
-    """Lay the result out for people."""
+    """Format the result as a table."""
     rows, peaks = result["rows"], result["peak_bytes"]
     beside = [peer for peer in peaks if peer != OURS]
     head = f"{'':22}{'texts':>6}{'tokens':>9}{'needed':>9}{OURS:>11}{'of limit':>10}"
@@ -289,14 +327,16 @@ def table(result: Result) -> str:
     peak = "".join(f"{peaks[peer] / 2**20:9.0f} MB{'':33}" for peer in beside)
     lines.append(f"{'peak memory':46}{peaks[OURS] / 2**20:8.0f} MB{'':10}{peak}".rstrip())
     lines.append(
-        "of each other library: time, speed-up of lastword (lowest and highest of a round), largest difference"
+        "for each other library: time, speed-up of lastword (lowest and highest of a round), largest difference"
     )
-    lines.append(f"limit: needed operations at {result['gemm_gflops']:.0f} GFLOP/s, the best GEMM")
+    lines.append(
+        f"limit: needed operations at {result['gemm_gflops']:.0f} GFLOP/s, the best matmul"
+    )
     return "\n".join(lines)
 
 
 def _checkpoint(folder: Path, *, layers: int, dtype: torch.dtype) -> Path:
-    """Make a random checkpoint of the 0.6B shape, with the real tokenizer where it is to be had."""
+    """Make a random checkpoint of the 0.6B shape, with the real tokenizer if it is available."""
     real = real_tokenizer()
     _say(f"making a random checkpoint: 0.6B shape, {layers} layers")
     return make_checkpoint(
