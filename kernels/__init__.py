@@ -1,6 +1,6 @@
-"""The operations of the forward, the plans of its attention and its matmuls; see `ops.py` for what each computes.
+"""The operations, attention plans and matmuls of the forward pass; `ops.py` documents each operation.
 
-Importing this loads PyTorch and no Triton: a kernel is imported at its first launch.
+Importing this package imports PyTorch but not Triton: each Triton kernel is imported at its first launch.
 """
 
 from lastword.kernels.arguments import launches_triton

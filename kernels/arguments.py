@@ -1,4 +1,4 @@
-"""What every operation asks of its arguments before it runs, and whether they go to the Triton kernel."""
+"""Argument checks of the operations, and the choice between PyTorch and the Triton kernels."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from lastword.errors import ConfigError, DeviceError
 
 
 def check(where: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Hold a tensor to its shape, -1 standing for any size, and to the dtype and device of `like`."""
+    """Check a tensor's shape, where -1 means any size, and that its dtype and device equal those of `like`."""
     fits = tensor.dim() == len(shape) and all(
         want in (-1, got) for got, want in zip(tensor.shape, shape, strict=True)
     )
@@ -19,11 +19,11 @@ def check(where: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: T
         want = [("any" if size < 0 else size) for size in shape]
         raise _wrong(where, f"{name} has the wrong shape", list(tensor.shape), want)
     if tensor.dtype != like.dtype or tensor.device != like.device:
-        raise _wrong(where, f"{name} is of another kind", _kind(tensor), _kind(like))
+        raise _wrong(where, f"{name} has the wrong dtype or device", _kind(tensor), _kind(like))
 
 
 def check_heads(where: str, **heads: Tensor) -> None:
-    """Hold [rows, heads, D] to heads side by side in a row, as the kernels address them."""
+    """Check that in tensors [rows, heads, D] the heads of a row are contiguous, as the kernels address them."""
     for name, x in heads.items():
         if x.stride()[1:] != (x.shape[2], 1):
             expected = f"(any, {x.shape[2]}, 1)"
@@ -31,7 +31,7 @@ def check_heads(where: str, **heads: Tensor) -> None:
 
 
 def check_residual(where: str, x: Tensor, residual: Tensor, weight: Tensor) -> None:
-    """Hold x and the residual to [T, C], one kind, the residual in contiguous rows."""
+    """Check that x and the residual are [T, C], with one dtype and device, and that the residual is contiguous."""
     check(where, "x", x, (-1, weight.shape[0]), like=weight)
     check(where, "residual", residual, tuple(x.shape), like=weight)
     if not residual.is_contiguous():
@@ -40,18 +40,18 @@ def check_residual(where: str, x: Tensor, residual: Tensor, weight: Tensor) -> N
 
 
 def check_lookup(where: str, ids: Tensor, table: Tensor, weight: Tensor) -> None:
-    """Hold ids to integers [T] and the table to [V, C], side by side with the weight [C]."""
+    """Check that ids are integers [T] and the table is floating-point [V, C], both on the device of the weight [C]."""
     check(where, "table", table, (-1, weight.shape[0]), like=table)
     check(where, "ids", ids, (-1,), like=ids)
     for name, tensor in (("ids", ids), ("table", table)):
         if tensor.device != weight.device or tensor.is_floating_point() != (name == "table"):
-            numbers = "floating point numbers" if name == "table" else "integers"
+            numbers = "floating-point numbers" if name == "table" else "integers"
             expected = f"{numbers} on {weight.device}"
-            raise _wrong(where, f"{name} is of another kind", _kind(tensor), expected)
+            raise _wrong(where, f"{name} has the wrong dtype or device", _kind(tensor), expected)
 
 
 def check_gate_up(where: str, gate_up: Tensor) -> None:
-    """Hold gate_up to [T, 2F]."""
+    """Check that gate_up is [T, 2F]."""
     if gate_up.dim() != 2 or gate_up.shape[1] % 2:
         raise _wrong(where, "gate_up has the wrong shape", list(gate_up.shape), "[T, 2F]")
 
@@ -65,14 +65,16 @@ def _kind(tensor: Tensor) -> str:
 
 
 def launches_triton(device: torch.device) -> bool:
-    """Whether operations on a device go to the Triton kernels: on a GPU, and on a CPU where these are interpreted."""
+    """Return whether a device uses the Triton kernels: a GPU does, and a CPU if TRITON_INTERPRET=1 is set."""
     return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def on_triton(where: str, x: Tensor) -> bool:
-    """Whether x goes to the Triton kernel.
+    """Return whether x goes to the Triton kernel.
 
-    Raises:   ConfigError for a dtype that no implementation computes in, DeviceError where Triton cannot build.
+    Raises:
+        ConfigError: no implementation computes in the dtype of x.
+        DeviceError: Triton cannot build its launcher.
     """
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise _wrong(where, "wrong dtype", x.dtype, "float32, float16 or bfloat16")
@@ -88,12 +90,12 @@ def on_triton(where: str, x: Tensor) -> bool:
 
 @cache
 def _require_compiler() -> None:
-    """Triton builds its launcher with the machine's C compiler; say so before it fails."""
+    """Check that there is a C compiler, which Triton needs to build its launcher."""
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         raise DeviceError(
             "triton",
             "no C compiler",
             got="no gcc or clang on PATH and CC unset",
-            expected="one",
+            expected="a C compiler",
             remedy="Install gcc, or use device 'cpu'.",
         )

@@ -1,7 +1,8 @@
-"""Which rows attend to which, made once per batch, in the form that the implementation at hand reads.
+"""The attention plan of a batch: which packed rows attend to which.
 
-`Segments` say it; a `CpuPlan` holds them as dense blocks for PyTorch, `KernelTables` as small int32 tables for Triton.
-Knows packed rows only, neither token ids nor texts.
+`Segments` describe the batch on the host. From them, once per batch, the plan is built in the form that the
+implementation reads: a `CpuPlan` of dense blocks for PyTorch, or `KernelTables`, small int32 tables, for Triton.
+This module knows packed rows only, neither token ids nor texts.
 """
 
 from collections import defaultdict
@@ -14,22 +15,29 @@ from torch import Tensor
 from lastword.errors import ConfigError
 from lastword.kernels.gpu.block_sizes import attention_tile_rows
 
-# Query rows of one product: few enough that little lies above the diagonal; 32 to 128 are as fast (bench/LOG.md).
+# Query rows per matmul: few, so that little work falls above the diagonal; 32 to 128 are equally fast (bench/LOG.md).
 TILE_ROWS = 64
-# Rows of keys gathered for one block: bounds the copy at 128 MB for KH·D = 1024 in fp32.
+# Key rows gathered for one block: limits the copy to 128 MB for KH·D = 1024 in fp32.
 _KV_ROWS = 16_384
 
-RowIndex = slice | Tensor  # packed rows side by side, or any, int64
-Finals = tuple[tuple[Tensor, Tensor], ...]  # texts [B] and the rows of their paths [B, keys]
+RowIndex = slice | Tensor  # consecutive packed rows, or int64 indices of any rows
+Finals = tuple[
+    tuple[Tensor, Tensor], ...
+]  # per group: texts [B] and the rows of their paths [B, keys]
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
     """A batch's segments on the host: runs of consecutive packed rows, each with at most one parent.
 
-    A segment's path is the first `fork` rows of its parent's path end, of its grandparent's, and so on up to a root,
-    then its own rows. `start[s]` first packed row, `length[s]` rows, `parent[s]` segment or -1, `fork[s]` how many of
-    the parent's own rows come before this segment (0 for a root), `depth[s]` how many rows its ancestors bring in all.
+    A segment's path runs from a root down to the segment: of each ancestor its own rows up to the fork, then all of
+    the segment's own rows. For segment s:
+
+    * `start[s]`: its first packed row;
+    * `length[s]`: its number of rows;
+    * `parent[s]`: its parent segment, or -1 for a root;
+    * `fork[s]`: how many of the parent's own rows come before this segment, 0 for a root;
+    * `depth[s]`: the total number of ancestor rows on its path.
     """
 
     start: list[int]
@@ -39,39 +47,39 @@ class Segments:
     depth: list[int]
 
     def owners(self, rows: list[int]) -> list[int]:
-        """The segment that holds each row."""
+        """Return the segment that holds each row."""
         order = sorted(range(len(self.start)), key=self.start.__getitem__)
         starts = torch.tensor([self.start[s] for s in order])
         found = torch.searchsorted(starts, torch.tensor(rows), right=True) - 1
         return [order[i] for i in found.tolist()]
 
     def has_ancestors(self) -> bool:
-        """Whether any segment forks off another."""
+        """Return whether any segment forks off another."""
         return any(parent >= 0 for parent in self.parent)
 
     def rows_per_segment(self) -> float:
-        """Rows of a segment on average."""
+        """Return the average number of rows per segment."""
         return sum(self.length) / max(1, len(self.length))
 
     def longest_path(self) -> int:
-        """Rows of the longest path."""
+        """Return the number of rows of the longest path."""
         return max(depth + length for depth, length in zip(self.depth, self.length, strict=True))
 
 
 class AttentionPlan(Protocol):
-    """What the operations take: a `CpuPlan` for tensors that PyTorch computes, `KernelTables` for Triton's."""
+    """The plan argument of the operations: a `CpuPlan` for PyTorch, `KernelTables` for the Triton kernels."""
 
     @property
     def num_finals(self) -> int:
-        """N: query rows of `final_attention`."""
+        """Number N of last-token rows, which are the query rows of `final_attention`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`count` segments of `own` rows each, with `above` rows of ancestors before them.
+    """`count` segments (B in shapes) of `own` rows each, with `above` ancestor rows before each.
 
-    `count` is 1 where `own` > TILE_ROWS, that is where the block is read in tiles (`rows_between`).
-    `rows`: the segments' rows [B·own]. `path`: those of their paths, ancestors first [B·(above + own)].
+    `count` is 1 if `own` > TILE_ROWS, because such a block is read in tiles (`rows_between`).
+    `rows` indexes the segments' rows, [B·own]; `path` the rows of their paths, ancestors first, [B·(above + own)].
     """
 
     count: int
@@ -81,7 +89,7 @@ class Block:
     path: RowIndex
 
     def rows_between(self, low: int, high: int) -> RowIndex:
-        """Rows `low` to `high` of each segment, where these are all of them or there is one segment."""
+        """Return rows `low` to `high` of each segment; they must be all rows, or the block must have one segment."""
         low, high = low * self.count, high * self.count
         if isinstance(self.rows, slice):
             return slice(self.rows.start + low, self.rows.start + high)
@@ -90,7 +98,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
-    """A batch's attention as few products on dense blocks: `blocks` of all rows, `finals` of the last-token rows."""
+    """A batch's attention as a few matmuls on dense blocks: `blocks` cover all rows, `finals` the last-token rows."""
 
     segments: Segments
     final_rows: list[int]
@@ -99,19 +107,19 @@ class CpuPlan:
 
     @staticmethod
     def of(segments: Segments, final_rows: list[int], device: torch.device) -> "CpuPlan":
-        """Group segments and final rows of equal shape; indices lie on `device`."""
+        """Group segments and last-token rows of equal shape; put the indices on `device`."""
         paths = _Paths(segments)
         blocks = segment_blocks(paths, device)
         return CpuPlan(segments, final_rows, blocks, final_groups(paths, final_rows, device))
 
     @property
     def num_finals(self) -> int:
-        """N: query rows of `final_attention`."""
+        """Number N of last-token rows, which are the query rows of `final_attention`."""
         return len(self.final_rows)
 
 
 class _Paths:
-    """The packed rows before a segment."""
+    """The ancestor rows of each segment, computed once per segment."""
 
     def __init__(self, segments: Segments) -> None:
         self.segments = segments
@@ -119,7 +127,7 @@ class _Paths:
         self._empty = torch.empty(0, dtype=torch.int64)
 
     def before(self, segment: int) -> Tensor:
-        """Rows of the ancestors of `segment`, root first."""
+        """Return the ancestor rows on the path of `segment`, root first."""
         parent = self.segments.parent[segment]
         if parent < 0:
             return self._empty
@@ -131,7 +139,7 @@ class _Paths:
 
 
 def segment_blocks(paths: _Paths, device: torch.device) -> tuple[Block, ...]:
-    """Group segments of equal (own rows, rows above), so that attention is few products on dense blocks."""
+    """Group segments with equal numbers of own and ancestor rows, so that attention takes few matmuls."""
     segments = paths.segments
     equal: dict[tuple[int, int], list[int]] = defaultdict(list)
     for s, own in enumerate(segments.length):
@@ -147,7 +155,7 @@ def segment_blocks(paths: _Paths, device: torch.device) -> tuple[Block, ...]:
 
 
 def _runs(segments: Segments, members: list[int], own: int) -> list[list[int]]:
-    """Part segments of `own` rows into those that lie side by side."""
+    """Split segments of `own` rows each into runs of adjacent segments."""
     runs: list[list[int]] = []
     for s in sorted(members, key=segments.start.__getitem__):
         if runs and segments.start[s] == segments.start[runs[-1][-1]] + own:
@@ -168,7 +176,7 @@ def _block(paths: _Paths, members: list[int], own: int, above: int, device: torc
 
 
 def final_groups(paths: _Paths, final_rows: list[int], device: torch.device) -> Finals:
-    """Group final rows by the length of their paths."""
+    """Group last-token rows by the length of their paths."""
     segments = paths.segments
     groups: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for text, (row, segment) in enumerate(
@@ -193,16 +201,16 @@ def _path(paths: _Paths, segment: int, own: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class KernelTables:
-    """A batch's attention as the Triton kernels read it: tables on the device, and what decides their launch.
+    """A batch's attention as the Triton kernels read it: tables on the device, and the numbers that set their launch.
 
-    `segment_table`: int32 [S, 4] of (start, length, parent, fork). `final_table`: int32 [N, 2], each text's segment
-    and own keys in it. `tiles`: int32 [tiles, 2] of (segment, first row in it), `tile_rows` query rows each, most keys
-    first.
-    `has_ancestors`, `rows_per_segment`, `longest_path`: as `Segments` has them, or an upper bound.
+    * `segment_table`: int32 [S, 4] of (start, length, parent, fork);
+    * `final_table`: int32 [N, 2], each text's segment and the number of its keys in that segment;
+    * `tiles`: int32 [tiles, 2] of (segment, first row in it), `tile_rows` query rows each, tiles with most keys first;
+    * `has_ancestors`, `rows_per_segment`, `longest_path`: as in `Segments`, or an upper bound.
 
-    Tables start on 16 bytes, so that no batch asks for another compile. They may be longer than the batch needs: the
-    last segment then has no rows, and the tiles and texts left over are of that segment. A CUDA graph may read the same
-    tables again and again.
+    Tables are aligned to 16 bytes, so that no batch causes another compile. They may be longer than the batch needs:
+    the last segment then has no rows, and the unused tiles and texts point to it. A CUDA graph may read the same tables
+    repeatedly.
     """
 
     segment_table: Tensor
@@ -217,7 +225,7 @@ class KernelTables:
     def of(
         segments: Segments, final_rows: list[int], device: torch.device, *, tile_rows: int
     ) -> "KernelTables":
-        """Tabulate a batch for a kernel that takes so many query rows per tile."""
+        """Build the tables of a batch for a kernel that takes `tile_rows` query rows per tile."""
 
         def placed(table: Tensor) -> Tensor:
             return table.to(device, non_blocking=True)
@@ -234,20 +242,22 @@ class KernelTables:
 
     @property
     def num_finals(self) -> int:
-        """N: query rows of `final_attention`."""
+        """Number N of last-token rows, which are the query rows of `final_attention`."""
         return len(self.final_table)
 
     def tiles_of(self, tile_rows: int) -> Tensor:
-        """The tiles, for a kernel that takes so many query rows per tile.
+        """Return the tiles for a kernel that takes `tile_rows` query rows per tile.
 
-        Raises:   ConfigError where they have other rows: the segments to cut them from are not here.
+        Raises:
+            ConfigError: the tiles were cut with another number of rows; the tables cannot cut them again.
         """
         if tile_rows != self.tile_rows:
             raise ConfigError(
                 "attention plan",
-                "tiles of other rows",
-                got=str(tile_rows),
-                expected=f"the {self.tile_rows} that were packed",
+                "the plan has another tile size",
+                got=f"a kernel with {tile_rows} rows per tile",
+                expected=f"{self.tile_rows} rows, as in the plan",
+                remedy="Build the plan with kernel_tables for this dtype and number of heads.",
             )
         return self.tiles
 
@@ -260,7 +270,7 @@ def kernel_tables(
     dtype: torch.dtype,
     group: int,
 ) -> KernelTables:
-    """Tabulate a batch for the operations in `dtype` with `group` = G query heads per KV head."""
+    """Build the tables of a batch for operations in `dtype` with `group` = G query heads per KV head."""
     tile_rows = attention_tile_rows(
         dtype,
         device,
@@ -272,7 +282,7 @@ def kernel_tables(
 
 
 def segment_table(segments: Segments) -> Tensor:
-    """Tabulate the segments: int32 [S, 4] of (start, length, parent, fork)."""
+    """Build the table of segments: int32 [S, 4] of (start, length, parent, fork)."""
     columns = [segments.start, segments.length, segments.parent, segments.fork]
     return torch.tensor(columns, dtype=torch.int32).T.contiguous()
 
@@ -292,7 +302,7 @@ def query_tiles(segments: Segments, tile_rows: int) -> Tensor:
 
 
 def final_table(segments: Segments, final_rows: list[int]) -> Tensor:
-    """Give each text's segment and own keys in it, up to its final row: int32 [N, 2]."""
+    """Build the table of texts: int32 [N, 2] of (segment, keys in it up to the text's last token)."""
     segment = torch.tensor(segments.owners(final_rows))
     own = torch.tensor(final_rows) - torch.tensor(segments.start)[segment] + 1
     return torch.stack([segment, own], dim=1).to(torch.int32)

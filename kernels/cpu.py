@@ -1,7 +1,7 @@
-"""The CPU implementation of every operation: PyTorch, tuned, in fp32 at least; it computes on any device.
+"""The CPU implementation of every operation, in tuned PyTorch; it also runs on any other device.
 
-Read top to bottom it is one Qwen3 layer. It knows tensors and a `CpuPlan`, nothing of texts or checkpoints. What it is
-held to is `reference.py`.
+The functions follow the order of one Qwen3 layer. They compute in fp32 or wider, and know tensors and a `CpuPlan` but
+no texts or checkpoints. The tests compare them with `reference.py`.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lastword.kernels.attention_plan import TILE_ROWS, CpuPlan, RowIndex
 
-# Longer texts go to SDPA: tiles are ahead of it up to 1024 rows, behind from 2048 on (bench/LOG.md, 2026-11-24).
+# Longer texts go to SDPA: tiles are faster up to 1024 rows, SDPA from 2048 rows on (bench/LOG.md, 2026-11-24).
 _SDPA_ROWS = 1024
 
 
@@ -20,7 +20,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise in fp32; one pass for the statistics, where F.rms_norm writes the squares out first."""
+    """Normalise in fp32; the statistics take one pass, whereas F.rms_norm first writes out the squares."""
     h = x.float()
     return (h * _inverse_rms(h, eps)).mul_(weight.float())
 
@@ -59,9 +59,9 @@ def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tens
 def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
     """Normalise and rotate the heads of x [T, heads, D] in place: (a, b) -> (a·cos − b·sin, b·cos + a·sin).
 
-    The weight goes into the tables, which are small: each head is passed over as few times as PyTorch allows.
+    The weight is multiplied into the small cos and sin tables, so that PyTorch makes few passes over each head.
     """
-    h = x.float()  # x itself in fp32
+    h = x.float()  # x itself if it is fp32 already
     h.mul_(_inverse_rms(h, eps))
     a, b = h.chunk(2, dim=-1)
     low, high = weight.float().chunk(2)
@@ -93,7 +93,7 @@ def qk_norm_rope(
 
 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
-    """See `ops.forest_attention`; a long text by SDPA, all else one tile of query rows after the other."""
+    """See `ops.forest_attention`; long texts without ancestors use SDPA, all others one tile of queries at a time."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)  # [T, H, D]
     for block in plan.blocks:
         if block.above == 0 and block.own > _SDPA_ROWS:
@@ -110,7 +110,7 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: floa
 
 
 def _take(x: Tensor, rows: RowIndex) -> Tensor:
-    """Some rows of x; on a CPU `index_select` is much faster than `x[rows]` (bench/LOG.md, 2026-11-24)."""
+    """Return rows of x; on a CPU `index_select` is much faster than `x[rows]` (bench/LOG.md, 2026-11-24)."""
     return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
 
 
@@ -120,14 +120,14 @@ def _by_head(x: Tensor, count: int) -> Tensor:
 
 
 def _attend_long(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attend a text of its own, [own, heads, D] each."""
+    """Attend one text that shares no rows with others; q, k and v are [own, heads, D] each."""
     q, k, v = (_by_head(x, 1) for x in (q, k, v))
     attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
     return attended[0].transpose(0, 1)
 
 
 def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attend q [B, H, rows, D], the last rows of their paths, to k, v [B·KH, keys, D]; everything in fp32 at least."""
+    """Attend q [B, H, rows, D], the last rows of their paths, to k and v [B·KH, keys, D], in fp32 or wider."""
     _, _, rows, head_dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     grouped = q.reshape(len(k), -1, head_dim).to(wide)  # [B·KH, G·rows, D]
@@ -140,7 +140,7 @@ def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
-    """See `ops.final_attention`; the G heads of a KV head are the query rows of one SDPA call."""
+    """See `ops.final_attention`; the G query heads of a KV head become the query rows of one SDPA call."""
     num_texts, num_heads, head_dim = q.shape
     out = torch.empty(num_texts, num_heads * head_dim, dtype=q.dtype, device=q.device)
     grouped = q.view(num_texts, k.shape[1], -1, head_dim)  # [N, KH, G, D]

@@ -1,7 +1,7 @@
-"""The operations of the forward as functions: each checks its arguments and runs the fitting implementation.
+"""The operations of the forward pass: each checks its arguments and runs the implementation for their device.
 
-GPU tensors go to the Triton kernel, in a file of its own that is imported at its first launch; CPU tensors to PyTorch
-(`cpu.py`), or under TRITON_INTERPRET=1 to the kernel too, run by Triton's interpreter.
+GPU tensors go to a Triton kernel; each kernel has its own file, imported at its first launch. CPU tensors go to PyTorch
+(`cpu.py`), or, under TRITON_INTERPRET=1, to the kernels run by Triton's interpreter.
 
 Shape letters: T packed tokens, N texts, C hidden, F MLP width, H query heads, KH key/value heads, D head_dim.
 """
@@ -25,11 +25,22 @@ from lastword.kernels.attention_plan import AttentionPlan, CpuPlan, KernelTables
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise each row by its root mean square: y = x / sqrt(mean(x²) + eps) · weight.
 
-    Args:     x: [T, C] fp32/fp16/bf16. weight: [C].
-    Returns:  [T, C], dtype of x.
-    Numerics: everything in fp32, rounded once at the store.
-    Raises:   ConfigError where shapes, dtypes or devices disagree.
-    Source:   Zhang & Sennrich 2019, eq. 4; transformers `Qwen3RMSNorm` (which rounds before the weight).
+    Args:
+        x: [T, C] fp32/fp16/bf16.
+        weight: [C], dtype of x.
+        eps: added to the mean square.
+
+    Returns:
+        y: [T, C], dtype of x.
+
+    Numerics:
+        Computes in fp32 and rounds once, at the store.
+
+    Raises:
+        ConfigError: shapes, dtypes or devices disagree.
+
+    Source:
+        Zhang & Sennrich 2019, eq. 4; transformers `Qwen3RMSNorm` (which rounds before multiplying by the weight).
     """
     check("rms_norm", "x", x, (-1, weight.shape[0]), like=weight)
     if on_triton("rms_norm", x):
@@ -42,10 +53,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Look up the rows of the tokens and normalise them: residual = table[ids]; y = rms_norm(residual).
 
-    Args:     ids: [T] integers below V. table: [V, C], of any dtype (on a CPU that of the file). weight: [C].
-    Returns:  residual, y: [T, C], dtype of weight.
-    Numerics: rows are rounded to the dtype of weight; the norm is in fp32, rounded once.
-    Raises:   ConfigError where shapes, kinds or devices disagree.
+    Args:
+        ids: [T] integers below V.
+        table: [V, C], any floating-point dtype (on a CPU the dtype of the file).
+        weight: [C].
+        eps: added to the mean square.
+
+    Returns:
+        residual and y, both [T, C], dtype of weight.
+
+    Numerics:
+        Rounds the rows to the dtype of weight; computes the norm in fp32 and rounds it once.
+
+    Raises:
+        ConfigError: shapes, dtypes or devices disagree.
     """
     check_lookup("embed_rms_norm", ids, table, weight)
     if on_triton("embed_rms_norm", weight) and table.dtype == weight.dtype:
@@ -58,10 +79,20 @@ def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tu
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Add x to the residual in place, then normalise it: residual += x; y = rms_norm(residual).
 
-    Args:     x, residual: [T, C], one dtype. weight: [C].
-    Returns:  [T, C], dtype of x; residual holds the sum.
-    Numerics: the sum is rounded to the dtype of residual; the norm is in fp32, rounded once.
-    Raises:   ConfigError where shapes, dtypes or devices disagree.
+    Args:
+        x: [T, C].
+        residual: [T, C], dtype of x, contiguous; holds the sum afterwards.
+        weight: [C], dtype of x.
+        eps: added to the mean square.
+
+    Returns:
+        y: [T, C], dtype of x.
+
+    Numerics:
+        Rounds the sum to the dtype of residual; computes the norm in fp32 and rounds it once.
+
+    Raises:
+        ConfigError: shapes, dtypes or devices disagree.
     """
     check_residual("add_rms_norm", x, residual, weight)
     if on_triton("add_rms_norm", x):
@@ -78,12 +109,25 @@ def add_rms_norm_quantize(
     eps: float,
     dtype: torch.dtype = torch.float8_e4m3fn,
 ) -> tuple[Tensor, Tensor]:
-    """Add x to the residual in place and quantise its norm for an fp8 matmul: y · scale = rms_norm(residual += x).
+    """Add x to the residual in place, normalise it and quantise it for an fp8 matmul: residual += x.
 
-    Args:     x, residual: [T, C], one dtype. weight: [C]. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
-    Returns:  y: [T, C] fp8; scale: [T] fp32, max |row| over the format's largest number; residual holds the sum.
-    Numerics: the sum is rounded to the dtype of residual; the norm is in fp32, rounded once to fp8.
-    Raises:   ConfigError where shapes, dtypes or devices disagree.
+    The result has y · scale = rms_norm(residual).
+
+    Args:
+        x: [T, C].
+        residual: [T, C], dtype of x, contiguous; holds the sum afterwards.
+        weight: [C], dtype of x.
+        eps: added to the mean square.
+        dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
+
+    Returns:
+        y: [T, C] fp8, and scale: [T] fp32, which is max |row| divided by the format's largest number.
+
+    Numerics:
+        Rounds the sum to the dtype of residual; computes the norm in fp32 and rounds it once, to fp8.
+
+    Raises:
+        ConfigError: shapes, dtypes or devices disagree.
     """
     check_residual("add_rms_norm_quantize", x, residual, weight)
     if on_triton("add_rms_norm_quantize", x):
@@ -96,10 +140,18 @@ def add_rms_norm_quantize(
 def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
     """Quantise each row for an fp8 matmul: y · scale = x.
 
-    Args:     x: [T, C] fp32/fp16/bf16. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
-    Returns:  y: [T, C] fp8; scale: [T] fp32, max |row| over the format's largest number.
-    Numerics: divided in fp32, rounded once to fp8. A row with a NaN or an infinity has a NaN in y or scale.
-    Raises:   ConfigError where x is no matrix, or of another dtype.
+    Args:
+        x: [T, C] fp32/fp16/bf16.
+        dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
+
+    Returns:
+        y: [T, C] fp8, and scale: [T] fp32, which is max |row| divided by the format's largest number.
+
+    Numerics:
+        Divides in fp32 and rounds once, to fp8. A row with a NaN or an infinity has a NaN in y or scale.
+
+    Raises:
+        ConfigError: x is not a matrix, or has another dtype.
     """
     check("quantize_rows", "x", x, (-1, -1), like=x)
     if on_triton("quantize_rows", x):
@@ -110,11 +162,18 @@ def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[
 
 
 def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Tabulate the rotation of each row once per batch: cos(position · inv_freq) · scale, and sin likewise.
+    """Compute the rotation tables of a batch: cos(position · inv_freq) · scale, and the same with sin.
 
-    Args:     positions: [T] integers. inv_freq: [D/2] fp32. scale: yarn's attention factor.
-    Returns:  two [T, D/2] fp32 tensors.
-    Numerics: angles in fp32, as transformers computes them (fp64 angles differ by 1e-3 at position 32k).
+    Args:
+        positions: [T] integers.
+        inv_freq: [D/2] fp32.
+        scale: yarn's attention factor.
+
+    Returns:
+        cos and sin, both [T, D/2] fp32.
+
+    Numerics:
+        Computes angles in fp32, like transformers (fp64 angles differ by 1e-3 at position 32k).
     """
     return cpu.rope_tables(positions, inv_freq, scale)
 
@@ -132,13 +191,26 @@ def qk_norm_rope(
 ) -> None:
     """Normalise every query and key head over D and rotate it by its row's position, in place.
 
-    (a, b) = halves of rms_norm(head); head = (a·cos − b·sin, b·cos + a·sin). Values stay as they are.
+    (a, b) = halves of rms_norm(head); head = (a·cos − b·sin, b·cos + a·sin). The value heads stay unchanged.
 
-    Args:     qkv: [T, (H + 2·KH)·D], contiguous; H or KH may be 0. q_weight, k_weight: [D].
-              cos, sin: [T, D/2] fp32 from `rope_tables`.
-    Numerics: norm and rotation in fp32, rounded once to the dtype of qkv.
-    Raises:   ConfigError where shapes, dtypes or devices disagree.
-    Source:   transformers `Qwen3Attention.forward` and `apply_rotary_pos_emb`.
+    Args:
+        qkv: [T, (H + 2·KH)·D], contiguous; changed in place.
+        q_weight: [D], dtype of qkv.
+        k_weight: [D], dtype of qkv.
+        cos: [T, D/2] fp32 from `rope_tables`.
+        sin: [T, D/2] fp32 from `rope_tables`.
+        num_heads: H, may be 0.
+        num_kv_heads: KH, may be 0.
+        eps: added to the mean square.
+
+    Numerics:
+        Computes norm and rotation in fp32 and rounds once, to the dtype of qkv.
+
+    Raises:
+        ConfigError: shapes, dtypes or devices disagree.
+
+    Source:
+        transformers `Qwen3Attention.forward` and `apply_rotary_pos_emb`.
     """
     head_dim = q_weight.shape[0]
     width = (num_heads + 2 * num_kv_heads) * head_dim
@@ -149,7 +221,7 @@ def qk_norm_rope(
     if not qkv.is_contiguous() or cos.dtype != torch.float32:
         raise ConfigError(
             "qk_norm_rope",
-            "qkv or tables are laid out otherwise",
+            "wrong layout of qkv or dtype of the tables",
             got=f"qkv with strides {qkv.stride()} and {cos.dtype} tables",
             expected="contiguous rows and float32 tables",
         )
@@ -169,13 +241,23 @@ def qk_norm_rope(
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
     """Attend every packed row to its ancestors' rows and to its own segment up to itself.
 
-    out[t] = Σ softmax(scale · q[t]·k[path of t]) · v, head h reading KV head h // G.
+    out[t] = softmax(scale · q[t]·k[path of t]) · v[path of t]; query head h reads KV head h // G.
 
-    Args:     q: [T, H, D]; k, v: [T, KH, D], last dim contiguous. plan: the batch's, in the form that the
-              device reads: a `CpuPlan`, or `KernelTables`.
-    Returns:  [T, H·D], dtype of q.
-    Numerics: logits, softmax and sums in fp32; rounded once at the store.
-    Raises:   ConfigError where shapes, dtypes or devices disagree, or the plan is in the other form.
+    Args:
+        q: [T, H, D], the heads of a row contiguous.
+        k: [T, KH, D], the heads of a row contiguous.
+        v: [T, KH, D], the heads of a row contiguous.
+        plan: the batch's attention plan in the form that the device reads: a `CpuPlan` or `KernelTables`.
+        scale: factor of the logits.
+
+    Returns:
+        [T, H·D], dtype of q.
+
+    Numerics:
+        Computes logits, softmax and sums in fp32 and rounds once, at the store.
+
+    Raises:
+        ConfigError: shapes, dtypes or devices disagree, or the plan has the wrong form.
     """
     check("forest_attention", "k", k, (q.shape[0], -1, q.shape[2]), like=q)
     check("forest_attention", "v", v, tuple(k.shape), like=q)
@@ -189,12 +271,23 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
 
 
 def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-    """Attend one query row per text, its final row, to its whole path.
+    """Attend one query row per text, its last-token row, to its whole path.
 
-    Args:     q: [N, H, D], a row for each of the plan's final rows; k, v: [T, KH, D].
-    Returns:  [N, H·D], dtype of q.
-    Numerics: logits, softmax and sums in fp32; rounded once at the store.
-    Raises:   ConfigError where shapes, dtypes or devices disagree, or the plan is in the other form.
+    Args:
+        q: [N, H, D], one row for each of the plan's last-token rows, the heads of a row contiguous.
+        k: [T, KH, D], the heads of a row contiguous.
+        v: [T, KH, D], the heads of a row contiguous.
+        plan: the batch's attention plan in the form that the device reads: a `CpuPlan` or `KernelTables`.
+        scale: factor of the logits.
+
+    Returns:
+        [N, H·D], dtype of q.
+
+    Numerics:
+        Computes logits, softmax and sums in fp32 and rounds once, at the store.
+
+    Raises:
+        ConfigError: shapes, dtypes or devices disagree, or the plan has the wrong form.
     """
     check("final_attention", "q", q, (plan.num_finals, -1, -1), like=q)
     check("final_attention", "k", k, (-1, -1, q.shape[2]), like=q)
@@ -209,12 +302,19 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """Gate the MLP: y = silu(gate) · up.
+    """Apply the gate of the MLP: y = silu(gate) · up.
 
-    Args:     gate_up: [T, 2F], gate in the first F columns.
-    Returns:  [T, F], dtype of gate_up.
-    Numerics: in fp32, rounded once.
-    Raises:   ConfigError where the width is odd.
+    Args:
+        gate_up: [T, 2F], gate in the first F columns.
+
+    Returns:
+        y: [T, F], dtype of gate_up.
+
+    Numerics:
+        Computes in fp32 and rounds once.
+
+    Raises:
+        ConfigError: the width is odd.
     """
     check_gate_up("swiglu", gate_up)
     if on_triton("swiglu", gate_up):
@@ -227,12 +327,20 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def swiglu_quantize(
     gate_up: Tensor, dtype: torch.dtype = torch.float8_e4m3fn
 ) -> tuple[Tensor, Tensor]:
-    """Gate the MLP and quantise each row for an fp8 matmul: y · scale = silu(gate) · up.
+    """Apply the gate of the MLP and quantise each row for an fp8 matmul: y · scale = silu(gate) · up.
 
-    Args:     gate_up: [T, 2F], gate in the first F columns. dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
-    Returns:  y: [T, F] fp8; scale: [T] fp32, max |row| over the format's largest number.
-    Numerics: in fp32, rounded once to fp8.
-    Raises:   ConfigError where the width is odd.
+    Args:
+        gate_up: [T, 2F], gate in the first F columns.
+        dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
+
+    Returns:
+        y: [T, F] fp8, and scale: [T] fp32, which is max |row| divided by the format's largest number.
+
+    Numerics:
+        Computes in fp32 and rounds once, to fp8.
+
+    Raises:
+        ConfigError: the width is odd.
     """
     check_gate_up("swiglu_quantize", gate_up)
     if on_triton("swiglu_quantize", gate_up):
@@ -244,17 +352,17 @@ def swiglu_quantize(
 
 def _cpu_plan(where: str, plan: AttentionPlan) -> CpuPlan:
     if not isinstance(plan, CpuPlan):
-        raise _other_plan(where, plan, "a CpuPlan: PyTorch computes here")
+        raise _wrong_plan(where, plan, "a CpuPlan, because PyTorch computes this")
     return plan
 
 
 def _tables(where: str, plan: AttentionPlan) -> KernelTables:
     if not isinstance(plan, KernelTables):
-        raise _other_plan(where, plan, "KernelTables: a Triton kernel computes here")
+        raise _wrong_plan(where, plan, "KernelTables, because a Triton kernel computes this")
     return plan
 
 
-def _other_plan(where: str, plan: AttentionPlan, expected: str) -> ConfigError:
+def _wrong_plan(where: str, plan: AttentionPlan, expected: str) -> ConfigError:
     return ConfigError(
-        where, "the plan is another implementation's", got=type(plan).__name__, expected=expected
+        where, "wrong kind of attention plan", got=type(plan).__name__, expected=expected
     )

@@ -1,4 +1,4 @@
-"""The reference: each operation of `ops.py` as its formula says, in the dtype it is given; others are held to it."""
+"""The reference: each operation of `ops.py` as its formula, in the dtype of its inputs, for tests of the others."""
 # ruff: noqa: D103
 
 import torch
@@ -57,7 +57,7 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float
 def _attend(
     rows: list[int], q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float
 ) -> Tensor:
-    """Let q[i] attend to the path of packed row rows[i]: its segment up to itself, its ancestors up to the forks."""
+    """Attend q[i] to the path of packed row rows[i]: its ancestors up to the forks, then its segment up to itself."""
     segments, out = plan.segments, q.new_empty(q.shape)  # [rows, H, D]
     for i, (row, segment) in enumerate(zip(rows, segments.owners(rows), strict=True)):
         path = [slice(segments.start[segment], row + 1)]

@@ -1,1 +1,1 @@
-"""One file per Triton kernel, and the tables of their block sizes and resources."""
+"""The Triton kernels, one file each, and the tables of their block sizes and resources."""

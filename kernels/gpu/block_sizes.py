@@ -1,7 +1,8 @@
-"""Block sizes of the kernels: of attention by architecture, of rows by their width. The one table.
+"""The table of the kernels' block sizes: for attention by architecture, for row-wise kernels by row width.
 
-A row says where it comes from: "compiled" rows fit in registers and shared memory by ahead-of-time compilation
-(`python -m lastword.bench.kernels.compile`) and wait for a measurement; "measured" rows name device, date and figure.
+Each entry states its source. "compiled" entries fit in registers and shared memory according to ahead-of-time
+compilation (`python -m lastword.bench.kernels.compile`) and have not been timed; "measured" entries name the device,
+the date and the figure.
 """
 
 from functools import cache
@@ -13,7 +14,7 @@ from lastword.errors import ConfigError
 
 
 class Blocks(NamedTuple):
-    """One row: tile of query rows × keys, warps, stages of the key pipeline, and where it comes from."""
+    """One entry: tile of query rows × keys, warps, stages of the key pipeline, and the source of the numbers."""
 
     BLOCK_M: int
     BLOCK_N: int
@@ -22,13 +23,13 @@ class Blocks(NamedTuple):
     source: str
 
     def arguments(self) -> dict[str, int]:
-        """The row as launch arguments."""
+        """Return the entry as launch arguments."""
         blocks = self._asdict()
         del blocks["source"]
         return blocks
 
 
-# "plain": no segment has ancestors; "tree": some have; "short": few rows per segment; "float32": IEEE products.
+# "plain": no segment has ancestors; "tree": some do; "short": few rows per segment; "float32": IEEE matmuls.
 ATTENTION: dict[str, dict[str, Blocks]] = {
     "sm_80": {
         "plain": Blocks(128, 32, 8, 3, "compiled 2026-11-23"),
@@ -65,15 +66,15 @@ ATTENTION: dict[str, dict[str, Blocks]] = {
     ),
 }
 
-# Devices without rows of their own take these, which need the least shared memory.
+# Devices without entries of their own use these, which need the least shared memory.
 _ANY = {"sm": "sm_80", "gfx": "gfx942"}
 
-# Segments whose rows · G are at most this many on average take the "short" row.
+# If segments have at most this many rows · G on average, the "short" entry is used.
 SHORT_ROWS = 64
 
-# Keys of one step of the last layer's attention, where not 64.
+# Keys per step of the last layer's attention, for dtypes that do not take 64.
 _FINAL_KEYS = {torch.float32: 16}
-# Fewer keys than this are never split.
+# A path with fewer keys than this is never split.
 _MIN_SPLIT_KEYS = 256
 _MAX_SPLITS = 64
 _SPLIT_UNIT = 64
@@ -81,7 +82,7 @@ _SPLIT_UNIT = 64
 
 @cache
 def architecture(device: torch.device) -> str:
-    """Name the device's row of the table: "sm_90", "gfx942"; "interpreter" for a CPU."""
+    """Return the key of the device's entries, such as "sm_90" or "gfx942"; "interpreter" for a CPU."""
     if device.type != "cuda":
         return "interpreter"
     if torch.version.hip:
@@ -95,7 +96,7 @@ def architecture(device: torch.device) -> str:
 def attention_blocks(
     dtype: torch.dtype, architecture: str, *, tree: bool, rows: float
 ) -> dict[str, int]:
-    """Choose the row for `rows` query rows (tokens · G) per segment on average, as launch arguments."""
+    """Return the launch arguments for an average of `rows` query rows (tokens · G) per segment."""
     kind = "tree" if tree else "plain"
     if rows <= SHORT_ROWS:
         kind = "short"
@@ -107,42 +108,43 @@ def attention_blocks(
 def attention_tile_rows(
     dtype: torch.dtype, device: torch.device, *, group: int, tree: bool, rows_per_segment: float
 ) -> int:
-    """Rows of a tile of `forest_attention` with `group` = G query heads per KV head: what its tiles are cut by."""
+    """Return the token rows per tile of `forest_attention` with `group` = G query heads per KV head."""
     rows = rows_per_segment * group
     blocks = attention_blocks(dtype, architecture(device), tree=tree, rows=rows)
     return tile_tokens(blocks, group)
 
 
 def tile_tokens(blocks: dict[str, int], group: int) -> int:
-    """Token rows of a tile that packs `group` = G query heads beside each.
+    """Return the token rows per tile if each token takes `group` = G query rows.
 
-    Raises:   ConfigError where a tile has no room for one.
+    Raises:
+        ConfigError: the G query heads of one token do not fit in a tile.
     """
     if group > blocks["BLOCK_M"]:
         raise ConfigError(
             "forest_attention",
             "too many query heads per KV head",
             got=str(group),
-            expected=f"{blocks['BLOCK_M']} at most on this device in this dtype",
-            remedy="Compute on a CPU.",
+            expected=f"at most {blocks['BLOCK_M']} on this device in this dtype",
+            remedy="Use device 'cpu'.",
         )
     return blocks["BLOCK_M"] // group
 
 
 def final_blocks(dtype: torch.dtype) -> dict[str, int]:
-    """Launch arguments of the last layer's attention; fp32 tiles take twice the registers."""
+    """Return the launch arguments of the last layer's attention; fp32 tiles take twice the registers."""
     return {"BLOCK_N": _FINAL_KEYS.get(dtype, 64), "num_warps": 4, "num_stages": 2}
 
 
 @cache
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
-        return 8  # the interpreter: enough for tests to split
+        return 8  # the interpreter: enough that the tests split paths
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def num_splits(device: torch.device, *, programs: int, keys: int) -> tuple[int, int]:
-    """How many programs share one path, and how many keys each takes; one where the device is full anyway."""
+    """Return how many programs share one path and how many keys each takes; one if the device is full anyway."""
     wanted = 2 * _multiprocessors(device) // programs
     splits = max(1, min(wanted, keys // _MIN_SPLIT_KEYS, _MAX_SPLITS))
     keys_per_split = -(-keys // (splits * _SPLIT_UNIT)) * _SPLIT_UNIT
@@ -150,7 +152,10 @@ def num_splits(device: torch.device, *, programs: int, keys: int) -> tuple[int, 
 
 
 def row_parts(C: int) -> tuple[int, int, int]:
-    """The two power-of-two parts by which a program holds a row of C, and the warps for 8 to 16 values per lane."""
+    """Return the two power-of-two parts in which a program holds a row of C, and the warps for 8 to 16 values per lane.
+
+    The second part is 0 if C is a power of two.
+    """
     head = 1 << (C.bit_length() - 1)
     tail = 1 << (C - head - 1).bit_length() if head < C else 0
     return head, tail, min(max(head // 256, 1), 16)

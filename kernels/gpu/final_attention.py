@@ -1,7 +1,8 @@
-"""Attention of the last layer: one query row a text against its whole path, one program a text, KV head and split.
+"""Attention of the last layer: one query row per text attends to its whole path.
 
-The G query heads of a KV head are the rows of one tile, so each key and value is read once. Where texts are too few to
-fill the device, the keys of a path are split over programs, and a second kernel joins the parts.
+There is one program per text, KV head and split. The G query heads of a KV head are the rows of one tile, so each key
+and value is read once. If there are too few texts to fill the device, the keys of a path are split over several
+programs, and a second kernel joins the parts.
 """
 
 import math
@@ -15,7 +16,7 @@ from lastword.kernels.attention_plan import KernelTables
 from lastword.kernels.gpu.block_sizes import final_blocks, num_splits
 from lastword.kernels.gpu.forest_attention import online_softmax
 
-# Rows of a tile: the least that tensor cores take; G of them are real.
+# Rows per tile: the smallest number that tensor cores accept; only G of them hold query heads.
 _ROWS = 16
 
 
@@ -43,7 +44,7 @@ def _final_attention_kernel(
     BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Walk the path from the final row's segment up; the split takes keys [low, high), counted from the final row."""
+    """Walk the path from the last token's segment up to the root; this split takes keys [low, high) of the walk."""
     text = (tl.program_id(0) // KH).to(tl.int64)
     head = tl.program_id(0) % KH
     split = tl.program_id(1)
@@ -66,7 +67,7 @@ def _final_attention_kernel(
     passed = 0  # keys of the path walked so far
     while segment >= 0:
         start = tl.load(segments_ptr + segment * 4).to(tl.int64)
-        # The split's share of these keys, which lie at [passed, passed + keys) of the walk.
+        # This split's share of the segment's keys, which lie at [passed, passed + keys) of the walk.
         begin = tl.maximum(low - passed, 0)
         end = tl.minimum(high - passed, keys) if SPLIT else keys
         for first in range(begin, end, BLOCK_N):
@@ -106,7 +107,7 @@ def _join_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out = Σ 2^(peak_s − peak) · part_s / Σ 2^(peak_s − peak) · total_s; a split without keys weighs nothing."""
+    """out = Σ 2^(peak_s − peak) · part_s / Σ 2^(peak_s − peak) · total_s; a split without keys has weight 0."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_D], tl.float32)
@@ -115,7 +116,7 @@ def _join_kernel(
     for split in range(splits):
         at = split * rows + row
         part_peak = tl.load(peak_ptr + at)
-        # The first split always has keys, so the running peak is finite from the first turn on.
+        # The first split always has keys, so the running peak is finite from the first iteration on.
         new_peak = tl.maximum(peak, part_peak)
         shrink = tl.exp2(peak - new_peak)
         weight = tl.exp2(part_peak - new_peak)
@@ -128,7 +129,7 @@ def _join_kernel(
 
 
 def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale: float) -> Tensor:
-    """Launch `_final_attention_kernel` on q [N, H, D], k and v [T, KH, D]; with splits `_join_kernel` after it."""
+    """Launch `_final_attention_kernel` on q [N, H, D], k and v [T, KH, D], then `_join_kernel` if keys are split."""
     (N, H, D), KH = q.shape, k.shape[1]
     out = torch.empty(N, H * D, dtype=q.dtype, device=q.device)
     if not N:

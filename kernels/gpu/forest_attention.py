@@ -1,7 +1,7 @@
 """Causal grouped-query attention over segments and their ancestors: one program per tile of query rows and KV head.
 
-A tile packs the G query heads of one KV head beside its token rows (BLOCK_M = tokens · G), so that keys and values are
-loaded once for all of them and a segment of 12 tokens still fills most of a tile. Tiles come longest first.
+A tile holds the G query heads of one KV head for each of its tokens (BLOCK_M = tokens · G), so that keys and values are
+loaded once for all G heads, and a segment of 12 tokens still fills most of a tile. Tiles with most keys run first.
 """
 
 import math
@@ -23,7 +23,7 @@ def online_softmax(
     s,  # [M, N] fp32 logits in powers of two, -inf where hidden
     v,  # [N, D]
 ):
-    """Take one block of keys into the running softmax; sums in fp32, weights rounded to the dtype of v."""
+    """Add one block of keys to the running softmax; sums in fp32, weights rounded to the dtype of v."""
     new_peak = tl.maximum(peak, tl.max(s, 1))
     p = tl.exp2(s - new_peak[:, None])
     shrink = tl.exp2(peak - new_peak)
@@ -42,7 +42,7 @@ def _attend(
     v_ptr,
     low,  # keys [low, high) of the segment
     high,
-    visible,  # [BLOCK_M]: row i sees the segment's keys below visible[i]; read if MASKED
+    visible,  # [BLOCK_M]: row i sees the segment's keys below visible[i]; used if MASKED
     scale,
     K_STRIDE: tl.constexpr,
     V_STRIDE: tl.constexpr,
@@ -51,7 +51,7 @@ def _attend(
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """One pass over blocks of keys; logits in fp32."""
+    """Attend to the keys [low, high) of one segment, block by block; logits in fp32."""
     key = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     at = (low + key).to(tl.int64)
@@ -131,7 +131,7 @@ def _forest_attention_kernel(
         diagonal, tl.minimum(first + TOKENS, length), token + 1, scale,
         K_STRIDE, V_STRIDE, D, BLOCK_D, BLOCK_N, MASKED=True,
     )  # fmt: skip
-    if TREE:  # last: before the other two, ptxas would let every wgmma wait for the one before it
+    if TREE:  # comes last: if it came first, ptxas would make every wgmma wait for the previous one
         ancestor = tl.load(segments_ptr + segment * 4 + 2)
         fork = tl.load(segments_ptr + segment * 4 + 3)
         while ancestor >= 0:
@@ -150,7 +150,7 @@ def _forest_attention_kernel(
 
 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale: float) -> Tensor:
-    """Launch `_forest_attention_kernel` on q [T, H, D], k and v [T, KH, D], heads side by side in a row."""
+    """Launch `_forest_attention_kernel` on q [T, H, D], k and v [T, KH, D], the heads of a row contiguous."""
     (T, H, D), KH = q.shape, k.shape[1]
     G = H // KH
     out = torch.empty(T, H * D, dtype=q.dtype, device=q.device)

@@ -1,10 +1,10 @@
-"""QK-norm and rotary embedding in one pass over the fused qkv rows, in place: one program a row and a few heads."""
+"""QK-norm and rotary embedding in one pass over the fused qkv rows, in place; one program per row and 8 heads."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Heads of one program: 8 heads of 128 are 2 kB, and divide the 24 and 40 of the published models.
+# Heads per program: 8 heads of 128 are 2 kB, and 8 divides the 24 and 40 heads of the published models.
 _HEADS = 8
 
 

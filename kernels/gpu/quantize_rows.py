@@ -1,4 +1,7 @@
-"""Rows quantised for an fp8 product where no kernel before it can do so: what attention gives. One program a row."""
+"""Quantise rows for an fp8 matmul: used for the output of attention, which its kernel does not quantise itself.
+
+There is one program per row.
+"""
 
 import torch
 import triton
@@ -10,7 +13,7 @@ from lastword.kernels.gpu.block_sizes import row_parts
 
 @triton.jit
 def fp8_scale(peak, largest):
-    """Divisor of a row whose largest size is `peak`: of 1e-12 at least, so that a row of zeros stays zeros."""
+    """Return the divisor of a row with largest absolute value `peak`, taken as at least 1e-12 so that zeros stay 0."""
     return tl.maximum(peak, 1e-12) / largest
 
 
@@ -24,7 +27,7 @@ def _quantize_rows_kernel(
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """y · scale = x, scale = max |row| / largest."""
+    """y · scale = x with scale = max |row| / largest."""
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * C
     y_ptr += row * C

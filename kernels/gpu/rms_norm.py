@@ -1,6 +1,7 @@
-"""RMSNorm of packed rows, one program a row: plain, of rows looked up, of the residual's sum, and that rounded to fp8.
+"""RMSNorm of packed rows, one program per row.
 
-A row is loaded as two power-of-two parts, so that C = 2560 takes 2048 + 512 lanes and not 4096.
+There are four variants: of a row, of an embedding row that is looked up, of the residual plus x, and the last one also
+quantised to fp8. A row is loaded as two power-of-two parts, so that C = 2560 takes 2048 + 512 lanes instead of 4096.
 """
 
 import torch
@@ -14,7 +15,7 @@ from lastword.kernels.gpu.quantize_rows import fp8_scale
 
 @triton.jit
 def _read(x_ptr, residual_ptr, at, mask, ADD: tl.constexpr, KEEP: tl.constexpr):
-    """Load part of a row in fp32, with ADD plus the residual's; with KEEP store it there and give what was stored."""
+    """Load part of a row in fp32; ADD adds the residual, KEEP stores the sum there and returns it as rounded."""
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -39,7 +40,7 @@ def _rms_norm_kernel(
     ADD: tl.constexpr,
     LOOKUP: tl.constexpr,
 ):
-    """y = x / sqrt(mean(x²) + eps) · weight in fp32, rounded once; with ADD of residual += x, with LOOKUP of x[ids]."""
+    """y = h / sqrt(mean(h²) + eps) · weight in fp32, rounded once; h is x, x[ids] (LOOKUP) or residual += x (ADD)."""
     number = tl.program_id(0).to(tl.int64)
     row = number * C
     x_ptr += tl.load(ids_ptr + number).to(tl.int64) * C if LOOKUP else row
@@ -73,7 +74,7 @@ def _add_rms_norm_quantize_kernel(
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """residual += x; y · scale = the normalised residual in fp32, scale = max |row| / largest."""
+    """residual += x; y · scale = the normalised residual in fp32 with scale = max |row| / largest."""
     number = tl.program_id(0).to(tl.int64)
     row = number * C
     x_ptr += row

@@ -1,4 +1,7 @@
-"""SwiGLU over the fused gate and up projections: one program a row and a block of columns, or a row to quantise."""
+"""SwiGLU over the fused gate and up projections.
+
+There is one program per row and block of columns; with quantisation, one program per row.
+"""
 
 import torch
 import triton
@@ -8,13 +11,13 @@ from torch import Tensor
 from lastword.kernels.gpu.block_sizes import row_parts
 from lastword.kernels.gpu.quantize_rows import fp8_scale
 
-# Columns of one program: divides the MLP widths 3072 and 12288, and leaves half a block of 9728.
+# Columns per program: divides the MLP widths 3072 and 12288; of 9728 the last block is half full.
 _COLUMNS = 1024
 
 
 @triton.jit
 def _gated(gate_up_ptr, at, mask, F: tl.constexpr):
-    """Part of a row of silu(gate) · up, in fp32."""
+    """Compute part of a row of silu(gate) · up, in fp32."""
     gate = tl.load(gate_up_ptr + at, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + F + at, mask=mask, other=0.0).to(tl.float32)
     return gate * tl.sigmoid(gate) * up
@@ -45,7 +48,7 @@ def _swiglu_quantize_kernel(
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """y · scale = silu(gate) · up, scale = max |row| / largest, so that the row fills the fp8 range."""
+    """y · scale = silu(gate) · up with scale = max |row| / largest, so the row fills the fp8 range."""
     row = tl.program_id(0).to(tl.int64)
     gate_up_ptr += row * (2 * F)
     y_ptr += row * F

@@ -1,1 +1,1 @@
-"""Matmuls: plain, in int8 and in fp8."""
+"""Linear layers: unquantised, int8 and fp8."""

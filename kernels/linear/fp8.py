@@ -1,7 +1,7 @@
-"""Matmuls in fp8 on a GPU: the vendor library's, with one scale per output channel and one per row.
+"""Linear layers in fp8 on a GPU: matmuls of the vendor library, with one scale per output channel and one per row.
 
-Activations arrive quantised from the kernel before (norm, SwiGLU), or are quantised here. On CPU tensors the same
-quantised numbers are multiplied in fp32, for tests of scales and drift.
+Activations arrive quantised by the previous kernel (norm, SwiGLU), or are quantised here. On CPU tensors the same
+quantised numbers are multiplied in fp32, to test the scales and the quantisation error.
 """
 
 from functools import cache
@@ -14,23 +14,25 @@ from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import cpu
 from lastword.kernels.ops import quantize_rows, swiglu_quantize
 
-# [T, K]; or quantised, fp8 [T, K] and fp32 [T], of which the product by rows is what they stand for.
+# Activations [T, K]; or quantised, fp8 codes [T, K] and fp32 scales [T]: the values of row t are codes[t] · scale[t].
 Rows = Tensor | tuple[Tensor, Tensor]
 
-# Hopper's tensor cores add fp8 products in fewer bits than fp32 has unless sums are moved to fp32 every 128 elements,
-# which the row-wise products of PyTorch do much slower; sums of fewer bits err far less than the rounding to fp8.
+# Hopper's tensor cores add fp8 products in fewer bits than fp32 unless sums move to fp32 every 128 elements, which is
+# much slower in PyTorch's row-wise matmuls. The error of these sums is far smaller than that of rounding to fp8.
 _FAST_ACCUM = True
-# Widths that the vendor libraries' fp8 products take.
+# The vendor libraries' fp8 matmuls accept widths that are multiples of this.
 _MULTIPLE = 16
-# cuBLASLt on Hopper is reported to refuse 256 rows or fewer where K_in is long (pytorch/ao #4582); they then get rows
-# of zeros beside them.
+# cuBLASLt on Hopper is reported to refuse 256 rows or fewer if K_in is large (pytorch/ao #4582); inputs are then padded
+# with rows of zeros.
 _FEW_ROWS, _ENOUGH_ROWS = (1, 16, 64, 256), 272
 
 
 def check_fp8(device: torch.device) -> None:
-    """Hold the device to what fp8 products need.
+    """Check that a device can run fp8 matmuls.
 
-    Raises:   ConfigError on a CPU, DeviceError for a GPU without fp8.
+    Raises:
+        ConfigError: the device is a CPU.
+        DeviceError: the GPU has no fp8.
     """
     if device.type != "cuda":
         raise ConfigError(
@@ -38,7 +40,7 @@ def check_fp8(device: torch.device) -> None:
             "fp8 is for GPUs",
             got=f"device {str(device)!r}",
             expected="'cuda'",
-            remedy="Use quantize 'int8' on a CPU, or leave quantize out.",
+            remedy="Use quantize 'int8' on a CPU, or omit quantize.",
         )
     if torch.version.hip:
         found = _gfx(device)
@@ -49,16 +51,16 @@ def check_fp8(device: torch.device) -> None:
     if not able:
         raise DeviceError(
             "quantize",
-            f"fp8 has no matmuls on {str(device)!r}",
+            f"fp8 is not supported on {str(device)!r}",
             got=found,
             expected="compute capability 8.9 or later, gfx942 or gfx950",
-            remedy="Leave quantize out.",
+            remedy="Omit quantize to compute without quantisation.",
         )
 
 
 @cache
 def fp8_format(device: torch.device) -> torch.dtype:
-    """The fp8 with 3 bits of mantissa that the device multiplies: e4m3fnuz on gfx942, else e4m3fn."""
+    """Return the device's fp8 format with 3 mantissa bits: e4m3fnuz on gfx942, else e4m3fn."""
     old = device.type == "cuda" and bool(torch.version.hip) and _gfx(device) == "gfx942"
     return torch.float8_e4m3fnuz if old else torch.float8_e4m3fn
 
@@ -69,15 +71,25 @@ def _gfx(device: torch.device) -> str:
 
 
 class Fp8Linear:
-    """y = x · weightᵀ + bias, computed as s · (q(x / s) · q(weight / w)ᵀ) · w + bias, with s per row and w per channel.
+    """Linear layer y = x · weightᵀ + bias, computed as s · (q(x / s) · q(weight / w)ᵀ) · w + bias.
 
-    Args:     weight: [K_out, K_in] bf16 on a GPU (fp32 too on a CPU), both sizes multiples of 16; bias: [K_out] or
-              None. x: [T, K_in], dtype of weight, or already quantised.
-    Returns:  [T, K_out], dtype of weight; a row depends on no other row.
-    Numerics: weight and x rounded to `fp8_format` under scales max |row| / its largest number; accumulated by the
-              tensor cores (`_FAST_ACCUM`), rescaled in fp32, rounded once to the dtype of weight, again by the bias.
-              A row with a NaN or an infinity gives no finite row.
-    Raises:   ConfigError where a size is no multiple of 16; DeviceError where the library refuses such products.
+    The scale s is per row of x, the scale w per output channel.
+
+    Args:
+        weight: [K_out, K_in] bf16 on a GPU (also fp32 on a CPU), both sizes multiples of 16.
+        bias: [K_out] or None.
+
+    Called with x [T, K_in], dtype of weight or already quantised, it returns y [T, K_out], dtype of weight. A row
+    depends on no other row.
+
+    Numerics:
+        Rounds weight and x to `fp8_format` with scales max |row| / the format's largest number. The tensor cores
+        accumulate (`_FAST_ACCUM`); the sums are rescaled in fp32 and rounded once to the dtype of weight, and again
+        after adding the bias. An input row with a NaN or an infinity never gives a finite output row.
+
+    Raises:
+        ConfigError: a size is not a multiple of 16.
+        DeviceError: the library refuses such matmuls.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -85,8 +97,8 @@ class Fp8Linear:
             raise ConfigError(
                 "quantize",
                 f"fp8 needs widths in multiples of {_MULTIPLE}",
-                got=f"a weight of {list(weight.shape)}",
-                remedy="Leave quantize out.",
+                got=f"a weight of shape {list(weight.shape)}",
+                remedy="Omit quantize to compute without quantisation.",
             )
         self.format, self.dtype, self.bias = fp8_format(weight.device), weight.dtype, bias
         self.weight, scale = cpu.quantize_rows(weight, self.format)
@@ -98,17 +110,24 @@ class Fp8Linear:
         T = len(codes)
         if self.least_rows > T:
             codes, scale = (_with_zeros(each, self.least_rows) for each in (codes, scale))
-        # Column-major on the right, as the libraries want it: the transpose of a row-major weight.
+        # The libraries need a column-major right operand: the transpose of the row-major weight.
         y = _product(codes, self.weight.t(), scale[:, None], self.scale, self.dtype)[:T]
         return y if self.bias is None else y.add_(self.bias)
 
 
 class Fp8SwigluLinear:
-    """y = silu(x · gateᵀ) · (x · upᵀ), the products as in `Fp8Linear`, y quantised for the next.
+    """Gate and up projections of an MLP with SwiGLU, as in `Fp8Linear`, quantised for the next layer.
 
-    Args:     gate_up: [2F, C], gate rows first. x: [T, C], or already quantised.
-    Returns:  fp8 [T, F] and fp32 [T], as `swiglu_quantize` gives them.
-    Numerics: the products rounded to the dtype of gate_up, SwiGLU in fp32 on them, rounded once to fp8.
+    It computes y = silu(x · gateᵀ) · (x · upᵀ).
+
+    Args:
+        gate_up: [2F, C], gate rows first.
+
+    Called with x [T, C], or already quantised, it returns y as fp8 [T, F] and its scales as fp32 [T], like
+    `swiglu_quantize`.
+
+    Numerics:
+        Rounds the projections to the dtype of gate_up, computes SwiGLU on them in fp32, and rounds once to fp8.
     """
 
     def __init__(self, gate_up: Tensor) -> None:
@@ -119,39 +138,40 @@ class Fp8SwigluLinear:
 
 
 def _product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """(a_scale · a) · (b · b_scale): fp8 [T, K] and [K, K_out], fp32 [T, 1] and [1, K_out]."""
+    """Compute (a_scale · a) · (b · b_scale) for fp8 a [T, K], b [K, K_out] and fp32 scales [T, 1], [1, K_out]."""
     if a.is_cuda:
         return _row_wise_product(a, b, a_scale, b_scale, dtype)
     return (a.float() @ b.float()).mul_(a_scale).mul_(b_scale).to(dtype)
 
 
 def _with_zeros(x: Tensor, rows: int) -> Tensor:
-    """Put zeros behind x [T, …] up to so many rows."""
+    """Pad x [T, …] with zeros to `rows` rows."""
     padded = x.new_zeros(rows, *x.shape[1:])
     padded[: len(x)] = x
     return padded
 
 
 def _least_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> int:
-    """Rows that the library multiplies with this weight at least, found by trying: not all products are there.
+    """Find by trial the smallest number of rows that the library accepts for this weight.
 
-    Raises:   DeviceError where it refuses many rows too.
+    Raises:
+        DeviceError: the library refuses a large number of rows too.
     """
     if not any(_refusal(weight, scale, dtype, rows) for rows in _FEW_ROWS):
         return 1
     if refusal := _refusal(weight, scale, dtype, _ENOUGH_ROWS):
         raise DeviceError(
             "quantize",
-            f"fp8 has no matmuls by rows on {str(weight.device)!r}",
+            f"fp8 matmuls with row scales are not supported on {str(weight.device)!r}",
             got=f"{refusal!r} from PyTorch",
             expected="a result",
-            remedy="Leave quantize out.",
+            remedy="Omit quantize to compute without quantisation.",
         )
     return _ENOUGH_ROWS
 
 
 def _refusal(weight: Tensor, scale: Tensor, dtype: torch.dtype, rows: int) -> str:
-    """What the library says to a product of so many rows; "" where it computes it."""
+    """Return the library's error for a matmul of `rows` rows, or "" if it succeeds."""
     codes = weight.new_zeros(rows, weight.shape[1])
     ones = scale.new_ones(rows)
     try:

@@ -1,7 +1,8 @@
-"""Matmuls in int8 on a CPU: the vendor library's (FBGEMM), with weights and activations quantised here.
+"""Linear layers in int8 on a CPU: matmuls of FBGEMM, with weights and activations quantised here.
 
-A weight has one scale per output channel, made at load. Each row of activations is divided by its own largest size
-before the library quantises it by a fixed scale: a scale of the whole batch would let a row's neighbours move it.
+A weight has one scale per output channel, computed at load. Each row of activations is divided by its own largest
+absolute value before the library quantises it with a fixed scale. With one scale for the whole batch, a row's result
+would depend on the other rows.
 """
 
 import warnings
@@ -14,44 +15,52 @@ from torch import Tensor
 from lastword.errors import ConfigError
 from lastword.kernels.linear.plain import Linear
 
-# Output channels that rounding would move by more than this share of their norm stay in fp32: those whose largest
-# weight is over 9 times their RMS. A normal distribution moves by 0.01.
+# Output channels stay in fp32 if rounding would change them by more than this share of their norm, which happens when
+# the largest weight is over 9 times their RMS. Normally distributed weights change by 0.01.
 MAX_ROUNDING = 0.02
 
 
 def check_int8() -> None:
-    """Hold the machine to what int8 products need.
+    """Check that this machine can run int8 matmuls.
 
-    Raises:   ConfigError where PyTorch has no FBGEMM here, as on ARM.
+    Raises:
+        ConfigError: PyTorch has no FBGEMM here, for example on ARM.
     """
     engine = torch.backends.quantized.engine
     if engine not in ("x86", "fbgemm"):
         raise ConfigError(
             "quantize",
-            "int8 has no kernel on this machine",
-            got=f"PyTorch's engine {engine!r}",
+            "int8 is not supported on this machine",
+            got=f"PyTorch's quantisation engine {engine!r}",
             expected="'x86' or 'fbgemm'",
-            remedy="Leave quantize out.",
+            remedy="Omit quantize to compute without quantisation.",
         )
 
 
 def activation_levels() -> int:
-    """Codes of an activation on each side of zero: 127, or 63 on a CPU without VNNI.
+    """Return the number of activation codes on each side of zero: 127, or 63 on a CPU without VNNI.
 
-    There the library adds two products in 16 bits: 2 · 255 · 127 would saturate, 2 · 127 · 127 does not.
+    Without VNNI the library adds two products in 16 bits: 2 · 255 · 127 would saturate, 2 · 127 · 127 does not.
     """
     exact: bool = torch.cpu._is_vnni_supported()
     return 127 if exact else 63
 
 
 class Int8Linear:
-    """y = x · weightᵀ + bias, computed as s · (q(x / s) · q(weight)ᵀ) + bias with s = max |x| of each row.
+    """Linear layer y = x · weightᵀ + bias, computed as s · (q(x / s) · q(weight)ᵀ) + bias with s = max |x| per row.
 
-    Args:     weight: [K_out, K_in] fp32 on a CPU; bias: [K_out] fp32 or None. x: [T, K_in] fp32.
-    Returns:  [T, K_out] fp32; the int8 part of a row depends on no other row, bit for bit.
-    Numerics: weight rounded to int8 by one scale per output channel (max |weight| / 127), x / s to `activation_levels`
-              codes on each side of zero; products and sums exact in int32, rescaled in fp32. Output channels that do
-              not round well (`MAX_ROUNDING`) in fp32. A row with a NaN or an infinity gives no finite row.
+    Args:
+        weight: [K_out, K_in] fp32 on a CPU.
+        bias: [K_out] fp32 or None.
+
+    Called with x [T, K_in] fp32, it returns y [T, K_out] fp32. The int8 part of a row depends on no other row, bit
+    for bit.
+
+    Numerics:
+        Rounds the weight to int8 with one scale per output channel (max |weight| / 127) and x / s to
+        `activation_levels` codes on each side of zero. Products and sums are exact in int32, rescaled in fp32. Output
+        channels that do not round well (`MAX_ROUNDING`) are computed in fp32. An input row with a NaN or an infinity
+        never gives a finite output row.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -65,7 +74,7 @@ class Int8Linear:
         return self.product(x, x / scale, scale)
 
     def product(self, x: Tensor, scaled: Tensor, scale: Tensor) -> Tensor:
-        """The product of x, of which `scaled` is x / scale, rows within ±1."""
+        """Multiply x by the weight, given `scaled` = x / scale, whose values lie within ±1."""
         levels = activation_levels()
         op: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         y: Tensor = op(scaled, 1 / levels, levels + 1, self.packed).mul_(scale)
@@ -75,11 +84,15 @@ class Int8Linear:
 
 
 class Int8SwigluLinear:
-    """y = silu(x · gateᵀ) · (x · upᵀ), both products as in `Int8Linear`.
+    """Gate and up projections of an MLP with SwiGLU: y = silu(x · gateᵀ) · (x · upᵀ), both as in `Int8Linear`.
 
-    Args:     gate_up: [2F, C] fp32 on a CPU, gate rows first. x: [T, C] fp32.
-    Returns:  [T, F] fp32.
-    Numerics: SwiGLU in fp32, the rest as in `Int8Linear`.
+    Args:
+        gate_up: [2F, C] fp32 on a CPU, gate rows first.
+
+    Called with x [T, C] fp32, it returns y [T, F] fp32.
+
+    Numerics:
+        SwiGLU in fp32, the rest as in `Int8Linear`.
     """
 
     def __init__(self, gate_up: Tensor) -> None:
@@ -93,18 +106,18 @@ class Int8SwigluLinear:
 
 
 def _row_scale(x: Tensor) -> Tensor:
-    """Largest |x| of each row, [T, 1]; a row of zeros keeps a divisor."""
-    # 20 times as fast as a norm or aminmax over rows: 0.4 ms at 1024×3072 (AMD EPYC, one thread, torch 2.13)
+    """Return the largest |x| of each row, [T, 1]; for a row of zeros the smallest normal number, a safe divisor."""
+    # 20 times as fast as a norm or aminmax over rows: 0.4 ms at 1024×3072 (AMD EPYC, one thread, torch 2.13).
     largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
     return largest.clamp_min_(torch.finfo(x.dtype).tiny)
 
 
 def _pack(weight: Tensor) -> tuple[Any, Tensor]:
-    """Round to int8 and lay out as FBGEMM wants it; how far each row moved, over its norm [K_out]."""
+    """Round a weight to int8 and pack it for FBGEMM; also return each row's rounding error over its norm, [K_out]."""
     scale = _row_scale(weight) / 127
     zero = torch.zeros(len(scale), dtype=torch.int64)
     with warnings.catch_warnings():
-        # PyTorch 2.13 announces the end of quantised tensors; the packed weight is made from nothing else.
+        # PyTorch 2.13 warns that quantised tensors are deprecated, but only they can be packed.
         warnings.filterwarnings("ignore", message=".*quantize_per_channel.*", category=UserWarning)
         codes = torch.quantize_per_channel(
             weight.contiguous(), scale.flatten().double(), zero, 0, torch.qint8

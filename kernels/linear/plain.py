@@ -1,6 +1,6 @@
-"""Matmuls: the vendor library's, with the weight laid out once at load for the device it runs on.
+"""Unquantised linear layers: matmuls of the vendor library, with the weight packed for its device once, at load.
 
-On a CPU in fp32 oneDNN packs the weight (up to 3 times as fast at few rows) and fuses SwiGLU into the products.
+On a CPU in fp32, oneDNN packs the weight (up to 3 times as fast for few rows) and fuses SwiGLU into the matmuls.
 """
 
 from typing import Any
@@ -21,12 +21,17 @@ def _packs(weight: Tensor) -> bool:
 
 
 class Linear:
-    """y = x · weightᵀ + bias.
+    """Linear layer: y = x · weightᵀ + bias.
 
-    Args:     weight: [K_out, K_in] fp32/bf16; bias: [K_out] or None, dtype of weight. x: [T, K_in], contiguous.
-    Returns:  [T, K_out], dtype of x.
-    Numerics: accumulated in fp32, rounded once to the dtype of x; in bf16 on a GPU the library may split a product of
-              few rows and add the parts in bf16 (PyTorch's `allow_bf16_reduced_precision_reduction`).
+    Args:
+        weight: [K_out, K_in] fp32/bf16.
+        bias: [K_out], dtype of weight, or None.
+
+    Called with x [T, K_in], contiguous, it returns y [T, K_out], dtype of x.
+
+    Numerics:
+        Accumulates in fp32 and rounds once to the dtype of x. In bf16 on a GPU the library may split a matmul of few
+        rows and add the parts in bf16 (PyTorch's `allow_bf16_reduced_precision_reduction`).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -43,11 +48,15 @@ class Linear:
 
 
 class SwigluLinear:
-    """y = silu(x · gateᵀ) · (x · upᵀ), the gate and up projections of one MLP with SwiGLU.
+    """Gate and up projections of an MLP with SwiGLU: y = silu(x · gateᵀ) · (x · upᵀ).
 
-    Args:     gate_up: [2F, C] fp32/bf16, gate rows first. x: [T, C], contiguous.
-    Returns:  [T, F], dtype of x.
-    Numerics: accumulated in fp32; SwiGLU in fp32, on products rounded to the dtype of x.
+    Args:
+        gate_up: [2F, C] fp32/bf16, gate rows first.
+
+    Called with x [T, C], contiguous, it returns y [T, F], dtype of x.
+
+    Numerics:
+        Accumulates in fp32 and rounds the projections to the dtype of x; SwiGLU computes in fp32 on the rounded values.
     """
 
     def __init__(self, gate_up: Tensor) -> None:

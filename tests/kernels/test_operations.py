@@ -23,7 +23,11 @@ X, W = torch.zeros(3, 8), torch.ones(8)
 IDS = torch.zeros(4, dtype=torch.int32)
 HEADS = {"num_heads": 2, "num_kv_heads": 1, "eps": 1e-6}
 QKV, HEAD, TABLE = torch.zeros(3, 4 * 32), torch.ones(32), torch.zeros(3, 16)
-SHAPE, KIND, STRIDES = "{} has the wrong shape", "{} is of another kind", "{} has the wrong strides"
+SHAPE, KIND, STRIDES = (
+    "{} has the wrong shape",
+    "{} has the wrong dtype or device",
+    "{} has the wrong strides",
+)
 
 # A call, where it is refused, what is said of which argument, what was got, and what is expected.
 REFUSED = {
@@ -49,7 +53,7 @@ REFUSED = {
     ),
     "table": (
         lambda: kernels.embed_rms_norm(IDS, X.int(), W, 1e-6),
-        "embed_rms_norm", KIND.format("table"), "torch.int32 on cpu", "floating point numbers on cpu",
+        "embed_rms_norm", KIND.format("table"), "torch.int32 on cpu", "floating-point numbers on cpu",
     ),
     "residual": (
         lambda: kernels.add_rms_norm(X, X[:2], W, 1e-6),
@@ -69,7 +73,7 @@ REFUSED = {
     ),
     "half tables": (
         lambda: kernels.qk_norm_rope(QKV, HEAD, HEAD, TABLE.half(), TABLE.half(), **HEADS),
-        "qk_norm_rope", "qkv or tables are laid out otherwise",
+        "qk_norm_rope", "wrong layout of qkv or dtype of the tables",
         "qkv with strides (128, 1) and torch.float16 tables", "contiguous rows and float32 tables",
     ),
     "k and v": (
@@ -94,13 +98,13 @@ REFUSED = {
     ),
     "tables on a CPU": (
         lambda: kernels.forest_attention(Q, K, K, TABLES, 1.0),
-        "forest_attention", "the plan is another implementation's", "KernelTables",
-        "a CpuPlan: PyTorch computes here",
+        "forest_attention", "wrong kind of attention plan", "KernelTables",
+        "a CpuPlan, because PyTorch computes this",
     ),
     "tables on a CPU at the end": (
         lambda: kernels.final_attention(Q[:3], K, K, TABLES, 1.0),
-        "final_attention", "the plan is another implementation's", "KernelTables",
-        "a CpuPlan: PyTorch computes here",
+        "final_attention", "wrong kind of attention plan", "KernelTables",
+        "a CpuPlan, because PyTorch computes this",
     ),
 }  # fmt: skip
 
@@ -122,7 +126,7 @@ def test_dense_blocks_are_not_for_a_kernel(operation, monkeypatch: pytest.Monkey
         operation(q, K, K, PLAN, 1.0)
     assert caught.value.where == operation.__name__
     assert caught.value.got == "CpuPlan"
-    assert caught.value.expected == "KernelTables: a Triton kernel computes here"
+    assert caught.value.expected == "KernelTables, because a Triton kernel computes this"
 
 
 def test_triton_is_imported_at_the_first_launch(tmp_path) -> None:
@@ -195,8 +199,8 @@ def test_a_tile_holds_every_head_of_a_token() -> None:
     with pytest.raises(ConfigError) as caught:
         tile_tokens(blocks, 33)
     assert (caught.value.what, caught.value.got) == ("too many query heads per KV head", "33")
-    assert caught.value.expected == "32 at most on this device in this dtype"
-    assert caught.value.remedy == "Compute on a CPU."
+    assert caught.value.expected == "at most 32 on this device in this dtype"
+    assert caught.value.remedy == "Use device 'cpu'."
 
 
 @pytest.mark.parametrize("keys", [1, 63, 256, 511, 512, 1500, 32768])

@@ -114,7 +114,7 @@ def test_widths_are_multiples_of_16(shape: tuple[int, int]) -> None:
     with pytest.raises(ConfigError) as caught:
         Fp8Linear(torch.zeros(shape))
     assert caught.value.what == "fp8 needs widths in multiples of 16"
-    assert caught.value.got == f"a weight of {list(shape)}"
+    assert caught.value.got == f"a weight of shape {list(shape)}"
 
 
 # What the vendor library is asked, with no GPU.
@@ -179,8 +179,8 @@ def test_devices_without_fp8(found: tuple[int, int] | str, got: str, gpu) -> Non
     with pytest.raises(DeviceError) as caught:
         check_fp8(GPU)
     error = caught.value
-    assert (error.where, error.what) == ("quantize", "fp8 has no matmuls on 'cuda'")
-    assert (error.got, error.remedy) == (got, "Leave quantize out.")
+    assert (error.where, error.what) == ("quantize", "fp8 is not supported on 'cuda'")
+    assert (error.got, error.remedy) == (got, "Omit quantize to compute without quantisation.")
     assert error.expected == "compute capability 8.9 or later, gfx942 or gfx950"
 
 
@@ -233,7 +233,7 @@ def test_a_product_that_the_library_refuses(library) -> None:
     library(1000)
     with pytest.raises(DeviceError) as caught:
         Fp8Linear(draw(48, 64, dtype=torch.bfloat16).as_subclass(OnGpu))
-    assert caught.value.what == "fp8 has no matmuls by rows on 'cpu'"
+    assert caught.value.what == "fp8 matmuls with row scales are not supported on 'cpu'"
     assert caught.value.got == "'CUBLAS_STATUS_NOT_SUPPORTED when calling' from PyTorch"
 
 

@@ -110,5 +110,8 @@ def test_a_machine_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as caught:
         check_int8()
     error = caught.value
-    assert (error.where, error.what) == ("quantize", "int8 has no kernel on this machine")
-    assert (error.got, error.expected) == ("PyTorch's engine 'qnnpack'", "'x86' or 'fbgemm'")
+    assert (error.where, error.what) == ("quantize", "int8 is not supported on this machine")
+    assert (error.got, error.expected) == (
+        "PyTorch's quantisation engine 'qnnpack'",
+        "'x86' or 'fbgemm'",
+    )
