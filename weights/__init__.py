@@ -1,8 +1,8 @@
-"""Where weights come from: a hub id or a folder in, configuration and checked tensors out.
+"""Find and check a model's files: from a hub id or folder to its configuration and tensors.
 
-`locate` finds the files, `read_config` and `read_embedding_spec` say what they describe, and `Checkpoint`
-gives the tensors. Nothing here knows how the forward pass works; the engine reads these types only.
-What holds tensors is imported at its first use, and torch with it, so the command line can parse JSON without.
+`locate` finds the files, `read_config` and `read_embedding_spec` read their settings, and `Checkpoint` reads the
+tensors. This package knows nothing of the forward pass; the engine uses only the types exported here. Modules that
+need torch are imported at their first use, so the command line can parse JSON without it.
 """
 
 from importlib import import_module
@@ -55,7 +55,7 @@ _WITH_TORCH = {
 
 
 def __getattr__(name: str) -> object:
-    """Import what needs torch when somebody asks for it."""
+    """Import the names that need torch at their first use."""
     if name not in _WITH_TORCH:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found: object = getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)

@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint: names, shapes and dtypes checked first, payload read only when asked for.
+"""The tensors of a checkpoint: names, shapes and dtypes are checked first, the data is read only when needed.
 
-A tensor is mapped, copied to its place in the fused weight and unmapped before the next one, so resident
-memory beyond what the caller holds stays below one tensor, however large the files are.
+Each tensor is memory-mapped, copied to its place in the fused weight and unmapped before the next one. So the memory in
+use beyond the caller's own stays below one tensor, however large the files are.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _SAMPLE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer's weights, query/key/value and gate/up fused; biases only where configured."""
+    """One layer's weights, with query/key/value and gate/up fused; biases are None unless configured."""
 
     input_norm: Tensor  # [C]
     qkv: Tensor  # [(H + 2·KH)·D, C]
@@ -44,44 +44,44 @@ class LayerWeights:
 
 
 class WeightsSource(Protocol):
-    """What the engine asks of a model's weights: a `Checkpoint`, or others that a caller puts in its place."""
+    """The weights as the engine needs them: a `Checkpoint`, or a replacement given by the caller."""
 
     @property
     def num_parameters(self) -> int:
-        """Count the numbers."""
+        """Number of parameters."""
 
     @property
     def num_bytes(self) -> int:
-        """Count the bytes as stored."""
+        """Number of bytes as stored."""
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """Name the stored dtypes as safetensors does, sorted."""
+        """Stored dtypes by their safetensors names, sorted."""
 
     @property
     def fingerprint(self) -> str:
-        """Identify the weights: equal for equal ones."""
+        """Identifier of the weights: equal weights have equal fingerprints."""
 
     def embedding(self) -> Tensor:
-        """Give the token embeddings `[V, C]`."""
+        """Return the token embeddings `[V, C]`."""
 
     def norm(self) -> Tensor:
-        """Give the final norm's weight `[C]`."""
+        """Return the final norm's weight `[C]`."""
 
     def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:
-        """Give one layer, 0 to L - 1, in a dtype."""
+        """Return the weights of one layer, 0 to L - 1, in a dtype."""
 
 
 class Checkpoint:
-    """The weights of one model folder; every check runs on opening, before any payload is read.
+    """The weights of one model folder; every check runs on opening, before any tensor is read.
 
     Args:
-        folder: of the model.
-        config: what the tensors are held to.
-        stored: the folder's headers, where `read_tensors` has read them already.
+        folder: the model's folder.
+        config: the model's configuration, which sets the expected names and shapes.
+        stored: the folder's headers, if `read_tensors` has read them already.
 
     Raises:
-        WeightsError: a file, name, shape or dtype is missing, damaged or not what the config asks for.
+        WeightsError: a file, name, shape or dtype is missing, damaged or does not match the config.
     """
 
     num_parameters: int
@@ -94,33 +94,33 @@ class Checkpoint:
         self.folder, self.config = Path(folder), config
         found = read_tensors(self.folder) if stored is None else stored
         kept = {name: info for name, info in found.items() if name != LM_HEAD}
-        self._tensors = _checked(self.folder, config, kept)
+        self._tensors = _check_tensors(self.folder, config, kept)
         infos = self._tensors.values()
         self.num_parameters = sum(math.prod(info.shape) for info in infos)
         self.num_bytes = sum(info.num_bytes for info in infos)
         self.dtypes = tuple(sorted({info.dtype for info in infos}))
 
     def names(self) -> tuple[str, ...]:
-        """Give the tensors' names without `model.`, sorted."""
+        """Return the tensors' names without `model.`, sorted."""
         return tuple(sorted(self._tensors))
 
     def embedding(self) -> Tensor:
-        """Give the token embeddings `[V, C]` in their stored dtype, a view of the mapped file."""
+        """Return the token embeddings `[V, C]` in their stored dtype, as a view of the mapped file."""
         return mapped(self._tensors[EMBEDDING], EMBEDDING)
 
     def norm(self) -> Tensor:
-        """Give the final norm's weight `[C]` in its stored dtype, in memory of its own."""
+        """Return the final norm's weight `[C]` in its stored dtype, in newly allocated memory."""
         return mapped(self._tensors[NORM], NORM).clone()
 
     def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:
-        """Read one layer, 0 to L - 1, into memory of its own, converted while it is copied."""
+        """Read one layer, 0 to L - 1, into newly allocated memory; the dtype is converted during the copy."""
         if not 0 <= index < self.config.num_hidden_layers:
             last = self.config.num_hidden_layers - 1
             where = f"{self.folder}: layer"
             raise InputError(where, "out of range", got=str(index), expected=f"0 to {last}")
 
         def read(*names: str) -> Tensor:
-            return self._fused([f"layers.{index}.{name}" for name in names], dtype)
+            return self._read_fused([f"layers.{index}.{name}" for name in names], dtype)
 
         projections = [f"self_attn.{letter}_proj" for letter in "qkv"]
         biased = self.config.attention_bias
@@ -148,11 +148,11 @@ class Checkpoint:
         for name in self.names():
             info = self._tensors[name]
             total.update(f"{name} {info.dtype} {list(info.shape)}\n".encode())
-            total.update(_sampled(info))
+            total.update(_hash_samples(info))
         return total.hexdigest()
 
-    def _fused(self, names: list[str], dtype: torch.dtype) -> Tensor:
-        """Copy tensors one below the other into one of their own, converting on the way."""
+    def _read_fused(self, names: list[str], dtype: torch.dtype) -> Tensor:
+        """Concatenate tensors along the first dimension into a new tensor of this dtype."""
         infos = [self._tensors[name] for name in names]
         rows = sum(info.shape[0] for info in infos)
         whole = torch.empty((rows, *infos[0].shape[1:]), dtype=dtype)
@@ -164,7 +164,7 @@ class Checkpoint:
 
 
 def _key_prefix(folder: Path, stored: dict[str, TensorInfo]) -> str:
-    """Decide once whether the names begin with `model.`; a mixture is refused."""
+    """Return `model.` if all names begin with it, "" if none does; refuse a mixture."""
     prefixed = {name for name in stored if name.startswith(PREFIX)}
     if prefixed and len(prefixed) < len(stored):
         others = stored.keys() - prefixed
@@ -173,10 +173,10 @@ def _key_prefix(folder: Path, stored: dict[str, TensorInfo]) -> str:
     return PREFIX if prefixed else ""
 
 
-def _checked(
+def _check_tensors(
     folder: Path, config: ModelConfig, stored: dict[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
-    """Hold the stored tensors to exactly those expected, by name, shape and dtype."""
+    """Check that the stored tensors are exactly the expected ones, by name, shape and dtype."""
     prefix = _key_prefix(folder, stored)
     tensors = {name.removeprefix(prefix): info for name, info in stored.items()}
     expected = expected_shapes(config)
@@ -185,7 +185,7 @@ def _checked(
         what = f"{len(missing)} of {len(expected)} tensors missing: {some(missing)}"
         raise WeightsError(str(folder), what)
     if extra:
-        raise WeightsError(str(folder), f"{len(extra)} tensors not expected: {some(extra)}")
+        raise WeightsError(str(folder), f"unexpected tensors ({len(extra)}): {some(extra)}")
     for name, shape in expected.items():
         info = tensors[name]
         where = f"{info.file}: tensor {prefix}{name}"
@@ -197,8 +197,8 @@ def _checked(
     return tensors
 
 
-def _sampled(info: TensorInfo) -> bytes:
-    """Hash the first, middle and last 4 KiB of a tensor, or all of a tensor that is smaller."""
+def _hash_samples(info: TensorInfo) -> bytes:
+    """Hash the first, middle and last 4 KiB of a tensor; a smaller tensor is hashed whole."""
     digest = hashlib.sha256()
     middle = max(0, (info.num_bytes - _SAMPLE_BYTES) // 2)
     last = max(0, info.num_bytes - _SAMPLE_BYTES)

@@ -1,7 +1,7 @@
-"""config.json through an allow-list: what the forward pass needs, checked; everything else known or refused.
+"""Read config.json through an allow-list.
 
-A setting that lastword does not implement must never be dropped in silence, so every key is either used,
-known not to touch the forward pass, or refused by name. No code that a checkpoint names is ever imported.
+lastword must never silently ignore a setting that it does not implement. So every key is either used and checked, known
+not to affect the forward pass, or refused by name. No code named by a checkpoint is ever imported.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import Any
 
 from lastword.errors import ConfigError, some
 from lastword.weights.json_fields import Fields, read_object, shown
-from lastword.weights.rope import RopeConfig, read_rope
+from lastword.weights.rope import PARTIAL_ROTATION, RopeConfig, read_rope
 
 _USED = frozenset(
     "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
@@ -20,7 +20,7 @@ _USED = frozenset(
     "rope_scaling rope_parameters partial_rotary_factor use_sliding_window sliding_window "
     "max_window_layers layer_types is_causal quantization_config".split()
 )
-# Written by transformers 4 and 5 or by training tools; none changes what the forward pass computes.
+# Written by transformers 4 and 5 or by training tools; none changes the result of the forward pass.
 _HARMLESS = frozenset(
     "architectures attention_dropout attn_implementation auto_map bos_token_id eos_token_id pad_token_id "
     "sep_token_id decoder_start_token_id dtype torch_dtype initializer_range tie_word_embeddings "
@@ -35,20 +35,22 @@ _HARMLESS = frozenset(
     "begin_suppress_tokens unsloth_fixed unsloth_version pretraining_tp".split()
 )
 
-# Limits say what is accepted and change no number, so models that differ in them alone compute the same.
+_FULL_ATTENTION = "Name a model with full attention in every layer."
+
+# Limits restrict the inputs and change no result, so models that differ only in limits compute the same.
 LIMITS = frozenset({"max_position_embeddings"})
-# Every other setting, sorted; of one that is added, `NUMERIC_VERSION` need not be raised.
+# Every other setting, sorted. Adding one does not require raising `NUMERIC_VERSION`.
 _NUMERIC = (
     "attention_bias", "head_dim", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers",
     "num_key_value_heads", "rms_norm_eps", "rope.attention_factor", "rope.beta_fast", "rope.beta_slow", "rope.factor",
     "rope.kind", "rope.original_max_position_embeddings", "rope.theta", "rope.truncate", "vocab_size",
 )  # fmt: skip
-NUMERIC_VERSION = 1  # raise it when a setting of the same name comes to mean another computation
+NUMERIC_VERSION = 1  # raise it when a setting keeps its name but changes its meaning
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What the forward pass needs to know, in Hugging Face's words."""
+    """The settings of the forward pass, under their Hugging Face names."""
 
     hidden_size: int
     intermediate_size: int
@@ -63,7 +65,7 @@ class ModelConfig:
     rope: RopeConfig
 
     def numeric_settings(self) -> dict[str, bool | int | float | str]:
-        """Give the settings that change what is computed, by name and in a fixed order; `LIMITS` are left out."""
+        """Return the settings that change the result, by name and in a fixed order; `LIMITS` are omitted."""
         named = {name: attrgetter(name)(self) for name in _NUMERIC}
         return {"version": NUMERIC_VERSION, **named}
 
@@ -73,21 +75,21 @@ def read_config(folder: Path) -> ModelConfig:
 
     Raises:
         WeightsError: the file is missing or cannot be read.
-        ConfigError: it is not JSON, or a setting is missing, out of range or not implemented.
+        ConfigError: the file is not JSON, or a setting is missing, out of range or not supported.
     """
     path = Path(folder) / "config.json"
     return parse_config(read_object(path), str(path))
 
 
 def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
-    """Check the object that a config.json holds; `where` begins each message."""
+    """Check the JSON object of a config.json; each error message begins with `where`."""
     fields = Fields(values, where)
     _refuse_foreign(fields)
     heads = fields.integer("num_attention_heads", high=2**16)
     kv_heads = fields.integer("num_key_value_heads", high=2**16)
     if heads % kv_heads:
         fields.fail("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")
-    # transformers would fall back to 128 without the key; every writer states it, so its absence is a damage.
+    # Without the key transformers would use 128. But every writer states it, so a file without it is damaged.
     head_dim = fields.integer("head_dim", low=2, high=2**16)
     if head_dim % 2:
         fields.fail("head_dim", "an even number")
@@ -108,27 +110,33 @@ def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
 
 
 def _refuse_foreign(fields: Fields) -> None:
-    """Refuse every setting under which the forward pass would not be the plain Qwen3 one."""
+    """Refuse every setting under which the forward pass would differ from that of Qwen3."""
     values, where = fields.values, fields.where
     if values.get("model_type") != "qwen3":
-        fields.fail("model_type", '"qwen3"', "lastword runs Qwen3 models only.")
+        fields.fail("model_type", '"qwen3"', "Only Qwen3 models are supported. Name a Qwen3 model.")
     if values.get("quantization_config") is not None:
         raise ConfigError(
             f"{where}: quantization_config",
-            "the checkpoint is quantised",
-            expected="plain F32, BF16 or F16 weights",
-            remedy="Name the checkpoint that it was made from.",
+            "quantised checkpoints are not supported",
+            expected="F32, BF16 or F16 weights",
+            remedy="Name the checkpoint from which this one was quantised.",
         )
     unknown = {key for key in values.keys() - _USED - _HARMLESS if not key.startswith("_")}
     if unknown:
-        remedy = "If it leaves the forward pass as it is, remove it from the file."
+        remedy = (
+            "They might change the forward pass, so they are not supported. "
+            "If they do not change it, remove them from the file."
+        )
         raise ConfigError(where, f"unknown settings: {some(unknown)}", remedy=remedy)
     if values.get("hidden_act", "silu") != "silu":
-        fields.fail("hidden_act", '"silu"')
+        fields.fail(
+            "hidden_act", '"silu"', "Other activations are not supported. Name another model."
+        )
     if values.get("partial_rotary_factor") not in (None, 1):
-        fields.fail("partial_rotary_factor", "1 (the whole head is rotated)")
+        fields.fail("partial_rotary_factor", "1", PARTIAL_ROTATION)
+    # Computing a shared prefix once is exact only with causal attention.
     if values.get("is_causal", True) is not True:
-        fields.fail("is_causal", "true (lastword's shortcuts rest on causal attention)")
+        fields.fail("is_causal", "true", "Only causal attention is supported. Name a causal model.")
     _refuse_sliding(fields)
 
 
@@ -141,16 +149,19 @@ def _refuse_sliding(fields: Fields) -> None:
             fields.fail("layer_types", f"a list of {layers} names, one per layer")
         foreign = {shown(kind) for kind in kinds if kind != "full_attention"}
         if foreign:
-            expected = "full_attention in every layer"
             raise ConfigError(
-                f"{where}: layer_types", "not supported", got=some(foreign), expected=expected
+                f"{where}: layer_types",
+                "not supported",
+                got=some(foreign),
+                expected="full_attention in every layer",
+                remedy=_FULL_ATTENTION,
             )
         return
-    # Without layer_types, transformers slides the layers from max_window_layers on.
+    # Without layer_types, transformers uses a sliding window in the layers from max_window_layers on.
     first = values.get("max_window_layers", 28)
     window = fields.boolean("use_sliding_window", default=False) and values.get(
         "sliding_window", 4096
     )
     if window not in (None, False) and not (type(first) is int and first >= layers):
-        what = "sliding window attention is not supported"
-        raise ConfigError(f"{where}: use_sliding_window", what)
+        what = "sliding-window attention is not supported"
+        raise ConfigError(f"{where}: use_sliding_window", what, remedy=_FULL_ATTENTION)

@@ -1,7 +1,7 @@
-"""How a checkpoint wants to be used for embedding: prompts, normalisation, longest text, similarity.
+"""Read a checkpoint's embedding settings: prompts, normalisation, maximum text length, similarity.
 
-Reads the files that sentence-transformers writes, old (`sentence_transformers.models.*`) and new format, by
-class name against an allow-list; nothing they name is imported. Without `modules.json` a default is used.
+These are the files that sentence-transformers writes, in the old (`sentence_transformers.models.*`) or new format.
+Class names are checked against an allow-list and never imported. Without `modules.json` defaults are used.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from lastword.weights.json_fields import Fields, parse_json, read_bytes, read_ob
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _CHAINS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 _NOTICE = (
-    "{folder}: no modules.json; using the last token's state, normalised, with no prompts and at most "
+    "{folder}: no modules.json; using the defaults: last-token pooling, normalisation, no prompts and at most "
     "{length} tokens per text"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSpec:
-    """What the checkpoint's own files say about turning its states into embeddings."""
+    """The checkpoint's own settings for turning token states into embeddings."""
 
     prompts: Mapping[str, str]
     default_prompt_name: str | None
@@ -35,10 +35,11 @@ class EmbeddingSpec:
 
 
 def read_embedding_spec(folder: Path, config: ModelConfig) -> EmbeddingSpec:
-    """Read modules.json and the files beside it.
+    """Read modules.json and the other files that sentence-transformers writes.
 
     Raises:
-        ConfigError: a module, pooling mode, model type or setting that lastword does not implement.
+        WeightsError: a file that modules.json names is missing or cannot be read.
+        ConfigError: a module, pooling mode, model type or setting is not supported.
     """
     folder = Path(folder)
     max_length = _max_length(folder, config)
@@ -53,7 +54,7 @@ def read_embedding_spec(folder: Path, config: ModelConfig) -> EmbeddingSpec:
 
 
 def _read_modules(folder: Path, config: ModelConfig) -> bool:
-    """Check the chain of modules; say whether it ends with Normalize."""
+    """Check the list of modules; return whether it ends with Normalize."""
     path = folder / "modules.json"
     modules = parse_json(read_bytes(path), str(path), ConfigError)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
@@ -65,26 +66,32 @@ def _read_modules(folder: Path, config: ModelConfig) -> bool:
         names.append((fields.text("type") or fields.fail("type", "a class name")).split(".")[-1])
         places.append(fields.text("path", "") or "")
         if module.get("kwargs"):
-            fields.fail("kwargs", "none")
+            fields.fail("kwargs", "none", "Module arguments are not supported. Name another model.")
     if names not in _CHAINS:
         raise ConfigError(
             f"{path}: modules",
             "not supported",
             got=shown(names, 120),
             expected="Transformer, Pooling and, optionally, Normalize",
+            remedy="Other modules are not supported. Name another model.",
         )
     if places[0] not in ("", "."):
-        where = f"{path}: the Transformer's path"
-        raise ConfigError(where, "not supported", got=shown(places[0]), expected="none")
-    _read_pooling(folder / _inside(places[1], path) / "config.json", config)
+        raise ConfigError(
+            f"{path}: the Transformer's path",
+            "not supported",
+            got=shown(places[0]),
+            expected="none",
+            remedy="Move the Transformer's files to the model's folder.",
+        )
+    _read_pooling(folder / _check_inside(places[1], path) / "config.json", config)
     return len(names) == 3
 
 
-def _inside(place: str, path: Path) -> str:
-    """Refuse a module path that leaves the model's folder."""
+def _check_inside(place: str, path: Path) -> str:
+    """Refuse a module path outside the model's folder."""
     parts = PurePosixPath(place).parts
     if not parts or ".." in parts or place.startswith("/") or "\\" in place or ":" in place:
-        expected = "a folder inside"
+        expected = "a folder inside the model's"
         raise ConfigError(
             f"{path}: module path", "not allowed", got=shown(place), expected=expected
         )
@@ -97,21 +104,27 @@ def _read_pooling(path: Path, config: ModelConfig) -> None:
     modes = values.get("pooling_mode", [name.removeprefix("pooling_mode_") for name in old])
     modes = [modes] if isinstance(modes, str) else modes
     if modes != ["lasttoken"]:
-        where = f"{path}: pooling mode"
-        raise ConfigError(where, "not supported", got=shown(modes), expected="lasttoken")
+        raise ConfigError(
+            f"{path}: pooling mode",
+            "not supported",
+            got=shown(modes),
+            expected="lasttoken",
+            remedy="Only last-token pooling is supported. Name another model.",
+        )
     for key in ("embedding_dimension", "word_embedding_dimension"):
         if values.get(key, config.hidden_size) != config.hidden_size:
             Fields(values, str(path)).fail(key, f"hidden_size, which is {config.hidden_size}")
 
 
 def _read_prompts(path: Path) -> tuple[dict[str, str], str | None, str]:
-    """Give prompts, the default's name and the similarity; an absent file means none and cosine."""
+    """Return the prompts, the default prompt's name and the similarity; without the file none, None and cosine."""
     if not path.is_file():
         return {}, None, "cosine"
     fields = Fields(read_object(path), str(path))
     model_type = fields.text("model_type", "SentenceTransformer")
     if model_type != "SentenceTransformer":
-        fields.fail("model_type", '"SentenceTransformer"')
+        remedy = "Other model types are not supported. Name another model."
+        fields.fail("model_type", '"SentenceTransformer"', remedy)
     prompts: dict[str, Any] = fields.object("prompts") or {}
     for name, prompt in prompts.items():
         if not isinstance(prompt, str):
@@ -126,7 +139,7 @@ def _read_prompts(path: Path) -> tuple[dict[str, str], str | None, str]:
 
 
 def _max_length(folder: Path, config: ModelConfig) -> int:
-    """Take sentence-transformers' own limit, else the smaller of the tokenizer's and the model's."""
+    """Return the limit set for sentence-transformers, else the smaller of the tokenizer's and the model's limits."""
     path = folder / "sentence_bert_config.json"
     if path.is_file():
         fields = Fields(read_object(path), str(path))
@@ -137,18 +150,19 @@ def _max_length(folder: Path, config: ModelConfig) -> int:
     path = folder / "tokenizer_config.json"
     if path.is_file():
         fields = Fields(read_object(path), str(path))
-        # An unlimited tokenizer is written as the integer or float nearest to 1e30.
+        # A tokenizer without a limit has the integer or float nearest to 1e30 here.
         if fields.values.get("model_max_length") is not None:
             limit = int(min(limit, fields.number("model_max_length", above=1.0)))
     return limit
 
 
 def _refuse_transformer_settings(fields: Fields) -> None:
-    """Refuse settings of the Transformer module under which texts would be treated otherwise."""
+    """Refuse settings of the Transformer module under which texts would be processed differently."""
+    remedy = "This setting is not supported. Name another model."
     for key in ("do_lower_case", "query_length", "document_length", "query_expansion"):
         if fields.values.get(key):
-            fields.fail(key, "none")
+            fields.fail(key, "none", remedy)
     if fields.text("transformer_task", "feature-extraction") != "feature-extraction":
-        fields.fail("transformer_task", '"feature-extraction"')
+        fields.fail("transformer_task", '"feature-extraction"', remedy)
     if fields.values.get("processing_kwargs"):
-        fields.fail("processing_kwargs", "none")
+        fields.fail("processing_kwargs", "none", remedy)

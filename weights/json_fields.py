@@ -1,7 +1,7 @@
-"""Strict reading of JSON that somebody else wrote: one-line errors, every value's type and range checked.
+"""Read untrusted JSON strictly: check the type and range of every value, report errors in one line.
 
-The files of a checkpoint are untrusted. Duplicate keys, NaN, deep nesting and huge integers are refused here,
-so that the readers of the single files only say which keys they want. Imports no torch.
+The files of a checkpoint are untrusted. Duplicate keys, NaN, deep nesting and huge integers are refused here, so the
+readers of single files only name the keys that they need. This module does not import torch.
 """
 
 import json
@@ -18,13 +18,13 @@ MAX_FLOAT = sys.float_info.max
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """Show a value in an error message as one line of JSON, cut at `limit` characters."""
+    """Format a value for an error message: one line of JSON, cut at `limit` characters."""
     try:
         text = json.dumps(value)
     except (TypeError, ValueError, RecursionError):
         try:
             text = repr(value)
-        except ValueError:  # an integer of more digits than Python writes out
+        except ValueError:  # an integer with more digits than Python converts to text
             text = f"a huge {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -56,13 +56,16 @@ def parse_json(
     """Parse strict JSON whose outermost value is an object or a list.
 
     Args:
-        data: UTF-8, or text already decoded.
-        where: it came from.
-        error: what is raised.
-        unique_keys: refuse an object that has a key twice, instead of taking the last one.
+        data: UTF-8 bytes or decoded text.
+        where: the source of the data, for error messages.
+        error: the type of error to raise.
+        unique_keys: refuse an object in which a key occurs twice, instead of using the last value.
+
+    Returns:
+        The parsed object or list.
 
     Raises:
-        error: the bytes are not UTF-8, not JSON, hold a key twice, NaN, or a bare value.
+        error: the bytes are not UTF-8 or not JSON, or contain a key twice, NaN, or a bare value.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
@@ -89,7 +92,7 @@ def parse_object(
     *,
     unique_keys: bool = True,
 ) -> dict[str, Any]:
-    """Parse as `parse_json` does, and refuse a list."""
+    """Parse strict JSON like `parse_json`, but accept only an object."""
     value = parse_json(data, where, error, unique_keys=unique_keys)
     if not isinstance(value, dict):
         raise _no_object(where, error, "a list")
@@ -103,7 +106,7 @@ def _no_object(where: str, error: type[LastwordError], got: str) -> LastwordErro
 def unreadable(
     where: str | Path, problem: OSError, error: type[LastwordError] = WeightsError
 ) -> LastwordError:
-    """Make the error of a file that the system does not let us read."""
+    """Create the error for a file that the system cannot read."""
     return error(str(where), f"cannot be read ({problem.strerror or problem})")
 
 
@@ -113,7 +116,17 @@ def read_bytes(
     *,
     remedy: str = "Name a folder that holds the whole model.",
 ) -> bytes:
-    """Read a small file whole; a missing or unreadable one is a WeightsError that names it."""
+    """Read a whole small file.
+
+    Args:
+        path: the file.
+        error: the type of error for a file that is too large.
+        remedy: the advice if the file is missing.
+
+    Raises:
+        WeightsError: the file is missing or cannot be read.
+        error: the file is larger than `MAX_JSON_BYTES`.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
@@ -127,19 +140,19 @@ def read_bytes(
 
 
 def read_object(path: Path, error: type[LastwordError] = ConfigError) -> dict[str, Any]:
-    """Read a file that holds one JSON object."""
+    """Read a file that contains one JSON object."""
     return parse_object(read_bytes(path, error), str(path), error)
 
 
 class Fields:
-    """A JSON object and the place it came from; each method takes one value out and checks it."""
+    """A JSON object and its source; each method reads and checks one value."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values = values
         self.where = where
 
     def fail(self, key: str, expected: str, remedy: str | None = None) -> NoReturn:
-        """Raise the one-line error for a key whose value is missing or wrong."""
+        """Raise the error for a key with a missing or wrong value."""
         where = f"{self.where}: {key}"
         if key not in self.values:
             raise ConfigError(where, "missing", expected=expected, remedy=remedy)
@@ -147,18 +160,18 @@ class Fields:
         raise ConfigError(where, "wrong value", got=got, expected=expected, remedy=remedy)
 
     def integer(self, key: str, *, low: int = 1, high: int = MAX_INT) -> int:
-        """Take an integer between `low` and `high`; true, 1.0 and "1" are not integers."""
+        """Read an integer from `low` to `high`; true, 1.0 and "1" are not integers."""
         value = self.values.get(key)
         if type(value) is not int or not low <= value <= high:
             self.fail(key, f"an integer from {low} to {high}")
         return value
 
     def number(self, key: str, default: float | None = None, *, above: float = 0.0) -> float:
-        """Take a finite number greater than `above`; null or absent means `default` where given."""
+        """Read a finite number greater than `above`; null or absent means `default`, if there is one."""
         value = self.values.get(key)
         if value is None and default is not None:
             return default
-        # A bool is an int to Python, and no number here.
+        # Python counts a bool as an int; here it is not a number.
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(key, f"a finite number above {above:g}")
         if not above < value <= MAX_FLOAT:
@@ -166,14 +179,14 @@ class Fields:
         return float(value)
 
     def boolean(self, key: str, *, default: bool) -> bool:
-        """Take true or false; absent means `default`."""
+        """Read true or false; absent means `default`."""
         value = self.values.get(key, default)
         if not isinstance(value, bool):
             self.fail(key, "true or false")
         return value
 
     def text(self, key: str, default: str | None = None) -> str | None:
-        """Take a string; null or absent means `default`."""
+        """Read a string; null or absent means `default`."""
         value = self.values.get(key)
         if value is None:
             return default
@@ -182,7 +195,7 @@ class Fields:
         return value
 
     def object(self, key: str) -> dict[str, Any] | None:
-        """Take a JSON object; null or absent means None."""
+        """Read a JSON object; null or absent means None."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
             self.fail(key, "a JSON object or null")

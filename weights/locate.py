@@ -1,8 +1,7 @@
-"""From what the caller named, a folder, a hub id or nothing, to a folder that holds the whole model.
+"""Find the folder of a model named by a folder path or a hub id; without a name, of the built-in model.
 
-Nothing named is the built-in model. huggingface-hub is imported only for a hub id. Only the files that
-lastword reads, or a caller names, are fetched, and the set is checked afterwards, because an interrupted
-download can look finished.
+huggingface-hub is imported only for a hub id. Only the files that lastword reads or the caller requests are fetched.
+The files are checked afterwards, because an interrupted download can look complete.
 """
 
 import os
@@ -25,12 +24,12 @@ FETCHED = (
     "sentence_bert_config.json",
     "*/config.json",
 )
-# Weights of other modules, adapters and formats that lastword refuses or does not read.
+# Weights of other modules, adapters and other formats, which lastword does not read.
 NEVER_FETCHED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
 BUILTIN = "built-in"
 BUILTIN_NOTICE = (
-    "model: none is named, so this is the small built-in one, English only and for trying out. "
-    "Name a real one, such as Qwen/Qwen3-Embedding-0.6B"
+    "model: none is named, so the small built-in model is used. It is for trials and English only. "
+    "Name a real model, such as Qwen/Qwen3-Embedding-0.6B"
 )
 _OTHER_FORMATS = (".gguf", ".bin", ".pt", ".pth")
 _BUILTIN_FOLDER = Path(__file__).with_name("builtin")
@@ -40,7 +39,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model's name as the caller gave it, its folder, and its commit where it came from the hub."""
+    """A model's name as given by the caller, its folder, and its commit if it came from the hub."""
 
     name: str
     folder: Path
@@ -56,19 +55,22 @@ def locate(
     local_files_only: bool = False,
     also: Sequence[str] = (),
 ) -> ModelFiles:
-    """Find a model's folder, fetching it from the hub when `model` is no local folder.
+    """Find a model's folder; if `model` is not a local folder, fetch it from the hub.
 
     Args:
-        model: a folder, or a hub id such as `Qwen/Qwen3-Embedding-0.6B`; a folder wins. None: the
-            built-in model, which `BUILTIN` names.
+        model: a folder or a hub id such as `Qwen/Qwen3-Embedding-0.6B`; an existing folder takes
+            precedence. None means the built-in model, whose name is `BUILTIN`.
         revision: branch, tag or commit of the hub repository.
-        cache_dir: where the hub's files are kept; None is huggingface-hub's own place.
-        token: a hub token, or False for none; None uses the one that is logged in.
-        local_files_only: never touch the network (`HF_HUB_OFFLINE=1` does the same).
-        also: files, or patterns of them, to fetch beside those that lastword reads.
+        cache_dir: the folder of the hub's cache; None means huggingface-hub's default.
+        token: a hub token, or False for none; None uses the token of the current login.
+        local_files_only: do not use the network (`HF_HUB_OFFLINE=1` does the same).
+        also: additional files to fetch, as names or patterns.
+
+    Returns:
+        The model's name, folder and commit.
 
     Raises:
-        WeightsError: no such folder or repository, no way to reach it, or an incomplete set of files.
+        WeightsError: the folder or repository does not exist, cannot be reached, or lacks files.
     """
     if model is None:
         _check_complete(_BUILTIN_FOLDER, "Install lastword again.")
@@ -82,7 +84,7 @@ def locate(
         remedy = "Name the folder that holds it."
         raise WeightsError(name, "is a file", expected="a folder", remedy=remedy)
     if not isinstance(model, str) or not _REPO_ID.fullmatch(name) or ".." in name:
-        raise WeightsError(name, "no such folder, and not the form of a hub id (owner/name)")
+        raise WeightsError(name, "no such folder, and not a valid hub id (owner/name)")
     offline = local_files_only or _offline()
     folder = _snapshot(name, revision, cache_dir, (*FETCHED, *also), token=token, offline=offline)
     _check_fetched(folder, name, revision, token=token, offline=offline)
@@ -91,7 +93,7 @@ def locate(
 
 
 def expanded(name: str) -> Path:
-    """Put the user's home for a leading `~`; of a user who is not known it is a name as any other."""
+    """Replace a leading `~` or `~user` by the home folder; keep the name if there is no such user."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
@@ -99,7 +101,7 @@ def expanded(name: str) -> Path:
 
 
 def _offline() -> bool:
-    """Say whether huggingface-hub has been told to stay off the network."""
+    """Return whether huggingface-hub is set to offline mode."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
@@ -114,7 +116,7 @@ def _snapshot(
     token: str | bool | None,
     offline: bool,
 ) -> Path:
-    """Fetch a repository's needed files; every failure of the hub becomes one line."""
+    """Fetch a repository's files that match `patterns`; turn every failure into a one-line error."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -127,7 +129,7 @@ def _snapshot(
             allow_patterns=list(patterns),
             ignore_patterns=list(NEVER_FETCHED),
         )
-    # The hub raises many unrelated classes (HTTP, file system, validation), all of which end here.
+    # The hub raises many unrelated classes (HTTP, file system, validation); all are handled here.
     except Exception as problem:  # noqa: BLE001
         raise _hub_error(name, revision, problem, offline=offline) from None
     return Path(folder)
@@ -136,7 +138,7 @@ def _snapshot(
 def _hub_error(
     name: str, revision: str | None, problem: Exception, *, offline: bool
 ) -> WeightsError:
-    """Say in one line what went wrong with the hub, and what helps."""
+    """Create the one-line error for a failure of the hub, with a remedy."""
     from huggingface_hub import errors
 
     at = f"{name}@{revision}" if revision else name
@@ -158,7 +160,7 @@ def _hub_error(
         absent = "no such folder here, and not in the local cache"
         if offline:
             what = f"{absent}, and network use is off"
-            return WeightsError(at, what, remedy="Run once with the network.")
+            return WeightsError(at, what, remedy="Run once with network access.")
         what = f"{absent}, and the hub cannot be reached"
         return WeightsError(at, what, remedy="Check the network.")
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
@@ -168,7 +170,7 @@ def _hub_error(
 
 
 def _check_complete(folder: Path, remedy: str | None = None) -> None:
-    """Hold a folder to the files without which nothing runs."""
+    """Check that a folder has all the files that lastword needs."""
     missing = [file for file in _NEEDED if not (folder / file).is_file()]
     if missing:
         raise WeightsError(str(folder), f"missing {some(missing)}", remedy=remedy)
@@ -178,35 +180,35 @@ def _check_complete(folder: Path, remedy: str | None = None) -> None:
 def _check_fetched(
     folder: Path, name: str, revision: str | None, *, token: str | bool | None, offline: bool
 ) -> None:
-    """Hold a fetched folder to them; where one is missing, ask the hub whether its repository has it."""
+    """Check a fetched folder; if a file is missing, ask the hub whether the repository has it."""
     try:
         _check_complete(folder)
     except WeightsError as problem:
-        held = None if offline else _listed(name, revision, token=token)
-        if held is not None and (lacking := _lacking(name, held)):
+        held = None if offline else _list_files(name, revision, token=token)
+        if held is not None and (lacking := _missing_files(name, held)):
             raise lacking from None
         remedy = "Run again to complete the download."
         if held is None:
-            again = "Run once with the network" if offline else "Run again"
+            again = "Run once with network access" if offline else "Run again"
             remedy = f"{again}: the download is incomplete, or the repository does not have it."
         problem.where = f"{name}: {problem.where}"
         problem.remedy = f"{problem.remedy} {remedy}" if problem.remedy else remedy
         raise
 
 
-def _listed(name: str, revision: str | None, *, token: str | bool | None) -> set[str] | None:
-    """List a repository's files; None where the hub cannot be asked."""
+def _list_files(name: str, revision: str | None, *, token: str | bool | None) -> set[str] | None:
+    """List a repository's files; None if the hub does not answer."""
     from huggingface_hub import HfApi
 
     try:
         return set(HfApi(token=token).list_repo_files(name, revision=revision))
-    # Whatever keeps the hub from answering, what is missing has been found already.
+    # A failure here must not hide the error about the missing files.
     except Exception:  # noqa: BLE001
         return None
 
 
-def _lacking(name: str, held: set[str]) -> WeightsError | None:
-    """Say which needed files a repository does not have, and in which other format its weights are."""
+def _missing_files(name: str, held: set[str]) -> WeightsError | None:
+    """Create the error for needed files that a repository lacks, naming weights in other formats; None if complete."""
     lacking = [file for file in _NEEDED if file not in held]
     others = set()
     if not held & {SINGLE, INDEX}:
@@ -215,5 +217,5 @@ def _lacking(name: str, held: set[str]) -> WeightsError | None:
     if not lacking:
         return None
     what = f"the repository does not have {some(lacking)}"
-    remedy = "Name one that holds a model as safetensors."
+    remedy = "Name a repository that has the model as safetensors."
     return WeightsError(name, what, got=some(others) or None, remedy=remedy)

@@ -1,7 +1,7 @@
-"""The rotary part of config.json, in both formats that transformers has written.
+"""Read the rotary settings of config.json, in both formats that transformers has written.
 
-transformers 4 has `rope_theta` and `rope_scaling` at the top, transformers 5 one object `rope_parameters`.
-A reader of one form only would silently use theta 10,000 or drop yarn, so both are read and checked here.
+transformers 4 writes `rope_theta` and `rope_scaling` at the top level, transformers 5 one object `rope_parameters`.
+A reader of only one format would silently use theta 10,000 or ignore yarn, so both are read and checked here.
 """
 
 import math
@@ -24,13 +24,14 @@ _YARN = _COMMON | {
     "truncate",
 }
 _LAYER_KINDS = frozenset({"full_attention", "sliding_attention"})
+PARTIAL_ROTATION = "Heads that are rotated in part are not supported. Name another model."
 
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
     """Rotary settings with every default resolved; `attention_factor` multiplies cos and sin.
 
-    All but `theta` are yarn's: with the default kind they are constants that nothing reads.
+    All fields except `theta` and `kind` belong to yarn: with the default kind they are constants and unused.
     """
 
     theta: float
@@ -43,12 +44,12 @@ class RopeConfig:
     truncate: bool
 
 
-def _merged(config: Fields) -> dict[str, Any]:
-    """Bring both formats to one object without nulls, the theta inside it winning over the top-level one."""
+def _merge_formats(config: Fields) -> dict[str, Any]:
+    """Merge both formats into one object without nulls; a theta inside the object overrides the top-level one."""
     old, new = config.object("rope_scaling"), config.object("rope_parameters")
     if old and new and old != new:
         what = "rope_scaling and rope_parameters disagree"
-        raise ConfigError(config.where, what, remedy="Keep one.")
+        raise ConfigError(config.where, what, remedy="Remove the wrong one from the file.")
     found = dict(new or old or {})
     if found and found.keys() <= _LAYER_KINDS:
         found = Fields(found, f"{config.where}: rope_parameters").object("full_attention") or {}
@@ -63,17 +64,24 @@ def read_rope(values: Mapping[str, Any], where: str, max_positions: int) -> Rope
     Raises:
         ConfigError: no theta anywhere, a rope_type other than default or yarn, or a value out of range.
     """
-    merged = _merged(Fields(values, where))
+    merged = _merge_formats(Fields(values, where))
     rope = Fields(merged, f"{where}: rotary settings")
     if merged.get("partial_rotary_factor", 1) != 1:
-        rope.fail("partial_rotary_factor", "1 (the whole head is rotated)")
+        rope.fail("partial_rotary_factor", "1", PARTIAL_ROTATION)
     kind = rope.text("rope_type") or rope.text("type") or "default"
     if kind not in ("default", "yarn"):
-        where, expected = f"{rope.where}: rope_type", "default or yarn"
-        raise ConfigError(where, "not supported", got=shown(kind), expected=expected)
+        raise ConfigError(
+            f"{rope.where}: rope_type",
+            "not supported",
+            got=shown(kind),
+            expected="default or yarn",
+            remedy="Name a model with one of these.",
+        )
     unknown = merged.keys() - (_YARN if kind == "yarn" else _COMMON)
     if unknown:
-        raise ConfigError(rope.where, f"unknown settings for rope_type {kind}: {some(unknown)}")
+        what = f"unknown settings for rope_type {kind}: {some(unknown)}"
+        remedy = "They are not supported. Correct rope_type, or remove them from the file."
+        raise ConfigError(rope.where, what, remedy=remedy)
     theta = rope.number("rope_theta", above=1.0)
     if kind == "default":
         return RopeConfig(theta, kind, 1.0, 0, 1.0, 32.0, 1.0, True)
@@ -109,7 +117,7 @@ def _mscale(factor: float, mscale: float = 1.0) -> float:
 
 
 def _attention_factor(rope: Fields, factor: float) -> float:
-    """Resolve the temperature: as given, else the ratio of both mscales, else 0.1·ln(factor) + 1."""
+    """Return the factor of cos and sin: as given, else the ratio of both mscales, else 0.1·ln(factor) + 1."""
     if "attention_factor" in rope.values:
         return rope.number("attention_factor")
     mscale = rope.number("mscale", 0.0, above=-1e-9)

@@ -1,17 +1,17 @@
-"""The exact names and shapes of a Qwen3 checkpoint: 11·L + 2 tensors, four biases a layer where configured."""
+"""The exact names and shapes of a Qwen3 checkpoint: 11·L + 2 tensors, and four biases per layer if configured."""
 
 from lastword.weights.config import ModelConfig
 
 EMBEDDING = "embed_tokens.weight"
 NORM = "norm.weight"
-LM_HEAD = "lm_head.weight"  # the only tensor that a checkpoint may hold beyond those expected
+LM_HEAD = "lm_head.weight"  # the only additional tensor that a checkpoint may hold
 PREFIX = "model."
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def layer_shapes(config: ModelConfig) -> Shapes:
-    """Give the tensors of one layer by the name that follows `layers.<index>.`."""
+    """Return the shapes of one layer's tensors by their names after `layers.<index>.`."""
     hidden, width, dim = config.hidden_size, config.intermediate_size, config.head_dim
     rows = {
         "q_proj": config.num_attention_heads * dim,
@@ -36,7 +36,7 @@ def layer_shapes(config: ModelConfig) -> Shapes:
 
 
 def expected_shapes(config: ModelConfig) -> Shapes:
-    """Give every tensor of the model by its name without `model.`."""
+    """Return the shapes of all tensors of the model by their names without `model.`."""
     shapes: Shapes = {EMBEDDING: (config.vocab_size, config.hidden_size)}
     one = layer_shapes(config)
     for index in range(config.num_hidden_layers):

@@ -109,7 +109,7 @@ class Fp8Linear:
         codes, scale = x if isinstance(x, tuple) else quantize_rows(x, self.format)
         T = len(codes)
         if self.least_rows > T:
-            codes, scale = (_with_zeros(each, self.least_rows) for each in (codes, scale))
+            codes, scale = (_pad_rows(each, self.least_rows) for each in (codes, scale))
         # The libraries need a column-major right operand: the transpose of the row-major weight.
         y = _product(codes, self.weight.t(), scale[:, None], self.scale, self.dtype)[:T]
         return y if self.bias is None else y.add_(self.bias)
@@ -144,7 +144,7 @@ def _product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torc
     return (a.float() @ b.float()).mul_(a_scale).mul_(b_scale).to(dtype)
 
 
-def _with_zeros(x: Tensor, rows: int) -> Tensor:
+def _pad_rows(x: Tensor, rows: int) -> Tensor:
     """Pad x [T, …] with zeros to `rows` rows."""
     padded = x.new_zeros(rows, *x.shape[1:])
     padded[: len(x)] = x

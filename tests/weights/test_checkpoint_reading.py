@@ -202,8 +202,8 @@ def truncate(name, size):
 THIRD = "model-00003-of-00003.safetensors"
 UP, BIAS = "layers.1.mlp.up_proj.weight", "layers.0.self_attn.q_proj.bias"
 AT_UP, LISTED = f"/{SINGLE}: tensor {UP}", f'/{INDEX}: tensor "{UP}"'
-FLOATS, PLAIN = "F32, BF16 or F16", "a file name of this folder"
-EXTRA, AGAIN = "1 tensors not expected", "The download is incomplete: fetch the model again."
+FLOATS, PLAIN = "F32, BF16 or F16", "the name of a file in this folder"
+EXTRA, AGAIN = "unexpected tensors (1)", "The download is incomplete: fetch the model again."
 MANY = (
     "embed_tokens.weight, layers.0.input_layernorm.weight, layers.0.mlp.down_proj.weight, "
     "layers.0.mlp.gate_proj.weight, layers.0.mlp.up_proj.weight and "
@@ -242,7 +242,7 @@ BAD_SINGLE = {
     "stray-shard": (lambda folder: (folder / FIRST).write_bytes(b""), "", f"both {SINGLE} and shards: {FIRST}",
                     None, None, "Remove one set."),
     "stray-index": (lambda folder: (folder / INDEX).write_text('{"weight_map": {}}'), "", f"both {SINGLE} and {INDEX}",
-                    None, None, "Remove the one that is stale."),
+                    None, None, "Remove the one that does not belong to the model."),
 }  # fmt: skip
 BAD_SHARDED = {
     "shard-gone": (lambda folder: (folder / SECOND).unlink(), "", f"1 of 2 shards missing: {SECOND}",
@@ -254,7 +254,7 @@ BAD_SHARDED = {
     "index-gone": (lambda folder: (folder / INDEX).unlink(), "", f"shards without {INDEX}: {FIRST}, {SECOND}",
                    None, None, "Fetch the model again."),
     "extra-shard": (lambda folder: copyfile(folder / FIRST, folder / THIRD), f"/{INDEX}",
-                    f"does not list shards that are there: {THIRD}"),
+                    f"does not list existing shards: {THIRD}"),
     "unlisted": (index_of(lambda names: names.pop(UP)), f"/{INDEX}", f"does not list tensors of the shards: {UP}"),
     "phantom": (index_of(lambda names: names.update(ghost=FIRST)), f'/{INDEX}: tensor "ghost"',
                 f"not in {FIRST}, nor in any shard"),

@@ -152,7 +152,6 @@ def test_yarn_defaults(tmp_path):
 
 SIZE, LAYERS = "an integer from 1 to 1048576", "an integer from 1 to 10000"
 ABOVE_0, ABOVE_1, BOOLEAN = "a finite number above 0", "a finite number above 1", "true or false"
-WHOLE = "1 (the whole head is rotated)"
 HUGE = "1" + 58 * "0" + "…"  # as it is shown
 # The setting, what is got (None: it is missing) and what is expected.
 WRONG_VALUES = [
@@ -177,7 +176,7 @@ WRONG_VALUES = [
     ({"rms_norm_eps": 0}, "rms_norm_eps", "0", ABOVE_0),
     ({"rms_norm_eps": True}, "rms_norm_eps", "true", ABOVE_0),
     ({"attention_bias": 1}, "attention_bias", "1", BOOLEAN),
-    ({"is_causal": False}, "is_causal", "false", "true (lastword's shortcuts rest on causal attention)"),
+    ({"is_causal": False}, "is_causal", "false", "true"),
     ({"layer_types": ["full_attention"]}, "layer_types", '["full_attention"]', "a list of 28 names, one per layer"),
     ({"rope_theta": DROP}, "rotary settings: rope_theta", None, ABOVE_1),
     ({"rope_theta": 0}, "rotary settings: rope_theta", "0", ABOVE_1),
@@ -192,19 +191,33 @@ WRONG_VALUES = [
     ),
     ({"rope_scaling": YARN | {"attention_factor": -1}}, "rotary settings: attention_factor", "-1", ABOVE_0),
     ({"rope_scaling": YARN | {"truncate": 0}}, "rotary settings: truncate", "0", BOOLEAN),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor", "0.5", WHOLE),
-    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary settings: partial_rotary_factor", "0.5", WHOLE),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor", "0.5", "1"),
+    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary settings: partial_rotary_factor", "0.5", "1"),
 ]  # fmt: skip
-SLIDES = {"what": "sliding window attention is not supported"}
-KINDS = {"what": "not supported", "expected": "default or yarn"}
+FULL = "Name a model with full attention in every layer."
+SLIDES = {"what": "sliding-window attention is not supported", "remedy": FULL}
+KINDS = {
+    "what": "not supported",
+    "expected": "default or yarn",
+    "remedy": "Name a model with one of these.",
+}
+UNKNOWN_ROPE = "They are not supported. Correct rope_type, or remove them from the file."
+PARTIAL = "Heads that are rotated in part are not supported. Name another model."
+REMEDIES = {
+    "model_type": "Only Qwen3 models are supported. Name a Qwen3 model.",
+    "hidden_act": "Other activations are not supported. Name another model.",
+    "is_causal": "Only causal attention is supported. Name a causal model.",
+    "partial_rotary_factor": PARTIAL,
+    "rotary settings: partial_rotary_factor": PARTIAL,
+}
 NOT_SUPPORTED = [
     (
         {"quantization_config": {"bits": 4}},
         ": quantization_config",
         {
-            "what": "the checkpoint is quantised",
-            "expected": "plain F32, BF16 or F16 weights",
-            "remedy": "Name the checkpoint that it was made from.",
+            "what": "quantised checkpoints are not supported",
+            "expected": "F32, BF16 or F16 weights",
+            "remedy": "Name the checkpoint from which this one was quantised.",
         },
     ),
     (
@@ -212,7 +225,8 @@ NOT_SUPPORTED = [
         "",
         {
             "what": "unknown settings: mlp_bias, num_experts",
-            "remedy": "If it leaves the forward pass as it is, remove it from the file.",
+            "remedy": "They might change the forward pass, so they are not supported. "
+            "If they do not change it, remove them from the file.",
         },
     ),
     (
@@ -232,6 +246,7 @@ NOT_SUPPORTED = [
             "what": "not supported",
             "got": '"sliding_attention"',
             "expected": "full_attention in every layer",
+            "remedy": FULL,
         },
     ),
     (
@@ -247,17 +262,20 @@ NOT_SUPPORTED = [
     (
         {"rope_scaling": {"factor": 2.0}},
         ": rotary settings",
-        {"what": "unknown settings for rope_type default: factor"},
+        {"what": "unknown settings for rope_type default: factor", "remedy": UNKNOWN_ROPE},
     ),
     (
         {"rope_scaling": YARN | {"short_factor": [1]}},
         ": rotary settings",
-        {"what": "unknown settings for rope_type yarn: short_factor"},
+        {"what": "unknown settings for rope_type yarn: short_factor", "remedy": UNKNOWN_ROPE},
     ),
     (
         {"rope_scaling": YARN, "rope_parameters": {"rope_theta": 1e4}},
         "",
-        {"what": "rope_scaling and rope_parameters disagree", "remedy": "Keep one."},
+        {
+            "what": "rope_scaling and rope_parameters disagree",
+            "remedy": "Remove the wrong one from the file.",
+        },
     ),
 ]
 
@@ -276,7 +294,7 @@ def test_a_wrong_value_is_refused_by_name(tmp_path, changes, key, got, expected)
     assert error.where == f"{tmp_path / 'config.json'}: {key}"
     assert error.what == ("missing" if got is None else "wrong value")
     assert (error.got, error.expected) == (got, expected)
-    assert error.remedy == ("lastword runs Qwen3 models only." if key == "model_type" else None)
+    assert error.remedy == REMEDIES.get(key)
     assert "\n" not in str(error)
 
 

@@ -120,7 +120,7 @@ def module(number: int, **changes: object) -> list[dict]:
 DENSE = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
 POOLING, BERT = "1_Pooling/config.json", "sentence_bert_config.json"
 PROMPTS = "config_sentence_transformers.json"
-CHAIN, INSIDE = "Transformer, Pooling and, optionally, Normalize", "a folder inside"
+CHAIN, INSIDE = "Transformer, Pooling and, optionally, Normalize", "a folder inside the model's"
 LENGTH, LIMIT = "an integer from 2 to 2147483647", "a finite number above 1"
 # The file, its content, the place in it, what is wrong, what is got and what is expected.
 BAD = [

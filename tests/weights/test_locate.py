@@ -46,7 +46,7 @@ def test_offline_variable_is_honoured(cache, monkeypatch):
         locate("owner/other", cache_dir=cache)
     assert caught.value.where == "owner/other"
     assert "network use is off" in caught.value.what
-    assert caught.value.remedy == "Run once with the network."
+    assert caught.value.remedy == "Run once with network access."
 
 
 def test_what_the_hub_client_is_asked_for(model, monkeypatch):
@@ -87,7 +87,7 @@ def gone(folder) -> None:
 
 FOLDER = "Name a folder that holds the whole model."
 BAD_LOCAL = {
-    "no-folder": (gone, "no such folder, and not the form of a hub id (owner/name)", None, None),
+    "no-folder": (gone, "no such folder, and not a valid hub id (owner/name)", None, None),
     "a-file": (
         lambda folder: (gone(folder), folder.write_text("")),
         "is a file",
@@ -154,7 +154,7 @@ def test_neither_folder_nor_hub_id(name, monkeypatch, tmp_path):
         locate(name)
     assert caught.value.where == (name or ".")
     if name:
-        assert caught.value.what == "no such folder, and not the form of a hub id (owner/name)"
+        assert caught.value.what == "no such folder, and not a valid hub id (owner/name)"
     else:  # the current folder, which is empty
         assert caught.value.what == "missing config.json, tokenizer.json"
 
@@ -171,7 +171,7 @@ def unlinked(name: str):
 
 
 ABSENT = "no such folder here, and not in the local cache, and network use is off"
-ONCE = "Run once with the network"
+ONCE = "Run once with network access"
 MAYBE = "the download is incomplete, or the repository does not have it."
 SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
 FETCH = "The download is incomplete: fetch the model again. "
@@ -211,7 +211,10 @@ def test_incomplete_cache_is_named(cache, name):
 
 
 COMPLETE = ["config.json", "tokenizer.json", "model.safetensors"]
-LACKS, OTHER = "the repository does not have", "Name one that holds a model as safetensors."
+LACKS, OTHER = (
+    "the repository does not have",
+    "Name a repository that has the model as safetensors.",
+)
 MISSING, COMPLETED = "missing config.json, tokenizer.json", "Run again to complete the download."
 REPOSITORIES = {
     "gguf": ([*COMPLETE[:2], "m-q4.gguf"], f"{LACKS} model.safetensors", "m-q4.gguf", OTHER),

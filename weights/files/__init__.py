@@ -1,1 +1,1 @@
-"""Files: safetensors headers, shards, tensors read and written, files that appear whole."""
+"""Read and write model files: safetensors headers, shards and tensors, hashes, atomic writes."""

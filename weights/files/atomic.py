@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all: written beside their place, synced, then renamed to it.
+"""Write files and folders atomically: under a temporary name in the same folder, synced, then renamed.
 
-Whatever ends the writing (an error, a full disk, Ctrl-C), what was begun is removed and an old file
-stays as it was. Knows nothing about formats.
+If anything stops the writing (an error, a full disk, Ctrl-C), the unfinished file is removed and an existing file stays
+unchanged. This module knows nothing about file formats.
 """
 
 import os
@@ -20,7 +20,7 @@ StrPath = str | os.PathLike[str]
 
 @contextmanager
 def writing(path: StrPath) -> Iterator[None]:
-    """Turn a failure of the system inside the block into an InputError that names `path`."""
+    """Turn an OSError inside the block into an InputError that names `path`."""
     try:
         yield
     except OSError as problem:
@@ -31,17 +31,17 @@ def writing(path: StrPath) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: StrPath) -> Iterator[BinaryIO]:
-    """Give a stream for the new content of `path`; leaving the block without error puts it there.
+    """Yield a stream for the new content of `path`; when the block ends without an error, replace `path` by it.
 
-    A link stays a link, and the new file has the old one's mode. What fails inside the block is the caller's.
+    A link stays a link, and the new file has the old file's mode. Errors raised inside the block pass through.
 
     Raises:
-        InputError: the folder is missing or closed to us, the file cannot be synced, or `path` is a folder or
-            a device: renaming over a device would take it away.
+        InputError: the folder is missing or not writable, the file cannot be synced, or `path` is a folder or
+            a device, which renaming would destroy.
     """
     target = os.path.realpath(path)
     mode = _old_mode(target, path)
-    part = _beside(target)
+    part = _temporary_path(target)
     stream = _create(part, path)
     try:
         yield stream
@@ -62,12 +62,12 @@ def whole_file(path: StrPath) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill; leaving the block without error puts it at `path`, where nothing may be.
+    """Yield a new folder to fill; when the block ends without an error, rename it to `path`, which must not exist.
 
     Raises:
-        OSError: it cannot be made, synced or put there.
+        OSError: the folder cannot be created, synced or renamed.
     """
-    part = Path(_beside(str(path)))
+    part = Path(_temporary_path(str(path)))
     part.mkdir()
     try:
         yield part
@@ -79,14 +79,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Give a folder, and every file and folder in it, to the disk."""
+    """Sync a folder, and every file and folder in it, to the disk."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
 
 
 def sync(path: Path) -> None:
-    """Give a file's content, or a folder's list of names, to the disk."""
+    """Sync a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -94,8 +94,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _beside(target: str) -> str:
-    """Give a new hidden name in the target's folder, whatever the length of the target's own."""
+def _temporary_path(target: str) -> str:
+    """Return a new hidden name in the target's folder; its length does not depend on the target's name."""
     return os.path.join(os.path.dirname(target), f".lastword-{secrets.token_hex(8)}.part")
 
 

@@ -1,4 +1,4 @@
-"""A tensor's elements worked on in blocks by as many threads as there are cores, results in order."""
+"""Process a tensor's elements in blocks, with one thread per core and results in order."""
 
 import os
 from collections import deque
@@ -10,25 +10,25 @@ from typing import TypeVar
 import torch
 
 BLOCK = 1 << 20  # elements per task: 4 MiB of float32
-_AHEAD = 2  # results a thread may lie ready for the writer
+_AHEAD = 2  # finished results per thread that may wait for the writer
 
 T = TypeVar("T")
 
 
 def blocks(size: int) -> Iterator[slice]:
-    """Cut `size` elements into slices of at most `BLOCK`."""
+    """Split `size` elements into slices of at most `BLOCK` elements."""
     for start in range(0, size, BLOCK):
         yield slice(start, min(start + BLOCK, size))
 
 
 class BlockThreads:
-    """Threads that run torch on one core each; results come in the order of the tasks."""
+    """Threads that each run torch on one core; results come in the order of the tasks."""
 
     def __init__(self, pool: ThreadPoolExecutor, count: int) -> None:
         self._pool, self._ahead = pool, _AHEAD * count
 
     def map(self, work: Callable[[slice], T], tasks: Iterable[slice]) -> Iterator[T]:
-        """Run tasks, never more than a few ahead of the one whose result is taken."""
+        """Run tasks and yield their results in order, working only a few tasks ahead of the caller."""
         waiting: deque[Future[T]] = deque()
         try:
             for task in tasks:
@@ -40,12 +40,12 @@ class BlockThreads:
         finally:
             for future in waiting:
                 future.cancel()
-            wait(waiting)  # running ones still read what the caller may close next
+            wait(waiting)  # running tasks still read files that the caller may close next
 
 
 @contextmanager
 def block_threads() -> Iterator[BlockThreads]:
-    """Start one thread per core, with torch's own threads off so that the two do not multiply."""
+    """Start one thread per core and limit torch to one thread each, so that the thread counts do not multiply."""
     before = torch.get_num_threads()
     count = max(1, min(before, os.cpu_count() or 1))
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""The files beside a checkpoint's weights: what a merged or converted model takes over from another folder.
+"""Companion files: the files of a model other than its weights, which a merged or converted model copies.
 
-Only known names are copied: tokenizer, configuration and what sentence-transformers reads, never code or
-foreign weights.
+Only files with known names are copied: tokenizer, configuration and the files that sentence-transformers reads, never
+code or other weights.
 """
 
 import json
@@ -24,17 +24,17 @@ _NAMES = (
     "config_sentence_transformers.json", "sentence_bert_config.json", "LICENSE", "NOTICE",
 )  # fmt: skip
 _MODULES = "*/config.json"
-PATTERNS = (*_NAMES, _MODULES, CARD)  # of all that a new model may take over, for the hub
+PATTERNS = (*_NAMES, _MODULES, CARD)  # all files that a new model may copy, as patterns for the hub
 
 
 def companions(folder: Path) -> Iterator[Path]:
-    """List the files to take over, relative to their folder; `config.json` is not among them."""
+    """List the files to copy, relative to their folder, without `config.json`."""
     yield from (Path(name) for name in _NAMES if (folder / name).is_file())
     yield from (path.relative_to(folder) for path in sorted(folder.glob(_MODULES)))
 
 
 def differing(folder: Path, other: Path) -> list[str]:
-    """Name the companions of two folders that are not the same in both."""
+    """List the companion files that differ between two folders, licences aside."""
     names = {*companions(folder), *companions(other)} - {Path("LICENSE"), Path("NOTICE")}
     return sorted(
         path.as_posix() for path in names if _bytes(folder / path) != _bytes(other / path)
@@ -46,7 +46,7 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -> None:
-    """Copy a model's companions, then `config.json` with the dtype of the new weights."""
+    """Copy a model's companion files, then `config.json` with the dtype of the new weights."""
     for path in companions(source):
         (target / path).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / path, target / path)
@@ -60,13 +60,17 @@ def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
-    """Read a tokenizer's tokens and their ids, the added ones counted."""
+    """Read a tokenizer's tokens and their ids, including added tokens.
+
+    Raises:
+        WeightsError: the file is not a tokenizer.
+    """
     from tokenizers import Tokenizer
 
     path = folder / TOKENIZER
     try:
         tokens: dict[str, int] = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    # The library raises plain Exception, whatever is wrong with the file.
+    # The library raises plain Exception for any fault of the file.
     except Exception as problem:  # noqa: BLE001
         reason = str(problem).replace("\n", " ")
         raise WeightsError(str(path), f"not a tokenizer ({reason})") from None

@@ -1,6 +1,7 @@
-"""Dtypes by their names in safetensors and in torch, and a tensor's bytes: without NumPy, and no import of torch.
+"""Names and sizes of dtypes in safetensors and in torch, and the bytes of a tensor, without NumPy.
 
-The one table of what the format can hold. Of it a checkpoint's weights may have only `WEIGHT_DTYPES`.
+The table lists every dtype of the safetensors format; a checkpoint's weights may use only `WEIGHT_DTYPES`. Importing
+this module does not import torch.
 """
 
 import ctypes
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import torch
 
-# The format's name → torch's name and the bytes of an element.
+# Name in safetensors → name in torch, bytes per element.
 _DTYPES: Final = {
     "BOOL": ("bool", 1), "U8": ("uint8", 1), "I8": ("int8", 1), "F8_E5M2": ("float8_e5m2", 1),
     "F8_E4M3": ("float8_e4m3fn", 1), "F8_E8M0": ("float8_e8m0fnu", 1), "I16": ("int16", 2), "U16": ("uint16", 2),
@@ -22,17 +23,17 @@ WEIGHT_DTYPES: Final = ("F32", "BF16", "F16")
 
 
 def dtype_name(dtype: "torch.dtype") -> str:
-    """Give torch's name without its prefix, such as `bfloat16`."""
+    """Return torch's name without its prefix, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 def safetensors_name(dtype: "torch.dtype") -> str | None:
-    """Give the format's name, such as `BF16`; None where the format has none."""
+    """Return the safetensors name, such as `BF16`; None if the format has no such dtype."""
     return _STORED_AS.get(dtype_name(dtype))
 
 
 def torch_dtype(stored: str) -> "torch.dtype":
-    """Give torch's dtype of a name of the format."""
+    """Return torch's dtype for a safetensors name."""
     import torch
 
     found: torch.dtype = getattr(torch, _DTYPES[stored][0])
@@ -40,9 +41,9 @@ def torch_dtype(stored: str) -> "torch.dtype":
 
 
 def tensor_bytes(tensor: "torch.Tensor") -> memoryview:
-    """Give a tensor's bytes in row order, of any device and strides, to be written or copied.
+    """Return a tensor's bytes in row-major order; the tensor may have any device and strides.
 
-    They are the tensor's own memory where it is contiguous and on the CPU, and keep it alive.
+    For a contiguous CPU tensor the result is a view of its memory, and keeps that memory alive.
     """
     whole = tensor.detach().cpu().contiguous()
     if not whole.numel():

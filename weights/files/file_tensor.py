@@ -1,7 +1,7 @@
-"""A tensor of a safetensors file: mapped whole, to be kept, or read by slices, to be walked through.
+"""Access a tensor of a safetensors file: memory-mapped as a whole, or read slice by slice.
 
-Slices are read into buffers that are used again, for tensors far larger than memory: a page of a mapping costs
-a fault each time, a read does not, and the disk is asked early for what comes next.
+Slices are for tensors far larger than memory. They are read into reused buffers, because every page of a mapping costs
+a page fault and a read does not, and the disk is asked to read ahead.
 """
 
 import mmap
@@ -19,19 +19,19 @@ from lastword.weights.files.dtypes import torch_dtype
 from lastword.weights.files.header import TensorInfo
 from lastword.weights.json_fields import unreadable
 
-_STRETCH = 4 << 20  # bytes that the disk is asked for at a time
-_AHEAD = 8 * _STRETCH  # how far before they are needed
+_STRETCH = 4 << 20  # bytes per read-ahead request
+_AHEAD = 8 * _STRETCH  # distance in bytes between the current read and the request
 
 
 def mapped(info: TensorInfo, name: str) -> Tensor:
-    """Give one tensor as a view of the mapped file: nothing is read before it is used.
+    """Return one tensor as a view of the mapped file; the data is read only when it is used.
 
-    The mapping lives exactly as long as the tensor does.
+    The mapping lives exactly as long as the tensor.
 
     Raises:
         WeightsError: the file cannot be mapped.
     """
-    # Only this tensor's pages: a mapping of a whole file can exceed what the system grants.
+    # Map only this tensor's pages: a mapping of a whole file can exceed the system's limits.
     lead = info.start % mmap.ALLOCATIONGRANULARITY
     try:
         with info.file.open("rb") as file:
@@ -48,17 +48,17 @@ def mapped(info: TensorInfo, name: str) -> Tensor:
 
 
 class FlatTensor(Protocol):
-    """Elements that are had by slices: a flat tensor, or one still in its file."""
+    """Elements that are read by slices: a flat tensor, or one that is still in its file."""
 
     def numel(self) -> int:
-        """Count the elements."""
+        """Return the number of elements."""
 
     def __getitem__(self, place: slice, /) -> Tensor:
-        """Give the elements of a slice."""
+        """Return the elements of a slice."""
 
 
 class FileTensor:
-    """A tensor in an open file, for any number of threads; made by `open_tensor`."""
+    """A tensor in an open file, which any number of threads may read; created by `open_tensor`."""
 
     def __init__(self, info: TensorInfo, name: str, descriptor: int) -> None:
         self.dtype = torch_dtype(info.dtype)
@@ -67,11 +67,11 @@ class FileTensor:
         self._ask(info.start, min(_AHEAD, info.num_bytes))
 
     def numel(self) -> int:
-        """Count the elements."""
+        """Return the number of elements."""
         return self._info.num_bytes // self.dtype.itemsize
 
     def __getitem__(self, place: slice) -> Tensor:
-        """Read a slice that is not empty; it holds until this thread reads the next one.
+        """Read a slice that is not empty; the result is valid until this thread reads the next slice.
 
         Raises:
             WeightsError: the file cannot be read, or has become shorter.
@@ -89,7 +89,7 @@ class FileTensor:
                         "cut off",
                         got=f"{done} bytes",
                         expected=f"{len(buffer)} from byte {start}",
-                        remedy="It was changed while it was read: get it again.",
+                        remedy="The file changed while it was read: download it again.",
                     )
                 done += count
         except OSError as problem:
@@ -97,7 +97,7 @@ class FileTensor:
         return torch.frombuffer(buffer, dtype=self.dtype)
 
     def _read_ahead(self, start: int, stop: int) -> None:
-        """Ask for a stretch to come, once for each that a reading reaches; the next tensor's are good too."""
+        """Request one later stretch for each stretch that a read reaches; it may lie in the next tensor."""
         reached = stop // _STRETCH * _STRETCH
         if reached > start:
             self._ask(reached + _AHEAD, _STRETCH)
@@ -109,7 +109,7 @@ class FileTensor:
 
 
 class _Buffer(threading.local):
-    """Bytes of the calling thread's own."""
+    """A buffer of bytes per thread."""
 
     def __init__(self) -> None:
         self._held = bytearray()

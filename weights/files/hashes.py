@@ -1,7 +1,7 @@
-"""Every byte of a model's files hashed, and held to the hub's own hash where its cache states it.
+"""Hash a model's files completely and compare them with the hub's hashes, if its cache states them.
 
-The hub's cache names each file by its hash and links to it, so damage can be found without the network.
-Headers alone cannot show a flipped bit in a weight.
+The hub's cache names each file by its hash and links to it, so damage can be found without the network. Checking the
+headers alone cannot find a flipped bit in a weight.
 """
 
 import hashlib
@@ -17,7 +17,10 @@ _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class FileHash:
-    """A file of a model, hashed whole; `expected` is the hub's own hash, `whole` None where it is not known."""
+    """The hash of one file.
+
+    `expected` is the hub's hash, or None if unknown; `whole` says whether the file matches it, or is None if unknown.
+    """
 
     file: str
     bytes: int
@@ -27,17 +30,17 @@ class FileHash:
 
 
 def hash_files(folder: Path) -> list[FileHash]:
-    """Hash a folder's weights and every JSON file that says how to use them, sorted by name.
+    """Hash a folder's weights and JSON files, sorted by name.
 
     Raises:
-        WeightsError: a file cannot be read. Damage is no error here: `whole` is then False.
+        WeightsError: a file cannot be read. A damaged file is not an error: its `whole` is False.
     """
     paths = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*/config.json")]
     return [_hash_file(path, folder) for path in sorted(paths)]
 
 
 def _hash_file(path: Path, folder: Path) -> FileHash:
-    """Hash a file both ways that the hub does: large ones by sha256, small ones by git's sha1 of a blob."""
+    """Hash a file in both of the hub's ways: sha256 for large files, git's sha1 of a blob for small ones."""
     sha256 = hashlib.sha256()
     try:
         size = path.stat().st_size
@@ -55,7 +58,7 @@ def _hash_file(path: Path, folder: Path) -> FileHash:
 
 
 def _blob_name(path: Path) -> str | None:
-    """Give the hash by which a hub cache names the file that `path` links to."""
+    """Return the hash in the name of the hub cache's file that `path` links to; None if there is none."""
     target = path.resolve()
     known = path.is_symlink() and target.parent.name == "blobs" and _HASH.fullmatch(target.name)
     return target.name if known else None

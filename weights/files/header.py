@@ -1,7 +1,8 @@
-"""The header of one safetensors file: read and checked before any tensor is touched, and made.
+"""Read, check and create the header of a safetensors file.
 
-A file is 8 bytes little-endian length, that many bytes of JSON, then the payload. Everything the header says
-is checked against the file's size, so a truncated download, a flipped bit or a gap is found by name.
+A file begins with the header's length (8 bytes, little-endian), followed by the header as JSON and then the payload. A
+header is checked completely, also against the file's size, before any tensor is read. So a truncated download, a
+damaged header or a gap is reported with the name of the file and tensor.
 """
 
 import json
@@ -37,12 +38,12 @@ def safetensors_header(
     *,
     least: int = 0,
 ) -> bytes:
-    """Make the beginning of a file, up to its payload.
+    """Create the beginning of a file, up to its payload.
 
     Args:
-        tensors: dtype, by the format's name, and shape of each, in the order of the payload.
+        tensors: the safetensors dtype name and shape of each tensor, in the order of the payload.
         metadata: strings for `__metadata__`.
-        least: bytes that the JSON takes at least; spaces fill them.
+        least: minimum number of bytes of the JSON; it is padded with spaces.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -57,10 +58,10 @@ def safetensors_header(
 def growing_header(
     name: str, dtype: str, width: int, metadata: Callable[[int], Mapping[str, str]]
 ) -> Callable[[int], bytes]:
-    """Make the header of a file with one tensor `[rows, width]` as a function of the rows, known only at the end.
+    """Return a function that creates the header of a file with one tensor `[rows, width]` from its number of rows.
 
-    Its length is the same for every number of rows, so the last one takes the place of the first.
-    `metadata` too is a function of the rows.
+    The header has the same length for every number of rows. So it can be written first and overwritten at the end, when
+    the number of rows is known. `metadata` is a function of the rows too.
     """
 
     def header(rows: int, least: int = 0) -> bytes:
@@ -74,7 +75,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read and check the header of a safetensors file.
 
     Returns:
-        The tensors by the names in the file, in order of their place.
+        The tensors by their names in the file, in the order of their positions.
 
     Raises:
         WeightsError: the file is missing, truncated or too long, or the header contradicts itself.
@@ -131,7 +132,7 @@ def _check_metadata(path: Path, metadata: object) -> None:
         raise WeightsError(where, "wrong value", got=shown(metadata), expected="strings")
 
 
-def _naturals(values: Any) -> bool:
+def _are_naturals(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
 
 
@@ -146,9 +147,9 @@ def _tensor(path: Path, name: str, entry: Any, payload: int) -> TensorInfo:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ELEMENT_SIZES:
         refuse("unknown dtype", dtype, "F32, BF16 or F16")
-    if not _naturals(shape):
+    if not _are_naturals(shape):
         refuse("wrong shape", shape, "a list of sizes")
-    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not _are_naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         refuse("wrong data_offsets", offsets, "[begin, end]")
     num_bytes = offsets[1] - offsets[0]
     needed = math.prod(shape) * ELEMENT_SIZES[dtype]
@@ -164,18 +165,18 @@ def _tensor(path: Path, name: str, entry: Any, payload: int) -> TensorInfo:
 
 
 def _place(path: Path, name: str) -> str:
-    """Name a tensor that a damaged header may call by anything."""
+    """Format the place of a tensor for a message; in a damaged header its name may be any string."""
     return f"{path}: tensor {shown(name)}"
 
 
 def _check_places(
     path: Path, tensors: Iterable[tuple[str, TensorInfo]], start: int, size: int
 ) -> None:
-    """Hold the payload to one gapless run of tensors that ends where the file ends."""
+    """Check that the tensors fill the payload without gaps or overlaps and end where the file ends."""
     end = start
     for name, info in tensors:
         if info.start != end:
-            what = "overlaps the one before" if info.start < end else "leaves a gap before it"
+            what = "overlaps the previous tensor" if info.start < end else "a gap before the tensor"
             got, expected = f"offset {info.start}", str(end)
             raise WeightsError(_place(path, name), what, got=got, expected=expected)
         end += info.num_bytes

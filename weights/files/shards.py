@@ -1,4 +1,4 @@
-"""Which safetensors files make up a checkpoint: one file, or shards held to their index both ways."""
+"""Find the safetensors files of a checkpoint: one file, or shards that are checked against their index."""
 
 import re
 from pathlib import Path
@@ -13,10 +13,10 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files that hold the weights, and check that each of them is there.
+    """List the files with the weights and check that each of them exists.
 
     Raises:
-        WeightsError: no weights, only pickled ones, an ambiguous set, or a shard that is missing or unlisted.
+        WeightsError: no weights, only pickled weights, an ambiguous set, or a shard that is missing or unlisted.
     """
     single, index = folder / SINGLE, folder / INDEX
     shards = {
@@ -24,7 +24,7 @@ def weight_files(folder: Path) -> list[Path]:
     }
     if index.is_file():
         if single.is_file():
-            remedy = "Remove the one that is stale."
+            remedy = "Remove the one that does not belong to the model."
             raise WeightsError(str(folder), f"both {SINGLE} and {INDEX}", remedy=remedy)
         listed = set(_weight_map(index).values())
         missing = {name for name in listed if not (folder / name).is_file()}
@@ -35,7 +35,7 @@ def weight_files(folder: Path) -> list[Path]:
                 remedy="The download is incomplete: fetch the model again.",
             )
         if shards - listed:
-            what = f"does not list shards that are there: {some(shards - listed)}"
+            what = f"does not list existing shards: {some(shards - listed)}"
             raise WeightsError(str(index), what)
         return [folder / name for name in sorted(listed)]
     if single.is_file():
@@ -58,7 +58,7 @@ def _no_weights(folder: Path, shards: set[str]) -> WeightsError:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Read tensor name → file name; a file name must be a plain name inside the folder."""
+    """Read the map from tensor names to file names; a file name must not contain a path."""
     weight_map = read_object(index, WeightsError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         got, expected = shown(weight_map), "names and files"
@@ -70,16 +70,16 @@ def _weight_map(index: Path) -> dict[str, str]:
                 f"{index}: tensor {shown(name)}",
                 "wrong place",
                 got=shown(file),
-                expected="a file name of this folder",
+                expected="the name of a file in this folder",
             )
     return weight_map
 
 
 def read_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Read every header of a checkpoint: the tensors by the names in the files.
+    """Read every header of a checkpoint and return its tensors by their names in the files.
 
     Raises:
-        WeightsError: a damaged file, a tensor in two shards, or an index that the shards contradict.
+        WeightsError: a file is damaged, a tensor is in two shards, or the index contradicts the shards.
     """
     files = weight_files(folder)
     found: dict[str, TensorInfo] = {}

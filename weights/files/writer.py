@@ -1,6 +1,6 @@
-"""A safetensors writer that needs no NumPy, holds one piece of a tensor at a time and never leaves half a file.
+"""Write safetensors files atomically, without NumPy, holding only one piece of a tensor in memory at a time.
 
-`atomic.py` writes it under a temporary name beside its goal, gives it to the disk and renames it.
+`atomic.py` writes the file under a temporary name in the same folder, syncs it and renames it.
 """
 
 import math
@@ -20,19 +20,19 @@ _CHUNK = 16 * 1024 * 1024
 
 
 class TensorSpec(NamedTuple):
-    """What a tensor is before it is there."""
+    """The dtype and shape of a tensor that is still to be written."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
 
     @property
     def numel(self) -> int:
-        """Count the elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def num_bytes(self) -> int:
-        """Count the bytes that it takes in a file."""
+        """Number of bytes in a file."""
         return self.numel * self.dtype.itemsize
 
     def __str__(self) -> str:
@@ -48,12 +48,12 @@ def write_safetensors(
     """Write tensors to one safetensors file, atomically.
 
     Args:
-        path: the file; an old one is replaced only when the new one is whole.
-        tensors: name → tensor, any device, any strides.
+        path: the file; an existing file is replaced only when the new one is complete.
+        tensors: tensors by name, on any device, with any strides.
         metadata: strings for the header's `__metadata__`.
 
     Raises:
-        InputError: a dtype that the format lacks, or a file that cannot be written.
+        InputError: safetensors has no such dtype, or the file cannot be written.
     """
     specs = {name: TensorSpec(each.dtype, tuple(each.shape)) for name, each in tensors.items()}
     stream_safetensors(path, specs, tensors.__getitem__, metadata)
@@ -65,10 +65,17 @@ def stream_safetensors(
     read: Callable[[str], Tensor | Iterator[Tensor]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file whose tensors are made one by one, when their turn comes.
+    """Write a safetensors file, creating each tensor only when it is its turn.
 
-    `read` gives a tensor whole, or as an iterator of its elements in order, in pieces of any shape;
-    each is written before the next is asked for.
+    Args:
+        path: the file; an existing file is replaced only when the new one is complete.
+        specs: dtype and shape of each tensor.
+        read: returns a whole tensor by its name, or an iterator over its elements in order, in pieces
+            of any shape. Each piece is written before the next one is requested.
+        metadata: strings for the header's `__metadata__`.
+
+    Raises:
+        InputError: safetensors has no such dtype, a tensor does not match its spec, or the file cannot be written.
     """
     order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     header = safetensors_header(
@@ -81,9 +88,9 @@ def stream_safetensors(
             if isinstance(made, Tensor):
                 spec = TensorSpec(made.dtype, tuple(made.shape))
                 if spec != expected:
-                    raise _unlike(path, name, str(spec), expected)
+                    raise _spec_mismatch(path, name, str(spec), expected)
                 made = iter((made,))
-            for piece in _held_to(path, name, made, expected):
+            for piece in _check_pieces(path, name, made, expected):
                 _write_tensor(file, piece)
 
 
@@ -95,23 +102,25 @@ def _stored(path: StrPath, name: str, spec: TensorSpec) -> tuple[str, tuple[int,
     return stored, spec.shape
 
 
-def _held_to(
+def _check_pieces(
     path: StrPath, name: str, pieces: Iterator[Tensor], expected: TensorSpec
 ) -> Iterator[Tensor]:
-    """Pass a tensor's pieces on, their dtype and count held to what was announced."""
+    """Yield a tensor's pieces and check their dtype and total size against the spec."""
     count = 0
     for piece in pieces:
         count += piece.numel()
         if piece.dtype != expected.dtype or count > expected.numel:
-            raise _unlike(path, name, f"{dtype_name(piece.dtype)} {count} elements", expected)
+            raise _spec_mismatch(
+                path, name, f"{dtype_name(piece.dtype)} {count} elements", expected
+            )
         yield piece
     if count != expected.numel:
-        raise _unlike(path, name, f"{dtype_name(expected.dtype)} {count} elements", expected)
+        raise _spec_mismatch(path, name, f"{dtype_name(expected.dtype)} {count} elements", expected)
 
 
-def _unlike(path: StrPath, name: str, got: str, expected: TensorSpec) -> InputError:
+def _spec_mismatch(path: StrPath, name: str, got: str, expected: TensorSpec) -> InputError:
     where = f"{path}: tensor {name}"
-    return InputError(where, "unlike its announcement", got=got, expected=str(expected))
+    return InputError(where, "does not match its spec", got=got, expected=str(expected))
 
 
 def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
@@ -121,14 +130,14 @@ def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
         before = file.tell()
         file.write(data[start : start + _CHUNK])
         if before // _CHUNK < file.tell() // _CHUNK:
-            _pass_on(file)
+            _release_cache(file)
 
 
-def _pass_on(file: BinaryIO) -> None:
-    """Let the disk begin with what is written, and take back the memory of what it has.
+def _release_cache(file: BinaryIO) -> None:
+    """Start writing to the disk and free the cached pages that are already on it.
 
-    Without this the system keeps gigabytes, the disk begins when the work has ended, and every page of a
-    large file is a fresh one. Pages on their way to the disk are not waited for.
+    Without this the system caches gigabytes, the disk starts only at the end, and every page of a large file needs new
+    memory. This does not wait for pages that are still being written.
     """
     if hasattr(os, "posix_fadvise"):
         file.flush()

@@ -1,1 +1,1 @@
-"""New models from models: recipes, merge methods, conversion, bags."""
+"""Create models from existing ones: merge recipes and methods, dtype conversion, bags of training data."""

@@ -1,8 +1,8 @@
-"""Bags: seeded subsets of training data, on each of which a model is trained before the models are merged.
+"""Bags: seeded subsets of training data. One model is trained on each bag, and then the models are merged.
 
-Each dataset (a file, one row per line) is sampled by itself, without replacement: a bag of 80 has 80 % of every
-dataset. What is chosen depends on the seed, the bag and the dataset's name and number of rows alone. Knows
-nothing about training; `bags_plan.py` writes what this decides.
+Each dataset (a file with one row per line) is sampled separately, without replacement: a bag of 80 has 80 % of every
+dataset. The chosen rows depend only on the seed, the bag, and the dataset's name and number of rows. This module knows
+nothing about training; `bags_plan.py` writes the chosen rows to disk.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from pathlib import Path
 from lastword.errors import InputError, some
 from lastword.weights.json_fields import parse_object, shown, unreadable
 
-REST = "rest"  # the bag of all rows that no other bag has
+REST = "rest"  # the bag of all rows that are in no other bag
 _PROGRESS_BYTES = 1 << 22  # between two calls of `progress`
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A file of rows, counted and hashed. `old` marks data that an earlier model was trained on."""
+    """A file of rows with its row count and hash. `old` marks data on which an earlier model was trained."""
 
     name: str
     path: Path
@@ -34,14 +34,18 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """One subset: its share of every new dataset in percent, `None` for the rest."""
+    """One subset: its name and its share of every new dataset in percent, None for the rest."""
 
     name: str
     ratio: Fraction | None
 
 
 def read_bags(ratios: str, where: str = "ratios") -> list[Bag]:
-    """Read percentages such as `80,100` or `50,rest`; bag i is called `i-RATIO`; `where` begins messages.
+    """Read percentages such as `80,100` or `50,rest`; bag i is named `i-RATIO`.
+
+    Args:
+        ratios: the percentages, separated by commas.
+        where: the beginning of each error message.
 
     Raises:
         InputError: not a list of numbers above 0 and up to 100, with `rest` at most once.
@@ -53,15 +57,15 @@ def read_bags(ratios: str, where: str = "ratios") -> list[Bag]:
         for i, share in enumerate(shares, 1)
     ]
     if words.count(REST) > 1 or words == [REST]:
-        expected = "rest once, beside another ratio"
+        expected = "rest at most once, with at least one other ratio"
         raise InputError(where, "wrong list", got=ratios, expected=expected)
     if REST in words and any(bag.ratio == 100 for bag in bags):
-        raise InputError(where, "beside a bag of 100 there is no rest", got=ratios)
+        raise InputError(where, "a bag of 100 leaves no rows for rest", got=ratios)
     return bags
 
 
 def percent(word: str, where: str) -> Fraction:
-    """Read one percentage, exactly; `where` begins the message."""
+    """Read one percentage exactly; the error message begins with `where`."""
     try:
         ratio = Fraction(word)
     except (ValueError, ZeroDivisionError):
@@ -73,19 +77,25 @@ def percent(word: str, where: str) -> Fraction:
 
 
 def shown_percent(ratio: Fraction) -> str:
-    """Show a percentage as it is usually written."""
+    """Format a percentage: 80 or 12.5."""
     return str(int(ratio)) if ratio.denominator == 1 else f"{float(ratio):g}"
 
 
 def read_dataset(
     name: str, path: Path, *, old: bool = False, progress: Callable[[int], object] = lambda _: None
 ) -> Dataset:
-    """Count a file's rows and hash its bytes, a line at a time.
+    """Count a file's rows and hash them, line by line.
 
-    A line is a row; in `.jsonl` blank lines are not, and any other must begin an object.
+    Each line is a row. In a `.jsonl` file blank lines are not rows, and each row must begin with `{`.
+
+    Args:
+        name: the dataset's name.
+        path: the file.
+        old: whether an earlier model was trained on this data.
+        progress: called with the number of bytes read since the last call.
 
     Raises:
-        InputError: the file cannot be read, has no rows, or a line of `.jsonl` holds no object.
+        InputError: the file cannot be read, has no rows, or a row of a `.jsonl` file does not begin with `{`.
     """
     rows, done, digest = 0, 0, hashlib.sha256()
     for line in _lines(path):
@@ -102,30 +112,30 @@ def read_dataset(
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse datasets that could not be told apart."""
+    """Refuse datasets with equal names."""
     listed = list(names)
     if twice := {name for name in listed if listed.count(name) > 1}:
-        remedy = f"Name them apart, as in first={some(twice)}.jsonl."
+        remedy = f"Give them different names, as in first={some(twice)}.jsonl."
         raise InputError("datasets", f"named twice: {some(twice)}", remedy=remedy)
 
 
 def chosen(
     seed: int, bags: Sequence[Bag], bag: Bag, dataset: Dataset, old_ratio: Fraction
 ) -> Iterator[int]:
-    """Give the numbers of the rows, from 0, that a bag takes of a dataset, in rising order.
+    """Yield the numbers of a dataset's rows that are in a bag, counted from 0, in ascending order.
 
-    Of old data every bag draws `old_ratio` percent.
+    Every bag draws `old_ratio` percent of old data.
     """
     if dataset.old:
-        return _drawn(seed, bag, dataset, old_ratio)
+        return _draw(seed, bag, dataset, old_ratio)
     if bag.ratio is not None:
-        return _drawn(seed, bag, dataset, bag.ratio)
-    others = [_drawn(seed, each, dataset, each.ratio) for each in bags if each.ratio is not None]
-    return _left_over(dataset.rows, others)
+        return _draw(seed, bag, dataset, bag.ratio)
+    others = [_draw(seed, each, dataset, each.ratio) for each in bags if each.ratio is not None]
+    return _remaining_rows(dataset.rows, others)
 
 
-def _drawn(seed: int, bag: Bag, dataset: Dataset, ratio: Fraction) -> Iterator[int]:
-    """Draw exactly `ratio` percent of the rows, rounded half up, each subset as likely as any other."""
+def _draw(seed: int, bag: Bag, dataset: Dataset, ratio: Fraction) -> Iterator[int]:
+    """Draw exactly `ratio` percent of the rows, rounded half up; all subsets are equally likely."""
     left = int(dataset.rows * ratio / 100 + Fraction(1, 2))
     key = json.dumps([seed, bag.name, dataset.name, dataset.rows]).encode()
     # Python promises that random() gives the same sequence for a seed on every machine and version.
@@ -139,7 +149,7 @@ def _drawn(seed: int, bag: Bag, dataset: Dataset, ratio: Fraction) -> Iterator[i
             yield row
 
 
-def _left_over(rows: int, drawn: Sequence[Iterator[int]]) -> Iterator[int]:
+def _remaining_rows(rows: int, drawn: Sequence[Iterator[int]]) -> Iterator[int]:
     taken = heapq.merge(*drawn)
     next_taken = next(taken, rows)
     for row in range(rows):
@@ -150,10 +160,10 @@ def _left_over(rows: int, drawn: Sequence[Iterator[int]]) -> Iterator[int]:
 
 
 def row_ids(dataset: Dataset, rows: Iterator[int], id_field: str | None) -> Iterator[str]:
-    """Give chosen rows by their number, or by the value of a field of their JSON object.
+    """Yield the ids of the chosen rows: their numbers, or the values of a field of their JSON objects.
 
     Raises:
-        InputError: a row's field is missing, or neither a number nor a one-line string.
+        InputError: a row's field is missing, or neither a whole number nor a one-line string.
     """
     if id_field is None:
         yield from map(str, rows)
@@ -175,14 +185,14 @@ def _id_of(line: bytes, field: str, where: str) -> str:
         return str(value)
     raise InputError(
         f"{where}: field {shown(field)}",
-        "cannot name the row",
+        "cannot be the row's id",
         got=shown(value),
         expected="a whole number or a string of one line",
     )
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the rows of a file as they stand."""
+    """Yield the rows of a file, unchanged."""
     objects = path.suffix == ".jsonl"
     try:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""A plan of bags on disk: which rows each model is trained on, and the recipe that merges the models.
+"""Write a plan of bags: the rows on which each model is trained, and the recipe that merges the models.
 
-`plan.json` says what and how much, `plan.rows/BAG/DATASET.txt` holds one row id per line, `plan.merge.yaml` is
-the recipe. The same seed and data give the same bytes on every machine, whatever the order of the files.
+`plan.json` describes the bags, `plan.rows/BAG/DATASET.txt` has one row id per line, and `plan.merge.yaml` is the
+recipe. The same seed and data give the same bytes on every machine, in any order of the files.
 """
 
 import hashlib
@@ -17,19 +17,19 @@ from lastword.errors import InputError
 from lastword.weights.files.atomic import whole_file, whole_folder, writing
 from lastword.weights.merging.bags import REST, Bag, Dataset, chosen, row_ids, shown_percent
 
-_FORMAT = 1  # raise it when equal seeds give other rows than before
+_FORMAT = 1  # raise it when a seed gives different rows than before
 
 
 @dataclass(frozen=True, slots=True)
 class PlanSpec:
-    """All that a plan depends on beside the data."""
+    """The settings of a plan, apart from the data."""
 
     seed: int
     bags: Sequence[Bag]
     old_ratio: Fraction
     id_field: str | None
-    by_size: bool  # merge weights: the bags' numbers of rows, or 1 each
-    into: str | None  # an existing model that the new ones are merged into
+    by_size: bool  # merge weights are the bags' numbers of rows; otherwise 1 each
+    into: str | None  # an existing model to merge the new ones into
 
 
 def write_plan(
@@ -41,19 +41,19 @@ def write_plan(
     """Draw every bag and write the plan, its rows and its recipe.
 
     Args:
-        out: the plan's `.json` file; nothing may be there yet.
-        spec: what to draw.
-        datasets: in any order.
-        progress: called with numbers of rows written.
+        out: the plan's `.json` file; it must not exist.
+        spec: the settings.
+        datasets: the data, in any order.
+        progress: called with the number of rows written since the last call.
 
     Returns:
-        What `plan.json` holds.
+        The content of `plan.json`.
 
     Raises:
-        InputError: something is there already, cannot be written, or a row has no id.
+        InputError: a file exists already or cannot be written, or a row has no id.
     """
     if out.suffix != ".json":
-        got, expected = out.suffix or "no ending", "a plan's name with .json"
+        got, expected = out.suffix or "no ending", "a name that ends in .json"
         raise InputError(str(out), "wrong name", got=got, expected=expected)
     rows, recipe = out.with_suffix(".rows"), out.with_suffix(".merge.yaml")
     for path in (out, rows, recipe):
@@ -63,11 +63,11 @@ def write_plan(
             )
     ordered = sorted(datasets, key=lambda dataset: dataset.name)
     with writing(out), ExitStack() as places:
-        # Left in reverse: the plan itself comes last and says that all is there.
+        # Files are finished in reverse order: the plan comes last and shows that all others are complete.
         out_file, recipe_file = (places.enter_context(whole_file(path)) for path in (out, recipe))
         folder = places.enter_context(whole_folder(rows))
         bags = [_bag(spec, bag, ordered, folder, rows.name, progress) for bag in spec.bags]
-        plan = _described(spec, ordered, bags, recipe.name)
+        plan = _plan_content(spec, ordered, bags, recipe.name)
         recipe_file.write(_recipe(spec, ordered, bags).encode())
         out_file.write(f"{json.dumps(plan, indent=2)}\n".encode())
     return plan
@@ -81,7 +81,7 @@ def _bag(
     named: str,
     progress: Callable[[int], object],
 ) -> dict[str, Any]:
-    """Write a bag's row ids, one file per dataset; give what the plan says of it."""
+    """Write a bag's row ids, one file per dataset; return the bag's entry in the plan."""
     (folder / bag.name).mkdir(parents=True)
     parts: dict[str, dict[str, Any]] = {}
     for dataset in datasets:
@@ -105,7 +105,7 @@ def _bag(
     return {"name": bag.name, "ratio": ratio, "rows": total, "datasets": parts}
 
 
-def _described(
+def _plan_content(
     spec: PlanSpec, datasets: Sequence[Dataset], bags: list[dict[str, Any]], recipe: str
 ) -> dict[str, Any]:
     return {
@@ -125,7 +125,7 @@ def _described(
 
 
 def _recipe(spec: PlanSpec, datasets: Sequence[Dataset], bags: list[dict[str, Any]]) -> str:
-    """Write the recipe; the model trained on a bag is looked for in a folder of the bag's name."""
+    """Return the recipe; it expects the model trained on a bag in a folder with the bag's name."""
     weights = {f"./{bag['name']}": bag["rows"] if spec.by_size else 1 for bag in bags}
     if spec.into is not None:
         old = sum(each.rows for each in datasets if each.old)

@@ -1,4 +1,4 @@
-"""Models held to each other before they are merged: one architecture, one vocabulary, one set of tensors."""
+"""Check that models can be merged: equal architecture, vocabulary and tensors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ from lastword.weights.tensor_names import LM_HEAD
 
 
 def check_agreement(models: Sequence[StoredModel], *, one_dtype: bool) -> None:
-    """Refuse to mix models that are not variants of one.
+    """Refuse to merge models that are not variants of the same model.
 
     Args:
-        models: at least one; the others are compared to the first.
-        one_dtype: hold the stored dtypes to each other too, tensor by tensor.
+        models: at least one; the others are compared with the first.
+        one_dtype: also compare the stored dtypes, tensor by tensor.
 
     Raises:
-        ConfigError: a setting under which the models compute otherwise.
-        WeightsError: other names, shapes, dtypes or tokens.
+        ConfigError: a setting that affects the result differs.
+        WeightsError: names, shapes, dtypes or tokens differ.
     """
     first = models[0]
     for other in models[1:]:
@@ -31,15 +31,15 @@ def check_agreement(models: Sequence[StoredModel], *, one_dtype: bool) -> None:
 
 
 def notices(donor: StoredModel, models: Sequence[StoredModel]) -> list[str]:
-    """Say which files beside the weights differ from those taken over, and what is left out."""
+    """Return notices about companion files that differ from the copied ones, and about omitted tensors."""
     said = [
-        f"{other.name}: differs from {donor.name}, whose files are taken, in {some(files)}"
+        f"{other.name}: files differ from those of {donor.name}, which are used: {some(files)}"
         for other in models
         if other.folder != donor.folder and (files := differing(donor.folder, other.folder))
     ]
     without = [model.name for model in models if LM_HEAD not in model.tensors]
     if without and len(without) < len(models):
-        said.append(f"{LM_HEAD} is left out: not in {some(without)}; embeddings do not use it")
+        said.append(f"{LM_HEAD} is omitted: not in {some(without)}; embeddings do not use it")
     return said
 
 
@@ -49,7 +49,7 @@ def _check_configs(first: StoredModel, other: StoredModel) -> None:
         if mine != found[name]:
             remedy = "Only variants of one model can be merged."
             if name == "vocab_size":
-                remedy = "Give the models one vocabulary first."
+                remedy = "Change the models to one vocabulary first."
             raise ConfigError(
                 f"{other.folder / 'config.json'}: {name}",
                 "differs",
@@ -61,7 +61,7 @@ def _check_configs(first: StoredModel, other: StoredModel) -> None:
 
 def _check_tensors(first: StoredModel, other: StoredModel, *, one_dtype: bool) -> None:
     for name, mine in first.tensors.items():
-        if name not in other.tensors:  # only `lm_head.weight` may be in one alone
+        if name not in other.tensors:  # only `lm_head.weight` may be absent from some models
             continue
         theirs = other.tensors[name]
         where = f"{theirs.file}: tensor {name}"
@@ -75,15 +75,15 @@ def _check_tensors(first: StoredModel, other: StoredModel, *, one_dtype: bool) -
         if one_dtype and mine.dtype != theirs.dtype:
             raise WeightsError(
                 where,
-                "another dtype",
+                "wrong dtype",
                 got=theirs.dtype,
                 expected=f"{mine.dtype} as in {first.name}",
-                remedy="Say the dtype of the result with dtype: in the recipe.",
+                remedy="Set the dtype of the result with dtype: in the recipe.",
             )
 
 
 def _check_vocabularies(first: Path, other: Path) -> None:
-    """Compare tokens and ids; files of equal bytes need no parsing."""
+    """Compare tokens and ids; identical files are not parsed."""
     if read_bytes(first / TOKENIZER) == read_bytes(other / TOKENIZER):
         return
     mine, theirs = vocabulary(first), vocabulary(other)
@@ -93,8 +93,8 @@ def _check_vocabularies(first: Path, other: Path) -> None:
     token = min(different)
     raise WeightsError(
         f"{other / TOKENIZER}: vocabulary",
-        f"{len(different)} tokens are not as in {first}, the first is {shown(token)}",
+        f"{len(different)} tokens differ from {first}, the first is {shown(token)}",
         got=f"id {theirs.get(token)}",
         expected=str(mine.get(token)),
-        remedy="Rows of the embedding would be mixed up: use models of one tokenizer.",
+        remedy="Embedding rows of different tokens would be merged: use models with one tokenizer.",
     )

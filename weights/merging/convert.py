@@ -1,4 +1,4 @@
-"""One model's weights in another dtype, as a job for `job.py`; a tensor that keeps its dtype keeps its bytes."""
+"""Convert one model's weights to another dtype, as a job for `job.py`; a tensor of that dtype keeps its bytes."""
 
 import math
 import shutil
@@ -19,12 +19,12 @@ from lastword.weights.merging.stored import StoredModel, not_finite
 
 
 class Conversion:
-    """A model on its way to another dtype, rounded to nearest even, or only to other files.
+    """The conversion of a model to another dtype, rounding to nearest even, or only to other shards.
 
     Args:
-        model: what to convert.
-        dtype: of every tensor of the result; None keeps each tensor's own.
-        threads: what does the arithmetic.
+        model: the model to convert.
+        dtype: the dtype of every tensor of the result; None keeps the dtype of each tensor.
+        threads: the threads for the arithmetic.
     """
 
     specs: TensorSpecs
@@ -43,12 +43,12 @@ class Conversion:
         self.identity = {"convert": model.fingerprint, "dtype": str(dtype)}
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """Convert one tensor."""
+        """Convert one tensor and yield it in pieces."""
         dtype = self.specs[name].dtype
         with open_tensor(self._model.tensors[self._plain[name]], name) as tensor:
 
             def converted(block: slice) -> Tensor:
-                return _rounded(tensor[block], dtype, self._model.name, name)
+                return _convert_block(tensor[block], dtype, self._model.name, name)
 
             if dtype == tensor.dtype:
                 yield from (tensor[block] for block in blocks(tensor.numel()))
@@ -56,30 +56,30 @@ class Conversion:
                 yield from self._threads.map(converted, blocks(tensor.numel()))
 
     def facts(self, name: str) -> dict[str, Any]:
-        """Say what was made of which."""
+        """Return the name and dtype of a converted tensor."""
         return {"tensor": name, "dtype": dtype_name(self.specs[name].dtype)}
 
     def finish(self, folder: Path) -> None:
-        """Copy the other files of the model, its card too."""
+        """Copy the model's companion files and its model card."""
         card = self._model.folder / CARD
         if card.is_file():
             shutil.copyfile(card, folder / CARD)
         copy_companions(self._model.folder, folder, {spec.dtype for spec in self.specs.values()})
 
 
-def _rounded(x: Tensor, dtype: torch.dtype, model: str, name: str) -> Tensor:
-    """Convert elements; one that the new dtype cannot hold is an error, not an infinity."""
+def _convert_block(x: Tensor, dtype: torch.dtype, model: str, name: str) -> Tensor:
+    """Convert elements; a value that the new dtype cannot represent is an error instead of an infinity."""
     made = x.to(dtype)
-    # A sum in float64 is finite only where every element is.
+    # A sum in float64 is finite only if every element is.
     if not math.isfinite(float(made.sum(dtype=torch.float64))):
         if not x.isfinite().all():
             raise not_finite(model, name)
         largest = float(x.abs().max())
         raise WeightsError(
             f"{model}: tensor {name}",
-            f"a value of size {largest:g} does not fit",
+            f"a value of size {largest:g} is too large for the dtype",
             got=dtype_name(dtype),
-            expected=f"a dtype whose largest is above {torch.finfo(dtype).max:g}",
+            expected=f"a dtype with values above {torch.finfo(dtype).max:g}",
             remedy="Choose bf16 or f32.",
         )
     return made

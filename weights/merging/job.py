@@ -1,8 +1,8 @@
-"""A new model folder, written shard by shard: whole or not there, and taken up again after an interruption.
+"""Write a new model folder atomically, shard by shard; an interrupted run can be resumed.
 
-The work lies in `.NAME.partial` beside the new folder: the shards so far, what the work is (so that a changed
-one starts anew) and a lock. The last step renames the finished model to its place. Knows nothing about how
-tensors are made: `merge.py` and `convert.py` say that.
+Unfinished work is kept in the folder `.NAME.partial` next to the new one. It has the finished shards, a hash of the job
+(so that a changed job starts again) and a lock. The last step renames the finished model. This module does not know how
+tensors are computed: `merge.py` and `convert.py` do that.
 """
 
 import fcntl
@@ -24,26 +24,26 @@ from lastword.weights.files.shards import INDEX, SINGLE
 from lastword.weights.files.writer import TensorSpecs, stream_safetensors
 from lastword.weights.json_fields import read_object
 
-SHARD_BYTES = 5_000_000_000  # as the libraries of the field cut them
-_VERSION = 1  # raise it when equal inputs give other bytes than before
+SHARD_BYTES = 5_000_000_000  # the usual size in other libraries
+_VERSION = 1  # raise it when equal inputs give different bytes than before
 
 Facts = dict[str, Any]
 
 
 class Job(Protocol):
-    """What is to be written: the tensors in their order, and what else goes into the folder."""
+    """A model to write: its tensors in order, and the other files of its folder."""
 
     specs: TensorSpecs
-    identity: dict[str, object]  # all that the result depends on, as JSON
+    identity: dict[str, object]  # everything that the result depends on, as JSON
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """Make one tensor, piece by piece; a piece holds until the next is asked for."""
+        """Compute one tensor, piece by piece; a piece is valid until the next one is requested."""
 
     def facts(self, name: str) -> Facts:
-        """Say what is worth knowing about a tensor whose pieces have been made, as JSON."""
+        """Return facts about a tensor after its pieces have been computed, as JSON."""
 
     def finish(self, folder: Path) -> None:
-        """Write the configuration and everything else beside the weights; `config.json` last."""
+        """Write all files other than the weights; `config.json` last."""
 
 
 def write_model(
@@ -57,27 +57,27 @@ def write_model(
     """Write a job's model folder.
 
     Args:
-        job: what to write.
-        out: the new folder; an empty one may be there.
-        shard_bytes: weights per file, at most; a larger tensor has a file of its own.
-        progress: called with the bytes written, or found written by an earlier run.
-        notice: called with what the user should know.
+        job: the model to write.
+        out: the new folder; it may exist if it is empty.
+        shard_bytes: maximum size of the weights per file; a larger tensor gets its own file.
+        progress: called with the number of bytes written, or found written by an earlier run.
+        notice: called with messages for the user.
 
     Returns:
         The facts of every tensor, in order.
 
     Raises:
-        InputError: the folder is there, is being written by another run, or cannot be written.
-        WeightsError: from the job.
+        InputError: the folder exists, is being written by another run, or cannot be written.
+        WeightsError: raised by the job.
     """
     shards = _cut(job.specs, shard_bytes)
     _check_free(out)
-    place = out.resolve() if out.is_symlink() else out  # a link to an empty folder stays one
+    place = out.resolve() if out.is_symlink() else out  # a link to an empty folder stays a link
     partial = place.parent / f".{place.name}.partial"
     with writing(out), _locked(partial):
-        with _kept_or_gone(partial, shards, notice):
-            _check_free(out)  # once more: another run may just have finished
-            _take_up(partial, job, shards, notice)
+        with _keep_finished(partial, shards, notice):
+            _check_free(out)  # again: another run may just have finished
+            _resume(partial, job, shards, notice)
             done = [_shard(partial, job, *shard, progress) for shard in shards.items()]
             _finish(partial, job, place, shards)
         shutil.rmtree(partial, ignore_errors=True)
@@ -85,7 +85,7 @@ def write_model(
 
 
 def _cut(specs: TensorSpecs, shard_bytes: int) -> dict[str, list[str]]:
-    """Fill shards in the tensors' order: file name → its tensors."""
+    """Split the tensors into shards in their order; return the tensor names by file name."""
     groups: list[list[str]] = [[]]
     room = shard_bytes
     for name, spec in specs.items():
@@ -102,15 +102,15 @@ def _cut(specs: TensorSpecs, shard_bytes: int) -> dict[str, list[str]]:
 
 
 def total_bytes(specs: TensorSpecs) -> int:
-    """Sum the bytes that tensors take in a file."""
+    """Return the number of bytes that tensors take in a file."""
     return sum(spec.num_bytes for spec in specs.values())
 
 
 def _check_free(out: Path) -> None:
-    """Refuse, before the work, a place that the finished folder could not be renamed to."""
+    """Refuse, before any work, a path to which the finished folder could not be renamed."""
     if out.is_dir() and not any(out.iterdir()):
         if os.path.ismount(os.path.realpath(out)):
-            remedy = "Name one inside it."
+            remedy = "Name a folder inside it."
             raise InputError(str(out), "is a mount point", expected="a new folder", remedy=remedy)
         if out.samefile("."):
             remedy = "Name another one."
@@ -120,19 +120,19 @@ def _check_free(out: Path) -> None:
         remedy = "Name another one."
         raise InputError(str(out), "is there already", expected="a new folder", remedy=remedy)
     if not out.parent.is_dir():
-        what = f"cannot be written ({out.parent} is no folder)"
-        raise InputError(str(out), what, remedy="Make it first.")
+        what = f"cannot be written ({out.parent} is not a folder)"
+        raise InputError(str(out), what, remedy="Create that folder first.")
 
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Hold the work's folder; the lock ends with the process, however that ends."""
+    """Lock the folder of the unfinished work; the lock ends with the process, even if it crashes."""
     partial.mkdir(exist_ok=True)
     with (partial / "lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            remedy = "Wait for it or stop it."
+            remedy = "Wait for that run or stop it."
             raise InputError(
                 str(partial), "another run is writing this model", remedy=remedy
             ) from None
@@ -140,47 +140,47 @@ def _locked(partial: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_or_gone(
+def _keep_finished(
     partial: Path, shards: dict[str, list[str]], notice: Callable[[str], object]
 ) -> Iterator[None]:
-    """Leave an interrupted run's finished files for the next one, and nothing where none is finished."""
+    """If the block fails, keep its finished files for the next run; if there are none, remove the folder."""
     try:
         yield
     except BaseException:
-        if kept := _finished(partial, shards):
-            notice(f"{partial}: keeps {len(kept)} of {len(shards)} files; run again to go on")
+        if kept := _finished_shards(partial, shards):
+            notice(f"{partial}: keeps {len(kept)} of {len(shards)} files; run again to continue")
         else:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _finished(partial: Path, shards: dict[str, list[str]]) -> list[str]:
+def _finished_shards(partial: Path, shards: dict[str, list[str]]) -> list[str]:
     return [name for name in shards if (partial / f"{name}.facts").is_file()]
 
 
-def _take_up(
+def _resume(
     partial: Path, job: Job, shards: dict[str, list[str]], notice: Callable[[str], object]
 ) -> None:
-    """Keep what an interrupted run of the same job left behind, and remove everything else."""
+    """Keep the finished files of an interrupted run of the same job, and remove everything else."""
     stated = json.dumps([_VERSION, job.identity, shards], sort_keys=True)
     identity = hashlib.sha256(stated.encode()).hexdigest()
     state, model = partial / "job.json", partial / "model"
     if state.is_file():
         with suppress(LastwordError):
             if read_object(state).get("job") == identity and model.is_dir():
-                kept = _finished(partial, shards)
+                kept = _finished_shards(partial, shards)
                 for stray in set(model.iterdir()) - {model / name for name in kept}:
                     _remove(stray)
-                notice(f"{partial}: takes up an unfinished run, {len(kept)} of {len(shards)} files")
+                notice(f"{partial}: resumes an unfinished run, {len(kept)} of {len(shards)} files")
                 return
-        notice(f"{partial}: holds an unfinished run of another job; starts anew")
+        notice(f"{partial}: holds an unfinished run of another job; starts again")
     for stray in partial.iterdir():
         if stray.name != "lock":
             _remove(stray)
     needed = total_bytes(job.specs)
     free = shutil.disk_usage(partial).free
     if free < needed:
-        what, got = "too little room on the disk", f"{free:,} bytes free"
+        what, got = "not enough free space on the disk", f"{free:,} bytes free"
         raise InputError(str(partial), what, got=got, expected=f"{needed:,}")
     model.mkdir()
     _write_json(state, {"job": identity})
@@ -196,10 +196,10 @@ def _remove(path: Path) -> None:
 def _shard(
     partial: Path, job: Job, file: str, names: list[str], progress: Callable[[int], object]
 ) -> list[Facts]:
-    """Write one file of weights, or find it written; its facts, written last, say that it is whole."""
+    """Write one file of weights unless it is complete; its facts are written last and mark it as complete."""
     path, state = partial / "model" / file, partial / f"{file}.facts"
     specs = {name: job.specs[name] for name in names}
-    with suppress(LastwordError):  # damaged remains are written once more
+    with suppress(LastwordError):  # a damaged file of an earlier run is written again
         if state.is_file() and read_header(path).keys() == set(names):
             found: list[Facts] = read_object(state)["facts"]
             progress(total_bytes(specs))

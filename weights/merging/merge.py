@@ -1,6 +1,6 @@
-"""A recipe's models opened and held to each other, and their merge as a job for `job.py`.
+"""Open a recipe's models, check that they fit together, and merge them as a job for `job.py`.
 
-Every check runs before anything is written. In memory are a few blocks, however large a tensor is.
+Every check runs before anything is written. Only a few blocks are in memory, however large a tensor is.
 """
 
 from collections.abc import Iterator
@@ -31,13 +31,14 @@ class Merge:
     """A checked merge, ready for `write_model`.
 
     Args:
-        recipe: what to merge and how.
-        threads: what does the arithmetic.
+        recipe: the models and the method.
+        threads: the threads for the arithmetic.
         local_files_only: do not use the network for models named by a hub id.
 
     Raises:
-        WeightsError, ConfigError: a model is missing, damaged, or not a variant of the first one.
-        InputError: weights that cannot be normalised.
+        WeightsError: a model is missing or damaged, or its tensors or tokens differ from the first model's.
+        ConfigError: a setting is not supported, or differs from the first model's.
+        InputError: the weights cannot be normalised.
     """
 
     specs: TensorSpecs
@@ -69,9 +70,9 @@ class Merge:
         self._facts: dict[str, dict[str, Any]] = {}
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """Merge one tensor; its facts are there when its last piece has been taken."""
+        """Merge one tensor and yield it in pieces; its facts are complete after the last piece."""
         plain, recipe = self._plain[name], self.recipe
-        # The direction of one model is its own.
+        # The merged direction of a single model is its own, so the base is not needed.
         alone = recipe.method == "multislerp" and len(recipe.models) == 1
         dtype, shape = self.specs[name]
         with ExitStack() as stack:
@@ -93,11 +94,11 @@ class Merge:
                 ) from None
 
     def facts(self, name: str) -> dict[str, Any]:
-        """Give a merged tensor's name, shape and what `methods.describe` says of it."""
+        """Return a merged tensor's name, shape and the values of `methods.describe`."""
         return self._facts[name]
 
     def finish(self, folder: Path) -> None:
-        """Write the model card and the donor's files."""
+        """Write the model card and copy the donor's companion files."""
         fingerprint = Checkpoint(folder, self.donor.config).fingerprint
         card = merge_card(self.recipe, self.opened, self.specs, fingerprint)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -111,7 +112,7 @@ class Merge:
         return open_tensor(self.opened[model].tensors[plain], plain)
 
     def _not_finite(self, name: str) -> WeightsError | None:
-        """Name the first model whose tensor holds NaN or infinity."""
+        """Create the error for the first model whose tensor has NaN or infinity; None if there is none."""
         plain = self._plain[name]
         for model in self.opened:
             with self._open(model, plain) as tensor:

@@ -1,8 +1,8 @@
-"""Merging weights: each method as one scalar per model and tensor, in float64.
+"""The merge methods: each computes one scalar per model and tensor, in float64.
 
-Every method here is `out = base + sum_i c_i (x_i - base)`, and the scalars c_i follow from the inner products
-of the rows x_i - base alone (their Gram matrix). So a tensor is read in pieces: once for the inner products,
-once for the sum, which `tensor_merge.py` makes. Knows nothing about threads, files and pieces.
+Every method here is `out = base + sum_i c_i (x_i - base)`, and the scalars c_i depend only on the inner products of the
+rows x_i - base (their Gram matrix). So a tensor is read in pieces: once for the inner products, and once for the sum,
+which `tensor_merge.py` computes. This module knows nothing about threads, files and pieces.
 
 Letters: N models, K elements of a piece.
 """
@@ -16,19 +16,21 @@ from torch import Tensor
 
 from lastword.errors import InputError
 
-SLERP_LINEAR = 0.9995  # |cos| above which slerp is linear, as its formula loses its meaning there
-_CANCELLED = 1e-8  # |sum of unit vectors| below this share of sum |w| has no direction
-_DIRECT = 1e-4  # squared share below which the Gram matrix has too few digits left for the norm
+SLERP_LINEAR = (
+    0.9995  # |cos| above which slerp is linear, because its formula is ill-conditioned there
+)
+_CANCELLED = 1e-8  # if |sum of unit vectors| is below this share of sum |w|, it has no direction
+_DIRECT = 1e-4  # squared share below which the Gram matrix is not precise enough for the norm
 
-# From coefficients c_i to |sum_i c_i (x_i - base)|^2, summed over a tensor that is read once more for it.
+# Maps coefficients c_i to |sum_i c_i (x_i - base)|^2, by reading the tensor once more.
 SquaredLength = Callable[[Sequence[float]], float]
 
 
 def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
-    """Give the weights as they apply: divided by their sum, or as they are.
+    """Return the weights to apply: divided by their sum if `normalize`, otherwise unchanged.
 
     Raises:
-        InputError: the sum is zero, or so near to it that the quotients mean nothing.
+        InputError: the sum is zero, or so close to zero that the quotients are meaningless.
     """
     if not normalize:
         return list(weights)
@@ -38,7 +40,7 @@ def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
             "merge",
             f"the weights {list(weights)} sum to {total:g}",
             expected="a sum other than 0",
-            remedy="Change them, or do not normalise.",
+            remedy="Change the weights, or do not normalise them.",
         )
     return [weight / total for weight in weights]
 
@@ -52,7 +54,7 @@ def gram(pieces: Iterable[Tensor], count: int) -> Tensor:
 
 
 def inner_products(piece: Tensor) -> Tensor:
-    """Inner products [N, N] of the rows [N, K]; equal rows give equal entries, bit for bit."""
+    """Return the inner products [N, N] of the rows [N, K]; equal rows give equal entries, bit for bit."""
     products = torch.empty((len(piece), len(piece)), dtype=torch.float64)
     for i, row in enumerate(piece):
         for j in range(i + 1):
@@ -63,20 +65,24 @@ def inner_products(piece: Tensor) -> Tensor:
 def multislerp_coefficients(
     products: Tensor, weights: Sequence[float], squared_length: SquaredLength
 ) -> list[float]:
-    """Give the c_i of Multi-SLERP from the Gram matrix [N, N] of the rows x_i and the weights w as they apply.
+    """Return the coefficients c_i of Multi-SLERP.
 
         S = sum_i w_i x_i / |x_i|;  out = (sum_i w_i |x_i|) S / |S|
 
-    The tangent step of the usual statement is zero for any weights, so this is the whole of it. An all-zero
-    row has no direction and adds none. Where the directions cancel, two rows are merged linearly.
+    This is the complete method: the tangent step of its usual formulation is zero for any weights. An all-zero row has
+    no direction and contributes none. If the directions of two rows cancel, the rows are merged linearly.
 
-    `squared_length` is asked for only where the directions nearly cancel: the Gram matrix then
-    holds too few digits of |S|, and S is summed itself.
+    Args:
+        products: the Gram matrix [N, N] of the rows x_i.
+        weights: the weights w_i to apply.
+        squared_length: called only if the directions nearly cancel. The Gram matrix then has too few
+            digits of |S|, so S itself is summed.
 
     Raises:
-        InputError: a row is not finite, or the directions of three or more cancel.
+        InputError: a row is not finite, or the directions of three or more rows cancel.
 
-    Source: mergekit 0.1.5, `multislerp`, whose formula this equals in exact arithmetic.
+    Source:
+        mergekit 0.1.5, `multislerp`; equal in exact arithmetic.
     """
     count = len(weights)
     if count == 1:
@@ -84,7 +90,7 @@ def multislerp_coefficients(
     norms = _norms(products)
     scales = [w / n if n else 0.0 for w, n in zip(weights, norms, strict=True)]
     size = math.fsum(abs(w) for w, n in zip(weights, norms, strict=True) if n)
-    if size == 0:  # every row is zero or unweighted: nothing to turn
+    if size == 0:  # every row is zero or has weight zero: there is no direction
         return list(weights)
     squared = _quadratic(products, norms, weights)
     if squared < _DIRECT * size**2:
@@ -95,14 +101,14 @@ def multislerp_coefficients(
         return [mean / length * scale for scale in scales]
     if count == 2:
         return list(weights)
-    what = "the weighted directions cancel out, so their mean has none"
+    what = "the weighted directions cancel out, so their mean has no direction"
     raise InputError("merge", what, remedy="Change the weights.")
 
 
 def slerp_coefficients(products: Tensor, t: float) -> list[float]:
-    """Give `sin((1-t)a)/sin(a), sin(ta)/sin(a)`, a the angle of two rows; `1-t, t` where they are parallel.
+    """Return `sin((1-t)a)/sin(a), sin(ta)/sin(a)` with a the angle between two rows.
 
-    Also linear where a row is zero, which has no angle to the other.
+    If the rows are nearly parallel, or one is zero and so has no angle, return `1-t, t`.
     """
     first, second = _norms(products)
     cosine = _cosine(products, 0, 1) if first and second else 1.0
@@ -113,9 +119,9 @@ def slerp_coefficients(products: Tensor, t: float) -> list[float]:
 
 
 def describe(products: Tensor, coefficients: Sequence[float]) -> dict[str, Any]:
-    """Give the norms of the rows x_i - base, their angles, the c_i, and the norm of the merged row.
+    """Return the norms of the rows x_i - base, their angles, the coefficients, and the norm of the merged row.
 
-    Angles are in degrees, of all pairs; None where one of the two rows is zero.
+    Angles are in degrees, for all pairs; None if one of the two rows is zero.
     """
     norms = _norms(products)
     places = range(len(norms))
@@ -144,12 +150,12 @@ def _norms(products: Tensor) -> list[float]:
 
 
 def _cosine(products: Tensor, i: int, j: int) -> float:
-    """The cosine of two rows; exactly 1 for equal and -1 for opposite ones."""
+    """Return the cosine of two rows; exactly 1 for equal and -1 for opposite rows."""
     square = float(products[i, i] * products[j, j])
     return max(-1.0, min(1.0, float(products[i, j]) / math.sqrt(square)))
 
 
 def _quadratic(products: Tensor, norms: Sequence[float], weights: Sequence[float]) -> float:
-    """|S|^2 = sum_ij w_i w_j cos_ij over the rows that have a direction."""
+    """Return |S|^2 = sum_ij w_i w_j cos_ij over the rows that have a direction."""
     held = [i for i, norm in enumerate(norms) if norm]
     return math.fsum(weights[i] * weights[j] * _cosine(products, i, j) for i in held for j in held)

@@ -1,4 +1,4 @@
-"""The README.md of a merged model: how it was made, exactly enough to make it again."""
+"""Write the README.md of a merged model: how it was made, in enough detail to reproduce it."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _FORMULAS = {
 def merge_card(
     recipe: Recipe, models: Mapping[str, StoredModel], specs: TensorSpecs, fingerprint: str
 ) -> str:
-    """Write the model card: front matter, recipe, formula and the hashes of what went in and came out."""
+    """Return the model card: front matter, formula, hashes of the merged models and of the result, recipe."""
     hub = [model.files.name for model in models.values() if model.files.revision is not None]
     front = ["---", "library_name: sentence-transformers", "pipeline_tag: feature-extraction"]
     front += ["tags:", "- lastword", "- merge", "- sentence-transformers"]
@@ -30,7 +30,7 @@ def merge_card(
     dtypes = sorted({dtype_name(spec.dtype) for spec in specs.values()})
     formula = _FORMULAS[recipe.method]
     if recipe.base is not None and recipe.method == "multislerp":
-        formula += ", on x_i - base, and base added"
+        formula += ", applied to x_i - base; the base is added"
     rows = "\n".join(_row(name, model, recipe) for name, model in models.items())
     front_matter, recipe_text = "\n".join(front), indent(recipe.text.strip("\n"), "    ")
     return f"""{front_matter}
@@ -38,20 +38,20 @@ def merge_card(
 
 # A merged embedding model
 
-`lastword merge` made this model of those below by `{recipe.method}`, tensor by tensor:
+`lastword merge` made this model from the models below with the method `{recipe.method}`, tensor by tensor:
 
     {formula}
 
-with inner products and sums in float64 and each value rounded once, to {" and ".join(dtypes)}.
-Configuration, tokenizer and prompts are those of `{recipe.donor}`. The licences of the merged
-models hold for this one.
+Inner products and sums are in float64, and each value is rounded once, to {" and ".join(dtypes)}.
+Configuration, tokenizer and prompts come from `{recipe.donor}`. The licences of the merged
+models apply to this model.
 
 | model | revision | weight | hash of its weights |
 |---|---|---|---|
 {rows}
 
-Hash of these weights: `{fingerprint}`. Like those above, it is what `lastword info` calls
-"weights": of every tensor's name, dtype and shape and three sampled blocks.
+Hash of this model's weights: `{fingerprint}`. `lastword info` shows this hash as "weights". It covers
+the name, dtype and shape of every tensor and three sampled blocks of its data.
 
 ## Recipe
 

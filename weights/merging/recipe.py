@@ -1,7 +1,7 @@
-"""A merge described in mergekit's YAML, read strictly: what is not implemented is refused by name.
+"""Read a merge recipe in mergekit's YAML strictly; keys that are not supported are refused by name.
 
-Read are `models:`-style merges (model, parameters.weight, merge_method, base_model, dtype, out_dtype,
-tokenizer_source and the methods' own parameters). Knows nothing about files; `merge.py` takes it from here.
+Supported are `models:`-style merges (model, parameters.weight, merge_method, base_model, dtype, out_dtype,
+tokenizer_source and the methods' own parameters). This module does not open models; `merge.py` does.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _KEYS = frozenset(
     "models merge_method base_model dtype out_dtype parameters tokenizer_source".split()
 )
 _STYLES = frozenset("slices modules tokenizer chat_template".split())
-# Each method's own parameters, beside `weight`, and what they are when absent; None must be given.
+# Each method's own parameters, in addition to `weight`, with their defaults; None means that it is required.
 _PARAMETERS: Final[dict[str, dict[str, bool | float | None]]] = {
     "linear": {"normalize": True},
     "multislerp": {"normalize_weights": True},
@@ -31,20 +31,20 @@ _PARAMETERS: Final[dict[str, dict[str, bool | float | None]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A merge, checked. For slerp `models` are the two ends, t = 0 first, and `weights` is empty."""
+    """A checked recipe. For slerp, `models` are the two ends, t = 0 first, and `weights` is empty."""
 
     method: str
     models: tuple[str, ...]
     weights: tuple[float, ...]
-    base: str | None  # what is subtracted first and added last
-    donor: str  # whose configuration, tokenizer and other files are taken
-    dtype: torch.dtype | None  # of the result; None: as stored
+    base: str | None  # the model that is subtracted first and added last
+    donor: str  # the model that gives configuration, tokenizer and other files
+    dtype: torch.dtype | None  # of the result; None means as stored
     parameters: Mapping[str, bool | float]
     text: str
 
     @property
     def normalize(self) -> bool:
-        """Whether the weights are divided by their sum, which mergekit's methods call by two names."""
+        """Whether the weights are divided by their sum; mergekit's methods have two names for this."""
         own = self.parameters
         return bool(own.get("normalize") or own.get("normalize_weights"))
 
@@ -54,7 +54,7 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises:
         WeightsError: the file cannot be read.
-        ConfigError: it is not YAML, or asks for something that is not implemented.
+        ConfigError: the file is not YAML, or something in it is not supported.
         MissingPackageError: PyYAML cannot be imported.
     """
     try:
@@ -65,17 +65,19 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
-    """Check the text of a merge's YAML file; `where` begins each message."""
+    """Check the text of a merge's YAML file; each error message begins with `where`."""
     fields = _fields(_load(text, where), where)
     _refuse_others(fields)
     method = fields.text("merge_method") or fields.fail("merge_method", "a method's name")
     if method not in _PARAMETERS:
-        fields.fail("merge_method", f"one of {some(_PARAMETERS)}", "lastword has no other method.")
+        fields.fail(
+            "merge_method", f"one of {some(_PARAMETERS)}", "Other methods are not supported."
+        )
     base = _model(fields, "base_model") if fields.values.get("base_model") is not None else None
     members = _members(fields)
     shared = _fields(fields.object("parameters") or {}, f"{where}: parameters")
     own, global_weight = _own_parameters(shared, method)
-    models, weights = _weighted(members, global_weight, method, base, where)
+    models, weights = _read_weights(members, global_weight, method, base, where)
     if method == "linear":
         donor, base = base or models[0], None
     elif method == "slerp":
@@ -91,7 +93,7 @@ def _load(text: str, where: str) -> Any:
         import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
-        """Safe, and a key that stands twice is an error, not a silent choice."""
+        """A safe loader that refuses a key that occurs twice."""
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
         loader.flatten_mapping(node)
@@ -100,7 +102,7 @@ def _load(text: str, where: str) -> Any:
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
             line = node.start_mark.line + 1
-            raise ConfigError(f"{where}:{line}", f"key {twice} stands twice", expected="once")
+            raise ConfigError(f"{where}:{line}", f"key {twice} occurs twice", expected="once")
         return dict(pairs)
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
@@ -128,8 +130,8 @@ def _refuse_others(fields: Fields) -> None:
         if fields.values[key] is not None:
             raise ConfigError(
                 f"{fields.where}: {key}",
-                "not implemented",
-                expected="a merge of whole models by `models:`",
+                "not supported",
+                expected="a merge of whole models, listed under models:",
                 remedy="Remove it.",
             )
     _refuse_unknown(fields, _KEYS | _STYLES, "keys")
@@ -139,14 +141,14 @@ def _refuse_unknown(fields: Fields, known: frozenset[str], what: str) -> None:
     if unknown := fields.values.keys() - known:
         raise ConfigError(
             fields.where,
-            f"{what} that are not implemented: {some(unknown)}",
+            f"{what} that are not supported: {some(unknown)}",
             expected=some(known - _STYLES, 9),
             remedy="Remove them.",
         )
 
 
 def _members(fields: Fields) -> list[tuple[str, Fields]]:
-    """Give each listed model with its parameters."""
+    """Return each listed model with its parameters."""
     listed = fields.values.get("models")
     if not isinstance(listed, list) or not listed:
         fields.fail("models", "a list of models")
@@ -162,20 +164,21 @@ def _members(fields: Fields) -> list[tuple[str, Fields]]:
 
 
 def _model(fields: Fields, key: str) -> str:
-    """Take a folder or hub id; an adapter on top of a model is refused."""
+    """Read a folder or hub id; refuse an adapter on top of a model."""
     name = fields.values.get(key)
     if not isinstance(name, str) or not name:
         fields.fail(key, "a folder or a hub id")
     if "+" in name and not Path(name).exists():
-        fields.fail(key, "one model", "Adapters are not merged: fold it into its model first.")
+        remedy = "Adapters are not supported. Merge the adapter into its model first."
+        fields.fail(key, "one model", remedy)
     return name
 
 
 def _own_parameters(shared: Fields, method: str) -> tuple[dict[str, bool | float], float | None]:
-    """Take the method's own parameters and a weight that holds for every model that states none."""
+    """Read the method's own parameters, and the weight for models without their own."""
     defaults = _PARAMETERS[method]
     if method == "multislerp" and "normalize" in shared.values:
-        shared.fail("normalize", "no such parameter", "multislerp calls it normalize_weights.")
+        shared.fail("normalize", "no such parameter", "Use normalize_weights with multislerp.")
     weight = frozenset() if method == "slerp" else frozenset(("weight",))
     _refuse_unknown(shared, frozenset(defaults) | weight, f"parameters of {method}")
     own: dict[str, bool | float] = {}
@@ -190,7 +193,7 @@ def _own_parameters(shared: Fields, method: str) -> tuple[dict[str, bool | float
 
 
 def _number(fields: Fields, key: str, default: float | None) -> float:
-    """Take a finite number; YAML reads 1e-3 as text, so text that is a number counts."""
+    """Read a finite number; text that is a number is accepted, because YAML reads 1e-3 as text."""
     value = fields.values.get(key, default)
     if isinstance(value, list | dict):
         _refuse_gradient(fields, key, value)
@@ -209,19 +212,20 @@ def _number(fields: Fields, key: str, default: float | None) -> float:
 def _refuse_gradient(fields: Fields, key: str, value: list[Any] | dict[str, Any]) -> NoReturn:
     entries = value if isinstance(value, list) else [value]
     kind = "filters" if any(isinstance(entry, dict) for entry in entries) else "gradients"
-    fields.fail(key, "one number", f"{kind.capitalize()} are not implemented.")
+    fields.fail(key, "one number", f"{kind.capitalize()} are not supported. Write one number.")
 
 
-def _weighted(
+def _read_weights(
     members: list[tuple[str, Fields]],
     global_weight: float | None,
     method: str,
     base: str | None,
     where: str,
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Tell the models that are merged from the base, and give each its weight."""
+    """Return the models to merge, without the base, and their weights."""
     if base is None and method in ("slerp", "task_arithmetic"):
-        raise ConfigError(f"{where}: base_model", "missing", remedy=f"{method} needs one.")
+        remedy = f"{method} needs a base_model. Add one."
+        raise ConfigError(f"{where}: base_model", "missing", remedy=remedy)
     if method == "linear" and base is not None and base not in [name for name, _ in members]:
         remedy = "List it under models with a weight, or remove it."
         raise ConfigError(f"{where}: base_model", "linear has no base", remedy=remedy)
@@ -232,7 +236,7 @@ def _weighted(
                 parameters.fail("weight", "none on the base_model")
         elif method == "slerp":
             if parameters.values:
-                parameters.fail("weight", "none: slerp goes by t")
+                parameters.fail("weight", "none, because slerp uses t")
             merged.append((name, 0.0))
         elif "weight" in parameters.values:
             merged.append((name, _number(parameters, "weight", None)))
@@ -242,17 +246,18 @@ def _weighted(
             parameters.fail("weight", "a number")
     if not merged or (method == "slerp" and len(merged) != 1):
         needed = "exactly one model" if method == "slerp" else "at least one model"
-        got = f"{len(merged)} beside the base_model"
+        got = f"{len(merged)} in addition to the base_model"
         raise ConfigError(f"{where}: models", "wrong number", got=got, expected=needed)
     weights = () if method == "slerp" else tuple(weight for _, weight in merged)
     return tuple(name for name, _ in merged), weights
 
 
 def _check_tokenizer(fields: Fields, models: set[str]) -> None:
-    """Take any source among the models: they are held to one vocabulary, so all are the same."""
+    """Accept any of the models as the source: they must have equal vocabularies, so all are equivalent."""
     source = fields.text("tokenizer_source")
     if source is not None and source != "base" and source not in models:
-        fields.fail("tokenizer_source", "base or one of the models", "Others are not implemented.")
+        remedy = "Other sources are not supported. Name one of these."
+        fields.fail("tokenizer_source", "base or one of the models", remedy)
 
 
 def _dtype(fields: Fields) -> torch.dtype | None:

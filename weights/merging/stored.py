@@ -1,7 +1,7 @@
-"""A checkpoint opened to be read once and written anew, merged or converted: checked, nothing loaded.
+"""Open and check a checkpoint for merging or conversion, without loading its tensors.
 
-Knows its tensors by their names without `model.`, and, unlike `Checkpoint`, keeps the `lm_head.weight` that
-the engine ignores: what is not computed with must still not be lost.
+Tensors are named without `model.`. Unlike `Checkpoint`, this keeps `lm_head.weight`, which the engine does not use: a
+merged or converted model must not lose it.
 """
 
 from dataclasses import dataclass
@@ -20,29 +20,29 @@ from lastword.weights.tensor_names import LM_HEAD, PREFIX
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model's files and the places of its tensors, by name without `model.`, in the files' order."""
+    """A model's files, and where its tensors are stored, by name without `model.`, in the order of the files."""
 
     name: str
     files: ModelFiles
     config: ModelConfig
     tensors: dict[str, TensorInfo]
-    keys: dict[str, str]  # the names as they are stored
+    keys: dict[str, str]  # the names in the files
     fingerprint: str
 
     @property
     def folder(self) -> Path:
-        """Where the files are."""
+        """The folder of the files."""
         return self.files.folder
 
 
 def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
-    """Find and check a model: a folder, a hub id, or a hub id with `@revision`.
+    """Find and check a model, named by a folder, a hub id, or a hub id with `@revision`.
 
-    From the hub comes all that a new model takes over, not only what lastword reads.
+    From the hub, it fetches all files that a new model copies, not only those that lastword reads.
 
     Raises:
-        WeightsError: not found, or a file, name, shape or dtype is not as the config says.
-        ConfigError: a setting that lastword does not implement.
+        WeightsError: the model is not found, or a file, name, shape or dtype does not match the config.
+        ConfigError: a setting is not supported.
     """
     model, revision = name, None
     if "@" in name and not Path(name).exists():
@@ -65,6 +65,6 @@ def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
 
 
 def not_finite(model: str, tensor: str) -> WeightsError:
-    """Name a stored tensor from which nothing can be made."""
+    """Create the error for a stored tensor with NaN or infinity."""
     where = f"{model}: tensor {tensor}"
     return WeightsError(where, "holds NaN or infinity", expected="finite weights")

@@ -1,8 +1,7 @@
-"""One tensor merged in blocks by several threads: first the coefficients, then the elements, in order.
+"""Merge one tensor in blocks with several threads: first the coefficients, then the elements, in order.
 
-Block sums are added in the blocks' order, so the result does not depend on the number of threads. A block is
-worked on in pieces, in buffers that are used again: fresh memory for every piece would cost more in page faults
-than the arithmetic in it.
+Block sums are added in the order of the blocks, so the result does not depend on the number of threads. A block is
+processed in pieces with reused buffers: new memory for every piece would cost more in page faults than its arithmetic.
 """
 
 import math
@@ -21,34 +20,34 @@ from lastword.weights.files.file_tensor import FlatTensor
 from lastword.weights.merging import methods
 from lastword.weights.merging.recipe import Recipe
 
-PIECE = 1 << 17  # elements at a time: N rows of float64 then stay in a core's caches
+PIECE = 1 << 17  # elements per piece: small enough that N rows of float64 stay in a core's caches
 
 Merged = tuple[Tensor, Tensor | None]
 
 
 class Piece(NamedTuple):
-    """K elements of every tensor, float64; they hold until their thread reads the next piece."""
+    """K elements of every tensor, in float64; valid until this thread reads the next piece."""
 
-    place: slice  # of the elements in the tensor
-    rows: Tensor  # [N, K], less the base
+    place: slice  # position of the elements in the tensor
+    rows: Tensor  # [N, K], minus the base
     base: Tensor | None  # [K]
-    spare: Tensor  # [K], for a sum of the rows
+    spare: Tensor  # [K], memory for a sum of the rows
 
     def weighted(self, coefficients: Sequence[float]) -> Tensor:
-        """Sum `c_i row_i`: [K], in the spare memory."""
+        """Return the sum of `c_i row_i`: [K], in the spare memory."""
         total = torch.mul(self.rows[0], coefficients[0], out=self.spare)
         for row, coefficient in zip(self.rows[1:], coefficients[1:], strict=True):
             total.add_(row, alpha=coefficient)
         return total
 
     def merged(self, coefficients: Sequence[float]) -> Tensor:
-        """Give `base + sum_i c_i row_i`: [K], to be rounded by the caller before the next piece."""
+        """Return `base + sum_i c_i row_i`: [K], which the caller must round before the next piece."""
         total = self.weighted(coefficients)
         return total if self.base is None else total.add_(self.base)
 
 
 class Rows:
-    """N >= 1 flat tensors of one size, less the base where there is one; any thread may read them."""
+    """N >= 1 flat tensors of one size, minus the base if there is one; any thread may read them."""
 
     def __init__(self, tensors: Sequence[FlatTensor], base: FlatTensor | None) -> None:
         self.count, self.size = len(tensors), tensors[0].numel()
@@ -56,7 +55,7 @@ class Rows:
         self._buffers = _Buffers(self.count + 2, min(PIECE, self.size))
 
     def pieces(self, block: slice | None = None) -> Iterator[Piece]:
-        """Walk the tensors, or a block of them."""
+        """Yield the pieces of the tensors, or of one block of them."""
         block = block or slice(0, self.size)
         for start in range(block.start, block.stop, PIECE):
             yield self._read(slice(start, min(start + PIECE, block.stop)))
@@ -73,14 +72,21 @@ class Rows:
 
 
 class _Buffers(threading.local):
-    """Float64 [count, size] of the calling thread's own."""
+    """A float64 buffer [count, size] per thread."""
 
     def __init__(self, count: int, size: int) -> None:
         self.held = torch.empty((count, size), dtype=torch.float64)
 
 
 class TensorMerge:
-    """The N flat tensors of one name, with the base's, and the dtype of their merge."""
+    """The merge of N flat tensors with the same name, optionally relative to a base.
+
+    Args:
+        tensors: the tensors, all of one size.
+        base: the base's tensor, or None.
+        dtype: the dtype of the result.
+        threads: the threads for the arithmetic.
+    """
 
     def __init__(
         self,
@@ -90,16 +96,16 @@ class TensorMerge:
         threads: BlockThreads,
     ) -> None:
         self._rows, self._dtype, self._threads = Rows(tensors, base), dtype, threads
-        # of the rows; float64 [N, N]
+        # Inner products of the rows, float64 [N, N].
         self.products = torch.zeros((len(tensors), len(tensors)), dtype=torch.float64)
         self._spare: deque[Tensor] = deque()  # a block is never larger than those before it
         self._solved = False  # whether the products are known
         self.coefficients: list[float] = []
 
     def run(self, recipe: Recipe) -> Iterator[Tensor]:
-        """Yield the merged elements, flat; the attributes are complete when the last one is taken.
+        """Yield the merged elements, flat, in blocks; the attributes are complete after the last block.
 
-        What is yielded holds until the next is asked for: its memory then takes a later block.
+        A block is valid until the next one is requested, because its memory is then reused.
         """
         self.coefficients = self._solve(recipe)
         work = self._merged if self._solved else self._merged_and_products
@@ -110,7 +116,7 @@ class TensorMerge:
             self._spare.append(merged)
 
     def _solve(self, recipe: Recipe) -> list[float]:
-        """Give the c_i of this tensor, reading it where they depend on it."""
+        """Return the coefficients c_i of this tensor; read the tensor only if they depend on it."""
         own = recipe.parameters
         if recipe.method == "slerp":
             return methods.slerp_coefficients(self._gram(), own["t"])
@@ -127,7 +133,7 @@ class TensorMerge:
         return self.products
 
     def _squared_length(self, coefficients: Sequence[float]) -> float:
-        """Sum `c_i row_i` over the whole tensor, squared."""
+        """Return the squared length of the sum of `c_i row_i` over the whole tensor."""
         sums = (piece.weighted(coefficients) for piece in self._rows.pieces())
         return math.fsum(float(torch.dot(each, each)) for each in sums)
 
@@ -141,25 +147,25 @@ class TensorMerge:
                 products += methods.inner_products(piece.rows)
             start, stop = (each - block.start for each in (piece.place.start, piece.place.stop))
             merged[start:stop] = piece.merged(self.coefficients)
-        # The sum is quick, and finite unless an element is not or the elements are huge.
+        # The sum is fast; it is finite unless an element is not finite or the elements are huge.
         if not math.isfinite(float(merged.sum())) and not torch.isfinite(merged).all():
             found = float(merged[~merged.isfinite()][0])
             raise InputError(
                 "merge",
                 f"a merged value is not finite in {dtype_name(self._dtype)}",
                 got=str(found),
-                expected="finite ones",
-                remedy="Choose a wider dtype: or smaller weights.",
+                expected="finite values",
+                remedy="Set a wider dtype: in the recipe, or use smaller weights.",
             )
         return merged, products
 
     def _block(self, size: int) -> Tensor:
-        """Give memory for a block: that of one already written, or fresh, which costs page faults."""
+        """Return memory for a block: reused from a written block if possible, because new memory costs page faults."""
         try:
             return self._spare.pop()[:size]
         except IndexError:
             return torch.empty(size, dtype=self._dtype)
 
     def _merged_and_products(self, block: slice) -> Merged:
-        """Also sum the inner products, where the coefficients did not need them beforehand."""
+        """Merge a block and also sum its inner products, if the coefficients did not need them before."""
         return self._merged(block, torch.zeros_like(self.products))

@@ -119,7 +119,7 @@ def test_a_file_that_became_shorter(stored):
             "cut off",
             got="100 bytes",
             expected=f"102 from byte {info.start}",
-            remedy="It was changed while it was read: get it again.",
+            remedy="The file changed while it was read: download it again.",
         )
     )
 

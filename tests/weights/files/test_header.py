@@ -77,12 +77,12 @@ BAD = {
                       "[0, 16, 16]", "[begin, end]"),
     "offsets-reversed": (packed(entry("a", data_offsets=[16, 0])), ': tensor "a"', "wrong data_offsets",
                          "[16, 0]", "[begin, end]"),
-    "overlap": (packed(entry("b", data_offsets=[10, 16])), ': tensor "b"', "overlaps the one before",
+    "overlap": (packed(entry("b", data_offsets=[10, 16])), ': tensor "b"', "overlaps the previous tensor",
                 "offset 147", "153"),
-    "gap": (packed(entry("b", data_offsets=[18, 24]), bytes(24)), ': tensor "b"', "leaves a gap before it",
+    "gap": (packed(entry("b", data_offsets=[18, 24]), bytes(24)), ': tensor "b"', "a gap before the tensor",
             "offset 155", "153"),
     "gap-at-start": (packed({"a": GOOD["a"] | {"data_offsets": [4, 20]}}, bytes(20)), ': tensor "a"',
-                     "leaves a gap before it", "offset 77", "73"),
+                     "a gap before the tensor", "offset 77", "73"),
 }  # fmt: skip
 
 

@@ -125,7 +125,7 @@ def left_alone(path) -> bool:
 
 def unlike(error, path, got, expected) -> None:
     assert error.where == f"{path}: tensor t"
-    assert error.what == "unlike its announcement"
+    assert error.what == "does not match its spec"
     assert (error.got, error.expected) == (got, expected)
 
 

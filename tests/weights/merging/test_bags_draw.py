@@ -13,7 +13,7 @@ from lastword.errors import InputError
 from lastword.weights.merging.bags import Dataset, chosen, read_bags
 
 PERCENTAGE = "a percentage above 0, up to 100"
-ONE_REST = "rest once, beside another ratio"
+ONE_REST = "rest at most once, with at least one other ratio"
 
 
 def dataset(rows: int, name: str = "d", *, old: bool = False) -> Dataset:
@@ -92,7 +92,7 @@ def test_old_data():
         ("half", "out of range", '"half"', PERCENTAGE),
         ("rest", "wrong list", "rest", ONE_REST),
         ("50,rest,rest", "wrong list", "50,rest,rest", ONE_REST),
-        ("100,rest", "beside a bag of 100 there is no rest", "100,rest", None),
+        ("100,rest", "a bag of 100 leaves no rows for rest", "100,rest", None),
     ],
 )
 def test_bad_ratios(ratios, what, got, expected):

@@ -39,7 +39,7 @@ VARIANTS = "Only variants of one model can be merged."
 # A model unlike the first, the place in it, what is wrong, got, expected (of the first), the remedy.
 MISMATCHES = {
     "vocabulary-rows": (lambda f, t: model(t, vocab_size=600), "config.json: vocab_size", "differs", "600", "512 as in",
-                        "Give the models one vocabulary first."),
+                        "Change the models to one vocabulary first."),
     "width": (lambda f, t: model(t, hidden_size=64), "config.json: hidden_size", "differs", "64", "32 as in", VARIANTS),
     "depth": (lambda f, t: model(t, num_hidden_layers=3), "config.json: num_hidden_layers", "differs", "3", "2 as in",
               VARIANTS),
@@ -48,9 +48,9 @@ MISMATCHES = {
     "epsilon": (lambda f, t: edited(f, t, rms_norm_eps=1e-5), "config.json: rms_norm_eps", "differs", "1e-05",
                 "1e-06 as in", VARIANTS),
     "dtype": (lambda f, t: model(t, dtype=torch.bfloat16), "model.safetensors: tensor embed_tokens.weight",
-              "another dtype", "BF16", "F32 as in", "Say the dtype of the result with dtype: in the recipe."),
-    "tokens": (other_vocabulary, "tokenizer.json: vocabulary", "2 tokens are not as in", "id ", "",
-               "Rows of the embedding would be mixed up: use models of one tokenizer."),
+              "wrong dtype", "BF16", "F32 as in", "Set the dtype of the result with dtype: in the recipe."),
+    "tokens": (other_vocabulary, "tokenizer.json: vocabulary", "2 tokens differ from", "id ", "",
+               "Embedding rows of different tokens would be merged: use models with one tokenizer."),
     "gone": (lambda f, t: str(t), "", "no such folder", None, None, None),
     "not-a-tokenizer": (
         lambda f, t: (other_vocabulary(f, t), (t / "tokenizer.json").write_text("{}"))[0],
@@ -71,7 +71,7 @@ def test_mismatches_are_named_before_anything_is_written(tmp_path, first, mismat
     assert error.what.startswith(what)
     assert error.remedy == remedy
     if mismatch == "tokens":
-        assert error.what == f'2 tokens are not as in {first}, the first is "a"'
+        assert error.what == f'2 tokens differ from {first}, the first is "a"'
         assert int(error.got.removeprefix("id ")) != int(error.expected)
     else:
         assert error.got == got

@@ -158,9 +158,9 @@ def damaged(folder: Path, target: Path, value: float) -> Path:
 
 NOT_FINITE = {"what": "holds NaN or infinity", "expected": "finite weights"}
 TOO_LARGE = {
-    "what": "a value of size 70000 does not fit",
+    "what": "a value of size 70000 is too large for the dtype",
     "got": "float16",
-    "expected": "a dtype whose largest is above 65504",
+    "expected": "a dtype with values above 65504",
     "remedy": "Choose bf16 or f32.",
 }
 

@@ -85,12 +85,12 @@ def interrupted(tmp_path, error, fail="c") -> list[str]:
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no"), MemoryError()])
 def test_an_interrupted_run_is_taken_up(tmp_path, error):
     said = interrupted(tmp_path, error)
-    assert said == [f"{tmp_path}/.new.partial: keeps 2 of 4 files; run again to go on"]
+    assert said == [f"{tmp_path}/.new.partial: keeps 2 of 4 files; run again to continue"]
     job, seen = FakeJob(), []
     facts = write_model(
         job, tmp_path / "new", shard_bytes=400, progress=seen.append, notice=said.append
     )
-    assert said[1] == f"{tmp_path}/.new.partial: takes up an unfinished run, 2 of 4 files"
+    assert said[1] == f"{tmp_path}/.new.partial: resumes an unfinished run, 2 of 4 files"
     assert job.made == {"c": 1, "d": 1}
     assert facts == [{"tensor": name} for name in "abcd"]
     assert sum(seen) == 1600
@@ -102,7 +102,9 @@ def test_another_job_starts_anew(tmp_path):
     job, said = FakeJob(value=2.0), []
     write_model(job, tmp_path / "new", shard_bytes=400, notice=said.append)
     assert job.made == dict.fromkeys("abcd", 1)
-    assert said == [f"{tmp_path}/.new.partial: holds an unfinished run of another job; starts anew"]
+    assert said == [
+        f"{tmp_path}/.new.partial: holds an unfinished run of another job; starts again"
+    ]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "gone", "no-state", "bad-state"])
@@ -177,7 +179,7 @@ def test_a_folder_that_cannot_be_renamed_over_is_refused_first(tmp_path, monkeyp
     if kind == "mount":
         monkeypatch.setattr(os.path, "ismount", lambda path: path == str(tmp_path / "here"))
         expected = InputError(
-            place, "is a mount point", expected="a new folder", remedy="Name one inside it."
+            place, "is a mount point", expected="a new folder", remedy="Name a folder inside it."
         )
     with pytest.raises(InputError) as caught:
         write_model(job, Path(name))
@@ -190,8 +192,8 @@ def test_places_that_cannot_be_written(tmp_path):
         write_model(FakeJob(), tmp_path / "gone/new")
     error = caught.value
     assert error.where == str(tmp_path / "gone/new")
-    assert error.what == f"cannot be written ({tmp_path / 'gone'} is no folder)"
-    assert error.remedy == "Make it first."
+    assert error.what == f"cannot be written ({tmp_path / 'gone'} is not a folder)"
+    assert error.remedy == "Create that folder first."
 
 
 def test_a_disk_too_small_is_known_beforehand(tmp_path, monkeypatch):
@@ -201,7 +203,7 @@ def test_a_disk_too_small_is_known_beforehand(tmp_path, monkeypatch):
         write_model(FakeJob(), tmp_path / "new")
     error = caught.value
     assert error.where == str(tmp_path / ".new.partial")
-    assert error.what == "too little room on the disk"
+    assert error.what == "not enough free space on the disk"
     assert (error.got, error.expected) == ("1,000 bytes free", "1,600")
     assert os.listdir(tmp_path) == []
 
@@ -244,7 +246,7 @@ def test_two_runs_at_once(tmp_path):
             write_model(FakeJob(), tmp_path / "new")
         assert caught.value.where == str(partial)
         assert caught.value.what == "another run is writing this model"
-        assert caught.value.remedy == "Wait for it or stop it."
+        assert caught.value.remedy == "Wait for that run or stop it."
         assert os.listdir(partial) == ["lock"]
     write_model(FakeJob(), tmp_path / "new")
     assert os.listdir(tmp_path) == ["new"]

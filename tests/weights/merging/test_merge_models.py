@@ -198,7 +198,7 @@ def test_untied_heads_are_merged_where_all_have_one(tmp_path, merged):
     tied = model(tmp_path / "tied", seed=3, prefix="model.")
     status, out, err = merged([heads[0], tied], [1, 1], out="out2")
     assert status == 0
-    assert "lm_head.weight is left out" in err
+    assert "lm_head.weight is omitted" in err
     assert "lm_head.weight" not in weights_of(out)
 
 
@@ -206,7 +206,7 @@ def test_differing_prompts_are_noticed(tmp_path, three, merged):
     other = Path(shutil.copytree(three[1], tmp_path / "other"))
     (other / "config_sentence_transformers.json").write_text('{"prompts": {}}')
     _, _, err = merged([three[0], other], [1, 1])
-    assert "whose files are taken, in config_sentence_transformers.json" in err
+    assert "which are used: config_sentence_transformers.json" in err
     _, _, err = merged([three[0], other], [1, 1], out="out2", options=["--quiet"])
     assert err == ""
 
@@ -239,7 +239,7 @@ def test_weights_that_sum_to_zero(three, merged):
         "merge",
         "the weights [1.0, -1.0] sum to 0",
         expected="a sum other than 0",
-        remedy="Change them, or do not normalise.",
+        remedy="Change the weights, or do not normalise them.",
     )
     assert err == f"lastword: {error}\n"
     assert not out.exists()
@@ -256,7 +256,7 @@ def test_directions_that_cancel_name_their_tensor(tmp_path, three, merged):
         save_file(turned, tmp_path / f"t{i}" / "model.safetensors", {"format": "pt"})
     status, _, err = merged(models, [1, 1, 1])
     assert status == 2
-    what = "the weighted directions cancel out, so their mean has none"
+    what = "the weighted directions cancel out, so their mean has no direction"
     error = WeightsError("tensor norm.weight", what, remedy="Change the weights.")
     assert err == f"lastword: {error}\n"
 

@@ -163,7 +163,7 @@ def test_opposite_directions_of_three_models_are_an_error():
     tensors = [torch.tensor(each, dtype=torch.float64) for each in thirds]
     with pytest.raises(InputError) as caught:
         merged(tensors, [1, 1, 1])
-    assert caught.value.what == "the weighted directions cancel out, so their mean has none"
+    assert caught.value.what == "the weighted directions cancel out, so their mean has no direction"
     assert caught.value.remedy == "Change the weights."
 
 
@@ -194,7 +194,7 @@ def test_weights_that_sum_to_zero_cannot_be_normalised(weights):
     error = caught.value
     assert (error.where, error.expected) == ("merge", "a sum other than 0")
     assert error.what.startswith(f"the weights {weights} sum to ")
-    assert error.remedy == "Change them, or do not normalise."
+    assert error.remedy == "Change the weights, or do not normalise them."
     if any(weights):
         assert merged(tensors, weights, normalize=False).isfinite().all()
 
@@ -264,7 +264,7 @@ def test_a_value_too_large_for_the_result_is_an_error():
         streamed([x, x], recipe("linear", [2.0, 2.0], normalize=False), dtype=torch.float16)
     error = caught.value
     assert error.what == "a merged value is not finite in float16"
-    assert (error.got, error.expected) == ("inf", "finite ones")
+    assert (error.got, error.expected) == ("inf", "finite values")
     assert streamed([x, -x], recipe("linear", [1.0, 2.0]), dtype=torch.float16).isfinite().all()
 
 
