@@ -1,6 +1,6 @@
-"""lastword on mteb's benchmarks: mteb brings tasks, instructions and metrics, lastword the vectors.
+"""Score models on mteb's benchmarks: mteb provides tasks, instructions and metrics, lastword computes the vectors.
 
-An entry point: it calls `Embedder`. Everything that needs mteb is imported when `evaluate` runs.
+An entry point: it uses the public `Embedder` only. mteb is imported only when `evaluate` runs.
 """
 
 from lastword.evaluate.evaluation import BenchmarkScore, Evaluation, evaluate

@@ -1,6 +1,7 @@
-"""mteb's encoder interface on an Embedder: instructions before queries and symmetric texts, none before documents.
+"""An Embedder with mteb's encoder interface.
 
-Instructions are read from the installed mteb, where a model's own come before a task's; none is copied here.
+Instructions are put before queries and before texts of symmetric tasks, not before documents. They are read from the
+installed mteb: a model's own instruction if there is one, else the task's. None is copied here.
 """
 
 from typing import Any
@@ -16,11 +17,11 @@ _SIMILARITIES = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PR
 
 
 class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # its types are not followed
-    """An Embedder as mteb takes it.
+    """An mteb encoder that computes its vectors with an Embedder.
 
     Args:
         embedder: the model.
-        known_as: whose instructions to use, a hub id; one that mteb does not know gets the tasks' own.
+        known_as: Hugging Face id whose instructions to use; an id unknown to mteb gets the tasks' own.
     """
 
     def __init__(self, embedder: Embedder, known_as: str) -> None:
@@ -30,7 +31,7 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # its types are not fo
         self.mteb_model_meta = model_meta(embedder, known_as)
 
     def prompt(self, task_metadata: Any, prompt_type: PromptType | None) -> str:
-        """What goes before each text: `Instruct: {task}`, a line break, `Query:`; nothing before documents."""
+        """Return the prompt of a task: `Instruct: {instruction}`, a line break and `Query:`; "" for documents."""
         if prompt_type == PromptType.document:
             return ""
         instruction = self.get_instruction(task_metadata, prompt_type)
@@ -47,7 +48,7 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # its types are not fo
         show_progress_bar: bool | None = None,
         **options: Any,  # noqa: ARG002 (batch_size: batches are cut by tokens)
     ) -> Any:
-        """Embed all texts of a split: `inputs` gives batches with a "text" list."""
+        """Embed all texts of a split; each batch in `inputs` has a list "text"."""
         texts = [text for batch in inputs for text in batch["text"]]
         return self.model.encode(
             texts,
@@ -58,7 +59,7 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # its types are not fo
 
 
 def known_meta(name: str) -> ModelMeta | None:
-    """What mteb knows of a model, or None."""
+    """Return mteb's own metadata of a model, or None if mteb does not know it."""
     import mteb
 
     try:
@@ -68,7 +69,7 @@ def known_meta(name: str) -> ModelMeta | None:
 
 
 def model_meta(embedder: Embedder, known_as: str) -> ModelMeta:
-    """Describe the model so that mteb keeps results of other weights, dtypes, quantisation or widths apart."""
+    """Return metadata by which mteb keeps results of different weights, dtypes, quantisation and dimensions apart."""
     info = embedder.info
     known = known_meta(known_as) or ModelMeta.create_empty({"name": _owned(known_as)})
     settings = {
@@ -77,20 +78,22 @@ def model_meta(embedder: Embedder, known_as: str) -> ModelMeta:
         "dim": info.dim,
         "max_length": info.max_length,
     }
-    if info.quantize is not None:  # a plain run's results stay where they have been
+    if (
+        info.quantize is not None
+    ):  # otherwise results saved by versions without `quantize` are still found
         settings["quantize"] = info.quantize
     return known.model_copy(
         update={
             "revision": info.files.revision or info.space_fingerprint(),
             "experiment_kwargs": settings,
-            # None: mteb asks the Embedder
+            # None: mteb calls the Embedder's own similarity
             "similarity_fn_name": _SIMILARITIES.get(info.spec.similarity),
         }
     )
 
 
 def _owned(name: str) -> str:
-    """A name of mteb's form, owner/name: a folder's own name for a folder."""
+    """Return a name in the form owner/name that mteb expects; a folder becomes local/NAME."""
     parts = name.rstrip("/").split("/")
     return (
         name if len(parts) == 2 and all(part.strip(".") for part in parts) else f"local/{parts[-1]}"

@@ -1,6 +1,6 @@
-"""One evaluation: choose tasks, make sure of their data, let mteb run what has no result yet, and read the scores.
+"""One evaluation: choose the tasks, check their data, let mteb run those without a result, and read the scores.
 
-mteb saves each task's JSON when the task is done, so a run that was stopped goes on where it was.
+mteb saves the result of each finished task, so an interrupted run continues where it stopped.
 """
 
 import json
@@ -17,35 +17,34 @@ from lastword.evaluate.tasks import check_reachable, get_benchmark, get_tasks
 from lastword.model_info import known_name, published
 from lastword.progress import on_terminal, progress_bar
 
-# Texts that mteb hands over at once; lastword cuts its own batches by tokens.
+# Number of texts that mteb passes at once; lastword forms its own batches by tokens.
 _TEXTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkScore:
-    """A benchmark's score in percent on the model's card and here, and how many of its tasks have a result."""
+    """The score of one benchmark, on the model card and measured."""
 
     benchmark: str
-    card: float | None
-    ours: float | None
-    done: int
-    tasks: int
+    card: float | None  # percent, as printed on the model card
+    ours: float | None  # percent, over the tasks that have a result
+    done: int  # number of tasks that have a result
+    tasks: int  # number of all tasks
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Main scores in percent by task, why others failed, benchmarks' scores, and where mteb keeps the results.
-
-    `closed`: tasks of the benchmarks whose data are not public, left out.
-    """
+    """All results of one evaluation."""
 
     model: str
     revision: str
-    scores: dict[str, float]
-    failed: dict[str, str]
+    scores: dict[str, float]  # task name: main score in percent
+    failed: dict[str, str]  # task name: reason
     benchmarks: list[BenchmarkScore]
-    closed: list[str]
-    folder: str
+    closed: list[
+        str
+    ]  # tasks of the benchmarks that were left out, because their data are not public
+    folder: str  # mteb's results folder
 
 
 def evaluate(
@@ -59,29 +58,32 @@ def evaluate(
     show_progress_bar: bool | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Run tasks of mteb that have no result yet, and give all scores; a task that fails does not stop the others.
+    """Run the mteb tasks that have no result yet, and return all scores; a failed task does not stop the others.
 
     Args:
-        model: hub id or folder.
-        tasks: names, or mteb task objects of your own, whose data are your own affair.
-        benchmarks: names; their closed tasks are left out.
-        card: compare with the table on the model's card, from the results that there are.
-        known_as: the hub id whose instructions and card are used; default: `model`, or the hub id of a known card whose
-            name the folder bears.
-        results: mteb's cache folder; default: MTEB_CACHE, else ~/.cache/mteb.
-        show_progress_bar: default: on a terminal.
-        options: as `Embedder` takes them.
+        model: Hugging Face id or folder.
+        tasks: names of mteb tasks, or your own mteb task objects; the data of your own tasks are not checked.
+        benchmarks: names of mteb benchmarks; tasks without public data are left out.
+        card: also compare the results saved so far with the benchmark scores on the model card.
+        known_as: Hugging Face id whose instructions and model card to use; by default `model`, or the known model
+            with the same folder name.
+        results: mteb's results folder; by default $MTEB_CACHE or ~/.cache/mteb.
+        show_progress_bar: by default on a terminal only.
+        options: options of `Embedder`.
+
+    Returns:
+        The scores, failures and benchmark scores.
 
     Raises:
-        ConfigError: an unknown name, or mteb is missing.
-        InputError: data that cannot be had.
+        ConfigError: a name is unknown, or mteb is missing.
+        InputError: the data of a task are not available.
     """
     tables = published_scores()
     name = known_name(known_as or os.fspath(model), tables)
     on_card = published(name, tables, "card", "no table is known") if card else {}
     if not (tasks or benchmarks or card):
-        got = "neither tasks nor benchmarks nor card"
-        raise ConfigError("tasks", "none named", got=got, expected="one of them")
+        got = "no tasks, no benchmarks and card=False"
+        raise ConfigError("tasks", "nothing to do", got=got, expected="at least one of them")
     with needing("mteb", "eval", "eval"):
         import mteb  # noqa: F401
     chosen, closed = get_tasks(tasks, benchmarks)
@@ -102,7 +104,7 @@ def evaluate(
 def _open(
     embedder: Embedder, known_as: str, results: str | os.PathLike[str] | None
 ) -> tuple[Any, Any]:
-    """Give mteb's two sides: the encoder and the cache of results."""
+    """Return the mteb encoder and mteb's cache of results."""
     from mteb.cache import ResultCache
 
     from lastword.evaluate.encoder import LastwordEncoder
@@ -112,7 +114,7 @@ def _open(
 
 
 def published_scores() -> dict[str, dict[str, float]]:
-    """The tables of benchmark scores in percent on models' cards, by hub id."""
+    """Return the benchmark scores on model cards, in percent, by Hugging Face id and benchmark."""
     path = resources.files("lastword.evaluate").joinpath("published_scores.json")
     known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
     return known
@@ -121,7 +123,7 @@ def published_scores() -> dict[str, dict[str, float]]:
 def _run_tasks(
     encoder: Any, tasks: list[Any], cache: Any, *, show: bool
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Let mteb evaluate one task after another; give main scores in percent, and why the others failed."""
+    """Let mteb evaluate the tasks one by one; return {task: main score in percent} and {failed task: reason}."""
     import mteb
 
     scores, failed = {}, {}
@@ -148,7 +150,7 @@ def _run_tasks(
 def benchmark_score(
     name: str, benchmark: Any, card: float | None, meta: Any, cache: Any
 ) -> BenchmarkScore:
-    """Read a benchmark's results; its score is by its own first rule, over the tasks that are done."""
+    """Read the saved results of a benchmark; the score uses mteb's first aggregation, over the finished tasks."""
     from mteb.results import ModelResult
 
     found = (cache.load_task_result(task.metadata.name, meta) for task in benchmark.tasks)

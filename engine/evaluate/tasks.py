@@ -1,4 +1,4 @@
-"""Which tasks to run, and whether their data can be had, before any work begins."""
+"""Choose the tasks to run, and check that their data are available before any work starts."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -6,11 +6,15 @@ from typing import Any
 
 from lastword.errors import ConfigError, InputError, some
 
-_HUB_IS_DOWN = "the hub cannot be reached, and they are not in the local cache"
+_HUB_IS_DOWN = "the hub cannot be reached, and the data are not in the local cache"
 
 
 def get_benchmark(name: str) -> Any:
-    """Find a benchmark of mteb by its name."""
+    """Return an mteb benchmark by its name.
+
+    Raises:
+        ConfigError: mteb has no such benchmark.
+    """
     import mteb
 
     try:
@@ -20,10 +24,17 @@ def get_benchmark(name: str) -> Any:
 
 
 def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any], list[str]]:
-    """Gather tasks by name and those of benchmarks, each once.
+    """Collect tasks by name and the tasks of benchmarks, each once.
 
-    A task object of the caller's own stands for itself. Returns the tasks, and the names of a benchmark's closed tasks,
-    which are left out: their data are not public.
+    Args:
+        names: names of mteb tasks, or task objects.
+        benchmarks: names of mteb benchmarks.
+
+    Returns:
+        The tasks, and the names of benchmark tasks that are left out because their data are not public.
+
+    Raises:
+        ConfigError: mteb has no such task or benchmark.
     """
     import mteb
 
@@ -45,16 +56,16 @@ def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any
 
 
 def _unknown(where: str, name: object, error: KeyError) -> ConfigError:
-    """Say it with what mteb says, in one line that is not too long; it names what is near."""
+    """Make the error with mteb's own message as the remedy, which suggests similar names; at most 200 characters."""
     said = " ".join(str(error.args[0] if error.args else error).split())[:200]
     return ConfigError(where, "unknown", got=repr(name), remedy=said)
 
 
 def check_reachable(tasks: Iterable[Any]) -> None:
-    """Ask for every data set, in the local cache first and then on the hub.
+    """Check that every data set is in the local cache or on the hub.
 
     Raises:
-        InputError: names the tasks whose data cannot be had.
+        InputError: the data of some tasks are not available; the message names the tasks.
     """
     missing, reason = [], ""
     for task in tasks:
@@ -66,13 +77,13 @@ def check_reachable(tasks: Iterable[Any]) -> None:
     if missing:
         raise InputError(
             "tasks",
-            f"data of {len(missing)} cannot be had: {some(missing)} ({reason})",
-            remedy="Run once with the network, or leave them out.",
+            f"the data of {len(missing)} tasks are not available: {some(missing)} ({reason})",
+            remedy="Run once with a network connection, or leave these tasks out.",
         )
 
 
 def _problem(dataset: dict[str, Any], *, hub_is_down: bool) -> str:
-    """Say why a data set cannot be had, or nothing."""
+    """Return the reason why a data set is not available, or "" if it is."""
     from huggingface_hub import HfApi, errors
 
     path, revision = dataset["path"], dataset.get("revision")
@@ -84,14 +95,14 @@ def _problem(dataset: dict[str, Any], *, hub_is_down: bool) -> str:
         HfApi().dataset_info(path, revision=revision, timeout=10)
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
-        return f"the answer for {path} was {status}" if status else f"{path}: {error}"
+        return f"the hub answered {status} for {path}" if status else f"{path}: {error}"
     except Exception:  # noqa: BLE001 (network errors have many unrelated classes)
         return _HUB_IS_DOWN
     return ""
 
 
 def _cached(path: str) -> bool:
-    """Whether a data set has been fetched before, by huggingface-hub or as prepared by datasets."""
+    """Return whether a data set is in the cache of huggingface-hub or of datasets."""
     from datasets import config
     from huggingface_hub import constants
 

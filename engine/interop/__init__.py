@@ -1,7 +1,7 @@
-"""Adapters for libraries that take an embedding model: LangChain and LlamaIndex.
+"""Adapters for libraries that use an embedding model: LangChain and LlamaIndex.
 
-Entry points: each file imports its library, which must be installed, and calls `Embedder` alone. What they have in
-common is here: the model that an adapter is given.
+Entry points: each module imports its library, which must be installed, and uses the public `Embedder` only. This
+module holds the function by which every adapter opens its model.
 """
 
 import os
@@ -16,17 +16,21 @@ __all__ = ["embedder_of"]
 def embedder_of(
     model: str | os.PathLike[str] | Embedder | None, options: dict[str, Any]
 ) -> Embedder:
-    """Give the Embedder itself, so that several adapters can share it, or open one with `options`.
+    """Return `model` if it is an Embedder, so that several adapters can share one; else open it with `options`.
+
+    Args:
+        model: Hugging Face id, folder, or an Embedder; None is the small built-in model.
+        options: options of `Embedder`; none if `model` is an Embedder.
 
     Raises:
-        ConfigError: options come with an Embedder, which has its own.
+        ConfigError: options are given together with an Embedder.
     """
     if not isinstance(model, Embedder):
         return Embedder(model, **options)
     if options:
         raise ConfigError(
             "model",
-            "an Embedder has its own options",
+            "an Embedder already has its options",
             got=f"an Embedder and options ({some(options)})",
             expected="options with a name or folder only",
         )

@@ -1,4 +1,4 @@
-"""LangChain: `LastwordEmbeddings` wherever its `Embeddings` is taken.
+"""`LastwordEmbeddings`, which can be used wherever LangChain expects `Embeddings`.
 
 store = InMemoryVectorStore(LastwordEmbeddings("Qwen/Qwen3-Embedding-0.6B"))
 """
@@ -15,13 +15,16 @@ with needing("langchain-core", "langchain", "lastword.interop.langchain"):
 
 
 class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # its types are not followed
-    """LangChain embeddings by lastword: queries with the model's query prompt, documents with theirs.
+    """LangChain embeddings computed by lastword, with the model's query and document prompts.
 
-    The asynchronous methods are LangChain's own: they run these in a thread.
+    The asynchronous methods are LangChain's own; they call these methods in a thread.
 
     Args:
-        model: hub id, folder, or an Embedder; None is the small built-in model.
-        options: as `Embedder` takes them.
+        model: Hugging Face id, folder, or an Embedder; None is the small built-in model.
+        options: options of `Embedder`.
+
+    Raises:
+        ConfigError: options are given together with an Embedder.
     """
 
     def __init__(
@@ -30,11 +33,11 @@ class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # its types are not
         self.embedder = embedder_of(model, options)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed texts that are to be found."""
+        """Embed documents with the model's document prompt."""
         vectors: list[list[float]] = self.embedder.encode_document(texts).tolist()
         return vectors
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a text that others are looked for with."""
+        """Embed a query with the model's query prompt."""
         vector: list[float] = self.embedder.encode_query(text).tolist()
         return vector

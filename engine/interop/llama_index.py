@@ -1,4 +1,4 @@
-"""LlamaIndex: `LastwordEmbedding` wherever its `BaseEmbedding` is taken.
+"""`LastwordEmbedding`, which can be used wherever LlamaIndex expects `BaseEmbedding`.
 
 index = VectorStoreIndex(nodes, embed_model=LastwordEmbedding("Qwen/Qwen3-Embedding-0.6B"))
 """
@@ -15,19 +15,25 @@ with needing("llama-index-core", "llama-index", "lastword.interop.llama_index"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import PrivateAttr
 
-# The most that LlamaIndex hands over at once: lastword cuts batches itself, by tokens.
+# The largest batch that LlamaIndex allows: lastword forms its own batches by tokens.
 _TEXTS_AT_ONCE = 2048
 
 
 class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # its types are not followed
-    """LlamaIndex embeddings by lastword: queries with the model's query prompt, texts with their own.
+    """LlamaIndex embeddings computed by lastword, with the model's query and document prompts.
 
-    The asynchronous methods run the others in a thread.
+    The asynchronous methods call the synchronous ones in a thread.
 
     Args:
-        model: hub id, folder, or an Embedder; None is the small built-in model.
-        embed_batch_size, callback_manager, num_workers, embeddings_cache: as BaseEmbedding takes them.
-        options: as `Embedder` takes them.
+        model: Hugging Face id, folder, or an Embedder; None is the small built-in model.
+        embed_batch_size: number of texts that LlamaIndex passes at once.
+        callback_manager: passed to BaseEmbedding.
+        num_workers: passed to BaseEmbedding.
+        embeddings_cache: passed to BaseEmbedding.
+        options: options of `Embedder`.
+
+    Raises:
+        ConfigError: options are given together with an Embedder.
     """
 
     _embedder: Embedder = PrivateAttr()
@@ -54,7 +60,7 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # its types are n
 
     @classmethod
     def class_name(cls) -> str:
-        """The name under which LlamaIndex writes this class."""
+        """Return the name that LlamaIndex stores for this class."""
         return "LastwordEmbedding"
 
     def _get_query_embedding(self, query: str) -> list[float]:

@@ -1,7 +1,7 @@
-"""Are an engine's vectors the model's vectors? lastword beside transformers, check by check.
+"""Check lastword's vectors of a model against transformers, in named checks.
 
-An entry point: it opens `Embedder` as any caller does and computes the truth with transformers, one layer in memory
-at a time. Everything that needs transformers is imported when `verify` runs.
+An entry point: it uses the public `Embedder` and computes the reference with transformers, with one layer in memory
+at a time. transformers is imported only when `verify` runs.
 """
 
 from lastword.verify.verdict import Check, LayerError, Verdict

@@ -1,12 +1,13 @@
-"""How far from the truth is far enough to fail: twice transformers' own error, or a floor by dtype.
+"""The allowed error of each check: twice transformers' own error, but at least a floor that depends on the dtype.
 
-Twice the error of the eager implementation in the same dtype is the field's usual test of a kernel; the floor is there
-because that error can be 0 by luck. Rounding to bfloat16 (8 bits) moves a value by up to 2^-9 of itself.
+Kernels are usually tested against twice the error of the eager implementation in the same dtype. The floor is needed
+because that error can be 0 by chance. Rounding to bfloat16 (8 bits) changes a value by up to 2^-9 of itself.
 
-With quantised matmuls the eager implementation is transformers with its matmuls rounded by the same rule
-(`rounding.py`). Rounding a row to n codes a side errs by m / (n·√12) of its RMS where its largest value is m times
-that, rounding to fp8 by 2.6 %: 1 to 4 % per matmul, growing about like the root of the layers, and in int8 more where
-a row has outliers. So the bound is not a number but the drift that this checkpoint must have.
+With quantised matmuls, the eager implementation is transformers with its matmuls rounded by the same rule
+(`rounding.py`). If the largest value of a row is m times its RMS, rounding the row to n codes per side has a relative
+error of m / (n·√12); rounding to fp8 has 2.6 %. This gives 1 to 4 % per matmul, grows roughly with the square root of
+the number of layers, and is larger in int8 for rows with outliers. The bound is therefore not a constant: it follows
+from the quantisation error that this checkpoint must have.
 """
 
 from dataclasses import dataclass
@@ -16,39 +17,39 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Floors for one dtype. `layer` is relative RMS, `vector` and `neighbour` largest absolute difference."""
+    """Floors for one dtype and quantisation mode."""
 
-    layer: float
-    vector: float
-    neighbour: float
-    overlap: float  # of the ten nearest texts, on average
-    neighbour_share: float = 0.0  # of transformers' own difference
-    mean_cosine: float = 0.0  # to the truth, for a mode whose drift is judged
+    layer: float  # relative RMS error
+    vector: float  # largest absolute difference
+    neighbour: float  # largest absolute difference
+    overlap: float  # average share of the ten nearest texts that agree
+    neighbour_share: float = 0.0  # share of transformers' own error that is allowed for `neighbour`
+    mean_cosine: float = 0.0  # cosine with the reference vectors, required of quantised modes only
     min_cosine: float = 0.0
 
     def layer_limit(self, theirs: float) -> float:
-        """Allowed relative RMS error after a layer where transformers' own is `theirs`."""
+        """Return the allowed relative RMS error after a layer, given transformers' own error."""
         return max(2 * theirs, self.layer)
 
     def vector_limit(self, theirs: float) -> float:
-        """Allowed largest difference of the vectors where transformers' own is `theirs`."""
+        """Return the allowed largest difference of the vectors, given transformers' own difference."""
         return max(2 * theirs, self.vector)
 
     def neighbour_limit(self, theirs: float) -> float:
-        """Allowed shift beside other texts where transformers' own difference from the truth is `theirs`."""
+        """Return the allowed change of a vector between batches, given transformers' own difference."""
         return max(self.neighbour_share * theirs, self.neighbour)
 
 
 _BOUNDS = {
     (torch.float32, None): Bounds(layer=1e-5, vector=2e-5, neighbour=1e-5, overlap=0.99),
     (torch.bfloat16, None): Bounds(layer=1e-2, vector=5e-3, neighbour=1e-2, overlap=0.9),
-    # A neighbour moves the last bit of what is rounded, and one code that falls to the other side moves many of the
-    # next product: deep enough, as much as rounding itself does.
+    # Other texts in the batch change the last bit of a value before it is rounded. One changed code then changes many
+    # inputs of the next matmul. In a deep model the total is as large as the rounding error itself.
     (torch.float32, "int8"): Bounds(
         layer=1e-5, vector=2e-5, neighbour=1e-5, overlap=0.9,
         neighbour_share=1.0, mean_cosine=0.995, min_cosine=0.98,
     ),
-    # Each number rounded to fp8 errs by 2.6 % on average: 3 bits of mantissa.
+    # Rounding to fp8 has an average error of 2.6 %: it keeps 3 bits of mantissa.
     (torch.bfloat16, "fp8"): Bounds(
         layer=1e-2, vector=5e-3, neighbour=1e-2, overlap=0.8,
         neighbour_share=1.0, mean_cosine=0.99, min_cosine=0.95,
@@ -57,10 +58,10 @@ _BOUNDS = {
 
 
 def bounds_of(dtype: torch.dtype, quantize: str | None) -> Bounds:
-    """Floors for a compute dtype and how its matmuls are quantised."""
+    """Return the floors for a compute dtype and a quantisation mode (None, "int8" or "fp8")."""
     return _BOUNDS[dtype, quantize]
 
 
 def reference_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the truth: float32 for bfloat16, float64 for float32, so that it is finer than both engines."""
+    """Return the dtype of the reference, more precise than both engines: float32 for bfloat16, float64 for float32."""
     return torch.float64 if dtype == torch.float32 else torch.float32

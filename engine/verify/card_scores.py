@@ -1,6 +1,6 @@
-"""The scores that model cards print for their example: two queries, two documents, cosine, float32.
+"""Compare with the example scores printed on model cards: cosines of two queries and two documents, in float32.
 
-The figures are in `card_scores.json`; this file reads and compares them.
+The scores are stored in `card_scores.json`.
 """
 
 import json
@@ -14,7 +14,7 @@ from lastword.embedder import Embedder
 
 @dataclass(frozen=True, slots=True)
 class CardScores:
-    """One model card's example: `scores[i][j]` is the cosine of query i and document j."""
+    """The example of one model card: `scores[i][j]` is the cosine of query i and document j."""
 
     model: str
     queries: list[str]
@@ -24,7 +24,7 @@ class CardScores:
 
 
 def known_card_scores() -> dict[str, CardScores]:
-    """The examples of all cards that are known, by hub id."""
+    """Return the examples of all known model cards, by Hugging Face id."""
     path = resources.files("lastword.verify").joinpath("card_scores.json")
     held = json.loads(path.read_text(encoding="utf-8"))
     example = held["queries"], held["documents"]
@@ -35,13 +35,13 @@ def known_card_scores() -> dict[str, CardScores]:
 
 
 def card_scores_problem(embedder: Embedder, card: CardScores) -> tuple[str | None, str]:
-    """Compute the card's example; say what is wrong, if anything, and what came out."""
+    """Compute the example of a model card; return (problem or None, details)."""
     queries = embedder.encode_query(card.queries, show_progress_bar=False)
     documents = embedder.encode_document(card.documents, show_progress_bar=False)
     ours = embedder.similarity(queries, documents)
     apart = float((ours - torch.tensor(card.scores)).abs().max())
     shown = "[" + ", ".join("[" + ", ".join(f"{x:.4f}" for x in row) + "]" for row in ours) + "]"
-    detail = f"{shown}; card of {card.model}: {card.scores}; largest difference {apart:.4f}"
+    detail = f"scores {shown}; card of {card.model}: {card.scores}; largest difference {apart:.4f}"
     if not apart <= card.tolerance:
         return f"{detail}, allowed {card.tolerance}", detail
     return None, detail

@@ -1,6 +1,6 @@
-"""What was measured: lastword's token ids, states and vectors beside those of transformers, text by text.
+"""Collect the token ids, hidden states and vectors of lastword and of transformers, for every text.
 
-Gathers, does not judge: `findings.py` does.
+This module only collects; `findings.py` compares.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +18,15 @@ from lastword.verify.probes import Probe
 from lastword.verify.reference import ReferenceText, Walk, walk
 
 MAX_TEXTS = 1000
-MAX_TOKENS = 65_536  # of one walk: their states are held between two layers
-_CUT = 12  # max_length at which truncation is looked at
+MAX_TOKENS = 65_536  # of all texts together: their hidden states are in memory between two layers
+_CUT = 12  # the max_length at which truncation is checked
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Alternate:
-    """The truth of a mistake: what texts [n] of one kind would give had their prompt been another."""
+    """The reference of a typical mistake: n texts of one kind, computed with a wrong prompt."""
 
     name: str
     kind: str
@@ -37,23 +37,23 @@ class Alternate:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """What lastword gave."""
+    """The results of lastword."""
 
     prompts: dict[str, str]
     ids: list[list[int]]
     cut_ids: list[list[int]]  # of the texts in `Evidence.cut`
     states: Tensor  # [N, L + 1, C]
     vectors: Tensor  # [N, dim]
-    alone: Tensor  # [n, dim], of the probes marked so
+    alone: Tensor  # [n, dim], of the probes with `alone` set, each embedded in its own call
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Rows in the order of `probes`; all tensors on the CPU, the reference's in fp64."""
+    """The results of both engines; rows are in the order of `probes`, on the CPU, the reference's in fp64."""
 
     probes: list[Probe]
     text: ReferenceText
-    ids: list[list[int]]  # as transformers has them
+    ids: list[list[int]]  # of transformers
     cut: list[str]  # texts that are cut at a small max_length
     cut_ids: list[list[int]]
     truth: Walk
@@ -64,43 +64,48 @@ class Evidence:
     bounds: Bounds
 
     def postprocess(self, states: Tensor) -> Tensor:
-        """Final states to vectors, as sentence-transformers' modules do; cut vectors have length 1 again."""
+        """Turn final hidden states into vectors like sentence-transformers; truncated vectors are normalised again."""
         vectors = states[:, : self.dim].double()
         cut = self.dim < states.shape[1]
         return F.normalize(vectors, dim=1) if self.text.normalize or cut else vectors
 
     @property
     def truth_vectors(self) -> Tensor:
-        """The vectors [N, dim] that are right."""
+        """The reference vectors [N, dim]."""
         return self.postprocess(self.truth.states[:, -1])
 
     @property
     def their_vectors(self) -> Tensor:
-        """The vectors [N, dim] that transformers gives in lastword's dtype, its matmuls rounded as lastword's are."""
+        """The vectors [N, dim] of transformers in lastword's dtype, with matmuls rounded like lastword's."""
         return self.postprocess(self.theirs.states[:, -1])
 
     @property
     def their_difference(self) -> float:
-        """Largest difference of transformers' vectors from the truth."""
+        """Largest difference of transformers' vectors from the reference."""
         return float((self.truth_vectors - self.their_vectors).abs().max())
 
     @property
     def vector_limit(self) -> float:
-        """How far a vector may be from the truth."""
+        """Allowed largest difference of a vector from the reference."""
         return self.bounds.vector_limit(self.their_difference)
 
     def label(self, index: int) -> str:
-        """Name a text in a message."""
+        """Return a short description of a text for messages."""
         probe = self.probes[index]
         shown = repr(probe.text if len(probe.text) <= 40 else probe.text[:39] + "…")
         return f"{probe.kind} {index} {shown}"
 
 
 def gather(embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int], None]) -> Evidence:
-    """Embed the probes with both; `advance` counts the layers that transformers has walked, twice L in all.
+    """Embed the probes with both engines.
+
+    Args:
+        embedder: lastword's model.
+        probes: texts to embed.
+        advance: called with the number of layers that transformers has computed; 2 L in total.
 
     Raises:
-        InputError: the texts are too many.
+        InputError: there are too many texts.
     """
     info, folder = embedder.info, embedder.info.files.folder
     text = ReferenceText(folder)
@@ -112,7 +117,7 @@ def gather(embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int],
     exact = reference_dtype(info.dtype)
     whole = walk(folder, every, exact, info.device, advance)
     theirs = walk(folder, ids, info.dtype, info.device, advance, info.quantize)
-    torch.cuda.empty_cache()  # the walks' memory on a GPU, for lastword's batches there
+    torch.cuda.empty_cache()  # frees transformers' GPU memory for lastword's batches
     return Evidence(
         probes=probes,
         text=text,
@@ -129,7 +134,7 @@ def gather(embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int],
 
 
 def _measure(embedder: Embedder, probes: list[Probe], cut: list[str]) -> Ours:
-    """Ask lastword for everything, queries and documents each in one call, as a caller would."""
+    """Compute all results of lastword through its public methods, one call each for queries and documents."""
     vectors = _by_kind(probes, lambda kind, texts: list(_vectors(embedder, kind, texts)))
     states = _by_kind(probes, lambda kind, texts: list(_states(embedder, kind, texts)))
     return Ours(
@@ -148,16 +153,16 @@ def _check_size(ids: list[list[int]]) -> None:
         raise InputError(
             "texts",
             "too many to verify with",
-            got=f"{len(ids):,} texts of {tokens:,} tokens",
-            expected=f"at most {MAX_TEXTS:,} of {MAX_TOKENS:,}",
-            remedy="Take a sample.",
+            got=f"{len(ids):,} texts with {tokens:,} tokens",
+            expected=f"at most {MAX_TEXTS:,} texts with {MAX_TOKENS:,} tokens in total",
+            remedy="Verify with a sample of the texts.",
         )
 
 
 def _with_tokens(
     text: ReferenceText, probes: Sequence[Probe], max_length: int
 ) -> tuple[list[Probe], list[list[int]]]:
-    """Leave out texts that give no token: without an end token the empty text is one."""
+    """Leave out texts without tokens, such as the empty text if the tokenizer adds no end token."""
     ids = text.ids([text.prompt(probe.kind) + probe.text for probe in probes], max_length)
     kept = [(probe, each) for probe, each in zip(probes, ids, strict=True) if each]
     return [probe for probe, _ in kept], [each for _, each in kept]
@@ -166,12 +171,15 @@ def _with_tokens(
 def _prompt_mistakes(
     text: ReferenceText, probes: Sequence[Probe], max_length: int
 ) -> list[Alternate]:
-    """Make the usual mistakes with prompts: none, a space too many, the query's on documents. States come later."""
+    """Build the typical prompt mistakes: no prompt, an extra space, the query prompt on documents.
+
+    Their states are filled in by `_with_states`.
+    """
     query = text.prompt("query")
     mistakes = (
         ("no prompt", "query", ""),
         ("a space after the prompt", "query", query + " "),
-        ("the query's prompt", "document", query),
+        ("the query prompt", "document", query),
     )
     found = []
     for name, kind, prompt in mistakes if query else ():
@@ -188,7 +196,7 @@ def _with_states(mistakes: list[Alternate], states: Tensor) -> list[Alternate]:
 
 
 def _by_kind(probes: Sequence[Probe], compute: Callable[[str, list[str]], list[T]]) -> list[T]:
-    """Compute queries and documents each in one call; give the results in the probes' order."""
+    """Compute queries and documents in one call each; return the results in the order of the probes."""
     results: dict[int, T] = {}
     for kind in ("query", "document"):
         index = [i for i, probe in enumerate(probes) if probe.kind == kind]
@@ -218,6 +226,6 @@ def _vectors(embedder: Embedder, kind: str, texts: list[str]) -> Tensor:
 def _cut_ids(embedder: Embedder, texts: list[str]) -> list[list[int]]:
     before, embedder.max_length = embedder.max_length, _CUT
     try:
-        return embedder.token_ids(texts, prompt="")  # a default prompt is not the reference's
+        return embedder.token_ids(texts, prompt="")  # the reference uses no default prompt
     finally:
         embedder.max_length = before

@@ -1,6 +1,6 @@
-"""From what was measured to named checks, each with the figure that decided.
+"""Turn the collected results into named checks, each with the figure that decides it.
 
-Which of the known mistakes was made, `mistakes.py` says.
+`mistakes.py` recognises typical mistakes.
 """
 
 import torch
@@ -21,14 +21,14 @@ def judge(evidence: Evidence, verdict: Verdict) -> None:
     details = {
         "end token": f"{''.join(evidence.text.appended())} after every text",
         "prompt text": f"{len(evidence.text.prompts)} prompts",
-        "pooled row": "the last token's",
-        "final norm": "states are taken after it",
+        "pooled row": "the last token",
+        "final norm": "applied",
         "normalisation": "length 1" if evidence.text.normalize else "none",
-        "order": "the caller's",
+        "order": "the same as the texts",
     }
     for name, detail in details.items():
         verdict.add(name, mistakes.get(name), detail)
-    verdict.add("tokens", _token_problem(evidence, differ), f"{number} texts equal")
+    verdict.add("tokens", _token_problem(evidence, differ), f"equal in {number} texts")
     _neighbours(evidence, verdict)
     _layers(evidence, same, verdict)
     _vectors(evidence, verdict)
@@ -59,13 +59,13 @@ def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
     verdict.figures["neighbour_shift"] = worst
     limit = evidence.bounds.neighbour_limit(evidence.their_difference)
     label = evidence.label(index[int(place)])
-    problem = f"{label} moves by {worst:.1e} beside others, allowed {limit:.0e}"
-    detail = f"moves by at most {worst:.1e}"
+    problem = f"the vector of {label} changes by {worst:.1e} in a batch, allowed {limit:.0e}"
+    detail = f"vectors change by at most {worst:.1e} in a batch"
     verdict.add("neighbours", problem if not worst <= limit else None, detail)
 
 
 def _layers(evidence: Evidence, same: Tensor, verdict: Verdict) -> None:
-    """Compare the states of texts whose token ids are right; without one the check is not run."""
+    """Compare the hidden states of texts with correct token ids; if there is none, the check does not run."""
     if not len(same):
         return
     truth = evidence.truth.states[same]
@@ -89,7 +89,7 @@ def _layers(evidence: Evidence, same: Tensor, verdict: Verdict) -> None:
 
 
 def _relative_rms(states: Tensor, truth: Tensor) -> list[float]:
-    """Error of each text's state relative to its own length, root mean square over texts, by layer."""
+    """Return the error per layer: norm of the difference relative to the norm of the state, RMS over texts."""
     relative = (states - truth).norm(dim=2) / truth.norm(dim=2).clamp_min(1e-30)  # [N, L + 1]
     errors: list[float] = relative.square().mean(0).sqrt().tolist()
     return errors
@@ -108,28 +108,28 @@ def _vectors(evidence: Evidence, verdict: Verdict) -> None:
     }
     detail = (
         f"largest difference {worst:.1e} (transformers' own {own:.1e}), "
-        f"cosine {float(cosine.mean()):.7f} on average, {float(cosine.min()):.7f} at least"
+        f"cosine {float(cosine.mean()):.7f} on average, {float(cosine.min()):.7f} at worst"
     )
     label = evidence.label(int(errors.argmax()))
-    problem = f"{detail}; allowed {limit:.1e}; worst: {label}"
+    problem = f"{detail}; allowed difference {limit:.1e}; worst text: {label}"
     verdict.add("vectors", problem if not worst <= limit else None, detail)
 
 
 def _drift(evidence: Evidence, verdict: Verdict) -> None:
-    """Hold the quantised vectors' cosines with the truth to what the mode may cost."""
+    """Check the cosines of the quantised vectors with the reference vectors against the bounds of the mode."""
     mean, least = verdict.figures["mean_cosine"], verdict.figures["min_cosine"]
     bounds = evidence.bounds
-    detail = f"{verdict.quantize}: cosine {mean:.5f} on average, {least:.5f} at least"
+    detail = f"{verdict.quantize}: cosine {mean:.5f} on average, {least:.5f} at worst"
     problem = (
-        f"{detail}; expected {bounds.mean_cosine} on average, {bounds.min_cosine} at least. "
-        "Where the checks before pass, this model does not bear the mode"
+        f"{detail}; expected at least {bounds.mean_cosine} on average and {bounds.min_cosine} for every text. "
+        f"If all earlier checks pass, this model is not suited to {verdict.quantize}"
     )
     near = mean >= bounds.mean_cosine and least >= bounds.min_cosine
     verdict.add("drift", None if near else problem, detail)
 
 
 def _ranking(evidence: Evidence, verdict: Verdict) -> None:
-    """Rank all texts of other token ids by each text with both engines, and compare the ten nearest."""
+    """Compare the ten nearest texts of every text by both engines; texts with equal token ids count once."""
     first = {tuple(ids): i for i, ids in reversed(list(enumerate(evidence.ids)))}
     index = sorted(first.values())
     truth = evidence.truth_vectors[index]

@@ -1,6 +1,6 @@
-"""The mistakes that engines make with these models, each known by its own truth.
+"""Recognise the typical mistakes of engines with these models.
 
-A mistake is named where what came out is what the reference gives when the mistake is made on purpose.
+A mistake is recognised by its result: the reference makes the mistake on purpose, and lastword's output is the same.
 """
 
 import re
@@ -14,18 +14,23 @@ from lastword.verify.evidence import Evidence
 from lastword.verify.reference import END_TOKEN
 
 _QUERY_FORM = re.compile(r"Instruct: .+\nQuery:", re.DOTALL)
-_MOST = 0.9  # of the texts that differ must be explained by one mistake
+_MOST = 0.9  # share of the differing texts that one mistake must explain
 
 
 def token_mistakes(evidence: Evidence, differ: list[int]) -> dict[str, str]:
-    """Name an end token or a prompt that is not as it should be."""
+    """Find mistakes in end tokens and prompts; return {check: problem}.
+
+    Args:
+        evidence: the collected results.
+        differ: indices of the texts with wrong token ids.
+    """
     found = {}
     appended = evidence.text.appended()
     if appended[-1:] != [END_TOKEN]:
         got = f"{appended[-1]!r}" if appended else "none"
         found["end token"] = (
-            f"tokenizer.json appends the wrong one; got {got}, expected {END_TOKEN!r}. Fetch the tokenizer again; "
-            "a model trained so passes with --accept 'end token'"
+            f"tokenizer.json appends the wrong token; got {got}, expected {END_TOKEN!r}. Download the tokenizer "
+            "again; if the model was trained this way, pass --accept 'end token'"
         )
     elif differ and all(evidence.ours.ids[i] == evidence.ids[i][:-1] for i in differ):
         found["end token"] = (
@@ -33,31 +38,34 @@ def token_mistakes(evidence: Evidence, differ: list[int]) -> dict[str, str]:
         )
     elif differ and all(evidence.ours.ids[i][:-1] == evidence.ids[i][:-1] for i in differ):
         others = sorted({evidence.ours.ids[i][-1] for i in differ})
-        found["end token"] = f"another one; got id {others}, expected {END_TOKEN!r}"
+        found["end token"] = f"wrong end token; got id {others}, expected {END_TOKEN!r}"
     elif any(a[-1] != b[-1] for a, b in zip(evidence.ours.cut_ids, evidence.cut_ids, strict=True)):
-        found["end token"] = f"lost where a text is cut; expected {END_TOKEN!r} last"
+        found["end token"] = f"missing after a text is cut; expected {END_TOKEN!r} last"
     problem = _prompt_problem(evidence) or _prompt_in_ids(evidence, differ)
     return {**found, "prompt text": problem} if problem else found
 
 
 def _prompt_problem(evidence: Evidence) -> str | None:
-    """Hold prompts to the file's, and the file's to the form that the family is trained with."""
+    """Compare the prompts with the checkpoint's file, and the file's with the form used to train this model family."""
     theirs, ours = evidence.text.prompts, evidence.ours.prompts
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
             return (
-                f"{name!r} is not the file's; got {ours.get(name)!r}, expected {theirs.get(name)!r}"
+                f"prompt {name!r} differs from the checkpoint's; got {ours.get(name)!r}, "
+                f"expected {theirs.get(name)!r}"
             )
     foreign = (
-        "The file may be another model's; a model trained so passes with --accept 'prompt text'"
+        "The file may belong to another model; if the model was trained this way, "
+        "pass --accept 'prompt text'"
     )
     query = theirs.get("query")
     if query is not None and not _QUERY_FORM.fullmatch(query):
         expected = "'Instruct: …\\nQuery:' with no space after it"
-        return f"'query' in config_sentence_transformers.json; got {query!r}, expected {expected}. {foreign}"
+        what = "prompt 'query' in config_sentence_transformers.json has another form"
+        return f"{what}; got {query!r}, expected {expected}. {foreign}"
     if evidence.text.prompt("document"):
         got = evidence.text.prompt("document")
-        return f"documents have one; got {got!r}, expected none. {foreign}"
+        return f"documents have a prompt; got {got!r}, expected none. {foreign}"
     return None
 
 
@@ -76,7 +84,12 @@ def _prompt_in_ids(evidence: Evidence, differ: list[int]) -> str | None:
 
 
 def vector_mistakes(evidence: Evidence, same: Tensor) -> dict[str, str]:
-    """Name the mistake whose own vectors are those that came out, among texts [n] whose token ids are right."""
+    """Find a mistake that explains the wrong vectors; return {check: problem}.
+
+    Args:
+        evidence: the collected results.
+        same: int64 [n], indices of the texts with correct token ids.
+    """
     limit = evidence.vector_limit
     wrong = apart(evidence.ours.vectors.double(), evidence.truth_vectors) > limit
     off = same[wrong[same]]
@@ -87,14 +100,14 @@ def vector_mistakes(evidence: Evidence, same: Tensor) -> dict[str, str]:
 
 
 def _candidates(evidence: Evidence, off: Tensor) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Each known mistake: its check, what to say, the vectors that came out, and those that it gives."""
+    """Yield every known mistake: check, problem, lastword's vectors, and the vectors that the mistake gives."""
     ours, walk, truth = evidence.ours.vectors.double(), evidence.truth, evidence.truth_vectors
     got = ours[off]
     rows = {"row before the last": walk.before_last, "first row": walk.first}
     for name, states in {**rows, "mean of the rows": walk.mean}.items():
-        words = f"{len(off)} vectors are made of the {name}, expected the last row"
+        words = f"{len(off)} vectors are made from the {name}, expected the last row"
         yield "pooled row", words, got, evidence.postprocess(states)[off]
-    words = f"{len(off)} vectors are those before the final norm"
+    words = f"{len(off)} vectors are taken before the final norm"
     yield "final norm", words, got, evidence.postprocess(walk.unnormed)[off]
     yield "normalisation", _lengths(evidence, off), F.normalize(got), F.normalize(truth[off])
     kinds = {evidence.probes[i].kind for i in off.tolist()}
@@ -102,21 +115,21 @@ def _candidates(evidence: Evidence, off: Tensor) -> Iterator[tuple[str, str, Ten
         place = {i: k for k, i in enumerate(alternate.index)}
         both = [i for i in off.tolist() if i in place]
         if both and kinds == {alternate.kind}:
-            words = f"{alternate.kind} vectors are those with {alternate.name}"
+            words = f"{alternate.kind} vectors are computed with {alternate.name}"
             states = alternate.states[[place[i] for i in both]]
             yield "prompt text", words, ours[both], evidence.postprocess(states)
     nearest = (got @ F.normalize(truth).T).argmax(1)
     first, other = evidence.label(int(off[0])), evidence.label(int(nearest[0]))
-    words = f"{len(off)} texts have another's vector; {first} has that of {other}"
+    words = f"{len(off)} texts have the vector of another text; {first} has the vector of {other}"
     yield "order", words, got, truth[nearest]
 
 
 def _lengths(evidence: Evidence, off: Tensor) -> str:
     lengths = evidence.ours.vectors[off].norm(dim=1)
-    expected = "1" if evidence.text.normalize else "the state's own"
-    return f"lengths of {lengths.min():.4g} to {lengths.max():.4g}, expected {expected}"
+    expected = "1" if evidence.text.normalize else "the length of the hidden state"
+    return f"lengths from {lengths.min():.4g} to {lengths.max():.4g}, expected {expected}"
 
 
 def apart(a: Tensor, b: Tensor) -> Tensor:
-    """Largest absolute difference of each row; what is not a number is infinitely far."""
+    """Return the largest absolute difference of each row; NaN counts as infinite."""
     return (a - b).abs().nan_to_num(torch.inf).amax(1)

@@ -1,7 +1,8 @@
-"""The texts that every verification embeds: lengths, scripts, specials, prompts, equal ones, shared beginnings, long.
+"""The built-in texts of every verification.
 
-Each is there because engines have gone wrong on its like. 2,181 tokens in all with Qwen3-Embedding's tokenizer: few
-enough for a large model on a CPU.
+They cover short and long texts, scripts, special characters, prompts, equal texts and shared beginnings: cases in
+which engines have made mistakes. The total is 2,181 tokens with Qwen3-Embedding's tokenizer, few enough to verify
+a large model on a CPU.
 """
 
 from collections.abc import Sequence
@@ -73,7 +74,10 @@ _ANSWERS = (
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A text and how it is embedded; `alone`: also by itself, to see whether its neighbours move it."""
+    """A text and how it is embedded.
+
+    `alone`: also embed the text in its own call, to check that other texts in a batch do not change its vector.
+    """
 
     text: str
     kind: Literal["query", "document"] = "document"
@@ -81,7 +85,7 @@ class Probe:
 
 
 def probes(texts: Sequence[str] = ()) -> list[Probe]:
-    """Give the shipped probes, then the caller's texts as documents."""
+    """Return the built-in probes, followed by the caller's texts as documents."""
     long = "".join(f"Entry {day}: wind {day * 7 % 12}, {_STORY[45:98]} " for day in range(50))
     plain = (*_LENGTHS, *_SCRIPTS, *_SPECIALS, *_ANSWERS, long, *texts)
     return [

@@ -1,7 +1,7 @@
-"""The truth: transformers' own Qwen3 layers on the stored tensors, one layer in memory at a time.
+"""The reference: transformers' own Qwen3 layers on the stored tensors, with one layer in memory at a time.
 
-Reads config, tokenizer, prompts and weights by transformers, safetensors and json alone: nothing of lastword's reading
-is trusted here. Knows no Embedder.
+Config, tokenizer, prompts and weights are read with transformers, safetensors and json only, so an error in lastword's
+own reading code is found. This module does not use `Embedder`.
 """
 
 import json
@@ -22,19 +22,23 @@ END_TOKEN = "<|endoftext|>"  # noqa: S105
 
 
 class ReferenceText:
-    """How sentence-transformers would treat texts: prompts, token ids, normalisation."""
+    """Prompts, token ids and normalisation as in sentence-transformers.
+
+    Raises:
+        ConfigError: transformers cannot open the tokenizer.
+    """
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # its classes are many
+        except Exception as error:  # transformers raises many unrelated classes
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(
                 str(folder),
                 f"transformers cannot open its tokenizer ({reason})",
-                remedy="Fetch the tokenizer's files again.",
+                remedy="Download the tokenizer's files again.",
             ) from error
         modules = _read(folder / "modules.json", None)
         settings = _read(folder / "config_sentence_transformers.json", {})
@@ -43,18 +47,18 @@ class ReferenceText:
         self.normalize = modules is None or modules[-1]["type"].endswith(".Normalize")
 
     def prompt(self, kind: str) -> str:
-        """The prefix of queries or documents: the one of that name, or none."""
+        """Return the prompt of this kind ("query" or "document"), or "" if there is none."""
         return self.prompts.get(kind, "")
 
     def ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """Token ids, one text at a time, cut to max_length."""
+        """Return the token ids of each text, tokenised one text at a time and cut to max_length."""
         return [
             self._tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
             for text in texts
         ]
 
     def appended(self) -> list[str]:
-        """The tokens that the tokenizer puts after a text."""
+        """Return the tokens that the tokenizer appends to a text."""
         core = self._tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = self._tokenizer("a")["input_ids"]
         tokens: list[str] = self._tokenizer.convert_ids_to_tokens(whole[len(core) :])
@@ -66,14 +70,14 @@ def _read(path: Path, absent: Any) -> Any:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers loads; others, such as an adapter's, are no part of the model."""
+    """Return the weight files that transformers loads; other files, such as adapters, do not belong to the model."""
     index = _read(folder / "model.safetensors.index.json", None)
     names = ["model.safetensors"] if index is None else sorted({*index["weight_map"].values()})
     return [folder / name for name in names]
 
 
 class StoredTensors:
-    """The tensors of a folder's checkpoint by their names without `model.`, read one at a time."""
+    """The tensors of a checkpoint folder, read one at a time; names are without the prefix `model.`."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, tuple[Path, str]] = {}
@@ -83,35 +87,31 @@ class StoredTensors:
                     self._files[key.removeprefix("model.")] = (path, key)
 
     def read(self, name: str) -> Tensor:
-        """Give one tensor as it is stored."""
+        """Return one tensor in its stored dtype."""
         path, key = self._files[name]
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(key)
         return tensor
 
     def group(self, prefix: str, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Give the tensors whose names begin with `prefix`, by the rest of their names."""
+        """Return the tensors with this name prefix; the keys are the names without the prefix."""
         names = [name for name in self._files if name.startswith(prefix)]
         return {name.removeprefix(prefix): self.read(name).to(device, dtype) for name in names}
 
     def not_finite(self) -> list[str]:
-        """Names of the tensors that hold a NaN or an infinity."""
+        """Return the names of the tensors that hold NaN or infinity."""
         return [name for name in self._files if not bool(self.read(name).isfinite().all())]
 
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """What transformers computes for N token lists, in fp64 on the CPU.
+    """The hidden states that transformers computes for N token lists, in fp64 on the CPU."""
 
-    `states` [N, L + 1, C]: the last token's hidden states, numbered as transformers numbers them. Of the last layer,
-    `unnormed` [N, C] before the final norm, and after it other rows than the last: `first`, `before_last`, `mean`.
-    """
-
-    states: Tensor
-    unnormed: Tensor
-    first: Tensor
-    before_last: Tensor
-    mean: Tensor
+    states: Tensor  # [N, L + 1, C]: the last token's, numbered as in transformers; the last one after the final norm
+    unnormed: Tensor  # [N, C]: the last token's, before the final norm
+    first: Tensor  # [N, C]: the first token's, after the final norm
+    before_last: Tensor  # [N, C]: those of the token before the last one, after the final norm
+    mean: Tensor  # [N, C]: mean over all tokens, after the final norm
 
 
 @torch.inference_mode()
@@ -123,16 +123,22 @@ def walk(
     advance: Callable[[int], None],
     quantize: str | None = None,
 ) -> Walk:
-    """Run every token list through each layer before the next layer is loaded; `advance` counts layers.
+    """Run all token lists through one layer before the next layer is loaded.
 
-    `quantize` rounds the matmuls as that mode does.
+    Args:
+        folder: the checkpoint.
+        ids: N token lists.
+        dtype: the dtype to compute in.
+        device: the device to compute on.
+        advance: called with 1 after each layer.
+        quantize: round the matmuls like this mode ("int8" or "fp8"), or None.
     """
     from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
     config: Any = qwen3.Qwen3Config.from_pretrained(
         folder,
         local_files_only=True,
-        attn_implementation="sdpa",  # causal by itself: the lists of a batch have one length
+        attn_implementation="sdpa",  # causal without a mask, because the lists of a batch have equal lengths
     )
     tensors = StoredTensors(folder)
     batches = _equal_lengths(ids)
@@ -165,7 +171,7 @@ def _through_layer(
     rotary: torch.nn.Module,
     quantize: str | None,
 ) -> None:
-    """Replace states [n, T, C] by those after one layer, which is gone on return."""
+    """Replace the states [n, T, C] in the list with the states after one layer; the layer is freed on return."""
     from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
     device, dtype = states[0].device, states[0].dtype
@@ -181,7 +187,7 @@ def _through_layer(
 
 
 def _equal_lengths(ids: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Group the lists of one length: no padding, and few calls."""
+    """Group the indices of lists with equal lengths, which need no padding and few calls."""
     groups: dict[int, list[int]] = defaultdict(list)
     for index, each in enumerate(ids):
         groups[len(each)].append(index)
@@ -193,7 +199,7 @@ def _last_rows(states: list[Tensor], batches: list[list[int]]) -> Tensor:
 
 
 def _in_order(rows: list[Tensor], batches: list[list[int]]) -> Tensor:
-    """Bring the rows [n, C] of each batch into the caller's order: [N, C] fp64 on the CPU."""
+    """Put the rows [n, C] of all batches into the caller's order: [N, C] fp64 on the CPU."""
     order = torch.tensor([index for batch in batches for index in batch])
     joined = torch.cat(rows).double().cpu()
     out = torch.empty_like(joined)

@@ -1,6 +1,7 @@
-"""What 8 bits keep of a matrix, written plainly: transformers' layers rounded so have the drift that a mode must have.
+"""A simple implementation of 8-bit rounding, which gives transformers' layers the expected quantisation error.
 
-Shares no code with the matmuls of `kernels`, only facts: codes on a side, the fp8 of a device, and what is left alone.
+It shares no code with the matmuls of `kernels`, only constants: the number of codes per side, the fp8 format of a
+device, and the limit above which output channels are not rounded.
 """
 
 import math
@@ -13,9 +14,10 @@ from lastword.kernels import MAX_ROUNDING, activation_levels, fp8_format
 
 
 class RoundedLinear(nn.Module):
-    """A linear layer of which weights [K_out, K_in] and inputs [..., K_in] are rounded to 8 bits, row by row.
+    """A linear layer with weights [K_out, K_in] and inputs [..., K_in] rounded to 8 bits, row by row.
 
-    Output channels that int8 would move too far (`MAX_ROUNDING`) stay as they are, and see the inputs as they are.
+    Numerics:
+        In int8, output channels with a rounding error above `MAX_ROUNDING` use exact weights and exact inputs.
     """
 
     def __init__(self, linear: nn.Linear, mode: str) -> None:
@@ -36,7 +38,7 @@ class RoundedLinear(nn.Module):
 
 
 def quantize_layer(layer: nn.Module, mode: str) -> None:
-    """Put a RoundedLinear in the place of every linear layer within."""
+    """Replace every linear layer inside `layer` with a RoundedLinear."""
     for parent in list(layer.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
@@ -44,12 +46,18 @@ def quantize_layer(layer: nn.Module, mode: str) -> None:
 
 
 def is_quantized(mode: str, index: int, num_layers: int) -> bool:
-    """Whether a mode rounds layer `index`: fp8 leaves the first and the last alone."""
+    """Return whether a mode rounds layer `index`; fp8 does not round the first and the last layer."""
     return mode == "int8" or (mode == "fp8" and 0 < index < num_layers - 1)
 
 
 def _round(x: Tensor, mode: str, levels: int) -> Tensor:
-    """Round each row of [..., K], its largest size to the last code: of `levels` on a side, or of the fp8 format."""
+    """Round each row of x [..., K], with its own scale: its largest absolute value becomes the last code.
+
+    Args:
+        x: the rows.
+        mode: "int8", with `levels` codes per side, or "fp8", with the codes of the device's fp8 format.
+        levels: the number of int8 codes on each side of zero.
+    """
     largest = x.float().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     if mode == "int8":
         scale = largest / levels

@@ -1,7 +1,7 @@
-"""What verification found: named checks, figures, and whether the model may be used.
+"""The result of a verification: named checks, figures, and whether all checks passed.
 
-The order of the checks is the order of causes: where one thing is wrong, the first failed check names it and the
-later ones show what follows from it. Knows neither models nor texts.
+The checks are ordered from cause to effect: the first failed check names the problem, and later failures may only
+follow from it. This module knows nothing about models or texts.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from typing import Literal
 from lastword.errors import ConfigError
 
 CHECKS = {
-    "checkpoint": "the files open, and are of a model that lastword runs",
+    "checkpoint": "the files can be opened and belong to a supported model",
     "weights": "every stored number is finite",
-    "end token": "<|endoftext|> ends every text, a cut one too",
-    "prompt text": "prompts are the checkpoint's own, and of this family's form",
-    "tokens": "token ids are those of transformers' tokenizer",
-    "pooled row": "a vector is made of the last token's row",
-    "final norm": "the state is taken after the final norm",
-    "normalisation": "vectors have length 1 where the checkpoint says so",
+    "end token": "<|endoftext|> ends every text, also after a cut",
+    "prompt text": "prompts are the checkpoint's own and have the form of this model family",
+    "tokens": "token ids are equal to those of transformers' tokenizer",
+    "pooled row": "vectors are made from the last token's row",
+    "final norm": "the final norm is applied",
+    "normalisation": "vectors have length 1 if the checkpoint says so",
     "order": "each text gets its own vector",
-    "neighbours": "a text's vector is the same alone and in a batch",
-    "layers": "hidden states are as near the truth as transformers' own",
-    "vectors": "final vectors are as near the truth as transformers' own",
-    "drift": "quantised vectors stay near the exact ones",
-    "ranking": "the same ten nearest texts",
-    "scores": "the scores on the model's card",
+    "neighbours": "a text has the same vector alone and in a batch",
+    "layers": "hidden states are as close to the reference as transformers' own",
+    "vectors": "final vectors are as close to the reference as transformers' own",
+    "drift": "the quantisation error is small: quantised vectors are close to the exact ones",
+    "ranking": "the ten nearest texts of every text are the same",
+    "scores": "the example scores of the model card are the same",
 }
 _ASKED_BY = {"drift": "--quantize", "scores": "--scores"}
 
@@ -34,7 +34,7 @@ Status = Literal["ok", "FAIL", "accepted", "not run"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One named check: what came out, in a line."""
+    """One named check, with its result in one line."""
 
     name: str
     status: Status
@@ -43,20 +43,19 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """Relative RMS error of the last tokens' states after a layer: lastword's, transformers', and what is allowed.
-
-    With a quantised mode transformers' is that of its layers with matmuls rounded by the same rule.
-    """
+    """Relative RMS error of the last token's hidden state after one layer."""
 
     layer: int
-    ours: float
-    theirs: float
+    ours: float  # of lastword
+    theirs: (
+        float  # of transformers; with a quantised mode, its matmuls are rounded by the same rule
+    )
     allowed: float
 
 
 @dataclass(slots=True)
 class Verdict:
-    """Everything that one verification found."""
+    """All results of one verification."""
 
     model: str
     folder: str
@@ -81,14 +80,18 @@ class Verdict:
         return next((check for check in self.checks if check.status == "FAIL"), None)
 
     def add(self, name: str, problem: str | None, detail: str = "") -> None:
-        """Note a check: failed with `problem`, else in order with `detail`."""
+        """Record a check: "FAIL" with `problem` if there is one, else "ok" with `detail`."""
         status: Status = "ok" if problem is None else "FAIL"
         self.checks.append(Check(name, status, detail if problem is None else problem))
 
     def close(self, accept: Sequence[str], asked: Sequence[str]) -> "Verdict":
-        """Put the checks in order, mark the accepted ones and those that did not run.
+        """Sort the checks, and mark those that were accepted and those that did not run.
 
-        Where some did not run no failure is accepted: what was not compared must not pass.
+        If some checks did not run, no failure is accepted: a model that was not compared must not pass.
+
+        Args:
+            accept: names of checks that may fail.
+            asked: names of the checks of this run, in order.
         """
         done = {check.name: check for check in self.checks}
         missing = [name for name in asked if name not in done]
@@ -104,25 +107,27 @@ class Verdict:
         return self
 
     def as_dict(self) -> dict[str, object]:
-        """The verdict as JSON holds it."""
+        """Return the verdict as a JSON object."""
         cause = self.cause.name if self.cause else None
         return {"passed": self.passed, "cause": cause, **asdict(self)}
 
 
 def asked_checks(quantize: str | None, *, scores: bool) -> list[str]:
-    """Name the checks of a run, in their order."""
+    """Return the names of the checks of a run, in order."""
     asked = {"drift": quantize is not None, "scores": scores}
     return [name for name in CHECKS if asked.get(name, True)]
 
 
 def check_accepted(accept: Sequence[str], asked: Sequence[str]) -> None:
-    """Refuse a name that no check has, or a check that does not run."""
+    """Check the names given with `accept`.
+
+    Raises:
+        ConfigError: there is no such check, or it does not run.
+    """
     for name in accept:
         if name not in CHECKS:
             known = f"one of: {', '.join(CHECKS)}"
             raise ConfigError("accept", "no such check", got=repr(name), expected=known)
         if name not in asked:
-            expected = f"it with {_ASKED_BY[name]} only"
-            raise ConfigError(
-                "accept", "not checked in this run", got=repr(name), expected=expected
-            )
+            what = f"this check runs with {_ASKED_BY[name]} only"
+            raise ConfigError("accept", what, got=repr(name))

@@ -1,4 +1,4 @@
-"""One verification from beginning to end: open, scan, compare, judge, and the card's scores."""
+"""One complete verification: open the files, check the weights, compare the results, compare the card's scores."""
 
 import os
 from collections.abc import Sequence
@@ -37,28 +37,29 @@ def verify(
     show_progress_bar: bool | None = None,
     **options: Any,
 ) -> Verdict:
-    """Compare lastword with transformers on shipped texts and yours, in one dtype on one device.
+    """Compare lastword's vectors with transformers', on built-in texts and on `texts`.
 
-    The truth is transformers' layers in float64 (float32 where the dtype is bfloat16). With `quantize` its errors are
-    measured with its matmuls rounded by the same rule, and the drift from the truth is judged too. One whole model
-    at most is in memory, lastword's, one a process with several devices; transformers' has one layer.
+    The reference is transformers' own layers in float64, or in float32 if the dtype is bfloat16. With `quantize`,
+    transformers' error is measured with its matmuls rounded by the same rule, and the quantisation error is checked
+    too. Memory holds lastword's model (one copy per device) and one layer of transformers' model.
 
     Args:
-        model: hub id or folder.
-        texts: embedded as documents beside the shipped ones.
-        scores: also compute the example of the model's card, always in float32.
-        known_as: the hub id whose card it is, where `model` is neither one nor a folder that bears its name.
-        accept: names of checks that may fail where all others run.
-        show_progress_bar: default: on a terminal.
-        options: as `Embedder` takes them.
+        model: Hugging Face id or folder.
+        texts: more texts to compare; they are embedded as documents.
+        scores: also compute the example of the model card, in float32, and compare its scores.
+        known_as: Hugging Face id whose model card to use; by default `model`, or the known model with the same
+            folder name.
+        accept: names of checks that may fail, provided that all others run.
+        show_progress_bar: by default on a terminal only.
+        options: options of `Embedder`.
 
     Returns:
-        `passed`, `cause`, `checks`, `layers`, `figures`.
+        The verdict: `passed`, `cause`, `checks`, `layers`, `figures`.
 
     Raises:
-        ConfigError: a setting, or transformers is missing.
+        ConfigError: a setting is refused, or transformers is missing.
         WeightsError: there is no such model.
-        InputError: a text that cannot be embedded, by its index, or too many of them.
+        InputError: a text cannot be embedded (`index` is its position), or there are too many texts.
     """
     asked = asked_checks(options.get("quantize"), scores=scores)
     check_accepted(accept, asked)
@@ -74,14 +75,14 @@ def verify(
     if _opens(found.folder, verdict) and _finite(found.folder, verdict):
         load = partial(Embedder, model, show_progress_bar=show_progress_bar)
         _compare(load(**options), texts, verdict, show=show_progress_bar)
-        if card is not None:  # the embedder above is gone by now
+        if card is not None:  # the first embedder is no longer in memory
             plain = {"dtype": "float32", "quantize": None, "truncate_dim": None}
             verdict.add("scores", *card_scores_problem(load(**(options | plain)), card))
     return verdict.close(accept, asked)
 
 
 def _opens(folder: Path, verdict: Verdict) -> bool:
-    """Check that lastword reads every file of the folder."""
+    """Check that lastword can read every file of the folder."""
     try:
         config = read_config(folder)
         read_embedding_spec(folder, config)
@@ -96,7 +97,7 @@ def _opens(folder: Path, verdict: Verdict) -> bool:
 
 def _finite(folder: Path, verdict: Verdict) -> bool:
     damaged = StoredTensors(folder).not_finite()
-    problem = f"not finite: {some(damaged)}. Fetch the files again" if damaged else None
+    problem = f"not finite: {some(damaged)}. Download the files again" if damaged else None
     verdict.add("weights", problem, "all finite")
     return not damaged
 
@@ -108,7 +109,7 @@ def _compare(
     verdict.device = ", ".join(map(str, info.devices))
     verdict.dtype = dtype_name(info.dtype)
     verdict.reference = dtype_name(reference_dtype(info.dtype))
-    # refuses, by its index, a text that cannot be embedded
+    # Raises an InputError with the index of a text that cannot be embedded.
     embedder.plan(texts, prompt=embedder.resolve_prompt(None, None, "document"))
     layers = info.config.num_hidden_layers
     with progress_bar(2 * layers, show=show, unit=" layers", what="Verifying") as advance:

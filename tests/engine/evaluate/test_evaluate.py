@@ -1,4 +1,4 @@
-"""mteb's tasks through lastword: the same scores as sentence-transformers gives, the right instructions, resumable."""
+"""mteb's tasks with lastword: the scores of sentence-transformers, the right instructions, runs that continue."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ class NotesRetrieval(AbsTaskRetrieval):
 
 
 class NotesSTS(AbsTaskSTS):
-    """How many words two neighbouring notes share."""
+    """Compare notes; the score of a pair is the share of words they have in common."""
 
     metadata = metadata("NotesSTS", "STS", "cosine_spearman", "Find notes that are alike")
     min_score, max_score = 0, 1
@@ -161,7 +161,7 @@ def test_a_task_that_fails_does_not_stop_the_others(
     assert "lastword: NotesRetrieval: failed; KeyError: " in err
 
 
-# What is put before texts.
+# Instructions before texts.
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_with_stderr_closed(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) 
 
 
 def test_no_bar_where_none_is_wanted(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
-    """Of the model as it loads neither; see `Embedder`."""
+    """Nor does the loading of the model show one."""
     shown = bars_of(evaluation, monkeypatch)
     options = {"known_as": ICT, "results": tmp_path, "device": "cpu"}
     done = evaluate(tiny_checkpoint, card=True, show_progress_bar=False, **options)

@@ -1,4 +1,4 @@
-"""What evaluation refuses or leaves out: unknown names, data that cannot be had, closed tasks, a missing mteb."""
+"""Refusals of evaluation: unknown names, data that are not available, tasks without public data, a missing mteb."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ mteb = pytest.importorskip("mteb", reason="the eval extra is not installed")
 @pytest.mark.parametrize(
     ("options", "parts", "remedy"),
     [
-        ({}, ("tasks", "none named", "neither tasks nor benchmarks nor card"), ""),
+        ({}, ("tasks", "nothing to do", "no tasks, no benchmarks and card=False"), ""),
         ({"tasks": ["STS99"]}, ("tasks", "unknown", "'STS99'"), "Did you mean"),
         (
             {"benchmarks": ["MTEB(moon)"]},
@@ -56,9 +56,9 @@ def test_data_that_cannot_be_had(status, tiny_checkpoint, monkeypatch, tmp_path)
         evaluate(tiny_checkpoint, benchmarks=["MTEB(eng, v2)"])
     raised = caught.value
     assert raised.where == "tasks"
-    assert raised.what.startswith("data of 41 cannot be had: ")
+    assert raised.what.startswith("the data of 41 tasks are not available: ")
     assert " and 36 more (" in raised.what
-    assert raised.remedy == "Run once with the network, or leave them out."
+    assert raised.remedy == "Run once with a network connection, or leave these tasks out."
     assert len(asked) == (1 if status is None else 41), "a hub that is down is asked once"
     assert ("404" in raised.what) == (status == 404)
     assert ("the hub cannot be reached" in raised.what) == (status is None)

@@ -1,4 +1,4 @@
-"""The adapters in the real libraries, each with an in-memory store of theirs, sync and async."""
+"""The adapters in the real libraries: each with an in-memory store of its library, sync and async."""
 
 import asyncio
 import importlib
@@ -27,7 +27,7 @@ def embedder(tiny_checkpoint: Path) -> Embedder:
 
 @pytest.fixture(scope="module")
 def ranked(embedder: Embedder) -> list[str]:
-    """The texts from the nearest to the farthest."""
+    """The texts, the nearest to the query first."""
     scores = embedder.similarity(embedder.encode_query([QUERY]), embedder.encode_document(TEXTS))
     return [TEXTS[i] for i in scores[0].argsort(descending=True).tolist()]
 

@@ -1,4 +1,4 @@
-"""Fixtures of verification: one thread, and the truth of a checkpoint computed once."""
+"""Fixtures of verification: one thread, and the reference of a checkpoint computed once."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lastword.verify import evidence
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Products this small lose more time in waiting for threads than they take."""
+    """Use one thread: for matmuls this small, waiting for threads takes longer than the work."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -24,7 +24,7 @@ TRUTHS: dict = {}
 
 @pytest.fixture
 def known_truth(monkeypatch):
-    """Walk transformers once for all tests of one checkpoint: no broken engine changes the truth."""
+    """Compute the reference once for all tests of a checkpoint: a broken engine does not change it."""
 
     def cached(folder, ids, dtype, device, advance, quantize=None, true=evidence.walk):
         key = (folder, str(ids), dtype, quantize)
@@ -37,14 +37,14 @@ def known_truth(monkeypatch):
 
 @pytest.fixture
 def fp8_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """Options of a run in fp8 by its CPU implementation, which the public option refuses."""
+    """Options that run fp8 with its CPU implementation, which the public option refuses."""
     monkeypatch.setattr(model_info, "check_quantize", lambda quantize, *_: quantize)
     return {"device": "cpu", "dtype": "bfloat16", "quantize": "fp8"}
 
 
 @pytest.fixture(scope="session")
 def four_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of which fp8 takes the two layers between."""
+    """A checkpoint with four layers, of which fp8 quantises the middle two."""
     return make_checkpoint(
         tmp_path_factory.mktemp("four") / "model",
         hidden_size=64,

@@ -1,4 +1,4 @@
-"""`lastword verify --quantize`: an honest engine passes on any checkpoint, one that rounds otherwise does not."""
+"""`lastword verify --quantize`: a correct engine passes on any checkpoint; one with other rounding fails."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_sound_engine_passes_in_fp8(four_layers: Path, known_truth, fp8_on_a_c
 
 
 def assert_expected_drift(verdict) -> None:
-    """The engine's drift is that of the plain rounding, and grows with the layers."""
+    """Check that the engine's error is that of the simple rounding and grows from layer to layer."""
     for layer in verdict.layers[1:]:
         assert layer.ours == pytest.approx(layer.theirs, rel=0.05)
     assert verdict.layers[-1].ours > verdict.layers[1].ours > 1e-3
@@ -63,20 +63,20 @@ def test_coarser_codes_than_promised_are_named(
 
 
 def test_a_model_that_does_not_bear_the_mode(tiny_checkpoint: Path, monkeypatch) -> None:
-    """Engine and rounding agree, on codes too few for these weights."""
+    """Engine and rounding agree, but both have too few codes for these weights."""
     for module in (linear_int8, rounding):
         monkeypatch.setattr(module, "activation_levels", lambda: 6)
     verdict = verify(tiny_checkpoint, quantize="int8")
     assert verdict.cause.name == "drift"
-    assert "this model does not bear the mode" in verdict.cause.detail
+    assert "this model is not suited to int8" in verdict.cause.detail
     assert verify(tiny_checkpoint, quantize="int8", accept=["drift", "ranking"]).passed
 
 
 def test_the_report_states_mode_and_drift(tiny_checkpoint: Path, known_truth, capfd) -> None:
     assert main(["verify", str(tiny_checkpoint), "--quantize", "int8"]) == 0
     out, _ = capfd.readouterr()
-    assert "in float32, products in int8; truth: transformers in float64" in out
-    assert "products rounded to int8" in out
+    assert "in float32, matmuls in int8; reference: transformers in float64" in out
+    assert "matmuls rounded to int8" in out
     assert "drift          int8: cosine 0.99" in out
     assert main(["verify", str(tiny_checkpoint), "--quantize", "int8", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)

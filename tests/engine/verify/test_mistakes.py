@@ -1,4 +1,4 @@
-"""Ways to break the engine: what is patched, and the check of `lastword verify` that must name it."""
+"""Ways to break the engine: the patched function, and the check of `lastword verify` that must fail."""
 
 import json
 import tempfile
@@ -101,15 +101,15 @@ BROKEN: dict[str, tuple[object, str, Callable, str, str]] = {
     "prompt": (Embedder, "resolve_prompt", space_after_prompt, "prompt text", "a space after"),
     "no prompt": (Embedder, "encode_query", no_query_prompt, "prompt text", "with no prompt"),
     "prompt on documents": (
-        Embedder, "encode_document", query_prompt_on_documents, "prompt text", "the query's prompt",
+        Embedder, "encode_document", query_prompt_on_documents, "prompt text", "the query prompt",
     ),
     "tokens": (TextTokenizer, "__init__", no_normalizer, "tokens", "Cafe"),
     "row": (loop, "plan_forests", row_before_the_last, "pooled row", "before the last"),
     "first row": (loop, "plan_forests", first_row, "pooled row", "the first row"),
     "norm": (Model, "forward", before_final_norm, "final norm", "before the final norm"),
     "length": (runner, "postprocess", not_normalised, "normalisation", "expected 1"),
-    "order": (Embedder, "encode", next_text, "order", "has that of"),
-    "mask": (cpu, "forest_attention", mask_off_by_one, "neighbours", "beside others"),
+    "order": (Embedder, "encode", next_text, "order", "has the vector of"),
+    "mask": (cpu, "forest_attention", mask_off_by_one, "neighbours", "in a batch"),
     "heads": (cpu, "forest_attention", swapped_kv_heads, "layers", "after layer 1 of 2"),
     "last layer": (Model, "__init__", wrong_last_layer, "layers", "after layer 2 of 2"),
 }  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_broken_engine_is_named(
     assert_named(name, tiny_checkpoint, monkeypatch)
 
 
-# A weight of q_norm off by 1 % moves less than rounding to 8 bits does.
+# An error of 1 % in a weight of q_norm has less effect than rounding to 8 bits.
 @pytest.mark.parametrize("name", [name for name in BROKEN if name != "last layer"])
 def test_a_broken_engine_is_named_through_the_drift_of_int8(
     name: str, tiny_checkpoint: Path, known_truth, monkeypatch: pytest.MonkeyPatch
@@ -130,7 +130,7 @@ def test_a_broken_engine_is_named_through_the_drift_of_int8(
     assert_named(name, tiny_checkpoint, monkeypatch, quantize="int8")
 
 
-# This checkpoint's final norm turns a vector by less than fp8 does: leaving it out shows in "layers" alone.
+# The final norm of this checkpoint changes a vector less than fp8 does: only the check "layers" finds it missing.
 @pytest.mark.parametrize("name", ["end token", "prompt", "first row", "row", "length", "order"])
 def test_a_broken_engine_is_named_through_the_drift_of_fp8(
     name: str, four_layers: Path, known_truth, fp8_on_a_cpu: dict, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""The walk through transformers' layers gives what transformers gives, with one layer in memory."""
+"""Running transformers layer by layer gives transformers' own results, with one layer in memory."""
 
 import gc
 import weakref
@@ -55,7 +55,7 @@ def test_one_layer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             gc.collect()
             assert not tables, "nor is the embedding table held"
             alive.add(self)
-            # of the layer before, nothing but what waits to be replaced
+            # Only the layer being built is alive, and its weights are not loaded yet.
             most = max(most, sum(not next(layer.parameters()).is_meta for layer in alive))
 
     monkeypatch.setattr(modeling_qwen3, "Qwen3DecoderLayer", Counted)

@@ -1,4 +1,4 @@
-"""`lastword verify`: a sound engine passes, a broken one or a damaged checkpoint fails by the name of what is wrong."""
+"""`lastword verify`: a correct engine passes; a broken engine or a damaged checkpoint fails the check that names it."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_real_tokenizers(name: str, rows: int, expected: str | None, tmp_path: P
 
 
 def test_no_bar_where_none_is_wanted(tiny_checkpoint: Path, monkeypatch) -> None:
-    """Of the model as it loads neither; see `Embedder`."""
+    """Nor does the loading of the model show one."""
     shown = bars_of(verification, monkeypatch)
     assert verify(tiny_checkpoint, show_progress_bar=False).passed
     assert shown == [False]
@@ -132,7 +132,7 @@ def default_prompt(folder: Path) -> None:
 
 
 def no_modules(folder: Path) -> None:
-    (folder / "modules.json").unlink()  # its prompts are nobody's then
+    (folder / "modules.json").unlink()  # sentence-transformers then reads no prompts
 
 
 def another_file(folder: Path) -> None:
@@ -184,7 +184,7 @@ def test_the_table(tiny_checkpoint: Path, known_truth, tmp_path: Path, capfd) ->
     assert main(words) == 0
     out, err = capfd.readouterr()
     assert out.splitlines()[-1] == "PASSED"
-    assert "texts      55 of" in out
+    assert "texts      55 with" in out
     assert "transformers in float64" in out
     assert err == ""
 
@@ -231,12 +231,12 @@ KNOWN = (
         (
             {"accept": ["drift"]},
             ConfigError,
-            ("accept", "not checked in this run", "'drift'", "it with --quantize only"),
+            ("accept", "this check runs with --quantize only", "'drift'", None),
         ),
         (
             {"accept": ["scores"]},
             ConfigError,
-            ("accept", "not checked in this run", "'scores'", "it with --scores only"),
+            ("accept", "this check runs with --scores only", "'scores'", None),
         ),
         (
             {"quantize": "int4"},
@@ -273,9 +273,9 @@ def test_too_many_texts(tiny_checkpoint: Path) -> None:
         verify(tiny_checkpoint, texts=["a"] * 1000)
     raised = caught.value
     assert (raised.where, raised.what) == ("texts", "too many to verify with")
-    assert raised.got.startswith("1,054 texts of ")
-    assert raised.expected == "at most 1,000 of 65,536"
-    assert raised.remedy == "Take a sample."
+    assert raised.got.startswith("1,054 texts with ")
+    assert raised.expected == "at most 1,000 texts with 65,536 tokens in total"
+    assert raised.remedy == "Verify with a sample of the texts."
 
 
 def test_a_model_without_a_known_card(tiny_checkpoint: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_tokenizer_that_transformers_cannot_open(model: Path, monkeypatch) -> 
         verify(model)
     assert str(caught.value) == (
         f"{model}: transformers cannot open its tokenizer (no such class). "
-        "Fetch the tokenizer's files again."
+        "Download the tokenizer's files again."
     )
 
 
