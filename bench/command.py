@@ -1,7 +1,7 @@
-"""`lastword bench`: measure the kernels, a whole model, or lastword beside other libraries.
+"""`lastword bench`: time the kernels, a whole model, or lastword and other libraries.
 
-The command line names this module in its table of commands and imports it by that name, so that neither package imports
-the other. What a benchmark needs is imported when it runs.
+The command line imports this module by its name in a table of commands, so neither package imports the other.
+A benchmark's own imports happen when it runs.
 """
 
 import argparse
@@ -11,20 +11,20 @@ from typing import Protocol
 from lastword.bench import options
 from lastword.errors import ConfigError
 
-ABOUT = "measure kernels, models and peers"
+ABOUT = "time kernels, models and other libraries"
 EXAMPLES = """examples:
   lastword bench kernels --help
   lastword bench peers --quick"""
 
 BENCHMARKS = {
     "kernels": ("check and time the kernels", options.KERNELS_EXAMPLES, options.add_kernels),
-    "peers": ("time lastword beside other libraries", options.PEERS_EXAMPLES, options.add_peers),
+    "peers": ("time lastword and other libraries", options.PEERS_EXAMPLES, options.add_peers),
     "model": ("time a whole model", options.MODEL_EXAMPLES, options.add_model),
 }
 
 
 class Console(Protocol):
-    """What a command prints with; the command line gives it as `args.console`."""
+    """The printing functions of a command, passed by the command line as `args.console`."""
 
     def say(self, message: str, /) -> None:
         """Print one line on stderr."""
@@ -37,11 +37,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the benchmarks with their options."""
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     for name, (about, examples, add) in BENCHMARKS.items():
-        add(benchmarks.add_parser(name, help=about, epilog=examples))
+        description = f"{about[0].upper()}{about[1:]}."
+        add(benchmarks.add_parser(name, help=about, description=description, epilog=examples))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the benchmark that was named; exit status 1 where a check failed."""
+    """Run the chosen benchmark and return the exit status: 1 if a check failed, else 0."""
     console: Console = args.console
 
     def show(text: str) -> None:
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
         failed = run_kernels(args, show)
         if failed:
-            console.say(f"kernels: {failed} of the implementations under test are wrong, see above")
+            console.say(f"kernels: wrong implementations under test: {failed}; see the table above")
         return 1 if failed else 0
     if args.benchmark == "model" and args.quantize:
         from lastword.bench.models.quantized import run as run_quantized
@@ -70,10 +71,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compile(args: argparse.Namespace, console: Console) -> int:
-    """Compile every kernel ahead of time; exit status 1 where one spills registers.
+    """Compile every kernel ahead of time and return the exit status: 1 if a kernel spills registers, else 0.
 
     Raises:
-        ConfigError: options of what is timed are given, or Triton is not installed.
+        ConfigError: an option of a timed run is given, or Triton is not installed.
     """
     for name in ("op", "tokens", "device", "own", "beside", "rep_ms", "plot"):
         if getattr(args, name) is not None:
@@ -83,12 +84,12 @@ def _compile(args: argparse.Namespace, console: Console) -> int:
                 "does not go with --compile-only",
                 got="both",
                 expected="one of them",
-                remedy="Nothing is timed.",
+                remedy="--compile-only times nothing.",
             )
     if find_spec("triton") is None:
         raise ConfigError(
             "--compile-only",
-            "needs triton, which is not installed here and comes for Linux only",
+            "needs triton, which is not installed here and is available on Linux only",
         )
     from lastword.bench.kernels.compile import DTYPES, MODELS
     from lastword.bench.kernels.compile import run as run_compile
@@ -101,5 +102,5 @@ def _compile(args: argparse.Namespace, console: Console) -> int:
     )
     spilled = sum(row.spills > 0 for row in rows)
     if spilled:
-        console.say(f"kernels: {spilled} of {len(rows)} spill registers, see above")
+        console.say(f"kernels: {spilled} of {len(rows)} spill registers; see the table above")
     return 1 if spilled else 0
