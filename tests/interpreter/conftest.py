@@ -1,4 +1,4 @@
-"""These tests run the Triton kernels on a CPU through Triton's interpreter, which is chosen before Triton is imported.
+"""Run the Triton kernels on a CPU in Triton's interpreter, which must be selected before Triton is imported.
 
 TRITON_INTERPRET=1 python -m pytest tests/interpreter
 """
@@ -23,5 +23,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output memory holds NaN before each launch, so that an element nobody writes is seen."""
+    """Fill output memory with NaN before each launch, so that an unwritten element is detected."""
     fill_with_nan(monkeypatch)

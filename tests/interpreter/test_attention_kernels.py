@@ -1,4 +1,4 @@
-"""Forest and final attention kernels against the reference in fp64."""
+"""Compare the kernels of forest and final attention with the reference in fp64."""
 
 import random
 
@@ -11,7 +11,7 @@ from lastword import kernels
 from lastword.kernels import CpuPlan, cpu, reference
 
 DTYPES = (torch.float32, torch.float16)
-BLOCK_M, BLOCK_N = 64, 32  # the interpreter's row of the block table
+BLOCK_M, BLOCK_N = 64, 32  # the interpreter's entry in the table of block sizes
 
 FORESTS: dict[str, list[list[int]]] = {
     "one row": [[1]],
@@ -38,7 +38,7 @@ def qkv(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> tuple[torch.Tens
 def check_one(
     name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: CpuPlan, scale: float
 ) -> None:
-    """The kernel of one operation, beside the CPU implementation."""
+    """Compare the kernel of one operation with the CPU implementation and the reference."""
     exact = getattr(reference, name)(q.double(), k.double(), v.double(), plan, scale)
     ours = getattr(kernels, name)(q, k, v, tables_of(plan, q, k), scale)
     assert_close(ours, getattr(cpu, name)(q, k, v, plan, scale), exact)

@@ -1,4 +1,4 @@
-"""The candidate by descriptors against the reference in fp64: what it reads and writes; that nothing selects it."""
+"""Compare the descriptor-based candidate with the fp64 reference, check its reads and writes, and that it is unused."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +15,7 @@ from lastword.kernels import CpuPlan, KernelTables, cpu, reference
 from lastword.kernels.gpu import forest_attention as forest_attention_kernel
 
 DTYPES = (torch.float32, torch.float16)
-BLOCK_M, BLOCK_N = 64, 32  # the interpreter's row of the block table
+BLOCK_M, BLOCK_N = 64, 32  # the interpreter's entry in the table of block sizes
 
 LENGTHS = {
     "one row": [1],
@@ -30,7 +30,7 @@ HEADS = [(1, 1, 32), (4, 2, 64), (4, 1, 64), (8, 1, 32), (6, 2, 16), (2, 1, 80),
 
 
 def plan_of(lengths: list[int]) -> CpuPlan:
-    """Texts of these lengths, none of which begins like another."""
+    """Return texts of these lengths without common prefixes."""
     return cpu_plan(one_forest([[i] * n for i, n in enumerate(lengths)]))
 
 
@@ -39,7 +39,7 @@ def by_head(plan: CpuPlan, q: torch.Tensor) -> KernelTables:
 
 
 def heads(plan: CpuPlan, H: int, KH: int, D: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Views q, k, v of one fused projection, as the forward passes them."""
+    """Return q, k and v as views of one fused projection, like in the forward pass."""
     generator = torch.Generator().manual_seed(H + D)
     rows = torch.randn(sum(plan.segments.length), H + 2 * KH, D, generator=generator)
     return list(rows.to(dtype).split((H, KH, KH), dim=1))
@@ -85,7 +85,7 @@ def test_no_rows() -> None:
 
 
 def tile_by_tile(whole: KernelTables) -> Iterator[tuple[KernelTables, slice, slice]]:
-    """Tables of one tile alone, the tile's rows, and its segment's, which are all that it may read."""
+    """Return the tables of a single tile, the tile's rows, and its segment's rows, the only ones that it may read."""
     for i, (segment, first) in enumerate(whole.tiles.tolist()):
         start, length, *_ = whole.segment_table[segment].tolist()
         rows = slice(start + first, start + min(first + BLOCK_M, length))
@@ -123,7 +123,7 @@ SCALE = 32**-0.5
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, **columns: list[int]
 ) -> torch.Tensor:
-    """The kernel's result, with columns of the segments changed."""
+    """Return the kernel's result with columns of the segments changed."""
     segments = replace(PLAN.segments, **columns)
     tables = descriptor.descriptor_tables(q, segments, PLAN.final_rows)
     return descriptor.forest_attention_descriptor(q, k, v, tables, scale)

@@ -1,4 +1,4 @@
-"""A whole model through the interpreted kernels, and tests of the tests: a mutant of a kernel must be caught."""
+"""Run a whole model with the interpreted kernels, and test the tests: a mutant of a kernel must be caught."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -61,7 +61,7 @@ TABLES = tables_of(PLAN, Q, K)
 
 
 def moved(**columns: list[int]) -> KernelTables:
-    """The tables with one column of the segments changed."""
+    """Return the tables with one column of the segments changed."""
     return tables_of(PLAN, Q, K, replace(FOREST.segments, **columns))
 
 
@@ -78,7 +78,7 @@ ROOTS = [-1] * len(FORK)
 FINAL_Q = Q[FOREST.final_rows].contiguous()
 SHORT = replace(TABLES, final_table=TABLES.final_table - torch.tensor([0, 1], dtype=torch.int32))
 
-# How each is computed by `kernels`, `cpu` or `reference` on inputs in one dtype, with the plan in its form.
+# How `kernels`, `cpu` or `reference` computes each result, on inputs in one dtype, with its own form of the plan.
 RIGHT: dict[str, Callable] = {
     "norm": lambda ops, wide, plan: ops.rms_norm(wide(X[0]), wide(WEIGHT), 1e-6),
     "rope": lambda ops, wide, plan: rotated(ops, wide(X[0]), wide(COS), wide(SIN)),
@@ -119,7 +119,7 @@ MUTANTS: dict[str, tuple[str, Callable[[], torch.Tensor]]] = {
 
 
 def assert_right(name: str, ours: torch.Tensor) -> None:
-    """Hold a result to the reference in fp64, beside the CPU implementation's error."""
+    """Compare a result with the fp64 reference; the CPU implementation's error sets the tolerance."""
     on_cpu = RIGHT[name](cpu, lambda x: x, PLAN)
     assert_close(ours, on_cpu, RIGHT[name](reference, torch.Tensor.double, PLAN))
 

@@ -1,4 +1,4 @@
-"""Batches padded to buckets, and recorded once per bucket, through the real kernels: no state moves or is mixed up."""
+"""Batches padded to buckets, and recorded once per bucket, give unchanged states with the real kernels."""
 
 import random
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from lastword.bench.checkpoint import make_checkpoint
 from lastword.errors import LastwordWarning
 from lastword.model.qwen3 import Model
 
-# Rows of padding compute with NaN, and final rows of padding divide nothing by nothing: NumPy says so.
+# Padding rows compute with NaN, and last-token rows of padding divide 0 by 0, so NumPy warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 BATCHES: dict[str, list[list[int]]] = {
@@ -28,7 +28,7 @@ BATCHES: dict[str, list[list[int]]] = {
 
 
 class StubCapture:
-    """Stands for CUDA graphs: what is recorded is run again, by whoever replays it; nothing else is kept."""
+    """A stand-in for CUDA graphs: a replay runs the recorded function again; nothing else is kept."""
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(folder: Path) -> Model:
-    """A model that takes batches as they are, until it is told to pack them."""
+    """A model that takes batches unpacked until it is set to pack them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TRITON_INTERPRET")
         return load_ours(folder)
@@ -65,7 +65,7 @@ def pack(tokens: list[list[int]]) -> Forest:
 
 
 def on_cpu(model: Model, forest: Forest) -> torch.Tensor:
-    """The states by the CPU implementation, before the model is told to pack batches."""
+    """Return the states of the CPU implementation, before the model is set to pack batches."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TRITON_INTERPRET")
         return model.forward(forest)
@@ -73,7 +73,7 @@ def on_cpu(model: Model, forest: Forest) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_nothing_of_padding_reaches_a_vector(name: str, model: Model) -> None:
-    """Padding is token 0: with a NaN for its embedding every row of padding is NaN from the start."""
+    """Padding is token 0: with a NaN embedding, every padding row is NaN from the start."""
     forest = pack(BATCHES[name])
     model.embedding = model.embedding.float().index_fill(0, torch.tensor([0]), torch.nan)
     expected = on_cpu(model, forest)

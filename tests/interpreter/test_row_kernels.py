@@ -1,4 +1,4 @@
-"""RMSNorm, QK-norm + RoPE and SwiGLU kernels against their references in fp64."""
+"""Compare the kernels of RMSNorm, QK-norm + RoPE, SwiGLU and row quantisation with their references in fp64."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_embed_rms_norm(C: int, dtype: torch.dtype) -> None:
 
 
 def test_embed_rms_norm_of_a_table_as_it_is_stored() -> None:
-    """The interpreter is wrong in bfloat16: such a table is read by PyTorch."""
+    """Triton's interpreter is wrong in bfloat16, so PyTorch reads a bfloat16 table."""
     table, weight = random(9, 80).bfloat16(), random(80, seed=1)
     residual, out = kernels.embed_rms_norm(torch.tensor([8, 0, 3]), table, weight, 1e-6)
     assert torch.equal(residual, table[[8, 0, 3]].float())
@@ -60,7 +60,7 @@ def exact_rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return reference.rms_norm(x.double(), weight.double(), 1e-6)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, on the inputs asked for
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns about these inputs
 def test_rms_norm_of_nan_inf_zero_and_huge_rows() -> None:
     x = random(5, 80)
     x[0, 3], x[1, 7], x[2], x[3] = torch.nan, torch.inf, 0.0, 1e15
@@ -102,7 +102,7 @@ def test_swiglu(T: int, F: int, dtype: torch.dtype) -> None:
     assert_close(kernels.swiglu(gate_up), cpu.swiglu(gate_up), exact)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, on the inputs asked for
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns about these inputs
 def test_swiglu_of_nan_inf_and_extremes() -> None:
     gate_up = torch.tensor(
         [[torch.nan, torch.inf, -torch.inf, 200.0, -200.0, 1.0, 1.0, 2.0, 3.0, 4.0]]
@@ -135,23 +135,23 @@ def test_add_rms_norm_quantize(C: int) -> None:
 def test_quantize_rows(C: int, dtype: torch.dtype) -> None:
     x = random(3, C, dtype=dtype)
     x[1] = 0.0
-    x[2] *= 100  # each row by its own scale
+    x[2] *= 100  # each row has its own scale
     on_cpu = cpu.quantize_rows(x, torch.float8_e4m3fn)
     assert_quantized(kernels.quantize_rows(x), on_cpu, x.double())
 
 
 def assert_quantized(ours: tuple, theirs: tuple, exact: torch.Tensor) -> None:
-    """Compare codes and scales; row 1 is of zeros."""
+    """Compare codes and scales; row 1 is all zeros."""
     (y, scale), (codes, codes_scale) = ours, theirs
     assert (y.dtype, y.shape) == (codes.dtype, codes.shape)
     assert torch.allclose(scale, codes_scale, rtol=1e-6)
     assert torch.equal(y[1].float(), torch.zeros(y.shape[1]))
-    # Triton's interpreter loses the carry of a rounding that reaches the next power of two: not compared.
+    # Triton's interpreter loses the carry if rounding reaches the next power of two; such values are not compared.
     scaled = exact / scale[:, None]
     carried = (codes.float().abs().frexp().mantissa == 0.5) & (scaled.abs() < codes.float().abs())
     step = (y.float() - codes.float()).abs()[~carried]
     assert bool((step <= codes.float().abs()[~carried] / 7 + 2**-9).all())
-    assert float((step > 0).float().mean()) < 0.01  # a tie may fall either way
+    assert float((step > 0).float().mean()) < 0.01  # a tie may round either way
     assert float(carried.float().mean()) < 0.1
 
 

@@ -1,4 +1,4 @@
-"""The CPU implementation of every operation against its reference in fp64, and mutants that this must tell from it."""
+"""Compare the CPU implementation of every operation with the reference in fp64; mutants must be detected."""
 
 import random
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from torch import Tensor
 from lastword.kernels import cpu, reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Half a unit in the last place of the largest value, in fp32 a few sums' worth; tables, scales and residuals too.
+# Half a unit in the last place of the largest value, in fp32 a few times that; also for tables, scales and residuals.
 ROUNDING = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 
 def differs(operation: Callable, call: Call, name: str, dtype: torch.dtype) -> str:
-    """What differs from the reference in fp64 on the same rounded inputs by more than rounding; "" where nothing."""
+    """Describe a difference from the fp64 reference on the same inputs that exceeds rounding; "" if there is none."""
     call = call.to(dtype)
     if name == "qk_norm_rope":  # its tables are in fp32
         *args, cos, sin = call.args
@@ -29,7 +29,7 @@ def differs(operation: Callable, call: Call, name: str, dtype: torch.dtype) -> s
     if name in QUANTIZING:
         (y, scale, *ours), (true, true_scale, *exact) = ours, exact
         back = (y.double() * scale[:, None], true.double() * true_scale[:, None])
-        if y.dtype != true.dtype or not near(*back, 1 / 16):  # a tie may fall either way
+        if y.dtype != true.dtype or not near(*back, 1 / 16):  # a tie may round either way
             return "codes"
         if not near(scale.double(), true_scale, ROUNDING[dtype]):
             return "scales"

@@ -1,4 +1,4 @@
-"""Forest attention on a CPU against the formula written out, on every kind of block that it makes."""
+"""Compare forest attention on a CPU with the plain formula, for every kind of block."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def segments_of(forest: list[tuple[int, int, int]]) -> Segments:
 
 
 def visible(segments: Segments) -> Tensor:
-    """Which rows each row sees, [T, T], by walking up from every segment."""
+    """Return which rows each row attends to, [T, T], by walking up from every segment."""
     total = sum(segments.length)
     sees = torch.zeros(total, total, dtype=torch.bool)
     for s, (start, own) in enumerate(zip(segments.start, segments.length, strict=True)):

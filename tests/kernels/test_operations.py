@@ -1,4 +1,4 @@
-"""What the operations refuse, and which implementation they choose."""
+"""The operations refuse wrong arguments by name and choose the right implementation."""
 
 from dataclasses import FrozenInstanceError, replace
 
@@ -29,7 +29,7 @@ SHAPE, KIND, STRIDES = (
     "{} has the wrong strides",
 )
 
-# A call, where it is refused, what is said of which argument, what was got, and what is expected.
+# A call, and the error's parts: where, what, got, expected.
 REFUSED = {
     "width": (
         lambda: kernels.rms_norm(X[:, :7], W, 1e-6),
@@ -227,7 +227,7 @@ def test_plans_are_frozen_and_say_what_the_segments_say() -> None:
 
 
 def test_no_form_is_made_that_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU takes dense blocks alone, a packed batch the tables alone."""
+    """A CPU takes only dense blocks, a packed batch only tables."""
     dense, tables = (
         ("segment_blocks", "final_groups"),
         ("segment_table", "final_table", "query_tiles"),

@@ -1,4 +1,4 @@
-"""The reference: each formula beside PyTorch's own in fp64, attention by the definition of a path; fp64 throughout."""
+"""Compare the reference with PyTorch's own operations, and its attention with the definition of a path, in fp64."""
 
 import random
 from inspect import isfunction
@@ -75,7 +75,7 @@ def test_swiglu() -> None:
 
 @pytest.mark.parametrize("name", QUANTIZING)
 def test_quantised_rows_stand_for_the_rows(name: str) -> None:
-    """Each within half a step of e4m3, and the largest of a row at the format's largest number."""
+    """Each value is within half a step of e4m3, and a row's largest value becomes the format's largest number."""
     plain = name.removesuffix("_quantize")
     call = CALLS[name]
     (y, scale, *_), exact = call.run(getattr(reference, name)), call.args[0]
@@ -93,7 +93,7 @@ def kernels_call(name: str, args: tuple) -> Tensor:
 
 
 def by_definition(q: Tensor, k: Tensor, v: Tensor, paths: list[list[int]], scale: float) -> Tensor:
-    """Softmax attention of query i over the keys of the rows paths[i]."""
+    """Return the softmax attention of query i over the keys of rows paths[i]."""
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
     out = []
@@ -135,7 +135,7 @@ def test_attention_of_one_text_is_that_of_pytorch() -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_what_fp32_would_lose_is_kept(name: str) -> None:
-    """Inputs that differ in the 40th bit alone give other results, and of no other size."""
+    """Changing the inputs only in the 40th bit changes the results, by a similarly small amount."""
     call = CALLS[name]
     nudged = call.changed(lambda x: x * (1 + 2.0**-40 * normal(*x.shape, seed=9)))
     lost = [x.float() for x in call.args if isinstance(x, Tensor) and x.is_floating_point()]

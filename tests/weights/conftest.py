@@ -1,4 +1,4 @@
-"""A model in a folder of its own, and one in a hub cache built on disk."""
+"""Fixtures: a model in a plain folder, and one in a hub cache built on disk."""
 
 import hashlib
 import shutil
@@ -16,7 +16,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path):
-    """Build a hub cache as the client lays it out: blobs by hash, a snapshot of links, a branch."""
+    """Build a hub cache with the client's layout: blobs named by hash, a snapshot of links, a branch."""
     model = make_checkpoint(tmp_path / "made", num_hidden_layers=1, shards=2)
     repo = tmp_path / "cache" / "models--owner--model"
     snapshot = repo / "snapshots" / COMMIT

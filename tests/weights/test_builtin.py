@@ -1,4 +1,4 @@
-"""The built-in model is a checkpoint like any other, small, quick, described, and what is used when none is named."""
+"""The built-in model is an ordinary checkpoint, small, fast, documented, and used when no model is named."""
 
 import json
 import subprocess
@@ -91,7 +91,9 @@ def test_transformers_gives_the_same(model: Embedder, vectors: torch.Tensor) -> 
     assert type(theirs).__name__ == "Qwen3Model"
     for text, vector in zip(TEXTS, vectors, strict=True):
         ids = tokenizer(text, truncation=True, return_tensors="pt")["input_ids"]
-        if ids.shape[1] == model.max_length:  # transformers cuts the end token off with the text
+        if (
+            ids.shape[1] == model.max_length
+        ):  # transformers truncates the end token together with the text
             ids[0, -1] = tokenizer.eos_token_id
         with torch.inference_mode():
             state = theirs(input_ids=ids).last_hidden_state[0, -1]
@@ -110,7 +112,7 @@ def test_sentence_transformers_gives_the_same(model: Embedder, vectors: torch.Te
 
 
 def test_golden_vectors(vectors: torch.Tensor) -> None:
-    """Twenty recorded vectors; `python tests/weights/test_builtin.py` records them anew."""
+    """Compare twenty recorded vectors; `python tests/weights/test_builtin.py` records them again."""
     assert (vectors - load_file(GOLDEN)["vectors"]).abs().max() <= TOLERANCE
 
 
@@ -129,7 +131,7 @@ def test_it_knows_what_belongs_together(model: Embedder, dim: int | None) -> Non
 
 @pytest.mark.timing
 def test_the_first_text_is_quick() -> None:
-    """Loading and the first vector, imports of torch aside: under two seconds on two cores."""
+    """Loading and the first vector take under two seconds on two cores, not counting the import of torch."""
     code = (
         "import time, torch; torch.set_num_threads(2); import lastword.embedder; t = time.process_time(); "
         "lastword.Embedder(device='cpu').encode('first'); print(time.process_time() - t)"

@@ -1,4 +1,4 @@
-"""A checkpoint is read exactly, whatever its dtype, sharding and key prefix; a wrong one is named."""
+"""A checkpoint is read exactly with any dtype, sharding and key prefix; a fault is reported by name."""
 
 import json
 from shutil import copyfile
@@ -122,7 +122,7 @@ def test_fingerprint_is_read_once(tmp_path):
 
 
 def test_a_checkpoint_is_a_source_of_weights(tmp_path):
-    """The engine asks for nothing else, so whatever has these may stand for a checkpoint."""
+    """The engine needs nothing else, so any object with these attributes can replace a checkpoint."""
     checkpoint = opened(make_checkpoint(tmp_path))
     asked = [name for name in vars(WeightsSource) if not name.startswith("_")]
     assert sorted(asked) == [
@@ -166,7 +166,7 @@ def test_parts_of_different_dtypes_are_converted_each(tmp_path):
 
 
 def edit(change):
-    """Make a case from a function that changes the dictionary of tensors."""
+    """Create a case from a function that changes the dictionary of tensors."""
 
     def apply(folder):
         raw = stored(folder)
@@ -177,7 +177,7 @@ def edit(change):
 
 
 def index_of(change):
-    """Make a case from a function that changes the shards' index."""
+    """Create a case from a function that changes the shards' index."""
 
     def apply(folder):
         index = json.loads((folder / INDEX).read_text())
@@ -208,7 +208,7 @@ MANY = (
     "embed_tokens.weight, layers.0.input_layernorm.weight, layers.0.mlp.down_proj.weight, "
     "layers.0.mlp.gate_proj.weight, layers.0.mlp.up_proj.weight and "
 )
-# The damage, the place under the folder, what is wrong, and where they are known: got, expected, the remedy.
+# The damage, and the error's parts: where (below the folder), what, and if known got, expected, remedy.
 BAD_SINGLE = {
     "missing": (edit(lambda raw: raw.pop(UP)), "", f"1 of 24 tensors missing: {UP}"),
     "many-missing": (edit(lambda raw: [raw.pop(k) for k in list(raw)[:9]]), "",

@@ -1,4 +1,4 @@
-"""config.json: what real writers produce is read in full; what lastword does not implement is named."""
+"""config.json: files of real writers are read completely; unsupported settings are refused by name."""
 
 import copy
 import json
@@ -152,8 +152,8 @@ def test_yarn_defaults(tmp_path):
 
 SIZE, LAYERS = "an integer from 1 to 1048576", "an integer from 1 to 10000"
 ABOVE_0, ABOVE_1, BOOLEAN = "a finite number above 0", "a finite number above 1", "true or false"
-HUGE = "1" + 58 * "0" + "…"  # as it is shown
-# The setting, what is got (None: it is missing) and what is expected.
+HUGE = "1" + 58 * "0" + "…"  # as shown in the message
+# The changes, the setting, got (None if it is missing) and expected.
 WRONG_VALUES = [
     ({"model_type": "llama"}, "model_type", '"llama"', '"qwen3"'),
     ({"model_type": DROP}, "model_type", None, '"qwen3"'),
@@ -329,7 +329,9 @@ def test_not_json(tmp_path, content, what, got):
         read_config(tmp_path)
     error = caught.value
     assert error.where == str(tmp_path / "config.json")
-    assert error.what.startswith(what)  # what the library says of broken JSON changes with Python
+    assert error.what.startswith(
+        what
+    )  # the library's message about broken JSON depends on the Python version
     assert error.got == got
     assert error.expected == ("a JSON object" if got else None)
     assert ("at line 2, column" in error.what) is (b"\n" in content)
@@ -371,7 +373,7 @@ NUMERIC = {
 
 
 def leaves(config: ModelConfig) -> dict[str, object]:
-    """Every field by its name, those of the rotary settings as `rope.NAME`."""
+    """Return every field by its name; rotary settings are named `rope.NAME`."""
     plain = {field.name: getattr(config, field.name) for field in fields(config)}
     rope = plain.pop("rope")
     return plain | {f"rope.{field.name}": getattr(rope, field.name) for field in fields(rope)}
@@ -391,7 +393,7 @@ def other_than(value: object) -> object:
 
 
 def test_numeric_settings_are_written_down(tmp_path):
-    """Vectors are compared by a hash of these: no name, order, type or value may move unnoticed."""
+    """A hash of these settings identifies vectors, so no name, order, type or value may change unnoticed."""
     found = read(tmp_path, {}).numeric_settings()
     assert list(found.items()) == list(NUMERIC.items())
     assert [type(value) for value in found.values()] == [type(v) for v in NUMERIC.values()]
@@ -422,7 +424,7 @@ def test_a_file_with_another_limit_has_the_same_numeric_settings(tmp_path, rope_
     )
     assert first != second
     assert first.numeric_settings() == second.numeric_settings()
-    # A factor that is not given follows from the limit, and is no limit itself.
+    # A factor that is not given is computed from the limit, but it is not a limit itself.
     scaling = {"rope_type": "yarn", "original_max_position_embeddings": 8192}
     third, fourth = (
         read(tmp_path, {"max_position_embeddings": limit, "rope_scaling": scaling})

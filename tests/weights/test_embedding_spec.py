@@ -1,4 +1,4 @@
-"""The files of sentence-transformers: both formats read, everything that is not last-token pooling refused."""
+"""The files of sentence-transformers: both formats are read; everything but last-token pooling is refused."""
 
 import json
 
@@ -122,7 +122,7 @@ POOLING, BERT = "1_Pooling/config.json", "sentence_bert_config.json"
 PROMPTS = "config_sentence_transformers.json"
 CHAIN, INSIDE = "Transformer, Pooling and, optionally, Normalize", "a folder inside the model's"
 LENGTH, LIMIT = "an integer from 2 to 2147483647", "a finite number above 1"
-# The file, its content, the place in it, what is wrong, what is got and what is expected.
+# The file, its content, and the error's parts: where (in the file), what, got, expected.
 BAD = [
     ("modules.json", [*NEW_MODULES, DENSE], ": modules", "not supported",
      '["Transformer", "Pooling", "Normalize", "Dense"]', CHAIN),

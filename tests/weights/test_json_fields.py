@@ -1,4 +1,4 @@
-"""Strict JSON: what is not JSON is refused in one line that names it, without an import of torch."""
+"""Strict JSON: anything else is refused with a one-line message, without importing torch."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from lastword.errors import ConfigError, InputError
 from lastword.weights import parse_json, parse_object
 from lastword.weights.json_fields import shown
 
-# Each as bytes and as text: what is wrong, what is got.
+# Each content as bytes and as text, and the error's parts: what, got.
 BAD = {
     "": ("not valid JSON (Expecting value at column 1)", None),
     '{"a": nope}': ("not valid JSON (Expecting value at column 7)", None),

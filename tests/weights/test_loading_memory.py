@@ -1,4 +1,4 @@
-"""Opening reads no payload, and loading holds no more than the caller keeps and one tensor."""
+"""Opening reads no tensor data, and loading needs no more memory than the caller's own and one tensor."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from lastword.weights.tensor_names import expected_shapes
 
 
 def test_no_payload_is_read_on_opening(tmp_path):
-    """A sparse file stands for 40 GB of weights, more than many a machine would map at once."""
+    """A sparse file of 40 GB of weights is more than many machines can map at once."""
     folder = make_checkpoint(tmp_path)
     settings = json.loads((folder / "config.json").read_text())
     settings |= {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 65}
@@ -66,7 +66,7 @@ print(peak() - base, sum(tensor.nbytes for tensor in held if tensor is not None)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("mode", ["keep", "drop"])
 def test_resident_memory_is_bounded_while_loading(tmp_path, mode):
-    """Beyond what is kept: one layer where none is, and 12 MiB for allocator and threads."""
+    """Allowed in addition to the kept tensors: one layer if none is kept, and 12 MiB for allocator and threads."""
     folder = make_checkpoint(
         tmp_path,
         hidden_size=512,

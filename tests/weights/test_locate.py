@@ -1,4 +1,4 @@
-"""From a name to a whole folder: local folders, a hub cache built on disk, and each way that can fail."""
+"""Find a model's folder by name: local folders, a hub cache built on disk, and every kind of failure."""
 
 import shutil
 from types import SimpleNamespace

@@ -106,7 +106,7 @@ def test_row_widths_are_those_of_the_model() -> None:
 
 
 def test_a_launch_has_one_key_in_the_cache_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The names in a set come in another order in each process."""
+    """The order of names in a set differs between processes."""
     monkeypatch.setattr(triton, "compile", lambda source, **_: source.hash())
     launch = model_launches("4B", torch.bfloat16, "sm_90")["swiglu"]
     names = sorted(launch.aligned)

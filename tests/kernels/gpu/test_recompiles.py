@@ -1,4 +1,4 @@
-"""Random batches ask for a finite, known set of specialisations: nothing compiles after warm-up."""
+"""Random batches use a finite, known set of kernel specialisations: nothing compiles after warm-up."""
 
 import random
 from collections import Counter
@@ -25,7 +25,7 @@ H, KH, D, C, F = 4, 2, 32, 80, 48
 
 
 def random_batch(draw: random.Random) -> list[list[int]]:
-    """A few texts of any length, some with a common prompt, some long."""
+    """Return a few texts of any length, some with a common prompt, some long."""
     texts = []
     for _ in range(draw.choice((1, 1, 2, 3))):
         prompt = [7] * draw.choice((0, 0, 8, 24))
@@ -44,7 +44,7 @@ def launch_forest(forest: Forest, dtype: torch.dtype) -> None:
 
 
 def launch_all(plan: KernelTables, T: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Every launcher on tensors shaped as the forward makes them, values unread; gives q, k and v."""
+    """Launch every kernel on tensors with the shapes of the forward pass, without reading values; return q, k and v."""
     N = plan.num_finals
     for rows in {T, N}:
         x, weight = torch.empty(rows, C, dtype=dtype), torch.empty(C, dtype=dtype)
@@ -91,7 +91,7 @@ def test_specialisations_are_finite(one_thread: None) -> None:
 
 
 def test_buckets_ask_for_no_specialisation_of_their_own(one_thread: None) -> None:
-    """Buckets differ in sizes alone, which no kernel is specialised on."""
+    """Buckets differ only in sizes on which no kernel is specialised."""
     packer, dtype = Packer(CPU, torch.bfloat16, H // KH), torch.bfloat16
     buckets = {
         bucket_of(rows, finals)

@@ -1,4 +1,4 @@
-"""fp8 matmuls on a CPU: the product of rounded rows, scales per row and channel, and what the library is asked."""
+"""fp8 matmuls on a CPU: rounded rows, scales per row and channel, and the calls of the vendor library."""
 
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ SHAPES = [(1, 64, 64), (2, 96, 16), (7, 64, 208), (129, 1024, 96)]  # T, K_in, K
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Each row as e4m3 keeps it, in fp64: 4 significant bits, and steps of 2^-9 below 2^-6."""
+    """Round each row like e4m3, in fp64: 4 significant bits, and steps of 2^-9 below 2^-6."""
     scale = x.double().abs().amax(1, keepdim=True) / 448
     y = x.double() / scale
     step = 2.0 ** (y.abs().clamp_min(2.0**-6).log2().floor() - 3)
@@ -68,7 +68,7 @@ def test_swiglu_is_that_of_the_products() -> None:
 @pytest.mark.parametrize("fp8", FORMATS)
 def test_neighbours_move_no_code(fp8: torch.dtype) -> None:
     x = draw(513, 256)
-    x[3] *= 1e6  # the scale of a whole batch would leave nothing of the others
+    x[3] *= 1e6  # one scale for the whole batch would round all other rows to zero
     x[5] *= 1e-6
     y, scale = quantize_rows(x, fp8)
     for rows in (slice(0, 1), slice(3, 6), slice(100, 229)):
@@ -81,7 +81,7 @@ def test_neighbours_move_no_code(fp8: torch.dtype) -> None:
 
 
 def test_one_scale_for_the_batch_would_be_seen() -> None:
-    """The mutant: neighbours of one large row lose all their bits."""
+    """With one scale for the batch, a mutant, the other rows next to a large one lose all their bits."""
     x = draw(4, 256)
     x[3] *= 1e6
     scale = x.abs().max() / 448
@@ -97,7 +97,7 @@ def test_extreme_rows() -> None:
 
 @pytest.mark.parametrize("fp8", FORMATS)
 def test_the_largest_value_fills_the_format(fp8: torch.dtype) -> None:
-    """Dividing by the scale may give a bit more than the largest number, which must not become a NaN."""
+    """Dividing by the scale may give slightly more than the largest number, which must not become a NaN."""
     x = draw(5000, 16) * 10.0 ** draw(5000, 1, seed=1)
     y, _ = quantize_rows(x, fp8)
     assert y.float().isfinite().all()
@@ -117,12 +117,12 @@ def test_widths_are_multiples_of_16(shape: tuple[int, int]) -> None:
     assert caught.value.got == f"a weight of shape {list(shape)}"
 
 
-# What the vendor library is asked, with no GPU.
+# The calls of the vendor library, without a GPU.
 
 
 @pytest.mark.parametrize("T", [1, 7])
 def test_the_library_takes_the_call(T: int) -> None:
-    """PyTorch's row-wise product on a CPU stands in for that on a GPU."""
+    """Use PyTorch's row-wise matmul on a CPU in place of the one on a GPU."""
     weight = draw(48, 64, seed=1, dtype=torch.bfloat16)
     run = Fp8Linear(weight)
     codes, scale = quantize_rows(draw(T, 64, dtype=torch.bfloat16))
@@ -132,7 +132,7 @@ def test_the_library_takes_the_call(T: int) -> None:
 
 @pytest.mark.parametrize("T", [1, 7])
 def test_the_layout_is_that_of_a_gpu(T: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's own rules for a GPU's product, held against tensors of which only the layout is there."""
+    """PyTorch's own rules for the matmul on a GPU accept our layout, checked with tensors without data."""
     monkeypatch.setattr(torch._meta_registrations, "device_hint", lambda tensor: "cuda")
     with torch.device("meta"):
         codes, weight = (torch.empty(n, 64, dtype=torch.float8_e4m3fn) for n in (T, 48))
@@ -186,7 +186,7 @@ def test_devices_without_fp8(found: tuple[int, int] | str, got: str, gpu) -> Non
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch):
-    """PyTorch's row-wise product on a CPU, refused below a number of rows."""
+    """Run PyTorch's row-wise matmul on a CPU, but refuse fewer rows than a minimum."""
     multiply = linear_fp8._row_wise_product
 
     def refuse(least: int) -> None:
@@ -216,7 +216,7 @@ def test_few_rows_get_zeros_where_the_library_refuses_them(least: int, rows: int
 
 
 class OnGpu(torch.Tensor):
-    """A weight that says it is on a GPU."""
+    """A weight that claims to be on a GPU."""
 
     is_cuda = True
 

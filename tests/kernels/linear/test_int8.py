@@ -1,4 +1,4 @@
-"""int8 matmuls: near the fp32 ones, moved by no neighbour, nothing lost where numbers are extreme."""
+"""int8 matmuls: close to fp32, independent of neighbouring rows, and correct for extreme numbers."""
 
 import warnings
 
@@ -16,7 +16,7 @@ SHAPES = [(1, 64, 64), (2, 96, 7), (7, 64, 200), (129, 1024, 96), (513, 200, 64)
 
 
 def rounded(x: Tensor, levels: int) -> Tensor:
-    """Each row rounded to `levels` codes on each side of zero: what int8 keeps of it, in fp64."""
+    """Round each row to `levels` codes on each side of zero, like int8, in fp64."""
     scale = x.double().abs().amax(1, keepdim=True) / levels
     return (x.double() / scale).round() * scale
 
@@ -44,7 +44,7 @@ def test_swiglu_is_that_of_the_products() -> None:
 @pytest.mark.parametrize("layer", [Int8Linear, Int8SwigluLinear])
 def test_neighbours_move_no_bit(layer: type) -> None:
     x, run = draw(513, 256), layer(draw(128, 256, seed=1))
-    x[3] *= 1e6  # the scale of a whole batch would leave nothing of the others
+    x[3] *= 1e6  # one scale for the whole batch would round all other rows to zero
     x[5] *= 1e-6
     together = run(x)
     for rows in (slice(0, 1), slice(3, 4), slice(4, 6), slice(100, 229)):
@@ -54,7 +54,7 @@ def test_neighbours_move_no_bit(layer: type) -> None:
 
 
 def test_one_scale_for_the_batch_would_be_seen() -> None:
-    """The mutant: the library's own dynamic product."""
+    """The mutant: the library's own dynamic quantisation."""
     x, weight = draw(4, 256), draw(64, 256, seed=1)
     x[3] *= 1e6
     packed = Int8Linear(weight).packed
@@ -67,7 +67,7 @@ def test_extreme_rows() -> None:
 
 
 def test_no_code_saturates() -> None:
-    """All codes at their ends: sums that 16 bits would cut off."""
+    """With all codes at their limits, sums would overflow 16 bits."""
     K = 4096
     y = Int8Linear(torch.ones(8, K))(torch.ones(3, K))
     assert relative(y, torch.full((3, 8), float(K))) < 1e-6

@@ -1,4 +1,4 @@
-"""Files and folders are there whole or not at all, whatever ends the writing, and nothing lies beside them."""
+"""Files and folders are complete or absent, whatever ends the writing, and no temporary files remain."""
 
 import errno
 import os

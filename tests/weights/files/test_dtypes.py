@@ -1,4 +1,4 @@
-"""Names of dtypes agree with torch and with the format, and a tensor's bytes are its elements in row order."""
+"""Names of dtypes match torch and the format, and a tensor's bytes are its elements in row-major order."""
 
 import gc
 import struct

@@ -1,4 +1,4 @@
-"""Tensors read by slices give what a mapping gives, from several threads, and name what cannot be read."""
+"""Tensors read by slices equal mapped ones, also from several threads; unreadable files are named."""
 
 import itertools
 import os
@@ -22,7 +22,7 @@ def draw(seed: int, dtype=torch.float32) -> torch.Tensor:
 
 @pytest.fixture
 def stored(tmp_path):
-    """Two tensors of each dtype; the names as `0.bfloat16`."""
+    """Write two tensors of each dtype, with names such as `0.bfloat16`."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     tensors = {f"{i}.{name}": draw(i, dtype) for i in (0, 1) for name, dtype in dtypes.items()}
     write_safetensors(tmp_path / "m.safetensors", tensors)

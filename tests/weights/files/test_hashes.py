@@ -1,4 +1,4 @@
-"""Hashes of a model's files: known and checked in a hub cache, only computed in a plain folder."""
+"""Hashes of a model's files: checked against the hub's in a hub cache, only computed in a plain folder."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Damaged safetensors headers: each kind of damage is found before any payload is read, and named."""
+"""Damaged safetensors headers: each kind of damage is found and named before any tensor is read."""
 
 import json
 import struct
@@ -41,7 +41,7 @@ def test_good(tmp_path):
 DOUBLE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
 TRUNCATED, HUGE = "truncated", "at most 100000000"
 ENTRY, SIZES = "dtype, shape and data_offsets", "a list of sizes"
-# The bytes, the place in the file, what is wrong, and, where they are known, what is got and what is expected.
+# The bytes, and the error's parts: where (in the file), what, and if known got and expected.
 BAD = {
     "empty": (b"", "", TRUNCATED, "0 bytes", "a safetensors header"),
     "seven-bytes": (b"1234567", "", TRUNCATED, "7 bytes", "a safetensors header"),
@@ -147,7 +147,7 @@ def test_a_header_for_any_number_of_rows_has_one_length(tmp_path, metadata):
 )
 @given(bit=st.integers(0, 10_000), data=st.data())
 def test_a_flipped_bit_never_changes_the_tensors_in_silence(tmp_path, bit, data):
-    """A flip anywhere before the payload is found, or leaves every dtype, shape and place as it was."""
+    """A flipped bit before the payload is found, or changes no dtype, shape or position of a tensor."""
     path = tmp_path / "m.safetensors"
     write_safetensors(path, {"weight": torch.ones(4, 8), "other": torch.ones(3).bfloat16()})
     good = read_header(path)
@@ -161,6 +161,6 @@ def test_a_flipped_bit_never_changes_the_tensors_in_silence(tmp_path, bit, data)
     except WeightsError as error:
         assert error.where.startswith(str(path))  # noqa: PT017  either outcome is allowed
         return
-    # What remains is another name or dtype of the same size, or transposed sizes: the checkpoint's exact
-    # table of names, shapes and dtypes refuses those.
+    # The only other effects are a different name, a dtype of the same size, or swapped sizes: the checkpoint's
+    # exact table of names, shapes and dtypes refuses those.
     assert [i.num_bytes for i in found.values()] == [i.num_bytes for i in good.values()]

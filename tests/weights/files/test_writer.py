@@ -1,4 +1,4 @@
-"""The safetensors writer: the safetensors library reads what it writes, without NumPy and all or nothing."""
+"""The safetensors writer: the safetensors library can read its files; it works atomically and without NumPy."""
 
 import os
 import subprocess
@@ -100,7 +100,7 @@ def test_the_disk_begins_while_a_file_is_written(tmp_path, monkeypatch):
     specs = {"t": TensorSpec(torch.float32, (1000,))}
     pieces = torch.arange(1000.0).split(50)
     stream_safetensors(tmp_path / "m.safetensors", specs, lambda _: iter(pieces))
-    assert len(sizes) == 4  # one each 1000 bytes, the last of them at 4000 and more
+    assert len(sizes) == 4  # one per 1000 bytes, the last at 4000 or more
     assert all(size // 1000 == i for i, size in enumerate(sizes, 1)), sizes
 
 
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_old_file(old, monkeypatch):
 
 @pytest.mark.parametrize("pieces", [1, 2, 9])
 def test_a_write_that_fails_behind_the_work_is_not_lost(old, monkeypatch, pieces):
-    """The system says once that a page could not be written; here to a sync while others are made."""
+    """The system reports only once that a page could not be written, here to a sync during the writing."""
     monkeypatch.setattr("lastword.weights.files.writer._CHUNK", 400)
     failures = [OSError(5, "Input/output error")]
     real = os.fsync

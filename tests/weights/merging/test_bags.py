@@ -1,4 +1,4 @@
-"""Plans of bags: what is written, the same from every place, whole or not at all, with a recipe to merge."""
+"""Plans of bags: their content, equal from every folder, written atomically, with a recipe to merge."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Draws of bags: exact shares of every dataset, every row as likely, the same on every machine."""
+"""Draws of bags: exact shares of every dataset, equal probability for every row, equal on every machine."""
 
 import random
 from collections import Counter
@@ -47,7 +47,7 @@ def test_shares_are_exact_and_without_replacement(rows, ratios, rest, seed):
 
 
 def test_every_row_is_as_likely_as_any_other():
-    """4,000 draws of 30 % of 20 rows: each row about 1,200 times; six standard deviations are 174."""
+    """In 4,000 draws of 30 % of 20 rows each row comes about 1,200 times; six standard deviations are 174."""
     counts = Counter(row for seed in range(4000) for row in draw(20, "30", seed=seed)[0])
     assert all(abs(counts[row] - 1200) < 174 for row in range(20))
     pairs = Counter(frozenset(draw(4, "50", seed=seed)[0]) for seed in range(3000))
@@ -58,7 +58,7 @@ def test_every_row_is_as_likely_as_any_other():
 def test_what_a_draw_depends_on():
     first = draw(1000, "60,60,60")
     assert draw(1000, "60,60,60") == first
-    assert len({tuple(bag) for bag in first}) == 3  # bags of one size are drawn by themselves
+    assert len({tuple(bag) for bag in first}) == 3  # bags of equal size are drawn independently
     assert draw(1000, "60,60,60", seed=2) != first
     assert draw(1000, "60,60,60", name="e") != first
     overlap = len(set(first[0]) & set(first[1]))
@@ -66,7 +66,7 @@ def test_what_a_draw_depends_on():
 
 
 def test_the_draw_is_the_same_on_every_machine():
-    """Recorded once: a plan must not change with the version of Python or of lastword."""
+    """Compare a recorded plan: it must not change with the version of Python or lastword."""
     assert draw(20, "40,rest", seed=7) == [
         [1, 3, 5, 9, 10, 12, 14, 17],
         [0, 2, 4, 6, 7, 8, 11, 13, 15, 16, 18, 19],
@@ -108,7 +108,7 @@ def test_ratios_are_exact():
 
 
 def test_a_seeded_generator_is_what_python_promises():
-    """The generator that draws rests on `random.Random(int).random()`; this is its published sequence."""
+    """Draws use `random.Random(int).random()`; compare it with its published sequence."""
     generator = random.Random(42)
     assert [generator.random() for _ in range(3)] == [
         0.6394267984578837, 0.025010755222666936, 0.27502931836911926

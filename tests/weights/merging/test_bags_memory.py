@@ -1,4 +1,4 @@
-"""Planning bags takes the same memory for however many rows."""
+"""The memory for planning bags does not depend on the number of rows."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from helpers.project import peak_anonymous
 
 
 def peak_of(rows: int, folder: Path) -> int:
-    """Peak bytes, beyond files, of planning over `rows` rows."""
+    """Return the peak memory in bytes of planning over `rows` rows."""
     text = b'{"text": "a row of some length", "id": 123456}\n'
     with (folder / f"{rows}.jsonl").open("wb") as file:
         for _ in range(rows // 10_000):

@@ -1,4 +1,4 @@
-"""Models that are not variants of one are told apart, by name, before anything is written."""
+"""Models that are not variants of the same model are refused by name before anything is written."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def other_vocabulary(folder: str, target: Path) -> str:
 
 
 VARIANTS = "Only variants of one model can be merged."
-# A model unlike the first, the place in it, what is wrong, got, expected (of the first), the remedy.
+# A model that differs from the first, and the error's parts: where, what, got, expected, remedy.
 MISMATCHES = {
     "vocabulary-rows": (lambda f, t: model(t, vocab_size=600), "config.json: vocab_size", "differs", "600", "512 as in",
                         "Change the models to one vocabulary first."),

@@ -1,4 +1,4 @@
-"""Converted models: rounded once, whole in every library, unchanged where the dtype stays."""
+"""Converted models: rounded once, readable by every library, and unchanged if the dtype stays the same."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every tensor's bytes."""
+    """Return the SHA-256 of every tensor's bytes."""
     found = {}
     for name, info in read_tensors(folder).items():
         with info.file.open("rb") as file:
@@ -103,7 +103,7 @@ def test_only_other_files(tmp_path, converted):
 
 
 def test_a_hub_model_comes_with_all_its_files(tmp_path, converted, monkeypatch):
-    """The client is a copy of what its patterns let through."""
+    """The fake client copies only the files that match its patterns."""
     folder = make_checkpoint(tmp_path / "made")
     taken = ["LICENSE", "README.md", "chat_template.jinja", "generation_config.json", "vocab.json"]
     for name in (*taken, "code.py"):
@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_an_error(tmp_path, tiny_checkpoint, converted, val
 
 
 def test_large_finite_values_are_no_error(tmp_path, tiny_checkpoint, converted):
-    """Their sum overflows in half precision; they themselves do not."""
+    """Values whose sum overflows in half precision, but which do not overflow themselves."""
     tensors = load_file(tiny_checkpoint / "model.safetensors")
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "m"))
     tensors["embed_tokens.weight"][:] = 60000.0

@@ -1,4 +1,4 @@
-"""New model folders appear whole or not at all, and interrupted work is taken up where it stopped."""
+"""New model folders are written atomically, and interrupted work is resumed where it stopped."""
 
 import fcntl
 import json
@@ -25,7 +25,7 @@ SCRIPT = ROOT / "tests/helpers/killed_merge.py"
 
 
 class FakeJob:
-    """Four tensors of 400 bytes; `fail` is the tensor whose making raises."""
+    """A job with four tensors of 400 bytes; computing the tensor `fail` raises."""
 
     def __init__(
         self, fail: str | None = None, error: BaseException | None = None, value=1.0
@@ -68,7 +68,9 @@ def test_shards_and_index(tmp_path, size, sizes):
     write_model(FakeJob(), tmp_path / "new", shard_bytes=size)
     files = sorted((tmp_path / "new").glob("*.safetensors"))
     assert [len(read_header(file)) for file in files] == sizes
-    assert list(read_tensors(tmp_path / "new")) == list("abcd")  # holds the index to the shards
+    assert list(read_tensors(tmp_path / "new")) == list(
+        "abcd"
+    )  # checks the index against the shards
     if len(sizes) > 1:
         index = json.loads((tmp_path / "new/model.safetensors.index.json").read_text())
         assert index["metadata"] == {"total_size": 1600}
@@ -273,7 +275,7 @@ def test_killed_merges_leave_nothing_that_loads_and_are_taken_up(tmp_path, kills
         expected = {
             "signal": 9, "whole": True, "unloadable": True, "finished": 0, "same": True, "left": [],
         }  # fmt: skip
-        # a run killed after the last rename leaves its state beside the whole model, and no more
+        # a run killed after the last rename leaves only its state next to the complete model
         run["left"] = (
             [] if run["left"] == [".out.partial"] and run["step"] == run["of"] else run["left"]
         )

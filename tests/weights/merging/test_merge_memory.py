@@ -1,4 +1,4 @@
-"""A merge holds a few blocks, however large a tensor is: 1.5 GB a tensor here, in files that are mostly holes."""
+"""A merge holds only a few blocks in memory, however large a tensor is: here 1.5 GB per tensor, in sparse files."""
 
 import json
 import struct
@@ -21,7 +21,7 @@ LIMIT = 300_000_000
 
 
 def sparse_model(folder: Path, seed: int) -> str:
-    """A model of the real vocabulary and width; only some rows of its embedding are not zero."""
+    """A model with the real vocabulary and width; only some rows of its embedding are not zero."""
     make_checkpoint(folder, hidden_size=32, intermediate_size=32, num_hidden_layers=1)
     settings = json.loads((folder / "config.json").read_text())
     settings |= {"vocab_size": ROWS, "hidden_size": WIDTH}

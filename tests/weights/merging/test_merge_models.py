@@ -1,4 +1,4 @@
-"""Whole models merged: every tensor as its formula says, files that load anywhere, mismatches named at once."""
+"""Merges of whole models: tensors follow the formulas, files load in other libraries, mismatches are named early."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def weights_of(folder) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def merged(tmp_path, monkeypatch, capfd):
-    """Run `lastword merge` on a recipe; give status, the new folder and stderr."""
+    """Run `lastword merge` on a recipe; return status, the new folder and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(*recipe, out="out", options=(), **others):
@@ -52,14 +52,14 @@ def merged(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory) -> list[str]:
-    """Three models, stored in three ways."""
+    """Create three models, stored in three ways."""
     root = tmp_path_factory.mktemp("models")
     ways = [{"shards": 2}, {"prefix": "model."}, {}]
     return [model(root / f"m{i}", seed=i, **way) for i, way in enumerate(ways)]
 
 
 def exact(method, tensors, base):
-    """The methods once more, plainly, on whole float64 tensors."""
+    """Compute the methods again in plain form, on whole float64 tensors."""
     x = [t.double() for t in tensors]
     if method == "linear":
         return 0.4 * x[0] + 0.6 * x[1]
@@ -141,7 +141,7 @@ def test_a_merge_embeds_alike_in_lastword_transformers_and_sentence_transformers
 
 
 def rounded_once(tensor: torch.Tensor, exact: torch.Tensor) -> bool:
-    """All but one, which float64 sums in another order may put on the other side of a tie."""
+    """All values are equal except at most one, which another order of float64 sums may round the other way."""
     return int((tensor != exact.to(tensor.dtype)).sum()) <= 1
 
 

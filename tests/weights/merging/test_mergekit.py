@@ -1,4 +1,4 @@
-"""Beside mergekit 0.1.5, where it is installed: equal up to its float32 arithmetic on small models."""
+"""Compare merges with mergekit 0.1.5, if it is installed: equal up to its float32 arithmetic on small models."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory) -> Path:
-    """A folder with four models and, by `RECIPE.theirs`, what mergekit made of each recipe."""
+    """Create a folder with four models and mergekit's result of each recipe in `RECIPE.theirs`."""
     root = tmp_path_factory.mktemp("models")
     sizes = {
         "hidden_size": 32,

@@ -1,4 +1,4 @@
-"""The merge methods against their published formulas in float64, and at the edges of what they mean."""
+"""Compare the merge methods with their published formulas in float64, including edge cases."""
 
 import math
 
@@ -32,7 +32,7 @@ def draw(count: int, *shape: int, dtype=torch.float32, seed: int = 0) -> list[to
 
 
 def by_tangent(tensors, weights, base, normalize):
-    """Multi-SLERP step by step as published: mean direction, tangent plane, exponential map."""
+    """Compute Multi-SLERP step by step as published: mean direction, tangent plane, exponential map."""
     origin = torch.zeros_like(tensors[0]).double() if base is None else base.double()
     total = sum(weights) if normalize else 1.0
     w = [weight / total for weight in weights]
@@ -73,7 +73,7 @@ def streamed(tensors, made, *, base=None, dtype=None):
 
 
 def merged(tensors, weights, *, base=None, normalize=True, dtype=None):
-    """Multi-SLERP as a merge computes it."""
+    """Compute Multi-SLERP as a merge does."""
     made = recipe("multislerp", weights, base=base is not None, normalize_weights=normalize)
     return streamed(tensors, made, base=base, dtype=dtype)
 
@@ -91,7 +91,7 @@ def test_multislerp_is_the_published_formula(weights, with_base, normalize):
     expected = by_tangent(tensors, weights, base, normalize)
     got = merged(tensors, weights, base=base, normalize=normalize, dtype=torch.float64)
     assert relative(got, expected) < 1e-12
-    if len(tensors) > 1:  # one alone is copied, whatever its weight
+    if len(tensors) > 1:  # a single model is copied, with any weight
         plain = multislerp(tensors, weights, base=base, normalize=normalize)
         assert relative(plain, expected) < 1e-12
     rounded = merged(tensors, weights, base=base, normalize=normalize)
@@ -180,7 +180,7 @@ def test_zero_tensors():
     assert torch.equal(merged([zero, zero], [1, 2]), zero)
     assert torch.equal(merged([zero] * 3, [1, 2, 3]), zero)
     assert torch.equal(merged([x] * 3, [1, 2, 3], base=x), x)
-    # a zero row has no direction, and pulls the length down by its weight
+    # a zero row has no direction and reduces the length by its weight
     assert relative(merged([x, zero], [1, 3]), 0.25 * x) < 1e-7
     got = merged([x, y, zero], [1, 1, 2], dtype=torch.float64)
     assert relative(got, 0.5 * by_tangent([x, y], [1, 1], None, True)) < 1e-12
@@ -289,7 +289,7 @@ def test_what_the_report_says():
     st.floats(0.01, 100),
 )
 def test_laws(case, seed, factor):
-    """Order does not matter, scaling scales, and the length is the weighted mean of lengths."""
+    """Order does not matter, scaled inputs give a scaled result, and the length is the weighted mean of lengths."""
     weights, order = case
     tensors = [t.double() for t in draw(len(weights), 60, seed=seed)]
     made = merged(tensors, weights)

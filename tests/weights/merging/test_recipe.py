@@ -1,4 +1,4 @@
-"""Recipes: mergekit's YAML read as it is meant, and everything else refused by name."""
+"""Recipes: mergekit's YAML is read with its meaning there, and everything not supported is refused by name."""
 
 import builtins
 
