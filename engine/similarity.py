@@ -28,7 +28,7 @@ def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
     Raises:
         InputError: an argument is not a vector or matrix, or the widths differ.
     """
-    a, b = _comparable(a, b)
+    a, b = _as_matrices(a, b)
     if name == "euclidean":
         return -torch.cdist(a, b)
     if name == "manhattan":
@@ -52,7 +52,7 @@ def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
     Raises:
         InputError: as for `similarity`, or the numbers of rows differ.
     """
-    a, b = _comparable(a, b)
+    a, b = _as_matrices(a, b)
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         got = f"{len(a)} and {len(b)}"
         raise InputError(
@@ -67,7 +67,7 @@ def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
     return (a * b).sum(1)
 
 
-def _comparable(a: Vectors, b: Vectors) -> tuple[Tensor, Tensor]:
+def _as_matrices(a: Vectors, b: Vectors) -> tuple[Tensor, Tensor]:
     """Convert both to fp32 matrices, which must have the same width."""
     rows, others = _rows(a), _rows(b)
     if rows.shape[1] != others.shape[1]:
@@ -90,7 +90,7 @@ def _rows(vectors: Vectors) -> Tensor:
     except (RuntimeError, TypeError, ValueError) as error:
         got, expected = type(vectors).__name__, "[N, dim] or [dim]"
         raise InputError(
-            "vectors", "not vectors of equal width", got=got, expected=expected
+            "vectors", "not numeric vectors of equal width", got=got, expected=expected
         ) from error
     if rows.dim() not in (1, 2):
         got, expected = f"the shape {list(rows.shape)}", "[N, dim] or [dim]"

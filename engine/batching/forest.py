@@ -52,9 +52,9 @@ class Forest:
         """Split into two batches with half of the distinct texts each; there must be at least two."""
         tokens = self._tokens()
         first = self.distinct < len(tokens) // 2
-        return self._some(first, tokens), self._some(~first, tokens)
+        return self._subset(first, tokens), self._subset(~first, tokens)
 
-    def _some(self, wanted: Tensor, tokens: list[list[int]]) -> "Forest":
+    def _subset(self, wanted: Tensor, tokens: list[list[int]]) -> "Forest":
         members = wanted.nonzero().flatten()
         lists = [tokens[i] for i in self.distinct[members].tolist()]
         (forest,) = plan_forests(lists, self.tokens_asked)

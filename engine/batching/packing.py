@@ -78,13 +78,13 @@ class Layout:
     @property
     def size(self) -> int:
         """Number of int32 elements of the buffer."""
-        return sum(_aligned(prod(shape)) for shape in self._shapes())
+        return sum(_align(prod(shape)) for shape in self._shapes())
 
     def _parts(self, buffer: Tensor) -> list[Tensor]:
         parts, start = [], 0
         for shape in self._shapes():
             parts.append(buffer[start : start + prod(shape)].view(shape))
-            start += _aligned(prod(shape))
+            start += _align(prod(shape))
         return parts
 
     def write(self, forest: Forest, buffer: Tensor) -> None:
@@ -179,5 +179,5 @@ def _fill(part: Tensor, rows: Tensor, filler: int | tuple[int, ...]) -> None:
     part[len(rows) :] = torch.tensor(filler, dtype=part.dtype)
 
 
-def _aligned(size: int) -> int:
+def _align(size: int) -> int:
     return -(-size // _ALIGN) * _ALIGN

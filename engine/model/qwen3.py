@@ -24,8 +24,10 @@ from lastword.weights import LayerWeights, ModelConfig, WeightsSource
 
 # The classes that compute matmuls in each mode: plain ones, and the gate and up projections with SwiGLU. In fp8 both
 # take quantised rows, and the latter return them.
-_Kinds = tuple[Callable[..., Callable[[Any], Tensor]], Callable[[Tensor], Callable[[Any], Any]]]
-_MATMULS: dict[str | None, _Kinds] = {
+_LinearClasses = tuple[
+    Callable[..., Callable[[Any], Tensor]], Callable[[Tensor], Callable[[Any], Any]]
+]
+_MATMULS: dict[str | None, _LinearClasses] = {
     None: (kernels.Linear, kernels.SwigluLinear),
     "int8": (kernels.Int8Linear, kernels.Int8SwigluLinear),
     "fp8": (kernels.Fp8Linear, kernels.Fp8SwigluLinear),

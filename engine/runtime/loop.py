@@ -42,7 +42,7 @@ _MIN_AHEAD = 64
 # Limits, in groups and in bytes, of the vectors computed before the caller takes them.
 _MOST_AHEAD, _BYTES_AHEAD = 8, 256 << 20
 # Seconds until a queue is polled again while batches are running and a device can take one more.
-_LOOK_S = 0.002
+_POLL_S = 0.002
 
 
 class Loop:
@@ -108,7 +108,7 @@ class Loop:
                 started.append((group, forest, began, self._start(group, task, forest)))
                 began = perf_counter()
             # a device that can take one more batch should not wait: poll the source again soon
-            seconds = _LOOK_S if more and len(started) <= self.runner.depth else None
+            seconds = _POLL_S if more and len(started) <= self.runner.depth else None
             place = 0 if in_order else first_done([wait for *_, wait in started], seconds)
             if not started or place is None:
                 continue

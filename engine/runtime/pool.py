@@ -64,7 +64,7 @@ class Pool:
         try:
             for device in devices:
                 # An interrupt between starting a process and recording it would leave the process behind.
-                with _ctrl_c_held():
+                with _hold_ctrl_c():
                     self._workers.append(_Worker(device, pack((load, device, threads))))
             self.batch_tokens: int = min(worker.ready.result() for worker in self._workers)
         except BaseException:  # Ctrl-C too leaves no process behind
@@ -131,7 +131,7 @@ def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: boo
 
 
 @contextmanager
-def _ctrl_c_held() -> Iterator[None]:
+def _hold_ctrl_c() -> Iterator[None]:
     """Delay a Ctrl-C until the end of the `with` block; a no-op outside the main thread, which alone gets signals."""
     if current_thread() is not main_thread():
         yield

@@ -59,7 +59,7 @@ def map_ahead(
         items: read one item ahead.
         at_once: returns whether an item is so small that the caller's thread should work on it instead.
     """
-    with _preparing() as thread:
+    with _preparation_thread() as thread:
 
         def begin(item: T) -> Callable[[], R]:
             return partial(work, item) if at_once(item) else thread.submit(work, item).result
@@ -85,7 +85,7 @@ def run_ahead(
         compute: runs in another thread; its arguments take the next prepared item and tell whether to stop.
         most: maximum number of items read before their results are taken.
     """
-    with _preparing() as thread:
+    with _preparation_thread() as thread:
         computing: _Computing[P, R] = _Computing(compute)
         pending, more = 0, True
         failure: Exception | None = None
@@ -163,7 +163,7 @@ class _Computing(Generic[P, R]):
 
 
 @contextmanager
-def _preparing(
+def _preparation_thread(
     is_finalizing: Callable[[], bool] = sys.is_finalizing,  # bound now: globals may be gone at exit
 ) -> Iterator[ThreadPoolExecutor]:
     """Yield a pool of one thread; at the end work in progress continues, and work not yet begun is dropped."""

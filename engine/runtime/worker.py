@@ -44,7 +44,7 @@ def main(handle: int) -> None:
     except ConnectionError:  # the parent is gone
         return
     except Exception as error:  # noqa: BLE001  raised again in the parent
-        connection.send_bytes(pack(_portable(error)))
+        connection.send_bytes(pack(_make_portable(error)))
 
 
 def _read(connection: Connection, inbox: "SimpleQueue[bytes]") -> None:
@@ -69,7 +69,7 @@ def _start(runner: InProcess, order: bytes) -> Callable[[], bytes]:
     try:
         wait = runner.start(*unpack(order))
     except Exception as error:  # noqa: BLE001  raised again in the parent
-        return partial(pack, _portable(error))
+        return partial(pack, _make_portable(error))
     return partial(_answer, wait)
 
 
@@ -77,10 +77,10 @@ def _answer(wait: Wait) -> bytes:
     try:
         return pack(wait())
     except Exception as error:  # noqa: BLE001  raised again in the parent
-        return pack(_portable(error))
+        return pack(_make_portable(error))
 
 
-def _portable(error: Exception) -> Exception:
+def _make_portable(error: Exception) -> Exception:
     """Add this process's traceback as a note; an exception that cannot be pickled becomes a RuntimeError."""
     error.add_note(f"In the worker process:\n{traceback.format_exc()}")
     try:

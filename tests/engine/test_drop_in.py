@@ -97,7 +97,9 @@ PROMPTS = {
 
 @pytest.mark.parametrize("name", PROMPTS)
 @pytest.mark.parametrize("given", [None, {"query": "given: ", "other": "O: "}], ids=["", "given"])
-def test_prompts_are_chosen_as_theirs(name: str, given: dict | None, tmp_path: Path) -> None:
+def test_prompts_are_chosen_as_in_sentence_transformers(
+    name: str, given: dict | None, tmp_path: Path
+) -> None:
     from sentence_transformers import SentenceTransformer
 
     folder = make_checkpoint(tmp_path / "model")

@@ -44,7 +44,7 @@ def apart(a, b) -> float:
     return float((torch.as_tensor(a).float() - torch.as_tensor(b).float()).abs().max())
 
 
-def test_encode_as_sentence_transformers(embedder: Embedder, theirs) -> None:
+def test_encode_matches_sentence_transformers(embedder: Embedder, theirs) -> None:
     assert apart(embedder.encode(TEXTS), theirs.encode(TEXTS)) <= 2e-5
     assert apart(embedder.encode_query(TEXTS), theirs.encode_query(TEXTS)) <= 2e-5
     assert apart(embedder.encode_document(TEXTS), theirs.encode_document(TEXTS)) <= 2e-5
@@ -54,14 +54,14 @@ def test_encode_as_sentence_transformers(embedder: Embedder, theirs) -> None:
     )
 
 
-def test_truncated_vectors_are_theirs_renormalised(embedder: Embedder, theirs) -> None:
+def test_truncated_vectors_are_renormalised(embedder: Embedder, theirs) -> None:
     expected = torch.nn.functional.normalize(
         torch.tensor(theirs.encode(TEXTS, truncate_dim=24)), dim=1
     )
     assert apart(embedder.encode(TEXTS, truncate_dim=24), expected) <= 2e-5
 
 
-def test_similarity_as_sentence_transformers(embedder: Embedder, theirs) -> None:
+def test_similarity_matches_sentence_transformers(embedder: Embedder, theirs) -> None:
     a, b = embedder.encode_query(TEXTS[:2]), embedder.encode_document(TEXTS)
     ours, expected = (
         embedder.similarity(a, b),
@@ -159,7 +159,7 @@ LISTS = st.lists(st.lists(WORDS, max_size=30).map(" ".join), min_size=1, max_siz
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(LISTS, st.booleans(), st.sampled_from([1, 16, 50, 2048]))
-def test_neighbours_change_nothing(
+def test_other_texts_change_nothing(
     embedder: Embedder, texts: list[str], prompted: bool, budget: int
 ) -> None:
     """With or without sharing, and in any batch, a vector differs by at most 1e-5."""
@@ -174,7 +174,7 @@ def test_neighbours_change_nothing(
     assert difference(shared, alone) <= 1e-5
 
 
-def test_a_shared_prompt_is_computed_once_a_batch(embedder: Embedder) -> None:
+def test_a_shared_prompt_is_computed_once_per_batch(embedder: Embedder) -> None:
     queries = [f"{i} {random.Random(i).random()}" for i in range(1000)]
     plain, prompted = embedder.plan(queries, prompt=""), embedder.plan(queries, "query")
     prompt = len(embedder.info.tokenizer.encode([embedder.prompts["query"]], 1000).ids[0]) - 1
@@ -183,7 +183,7 @@ def test_a_shared_prompt_is_computed_once_a_batch(embedder: Embedder) -> None:
     assert plain.tokens_asked + 1000 * (prompt - 1) <= prompted.tokens_asked
 
 
-def test_no_layers_are_not_all_of_them(embedder: Embedder) -> None:
+def test_an_empty_list_of_layers_is_refused(embedder: Embedder) -> None:
     with pytest.raises(ConfigError) as caught:
         embedder.hidden_states(TEXTS, layers=[])
     error = caught.value
@@ -285,7 +285,7 @@ def test_an_unknown_keyword_is_refused_at_the_call(method: str, embedder: Embedd
         getattr(embedder, method)(["a"], dims=8)
 
 
-def test_groups_are_the_stream_by_the_matrix(embedder: Embedder) -> None:
+def test_groups_have_the_vectors_of_the_stream(embedder: Embedder) -> None:
     groups = list(embedder.encode_groups(TEXTS * 700, "query", truncate_dim=8, precision="int8"))
     assert [len(group) for group in groups] == [4096, 804]
     assert (groups[0].dtype, groups[0].shape[1]) == (torch.int8, 8)
@@ -315,7 +315,9 @@ def test_fingerprints(embedder: Embedder, tiny_checkpoint: Path) -> None:
     assert len(info.space_fingerprint()) == 16
 
 
-def test_a_space_is_of_what_is_computed_and_no_limit(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_space_depends_on_the_computation_but_not_on_limits(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """`max_position_embeddings` is only a limit, whereas the RoPE theta changes the vectors."""
     spaces = {}
     for name, change in {

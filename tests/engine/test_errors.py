@@ -49,7 +49,7 @@ def test_all_parts_survive(kind: type, how) -> None:
     assert str(again) == str(error)
 
 
-def test_the_place_can_be_replaced() -> None:
+def test_where_can_be_replaced() -> None:
     error = InputError("text 3", "too long", index=3)
     error.where = "notes.txt:4"
     assert str(error) == "notes.txt:4: too long."

@@ -21,7 +21,7 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
 
 
-def test_truncate_dim_is_in_force_when_set(tiny_checkpoint: Path) -> None:
+def test_truncate_dim_takes_effect_when_set(tiny_checkpoint: Path) -> None:
     model = Embedder(tiny_checkpoint, device="cpu")
     expected, space = model.encode("a text", truncate_dim=24), model.info.space_fingerprint(24)
     model.truncate_dim = 24
@@ -43,7 +43,7 @@ def test_truncate_dim_is_in_force_when_set(tiny_checkpoint: Path) -> None:
         ("max_seq_length", 0, "max_length", "2 to 4096 tokens"),
     ],
 )
-def test_what_is_set_is_checked(
+def test_new_settings_are_checked(
     name: str, value: object, where: str, expected: str, tiny_checkpoint: Path
 ) -> None:
     model = Embedder(tiny_checkpoint, device="cpu")
@@ -56,7 +56,7 @@ def test_what_is_set_is_checked(
     assert getattr(model, name) == before
 
 
-def test_max_length_goes_back_to_the_models_own(tiny_checkpoint: Path) -> None:
+def test_max_length_returns_to_the_models_default(tiny_checkpoint: Path) -> None:
     model = Embedder(tiny_checkpoint, device="cpu")
     own = model.max_length
     model.max_length = 16
@@ -76,7 +76,7 @@ def test_an_empty_name_is_no_model() -> None:
     assert (caught.value.where, caught.value.what) == ("model", "the name is empty")
 
 
-def test_a_limit_of_the_models_own_names_its_file(folder: Path) -> None:
+def test_an_error_about_the_models_limit_names_its_file(folder: Path) -> None:
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 99_999}))
     with pytest.raises(ConfigError) as caught:
         ModelInfo(folder)
@@ -88,7 +88,7 @@ def test_a_limit_of_the_models_own_names_its_file(folder: Path) -> None:
     assert ModelInfo(folder, max_length=16).max_length == 16
 
 
-def test_normalized_vectors_are_of_a_space_of_their_own(folder: Path, opened: ModelInfo) -> None:
+def test_normalized_vectors_have_a_space_of_their_own(folder: Path, opened: ModelInfo) -> None:
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps(modules[:2]))
     states = ModelInfo(folder)

@@ -39,7 +39,7 @@ def test_published(model: str, fact: int | None, tmp_path: Path, monkeypatch) ->
     assert "with --as" in raised.remedy
 
 
-def test_the_folder_one_stands_in(tmp_path: Path, monkeypatch) -> None:
+def test_the_current_folder(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "b").mkdir()
     monkeypatch.chdir(tmp_path / "b")
     assert published(".", FACTS, "card", "no table is known") == 2

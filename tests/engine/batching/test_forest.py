@@ -53,7 +53,7 @@ def check(tokens: list[list[int]], budget: int, *, share: bool = True) -> list[F
 
 @settings(max_examples=examples(500), deadline=None)
 @given(TOKENS, st.integers(1, 200))
-def test_every_path_spells_its_text(tokens: list[list[int]], budget: int) -> None:
+def test_every_path_has_the_tokens_of_its_text(tokens: list[list[int]], budget: int) -> None:
     check(tokens, budget)
 
 
@@ -75,7 +75,7 @@ def test_a_text_that_is_a_prefix_of_another_costs_nothing() -> None:
     assert len(forest.segments.start) == 1
 
 
-def test_a_prompt_over_1000_queries_is_computed_once_a_batch() -> None:
+def test_a_prompt_of_1000_queries_is_computed_once_per_batch() -> None:
     prompt = list(range(100, 124))
     queries = [[*prompt, 1000 + i, *range(i % 7), 3] for i in range(1000)]
     asked = sum(map(len, queries))

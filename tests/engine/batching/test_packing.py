@@ -46,7 +46,7 @@ def test_buckets(rows: int, finals: int, bucket: tuple[int, int] | None) -> None
     assert bucket_of(rows, finals) == bucket
 
 
-def test_buckets_are_few_and_hold_what_comes() -> None:
+def test_buckets_are_few_and_hold_every_batch() -> None:
     buckets = set()
     for rows in range(1, MAX_BUCKET_ROWS + 1):
         for finals in {1, (rows + 1) // 2, rows}:
@@ -68,7 +68,7 @@ def tables_of(forest: Forest, layout: Layout) -> KernelTables:
 
 
 @pytest.mark.parametrize("pad", [False, True])
-def test_what_is_read_is_the_batch(pad: bool) -> None:
+def test_a_batch_reads_back_as_written(pad: bool) -> None:
     for forest in FORESTS:
         layout, parts = filled(forest, pad=pad)
         plan = tables_of(forest, layout)
@@ -85,7 +85,7 @@ def test_what_is_read_is_the_batch(pad: bool) -> None:
         assert layout.has_ancestors or not plan.has_ancestors
 
 
-def test_padding_is_of_a_segment_without_rows() -> None:
+def test_padding_belongs_to_a_segment_without_rows() -> None:
     for forest in FORESTS:
         layout, (ids, positions, final_rows, table, final_table, tiles) = filled(forest, pad=True)
         texts, segments = len(forest.final_rows), len(forest.segments.start)
@@ -110,7 +110,7 @@ def test_batches_of_a_bucket_have_one_layout() -> None:
     assert len(layouts) > 10
 
 
-def test_a_plan_that_is_read_has_its_sizes() -> None:
+def test_a_plan_read_back_has_the_sizes_of_its_layout() -> None:
     layout, buffer = PACKER.pack(FORESTS[0])
     inputs = layout.read(buffer)
     plan = inputs.plan
@@ -126,14 +126,14 @@ def test_a_plan_that_is_read_has_its_sizes() -> None:
     assert error.expected == f"{layout.tile_rows} rows, as in the plan"
 
 
-def test_tiles_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_depend_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile holds the rows of all G heads of a group."""
     monkeypatch.setattr(block_sizes, "architecture", lambda _: "sm_90")
     long = next(plan_forests([[1] * 3000], 4096))
     assert Packer(CPU, torch.bfloat16, group=4).pack(long)[0].tile_rows == 32
 
 
-def test_a_model_with_graphs_goes_with_its_last_reference(tiny_checkpoint: Path) -> None:
+def test_a_model_with_graphs_is_freed_with_its_last_reference(tiny_checkpoint: Path) -> None:
     """Gigabytes of GPU memory must be freed without the garbage collector."""
     config = read_config(tiny_checkpoint)
     model = Model(Checkpoint(tiny_checkpoint, config), config, CPU, torch.float32)

@@ -104,7 +104,7 @@ def test_refused(precision: str, dim: int, ranges: torch.Tensor | None, parts: d
 
 
 @pytest.mark.parametrize("name", ["cosine", "dot", "euclidean", "manhattan"])
-def test_similarities_as_sentence_transformers(name: str, vectors: torch.Tensor) -> None:
+def test_similarities_match_sentence_transformers(name: str, vectors: torch.Tensor) -> None:
     from sentence_transformers import SimilarityFunction
 
     a, b = vectors[:7] * 2, vectors[3:10]
@@ -131,19 +131,24 @@ def test_lists_of_vectors(compare, vectors: torch.Tensor) -> None:
     [
         (torch.ones(2, 64), torch.ones(3, 32), "of different widths", "64 and 32 dimensions"),
         ([], torch.ones(3, 32), "of different widths", "0 and 32 dimensions"),
-        ([torch.ones(4), torch.ones(3)], torch.ones(4), "not vectors of equal width", "list"),
-        ([[1.0, 2.0], [1.0]], torch.ones(2), "not vectors of equal width", "list"),
-        (["a"], torch.ones(2), "not vectors of equal width", "list"),
+        (
+            [torch.ones(4), torch.ones(3)],
+            torch.ones(4),
+            "not numeric vectors of equal width",
+            "list",
+        ),
+        ([[1.0, 2.0], [1.0]], torch.ones(2), "not numeric vectors of equal width", "list"),
+        (["a"], torch.ones(2), "not numeric vectors of equal width", "list"),
         (torch.ones(2, 2, 2), torch.ones(2), "not a matrix", "the shape [2, 2, 2]"),
     ],
 )
 @pytest.mark.parametrize("compare", [similarity, similarity_pairwise])
-def test_what_cannot_be_compared(compare, a, b, what: str, got: str) -> None:
+def test_vectors_that_cannot_be_compared(compare, a, b, what: str, got: str) -> None:
     with refused(InputError, where="vectors", what=what, got=got):
         compare(a, b)
 
 
-def test_pairs_are_as_many(vectors: torch.Tensor) -> None:
+def test_pairs_need_equal_numbers(vectors: torch.Tensor) -> None:
     assert similarity_pairwise(vectors[:1], vectors[:5]).shape == (5,)
     with refused(InputError, what="not in pairs", got="2 and 5"):
         similarity_pairwise(vectors[:2], vectors[:5])

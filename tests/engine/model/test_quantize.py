@@ -27,14 +27,14 @@ def int8(tiny_checkpoint: Path) -> Embedder:
     return Embedder(tiny_checkpoint, device="cpu", quantize="int8")
 
 
-def test_drift_is_small_and_there(exact: Embedder, int8: Embedder) -> None:
+def test_the_quantisation_error_is_small_but_not_zero(exact: Embedder, int8: Embedder) -> None:
     cosine = (exact.encode(TEXTS) * int8.encode(TEXTS)).sum(1)
     assert cosine.mean() >= 0.999
     assert cosine.min() >= 0.995
     assert cosine.max() < 1 - 1e-7, "nothing was quantised"
 
 
-def test_neighbours_hardly_move_a_vector(int8: Embedder) -> None:
+def test_other_texts_in_a_batch_hardly_change_a_vector(int8: Embedder) -> None:
     """Attention is in fp32 and may round differently in another batch, which can change a code of the next matmul."""
     together = int8.encode(TEXTS)
     alone = torch.stack([int8.encode(text) for text in TEXTS[:12]])
@@ -42,13 +42,15 @@ def test_neighbours_hardly_move_a_vector(int8: Embedder) -> None:
     assert torch.equal(together, int8.encode(TEXTS))
 
 
-def test_the_run_is_another_in_the_same_space(exact: Embedder, int8: Embedder) -> None:
+def test_the_run_fingerprint_differs_in_the_same_space(exact: Embedder, int8: Embedder) -> None:
     assert (exact.info.quantize, int8.info.quantize) == (None, "int8")
     assert exact.info.space_fingerprint() == int8.info.space_fingerprint()
     assert exact.info.run_fingerprint() != int8.info.run_fingerprint()
 
 
-def test_the_run_knows_the_levels(int8: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_fingerprint_has_the_levels(
+    int8: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
     before = int8.info.run_fingerprint()
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
@@ -121,7 +123,7 @@ def test_loading_holds_one_layer_in_fp32(tiny_checkpoint: Path, tmp_path: Path) 
     assert peak < 4 * 16 * layer, "never all layers in fp32"
 
 
-def test_the_builtin_model_bears_it() -> None:
+def test_the_builtin_model_stays_accurate() -> None:
     """Cosine at least 0.995 on average, and at most one of the hundred questions is answered differently."""
     lines = (ROOT / "bench/builtin/questions.jsonl").read_text(encoding="utf-8").splitlines()
     asked = [json.loads(line) for line in lines]

@@ -45,21 +45,21 @@ def vectors(folder: Path, quantize: str | None, tokens: list[list[int]] = TOKENS
     return unit(our_states(model, tokens)[0])
 
 
-def test_drift_is_small_and_there(folder: Path) -> None:
+def test_the_quantisation_error_is_small_but_not_zero(folder: Path) -> None:
     cosine = (vectors(folder, None) * vectors(folder, "fp8")).sum(1)
     assert cosine.mean() >= 0.999
     assert cosine.min() >= 0.995
     assert cosine.max() < 1 - 1e-6, "nothing was quantised"
 
 
-def test_neighbours_move_a_vector_less_than_the_mode_does(folder: Path) -> None:
+def test_other_texts_change_a_vector_less_than_the_mode_does(folder: Path) -> None:
     together = vectors(folder, "fp8")
     alone = torch.cat([vectors(folder, "fp8", [ids]) for ids in TOKENS[:5]])
-    drift = (together - vectors(folder, None)).abs().max()
-    assert (together[:5] - alone).abs().max() <= drift
+    error = (together - vectors(folder, None)).abs().max()
+    assert (together[:5] - alone).abs().max() <= error
 
 
-def test_first_and_last_layer_are_left_alone(folder: Path) -> None:
+def test_first_and_last_layer_are_not_quantised(folder: Path) -> None:
     first, *between, last = load_ours(folder, "fp8").layers
     assert len(between) == 2
     for layer in between:
@@ -72,7 +72,7 @@ def test_first_and_last_layer_are_left_alone(folder: Path) -> None:
         )
 
 
-def test_two_layers_are_as_they_were(tiny_checkpoint: Path) -> None:
+def test_with_two_layers_nothing_is_quantised(tiny_checkpoint: Path) -> None:
     plain, fp8 = (our_states(load_ours(tiny_checkpoint, mode), TOKENS)[0] for mode in (None, "fp8"))
     assert torch.equal(plain, fp8)
 
@@ -112,7 +112,7 @@ def test_refused(device, dtype, what: str, got: str, monkeypatch: pytest.MonkeyP
     assert check_quantize("fp8", GPU, torch.bfloat16) == "fp8"
 
 
-def test_the_run_knows_the_format() -> None:
+def test_the_run_fingerprint_has_the_format() -> None:
     assert quantize_identity("fp8", CPU) == ["fp8", "torch.float8_e4m3fn"]
     assert quantize_identity(None, CPU) is None
 
@@ -130,7 +130,7 @@ def test_odd_widths_are_refused(tmp_path: Path) -> None:
         load_ours(folder, "fp8")
 
 
-def test_the_weights_take_a_byte_each(folder: Path) -> None:
+def test_each_weight_takes_one_byte(folder: Path) -> None:
     model: Model = load_ours(folder, "fp8")
     gate_up = model.layers[1].gate_up.linear
     assert gate_up.weight.nbytes == 2 * 768 * 256

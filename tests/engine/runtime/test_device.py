@@ -61,19 +61,19 @@ def test_refused(name: str, parts: dict[str, str]) -> None:
         choose_devices(name)
 
 
-def test_all_of_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_gpus_of_a_machine_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     expected = "'cpu': PyTorch finds no GPU"
     with refused(DeviceError, what="not there", got="'cuda'", expected=expected):
         choose_devices("cuda:all")
 
 
-def test_one_device_is_not_told_of_several() -> None:
+def test_the_error_for_one_device_does_not_mention_several() -> None:
     with refused(DeviceError, got="'cuda:0,1'", expected="'cpu', 'cuda' or 'cuda:N'"):
         choose_device("cuda:0,1")
 
 
-def test_every_device_must_have_the_mode(
+def test_every_device_must_support_the_mode(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def check_fp8(device: torch.device) -> None:

@@ -269,7 +269,7 @@ def test_the_thread_is_bounded(small_groups: None, tokenizer: TextTokenizer) -> 
 
 @pytest.mark.parametrize("where", ["reading", "computing"])
 @pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
-def test_what_fails_in_the_threads_is_not_lost(
+def test_a_failure_in_the_threads_is_not_lost(
     where: str, error: BaseException, small_groups: None, tokenizer: TextTokenizer
 ) -> None:
     def source() -> Iterator[str]:
@@ -355,7 +355,7 @@ def test_a_queue_is_answered_as_batches_finish(tokenizer: TextTokenizer) -> None
     }  # fmt: skip
 
 
-def test_what_waits_in_the_queue_is_packed_together(tokenizer: TextTokenizer) -> None:
+def test_items_waiting_in_the_queue_are_packed_together(tokenizer: TextTokenizer) -> None:
     device = FakeDevice(0.1, depth=0)
     fed = Fed(tokenizer, device)
     fed.put(0, [1])
@@ -370,12 +370,12 @@ def test_what_waits_in_the_queue_is_packed_together(tokenizer: TextTokenizer) ->
     assert device.sizes[1] == 9 + 29, "their common beginning is computed once"
 
 
-def test_an_error_belongs_to_its_text_and_ends_nothing_else(tokenizer: TextTokenizer) -> None:
+def test_an_error_affects_only_its_text(tokenizer: TextTokenizer) -> None:
     def compute(forest: Forest) -> torch.Tensor:
         if 13 in forest.ids:
             raise RuntimeError("the kernel failed")
         if 14 in forest.ids and len(forest.ids) > 8:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("no memory")
         vectors = first_tokens(forest)
         vectors[vectors[:, 0] == 15] = float("nan")
         return vectors
@@ -414,7 +414,7 @@ def test_an_error_belongs_to_its_text_and_ends_nothing_else(tokenizer: TextToken
         ([5], VectorFormat(10**6, normalize=True), "out of range"),
     ],
 )
-def test_an_item_that_cannot_be_computed_harms_no_other(
+def test_an_item_that_cannot_be_computed_affects_no_other(
     ids: list[int], wanted: VectorFormat | None, what: str, tiny_checkpoint: Path
 ) -> None:
     model = Embedder(tiny_checkpoint, device="cpu")
@@ -443,7 +443,7 @@ class Unordered(FakeDevice):
         return FutureWait(wait)
 
 
-def test_what_is_finished_first_is_answered_first(tokenizer: TextTokenizer) -> None:
+def test_the_batch_finished_first_is_answered_first(tokenizer: TextTokenizer) -> None:
     fed = Fed(tokenizer, Unordered(depth=3))
     fed.put("long", [99])
     time.sleep(0.05)

@@ -105,7 +105,9 @@ def test_a_text_that_does_not_fit_is_named(
     assert error.got == f"{len(model.token_ids(texts)[5])} tokens"
 
 
-def test_looking_inside_takes_halves_too(model: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_states_are_computed_in_halves_too(
+    model: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = model.hidden_states(TEXTS)
     small = Small(model, model.plan(TEXTS).tokens_computed // 5, monkeypatch)
     with pytest.warns(RuntimeWarning, match="out of memory"):
@@ -141,7 +143,7 @@ def test_other_errors_pass(model: Embedder, monkeypatch: pytest.MonkeyPatch) -> 
         model.encode(TEXTS)
 
 
-def test_halves_have_every_text_once() -> None:
+def test_every_text_is_in_exactly_one_half() -> None:
     tokens = [[1] * 20 + [2] * 9, [1] * 20, [3, 4], [3, 4], [1] * 20 + [2] * 9 + [5], [6], [3, 4]]
     (forest,) = plan_forests(tokens, 1000)
     halves = forest.halves()
@@ -194,7 +196,7 @@ def test_attempts_that_fail_become_rare() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:max_batch_tokens")
-def test_batches_planned_before_are_one_shortage() -> None:
+def test_batches_planned_before_count_as_one_shortage() -> None:
     budget = BatchBudget(1000, "cpu")
     for _ in range(90):
         budget.lower(1000)
@@ -214,7 +216,7 @@ def test_batches_planned_before_are_split_before_they_start(
     assert len([tokens for tokens in small.asked if tokens > small.tokens]) == 1
 
 
-def test_memory_that_comes_back_is_used_again(
+def test_memory_that_becomes_free_is_used_again(
     model: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lastword.runtime.out_of_memory._PATIENCE", 2)
@@ -241,7 +243,7 @@ def test_memory_that_comes_back_is_used_again(
         (10_000_000, 0, 1024),  # the minimum; a batch that does not fit is split
     ],
 )
-def test_tokens_by_free_memory(
+def test_default_tokens_depend_on_free_memory(
     free: int, unused: int, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda asked: (free, 140 * GIB))
@@ -250,13 +252,13 @@ def test_tokens_by_free_memory(
     assert default_batch_tokens(GPU, 100_000) == tokens
 
 
-def test_a_cpu_takes_tokens_by_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_tokens_on_a_cpu_depend_on_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert default_batch_tokens(torch.device("cpu"), 10**12) == 4096
 
 
 @pytest.mark.parametrize("asked", [None, 7])
-def test_the_embedder_asks_once_the_weights_are_there(
+def test_the_embedder_measures_memory_after_loading_the_weights(
     asked: int | None, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
@@ -288,7 +290,7 @@ def shaped(model: str) -> Model:
     return made
 
 
-def test_a_text_of_32k_tokens_on_the_4b_shape_fits_beside_the_weights() -> None:
+def test_a_text_of_32k_tokens_fits_next_to_the_4b_weights() -> None:
     """Residual, input and norm 3·2560; q, k, v and attention output 2·32·128 + 2·8·128; gate, up, product 3·9728."""
     model = shaped("4B")
     assert model.token_bytes == 2 * (7680 + 10_240 + 29_184) + 512

@@ -151,7 +151,7 @@ def test_an_abandoned_stream_leaves_the_workers_usable(
 
 
 @pytest.mark.parametrize("bad", ["\udfff", None])
-def test_a_bad_text_comes_after_the_windows_before_it(
+def test_a_bad_text_fails_after_the_groups_before_it(
     bad: str | None, small_groups: None, two: Embedder
 ) -> None:
     got = 0
@@ -188,7 +188,7 @@ def test_a_vector_that_is_not_finite_is_named(
 @pytest.mark.parametrize(
     "error", [InputError("text 3", "bad", index=3), RuntimeError("no memory"), KeyError("x")]
 )
-def test_what_a_worker_raises(error: Exception, two: Embedder) -> None:
+def test_exceptions_of_a_worker(error: Exception, two: Embedder) -> None:
     wait = pool_of(two).start(partial(worker_tasks.fail, error), FOREST)
     with pytest.raises(type(error)) as caught:
         wait()

@@ -44,7 +44,7 @@ def test_a_killed_worker_is_named_at_once(tiny_checkpoint: Path) -> None:
     assert all_end([first, second])
 
 
-def test_a_worker_that_dies_of_its_batch(tiny_checkpoint: Path) -> None:
+def test_a_worker_killed_by_its_batch(tiny_checkpoint: Path) -> None:
     pool = Pool(load(tiny_checkpoint), [CPU])
     waits = [pool.start(worker_tasks.die, FOREST) for _ in range(3)]
     for wait in waits:
@@ -235,7 +235,7 @@ sys.exit(3)
 
 
 @linux
-def test_answers_that_nobody_waits_for_do_not_abort_the_end(tiny_checkpoint: Path) -> None:
+def test_answers_that_nobody_waits_for_do_not_abort_the_exit(tiny_checkpoint: Path) -> None:
     """A thread inside PyTorch that requests the GIL after the interpreter has exited would abort the process."""
     tests = str(Path(worker_tasks.__file__).parents[1])
     command = [sys.executable, "-c", UNPACKING, tiny_checkpoint]

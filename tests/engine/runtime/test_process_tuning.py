@@ -58,7 +58,7 @@ def test_memory_stays(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.skipif(not process_tuning.keep_blocks(), reason="the C library has no such options")
-def test_large_blocks_serve_again() -> None:
+def test_large_blocks_are_reused() -> None:
     faults = numbers_of(PAGES)
     assert faults[1] < faults[0] / 4, "fresh pages for a block that had just been freed"
 
@@ -74,7 +74,7 @@ def test_a_load_that_fails_leaves_blocks_kept(monkeypatch: pytest.MonkeyPatch) -
     assert asked[1:] == [(-3, 256 << 20), (-1, 512 << 20)]
 
 
-def test_an_option_that_is_refused_sets_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_option_changes_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     refusing = SimpleNamespace(mallopt=lambda option, _: asked.append(option) or 0)
     monkeypatch.setattr(sys, "platform", "linux")
@@ -83,7 +83,7 @@ def test_an_option_that_is_refused_sets_no_other(monkeypatch: pytest.MonkeyPatch
     assert asked == [-3]
 
 
-def test_nothing_to_do_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_are_not_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     assert not process_tuning.keep_blocks(), "a C library without the function"
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -118,15 +118,13 @@ def test_a_process_is_tuned_when_a_model_loads_and_not_before(
     assert numbers_of(STATE, tiny_checkpoint, how) == expected
 
 
-def test_what_the_user_has_set_stays(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_users_settings_stay(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
     assert numbers_of(STATE, tiny_checkpoint, "tuned") == [7, 0, 0, 7, 32, 0]
 
 
-def test_left_out_the_c_library_is_not_asked(
+def test_without_tuning_the_c_library_is_not_called(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []

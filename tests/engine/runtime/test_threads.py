@@ -73,7 +73,7 @@ def test_small_items_take_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fails", ["reading", "work"])
-def test_what_fails_comes_after_the_items_before_it(fails: str) -> None:
+def test_a_failure_comes_after_the_items_before_it(fails: str) -> None:
     def source() -> Iterator[int]:
         for number in range(4):
             if number == 2 and fails == "reading":
@@ -176,7 +176,7 @@ def test_the_callers_thread_alone_reads() -> None:
     assert readers == {threading.get_ident()}
 
 
-def test_as_many_are_read_as_asked_for() -> None:
+def test_as_many_items_are_read_as_requested() -> None:
     read, computed = [], []
 
     def source() -> Iterator[int]:
@@ -200,7 +200,7 @@ def test_as_many_are_read_as_asked_for() -> None:
     assert none_left()
 
 
-def test_where_the_next_result_is_there_two_items_are_read_and_no_more() -> None:
+def test_when_the_next_result_is_ready_only_two_items_are_read() -> None:
     read, computed = [], []
 
     def source() -> Iterator[int]:
@@ -230,7 +230,7 @@ def test_where_the_next_result_is_there_two_items_are_read_and_no_more() -> None
 
 @pytest.mark.parametrize("where", ["reading", "preparing", "computing"])
 @pytest.mark.parametrize("error", [OSError("broken"), KeyboardInterrupt()])
-def test_an_exception_comes_in_its_turn(where: str, error: BaseException) -> None:
+def test_an_exception_comes_in_order(where: str, error: BaseException) -> None:
     def source() -> Iterator[int]:
         for number in range(9):
             if number == 3 and where == "reading":

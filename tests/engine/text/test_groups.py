@@ -40,7 +40,7 @@ def test_a_text_is_never_cut_and_no_group_is_empty() -> None:
 
 
 @pytest.mark.parametrize("small_first", [False, True])
-def test_what_is_no_text_fails_after_the_groups_before_it(small_first: bool) -> None:
+def test_a_non_string_fails_after_the_groups_before_it(small_first: bool) -> None:
     groups = cut_groups(iter([*TEXTS[:50], None]), small_first=small_first)
     assert len(next(groups)[1]) == (3 if small_first else 25)
     with pytest.raises(InputError) as caught:

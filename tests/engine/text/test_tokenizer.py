@@ -50,7 +50,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 @needs_data
 @pytest.mark.parametrize("name", REAL)
-def test_20_000_strings_as_transformers(name: str) -> None:
+def test_20_000_strings_match_transformers(name: str) -> None:
     from transformers import PreTrainedTokenizerFast
 
     folder = Path(DATA or "") / "tokenizers" / name
@@ -67,7 +67,7 @@ def test_20_000_strings_as_transformers(name: str) -> None:
 
 
 @needs_data
-def test_templates_are_the_files_own() -> None:
+def test_templates_come_from_the_file() -> None:
     folder = Path(DATA or "") / "tokenizers"
     embedding = TextTokenizer(folder / "Qwen3-Embedding-4B", 151_665)
     assert (embedding.before, embedding.after) == ([], [151_643])
