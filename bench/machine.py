@@ -90,7 +90,7 @@ def _version(package: str) -> str | None:
 
 
 def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
-    """Return driver version and power limit from nvidia-smi; None for what it does not tell."""
+    """Return driver version and power limit from nvidia-smi; None if it gives no answer."""
     if device.type != "cuda":
         return None, None
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"

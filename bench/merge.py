@@ -134,7 +134,7 @@ def check(models: Sequence[Path], out: Path) -> None:
         got = mapped(made[name], name)
         small = 1e-12 * float(expected.abs().max())
         if not torch.allclose(got.double(), expected, torch.finfo(got.dtype).eps, small):
-            raise SystemExit(f"{name}: the merge is not what the formula says; no figures")
+            raise SystemExit(f"{name}: the merge differs from the formula: no figures")
 
 
 def timed(models: Sequence[Path], work: Callable[[], None]) -> float:

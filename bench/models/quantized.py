@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
             show(busy)
         show(f"{args.model} shape, {layers} layers, random weights with {_OUTLIERS} outlier channels: "
              f"{about['device']}, {about['threads']} threads, {dtype}")  # fmt: skip
-        show(f"{'':18}{'texts':>6}{'as it is':>11}{args.quantize:>11}{'speed-up':>10}"
+        show(f"{'':18}{'texts':>6}{'plain':>11}{args.quantize:>11}{'speed-up':>10}"
              f"{'mean cosine':>13}{'least':>9}")  # fmt: skip
         for load in loads:
             row = compare(plain, ours, load, args.rounds)

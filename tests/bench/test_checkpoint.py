@@ -1,4 +1,4 @@
-"""Random checkpoints are what they claim: readable by the real libraries, repeatable, and sane inside."""
+"""Random checkpoints: the real libraries can read them, they are repeatable, and their activations are sane."""
 
 import pytest
 import torch

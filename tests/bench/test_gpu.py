@@ -1,4 +1,4 @@
-"""`bench/gpu.sh`: two stages run at a tiny size, and every command of every stage is one that lastword takes."""
+"""`bench/gpu.sh`: two stages run at a tiny size, and lastword accepts every command of every stage."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_model_at_a_tiny_size(tmp_path: Path) -> None:
 
 
 def recorded(tmp_path: Path, name: str, *dry: str, at: str) -> list[list[str]]:
-    """The commands of a stage, none of them run."""
+    """Return the commands of a stage without running them."""
     python = tmp_path / f"python-{name}"
     python.write_text(RECORD)
     python.chmod(0o755)
@@ -70,7 +70,7 @@ def recorded(tmp_path: Path, name: str, *dry: str, at: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("dry", [(), ("--dry",)], ids=["real", "dry"])
 @pytest.mark.parametrize("name", STAGES)
-def test_every_command_is_one_that_there_is(name: str, dry: tuple[str], tmp_path: Path) -> None:
+def test_every_command_exists(name: str, dry: tuple[str], tmp_path: Path) -> None:
     calls = recorded(tmp_path, name, *dry, at=str(SCRIPT.parents[1] / "engine/__init__.py"))
     assert calls
     for _, module, *words in calls:
@@ -97,7 +97,7 @@ def test_every_command_is_one_that_there_is(name: str, dry: tuple[str], tmp_path
     [("", (), True), ("/elsewhere/lastword/__init__.py", (), True), ("", ("--dry",), True),
      ("/elsewhere/lastword/__init__.py", ("--dry",), False)],
 )  # fmt: skip
-def test_the_checkout_is_installed_where_it_is_not(at, dry, installs, tmp_path: Path) -> None:
+def test_a_checkout_that_is_not_installed_is_installed(at, dry, installs, tmp_path: Path) -> None:
     first = recorded(tmp_path, "prove", *dry, at=at)[0]
     assert (first[:3] == ["-m", "pip", "install"]) == installs
     if installs:

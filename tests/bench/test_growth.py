@@ -1,4 +1,4 @@
-"""The growth benchmark counts what it says, in the caller's process and in one of its own."""
+"""The growth benchmark's counts are right, in the caller's process and in a separate one."""
 
 import json
 
@@ -25,7 +25,7 @@ def test_one_device_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--device: unknown; got 'cpu,cpu', expected 'cpu'" in capsys.readouterr().err
 
 
-def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         growth.main(["--model", "/no/such", "--counts", "2", "--rounds", "1"])
     assert "error: /no/such: no such folder" in capsys.readouterr().err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Times, peaks and what a run says of itself."""
+"""Times, peaks and the recorded facts of a run."""
 
 import sys
 import time
@@ -80,7 +80,7 @@ def test_the_least_time_is_that_of_the_nearer_peak() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_peaks_are_those_of_the_timed_calls(monkeypatch, dtype: torch.dtype) -> None:
-    """A copy of B bytes in 2 ms is B/ms: read and written; a product of side s in 2 ms is s³/ms."""
+    """A copy of B bytes in 2 ms is B/ms, read and written; a matmul of side s in 2 ms is s³/ms."""
     monkeypatch.setattr(measure, "_CPU_COPY_BYTES", 1 << 20)
     ran = []
 
@@ -100,7 +100,7 @@ def test_peaks_are_those_of_the_timed_calls(monkeypatch, dtype: torch.dtype) -> 
         assert peaks.product == "1024³ bfloat16"
 
 
-def test_the_product_of_a_cpu_is_measured() -> None:
+def test_the_matmul_of_a_cpu_is_measured() -> None:
     rate, product = product_rate(CPU, torch.float32)
     assert 1e9 < rate < 1e13
     assert product == "1024×1024×6144 float32"
@@ -115,7 +115,9 @@ def test_a_run_says_where_it_ran() -> None:
     assert about["commit"] is None or len(about["commit"]) == 40
 
 
-def test_a_checkout_without_git_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkout_without_git_takes_the_commit_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(machine, "_output", lambda _: None)
     monkeypatch.setenv("LASTWORD_COMMIT", "fd14840")
     assert machine._commit() == ("fd14840", None)
@@ -124,7 +126,7 @@ def test_a_checkout_without_git_is_told_its_commit(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("load", "said"), [(0.3, None), (3.14, "busy (load 3.1)")])
-def test_a_busy_machine_is_said(load: float, said: str | None, monkeypatch) -> None:
+def test_a_busy_machine_is_reported(load: float, said: str | None, monkeypatch) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     notice = machine.busy_notice(machine.describe_run(CPU, torch.float32))
     assert (notice is None) == (said is None)

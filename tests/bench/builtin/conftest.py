@@ -1,4 +1,4 @@
-"""`lastword.bench.builtin` is not in the wheel: where that is what is installed, it is taken from the checkout."""
+"""`lastword.bench.builtin` is not in the wheel: if the wheel is installed, import it from the checkout."""
 
 from pathlib import Path
 

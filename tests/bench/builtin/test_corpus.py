@@ -1,4 +1,4 @@
-"""What is held out is in no training text: not the function, not the meaning, not a sentence of them."""
+"""No training text contains a held-out function or meaning, or a sentence of one."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ def _words(rng: random.Random, count: int) -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small tree in the packages' layout, and what is built from it."""
+    """Make a small tree in the packages' layout, and build the corpus from it."""
     root, out = (tmp_path_factory.mktemp(name) for name in ("root", "out"))
     rng = random.Random(1)
     share = root / "usr/share"

@@ -1,4 +1,4 @@
-"""Plain text out of each format, on small samples written for the purpose."""
+"""Extracting plain text from each format, on small samples written for these tests."""
 
 import gzip
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The measures, on models whose scores are known beforehand."""
+"""The scores of models with known results."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from lastword.bench.builtin.evaluate import (
 
 
 class Known:
-    """Embeds a text by its number: "3" is unit vector 3; "3/5" leans to 5 more than to 3."""
+    """Embeds a text by its number: "3" is unit vector 3; "3/5" is closer to 5 than to 3."""
 
     def encode_document(self, texts: list[str]) -> Tensor:
         table = torch.zeros(len(texts), 16)

@@ -1,4 +1,4 @@
-"""Where the tools are missing or fail, one line says what to do; what is there is not fetched again."""
+"""If the tools are missing or fail, one line says what to do; existing files are not downloaded again."""
 
 import shutil
 import zipfile

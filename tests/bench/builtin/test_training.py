@@ -1,4 +1,4 @@
-"""From the start's values to a shipped folder, with a teacher of random vectors and a vocabulary of a few words."""
+"""From the initial weights to a shipped folder, with a teacher of random vectors and a vocabulary of a few words."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def data(tokenizer: Tokenizer) -> Data:
-    """Texts of two to nine words, each word with a vector, each text their sum."""
+    """Make texts of two to nine words; each word has a vector, and a text's vector is their sum."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(len(WORDS), TEACHER, generator=generator)
     items, texts, queries = [], [], []
@@ -67,7 +67,7 @@ def test_tokenizer(tokenizer: Tokenizer) -> None:
 
 
 def test_the_start_is_the_mean_of_the_token_rows(tokenizer: Tokenizer) -> None:
-    """Nearly: the end token is itself in the mean, and attention is only close to even."""
+    """It is so nearly: the mean includes the end token itself, and attention is only close to even."""
     start = model(tokenizer)
     rows = start.embed_tokens.weight.detach()
     ids = tokenizer.encode("river stone garden lantern").ids
@@ -157,7 +157,7 @@ def test_a_batch_of_one_text_has_a_loss(data: Data, tokenizer: Tokenizer) -> Non
 
 @pytest.fixture(scope="module")
 def runs(data: Data, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two short runs of four steps; `cut` is stopped after two and goes on."""
+    """Make two short runs of four steps; `cut` is stopped after two and continued."""
     folder = tmp_path_factory.mktemp("cache") / "runs"
     folder.mkdir()
     directions = basis(data.text_vectors, 256)
@@ -181,7 +181,7 @@ def test_training_lowers_the_loss(runs: Path) -> None:
     assert log[1]["loss"] < log[0]["loss"]
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(runs: Path) -> None:
+def test_a_stopped_run_continues_where_it_was(runs: Path) -> None:
     whole, cut = (torch.load(runs / f"{name}.pt")["model"] for name in ("whole", "cut"))
     for name, tensor in whole.items():
         assert torch.allclose(tensor, cut[name], atol=1e-6), name
@@ -212,7 +212,7 @@ def test_ship(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(shipping, "_facts", lambda *_: facts | named)
     shipping.ship(cache, "whole", {"cut": 0.8}, tmp_path, out)
     card = (out / "README.md").read_text()
-    assert "Shipped is **merge**" in card
+    assert "**merge** is shipped" in card
     assert "| questions right | 0.90 | 0.900 | met |" in card
     shipped = Embedder(out, device="cpu")
     assert shipped.dim == 256

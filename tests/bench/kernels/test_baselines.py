@@ -64,12 +64,12 @@ def test_sdpa_on_the_packed_rows(op: str, title: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sdpa-cudnn", "varlen"])
-def test_what_a_cpu_does_not_have_raises(name: str) -> None:
+def test_a_baseline_that_a_cpu_lacks_raises(name: str) -> None:
     with pytest.raises((RuntimeError, NotImplementedError)):
         judge(made("forest_attention"), name)
 
 
-def test_eager_is_what_a_cpu_runs_anyway() -> None:
+def test_eager_is_refused_on_a_cpu() -> None:
     with pytest.raises(DeviceError) as caught:
         judge(made("rms_norm"), "eager")
     assert caught.value.where == "cpu"
@@ -110,7 +110,7 @@ def test_eager_attention_is_one_call_for_equal_texts(case: Case, monkeypatch) ->
 
 
 def attend(q, k, v, ends_q, ends_k, max_q, max_k, causal):
-    """What varlen_attn computes, a text at a time; query rows are the last ones of their text."""
+    """Compute the same as varlen_attn, one text at a time; query rows are the last ones of their text."""
     assert ends_q.dtype == ends_k.dtype == torch.int32
     out = torch.empty_like(q)
     for i in range(len(ends_q) - 1):

@@ -1,4 +1,4 @@
-"""What is timed: bytes and operations by hand and by brute force, inputs that repeat, workloads as stated."""
+"""The timed cases: bytes and operations by hand and by brute force, repeatable inputs, the stated workloads."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_attention_by_hand() -> None:
 
 
 def pairs_of(segments: Segments) -> int:
-    """Pairs of (row, key), row by row up the segments."""
+    """Count the pairs of (row, key), row by row up the segments."""
     total = 0
     for s, length in enumerate(segments.length):
         above, child = 0, s

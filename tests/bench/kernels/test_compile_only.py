@@ -1,4 +1,4 @@
-"""`lastword bench kernels --compile-only`: what it refuses, what it needs, and what it writes."""
+"""`lastword bench kernels --compile-only`: refused options, missing Triton, and the written rows."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ COMPILE = ["bench", "kernels", "--compile-only", "--model", "0.6B", "--dtype", "
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path) -> None:
-    """An empty folder to be in."""
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -29,7 +29,7 @@ def folder(monkeypatch, tmp_path) -> None:
     ],
     ids=lambda words: words[0],
 )
-def test_what_does_not_go_with_compiling_is_refused(capfd, words: list[str]) -> None:
+def test_options_for_timing_are_refused(capfd, words: list[str]) -> None:
     assert main([*COMPILE, *words]) == 2
     streams = capfd.readouterr()
     assert f"lastword: {words[0]}: does not go with --compile-only; got both" in streams.err

@@ -1,4 +1,4 @@
-"""The candidate by descriptors: when it can run, and that it is warp-specialised as it says, compiled ahead of time.
+"""The descriptor candidate: when it can run, and that the compiled kernel is warp-specialised as documented.
 
 Triton's pass has two silent ways to fail, both seen while this kernel was written: two warp groups that compute the
 same rows, and rows of the second group counted from the wrong place.
@@ -111,7 +111,7 @@ def compiled():
 
 
 def warp_groups(ttgir: str) -> list[str]:
-    """The code of each warp group: the one that copies, then those that compute."""
+    """Return the code of each warp group: first the one that copies, then those that compute."""
     code = re.sub(r" loc\(.*$", "", ttgir, flags=re.MULTILINE)
     _, _, rest = code.partition("ttg.warp_specialize(")
     assert rest, "not warp-specialised"
@@ -119,7 +119,7 @@ def warp_groups(ttgir: str) -> list[str]:
 
 
 def compared(group: str) -> list[str]:
-    """A group's lines with its values named in order, constants written out and its number left out."""
+    """Return a group's lines with values named in order, constants written out and the group's number left out."""
     body = group[group.index("\n") : group.index("ttg.warp_return")]
     constant = r"^ *(%\w+) = arith\.constant (?:{.*?} )?(.*)\n"
     constants = dict(re.findall(constant, body, re.MULTILINE))
@@ -148,7 +148,7 @@ def test_three_warp_groups(compiled) -> None:
 
 
 def rows_apart(ttgir: str) -> list[tuple[str, str]]:
-    """The lines in which the two groups that compute differ."""
+    """Return the lines in which the two groups that compute differ."""
     _, first, second = (compared(group) if i else [] for i, group in enumerate(warp_groups(ttgir)))
     return [pair for pair in zip(first, second, strict=True) if pair[0] != pair[1]]
 
@@ -169,7 +169,7 @@ def test_the_copied_box_is_the_buffer(compiled) -> None:
 
 
 def test_groups_with_the_same_rows_are_seen() -> None:
-    """64 rows a tile: the pass gives all of them to both groups."""
+    """With 64 rows per tile, the pass gives all of them to both groups."""
     half = launch()
     constants = tuple((name, ROWS if name == "BLOCK_M" else value) for name, value in half.constants)  # fmt: skip
     both = Launch(half.kernel, half.types, half.aligned, constants, half.options)

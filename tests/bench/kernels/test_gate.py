@@ -1,4 +1,4 @@
-"""The gate lets every right implementation through and no wrong one."""
+"""The gate passes every right implementation and no wrong one."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ def test_the_right_ones_pass(op: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("op", OPS)
 def test_the_truth_is_in_fp64_throughout(op: str, dtype: torch.dtype) -> None:
-    """What was computed in fp32 and widened has no bits that fp32 does not hold."""
+    """Values computed in fp32 and then widened would all be exact in fp32."""
     with torch.inference_mode():
         for case in cases([op], ["tiny"], 64, dtype, torch.device("cpu")):
             truth, *_ = Gate(case, dtype).truth
@@ -52,7 +52,7 @@ def test_the_truth_is_in_fp64_throughout(op: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_truth_is_the_references(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It moves with the reference and not with the CPU implementation, which sets the allowed error alone."""
+    """It changes with the reference, not with the CPU implementation, which only sets the allowed error."""
     case, true, ours = made(op, torch.float32), getattr(reference, op), getattr(cpu, op)
     call = case.inputs().dense().double()
     expected = plain(true, call).read(true(*call.args, **call.options))
@@ -145,7 +145,7 @@ def unscaled(q, k, v, plan, scale):
 
 
 def late_rows_miss_keys(q, k, v, plan, scale):
-    """Only the last rows err, and little: the largest error hides below early rows' own."""
+    """Only the last rows have a small error, below the rounding error of the early rows."""
     out = kernels.forest_attention(q, k, v, plan, scale)
     out[-2:] *= 1.02
     return out
@@ -202,11 +202,11 @@ def test_a_wrong_one_is_caught(op: str, wrong: Callable) -> None:
         ("final_attention", other_final_heads),
     ],
 )
-def test_and_in_every_dtype(op: str, wrong: Callable, dtype: torch.dtype) -> None:
+def test_a_wrong_one_is_caught_in_every_dtype(op: str, wrong: Callable, dtype: torch.dtype) -> None:
     assert not judge(op, wrong, dtype).right
 
 
-def test_a_shared_prefix_is_seen() -> None:
+def test_a_wrong_shared_prefix_is_caught() -> None:
     case = made("forest_attention", torch.float32, "shared")
     segments = case.batch.forest.segments
     count = len(segments.start)
@@ -227,7 +227,7 @@ def test_unwritten_memory_is_named_and_the_setting_restored() -> None:
 
 
 def test_a_runner_with_another_layout() -> None:
-    """Baselines may lay out their arguments otherwise, as long as `read` gives the reference's form."""
+    """Baselines may use another layout, as long as `read` returns the reference's."""
 
     def prepare(inputs: Inputs) -> Runner:
         (gate_up,) = inputs.args

@@ -1,4 +1,4 @@
-"""The command `lastword bench kernels`: its table, JSON lines and plot, and that a wrong kernel has no time."""
+"""The command `lastword bench kernels`: its table, JSON lines and plot, and that a wrong kernel is not timed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TIME = re.compile(r"\d (µs|ms) ")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path) -> None:
-    """Peaks that cost nothing, and an empty folder to be in."""
+    """Replace the measured peaks, and run each test in an empty folder."""
     monkeypatch.setattr(command, "measure_peaks", lambda *_: Peaks(1e10, 1e11, "made up"))
     monkeypatch.chdir(tmp_path)
 
@@ -96,7 +96,7 @@ value = 1
         ("raises", 1, "WRONG, not timed: KeyError: 'no such thing"),
     ],
 )
-def test_a_function_brought_along(capfd, name: str, status: int, said: str | None) -> None:
+def test_a_function_of_the_caller(capfd, name: str, status: int, said: str | None) -> None:
     Path(f"mine_{name}.py").write_text(MINE)
     own = f"mine_{name}:{name}"
     words = ["--op", "rms_norm", "--with", own, "--beside", "--json", "r.jsonl"]
@@ -152,7 +152,7 @@ def test_without_matplotlib_nothing_is_measured(capfd, monkeypatch) -> None:
     assert "pip install 'lastword[bench]'" in err
 
 
-def test_no_plot_of_what_is_not_timed(capfd, monkeypatch) -> None:
+def test_no_plot_without_times(capfd, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     status, out, err = bench(capfd, "--plot", "a.svg")
     assert (status, out) == (2, [])
@@ -220,7 +220,7 @@ def test_one_token(capfd) -> None:
     assert len(set(out) & {"forest_attention  tiny  1 text of 1  (0.0 MB, 0.00 GFLOP)"}) == 1
 
 
-def test_what_was_measured_stays_when_a_run_is_stopped(capfd, monkeypatch) -> None:
+def test_a_stopped_run_keeps_its_rows(capfd, monkeypatch) -> None:
     times = iter([Timing(1.0, 1.0, 1.0)])
 
     def stopped(*_):

@@ -1,4 +1,4 @@
-"""Where a model's time goes: every operation of the forward is counted, and nothing stays patched."""
+"""Where a model's time goes: every operation of the forward is counted, and no patch remains afterwards."""
 
 import inspect
 from types import FunctionType

@@ -1,4 +1,4 @@
-"""The host's stages are timed on every text, and the figures are possible ones."""
+"""The host's steps are timed on every text, and the figures are plausible."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def test_a_text_left_out_is_no_figure(
         host.main([*words, "--tokenizer", str(tiny_checkpoint)])
 
 
-def test_a_tokenizer_that_is_not_there_is_one_line(
+def test_a_missing_tokenizer_is_one_line(
     threads: None, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAYON_NUM_THREADS", "1")

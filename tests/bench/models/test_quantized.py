@@ -1,4 +1,4 @@
-"""The quantised model beside itself: same weights, outliers that last, ratios and cosines that add up."""
+"""The quantised model compared with the plain one: same weights, lasting outliers, consistent figures."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def embedder(folder: Path, quantize: str | None = None):
     return random_embedder(folder, "tiny", 2, CPU, torch.float32, quantize=quantize, outliers=4)
 
 
-def test_outliers_last_and_drift_stays_small(tmp_path: Path) -> None:
+def test_outliers_last_and_the_quantisation_error_stays_small(tmp_path: Path) -> None:
     plain, ours = embedder(tmp_path / "a"), embedder(tmp_path / "b", "int8")
     seen = []
     (batch,) = batches_of(plain, texts_of(4, 20))
@@ -73,7 +73,7 @@ def test_options_that_would_have_no_effect(words: list[str], message: str, capfd
     assert message in capfd.readouterr().err
 
 
-def test_both_models_launch_as_asked(monkeypatch) -> None:
+def test_both_models_launch_as_requested(monkeypatch) -> None:
     asked = []
 
     def open_model(*_, quantize, cuda_graphs, **__):

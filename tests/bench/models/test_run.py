@@ -1,4 +1,4 @@
-"""The benchmark of a whole model: random weights of the right shapes, a word a token, figures that add up."""
+"""The benchmark of a whole model: random weights of the right shapes, one token per word, consistent figures."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_the_forward_runs_the_batches_of_encode(embedder, monkeypatch) -> None:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_groups_are_those_of_the_loop(embedder, ahead: bool, monkeypatch) -> None:
-    """Also where a device has time to spare, and groups begin small."""
+    """Also on a device where groups are prepared ahead and the first ones are small."""
     monkeypatch.setattr(embedder.loop.runner, "ahead", ahead)
     texts = texts_of(5000, 15)
     options = EncodeOptions("", embedder.max_length, embedder.info.vector_format())

@@ -47,7 +47,7 @@ def test_work(texts: list[list[int]], expected: Work) -> None:
 
 
 def brute_force(sizes: Sizes, texts: list[list[int]]) -> int:
-    """The same count the slow way: every matmul and every pair, one by one."""
+    """Count the same by brute force: every matmul and every pair, one by one."""
     c, f, d = sizes.hidden_size, sizes.intermediate_size, sizes.head_dim
     q, kv = sizes.num_attention_heads * d, sizes.num_key_value_heads * d
     nodes = {tuple(text[: n + 1]) for text in texts for n in range(len(text))}
@@ -149,7 +149,7 @@ def test_no_figures_when_vectors_differ(tiny_checkpoint: Path, monkeypatch, capf
     assert "no figures" in streams.err
 
 
-def test_bf16_is_held_to_a_cosine(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
+def test_bf16_is_checked_by_cosine(tiny_checkpoint: Path, monkeypatch, capfd) -> None:
     monkeypatch.setattr(peers, "workloads", lambda *_: small(2))
     monkeypatch.setattr(peers, "product_rate", lambda *_: (1e11, "made up"))
     words = ["bench", "peers", "--dtype", "bfloat16", "--rounds", "1", "--threads", "1"]
@@ -229,7 +229,7 @@ def test_who_takes_part(changes, device, dtype, beside, monkeypatch, capfd) -> N
         assert caught.value.where == "--beside llama.cpp"
 
 
-def test_one_that_is_not_installed_is_left_out(monkeypatch, capfd) -> None:
+def test_a_library_that_is_not_installed_is_left_out(monkeypatch, capfd) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "gguf" else True)
     assert peers._beside(None, None, torch.device("cpu"), torch.float32) == [ST]
     assert "left out: needs gguf. Install it with: pip install" in capfd.readouterr().err
