@@ -81,7 +81,7 @@ def locate(
         _check_complete(folder, "Name a folder that holds the whole model.")
         return ModelFiles(name, folder, None)
     if folder.exists():
-        remedy = "Name the folder that holds it."
+        remedy = "Name the folder that contains it."
         raise WeightsError(name, "is a file", expected="a folder", remedy=remedy)
     if not isinstance(model, str) or not _REPO_ID.fullmatch(name) or ".." in name:
         raise WeightsError(name, "no such folder, and not a valid hub id (owner/name)")
@@ -146,10 +146,10 @@ def _hub_error(
         remedy = "Accept its terms on the hub and pass a token."
         return WeightsError(at, "the repository is gated", remedy=remedy)
     if isinstance(problem, errors.RevisionNotFoundError):
-        return WeightsError(at, "the hub has no such revision")
+        return WeightsError(at, "the hub has no such revision", remedy="Check the revision.")
     if isinstance(problem, errors.RepositoryNotFoundError):
         what = "no such folder here, and no such repository on the hub"
-        remedy = "Check the name; a private repository needs a token."
+        remedy = "Check the name. A private repository needs a token."
         return WeightsError(at, what, remedy=remedy)
     status = getattr(getattr(problem, "response", None), "status_code", None)
     if status in (401, 403):

@@ -92,7 +92,7 @@ BAD_LOCAL = {
         lambda folder: (gone(folder), folder.write_text("")),
         "is a file",
         "a folder",
-        "Name the folder that holds it.",
+        "Name the folder that contains it.",
     ),
     "empty": (
         lambda folder: (gone(folder), folder.mkdir()),
@@ -262,7 +262,7 @@ def answered(kind: type[Exception], status: int) -> Exception:
 
 
 NOT_HERE = "no such folder here, and"
-PRIVATE = "Check the name; a private repository needs a token."
+PRIVATE = "Check the name. A private repository needs a token."
 FAILURES = {
     "repository": (
         answered(errors.RepositoryNotFoundError, 404),
@@ -277,7 +277,7 @@ FAILURES = {
     "revision": (
         answered(errors.RevisionNotFoundError, 404),
         "the hub has no such revision",
-        None,
+        "Check the revision.",
     ),
     "gated": (
         answered(errors.GatedRepoError, 403),

@@ -59,7 +59,7 @@ def write_plan(
     for path in (out, rows, recipe):
         if path.exists() or path.is_symlink():
             raise InputError(
-                str(path), "is there already", expected="a new plan", remedy="Name another one."
+                str(path), "exists already", expected="a new plan", remedy="Name another one."
             )
     ordered = sorted(datasets, key=lambda dataset: dataset.name)
     with writing(out), ExitStack() as places:

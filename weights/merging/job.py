@@ -118,7 +118,7 @@ def _check_free(out: Path) -> None:
         return
     if out.exists() or out.is_symlink():
         remedy = "Name another one."
-        raise InputError(str(out), "is there already", expected="a new folder", remedy=remedy)
+        raise InputError(str(out), "exists already", expected="a new folder", remedy=remedy)
     if not out.parent.is_dir():
         what = f"cannot be written ({out.parent} is not a folder)"
         raise InputError(str(out), what, remedy="Create that folder first.")

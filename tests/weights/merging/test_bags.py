@@ -203,7 +203,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(files, capfd, case):
 def test_an_earlier_plan_is_left_alone(files, capfd, name):
     Path(name).write_text("mine")
     assert bags("a.jsonl") == 2
-    error = InputError(name, "is there already", expected="a new plan", remedy="Name another one.")
+    error = InputError(name, "exists already", expected="a new plan", remedy="Name another one.")
     assert capfd.readouterr().err == f"lastword: {error}\n"
     assert Path(name).read_text() == "mine"
 

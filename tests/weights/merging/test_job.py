@@ -145,7 +145,7 @@ def test_what_is_there_is_left_alone(tmp_path, there):
     with pytest.raises(InputError) as caught:
         write_model(FakeJob(), new)
     expected = InputError(
-        str(new), "is there already", expected="a new folder", remedy="Name another one."
+        str(new), "exists already", expected="a new folder", remedy="Name another one."
     )
     assert vars(caught.value) == vars(expected)
     assert os.listdir(tmp_path) == ["new"]
