@@ -49,7 +49,7 @@ class _Terminated(KeyboardInterrupt):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     with _sigterm_cleans_up():
-        status = _guarded(argv)
+        status = _run_guarded(argv)
     problem = console.close_stdout()
     if problem is not None and status == 0:
         console.say(problem)
@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _guarded(argv: Sequence[str] | None) -> int:
+def _run_guarded(argv: Sequence[str] | None) -> int:
     args = argparse.Namespace()
     try:
-        args = _arguments(argv)
+        args = _parse_arguments(argv)
         with _warnings_as_lines(quiet=getattr(args, "quiet", False)):
             args.console = console
             return _module(args.command).run(args)
@@ -94,7 +94,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(each in str(error) for each in words)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments; files may come before, between and after options.
 
     argparse accepts files in one place only and returns the others as unknown arguments.

@@ -45,12 +45,12 @@ class Parser(argparse.ArgumentParser):
         try:
             return super().parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
-            raise self._refused(error.message, error.argument_name) from error
+            raise self._refusal(error.message, error.argument_name) from error
 
     def error(self, message: str) -> NoReturn:
-        raise self._refused(message)
+        raise self._refusal(message)
 
-    def _refused(
+    def _refusal(
         self, what: str, argument: str | None = None, got: str | None = None
     ) -> InputError:
         """Make the error about an argument, or about the command if argparse names no argument."""
@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
             what = str(error)
         except (TypeError, ValueError):
             what = f"invalid {convert.__name__} value"
-        raise self._refused(
+        raise self._refusal(
             what, argparse.ArgumentError(action, what).argument_name, repr(arg_string)
         )
 

@@ -71,7 +71,7 @@ def known_meta(name: str) -> ModelMeta | None:
 def model_meta(embedder: Embedder, known_as: str) -> ModelMeta:
     """Return metadata by which mteb keeps results of different weights, dtypes, quantisation and dimensions apart."""
     info = embedder.info
-    known = known_meta(known_as) or ModelMeta.create_empty({"name": _owned(known_as)})
+    known = known_meta(known_as) or ModelMeta.create_empty({"name": _qualified_name(known_as)})
     settings = {
         "engine": "lastword",
         "dtype": dtype_name(info.dtype),
@@ -92,7 +92,7 @@ def model_meta(embedder: Embedder, known_as: str) -> ModelMeta:
     )
 
 
-def _owned(name: str) -> str:
+def _qualified_name(name: str) -> str:
     """Return a name in the form owner/name that mteb expects; a folder becomes local/NAME."""
     parts = name.rstrip("/").split("/")
     return (

@@ -87,7 +87,7 @@ def _problem(dataset: dict[str, Any], *, hub_is_down: bool) -> str:
     from huggingface_hub import HfApi, errors
 
     path, revision = dataset["path"], dataset.get("revision")
-    if _cached(path):
+    if _is_cached(path):
         return ""
     if hub_is_down:
         return _HUB_IS_DOWN
@@ -101,7 +101,7 @@ def _problem(dataset: dict[str, Any], *, hub_is_down: bool) -> str:
     return ""
 
 
-def _cached(path: str) -> bool:
+def _is_cached(path: str) -> bool:
     """Return whether a data set is in the cache of huggingface-hub or of datasets."""
     from datasets import config
     from huggingface_hub import constants

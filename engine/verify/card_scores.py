@@ -39,9 +39,11 @@ def card_scores_problem(embedder: Embedder, card: CardScores) -> tuple[str | Non
     queries = embedder.encode_query(card.queries, show_progress_bar=False)
     documents = embedder.encode_document(card.documents, show_progress_bar=False)
     ours = embedder.similarity(queries, documents)
-    apart = float((ours - torch.tensor(card.scores)).abs().max())
+    difference = float((ours - torch.tensor(card.scores)).abs().max())
     shown = "[" + ", ".join("[" + ", ".join(f"{x:.4f}" for x in row) + "]" for row in ours) + "]"
-    detail = f"scores {shown}; card of {card.model}: {card.scores}; largest difference {apart:.4f}"
-    if not apart <= card.tolerance:
+    detail = (
+        f"scores {shown}; card of {card.model}: {card.scores}; largest difference {difference:.4f}"
+    )
+    if not difference <= card.tolerance:
         return f"{detail}, allowed {card.tolerance}", detail
     return None, detail

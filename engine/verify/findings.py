@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.verify.evidence import Evidence
-from lastword.verify.mistakes import apart, token_mistakes, vector_mistakes
+from lastword.verify.mistakes import row_differences, token_mistakes, vector_mistakes
 from lastword.verify.verdict import LayerError, Verdict
 
 
@@ -54,7 +54,7 @@ def _token_problem(evidence: Evidence, differ: list[int]) -> str | None:
 
 def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
     index = [i for i, probe in enumerate(evidence.probes) if probe.alone]
-    moved = apart(evidence.ours.alone.double(), evidence.ours.vectors[index].double())
+    moved = row_differences(evidence.ours.alone.double(), evidence.ours.vectors[index].double())
     worst, place = (float(x) for x in moved.max(0))
     verdict.figures["neighbour_shift"] = worst
     limit = evidence.bounds.neighbour_limit(evidence.their_difference)
@@ -97,9 +97,9 @@ def _relative_rms(states: Tensor, truth: Tensor) -> list[float]:
 
 def _vectors(evidence: Evidence, verdict: Verdict) -> None:
     ours, truth = evidence.ours.vectors.double(), evidence.truth_vectors
-    errors, cosine = apart(ours, truth), F.cosine_similarity(ours, truth, dim=1)
+    errors, cosine = row_differences(ours, truth), F.cosine_similarity(ours, truth, dim=1)
     worst, limit = float(errors.max()), evidence.vector_limit
-    own = float(apart(evidence.their_vectors, truth).max())
+    own = float(row_differences(evidence.their_vectors, truth).max())
     verdict.figures |= {
         "max_abs_difference": worst,
         "transformers_max_abs_difference": own,

@@ -91,10 +91,10 @@ def vector_mistakes(evidence: Evidence, same: Tensor) -> dict[str, str]:
         same: int64 [n], indices of the texts with correct token ids.
     """
     limit = evidence.vector_limit
-    wrong = apart(evidence.ours.vectors.double(), evidence.truth_vectors) > limit
+    wrong = row_differences(evidence.ours.vectors.double(), evidence.truth_vectors) > limit
     off = same[wrong[same]]
     for name, words, ours, candidate in _candidates(evidence, off) if len(off) else ():
-        if float((apart(ours, candidate) <= limit).double().mean()) >= _MOST:
+        if float((row_differences(ours, candidate) <= limit).double().mean()) >= _MOST:
             return {name: words}
     return {}
 
@@ -130,6 +130,6 @@ def _lengths(evidence: Evidence, off: Tensor) -> str:
     return f"lengths from {lengths.min():.4g} to {lengths.max():.4g}, expected {expected}"
 
 
-def apart(a: Tensor, b: Tensor) -> Tensor:
+def row_differences(a: Tensor, b: Tensor) -> Tensor:
     """Return the largest absolute difference of each row; NaN counts as infinite."""
     return (a - b).abs().nan_to_num(torch.inf).amax(1)

@@ -27,7 +27,7 @@ CHECKS = {
     "ranking": "the ten nearest texts of every text are the same",
     "scores": "the example scores of the model card are the same",
 }
-_ASKED_BY = {"drift": "--quantize", "scores": "--scores"}
+_REQUESTED_BY = {"drift": "--quantize", "scores": "--scores"}
 
 Status = Literal["ok", "FAIL", "accepted", "not run"]
 
@@ -84,17 +84,17 @@ class Verdict:
         status: Status = "ok" if problem is None else "FAIL"
         self.checks.append(Check(name, status, detail if problem is None else problem))
 
-    def close(self, accept: Sequence[str], asked: Sequence[str]) -> "Verdict":
+    def close(self, accept: Sequence[str], requested: Sequence[str]) -> "Verdict":
         """Sort the checks, and mark those that were accepted and those that did not run.
 
         If some checks did not run, no failure is accepted: a model that was not compared must not pass.
 
         Args:
             accept: names of checks that may fail.
-            asked: names of the checks of this run, in order.
+            requested: names of the checks of this run, in order.
         """
         done = {check.name: check for check in self.checks}
-        missing = [name for name in asked if name not in done]
+        missing = [name for name in requested if name not in done]
         done |= {name: Check(name, "not run", "another check failed") for name in missing}
         for name in {*accept}:
             check = done[name]
@@ -103,7 +103,7 @@ class Verdict:
                 done[name] = replace(check, detail=detail)
             elif check.status == "FAIL":
                 done[name] = replace(check, status="accepted")
-        self.checks = [done[name] for name in asked]
+        self.checks = [done[name] for name in requested]
         return self
 
     def as_dict(self) -> dict[str, object]:
@@ -112,13 +112,13 @@ class Verdict:
         return {"passed": self.passed, "cause": cause, **asdict(self)}
 
 
-def asked_checks(quantize: str | None, *, scores: bool) -> list[str]:
+def requested_checks(quantize: str | None, *, scores: bool) -> list[str]:
     """Return the names of the checks of a run, in order."""
-    asked = {"drift": quantize is not None, "scores": scores}
-    return [name for name in CHECKS if asked.get(name, True)]
+    requested = {"drift": quantize is not None, "scores": scores}
+    return [name for name in CHECKS if requested.get(name, True)]
 
 
-def check_accepted(accept: Sequence[str], asked: Sequence[str]) -> None:
+def check_accepted(accept: Sequence[str], requested: Sequence[str]) -> None:
     """Check the names given with `accept`.
 
     Raises:
@@ -128,6 +128,6 @@ def check_accepted(accept: Sequence[str], asked: Sequence[str]) -> None:
         if name not in CHECKS:
             known = f"one of: {', '.join(CHECKS)}"
             raise ConfigError("accept", "no such check", got=repr(name), expected=known)
-        if name not in asked:
-            what = f"this check runs with {_ASKED_BY[name]} only"
+        if name not in requested:
+            what = f"this check runs with {_REQUESTED_BY[name]} only"
             raise ConfigError("accept", what, got=repr(name))

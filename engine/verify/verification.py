@@ -17,7 +17,7 @@ from lastword.verify.evidence import gather
 from lastword.verify.findings import judge
 from lastword.verify.probes import probes
 from lastword.verify.reference import StoredTensors
-from lastword.verify.verdict import Verdict, asked_checks, check_accepted
+from lastword.verify.verdict import Verdict, check_accepted, requested_checks
 from lastword.weights import (
     Checkpoint,
     dtype_name,
@@ -61,8 +61,8 @@ def verify(
         WeightsError: there is no such model.
         InputError: a text cannot be embedded (`index` is its position), or there are too many texts.
     """
-    asked = asked_checks(options.get("quantize"), scores=scores)
-    check_accepted(accept, asked)
+    requested = requested_checks(options.get("quantize"), scores=scores)
+    check_accepted(accept, requested)
     card = None
     if scores:
         name = known_as or os.fspath(model)
@@ -78,7 +78,7 @@ def verify(
         if card is not None:  # the first embedder is no longer in memory
             plain = {"dtype": "float32", "quantize": None, "truncate_dim": None}
             verdict.add("scores", *card_scores_problem(load(**(options | plain)), card))
-    return verdict.close(accept, asked)
+    return verdict.close(accept, requested)
 
 
 def _opens(folder: Path, verdict: Verdict) -> bool:

@@ -87,9 +87,9 @@ def run(args: argparse.Namespace) -> int:
     from lastword.weights.merging import bags, bags_plan
 
     drawn = bags.read_bags(args.ratios, "--ratios")
-    named = [_named(each, old=False) for each in args.files]
-    named += [_named(each, old=True) for each in args.old]
-    bags.check_names(name for name, _, _ in named)
+    sources = [_parse_dataset(each, old=False) for each in args.files]
+    sources += [_parse_dataset(each, old=True) for each in args.old]
+    bags.check_names(name for name, _, _ in sources)
     if args.into is not None and args.weights == "size" and not args.old:
         raise InputError(
             "--into",
@@ -105,10 +105,10 @@ def run(args: argparse.Namespace) -> int:
         into=args.into,
     )
     show = console.shows_progress(quiet=args.quiet)
-    size = sum(os.stat(path).st_size for _, path, _ in named)
+    size = sum(os.stat(path).st_size for _, path, _ in sources)
     with progress_bar(size, show=show, unit="B", what="Counting") as progress:
         datasets = [
-            bags.read_dataset(name, path, old=old, progress=progress) for name, path, old in named
+            bags.read_dataset(name, path, old=old, progress=progress) for name, path, old in sources
         ]
     with progress_bar(None, show=show, unit=" rows", what="Drawing") as progress:
         made = bags_plan.write_plan(Path(args.output), spec, datasets, progress)
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _named(argument: str, *, old: bool) -> tuple[str, Path, bool]:
+def _parse_dataset(argument: str, *, old: bool) -> tuple[str, Path, bool]:
     """Split FILE or NAME=FILE into (name, path, old); the default name is the file name without its extension."""
     name, equals, file = argument.partition("=")
     if not equals or os.path.exists(argument):

@@ -86,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    style = _style(args)
+    style = _choose_format(args)
     inputs = read.sources(args.files, args.input_format)
     sidecar = f"{args.output}.json" if args.output and style != "safetensors" else None
     given = (source.path for source in inputs if source.path != read.STDIN)
@@ -94,17 +94,17 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as files:
         # Files are put in place in reverse order: the vectors first, then the files that describe them.
         ranges_out = _enter(files, args.save_ranges)
-        beside = _enter(files, sidecar)
+        sidecar_out = _enter(files, sidecar)
         out = _enter(files, args.output) or console.stdout_bytes()
         embedder = options.open_model(args)
         work = _Work(args, style, embedder)
         records = read.read(inputs, args.text_field)
         if style == "jsonl":
-            records = _unless_taken(records, args.vector_field)
+            records = _check_vector_field(records, args.vector_field)
         report = work.embed(records, out)
-        if beside is not None and sidecar is not None:
-            console.put(beside, write.sidecar(work.metadata, report.texts), sidecar)
-            console.attempt(beside.flush, sidecar)
+        if sidecar_out is not None and sidecar is not None:
+            console.put(sidecar_out, write.sidecar(work.metadata, report.texts), sidecar)
+            console.attempt(sidecar_out.flush, sidecar)
         if ranges_out is not None:
             work.seen.save(ranges_out, args.save_ranges, work.metadata)
             console.attempt(ranges_out.flush, args.save_ranges)
@@ -119,7 +119,7 @@ class _Work:
         from lastword.cli.ranges import Ranges, read_ranges
         from lastword.model_info import FINGERPRINT_VERSION
 
-        self._args, self._style, self._embedder = args, style, embedder
+        self._args, self._format, self._embedder = args, style, embedder
         self.seen = Ranges()
         self._prompt = embedder.resolve_prompt(args.prompt_name, args.prompt, None)
         space = embedder.info.space_fingerprint(normalize_embeddings=args.normalize)
@@ -163,10 +163,10 @@ class _Work:
     def _writer(self, out: BinaryIO) -> write.Writer:
         layout, dim = write.LAYOUTS[self._args.precision], self._embedder.dim
         name, field = self._args.output or "stdout", self._args.vector_field
-        if self._style == "jsonl":
+        if self._format == "jsonl":
             header = self.metadata if self._args.header else None
             return write.JsonLines(out, name, field, write.numbers(layout, dim), header)
-        if self._style == "npy":
+        if self._format == "npy":
             return write.Matrix(out, name, write.npy_header(layout, dim))
         return write.Matrix(out, name, write.safetensors_header(field, layout, dim, self.metadata))
 
@@ -181,10 +181,10 @@ def summary(report: Report) -> str:
     )
 
 
-def _style(args: argparse.Namespace) -> str:
+def _choose_format(args: argparse.Namespace) -> str:
     """Choose the output format and refuse options that cannot be combined."""
     args.output = None if args.output == "-" else args.output
-    style: str = args.format or _style_of(args.output or "")
+    style: str = args.format or _format_of(args.output or "")
     if style != "jsonl" and args.output is None:
         what = "cannot be written to stdout"
         raise InputError(f"--format {style}", what, remedy="Name a file with -o.")
@@ -210,7 +210,7 @@ def _check_ranges(args: argparse.Namespace) -> None:
         raise InputError("--save-ranges", "needs float32 vectors", got=got)
 
 
-def _style_of(output: str) -> str:
+def _format_of(output: str) -> str:
     """Choose the format by the extension of the output file; no extension means JSON lines."""
     _, ending = read.split_ending(output)
     if ending in ("", "json", "ndjson"):
@@ -231,7 +231,7 @@ def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:
     return None if path is None else files.enter_context(whole_file(path))
 
 
-def _unless_taken(records: Iterable[Record], field: str) -> Iterator[Record]:
+def _check_vector_field(records: Iterable[Record], field: str) -> Iterator[Record]:
     for record in records:
         if field in record.names:
             raise InputError(

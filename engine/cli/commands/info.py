@@ -95,12 +95,12 @@ def _table(facts: Mapping[str, object]) -> Iterator[str]:
     for name, value in facts.items():
         if isinstance(value, Mapping):
             yield f"{name}:"
-            yield from (f"  {key:<26} {_shown(each)}" for key, each in value.items())
+            yield from (f"  {key:<26} {_format_value(each)}" for key, each in value.items())
         elif name == "files" and isinstance(value, list):
             yield "files:"
             yield from (_file_line(each) for each in value)
         else:
-            yield f"{name:<28} {_shown(value)}"
+            yield f"{name:<28} {_format_value(value)}"
 
 
 def _file_line(each: Mapping[str, object]) -> str:
@@ -110,7 +110,7 @@ def _file_line(each: Mapping[str, object]) -> str:
     return f"  {each['file']}  {each['bytes']:,} bytes  sha256 {each['sha256']}  {said}"
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, int):

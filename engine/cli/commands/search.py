@@ -52,22 +52,22 @@ def run(args: argparse.Namespace) -> int:
     inputs = read.sources(args.files, args.input_format)
     console.stdout_bytes()
     embedder = options.open_model(args)
-    asked, report = Report(), Report()
-    query = _query(embedder, args, asked)
+    query_report, report = Report(), Report()
+    query = _query(embedder, args, query_report)
     hits: list[Hit] = []
-    for hit in _scored(embedder, query, args, inputs, report):
+    for hit in _score_records(embedder, query, args, inputs, report):
         if len(hits) < args.top_k:
             heapq.heappush(hits, hit)
         else:
             heapq.heappushpop(hits, hit)
     hits.sort(reverse=True)
     console.print_lines([_line(rank, hit, args.json) for rank, hit in enumerate(hits, 1)])
-    seen = _seen(asked, report, embedder.max_length)
-    console.say_all((*embedder.notices, *seen), quiet=args.quiet)
+    notices = _notices(query_report, report, embedder.max_length)
+    console.say_all((*embedder.notices, *notices), quiet=args.quiet)
     return 0
 
 
-def _seen(query: Report, texts: Report, max_length: int) -> Iterator[str]:
+def _notices(query: Report, texts: Report, max_length: int) -> Iterator[str]:
     """Yield notices about texts that were cut, and about input without texts."""
     if not texts.texts:
         yield "FILES: contain no texts"
@@ -94,7 +94,7 @@ def _query(embedder: "Embedder", args: argparse.Namespace, report: Report) -> "T
     return vectors
 
 
-def _scored(
+def _score_records(
     embedder: "Embedder",
     query: "Tensor",
     args: argparse.Namespace,
