@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import replace
+from functools import cache
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import RLock, Thread, current_thread, main_thread
@@ -26,7 +28,7 @@ from typing import Any
 import torch
 
 from lastword.batching.forest import Forest
-from lastword.errors import DeviceError
+from lastword.errors import DeviceError, LastwordWarning
 from lastword.model.qwen3 import Model
 from lastword.progress import progress_bar
 from lastword.runtime.runner import FutureWait, InProcess, ModelLoader, Runner, Task, Wait
@@ -114,6 +116,8 @@ def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: boo
     Raises:
         DeviceError: the model does not fit in a device's memory.
     """
+    if devices[0].type == "cuda":
+        _warn_of_unproved_kernels()
     try:
         if len(devices) > 1:
             return Pool(replace(load, tune_process=True), devices)
@@ -128,6 +132,19 @@ def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: boo
             expected="enough free memory for them",
             remedy="Use bfloat16, fp8 or another device, or free memory on this one.",
         ) from error
+
+
+@cache  # once per process
+def _warn_of_unproved_kernels() -> None:
+    """Say that no run on a GPU is recorded; to be removed with the first results of `bench/gpu.sh prove`."""
+    warnings.warn(
+        LastwordWarning(
+            "device",
+            "the GPU kernels are compiled and checked in Triton's interpreter, but no run on a GPU is recorded yet",
+            remedy="Compare the vectors of your model with transformers: lastword verify MODEL.",
+        ),
+        stacklevel=2,
+    )
 
 
 @contextmanager

@@ -5,18 +5,23 @@ Workers on the CPU stand in for GPUs: only the location of the model depends on 
 
 import sys
 import threading
+import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import worker_tasks
 from helpers.worker_pools import CPU, FOREST, pids, pool_of
 
-from lastword import Embedder, InputError
+from lastword import DeviceError, Embedder, InputError
 from lastword.batching.forest import plan_forests
+from lastword.errors import LastwordWarning
 from lastword.options import EncodeOptions
 from lastword.report import Report
+from lastword.runtime import pool as pool_module
+from lastword.runtime.pool import open_runner
 
 GROUP = 50
 TEXTS = [f"text number {i % 97} " * (i % 5 + 1) for i in range(6 * GROUP + 20)]
@@ -226,3 +231,22 @@ def test_a_task_that_the_worker_does_not_know(two: Embedder) -> None:
     exec("def task(model, forest): ...", module.__dict__)
     with pytest.raises(ModuleNotFoundError, match="only_here"):
         pool_of(two).start(module.task, FOREST)()
+
+
+def test_a_gpu_is_warned_of_once_while_no_run_is_recorded() -> None:
+    def load(device, loaded):
+        raise torch.OutOfMemoryError("no GPU here")
+
+    stub = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=1), dtype=torch.bfloat16)
+    loader = type("Loader", (), {**vars(stub), "__call__": lambda _, *others: load(*others)})()
+    pool_module._warn_of_unproved_kernels.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with pytest.raises(DeviceError):
+                open_runner(loader, [torch.device("cuda", 0)], show=False)
+        with pytest.raises(DeviceError):
+            open_runner(loader, [CPU], show=False)
+    (warning,) = [each.message for each in caught if isinstance(each.message, LastwordWarning)]
+    assert warning.where == "device"
+    assert "no run on a GPU is recorded" in warning.what
