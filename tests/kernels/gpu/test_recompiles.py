@@ -20,7 +20,7 @@ from lastword.kernels.gpu import rms_norm as rms_norm_kernel
 from lastword.kernels.gpu import swiglu as swiglu_kernel
 
 CPU = torch.device("cpu")
-BATCHES = examples(2_000)
+BATCHES = examples(10_000)
 H, KH, D, C, F = 4, 2, 32, 80, 48
 
 
