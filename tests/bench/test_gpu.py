@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lastword.cli.main import _arguments
+from lastword.cli.main import _parse_arguments
 
 SCRIPT = Path(__file__).resolve().parents[2] / "bench/gpu.sh"
 STAGES = ("prove", "kernels", "model", "peers")
@@ -75,7 +75,7 @@ def test_every_command_exists(name: str, dry: tuple[str], tmp_path: Path) -> Non
     assert calls
     for _, module, *words in calls:
         if module == "lastword.cli.main":
-            assert _arguments(words).benchmark == name
+            assert _parse_arguments(words).benchmark == name
         elif module == "pytest":
             assert words[:2] == ["-m", "gpu"]
             named = [word.removeprefix("--ignore=") for word in words if "tests/gpu" in word]
@@ -85,10 +85,10 @@ def test_every_command_exists(name: str, dry: tuple[str], tmp_path: Path) -> Non
             assert module == "lastword.bench.checkpoint"
             assert dry
     if name == "model" and not dry:
-        asked = [_arguments(words) for _, _, *words in calls]
-        assert [args.model for args in asked] == ["0.6B", "4B", "8B", "4B"]
-        assert [args.quantize for args in asked] == [None, None, None, "fp8"]
-        assert [args.tokens for args in asked] == [524288, 131072, 65536, None]
+        requested = [_parse_arguments(words) for _, _, *words in calls]
+        assert [args.model for args in requested] == ["0.6B", "4B", "8B", "4B"]
+        assert [args.quantize for args in requested] == [None, None, None, "fp8"]
+        assert [args.tokens for args in requested] == [524288, 131072, 65536, None]
     assert len(list((tmp_path / "out").iterdir())) <= 8
 
 
