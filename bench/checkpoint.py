@@ -104,36 +104,10 @@ def make_checkpoint(
 ) -> Path:
     """Write a whole model folder with random weights.
 
-    The weights depend on sizes, dtype and seed only.
-
-    Args:
-        folder: where to write; made if missing.
-        hidden_size: as in config.json, like the other sizes below.
-        intermediate_size: MLP width.
-        num_hidden_layers: layers.
-        num_attention_heads: query heads.
-        num_key_value_heads: key/value heads.
-        head_dim: size of a head.
-        vocab_size: rows of the embedding; None for the tokenizer's size.
-        dtype: of the stored weights.
-        tied: whether output and input embeddings are tied; untied with prefix `model.` also writes `lm_head.weight`.
-        seed: of the weights.
-        prefix: of the tensor names, `""` or `model.`.
-        shards: number of weight files; more than one means numbered files and an index.
-        attention_bias: whether attention has biases.
-        rope_theta: base of RoPE.
-        rope_scaling: RoPE scaling as in config.json.
-        config_format: `v4` or `v5`, the generation of transformers that config.json is written for.
-        tokenizer: a tokenizer.json to copy instead of training a small one.
-        sentence_transformers: whether to write the files of sentence-transformers.
-        max_position_embeddings: also the tokenizer's `model_max_length`.
-        weights: whether to write weights; every other file is written anyway.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ConfigError: `config_format` is unknown.
+    The weights depend on sizes, dtype and seed only. `vocab_size` None is the tokenizer's size; `prefix` is `""` or
+    `model.`; untied weights with `model.` also get an `lm_head.weight`; several `shards` are numbered files with an
+    index; `config_format` is `v4` or `v5`, as in transformers; `tokenizer` is a tokenizer.json to copy instead of
+    training a small one; without `weights` all other files are written. Returns the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

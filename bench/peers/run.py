@@ -149,17 +149,7 @@ def compare(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Result | None:
-    """Compare the vectors, then time the libraries.
-
-    Args:
-        folder: the checkpoint.
-        loads: workloads.
-        scratch: folder for files that the children read and write.
-        beside: libraries to compare with.
-        rounds: timed rounds.
-        threads: threads of each library.
-        device: device of each library.
-        dtype: compute dtype of each library.
+    """Compare the vectors, then time the libraries; `scratch` is for files that the children read and write.
 
     Returns:
         The result; None if the vectors differ by more than the tolerance.
