@@ -16,7 +16,7 @@ from lastword.weights import dtype_name
 _SIMILARITIES = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
 
 
-class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # its types are not followed
+class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this library
     """An mteb encoder that computes its vectors with an Embedder.
 
     Args:

@@ -14,7 +14,7 @@ with needing("langchain-core", "langchain", "lastword.interop.langchain"):
     from langchain_core.embeddings import Embeddings
 
 
-class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # its types are not followed
+class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # mypy skips this library
     """LangChain embeddings computed by lastword, with the model's query and document prompts.
 
     The asynchronous methods are LangChain's own; they call these methods in a thread.

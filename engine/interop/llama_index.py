@@ -19,7 +19,7 @@ with needing("llama-index-core", "llama-index", "lastword.interop.llama_index"):
 _TEXTS_AT_ONCE = 2048
 
 
-class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # its types are not followed
+class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this library
     """LlamaIndex embeddings computed by lastword, with the model's query and document prompts.
 
     The asynchronous methods call the synchronous ones in a thread.

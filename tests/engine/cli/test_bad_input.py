@@ -124,7 +124,7 @@ def test_bad_files(cli, files, arguments, expected):
 
 
 @pytest.mark.parametrize("name", ["out.safetensors", "out.npy", "out.jsonl"])
-def test_outputs_and_what_describes_them_are_whole_or_as_before(cli, name):
+def test_after_an_error_output_and_metadata_are_unchanged(cli, name):
     Path("a.txt").write_bytes(b"a\nb\nc\nd\nNOTOKENS\n")
     Path(name).write_bytes(OLD)
     Path(f"{name}.json").write_bytes(OLD)

@@ -99,7 +99,7 @@ def test_formats_hold_the_same_values(cli, precision):
     assert not Path("a.safetensors.json").exists()
 
 
-def test_a_header_comes_first_on_stdout_where_it_is_asked_for(cli):
+def test_a_requested_header_comes_first_on_stdout(cli):
     Path("a.txt").write_text("one\ntwo")
     assert cli("embed", "a.txt", "-o", "a.jsonl").status == 0
     for out in ((), ("-o", "-")):
@@ -112,7 +112,7 @@ def test_a_header_comes_first_on_stdout_where_it_is_asked_for(cli):
     assert cli("embed", "a.txt", "--header").out == header
 
 
-def test_the_vectors_are_in_place_before_what_describes_them(cli, monkeypatch):
+def test_the_vectors_are_in_place_before_their_metadata(cli, monkeypatch):
     Path("a.txt").write_text("one\ntwo")
     placed, replace = [], os.replace
 
@@ -128,7 +128,7 @@ def test_the_vectors_are_in_place_before_what_describes_them(cli, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "content"), FIELDS.items())
-def test_fields_named_space_and_run_are_the_callers(cli, name, content):
+def test_fields_named_space_and_run_belong_to_the_caller(cli, name, content):
     Path(name).write_text(content)
     for field in ("embedding", "lastword"):
         (row,) = _rows(cli("embed", name, "--vector-field", field).out)

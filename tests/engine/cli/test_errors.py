@@ -65,14 +65,14 @@ def test_lines(cli, files, arguments, line):
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DeviceError, LastwordWarning])
-def test_an_argument_has_the_name_of_its_option(kind):
+def test_messages_name_the_option_instead_of_the_argument(kind):
     problem = kind("truncate_dim", "out of range", got="65", expected="1 to 64")
     assert in_option_words(problem) == "--dim: out of range; got 65, expected 1 to 64."
     assert problem.where == "--dim"
     assert in_option_words(kind("folder: truncate_dim", "x")) == "folder: truncate_dim: x."
 
 
-def test_a_file_may_be_called_as_an_argument_is():
+def test_a_file_may_have_the_name_of_an_argument():
     assert in_option_words(InputError("ranges", "has no tensor")) == "ranges: has no tensor."
 
 

@@ -43,7 +43,7 @@ def recipe(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.timing
 @pytest.mark.parametrize("command", ["merge", "convert", "bags"])
-def test_help_is_instant_and_has_an_example(command):
+def test_help_is_fast_and_has_an_example(command):
     start = time.perf_counter()
     code = "import sys; from lastword.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     done = subprocess.run(
@@ -56,7 +56,7 @@ def test_help_is_instant_and_has_an_example(command):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_merge_keeps_its_files_and_goes_on(recipe, capfd, number, status):
+def test_an_interrupted_merge_keeps_its_files_and_continues(recipe, capfd, number, status):
     words = ["merge", "merge.yaml", "out", "--shard-size", "200KB"]
     with subprocess.Popen(
         [sys.executable, "-c", SLOW, *words],
@@ -105,7 +105,7 @@ def test_a_bar_on_a_terminal(recipe):
     assert re.search(rb"Merging: 100%.*526k/526k", shown)
 
 
-def test_a_report_that_cannot_be_written_is_known_beforehand(recipe, capfd):
+def test_an_unwritable_report_stops_the_merge_before_it_starts(recipe, capfd):
     assert main(["merge", "merge.yaml", "out", "--report", "gone/report.jsonl"]) == 2
     assert "gone/report.jsonl: cannot be written" in capfd.readouterr().err
     assert not Path("out").exists()

@@ -81,7 +81,7 @@ def test_search_ranks_as_similarity_does(run, tiny_checkpoint):
         assert abs(row["score"] - scores[index].item()) < 1e-5
 
 
-def test_info_says_what_the_model_is(run, tiny_checkpoint):
+def test_info_describes_the_model(run, tiny_checkpoint):
     model = Embedder(tiny_checkpoint)
     status, out, err = run("info", tiny_checkpoint, "--json", "--full")
     facts = json.loads(out)
@@ -121,7 +121,7 @@ def not_normalized(tmp_path, tiny_checkpoint):
     return folder
 
 
-def test_normalize_is_of_another_space(run, not_normalized):
+def test_normalize_changes_the_space(run, not_normalized):
     model = Embedder(not_normalized)
     found, vectors = {}, {}
     for options in ((), ("--normalize",)):

@@ -116,7 +116,7 @@ HELP = [["--help"], ["--version"], *([*name.split(), "--help"] for name in COMMA
 
 
 @pytest.mark.parametrize("arguments", HELP, ids=" ".join)
-def test_help_is_instant(arguments):
+def test_help_is_fast(arguments):
     code = f"""
 import sys
 from lastword.cli.main import main

@@ -40,7 +40,7 @@ def test_controls_do_not_reach_the_terminal_and_long_texts_are_shortened(cli):
     assert max(map(len, out.splitlines())) < 250
 
 
-def test_says_what_was_cut(cli):
+def test_cut_texts_are_reported(cli):
     Path("a.txt").write_text("short\n" + "x" * 101 + "\nlast")
     notice = "lastword: fake: a notice\n"
     cut = "lastword: 1 of 3 texts cut to 100 tokens\n"
@@ -57,7 +57,7 @@ def test_no_texts_no_lines(cli):
     assert result == (0, "", "")
 
 
-def test_files_without_texts_are_said(cli):
+def test_files_without_texts_are_reported(cli):
     Path("empty.txt").write_text("")
     result = cli("search", "x", "empty.txt")
     assert (result.status, result.out) == (0, "")

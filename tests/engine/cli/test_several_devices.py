@@ -41,7 +41,7 @@ def embed_on(devices: str, threads: int, model: Path) -> list[bytes]:
     return [Path(name).read_bytes() for name in ("out.npy", "out.npy.json")]
 
 
-def test_the_file_of_one_device(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_same_file_as_on_one_device(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("texts.txt").write_text("".join(f"text number {i} of many\n" for i in range(700)))
     several = embed_on("cpu,cpu", threads=2, model=tiny_checkpoint)

@@ -111,7 +111,9 @@ def saved(folder: Path, task: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_a_stopped_run_goes_on(both_tasks, tiny_checkpoint: Path, tmp_path: Path, monkeypatch):
+def test_an_interrupted_run_continues(
+    both_tasks, tiny_checkpoint: Path, tmp_path: Path, monkeypatch
+):
     first = evaluate(tiny_checkpoint, tasks=both_tasks[:1], results=tmp_path, device="cpu")
     encoded = []
     true = LastwordEncoder.encode
@@ -131,7 +133,7 @@ def test_a_stopped_run_goes_on(both_tasks, tiny_checkpoint: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "modes", [(None, "int8"), ("int8", None)], ids=["plain first", "int8 first"]
 )
-def test_a_quantised_result_is_another(modes, both_tasks, tiny_checkpoint, tmp_path) -> None:
+def test_quantised_results_are_kept_apart(modes, both_tasks, tiny_checkpoint, tmp_path) -> None:
     task = both_tasks[1:]
     found = []
     for mode in (*modes, modes[0]):
@@ -181,7 +183,7 @@ def embedder(tiny_checkpoint: Path) -> Embedder:
         (BOOM, "CQADupstackGamingRetrieval", PromptType.document, ""),
     ],
 )
-def test_instructions_are_mtebs(embedder, known_as: str, task: str, kind, expected) -> None:
+def test_instructions_come_from_mteb(embedder, known_as: str, task: str, kind, expected) -> None:
     encoder = LastwordEncoder(embedder, known_as)
     prompt = encoder.prompt(mteb.get_task(task).metadata, kind)
     if expected is None:
@@ -208,7 +210,7 @@ def test_results_are_kept_apart(embedder: Embedder, tiny_checkpoint: Path) -> No
 
 
 @pytest.mark.parametrize("by", ["option", "folder"])
-def test_the_card_beside_ours(by: str, tiny_checkpoint: Path, tmp_path: Path, capfd) -> None:
+def test_the_card_scores_are_printed(by: str, tiny_checkpoint: Path, tmp_path: Path, capfd) -> None:
     folder = tmp_path / ICT.split("/")[1]
     folder.symlink_to(tiny_checkpoint)
     model = [str(folder)] if by == "folder" else [str(tiny_checkpoint), "--as", ICT]
@@ -226,7 +228,7 @@ def test_with_stderr_closed(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) 
     assert len(done.benchmarks) == 9
 
 
-def test_no_bar_where_none_is_wanted(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+def test_no_progress_bar_if_disabled(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     """Nor does the loading of the model show one."""
     shown = bars_of(evaluation, monkeypatch)
     options = {"known_as": ICT, "results": tmp_path, "device": "cpu"}
@@ -235,7 +237,7 @@ def test_no_bar_where_none_is_wanted(tiny_checkpoint: Path, tmp_path: Path, monk
     assert shown == [False]
 
 
-def test_a_folder_that_bears_a_cards_name_is_that_model(
+def test_a_folder_named_like_a_known_model_is_that_model(
     both_tasks, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / ICT.split("/")[1]

@@ -35,7 +35,7 @@ def test_refused(options: dict, parts: tuple, remedy: str, tiny_checkpoint: Path
 
 
 @pytest.mark.parametrize("status", [None, 404])
-def test_data_that_cannot_be_had(status, tiny_checkpoint, monkeypatch, tmp_path) -> None:
+def test_unavailable_data(status, tiny_checkpoint, monkeypatch, tmp_path) -> None:
     import httpx2
     from huggingface_hub import HfApi, constants, errors
 
@@ -64,7 +64,7 @@ def test_data_that_cannot_be_had(status, tiny_checkpoint, monkeypatch, tmp_path)
     assert ("the hub cannot be reached" in raised.what) == (status is None)
 
 
-def test_data_in_the_cache_need_no_hub(monkeypatch, tmp_path: Path) -> None:
+def test_cached_data_need_no_hub(monkeypatch, tmp_path: Path) -> None:
     from huggingface_hub import HfApi, constants
 
     monkeypatch.setattr(HfApi, "dataset_info", None)

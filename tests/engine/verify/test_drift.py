@@ -22,22 +22,22 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_sound_engine_passes(name: str, tmp_path: Path) -> None:
+def test_a_correct_engine_passes(name: str, tmp_path: Path) -> None:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
     verdict = verify(make_checkpoint(tmp_path, **heads, **SHAPES[name]), quantize="int8")
     assert verdict.passed, verdict.cause
     assert {check.status for check in verdict.checks} == {"ok"}
-    assert_expected_drift(verdict)
+    assert_expected_error(verdict)
 
 
 def test_the_built_in_model_passes() -> None:
     own = ["end token", "prompt text"]  # its tokenizer and prompts are not the family's
     verdict = verify(locate(None).folder, quantize="int8", accept=own)
     assert verdict.passed, verdict.cause
-    assert_expected_drift(verdict)
+    assert_expected_error(verdict)
 
 
-def test_a_sound_engine_passes_in_fp8(four_layers: Path, known_truth, fp8_on_a_cpu: dict) -> None:
+def test_a_correct_engine_passes_in_fp8(four_layers: Path, known_truth, fp8_on_a_cpu: dict) -> None:
     verdict = verify(four_layers, **fp8_on_a_cpu)
     assert verdict.passed, verdict.cause
     assert (verdict.quantize, verdict.dtype, verdict.reference) == ("fp8", "bfloat16", "float32")
@@ -45,7 +45,7 @@ def test_a_sound_engine_passes_in_fp8(four_layers: Path, known_truth, fp8_on_a_c
     assert verdict.layers[3].ours > 2 * verdict.layers[1].ours, "the first layer is in bfloat16"
 
 
-def assert_expected_drift(verdict) -> None:
+def assert_expected_error(verdict) -> None:
     """Check that the engine's error is that of the simple rounding and grows from layer to layer."""
     for layer in verdict.layers[1:]:
         assert layer.ours == pytest.approx(layer.theirs, rel=0.05)
@@ -53,16 +53,14 @@ def assert_expected_drift(verdict) -> None:
     assert verdict.figures["min_cosine"] < 1 - 1e-6
 
 
-def test_coarser_codes_than_promised_are_named(
-    tiny_checkpoint: Path, known_truth, monkeypatch
-) -> None:
+def test_too_coarse_codes_are_found(tiny_checkpoint: Path, known_truth, monkeypatch) -> None:
     monkeypatch.setattr(linear_int8, "activation_levels", lambda: 20)
     verdict = verify(tiny_checkpoint, quantize="int8")
     assert verdict.cause.name == "layers"
     assert "after layer 1 of 2" in verdict.cause.detail
 
 
-def test_a_model_that_does_not_bear_the_mode(tiny_checkpoint: Path, monkeypatch) -> None:
+def test_a_model_unsuited_to_the_mode(tiny_checkpoint: Path, monkeypatch) -> None:
     """Engine and rounding agree, but both have too few codes for these weights."""
     for module in (linear_int8, rounding):
         monkeypatch.setattr(module, "activation_levels", lambda: 6)
@@ -72,7 +70,9 @@ def test_a_model_that_does_not_bear_the_mode(tiny_checkpoint: Path, monkeypatch)
     assert verify(tiny_checkpoint, quantize="int8", accept=["drift", "ranking"]).passed
 
 
-def test_the_report_states_mode_and_drift(tiny_checkpoint: Path, known_truth, capfd) -> None:
+def test_the_report_states_mode_and_quantisation_error(
+    tiny_checkpoint: Path, known_truth, capfd
+) -> None:
     assert main(["verify", str(tiny_checkpoint), "--quantize", "int8"]) == 0
     out, _ = capfd.readouterr()
     assert "in float32, matmuls in int8; reference: transformers in float64" in out
@@ -85,13 +85,13 @@ def test_the_report_states_mode_and_drift(tiny_checkpoint: Path, known_truth, ca
     assert all({"layer", "ours", "theirs", "allowed"} == layer.keys() for layer in found["layers"])
 
 
-def test_a_plain_run_has_no_drift(tiny_checkpoint: Path, known_truth) -> None:
+def test_an_unquantised_run_has_no_drift_check(tiny_checkpoint: Path, known_truth) -> None:
     verdict = verify(tiny_checkpoint)
     assert verdict.quantize is None
     assert "drift" not in {check.name for check in verdict.checks}
 
 
-def test_the_plain_rounding_is_that_of_the_engine() -> None:
+def test_the_simple_rounding_equals_the_engines() -> None:
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(96, 40)
     linear.weight.data = torch.randn(40, 96, generator=generator) * 0.02
@@ -104,7 +104,7 @@ def test_the_plain_rounding_is_that_of_the_engine() -> None:
     assert (parent[0](x) - engine(x)).abs().max() < 1e-2 * (engine(x).abs().max())
 
 
-def test_every_bound_is_wider_than_the_plain_one() -> None:
+def test_quantised_bounds_are_wider_than_unquantised_ones() -> None:
     plain = bounds.bounds_of(torch.float32, None)
     assert bounds.bounds_of(torch.float32, "int8").layer_limit(0.02) == 0.04 > plain.layer
     assert plain.neighbour_limit(0.5) == 1e-5

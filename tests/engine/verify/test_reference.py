@@ -21,7 +21,7 @@ def walked(folder: Path, dtype: torch.dtype = torch.float32):
 
 
 @torch.inference_mode()
-def test_the_walk_is_the_model(tiny_checkpoint: Path) -> None:
+def test_the_layers_give_the_same_states_as_the_model(tiny_checkpoint: Path) -> None:
     ours, model = walked(tiny_checkpoint), load_theirs(tiny_checkpoint)
     for i, ids in enumerate(IDS):
         out = model(torch.tensor([ids]), output_hidden_states=True)
@@ -68,7 +68,7 @@ def test_not_finite_names_tensors(tiny_checkpoint: Path) -> None:
     assert StoredTensors(tiny_checkpoint).not_finite() == []
 
 
-def test_prompts_as_sentence_transformers(tiny_checkpoint: Path) -> None:
+def test_prompts_are_read_like_sentence_transformers(tiny_checkpoint: Path) -> None:
     text = ReferenceText(tiny_checkpoint)
     assert text.prompt("query").startswith("Instruct: ")
     assert text.prompt("document") == ""
@@ -80,7 +80,7 @@ def test_prompts_as_sentence_transformers(tiny_checkpoint: Path) -> None:
 
 
 @torch.inference_mode()
-def test_hidden_states_are_transformers(tiny_checkpoint: Path) -> None:
+def test_hidden_states_equal_transformers(tiny_checkpoint: Path) -> None:
     ours, model = Embedder(tiny_checkpoint, device="cpu"), load_theirs(tiny_checkpoint)
     texts = ["a", "a longer text", "a longer text of this kind", "a"]
     states = ours.hidden_states(texts, prompt_name="query")

@@ -22,7 +22,7 @@ def cause(verdict) -> str | None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_sound_engine_passes(dtype: str, tiny_checkpoint: Path) -> None:
+def test_a_correct_engine_passes(dtype: str, tiny_checkpoint: Path) -> None:
     verdict = verify(tiny_checkpoint, dtype=dtype, texts=["one more text", "and another"])
     assert verdict.passed, verdict.cause
     assert {check.status for check in verdict.checks} == {"ok"}
@@ -57,7 +57,7 @@ def test_real_tokenizers(name: str, rows: int, expected: str | None, tmp_path: P
     assert cause(verify(folder)) == expected
 
 
-def test_no_bar_where_none_is_wanted(tiny_checkpoint: Path, monkeypatch) -> None:
+def test_no_progress_bar_if_disabled(tiny_checkpoint: Path, monkeypatch) -> None:
     """Nor does the loading of the model show one."""
     shown = bars_of(verification, monkeypatch)
     assert verify(tiny_checkpoint, show_progress_bar=False).passed
@@ -142,7 +142,7 @@ def another_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [default_prompt, no_modules, another_file])
-def test_a_sound_checkpoint_passes(change, model: Path) -> None:
+def test_a_correct_checkpoint_passes(change, model: Path) -> None:
     change(model)
     verdict = verify(model)
     assert verdict.passed, verdict.cause
@@ -154,7 +154,7 @@ def test_texts_that_are_cut_to_the_same_tokens_are_ranked_as_one(tiny_checkpoint
     assert verdict.passed, verdict.cause
 
 
-def test_a_text_without_a_token_is_refused_beside_a_default_prompt(model: Path) -> None:
+def test_a_text_without_tokens_is_refused_despite_a_default_prompt(model: Path) -> None:
     default_prompt(model)
     without_template(model)
     with pytest.raises(InputError) as caught:
@@ -166,7 +166,7 @@ def test_a_text_without_a_token_is_refused_beside_a_default_prompt(model: Path) 
 @pytest.mark.parametrize(
     ("damage", "name"), [(mean_pooling, "checkpoint"), (a_tensor_of_nan, "weights")]
 )
-def test_nothing_passes_that_was_not_compared(damage, name: str, model: Path) -> None:
+def test_an_uncompared_model_does_not_pass(damage, name: str, model: Path) -> None:
     damage(model)
     verdict = verify(model, accept=[name])
     assert cause(verdict) == name
