@@ -56,7 +56,7 @@ class Evidence:
     ids: list[list[int]]  # of transformers
     cut: list[str]  # texts that are cut at a small max_length
     cut_ids: list[list[int]]
-    truth: Walk
+    reference: Walk
     theirs: Walk
     alternates: list[Alternate]
     ours: Ours
@@ -70,9 +70,9 @@ class Evidence:
         return F.normalize(vectors, dim=1) if self.text.normalize or cut else vectors
 
     @property
-    def truth_vectors(self) -> Tensor:
+    def reference_vectors(self) -> Tensor:
         """The reference vectors [N, dim]."""
-        return self.postprocess(self.truth.states[:, -1])
+        return self.postprocess(self.reference.states[:, -1])
 
     @property
     def their_vectors(self) -> Tensor:
@@ -82,7 +82,7 @@ class Evidence:
     @property
     def their_difference(self) -> float:
         """Largest difference of transformers' vectors from the reference."""
-        return float((self.truth_vectors - self.their_vectors).abs().max())
+        return float((self.reference_vectors - self.their_vectors).abs().max())
 
     @property
     def vector_limit(self) -> float:
@@ -124,7 +124,7 @@ def gather(embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int],
         ids=ids,
         cut=cut,
         cut_ids=text.ids(cut, _CUT),
-        truth=Walk(*(getattr(whole, name)[: len(ids)] for name in Walk.__slots__)),
+        reference=Walk(*(getattr(whole, name)[: len(ids)] for name in Walk.__slots__)),
         theirs=theirs,
         alternates=_with_states(mistakes, whole.states[len(ids) :, -1]),
         ours=_measure(embedder, probes, cut),

@@ -68,9 +68,9 @@ def _layers(evidence: Evidence, same: Tensor, verdict: Verdict) -> None:
     """Compare the hidden states of texts with correct token ids; if there is none, the check does not run."""
     if not len(same):
         return
-    truth = evidence.truth.states[same]
-    ours = _relative_rms(evidence.ours.states[same].double(), truth)
-    theirs = _relative_rms(evidence.theirs.states[same], truth)
+    reference = evidence.reference.states[same]
+    ours = _relative_rms(evidence.ours.states[same].double(), reference)
+    theirs = _relative_rms(evidence.theirs.states[same], reference)
     verdict.layers = [
         LayerError(layer, ours[layer], theirs[layer], evidence.bounds.layer_limit(theirs[layer]))
         for layer in range(len(ours))
@@ -88,18 +88,19 @@ def _layers(evidence: Evidence, same: Tensor, verdict: Verdict) -> None:
     verdict.add("layers", problem, detail)
 
 
-def _relative_rms(states: Tensor, truth: Tensor) -> list[float]:
+def _relative_rms(states: Tensor, reference: Tensor) -> list[float]:
     """Return the error per layer: norm of the difference relative to the norm of the state, RMS over texts."""
-    relative = (states - truth).norm(dim=2) / truth.norm(dim=2).clamp_min(1e-30)  # [N, L + 1]
+    lengths = reference.norm(dim=2).clamp_min(1e-30)  # [N, L + 1]
+    relative = (states - reference).norm(dim=2) / lengths
     errors: list[float] = relative.square().mean(0).sqrt().tolist()
     return errors
 
 
 def _vectors(evidence: Evidence, verdict: Verdict) -> None:
-    ours, truth = evidence.ours.vectors.double(), evidence.truth_vectors
-    errors, cosine = row_differences(ours, truth), F.cosine_similarity(ours, truth, dim=1)
+    ours, reference = evidence.ours.vectors.double(), evidence.reference_vectors
+    errors, cosine = row_differences(ours, reference), F.cosine_similarity(ours, reference, dim=1)
     worst, limit = float(errors.max()), evidence.vector_limit
-    own = float(row_differences(evidence.their_vectors, truth).max())
+    own = float(row_differences(evidence.their_vectors, reference).max())
     verdict.figures |= {
         "max_abs_difference": worst,
         "transformers_max_abs_difference": own,
@@ -132,8 +133,8 @@ def _ranking(evidence: Evidence, verdict: Verdict) -> None:
     """Compare the ten nearest texts of every text by both engines; texts with equal token ids count once."""
     first = {tuple(ids): i for i, ids in reversed(list(enumerate(evidence.ids)))}
     index = sorted(first.values())
-    truth = evidence.truth_vectors[index]
-    nearest = [_nearest(vectors) for vectors in (evidence.ours.vectors[index].double(), truth)]
+    reference = evidence.reference_vectors[index]
+    nearest = [_nearest(vectors) for vectors in (evidence.ours.vectors[index].double(), reference)]
     shared = [len(a & b) / len(a) for a, b in zip(*nearest, strict=True)]
     overlap = sum(shared) / len(shared)
     verdict.figures["top10_overlap"] = overlap

@@ -91,7 +91,7 @@ def vector_mistakes(evidence: Evidence, same: Tensor) -> dict[str, str]:
         same: int64 [n], indices of the texts with correct token ids.
     """
     limit = evidence.vector_limit
-    wrong = row_differences(evidence.ours.vectors.double(), evidence.truth_vectors) > limit
+    wrong = row_differences(evidence.ours.vectors.double(), evidence.reference_vectors) > limit
     off = same[wrong[same]]
     for name, words, ours, candidate in _candidates(evidence, off) if len(off) else ():
         if float((row_differences(ours, candidate) <= limit).double().mean()) >= _MOST:
@@ -101,7 +101,8 @@ def vector_mistakes(evidence: Evidence, same: Tensor) -> dict[str, str]:
 
 def _candidates(evidence: Evidence, off: Tensor) -> Iterator[tuple[str, str, Tensor, Tensor]]:
     """Yield every known mistake: check, problem, lastword's vectors, and the vectors that the mistake gives."""
-    ours, walk, truth = evidence.ours.vectors.double(), evidence.truth, evidence.truth_vectors
+    ours, walk = evidence.ours.vectors.double(), evidence.reference
+    reference = evidence.reference_vectors
     got = ours[off]
     rows = {"row before the last": walk.before_last, "first row": walk.first}
     for name, states in {**rows, "mean of the rows": walk.mean}.items():
@@ -109,7 +110,7 @@ def _candidates(evidence: Evidence, off: Tensor) -> Iterator[tuple[str, str, Ten
         yield "pooled row", words, got, evidence.postprocess(states)[off]
     words = f"{len(off)} vectors are taken before the final norm"
     yield "final norm", words, got, evidence.postprocess(walk.unnormed)[off]
-    yield "normalisation", _lengths(evidence, off), F.normalize(got), F.normalize(truth[off])
+    yield "normalisation", _lengths(evidence, off), F.normalize(got), F.normalize(reference[off])
     kinds = {evidence.probes[i].kind for i in off.tolist()}
     for alternate in evidence.alternates:
         place = {i: k for k, i in enumerate(alternate.index)}
@@ -118,10 +119,10 @@ def _candidates(evidence: Evidence, off: Tensor) -> Iterator[tuple[str, str, Ten
             words = f"{alternate.kind} vectors are computed with {alternate.name}"
             states = alternate.states[[place[i] for i in both]]
             yield "prompt text", words, ours[both], evidence.postprocess(states)
-    nearest = (got @ F.normalize(truth).T).argmax(1)
+    nearest = (got @ F.normalize(reference).T).argmax(1)
     first, other = evidence.label(int(off[0])), evidence.label(int(nearest[0]))
     words = f"{len(off)} texts have the vector of another text; {first} has the vector of {other}"
-    yield "order", words, got, truth[nearest]
+    yield "order", words, got, reference[nearest]
 
 
 def _lengths(evidence: Evidence, off: Tensor) -> str:

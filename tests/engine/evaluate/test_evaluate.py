@@ -243,7 +243,7 @@ def test_a_folder_named_like_a_known_model_is_that_model(
     folder = tmp_path / ICT.split("/")[1]
     folder.symlink_to(tiny_checkpoint)
     done = evaluate(folder, tasks=both_tasks[1:], results=tmp_path / "results", device="cpu")
-    assert done.model == ICT, "whether or not the card is asked for"
+    assert done.model == ICT, "whether or not card=True"
 
 
 def test_a_benchmark_is_scored_by_its_own_rule(embedder: Embedder, tmp_path: Path) -> None:

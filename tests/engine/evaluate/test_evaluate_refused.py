@@ -39,10 +39,10 @@ def test_unavailable_data(status, tiny_checkpoint, monkeypatch, tmp_path) -> Non
     import httpx2
     from huggingface_hub import HfApi, constants, errors
 
-    asked = []
+    requested = []
 
     def refuse(self, path, **options):
-        asked.append(path)
+        requested.append(path)
         if status is None:
             raise ConnectionError("no route")
         request = httpx2.Request("GET", "https://example.org")
@@ -59,7 +59,7 @@ def test_unavailable_data(status, tiny_checkpoint, monkeypatch, tmp_path) -> Non
     assert raised.what.startswith("the data of 41 tasks are not available: ")
     assert " and 36 more (" in raised.what
     assert raised.remedy == "Run once with a network connection, or leave these tasks out."
-    assert len(asked) == (1 if status is None else 41), "a hub that is down is asked once"
+    assert len(requested) == (1 if status is None else 41), "an unreachable hub is tried only once"
     assert ("404" in raised.what) == (status == 404)
     assert ("the hub cannot be reached" in raised.what) == (status is None)
 

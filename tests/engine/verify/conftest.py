@@ -19,18 +19,18 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-TRUTHS: dict = {}
+REFERENCES: dict = {}
 
 
 @pytest.fixture
-def known_truth(monkeypatch):
+def known_reference(monkeypatch):
     """Compute the reference once for all tests of a checkpoint: a broken engine does not change it."""
 
     def cached(folder, ids, dtype, device, advance, quantize=None, true=evidence.walk):
         key = (folder, str(ids), dtype, quantize)
-        if key not in TRUTHS:
-            TRUTHS[key] = true(folder, ids, dtype, device, advance, quantize)
-        return TRUTHS[key]
+        if key not in REFERENCES:
+            REFERENCES[key] = true(folder, ids, dtype, device, advance, quantize)
+        return REFERENCES[key]
 
     monkeypatch.setattr(evidence, "walk", cached)
 

@@ -37,7 +37,9 @@ def test_the_built_in_model_passes() -> None:
     assert_expected_error(verdict)
 
 
-def test_a_correct_engine_passes_in_fp8(four_layers: Path, known_truth, fp8_on_a_cpu: dict) -> None:
+def test_a_correct_engine_passes_in_fp8(
+    four_layers: Path, known_reference, fp8_on_a_cpu: dict
+) -> None:
     verdict = verify(four_layers, **fp8_on_a_cpu)
     assert verdict.passed, verdict.cause
     assert (verdict.quantize, verdict.dtype, verdict.reference) == ("fp8", "bfloat16", "float32")
@@ -53,7 +55,7 @@ def assert_expected_error(verdict) -> None:
     assert verdict.figures["min_cosine"] < 1 - 1e-6
 
 
-def test_too_coarse_codes_are_found(tiny_checkpoint: Path, known_truth, monkeypatch) -> None:
+def test_too_coarse_codes_are_found(tiny_checkpoint: Path, known_reference, monkeypatch) -> None:
     monkeypatch.setattr(linear_int8, "activation_levels", lambda: 20)
     verdict = verify(tiny_checkpoint, quantize="int8")
     assert verdict.cause.name == "layers"
@@ -71,7 +73,7 @@ def test_a_model_unsuited_to_the_mode(tiny_checkpoint: Path, monkeypatch) -> Non
 
 
 def test_the_report_states_mode_and_quantisation_error(
-    tiny_checkpoint: Path, known_truth, capfd
+    tiny_checkpoint: Path, known_reference, capfd
 ) -> None:
     assert main(["verify", str(tiny_checkpoint), "--quantize", "int8"]) == 0
     out, _ = capfd.readouterr()
@@ -85,7 +87,7 @@ def test_the_report_states_mode_and_quantisation_error(
     assert all({"layer", "ours", "theirs", "allowed"} == layer.keys() for layer in found["layers"])
 
 
-def test_an_unquantised_run_has_no_drift_check(tiny_checkpoint: Path, known_truth) -> None:
+def test_an_unquantised_run_has_no_drift_check(tiny_checkpoint: Path, known_reference) -> None:
     verdict = verify(tiny_checkpoint)
     assert verdict.quantize is None
     assert "drift" not in {check.name for check in verdict.checks}

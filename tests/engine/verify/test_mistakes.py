@@ -117,7 +117,7 @@ BROKEN: dict[str, tuple[object, str, Callable, str, str]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_engine_is_named(
-    name: str, tiny_checkpoint: Path, known_truth, monkeypatch: pytest.MonkeyPatch
+    name: str, tiny_checkpoint: Path, known_reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_named(name, tiny_checkpoint, monkeypatch)
 
@@ -125,7 +125,7 @@ def test_a_broken_engine_is_named(
 # An error of 1 % in a weight of q_norm has less effect than rounding to 8 bits.
 @pytest.mark.parametrize("name", [name for name in BROKEN if name != "last layer"])
 def test_a_broken_engine_is_named_despite_int8(
-    name: str, tiny_checkpoint: Path, known_truth, monkeypatch: pytest.MonkeyPatch
+    name: str, tiny_checkpoint: Path, known_reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_named(name, tiny_checkpoint, monkeypatch, quantize="int8")
 
@@ -133,7 +133,11 @@ def test_a_broken_engine_is_named_despite_int8(
 # The final norm of this checkpoint changes a vector less than fp8 does: only the check "layers" finds it missing.
 @pytest.mark.parametrize("name", ["end token", "prompt", "first row", "row", "length", "order"])
 def test_a_broken_engine_is_named_despite_fp8(
-    name: str, four_layers: Path, known_truth, fp8_on_a_cpu: dict, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    four_layers: Path,
+    known_reference,
+    fp8_on_a_cpu: dict,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert_named(name, four_layers, monkeypatch, **fp8_on_a_cpu)
 

@@ -76,7 +76,7 @@ def test_prompts_are_read_like_sentence_transformers(tiny_checkpoint: Path) -> N
     assert text.normalize
 
 
-# What verification reads from the Embedder.
+# The results that verification reads from the Embedder.
 
 
 @torch.inference_mode()

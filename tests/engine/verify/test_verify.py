@@ -122,7 +122,7 @@ def test_an_accepted_check_may_fail(model: Path) -> None:
     assert next(c for c in verdict.checks if c.name == "prompt text").status == "accepted"
 
 
-# Sound checkpoints of other forms.
+# Correct checkpoints of other forms.
 
 
 def default_prompt(folder: Path) -> None:
@@ -177,7 +177,7 @@ def test_an_uncompared_model_does_not_pass(damage, name: str, model: Path) -> No
 # The command, its table and its errors.
 
 
-def test_the_table(tiny_checkpoint: Path, known_truth, tmp_path: Path, capfd) -> None:
+def test_the_table(tiny_checkpoint: Path, known_reference, tmp_path: Path, capfd) -> None:
     texts = tmp_path / "mine.jsonl"
     texts.write_text('{"body": "a text of mine"}\n', encoding="utf-8")
     words = ["verify", str(tiny_checkpoint), "--texts", str(texts), "--text-field", "body"]
@@ -190,7 +190,9 @@ def test_the_table(tiny_checkpoint: Path, known_truth, tmp_path: Path, capfd) ->
 
 
 @pytest.mark.parametrize("move", [0.0, 0.01], ids=["right", "wrong"])
-def test_scores_of_the_card(move: float, tiny_checkpoint: Path, known_truth, monkeypatch) -> None:
+def test_scores_of_the_card(
+    move: float, tiny_checkpoint: Path, known_reference, monkeypatch
+) -> None:
     ours = Embedder(tiny_checkpoint)
     true = card_scores.known_card_scores()["Qwen/Qwen3-Embedding-0.6B"]
     scores = ours.similarity(
@@ -203,7 +205,7 @@ def test_scores_of_the_card(move: float, tiny_checkpoint: Path, known_truth, mon
     assert cause(verdict) == ("scores" if move else None)
 
 
-def test_scores_with_stderr_closed(tiny_checkpoint: Path, known_truth, monkeypatch) -> None:
+def test_scores_with_stderr_closed(tiny_checkpoint: Path, known_reference, monkeypatch) -> None:
     monkeypatch.setattr("sys.stderr", None)
     verdict = verify(
         tiny_checkpoint, scores=True, known_as="Qwen/Qwen3-Embedding-0.6B", show_progress_bar=False
