@@ -101,8 +101,8 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=BASELINES + FORMS,
         metavar="NAME",
-        help=f"baselines to compare with ({', '.join(BASELINES)}), or descriptor, another forest_attention "
-        "kernel of lastword for sm_90 and sm_100; without a NAME none; by default all baselines",
+        help=f"baselines to compare with: {', '.join(BASELINES)}; without a NAME none; descriptor adds another "
+        "forest_attention kernel of lastword (NVIDIA sm_90 and sm_100 only); by default all baselines",
     )
     parser.add_argument(
         "--rep-ms",

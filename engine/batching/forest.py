@@ -2,8 +2,8 @@
 
 A forest is a set of segments, which are runs of consecutive packed rows. A segment forks off its parent after the
 parent's first `fork` rows. The path of a row consists of its segment's ancestors, each up to the fork, and of its
-segment up to the row itself. Attention is causal, so every row has exactly the value it would have if its text were
-computed alone. This module knows token ids, but no texts, weights or devices.
+segment up to the row itself. Attention is causal, so every row has, but for rounding, the value it would have if its
+text were computed alone. This module knows token ids, but no texts, weights or devices.
 """
 
 from array import array

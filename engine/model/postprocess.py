@@ -1,7 +1,7 @@
 """Turn final states into vectors: truncate to the requested width, normalise, check, quantise.
 
-Every vector is checked here before it is returned, so no NaN or infinity reaches the caller. This module handles
-tensors only.
+`not_finite` finds bad rows, and `runtime/results.py` turns them into errors: no NaN reaches the caller. This module
+handles tensors only.
 """
 
 from dataclasses import dataclass
@@ -112,7 +112,7 @@ def not_finite(vectors: Tensor) -> list[int]:
 
 
 def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Tensor:
-    """Store unit vectors in fewer bits.
+    """Convert vectors to the requested precision.
 
     * float32, float16: the values themselves.
     * int8 without ranges: round(127·v / max|v|), scaled per vector by its largest absolute value; compare by cosine.

@@ -70,7 +70,7 @@ class Loop:
         in_order: bool = True,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Finished]:
-        """Yield the results of each batch; an error affects only the items of its batch.
+        """Yield the results of each batch; a failed batch affects its own items, a bad vector its own text only.
 
         Up to `runner.depth` batches are started before the first one is waited for.
 

@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--card",
         action="store_true",
-        help="also print the benchmark scores of the model card next to the measured ones",
+        help="compare saved results with the scores on the model card; runs no task by itself",
     )
     options.add_known_as(parser, "instructions and model card")
     parser.add_argument(

@@ -23,9 +23,9 @@ EXAMPLES = """example: merge.yaml, in mergekit's format
 A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of it.
 
 Methods and their parameters:
-  linear           weight; normalize
-  multislerp       weight; normalize_weights; base_model (optional)
-  task_arithmetic  weight; lambda, normalize; base_model
+  linear           per model: weight. For the merge: normalize
+  multislerp       per model: weight. For the merge: normalize_weights, base_model (optional)
+  task_arithmetic  per model: weight. For the merge: lambda, normalize, base_model (required)
   slerp            t, from base_model (0) to the other model (1)
 
 dtype or out_dtype sets the dtype of the result; by default the stored dtype is kept. Sums and inner

@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CHECK",
-        help='let this check fail, for example "prompt text"; may be repeated; by default none',
+        help='do not count a failure of this check, named as printed, for example "prompt text"; may be repeated',
     )
     parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
