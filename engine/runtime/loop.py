@@ -40,7 +40,7 @@ from lastword.text.tokenizer import TextTokenizer, Tokens
 # A smaller group is prepared in the caller's thread: handing it to another thread would cost more than it saves.
 _MIN_AHEAD = 64
 # Limits, in groups and in bytes, of the vectors computed before the caller takes them.
-_MOST_AHEAD, _BYTES_AHEAD = 8, 256 << 20
+_MOST_AHEAD, _BYTES_AHEAD = 16, 256 << 20
 # Seconds until a queue is polled again while batches are running and a device can take one more.
 _POLL_S = 0.002
 
