@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 TooLong = Literal["cut", "error"]
 Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-QUANTIZE = ("int8", "fp8")
 
 
 class EncodeKwargs(TypedDict, total=False):

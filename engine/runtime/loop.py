@@ -156,10 +156,8 @@ class Loop:
         """
         groups = self.groups(texts, options)
         if ahead and self.runner.ahead:
-            prepare, compute = (
-                partial(self._prepare, options),
-                partial(self._in_order, task, advance),
-            )
+            prepare = partial(self._prepare, options)
+            compute = partial(self._in_order, task, advance)
             most = min(_MOST_AHEAD, max(1, _BYTES_AHEAD // (GROUP_TEXTS * 4 * options.format.dim)))
             cut = cut_groups(iter(texts), small_first=True)
             matrices = run_ahead(cut, prepare, compute, 1 + most)

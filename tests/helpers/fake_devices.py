@@ -1,5 +1,6 @@
 """Runners that stand for devices: what they were asked, how long they were busy, and what goes wrong on them."""
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -67,3 +68,16 @@ class FakeDevice:
         """Share of the time from its first batch to its last in which it computed."""
         idle = sum(after[0] - before[1] for before, after in pairwise(self.spans))
         return 1 - idle / (self.spans[-1][1] - self.spans[0][0])
+
+
+def running() -> list[str]:
+    """List lastword's own threads."""
+    return [t.name for t in threading.enumerate() if t.name.startswith("lastword-")]
+
+
+def none_left(seconds: float = 10) -> bool:
+    """Return whether every thread ends soon; after Ctrl-C nobody waits for one."""
+    deadline = time.monotonic() + seconds
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not running()

@@ -1,5 +1,7 @@
 """From states to stored vectors: truncation, normalisation, quantisation, similarity."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from lastword.model.postprocess import (
     postprocess,
     quantize,
 )
+from lastword.options import Precision
 from lastword.similarity import similarity, similarity_pairwise
 
 
@@ -152,3 +155,7 @@ def test_pairs_need_equal_numbers(vectors: torch.Tensor) -> None:
     assert similarity_pairwise(vectors[:1], vectors[:5]).shape == (5,)
     with refused(InputError, what="not in pairs", got="2 and 5"):
         similarity_pairwise(vectors[:2], vectors[:5])
+
+
+def test_the_type_names_every_precision() -> None:
+    assert get_args(Precision) == PRECISIONS

@@ -12,7 +12,7 @@ from queue import Queue
 
 import pytest
 import torch
-from helpers.fake_devices import DIM, FakeDevice, first_tokens, options
+from helpers.fake_devices import DIM, FakeDevice, first_tokens, none_left, options
 
 from lastword import Embedder, InputError
 from lastword.batching.forest import Forest
@@ -35,17 +35,6 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tokenizer(tiny_checkpoint: Path) -> TextTokenizer:
     return TextTokenizer(tiny_checkpoint, 100_000)
-
-
-def running() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("lastword-")]
-
-
-def none_left(seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while running() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return not running()
 
 
 def ignore(_: int) -> None:

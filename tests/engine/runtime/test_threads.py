@@ -10,21 +10,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from helpers.fake_devices import none_left, running
 
 from lastword.runtime import threads
 from lastword.runtime.threads import map_ahead, read_ahead, run_ahead
-
-
-def running() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("lastword-")]
-
-
-def none_left(seconds: float = 10) -> bool:
-    """Return whether every thread ends soon; after Ctrl-C nobody waits for one."""
-    deadline = time.monotonic() + seconds
-    while running() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return not running()
 
 
 def never(_: object) -> bool:
