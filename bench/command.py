@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.benchmark == "kernels" and args.compile_only:
         return _compile(args, console)
     if args.benchmark == "kernels":
-        from lastword.bench.kernels.run import run as run_kernels
+        from lastword.bench.kernels.kernel_benchmark import run as run_kernels
 
         failed = run_kernels(args, show)
         if failed:
@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
         return run_quantized(args, show)
     if args.benchmark == "model":
-        from lastword.bench.models.run import run as run_model
+        from lastword.bench.models.model_benchmark import run as run_model
 
         return run_model(args, show)
-    from lastword.bench.peers.run import run as run_peers
+    from lastword.bench.peers.peer_benchmark import run as run_peers
 
     return run_peers(args, show)
 

@@ -75,7 +75,7 @@ def measure(
     """
     texts = workloads(max(counts), 0, 0)[0].texts
     embedder = Embedder(model, device=device)
-    tokens = {n: embedder.plan(texts[:n]).tokens_asked for n in counts}
+    tokens = {n: embedder.plan(texts[:n]).tokens_requested for n in counts}
     seconds: dict[int, list[float]] = {n: [] for n in counts}
     embedder.encode(texts[: min(counts)], show_progress_bar=False)
     for _ in range(rounds):
@@ -86,7 +86,7 @@ def measure(
             for i in range(calls):
                 embedder.encode(texts[i * n : (i + 1) * n], show_progress_bar=False)
             seconds[n].append(perf_counter() - began)
-    timed = {n: embedder.plan(texts[: max(counts) // n * n]).tokens_asked for n in counts}
+    timed = {n: embedder.plan(texts[: max(counts) // n * n]).tokens_requested for n in counts}
     return [
         {
             "texts": n,

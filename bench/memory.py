@@ -28,7 +28,7 @@ def peak_bytes() -> int:
 
 
 @contextmanager
-def watched(field: str, *, every: float = 0.005) -> Iterator[Callable[[], int]]:
+def watch_peak(field: str, *, every: float = 0.005) -> Iterator[Callable[[], int]]:
     """Read a field of this process repeatedly from a thread.
 
     Args:

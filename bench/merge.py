@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from lastword.bench.machine import describe_run
-from lastword.bench.memory import watched
+from lastword.bench.memory import watch_peak
 from lastword.bench.shapes import SIZES
 from lastword.runtime.device import choose_dtype
 from lastword.weights.files.blocks import block_threads
-from lastword.weights.files.file_tensor import mapped
+from lastword.weights.files.file_tensor import map_tensor
 from lastword.weights.files.shards import read_tensors, weight_files
 from lastword.weights.merging.job import write_model
 from lastword.weights.merging.merge import Merge
@@ -130,14 +130,14 @@ def check(models: Sequence[Path], out: Path) -> None:
     """Check that the merged values are the formula's, rounded once; exit without figures if not."""
     made, *stored = (read_tensors(folder) for folder in (out, *models))
     for name in CHECKED:
-        expected = multislerp([mapped(each[name], name) for each in stored], WEIGHTS)
-        got = mapped(made[name], name)
+        expected = multislerp([map_tensor(each[name], name) for each in stored], WEIGHTS)
+        got = map_tensor(made[name], name)
         small = 1e-12 * float(expected.abs().max())
         if not torch.allclose(got.double(), expected, torch.finfo(got.dtype).eps, small):
             raise SystemExit(f"{name}: the merge differs from the formula: no figures")
 
 
-def timed(models: Sequence[Path], work: Callable[[], None]) -> float:
+def time_work(models: Sequence[Path], work: Callable[[], None]) -> float:
     """Return the seconds that one run takes from cold files."""
     drop_from_cache(models)
     start = time.perf_counter()
@@ -152,7 +152,7 @@ def measure(models: Sequence[Path], out: Path, rounds: int) -> dict[str, list[fl
     for number in range(rounds):
         for kind in list(jobs)[:: 1 if number % 2 else -1]:
             shutil.rmtree(out, ignore_errors=True)
-            seconds[kind].append(timed(models, jobs[kind]))
+            seconds[kind].append(time_work(models, jobs[kind]))
         taken = ", ".join(f"{kind} {each[-1]:.1f} s" for kind, each in seconds.items())
         print(f"round {number + 1}: {taken}")
     return seconds
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         merge(models, out)
         check(models, out)
-        with watched("RssAnon") as peak:
+        with watch_peak("RssAnon") as peak:
             seconds = measure(models, out, options.rounds)
             held = peak()
     took = {kind: statistics.median(each) for kind, each in seconds.items()}

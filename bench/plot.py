@@ -6,9 +6,9 @@ Needs matplotlib, which the `bench` extra installs. It is imported when a plot i
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lastword.bench.kernels.table import OURS, Row, shown_bandwidth, shown_speed
+from lastword.bench.kernels.table import OURS, Row, format_bandwidth, format_speed
 from lastword.bench.measure import Peaks
-from lastword.errors import ConfigError, needing
+from lastword.errors import ConfigError, require_extra
 
 _MARKERS = "osD^vP*X"
 
@@ -28,7 +28,7 @@ def check_plot(path: Path) -> None:
     if not path.parent.is_dir():
         got = repr(str(path.parent))
         raise ConfigError("--plot", "no such folder", got=got, remedy="Make it first.")
-    with needing("matplotlib", "bench", "--plot"):
+    with require_extra("matplotlib", "bench", "--plot"):
         import matplotlib as mpl  # noqa: F401
 
 
@@ -55,7 +55,7 @@ def plot_roofline(
         [left, ridge, right],
         [left * peaks.bytes_per_s, peaks.flops_per_s, peaks.flops_per_s],
         color="black",
-        label=f"{shown_bandwidth(peaks.bytes_per_s)}, {shown_speed(peaks.flops_per_s)}",
+        label=f"{format_bandwidth(peaks.bytes_per_s)}, {format_speed(peaks.flops_per_s)}",
     )
     colours = {op: f"C{i}" for i, op in enumerate(dict.fromkeys(row.op for row in timed))}
     makers = dict.fromkeys(row.by for row in timed)

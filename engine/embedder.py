@@ -4,30 +4,30 @@
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Never, Self, Unpack, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import torch
 from torch import Tensor
 
+from lastword.encode_options import EncodeKwargs, check_batch_tokens, check_keywords
+from lastword.encode_types import encode_method
 from lastword.model.hidden_states import layer_numbers
 from lastword.model.postprocess import quantize
-from lastword.model_info import FromInfo, ModelInfo, ModelKwargs
-from lastword.options import EncodeKwargs, check_batch_tokens, check_keywords
+from lastword.model_info import ModelInfo, ModelKwargs
 from lastword.progress import progress_bar
+from lastword.properties import ModelProperties
 from lastword.report import Report
 from lastword.runtime.loop import Loop
 from lastword.runtime.pool import open_runner
 from lastword.runtime.runner import ModelLoader, Runner, StatesTask
-from lastword.similarity import Vectors
-from lastword.text.groups import several
-from lastword.text.prompts import Kind
+from lastword.text.groups import require_texts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Embedder:
+class Embedder(ModelProperties):
     """A Qwen3-family embedding model, loaded and ready.
 
     `info` describes the model (`ModelInfo`); `loop` computes the vectors (`runtime.loop.Loop`).
@@ -106,58 +106,7 @@ class Embedder:
 
     # Encoding.
 
-    @overload
-    def encode(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: Literal[False] = False,
-        convert_to_tensor: bool = False,
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> Tensor: ...
-
-    @overload
-    def encode(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: bool,
-        convert_to_tensor: Literal[True],
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> Tensor: ...
-
-    @overload
-    def encode(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: Literal[True],
-        convert_to_tensor: Literal[False] = False,
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> "NDArray[Any]": ...
-
-    @overload
-    def encode(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: bool,
-        convert_to_tensor: bool = False,
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> "Tensor | NDArray[Any]": ...
-
+    @encode_method
     def encode(
         self,
         texts: str | Sequence[str],
@@ -200,58 +149,7 @@ class Embedder:
         result = vectors[0] if isinstance(texts, str) else vectors
         return result.numpy() if convert_to_numpy and not convert_to_tensor else result
 
-    @overload
-    def encode_query(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: Literal[False] = False,
-        convert_to_tensor: bool = False,
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> Tensor: ...
-
-    @overload
-    def encode_query(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: bool,
-        convert_to_tensor: Literal[True],
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> Tensor: ...
-
-    @overload
-    def encode_query(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: Literal[True],
-        convert_to_tensor: Literal[False] = False,
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> "NDArray[Any]": ...
-
-    @overload
-    def encode_query(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: bool,
-        convert_to_tensor: bool = False,
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> "Tensor | NDArray[Any]": ...
-
+    @encode_method
     def encode_query(
         self,
         texts: str | Sequence[str],
@@ -264,58 +162,7 @@ class Embedder:
         result: Tensor | NDArray[Any] = self.encode(texts, None, resolved, **kwargs)
         return result
 
-    @overload
-    def encode_document(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: Literal[False] = False,
-        convert_to_tensor: bool = False,
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> Tensor: ...
-
-    @overload
-    def encode_document(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: bool,
-        convert_to_tensor: Literal[True],
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> Tensor: ...
-
-    @overload
-    def encode_document(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: Literal[True],
-        convert_to_tensor: Literal[False] = False,
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> "NDArray[Any]": ...
-
-    @overload
-    def encode_document(
-        self,
-        texts: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        batch_size: int | None = None,
-        convert_to_numpy: bool,
-        convert_to_tensor: bool = False,
-        **kwargs: Unpack[EncodeKwargs],
-    ) -> "Tensor | NDArray[Any]": ...
-
+    @encode_method
     def encode_document(
         self,
         texts: str | Sequence[str],
@@ -372,7 +219,7 @@ class Embedder:
     ) -> Report:
         """Count the texts, tokens and batches that embedding would take, without computing anything."""
         return self.loop.plan(
-            several(texts), self.info.encode_options("plan", prompt_name, prompt, {})
+            require_texts(texts), self.info.encode_options("plan", prompt_name, prompt, {})
         )
 
     # Looking inside.
@@ -382,7 +229,7 @@ class Embedder:
     ) -> list[list[int]]:
         """Return the token ids that `encode` uses for each text: prompt, text and end token, cut to max_length."""
         options = self.info.encode_options("token_ids", prompt_name, prompt, {})
-        return list(self.loop.token_ids(several(texts), options))
+        return list(self.loop.token_ids(require_texts(texts), options))
 
     def hidden_states(
         self,
@@ -410,50 +257,12 @@ class Embedder:
         config = self.info.config
         task = StatesTask(layer_numbers(layers, config.num_hidden_layers))
         options = self.info.encode_options("hidden_states", prompt_name, prompt, {})
-        listed, done = list(several(texts)), 0
-        states = torch.empty(len(listed), len(task.layers), config.hidden_size)
-        for found in self.loop.matrices(listed, options, Report(), lambda _: None, task=task):
-            states[done : done + len(found)] = found
-            done += len(found)
-        return states
-
-    # Properties of the model, under the names that callers of sentence-transformers use.
-
-    name = FromInfo[str, Never]("name", "The hub id or folder that was opened.")
-    notices = FromInfo[tuple[str, ...], Never]("notices", "Notes for the user, one line each.")
-    device = FromInfo[torch.device, Never]("device", "The device, or the first of several.")
-    dtype = FromInfo[torch.dtype, Never]("dtype", "The compute dtype.")
-    dim = FromInfo[int, Never]("dim", "Width of the vectors that `encode` returns.")
-    max_length = FromInfo[int, int | None](
-        "max_length",
-        "Maximum tokens per text, including the end token; set None for the model's default.",
-    )
-    max_seq_length = FromInfo[int, int | None]("max_length", "The same as `max_length`.")
-    truncate_dim = FromInfo[int | None, int | None](
-        "truncate_dim", "Number of leading dimensions to keep; None for all."
-    )
-    prompts = FromInfo[dict[str, str], Mapping[str, str]]("prompts", "The prompts by name.")
-    default_prompt_name = FromInfo[str | None, str | None](
-        "default_prompt_name", "Name of the prompt used when none is given, if any."
-    )
-
-    def get_embedding_dimension(self) -> int:
-        """Return `dim`, under the name that sentence-transformers uses."""
-        return self.dim
-
-    def resolve_prompt(
-        self, prompt_name: str | None = None, prompt: str | None = None, kind: Kind | None = None
-    ) -> str:
-        """Return the prompt to put before every text; see `ModelInfo.resolve_prompt`."""
-        return self.info.resolve_prompt(prompt_name, prompt, kind)
-
-    def similarity(self, a: Vectors, b: Vectors) -> Tensor:
-        """Compare every vector of a with every vector of b, using the model's similarity function: [N, M] fp32."""
-        return self.info.similarity(a, b)
-
-    def similarity_pairwise(self, a: Vectors, b: Vectors) -> Tensor:
-        """Compare row i of a with row i of b, using the model's similarity function: [N] fp32."""
-        return self.info.similarity_pairwise(a, b)
+        listed, empty = (
+            list(require_texts(texts)),
+            torch.empty(0, len(task.layers), config.hidden_size),
+        )
+        found = self.loop.matrices(listed, options, Report(), lambda _: None, task=task)
+        return torch.cat([empty, *found])
 
     def _matrices(
         self,
@@ -465,7 +274,7 @@ class Embedder:
     ) -> Iterator[Tensor]:
         """Check all settings now; start computing when the first matrix is requested."""
         options = self.info.encode_options(function, prompt_name, prompt, kwargs)
-        report, many = kwargs.get("report") or Report(), several(texts)
+        report, many = kwargs.get("report") or Report(), require_texts(texts)
 
         def matrices() -> Iterator[Tensor]:
             with progress_bar(None, show=kwargs.get("show_progress_bar")) as advance:

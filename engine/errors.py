@@ -135,20 +135,20 @@ def not_unicode(kind: type[LastwordError], where: str, text: str) -> LastwordErr
     )
 
 
-def some(names: Iterable[object], limit: int = 5) -> str:
+def list_some(names: Iterable[object], limit: int = 5) -> str:
     """Join names in sorted order, at most `limit` of them, with the count of the rest."""
     listed = sorted(str(name) for name in names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
 
 
-def install(extra: str) -> str:
+def install_hint(extra: str) -> str:
     """Return the sentence that tells how to install an extra."""
     return f"Install it with: pip install 'lastword[{extra}]'."
 
 
 @contextmanager
-def needing(package: str, extra: str, where: str) -> Iterator[None]:
+def require_extra(package: str, extra: str, where: str) -> Iterator[None]:
     """Turn an ImportError of the `with` block into one that tells how to install the extra.
 
     Args:
@@ -164,5 +164,5 @@ def needing(package: str, extra: str, where: str) -> Iterator[None]:
     except ImportError as error:
         reason = str(error).partition("\n")[0]
         raise MissingPackageError(
-            where, f"needs {package}", got=f"{reason!r} at its import", remedy=install(extra)
+            where, f"needs {package}", got=f"{reason!r} at its import", remedy=install_hint(extra)
         ) from error

@@ -8,19 +8,19 @@ import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Generic, Protocol, Self, TypedDict, TypeVar, Unpack, overload
+from typing import TypedDict, TypeVar, Unpack
 
 import torch
 
-from lastword.errors import ConfigError, some
-from lastword.model.postprocess import VectorFormat
-from lastword.options import (
+from lastword.encode_options import (
     EncodeKwargs,
     EncodeOptions,
     check_dim,
     check_keywords,
     check_max_length,
 )
+from lastword.errors import ConfigError, list_some
+from lastword.model.postprocess import VectorFormat
 from lastword.runtime.device import (
     check_quantize,
     choose_devices,
@@ -35,7 +35,7 @@ from lastword.weights import (
     Checkpoint,
     ModelConfig,
     WeightsSource,
-    expanded,
+    expand_home,
     locate,
     read_config,
     read_embedding_spec,
@@ -47,11 +47,9 @@ FINGERPRINT_VERSION = 2
 NUMERICS_VERSION = 1
 
 T = TypeVar("T")
-Got = TypeVar("Got")
-Put = TypeVar("Put")
 
 
-class Where(TypedDict, total=False):
+class HubOptions(TypedDict, total=False):
     """Where to find a model; passed to huggingface-hub."""
 
     revision: str | None
@@ -60,7 +58,7 @@ class Where(TypedDict, total=False):
     local_files_only: bool
 
 
-class ModelKwargs(Where, total=False):
+class ModelKwargs(HubOptions, total=False):
     """Keyword arguments of `ModelInfo`, passed on by `Embedder` and described there."""
 
     device: str | torch.device | None
@@ -94,7 +92,7 @@ class ModelInfo:
         prompts: Mapping[str, str] | None = None,
         truncate_dim: int | None = None,
         open_checkpoint: Callable[[Path, ModelConfig], WeightsSource] = Checkpoint,
-        **where: Unpack[Where],
+        **where: Unpack[HubOptions],
     ) -> None:
         if model == "":
             raise ConfigError(
@@ -259,29 +257,6 @@ class ModelInfo:
         )
 
 
-class HasInfo(Protocol):
-    """The part of `Embedder` that `FromInfo` uses."""
-
-    info: ModelInfo
-
-
-class FromInfo(Generic[Got, Put]):
-    """An attribute of an `Embedder` that is read from and written to its `info`."""
-
-    def __init__(self, name: str, doc: str) -> None:
-        self._name, self.__doc__ = name, doc
-
-    @overload
-    def __get__(self, embedder: None, kind: type) -> Self: ...
-    @overload
-    def __get__(self, embedder: HasInfo, kind: type) -> Got: ...
-    def __get__(self, embedder: HasInfo | None, kind: type) -> Self | Got:
-        return self if embedder is None else getattr(embedder.info, self._name)
-
-    def __set__(self, embedder: HasInfo, value: Put) -> None:
-        setattr(embedder.info, self._name, value)
-
-
 def _fingerprint(**settings: object) -> str:
     """Hash named settings to 16 hexadecimal digits; equal settings in any order give equal hashes."""
     versions = {"version": FINGERPRINT_VERSION, "numerics": NUMERICS_VERSION}
@@ -292,9 +267,9 @@ def _fingerprint(**settings: object) -> str:
 # Facts about published models, looked up by hub id or folder name.
 
 
-def known_name(model: str, known: Collection[str]) -> str:
+def find_known_name(model: str, known: Collection[str]) -> str:
     """Map a model name, or a folder named like a known model, to its hub id; return any other name unchanged."""
-    folder = expanded(model)
+    folder = expand_home(model)
     own = folder.absolute().name.lower() if folder.is_dir() else None
     for name in known:
         if model.lower() == name.lower() or own == name.lower().split("/")[1]:
@@ -302,7 +277,7 @@ def known_name(model: str, known: Collection[str]) -> str:
     return model
 
 
-def published(model: str, facts: Mapping[str, T], where: str, what: str) -> T:
+def find_published(model: str, facts: Mapping[str, T], where: str, what: str) -> T:
     """Look up the facts about a published model by its hub id or its folder's name.
 
     Args:
@@ -314,13 +289,13 @@ def published(model: str, facts: Mapping[str, T], where: str, what: str) -> T:
     Raises:
         ConfigError: nothing is known about this model.
     """
-    name = known_name(model, facts)
+    name = find_known_name(model, facts)
     if name not in facts:
         raise ConfigError(
             where,
             what,
             got=repr(model),
-            expected=f"one of: {some(facts)}",
-            remedy="Where MODEL does not say which, name it with --as (in Python known_as).",
+            expected=f"one of: {list_some(facts)}",
+            remedy="HubOptions MODEL does not say which, name it with --as (in Python known_as).",
         )
     return facts[name]

@@ -9,7 +9,7 @@ class Report:
 
     Args:
         texts: number of texts.
-        tokens_asked: tokens requested, before sharing.
+        tokens_requested: tokens requested, before sharing.
         tokens_computed: tokens that the forward computed.
         cut: number of texts that were cut because they were longer than max_length.
         batches: number of batches.
@@ -17,7 +17,7 @@ class Report:
     """
 
     texts: int = 0
-    tokens_asked: int = 0
+    tokens_requested: int = 0
     tokens_computed: int = 0
     cut: int = 0
     batches: int = 0
@@ -31,9 +31,9 @@ class Report:
     @property
     def tokens_saved(self) -> int:
         """Tokens saved by sharing prefixes: requested minus computed."""
-        return self.tokens_asked - self.tokens_computed
+        return self.tokens_requested - self.tokens_computed
 
     @property
     def tokens_per_second(self) -> float:
         """Tokens requested per second of wall time."""
-        return self.tokens_asked / self.seconds if self.seconds else 0.0
+        return self.tokens_requested / self.seconds if self.seconds else 0.0

@@ -61,7 +61,7 @@ def drawing(forest: Forest, names: list[str]) -> str:
         1 + max(d + n for d, n in zip(forest.segments.depth, forest.segments.length, strict=True))
     )
     height = TOP + len(places) * (HEIGHT + GAP)
-    asked, computed = forest.tokens_asked, forest.tokens_computed
+    asked, computed = forest.tokens_requested, forest.tokens_computed
     title = f"{len(forest.texts)} texts of {asked} tokens: {computed} rows are computed, "
     title += f"{len(forest.final_rows)} of them in the last layer"
     return "\n".join(

@@ -12,7 +12,13 @@ from lastword.kernels.attention_plan import (
     kernel_tables,
 )
 from lastword.kernels.gpu.block_sizes import attention_tile_rows
-from lastword.kernels.linear.fp8 import Fp8Linear, Fp8SwigluLinear, Rows, check_fp8, fp8_format
+from lastword.kernels.linear.fp8 import (
+    Fp8Linear,
+    Fp8SwigluLinear,
+    MatmulInput,
+    check_fp8,
+    fp8_format,
+)
 from lastword.kernels.linear.int8 import (
     MAX_ROUNDING,
     Int8Linear,
@@ -45,7 +51,7 @@ __all__ = [
     "Int8SwigluLinear",
     "KernelTables",
     "Linear",
-    "Rows",
+    "MatmulInput",
     "Segments",
     "SwigluLinear",
     "activation_levels",

@@ -8,7 +8,7 @@ from helpers.sources import MODULES, imports
 
 # What each module or package may import of ours besides itself (`-`: but not this part of it), names
 # without `lastword.`; `.` is `import lastword`, which gives the public names. The longest row counts.
-PUBLIC = "embedder model_info errors options progress report"  # what entry points see of the engine
+PUBLIC = "embedder model_info errors encode_options progress report"  # what entry points see of the engine
 INNER = "errors batching kernels model weights"
 ARROWS = {
     "errors": "",
@@ -17,15 +17,17 @@ ARROWS = {
     "report": "errors",
     "progress": "errors",
     "similarity": "errors",
-    "options": "errors report model.postprocess",
+    "encode_types": "encode_options",
+    "encode_options": "errors report model.postprocess",
     # Texts become token ids, batches, states; each step knows what comes before it.
     "text": "errors",
     "batching": "errors kernels",
     "model": "errors batching kernels weights runtime.cuda_graphs",
     "runtime": f"{INNER} progress report -runtime.loop",
-    "runtime.loop": f"{INNER} options report runtime text",
-    "model_info": "errors model.postprocess options runtime.device similarity text weights",
-    "embedder": "errors model model_info options progress report runtime similarity text.groups text.prompts weights",
+    "runtime.loop": f"{INNER} encode_options report runtime text",
+    "model_info": "errors model.postprocess encode_options runtime.device similarity text weights",
+    "properties": "model_info similarity text.prompts",
+    "embedder": "errors encode_options encode_types model model_info progress properties report runtime text.groups",
     ".": "embedder errors",
     # Entry points.
     "cli": f". {PUBLIC} evaluate verify weights",
@@ -67,7 +69,7 @@ def row_of(module: str) -> str | None:
     return max((row for row in ARROWS if within(module, full(row))), key=len, default=None)
 
 
-def allowed(module: str, imported: str) -> bool:
+def is_allowed(module: str, imported: str) -> bool:
     """Whether the module's row lets it import the other."""
     row = row_of(module)
     if row is None:
@@ -87,7 +89,7 @@ def wrong_imports(module: str, source: str) -> list[str]:
         at_once = within(module, "lastword.cli") and not late
         if imported.split(".")[0] != "lastword":
             continue
-        if not allowed(module, imported):
+        if not is_allowed(module, imported):
             row = row_of(module)
             found.append(
                 f"imports {imported}; {row} may import {row and (ARROWS[row] or 'nothing')}"
@@ -182,7 +184,7 @@ def test_imports_are_absolute() -> None:
         ("lastword.kernels.cpu", "from lastword.weights import Checkpoint", "lastword.weights"),
         ("lastword.weights.config", "def f():\n    from lastword import kernels", "lastword.kernels"),
         ("lastword.weights.config", "import lastword", "lastword"),
-        ("lastword.report", "from lastword.options import EncodeOptions", "lastword.options"),
+        ("lastword.report", "from lastword.encode_options import EncodeOptions", "lastword.encode_options"),
         ("lastword.text.tokenizer", "from lastword.batching.forest import Forest", "lastword.batching.forest"),
         ("lastword.batching.forest", "from lastword.model.qwen3 import Model", "lastword.model.qwen3"),
         ("lastword.batching.forest", "from lastword.text.tokenizer import Tokens", "lastword.text.tokenizer"),

@@ -32,7 +32,7 @@ def pip(*arguments: str, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def packaged(tree: Path) -> dict[str, bytes]:
+def packaged_files(tree: Path) -> dict[str, bytes]:
     """Installed path -> content, as the tree says it should be."""
     inner = {tree / folder for folder in TOP_FOLDERS.values()} - {tree / "engine"}
     left_out = tree / LEFT_OUT.relative_to(ROOT)
@@ -60,8 +60,8 @@ def test_wheel_holds_the_tree(copy: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         held = {name: archive.read(name) for name in names}
-    assert sorted(held) == sorted(packaged(copy))
-    assert held == packaged(copy)
+    assert sorted(held) == sorted(packaged_files(copy))
+    assert held == packaged_files(copy)
 
 
 IMPORT_ALL = """
@@ -87,7 +87,7 @@ def environment(folder: Path, *, without: tuple[str, ...] = ()) -> Path:
     return folder / "venv/bin/python"
 
 
-def install(python: Path, tree: Path, *mode: str) -> None:
+def install_hint(python: Path, tree: Path, *mode: str) -> None:
     options = ["--no-deps", "--no-build-isolation", *mode]
     pip("--python", str(python), "install", *options, str(tree), cwd=python.parent)
 
@@ -95,7 +95,7 @@ def install(python: Path, tree: Path, *mode: str) -> None:
 @pytest.mark.parametrize("how", ["wheel", "editable"])
 def test_installs_and_imports(how: str, copy: Path, tmp_path: Path) -> None:
     python = environment(tmp_path)
-    install(python, copy, *(["--editable"] if how == "editable" else []))
+    install_hint(python, copy, *(["--editable"] if how == "editable" else []))
     place = Path(run(IMPORT_ALL, tmp_path, python=python).stdout.strip())
     assert place.is_relative_to(copy if how == "editable" else tmp_path / "venv")
     command = [python.with_name("lastword"), "--version"]
@@ -108,7 +108,7 @@ def no_numpy(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `lastword` command of an environment in which numpy is not installed."""
     folder = tmp_path_factory.mktemp("bare")
     python = environment(folder, without=("numpy", "scipy", "sklearn", "transformers"))
-    install(python, copy)
+    install_hint(python, copy)
     probe = "import importlib.util as u; print([u.find_spec(n) for n in ('numpy', 'transformers')])"
     assert run(probe, folder, python=python).stdout.strip() == "[None, None]"
     return python.with_name("lastword")

@@ -28,19 +28,19 @@ def source(file: Path | str) -> str:
     return (ROOT / file).read_text(encoding="utf-8")
 
 
-def crowded(files: Iterable[Path]) -> list[str]:
+def crowded_folders(files: Iterable[Path]) -> list[str]:
     counts = Counter(file.parent for file in files)
     return [f"{folder}: {count} files" for folder, count in counts.items() if count > SIDE_BY_SIDE]
 
 
 def test_no_folder_is_crowded() -> None:
-    assert crowded(FILES) == []
+    assert crowded_folders(FILES) == []
 
 
 def test_a_crowded_folder_is_found() -> None:
     names = [Path(f"engine/inner/{i}.py") for i in range(13)]
-    assert crowded([*names[:12], Path("engine/embedder.py")]) == []
-    assert crowded(names) == ["engine/inner: 13 files"]
+    assert crowded_folders([*names[:12], Path("engine/embedder.py")]) == []
+    assert crowded_folders(names) == ["engine/inner: 13 files"]
 
 
 def test_functions_are_short() -> None:

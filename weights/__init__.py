@@ -14,7 +14,7 @@ from lastword.weights.files.dtypes import dtype_name, tensor_bytes
 from lastword.weights.files.hashes import FileHash, hash_files
 from lastword.weights.files.header import growing_header, safetensors_header
 from lastword.weights.json_fields import parse_json, parse_object
-from lastword.weights.locate import BUILTIN, BUILTIN_NOTICE, ModelFiles, expanded, locate
+from lastword.weights.locate import BUILTIN, BUILTIN_NOTICE, ModelFiles, expand_home, locate
 from lastword.weights.rope import RopeConfig
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ __all__ = [
     "RopeConfig",
     "WeightsSource",
     "dtype_name",
-    "expanded",
+    "expand_home",
     "growing_header",
     "hash_files",
     "locate",

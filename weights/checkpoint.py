@@ -15,10 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lastword.errors import InputError, WeightsError, some
+from lastword.errors import InputError, WeightsError, list_some
 from lastword.weights.config import ModelConfig
 from lastword.weights.files.dtypes import WEIGHT_DTYPES
-from lastword.weights.files.file_tensor import mapped
+from lastword.weights.files.file_tensor import map_tensor
 from lastword.weights.files.header import TensorInfo
 from lastword.weights.files.shards import read_tensors
 from lastword.weights.json_fields import unreadable
@@ -106,11 +106,11 @@ class Checkpoint:
 
     def embedding(self) -> Tensor:
         """Return the token embeddings `[V, C]` in their stored dtype, as a view of the mapped file."""
-        return mapped(self._tensors[EMBEDDING], EMBEDDING)
+        return map_tensor(self._tensors[EMBEDDING], EMBEDDING)
 
     def norm(self) -> Tensor:
         """Return the final norm's weight `[C]` in its stored dtype, in newly allocated memory."""
-        return mapped(self._tensors[NORM], NORM).clone()
+        return map_tensor(self._tensors[NORM], NORM).clone()
 
     def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:
         """Read one layer, 0 to L - 1, into newly allocated memory; the dtype is converted during the copy."""
@@ -158,7 +158,7 @@ class Checkpoint:
         whole = torch.empty((rows, *infos[0].shape[1:]), dtype=dtype)
         start = 0
         for name, info in zip(names, infos, strict=True):
-            whole[start : start + info.shape[0]].copy_(mapped(info, name))
+            whole[start : start + info.shape[0]].copy_(map_tensor(info, name))
             start += info.shape[0]
         return whole
 
@@ -168,7 +168,7 @@ def _key_prefix(folder: Path, stored: dict[str, TensorInfo]) -> str:
     prefixed = {name for name in stored if name.startswith(PREFIX)}
     if prefixed and len(prefixed) < len(stored):
         others = stored.keys() - prefixed
-        what = f"{len(prefixed)} names begin with {PREFIX} and {len(others)} do not: {some(others)}"
+        what = f"{len(prefixed)} names begin with {PREFIX} and {len(others)} do not: {list_some(others)}"
         raise WeightsError(str(folder), what, expected="all or none")
     return PREFIX if prefixed else ""
 
@@ -182,10 +182,10 @@ def _check_tensors(
     expected = expected_shapes(config)
     missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing:
-        what = f"{len(missing)} of {len(expected)} tensors missing: {some(missing)}"
+        what = f"{len(missing)} of {len(expected)} tensors missing: {list_some(missing)}"
         raise WeightsError(str(folder), what)
     if extra:
-        raise WeightsError(str(folder), f"unexpected tensors ({len(extra)}): {some(extra)}")
+        raise WeightsError(str(folder), f"unexpected tensors ({len(extra)}): {list_some(extra)}")
     for name, shape in expected.items():
         info = tensors[name]
         where = f"{info.file}: tensor {prefix}{name}"

@@ -10,8 +10,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from lastword.errors import ConfigError, some
-from lastword.weights.json_fields import Fields, read_object, shown
+from lastword.errors import ConfigError, list_some
+from lastword.weights.json_fields import Fields, read_object, show_value
 from lastword.weights.rope import PARTIAL_ROTATION, RopeConfig, read_rope
 
 _USED = frozenset(
@@ -127,7 +127,7 @@ def _refuse_foreign(fields: Fields) -> None:
             "They might change the forward pass, so they are not supported. "
             "If they do not change it, remove them from the file."
         )
-        raise ConfigError(where, f"unknown settings: {some(unknown)}", remedy=remedy)
+        raise ConfigError(where, f"unknown settings: {list_some(unknown)}", remedy=remedy)
     if values.get("hidden_act", "silu") != "silu":
         fields.fail(
             "hidden_act", '"silu"', "Other activations are not supported. Name another model."
@@ -147,12 +147,12 @@ def _refuse_sliding(fields: Fields) -> None:
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != layers:
             fields.fail("layer_types", f"a list of {layers} names, one per layer")
-        foreign = {shown(kind) for kind in kinds if kind != "full_attention"}
+        foreign = {show_value(kind) for kind in kinds if kind != "full_attention"}
         if foreign:
             raise ConfigError(
                 f"{where}: layer_types",
                 "not supported",
-                got=some(foreign),
+                got=list_some(foreign),
                 expected="full_attention in every layer",
                 remedy=_FULL_ATTENTION,
             )

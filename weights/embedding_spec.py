@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from lastword.errors import ConfigError, some
+from lastword.errors import ConfigError, list_some
 from lastword.weights.config import ModelConfig
-from lastword.weights.json_fields import Fields, parse_json, read_bytes, read_object, shown
+from lastword.weights.json_fields import Fields, parse_json, read_bytes, read_object, show_value
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _CHAINS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
@@ -58,7 +58,7 @@ def _read_modules(folder: Path, config: ModelConfig) -> bool:
     path = folder / "modules.json"
     modules = parse_json(read_bytes(path), str(path), ConfigError)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        got, expected = shown(modules), "a list of modules"
+        got, expected = show_value(modules), "a list of modules"
         raise ConfigError(str(path), "wrong content", got=got, expected=expected)
     names, places = [], []
     for number, module in enumerate(modules):
@@ -71,7 +71,7 @@ def _read_modules(folder: Path, config: ModelConfig) -> bool:
         raise ConfigError(
             f"{path}: modules",
             "not supported",
-            got=shown(names, 120),
+            got=show_value(names, 120),
             expected="Transformer, Pooling and, optionally, Normalize",
             remedy="Other modules are not supported. Name another model.",
         )
@@ -79,7 +79,7 @@ def _read_modules(folder: Path, config: ModelConfig) -> bool:
         raise ConfigError(
             f"{path}: the Transformer's path",
             "not supported",
-            got=shown(places[0]),
+            got=show_value(places[0]),
             expected="none",
             remedy="Move the Transformer's files to the model's folder.",
         )
@@ -93,7 +93,7 @@ def _check_inside(place: str, path: Path) -> str:
     if not parts or ".." in parts or place.startswith("/") or "\\" in place or ":" in place:
         expected = "a folder inside the model's"
         raise ConfigError(
-            f"{path}: module path", "not allowed", got=shown(place), expected=expected
+            f"{path}: module path", "not allowed", got=show_value(place), expected=expected
         )
     return place
 
@@ -107,7 +107,7 @@ def _read_pooling(path: Path, config: ModelConfig) -> None:
         raise ConfigError(
             f"{path}: pooling mode",
             "not supported",
-            got=shown(modes),
+            got=show_value(modes),
             expected="lasttoken",
             remedy="Only last-token pooling is supported. Name another model.",
         )
@@ -131,10 +131,10 @@ def _read_prompts(path: Path) -> tuple[dict[str, str], str | None, str]:
             Fields(prompts, f"{path}: prompts").fail(name, "a string")
     default = fields.text("default_prompt_name")
     if default is not None and default not in prompts:
-        fields.fail("default_prompt_name", f"one of the prompts: {some(prompts) or 'none'}")
+        fields.fail("default_prompt_name", f"one of the prompts: {list_some(prompts) or 'none'}")
     similarity = fields.text("similarity_fn_name") or "cosine"
     if similarity not in SIMILARITIES:
-        fields.fail("similarity_fn_name", f"one of {some(SIMILARITIES)}")
+        fields.fail("similarity_fn_name", f"one of {list_some(SIMILARITIES)}")
     return prompts, default, similarity
 
 

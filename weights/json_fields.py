@@ -17,7 +17,7 @@ MAX_INT = 2**31 - 1
 MAX_FLOAT = sys.float_info.max
 
 
-def shown(value: object, limit: int = 60) -> str:
+def show_value(value: object, limit: int = 60) -> str:
     """Format a value for an error message: one line of JSON, cut at `limit` characters."""
     try:
         text = json.dumps(value)
@@ -34,7 +34,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {shown(twice)} occurs twice")
+        raise ValueError(f"key {show_value(twice)} occurs twice")
     return found
 
 
@@ -81,7 +81,7 @@ def parse_json(
     except ValueError as problem:
         raise error(where, f"not valid JSON ({problem})") from None
     if not isinstance(value, dict | list):
-        raise _no_object(where, error, shown(value))
+        raise _no_object(where, error, show_value(value))
     return value
 
 
@@ -156,7 +156,7 @@ class Fields:
         where = f"{self.where}: {key}"
         if key not in self.values:
             raise ConfigError(where, "missing", expected=expected, remedy=remedy)
-        got = shown(self.values[key])
+        got = show_value(self.values[key])
         raise ConfigError(where, "wrong value", got=got, expected=expected, remedy=remedy)
 
     def integer(self, key: str, *, low: int = 1, high: int = MAX_INT) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lastword.errors import WeightsError, some
+from lastword.errors import WeightsError, list_some
 from lastword.weights.files.shards import INDEX, SINGLE, weight_files
 
 _NEEDED = ("config.json", "tokenizer.json")
@@ -76,7 +76,7 @@ def locate(
         _check_complete(_BUILTIN_FOLDER, "Install lastword again.")
         return ModelFiles(BUILTIN, _BUILTIN_FOLDER, None)
     name = os.fspath(model)
-    folder = expanded(name)
+    folder = expand_home(name)
     if folder.is_dir():
         _check_complete(folder, "Name a folder that holds the whole model.")
         return ModelFiles(name, folder, None)
@@ -92,7 +92,7 @@ def locate(
     return ModelFiles(name, folder, commit)
 
 
-def expanded(name: str) -> Path:
+def expand_home(name: str) -> Path:
     """Replace a leading `~` or `~user` by the home folder; keep the name if there is no such user."""
     try:
         return Path(name).expanduser()
@@ -173,7 +173,7 @@ def _check_complete(folder: Path, remedy: str | None = None) -> None:
     """Check that a folder has all the files that lastword needs."""
     missing = [file for file in _NEEDED if not (folder / file).is_file()]
     if missing:
-        raise WeightsError(str(folder), f"missing {some(missing)}", remedy=remedy)
+        raise WeightsError(str(folder), f"missing {list_some(missing)}", remedy=remedy)
     weight_files(folder)
 
 
@@ -216,6 +216,6 @@ def _missing_files(name: str, held: set[str]) -> WeightsError | None:
         others = {file for file in held if file.endswith(_OTHER_FORMATS)}
     if not lacking:
         return None
-    what = f"the repository does not have {some(lacking)}"
+    what = f"the repository does not have {list_some(lacking)}"
     remedy = "Name a repository that has the model as safetensors."
-    return WeightsError(name, what, got=some(others) or None, remedy=remedy)
+    return WeightsError(name, what, got=list_some(others) or None, remedy=remedy)

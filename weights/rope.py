@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lastword.errors import ConfigError, some
-from lastword.weights.json_fields import Fields, shown
+from lastword.errors import ConfigError, list_some
+from lastword.weights.json_fields import Fields, show_value
 
 _COMMON = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 _YARN = _COMMON | {
@@ -73,13 +73,13 @@ def read_rope(values: Mapping[str, Any], where: str, max_positions: int) -> Rope
         raise ConfigError(
             f"{rope.where}: rope_type",
             "not supported",
-            got=shown(kind),
+            got=show_value(kind),
             expected="default or yarn",
             remedy="Name a model with one of these.",
         )
     unknown = merged.keys() - (_YARN if kind == "yarn" else _COMMON)
     if unknown:
-        what = f"unknown settings for rope_type {kind}: {some(unknown)}"
+        what = f"unknown settings for rope_type {kind}: {list_some(unknown)}"
         remedy = "They are not supported. Correct rope_type, or remove them from the file."
         raise ConfigError(rope.where, what, remedy=remedy)
     theta = rope.number("rope_theta", above=1.0)

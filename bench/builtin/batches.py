@@ -33,7 +33,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Texts and queries as token ids with the end token, and the vectors that they should get."""
 
     texts: list[list[int]]
@@ -68,9 +68,9 @@ def read_data(
     )
 
 
-def batches(
+def training_batches(
     data: Data, chosen: Sequence[int], tokens: int, seed: int, first: int = 0
-) -> Iterator[Batch]:
+) -> Iterator[TrainingBatch]:
     """Yield batches of the chosen items endlessly, from number `first` on.
 
     Args:
@@ -108,7 +108,7 @@ def _epoch(data: Data, chosen: Sequence[int], tokens: int, rng: random.Random) -
     return cut
 
 
-def _batch(data: Data, rows: list[int], prompted: list[bool]) -> Batch:
+def _batch(data: Data, rows: list[int], prompted: list[bool]) -> TrainingBatch:
     texts, queries, asked, answers = list[list[int]](), list[list[int]](), list[int](), list[int]()
     for place, (row, as_query) in enumerate(zip(rows, prompted, strict=True)):
         query = data.query_of[row]
@@ -119,7 +119,7 @@ def _batch(data: Data, rows: list[int], prompted: list[bool]) -> Batch:
             asked.append(query)
             answers.append(place)
     text_vectors, query_vectors = data.text_vectors[rows].float(), data.query_vectors[asked].float()
-    return Batch(texts, queries, answers, text_vectors, query_vectors)
+    return TrainingBatch(texts, queries, answers, text_vectors, query_vectors)
 
 
 def _whole(ids: list[int], end: list[int]) -> list[int]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lastword.bench.builtin.composed import composed
+from lastword.bench.builtin.composed_texts import compose_texts
 from lastword.bench.builtin.documents import (
     Entry,
     Sense,
@@ -75,10 +75,10 @@ def build(root: Path, vocabulary: set[str], out: Path) -> None:
     ]
     forbidden = {_key(part) for e in held for part in (e.summary, *sentences(e.body))}
     forbidden |= {_key(text) for s in hidden for text in (s.gloss, *s.examples)}
-    items = list(_allowed(items, {key for key in forbidden if len(key) >= 25}))
+    items = list(_drop_forbidden(items, {key for key in forbidden if len(key) >= 25}))
     rng.shuffle(items)
-    made = (TrainingText(text) for text in composed(known, vocabulary, COMPOSED, SEED))
-    items += _allowed(made, {key for key in forbidden if len(key) >= 25})
+    made = (TrainingText(text) for text in compose_texts(known, vocabulary, COMPOSED, SEED))
+    items += _drop_forbidden(made, {key for key in forbidden if len(key) >= 25})
 
     out.mkdir(parents=True, exist_ok=True)
     with (out / "train.jsonl").open("w", encoding="utf-8") as file:
@@ -238,7 +238,7 @@ def _common(words: Iterable[str], common: set[str]) -> bool:
     return any(all(part in common for part in re.split(r"[ -]", word.lower())) for word in words)
 
 
-def _allowed(items: Iterable[TrainingText], forbidden: set[str]) -> Iterator[TrainingText]:
+def _drop_forbidden(items: Iterable[TrainingText], forbidden: set[str]) -> Iterator[TrainingText]:
     """Drop repeated items, and items that contain a held-out text or sentence."""
     seen = set[str]()
     for item in items:

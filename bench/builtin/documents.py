@@ -58,7 +58,7 @@ def rst_entries(text: str) -> Iterator[Entry]:
     lines = text.splitlines()
     for i, line in enumerate(lines):
         if found := _DIRECTIVE.match(line):
-            inside = _indented(lines[i + 1 :], len(found["indent"]))
+            inside = _split_indented(lines[i + 1 :], len(found["indent"]))
             paragraphs = list(rst_paragraphs("\n".join(inside)))
             if paragraphs:
                 first = sentences(paragraphs[0])
@@ -86,7 +86,7 @@ def _is_heading(block: str) -> bool:
     return len(lines) > 1 and bool(re.fullmatch(r"([=\-~^\"*#+'])\1{2,}\s*", lines[1]))
 
 
-def _indented(lines: list[str], indent: int) -> list[str]:
+def _split_indented(lines: list[str], indent: int) -> list[str]:
     """Return the lines of a directive's own text, up to the first nested directive."""
     inside: list[str] = []
     for line in lines:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lastword.bench.builtin.batches import read_data
 from lastword.bench.builtin.corpus import build
-from lastword.bench.builtin.evaluate import agreement, read_exam
+from lastword.bench.builtin.exam import agreement, read_exam
 from lastword.bench.builtin.packages import fetch_teacher, fetch_texts
 from lastword.bench.builtin.ship import ship
 from lastword.bench.builtin.student import (
@@ -93,7 +93,7 @@ class _Trainer:
         self.tokenizer = _tokenizer(cache, teacher, items)
         self.data = read_data(items, *read_vectors(cache / "vectors"), self.tokenizer)
         self.directions = basis(self.data.text_vectors[: 5 * SHARD], SIZES["hidden_size"])
-        self.rows, self.sentences, self.agreed = _asked(
+        self.rows, self.sentences, self.agreed = _embed_questions(
             cache, teacher, self.tokenizer, read_exam(corpus).sentences[:CHECKED]
         )
         self.shares = _shares(self.data.texts, len(self.rows))
@@ -129,7 +129,7 @@ def _tokenizer(cache: Path, teacher: Path, items: list[dict[str, str]]) -> Token
     return Tokenizer.from_file(str(path))
 
 
-def _asked(
+def _embed_questions(
     cache: Path, teacher: Path, tokenizer: Tokenizer, sentences: list[str]
 ) -> tuple[Tensor, list[str], Tensor]:
     """Return the teacher's vectors of the word pieces, the sentences of the log's check, and their vectors.

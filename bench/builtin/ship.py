@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lastword.bench.builtin.evaluate import judge, markdown, read_exam
+from lastword.bench.builtin.exam import evaluate_models, markdown, read_exam
 from lastword.bench.builtin.student import MAX_LENGTH, QUERY_PROMPT, SIZES
 from lastword.bench.checkpoint import write_json
 from lastword.bench.merge import multislerp
@@ -46,7 +46,7 @@ def ship(cache: Path, start: str, bags: Mapping[str, float], teacher: Path, out:
     for name, tensors in parts.items():
         shutil.copytree(made / start, candidates / name, dirs_exist_ok=True)
         _store(tensors, candidates / name)
-    table = judge([candidates / name for name in parts], teacher, cache)
+    table = evaluate_models([candidates / name for name in parts], teacher, cache)
     best = max([*bags, MERGE], key=lambda name: sum(table[name][each] for each in CRITERIA))
     shutil.copytree(candidates / best, out, dirs_exist_ok=True)
     runs = (cache / "runs" / f"{name}.jsonl" for name in (start, *bags))
@@ -105,7 +105,7 @@ take the prompt `{prompt}` (`encode_query`, or `prompt_name="query"`), documents
 
 ## How good it is
 
-Evaluated on texts that it never saw, by `python -m lastword.bench.builtin.evaluate weights/builtin`. The first row is
+Evaluated on texts that it never saw, by `python -m lastword.bench.builtin.exam weights/builtin`. The first row is
 the teacher, three times its size. **{best}** is shipped: of the trained models it has the highest sum of ndcg@10,
 spearman and questions@1.
 
@@ -132,11 +132,11 @@ merges, evaluates and writes this folder.
 2. **Start**: the teacher's {vocabulary:,} most useful word pieces. A token row is the teacher's vector of the piece
    in the basis of its main directions, weighted by smooth inverse frequency; the first two layers start as an average.
 3. **Distillation** from {gathered:,} texts of up to 256 tokens and the questions that some of them answer; two fifths
-   are composed at random from WordNet's words and sentences (`bench/builtin/composed.py`). The loss, for the first 64,
-   128 and 256 dimensions, is the sum of 1 - cosine with the teacher's vector, 20 times the squared difference of all
-   cosines in the batch from the teacher's, and 0.1 times the cross-entropy of each query over the batch's texts (the
-   target is half the teacher's softmax, half the text that answers it). AdamW, cosine schedule, bf16 matmuls, fixed
-   seeds.
+   are composed at random from WordNet's words and sentences (`bench/builtin/composed_texts.py`). The loss, for the
+   first 64, 128 and 256 dimensions, is the sum of 1 - cosine with the teacher's vector, 20 times the squared
+   difference of all cosines in the batch from the teacher's, and 0.1 times the cross-entropy of each query over the
+   batch's texts (the target is half the teacher's softmax, half the text that answers it). AdamW, cosine schedule,
+   bf16 matmuls, fixed seeds.
 4. **Bags and merge**: from the start, {bags} models were trained on seeded shares of the texts ({shares}), and
    merged by Multi-SLERP (`lastword.weights.merging.methods`). All candidates' scores are above.
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lastword.bench.builtin.batches import Batch, Data, batches
+from lastword.bench.builtin.batches import Data, TrainingBatch, training_batches
 from lastword.bench.builtin.student import MATRYOSHKA
 
 MATRIX_WEIGHT = 20.0
@@ -67,7 +67,7 @@ def train(
     optimizer = _optimizer(model)
     step = _load(state, model, optimizer)
     began, tokens, sums = time.perf_counter(), 0, dict[str, float]()
-    endless = batches(data, run.chosen, run.tokens, run.seed, step)
+    endless = training_batches(data, run.chosen, run.tokens, run.seed, step)
     for batch in itertools.islice(endless, run.steps - step):
         for group in optimizer.param_groups:
             group["lr"] = _rate(run, step)
@@ -109,7 +109,7 @@ def embed(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
     return states[last].float()
 
 
-def _loss(model: Any, batch: Batch, directions: Tensor) -> tuple[Tensor, dict[str, float]]:
+def _loss(model: Any, batch: TrainingBatch, directions: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Compute the loss, and its parts for the log; each part is a mean over the Matryoshka prefixes.
 
     Direction: 1 - cosine with the teacher's vector in the first k directions of its space.

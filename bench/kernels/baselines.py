@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lastword.bench.kernels.cases import Case, Inputs
+from lastword.bench.kernels.cases import Case, CaseInputs
 from lastword.bench.kernels.eager_attention import eager_forest_attention
-from lastword.bench.kernels.gate import Runner, plain
+from lastword.bench.kernels.gate import Implementation, wrap_operation
 from lastword.bench.options import BASELINES, FORMS
 from lastword.errors import DeviceError
 from lastword.kernels import cpu, launches_triton
 
-Prepare = Callable[[Inputs], Runner]
+Prepare = Callable[[CaseInputs], Implementation]
 
 
 def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
@@ -34,11 +34,11 @@ def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
         chosen: names of `BASELINES` and `FORMS`.
 
     Returns:
-        By name, a function from inputs to a `Runner`.
+        By name, a function from inputs to an `Implementation`.
     """
     found: dict[str, Prepare] = {
         "eager": lambda inputs: _eager(case, inputs),
-        "compile": lambda inputs: _compiled(case, inputs),
+        "compile": lambda inputs: _compile(case, inputs),
     }
     if case.batch is not None and case.batch.equal is not None:
         equal, final = case.batch.equal, case.op == "final_attention"
@@ -53,7 +53,7 @@ def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
     return {name: found[name] for name in BASELINES + FORMS if name in found and name in chosen}
 
 
-def _eager_function(case: Case, inputs: Inputs) -> Callable[..., Any]:
+def _eager_function(case: Case, inputs: CaseInputs) -> Callable[..., Any]:
     """Return the function that "eager" runs and "compile" compiles.
 
     It is the CPU implementation; for forest attention, the form that PyTorch runs best on a GPU.
@@ -64,20 +64,22 @@ def _eager_function(case: Case, inputs: Inputs) -> Callable[..., Any]:
     return implementation
 
 
-def _eager(case: Case, inputs: Inputs) -> Runner:
+def _eager(case: Case, inputs: CaseInputs) -> Implementation:
     if inputs.tensors()[0].device.type == "cpu":
         raise DeviceError("cpu", "lastword runs this very implementation here")
     dense = inputs.dense()
-    return plain(_eager_function(case, dense), dense)
+    return wrap_operation(_eager_function(case, dense), dense)
 
 
-def _compiled(case: Case, inputs: Inputs) -> Runner:
+def _compile(case: Case, inputs: CaseInputs) -> Implementation:
     torch.compiler.reset()  # otherwise a second case's shapes would be compiled as dynamic
     dense = inputs.dense()
-    return plain(torch.compile(_eager_function(case, dense), dynamic=False), dense)
+    return wrap_operation(torch.compile(_eager_function(case, dense), dynamic=False), dense)
 
 
-def _sdpa(inputs: Inputs, equal: tuple[int, int], backend: SDPBackend, *, final: bool) -> Runner:
+def _sdpa(
+    inputs: CaseInputs, equal: tuple[int, int], backend: SDPBackend, *, final: bool
+) -> Implementation:
     """Run F.scaled_dot_product_attention on [texts, heads, tokens, D] views of the packed rows."""
     q, k, v, _, scale = inputs.args
     texts, tokens = equal
@@ -95,10 +97,10 @@ def _sdpa(inputs: Inputs, equal: tuple[int, int], backend: SDPBackend, *, final:
         assert isinstance(result, Tensor)
         return [result.transpose(1, 2).reshape(len(q), -1), q, k, v]
 
-    return Runner(run, read)
+    return Implementation(run, read)
 
 
-def _varlen(inputs: Inputs, equal: tuple[int, int], *, final: bool) -> Runner:
+def _varlen(inputs: CaseInputs, equal: tuple[int, int], *, final: bool) -> Implementation:
     """Run torch.nn.attention.varlen on the packed rows, with repeated keys and values if it has no `enable_gqa`."""
     attend: Callable[..., Any] = import_module("torch.nn.attention.varlen").varlen_attn
     known = inspect.signature(attend).parameters
@@ -123,10 +125,10 @@ def _varlen(inputs: Inputs, equal: tuple[int, int], *, final: bool) -> Runner:
         assert isinstance(result, Tensor)
         return [result.flatten(1), q, k, v]
 
-    return Runner(run, read)
+    return Implementation(run, read)
 
 
-def _descriptor(inputs: Inputs) -> Runner:
+def _descriptor(inputs: CaseInputs) -> Implementation:
     """Run the candidate for forest_attention, where it can run."""
     q, k, v, plan, scale = inputs.args
     if not launches_triton(q.device):
@@ -137,7 +139,7 @@ def _descriptor(inputs: Inputs) -> Runner:
         where = f"{q.dtype} on {q.device}"
         raise DeviceError(where, "descriptors are for 16-bit rows on sm_90 and sm_100")
     tables = descriptor.descriptor_tables(q, plan.segments, plan.final_rows)
-    return plain(
+    return wrap_operation(
         descriptor.forest_attention_descriptor, replace(inputs, args=(q, k, v, tables, scale))
     )
 
@@ -149,11 +151,11 @@ def _liger(name: str) -> Callable[..., Any]:
     return function
 
 
-def _liger_rms_norm(inputs: Inputs) -> Runner:
-    return plain(_liger("liger_rms_norm"), inputs)
+def _liger_rms_norm(inputs: CaseInputs) -> Implementation:
+    return wrap_operation(_liger("liger_rms_norm"), inputs)
 
 
-def _liger_add_rms_norm(inputs: Inputs) -> Runner:
+def _liger_add_rms_norm(inputs: CaseInputs) -> Implementation:
     """Run Liger's operation, which returns the sum with the norm; ours writes the sum over the residual."""
     operation = _liger("liger_fused_add_rms_norm")
     x, residual, weight, eps = inputs.args
@@ -162,10 +164,10 @@ def _liger_add_rms_norm(inputs: Inputs) -> Runner:
         assert isinstance(result, tuple)
         return [result[0], x, result[1], weight]
 
-    return Runner(lambda: operation(x, residual, weight, eps), read)
+    return Implementation(lambda: operation(x, residual, weight, eps), read)
 
 
-def _liger_swiglu(inputs: Inputs) -> Runner:
+def _liger_swiglu(inputs: CaseInputs) -> Implementation:
     """Run Liger's operation, which takes the two halves as separate contiguous tensors."""
     operation = _liger("liger_swiglu")
     (gate_up,) = inputs.args
@@ -175,7 +177,7 @@ def _liger_swiglu(inputs: Inputs) -> Runner:
         assert isinstance(result, Tensor)
         return [result, gate_up]
 
-    return Runner(lambda: operation(gate, up), read)
+    return Implementation(lambda: operation(gate, up), read)
 
 
 _LIGER: dict[str, Prepare] = {

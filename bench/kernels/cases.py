@@ -33,7 +33,7 @@ class CaseTables(KernelTables):
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class CaseInputs:
     """Arguments of one call of an operation."""
 
     args: tuple[Any, ...]
@@ -43,12 +43,12 @@ class Inputs:
         """Return the tensors among the arguments; a call may write some of them."""
         return [value for value in self.args if isinstance(value, Tensor)]
 
-    def double(self) -> "Inputs":
+    def double(self) -> "CaseInputs":
         """Return the same arguments in fp64."""
         wide = (value.double() if isinstance(value, Tensor) else value for value in self.args)
         return replace(self, args=tuple(wide))
 
-    def dense(self) -> "Inputs":
+    def dense(self) -> "CaseInputs":
         """Return the same arguments, with attention's plan in the form for PyTorch."""
         args = (
             CpuPlan.of(value.segments, value.final_rows, self.tensors()[0].device)
@@ -60,7 +60,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class AttentionBatch:
     """A batch of texts for attention; `equal` is (texts, tokens of each) if no text shares a row with another."""
 
     title: str
@@ -78,8 +78,8 @@ class Case:
     title: str
     bytes: int
     flops: int
-    inputs: Callable[[], Inputs]
-    batch: Batch | None = None
+    inputs: Callable[[], CaseInputs]
+    batch: AttentionBatch | None = None
 
 
 def cases(
@@ -99,7 +99,7 @@ def cases(
         device: device of the inputs.
     """
     attends = any(op.endswith("attention") for op in ops)
-    packs = batches(tokens) if attends else []
+    packs = attention_batches(tokens) if attends else []
     for op in ops:
         by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for model in models:
@@ -121,7 +121,7 @@ def _shape(op: str, sizes: Sizes) -> tuple[int, ...]:
     return (sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim)
 
 
-def batches(tokens: int) -> list[Batch]:
+def attention_batches(tokens: int) -> list[AttentionBatch]:
     """Make the attention workloads: one long text, half of it, many of 512 tokens, queries without and with sharing.
 
     At 16,384 tokens that is 1 text of 16k, 1 of 8k, 32 of 512, and 2,000 queries of 12 tokens after a prefix of 24.
@@ -131,7 +131,7 @@ def batches(tokens: int) -> list[Batch]:
     def text(length: int) -> list[int]:
         return rng.choices(range(VOCABULARY), k=length)
 
-    def equal(count: int, length: int) -> Batch:
+    def equal(count: int, length: int) -> AttentionBatch:
         name = "text" if count == 1 else "texts"
         return _batch(f"{count:,} {name} of {length:,}", [text(length) for _ in range(count)])
 
@@ -149,15 +149,15 @@ def batches(tokens: int) -> list[Batch]:
     ]
 
 
-def _batch(title: str, texts: list[list[int]], *, share: bool = False) -> Batch:
+def _batch(title: str, texts: list[list[int]], *, share: bool = False) -> AttentionBatch:
     lengths = [len(text) for text in texts]
     (forest,) = plan_forests(texts, sum(lengths), share=share)
     if share:
-        return Batch(title, forest, work(texts), None)
+        return AttentionBatch(title, forest, work(texts), None)
     total = sum(lengths)
     pairs = sum(n * (n + 1) // 2 for n in lengths)
     counted = Work(total, total, len(texts), pairs, final_pairs=total)
-    return Batch(title, forest, counted, (len(texts), lengths[0]))
+    return AttentionBatch(title, forest, counted, (len(texts), lengths[0]))
 
 
 def _rows(
@@ -167,19 +167,19 @@ def _rows(
     C, F, _, H, KH, D = sizes
     size, heads, norm, rope = dtype.itemsize, H + KH, 4, 3  # norm and rope: operations per element
 
-    def draw() -> Inputs:
+    def draw() -> CaseInputs:
         source = _Source(device, dtype)
         if op == "rms_norm":
-            return Inputs((source.scaled(T, C), source.weight(C), EPS), {})
+            return CaseInputs((source.scaled(T, C), source.weight(C), EPS), {})
         if op == "add_rms_norm":
             args = (source.scaled(T, C), source.scaled(T, C), source.weight(C), EPS)
-            return Inputs(args, {})
+            return CaseInputs(args, {})
         if op == "swiglu":
-            return Inputs((source.normal(T, 2 * F).mul_(2),), {})
+            return CaseInputs((source.normal(T, 2 * F).mul_(2),), {})
         angles = source.normal(T, D // 2).float().mul_(100)
         qkv = source.scaled(T, (H + 2 * KH) * D)
         tables = (source.weight(D), source.weight(D), angles.cos(), angles.sin())
-        return Inputs((qkv, *tables), {"num_heads": H, "num_kv_heads": KH, "eps": EPS})
+        return CaseInputs((qkv, *tables), {"num_heads": H, "num_kv_heads": KH, "eps": EPS})
 
     counts = {
         "rms_norm": ((2 * T * C + C) * size, norm * T * C),
@@ -195,7 +195,12 @@ def _rows(
 
 
 def _attention(
-    op: str, label: str, sizes: Sizes, batch: Batch, dtype: torch.dtype, device: torch.device
+    op: str,
+    label: str,
+    sizes: Sizes,
+    batch: AttentionBatch,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Case:
     """Make the case of attention, on views of the fused projections like those in the forward."""
     H, KH, D = sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim
@@ -203,12 +208,12 @@ def _attention(
     T, N = batch.work.tokens, batch.work.finals
     plan = _plan(batch.forest, device, dtype, H // KH)
 
-    def draw() -> Inputs:
+    def draw() -> CaseInputs:
         source = _Source(device, dtype)
         q = source.normal(N, H, D) if final else None
         fused = source.normal(T, (0 if final else H) + 2 * KH, D)
         q = fused[:, :H] if q is None else q
-        return Inputs((q, fused[:, -2 * KH : -KH], fused[:, -KH:], plan, D**-0.5), {})
+        return CaseInputs((q, fused[:, -2 * KH : -KH], fused[:, -KH:], plan, D**-0.5), {})
 
     queries, pairs = (N, batch.work.final_pairs) if final else (T, batch.work.pairs)
     num_bytes = (2 * queries * H + 2 * T * KH) * D * dtype.itemsize

@@ -15,13 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from lastword.kernels import KernelTables, Segments
-from lastword.kernels.gpu.block_sizes import Blocks, architecture
+from lastword.kernels.gpu.block_sizes import BlockSizes, architecture
 from lastword.kernels.gpu.forest_attention import online_softmax
 
 BLOCKS = {
-    "sm_90": Blocks(128, 128, 4, 2, "compiled 2026-11-23"),
-    "sm_100": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
-    "interpreter": Blocks(64, 32, 1, 1, "small, for tests"),
+    "sm_90": BlockSizes(128, 128, 4, 2, "compiled 2026-11-23"),
+    "sm_100": BlockSizes(128, 64, 8, 3, "compiled 2026-11-23"),
+    "interpreter": BlockSizes(64, 32, 1, 1, "small, for tests"),
 }
 _ALIGNMENT = 16  # bytes, required of a descriptor's base and of its rows
 
@@ -88,14 +88,14 @@ def _forest_attention_descriptor_kernel(
     tl.store(out_at, out, mask=(token < length)[:, None] & (d < D)[None, :])
 
 
-def descriptor_blocks(dtype: torch.dtype, architecture: str) -> Blocks | None:
+def descriptor_blocks(dtype: torch.dtype, architecture: str) -> BlockSizes | None:
     """Return the block sizes; None for an architecture without any, and for fp32 on a GPU."""
     if dtype == torch.float32 and architecture != "interpreter":
         return None
     return BLOCKS.get(architecture)
 
 
-def _blocks(q: Tensor) -> Blocks:
+def _blocks(q: Tensor) -> BlockSizes:
     blocks = descriptor_blocks(q.dtype, architecture(q.device))
     assert blocks is not None, "descriptors do not fit here"
     return blocks

@@ -25,7 +25,7 @@ def eager_forest_attention(plan: CpuPlan, device: torch.device) -> Attention:
         plan: the batch's segments.
         device: device of the masks.
     """
-    blocks = [(block, _mask(block, device)) for block in _joined(plan.blocks)]
+    blocks = [(block, _mask(block, device)) for block in _join_blocks(plan.blocks)]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, _: CpuPlan, scale: float) -> Tensor:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -52,7 +52,7 @@ def _mask(block: Block, device: torch.device) -> Tensor | None:
     )
 
 
-def _joined(blocks: Iterable[Block]) -> list[Block]:
+def _join_blocks(blocks: Iterable[Block]) -> list[Block]:
     """Join adjacent texts of equal length, which the plan had split into tiles."""
     joined: list[Block] = []
     for block in blocks:

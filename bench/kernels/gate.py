@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lastword.bench.kernels.cases import Case, Inputs
+from lastword.bench.kernels.cases import Case, CaseInputs
 from lastword.kernels import cpu, reference
 
 # Share of the largest magnitude: half a unit in the last place of a stored value; in fp32 the error of a few sums.
@@ -25,7 +25,7 @@ Operation = Callable[..., object]
 
 
 @dataclass(frozen=True, slots=True)
-class Runner:
+class Implementation:
     """One implementation with its arguments: `run` is timed, `read` returns its outputs in the reference's layout."""
 
     run: Callable[[], object]
@@ -33,7 +33,7 @@ class Runner:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateResult:
     """Whether an implementation is right; `reason` says what differs."""
 
     right: bool
@@ -54,19 +54,19 @@ class Gate:
             for got, truth in zip(own, self.truth, strict=True)
         ]
 
-    def check(self, runner: Runner, *, poison: bool = True) -> Verdict:
+    def check(self, runner: Implementation, *, poison: bool = True) -> GateResult:
         """Run an implementation once on fresh arguments, and compare everything that it may have written.
 
         Args:
             runner: the implementation; its arguments must not have been used.
             poison: fill memory that it allocates with NaN, so that an unwritten element is found.
         """
-        with _poisoned() if poison else warnings.catch_warnings(action="ignore"):
+        with _poison_new_tensors() if poison else warnings.catch_warnings(action="ignore"):
             outputs = runner.read(runner.run())
         if len(outputs) != len(self.truth):
-            reason = f"returns {_counted(outputs)}, expected {_counted(self.truth)}"
-            return Verdict(False, reason, None, self.allowed[0])
-        worst = Verdict(True, "", 0.0, self.allowed[0])
+            reason = f"returns {_count_outputs(outputs)}, expected {_count_outputs(self.truth)}"
+            return GateResult(False, reason, None, self.allowed[0])
+        worst = GateResult(True, "", 0.0, self.allowed[0])
         for i, (got, truth) in enumerate(zip(outputs, self.truth, strict=True)):
             verdict = self._compare(got, truth, self.allowed[i])
             if not verdict.right:
@@ -75,37 +75,37 @@ class Gate:
                 worst = verdict
         return worst
 
-    def _compare(self, got: Tensor, truth: Tensor, allowed: float) -> Verdict:
+    def _compare(self, got: Tensor, truth: Tensor, allowed: float) -> GateResult:
         if got.shape != truth.shape:
             reason = f"has shape {list(got.shape)}, expected {list(truth.shape)}"
-            return Verdict(False, reason, None, allowed)
+            return GateResult(False, reason, None, allowed)
         if got.numel() and got.dtype == torch.float64:
-            return Verdict(False, "is fp64, expected the inputs' dtype", None, allowed)
+            return GateResult(False, "is fp64, expected the inputs' dtype", None, allowed)
         if not bool(got.isfinite().all()):
             bad = int((~got.isfinite()).sum())
             reason = f"{bad:,} elements unwritten or not finite"
-            return Verdict(False, reason, None, allowed)
+            return GateResult(False, reason, None, allowed)
         error = _largest(got, truth)
         if not error <= allowed:
-            return Verdict(False, f"errs by {error:.1e}, allowed {allowed:.1e}", error, allowed)
+            return GateResult(False, f"errs by {error:.1e}, allowed {allowed:.1e}", error, allowed)
         row = _row_error(got, truth)
         if not row <= ROW_ERROR[self.dtype]:
             reason = f"a row errs by {row:.1e} of itself, allowed {ROW_ERROR[self.dtype]:.0e}"
-            return Verdict(False, reason, error, allowed)
-        return Verdict(True, "", error, allowed)
+            return GateResult(False, reason, error, allowed)
+        return GateResult(True, "", error, allowed)
 
 
-def plain(operation: Operation, inputs: Inputs) -> Runner:
+def wrap_operation(operation: Operation, inputs: CaseInputs) -> Implementation:
     """Wrap an operation; its outputs are the returned tensor, then its tensor arguments, which it may have written."""
 
     def read(result: object) -> list[Tensor]:
         return ([result] if isinstance(result, Tensor) else []) + inputs.tensors()
 
-    return Runner(lambda: operation(*inputs.args, **inputs.options), read)
+    return Implementation(lambda: operation(*inputs.args, **inputs.options), read)
 
 
-def _outputs(operation: Operation, inputs: Inputs) -> list[Tensor]:
-    runner = plain(operation, inputs)
+def _outputs(operation: Operation, inputs: CaseInputs) -> list[Tensor]:
+    runner = wrap_operation(operation, inputs)
     return runner.read(runner.run())
 
 
@@ -119,12 +119,12 @@ def _row_error(got: Tensor, truth: Tensor) -> float:
     return float((error / size.clamp_min(1e-30)).max()) if truth.numel() else 0.0
 
 
-def _counted(outputs: list[Tensor]) -> str:
+def _count_outputs(outputs: list[Tensor]) -> str:
     return f"{len(outputs)} tensors, the arguments counted"
 
 
 @contextmanager
-def _poisoned() -> Iterator[None]:
+def _poison_new_tensors() -> Iterator[None]:
     """Fill uninitialised memory with NaN: PyTorch does so when deterministic algorithms are requested."""
     before = (
         torch.are_deterministic_algorithms_enabled(),

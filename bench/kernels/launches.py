@@ -65,7 +65,7 @@ class Launch:
 
 
 @contextmanager
-def recording(architecture: str) -> Iterator[list[Launch]]:
+def record_launches(architecture: str) -> Iterator[list[Launch]]:
     """Collect the launches for `architecture` instead of running them; outputs stay uninitialised."""
     launches: list[Launch] = []
 
@@ -116,7 +116,7 @@ class _Launches:
 
     def note(self, variant: str, run: Callable[..., object], *args: Any, **named: Any) -> None:
         """Record the launches of `run` under `variant`."""
-        with recording(self._architecture) as launches:
+        with record_launches(self._architecture) as launches:
             run(*args, **named)
         for launch in launches:
             self.found[f"{launch.name} {variant}".strip()] = launch

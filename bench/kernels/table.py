@@ -41,7 +41,7 @@ def heading(about: Mapping[str, object], peaks: Peaks | None) -> str:
     where = f"{about['device']}, {about['dtype']}, torch {about['torch']}, triton {about['triton']}"
     if peaks is None:
         return f"{where}\nTRITON_INTERPRET=1: kernels are checked, and nothing is timed."
-    copy, speed = shown_bandwidth(peaks.bytes_per_s), shown_speed(peaks.flops_per_s)
+    copy, speed = format_bandwidth(peaks.bytes_per_s), format_speed(peaks.flops_per_s)
     lines = [
         where,
         f"peaks of this run: copy {copy}, matmul {speed} ({peaks.product}, random data)",
@@ -71,11 +71,11 @@ def row_line(row: Row, peaks: Peaks | None, ours: Timing | None) -> str:
             return f"{name} WRONG, not timed: {row.reason}"
         return f"{name} right: errs by {row.max_error:.1e}, allowed {row.allowed_error:.1e}"
     median, low, high = (
-        shown_time(ms) for ms in (row.timing.median_ms, row.timing.p20_ms, row.timing.p80_ms)
+        format_time(ms) for ms in (row.timing.median_ms, row.timing.p20_ms, row.timing.p80_ms)
     )
     seconds = row.timing.median_ms / 1e3
     moves = row.bytes / peaks.bytes_per_s >= row.flops / peaks.flops_per_s
-    rate = shown_bandwidth(row.bytes / seconds) if moves else shown_speed(row.flops / seconds)
+    rate = format_bandwidth(row.bytes / seconds) if moves else format_speed(row.flops / seconds)
     against = "" if ours is None else f"{row.timing.median_ms / ours.median_ms:8.2f}x ours"
     return f"{name}{median:>11}  ({low} to {high}){rate:>15}{row.of_peak:8.0%} of peak{against}"
 
@@ -97,19 +97,19 @@ def sharing_line(rows: Sequence[Row]) -> str | None:
     return f"  sharing the prefix: {each.median_ms / shared.median_ms:.2f}x as fast"
 
 
-def shown_time(milliseconds: float) -> str:
+def format_time(milliseconds: float) -> str:
     """Format a time, in microseconds below 1 ms."""
     if milliseconds < 1:
         return f"{milliseconds * 1e3:,.1f} µs"
     return f"{milliseconds:,.2f} ms"
 
 
-def shown_bandwidth(bytes_per_s: float) -> str:
+def format_bandwidth(bytes_per_s: float) -> str:
     """Format a bandwidth in GB/s of 10^9 bytes."""
     return f"{bytes_per_s / 1e9:,.1f} GB/s"
 
 
-def shown_speed(flops_per_s: float) -> str:
+def format_speed(flops_per_s: float) -> str:
     """Format a rate of operations, in GFLOP/s below 1 TFLOP/s."""
     if flops_per_s < 1e12:
         return f"{flops_per_s / 1e9:,.1f} GFLOP/s"

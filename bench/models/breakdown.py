@@ -73,13 +73,13 @@ class Breakdown:
 
 
 class OperationClock:
-    """Measures the seconds of all calls wrapped by `timed`, by name; on a GPU between events on the stream."""
+    """Measures the seconds of all calls wrapped by `wrap`, by name; on a GPU between events on the stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._calls: list[tuple[str, Any, Any]] = []
 
-    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """Return `call` wrapped so that its time counts for `name`."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -109,15 +109,15 @@ class OperationClock:
 
 
 @contextmanager
-def timed_operations(model: Model, clock: OperationClock) -> Iterator[None]:
+def time_operations(model: Model, clock: OperationClock) -> Iterator[None]:
     """Time every operation of the model's forward with `clock` inside the `with` block."""
     with ExitStack() as patched:
         for function, name in _FUNCTIONS.items():
-            timed = clock.timed(name, getattr(kernels, function))
+            timed = clock.wrap(name, getattr(kernels, function))
             patched.enter_context(patch.object(kernels, function, timed))
         for layer in model.layers:
             for part in _LAYER_PARTS.keys() & vars(layer).keys():
-                timed = clock.timed(_LAYER_PARTS[part], getattr(layer, part))
+                timed = clock.wrap(_LAYER_PARTS[part], getattr(layer, part))
                 patched.enter_context(patch.object(layer, part, timed))
         yield
 
@@ -165,7 +165,7 @@ def _operations(model: Model, forests: Sequence[Forest]) -> dict[str, float]:
     """
     clock = OperationClock(model.device)
     seconds: dict[str, float] = {}
-    with timed_operations(model, clock), _stage(seconds, REST, model.device):
+    with time_operations(model, clock), _stage(seconds, REST, model.device):
         for forest in forests:
             model.forward(forest, observe=lambda *_: None)
     operations = clock.take()

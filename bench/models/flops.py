@@ -32,7 +32,7 @@ class Shape(Protocol):
 class Work:
     """Token and attention counts of a set of texts, as requested and with shared prefixes counted once."""
 
-    tokens_asked: int
+    tokens_requested: int
     tokens: int  # distinct prefixes
     finals: int  # distinct texts
     pairs: int  # (query, key) pairs of causal attention over the distinct prefixes

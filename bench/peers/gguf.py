@@ -7,7 +7,7 @@ import torch
 
 from lastword.errors import ConfigError
 from lastword.weights import Checkpoint, ModelConfig, read_config
-from lastword.weights.files.file_tensor import mapped
+from lastword.weights.files.file_tensor import map_tensor
 from lastword.weights.files.shards import read_tensors
 from lastword.weights.tensor_names import EMBEDDING, LM_HEAD, PREFIX
 
@@ -74,7 +74,7 @@ def write_gguf(folder: Path, path: Path, tokens: Sequence[int]) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, info in tensors.items():
-        tensor = mapped(info, name)
+        tensor = map_tensor(info, name)
         kept = tensor[list(tokens)] if name == EMBEDDING else tensor
         writer.write_tensor_data(kept.to(torch.float32).numpy())
     writer.close()

@@ -32,7 +32,7 @@ class Forest:
         final_rows: the row of each distinct text's last token, N' of them.
         texts: int64 [N], the caller's index of each text.
         distinct: int64 [N], the index of each text among the N' distinct ones.
-        tokens_asked: number of tokens of all N texts, before sharing.
+        tokens_requested: number of tokens of all N texts, before sharing.
     """
 
     ids: Tensor
@@ -41,7 +41,7 @@ class Forest:
     final_rows: list[int]
     texts: Tensor
     distinct: Tensor
-    tokens_asked: int
+    tokens_requested: int
 
     @property
     def tokens_computed(self) -> int:
@@ -57,7 +57,7 @@ class Forest:
     def _subset(self, wanted: Tensor, tokens: list[list[int]]) -> "Forest":
         members = wanted.nonzero().flatten()
         lists = [tokens[i] for i in self.distinct[members].tolist()]
-        (forest,) = plan_forests(lists, self.tokens_asked)
+        (forest,) = plan_forests(lists, self.tokens_requested)
         return replace(forest, texts=self.texts[members[forest.texts]])
 
     def _tokens(self) -> list[list[int]]:
@@ -236,7 +236,7 @@ def _pack(
         final_rows=[start[place[b]] + depth - branches[b].start - 1 for b, depth in finals],
         texts=torch.tensor(texts),
         distinct=torch.repeat_interleave(torch.tensor([len(indices) for indices in callers])),
-        tokens_asked=sum(
+        tokens_requested=sum(
             length * len(indices)
             for length, indices in zip(group.lengths[first:last], callers, strict=True)
         ),

@@ -28,7 +28,7 @@ _ALIGN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class ModelInputs:
     """The inputs of one forward on its device: `ids`, `positions` int32 [T], `final_rows` [N], attention plan."""
 
     ids: Tensor
@@ -37,15 +37,15 @@ class Inputs:
     plan: AttentionPlan
 
     @staticmethod
-    def of(forest: Forest, device: torch.device) -> "Inputs":
+    def of(forest: Forest, device: torch.device) -> "ModelInputs":
         """Make the inputs for the CPU implementation."""
         plan = CpuPlan.of(forest.segments, forest.final_rows, device)
         final_rows = torch.tensor(forest.final_rows, device=device)
-        return Inputs(forest.ids.to(device), forest.positions.to(device), final_rows, plan)
+        return ModelInputs(forest.ids.to(device), forest.positions.to(device), final_rows, plan)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class BucketLayout:
     """The sizes of a batch's parts, and the properties of its plan that determine how kernels are launched.
 
     Args:
@@ -103,14 +103,14 @@ class Layout:
         _fill(finals, final_table(forest.segments, forest.final_rows), nothing)
         _fill(tiles, query_tiles(forest.segments, self.tile_rows), nothing)
 
-    def read(self, buffer: Tensor) -> Inputs:
+    def read(self, buffer: Tensor) -> ModelInputs:
         """View the buffer, on any device, as the inputs of a forward."""
         ids, positions, final_rows, segments, finals, tiles = self._parts(buffer)
         plan = KernelTables(
             segments, finals, tiles, tile_rows=self.tile_rows, has_ancestors=self.has_ancestors,
             rows_per_segment=self.rows_per_segment, longest_path=self.longest_path,
         )  # fmt: skip
-        return Inputs(ids, positions, final_rows, plan)
+        return ModelInputs(ids, positions, final_rows, plan)
 
 
 class Packer:
@@ -120,7 +120,7 @@ class Packer:
         self._tile_rows = partial(attention_tile_rows, dtype, device, group=group)
         self._pin = device.type == "cuda"
 
-    def pack(self, forest: Forest, *, pad: bool = True) -> tuple[Layout, Tensor]:
+    def pack(self, forest: Forest, *, pad: bool = True) -> tuple[BucketLayout, Tensor]:
         """Return the batch's layout and its buffer on the host.
 
         For a GPU the buffer is in pinned memory, and nobody has to wait for a copy from it: PyTorch keeps the memory
@@ -136,7 +136,7 @@ class Packer:
         layout.write(forest, buffer)
         return layout, buffer
 
-    def bucket_layout(self, rows: int, finals: int) -> Layout:
+    def bucket_layout(self, rows: int, finals: int) -> BucketLayout:
         """Return the layout that holds every batch of at most `rows` rows and `finals` distinct texts.
 
         Every segment holds the last token of at least one text, so at most `finals` segments and one of padding
@@ -144,17 +144,17 @@ class Packer:
         """
         average = rows / finals
         tile_rows = self._tile_rows(tree=True, rows_per_segment=average)
-        return Layout(
+        return BucketLayout(
             rows, finals, finals + 1, min(rows, rows // tile_rows + finals), tile_rows,
             has_ancestors=True, rows_per_segment=average, longest_path=rows, bucket=True,
         )  # fmt: skip
 
-    def _exact(self, forest: Forest) -> Layout:
+    def _exact(self, forest: Forest) -> BucketLayout:
         segments = forest.segments
         tree, average = segments.has_ancestors(), segments.rows_per_segment()
         tile_rows = self._tile_rows(tree=tree, rows_per_segment=average)
         tiles = sum(-(-length // tile_rows) for length in segments.length)
-        return Layout(
+        return BucketLayout(
             forest.tokens_computed, len(forest.final_rows), len(segments.start), tiles, tile_rows,
             has_ancestors=tree, rows_per_segment=average, longest_path=segments.longest_path(),
             bucket=False,

@@ -28,7 +28,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the new folder and the size of its files."""
     parser.add_argument(
         "out",
-        type=options.path,
+        type=options.path_argument,
         metavar="OUT",
         help="new folder for the model; it appears only once it is complete",
     )

@@ -50,19 +50,19 @@ def in_option_words(problem: LastwordError | LastwordWarning) -> str:
     return str(problem)
 
 
-def text(given: str) -> str:
+def text_argument(given: str) -> str:
     """Accept an argument that is valid Unicode; Python passes bytes that are not UTF-8 as lone surrogates."""
     if lone_surrogate(given) is not None:
         raise argparse.ArgumentTypeError("not valid UTF-8 text")
     return given
 
 
-def path(given: str) -> str:
+def path_argument(given: str) -> str:
     """Accept any path unchanged; a file name may contain any bytes."""
     return given
 
 
-def model(given: str) -> str:
+def model_argument(given: str) -> str:
     """Accept the name of a model, but not an empty one: an unset shell variable must not select the built-in model."""
     if not given:
         raise argparse.ArgumentTypeError("an empty name is not a hub id or folder")
@@ -98,7 +98,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
-        type=model,
+        type=model_argument,
         help="Hugging Face id or folder of a Qwen3 embedding model; by default the small built-in model",
     )
     group.add_argument(
@@ -138,7 +138,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_name(parser: argparse.ArgumentParser) -> None:
     """Add the positional argument MODEL, for commands about a model; `choose_model` reads it."""
-    parser.add_argument("name", nargs="?", type=model, metavar="MODEL", help="same as --model")
+    parser.add_argument(
+        "name", nargs="?", type=model_argument, metavar="MODEL", help="same as --model"
+    )
 
 
 def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
@@ -158,7 +160,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
         nargs="*",
-        type=path,
+        type=path_argument,
         metavar="FILE",
         help="input file: .jsonl, .csv, .tsv, or any other text file with one text per line; - is stdin; "
         "by default stdin",

@@ -1,6 +1,6 @@
 """The argument parser of every command: errors are one line, and an argument without a type is text.
 
-Text must be valid Unicode. A path may contain any bytes, so an argument for a path has `type=options.path`.
+Text must be valid Unicode. A path may contain any bytes, so an argument for a path has `type=options.path_argument`.
 """
 
 import argparse
@@ -29,11 +29,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
         super().__init__(**settings, allow_abbrev=False, exit_on_error=False)
-        self.register("type", None, options.text)
+        self.register("type", None, options.text_argument)
 
     def add_subparsers(self, **settings: Any) -> Any:
         """Add commands; the arguments after a command's name are checked by the parser of that command."""
-        self.register("type", None, options.path)
+        self.register("type", None, options.path_argument)
         return super().add_subparsers(metavar=settings["dest"].upper(), **settings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from lastword.errors import InputError, lone_surrogate, some
+from lastword.errors import InputError, list_some, lone_surrogate
 
 FORMATS = ("txt", "jsonl", "csv", "tsv")
 STDIN = "-"
@@ -202,7 +202,7 @@ def _missing(where: str, text_field: str, names: Iterable[str]) -> InputError:
     return InputError(
         where,
         f"has no field {text_field!r}",
-        got=some(names) or "no field",
+        got=list_some(names) or "no field",
         remedy="Name the field that holds the text with --text-field.",
     )
 
@@ -221,7 +221,7 @@ def _table(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Re
         raise InputError(where, "has no header", expected="the names of the columns")
     names = frozenset(header)
     if len(names) < len(header):
-        twice = some({name for name in header if header.count(name) > 1})
+        twice = list_some({name for name in header if header.count(name) > 1})
         raise InputError(where, "two columns have the same name", got=twice, remedy="Rename one.")
     if text_field not in names:
         raise _missing(where, text_field, names)

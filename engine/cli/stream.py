@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lastword.embedder import Embedder
-    from lastword.options import EncodeKwargs
+    from lastword.encode_options import EncodeKwargs
 
 
 def embed_records(

@@ -23,7 +23,7 @@ ROWS_AT_ONCE = (
 Header = Callable[[int], bytes]
 
 
-class Layout(NamedTuple):
+class ElementType(NamedTuple):
     """How a precision is stored in each format."""
 
     safetensors: str  # dtype name
@@ -32,17 +32,17 @@ class Layout(NamedTuple):
     number: str  # printf format of one element in JSON
 
 
-LAYOUTS = {
-    "float32": Layout("F32", "<f4", 1, "%.9g"),
-    "float16": Layout("F16", "<f2", 1, "%.5g"),
-    "int8": Layout("I8", "|i1", 1, "%d"),
-    "uint8": Layout("U8", "|u1", 1, "%d"),
-    "binary": Layout("I8", "|i1", 8, "%d"),
-    "ubinary": Layout("U8", "|u1", 8, "%d"),
+ELEMENT_TYPES = {
+    "float32": ElementType("F32", "<f4", 1, "%.9g"),
+    "float16": ElementType("F16", "<f2", 1, "%.5g"),
+    "int8": ElementType("I8", "|i1", 1, "%d"),
+    "uint8": ElementType("U8", "|u1", 1, "%d"),
+    "binary": ElementType("I8", "|i1", 8, "%d"),
+    "ubinary": ElementType("U8", "|u1", 8, "%d"),
 }
 
 
-def numbers(layout: Layout, dim: int) -> str:
+def numbers(layout: ElementType, dim: int) -> str:
     """Return the printf template of one vector, with enough digits to read back the same values."""
     return ", ".join([layout.number] * (dim // layout.packed))
 
@@ -109,7 +109,9 @@ class Matrix:
         put(self._stream, self._header(self._texts), self._name)
 
 
-def safetensors_header(name: str, layout: Layout, dim: int, metadata: Mapping[str, str]) -> Header:
+def safetensors_header(
+    name: str, layout: ElementType, dim: int, metadata: Mapping[str, str]
+) -> Header:
     """Return a function from the number of texts to the header of a file with one tensor [texts, width]."""
     from lastword.weights import growing_header
 
@@ -119,7 +121,7 @@ def safetensors_header(name: str, layout: Layout, dim: int, metadata: Mapping[st
     return growing_header(name, layout.safetensors, dim // layout.packed, described)
 
 
-def npy_header(layout: Layout, dim: int) -> Header:
+def npy_header(layout: ElementType, dim: int) -> Header:
     """Return a function from the number of texts to the 128-byte header of a NumPy file, format 1.0."""
 
     def header(texts: int) -> bytes:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lastword.embedder import Embedder
-from lastword.errors import ConfigError, needing
+from lastword.errors import ConfigError, require_extra
 from lastword.evaluate.tasks import check_reachable, get_benchmark, get_tasks
-from lastword.model_info import known_name, published
+from lastword.model_info import find_known_name, find_published
 from lastword.progress import on_terminal, progress_bar
 
 # Number of texts that mteb passes at once; lastword forms its own batches by tokens.
@@ -79,12 +79,12 @@ def evaluate(
         InputError: the data of a task are not available.
     """
     tables = published_scores()
-    name = known_name(known_as or os.fspath(model), tables)
-    on_card = published(name, tables, "card", "no table is known") if card else {}
+    name = find_known_name(known_as or os.fspath(model), tables)
+    on_card = find_published(name, tables, "card", "no table is known") if card else {}
     if not (tasks or benchmarks or card):
         got = "no tasks, no benchmarks and card=False"
         raise ConfigError("tasks", "nothing to do", got=got, expected="at least one of them")
-    with needing("mteb", "eval", "eval"):
+    with require_extra("mteb", "eval", "eval"):
         import mteb  # noqa: F401
     chosen, closed = get_tasks(tasks, benchmarks)
     compared = {each: get_benchmark(each) for each in dict.fromkeys([*benchmarks, *on_card])}

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lastword.errors import ConfigError, InputError, some
+from lastword.errors import ConfigError, InputError, list_some
 
 _HUB_IS_DOWN = "the hub cannot be reached, and the data are not in the local cache"
 
@@ -77,7 +77,7 @@ def check_reachable(tasks: Iterable[Any]) -> None:
     if missing:
         raise InputError(
             "tasks",
-            f"the data of {len(missing)} tasks are not available: {some(missing)} ({reason})",
+            f"the data of {len(missing)} tasks are not available: {list_some(missing)} ({reason})",
             remedy="Run once with a network connection, or leave these tasks out.",
         )
 

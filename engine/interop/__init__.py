@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from lastword.embedder import Embedder
-from lastword.errors import ConfigError, some
+from lastword.errors import ConfigError, list_some
 
 __all__ = ["embedder_of"]
 
@@ -31,7 +31,7 @@ def embedder_of(
         raise ConfigError(
             "model",
             "an Embedder already has its options",
-            got=f"an Embedder and options ({some(options)})",
+            got=f"an Embedder and options ({list_some(options)})",
             expected="options with a name or folder only",
         )
     return model

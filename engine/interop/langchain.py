@@ -7,10 +7,10 @@ import os
 from typing import Any
 
 from lastword.embedder import Embedder
-from lastword.errors import needing
+from lastword.errors import require_extra
 from lastword.interop import embedder_of
 
-with needing("langchain-core", "langchain", "lastword.interop.langchain"):
+with require_extra("langchain-core", "langchain", "lastword.interop.langchain"):
     from langchain_core.embeddings import Embeddings
 
 

@@ -8,10 +8,10 @@ import os
 from typing import Any
 
 from lastword.embedder import Embedder
-from lastword.errors import needing
+from lastword.errors import require_extra
 from lastword.interop import embedder_of
 
-with needing("llama-index-core", "llama-index", "lastword.interop.llama_index"):
+with require_extra("llama-index-core", "llama-index", "lastword.interop.llama_index"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import PrivateAttr
 

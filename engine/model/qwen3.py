@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lastword import kernels
 from lastword.batching.forest import Forest
-from lastword.batching.packing import Inputs, Packer
-from lastword.kernels import AttentionPlan, Rows
+from lastword.batching.packing import ModelInputs, Packer
+from lastword.kernels import AttentionPlan, MatmulInput
 from lastword.model.rope import inverse_frequencies
 from lastword.runtime.cuda_graphs import Capture, CudaCapture, Graphs
 from lastword.weights import LayerWeights, ModelConfig, WeightsSource
@@ -58,7 +58,7 @@ class _Layer:
         q_rows = config.num_attention_heads * config.head_dim
         bias = weights.qkv_bias
         linear, swiglu_linear = _MATMULS[quantize]
-        self.add_norm: Callable[..., Any] = kernels.add_rms_norm  # returns Rows
+        self.add_norm: Callable[..., Any] = kernels.add_rms_norm  # returns MatmulInput
         if quantize == "fp8":
             fp8 = kernels.fp8_format(weights.o.device)
             self.add_norm = partial(kernels.add_rms_norm_quantize, dtype=fp8)
@@ -81,7 +81,7 @@ class _Layer:
         x = self.add_norm(self.o(attended), residual, self.post_norm, self.config.rms_norm_eps)
         return self.down(self.gate_up(x))
 
-    def forward(self, x: Rows, batch: _Batch, residual: Tensor) -> Tensor:
+    def forward(self, x: MatmulInput, batch: _Batch, residual: Tensor) -> Tensor:
         """Map x [T, C], the output of `add_norm`, to the MLP's output [T, C]; adds the attention to `residual`."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         qkv = self.qkv(x)
@@ -184,7 +184,7 @@ class Model:
         """
         with self._current_device():
             if self._packer is None:
-                return self._forward(Inputs.of(forest, self.device), observe)
+                return self._forward(ModelInputs.of(forest, self.device), observe)
             finals = len(forest.final_rows)
             layout, buffer = self._packer.pack(forest, pad=observe is None)
             if layout.bucket and self._graphs is not None:
@@ -196,7 +196,7 @@ class Model:
         """Make the model's device the current one: Triton launches there, regardless of the tensors' device."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
-    def _forward(self, inputs: Inputs, observe: Observer | None = None) -> Tensor:
+    def _forward(self, inputs: ModelInputs, observe: Observer | None = None) -> Tensor:
         """Compute the final states of the last-token rows; reads no tensor on the host, so it can be recorded."""
         attention_factor = self.config.rope.attention_factor
         cos, sin = kernels.rope_tables(inputs.positions, self.inv_freq, attention_factor)

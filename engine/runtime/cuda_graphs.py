@@ -12,13 +12,13 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from lastword.batching.packing import Inputs, Layout
+from lastword.batching.packing import BucketLayout, ModelInputs
 from lastword.errors import LastwordWarning
 
 # Runs a function once or more, and returns a function that repeats the same work on the same memory.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 # Maps inputs to final states [N, C] without reading their contents on the host.
-Forward = Callable[[Inputs], Tensor]
+Forward = Callable[[ModelInputs], Tensor]
 
 
 class CudaCapture:
@@ -83,13 +83,13 @@ class Graphs:
     ) -> None:
         self._capture = capture
         self._width, self._dtype, self._device = width, dtype, device
-        self._buckets: dict[Layout, _Bucket] = {}
+        self._buckets: dict[BucketLayout, _Bucket] = {}
         self._lock = Lock()  # the buffers hold one batch at a time
         self._done: torch.cuda.Event | None = (
             None  # the previous batch was copied out of the buffers
         )
 
-    def run(self, forward: Forward, layout: Layout, buffer: Tensor, finals: int) -> Tensor:
+    def run(self, forward: Forward, layout: BucketLayout, buffer: Tensor, finals: int) -> Tensor:
         """Compute the final states [finals, C] of a batch that was packed into a bucket's layout.
 
         The result is a copy that belongs to the caller. All work is queued on the current stream.
@@ -113,7 +113,7 @@ class Graphs:
                 self._done = torch.cuda.current_stream().record_event(self._done)
             return states
 
-    def _record(self, forward: Forward, layout: Layout, buffer: Tensor) -> _Bucket:
+    def _record(self, forward: Forward, layout: BucketLayout, buffer: Tensor) -> _Bucket:
         """Record a bucket with its first batch as input: the run before the recording needs valid inputs."""
         inputs = buffer.to(self._device, copy=True)
         states = torch.empty(layout.finals, self._width, dtype=self._dtype, device=self._device)

@@ -1,8 +1,8 @@
 """The one loop: texts → token ids → forests → a tensor per batch → results in the caller's order.
 
-    texts ─ groups ─► Group of items ─ plan_forests ─► forests ─ runner.start(task) ─► Finished ─► matrices in order
+    texts ─ groups ─► Group of items ─ plan_forests ─► forests ─ runner.start(task) ─► FinishedBatch ─► matrices
 
-`finished` is the core: it takes groups of items, from texts or from a queue, and yields the results of each batch when
+`run` is the core: it takes groups of items, from texts or from a queue, and yields the results of each batch when
 it finishes. The other methods are thin wrappers: `matrices` restores the order, raises errors and counts; `results`
 yields one item at a time; `plan` only counts.
 """
@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 
 from lastword.batching.forest import Forest, plan_forests
-from lastword.options import EncodeOptions
+from lastword.encode_options import EncodeOptions
 from lastword.report import Report
-from lastword.runtime.out_of_memory import BatchBudget, computed_parts
+from lastword.runtime.out_of_memory import BatchBudget, compute_parts
 from lastword.runtime.results import (
-    Finished,
+    FinishedBatch,
     Group,
     Item,
     QueuedItems,
     counts_of,
     embed_task,
-    finished_batch,
-    refused_items,
+    finish_batch,
+    list_refused,
 )
-from lastword.runtime.runner import Runner, Task, Wait, failed, first_done
+from lastword.runtime.runner import Runner, Task, Wait, failure, first_done
 from lastword.runtime.threads import Take, map_ahead, run_ahead
 from lastword.text.groups import GROUP_TEXTS, cut_groups
 from lastword.text.tokenizer import TextTokenizer, Tokens
@@ -62,14 +62,14 @@ class Loop:
 
     # The core.
 
-    def finished(
+    def run(
         self,
         source: Take[Group],
         task: Task | None = None,
         *,
         in_order: bool = True,
         stopped: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Finished]:
+    ) -> Iterator[FinishedBatch]:
         """Yield the results of each batch; a failed batch affects its own items, a bad vector its own text only.
 
         Up to `runner.depth` batches are started before the first one is waited for.
@@ -98,7 +98,7 @@ class Loop:
                     if group is None:
                         break
                     if group.refused:
-                        yield refused_items(group)
+                        yield list_refused(group)
                     ready.extend((group, forest) for forest in group.forests)
                     began = group.began
                     continue
@@ -114,10 +114,10 @@ class Loop:
                 continue
             group, forest, batch_began, wait = started.pop(place)
             start = partial(self._start, group, task)
-            for part, result in computed_parts(forest, wait, start, self.budget):
+            for part, result in compute_parts(forest, wait, start, self.budget):
                 # several running batches overlap in time: count no second twice
                 before, done = max(batch_began, done), perf_counter()
-                yield finished_batch(group, part, result, task, done - before)
+                yield finish_batch(group, part, result, task, done - before)
         if failure is not None and not isinstance(failure, StopIteration):
             raise failure
 
@@ -126,7 +126,7 @@ class Loop:
         try:
             return self.runner.start(task or embed_task(group, forest), forest)
         except Exception as error:  # noqa: BLE001  it belongs to the items of this batch
-            return failed(error)
+            return failure(error)
 
     # From texts, in order.
 
@@ -178,7 +178,7 @@ class Loop:
         """Yield the matrix and the counts of each group; raise the first error of a batch."""
         out: Tensor | None = None
         left, counts = 0, Report()
-        for batch in self.finished(source, task, stopped=stopped):
+        for batch in self.run(source, task, stopped=stopped):
             if batch.errors:
                 raise batch.errors[min(batch.errors)]
             assert isinstance(batch.rows, Tensor)  # the items of one call have one format
@@ -250,7 +250,7 @@ class Loop:
         def take(wait: bool) -> Group | None:  # noqa: FBT001  a Take
             return items.take(self._forests, wait=wait)
 
-        for batch in self.finished(take, in_order=False):
+        for batch in self.run(take, in_order=False):
             if report is not None:
                 report.add(batch.counts)
             yield from batch.results()

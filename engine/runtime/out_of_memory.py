@@ -39,7 +39,7 @@ class BatchBudget:
         self._limit = self.tokens = limit
         self._patience, self._fitted, self._retried = _PATIENCE, 0, False
 
-    def fitted(self, tokens: int) -> None:
+    def record_success(self, tokens: int) -> None:
         """Record a batch that was computed; only a full batch counts as evidence that memory suffices."""
         if 2 * tokens < self.tokens or self.tokens >= self._limit:
             return
@@ -76,7 +76,7 @@ class BatchBudget:
         return [part for half in forest.halves() for part in self.within(half)]
 
 
-def computed_parts(
+def compute_parts(
     forest: Forest, wait: Wait, start: Callable[[Forest], Wait], budget: BatchBudget
 ) -> Iterator[tuple[Forest, Tensor | Exception]]:
     """Wait for a batch; if it does not fit in the device's memory, split it and compute its halves.
@@ -99,7 +99,7 @@ def computed_parts(
             parts += [(half, start(half)) for half in part.halves()][::-1]
         else:
             if isinstance(result, Tensor):
-                budget.fitted(part.tokens_computed)
+                budget.record_success(part.tokens_computed)
             yield part, result
 
 

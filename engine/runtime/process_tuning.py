@@ -24,7 +24,7 @@ _CACHED = "32"
 
 
 @contextmanager
-def loading() -> Iterator[None]:
+def tune_for_loading() -> Iterator[None]:
     """Return freed blocks of over 1 MB to the system during the `with` block; afterwards call `keep_blocks`."""
     limit_caches()
     _set(_M_MMAP_THRESHOLD, _LOADING_BYTES)

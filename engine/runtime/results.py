@@ -27,13 +27,11 @@ class Item:
         tag: any object of the caller's, returned with the result.
         ids: the text's token ids.
         format: the requested vector format; None if the loop runs a task that is the same for all items.
-        prompt: token ids of the call's prompt, tokenised alone; not used yet.
     """
 
     tag: object
     ids: Sequence[int]
     format: VectorFormat | None = None
-    prompt: Sequence[int] = ()
 
     def problem(self, vocab_size: int) -> InputError | None:
         """Return the error of an item from a queue that cannot be computed with others, or None."""
@@ -109,7 +107,7 @@ class QueuedItems:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedBatch:
     """The results of items of one group that finished together.
 
     Args:
@@ -133,11 +131,13 @@ class Finished:
             yield self.group.items[index].tag, self.rows[place] if error is None else error
 
 
-def refused_items(group: Group) -> Finished:
+def list_refused(group: Group) -> FinishedBatch:
     """Make the results of the items that were refused while their group was prepared: their errors."""
     items, errors = [item for item, _ in group.refused], [error for _, error in group.refused]
     places = torch.arange(len(items))
-    return Finished(Group(items, [], group.began), places, [], dict(enumerate(errors)), Report())
+    return FinishedBatch(
+        Group(items, [], group.began), places, [], dict(enumerate(errors)), Report()
+    )
 
 
 def embed_task(group: Group, forest: Forest) -> EmbedTask:
@@ -148,16 +148,16 @@ def embed_task(group: Group, forest: Forest) -> EmbedTask:
     return EmbedTask(None, normalize=False)
 
 
-def finished_batch(
+def finish_batch(
     group: Group, forest: Forest, result: Tensor | Exception, task: Task | None, seconds: float
-) -> Finished:
+) -> FinishedBatch:
     """Convert a batch's tensor to the formats of its items; a vector with a NaN or infinity becomes an error.
 
     Args:
         group: the group that the batch belongs to.
         forest: the batch.
         result: the tensor of its task, one row per distinct text, or the error of the whole batch.
-        task: as for `Loop.finished`.
+        task: as for `Loop.run`.
         seconds: wall time of the batch.
     """
     counts, indices = counts_of(forest), forest.texts.tolist()
@@ -168,9 +168,9 @@ def finished_batch(
         except Exception as error:  # noqa: BLE001  it belongs to the items of this batch
             result = error
         else:
-            return Finished(group, forest.texts, rows, errors, counts)
+            return FinishedBatch(group, forest.texts, rows, errors, counts)
     errors = {i: _item_error(result, group.items[i], forest) for i in indices}
-    return Finished(group, forest.texts, [], errors, counts)
+    return FinishedBatch(group, forest.texts, [], errors, counts)
 
 
 def _rows(
@@ -217,7 +217,7 @@ def _to_format(state: Tensor, wanted: VectorFormat | None, done: EmbedTask) -> T
 def counts_of(forest: Forest) -> Report:
     """Return the counts of one batch."""
     return Report(
-        tokens_asked=forest.tokens_asked, tokens_computed=forest.tokens_computed, batches=1
+        tokens_requested=forest.tokens_requested, tokens_computed=forest.tokens_computed, batches=1
     )
 
 

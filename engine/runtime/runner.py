@@ -57,7 +57,7 @@ def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
     return next((place for place, future in enumerate(futures) if future in done), None)
 
 
-def failed(error: Exception) -> Wait:
+def failure(error: Exception) -> Wait:
     """Make the wait of a batch that could not be started: it raises the error."""
 
     def wait() -> Tensor:
@@ -135,7 +135,7 @@ class ModelLoader:
     ) -> Model:
         """Load the model onto a device; `loaded` is called with 1 after each layer."""
         tuned = self.tune_process and device.type == "cpu"
-        with process_tuning.loading() if tuned else nullcontext():
+        with process_tuning.tune_for_loading() if tuned else nullcontext():
             return Model(
                 self.checkpoint,
                 self.config,
@@ -162,7 +162,7 @@ class InProcess:
         except torch.OutOfMemoryError as error:
             problem = str(error)
         torch.cuda.empty_cache()  # here, because the forward's tensors are released by now
-        return failed(torch.OutOfMemoryError(problem))
+        return failure(torch.OutOfMemoryError(problem))
 
     def close(self) -> None:
         """Do nothing: the model is freed with its last reference."""

@@ -45,7 +45,7 @@ def cut_groups(
         yield first, group
 
 
-def several(texts: Iterable[str]) -> Iterable[str]:
+def require_texts(texts: Iterable[str]) -> Iterable[str]:
     """Return the texts, but raise InputError for a single str, since iterating it would yield its characters."""
     if isinstance(texts, str):
         raise InputError(

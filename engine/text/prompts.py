@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from lastword.errors import ConfigError, not_unicode, some
+from lastword.errors import ConfigError, list_some, not_unicode
 
 Kind = Literal["query", "document"]
 
@@ -52,6 +52,6 @@ def choose_prompt(
     if name is None:
         return ""
     if name not in prompts:
-        known = some(prompts) or "none"
+        known = list_some(prompts) or "none"
         raise ConfigError("prompt", "unknown name", got=repr(name), expected=f"one of: {known}")
     return prompts[name]

@@ -15,7 +15,11 @@ from lastword.embedder import Embedder
 from lastword.errors import InputError
 from lastword.verify.bounds import Bounds, bounds_of, reference_dtype
 from lastword.verify.probes import Probe
-from lastword.verify.reference import ReferenceText, Walk, walk
+from lastword.verify.transformers_reference import (
+    ReferenceStates,
+    ReferenceText,
+    compute_reference_states,
+)
 
 MAX_TEXTS = 1000
 MAX_TOKENS = 65_536  # of all texts together: their hidden states are in memory between two layers
@@ -56,8 +60,8 @@ class Evidence:
     ids: list[list[int]]  # of transformers
     cut: list[str]  # texts that are cut at a small max_length
     cut_ids: list[list[int]]
-    reference: Walk
-    theirs: Walk
+    reference: ReferenceStates
+    theirs: ReferenceStates
     alternates: list[Alternate]
     ours: Ours
     dim: int
@@ -115,8 +119,8 @@ def gather(embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int],
     mistakes = _prompt_mistakes(text, probes, info.max_length)
     every = [*ids, *(each for mistake in mistakes for each in mistake.ids)]
     exact = reference_dtype(info.dtype)
-    whole = walk(folder, every, exact, info.device, advance)
-    theirs = walk(folder, ids, info.dtype, info.device, advance, info.quantize)
+    whole = compute_reference_states(folder, every, exact, info.device, advance)
+    theirs = compute_reference_states(folder, ids, info.dtype, info.device, advance, info.quantize)
     torch.cuda.empty_cache()  # frees transformers' GPU memory for lastword's batches
     return Evidence(
         probes=probes,
@@ -124,7 +128,9 @@ def gather(embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int],
         ids=ids,
         cut=cut,
         cut_ids=text.ids(cut, _CUT),
-        reference=Walk(*(getattr(whole, name)[: len(ids)] for name in Walk.__slots__)),
+        reference=ReferenceStates(
+            *(getattr(whole, name)[: len(ids)] for name in ReferenceStates.__slots__)
+        ),
         theirs=theirs,
         alternates=_with_states(mistakes, whole.states[len(ids) :, -1]),
         ours=_measure(embedder, probes, cut),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.verify.evidence import Evidence
-from lastword.verify.reference import END_TOKEN
+from lastword.verify.transformers_reference import END_TOKEN
 
 _QUERY_FORM = re.compile(r"Instruct: .+\nQuery:", re.DOTALL)
 _MOST = 0.9  # share of the differing texts that one mistake must explain

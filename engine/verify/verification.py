@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lastword.embedder import Embedder
-from lastword.errors import InputError, LastwordError, needing, some
-from lastword.model_info import Where, published
+from lastword.errors import InputError, LastwordError, list_some, require_extra
+from lastword.model_info import HubOptions, find_published
 from lastword.progress import progress_bar
 from lastword.text.tokenizer import TextTokenizer
 from lastword.verify.bounds import reference_dtype
@@ -16,7 +16,7 @@ from lastword.verify.card_scores import card_scores_problem, known_card_scores
 from lastword.verify.evidence import gather
 from lastword.verify.findings import judge
 from lastword.verify.probes import probes
-from lastword.verify.reference import StoredTensors
+from lastword.verify.transformers_reference import StoredTensors
 from lastword.verify.verdict import Verdict, check_accepted, requested_checks
 from lastword.weights import (
     Checkpoint,
@@ -66,10 +66,10 @@ def verify(
     card = None
     if scores:
         name = known_as or os.fspath(model)
-        card = published(name, known_card_scores(), "scores", "no model card is known")
-    with needing("transformers", "verify", "verify"):
+        card = find_published(name, known_card_scores(), "scores", "no model card is known")
+    with require_extra("transformers", "verify", "verify"):
         import transformers  # noqa: F401
-    where = {key: options[key] for key in Where.__annotations__ if key in options}
+    where = {key: options[key] for key in HubOptions.__annotations__ if key in options}
     found = locate(model, **where)
     verdict = Verdict(found.name, str(found.folder), quantize=options.get("quantize"))
     if _opens(found.folder, verdict) and _finite(found.folder, verdict):
@@ -97,7 +97,7 @@ def _opens(folder: Path, verdict: Verdict) -> bool:
 
 def _finite(folder: Path, verdict: Verdict) -> bool:
     damaged = StoredTensors(folder).not_finite()
-    problem = f"not finite: {some(damaged)}. Download the files again" if damaged else None
+    problem = f"not finite: {list_some(damaged)}. Download the files again" if damaged else None
     verdict.add("weights", problem, "all finite")
     return not damaged
 

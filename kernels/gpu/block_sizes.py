@@ -13,7 +13,7 @@ import torch
 from lastword.errors import ConfigError
 
 
-class Blocks(NamedTuple):
+class BlockSizes(NamedTuple):
     """One entry: tile of query rows × keys, warps, stages of the key pipeline, and the source of the numbers."""
 
     BLOCK_M: int
@@ -30,39 +30,39 @@ class Blocks(NamedTuple):
 
 
 # "plain": no segment has ancestors; "tree": some do; "short": few rows per segment; "float32": IEEE matmuls.
-ATTENTION: dict[str, dict[str, Blocks]] = {
+ATTENTION: dict[str, dict[str, BlockSizes]] = {
     "sm_80": {
-        "plain": Blocks(128, 32, 8, 3, "compiled 2026-11-23"),
-        "tree": Blocks(128, 32, 8, 3, "compiled 2026-11-23"),
-        "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
-        "float32": Blocks(16, 16, 2, 1, "compiled 2026-11-24"),
+        "plain": BlockSizes(128, 32, 8, 3, "compiled 2026-11-23"),
+        "tree": BlockSizes(128, 32, 8, 3, "compiled 2026-11-23"),
+        "short": BlockSizes(64, 32, 4, 2, "compiled 2026-11-23"),
+        "float32": BlockSizes(16, 16, 2, 1, "compiled 2026-11-24"),
     },
     "sm_90": {
-        "plain": Blocks(128, 128, 8, 2, "compiled 2026-11-23"),
-        "tree": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
-        "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
-        "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
+        "plain": BlockSizes(128, 128, 8, 2, "compiled 2026-11-23"),
+        "tree": BlockSizes(128, 64, 8, 3, "compiled 2026-11-23"),
+        "short": BlockSizes(64, 32, 4, 2, "compiled 2026-11-23"),
+        "float32": BlockSizes(32, 16, 8, 1, "compiled 2026-11-23"),
     },
     "sm_100": {
-        "plain": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
-        "tree": Blocks(128, 64, 8, 3, "compiled 2026-11-23"),
-        "short": Blocks(64, 32, 4, 2, "compiled 2026-11-23"),
-        "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
+        "plain": BlockSizes(128, 64, 8, 3, "compiled 2026-11-23"),
+        "tree": BlockSizes(128, 64, 8, 3, "compiled 2026-11-23"),
+        "short": BlockSizes(64, 32, 4, 2, "compiled 2026-11-23"),
+        "float32": BlockSizes(32, 16, 8, 1, "compiled 2026-11-23"),
     },
     "gfx942": {
-        "plain": Blocks(128, 64, 8, 1, "compiled 2026-11-23"),
-        "tree": Blocks(128, 64, 8, 1, "compiled 2026-11-23"),
-        "short": Blocks(64, 32, 4, 1, "compiled 2026-11-23"),
-        "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
+        "plain": BlockSizes(128, 64, 8, 1, "compiled 2026-11-23"),
+        "tree": BlockSizes(128, 64, 8, 1, "compiled 2026-11-23"),
+        "short": BlockSizes(64, 32, 4, 1, "compiled 2026-11-23"),
+        "float32": BlockSizes(32, 16, 8, 1, "compiled 2026-11-23"),
     },
     "gfx950": {
-        "plain": Blocks(128, 64, 8, 1, "compiled 2026-11-23"),
-        "tree": Blocks(128, 64, 8, 1, "compiled 2026-11-23"),
-        "short": Blocks(64, 32, 4, 1, "compiled 2026-11-23"),
-        "float32": Blocks(32, 16, 8, 1, "compiled 2026-11-23"),
+        "plain": BlockSizes(128, 64, 8, 1, "compiled 2026-11-23"),
+        "tree": BlockSizes(128, 64, 8, 1, "compiled 2026-11-23"),
+        "short": BlockSizes(64, 32, 4, 1, "compiled 2026-11-23"),
+        "float32": BlockSizes(32, 16, 8, 1, "compiled 2026-11-23"),
     },
     "interpreter": dict.fromkeys(
-        ("plain", "tree", "short", "float32"), Blocks(64, 32, 1, 1, "small, for tests")
+        ("plain", "tree", "short", "float32"), BlockSizes(64, 32, 1, 1, "small, for tests")
     ),
 }
 

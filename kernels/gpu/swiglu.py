@@ -16,7 +16,7 @@ _COLUMNS = 1024
 
 
 @triton.jit
-def _gated(gate_up_ptr, at, mask, F: tl.constexpr):
+def _gate(gate_up_ptr, at, mask, F: tl.constexpr):
     """Compute part of a row of silu(gate) · up, in fp32."""
     gate = tl.load(gate_up_ptr + at, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + F + at, mask=mask, other=0.0).to(tl.float32)
@@ -34,7 +34,7 @@ def _swiglu_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < F
-    y = _gated(gate_up_ptr + row * (2 * F), column, mask, F)
+    y = _gate(gate_up_ptr + row * (2 * F), column, mask, F)
     tl.store(y_ptr + row * F + column, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -53,11 +53,11 @@ def _swiglu_quantize_kernel(
     gate_up_ptr += row * (2 * F)
     y_ptr += row * F
     h_at = tl.arange(0, HEAD)
-    h = _gated(gate_up_ptr, h_at, h_at < F, F)
+    h = _gate(gate_up_ptr, h_at, h_at < F, F)
     peak = tl.max(tl.abs(h))
     if TAIL:
         t_at = HEAD + tl.arange(0, TAIL)
-        t = _gated(gate_up_ptr, t_at, t_at < F, F)
+        t = _gate(gate_up_ptr, t_at, t_at < F, F)
         peak = tl.maximum(peak, tl.max(tl.abs(t)))
     scale = fp8_scale(peak, largest)
     tl.store(scale_ptr + row, scale)

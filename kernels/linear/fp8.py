@@ -15,7 +15,7 @@ from lastword.kernels import cpu
 from lastword.kernels.ops import quantize_rows, swiglu_quantize
 
 # Activations [T, K]; or quantised, fp8 codes [T, K] and fp32 scales [T]: the values of row t are codes[t] · scale[t].
-Rows = Tensor | tuple[Tensor, Tensor]
+MatmulInput = Tensor | tuple[Tensor, Tensor]
 
 # Hopper's tensor cores add fp8 products in fewer bits than fp32 unless sums move to fp32 every 128 elements, which is
 # much slower in PyTorch's row-wise matmuls. The error of these sums is far smaller than that of rounding to fp8.
@@ -105,7 +105,7 @@ class Fp8Linear:
         self.scale = scale[None]  # [1, K_out]
         self.least_rows = _least_rows(self.weight, self.scale, self.dtype) if weight.is_cuda else 1
 
-    def __call__(self, x: Rows) -> Tensor:
+    def __call__(self, x: MatmulInput) -> Tensor:
         codes, scale = x if isinstance(x, tuple) else quantize_rows(x, self.format)
         T = len(codes)
         if self.least_rows > T:
@@ -133,7 +133,7 @@ class Fp8SwigluLinear:
     def __init__(self, gate_up: Tensor) -> None:
         self.linear = Fp8Linear(gate_up)
 
-    def __call__(self, x: Rows) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: MatmulInput) -> tuple[Tensor, Tensor]:
         return swiglu_quantize(self.linear(x), self.linear.format)
 
 

@@ -57,7 +57,7 @@ def test_model_at_a_tiny_size(tmp_path: Path) -> None:
     assert "tok/s" in (tmp_path / "out/model.log").read_text()
 
 
-def recorded(tmp_path: Path, name: str, *dry: str, at: str) -> list[list[str]]:
+def record(tmp_path: Path, name: str, *dry: str, at: str) -> list[list[str]]:
     """Return the commands of a stage without running them."""
     python = tmp_path / f"python-{name}"
     python.write_text(RECORD)
@@ -71,7 +71,7 @@ def recorded(tmp_path: Path, name: str, *dry: str, at: str) -> list[list[str]]:
 @pytest.mark.parametrize("dry", [(), ("--dry",)], ids=["real", "dry"])
 @pytest.mark.parametrize("name", STAGES)
 def test_every_command_exists(name: str, dry: tuple[str], tmp_path: Path) -> None:
-    calls = recorded(tmp_path, name, *dry, at=str(SCRIPT.parents[1] / "engine/__init__.py"))
+    calls = record(tmp_path, name, *dry, at=str(SCRIPT.parents[1] / "engine/__init__.py"))
     assert calls
     for _, module, *words in calls:
         if module == "lastword.cli.main":
@@ -98,7 +98,7 @@ def test_every_command_exists(name: str, dry: tuple[str], tmp_path: Path) -> Non
      ("/elsewhere/lastword/__init__.py", ("--dry",), False)],
 )  # fmt: skip
 def test_a_checkout_that_is_not_installed_is_installed(at, dry, installs, tmp_path: Path) -> None:
-    first = recorded(tmp_path, "prove", *dry, at=at)[0]
+    first = record(tmp_path, "prove", *dry, at=at)[0]
     assert (first[:3] == ["-m", "pip", "install"]) == installs
     if installs:
         assert {"--no-deps", "--no-build-isolation", "-e"} <= set(first)

@@ -114,8 +114,8 @@ def test_streams_are_the_same_in_constant_memory(embedder: Embedder) -> None:
 def test_plan_counts_what_encode_computes(embedder: Embedder) -> None:
     plan, report = embedder.plan(TEXTS, "query"), Report()
     list(embedder.encode_stream(TEXTS, "query", report=report))
-    assert (plan.texts, plan.tokens_asked, plan.tokens_computed, plan.batches) == (
-        report.texts, report.tokens_asked, report.tokens_computed, report.batches,
+    assert (plan.texts, plan.tokens_requested, plan.tokens_computed, plan.batches) == (
+        report.texts, report.tokens_requested, report.tokens_computed, report.batches,
     )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_texts_over_max_length(tiny_checkpoint: Path, theirs) -> None:
     counts = Report()
     short.encode(TEXTS, report=counts)
     assert (counts.texts, counts.cut) == (report.texts, report.cut)
-    assert counts.tokens_asked == report.tokens_asked
+    assert counts.tokens_requested == report.tokens_requested
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_shared_prompt_is_computed_once_per_batch(embedder: Embedder) -> None:
     prompt = len(embedder.info.tokenizer.encode([embedder.prompts["query"]], 1000).ids[0]) - 1
     # At least the prompt once per batch; the first characters of a query may merge with its last token.
     assert prompted.tokens_saved >= (1000 - prompted.batches) * (prompt - 1)
-    assert plain.tokens_asked + 1000 * (prompt - 1) <= prompted.tokens_asked
+    assert plain.tokens_requested + 1000 * (prompt - 1) <= prompted.tokens_requested
 
 
 def test_an_empty_list_of_layers_is_refused(embedder: Embedder) -> None:

@@ -13,8 +13,8 @@ from lastword.errors import (
     LastwordWarning,
     MissingPackageError,
     WeightsError,
-    needing,
     not_unicode,
+    require_extra,
 )
 
 PARTS = ("where", "what", "got", "expected", "remedy")
@@ -77,7 +77,7 @@ def test_a_lone_surrogate_is_named() -> None:
     ],
 )
 def test_a_failed_import_is_one_line(kind: type, reason: str, shown: str) -> None:
-    with pytest.raises(kind) as caught, needing("mteb", "eval", "here"):
+    with pytest.raises(kind) as caught, require_extra("mteb", "eval", "here"):
         raise ImportError(reason)
     assert type(caught.value) is MissingPackageError
     assert caught.value.where == "here"
@@ -89,5 +89,5 @@ def test_a_failed_import_is_one_line(kind: type, reason: str, shown: str) -> Non
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(ZeroDivisionError), needing("mteb", "eval", "here"):
+    with pytest.raises(ZeroDivisionError), require_extra("mteb", "eval", "here"):
         raise ZeroDivisionError

@@ -12,7 +12,7 @@ from lastword.model_info import ModelInfo
 
 
 @pytest.fixture
-def opened(tiny_checkpoint: Path) -> ModelInfo:
+def info(tiny_checkpoint: Path) -> ModelInfo:
     return ModelInfo(tiny_checkpoint, device="cpu")
 
 
@@ -65,9 +65,9 @@ def test_max_length_returns_to_the_models_default(tiny_checkpoint: Path) -> None
     assert model.max_length == own
 
 
-def test_dim_follows(opened: ModelInfo) -> None:
+def test_dim_follows(info: ModelInfo) -> None:
     with pytest.raises(AttributeError):
-        opened.dim = 8
+        info.dim = 8
 
 
 def test_an_empty_name_is_no_model() -> None:
@@ -88,12 +88,12 @@ def test_an_error_about_the_models_limit_names_its_file(folder: Path) -> None:
     assert ModelInfo(folder, max_length=16).max_length == 16
 
 
-def test_normalized_vectors_have_a_space_of_their_own(folder: Path, opened: ModelInfo) -> None:
+def test_normalized_vectors_have_a_space_of_their_own(folder: Path, info: ModelInfo) -> None:
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps(modules[:2]))
     states = ModelInfo(folder)
     for known in (ModelInfo.space_fingerprint, ModelInfo.run_fingerprint):
-        assert known(opened, normalize_embeddings=True) == known(opened)
+        assert known(info, normalize_embeddings=True) == known(info)
         assert known(states, normalize_embeddings=True) != known(states)
         cut = known(states, truncate_dim=8)
         assert known(states, truncate_dim=8, normalize_embeddings=True) == cut, "as it is"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lastword.errors import ConfigError
-from lastword.model_info import known_name, published
+from lastword.model_info import find_known_name, find_published
 
 FACTS = {"Qwen/Qwen3-Embedding-0.6B": 1, "a/b": 2}
 
@@ -27,12 +27,12 @@ def test_published(model: str, fact: int | None, tmp_path: Path, monkeypatch) ->
     monkeypatch.chdir(tmp_path)
     Path("Qwen3-Embedding-0.6B").mkdir()
     Path("models/qwen3-embedding-0.6b").mkdir(parents=True)
-    assert (known_name(model, FACTS) == model) == (fact is None or model in FACTS)
+    assert (find_known_name(model, FACTS) == model) == (fact is None or model in FACTS)
     if fact is not None:
-        assert published(model, FACTS, "card", "no table is known") == fact
+        assert find_published(model, FACTS, "card", "no table is known") == fact
         return
     with pytest.raises(ConfigError) as caught:
-        published(model, FACTS, "card", "no table is known")
+        find_published(model, FACTS, "card", "no table is known")
     raised = caught.value
     assert (raised.where, raised.what, raised.got) == ("card", "no table is known", repr(model))
     assert raised.expected == "one of: Qwen/Qwen3-Embedding-0.6B, a/b"
@@ -42,4 +42,4 @@ def test_published(model: str, fact: int | None, tmp_path: Path, monkeypatch) ->
 def test_the_current_folder(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "b").mkdir()
     monkeypatch.chdir(tmp_path / "b")
-    assert published(".", FACTS, "card", "no table is known") == 2
+    assert find_published(".", FACTS, "card", "no table is known") == 2

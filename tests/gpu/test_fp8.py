@@ -24,7 +24,7 @@ def needs_fp8() -> None:
         pytest.skip(str(error))
 
 
-def made(*shape: int, seed: int = 0) -> torch.Tensor:
+def make(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator(GPU).manual_seed(seed + sum(shape))
     return torch.randn(shape, generator=generator, device=GPU).to(torch.bfloat16)
 
@@ -44,14 +44,14 @@ def assert_quantized(ours: tuple, theirs: tuple) -> None:
 def test_row_kernels(T: int, model: str) -> None:
     C, F, _, H, _, D = SIZES[model]
     fp8 = kernels.fp8_format(GPU)
-    x, residual, weight = made(T, C), made(T, C, seed=1), made(C)
+    x, residual, weight = make(T, C), make(T, C, seed=1), make(C)
     ours, theirs = residual.clone(), residual.clone()
     out = kernels.add_rms_norm_quantize(x, ours, weight, 1e-6, fp8)
     assert_quantized(out, cpu.add_rms_norm_quantize(x, theirs, weight, 1e-6, fp8))
     assert torch.equal(ours, theirs)
-    gate_up = made(T, 2 * F)
+    gate_up = make(T, 2 * F)
     assert_quantized(kernels.swiglu_quantize(gate_up, fp8), cpu.swiglu_quantize(gate_up, fp8))
-    attended = made(T, H * D)
+    attended = make(T, H * D)
     attended[0] = 0
     assert_quantized(kernels.quantize_rows(attended, fp8), cpu.quantize_rows(attended, fp8))
 
@@ -65,7 +65,7 @@ def test_the_matmul_is_that_of_the_quantised_numbers(T: int, model: str) -> None
     """
     C, F, *_ = SIZES[model]
     for K_in, K_out in ((C, 2 * F), (F, C)):
-        x, weight = made(T, K_in), made(K_out, K_in, seed=1)
+        x, weight = make(T, K_in), make(K_out, K_in, seed=1)
         y = Fp8Linear(weight)(x).float()
         (a, a_scale), (b, b_scale) = (
             cpu.quantize_rows(each, kernels.fp8_format(GPU)) for each in (x, weight)
@@ -78,7 +78,7 @@ def test_the_matmul_is_that_of_the_quantised_numbers(T: int, model: str) -> None
 
 
 def test_a_row_depends_on_no_other() -> None:
-    x, run = made(513, 1024), Fp8Linear(made(3072, 1024, seed=1))
+    x, run = make(513, 1024), Fp8Linear(make(3072, 1024, seed=1))
     together = run(x).float()
     x[5:] *= 1e4
     assert torch.allclose(run(x)[:5].float(), together[:5], rtol=1e-2, atol=1e-2)
@@ -86,9 +86,9 @@ def test_a_row_depends_on_no_other() -> None:
 
 
 def test_damaged_rows_stay_damaged() -> None:
-    x = made(4, 1024)
+    x = make(4, 1024)
     x[0], x[1, 3], x[2, 3] = 0, torch.nan, torch.inf
-    y = Fp8Linear(made(256, 1024, seed=1))(x)
+    y = Fp8Linear(make(256, 1024, seed=1))(x)
     assert torch.equal(y[0], torch.zeros_like(y[0]))
     assert not y[1:3].isfinite().any()
     assert y[3].isfinite().all()

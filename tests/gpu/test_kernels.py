@@ -27,7 +27,7 @@ TEXTS: dict[str, list[list[int]]] = {
 }
 
 
-def made(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+def make(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     generator = torch.Generator(GPU).manual_seed(sum(shape))
     return torch.randn(shape, generator=generator, device=GPU).to(dtype)
 
@@ -42,7 +42,7 @@ def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("T", [1, 2, 1023])
 def test_row_kernels(T: int, model: str, dtype: torch.dtype) -> None:
     C, F, _, H, KH, D = SIZES[model]
-    x, residual, weight = made(T, C, dtype=dtype), made(T, C, dtype=dtype), made(C, dtype=dtype)
+    x, residual, weight = make(T, C, dtype=dtype), make(T, C, dtype=dtype), make(C, dtype=dtype)
     plain = cpu.rms_norm(x, weight, 1e-6)
     exact = reference.rms_norm(x.double(), weight.double(), 1e-6)
     assert_close(kernels.rms_norm(x, weight, 1e-6), plain, exact)
@@ -58,11 +58,11 @@ def test_row_kernels(T: int, model: str, dtype: torch.dtype) -> None:
     assert torch.equal(ours, theirs)
     assert_close(out, plain, reference.rms_norm(theirs.double(), weight.double(), 1e-6))
 
-    gate_up = made(T, 2 * F, dtype=dtype)
+    gate_up = make(T, 2 * F, dtype=dtype)
     exact = reference.swiglu(gate_up.double())
     assert_close(kernels.swiglu(gate_up), cpu.swiglu(gate_up), exact)
 
-    qkv, head_weight = made(T, (H + 2 * KH) * D, dtype=dtype), made(D, dtype=dtype)
+    qkv, head_weight = make(T, (H + 2 * KH) * D, dtype=dtype), make(D, dtype=dtype)
     angles = torch.arange(T, device=GPU)[:, None] * torch.rand(D // 2, device=GPU)
     heads = {"num_heads": H, "num_kv_heads": KH, "eps": 1e-6}
     results = [qkv.clone(), qkv.clone(), qkv.double()]
@@ -107,7 +107,7 @@ def tables(forest: Forest, H: int, KH: int, dtype: torch.dtype) -> KernelTables:
 def check_attention(texts: list[list[int]], H: int, KH: int, D: int, dtype: torch.dtype) -> None:
     forest = one_forest(texts)
     plan = cpu_plan(forest, GPU)
-    qkv = made(forest.tokens_computed, H + 2 * KH, D, dtype=dtype)
+    qkv = make(forest.tokens_computed, H + 2 * KH, D, dtype=dtype)
     q, k, v = qkv[:, :H], qkv[:, H:-KH], qkv[:, -KH:]
     final_q = q[torch.tensor(forest.final_rows, device=GPU)]
     packed, scale = tables_of(plan, q, k), D**-0.5
@@ -122,8 +122,8 @@ ROWS = 600_000  # times 4096 or more columns: beyond 2^31 elements
 
 def test_offsets_beyond_31_bits() -> None:
     dtype, last = torch.bfloat16, slice(ROWS - 24, ROWS)
-    x, weight = torch.zeros(ROWS, 4096, dtype=dtype, device=GPU), made(4096, dtype=dtype)
-    x[last] = made(24, 4096, dtype=dtype)
+    x, weight = torch.zeros(ROWS, 4096, dtype=dtype, device=GPU), make(4096, dtype=dtype)
+    x[last] = make(24, 4096, dtype=dtype)
     ours = kernels.rms_norm(x, weight, 1e-6)[last]
     assert torch.allclose(ours, cpu.rms_norm(x[last], weight, 1e-6), rtol=0.02)
     ours = kernels.swiglu(x)[last]
@@ -136,8 +136,8 @@ def test_attention_offsets_beyond_31_bits() -> None:
     assert forest.tokens_computed == ROWS
     qkv = torch.zeros(ROWS, (H + 2 * KH) * D, dtype=dtype, device=GPU)
     last = slice(ROWS - 4 * own, ROWS)
-    qkv[last] = made(4 * own, qkv.shape[1], dtype=dtype)
-    weight, table = made(D, dtype=dtype), torch.rand(ROWS, D // 2, device=GPU)
+    qkv[last] = make(4 * own, qkv.shape[1], dtype=dtype)
+    weight, table = make(D, dtype=dtype), torch.rand(ROWS, D // 2, device=GPU)
     expected = qkv[last].clone()
     heads = {"num_heads": H, "num_kv_heads": KH, "eps": 1e-6}
     kernels.qk_norm_rope(qkv, weight, weight, table, table, **heads)
@@ -159,11 +159,11 @@ def test_nothing_compiles_after_warm_up() -> None:
     def run(texts: list[list[int]]) -> None:
         forest = one_forest(texts)
         T, packed = forest.tokens_computed, tables(forest, H, KH, torch.bfloat16)
-        x, weight = made(T, C, dtype=torch.bfloat16), made(C, dtype=torch.bfloat16)
+        x, weight = make(T, C, dtype=torch.bfloat16), make(C, dtype=torch.bfloat16)
         kernels.rms_norm(x, weight, 1e-6)
         kernels.add_rms_norm(x, x.clone(), weight, 1e-6)
-        kernels.swiglu(made(T, 2 * F, dtype=torch.bfloat16))
-        qkv = made(T, H + 2 * KH, D, dtype=torch.bfloat16)
+        kernels.swiglu(make(T, 2 * F, dtype=torch.bfloat16))
+        qkv = make(T, H + 2 * KH, D, dtype=torch.bfloat16)
         q, k, v = qkv.split((H, KH, KH), dim=1)
         kernels.forest_attention(q, k, v, packed, 1.0)
         rows = torch.tensor(forest.final_rows, device=GPU)

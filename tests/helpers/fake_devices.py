@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lastword.batching.forest import Forest
+from lastword.encode_options import EncodeOptions
 from lastword.model.postprocess import VectorFormat
-from lastword.options import EncodeOptions
 
 DIM = 4
 

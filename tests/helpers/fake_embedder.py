@@ -76,7 +76,7 @@ class FakeEmbedder:
             if report is not None:
                 tokens = sum(len(text) for _, text in group)
                 report.texts += len(group)
-                report.tokens_asked += tokens
+                report.tokens_requested += tokens
                 report.tokens_computed += tokens
                 report.cut += sum(len(text) > self.max_length for _, text in group)
             matrix = torch.stack([self._vector(text, i, too_long) for i, text in group])

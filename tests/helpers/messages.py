@@ -16,7 +16,7 @@ TEXTS = ["the cat sat", "the cat sat on the mat", "", "the cat sat", "another te
 
 
 @contextmanager
-def refused(kind: type[LastwordError], **parts: object) -> Iterator[None]:
+def refusal(kind: type[LastwordError], **parts: object) -> Iterator[None]:
     """Expect an error of this type whose named parts are these."""
     assert parts.keys() <= set(PARTS)
     with pytest.raises(kind) as caught:

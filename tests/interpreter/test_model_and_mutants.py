@@ -60,12 +60,12 @@ WEIGHT = torch.linspace(0.5, 1.5, 128)
 TABLES = tables_of(PLAN, Q, K)
 
 
-def moved(**columns: list[int]) -> KernelTables:
+def move_columns(**columns: list[int]) -> KernelTables:
     """Return the tables with one column of the segments changed."""
     return tables_of(PLAN, Q, K, replace(FOREST.segments, **columns))
 
 
-def rotated(operations, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(operations, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     x, w = x.clone(), WEIGHT[:32].to(x.dtype)
     operations.qk_norm_rope(x, w, w, cos, sin, num_heads=4, num_kv_heads=0, eps=1e-6)
     return x
@@ -81,7 +81,7 @@ SHORT = replace(TABLES, final_table=TABLES.final_table - torch.tensor([0, 1], dt
 # How `kernels`, `cpu` or `reference` computes each result, on inputs in one dtype, with its own form of the plan.
 RIGHT: dict[str, Callable] = {
     "norm": lambda ops, wide, plan: ops.rms_norm(wide(X[0]), wide(WEIGHT), 1e-6),
-    "rope": lambda ops, wide, plan: rotated(ops, wide(X[0]), wide(COS), wide(SIN)),
+    "rope": lambda ops, wide, plan: rotate(ops, wide(X[0]), wide(COS), wide(SIN)),
     "swiglu": lambda ops, wide, plan: ops.swiglu(wide(X[0])),
     "forest": lambda ops, wide, plan: ops.forest_attention(wide(Q), wide(K), wide(V), plan, SCALE),
     "final": lambda ops, wide, plan: ops.final_attention(wide(FINAL_Q), wide(K), wide(V), plan, SCALE),
@@ -89,8 +89,8 @@ RIGHT: dict[str, Callable] = {
 MUTANTS: dict[str, tuple[str, Callable[[], torch.Tensor]]] = {
     "eps moved": ("norm", lambda: kernels.rms_norm(X[0], WEIGHT, 1e-3)),
     "weight forgotten": ("norm", lambda: kernels.rms_norm(X[0], torch.ones(128), 1e-6)),
-    "halves swapped": ("rope", lambda: rotated(kernels, X[0], COS, -SIN)),
-    "positions off by one": ("rope", lambda: rotated(kernels, X[0], COS.roll(1, 0), SIN.roll(1, 0))),
+    "halves swapped": ("rope", lambda: rotate(kernels, X[0], COS, -SIN)),
+    "positions off by one": ("rope", lambda: rotate(kernels, X[0], COS.roll(1, 0), SIN.roll(1, 0))),
     "gate and up swapped": ("swiglu", lambda: kernels.swiglu(X[0].roll(64, 1))),
     "scale off by 1 %": ("forest", lambda: kernels.forest_attention(Q, K, V, TABLES, SCALE * 1.01)),
     "wrong KV head": (
@@ -101,11 +101,11 @@ MUTANTS: dict[str, tuple[str, Callable[[], torch.Tensor]]] = {
     ),
     "ancestor one key short": (
         "forest",
-        lambda: kernels.forest_attention(Q, K, V, moved(fork=FORK), SCALE),
+        lambda: kernels.forest_attention(Q, K, V, move_columns(fork=FORK), SCALE),
     ),
     "ancestors forgotten": (
         "forest",
-        lambda: kernels.forest_attention(Q, K, V, moved(parent=ROOTS), SCALE),
+        lambda: kernels.forest_attention(Q, K, V, move_columns(parent=ROOTS), SCALE),
     ),
     "final path one key short": (
         "final",

@@ -8,7 +8,7 @@ from helpers.project import run
 
 from lastword import ConfigError, DeviceError, kernels
 from lastword.batching.forest import plan_forests
-from lastword.batching.packing import Inputs, Packer
+from lastword.batching.packing import ModelInputs, Packer
 from lastword.kernels import CpuPlan, KernelTables, arguments, attention_plan
 from lastword.kernels.attention_plan import final_table, query_tiles, segment_table
 from lastword.kernels.gpu.block_sizes import ATTENTION, attention_blocks, num_splits, tile_tokens
@@ -240,7 +240,7 @@ def test_no_form_is_made_that_is_not_read(monkeypatch: pytest.MonkeyPatch) -> No
         for name in tables:
             patch.setattr(attention_plan, name, refuse)
             patch.setattr(f"lastword.batching.packing.{name}", refuse)
-        Inputs.of(FOREST, CPU)
+        ModelInputs.of(FOREST, CPU)
     for name in dense:
         monkeypatch.setattr(attention_plan, name, refuse)
     layout, buffer = Packer(CPU, torch.float32, group=2).pack(FOREST)

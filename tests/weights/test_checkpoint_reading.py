@@ -18,15 +18,15 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
-def opened(folder) -> Checkpoint:
+def open_checkpoint(folder) -> Checkpoint:
     return Checkpoint(folder, read_config(folder))
 
 
-def stored(folder) -> dict[str, torch.Tensor]:
+def read_stored(folder) -> dict[str, torch.Tensor]:
     return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
-LAYOUTS = [
+ELEMENT_TYPES = [
     ({"prefix": prefix, "shards": shards, "attention_bias": bias, "dtype": dtype}, f"{prefix}{shards}-{name}-{bias}")
     for prefix in ("", "model.")
     for shards in (1, 3)
@@ -35,10 +35,10 @@ LAYOUTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", [pytest.param(a, id=i) for a, i in LAYOUTS])
+@pytest.mark.parametrize("layout", [pytest.param(a, id=i) for a, i in ELEMENT_TYPES])
 def test_every_tensor_comes_out_as_stored(tmp_path, layout):
     folder = make_checkpoint(tmp_path, **layout)
-    ours, raw = opened(folder), stored(folder)
+    ours, raw = open_checkpoint(folder), read_stored(folder)
     config, prefix = ours.config, layout["prefix"]
 
     def theirs(*names: str) -> torch.Tensor:
@@ -72,7 +72,9 @@ def test_every_tensor_comes_out_as_stored(tmp_path, layout):
 
 
 def test_a_layer_can_be_converted_while_it_is_read(tmp_path):
-    checkpoint = opened(make_checkpoint(tmp_path, dtype=torch.bfloat16, attention_bias=True))
+    checkpoint = open_checkpoint(
+        make_checkpoint(tmp_path, dtype=torch.bfloat16, attention_bias=True)
+    )
     plain, wide = (checkpoint.layer(1, dtype) for dtype in (torch.bfloat16, torch.float32))
     for name in plain.__slots__:
         assert getattr(wide, name).dtype == torch.float32
@@ -82,7 +84,7 @@ def test_a_layer_can_be_converted_while_it_is_read(tmp_path):
 @pytest.mark.parametrize("index", [-1, 2, 99])
 def test_layer_out_of_range(tmp_path, index):
     with pytest.raises(InputError) as caught:
-        opened(make_checkpoint(tmp_path)).layer(index, torch.float32)
+        open_checkpoint(make_checkpoint(tmp_path)).layer(index, torch.float32)
     error = caught.value
     assert (error.where, error.what) == (f"{tmp_path}: layer", "out of range")
     assert (error.got, error.expected) == (str(index), "0 to 1")
@@ -90,7 +92,7 @@ def test_layer_out_of_range(tmp_path, index):
 
 def test_fingerprint_sees_weights_only(tmp_path):
     def print_of(name: str, **layout: object) -> str:
-        return opened(make_checkpoint(tmp_path / name, **layout)).fingerprint
+        return open_checkpoint(make_checkpoint(tmp_path / name, **layout)).fingerprint
 
     plain = print_of("a")
     assert len(plain) == 64
@@ -106,16 +108,16 @@ def test_fingerprint_sees_weights_only(tmp_path):
 @pytest.mark.parametrize("place", [0, 500, 999])
 def test_fingerprint_sees_a_changed_weight(tmp_path, place):
     folder = make_checkpoint(tmp_path)
-    before, raw = opened(folder).fingerprint, stored(folder)
+    before, raw = open_checkpoint(folder).fingerprint, read_stored(folder)
     tensor = raw["layers.1.mlp.down_proj.weight"].view(-1)
     tensor[place * (len(tensor) - 1) // 999] += 1
     save_file(raw, folder / SINGLE)
-    assert opened(folder).fingerprint != before
+    assert open_checkpoint(folder).fingerprint != before
 
 
 def test_fingerprint_is_read_once(tmp_path):
     folder = make_checkpoint(tmp_path)
-    checkpoint = opened(folder)
+    checkpoint = open_checkpoint(folder)
     before = checkpoint.fingerprint
     (folder / SINGLE).unlink()
     assert checkpoint.fingerprint == before
@@ -123,7 +125,7 @@ def test_fingerprint_is_read_once(tmp_path):
 
 def test_a_checkpoint_is_a_source_of_weights(tmp_path):
     """The engine needs nothing else, so any object with these attributes can replace a checkpoint."""
-    checkpoint = opened(make_checkpoint(tmp_path))
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path))
     asked = [name for name in vars(WeightsSource) if not name.startswith("_")]
     assert sorted(asked) == [
         "dtypes", "embedding", "fingerprint", "layer", "norm", "num_bytes", "num_parameters",
@@ -142,34 +144,34 @@ def test_a_model_to_rewrite_reads_each_header_once(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "read_header", counted)
     model = open_stored(str(folder))
     assert sorted(asked) == sorted(path.name for path in folder.glob("*.safetensors"))
-    assert model.fingerprint == opened(folder).fingerprint
+    assert model.fingerprint == open_checkpoint(folder).fingerprint
     assert "lm_head.weight" in model.tensors
 
 
 def test_lm_head_is_ignored_whatever_it_is(tmp_path):
     folder = make_checkpoint(tmp_path)
     save_file(
-        stored(folder) | {"lm_head.weight": torch.zeros(3, dtype=torch.int8)}, folder / SINGLE
+        read_stored(folder) | {"lm_head.weight": torch.zeros(3, dtype=torch.int8)}, folder / SINGLE
     )
-    assert "lm_head.weight" not in opened(folder).names()
+    assert "lm_head.weight" not in open_checkpoint(folder).names()
 
 
 def test_parts_of_different_dtypes_are_converted_each(tmp_path):
     folder = make_checkpoint(tmp_path)
-    raw = stored(folder)
+    raw = read_stored(folder)
     name = "layers.0.self_attn.q_proj.weight"
     save_file(raw | {name: raw[name].bfloat16()}, folder / SINGLE)
-    layer = opened(folder).layer(0, torch.float32)
+    layer = open_checkpoint(folder).layer(0, torch.float32)
     assert layer.qkv.dtype == torch.float32
     assert torch.equal(layer.qkv[:128], raw[name].bfloat16().float())
-    assert opened(folder).dtypes == ("BF16", "F32")
+    assert open_checkpoint(folder).dtypes == ("BF16", "F32")
 
 
 def edit(change):
     """Create a case from a function that changes the dictionary of tensors."""
 
     def apply(folder):
-        raw = stored(folder)
+        raw = read_stored(folder)
         change(raw)
         save_file(raw, folder / SINGLE)
 
@@ -282,7 +284,7 @@ def test_a_wrong_checkpoint_is_named(tmp_path, shards, damage, place, parts):
     folder = make_checkpoint(tmp_path, shards=shards)
     damage(folder)
     with pytest.raises(WeightsError) as caught:
-        opened(folder)
+        open_checkpoint(folder)
     error = caught.value
     assert error.where == f"{folder}{place}"
     found = (error.what, error.got, error.expected, error.remedy)
@@ -296,6 +298,6 @@ def test_config_that_disagrees_with_the_weights(tmp_path, bias):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attention_bias": not bias}))
     with pytest.raises(WeightsError) as caught:
-        opened(folder)
+        open_checkpoint(folder)
     assert caught.value.where == str(folder)
     assert "layers.0.self_attn.o_proj.bias" in caught.value.what

@@ -45,13 +45,13 @@ DROP = object()
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
 
-def changed(changes: dict) -> dict:
+def changed_config(changes: dict) -> dict:
     values = copy.deepcopy(REAL) | changes
     return {key: value for key, value in values.items() if value is not DROP}
 
 
 def read(tmp_path, changes: dict) -> ModelConfig:
-    (tmp_path / "config.json").write_text(json.dumps(changed(changes)))
+    (tmp_path / "config.json").write_text(json.dumps(changed_config(changes)))
     return read_config(tmp_path)
 
 

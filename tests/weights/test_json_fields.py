@@ -7,7 +7,7 @@ import pytest
 
 from lastword.errors import ConfigError, InputError
 from lastword.weights import parse_json, parse_object
-from lastword.weights.json_fields import shown
+from lastword.weights.json_fields import show_value
 
 # Each content as bytes and as text, and the error's parts: what, got.
 BAD = {
@@ -59,10 +59,10 @@ def test_a_key_twice_may_be_allowed():
 
 
 def test_values_are_shown_in_one_short_line():
-    assert shown({"a": [1, "ü\n"]}) == '{"a": [1, "\\u00fc\\n"]}'
-    assert shown("x" * 100) == '"' + "x" * 58 + "…"
-    assert shown(10**5000) == "a huge int"
-    assert shown({1}) == "{1}"
+    assert show_value({"a": [1, "ü\n"]}) == '{"a": [1, "\\u00fc\\n"]}'
+    assert show_value("x" * 100) == '"' + "x" * 58 + "…"
+    assert show_value(10**5000) == "a huge int"
+    assert show_value({1}) == "{1}"
 
 
 def test_strict_json_and_headers_cost_no_torch():

@@ -40,7 +40,7 @@ import sys
 from pathlib import Path
 import torch
 from lastword.runtime import process_tuning
-from lastword.bench.memory import held_bytes, watched
+from lastword.bench.memory import held_bytes, watch_peak
 from lastword.weights import Checkpoint, read_config
 
 config = read_config(Path(sys.argv[1]))
@@ -49,7 +49,7 @@ checkpoint.layer(0, torch.float32)  # what torch allocates once
 torch.zeros(1).copy_(torch.ones(1))
 keep = sys.argv[2] == "keep"
 base = held_bytes("VmRSS")
-with process_tuning.loading(), watched("VmRSS", every=0.0005) as peak:
+with process_tuning.tune_for_loading(), watch_peak("VmRSS", every=0.0005) as peak:
     embedding = checkpoint.embedding().to(torch.float32) if keep else None
     layers = []
     for index in range(config.num_hidden_layers):

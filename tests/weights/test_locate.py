@@ -166,7 +166,7 @@ def broken(name: str):
     return damage
 
 
-def unlinked(name: str):
+def refuse_link(name: str):
     return lambda cache: (snapshot_of(cache) / name).unlink()
 
 
@@ -179,7 +179,7 @@ BAD_CACHE = {
     "nothing": (lambda cache: shutil.rmtree(snapshot_of(cache).parents[1]), ABSENT, f"{ONCE}."),
     "no-snapshot": (lambda cache: shutil.rmtree(snapshot_of(cache)), ABSENT, f"{ONCE}."),
     "half": (
-        unlinked(SHARDS[1]),
+        refuse_link(SHARDS[1]),
         f"1 of 2 shards missing: {SHARDS[1]}",
         f"{FETCH}{ONCE}: {MAYBE}",
     ),
@@ -256,7 +256,7 @@ def test_what_a_repository_lacks_is_told_from_a_broken_download(tmp_path, monkey
     assert "\n" not in str(caught.value)
 
 
-def answered(kind: type[Exception], status: int) -> Exception:
+def http_error(kind: type[Exception], status: int) -> Exception:
     response = SimpleNamespace(status_code=status, headers={}, request=None)
     return kind("two\nlines", response=response)
 
@@ -265,32 +265,32 @@ NOT_HERE = "no such folder here, and"
 PRIVATE = "Check the name. A private repository needs a token."
 FAILURES = {
     "repository": (
-        answered(errors.RepositoryNotFoundError, 404),
+        http_error(errors.RepositoryNotFoundError, 404),
         f"{NOT_HERE} no such repository on the hub",
         PRIVATE,
     ),
     "private": (
-        answered(errors.RepositoryNotFoundError, 401),
+        http_error(errors.RepositoryNotFoundError, 401),
         f"{NOT_HERE} no such repository on the hub",
         PRIVATE,
     ),
     "revision": (
-        answered(errors.RevisionNotFoundError, 404),
+        http_error(errors.RevisionNotFoundError, 404),
         "the hub has no such revision",
         "Check the revision.",
     ),
     "gated": (
-        answered(errors.GatedRepoError, 403),
+        http_error(errors.GatedRepoError, 403),
         "the repository is gated",
         "Accept its terms on the hub and pass a token.",
     ),
     "forbidden": (
-        answered(errors.HfHubHTTPError, 403),
+        http_error(errors.HfHubHTTPError, 403),
         "the hub refused access (403)",
         "Check the token.",
     ),
     "server": (
-        answered(errors.HfHubHTTPError, 503),
+        http_error(errors.HfHubHTTPError, 503),
         "the hub answered 503",
         "Try again later.",
     ),

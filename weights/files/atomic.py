@@ -19,7 +19,7 @@ StrPath = str | os.PathLike[str]
 
 
 @contextmanager
-def writing(path: StrPath) -> Iterator[None]:
+def name_write_errors(path: StrPath) -> Iterator[None]:
     """Turn an OSError inside the block into an InputError that names `path`."""
     try:
         yield
@@ -30,7 +30,7 @@ def writing(path: StrPath) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: StrPath) -> Iterator[BinaryIO]:
+def replace_file(path: StrPath) -> Iterator[BinaryIO]:
     """Yield a stream for the new content of `path`; when the block ends without an error, replace `path` by it.
 
     A link stays a link, and the new file has the old file's mode. Errors raised inside the block pass through.
@@ -45,7 +45,7 @@ def whole_file(path: StrPath) -> Iterator[BinaryIO]:
     stream = _create(part, path)
     try:
         yield stream
-        with writing(path):
+        with name_write_errors(path):
             if mode is not None:
                 os.fchmod(stream.fileno(), mode)
             stream.flush()
@@ -61,7 +61,7 @@ def whole_file(path: StrPath) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder to fill; when the block ends without an error, rename it to `path`, which must not exist.
 
     Raises:
@@ -100,7 +100,7 @@ def _temporary_path(target: str) -> str:
 
 
 def _old_mode(target: str, path: StrPath) -> int | None:
-    with writing(path):
+    with name_write_errors(path):
         try:
             mode = os.stat(target).st_mode
         except FileNotFoundError:

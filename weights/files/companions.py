@@ -33,7 +33,7 @@ def companions(folder: Path) -> Iterator[Path]:
     yield from (path.relative_to(folder) for path in sorted(folder.glob(_MODULES)))
 
 
-def differing(folder: Path, other: Path) -> list[str]:
+def differing_companions(folder: Path, other: Path) -> list[str]:
     """List the companion files that differ between two folders, licences aside."""
     names = {*companions(folder), *companions(other)} - {Path("LICENSE"), Path("NOTICE")}
     return sorted(

@@ -23,7 +23,7 @@ _STRETCH = 4 << 20  # bytes per read-ahead request
 _AHEAD = 8 * _STRETCH  # distance in bytes between the current read and the request
 
 
-def mapped(info: TensorInfo, name: str) -> Tensor:
+def map_tensor(info: TensorInfo, name: str) -> Tensor:
     """Return one tensor as a view of the mapped file; the data is read only when it is used.
 
     The mapping lives exactly as long as the tensor.

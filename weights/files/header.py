@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from lastword.errors import WeightsError
 from lastword.weights.files.dtypes import ELEMENT_SIZES
-from lastword.weights.json_fields import parse_object, shown, unreadable
+from lastword.weights.json_fields import parse_object, show_value, unreadable
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MOST_ROWS = 10**15
@@ -100,7 +100,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def _header_length(path: Path, first: bytes, size: int) -> int:
     if len(first) < 8:
-        raise _truncated(path, size, "a safetensors header")
+        raise _truncation_error(path, size, "a safetensors header")
     length = int.from_bytes(first, "little")
     if length > MAX_HEADER_BYTES:
         raise WeightsError(
@@ -110,11 +110,11 @@ def _header_length(path: Path, first: bytes, size: int) -> int:
             expected=f"at most {MAX_HEADER_BYTES}",
         )
     if 8 + length > size:
-        raise _truncated(path, size, f"at least {8 + length} for the header")
+        raise _truncation_error(path, size, f"at least {8 + length} for the header")
     return length
 
 
-def _truncated(path: Path, size: int, expected: str) -> WeightsError:
+def _truncation_error(path: Path, size: int, expected: str) -> WeightsError:
     return WeightsError(
         str(path),
         "truncated",
@@ -129,7 +129,7 @@ def _check_metadata(path: Path, metadata: object) -> None:
         return
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         where = f"{path}: header: __metadata__"
-        raise WeightsError(where, "wrong value", got=shown(metadata), expected="strings")
+        raise WeightsError(where, "wrong value", got=show_value(metadata), expected="strings")
 
 
 def _are_naturals(values: Any) -> bool:
@@ -140,7 +140,7 @@ def _tensor(path: Path, name: str, entry: Any, payload: int) -> TensorInfo:
     where = _place(path, name)
 
     def refuse(what: str, got: object, expected: str) -> NoReturn:
-        raise WeightsError(where, what, got=shown(got), expected=expected)
+        raise WeightsError(where, what, got=show_value(got), expected=expected)
 
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         refuse("wrong entry", entry, "dtype, shape and data_offsets")
@@ -156,7 +156,7 @@ def _tensor(path: Path, name: str, entry: Any, payload: int) -> TensorInfo:
     if num_bytes != needed:
         raise WeightsError(
             where,
-            f"wrong size for {dtype} {shown(shape)}",
+            f"wrong size for {dtype} {show_value(shape)}",
             got=f"{num_bytes} bytes",
             expected=str(needed),
             remedy="The header is damaged.",
@@ -166,7 +166,7 @@ def _tensor(path: Path, name: str, entry: Any, payload: int) -> TensorInfo:
 
 def _place(path: Path, name: str) -> str:
     """Format the place of a tensor for a message; in a damaged header its name may be any string."""
-    return f"{path}: tensor {shown(name)}"
+    return f"{path}: tensor {show_value(name)}"
 
 
 def _check_places(
@@ -181,6 +181,6 @@ def _check_places(
             raise WeightsError(_place(path, name), what, got=got, expected=expected)
         end += info.num_bytes
     if size < end:
-        raise _truncated(path, size, str(end))
+        raise _truncation_error(path, size, str(end))
     if size > end:
         raise WeightsError(str(path), "trailing bytes", got=f"{size} bytes", expected=str(end))

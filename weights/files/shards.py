@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from lastword.errors import WeightsError, some
+from lastword.errors import WeightsError, list_some
 from lastword.weights.files.header import TensorInfo, read_header
-from lastword.weights.json_fields import read_object, shown
+from lastword.weights.json_fields import read_object, show_value
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,16 +31,16 @@ def weight_files(folder: Path) -> list[Path]:
         if missing:
             raise WeightsError(
                 str(folder),
-                f"{len(missing)} of {len(listed)} shards missing: {some(missing)}",
+                f"{len(missing)} of {len(listed)} shards missing: {list_some(missing)}",
                 remedy="The download is incomplete: fetch the model again.",
             )
         if shards - listed:
-            what = f"does not list existing shards: {some(shards - listed)}"
+            what = f"does not list existing shards: {list_some(shards - listed)}"
             raise WeightsError(str(index), what)
         return [folder / name for name in sorted(listed)]
     if single.is_file():
         if shards:
-            what = f"both {SINGLE} and shards: {some(shards)}"
+            what = f"both {SINGLE} and shards: {list_some(shards)}"
             raise WeightsError(str(folder), what, remedy="Remove one set.")
         return [single]
     raise _no_weights(folder, shards)
@@ -48,12 +48,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _no_weights(folder: Path, shards: set[str]) -> WeightsError:
     if shards:
-        what = f"shards without {INDEX}: {some(shards)}"
+        what = f"shards without {INDEX}: {list_some(shards)}"
         return WeightsError(str(folder), what, remedy="Fetch the model again.")
     pickled = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
     if pickled:
         remedy = "Save the model as safetensors."
-        return WeightsError(str(folder), f"no {SINGLE}", got=some(pickled), remedy=remedy)
+        return WeightsError(str(folder), f"no {SINGLE}", got=list_some(pickled), remedy=remedy)
     return WeightsError(str(folder), "no weights", expected=f"{SINGLE} or {INDEX}")
 
 
@@ -61,15 +61,15 @@ def _weight_map(index: Path) -> dict[str, str]:
     """Read the map from tensor names to file names; a file name must not contain a path."""
     weight_map = read_object(index, WeightsError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        got, expected = shown(weight_map), "names and files"
+        got, expected = show_value(weight_map), "names and files"
         raise WeightsError(f"{index}: weight_map", "wrong value", got=got, expected=expected)
     for name, file in weight_map.items():
         plain = isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file)
         if not plain or file.startswith("."):
             raise WeightsError(
-                f"{index}: tensor {shown(name)}",
+                f"{index}: tensor {show_value(name)}",
                 "wrong place",
-                got=shown(file),
+                got=show_value(file),
                 expected="the name of a file in this folder",
             )
     return weight_map
@@ -87,8 +87,10 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
         tensors = read_header(file)
         twice = found.keys() & tensors.keys()
         if twice:
-            other = some({found[name].file.name for name in twice})
-            raise WeightsError(str(file), f"holds tensors that are also in {other}: {some(twice)}")
+            other = list_some({found[name].file.name for name in twice})
+            raise WeightsError(
+                str(file), f"holds tensors that are also in {other}: {list_some(twice)}"
+            )
         found.update(tensors)
     if files[0].name != SINGLE:
         _check_index(folder / INDEX, found)
@@ -99,9 +101,11 @@ def _check_index(index: Path, found: dict[str, TensorInfo]) -> None:
     weight_map = _weight_map(index)
     unlisted = found.keys() - weight_map.keys()
     if unlisted:
-        raise WeightsError(str(index), f"does not list tensors of the shards: {some(unlisted)}")
+        raise WeightsError(
+            str(index), f"does not list tensors of the shards: {list_some(unlisted)}"
+        )
     for name, file in weight_map.items():
-        where = f"{index}: tensor {shown(name)}"
+        where = f"{index}: tensor {show_value(name)}"
         if name not in found:
             raise WeightsError(where, f"not in {file}, nor in any shard")
         if found[name].file.name != file:

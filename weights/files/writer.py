@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import InputError
-from lastword.weights.files.atomic import StrPath, whole_file, writing
+from lastword.weights.files.atomic import StrPath, name_write_errors, replace_file
 from lastword.weights.files.dtypes import dtype_name, safetensors_name, tensor_bytes
 from lastword.weights.files.header import safetensors_header
 
@@ -79,9 +79,9 @@ def stream_safetensors(
     """
     order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     header = safetensors_header(
-        {name: _stored(path, name, specs[name]) for name in order}, metadata
+        {name: _header_entry(path, name, specs[name]) for name in order}, metadata
     )
-    with whole_file(path) as file, writing(path):
+    with replace_file(path) as file, name_write_errors(path):
         file.write(header)
         for name in order:
             made, expected = read(name), specs[name]
@@ -94,7 +94,7 @@ def stream_safetensors(
                 _write_tensor(file, piece)
 
 
-def _stored(path: StrPath, name: str, spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
+def _header_entry(path: StrPath, name: str, spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
     stored = safetensors_name(spec.dtype)
     if stored is None:
         what = f"dtype {dtype_name(spec.dtype)} has no safetensors name"

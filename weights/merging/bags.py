@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from lastword.errors import InputError, some
-from lastword.weights.json_fields import parse_object, shown, unreadable
+from lastword.errors import InputError, list_some
+from lastword.weights.json_fields import parse_object, show_value, unreadable
 
 REST = "rest"  # the bag of all rows that are in no other bag
 _PROGRESS_BYTES = 1 << 22  # between two calls of `progress`
@@ -53,7 +53,7 @@ def read_bags(ratios: str, where: str = "ratios") -> list[Bag]:
     words = [word.strip() for word in ratios.split(",")]
     shares = [None if word == REST else percent(word, where) for word in words]
     bags = [
-        Bag(f"{i}-{REST if share is None else shown_percent(share)}", share)
+        Bag(f"{i}-{REST if share is None else format_percent(share)}", share)
         for i, share in enumerate(shares, 1)
     ]
     if words.count(REST) > 1 or words == [REST]:
@@ -72,11 +72,11 @@ def percent(word: str, where: str) -> Fraction:
         ratio = Fraction(0)
     if not 0 < ratio <= 100 or "/" in word:
         expected = "a percentage above 0, up to 100"
-        raise InputError(where, "out of range", got=shown(word), expected=expected)
+        raise InputError(where, "out of range", got=show_value(word), expected=expected)
     return ratio
 
 
-def shown_percent(ratio: Fraction) -> str:
+def format_percent(ratio: Fraction) -> str:
     """Format a percentage: 80 or 12.5."""
     return str(int(ratio)) if ratio.denominator == 1 else f"{float(ratio):g}"
 
@@ -115,11 +115,11 @@ def check_names(names: Iterable[str]) -> None:
     """Refuse datasets with equal names."""
     listed = list(names)
     if twice := {name for name in listed if listed.count(name) > 1}:
-        remedy = f"Give them different names, as in first={some(twice)}.jsonl."
-        raise InputError("datasets", f"named twice: {some(twice)}", remedy=remedy)
+        remedy = f"Give them different names, as in first={list_some(twice)}.jsonl."
+        raise InputError("datasets", f"named twice: {list_some(twice)}", remedy=remedy)
 
 
-def chosen(
+def choose_rows(
     seed: int, bags: Sequence[Bag], bag: Bag, dataset: Dataset, old_ratio: Fraction
 ) -> Iterator[int]:
     """Yield the numbers of a dataset's rows that are in a bag, counted from 0, in ascending order.
@@ -184,9 +184,9 @@ def _id_of(line: bytes, field: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise InputError(
-        f"{where}: field {shown(field)}",
+        f"{where}: field {show_value(field)}",
         "cannot be the row's id",
-        got=shown(value),
+        got=show_value(value),
         expected="a whole number or a string of one line",
     )
 
@@ -201,7 +201,7 @@ def _lines(path: Path) -> Iterator[bytes]:
                     yield line
                 elif row := line.strip():
                     if not row.startswith(b"{"):
-                        got = shown(row[:40].decode("utf-8", "replace"))
+                        got = show_value(row[:40].decode("utf-8", "replace"))
                         raise InputError(
                             f"{path}:{number}", "wrong row", got=got, expected="a JSON object"
                         )

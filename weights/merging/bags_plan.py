@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lastword.errors import InputError
-from lastword.weights.files.atomic import whole_file, whole_folder, writing
-from lastword.weights.merging.bags import REST, Bag, Dataset, chosen, row_ids, shown_percent
+from lastword.weights.files.atomic import name_write_errors, replace_file, replace_folder
+from lastword.weights.merging.bags import REST, Bag, Dataset, choose_rows, format_percent, row_ids
 
 _FORMAT = 1  # raise it when a seed gives different rows than before
 
@@ -62,10 +62,10 @@ def write_plan(
                 str(path), "exists already", expected="a new plan", remedy="Name another one."
             )
     ordered = sorted(datasets, key=lambda dataset: dataset.name)
-    with writing(out), ExitStack() as places:
+    with name_write_errors(out), ExitStack() as places:
         # Files are finished in reverse order: the plan comes last and shows that all others are complete.
-        out_file, recipe_file = (places.enter_context(whole_file(path)) for path in (out, recipe))
-        folder = places.enter_context(whole_folder(rows))
+        out_file, recipe_file = (places.enter_context(replace_file(path)) for path in (out, recipe))
+        folder = places.enter_context(replace_folder(rows))
         bags = [_bag(spec, bag, ordered, folder, rows.name, progress) for bag in spec.bags]
         plan = _plan_content(spec, ordered, bags, recipe.name)
         recipe_file.write(_recipe(spec, ordered, bags).encode())
@@ -86,7 +86,7 @@ def _bag(
     parts: dict[str, dict[str, Any]] = {}
     for dataset in datasets:
         count, digest = 0, hashlib.sha256()
-        rows = chosen(spec.seed, spec.bags, bag, dataset, spec.old_ratio)
+        rows = choose_rows(spec.seed, spec.bags, bag, dataset, spec.old_ratio)
         with (folder / bag.name / f"{dataset.name}.txt").open("wb", buffering=1 << 20) as file:
             for each in row_ids(dataset, rows, spec.id_field):
                 line = f"{each}\n".encode()
@@ -101,7 +101,7 @@ def _bag(
     total = sum(part["rows"] for part in parts.values())
     if not total:
         raise InputError(f"bag {bag.name}", "holds no rows", remedy="Choose a larger ratio.")
-    ratio = REST if bag.ratio is None else shown_percent(bag.ratio)
+    ratio = REST if bag.ratio is None else format_percent(bag.ratio)
     return {"name": bag.name, "ratio": ratio, "rows": total, "datasets": parts}
 
 
@@ -112,7 +112,7 @@ def _plan_content(
         "format": _FORMAT,
         "seed": spec.seed,
         "ids": "row numbers from 0" if spec.id_field is None else f"field {spec.id_field}",
-        "old_ratio": shown_percent(spec.old_ratio)
+        "old_ratio": format_percent(spec.old_ratio)
         if [each for each in datasets if each.old]
         else None,
         "datasets": {

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lastword.errors import ConfigError, WeightsError, some
-from lastword.weights.files.companions import TOKENIZER, differing, vocabulary
-from lastword.weights.json_fields import read_bytes, shown
+from lastword.errors import ConfigError, WeightsError, list_some
+from lastword.weights.files.companions import TOKENIZER, differing_companions, vocabulary
+from lastword.weights.json_fields import read_bytes, show_value
 from lastword.weights.merging.stored import StoredModel
 from lastword.weights.tensor_names import LM_HEAD
 
@@ -33,13 +33,14 @@ def check_agreement(models: Sequence[StoredModel], *, one_dtype: bool) -> None:
 def notices(donor: StoredModel, models: Sequence[StoredModel]) -> list[str]:
     """Return notices about companion files that differ from the copied ones, and about omitted tensors."""
     said = [
-        f"{other.name}: files differ from those of {donor.name}, which are used: {some(files)}"
+        f"{other.name}: files differ from those of {donor.name}, which are used: {list_some(files)}"
         for other in models
-        if other.folder != donor.folder and (files := differing(donor.folder, other.folder))
+        if other.folder != donor.folder
+        and (files := differing_companions(donor.folder, other.folder))
     ]
     without = [model.name for model in models if LM_HEAD not in model.tensors]
     if without and len(without) < len(models):
-        said.append(f"{LM_HEAD} is omitted: not in {some(without)}; embeddings do not use it")
+        said.append(f"{LM_HEAD} is omitted: not in {list_some(without)}; embeddings do not use it")
     return said
 
 
@@ -93,7 +94,7 @@ def _check_vocabularies(first: Path, other: Path) -> None:
     token = min(different)
     raise WeightsError(
         f"{other / TOKENIZER}: vocabulary",
-        f"{len(different)} tokens differ from {first}, the first is {shown(token)}",
+        f"{len(different)} tokens differ from {first}, the first is {show_value(token)}",
         got=f"id {theirs.get(token)}",
         expected=str(mine.get(token)),
         remedy="Embedding rows of different tokens would be merged: use models with one tokenizer.",

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lastword.errors import InputError, LastwordError
-from lastword.weights.files.atomic import sync, sync_tree, whole_file, writing
+from lastword.weights.files.atomic import name_write_errors, replace_file, sync, sync_tree
 from lastword.weights.files.header import read_header
 from lastword.weights.files.shards import INDEX, SINGLE
 from lastword.weights.files.writer import TensorSpecs, stream_safetensors
@@ -74,7 +74,7 @@ def write_model(
     _check_free(out)
     place = out.resolve() if out.is_symlink() else out  # a link to an empty folder stays a link
     partial = place.parent / f".{place.name}.partial"
-    with writing(out), _locked(partial):
+    with name_write_errors(out), _lock(partial):
         with _keep_finished(partial, shards, notice):
             _check_free(out)  # again: another run may just have finished
             _resume(partial, job, shards, notice)
@@ -125,7 +125,7 @@ def _check_free(out: Path) -> None:
 
 
 @contextmanager
-def _locked(partial: Path) -> Iterator[None]:
+def _lock(partial: Path) -> Iterator[None]:
     """Lock the folder of the unfinished work; the lock ends with the process, even if it crashes."""
     partial.mkdir(exist_ok=True)
     with (partial / "lock").open("wb") as lock:
@@ -232,5 +232,5 @@ def _finish(partial: Path, job: Job, out: Path, shards: dict[str, list[str]]) ->
 
 
 def _write_json(path: Path, value: object) -> None:
-    with whole_file(path) as file:
+    with replace_file(path) as file:
         file.write(f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode())

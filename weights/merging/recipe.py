@@ -11,9 +11,9 @@ from typing import Any, Final, NoReturn
 
 import torch
 
-from lastword.errors import ConfigError, needing, some
+from lastword.errors import ConfigError, list_some, require_extra
 from lastword.weights.files.dtypes import WEIGHT_DTYPES, dtype_name, torch_dtype
-from lastword.weights.json_fields import MAX_FLOAT, Fields, read_bytes, shown
+from lastword.weights.json_fields import MAX_FLOAT, Fields, read_bytes, show_value
 
 _DTYPES: Final = {dtype_name(dtype): dtype for dtype in map(torch_dtype, WEIGHT_DTYPES)}
 _KEYS = frozenset(
@@ -71,7 +71,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     method = fields.text("merge_method") or fields.fail("merge_method", "a method's name")
     if method not in _PARAMETERS:
         fields.fail(
-            "merge_method", f"one of {some(_PARAMETERS)}", "Other methods are not supported."
+            "merge_method", f"one of {list_some(_PARAMETERS)}", "Other methods are not supported."
         )
     base = _model(fields, "base_model") if fields.values.get("base_model") is not None else None
     members = _members(fields)
@@ -89,7 +89,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
 
 
 def _load(text: str, where: str) -> Any:
-    with needing("PyYAML", "merge", "merge"):
+    with require_extra("PyYAML", "merge", "merge"):
         import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
@@ -98,7 +98,7 @@ def _load(text: str, where: str) -> Any:
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
         loader.flatten_mapping(node)
         pairs = loader.construct_pairs(node, deep=True)
-        keys = [shown(key) for key, _ in pairs]
+        keys = [show_value(key) for key, _ in pairs]
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
             line = node.start_mark.line + 1
@@ -121,7 +121,9 @@ def _load(text: str, where: str) -> Any:
 
 def _fields(value: Any, where: str) -> Fields:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(where, "wrong content", got=shown(value), expected="a mapping of names")
+        raise ConfigError(
+            where, "wrong content", got=show_value(value), expected="a mapping of names"
+        )
     return Fields(value, where)
 
 
@@ -141,8 +143,8 @@ def _refuse_unknown(fields: Fields, known: frozenset[str], what: str) -> None:
     if unknown := fields.values.keys() - known:
         raise ConfigError(
             fields.where,
-            f"{what} that are not supported: {some(unknown)}",
-            expected=some(known - _STYLES, 9),
+            f"{what} that are not supported: {list_some(unknown)}",
+            expected=list_some(known - _STYLES, 9),
             remedy="Remove them.",
         )
 
@@ -264,6 +266,6 @@ def _dtype(fields: Fields) -> torch.dtype | None:
     for key in ("out_dtype", "dtype"):
         name = fields.text(key)
         if name is not None and name not in _DTYPES:
-            fields.fail(key, f"one of {some(_DTYPES)}")
+            fields.fail(key, f"one of {list_some(_DTYPES)}")
     name = fields.text("out_dtype") or fields.text("dtype")
     return None if name is None else _DTYPES[name]

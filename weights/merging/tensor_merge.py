@@ -46,7 +46,7 @@ class Piece(NamedTuple):
         return total if self.base is None else total.add_(self.base)
 
 
-class Rows:
+class RowReader:
     """N >= 1 flat tensors of one size, minus the base if there is one; any thread may read them."""
 
     def __init__(self, tensors: Sequence[FlatTensor], base: FlatTensor | None) -> None:
@@ -95,7 +95,7 @@ class TensorMerge:
         dtype: torch.dtype,
         threads: BlockThreads,
     ) -> None:
-        self._rows, self._dtype, self._threads = Rows(tensors, base), dtype, threads
+        self._rows, self._dtype, self._threads = RowReader(tensors, base), dtype, threads
         # Inner products of the rows, float64 [N, N].
         self.products = torch.zeros((len(tensors), len(tensors)), dtype=torch.float64)
         self._spare: deque[Tensor] = deque()  # a block is never larger than those before it
@@ -108,7 +108,7 @@ class TensorMerge:
         A block is valid until the next one is requested, because its memory is then reused.
         """
         self.coefficients = self._solve(recipe)
-        work = self._merged if self._solved else self._merged_and_products
+        work = self._merge_block if self._solved else self._merge_block_and_products
         for merged, products in self._threads.map(work, blocks(self._rows.size)):
             if products is not None:
                 self.products += products
@@ -140,7 +140,7 @@ class TensorMerge:
     def _products(self, block: slice) -> Tensor:
         return methods.gram((piece.rows for piece in self._rows.pieces(block)), self._rows.count)
 
-    def _merged(self, block: slice, products: Tensor | None = None) -> Merged:
+    def _merge_block(self, block: slice, products: Tensor | None = None) -> Merged:
         merged = self._block(block.stop - block.start)
         for piece in self._rows.pieces(block):
             if products is not None:
@@ -166,6 +166,6 @@ class TensorMerge:
         except IndexError:
             return torch.empty(size, dtype=self._dtype)
 
-    def _merged_and_products(self, block: slice) -> Merged:
+    def _merge_block_and_products(self, block: slice) -> Merged:
         """Merge a block and also sum its inner products, if the coefficients did not need them before."""
-        return self._merged(block, torch.zeros_like(self.products))
+        return self._merge_block(block, torch.zeros_like(self.products))

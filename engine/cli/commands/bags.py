@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
         nargs="+",
-        type=options.path,
+        type=options.path_argument,
         metavar="DATA",
         help="dataset: a .jsonl or .txt file, as FILE or NAME=FILE; by default it is named after its file",
     )
@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         required=True,
-        type=options.path,
+        type=options.path_argument,
         metavar="PLAN",
         help="write the plan to this new .json file",
     )
@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--old",
         nargs="+",
         default=[],
-        type=options.path,
+        type=options.path_argument,
         metavar="DATA",
         help="datasets that the model was trained on before; by default none",
     )

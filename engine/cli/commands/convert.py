@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
         "model",
-        type=options.model,
+        type=options.model_argument,
         metavar="MODEL",
         help="model to convert: a Hugging Face id, id@revision or a folder",
     )

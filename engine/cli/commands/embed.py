@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=options.path,
+        type=options.path_argument,
         metavar="OUT",
         help="output file, replaced only once the new one is complete; by default stdout",
     )
@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=tuple(write.LAYOUTS),
+        choices=tuple(write.ELEMENT_TYPES),
         default="float32",
         help="number format of the vectors; by default float32",
     )
@@ -71,13 +71,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ranges",
-        type=options.path,
+        type=options.path_argument,
         metavar="FILE",
         help="file made by --save-ranges, for int8 or uint8 vectors; required for uint8; by default none",
     )
     parser.add_argument(
         "--save-ranges",
-        type=options.path,
+        type=options.path_argument,
         metavar="FILE",
         help="save the smallest and largest value of each dimension to this file, for --ranges (float32 only)",
     )
@@ -161,7 +161,7 @@ class _Work:
         return report
 
     def _writer(self, out: BinaryIO) -> write.Writer:
-        layout, dim = write.LAYOUTS[self._args.precision], self._embedder.dim
+        layout, dim = write.ELEMENT_TYPES[self._args.precision], self._embedder.dim
         name, field = self._args.output or "stdout", self._args.vector_field
         if self._format == "jsonl":
             header = self.metadata if self._args.header else None
@@ -173,9 +173,9 @@ class _Work:
 
 def summary(report: Report) -> str:
     """Return one line with the tokens requested, computed and saved, the texts cut, and the speed."""
-    saved = 100 * report.tokens_saved / report.tokens_asked if report.tokens_asked else 0.0
+    saved = 100 * report.tokens_saved / report.tokens_requested if report.tokens_requested else 0.0
     return (
-        f"{report.texts:,} texts, {report.tokens_asked:,} tokens requested, "
+        f"{report.texts:,} texts, {report.tokens_requested:,} tokens requested, "
         f"{report.tokens_computed:,} computed, {report.tokens_saved:,} ({saved:.1f} %) saved by "
         f"sharing, {report.cut:,} texts cut, {report.tokens_per_second:,.0f} tokens/s"
     )
@@ -226,9 +226,9 @@ def _format_of(output: str) -> str:
 
 
 def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:
-    from lastword.weights.files.atomic import whole_file
+    from lastword.weights.files.atomic import replace_file
 
-    return None if path is None else files.enter_context(whole_file(path))
+    return None if path is None else files.enter_context(replace_file(path))
 
 
 def _check_vector_field(records: Iterable[Record], field: str) -> Iterator[Record]:

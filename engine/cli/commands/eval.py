@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options
-from lastword.errors import InputError, some
+from lastword.errors import InputError, list_some
 
 if TYPE_CHECKING:
     from lastword.evaluate import Evaluation
@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_known_as(parser, "instructions and model card")
     parser.add_argument(
         "--results",
-        type=options.path,
+        type=options.path_argument,
         metavar="FOLDER",
         help="mteb's results folder; by default $MTEB_CACHE or ~/.cache/mteb",
     )
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         console.print_lines(list(_table(evaluation)))
     if evaluation.closed and not args.quiet:
         number = len(evaluation.closed)
-        console.say(f"{number} closed tasks left out: {some(evaluation.closed)}")
+        console.say(f"{number} closed tasks left out: {list_some(evaluation.closed)}")
     for name, reason in evaluation.failed.items():
         console.say(f"{name}: failed; {reason}")
     return 1 if evaluation.failed else 0

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options
-from lastword.errors import WeightsError, some
+from lastword.errors import WeightsError, list_some
 
 if TYPE_CHECKING:
     from lastword.model_info import ModelInfo
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         console.print_lines(list(_table(facts)))
     if damaged:
         what = "does not match the hash given by the hub"
-        console.say(str(WeightsError(some(damaged), what, remedy="Download it again.")))
+        console.say(str(WeightsError(list_some(damaged), what, remedy="Download it again.")))
     return 1 if damaged else 0
 
 

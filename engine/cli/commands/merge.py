@@ -39,12 +39,15 @@ the same command is given again. Needs PyYAML: pip install 'lastword[merge]'."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
-        "config", type=options.path, metavar="CONFIG", help="recipe of the merge, a YAML file"
+        "config",
+        type=options.path_argument,
+        metavar="CONFIG",
+        help="recipe of the merge, a YAML file",
     )
     add_folder_options(parser)
     parser.add_argument(
         "--report",
-        type=options.path,
+        type=options.path_argument,
         metavar="FILE",
         help="write a report with one line per tensor to this file; by default none",
     )
@@ -52,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from lastword.weights.files.atomic import whole_file
+    from lastword.weights.files.atomic import replace_file
     from lastword.weights.files.blocks import block_threads
     from lastword.weights.merging.merge import Merge
     from lastword.weights.merging.recipe import read_recipe
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     options.refuse_overwriting([args.config], [args.report])
     recipe = read_recipe(Path(args.config))
     with ExitStack() as stack:
-        report = stack.enter_context(whole_file(args.report)) if args.report else None
+        report = stack.enter_context(replace_file(args.report)) if args.report else None
         threads = stack.enter_context(block_threads())
         job = Merge(recipe, threads, local_files_only=args.local_files_only)
         console.say_all(job.notices, quiet=args.quiet)

@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--texts",
         action="append",
-        type=options.path,
+        type=options.path_argument,
         metavar="FILE",
         help="file of texts to compare in addition to the built-in ones; may be repeated",
     )

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lastword.bench.builtin.corpus import TrainingText, _allowed, _function, _how_do_i, _key, build
+from lastword.bench.builtin.corpus import (
+    TrainingText,
+    _drop_forbidden,
+    _function,
+    _how_do_i,
+    _key,
+    build,
+)
 from lastword.bench.builtin.documents import sentences
 
 WORDS = (
@@ -83,7 +90,7 @@ def test_no_held_out_text_is_trained_on(corpus: Path) -> None:
 
 def test_repeats_and_forbidden_texts_are_dropped() -> None:
     texts = [TrainingText(each) for each in ("One text.", "one  TEXT", "a: kept out of it here")]
-    again = [_allowed(texts, forbidden) for forbidden in (set(), {"kept out of it here"})]
+    again = [_drop_forbidden(texts, forbidden) for forbidden in (set(), {"kept out of it here"})]
     assert [[item.text for item in items] for items in again] == [
         ["One text.", "a: kept out of it here"],
         ["One text."],

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from lastword import Embedder
 from lastword.bench.builtin import ship as shipping
 from lastword.bench.builtin import student, teacher, train
-from lastword.bench.builtin.batches import TEXT_TOKENS, Data, batches, read_data
+from lastword.bench.builtin.batches import TEXT_TOKENS, Data, read_data, training_batches
 from lastword.bench.builtin.train import TrainingRun, basis, embed
 
 transformers = pytest.importorskip("transformers")
@@ -86,17 +86,17 @@ def test_padding_changes_nothing(tokenizer: Tokenizer) -> None:
 
 def test_batches_repeat_and_resume(data: Data) -> None:
     chosen = range(0, 120, 2)
-    first = list(itertools.islice(batches(data, chosen, 512, seed=3), 4))
-    later = list(itertools.islice(batches(data, chosen, 512, seed=3, first=2), 2))
+    first = list(itertools.islice(training_batches(data, chosen, 512, seed=3), 4))
+    later = list(itertools.islice(training_batches(data, chosen, 512, seed=3, first=2), 2))
     for one, two in zip(first[2:], later, strict=True):
         assert (one.texts, one.queries, one.answers) == (two.texts, two.queries, two.answers)
         assert torch.equal(one.text_vectors, two.text_vectors)
-    other = next(batches(data, chosen, 512, seed=4))
+    other = next(training_batches(data, chosen, 512, seed=4))
     assert other.texts != first[0].texts
 
 
 def test_batches_hold_the_budget_and_pair_queries_with_texts(data: Data) -> None:
-    batch = next(batches(data, range(120), 512, seed=1))
+    batch = next(training_batches(data, range(120), 512, seed=1))
     assert len(batch.texts) <= 512 // TEXT_TOKENS
     assert len(batch.texts) * max(map(len, batch.texts)) <= 512 + len(batch.texts) * len(
         data.prompt
@@ -147,7 +147,7 @@ def test_basis_is_orthonormal_and_ordered() -> None:
 
 
 def test_a_batch_of_one_text_has_a_loss(data: Data, tokenizer: Tokenizer) -> None:
-    batch = train.Batch(
+    batch = train.TrainingBatch(
         [[5, 6, *data.end]], [], [], data.text_vectors[:1].float(), torch.zeros(0, TEACHER)
     )
     loss, parts = train._loss(model(tokenizer), batch, basis(data.text_vectors, 256))
@@ -208,7 +208,7 @@ def test_ship(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "shares": "80%",
         "archives": "a.deb",
     }
-    monkeypatch.setattr(shipping, "judge", judge)
+    monkeypatch.setattr(shipping, "evaluate_models", judge)
     monkeypatch.setattr(shipping, "_facts", lambda *_: facts | named)
     shipping.ship(cache, "whole", {"cut": 0.8}, tmp_path, out)
     card = (out / "README.md").read_text()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lastword.bench.kernels import descriptor
 from lastword.bench.kernels.baselines import baselines
 from lastword.bench.kernels.cases import Case, cases
-from lastword.bench.kernels.gate import Gate, Verdict
+from lastword.bench.kernels.gate import Gate, GateResult
 from lastword.bench.options import BASELINES, FORMS, OPS
 from lastword.errors import DeviceError
 from lastword.kernels import cpu
@@ -19,40 +19,43 @@ CPU = torch.device("cpu")
 ATTENTION = ("forest_attention", "final_attention")
 
 
-def made(op: str, title: str = "") -> Case:
+def make_case(op: str, title: str = "") -> Case:
     found = cases([op], ["tiny"], 64, torch.float32, torch.device("cpu"))
     return next(case for case in found if title in case.title)
 
 
-def judge(case: Case, name: str) -> Verdict:
+def judge(case: Case, name: str) -> GateResult:
     with torch.inference_mode():
         prepare = baselines(case, (name,))[name]
         return Gate(case, torch.float32).check(prepare(case.inputs()), poison=False)
 
 
 def test_which_baselines_a_case_has() -> None:
-    has = {op: list(baselines(made(op), BASELINES)) for op in OPS}
+    has = {op: list(baselines(make_case(op), BASELINES)) for op in OPS}
     attention = ["eager", "compile", "sdpa-flash", "sdpa-cudnn", "varlen"]
     assert has["forest_attention"] == has["final_attention"] == attention
     assert has["qk_norm_rope"] == ["eager", "compile"]
     rest = {"rms_norm", "add_rms_norm", "swiglu"}
     assert all(has[op] == ["eager", "compile", "liger"] for op in rest)
-    assert list(baselines(made("forest_attention", "shared"), BASELINES)) == ["eager", "compile"]
-    assert list(baselines(made("rms_norm"), ("liger", "eager"))) == ["eager", "liger"]
-    assert baselines(made("rms_norm"), ()) == {}
-    assert list(baselines(made("forest_attention"), FORMS)) == ["descriptor"]
-    assert baselines(made("forest_attention", "shared"), FORMS) == {}
-    assert baselines(made("final_attention"), FORMS) == {}
+    assert list(baselines(make_case("forest_attention", "shared"), BASELINES)) == [
+        "eager",
+        "compile",
+    ]
+    assert list(baselines(make_case("rms_norm"), ("liger", "eager"))) == ["eager", "liger"]
+    assert baselines(make_case("rms_norm"), ()) == {}
+    assert list(baselines(make_case("forest_attention"), FORMS)) == ["descriptor"]
+    assert baselines(make_case("forest_attention", "shared"), FORMS) == {}
+    assert baselines(make_case("final_attention"), FORMS) == {}
 
 
 def test_a_candidate_is_for_gpus_and_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError) as caught:
-        judge(made("forest_attention"), "descriptor")
+        judge(make_case("forest_attention"), "descriptor")
     assert (caught.value.where, caught.value.what) == ("cpu", "no Triton kernel runs here")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(descriptor, "descriptors_fit", lambda *_, **__: False)
     with pytest.raises(DeviceError) as caught:
-        judge(made("forest_attention"), "descriptor")
+        judge(make_case("forest_attention"), "descriptor")
     assert caught.value.where == "torch.float32 on cpu"
     assert caught.value.what == "descriptors are for 16-bit rows on sm_90 and sm_100"
 
@@ -60,18 +63,18 @@ def test_a_candidate_is_for_gpus_and_the_interpreter(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("title", ["1 text of 64", "4 texts of 16", "each"])
 @pytest.mark.parametrize("op", ATTENTION)
 def test_sdpa_on_the_packed_rows(op: str, title: str) -> None:
-    assert judge(made(op, title), "sdpa-flash").right
+    assert judge(make_case(op, title), "sdpa-flash").right
 
 
 @pytest.mark.parametrize("name", ["sdpa-cudnn", "varlen"])
 def test_a_baseline_that_a_cpu_lacks_raises(name: str) -> None:
     with pytest.raises((RuntimeError, NotImplementedError)):
-        judge(made("forest_attention"), name)
+        judge(make_case("forest_attention"), name)
 
 
 def test_eager_is_refused_on_a_cpu() -> None:
     with pytest.raises(DeviceError) as caught:
-        judge(made("rms_norm"), "eager")
+        judge(make_case("rms_norm"), "eager")
     assert caught.value.where == "cpu"
     assert caught.value.what == "lastword runs this very implementation here"
 
@@ -85,7 +88,7 @@ def test_compile_is_of_the_cpu_implementation(op: str, monkeypatch) -> None:
         return function
 
     monkeypatch.setattr(torch, "compile", fake)
-    assert judge(made(op), "compile").right
+    assert judge(make_case(op), "compile").right
     ((function, options),) = compiled
     assert options == {"dynamic": False}
     assert op == "forest_attention" or function is getattr(cpu, op)
@@ -145,7 +148,7 @@ def varlen_2_10(
 @pytest.mark.parametrize("op", ATTENTION)
 def test_varlen_of_old_and_new_signature(op: str, title: str, varlen, monkeypatch) -> None:
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
-    assert judge(made(op, title), "varlen").right
+    assert judge(make_case(op, title), "varlen").right
 
 
 def liger_rms_norm(X, W, eps, offset=0.0, casting_mode="llama", in_place=True):
@@ -171,10 +174,10 @@ def test_liger(op: str, monkeypatch) -> None:
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    assert judge(made(op), "liger").right
+    assert judge(make_case(op), "liger").right
 
 
 def test_liger_is_not_installed(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
     with pytest.raises(ModuleNotFoundError):
-        judge(made("swiglu"), "liger")
+        judge(make_case("swiglu"), "liger")

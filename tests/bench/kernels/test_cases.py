@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lastword.bench.kernels.cases import Batch, Case, batches, cases
+from lastword.bench.kernels.cases import AttentionBatch, Case, attention_batches, cases
 from lastword.bench.options import OPS
 from lastword.kernels import Segments
 
@@ -61,8 +61,8 @@ def pairs_of(segments: Segments) -> int:
     return total
 
 
-@pytest.mark.parametrize("batch", batches(512), ids=lambda batch: batch.title)
-def test_counted_work_is_that_of_the_forest(batch: Batch) -> None:
+@pytest.mark.parametrize("batch", attention_batches(512), ids=lambda batch: batch.title)
+def test_counted_work_is_that_of_the_forest(batch: AttentionBatch) -> None:
     assert batch.work.tokens == batch.forest.tokens_computed
     assert batch.work.finals == len(batch.forest.final_rows)
     assert batch.work.pairs == pairs_of(batch.forest.segments)
@@ -73,14 +73,18 @@ def test_counted_work_is_that_of_the_forest(batch: Batch) -> None:
 
 
 def test_workloads_are_the_stated_ones() -> None:
-    assert [batch.title for batch in batches(16_384)] == [
+    assert [batch.title for batch in attention_batches(16_384)] == [
         "1 text of 16,384",
         "1 text of 8,192",
         "32 texts of 512",
         "2,000 queries of 12 after 24 each",
         "2,000 queries of 12 after 24 shared",
     ]
-    assert [batch.work.tokens for batch in batches(16_384)][2:] == [16_384, 72_000, 24_024]
+    assert [batch.work.tokens for batch in attention_batches(16_384)][2:] == [
+        16_384,
+        72_000,
+        24_024,
+    ]
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -118,7 +118,7 @@ def warp_groups(ttgir: str) -> list[str]:
     return re.split(r"^ *partition\d+\(", rest, flags=re.MULTILINE)
 
 
-def compared(group: str) -> list[str]:
+def compare(group: str) -> list[str]:
     """Return a group's lines with values named in order, constants written out and the group's number left out."""
     body = group[group.index("\n") : group.index("ttg.warp_return")]
     constant = r"^ *(%\w+) = arith\.constant (?:{.*?} )?(.*)\n"
@@ -149,7 +149,7 @@ def test_three_warp_groups(compiled) -> None:
 
 def rows_apart(ttgir: str) -> list[tuple[str, str]]:
     """Return the lines in which the two groups that compute differ."""
-    _, first, second = (compared(group) if i else [] for i, group in enumerate(warp_groups(ttgir)))
+    _, first, second = (compare(group) if i else [] for i, group in enumerate(warp_groups(ttgir)))
     return [pair for pair in zip(first, second, strict=True) if pair[0] != pair[1]]
 
 

@@ -6,23 +6,23 @@ import pytest
 import torch
 
 from lastword import kernels
-from lastword.bench.kernels.cases import Case, Inputs, cases
-from lastword.bench.kernels.gate import Gate, Runner, Verdict, plain
+from lastword.bench.kernels.cases import Case, CaseInputs, cases
+from lastword.bench.kernels.gate import Gate, GateResult, Implementation, wrap_operation
 from lastword.bench.options import OPS
 from lastword.kernels import cpu, reference
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def made(op: str, dtype: torch.dtype, title: str = "") -> Case:
+def make_case(op: str, dtype: torch.dtype, title: str = "") -> Case:
     found = cases([op], ["tiny"], 64, dtype, torch.device("cpu"))
     return next(case for case in found if title in case.title)
 
 
-def judge(op: str, operation: Callable, dtype=torch.float32, title: str = "") -> Verdict:
+def judge(op: str, operation: Callable, dtype=torch.float32, title: str = "") -> GateResult:
     with torch.inference_mode():
-        case = made(op, dtype, title)
-        return Gate(case, dtype).check(plain(operation, case.inputs()))
+        case = make_case(op, dtype, title)
+        return Gate(case, dtype).check(wrap_operation(operation, case.inputs()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -30,7 +30,7 @@ def judge(op: str, operation: Callable, dtype=torch.float32, title: str = "") ->
 def test_the_right_ones_pass(op: str, dtype: torch.dtype) -> None:
     with torch.inference_mode():
         for case in cases([op], ["tiny"], 64, dtype, torch.device("cpu")):
-            verdict = Gate(case, dtype).check(plain(getattr(kernels, op), case.inputs()))
+            verdict = Gate(case, dtype).check(wrap_operation(getattr(kernels, op), case.inputs()))
             assert verdict.right, (case.title, verdict)
             assert verdict.max_error is not None
             assert 0 <= verdict.max_error <= verdict.allowed
@@ -53,9 +53,9 @@ def test_the_truth_is_in_fp64_throughout(op: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_the_truth_is_the_references(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It changes with the reference, not with the CPU implementation, which only sets the allowed error."""
-    case, true, ours = made(op, torch.float32), getattr(reference, op), getattr(cpu, op)
+    case, true, ours = make_case(op, torch.float32), getattr(reference, op), getattr(cpu, op)
     call = case.inputs().dense().double()
-    expected = plain(true, call).read(true(*call.args, **call.options))
+    expected = wrap_operation(true, call).read(true(*call.args, **call.options))
     with torch.inference_mode():
         gate = Gate(case, torch.float32)
         assert all(torch.equal(a, b) for a, b in zip(gate.truth, expected, strict=True))
@@ -207,7 +207,7 @@ def test_a_wrong_one_is_caught_in_every_dtype(op: str, wrong: Callable, dtype: t
 
 
 def test_a_wrong_shared_prefix_is_caught() -> None:
-    case = made("forest_attention", torch.float32, "shared")
+    case = make_case("forest_attention", torch.float32, "shared")
     segments = case.batch.forest.segments
     count = len(segments.start)
     none = [0] * count
@@ -229,10 +229,12 @@ def test_unwritten_memory_is_named_and_the_setting_restored() -> None:
 def test_a_runner_with_another_layout() -> None:
     """Baselines may use another layout, as long as `read` returns the reference's."""
 
-    def prepare(inputs: Inputs) -> Runner:
+    def prepare(inputs: CaseInputs) -> Implementation:
         (gate_up,) = inputs.args
         gate, up = (half.contiguous() for half in gate_up.chunk(2, dim=-1))
-        return Runner(lambda: torch.nn.functional.silu(gate) * up, lambda result: [result, gate_up])
+        return Implementation(
+            lambda: torch.nn.functional.silu(gate) * up, lambda result: [result, gate_up]
+        )
 
-    case = made("swiglu", torch.float32)
+    case = make_case("swiglu", torch.float32)
     assert Gate(case, torch.float32).check(prepare(case.inputs()), poison=False).right

@@ -12,7 +12,7 @@ from lastword.bench.models.breakdown import (
     OperationClock,
     break_down,
     breakdown_lines,
-    timed_operations,
+    time_operations,
 )
 from lastword.bench.models.random_model import random_embedder
 from lastword.bench.models.stages import batches_of, model_of
@@ -60,7 +60,7 @@ def test_every_part_of_a_layer_that_computes_is_timed(embedder) -> None:
 def test_calls_are_counted_by_name(embedder) -> None:
     clock = OperationClock(CPU)
     layers = len(model_of(embedder).layers)
-    with timed_operations(model_of(embedder), clock):
+    with time_operations(model_of(embedder), clock):
         forward(embedder)
     names = [name for name, *_ in clock._calls]
     full = layers - 1
@@ -78,7 +78,7 @@ def test_calls_are_counted_by_name(embedder) -> None:
 def test_vectors_are_the_same_and_nothing_stays_patched(embedder) -> None:
     before = forward(embedder)
     functions = inspect.getmembers(kernels, inspect.isfunction)
-    with timed_operations(model_of(embedder), OperationClock(CPU)):
+    with time_operations(model_of(embedder), OperationClock(CPU)):
         timed = forward(embedder)
     assert inspect.getmembers(kernels, inspect.isfunction) == functions
     assert all(not isinstance(layer.o, FunctionType) for layer in model_of(embedder).layers)
@@ -137,7 +137,7 @@ def test_on_a_gpu_events_are_read(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     clock = OperationClock(torch.device("cuda", 0))
-    assert clock.timed("o", lambda x: x + 1)(1) == 2
-    assert clock.timed("o", len)([]) == 0
+    assert clock.wrap("o", lambda x: x + 1)(1) == 2
+    assert clock.wrap("o", len)([]) == 0
     assert clock.take() == {"o": pytest.approx(8e-3)}
     assert clock.take() == {}

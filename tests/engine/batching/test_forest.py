@@ -38,10 +38,10 @@ def spell(forests: list[Forest], count: int) -> list[list[int]]:
 def check(tokens: list[list[int]], budget: int, *, share: bool = True) -> list[Forest]:
     forests = list(plan_forests(tokens, budget, share=share))
     assert spell(forests, len(tokens)) == tokens
-    assert sum(f.tokens_asked for f in forests) == sum(map(len, tokens))
+    assert sum(f.tokens_requested for f in forests) == sum(map(len, tokens))
     for forest in forests:
         assert forest.tokens_computed <= budget or len(set(forest.distinct.tolist())) == 1
-        assert forest.tokens_computed <= forest.tokens_asked
+        assert forest.tokens_computed <= forest.tokens_requested
         assert max(depth(forest, s) for s in range(len(forest.segments.start))) <= MAX_DEPTH
         assert forest.ids.dtype == forest.positions.dtype == torch.int32
     for before, after in pairwise(forests):
@@ -61,12 +61,12 @@ def test_every_path_has_the_tokens_of_its_text(tokens: list[list[int]], budget: 
 @given(TOKENS)
 def test_without_sharing_every_token_is_computed(tokens: list[list[int]]) -> None:
     (forest,) = check(tokens, 10_000, share=False)
-    assert forest.tokens_computed == forest.tokens_asked
+    assert forest.tokens_computed == forest.tokens_requested
 
 
 def test_duplicates_are_one_path() -> None:
     (forest,) = check([[5, 6, 7]] * 9 + [[1]], 100)
-    assert (forest.tokens_asked, forest.tokens_computed) == (28, 4)
+    assert (forest.tokens_requested, forest.tokens_computed) == (28, 4)
 
 
 def test_a_text_that_is_a_prefix_of_another_costs_nothing() -> None:
@@ -90,10 +90,10 @@ def test_a_prompt_of_1000_queries_is_computed_once_per_batch() -> None:
 def test_a_short_common_prefix_is_not_worth_a_fork() -> None:
     head = list(range(MIN_SHARED - 1))
     (forest,) = check([[*head, 50, 51], [*head, 60, 61]], 100)
-    assert forest.tokens_computed == forest.tokens_asked
+    assert forest.tokens_computed == forest.tokens_requested
     head.append(40)
     (forest,) = check([[*head, 50, 51], [*head, 60, 61]], 100)
-    assert forest.tokens_computed == forest.tokens_asked - MIN_SHARED
+    assert forest.tokens_computed == forest.tokens_requested - MIN_SHARED
 
 
 def test_growing_texts_share_one_segment() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from lastword import kernels
 from lastword.batching.forest import Forest, plan_forests
-from lastword.batching.packing import MAX_BUCKET_ROWS, Layout, Packer, bucket_of
+from lastword.batching.packing import MAX_BUCKET_ROWS, BucketLayout, Packer, bucket_of
 from lastword.errors import ConfigError
 from lastword.kernels import KernelTables
 from lastword.kernels.gpu import block_sizes
@@ -57,20 +57,20 @@ def test_buckets_are_few_and_hold_every_batch() -> None:
     assert len(buckets) < 100
 
 
-def filled(forest: Forest, *, pad: bool) -> tuple[Layout, list[torch.Tensor]]:
+def fill_layout(forest: Forest, *, pad: bool) -> tuple[BucketLayout, list[torch.Tensor]]:
     layout, buffer = PACKER.pack(forest, pad=pad)
     assert (buffer.dtype, buffer.numel()) == (torch.int32, layout.size)
     return layout, layout._parts(buffer)
 
 
-def tables_of(forest: Forest, layout: Layout) -> KernelTables:
+def tables_of(forest: Forest, layout: BucketLayout) -> KernelTables:
     return KernelTables.of(forest.segments, forest.final_rows, CPU, tile_rows=layout.tile_rows)
 
 
 @pytest.mark.parametrize("pad", [False, True])
 def test_a_batch_reads_back_as_written(pad: bool) -> None:
     for forest in FORESTS:
-        layout, parts = filled(forest, pad=pad)
+        layout, parts = fill_layout(forest, pad=pad)
         plan = tables_of(forest, layout)
         assert layout.bucket == pad
         written = [
@@ -87,7 +87,9 @@ def test_a_batch_reads_back_as_written(pad: bool) -> None:
 
 def test_padding_belongs_to_a_segment_without_rows() -> None:
     for forest in FORESTS:
-        layout, (ids, positions, final_rows, table, final_table, tiles) = filled(forest, pad=True)
+        layout, (ids, positions, final_rows, table, final_table, tiles) = fill_layout(
+            forest, pad=True
+        )
         texts, segments = len(forest.final_rows), len(forest.segments.start)
         count = len(tables_of(forest, layout).tiles)
         assert segments <= texts, "a segment holds a text's final row"
@@ -102,7 +104,7 @@ def test_padding_belongs_to_a_segment_without_rows() -> None:
 
 
 def test_batches_of_a_bucket_have_one_layout() -> None:
-    layouts: dict[tuple[int, int] | None, Layout] = {}
+    layouts: dict[tuple[int, int] | None, BucketLayout] = {}
     for forest in FORESTS:
         layout, _ = PACKER.pack(forest)
         bucket = bucket_of(forest.tokens_computed, len(forest.final_rows))

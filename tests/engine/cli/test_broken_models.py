@@ -13,7 +13,7 @@ def _without(name):
     return lambda folder: (folder / name).unlink()
 
 
-def _edited(name, change):
+def _edit(name, change):
     def edit(folder):
         path = folder / name
         path.write_bytes(change(path.read_bytes()))
@@ -22,7 +22,7 @@ def _edited(name, change):
 
 
 def _json_edit(name, **fields):
-    return _edited(name, lambda old: json.dumps({**json.loads(old), **fields}).encode())
+    return _edit(name, lambda old: json.dumps({**json.loads(old), **fields}).encode())
 
 
 # The damage to the folder, and the parts that the one line must contain.
@@ -31,9 +31,9 @@ BROKEN = {
     "no-tokenizer": (_without("tokenizer.json"), ["tokenizer.json"]),
     "no-weights": (_without("model.safetensors"), ["safetensors"]),
     "no-pooling": (_without("1_Pooling/config.json"), ["1_Pooling"]),
-    "config-not-json": (_edited("config.json", lambda old: old[:-5]), ["config.json"]),
-    "config-a-list": (_edited("config.json", lambda old: b"[]"), ["config.json"]),
-    "config-not-utf8": (_edited("config.json", lambda old: b"\xff"), ["config.json"]),
+    "config-not-json": (_edit("config.json", lambda old: old[:-5]), ["config.json"]),
+    "config-a-list": (_edit("config.json", lambda old: b"[]"), ["config.json"]),
+    "config-not-utf8": (_edit("config.json", lambda old: b"\xff"), ["config.json"]),
     "other-model": (_json_edit("config.json", model_type="bert"), ["bert"]),
     "sliding-window": (
         _json_edit(
@@ -46,20 +46,20 @@ BROKEN = {
         ["config.json"],
     ),
     "other-shape": (_json_edit("config.json", intermediate_size=97), ["97"]),
-    "tokenizer-cut": (_edited("tokenizer.json", lambda old: old[:-50]), ["tokenizer.json"]),
-    "tokenizer-empty": (_edited("tokenizer.json", lambda old: b""), ["tokenizer.json"]),
-    "weights-cut": (_edited("model.safetensors", lambda old: old[:-9]), ["model.safetensors"]),
-    "weights-empty": (_edited("model.safetensors", lambda old: b""), ["model.safetensors"]),
+    "tokenizer-cut": (_edit("tokenizer.json", lambda old: old[:-50]), ["tokenizer.json"]),
+    "tokenizer-empty": (_edit("tokenizer.json", lambda old: b""), ["tokenizer.json"]),
+    "weights-cut": (_edit("model.safetensors", lambda old: old[:-9]), ["model.safetensors"]),
+    "weights-empty": (_edit("model.safetensors", lambda old: b""), ["model.safetensors"]),
     "weights-header": (
-        _edited("model.safetensors", lambda old: old[:8] + b"\x00" + old[9:]),
+        _edit("model.safetensors", lambda old: old[:8] + b"\x00" + old[9:]),
         ["model.safetensors"],
     ),
     "weights-a-page": (
-        _edited("model.safetensors", lambda old: b"<!DOCTYPE html><html>" * 9),
+        _edit("model.safetensors", lambda old: b"<!DOCTYPE html><html>" * 9),
         ["model.safetensors"],
     ),
     "modules-unknown": (
-        _edited("modules.json", lambda old: old.replace(b"Normalize", b"Dense")),
+        _edit("modules.json", lambda old: old.replace(b"Normalize", b"Dense")),
         ["Dense"],
     ),
 }

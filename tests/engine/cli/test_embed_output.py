@@ -264,7 +264,7 @@ def test_memory_does_not_grow_with_the_input(cli, fake_class):
 
 
 def test_every_precision_has_a_layout():
-    assert tuple(write.LAYOUTS) == postprocess.PRECISIONS
+    assert tuple(write.ELEMENT_TYPES) == postprocess.PRECISIONS
 
 
 def test_the_benchmarks_offer_what_the_commands_do():

@@ -97,7 +97,7 @@ def test_the_same_scores_as_sentence_transformers(
     for result in expected.task_results:
         assert done.scores[result.task_name] == pytest.approx(100 * result.get_score(), abs=1e-2)
         for ours, their in zip(
-            saved(tmp_path, result.task_name)["scores"]["test"],
+            read_saved(tmp_path, result.task_name)["scores"]["test"],
             json.loads(result.model_dump_json())["scores"]["test"],
             strict=True,
         ):
@@ -106,7 +106,7 @@ def test_the_same_scores_as_sentence_transformers(
                     assert ours[name] == pytest.approx(value, abs=1e-4), name
 
 
-def saved(folder: Path, task: str) -> dict:
+def read_saved(folder: Path, task: str) -> dict:
     (path,) = folder.rglob(f"{task}.json")
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -26,7 +26,7 @@ def embedder(tiny_checkpoint: Path) -> Embedder:
 
 
 @pytest.fixture(scope="module")
-def ranked(embedder: Embedder) -> list[str]:
+def ranking(embedder: Embedder) -> list[str]:
     """The texts, the nearest to the query first."""
     scores = embedder.similarity(embedder.encode_query([QUERY]), embedder.encode_document(TEXTS))
     return [TEXTS[i] for i in scores[0].argsort(descending=True).tolist()]
@@ -36,7 +36,7 @@ def close(a, b) -> bool:
     return bool((torch.as_tensor(a) - torch.as_tensor(b)).abs().max() <= 1e-6)
 
 
-def test_langchain_store(embedder: Embedder, ranked: list[str]) -> None:
+def test_langchain_store(embedder: Embedder, ranking: list[str]) -> None:
     from langchain_core.vectorstores import InMemoryVectorStore
 
     from lastword.interop.langchain import LastwordEmbeddings
@@ -44,7 +44,7 @@ def test_langchain_store(embedder: Embedder, ranked: list[str]) -> None:
     embeddings = LastwordEmbeddings(embedder)
     store = InMemoryVectorStore(embeddings)
     store.add_texts(TEXTS)
-    assert [found.page_content for found in store.similarity_search(QUERY, k=4)] == ranked
+    assert [found.page_content for found in store.similarity_search(QUERY, k=4)] == ranking
     assert close(embeddings.embed_query(QUERY), embedder.encode_query(QUERY))
     assert embeddings.embed_documents([]) == []
 
@@ -53,10 +53,10 @@ def test_langchain_store(embedder: Embedder, ranked: list[str]) -> None:
         await asyncio.gather(*(store.aadd_texts([text]) for text in TEXTS))
         return [found.page_content for found in await store.asimilarity_search(QUERY, k=4)]
 
-    assert asyncio.run(search()) == ranked
+    assert asyncio.run(search()) == ranking
 
 
-def test_llama_index_store(embedder: Embedder, ranked: list[str]) -> None:
+def test_llama_index_store(embedder: Embedder, ranking: list[str]) -> None:
     from llama_index.core import VectorStoreIndex
     from llama_index.core.schema import TextNode
 
@@ -65,8 +65,8 @@ def test_llama_index_store(embedder: Embedder, ranked: list[str]) -> None:
     model = LastwordEmbedding(embedder)
     index = VectorStoreIndex([TextNode(text=text) for text in TEXTS], embed_model=model)
     retriever = index.as_retriever(similarity_top_k=4)
-    assert [found.node.text for found in retriever.retrieve(QUERY)] == ranked
-    assert [found.node.text for found in asyncio.run(retriever.aretrieve(QUERY))] == ranked
+    assert [found.node.text for found in retriever.retrieve(QUERY)] == ranking
+    assert [found.node.text for found in asyncio.run(retriever.aretrieve(QUERY))] == ranking
     assert close(model.get_query_embedding(QUERY), embedder.encode_query(QUERY))
     assert close(model.get_text_embedding(TEXTS[0]), embedder.encode_document(TEXTS[0]))
     many = asyncio.run(model.aget_text_embedding_batch(TEXTS))

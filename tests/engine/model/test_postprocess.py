@@ -5,8 +5,9 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from helpers.messages import refused
+from helpers.messages import refusal
 
+from lastword.encode_options import Precision
 from lastword.errors import ConfigError, InputError
 from lastword.model.postprocess import (
     PRECISIONS,
@@ -16,7 +17,6 @@ from lastword.model.postprocess import (
     postprocess,
     quantize,
 )
-from lastword.options import Precision
 from lastword.similarity import similarity, similarity_pairwise
 
 
@@ -100,9 +100,9 @@ def test_half_precision(vectors: torch.Tensor) -> None:
 )
 def test_refused(precision: str, dim: int, ranges: torch.Tensor | None, parts: dict) -> None:
     where = "precision" if ranges is None else "ranges"
-    with refused(ConfigError, where=where, **parts):
+    with refusal(ConfigError, where=where, **parts):
         check_precision(precision, dim, ranges)
-    with refused(ConfigError, where=where, **parts):
+    with refusal(ConfigError, where=where, **parts):
         VectorFormat(dim, normalize=True, precision=precision, ranges=ranges)
 
 
@@ -147,13 +147,13 @@ def test_lists_of_vectors(compare, vectors: torch.Tensor) -> None:
 )
 @pytest.mark.parametrize("compare", [similarity, similarity_pairwise])
 def test_vectors_that_cannot_be_compared(compare, a, b, what: str, got: str) -> None:
-    with refused(InputError, where="vectors", what=what, got=got):
+    with refusal(InputError, where="vectors", what=what, got=got):
         compare(a, b)
 
 
 def test_pairs_need_equal_numbers(vectors: torch.Tensor) -> None:
     assert similarity_pairwise(vectors[:1], vectors[:5]).shape == (5,)
-    with refused(InputError, what="not in pairs", got="2 and 5"):
+    with refusal(InputError, what="not in pairs", got="2 and 5"):
         similarity_pairwise(vectors[:2], vectors[:5])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.messages import refused
+from helpers.messages import refusal
 from helpers.project import numbers_of
 
 from lastword import ConfigError, Embedder
@@ -79,23 +79,23 @@ def test_the_run_fingerprint_has_the_levels(
 def test_refused(
     options: dict, what: str, got: str, rest: dict[str, str], tiny_checkpoint: Path
 ) -> None:
-    with refused(ConfigError, where="quantize", what=what, got=got, **rest):
+    with refusal(ConfigError, where="quantize", what=what, got=got, **rest):
         Embedder(tiny_checkpoint, device="cpu", **options)
 
 
 def test_refused_on_a_gpu() -> None:
-    with refused(ConfigError, what="int8 is for CPUs", got="device 'cuda:1'", expected="'cpu'"):
+    with refusal(ConfigError, what="int8 is for CPUs", got="device 'cuda:1'", expected="'cpu'"):
         check_quantize("int8", torch.device("cuda:1"), torch.bfloat16)
 
 
 LOADING = """
 import ctypes, sys
 from lastword import Embedder
-from lastword.bench.memory import held_bytes, watched
+from lastword.bench.memory import held_bytes, watch_peak
 
 Embedder(sys.argv[1], device="cpu", quantize="int8").encode("once")
 base = held_bytes("VmRSS")
-with watched("VmRSS", every=0.0005) as peak:
+with watch_peak("VmRSS", every=0.0005) as peak:
     model = Embedder(sys.argv[2], device="cpu", quantize="int8")
     ctypes.CDLL(None).malloc_trim(0)  # freed memory not yet returned to the system must not count
 print(peak() - base, held_bytes("VmRSS") - base)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.messages import refused
+from helpers.messages import refusal
 from helpers.transformers_reference import load_ours, our_states, unit
 from torch import Tensor
 
@@ -107,7 +107,7 @@ def test_hidden_states_are_observed(folder: Path) -> None:
 )
 def test_refused(device, dtype, what: str, got: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    with refused(ConfigError, where="quantize", what=what, got=got):
+    with refusal(ConfigError, where="quantize", what=what, got=got):
         check_quantize("fp8", device, dtype)
     assert check_quantize("fp8", GPU, torch.bfloat16) == "fp8"
 

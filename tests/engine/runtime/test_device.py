@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.messages import refused
+from helpers.messages import refusal
 
 from lastword import DeviceError, Embedder
 from lastword.runtime.device import choose_device, choose_devices
@@ -57,19 +57,19 @@ def test_devices(name: str | torch.device | None, expected: list[str]) -> None:
     ],
 )
 def test_refused(name: str, parts: dict[str, str]) -> None:
-    with refused(DeviceError, where="device", **parts):
+    with refusal(DeviceError, where="device", **parts):
         choose_devices(name)
 
 
 def test_all_gpus_of_a_machine_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     expected = "'cpu': PyTorch finds no GPU"
-    with refused(DeviceError, what="not there", got="'cuda'", expected=expected):
+    with refusal(DeviceError, what="not there", got="'cuda'", expected=expected):
         choose_devices("cuda:all")
 
 
 def test_the_error_for_one_device_does_not_mention_several() -> None:
-    with refused(DeviceError, got="'cuda:0,1'", expected="'cpu', 'cuda' or 'cuda:N'"):
+    with refusal(DeviceError, got="'cuda:0,1'", expected="'cpu', 'cuda' or 'cuda:N'"):
         choose_device("cuda:0,1")
 
 
@@ -81,5 +81,5 @@ def test_every_device_must_support_the_mode(
             raise DeviceError(str(device), "no fp8")
 
     monkeypatch.setattr("lastword.runtime.device.check_fp8", check_fp8)
-    with refused(DeviceError, where="cuda:1", what="no fp8"):
+    with refusal(DeviceError, where="cuda:1", what="no fp8"):
         Embedder(tiny_checkpoint, device="cuda:0,1", quantize="fp8")

@@ -128,7 +128,7 @@ def test_every_row_belongs_to_its_text(
     assert rows[:, 0].tolist() == [each[-1] for each in ids]
     assert rows[:, 1].tolist() == [len(each) for each in ids]
     assert sum(told) == report.texts == len(texts)
-    assert report.tokens_asked == sum(map(len, ids))
+    assert report.tokens_requested == sum(map(len, ids))
     assert (report.tokens_computed, report.batches) == (sum(device.sizes), len(device.sizes))
     assert len(told) == report.batches > 4
     assert loop.plan(texts, options()).batches == report.batches
@@ -183,7 +183,7 @@ def test_the_same_vectors_and_counts(both: dict[bool, Embedder]) -> None:
     }
     assert torch.equal(vectors[True], vectors[False])
     assert torch.equal(torch.cat(list(both[True].encode_groups(texts))), vectors[True])
-    for name in ("texts", "tokens_asked", "tokens_computed", "cut", "batches"):
+    for name in ("texts", "tokens_requested", "tokens_computed", "cut", "batches"):
         assert getattr(reports[True], name) == getattr(reports[False], name)
     assert reports[True].texts == len(texts)
     assert reports[True].seconds > 0

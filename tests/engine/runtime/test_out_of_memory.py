@@ -69,7 +69,7 @@ def test_nothing_is_lost(model: Embedder, monkeypatch: pytest.MonkeyPatch) -> No
     ran = [tokens for tokens in small.asked if tokens <= small.tokens]
     assert len(ran) < len(small.asked)
     assert (report.texts, report.batches) == (len(TEXTS), len(ran))
-    assert (report.tokens_asked, report.tokens_computed) == (whole.tokens_asked, sum(ran))
+    assert (report.tokens_requested, report.tokens_computed) == (whole.tokens_requested, sum(ran))
 
 
 def test_batches_stay_small_and_the_warning_comes_once(
@@ -154,7 +154,7 @@ def test_every_text_is_in_exactly_one_half() -> None:
             assert index not in lists
             lists[index] = half._tokens()[which]
     assert [lists[i] for i in range(len(tokens))] == tokens
-    assert sum(half.tokens_asked for half in halves) == forest.tokens_asked
+    assert sum(half.tokens_requested for half in halves) == forest.tokens_requested
 
 
 # Batches grow again.
@@ -166,15 +166,15 @@ def test_a_larger_batch_is_tried_again_after_full_ones_that_fit() -> None:
         budget.lower(4000)
     assert (budget.tokens, budget.limit) == (2000, 4096)
     for _ in range(100):
-        budget.fitted(10)  # small batches prove nothing
+        budget.record_success(10)  # small batches prove nothing
     assert budget.tokens == 2000
     for _ in range(31):
-        budget.fitted(1999)
+        budget.record_success(1999)
     assert budget.tokens == 2000
-    budget.fitted(1000)
+    budget.record_success(1000)
     assert budget.tokens == 4000
     for _ in range(32):
-        budget.fitted(4000)
+        budget.record_success(4000)
     assert budget.tokens == 4096
 
 
@@ -186,7 +186,7 @@ def test_attempts_that_fail_become_rare() -> None:
     for _ in range(7):  # a device with memory for 600 tokens
         fitted = 0
         while budget.tokens < 600:
-            budget.fitted(budget.tokens)
+            budget.record_success(budget.tokens)
             fitted += 1
         patience.append(fitted)
         budget.lower(1000)

@@ -17,8 +17,8 @@ from helpers.worker_pools import CPU, FOREST, pids, pool_of
 
 from lastword import DeviceError, Embedder, InputError
 from lastword.batching.forest import plan_forests
+from lastword.encode_options import EncodeOptions
 from lastword.errors import LastwordWarning
-from lastword.options import EncodeOptions
 from lastword.report import Report
 from lastword.runtime import pool as pool_module
 from lastword.runtime.pool import open_runner
@@ -57,7 +57,7 @@ def test_vectors_counts_and_progress(small_groups: None, one: Embedder, two: Emb
         vectors.append(torch.cat(groups))
     assert torch.equal(*vectors), "equal batches give equal bits"
     assert sum(told) == 2 * len(TEXTS)
-    for name in ("texts", "tokens_asked", "tokens_computed", "cut", "batches"):
+    for name in ("texts", "tokens_requested", "tokens_computed", "cut", "batches"):
         assert getattr(reports[0], name) == getattr(reports[1], name)
     assert reports[1].batches > 12
     assert two.plan(TEXTS, "query").batches == reports[1].batches

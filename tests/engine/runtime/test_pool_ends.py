@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import worker_tasks
-from helpers.messages import refused
+from helpers.messages import refusal
 from helpers.worker_pools import CPU, FOREST, alive, all_end, linux, load, pids, pool_of
 
 from lastword import DeviceError, Embedder, WeightsError
@@ -35,9 +35,9 @@ def test_a_killed_worker_is_named_at_once(tiny_checkpoint: Path) -> None:
     os.kill(second, signal.SIGKILL)
     assert waits[0]().tolist() == [0.5], "the other one goes on"
     died = {"where": "device cpu", "what": "its worker process died", "got": "signal 9 (Killed)"}
-    with refused(DeviceError, **died):
+    with refusal(DeviceError, **died):
         waits[1]()
-    with refused(DeviceError, **died):
+    with refusal(DeviceError, **died):
         pool.start(worker_tasks.pid, FOREST)
     assert time.monotonic() - began < 10
     pool.close()
@@ -48,7 +48,7 @@ def test_a_worker_killed_by_its_batch(tiny_checkpoint: Path) -> None:
     pool = Pool(load(tiny_checkpoint), [CPU])
     waits = [pool.start(worker_tasks.die, FOREST) for _ in range(3)]
     for wait in waits:
-        with refused(DeviceError, where="device cpu", what="its worker process died"):
+        with refusal(DeviceError, where="device cpu", what="its worker process died"):
             wait()
     pool.close()
 
@@ -70,7 +70,7 @@ def test_a_worker_killed_by_its_batch(tiny_checkpoint: Path) -> None:
 )
 def test_loading_that_fails(wrong, error: type, parts: dict[str, str]) -> None:
     before = set(threading.enumerate())
-    with refused(error, **parts):
+    with refusal(error, **parts):
         Pool(wrong, [CPU])
     deadline = time.monotonic() + 10
     while set(threading.enumerate()) - before and time.monotonic() < deadline:
@@ -117,7 +117,7 @@ def test_a_closed_embedder_says_so(one_thread: None, tiny_checkpoint: Path) -> N
         assert all(map(alive, processes))
         assert torch.equal(both.encode(TEXTS), alone.encode(TEXTS))
     assert not any(map(alive, processes))
-    with refused(DeviceError, where="device cpu", what="closed", got="a closed Embedder"):
+    with refusal(DeviceError, where="device cpu", what="closed", got="a closed Embedder"):
         both.encode("x")
     both.close()
     alone.close()
@@ -130,7 +130,7 @@ def test_closing_while_a_batch_is_handed_over(
     pool = Pool(load(tiny_checkpoint), [CPU])
     pack = pool_module.pack
     monkeypatch.setattr(pool_module, "pack", lambda order: pool.close() or pack(order))
-    with refused(DeviceError, where="device cpu", what="closed"):
+    with refusal(DeviceError, where="device cpu", what="closed"):
         pool.start(worker_tasks.pid, FOREST)
 
 

@@ -68,7 +68,7 @@ def test_a_load_that_fails_leaves_blocks_kept(monkeypatch: pytest.MonkeyPatch) -
     granting = SimpleNamespace(mallopt=lambda *option: asked.append(option) or 1)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: granting)
-    with pytest.raises(WeightsError), process_tuning.loading():
+    with pytest.raises(WeightsError), process_tuning.tune_for_loading():
         assert asked == [(-3, 1 << 20)], "blocks of 1 MB and more are the system's when freed"
         raise WeightsError("model.safetensors", "cut short")
     assert asked[1:] == [(-3, 256 << 20), (-1, 512 << 20)]

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from helpers.messages import refused
+from helpers.messages import refusal
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -74,9 +74,9 @@ def test_templates_come_from_the_file() -> None:
     assert embedding.encode([""], 10).ids == [[151_643]]
     base = TextTokenizer(folder / "Qwen3", 151_669)
     assert (base.before, base.after) == ([], [])
-    with refused(InputError, where="text 7", what="gives no token", index=7):
+    with refusal(InputError, where="text 7", what="gives no token", index=7):
         base.encode(["a", ""], 10, first=6)
-    with refused(WeightsError, got="id 151668", expected="below 151665"):
+    with refusal(WeightsError, got="id 151668", expected="below 151665"):
         TextTokenizer(folder / "Qwen3-Embedding-0.6B", 151_665)
 
 
@@ -155,7 +155,7 @@ def test_a_missing_end_token_would_be_seen(tmp_path: Path) -> None:
     make_tokenizer(["a b c"], end_token=False).save(str(tmp_path / "tokenizer.json"))
     bare = TextTokenizer(tmp_path, 100_000)
     assert bare.after == []
-    with refused(InputError, what="gives no token", got="''"):
+    with refusal(InputError, what="gives no token", got="''"):
         bare.encode([""], 10)
 
 

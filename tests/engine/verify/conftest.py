@@ -26,13 +26,15 @@ REFERENCES: dict = {}
 def known_reference(monkeypatch):
     """Compute the reference once for all tests of a checkpoint: a broken engine does not change it."""
 
-    def cached(folder, ids, dtype, device, advance, quantize=None, true=evidence.walk):
+    def cached(
+        folder, ids, dtype, device, advance, quantize=None, true=evidence.compute_reference_states
+    ):
         key = (folder, str(ids), dtype, quantize)
         if key not in REFERENCES:
             REFERENCES[key] = true(folder, ids, dtype, device, advance, quantize)
         return REFERENCES[key]
 
-    monkeypatch.setattr(evidence, "walk", cached)
+    monkeypatch.setattr(evidence, "compute_reference_states", cached)
 
 
 @pytest.fixture

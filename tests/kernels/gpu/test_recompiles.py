@@ -10,7 +10,7 @@ from helpers.project import examples
 from lastword.batching.forest import Forest, plan_forests
 from lastword.batching.packing import MAX_BUCKET_ROWS, Packer, bucket_of
 from lastword.bench.kernels import descriptor
-from lastword.bench.kernels.launches import Launch, recording
+from lastword.bench.kernels.launches import Launch, record_launches
 from lastword.kernels import KernelTables, kernel_tables
 from lastword.kernels.gpu import final_attention as final_attention_kernel
 from lastword.kernels.gpu import forest_attention as forest_attention_kernel
@@ -71,7 +71,7 @@ def launch_all(plan: KernelTables, T: int, dtype: torch.dtype) -> tuple[torch.Te
 def test_specialisations_are_finite(one_thread: None) -> None:
     draw = random.Random(0)
     seen: dict[Launch, int] = {}
-    with recording("sm_90") as launches:
+    with record_launches("sm_90") as launches:
         for batch in range(BATCHES):
             for forest in plan_forests(random_batch(draw), 1024):
                 launch_forest(forest, torch.bfloat16)
@@ -98,7 +98,7 @@ def test_buckets_ask_for_no_specialisation_of_their_own(one_thread: None) -> Non
         for rows in range(1, MAX_BUCKET_ROWS + 1, 15)
         for finals in (1, rows // 9 + 1, rows)
     }
-    with recording("sm_90") as launches:
+    with record_launches("sm_90") as launches:
         for rows, finals in buckets:
             layout = packer.bucket_layout(rows, finals)
             buffer = torch.zeros(layout.size, dtype=torch.int32)
@@ -118,7 +118,10 @@ def test_a_specialised_count_is_refused() -> None:
     assert free
     kernel.params[4].__dict__["do_not_specialize"] = False
     try:
-        with recording("sm_90"), pytest.raises(TypeError, match="splits would be specialised"):
+        with (
+            record_launches("sm_90"),
+            pytest.raises(TypeError, match="splits would be specialised"),
+        ):
             kernel[(1,)](part, part, part, part, 3, 5, D=4, BLOCK_D=16)
     finally:
         kernel.params[4].__dict__["do_not_specialize"] = free

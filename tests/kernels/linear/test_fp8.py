@@ -24,7 +24,7 @@ FORMATS = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 SHAPES = [(1, 64, 64), (2, 96, 16), (7, 64, 208), (129, 1024, 96)]  # T, K_in, K_out
 
 
-def rounded(x: Tensor) -> Tensor:
+def round_rows(x: Tensor) -> Tensor:
     """Round each row like e4m3, in fp64: 4 significant bits, and steps of 2^-9 below 2^-6."""
     scale = x.double().abs().amax(1, keepdim=True) / 448
     y = x.double() / scale
@@ -38,7 +38,7 @@ def test_is_the_product_of_rounded_rows(T: int, K_in: int, K_out: int, biased: b
     x, weight = draw(T, K_in), draw(K_out, K_in, seed=1)
     bias = draw(K_out, seed=2) if biased else None
     y = Fp8Linear(weight, bias)(x)
-    expected = rounded(x) @ rounded(weight).T
+    expected = round_rows(x) @ round_rows(weight).T
     if bias is not None:
         expected += bias
     assert relative(y, expected) < 2e-3  # a tie may round to either side

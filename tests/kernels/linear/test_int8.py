@@ -15,7 +15,7 @@ from lastword.kernels.linear import int8 as linear_int8
 SHAPES = [(1, 64, 64), (2, 96, 7), (7, 64, 200), (129, 1024, 96), (513, 200, 64)]  # T, K_in, K_out
 
 
-def rounded(x: Tensor, levels: int) -> Tensor:
+def round_rows(x: Tensor, levels: int) -> Tensor:
     """Round each row to `levels` codes on each side of zero, like int8, in fp64."""
     scale = x.double().abs().amax(1, keepdim=True) / levels
     return (x.double() / scale).round() * scale
@@ -27,7 +27,7 @@ def test_is_the_product_of_rounded_rows(T: int, K_in: int, K_out: int, biased: b
     x, weight = draw(T, K_in), draw(K_out, K_in, seed=1)
     bias = draw(K_out, seed=2) if biased else None
     y = Int8Linear(weight, bias)(x)
-    expected = rounded(x, activation_levels()) @ rounded(weight, 127).T
+    expected = round_rows(x, activation_levels()) @ round_rows(weight, 127).T
     if bias is not None:
         expected += bias
     # a tie may round to either side: one code of one activation
@@ -99,7 +99,7 @@ def test_seven_bits_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     assert activation_levels() == 63
     x, weight = draw(9, 256), draw(64, 256, seed=1)
-    assert relative(Int8Linear(weight)(x), rounded(x, 63) @ rounded(weight, 127).T) < 1e-3
+    assert relative(Int8Linear(weight)(x), round_rows(x, 63) @ round_rows(weight, 127).T) < 1e-3
 
 
 def test_a_machine_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

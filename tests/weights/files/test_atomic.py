@@ -9,7 +9,7 @@ import pytest
 
 from lastword.errors import InputError
 from lastword.weights.files import atomic
-from lastword.weights.files.atomic import whole_file, whole_folder
+from lastword.weights.files.atomic import replace_file, replace_folder
 
 OLD = b"old"
 
@@ -27,7 +27,7 @@ def fail(*_: object) -> None:
 
 def test_the_new_content_takes_the_old_ones_place_and_mode(old):
     old.chmod(0o640)
-    with whole_file(old) as file:
+    with replace_file(old) as file:
         file.write(b"new")
         assert old.read_bytes() == OLD
     assert old.read_bytes() == b"new"
@@ -38,20 +38,20 @@ def test_the_new_content_takes_the_old_ones_place_and_mode(old):
 def test_a_link_stays_a_link(old):
     link = old.with_name("link")
     link.symlink_to("file")
-    with whole_file(link) as file:
+    with replace_file(link) as file:
         file.write(b"new")
     assert (link.is_symlink(), old.read_bytes()) == (True, b"new")
 
 
 def test_a_name_as_long_as_a_name_may_be(tmp_path):
-    with whole_file(tmp_path / ("n" * 255)):
+    with replace_file(tmp_path / ("n" * 255)):
         pass
     assert os.listdir(tmp_path) == ["n" * 255]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no"), OSError(errno.EIO, "theirs")])  # fmt: skip
 def test_an_error_inside_leaves_the_old_file_and_goes_on_as_it_is(old, error):
-    with pytest.raises(type(error)) as raised, whole_file(old) as file:
+    with pytest.raises(type(error)) as raised, replace_file(old) as file:
         file.write(b"new")
         raise error
     assert raised.value is error
@@ -61,7 +61,7 @@ def test_an_error_inside_leaves_the_old_file_and_goes_on_as_it_is(old, error):
 @pytest.mark.parametrize("step", ["fsync", "fchmod", "replace"])
 def test_a_step_that_fails_leaves_the_old_file(old, monkeypatch, step):
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(InputError) as caught, whole_file(old) as file:
+    with pytest.raises(InputError) as caught, replace_file(old) as file:
         file.write(b"new")
     assert caught.value.where == str(old)
     assert caught.value.what == "cannot be written (Input/output error)"
@@ -80,7 +80,7 @@ BAD_PLACES = {
 @pytest.mark.parametrize("place", BAD_PLACES)
 def test_places_that_cannot_be_written(old, place):
     name, what, got, expected = BAD_PLACES[place]
-    with pytest.raises(InputError) as caught, whole_file(old.parent / name):
+    with pytest.raises(InputError) as caught, replace_file(old.parent / name):
         pass
     error = caught.value
     assert (error.where, error.what) == (str(old.parent / name), what)
@@ -88,7 +88,7 @@ def test_places_that_cannot_be_written(old, place):
     assert os.listdir(old.parent) == ["file"]
 
 
-def filled(folder: Path) -> None:
+def fill(folder: Path) -> None:
     (folder / "inner").mkdir()
     (folder / "inner/rows").write_bytes(b"1\n")
 
@@ -103,8 +103,8 @@ def test_a_folder_is_on_the_disk_before_it_is_there(tmp_path, monkeypatch):
         real(path)
 
     monkeypatch.setattr(atomic, "sync", sync)
-    with whole_folder(tmp_path / "new") as folder:
-        filled(folder)
+    with replace_folder(tmp_path / "new") as folder:
+        fill(folder)
     assert sorted(synced) == sorted(["rows", "inner", folder.name])
     assert os.listdir(tmp_path) == ["new"]
     assert (tmp_path / "new/inner/rows").read_bytes() == b"1\n"
@@ -114,8 +114,8 @@ def test_a_folder_is_on_the_disk_before_it_is_there(tmp_path, monkeypatch):
 def test_a_folder_that_is_not_finished_leaves_nothing(tmp_path, monkeypatch, step):
     if step is not None:
         monkeypatch.setattr(os, step, fail)
-    with pytest.raises(OSError, match="Input/output error"), whole_folder(tmp_path / "new") as folder:  # fmt: skip
-        filled(folder)
+    with pytest.raises(OSError, match="Input/output error"), replace_folder(tmp_path / "new") as folder:  # fmt: skip
+        fill(folder)
         if step is None:
             fail()
     assert os.listdir(tmp_path) == []

@@ -9,9 +9,9 @@ import torch
 
 from lastword.errors import WeightsError
 from lastword.weights import write_safetensors
-from lastword.weights.files.file_tensor import mapped, open_tensor
+from lastword.weights.files.file_tensor import map_tensor, open_tensor
 from lastword.weights.files.header import read_header
-from lastword.weights.merging.tensor_merge import PIECE, Rows
+from lastword.weights.merging.tensor_merge import PIECE, RowReader
 
 SIZE = 2 * PIECE + 7
 
@@ -34,7 +34,7 @@ def stored(tmp_path):
 def test_slices(stored, dtype, stretch, monkeypatch):
     monkeypatch.setattr("lastword.weights.files.file_tensor._STRETCH", stretch)
     info = stored[f"0.{dtype}"]
-    expected = mapped(info, dtype)
+    expected = map_tensor(info, dtype)
     with open_tensor(info, dtype) as tensor:
         assert (tensor.numel(), tensor.dtype) == (SIZE, expected.dtype)
         for start, stop in [(0, 1), (0, SIZE), (SIZE - 1, SIZE), (3, 1000), (PIECE, PIECE + 9)]:
@@ -42,7 +42,7 @@ def test_slices(stored, dtype, stretch, monkeypatch):
 
 
 def test_each_thread_has_its_own_buffer(stored):
-    expected = mapped(stored["0.float32"], "t")
+    expected = map_tensor(stored["0.float32"], "t")
     with open_tensor(stored["0.float32"], "t") as tensor, ThreadPoolExecutor(1) as other:
         mine = tensor[0:100]
         assert torch.equal(
@@ -54,12 +54,12 @@ def test_each_thread_has_its_own_buffer(stored):
 @pytest.mark.parametrize("with_base", [False, True], ids=["plain", "base"])
 @pytest.mark.parametrize("block", [None, slice(5, PIECE), slice(PIECE - 1, SIZE)])
 def test_rows_of_stored_tensors(stored, with_base, block):
-    first, second = (mapped(stored[f"{i}.float32"], "t").double() for i in (0, 1))
+    first, second = (map_tensor(stored[f"{i}.float32"], "t").double() for i in (0, 1))
     with (
         open_tensor(stored["0.float32"], "t") as x,
         open_tensor(stored["1.float32"], "t") as y,
     ):
-        rows = Rows([x, y] if not with_base else [x], y if with_base else None)
+        rows = RowReader([x, y] if not with_base else [x], y if with_base else None)
         expected = [first - second] if with_base else [first, second]
         reached = (block or slice(0, SIZE)).start
         for piece in rows.pieces(block):
@@ -75,7 +75,7 @@ def test_short_reads_are_gone_on_with(stored, monkeypatch):
     real = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, into, at: real(fd, [into[0][:1000]], at))
     with open_tensor(stored["0.float32"], "t") as tensor:
-        assert torch.equal(tensor[0:SIZE], mapped(stored["0.float32"], "t"))
+        assert torch.equal(tensor[0:SIZE], map_tensor(stored["0.float32"], "t"))
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
@@ -93,7 +93,7 @@ def test_the_disk_is_asked_ahead_once_a_stretch(stored, monkeypatch):
 def test_a_system_that_cannot_be_asked_ahead(stored, monkeypatch):
     monkeypatch.delattr(os, "posix_fadvise", raising=False)
     with open_tensor(stored["0.float32"], "t") as tensor:
-        assert torch.equal(tensor[0:SIZE], mapped(stored["0.float32"], "t"))
+        assert torch.equal(tensor[0:SIZE], map_tensor(stored["0.float32"], "t"))
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
@@ -103,7 +103,7 @@ def test_a_disk_that_takes_no_advice(stored, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fadvise", refuse)
     with open_tensor(stored["0.float32"], "t") as tensor:
-        assert torch.equal(tensor[0:SIZE], mapped(stored["0.float32"], "t"))
+        assert torch.equal(tensor[0:SIZE], map_tensor(stored["0.float32"], "t"))
 
 
 def test_a_file_that_became_shorter(stored):
@@ -149,6 +149,6 @@ def test_a_file_that_cannot_be_mapped(stored):
     info = stored["0.float32"]
     info.file.unlink()
     with pytest.raises(WeightsError) as caught:
-        mapped(info, "t")
+        map_tensor(info, "t")
     assert caught.value.where == f"{info.file}: tensor t"
     assert caught.value.what.startswith("cannot be mapped (")

@@ -20,7 +20,7 @@ GOOD = {
 }
 
 
-def packed(header: object, payload: bytes = bytes(22)) -> bytes:
+def pack(header: object, payload: bytes = bytes(22)) -> bytes:
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(raw)) + raw + payload
 
@@ -31,7 +31,7 @@ def entry(name: str, **changes: object) -> dict:
 
 def test_good(tmp_path):
     path = tmp_path / "m.safetensors"
-    path.write_bytes(packed(GOOD | {"__metadata__": {"format": "pt"}}))
+    path.write_bytes(pack(GOOD | {"__metadata__": {"format": "pt"}}))
     found = read_header(path)
     assert list(found) == ["a", "b"]
     assert found["b"].start + found["b"].num_bytes == path.stat().st_size
@@ -45,43 +45,43 @@ ENTRY, SIZES = "dtype, shape and data_offsets", "a list of sizes"
 BAD = {
     "empty": (b"", "", TRUNCATED, "0 bytes", "a safetensors header"),
     "seven-bytes": (b"1234567", "", TRUNCATED, "7 bytes", "a safetensors header"),
-    "cut-header": (packed(GOOD)[:40], "", TRUNCATED, "40 bytes", "at least 137 for the header"),
-    "cut-payload": (packed(GOOD)[:-1], "", TRUNCATED, "158 bytes", "159"),
-    "no-payload": (packed(GOOD, b""), "", TRUNCATED, "137 bytes", "159"),
-    "trailing": (packed(GOOD, bytes(23)), "", "trailing bytes", "160 bytes", "159"),
+    "cut-header": (pack(GOOD)[:40], "", TRUNCATED, "40 bytes", "at least 137 for the header"),
+    "cut-payload": (pack(GOOD)[:-1], "", TRUNCATED, "158 bytes", "159"),
+    "no-payload": (pack(GOOD, b""), "", TRUNCATED, "137 bytes", "159"),
+    "trailing": (pack(GOOD, bytes(23)), "", "trailing bytes", "160 bytes", "159"),
     "html-page": (b"<!DOCTYPE html><html></html>", "", "not a safetensors file",
                   "header length 5789751444030890300", HUGE),
     "lfs-pointer": (b"version https://git-lfs.github.com/spec/v1", "", "not a safetensors file",
                     "header length 2336927755350992246", HUGE),
     "huge-length": (struct.pack("<Q", 2**63) + b"{}", "", "not a safetensors file", f"header length {2**63}", HUGE),
-    "zero-length": (packed(b""), ": header", "not valid JSON (Expecting value at column 1)", None, None),
-    "not-utf8": (packed(b'{"\xff": 1}'), ": header", "not UTF-8 at byte 2", None, None),
-    "not-json": (packed(b"{nope}"), ": header", "not valid JSON (", None, None),
-    "list": (packed([]), ": header", "wrong content", "a list", "a JSON object"),
-    "duplicate": (packed(DOUBLE, bytes(4)), ": header", 'not valid JSON (key "a" occurs twice)', None, None),
-    "deep": (packed(b"[" * 100_000), ": header", "not valid JSON (nested too deeply)", None, None),
-    "metadata": (packed(GOOD | {"__metadata__": {"n": 1}}), ": header: __metadata__", "wrong value",
+    "zero-length": (pack(b""), ": header", "not valid JSON (Expecting value at column 1)", None, None),
+    "not-utf8": (pack(b'{"\xff": 1}'), ": header", "not UTF-8 at byte 2", None, None),
+    "not-json": (pack(b"{nope}"), ": header", "not valid JSON (", None, None),
+    "list": (pack([]), ": header", "wrong content", "a list", "a JSON object"),
+    "duplicate": (pack(DOUBLE, bytes(4)), ": header", 'not valid JSON (key "a" occurs twice)', None, None),
+    "deep": (pack(b"[" * 100_000), ": header", "not valid JSON (nested too deeply)", None, None),
+    "metadata": (pack(GOOD | {"__metadata__": {"n": 1}}), ": header: __metadata__", "wrong value",
                  '{"n": 1}', "strings"),
-    "entry-number": (packed(GOOD | {"c": 5}), ': tensor "c"', "wrong entry", "5", ENTRY),
-    "entry-keys": (packed(entry("a", extra=1)), ': tensor "a"', "wrong entry",
+    "entry-number": (pack(GOOD | {"c": 5}), ': tensor "c"', "wrong entry", "5", ENTRY),
+    "entry-keys": (pack(entry("a", extra=1)), ': tensor "a"', "wrong entry",
                    '{"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16], …', ENTRY),
-    "dtype-unknown": (packed(entry("b", dtype="Q4_0")), ': tensor "b"', "unknown dtype", '"Q4_0"', "F32, BF16 or F16"),
-    "dtype-flip": (packed(entry("b", dtype="BF17")), ': tensor "b"', "unknown dtype", '"BF17"', "F32, BF16 or F16"),
-    "dtype-list": (packed(entry("b", dtype=["F32"])), ': tensor "b"', "unknown dtype", '["F32"]', "F32, BF16 or F16"),
-    "shape-flip": (packed(entry("a", shape=[2, 3])), ': tensor "a"', "wrong size for F32 [2, 3]", "16 bytes", "24"),
-    "shape-negative": (packed(entry("a", shape=[-2, -2])), ': tensor "a"', "wrong shape", "[-2, -2]", SIZES),
-    "shape-bool": (packed(entry("a", shape=[True, 4])), ': tensor "a"', "wrong shape", "[true, 4]", SIZES),
-    "shape-overflow": (packed(entry("a", shape=[2**62, 2**62])), ': tensor "a"',
+    "dtype-unknown": (pack(entry("b", dtype="Q4_0")), ': tensor "b"', "unknown dtype", '"Q4_0"', "F32, BF16 or F16"),
+    "dtype-flip": (pack(entry("b", dtype="BF17")), ': tensor "b"', "unknown dtype", '"BF17"', "F32, BF16 or F16"),
+    "dtype-list": (pack(entry("b", dtype=["F32"])), ': tensor "b"', "unknown dtype", '["F32"]', "F32, BF16 or F16"),
+    "shape-flip": (pack(entry("a", shape=[2, 3])), ': tensor "a"', "wrong size for F32 [2, 3]", "16 bytes", "24"),
+    "shape-negative": (pack(entry("a", shape=[-2, -2])), ': tensor "a"', "wrong shape", "[-2, -2]", SIZES),
+    "shape-bool": (pack(entry("a", shape=[True, 4])), ': tensor "a"', "wrong shape", "[true, 4]", SIZES),
+    "shape-overflow": (pack(entry("a", shape=[2**62, 2**62])), ': tensor "a"',
                        f"wrong size for F32 [{2**62}, {2**62}]", "16 bytes", str(2**126)),
-    "offsets-three": (packed(entry("a", data_offsets=[0, 16, 16])), ': tensor "a"', "wrong data_offsets",
+    "offsets-three": (pack(entry("a", data_offsets=[0, 16, 16])), ': tensor "a"', "wrong data_offsets",
                       "[0, 16, 16]", "[begin, end]"),
-    "offsets-reversed": (packed(entry("a", data_offsets=[16, 0])), ': tensor "a"', "wrong data_offsets",
+    "offsets-reversed": (pack(entry("a", data_offsets=[16, 0])), ': tensor "a"', "wrong data_offsets",
                          "[16, 0]", "[begin, end]"),
-    "overlap": (packed(entry("b", data_offsets=[10, 16])), ': tensor "b"', "overlaps the previous tensor",
+    "overlap": (pack(entry("b", data_offsets=[10, 16])), ': tensor "b"', "overlaps the previous tensor",
                 "offset 147", "153"),
-    "gap": (packed(entry("b", data_offsets=[18, 24]), bytes(24)), ': tensor "b"', "a gap before the tensor",
+    "gap": (pack(entry("b", data_offsets=[18, 24]), bytes(24)), ': tensor "b"', "a gap before the tensor",
             "offset 155", "153"),
-    "gap-at-start": (packed({"a": GOOD["a"] | {"data_offsets": [4, 20]}}, bytes(20)), ': tensor "a"',
+    "gap-at-start": (pack({"a": GOOD["a"] | {"data_offsets": [4, 20]}}, bytes(20)), ': tensor "a"',
                      "a gap before the tensor", "offset 77", "73"),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lastword.errors import InputError
-from lastword.weights.merging.bags import Dataset, chosen, read_bags
+from lastword.weights.merging.bags import Dataset, choose_rows, read_bags
 
 PERCENTAGE = "a percentage above 0, up to 100"
 ONE_REST = "rest at most once, with at least one other ratio"
@@ -23,7 +23,7 @@ def dataset(rows: int, name: str = "d", *, old: bool = False) -> Dataset:
 def draw(rows: int, ratios: str, *, seed: int = 1, name: str = "d", old=None) -> list[list[int]]:
     bags = read_bags(ratios)
     data = dataset(rows, name, old=old is not None)
-    return [list(chosen(seed, bags, bag, data, Fraction(old or 40))) for bag in bags]
+    return [list(choose_rows(seed, bags, bag, data, Fraction(old or 40))) for bag in bags]
 
 
 @settings(max_examples=80, deadline=None)

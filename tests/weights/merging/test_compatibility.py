@@ -19,14 +19,14 @@ def first(tmp_path_factory) -> str:
     return model(tmp_path_factory.mktemp("models") / "first")
 
 
-def edited(folder: str, target: Path, **settings) -> str:
+def copy_edited(folder: str, target: Path, **settings) -> str:
     shutil.copytree(folder, target)
     values = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps(values | settings))
     return str(target)
 
 
-def other_vocabulary(folder: str, target: Path) -> str:
+def copy_with_other_vocabulary(folder: str, target: Path) -> str:
     shutil.copytree(folder, target)
     values = json.loads((target / "tokenizer.json").read_text())
     vocabulary = values["model"]["vocab"]
@@ -43,17 +43,17 @@ MISMATCHES = {
     "width": (lambda f, t: model(t, hidden_size=64), "config.json: hidden_size", "differs", "64", "32 as in", VARIANTS),
     "depth": (lambda f, t: model(t, num_hidden_layers=3), "config.json: num_hidden_layers", "differs", "3", "2 as in",
               VARIANTS),
-    "rope": (lambda f, t: edited(f, t, rope_theta=5e6), "config.json: rope.theta", "differs", "5000000.0",
+    "rope": (lambda f, t: copy_edited(f, t, rope_theta=5e6), "config.json: rope.theta", "differs", "5000000.0",
              "1000000.0 as in", VARIANTS),
-    "epsilon": (lambda f, t: edited(f, t, rms_norm_eps=1e-5), "config.json: rms_norm_eps", "differs", "1e-05",
+    "epsilon": (lambda f, t: copy_edited(f, t, rms_norm_eps=1e-5), "config.json: rms_norm_eps", "differs", "1e-05",
                 "1e-06 as in", VARIANTS),
     "dtype": (lambda f, t: model(t, dtype=torch.bfloat16), "model.safetensors: tensor embed_tokens.weight",
               "wrong dtype", "BF16", "F32 as in", "Set the dtype of the result with dtype: in the recipe."),
-    "tokens": (other_vocabulary, "tokenizer.json: vocabulary", "2 tokens differ from", "id ", "",
+    "tokens": (copy_with_other_vocabulary, "tokenizer.json: vocabulary", "2 tokens differ from", "id ", "",
                "Embedding rows of different tokens would be merged: use models with one tokenizer."),
     "gone": (lambda f, t: str(t), "", "no such folder", None, None, None),
     "not-a-tokenizer": (
-        lambda f, t: (other_vocabulary(f, t), (t / "tokenizer.json").write_text("{}"))[0],
+        lambda f, t: (copy_with_other_vocabulary(f, t), (t / "tokenizer.json").write_text("{}"))[0],
         "tokenizer.json", "not a tokenizer (", None, None, None,
     ),
 }  # fmt: skip
@@ -81,7 +81,7 @@ def test_mismatches_are_named_before_anything_is_written(tmp_path, first, mismat
 
 
 def test_a_limit_does_not_keep_models_apart(tmp_path, first):
-    other = edited(first, tmp_path / "other", max_position_embeddings=8192)
+    other = copy_edited(first, tmp_path / "other", max_position_embeddings=8192)
     with block_threads() as threads:
         job = Merge(parse_recipe(recipe_text([first, other], [1, 1]), "merge.yaml"), threads)
     limits = [each.config.max_position_embeddings for each in job.opened.values()]

@@ -148,7 +148,7 @@ def test_loads_everywhere(tmp_path, converted, config_format):
     assert difference(Embedder(str(out)).encode(texts, prompt_name="query"), expected) <= TOLERANCE
 
 
-def damaged(folder: Path, target: Path, value: float) -> Path:
+def copy_damaged(folder: Path, target: Path, value: float) -> Path:
     shutil.copytree(folder, target)
     tensors = load_file(target / "model.safetensors")
     tensors["norm.weight"][3] = value
@@ -171,7 +171,7 @@ TOO_LARGE = {
     ids=["large", "nan", "infinity"],
 )
 def test_what_does_not_fit_is_an_error(tmp_path, tiny_checkpoint, converted, value, parts):
-    folder = damaged(tiny_checkpoint, tmp_path / "m", value)
+    folder = copy_damaged(tiny_checkpoint, tmp_path / "m", value)
     status, out, err = converted(folder, "--dtype", "f16")
     assert status == 2
     assert err == f"lastword: {WeightsError(f'{folder}: tensor norm.weight', **parts)}\n"

@@ -76,7 +76,7 @@ def test_shards_and_index(tmp_path, size, sizes):
         assert index["metadata"] == {"total_size": 1600}
 
 
-def interrupted(tmp_path, error, fail="c") -> list[str]:
+def interrupt(tmp_path, error, fail="c") -> list[str]:
     said: list[str] = []
     with pytest.raises(type(error)):
         write_model(FakeJob(fail, error), tmp_path / "new", shard_bytes=400, notice=said.append)
@@ -86,7 +86,7 @@ def interrupted(tmp_path, error, fail="c") -> list[str]:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no"), MemoryError()])
 def test_an_interrupted_run_is_taken_up(tmp_path, error):
-    said = interrupted(tmp_path, error)
+    said = interrupt(tmp_path, error)
     assert said == [f"{tmp_path}/.new.partial: keeps 2 of 4 files; run again to continue"]
     job, seen = FakeJob(), []
     facts = write_model(
@@ -100,7 +100,7 @@ def test_an_interrupted_run_is_taken_up(tmp_path, error):
 
 
 def test_another_job_starts_anew(tmp_path):
-    interrupted(tmp_path, KeyboardInterrupt())
+    interrupt(tmp_path, KeyboardInterrupt())
     job, said = FakeJob(value=2.0), []
     write_model(job, tmp_path / "new", shard_bytes=400, notice=said.append)
     assert job.made == dict.fromkeys("abcd", 1)
@@ -111,7 +111,7 @@ def test_another_job_starts_anew(tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncated", "gone", "no-state", "bad-state"])
 def test_damaged_remains_are_made_again(tmp_path, damage):
-    interrupted(tmp_path, KeyboardInterrupt())
+    interrupt(tmp_path, KeyboardInterrupt())
     partial = tmp_path / ".new.partial"
     if damage == "truncated":
         os.truncate(partial / "model" / NAMES[0], 50)
@@ -128,7 +128,7 @@ def test_damaged_remains_are_made_again(tmp_path, damage):
 
 
 def test_nothing_is_left_where_no_file_was_finished(tmp_path):
-    assert interrupted(tmp_path, RuntimeError("no"), fail="a") == []
+    assert interrupt(tmp_path, RuntimeError("no"), fail="a") == []
     assert os.listdir(tmp_path) == []
 
 
@@ -223,7 +223,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_state_that_cannot_be_written_leaves_no_half_of_it(tmp_path, monkeypatch):
-    interrupted(tmp_path, KeyboardInterrupt())
+    interrupt(tmp_path, KeyboardInterrupt())
     real = os.fsync
 
     def fsync(descriptor: int) -> None:

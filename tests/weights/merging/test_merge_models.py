@@ -211,7 +211,7 @@ def test_differing_prompts_are_noticed(tmp_path, three, merged):
     assert err == ""
 
 
-def holding(folder: str, target: Path, value: float) -> str:
+def copy_holding(folder: str, target: Path, value: float) -> str:
     shutil.copytree(folder, target)
     tensors = load_file(target / "model.safetensors")
     tensors["norm.weight"][3] = value
@@ -222,7 +222,7 @@ def holding(folder: str, target: Path, value: float) -> str:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("method", ["linear", "multislerp"])
 def test_weights_that_are_not_finite_are_named(tmp_path, three, merged, value, method):
-    bad = holding(three[2], tmp_path / "bad", value)
+    bad = copy_holding(three[2], tmp_path / "bad", value)
     status, out, err = merged([three[2], bad], [1, 1], method=method)
     assert status == 2
     where = f"{bad}: tensor norm.weight"

@@ -63,7 +63,7 @@ def recipe(method: str, weights: list[float], *, base: bool = False, t: float | 
     return parse_recipe(text + ("base_model: base\n" if base else ""), "recipe")
 
 
-def streamed(tensors, made, *, base=None, dtype=None):
+def merge_in_stream(tensors, made, *, base=None, dtype=None):
     dtype = dtype or tensors[0].dtype
     flat = [tensor.reshape(-1) for tensor in tensors]
     with block_threads() as threads:
@@ -75,7 +75,7 @@ def streamed(tensors, made, *, base=None, dtype=None):
 def merged(tensors, weights, *, base=None, normalize=True, dtype=None):
     """Compute Multi-SLERP as a merge does."""
     made = recipe("multislerp", weights, base=base is not None, normalize_weights=normalize)
-    return streamed(tensors, made, base=base, dtype=dtype)
+    return merge_in_stream(tensors, made, base=base, dtype=dtype)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -137,9 +137,9 @@ def test_a_tensor_merged_with_itself_is_itself_bit_for_bit(dtype, count):
         assert torch.equal(merged([x] * count, weights), x)
         assert torch.equal(merged([x] * count, weights, base=x), x)
         for method in ("linear", "multislerp"):
-            assert torch.equal(streamed([x] * count, recipe(method, weights)), x)
+            assert torch.equal(merge_in_stream([x] * count, recipe(method, weights)), x)
     if count == 2:
-        assert torch.equal(streamed([x, x], recipe("slerp", [], t=0.3)), x)
+        assert torch.equal(merge_in_stream([x, x], recipe("slerp", [], t=0.3)), x)
 
 
 def test_a_merge_of_another_dtype_is_rounded_once():
@@ -219,12 +219,12 @@ def test_linear_and_task_arithmetic(weights, normalize):
     total = sum(weights) if normalize else 1.0
     linear = sum(w / total * t.double() for w, t in zip(weights, tensors, strict=True))
     made = recipe("linear", weights, normalize=normalize)
-    exact = streamed(tensors, made, dtype=torch.float64)
+    exact = merge_in_stream(tensors, made, dtype=torch.float64)
     assert relative(exact, linear) < 1e-13
-    assert torch.equal(streamed(tensors, made), exact.float())
+    assert torch.equal(merge_in_stream(tensors, made), exact.float())
     deltas = sum(w / total * (t.double() - base) for w, t in zip(weights, tensors, strict=True))
     made = recipe("task_arithmetic", weights, base=True, normalize=normalize, **{"lambda": 0.7})
-    got = streamed(tensors, made, base=base, dtype=torch.float64)
+    got = merge_in_stream(tensors, made, base=base, dtype=torch.float64)
     assert relative(got, base + 0.7 * deltas) < 1e-13
 
 
@@ -235,9 +235,9 @@ def test_slerp_turns_in_the_plane_of_the_two(t):
     angle, side = math.acos(cosine), y - cosine * x
     expected = math.cos(t * angle) * x + math.sin(t * angle) * side / side.norm()
     made = recipe("slerp", [], t=t)
-    assert relative(streamed([x, y], made), expected) < 1e-12
+    assert relative(merge_in_stream([x, y], made), expected) < 1e-12
     # lengths: each end counts with its own
-    scaled = streamed([2 * x, 5 * y], made)
+    scaled = merge_in_stream([2 * x, 5 * y], made)
     first, second = math.sin((1 - t) * angle), math.sin(t * angle)
     assert relative(scaled, (2 * first * x + 5 * second * y) / math.sin(angle)) < 1e-12
 
@@ -246,7 +246,7 @@ def test_slerp_turns_in_the_plane_of_the_two(t):
 def test_slerp_is_linear_where_the_angle_means_nothing(other):
     (x,) = draw(1, 70)
     y = {"opposite": -2 * x, "parallel": 3 * x, "zero": torch.zeros(70)}[other]
-    got = streamed([x, y], recipe("slerp", [], t=0.25), dtype=torch.float64)
+    got = merge_in_stream([x, y], recipe("slerp", [], t=0.25), dtype=torch.float64)
     assert relative(got, 0.75 * x.double() + 0.25 * y.double()) < 1e-12
 
 
@@ -261,11 +261,13 @@ def test_blocks_and_whole_tensors_give_the_same_bits(monkeypatch):
 def test_a_value_too_large_for_the_result_is_an_error():
     x = torch.full((10,), 60000.0)
     with pytest.raises(InputError) as caught:
-        streamed([x, x], recipe("linear", [2.0, 2.0], normalize=False), dtype=torch.float16)
+        merge_in_stream([x, x], recipe("linear", [2.0, 2.0], normalize=False), dtype=torch.float16)
     error = caught.value
     assert error.what == "a merged value is not finite in float16"
     assert (error.got, error.expected) == ("inf", "finite values")
-    assert streamed([x, -x], recipe("linear", [1.0, 2.0]), dtype=torch.float16).isfinite().all()
+    assert (
+        merge_in_stream([x, -x], recipe("linear", [1.0, 2.0]), dtype=torch.float16).isfinite().all()
+    )
 
 
 def test_what_the_report_says():

@@ -85,7 +85,7 @@ LINEAR = TWO + "merge_method: linear"
 ADAPTERS = "Adapters are not supported. Merge the adapter into its model first."
 
 
-def weighing(weight: str) -> str:
+def weigh(weight: str) -> str:
     return TWO.replace("1", weight) + "merge_method: linear"
 
 
@@ -111,15 +111,15 @@ REFUSED = [
      *unknown("parameters of a model that are not supported: density", "weight")),
     ("merge_method: linear\nmodels: [{model: a+lora}]", f"{ENTRY}: model", WRONG, '"a+lora"', "one model", ADAPTERS),
     ("merge_method: linear\nmodels: [{model: a}]", WEIGHT, "missing", None, "a number"),
-    (weighing("[0, 1]"), WEIGHT, WRONG, "[0, 1]", "one number", "Gradients are not supported. Write one number."),
-    (weighing("[{filter: mlp, value: 1}]"), WEIGHT, WRONG, '[{"filter": "mlp", "value": 1}]', "one number",
+    (weigh("[0, 1]"), WEIGHT, WRONG, "[0, 1]", "one number", "Gradients are not supported. Write one number."),
+    (weigh("[{filter: mlp, value: 1}]"), WEIGHT, WRONG, '[{"filter": "mlp", "value": 1}]', "one number",
      "Filters are not supported. Write one number."),
-    (weighing("{value: 1}"), WEIGHT, WRONG, '{"value": 1}', "one number",
+    (weigh("{value: 1}"), WEIGHT, WRONG, '{"value": 1}', "one number",
      "Filters are not supported. Write one number."),
-    (weighing("heavy"), WEIGHT, WRONG, '"heavy"', FINITE),
-    (weighing(".nan"), WEIGHT, WRONG, "NaN", FINITE),
-    (weighing("1" + 400 * "0"), WEIGHT, WRONG, "1" + 58 * "0" + "…", FINITE),
-    (weighing("true"), WEIGHT, WRONG, "true", FINITE),
+    (weigh("heavy"), WEIGHT, WRONG, '"heavy"', FINITE),
+    (weigh(".nan"), WEIGHT, WRONG, "NaN", FINITE),
+    (weigh("1" + 400 * "0"), WEIGHT, WRONG, "1" + 58 * "0" + "…", FINITE),
+    (weigh("true"), WEIGHT, WRONG, "true", FINITE),
     ("slices: []\nmerge_method: linear", ": slices", "not supported", None, WHOLE, "Remove it."),
     (TWO + "modules: {}\nmerge_method: linear", ": modules", "not supported", None, WHOLE, "Remove it."),
     (LINEAR + "\ntokenizer: {source: base}", ": tokenizer", "not supported", None, WHOLE, "Remove it."),

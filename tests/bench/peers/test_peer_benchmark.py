@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from lastword.bench.models.flops import Work, needed_flops, work
 from lastword.bench.models.workloads import FULL, Workload, workloads
 from lastword.bench.options import PEERS
-from lastword.bench.peers import run as peers
+from lastword.bench.peers import peer_benchmark as peers
 from lastword.cli.main import main
 from lastword.errors import ConfigError, MissingPackageError
 from lastword.weights import ModelConfig
@@ -123,7 +123,9 @@ def test_a_checkpoint_without_prompts(tiny_checkpoint: Path, tmp_path, monkeypat
     for load, row in zip(
         small(2), json.loads(capfd.readouterr().out.splitlines()[-1])["rows"], strict=True
     ):
-        assert row["tokens_asked"] == sum(len(tokenizer.encode(text).ids) for text in load.texts)
+        assert row["tokens_requested"] == sum(
+            len(tokenizer.encode(text).ids) for text in load.texts
+        )
 
 
 def test_what_is_needed_is_known_before_anything_is_timed(

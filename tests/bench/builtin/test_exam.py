@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lastword.bench.builtin.evaluate import (
+from lastword.bench.builtin.exam import (
     QUESTIONS,
     Exam,
     agreement,
+    embed_exam,
     markdown,
     read_exam,
     scores,
-    sit,
 )
 
 
@@ -39,19 +39,21 @@ def exam(summaries: list[str]) -> Exam:
 
 def test_retrieval_and_questions() -> None:
     summaries = [str(i) for i in range(12)]
-    right = scores(sit(Known(), exam(summaries)), torch.eye(12))
+    right = scores(embed_exam(Known(), exam(summaries)), torch.eye(12))
     assert right["ndcg@10"] == right["recall@1"] == 1
     summaries[4] = "4/7"  # second place
-    found = scores(sit(Known(), exam(summaries)), torch.eye(12))
+    found = scores(embed_exam(Known(), exam(summaries)), torch.eye(12))
     assert found["recall@1"] == pytest.approx(11 / 12)
     assert found["ndcg@10"] == pytest.approx((11 + 1 / math.log2(3)) / 12)
     assert found["questions@1"] == 1  # passage 2 is not in the pool
-    assert scores(sit(Known(), exam(summaries)), torch.eye(12), width=4)["recall@1"] < 1
+    assert scores(embed_exam(Known(), exam(summaries)), torch.eye(12), width=4)["recall@1"] < 1
 
 
 def test_a_rank_beyond_ten_gains_nothing() -> None:
     summaries = ["0/1/2/3/4/5/6/7/8/9/10", *(str(i) for i in range(1, 12))]
-    assert scores(sit(Known(), exam(summaries)), torch.eye(12))["ndcg@10"] == pytest.approx(11 / 12)
+    assert scores(embed_exam(Known(), exam(summaries)), torch.eye(12))["ndcg@10"] == pytest.approx(
+        11 / 12
+    )
 
 
 def test_agreement() -> None:

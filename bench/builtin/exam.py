@@ -1,6 +1,6 @@
 """Score models and their teacher on held-out texts.
 
-    python -m lastword.bench.builtin.evaluate FOLDER... --cache CACHE
+    python -m lastword.bench.builtin.exam FOLDER... --cache CACHE
 
 Three parts: finding a function's or command's text by its one-line summary, rank agreement with the teacher on pairs of
 sentences, and a hundred everyday questions over their hundred passages (`questions.jsonl`).
@@ -56,7 +56,7 @@ def read_exam(corpus: Path) -> Exam:
 
 
 @dataclass(frozen=True)
-class Answered:
+class ExamVectors:
     """A model's vectors for the held-out texts, [n, C] each."""
 
     summaries: Tensor
@@ -65,16 +65,16 @@ class Answered:
     questions: Tensor
     answers: Tensor
 
-    def cut(self, width: int | None) -> "Answered":
+    def cut(self, width: int | None) -> "ExamVectors":
         """Return the leading `width` dimensions, normalised; None keeps all."""
-        return Answered(
+        return ExamVectors(
             *(F.normalize(each.float()[:, :width], dim=-1) for each in vars(self).values())
         )
 
 
-def sit(model: Encoder, exam: Exam) -> Answered:
+def embed_exam(model: Encoder, exam: Exam) -> ExamVectors:
     """Embed the held-out texts: summaries and questions as queries, the rest as documents."""
-    return Answered(
+    return ExamVectors(
         summaries=model.encode_query(exam.summaries),
         passages=model.encode_document(exam.passages),
         sentences=model.encode_document(exam.sentences),
@@ -83,7 +83,7 @@ def sit(model: Encoder, exam: Exam) -> Answered:
     )
 
 
-def scores(answered: Answered, agreed: Tensor, width: int | None = None) -> dict[str, float]:
+def scores(answered: ExamVectors, agreed: Tensor, width: int | None = None) -> dict[str, float]:
     """Score a model on the three parts.
 
     Args:
@@ -134,7 +134,9 @@ class TeacherEncoder:
         self.encode_query = self.encode_document = Teacher(folder).encode
 
 
-def judge(folders: Sequence[Path], teacher: Path, cache: Path) -> dict[str, dict[str, float]]:
+def evaluate_models(
+    folders: Sequence[Path], teacher: Path, cache: Path
+) -> dict[str, dict[str, float]]:
     """Score the teacher and every folder; the folders also at shorter widths and in int8.
 
     Args:
@@ -150,16 +152,16 @@ def judge(folders: Sequence[Path], teacher: Path, cache: Path) -> dict[str, dict
     exam = read_exam(cache / "corpus")
     kept = cache / "teacher-exam.pt"
     if not kept.exists():
-        torch.save(vars(sit(TeacherEncoder(teacher), exam)), kept)
-    reference = Answered(**torch.load(kept, weights_only=True))
+        torch.save(vars(embed_exam(TeacherEncoder(teacher), exam)), kept)
+    reference = ExamVectors(**torch.load(kept, weights_only=True))
     table = {"teacher": scores(reference, reference.sentences)}
     for folder in folders:
-        answered = sit(Embedder(folder, device="cpu"), exam)
+        answered = embed_exam(Embedder(folder, device="cpu"), exam)
         table[folder.name] = scores(answered, reference.sentences)
         for width in (128, 64):
             name = f"{folder.name}, {width} dimensions"
             table[name] = scores(answered, reference.sentences, width)
-        quantized = sit(Embedder(folder, device="cpu", quantize="int8"), exam)
+        quantized = embed_exam(Embedder(folder, device="cpu", quantize="int8"), exam)
         table[f"{folder.name}, int8"] = scores(quantized, reference.sentences)
     return table
 
@@ -178,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from lastword.bench.builtin.packages import fetch_teacher
 
     parser: Any = argparse.ArgumentParser(
-        prog="python -m lastword.bench.builtin.evaluate", description=__doc__.partition("\n")[0]
+        prog="python -m lastword.bench.builtin.exam", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument(
@@ -186,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     teacher = fetch_teacher(options.cache)
-    print(markdown(judge(options.folders, teacher, options.cache)))
+    print(markdown(evaluate_models(options.folders, teacher, options.cache)))
 
 
 if __name__ == "__main__":

@@ -11,18 +11,22 @@ from transformers.models.qwen3 import modeling_qwen3
 
 from lastword import ConfigError, Embedder
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.verify.reference import ReferenceText, StoredTensors, walk
+from lastword.verify.transformers_reference import (
+    ReferenceText,
+    StoredTensors,
+    compute_reference_states,
+)
 
 IDS = [[5], [7, 8, 9], [7, 8, 10], list(range(90)), [5, 6], [5]]
 
 
-def walked(folder: Path, dtype: torch.dtype = torch.float32):
-    return walk(folder, IDS, dtype, torch.device("cpu"), lambda _: None)
+def reference_states(folder: Path, dtype: torch.dtype = torch.float32):
+    return compute_reference_states(folder, IDS, dtype, torch.device("cpu"), lambda _: None)
 
 
 @torch.inference_mode()
 def test_the_layers_give_the_same_states_as_the_model(tiny_checkpoint: Path) -> None:
-    ours, model = walked(tiny_checkpoint), load_theirs(tiny_checkpoint)
+    ours, model = reference_states(tiny_checkpoint), load_theirs(tiny_checkpoint)
     for i, ids in enumerate(IDS):
         out = model(torch.tensor([ids]), output_hidden_states=True)
         states = torch.stack([layer[0, -1] for layer in out.hidden_states])
@@ -60,7 +64,7 @@ def test_one_layer_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(modeling_qwen3, "Qwen3DecoderLayer", Counted)
     monkeypatch.setattr(StoredTensors, "read", read)
-    walked(folder)
+    reference_states(folder)
     assert most == 0
 
 

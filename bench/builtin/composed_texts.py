@@ -48,7 +48,9 @@ QUESTIONS = (
 )
 
 
-def composed(senses: Sequence[Sense], common: set[str], count: int, seed: int) -> Iterator[str]:
+def compose_texts(
+    senses: Sequence[Sense], common: set[str], count: int, seed: int
+) -> Iterator[str]:
     """Yield `count` texts: two questions, then a passage of two or three unrelated sentences, and so on.
 
     Args:

@@ -104,7 +104,7 @@ class StoredTensors:
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
+class ReferenceStates:
     """The hidden states that transformers computes for N token lists, in fp64 on the CPU."""
 
     states: Tensor  # [N, L + 1, C]: the last token's, numbered as in transformers; the last one after the final norm
@@ -115,14 +115,14 @@ class Walk:
 
 
 @torch.inference_mode()
-def walk(
+def compute_reference_states(
     folder: Path,
     ids: Sequence[Sequence[int]],
     dtype: torch.dtype,
     device: torch.device,
     advance: Callable[[int], None],
     quantize: str | None = None,
-) -> Walk:
+) -> ReferenceStates:
     """Run all token lists through one layer before the next layer is loaded.
 
     Args:
@@ -154,7 +154,7 @@ def walk(
     norm = qwen3.Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
     norm.load_state_dict(tensors.group("norm.", device, dtype), assign=True)
     states = [norm(x) for x in states]
-    return Walk(
+    return ReferenceStates(
         states=torch.stack([*kept[:-1], _last_rows(states, batches)], dim=1),
         unnormed=kept[-1],
         first=_in_order([x[:, 0] for x in states], batches),

@@ -35,7 +35,7 @@ from lastword.bench.peers.child import Child
 from lastword.bench.peers.gguf import refusal
 from lastword.bench.peers.llama_cpp import prepare
 from lastword.bench.shapes import VOCABULARY, sizes_of
-from lastword.errors import ConfigError, MissingPackageError, install
+from lastword.errors import ConfigError, MissingPackageError, install_hint
 from lastword.runtime.device import choose_device, choose_dtype
 from lastword.weights import ModelConfig, dtype_name, read_config, read_embedding_spec
 
@@ -115,7 +115,7 @@ def _beside(
             obstacle.where = f"{peer} is left out"
             _say(str(obstacle))
     if not found:
-        raise ConfigError("peers", "nothing to compare with", remedy=install("bench"))
+        raise ConfigError("peers", "nothing to compare with", remedy=install_hint("bench"))
     return found
 
 
@@ -126,7 +126,7 @@ def _obstacle(
     missing = [name for name in PACKAGES[peer] if find_spec(name) is None]
     if missing:
         needed = f"needs {' and '.join(missing)}"
-        return MissingPackageError(peer, needed, remedy=install("bench"))
+        return MissingPackageError(peer, needed, remedy=install_hint("bench"))
     if peer != "llama.cpp":
         return None
     if device.type != "cpu" or dtype != torch.float32:
@@ -278,7 +278,7 @@ def _figures(
         for peer in seconds
     }
     return {
-        "tokens_asked": sum(call.tokens_asked for call in calls),
+        "tokens_requested": sum(call.tokens_requested for call in calls),
         "tokens_needed": sum(call.tokens for call in calls),
         "round_seconds": rounds_s,
         "seconds": {OURS: ours, **seconds},
@@ -306,7 +306,7 @@ def table(result: Result) -> str:
     lines = [head + "".join(f"{peer:>45}" for peer in beside)]
     for row in rows:
         line = (
-            f"({row['workload']}) {row['title']:18}{row['texts']:6}{row['tokens_asked']:9}"
+            f"({row['workload']}) {row['title']:18}{row['texts']:6}{row['tokens_requested']:9}"
             f"{row['tokens_needed']:9}{row['seconds'][OURS]:9.2f} s{row['share_of_limit']:10.0%}"
         )
         for peer in beside:

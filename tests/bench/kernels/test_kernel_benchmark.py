@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lastword import kernels
-from lastword.bench.kernels import run as command
+from lastword.bench.kernels import kernel_benchmark as command
 from lastword.bench.measure import Peaks, Timing
 from lastword.bench.options import OPS
 from lastword.cli.main import main

@@ -8,13 +8,13 @@ import torch
 
 from lastword import Embedder
 from lastword.batching.forest import plan_forests
-from lastword.bench.models import run as model
+from lastword.bench.models import model_benchmark as model
 from lastword.bench.models.random_model import RandomWeights, random_embedder
 from lastword.bench.models.stages import batches_of, forward, groups_of, model_of
 from lastword.bench.models.workloads import texts_of
 from lastword.bench.shapes import SIZES
 from lastword.cli.main import main
-from lastword.options import EncodeOptions
+from lastword.encode_options import EncodeOptions
 from lastword.weights import Checkpoint, read_config
 
 CPU = torch.device("cpu")

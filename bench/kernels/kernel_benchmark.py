@@ -1,7 +1,7 @@
 """`lastword bench kernels`: check every operation, time it and compare it with the peaks of the same run.
 
 First lastword's own operation, then the caller's function (`--with`), then the baselines. Each passes the gate first;
-a wrong one is not timed. Rows are shown and written as they come. Method and examples: `bench/README.md`.
+a wrong one is not timed. QuantizedRows are shown and written as they come. Method and examples: `bench/README.md`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from lastword import kernels
 from lastword.bench.kernels.baselines import Prepare, baselines
 from lastword.bench.kernels.cases import Case, cases
-from lastword.bench.kernels.gate import Gate, plain
+from lastword.bench.kernels.gate import Gate, wrap_operation
 from lastword.bench.kernels.table import OURS, Row, case_line, heading, row_line, sharing_line
 from lastword.bench.machine import describe_run, json_lines
 from lastword.bench.measure import Peaks, Timing, measure_peaks, time_call
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         ConfigError: options that cannot be combined, or a file or function that cannot be used.
         DeviceError: the device is unknown, its memory is too small, or a kernel broke the GPU's context.
     """
-    own = _checked(args)
+    own = _check_arguments(args)
     device = choose_device(args.device)
     dtype = choose_dtype(None, device) if args.dtype is None else getattr(torch, args.dtype)
     on_cpu = device.type == "cpu"
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         if not on_cpu:  # Triton launches on the current device
             opened.enter_context(torch.cuda.device(device))
         about = describe_run(device, dtype)
-        peaks = None if _interpreted() else measure_peaks(device, dtype)
+        peaks = None if _in_interpreter() else measure_peaks(device, dtype)
         write({"run": about, "peaks": peaks and asdict(peaks), "tokens": tokens})
         show(heading(about, peaks))
         if args.plot is not None and peaks is not None:  # draws the rows so far, also when stopped
@@ -76,11 +76,11 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     return sum(row.failed(args.own) for row in rows)
 
 
-def _checked(args: argparse.Namespace) -> Callable[..., Any] | None:
+def _check_arguments(args: argparse.Namespace) -> Callable[..., Any] | None:
     """Check the options before anything is measured; return the caller's function, or None."""
     if args.plot is not None:
         check_plot(args.plot)
-        if _interpreted():
+        if _in_interpreter():
             raise ConfigError(
                 "--plot", "nothing is timed under TRITON_INTERPRET=1", remedy="Leave one out."
             )
@@ -127,9 +127,13 @@ class _Bench:
                 "the device's memory does not hold the reference in fp64",
                 remedy="Lower --tokens.",
             ) from error
-        yield self._row(case, gate, OURS, _unprepared(getattr(kernels, case.op)), tested=True)
+        yield self._row(
+            case, gate, OURS, _prepare_operation(getattr(kernels, case.op)), tested=True
+        )
         if self.own is not None:
-            yield self._row(case, gate, str(self.own_name), _unprepared(self.own), tested=True)
+            yield self._row(
+                case, gate, str(self.own_name), _prepare_operation(self.own), tested=True
+            )
         for name, prepare in baselines(case, self.beside).items():
             yield self._row(case, gate, name, prepare, tested=name in FORMS)
 
@@ -171,12 +175,12 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {said}"
 
 
-def _unprepared(operation: Callable[..., Any]) -> Prepare:
+def _prepare_operation(operation: Callable[..., Any]) -> Prepare:
     """Call an operation with the inputs in their given layout."""
-    return lambda inputs: plain(operation, inputs)
+    return lambda inputs: wrap_operation(operation, inputs)
 
 
-def _interpreted() -> bool:
+def _in_interpreter() -> bool:
     """Return whether Triton kernels run in the interpreter, where they can be checked but not timed."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -13,7 +13,7 @@ from time import perf_counter
 
 import torch
 
-from lastword.bench.kernels.table import shown_speed, shown_time
+from lastword.bench.kernels.table import format_speed, format_time
 from lastword.bench.machine import busy_notice, describe_run, json_lines
 from lastword.bench.measure import Timing, median_seconds, product_rate
 from lastword.bench.memory import peak_bytes
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         write({"run": about, "flops_per_s": rate, "model": args.model, "layers": layers,
                "cuda_graphs": args.cuda_graphs})  # fmt: skip
         show(f"{args.model} shape, {layers} layers, random weights: {about['device']}, {dtype}")
-        show(f"matmul of this run: {shown_speed(rate)} ({product}, random data)")
+        show(f"matmul of this run: {format_speed(rate)} ({product}, random data)")
         show(f"{'tokens per text':>16}{'texts':>8}{'encode':>14}{'forward':>14}"
              f"{'MFU':>8}{'forward':>9}{'peak memory':>14}")  # fmt: skip
         rows: list[LengthFigures] = []
@@ -104,8 +104,8 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         for length in _LATENCY_TOKENS:
             latency = measure_latency(embedder, length)
             write({"latency_of": length, **asdict(latency)})
-            show(f"one text of {length} tokens: {shown_time(latency.median_ms)} "
-                 f"({shown_time(latency.p20_ms)} to {shown_time(latency.p80_ms)})")  # fmt: skip
+            show(f"one text of {length} tokens: {format_time(latency.median_ms)} "
+                 f"({format_time(latency.p20_ms)} to {format_time(latency.p80_ms)})")  # fmt: skip
     return 0
 
 
@@ -175,4 +175,4 @@ def _plot(
     }
     limit = [row.tokens / row.needed_flops * rate for row in rows]
     lengths = [row.length for row in rows]
-    plot_lengths(path, lengths, (f"limit at {shown_speed(rate)}", limit), reached, about)
+    plot_lengths(path, lengths, (f"limit at {format_speed(rate)}", limit), reached, about)

@@ -1,0 +1,73 @@
+"""What an `Embedder` tells about its model, under the names that callers of sentence-transformers use."""
+
+from collections.abc import Mapping
+from typing import Generic, Never, Self, TypeVar, overload
+
+import torch
+from torch import Tensor
+
+from lastword.model_info import ModelInfo
+from lastword.similarity import Vectors
+from lastword.text.prompts import Kind
+
+Got = TypeVar("Got")
+Put = TypeVar("Put")
+
+
+class FromInfo(Generic[Got, Put]):
+    """An attribute of an `Embedder` that is read from and written to its `info`."""
+
+    def __init__(self, name: str, doc: str) -> None:
+        self._name, self.__doc__ = name, doc
+
+    @overload
+    def __get__(self, embedder: None, kind: type) -> Self: ...
+    @overload
+    def __get__(self, embedder: "ModelProperties", kind: type) -> Got: ...
+    def __get__(self, embedder: "ModelProperties | None", kind: type) -> Self | Got:
+        return self if embedder is None else getattr(embedder.info, self._name)
+
+    def __set__(self, embedder: "ModelProperties", value: Put) -> None:
+        setattr(embedder.info, self._name, value)
+
+
+class ModelProperties:
+    """The attributes of an `Embedder` that are those of its `info`, and the similarity of its vectors."""
+
+    info: ModelInfo
+
+    name = FromInfo[str, Never]("name", "The hub id or folder that was opened.")
+    notices = FromInfo[tuple[str, ...], Never]("notices", "Notes for the user, one line each.")
+    device = FromInfo[torch.device, Never]("device", "The device, or the first of several.")
+    dtype = FromInfo[torch.dtype, Never]("dtype", "The compute dtype.")
+    dim = FromInfo[int, Never]("dim", "Width of the vectors that `encode` returns.")
+    max_length = FromInfo[int, int | None](
+        "max_length",
+        "Maximum tokens per text, including the end token; set None for the model's default.",
+    )
+    max_seq_length = FromInfo[int, int | None]("max_length", "The same as `max_length`.")
+    truncate_dim = FromInfo[int | None, int | None](
+        "truncate_dim", "Number of leading dimensions to keep; None for all."
+    )
+    prompts = FromInfo[dict[str, str], Mapping[str, str]]("prompts", "The prompts by name.")
+    default_prompt_name = FromInfo[str | None, str | None](
+        "default_prompt_name", "Name of the prompt used when none is given, if any."
+    )
+
+    def get_embedding_dimension(self) -> int:
+        """Return `dim`, under the name that sentence-transformers uses."""
+        return self.dim
+
+    def resolve_prompt(
+        self, prompt_name: str | None = None, prompt: str | None = None, kind: Kind | None = None
+    ) -> str:
+        """Return the prompt to put before every text; see `ModelInfo.resolve_prompt`."""
+        return self.info.resolve_prompt(prompt_name, prompt, kind)
+
+    def similarity(self, a: Vectors, b: Vectors) -> Tensor:
+        """Compare every vector of a with every vector of b, using the model's similarity function: [N, M] fp32."""
+        return self.info.similarity(a, b)
+
+    def similarity_pairwise(self, a: Vectors, b: Vectors) -> Tensor:
+        """Compare row i of a with row i of b, using the model's similarity function: [N] fp32."""
+        return self.info.similarity_pairwise(a, b)
