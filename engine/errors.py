@@ -142,6 +142,11 @@ def list_some(names: Iterable[object], limit: int = 5) -> str:
     return ", ".join(listed[:limit]) + more
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, as in "1 text" and "2,000 texts"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def install_hint(extra: str) -> str:
     """Return the sentence that tells how to install an extra."""
     return f"Install it with: pip install 'lastword[{extra}]'."

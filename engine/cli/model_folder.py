@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lastword.cli import console, options
+from lastword.errors import count
 
 if TYPE_CHECKING:
     from lastword.weights.merging.job import Job
@@ -62,5 +63,7 @@ def write_folder(args: argparse.Namespace, job: "Job", about: str) -> list[dict[
         )
     seconds = time.perf_counter() - start
     rate = total / seconds / 1e6
-    say(f"{args.out}: {len(facts)} tensors, {total:,} bytes in {seconds:.1f} s, {rate:,.0f} MB/s")
+    say(
+        f"{args.out}: {count(len(facts), 'tensor')}, {total:,} bytes in {seconds:.1f} s, {rate:,.0f} MB/s"
+    )
     return facts

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.embedder import Embedder
-from lastword.errors import InputError
+from lastword.errors import InputError, count
 from lastword.verify.bounds import Bounds, bounds_of, reference_dtype
 from lastword.verify.probes import Probe
 from lastword.verify.transformers_reference import (
@@ -159,7 +159,7 @@ def _check_size(ids: list[list[int]]) -> None:
         raise InputError(
             "texts",
             "too many to verify with",
-            got=f"{len(ids):,} texts with {tokens:,} tokens",
+            got=f"{count(len(ids), 'text')} with {tokens:,} tokens",
             expected=f"at most {MAX_TEXTS:,} texts with {MAX_TOKENS:,} tokens in total",
             remedy="Verify with a sample of the texts.",
         )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lastword.errors import count
 from lastword.verify.evidence import Evidence
 from lastword.verify.mistakes import row_differences, token_mistakes, vector_mistakes
 from lastword.verify.verdict import LayerError, Verdict
@@ -28,7 +29,7 @@ def judge(evidence: Evidence, verdict: Verdict) -> None:
     }
     for name, detail in details.items():
         verdict.add(name, mistakes.get(name), detail)
-    verdict.add("tokens", _token_problem(evidence, differ), f"equal in {number} texts")
+    verdict.add("tokens", _token_problem(evidence, differ), f"equal in {count(number, 'text')}")
     _neighbours(evidence, verdict)
     _layers(evidence, same, verdict)
     _vectors(evidence, verdict)
@@ -49,7 +50,7 @@ def _token_problem(evidence: Evidence, differ: list[int]) -> str | None:
     place = next((k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
     place = min(len(ours), len(theirs)) if place is None else place
     got, expected = (str(ids[place]) if place < len(ids) else "the end" for ids in (ours, theirs))
-    return f"{len(pairs)} texts differ; {label}: token {place}: got {got}, expected {expected}"
+    return f"{count(len(pairs), 'text')} with other tokens; {label}: token {place}: got {got}, expected {expected}"
 
 
 def _neighbours(evidence: Evidence, verdict: Verdict) -> None:

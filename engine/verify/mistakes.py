@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lastword.errors import count
 from lastword.verify.evidence import Evidence
 from lastword.verify.transformers_reference import END_TOKEN
 
@@ -34,7 +35,7 @@ def token_mistakes(evidence: Evidence, differ: list[int]) -> dict[str, str]:
         )
     elif differ and all(evidence.ours.ids[i] == evidence.ids[i][:-1] for i in differ):
         found["end token"] = (
-            f"missing from {len(differ)} texts; expected {END_TOKEN!r} at their end"
+            f"missing from {count(len(differ), 'text')}; expected {END_TOKEN!r} at their end"
         )
     elif differ and all(evidence.ours.ids[i][:-1] == evidence.ids[i][:-1] for i in differ):
         others = sorted({evidence.ours.ids[i][-1] for i in differ})
@@ -121,7 +122,7 @@ def _candidates(evidence: Evidence, off: Tensor) -> Iterator[tuple[str, str, Ten
             yield "prompt text", words, ours[both], evidence.postprocess(states)
     nearest = (got @ F.normalize(reference).T).argmax(1)
     first, other = evidence.label(int(off[0])), evidence.label(int(nearest[0]))
-    words = f"{len(off)} texts have the vector of another text; {first} has the vector of {other}"
+    words = f"{count(len(off), 'text')} with the vector of another text; {first} has the vector of {other}"
     yield "order", words, got, reference[nearest]
 
 

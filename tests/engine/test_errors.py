@@ -13,6 +13,7 @@ from lastword.errors import (
     LastwordWarning,
     MissingPackageError,
     WeightsError,
+    count,
     not_unicode,
     require_extra,
 )
@@ -91,3 +92,10 @@ def test_a_failed_import_is_one_line(kind: type, reason: str, shown: str) -> Non
 def test_other_errors_pass() -> None:
     with pytest.raises(ZeroDivisionError), require_extra("mteb", "eval", "here"):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("number", "line"), [(0, "0 texts"), (1, "1 text"), (2, "2 texts"), (2000, "2,000 texts")]
+)
+def test_a_number_with_its_noun(number: int, line: str) -> None:
+    assert count(number, "text") == line

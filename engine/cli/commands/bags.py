@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from lastword.cli import console, options
-from lastword.errors import InputError
+from lastword.errors import InputError, count
 
 _ENDINGS = (".jsonl", ".txt")
 
@@ -114,7 +114,9 @@ def run(args: argparse.Namespace) -> int:
         made = bags_plan.write_plan(Path(args.output), spec, datasets, progress)
     if not args.quiet:
         for bag in made["bags"]:
-            console.say(f"bag {bag['name']}: {bag['rows']:,} rows of {len(datasets)} datasets")
+            console.say(
+                f"bag {bag['name']}: {count(bag['rows'], 'row')} of {count(len(datasets), 'dataset')}"
+            )
         console.say(f"{args.output}: written, with its row lists and {made['merge']}")
     return 0
 

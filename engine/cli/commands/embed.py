@@ -9,7 +9,7 @@ import lastword
 from lastword.cli import console, options, read, write
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
-from lastword.errors import InputError
+from lastword.errors import InputError, count
 from lastword.report import Report
 
 if TYPE_CHECKING:
@@ -175,9 +175,9 @@ def summary(report: Report) -> str:
     """Return one line with the tokens requested, computed and saved, the texts cut, and the speed."""
     saved = 100 * report.tokens_saved / report.tokens_requested if report.tokens_requested else 0.0
     return (
-        f"{report.texts:,} texts, {report.tokens_requested:,} tokens requested, "
+        f"{count(report.texts, 'text')}, {count(report.tokens_requested, 'token')} requested, "
         f"{report.tokens_computed:,} computed, {report.tokens_saved:,} ({saved:.1f} %) saved by "
-        f"sharing, {report.cut:,} texts cut, {report.tokens_per_second:,.0f} tokens/s"
+        f"sharing, {count(report.cut, 'text')} cut, {report.tokens_per_second:,.0f} tokens/s"
     )
 
 

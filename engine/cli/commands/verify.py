@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options, read
+from lastword.errors import count
 
 if TYPE_CHECKING:
     from lastword.verify import Verdict
@@ -83,7 +84,7 @@ def _table(verdict: "Verdict") -> Iterator[str]:
         mode = f", matmuls in {verdict.quantize}" if verdict.quantize else ""
         reference = f"transformers in {verdict.reference}"
         yield f"computed   on {verdict.device} in {verdict.dtype}{mode}; reference: {reference}"
-        yield f"texts      {verdict.texts:,} with {verdict.tokens:,} tokens in total"
+        yield f"texts      {verdict.texts:,} with {count(verdict.tokens, 'token')} in total"
     yield ""
     for check in verdict.checks:
         yield f"{check.status:<9}  {check.name:<13}  {console.printable(check.detail)}"

@@ -67,7 +67,7 @@ def test_report_counts_and_notices_go_to_stderr_last(cli):
     assert result.err == (
         "lastword: fake: a notice\n"
         "lastword: 3 texts, 106 tokens requested, 106 computed, 0 (0.0 %) saved by sharing, "
-        "1 texts cut, 0 tokens/s\n"
+        "1 text cut, 0 tokens/s\n"
     )
     assert cli("embed", "a.txt", "--quiet").err == ""
 

@@ -197,7 +197,7 @@ def test_a_too_long_text_is_named_or_cut(run, tiny_checkpoint):
     assert os.listdir() == ["texts.txt"]
     status, out, err = run("embed", *common)
     assert (status, out.count("\n")) == (0, 3)
-    assert "1 texts cut" in err
+    assert "1 text cut" in err
 
 
 def test_as_a_process_stderr_is_clean(run, tiny_checkpoint):
