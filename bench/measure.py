@@ -1,7 +1,7 @@
 """How long a call takes, and how fast this machine copies and multiplies: the two peaks that kernels are compared with.
 
 On a GPU `triton.testing.do_bench` times with events, flushes the L2 cache before each call and leaves out the warm-up.
-On a CPU a clock does the same, with 64 MB written between calls. This module knows no operation.
+On a CPU a clock is used, and 64 MB are written between calls to flush the cache. Nothing here depends on the operation.
 """
 
 import statistics

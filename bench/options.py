@@ -16,7 +16,7 @@ REP_MS = 100
 PEERS = ("sentence-transformers", "llama.cpp")
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZE = ("int8", "fp8")
-_QUICK = "use fewer texts: {} documents, {} queries, and {} queries with one per call".format(
+_QUICK = "use fewer texts: {} documents, {} queries in one call, and {} queries with one per call".format(
     *QUICK
 )
 
@@ -27,10 +27,11 @@ KERNELS_EXAMPLES = """examples:
   lastword bench kernels --op forest_attention --beside sdpa-cudnn descriptor
   lastword bench kernels --compile-only --model 4B --dtype bfloat16
 
-Before an implementation is timed, it is compared with the fp64 reference of its operation. A wrong
-one is not timed; exit status 1 if it is lastword's or yours. The function given by --with takes the
-same arguments as the operation in lastword.kernels. Times are medians, with the 20th and 80th
-percentiles. The share of the peak is relative to a copy and a matmul measured in the same run."""
+Before an implementation is timed, it is compared with the fp64 reference of its operation. One
+with wrong results is not timed; if it is lastword's own or the one given by --with, the exit status
+is 1. The function given by --with takes the same arguments as the operation in lastword.kernels.
+Times are medians, with the 20th and 80th percentiles. The percent of peak is relative to the
+bandwidth of a copy and the speed of a matmul, both measured in the same run."""
 
 PEERS_EXAMPLES = """examples:
   lastword bench peers                      the 0.6B shape with 4 layers, CPU, fp32; tens of minutes
@@ -75,13 +76,13 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=tuple(SIZES),
         metavar="SIZE",
-        help=f"model sizes ({', '.join(SIZES)}) for the shapes; by default 0.6B, 4B and 8B on a GPU, "
+        help=f"model sizes whose tensor shapes to use ({', '.join(SIZES)}); by default 0.6B, 4B and 8B on a GPU, "
         "0.6B on a CPU",
     )
     parser.add_argument(
         "--tokens",
         type=positive,
-        help="number of rows in a batch; by default 16384 on a GPU, 1024 on a CPU",
+        help="number of tokens in a batch; by default 16384 on a GPU, 1024 on a CPU",
     )
     parser.add_argument(
         "--dtype",
@@ -101,8 +102,8 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=BASELINES + FORMS,
         metavar="NAME",
-        help=f"baselines to compare with: {', '.join(BASELINES)}; without a NAME none; descriptor adds another "
-        "forest_attention kernel of lastword (NVIDIA sm_90 and sm_100 only); by default all baselines",
+        help=f"baselines to compare with: {', '.join(BASELINES)}; by default all; with no NAME, none; descriptor "
+        "also times another forest_attention kernel of lastword (NVIDIA sm_90 and sm_100 only)",
     )
     parser.add_argument(
         "--rep-ms",

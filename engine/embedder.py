@@ -1,6 +1,8 @@
 """The public API: one object that opens a checkpoint, resolves prompts and settings, and embeds texts.
 
-`runtime/loop.py` does the work. This module and `model_info.py` define the caller's settings and their defaults.
+A text becomes a vector in `runtime/loop.py`: text ─ `text/groups.py` ─► group ─ `text/tokenizer.py` ─► token ids ─
+`batching/forest.py` ─► forest ─ `model/qwen3.py` ─► last-token rows ─ `model/postprocess.py` ─► vectors, in the
+caller's order. This module and `model_info.py` define the caller's settings and their defaults.
 """
 
 import os
@@ -86,7 +88,7 @@ class Embedder(ModelProperties):
 
     @property
     def max_batch_tokens(self) -> int:
-        """Maximum tokens computed in one forward; can be set, with None for the default of the devices."""
+        """Maximum tokens computed in one forward; set None for the default of the devices."""
         return self.loop.budget.limit
 
     @max_batch_tokens.setter

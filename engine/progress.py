@@ -10,7 +10,7 @@ _PATIENCE_S = 1.0
 
 
 def on_terminal() -> bool:
-    """Return whether stderr is a terminal; `sys.stderr` is None if it was closed before Python started."""
+    """Return whether stderr is a terminal; False if it was closed before Python started (`sys.stderr` is None)."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 

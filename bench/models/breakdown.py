@@ -64,7 +64,7 @@ TITLES = {
 class Breakdown:
     """Median seconds for texts of one length by stage and operation, and the operations' MFU.
 
-    MFU is the rate of the needed operations divided by the rate of the measured matmul.
+    MFU (model FLOPs utilisation) is the rate of the required FLOPs divided by the FLOP rate of a measured matmul.
     """
 
     stages_s: dict[str, float]
@@ -186,7 +186,7 @@ def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def breakdown_lines(lengths: Sequence[int], found: Sequence[Breakdown]) -> list[str]:
-    """Format a table with one column per length: shares of all stages, then shares of the forward and MFU."""
+    """Format a table with one column per length: shares of the stages, then of the operations, and MFU."""
     head = "".join(f"{f'{length:,} tokens':>18}" for length in lengths)
     stages = found[0].stages_s
     lines = [f"{'where the time goes':<24}{head}"]

@@ -1,4 +1,4 @@
-"""The floating-point operations that a set of texts needs at least, counted from first principles.
+"""The minimum number of floating-point operations that a set of texts needs, counted from first principles.
 
 Every distinct prefix counts once. In the last layer, keys and values count for all tokens and everything else for the
 last token of each distinct text. One multiply-add is two operations. Norms, RoPE and activations (well under 1 %) are

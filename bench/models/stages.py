@@ -38,7 +38,7 @@ def forests_of(embedder: Embedder, ids: Iterable[Sequence[Sequence[int]]]) -> li
 
 
 def batches_of(embedder: Embedder, texts: Sequence[str]) -> list[Forest]:
-    """Make the batches of texts: the three stages before the forward."""
+    """Turn texts into batches: groups, token ids and forests, the three stages before the forward."""
     return forests_of(embedder, ids_of(embedder, groups_of(embedder, texts)))
 
 

@@ -196,8 +196,8 @@ def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:
         "--as",
         dest="known_as",
         metavar="ID",
-        help=f"Hugging Face id whose {what} to use; by default MODEL, or for a local folder the published "
-        "model of the same name",
+        help=f"Hugging Face id of the {what} to use; by default MODEL itself or, for a local folder, the "
+        "published model with the folder's name",
     )
 
 

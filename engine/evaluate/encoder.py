@@ -48,7 +48,7 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
         show_progress_bar: bool | None = None,
         **options: Any,  # noqa: ARG002 (batch_size: batches are cut by tokens)
     ) -> Any:
-        """Embed all texts of a split; each batch in `inputs` has a list "text"."""
+        """Embed all texts of a split; each batch in `inputs` is a mapping whose key "text" holds a list of texts."""
         texts = [text for batch in inputs for text in batch["text"]]
         return self.model.encode(
             texts,

@@ -1,7 +1,7 @@
 """Turn final states into vectors: truncate to the requested width, normalise, check, quantise.
 
-`not_finite` finds bad rows, and `runtime/results.py` turns them into errors: no NaN reaches the caller. This module
-handles tensors only.
+`not_finite` finds bad rows, and `runtime/results.py` turns them into errors: no vector with NaN reaches the
+caller (`hidden_states` returns states as they are). This module handles tensors only.
 """
 
 from dataclasses import dataclass

@@ -3,6 +3,10 @@
 Each layer maps (x, residual) to (x, residual). The last layer computes keys and values for all rows and everything
 else for the last-token rows only. On a GPU nothing here waits for the device. This module knows weights and kernels,
 but no texts or tokenizers.
+
+Pooling is this structure. Another pooling, such as the mean, would need every row of the last layer (`forward` instead
+of `forward_last`), a sum over each text's path of segments (`batching/forest.py`), and a setting that
+`weights/embedding_spec.py` reads instead of refusing it.
 """
 
 from collections.abc import Callable

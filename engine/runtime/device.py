@@ -1,4 +1,4 @@
-"""Choose the device, the compute dtype and the batch size. This module knows devices, but no models."""
+"""Choose the device, the compute dtype and the batch size. Independent of models."""
 
 import torch
 

@@ -39,7 +39,7 @@ class Tokens:
     cut: list[bool]
 
     def refuse_cut(self, max_length: int, *, first: int = 0) -> None:
-        """Raise InputError naming the first text that was cut, if any; `first` is the caller's index of texts[0]."""
+        """Raise InputError for the earliest text that was cut, if any; `first` is the caller's index of texts[0]."""
         if any(self.cut):
             index = first + self.cut.index(True)
             raise InputError(

@@ -19,7 +19,7 @@ _MOST = 0.9  # share of the differing texts that one mistake must explain
 
 
 def token_mistakes(evidence: Evidence, differ: list[int]) -> dict[str, str]:
-    """Find mistakes in end tokens and prompts; return {check: problem}.
+    """Find mistakes in end tokens and prompts that explain wrong token ids; return {check: problem}.
 
     Args:
         evidence: the collected results.

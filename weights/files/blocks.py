@@ -45,7 +45,7 @@ class BlockThreads:
 
 @contextmanager
 def block_threads() -> Iterator[BlockThreads]:
-    """Start one thread per core and limit torch to one thread each, so that the thread counts do not multiply."""
+    """Start one thread per core and limit torch to one within each, so that the thread counts do not multiply."""
     before = torch.get_num_threads()
     count = max(1, min(before, os.cpu_count() or 1))
     torch.set_num_threads(1)

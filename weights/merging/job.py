@@ -60,15 +60,15 @@ def write_model(
         job: the model to write.
         out: the new folder; it may exist if it is empty.
         shard_bytes: maximum size of the weights per file; a larger tensor gets its own file.
-        progress: called with the number of bytes written, or found written by an earlier run.
+        progress: called with each number of bytes just written, or found already written by an earlier run.
         notice: called with messages for the user.
 
     Returns:
-        The facts of every tensor, in order.
+        One dictionary of facts per tensor, as given by `job.facts`, in the order of `job.specs`.
 
     Raises:
-        InputError: the folder exists, is being written by another run, or cannot be written.
-        WeightsError: raised by the job.
+        InputError: the folder is not empty, another run is writing to it, or it cannot be written.
+        WeightsError: the job cannot read or combine its input tensors.
     """
     shards = _cut(job.specs, shard_bytes)
     _check_free(out)

@@ -10,7 +10,7 @@ from lastword.errors import InputError, count
 
 _ENDINGS = (".jsonl", ".txt")
 
-ABOUT = "draw the training data of models that will be merged"
+ABOUT = "sample training data for models that will be merged"
 EXAMPLES = """examples:
   lastword bags msmarco.jsonl nli.jsonl --ratios 80,100 --seed 7 -o plan.json
   lastword bags new.jsonl --old msmarco.jsonl nli.jsonl --ratios 100 --seed 8 -o update.json \\
@@ -19,7 +19,8 @@ EXAMPLES = """examples:
 A bag is the training data of one model: a sample of the rows of every dataset. Each file is one
 dataset with one row per line, and is sampled separately, without replacement. The command writes
 plan.json, plan.rows/BAG/DATASET.txt with one row id per line, and plan.merge.yaml, a recipe for
-"lastword merge". The same files and seed give the same plan, in any order and on any machine.
+"lastword merge". The same files and seed always give the same plan, on any machine and in whatever
+order the files are named.
 To update a released model, pass its earlier training data with --old: each bag then mixes old
 and new rows, and --into adds the released model to the recipe."""
 
@@ -73,7 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=("equal", "size"),
         default="equal",
-        help="weights of the models in the recipe: equal, or by number of rows; by default equal",
+        help="weight of each model in the merge: equal, or by size (its number of rows); by default equal",
     )
     parser.add_argument(
         "--into", metavar="MODEL", help="existing model to add to the recipe; by default none"

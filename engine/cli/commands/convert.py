@@ -5,7 +5,7 @@ import argparse
 from lastword.cli import options
 from lastword.cli.model_folder import add_folder_options, write_folder
 
-ABOUT = "write a model in another dtype or with another file size"
+ABOUT = "rewrite a model with another dtype or split into files of another size"
 EXAMPLES = """examples:
   lastword convert Qwen/Qwen3-Embedding-0.6B ./model-f32 --dtype f32
   lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   lastword eval ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1 --card
 
 Needs mteb: pip install 'lastword[eval]'. Every finished task is saved in mteb's results folder, so
-an interrupted run continues when the same command is given again. --card itself runs no task: it
+an interrupted run continues when the same command is given again. --card alone runs no tasks: it
 compares the results saved so far with the model card. Exit status 1 if a task failed."""
 
 
@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--card",
         action="store_true",
-        help="compare saved results with the scores on the model card; runs no task by itself",
+        help="compare saved results with the scores on the model card; alone it runs no tasks",
     )
     options.add_known_as(parser, "instructions and model card")
     parser.add_argument(

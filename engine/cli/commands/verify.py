@@ -19,8 +19,8 @@ EXAMPLES = """examples:
   lastword verify ./tuned --accept "prompt text"
 
 Needs transformers: pip install 'lastword[verify]'. Its layers are loaded one at a time, so a second
-copy of the model is never in memory. Exit status 1 if a check failed; the first failed check names
-the cause, and later ones may only follow from it."""
+copy of the model is never in memory. Exit status 1 if a check failed. Look at the first
+failed check for the cause; later failures may simply follow from it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scores",
         action="store_true",
-        help="also compute the example of the model card, in float32, and compare its scores",
+        help="also compute the model card's example in float32 and compare the scores with those on the card",
     )
     options.add_known_as(parser, "model card")
     parser.add_argument(
