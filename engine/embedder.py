@@ -259,12 +259,12 @@ class Embedder(ModelProperties):
         config = self.info.config
         task = StatesTask(layer_numbers(layers, config.num_hidden_layers))
         options = self.info.encode_options("hidden_states", prompt_name, prompt, {})
-        listed, empty = (
-            list(require_texts(texts)),
-            torch.empty(0, len(task.layers), config.hidden_size),
-        )
-        found = self.loop.matrices(listed, options, Report(), lambda _: None, task=task)
-        return torch.cat([empty, *found])
+        listed, done = list(require_texts(texts)), 0
+        states = torch.empty(len(listed), len(task.layers), config.hidden_size)
+        for found in self.loop.matrices(listed, options, Report(), lambda _: None, task=task):
+            states[done : done + len(found)] = found
+            done += len(found)
+        return states
 
     def _matrices(
         self,

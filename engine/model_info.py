@@ -296,6 +296,6 @@ def find_published(model: str, facts: Mapping[str, T], where: str, what: str) ->
             what,
             got=repr(model),
             expected=f"one of: {list_some(facts)}",
-            remedy="HubOptions MODEL does not say which, name it with --as (in Python known_as).",
+            remedy="Where MODEL does not say which, name it with --as (in Python known_as).",
         )
     return facts[name]

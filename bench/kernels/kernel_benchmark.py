@@ -1,7 +1,7 @@
 """`lastword bench kernels`: check every operation, time it and compare it with the peaks of the same run.
 
 First lastword's own operation, then the caller's function (`--with`), then the baselines. Each passes the gate first;
-a wrong one is not timed. QuantizedRows are shown and written as they come. Method and examples: `bench/README.md`.
+a wrong one is not timed. Rows are shown and written as they come. Method and examples: `bench/README.md`.
 """
 
 import argparse
