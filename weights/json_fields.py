@@ -4,11 +4,14 @@ The files of a checkpoint are untrusted. Duplicate keys, NaN, deep nesting and h
 readers of single files only name the keys that they need. This module does not import torch.
 """
 
+import errno
 import json
+import os
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from lastword.errors import ConfigError, LastwordError, WeightsError
 
@@ -115,33 +118,59 @@ def read_bytes(
     error: type[LastwordError] = ConfigError,
     *,
     remedy: str = "Name a folder that holds the whole model.",
+    limit: int = MAX_JSON_BYTES,
 ) -> bytes:
-    """Read a whole small file.
+    """Read a whole small regular file; at most `limit` bytes are ever read.
 
     Args:
         path: the file.
         error: the type of error for a file that is too large.
         remedy: the advice if the file is missing.
+        limit: maximum size in bytes.
 
     Raises:
-        WeightsError: the file is missing or cannot be read.
-        error: the file is larger than `MAX_JSON_BYTES`.
+        WeightsError: the file is missing, cannot be read, or is not a regular file.
+        error: the file is larger than `limit`.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            most = f"at most {MAX_JSON_BYTES}"
-            raise error(str(path), "too large", got=f"{size} bytes", expected=most)
-        return path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read(limit + 1)
     except FileNotFoundError:
         raise WeightsError(str(path), "no such file", remedy=remedy) from None
     except OSError as problem:
         raise unreadable(path, problem) from None
+    if len(data) > limit:
+        raise error(str(path), "too large", expected=f"at most {limit} bytes")
+    return data
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; never wait for a pipe, never read a device.
+
+    Raises:
+        OSError: the file is missing, cannot be opened, or is not a regular file.
+    """
+    # O_NONBLOCK: opening a pipe that nobody writes to would wait. It has no effect on regular files.
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(file, "rb")
 
 
 def read_object(path: Path, error: type[LastwordError] = ConfigError) -> dict[str, Any]:
     """Read a file that contains one JSON object."""
     return parse_object(read_bytes(path, error), str(path), error)
+
+
+def read_optional_object(
+    path: Path, error: type[LastwordError] = ConfigError
+) -> dict[str, Any] | None:
+    """Read a file like `read_object`; return None if nothing has this name.
+
+    A link that leads nowhere, as in a damaged hub cache, is an error: settings must not vanish unnoticed.
+    """
+    return read_object(path, error) if os.path.lexists(path) else None
 
 
 class Fields:
