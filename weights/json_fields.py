@@ -15,9 +15,39 @@ from typing import Any, BinaryIO, NoReturn
 
 from lastword.errors import ConfigError, LastwordError, WeightsError
 
-MAX_JSON_BYTES = 256 * 1024 * 1024
+# Parsed JSON takes about ten times the memory of its text, so each kind of file has its own limit.
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+MAX_INDEX_BYTES = 64 * 1024 * 1024
+MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 MAX_INT = 2**31 - 1
 MAX_FLOAT = sys.float_info.max
+
+_FETCH = "The download failed: fetch the model again."
+_CONVERT = "Name a folder with the model in the safetensors format."
+# How a file begins that is not what its name says, what it is, and the remedy. No JSON begins like one of these.
+_FOREIGN = (
+    (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its folder, or fetch the model again."),
+    (b"/annex/objects/", "a git-annex pointer", "Run `git annex get` in its folder, or fetch the model again."),
+    (b"<", "a web page", _FETCH),
+    (b"Entry not found", "the hub's message of an error", _FETCH),
+    (b"Invalid username or password", "the hub's message of an error", _FETCH),
+    (b"PK\x03\x04", "a zip archive, as torch.save writes it", _CONVERT),
+    (b"\x80\x02", "a Python pickle, as torch.save writes it", _CONVERT),
+    (b"\x80\x03", "a Python pickle", _CONVERT),
+    (b"\x80\x04", "a Python pickle", _CONVERT),
+    (b"\x80\x05", "a Python pickle", _CONVERT),
+    (b"GGUF", "a GGUF file", _CONVERT),
+    (b"\x89HDF", "an HDF5 file", _CONVERT),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
+)  # fmt: skip
+FOREIGN_BYTES = 512  # the beginning that shows it
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 def show_value(value: object, limit: int = 60) -> str:
@@ -118,9 +148,9 @@ def read_bytes(
     error: type[LastwordError] = ConfigError,
     *,
     remedy: str = "Name a folder that holds the whole model.",
-    limit: int = MAX_JSON_BYTES,
+    limit: int = MAX_CONFIG_BYTES,
 ) -> bytes:
-    """Read a whole small regular file; at most `limit` bytes are ever read.
+    """Read a whole small regular file, which must not be one of another kind; read at most `limit` bytes.
 
     Args:
         path: the file.
@@ -129,7 +159,7 @@ def read_bytes(
         limit: maximum size in bytes.
 
     Raises:
-        WeightsError: the file is missing, cannot be read, or is not a regular file.
+        WeightsError: the file is missing, cannot be read, is not a regular file, or holds something else.
         error: the file is larger than `limit`.
     """
     try:
@@ -141,26 +171,66 @@ def read_bytes(
         raise unreadable(path, problem) from None
     if len(data) > limit:
         raise error(str(path), "too large", expected=f"at most {limit} bytes")
+    refuse_foreign(path, data)
     return data
+
+
+def refuse_foreign(path: Path, start: bytes) -> None:
+    """Refuse a file that holds something else than its name says, such as a Git LFS pointer or a web page.
+
+    Args:
+        path: the file, for the error message.
+        start: its first `FOREIGN_BYTES` or more, or the whole file if it is shorter.
+
+    Raises:
+        WeightsError: the file is empty, begins with zeros only, or begins like a file of another kind.
+    """
+    start = start[:FOREIGN_BYTES]
+    if not start:
+        raise WeightsError(str(path), "empty", remedy=_FETCH)
+    if not any(start):
+        raise WeightsError(str(path), "filled with zeros", remedy=_FETCH)
+    lead = start.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    for first, kind, remedy in _FOREIGN:
+        if lead.startswith(first):
+            raise WeightsError(str(path), f"{kind}, not the file itself", remedy=remedy)
 
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading; never wait for a pipe, never read a device.
 
     Raises:
-        OSError: the file is missing, cannot be opened, or is not a regular file.
+        OSError: the file is missing, cannot be opened, or is not a regular file; or no file can have this name.
     """
-    # O_NONBLOCK: opening a pipe that nobody writes to would wait. It has no effect on regular files.
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return os.fdopen(file, "rb")
+    try:
+        _require_regular(path, os.stat(path).st_mode)  # opening is enough to act on some devices
+        # O_NONBLOCK: opening a pipe that nobody writes to would wait. It has no effect on regular files.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        file = os.fdopen(os.open(path, flags), "rb")
+    except ValueError:  # a null character, or one that the file system cannot encode
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from None
+    try:
+        _require_regular(
+            path, os.fstat(file.fileno()).st_mode
+        )  # the name may have been given to another file
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
-def read_object(path: Path, error: type[LastwordError] = ConfigError) -> dict[str, Any]:
+def _require_regular(path: Path, mode: int) -> None:
+    """Raise OSError for a mode of a file that is not regular, with what it is."""
+    if not stat.S_ISREG(mode):
+        found = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
+        raise OSError(errno.EINVAL, f"it is {found}", str(path))
+
+
+def read_object(
+    path: Path, error: type[LastwordError] = ConfigError, *, limit: int = MAX_CONFIG_BYTES
+) -> dict[str, Any]:
     """Read a file that contains one JSON object."""
-    return parse_object(read_bytes(path, error), str(path), error)
+    return parse_object(read_bytes(path, error, limit=limit), str(path), error)
 
 
 def read_optional_object(

@@ -5,9 +5,12 @@ import sys
 
 import pytest
 
-from lastword.errors import ConfigError, InputError
+from helpers.messages import refusal
+
+from lastword.errors import ConfigError, InputError, WeightsError
 from lastword.weights import parse_json, parse_object
-from lastword.weights.json_fields import show_value
+from lastword.weights.files.header import read_header
+from lastword.weights.json_fields import read_object, show_value
 
 # Each content as bytes and as text, and the error's parts: what, got.
 BAD = {
@@ -63,6 +66,44 @@ def test_values_are_shown_in_one_short_line():
     assert show_value("x" * 100) == '"' + "x" * 58 + "…"
     assert show_value(10**5000) == "a huge int"
     assert show_value({1}) == "{1}"
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1191586416\n"
+PAGE, FAILED = "a web page, not the file itself", "The download failed: fetch the model again."
+CONVERT = "Name a folder with the model in the safetensors format."
+PICKLE = "a Python pickle, as torch.save writes it, not the file itself"
+FOREIGN = {
+    "lfs": (POINTER, "a Git LFS pointer, not the file itself",
+            "Run `git lfs pull` in its folder, or fetch the model again."),
+    "annex": (b"/annex/objects/SHA256E-s9--00.json\n", "a git-annex pointer, not the file itself",
+              "Run `git annex get` in its folder, or fetch the model again."),
+    "html": (b"<!DOCTYPE html><html></html>", PAGE, FAILED),
+    "html-after-a-line": (b"\xef\xbb\xbf\r\n  <html lang=en>", PAGE, FAILED),
+    "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', PAGE, FAILED),
+    "hub": (b"Entry not found", "the hub's message of an error, not the file itself", FAILED),
+    "zip": (b"PK\x03\x04\x00\x00\x08\x08\x00\x00", "a zip archive, as torch.save writes it, not the file itself", CONVERT),
+    "pickle": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", PICKLE, CONVERT),
+    "gguf": (b"GGUF\x03\x00\x00\x00\x36\x01\x00\x00", "a GGUF file, not the file itself", CONVERT),
+    "gzip": (b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00", "a gzip archive, not the file itself", "Unpack it first."),
+    "empty": (b"", "empty", FAILED),
+    "zeros": (bytes(5000), "filled with zeros", FAILED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("read", [read_object, read_header])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_another_kind_is_named(tmp_path, name, read):
+    content, what, remedy = FOREIGN[name]
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with refusal(WeightsError, where=str(path), what=what, got=None, remedy=remedy):
+        read(path)
+
+
+def test_a_header_whose_length_begins_like_a_pickle(tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes((0x280).to_bytes(8, "little") + b"{}".ljust(0x280))
+    assert read_header(path) == {}
 
 
 def test_strict_json_and_headers_cost_no_torch():

@@ -15,7 +15,14 @@ from typing import Any, NoReturn
 
 from lastword.errors import WeightsError
 from lastword.weights.files.dtypes import ELEMENT_SIZES
-from lastword.weights.json_fields import parse_object, show_value, unreadable
+from lastword.weights.json_fields import (
+    FOREIGN_BYTES,
+    open_regular,
+    parse_object,
+    refuse_foreign,
+    show_value,
+    unreadable,
+)
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MOST_ROWS = 10**15
@@ -81,9 +88,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         WeightsError: the file is missing, truncated or too long, or the header contradicts itself.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            length = _header_length(path, file.read(8), size)
+            length = _header_length(path, file.read(FOREIGN_BYTES), size)
+            file.seek(8)
             raw = file.read(length)
     except FileNotFoundError:
         again = "Download the checkpoint again."
@@ -98,15 +106,20 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return ordered
 
 
-def _header_length(path: Path, first: bytes, size: int) -> int:
-    if len(first) < 8:
+def _header_length(path: Path, start: bytes, size: int) -> int:
+    """Read the header's length from the first bytes of a file."""
+    if (
+        start[8:9] != b"{"
+    ):  # else it is a header, and its length may look like the beginning of another format
+        refuse_foreign(path, start)
+    if len(start) < 8:
         raise _truncation_error(path, size, "a safetensors header")
-    length = int.from_bytes(first, "little")
+    length = int.from_bytes(start[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise WeightsError(
             str(path),
             "not a safetensors file",
-            got=f"header length {length}",
+            got=f"header length {length}, and the first bytes {show_value(start[:16])}",
             expected=f"at most {MAX_HEADER_BYTES}",
         )
     if 8 + length > size:

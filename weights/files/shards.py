@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lastword.errors import WeightsError, list_some
 from lastword.weights.files.header import TensorInfo, read_header
-from lastword.weights.json_fields import read_object, show_value
+from lastword.weights.json_fields import MAX_INDEX_BYTES, read_object, show_value
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -59,7 +59,7 @@ def _no_weights(folder: Path, shards: set[str]) -> WeightsError:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Read the map from tensor names to file names; a file name must not contain a path."""
-    weight_map = read_object(index, WeightsError).get("weight_map")
+    weight_map = read_object(index, WeightsError, limit=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         got, expected = show_value(weight_map), "names and files"
         raise WeightsError(f"{index}: weight_map", "wrong value", got=got, expected=expected)

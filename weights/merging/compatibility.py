@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lastword.errors import ConfigError, WeightsError, list_some
 from lastword.weights.files.companions import TOKENIZER, differing_companions, vocabulary
-from lastword.weights.json_fields import read_bytes, show_value
+from lastword.weights.json_fields import MAX_TOKENIZER_BYTES, read_bytes, show_value
 from lastword.weights.merging.stored import StoredModel
 from lastword.weights.tensor_names import LM_HEAD
 
@@ -85,7 +85,9 @@ def _check_tensors(first: StoredModel, other: StoredModel, *, one_dtype: bool) -
 
 def _check_vocabularies(first: Path, other: Path) -> None:
     """Compare tokens and ids; identical files are not parsed."""
-    if read_bytes(first / TOKENIZER) == read_bytes(other / TOKENIZER):
+    paths = (first / TOKENIZER, other / TOKENIZER)
+    data = [read_bytes(path, limit=MAX_TOKENIZER_BYTES) for path in paths]
+    if data[0] == data[1]:
         return
     mine, theirs = vocabulary(first), vocabulary(other)
     if mine == theirs:

@@ -43,18 +43,16 @@ TRUNCATED, HUGE = "truncated", "at most 100000000"
 ENTRY, SIZES = "dtype, shape and data_offsets", "a list of sizes"
 # The bytes, and the error's parts: where (in the file), what, and if known got and expected.
 BAD = {
-    "empty": (b"", "", TRUNCATED, "0 bytes", "a safetensors header"),
     "seven-bytes": (b"1234567", "", TRUNCATED, "7 bytes", "a safetensors header"),
     "cut-header": (pack(GOOD)[:40], "", TRUNCATED, "40 bytes", "at least 137 for the header"),
     "cut-payload": (pack(GOOD)[:-1], "", TRUNCATED, "158 bytes", "159"),
     "no-payload": (pack(GOOD, b""), "", TRUNCATED, "137 bytes", "159"),
     "trailing": (pack(GOOD, bytes(23)), "", "trailing bytes", "160 bytes", "159"),
-    "html-page": (b"<!DOCTYPE html><html></html>", "", "not a safetensors file",
-                  "header length 5789751444030890300", HUGE),
-    "lfs-pointer": (b"version https://git-lfs.github.com/spec/v1", "", "not a safetensors file",
-                    "header length 2336927755350992246", HUGE),
-    "huge-length": (struct.pack("<Q", 2**63) + b"{}", "", "not a safetensors file", f"header length {2**63}", HUGE),
-    "zero-length": (pack(b""), ": header", "not valid JSON (Expecting value at column 1)", None, None),
+    "no-header": (b'{"error": "no such model"}', "", "not a safetensors file",
+                  "header length 2482168881970750075, and the first bytes b'{\"error\": \"no su'", HUGE),
+    "huge-length": (struct.pack("<Q", 2**63) + b"{}", "", "not a safetensors file",
+                    f"header length {2**63}, and the first bytes b'" + r"\x00" * 7 + r"\x80{}'", HUGE),
+    "zero-length": (pack(b"", b"x"), ": header", "not valid JSON (Expecting value at column 1)", None, None),
     "not-utf8": (pack(b'{"\xff": 1}'), ": header", "not UTF-8 at byte 2", None, None),
     "not-json": (pack(b"{nope}"), ": header", "not valid JSON (", None, None),
     "list": (pack([]), ": header", "wrong content", "a list", "a JSON object"),
@@ -117,7 +115,7 @@ def test_missing_and_unreadable(tmp_path):
         read_header(tmp_path)
     assert (caught.value.where, caught.value.what) == (
         str(tmp_path),
-        "cannot be read (Is a directory)",
+        "cannot be read (it is a folder)",
     )
 
 
