@@ -5,6 +5,7 @@ This module only collects; `findings.py` compares.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.embedder import Embedder
-from lastword.errors import InputError, count
+from lastword.errors import ConfigError, InputError, count
 from lastword.verify.bounds import Bounds, bounds_of, reference_dtype
 from lastword.verify.probes import Probe
 from lastword.verify.transformers_reference import (
@@ -110,11 +111,13 @@ def gather(embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int],
 
     Raises:
         InputError: there are too many texts.
+        ConfigError: transformers' tokenizer gives ids that the model does not have.
     """
     info, folder = embedder.info, embedder.info.files.folder
     text = ReferenceText(folder)
     probes, ids = _with_tokens(text, probes, info.max_length)
     _check_size(ids)
+    _check_ids(folder, ids, info.config.vocab_size)
     cut = [probe.text for probe in probes if len(probe.text) > 8 * _CUT]
     mistakes = _prompt_mistakes(text, probes, info.max_length)
     every = [*ids, *(each for mistake in mistakes for each in mistake.ids)]
@@ -162,6 +165,18 @@ def _check_size(ids: list[list[int]]) -> None:
             got=f"{count(len(ids), 'text')} with {tokens:,} tokens",
             expected=f"at most {MAX_TEXTS:,} texts with {MAX_TOKENS:,} tokens in total",
             remedy="Verify with a sample of the texts.",
+        )
+
+
+def _check_ids(folder: Path, ids: list[list[int]], vocab_size: int) -> None:
+    highest = max(max(each) for each in ids)
+    if highest >= vocab_size:
+        raise ConfigError(
+            f"{folder}: transformers' tokenizer",
+            "token ids go beyond the embedding table",
+            got=f"id {highest}",
+            expected=f"below {vocab_size}",
+            remedy="Name the tokenizer's class and special tokens in tokenizer_config.json.",
         )
 
 

@@ -20,7 +20,7 @@ def judge(evidence: Evidence, verdict: Verdict) -> None:
     same = torch.tensor([i for i in range(number) if i not in set(differ)], dtype=torch.int64)
     mistakes = vector_mistakes(evidence, same) | token_mistakes(evidence, differ)
     details = {
-        "end token": f"{''.join(evidence.text.appended())} after every text",
+        "end token": f"{''.join(evidence.text.appended()) or 'none'} after every text",
         "prompt text": f"{len(evidence.text.prompts)} prompts",
         "pooled row": "the last token",
         "final norm": "applied",

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from lastword.errors import count
 from lastword.verify.evidence import Evidence
-from lastword.verify.transformers_reference import END_TOKEN
+from lastword.verify.transformers_reference import QWEN_END_TOKEN
 
 _QUERY_FORM = re.compile(r"Instruct: .+\nQuery:", re.DOTALL)
+# Whatever looks like an instruction must be one: a missing line break or an extra space changes every vector.
+_INSTRUCTION = re.compile(r"instruct\w*\s*:|\n\s*query\s*:", re.IGNORECASE)
 _MOST = 0.9  # share of the differing texts that one mistake must explain
 
 
@@ -25,29 +27,43 @@ def token_mistakes(evidence: Evidence, differ: list[int]) -> dict[str, str]:
         evidence: the collected results.
         differ: indices of the texts with wrong token ids.
     """
-    found = {}
-    appended = evidence.text.appended()
-    if appended[-1:] != [END_TOKEN]:
+    problems = {
+        "end token": _end_token_problem(evidence, differ),
+        "prompt text": _prompt_problem(evidence) or _prompt_in_ids(evidence, differ),
+    }
+    return {name: problem for name, problem in problems.items() if problem is not None}
+
+
+def _end_token_problem(evidence: Evidence, differ: list[int]) -> str | None:
+    """Compare the end token with the one that the model's own files name, and lastword's with transformers'."""
+    appended, named = evidence.text.appended(), evidence.text.end_tokens()
+    # Other models than Qwen3-Embedding may have been trained without an end token.
+    needed = bool(appended) or QWEN_END_TOKEN in named
+    if needed and appended[-1:] not in [[token] for token in named]:
         got = f"{appended[-1]!r}" if appended else "none"
-        found["end token"] = (
-            f"tokenizer.json appends the wrong token; got {got}, expected {END_TOKEN!r}. Download the tokenizer "
+        expected = f"{named[0]!r}" if named else "none"
+        return (
+            f"tokenizer.json appends the wrong token; got {got}, expected {expected}. Download the tokenizer "
             "again; if the model was trained this way, pass --accept 'end token'"
         )
-    elif differ and all(evidence.ours.ids[i] == evidence.ids[i][:-1] for i in differ):
-        found["end token"] = (
-            f"missing from {count(len(differ), 'text')}; expected {END_TOKEN!r} at their end"
-        )
-    elif differ and all(evidence.ours.ids[i][:-1] == evidence.ids[i][:-1] for i in differ):
-        others = sorted({evidence.ours.ids[i][-1] for i in differ})
-        found["end token"] = f"wrong end token; got id {others}, expected {END_TOKEN!r}"
-    elif any(a[-1] != b[-1] for a, b in zip(evidence.ours.cut_ids, evidence.cut_ids, strict=True)):
-        found["end token"] = f"missing after a text is cut; expected {END_TOKEN!r} last"
-    problem = _prompt_problem(evidence) or _prompt_in_ids(evidence, differ)
-    return {**found, "prompt text": problem} if problem else found
+    if not appended:
+        return None
+    end, ours, theirs = appended[-1], evidence.ours, evidence.ids
+    if differ and all(ours.ids[i] == theirs[i][:-1] for i in differ):
+        return f"missing from {count(len(differ), 'text')}; expected {end!r} at their end"
+    if differ and all(ours.ids[i][:-1] == theirs[i][:-1] for i in differ):
+        others = sorted({ours.ids[i][-1] for i in differ})
+        return f"wrong end token; got id {others}, expected {end!r}"
+    if any(a[-1] != b[-1] for a, b in zip(ours.cut_ids, evidence.cut_ids, strict=True)):
+        return f"missing after a text is cut; expected {end!r} last"
+    return None
 
 
 def _prompt_problem(evidence: Evidence) -> str | None:
-    """Compare the prompts with the checkpoint's file, and the file's with the form used to train this model family."""
+    """Compare the prompts with the checkpoint's file, and an instruction in the file with Qwen3-Embedding's form.
+
+    A prompt of another kind, such as "query: ", is the model's own and passes.
+    """
     theirs, ours = evidence.text.prompts, evidence.ours.prompts
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
@@ -55,18 +71,15 @@ def _prompt_problem(evidence: Evidence) -> str | None:
                 f"prompt {name!r} differs from the checkpoint's; got {ours.get(name)!r}, "
                 f"expected {theirs.get(name)!r}"
             )
-    foreign = (
-        "The file may belong to another model; if the model was trained this way, "
-        "pass --accept 'prompt text'"
-    )
-    query = theirs.get("query")
-    if query is not None and not _QUERY_FORM.fullmatch(query):
+    query, document = evidence.text.prompt("query"), evidence.text.prompt("document")
+    trained = "If the model was trained this way, pass --accept 'prompt text'"
+    if _INSTRUCTION.search(query) and not _QUERY_FORM.fullmatch(query):
         expected = "'Instruct: …\\nQuery:' with no space after it"
-        what = "prompt 'query' in config_sentence_transformers.json has another form"
-        return f"{what}; got {query!r}, expected {expected}. {foreign}"
-    if evidence.text.prompt("document"):
-        got = evidence.text.prompt("document")
-        return f"documents have a prompt; got {got!r}, expected none. {foreign}"
+        what = "prompt 'query' in config_sentence_transformers.json is not quite an instruction"
+        return f"{what}; got {query!r}, expected {expected}. {trained}"
+    if _INSTRUCTION.search(document):
+        what = "documents have the prompt of queries"
+        return f"{what}; got {document!r}, expected none. {trained}"
     return None
 
 

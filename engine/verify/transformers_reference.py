@@ -18,7 +18,7 @@ from torch import Tensor
 from lastword.errors import ConfigError
 from lastword.verify.rounding import is_quantized, quantize_layer
 
-END_TOKEN = "<|endoftext|>"  # noqa: S105
+QWEN_END_TOKEN = "<|endoftext|>"  # noqa: S105  the one that Qwen3-Embedding was trained with
 
 
 class ReferenceText:
@@ -40,6 +40,7 @@ class ReferenceText:
                 f"transformers cannot open its tokenizer ({reason})",
                 remedy="Download the tokenizer's files again.",
             ) from error
+        self._eos = _read(folder / "config.json", {}).get("eos_token_id")
         modules = _read(folder / "modules.json", None)
         settings = _read(folder / "config_sentence_transformers.json", {})
         # without modules.json sentence-transformers reads no prompts
@@ -63,6 +64,20 @@ class ReferenceText:
         whole = self._tokenizer("a")["input_ids"]
         tokens: list[str] = self._tokenizer.convert_ids_to_tokens(whole[len(core) :])
         return tokens
+
+    def end_tokens(self) -> list[str]:
+        """Return the tokens that may end a text, by the model's own files, the most likely first; [] if none is named.
+
+        With Qwen's vocabulary it is the end token of Qwen3-Embedding or the `eos_token_id` of config.json. The
+        tokenizer's own `eos_token` does not count there: Qwen3-Embedding's names the one for chats.
+        """
+        eos = self._eos if isinstance(self._eos, list) else [self._eos]
+        named = self._tokenizer.convert_ids_to_tokens([i for i in eos if i is not None])
+        if QWEN_END_TOKEN in self._tokenizer.get_vocab():
+            named = [QWEN_END_TOKEN, *named]
+        else:
+            named += [self._tokenizer.eos_token, self._tokenizer.sep_token]
+        return list(dict.fromkeys(token for token in named if token is not None))
 
 
 def _read(path: Path, absent: Any) -> Any:

@@ -13,8 +13,8 @@ from lastword.errors import ConfigError
 CHECKS = {
     "checkpoint": "the files can be opened and belong to a supported model",
     "weights": "every stored number is finite",
-    "end token": "<|endoftext|> ends every text, also after a cut",
-    "prompt text": "prompts are the checkpoint's own and have the form of this model family",
+    "end token": "the model's end token, if it has one, ends every text, also after a cut",
+    "prompt text": "prompts are the checkpoint's own, and instructions have Qwen3-Embedding's form",
     "tokens": "token ids are equal to those of transformers' tokenizer",
     "pooled row": "vectors are made from the last token's row",
     "final norm": "the final norm is applied",

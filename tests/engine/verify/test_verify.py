@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.messages import bars_of
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from lastword import ConfigError, Embedder, InputError
 from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
@@ -64,18 +65,55 @@ def test_no_progress_bar_if_disabled(tiny_checkpoint: Path, monkeypatch) -> None
     assert shown == [False]
 
 
-# Four damaged checkpoints, through the command line.
+# Damaged checkpoints, through the command line.
 
 
 def without_template(folder: Path) -> None:
     make_tokenizer(end_token=False).save(str(folder / "tokenizer.json"))
 
 
-def foreign_prompts(folder: Path) -> None:
+INSTRUCTION = "Instruct: Given a question, find its answer\nQuery:"
+
+
+def set_prompts(folder: Path, query: str, document: str) -> None:
     path = folder / "config_sentence_transformers.json"
     settings = json.loads(path.read_text())
-    settings["prompts"] = {"query": "query: ", "document": "passage: "}
+    settings["prompts"] = {"query": query, "document": document}
     path.write_text(json.dumps(settings))
+
+
+def rename_end_token(folder: Path) -> None:
+    """Without a tokenizer_config.json transformers then adds Qwen's end token with an id of its own."""
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("<|endoftext|>", "[END]"), "utf-8")
+
+
+def end_token_of_another_family(folder: Path, eos: int | None = None) -> None:
+    """Call the end token [END] and name it in config.json, or name the token `eos` there."""
+    path = folder / "tokenizer_config.json"
+    path.write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    rename_end_token(folder)
+    path = folder / "tokenizer.json"
+    end = Tokenizer.from_file(str(path)).token_to_id("[END]")
+    path = folder / "config.json"
+    values = {**json.loads(path.read_text()), "eos_token_id": end if eos is None else eos}
+    path.write_text(json.dumps(values))
+
+
+def another_end_token_is_named(folder: Path) -> None:
+    end_token_of_another_family(folder, eos=5)
+
+
+def no_line_break(folder: Path) -> None:
+    set_prompts(folder, INSTRUCTION.replace("\n", " "), "")
+
+
+def space_at_the_end(folder: Path) -> None:
+    set_prompts(folder, f"{INSTRUCTION} ", "")
+
+
+def instructed_documents(folder: Path) -> None:
+    set_prompts(folder, INSTRUCTION, INSTRUCTION)
 
 
 def mean_pooling(folder: Path) -> None:
@@ -92,7 +130,10 @@ def a_tensor_of_nan(folder: Path) -> None:
 
 DAMAGED = {
     "template": (without_template, "end token", "got none, expected '<|endoftext|>'"),
-    "prompts": (foreign_prompts, "prompt text", "got 'query: ', expected 'Instruct: …"),
+    "end token": (another_end_token_is_named, "end token", "got '[END]', expected"),
+    "line break": (no_line_break, "prompt text", "its answer Query:', expected 'Instruct: …"),
+    "space": (space_at_the_end, "prompt text", "Query: ', expected 'Instruct: …"),
+    "documents": (instructed_documents, "prompt text", "the prompt of queries; got 'Instruct: "),
     "pooling": (mean_pooling, "checkpoint", "pooling mode"),
     "nan": (a_tensor_of_nan, "weights", "not finite: layers.1.mlp.up_proj.weight"),
 }
@@ -116,7 +157,7 @@ def test_a_damaged_checkpoint_is_named(name: str, model: Path, capfd) -> None:
 
 
 def test_an_accepted_check_may_fail(model: Path) -> None:
-    foreign_prompts(model)
+    no_line_break(model)
     verdict = verify(model, accept=["prompt text"])
     assert verdict.passed
     assert next(c for c in verdict.checks if c.name == "prompt text").status == "accepted"
@@ -141,7 +182,20 @@ def another_file(folder: Path) -> None:
     save_file(tensors, folder / "training_state.safetensors")
 
 
-@pytest.mark.parametrize("change", [default_prompt, no_modules, another_file])
+def prompts_of_another_kind(folder: Path) -> None:
+    set_prompts(folder, "query: ", "passage: ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        default_prompt,
+        no_modules,
+        another_file,
+        prompts_of_another_kind,
+        end_token_of_another_family,
+    ],
+)
 def test_a_correct_checkpoint_passes(change, model: Path) -> None:
     change(model)
     verdict = verify(model)
@@ -163,6 +217,19 @@ def test_a_text_without_tokens_is_refused_despite_a_default_prompt(model: Path) 
     assert caught.value.index == 1
 
 
+def test_tokens_that_only_transformers_adds(model: Path) -> None:
+    rename_end_token(model)
+    with pytest.raises(ConfigError) as caught:
+        verify(model)
+    expected = {
+        "where": f"{model}: transformers' tokenizer",
+        "what": "token ids go beyond the embedding table",
+        "got": "id 512",
+        "expected": "below 512",
+    }
+    assert expected.items() <= vars(caught.value).items()
+
+
 @pytest.mark.parametrize(
     ("damage", "name"), [(mean_pooling, "checkpoint"), (a_tensor_of_nan, "weights")]
 )
@@ -175,6 +242,15 @@ def test_an_uncompared_model_does_not_pass(damage, name: str, model: Path) -> No
 
 
 # The command, its table and its errors.
+
+
+def test_the_built_in_model_passes(capfd) -> None:
+    """`lastword verify` without a model is the first thing that people try."""
+    assert main(["verify"]) == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines()[-1] == "PASSED"
+    assert "[END] after every text" in out
+    assert err == ""
 
 
 def test_the_table(tiny_checkpoint: Path, known_reference, tmp_path: Path, capfd) -> None:
