@@ -109,7 +109,8 @@ def parse_json(
         raise error(where, "not valid JSON (nested too deeply)") from None
     except json.JSONDecodeError as problem:
         line = f"line {problem.lineno}, " if problem.lineno > 1 else ""
-        reason = f"{problem.msg} at {line}column {problem.colno}"
+        what = problem.msg.removesuffix(" at")  # some of json's own messages end so
+        reason = f"{what} at {line}column {problem.colno}"
         raise error(where, f"not valid JSON ({reason})") from None
     except ValueError as problem:
         raise error(where, f"not valid JSON ({problem})") from None
