@@ -252,6 +252,8 @@ class ModelInfo:
             dtype=str(self.dtype),
             quantize=quantize_identity(self.quantize, self.device),
             max_length=self.max_length,
+            # Only where it is not the usual one, so that fingerprints of earlier versions stay valid.
+            **({} if self.tokenizer.truncation_side == "right" else {"truncation_side": "left"}),
             precision=precision,
             ranges=None if ranges is None else ranges.tolist(),
         )

@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Tokenizer
 
 from lastword.errors import ConfigError, InputError, WeightsError, not_unicode
+
+# Which end of a too long text is cut away.
+TruncationSide = Literal["right", "left"]
 
 # Of a text with more characters per allowed token, only a prefix is tokenised first. English has 4 to 5 per token.
 _CHARS_PER_TOKEN = 8
@@ -57,14 +61,17 @@ class TextTokenizer:
     Args:
         folder: the checkpoint's folder.
         vocab_size: rows of the model's embedding table.
+        truncation_side: "right" keeps the beginning of a too long text, "left" its end, and of its prompt nothing.
 
     Raises:
         WeightsError: tokenizer.json is missing or damaged, or has ids of `vocab_size` or more.
         ConfigError: the template changes the text.
     """
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+    def __init__(
+        self, folder: Path, vocab_size: int, *, truncation_side: TruncationSide = "right"
+    ) -> None:
+        self.vocab_size, self.truncation_side = vocab_size, truncation_side
         path = self.path = folder / "tokenizer.json"
         if not path.is_file():
             raise WeightsError(
@@ -176,13 +183,24 @@ class TextTokenizer:
                     index=first + i,
                 )
             if len(ids[i]) > max_length or len(prefixes[i]) < len(text):
-                ids[i] = ids[i][: max_length - len(self.after)] + self.after
+                ids[i] = self._truncate(ids[i], max_length)
                 cut[i] = True
         return Tokens(ids, cut)
 
+    def _truncate(self, ids: list[int], max_length: int) -> list[int]:
+        """Cut ids to `max_length`; the tokens of the template stay."""
+        if self.truncation_side == "right":
+            return ids[: max_length - len(self.after)] + self.after
+        kept = max_length - self.num_template_tokens
+        return (
+            self.before
+            + ids[len(ids) - len(self.after) - kept : len(ids) - len(self.after)]
+            + self.after
+        )
+
     def _prefix(self, text: str, chars: int) -> str:
         """Return the text up to the last safe cut within `chars` characters, or all of it if there is none."""
-        if not self._cuttable or len(text) <= 2 * chars:
+        if not self._cuttable or len(text) <= 2 * chars or self.truncation_side == "left":
             return text
         for start in range(chars - 256, 0, -256):
             ends = [match.end() for match in _SAFE_CUT.finditer(text, start, start + 257)]

@@ -167,3 +167,13 @@ def test_the_file_is_hashed_once(tmp_path: Path) -> None:
     assert tokenizer.file_hash == expected
     file.unlink()
     assert tokenizer.file_hash == expected
+
+
+@pytest.mark.parametrize("extra", [-3, -1, 0, 1])
+def test_truncation_on_the_left_keeps_the_end(extra: int, synthetic: TextTokenizer) -> None:
+    left = TextTokenizer(synthetic.path.parent, 100_000, truncation_side="left")
+    whole = synthetic.encode(["the quick brown fox jumps"], 1000).ids[0]
+    limit = len(whole) + extra
+    tokens = left.encode(["quick brown fox jumps"], limit, prompt="the ")
+    assert tokens.ids == [whole[-limit:]]
+    assert tokens.cut == [extra < 0]
