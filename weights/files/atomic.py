@@ -1,9 +1,11 @@
 """Write files and folders atomically: under a temporary name in the same folder, synced, then renamed.
 
 If anything stops the writing (an error, a full disk, Ctrl-C), the unfinished file is removed and an existing file stays
-unchanged. This module knows nothing about file formats.
+unchanged. A killed run cannot remove its file, so the next run to the same output does: a file in use is locked, and its
+temporary name tells the output. This module knows nothing about file formats.
 """
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -11,9 +13,16 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 from lastword.errors import InputError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing is locked, and nothing is removed
+    fcntl = None
 
 StrPath = str | os.PathLike[str]
 
@@ -41,8 +50,9 @@ def replace_file(path: StrPath) -> Iterator[BinaryIO]:
     """
     target = os.path.realpath(path)
     mode = _old_mode(target, path)
-    part = _temporary_path(target)
-    stream = _create(part, path)
+    _remove_leftovers(target)
+    stream = _create(target, path)
+    part = stream.name
     try:
         yield stream
         with name_write_errors(path):
@@ -50,8 +60,8 @@ def replace_file(path: StrPath) -> Iterator[BinaryIO]:
                 os.fchmod(stream.fileno(), mode)
             stream.flush()
             os.fsync(stream.fileno())
+            os.replace(part, target)  # before the lock ends with the stream
             stream.close()
-            os.replace(part, target)
     except BaseException:
         with suppress(OSError):
             stream.close()
@@ -67,15 +77,15 @@ def replace_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be created, synced or renamed.
     """
-    part = Path(_temporary_path(str(path)))
-    part.mkdir()
-    try:
-        yield part
-        sync_tree(part)
-        part.rename(path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    _remove_leftovers(str(path))
+    with _create_folder(str(path)) as part:
+        try:
+            yield part
+            sync_tree(part)
+            part.rename(path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
 
 
 def sync_tree(folder: Path) -> None:
@@ -94,9 +104,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _prefix(target: str) -> str:
+    """Return the beginning of a target's temporary names; its length does not depend on the target's."""
+    name = os.fsencode(os.path.basename(target))
+    return f".lastword-{hashlib.sha256(name).hexdigest()[:16]}-"
+
+
 def _temporary_path(target: str) -> str:
-    """Return a new hidden name in the target's folder; its length does not depend on the target's name."""
-    return os.path.join(os.path.dirname(target), f".lastword-{secrets.token_hex(8)}.part")
+    """Return a new hidden name in the target's folder."""
+    folder = os.path.dirname(target)
+    return os.path.join(folder, f"{_prefix(target)}{secrets.token_hex(8)}.part")
 
 
 def _old_mode(target: str, path: StrPath) -> int | None:
@@ -111,9 +128,86 @@ def _old_mode(target: str, path: StrPath) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _create(part: str, path: StrPath) -> BinaryIO:
+def _create(target: str, path: StrPath) -> BinaryIO:
+    """Create and lock a file under a temporary name of `target`."""
+    while True:
+        stream = _open_new(_temporary_path(target), path)
+        if _lock(stream.fileno(), stream.name):
+            return stream
+        stream.close()
+
+
+def _open_new(part: str, path: StrPath) -> BinaryIO:
     try:
         return open(part, "xb", buffering=1 << 20)
     except OSError as problem:
         reason = problem.strerror or str(problem)
         raise InputError(str(path), f"cannot be written (its folder: {reason})") from problem
+
+
+@contextmanager
+def _create_folder(target: str) -> Iterator[Path]:
+    """Create a folder under a temporary name of `target`, and lock it until the block ends."""
+    while True:
+        part = _temporary_path(target)
+        os.mkdir(part)
+        if fcntl is None:
+            yield Path(part)
+            return
+        descriptor = os.open(part, os.O_RDONLY)
+        try:
+            if _lock(descriptor, part):
+                yield Path(part)
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, part: str) -> bool:
+    """Lock a new file or folder; return False if another run has just taken it for a leftover."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (
+        OSError
+    ):  # the file system has no locks, so `_remove_leftovers` cannot lock anything there either
+        return True
+    try:
+        return os.path.samestat(os.stat(part), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_leftovers(target: str) -> None:
+    """Remove what killed runs have left of this target; what cannot be locked or removed stays."""
+    if fcntl is None:
+        return
+    prefix = _prefix(target)
+    with suppress(OSError), os.scandir(os.path.dirname(target) or ".") as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix) and not entry.is_symlink():
+                with suppress(OSError):
+                    _remove_unlocked(entry.path, fcntl)
+
+
+def _remove_unlocked(part: str, fcntl: ModuleType) -> None:
+    """Remove a file or folder that no run is writing.
+
+    Raises:
+        OSError: a run is writing it, the file system has no locks, or it cannot be removed.
+    """
+    mode = os.lstat(part).st_mode
+    # Some network file systems lock only what is open for writing, which a folder cannot be.
+    kind = os.O_RDONLY if stat.S_ISDIR(mode) else os.O_RDWR
+    descriptor = os.open(part, kind | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if stat.S_ISDIR(mode):
+            shutil.rmtree(part)
+        elif stat.S_ISREG(mode):
+            os.unlink(part)
+    finally:
+        os.close(descriptor)

@@ -3,6 +3,10 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -119,3 +123,158 @@ def test_a_folder_that_is_not_finished_leaves_nothing(tmp_path, monkeypatch, ste
         if step is None:
             fail()
     assert os.listdir(tmp_path) == []
+
+
+WRITER = """
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from lastword.weights.files.atomic import replace_file, replace_folder
+with ExitStack() as stack:
+    for name in sys.argv[1:]:
+        made = stack.enter_context((replace_folder if name.endswith("rows") else replace_file)(Path(name)))
+        if isinstance(made, Path):
+            (made / "inner").mkdir()
+        else:
+            made.write(b"new")
+            made.flush()
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+NAMES = ("out.npy", "out.npy.json", "plan.rows")
+
+
+@contextmanager
+def writing(folder: Path, *names: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has begun to write these outputs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, *names],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def write_here(*names: str) -> None:
+    for name in names:
+        if name.endswith("rows"):
+            with replace_folder(Path(name)):
+                pass
+        else:
+            with replace_file(name):
+                pass
+
+
+def hidden() -> list[str]:
+    return sorted(name for name in os.listdir() if name.startswith("."))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_a_killed_run_leaves_is_removed_by_the_next_one_to_the_same_output(here):
+    with writing(here, *NAMES) as process:
+        process.kill()
+    assert (len(hidden()), sorted(os.listdir())) == (3, hidden())
+    write_here("other.npy", "out", "npy.json")
+    assert len(hidden()) == 3
+    write_here("out.npy")
+    assert len(hidden()) == 2
+    write_here(*NAMES)
+    assert hidden() == []
+
+
+def test_what_another_run_is_writing_stays(here):
+    with writing(here, *NAMES) as process:
+        before = hidden()
+        write_here(*NAMES[:2], "other.npy")
+        with replace_folder(here / "plan.rows"):
+            pass
+        assert (len(before), hidden()) == (3, before)
+        (here / "plan.rows").rmdir()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.wait(timeout=60) == 0
+    assert (here / "out.npy").read_bytes() == (here / "out.npy.json").read_bytes() == b"new"
+    assert (here / "plan.rows/inner").is_dir()
+    assert hidden() == []
+
+
+@pytest.mark.parametrize("locks", ["none", "not here"])
+def test_without_locks_everything_stays(here, monkeypatch, locks):
+    with writing(here, *NAMES) as process:
+        process.kill()
+    before = hidden()
+    if locks == "none":
+        monkeypatch.setattr(atomic, "fcntl", None)
+    else:
+        monkeypatch.setattr(atomic.fcntl, "flock", fail)
+    write_here(*NAMES)
+    assert (hidden(), len(before)) == (before, 3)
+    assert (here / "plan.rows").is_dir()
+
+
+def test_a_new_file_that_a_sweep_takes_is_made_again(here, monkeypatch):
+    """Between the creation and the lock, another run may take the file for a leftover."""
+    swept = []
+    flock = atomic.fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        if len(swept) < 3:
+            swept.append(hidden())
+            if len(swept) == 1:
+                raise BlockingIOError
+            for name in hidden():
+                (Path(name).rmdir if Path(name).is_dir() else Path(name).unlink)()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", late)
+    write_here("out.npy")
+    assert (len(swept), hidden(), os.listdir()) == (3, [], ["out.npy"])
+    swept.clear()
+    write_here("plan.rows")
+    assert (len(swept), hidden()) == (3, [])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_only_leftovers_are_removed(here, kind):
+    (here / "mine").mkdir()
+    (here / "mine/file").write_text("mine")
+    name = here / f"{atomic._prefix('out.npy')}0.part"
+    if kind == "pipe":
+        os.mkfifo(name)
+    elif kind == "link":
+        name.symlink_to("mine")
+    else:
+        name.mkdir()
+        (name / "link").symlink_to("../mine")
+    write_here("out.npy")
+    assert os.path.lexists(name) is (kind != "folder")
+    assert (here / "mine/file").read_text() == "mine"
+
+
+def test_runs_at_once_lose_nothing(here):
+    """Runs in parallel to two outputs: each completes, and the sweeps of the others never take its file."""
+    code = (
+        "import sys\n"
+        "from lastword.weights.files.atomic import replace_file\n"
+        "for i in range(100):\n"
+        "    with replace_file(sys.argv[1]) as file:\n"
+        "        file.write(b'new')\n"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, name], stderr=subprocess.PIPE, text=True)
+        for name in ("a", "a", "b")
+    ]
+    for run in runs:
+        assert run.communicate(timeout=60)[1] == ""
+    assert sorted(os.listdir()) == ["a", "b"]
