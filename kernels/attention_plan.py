@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import ConfigError
+from lastword.kernels.caller_settings import CPU, count_up, integers
 from lastword.kernels.gpu.block_sizes import attention_tile_rows
 
 # Query rows per matmul: few, so that little work falls above the diagonal; 32 to 128 are equally fast (bench/LOG.md).
@@ -49,8 +50,8 @@ class Segments:
     def owners(self, rows: list[int]) -> list[int]:
         """Return the segment that holds each row."""
         order = sorted(range(len(self.start)), key=self.start.__getitem__)
-        starts = torch.tensor([self.start[s] for s in order])
-        found = torch.searchsorted(starts, torch.tensor(rows), right=True) - 1
+        starts = integers([self.start[s] for s in order])
+        found = torch.searchsorted(starts, integers(rows), right=True) - 1
         return [order[i] for i in found.tolist()]
 
     def has_ancestors(self) -> bool:
@@ -124,7 +125,7 @@ class _Paths:
     def __init__(self, segments: Segments) -> None:
         self.segments = segments
         self._before: dict[int, Tensor] = {}
-        self._empty = torch.empty(0, dtype=torch.int64)
+        self._empty = integers([])
 
     def before(self, segment: int) -> Tensor:
         """Return the ancestor rows on the path of `segment`, root first."""
@@ -133,7 +134,7 @@ class _Paths:
             return self._empty
         if segment not in self._before:
             start = self.segments.start[parent]
-            own = torch.arange(start, start + self.segments.fork[segment])
+            own = count_up(start, start + self.segments.fork[segment])
             self._before[segment] = torch.cat([self.before(parent), own])
         return self._before[segment]
 
@@ -170,7 +171,7 @@ def _block(paths: _Paths, members: list[int], own: int, above: int, device: torc
     if above == 0:
         side_by_side = slice(starts[0], starts[0] + len(members) * own)
         return Block(len(members), own, above, side_by_side, side_by_side)
-    rows = torch.tensor(starts)[:, None] + torch.arange(own)
+    rows = integers(starts)[:, None] + count_up(0, own)
     path = torch.cat([torch.stack([paths.before(s) for s in members]), rows], dim=1)
     return Block(len(members), own, above, rows.flatten().to(device), path.flatten().to(device))
 
@@ -188,7 +189,7 @@ def final_groups(paths: _Paths, final_rows: list[int], device: torch.device) -> 
     for keys, members in groups.items():
         step = max(1, _KV_ROWS // keys)
         for i in range(0, len(members), step):
-            texts = torch.tensor([text for text, _, _ in members[i : i + step]])
+            texts = integers([text for text, _, _ in members[i : i + step]])
             rows = torch.stack([_path(paths, s, own) for _, s, own in members[i : i + step]])
             finals.append((texts.to(device), rows.to(device)))
     return tuple(finals)
@@ -196,7 +197,7 @@ def final_groups(paths: _Paths, final_rows: list[int], device: torch.device) -> 
 
 def _path(paths: _Paths, segment: int, own: int) -> Tensor:
     start = paths.segments.start[segment]
-    return torch.cat([paths.before(segment), torch.arange(start, start + own)])
+    return torch.cat([paths.before(segment), count_up(start, start + own)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +285,7 @@ def kernel_tables(
 def segment_table(segments: Segments) -> Tensor:
     """Build the table of segments: int32 [S, 4] of (start, length, parent, fork)."""
     columns = [segments.start, segments.length, segments.parent, segments.fork]
-    return torch.tensor(columns, dtype=torch.int32).T.contiguous()
+    return torch.tensor(columns, dtype=torch.int32, device=CPU).T.contiguous()
 
 
 def query_tiles(segments: Segments, tile_rows: int) -> Tensor:
@@ -292,17 +293,17 @@ def query_tiles(segments: Segments, tile_rows: int) -> Tensor:
 
     The longest tiles start first, so that the last ones to finish are short.
     """
-    length = torch.tensor(segments.length)
+    length = integers(segments.length)
     counts = (length + tile_rows - 1) // tile_rows
     segment = torch.repeat_interleave(counts)
-    first = (torch.arange(len(segment)) - (counts.cumsum(0) - counts)[segment]) * tile_rows
-    keys = torch.tensor(segments.depth)[segment] + (first + tile_rows).minimum(length[segment])
+    first = (count_up(0, len(segment)) - (counts.cumsum(0) - counts)[segment]) * tile_rows
+    keys = integers(segments.depth)[segment] + (first + tile_rows).minimum(length[segment])
     order = keys.argsort(descending=True, stable=True)
     return torch.stack([segment, first], dim=1)[order].to(torch.int32)
 
 
 def final_table(segments: Segments, final_rows: list[int]) -> Tensor:
     """Build the table of texts: int32 [N, 2] of (segment, keys in it up to the text's last token)."""
-    segment = torch.tensor(segments.owners(final_rows))
-    own = torch.tensor(final_rows) - torch.tensor(segments.start)[segment] + 1
+    segment = integers(segments.owners(final_rows))
+    own = integers(final_rows) - integers(segments.start)[segment] + 1
     return torch.stack([segment, own], dim=1).to(torch.int32)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lastword.kernels import Segments
+from lastword.kernels.caller_settings import count_up, integers
 
 # Fork only where at least this many tokens of a segment are shared: fewer cost more in attention than they save.
 MIN_SHARED = 8
@@ -128,8 +129,8 @@ class _SortedGroup:
         little_endian = torch.frombuffer(joined, dtype=torch.uint8).view(-1, 4).flip(1)
         flat = little_endian.contiguous().view(torch.int32).flatten()
         lengths = [len(key) // 4 for key in sorted_keys]
-        ends = torch.tensor(lengths).cumsum(0)
-        offsets = ends - torch.tensor(lengths)
+        sizes = integers(lengths)
+        offsets = sizes.cumsum(0) - sizes
         shared = _common_prefixes(flat, offsets, lengths) if share else [0] * len(lengths)
         by_list = [callers[key] for key in order]
         return _SortedGroup(flat, offsets.tolist(), lengths, shared, by_list)
@@ -139,7 +140,7 @@ def _common_prefixes(ids: Tensor, offsets: Tensor, lengths: list[int]) -> list[i
     """Count the leading tokens that each list shares with the previous one, in linear time and without a loop."""
     if len(lengths) < 2:
         return [0] * len(lengths)
-    size = torch.tensor(lengths)
+    size = integers(lengths)
     limit = torch.minimum(size[:-1], size[1:])
     pair = torch.repeat_interleave(limit)
     within = _ramp(limit)
@@ -151,7 +152,7 @@ def _common_prefixes(ids: Tensor, offsets: Tensor, lengths: list[int]) -> list[i
 def _ramp(lengths: Tensor) -> Tensor:
     """Concatenate the ranges 0 … n−1 for each n of `lengths`."""
     starts = lengths.cumsum(0) - lengths
-    return torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
+    return count_up(0, int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
 
 
 @dataclass(slots=True)
@@ -212,10 +213,10 @@ def _pack(
         range(len(branches)),
         key=lambda b: (branches[b].parent >= 0, branches[b].end - branches[b].start, b),
     )
-    lengths = torch.tensor([branches[b].end - branches[b].start for b in order])
+    lengths = integers([branches[b].end - branches[b].start for b in order])
     starts = lengths.cumsum(0) - lengths
-    depths = torch.tensor([branches[b].start for b in order])
-    sources = torch.tensor([group.offsets[branches[b].source] for b in order]) + depths
+    depths = integers([branches[b].start for b in order])
+    sources = integers([group.offsets[branches[b].source] for b in order]) + depths
     ramp = _ramp(lengths)
     place = [0] * len(branches)
     for row, b in enumerate(order):
@@ -234,8 +235,8 @@ def _pack(
         positions=(torch.repeat_interleave(depths, lengths) + ramp).to(torch.int32),
         segments=Segments(start, lengths.tolist(), parent, fork, depths.tolist()),
         final_rows=[start[place[b]] + depth - branches[b].start - 1 for b, depth in finals],
-        texts=torch.tensor(texts),
-        distinct=torch.repeat_interleave(torch.tensor([len(indices) for indices in callers])),
+        texts=integers(texts),
+        distinct=torch.repeat_interleave(integers([len(indices) for indices in callers])),
         tokens_requested=sum(
             length * len(indices)
             for length, indices in zip(group.lengths[first:last], callers, strict=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from lastword.batching.forest import Forest
 from lastword.kernels import AttentionPlan, CpuPlan, KernelTables, attention_tile_rows
 from lastword.kernels.attention_plan import final_table, query_tiles, segment_table
+from lastword.kernels.caller_settings import CPU, integers
 
 # A larger batch is not padded: its kernels take longer than the host needs to launch them.
 MAX_BUCKET_ROWS = 2048
@@ -40,7 +41,7 @@ class ModelInputs:
     def of(forest: Forest, device: torch.device) -> "ModelInputs":
         """Make the inputs for the CPU implementation."""
         plan = CpuPlan.of(forest.segments, forest.final_rows, device)
-        final_rows = torch.tensor(forest.final_rows, device=device)
+        final_rows = integers(forest.final_rows).to(device)
         return ModelInputs(forest.ids.to(device), forest.positions.to(device), final_rows, plan)
 
 
@@ -98,7 +99,7 @@ class BucketLayout:
         ids, positions, final_rows, segments, finals, tiles = self._parts(buffer)
         _fill(ids, forest.ids, 0)
         _fill(positions, forest.positions, 0)
-        _fill(final_rows, torch.tensor(forest.final_rows), 0)
+        _fill(final_rows, integers(forest.final_rows), 0)
         _fill(segments, segment_table(forest.segments), (0, 0, -1, 0))
         _fill(finals, final_table(forest.segments, forest.final_rows), nothing)
         _fill(tiles, query_tiles(forest.segments, self.tile_rows), nothing)
@@ -132,7 +133,7 @@ class Packer:
         """
         bucket = bucket_of(forest.tokens_computed, len(forest.final_rows)) if pad else None
         layout = self._exact(forest) if bucket is None else self.bucket_layout(*bucket)
-        buffer = torch.empty(layout.size, dtype=torch.int32, pin_memory=self._pin)
+        buffer = torch.empty(layout.size, dtype=torch.int32, device=CPU, pin_memory=self._pin)
         layout.write(forest, buffer)
         return layout, buffer
 
@@ -176,7 +177,7 @@ def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:
 def _fill(part: Tensor, rows: Tensor, filler: int | tuple[int, ...]) -> None:
     """Write rows at the beginning of a part, and the filler into the rest."""
     part[: len(rows)] = rows
-    part[len(rows) :] = torch.tensor(filler, dtype=part.dtype)
+    part[len(rows) :] = torch.tensor(filler, dtype=part.dtype, device=part.device)
 
 
 def _align(size: int) -> int:

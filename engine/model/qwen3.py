@@ -22,6 +22,7 @@ from lastword import kernels
 from lastword.batching.forest import Forest
 from lastword.batching.packing import ModelInputs, Packer
 from lastword.kernels import AttentionPlan, MatmulInput
+from lastword.kernels.caller_settings import isolated
 from lastword.model.rope import inverse_frequencies
 from lastword.runtime.cuda_graphs import Capture, CudaCapture, Graphs
 from lastword.weights import LayerWeights, ModelConfig, WeightsSource
@@ -186,7 +187,7 @@ class Model:
             observe: called as `observe(i, residual)` after layer i, counted from 0; in the last layer `residual` has
                 the last-token rows only.
         """
-        with self._current_device():
+        with isolated(), self._current_device():
             if self._packer is None:
                 return self._forward(ModelInputs.of(forest, self.device), observe)
             finals = len(forest.final_rows)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from lastword.kernels.caller_settings import count_up
 from lastword.weights import RopeConfig
 
 
@@ -21,12 +22,12 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     Source:
         Su et al. 2021 §3.2; Peng et al. 2023 (YaRN) §3; transformers `_compute_yarn_parameters`.
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    exponents = (2 * count_up(0, head_dim // 2)).float() / head_dim
     powers = rope.theta**exponents
     if rope.kind == "default":
         return 1.0 / powers
     low, high = _yarn_range(rope, head_dim)
-    ramp = ((torch.arange(head_dim // 2).float() - low) / (high - low)).clamp(0, 1)
+    ramp = ((count_up(0, head_dim // 2).float() - low) / (high - low)).clamp(0, 1)
     return (1.0 / (rope.factor * powers)) * ramp + (1.0 / powers) * (1 - ramp)
 
 

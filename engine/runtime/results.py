@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lastword.batching.forest import Forest
 from lastword.errors import InputError
+from lastword.kernels.caller_settings import count_up
 from lastword.model.postprocess import VectorFormat, not_finite, postprocess, quantize
 from lastword.report import Report
 from lastword.runtime.runner import EmbedTask, Task
@@ -134,7 +135,7 @@ class FinishedBatch:
 def list_refused(group: Group) -> FinishedBatch:
     """Make the results of the items that were refused while their group was prepared: their errors."""
     items, errors = [item for item, _ in group.refused], [error for _, error in group.refused]
-    places = torch.arange(len(items))
+    places = count_up(0, len(items))
     return FinishedBatch(
         Group(items, [], group.began), places, [], dict(enumerate(errors)), Report()
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lastword.kernels.caller_settings import CPU
 from lastword.weights import tensor_bytes
 
 
@@ -37,5 +38,5 @@ class _Pickler(pickle.Pickler):
 
 def _tensor(data: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     if not data:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=CPU)
     return torch.frombuffer(data, dtype=dtype).view(shape)

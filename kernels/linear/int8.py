@@ -115,7 +115,7 @@ def _row_scale(x: Tensor) -> Tensor:
 def _pack(weight: Tensor) -> tuple[Any, Tensor]:
     """Round a weight to int8 and pack it for FBGEMM; also return each row's rounding error over its norm, [K_out]."""
     scale = _row_scale(weight) / 127
-    zero = torch.zeros(len(scale), dtype=torch.int64)
+    zero = torch.zeros(len(scale), dtype=torch.int64, device=weight.device)
     with warnings.catch_warnings():
         # PyTorch 2.13 warns that quantised tensors are deprecated, but only they can be packed.
         warnings.filterwarnings("ignore", message=".*quantize_per_channel.*", category=UserWarning)
