@@ -6,14 +6,20 @@ caller's order. This module and `model_info.py` define the caller's settings and
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, Unpack
 
 import torch
 from torch import Tensor
 
-from lastword.encode_options import EncodeKwargs, check_batch_tokens, check_keywords
-from lastword.encode_types import encode_method
+from lastword.encode_options import (
+    EncodeKwargs,
+    check_batch_tokens,
+    check_switches,
+    known_keywords,
+    wants_numpy,
+)
+from lastword.encode_types import Texts, encode_method
 from lastword.model.hidden_states import layer_numbers
 from lastword.model.postprocess import quantize
 from lastword.model_info import ModelInfo, ModelKwargs
@@ -23,7 +29,7 @@ from lastword.report import Report
 from lastword.runtime.loop import Loop
 from lastword.runtime.pool import open_runner
 from lastword.runtime.runner import ModelLoader, Runner, StatesTask
-from lastword.text.groups import require_texts
+from lastword.text.groups import list_texts, require_texts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,21 +76,22 @@ class Embedder(ModelProperties):
         self,
         model: str | os.PathLike[str] | None = None,
         *,
-        max_batch_tokens: int | None = None,
+        max_batch_tokens: SupportsIndex | None = None,
         cuda_graphs: bool = True,
         show_progress_bar: bool | None = None,
         tune_process: bool = True,
         runner: Runner | None = None,
         **kwargs: Unpack[ModelKwargs],
     ) -> None:
-        check_keywords("Embedder", kwargs, ModelKwargs)
-        check_batch_tokens(max_batch_tokens)
-        self.info = info = ModelInfo(model, **kwargs)
+        tokens = check_batch_tokens(max_batch_tokens)
+        check_switches(cuda_graphs=cuda_graphs, tune_process=tune_process)
+        check_switches(show_progress_bar=show_progress_bar)
+        self.info = info = ModelInfo(model, **known_keywords("Embedder", kwargs, ModelKwargs))
         if runner is None:
             parts = (info.checkpoint, info.config, info.dtype, info.quantize)
             load = ModelLoader(*parts, cuda_graphs=cuda_graphs, tune_process=tune_process)
             runner = open_runner(load, info.devices, show=show_progress_bar)
-        self.loop = Loop(info.tokenizer, runner, max_batch_tokens)
+        self.loop = Loop(info.tokenizer, runner, tokens)
 
     @property
     def max_batch_tokens(self) -> int:
@@ -92,9 +99,9 @@ class Embedder(ModelProperties):
         return self.loop.budget.limit
 
     @max_batch_tokens.setter
-    def max_batch_tokens(self, max_batch_tokens: int | None) -> None:
-        check_batch_tokens(max_batch_tokens)
-        self.loop.budget.limit = max_batch_tokens or self.loop.runner.batch_tokens
+    def max_batch_tokens(self, max_batch_tokens: SupportsIndex | None) -> None:
+        tokens = check_batch_tokens(max_batch_tokens)
+        self.loop.budget.limit = tokens or self.loop.runner.batch_tokens
 
     def close(self) -> None:
         """End the worker processes, if any; they also end when the Embedder is collected or Python exits."""
@@ -111,11 +118,11 @@ class Embedder(ModelProperties):
     @encode_method
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         prompt_name: str | None = None,
         prompt: str | None = None,
         *,
-        batch_size: int | None = None,  # noqa: ARG002  callers of sentence-transformers pass it
+        batch_size: SupportsIndex | None = None,
         convert_to_numpy: bool = False,
         convert_to_tensor: bool = False,
         **kwargs: Unpack[EncodeKwargs],
@@ -123,7 +130,7 @@ class Embedder(ModelProperties):
         """Embed texts: one vector [dim] for a str, a matrix [N, dim] in the caller's order for a sequence.
 
         Args:
-            texts: the text or texts to embed.
+            texts: the text or texts to embed; sentence-transformers' names for it, `inputs` and `sentences`, work too.
             prompt_name: name of the entry of `prompts` to put before every text.
             prompt: the prompt itself; it takes precedence over `prompt_name`.
             batch_size: ignored, accepted for compatibility with sentence-transformers: batches are cut by tokens.
@@ -139,8 +146,11 @@ class Embedder(ModelProperties):
             InputError: a text cannot be embedded; the error gives its index.
             ConfigError: a setting is not accepted.
         """
-        listed: Sequence[str] = [texts] if isinstance(texts, str) else list(texts)
+        numpy = wants_numpy(
+            batch_size, convert_to_numpy=convert_to_numpy, convert_to_tensor=convert_to_tensor
+        )
         options = self.info.encode_options("encode", prompt_name, prompt, kwargs)
+        listed = [texts] if isinstance(texts, str) else list_texts(texts)
         report = kwargs.get("report") or Report()
         with progress_bar(len(listed), show=kwargs.get("show_progress_bar")) as advance:
             matrices = list(self.loop.matrices(listed, options, report, advance))
@@ -149,12 +159,12 @@ class Embedder(ModelProperties):
             matrices = [quantize(torch.empty(0, wanted.dim), wanted.precision, wanted.ranges)]
         vectors = torch.cat(matrices)
         result = vectors[0] if isinstance(texts, str) else vectors
-        return result.numpy() if convert_to_numpy and not convert_to_tensor else result
+        return result.numpy() if numpy else result
 
     @encode_method
     def encode_query(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         prompt_name: str | None = None,
         prompt: str | None = None,
         **kwargs: Any,
@@ -167,7 +177,7 @@ class Embedder(ModelProperties):
     @encode_method
     def encode_document(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         prompt_name: str | None = None,
         prompt: str | None = None,
         **kwargs: Any,
@@ -227,7 +237,7 @@ class Embedder(ModelProperties):
     # Looking inside.
 
     def token_ids(
-        self, texts: Sequence[str], prompt_name: str | None = None, prompt: str | None = None
+        self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> list[list[int]]:
         """Return the token ids that `encode` uses for each text: prompt, text and end token, cut to max_length."""
         options = self.info.encode_options("token_ids", prompt_name, prompt, {})
@@ -235,8 +245,8 @@ class Embedder(ModelProperties):
 
     def hidden_states(
         self,
-        texts: Sequence[str],
-        layers: Sequence[int] | None = None,
+        texts: Iterable[str],
+        layers: Iterable[SupportsIndex] | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
     ) -> Tensor:
@@ -259,7 +269,7 @@ class Embedder(ModelProperties):
         config = self.info.config
         task = StatesTask(layer_numbers(layers, config.num_hidden_layers))
         options = self.info.encode_options("hidden_states", prompt_name, prompt, {})
-        listed, done = list(require_texts(texts)), 0
+        listed, done = list_texts(texts), 0
         states = torch.empty(len(listed), len(task.layers), config.hidden_size)
         for found in self.loop.matrices(listed, options, Report(), lambda _: None, task=task):
             states[done : done + len(found)] = found

@@ -6,18 +6,18 @@ This module knows nothing about models or devices.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, SupportsIndex, TypedDict, TypeVar, cast, get_args
 
+from lastword.arguments import Numbers, as_integer, as_switch, is_one_of, shown
 from lastword.errors import ConfigError
 from lastword.report import Report
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lastword.model.postprocess import VectorFormat
 
 TooLong = Literal["cut", "error"]
 Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+Keywords = TypeVar("Keywords", bound=Mapping[str, object])
 
 
 class EncodeKwargs(TypedDict, total=False):
@@ -26,7 +26,8 @@ class EncodeKwargs(TypedDict, total=False):
     Args:
         precision: float32 (default), float16, int8, uint8, binary or ubinary; see `model.postprocess.quantize`.
         truncate_dim: number of leading dimensions to keep; the vector is normalised after truncation.
-        ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required).
+        ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required); a
+            tensor, an array or two lists of numbers.
         too_long: "cut" (default) keeps max_length tokens including the end token; "error" rejects the text.
         normalize_embeddings: scale vectors to length 1 even if the checkpoint does not normalise.
         report: counts are added to it, such as texts cut, tokens requested and tokens computed.
@@ -34,12 +35,57 @@ class EncodeKwargs(TypedDict, total=False):
     """
 
     precision: Precision
-    truncate_dim: int | None
-    ranges: "Tensor | None"
+    truncate_dim: SupportsIndex | None
+    ranges: Numbers | None
     too_long: TooLong
     normalize_embeddings: bool
     report: Report | None
     show_progress_bar: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A keyword of sentence-transformers that lastword does not have.
+
+    Args:
+        remedy: what to do instead; None if no value of it changes a vector: then it is accepted and ignored.
+        nothing: the values that ask for nothing, which are accepted too.
+    """
+
+    remedy: str | None
+    nothing: tuple[object, ...] = (None, {})
+
+    def check(self, name: str, value: object) -> None:
+        """Raise ConfigError for a value that asks for something."""
+        nothing = any(type(value) is type(each) and value == each for each in self.nothing)
+        if self.remedy is not None and not nothing:
+            what = "a keyword of sentence-transformers that lastword does not have"
+            raise ConfigError(name, what, got=shown(value), remedy=self.remedy)
+
+
+_ENCODE_ELSEWHERE = {
+    "output_value": Elsewhere("Leave it out, or call hidden_states.", ("sentence_embedding",)),
+    "device": Elsewhere("Give the device to Embedder."),
+    "pool": Elsewhere("Open the model on several devices, as in Embedder(device='cuda:all')."),
+    "chunk_size": Elsewhere(None),  # how many texts a process gets at once
+    "task": Elsewhere("Call encode_query or encode_document, or give prompt_name."),
+    "processing_kwargs": Elsewhere("Set max_length; nothing else about tokens can be set."),
+}
+_MODEL_ELSEWHERE = {
+    "model_name_or_path": Elsewhere("Give the name or folder as model."),
+    "modules": Elsewhere("Save the model, and give its folder as model."),
+    "default_prompt_name": Elsewhere("Set default_prompt_name once the model is open."),
+    "cache_folder": Elsewhere("Give the folder as cache_dir."),
+    "use_auth_token": Elsewhere("Give it as token."),
+    "trust_remote_code": Elsewhere(None),  # a model that needs code of its own is refused
+    "model_kwargs": Elsewhere("Give dtype and device by these names, and leave out the rest."),
+    "processor_kwargs": Elsewhere("Set max_length; nothing else about tokens can be set."),
+    "tokenizer_kwargs": Elsewhere("Set max_length; nothing else about tokens can be set."),
+    "config_kwargs": Elsewhere("Change the model's config.json."),
+    "model_card_data": Elsewhere(None),  # for the model card of a model that is saved
+    "backend": Elsewhere("Leave it out: lastword computes with PyTorch.", ("torch",)),
+    "similarity_fn_name": Elsewhere("Leave it out, or call lastword.similarity.similarity."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +102,60 @@ class EncodeOptions:
     too_long: str = "cut"
 
     def __post_init__(self) -> None:
-        if self.too_long not in ("cut", "error"):
-            got = repr(self.too_long)
+        if not is_one_of(self.too_long, get_args(TooLong)):
+            got = shown(self.too_long)
             raise ConfigError("too_long", "unknown", got=got, expected="'cut' or 'error'")
 
 
-def check_keywords(function: str, given: Mapping[str, object], known: type) -> None:
-    """Raise TypeError for a keyword that the TypedDict does not define, as Python does for an unknown argument."""
-    for name in given:
-        if name not in known.__annotations__:
+def known_keywords(function: str, given: Keywords, known: type) -> Keywords:
+    """Return the keywords that the TypedDict `known` defines, without those that ask for nothing.
+
+    Args:
+        function: the function that was called.
+        given: its keyword arguments.
+        known: the TypedDict of the keywords that it takes.
+
+    Raises:
+        TypeError: a keyword is unknown, as Python does.
+        ConfigError: a keyword of sentence-transformers asks for something that lastword does not do.
+    """
+    elsewhere = _MODEL_ELSEWHERE if function == "Embedder" else _ENCODE_ELSEWHERE
+    for name, value in given.items():
+        if name in known.__annotations__:
+            continue
+        if name not in elsewhere:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+        elsewhere[name].check(name, value)
+    taken = {name: given[name] for name in given if name in known.__annotations__}
+    return cast("Keywords", taken)
+
+
+def check_report(report: object) -> None:
+    """Raise ConfigError if this is neither a Report nor None."""
+    if report is not None and not isinstance(report, Report):
+        got, expected = type(report).__name__, "a lastword.report.Report"
+        raise ConfigError("report", "not a Report", got=got, expected=expected)
+
+
+def check_switches(**switches: object) -> None:
+    """Raise ConfigError for a switch that is neither True nor False; show_progress_bar may be None."""
+    for name, value in switches.items():
+        if value is not None or name != "show_progress_bar":
+            as_switch(value, name)
+
+
+def wants_numpy(
+    batch_size: SupportsIndex | None, *, convert_to_numpy: bool, convert_to_tensor: bool
+) -> bool:
+    """Check the arguments that only `encode` has; return whether it returns a NumPy array."""
+    if batch_size is not None:
+        as_integer(batch_size, "batch_size", 1, expected="1 or more")
+    check_switches(convert_to_numpy=convert_to_numpy, convert_to_tensor=convert_to_tensor)
+    return bool(convert_to_numpy) and not convert_to_tensor
 
 
 def check_max_length(
-    max_length: int | None, *, default: int, least: int, limit: int, folder: Path
+    max_length: SupportsIndex | None, *, default: int, least: int, limit: int, folder: Path
 ) -> int:
     """Return the maximum number of tokens per text: the caller's value or the model's default, checked.
 
@@ -81,33 +167,27 @@ def check_max_length(
         folder: the model's folder, named in an error about the default.
 
     Raises:
-        ConfigError: the value is not an int from `least` to `limit`.
+        ConfigError: the value is not an integer from `least` to `limit`.
     """
-    length = default if max_length is None else max_length
-    if type(length) is int and least <= length <= limit:
-        return length
-    where, remedy = "max_length", None
-    if max_length is None:
-        where = f"{folder}: tokens per text, by sentence_bert_config.json or tokenizer_config.json"
-        remedy = "Set max_length."
     expected = f"{least} to {limit} tokens"
-    raise ConfigError(where, "out of range", got=repr(length), expected=expected, remedy=remedy)
+    if max_length is not None:
+        return as_integer(max_length, "max_length", least, limit, expected=expected)
+    if least <= default <= limit:
+        return default
+    where = f"{folder}: tokens per text, by sentence_bert_config.json or tokenizer_config.json"
+    remedy = "Set max_length."
+    raise ConfigError(where, "out of range", got=str(default), expected=expected, remedy=remedy)
 
 
-def check_batch_tokens(max_batch_tokens: int | None) -> None:
-    """Raise ConfigError if the number of tokens per batch is below one; None (the device's default) passes."""
+def check_batch_tokens(max_batch_tokens: SupportsIndex | None) -> int | None:
+    """Return the number of tokens per batch, None for the device's default; ConfigError if it is below one."""
     if max_batch_tokens is None:
-        return
-    if type(max_batch_tokens) is not int or max_batch_tokens < 1:
-        got = repr(max_batch_tokens)
-        raise ConfigError("max_batch_tokens", "out of range", got=got, expected="1 or more")
+        return None
+    return as_integer(max_batch_tokens, "max_batch_tokens", 1, expected="1 or more")
 
 
-def check_dim(truncate_dim: int | None, size: int) -> int:
+def check_dim(truncate_dim: SupportsIndex | None, size: int) -> int:
     """Return the number of leading dimensions to keep, by default all `size`; ConfigError if out of range."""
     if truncate_dim is None:
         return size
-    if type(truncate_dim) is not int or not 1 <= truncate_dim <= size:
-        got = repr(truncate_dim)
-        raise ConfigError("truncate_dim", "out of range", got=got, expected=f"1 to {size}")
-    return truncate_dim
+    return as_integer(truncate_dim, "truncate_dim", 1, size, expected=f"1 to {size}")

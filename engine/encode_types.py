@@ -1,10 +1,11 @@
 """The type of `Embedder.encode` and its two variants: what comes back depends on the `convert_to_…` keywords.
 
-For type checkers and editors only; written once for the three methods.
+Written once for the three methods, with the names of the texts in sentence-transformers: `sentences`, now `inputs`.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Unpack, cast, overload
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, Unpack, cast, overload
 
 from lastword.encode_options import EncodeKwargs
 
@@ -13,59 +14,70 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Texts = str | Iterable[str]
+_OTHER_NAMES = ("inputs", "sentences")
+
+
+class NamedKwargs(EncodeKwargs, total=False):
+    """`EncodeKwargs`, and the texts under the names that sentence-transformers uses."""
+
+    inputs: Texts
+    sentences: Texts
+
+
 class Encode(Protocol):
     """A call with texts and settings: a tensor, unless a NumPy array is requested."""
 
     @overload
     def __call__(
         self,
-        texts: str | Sequence[str],
+        texts: Texts = ...,
         prompt_name: str | None = None,
         prompt: str | None = None,
         *,
-        batch_size: int | None = None,
+        batch_size: SupportsIndex | None = None,
         convert_to_numpy: Literal[False] = False,
         convert_to_tensor: bool = False,
-        **kwargs: Unpack[EncodeKwargs],
+        **kwargs: Unpack[NamedKwargs],
     ) -> "Tensor": ...
 
     @overload
     def __call__(
         self,
-        texts: str | Sequence[str],
+        texts: Texts = ...,
         prompt_name: str | None = None,
         prompt: str | None = None,
         *,
-        batch_size: int | None = None,
+        batch_size: SupportsIndex | None = None,
         convert_to_numpy: bool,
         convert_to_tensor: Literal[True],
-        **kwargs: Unpack[EncodeKwargs],
+        **kwargs: Unpack[NamedKwargs],
     ) -> "Tensor": ...
 
     @overload
     def __call__(
         self,
-        texts: str | Sequence[str],
+        texts: Texts = ...,
         prompt_name: str | None = None,
         prompt: str | None = None,
         *,
-        batch_size: int | None = None,
+        batch_size: SupportsIndex | None = None,
         convert_to_numpy: Literal[True],
         convert_to_tensor: Literal[False] = False,
-        **kwargs: Unpack[EncodeKwargs],
+        **kwargs: Unpack[NamedKwargs],
     ) -> "NDArray[Any]": ...
 
     @overload
     def __call__(
         self,
-        texts: str | Sequence[str],
+        texts: Texts = ...,
         prompt_name: str | None = None,
         prompt: str | None = None,
         *,
-        batch_size: int | None = None,
+        batch_size: SupportsIndex | None = None,
         convert_to_numpy: bool,
         convert_to_tensor: bool = False,
-        **kwargs: Unpack[EncodeKwargs],
+        **kwargs: Unpack[NamedKwargs],
     ) -> "Tensor | NDArray[Any]": ...
 
 
@@ -76,5 +88,18 @@ class EncodeMethod(Protocol):
 
 
 def encode_method(function: Callable[..., Any]) -> EncodeMethod:
-    """Declare that a method has the type `Encode`; return it unchanged."""
-    return cast("EncodeMethod", function)
+    """Give a method the type `Encode`, and let it take its texts as `inputs` or `sentences` too.
+
+    Its signature stays as it is. Texts given twice, or not at all, are a TypeError, as for any argument.
+    """
+
+    @wraps(function)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        for name in _OTHER_NAMES:
+            if name in kwargs:
+                if "texts" in kwargs or len(args) > 1:  # the first argument is the object itself
+                    raise TypeError(f"{function.__name__}() got its texts twice, once as {name!r}")
+                kwargs["texts"] = kwargs.pop(name)
+        return function(*args, **kwargs)
+
+    return cast("EncodeMethod", named)

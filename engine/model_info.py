@@ -8,16 +8,19 @@ import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack
+from typing import SupportsIndex, TypedDict, TypeVar, Unpack, cast
 
 import torch
 
+from lastword.arguments import Numbers, as_switch, shown
 from lastword.encode_options import (
     EncodeKwargs,
     EncodeOptions,
     check_dim,
-    check_keywords,
     check_max_length,
+    check_report,
+    check_switches,
+    known_keywords,
 )
 from lastword.errors import ConfigError, list_some
 from lastword.model.postprocess import VectorFormat
@@ -28,7 +31,13 @@ from lastword.runtime.device import (
     quantize_identity,
 )
 from lastword.similarity import Vectors, similarity, similarity_pairwise
-from lastword.text.prompts import Kind, check_prompt, check_prompts, choose_prompt
+from lastword.text.prompts import (
+    Kind,
+    check_choice,
+    check_prompt,
+    check_prompts,
+    choose_prompt,
+)
 from lastword.text.tokenizer import TextTokenizer
 from lastword.weights import (
     BUILTIN_NOTICE,
@@ -45,6 +54,13 @@ from lastword.weights import (
 FINGERPRINT_VERSION = 2
 # Raised when a change in lastword's arithmetic changes vectors by more than rounding.
 NUMERICS_VERSION = 1
+
+# What the settings of where to find a model may be, besides None.
+_HUB_TYPES: Mapping[str, tuple[str, tuple[type, ...]]] = {
+    "revision": ("a str", (str,)),
+    "cache_dir": ("a str or a path", (str, os.PathLike)),
+    "token": ("a str or a bool", (str, bool)),
+}
 
 T = TypeVar("T")
 
@@ -64,9 +80,9 @@ class ModelKwargs(HubOptions, total=False):
     device: str | torch.device | None
     dtype: str | torch.dtype | None
     quantize: str | None
-    max_length: int | None
+    max_length: SupportsIndex | None
     prompts: Mapping[str, str] | None
-    truncate_dim: int | None
+    truncate_dim: SupportsIndex | None
     open_checkpoint: Callable[[Path, ModelConfig], WeightsSource]
 
 
@@ -88,19 +104,13 @@ class ModelInfo:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         quantize: str | None = None,
-        max_length: int | None = None,
+        max_length: SupportsIndex | None = None,
         prompts: Mapping[str, str] | None = None,
-        truncate_dim: int | None = None,
+        truncate_dim: SupportsIndex | None = None,
         open_checkpoint: Callable[[Path, ModelConfig], WeightsSource] = Checkpoint,
         **where: Unpack[HubOptions],
     ) -> None:
-        if model == "":
-            raise ConfigError(
-                "model",
-                "the name is empty",
-                got="''",
-                expected="a hub id or folder, or none for the built-in model",
-            )
+        _check_source(model, where)
         self.devices = choose_devices(device)
         self.device = self.devices[0]
         self.dtype = choose_dtype(dtype, self.device)
@@ -128,7 +138,7 @@ class ModelInfo:
         return self._max_length
 
     @max_length.setter
-    def max_length(self, max_length: int | None) -> None:
+    def max_length(self, max_length: SupportsIndex | None) -> None:
         self._max_length = check_max_length(
             max_length,
             default=self.spec.max_length,
@@ -143,9 +153,18 @@ class ModelInfo:
         return self._truncate_dim
 
     @truncate_dim.setter
-    def truncate_dim(self, truncate_dim: int | None) -> None:
-        check_dim(truncate_dim, self.config.hidden_size)
-        self._truncate_dim = truncate_dim
+    def truncate_dim(self, truncate_dim: SupportsIndex | None) -> None:
+        dim = check_dim(truncate_dim, self.config.hidden_size)
+        self._truncate_dim = None if truncate_dim is None else dim
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts by name; can be set."""
+        return self._prompts
+
+    @prompts.setter
+    def prompts(self, prompts: Mapping[str, str]) -> None:
+        self._prompts = check_prompts(prompts)
 
     @property
     def dim(self) -> int:
@@ -156,11 +175,11 @@ class ModelInfo:
 
     def vector_format(
         self,
-        truncate_dim: int | None = None,
+        truncate_dim: SupportsIndex | None = None,
         *,
         normalize_embeddings: bool = False,
         precision: str = "float32",
-        ranges: torch.Tensor | None = None,
+        ranges: Numbers | None = None,
     ) -> VectorFormat:
         """Resolve the requested format of vectors; truncated vectors are always normalised.
 
@@ -169,8 +188,9 @@ class ModelInfo:
         """
         chosen = self.truncate_dim if truncate_dim is None else truncate_dim
         dim = check_dim(chosen, self.config.hidden_size)
-        normalize = normalize_embeddings or self.spec.normalize or dim < self.config.hidden_size
-        return VectorFormat(dim, normalize, precision, ranges)
+        asked = as_switch(normalize_embeddings, "normalize_embeddings")
+        normalize = asked or self.spec.normalize or dim < self.config.hidden_size
+        return VectorFormat(dim, normalize, precision, cast("torch.Tensor | None", ranges))
 
     def resolve_prompt(
         self, prompt_name: str | None = None, prompt: str | None = None, kind: Kind | None = None
@@ -185,6 +205,7 @@ class ModelInfo:
         Raises:
             ConfigError: the name is unknown (the known ones are listed), or the prompt is not valid text.
         """
+        check_choice(self.default_prompt_name if prompt_name is None else prompt_name, kind)
         if prompt is None:
             prompt = choose_prompt(self.prompts, prompt_name, self.default_prompt_name, kind)
         return check_prompt(prompt)
@@ -198,7 +219,9 @@ class ModelInfo:
             ConfigError: the model does not allow a setting.
             TypeError: a keyword is unknown.
         """
-        check_keywords(function, kwargs, EncodeKwargs)
+        kwargs = known_keywords(function, kwargs, EncodeKwargs)
+        check_report(kwargs.get("report"))
+        check_switches(show_progress_bar=kwargs.get("show_progress_bar"))
         wanted = self.vector_format(
             kwargs.get("truncate_dim"),
             normalize_embeddings=kwargs.get("normalize_embeddings", False),
@@ -219,7 +242,7 @@ class ModelInfo:
         return similarity_pairwise(a, b, self.spec.similarity)
 
     def space_fingerprint(
-        self, truncate_dim: int | None = None, *, normalize_embeddings: bool = False
+        self, truncate_dim: SupportsIndex | None = None, *, normalize_embeddings: bool = False
     ) -> str:
         """Hash the model and settings that give a vector its meaning: vectors with equal hashes are comparable."""
         wanted = self.vector_format(truncate_dim, normalize_embeddings=normalize_embeddings)
@@ -237,8 +260,8 @@ class ModelInfo:
         self,
         prompt: str = "",
         precision: str = "float32",
-        truncate_dim: int | None = None,
-        ranges: torch.Tensor | None = None,
+        truncate_dim: SupportsIndex | None = None,
+        ranges: Numbers | None = None,
         *,
         normalize_embeddings: bool = False,
     ) -> str:
@@ -246,17 +269,33 @@ class ModelInfo:
 
         The device, the number of threads and max_batch_tokens are left out, although they may change the rounding.
         """
+        given = self.vector_format(truncate_dim, precision=precision, ranges=ranges)
         return _fingerprint(
             space=self.space_fingerprint(truncate_dim, normalize_embeddings=normalize_embeddings),
-            prompt=prompt,
+            prompt=check_prompt(prompt),
             dtype=str(self.dtype),
             quantize=quantize_identity(self.quantize, self.device),
             max_length=self.max_length,
             # Only where it is not the usual one, so that fingerprints of earlier versions stay valid.
             **({} if self.tokenizer.truncation_side == "right" else {"truncation_side": "left"}),
             precision=precision,
-            ranges=None if ranges is None else ranges.tolist(),
+            ranges=None if given.ranges is None else given.ranges.tolist(),
         )
+
+
+def _check_source(model: object, hub: Mapping[str, object]) -> None:
+    """Raise ConfigError if a model's name, or a setting of where to find it, is of a wrong type."""
+    expected = "a hub id or folder, or none for the built-in model"
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else model
+    if name == "":
+        raise ConfigError("model", "the name is empty", got="''", expected=expected)
+    if name is not None and not isinstance(name, str):
+        raise ConfigError("model", "not a name or folder", got=shown(model), expected=expected)
+    for key, (expected, kinds) in _HUB_TYPES.items():
+        value = hub.get(key)
+        if value is not None and not isinstance(value, kinds):
+            raise ConfigError(key, "of a wrong type", got=shown(value), expected=expected)
+    as_switch(hub.get("local_files_only", False), "local_files_only")
 
 
 def _fingerprint(**settings: object) -> str:

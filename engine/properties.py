@@ -1,7 +1,7 @@
 """What an `Embedder` tells about its model, under the names that callers of sentence-transformers use."""
 
 from collections.abc import Mapping
-from typing import Generic, Never, Self, TypeVar, overload
+from typing import Generic, Never, Self, SupportsIndex, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -41,12 +41,12 @@ class ModelProperties:
     device = FromInfo[torch.device, Never]("device", "The device, or the first of several.")
     dtype = FromInfo[torch.dtype, Never]("dtype", "The compute dtype.")
     dim = FromInfo[int, Never]("dim", "Width of the vectors that `encode` returns.")
-    max_length = FromInfo[int, int | None](
+    max_length = FromInfo[int, SupportsIndex | None](
         "max_length",
         "Maximum tokens per text, including the end token; set None for the model's default.",
     )
-    max_seq_length = FromInfo[int, int | None]("max_length", "The same as `max_length`.")
-    truncate_dim = FromInfo[int | None, int | None](
+    max_seq_length = FromInfo[int, SupportsIndex | None]("max_length", "The same as `max_length`.")
+    truncate_dim = FromInfo[int | None, SupportsIndex | None](
         "truncate_dim", "Number of leading dimensions to keep; None for all."
     )
     prompts = FromInfo[dict[str, str], Mapping[str, str]]("prompts", "The prompts by name.")

@@ -1,15 +1,15 @@
 """Similarity functions of vectors, under the names that sentence-transformers uses."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lastword.errors import InputError
+from lastword.arguments import Numbers, as_numbers, is_one_of, shown
+from lastword.errors import ConfigError, InputError
+from lastword.kernels.caller_settings import isolated
+from lastword.weights.embedding_spec import SIMILARITIES
 
-Vectors = Tensor | Sequence[Any]  # or a NumPy array: NumPy is optional and not imported here
+Vectors = Numbers
 
 
 def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
@@ -18,24 +18,29 @@ def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
     cosine: a·b / (‖a‖‖b‖); dot: a·b; euclidean: −‖a − b‖; manhattan: −Σ|a − b|.
 
     Args:
-        a: [N, dim] or [dim], any dtype; a tensor, an array or a list of vectors.
+        a: [N, dim] or [dim], any real dtype; a tensor, an array or a list of vectors.
         b: [M, dim] or [dim], likewise.
         name: cosine, dot, euclidean or manhattan.
 
     Returns:
-        [N, M] fp32.
+        [N, M] fp32, on the device of a.
 
     Raises:
         InputError: an argument is not a vector or matrix, or the widths differ.
+        ConfigError: there is no function of this name.
+
+    Numerics:
+        fp32, whatever the caller's autocast and matmul settings.
     """
-    a, b = _as_matrices(a, b)
-    if name == "euclidean":
-        return -torch.cdist(a, b)
-    if name == "manhattan":
-        return -torch.cdist(a, b, p=1.0)
-    if name == "cosine":
-        a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-    return a @ b.T
+    a, b = _as_matrices(a, b, name)
+    with isolated():
+        if name == "euclidean":
+            return -torch.cdist(a, b)
+        if name == "manhattan":
+            return -torch.cdist(a, b, p=1.0)
+        if name == "cosine":
+            a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+        return a @ b.T
 
 
 def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
@@ -47,12 +52,13 @@ def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
         name: as for `similarity`.
 
     Returns:
-        [N] fp32.
+        [N] fp32, on the device of a.
 
     Raises:
         InputError: as for `similarity`, or the numbers of rows differ.
+        ConfigError: there is no function of this name.
     """
-    a, b = _as_matrices(a, b)
+    a, b = _as_matrices(a, b, name)
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         got = f"{len(a)} and {len(b)}"
         raise InputError(
@@ -67,8 +73,11 @@ def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
     return (a * b).sum(1)
 
 
-def _as_matrices(a: Vectors, b: Vectors) -> tuple[Tensor, Tensor]:
-    """Convert both to fp32 matrices, which must have the same width."""
+def _as_matrices(a: Vectors, b: Vectors, name: str) -> tuple[Tensor, Tensor]:
+    """Check the function's name; convert both to fp32 matrices on one device, which must have the same width."""
+    if not is_one_of(name, SIMILARITIES):
+        expected = f"one of: {', '.join(SIMILARITIES)}"
+        raise ConfigError("similarity", "unknown", got=shown(name), expected=expected)
     rows, others = _rows(a), _rows(b)
     if rows.shape[1] != others.shape[1]:
         raise InputError(
@@ -78,21 +87,16 @@ def _as_matrices(a: Vectors, b: Vectors) -> tuple[Tensor, Tensor]:
             expected="the same width",
             remedy="Compare vectors of the same model and truncate_dim.",
         )
-    return rows, others
+    return rows, others.to(rows.device)
 
 
 def _rows(vectors: Vectors) -> Tensor:
     """Convert a tensor, a NumPy array, or a list of these or of numbers, to a matrix [N, dim]."""
-    try:
-        if isinstance(vectors, list | tuple) and any(hasattr(each, "shape") for each in vectors):
-            vectors = torch.stack([torch.as_tensor(each) for each in vectors])
-        rows = torch.as_tensor(vectors).float()
-    except (RuntimeError, TypeError, ValueError) as error:
-        got, expected = type(vectors).__name__, "[N, dim] or [dim]"
-        raise InputError(
-            "vectors", "not numeric vectors of equal width", got=got, expected=expected
-        ) from error
+    rows, expected = as_numbers(vectors), "[N, dim] or [dim]"
+    if rows is None:
+        got, what = type(vectors).__name__, "not numeric vectors of equal width"
+        raise InputError("vectors", what, got=got, expected=expected)
     if rows.dim() not in (1, 2):
-        got, expected = f"the shape {list(rows.shape)}", "[N, dim] or [dim]"
+        got = f"the shape {list(rows.shape)}"
         raise InputError("vectors", "not a matrix", got=got, expected=expected)
     return rows[None] if rows.dim() == 1 else rows

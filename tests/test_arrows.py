@@ -9,23 +9,24 @@ from helpers.sources import MODULES, imports
 # What each module or package may import of ours besides itself (`-`: but not this part of it), names
 # without `lastword.`; `.` is `import lastword`, which gives the public names. The longest row counts.
 PUBLIC = "embedder model_info errors encode_options progress report"  # what entry points see of the engine
-INNER = "errors batching kernels model weights"
+INNER = "errors arguments batching kernels model weights"
 ARROWS = {
     "errors": "",
     "kernels": "errors",
     "weights": "errors",
+    "arguments": "errors",
     "report": "errors",
     "progress": "errors",
-    "similarity": "errors",
+    "similarity": "errors arguments kernels.caller_settings weights.embedding_spec",
     "encode_types": "encode_options",
-    "encode_options": "errors report model.postprocess",
+    "encode_options": "errors arguments report model.postprocess",
     # Texts become token ids, batches, states; each step knows what comes before it.
-    "text": "errors",
+    "text": "errors arguments",
     "batching": "errors kernels",
-    "model": "errors batching kernels weights runtime.cuda_graphs",
+    "model": "errors arguments batching kernels weights runtime.cuda_graphs",
     "runtime": f"{INNER} progress report -runtime.loop",
     "runtime.loop": f"{INNER} encode_options report runtime text",
-    "model_info": "errors model.postprocess encode_options runtime.device similarity text weights",
+    "model_info": "errors arguments model.postprocess encode_options runtime.device similarity text weights",
     "properties": "model_info similarity text.prompts",
     "embedder": "errors encode_options encode_types model model_info progress properties report runtime text.groups",
     ".": "embedder errors",

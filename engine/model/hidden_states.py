@@ -3,33 +3,43 @@
 It comes from the same forward that computes the vectors. This module knows nothing about texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
+from lastword.arguments import as_integer, shown
 from lastword.batching.forest import Forest
 from lastword.errors import ConfigError
+from lastword.kernels.caller_settings import integers
 from lastword.model.qwen3 import Model
 
 
-def layer_numbers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, ...]:
+def layer_numbers(layers: Iterable[SupportsIndex] | None, num_layers: int) -> tuple[int, ...]:
     """Resolve layers to numbers 0 … L; None stands for all, negative numbers count from the end.
 
     Raises:
-        ConfigError: a layer does not exist, or the list is empty.
+        ConfigError: a layer does not exist, or these are not layer numbers in a definite order.
     """
     numbers = range(num_layers + 1)
     if layers is None:
         return tuple(numbers)
-    if len(layers) == 0:
-        expected = f"0 to {num_layers}, or None for all"
-        raise ConfigError("layers", "none is named", got="[]", expected=expected)
-    for layer in layers:
-        if type(layer) is not int or not -len(numbers) <= layer <= num_layers:
-            expected = f"0 to {num_layers}, or negative from the end"
-            raise ConfigError("layers", "no such layer", got=repr(layer), expected=expected)
-    return tuple(numbers[layer] for layer in layers)
+    expected = f"0 to {num_layers}, or None for all"
+    try:
+        given = () if isinstance(layers, AbstractSet | Mapping) else tuple(layers)
+    except TypeError:  # a single number, too, cannot be iterated over
+        given = ()
+    if not given:
+        what = "none is named" if isinstance(layers, list | tuple) else "no list of layers"
+        raise ConfigError("layers", what, got=shown(layers), expected=expected)
+    expected, what = f"0 to {num_layers}, or negative from the end", "no such layer"
+    low = -len(numbers)
+    checked = [
+        as_integer(n, "layers", low, num_layers, expected=expected, what=what) for n in given
+    ]
+    return tuple(numbers[layer] for layer in checked)
 
 
 def last_token_states(model: Model, forest: Forest, layers: Sequence[int]) -> Tensor:
@@ -44,7 +54,7 @@ def last_token_states(model: Model, forest: Forest, layers: Sequence[int]) -> Te
         [N', len(layers), C] fp32 on the CPU.
     """
     last = model.config.num_hidden_layers
-    rows = torch.tensor(forest.final_rows)
+    rows = integers(forest.final_rows)
     seen = {0: model.embedding[forest.ids[rows].to(model.embedding.device)].float().cpu()}
 
     def observe(layer: int, residual: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lastword.arguments import as_numbers, is_one_of, shown
 from lastword.errors import ConfigError
 
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
@@ -23,7 +24,8 @@ class VectorFormat:
         dim: number of leading dimensions to keep.
         normalize: whether to scale the vector to length 1.
         precision: one of `PRECISIONS`.
-        ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required).
+        ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required); a
+            tensor, an array or two lists, of which an fp32 tensor on the CPU is kept.
 
     Raises:
         ConfigError: the precision is unknown or does not fit `dim` and `ranges`.
@@ -35,7 +37,8 @@ class VectorFormat:
     ranges: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_precision(self.precision, self.dim, self.ranges)
+        # kept as the tensor that it becomes; a frozen dataclass allows no other assignment
+        object.__setattr__(self, "ranges", check_precision(self.precision, self.dim, self.ranges))
 
     def _key(self) -> tuple[object, ...]:
         """Return the key for equality and hash; ranges are equal only if they are the same tensor object."""
@@ -53,11 +56,18 @@ class VectorFormat:
         return hash(self._key())
 
 
-def check_precision(precision: str, dim: int, ranges: Tensor | None) -> None:
-    """Raise ConfigError if the precision is unknown, or does not fit `dim` and `ranges`."""
-    if precision not in PRECISIONS:
+def check_precision(precision: object, dim: int, ranges: object) -> Tensor | None:
+    """Check the precision against `dim` and `ranges`.
+
+    Returns:
+        The ranges as [2, dim] fp32 on the CPU, or None without ranges.
+
+    Raises:
+        ConfigError: the precision is unknown, or does not fit `dim` and `ranges`.
+    """
+    if not is_one_of(precision, PRECISIONS):
         expected = f"one of {', '.join(PRECISIONS)}"
-        raise ConfigError("precision", "unknown", got=repr(precision), expected=expected)
+        raise ConfigError("precision", "unknown", got=shown(precision), expected=expected)
     if precision.endswith("binary") and dim % 8:
         what = f"{precision} packs 8 dimensions per byte"
         raise ConfigError("precision", what, got=f"dim {dim}", expected="a multiple of 8")
@@ -69,14 +79,26 @@ def check_precision(precision: str, dim: int, ranges: Tensor | None) -> None:
             expected=f"a [2, {dim}] tensor",
             remedy="Save them from a sample first.",
         )
-    if ranges is None:
-        return
-    if tuple(ranges.shape) != (2, dim):
-        got = str(list(ranges.shape))
+    return None if ranges is None else _check_ranges(ranges, dim)
+
+
+def _check_ranges(ranges: object, dim: int) -> Tensor:
+    """Return the ranges as [2, dim] fp32 on the CPU; ConfigError unless they are finite, each lower below its upper."""
+    bounds = as_numbers(ranges)
+    if bounds is None:
+        what, expected = "not numbers", f"a [2, {dim}] tensor, array or list"
+        raise ConfigError("ranges", what, got=type(ranges).__name__, expected=expected)
+    bounds = (bounds.detach() if bounds.requires_grad else bounds).cpu()
+    if tuple(bounds.shape) != (2, dim):
+        got = str(list(bounds.shape))
         raise ConfigError("ranges", "wrong shape", got=got, expected=f"[2, {dim}]")
-    if not bool((ranges[1] > ranges[0]).all()):
+    if not bool((bounds[1] - bounds[0]).isfinite().all()):  # as it is not where a bound is not
+        what, expected = "not finite", "finite bounds, and finite differences of them, in float32"
+        raise ConfigError("ranges", what, expected=expected)
+    if not bool((bounds[1] > bounds[0]).all()):
         what = "not every upper bound exceeds its lower bound"
         raise ConfigError("ranges", what, expected="lower below upper in every dimension")
+    return bounds
 
 
 def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
@@ -136,7 +158,9 @@ def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> T
         return vectors.half()
     if precision in ("binary", "ubinary"):
         bits = (vectors > 0).reshape(len(vectors), vectors.shape[1] // 8, 8)
-        powers = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int16)
+        powers = torch.tensor(
+            [128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int16, device=vectors.device
+        )
         packed = (bits * powers).sum(-1)  # [N, dim/8]
         return packed.to(torch.uint8) if precision == "ubinary" else (packed - 128).to(torch.int8)
     if ranges is None:

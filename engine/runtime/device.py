@@ -2,6 +2,7 @@
 
 import torch
 
+from lastword.arguments import is_one_of, shown
 from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import activation_levels, check_fp8, check_int8, fp8_format
 from lastword.weights import dtype_name
@@ -56,6 +57,8 @@ def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...
     Raises:
         DeviceError: a device is unknown or missing, a GPU is named twice, or GPUs and CPUs are mixed.
     """
+    if device is not None and not isinstance(device, str | torch.device):
+        raise DeviceError("device", "unknown", got=shown(device), expected=_DEVICES)
     asked = str(device)
     if asked == "cuda:all":
         choose_device("cuda")  # raises if there is no GPU
@@ -86,10 +89,11 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    name = dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype.removeprefix("torch.")
-    if name not in known:
+    name = dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype
+    known |= {f"torch.{each}": found for each, found in known.items()}
+    if not is_one_of(name, known):
         expected = "'float32' or 'bfloat16'"
-        raise ConfigError("dtype", "not a compute dtype", got=repr(name), expected=expected)
+        raise ConfigError("dtype", "not a compute dtype", got=shown(name), expected=expected)
     return known[name]
 
 
@@ -103,9 +107,9 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
     if quantize is None:
         return None
     rest = {"int8": torch.float32, "fp8": torch.bfloat16}
-    if quantize not in rest:
+    if not is_one_of(quantize, rest):
         expected = "None, 'int8' on a CPU or 'fp8' on a GPU"
-        raise ConfigError("quantize", "unknown", got=repr(quantize), expected=expected)
+        raise ConfigError("quantize", "unknown", got=shown(quantize), expected=expected)
     if quantize == "int8" and device.type != "cpu":
         raise ConfigError(
             "quantize",

@@ -1,6 +1,11 @@
-"""Cut a stream of texts into bounded groups; each group is tokenised, sorted and packed together."""
+"""Check what callers give as texts; cut a stream of texts into bounded groups.
 
-from collections.abc import Iterable, Iterator
+Each group is tokenised, sorted and packed together. What iterates over something other than texts in a definite order
+is refused: a dict would give its keys, a table the names of its columns, a set its elements in any order.
+"""
+
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
+from collections.abc import Set as AbstractSet
 
 from lastword.errors import InputError
 
@@ -32,11 +37,8 @@ def cut_groups(
     group: list[str] = []
     first, chars = 0, 0
     for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            got = type(text).__name__
-            raise InputError(f"text {index}", "not a string", got=got, expected="str", index=index)
-        group.append(text)
-        chars += len(text)
+        group.append(_as_text(text, index))
+        chars += len(group[-1])
         if len(group) == GROUP_TEXTS or chars >= full:
             yield first, group
             first, group, chars = index + 1, [], 0
@@ -45,14 +47,100 @@ def cut_groups(
         yield first, group
 
 
-def require_texts(texts: Iterable[str]) -> Iterable[str]:
-    """Return the texts, but raise InputError for a single str, since iterating it would yield its characters."""
-    if isinstance(texts, str):
-        raise InputError(
-            "texts",
-            "a single str, which is not accepted here",
-            got="str",
-            expected="a list or an iterator of str",
-            remedy="Put it in a list.",
-        )
-    return texts
+def list_texts(texts: Iterable[str]) -> list[str]:
+    """Return the texts as a list of str.
+
+    Raises:
+        InputError: it is no sequence of texts (see `require_texts`), or a text is not a str.
+    """
+    return [_as_text(text, index) for index, text in enumerate(require_texts(texts))]
+
+
+def require_texts(texts: Iterable[str]) -> Iterator[str]:
+    """Return an iterator over the texts.
+
+    Lists, tuples, generators, arrays, columns (pandas, polars, Arrow, datasets) and the `keys()` and `values()` of a
+    dict are accepted: they have an order, and their elements are the texts. A file is not: its lines end with line
+    breaks, which would change the vectors.
+
+    Raises:
+        InputError: it is a single str, a mapping, a table, a set, bytes or a file, or it cannot be iterated.
+    """
+    for found, what, remedy in _NO_TEXTS:
+        if found(texts):
+            raise _no_texts(texts, what, remedy)
+    try:
+        return iter(texts)
+    except TypeError as error:
+        raise _no_texts(texts, "cannot be iterated over", "Pass a list of str.") from error
+
+
+def _no_texts(texts: object, what: str, remedy: str) -> InputError:
+    expected = "a list or an iterator of str"
+    return InputError("texts", what, got=type(texts).__name__, expected=expected, remedy=remedy)
+
+
+def _is_table(texts: object) -> bool:
+    """Return whether this is a data frame or table; asks its type, because a lazy frame would compute its columns."""
+    return hasattr(type(texts), "columns") or hasattr(type(texts), "column_names")
+
+
+def _is_mapping(texts: object) -> bool:
+    """Return whether iterating gives keys; a pandas Series has keys too, but gives its values."""
+    return hasattr(type(texts), "keys") and not hasattr(type(texts), "tolist")
+
+
+def _is_unordered(texts: object) -> bool:
+    """Return whether this is a set; the views of a dict count as sets, but have its order."""
+    return isinstance(texts, AbstractSet) and not isinstance(texts, KeysView | ItemsView)
+
+
+# What is refused: how it is recognised, what is wrong with it, and what to do.
+_NO_TEXTS: tuple[tuple[Callable[[object], bool], str, str], ...] = (
+    (
+        lambda texts: isinstance(texts, str),
+        "a single str, which is not accepted here",
+        "Put it in a list.",
+    ),
+    (
+        lambda texts: isinstance(texts, bytes | bytearray | memoryview),
+        "bytes, which are not text",
+        "Decode them, as in data.decode(), and put the text in a list.",
+    ),
+    (_is_table, "a table, which is not a column of texts", "Pass one of its columns."),
+    (
+        _is_mapping,
+        "a mapping, which would give its keys",
+        "Pass its values, as in texts.values(), or list(texts) for its keys.",
+    ),
+    (_is_unordered, "a set, which has no order", "Pass a list, as in sorted(texts)."),
+    (
+        lambda texts: callable(getattr(texts, "readline", None)),
+        "a file, whose lines would keep their line breaks",
+        "Pass its lines without them, as in (line.rstrip('\\n') for line in file).",
+    ),
+)
+
+
+def _as_text(text: object, index: int) -> str:
+    """Return one text, or that of a value of an Arrow column, as a str; InputError for anything else."""
+    if isinstance(text, str):
+        return text
+    value = text.as_py() if hasattr(text, "as_py") else text
+    if isinstance(value, str):
+        return value
+    got, remedy = type(value).__name__, _remedy(value)
+    what, expected = "not a string", "str"
+    raise InputError(f"text {index}", what, got=got, expected=expected, remedy=remedy, index=index)
+
+
+def _remedy(value: object) -> str:
+    """Tell how to convert something that is not a str."""
+    missing = value is None or type(value).__name__ in ("NAType", "NaTType")
+    if missing or (isinstance(value, float) and value != value):
+        return "A value is missing: leave it out, or put '' in its place."
+    if isinstance(value, bytes | bytearray):
+        return "Decode it, as in data.decode()."
+    if isinstance(value, list | tuple | AbstractSet | Mapping) or getattr(value, "shape", ()) != ():
+        return "Pass one flat list of str, with one str per text."
+    return "Convert it with str()."

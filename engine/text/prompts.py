@@ -1,30 +1,44 @@
 """Choose the prompt to put before every text of a call: given directly, by name, or the default of its kind."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
+from lastword.arguments import is_one_of, shown
 from lastword.errors import ConfigError, list_some, not_unicode
 
 Kind = Literal["query", "document"]
 
 
-def check_prompts(prompts: Mapping[str, str] | None) -> Mapping[str, str]:
-    """Return the caller's prompts by name ({} for None); ConfigError if one is not a str."""
-    for name, prompt in (prompts or {}).items():
-        if not isinstance(prompt, str):
-            raise ConfigError(
-                f"prompts: {name!r}", "not a string", got=repr(prompt), expected="str"
-            )
-    return prompts or {}
+def check_prompts(prompts: object) -> dict[str, str]:
+    """Return the caller's prompts by name ({} for None); ConfigError if it is not a mapping of str to str."""
+    if prompts is None:
+        return {}
+    if not isinstance(prompts, Mapping):
+        got, expected = type(prompts).__name__, "a dict, as in {'query': 'Query: '}"
+        raise ConfigError("prompts", "not prompts by name", got=got, expected=expected)
+    for name, prompt in prompts.items():
+        if not (isinstance(name, str) and isinstance(prompt, str)):
+            what = "not a string" if isinstance(name, str) else "its name is not a string"
+            got = shown(prompt if isinstance(name, str) else name)
+            raise ConfigError(f"prompts: {shown(name)}", what, got=got, expected="str")
+    return dict(prompts)
 
 
-def check_prompt(prompt: str) -> str:
+def check_prompt(prompt: object) -> str:
     """Return the prompt of one call; ConfigError if it is not a str of valid Unicode."""
     if not isinstance(prompt, str):
-        raise ConfigError("prompt", "not a string", got=repr(prompt), expected="str")
+        raise ConfigError("prompt", "not a string", got=shown(prompt), expected="str")
     if (problem := not_unicode(ConfigError, "prompt", prompt)) is not None:
         raise problem
     return prompt
+
+
+def check_choice(name: object, kind: object) -> None:
+    """Raise ConfigError if the name of a prompt is not a str, or the kind is neither "query" nor "document"."""
+    if name is not None and not isinstance(name, str):
+        raise ConfigError("prompt_name", "not a string", got=shown(name), expected="str")
+    if kind is not None and not is_one_of(kind, get_args(Kind)):
+        raise ConfigError("kind", "unknown", got=shown(kind), expected="'query' or 'document'")
 
 
 def choose_prompt(

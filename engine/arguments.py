@@ -1,0 +1,109 @@
+"""Checks of single arguments: integers, switches and numbers become Python's or PyTorch's own types, or are refused.
+
+NumPy's counterparts are accepted, and converted here, so that fingerprints and messages never see them.
+"""
+
+import operator
+import reprlib
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
+
+import torch
+from torch import Tensor
+
+from lastword.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# In quotes, because NumPy is optional and not imported here.
+Numbers: TypeAlias = Union[Tensor, "NDArray[Any]", Sequence[Any]]
+
+_LONGEST = 80  # characters of a value in a message
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 2, 60, 60, 60
+
+
+def shown(value: object) -> str:
+    """Return the repr of a value for a message: one line of bounded length."""
+    try:
+        text = " ".join(_SHORT.repr(value).splitlines())
+    except ValueError:  # an integer with more digits than Python converts to text
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def is_one_of(value: object, names: Collection[str]) -> TypeGuard[str]:
+    """Return whether a value is one of these strings; unlike `in`, it takes values of any type."""
+    return isinstance(value, str) and value in names
+
+
+def as_integer(
+    value: Any,
+    where: str,
+    low: int,
+    high: int | None = None,
+    *,
+    expected: str,
+    what: str = "out of range",
+) -> int:
+    """Return an int, a NumPy integer or anything else with `__index__` as an int from `low` to `high`.
+
+    Args:
+        value: the caller's value; a bool is not an integer here.
+        where: the setting.
+        low: smallest value allowed.
+        high: largest value allowed, None for no limit.
+        expected: description of the values allowed.
+        what: what is wrong with any other value.
+
+    Raises:
+        ConfigError: the value is not an integer in the range.
+    """
+    number = None
+    if not _is_bool(value) and hasattr(type(value), "__index__"):
+        try:
+            number = int(operator.index(value))
+        except TypeError:  # an array with several elements
+            number = None
+    if number is None or number < low or (high is not None and number > high):
+        raise ConfigError(where, what, got=shown(value), expected=expected)
+    return number
+
+
+def as_switch(value: object, where: str) -> bool:
+    """Return True, False, 1, 0 or NumPy's True and False as a bool; ConfigError for anything else, such as "false"."""
+    if _is_bool(value):
+        return bool(value)
+    expected = "True or False"
+    return bool(as_integer(value, where, 0, 1, expected=expected, what="neither True nor False"))
+
+
+def _is_bool(value: object) -> bool:
+    """Return whether a value is a bool of Python, NumPy or PyTorch."""
+    if isinstance(value, bool):
+        return True
+    return str(getattr(value, "dtype", "")).endswith("bool") and getattr(value, "shape", None) == ()
+
+
+def as_numbers(values: Any) -> Tensor | None:
+    """Return a tensor, an array, or nested lists of these or of numbers, as fp32; None if that is impossible.
+
+    A tensor stays on its device. Complex numbers and sparse tensors are not accepted.
+    """
+    try:
+        if isinstance(values, list | tuple) and any(hasattr(each, "shape") for each in values):
+            rows: list[Any] = [as_numbers(each) for each in values]
+            return torch.stack(rows)  # a TypeError where one is None
+        if "complex" in str(getattr(values, "dtype", "")):
+            return None
+        if isinstance(values, Tensor):
+            return values.float() if values.layout == torch.strided else None
+        writable = getattr(getattr(values, "flags", None), "writeable", True)
+        if not writable or min(getattr(values, "strides", ()), default=0) < 0:
+            values = (
+                values.copy()
+            )  # PyTorch warns about an array it cannot write to, and reads none backwards
+        return torch.as_tensor(values, dtype=torch.float32, device="cpu")
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        return None
