@@ -184,7 +184,8 @@ class Loop:
             assert isinstance(batch.rows, Tensor)  # the items of one call have one format
             if out is None:
                 left, counts = len(batch.group.items), copy(batch.group.counts)
-                out = torch.empty(left, *batch.rows.shape[1:], dtype=batch.rows.dtype)
+                with torch.inference_mode(False):  # the caller may use results outside such a mode
+                    out = batch.rows.new_empty(left, *batch.rows.shape[1:])
             out[batch.texts] = batch.rows
             counts.add(batch.counts)
             advance(len(batch.texts))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lastword.batching.forest import Forest
+from lastword.kernels.caller_settings import CPU, isolated
 from lastword.model.hidden_states import last_token_states
 from lastword.model.postprocess import postprocess
 from lastword.model.qwen3 import Model
@@ -135,7 +136,8 @@ class ModelLoader:
     ) -> Model:
         """Load the model onto a device; `loaded` is called with 1 after each layer."""
         tuned = self.tune_process and device.type == "cpu"
-        with process_tuning.tune_for_loading() if tuned else nullcontext():
+        tuning = process_tuning.tune_for_loading() if tuned else nullcontext()
+        with isolated(), tuning:
             return Model(
                 self.checkpoint,
                 self.config,
@@ -175,7 +177,7 @@ def to_host(vectors: Tensor) -> Wait:
     """
     if vectors.device.type == "cpu":
         return lambda: vectors
-    host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+    host = torch.empty(vectors.shape, dtype=vectors.dtype, device=CPU, pin_memory=True)
     host.copy_(vectors, non_blocking=True)
     copied = torch.cuda.current_stream(vectors.device).record_event()
 
