@@ -156,8 +156,10 @@ class Embedder(ModelProperties):
             matrices = list(self.loop.matrices(listed, options, report, advance))
         if not matrices:
             wanted = options.format
-            matrices = [quantize(torch.empty(0, wanted.dim), wanted.precision, wanted.ranges)]
-        vectors = torch.cat(matrices)
+            none = torch.empty(0, wanted.dim, dtype=torch.float32, device="cpu")
+            matrices = [quantize(none, wanted.precision, wanted.ranges)]
+        with torch.inference_mode(False):  # as in `hidden_states`: results are ordinary tensors
+            vectors = torch.cat(matrices)
         result = vectors[0] if isinstance(texts, str) else vectors
         return result.numpy() if numpy else result
 
@@ -270,7 +272,9 @@ class Embedder(ModelProperties):
         task = StatesTask(layer_numbers(layers, config.num_hidden_layers))
         options = self.info.encode_options("hidden_states", prompt_name, prompt, {})
         listed, done = list_texts(texts), 0
-        states = torch.empty(len(listed), len(task.layers), config.hidden_size)
+        shape = (len(listed), len(task.layers), config.hidden_size)
+        with torch.inference_mode(False):
+            states = torch.empty(shape, dtype=torch.float32, device="cpu")
         for found in self.loop.matrices(listed, options, Report(), lambda _: None, task=task):
             states[done : done + len(found)] = found
             done += len(found)

@@ -155,7 +155,7 @@ class Checkpoint:
         """Concatenate tensors along the first dimension into a new tensor of this dtype."""
         infos = [self._tensors[name] for name in names]
         rows = sum(info.shape[0] for info in infos)
-        whole = torch.empty((rows, *infos[0].shape[1:]), dtype=dtype)
+        whole = torch.empty((rows, *infos[0].shape[1:]), dtype=dtype, device="cpu")
         start = 0
         for name, info in zip(names, infos, strict=True):
             whole[start : start + info.shape[0]].copy_(map_tensor(info, name))

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from lastword.kernels.caller_settings import count_up

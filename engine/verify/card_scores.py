@@ -39,7 +39,9 @@ def card_scores_problem(embedder: Embedder, card: CardScores) -> tuple[str | Non
     queries = embedder.encode_query(card.queries, show_progress_bar=False)
     documents = embedder.encode_document(card.documents, show_progress_bar=False)
     ours = embedder.similarity(queries, documents)
-    difference = float((ours - torch.tensor(card.scores)).abs().max())
+    difference = float(
+        (ours - torch.tensor(card.scores, dtype=ours.dtype, device=ours.device)).abs().max()
+    )
     shown = "[" + ", ".join("[" + ", ".join(f"{x:.4f}" for x in row) + "]" for row in ours) + "]"
     detail = (
         f"scores {shown}; card of {card.model}: {card.scores}; largest difference {difference:.4f}"

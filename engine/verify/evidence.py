@@ -206,7 +206,8 @@ def _prompt_mistakes(
     for name, kind, prompt in mistakes if query else ():
         index = [i for i, p in enumerate(probes) if p.kind == kind and 0 < len(p.text) < 100][:12]
         ids = text.ids([prompt + probes[i].text for i in index], max_length)
-        found.append(Alternate(name, kind, index, ids, torch.empty(0)))
+        nothing = torch.empty(0, dtype=torch.float32, device="cpu")
+        found.append(Alternate(name, kind, index, ids, nothing))
     return found
 
 

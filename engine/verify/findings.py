@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.errors import count
+from lastword.kernels.caller_settings import integers
 from lastword.verify.evidence import Evidence
 from lastword.verify.mistakes import row_differences, token_mistakes, vector_mistakes
 from lastword.verify.verdict import LayerError, Verdict
@@ -17,7 +18,7 @@ def judge(evidence: Evidence, verdict: Verdict) -> None:
     """Add every check of token ids, states and vectors to the verdict."""
     number = len(evidence.ids)
     differ = [i for i in range(number) if evidence.ours.ids[i] != evidence.ids[i]]
-    same = torch.tensor([i for i in range(number) if i not in set(differ)], dtype=torch.int64)
+    same = integers([i for i in range(number) if i not in set(differ)])
     mistakes = vector_mistakes(evidence, same) | token_mistakes(evidence, differ)
     details = {
         "end token": f"{''.join(evidence.text.appended()) or 'none'} after every text",

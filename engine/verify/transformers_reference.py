@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lastword.errors import ConfigError
+from lastword.kernels.caller_settings import integers
 from lastword.verify.rounding import is_quantized, quantize_layer
 
 QWEN_END_TOKEN = "<|endoftext|>"  # noqa: S105  the one that Qwen3-Embedding was trained with
@@ -158,7 +159,7 @@ def compute_reference_states(
     tensors = StoredTensors(folder)
     batches = _equal_lengths(ids)
     table = tensors.read("embed_tokens.weight")
-    states = [table[torch.tensor([ids[i] for i in batch])].to(device, dtype) for batch in batches]
+    states = [table[integers([ids[i] for i in batch])].to(device, dtype) for batch in batches]
     del table  # larger than a layer
     rotary = qwen3.Qwen3RotaryEmbedding(config).to(device)
     kept = [_last_rows(states, batches)]
@@ -197,7 +198,7 @@ def _through_layer(
     if quantize is not None and is_quantized(quantize, index, config.num_hidden_layers):
         quantize_layer(layer, quantize)
     for number, x in enumerate(states):
-        positions = torch.arange(x.shape[1], device=device)[None]
+        positions = torch.arange(x.shape[1], dtype=torch.int64, device=device)[None]
         states[number] = layer(x, position_ids=positions, position_embeddings=rotary(x, positions))
 
 
@@ -215,7 +216,7 @@ def _last_rows(states: list[Tensor], batches: list[list[int]]) -> Tensor:
 
 def _in_order(rows: list[Tensor], batches: list[list[int]]) -> Tensor:
     """Put the rows [n, C] of all batches into the caller's order: [N, C] fp64 on the CPU."""
-    order = torch.tensor([index for batch in batches for index in batch])
+    order = integers([index for batch in batches for index in batch])
     joined = torch.cat(rows).double().cpu()
     out = torch.empty_like(joined)
     out[order] = joined

@@ -26,13 +26,13 @@ def check_int8() -> None:
     Raises:
         ConfigError: PyTorch has no FBGEMM here, for example on ARM.
     """
-    engine = torch.backends.quantized.engine
-    if engine not in ("x86", "fbgemm"):
+    engines = torch.backends.quantized.supported_engines
+    if not {"x86", "fbgemm"} & set(engines):
         raise ConfigError(
             "quantize",
             "int8 is not supported on this machine",
-            got=f"PyTorch's quantisation engine {engine!r}",
-            expected="'x86' or 'fbgemm'",
+            got=f"PyTorch's quantisation engines {', '.join(engines)}",
+            expected="x86 or fbgemm",
             remedy="Omit quantize to compute without quantisation.",
         )
 

@@ -47,7 +47,7 @@ def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
 
 def gram(pieces: Iterable[Tensor], count: int) -> Tensor:
     """Sum the inner products of rows over all pieces: float64 [N, N]."""
-    total = torch.zeros((count, count), dtype=torch.float64)
+    total = torch.zeros((count, count), dtype=torch.float64, device="cpu")
     for piece in pieces:
         total += inner_products(piece)
     return total
@@ -55,7 +55,7 @@ def gram(pieces: Iterable[Tensor], count: int) -> Tensor:
 
 def inner_products(piece: Tensor) -> Tensor:
     """Return the inner products [N, N] of the rows [N, K]; equal rows give equal entries, bit for bit."""
-    products = torch.empty((len(piece), len(piece)), dtype=torch.float64)
+    products = torch.empty((len(piece), len(piece)), dtype=torch.float64, device="cpu")
     for i, row in enumerate(piece):
         for j in range(i + 1):
             products[i, j] = products[j, i] = torch.dot(row, piece[j])
@@ -125,7 +125,7 @@ def describe(products: Tensor, coefficients: Sequence[float]) -> dict[str, Any]:
     """
     norms = _norms(products)
     places = range(len(norms))
-    c = torch.tensor(coefficients, dtype=torch.float64)
+    c = torch.tensor(coefficients, dtype=torch.float64, device="cpu")
     return {
         "norms": norms,
         "angles": [[_angle(products, i, j) for j in places] for i in places],

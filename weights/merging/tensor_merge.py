@@ -75,7 +75,7 @@ class _Buffers(threading.local):
     """A float64 buffer [count, size] per thread."""
 
     def __init__(self, count: int, size: int) -> None:
-        self.held = torch.empty((count, size), dtype=torch.float64)
+        self.held = torch.empty((count, size), dtype=torch.float64, device="cpu")
 
 
 class TensorMerge:
@@ -97,7 +97,7 @@ class TensorMerge:
     ) -> None:
         self._rows, self._dtype, self._threads = RowReader(tensors, base), dtype, threads
         # Inner products of the rows, float64 [N, N].
-        self.products = torch.zeros((len(tensors), len(tensors)), dtype=torch.float64)
+        self.products = torch.zeros((len(tensors), len(tensors)), dtype=torch.float64, device="cpu")
         self._spare: deque[Tensor] = deque()  # a block is never larger than those before it
         self._solved = False  # whether the products are known
         self.coefficients: list[float] = []
@@ -164,7 +164,7 @@ class TensorMerge:
         try:
             return self._spare.pop()[:size]
         except IndexError:
-            return torch.empty(size, dtype=self._dtype)
+            return torch.empty(size, dtype=self._dtype, device="cpu")
 
     def _merge_block_and_products(self, block: slice) -> Merged:
         """Merge a block and also sum its inner products, if the coefficients did not need them before."""

@@ -104,7 +104,7 @@ def test_seven_bits_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_machine_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     class Arm:
-        engine = "qnnpack"
+        supported_engines = ["qnnpack", "onednn"]
 
     monkeypatch.setattr(linear_int8.torch.backends, "quantized", Arm)
     with pytest.raises(ConfigError) as caught:
@@ -112,6 +112,6 @@ def test_a_machine_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     error = caught.value
     assert (error.where, error.what) == ("quantize", "int8 is not supported on this machine")
     assert (error.got, error.expected) == (
-        "PyTorch's quantisation engine 'qnnpack'",
-        "'x86' or 'fbgemm'",
+        "PyTorch's quantisation engines qnnpack, onednn",
+        "x86 or fbgemm",
     )
