@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from lastword.errors import ConfigError, InputError, WeightsError, not_unicode
 
@@ -61,7 +61,8 @@ class TextTokenizer:
     Args:
         folder: the checkpoint's folder.
         vocab_size: rows of the model's embedding table.
-        truncation_side: "right" keeps the beginning of a too long text, "left" its end, and of its prompt nothing.
+        truncation_side: "right" keeps the beginning of a too long text, "left" its end, and of its prompt nothing;
+            None takes it from tokenizer.json.
 
     Raises:
         WeightsError: tokenizer.json is missing or damaged, or has ids of `vocab_size` or more.
@@ -69,9 +70,9 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, folder: Path, vocab_size: int, *, truncation_side: TruncationSide = "right"
+        self, folder: Path, vocab_size: int, *, truncation_side: TruncationSide | None = None
     ) -> None:
-        self.vocab_size, self.truncation_side = vocab_size, truncation_side
+        self.vocab_size = vocab_size
         path = self.path = folder / "tokenizer.json"
         if not path.is_file():
             raise WeightsError(
@@ -85,6 +86,8 @@ class TextTokenizer:
             raise WeightsError(
                 str(path), f"damaged ({error})", remedy="Fetch the file again."
             ) from error
+        own: TruncationSide = (self._tokenizer.truncation or {}).get("direction", "right")
+        self.truncation_side = truncation_side or own
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         highest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -141,6 +144,11 @@ class TextTokenizer:
         """SHA-256 of tokenizer.json in hexadecimal, computed once."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """The added tokens of tokenizer.json by their ids."""
+        return self._tokenizer.get_added_tokens_decoder()
 
     @property
     def num_template_tokens(self) -> int:
