@@ -37,6 +37,8 @@ def script(model: Any) -> dict[str, Any]:
         ),
         "bits": model.encode(DOCUMENTS, precision="ubinary", convert_to_numpy=True),
         "signed": model.encode(DOCUMENTS, precision="binary", convert_to_numpy=True),
+        "named": model.encode_query(inputs=QUERIES, convert_to_tensor=True),
+        "named as before": model.encode(sentences=DOCUMENTS, convert_to_tensor=True),
         "dim": model.get_embedding_dimension(),
         "length": model.max_seq_length,
         "prompts": dict(model.prompts),
@@ -84,7 +86,17 @@ def test_one_script_through_both(options: dict, normalized: bool, tmp_path: Path
         assert float((a.float() - b.float()).abs().max()) <= 5e-5, name
 
 
-VECTORS = {"queries", "documents", "numpy", "one", "prompt", "mine", "cut"}
+VECTORS = {
+    "queries",
+    "documents",
+    "numpy",
+    "one",
+    "prompt",
+    "mine",
+    "cut",
+    "named",
+    "named as before",
+}
 
 
 PROMPTS = {
