@@ -16,7 +16,7 @@ from typing import Any
 
 
 class _Problem(Exception):  # noqa: N818  the common base of errors and warnings, never raised itself
-    """A problem in five parts, the last three of them optional; `str` joins them into one line."""
+    """A problem in five parts, the last three of them optional; `str` joins them, cut and escaped, into one line."""
 
     where: str
     what: str
@@ -48,9 +48,9 @@ class _Problem(Exception):  # noqa: N818  the common base of errors and warnings
 
     def __str__(self) -> str:
         named = (("got", self.got), ("expected", self.expected))
-        found = ", ".join(f"{name} {part}" for name, part in named if part is not None)
-        line = f"{self.where}: {self.what}{'; ' if found else ''}{found}."
-        return line if self.remedy is None else f"{line} {self.remedy}"
+        found = ", ".join(f"{name} {one_line(part)}" for name, part in named if part is not None)
+        line = f"{one_line(self.where)}: {one_line(self.what)}{'; ' if found else ''}{found}."
+        return line if self.remedy is None else f"{line} {one_line(self.remedy)}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -110,6 +110,26 @@ class InputError(LastwordError):
 
 class DeviceError(LastwordError):
     """A device that is missing or cannot compute as requested."""
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Return `text` on one line of at most `limit` characters: cut in its middle, control characters escaped."""
+    cut = _cut(text, limit)
+    return cut if cut.isprintable() else _cut(printable(cut), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    half = (limit - 1) // 2
+    return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with control characters and lone surrogates escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def lone_surrogate(text: str) -> int | None:

@@ -10,16 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import BinaryIO, TextIO
 
-from lastword.errors import InputError
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line, with control characters and lone surrogates escaped."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+from lastword.errors import InputError, printable
 
 
 def say(message: str) -> None:

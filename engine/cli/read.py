@@ -1,6 +1,7 @@
-"""Read records from text, JSON lines and CSV files, one at a time, each with its file name and line number.
+r"""Read records from text, JSON lines and CSV files, one at a time, each with its file name and line number.
 
-Input is strict UTF-8 (a byte order mark at the start is skipped). One record is held in memory.
+Input is strict UTF-8 (a byte order mark at the start is skipped). A line ends with \n or \r\n; any other character,
+such as a lone \r, belongs to the line. One record is held in memory, and it has at most `MAX_RECORD` characters.
 This module knows nothing about models or vectors; `stream.py` is the next step in the flow.
 """
 
@@ -17,7 +18,10 @@ from lastword.errors import InputError, list_some, lone_surrogate
 
 FORMATS = ("txt", "jsonl", "csv", "tsv")
 STDIN = "-"
-MAX_FIELD = 1 << 26  # characters; stops at an unclosed quote in a large file before memory runs out
+_BYTE_ORDER_MARK = "\ufeff"
+_JSON_SPACE = " \t\r\n"
+# Characters. Stops at a device without an end, or at an unclosed quote in a large file, before memory runs out.
+MAX_RECORD = 1 << 26
 
 _JSON_LINES = "Convert it to JSON lines (.jsonl), one record per line."
 _AS_TEXT = "Convert it to text (.txt) or JSON lines (.jsonl) first."
@@ -132,9 +136,9 @@ def _open(source: Source) -> TextIO:
         raise InputError("stdin", "is closed", remedy="Name a file.")
     return open(
         sys.stdin.fileno() if source.path == STDIN else source.path,
-        encoding="utf-8-sig",
+        encoding="utf-8",
         errors="surrogateescape",
-        newline="" if source.format in ("csv", "tsv") else None,  # as the csv module requires
+        newline="\n",
         closefd=source.path != STDIN,
     )
 
@@ -144,6 +148,12 @@ def _lines(stream: TextIO, source: Source) -> Iterator[str]:
     number = 0
     while line := _next_line(stream, source):
         number += 1
+        if len(line) > MAX_RECORD:
+            raise _too_long(f"{source.name}:{number}")
+        if number == 1 and line.startswith(_BYTE_ORDER_MARK):
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+            if not line:
+                return
         if not line.isascii() and (bad := lone_surrogate(line)) is not None:
             raise InputError(
                 f"{source.name}:{number}",
@@ -156,15 +166,26 @@ def _lines(stream: TextIO, source: Source) -> Iterator[str]:
 
 def _next_line(stream: TextIO, source: Source) -> str:
     try:
-        return stream.readline()
+        return stream.readline(MAX_RECORD + 1)
     except OSError as error:
         raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
+
+
+def _too_long(where: str) -> InputError:
+    return InputError(
+        where,
+        "is too long for one record",
+        expected=f"at most {MAX_RECORD:,} characters",
+        remedy="Check the file's format, or split the text.",
+    )
 
 
 def _text_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
     names = frozenset((text_field,))
     for number, line in enumerate(lines, 1):
         text = line.removesuffix("\n")
+        if len(text) < len(line):
+            text = text.removesuffix("\r")
         yield Record(text, source.name, number, names, _open_object({text_field: text}))
 
 
@@ -172,12 +193,12 @@ def _json_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterat
     from lastword.weights import parse_object
 
     for number, line in enumerate(lines, 1):
-        if not line.isspace():
-            where, line = f"{source.name}:{number}", line.rstrip()
-            # If a key occurs twice, the last value counts, as in other JSON readers.
-            fields = parse_object(line, where, InputError, unique_keys=False)
+        line = line.strip(_JSON_SPACE)
+        if line:
+            where = f"{source.name}:{number}"
+            fields = parse_object(line, where, InputError)
             text = _text_of(fields, text_field, where)
-            carried = line.lstrip()[:-1].rstrip()
+            carried = line[:-1].rstrip(_JSON_SPACE)
             yield Record(text, source.name, number, frozenset(fields), carried)
 
 
@@ -239,16 +260,30 @@ def _table(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Re
 
 def _rows(lines: Iterator[str], source: Source) -> Iterator[tuple[int, list[str]]]:
     """Yield each row with its first line number."""
-    csv.field_size_limit(MAX_FIELD)
+    csv.field_size_limit(MAX_RECORD)
     delimiter = "\t" if source.format == "tsv" else ","
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    size = 0  # of the row, which may have many lines
+
+    def counted() -> Iterator[str]:
+        nonlocal size
+        for each in lines:
+            size += len(each)
+            if size > MAX_RECORD:
+                raise _too_long(f"{source.name}:{line}")
+            yield each
+
+    reader = csv.reader(counted(), delimiter=delimiter, strict=True)
     while True:
-        line = reader.line_num + 1
+        line, size = reader.line_num + 1, 0
         try:
             row = next(reader, None)
         except csv.Error as error:
             where = f"{source.name}:{line}"
-            raise InputError(where, f"is not {source.format} ({error})") from error
+            reason = str(error).partition(" - ")[0]  # without advice for programmers
+            remedy = (
+                "A row ends with \\n or \\r\\n; quote a field with a line end or a quote in it."
+            )
+            raise InputError(where, f"is not {source.format} ({reason})", remedy=remedy) from error
         if row is None:
             return
         if row:

@@ -38,6 +38,21 @@ def test_one_line_and_one_punctuation(parts: dict[str, str], line: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "text", ["x" * 10**6, "a\nb\r\x1b\u2028\x85", "\U000e0001" * 10**5, "\ud800"]
+)
+def test_whatever_the_parts_a_message_is_one_short_line(kind: type, text: str) -> None:
+    for number in range(len(PARTS)):
+        parts = ["a", "b", "1", "2", "Do it."]
+        parts[number] = text
+        where, what, *others = parts
+        error = kind(where, what, **dict(zip(PARTS[2:], others, strict=True)))
+        assert str(error).isprintable()
+        assert len(str(error)) < 350
+        assert getattr(error, PARTS[number]) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", [lambda error: pickle.loads(pickle.dumps(error)), copy])
 def test_all_parts_survive(kind: type, how) -> None:
     given = {"got": "1", "expected": "2", "remedy": "Do it."}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import lastword
 from lastword.cli import console, options, read, write
+from lastword.cli.output import is_stdout, is_stream, open_output
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
 from lastword.errors import InputError, count
@@ -23,9 +24,13 @@ EXAMPLES = """examples:
 
 JSON lines output keeps the other fields of .jsonl, .csv and .tsv records.
 
-With -o, metadata is stored too: the model, its settings and two fingerprints. It goes to OUT.json,
-or into the file itself for .safetensors; on stdout, --header prints it first. Vectors with the same
-`space` fingerprint can be compared. The same `run` fingerprint means the same model and settings.
+A line ends with \\n or \\r\\n; any other character, such as a lone \\r, belongs to its line. A record has at
+most 67,108,864 characters. A key may not occur twice in a JSON object.
+
+With -o FILE, metadata is stored too: the model, its settings and two fingerprints. It goes to
+OUT.json, or into the file itself for .safetensors. On stdout and other streams (/dev/stderr, a named
+pipe), which take JSON lines only, --header prints it first. Vectors with the same `space` fingerprint
+can be compared. The same `run` fingerprint means the same model and settings.
 
 The report on stderr counts the tokens requested, the tokens computed, and the tokens saved because
 texts with a common beginning share it. tokens/s counts requested tokens."""
@@ -40,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=options.path_argument,
         metavar="OUT",
-        help="output file, replaced only once the new one is complete; by default stdout",
+        help="output file, replaced only once the new one is complete, or a device or pipe; by default stdout",
     )
     parser.add_argument(
         "--format",
@@ -50,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--header",
         action="store_true",
-        help='on stdout, print the metadata first, as a line {"lastword": {...}}',
+        help='on stdout or a pipe, print the metadata first, as a line {"lastword": {...}}',
     )
     parser.add_argument(
         "--vector-field",
@@ -88,9 +93,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     style = _choose_format(args)
     inputs = read.sources(args.files, args.input_format)
-    sidecar = f"{args.output}.json" if args.output and style != "safetensors" else None
+    sidecar = f"{args.output}.json" if args.to_file and style != "safetensors" else None
     given = (source.path for source in inputs if source.path != read.STDIN)
-    options.refuse_overwriting((*given, args.ranges), (args.output, sidecar, args.save_ranges))
+    outputs = (args.output if args.to_file else None, sidecar, args.save_ranges)
+    options.refuse_overwriting((*given, args.ranges), outputs)
     with ExitStack() as files:
         # Files are put in place in reverse order: the vectors first, then the files that describe them.
         ranges_out = _enter(files, args.save_ranges)
@@ -183,15 +189,23 @@ def summary(report: Report) -> str:
 
 def _choose_format(args: argparse.Namespace) -> str:
     """Choose the output format and refuse options that cannot be combined."""
-    args.output = None if args.output == "-" else args.output
+    if args.output is not None and is_stdout(args.output):
+        args.output = None
+    args.to_file = args.output is not None and not is_stream(args.output)
     style: str = args.format or _format_of(args.output or "")
-    if style != "jsonl" and args.output is None:
-        what = "cannot be written to stdout"
-        raise InputError(f"--format {style}", what, remedy="Name a file with -o.")
-    if args.header and args.output is not None:
+    if style != "jsonl" and not args.to_file:
+        raise InputError(
+            args.output or f"--format {style}",
+            f"{style} cannot be written to {'a stream' if args.output else 'stdout'}",
+            expected="a file, because its header is written last",
+            remedy="Name a file with -o, or pass --format jsonl.",
+        )
+    if args.header and args.to_file:
         place = args.output if style == "safetensors" else f"{args.output}.json"
         remedy = f"The metadata goes to {place}."
-        raise InputError("--header", "is for stdout", got=f"-o {args.output}", remedy=remedy)
+        raise InputError(
+            "--header", "is for stdout and pipes", got=f"-o {args.output}", remedy=remedy
+        )
     _check_ranges(args)
     if args.vector_field in (args.text_field, "__metadata__"):
         what = f"the name {args.vector_field!r} is already used"
@@ -226,9 +240,7 @@ def _format_of(output: str) -> str:
 
 
 def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:
-    from lastword.weights.files.atomic import replace_file
-
-    return None if path is None else files.enter_context(replace_file(path))
+    return None if path is None else files.enter_context(open_output(path))
 
 
 def _check_vector_field(records: Iterable[Record], field: str) -> Iterator[Record]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options
-from lastword.errors import InputError, list_some
+from lastword.errors import InputError, list_some, printable
 
 if TYPE_CHECKING:
     from lastword.evaluate import Evaluation
@@ -99,4 +99,4 @@ def _table(evaluation: "Evaluation") -> Iterator[str]:
     for each in evaluation.benchmarks:
         ours, card = (f"{x:.2f}" if x is not None else "-" for x in (each.ours, each.card))
         yield f"{each.benchmark:<40}  {ours:>8}  {card:>8}  {each.done} of {each.tasks}"
-    yield f"results in {console.printable(evaluation.folder)}"
+    yield f"results in {printable(evaluation.folder)}"

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options
-from lastword.errors import WeightsError, list_some
+from lastword.errors import WeightsError, list_some, printable
 
 if TYPE_CHECKING:
     from lastword.model_info import ModelInfo
@@ -116,5 +116,5 @@ def _format_value(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False) if value == "" else console.printable(value)
+        return json.dumps(value, ensure_ascii=False) if value == "" else printable(value)
     return json.dumps(value, ensure_ascii=False)

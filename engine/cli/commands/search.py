@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lastword.cli import console, options, read
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
-from lastword.errors import InputError
+from lastword.errors import InputError, printable
 from lastword.report import Report
 
 if TYPE_CHECKING:
@@ -129,6 +129,4 @@ def _line(rank: int, hit: Hit, as_json: bool) -> str:  # noqa: FBT001  private
         }
         return json.dumps(fields, ensure_ascii=False)
     text = record.text if len(record.text) <= SHOWN else record.text[: SHOWN - 1] + "…"
-    return (
-        f"{rank:>3}  {hit.score:.4f}  {console.printable(record.where)}  {console.printable(text)}"
-    )
+    return f"{rank:>3}  {hit.score:.4f}  {printable(record.where)}  {printable(text)}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options, read
-from lastword.errors import count
+from lastword.errors import count, printable
 
 if TYPE_CHECKING:
     from lastword.verify import Verdict
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(verdict: "Verdict") -> Iterator[str]:
-    yield f"model      {console.printable(verdict.model)}"
+    yield f"model      {printable(verdict.model)}"
     if verdict.dtype:
         mode = f", matmuls in {verdict.quantize}" if verdict.quantize else ""
         reference = f"transformers in {verdict.reference}"
@@ -87,7 +87,7 @@ def _table(verdict: "Verdict") -> Iterator[str]:
         yield f"texts      {verdict.texts:,} with {count(verdict.tokens, 'token')} in total"
     yield ""
     for check in verdict.checks:
-        yield f"{check.status:<9}  {check.name:<13}  {console.printable(check.detail)}"
+        yield f"{check.status:<9}  {check.name:<13}  {printable(check.detail)}"
     if verdict.layers:
         yield ""
         yield "relative RMS error of the last token's hidden state after each layer"

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lastword.cli import read
+
 OLD = b"old output"
 ROW = b'{"text": "fine"}\n'
 DEEP = b'{"text": "x", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
@@ -43,7 +45,20 @@ FILES = {
     "json-two-on-a-line": _in_file(
         "a.jsonl", b'{"text":"x"}{"text":"y"}', "a.jsonl:1", "Extra data"
     ),
-    "json-control-character": _in_file("a.jsonl", b'{"text": "\x01"}', "a.jsonl:1", "control"),
+    "json-control-character": _in_file(
+        "a.jsonl", b'{"text": "\x01"}', "a.jsonl:1", "control character at column 11"
+    ),
+    "json-key-twice": _in_file(
+        "a.jsonl", ROW + b'{"text": "x", "text": "y"}', "a.jsonl:2", 'key "text" occurs twice'
+    ),
+    "json-other-key-twice": _in_file(
+        "a.jsonl", b'{"text": "x", "a": {"b": 1, "b": 1}}', "a.jsonl:1", 'key "b" occurs twice'
+    ),
+    "json-lone-cr": _in_file("a.jsonl", b'{"text": "x"}\r{"text": "y"}', "a.jsonl:1", "Extra data"),
+    "json-cr-in-text": _in_file("a.jsonl", b'{"text": "x\ry"}', "a.jsonl:1", "control character"),
+    "json-other-space": _in_file("a.jsonl", ROW + b"\x0b\n", "a.jsonl:2", "not valid JSON"),
+    "csv-lone-cr": _in_file("a.csv", b"text\rx\ry\r", "a.csv:1", "new-line character", "\\n"),
+    "only-half-a-mark": _in_file("a.txt", b"\xef\xbb", "a.txt:1", "0xef"),
     "json-list": _in_file("a.jsonl", ROW + b'["text"]', "a.jsonl:2", "a list", "object"),
     "json-string": _in_file("a.jsonl", b'"text"', "a.jsonl:1", 'got "text"', "object"),
     "json-null-row": _in_file("a.jsonl", ROW + b"null", "a.jsonl:2", "null", "object"),
@@ -191,7 +206,8 @@ USAGE = {
     ),
     "two-outputs-in-one": (["embed", "a.txt", "-o", "o", "--save-ranges", "o"], ["overwritten"]),
     "output-is-folder": (["embed", "a.txt", "-o", "folder"], ["folder", "expected a file name"]),
-    "output-is-device": (["embed", "a.txt", "-o", "/dev/null"], ["/dev/null", "device"]),
+    "output-is-full": (["embed", "a.txt", "-o", "/dev/full"], ["/dev/full: cannot", "No space"]),
+    "output-is-not-open": (["embed", "a.txt", "-o", "/dev/fd/999"], ["/dev/fd/999", "descriptor"]),
     "output-folder-missing": (["embed", "a.txt", "-o", "gone/o"], ["gone/o", "No such file"]),
     "output-folder-is-file": (["embed", "a.txt", "-o", "a.txt/o"], ["a.txt/o", "Not a directory"]),
     "output-folder-closed": (["embed", "a.txt", "-o", "/proc/o"], ["/proc/o", "cannot be written"]),
@@ -269,6 +285,28 @@ def test_bad_ranges(cli, tensors, metadata, expected):
     result = cli("embed", "a.txt", "--precision", "uint8", "--ranges", "r.st", "-o", "out")
     _check(result, "r.st", expected)
     assert not Path("out").exists()
+
+
+RECORDS = {
+    "a.txt": b"fits\n" + b"x" * 10,
+    "a.jsonl": b'{"text": "x"}\n{"text": "' + b"x" * 50 + b'"}',
+    "a.csv": b"text\n" + b'"a\n",' * 20,
+    "b.csv": b'text\n"never closed\n' + b"x\n" * 20,
+    "c.csv": b"text\n" + b"x" * 50,
+}
+
+
+@pytest.mark.parametrize(("name", "content"), RECORDS.items())
+def test_a_record_without_an_end_is_refused(cli, monkeypatch, name, content):
+    monkeypatch.setattr(read, "MAX_RECORD", 9 if name == "a.txt" else 16)
+    Path(name).write_bytes(content)
+    _check(cli("embed", name), f"{name}:2: is too long", "expected at most")
+
+
+def test_a_device_without_an_end_is_refused(cli, monkeypatch):
+    assert read.MAX_RECORD == 67_108_864, "the help of `embed` says so"
+    monkeypatch.setattr(read, "MAX_RECORD", 10**6)
+    _check(cli("embed", "/dev/zero"), "/dev/zero:1: is too long", "at most 1,000,000")
 
 
 def test_metadata_does_not_overwrite_an_input(cli):

@@ -176,10 +176,83 @@ def test_empty_inputs_give_empty_outputs(cli):
         assert tuple(file.get_tensor("embedding").shape) == (0, 8)
 
 
-def test_newlines_are_universal_and_no_other_character_ends_a_line(cli):
-    Path("a.md").write_bytes("a\r\nb\rc\n\n\x0b\x0c\x85\u2028d".encode())
-    texts = [row["text"] for row in _lines_of(cli("embed", "a.md").out)]
-    assert texts == ["a", "b", "c", "", "\x0b\x0c\x85\u2028d"]
+ODD = "\r\x00\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029d"  # str.splitlines splits at all of these
+
+
+# An input, and the texts in it: as many as `wc -l` counts, and one more after the last line end.
+LINES = {
+    "a.md": (f"a\r\nb\rc\n\n{ODD}\r\r\n\re\r", ["a", "b\rc", "", f"{ODD}\r", "\re\r"]),
+    "a.jsonl": (
+        '\r{"text":\r"a"}\r\r\n \t\r\n{"text": "\x85\u2028\u2029d"}',
+        ["a", "\x85\u2028\u2029d"],
+    ),
+    "a.csv": (f'n,text\r\n1,"a\rb\r\nc{ODD}"\r\n2,d\n', [f"a\rb\r\nc{ODD}", "d"]),
+    "a.tsv": ("text\tn\na\x0b\x85\u2028\t1", ["a\x0b\x85\u2028"]),
+    "mark.txt": ("\ufeffa\n\ufeffb", ["a", "\ufeffb"]),
+    "mark.csv": ("\ufefftext\na\n", ["a"]),
+    "only-mark.txt": ("\ufeff", []),
+    "line-after-mark.txt": ("\ufeff\nb", ["", "b"]),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "texts"), [(n, *case) for n, case in LINES.items()])
+def test_only_a_line_feed_ends_a_line(cli, name, content, texts):
+    Path(name).write_bytes(content.encode())
+    assert [row["text"] for row in _lines_of(cli("embed", name).out)] == texts
+
+
+@pytest.mark.parametrize(
+    "path", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/stderr"]
+)
+def test_an_open_stream_is_written_as_it_goes(cli, path):
+    Path("a.txt").write_text("one\ntwo\n")
+    plain = cli("embed", "a.txt", "--quiet")
+    result = cli("embed", "a.txt", "--quiet", "-o", path)
+    assert (result.status, {result.out, result.err}) == (0, {plain.out, ""})
+    assert os.listdir() == ["a.txt"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "descriptor"])
+def test_a_pipe_is_written_as_it_goes(cli, kind):
+    Path("a.txt").write_text("one\ntwo\n")
+    plain = cli("embed", "a.txt", "--quiet")
+    os.mkfifo("pipe")
+    os.symlink("pipe", "link")
+    with ThreadPoolExecutor(1) as thread:
+        if kind == "descriptor":
+            reader, writer = os.pipe()
+            assert cli("embed", "a.txt", "-o", f"/dev/fd/{writer}", "--quiet").status == 0
+            os.write(writer, b"open still")
+            os.close(writer)
+            with open(reader, "rb") as stream:
+                written = stream.read().removesuffix(b"open still")
+        else:
+            read = thread.submit(Path("pipe").read_bytes)
+            assert cli("embed", "a.txt", "-o", kind, "--quiet").status == 0
+            written = read.result(timeout=60)
+    assert written.decode() == plain.out
+    assert sorted(os.listdir()) == ["a.txt", "link", "pipe"]
+
+
+def test_stdout_redirected_to_a_file_is_appended_to(shell, tmp_path):
+    result = shell("echo one > a.txt; echo old > out; $LASTWORD embed a.txt -o /dev/stdout >> out")
+    old, new = (tmp_path / "out").read_text().splitlines()
+    assert (result.status, old, json.loads(new)["text"]) == (0, "old", "one")
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "out"]
+
+
+def test_a_stream_takes_json_lines_and_their_header(cli, tmp_path):
+    Path("a.txt").write_text("one")
+    os.mkfifo("p.npy")
+    header, line = _lines_of(cli("embed", "a.txt", "-o", "/dev/stdout", "--header").out)
+    assert (header.keys(), line["text"]) == ({"lastword"}, "one")
+    assert cli("embed", "a.txt", "-o", "/dev/null", "--header").status == 0
+    ranges = cli("embed", "a.txt", "-o", "/dev/null", "--save-ranges", "/dev/null")
+    assert "no ranges to save" in ranges.err
+    for name, style in (("p.npy", "npy"), ("/dev/null", "safetensors")):
+        result = cli("embed", "a.txt", "-o", name, "--format", style)
+        assert (result.status, result.err.count("\n")) == (2, 1)
+        assert f"{name}: {style} cannot be written to a stream; expected a file" in result.err
 
 
 def test_stdin_and_several_files_keep_their_order(cli):
