@@ -25,6 +25,7 @@ from lastword.model.postprocess import quantize
 from lastword.model_info import ModelInfo, ModelKwargs
 from lastword.progress import progress_bar
 from lastword.properties import ModelProperties
+from lastword.reopen import Opened, Reopenable
 from lastword.report import Report
 from lastword.runtime.loop import Loop
 from lastword.runtime.pool import open_runner
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Embedder(ModelProperties):
+class Embedder(ModelProperties, Reopenable):
     """A Qwen3-family embedding model, loaded and ready.
 
     `info` describes the model (`ModelInfo`); `loop` computes the vectors (`runtime.loop.Loop`).
@@ -87,6 +88,7 @@ class Embedder(ModelProperties):
         check_switches(cuda_graphs=cuda_graphs, tune_process=tune_process)
         check_switches(show_progress_bar=show_progress_bar)
         self.info = info = ModelInfo(model, **known_keywords("Embedder", kwargs, ModelKwargs))
+        self._share(Opened(kwargs, cuda_graphs, tune_process, own_runner=runner is None))
         if runner is None:
             parts = (info.checkpoint, info.config, info.dtype, info.quantize)
             load = ModelLoader(*parts, cuda_graphs=cuda_graphs, tune_process=tune_process)
@@ -102,10 +104,6 @@ class Embedder(ModelProperties):
     def max_batch_tokens(self, max_batch_tokens: SupportsIndex | None) -> None:
         tokens = check_batch_tokens(max_batch_tokens)
         self.loop.budget.limit = tokens or self.loop.runner.batch_tokens
-
-    def close(self) -> None:
-        """End the worker processes, if any; they also end when the Embedder is collected or Python exits."""
-        self.loop.runner.close()
 
     def __enter__(self) -> Self:
         return self

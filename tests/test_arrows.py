@@ -28,7 +28,9 @@ ARROWS = {
     "runtime.loop": f"{INNER} encode_options report runtime text",
     "model_info": "errors arguments model.postprocess encode_options runtime.device similarity text weights",
     "properties": "model_info similarity text.prompts",
-    "embedder": "errors encode_options encode_types model model_info progress properties report runtime text.groups",
+    "reopen": "embedder errors model_info runtime.loop weights",
+    "embedder": "errors encode_options encode_types model model_info progress properties reopen report runtime"
+    " text.groups",
     ".": "embedder errors",
     # Entry points.
     "cli": f". {PUBLIC} evaluate verify weights",

@@ -1,16 +1,18 @@
 """Adapters for libraries that use an embedding model: LangChain and LlamaIndex.
 
 Entry points: each module imports its library, which must be installed, and uses the public `Embedder` only. This
-module holds the function by which every adapter opens its model.
+module holds what every adapter does with its model: open it, embed documents and queries, and tell what the vectors
+depend on.
 """
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError, list_some
 
-__all__ = ["embedder_of"]
+__all__ = ["embed_documents", "embed_query", "embedder_of", "fingerprint_of"]
 
 
 def embedder_of(
@@ -35,3 +37,33 @@ def embedder_of(
             expected="options with a name or folder only",
         )
     return model
+
+
+def embed_documents(embedder: Embedder, texts: Iterable[str]) -> list[list[float]]:
+    """Return the vector of each text, computed as `encode_document` does.
+
+    Raises:
+        InputError: `texts` is not a sequence of texts, such as a single str, or a text cannot be embedded.
+    """
+    prompt = embedder.resolve_prompt(kind="document")
+    return [vector.tolist() for vector in embedder.encode_stream(texts, prompt=prompt)]
+
+
+def embed_query(embedder: Embedder, text: str) -> list[float]:
+    """Return the vector of one text, computed as `encode_query` does.
+
+    Raises:
+        InputError: `text` is not a str, or cannot be embedded.
+    """
+    (vector,) = embedder.encode_stream([text], prompt=embedder.resolve_prompt(kind="query"))
+    numbers: list[float] = vector.tolist()
+    return numbers
+
+
+def fingerprint_of(embedder: Embedder) -> str:
+    """Identify the vectors that `embedder` computes now, those of documents and, after a hyphen, those of queries.
+
+    Equal fingerprints mean equal weights, tokenizer, prompts, width, max_length, dtype and quantisation.
+    """
+    prompts = (embedder.resolve_prompt(kind=kind) for kind in ("document", "query"))
+    return "-".join(map(embedder.info.run_fingerprint, prompts))

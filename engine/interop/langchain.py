@@ -8,7 +8,7 @@ from typing import Any
 
 from lastword.embedder import Embedder
 from lastword.errors import require_extra
-from lastword.interop import embedder_of
+from lastword.interop import embed_documents, embed_query, embedder_of, fingerprint_of
 
 with require_extra("langchain-core", "langchain", "lastword.interop.langchain"):
     from langchain_core.embeddings import Embeddings
@@ -32,12 +32,15 @@ class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # mypy skips this l
     ) -> None:
         self.embedder = embedder_of(model, options)
 
+    @property
+    def fingerprint(self) -> str:
+        """What the vectors depend on, hashed with the settings of this moment: a namespace for caches of vectors."""
+        return fingerprint_of(self.embedder)
+
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents with the model's document prompt."""
-        vectors: list[list[float]] = self.embedder.encode_document(texts).tolist()
-        return vectors
+        return embed_documents(self.embedder, texts)
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a query with the model's query prompt."""
-        vector: list[float] = self.embedder.encode_query(text).tolist()
-        return vector
+        return embed_query(self.embedder, text)

@@ -7,6 +7,7 @@ it finishes. The other methods are thin wrappers: `matrices` restores the order,
 yields one item at a time; `plan` only counts.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -32,7 +33,7 @@ from lastword.runtime.results import (
     finish_batch,
     list_refused,
 )
-from lastword.runtime.runner import Runner, Task, Wait, failure, first_done
+from lastword.runtime.runner import Runner, Task, Wait, check_process, failure, first_done
 from lastword.runtime.threads import Take, map_ahead, run_ahead
 from lastword.text.groups import GROUP_TEXTS, cut_groups
 from lastword.text.tokenizer import TextTokenizer, Tokens
@@ -57,7 +58,7 @@ class Loop:
     def __init__(
         self, tokenizer: TextTokenizer, runner: Runner, max_batch_tokens: int | None = None
     ) -> None:
-        self.tokenizer, self.runner = tokenizer, runner
+        self.tokenizer, self.runner, self._process = tokenizer, runner, os.getpid()
         self.budget = BatchBudget(max_batch_tokens or runner.batch_tokens, runner.name)
 
     # The core.
@@ -124,6 +125,7 @@ class Loop:
     def _start(self, group: Group, task: Task | None, forest: Forest) -> Wait:
         """Start a batch; if that fails, the returned wait raises the error."""
         try:
+            check_process(self.runner.name, self._process)
             return self.runner.start(task or embed_task(group, forest), forest)
         except Exception as error:  # noqa: BLE001  it belongs to the items of this batch
             return failure(error)
@@ -227,6 +229,7 @@ class Loop:
         return Group(items, self._forests(items), began, counts)
 
     def _tokens(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Tokens:
+        check_process(self.runner.name, self._process)  # before the tokenizer's threads are used
         first, texts = numbered
         return self.tokenizer.encode(texts, options.max_length, prompt=options.prompt, first=first)
 

@@ -31,7 +31,15 @@ from lastword.batching.forest import Forest
 from lastword.errors import DeviceError, LastwordWarning
 from lastword.model.qwen3 import Model
 from lastword.progress import progress_bar
-from lastword.runtime.runner import FutureWait, InProcess, ModelLoader, Runner, Task, Wait
+from lastword.runtime.runner import (
+    FutureWait,
+    InProcess,
+    ModelLoader,
+    Runner,
+    Task,
+    Wait,
+    check_process,
+)
 from lastword.runtime.serialization import pack, unpack
 from lastword.weights import dtype_name
 
@@ -87,14 +95,7 @@ class Pool:
             DeviceError: any worker has died, the pool is closed, or this process is a fork of the one that made the
                 pool and so lacks its threads.
         """
-        if os.getpid() != self._owner:
-            raise DeviceError(
-                f"device {self.name}",
-                "belongs to another process",
-                got=f"a call from process {os.getpid()}",
-                expected=f"one from {self._owner}, which opened the Embedder",
-                remedy="Open another Embedder after the fork.",
-            )
+        check_process(self.name, self._owner)
         for worker in self._workers:
             worker.check()
         worker = min(self._workers, key=lambda worker: worker.tokens)

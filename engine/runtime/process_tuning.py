@@ -1,14 +1,19 @@
-"""Process settings changed when a CPU model loads: the C library's memory allocation and the caches of oneDNN.
+"""Process settings changed when a model loads: memory allocation, the caches of oneDNN, the threads of a fork.
 
-While a model loads, freed blocks go back to the system; afterwards they are kept for the next batch.
-`Embedder(tune_process=False)` changes none of these settings.
+While a CPU model loads, freed blocks go back to the system; afterwards they are kept for the next batch.
+`Embedder(tune_process=False)` changes neither this nor the caches.
 """
 
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
+
+from lastword.errors import DeviceError, LastwordWarning
 
 # By default glibc requests blocks of over 32 MB from the system every time, which takes up to 6 % of a batch's time.
 # The kept memory does not grow from batch to batch, so it is never returned in between (bench/LOG.md, 2026-11-24).
@@ -21,6 +26,37 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 # variable once, at the first matmul of the process; setting it later has no effect.
 _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _CACHED = "32"
+
+# The process that loaded a model last, and so started the threads of OpenMP, which do not survive a fork.
+_loaded_in: int | None = None
+
+
+def prepare_threads(device: torch.device) -> None:
+    """Compute on one thread in a fork of a process that had loaded a model: there OpenMP would wait for ever.
+
+    Raises:
+        DeviceError: the device is a GPU that the process forked from has used.
+    """
+    global _loaded_in  # noqa: PLW0603  the process has one
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():
+        raise DeviceError(
+            f"device {device}",
+            "cannot be used after a fork",
+            got="a fork of a process that has used a GPU",
+            expected="a process of its own",
+            remedy="Start processes with 'spawn' or 'forkserver'.",
+        )
+    if _loaded_in not in (None, os.getpid()) and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        warnings.warn(
+            LastwordWarning(
+                "device cpu",
+                "computes on one thread, because this process is a fork of one that had loaded a model",
+                remedy="Start processes with 'spawn' or 'forkserver' to use more.",
+            ),
+            stacklevel=2,
+        )
+    _loaded_in = os.getpid()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A task defines what to compute for a batch; it is a small frozen dataclass that 
 runner starts the task and returns a function that waits for its tensor. This module knows nothing about texts.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for_some
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lastword.batching.forest import Forest
+from lastword.errors import DeviceError
 from lastword.kernels.caller_settings import CPU, isolated
 from lastword.model.hidden_states import last_token_states
 from lastword.model.postprocess import postprocess
@@ -56,6 +58,26 @@ def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
         return 0
     done, _ = wait_for_some(futures, seconds, FIRST_COMPLETED)
     return next((place for place, future in enumerate(futures) if future in done), None)
+
+
+def check_process(name: str, owner: int) -> None:
+    """Refuse to compute in a fork of the process that loaded the model: the fork lacks its threads and would wait.
+
+    Args:
+        name: the devices, for the message.
+        owner: id of the process that loaded the model.
+
+    Raises:
+        DeviceError: this is another process.
+    """
+    if os.getpid() != owner:
+        raise DeviceError(
+            f"device {name}",
+            "belongs to another process",
+            got=f"a call from process {os.getpid()}",
+            expected=f"one from {owner}, which opened the Embedder",
+            remedy="Open another Embedder after the fork.",
+        )
 
 
 def failure(error: Exception) -> Wait:
@@ -135,6 +157,7 @@ class ModelLoader:
         self, device: torch.device, loaded: Callable[[int], None] = lambda _: None
     ) -> Model:
         """Load the model onto a device; `loaded` is called with 1 after each layer."""
+        process_tuning.prepare_threads(device)
         tuned = self.tune_process and device.type == "cpu"
         tuning = process_tuning.tune_for_loading() if tuned else nullcontext()
         with isolated(), tuning:

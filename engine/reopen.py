@@ -1,0 +1,203 @@
+"""Copies of an `Embedder`: in its own process with the same weights, elsewhere by opening the model again.
+
+A pickle holds no weights but the model's name, folder and commit, the settings as they are now, and the fingerprint of
+the space, by which the process that unpickles it checks that it has opened the same model. A hub token is not part
+of it: the other process uses the model in the cache, or its own login.
+"""
+
+import multiprocessing
+import pickle
+from collections.abc import Mapping
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
+
+from lastword.errors import ConfigError, WeightsError
+from lastword.model_info import ModelInfo
+from lastword.runtime.loop import Loop
+from lastword.weights import locate
+
+if TYPE_CHECKING:
+    from lastword.embedder import Embedder
+
+# How an attribute that only this module knows is named in an Embedder, besides its `info` and its `loop`.
+_OWN = ("info", "loop", "_opened", "_sharing")
+_REMEDY = "Open the model in the other process instead."
+# In a worker process: the last model opened there, and how, so that the next task finds it loaded.
+_kept: "tuple[tuple[type[Embedder], dict[str, Any]], Embedder] | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What an `Embedder` was opened with and neither its `info` nor its `loop` knows.
+
+    Args:
+        kwargs: the keyword arguments for its `ModelInfo`.
+        cuda_graphs: as for `Embedder`.
+        tune_process: as for `Embedder`.
+        own_runner: whether its runner was made for it, not given by the caller.
+    """
+
+    kwargs: Mapping[str, Any]
+    cuda_graphs: bool
+    tune_process: bool
+    own_runner: bool
+
+
+class Reopenable:
+    """The part of an `Embedder` that makes copies: `pickle`, `copy.copy` and `copy.deepcopy`.
+
+    A copy in the same process has its own settings and shares the weights and the worker processes, which end when
+    the last of the copies is closed or collected.
+    """
+
+    info: ModelInfo
+    loop: Loop
+    _opened: Opened
+    _sharing: "WeakSet[Reopenable]"  # this object and its copies, without those that are closed
+
+    def _share(self, opened: Opened) -> None:
+        self._opened, self._sharing = opened, WeakSet([self])
+
+    def close(self) -> None:
+        """End the worker processes, if any, unless a copy of this object uses them.
+
+        They also end when the Embedder and its copies are collected or Python exits.
+        """
+        self._sharing.discard(self)
+        if not self._sharing:
+            self.loop.runner.close()
+
+    def __copy__(self) -> Self:
+        """Make an object with the same weights and settings of its own."""
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))
+        other.info, other.loop = copy(self.info), copy(self.loop)
+        other.info.prompts = dict(self.info.prompts)
+        other.loop.budget = copy(self.loop.budget)
+        self._sharing.add(other)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Do the same as `copy.copy`, but copy deeply what the caller has added to the object."""
+        other = memo[id(self)] = copy(self)
+        vars(other).update(deepcopy(self._added(), memo))
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by what is needed to open the model again.
+
+        Raises:
+            ConfigError: the Embedder computes with a `runner` or `open_checkpoint` that cannot be pickled.
+        """
+        return _reopen, (type(self), _model_of(self), _settings_of(self)), self._added() or None
+
+    def _added(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in _OWN}
+
+
+def _model_of(embedder: Reopenable) -> dict[str, Any]:
+    """Tell which model an Embedder has opened and how; equal for equal models."""
+    info, opened = embedder.info, embedder._opened
+    if not opened.own_runner:
+        _refuse("runner", embedder.loop.runner)
+    open_checkpoint = opened.kwargs.get("open_checkpoint")
+    try:
+        pickle.dumps(open_checkpoint)
+    except Exception:  # noqa: BLE001  whatever its own pickling does
+        _refuse("open_checkpoint", open_checkpoint)
+    how = {name: opened.kwargs.get(name) for name in ("cache_dir", "local_files_only")}
+    return {
+        "name": info.name,
+        "builtin": info.files == locate(None),
+        "folder": str(info.files.folder.absolute()),
+        "revision": info.files.revision,
+        "space": _space(info),
+        "hub": {name: value for name, value in how.items() if value is not None},
+        "device": ",".join(map(str, info.devices)),
+        "dtype": str(info.dtype),
+        "quantize": info.quantize,
+        "open_checkpoint": open_checkpoint,
+        "cuda_graphs": opened.cuda_graphs,
+        "tune_process": opened.tune_process,
+    }
+
+
+def _settings_of(embedder: Reopenable) -> dict[str, Any]:
+    """Return the settings that can be changed on a live object, as they are now."""
+    info, loop = embedder.info, embedder.loop
+    limit = loop.budget.limit
+    return {
+        "max_length": info.max_length,
+        "truncate_dim": info.truncate_dim,
+        "prompts": dict(info.prompts),
+        "default_prompt_name": info.default_prompt_name,
+        "max_batch_tokens": None if limit == loop.runner.batch_tokens else limit,
+    }
+
+
+def _space(info: ModelInfo) -> str:
+    """Return the fingerprint of the model's whole vectors, whatever the width set."""
+    return info.space_fingerprint(info.config.hidden_size)
+
+
+def _refuse(name: str, value: object) -> None:
+    raise ConfigError(
+        name,
+        "an Embedder made with it cannot be sent to another process",
+        got=type(value).__name__,
+        expected="a function that can be imported" if name == "open_checkpoint" else "none",
+        remedy=_REMEDY,
+    )
+
+
+def _reopen(kind: "type[Embedder]", model: dict[str, Any], settings: dict[str, Any]) -> "Embedder":
+    """Open a pickled Embedder; a worker process of `multiprocessing` keeps the last one for its next task."""
+    global _kept  # noqa: PLW0603  the process has one
+    kept = _kept
+    if kept is not None and kept[0] == (kind, model):
+        embedder = copy(kept[1])
+    else:
+        embedder = _open(kind, model)
+        if multiprocessing.parent_process() is not None and len(embedder.info.devices) == 1:
+            _kept = (kind, model), embedder
+            embedder = copy(embedder)
+    for name, value in settings.items():
+        setattr(embedder, name, value)
+    return embedder
+
+
+def _open(kind: "type[Embedder]", model: dict[str, Any]) -> "Embedder":
+    """Open the model; from its folder if that is here, else from the hub at the same commit.
+
+    Raises:
+        WeightsError: the model is not here, or is another one.
+    """
+    from lastword.embedder import Embedder
+
+    how = {
+        name: model[name] for name in ("device", "dtype", "quantize", "cuda_graphs", "tune_process")
+    }
+    if model["open_checkpoint"] is not None:
+        how["open_checkpoint"] = model["open_checkpoint"]
+    where: str | None = None if model["builtin"] else model["folder"]
+    if model["revision"] is not None and not Path(model["folder"]).is_dir():
+        where = model["name"]
+        how |= {"revision": model["revision"], **model["hub"]}
+    embedder = kind.__new__(kind)
+    Embedder.__init__(embedder, where, show_progress_bar=False, **how)
+    info = embedder.info
+    info.name = model["name"]
+    info.files = replace(info.files, name=model["name"], revision=model["revision"])
+    embedder._opened = replace(embedder._opened, kwargs={**embedder._opened.kwargs, **model["hub"]})
+    if (space := _space(info)) != model["space"]:
+        raise WeightsError(
+            str(info.files.folder),
+            "is not the model that the pickled Embedder had opened",
+            got=f"space fingerprint {space}",
+            expected=model["space"],
+            remedy="It has been replaced since, or lastword has: open it anew.",
+        )
+    return embedder
