@@ -167,6 +167,16 @@ class ModelInfo:
         self._prompts = check_prompts(prompts)
 
     @property
+    def default_prompt_name(self) -> str | None:
+        """Name of the prompt used when none is given, if any; can be set."""
+        return self._default_prompt_name
+
+    @default_prompt_name.setter
+    def default_prompt_name(self, default_prompt_name: str | None) -> None:
+        check_choice(default_prompt_name, None, where="default_prompt_name")
+        self._default_prompt_name = default_prompt_name
+
+    @property
     def dim(self) -> int:
         """Width of the vectors that `encode` returns."""
         return check_dim(self.truncate_dim, self.config.hidden_size)
@@ -205,7 +215,7 @@ class ModelInfo:
         Raises:
             ConfigError: the name is unknown (the known ones are listed), or the prompt is not valid text.
         """
-        check_choice(self.default_prompt_name if prompt_name is None else prompt_name, kind)
+        check_choice(prompt_name, kind)
         if prompt is None:
             prompt = choose_prompt(self.prompts, prompt_name, self.default_prompt_name, kind)
         return check_prompt(prompt)

@@ -15,7 +15,7 @@ Put = TypeVar("Put")
 
 
 class FromInfo(Generic[Got, Put]):
-    """An attribute of an `Embedder` that is read from and written to its `info`."""
+    """An attribute of an `Embedder` that is read from its `info`, and written to it if that has a setter for it."""
 
     def __init__(self, name: str, doc: str) -> None:
         self._name, self.__doc__ = name, doc
@@ -28,6 +28,8 @@ class FromInfo(Generic[Got, Put]):
         return self if embedder is None else getattr(embedder.info, self._name)
 
     def __set__(self, embedder: "ModelProperties", value: Put) -> None:
+        if not isinstance(getattr(ModelInfo, self._name, None), property):
+            raise AttributeError(f"{self._name!r} of an Embedder cannot be set; open it anew")
         setattr(embedder.info, self._name, value)
 
 

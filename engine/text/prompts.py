@@ -33,10 +33,10 @@ def check_prompt(prompt: object) -> str:
     return prompt
 
 
-def check_choice(name: object, kind: object) -> None:
+def check_choice(name: object, kind: object, where: str = "prompt_name") -> None:
     """Raise ConfigError if the name of a prompt is not a str, or the kind is neither "query" nor "document"."""
     if name is not None and not isinstance(name, str):
-        raise ConfigError("prompt_name", "not a string", got=shown(name), expected="str")
+        raise ConfigError(where, "not a string", got=shown(name), expected="str")
     if kind is not None and not is_one_of(kind, get_args(Kind)):
         raise ConfigError("kind", "unknown", got=shown(kind), expected="'query' or 'document'")
 
