@@ -27,13 +27,19 @@ def count_up(start: int, end: int) -> Tensor:
 
 
 @contextmanager
-def isolated() -> Iterator[None]:
+def isolated(device: torch.device = CPU) -> Iterator[None]:
     """Compute without autocast and with matmuls and attention as PyTorch has them by default, in the `with` block.
 
-    Autocast belongs to a thread, the other settings to the process: while any thread is in such a block, matmuls of the
-    caller's other threads may be more exact than they asked for. Afterwards everything is as it was.
+    Autocast and the current GPU belong to a thread, the other settings to the process: while any thread is in such a
+    block, matmuls of the caller's other threads may be more exact than they asked for. Afterwards everything is as it
+    was.
+
+    Args:
+        device: a GPU to make the current one: Triton launches there, regardless of the tensors' device.
     """
     with ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))

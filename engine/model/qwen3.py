@@ -10,7 +10,6 @@ of `forward_last`), a sum over each text's path of segments (`batching/forest.py
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -151,7 +150,7 @@ class Model:
         self._packer: Packer | None = None  # the CPU implementation needs no packing
         self._graphs: Graphs | None = None
         if kernels.launches_triton(device):
-            with self._current_device():
+            with isolated(device):
                 records = cuda_graphs and device.type == "cuda"
                 self.use_packing(CudaCapture() if records else None)
 
@@ -187,7 +186,7 @@ class Model:
             observe: called as `observe(i, residual)` after layer i, counted from 0; in the last layer `residual` has
                 the last-token rows only.
         """
-        with isolated(), self._current_device():
+        with isolated(self.device):
             if self._packer is None:
                 return self._forward(ModelInputs.of(forest, self.device), observe)
             finals = len(forest.final_rows)
@@ -196,10 +195,6 @@ class Model:
                 return self._graphs.run(self._forward, layout, buffer, finals)
             inputs = layout.read(buffer.to(self.device, non_blocking=True))
             return self._forward(inputs, observe)[:finals]
-
-    def _current_device(self) -> AbstractContextManager[object]:
-        """Make the model's device the current one: Triton launches there, regardless of the tensors' device."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _forward(self, inputs: ModelInputs, observe: Observer | None = None) -> Tensor:
         """Compute the final states of the last-token rows; reads no tensor on the host, so it can be recorded."""

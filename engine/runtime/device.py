@@ -1,5 +1,7 @@
 """Choose the device, the compute dtype and the batch size. Independent of models."""
 
+from contextlib import suppress
+
 import torch
 
 from lastword.arguments import is_one_of, shown
@@ -14,38 +16,58 @@ CPU_BATCH_TOKENS_MOST = 8192
 GPU_BATCH_TOKENS_LIMITS = (1024, 16_384)
 # Share of the memory free after loading the weights; the rest is for libraries, graphs and other processes.
 GPU_FREE_SHARE = 0.8
+# What is said of PyTorch's other kinds of devices, such as mps and xpu.
+_SUPPORTED = "Use 'cpu', which works on every machine, Apple's too; 'cuda' is for the GPUs of NVIDIA and AMD."
 _DEVICES = "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """Return the requested device; by default the first GPU, or the CPU if there is none.
+    """Return the requested device; by default a GPU, or the CPU if there is none.
+
+    "cuda" is the GPU that is current in this thread, by its number: another thread may have another one.
 
     Raises:
-        DeviceError: the device is unknown or missing.
+        DeviceError: the device is unknown, missing or of a kind that lastword does not compute on.
     """
     return _one_device(device, "'cpu', 'cuda' or 'cuda:N'")
 
 
 def _one_device(device: str | torch.device | None, expected: str) -> torch.device:
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen, name = None, str(device)
+    with suppress(RuntimeError):
         chosen = torch.device(device)
-    except RuntimeError:
-        chosen = None
-    if chosen is None or chosen.type not in ("cpu", "cuda"):
-        raise DeviceError("device", "unknown", got=repr(str(device)), expected=expected)
+    if chosen is None:
+        raise DeviceError("device", "unknown", got=shown(device), expected=expected)
+    if chosen.type not in ("cpu", "cuda"):
+        what = "of a kind that is not supported"
+        raise DeviceError("device", what, got=repr(name), expected=expected, remedy=_SUPPORTED)
     # PyTorch stores the number in 8 bits: cuda:256 would become cuda:0
-    if chosen.type == "cuda" and (str(chosen) != str(device) or not _is_there(chosen)):
-        gpus = torch.cuda.device_count()
-        there = ("'cpu': PyTorch finds no GPU", "'cuda:0'", f"'cuda:0' to 'cuda:{gpus - 1}'")
-        expected = there[min(gpus, 2)]
-        raise DeviceError("device", "not there", got=repr(str(device)), expected=expected)
-    return chosen
+    if str(chosen) != name or not _is_there(chosen):
+        raise DeviceError("device", "not there", got=repr(name), expected=_there(chosen.type))
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", _current_gpu() if chosen.index is None else chosen.index)
 
 
-def _is_there(gpu: torch.device) -> bool:
-    return 0 <= (gpu.index or 0) < torch.cuda.device_count()
+def _is_there(device: torch.device) -> bool:
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    return 0 <= (device.index or 0) < count
+
+
+def _there(kind: str) -> str:
+    if kind == "cpu":
+        return "'cpu', which has no number"
+    gpus = torch.cuda.device_count()
+    return ("'cpu': PyTorch finds no GPU", "'cuda:0'", f"'cuda:0' to 'cuda:{gpus - 1}'")[
+        min(gpus, 2)
+    ]
+
+
+def _current_gpu() -> int:
+    """Return the number of the GPU that is current in this thread, without starting CUDA for it."""
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else 0
 
 
 def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...]:
@@ -72,7 +94,7 @@ def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...
     if len({each.type for each in chosen}) > 1:
         expected = "only GPUs or only CPUs, as in 'cuda:0,1' or 'cpu,cpu'"
         raise DeviceError("device", "mixes GPUs and CPUs", got=repr(asked), expected=expected)
-    if chosen[0].type == "cuda" and None in {each.index for each in chosen}:
+    if "cuda" in names:
         what = "one of several GPUs has no number"
         raise DeviceError("device", what, got=repr(asked), expected="numbers, as in 'cuda:0,1'")
     if chosen[0].type == "cuda" and len(set(chosen)) < len(chosen):

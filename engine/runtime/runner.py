@@ -160,7 +160,7 @@ class ModelLoader:
         process_tuning.prepare_threads(device)
         tuned = self.tune_process and device.type == "cpu"
         tuning = process_tuning.tune_for_loading() if tuned else nullcontext()
-        with isolated(), tuning:
+        with isolated(device), tuning:
             return Model(
                 self.checkpoint,
                 self.config,

@@ -19,8 +19,11 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (None, ["cuda"]),
+        (None, ["cuda:0"]),
+        ("cuda", ["cuda:0"]),
         ("cpu", ["cpu"]),
+        ("cpu:0", ["cpu"]),
+        (torch.device("cpu"), ["cpu"]),
         ("cuda:3", ["cuda:3"]),
         (torch.device("cuda", 2), ["cuda:2"]),
         ("cuda:0,1", ["cuda:0", "cuda:1"]),
@@ -39,6 +42,14 @@ def test_devices(name: str | torch.device | None, expected: list[str]) -> None:
     [
         ("tpu", {"what": "unknown", "got": "'tpu'"}),
         ("tpu,tpu", {"what": "unknown", "got": "'tpu'"}),
+        ("a" * 5000, {"what": "unknown", "got": f"'{'a' * 27}...{'a' * 28}'"}),
+        (
+            "cpu:1",
+            {"what": "not there", "got": "'cpu:1'", "expected": "'cpu', which has no number"},
+        ),
+        ("cpu:256", {"what": "not there", "got": "'cpu:256'"}),
+        ("cuda:-1", {"what": "unknown", "got": "'cuda:-1'"}),
+        (3.5, {"what": "unknown", "got": "3.5"}),
         ("cuda:0,x", {"what": "unknown", "got": "'x'"}),
         ("cuda:0,", {"what": "unknown", "got": "''"}),
         ("cpu,1", {"what": "unknown", "got": "'1'"}),
@@ -59,6 +70,23 @@ def test_devices(name: str | torch.device | None, expected: list[str]) -> None:
 def test_refused(name: str, parts: dict[str, str]) -> None:
     with refusal(DeviceError, where="device", **parts):
         choose_devices(name)
+
+
+@pytest.mark.parametrize("kind", ["mps", "mps:0", "xpu", "meta", "hip", "xla", "hpu", "vulkan"])
+@pytest.mark.parametrize("convert", [str, torch.device])
+def test_other_kinds_of_devices(kind: str, convert: type) -> None:
+    remedy = "Use 'cpu', which works on every machine, Apple's too; 'cuda' is for the GPUs of NVIDIA and AMD."
+    what = "of a kind that is not supported"
+    with refusal(DeviceError, where="device", what=what, got=repr(kind), remedy=remedy):
+        choose_devices(convert(kind))
+
+
+def test_cuda_is_the_gpu_current_when_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    for name in (None, "cuda", torch.device("cuda")):
+        assert choose_devices(name) == (torch.device("cuda", 2),)
+    assert choose_devices("cuda:1") == (torch.device("cuda", 1),)
 
 
 def test_all_gpus_of_a_machine_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
