@@ -297,10 +297,10 @@ def _check_source(model: object, hub: Mapping[str, object]) -> None:
     """Raise ConfigError if a model's name, or a setting of where to find it, is of a wrong type."""
     expected = "a hub id or folder, or none for the built-in model"
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else model
-    if name == "":
-        raise ConfigError("model", "the name is empty", got="''", expected=expected)
     if name is not None and not isinstance(name, str):
         raise ConfigError("model", "not a name or folder", got=shown(model), expected=expected)
+    if name == "":
+        raise ConfigError("model", "the name is empty", got="''", expected=expected)
     for key, (expected, kinds) in _HUB_TYPES.items():
         value = hub.get(key)
         if value is not None and not isinstance(value, kinds):
