@@ -18,11 +18,19 @@ from torch import Tensor
 from lastword.errors import InputError, WeightsError, list_some
 from lastword.weights.config import ModelConfig
 from lastword.weights.files.dtypes import WEIGHT_DTYPES
-from lastword.weights.files.file_tensor import map_tensor
+from lastword.weights.files.file_tensor import cut_off, map_tensor
 from lastword.weights.files.header import TensorInfo
+from lastword.weights.files.reading import open_regular, unreadable
 from lastword.weights.files.shards import read_tensors
-from lastword.weights.json_fields import unreadable
-from lastword.weights.tensor_names import EMBEDDING, LM_HEAD, NORM, PREFIX, expected_shapes
+from lastword.weights.json_fields import show_value
+from lastword.weights.tensor_names import (
+    EMBEDDING,
+    LM_HEAD,
+    NORM,
+    expected_shapes,
+    find_prefix,
+    refuse_mixed_prefixes,
+)
 
 _SAMPLE_BYTES = 4096
 
@@ -163,38 +171,28 @@ class Checkpoint:
         return whole
 
 
-def _key_prefix(folder: Path, stored: dict[str, TensorInfo]) -> str:
-    """Return `model.` if all names begin with it, "" if none does; refuse a mixture."""
-    prefixed = {name for name in stored if name.startswith(PREFIX)}
-    if prefixed and len(prefixed) < len(stored):
-        others = stored.keys() - prefixed
-        what = f"{len(prefixed)} names begin with {PREFIX} and {len(others)} do not: {list_some(others)}"
-        raise WeightsError(str(folder), what, expected="all or none")
-    return PREFIX if prefixed else ""
-
-
 def _check_tensors(
     folder: Path, config: ModelConfig, stored: dict[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
     """Check that the stored tensors are exactly the expected ones, by name, shape and dtype."""
-    prefix = _key_prefix(folder, stored)
-    tensors = {name.removeprefix(prefix): info for name, info in stored.items()}
-    expected = expected_shapes(config)
-    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    prefix = find_prefix(folder, stored)
+    expected = {prefix + name: shape for name, shape in expected_shapes(config).items()}
+    missing, extra = expected.keys() - stored.keys(), stored.keys() - expected.keys()
     if missing:
+        refuse_mixed_prefixes(folder, stored, prefix)
         what = f"{len(missing)} of {len(expected)} tensors missing: {list_some(missing)}"
         raise WeightsError(str(folder), what)
     if extra:
         raise WeightsError(str(folder), f"unexpected tensors ({len(extra)}): {list_some(extra)}")
     for name, shape in expected.items():
-        info = tensors[name]
-        where = f"{info.file}: tensor {prefix}{name}"
+        info = stored[name]
+        where = f"{info.file}: tensor {name}"
         if info.shape != shape:
-            got, wanted = str(list(info.shape)), str(list(shape))
+            got, wanted = show_value(info.shape), show_value(shape)
             raise WeightsError(where, "wrong shape", got=got, expected=wanted)
         if info.dtype not in WEIGHT_DTYPES:
             raise WeightsError(where, "wrong dtype", got=info.dtype, expected="F32, BF16 or F16")
-    return tensors
+    return {name.removeprefix(prefix): info for name, info in stored.items()}
 
 
 def _hash_samples(info: TensorInfo) -> bytes:
@@ -203,10 +201,14 @@ def _hash_samples(info: TensorInfo) -> bytes:
     middle = max(0, (info.num_bytes - _SAMPLE_BYTES) // 2)
     last = max(0, info.num_bytes - _SAMPLE_BYTES)
     try:
-        with info.file.open("rb") as file:
+        with open_regular(info.file) as file:
             for offset in sorted({0, middle, last}):
                 file.seek(info.start + offset)
-                digest.update(file.read(min(_SAMPLE_BYTES, info.num_bytes - offset)))
+                wanted = min(_SAMPLE_BYTES, info.num_bytes - offset)
+                sample = file.read(wanted)
+                if len(sample) < wanted:
+                    raise cut_off(str(info.file), len(sample), wanted, info.start + offset)
+                digest.update(sample)
     except OSError as problem:
         raise unreadable(info.file, problem) from None
     return digest.digest()

@@ -4,70 +4,79 @@ The files of a checkpoint are untrusted. Duplicate keys, NaN, deep nesting and h
 readers of single files only name the keys that they need. This module does not import torch.
 """
 
-import errno
 import json
-import os
-import stat
+import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
-from lastword.errors import ConfigError, LastwordError, WeightsError
+from lastword.errors import ConfigError, LastwordError, list_some
+from lastword.weights.files.reading import (  # noqa: F401
+    MAX_CONFIG_BYTES,
+    MAX_TOKENIZER_BYTES,
+    has_file,
+    missing_file,
+    open_regular,
+    read_bytes,
+    refuse_foreign,
+    unreadable,
+)
 
-# Parsed JSON takes about ten times the memory of its text, so each kind of file has its own limit.
-MAX_CONFIG_BYTES = 4 * 1024 * 1024
-MAX_INDEX_BYTES = 64 * 1024 * 1024
-MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 MAX_INT = 2**31 - 1
 MAX_FLOAT = sys.float_info.max
 
-_FETCH = "The download failed: fetch the model again."
-_CONVERT = "Name a folder with the model in the safetensors format."
-# How a file begins that is not what its name says, what it is, and the remedy. No JSON begins like one of these.
-_FOREIGN = (
-    (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its folder, or fetch the model again."),
-    (b"/annex/objects/", "a git-annex pointer", "Run `git annex get` in its folder, or fetch the model again."),
-    (b"<", "a web page", _FETCH),
-    (b"Entry not found", "the hub's message of an error", _FETCH),
-    (b"Invalid username or password", "the hub's message of an error", _FETCH),
-    (b"PK\x03\x04", "a zip archive, as torch.save writes it", _CONVERT),
-    (b"\x80\x02", "a Python pickle, as torch.save writes it", _CONVERT),
-    (b"\x80\x03", "a Python pickle", _CONVERT),
-    (b"\x80\x04", "a Python pickle", _CONVERT),
-    (b"\x80\x05", "a Python pickle", _CONVERT),
-    (b"GGUF", "a GGUF file", _CONVERT),
-    (b"\x89HDF", "an HDF5 file", _CONVERT),
-    (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
-)  # fmt: skip
-FOREIGN_BYTES = 512  # the beginning that shows it
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+UNKNOWN = "They might change the vectors, so they are not supported. If they do not, remove them from the file."
+NOT_SUPPORTED = "Other values are not supported. Name another model."
 
 
 def show_value(value: object, limit: int = 60) -> str:
-    """Format a value for an error message: one line of JSON, cut at `limit` characters."""
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
+    """Format a value for an error message: one line of JSON, cut at `limit` characters; the rest is never formatted."""
+    text = ""
+    for piece in _pieces(value, limit):
+        text += piece
+        if len(text) > limit:
+            return text[: limit - 1] + "…"
+    return text
+
+
+def _pieces(value: object, limit: int) -> Iterator[str]:
+    """Yield the text of a value piece by piece; at most about `limit` characters of a piece are needed."""
+    if isinstance(value, dict):
+        for number, (key, each) in enumerate(value.items()):
+            yield ", " if number else "{"
+            yield from _pieces(key, limit)
+            yield ": "
+            yield from _pieces(each, limit)
+        yield "}" if value else "{}"
+    elif isinstance(value, list | tuple):
+        for number, each in enumerate(value):
+            yield ", " if number else "["
+            yield from _pieces(each, limit)
+        yield "]" if value else "[]"
+    elif isinstance(value, str):
+        yield json.dumps(value[:limit])
+    elif isinstance(value, bytes):
+        yield repr(value[:limit])
+    elif value is None or isinstance(value, bool | float):
+        yield json.dumps(value)
+    else:
         try:
-            text = repr(value)
+            text = str(value) if isinstance(value, int) else reprlib.repr(value)
         except ValueError:  # an integer with more digits than Python converts to text
             text = f"a huge {type(value).__name__}"
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+        yield text
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {show_value(twice)} occurs twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"key {show_value(name)} occurs twice")
+            seen.add(name)
     return found
 
 
@@ -104,10 +113,15 @@ def parse_json(
         text = data if isinstance(data, str) else data.decode("utf-8")
         value = (_UNIQUE if unique_keys else _LAST_WINS).decode(text)
     except UnicodeDecodeError as problem:
-        raise error(where, f"not UTF-8 at byte {problem.start}") from None
+        what = f"not UTF-8 at byte {problem.start}"
+        found = "UTF-16" if problem.object[:2] in (b"\xff\xfe", b"\xfe\xff") else None
+        raise error(where, what, got=found, remedy=found and "Save it as UTF-8.") from None
     except RecursionError:
         raise error(where, "not valid JSON (nested too deeply)") from None
     except json.JSONDecodeError as problem:
+        if text.startswith("\ufeff"):
+            what = "begins with a byte order mark"
+            raise error(where, what, remedy="Save it as UTF-8 without one.") from None
         line = f"line {problem.lineno}, " if problem.lineno > 1 else ""
         what = problem.msg.removesuffix(" at")  # some of json's own messages end so
         reason = f"{what} at {line}column {problem.colno}"
@@ -137,96 +151,6 @@ def _no_object(where: str, error: type[LastwordError], got: str) -> LastwordErro
     return error(where, "wrong content", got=got, expected="a JSON object")
 
 
-def unreadable(
-    where: str | Path, problem: OSError, error: type[LastwordError] = WeightsError
-) -> LastwordError:
-    """Create the error for a file that the system cannot read."""
-    return error(str(where), f"cannot be read ({problem.strerror or problem})")
-
-
-def read_bytes(
-    path: Path,
-    error: type[LastwordError] = ConfigError,
-    *,
-    remedy: str = "Name a folder that holds the whole model.",
-    limit: int = MAX_CONFIG_BYTES,
-) -> bytes:
-    """Read a whole small regular file, which must not be one of another kind; read at most `limit` bytes.
-
-    Args:
-        path: the file.
-        error: the type of error for a file that is too large.
-        remedy: the advice if the file is missing.
-        limit: maximum size in bytes.
-
-    Raises:
-        WeightsError: the file is missing, cannot be read, is not a regular file, or holds something else.
-        error: the file is larger than `limit`.
-    """
-    try:
-        with open_regular(path) as file:
-            data = file.read(limit + 1)
-    except FileNotFoundError:
-        raise WeightsError(str(path), "no such file", remedy=remedy) from None
-    except OSError as problem:
-        raise unreadable(path, problem) from None
-    if len(data) > limit:
-        raise error(str(path), "too large", expected=f"at most {limit} bytes")
-    refuse_foreign(path, data)
-    return data
-
-
-def refuse_foreign(path: Path, start: bytes) -> None:
-    """Refuse a file that holds something else than its name says, such as a Git LFS pointer or a web page.
-
-    Args:
-        path: the file, for the error message.
-        start: its first `FOREIGN_BYTES` or more, or the whole file if it is shorter.
-
-    Raises:
-        WeightsError: the file is empty, begins with zeros only, or begins like a file of another kind.
-    """
-    start = start[:FOREIGN_BYTES]
-    if not start:
-        raise WeightsError(str(path), "empty", remedy=_FETCH)
-    if not any(start):
-        raise WeightsError(str(path), "filled with zeros", remedy=_FETCH)
-    lead = start.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
-    for first, kind, remedy in _FOREIGN:
-        if lead.startswith(first):
-            raise WeightsError(str(path), f"{kind}, not the file itself", remedy=remedy)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; never wait for a pipe, never read a device.
-
-    Raises:
-        OSError: the file is missing, cannot be opened, or is not a regular file; or no file can have this name.
-    """
-    try:
-        _require_regular(path, os.stat(path).st_mode)  # opening is enough to act on some devices
-        # O_NONBLOCK: opening a pipe that nobody writes to would wait. It has no effect on regular files.
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        file = os.fdopen(os.open(path, flags), "rb")
-    except ValueError:  # a null character, or one that the file system cannot encode
-        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from None
-    try:
-        _require_regular(
-            path, os.fstat(file.fileno()).st_mode
-        )  # the name may have been given to another file
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
-def _require_regular(path: Path, mode: int) -> None:
-    """Raise OSError for a mode of a file that is not regular, with what it is."""
-    if not stat.S_ISREG(mode):
-        found = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
-        raise OSError(errno.EINVAL, f"it is {found}", str(path))
-
-
 def read_object(
     path: Path, error: type[LastwordError] = ConfigError, *, limit: int = MAX_CONFIG_BYTES
 ) -> dict[str, Any]:
@@ -241,7 +165,7 @@ def read_optional_object(
 
     A link that leads nowhere, as in a damaged hub cache, is an error: settings must not vanish unnoticed.
     """
-    return read_object(path, error) if os.path.lexists(path) else None
+    return read_object(path, error) if has_file(path) else None
 
 
 class Fields:
@@ -258,6 +182,19 @@ class Fields:
             raise ConfigError(where, "missing", expected=expected, remedy=remedy)
         got = show_value(self.values[key])
         raise ConfigError(where, "wrong value", got=got, expected=expected, remedy=remedy)
+
+    def refuse_unknown(self, known: AbstractSet[str], remedy: str = UNKNOWN) -> None:
+        """Raise the error for keys other than the known ones: what is not read may matter."""
+        unknown = self.values.keys() - known
+        if unknown:
+            raise ConfigError(self.where, f"unknown settings: {list_some(unknown)}", remedy=remedy)
+
+    def only(self, key: str, *allowed: object, remedy: str = NOT_SUPPORTED) -> None:
+        """Raise the error for a value other than the allowed ones, the first of which is named; absent passes."""
+        value = self.values.get(key)
+        # The types too: in Python 0 equals False.
+        if key in self.values and not any(type(v) is type(value) and v == value for v in allowed):
+            self.fail(key, show_value(allowed[0]), remedy)
 
     def integer(self, key: str, *, low: int = 1, high: int = MAX_INT) -> int:
         """Read an integer from `low` to `high`; true, 1.0 and "1" are not integers."""

@@ -4,14 +4,18 @@ huggingface-hub is imported only for a hub id. Only the files that lastword read
 The files are checked afterwards, because an interrupted download can look complete.
 """
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lastword.errors import WeightsError, list_some
+from lastword.errors import ConfigError, WeightsError, list_some
+from lastword.weights.files.reading import has_file, missing_file, unreadable
 from lastword.weights.files.shards import INDEX, SINGLE, weight_files
+from lastword.weights.json_fields import show_value
 
 _NEEDED = ("config.json", "tokenizer.json")
 FETCHED = (
@@ -26,6 +30,7 @@ FETCHED = (
 )
 # Weights of other modules, adapters and other formats, which lastword does not read.
 NEVER_FETCHED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
+_OLD_FOLDER = "0_Transformer"  # where old versions of sentence-transformers saved the model itself
 BUILTIN = "built-in"
 BUILTIN_NOTICE = (
     "model: none is named, so the small built-in model is used. It is for trials and English only. "
@@ -33,7 +38,7 @@ BUILTIN_NOTICE = (
 )
 _OTHER_FORMATS = (".gguf", ".bin", ".pt", ".pth")
 _BUILTIN_FOLDER = Path(__file__).with_name("builtin")
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{,95}(/[A-Za-z0-9][\w.-]{,95})?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -60,8 +65,9 @@ def locate(
     Args:
         model: a folder or a hub id such as `Qwen/Qwen3-Embedding-0.6B`; an existing folder takes
             precedence. None means the built-in model, whose name is `BUILTIN`.
-        revision: branch, tag or commit of the hub repository.
-        cache_dir: the folder of the hub's cache; None means huggingface-hub's default.
+        revision: branch, tag or commit of the hub repository; refused for a folder, whose weights it could not change.
+        cache_dir: the folder of the hub's cache; None means huggingface-hub's default. This and the following do not
+            matter for a folder.
         token: a hub token, or False for none; None uses the token of the current login.
         local_files_only: do not use the network (`HF_HUB_OFFLINE=1` does the same).
         also: additional files to fetch, as names or patterns.
@@ -71,18 +77,21 @@ def locate(
 
     Raises:
         WeightsError: the folder or repository does not exist, cannot be reached, or lacks files.
+        ConfigError: the name is not a string or path, or a revision is given for a folder or the built-in model.
     """
     if model is None:
+        _refuse_revision(revision, "the built-in model")
         _check_complete(_BUILTIN_FOLDER, "Install lastword again.")
         return ModelFiles(BUILTIN, _BUILTIN_FOLDER, None)
-    name = os.fspath(model)
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else None
+    if not isinstance(name, str):
+        got, expected = show_value(model), "a folder or a hub id"
+        raise ConfigError("model", "wrong type", got=got, expected=expected)
     folder = expand_home(name)
-    if folder.is_dir():
+    if _is_folder(folder, name):
+        _refuse_revision(revision, "a folder")
         _check_complete(folder, "Name a folder that holds the whole model.")
         return ModelFiles(name, folder, None)
-    if folder.exists():
-        remedy = "Name the folder that contains it."
-        raise WeightsError(name, "is a file", expected="a folder", remedy=remedy)
     if not isinstance(model, str) or not _REPO_ID.fullmatch(name) or ".." in name:
         raise WeightsError(name, "no such folder, and not a valid hub id (owner/name)")
     offline = local_files_only or _offline()
@@ -96,8 +105,40 @@ def expand_home(name: str) -> Path:
     """Replace a leading `~` or `~user` by the home folder; keep the name if there is no such user."""
     try:
         return Path(name).expanduser()
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # ValueError: no user can have this name
         return Path(name)
+
+
+def _refuse_revision(revision: str | None, model: str) -> None:
+    """Refuse a revision where the hub is not asked: the weights would not be those of the revision."""
+    if revision is not None:
+        raise ConfigError(
+            "revision",
+            f"cannot be chosen for {model}",
+            got=show_value(revision),
+            expected="none",
+            remedy="Leave it out, or name the model by its hub id.",
+        )
+
+
+def _is_folder(folder: Path, name: str) -> bool:
+    """Return whether a folder has this name; raise if something else has it, or if it cannot be read."""
+    try:
+        mode = os.stat(folder).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(folder):
+            raise missing_file(folder) from None
+        return False
+    except ValueError:  # no file can have this name
+        return False
+    except OSError as problem:
+        if problem.errno == errno.ENAMETOOLONG:
+            return False
+        raise unreadable(name, problem) from None
+    if not stat.S_ISDIR(mode):
+        remedy = "Name the folder that contains it."
+        raise WeightsError(name, "is a file", expected="a folder", remedy=remedy)
+    return True
 
 
 def _offline() -> bool:
@@ -171,8 +212,10 @@ def _hub_error(
 
 def _check_complete(folder: Path, remedy: str | None = None) -> None:
     """Check that a folder has all the files that lastword needs."""
-    missing = [file for file in _NEEDED if not (folder / file).is_file()]
+    missing = [file for file in _NEEDED if not has_file(folder / file)]
     if missing:
+        if has_file(folder / _OLD_FOLDER / _NEEDED[0]):
+            remedy = f"Move the files of {_OLD_FOLDER} to the model's folder."
         raise WeightsError(str(folder), f"missing {list_some(missing)}", remedy=remedy)
     weight_files(folder)
 

@@ -1,11 +1,37 @@
 """The exact names and shapes of a Qwen3 checkpoint: 11·L + 2 tensors, and four biases per layer if configured."""
 
+import re
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+
+from lastword.errors import WeightsError, list_some
 from lastword.weights.config import ModelConfig
 
 EMBEDDING = "embed_tokens.weight"
 NORM = "norm.weight"
 LM_HEAD = "lm_head.weight"  # the only additional tensor that a checkpoint may hold
 PREFIX = "model."
+
+_UNWRAP = "Save the model itself, not the wrapper."
+_MERGE = "Merge the adapter into the model (merge_and_unload) and save that."
+# What wrappers put into the names of a model's tensors, who does so, and the remedy. The values would not change, but
+# transformers does not recognise the names and fills such a model with random weights, so nobody can mean it.
+_WRAPPERS = {
+    "_orig_mod": ("torch.compile", _UNWRAP),
+    "module": ("DataParallel or DistributedDataParallel", _UNWRAP),
+    "_fsdp_wrapped_module": ("FSDP", _UNWRAP),
+    "_checkpoint_wrapped_module": ("activation checkpointing", _UNWRAP),
+    "auto_model": ("sentence-transformers", "Save it with SentenceTransformer.save_pretrained."),
+    "base_model": ("PEFT", _MERGE),
+    "base_layer": ("PEFT", _MERGE),
+    "modules_to_save": ("PEFT", _MERGE),
+    "lora_A": ("PEFT", _MERGE),
+    "lora_B": ("PEFT", _MERGE),
+    "parametrizations": ("torch.nn.utils.parametrize", "Remove the parametrisation before saving."),
+}  # fmt: skip
+_WRAPPER = re.compile(rf"(?:^|\.)({'|'.join(_WRAPPERS)})\.")
+_PREFIXED = re.compile(r"^((?:[^.]+\.)*?)(?:embed_tokens|layers\.\d+|norm)\.")
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -43,3 +69,41 @@ def expected_shapes(config: ModelConfig) -> Shapes:
         shapes |= {f"layers.{index}.{name}": shape for name, shape in one.items()}
     shapes[NORM] = (config.hidden_size,)
     return shapes
+
+
+def find_prefix(folder: Path, names: Collection[str]) -> str:
+    """Return what most tensors' names begin with: `model.` or nothing.
+
+    Raises:
+        WeightsError: a wrapper was saved instead of the model, or most names begin with another prefix.
+    """
+
+    def wrong_names(text: str, number: int, how: str, remedy: str) -> WeightsError:
+        many = "all" if number == len(names) else f"{number} of {len(names)}"
+        got = min((name for name in names if text in name), key=lambda name: (len(name), name))
+        expected = f"names like {PREFIX}{EMBEDDING} or {EMBEDDING}"
+        what = f"{many} tensor names {how}"
+        return WeightsError(str(folder), what, got=got, expected=expected, remedy=remedy)
+
+    wrapper, number = _most_common(_WRAPPER, names)
+    if number:
+        maker, remedy = _WRAPPERS[wrapper]
+        raise wrong_names(wrapper, number, f"hold {wrapper}, which {maker} adds", remedy)
+    prefix, number = _most_common(_PREFIXED, names)
+    if prefix not in ("", PREFIX):
+        raise wrong_names(prefix, number, f"begin with {prefix}", _UNWRAP)
+    return prefix
+
+
+def _most_common(pattern: re.Pattern[str], names: Collection[str]) -> tuple[str, int]:
+    """Return the most frequent first group of a pattern's matches, and the number of names that have it."""
+    counts = Counter(found[1] for name in names if (found := pattern.search(name)))
+    return max(counts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
+
+
+def refuse_mixed_prefixes(folder: Path, names: Collection[str], prefix: str) -> None:
+    """Refuse names of which some do not begin with `prefix`, although they are names of a model's tensors."""
+    mixed = [n for n in names if (found := _PREFIXED.search(n)) and found[1] != prefix]
+    if mixed:
+        what = f"{len(mixed)} of {len(names)} tensor names begin differently: {list_some(mixed)}"
+        raise WeightsError(str(folder), what, expected=f"only names like {prefix}{EMBEDDING}")

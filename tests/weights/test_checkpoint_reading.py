@@ -5,6 +5,7 @@ from shutil import copyfile
 
 import pytest
 import torch
+from helpers.messages import refusal
 from safetensors.torch import load_file, save_file
 
 from lastword.bench.checkpoint import make_checkpoint
@@ -12,6 +13,7 @@ from lastword.errors import InputError, WeightsError
 from lastword.weights import Checkpoint, WeightsSource, read_config
 from lastword.weights.files import shards
 from lastword.weights.files.header import read_header
+from lastword.weights.files.shards import weight_files
 from lastword.weights.merging.stored import open_stored
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -202,6 +204,7 @@ def truncate(name, size):
 
 
 THIRD = "model-00003-of-00003.safetensors"
+NORM = "norm.weight"
 UP, BIAS = "layers.1.mlp.up_proj.weight", "layers.0.self_attn.q_proj.bias"
 AT_UP, LISTED = f"/{SINGLE}: tensor {UP}", f'/{INDEX}: tensor "{UP}"'
 FLOATS, PLAIN = "F32, BF16 or F16", "the name of a file in this folder"
@@ -220,12 +223,14 @@ BAD_SINGLE = {
     "extra-layer": (edit(lambda raw: raw.update({"layers.2.x": torch.ones(1)})), "", f"{EXTRA}: layers.2.x"),
     "bias": (edit(lambda raw: raw.update({BIAS: torch.ones(128)})), "", f"{EXTRA}: {BIAS}"),
     "misspelt": (rename(UP, "layers.1.mlp.up_prog.weight"), "", f"1 of 24 tensors missing: {UP}"),
-    "double": (edit(lambda raw: [raw.update({f"model.model.{k}": raw.pop(k)}) for k in [*raw]]), "",
-               f"24 of 24 tensors missing: {MANY}19 more"),
-    "half-prefixed": (rename(UP, f"model.{UP}"), "", f"1 names begin with model. and 23 do not: {MANY}18 more",
-                      None, "all or none"),
-    "both-prefixes": (edit(lambda raw: raw.update({f"model.{UP}": raw[UP].clone()})), "",
-                      f"1 names begin with model. and 24 do not: {MANY}19 more", None, "all or none"),
+    "half-prefixed": (rename(UP, f"model.{UP}"), "", f"1 of 24 tensor names begin differently: model.{UP}",
+                      None, "only names like embed_tokens.weight"),
+    "half-unprefixed": (edit(lambda raw: [raw.update({f"model.{k}": raw.pop(k)}) for k in raw.keys() - {UP, NORM}]),
+                        "", f"2 of 24 tensor names begin differently: {UP}, {NORM}",
+                        None, "only names like model.embed_tokens.weight"),
+    "both-prefixes": (edit(lambda raw: raw.update({f"model.{UP}": raw[UP].clone()})), "", f"{EXTRA}: model.{UP}"),
+    "other-part": (edit(lambda raw: raw.update({"vision.norm.weight": torch.ones(1)})), "",
+                   f"{EXTRA}: vision.norm.weight"),
     "shape": (edit(lambda raw: raw.update({UP: raw[UP][:5].clone()})), AT_UP, "wrong shape", "[5, 64]", "[128, 64]"),
     "transposed": (edit(lambda raw: raw.update({UP: raw[UP].T.contiguous()})), AT_UP, "wrong shape",
                    "[64, 128]", "[128, 64]"),
@@ -241,11 +246,13 @@ BAD_SINGLE = {
               "The download failed: fetch the model again."),
     "no-weights": (lambda folder: (folder / SINGLE).unlink(), "", "no weights", None, f"{SINGLE} or {INDEX}"),
     "pickled": (lambda folder: (folder / SINGLE).rename(folder / "model.bin"), "", f"no {SINGLE}", "model.bin", None,
-                "Save the model as safetensors."),
+                "Save the model as model.safetensors."),
+    "variant": (lambda folder: (folder / SINGLE).rename(folder / "model.fp16.safetensors"), "", f"no {SINGLE}",
+                "model.fp16.safetensors", None, "Save the model as model.safetensors."),
     "stray-shard": (lambda folder: (folder / FIRST).write_bytes(b""), "", f"both {SINGLE} and shards: {FIRST}",
                     None, None, "Remove one set."),
-    "stray-index": (lambda folder: (folder / INDEX).write_text('{"weight_map": {}}'), "", f"both {SINGLE} and {INDEX}",
-                    None, None, "Remove the one that does not belong to the model."),
+    "stray-index": (lambda folder: (folder / INDEX).write_text('{"weight_map": {"x": "y.safetensors"}}'), "",
+                    f"both {SINGLE} and {INDEX}", None, None, "Remove the one that does not belong to the model."),
 }  # fmt: skip
 BAD_SHARDED = {
     "shard-gone": (lambda folder: (folder / SECOND).unlink(), "", f"1 of 2 shards missing: {SECOND}",
@@ -271,6 +278,10 @@ BAD_SHARDED = {
     "number": (index_of(lambda names: names.update({UP: 2})), LISTED, "wrong place", "2", PLAIN),
     "no-map": (lambda folder: (folder / INDEX).write_text("{}"), f"/{INDEX}: weight_map", "wrong value", "null",
                "names and files"),
+    "long-name": (index_of(lambda names: names.update({UP: "a" * 300 + ".safetensors"})),
+                  f"/{'a' * 300}.safetensors", "cannot be read (File name too long)"),
+    "newline": (index_of(lambda names: names.update({UP: FIRST + "\n"})), LISTED, "wrong place",
+                f'"{FIRST}\\n"', PLAIN),
     "not-json": (lambda folder: (folder / INDEX).write_text("["), f"/{INDEX}",
                  "not valid JSON (Expecting value at column 2)"),
 }  # fmt: skip
@@ -291,6 +302,87 @@ def test_a_wrong_checkpoint_is_named(tmp_path, shards, damage, place, parts):
     found = (error.what, error.got, error.expected, error.remedy)
     assert found == (*parts, None, None, None)[:4]
     assert "\n" not in str(error)
+
+
+WRAPPED = "Save the model itself, not the wrapper."
+MERGE = "Merge the adapter into the model (merge_and_unload) and save that."
+ALL, SOME = "all tensor names", "1 of 24 tensor names"
+LIKE = "names like model.embed_tokens.weight or embed_tokens.weight"
+HOLD = "hold {}, which {} adds".format
+COMPILED = HOLD("_orig_mod", "torch.compile")
+# How a name is changed, whether all are, what is said of them, the shortest wrong name, and the remedy.
+WRAPPERS = {
+    "_orig_mod.{}": (ALL, COMPILED, f"_orig_mod.{NORM}", WRAPPED),
+    "_orig_mod.model.{}": (ALL, COMPILED, f"_orig_mod.model.{NORM}", WRAPPED),
+    "model._orig_mod.{}": (ALL, COMPILED, f"model._orig_mod.{NORM}", WRAPPED),
+    "module.{}": (ALL, HOLD("module", "DataParallel or DistributedDataParallel"), f"module.{NORM}", WRAPPED),
+    "_fsdp_wrapped_module.{}": (ALL, HOLD("_fsdp_wrapped_module", "FSDP"), f"_fsdp_wrapped_module.{NORM}", WRAPPED),
+    "base_model.model.{}": (ALL, HOLD("base_model", "PEFT"), f"base_model.model.{NORM}", MERGE),
+    "0.auto_model.{}": (ALL, HOLD("auto_model", "sentence-transformers"), f"0.auto_model.{NORM}",
+                        "Save it with SentenceTransformer.save_pretrained."),
+    "0.model.{}": (ALL, "begin with 0.model.", f"0.model.{NORM}", WRAPPED),
+    "model.model.{}": (ALL, "begin with model.model.", f"model.model.{NORM}", WRAPPED),
+    "x\ny.{}": (ALL, "begin with x\ny.", f"x\ny.{NORM}", WRAPPED),
+    "only layers.0._orig_mod.mlp.up_proj.weight": (SOME, COMPILED, "layers.0._orig_mod.mlp.up_proj.weight", WRAPPED),
+    "only base_model.model.layers.0.mlp.up_proj.lora_A.weight": (
+        SOME, HOLD("base_model", "PEFT"), "base_model.model.layers.0.mlp.up_proj.lora_A.weight", MERGE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_is_put_into_names_is_named(tmp_path, name):
+    """transformers fills such a model with random weights, so it is refused although its values are right."""
+    many, how, got, remedy = WRAPPERS[name]
+    folder = make_checkpoint(tmp_path)
+    raw = read_stored(folder)
+    if name.startswith("only "):
+        raw[name.removeprefix("only ")] = raw.pop("layers.0.mlp.up_proj.weight")
+    else:
+        raw = {name.format(key): tensor for key, tensor in raw.items()}
+    save_file(raw, folder / SINGLE)
+    what = f"{many} {how}"
+    with refusal(WeightsError, where=str(folder), what=what, got=got, expected=LIKE, remedy=remedy):
+        open_checkpoint(folder)
+
+
+def write_index(folder, **changes):
+    names = dict.fromkeys(read_stored(folder), SINGLE) | changes
+    (folder / INDEX).write_text(json.dumps({"weight_map": names}))
+
+
+def test_an_index_may_name_the_one_file(tmp_path):
+    folder = make_checkpoint(tmp_path)
+    before = open_checkpoint(folder).fingerprint
+    write_index(folder)
+    assert open_checkpoint(folder).fingerprint == before
+    assert weight_files(folder) == [folder / SINGLE]
+
+
+CONTRADICTIONS = {
+    "phantom": ({"ghost": SINGLE}, f'/{INDEX}: tensor "ghost"', f"not in {SINGLE}, nor in any shard"),
+    "other-file": ({UP: "x.safetensors"}, "", f"both {SINGLE} and {INDEX}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_an_index_that_contradicts_the_one_file(tmp_path, name):
+    changes, place, what = CONTRADICTIONS[name]
+    folder = make_checkpoint(tmp_path)
+    write_index(folder, **changes)
+    with refusal(WeightsError, where=f"{folder}{place}", what=what):
+        open_checkpoint(folder)
+
+
+def test_a_file_that_becomes_shorter(tmp_path):
+    folder = make_checkpoint(tmp_path)
+    checkpoint = open_checkpoint(folder)
+    truncate(SINGLE, -4000)(folder)
+    with refusal(WeightsError, where=str(folder / SINGLE), what="cut off"):
+        _ = checkpoint.fingerprint
+    with pytest.raises(WeightsError) as caught:
+        checkpoint.norm()
+    assert caught.value.where == f"{folder / SINGLE}: tensor {NORM}"
+    assert caught.value.what.startswith("cannot be mapped (")
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -310,18 +310,17 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, changes, place, pa
 @pytest.mark.parametrize(
     ("content", "what", "got"),
     [
-        (b"", "not valid JSON (Expecting value at column 1)", None),
         (b"{", "not valid JSON", None),
         (b'{"a":\n 1, }', "not valid JSON", None),
         (b"[]", "wrong content", "a list"),
         (b"7", "wrong content", "7"),
-        (b"\xff\xfe{}", "not UTF-8 at byte 0", None),
+        (b"\xff{}", "not UTF-8 at byte 0", None),
         (b'{"head_dim": NaN}', "not valid JSON (it holds NaN)", None),
         (b'{"a": 1, "a": 2}', 'not valid JSON (key "a" occurs twice)', None),
         (b"[" * 200_000, "not valid JSON (nested too deeply)", None),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON", None),
     ],
-    ids=["empty", "cut", "line", "list", "number", "utf16", "nan", "twice", "deep", "digits"],
+    ids=["cut", "line", "list", "number", "not-utf8", "nan", "twice", "deep", "digits"],
 )
 def test_not_json(tmp_path, content, what, got):
     (tmp_path / "config.json").write_bytes(content)
@@ -347,7 +346,7 @@ def test_missing_and_unreadable(tmp_path):
     (tmp_path / "config.json").mkdir()
     with pytest.raises(WeightsError) as caught:
         read_config(tmp_path)
-    assert (caught.value.where, caught.value.what) == (path, "cannot be read (Is a directory)")
+    assert (caught.value.where, caught.value.what) == (path, "cannot be read (it is a folder)")
 
 
 NUMERIC = {

@@ -2,15 +2,14 @@
 
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
-
 from helpers.messages import refusal
 
-from lastword.errors import ConfigError, InputError, WeightsError
+from lastword.errors import ConfigError, InputError
 from lastword.weights import parse_json, parse_object
-from lastword.weights.files.header import read_header
-from lastword.weights.json_fields import read_object, show_value
+from lastword.weights.json_fields import show_value
 
 # Each content as bytes and as text, and the error's parts: what, got.
 BAD = {
@@ -45,6 +44,26 @@ def test_bytes_that_are_no_text():
     assert (caught.value.where, caught.value.what) == ("file", "not UTF-8 at byte 7")
 
 
+@pytest.mark.parametrize(
+    ("data", "what", "got", "remedy"),
+    [
+        (b"\xef\xbb\xbf{}", "begins with a byte order mark", None, "Save it as UTF-8 without one."),
+        ("{}".encode("utf-16"), "not UTF-8 at byte 0", "UTF-16", "Save it as UTF-8."),
+        (b'{"\xe9": 1}', "not UTF-8 at byte 2", None, None),
+    ],
+)
+def test_other_encodings(data, what, got, remedy):
+    with refusal(ConfigError, where="file", what=what, got=got, remedy=remedy):
+        parse_json(data, "file")
+
+
+@pytest.mark.parametrize("size", [1, 200_000])
+def test_a_late_key_twice_is_found_at_once(size):
+    text = "{" + "".join(f'"{i}": 0, ' for i in range(size)) + f'"{size - 1}": 0}}'
+    with refusal(ConfigError, what=f'not valid JSON (key "{size - 1}" occurs twice)'):
+        parse_json(text, "file")
+
+
 def test_objects_and_lists():
     assert parse_json("[1, 2.5]", "file") == [1, 2.5]
     assert parse_object(b' {"a": null, "b": "\xc3\xbc"}\n', "file") == {"a": None, "b": "ü"}
@@ -61,49 +80,41 @@ def test_a_key_twice_may_be_allowed():
     assert caught.value.what == "not valid JSON (it holds NaN)"
 
 
-def test_values_are_shown_in_one_short_line():
-    assert show_value({"a": [1, "ü\n"]}) == '{"a": [1, "\\u00fc\\n"]}'
-    assert show_value("x" * 100) == '"' + "x" * 58 + "…"
-    assert show_value(10**5000) == "a huge int"
-    assert show_value({1}) == "{1}"
+LOOP: list[object] = []
+LOOP.append(LOOP)
+BOMB: list[object] = [1]
+for _ in range(60):
+    BOMB = [BOMB] * 10
+SHOWN = [
+    ({"a": [1, "ü\n"]}, '{"a": [1, "\\u00fc\\n"]}'),
+    ({1: (True, None, 1.5)}, "{1: [true, null, 1.5]}"),
+    ([{}, [], ()], "[{}, [], []]"),
+    ("x" * 100, '"' + "x" * 58 + "…"),
+    ("\x1b[31m\ud800\u202e", '"\\u001b[31m\\ud800\\u202e"'),
+    (b"\n" * 100, "b'" + r"\n" * 28 + "\\…"),
+    (10**5000, "a huge int"),
+    (10**100, "1" + "0" * 58 + "…"),
+    ({1}, "{1}"),
+    (float("nan"), "NaN"),
+    (LOOP, "[" * 59 + "…"),
+    (BOMB, "[" * 59 + "…"),
+]
 
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1191586416\n"
-PAGE, FAILED = "a web page, not the file itself", "The download failed: fetch the model again."
-CONVERT = "Name a folder with the model in the safetensors format."
-PICKLE = "a Python pickle, as torch.save writes it, not the file itself"
-FOREIGN = {
-    "lfs": (POINTER, "a Git LFS pointer, not the file itself",
-            "Run `git lfs pull` in its folder, or fetch the model again."),
-    "annex": (b"/annex/objects/SHA256E-s9--00.json\n", "a git-annex pointer, not the file itself",
-              "Run `git annex get` in its folder, or fetch the model again."),
-    "html": (b"<!DOCTYPE html><html></html>", PAGE, FAILED),
-    "html-after-a-line": (b"\xef\xbb\xbf\r\n  <html lang=en>", PAGE, FAILED),
-    "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', PAGE, FAILED),
-    "hub": (b"Entry not found", "the hub's message of an error, not the file itself", FAILED),
-    "zip": (b"PK\x03\x04\x00\x00\x08\x08\x00\x00", "a zip archive, as torch.save writes it, not the file itself", CONVERT),
-    "pickle": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", PICKLE, CONVERT),
-    "gguf": (b"GGUF\x03\x00\x00\x00\x36\x01\x00\x00", "a GGUF file, not the file itself", CONVERT),
-    "gzip": (b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00", "a gzip archive, not the file itself", "Unpack it first."),
-    "empty": (b"", "empty", FAILED),
-    "zeros": (bytes(5000), "filled with zeros", FAILED),
-}  # fmt: skip
+@pytest.mark.parametrize(("value", "shown"), SHOWN, ids=range(len(SHOWN)))
+def test_values_are_shown_in_one_short_line(value, shown):
+    assert show_value(value) == shown
 
 
-@pytest.mark.parametrize("read", [read_object, read_header])
-@pytest.mark.parametrize("name", FOREIGN)
-def test_a_file_of_another_kind_is_named(tmp_path, name, read):
-    content, what, remedy = FOREIGN[name]
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    with refusal(WeightsError, where=str(path), what=what, got=None, remedy=remedy):
-        read(path)
-
-
-def test_a_header_whose_length_begins_like_a_pickle(tmp_path):
-    path = tmp_path / "m.safetensors"
-    path.write_bytes((0x280).to_bytes(8, "little") + b"{}".ljust(0x280))
-    assert read_header(path) == {}
+def test_only_the_shown_part_of_a_huge_value_is_formatted():
+    huge = "é" * 5_000_000
+    tracemalloc.start()
+    try:
+        for value in (huge, [huge] * 1000, {huge: huge}, [0] * 1_000_000, {"a": {"b": huge}}):
+            assert len(show_value(value)) == 60
+        assert tracemalloc.get_traced_memory()[1] < 9_000_000  # of the list of a million itself
+    finally:
+        tracemalloc.stop()
 
 
 def test_strict_json_and_headers_cost_no_torch():

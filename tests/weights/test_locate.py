@@ -1,16 +1,18 @@
 """Find a model's folder by name: local folders, a hub cache built on disk, and every kind of failure."""
 
+import os
 import shutil
 from types import SimpleNamespace
 
 import pytest
+from helpers.messages import refusal
 from helpers.small_models import COMMIT, NAME, snapshot_of
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 
 from huggingface_hub import errors  # noqa: E402
 
-from lastword.errors import WeightsError  # noqa: E402
+from lastword.errors import ConfigError, WeightsError  # noqa: E402
 from lastword.weights import locate  # noqa: E402
 from lastword.weights.locate import FETCHED, NEVER_FETCHED  # noqa: E402
 
@@ -146,7 +148,16 @@ def test_wrong_folder(model, name):
         "C:\\m",
         "~nosuch/x",
         "~nosuch",
+        "a/b\0c",
+        "~\0/x",
+        "\ud800",
+        "a\nb",
+        "x" * 97,
+        "o/" + "x" * 5000,
+        "/".join(["x"] * 3000),
+        "é/é",
     ],
+    ids=lambda name: ascii(name)[:30],
 )
 def test_neither_folder_nor_hub_id(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -157,6 +168,71 @@ def test_neither_folder_nor_hub_id(name, monkeypatch, tmp_path):
         assert caught.value.what == "no such folder, and not a valid hub id (owner/name)"
     else:  # the current folder, which is empty
         assert caught.value.what == "missing config.json, tokenizer.json"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.write_text("")])
+def test_what_is_no_folder(tmp_path, make):
+    make(tmp_path / "model")
+    with refusal(WeightsError, what="is a file", expected="a folder"):
+        locate(tmp_path / "model")
+
+
+def test_a_link_to_no_folder(tmp_path):
+    (tmp_path / "model").symlink_to("gone")
+    with refusal(WeightsError, where=str(tmp_path / "model"), what="a link that leads nowhere"):
+        locate(tmp_path / "model")
+
+
+def test_a_folder_that_may_not_be_read(model, monkeypatch):
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with refusal(
+        WeightsError, where=str(model), what="cannot be read (Permission denied)", remedy=None
+    ):
+        locate(model)
+
+
+@pytest.mark.parametrize(("name", "got"), [(3, "3"), (b"x", "b'x'"), (["a"], '["a"]')])
+def test_what_is_no_name(name, got):
+    with refusal(
+        ConfigError, where="model", what="wrong type", got=got, expected="a folder or a hub id"
+    ):
+        locate(name)
+
+
+@pytest.mark.parametrize("revision", ["main", "", "v1"])
+@pytest.mark.parametrize("kind", ["a folder", "the built-in model"])
+def test_a_revision_is_for_the_hub(model, revision, kind):
+    with refusal(
+        ConfigError,
+        where="revision",
+        what=f"cannot be chosen for {kind}",
+        got=f'"{revision}"',
+        expected="none",
+        remedy="Leave it out, or name the model by its hub id.",
+    ):
+        locate(model if kind == "a folder" else None, revision=revision)
+
+
+def test_what_cannot_change_a_folder_s_weights_is_allowed(model):
+    found = locate(model, cache_dir="/nowhere", token="t", local_files_only=True)
+    assert found.folder == model
+
+
+def test_the_layout_of_old_sentence_transformers_is_named(model):
+    old = model / "0_Transformer"
+    old.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (model / name).rename(old / name)
+    with refusal(
+        WeightsError,
+        where=str(model),
+        what="missing config.json, tokenizer.json",
+        remedy="Move the files of 0_Transformer to the model's folder.",
+    ):
+        locate(model)
 
 
 def broken(name: str):
@@ -175,6 +251,8 @@ ONCE = "Run once with network access"
 MAYBE = "the download is incomplete, or the repository does not have it."
 SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
 FETCH = "The download is incomplete: fetch the model again. "
+LINK, INDEX = "a link that leads nowhere", "model.safetensors.index.json"
+DAMAGED = "The folder, or the hub's cache, is damaged: fetch the model again. "
 BAD_CACHE = {
     "nothing": (lambda cache: shutil.rmtree(snapshot_of(cache).parents[1]), ABSENT, f"{ONCE}."),
     "no-snapshot": (lambda cache: shutil.rmtree(snapshot_of(cache)), ABSENT, f"{ONCE}."),
@@ -183,16 +261,13 @@ BAD_CACHE = {
         f"1 of 2 shards missing: {SHARDS[1]}",
         f"{FETCH}{ONCE}: {MAYBE}",
     ),
-    "dangling": (
-        broken(SHARDS[0]),
-        f"1 of 2 shards missing: {SHARDS[0]}",
-        f"{FETCH}{ONCE}: {MAYBE}",
-    ),
-    "no-config": (broken("config.json"), "missing config.json", f"{ONCE}: {MAYBE}"),
-    "no-tokenizer": (broken("tokenizer.json"), "missing tokenizer.json", f"{ONCE}: {MAYBE}"),
-    "no-index": (
-        broken("model.safetensors.index.json"),
-        f"shards without model.safetensors.index.json: {SHARDS[0]}, {SHARDS[1]}",
+    "dangling": (broken(SHARDS[0]), LINK, f"{DAMAGED}{ONCE}: {MAYBE}", SHARDS[0]),
+    "no-config": (broken("config.json"), LINK, f"{DAMAGED}{ONCE}: {MAYBE}", "config.json"),
+    "no-tokenizer": (broken("tokenizer.json"), LINK, f"{DAMAGED}{ONCE}: {MAYBE}", "tokenizer.json"),
+    "no-index": (broken(INDEX), LINK, f"{DAMAGED}{ONCE}: {MAYBE}", INDEX),
+    "index-gone": (
+        refuse_link(INDEX),
+        f"shards without {INDEX}: {SHARDS[0]}, {SHARDS[1]}",
         f"Fetch the model again. {ONCE}: {MAYBE}",
     ),
 }
@@ -200,12 +275,13 @@ BAD_CACHE = {
 
 @pytest.mark.parametrize("name", BAD_CACHE)
 def test_incomplete_cache_is_named(cache, name):
-    damage, what, remedy = BAD_CACHE[name]
+    damage, what, remedy, *link = BAD_CACHE[name]
     damage(cache)
     with pytest.raises(WeightsError) as caught:
         locate(NAME, cache_dir=cache, local_files_only=True)
     error = caught.value
-    assert error.where == (NAME if what == ABSENT else f"{NAME}: {snapshot_of(cache)}")
+    place = snapshot_of(cache).joinpath(*link)
+    assert error.where == (NAME if what == ABSENT else f"{NAME}: {place}")
     assert (error.what, error.remedy) == (what, remedy)
     assert "\n" not in str(error)
 

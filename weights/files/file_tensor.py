@@ -17,10 +17,21 @@ from torch import Tensor
 from lastword.errors import WeightsError
 from lastword.weights.files.dtypes import torch_dtype
 from lastword.weights.files.header import TensorInfo
-from lastword.weights.json_fields import unreadable
+from lastword.weights.files.reading import open_regular, unreadable
 
 _STRETCH = 4 << 20  # bytes per read-ahead request
 _AHEAD = 8 * _STRETCH  # distance in bytes between the current read and the request
+
+
+def cut_off(where: str, got: int, expected: int, start: int) -> WeightsError:
+    """Create the error for a file that ended early although its header was right: `got` bytes from byte `start`."""
+    return WeightsError(
+        where,
+        "cut off",
+        got=f"{got} bytes",
+        expected=f"{expected} from byte {start}",
+        remedy="The file changed while it was read: download it again.",
+    )
 
 
 def map_tensor(info: TensorInfo, name: str) -> Tensor:
@@ -34,7 +45,7 @@ def map_tensor(info: TensorInfo, name: str) -> Tensor:
     # Map only this tensor's pages: a mapping of a whole file can exceed the system's limits.
     lead = info.start % mmap.ALLOCATIONGRANULARITY
     try:
-        with info.file.open("rb") as file:
+        with open_regular(info.file) as file:
             pages = mmap.mmap(
                 file.fileno(),
                 info.num_bytes + lead,
@@ -84,13 +95,8 @@ class FileTensor:
             while done < len(buffer):
                 count = os.preadv(self._descriptor, [buffer[done:]], start + done)
                 if not count:
-                    raise WeightsError(
-                        f"{self._info.file}: tensor {self._name}",
-                        "cut off",
-                        got=f"{done} bytes",
-                        expected=f"{len(buffer)} from byte {start}",
-                        remedy="The file changed while it was read: download it again.",
-                    )
+                    where = f"{self._info.file}: tensor {self._name}"
+                    raise cut_off(where, done, len(buffer), start)
                 done += count
         except OSError as problem:
             raise unreadable(f"{self._info.file}: tensor {self._name}", problem) from None
@@ -128,10 +134,8 @@ def open_tensor(info: TensorInfo, name: str) -> Iterator[FileTensor]:
         WeightsError: the file cannot be opened.
     """
     try:
-        descriptor = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
+        file = open_regular(info.file)
     except OSError as problem:
         raise unreadable(f"{info.file}: tensor {name}", problem) from None
-    try:
-        yield FileTensor(info, name, descriptor)
-    finally:
-        os.close(descriptor)
+    with file:
+        yield FileTensor(info, name, file.fileno())

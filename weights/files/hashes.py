@@ -5,11 +5,12 @@ headers alone cannot find a flipped bit in a weight.
 """
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lastword.weights.json_fields import unreadable
+from lastword.weights.files.reading import open_regular, unreadable
 
 _READ_BYTES = 1 << 22
 _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
@@ -43,9 +44,9 @@ def _hash_file(path: Path, folder: Path) -> FileHash:
     """Hash a file in both of the hub's ways: sha256 for large files, git's sha1 of a blob for small ones."""
     sha256 = hashlib.sha256()
     try:
-        size = path.stat().st_size
-        git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
             while block := stream.read(_READ_BYTES):
                 sha256.update(block)
                 git.update(block)

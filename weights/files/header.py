@@ -15,16 +15,18 @@ from typing import Any, NoReturn
 
 from lastword.errors import WeightsError
 from lastword.weights.files.dtypes import ELEMENT_SIZES
-from lastword.weights.json_fields import (
+from lastword.weights.files.reading import (
     FOREIGN_BYTES,
+    missing_file,
     open_regular,
-    parse_object,
     refuse_foreign,
-    show_value,
     unreadable,
 )
+from lastword.weights.json_fields import parse_object, show_value
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+# The format allows 100 MB, which take 3 GB when parsed; this is enough for 100,000 tensors.
+MAX_HEADER_BYTES = 16 * 1024 * 1024
+_MAX_RANK = 64  # as in torch; a product of millions of sizes would take hours
 _MOST_ROWS = 10**15
 
 
@@ -93,9 +95,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             length = _header_length(path, file.read(FOREIGN_BYTES), size)
             file.seek(8)
             raw = file.read(length)
-    except FileNotFoundError:
-        again = "Download the checkpoint again."
-        raise WeightsError(str(path), "no such file", remedy=again) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing_file(path, "Download the checkpoint again.") from None
     except OSError as problem:
         raise unreadable(path, problem) from None
     entries = parse_object(raw, f"{path}: header", WeightsError)
@@ -160,8 +161,8 @@ def _tensor(path: Path, name: str, entry: Any, payload: int) -> TensorInfo:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ELEMENT_SIZES:
         refuse("unknown dtype", dtype, "F32, BF16 or F16")
-    if not _are_naturals(shape):
-        refuse("wrong shape", shape, "a list of sizes")
+    if not _are_naturals(shape) or len(shape) > _MAX_RANK:
+        refuse("wrong shape", shape, f"a list of at most {_MAX_RANK} sizes")
     if not _are_naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         refuse("wrong data_offsets", offsets, "[begin, end]")
     num_bytes = offsets[1] - offsets[0]

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from lastword.errors import WeightsError, list_some
 from lastword.weights.files.header import TensorInfo, read_header
-from lastword.weights.json_fields import MAX_INDEX_BYTES, read_object, show_value
+from lastword.weights.files.reading import MAX_INDEX_BYTES, has_file
+from lastword.weights.json_fields import read_object, show_value
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
@@ -22,12 +24,12 @@ def weight_files(folder: Path) -> list[Path]:
     shards = {
         file.name for file in folder.glob("model-*.safetensors") if _SHARD.fullmatch(file.name)
     }
-    if index.is_file():
-        if single.is_file():
+    if has_file(index):
+        listed = set(_weight_map(index).values())
+        if has_file(single) and listed != {SINGLE}:
             remedy = "Remove the one that does not belong to the model."
             raise WeightsError(str(folder), f"both {SINGLE} and {INDEX}", remedy=remedy)
-        listed = set(_weight_map(index).values())
-        missing = {name for name in listed if not (folder / name).is_file()}
+        missing = {name for name in listed if not has_file(folder / name)}
         if missing:
             raise WeightsError(
                 str(folder),
@@ -38,7 +40,7 @@ def weight_files(folder: Path) -> list[Path]:
             what = f"does not list existing shards: {list_some(shards - listed)}"
             raise WeightsError(str(index), what)
         return [folder / name for name in sorted(listed)]
-    if single.is_file():
+    if has_file(single):
         if shards:
             what = f"both {SINGLE} and shards: {list_some(shards)}"
             raise WeightsError(str(folder), what, remedy="Remove one set.")
@@ -50,10 +52,10 @@ def _no_weights(folder: Path, shards: set[str]) -> WeightsError:
     if shards:
         what = f"shards without {INDEX}: {list_some(shards)}"
         return WeightsError(str(folder), what, remedy="Fetch the model again.")
-    pickled = [file.name for file in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
-    if pickled:
-        remedy = "Save the model as safetensors."
-        return WeightsError(str(folder), f"no {SINGLE}", got=list_some(pickled), remedy=remedy)
+    others = [file.name for file in folder.iterdir() if file.suffix in _WEIGHTS]
+    if others:
+        remedy = f"Save the model as {SINGLE}."
+        return WeightsError(str(folder), f"no {SINGLE}", got=list_some(others), remedy=remedy)
     return WeightsError(str(folder), "no weights", expected=f"{SINGLE} or {INDEX}")
 
 
@@ -92,7 +94,7 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
                 str(file), f"holds tensors that are also in {other}: {list_some(twice)}"
             )
         found.update(tensors)
-    if files[0].name != SINGLE:
+    if has_file(folder / INDEX):
         _check_index(folder / INDEX, found)
     return found
 

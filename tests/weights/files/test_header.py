@@ -39,8 +39,8 @@ def test_good(tmp_path):
 
 
 DOUBLE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-TRUNCATED, HUGE = "truncated", "at most 100000000"
-ENTRY, SIZES = "dtype, shape and data_offsets", "a list of sizes"
+TRUNCATED, HUGE = "truncated", "at most 16777216"
+ENTRY, SIZES = "dtype, shape and data_offsets", "a list of at most 64 sizes"
 # The bytes, and the error's parts: where (in the file), what, and if known got and expected.
 BAD = {
     "seven-bytes": (b"1234567", "", TRUNCATED, "7 bytes", "a safetensors header"),
@@ -58,6 +58,13 @@ BAD = {
     "list": (pack([]), ": header", "wrong content", "a list", "a JSON object"),
     "duplicate": (pack(DOUBLE, bytes(4)), ": header", 'not valid JSON (key "a" occurs twice)', None, None),
     "deep": (pack(b"[" * 100_000), ": header", "not valid JSON (nested too deeply)", None, None),
+    "name": (pack({"a\n\x1b[31m" + "b" * 10**6: 5}), ': tensor "a\\n\\u001b[31m' + "b" * 45 + "…", "wrong entry", "5",
+             ENTRY),
+    "dtype-long": (pack(entry("b", dtype="Q" * 10**6)), ': tensor "b"', "unknown dtype", '"' + "Q" * 58 + "…",
+                   "F32, BF16 or F16"),
+    "duplicate-late": (pack(b"{" + b"".join(b'"%d":0,' % i for i in range(100_000)) + b'"99999":0}'), ": header",
+                       'not valid JSON (key "99999" occurs twice)', None, None),
+    "metadata-list": (pack(GOOD | {"__metadata__": [1]}), ": header: __metadata__", "wrong value", "[1]", "strings"),
     "metadata": (pack(GOOD | {"__metadata__": {"n": 1}}), ": header: __metadata__", "wrong value",
                  '{"n": 1}', "strings"),
     "entry-number": (pack(GOOD | {"c": 5}), ': tensor "c"', "wrong entry", "5", ENTRY),
@@ -68,6 +75,12 @@ BAD = {
     "dtype-list": (pack(entry("b", dtype=["F32"])), ': tensor "b"', "unknown dtype", '["F32"]', "F32, BF16 or F16"),
     "shape-flip": (pack(entry("a", shape=[2, 3])), ': tensor "a"', "wrong size for F32 [2, 3]", "16 bytes", "24"),
     "shape-negative": (pack(entry("a", shape=[-2, -2])), ': tensor "a"', "wrong shape", "[-2, -2]", SIZES),
+    "shape-rank": (pack(entry("a", shape=[1] * 65)), ': tensor "a"', "wrong shape",
+                   "[" + "1, " * 19 + "1…", SIZES),
+    "shape-product": (pack(entry("a", shape=[2**62] * 200_000)), ': tensor "a"', "wrong shape",
+                      f"[{2**62}, {2**62}, {2**62}"[:59] + "…", SIZES),
+    "shape-float": (pack(entry("a", shape=[2.0, 2])), ': tensor "a"', "wrong shape", "[2.0, 2]", SIZES),
+    "shape-string": (pack(entry("a", shape="22")), ': tensor "a"', "wrong shape", '"22"', SIZES),
     "shape-bool": (pack(entry("a", shape=[True, 4])), ': tensor "a"', "wrong shape", "[true, 4]", SIZES),
     "shape-overflow": (pack(entry("a", shape=[2**62, 2**62])), ': tensor "a"',
                        f"wrong size for F32 [{2**62}, {2**62}]", "16 bytes", str(2**126)),
@@ -75,6 +88,10 @@ BAD = {
                       "[0, 16, 16]", "[begin, end]"),
     "offsets-reversed": (pack(entry("a", data_offsets=[16, 0])), ': tensor "a"', "wrong data_offsets",
                          "[16, 0]", "[begin, end]"),
+    "offsets-beyond": (pack({"a": {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}}), "", TRUNCATED,
+                       "114 bytes", str(2**40 + 92)),
+    "same-place": (pack({"a": GOOD["a"], "b": GOOD["a"]}, bytes(16)), ': tensor "b"', "overlaps the previous tensor",
+                   "offset 138", "154"),
     "overlap": (pack(entry("b", data_offsets=[10, 16])), ': tensor "b"', "overlaps the previous tensor",
                 "offset 147", "153"),
     "gap": (pack(entry("b", data_offsets=[18, 24]), bytes(24)), ': tensor "b"', "a gap before the tensor",
@@ -99,6 +116,15 @@ def test_damage_is_named(tmp_path, name):
     assert error.remedy == next((r for w, r in remedies.items() if what.startswith(w)), None)
     assert "\n" not in str(error)
     assert len(str(error)) < 400 + len(str(path))
+
+
+def test_order_and_empty_tensors_do_not_matter(tmp_path):
+    empty = {"dtype": "F64", "shape": [3, 0, 2**62], "data_offsets": [16, 16]}
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(pack({"__metadata__": None, "b": GOOD["b"], "empty": empty, "a": GOOD["a"]}))
+    found = read_header(path)
+    assert list(found) == ["a", "empty", "b"]
+    assert (found["empty"].shape, found["empty"].num_bytes) == ((3, 0, 2**62), 0)
 
 
 def test_missing_and_unreadable(tmp_path):

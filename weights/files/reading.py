@@ -1,0 +1,171 @@
+"""Open and read a model's files, which are untrusted: regular files only, bounded, and not of another kind.
+
+A download that failed, a Git LFS pointer or a link into a damaged cache is named as what it is. This module does not
+import torch.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from lastword.errors import ConfigError, LastwordError, WeightsError
+
+# Parsed JSON takes up to thirty times the memory of its text, so each kind of file has its own limit.
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+MAX_INDEX_BYTES = 16 * 1024 * 1024
+MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
+
+_WHOLE = "Name a folder that holds the whole model."
+_FETCH = "The download failed: fetch the model again."
+_CONVERT = "Name a folder with the model in the safetensors format."
+# How a file begins that is not what its name says, what it is, and the remedy. No JSON begins like one of these.
+_FOREIGN = (
+    (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its folder, or fetch the model again."),
+    (b"/annex/objects/", "a git-annex pointer", "Run `git annex get` in its folder, or fetch the model again."),
+    (b"<", "a web page", _FETCH),
+    (b"Entry not found", "the hub's message of an error", _FETCH),
+    (b"Invalid username or password", "the hub's message of an error", _FETCH),
+    (b"PK\x03\x04", "a zip archive, as torch.save writes it", _CONVERT),
+    (b"\x80\x02", "a Python pickle, as torch.save writes it", _CONVERT),
+    (b"\x80\x03", "a Python pickle", _CONVERT),
+    (b"\x80\x04", "a Python pickle", _CONVERT),
+    (b"\x80\x05", "a Python pickle", _CONVERT),
+    (b"GGUF", "a GGUF file", _CONVERT),
+    (b"\x89HDF", "an HDF5 file", _CONVERT),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
+)  # fmt: skip
+FOREIGN_BYTES = 512  # the beginning that shows it
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; never wait for a pipe, never read a device.
+
+    Raises:
+        OSError: the file is missing, cannot be opened, or is not a regular file; or no file can have this name.
+    """
+    _require_regular(path)  # opening is enough to act on some devices
+    # O_NONBLOCK: opening a pipe that nobody writes to would wait. It has no effect on regular files.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
+        _require_regular(file.fileno())  # meanwhile the name may have been given to another file
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _require_regular(place: Path | int) -> None:
+    """Raise OSError, with what it is, if the file of this name or number is not regular."""
+    try:
+        mode = os.stat(place).st_mode
+    except ValueError:  # a null character, or one that the file system cannot encode
+        raise OSError(errno.EINVAL, "no file can have this name") from None
+    if not stat.S_ISREG(mode):
+        found = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
+        raise OSError(errno.EINVAL, f"it is {found}")
+
+
+def read_bytes(
+    path: Path,
+    error: type[LastwordError] = ConfigError,
+    *,
+    remedy: str | None = None,
+    limit: int = MAX_CONFIG_BYTES,
+) -> bytes:
+    """Read a whole small regular file, which must not be one of another kind; read at most `limit` bytes.
+
+    Args:
+        path: the file.
+        error: the type of error for a file that is too large.
+        remedy: the advice if the file is missing or holds something else; None for one of a model's files.
+        limit: maximum size in bytes.
+
+    Raises:
+        WeightsError: the file is missing, cannot be read, is not a regular file, or holds something else.
+        error: the file is larger than `limit`.
+    """
+    try:
+        with open_regular(path) as file:
+            data = file.read(limit + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing_file(path, remedy or _WHOLE) from None
+    except OSError as problem:
+        raise unreadable(path, problem) from None
+    if len(data) > limit:
+        raise error(str(path), "too large", expected=f"at most {limit} bytes")
+    refuse_foreign(path, data, remedy)
+    return data
+
+
+def refuse_foreign(path: Path, start: bytes, remedy: str | None = None) -> None:
+    """Refuse a file that holds something else than its name says, such as a Git LFS pointer or a web page.
+
+    Args:
+        path: the file, for the error message.
+        start: its first `FOREIGN_BYTES` or more, or the whole file if it is shorter.
+        remedy: the advice; None for one of a model's files.
+
+    Raises:
+        WeightsError: the file is empty, begins with zeros only, or begins like a file of another kind.
+    """
+    start = start[:FOREIGN_BYTES]
+    if not start:
+        raise WeightsError(str(path), "empty", remedy=remedy or _FETCH)
+    if not any(start):
+        raise WeightsError(str(path), "filled with zeros", remedy=remedy or _FETCH)
+    lead = start.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    for first, kind, advice in _FOREIGN:
+        if lead.startswith(first):
+            what = f"{kind}, not the file itself"
+            raise WeightsError(str(path), what, remedy=remedy or advice)
+
+
+def has_file(path: Path) -> bool:
+    """Return whether a file exists that can be read.
+
+    Raises:
+        WeightsError: something has this name that is not a regular file, or a link leads nowhere: what a folder holds
+            must not count as absent, because settings would vanish unnoticed.
+    """
+    try:
+        _require_regular(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if _dangling_link(path) is not None:
+            raise missing_file(path) from None
+        return False
+    except OSError as problem:
+        raise unreadable(path, problem) from None
+    return True
+
+
+def missing_file(path: Path, remedy: str = _WHOLE) -> WeightsError:
+    """Create the error for a file that is missing; it, or one of its folders, may be a link that leads nowhere."""
+    link = _dangling_link(path)
+    if link is None:
+        return WeightsError(str(path), "no such file", remedy=remedy)
+    again = "The folder, or the hub's cache, is damaged: fetch the model again."
+    return WeightsError(str(link), "a link that leads nowhere", remedy=again)
+
+
+def _dangling_link(path: Path) -> Path | None:
+    for place in (path, *path.parents):
+        if os.path.islink(place) and not os.path.exists(place):
+            return place
+    return None
+
+
+def unreadable(
+    where: str | Path, problem: OSError, error: type[LastwordError] = WeightsError
+) -> LastwordError:
+    """Create the error for a file that the system cannot read."""
+    return error(str(where), f"cannot be read ({problem.strerror or problem})")
