@@ -56,6 +56,11 @@ class ModelProperties:
         "default_prompt_name", "Name of the prompt used when none is given, if any."
     )
 
+    @property
+    def similarity_fn_name(self) -> str:
+        """The model's similarity function, under the name that sentence-transformers uses."""
+        return self.info.spec.similarity
+
     def get_embedding_dimension(self) -> int:
         """Return `dim`, under the name that sentence-transformers uses."""
         return self.dim

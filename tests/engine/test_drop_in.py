@@ -1,13 +1,18 @@
 """One script, run with sentence-transformers and with lastword: the same keywords, the same results."""
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from helpers.messages import refusal
 
 from lastword import ConfigError, Embedder
+from lastword.arguments import shown
 from lastword.bench.checkpoint import make_checkpoint
 
 QUERIES = ["What is the capital of China?", "Explain gravity"]
@@ -139,3 +144,78 @@ def test_max_seq_length_is_checked(tiny_checkpoint: Path) -> None:
         "0",
     )
     assert model.max_seq_length == model.max_length
+
+
+NO_SUCH = "a keyword of sentence-transformers that lastword does not have"
+ONE_TEXT = ("encode", "encode_query", "encode_document")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Embedder:
+    return Embedder(tiny_checkpoint, device="cpu")
+
+
+def theirs(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keywords of one of its functions with their default values."""
+    found = inspect.signature(function).parameters.values()
+    return {each.name: each.default for each in found if each.default is not each.empty}
+
+
+def test_keywords_of_sentence_transformers_that_ask_for_nothing(
+    model: Embedder, tiny_checkpoint: Path
+) -> None:
+    """Its own default values are accepted, whatever keywords a new version adds."""
+    from sentence_transformers import SentenceTransformer
+
+    for method in ONE_TEXT:
+        given = theirs(getattr(SentenceTransformer, method))
+        assert {"output_value", "pool", "chunk_size", "device", "batch_size"} <= given.keys()
+        vectors = getattr(model, method)(QUERIES, **given)
+        assert np.array_equal(vectors, getattr(model, method)(QUERIES, convert_to_numpy=True))
+    harmless = {"chunk_size": 8, "processing_kwargs": {}, "task": None}
+    assert torch.equal(model.encode(QUERIES, **harmless), model.encode(QUERIES))
+    given = theirs(SentenceTransformer.__init__)
+    assert {"modules", "backend", "config_kwargs", "similarity_fn_name"} <= given.keys()
+    given |= {"device": "cpu", "trust_remote_code": True, "model_kwargs": {}}
+    assert torch.equal(Embedder(tiny_checkpoint, **given).encode(QUERIES), model.encode(QUERIES))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("output_value", "token_embeddings"),
+        ("output_value", None),
+        ("device", "cpu"),
+        ("device", ["cpu", "cpu"]),
+        ("pool", {"input": None}),
+        ("task", "query"),
+        ("processing_kwargs", {"text": {"max_length": 8}}),
+    ],
+)
+@pytest.mark.parametrize("method", [*ONE_TEXT, "encode_stream", "encode_groups"])
+def test_refused_keywords_of_a_call(method: str, name: str, value: Any, model: Embedder) -> None:
+    with refusal(ConfigError, where=name, what=NO_SUCH, got=shown(value)):
+        getattr(model, method)(QUERIES, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model_name_or_path", "model"),
+        ("modules", [object]),
+        ("default_prompt_name", "query"),
+        ("cache_folder", "folder"),
+        ("use_auth_token", True),
+        ("model_kwargs", {"dtype": "bfloat16"}),
+        ("processor_kwargs", {"model_max_length": 8}),
+        ("tokenizer_kwargs", {"padding_side": "left"}),
+        ("config_kwargs", {"rope_theta": 5.0}),
+        ("backend", "onnx"),
+        ("similarity_fn_name", "dot"),
+    ],
+)
+def test_refused_keywords_of_the_constructor(name: str, value: Any, tiny_checkpoint: Path) -> None:
+    with refusal(ConfigError, where=name, what=NO_SUCH, got=shown(value)):
+        Embedder(tiny_checkpoint, device="cpu", **{name: value})
+    with pytest.raises(TypeError, match=r"Embedder\(\) got an unexpected keyword argument 'dims'"):
+        Embedder(tiny_checkpoint, dims=8)
