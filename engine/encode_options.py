@@ -5,11 +5,12 @@ This module knows nothing about models or devices.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsIndex, TypedDict, TypeVar, cast, get_args
 
 from lastword.arguments import Numbers, as_integer, as_switch, is_one_of, shown
-from lastword.errors import ConfigError
+from lastword.errors import ConfigError, MissingPackageError
 from lastword.report import Report
 
 if TYPE_CHECKING:
@@ -151,7 +152,11 @@ def wants_numpy(
     if batch_size is not None:
         as_integer(batch_size, "batch_size", 1, expected="1 or more")
     check_switches(convert_to_numpy=convert_to_numpy, convert_to_tensor=convert_to_tensor)
-    return bool(convert_to_numpy) and not convert_to_tensor
+    wanted = bool(convert_to_numpy) and not convert_to_tensor
+    if wanted and find_spec("numpy") is None:
+        where, remedy = "convert_to_numpy", "Install it with: pip install numpy."
+        raise MissingPackageError(where, "needs NumPy", remedy=remedy)
+    return wanted
 
 
 def check_max_length(

@@ -16,6 +16,7 @@ from helpers.messages import refusal
 from lastword import ConfigError, Embedder, InputError, LastwordError
 from lastword.arguments import as_numbers, shown
 from lastword.bench.checkpoint import make_checkpoint
+from lastword.errors import MissingPackageError
 from lastword.report import Report
 from lastword.similarity import similarity, similarity_pairwise
 
@@ -232,6 +233,13 @@ def test_switches(true: Any, tmp_path: Path) -> None:
     assert known(normalize_embeddings=true) == known(normalize_embeddings=True) != known()
     assert isinstance(model.encode(TEXTS, convert_to_numpy=true), np.ndarray)
     assert isinstance(model.encode(TEXTS, convert_to_numpy=false), torch.Tensor)
+
+
+def test_an_array_without_numpy(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lastword.encode_options.find_spec", lambda name: None)
+    with refusal(MissingPackageError, where="convert_to_numpy", what="needs NumPy"):
+        embedder.encode(TEXTS, convert_to_numpy=True)
+    assert isinstance(embedder.encode(TEXTS), torch.Tensor)
 
 
 @pytest.mark.parametrize("value", ["false", "true", "", 2, None, 0.0, [], np.array([True])])
