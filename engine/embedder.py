@@ -128,7 +128,8 @@ class Embedder(ModelProperties, Reopenable):
         """Embed texts: one vector [dim] for a str, a matrix [N, dim] in the caller's order for a sequence.
 
         Args:
-            texts: the text or texts to embed; sentence-transformers' names for it, `inputs` and `sentences`, work too.
+            texts: one str, or a list, an iterator, an array or a column of str; `inputs` and `sentences`, its names in
+                sentence-transformers, work too.
             prompt_name: name of the entry of `prompts` to put before every text.
             prompt: the prompt itself; it takes precedence over `prompt_name`.
             batch_size: ignored, accepted for compatibility with sentence-transformers: batches are cut by tokens.
