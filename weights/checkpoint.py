@@ -18,9 +18,9 @@ from torch import Tensor
 from lastword.errors import InputError, WeightsError, list_some
 from lastword.weights.config import ModelConfig
 from lastword.weights.files.dtypes import WEIGHT_DTYPES
-from lastword.weights.files.file_tensor import cut_off, map_tensor
+from lastword.weights.files.file_tensor import map_tensor
 from lastword.weights.files.header import TensorInfo
-from lastword.weights.files.reading import open_regular, unreadable
+from lastword.weights.files.reading import unreadable
 from lastword.weights.files.shards import read_tensors
 from lastword.weights.json_fields import show_value
 from lastword.weights.tensor_names import (
@@ -201,14 +201,10 @@ def _hash_samples(info: TensorInfo) -> bytes:
     middle = max(0, (info.num_bytes - _SAMPLE_BYTES) // 2)
     last = max(0, info.num_bytes - _SAMPLE_BYTES)
     try:
-        with open_regular(info.file) as file:
+        with info.open() as file:
             for offset in sorted({0, middle, last}):
                 file.seek(info.start + offset)
-                wanted = min(_SAMPLE_BYTES, info.num_bytes - offset)
-                sample = file.read(wanted)
-                if len(sample) < wanted:
-                    raise cut_off(str(info.file), len(sample), wanted, info.start + offset)
-                digest.update(sample)
+                digest.update(file.read(min(_SAMPLE_BYTES, info.num_bytes - offset)))
     except OSError as problem:
         raise unreadable(info.file, problem) from None
     return digest.digest()

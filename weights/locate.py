@@ -77,16 +77,13 @@ def locate(
 
     Raises:
         WeightsError: the folder or repository does not exist, cannot be reached, or lacks files.
-        ConfigError: the name is not a string or path, or a revision is given for a folder or the built-in model.
+        ConfigError: a revision is given for a folder or the built-in model.
     """
     if model is None:
         _refuse_revision(revision, "the built-in model")
         _check_complete(_BUILTIN_FOLDER, "Install lastword again.")
         return ModelFiles(BUILTIN, _BUILTIN_FOLDER, None)
-    name = os.fspath(model) if isinstance(model, str | os.PathLike) else None
-    if not isinstance(name, str):
-        got, expected = show_value(model), "a folder or a hub id"
-        raise ConfigError("model", "wrong type", got=got, expected=expected)
+    name = os.fspath(model)
     folder = expand_home(name)
     if _is_folder(folder, name):
         _refuse_revision(revision, "a folder")

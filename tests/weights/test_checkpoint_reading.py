@@ -1,6 +1,7 @@
 """A checkpoint is read exactly with any dtype, sharding and key prefix; a fault is reported by name."""
 
 import json
+import os
 from shutil import copyfile
 
 import pytest
@@ -373,16 +374,49 @@ def test_an_index_that_contradicts_the_one_file(tmp_path, name):
         open_checkpoint(folder)
 
 
-def test_a_file_that_becomes_shorter(tmp_path):
+def replace(folder):
+    """Another model is saved to the same place."""
+    save_file({name: tensor + 1 for name, tensor in read_stored(folder).items()}, folder / "new")
+    (folder / "new").rename(folder / SINGLE)
+
+
+def write_over(folder):
+    raw = (folder / SINGLE).read_bytes()
+    (folder / SINGLE).write_bytes(raw[:-1] + b"x")
+    os.utime(folder / SINGLE, ns=(0, 0))  # a clock may be too coarse to tell two writes apart
+
+
+@pytest.mark.parametrize("change", [truncate(SINGLE, -4000), replace, write_over])
+def test_weights_that_change_while_the_model_is_opened(tmp_path, change):
+    """Neither a mixture of two models nor the fingerprint of other weights is ever returned."""
     folder = make_checkpoint(tmp_path)
     checkpoint = open_checkpoint(folder)
-    truncate(SINGLE, -4000)(folder)
-    with refusal(WeightsError, where=str(folder / SINGLE), what="cut off"):
+    checkpoint.layer(0, torch.float32)
+    change(folder)
+    what = "cannot be read (it changed since it was opened first)"
+    with refusal(WeightsError, where=str(folder / SINGLE), what=what):
         _ = checkpoint.fingerprint
-    with pytest.raises(WeightsError) as caught:
-        checkpoint.norm()
-    assert caught.value.where == f"{folder / SINGLE}: tensor {NORM}"
-    assert caught.value.what.startswith("cannot be mapped (")
+    name = "layers.1.input_layernorm.weight"
+    with refusal(WeightsError, where=f"{folder / SINGLE}: tensor {name}", what=what):
+        checkpoint.layer(1, torch.float32)
+
+
+@pytest.mark.parametrize("extra", range(1, 9))
+def test_tensors_need_not_be_aligned(tmp_path, extra):
+    """The format lets the header have any length, so a tensor may begin at any byte."""
+    folder = make_checkpoint(tmp_path)
+    before = open_checkpoint(folder)
+    layer, fingerprint = before.layer(1, torch.float64), before.fingerprint
+    raw = (folder / SINGLE).read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    longer = (length + extra).to_bytes(8, "little") + raw[8 : 8 + length].ljust(length + extra)
+    (folder / SINGLE).write_bytes(longer + raw[8 + length :])
+    after = open_checkpoint(folder)
+    assert after.fingerprint == fingerprint
+    assert torch.equal(after.layer(1, torch.float64).down, layer.down)
+    rows = torch.tensor([3, 1, 2])
+    stored = load_file(folder / SINGLE)["embed_tokens.weight"]
+    assert torch.equal(after.embedding()[rows], stored[rows])
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -194,14 +194,6 @@ def test_a_folder_that_may_not_be_read(model, monkeypatch):
         locate(model)
 
 
-@pytest.mark.parametrize(("name", "got"), [(3, "3"), (b"x", "b'x'"), (["a"], '["a"]')])
-def test_what_is_no_name(name, got):
-    with refusal(
-        ConfigError, where="model", what="wrong type", got=got, expected="a folder or a hub id"
-    ):
-        locate(name)
-
-
 @pytest.mark.parametrize("revision", ["main", "", "v1"])
 @pytest.mark.parametrize("kind", ["a folder", "the built-in model"])
 def test_a_revision_is_for_the_hub(model, revision, kind):

@@ -17,42 +17,34 @@ from torch import Tensor
 from lastword.errors import WeightsError
 from lastword.weights.files.dtypes import torch_dtype
 from lastword.weights.files.header import TensorInfo
-from lastword.weights.files.reading import open_regular, unreadable
+from lastword.weights.files.reading import unreadable
 
 _STRETCH = 4 << 20  # bytes per read-ahead request
 _AHEAD = 8 * _STRETCH  # distance in bytes between the current read and the request
 
 
-def cut_off(where: str, got: int, expected: int, start: int) -> WeightsError:
-    """Create the error for a file that ended early although its header was right: `got` bytes from byte `start`."""
-    return WeightsError(
-        where,
-        "cut off",
-        got=f"{got} bytes",
-        expected=f"{expected} from byte {start}",
-        remedy="The file changed while it was read: download it again.",
-    )
-
-
 def map_tensor(info: TensorInfo, name: str) -> Tensor:
     """Return one tensor as a view of the mapped file; the data is read only when it is used.
 
-    The mapping lives exactly as long as the tensor.
+    The mapping lives exactly as long as the tensor. Writing to the file meanwhile changes the tensor, and shortening it
+    ends this process: new weights belong in a new file that is then renamed to the old one's name.
 
     Raises:
-        WeightsError: the file cannot be mapped.
+        WeightsError: the file cannot be mapped, or changed since its header was read.
     """
     # Map only this tensor's pages: a mapping of a whole file can exceed the system's limits.
     lead = info.start % mmap.ALLOCATIONGRANULARITY
     try:
-        with open_regular(info.file) as file:
+        with info.open() as file:
             pages = mmap.mmap(
                 file.fileno(),
                 info.num_bytes + lead,
                 access=mmap.ACCESS_COPY,
                 offset=info.start - lead,
             )
-    except (OSError, ValueError) as problem:
+    except OSError as problem:
+        raise unreadable(f"{info.file}: tensor {name}", problem) from None
+    except ValueError as problem:  # the file became shorter just now
         raise WeightsError(f"{info.file}: tensor {name}", f"cannot be mapped ({problem})") from None
     flat = torch.frombuffer(pages, dtype=torch_dtype(info.dtype), offset=lead)
     return flat.view(info.shape)
@@ -95,8 +87,13 @@ class FileTensor:
             while done < len(buffer):
                 count = os.preadv(self._descriptor, [buffer[done:]], start + done)
                 if not count:
-                    where = f"{self._info.file}: tensor {self._name}"
-                    raise cut_off(where, done, len(buffer), start)
+                    raise WeightsError(
+                        f"{self._info.file}: tensor {self._name}",
+                        "cut off",
+                        got=f"{done} bytes",
+                        expected=f"{len(buffer)} from byte {start}",
+                        remedy="The file changed while it was read: download it again.",
+                    )
                 done += count
         except OSError as problem:
             raise unreadable(f"{self._info.file}: tensor {self._name}", problem) from None
@@ -131,10 +128,10 @@ def open_tensor(info: TensorInfo, name: str) -> Iterator[FileTensor]:
     """Open a tensor's file to read it by slices.
 
     Raises:
-        WeightsError: the file cannot be opened.
+        WeightsError: the file cannot be opened, or changed since its header was read.
     """
     try:
-        file = open_regular(info.file)
+        file = info.open()
     except OSError as problem:
         raise unreadable(f"{info.file}: tensor {name}", problem) from None
     with file:

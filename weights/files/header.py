@@ -5,13 +5,14 @@ header is checked completely, also against the file's size, before any tensor is
 damaged header or a gap is reported with the name of the file and tensor.
 """
 
+import errno
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from lastword.errors import WeightsError
 from lastword.weights.files.dtypes import ELEMENT_SIZES
@@ -32,13 +33,32 @@ _MOST_ROWS = 10**15
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a file; `start` counts from the beginning of the file."""
+    """One tensor of a file; `start` counts from the beginning of the file, `version` tells whether the file changed."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     start: int
     num_bytes: int
+    version: tuple[int, ...]
+
+    def open(self) -> BinaryIO:
+        """Open the file.
+
+        Raises:
+            OSError: the file cannot be opened, or it changed since its header was read: other weights would be read.
+        """
+        file = open_regular(self.file)
+        if _version(file) != self.version:
+            file.close()
+            raise OSError(errno.ESTALE, "it changed since it was opened first", str(self.file))
+        return file
+
+
+def _version(file: BinaryIO) -> tuple[int, ...]:
+    """Return numbers that differ if a file was replaced or written to."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def safetensors_header(
@@ -91,7 +111,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """
     try:
         with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
+            version = _version(file)
+            size = version[2]
             length = _header_length(path, file.read(FOREIGN_BYTES), size)
             file.seek(8)
             raw = file.read(length)
@@ -101,7 +122,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise unreadable(path, problem) from None
     entries = parse_object(raw, f"{path}: header", WeightsError)
     _check_metadata(path, entries.pop("__metadata__", None))
-    found = {name: _tensor(path, name, entry, 8 + length) for name, entry in entries.items()}
+    found = {
+        name: _tensor(path, name, entry, 8 + length, version) for name, entry in entries.items()
+    }
     ordered = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].num_bytes)))
     _check_places(path, ordered.items(), 8 + length, size)
     return ordered
@@ -150,7 +173,9 @@ def _are_naturals(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
 
 
-def _tensor(path: Path, name: str, entry: Any, payload: int) -> TensorInfo:
+def _tensor(
+    path: Path, name: str, entry: Any, payload: int, version: tuple[int, ...]
+) -> TensorInfo:
     where = _place(path, name)
 
     def refuse(what: str, got: object, expected: str) -> NoReturn:
@@ -175,7 +200,7 @@ def _tensor(path: Path, name: str, entry: Any, payload: int) -> TensorInfo:
             expected=str(needed),
             remedy="The header is damaged.",
         )
-    return TensorInfo(path, dtype, tuple(shape), payload + offsets[0], num_bytes)
+    return TensorInfo(path, dtype, tuple(shape), payload + offsets[0], num_bytes, version)
 
 
 def _place(path: Path, name: str) -> str:

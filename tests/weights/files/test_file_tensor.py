@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from helpers.messages import refusal
 
 from lastword.errors import WeightsError
 from lastword.weights import write_safetensors
@@ -145,9 +146,33 @@ def test_a_read_that_fails(stored, monkeypatch):
     assert caught.value.what == "cannot be read (Input/output error)"
 
 
-def test_a_file_that_cannot_be_mapped(stored):
+def open_slices(info, name):
+    with open_tensor(info, name):
+        pass
+
+
+CHANGES = {
+    "gone": (lambda file: file.unlink(), "cannot be read (No such file or directory)"),
+    "pipe": (lambda file: (file.unlink(), os.mkfifo(file)), "cannot be read (it is a pipe)"),
+    "longer": (lambda file: os.truncate(file, file.stat().st_size + 1),
+               "cannot be read (it changed since it was opened first)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("read", [map_tensor, open_slices])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_file_that_is_not_the_one_of_the_header(stored, name, read):
+    change, what = CHANGES[name]
     info = stored["0.float32"]
-    info.file.unlink()
+    change(info.file)
+    with refusal(WeightsError, where=f"{info.file}: tensor t", what=what):
+        read(info, "t")
+
+
+def test_a_file_that_becomes_shorter_at_the_last_moment(stored, monkeypatch):
+    info = stored["0.float32"]
+    monkeypatch.setattr(type(info), "open", lambda info: info.file.open("rb"))
+    os.truncate(info.file, 100)
     with pytest.raises(WeightsError) as caught:
         map_tensor(info, "t")
     assert caught.value.where == f"{info.file}: tensor t"
