@@ -52,7 +52,7 @@ class Embedder(ModelProperties, Reopenable):
             of the vectors does not change.
         dtype: compute dtype, "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
         quantize: 8-bit matmuls, faster with a small quantisation error: "int8" on a CPU, "fp8" on a GPU; default none.
-        revision, cache_dir, token, local_files_only: passed to huggingface-hub.
+        revision, cache_dir, token, local_files_only: passed to huggingface-hub; a revision is refused for a folder.
         max_length: maximum tokens per text, including the end token; by default the limit that sentence-transformers
             would read from the checkpoint.
         max_batch_tokens: maximum tokens computed in one forward; a longer text is a batch of its own. The default

@@ -156,10 +156,10 @@ def not_unicode(kind: type[LastwordError], where: str, text: str) -> LastwordErr
 
 
 def list_some(names: Iterable[object], limit: int = 5) -> str:
-    """Join names in sorted order, at most `limit` of them, with the count of the rest."""
+    """Join names in sorted order, at most `limit` of them and each cut, with the count of the rest."""
     listed = sorted(str(name) for name in names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
+    return ", ".join(one_line(name, 100) for name in listed[:limit]) + more
 
 
 def count(number: int, noun: str) -> str:

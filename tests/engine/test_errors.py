@@ -14,6 +14,7 @@ from lastword.errors import (
     MissingPackageError,
     WeightsError,
     count,
+    list_some,
     not_unicode,
     require_extra,
 )
@@ -69,6 +70,19 @@ def test_where_can_be_replaced() -> None:
     error = InputError("text 3", "too long", index=3)
     error.where = "notes.txt:4"
     assert str(error) == "notes.txt:4: too long."
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        ([], ""),
+        (["b", "a"], "a, b"),
+        (range(7), "0, 1, 2, 3, 4 and 2 more"),
+        (["x" * 10**6, "a\nb"], "a\\nb, " + "x" * 49 + "…" + "x" * 49),
+    ],
+)
+def test_lists_are_short(names, line: str) -> None:
+    assert list_some(names) == line
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not LastwordWarning])
