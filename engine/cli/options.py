@@ -58,7 +58,9 @@ def text_argument(given: str) -> str:
 
 
 def path_argument(given: str) -> str:
-    """Accept any path unchanged; a file name may contain any bytes."""
+    """Accept any path unchanged but an empty one, as of an unset shell variable; a name may contain any bytes."""
+    if not given:
+        raise argparse.ArgumentTypeError("an empty argument")
     return given
 
 
@@ -70,8 +72,11 @@ def model_argument(given: str) -> str:
 
 
 def positive(text: str) -> int:
-    """Parse a whole number of at least 1; argparse shows the name of this function in messages."""
-    number = int(text)
+    """Parse a whole number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
         raise argparse.ArgumentTypeError("not a whole number of at least 1")
     return number

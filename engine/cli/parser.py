@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_subparsers(self, **settings: Any) -> Any:
         """Add commands; the arguments after a command's name are checked by the parser of that command."""
-        self.register("type", None, options.path_argument)
+        self.register("type", None, str)
         return super().add_subparsers(metavar=settings["dest"].upper(), **settings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -4,6 +4,7 @@ The file is a safetensors file with one tensor `ranges` [2, dim] float32 and the
 """
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import BinaryIO
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from lastword.cli.console import put
 from lastword.errors import InputError
+
+_MOST_BYTES = 1 << 26  # far more than two numbers for each dimension of any model
 
 
 class Ranges:
@@ -58,7 +61,15 @@ def read_ranges(path: str, dim: int, space: str) -> Tensor:
         InputError: the file does not hold ranges, belongs to another space, or was written by an older lastword.
         OSError: the file is missing.
     """
-    os.stat(path)  # a missing file gives the same OSError here as for every other input
+    status = os.stat(path)  # a missing file gives the same OSError here as for every other input
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_BYTES:
+        regular = stat.S_ISREG(status.st_mode)
+        raise InputError(
+            path,
+            "cannot be a file of ranges",
+            got=f"{status.st_size:,} bytes" if regular else "a folder, device or pipe",
+            expected=f"a file of at most {_MOST_BYTES:,} bytes, made by --save-ranges",
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}

@@ -34,6 +34,22 @@ _REFUSED = {
     **dict.fromkeys(("pdf", "doc", "docx", "odt", "pptx", "epub"), _AS_TEXT),
     **dict.fromkeys(("gz", "bz2", "xz", "zst", "zip", "tar", "tgz", "7z"), _UNPACKED),
 }
+_CONVERTED = "Convert it: iconv -f {name} -t UTF-8 FILE > FILE.txt."
+# What a file that is not UTF-8 begins with, what it then is, and the remedy.
+_KINDS = (
+    (b"\x1f\x8b", "a gzip file", _UNPACKED),
+    (b"PK\x03\x04", "a zip file", _UNPACKED),
+    (b"BZh", "a bzip2 file", _UNPACKED),
+    (b"\xfd7zXZ", "an xz file", _UNPACKED),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACKED),
+    (b"\xff\xfe\x00\x00", "UTF-32 text", _CONVERTED.format(name="UTF-32")),
+    (b"\xff\xfe", "UTF-16 text", _CONVERTED.format(name="UTF-16")),
+    (b"\xfe\xff", "UTF-16 text", _CONVERTED.format(name="UTF-16")),
+    (b"PAR1", "a Parquet file", _JSON_LINES),
+    (b"%PDF-", "a PDF file", _AS_TEXT),
+    (b"\x89PNG", "an image", _AS_TEXT),
+    (b"\xff\xd8\xff", "an image", _AS_TEXT),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,23 +161,38 @@ def _open(source: Source) -> TextIO:
 
 def _lines(stream: TextIO, source: Source) -> Iterator[str]:
     """Yield lines with their line ends; a byte that is not UTF-8 is an InputError with the line number."""
-    number = 0
+    number, first = 0, ""
     while line := _next_line(stream, source):
         number += 1
         if len(line) > MAX_RECORD:
             raise _too_long(f"{source.name}:{number}")
-        if number == 1 and line.startswith(_BYTE_ORDER_MARK):
+        if number == 1:
+            first = line[:8]
             line = line.removeprefix(_BYTE_ORDER_MARK)
+            _refuse_utf16(line, source)
             if not line:
                 return
         if not line.isascii() and (bad := lone_surrogate(line)) is not None:
-            raise InputError(
-                f"{source.name}:{number}",
-                "is not UTF-8",
-                got=f"byte 0x{ord(line[bad]) - 0xDC00:02x}",
-                remedy="Convert the file to UTF-8.",
-            )
+            raise _not_utf8(f"{source.name}:{number}", line[bad], first, source)
         yield line
+
+
+def _not_utf8(where: str, bad: str, first: str, source: Source) -> InputError:
+    """Create the error for an invalid byte; the file's beginning tells what it is instead, if that is known."""
+    beginning = first.encode(errors="surrogateescape")
+    got, remedy = f"byte 0x{ord(bad) - 0xDC00:02x}", "Convert the file to UTF-8."
+    for start, kind, known in _KINDS:
+        if beginning.startswith(start):
+            got, remedy = f"{kind} ({got})", known.format(inner=source.format)
+            break
+    return InputError(where, "is not UTF-8", got=got, remedy=remedy)
+
+
+def _refuse_utf16(line: str, source: Source) -> None:
+    """Refuse UTF-16 without a byte order mark: of English text, every other byte is zero, which is valid UTF-8."""
+    if len(line) > 3 and "\0" in line and {"\0"} in (set(line[::2]), set(line[1::2])):
+        remedy = _CONVERTED.format(name="UTF-16LE")
+        raise InputError(f"{source.name}:1", "is not UTF-8", got="UTF-16 text", remedy=remedy)
 
 
 def _next_line(stream: TextIO, source: Source) -> str:

@@ -34,7 +34,18 @@ def _in_file(name, content, *expected, options=()):
 FILES = {
     "not-utf8": _in_file("a.txt", b"ok\nok\n\xff\xfe\n", "a.txt:3", "UTF-8", "0xff"),
     "latin1": _in_file("a.txt", "ok\ncafé".encode("latin-1"), "a.txt:2", "0xe9"),
-    "utf16": _in_file("a.txt", "ok\n".encode("utf-16"), "a.txt:1", "UTF-8"),
+    "utf16": _in_file("a.txt", "ok\n".encode("utf-16"), "a.txt:1", "UTF-16 text", "iconv"),
+    "utf16-big": _in_file("a.csv", "\ufeffok".encode("utf-16-be"), "a.csv:1", "UTF-16 text"),
+    "utf16-without-mark": _in_file("a.txt", "ok\n€".encode("utf-16-le"), "a.txt:1", "UTF-16"),
+    "utf16-big-without-mark": _in_file("a.csv", "ok\n€".encode("utf-16-be"), "a.csv:1", "UTF-16"),
+    "utf32": _in_file("a.txt", "ok\n".encode("utf-32"), "a.txt:1", "UTF-32 text"),
+    "gz-without-ending": _in_file(
+        "a", b"\x1f\x8b\x08", "a:1", "a gzip file", "zcat", "--input-format txt"
+    ),
+    "zip-named-csv": _in_file(
+        "a.csv", b"PK\x03\x04\x14\xff\n", "a.csv:1", "a zip file", "--input-format csv"
+    ),
+    "pdf-named-txt": _in_file("a.txt", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a.txt:2", "a PDF file"),
     "utf8-cut-short": _in_file("a.txt", "ok\n€".encode()[:-1], "a.txt:2", "0xe2"),
     "utf8-surrogate-bytes": _in_file("a.txt", b"\xed\xa0\x80", "a.txt:1", "0xed"),
     "utf8-late": _in_file("a.txt", b"x" * 9000 + b"\n" + b"y" * 9000 + b"\x80", "a.txt:2", "0x80"),
@@ -159,7 +170,8 @@ USAGE = {
     "bad-precision": (["embed", "a.txt", "--precision", "int4"], ["int4", "float32"]),
     "bad-format": (["embed", "a.txt", "--format", "parquet"], ["parquet", "jsonl"]),
     "dim-zero": (["embed", "a.txt", "--dim", "0"], ["--dim", "at least 1"]),
-    "dim-word": (["embed", "a.txt", "--dim", "big"], ["--dim", "big"]),
+    "dim-word": (["embed", "a.txt", "--dim", "big"], ["--dim: not a whole number", "big"]),
+    "dim-of-many-digits": (["embed", "a.txt", "--dim", "9" * 5000], ["--dim: not a whole number"]),
     "top-k-negative": (["search", "q", "a.txt", "--top-k", "-1"], ["--top-k"]),
     "search-no-query": (["search"], ["QUERY"]),
     "two-prompts": (["embed", "a.txt", "--prompt", "x", "--prompt-name", "y"], ["--prompt"]),
@@ -220,6 +232,14 @@ USAGE = {
         ["embed", "a.txt", "--precision", "int8", "--ranges", "a.txt"],
         ["a.txt", "not a safetensors file"],
     ),
+    "ranges-in-a-folder": (
+        ["embed", "a.txt", "--precision", "int8", "--ranges", "folder"],
+        ["folder: cannot be a file of ranges", "made by --save-ranges"],
+    ),
+    "ranges-from-a-device": (
+        ["embed", "a.txt", "--precision", "int8", "--ranges", "/dev/zero"],
+        ["/dev/zero: cannot be a file of ranges", "a folder, device or pipe"],
+    ),
     "ranges-of-one-text": (["embed", "a.txt", "--save-ranges", "r"], ["r: no ranges", "equal"]),
     "info-two-models": (["info", "a", "--model", "b"], ["twice"]),
     "info-extra": (["info", "a", "b"], ["b"]),
@@ -227,6 +247,9 @@ USAGE = {
     "info-empty": (["info", ""], ["MODEL", "empty"]),
     "verify-empty": (["verify", "--model", ""], ["--model", "empty"]),
     "convert-empty": (["convert", "", "out"], ["MODEL", "empty"]),
+    "file-empty": (["embed", ""], ["FILE: an empty argument"]),
+    "output-empty": (["embed", "a.txt", "-o", ""], ["-o/--output: an empty argument"]),
+    "ranges-empty": (["embed", "a.txt", "--ranges", ""], ["--ranges: an empty argument"]),
     "prompt-not-utf8": (["embed", "a.txt", "--prompt", "\udcff"], ["--prompt", "\\udcff", "UTF-8"]),
     "field-not-utf8": (["embed", "a.txt", "--vector-field", "x\udcff"], ["--vector-field"]),
     "query-not-utf8": (["search", "caf\udce9", "a.txt"], ["QUERY", "caf\\udce9"]),
@@ -307,6 +330,16 @@ def test_a_device_without_an_end_is_refused(cli, monkeypatch):
     assert read.MAX_RECORD == 67_108_864, "the help of `embed` says so"
     monkeypatch.setattr(read, "MAX_RECORD", 10**6)
     _check(cli("embed", "/dev/zero"), "/dev/zero:1: is too long", "at most 1,000,000")
+
+
+def test_ranges_are_read_from_files_of_bounded_size(cli):
+    Path("a.txt").write_text("x")
+    os.mkfifo("pipe")
+    with open("large", "wb") as file:
+        file.truncate(1 << 40)
+    for name, got in (("pipe", "a folder, device or pipe"), ("large", "1,099,511,627,776 bytes")):
+        result = cli("embed", "a.txt", "--precision", "int8", "--ranges", name)
+        _check(result, f"{name}: cannot be a file of ranges; got {got}")
 
 
 def test_metadata_does_not_overwrite_an_input(cli):
