@@ -244,7 +244,7 @@ BAD_SINGLE = {
     "truncated-header": (truncate(SINGLE, 100), f"/{SINGLE}", "truncated", "100 bytes", "at least 2336 for the header",
                          "Download it again."),
     "empty": (truncate(SINGLE, 0), f"/{SINGLE}", "empty", None, None,
-              "The download failed: fetch the model again."),
+              "The download failed: fetch it again."),
     "no-weights": (lambda folder: (folder / SINGLE).unlink(), "", "no weights", None, f"{SINGLE} or {INDEX}"),
     "pickled": (lambda folder: (folder / SINGLE).rename(folder / "model.bin"), "", f"no {SINGLE}", "model.bin", None,
                 "Save the model as model.safetensors."),

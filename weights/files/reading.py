@@ -18,12 +18,12 @@ MAX_INDEX_BYTES = 16 * 1024 * 1024
 MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 
 _WHOLE = "Name a folder that holds the whole model."
-_FETCH = "The download failed: fetch the model again."
+_FETCH = "The download failed: fetch it again."
 _CONVERT = "Name a folder with the model in the safetensors format."
 # How a file begins that is not what its name says, what it is, and the remedy. No JSON begins like one of these.
 _FOREIGN = (
-    (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its folder, or fetch the model again."),
-    (b"/annex/objects/", "a git-annex pointer", "Run `git annex get` in its folder, or fetch the model again."),
+    (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its folder, or fetch it again."),
+    (b"/annex/objects/", "a git-annex pointer", "Run `git annex get` in its folder, or fetch it again."),
     (b"<", "a web page", _FETCH),
     (b"Entry not found", "the hub's message of an error", _FETCH),
     (b"Invalid username or password", "the hub's message of an error", _FETCH),
@@ -87,7 +87,7 @@ def read_bytes(
     Args:
         path: the file.
         error: the type of error for a file that is too large.
-        remedy: the advice if the file is missing or holds something else; None for one of a model's files.
+        remedy: the advice if the file is missing or empty; None for one of a model's files.
         limit: maximum size in bytes.
 
     Raises:
@@ -113,7 +113,7 @@ def refuse_foreign(path: Path, start: bytes, remedy: str | None = None) -> None:
     Args:
         path: the file, for the error message.
         start: its first `FOREIGN_BYTES` or more, or the whole file if it is shorter.
-        remedy: the advice; None for one of a model's files.
+        remedy: the advice if the file is empty; None for one of a model's files.
 
     Raises:
         WeightsError: the file is empty, begins with zeros only, or begins like a file of another kind.
@@ -126,8 +126,7 @@ def refuse_foreign(path: Path, start: bytes, remedy: str | None = None) -> None:
     lead = start.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     for first, kind, advice in _FOREIGN:
         if lead.startswith(first):
-            what = f"{kind}, not the file itself"
-            raise WeightsError(str(path), what, remedy=remedy or advice)
+            raise WeightsError(str(path), f"{kind}, not the file itself", remedy=advice)
 
 
 def has_file(path: Path) -> bool:

@@ -16,14 +16,14 @@ from lastword.weights.files.reading import has_file, open_regular, read_bytes
 from lastword.weights.json_fields import read_object, read_optional_object
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1191586416\n"
-PAGE, FAILED = "a web page, not the file itself", "The download failed: fetch the model again."
+PAGE, FAILED = "a web page, not the file itself", "The download failed: fetch it again."
 CONVERT = "Name a folder with the model in the safetensors format."
 PICKLE = "a Python pickle, as torch.save writes it, not the file itself"
 FOREIGN = {
     "lfs": (POINTER, "a Git LFS pointer, not the file itself",
-            "Run `git lfs pull` in its folder, or fetch the model again."),
+            "Run `git lfs pull` in its folder, or fetch it again."),
     "annex": (b"/annex/objects/SHA256E-s9--00.json\n", "a git-annex pointer, not the file itself",
-              "Run `git annex get` in its folder, or fetch the model again."),
+              "Run `git annex get` in its folder, or fetch it again."),
     "html": (b"<!DOCTYPE html><html></html>", PAGE, FAILED),
     "html-after-a-line": (b"\xef\xbb\xbf\r\n  <html lang=en>", PAGE, FAILED),
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', PAGE, FAILED),
@@ -54,9 +54,11 @@ def test_a_header_whose_length_begins_like_a_pickle(tmp_path):
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_the_caller_s_advice_is_given_for_a_file_that_is_not_a_model_s(tmp_path, name):
-    (tmp_path / "recipe").write_bytes(FOREIGN[name][0])
-    with refusal(WeightsError, what=FOREIGN[name][1], remedy="Name a recipe."):
+def test_a_caller_may_know_better_why_a_file_is_empty(tmp_path, name):
+    content, what, remedy = FOREIGN[name]
+    (tmp_path / "recipe").write_bytes(content)
+    wanted = "Name a recipe." if not content.strip(b"\0") else remedy
+    with refusal(WeightsError, what=what, remedy=wanted):
         read_bytes(tmp_path / "recipe", remedy="Name a recipe.")
 
 
