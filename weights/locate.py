@@ -21,11 +21,14 @@ _NEEDED = ("config.json", "tokenizer.json")
 FETCHED = (
     *_NEEDED,
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "adapter_config.json",
     "*.safetensors",
     INDEX,
     "modules.json",
     "config_sentence_transformers.json",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
     "*/config.json",
 )
 # Weights of other modules, adapters and other formats, which lastword does not read.

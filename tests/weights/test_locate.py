@@ -71,7 +71,8 @@ def test_what_the_hub_client_is_asked_for(model, monkeypatch):
 def test_only_needed_files_are_fetched():
     files = [
         "config.json", "tokenizer.json", "model.safetensors", "model-00001-of-00002.safetensors",
-        "1_Pooling/config.json", "modules.json", "sentence_bert_config.json",
+        "1_Pooling/config.json", "modules.json", "sentence_bert_config.json", "sentence_roberta_config.json",
+        "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "adapter_config.json",
     ]  # fmt: skip
     others = [
         "pytorch_model.bin", "onnx/model.onnx", "README.md", "vocab.json", "evil.py", "3_Dense/model.safetensors",
