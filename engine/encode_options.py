@@ -160,7 +160,13 @@ def wants_numpy(
 
 
 def check_max_length(
-    max_length: SupportsIndex | None, *, default: int, least: int, limit: int, folder: Path
+    max_length: SupportsIndex | None,
+    *,
+    default: int,
+    least: int,
+    limit: int,
+    folder: Path,
+    beyond: str | None = None,
 ) -> int:
     """Return the maximum number of tokens per text: the caller's value or the model's default, checked.
 
@@ -170,18 +176,22 @@ def check_max_length(
         least: smallest value allowed.
         limit: largest value allowed.
         folder: the model's folder, named in an error about the default.
+        beyond: the advice for a value above the limit, if there is any.
 
     Raises:
         ConfigError: the value is not an integer from `least` to `limit`.
     """
     expected = f"{least} to {limit} tokens"
+    where, length, remedy = "max_length", default, None
     if max_length is not None:
-        return as_integer(max_length, "max_length", least, limit, expected=expected)
-    if least <= default <= limit:
-        return default
-    where = f"{folder}: tokens per text, by sentence_bert_config.json or tokenizer_config.json"
-    remedy = "Set max_length."
-    raise ConfigError(where, "out of range", got=str(default), expected=expected, remedy=remedy)
+        length = as_integer(max_length, where, least, expected=expected)
+    elif not least <= default <= limit:
+        where = f"{folder}: tokens per text, by sentence_bert_config.json or tokenizer_config.json"
+        remedy = "Set max_length."
+    if least <= length <= limit:
+        return length
+    remedy = beyond or remedy if length > limit else remedy
+    raise ConfigError(where, "out of range", got=shown(length), expected=expected, remedy=remedy)
 
 
 def check_batch_tokens(max_batch_tokens: SupportsIndex | None) -> int | None:

@@ -44,6 +44,7 @@ from lastword.weights import (
     Checkpoint,
     ModelConfig,
     WeightsSource,
+    check_tokens,
     expand_home,
     locate,
     read_config,
@@ -125,9 +126,14 @@ class ModelInfo:
         self.notices = tuple(notice for notice in notices if notice is not None)
         self.prompts = {**self.spec.prompts, **check_prompts(prompts)}
         self.default_prompt_name = self.spec.default_prompt_name
-        self.tokenizer = TextTokenizer(self.files.folder, self.config.vocab_size)
+        self.tokenizer = TextTokenizer(
+            self.files.folder,
+            self.config.vocab_size,
+            truncation_side=self.spec.tokenizer.truncation_side,
+        )
+        check_tokens(self.spec.tokenizer, self.tokenizer.added_tokens)
         self.max_length = max_length
-        self.truncate_dim = truncate_dim
+        self.truncate_dim = self.spec.truncate_dim if truncate_dim is None else truncate_dim
         self.checkpoint = open_checkpoint(self.files.folder, self.config)
 
     # Settings that can be changed.
@@ -145,6 +151,7 @@ class ModelInfo:
             least=self.tokenizer.num_template_tokens + 1,
             limit=self.config.max_position_embeddings,
             folder=self.files.folder,
+            beyond=self.config.more_positions(),
         )
 
     @property
@@ -321,7 +328,7 @@ def _fingerprint(**settings: object) -> str:
 def find_known_name(model: str, known: Collection[str]) -> str:
     """Map a model name, or a folder named like a known model, to its hub id; return any other name unchanged."""
     folder = expand_home(model)
-    own = folder.absolute().name.lower() if folder.is_dir() else None
+    own = folder.absolute().name.lower() if os.path.isdir(folder) else None
     for name in known:
         if model.lower() == name.lower() or own == name.lower().split("/")[1]:
             return name

@@ -11,29 +11,59 @@ from pathlib import Path
 from typing import Any
 
 from lastword.errors import ConfigError, list_some
-from lastword.weights.json_fields import Fields, read_object, show_value
+from lastword.weights.json_fields import NOT_SUPPORTED, Fields, read_object, show_value
 from lastword.weights.rope import PARTIAL_ROTATION, RopeConfig, read_rope
+from lastword.weights.tokenizer_settings import TOKENIZER_CLASSES
 
 _USED = frozenset(
     "model_type hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
     "head_dim vocab_size max_position_embeddings rms_norm_eps attention_bias hidden_act rope_theta "
     "rope_scaling rope_parameters partial_rotary_factor use_sliding_window sliding_window "
-    "max_window_layers layer_types is_causal quantization_config".split()
+    "max_window_layers layer_types is_causal architectures".split()
 )
-# Written by transformers 4 and 5 or by training tools; none changes the result of the forward pass.
+# None of these changes the result of the forward pass.
 _HARMLESS = frozenset(
-    "architectures attention_dropout attn_implementation auto_map bos_token_id eos_token_id pad_token_id "
-    "sep_token_id decoder_start_token_id dtype torch_dtype initializer_range tie_word_embeddings "
-    "transformers_version use_cache id2label label2id num_labels problem_type output_attentions "
-    "output_hidden_states return_dict torchscript use_bfloat16 pruned_heads chunk_size_feed_forward "
-    "is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder "
-    "finetuning_task task_specific_params tokenizer_class prefix tf_legacy_loss max_length min_length "
-    "do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p "
-    "typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
-    "bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id "
-    "forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
-    "begin_suppress_tokens unsloth_fixed unsloth_version pretraining_tp".split()
+    # Dropout and initialisation act in training only, and so do what training tools note.
+    "attention_dropout gradient_checkpointing initializer_range unsloth_fixed unsloth_version "
+    # Ids of tokens and settings of generation: the template adds the tokens, and no text is generated.
+    "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id prefix max_length min_length "
+    "do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p "
+    "repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
+    "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
+    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens "
+    # Heads for other tasks, which an embedding does not use.
+    "id2label label2id num_labels problem_type finetuning_task task_specific_params tf_legacy_loss "
+    "tie_word_embeddings "
+    # How it is computed and what else is returned.
+    "attn_implementation dtype torch_dtype use_bfloat16 use_cache output_attentions output_hidden_states "
+    "return_dict torchscript pretraining_tp is_decoder _attn_implementation _attn_implementation_autoset "
+    "_attn_implementation_internal _experts_implementation_internal experts_implementation "
+    # Notes: who wrote it, and widths that users may ask for.
+    "transformers_version _name_or_path _commit_hash is_matryoshka matryoshka_dimensions".split()
 )
+# Settings of other models' code, each with the values under which it changes nothing.
+_ONLY: dict[str, tuple[object, ...]] = {
+    "add_cross_attention": (False, None),
+    "auto_map": (None, {}),
+    "chunk_size_feed_forward": (0, None),
+    "cross_attention_hidden_size": (None,),
+    "is_encoder_decoder": (False, None),
+    "mlp_bias": (False, None),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+    "tie_encoder_decoder": (False, None),
+    "tokenizer_class": TOKENIZER_CLASSES,
+    "use_bidirectional_attention": (False, None),
+    "use_mrope": (False, None),
+    "use_qk_norm": (True, None),
+}
+_REMEDIES = {
+    "auto_map": "It names code of the model's own, which is not run. Name a model of transformers' own Qwen3 class.",
+    "quantization_config": "Quantised checkpoints are not supported. "
+    "Name the checkpoint from which this one was quantised.",
+}
+# Under AutoModel, as sentence-transformers opens them, both are the plain Qwen3 model.
+_ARCHITECTURES = ("Qwen3Model", "Qwen3ForCausalLM")
 
 _FULL_ATTENTION = "Name a model with full attention in every layer."
 
@@ -63,6 +93,17 @@ class ModelConfig:
     rms_norm_eps: float
     attention_bias: bool
     rope: RopeConfig
+
+    def more_positions(self) -> str | None:
+        """Return how to allow longer texts, if YaRN is set for more positions than the model has; else None."""
+        reach = int(self.rope.factor * self.rope.original_max_position_embeddings)
+        if reach <= self.max_position_embeddings:
+            return None
+        original = self.rope.original_max_position_embeddings
+        return (
+            f"YaRN is set for {reach} tokens: in config.json raise max_position_embeddings to {reach}, "
+            f"and keep original_max_position_embeddings at {original}."
+        )
 
     def numeric_settings(self) -> dict[str, bool | int | float | str]:
         """Return the settings that change the result, by name and in a fixed order; `LIMITS` are omitted."""
@@ -111,23 +152,13 @@ def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
 
 def _refuse_foreign(fields: Fields) -> None:
     """Refuse every setting under which the forward pass would differ from that of Qwen3."""
-    values, where = fields.values, fields.where
+    values = fields.values
     if values.get("model_type") != "qwen3":
         fields.fail("model_type", '"qwen3"', "Only Qwen3 models are supported. Name a Qwen3 model.")
-    if values.get("quantization_config") is not None:
-        raise ConfigError(
-            f"{where}: quantization_config",
-            "quantised checkpoints are not supported",
-            expected="F32, BF16 or F16 weights",
-            remedy="Name the checkpoint from which this one was quantised.",
-        )
-    unknown = {key for key in values.keys() - _USED - _HARMLESS if not key.startswith("_")}
-    if unknown:
-        remedy = (
-            "They might change the forward pass, so they are not supported. "
-            "If they do not change it, remove them from the file."
-        )
-        raise ConfigError(where, f"unknown settings: {list_some(unknown)}", remedy=remedy)
+    fields.refuse_unknown(_USED | _HARMLESS | _ONLY.keys())
+    for key, allowed in _ONLY.items():
+        fields.only(key, *allowed, remedy=_REMEDIES.get(key, NOT_SUPPORTED))
+    _refuse_architectures(fields)
     if values.get("hidden_act", "silu") != "silu":
         fields.fail(
             "hidden_act", '"silu"', "Other activations are not supported. Name another model."
@@ -138,6 +169,16 @@ def _refuse_foreign(fields: Fields) -> None:
     if values.get("is_causal", True) is not True:
         fields.fail("is_causal", "true", "Only causal attention is supported. Name a causal model.")
     _refuse_sliding(fields)
+
+
+def _refuse_architectures(fields: Fields) -> None:
+    """Refuse the classes of other models, such as bidirectional ones, which may hide behind Qwen3's model type."""
+    named = fields.values.get("architectures")
+    if named is not None and not (
+        isinstance(named, list) and all(n in _ARCHITECTURES for n in named)
+    ):
+        remedy = "Only Qwen3's own classes are supported. Name another model."
+        fields.fail("architectures", " or ".join(_ARCHITECTURES), remedy)
 
 
 def _refuse_sliding(fields: Fields) -> None:

@@ -95,8 +95,10 @@ def _yarn(rope: Fields, theta: float, max_positions: int) -> RopeConfig:
     elif "factor" not in rope.values:
         rope.fail("factor", "a number of at least 1")
     factor = rope.number("factor", max_positions / original)
-    if factor < 1:
-        rope.fail("factor", "a number of at least 1")
+    if factor < 1 or (factor == 1 and "factor" not in rope.values):
+        stretch = f"State it, or raise max_position_embeddings, which is {max_positions}, above {original}."
+        remedy = None if "factor" in rope.values else stretch
+        rope.fail("factor", "a number of at least 1", remedy)
     beta_fast, beta_slow = rope.number("beta_fast", 32.0), rope.number("beta_slow", 1.0)
     if beta_fast < beta_slow:
         rope.fail("beta_fast", f"at least beta_slow, which is {beta_slow:g}")

@@ -1,6 +1,8 @@
 """Small models and recipes for the tests of merging, and the model that tests keep in a hub cache."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,6 +14,8 @@ SMALL = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
+
+DROP = object()  # as the value of a key: `change_file` removes the key
 
 # The model in a hub cache.
 COMMIT = "97b0c614be4d77ee51c0cef4e5f07c00f9eb65b3"
@@ -25,6 +29,17 @@ def snapshot_of(cache: Path) -> Path:
 
 def model(folder: Path, seed: int = 0, **options) -> str:
     return str(make_checkpoint(folder, seed=seed, **{**SMALL, **options}))
+
+
+def change_file(folder: Path, file: str, values: dict[str, Any] | list[Any]) -> Path:
+    """Change keys of a JSON file, which need not exist; a list replaces its whole content."""
+    path = folder / file
+    path.parent.mkdir(exist_ok=True)
+    if isinstance(values, dict):
+        before = json.loads(path.read_text()) if path.exists() else {}
+        values = {key: value for key, value in (before | values).items() if value is not DROP}
+    path.write_text(json.dumps(values))
+    return path
 
 
 def recipe_text(models, weights, method="multislerp", **others) -> str:

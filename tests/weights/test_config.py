@@ -75,17 +75,18 @@ V5 = {"rope_theta": DROP, "rope_scaling": DROP}
         {"rope_theta": 5e6, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}},
         {"rope_scaling": {"type": "default", "factor": None}},
         {"layer_types": ["full_attention"] * 28, "pad_token_id": None},
-        {
-            "_name_or_path": "x",
-            "_attn_implementation_internal": "evil/repo",
-            "auto_map": {"a": "b"},
-        },
+        {"_name_or_path": "x", "_attn_implementation_internal": "evil/repo", "auto_map": {}},
+        {"architectures": ["Qwen3Model"], "tokenizer_class": "Qwen2Tokenizer"},
+        {"architectures": DROP, "gradient_checkpointing": True},
+        {"is_matryoshka": True, "matryoshka_dimensions": [32, 64]},
+        {"mlp_bias": False, "use_mrope": False, "use_bidirectional_attention": False},
+        {"add_cross_attention": False, "chunk_size_feed_forward": 0, "pruned_heads": {}},
         {"sliding_window": 4096},
         {"use_sliding_window": True, "sliding_window": 4096},  # max_window_layers is past the end
         {"attention_bias": DROP, "hidden_act": DROP, "quantization_config": None},
         {"partial_rotary_factor": 1.0, "is_causal": True},
     ],
-    ids=range(12),
+    ids=range(17),
 )
 def test_equal_meanings(tmp_path, changes):
     plain = read(tmp_path, {})
@@ -150,8 +151,30 @@ def test_yarn_defaults(tmp_path):
     assert rope.attention_factor == 0.1 * math.log(4.0) + 1
 
 
+@pytest.mark.parametrize("original", [32768, 65536])
+def test_yarn_that_would_stretch_nothing_names_the_field_to_raise(tmp_path, original):
+    scaling = {"rope_type": "yarn", "original_max_position_embeddings": original}
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, {"rope_scaling": scaling})
+    error = caught.value
+    assert error.where == f"{tmp_path / 'config.json'}: rotary settings: factor"
+    assert (error.what, error.expected) == ("missing", "a number of at least 1")
+    raised = f"raise max_position_embeddings, which is 32768, above {original}."
+    assert error.remedy == f"State it, or {raised}"
+
+
+@pytest.mark.parametrize(("positions", "raised"), [(32768, 131072), (131072, None)])
+def test_yarn_beyond_the_positions(tmp_path, positions, raised):
+    found = read(tmp_path, {"rope_scaling": YARN, "max_position_embeddings": positions})
+    advice = found.more_positions()
+    assert (advice is None) is (raised is None)
+    assert raised is None or f"raise max_position_embeddings to {raised}" in str(advice)
+    assert read(tmp_path, {}).more_positions() is None
+
+
 SIZE, LAYERS = "an integer from 1 to 1048576", "an integer from 1 to 10000"
 ABOVE_0, ABOVE_1, BOOLEAN = "a finite number above 0", "a finite number above 1", "true or false"
+CODE, OWN = {"AutoModel": "modeling.Model"}, "Qwen3Model or Qwen3ForCausalLM"
 HUGE = "1" + 58 * "0" + "…"  # as shown in the message
 # The changes, the setting, got (None if it is missing) and expected.
 WRONG_VALUES = [
@@ -192,6 +215,22 @@ WRONG_VALUES = [
     ({"rope_scaling": YARN | {"attention_factor": -1}}, "rotary settings: attention_factor", "-1", ABOVE_0),
     ({"rope_scaling": YARN | {"truncate": 0}}, "rotary settings: truncate", "0", BOOLEAN),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor", "0.5", "1"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config", '{"bits": 4}', "null"),
+    ({"auto_map": CODE}, "auto_map", '{"AutoModel": "modeling.Model"}', "null"),
+    ({"auto_map": {"AutoConfig": "c.C"}}, "auto_map", '{"AutoConfig": "c.C"}', "null"),
+    ({"auto_map": "modeling.Model"}, "auto_map", '"modeling.Model"', "null"),
+    ({"architectures": ["Qwen3BidirectionalModel"]}, "architectures", '["Qwen3BidirectionalModel"]', OWN),
+    ({"architectures": ["Qwen3Model", "LlamaModel"]}, "architectures", '["Qwen3Model", "LlamaModel"]', OWN),
+    ({"architectures": "Qwen3Model"}, "architectures", '"Qwen3Model"', OWN),
+    ({"mlp_bias": True}, "mlp_bias", "true", "false"),
+    ({"mlp_bias": 0}, "mlp_bias", "0", "false"),
+    ({"use_mrope": True}, "use_mrope", "true", "false"),
+    ({"use_qk_norm": False}, "use_qk_norm", "false", "true"),
+    ({"use_bidirectional_attention": True}, "use_bidirectional_attention", "true", "false"),
+    ({"pruned_heads": {"0": [1]}}, "pruned_heads", '{"0": [1]}', "{}"),
+    ({"add_cross_attention": True}, "add_cross_attention", "true", "false"),
+    ({"is_encoder_decoder": True}, "is_encoder_decoder", "true", "false"),
+    ({"tokenizer_class": "BertTokenizer"}, "tokenizer_class", '"BertTokenizer"', '"Qwen2Tokenizer"'),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary settings: partial_rotary_factor", "0.5", "1"),
 ]  # fmt: skip
 FULL = "Name a model with full attention in every layer."
@@ -201,9 +240,22 @@ KINDS = {
     "expected": "default or yarn",
     "remedy": "Name a model with one of these.",
 }
+UNKNOWN = "They might change the vectors, so they are not supported. If they do not, remove them from the file."
 UNKNOWN_ROPE = "They are not supported. Correct rope_type, or remove them from the file."
 PARTIAL = "Heads that are rotated in part are not supported. Name another model."
-REMEDIES = {
+OTHER_VALUES = dict.fromkeys(
+    (
+        "mlp_bias", "use_mrope", "use_qk_norm", "use_bidirectional_attention", "pruned_heads",
+        "add_cross_attention", "is_encoder_decoder", "tokenizer_class",
+    ),
+    "Other values are not supported. Name another model.",
+)  # fmt: skip
+REMEDIES = OTHER_VALUES | {
+    "quantization_config": "Quantised checkpoints are not supported. "
+    "Name the checkpoint from which this one was quantised.",
+    "auto_map": "It names code of the model's own, which is not run. "
+    "Name a model of transformers' own Qwen3 class.",
+    "architectures": "Only Qwen3's own classes are supported. Name another model.",
     "model_type": "Only Qwen3 models are supported. Name a Qwen3 model.",
     "hidden_act": "Other activations are not supported. Name another model.",
     "is_causal": "Only causal attention is supported. Name a causal model.",
@@ -212,22 +264,9 @@ REMEDIES = {
 }
 NOT_SUPPORTED = [
     (
-        {"quantization_config": {"bits": 4}},
-        ": quantization_config",
-        {
-            "what": "quantised checkpoints are not supported",
-            "expected": "F32, BF16 or F16 weights",
-            "remedy": "Name the checkpoint from which this one was quantised.",
-        },
-    ),
-    (
-        {"num_experts": 8, "mlp_bias": True},
+        {"num_experts": 8, "_of_a_later_version": True},
         "",
-        {
-            "what": "unknown settings: mlp_bias, num_experts",
-            "remedy": "They might change the forward pass, so they are not supported. "
-            "If they do not change it, remove them from the file.",
-        },
+        {"what": "unknown settings: _of_a_later_version, num_experts", "remedy": UNKNOWN},
     ),
     (
         {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 4},

@@ -1,0 +1,180 @@
+"""Read modules.json and the configs of the modules' folders: the steps from token states to a vector.
+
+Only sentence-transformers' own Transformer, last-token Pooling and Normalize are implemented. Modules are told apart by
+their full class paths, and no code that a checkpoint names is imported.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lastword.errors import ConfigError
+from lastword.weights.config import ModelConfig
+from lastword.weights.files.reading import has_file, read_bytes
+from lastword.weights.json_fields import (
+    Fields,
+    parse_json,
+    read_object,
+    read_optional_object,
+    show_value,
+)
+
+MODULES = "modules.json"
+# Every path by which sentence-transformers has named the three, and by which version 6 still finds them.
+CLASSES = {
+    "Transformer": (
+        "sentence_transformers.models.Transformer",  # written by versions up to 5.3
+        "sentence_transformers.base.modules.transformer.Transformer",  # by 5.4 and later
+        # Aliases, for files written by hand.
+        "sentence_transformers.models.Transformer.Transformer",
+        "sentence_transformers.base.modules.Transformer",
+        "sentence_transformers.sentence_transformer.modules.Transformer",
+    ),
+    "Pooling": (
+        "sentence_transformers.models.Pooling",  # up to 5.3
+        "sentence_transformers.sentence_transformer.modules.pooling.Pooling",  # 5.4 and later
+        "sentence_transformers.models.Pooling.Pooling",
+        "sentence_transformers.sentence_transformer.modules.Pooling",
+    ),
+    "Normalize": (
+        "sentence_transformers.models.Normalize",  # up to 5.3
+        "sentence_transformers.sentence_transformer.modules.normalize.Normalize",  # 5.4 to 5.6
+        "sentence_transformers.base.modules.normalize.Normalize",  # 6.0 and later
+        "sentence_transformers.models.Normalize.Normalize",
+        "sentence_transformers.sentence_transformer.modules.Normalize",
+        "sentence_transformers.base.modules.Normalize",
+    ),
+}
+_NAMES = {path: name for name, paths in CLASSES.items() for path in paths}
+_CHAINS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+_MODULE_KEYS = frozenset({"idx", "name", "path", "type", "kwargs"})
+# Up to version 5.3 each mode had a key of its own.
+_OLD_MODES = tuple(
+    f"pooling_mode_{mode}"
+    for mode in (
+        "cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken",
+    )
+)  # fmt: skip
+_SIZES = ("embedding_dimension", "word_embedding_dimension")
+_POOLING_KEYS = frozenset({"pooling_mode", "include_prompt", *_OLD_MODES, *_SIZES})
+
+
+def read_modules(folder: Path, config: ModelConfig) -> bool:
+    """Check the list of modules and their configs; return whether the vectors are normalised.
+
+    Raises:
+        WeightsError: a file is missing or cannot be read.
+        ConfigError: a module or one of its settings is not supported.
+    """
+    path = folder / MODULES
+    modules = _read_list(path)
+    names, places = [], []
+    for module in modules:
+        named = module.text("type") or module.fail("type", "a class name")
+        names.append(_NAMES.get(named, named))
+        places.append(module.text("path", "") or "")
+        module.refuse_unknown(_MODULE_KEYS)
+        if module.values.get("kwargs"):
+            remedy = "Module arguments are not supported. Name another model."
+            module.fail("kwargs", "none", remedy)
+    if names not in _CHAINS:
+        raise ConfigError(
+            f"{path}: modules",
+            "not supported",
+            got=show_value(names, 120),
+            expected="Transformer, Pooling and, optionally, Normalize of sentence-transformers",
+            remedy="Other modules are not supported, and no code of a model is run. Name another model.",
+        )
+    _refuse_same_names(modules)
+    _refuse_own_folder(path, places[0])
+    pooling, *normalize = (folder / _check_inside(place, path) for place in places[1:])
+    _read_pooling(pooling / "config.json", config)
+    for each in normalize:
+        _read_normalize(each / "config.json")
+    return bool(normalize)
+
+
+def refuse_transformer_folder(folder: Path) -> None:
+    """Refuse a model whose config, tokenizer and weights are in a folder below its own, before they are missed.
+
+    Raises:
+        WeightsError: modules.json cannot be read.
+        ConfigError: it names such a folder, or is no list of modules.
+    """
+    path = folder / MODULES
+    if has_file(path):
+        for module in _read_list(path)[:1]:
+            _refuse_own_folder(path, module.text("path", "") or "")
+
+
+def _refuse_own_folder(path: Path, place: str) -> None:
+    if place not in ("", "."):
+        raise ConfigError(
+            f"{path}: the Transformer's path",
+            "a folder of its own is not supported",
+            got=show_value(place),
+            expected='""',
+            remedy='Move the files of that folder to the model\'s folder and set this path to "". '
+            "To open the model with sentence-transformers and save it does the same.",
+        )
+
+
+def _read_list(path: Path) -> list[Fields]:
+    modules = parse_json(read_bytes(path), str(path), ConfigError)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        got, expected = show_value(modules), "a list of modules"
+        raise ConfigError(str(path), "wrong content", got=got, expected=expected)
+    return [Fields(module, f"{path}: module {number}") for number, module in enumerate(modules)]
+
+
+def _refuse_same_names(modules: list[Fields]) -> None:
+    """Refuse two modules of one name, of which sentence-transformers uses only the last."""
+    seen: set[str] = set()
+    for module in modules:
+        name = json.dumps(module.values.get("name"))
+        if name in seen:
+            module.fail("name", "a name that no other module has")
+        seen.add(name)
+
+
+def _check_inside(place: str, path: Path) -> str:
+    """Refuse a module path outside the model's folder."""
+    parts = PurePosixPath(place).parts
+    if not parts or ".." in parts or place.startswith("/") or "\\" in place or ":" in place:
+        expected = "a folder inside the model's"
+        raise ConfigError(
+            f"{path}: module path", "not allowed", got=show_value(place), expected=expected
+        )
+    return place
+
+
+def _read_pooling(path: Path, config: ModelConfig) -> None:
+    fields = Fields(read_object(path), str(path))
+    fields.refuse_unknown(_POOLING_KEYS)
+    old = [name for name in _OLD_MODES if fields.boolean(name, default=False)]
+    modes: Any = fields.values.get(
+        "pooling_mode", [name.removeprefix("pooling_mode_") for name in old]
+    )
+    modes = [modes] if isinstance(modes, str) else modes
+    if modes != ["lasttoken"]:
+        raise ConfigError(
+            f"{path}: pooling mode",
+            "not supported",
+            got=show_value(modes),
+            expected="lasttoken",
+            remedy="Only last-token pooling is supported. Name another model.",
+        )
+    # Where a prompt fills the whole text, leaving it out would leave nothing to pool.
+    same = "Set it to true: the last token of a text that follows a prompt is the same."
+    fields.only("include_prompt", True, remedy=same)
+    for key in _SIZES:
+        if fields.values.get(key, config.hidden_size) != config.hidden_size:
+            fields.fail(key, f"hidden_size, which is {config.hidden_size}")
+
+
+def _read_normalize(path: Path) -> None:
+    """Check that the vectors themselves are normalised; before version 6 the module had no config."""
+    fields = Fields(read_optional_object(path) or {}, str(path))
+    fields.refuse_unknown({"module_input_name", "module_output_name"})
+    fields.only("module_input_name", "sentence_embedding")
+    fields.only("module_output_name", "sentence_embedding", None)

@@ -1,0 +1,85 @@
+"""Read sentence_bert_config.json: how sentence-transformers opens the model and its tokenizer, and where it cuts texts.
+
+There have been three generations of its keys: `max_seq_length` and `do_lower_case`; then also `model_args`,
+`tokenizer_args` and `config_args`; and since version 5.4 `model_kwargs`, `processor_kwargs`, `config_kwargs` and the
+settings of modalities.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lastword.weights.json_fields import Fields, read_optional_object
+from lastword.weights.tokenizer_settings import LOADING
+
+# sentence-transformers reads the first of these that is there and not empty.
+_FILES = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+# Settings that process texts otherwise, each with the values under which it does not.
+_ONLY: dict[str, tuple[object, ...]] = {
+    "do_lower_case": (False, None),
+    "document_length": (None,),
+    "modality_config": (_TEXT_ONLY,),
+    "module_output_name": ("token_embeddings", None),
+    "processing_kwargs": (None, {}),
+    "query_expansion": (None,),
+    "query_length": (None,),
+    "tokenizer_name_or_path": (None,),
+    "transformer_task": ("feature-extraction",),
+}
+# The keyword arguments, under their new and their old name.
+_KEYWORDS = {
+    "model_kwargs": "model_args",
+    "processor_kwargs": "tokenizer_args",
+    "config_kwargs": "config_args",
+}
+# Which library computes, and whether it pads: neither changes a vector by more than rounding.
+_HARMLESS = frozenset({"backend", "unpad_inputs"})
+_KNOWN = _HARMLESS | _ONLY.keys() | {*_KEYWORDS, *_KEYWORDS.values(), "max_seq_length"}
+# Arguments that place the weights, choose among equal computations, or choose the dtype, which is lastword's choice.
+_COMPUTE = LOADING | {"attn_implementation", "dtype", "torch_dtype"}
+_MODEL = _COMPUTE | frozenset(
+    "device_map low_cpu_mem_usage max_memory offload_buffers offload_folder offload_state_dict use_safetensors".split()
+)
+_CONFIG = _COMPUTE | {"use_cache"}
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerSettings:
+    """Maximum tokens per text, if set here, and the keyword arguments for the tokenizer."""
+
+    max_seq_length: int | None
+    tokenizer: Fields
+
+
+def read_transformer_settings(folder: Path) -> TransformerSettings:
+    """Read the settings of the Transformer module; without a file there are none.
+
+    Raises:
+        WeightsError: the file cannot be read.
+        ConfigError: a setting is not supported.
+    """
+    path, values = folder / _FILES[0], None
+    for name in _FILES:
+        if not values:
+            path = folder / name
+            values = read_optional_object(path)
+    fields = Fields(values or {}, str(path if values else folder / _FILES[0]))
+    fields.refuse_unknown(_KNOWN)
+    for key, allowed in _ONLY.items():
+        fields.only(key, *allowed)
+    length = None
+    if fields.values.get("max_seq_length") is not None:
+        length = fields.integer("max_seq_length", low=2)
+    _keywords(fields, "model_kwargs").refuse_unknown(_MODEL)
+    remedy = "Write these settings into config.json instead."
+    _keywords(fields, "config_kwargs").refuse_unknown(_CONFIG, remedy)
+    return TransformerSettings(length, _keywords(fields, "processor_kwargs"))
+
+
+def _keywords(fields: Fields, key: str) -> Fields:
+    """Return the keyword arguments under their new or old name; where both are there, the old one counts."""
+    key = _KEYWORDS[key] if _KEYWORDS[key] in fields.values else key
+    return Fields(fields.object(key) or {}, f"{fields.where}: {key}")
