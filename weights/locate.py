@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lastword.errors import ConfigError, WeightsError, list_some
+from lastword.weights.adapter import refuse_adapter
 from lastword.weights.files.reading import has_file, missing_file, unreadable
 from lastword.weights.files.shards import INDEX, SINGLE, weight_files
 from lastword.weights.json_fields import show_value
+from lastword.weights.module_list import refuse_transformer_folder
 
 _NEEDED = ("config.json", "tokenizer.json")
 FETCHED = (
@@ -80,7 +82,8 @@ def locate(
 
     Raises:
         WeightsError: the folder or repository does not exist, cannot be reached, or lacks files.
-        ConfigError: a revision is given for a folder or the built-in model.
+        ConfigError: a revision is given for a folder or the built-in model, or is empty; or the folder has an adapter,
+            or its files in a folder below it.
     """
     if model is None:
         _refuse_revision(revision, "the built-in model")
@@ -94,6 +97,9 @@ def locate(
         return ModelFiles(name, folder, None)
     if not isinstance(model, str) or not _REPO_ID.fullmatch(name) or ".." in name:
         raise WeightsError(name, "no such folder, and not a valid hub id (owner/name)")
+    if revision == "":
+        expected = "a branch, tag or commit"
+        raise ConfigError("revision", "the name is empty", got="''", expected=expected)
     offline = local_files_only or _offline()
     folder = _snapshot(name, revision, cache_dir, (*FETCHED, *also), token=token, offline=offline)
     _check_fetched(folder, name, revision, token=token, offline=offline)
@@ -211,7 +217,9 @@ def _hub_error(
 
 
 def _check_complete(folder: Path, remedy: str | None = None) -> None:
-    """Check that a folder has all the files that lastword needs."""
+    """Check that a folder has all the files that lastword needs, and none that would change the weights."""
+    refuse_adapter(folder)
+    refuse_transformer_folder(folder)
     missing = [file for file in _NEEDED if not has_file(folder / file)]
     if missing:
         if has_file(folder / _OLD_FOLDER / _NEEDED[0]):

@@ -209,6 +209,11 @@ def test_a_revision_is_for_the_hub(model, revision, kind):
         locate(model if kind == "a folder" else None, revision=revision)
 
 
+def test_an_empty_revision_is_not_the_main_branch():
+    with refusal(ConfigError, where="revision", what="the name is empty", got="''"):
+        locate(NAME, revision="")
+
+
 def test_what_cannot_change_a_folder_s_weights_is_allowed(model):
     found = locate(model, cache_dir="/nowhere", token="t", local_files_only=True)
     assert found.folder == model

@@ -52,7 +52,7 @@ def _no_weights(folder: Path, shards: set[str]) -> WeightsError:
     if shards:
         what = f"shards without {INDEX}: {list_some(shards)}"
         return WeightsError(str(folder), what, remedy="Fetch the model again.")
-    others = [file.name for file in folder.iterdir() if file.suffix in _WEIGHTS]
+    others = [file.name for file in folder.glob("*") if file.suffix in _WEIGHTS]
     if others:
         remedy = f"Save the model as {SINGLE}."
         return WeightsError(str(folder), f"no {SINGLE}", got=list_some(others), remedy=remedy)
