@@ -182,7 +182,8 @@ def _tensor(
         raise WeightsError(where, what, got=show_value(got), expected=expected)
 
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        refuse("wrong entry", entry, "dtype, shape and data_offsets")
+        got = list(entry) if isinstance(entry, dict) else entry
+        refuse("wrong entry", got, "dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ELEMENT_SIZES:
         refuse("unknown dtype", dtype, "F32, BF16 or F16")

@@ -69,7 +69,7 @@ BAD = {
                  '{"n": 1}', "strings"),
     "entry-number": (pack(GOOD | {"c": 5}), ': tensor "c"', "wrong entry", "5", ENTRY),
     "entry-keys": (pack(entry("a", extra=1)), ': tensor "a"', "wrong entry",
-                   '{"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16], …', ENTRY),
+                   '["dtype", "shape", "data_offsets", "extra"]', ENTRY),
     "dtype-unknown": (pack(entry("b", dtype="Q4_0")), ': tensor "b"', "unknown dtype", '"Q4_0"', "F32, BF16 or F16"),
     "dtype-flip": (pack(entry("b", dtype="BF17")), ': tensor "b"', "unknown dtype", '"BF17"', "F32, BF16 or F16"),
     "dtype-list": (pack(entry("b", dtype=["F32"])), ': tensor "b"', "unknown dtype", '["F32"]', "F32, BF16 or F16"),
