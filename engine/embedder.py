@@ -150,15 +150,11 @@ class Embedder(ModelProperties, Reopenable):
         )
         options = self.info.encode_options("encode", prompt_name, prompt, kwargs)
         listed = [texts] if isinstance(texts, str) else list_texts(texts)
-        report = kwargs.get("report") or Report()
+        report, wanted = kwargs.get("report") or Report(), options.format
+        nothing = torch.empty(0, wanted.dim, dtype=torch.float32, device="cpu")
+        nothing = quantize(nothing, wanted.precision, wanted.ranges)
         with progress_bar(len(listed), show=kwargs.get("show_progress_bar")) as advance:
-            matrices = list(self.loop.matrices(listed, options, report, advance))
-        if not matrices:
-            wanted = options.format
-            none = torch.empty(0, wanted.dim, dtype=torch.float32, device="cpu")
-            matrices = [quantize(none, wanted.precision, wanted.ranges)]
-        with torch.inference_mode(False):  # as in `hidden_states`: results are ordinary tensors
-            vectors = torch.cat(matrices)
+            vectors = self.loop.gather(nothing, listed, options, report, advance)
         result = vectors[0] if isinstance(texts, str) else vectors
         return result.numpy() if numpy else result
 
@@ -270,14 +266,10 @@ class Embedder(ModelProperties, Reopenable):
         config = self.info.config
         task = StatesTask(layer_numbers(layers, config.num_hidden_layers))
         options = self.info.encode_options("hidden_states", prompt_name, prompt, {})
-        listed, done = list_texts(texts), 0
-        shape = (len(listed), len(task.layers), config.hidden_size)
-        with torch.inference_mode(False):
-            states = torch.empty(shape, dtype=torch.float32, device="cpu")
-        for found in self.loop.matrices(listed, options, Report(), lambda _: None, task=task):
-            states[done : done + len(found)] = found
-            done += len(found)
-        return states
+        shape = (0, len(task.layers), config.hidden_size)
+        nothing = torch.empty(shape, dtype=torch.float32, device="cpu")
+        quiet = Report(), lambda _: None
+        return self.loop.gather(nothing, list_texts(texts), options, *quiet, task=task)
 
     def _matrices(
         self,

@@ -9,14 +9,13 @@ yields one item at a time; `plan` only counts.
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from copy import copy
 from functools import partial
 from queue import Queue
 from time import perf_counter
 
-import torch
 from torch import Tensor
 
 from lastword.batching.forest import Forest, plan_forests
@@ -32,6 +31,7 @@ from lastword.runtime.results import (
     embed_task,
     finish_batch,
     list_refused,
+    new_rows,
 )
 from lastword.runtime.runner import Runner, Task, Wait, check_process, failure, first_done
 from lastword.runtime.threads import Take, map_ahead, run_ahead
@@ -149,7 +149,7 @@ class Loop:
             options: settings of the call.
             report: counts are added to it as the caller takes matrices.
             advance: called with the number of texts of each finished batch.
-            task: as for `finished`.
+            task: as for `run`.
             ahead: compute in a background thread while the caller uses the matrices, if the runner allows it.
 
         Raises:
@@ -170,6 +170,32 @@ class Loop:
                 report.add(counts)
                 yield matrix
 
+    def gather(
+        self,
+        nothing: Tensor,
+        texts: Sequence[str],
+        options: EncodeOptions,
+        report: Report,
+        advance: Callable[[int], None],
+        *,
+        task: Task | None = None,
+    ) -> Tensor:
+        """Return the rows of all groups of `matrices` in one tensor.
+
+        Args:
+            nothing: [0, …], with the width and dtype of the rows.
+            texts: the texts.
+            options: as for `matrices`.
+            report: as for `matrices`.
+            advance: as for `matrices`.
+            task: as for `run`.
+        """
+        rows, done = new_rows(nothing, len(texts)), 0
+        for matrix in self.matrices(texts, options, report, advance, task=task):
+            rows[done : done + len(matrix)] = matrix
+            done += len(matrix)
+        return rows
+
     def _in_order(
         self,
         task: Task | None,
@@ -186,8 +212,7 @@ class Loop:
             assert isinstance(batch.rows, Tensor)  # the items of one call have one format
             if out is None:
                 left, counts = len(batch.group.items), copy(batch.group.counts)
-                with torch.inference_mode(False):  # the caller may use results outside such a mode
-                    out = batch.rows.new_empty(left, *batch.rows.shape[1:])
+                out = new_rows(batch.rows, left)
             out[batch.texts] = batch.rows
             counts.add(batch.counts)
             advance(len(batch.texts))

@@ -141,6 +141,12 @@ def list_refused(group: Group) -> FinishedBatch:
     )
 
 
+def new_rows(like: Tensor, count: int) -> Tensor:
+    """Make space for `count` rows like these; an ordinary tensor even if the caller is in `torch.inference_mode`."""
+    with torch.inference_mode(False):
+        return like.new_empty(count, *like.shape[1:])
+
+
 def embed_task(group: Group, forest: Forest) -> EmbedTask:
     """Make the task of a batch: vectors if all items share width and normalisation, else the full final states."""
     kinds = {(each.dim, each.normalize) for each in _formats(group, forest)}
