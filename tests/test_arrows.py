@@ -35,7 +35,7 @@ ARROWS = {
     # Entry points.
     "cli": f". {PUBLIC} evaluate verify weights",
     "evaluate": f"{PUBLIC} weights",  # the names of dtypes
-    "interop": PUBLIC,
+    "interop": f"{PUBLIC} weights",  # the name of the built-in model
     # It reads the checkpoint itself and rounds as the kernels say, so that no mistake of the engine is shared.
     "verify": f"{PUBLIC} kernels text.tokenizer weights",
     "bench": f". {PUBLIC} batching evaluate interop kernels model runtime similarity text verify weights",

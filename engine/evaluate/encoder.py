@@ -4,6 +4,7 @@ Instructions are put before queries and before texts of symmetric tasks, not bef
 installed mteb: a model's own instruction if there is one, else the task's. None is copied here.
 """
 
+import json
 from typing import Any
 
 from mteb.models.abs_encoder import AbsEncoder
@@ -11,6 +12,8 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 
 from lastword.embedder import Embedder
+from lastword.encode_options import Precision
+from lastword.errors import ConfigError
 from lastword.weights import dtype_name
 
 _SIMILARITIES = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
@@ -28,7 +31,17 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
         self.model = embedder
         known = known_meta(known_as)
         self.prompts_dict = None if known is None else known.loader_kwargs.get("prompts_dict")
-        self.mteb_model_meta = model_meta(embedder, known_as)
+        self._meta = known or ModelMeta.create_empty({"name": _qualified_name(known_as)})
+
+    @property
+    def mteb_model_meta(self) -> ModelMeta:
+        """What mteb's caches go by, with the settings of this moment: see `settings_meta`."""
+        return settings_meta(self._meta, self.model, self.prompts_dict)
+
+    @mteb_model_meta.setter
+    def mteb_model_meta(self, meta: ModelMeta) -> None:
+        """Replace the metadata, as mteb's wrappers do to add an experiment of their own."""
+        self._meta = meta
 
     def prompt(self, task_metadata: Any, prompt_type: PromptType | None) -> str:
         """Return the prompt of a task: `Instruct: {instruction}`, a line break and `Query:`; "" for documents."""
@@ -46,13 +59,27 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
         hf_subset: str,  # noqa: ARG002
         prompt_type: PromptType | None = None,
         show_progress_bar: bool | None = None,
-        **options: Any,  # noqa: ARG002 (batch_size: batches are cut by tokens)
+        batch_size: int | None = None,  # noqa: ARG002 (batches are cut by tokens)
+        precision: Precision = "float32",
     ) -> Any:
-        """Embed all texts of a split; each batch in `inputs` is a mapping whose key "text" holds a list of texts."""
+        """Embed all texts of a split; each batch in `inputs` is a mapping whose key "text" holds a list of texts.
+
+        Raises:
+            ConfigError: a precision packs bits, which mteb cannot compare.
+        """
+        if precision in ("binary", "ubinary"):
+            raise ConfigError(
+                "precision",
+                "mteb cannot compare packed bits",
+                got=repr(precision),
+                expected="'float32', 'float16' or 'int8'",
+                remedy="Wrap the encoder in mteb's CompressionWrapper.",
+            )
         texts = [text for batch in inputs for text in batch["text"]]
         return self.model.encode(
             texts,
             prompt=self.prompt(task_metadata, prompt_type),
+            precision=precision,
             show_progress_bar=show_progress_bar,
             convert_to_numpy=True,
         )
@@ -68,24 +95,34 @@ def known_meta(name: str) -> ModelMeta | None:
         return None
 
 
-def model_meta(embedder: Embedder, known_as: str) -> ModelMeta:
-    """Return metadata by which mteb keeps results of different weights, dtypes, quantisation and dimensions apart."""
+def settings_meta(
+    meta: ModelMeta, embedder: Embedder, instructions: dict[str, Any] | None
+) -> ModelMeta:
+    """Return metadata by which mteb keeps the results and vectors of different models and settings apart.
+
+    mteb keeps results by name, revision and experiment, and vectors by experiment alone; so the experiment names the
+    run fingerprint, and with it the weights. The other settings are there to be read.
+
+    Args:
+        meta: metadata of the model, with the experiment of a wrapper, if any.
+        embedder: the model.
+        instructions: the model's own instructions by task, if any.
+    """
     info = embedder.info
-    known = known_meta(known_as) or ModelMeta.create_empty({"name": _qualified_name(known_as)})
+    # Instructions are prompts; a task's own, which stand in for them, go with the task.
+    prompts = json.dumps(instructions, sort_keys=True, default=str) if instructions else ""
     settings = {
         "engine": "lastword",
         "dtype": dtype_name(info.dtype),
         "dim": info.dim,
         "max_length": info.max_length,
+        "run": info.run_fingerprint(prompts),
+        **({} if info.quantize is None else {"quantize": info.quantize}),
     }
-    if (
-        info.quantize is not None
-    ):  # otherwise results saved by versions without `quantize` are still found
-        settings["quantize"] = info.quantize
-    return known.model_copy(
+    return meta.model_copy(
         update={
             "revision": info.files.revision or info.space_fingerprint(),
-            "experiment_kwargs": settings,
+            "experiment_kwargs": {**(meta.experiment_kwargs or {}), **settings},
             # None: mteb calls the Embedder's own similarity
             "similarity_fn_name": _SIMILARITIES.get(info.spec.similarity),
         }

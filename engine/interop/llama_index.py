@@ -5,18 +5,86 @@ index = VectorStoreIndex(nodes, embed_model=LastwordEmbedding("Qwen/Qwen3-Embedd
 
 import asyncio
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from lastword.embedder import Embedder
-from lastword.errors import require_extra
-from lastword.interop import embedder_of
+from lastword.errors import ConfigError, require_extra
+from lastword.interop import embed_documents, embed_query, embedder_of, fingerprint_of
+from lastword.weights import BUILTIN
 
 with require_extra("llama-index-core", "llama-index", "lastword.interop.llama_index"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
-    from llama_index.core.bridge.pydantic import PrivateAttr
+    from llama_index.core.bridge.pydantic import PrivateAttr, model_serializer
+    from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
 # The largest batch that LlamaIndex allows: lastword forms its own batches by tokens.
 _TEXTS_AT_ONCE = 2048
+
+
+class _Query(str):
+    """A text that is embedded with the query prompt, so that a `KeyedStore` can tell it from a document."""
+
+    __slots__ = ()
+
+
+def _as_query(query: str) -> str:
+    return _Query(query) if isinstance(query, str) else query
+
+
+class KeyedStore(BaseKVStore):  # type: ignore[misc]  # mypy skips this library
+    """A key-value store of vectors whose keys hold all that a vector depends on.
+
+    LlamaIndex's own keys are the texts alone, so that another model, width or prompt would get the same vectors. Here
+    the run fingerprint is put before the text, that of queries or of documents, as it is when the key is used.
+
+    Args:
+        store: the store that keeps the vectors.
+        embedder: the model that computes them.
+    """
+
+    def __init__(self, store: BaseKVStore, embedder: Embedder) -> None:
+        self.store = store.store if isinstance(store, KeyedStore) else store
+        self.embedder = embedder
+
+    def _key(self, text: str) -> str:
+        kind: Literal["query", "document"] = "query" if isinstance(text, _Query) else "document"
+        prompt = self.embedder.resolve_prompt(kind=kind)
+        return f"{self.embedder.info.run_fingerprint(prompt)}:{text}"
+
+    def put(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
+        """Store a vector of a text."""
+        self.store.put(self._key(key), val, collection)
+
+    async def aput(
+        self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION
+    ) -> None:
+        """Store a vector of a text."""
+        await self.store.aput(self._key(key), val, collection)
+
+    def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> Any:
+        """Return the vector of a text, or None."""
+        return self.store.get(self._key(key), collection)
+
+    async def aget(self, key: str, collection: str = DEFAULT_COLLECTION) -> Any:
+        """Return the vector of a text, or None."""
+        return await self.store.aget(self._key(key), collection)
+
+    def get_all(self, collection: str = DEFAULT_COLLECTION) -> Any:
+        """Return everything in the store, of other models too, by its whole keys."""
+        return self.store.get_all(collection)
+
+    async def aget_all(self, collection: str = DEFAULT_COLLECTION) -> Any:
+        """Return everything in the store, of other models too, by its whole keys."""
+        return await self.store.aget_all(collection)
+
+    def delete(self, key: str, collection: str = DEFAULT_COLLECTION) -> Any:
+        """Remove the vector of a text; return whether there was one."""
+        return self.store.delete(self._key(key), collection)
+
+    async def adelete(self, key: str, collection: str = DEFAULT_COLLECTION) -> Any:
+        """Remove the vector of a text; return whether there was one."""
+        return await self.store.adelete(self._key(key), collection)
 
 
 class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this library
@@ -29,7 +97,7 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
         embed_batch_size: number of texts that LlamaIndex passes at once.
         callback_manager: passed to BaseEmbedding.
         num_workers: passed to BaseEmbedding.
-        embeddings_cache: passed to BaseEmbedding.
+        embeddings_cache: a store of LlamaIndex for vectors; its keys get what the vectors depend on, see `KeyedStore`.
         options: options of `Embedder`.
 
     Raises:
@@ -54,25 +122,111 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
             embed_batch_size=embed_batch_size,
             callback_manager=callback_manager,
             num_workers=num_workers,
-            embeddings_cache=embeddings_cache,
         )
         self._embedder = embedder
+        self.embeddings_cache = embeddings_cache
 
     @classmethod
     def class_name(cls) -> str:
         """Return the name that LlamaIndex stores for this class."""
         return "LastwordEmbedding"
 
-    def _get_query_embedding(self, query: str) -> list[float]:
-        vector: list[float] = self._embedder.encode_query(query).tolist()
+    @property
+    def embedder(self) -> Embedder:
+        """The model; its settings can be changed."""
+        return self._embedder
+
+    # What LlamaIndex's caches go by.
+
+    @property
+    def fingerprint(self) -> str:
+        """What the vectors depend on, hashed with the settings of this moment; a part of `to_dict`."""
+        return fingerprint_of(self._embedder)
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
+        """Add the fingerprint to what `to_dict` returns, which the ingestion cache goes by."""
+        data: dict[str, Any] = super().custom_model_dump(handler, info)
+        return {**data, "fingerprint": self.fingerprint}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a store in `embeddings_cache` becomes a `KeyedStore` of this object's vectors."""
+        if name == "embeddings_cache" and isinstance(value, BaseKVStore):
+            value = KeyedStore(value, self._embedder)
+        super().__setattr__(name, value)
+
+    # Copies in other processes.
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what LlamaIndex pickles: it silently leaves out what cannot be pickled, but never the model."""
+        self._embedder.__reduce__()  # raises if it cannot be
+        state: dict[str, Any] = super().__getstate__()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the object around its model; LlamaIndex's own way would open the built-in one."""
+        type(self).__init__(self, state["__pydantic_private__"]["_embedder"])
+        for name, value in state["__dict__"].items():
+            setattr(self, name, value)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> "LastwordEmbedding":
+        """Open the model that `to_dict` has named; a dictionary has no options, so give them again.
+
+        Args:
+            data: from `to_dict`.
+            kwargs: options of `Embedder`.
+
+        Raises:
+            ConfigError: the vectors would be others.
+        """
+        fields = ("embed_batch_size", "num_workers", "embeddings_cache")
+        name = data.get("model_name")
+        kept = {field: data[field] for field in fields if field in data}
+        made = cls(None if name == BUILTIN else name, **{**kept, **kwargs})
+        if (expected := data.get("fingerprint")) not in (None, made.fingerprint):
+            raise ConfigError(
+                "from_dict",
+                "the model or its options differ from those of the object that was stored",
+                got=f"fingerprint {made.fingerprint}",
+                expected=str(expected),
+                remedy="Pass the same options as when it was made.",
+            )
+        return made
+
+    # Vectors.
+
+    def get_query_embedding(self, query: str) -> list[float]:
+        """Embed a query with the model's query prompt."""
+        vector: list[float] = super().get_query_embedding(_as_query(query))
         return vector
+
+    async def aget_query_embedding(self, query: str) -> list[float]:
+        """Embed a query with the model's query prompt, in a thread."""
+        vector: list[float] = await super().aget_query_embedding(_as_query(query))
+        return vector
+
+    def get_text_embedding_batch(self, texts: list[str], *args: Any, **kwargs: Any) -> Any:
+        """Embed documents with the model's document prompt; the arguments are those of BaseEmbedding."""
+        return super().get_text_embedding_batch(self._checked(texts), *args, **kwargs)
+
+    async def aget_text_embedding_batch(self, texts: list[str], *args: Any, **kwargs: Any) -> Any:
+        """Embed documents with the model's document prompt, in threads; the arguments are those of BaseEmbedding."""
+        return await super().aget_text_embedding_batch(self._checked(texts), *args, **kwargs)
+
+    def _checked(self, texts: Iterable[str]) -> list[str]:
+        """List the texts; what `Embedder` refuses, such as a single str, LlamaIndex would take apart."""
+        self._embedder.encode_stream(texts)  # checks them, and computes nothing until it is read
+        return list(texts)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return embed_query(self._embedder, query)
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        vectors: list[list[float]] = self._embedder.encode_document(texts).tolist()
-        return vectors
+        return embed_documents(self._embedder, texts)
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return await asyncio.to_thread(self._get_query_embedding, query)

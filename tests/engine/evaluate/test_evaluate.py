@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers.messages import bars_of
+from helpers.messages import bars_of, refusal
 
-from lastword import Embedder
+from lastword import ConfigError, Embedder
 from lastword.cli.main import main
 from lastword.evaluate import evaluate, evaluation
 
@@ -18,7 +19,7 @@ from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData  # noqa: 
 from mteb.abstasks.task_metadata import TaskMetadata  # noqa: E402
 from mteb.types import PromptType  # noqa: E402
 
-from lastword.evaluate.encoder import LastwordEncoder, model_meta  # noqa: E402
+from lastword.evaluate.encoder import LastwordEncoder  # noqa: E402
 
 NOTES = (Path(__file__).resolve().parents[3] / "examples/notes.txt").read_text("utf-8").splitlines()
 BOOM = "ICT-TIME-and-Querit/BOOM_4B_v1"
@@ -200,10 +201,50 @@ def test_a_models_own_instructions_come_first(embedder: Embedder) -> None:
 
 
 def test_results_are_kept_apart(embedder: Embedder, tiny_checkpoint: Path) -> None:
-    known, local = model_meta(embedder, BOOM), model_meta(embedder, str(tiny_checkpoint))
+    names = (BOOM, str(tiny_checkpoint), "a/b")
+    known, local, other = (LastwordEncoder(embedder, name).mteb_model_meta for name in names)
     assert (known.name, local.name) == (BOOM, "local/model")
     assert known.revision == local.revision == embedder.info.space_fingerprint()
-    assert known.experiment_name == "dim_64__dtype_float32__engine_lastword__max_length_4096"
+    settings = "dim_64__dtype_float32__engine_lastword__max_length_4096"
+    assert local.experiment_name == f"{settings}__run_{embedder.info.run_fingerprint()}"
+    assert known.experiment_name != local.experiment_name == other.experiment_name, "instructions"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of an empty cache
+def test_cached_vectors_are_kept_apart(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """mteb's cache of vectors goes by the experiment only, not by name and revision."""
+    from mteb._create_dataloaders import create_dataloader
+    from mteb.models.cache_wrappers import CachedEmbeddingWrapper
+
+    task = NotesSTS.metadata
+
+    def cached(embedder: Embedder, **options) -> np.ndarray:
+        wrapped = CachedEmbeddingWrapper(LastwordEncoder(embedder, "a/b"), tmp_path)
+        inputs = create_dataloader(Dataset.from_dict({"text": NOTES[:3]}), task_metadata=task)
+        return wrapped.encode(inputs, task_metadata=task, hf_split="", hf_subset="", **options)
+
+    def expected(embedder: Embedder, **options) -> np.ndarray:
+        prompt = LastwordEncoder(embedder, "a/b").prompt(task, None)
+        return embedder.encode(NOTES[:3], prompt=prompt, convert_to_numpy=True, **options)
+
+    embedder = Embedder(tiny_checkpoint, device="cpu")
+    assert np.array_equal(cached(embedder), expected(embedder))
+    assert np.array_equal(cached(embedder, precision="int8"), expected(embedder, precision="int8"))
+    for name, value in {"max_length": 14, "truncate_dim": 16}.items():
+        setattr(embedder, name, value)
+        assert np.array_equal(cached(embedder), expected(embedder)), name
+    with refusal(ConfigError, where="precision", got="'binary'"):
+        cached(embedder, precision="binary")
+
+
+def test_the_experiment_of_a_wrapper_is_kept(embedder: Embedder) -> None:
+    from mteb.models.compression_wrappers import CompressionWrapper
+    from mteb.types import OutputDType
+
+    encoder = LastwordEncoder(embedder, "a/b")
+    before = encoder.mteb_model_meta.experiment_kwargs
+    wrapped = CompressionWrapper(encoder, OutputDType.INT8)
+    assert wrapped.mteb_model_meta.experiment_kwargs == {**before, "output_dtypes": "int8"}
 
 
 # The command.
@@ -250,7 +291,7 @@ def test_a_benchmark_is_scored_by_its_own_rule(embedder: Embedder, tmp_path: Pat
     from mteb.cache import ResultCache
     from mteb.results import TaskResult
 
-    cache, meta = ResultCache(tmp_path), model_meta(embedder, "a/b")
+    cache, meta = ResultCache(tmp_path), LastwordEncoder(embedder, "a/b").mteb_model_meta
     benchmark = mteb.get_benchmark("MTEB(Law, v1)")
     for task, score in zip(benchmark.tasks[:2], (0.5, 0.7), strict=False):
         scores = {
