@@ -71,6 +71,13 @@ def model_argument(given: str) -> str:
     return given
 
 
+def revision_argument(given: str) -> str:
+    """Accept text that is not empty: an unset shell variable must not select the main branch."""
+    if not given:
+        raise argparse.ArgumentTypeError("an empty name is not a branch, tag or commit")
+    return text_argument(given)
+
+
 def positive(text: str) -> int:
     """Parse a whole number of at least 1."""
     try:
@@ -108,6 +115,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--revision",
+        type=revision_argument,
         help="branch, tag or commit of the model on the hub; by default the main branch",
     )
     group.add_argument("--local-files-only", action="store_true", help="do not use the network")
@@ -200,6 +208,7 @@ def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--as",
         dest="known_as",
+        type=model_argument,
         metavar="ID",
         help=f"Hugging Face id of the {what} to use; by default MODEL itself or, for a local folder, the "
         "published model with the folder's name",

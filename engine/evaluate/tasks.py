@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lastword.errors import ConfigError, InputError, list_some
+from lastword.errors import ConfigError, InputError, count, list_some
 
 _HUB_IS_DOWN = "the hub cannot be reached, and the data are not in the local cache"
 
@@ -58,6 +58,7 @@ def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any
 def _unknown(where: str, name: object, error: KeyError) -> ConfigError:
     """Make the error with mteb's own message as the remedy, which suggests similar names; at most 200 characters."""
     said = " ".join(str(error.args[0] if error.args else error).split())[:200]
+    said = said.removeprefix("KeyError: ")  # mteb's own text begins so for some names
     return ConfigError(where, "unknown", got=repr(name), remedy=said)
 
 
@@ -77,7 +78,7 @@ def check_reachable(tasks: Iterable[Any]) -> None:
     if missing:
         raise InputError(
             "tasks",
-            f"the data of {len(missing)} tasks are not available: {list_some(missing)} ({reason})",
+            f"no data for {count(len(missing), 'task')}: {list_some(missing)} ({reason})",
             remedy="Run once with a network connection, or leave these tasks out.",
         )
 

@@ -16,6 +16,7 @@ mteb = pytest.importorskip("mteb", reason="the eval extra is not installed")
     [
         ({}, ("tasks", "nothing to do", "no tasks, no benchmarks and card=False"), ""),
         ({"tasks": ["STS99"]}, ("tasks", "unknown", "'STS99'"), "Did you mean"),
+        ({"tasks": ["?"]}, ("tasks", "unknown", "'?'"), "not found"),
         (
             {"benchmarks": ["MTEB(moon)"]},
             ("benchmark", "unknown", "'MTEB(moon)'"),
@@ -32,6 +33,7 @@ def test_refused(options: dict, parts: tuple, remedy: str, tiny_checkpoint: Path
     assert (raised.where, raised.what) == (where, what)
     assert raised.got == (got or repr(str(tiny_checkpoint)))
     assert remedy in (raised.remedy or "")
+    assert "KeyError" not in str(raised)
 
 
 @pytest.mark.parametrize("status", [None, 404])
@@ -56,7 +58,7 @@ def test_unavailable_data(status, tiny_checkpoint, monkeypatch, tmp_path) -> Non
         evaluate(tiny_checkpoint, benchmarks=["MTEB(eng, v2)"])
     raised = caught.value
     assert raised.where == "tasks"
-    assert raised.what.startswith("the data of 41 tasks are not available: ")
+    assert raised.what.startswith("no data for 41 tasks: ")
     assert " and 36 more (" in raised.what
     assert raised.remedy == "Run once with a network connection, or leave these tasks out."
     assert len(requested) == (1 if status is None else 41), "an unreachable hub is tried only once"
