@@ -35,7 +35,6 @@ FETCHED = (
 )
 # Weights of other modules, adapters and other formats, which lastword does not read.
 NEVER_FETCHED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
-_OLD_FOLDER = "0_Transformer"  # where old versions of sentence-transformers saved the model itself
 BUILTIN = "built-in"
 BUILTIN_NOTICE = (
     "model: none is named, so the small built-in model is used. It is for trials and English only. "
@@ -222,8 +221,6 @@ def _check_complete(folder: Path, remedy: str | None = None) -> None:
     refuse_transformer_folder(folder)
     missing = [file for file in _NEEDED if not has_file(folder / file)]
     if missing:
-        if has_file(folder / _OLD_FOLDER / _NEEDED[0]):
-            remedy = f"Move the files of {_OLD_FOLDER} to the model's folder."
         raise WeightsError(str(folder), f"missing {list_some(missing)}", remedy=remedy)
     weight_files(folder)
 

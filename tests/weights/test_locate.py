@@ -219,20 +219,6 @@ def test_what_cannot_change_a_folder_s_weights_is_allowed(model):
     assert found.folder == model
 
 
-def test_the_layout_of_old_sentence_transformers_is_named(model):
-    old = model / "0_Transformer"
-    old.mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (model / name).rename(old / name)
-    with refusal(
-        WeightsError,
-        where=str(model),
-        what="missing config.json, tokenizer.json",
-        remedy="Move the files of 0_Transformer to the model's folder.",
-    ):
-        locate(model)
-
-
 def broken(name: str):
     def damage(cache) -> None:
         (snapshot_of(cache) / name).resolve().unlink()  # the link stays, as after a cleaned cache

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lastword.weights.files.reading import open_regular, unreadable
+from lastword.weights.files.reading import missing_file, open_regular, unreadable
 
 _READ_BYTES = 1 << 22
 _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
@@ -50,6 +50,8 @@ def _hash_file(path: Path, folder: Path) -> FileHash:
             while block := stream.read(_READ_BYTES):
                 sha256.update(block)
                 git.update(block)
+    except FileNotFoundError:
+        raise missing_file(path) from None
     except OSError as problem:
         raise unreadable(path, problem) from None
     expected = _blob_name(path)

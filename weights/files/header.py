@@ -40,7 +40,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
     num_bytes: int
-    version: tuple[int, ...]
+    version: tuple[int, int]
 
     def open(self) -> BinaryIO:
         """Open the file.
@@ -55,10 +55,10 @@ class TensorInfo:
         return file
 
 
-def _version(file: BinaryIO) -> tuple[int, ...]:
-    """Return numbers that differ if a file was replaced or written to."""
+def _version(file: BinaryIO) -> tuple[int, int]:
+    """Return a file's size and time of the last change; mounted buckets may give a file several inode numbers."""
     found = os.fstat(file.fileno())
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_size, found.st_mtime_ns
 
 
 def safetensors_header(
@@ -112,7 +112,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         with open_regular(path) as file:
             version = _version(file)
-            size = version[2]
+            size, _ = version
             length = _header_length(path, file.read(FOREIGN_BYTES), size)
             file.seek(8)
             raw = file.read(length)
@@ -174,7 +174,7 @@ def _are_naturals(values: Any) -> bool:
 
 
 def _tensor(
-    path: Path, name: str, entry: Any, payload: int, version: tuple[int, ...]
+    path: Path, name: str, entry: Any, payload: int, version: tuple[int, int]
 ) -> TensorInfo:
     where = _place(path, name)
 
