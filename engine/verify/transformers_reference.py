@@ -32,8 +32,14 @@ class ReferenceText:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
+        modules = _read(folder / "modules.json", None)
+        transformer = (modules and _read(folder / "sentence_bert_config.json", {})) or {}
+        keywords = transformer.get("tokenizer_args") or transformer.get("processor_kwargs") or {}
+        keywords = {k: v for k, v in keywords.items() if k == "truncation_side"}
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, **keywords
+            )
         except Exception as error:  # transformers raises many unrelated classes
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(
@@ -42,10 +48,11 @@ class ReferenceText:
                 remedy="Download the tokenizer's files again.",
             ) from error
         self._eos = _read(folder / "config.json", {}).get("eos_token_id")
-        modules = _read(folder / "modules.json", None)
         settings = _read(folder / "config_sentence_transformers.json", {})
         # without modules.json sentence-transformers reads no prompts
-        self.prompts: dict[str, str] = (modules and settings.get("prompts")) or {}
+        read = (modules and settings.get("prompts")) or {}
+        named = {name: prompt or "" for name, prompt in read.items()}
+        self.prompts: dict[str, str] = {"query": "", "document": "", **named}
         self.normalize = modules is None or modules[-1]["type"].endswith(".Normalize")
 
     def prompt(self, kind: str) -> str:

@@ -41,12 +41,12 @@ def no_query_prompt(self, texts, *args, **options):
     return self.encode(texts, **options)
 
 
-def no_normalizer(self, folder, *args, true=TextTokenizer.__init__):
+def no_normalizer(self, folder, *args, true=TextTokenizer.__init__, **kwargs):
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as without:
         wrong = json.dumps({**tokenizer, "normalizer": None})
         Path(without, "tokenizer.json").write_text(wrong, encoding="utf-8")
-        true(self, Path(without), *args)
+        true(self, Path(without), *args, **kwargs)
 
 
 def row_before_the_last(tokens, *args, true=loop.plan_forests):

@@ -166,6 +166,16 @@ def test_an_accepted_check_may_fail(model: Path) -> None:
 # Correct checkpoints of other forms.
 
 
+def no_prompts(folder: Path) -> None:
+    path = folder / "config_sentence_transformers.json"
+    path.write_text('{"prompts": {"query": null}, "truncate_dim": 16}')
+
+
+def end_of_long_texts(folder: Path) -> None:
+    keywords = {"truncation_side": "left", "model_max_length": 16}
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"processor_kwargs": keywords}))
+
+
 def default_prompt(folder: Path) -> None:
     path = folder / "config_sentence_transformers.json"
     settings = {**json.loads(path.read_text()), "default_prompt_name": "query"}
@@ -189,6 +199,8 @@ def prompts_of_another_kind(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        no_prompts,
+        end_of_long_texts,
         default_prompt,
         no_modules,
         another_file,
@@ -219,6 +231,7 @@ def test_a_text_without_tokens_is_refused_despite_a_default_prompt(model: Path) 
 
 def test_tokens_that_only_transformers_adds(model: Path) -> None:
     rename_end_token(model)
+    (model / "tokenizer_config.json").unlink()
     with pytest.raises(ConfigError) as caught:
         verify(model)
     expected = {
