@@ -21,7 +21,7 @@ ARROWS = {
     "encode_types": "encode_options",
     "encode_options": "errors arguments report model.postprocess",
     # Texts become token ids, batches, states; each step knows what comes before it.
-    "text": "errors arguments",
+    "text": "errors arguments weights",  # weights opens the tokenizer's file
     "batching": "errors kernels",
     "model": "errors arguments batching kernels weights runtime.cuda_graphs",
     "runtime": f"{INNER} progress report -runtime.loop",

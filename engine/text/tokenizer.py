@@ -5,34 +5,26 @@ prompt names, weights or batches.
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken
 
 from lastword.errors import ConfigError, InputError, WeightsError, not_unicode
+from lastword.text.calls import Calls
+from lastword.text.cuts import find_cuts
+from lastword.text.expansion import most_characters
+from lastword.text.parts import LONGEST_PART, Parts, PromptedText, TooLongError, Walk
+from lastword.weights.files.tokenizer_file import fenced, read_tokenizer
 
 # Which end of a too long text is cut away.
 TruncationSide = Literal["right", "left"]
 
-# Of a text with more characters per allowed token, only a prefix is tokenised first. English has 4 to 5 per token.
-_CHARS_PER_TOKEN = 8
-
-# The word pattern of every Qwen2 and Qwen3 tokenizer. In this pattern a word always ends between a letter and a
-# non-letter, whatever follows: cutting a text there does not change the tokens before the cut.
-QWEN_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# A letter that composes with no following character, before a character that composes with no preceding one (NFC).
-_SAFE_CUT = re.compile(
-    "[A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff](?=[ \\n.,;:!?\u3001\u3002\uff0c\uff01\uff1f\uff1b\uff1a])"
-)
+_OTHER = "Use the tokenizer that belongs to these weights."
+# Texts that show what the template adds: one token each in most tokenizers.
+_PROBES = ("a", "b", "1", "!")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,94 +53,86 @@ class TextTokenizer:
     Args:
         folder: the checkpoint's folder.
         vocab_size: rows of the model's embedding table.
-        truncation_side: "right" keeps the beginning of a too long text, "left" its end, and of its prompt nothing;
-            None takes it from tokenizer.json.
+        truncation_side: "right" keeps the beginning of a too long text, with its prompt; "left" keeps its end; None
+            takes it from tokenizer.json.
 
     Raises:
-        WeightsError: tokenizer.json is missing or damaged, or has ids of `vocab_size` or more.
-        ConfigError: the template changes the text.
+        WeightsError: tokenizer.json is missing or damaged, or can give ids of `vocab_size` or more.
+        ConfigError: the template changes the text, or a setting of the tokenizer is not accepted.
     """
 
     def __init__(
         self, folder: Path, vocab_size: int, *, truncation_side: TruncationSide | None = None
     ) -> None:
         self.vocab_size = vocab_size
-        path = self.path = folder / "tokenizer.json"
-        if not path.is_file():
+        self.path = folder / "tokenizer.json"
+        tokenizer, data = read_tokenizer(self.path)
+        self.file_hash = hashlib.sha256(data).hexdigest()  # of the bytes that were loaded
+        with fenced(self._failed):
+            own: TruncationSide = (tokenizer.truncation or {}).get("direction", "right")
+            self.truncation_side = truncation_side or own
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            self.added_tokens: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
+            vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+            ids = [*vocabulary.values(), *self.added_tokens]
+            if type(tokenizer.model).__name__ == "Unigram":  # its ids are places in a list
+                ids.append(tokenizer.get_vocab_size(with_added_tokens=False) - 1)
+            self._check_ids(ids)
+            if getattr(tokenizer.model, "dropout", None):
+                raise ConfigError(
+                    str(self.path),
+                    "the tokenizer is random",
+                    got=f"dropout {tokenizer.model.dropout}",
+                    expected="none",
+                    remedy="Set dropout to null in it.",
+                )
+            longest = LONGEST_PART // most_characters(tokenizer.normalizer, str(self.path))
+            cuts = find_cuts(tokenizer, vocabulary)
+        self._calls = Calls(tokenizer, known=cuts is not None)
+        self._parts = Parts(cuts, longest, self._calls.token_ends, self._calls.stay)
+        self.before, self.after = self._template()
+        self._check_ids([*self.before, *self.after])
+
+    def _failed(self, reason: str) -> WeightsError:
+        return WeightsError(
+            str(self.path),
+            "cannot tokenise a text",
+            got=reason,
+            remedy="Fetch the file again.",
+        )
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        """Raise WeightsError for an id that the embedding table has no row for."""
+        highest = max(ids, default=-1)
+        if highest >= self.vocab_size:
             raise WeightsError(
-                str(path),
-                "missing, and lastword reads no other tokenizer file",
-                remedy="Save it with tokenizers or transformers.",
-            )
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise WeightsError(
-                str(path), f"damaged ({error})", remedy="Fetch the file again."
-            ) from error
-        own: TruncationSide = (self._tokenizer.truncation or {}).get("direction", "right")
-        self.truncation_side = truncation_side or own
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        highest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        if highest >= vocab_size:
-            raise WeightsError(
-                str(path),
+                str(self.path),
                 "token ids go beyond the embedding table",
                 got=f"id {highest}",
-                expected=f"below {vocab_size}",
-                remedy="Use the tokenizer that belongs to these weights.",
+                expected=f"below {self.vocab_size}",
+                remedy=_OTHER,
             )
-        self.before, self.after = self._template()
-        self._cuttable = self._has_qwen_words()
 
     def _template(self) -> tuple[list[int], list[int]]:
-        """Find the token ids that the template adds before and after a text."""
-        probe = "a"
-        core = self._tokenizer.encode(probe, add_special_tokens=False).ids
-        whole = self._tokenizer.encode(probe, add_special_tokens=True).ids
-        for start in range(len(whole) - len(core) + 1 if core else 0):
-            if whole[start : start + len(core)] == core:
-                return whole[:start], whole[start + len(core) :]
-        raise ConfigError(
-            str(self.path),
-            "its template rewrites the text",
-            expected="one that only adds tokens around it",
-        )
-
-    def _has_qwen_words(self) -> bool:
-        """Return whether `_SAFE_CUT` is valid: Qwen's word pattern, NFC or no normaliser, no added token across it."""
-        if self._tokenizer.pre_tokenizer is None:
-            return False
-        words = json.loads(self._tokenizer.pre_tokenizer.__getstate__())
-        steps = words.get("pretokenizers", [])
-        normalizer = self._tokenizer.normalizer
-        name = json.loads(normalizer.__getstate__()).get("type") if normalizer else "NFC"
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        return (
-            name == "NFC"
-            and len(steps) == 2
-            and steps[0].get("pattern") == {"Regex": QWEN_WORDS}
-            and steps[0].get("behavior") == "Isolated"
-            and not steps[0].get("invert")
-            and steps[1].get("type") == "ByteLevel"
-            and not steps[1].get("use_regex")
-            and not steps[1].get("add_prefix_space")
-            and not any(
-                t.lstrip or t.rstrip or t.single_word or _SAFE_CUT.search(t.content) for t in added
+        """Find the token ids that the template adds before and after every text."""
+        with fenced(self._failed):
+            bare = self._calls.encode(_PROBES, special=False)
+            full = self._calls.encode(_PROBES, special=True)
+        if bare is None or full is None:
+            raise self._failed("it takes too long")
+        found = [
+            _frames(core.ids, whole.ids) for core, whole in zip(bare, full, strict=True) if core.ids
+        ]
+        common = set(found[0]).intersection(*found[1:]) if found else set()
+        if not common:
+            raise ConfigError(
+                str(self.path),
+                "its template rewrites the text",
+                expected="one that only adds tokens around it",
             )
-        )
-
-    @cached_property
-    def file_hash(self) -> str:
-        """SHA-256 of tokenizer.json in hexadecimal, computed once."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    @property
-    def added_tokens(self) -> dict[int, AddedToken]:
-        """The added tokens of tokenizer.json by their ids."""
-        return self._tokenizer.get_added_tokens_decoder()
+        before, after = min(common)
+        return list(before), list(after)
 
     @property
     def num_template_tokens(self) -> int:
@@ -158,76 +142,102 @@ class TextTokenizer:
     def encode(
         self, texts: Sequence[str], max_length: int, *, prompt: str = "", first: int = 0
     ) -> Tokens:
-        """Tokenise texts in parallel and cut each to `max_length` tokens, keeping the tokens that the template appends.
+        """Tokenise texts in parallel and cut each to `max_length` tokens, keeping the tokens that the template adds.
 
-        Of a very long text only a prefix is tokenised; the ids equal those of tokenising the whole text.
+        A long text is tokenised part by part, and only as far as its tokens are needed; the ids equal those of
+        tokenising the whole text.
 
         Args:
             texts: the texts.
             max_length: maximum tokens per text, including those of the template.
-            prompt: valid Unicode, put before every text.
+            prompt: valid Unicode, put before every text; it counts as part of the text.
             first: the caller's index of texts[0], for errors.
 
         Raises:
-            InputError: a text is not valid Unicode or has no tokens; the error gives its index.
+            InputError: a text is not valid Unicode, has no tokens, or has a part that is too long and cannot be cut,
+                or the tokenizer fails on it; the error gives its index.
         """
-        texts = [prompt + text for text in texts] if prompt else texts
-        prefixes = [self._prefix(text, max_length * _CHARS_PER_TOKEN) for text in texts]
-        ids = self._encode(prefixes, len(prompt), first)
-        for i, text in enumerate(texts):
-            chars = len(prefixes[i])
-            while len(ids[i]) < max_length and len(prefixes[i]) < len(text):
-                chars *= 2
-                prefixes[i] = self._prefix(text, chars)
-                ids[i] = self._encode([prefixes[i]], len(prompt), first + i)[0]
-        cut = [False] * len(texts)
-        for i, text in enumerate(texts):
-            if not ids[i]:
-                raise InputError(
-                    f"text {first + i}",
-                    "gives no token",
-                    got=repr(text),
-                    expected="a text with at least one token",
-                    index=first + i,
-                )
-            if len(ids[i]) > max_length or len(prefixes[i]) < len(text):
-                ids[i] = self._truncate(ids[i], max_length)
-                cut[i] = True
-        return Tokens(ids, cut)
-
-    def _truncate(self, ids: list[int], max_length: int) -> list[int]:
-        """Cut ids to `max_length`; the tokens of the template stay."""
-        if self.truncation_side == "right":
-            return ids[: max_length - len(self.after)] + self.after
-        kept = max_length - self.num_template_tokens
-        return (
-            self.before
-            + ids[len(ids) - len(self.after) - kept : len(ids) - len(self.after)]
-            + self.after
-        )
-
-    def _prefix(self, text: str, chars: int) -> str:
-        """Return the text up to the last safe cut within `chars` characters, or all of it if there is none."""
-        if not self._cuttable or len(text) <= 2 * chars or self.truncation_side == "left":
-            return text
-        for start in range(chars - 256, 0, -256):
-            ends = [match.end() for match in _SAFE_CUT.finditer(text, start, start + 257)]
-            if ends:
-                return text[: ends[-1]]
-        return text
-
-    def _encode(self, texts: Sequence[str], prompt: int, first: int) -> list[list[int]]:
-        """Tokenise texts that begin with a prompt of `prompt` characters; `first` as for `encode`."""
         try:
-            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=True)
-        except (TypeError, UnicodeError):
-            for i, text in enumerate(texts):
-                _check_text(text[prompt:], first + i)
+            kept = self._kept(texts, max_length - self.num_template_tokens, prompt, first)
+        except InputError as error:
+            if error.index is not None:
+                _check_unicode(texts[error.index - first], error.index)
             raise
-        return [encoding.ids for encoding in encodings]
+        ids = [self.before + core + self.after for core, _ in kept]
+        if [] in ids:
+            index = ids.index([])
+            raise InputError(
+                f"text {first + index}",
+                "gives no token",
+                got=repr(texts[index][:60]),
+                expected="a text with at least one token",
+                index=first + index,
+            )
+        return Tokens(ids, [cut for _, cut in kept])
+
+    def _kept(
+        self, texts: Sequence[str], needed: int, prompt: str, first: int
+    ) -> list[tuple[list[int], bool]]:
+        """Return each text's first or last `needed` tokens, without the template's, and whether it has more."""
+        from_end = self.truncation_side == "left"
+        kept: list[tuple[list[int], bool]] = [([], False)] * len(texts)
+        walks: dict[int, Walk] = {}
+        parts: dict[int, str] = {}  # the next part of each text that needs one
+        for i, text in enumerate(texts):
+            if self._parts.whole(len(prompt) + len(text), needed):
+                parts[i] = prompt + text
+            else:
+                walks[i] = self._parts.walk(PromptedText(prompt, text), needed, from_end=from_end)
+                parts[i] = _advance(walks[i], None, first + i)[0]
+        while parts:
+            found = self._calls.ids(list(parts.values()), [first + i for i in parts])
+            following: dict[int, str] = {}
+            for i, ids in zip(parts, found, strict=True):
+                if i in walks:
+                    part, end = _advance(walks[i], ids, first + i)
+                    if end is None:
+                        following[i] = part
+                    else:
+                        kept[i] = end
+                elif len(ids) > needed:
+                    kept[i] = (ids[len(ids) - needed :] if from_end else ids[:needed]), True
+                else:
+                    kept[i] = ids, False
+            parts = following
+        return kept
 
 
-def _check_text(text: str, index: int) -> None:
+def _frames(
+    core: Sequence[int], whole: Sequence[int]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return all ways to write `whole` as ids before `core`, `core`, and ids after it."""
+    starts = range(len(whole) - len(core) + 1)
+    return [
+        (tuple(whole[:start]), tuple(whole[start + len(core) :]))
+        for start in starts
+        if whole[start : start + len(core)] == core
+    ]
+
+
+def _advance(
+    walk: Walk, ids: list[int] | None, index: int
+) -> tuple[str, tuple[list[int], bool] | None]:
+    """Send a walk the ids of its last part; return its next part, or its result."""
+    try:
+        return (next(walk) if ids is None else walk.send(ids)), None
+    except StopIteration as end:
+        return "", end.value
+    except TooLongError as error:
+        raise InputError(
+            f"text {index}",
+            "too long to be tokenised, and no place to cut it is known",
+            got=f"a part of more than {error.args[0]:,} characters",
+            remedy="Put spaces or line breaks into it, or cut it.",
+            index=index,
+        ) from None
+
+
+def _check_unicode(text: str, index: int) -> None:
     """Raise InputError if the text has a lone surrogate, which no tokenizer accepts."""
     problem = not_unicode(InputError, f"text {index}", text)
     if isinstance(problem, InputError):

@@ -105,12 +105,6 @@ def test_an_early_cut_changes_nothing(name: str, max_length: int, synthetic: Tex
     assert tokens.cut[0]
 
 
-def test_an_early_cut_reads_little(synthetic: TextTokenizer) -> None:
-    text = long_texts()["prose"]
-    assert len(synthetic._prefix(text, 400)) <= 400
-    assert text.startswith(synthetic._prefix(text, 400))
-
-
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_truncation_keeps_the_end(extra: int, synthetic: TextTokenizer) -> None:
     whole = synthetic.encode(["the quick brown fox jumps"], 1000).ids[0]

@@ -1,0 +1,117 @@
+"""Calls into the tokenizers library: bounded in characters and time, interruptible, every fault an error of ours."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from threading import Thread
+from typing import Any, TypeVar
+
+from tokenizers import Tokenizer
+
+from lastword.errors import InputError
+from lastword.weights.files.tokenizer_file import fenced
+
+# Ctrl-C is answered between two calls. A call with so many characters takes half a second on one slow core.
+_CALL_CHARS = 262_144
+# A call of a tokenizer with a pattern of its own, which may be catastrophic, is waited for so long.
+_SECONDS = 9.0
+
+T = TypeVar("T")
+
+
+class Calls:
+    """The calls into one tokenizer.
+
+    Args:
+        tokenizer: the tokenizer.
+        known: whether its pipeline is a known one. The calls of any other run in a thread of their own, so that an
+            endless one can be interrupted and is given up after some seconds. Nothing can end that thread.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, known: bool) -> None:
+        self._tokenizer, self._known = tokenizer, known
+
+    def ids(self, texts: Sequence[str], indices: Sequence[int]) -> list[list[int]]:
+        """Tokenise texts in parallel, without their template.
+
+        Args:
+            texts: the texts, or parts of them.
+            indices: the caller's index of each, for errors.
+
+        Raises:
+            InputError: the tokenizer fails on a text, for example on a lone surrogate, or takes too long.
+        """
+        found: list[list[int]] = []
+        first = chars = 0
+        for i, text in enumerate(texts):
+            chars += len(text)
+            if chars >= _CALL_CHARS:
+                found += self._batch(texts[first : i + 1], indices[first : i + 1])
+                first, chars = i + 1, 0
+        return found + self._batch(texts[first:], indices[first:]) if first < len(texts) else found
+
+    def _batch(self, texts: Sequence[str], indices: Sequence[int]) -> list[list[int]]:
+        where = f"text {indices[0]}" if len(texts) == 1 else f"texts {indices[0]} to {indices[-1]}"
+
+        def failed(reason: str) -> InputError:
+            return InputError(
+                where,
+                "the tokenizer fails on it",
+                got=reason,
+                remedy="Change the text, or check the model's tokenizer.json.",
+                index=indices[0],
+            )
+
+        try:
+            with fenced(failed):
+                encodings = self.encode(texts, special=False)
+        except InputError:
+            if len(texts) == 1:
+                raise
+            each = zip(texts, indices, strict=True)
+            return [ids for text, index in each for ids in self._batch([text], [index])]
+        if encodings is None:
+            raise InputError(
+                where,
+                f"the tokenizer takes longer than {_SECONDS:g} s",
+                remedy="The patterns in the model's tokenizer.json are too slow for such a text.",
+                index=indices[0],
+            )
+        return [encoding.ids for encoding in encodings]
+
+    def encode(self, texts: Sequence[str], *, special: bool) -> list[Any] | None:
+        """Tokenise texts, with the template's tokens if `special`; return None if it takes too long."""
+        return self._bounded(
+            lambda: self._tokenizer.encode_batch_fast(texts, add_special_tokens=special)
+        )
+
+    def token_ends(self, text: str) -> list[int]:
+        """Return where each token of a text ends."""
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        return [end for _, end in encoding.offsets]
+
+    def stay(self, first: int, second: int) -> bool:
+        """Return whether two tokens, tokenised together as one word, stay as they are."""
+        word = "".join(self._tokenizer.id_to_token(each) or "" for each in (first, second))
+        return [token.id for token in self._tokenizer.model.tokenize(word)] == [first, second]
+
+    def _bounded(self, work: Callable[[], list[Any]]) -> list[Any] | None:
+        if self._known:
+            return work()
+        try:
+            return in_thread(work).result(_SECONDS)
+        except TimeoutError:
+            return None
+
+
+def in_thread(work: Callable[[], T]) -> "Future[T]":
+    """Start work in a thread of its own, which does not keep Python from ending."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  raised where the result is taken
+            future.set_exception(error)
+
+    Thread(target=run, name="lastword-tokenize", daemon=True).start()
+    return future

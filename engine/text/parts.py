@@ -1,0 +1,224 @@
+"""Tokenise a long text part by part, from its beginning or its end, until there are enough tokens.
+
+A walk is a generator: it yields the next part of its text and is sent the part's token ids. So the parts of many texts
+can be tokenised together. The tokens are those of the whole text; `cuts.py` says why.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+from lastword.text.cuts import Cuts
+
+# Characters of a part: tokenised in a tenth of a second, in less than 30 MB.
+PART_CHARS = 65_536
+# The most characters of a part that cannot be cut: tokenised in two seconds, in less than 250 MB.
+LONGEST_PART = 500_000
+# English has 4 to 5 characters per token.
+_CHARS_PER_TOKEN = 8
+_LEAST_CHARS = 1024
+# Near the end of a part the tokens may be others than in the whole word.
+_UNSETTLED = 1024
+
+# Yields parts, is sent their ids, returns the ids kept and whether the text has more.
+Walk = Generator[str, list[int], tuple[list[int], bool]]
+
+
+class TooLongError(Exception):
+    """A part of a text is longer than the most characters, `args[0]`, and no place to cut it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedText:
+    """A text after its prompt, without a copy of the text."""
+
+    prompt: str
+    text: str
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.text)
+
+    def part(self, start: int, stop: int) -> str:
+        """Return the characters from `start` to `stop`; both are limited to the text."""
+        first = len(self.prompt)
+        start, stop = max(start, 0), max(stop, 0)
+        if start >= first:
+            return self.text[start - first : stop - first]
+        return self.prompt[start:stop] + self.text[: max(stop - first, 0)]
+
+
+class Parts:
+    """Make the walks of one tokenizer.
+
+    Args:
+        cuts: where texts can be cut; None if that is not known.
+        longest: the most characters of a part that cannot be cut.
+        token_ends: tokenises a text and returns where each token ends.
+        stay: returns whether two tokens, tokenised together as one word, stay as they are.
+    """
+
+    def __init__(
+        self,
+        cuts: Cuts | None,
+        longest: int,
+        token_ends: Callable[[str], list[int]],
+        stay: Callable[[int, int], bool],
+    ) -> None:
+        self._cuts, self._longest, self._token_ends, self._stay = cuts, longest, token_ends, stay
+
+    def whole(self, chars: int, needed: int) -> bool:
+        """Return whether a text of `chars` characters is one part, if `needed` tokens of it are needed."""
+        return chars <= min(2 * _part_chars(needed), self._longest)
+
+    def walk(self, text: PromptedText, needed: int, *, from_end: bool) -> Walk:
+        """Return a walk for the first or last `needed` tokens of a text.
+
+        Raises:
+            TooLongError: a part cannot be cut; raised by the walk.
+        """
+        return self._last_tokens(text, needed) if from_end else self._first_tokens(text, needed)
+
+    def _first_tokens(self, text: PromptedText, needed: int) -> Walk:
+        found: list[int] = []
+        parts = self._forward(text, 0, len(text), _part_chars(needed))
+        ids: list[int] | None = None
+        while True:
+            try:
+                part = parts.send(
+                    ids
+                )  # which also checks the ids, so it comes before they are used
+            except StopIteration:
+                break
+            if len(found) > needed:
+                break
+            ids = yield part
+            found += ids
+        return found[:needed], len(found) > needed
+
+    def _last_tokens(self, text: PromptedText, needed: int) -> Walk:
+        found: list[int] = []
+        stop, chars = len(text), _part_chars(needed)
+        while stop and len(found) <= needed:
+            start = 0 if stop <= 2 * chars else self._last_cut(text, 0, stop - chars) or 0
+            block: list[int] = []
+            parts = self._forward(text, start, stop, PART_CHARS)
+            ids: list[int] | None = None
+            while True:
+                try:
+                    part = parts.send(ids)
+                except StopIteration:
+                    break
+                ids = yield part
+                block = (block + ids)[-needed - 1 :]
+            found = block + found
+            stop, chars = start, min(2 * chars, PART_CHARS)
+        return found[max(len(found) - needed, 0) :], len(found) > needed
+
+    def _forward(
+        self, text: PromptedText, start: int, stop: int, chars: int
+    ) -> Generator[str, list[int] | None]:
+        """Yield text[start:stop] in parts of about `chars` characters, soon more; both ends must be safe cuts."""
+        before: int | None = None  # the token before a cut inside a word
+        while start < stop:
+            end, following, inner = self._next(text, start, stop, chars)
+            ids = yield text.part(start, end)
+            assert ids is not None  # whoever drives this sends ids
+            if before is not None and not (ids and self._stay(before, ids[0])):
+                raise TooLongError(self._longest)
+            before = ids[-1] if inner and ids else None
+            if inner and before is None:
+                raise TooLongError(self._longest)
+            start, chars = following, min(2 * chars, PART_CHARS)
+
+    def _next(self, text: PromptedText, start: int, stop: int, chars: int) -> tuple[int, int, bool]:
+        """Return where the part from `start` ends, where the next one begins, and whether that cut is inside a word."""
+        if stop - start <= (2 * chars if self._cuts else self._longest):
+            return stop, stop, False
+        if self._cuts is None:
+            raise TooLongError(self._longest)
+        end = start + PART_CHARS
+        cut = self._last_cut(text, start, start + chars)
+        cut = cut or self._first_cut(text, start + chars, min(stop, end))
+        if cut is None and stop - start > 2 * PART_CHARS:
+            if (resumed := self._skip(text, end, stop)) is not None:
+                return end, resumed, False
+            if (inner := self._inner_cut(text, start)) is not None:
+                return inner, inner, True
+        cut = cut or self._first_cut(text, end, min(stop, start + self._longest))
+        if cut is None and stop - start > self._longest:
+            raise TooLongError(self._longest)
+        return cut or stop, cut or stop, False
+
+    def _last_cut(self, text: PromptedText, low: int, high: int) -> int | None:
+        """Return the last safe cut after `low`, up to `high`."""
+        size = 256
+        while self._cuts and high > low:
+            begin = max(low, high - size)
+            places = self._places(text, begin, high)
+            if places:
+                return places[-1]
+            high, size = begin, min(2 * size, PART_CHARS)
+        return None
+
+    def _first_cut(self, text: PromptedText, low: int, high: int) -> int | None:
+        """Return the first safe cut after `low`, up to `high`."""
+        size = 256
+        while self._cuts and low < high:
+            end = min(high, low + size)
+            places = self._places(text, low, end)
+            if places:
+                return places[0]
+            low, size = end, min(2 * size, PART_CHARS)
+        return None
+
+    def _places(self, text: PromptedText, low: int, high: int) -> list[int]:
+        """Return the safe cuts after `low`, up to `high`."""
+        assert self._cuts is not None
+        first = max(low - self._cuts.context, 0)
+        window = text.part(first, high + self._cuts.context)
+        places = (first + match.start() for match in self._cuts.anywhere.finditer(window))
+        return [place for place in places if low < place <= high]
+
+    def _skip(self, text: PromptedText, end: int, stop: int) -> int | None:
+        """Return where the word across `end` ends if it is one unknown token, however much of it is left out."""
+        assert self._cuts is not None
+        unknown = self._cuts.unknown
+        if unknown is None:
+            return None
+        run = PART_CHARS // 2  # longer than what makes a word unknown
+        if not unknown.fullmatch(text.part(end - run, end)):
+            return None
+        while end < stop:
+            match = unknown.match(text.part(end - run, end + run))
+            assert match is not None  # the same characters as before, and perhaps more
+            matched = match.end() - run
+            end += matched
+            if matched < run:
+                break
+        end = min(end, stop)
+        return end if end == stop or self._places(text, end - 1, end) else None
+
+    def _inner_cut(self, text: PromptedText, start: int) -> int | None:
+        """Return a place inside a word at which a token ends, near the end of the part from `start`."""
+        assert self._cuts is not None
+        if self._cuts.inner is None:
+            return None
+        window = text.part(start, start + PART_CHARS)
+        first, last = PART_CHARS // 2, PART_CHARS - _UNSETTLED
+        places = [match.start() for match in self._cuts.inner.finditer(window, first)]
+        ends = frozenset(self._token_ends(window))
+        for place in reversed(places):
+            if first < place <= last and place in ends:
+                return start + place if self._is_one_run(window[:place]) else None
+        return None
+
+    def _is_one_run(self, before: str) -> bool:
+        """Return whether the white space at the end of `before`, if any, is of one kind that stays one word."""
+        assert self._cuts is not None
+        rest = before.rstrip(self._cuts.blanks)
+        return (
+            len(rest) == len(before) or not rest or not (rest[-1].isspace() or rest[-1] == "\u180e")
+        )
+
+
+def _part_chars(needed: int) -> int:
+    return min(max(needed * _CHARS_PER_TOKEN, _LEAST_CHARS), PART_CHARS)
