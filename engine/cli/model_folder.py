@@ -18,7 +18,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 def byte_size(text: str) -> int:
     """Parse a size such as 500MB or 5GB into bytes; units are powers of 1000, as in other tools that write shards."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip().upper())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?) ?([KMGT]?)B?", text.strip().upper(), re.ASCII)
     size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
     if size < 1:
         raise argparse.ArgumentTypeError("not a size such as 500MB or 5GB")

@@ -51,7 +51,7 @@ def merge(config: str, out: Path, kill_at: int | None, count_to: Path | None = N
         if steps == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    places = [(os, "fsync"), (os, "rename"), (os, "replace"), (os, "mkdir"), (shutil, "copyfile")]
+    places = [(os, "fsync"), (os, "rename"), (os, "replace"), (os, "mkdir"), (Path, "write_bytes")]
     for place, name in [*places, (writer, "_write_tensor"), (shutil, "rmtree")]:
         hooked(place, name, step)
     status = main(["merge", config, str(out), "--shard-size", "40KB", "--quiet"])

@@ -1,8 +1,8 @@
 """Write files and folders atomically: under a temporary name in the same folder, synced, then renamed.
 
 If anything stops the writing (an error, a full disk, Ctrl-C), the unfinished file is removed and an existing file stays
-unchanged. A killed run cannot remove its file, so the next run to the same output does: a file in use is locked, and its
-temporary name tells the output. This module knows nothing about file formats.
+unchanged. A killed run cannot remove its file, so the next run to the same output does: a file in use is locked, and
+its temporary name tells the output. This module knows nothing about file formats.
 """
 
 import hashlib
@@ -88,6 +88,17 @@ def replace_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+def lock(descriptor: int) -> None:
+    """Lock an open file or folder until it is closed, for this process alone; without effect where Python has no locks.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the file system has no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def sync_tree(folder: Path) -> None:
     """Sync a folder, and every file and folder in it, to the disk."""
     for path in folder.rglob("*"):
@@ -132,7 +143,7 @@ def _create(target: str, path: StrPath) -> BinaryIO:
     """Create and lock a file under a temporary name of `target`."""
     while True:
         stream = _open_new(_temporary_path(target), path)
-        if _lock(stream.fileno(), stream.name):
+        if _is_ours(stream.fileno(), stream.name):
             return stream
         stream.close()
 
@@ -156,19 +167,17 @@ def _create_folder(target: str) -> Iterator[Path]:
             return
         descriptor = os.open(part, os.O_RDONLY)
         try:
-            if _lock(descriptor, part):
+            if _is_ours(descriptor, part):
                 yield Path(part)
                 return
         finally:
             os.close(descriptor)
 
 
-def _lock(descriptor: int, part: str) -> bool:
+def _is_ours(descriptor: int, part: str) -> bool:
     """Lock a new file or folder; return False if another run has just taken it for a leftover."""
-    if fcntl is None:
-        return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
     except BlockingIOError:
         return False
     except (
@@ -190,10 +199,10 @@ def _remove_leftovers(target: str) -> None:
         for entry in entries:
             if entry.name.startswith(prefix) and not entry.is_symlink():
                 with suppress(OSError):
-                    _remove_unlocked(entry.path, fcntl)
+                    _remove_unlocked(entry.path)
 
 
-def _remove_unlocked(part: str, fcntl: ModuleType) -> None:
+def _remove_unlocked(part: str) -> None:
     """Remove a file or folder that no run is writing.
 
     Raises:
@@ -204,7 +213,7 @@ def _remove_unlocked(part: str, fcntl: ModuleType) -> None:
     kind = os.O_RDONLY if stat.S_ISDIR(mode) else os.O_RDWR
     descriptor = os.open(part, kind | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
         if stat.S_ISDIR(mode):
             shutil.rmtree(part)
         elif stat.S_ISREG(mode):

@@ -1,56 +1,202 @@
 """Companion files: the files of a model other than its weights, which a merged or converted model copies.
 
 Only files with known names are copied: tokenizer, configuration and the files that sentence-transformers reads, never
-code or other weights.
+code or other weights. A copy may get published, so no link may bring a file of another place into it.
 """
 
 import json
-import shutil
+import os
+import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from itertools import zip_longest
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 
-from lastword.errors import WeightsError
+from lastword.errors import WeightsError, list_some
 from lastword.weights.files.dtypes import dtype_name
-from lastword.weights.json_fields import read_object
+from lastword.weights.files.reading import (
+    MAX_TOKENIZER_BYTES,
+    has_file,
+    missing_file,
+    open_regular,
+    refuse_foreign,
+    unreadable,
+)
+from lastword.weights.files.tokenizer_file import read_tokenizer
+from lastword.weights.json_fields import parse_json, parse_object, show_value
 
 CARD = "README.md"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
-_NAMES = (
-    TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja", "generation_config.json", "modules.json",
-    "config_sentence_transformers.json", "sentence_bert_config.json", "LICENSE", "NOTICE",
+_MODULES = "modules.json"
+_LICENCES = ("LICENSE", "NOTICE")
+TOKENIZER_FILES = (
+    TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
 )  # fmt: skip
-_MODULES = "*/config.json"
-PATTERNS = (*_NAMES, _MODULES, CARD)  # all files that a new model may copy, as patterns for the hub
+_NAMES = (
+    *TOKENIZER_FILES, "chat_template.jinja", "generation_config.json", _MODULES, "config_sentence_transformers.json",
+    *_LICENCES,
+)  # fmt: skip
+_TRANSFORMER = "sentence_*_config.json"  # sentence-transformers knows several of these names
+# All files that a new model may copy, as patterns for the hub.
+PATTERNS = (*_NAMES, _TRANSFORMER, "*/config.json", CARD)
+_LARGE = frozenset({TOKENIZER, "vocab.json", "merges.txt"})
+# Of any other file. Model cards with tables of results are the largest.
+_MAX_BYTES = 16 * 1024 * 1024
+_PLAIN = re.compile(r"[\w-]{1,40}", re.ASCII)
+_NONE = object()  # in place of a value that is not there
+_BLOB = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+_DEPTH = 3  # of the keys that are compared one by one, such as prompts.query
 
 
-def companions(folder: Path) -> Iterator[Path]:
-    """List the files to copy, relative to their folder, without `config.json`."""
-    yield from (Path(name) for name in _NAMES if (folder / name).is_file())
-    yield from (path.relative_to(folder) for path in sorted(folder.glob(_MODULES)))
+def companions(folder: Path) -> list[Path]:
+    """List the files to copy, relative to their folder, without `config.json` and the model card.
+
+    Raises:
+        WeightsError: a known name belongs to something other than a readable file, such as a link that leads nowhere.
+        ConfigError: `modules.json` is not a list of modules.
+    """
+    settings = sorted(path.relative_to(folder) for path in folder.glob(_TRANSFORMER))
+    listed = [*map(Path, _NAMES), *settings, *_module_configs(folder)]
+    return [path for path in listed if has_file(folder / path)]
 
 
-def differing_companions(folder: Path, other: Path) -> list[str]:
-    """List the companion files that differ between two folders, licences aside."""
-    names = {*companions(folder), *companions(other)} - {Path("LICENSE"), Path("NOTICE")}
-    return sorted(
-        path.as_posix() for path in names if _bytes(folder / path) != _bytes(other / path)
+def check_companions(folder: Path) -> None:
+    """Read every file that a new model copies, so that none fails once the weights are written.
+
+    Raises:
+        WeightsError: one of them is not a file of the model's own.
+        ConfigError: `modules.json` is not a list of modules.
+    """
+    for path in (*companions(folder), Path(CONFIG)):
+        read_companion(folder, path)
+
+
+def _module_configs(folder: Path) -> Iterator[Path]:
+    """Yield the `config.json` of each folder that `modules.json` names; its form is checked elsewhere."""
+    if not has_file(folder / _MODULES):
+        return
+    modules = parse_json(read_companion(folder, Path(_MODULES)), str(folder / _MODULES))
+    for module in modules if isinstance(modules, list) else []:
+        place = module.get("path") if isinstance(module, dict) else None
+        if isinstance(place, str) and place not in ("", "."):
+            path = PurePosixPath(place)
+            if not path.is_absolute() and ".." not in path.parts:
+                yield Path(path) / CONFIG
+
+
+def read_companion(folder: Path, path: Path) -> bytes:
+    """Read one of the files of a model.
+
+    Args:
+        folder: the model's folder.
+        path: the file, relative to it.
+
+    Raises:
+        WeightsError: not a regular file of bounded size that is stored in the folder or, for a model in the hub's
+            cache, among the blobs of its repository.
+    """
+    place = folder / path
+    _refuse_outside(folder, place)
+    limit = MAX_TOKENIZER_BYTES if path.name in _LARGE else _MAX_BYTES
+    try:
+        with open_regular(place) as file:
+            data = file.read(limit + 1)
+    except OSError as problem:
+        raise unreadable(place, problem) from None
+    if len(data) > limit:
+        raise WeightsError(str(place), "too large", expected=f"at most {limit:,} bytes")
+    if path.suffix == ".json":
+        refuse_foreign(place, data)
+    return data
+
+
+def _refuse_outside(folder: Path, place: Path) -> None:
+    """Refuse a file that is stored elsewhere, because it or its folder is a link."""
+    real = Path(os.path.realpath(folder))
+    try:
+        target = Path(os.path.realpath(place, strict=True))
+    except FileNotFoundError:
+        raise missing_file(place) from None
+    except OSError as problem:
+        raise unreadable(place, problem) from None
+    if target.is_relative_to(real) or _is_blob(target, real):
+        return
+    raise WeightsError(
+        str(place),
+        "is stored outside the model's folder",
+        got=str(target),
+        expected="a file of the model",
+        remedy="Only the model's own files are copied. Replace the link by the file, if it belongs to the model.",
     )
 
 
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+def _is_blob(target: Path, snapshot: Path) -> bool:
+    """Whether a file is one of those that the snapshots of a repository in the hub's cache link to."""
+    repository = snapshot.parent.parent
+    return (
+        snapshot.parent.name == "snapshots"
+        and repository.name.startswith("models--")
+        and target.parent == repository / "blobs"
+        and _BLOB.fullmatch(target.name) is not None
+    )
+
+
+def differing_companions(folder: Path, other: Path) -> Iterator[tuple[str, str]]:
+    """Yield each companion file that differs between two folders, licences aside, and what differs in it.
+
+    JSON files differ only if their values do; each key comes with the value of `other` and that of `folder`, which is
+    the one that a new model gets.
+    """
+    mine, theirs = set(companions(folder)), set(companions(other))
+    for path in sorted(mine | theirs):
+        name = path.as_posix()
+        if name in _LICENCES:
+            continue
+        if path not in mine or path not in theirs:
+            yield name, "only one has it"
+            continue
+        used, found = read_companion(folder, path), read_companion(other, path)
+        if used == found:
+            continue
+        if path.suffix != ".json":
+            yield name, "another text"
+            continue
+        parsed = (parse_json(used, str(folder / path)), parse_json(found, str(other / path)))
+        if differing := list(_differences(*parsed)):
+            yield name, list_some(differing)
+
+
+def _differences(used: Any, found: Any, key: str = "", depth: int = _DEPTH) -> Iterator[str]:
+    """Yield the keys of two JSON values whose values differ, with both values."""
+    if depth and isinstance(used, dict) and isinstance(found, dict):
+        for name in {**used, **found}:
+            shown = name if _PLAIN.fullmatch(name) else show_value(name, 40)
+            pair = (used.get(name, _NONE), found.get(name, _NONE))
+            yield from _differences(*pair, f"{key}.{shown}" if key else shown, depth - 1)
+    elif depth and isinstance(used, list) and isinstance(found, list):
+        for number, pair in enumerate(zip_longest(used, found, fillvalue=_NONE)):
+            yield from _differences(*pair, f"{key}.{number}" if key else str(number), depth - 1)
+    elif _differ(used, found):
+        values = ("none" if each is _NONE else show_value(each, 40) for each in (found, used))
+        yield " ".join([*filter(None, (key,)), "{} (used: {})".format(*values)])
+
+
+def _differ(used: object, found: object) -> bool:
+    try:
+        return used != found
+    except RecursionError:  # nested more deeply than can be compared
+        return True
 
 
 def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -> None:
     """Copy a model's companion files, then `config.json` with the dtype of the new weights."""
     for path in companions(source):
-        (target / path).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / path, target / path)
-    values = read_object(source / CONFIG)
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        (target / path).write_bytes(read_companion(source, path))
+    values = parse_object(read_companion(source, Path(CONFIG)), str(source / CONFIG))
     stored = set(dtypes)
     if len(stored) == 1:
         keys = {"dtype", "torch_dtype"} & values.keys() or {"torch_dtype"}
@@ -65,13 +211,6 @@ def vocabulary(folder: Path) -> dict[str, int]:
     Raises:
         WeightsError: the file is not a tokenizer.
     """
-    from tokenizers import Tokenizer
-
-    path = folder / TOKENIZER
-    try:
-        tokens: dict[str, int] = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    # The library raises plain Exception for any fault of the file.
-    except Exception as problem:  # noqa: BLE001
-        reason = str(problem).replace("\n", " ")
-        raise WeightsError(str(path), f"not a tokenizer ({reason})") from None
+    tokenizer, _ = read_tokenizer(folder / TOKENIZER)
+    tokens: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     return tokens

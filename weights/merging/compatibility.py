@@ -1,11 +1,19 @@
 """Check that models can be merged: equal architecture, vocabulary and tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lastword.errors import ConfigError, WeightsError, list_some
-from lastword.weights.files.companions import TOKENIZER, differing_companions, vocabulary
-from lastword.weights.json_fields import MAX_TOKENIZER_BYTES, read_bytes, show_value
+from lastword.errors import ConfigError, WeightsError, count, list_some
+from lastword.weights.config import LIMITS
+from lastword.weights.files.companions import (
+    CONFIG,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    differing_companions,
+    read_companion,
+    vocabulary,
+)
+from lastword.weights.json_fields import show_value
 from lastword.weights.merging.stored import StoredModel
 from lastword.weights.tensor_names import LM_HEAD
 
@@ -31,33 +39,70 @@ def check_agreement(models: Sequence[StoredModel], *, one_dtype: bool) -> None:
 
 
 def notices(donor: StoredModel, models: Sequence[StoredModel]) -> list[str]:
-    """Return notices about companion files that differ from the copied ones, and about omitted tensors."""
-    said = [
-        f"{other.name}: files differ from those of {donor.name}, which are used: {list_some(files)}"
-        for other in models
-        if other.folder != donor.folder
-        and (files := differing_companions(donor.folder, other.folder))
-    ]
+    """Return notices about what differs from the copied companion files, and about omitted tensors."""
+    said = []
+    for other in models:
+        if other.folder == donor.folder:
+            continue
+        said += [
+            f"{other.name}: {file} differs from that of {donor.name}, which is used: {what}"
+            for file, what in _differing_files(donor, other)
+        ]
     without = [model.name for model in models if LM_HEAD not in model.tensors]
     if without and len(without) < len(models):
         said.append(f"{LM_HEAD} is omitted: not in {list_some(without)}; embeddings do not use it")
     return said
 
 
+def _differing_files(donor: StoredModel, other: StoredModel) -> Iterator[tuple[str, str]]:
+    """Yield the files whose settings differ and what differs; of `config.json`, which must agree, only the limits."""
+    for name in sorted(LIMITS):
+        mine, theirs = getattr(donor.config, name), getattr(other.config, name)
+        if mine != theirs:
+            yield CONFIG, f"{name} {theirs} (used: {mine})"
+    yield from differing_companions(donor.folder, other.folder)
+
+
+def check_tokenizer_source(source: str | None, donor: StoredModel, named: StoredModel) -> None:
+    """Refuse a recipe that asks for another model's tokenizer where it is not the donor's, which is copied.
+
+    Raises:
+        ConfigError: a file of the tokenizers differs.
+    """
+    if named.folder == donor.folder:
+        return
+    differing = [
+        file
+        for file, _ in differing_companions(donor.folder, named.folder)
+        if file in TOKENIZER_FILES
+    ]
+    if differing:
+        raise ConfigError(
+            "tokenizer_source",
+            f"differs from the tokenizer of {donor.name}, which is used: {list_some(differing)}",
+            got=show_value(source),
+            expected=show_value(donor.name),
+            remedy="Name the model with that tokenizer as base_model, or leave tokenizer_source out.",
+        )
+
+
 def _check_configs(first: StoredModel, other: StoredModel) -> None:
-    found = other.config.numeric_settings()
-    for name, mine in first.config.numeric_settings().items():
-        if mine != found[name]:
-            remedy = "Only variants of one model can be merged."
-            if name == "vocab_size":
-                remedy = "Change the models to one vocabulary first."
-            raise ConfigError(
-                f"{other.folder / 'config.json'}: {name}",
-                "differs",
-                got=str(found[name]),
-                expected=f"{mine} as in {first.name}",
-                remedy=remedy,
-            )
+    mine, theirs = first.config.numeric_settings(), other.config.numeric_settings()
+    differing = [name for name in mine if mine[name] != theirs[name]]
+    if "rope.kind" in differing:  # the other rotary settings of the default kind are not used
+        unused = {name for name in mine if name.startswith("rope.")} - {"rope.kind", "rope.theta"}
+        differing = [name for name in differing if name not in unused]
+    if differing:
+        remedy = "Only variants of one model can be merged."
+        if differing == ["vocab_size"]:
+            remedy = "Change the models to one vocabulary first."
+        raise ConfigError(
+            str(other.folder / CONFIG),
+            f"settings differ from those of {first.name}",
+            got=list_some(f"{name} {theirs[name]}" for name in differing),
+            expected=list_some(f"{name} {mine[name]}" for name in differing),
+            remedy=remedy,
+        )
 
 
 def _check_tensors(first: StoredModel, other: StoredModel, *, one_dtype: bool) -> None:
@@ -85,9 +130,8 @@ def _check_tensors(first: StoredModel, other: StoredModel, *, one_dtype: bool) -
 
 def _check_vocabularies(first: Path, other: Path) -> None:
     """Compare tokens and ids; identical files are not parsed."""
-    paths = (first / TOKENIZER, other / TOKENIZER)
-    data = [read_bytes(path, limit=MAX_TOKENIZER_BYTES) for path in paths]
-    if data[0] == data[1]:
+    path = Path(TOKENIZER)
+    if read_companion(first, path) == read_companion(other, path):
         return
     mine, theirs = vocabulary(first), vocabulary(other)
     if mine == theirs:
@@ -96,8 +140,12 @@ def _check_vocabularies(first: Path, other: Path) -> None:
     token = min(different)
     raise WeightsError(
         f"{other / TOKENIZER}: vocabulary",
-        f"{len(different)} tokens differ from {first}, the first is {show_value(token)}",
-        got=f"id {theirs.get(token)}",
-        expected=str(mine.get(token)),
+        f"differs from {first} in {count(len(different), 'token')}, the first is {show_value(token)}",
+        got=_id(theirs, token),
+        expected=_id(mine, token),
         remedy="Embedding rows of different tokens would be merged: use models with one tokenizer.",
     )
+
+
+def _id(vocabulary: dict[str, int], token: str) -> str:
+    return f"id {vocabulary[token]}" if token in vocabulary else "no such token"

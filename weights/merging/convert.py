@@ -1,7 +1,6 @@
 """Convert one model's weights to another dtype, as a job for `job.py`; a tensor of that dtype keeps its bytes."""
 
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,15 @@ from torch import Tensor
 
 from lastword.errors import WeightsError
 from lastword.weights.files.blocks import BlockThreads, blocks
-from lastword.weights.files.companions import CARD, copy_companions
+from lastword.weights.files.companions import (
+    CARD,
+    check_companions,
+    copy_companions,
+    read_companion,
+)
 from lastword.weights.files.dtypes import dtype_name, torch_dtype
 from lastword.weights.files.file_tensor import open_tensor
+from lastword.weights.files.reading import has_file
 from lastword.weights.files.writer import TensorSpec, TensorSpecs
 from lastword.weights.merging.stored import StoredModel, not_finite
 
@@ -25,6 +30,9 @@ class Conversion:
         model: the model to convert.
         dtype: the dtype of every tensor of the result; None keeps the dtype of each tensor.
         threads: the threads for the arithmetic.
+
+    Raises:
+        WeightsError: a file that would be copied is not one of the model's own.
     """
 
     specs: TensorSpecs
@@ -33,6 +41,10 @@ class Conversion:
     def __init__(
         self, model: StoredModel, dtype: torch.dtype | None, threads: BlockThreads
     ) -> None:
+        check_companions(model.folder)
+        # The model card describes the model itself, so only a conversion copies it.
+        card = model.folder / CARD
+        self._card = read_companion(model.folder, Path(CARD)) if has_file(card) else None
         self._model, self._threads = model, threads
         self._plain = {model.keys[name]: name for name in model.tensors}
         infos = {key: model.tensors[name] for key, name in self._plain.items()}
@@ -61,10 +73,10 @@ class Conversion:
 
     def finish(self, folder: Path) -> None:
         """Copy the model's companion files and its model card."""
-        card = self._model.folder / CARD
-        if card.is_file():
-            shutil.copyfile(card, folder / CARD)
-        copy_companions(self._model.folder, folder, {spec.dtype for spec in self.specs.values()})
+        if self._card is not None:
+            (folder / CARD).write_bytes(self._card)
+        dtypes = {spec.dtype for spec in self.specs.values()}
+        copy_companions(self._model.folder, folder, dtypes)
 
 
 def _convert_block(x: Tensor, dtype: torch.dtype, model: str, name: str) -> Tensor:

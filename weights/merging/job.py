@@ -5,11 +5,11 @@ Unfinished work is kept in the folder `.NAME.partial` next to the new one. It ha
 tensors are computed: `merge.py` and `convert.py` do that.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,13 +18,21 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lastword.errors import InputError, LastwordError
-from lastword.weights.files.atomic import name_write_errors, replace_file, sync, sync_tree
+from lastword.weights.files.atomic import (
+    lock,
+    name_write_errors,
+    replace_file,
+    sync,
+    sync_tree,
+)
 from lastword.weights.files.header import read_header
 from lastword.weights.files.shards import INDEX, SINGLE
 from lastword.weights.files.writer import TensorSpecs, stream_safetensors
 from lastword.weights.json_fields import read_object
 
 SHARD_BYTES = 5_000_000_000  # the usual size in other libraries
+_MAX_FACTS_BYTES = 256 * 1024 * 1024  # the angles of many models take megabytes
+_LOCK = "lock"
 _VERSION = 1  # raise it when equal inputs give different bytes than before
 
 Facts = dict[str, Any]
@@ -127,16 +135,39 @@ def _check_free(out: Path) -> None:
 @contextmanager
 def _lock(partial: Path) -> Iterator[None]:
     """Lock the folder of the unfinished work; the lock ends with the process, even if it crashes."""
-    partial.mkdir(exist_ok=True)
-    with (partial / "lock").open("wb") as lock:
+    _open_folder(partial)
+    # Never through a link, whose target would be locked or created elsewhere.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW
+    descriptor = os.open(partial / _LOCK, flags, 0o666)
+    try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)
         except BlockingIOError:
             remedy = "Wait for that run or stop it."
-            raise InputError(
-                str(partial), "another run is writing this model", remedy=remedy
-            ) from None
+            what = "another run is writing this model"
+            raise InputError(str(partial), what, remedy=remedy) from None
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_folder(partial: Path) -> None:
+    """Create the folder of the unfinished work; refuse one that no earlier run can have left, because it is emptied."""
+    with suppress(FileExistsError):
+        partial.mkdir()
+        return
+    if stat.S_ISDIR(partial.lstat().st_mode):
+        place = partial / _LOCK
+        if place.is_file() and not place.is_symlink():
+            return
+        if not any(partial.iterdir()):  # killed between two steps
+            return
+    raise InputError(
+        str(partial),
+        "exists, but not as the unfinished work of an earlier run",
+        expected="a name that nothing else has",
+        remedy="Remove it, or name another output.",
+    )
 
 
 @contextmanager
@@ -167,7 +198,8 @@ def _resume(
     state, model = partial / "job.json", partial / "model"
     if state.is_file():
         with suppress(LastwordError):
-            if read_object(state).get("job") == identity and model.is_dir():
+            whole = model.is_dir() and not model.is_symlink()
+            if read_object(state).get("job") == identity and whole:
                 kept = _finished_shards(partial, shards)
                 for stray in set(model.iterdir()) - {model / name for name in kept}:
                     _remove(stray)
@@ -175,7 +207,7 @@ def _resume(
                 return
         notice(f"{partial}: holds an unfinished run of another job; starts again")
     for stray in partial.iterdir():
-        if stray.name != "lock":
+        if stray.name != _LOCK:
             _remove(stray)
     needed = total_bytes(job.specs)
     free = shutil.disk_usage(partial).free
@@ -201,9 +233,10 @@ def _shard(
     specs = {name: job.specs[name] for name in names}
     with suppress(LastwordError):  # a damaged file of an earlier run is written again
         if state.is_file() and read_header(path).keys() == set(names):
-            found: list[Facts] = read_object(state)["facts"]
-            progress(total_bytes(specs))
-            return found
+            found = read_object(state, limit=_MAX_FACTS_BYTES).get("facts")
+            if isinstance(found, list) and len(found) == len(names):
+                progress(total_bytes(specs))
+                return found
 
     def pieces(name: str) -> Iterator[Tensor]:
         for piece in job.pieces(name):

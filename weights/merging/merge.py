@@ -12,14 +12,17 @@ from torch import Tensor
 
 from lastword.errors import InputError, WeightsError
 from lastword.weights.checkpoint import Checkpoint
-from lastword.weights.embedding_spec import read_embedding_spec
 from lastword.weights.files.blocks import BlockThreads, blocks
-from lastword.weights.files.companions import CARD, copy_companions
+from lastword.weights.files.companions import CARD, check_companions, copy_companions
 from lastword.weights.files.dtypes import torch_dtype
 from lastword.weights.files.file_tensor import FileTensor, open_tensor
 from lastword.weights.files.writer import TensorSpec, TensorSpecs
 from lastword.weights.merging import methods
-from lastword.weights.merging.compatibility import check_agreement, notices
+from lastword.weights.merging.compatibility import (
+    check_agreement,
+    check_tokenizer_source,
+    notices,
+)
 from lastword.weights.merging.model_card import merge_card
 from lastword.weights.merging.recipe import Recipe
 from lastword.weights.merging.stored import not_finite, open_stored
@@ -44,6 +47,7 @@ class Merge:
     specs: TensorSpecs
     identity: dict[str, object]
     notices: list[str]
+    inputs: set[Path]  # the files that the merge reads
 
     def __init__(
         self, recipe: Recipe, threads: BlockThreads, *, local_files_only: bool = False
@@ -59,7 +63,9 @@ class Merge:
         everyone = list(self.opened.values())
         check_agreement(everyone, one_dtype=recipe.dtype is None)
         self.donor = self.opened[recipe.donor]
-        read_embedding_spec(self.donor.folder, self.donor.config)
+        if recipe.tokenizer is not None:
+            check_tokenizer_source(recipe.tokenizer, self.donor, self.opened[recipe.tokenizer])
+        check_companions(self.donor.folder)
         self.notices = notices(self.donor, everyone)
         headed = all(LM_HEAD in model.tensors for model in everyone)
         kept = [name for name in self.donor.tensors if name != LM_HEAD or headed]
@@ -67,6 +73,7 @@ class Merge:
         self.specs = {key: self._spec(name) for key, name in self._plain.items()}
         prints = {name: model.fingerprint for name, model in self.opened.items()}
         self.identity = {"recipe": recipe.text, "models": prints}
+        self.inputs = set().union(*(model.inputs() for model in everyone))
         self._facts: dict[str, dict[str, Any]] = {}
 
     def pieces(self, name: str) -> Iterator[Tensor]:

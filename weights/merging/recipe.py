@@ -4,6 +4,8 @@ Supported are `models:`-style merges (model, parameters.weight, merge_method, ba
 tokenizer_source and the methods' own parameters). This module does not open models; `merge.py` does.
 """
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,18 @@ import torch
 
 from lastword.errors import ConfigError, list_some, require_extra
 from lastword.weights.files.dtypes import WEIGHT_DTYPES, dtype_name, torch_dtype
-from lastword.weights.json_fields import MAX_FLOAT, Fields, read_bytes, show_value
+from lastword.weights.files.reading import read_bytes
+from lastword.weights.json_fields import Fields, show_value
+from lastword.weights.locate import expand_home
 
+_MAX_BYTES = (
+    64 * 1024
+)  # a hundred models take about 10 KB; reading 64 KB of the worst YAML takes seconds
+MAX_MODELS = 256  # each is an open file, and a row of each block in memory
+_MAX_NAME = 1000
+_MAX_NUMBER = 1e100  # sums of squares of larger numbers overflow
+_EXPECTED = f"a finite number, at most {_MAX_NUMBER:g} in size"
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 _DTYPES: Final = {dtype_name(dtype): dtype for dtype in map(torch_dtype, WEIGHT_DTYPES)}
 _KEYS = frozenset(
     "models merge_method base_model dtype out_dtype parameters tokenizer_source".split()
@@ -40,6 +52,7 @@ class Recipe:
     donor: str  # the model that gives configuration, tokenizer and other files
     dtype: torch.dtype | None  # of the result; None means as stored
     parameters: Mapping[str, bool | float]
+    tokenizer: str | None  # the model whose tokenizer is asked for; it must be equal to the donor's
     text: str
 
     @property
@@ -57,8 +70,9 @@ def read_recipe(path: Path) -> Recipe:
         ConfigError: the file is not YAML, or something in it is not supported.
         MissingPackageError: PyYAML cannot be imported.
     """
+    data = read_bytes(path, remedy="Name the recipe, a YAML file.", limit=_MAX_BYTES)
     try:
-        text = read_bytes(path, remedy="Name the recipe, a YAML file.").decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as problem:
         raise ConfigError(str(path), f"not UTF-8 at byte {problem.start}") from None
     return parse_recipe(text, str(path))
@@ -75,7 +89,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
         )
     base = _model(fields, "base_model") if fields.values.get("base_model") is not None else None
     members = _members(fields)
-    shared = _fields(fields.object("parameters") or {}, f"{where}: parameters")
+    shared = _parameters(fields)
     own, global_weight = _own_parameters(shared, method)
     models, weights = _read_weights(members, global_weight, method, base, where)
     if method == "linear":
@@ -84,8 +98,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
         models, donor, base = (base or "", *models), base or "", None
     else:
         donor = base or models[0]
-    _check_tokenizer(fields, {*models, donor})
-    return Recipe(method, models, weights, base, donor, _dtype(fields), own, text)
+    tokenizer = _tokenizer(fields, {*models, donor})
+    return Recipe(method, models, weights, base, donor, _dtype(fields), own, tokenizer, text)
 
 
 def _load(text: str, where: str) -> Any:
@@ -93,16 +107,34 @@ def _load(text: str, where: str) -> Any:
         import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
-        """A safe loader that refuses a key that occurs twice."""
+        """A safe loader that refuses a key that occurs twice, and aliases and tags.
+
+        A few aliases of aliases make gigabytes, and a tag calls a constructor that fails in ways of its own.
+        """
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            alias = isinstance(event, yaml.AliasEvent)
+            named = event.anchor if alias else event.tag
+            if named is not None:
+                raise ConfigError(
+                    f"{where}:{event.start_mark.line + 1}",
+                    "aliases are not supported" if alias else "tags are not supported",
+                    got=show_value(named),
+                    expected="a plain value",
+                    remedy="Write the value itself.",
+                )
+            return super().compose_node(parent, index)
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
         loader.flatten_mapping(node)
         pairs = loader.construct_pairs(node, deep=True)
-        keys = [show_value(key) for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            line = node.start_mark.line + 1
-            raise ConfigError(f"{where}:{line}", f"key {twice} occurs twice", expected="once")
+        seen = set()
+        for key, _ in pairs:
+            if isinstance(key, str) and key in seen:
+                place = f"{where}:{node.start_mark.line + 1}"
+                raise ConfigError(place, f"key {show_value(key)} occurs twice", expected="once")
+            seen.add(key)
         return dict(pairs)
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
@@ -113,10 +145,13 @@ def _load(text: str, where: str) -> Any:
         place = f"{where}:{mark.line + 1}" if mark else where
         reason = getattr(problem, "problem", None) or str(problem).splitlines()[0]
         raise ConfigError(place, f"not valid YAML ({reason})") from None
-    except (RecursionError, TypeError, ValueError) as problem:
+    except RecursionError:
+        raise ConfigError(where, "not valid YAML (nested too deeply)") from None
+    except (TypeError, ValueError, OverflowError) as problem:
         if isinstance(problem, ConfigError):
             raise
-        raise ConfigError(where, f"not valid YAML ({problem})") from None
+        reason = str(problem).partition(";")[0]
+        raise ConfigError(where, f"not valid YAML ({reason})") from None
 
 
 def _fields(value: Any, where: str) -> Fields:
@@ -154,26 +189,41 @@ def _members(fields: Fields) -> list[tuple[str, Fields]]:
     listed = fields.values.get("models")
     if not isinstance(listed, list) or not listed:
         fields.fail("models", "a list of models")
+    if len(listed) > MAX_MODELS:
+        where, got = f"{fields.where}: models", str(len(listed))
+        raise ConfigError(where, "too many", got=got, expected=f"at most {MAX_MODELS}")
     members = []
     for number, entry in enumerate(listed, 1):
         where = f"{fields.where}: models: entry {number}"
         each = _fields(entry, where)
         _refuse_unknown(each, frozenset(("model", "parameters")), "keys")
-        parameters = _fields(each.object("parameters") or {}, f"{where}: parameters")
+        parameters = _parameters(each)
         _refuse_unknown(parameters, frozenset(("weight",)), "parameters of a model")
         members.append((_model(each, "model"), parameters))
     return members
 
 
+def _parameters(fields: Fields) -> Fields:
+    value = fields.values.get("parameters")
+    return _fields({} if value is None else value, f"{fields.where}: parameters")
+
+
 def _model(fields: Fields, key: str) -> str:
-    """Read a folder or hub id; refuse an adapter on top of a model."""
     name = fields.values.get(key)
-    if not isinstance(name, str) or not name:
-        fields.fail(key, "a folder or a hub id")
-    if "+" in name and not Path(name).exists():
-        remedy = "Adapters are not supported. Merge the adapter into its model first."
-        fields.fail(key, "one model", remedy)
-    return name
+    if (wrong := wrong_name(name)) is not None:
+        fields.fail(key, *wrong)
+    return str(name)
+
+
+def wrong_name(name: object) -> tuple[str, str | None] | None:
+    """Return what is expected of a model's name in a recipe, and a remedy, or None if the name can be used there."""
+    if not isinstance(name, str) or not name.strip():
+        return "a folder or a hub id", None
+    if len(name) > _MAX_NAME or not name.isprintable():
+        return f"a folder or a hub id in one line of at most {_MAX_NAME} characters", None
+    if "+" in name and not os.path.lexists(expand_home(name)):
+        return "one model", "Adapters are not supported. Merge the adapter into its model first."
+    return None
 
 
 def _own_parameters(shared: Fields, method: str) -> tuple[dict[str, bool | float], float | None]:
@@ -195,19 +245,16 @@ def _own_parameters(shared: Fields, method: str) -> tuple[dict[str, bool | float
 
 
 def _number(fields: Fields, key: str, default: float | None) -> float:
-    """Read a finite number; text that is a number is accepted, because YAML reads 1e-3 as text."""
+    """Read a number; text that is a number is accepted, because YAML reads 1e-3 as text."""
     value = fields.values.get(key, default)
     if isinstance(value, list | dict):
         _refuse_gradient(fields, key, value)
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            fields.fail(key, "a finite number")
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        fields.fail(key, "a finite number")
-    if not abs(value) <= MAX_FLOAT:
-        fields.fail(key, "a finite number")
+        fields.fail(key, _EXPECTED)
+    if not abs(value) <= _MAX_NUMBER:
+        fields.fail(key, _EXPECTED)
     return float(value)
 
 
@@ -254,12 +301,13 @@ def _read_weights(
     return tuple(name for name, _ in merged), weights
 
 
-def _check_tokenizer(fields: Fields, models: set[str]) -> None:
-    """Accept any of the models as the source: they must have equal vocabularies, so all are equivalent."""
+def _tokenizer(fields: Fields, models: set[str]) -> str | None:
+    """Read the model whose tokenizer is asked for; None for the donor's, which `base` names."""
     source = fields.text("tokenizer_source")
     if source is not None and source != "base" and source not in models:
         remedy = "Other sources are not supported. Name one of these."
         fields.fail("tokenizer_source", "base or one of the models", remedy)
+    return None if source == "base" else source
 
 
 def _dtype(fields: Fields) -> torch.dtype | None:

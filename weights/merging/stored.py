@@ -4,17 +4,19 @@ Tensors are named without `model.`. Unlike `Checkpoint`, this keeps `lm_head.wei
 merged or converted model must not lose it.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lastword.errors import WeightsError
+from lastword.errors import ConfigError, WeightsError
 from lastword.weights.checkpoint import Checkpoint
 from lastword.weights.config import ModelConfig, read_config
-from lastword.weights.files.companions import PATTERNS
+from lastword.weights.embedding_spec import read_embedding_spec
+from lastword.weights.files.companions import CARD, CONFIG, PATTERNS, companions
 from lastword.weights.files.dtypes import WEIGHT_DTYPES
 from lastword.weights.files.header import TensorInfo
-from lastword.weights.files.shards import read_tensors
-from lastword.weights.locate import ModelFiles, locate
+from lastword.weights.files.shards import INDEX, read_tensors
+from lastword.weights.locate import ModelFiles, expand_home, locate
 from lastword.weights.tensor_names import LM_HEAD, PREFIX
 
 
@@ -34,6 +36,13 @@ class StoredModel:
         """The folder of the files."""
         return self.files.folder
 
+    def inputs(self) -> set[Path]:
+        """Return the files that a new model is made from."""
+        names = (*companions(self.folder), Path(CONFIG), Path(INDEX), Path(CARD))
+        return {info.file for info in self.tensors.values()} | {
+            self.folder / each for each in names
+        }
+
 
 def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
     """Find and check a model, named by a folder, a hub id, or a hub id with `@revision`.
@@ -44,11 +53,10 @@ def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
         WeightsError: the model is not found, or a file, name, shape or dtype does not match the config.
         ConfigError: a setting is not supported.
     """
-    model, revision = name, None
-    if "@" in name and not Path(name).exists():
-        model, _, revision = name.partition("@")
-    files = locate(model, revision=revision, local_files_only=local_files_only, also=PATTERNS)
+    files = _locate(name, local_files_only=local_files_only)
     config = read_config(files.folder)
+    # Refuses what lastword does not support, such as a module with weights of its own, which would be lost.
+    read_embedding_spec(files.folder, config)
     stored = read_tensors(files.folder)
     fingerprint = Checkpoint(files.folder, config, stored=stored).fingerprint
     head = stored.get(LM_HEAD)
@@ -62,6 +70,20 @@ def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
     keys = {key.removeprefix(PREFIX): key for key in stored}
     tensors = {plain: stored[key] for plain, key in keys.items()}
     return StoredModel(name, files, config, tensors, keys, fingerprint)
+
+
+def _locate(name: str, *, local_files_only: bool) -> ModelFiles:
+    model, revision = name, None
+    if "@" in name and not os.path.lexists(expand_home(name)):
+        model, _, revision = name.partition("@")
+        if not model or not revision:
+            raise WeightsError(name, "no such folder, and not a valid hub id (owner/name@revision)")
+    try:
+        return locate(model, revision=revision, local_files_only=local_files_only, also=PATTERNS)
+    except ConfigError as problem:
+        if problem.where == "revision":
+            problem.where = name
+        raise
 
 
 def not_finite(model: str, tensor: str) -> WeightsError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lastword.cli import console, options
 from lastword.cli.model_folder import add_folder_options, write_folder
+from lastword.cli.output import is_stream, open_output
 
 ABOUT = "merge several models into a new one"
 EXAMPLES = """example: merge.yaml, in mergekit's format
@@ -49,23 +50,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=options.path_argument,
         metavar="FILE",
-        help="write a report with one line per tensor to this file; by default none",
+        help="write a report with one line per tensor to this file, device or pipe, - for stdout; by default none",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from lastword.weights.files.atomic import replace_file
     from lastword.weights.files.blocks import block_threads
     from lastword.weights.merging.merge import Merge
     from lastword.weights.merging.recipe import read_recipe
 
-    options.refuse_overwriting([args.config], [args.report])
+    outputs = (args.out, args.report if args.report and not is_stream(args.report) else None)
+    options.refuse_overwriting([args.config], outputs)
     recipe = read_recipe(Path(args.config))
     with ExitStack() as stack:
-        report = stack.enter_context(replace_file(args.report)) if args.report else None
+        report = stack.enter_context(open_output(args.report)) if args.report else None
         threads = stack.enter_context(block_threads())
         job = Merge(recipe, threads, local_files_only=args.local_files_only)
+        options.refuse_overwriting(map(str, job.inputs), outputs)
         console.say_all(job.notices, quiet=args.quiet)
         for facts in write_folder(args, job, "Merging"):
             if report is not None:

@@ -35,26 +35,36 @@ def copy_with_other_vocabulary(folder: str, target: Path) -> str:
     return str(target)
 
 
-VARIANTS = "Only variants of one model can be merged."
+DIFFER, VARIANTS = "settings differ from those of", "Only variants of one model can be merged."
+MORE = "intermediate_size {}, num_attention_heads {}, num_hidden_layers {} and 2 more"
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
 # A model that differs from the first, and the error's parts: where, what, got, expected, remedy.
 MISMATCHES = {
-    "vocabulary-rows": (lambda f, t: model(t, vocab_size=600), "config.json: vocab_size", "differs", "600", "512 as in",
-                        "Change the models to one vocabulary first."),
-    "width": (lambda f, t: model(t, hidden_size=64), "config.json: hidden_size", "differs", "64", "32 as in", VARIANTS),
-    "depth": (lambda f, t: model(t, num_hidden_layers=3), "config.json: num_hidden_layers", "differs", "3", "2 as in",
+    "vocabulary-rows": (lambda f, t: model(t, vocab_size=600), "config.json", DIFFER, "vocab_size 600",
+                        "vocab_size 512", "Change the models to one vocabulary first."),
+    "width": (lambda f, t: model(t, hidden_size=64), "config.json", DIFFER, "hidden_size 64", "hidden_size 32",
               VARIANTS),
-    "rope": (lambda f, t: copy_edited(f, t, rope_theta=5e6), "config.json: rope.theta", "differs", "5000000.0",
-             "1000000.0 as in", VARIANTS),
-    "epsilon": (lambda f, t: copy_edited(f, t, rms_norm_eps=1e-5), "config.json: rms_norm_eps", "differs", "1e-05",
-                "1e-06 as in", VARIANTS),
+    "depth": (lambda f, t: model(t, num_hidden_layers=3), "config.json", DIFFER, "num_hidden_layers 3",
+              "num_hidden_layers 2", VARIANTS),
+    "rope": (lambda f, t: copy_edited(f, t, rope_theta=5e6), "config.json", DIFFER, "rope.theta 5000000.0",
+             "rope.theta 1000000.0", VARIANTS),
+    "yarn": (lambda f, t: copy_edited(f, t, rope_scaling=YARN, max_position_embeddings=16384), "config.json", DIFFER,
+             "rope.kind yarn", "rope.kind default", VARIANTS),
+    "epsilon-and-theta": (lambda f, t: copy_edited(f, t, rms_norm_eps=1e-5, rope_theta=5e6), "config.json", DIFFER,
+                          "rms_norm_eps 1e-05, rope.theta 5000000.0", "rms_norm_eps 1e-06, rope.theta 1000000.0",
+                          VARIANTS),
+    "everything": (lambda f, t: model(t, hidden_size=64, intermediate_size=64, num_attention_heads=4, vocab_size=600,
+                                      num_hidden_layers=3, head_dim=8, num_key_value_heads=4),
+                   "config.json", DIFFER, f"head_dim 8, hidden_size 64, {MORE.format(64, 4, 3)}",
+                   f"head_dim 32, hidden_size 32, {MORE.format(48, 2, 2)}", VARIANTS),
     "dtype": (lambda f, t: model(t, dtype=torch.bfloat16), "model.safetensors: tensor embed_tokens.weight",
-              "wrong dtype", "BF16", "F32 as in", "Set the dtype of the result with dtype: in the recipe."),
-    "tokens": (copy_with_other_vocabulary, "tokenizer.json: vocabulary", "2 tokens differ from", "id ", "",
+              "wrong dtype", "BF16", "F32 as in FIRST", "Set the dtype of the result with dtype: in the recipe."),
+    "tokens": (copy_with_other_vocabulary, "tokenizer.json: vocabulary", "differs from", "id ", "id ",
                "Embedding rows of different tokens would be merged: use models with one tokenizer."),
     "gone": (lambda f, t: str(t), "", "no such folder", None, None, None),
     "not-a-tokenizer": (
         lambda f, t: (copy_with_other_vocabulary(f, t), (t / "tokenizer.json").write_text("{}"))[0],
-        "tokenizer.json", "not a tokenizer (", None, None, None,
+        "tokenizer.json", "not a tokenizer (", None, None, "Fetch the file again.",
     ),
 }  # fmt: skip
 
@@ -71,11 +81,11 @@ def test_mismatches_are_named_before_anything_is_written(tmp_path, first, mismat
     assert error.what.startswith(what)
     assert error.remedy == remedy
     if mismatch == "tokens":
-        assert error.what == f'2 tokens differ from {first}, the first is "a"'
-        assert int(error.got.removeprefix("id ")) != int(error.expected)
+        assert error.what == f'differs from {first} in 2 tokens, the first is "a"'
+        assert int(error.got.removeprefix(got)) != int(error.expected.removeprefix(expected))
     else:
         assert error.got == got
-        assert error.expected == (None if expected is None else f"{expected} {first}")
+        assert error.expected == (expected and expected.replace("FIRST", first))
     assert "\n" not in str(error)
     assert sorted(tmp_path.iterdir()) == before
 

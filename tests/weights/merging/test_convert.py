@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.cli.main import main
 from lastword.errors import WeightsError
-from lastword.weights import Checkpoint, locate, read_config
+from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
 from lastword.weights.files.shards import read_tensors
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -197,6 +197,9 @@ def test_large_finite_values_are_no_error(tmp_path, tiny_checkpoint, converted):
         (["--shard-size", "0"], "--shard-size: not a size such as 500MB or 5GB; got '0'."),
         (["--shard-size", "5 GiB"], "--shard-size: not a size such as 500MB or 5GB; got '5 GiB'."),
         (["--shard-size", "-1KB"], "shard-size"),
+        (["--shard-size", "9" * 400], "--shard-size: not a size such as 500MB or 5GB; got '999"),
+        (["--shard-size", "٣GB"], "--shard-size: not a size such as 500MB or 5GB; got '٣GB'."),
+        (["--shard-size", ""], "--shard-size: not a size such as 500MB or 5GB; got ''."),
     ],
 )
 def test_bad_options(tiny_checkpoint, converted, arguments, message):
@@ -205,6 +208,74 @@ def test_bad_options(tiny_checkpoint, converted, arguments, message):
     assert message in err
     assert err.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_is_refused(tmp_path, tiny_checkpoint, converted, beside):
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "m"))
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "own/er"}')
+    if not beside:
+        (folder / "model.safetensors").unlink()
+        (folder / "config.json").unlink()
+    status, out, err = converted(folder)
+    assert (status, err.count("\n"), out.exists()) == (2, 1, False)
+    assert err.startswith(f"lastword: {folder}/adapter_config.json: ")
+    assert "own/er" in err
+
+
+def test_a_module_whose_weights_would_be_lost_is_refused(tmp_path, tiny_checkpoint, converted):
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "m"))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append(
+        {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
+    )
+    (folder / "modules.json").write_text(json.dumps(modules))
+    status, out, err = converted(folder)
+    assert (status, err.count("\n"), out.exists()) == (2, 1, False)
+    assert err.startswith(f"lastword: {folder}/modules.json: modules: not supported; got ")
+
+
+@pytest.mark.parametrize(
+    "file", ["LICENSE", "README.md", "tokenizer_config.json", "1_Pooling/config.json"]
+)
+def test_a_link_out_of_the_model_is_refused_before_anything_is_written(
+    tmp_path, tiny_checkpoint, converted, file
+):
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "m"))
+    secret = tmp_path / "secret"
+    secret.write_text((folder / file).read_text() if (folder / file).exists() else "the secret")
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).symlink_to(secret)
+    status, out, err = converted(folder)
+    assert (status, err.count("\n"), out.exists()) == (2, 1, False)
+    assert err.startswith(
+        f"lastword: {folder / file}: is stored outside the model's folder; got {secret}, expected "
+    )
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_every_name_of_the_transformers_settings_is_copied(tmp_path, tiny_checkpoint, converted):
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "m"))
+    (folder / "sentence_xlnet_config.json").write_text('{"max_seq_length": 7}')
+    _, out, _ = converted(folder)
+    limits = {read_embedding_spec(each, read_config(each)).max_length for each in (folder, out)}
+    assert limits == {7}
+
+
+@pytest.mark.parametrize("name", ["@", "m@", "@x", "./m@"])
+def test_half_a_revision(tmp_path, tiny_checkpoint, converted, name):
+    shutil.copytree(tiny_checkpoint, tmp_path / "m")
+    error = WeightsError(name, "no such folder, and not a valid hub id (owner/name@revision)")
+    assert converted(name)[::2] == (2, f"lastword: {error}\n")
+
+
+def test_a_folder_has_no_revision(tmp_path, tiny_checkpoint, converted):
+    shutil.copytree(tiny_checkpoint, tmp_path / "m")
+    status, out, err = converted("m@v2")
+    assert (status, err.count("\n"), out.exists()) == (2, 1, False)
+    assert err.startswith("lastword: m@v2: cannot be chosen for a folder; got ")
+    shutil.copytree(tiny_checkpoint, tmp_path / "m@v2")
+    assert converted("m@v2")[0] == 0
 
 
 def test_models_that_are_not_there(tmp_path, converted):

@@ -254,6 +254,73 @@ def test_two_runs_at_once(tmp_path):
     assert os.listdir(tmp_path) == ["new"]
 
 
+def foreign(partial: Path, kind: str) -> None:
+    """Put something in the place of the unfinished work that no run has left."""
+    other = partial.with_name("other")
+    other.mkdir()
+    (other / "mine").write_text("mine")
+    if kind == "file":
+        partial.write_text("mine")
+        return
+    if kind == "link":
+        partial.symlink_to("other")
+        return
+    partial.mkdir()
+    (partial / "mine").write_text("mine")
+    if kind == "lock-pipe":
+        os.mkfifo(partial / "lock")
+    elif kind == "lock-link":
+        (partial / "lock").symlink_to("../other/mine")
+    elif kind == "lock-folder":
+        (partial / "lock").mkdir()
+
+
+@pytest.mark.parametrize(
+    "kind", ["file", "link", "folder", "lock-pipe", "lock-link", "lock-folder"]
+)
+def test_only_the_remains_of_a_run_are_emptied(tmp_path, kind):
+    partial = tmp_path / ".new.partial"
+    foreign(partial, kind)
+    with pytest.raises(InputError) as caught:
+        write_model(FakeJob(), tmp_path / "new")
+    error = caught.value
+    assert error.where == str(partial)
+    assert error.what == "exists, but not as the unfinished work of an earlier run"
+    assert error.remedy == "Remove it, or name another output."
+    assert (tmp_path / "other/mine").read_text() == "mine"
+    if kind != "file":
+        assert (partial / "mine").read_text() == "mine"
+
+
+def test_a_run_killed_at_its_first_step(tmp_path):
+    (tmp_path / ".new.partial").mkdir()
+    write_model(FakeJob(), tmp_path / "new")
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_links_among_the_remains_are_not_followed(tmp_path):
+    interrupt(tmp_path, KeyboardInterrupt())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/mine").write_text("mine")
+    model = tmp_path / ".new.partial/model"
+    shutil.rmtree(model)
+    model.symlink_to("../other")
+    write_model(FakeJob(), tmp_path / "new", shard_bytes=400)
+    assert (tmp_path / "other/mine").read_text() == "mine"
+    assert list(read_tensors(tmp_path / "new")) == list("abcd")
+    assert not (tmp_path / "new").is_symlink()
+
+
+@pytest.mark.parametrize("facts", ["{}", "[]", '{"facts": {}}', '{"facts": []}', "{"])
+def test_damaged_facts_are_made_again(tmp_path, facts):
+    interrupt(tmp_path, KeyboardInterrupt())
+    (tmp_path / ".new.partial" / f"{NAMES[0]}.facts").write_text(facts)
+    job = FakeJob()
+    made = write_model(job, tmp_path / "new", shard_bytes=400)
+    assert job.made == {"a": 1, "c": 1, "d": 1}
+    assert made == [{"tensor": name} for name in "abcd"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.soak)])
 def test_killed_merges_leave_nothing_that_loads_and_are_taken_up(tmp_path, kills):

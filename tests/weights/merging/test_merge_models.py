@@ -1,6 +1,7 @@
 """Merges of whole models: tensors follow the formulas, files load in other libraries, mismatches are named early."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from lastword.bench.merge import multislerp
 from lastword.cli.main import main
-from lastword.errors import InputError, WeightsError
+from lastword.errors import ConfigError, InputError, WeightsError
 from lastword.weights import Checkpoint, read_config
 from lastword.weights.files.blocks import block_threads
 from lastword.weights.files.header import read_header
@@ -190,6 +191,29 @@ def test_report_and_card(three, merged):
     assert yaml.safe_load(shown) == yaml.safe_load(Path("merge.yaml").read_text())
 
 
+@pytest.mark.parametrize("report", ["merge.yaml", "out", "MODEL/model.safetensors", "MODEL/config.json",
+                                    "MODEL/1_Pooling/config.json", "MODEL/tokenizer.json", "link"])  # fmt: skip
+def test_a_report_overwrites_nothing_that_is_read_or_written(tmp_path, three, merged, report):
+    model = Path(shutil.copytree(three[2], tmp_path / "m"))
+    (tmp_path / "link").symlink_to("m/config.json")
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    place = report.replace("MODEL", str(model))
+    status, out, err = merged([model, three[0]], [1, 1], options=["--report", place])
+    error = InputError(place, "would be overwritten", remedy="Name another output file.")
+    assert (status, err) == (2, f"lastword: {error}\n")
+    assert not out.exists()
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+
+
+def test_a_report_on_stdout(three, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("merge.yaml").write_text(recipe_text(three[:2], [1, 1]))
+    assert main(["merge", "merge.yaml", "out", "--report", "-"]) == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert len(lines) == len(weights_of("out"))
+    assert sorted(os.listdir()) == ["merge.yaml", "out"]
+
+
 def test_untied_heads_are_merged_where_all_have_one(tmp_path, merged):
     heads = [model(tmp_path / f"h{i}", seed=i, prefix="model.", tied=False) for i in range(2)]
     _, out, _ = merged(heads, [1, 1])
@@ -202,13 +226,96 @@ def test_untied_heads_are_merged_where_all_have_one(tmp_path, merged):
     assert "lm_head.weight" not in weights_of(out)
 
 
-def test_differing_prompts_are_noticed(tmp_path, three, merged):
-    other = Path(shutil.copytree(three[1], tmp_path / "other"))
-    (other / "config_sentence_transformers.json").write_text('{"prompts": {}}')
-    _, _, err = merged([three[0], other], [1, 1])
-    assert "which are used: config_sentence_transformers.json" in err
-    _, _, err = merged([three[0], other], [1, 1], out="out2", options=["--quiet"])
+def edited(folder: str, target: Path, file: str, **settings) -> str:
+    """Copy a model and set keys of one of its JSON files."""
+    shutil.copytree(folder, target)
+    values = json.loads((target / file).read_text()) if (target / file).exists() else {}
+    (target / file).write_text(json.dumps(values | settings))
+    return str(target)
+
+
+SENTENCE = "config_sentence_transformers.json"
+# A setting of the second model, and what is said about it: settings of vectors are never taken over in silence.
+NOTICED = {
+    "prompt": (SENTENCE, {"prompts": {"query": "Q: "}}, 'prompts.query "Q: " (used: "Instruct: '),
+    "width": (SENTENCE, {"truncate_dim": 8}, "truncate_dim 8 (used: none)"),
+    "side": ("tokenizer_config.json", {"truncation_side": "left"}, 'truncation_side "left" (used: none)'),
+    "length": ("sentence_bert_config.json", {"max_seq_length": 99}, "only one has it"),
+    "positions": ("config.json", {"max_position_embeddings": 99}, "max_position_embeddings 99 (used: 4096)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOTICED)
+def test_settings_that_differ_are_noticed(tmp_path, three, merged, case):
+    file, settings, told = NOTICED[case]
+    other = edited(three[2], tmp_path / "other", file, **settings)
+    _, out, err = merged([three[2], other], [1, 1])
+    line = f"lastword: {other}: {file} differs from that of {three[2]}, which is used: "
+    assert line in err
+    assert told in err.partition(line)[2].partition("\n")[0]
+    assert (out / file).exists() is (case != "length")
+    _, _, err = merged([three[2], other], [1, 1], out="out2", options=["--quiet"])
     assert err == ""
+
+
+def test_an_unsupported_setting_of_any_model_is_refused(tmp_path, three, merged):
+    other = edited(
+        three[2], tmp_path / "other", "sentence_bert_config.json", config_args={"rope_theta": 5e6}
+    )
+    status, out, err = merged([three[2], other], [1, 1])
+    assert (status, err.count("\n"), out.exists()) == (2, 1, False)
+    assert err.startswith(f"lastword: {other}/sentence_bert_config.json: config_args: ")
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_is_refused(tmp_path, three, merged, beside):
+    other = edited(
+        three[2], tmp_path / "other", "adapter_config.json", base_model_name_or_path="own/er"
+    )
+    if not beside:
+        (tmp_path / "other/model.safetensors").unlink()
+        (tmp_path / "other/config.json").unlink()
+    status, out, err = merged([three[2], other], [1, 1])
+    assert (status, err.count("\n"), out.exists()) == (2, 1, False)
+    assert err.startswith(f"lastword: {other}/adapter_config.json: ")
+    assert "own/er" in err
+
+
+def test_another_models_tokenizer_is_not_taken_for_the_donors(tmp_path, three, merged):
+    other = edited(three[2], tmp_path / "other", "tokenizer.json", normalizer={"type": "Lowercase"})
+    assert merged([three[2], three[0]], [1, 1], tokenizer_source=three[0])[0] == 0
+    assert merged([three[2], other], [1, 1], out="out2", tokenizer_source="base")[0] == 0
+    status, _, err = merged([three[2], other], [1, 1], out="out3", tokenizer_source=other)
+    error = ConfigError(
+        "tokenizer_source",
+        f"differs from the tokenizer of {three[2]}, which is used: tokenizer.json",
+        got=json.dumps(other),
+        expected=json.dumps(three[2]),
+        remedy="Name the model with that tokenizer as base_model, or leave tokenizer_source out.",
+    )
+    error.got, error.expected = (
+        text if len(text) <= 60 else text[:59] + "…" for text in (error.got, error.expected)
+    )
+    assert (status, err) == (2, f"lastword: {error}\n")
+
+
+def test_a_link_out_of_the_model_is_refused_before_anything_is_written(tmp_path, three, merged):
+    """The merge's own model card takes the place of the donor's, which is not read."""
+    (tmp_path / "secret").write_text("the secret")
+    other = Path(shutil.copytree(three[2], tmp_path / "other"))
+    (other / "README.md").symlink_to("/dev/zero")
+    assert merged([other, three[2]], [1, 1])[0] == 0
+    (other / "NOTICE").symlink_to("../secret")
+    for models in ([other, three[2]], [three[2], other]):
+        status, out, err = merged(models, [1, 1], out="out2")
+        if models[0] != other:  # licences of other models are neither copied nor compared
+            assert (status, (out / "NOTICE").exists()) == (0, False)
+            continue
+        assert (status, err.count("\n"), out.exists()) == (2, 1, False)
+        assert err.startswith(
+            f"lastword: {other}/NOTICE: is stored outside the model's folder; got {tmp_path}/secret"
+        )
+        assert not list(tmp_path.glob(".out2*"))
 
 
 def copy_holding(folder: str, target: Path, value: float) -> str:

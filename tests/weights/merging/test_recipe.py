@@ -1,9 +1,12 @@
 """Recipes: mergekit's YAML is read with its meaning there, and everything not supported is refused by name."""
 
 import builtins
+import os
+from pathlib import Path
 
 import pytest
 import torch
+from helpers.messages import refusal
 
 from lastword.errors import ConfigError, MissingPackageError, WeightsError
 from lastword.weights.merging.recipe import parse_recipe, read_recipe
@@ -79,10 +82,20 @@ def test_accepted(text, expected):
 
 
 ENTRY = ": models: entry 1"
-WEIGHT, WRONG, FINITE = f"{ENTRY}: parameters: weight", "wrong value", "a finite number"
+WEIGHT, WRONG, FINITE = (
+    f"{ENTRY}: parameters: weight",
+    "wrong value",
+    "a finite number, at most 1e+100 in size",
+)
 WHOLE = "a merge of whole models, listed under models:"
 LINEAR = TWO + "merge_method: linear"
 ADAPTERS = "Adapters are not supported. Merge the adapter into its model first."
+
+
+DIGITS = "Exceeds the limit (4300 digits) for integer string conversion"
+WEIGHTS = ("1e101", "-1e400", "1_0x", "nan", "inf", "-")
+PLAIN = ("a plain value", "Write the value itself.")
+NAME = "a folder or a hub id in one line of at most 1000 characters"
 
 
 def weigh(weight: str) -> str:
@@ -155,9 +168,31 @@ REFUSED = [
      "a number from 0 to 1"),
     ("models: [{model: a}]\nbase_model: a\nmerge_method: multislerp", ": models", "wrong number",
      "0 in addition to the base_model", "at least one model"),
-    ("!!python/object:os.system {}", ":1",
-     "not valid YAML (could not determine a constructor for the tag 'tag:yaml.org,2002:python/object:os.system')"),
-    ("a: &x [*x]", ":1", "not valid YAML (found unconstructable recursive node)"),
+    ("!!python/object:os.system {}", ":1", "tags are not supported", '"tag:yaml.org,2002:python/object:os.system"',
+     *PLAIN),
+    (LINEAR + "\ndtype: !!bool float32", ":3", "tags are not supported", '"tag:yaml.org,2002:bool"', *PLAIN),
+    (LINEAR + "\ndtype: !" + "x" * 3000, ":3", "tags are not supported", '"!' + "x" * 57 + "…", *PLAIN),
+    ("a: &x [*x]", ":1", "aliases are not supported", '"x"', *PLAIN),
+    ("models: [{model: m, parameters: &p {weight: 1}},\n {model: n, parameters: *p}]", ":2",
+     "aliases are not supported", '"p"', *PLAIN),
+    ("[" * 5000, "", "not valid YAML (nested too deeply)"),
+    (LINEAR + "\n? " + "[" * 400 + "]" * 400, "", "not valid YAML (nested too deeply)"),
+    ("dtype: " + "9" * 5000, "", f"not valid YAML ({DIGITS}: value has 5000 digits)"),
+    ("dtype: 0x_", "", "not valid YAML (invalid literal for int() with base 16: '')"),
+    ("dtype: 1" + ":59" * 400 + ".5", "", "not valid YAML (int too large to convert to float)"),
+    ("dtype: 2001-99-99", "", "not valid YAML (month must be in 1..12)"),
+    ("dtype: =", ":1", "not valid YAML (could not determine a constructor for the tag 'tag:yaml.org,2002:value')"),
+    ("a: \x00", "", "not valid YAML (unacceptable character #x0000: special characters are not allowed)"),
+    ("a: 1\n---\nb: 1", ":2", "not valid YAML (but found another document)"),
+    (LINEAR + "\nparameters: [1]", ": parameters", "wrong content", "[1]", "a mapping of names"),
+    (LINEAR + "\nparameters: []", ": parameters", "wrong content", "[]", "a mapping of names"),
+    ("merge_method: linear\nmodels: [" + "{model: a}," * 257 + "]", ": models", "too many", "257", "at most 256"),
+    ('merge_method: linear\nmodels: [{model: "a\\nb"}]', f"{ENTRY}: model", WRONG, '"a\\nb"', NAME),
+    ('merge_method: linear\nmodels: [{model: "\\ud800"}]', f"{ENTRY}: model", WRONG, '"\\ud800"', NAME),
+    ("merge_method: linear\nmodels: [{model: ' '}]", f"{ENTRY}: model", WRONG, '" "', "a folder or a hub id"),
+    (f"merge_method: linear\nmodels: [{{model: {'x' * 1001}}}]", f"{ENTRY}: model", WRONG, '"' + 58 * "x" + "…", NAME),
+    *((weigh(weight), WEIGHT, WRONG, f'"{weight}"', FINITE) for weight in WEIGHTS),
+    (weigh("'1_0'"), WEIGHT, WRONG, '"1_0"', FINITE),
     ("? [a]\n: 1", "", "not valid YAML (unhashable type: 'list')"),
 ]  # fmt: skip
 
@@ -184,6 +219,13 @@ def test_files(tmp_path):
         str(tmp_path / "gone.yaml"), "no such file", remedy="Name the recipe, a YAML file."
     )
     assert vars(caught.value) == vars(gone)
+    (tmp_path / "large.yaml").write_text("#" * 65_537)
+    with refusal(ConfigError, where=str(tmp_path / "large.yaml"), what="too large"):
+        read_recipe(tmp_path / "large.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for place, kind in ((tmp_path / "pipe.yaml", "pipe"), (Path("/dev/zero"), "device")):
+        with refusal(WeightsError, where=str(place), what=f"cannot be read (it is a {kind})"):
+            read_recipe(place)
     (tmp_path / "latin.yaml").write_bytes(b"models: \xff")
     with pytest.raises(ConfigError) as caught:
         read_recipe(tmp_path / "latin.yaml")
