@@ -8,17 +8,25 @@ nothing about training; `bags_plan.py` writes the chosen rows to disk.
 import hashlib
 import heapq
 import json
+import os
 import random
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from lastword.errors import InputError, list_some
-from lastword.weights.json_fields import parse_object, show_value, unreadable
+from lastword.weights.files.reading import open_regular, unreadable
+from lastword.weights.json_fields import parse_object, show_value
+from lastword.weights.merging.recipe import MAX_MODELS, wrong_name
 
 REST = "rest"  # the bag of all rows that are in no other bag
 _PROGRESS_BYTES = 1 << 22  # between two calls of `progress`
+_MAX_ROW = 1 << 26  # bytes; stops at a file without line ends before memory runs out
+# Few digits: a bag's name states its ratio exactly, and no number is too large to compute with.
+_PERCENT = re.compile(r"\d{1,3}(\.\d{,4})?|\.\d{1,4}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,9 @@ def read_bags(ratios: str, where: str = "ratios") -> list[Bag]:
         InputError: not a list of numbers above 0 and up to 100, with `rest` at most once.
     """
     words = [word.strip() for word in ratios.split(",")]
+    if len(words) >= MAX_MODELS:  # one more model may be merged with theirs
+        got, expected = str(len(words)), f"at most {MAX_MODELS - 1}"
+        raise InputError(where, "too many bags", got=got, expected=expected)
     shares = [None if word == REST else percent(word, where) for word in words]
     bags = [
         Bag(f"{i}-{REST if share is None else format_percent(share)}", share)
@@ -66,12 +77,9 @@ def read_bags(ratios: str, where: str = "ratios") -> list[Bag]:
 
 def percent(word: str, where: str) -> Fraction:
     """Read one percentage exactly; the error message begins with `where`."""
-    try:
-        ratio = Fraction(word)
-    except (ValueError, ZeroDivisionError):
-        ratio = Fraction(0)
-    if not 0 < ratio <= 100 or "/" in word:
-        expected = "a percentage above 0, up to 100"
+    ratio = Fraction(word) if _PERCENT.fullmatch(word) else Fraction(0)
+    if not 0 < ratio <= 100:
+        expected = "a percentage above 0, up to 100, with at most 4 decimals"
         raise InputError(where, "out of range", got=show_value(word), expected=expected)
     return ratio
 
@@ -112,11 +120,30 @@ def read_dataset(
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse datasets with equal names."""
-    listed = list(names)
-    if twice := {name for name in listed if listed.count(name) > 1}:
-        remedy = f"Give them different names, as in first={list_some(twice)}.jsonl."
-        raise InputError("datasets", f"named twice: {list_some(twice)}", remedy=remedy)
+    """Refuse datasets with equal names, or with names that some file systems take for equal."""
+    found: dict[str, str] = {}
+    for name in names:
+        same = unicodedata.normalize("NFC", name).casefold()
+        if same in found:
+            both = list_some({found[same], name})
+            remedy = f"Give them different names, as in first={name}.jsonl."
+            raise InputError("datasets", f"named twice: {both}", remedy=remedy)
+        found[same] = name
+
+
+def check_into(into: str, bags: Sequence[Bag], where: str) -> None:
+    """Check the name of an existing model, which the recipe lists beside the models of the bags.
+
+    Raises:
+        InputError: `merge` would refuse the name, or it is the folder of a bag's model.
+    """
+    if (wrong := wrong_name(into)) is not None:
+        expected, remedy = wrong
+        got = show_value(into)
+        raise InputError(where, "wrong value", got=got, expected=expected, remedy=remedy)
+    if os.path.normpath(into) in {bag.name for bag in bags}:
+        what = "is the folder of a bag's own model"
+        raise InputError(where, what, got=show_value(into), remedy="Move the existing model.")
 
 
 def choose_rows(
@@ -175,10 +202,13 @@ def row_ids(dataset: Dataset, rows: Iterator[int], id_field: str | None) -> Iter
         if row == wanted:
             yield _id_of(line, id_field, f"{dataset.path}: row {row}")
             wanted = next(rows, None)
+    if wanted is not None:
+        what = "changed while it was read"
+        raise InputError(str(dataset.path), what, remedy="Run again when it is complete.")
 
 
 def _id_of(line: bytes, field: str, where: str) -> str:
-    value = parse_object(line, where, InputError, unique_keys=False).get(field)
+    value = parse_object(line, where, InputError).get(field)
     if isinstance(value, str) and value and value.isprintable():
         return value
     if isinstance(value, int) and not isinstance(value, bool):
@@ -195,8 +225,15 @@ def _lines(path: Path) -> Iterator[bytes]:
     """Yield the rows of a file, unchanged."""
     objects = path.suffix == ".jsonl"
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+        with open_regular(path) as file:
+            number = 0
+            while line := file.readline(_MAX_ROW + 1):
+                number += 1
+                if len(line) > _MAX_ROW:
+                    expected = f"at most {_MAX_ROW:,} bytes"
+                    raise InputError(
+                        f"{path}:{number}", "is too long for one row", expected=expected
+                    )
                 if not objects:
                     yield line
                 elif row := line.strip():

@@ -133,5 +133,8 @@ def _recipe(spec: PlanSpec, datasets: Sequence[Dataset], bags: list[dict[str, An
     lines = ["# Train a model on each bag of the plan, put it in the folder named here, then:"]
     lines += ["#   lastword merge THIS_FILE ./merged", "models:"]
     for name, weight in weights.items():
-        lines += [f"  - model: {json.dumps(name)}", f"    parameters: {{weight: {weight}}}"]
+        lines += [
+            f"  - model: {json.dumps(name, ensure_ascii=False)}",
+            f"    parameters: {{weight: {weight}}}",
+        ]
     return "\n".join([*lines, "merge_method: multislerp", "dtype: float32", ""])

@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "that are in no other bag, as in 50,rest",
     )
     parser.add_argument(
-        "--seed", type=int, required=True, help="seed of the random choice, a whole number"
+        "--seed", type=_seed, required=True, help="seed of the random choice, a whole number"
     )
     parser.add_argument(
         "-o",
@@ -61,7 +61,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--old-ratio",
-        default="40",
         metavar="PERCENT",
         help="percentage of each old dataset in each bag; by default 40",
     )
@@ -91,6 +90,12 @@ def run(args: argparse.Namespace) -> int:
     sources = [_parse_dataset(each, old=False) for each in args.files]
     sources += [_parse_dataset(each, old=True) for each in args.old]
     bags.check_names(name for name, _, _ in sources)
+    old_ratio = bags.percent("40" if args.old_ratio is None else args.old_ratio, "--old-ratio")
+    if args.old_ratio is not None and not args.old:
+        remedy = "Pass the old data with --old."
+        raise InputError("--old-ratio", "no old data is given", remedy=remedy)
+    if args.into is not None:
+        bags.check_into(args.into, drawn, "--into")
     if args.into is not None and args.weights == "size" and not args.old:
         raise InputError(
             "--into",
@@ -100,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     spec = bags_plan.PlanSpec(
         seed=args.seed,
         bags=drawn,
-        old_ratio=bags.percent(args.old_ratio, "--old-ratio"),
+        old_ratio=old_ratio,
         id_field=args.id_field,
         by_size=args.weights == "size",
         into=args.into,
@@ -122,6 +127,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _seed(text: str) -> int:
+    if not re.fullmatch(r"[-+]?\d{1,30}", text, re.ASCII):
+        raise argparse.ArgumentTypeError("not a whole number of at most 30 digits")
+    return int(text)
+
+
 def _parse_dataset(argument: str, *, old: bool) -> tuple[str, Path, bool]:
     """Split FILE or NAME=FILE into (name, path, old); the default name is the file name without its extension."""
     name, equals, file = argument.partition("=")
@@ -130,7 +141,8 @@ def _parse_dataset(argument: str, *, old: bool) -> tuple[str, Path, bool]:
         name = Path(argument).stem
     path = Path(file)
     if not path.is_file():
-        raise InputError(str(path), "no such file", expected="JSON lines or text")
+        what = "not a regular file" if os.path.exists(path) else "no such file"
+        raise InputError(str(path), what, expected="JSON lines or text")
     if path.suffix not in _ENDINGS:
         raise InputError(
             str(path),
@@ -138,11 +150,11 @@ def _parse_dataset(argument: str, *, old: bool) -> tuple[str, Path, bool]:
             got=path.suffix or "none",
             expected=".jsonl or .txt, one row per line",
         )
-    if not re.fullmatch(r"[\w][\w.-]*", name):
+    if not re.fullmatch(r"[\w][\w.-]{,59}", name):
         raise InputError(
             str(path),
             f"cannot be used as the name of a dataset: {name!r}",
-            expected="letters, digits, _ . - only",
+            expected="at most 60 letters, digits, _ . -",
             remedy="Name the dataset: NAME=FILE.",
         )
     return name, path, old

@@ -3,14 +3,21 @@
 import hashlib
 import json
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import yaml
+from helpers.messages import refusal
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lastword.cli.main import main
 from lastword.errors import InputError
-from lastword.weights.merging.recipe import read_recipe
+from lastword.weights.json_fields import show_value
+from lastword.weights.merging.bags import check_into, read_bags, read_dataset, row_ids
+from lastword.weights.merging.bags_plan import PlanSpec, _recipe
+from lastword.weights.merging.recipe import parse_recipe, read_recipe
 
 
 @pytest.fixture
@@ -96,6 +103,91 @@ def test_the_recipe_merges(files, capfd):
     assert yaml.safe_load(Path("plan.merge.yaml").read_text())["dtype"] == "float32"
 
 
+ONE_LINE = "a folder or a hub id in one line of at most 1000 characters"
+ADAPTERS = "Adapters are not supported. Merge the adapter into its model first."
+# A name that `merge` would refuse, or that is the folder of a bag's own model.
+INTO = {
+    "": ("wrong value", "a folder or a hub id", None),
+    " ": ("wrong value", "a folder or a hub id", None),
+    "a\nb": ("wrong value", ONE_LINE, None),
+    "a\x7fb": ("wrong value", ONE_LINE, None),
+    "a\x85b": ("wrong value", ONE_LINE, None),
+    "x" * 1001: ("wrong value", ONE_LINE, None),
+    "a+b": ("wrong value", "one model", ADAPTERS),
+    "./2-100": ("is the folder of a bag's own model", None, "Move the existing model."),
+    "x/../2-100/": ("is the folder of a bag's own model", None, "Move the existing model."),
+}
+
+
+@pytest.mark.parametrize("into", INTO)
+def test_a_model_that_merge_would_refuse_is_refused_at_once(files, capfd, into):
+    what, expected, remedy = INTO[into]
+    assert bags("a.jsonl", "--into", into) == 2
+    error = InputError("--into", what, got=show_value(into), expected=expected, remedy=remedy)
+    assert capfd.readouterr().err == f"lastword: {error}\n"
+    assert not list(Path().glob("plan*"))
+
+
+NAMES = ["-x", "@", "own/er@v1.0", "{a: b}", "[", "*a", "&a", "!t", "%", "null", "1", "# x", "a: b", 'a"b\\c',
+         "é/\U0001f600", "~", "x" * 1000, "a" * 300, "'", "|", ">", "---", "...", "a+b"]  # fmt: skip
+
+
+@pytest.mark.parametrize("into", NAMES)
+def test_any_other_name_is_read_by_merge_as_it_is(files, into):
+    Path("a+b").mkdir()
+    assert bags("a.jsonl", f"--into={into}") == 0
+    assert read_recipe(Path("plan.merge.yaml")).models == (into, "./1-80", "./2-100")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=20))
+def test_what_is_accepted_is_read_by_merge_as_it_is(into):
+    drawn = read_bags("80,100")
+    try:
+        check_into(into, drawn, "--into")
+    except InputError:
+        return
+    entries = [{"name": bag.name, "rows": 1} for bag in drawn]
+    text = _recipe(PlanSpec(1, drawn, Fraction(40), None, False, into), [], entries)
+    assert parse_recipe(text, "recipe").models == (into, "./1-80", "./2-100")
+
+
+def test_as_many_bags_as_merge_takes_models(files, capfd):
+    assert bags("a.jsonl", "--into", "x" * 1000, ratios=",".join(["12.3456"] * 255)) == 0
+    assert len(read_recipe(Path("plan.merge.yaml")).models) == 256
+    capfd.readouterr()
+    assert bags("a.jsonl", ratios=",".join(["50"] * 256), out="more.json") == 2
+    error = InputError("--ratios", "too many bags", got="256", expected="at most 255")
+    assert capfd.readouterr().err == f"lastword: {error}\n"
+
+
+def test_a_row_without_an_end(files, capfd, monkeypatch):
+    monkeypatch.setattr("lastword.weights.merging.bags._MAX_ROW", 100)
+    Path("long.txt").write_text("x\n" + "y" * 99 + "\n")
+    assert bags("long.txt", ratios="100") == 0
+    Path("long.txt").write_text("x\n" + "y" * 100 + "\n")
+    capfd.readouterr()
+    assert bags("long.txt", ratios="100", out="more.json") == 2
+    error = InputError("long.txt:2", "is too long for one row", expected="at most 100 bytes")
+    assert capfd.readouterr().err == f"lastword: {error}\n"
+
+
+def test_a_file_that_shrinks_while_it_is_read(files):
+    data = read_dataset("a", Path("a.jsonl"))
+    Path("a.jsonl").write_text('{"id": 1}\n')
+    assert list(row_ids(data, iter([0]), "id")) == ["1"]
+    with refusal(InputError, where="a.jsonl", what="changed while it was read"):
+        list(row_ids(data, iter([0, 5]), "id"))
+
+
+@pytest.mark.parametrize("seed", ["x", "1.5", "", "9" * 31, "١", "1_0", "1e3"])
+def test_seeds_that_are_refused(files, capfd, seed):
+    assert bags("a.jsonl", seed=seed) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("lastword: --seed: not a whole number of at most 30 digits; got ")
+    assert err.count("\n") == 1
+
+
 def test_blank_lines_text_and_missing_last_newline(files):
     Path("t.txt").write_bytes(b"one\n\nthree \xff")
     Path("j.jsonl").write_bytes(b'\n{"id": 5}\n  \n{"id": "x"}')
@@ -106,15 +198,18 @@ def test_blank_lines_text_and_missing_last_newline(files):
     assert Path("i.rows/1-100/j.txt").read_text() == "5\nx\n"
 
 
-JSON_OR_TEXT, NAME = "JSON lines or text", "letters, digits, _ . - only"
+JSON_OR_TEXT, NAME = "JSON lines or text", "at most 60 letters, digits, _ . -"
 TWICE = InputError(
     "datasets", "named twice: a", remedy="Give them different names, as in first=a.jsonl."
 )
 ROW_ID = {"what": "cannot be the row's id", "expected": "a whole number or a string of one line"}
-PERCENTAGE = {"what": "out of range", "expected": "a percentage above 0, up to 100"}
+PERCENTAGE = {
+    "what": "out of range",
+    "expected": "a percentage above 0, up to 100, with at most 4 decimals",
+}
 BAD = {
     "gone": (["gone.jsonl"], InputError("gone.jsonl", "no such file", expected=JSON_OR_TEXT)),
-    "folder": (["."], InputError(".", "no such file", expected=JSON_OR_TEXT)),
+    "folder": (["."], InputError(".", "not a regular file", expected=JSON_OR_TEXT)),
     "ending": (
         ["x.csv"],
         InputError(
@@ -180,6 +275,36 @@ BAD = {
         ["a.jsonl", "--old-ratio", "x"],
         InputError("--old-ratio", got='"x"', **PERCENTAGE),
     ),
+    "old-ratio-alone": (
+        ["a.jsonl", "--old-ratio", "50"],
+        InputError("--old-ratio", "no old data is given", remedy="Pass the old data with --old."),
+    ),
+    "name-long": (
+        [f"{'x' * 61}=a.jsonl"],
+        InputError(
+            "a.jsonl",
+            f"cannot be used as the name of a dataset: {'x' * 61!r}",
+            expected=NAME,
+            remedy="Name the dataset: NAME=FILE.",
+        ),
+    ),
+    "name-case": (
+        ["É=a.jsonl", "é=b.jsonl"],
+        InputError(
+            "datasets",
+            "named twice: É, é",
+            remedy="Give them different names, as in first=é.jsonl.",
+        ),
+    ),
+    "pipe": (["pipe.txt"], InputError("pipe.txt", "not a regular file", expected=JSON_OR_TEXT)),
+    "device": (
+        ["d=/dev/zero"],
+        InputError("/dev/zero", "not a regular file", expected=JSON_OR_TEXT),
+    ),
+    "key-twice": (
+        ["t.jsonl", "--id-field", "id"],
+        InputError("t.jsonl: row 0", 'not valid JSON (key "id" occurs twice)'),
+    ),
 }
 
 
@@ -192,6 +317,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(files, capfd, case):
     Path("x.jsonl").write_text("{}\n[1]\n")
     Path("n.jsonl").write_text('{"id": "x\\ny"}\n')
     Path("bad.jsonl").write_text("{bad\n")
+    Path("t.jsonl").write_text('{"id": 1, "id": 2}\n')
+    os.mkfifo("pipe.txt")
     before = sorted(os.listdir())
     arguments, error = BAD[case]
     assert bags(*arguments) == 2
@@ -208,11 +335,14 @@ def test_an_earlier_plan_is_left_alone(files, capfd, name):
     assert Path(name).read_text() == "mine"
 
 
-@pytest.mark.parametrize("out", ["plan", ".", "", "/", "..", ".json"])
+@pytest.mark.parametrize("out", ["plan", ".", "/", "..", ".json", "plan.JSON"])
 def test_a_plan_needs_the_ending_json(files, capfd, out):
     assert bags("a.jsonl", out=out) == 2
     error = InputError(
-        str(Path(out)), "wrong name", got="no ending", expected="a name that ends in .json"
+        str(Path(out)),
+        "wrong name",
+        got=Path(out).suffix or "no ending",
+        expected="a name that ends in .json",
     )
     assert capfd.readouterr().err == f"lastword: {error}\n"
 

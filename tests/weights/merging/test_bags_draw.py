@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lastword.errors import InputError
 from lastword.weights.merging.bags import Dataset, choose_rows, read_bags
 
-PERCENTAGE = "a percentage above 0, up to 100"
+PERCENTAGE = "a percentage above 0, up to 100, with at most 4 decimals"
 ONE_REST = "rest at most once, with at least one other ratio"
 
 
@@ -90,6 +90,13 @@ def test_old_data():
         ("1/2", "out of range", '"1/2"', PERCENTAGE),
         ("80,", "out of range", '""', PERCENTAGE),
         ("half", "out of range", '"half"', PERCENTAGE),
+        ("1e1", "out of range", '"1e1"', PERCENTAGE),
+        ("1e-999999999", "out of range", '"1e-999999999"', PERCENTAGE),
+        ("1e999999999", "out of range", '"1e999999999"', PERCENTAGE),
+        ("5_0", "out of range", '"5_0"', PERCENTAGE),
+        ("٥٠", "out of range", '"\\u0665\\u0660"', PERCENTAGE),
+        (".", "out of range", '"."', PERCENTAGE),
+        ("50.00001", "out of range", '"50.00001"', PERCENTAGE),
         ("rest", "wrong list", "rest", ONE_REST),
         ("50,rest,rest", "wrong list", "50,rest,rest", ONE_REST),
         ("100,rest", "a bag of 100 leaves no rows for rest", "100,rest", None),
@@ -113,3 +120,10 @@ def test_a_seeded_generator_is_what_python_promises():
     assert [generator.random() for _ in range(3)] == [
         0.6394267984578837, 0.025010755222666936, 0.27502931836911926
     ]  # fmt: skip
+
+
+@given(st.decimals(min_value=0, max_value=100, places=4))
+def test_a_bags_name_states_its_ratio_exactly(ratio):
+    if ratio:
+        (bag,) = read_bags(str(ratio))
+        assert Fraction(bag.name.removeprefix("1-")) == bag.ratio == Fraction(ratio)
