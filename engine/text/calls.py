@@ -22,7 +22,7 @@ class Calls:
     """The calls into one tokenizer.
 
     Args:
-        tokenizer: the tokenizer.
+        tokenizer: the tokenizer; its template, too, is applied as long as it has one.
         known: whether its pipeline is a known one. The calls of any other run in a thread of their own, so that an
             endless one can be interrupted and is given up after some seconds. Nothing can end that thread.
     """
@@ -31,7 +31,7 @@ class Calls:
         self._tokenizer, self._known = tokenizer, known
 
     def ids(self, texts: Sequence[str], indices: Sequence[int]) -> list[list[int]]:
-        """Tokenise texts in parallel, without their template.
+        """Tokenise texts in parallel.
 
         Args:
             texts: the texts, or parts of them.
@@ -63,7 +63,7 @@ class Calls:
 
         try:
             with fenced(failed):
-                encodings = self.encode(texts, special=False)
+                encodings = self.encode(texts)
         except InputError:
             if len(texts) == 1:
                 raise
@@ -78,15 +78,13 @@ class Calls:
             )
         return [encoding.ids for encoding in encodings]
 
-    def encode(self, texts: Sequence[str], *, special: bool) -> list[Any] | None:
-        """Tokenise texts, with the template's tokens if `special`; return None if it takes too long."""
-        return self._bounded(
-            lambda: self._tokenizer.encode_batch_fast(texts, add_special_tokens=special)
-        )
+    def encode(self, texts: Sequence[str]) -> list[Any] | None:
+        """Tokenise texts, whatever the tokenizer raises; return None if it takes too long."""
+        return self._bounded(lambda: self._tokenizer.encode_batch_fast(texts))
 
     def token_ends(self, text: str) -> list[int]:
         """Return where each token of a text ends."""
-        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        (encoding,) = self._tokenizer.encode_batch([text])
         return [end for _, end in encoding.offsets]
 
     def stay(self, first: int, second: int) -> bool:

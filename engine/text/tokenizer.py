@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
 from lastword.errors import ConfigError, InputError, WeightsError, not_unicode
 from lastword.text.calls import Calls
@@ -90,9 +90,9 @@ class TextTokenizer:
             longest = LONGEST_PART // most_characters(tokenizer.normalizer, str(self.path))
             cuts = find_cuts(tokenizer, vocabulary)
         self._calls = Calls(tokenizer, known=cuts is not None)
-        self._parts = Parts(cuts, longest, self._calls.token_ends, self._calls.stay)
-        self.before, self.after = self._template()
+        self.before, self.after = self._template(tokenizer)
         self._check_ids([*self.before, *self.after])
+        self._parts = Parts(cuts, longest, self._calls.token_ends, self._calls.stay)
 
     def _failed(self, reason: str) -> WeightsError:
         return WeightsError(
@@ -114,11 +114,12 @@ class TextTokenizer:
                 remedy=_OTHER,
             )
 
-    def _template(self) -> tuple[list[int], list[int]]:
-        """Find the token ids that the template adds before and after every text."""
+    def _template(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+        """Find the token ids that the template adds before and after every text; then take the template out."""
         with fenced(self._failed):
-            bare = self._calls.encode(_PROBES, special=False)
-            full = self._calls.encode(_PROBES, special=True)
+            full = self._calls.encode(_PROBES)
+            tokenizer.post_processor = None
+            bare = self._calls.encode(_PROBES)
         if bare is None or full is None:
             raise self._failed("it takes too long")
         found = [
