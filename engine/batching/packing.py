@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lastword.batching.forest import Forest
+from lastword.errors import InputError
 from lastword.kernels import AttentionPlan, CpuPlan, KernelTables, attention_tile_rows
 from lastword.kernels.attention_plan import final_table, query_tiles, segment_table
 from lastword.kernels.caller_settings import CPU, integers
@@ -160,6 +161,22 @@ class Packer:
             has_ancestors=tree, rows_per_segment=average, longest_path=segments.longest_path(),
             bucket=False,
         )  # fmt: skip
+
+
+def check_ids(forest: Forest, vocab_size: int) -> None:
+    """Raise InputError for an id without a row in the embedding table; on a GPU it would read foreign memory.
+
+    The tokenizer and the queue of items are checked before; this is the last place where all ids come by on the host.
+    """
+    low, high = map(int, torch.aminmax(forest.ids))
+    if low < 0 or high >= vocab_size:
+        raise InputError(
+            "token ids",
+            "beyond the vocabulary",
+            got=f"id {low if low < 0 else high}",
+            expected=f"0 to {vocab_size - 1}",
+            remedy="Use the tokenizer that belongs to these weights.",
+        )
 
 
 def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lastword import kernels
 from lastword.batching.forest import Forest
-from lastword.batching.packing import ModelInputs, Packer
+from lastword.batching.packing import ModelInputs, Packer, check_ids
 from lastword.kernels import AttentionPlan, MatmulInput
 from lastword.kernels.caller_settings import isolated
 from lastword.model.rope import inverse_frequencies
@@ -185,7 +185,11 @@ class Model:
             forest: the batch.
             observe: called as `observe(i, residual)` after layer i, counted from 0; in the last layer `residual` has
                 the last-token rows only.
+
+        Raises:
+            InputError: a token id has no row in the embedding table.
         """
+        check_ids(forest, self.config.vocab_size)
         with isolated(self.device):
             if self._packer is None:
                 return self._forward(ModelInputs.of(forest, self.device), observe)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.messages import refusal
 
 from lastword import kernels
 from lastword.batching.forest import Forest, plan_forests
-from lastword.batching.packing import MAX_BUCKET_ROWS, BucketLayout, Packer, bucket_of
-from lastword.errors import ConfigError
+from lastword.batching.packing import MAX_BUCKET_ROWS, BucketLayout, Packer, bucket_of, check_ids
+from lastword.bench.checkpoint import make_checkpoint
+from lastword.errors import ConfigError, InputError
 from lastword.kernels import KernelTables
 from lastword.kernels.gpu import block_sizes
 from lastword.model.qwen3 import Model
@@ -163,3 +165,18 @@ def test_a_packed_plan_is_not_for_the_cpu_implementation() -> None:
         assert (error.where, error.got) == (operation.__name__, "KernelTables")
         assert error.what == "wrong kind of attention plan"
         assert error.expected == "a CpuPlan, because PyTorch computes this"
+
+
+@pytest.mark.parametrize("bad", [-1, 10, 2**31 - 1, 2**32 - 1])
+def test_an_id_beyond_the_table_never_reaches_the_model(bad: int, tmp_path: Path) -> None:
+    (forest,) = plan_forests([[3, 9], [3, 4]], 100)
+    check_ids(forest, 10)
+    forest.ids[1] = bad if bad < 2**31 else bad - 2**32
+    got = f"id {bad if bad < 2**31 else bad - 2**32}"
+    with refusal(InputError, where="token ids", got=got, expected="0 to 9"):
+        check_ids(forest, 10)
+    config = read_config(make_checkpoint(tmp_path, vocab_size=1000))
+    model = Model(Checkpoint(tmp_path, config), config, CPU, torch.float32)
+    forest.ids[1] = 1000
+    with refusal(InputError, where="token ids", got="id 1000", expected="0 to 999"):
+        model.forward(forest)
