@@ -13,16 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lastword.errors import ConfigError, LastwordError, list_some
-from lastword.weights.files.reading import (  # noqa: F401
-    MAX_CONFIG_BYTES,
-    MAX_TOKENIZER_BYTES,
-    has_file,
-    missing_file,
-    open_regular,
-    read_bytes,
-    refuse_foreign,
-    unreadable,
-)
+from lastword.weights.files.reading import MAX_CONFIG_BYTES, has_file, read_bytes
 
 MAX_INT = 2**31 - 1
 MAX_FLOAT = sys.float_info.max
