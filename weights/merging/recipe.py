@@ -221,8 +221,12 @@ def wrong_name(name: object) -> tuple[str, str | None] | None:
         return "a folder or a hub id", None
     if len(name) > _MAX_NAME or not name.isprintable():
         return f"a folder or a hub id in one line of at most {_MAX_NAME} characters", None
-    if "+" in name and not os.path.lexists(expand_home(name)):
+    if os.path.lexists(expand_home(name)):
+        return None
+    if "+" in name:
         return "one model", "Adapters are not supported. Merge the adapter into its model first."
+    if "@" in (name[0], name[-1]):
+        return "a folder or a hub id (owner/name@revision)", None
     return None
 
 

@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.cli.main import main
+from lastword.weights.files import writer
+from lastword.weights.merging import bags_plan
 
 SLOW = """
 import sys, time
@@ -109,3 +112,44 @@ def test_an_unwritable_report_stops_the_merge_before_it_starts(recipe, capfd):
     assert main(["merge", "merge.yaml", "out", "--report", "gone/report.jsonl"]) == 2
     assert "gone/report.jsonl: cannot be written" in capfd.readouterr().err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+@pytest.mark.parametrize("command", ["merge", "convert", "bags"])
+def test_a_real_limit_on_a_files_size_is_one_line_and_leaves_nothing(recipe, capfd, command, size):
+    Path("rows.txt").write_text("x\n" * 100_000)
+    words = {
+        "merge": ["merge.yaml", "out", "--report", "report.jsonl"],
+        "convert": ["m1", "out", "--dtype", "f32"],
+        "bags": ["rows.txt", "--ratios", "80,100", "--seed", "1", "-o", "plan.json"],
+    }
+    before = sorted(os.listdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        status = main([command, *words[command]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    err = capfd.readouterr().err
+    assert (status, err.count("\n")) == (2, 1), err
+    assert "cannot be written (File too large)" in err
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["convert", "bags"])
+def test_a_stopped_run_leaves_nothing(recipe, capfd, monkeypatch, command, number):
+    """The signal comes when half of the first output has been written."""
+    Path("rows.txt").write_text("x\n" * 1000)
+    words = {
+        "convert": ["m1", "out"],
+        "bags": ["rows.txt", "--ratios", "80,100", "--seed", "1", "-o", "plan.json"],
+    }
+    before = sorted(os.listdir())
+    with monkeypatch.context() as patch:
+        for module, name in ((writer, "_write_tensor"), (bags_plan, "row_ids")):
+            patch.setattr(module, name, lambda *_: signal.raise_signal(number))
+        assert main([command, *words[command]]) == (130 if number == signal.SIGINT else 143)
+    assert capfd.readouterr().err.count("\n") == 1
+    assert sorted(os.listdir()) == before
+    assert main([command, *words[command], "--quiet"]) == 0

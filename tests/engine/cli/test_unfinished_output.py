@@ -1,10 +1,15 @@
 """An output that cannot be completed: one line, the old file kept, no other file left behind."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from helpers.project import ROOT
 
+FAKE = ROOT / "tests/helpers/fake_embedder.py"
 OLD = b"old output"
 
 
@@ -67,3 +72,19 @@ def test_failure_at_the_last_step(cli, monkeypatch, step):
     _check(cli("embed", "a.txt", "-o", "o"), "o: cannot be written (Input/output error)")
     assert Path("o").read_bytes() == OLD
     assert sorted(os.listdir()) == ["a.txt", "o"]
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_run_to_the_same_output(cli, tmp_path):
+    outputs = ("-o", "out.npy", "--save-ranges", "ranges")
+    command = [sys.executable, str(FAKE), "embed", "--quiet", *outputs]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as process:
+        while len(parts := sorted(tmp_path.glob(".*.part"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    cli("--version")  # enters the folder
+    Path("a.txt").write_text("abc\nb\ncde")
+    assert cli("embed", "a.txt", "-o", "other.npy").status == 0
+    assert sorted(tmp_path.glob(".*")) == parts
+    assert cli("embed", "a.txt", *outputs).status == 0
+    assert sorted(tmp_path.glob(".*")) == []
