@@ -2,7 +2,8 @@
 
 These are in the files that sentence-transformers and transformers write beside config.json. Each has an allow-list, so
 no setting that changes a vector is ignored. Without `modules.json` defaults are used, and sentence-transformers' own
-files are not read, as there. generation_config.json is never read: it is about generating text.
+files are not read, as there. generation_config.json and the configs of processors for images and sound are never read:
+nothing in them changes the vector of a text.
 """
 
 from collections.abc import Mapping

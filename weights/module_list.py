@@ -4,7 +4,6 @@ Only sentence-transformers' own Transformer, last-token Pooling and Normalize ar
 their full class paths, and no code that a checkpoint names is imported.
 """
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -129,9 +128,9 @@ def _read_list(path: Path) -> list[Fields]:
 
 def _refuse_same_names(modules: list[Fields]) -> None:
     """Refuse two modules of one name, of which sentence-transformers uses only the last."""
-    seen: set[str] = set()
+    seen: set[str | None] = set()
     for module in modules:
-        name = json.dumps(module.values.get("name"))
+        name = module.text("name")
         if name in seen:
             module.fail("name", "a name that no other module has")
         seen.add(name)

@@ -33,10 +33,12 @@ LOADING = frozenset(
 _HARMLESS = LOADING | frozenset(
     # Decoding, and the form of chats.
     "chat_control_tokens chat_template clean_up_tokenization_spaces errors response_schema response_template "
+    "spaces_between_special_tokens "
     # Padding, which lastword does without.
     "pad_to_multiple_of pad_token_type_id padding_side "
     # Read by the tokenizers of other models only.
-    "do_lower_case legacy "
+    "do_basic_tokenize do_lower_case legacy never_split sp_model_kwargs strip_accents tokenize_chinese_chars "
+    "use_default_system_prompt "
     # Settings of single calls, and notes of transformers to itself.
     "backend device_map dtype files_loaded from_slow is_local max_length stride torch_dtype truncation_strategy "
     "use_fast verbose".split()

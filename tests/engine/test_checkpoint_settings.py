@@ -65,7 +65,8 @@ HARMLESS: list[dict[str, Any]] = [
         "add_bos_token": True, "add_eos_token": True, "add_prefix_space": False, "bos_token": None,
         "chat_template": "{{ messages }}", "clean_up_tokenization_spaces": True, "do_lower_case": True,
         "errors": "strict", "extra_special_tokens": {}, "additional_special_tokens": ["<|im_start|>"],
-        "padding_side": "left", "split_special_tokens": False, "unk_token": None, "max_length": 3, "stride": 1}},
+        "padding_side": "left", "split_special_tokens": False, "unk_token": None, "max_length": 3, "stride": 1,
+        "strip_accents": True, "tokenize_chinese_chars": True, "spaces_between_special_tokens": True}},
     {TOKENIZER: {"tokenizer_class": "Qwen2TokenizerFast", "pad_token": {
         "__type": "AddedToken", "content": "<|im_end|>", "lstrip": False, "normalized": False, "rstrip": False,
         "single_word": False, "special": True}}},
