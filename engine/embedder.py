@@ -59,7 +59,8 @@ class Embedder(ModelProperties, Reopenable):
             depends on the device and, on a GPU, on its free memory. If memory still runs out, the batches get smaller
             for a while, with a warning.
         prompts: prompts by name, added to those of the checkpoint; a prompt of the same name replaces the checkpoint's.
-        truncate_dim: number of leading dimensions to keep; vectors are then scaled to length 1.
+        truncate_dim: number of leading dimensions to keep; vectors are then scaled to length 1. By default the
+            number that the checkpoint sets, else all.
         cuda_graphs: replay small batches on a GPU as CUDA graphs: the same vectors in less time. Each batch size is
             recorded when it first occurs; False saves that time and memory.
         show_progress_bar: show a bar while the weights load; by default on a terminal, after more than a second.

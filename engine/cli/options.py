@@ -135,7 +135,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dim",
         type=positive,
-        help="number of leading dimensions to keep of each vector; by default all",
+        help="number of leading dimensions to keep of each vector; by default what the model sets, else all",
     )
     group.add_argument(
         "--max-length",
