@@ -19,9 +19,7 @@ from lastword.weights.files.reading import read_bytes
 from lastword.weights.json_fields import Fields, show_value
 from lastword.weights.locate import expand_home
 
-_MAX_BYTES = (
-    64 * 1024
-)  # a hundred models take about 10 KB; reading 64 KB of the worst YAML takes seconds
+_MAX_BYTES = 64 * 1024  # the worst YAML of this size takes seconds; a hundred models take 10 KB
 MAX_MODELS = 256  # each is an open file, and a row of each block in memory
 _MAX_NAME = 1000
 _MAX_NUMBER = 1e100  # sums of squares of larger numbers overflow

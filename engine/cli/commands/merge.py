@@ -21,13 +21,17 @@ EXAMPLES = """example: merge.yaml, in mergekit's format
 
   lastword merge merge.yaml ./merged --report tensors.jsonl
 
-A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of it.
+A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of it. Files other
+than the weights come from base_model, or from the first model if there is none.
 
 Methods and their parameters:
   linear           per model: weight. For the merge: normalize
   multislerp       per model: weight. For the merge: normalize_weights, base_model (optional)
   task_arithmetic  per model: weight. For the merge: lambda, normalize, base_model (required)
   slerp            t, from base_model (0) to the other model (1)
+
+A recipe has at most 256 models and 64 KB, and no YAML aliases or tags. What it names and lastword does
+not implement is an error.
 
 dtype or out_dtype sets the dtype of the result; by default the stored dtype is kept. Sums and inner
 products are computed in float64, and each value is rounded once.

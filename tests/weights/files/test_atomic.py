@@ -1,6 +1,7 @@
 """Files and folders are complete or absent, whatever ends the writing, and no temporary files remain."""
 
 import errno
+import importlib.util
 import os
 import stat
 import subprocess
@@ -221,6 +222,19 @@ def test_without_locks_everything_stays(here, monkeypatch, locks):
     write_here(*NAMES)
     assert (hidden(), len(before)) == (before, 3)
     assert (here / "plan.rows").is_dir()
+
+
+def test_a_system_without_fcntl(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    spec = importlib.util.spec_from_file_location("atomic_elsewhere", atomic.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.fcntl is None
+    module.lock(0)
+    with module.replace_file("out") as file, module.replace_folder(here / "rows") as folder:
+        file.write(b"new")
+        fill(folder)
+    assert sorted(os.listdir()) == ["out", "rows"]
 
 
 def test_a_new_file_that_a_sweep_takes_is_made_again(here, monkeypatch):

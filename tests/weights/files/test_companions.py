@@ -126,6 +126,18 @@ def test_links_within_a_model_are_followed(tmp_path, model):
     assert not (tmp_path / "new/LICENSE").is_symlink()
 
 
+def test_what_is_no_json_may_begin_and_end_as_it_likes(tmp_path, model):
+    """Many model cards begin with HTML, and many templates with a token in angle brackets."""
+    texts = {"LICENSE": "", "README.md": "<p>A model</p>", "chat_template.jinja": "<|im_start|>"}
+    for name, text in texts.items():
+        (model / name).write_text(text)
+    (tmp_path / "new").mkdir()
+    copy_companions(model, tmp_path / "new", {torch.float32})
+    assert read_companion(model, Path("README.md")) == b"<p>A model</p>"
+    assert (tmp_path / "new/chat_template.jinja").read_text() == "<|im_start|>"
+    assert (tmp_path / "new/LICENSE").read_text() == ""
+
+
 def test_a_snapshot_of_the_hubs_cache_is_a_model(tmp_path, cache):
     snapshot = snapshot_of(cache)
     blobs = snapshot.parent.parent / "blobs"
