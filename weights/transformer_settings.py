@@ -8,7 +8,7 @@ settings of modalities.
 from dataclasses import dataclass
 from pathlib import Path
 
-from lastword.weights.json_fields import Fields, read_optional_object
+from lastword.weights.json_fields import NOT_SUPPORTED, Fields, read_optional_object
 from lastword.weights.tokenizer_settings import LOADING
 
 # sentence-transformers reads the first of these that is there and not empty.
@@ -21,7 +21,6 @@ _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_s
 _ONLY: dict[str, tuple[object, ...]] = {
     "do_lower_case": (False, None),
     "document_length": (None,),
-    "modality_config": (_TEXT_ONLY,),
     "module_output_name": ("token_embeddings", None),
     "processing_kwargs": (None, {}),
     "query_expansion": (None,),
@@ -37,7 +36,8 @@ _KEYWORDS = {
 }
 # Which library computes, and whether it pads: neither changes a vector by more than rounding.
 _HARMLESS = frozenset({"backend", "unpad_inputs"})
-_KNOWN = _HARMLESS | _ONLY.keys() | {*_KEYWORDS, *_KEYWORDS.values(), "max_seq_length"}
+_READ = frozenset({"max_seq_length", "modality_config"})
+_KNOWN = _HARMLESS | _READ | _ONLY.keys() | {*_KEYWORDS, *_KEYWORDS.values()}
 # Arguments that place the weights, choose among equal computations, or choose the dtype, which is lastword's choice.
 _COMPUTE = LOADING | {"attn_implementation", "dtype", "torch_dtype"}
 _MODEL = _COMPUTE | frozenset(
@@ -70,6 +70,9 @@ def read_transformer_settings(folder: Path) -> TransformerSettings:
     fields.refuse_unknown(_KNOWN)
     for key, allowed in _ONLY.items():
         fields.only(key, *allowed)
+    if fields.values.get("modality_config", _TEXT_ONLY) != _TEXT_ONLY:
+        expected = 'only "text", by the method "forward" and its "last_hidden_state"'
+        fields.fail("modality_config", expected, NOT_SUPPORTED)
     length = None
     if fields.values.get("max_seq_length") is not None:
         length = fields.integer("max_seq_length", low=2)

@@ -197,6 +197,7 @@ DENSE = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformer
 CHAIN = "Transformer, Pooling and, optionally, Normalize of sentence-transformers"
 INSIDE, OTHERS = "a folder inside the model's", "not supported"
 LENGTH, LIMIT = "an integer from 2 to 2147483647", "a finite number above 1"
+FORWARD = 'only "text", by the method "forward" and its "last_hidden_state"'
 CHAT = {"message": {"method": "forward", "method_output_name": "last_hidden_state"}}
 # The file, its content, and the error's parts: where (in the file), what, got, expected.
 BAD = [
@@ -260,9 +261,10 @@ BAD = [
     (BERT, {"query_length": 32}, ": query_length", "wrong value", "32", "null"),
     (BERT, {"document_length": 32}, ": document_length", "wrong value", "32", "null"),
     (BERT, {"processing_kwargs": {"text": {}}}, ": processing_kwargs", "wrong value", '{"text": {}}', "null"),
-    (BERT, {"modality_config": TEXT_ONLY | CHAT}, ": modality_config", "wrong value", None, None),
+    (BERT, {"modality_config": TEXT_ONLY | CHAT}, ": modality_config", "wrong value", None, FORWARD),
+    (BERT, {"modality_config": None}, ": modality_config", "wrong value", "null", FORWARD),
     (BERT, {"modality_config": {"text": {"method": "forward", "method_output_name": "logits"}}}, ": modality_config",
-     "wrong value", None, None),
+     "wrong value", None, FORWARD),
     (BERT, NEW_BERT | {"module_output_name": "sentence_embedding"}, ": module_output_name", "wrong value",
      '"sentence_embedding"', '"token_embeddings"'),
     (BERT, {"tokenizer_name_or_path": "other"}, ": tokenizer_name_or_path", "wrong value", '"other"', "null"),
