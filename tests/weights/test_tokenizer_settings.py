@@ -1,6 +1,9 @@
 """Tokens that the files beside tokenizer.json name: they must be those of tokenizer.json itself."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 from helpers.small_models import DROP, change_file
@@ -11,6 +14,7 @@ from lastword.weights import check_tokens
 from lastword.weights.json_fields import Fields
 from lastword.weights.tokenizer_settings import read_tokenizer_settings
 
+DATA = os.environ.get("LASTWORD_TEST_DATA")
 FILE, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 END = {
     "content": "<|endoftext|>",
@@ -57,6 +61,36 @@ def check(folder, keywords=None) -> None:
 def test_tokens_of_tokenizer_json(folder, file, values):
     change_file(folder, file, values)
     check(folder)
+
+
+@pytest.mark.skipif(not DATA, reason="LASTWORD_TEST_DATA is not set")
+@pytest.mark.parametrize("name", ["Qwen3-Embedding-0.6B", "Qwen3-Embedding-4B", "Qwen3"])
+def test_what_transformers_4_writes_beside_a_published_tokenizer(tmp_path, name):
+    shutil.copy(Path(str(DATA)) / "tokenizers" / name / "tokenizer.json", tmp_path)
+    added = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    decoder = {str(token.pop("id")): token for token in added}
+    ids = {token["content"]: int(number) for number, token in decoder.items()}
+    special = [token["content"] for token in added if token["special"]]
+    named = {key: value for key, value in decoder["151643"].items() if key != "special"}
+    tokens = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}
+    settings = {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": decoder,
+        "additional_special_tokens": special[1:],
+        "bos_token": None,
+        "chat_template": "{%- if tools %}",
+        "clean_up_tokenization_spaces": False,
+        "errors": "replace",
+        "extra_special_tokens": {},
+        "model_max_length": 131072,
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+    }
+    change_file(tmp_path, FILE, settings | tokens)
+    change_file(tmp_path, MAP, {"additional_special_tokens": special[1:], "pad_token": named})
+    change_file(tmp_path, ADDED, ids)
+    check(tmp_path)
 
 
 def other(number: str, **changes: object) -> dict:
