@@ -91,7 +91,7 @@ def locate(
     name = os.fspath(model)
     folder = expand_home(name)
     if _is_folder(folder, name):
-        _refuse_revision(revision, "a folder")
+        _refuse_revision(revision, f"the folder {folder}")
         _check_complete(folder, "Name a folder that holds the whole model.")
         return ModelFiles(name, folder, None)
     if not isinstance(model, str) or not _REPO_ID.fullmatch(name) or ".." in name:
@@ -122,7 +122,7 @@ def _refuse_revision(revision: str | None, model: str) -> None:
             f"cannot be chosen for {model}",
             got=show_value(revision),
             expected="none",
-            remedy="Leave it out, or name the model by its hub id.",
+            remedy="Leave it out, or name a model on the hub.",
         )
 
 

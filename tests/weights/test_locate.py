@@ -196,17 +196,18 @@ def test_a_folder_that_may_not_be_read(model, monkeypatch):
 
 
 @pytest.mark.parametrize("revision", ["main", "", "v1"])
-@pytest.mark.parametrize("kind", ["a folder", "the built-in model"])
-def test_a_revision_is_for_the_hub(model, revision, kind):
+@pytest.mark.parametrize("builtin", [False, True])
+def test_a_revision_is_for_the_hub(model, revision, builtin):
+    kind = "the built-in model" if builtin else f"the folder {model}"
     with refusal(
         ConfigError,
         where="revision",
         what=f"cannot be chosen for {kind}",
         got=f'"{revision}"',
         expected="none",
-        remedy="Leave it out, or name the model by its hub id.",
+        remedy="Leave it out, or name a model on the hub.",
     ):
-        locate(model if kind == "a folder" else None, revision=revision)
+        locate(None if builtin else model, revision=revision)
 
 
 def test_an_empty_revision_is_not_the_main_branch():

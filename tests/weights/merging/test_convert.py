@@ -273,7 +273,7 @@ def test_a_folder_has_no_revision(tmp_path, tiny_checkpoint, converted):
     shutil.copytree(tiny_checkpoint, tmp_path / "m")
     status, out, err = converted("m@v2")
     assert (status, err.count("\n"), out.exists()) == (2, 1, False)
-    assert err.startswith("lastword: m@v2: cannot be chosen for a folder; got ")
+    assert err.startswith("lastword: m@v2: cannot be chosen for the folder m; got ")
     shutil.copytree(tiny_checkpoint, tmp_path / "m@v2")
     assert converted("m@v2")[0] == 0
 
