@@ -13,7 +13,7 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 from huggingface_hub import errors  # noqa: E402
 
 from lastword.errors import ConfigError, WeightsError  # noqa: E402
-from lastword.weights import locate  # noqa: E402
+from lastword.weights import locate, read_config, read_embedding_spec  # noqa: E402
 from lastword.weights.locate import FETCHED, NEVER_FETCHED  # noqa: E402
 
 
@@ -269,6 +269,33 @@ def test_incomplete_cache_is_named(cache, name):
     assert error.where == (NAME if what == ABSENT else f"{NAME}: {place}")
     assert (error.what, error.remedy) == (what, remedy)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "modules.json",
+        "config_sentence_transformers.json",
+        "sentence_bert_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "adapter_config.json",
+        "1_Pooling/config.json",
+        "2_Normalize/config.json",
+        "2_Normalize",
+    ],
+)
+def test_no_setting_vanishes_with_a_damaged_cache(cache, name):
+    """A file that need not be there must be readable if its name is: else prompts and limits change unnoticed."""
+    link = snapshot_of(cache) / name
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to("../../blobs/gone")
+    with pytest.raises(WeightsError) as caught:
+        folder = locate(NAME, cache_dir=cache, local_files_only=True).folder
+        read_embedding_spec(folder, read_config(folder))
+    assert caught.value.where.endswith(str(link))
+    assert caught.value.what == LINK
 
 
 COMPLETE = ["config.json", "tokenizer.json", "model.safetensors"]
