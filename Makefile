@@ -3,12 +3,14 @@
 #   make test   install with the test extra; lint, types, tests
 # Both install in editable form, once: after an edit nothing is installed anew until pyproject.toml or
 # constraints.txt change. The wheel has its own test, tests/test_install.py.
-# `make soak` runs larger counts and repeats the tests under new random seeds, with twenty times as
-# many random cases; `make clean` removes what these made.
+# `make soak` runs larger counts, 20,000 mutated inputs (tests/fuzz), and repeats the tests under new
+# random seeds, with twenty times as many random cases; `make clean` removes what these made.
 
 PYTHON ?= python3
 SOAK_ROUNDS ?= 3
 WORKERS ?= 2
+FUZZ_CASES ?= 20000
+FUZZ_SEED ?=
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -53,13 +55,14 @@ types: $(VENV)/.installed-test
 	    --cache-dir $(CURDIR)/.mypy_cache --package lastword
 
 soak: $(VENV)/.installed-test
+	$(BIN)/python tests/fuzz/campaign.py --oracle --cases $(FUZZ_CASES) $(FUZZ_SEED:%=--seed %)
 	$(PYTEST) -q -m soak
 	for seed in $$(seq $(SOAK_ROUNDS)); do \
 	    LASTWORD_SOAK=1 $(PYTEST) -x -q --hypothesis-seed=$$(date +%s)$$seed || exit 1; \
 	done
 
 clean:
-	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo fuzz-findings build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lastword needs Python >= 3.11")'
