@@ -20,6 +20,7 @@ from lastword.verify.transformers_reference import StoredTensors
 from lastword.verify.verdict import Verdict, check_accepted, requested_checks
 from lastword.weights import (
     Checkpoint,
+    check_tokens,
     dtype_name,
     locate,
     read_config,
@@ -85,9 +86,9 @@ def _opens(folder: Path, verdict: Verdict) -> bool:
     """Check that lastword can read every file of the folder."""
     try:
         config = read_config(folder)
-        read_embedding_spec(folder, config)
+        settings = read_embedding_spec(folder, config).tokenizer
         checkpoint = Checkpoint(folder, config)
-        TextTokenizer(folder, config.vocab_size)
+        check_tokens(settings, TextTokenizer(folder, config.vocab_size).added_tokens)
     except LastwordError as error:
         verdict.add("checkpoint", str(error))
         return False

@@ -122,6 +122,11 @@ def mean_pooling(folder: Path) -> None:
     path.write_text(json.dumps({**settings, "pooling_mode_mean_tokens": True}))
 
 
+def a_token_of_another_file(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "[PAD]"}))
+
+
 def a_tensor_of_nan(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
@@ -135,6 +140,7 @@ DAMAGED = {
     "space": (space_at_the_end, "prompt text", "Query: ', expected 'Instruct: …"),
     "documents": (instructed_documents, "prompt text", "the prompt of queries; got 'Instruct: "),
     "pooling": (mean_pooling, "checkpoint", "pooling mode"),
+    "token": (a_token_of_another_file, "checkpoint", "contradicts tokenizer.json"),
     "nan": (a_tensor_of_nan, "weights", "not finite: layers.1.mlp.up_proj.weight"),
 }
 
