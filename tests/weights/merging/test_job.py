@@ -21,7 +21,7 @@ from lastword.weights.files.shards import read_tensors
 from lastword.weights.files.writer import TensorSpec
 from lastword.weights.merging.job import write_model
 
-SCRIPT = ROOT / "tests/helpers/killed_merge.py"
+SCRIPT = ROOT / "tests/weights/merging/killed_merge.py"
 
 
 class FakeJob:
