@@ -79,20 +79,15 @@ class Parts:
 
     def _first_tokens(self, text: PromptedText, needed: int) -> Walk:
         found: list[int] = []
-        parts = self._forward(text, 0, len(text), _part_chars(needed))
+        parts = self._forward(text, 0, len(text), _part_chars(needed), most=needed)
         ids: list[int] | None = None
         while True:
             try:
-                part = parts.send(
-                    ids
-                )  # which also checks the ids, so it comes before they are used
+                part = parts.send(ids)
             except StopIteration:
-                break
-            if len(found) > needed:
-                break
+                return found[:needed], len(found) > needed
             ids = yield part
             found += ids
-        return found[:needed], len(found) > needed
 
     def _last_tokens(self, text: PromptedText, needed: int) -> Walk:
         found: list[int] = []
@@ -100,7 +95,7 @@ class Parts:
         while stop and len(found) <= needed:
             start = 0 if stop <= 2 * chars else self._last_cut(text, 0, stop - chars) or 0
             block: list[int] = []
-            parts = self._forward(text, start, stop, PART_CHARS)
+            parts = self._forward(text, start, stop, PART_CHARS, most=None)
             ids: list[int] | None = None
             while True:
                 try:
@@ -114,9 +109,18 @@ class Parts:
         return found[max(len(found) - needed, 0) :], len(found) > needed
 
     def _forward(
-        self, text: PromptedText, start: int, stop: int, chars: int
+        self, text: PromptedText, start: int, stop: int, chars: int, *, most: int | None
     ) -> Generator[str, list[int] | None]:
-        """Yield text[start:stop] in parts of about `chars` characters, soon more; both ends must be safe cuts."""
+        """Yield text[start:stop] in parts until there are more than `most` tokens.
+
+        Args:
+            text: the text.
+            start: a safe cut, or the text's beginning.
+            stop: a safe cut, or the text's end.
+            chars: about how many characters the first part has; later ones have more.
+            most: the number of tokens; None for all.
+        """
+        count = 0
         before: int | None = None  # the token before a cut inside a word
         while start < stop:
             end, following, inner = self._next(text, start, stop, chars)
@@ -127,6 +131,9 @@ class Parts:
             before = ids[-1] if inner and ids else None
             if inner and before is None:
                 raise TooLongError(self._longest)
+            count += len(ids)
+            if most is not None and count > most:
+                return
             start, chars = following, min(2 * chars, PART_CHARS)
 
     def _next(self, text: PromptedText, start: int, stop: int, chars: int) -> tuple[int, int, bool]:
@@ -150,7 +157,7 @@ class Parts:
 
     def _last_cut(self, text: PromptedText, low: int, high: int) -> int | None:
         """Return the last safe cut after `low`, up to `high`."""
-        size = 256
+        size = 64
         while self._cuts and high > low:
             begin = max(low, high - size)
             places = self._places(text, begin, high)
@@ -161,7 +168,7 @@ class Parts:
 
     def _first_cut(self, text: PromptedText, low: int, high: int) -> int | None:
         """Return the first safe cut after `low`, up to `high`."""
-        size = 256
+        size = 64
         while self._cuts and low < high:
             end = min(high, low + size)
             places = self._places(text, low, end)
