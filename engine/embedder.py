@@ -41,6 +41,9 @@ class Embedder(ModelProperties, Reopenable):
 
     `info` describes the model (`ModelInfo`); `loop` computes the vectors (`runtime.loop.Loop`).
 
+    It can be used from several threads at once; a call uses the settings as they were when it began. `copy` and
+    `pickle` work (`reopen.py`). After a fork it must be opened again.
+
     Loading a model on the CPU changes settings of the whole process: the C library keeps freed memory for the next
     batch, and the variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set unless they already are
     (with no effect if torch has computed a matmul before). `tune_process=False` prevents both.

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import SupportsIndex, TypedDict, TypeVar, Unpack, cast
 
@@ -118,7 +119,8 @@ class ModelInfo:
         for each in self.devices:
             check_quantize(quantize, each, self.dtype)
         self.quantize = quantize
-        self.files = locate(model, **where)
+        files = locate(model, **where)
+        self.files = replace(files, folder=files.folder.absolute())  # a later chdir changes nothing
         self.name = self.files.name
         self.config = read_config(self.files.folder)
         self.spec = read_embedding_spec(self.files.folder, self.config)

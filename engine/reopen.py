@@ -112,7 +112,7 @@ def _model_of(embedder: Reopenable) -> dict[str, Any]:
     return {
         "name": info.name,
         "builtin": info.files == locate(None),
-        "folder": str(info.files.folder.absolute()),
+        "folder": str(info.files.folder),
         "revision": info.files.revision,
         "space": _space(info),
         "hub": {name: value for name, value in how.items() if value is not None},

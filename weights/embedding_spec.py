@@ -9,7 +9,6 @@ nothing in them changes the vector of a text.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from lastword.errors import list_some
@@ -61,15 +60,15 @@ def read_embedding_spec(folder: Path, config: ModelConfig) -> EmbeddingSpec:
     if not has_file(folder / MODULES):
         tokenizer = read_tokenizer_settings(folder, Fields({}, str(folder)))
         length = _max_length(None, tokenizer, config)
-        none, notice = MappingProxyType(_PROMPTS), _NOTICE.format(folder=folder, length=length)
-        return EmbeddingSpec(none, None, True, length, None, "cosine", tokenizer, notice)
+        notice = _NOTICE.format(folder=folder, length=length)
+        return EmbeddingSpec(dict(_PROMPTS), None, True, length, None, "cosine", tokenizer, notice)
     normalize = read_modules(folder, config)
     transformer = read_transformer_settings(folder)
     tokenizer = read_tokenizer_settings(folder, transformer.tokenizer)
     fields = _read_settings(folder / "config_sentence_transformers.json")
     prompts = _prompts(fields)
     return EmbeddingSpec(
-        prompts=MappingProxyType(prompts),
+        prompts=prompts,
         default_prompt_name=_default_prompt(fields, prompts),
         normalize=normalize,
         max_length=_max_length(transformer, tokenizer, config),

@@ -28,7 +28,7 @@ class _Query(str):
     __slots__ = ()
 
 
-def _as_query(query: str) -> str:
+def _as_query(query: Any) -> Any:
     return _Query(query) if isinstance(query, str) else query
 
 
@@ -44,7 +44,7 @@ class KeyedStore(BaseKVStore):  # type: ignore[misc]  # mypy skips this library
     """
 
     def __init__(self, store: BaseKVStore, embedder: Embedder) -> None:
-        self.store = store.store if isinstance(store, KeyedStore) else store
+        self.store: Any = store.store if isinstance(store, KeyedStore) else store
         self.embedder = embedder
 
     def _key(self, text: str) -> str:
@@ -143,7 +143,7 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
         """What the vectors depend on, hashed with the settings of this moment; a part of `to_dict`."""
         return fingerprint_of(self._embedder)
 
-    @model_serializer(mode="wrap")
+    @model_serializer(mode="wrap")  # type: ignore[untyped-decorator]
     def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
         """Add the fingerprint to what `to_dict` returns, which the ingestion cache goes by."""
         data: dict[str, Any] = super().custom_model_dump(handler, info)
