@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,15 @@ BERT, PROMPTS = "sentence_bert_config.json", "config_sentence_transformers.json"
 TOKENIZER, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("original") / "model"
+    return make_checkpoint(folder, num_hidden_layers=1, max_position_embeddings=512)
+
+
 @pytest.fixture
-def folder(tmp_path):
-    return make_checkpoint(tmp_path / "model", num_hidden_layers=1, max_position_embeddings=512)
+def folder(original, tmp_path):
+    return Path(shutil.copytree(original, tmp_path / "model"))
 
 
 EMPTY = {"query": "", "document": ""}
