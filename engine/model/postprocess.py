@@ -1,7 +1,7 @@
 """Turn final states into vectors: truncate to the requested width, normalise, check, quantise.
 
-`not_finite` finds bad rows, and `runtime/results.py` turns them into errors: no vector with NaN reaches the
-caller (`hidden_states` returns states as they are). This module handles tensors only.
+`unusable` finds bad rows, and `runtime/results.py` turns them into errors: no vector with NaN, and none that is zero,
+reaches the caller (`hidden_states` returns states as they are). This module handles tensors only.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from lastword.arguments import as_numbers, is_one_of, shown
 from lastword.errors import ConfigError
 
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
+_ZERO = 1e-9  # a vector of length 1 has a larger value, whatever its dimension; a model's states are about 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,10 +128,14 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
     return vectors
 
 
-def not_finite(vectors: Tensor) -> list[int]:
-    """Return the indices of the rows of [N, dim] that contain a NaN or an infinity."""
-    finite = vectors.isfinite().all(1)
-    return [] if bool(finite.all()) else (~finite).nonzero().flatten().tolist()
+def unusable(vectors: Tensor) -> list[int]:
+    """Return the indices of the rows of [N, dim] that contain a NaN or an infinity, or are zero.
+
+    A zero vector has no direction: the norm of a model whose values overflow gives one, as does a final norm of zeros.
+    """
+    largest = vectors.abs().amax(1)  # of a row with a NaN, NaN
+    usable = (largest >= _ZERO) & (largest < torch.inf)
+    return [] if bool(usable.all()) else (~usable).nonzero().flatten().tolist()
 
 
 def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lastword.batching.forest import Forest
 from lastword.errors import InputError
 from lastword.kernels.caller_settings import count_up
-from lastword.model.postprocess import VectorFormat, not_finite, postprocess, quantize
+from lastword.model.postprocess import VectorFormat, postprocess, quantize, unusable
 from lastword.report import Report
 from lastword.runtime.runner import EmbedTask, Task
 
@@ -183,15 +183,16 @@ def finish_batch(
 def _rows(
     group: Group, forest: Forest, states: Tensor, task: Task | None
 ) -> tuple[Tensor | list[Tensor], dict[int, Exception]]:
-    """Return one row per text of a batch, and the errors of items whose vector is not finite or cannot be made."""
+    """Return one row per text of a batch, and the errors of items whose vector is unusable or cannot be made."""
     if task is not None:
         return states, {}
     indices = forest.texts.tolist()
     errors: dict[int, Exception] = {}
-    for place in not_finite(states):
+    for place in unusable(states):
+        is_zero = bool(states[place].isfinite().all())
         errors[indices[place]] = group.items[indices[place]].error(
-            "its vector is not finite",
-            expected="finite numbers",
+            "its vector is zero" if is_zero else "its vector is not finite",
+            expected="finite numbers, not all of them zero",
             remedy="The weights are damaged or overflow in this dtype. Check them, or use dtype float32.",
         )
     formats = _formats(group, forest)

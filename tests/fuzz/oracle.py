@@ -45,6 +45,11 @@ def _encode(case: Case) -> dict[str, torch.Tensor]:
     from sentence_transformers import SentenceTransformer
 
     logging.disable()
-    model = SentenceTransformer(str(case.folder / "model"), device="cpu", local_files_only=True)
+    model = SentenceTransformer(
+        str(case.folder / "model"),
+        device="cpu",
+        local_files_only=True,
+        model_kwargs={"dtype": torch.float32},  # as lastword computes on a CPU
+    )
     found = {"text": model.encode(TEXTS), "query": model.encode_query(TEXTS)}
     return {name: torch.from_numpy(matrix).float() for name, matrix in found.items()}

@@ -13,9 +13,9 @@ from lastword.model.postprocess import (
     PRECISIONS,
     VectorFormat,
     check_precision,
-    not_finite,
     postprocess,
     quantize,
+    unusable,
 )
 from lastword.similarity import similarity, similarity_pairwise
 
@@ -35,10 +35,12 @@ def test_cut_vectors_have_length_one() -> None:
     assert torch.equal(postprocess(states, 24, normalize=False), states[:, :24].float())
 
 
-def test_rows_that_are_not_finite_are_listed(vectors: torch.Tensor) -> None:
-    assert not_finite(vectors) == []
-    vectors[7, 3], vectors[9, 0] = float("nan"), float("inf")
-    assert not_finite(vectors) == [7, 9]
+def test_rows_that_are_not_finite_or_zero_are_listed(vectors: torch.Tensor) -> None:
+    assert unusable(vectors) == unusable(vectors[:0]) == []
+    vectors[7, 3], vectors[9, 0], vectors[2] = float("nan"), float("-inf"), 0.0
+    vectors[4] = -1e-30
+    vectors[5], vectors[5, 1] = 0.0, -1e-3
+    assert unusable(vectors) == [2, 4, 7, 9]
 
 
 def test_int8_keeps_the_cosine(vectors: torch.Tensor) -> None:
