@@ -1,18 +1,24 @@
 """Turn final states into vectors: truncate to the requested width, normalise, check, quantise.
 
+<<<<<<< Updated upstream
 `unusable` finds bad rows, and `runtime/results.py` turns them into errors: no vector with NaN, and none that is zero,
 reaches the caller (`hidden_states` returns states as they are). This module handles tensors only.
+=======
+`without_direction` finds rows that point nowhere (zero, NaN, infinity), and `runtime/results.py` turns them into
+errors: no such vector reaches the caller. This module handles tensors only.
+>>>>>>> Stashed changes
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.arguments import as_numbers, is_one_of, shown
 from lastword.errors import ConfigError
 
+# A shorter vector is all rounding error; sentence-transformers divides by at least as much.
+MIN_LENGTH = 1e-12
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 _ZERO = 1e-9  # a vector of length 1 has a larger value, whatever its dimension; a model's states are about 1
 
@@ -103,7 +109,7 @@ def _check_ranges(ranges: object, dim: int) -> Tensor:
 
 
 def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
-    """Keep the first `dim` dimensions and scale to length 1: v = s[:dim] / max(‖s[:dim]‖, 1e-12).
+    """Keep the first `dim` dimensions and scale to length 1: v = s[:dim] / ‖s[:dim]‖.
 
     Args:
         states: [N, C], any float dtype.
@@ -111,7 +117,8 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
         normalize: whether to scale.
 
     Returns:
-        [N, dim] fp32 on the same device; a row with a NaN or infinity keeps it, so that the caller can name the text.
+        [N, dim] fp32 on the same device. A row that cannot be scaled, shorter than `MIN_LENGTH` or of a length beyond
+        fp32, becomes zeros, or NaN where it holds a NaN or infinity; so `without_direction` finds it.
 
     Raises:
         ConfigError: `dim` is larger than C.
@@ -123,11 +130,13 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
         expected = f"1 to {states.shape[1]}"
         raise ConfigError("dim", "out of range", got=str(dim), expected=expected)
     vectors = states[:, :dim].float()
-    if normalize:
-        vectors = F.normalize(vectors, dim=1)
-    return vectors
+    if not normalize:
+        return vectors
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / lengths.masked_fill_(lengths < MIN_LENGTH, torch.inf)
 
 
+<<<<<<< Updated upstream
 def unusable(vectors: Tensor) -> list[int]:
     """Return the indices of the rows of [N, dim] that contain a NaN or an infinity, or are zero.
 
@@ -135,6 +144,12 @@ def unusable(vectors: Tensor) -> list[int]:
     """
     largest = vectors.abs().amax(1)  # of a row with a NaN, NaN
     usable = (largest >= _ZERO) & (largest < torch.inf)
+=======
+def without_direction(vectors: Tensor) -> list[int]:
+    """Return the indices of the rows of [N, dim] that are shorter than `MIN_LENGTH` or whose length is not finite."""
+    lengths: Tensor = torch.linalg.vector_norm(vectors.float(), dim=1)
+    usable = (lengths >= MIN_LENGTH) & (lengths < torch.inf)  # neither holds for NaN
+>>>>>>> Stashed changes
     return [] if bool(usable.all()) else (~usable).nonzero().flatten().tolist()
 
 

@@ -12,12 +12,34 @@ from torch import Tensor
 from lastword.batching.forest import Forest
 from lastword.errors import InputError
 from lastword.kernels.caller_settings import count_up
+<<<<<<< Updated upstream
 from lastword.model.postprocess import VectorFormat, postprocess, quantize, unusable
+=======
+from lastword.model.postprocess import (
+    MIN_LENGTH,
+    VectorFormat,
+    postprocess,
+    quantize,
+    without_direction,
+)
+>>>>>>> Stashed changes
 from lastword.report import Report
-from lastword.runtime.runner import EmbedTask, Task
+from lastword.runtime.runner import EmbedTask, StatesTask, Task
 
 # Maximum number of items that one group takes from a queue.
 _MOST_ITEMS = 4096
+# The parts of the errors of a text whose vector has no use.
+_DAMAGED = "The weights are damaged or overflow in this dtype. Check them, or use dtype float32."
+_NO_DIRECTION = {
+    "what": "its vector is zero or not finite",
+    "expected": f"finite numbers and a length of at least {MIN_LENGTH:g}",
+    "remedy": _DAMAGED,
+}
+_NOT_IN_FLOAT16 = {
+    "what": "its vector is zero or not finite in float16",
+    "expected": "numbers that float16 can hold, up to 65504",
+    "remedy": "Use precision float32, or normalize_embeddings=True.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +180,7 @@ def embed_task(group: Group, forest: Forest) -> EmbedTask:
 def finish_batch(
     group: Group, forest: Forest, result: Tensor | Exception, task: Task | None, seconds: float
 ) -> FinishedBatch:
-    """Convert a batch's tensor to the formats of its items; a vector with a NaN or infinity becomes an error.
+    """Convert a batch's tensor to the formats of its items; a vector without a direction becomes an error.
 
     Args:
         group: the group that the batch belongs to.
@@ -183,6 +205,7 @@ def finish_batch(
 def _rows(
     group: Group, forest: Forest, states: Tensor, task: Task | None
 ) -> tuple[Tensor | list[Tensor], dict[int, Exception]]:
+<<<<<<< Updated upstream
     """Return one row per text of a batch, and the errors of items whose vector is unusable or cannot be made."""
     if task is not None:
         return states, {}
@@ -200,10 +223,29 @@ def _rows(
         return quantize(states, formats[0].precision, formats[0].ranges), errors
     done, rows = embed_task(group, forest), list(states)
     for place, index in enumerate(indices):
+=======
+    """Return one row per text of a batch, and the errors of items whose row has no use or cannot be made."""
+    indices = forest.texts.tolist()
+    if task is not None:
+        bad = _bad_states(states, task)
+        return states, {indices[at]: group.items[indices[at]].error(**bad[at]) for at in bad}
+    done, formats = embed_task(group, forest), _formats(group, forest)
+    rows, errors = list[Tensor](states), dict[int, Exception]()
+    for wanted in formats:
+        places = [at for at, i in enumerate(indices) if group.items[i].format == wanted]
+>>>>>>> Stashed changes
         try:
-            rows[place] = _to_format(rows[place], group.items[index].format, done)
-        except Exception as error:  # noqa: BLE001  it belongs to this item only
-            errors[index] = error
+            made, bad = _to_format(states if len(formats) == 1 else states[places], wanted, done)
+        except Exception as error:  # noqa: BLE001  it belongs to the items of this format
+            errors |= {indices[at]: error for at in places}
+            continue
+        for row, parts in bad.items():
+            index = indices[places[row]]
+            errors[index] = group.items[index].error(**parts)
+        if len(formats) == 1:
+            return made, errors
+        for at, row_made in zip(places, made, strict=True):
+            rows[at] = row_made
     return rows, errors
 
 
@@ -213,13 +255,34 @@ def _formats(group: Group, forest: Forest) -> list[VectorFormat]:
     return [each for each in formats if each is not None]
 
 
-def _to_format(state: Tensor, wanted: VectorFormat | None, done: EmbedTask) -> Tensor:
-    """Convert one row of a batch with mixed formats to a vector [dim]; `done` is the task that made the row."""
-    assert wanted is not None
-    row = state[None]
+def _to_format(
+    states: Tensor, wanted: VectorFormat, done: EmbedTask
+) -> tuple[Tensor, dict[int, dict[str, str]]]:
+    """Convert rows [N, …] that the task `done` made to vectors; also return the parts of the error of each bad row."""
     if (wanted.dim, wanted.normalize) != (done.dim, done.normalize):
-        row = postprocess(row, wanted.dim, normalize=wanted.normalize)
-    return quantize(row, wanted.precision, wanted.ranges)[0]
+        states = postprocess(states, wanted.dim, normalize=wanted.normalize)
+    vectors = quantize(states, wanted.precision, wanted.ranges)
+    bad = dict.fromkeys(without_direction(states), _NO_DIRECTION)
+    if wanted.precision == "float16":
+        bad = dict.fromkeys(without_direction(vectors), _NOT_IN_FLOAT16) | bad
+    return vectors, bad
+
+
+def _bad_states(states: Tensor, task: Task) -> dict[int, dict[str, str]]:
+    """Return the parts of the error of each row of hidden states [N, layers, C] that is not finite."""
+    if not isinstance(task, StatesTask):
+        return {}
+    bad = (~states.isfinite().all(2)).tolist()
+    return {
+        row: {
+            "what": "its hidden state is not finite",
+            "got": f"a NaN or an infinity in layer {task.layers[layers.index(True)]}",
+            "expected": "finite numbers",
+            "remedy": _DAMAGED,
+        }
+        for row, layers in enumerate(bad)
+        if True in layers
+    }
 
 
 def counts_of(forest: Forest) -> Report:

@@ -15,7 +15,11 @@ from lastword.model.postprocess import (
     check_precision,
     postprocess,
     quantize,
+<<<<<<< Updated upstream
     unusable,
+=======
+    without_direction,
+>>>>>>> Stashed changes
 )
 from lastword.similarity import similarity, similarity_pairwise
 
@@ -31,16 +35,48 @@ def test_cut_vectors_have_length_one() -> None:
     cut = postprocess(states, 24, normalize=True)
     assert cut.dtype == torch.float32
     assert torch.allclose(cut.norm(dim=1), torch.ones(4), atol=1e-6)
-    assert torch.equal(postprocess(torch.zeros(1, 8), 8, normalize=True), torch.zeros(1, 8))
     assert torch.equal(postprocess(states, 24, normalize=False), states[:, :24].float())
 
 
+<<<<<<< Updated upstream
 def test_rows_that_are_not_finite_or_zero_are_listed(vectors: torch.Tensor) -> None:
     assert unusable(vectors) == unusable(vectors[:0]) == []
     vectors[7, 3], vectors[9, 0], vectors[2] = float("nan"), float("-inf"), 0.0
     vectors[4] = -1e-30
     vectors[5], vectors[5, 1] = 0.0, -1e-3
     assert unusable(vectors) == [2, 4, 7, 9]
+=======
+# The largest element of a row that points nowhere, or a row that does.
+NOWHERE = {
+    "zero": 0.0,
+    "tiny": 1e-13,
+    "huge": 1e20,
+    "nan": torch.nan,
+    "inf": torch.inf,
+    "-inf": -torch.inf,
+}
+SOMEWHERE = {"small": 1e-11, "large": 1e18, "one": 1.0}
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("name", [*NOWHERE, *SOMEWHERE])
+def test_rows_without_a_direction_are_listed(name: str, normalize: bool) -> None:
+    states = torch.randn(50, 64)
+    states[7] = 0
+    states[7, 3] = (NOWHERE | SOMEWHERE)[name]
+    vectors = postprocess(states, 32, normalize=normalize)
+    assert without_direction(vectors) == ([7] if name in NOWHERE else [])
+    if normalize and name in SOMEWHERE:
+        assert vectors[7].norm() == 1
+    states[7], states[9, 40] = 1, torch.nan  # what is cut off does not count
+    assert without_direction(postprocess(states, 32, normalize=normalize)) == []
+
+
+def test_lengths_are_those_of_pytorch() -> None:
+    states = torch.randn(200, 1024) * 30
+    expected = torch.nn.functional.normalize(states[:, :256], dim=1)
+    assert torch.equal(postprocess(states, 256, normalize=True), expected)
+>>>>>>> Stashed changes
 
 
 def test_int8_keeps_the_cosine(vectors: torch.Tensor) -> None:

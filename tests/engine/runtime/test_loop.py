@@ -387,7 +387,7 @@ def test_an_error_affects_only_its_text(tokenizer: TextTokenizer) -> None:
     assert str(results["failed"]) == "the kernel failed"
     too_long, broken = results["too long"], results["broken"]
     assert (too_long.where, too_long.got) == ("text too long", "9 tokens")
-    assert (broken.where, broken.what) == ("text broken", "its vector is not finite")
+    assert (broken.where, broken.what) == ("text broken", "its vector is zero or not finite")
     assert broken.index is None
     for tag, last in (("fine", 2), ("fine too", 3), ("later", 4)):
         assert results[tag][0] == last

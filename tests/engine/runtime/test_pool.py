@@ -184,7 +184,7 @@ def test_a_vector_that_is_not_finite_is_named(
     with pytest.raises(InputError) as caught:
         for _ in two.encode_stream(TEXTS):
             got += 1
-    assert caught.value.what == "its vector is not finite"
+    assert caught.value.what == "its vector is zero or not finite"
     group, within = divmod(caught.value.index, GROUP)
     assert within == started[broken - 1].texts.min()
     assert got == group * GROUP > 0

@@ -24,8 +24,8 @@ def test_the_copy_is_waited_for_by_its_own_event(monkeypatch: pytest.MonkeyPatch
     event = SimpleNamespace(synchronize=lambda: calls.append("synchronize"))
     stream = SimpleNamespace(record_event=lambda: calls.append("record") or event)
 
-    def empty(shape, dtype, pin_memory):
-        assert (shape, dtype, pin_memory) == ((2, 3), torch.float32, True)
+    def empty(shape, dtype, device, pin_memory):
+        assert (shape, dtype, device.type, pin_memory) == ((2, 3), torch.float32, "cpu", True)
         return host
 
     device = torch.device("cuda", 1)
