@@ -17,6 +17,7 @@ from torch import Tensor
 from lastword.kernels import KernelTables, Segments
 from lastword.kernels.gpu.block_sizes import BlockSizes, architecture
 from lastword.kernels.gpu.forest_attention import online_softmax
+from lastword.kernels.gpu.launch import launch
 
 BLOCKS = {
     "sm_90": BlockSizes(128, 128, 4, 2, "compiled 2026-11-23"),
@@ -150,16 +151,17 @@ def forest_attention_descriptor(
         return out
     tiles = tables.tiles_of(blocks.BLOCK_M)
 
-    def launch() -> None:
+    def run() -> None:
         triton.set_allocator(_scratch)
-        _forest_attention_descriptor_kernel[(len(tiles) * H,)](
+        launch(
+            _forest_attention_descriptor_kernel, (len(tiles) * H,),
             q, k, v, out, tiles, tables.segment_table, scale * math.log2(math.e),
             Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0),
             KH=KH, G=H // KH, D=D, BLOCK_D=max(triton.next_power_of_2(D), 16),
             **blocks.arguments(),
         )  # fmt: skip
 
-    copy_context().run(launch)  # keeps the allocator that the caller has set
+    copy_context().run(run)  # keeps the allocator that the caller has set
     return out
 
 

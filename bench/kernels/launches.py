@@ -34,7 +34,7 @@ FP8 = {
     "gfx942": torch.float8_e4m3fnuz,
     "gfx950": torch.float8_e4m3fn,
 }
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 _POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",

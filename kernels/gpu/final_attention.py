@@ -15,6 +15,7 @@ from torch import Tensor
 from lastword.kernels.attention_plan import KernelTables
 from lastword.kernels.gpu.block_sizes import final_blocks, num_splits
 from lastword.kernels.gpu.forest_attention import online_softmax
+from lastword.kernels.gpu.launch import launch
 
 # Rows per tile: the smallest number that tensor cores accept; only G of them hold query heads.
 _ROWS = 16
@@ -141,7 +142,8 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale: 
         parts = torch.empty(splits, N, H, D, dtype=torch.float32, device=q.device)
         peak = torch.empty(splits, N, H, dtype=torch.float32, device=q.device)
         total = torch.empty_like(peak)
-    _final_attention_kernel[(N * KH, splits)](
+    launch(
+        _final_attention_kernel, (N * KH, splits),
         q, k, v, parts, peak, total, plan.final_table, plan.segment_table,
         scale * math.log2(math.e), N, keys_per_split,
         Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0),
@@ -149,7 +151,8 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale: 
         BLOCK_G=max(triton.next_power_of_2(H // KH), _ROWS), SPLIT=splits > 1, **final_blocks(q.dtype),
     )  # fmt: skip
     if splits > 1:
-        _join_kernel[(N * H,)](
-            parts, peak, total, out, splits, N * H, D=D, BLOCK_D=block_d, num_warps=4
-        )
+        launch(
+            _join_kernel, (N * H,), parts, peak, total, out, splits, N * H,
+            D=D, BLOCK_D=block_d, num_warps=4,
+        )  # fmt: skip
     return out

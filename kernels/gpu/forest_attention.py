@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lastword.kernels.attention_plan import KernelTables
 from lastword.kernels.gpu.block_sizes import architecture, attention_blocks, tile_tokens
+from lastword.kernels.gpu.launch import launch
 
 
 @triton.jit
@@ -159,7 +160,8 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale:
     rows = plan.rows_per_segment * G
     blocks = attention_blocks(q.dtype, architecture(q.device), tree=plan.has_ancestors, rows=rows)
     tiles = plan.tiles_of(tile_tokens(blocks, G))
-    _forest_attention_kernel[(len(tiles) * KH,)](
+    launch(
+        _forest_attention_kernel, (len(tiles) * KH,),
         q, k, v, out, tiles, plan.segment_table, scale * math.log2(math.e),
         Q_STRIDE=q.stride(0), K_STRIDE=k.stride(0), V_STRIDE=v.stride(0),
         KH=KH, G=G, D=D, BLOCK_D=max(triton.next_power_of_2(D), 16),

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lastword.kernels.gpu.launch import launch
+
 # Heads per program: 8 heads of 128 are 2 kB, and 8 divides the 24 and 40 heads of the published models.
 _HEADS = 8
 
@@ -62,8 +64,8 @@ def qk_norm_rope(
     T, half = cos.shape
     grid = (T, triton.cdiv(num_heads + num_kv_heads, _HEADS))
     if T:
-        _qk_norm_rope_kernel[grid](
-            qkv, q_weight, k_weight, cos, sin, eps,
+        launch(
+            _qk_norm_rope_kernel, grid, qkv, q_weight, k_weight, cos, sin, eps,
             WIDTH=qkv.shape[1], H=num_heads, KH=num_kv_heads, HALF=half,
             BLOCK_HALF=triton.next_power_of_2(half), HEADS=_HEADS, num_warps=4,
         )  # fmt: skip

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lastword.kernels.gpu.block_sizes import row_parts
+from lastword.kernels.gpu.launch import launch
 
 
 @triton.jit
@@ -52,7 +53,8 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     scale = torch.empty(T, dtype=torch.float32, device=x.device)
     if T:
         head, tail, warps = row_parts(C)
-        _quantize_rows_kernel[(T,)](
-            x, y, scale, torch.finfo(dtype).max, C=C, HEAD=head, TAIL=tail, num_warps=warps
-        )
+        launch(
+            _quantize_rows_kernel, (T,), x, y, scale, torch.finfo(dtype).max,
+            C=C, HEAD=head, TAIL=tail, num_warps=warps,
+        )  # fmt: skip
     return y, scale

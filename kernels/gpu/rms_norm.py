@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lastword.kernels.gpu.block_sizes import row_parts
+from lastword.kernels.gpu.launch import launch
 from lastword.kernels.gpu.quantize_rows import fp8_scale
 
 
@@ -127,9 +128,10 @@ def _launch(
 ) -> None:  # fmt: skip
     T, C = y.shape
     if T:
-        _rms_norm_kernel[(T,)](
-            x, ids, residual, weight, y, eps, ADD=ADD, LOOKUP=LOOKUP, **_constants(C)
-        )
+        launch(
+            _rms_norm_kernel, (T,), x, ids, residual, weight, y, eps,
+            ADD=ADD, LOOKUP=LOOKUP, **_constants(C),
+        )  # fmt: skip
 
 
 def add_rms_norm_quantize(
@@ -140,9 +142,11 @@ def add_rms_norm_quantize(
     y = torch.empty(T, C, dtype=dtype, device=x.device)
     scale = torch.empty(T, dtype=torch.float32, device=x.device)
     if T:
-        _add_rms_norm_quantize_kernel[(T,)](
-            x, residual, weight, y, scale, eps, torch.finfo(dtype).max, **_constants(C)
-        )
+        largest = torch.finfo(dtype).max
+        launch(
+            _add_rms_norm_quantize_kernel, (T,), x, residual, weight, y, scale, eps, largest,
+            **_constants(C),
+        )  # fmt: skip
     return y, scale
 
 

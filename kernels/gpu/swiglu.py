@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lastword.kernels.gpu.block_sizes import row_parts
+from lastword.kernels.gpu.launch import launch
 from lastword.kernels.gpu.quantize_rows import fp8_scale
 
 # Columns per program: divides the MLP widths 3072 and 12288; of 9728 the last block is half full.
@@ -71,7 +72,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
     T, F = gate_up.shape[0], gate_up.shape[1] // 2
     y = torch.empty(T, F, dtype=gate_up.dtype, device=gate_up.device)
     if T:
-        _swiglu_kernel[(T, triton.cdiv(F, _COLUMNS))](gate_up, y, F=F, BLOCK=_COLUMNS, num_warps=4)
+        grid = (T, triton.cdiv(F, _COLUMNS))
+        launch(_swiglu_kernel, grid, gate_up, y, F=F, BLOCK=_COLUMNS, num_warps=4)
     return y
 
 
@@ -82,7 +84,8 @@ def swiglu_quantize(gate_up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     scale = torch.empty(T, dtype=torch.float32, device=gate_up.device)
     if T:
         head, tail, warps = row_parts(F)
-        _swiglu_quantize_kernel[(T,)](
-            gate_up, y, scale, torch.finfo(dtype).max, F=F, HEAD=head, TAIL=tail, num_warps=warps
-        )
+        launch(
+            _swiglu_quantize_kernel, (T,), gate_up, y, scale, torch.finfo(dtype).max,
+            F=F, HEAD=head, TAIL=tail, num_warps=warps,
+        )  # fmt: skip
     return y, scale

@@ -134,14 +134,13 @@ def test_triton_is_imported_at_the_first_launch(tmp_path) -> None:
     assert run(code, tmp_path).stdout.strip() == "False"
 
 
-def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.delenv("CC", raising=False)
+def test_a_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)
     with pytest.raises(DeviceError) as caught:
-        arguments._require_compiler.__wrapped__()
-    assert (caught.value.where, caught.value.what) == ("triton", "no C compiler")
-    monkeypatch.setenv("CC", "/usr/bin/cc")
-    arguments._require_compiler.__wrapped__()
+        arguments._require_triton.__wrapped__()
+    assert (caught.value.where, caught.value.what) == ("triton", "not installed")
+    monkeypatch.undo()
+    arguments._require_triton.__wrapped__()
 
 
 def test_tiles_cover_every_row_once_and_longest_come_first() -> None:

@@ -104,7 +104,7 @@ def test_seven_bits_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_machine_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     class Arm:
-        supported_engines = ["qnnpack", "onednn"]
+        supported_engines = ("qnnpack", "onednn")
 
     monkeypatch.setattr(linear_int8.torch.backends, "quantized", Arm)
     with pytest.raises(ConfigError) as caught:

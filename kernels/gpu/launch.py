@@ -1,0 +1,64 @@
+"""The only place where a Triton kernel is launched: it states the compiler's options and explains a failed build."""
+
+import os
+import shutil
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import Any
+
+from lastword.errors import DeviceError
+
+# Functions in which Triton builds and loads the C module that launches kernels, at the first launch.
+_BUILDING = frozenset({"compile_module_from_src", "library_dirs", "_get_path_to_hip_runtime_dylib"})
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launch a kernel on the current device.
+
+    Args:
+        kernel: the function with `triton.jit`.
+        grid: number of programs in each direction.
+        arguments: the kernel's arguments by position.
+        constants: the kernel's constants, `num_warps` and `num_stages`.
+
+    Numerics:
+        Products and sums are fused (one rounding instead of two). This is stated because Triton 3.9 warns where it is
+        not, and a later release will have another default.
+
+    Raises:
+        DeviceError: Triton cannot build its launcher.
+    """
+    try:
+        kernel[grid](*arguments, enable_fp_fusion=True, **constants)
+    except Exception as error:
+        frames = traceback.walk_tb(error.__traceback__)
+        if not any(frame.f_code.co_name in _BUILDING for frame, _ in frames):
+            raise
+        raise _failed_build(error) from error
+
+
+def _failed_build(error: Exception) -> DeviceError:
+    """Say what is missing for Triton's build: a C compiler, Python's headers, or what else the error names."""
+    prefix = "Install "
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        what, got = "no C compiler", "no gcc or clang on PATH and CC unset"
+        expected, package = "a C compiler", "gcc"
+    elif not (header := _header()).exists():
+        what, got, expected = "Python's headers are missing", f"no {header}", "that file"
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        package = f"python{version}-dev (Debian, Ubuntu) or python3-devel (Fedora)"
+    else:
+        what, got = "its launcher cannot be built", str(error).partition("\n")[0]
+        expected = "a C compiler that works, and the GPU driver's library"
+        prefix, package = "The compiler's output above may say more. Install ", "gcc and libc6-dev"
+    remedy = f"{prefix}{package}, or use device 'cpu'."
+    return DeviceError("triton", what, got=got, expected=expected, remedy=remedy)
+
+
+def _header() -> Path:
+    """Return the path at which Triton expects Python.h: on Debian not that of the default scheme."""
+    scheme = sysconfig.get_default_scheme()
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme
+    return Path(sysconfig.get_path("include", scheme), "Python.h")
