@@ -11,7 +11,8 @@ EXAMPLES = """examples:
   lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB
   lastword convert owner/model@v1.0 ./model --dtype bf16
 
-id@revision names a branch, tag or commit of a Hugging Face model."""
+id@revision names a branch, tag or commit of a Hugging Face model. Only the model's own files are copied;
+a link to a file elsewhere is an error."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
