@@ -1,12 +1,7 @@
 """Turn final states into vectors: truncate to the requested width, normalise, check, quantise.
 
-<<<<<<< Updated upstream
-`unusable` finds bad rows, and `runtime/results.py` turns them into errors: no vector with NaN, and none that is zero,
-reaches the caller (`hidden_states` returns states as they are). This module handles tensors only.
-=======
 `without_direction` finds rows that point nowhere (zero, NaN, infinity), and `runtime/results.py` turns them into
 errors: no such vector reaches the caller. This module handles tensors only.
->>>>>>> Stashed changes
 """
 
 from dataclasses import dataclass
@@ -136,20 +131,10 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
     return vectors / lengths.masked_fill_(lengths < MIN_LENGTH, torch.inf)
 
 
-<<<<<<< Updated upstream
-def unusable(vectors: Tensor) -> list[int]:
-    """Return the indices of the rows of [N, dim] that contain a NaN or an infinity, or are zero.
-
-    A zero vector has no direction: the norm of a model whose values overflow gives one, as does a final norm of zeros.
-    """
-    largest = vectors.abs().amax(1)  # of a row with a NaN, NaN
-    usable = (largest >= _ZERO) & (largest < torch.inf)
-=======
 def without_direction(vectors: Tensor) -> list[int]:
     """Return the indices of the rows of [N, dim] that are shorter than `MIN_LENGTH` or whose length is not finite."""
     lengths: Tensor = torch.linalg.vector_norm(vectors.float(), dim=1)
     usable = (lengths >= MIN_LENGTH) & (lengths < torch.inf)  # neither holds for NaN
->>>>>>> Stashed changes
     return [] if bool(usable.all()) else (~usable).nonzero().flatten().tolist()
 
 

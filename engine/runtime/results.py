@@ -12,9 +12,6 @@ from torch import Tensor
 from lastword.batching.forest import Forest
 from lastword.errors import InputError
 from lastword.kernels.caller_settings import count_up
-<<<<<<< Updated upstream
-from lastword.model.postprocess import VectorFormat, postprocess, quantize, unusable
-=======
 from lastword.model.postprocess import (
     MIN_LENGTH,
     VectorFormat,
@@ -22,7 +19,6 @@ from lastword.model.postprocess import (
     quantize,
     without_direction,
 )
->>>>>>> Stashed changes
 from lastword.report import Report
 from lastword.runtime.runner import EmbedTask, StatesTask, Task
 
@@ -205,25 +201,6 @@ def finish_batch(
 def _rows(
     group: Group, forest: Forest, states: Tensor, task: Task | None
 ) -> tuple[Tensor | list[Tensor], dict[int, Exception]]:
-<<<<<<< Updated upstream
-    """Return one row per text of a batch, and the errors of items whose vector is unusable or cannot be made."""
-    if task is not None:
-        return states, {}
-    indices = forest.texts.tolist()
-    errors: dict[int, Exception] = {}
-    for place in unusable(states):
-        is_zero = bool(states[place].isfinite().all())
-        errors[indices[place]] = group.items[indices[place]].error(
-            "its vector is zero" if is_zero else "its vector is not finite",
-            expected="finite numbers, not all of them zero",
-            remedy="The weights are damaged or overflow in this dtype. Check them, or use dtype float32.",
-        )
-    formats = _formats(group, forest)
-    if len(formats) == 1:
-        return quantize(states, formats[0].precision, formats[0].ranges), errors
-    done, rows = embed_task(group, forest), list(states)
-    for place, index in enumerate(indices):
-=======
     """Return one row per text of a batch, and the errors of items whose row has no use or cannot be made."""
     indices = forest.texts.tolist()
     if task is not None:
@@ -233,7 +210,6 @@ def _rows(
     rows, errors = list[Tensor](states), dict[int, Exception]()
     for wanted in formats:
         places = [at for at, i in enumerate(indices) if group.items[i].format == wanted]
->>>>>>> Stashed changes
         try:
             made, bad = _to_format(states if len(formats) == 1 else states[places], wanted, done)
         except Exception as error:  # noqa: BLE001  it belongs to the items of this format

@@ -15,11 +15,7 @@ from lastword.model.postprocess import (
     check_precision,
     postprocess,
     quantize,
-<<<<<<< Updated upstream
-    unusable,
-=======
     without_direction,
->>>>>>> Stashed changes
 )
 from lastword.similarity import similarity, similarity_pairwise
 
@@ -38,14 +34,6 @@ def test_cut_vectors_have_length_one() -> None:
     assert torch.equal(postprocess(states, 24, normalize=False), states[:, :24].float())
 
 
-<<<<<<< Updated upstream
-def test_rows_that_are_not_finite_or_zero_are_listed(vectors: torch.Tensor) -> None:
-    assert unusable(vectors) == unusable(vectors[:0]) == []
-    vectors[7, 3], vectors[9, 0], vectors[2] = float("nan"), float("-inf"), 0.0
-    vectors[4] = -1e-30
-    vectors[5], vectors[5, 1] = 0.0, -1e-3
-    assert unusable(vectors) == [2, 4, 7, 9]
-=======
 # The largest element of a row that points nowhere, or a row that does.
 NOWHERE = {
     "zero": 0.0,
@@ -76,7 +64,6 @@ def test_lengths_are_those_of_pytorch() -> None:
     states = torch.randn(200, 1024) * 30
     expected = torch.nn.functional.normalize(states[:, :256], dim=1)
     assert torch.equal(postprocess(states, 256, normalize=True), expected)
->>>>>>> Stashed changes
 
 
 def test_int8_keeps_the_cosine(vectors: torch.Tensor) -> None:
