@@ -15,7 +15,6 @@ from lastword.errors import ConfigError
 # A shorter vector is all rounding error; sentence-transformers divides by at least as much.
 MIN_LENGTH = 1e-12
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
-_ZERO = 1e-9  # a vector of length 1 has a larger value, whatever its dimension; a model's states are about 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
