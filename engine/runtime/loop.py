@@ -34,7 +34,7 @@ from lastword.runtime.results import (
     new_rows,
 )
 from lastword.runtime.runner import Runner, Task, Wait, check_process, failure, first_done
-from lastword.runtime.threads import Take, map_ahead, run_ahead
+from lastword.runtime.threads import Take, abandoned, map_ahead, run_ahead
 from lastword.text.groups import GROUP_TEXTS, cut_groups
 from lastword.text.tokenizer import TextTokenizer, Tokens
 
@@ -256,7 +256,9 @@ class Loop:
     def _tokens(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Tokens:
         check_process(self.runner.name, self._process)  # before the tokenizer's threads are used
         first, texts = numbered
-        return self.tokenizer.encode(texts, options.max_length, prompt=options.prompt, first=first)
+        return self.tokenizer.encode(
+            texts, options.max_length, prompt=options.prompt, first=first, stopped=abandoned
+        )
 
     def _forests(self, items: list[Item]) -> list[Forest]:
         return list(plan_forests([item.ids for item in items], self.budget.tokens))

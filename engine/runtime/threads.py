@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
-from threading import Event, Thread
+from threading import Event, Thread, local
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ R = TypeVar("R")
 Take = Callable[[bool], T | None]
 
 _SECONDS_AT_END = 5.0
+_here = local()  # in a preparation thread: `stopped`, an Event
 _running: "weakref.WeakSet[_Computing[Any, Any]]" = weakref.WeakSet()
 
 
@@ -162,15 +163,25 @@ class _Computing(Generic[P, R]):
         return prepared.result()
 
 
+def abandoned() -> bool:
+    """Return whether nobody waits any more for the work of the calling thread; long work asks, because exit waits."""
+    stopped: Event | None = getattr(_here, "stopped", None)
+    return stopped is not None and stopped.is_set()
+
+
 @contextmanager
 def _preparation_thread(
     is_finalizing: Callable[[], bool] = sys.is_finalizing,  # bound now: globals may be gone at exit
 ) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of one thread; at the end work in progress continues, and work not yet begun is dropped."""
-    thread = ThreadPoolExecutor(1, "lastword-prepare")
+    """Yield a pool of one thread; at the end work in progress is `abandoned`, and work not yet begun is dropped."""
+    stopped = Event()
+    thread = ThreadPoolExecutor(
+        1, "lastword-prepare", initializer=setattr, initargs=(_here, "stopped", stopped)
+    )
     try:
         yield thread
     finally:
+        stopped.set()
         if not is_finalizing():  # at exit the thread, and what shutdown needs, are already gone
             thread.shutdown(wait=False, cancel_futures=True)
 

@@ -1,7 +1,7 @@
 """Calls into the tokenizers library: bounded in characters and time, interruptible, every fault an error of ours."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -30,24 +30,30 @@ class Calls:
     def __init__(self, tokenizer: Tokenizer, *, known: bool) -> None:
         self._tokenizer, self._known = tokenizer, known
 
-    def ids(self, texts: Sequence[str], indices: Sequence[int]) -> list[list[int]]:
+    def ids(
+        self, texts: Sequence[str], indices: Sequence[int], stopped: Callable[[], bool]
+    ) -> list[list[int]]:
         """Tokenise texts in parallel.
 
         Args:
             texts: the texts, or parts of them.
             indices: the caller's index of each, for errors.
+            stopped: called before each call into the library; returns whether to stop.
 
         Raises:
+            CancelledError: `stopped` returned True.
             InputError: the tokenizer fails on a text, for example on a lone surrogate, or takes too long.
         """
         found: list[list[int]] = []
         first = chars = 0
         for i, text in enumerate(texts):
             chars += len(text)
-            if chars >= _CALL_CHARS:
+            if chars >= _CALL_CHARS or i == len(texts) - 1:
+                if stopped():
+                    raise CancelledError
                 found += self._batch(texts[first : i + 1], indices[first : i + 1])
                 first, chars = i + 1, 0
-        return found + self._batch(texts[first:], indices[first:]) if first < len(texts) else found
+        return found
 
     def _batch(self, texts: Sequence[str], indices: Sequence[int]) -> list[list[int]]:
         where = f"text {indices[0]}" if len(texts) == 1 else f"texts {indices[0]} to {indices[-1]}"

@@ -5,7 +5,7 @@ prompt names, weights or batches.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -141,7 +141,13 @@ class TextTokenizer:
         return len(self.before) + len(self.after)
 
     def encode(
-        self, texts: Sequence[str], max_length: int, *, prompt: str = "", first: int = 0
+        self,
+        texts: Sequence[str],
+        max_length: int,
+        *,
+        prompt: str = "",
+        first: int = 0,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Tokens:
         """Tokenise texts in parallel and cut each to `max_length` tokens, keeping the tokens that the template adds.
 
@@ -153,13 +159,16 @@ class TextTokenizer:
             max_length: maximum tokens per text, including those of the template.
             prompt: valid Unicode, put before every text; it counts as part of the text.
             first: the caller's index of texts[0], for errors.
+            stopped: called now and then; returns whether to stop.
 
         Raises:
+            CancelledError: `stopped` returned True.
             InputError: a text is not valid Unicode, has no tokens, or has a part that is too long and cannot be cut,
                 or the tokenizer fails on it; the error gives its index.
         """
         try:
-            kept = self._kept(texts, max_length - self.num_template_tokens, prompt, first)
+            needed = max_length - self.num_template_tokens
+            kept = self._kept(texts, needed, prompt, first, stopped)
         except InputError as error:
             if error.index is not None:
                 _check_unicode(texts[error.index - first], error.index)
@@ -177,7 +186,12 @@ class TextTokenizer:
         return Tokens(ids, [cut for _, cut in kept])
 
     def _kept(
-        self, texts: Sequence[str], needed: int, prompt: str, first: int
+        self,
+        texts: Sequence[str],
+        needed: int,
+        prompt: str,
+        first: int,
+        stopped: Callable[[], bool],
     ) -> list[tuple[list[int], bool]]:
         """Return each text's first or last `needed` tokens, without the template's, and whether it has more."""
         from_end = self.truncation_side == "left"
@@ -191,7 +205,7 @@ class TextTokenizer:
                 walks[i] = self._parts.walk(PromptedText(prompt, text), needed, from_end=from_end)
                 parts[i] = _advance(walks[i], None, first + i)[0]
         while parts:
-            found = self._calls.ids(list(parts.values()), [first + i for i in parts])
+            found = self._calls.ids(list(parts.values()), [first + i for i in parts], stopped)
             following: dict[int, str] = {}
             for i, ids in zip(parts, found, strict=True):
                 if i in walks:

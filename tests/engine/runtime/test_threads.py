@@ -56,6 +56,27 @@ def test_the_next_item_is_worked_on_while_one_is_used() -> None:
     assert none_left()
 
 
+def test_long_work_learns_that_nobody_waits_for_it() -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    def work(number: int) -> int:
+        if number == 1:
+            began.set()
+            while not threads.abandoned():
+                time.sleep(0.01)
+            ended.set()
+        return number
+
+    done = map_ahead(work, iter(range(3)), at_once=never)
+    assert next(done) == 0
+    assert began.wait(10)
+    assert not ended.is_set()
+    done.close()
+    assert ended.wait(10), "the thread works on for nobody"
+    assert not threads.abandoned()
+    assert none_left()
+
+
 def test_small_items_take_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads.ThreadPoolExecutor, "submit", None)
     assert list(map_ahead(len, iter(["a", "bb"]), at_once=lambda _: True)) == [1, 2]

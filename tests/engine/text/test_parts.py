@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,18 @@ def test_few_characters_of_a_long_text_are_tokenised(
         ours.encode([text], 512)
     assert len(seen) == 2
     assert max(seen) < 8192
+
+
+def test_a_text_that_nobody_waits_for_is_left(both: Both) -> None:
+    asked: list[int] = []
+
+    def stopped() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    with pytest.raises(CancelledError):
+        both.right.encode([" . \n" * 200_000], 10**9, stopped=stopped)
+    assert len(asked) == 3
 
 
 # What a long text consists of, and the tokenizers that can cut it.
