@@ -155,6 +155,14 @@ class _Bench:
                 return row
             timing = time_call(runner.run, self.device, self.rep_ms)
         except Exception as error:  # third-party code may raise anything
+            if tested and "0 active drivers" in str(error):
+                raise DeviceError(
+                    f"{case.op} by {by}",
+                    "a Triton kernel cannot run here",
+                    got=f"device {self.device}",
+                    expected="a GPU",
+                    remedy="Set TRITON_INTERPRET=1 to check it without one.",
+                ) from error
             if "CUDA error" in str(error) or "HIP error" in str(error):
                 raise DeviceError(
                     f"{case.op} by {by}",

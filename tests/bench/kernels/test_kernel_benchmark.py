@@ -214,6 +214,18 @@ def test_a_broken_gpu_context_ends_the_run(capfd, monkeypatch) -> None:
     assert err.count("\n") == 1
 
 
+def test_a_triton_kernel_without_a_gpu_is_not_called_wrong(capfd) -> None:
+    Path("mine_triton.py").write_text(
+        "def right(x, weight, eps):\n    raise RuntimeError('0 active drivers ([]). One is needed.')\n"
+    )
+    status, out, err = bench(capfd, "--op", "rms_norm", "--with", "mine_triton:right")
+    assert status == 2
+    assert "rms_norm by mine_triton:right: a Triton kernel cannot run here" in err
+    assert "expected a GPU. Set TRITON_INTERPRET=1" in err
+    assert err.count("\n") == 1
+    assert not any("WRONG" in line for line in out)
+
+
 def test_one_token(capfd) -> None:
     status, out, _ = bench(capfd, "--tokens", "1", "--beside")
     assert status == 0
