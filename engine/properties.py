@@ -6,9 +6,11 @@ from typing import Generic, Never, Self, SupportsIndex, TypeVar, overload
 import torch
 from torch import Tensor
 
+from lastword.errors import one_line
 from lastword.model_info import ModelInfo
 from lastword.similarity import Vectors
 from lastword.text.prompts import Kind
+from lastword.weights import dtype_name
 
 Got = TypeVar("Got")
 Put = TypeVar("Put")
@@ -55,6 +57,20 @@ class ModelProperties:
     default_prompt_name = FromInfo[str | None, str | None](
         "default_prompt_name", "Name of the prompt used when none is given, if any."
     )
+
+    def __repr__(self) -> str:
+        """Return one line with the model and the settings that decide what a vector is and where it is computed."""
+        info = self.info
+        facts: dict[str, object] = {
+            "device": ",".join(map(str, info.devices)),
+            "dtype": dtype_name(info.dtype),
+            "dim": info.dim,
+            "max_length": info.max_length,
+        }
+        if info.quantize is not None:
+            facts["quantize"] = info.quantize
+        shown = ", ".join(f"{name}={value!r}" for name, value in facts.items())
+        return f"{type(self).__name__}({one_line(info.name)!r}, {shown})"
 
     @property
     def similarity_fn_name(self) -> str:

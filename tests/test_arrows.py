@@ -27,7 +27,7 @@ ARROWS = {
     "runtime": f"{INNER} progress report -runtime.loop",
     "runtime.loop": f"{INNER} encode_options report runtime text",
     "model_info": "errors arguments model.postprocess encode_options runtime.device similarity text weights",
-    "properties": "model_info similarity text.prompts",
+    "properties": "errors model_info similarity text.prompts weights",
     "reopen": "embedder errors model_info runtime.loop weights",
     "embedder": "errors encode_options encode_types model model_info progress properties reopen report runtime"
     " text.groups",

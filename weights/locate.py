@@ -36,10 +36,7 @@ FETCHED = (
 # Weights of other modules, adapters and other formats, which lastword does not read.
 NEVER_FETCHED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
 BUILTIN = "built-in"
-BUILTIN_NOTICE = (
-    "model: none is named, so the small built-in model is used. It is for trials and English only. "
-    "Name a real model, such as Qwen/Qwen3-Embedding-0.6B"
-)
+BUILTIN_NOTICE = "model: none is named, so the small built-in one (English, for trials) is used"
 _OTHER_FORMATS = (".gguf", ".bin", ".pt", ".pth")
 _BUILTIN_FOLDER = Path(__file__).with_name("builtin")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{,95}(/[A-Za-z0-9][\w.-]{,95})?", re.ASCII)

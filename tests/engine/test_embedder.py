@@ -334,3 +334,37 @@ def test_the_space_depends_on_the_computation_but_not_on_limits(
         (folder / "config.json").write_text(json.dumps(values))
         spaces[name] = ModelInfo(folder, device="cpu").space_fingerprint()
     assert spaces["same"] == spaces["limit"] != spaces["theta"]
+
+
+class Own(Embedder):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "rest"),
+    [
+        (Embedder, {}, "device='cpu', dtype='float32', dim=64, max_length=4096"),
+        (
+            Own,
+            {"truncate_dim": 16, "max_length": 10, "dtype": "bfloat16"},
+            "device='cpu', dtype='bfloat16', dim=16, max_length=10",
+        ),
+        (
+            Embedder,
+            {"quantize": "int8", "max_length": 7},
+            "device='cpu', dtype='float32', dim=64, max_length=7, quantize='int8'",
+        ),
+    ],
+)
+def test_repr_says_on_one_line_what_the_model_is(
+    kind: type[Embedder], settings: dict, rest: str, tiny_checkpoint: Path
+) -> None:
+    model = kind(tiny_checkpoint, device="cpu", **settings)
+    assert repr(model) == f"{kind.__name__}({str(tiny_checkpoint)!r}, {rest})"
+
+
+def test_repr_names_the_built_in_model_and_follows_its_settings() -> None:
+    model = Embedder(device="cpu")
+    assert repr(model).startswith("Embedder('built-in', device='cpu', dtype='float32', dim=256, ")
+    model.truncate_dim, model.max_length = 8, 9
+    assert repr(model).endswith(" dim=8, max_length=9)")
