@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -44,7 +45,7 @@ def campaign(
     keep: Path,
     *,
     oracle: bool,
-    note: Callable[[str], None] = print,
+    note: Callable[[str], object],
 ) -> list[dict[str, Any]]:
     """Run cases `first` to `first + cases - 1` of a seed; return the findings, one per kind."""
     findings: dict[str, dict[str, Any]] = {}
@@ -228,8 +229,9 @@ def main() -> int:
     if args.child:
         child(args.seed, args.first, args.cases, args.keep, oracle=args.oracle)
         return 0
-    print(f"seed {args.seed}", flush=True)
-    findings = campaign(args.seed, args.first, args.cases, args.keep, oracle=args.oracle)
+    note = partial(print, flush=True)
+    note(f"seed {args.seed}")
+    findings = campaign(args.seed, args.first, args.cases, args.keep, oracle=args.oracle, note=note)
     for finding in findings:
         print(
             f"\nseed {args.seed}, case {finding['number']}: {finding['what']}\n{finding['trace']}"
