@@ -102,8 +102,8 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=BASELINES + FORMS,
         metavar="NAME",
-        help=f"baselines to compare with: {', '.join(BASELINES)}; by default all; with no NAME, none; descriptor "
-        "also times another forest_attention kernel of lastword (NVIDIA sm_90 and sm_100 only)",
+        help=f"baselines to compare with: {', '.join(BASELINES)}; by default all; --beside alone means "
+        "none. The name descriptor adds another forest_attention kernel of lastword (NVIDIA sm_90 and sm_100 only)",
     )
     parser.add_argument(
         "--rep-ms",
@@ -154,7 +154,7 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
         help=f"libraries to compare with ({', '.join(PEERS)}); by default all that are available",
     )
     parser.add_argument("--quick", action="store_true", help=f"{_QUICK}; one round")
-    parser.add_argument("--json", action="store_true", help="print the line of JSON only")
+    parser.add_argument("--json", action="store_true", help="print only the result, as one line of JSON")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1; by default cpu")
     parser.add_argument(
         "--dtype",
@@ -169,7 +169,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model", choices=tuple(SIZES), default="0.6B", help="size of the model; by default 0.6B"
     )
     parser.add_argument(
-        "--layers", type=positive, help="number of layers to keep; by default all of that size"
+        "--layers", type=positive, help="number of layers to keep; by default all layers of a model of that size"
     )
     parser.add_argument(
         "--lengths",

@@ -1,4 +1,4 @@
-"""lastword: Qwen3 text embeddings that compute only what the last token needs.
+"""lastword: Qwen3 text embeddings, computing only what each text's last token needs.
 
 Importing this package does not import torch: `Embedder` is loaded on first use. `lastword --help`, or code that only
 catches `lastword.InputError`, therefore starts quickly.

@@ -140,7 +140,7 @@ class Embedder(ModelProperties, Reopenable):
             convert_to_numpy: return a NumPy array; needs NumPy.
             convert_to_tensor: return a tensor; takes precedence over `convert_to_numpy`, as in sentence-transformers.
             kwargs: precision, truncate_dim, ranges, too_long, normalize_embeddings, report, show_progress_bar; see
-                `lastword.options.EncodeKwargs`.
+                `lastword.encode_options.EncodeKwargs`.
 
         Returns:
             torch.Tensor on the CPU: float32, or the dtype of the precision.

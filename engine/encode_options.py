@@ -117,7 +117,7 @@ def known_keywords(function: str, given: Keywords, known: type) -> Keywords:
         known: the TypedDict of the keywords that it takes.
 
     Raises:
-        TypeError: a keyword is unknown, as Python does.
+        TypeError: a keyword is unknown, as in any Python function.
         ConfigError: a keyword of sentence-transformers asks for something that lastword does not do.
     """
     elsewhere = _MODEL_ELSEWHERE if function == "Embedder" else _ENCODE_ELSEWHERE

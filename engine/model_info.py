@@ -52,12 +52,12 @@ from lastword.weights import (
     read_embedding_spec,
 )
 
-# Raised when the settings hashed into the two fingerprints change, so that older files are recognised.
+# Incremented when the settings hashed into the two fingerprints change, so that older files are recognised.
 FINGERPRINT_VERSION = 2
-# Raised when a change in lastword's arithmetic changes vectors by more than rounding.
+# Incremented when a change in lastword's arithmetic changes vectors by more than rounding.
 NUMERICS_VERSION = 1
 
-# What the settings of where to find a model may be, besides None.
+# Accepted types of the hub settings; each may also be None.
 _HUB_TYPES: Mapping[str, tuple[str, tuple[type, ...]]] = {
     "revision": ("a str", (str,)),
     "cache_dir": ("a str or a path", (str, os.PathLike)),
@@ -356,6 +356,6 @@ def find_published(model: str, facts: Mapping[str, T], where: str, what: str) ->
             what,
             got=repr(model),
             expected=f"one of: {list_some(facts)}",
-            remedy="Where MODEL does not say which, name it with --as (in Python known_as).",
+            remedy="Give the published model's id with --as (in Python known_as).",
         )
     return facts[name]

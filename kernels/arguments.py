@@ -95,7 +95,6 @@ def _require_triton() -> None:
         raise DeviceError(
             "triton",
             "not installed",
-            got="no package of this name",
-            expected="it, because it compiles the GPU kernels",
+            expected="the package triton, which compiles the GPU kernels",
             remedy="Install triton, or use device 'cpu'.",
         )

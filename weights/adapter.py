@@ -11,7 +11,7 @@ _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Refuse a folder with an adapter: others would apply it to the weights, so the vectors would not be theirs.
+    """Refuse a folder with an adapter: other libraries would apply it, so our vectors would differ.
 
     Raises:
         WeightsError: the adapter's config cannot be read.

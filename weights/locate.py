@@ -1,4 +1,4 @@
-"""Find the folder of a model named by a folder path or a hub id; without a name, of the built-in model.
+"""Find a model's folder from a path or hub id; with no name, the built-in model's.
 
 huggingface-hub is imported only for a hub id. Only the files that lastword reads or the caller requests are fetched.
 The files are checked afterwards, because an interrupted download can look complete.
@@ -79,7 +79,7 @@ def locate(
     Raises:
         WeightsError: the folder or repository does not exist, cannot be reached, or lacks files.
         ConfigError: a revision is given for a folder or the built-in model, or is empty; or the folder has an adapter,
-            or its files in a folder below it.
+            or keeps its files in a subfolder.
     """
     if model is None:
         _refuse_revision(revision, "the built-in model")

@@ -177,7 +177,7 @@ def _decoder_tokens(fields: Fields) -> list[DeclaredToken]:
 
 
 def _map_tokens(folder: Path) -> list[DeclaredToken]:
-    """Read special_tokens_map.json: transformers takes over every key of it, so others than tokens are refused."""
+    """Read special_tokens_map.json: transformers takes over every key of it, so keys that are not tokens are refused."""
     path = folder / "special_tokens_map.json"
     fields = Fields(read_optional_object(path) or {}, str(path))
     fields.refuse_unknown({key for key in fields.values if _names_token(key)} | set(_LISTS))
@@ -212,7 +212,7 @@ def _token(where: str, value: object, number: int | None = None) -> DeclaredToke
 
 
 def check_tokens(settings: TokenizerSettings, added: Mapping[int, "AddedToken"]) -> None:
-    """Refuse tokens that tokenizer.json does not have, or has otherwise.
+    """Refuse tokens that tokenizer.json does not have, or has with another id or other properties.
 
     Args:
         settings: the settings read.
@@ -235,7 +235,8 @@ def check_tokens(settings: TokenizerSettings, added: Mapping[int, "AddedToken"])
     if settings.complete is not None:
         missing = known.keys() - {declared.content for declared in settings.tokens}
         if missing:
-            _contradiction(settings.complete, "a list without them", list_some(missing))
+            got, expected = f"a list without {list_some(missing)}", "every added token"
+            _contradiction(settings.complete, got, expected)
 
 
 def _contradiction(where: str, got: str, expected: str) -> NoReturn:

@@ -10,7 +10,7 @@ from lastword.errors import InputError, count
 
 _ENDINGS = (".jsonl", ".txt")
 
-ABOUT = "sample training data for models that will be merged"
+ABOUT = "sample training data (a bag per model) for models that will be merged"
 EXAMPLES = """examples:
   lastword bags msmarco.jsonl nli.jsonl --ratios 80,100 --seed 7 -o plan.json
   lastword bags new.jsonl --old msmarco.jsonl nli.jsonl --ratios 100 --seed 8 -o update.json \\
@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=("equal", "size"),
         default="equal",
-        help="weight of each model in the merge: equal, or by size (its number of rows); by default equal",
+        help="weight of each model in the merge: equal, or by size (the number of rows in its bag); by default equal",
     )
     parser.add_argument(
         "--into", metavar="MODEL", help="existing model to add to the recipe; by default none"

@@ -5,14 +5,14 @@ import argparse
 from lastword.cli import options
 from lastword.cli.model_folder import add_folder_options, write_folder
 
-ABOUT = "rewrite a model with another dtype or split into files of another size"
+ABOUT = "copy a model, changing the dtype of its weights or the size of its weight files"
 EXAMPLES = """examples:
   lastword convert Qwen/Qwen3-Embedding-0.6B ./model-f32 --dtype f32
   lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB
   lastword convert owner/model@v1.0 ./model --dtype bf16
 
-id@revision names a branch, tag or commit of a Hugging Face model. Only the model's own files are copied;
-a link to a file elsewhere is an error."""
+id@revision names a branch, tag or commit of a Hugging Face model. Every file must be
+inside the model's folder: a link that leads out of it is an error, except within the hub's own cache."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

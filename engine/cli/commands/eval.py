@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare saved results with the scores on the model card; alone it runs no tasks",
     )
-    options.add_known_as(parser, "instructions and model card")
+    options.add_known_as(parser, "published model whose task instructions and model card")
     parser.add_argument(
         "--results",
         type=options.path_argument,

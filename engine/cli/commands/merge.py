@@ -30,14 +30,14 @@ Methods and their parameters:
   task_arithmetic  per model: weight. For the merge: lambda, normalize, base_model (required)
   slerp            t, from base_model (0) to the other model (1)
 
-A recipe has at most 256 models and 64 KB, and no YAML aliases or tags. What it names and lastword does
-not implement is an error.
+A recipe has at most 256 models and 64 KB, and no YAML aliases or tags. One that asks for anything lastword
+does not implement is refused.
 
 dtype or out_dtype sets the dtype of the result; by default the stored dtype is kept. Sums and inner
 products are computed in float64, and each value is rounded once.
 
-The report has one JSON object per tensor: the norms and angles of the models' tensors (minus those
-of the base model), their coefficients, and the norm of their sum. An interrupted run continues when
+The report has one JSON object per tensor: the norm of each model's tensor after the base model's is
+subtracted, the angles between these, each model's coefficient, and the norm of the weighted sum. An interrupted run continues when
 the same command is given again. Needs PyYAML: pip install 'lastword[merge]'."""
 
 
