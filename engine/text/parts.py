@@ -144,14 +144,12 @@ class Parts:
             raise TooLongError(self._longest)
         end = start + PART_CHARS
         cut = self._last_cut(text, start, start + chars)
-        cut = cut or self._first_cut(text, start + chars, min(stop, end))
-        if cut is None and stop - start > 2 * PART_CHARS:
+        cut = cut or self._first_cut(text, start + chars, min(stop, start + self._longest))
+        if cut is None and stop - start > self._longest:
             if (resumed := self._skip(text, end, stop)) is not None:
                 return end, resumed, False
             if (inner := self._inner_cut(text, start)) is not None:
                 return inner, inner, True
-        cut = cut or self._first_cut(text, end, min(stop, start + self._longest))
-        if cut is None and stop - start > self._longest:
             raise TooLongError(self._longest)
         return cut or stop, cut or stop, False
 
