@@ -75,16 +75,11 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"it holds {text}")
 
 
-_UNIQUE = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
-_LAST_WINS = json.JSONDecoder(parse_constant=_no_constant)
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def parse_json(
-    data: bytes | str,
-    where: str,
-    error: type[LastwordError] = ConfigError,
-    *,
-    unique_keys: bool = True,
+    data: bytes | str, where: str, error: type[LastwordError] = ConfigError
 ) -> dict[str, Any] | list[Any]:
     """Parse strict JSON whose outermost value is an object or a list.
 
@@ -92,7 +87,6 @@ def parse_json(
         data: UTF-8 bytes or decoded text.
         where: the source of the data, for error messages.
         error: the type of error to raise.
-        unique_keys: refuse an object in which a key occurs twice, instead of using the last value.
 
     Returns:
         The parsed object or list.
@@ -102,7 +96,7 @@ def parse_json(
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
-        value = (_UNIQUE if unique_keys else _LAST_WINS).decode(text)
+        value = _STRICT.decode(text)
     except UnicodeDecodeError as problem:
         what = f"not UTF-8 at byte {problem.start}"
         found = "UTF-16" if problem.object[:2] in (b"\xff\xfe", b"\xfe\xff") else None
@@ -125,14 +119,10 @@ def parse_json(
 
 
 def parse_object(
-    data: bytes | str,
-    where: str,
-    error: type[LastwordError] = ConfigError,
-    *,
-    unique_keys: bool = True,
+    data: bytes | str, where: str, error: type[LastwordError] = ConfigError
 ) -> dict[str, Any]:
     """Parse strict JSON like `parse_json`, but accept only an object."""
-    value = parse_json(data, where, error, unique_keys=unique_keys)
+    value = parse_json(data, where, error)
     if not isinstance(value, dict):
         raise _no_object(where, error, "a list")
     return value

@@ -73,13 +73,6 @@ def test_objects_and_lists():
     assert caught.value.expected == "a JSON object"
 
 
-def test_a_key_twice_may_be_allowed():
-    assert parse_object('{"a": 1, "a": 2}', "file", unique_keys=False) == {"a": 2}
-    with pytest.raises(ConfigError) as caught:
-        parse_object('{"a": NaN}', "file", unique_keys=False)
-    assert caught.value.what == "not valid JSON (it holds NaN)"
-
-
 LOOP: list[object] = []
 LOOP.append(LOOP)
 BOMB: list[object] = [1]
