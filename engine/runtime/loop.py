@@ -58,7 +58,8 @@ class Loop:
     def __init__(
         self, tokenizer: TextTokenizer, runner: Runner, max_batch_tokens: int | None = None
     ) -> None:
-        self.tokenizer, self.runner, self._process = tokenizer, runner, os.getpid()
+        self.tokenizer, self.runner = tokenizer, runner
+        self._check_process = partial(check_process, runner.name, os.getpid())
         self.budget = BatchBudget(max_batch_tokens or runner.batch_tokens, runner.name)
 
     # The core.
@@ -89,6 +90,7 @@ class Loop:
         failure: Exception | None = None
         more, began, done = True, 0.0, 0.0
         while (more or ready or started) and not stopped():
+            self._check_process()
             while len(started) <= self.runner.depth and (ready or more):
                 if not ready:
                     try:
@@ -125,7 +127,6 @@ class Loop:
     def _start(self, group: Group, task: Task | None, forest: Forest) -> Wait:
         """Start a batch; if that fails, the returned wait raises the error."""
         try:
-            check_process(self.runner.name, self._process)
             return self.runner.start(task or embed_task(group, forest), forest)
         except Exception as error:  # noqa: BLE001  it belongs to the items of this batch
             return failure(error)
@@ -169,6 +170,7 @@ class Loop:
             for matrix, counts in matrices:
                 report.add(counts)
                 yield matrix
+                self._check_process()  # the caller may have forked
 
     def gather(
         self,
@@ -254,7 +256,7 @@ class Loop:
         return Group(items, self._forests(items), began, counts)
 
     def _tokens(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Tokens:
-        check_process(self.runner.name, self._process)  # before the tokenizer's threads are used
+        self._check_process()  # before the tokenizer's threads are used
         first, texts = numbered
         return self.tokenizer.encode(
             texts, options.max_length, prompt=options.prompt, first=first, stopped=abandoned

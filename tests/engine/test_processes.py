@@ -174,8 +174,11 @@ def test_after_a_fork(device: str, used: bool, tiny_checkpoint: Path, two_thread
     """Every use is refused, what is opened or unpickled there computes, and the parent's workers go on."""
     parent = os.getpid()
     embedder = Embedder(tiny_checkpoint, device=device)
+    begun = iter(())
     if used:
         embedder.encode(TEXTS)
+        begun = embedder.encode_groups(text for text in TEXTS * 300)
+        next(begun)
     refused = {
         "where": f"device {', '.join(device.split(','))}",
         "what": "belongs to another process",
@@ -188,6 +191,9 @@ def test_after_a_fork(device: str, used: bool, tiny_checkpoint: Path, two_thread
         for use in USES.values():
             with refusal(DeviceError, got=f"a call from process {os.getpid()}", **refused):
                 use(embedder)
+        if used:
+            with refusal(DeviceError, got=f"a call from process {os.getpid()}", **refused):
+                next(begun)
         again = Embedder(tiny_checkpoint, device="cpu")
         assert torch.get_num_threads() == 1
         sent = pickle.loads(pickle.dumps(embedder))
@@ -201,6 +207,7 @@ def test_after_a_fork(device: str, used: bool, tiny_checkpoint: Path, two_thread
         pass
     assert torch.get_num_threads() == 2
     assert embedder.encode(TEXTS).shape == (len(TEXTS), 64)
+    assert sum(map(len, begun)) < 300 * len(TEXTS), "the rest of the stream"
     workers = pids(pool_of(embedder)) if "," in device else []
     embedder.close()
     assert all_end(workers)
@@ -298,6 +305,7 @@ def test_eight_threads_and_then_a_close(device: str, tiny_checkpoint: Path) -> N
                 assert (found.double() - right.double()).abs().max() <= bound
             else:
                 assert found == right
+    del work  # and with it the copy, which would keep the workers
     check_close(embedder)
 
 
@@ -306,7 +314,9 @@ def check_close(embedder: Embedder) -> None:
     going, stop = threading.Event(), threading.Event()
 
     def work() -> object:
-        while not stop.is_set():
+        for _ in range(2000):
+            if stop.is_set():
+                break
             embedder.encode(TEXTS)
             going.set()
         return "stopped"
