@@ -7,7 +7,7 @@ caller's order. This module and `model_info.py` define the caller's settings and
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex, Unpack
+from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
 
 import torch
 from torch import Tensor
@@ -108,12 +108,6 @@ class Embedder(ModelProperties, Reopenable):
     def max_batch_tokens(self, max_batch_tokens: SupportsIndex | None) -> None:
         tokens = check_batch_tokens(max_batch_tokens)
         self.loop.budget.limit = tokens or self.loop.runner.batch_tokens
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # Encoding.
 

@@ -70,6 +70,12 @@ class Reopenable:
         if not self._sharing:
             self.loop.runner.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __copy__(self) -> Self:
         """Make an object with the same weights and settings of its own."""
         other = type(self).__new__(type(self))
