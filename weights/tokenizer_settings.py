@@ -244,6 +244,6 @@ def _contradiction(where: str, got: str, expected: str) -> NoReturn:
         where,
         "contradicts tokenizer.json",
         got=got,
-        expected=f"{expected}, as there",
+        expected=f"{expected}, as in tokenizer.json",
         remedy="Save the tokenizer again with transformers, or correct the entry.",
     )

@@ -1,4 +1,4 @@
-"""Calls into the tokenizers library: bounded in characters and time, interruptible, every fault an error of ours."""
+"""Calls into the tokenizers library: bounded in characters and time, interruptible, every failure becomes a lastword error."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
@@ -23,7 +23,7 @@ class Calls:
 
     Args:
         tokenizer: the tokenizer; its template, too, is applied as long as it has one.
-        known: whether its pipeline is a known one. The calls of any other run in a thread of their own, so that an
+        known: whether its pipeline is a known one. Calls into any other pipeline run in a separate thread, so that an
             endless one can be interrupted and is given up after some seconds. Nothing can end that thread.
     """
 
@@ -108,7 +108,7 @@ class Calls:
 
 
 def in_thread(work: Callable[[], T]) -> "Future[T]":
-    """Start work in a thread of its own, which does not keep Python from ending."""
+    """Start work in a separate thread, which does not keep Python from ending."""
     future: Future[T] = Future()
 
     def run() -> None:

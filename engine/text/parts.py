@@ -13,10 +13,10 @@ from lastword.text.cuts import Cuts
 PART_CHARS = 65_536
 # The most characters of a part that cannot be cut: tokenised in two seconds, in less than 250 MB.
 LONGEST_PART = 500_000
-# English has 4 to 5 characters per token.
+# English has 4 to 5 characters per token; 8 leaves a margin.
 _CHARS_PER_TOKEN = 8
 _LEAST_CHARS = 1024
-# Near the end of a part the tokens may be others than in the whole word.
+# Near the end of a part the tokens may differ from those of the whole word.
 _UNSETTLED = 1024
 
 # Yields parts, is sent their ids, returns the ids kept and whether the text has more.
@@ -24,7 +24,7 @@ Walk = Generator[str, list[int], tuple[list[int], bool]]
 
 
 class TooLongError(Exception):
-    """A part of a text is longer than the most characters, `args[0]`, and no place to cut it is known."""
+    """A part of a text is longer than the limit, `args[0]` characters, and has no known place to cut."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class Tokens:
                 f"text {index}",
                 "too long",
                 got=f"more than max_length {max_length} tokens",
-                remedy="Cut the text, raise max_length, or let it be cut.",
+                remedy="Shorten the text, raise max_length, or pass too_long='cut' (--on-long cut).",
                 index=index,
             )
 

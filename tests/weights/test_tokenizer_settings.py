@@ -28,7 +28,7 @@ DECODER = {
     str(number): END | {"content": content, "special": True}
     for number, content in ((509, "<|endoftext|>"), (510, "<|im_start|>"), (511, "<|im_end|>"))
 }
-AN_ADDED = "an added token, as there"
+AN_ADDED = "an added token, as in tokenizer.json"
 
 
 @pytest.fixture
@@ -108,16 +108,16 @@ CONTRADICTIONS = [
     (FILE, {"unk_token": "The"}, ": unk_token", '"The"', AN_ADDED),
     (FILE, {"audio_token": "<audio>"}, ": audio_token", '"<audio>"', AN_ADDED),
     (FILE, other("600", content="<think>"), ": added_tokens_decoder: 600", '"<think>"', AN_ADDED),
-    (FILE, other("511", content="<|im_start|>"), ": added_tokens_decoder: 511", "id 511", "id 510, as there"),
-    (FILE, other("510", rstrip=True), ": added_tokens_decoder: 510", "rstrip true", "rstrip false, as there"),
-    (FILE, other("510", lstrip=1), ": added_tokens_decoder: 510", "lstrip 1", "lstrip false, as there"),
-    (FILE, {"added_tokens_decoder": {}}, ": added_tokens_decoder", "a list without them",
-     "<|endoftext|>, <|im_end|>, <|im_start|>, as there"),
-    (FILE, {"added_tokens_decoder": {"509": DECODER["509"]}}, ": added_tokens_decoder", "a list without them",
-     "<|im_end|>, <|im_start|>, as there"),
+    (FILE, other("511", content="<|im_start|>"), ": added_tokens_decoder: 511", "id 511", "id 510, as in tokenizer.json"),
+    (FILE, other("510", rstrip=True), ": added_tokens_decoder: 510", "rstrip true", "rstrip false, as in tokenizer.json"),
+    (FILE, other("510", lstrip=1), ": added_tokens_decoder: 510", "lstrip 1", "lstrip false, as in tokenizer.json"),
+    (FILE, {"added_tokens_decoder": {}}, ": added_tokens_decoder", "a list without <|endoftext|>, <|im_end|>, <|im_start|>",
+     "every added token, as in tokenizer.json"),
+    (FILE, {"added_tokens_decoder": {"509": DECODER["509"]}}, ": added_tokens_decoder",
+     "a list without <|im_end|>, <|im_start|>", "every added token, as in tokenizer.json"),
     (MAP, {"cls_token": "<a>"}, ": cls_token", '"<a>"', AN_ADDED),
     (ADDED, {"<a>": 600}, "", '"<a>"', AN_ADDED),
-    (ADDED, {"<|endoftext|>": 7}, "", "id 7", "id 509, as there"),
+    (ADDED, {"<|endoftext|>": 7}, "", "id 7", "id 509, as in tokenizer.json"),
 ]  # fmt: skip
 
 
