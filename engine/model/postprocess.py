@@ -126,7 +126,7 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
     vectors = states[:, :dim].float()
     if not normalize:
         return vectors
-    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     return vectors / lengths.masked_fill_(lengths < MIN_LENGTH, torch.inf)
 
 

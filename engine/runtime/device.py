@@ -35,7 +35,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 def _one_device(device: str | torch.device | None, expected: str) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen, name = None, str(device)
+    chosen: torch.device | None = None
+    name = str(device)
     with suppress(RuntimeError):
         chosen = torch.device(device)
     if chosen is None:
@@ -48,7 +49,7 @@ def _one_device(device: str | torch.device | None, expected: str) -> torch.devic
         raise DeviceError("device", "not there", got=repr(name), expected=_there(chosen.type))
     if chosen.type == "cpu":
         return torch.device("cpu")
-    return torch.device("cuda", _current_gpu() if chosen.index is None else chosen.index)
+    return torch.device("cuda", chosen.index if "cuda:" in name else _current_gpu())
 
 
 def _is_there(device: torch.device) -> bool:
@@ -67,7 +68,8 @@ def _there(kind: str) -> str:
 
 def _current_gpu() -> int:
     """Return the number of the GPU that is current in this thread, without starting CUDA for it."""
-    return torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.cuda.current_device() if started else 0
 
 
 def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...]:

@@ -166,7 +166,12 @@ def compute_reference_states(
     tensors = StoredTensors(folder)
     batches = _equal_lengths(ids)
     table = tensors.read("embed_tokens.weight")
-    states = [table[integers([ids[i] for i in batch])].to(device, dtype) for batch in batches]
+    states = [
+        table[torch.tensor([ids[i] for i in batch], dtype=torch.int64, device="cpu")].to(
+            device, dtype
+        )
+        for batch in batches
+    ]
     del table  # larger than a layer
     rotary = qwen3.Qwen3RotaryEmbedding(config).to(device)
     kept = [_last_rows(states, batches)]
