@@ -62,9 +62,10 @@ class Reopenable:
         self._opened, self._sharing = opened, WeakSet([self])
 
     def close(self) -> None:
-        """End the worker processes, if any, unless a copy of this object uses them.
+        """Free the model and end the worker processes, if any, unless a copy of this object uses them.
 
-        They also end when the Embedder and its copies are collected or Python exits.
+        Memory goes back to the system. Afterwards a text is refused with a DeviceError. The same happens when the
+        Embedder and its copies are collected.
         """
         self._sharing.discard(self)
         if not self._sharing:

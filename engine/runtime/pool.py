@@ -32,6 +32,7 @@ from lastword.errors import DeviceError, LastwordWarning
 from lastword.model.qwen3 import Model
 from lastword.progress import progress_bar
 from lastword.runtime.runner import (
+    CLOSED,
     FutureWait,
     InProcess,
     ModelLoader,
@@ -230,12 +231,7 @@ class _Worker:
     def stop(self) -> None:
         """Ask the process to end."""
         with self._lock:
-            self._give_up(
-                "closed",
-                got="a closed Embedder",
-                expected="an open one",
-                remedy="Open a new Embedder.",
-            )
+            self._give_up(**CLOSED)
             self._outbox.put(None)
         self._process.terminate()
 

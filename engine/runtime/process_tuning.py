@@ -86,6 +86,12 @@ def keep_blocks() -> bool:
     return _set(_M_MMAP_THRESHOLD, _KEPT_BYTES) and _set(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES)
 
 
+def return_memory() -> None:
+    """Return freed memory to the system, which the C library would keep; after the last batch of a model."""
+    if sys.platform.startswith("linux"):
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
+
+
 def _set(option: int, value: int) -> bool:
     if not sys.platform.startswith("linux"):
         return False

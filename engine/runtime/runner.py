@@ -5,6 +5,7 @@ runner starts the task and returns a function that waits for its tensor. This mo
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for_some
@@ -28,6 +29,14 @@ from lastword.weights import ModelConfig, WeightsSource
 # The thread that prepares texts may hold the GIL for as long as a small model's batch takes (a prediction, see
 # bench/LOG.md, 2026-11-27), so several batches are queued. A queued batch takes memory only for inputs and vectors.
 _GPU_DEPTH = 3
+
+# What is wrong with a runner that has been closed.
+CLOSED = {
+    "what": "closed",
+    "got": "a closed Embedder",
+    "expected": "an open one",
+    "remedy": "Open a new Embedder.",
+}
 
 # Waits for a started batch and returns its tensor.
 Wait = Callable[[], Tensor]
@@ -139,7 +148,7 @@ class Runner(Protocol):
         """
 
     def close(self) -> None:
-        """End the runner's worker processes, if any; starting or waiting for a batch then raises DeviceError."""
+        """Free the model, in the runner's worker processes too; starting a batch then raises DeviceError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +185,18 @@ class InProcess:
     """A runner with the model in this process; on a GPU, copies vectors to the host while later batches run."""
 
     def __init__(self, model: Model) -> None:
-        self.model, self.name = model, str(model.device)
+        self._model: Model | None = model
+        self.name = str(model.device)
         self.ahead = model.device.type != "cpu"
         self.depth = _GPU_DEPTH if self.ahead else 0
         self.batch_tokens = default_batch_tokens(model.device, model.token_bytes)
+
+    @property
+    def model(self) -> Model:
+        """The model; DeviceError once the runner is closed."""
+        if self._model is None:
+            raise DeviceError(f"device {self.name}", **CLOSED)
+        return self._model
 
     def start(self, task: Task, forest: Forest) -> Wait:
         try:
@@ -190,7 +207,20 @@ class InProcess:
         return failure(torch.OutOfMemoryError(problem))
 
     def close(self) -> None:
-        """Do nothing: the model is freed with its last reference."""
+        """Free the model and return its memory to the system; a thread that is computing a batch finishes it."""
+        self._free()
+        if self.ahead:
+            torch.cuda.empty_cache()
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():
+            self._free()
+
+    def _free(self) -> None:
+        """Free the model here, not by the end of this object: memory that is freed after `return_memory` is kept."""
+        if self._model is not None:
+            self._model = None
+            process_tuning.return_memory()
 
 
 def to_host(vectors: Tensor) -> Wait:

@@ -2,14 +2,17 @@
 
 import ctypes
 import sys
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.messages import refusal
 from helpers.project import numbers_of
 
-from lastword import Embedder, WeightsError
+from lastword import DeviceError, Embedder, WeightsError
+from lastword.bench.checkpoint import make_checkpoint
 from lastword.runtime import process_tuning
 
 RUN = """
@@ -55,6 +58,53 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 def test_memory_stays(tiny_checkpoint: Path) -> None:
     (grown,) = numbers_of(RUN, tiny_checkpoint)
     assert grown < 30_000 * 1024, "more bytes after the same work again"
+
+
+FREED = """
+import gc, sys, torch
+from lastword import Embedder
+from lastword.bench.memory import held_bytes
+torch.set_num_threads(1)
+
+def opened():
+    model = Embedder(sys.argv[1], device="cpu")
+    model.encode(["word " * 400] * 8 + ["x"])
+    return model
+
+opened()
+gc.collect()
+before = held_bytes("RssAnon")
+model = opened()
+print(held_bytes("RssAnon") - before)
+if sys.argv[2] == "closed":
+    model.close()
+else:
+    del model
+gc.collect()
+print(held_bytes("RssAnon") - before)
+"""
+
+
+@pytest.mark.timing
+@linux
+@pytest.mark.parametrize("how", ["deleted", "closed"])
+def test_memory_of_a_deleted_model_goes_back_to_the_system(how: str, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", hidden_size=512, intermediate_size=2048)
+    held, left = numbers_of(FREED, folder, how)
+    assert held > 30 << 20, "weights and the batch"
+    assert left < 5 << 20, "bytes of a model that is gone"
+
+
+def test_a_closed_model_refuses_texts(tiny_checkpoint: Path) -> None:
+    with Embedder(tiny_checkpoint, device="cpu") as model:
+        other = copy(model)
+        model.encode(["x"])
+    assert len(other.encode(["its copy goes on"])) == 1
+    other.close()
+    other.close()
+    for each in (model, other):
+        with refusal(DeviceError, where="device cpu", what="closed", remedy="Open a new Embedder."):
+            each.encode(["x"])
 
 
 @pytest.mark.skipif(not process_tuning.keep_blocks(), reason="the C library has no such options")
