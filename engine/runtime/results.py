@@ -25,7 +25,7 @@ from lastword.runtime.runner import EmbedTask, StatesTask, Task
 # Maximum number of items that one group takes from a queue.
 _MOST_ITEMS = 4096
 # The parts of the errors of a text whose vector has no use.
-_DAMAGED = "The weights are damaged or overflow in this dtype. Check them, or use dtype float32."
+_DAMAGED = "Use dtype float32 if you do not. If the error stays, the weights are damaged: lastword verify checks them."
 _NO_DIRECTION = {
     "what": "its vector is zero or not finite",
     "expected": f"finite numbers and a length of at least {MIN_LENGTH:g}",

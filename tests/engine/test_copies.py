@@ -200,7 +200,7 @@ def test_another_model_in_its_place(tiny_checkpoint: Path, tmp_path: Path) -> No
         what="is not the model that the pickled Embedder had opened",
         got=f"space fingerprint {other}",
         expected=space,
-        remedy="It has been replaced since, or lastword has: open it anew.",
+        remedy="The model's files or lastword have changed since the pickle was made. Open the model again.",
     ):
         pickle.loads(data)
 
