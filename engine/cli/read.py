@@ -20,8 +20,9 @@ FORMATS = ("txt", "jsonl", "csv", "tsv")
 STDIN = "-"
 _BYTE_ORDER_MARK = "\ufeff"
 _JSON_SPACE = " \t\r\n"
-# Characters. Stops at a device without an end, or at an unclosed quote in a large file, before memory runs out.
-MAX_RECORD = 1 << 26
+# Characters. Stops at a device without an end, or at an unclosed quote in a large file, before memory runs out; a JSON
+# object of this length takes up to 1 GB.
+MAX_RECORD = 1 << 25
 
 _JSON_LINES = "Convert it to JSON lines (.jsonl), one record per line."
 _AS_TEXT = "Convert it to text (.txt) or JSON lines (.jsonl) first."

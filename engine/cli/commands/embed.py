@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 JSON lines output keeps the other fields of .jsonl, .csv and .tsv records.
 
 A line ends with \\n or \\r\\n; any other character, such as a lone \\r, belongs to its line. A record has at
-most 67,108,864 characters. A key may not occur twice in a JSON object.
+most 33,554,432 characters. A key may not occur twice in a JSON object.
 
 With -o FILE, metadata is stored too: the model, its settings and two fingerprints. It goes to
 OUT.json, or into the file itself for .safetensors. On stdout and other streams (/dev/stderr, a named

@@ -330,7 +330,7 @@ def test_a_record_without_an_end_is_refused(cli, monkeypatch, name, content):
 
 
 def test_a_device_without_an_end_is_refused(cli, monkeypatch):
-    assert read.MAX_RECORD == 67_108_864, "the help of `embed` says so"
+    assert read.MAX_RECORD == 33_554_432, "the help of `embed` says so"
     monkeypatch.setattr(read, "MAX_RECORD", 10**6)
     _check(cli("embed", "/dev/zero"), "/dev/zero:1: is too long", "at most 1,000,000")
 
