@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="also hash every file and compare those from the hub with the hub's hashes; exit status 1 if one is damaged",
+        help="also hash every file and compare with the hashes that the hub gives; exit status 1 if one is damaged",
     )
     options.add_model_options(parser)
 

@@ -37,8 +37,8 @@ dtype or out_dtype sets the dtype of the result; by default the stored dtype is 
 products are computed in float64, and each value is rounded once.
 
 The report has one JSON object per tensor: the norm of each model's tensor after the base model's is
-subtracted, the angles between these, each model's coefficient, and the norm of the weighted sum. An interrupted run continues when
-the same command is given again. Needs PyYAML: pip install 'lastword[merge]'."""
+subtracted, the angles between these, each model's coefficient, and the norm of the weighted sum. An
+interrupted run continues when the same command is given again. Needs PyYAML: pip install 'lastword[merge]'."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
