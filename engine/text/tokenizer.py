@@ -5,6 +5,7 @@ prompt names, weights or batches.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,14 @@ class TextTokenizer:
     def num_template_tokens(self) -> int:
         """Number of tokens that the template adds to every text."""
         return len(self.before) + len(self.after)
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens of a text, without those of the template.
+
+        Raises:
+            InputError: as for `encode`, but a text may have no tokens.
+        """
+        return len(self._kept([text], sys.maxsize, "", 0, lambda: False)[0][0])
 
     def encode(
         self,
