@@ -283,8 +283,9 @@ class ModelInfo:
         ranges: Numbers | None = None,
         *,
         normalize_embeddings: bool = False,
+        chunking: Mapping[str, str] | None = None,
     ) -> str:
-        """Hash the settings that a file of vectors depends on.
+        """Hash the settings that a file of vectors depends on; `chunking` says how texts were split, if they were.
 
         The device, the number of threads and max_batch_tokens are left out, although they may change the rounding.
         """
@@ -299,6 +300,7 @@ class ModelInfo:
             **({} if self.tokenizer.truncation_side == "right" else {"truncation_side": "left"}),
             precision=precision,
             ranges=None if given.ranges is None else given.ranges.tolist(),
+            **({} if chunking is None else {"chunking": dict(chunking)}),
         )
 
 

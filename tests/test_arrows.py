@@ -52,6 +52,7 @@ ADAPTERS = (
     "lastword.interop.llama_index",
 )
 EXTRAS = {
+    "lastword.cli.documents": {"pathspec", "semantic_text_splitter"},
     "lastword.evaluate": {"datasets", "mteb"},
     "lastword.interop": {"langchain_core", "llama_index"},
     "lastword.verify": {"transformers"},

@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from lastword.cli.read import FORMATS
+from lastword.cli import console
+from lastword.cli.read import FORMATS, Source
 from lastword.errors import (
     ConfigError,
     DeviceError,
@@ -16,6 +17,7 @@ from lastword.errors import (
 )
 
 if TYPE_CHECKING:
+    from lastword.cli.documents.chunks import Splitter
     from lastword.embedder import Embedder
     from lastword.model_info import ModelInfo
 
@@ -87,6 +89,14 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("not a whole number of at least 1")
     return number
+
+
+def delimiter_argument(given: str) -> str:
+    """Accept one character, or a tab by its name."""
+    delimiter = "\t" if given in ("tab", "\\t") else text_argument(given)
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise argparse.ArgumentTypeError("not one character, other than a quote or line end")
+    return delimiter
 
 
 def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | None]) -> None:
@@ -175,10 +185,11 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=path_argument,
         metavar="FILE",
-        help="input file: .jsonl, .csv, .tsv, or any other text file with one text per line; - is stdin; "
-        "by default stdin",
+        help="input file: .jsonl, .csv, .tsv, or any other text file with one text per line; or a folder, or a "
+        "pattern in quotes such as 'docs/**/*.md'; - is stdin; by default stdin",
     )
     add_format_options(parser)
+    _add_document_options(parser)
     parser.add_argument(
         "--on-long",
         choices=("cut", "error"),
@@ -199,8 +210,83 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         "--text-field",
         default="text",
         metavar="NAME",
-        help="name of the field or column that holds the text; by default text",
+        help="name of the field or column that holds the text, or in JSON lines NAME.NAME for a field of an object; "
+        "by default text",
     )
+    parser.add_argument(
+        "--delimiter",
+        type=delimiter_argument,
+        metavar="CHARACTER",
+        help="character between the columns of .csv and .tsv files, or the word tab; by default a comma, and a tab "
+        "in .tsv files",
+    )
+
+
+def _add_document_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for folders, whole files and pieces of texts."""
+    group = parser.add_argument_group("documents")
+    group.add_argument(
+        "--files",
+        dest="whole",
+        action="store_true",
+        help="read each file as one text; of a folder its .txt, .md, .html and .htm files, HTML without its tags",
+    )
+    group.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        type=path_argument,
+        metavar="PATTERN",
+        help="leave out files and folders that match, by the rules of .gitignore, such as 'drafts/' or '*.bak.md'; "
+        "may be repeated",
+    )
+    group.add_argument(
+        "--chunk",
+        type=positive,
+        metavar="N",
+        help="split each text into pieces of at most N tokens, on borders of paragraphs, sentences or words",
+    )
+    group.add_argument(
+        "--overlap",
+        type=positive,
+        metavar="M",
+        help="let each piece begin with up to M tokens of the one before it; by default none",
+    )
+
+
+def find_inputs(args: argparse.Namespace) -> list[Source]:
+    """Return the input files that the options name, and print a notice about files of other kinds in folders.
+
+    Raises:
+        InputError: options cannot be combined, or an input cannot be used.
+    """
+    from lastword.cli.documents.paths import Finder
+
+    if args.whole and args.input_format is not None:
+        got = f"--input-format {args.input_format}"
+        raise InputError("--files", "reads each file as one text", got=got, expected="one of them")
+    if args.overlap is not None and args.chunk is None:
+        raise InputError("--overlap", "needs --chunk", remedy="Pass --chunk N too.")
+    if args.overlap is not None and args.overlap >= args.chunk:
+        got = f"--chunk {args.chunk} --overlap {args.overlap}"
+        raise InputError("--overlap", "is too large", got=got, expected="less than --chunk")
+    finder = Finder(args.input_format, whole=args.whole, ignore=args.ignore)
+    inputs = finder.find(args.files)
+    if args.delimiter is not None and not any(each.format in ("csv", "tsv") for each in inputs):
+        expected = "an input of this kind, or --input-format csv"
+        raise InputError("--delimiter", "is for .csv and .tsv files", expected=expected)
+    notice = finder.notice()
+    console.say_all(() if notice is None else (notice,), quiet=args.quiet)
+    return inputs
+
+
+def open_splitter(args: argparse.Namespace, embedder: "Embedder", prompt: str) -> "Splitter | None":
+    """Return what --chunk splits texts with, or None without --chunk; the prompt is that of the texts."""
+    if args.chunk is None:
+        return None
+    from lastword.cli.documents.chunks import Splitter
+
+    return Splitter(embedder, args.chunk, args.overlap or 0, prompt)
 
 
 def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:

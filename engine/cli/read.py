@@ -1,4 +1,4 @@
-r"""Read records from text, JSON lines and CSV files, one at a time, each with its file name and line number.
+r"""Read records from text, JSON lines and CSV files, or whole files, one at a time, each with its place.
 
 Input is strict UTF-8 (a byte order mark at the start is skipped). A line ends with \n or \r\n; any other character,
 such as a lone \r, belongs to the line. One record is held in memory, and it has at most `MAX_RECORD` characters.
@@ -12,12 +12,14 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from lastword.errors import InputError, list_some, lone_surrogate
 
 FORMATS = ("txt", "jsonl", "csv", "tsv")
 STDIN = "-"
+# The fields that tell the place of a text; JSON lines have them with --files and --chunk.
+PLACE = ("path", "line", "chunk", "start", "end")
 _BYTE_ORDER_MARK = "\ufeff"
 _JSON_SPACE = " \t\r\n"
 # Characters. Stops at a device without an end, or at an unclosed quote in a large file, before memory runs out; a JSON
@@ -55,7 +57,7 @@ _KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input file that exists, and its format."""
+    """An input file that exists, and its format: one of `FORMATS`, or `whole` or `html` for a file that is one text."""
 
     path: str
     format: str
@@ -66,28 +68,55 @@ class Source:
         return "stdin" if self.path == STDIN else self.path
 
 
+class Chunk(NamedTuple):
+    """The place of a piece in its text: its number, from 0, and the characters where it starts and ends."""
+
+    number: int
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A text with its place in the input and the other fields of its record.
 
     `fields` is the record's JSON object as it was written, without the closing brace. It is copied to
-    the output unparsed, so numbers keep all their digits.
+    the output unparsed, so numbers keep all their digits. A whole file has no line; only a piece has a chunk.
     """
 
     text: str
     file: str
-    line: int
+    line: int | None
     names: frozenset[str]
     fields: str
+    chunk: Chunk | None = None
 
     @property
     def where(self) -> str:
-        """The place of this record in messages: FILE:LINE."""
-        return f"{self.file}:{self.line}"
+        """The place of this record in messages: FILE, FILE:LINE, FILE[START:END] or FILE:LINE[START:END]."""
+        line = "" if self.line is None else f":{self.line}"
+        return f"{self.file}{line}" + (
+            "" if self.chunk is None else f"[{self.chunk.start}:{self.chunk.end}]"
+        )
+
+    def place(self) -> dict[str, str | int]:
+        """Return the place of this record for output: path, line if lines are records, chunk, start and end."""
+        place: dict[str, str | int] = {"path": self.file}
+        if self.line is not None:
+            place["line"] = self.line
+        if self.chunk is not None:
+            number, start, end = self.chunk
+            place |= {"chunk": number, "start": start, "end": end}
+        return place
 
 
-def sources(files: Sequence[str], input_format: str | None) -> list[Source]:
+def sources(files: Sequence[str], input_format: str | None, *, whole: bool = False) -> list[Source]:
     """Check every input before any work starts; without files the input is stdin.
+
+    Args:
+        files: paths of files, or - for stdin.
+        input_format: the format of every file; None goes by the extension.
+        whole: whether each file is one text.
 
     Raises:
         InputError: there is no input, stdin is given twice, or a file cannot be read or has an unsupported format.
@@ -98,12 +127,12 @@ def sources(files: Sequence[str], input_format: str | None) -> list[Source]:
         raise InputError("FILES", "no input", remedy="Name a file, or - for stdin.")
     if paths.count(STDIN) > 1:
         raise InputError("FILES", "- is given twice", remedy="stdin can be read only once.")
-    return [Source(path, _format(path, input_format)) for path in paths]
+    return [Source(path, _format(path, input_format, whole=whole)) for path in paths]
 
 
-def _format(path: str, input_format: str | None) -> str:
+def _format(path: str, input_format: str | None, *, whole: bool) -> str:
     if path == STDIN:
-        return input_format or "txt"
+        return input_format or ("whole" if whole else "txt")
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise InputError(path, "is a folder", expected="a file", remedy="Name the files in it.")
@@ -112,11 +141,13 @@ def _format(path: str, input_format: str | None) -> str:
     if input_format is not None:
         return input_format
     root, ending = split_ending(path)
-    if ending in _REFUSED:
+    if whole and ending in ("html", "htm"):
+        return "html"
+    if ending in _REFUSED and not (whole and ending == "json"):
         inner = _format_of(split_ending(root)[1])  # "docs.jsonl.gz" holds jsonl
         remedy = _REFUSED[ending].format(inner=inner)
         raise InputError(path, f"unsupported input format .{ending}", remedy=remedy)
-    return _format_of(ending)
+    return "whole" if whole else _format_of(ending)
 
 
 def split_ending(path: str) -> tuple[str, str]:
@@ -130,8 +161,19 @@ def _format_of(ending: str) -> str:
     return ending if ending in FORMATS else "txt"
 
 
-def read(inputs: Sequence[Source], text_field: str) -> Iterator[Record]:
-    """Yield the records of all inputs in order."""
+def read(
+    inputs: Sequence[Source], text_field: str, delimiter: str | None = None
+) -> Iterator[Record]:
+    """Yield the records of all inputs in order.
+
+    Args:
+        inputs: the inputs.
+        text_field: the field or column that holds the text; in JSON lines, `a.b` is also field b of the object a.
+        delimiter: the character between the fields of a row; None means a comma, or a tab for tsv.
+
+    Raises:
+        InputError: an input is not as its format demands.
+    """
     for source in inputs:
         with _open(source) as stream:
             lines = _lines(stream, source)
@@ -139,8 +181,11 @@ def read(inputs: Sequence[Source], text_field: str) -> Iterator[Record]:
                 yield from _text_lines(lines, source, text_field)
             elif source.format == "jsonl":
                 yield from _json_lines(lines, source, text_field)
+            elif source.format in ("whole", "html"):
+                yield _whole_file(lines, source, text_field)
             else:
-                yield from _table(lines, source, text_field)
+                between = delimiter or ("\t" if source.format == "tsv" else ",")
+                yield from _table(lines, source, text_field, between)
 
 
 def _open(source: Source) -> TextIO:
@@ -221,6 +266,23 @@ def _text_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterat
         yield Record(text, source.name, number, names, _open_object({text_field: text}))
 
 
+def _whole_file(lines: Iterator[str], source: Source, text_field: str) -> Record:
+    """Return the record of a file that is one text."""
+    found, size = [], 0
+    for line in lines:
+        size += len(line)
+        if size > MAX_RECORD:
+            raise _too_long(source.name)
+        found.append(line)
+    text = "".join(found)
+    if source.format == "html":
+        from lastword.cli.documents.html_text import html_text
+
+        text = html_text(text)
+    fields = _open_object({text_field: text})
+    return Record(text, source.name, None, frozenset((text_field,)), fields)
+
+
 def _json_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
     from lastword.weights import parse_object
 
@@ -235,9 +297,7 @@ def _json_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterat
 
 
 def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
-    if text_field not in fields:
-        raise _missing(where, text_field, fields.keys())
-    text = fields[text_field]
+    text = _value_of(fields, text_field, where)
     if not isinstance(text, str):
         raise InputError(where, f"wrong field {text_field!r}", got=_kind(text), expected="a string")
     if not text.isascii() and (bad := lone_surrogate(text)) is not None:
@@ -251,12 +311,30 @@ def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
     return text
 
 
-def _missing(where: str, text_field: str, names: Iterable[str]) -> InputError:
+def _value_of(fields: dict[str, object], text_field: str, where: str) -> object:
+    """Return the value of a field; `a.b` is the field of that very name or else field b of the object a."""
+    level, wanted = fields, text_field
+    while wanted not in level:
+        head, dot, rest = wanted.partition(".")
+        if not dot or head not in level:
+            inside = text_field[: -len(wanted)].rstrip(".")
+            raise _missing(f"{where}, in {inside!r}" if inside else where, head, level.keys())
+        inner = level[head]
+        if not isinstance(inner, dict):
+            what = f"has no field {text_field!r}"
+            raise InputError(where, what, got=f"{_kind(inner)} in {head!r}", expected="an object")
+        level, wanted = inner, rest
+    return level[wanted]
+
+
+def _missing(
+    where: str, text_field: str, names: Iterable[str], remedy: str | None = None
+) -> InputError:
     return InputError(
         where,
         f"has no field {text_field!r}",
         got=list_some(names) or "no field",
-        remedy="Name the field that holds the text with --text-field.",
+        remedy=remedy or "Name the field that holds the text with --text-field.",
     )
 
 
@@ -265,9 +343,11 @@ def _kind(value: object) -> str:
     return "null" if value is None else kinds.get(type(value), "a number")
 
 
-def _table(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
+def _table(
+    lines: Iterator[str], source: Source, text_field: str, delimiter: str
+) -> Iterator[Record]:
     """Yield one record per row; blank lines are skipped, as in the csv module."""
-    rows = _rows(lines, source)
+    rows = _rows(lines, source, delimiter)
     _, header = next(rows, (0, []))
     where = f"{source.name}:1"
     if not header:
@@ -277,7 +357,7 @@ def _table(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Re
         twice = list_some({name for name in header if header.count(name) > 1})
         raise InputError(where, "two columns have the same name", got=twice, remedy="Rename one.")
     if text_field not in names:
-        raise _missing(where, text_field, names)
+        raise _missing(where, text_field, names, _delimiter_hint(header, text_field))
     for line, row in rows:
         if len(row) != len(header):
             raise InputError(
@@ -290,10 +370,18 @@ def _table(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Re
         yield Record(fields[text_field], source.name, line, names, _open_object(fields))
 
 
-def _rows(lines: Iterator[str], source: Source) -> Iterator[tuple[int, list[str]]]:
+def _delimiter_hint(header: Sequence[str], text_field: str) -> str | None:
+    """Return the remedy for a header that looks as if its columns were separated by another character."""
+    for character, shown in ((";", "';'"), ("\t", "tab"), ("|", "'|'"), (",", "','")):
+        columns = [name.strip(' "') for column in header for name in column.split(character)]
+        if len(columns) > len(header) and (len(header) == 1 or text_field in columns):
+            return f"If {shown} separates the columns, pass --delimiter {shown}."
+    return None
+
+
+def _rows(lines: Iterator[str], source: Source, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each row with its first line number."""
     csv.field_size_limit(MAX_RECORD)
-    delimiter = "\t" if source.format == "tsv" else ","
     size = 0  # of the row, which may have many lines
 
     def counted() -> Iterator[str]:
@@ -324,3 +412,9 @@ def _rows(lines: Iterator[str], source: Source) -> Iterator[tuple[int, list[str]
 
 def _open_object(fields: dict[str, str]) -> str:
     return json.dumps(fields, ensure_ascii=False)[:-1]
+
+
+def as_json(value: object) -> str:
+    """Return a value as JSON; the bytes of a file name that are not UTF-8 are escaped, as `os.fsencode` takes them."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if lone_surrogate(text) is None else json.dumps(value)

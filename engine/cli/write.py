@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from lastword.cli.console import attempt, put
-from lastword.cli.read import Record
+from lastword.cli.read import Record, as_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,6 +107,22 @@ class Matrix:
         """Overwrite the header, now with the number of texts."""
         attempt(lambda: self._stream.seek(0), self._name)
         put(self._stream, self._header(self._texts), self._name)
+
+
+class Places:
+    """Writes a line for each vector of a binary file: the place of its text, as a JSON object."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream, self._name = stream, name
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Append one line per record."""
+        lines = "".join(f"{as_json(record.place())}\n" for record in records)
+        put(self._stream, lines.encode(), self._name)
+
+    def finish(self) -> None:
+        """Flush the stream."""
+        attempt(self._stream.flush, self._name)
 
 
 def safetensors_header(

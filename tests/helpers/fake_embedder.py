@@ -10,6 +10,13 @@ import torch
 from lastword.errors import ConfigError, InputError
 
 
+class FakeTokenizer:
+    """A token per character; no template."""
+
+    num_template_tokens = 0
+    count = staticmethod(len)
+
+
 class FakeInfo:
     """What `Embedder.info` has of a real model."""
 
@@ -18,14 +25,22 @@ class FakeInfo:
         self.max_length, self.prompts = model.max_length, model.prompts
         self.default_prompt_name = None
         self.resolve_prompt = model.resolve_prompt
+        self.tokenizer = FakeTokenizer()
 
     def space_fingerprint(self, truncate_dim=None, *, normalize_embeddings=False):
         return "space0"
 
     def run_fingerprint(
-        self, prompt, precision, truncate_dim=None, ranges=None, *, normalize_embeddings=False
+        self,
+        prompt,
+        precision,
+        truncate_dim=None,
+        ranges=None,
+        *,
+        normalize_embeddings=False,
+        chunking=None,
     ):
-        return f"run-{precision}"
+        return f"run-{precision}" + (f"-{chunking['chunk']}" if chunking else "")
 
 
 class FakeEmbedder:

@@ -1,14 +1,14 @@
 """`lastword embed`: compute one vector per input text, in order, in constant memory."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
 import lastword
 from lastword.cli import console, options, read, write
 from lastword.cli.output import is_stdout, is_stream, open_output
-from lastword.cli.read import Record
+from lastword.cli.read import PLACE, Record, Source
 from lastword.cli.stream import embed_records
 from lastword.errors import InputError, count
 from lastword.report import Report
@@ -21,8 +21,13 @@ EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
   lastword embed docs.jsonl --text-field body --model ./model --dim 256 -o docs.safetensors
   zcat big.csv.gz | lastword embed - --input-format csv --model ./model -o big.npy
+  lastword embed docs --files --chunk 200 --ignore 'drafts/' -o docs.npy
 
 JSON lines output keeps the other fields of .jsonl, .csv and .tsv records.
+
+With --files or --chunk, each vector has its place: path, line (where a file has a text per line) and, of a
+piece, chunk, start and end. The piece is characters start to end of its text; chunk counts from 0. JSON lines
+have these fields. For .npy and .safetensors they go to OUT.rows.jsonl, a line per vector.
 
 A line ends with \\n or \\r\\n; any other character, such as a lone \\r, belongs to its line. A record has at
 most 33,554,432 characters. A key may not occur twice in a JSON object.
@@ -92,25 +97,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     style = _choose_format(args)
-    inputs = read.sources(args.files, args.input_format)
+    inputs = options.find_inputs(args)
     sidecar = f"{args.output}.json" if args.to_file and style != "safetensors" else None
+    rows = f"{args.output}.rows.jsonl" if args.placed and style != "jsonl" else None
     given = (source.path for source in inputs if source.path != read.STDIN)
-    outputs = (args.output if args.to_file else None, sidecar, args.save_ranges)
+    outputs = (args.output if args.to_file else None, sidecar, rows, args.save_ranges)
     options.refuse_overwriting((*given, args.ranges), outputs)
     with ExitStack() as files:
         # Files are put in place in reverse order: the vectors first, then the files that describe them.
         ranges_out = _enter(files, args.save_ranges)
         sidecar_out = _enter(files, sidecar)
+        rows_out = _enter(files, rows)
         out = _enter(files, args.output) or console.stdout_bytes()
         embedder = options.open_model(args)
         work = _Work(args, style, embedder)
-        records = read.read(inputs, args.text_field)
-        if style == "jsonl":
-            records = _check_vector_field(records, args.vector_field)
-        report = work.embed(records, out)
+        places = None if rows is None or rows_out is None else write.Places(rows_out, rows)
+        report = work.embed(work.records(inputs), out, places)
         if sidecar_out is not None and sidecar is not None:
             console.put(sidecar_out, write.sidecar(work.metadata, report.texts), sidecar)
             console.attempt(sidecar_out.flush, sidecar)
+        if places is not None:
+            places.finish()
         if ranges_out is not None:
             work.seen.save(ranges_out, args.save_ranges, work.metadata)
             console.attempt(ranges_out.flush, args.save_ranges)
@@ -128,6 +135,8 @@ class _Work:
         self._args, self._format, self._embedder = args, style, embedder
         self.seen = Ranges()
         self._prompt = embedder.resolve_prompt(args.prompt_name, args.prompt, None)
+        self._splitter = options.open_splitter(args, embedder, self._prompt)
+        chunking = None if self._splitter is None else self._splitter.settings()
         space = embedder.info.space_fingerprint(normalize_embeddings=args.normalize)
         self._ranges = read_ranges(args.ranges, embedder.dim, space) if args.ranges else None
         self.metadata = {
@@ -137,6 +146,7 @@ class _Work:
                 args.precision,
                 ranges=self._ranges,
                 normalize_embeddings=args.normalize,
+                chunking=chunking,
             ),
             "fingerprints": str(FINGERPRINT_VERSION),
             "model": embedder.name,
@@ -144,10 +154,27 @@ class _Work:
             "precision": args.precision,
             "prompt": self._prompt,
             "lastword": lastword.__version__,
+            **(chunking or {}),
         }
 
-    def embed(self, records: Iterable[Record], out: BinaryIO) -> Report:
-        """Write the vector of every record to `out` and return the run's counts."""
+    def records(self, inputs: Sequence[Source]) -> Iterator[Record]:
+        """Yield the texts to embed, or their pieces, with the JSON that their vectors are written with."""
+        args = self._args
+        records = read.read(inputs, args.text_field, args.delimiter)
+        if self._splitter is not None:
+            records = self._splitter.pieces(records, args.text_field)
+        if self._format == "jsonl":
+            records = _check_vector_field(records, args.vector_field)
+            if args.placed:
+                from lastword.cli.documents.chunks import placed
+
+                records = placed(records)
+        return records
+
+    def embed(
+        self, records: Iterable[Record], out: BinaryIO, places: write.Places | None = None
+    ) -> Report:
+        """Write the vector of every record to `out`, its place to `places`, and return the run's counts."""
         writer, report = self._writer(out), Report()
         for group, matrix in embed_records(
             self._embedder,
@@ -161,6 +188,8 @@ class _Work:
             show_progress_bar=console.shows_progress(quiet=self._args.quiet),
         ):
             writer.write(group, matrix)
+            if places is not None:
+                places.write(group)
             if self._args.save_ranges:
                 self.seen.add(matrix)
         writer.finish()
@@ -191,6 +220,7 @@ def _choose_format(args: argparse.Namespace) -> str:
     """Choose the output format and refuse options that cannot be combined."""
     if args.output is not None and is_stdout(args.output):
         args.output = None
+    args.placed = args.whole or args.chunk is not None
     args.to_file = args.output is not None and not is_stream(args.output)
     style: str = args.format or _format_of(args.output or "")
     if style != "jsonl" and not args.to_file:
@@ -207,7 +237,7 @@ def _choose_format(args: argparse.Namespace) -> str:
             "--header", "is for stdout and pipes", got=f"-o {args.output}", remedy=remedy
         )
     _check_ranges(args)
-    if args.vector_field in (args.text_field, "__metadata__"):
+    if args.vector_field in (args.text_field, "__metadata__", *(PLACE if args.placed else ())):
         what = f"the name {args.vector_field!r} is already used"
         raise InputError("--vector-field", what, remedy="Choose another name.")
     return style

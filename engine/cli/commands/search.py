@@ -21,6 +21,7 @@ ABOUT = "find the texts nearest to a query"
 EXAMPLES = """examples:
   lastword search "how do I reset it" manual.txt
   lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
+  lastword search "reset" docs --files --chunk 200 --ignore 'drafts/'
   lastword search "refund" tickets.csv --text-field message --top-k 3 --json --model ./model"""
 SHOWN = 200  # characters of a text shown in the table; --json prints the whole text
 
@@ -49,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    inputs = read.sources(args.files, args.input_format)
+    inputs = options.find_inputs(args)
     console.stdout_bytes()
     embedder = options.open_model(args)
     query_report, report = Report(), Report()
@@ -103,10 +104,13 @@ def _score_records(
 ) -> Iterator[Hit]:
     """Yield every text with its score; vectors are compared one group at a time."""
     position = 0
+    prompt = embedder.resolve_prompt(None, None, "document")
+    texts = read.read(inputs, args.text_field, args.delimiter)
+    splitter = options.open_splitter(args, embedder, prompt)
     for records, matrix in embed_records(
         embedder,
-        read.read(inputs, args.text_field),
-        embedder.resolve_prompt(None, None, "document"),
+        texts if splitter is None else splitter.pieces(texts, args.text_field),
+        prompt,
         too_long=args.on_long,
         report=report,
         show_progress_bar=console.shows_progress(quiet=args.quiet),
@@ -120,13 +124,10 @@ def _score_records(
 def _line(rank: int, hit: Hit, as_json: bool) -> str:  # noqa: FBT001  private
     record = hit.record
     if as_json:
-        fields = {
-            "rank": rank,
-            "score": hit.score,
-            "file": record.file,
-            "line": record.line,
-            "text": record.text,
-        }
+        place = record.place()
+        if place.keys() == {"path", "line"}:  # neither --files nor --chunk
+            place = {"file": record.file, "line": place["line"]}
+        fields = {"rank": rank, "score": hit.score, **place, "text": record.text}
         return json.dumps(fields, ensure_ascii=False)
     text = record.text if len(record.text) <= SHOWN else record.text[: SHOWN - 1] + "…"
     return f"{rank:>3}  {hit.score:.4f}  {printable(record.where)}  {printable(text)}"

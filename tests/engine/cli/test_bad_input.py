@@ -131,7 +131,7 @@ FILES = {
     ),
     "missing-file": pytest.param({}, ["gone.txt"], ("gone.txt", "No such file")),
     "missing-second": _in_file("a.txt", b"x", "gone.txt", "No such file", options=("gone.txt",)),
-    "folder": pytest.param({}, ["."], (".: is a folder",)),
+    "folder-of-the-output": pytest.param({}, ["."], ("out.jsonl: would be overwritten",)),
     "under-a-file": _in_file("f", b"x", "f/a.txt", "Not a directory", options=("f/a.txt",)),
     "newline-in-name": pytest.param({}, ["a\nb.txt"], ("a\\nb.txt", "No such file")),
     "stdin-twice": pytest.param({}, ["-", "-"], ("- is given twice",)),

@@ -1,0 +1,59 @@
+"""The text of an HTML page as a reader sees it: without tags, scripts and styles, a line per block."""
+
+import re
+from html.parser import HTMLParser
+
+# Elements that begin and end a line.
+_BLOCKS = frozenset(
+    "address article aside blockquote body br caption dd details dialog div dl dt fieldset figcaption figure footer"
+    " form h1 h2 h3 h4 h5 h6 head header hr html legend li main nav ol optgroup option p pre search section select"
+    " summary table tbody textarea tfoot thead title tr ul".split()
+)
+_CELLS = frozenset(("td", "th"))
+# Elements whose content is not shown; each has an end tag.
+_HIDDEN = frozenset(("script", "style", "template", "noscript", "svg", "math", "object", "iframe"))
+
+_SPACE = re.compile(r"[ \t\n\f\r]+")
+_LINE_BREAK = re.compile(r"[ \t]*\n\s*")
+
+
+def html_text(page: str) -> str:
+    """Return the text of a page: entities decoded, white space as a browser shows it, its title first."""
+    reader = _Reader()
+    reader.feed(page)
+    reader.close()
+    return _LINE_BREAK.sub("\n", "".join(reader.parts)).strip()
+
+
+class _Reader(HTMLParser):
+    """Collects the text that is shown, with a line break at every border of a block."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self._hidden: list[str] = []
+        self._preformatted = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        if tag in _HIDDEN:
+            self._hidden.append(tag)
+        self._preformatted += tag == "pre"
+        self._separate(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        self._separate(tag)  # <br/>, and <path/> in a drawing
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._hidden:
+            while self._hidden.pop() != tag:
+                pass
+        self._preformatted -= tag == "pre" and self._preformatted > 0
+        self._separate(tag)
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.parts.append(data if self._preformatted else _SPACE.sub(" ", data))
+
+    def _separate(self, tag: str) -> None:
+        if not self._hidden and (tag in _BLOCKS or tag in _CELLS):
+            self.parts.append("\n" if tag in _BLOCKS else " ")
