@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lastword.encode_options import (
     EncodeKwargs,
+    GroupKwargs,
     check_batch_tokens,
     check_switches,
     known_keywords,
@@ -213,11 +214,12 @@ class Embedder(ModelProperties, Reopenable):
         texts: Iterable[str],
         prompt_name: str | None = None,
         prompt: str | None = None,
-        **kwargs: Unpack[EncodeKwargs],
+        **kwargs: Unpack[GroupKwargs],
     ) -> Iterator[Tensor]:
         """Yield one matrix [n, dim] per group of up to 4,096 texts: `encode_stream` for callers who want whole groups.
 
-        On a GPU or on several devices, a background thread computes the next groups while the caller uses one.
+        On a GPU or on several devices, a background thread computes the next groups while the caller uses one. With
+        `on_error` a text that cannot be embedded does not end the run; see `lastword.encode_options.GroupKwargs`.
         """
         return self._matrices("encode_groups", texts, prompt_name, prompt, kwargs)
 
@@ -275,7 +277,7 @@ class Embedder(ModelProperties, Reopenable):
         texts: Iterable[str],
         prompt_name: str | None,
         prompt: str | None,
-        kwargs: EncodeKwargs,
+        kwargs: GroupKwargs | EncodeKwargs,
     ) -> Iterator[Tensor]:
         """Check all settings now; start computing when the first matrix is requested."""
         options = self.info.encode_options(function, prompt_name, prompt, kwargs)
@@ -283,6 +285,7 @@ class Embedder(ModelProperties, Reopenable):
 
         def matrices() -> Iterator[Tensor]:
             with progress_bar(None, show=kwargs.get("show_progress_bar")) as advance:
-                yield from self.loop.matrices(many, options, report, advance, ahead=True)
+                done = options.on_done or advance
+                yield from self.loop.matrices(many, options, report, done, ahead=True)
 
         return matrices()

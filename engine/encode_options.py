@@ -3,14 +3,14 @@
 This module knows nothing about models or devices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsIndex, TypedDict, TypeVar, cast, get_args
 
 from lastword.arguments import Numbers, as_integer, as_switch, is_one_of, shown
-from lastword.errors import ConfigError, MissingPackageError
+from lastword.errors import ConfigError, InputError, MissingPackageError
 from lastword.report import Report
 
 if TYPE_CHECKING:
@@ -42,6 +42,22 @@ class EncodeKwargs(TypedDict, total=False):
     normalize_embeddings: bool
     report: Report | None
     show_progress_bar: bool | None
+
+
+class GroupKwargs(EncodeKwargs, total=False):
+    """Keyword arguments of `encode_groups`.
+
+    Args:
+        on_error: called with the InputError of each text that cannot be embedded, which gives the text's index, instead
+            of raising it; called before the matrix of the text's group, which has no row for it. The other rows are
+            the same as without that text. Every other error is raised: one of the device, of the iterator or of an
+            element that is not a str.
+        on_done: called with the number of texts of each finished batch, for a progress bar of the caller's own. A
+            background thread may call it.
+    """
+
+    on_error: Callable[[InputError], None] | None
+    on_done: Callable[[int], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +117,8 @@ class EncodeOptions:
     max_length: int
     format: "VectorFormat"
     too_long: str = "cut"
+    on_error: Callable[[InputError], None] | None = None
+    on_done: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         if not is_one_of(self.too_long, get_args(TooLong)):
@@ -136,6 +154,14 @@ def check_report(report: object) -> None:
     if report is not None and not isinstance(report, Report):
         got, expected = type(report).__name__, "a lastword.report.Report"
         raise ConfigError("report", "not a Report", got=got, expected=expected)
+
+
+def check_functions(**functions: object) -> None:
+    """Raise ConfigError for a value that is neither a function nor None."""
+    for name, value in functions.items():
+        if value is not None and not callable(value):
+            got = type(value).__name__
+            raise ConfigError(name, "not a function", got=got, expected="a function, or None")
 
 
 def check_switches(**switches: object) -> None:

@@ -17,7 +17,9 @@ from lastword.arguments import Numbers, as_switch, shown
 from lastword.encode_options import (
     EncodeKwargs,
     EncodeOptions,
+    GroupKwargs,
     check_dim,
+    check_functions,
     check_max_length,
     check_report,
     check_switches,
@@ -230,7 +232,11 @@ class ModelInfo:
         return check_prompt(prompt)
 
     def encode_options(
-        self, function: str, prompt_name: str | None, prompt: str | None, kwargs: EncodeKwargs
+        self,
+        function: str,
+        prompt_name: str | None,
+        prompt: str | None,
+        kwargs: EncodeKwargs | GroupKwargs,
     ) -> EncodeOptions:
         """Resolve all settings of one call of `function`.
 
@@ -238,9 +244,11 @@ class ModelInfo:
             ConfigError: the model does not allow a setting.
             TypeError: a keyword is unknown.
         """
-        kwargs = known_keywords(function, kwargs, EncodeKwargs)
+        known = GroupKwargs if function == "encode_groups" else EncodeKwargs
+        kwargs = cast("GroupKwargs", known_keywords(function, kwargs, known))
         check_report(kwargs.get("report"))
         check_switches(show_progress_bar=kwargs.get("show_progress_bar"))
+        check_functions(on_error=kwargs.get("on_error"), on_done=kwargs.get("on_done"))
         wanted = self.vector_format(
             kwargs.get("truncate_dim"),
             normalize_embeddings=kwargs.get("normalize_embeddings", False),
@@ -248,7 +256,14 @@ class ModelInfo:
             ranges=kwargs.get("ranges"),
         )
         resolved = self.resolve_prompt(prompt_name, prompt)
-        return EncodeOptions(resolved, self.max_length, wanted, kwargs.get("too_long", "cut"))
+        return EncodeOptions(
+            resolved,
+            self.max_length,
+            wanted,
+            kwargs.get("too_long", "cut"),
+            kwargs.get("on_error"),
+            kwargs.get("on_done"),
+        )
 
     # Similarity, and fingerprints that tell which vectors are comparable.
 

@@ -11,7 +11,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from copy import copy
 from functools import partial
 from queue import Queue
 from time import perf_counter
@@ -25,6 +24,8 @@ from lastword.runtime.out_of_memory import BatchBudget, compute_parts
 from lastword.runtime.results import (
     FinishedBatch,
     Group,
+    GroupResult,
+    GroupsInOrder,
     Item,
     QueuedItems,
     counts_of,
@@ -36,7 +37,7 @@ from lastword.runtime.results import (
 from lastword.runtime.runner import Runner, Task, Wait, check_process, failure, first_done
 from lastword.runtime.threads import Take, abandoned, map_ahead, run_ahead
 from lastword.text.groups import GROUP_TEXTS, cut_groups
-from lastword.text.tokenizer import TextTokenizer, Tokens
+from lastword.text.tokenizer import GoodTokens, TextTokenizer
 
 # A smaller group is prepared in the caller's thread: handing it to another thread would cost more than it saves.
 _MIN_AHEAD = 64
@@ -155,21 +156,26 @@ class Loop:
 
         Raises:
             InputError: a text cannot be embedded; raised after the matrices of all groups before its own, with its
-                index.
+                index. With `options.on_error`, that is called instead, before the matrix of the text's group, which
+                has no row for it.
         """
-        groups = self.groups(texts, options)
+        groups, keep_going = self.groups(texts, options), options.on_error is not None
         if ahead and self.runner.ahead:
             prepare = partial(self._prepare, options)
-            compute = partial(self._in_order, task, advance)
+            compute = partial(self._in_order, task, advance, keep_going)
             most = min(_MOST_AHEAD, max(1, _BYTES_AHEAD // (GROUP_TEXTS * 4 * options.format.dim)))
             cut = cut_groups(iter(texts), small_first=True)
             matrices = run_ahead(cut, prepare, compute, 1 + most)
         else:
-            matrices = self._in_order(task, advance, lambda _: next(groups))
+            matrices = self._in_order(task, advance, keep_going, lambda _: next(groups))
         with closing(groups), closing(matrices):
-            for matrix, counts in matrices:
+            for matrix, counts, errors in matrices:
                 report.add(counts)
-                yield matrix
+                if options.on_error is not None:
+                    for error in errors:
+                        options.on_error(error)
+                if matrix is not None:
+                    yield matrix
                 self._check_process()  # the caller may have forked
 
     def gather(
@@ -202,26 +208,15 @@ class Loop:
         self,
         task: Task | None,
         advance: Callable[[int], None],
+        keep_going: bool,  # noqa: FBT001  private
         source: Take[Group],
         stopped: Callable[[], bool] = lambda: False,
-    ) -> Generator[tuple[Tensor, Report]]:
-        """Yield the matrix and the counts of each group; raise the first error of a batch."""
-        out: Tensor | None = None
-        left, counts = 0, Report()
-        for batch in self.run(source, task, stopped=stopped):
-            if batch.errors:
-                raise batch.errors[min(batch.errors)]
-            assert isinstance(batch.rows, Tensor)  # the items of one call have one format
-            if out is None:
-                left, counts = len(batch.group.items), copy(batch.group.counts)
-                out = new_rows(batch.rows, left)
-            out[batch.texts] = batch.rows
-            counts.add(batch.counts)
+    ) -> Generator[GroupResult]:
+        """Yield the result of each group, in order; raise the first error of a batch unless it is to be kept."""
+        groups = GroupsInOrder(source, keep_going=keep_going)
+        for batch in self.run(groups.take, task, stopped=stopped):
             advance(len(batch.texts))
-            left -= len(batch.texts)
-            if not left:
-                yield out, counts
-                out = None
+            yield from groups.add(batch)
 
     def plan(self, texts: Iterable[str], options: EncodeOptions) -> Report:
         """Count the texts, tokens and batches of `matrices` without computing it."""
@@ -234,7 +229,7 @@ class Loop:
     def token_ids(self, texts: Iterable[str], options: EncodeOptions) -> Iterator[list[int]]:
         """Yield the token ids of each text, exactly those that would be computed."""
         for numbered in cut_groups(iter(texts)):
-            yield from self._tokens(options, numbered).ids
+            yield from self._tokens(options, numbered).ids.values()
 
     def groups(self, texts: Iterable[str], options: EncodeOptions) -> Generator[Group]:
         """Yield groups ready to be computed; if the runner allows it, a thread prepares the next one."""
@@ -247,19 +242,22 @@ class Loop:
 
     def _prepare(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Group:
         """Tokenise and pack a group; `numbered` is the caller's index of its first text, and the texts."""
-        began, first = perf_counter(), numbered[0]
-        tokens = self._tokens(options, numbered)
-        if options.too_long == "error":
-            tokens.refuse_cut(options.max_length, first=first)
-        items = [Item(first + i, ids, options.format) for i, ids in enumerate(tokens.ids)]
-        counts = Report(texts=len(items), cut=sum(tokens.cut))
-        return Group(items, self._forests(items), began, counts)
+        began, tokens = perf_counter(), self._tokens(options, numbered)
+        items = [Item(index, ids, options.format) for index, ids in tokens.ids.items()]
+        counts = Report(texts=len(items), cut=tokens.cut)
+        refused = [(Item(error.index, ()), error) for error in tokens.errors]
+        return Group(items, self._forests(items), began, counts, refused)
 
-    def _tokens(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Tokens:
+    def _tokens(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> GoodTokens:
         self._check_process()  # before the tokenizer's threads are used
-        first, texts = numbered
-        return self.tokenizer.encode(
-            texts, options.max_length, prompt=options.prompt, first=first, stopped=abandoned
+        return self.tokenizer.encode_good(
+            numbered[1],
+            options.max_length,
+            prompt=options.prompt,
+            first=numbered[0],
+            stopped=abandoned,
+            refuse_long=options.too_long == "error",
+            keep_going=options.on_error is not None,
         )
 
     def _forests(self, items: list[Item]) -> list[Forest]:

@@ -1,7 +1,9 @@
 """The items of the loop, and the step from a batch's tensor to each item's result or error."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from queue import Empty, Queue
 from time import perf_counter
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lastword.batching.forest import Forest
-from lastword.errors import InputError
+from lastword.errors import InputError, count
 from lastword.kernels.caller_settings import count_up
 from lastword.model.postprocess import (
     MIN_LENGTH,
@@ -150,6 +152,72 @@ class FinishedBatch:
             yield self.group.items[index].tag, self.rows[place] if error is None else error
 
 
+# The rows of a group's texts, None if no text has one; its counts; the errors of the texts without a row.
+GroupResult = tuple[Tensor | None, Report, list[InputError]]
+
+
+class GroupsInOrder:
+    """Gives the result of each group once all its batches have finished, in the order of the groups.
+
+    Args:
+        source: returns the next group, as for `Loop.run`; its items have one format, their tags are indices.
+        keep_going: keep the error of a text that cannot be embedded, instead of raising it.
+    """
+
+    def __init__(self, source: Callable[[bool], Group | None], *, keep_going: bool) -> None:
+        self._source, self._keep_going = source, keep_going
+        self._groups: deque[_Rows] = deque()
+
+    def take(self, wait: bool) -> Group | None:  # noqa: FBT001  a Take
+        """Return the next group of the source."""
+        group = self._source(wait)
+        if group is not None:
+            self._groups.append(_Rows(group))
+        return group
+
+    def add(self, batch: FinishedBatch) -> Iterator[GroupResult]:
+        """Take a batch of the first group that has not finished; yield the results of the groups that now have."""
+        if (
+            batch.group.forests
+        ):  # else these are the texts that were refused, of a later group maybe
+            for place in sorted(batch.errors):
+                error = batch.errors[place]
+                if not self._keep_going or not isinstance(error, InputError) or error.index is None:
+                    raise error
+                self._groups[0].errors[place] = error
+            self._groups[0].add(batch)
+        while self._groups and not self._groups[0].left:
+            yield self._groups.popleft().result()
+
+
+class _Rows:
+    """The rows of one group, filled as its batches finish, and the errors of texts, by place in the group."""
+
+    def __init__(self, group: Group) -> None:
+        self.left, self.errors = len(group.items), dict[int, InputError]()
+        self._group, self._counts = group, copy(group.counts)
+        self._rows: Tensor | None = None
+
+    def add(self, batch: FinishedBatch) -> None:
+        if isinstance(batch.rows, Tensor):  # else no text of it has a row
+            if self._rows is None:
+                self._rows = new_rows(batch.rows, len(self._group.items))
+            self._rows[batch.texts] = batch.rows
+        self._counts.add(batch.counts)
+        self.left -= len(batch.texts)
+
+    def result(self) -> GroupResult:
+        good = [place for place in range(len(self._group.items)) if place not in self.errors]
+        rows = self._rows if good else None
+        if rows is not None and self.errors:
+            rows = rows[good]
+        refused = (error for _, error in self._group.refused)
+        self._counts.texts -= len(self.errors)
+        errors = [error for error in refused if isinstance(error, InputError)]
+        errors += self.errors.values()
+        return rows, self._counts, sorted(errors, key=lambda error: error.index or 0)
+
+
 def list_refused(group: Group) -> FinishedBatch:
     """Make the results of the items that were refused while their group was prepared: their errors."""
     items, errors = [item for item, _ in group.refused], [error for _, error in group.refused]
@@ -274,7 +342,7 @@ def _item_error(error: Exception, item: Item, forest: Forest) -> Exception:
         return error
     return item.error(
         "does not fit in the device's memory",
-        got=f"{forest.tokens_computed} tokens",
+        got=count(forest.tokens_computed, "token"),
         expected="fewer",
         remedy="Lower max_length, compute in bfloat16, or free memory on the device.",
     )

@@ -7,13 +7,13 @@ prompt names, weights or batches.
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from tokenizers import AddedToken, Tokenizer
 
-from lastword.errors import ConfigError, InputError, WeightsError, not_unicode
+from lastword.errors import ConfigError, InputError, WeightsError, count, not_unicode
 from lastword.text.calls import Calls
 from lastword.text.cuts import find_cuts
 from lastword.text.expansion import most_characters
@@ -35,17 +35,14 @@ class Tokens:
     ids: list[list[int]]
     cut: list[bool]
 
-    def refuse_cut(self, max_length: int, *, first: int = 0) -> None:
-        """Raise InputError for the earliest text that was cut, if any; `first` is the caller's index of texts[0]."""
-        if any(self.cut):
-            index = first + self.cut.index(True)
-            raise InputError(
-                f"text {index}",
-                "too long",
-                got=f"more than max_length {max_length} tokens",
-                remedy="Shorten the text, raise max_length, or pass too_long='cut' (--on-long cut).",
-                index=index,
-            )
+
+@dataclass(slots=True)
+class GoodTokens:
+    """The token ids of those texts that can be embedded, by the caller's index, in order; the errors of the others."""
+
+    ids: dict[int, list[int]] = field(default_factory=dict)
+    cut: int = 0  # texts cut to max_length
+    errors: list[InputError] = field(default_factory=list)
 
 
 class TextTokenizer:
@@ -194,6 +191,56 @@ class TextTokenizer:
             )
         return Tokens(ids, [cut for _, cut in kept])
 
+    def encode_good(
+        self,
+        texts: Sequence[str],
+        max_length: int,
+        *,
+        prompt: str = "",
+        first: int = 0,
+        stopped: Callable[[], bool] = lambda: False,
+        refuse_long: bool = False,
+        keep_going: bool = False,
+    ) -> GoodTokens:
+        """Tokenise texts as `encode` does; with `keep_going`, leave out those that cannot be embedded.
+
+        Args:
+            texts: as for `encode`.
+            max_length: as for `encode`.
+            prompt: as for `encode`.
+            first: as for `encode`.
+            stopped: as for `encode`.
+            refuse_long: make it an error that a text has more than `max_length` tokens.
+            keep_going: return errors instead of raising the first one.
+
+        Raises:
+            CancelledError: `stopped` returned True.
+            InputError: a text cannot be embedded, and `keep_going` is not set.
+        """
+        good, waiting = GoodTokens(), [(first, texts)]
+        while waiting:
+            start, part = waiting.pop()
+            try:
+                tokens = self.encode(part, max_length, prompt=prompt, first=start, stopped=stopped)
+            except InputError as error:
+                if not keep_going:
+                    raise
+                if len(part) == 1:
+                    good.errors.append(error)
+                else:  # halve it until each bad text is alone
+                    half = len(part) // 2
+                    waiting += [(start + half, part[half:]), (start, part[:half])]
+                continue
+            for index, (ids, cut) in enumerate(zip(tokens.ids, tokens.cut, strict=True), start):
+                if cut and refuse_long:
+                    good.errors.append(_too_long(index, max_length))
+                    if not keep_going:
+                        raise good.errors[0]
+                else:
+                    good.ids[index] = ids
+                    good.cut += cut
+        return good
+
     def _kept(
         self,
         texts: Sequence[str],
@@ -259,6 +306,16 @@ def _advance(
             remedy="Put spaces or line breaks into it, or cut it.",
             index=index,
         ) from None
+
+
+def _too_long(index: int, max_length: int) -> InputError:
+    return InputError(
+        f"text {index}",
+        "too long",
+        got=f"more than max_length {count(max_length, 'token')}",
+        remedy="Shorten the text, raise max_length, or pass too_long='cut' (--on-long cut).",
+        index=index,
+    )
 
 
 def _check_unicode(text: str, index: int) -> None:

@@ -25,8 +25,8 @@ def first_tokens(forest: Forest) -> Tensor:
     return vectors
 
 
-def options(dim: int = DIM, **others) -> EncodeOptions:
-    return EncodeOptions("", 1000, VectorFormat(dim, normalize=False), **others)
+def options(dim: int = DIM, max_length: int = 1000, **others) -> EncodeOptions:
+    return EncodeOptions("", max_length, VectorFormat(dim, normalize=False), **others)
 
 
 class FakeDevice:
