@@ -4,6 +4,7 @@ For any fault the library raises a plain Exception, or, where its Rust code pani
 `except Exception` catches. `fenced` turns both into an error of ours.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING
 
 from lastword.errors import LastwordError, WeightsError
 from lastword.weights.files.reading import MAX_TOKENIZER_BYTES, read_bytes
+from lastword.weights.json_fields import parse_object, show_value
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _LONGEST_REASON = 200
+# A prefix that is not empty, or an escaped ASCII character, behind which its name could be hidden. No other file is
+# parsed: that of a large vocabulary takes a quarter of a second.
+_MAY_HAVE_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00[2-7]')
 
 
 @contextmanager
@@ -57,9 +62,26 @@ def read_tokenizer(path: Path) -> "tuple[Tokenizer, bytes]":
         remedy="lastword reads no other tokenizer file: save it with tokenizers or transformers.",
         limit=MAX_TOKENIZER_BYTES,
     )
+    _refuse_prefix(data, path)
     with fenced(
         lambda reason: WeightsError(
             str(path), f"not a tokenizer ({reason})", remedy="Fetch the file again."
         )
     ):
         return Tokenizer.from_buffer(data), data
+
+
+def _refuse_prefix(data: bytes, path: Path) -> None:
+    """Refuse BPE whose tokens have a prefix: where one lacks it, the library may abort the process, past any fence."""
+    if not _MAY_HAVE_PREFIX.search(data):
+        return
+    model = parse_object(data, str(path), WeightsError).get("model")
+    prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
+    if prefix and "merges" in model:
+        raise WeightsError(
+            f"{path}: continuing_subword_prefix",
+            "not supported in BPE",
+            got=show_value(prefix),
+            expected="null",
+            remedy="Use the tokenizer that belongs to these weights.",
+        )
