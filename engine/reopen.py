@@ -205,6 +205,6 @@ def _open(kind: "type[Embedder]", model: dict[str, Any]) -> "Embedder":
             "is not the model that the pickled Embedder had opened",
             got=f"space fingerprint {space}",
             expected=model["space"],
-            remedy="It has been replaced since, or lastword has: open it anew.",
+            remedy="The model's files or lastword have changed since the pickle was made. Open the model again.",
         )
     return embedder

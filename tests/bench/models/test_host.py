@@ -50,4 +50,4 @@ def test_a_missing_tokenizer_is_one_line(
     monkeypatch.setenv("RAYON_NUM_THREADS", "1")
     with pytest.raises(SystemExit):
         host.main(["--texts", "4", "--tokenizer", str(tmp_path)])
-    assert f"{tmp_path}/tokenizer.json: missing" in capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path}/tokenizer.json: no such file" in capsys.readouterr().err.splitlines()[-1]
