@@ -372,10 +372,11 @@ def _table(
 
 def _delimiter_hint(header: Sequence[str], text_field: str) -> str | None:
     """Return the remedy for a header that looks as if its columns were separated by another character."""
-    for character, shown in ((";", "';'"), ("\t", "tab"), ("|", "'|'"), (",", "','")):
+    for character in ";\t|,":
         columns = [name.strip(' "') for column in header for name in column.split(character)]
         if len(columns) > len(header) and (len(header) == 1 or text_field in columns):
-            return f"If {shown} separates the columns, pass --delimiter {shown}."
+            shown = "tab" if character == "\t" else f"'{character}'"
+            return f"If this separates its columns, pass --delimiter {shown}."
     return None
 
 

@@ -55,6 +55,8 @@ RIGHT: dict[str, set[str]] = {
     "revision": STR,
     "cache_dir": STR,
     "token": STR,
+    "on_error": {"function", "class"},
+    "on_done": {"function", "class"},
     # For tests, benchmarks and servers: not checked.
     "open_checkpoint": {*POOL},
     "runner": {*POOL},
