@@ -7,7 +7,7 @@ link to a folder leads to. What is found this way must be of a known kind; the o
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from lastword.cli.read import STDIN, Source, sources, split_ending
@@ -84,65 +84,67 @@ class Finder:
         return [] if self._ignored(given) else [given]
 
     def _nothing_in(self, folder: str) -> list[str]:
+        remedy = None
+        if not self._whole and any(self._skipped[f".{kind}"] for kind in _WHOLE):
+            remedy = "Pass --files to read each file as one text."
+        elif self._skipped:
+            remedy = "Name the files themselves if they are text."
         raise InputError(
             folder,
             "has no file of a known kind",
             got=list_some(self._skipped) or "no file",
             expected=", ".join(f".{kind}" for kind in self._kinds),
-            remedy="Name the files themselves, or a pattern with their ending."
-            if self._whole
-            else "Pass --files to read whole files.",
+            remedy=remedy,
         )
 
     def _matching(self, pattern: str) -> list[str]:
-        """Return the files that a glob matches; an ending without wildcards in it names a kind of file."""
+        """Return the files that a glob matches; if it has an ending without wildcards, that is a kind asked for."""
         parts = pattern.split("/")
         first = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
         top, wanted = "/".join(parts[:first]), parts[first:]
         if first and not top:
             top = "/"
         depth = None if "**" in wanted else len(wanted)
-        matching = (
-            path for path in self._walk(top or ".", depth) if _matches(path.split("/"), wanted)
-        )
-        named = not _MAGIC.search(split_ending(pattern)[1] or "*")
-        found = [
-            os.path.join(top, path) for path in (matching if named else self._usable(matching))
-        ]
+        entries = self._walk(top or ".", depth)
+        matching = (entry for entry in entries if _matches(entry[0].split("/"), wanted))
+        ending = split_ending(pattern)[1]
+        asked = ending if ending and not _MAGIC.search(ending) else None
+        found = [os.path.join(top, path) for path in self._usable(matching, asked)]
         if not found:
             got = f"only {list_some(self._skipped)}" if self._skipped else None
-            raise InputError(
-                pattern, "matches no usable file" if got else "matches no file", got=got
-            )
+            raise InputError(pattern, f"matches no {'usable ' if got else ''}file", got=got)
         return found
 
-    def _usable(self, paths: Iterator[str]) -> Iterator[str]:
-        for path in paths:
+    def _usable(
+        self, entries: Iterable[tuple[str, str]], asked: str | None = None
+    ) -> Iterator[str]:
+        """Yield the paths of files of a known kind, or of the kind asked for; count the others."""
+        for path, kind in entries:
             ending = split_ending(path)[1]
-            if ending in self._kinds:
+            if kind == "file" and (ending in self._kinds or ending == asked):
                 yield path
-            else:
+            elif kind == "file":
                 self._skipped[f".{ending}" if ending else "no extension"] += 1
+            else:
+                self._skipped[kind] += 1
 
-    def _walk(self, top: str, depth: int | None = None) -> Iterator[str]:
-        """Yield the path of each regular file, relative to `top`: a folder's files first, then its folders."""
+    def _walk(self, top: str, depth: int | None = None) -> Iterator[tuple[str, str]]:
+        """Yield everything that is no folder, as its path relative to `top` and its kind: files before folders."""
         waiting = [""]
         while waiting:
             folder = waiting.pop()
             with os.scandir(os.path.join(top, folder)) as entries:
-                names = sorted(entry.name for entry in entries)
+                names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
             folders = []
             for name in names:
                 path = f"{folder}/{name}" if folder else name
                 kind = _kind(os.path.join(top, path))
-                if name.startswith(".") or self._ignored(f"{path}/" if kind == "folder" else path):
+                if self._ignored(f"{path}/" if kind == "folder" else path):
                     continue
                 if kind == "folder":
                     folders.append(path)
-                elif kind == "file":
-                    yield path
                 else:
-                    self._skipped[kind] += 1
+                    yield path, kind
             if depth is None or folder.count("/") + bool(folder) + 1 < depth:
                 waiting += reversed(folders)
 
