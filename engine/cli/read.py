@@ -6,6 +6,7 @@ This module knows nothing about models or vectors; `stream.py` is the next step 
 """
 
 import csv
+import io
 import json
 import os
 import stat
@@ -66,6 +67,17 @@ class Source:
     def name(self) -> str:
         """The name of this input in messages."""
         return "stdin" if self.path == STDIN else self.path
+
+
+# Called with the error of a record, its file and its line; where it returns, the record is left out.
+Bad = Callable[[InputError, str, int | None], None]
+# A line with its line end, and what is wrong with it.
+Line = tuple[str, InputError | None]
+
+
+def stop(error: InputError, file: str, line: int | None) -> None:  # noqa: ARG001  a Bad
+    """Raise the error of a record."""
+    raise error
 
 
 class Chunk(NamedTuple):
@@ -161,8 +173,47 @@ def _format_of(ending: str) -> str:
     return ending if ending in FORMATS else "txt"
 
 
+class Meter:
+    """Tells how many bytes of the inputs have been read, and how many there are."""
+
+    def __init__(self, inputs: Sequence[Source]) -> None:
+        sizes = [_size(source) for source in inputs]
+        known = [size for size in sizes if size is not None]
+        self.total = sum(known) if len(known) == len(sizes) else None  # None: not all are files
+        self._before, self._stream = 0, None if self.total is None else io.BytesIO()
+
+    def begin(self, stream: TextIO) -> None:
+        """Note that an input is opened."""
+        if self._stream is not None:
+            self._stream = stream.buffer
+
+    def end(self) -> None:
+        """Note that an input is read to its end."""
+        if self._stream is not None:
+            self._before += self._stream.tell()
+            self._stream = io.BytesIO()
+
+    def position(self) -> int:
+        """Return how many bytes have been read; 0 where `total` is None."""
+        return 0 if self._stream is None else self._before + self._stream.tell()
+
+
+def _size(source: Source) -> int | None:
+    """Return the size of a regular file, None for any other input."""
+    try:
+        status = os.stat(sys.stdin.fileno() if source.path == STDIN else source.path)
+    except (AttributeError, OSError, ValueError):  # reported where it is opened
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 def read(
-    inputs: Sequence[Source], text_field: str, delimiter: str | None = None
+    inputs: Sequence[Source],
+    text_field: str,
+    delimiter: str | None = None,
+    *,
+    bad: Bad = stop,
+    meter: Meter | None = None,
 ) -> Iterator[Record]:
     """Yield the records of all inputs in order.
 
@@ -170,22 +221,27 @@ def read(
         inputs: the inputs.
         text_field: the field or column that holds the text; in JSON lines, `a.b` is also field b of the object a.
         delimiter: the character between the fields of a row; None means a comma, or a tab for tsv.
+        bad: called for each record that cannot be read.
+        meter: told which input is read.
 
     Raises:
-        InputError: an input is not as its format demands.
+        InputError: an input cannot be read or is not as its format demands.
     """
+    meter = meter or Meter(inputs)
     for source in inputs:
         with _open(source) as stream:
+            meter.begin(stream)
             lines = _lines(stream, source)
             if source.format == "txt":
-                yield from _text_lines(lines, source, text_field)
+                yield from _text_lines(lines, source, text_field, bad)
             elif source.format == "jsonl":
-                yield from _json_lines(lines, source, text_field)
+                yield from _json_lines(lines, source, text_field, bad)
             elif source.format in ("whole", "html"):
-                yield _whole_file(lines, source, text_field)
+                yield from _whole_file(lines, source, text_field, bad)
             else:
                 between = delimiter or ("\t" if source.format == "tsv" else ",")
-                yield from _table(lines, source, text_field, between)
+                yield from _table(lines, source, text_field, between, bad)
+            meter.end()
 
 
 def _open(source: Source) -> TextIO:
@@ -205,22 +261,29 @@ def _open(source: Source) -> TextIO:
     )
 
 
-def _lines(stream: TextIO, source: Source) -> Iterator[str]:
-    """Yield lines with their line ends; a byte that is not UTF-8 is an InputError with the line number."""
+def _lines(stream: TextIO, source: Source) -> Iterator[Line]:
+    """Yield lines with their errors: one that is not UTF-8, or one that is too long, which comes empty.
+
+    Raises:
+        InputError: the file cannot be read, or is UTF-16.
+    """
     number, first = 0, ""
     while line := _next_line(stream, source):
         number += 1
+        problem = None
         if len(line) > MAX_RECORD:
-            raise _too_long(f"{source.name}:{number}")
+            problem = _too_long(f"{source.name}:{number}")
         if number == 1:
             first = line[:8]
             line = line.removeprefix(_BYTE_ORDER_MARK)
             _refuse_utf16(line, source)
             if not line:
                 return
-        if not line.isascii() and (bad := lone_surrogate(line)) is not None:
-            raise _not_utf8(f"{source.name}:{number}", line[bad], first, source)
-        yield line
+        if not line.isascii() and (place := lone_surrogate(line)) is not None:
+            problem = _not_utf8(f"{source.name}:{number}", line[place], first, source)
+        yield line, problem
+        while problem is not None and len(line) > MAX_RECORD:  # the rest of the line
+            line = _next_line(stream, source)
 
 
 def _not_utf8(where: str, bad: str, first: str, source: Source) -> InputError:
@@ -257,43 +320,70 @@ def _too_long(where: str) -> InputError:
     )
 
 
-def _text_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
+def _text_lines(
+    lines: Iterator[Line], source: Source, text_field: str, bad: Bad
+) -> Iterator[Record]:
     names = frozenset((text_field,))
-    for number, line in enumerate(lines, 1):
+    for number, (line, problem) in enumerate(lines, 1):
+        if problem is not None:
+            bad(problem, source.name, number)
+            continue
         text = line.removesuffix("\n")
         if len(text) < len(line):
             text = text.removesuffix("\r")
         yield Record(text, source.name, number, names, _open_object({text_field: text}))
 
 
-def _whole_file(lines: Iterator[str], source: Source, text_field: str) -> Record:
-    """Return the record of a file that is one text."""
+def _whole_file(
+    lines: Iterator[Line], source: Source, text_field: str, bad: Bad
+) -> Iterator[Record]:
+    """Yield the record of a file that is one text."""
+    try:
+        text = _whole_text(lines, source)
+    except InputError as error:
+        bad(error, source.name, None)
+        return
+    fields = _open_object({text_field: text})
+    yield Record(text, source.name, None, frozenset((text_field,)), fields)
+
+
+def _whole_text(lines: Iterator[Line], source: Source) -> str:
     found, size = [], 0
-    for line in lines:
+    for line, problem in lines:
+        if problem is not None:
+            raise problem
         size += len(line)
         if size > MAX_RECORD:
             raise _too_long(source.name)
         found.append(line)
     text = "".join(found)
-    if source.format == "html":
-        from lastword.cli.documents.html_text import html_text
+    if source.format != "html":
+        return text
+    from lastword.cli.documents.html_text import html_text
 
-        text = html_text(text)
-    fields = _open_object({text_field: text})
-    return Record(text, source.name, None, frozenset((text_field,)), fields)
+    return html_text(text)
 
 
-def _json_lines(lines: Iterator[str], source: Source, text_field: str) -> Iterator[Record]:
+def _json_lines(
+    lines: Iterator[Line], source: Source, text_field: str, bad: Bad
+) -> Iterator[Record]:
     from lastword.weights import parse_object
 
-    for number, line in enumerate(lines, 1):
+    for number, (line, problem) in enumerate(lines, 1):
         line = line.strip(_JSON_SPACE)
-        if line:
-            where = f"{source.name}:{number}"
+        if not line:
+            continue
+        where = f"{source.name}:{number}"
+        try:
+            if problem is not None:
+                raise problem
             fields = parse_object(line, where, InputError)
             text = _text_of(fields, text_field, where)
-            carried = line[:-1].rstrip(_JSON_SPACE)
-            yield Record(text, source.name, number, frozenset(fields), carried)
+        except InputError as error:
+            bad(error, source.name, number)
+            continue
+        carried = line[:-1].rstrip(_JSON_SPACE)
+        yield Record(text, source.name, number, frozenset(fields), carried)
 
 
 def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
@@ -344,12 +434,35 @@ def _kind(value: object) -> str:
 
 
 def _table(
-    lines: Iterator[str], source: Source, text_field: str, delimiter: str
+    lines: Iterator[Line], source: Source, text_field: str, delimiter: str, bad: Bad
 ) -> Iterator[Record]:
     """Yield one record per row; blank lines are skipped, as in the csv module."""
     rows = _rows(lines, source, delimiter)
-    _, header = next(rows, (0, []))
+    header = _header(next(rows, (1, [], None)), source, text_field)
+    names = frozenset(header)
+    for line, row, problem in rows:
+        if problem is None and len(row) != len(header):
+            problem = InputError(
+                f"{source.name}:{line}",
+                "wrong number of fields",
+                got=f"{len(row)}",
+                expected=f"{len(header)}, as in the header",
+            )
+        if problem is not None:
+            bad(problem, source.name, line)
+            continue
+        fields = dict(zip(header, row, strict=True))
+        yield Record(fields[text_field], source.name, line, names, _open_object(fields))
+
+
+def _header(
+    first: tuple[int, list[str], InputError | None], source: Source, text_field: str
+) -> list[str]:
+    """Return the names of the columns; an error of theirs concerns every row."""
+    _, header, problem = first
     where = f"{source.name}:1"
+    if problem is not None:
+        raise problem
     if not header:
         raise InputError(where, "has no header", expected="the names of the columns")
     names = frozenset(header)
@@ -380,35 +493,58 @@ def _delimiter_hint(header: Sequence[str], text_field: str) -> str | None:
     return None
 
 
-def _rows(lines: Iterator[str], source: Source, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row with its first line number."""
+class _RowLines:
+    """Gives the lines of a table to the csv module; unlike a generator it goes on after it has raised an error."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self._lines = lines
+        self.begin("")
+
+    def begin(self, where: str) -> None:
+        """Note where the next row begins."""
+        self._where, self._size = where, 0  # a row may have many lines
+        self.problem: InputError | None = None
+
+    def __iter__(self) -> "_RowLines":
+        return self
+
+    def __next__(self) -> str:
+        line, problem = next(self._lines)
+        self._size += len(line)
+        if self._size > MAX_RECORD:
+            problem = problem or _too_long(self._where)
+        self.problem = self.problem or problem
+        if problem is not None and self._size > MAX_RECORD:
+            raise problem
+        return line
+
+
+def _rows(
+    lines: Iterator[Line], source: Source, delimiter: str
+) -> Iterator[tuple[int, list[str], InputError | None]]:
+    """Yield each row with its first line number and its error; the line after an error begins the next row."""
     csv.field_size_limit(MAX_RECORD)
-    size = 0  # of the row, which may have many lines
-
-    def counted() -> Iterator[str]:
-        nonlocal size
-        for each in lines:
-            size += len(each)
-            if size > MAX_RECORD:
-                raise _too_long(f"{source.name}:{line}")
-            yield each
-
-    reader = csv.reader(counted(), delimiter=delimiter, strict=True)
+    row_lines = _RowLines(lines)
+    reader = csv.reader(row_lines, delimiter=delimiter, strict=True)
     while True:
-        line, size = reader.line_num + 1, 0
+        line = reader.line_num + 1
+        where, row, problem = f"{source.name}:{line}", list[str](), None
+        row_lines.begin(where)
         try:
-            row = next(reader, None)
+            row = next(reader)
+        except StopIteration:
+            return
+        except InputError as error:
+            problem = error
         except csv.Error as error:
-            where = f"{source.name}:{line}"
             reason = str(error).partition(" - ")[0]  # without advice for programmers
             remedy = (
                 "A row ends with \\n or \\r\\n; quote a field with a line end or a quote in it."
             )
-            raise InputError(where, f"is not {source.format} ({reason})", remedy=remedy) from error
-        if row is None:
-            return
-        if row:
-            yield line, row
+            problem = InputError(where, f"is not {source.format} ({reason})", remedy=remedy)
+        problem = row_lines.problem or problem
+        if row or problem is not None:
+            yield line, row, problem
 
 
 def _open_object(fields: dict[str, str]) -> str:
