@@ -11,9 +11,9 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TextIO
+from typing import BinaryIO, NamedTuple, TextIO
 
 from lastword.errors import InputError, list_some, lone_surrogate
 
@@ -36,6 +36,9 @@ _REFUSED = {
     **dict.fromkeys(("parquet", "arrow", "feather", "orc", "avro", "xlsx", "xls"), _JSON_LINES),
     **dict.fromkeys(("npy", "npz", "safetensors", "bin", "pt", "pkl", "db", "sqlite"), _AS_TEXT),
     **dict.fromkeys(("pdf", "doc", "docx", "odt", "pptx", "epub"), _AS_TEXT),
+    **dict.fromkeys(
+        ("html", "htm"), "Pass --files to read each file as one text, without its tags."
+    ),
     **dict.fromkeys(("gz", "bz2", "xz", "zst", "zip", "tar", "tgz", "7z"), _UNPACKED),
 }
 _CONVERTED = "Convert it: iconv -f {name} -t UTF-8 FILE > FILE.txt."
@@ -180,7 +183,8 @@ class Meter:
         sizes = [_size(source) for source in inputs]
         known = [size for size in sizes if size is not None]
         self.total = sum(known) if len(known) == len(sizes) else None  # None: not all are files
-        self._before, self._stream = 0, None if self.total is None else io.BytesIO()
+        self._before = 0
+        self._stream: BinaryIO | None = None if self.total is None else io.BytesIO()
 
     def begin(self, stream: TextIO) -> None:
         """Note that an input is opened."""
@@ -471,16 +475,7 @@ def _header(
         raise InputError(where, "two columns have the same name", got=twice, remedy="Rename one.")
     if text_field not in names:
         raise _missing(where, text_field, names, _delimiter_hint(header, text_field))
-    for line, row in rows:
-        if len(row) != len(header):
-            raise InputError(
-                f"{source.name}:{line}",
-                "wrong number of fields",
-                got=f"{len(row)}",
-                expected=f"{len(header)}, as in the header",
-            )
-        fields = dict(zip(header, row, strict=True))
-        yield Record(fields[text_field], source.name, line, names, _open_object(fields))
+    return header
 
 
 def _delimiter_hint(header: Sequence[str], text_field: str) -> str | None:
