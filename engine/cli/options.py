@@ -196,6 +196,19 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         default="cut",
         help="cut texts that have too many tokens, or stop with an error; by default cut",
     )
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="where a text cannot be read or embedded, stop, or skip it and go on; by default stop",
+    )
+    parser.add_argument(
+        "--errors",
+        type=path_argument,
+        metavar="FILE",
+        help="with --on-error skip, list the skipped texts in this file, as JSON lines with file, line, index (the "
+        "text's number from 0, skipped ones counted too) and error; by default only their number is said",
+    )
     parser.add_argument("--quiet", action="store_true", help="print no progress, notices or report")
 
 
@@ -270,6 +283,9 @@ def find_inputs(args: argparse.Namespace) -> list[Source]:
     if args.overlap is not None and args.overlap >= args.chunk:
         got = f"--chunk {args.chunk} --overlap {args.overlap}"
         raise InputError("--overlap", "is too large", got=got, expected="less than --chunk")
+    if args.errors is not None and args.on_error != "skip":
+        got = f"--on-error {args.on_error}"
+        raise InputError("--errors", "lists skipped texts", got=got, expected="--on-error skip")
     finder = Finder(args.input_format, whole=args.whole, ignore=args.ignore)
     inputs = finder.find(args.files)
     if args.delimiter is not None and not any(each.format in ("csv", "tsv") for each in inputs):

@@ -280,10 +280,11 @@ def _lines(stream: TextIO, source: Source) -> Iterator[Line]:
         if number == 1:
             first = line[:8]
             line = line.removeprefix(_BYTE_ORDER_MARK)
-            _refuse_utf16(line, source)
+            if problem is None:
+                _refuse_utf16(line, source)
             if not line:
                 return
-        if not line.isascii() and (place := lone_surrogate(line)) is not None:
+        if problem is None and not line.isascii() and (place := lone_surrogate(line)) is not None:
             problem = _not_utf8(f"{source.name}:{number}", line[place], first, source)
         yield line, problem
         while problem is not None and len(line) > MAX_RECORD:  # the rest of the line

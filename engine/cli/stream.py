@@ -4,10 +4,11 @@ Only records that the Embedder has read and not yet embedded are held in memory.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Unpack
 
-from lastword.cli.read import Record
+from lastword.cli.failures import Failures
+from lastword.cli.read import Meter, Record
 from lastword.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def embed_records(
-    embedder: "Embedder", records: Iterable[Record], prompt: str, **options: Unpack["EncodeKwargs"]
+    embedder: "Embedder",
+    records: Iterable[Record],
+    prompt: str,
+    *,
+    failures: Failures | None = None,
+    meter: Meter | None = None,
+    show: bool = False,
+    **options: Unpack["EncodeKwargs"],
 ) -> Iterator[tuple[list[Record], "Tensor"]]:
     """Yield groups of records, in order, each with its matrix of vectors [n, dim].
 
@@ -26,24 +34,84 @@ def embed_records(
         embedder: the model; it may read records in its own thread, some groups ahead.
         records: the records to embed.
         prompt: text to put before every text.
+        failures: told about texts that cannot be embedded; the run ends with the first one if it does not skip them.
+        meter: what the records are read from, for the progress bar.
+        show: show a bar of the bytes embedded, or of the texts where the inputs are not files.
         options: options of `Embedder.encode_groups`.
 
     Raises:
         InputError: a text cannot be embedded; `where` names its file and line.
     """
-    pending: deque[Record] = deque()
-    answered = 0
+    from lastword.progress import progress_bar
+
+    failures = failures or Failures(skip=False)
+    pending: deque[tuple[int, Record]] = deque()  # with their numbers among all texts
+    refused: dict[int, InputError] = {}
+    read = answered = 0  # texts that could be read; of these, those that are embedded or refused
 
     def texts() -> Iterator[str]:
+        nonlocal read
         for record in records:
-            pending.append(record)
+            pending.append((failures.texts, record))
+            failures.texts += 1
+            read += 1
             yield record.text
 
-    try:
-        for matrix in embedder.encode_groups(texts(), prompt=prompt, **options):
-            answered += len(matrix)
-            yield [pending.popleft() for _ in range(len(matrix))], matrix
-    except InputError as error:
-        if error.index is not None and 0 <= error.index - answered < len(pending):
-            error.where = pending[error.index - answered].where
-        raise
+    def refuse(error: InputError) -> None:
+        assert error.index is not None
+        refused[error.index] = error
+
+    def take(rows: int | None) -> Iterator[Record]:
+        """Yield the next `rows` records that have a vector; leave out those between them, for None all that wait."""
+        nonlocal answered
+        while pending and rows != 0:
+            index, record = pending.popleft()
+            error = refused.pop(answered, None)
+            answered += 1
+            if error is not None:
+                error.where = record.where
+                failures.leave_out(error, record.file, record.line, index)
+            elif rows is not None:
+                rows -= 1
+                yield record
+
+    options["show_progress_bar"] = False  # here is one
+    total = None if meter is None else meter.total
+    with progress_bar(total, show=show, unit=" texts" if total is None else "B") as advance:
+        done = _Done(advance, None if total is None else meter)
+        groups = embedder.encode_groups(
+            texts(),
+            prompt=prompt,
+            on_error=refuse if failures.skip else None,
+            on_done=lambda number: done.add(number, read),
+            **options,
+        )
+        try:
+            for matrix in groups:
+                yield list(take(len(matrix))), matrix
+        except InputError as error:
+            if error.index is not None and 0 <= error.index - answered < len(pending):
+                error.where = pending[error.index - answered][1].where
+            raise
+        list(take(None))
+
+
+class _Done:
+    """Moves a progress bar: by texts or, with a meter, by the bytes of the texts that are embedded.
+
+    Texts are embedded a group at a time, in another order than they are read. So the bytes are an estimate: those
+    that have been read, times the share of the texts read that are embedded.
+    """
+
+    def __init__(self, advance: Callable[[int], None], meter: Meter | None) -> None:
+        self._advance, self._meter, self._texts, self._shown = advance, meter, 0, 0
+
+    def add(self, texts: int, read: int) -> None:
+        """Note that more texts are embedded, and how many have been read."""
+        self._texts += texts
+        reached = self._texts
+        if self._meter is not None:
+            reached = self._meter.position() * self._texts // max(1, read)
+        if reached > self._shown:
+            self._advance(reached - self._shown)
+            self._shown = reached

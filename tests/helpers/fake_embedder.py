@@ -85,6 +85,8 @@ class FakeEmbedder:
         normalize_embeddings=False,
         report=None,
         show_progress_bar=None,
+        on_error=None,
+        on_done=None,
     ):
         numbered = enumerate(texts)
         while group := list(islice(numbered, 3)):
@@ -94,8 +96,18 @@ class FakeEmbedder:
                 report.tokens_requested += tokens
                 report.tokens_computed += tokens
                 report.cut += sum(len(text) > self.max_length for _, text in group)
-            matrix = torch.stack([self._vector(text, i, too_long) for i, text in group])
-            yield self._codes(matrix, precision)
+            rows = []
+            for i, text in group:
+                try:
+                    rows.append(self._vector(text, i, too_long))
+                except InputError as error:
+                    if on_error is None:
+                        raise
+                    on_error(error)
+            if on_done is not None:
+                on_done(len(group))
+            if rows:
+                yield self._codes(torch.stack(rows), precision)
 
     def _codes(self, matrix, precision):
         if precision == "float16":

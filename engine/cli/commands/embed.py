@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import lastword
 from lastword.cli import console, options, read, write
+from lastword.cli.failures import Blanks, Failures
 from lastword.cli.output import is_stdout, is_stream, open_output
 from lastword.cli.read import PLACE, Record, Source
 from lastword.cli.stream import embed_records
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   lastword embed docs.jsonl --text-field body --model ./model --dim 256 -o docs.safetensors
   zcat big.csv.gz | lastword embed - --input-format csv --model ./model -o big.npy
   lastword embed docs --files --chunk 200 --ignore 'drafts/' -o docs.npy
+  lastword embed big.jsonl --on-error skip --errors skipped.jsonl -o big.npy
 
 JSON lines output keeps the other fields of .jsonl, .csv and .tsv records.
 
@@ -75,6 +77,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="number format of the vectors; by default float32",
     )
     parser.add_argument(
+        "--skip-blank",
+        action="store_true",
+        help="leave out texts that are empty or only white space; by default they are embedded too, so that rows and "
+        "lines stay aligned",
+    )
+    parser.add_argument(
         "--normalize",
         action="store_true",
         help="scale every vector to length 1; by default only if the model does so",
@@ -101,18 +109,21 @@ def run(args: argparse.Namespace) -> int:
     sidecar = f"{args.output}.json" if args.to_file and style != "safetensors" else None
     rows = f"{args.output}.rows.jsonl" if args.placed and style != "jsonl" else None
     given = (source.path for source in inputs if source.path != read.STDIN)
-    outputs = (args.output if args.to_file else None, sidecar, rows, args.save_ranges)
+    outputs = (args.output if args.to_file else None, sidecar, rows, args.save_ranges, args.errors)
     options.refuse_overwriting((*given, args.ranges), outputs)
     with ExitStack() as files:
         # Files are put in place in reverse order: the vectors first, then the files that describe them.
         ranges_out = _enter(files, args.save_ranges)
         sidecar_out = _enter(files, sidecar)
         rows_out = _enter(files, rows)
+        errors_out = _enter(files, args.errors)
         out = _enter(files, args.output) or console.stdout_bytes()
         embedder = options.open_model(args)
-        work = _Work(args, style, embedder)
+        failures = Failures(skip=args.on_error == "skip", out=errors_out, name=args.errors)
+        work = _Work(args, style, embedder, failures)
         places = None if rows is None or rows_out is None else write.Places(rows_out, rows)
-        report = work.embed(work.records(inputs), out, places)
+        meter = read.Meter(inputs)
+        report = work.embed(work.records(inputs, meter), out, places, meter)
         if sidecar_out is not None and sidecar is not None:
             console.put(sidecar_out, write.sidecar(work.metadata, report.texts), sidecar)
             console.attempt(sidecar_out.flush, sidecar)
@@ -121,18 +132,26 @@ def run(args: argparse.Namespace) -> int:
         if ranges_out is not None:
             work.seen.save(ranges_out, args.save_ranges, work.metadata)
             console.attempt(ranges_out.flush, args.save_ranges)
-    console.say_all((*embedder.notices, summary(report)), quiet=args.quiet)
+        if errors_out is not None:
+            console.attempt(errors_out.flush, args.errors)
+    notices = (*embedder.notices, *work.blanks.notices(), *failures.notices(), summary(report))
+    console.say_all(notices, quiet=args.quiet)
     return 0
 
 
 class _Work:
     """State of one run after its model is open: prompt, ranges, metadata."""
 
-    def __init__(self, args: argparse.Namespace, style: str, embedder: "Embedder") -> None:
+    def __init__(
+        self, args: argparse.Namespace, style: str, embedder: "Embedder", failures: Failures
+    ) -> None:
         from lastword.cli.ranges import Ranges, read_ranges
         from lastword.model_info import FINGERPRINT_VERSION
 
         self._args, self._format, self._embedder = args, style, embedder
+        self._failures = failures
+        # A blank text has no pieces.
+        self.blanks = Blanks(skip=args.skip_blank or args.chunk is not None)
         self.seen = Ranges()
         self._prompt = embedder.resolve_prompt(args.prompt_name, args.prompt, None)
         self._splitter = options.open_splitter(args, embedder, self._prompt)
@@ -157,22 +176,28 @@ class _Work:
             **(chunking or {}),
         }
 
-    def records(self, inputs: Sequence[Source]) -> Iterator[Record]:
+    def records(self, inputs: Sequence[Source], meter: read.Meter) -> Iterator[Record]:
         """Yield the texts to embed, or their pieces, with the JSON that their vectors are written with."""
         args = self._args
-        records = read.read(inputs, args.text_field, args.delimiter)
+        bad = self._failures.bad
+        found = read.read(inputs, args.text_field, args.delimiter, bad=bad, meter=meter)
+        records = self.blanks.filtered(found)
         if self._splitter is not None:
-            records = self._splitter.pieces(records, args.text_field)
+            records = self._splitter.pieces(records, args.text_field, bad)
         if self._format == "jsonl":
-            records = _check_vector_field(records, args.vector_field)
+            records = _check_vector_field(records, args.vector_field, bad)
             if args.placed:
                 from lastword.cli.documents.chunks import placed
 
-                records = placed(records)
+                records = placed(records, bad)
         return records
 
     def embed(
-        self, records: Iterable[Record], out: BinaryIO, places: write.Places | None = None
+        self,
+        records: Iterable[Record],
+        out: BinaryIO,
+        places: write.Places | None,
+        meter: read.Meter,
     ) -> Report:
         """Write the vector of every record to `out`, its place to `places`, and return the run's counts."""
         writer, report = self._writer(out), Report()
@@ -180,12 +205,14 @@ class _Work:
             self._embedder,
             records,
             self._prompt,
+            failures=self._failures,
+            meter=meter,
             precision=self._args.precision,
             ranges=self._ranges,
             too_long=self._args.on_long,
             normalize_embeddings=self._args.normalize,
             report=report,
-            show_progress_bar=console.shows_progress(quiet=self._args.quiet),
+            show=console.shows_progress(quiet=self._args.quiet),
         ):
             writer.write(group, matrix)
             if places is not None:
@@ -273,12 +300,14 @@ def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:
     return None if path is None else files.enter_context(open_output(path))
 
 
-def _check_vector_field(records: Iterable[Record], field: str) -> Iterator[Record]:
+def _check_vector_field(records: Iterable[Record], field: str, bad: read.Bad) -> Iterator[Record]:
     for record in records:
-        if field in record.names:
-            raise InputError(
-                record.where,
-                f"already has a field {field!r}",
-                remedy="Choose another name with --vector-field, or remove the field.",
-            )
-        yield record
+        if field not in record.names:
+            yield record
+            continue
+        error = InputError(
+            record.where,
+            f"already has a field {field!r}",
+            remedy="Choose another name with --vector-field, or remove the field.",
+        )
+        bad(error, record.file, record.line)

@@ -113,7 +113,7 @@ def _score_records(
         prompt,
         too_long=args.on_long,
         report=report,
-        show_progress_bar=console.shows_progress(quiet=args.quiet),
+        show=console.shows_progress(quiet=args.quiet),
     ):
         scores = embedder.similarity(query, matrix)[0].tolist()
         for record, score in zip(records, scores, strict=True):

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from json.decoder import JSONDecoder
 from typing import TYPE_CHECKING
 
-from lastword.cli.read import PLACE, Chunk, Record, as_json, split_ending
+from lastword.cli.read import PLACE, Bad, Chunk, Record, as_json, split_ending, stop
 from lastword.errors import ConfigError, InputError, require_extra
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ class Splitter:
             "splitter": f"{_PACKAGE} {version(_PACKAGE)}, windows of {self._window}",
         }
 
-    def pieces(self, records: Iterable[Record], text_field: str) -> Iterator[Record]:
+    def pieces(
+        self, records: Iterable[Record], text_field: str, bad: Bad = stop
+    ) -> Iterator[Record]:
         """Yield a record for every piece, whose JSON has the piece in place of the text; a blank text has no piece.
 
         Raises:
@@ -83,7 +85,7 @@ class Splitter:
             except InputError as error:
                 if error.index is not None:  # of the tokenizer
                     error.where, error.index = record.where, None
-                raise
+                bad(error, record.file, record.line)
 
     def split(self, text: str, *, markdown: bool = False) -> Iterator[tuple[int, str]]:
         """Yield the pieces of a text, each after the position of its first character."""
@@ -105,7 +107,7 @@ class Splitter:
                 width *= 2
 
 
-def placed(records: Iterable[Record]) -> Iterator[Record]:
+def placed(records: Iterable[Record], bad: Bad = stop) -> Iterator[Record]:
     """Yield the records with their places added to their JSON.
 
     Raises:
@@ -113,15 +115,17 @@ def placed(records: Iterable[Record]) -> Iterator[Record]:
     """
     for record in records:
         place = record.place()
-        for name in place:
-            if name in record.names:
-                raise InputError(
-                    record.where,
-                    f"already has a field {name!r}",
-                    expected=f"none of {', '.join(PLACE)}, which --files and --chunk add",
-                    remedy="Rename the field.",
-                )
-        yield replace(record, fields=f"{record.fields}, {as_json(place)[1:-1]}")
+        taken = next((name for name in place if name in record.names), None)
+        if taken is None:
+            yield replace(record, fields=f"{record.fields}, {as_json(place)[1:-1]}")
+            continue
+        error = InputError(
+            record.where,
+            f"already has a field {taken!r}",
+            expected=f"none of {', '.join(PLACE)}, which --files and --chunk add",
+            remedy="Rename the field.",
+        )
+        bad(error, record.file, record.line)
 
 
 def around_text(fields: str, text_field: str) -> tuple[str, str]:

@@ -1,0 +1,67 @@
+"""What becomes of records that cannot be used: the run stops, or they are left out, counted and listed in a file."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+from lastword.cli import console
+from lastword.cli.read import Record
+from lastword.errors import InputError, count
+
+
+class Failures:
+    """The records of a run that cannot be read or embedded.
+
+    Args:
+        skip: leave them out; otherwise the first one ends the run.
+        out: gets a JSON line for each, if given.
+        name: the name of `out` in messages.
+    """
+
+    def __init__(self, *, skip: bool, out: BinaryIO | None = None, name: str = "") -> None:
+        self.skip, self._out, self._name = skip, out, name
+        self.count, self._first = 0, ""
+        self.texts = 0  # so far, also those that cannot be used
+
+    def bad(self, error: InputError, file: str, line: int | None) -> None:
+        """Leave out a record that cannot be read, or raise its error."""
+        self.leave_out(error, file, line, self.texts)
+        self.texts += 1
+
+    def leave_out(self, error: InputError, file: str, line: int | None, index: int) -> None:
+        """Leave out a text, or raise its error; `index` is its number among all texts, from 0."""
+        if not self.skip:
+            raise error
+        self.count += 1
+        self._first = self._first or str(error)
+        if self._out is not None:
+            fields = {"file": file, "line": line, "index": index, "error": str(error)}
+            console.put(self._out, f"{json.dumps(fields)}\n".encode(), self._name)
+
+    def notices(self) -> Iterator[str]:
+        """Yield one line about the records left out, if there are any."""
+        if self.count:
+            yield f"{count(self.count, 'text')} left out because of an error; the first: {self._first}"
+
+
+class Blanks:
+    """Counts the texts that are empty or all white space, and leaves them out if `skip` is set."""
+
+    def __init__(self, *, skip: bool) -> None:
+        self._skip, self._count = skip, 0
+
+    def filtered(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Yield the records that are to be embedded."""
+        for record in records:
+            blank = not record.text or record.text.isspace()
+            self._count += blank
+            if not (blank and self._skip):
+                yield record
+
+    def notices(self) -> Iterator[str]:
+        """Yield one line about blank texts, if there are any."""
+        if self._count and self._skip:
+            yield f"{count(self._count, 'blank text')} skipped"
+        elif self._count:
+            them = "it" if self._count == 1 else "them"
+            yield f"{count(self._count, 'blank text')} embedded too; --skip-blank leaves {them} out"
