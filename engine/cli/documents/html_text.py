@@ -51,8 +51,14 @@ class _Reader(HTMLParser):
         self._separate(tag)
 
     def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.parts.append(data if self._preformatted else _SPACE.sub(" ", data))
+        if self._hidden:
+            return
+        if not self._preformatted:
+            data = _SPACE.sub(" ", data)
+            if not self.parts or self.parts[-1][-1:] in (" ", "\n"):
+                data = data.removeprefix(" ")
+        if data:
+            self.parts.append(data)
 
     def _separate(self, tag: str) -> None:
         if not self._hidden and (tag in _BLOCKS or tag in _CELLS):

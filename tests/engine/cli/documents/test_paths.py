@@ -1,0 +1,197 @@
+"""Folders and globs become files: sorted, hidden ones and links to folders left out, other kinds counted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lastword.cli.documents.paths import Finder
+from lastword.errors import InputError
+
+FILES = {
+    "docs/b.md": "b",
+    "docs/a.txt": "a",
+    "docs/page.HTML": "<p>page",
+    "docs/data.csv": "text\nrow",
+    "docs/x.pdf": "%PDF",
+    "docs/README": "no ending",
+    "docs/.hidden.md": "no",
+    "docs/.git/config.md": "no",
+    "docs/Über uns/läs mich.md": "ä",
+    "docs/drafts/old.bak.md": "old",
+    "docs/drafts/deep/new.md": "new",
+    "docs/literal[1].md": "1",
+    "docs/literal1.md": "2",
+    "docs/x.zip": "PK",
+    "other/page.html": "<p>x",
+    "empty/.keep": "",
+}
+ALL_TEXT = (
+    "docs/a.txt docs/b.md docs/literal1.md docs/literal[1].md docs/drafts/old.bak.md docs/drafts/deep/new.md"
+    " docs/Über_uns/läs_mich.md"
+)
+
+
+@pytest.fixture
+def mess(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text, encoding="utf-8")
+    os.mkfifo("docs/pipe.md")
+    os.symlink("gone.md", "docs/dangling.md")
+    os.symlink("..", "docs/up")
+    os.symlink("up", "docs/drafts/loop")
+    os.symlink("../other/page.html", "docs/linked.html")
+
+
+# whole, input format, ignored, arguments; the files, or a part of the names of what was skipped
+SKIPPED = "broken link, link to a folder, no extension, not a regular file"
+FOUND = {
+    "a folder": (False, None, [], ["docs"], "docs/a.txt docs/b.md docs/data.csv" + ALL_TEXT[20:]),
+    "a folder of files": (True, None, [], ["docs/"], ("docs/a.txt docs/b.md docs/linked.html docs/literal1.md"
+        " docs/literal[1].md docs/page.HTML docs/drafts/old.bak.md docs/drafts/deep/new.md"
+        " docs/Über_uns/läs_mich.md")),
+    "one format": (False, "csv", [], ["docs"], "docs/data.csv"),
+    "text only": (False, "txt", [], ["docs"], ALL_TEXT),
+    "ignored folder": (True, None, ["drafts/", "*.html", "*.HTML"], ["docs"], ("docs/a.txt docs/b.md"
+        " docs/literal1.md docs/literal[1].md docs/Über_uns/läs_mich.md")),
+    "ignored but one": (True, None, ["*", "!b.md"], ["docs"], "docs/b.md"),
+    "ignored at the top": (False, "txt", ["/*.md", "/a.txt", "drafts"], ["docs"], "docs/Über_uns/läs_mich.md"),
+    "ignored by name": (False, None, ["*.bak.md"], ["docs/b.md", "docs/drafts/old.bak.md"], "docs/b.md"),
+    "order of the arguments": (False, None, [], ["docs/b.md", "docs/a.txt", "docs/b.md"],
+        "docs/b.md docs/a.txt docs/b.md"),
+    "glob": (False, None, [], ["docs/*.md"], "docs/b.md docs/literal1.md docs/literal[1].md"),
+    "deep glob": (False, None, [], ["docs/**/*.md"], ("docs/b.md docs/literal1.md docs/literal[1].md"
+        " docs/drafts/old.bak.md docs/drafts/deep/new.md docs/Über_uns/läs_mich.md")),
+    "glob of folders": (False, None, [], ["*/dr?fts/*/[a-z]*.md"], "docs/drafts/deep/new.md"),
+    "all below": (False, None, ["docs/[!d]*"], ["**"], "docs/data.csv docs/drafts/old.bak.md docs/drafts/deep/new.md"),
+    "a name that looks like a glob": (False, None, [], ["docs/literal[1].md"], "docs/literal[1].md"),
+    "a kind asked for": (True, None, [], ["docs/REA*", "docs/*.csv"], None),
+    "asked for by its ending": (True, None, [], ["docs/*.csv"], "docs/data.csv"),
+    "named": (True, None, [], ["docs/README", "docs/data.csv"], "docs/README docs/data.csv"),
+    "hidden but named": (False, None, [], ["docs/.git", "docs/.hidden.md"], "docs/.git/config.md docs/.hidden.md"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_files_found(mess, name):
+    whole, form, ignore, given, expected = FOUND[name]
+    finder = Finder(form, whole=whole, ignore=ignore)
+    if expected is None:
+        with pytest.raises(
+            InputError, match=r"docs/REA\*: matches no usable file; got only no ext"
+        ):
+            finder.find(given)
+        return
+    found = finder.find(given)
+    assert [source.path.replace(" ", "_") for source in found] == expected.split()
+    formats = {source.format for source in found}
+    assert formats <= ({"whole", "html"} if whole else {"txt", "csv"})
+
+
+def test_absolute_patterns_and_names_that_are_not_utf8(mess, tmp_path):
+    os.mkdir(b"docs/raw")
+    Path(os.fsdecode(b"docs/raw/\xff.md")).write_text("x")
+    finder = Finder(None, whole=True, ignore=[])
+    found = finder.find([f"{tmp_path}/docs/raw/*", "docs/raw"])
+    assert [os.fsencode(source.path) for source in found] == [
+        os.fsencode(tmp_path) + b"/docs/raw/\xff.md",
+        b"docs/raw/\xff.md",
+    ]
+
+
+REFUSED = {
+    "no files in it": (["empty"], {}, "empty: has no file of a known kind; got no file, expected .txt"),
+    "only html": (["other"], {}, "got .html, expected .txt, .md, .jsonl, .ndjson, .csv, .tsv. Pass --files"),
+    "only other kinds": (["docs"], {"ignore": ["*", "!*.pdf"], "whole": True}, "got .pdf, expected .txt, .md, .html"),
+    "no match": (["docs/*.doc"], {}, "docs/*.doc: matches no file."),
+    "no usable match": (["docs/x.*"], {}, "docs/x.*: matches no usable file; got only .pdf, .zip."),
+    "all ignored": (["docs/b.md"], {"ignore": ["*.md"]}, "FILES: no file is left. Change --ignore."),
+    "not a pattern": (["docs"], {"ignore": ["a", "!"]}, "--ignore: not a pattern as in .gitignore; got '!', 'a'."),
+    "a page as lines": (["other/page.html"], {}, "unsupported input format .html. Pass --files"),
+    "a document": (["docs/x.pdf"], {"whole": True}, "docs/x.pdf: unsupported input format .pdf."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(mess, name):
+    given, options, message = REFUSED[name]
+    with pytest.raises(InputError) as caught:
+        Finder(None, **{"whole": False, "ignore": [], **options}).find(given)
+    assert message in str(caught.value)
+
+
+def test_other_kinds_are_counted_once_on_stderr(mess, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli("embed", "docs", "--files")
+    skipped = ".csv, .pdf, .zip, broken link, link to a folder and 2 more"
+    assert result.err.splitlines()[0] == f"lastword: 8 files of other kinds skipped: {skipped}"
+    paths = [json.loads(line)["path"] for line in result.out.splitlines()]
+    assert [path.replace(" ", "_") for path in paths] == FOUND["a folder of files"][4].split()
+    assert cli("embed", "docs", "--files", "--quiet").err == ""
+    one = cli("embed", "other", "docs/x.*", "docs/b.md", "--files", "--ignore", "*.zip")
+    assert "docs/x.*: matches no usable file; got only .pdf." in one.err
+
+
+CONTENTS = {
+    "byte order mark": (b"\xef\xbb\xbf# T\r\n\r\nx\r\n", "# T\r\n\r\nx\r\n"),
+    "empty": (b"", ""),
+    "blank": (b" \n\n", " \n\n"),
+    "nul": (b"a\0b", "a\0b"),
+    "latin-1": (b"ok\nna\xefve", "a.md:2: is not UTF-8; got byte 0xef"),
+    "UTF-16": ("ab\ncd".encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
+    "UTF-16 without mark": ("ab\ncd".encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
+    "UTF-32": ("ab\ncd".encode("utf-32"), "iconv -f UTF-32 -t UTF-8"),
+    "zip": (b"PK\x03\x04\xff", "got a zip file"),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_content_of_a_whole_file(cli, name):
+    data, expected = CONTENTS[name]
+    cli("--version")  # enters the folder
+    Path("a.md").write_bytes(data)
+    result = cli("embed", "a.md", "--files", "--quiet")
+    if result.status == 0:
+        row = json.loads(result.out)
+        assert (row["text"], row["path"], list(row)) == (
+            expected,
+            "a.md",
+            ["text", "path", "embedding"],
+        )
+    else:
+        assert result.status == 2
+        assert expected in result.err
+
+
+def test_a_whole_file_is_bounded(cli, monkeypatch):
+    from lastword.cli import read
+
+    monkeypatch.setattr(read, "MAX_RECORD", 10)
+    cli("--version")
+    Path("a.md").write_text("12345\n67890\n")
+    result = cli("embed", "a.md", "--files", "--quiet")
+    assert result.err.startswith("lastword: a.md: is too long for one record; expected at most 10")
+
+
+def test_stdin_is_one_text(cli):
+    result = cli("embed", "-", "--files", "--quiet", stdin=b"a\nb\n")
+    row = json.loads(result.out)
+    assert (row["text"], row["path"]) == ("a\nb\n", "stdin")
+
+
+def test_the_package_is_asked_for_only_where_it_is_needed(mess):
+    code = (
+        "import sys; sys.modules['pathspec'] = sys.modules['semantic_text_splitter'] = None;"
+        "from lastword.cli.main import main; sys.exit(main())"
+    )
+    for option in (["--ignore", "x"], ["--chunk", "9"]):
+        command = [sys.executable, "-c", code, "embed", "docs/b.md", "--quiet", *option]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"lastword: {option[0]}: needs ")
+        assert done.stderr.endswith("Install it with: pip install 'lastword[documents]'.\n")
