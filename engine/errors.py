@@ -162,9 +162,9 @@ def list_some(names: Iterable[object], limit: int = 5) -> str:
     return ", ".join(one_line(name, 100) for name in listed[:limit]) + more
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, as in "1 text" and "2,000 texts"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def install_hint(extra: str) -> str:

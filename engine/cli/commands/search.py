@@ -1,15 +1,19 @@
-"""`lastword search`: find the texts nearest to a query by exact search, in constant memory."""
+"""`lastword search`: find the texts nearest to queries by exact search, in one pass and in constant memory."""
 
 import argparse
 import heapq
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from lastword.cli import console, options, read
+from lastword.cli.failures import Blanks, Failures
+from lastword.cli.output import open_output
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
-from lastword.errors import InputError, printable
+from lastword.errors import InputError, count, printable
 from lastword.report import Report
 
 if TYPE_CHECKING:
@@ -22,7 +26,11 @@ EXAMPLES = """examples:
   lastword search "how do I reset it" manual.txt
   lastword search "how do I reset it" manual.txt --model Qwen/Qwen3-Embedding-0.6B
   lastword search "reset" docs --files --chunk 200 --ignore 'drafts/'
-  lastword search "refund" tickets.csv --text-field message --top-k 3 --json --model ./model"""
+  lastword search "refund" tickets.csv --text-field message --top-k 3 --json --model ./model
+  lastword search --queries questions.txt manual.txt --top-k 3 --threshold 0.5
+
+Texts that are empty or only white space are skipped. With --queries, the hits of each query are printed below
+it, and --json adds the field query."""
 SHOWN = 200  # characters of a text shown in the table; --json prints the whole text
 
 
@@ -36,11 +44,34 @@ class Hit(NamedTuple):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("query", metavar="QUERY", help="text to search for")
+    parser.add_argument(
+        "query", nargs="?", metavar="QUERY", help="text to search for; left out with --queries"
+    )
     options.add_input_options(parser)
     options.add_prompt_options(parser, "query")
     parser.add_argument(
-        "--top-k", type=options.positive, default=10, help="number of texts to print; by default 10"
+        "--queries",
+        type=options.path_argument,
+        metavar="FILE",
+        help="search for every query of this file, one per line, or a field of .jsonl, .csv or .tsv; - is stdin",
+    )
+    parser.add_argument(
+        "--query-field",
+        default="text",
+        metavar="NAME",
+        help="name of the field or column of --queries that holds the query; by default text",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=options.positive,
+        default=10,
+        help="number of texts to print for a query; by default 10",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_score,
+        metavar="SCORE",
+        help="print only texts with at least this score; by default all",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per line instead of a table"
@@ -48,86 +79,196 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model_options(parser)
 
 
+def _score(given: str) -> float:
+    """Parse a finite number."""
+    try:
+        number = float(given)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError("not a number")
+    return number
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    if args.queries is not None and args.query is not None:
+        args.files.insert(0, args.query)  # the first argument is a file then
+    queries, notices = _read_queries(args)
     inputs = options.find_inputs(args)
+    given = (source.path for source in inputs if source.path != read.STDIN)
+    options.refuse_overwriting((*given, args.queries), (args.errors,))
     console.stdout_bytes()
-    embedder = options.open_model(args)
-    query_report, report = Report(), Report()
-    query = _query(embedder, args, query_report)
-    hits: list[Hit] = []
-    for hit in _score_records(embedder, query, args, inputs, report):
-        if len(hits) < args.top_k:
-            heapq.heappush(hits, hit)
-        else:
-            heapq.heappushpop(hits, hit)
-    hits.sort(reverse=True)
-    console.print_lines([_line(rank, hit, args.json) for rank, hit in enumerate(hits, 1)])
-    notices = _notices(query_report, report, embedder.max_length)
-    console.say_all((*embedder.notices, *notices), quiet=args.quiet)
+    with ExitStack() as files:
+        out = None if args.errors is None else files.enter_context(open_output(args.errors))
+        failures = Failures(skip=args.on_error == "skip", out=out, name=args.errors)
+        embedder = options.open_model(args)
+        search = _Search(embedder, args, queries, failures)
+        search.run(inputs)
+        if out is not None:
+            console.attempt(out.flush, args.errors)
+    console.print_lines(list(search.lines()))
+    notices += [*embedder.notices, *search.notices()]
+    console.say_all(notices, quiet=args.quiet)
     return 0
 
 
-def _notices(query: Report, texts: Report, max_length: int) -> Iterator[str]:
-    """Yield notices about texts that were cut, and about input without texts."""
-    if not texts.texts:
-        yield "FILES: contain no texts"
-    if query.cut:
-        yield f"QUERY: cut to {max_length:,} tokens"
-    if texts.cut:
-        yield f"{texts.cut:,} of {texts.texts:,} texts cut to {max_length:,} tokens"
+def _read_queries(args: argparse.Namespace) -> tuple[list[Record], list[str]]:
+    """Return the queries, each with its place, and notices about blank ones.
 
-
-def _query(embedder: "Embedder", args: argparse.Namespace, report: Report) -> "Tensor":
+    Raises:
+        InputError: there is no query, or it is blank.
+    """
+    if args.queries is None:
+        remedy = "Write it before the files, or name a file of queries with --queries."
+        if args.query is None:
+            raise InputError("QUERY", "is missing", remedy=remedy)
+        if not args.query.strip():
+            got = "an empty text" if not args.query else "only white space"
+            raise InputError("QUERY", "is blank", got=got, expected="a text to search for")
+        return [Record(args.query, "QUERY", None, frozenset(), "")], []
+    if args.queries == read.STDIN and (not args.files or read.STDIN in args.files):
+        expected = "the texts in files"
+        raise InputError("--queries", "stdin cannot hold both", got="-", expected=expected)
+    blanks = Blanks(skip=True)
+    found = read.read(read.sources([args.queries], None), args.query_field)
     try:
-        vectors: Tensor = embedder.encode_query(
-            [args.query],
-            args.prompt_name,
-            args.prompt,
-            too_long=args.on_long,
-            report=report,
-            show_progress_bar=False,
-        )
+        queries = list(blanks.filtered(found))
     except InputError as error:
-        if error.index is not None:
-            error.where = "QUERY"
+        if error.remedy is not None:
+            error.remedy = error.remedy.replace("--text-field", "--query-field")
         raise
-    return vectors
+    if not queries:
+        raise InputError(args.queries, "contains no query", expected="a query per line")
+    return queries, [f"{args.queries}: {notice}" for notice in blanks.notices()]
 
 
-def _score_records(
-    embedder: "Embedder",
-    query: "Tensor",
-    args: argparse.Namespace,
-    inputs: list[read.Source],
-    report: Report,
-) -> Iterator[Hit]:
-    """Yield every text with its score; vectors are compared one group at a time."""
-    position = 0
-    prompt = embedder.resolve_prompt(None, None, "document")
-    texts = read.read(inputs, args.text_field, args.delimiter)
-    splitter = options.open_splitter(args, embedder, prompt)
-    for records, matrix in embed_records(
-        embedder,
-        texts if splitter is None else splitter.pieces(texts, args.text_field),
-        prompt,
-        too_long=args.on_long,
-        report=report,
-        show=console.shows_progress(quiet=args.quiet),
-    ):
-        scores = embedder.similarity(query, matrix)[0].tolist()
-        for record, score in zip(records, scores, strict=True):
-            yield Hit(score, -position, record)
-            position += 1
+class _Search:
+    """The state of one search: the vectors of the queries, and for each the nearest texts so far."""
+
+    def __init__(
+        self,
+        embedder: "Embedder",
+        args: argparse.Namespace,
+        queries: Sequence[Record],
+        failures: Failures,
+    ) -> None:
+        self._embedder, self._args, self._queries, self._failures = (
+            embedder,
+            args,
+            queries,
+            failures,
+        )
+        self._blanks, self._position = Blanks(skip=True), 0
+        self._of_queries, self._of_texts = Report(), Report()
+        self._hits: list[list[Hit]] = [[] for _ in queries]  # heaps
+        self._vectors = self._embed_queries()
+
+    def _embed_queries(self) -> "Tensor":
+        try:
+            vectors: Tensor = self._embedder.encode_query(
+                [query.text for query in self._queries],
+                self._args.prompt_name,
+                self._args.prompt,
+                too_long=self._args.on_long,
+                report=self._of_queries,
+                show_progress_bar=False,
+            )
+        except InputError as error:
+            if error.index is not None:
+                error.where = self._queries[error.index].where
+            raise
+        return vectors
+
+    def run(self, inputs: Sequence[read.Source]) -> None:
+        """Compare every text with every query, one group of texts at a time."""
+        args, bad = self._args, self._failures.bad
+        prompt, meter = self._embedder.resolve_prompt(None, None, "document"), read.Meter(inputs)
+        found = read.read(inputs, args.text_field, args.delimiter, bad=bad, meter=meter)
+        texts = self._blanks.filtered(found)
+        splitter = options.open_splitter(args, self._embedder, prompt)
+        for records, matrix in embed_records(
+            self._embedder,
+            texts if splitter is None else splitter.pieces(texts, args.text_field, bad),
+            prompt,
+            failures=self._failures,
+            meter=meter,
+            too_long=args.on_long,
+            report=self._of_texts,
+            show=console.shows_progress(quiet=args.quiet),
+        ):
+            self._compare(records, matrix)
+
+    def _compare(self, records: Sequence[Record], matrix: "Tensor") -> None:
+        """Keep the nearest of more texts; a stable sort ranks the earlier of two texts with equal scores first."""
+        scores = self._embedder.similarity(self._vectors, matrix)  # [queries, texts]
+        best, places = scores.sort(dim=1, descending=True, stable=True)
+        most = self._args.top_k
+        for hits, row, where in zip(
+            self._hits, best[:, :most].tolist(), places[:, :most].tolist(), strict=True
+        ):
+            for score, place in zip(row, where, strict=True):
+                hit = Hit(score, -self._position - place, records[place])
+                if len(hits) < most:
+                    heapq.heappush(hits, hit)
+                elif hit <= hits[0]:
+                    break
+                else:
+                    heapq.heapreplace(hits, hit)
+        self._position += len(records)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines to print: for several queries each query, then its hits."""
+        several = self._args.queries is not None
+        for number, (query, hits) in enumerate(zip(self._queries, self._hits, strict=True)):
+            if several and not self._args.json:
+                yield from ("",) if number else ()
+                yield _shown(query.text)
+            ranked = sorted(hits, reverse=True)
+            for rank, hit in enumerate(filter(self._is_near, ranked), 1):
+                if self._args.json:
+                    yield _json_line(rank, hit, query.text if several else None)
+                else:
+                    place = printable(hit.record.where)
+                    yield f"{rank:>3}  {hit.score:.4f}  {place}  {_shown(hit.record.text)}"
+
+    def _is_near(self, hit: Hit) -> bool:
+        return self._args.threshold is None or hit.score >= self._args.threshold
+
+    def notices(self) -> Iterator[str]:
+        """Yield notices about texts that were left out or cut, and about queries without hits."""
+        texts, queries = self._of_texts, self._of_queries
+        yield from self._blanks.notices()
+        yield from self._failures.notices()
+        if not texts.texts:
+            yield "FILES: contain no texts"
+        limit = count(self._embedder.max_length, "token")
+        if queries.cut and self._args.queries is None:
+            yield f"QUERY: cut to {limit}"
+        elif queries.cut:
+            yield f"{queries.cut:,} of {count(len(self._queries), 'query', 'queries')} cut to {limit}"
+        if texts.cut:
+            yield f"{texts.cut:,} of {count(texts.texts, 'text')} cut to {limit}"
+        far = [max(hits).score for hits in self._hits if hits and not self._is_near(max(hits))]
+        if far:
+            of = count(len(self._queries), "query", "queries")
+            which = "" if self._args.queries is None else f"{len(far):,} of {of}: "
+            yield (
+                f"{which}no text scores {self._args.threshold:g} or more; the best score is {max(far):.4f}"
+            )
 
 
-def _line(rank: int, hit: Hit, as_json: bool) -> str:  # noqa: FBT001  private
+def _json_line(rank: int, hit: Hit, query: str | None) -> str:
     record = hit.record
-    if as_json:
-        place = record.place()
-        if place.keys() == {"path", "line"}:  # neither --files nor --chunk
-            place = {"file": record.file, "line": place["line"]}
-        fields = {"rank": rank, "score": hit.score, **place, "text": record.text}
-        return json.dumps(fields, ensure_ascii=False)
-    text = record.text if len(record.text) <= SHOWN else record.text[: SHOWN - 1] + "…"
-    return f"{rank:>3}  {hit.score:.4f}  {printable(record.where)}  {printable(text)}"
+    place = record.place()
+    if place.keys() == {"path", "line"}:  # neither --files nor --chunk
+        place = {"file": record.file, "line": place["line"]}
+    fields = {"rank": rank, "score": hit.score, **place, "text": record.text}
+    if query is not None:
+        fields = {"query": query, **fields}
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def _shown(text: str) -> str:
+    """Return the beginning of a text on one line."""
+    return printable(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…")
