@@ -70,7 +70,8 @@ class FakeEmbedder:
         del text  # the fake puts queries beside equal documents
         if "report" in options:
             options["report"].cut += sum(len(text) > self.max_length for text in texts)
-        return torch.stack([self._vector(text, i, "cut") for i, text in enumerate(texts)])
+        too_long = options.get("too_long", "cut")
+        return torch.stack([self._vector(text, i, too_long) for i, text in enumerate(texts)])
 
     def encode_groups(
         self,
@@ -90,22 +91,23 @@ class FakeEmbedder:
     ):
         numbered = enumerate(texts)
         while group := list(islice(numbered, 3)):
-            if report is not None:
-                tokens = sum(len(text) for _, text in group)
-                report.texts += len(group)
-                report.tokens_requested += tokens
-                report.tokens_computed += tokens
-                report.cut += sum(len(text) > self.max_length for _, text in group)
-            rows = []
+            good, rows = [], []
             for i, text in group:
                 try:
                     rows.append(self._vector(text, i, too_long))
+                    good.append(text)
                 except InputError as error:
                     if on_error is None:
                         raise
                     on_error(error)
             if on_done is not None:
                 on_done(len(group))
+            if report is not None:
+                tokens = sum(map(len, good))
+                report.texts += len(good)
+                report.tokens_requested += tokens
+                report.tokens_computed += tokens
+                report.cut += sum(len(text) > self.max_length for text in good)
             if rows:
                 yield self._codes(torch.stack(rows), precision)
 

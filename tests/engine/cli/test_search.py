@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 
@@ -63,3 +64,108 @@ def test_files_without_texts_are_reported(cli):
     assert (result.status, result.out) == (0, "")
     assert result.err.splitlines()[-1] == "lastword: FILES: contain no texts"
     assert cli("search", "x", "empty.txt", "--quiet") == (0, "", "")
+
+
+# Several queries, a threshold.
+
+
+def _queries(kind):
+    texts = ["two", "", "four"]
+    if kind == "jsonl":
+        return "".join(json.dumps({"text": text, "id": 1}) + "\n" for text in texts)
+    if kind == "csv":
+        return "id,text\n" + "".join(f'1,"{text}"\n' for text in texts)
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv"])
+def test_each_query_of_a_file_has_its_own_hits(cli, kind):
+    Path("a.txt").write_text("one\ntwo\nthree\nfour\nfive\n")
+    Path(f"q.{kind}").write_text(_queries(kind))
+    result = cli("search", "--queries", f"q.{kind}", "a.txt", "--top-k", "2")
+    alone = [cli("search", query, "a.txt", "--top-k", "2").out for query in ("two", "four")]
+    assert result.out == f"two\n{alone[0]}\nfour\n{alone[1]}"
+    assert f"q.{kind}: 1 blank text skipped" in result.err
+    lines = cli("search", "a.txt", "--queries", f"q.{kind}", "--top-k", "2", "--json").out
+    rows = [json.loads(line) for line in lines.splitlines()]
+    found = [(row["query"], row["rank"], row["line"]) for row in rows]
+    assert found[::2] == [("two", 1, 2), ("four", 1, 4)]
+    assert [row["rank"] for row in rows] == [1, 2, 1, 2]
+
+
+def test_queries_from_stdin_and_of_another_field(cli):
+    Path("a.txt").write_text("one\ntwo\n")
+    result = cli("search", "--queries", "-", "a.txt", "--top-k", "1", stdin=b"two\none\n")
+    assert [line for line in result.out.splitlines() if line[:1].isalpha()] == ["two", "one"]
+    Path("q.csv").write_text("ask\ntwo\n")
+    refused = cli("search", "--queries", "q.csv", "a.txt")
+    assert refused.status == 2
+    assert "q.csv:1: has no field 'text'" in refused.err
+    assert "--query-field" in refused.err
+    found = cli("search", "--queries", "q.csv", "--query-field", "ask", "a.txt", "--top-k", "1")
+    assert found.out == "two\n  1  1.0000  a.txt:2  two\n"
+
+
+def test_many_queries_in_one_pass_rank_as_each_alone(cli, fake_class):
+    texts = [f"text {i}" for i in range(40)]
+    Path("a.txt").write_text("\n".join(texts))
+    Path("q.txt").write_text("\n".join(f"query {i}" for i in range(7)))
+    lines = cli("search", "--queries", "q.txt", "a.txt", "--json", "--top-k", "9").out.splitlines()
+    model = fake_class()
+    vectors = torch.cat(list(model.encode_groups(texts)))
+    scores = model.encode_query([f"query {i}" for i in range(7)]) @ vectors.T
+    for number in range(7):
+        row = scores[number]
+        order = sorted(range(40), key=lambda i: (-row[i].item(), i))[:9]
+        found = [json.loads(line) for line in lines[9 * number : 9 * number + 9]]
+        assert [each["line"] - 1 for each in found] == order
+        assert {each["query"] for each in found} == {f"query {number}"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("", "a.txt"), "QUERY: is blank; got an empty text"),
+        ((" \t\n", "a.txt"), "QUERY: is blank; got only white space"),
+        ((), "QUERY: is missing"),
+        (("--queries", "blank.txt", "a.txt"), "blank.txt: contains no query"),
+        (("--queries", "gone.txt", "a.txt"), "gone.txt: No such file"),
+        (("--queries", "-"), "--queries: stdin cannot hold both"),
+        (("--queries", "-", "-"), "--queries: stdin cannot hold both"),
+        (("--queries", "long.txt", "a.txt", "--on-long", "error"), "long.txt:2: is too long"),
+        (("q", "a.txt", "--threshold", "nan"), "not a number"),
+        (("q", "a.txt", "--threshold", "high"), "not a number"),
+    ],
+)
+def test_queries_that_cannot_be_used(cli, arguments, said):
+    cli("--version")  # enters the folder
+    Path("a.txt").write_text("a")
+    Path("blank.txt").write_text("\n  \n")
+    Path("long.txt").write_text("short\n" + "x" * 101)
+    result = cli("search", *arguments)
+    assert (result.status, result.out) == (2, "")
+    assert said in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_hits_below_the_threshold_are_not_printed(cli):
+    Path("a.txt").write_text("one\ntwo\nthree\n")
+    scores = [float(line.split()[1]) for line in cli("search", "two", "a.txt").out.splitlines()]
+    assert scores[0] == 1
+    between = (scores[1] + scores[2]) / 2
+    assert len(cli("search", "two", "a.txt", "--threshold", between).out.splitlines()) == 2
+    none = cli("search", "zero", "a.txt", "--threshold", "1")
+    assert (none.status, none.out) == (0, "")
+    assert "lastword: no text scores 1 or more; the best score is 0." in none.err
+    Path("q.txt").write_text("two\nzero\n")
+    some = cli("search", "--queries", "q.txt", "a.txt", "--threshold", "1")
+    assert some.out == "two\n  1  1.0000  a.txt:2  two\n\nzero\n"
+    assert "1 of 2 queries: no text scores 1 or more" in some.err
+
+
+def test_one_cut_text_and_one_cut_query(cli):
+    Path("a.txt").write_text("x" * 101)
+    Path("q.txt").write_text("y" * 101)
+    err = cli("search", "--queries", "q.txt", "a.txt").err
+    assert "1 of 1 query cut to 100 tokens" in err
+    assert "1 of 1 text cut to 100 tokens" in err

@@ -1,0 +1,191 @@
+"""`--on-error skip` and blank texts: what is left out, what is said and listed, and that rows stay aligned."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lastword.cli import read
+
+# Inputs with bad records in them: content, line and reason of each bad one, and the texts that are left.
+JSONL = (
+    b'{"text": "one"}\n{"text": 2}\n\n{"text": "three"\n{"txt": "four"}\n{"text": "\xff"}\n{"text": "six"}\n'
+    b'{"text": "\\ud800"}\n{"text": "seven", "text": "again"}\n[1]\n{"text": "NOTOKENS"}\n{"text": "last"}'
+)
+CSV = (
+    b'n,text\n1,one\n2,two,3\n4,"multi\n\xffline"\n5,"a" b\n6,NOTOKENS\n7,"seven\nlines"\n8,"open\n'
+)
+CASES = {
+    "a.txt": (
+        b"NOTOKENS\none\n\xff\ntwo\nNOTOKENS\nNOTOKENS\nthree\n\xfe\xff",
+        [(1, "no token"), (3, "UTF-8"), (5, "no token"), (6, "no token"), (8, "UTF-8")],
+        ["one", "two", "three"],
+    ),
+    "a.jsonl": (
+        JSONL,
+        [
+            (2, "wrong field"),
+            (4, "JSON"),
+            (5, "no field"),
+            (6, "UTF-8"),
+            (8, "lone surrogate"),
+            (9, "twice"),
+            (10, "object"),
+            (11, "no token"),
+        ],
+        ["one", "six", "last"],
+    ),
+    "a.csv": (
+        CSV,
+        [
+            (3, "wrong number"),
+            (4, "UTF-8"),
+            (6, "is not csv"),
+            (7, "no token"),
+            (10, "is not csv"),
+        ],
+        ["one", "seven\nlines"],
+    ),
+    "all.txt": (b"NOTOKENS\n\xff\nNOTOKENS", [(1, "no"), (2, "UTF-8"), (3, "no")], []),
+    "none.txt": (b"one\ntwo", [], ["one", "two"]),
+}
+
+
+@pytest.mark.parametrize("file", CASES)
+def test_bad_records_are_skipped_counted_and_listed(cli, file):
+    cli("--version")  # enters the folder
+    content, bad, texts = CASES[file]
+    Path(file).write_bytes(content)
+    result = cli("embed", file, "--on-error", "skip", "--errors", "bad.jsonl")
+    assert result.status == 0, result.err
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    assert [row["text"] for row in rows] == texts
+    Path("good.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    good = [json.loads(line) for line in cli("embed", "good.jsonl").out.splitlines()]
+    assert [row["embedding"] for row in rows] == [row["embedding"] for row in good]
+    listed = [json.loads(line) for line in Path("bad.jsonl").read_text().splitlines()]
+    listed.sort(key=lambda each: each["index"])
+    assert [each["line"] for each in listed] == [line for line, _ in bad]
+    for each, (_, reason) in zip(listed, bad, strict=True):
+        assert each["file"] == file
+        assert reason in each["error"]
+    number = len(bad)
+    notice = (
+        f"{number} text{'s' if number > 1 else ''} left out because of an error; the first: {file}:"
+    )
+    assert (notice in result.err) == bool(bad)
+    assert f"{len(texts)} text" in result.err.splitlines()[-1], "of the report"
+
+
+def test_the_indices_align_the_rows(cli):
+    content, _, texts = CASES["a.txt"]
+    Path("a.txt").write_bytes(content)
+    options = ("--on-error", "skip", "--errors", "bad.jsonl", "-o", "a.npy")
+    assert cli("embed", "a.txt", *options).status == 0
+    bad = {json.loads(line)["index"] for line in Path("bad.jsonl").read_text().splitlines()}
+    kept = [line for i, line in enumerate(content.splitlines()) if i not in bad]
+    assert kept == [text.encode() for text in texts]
+    assert np.load("a.npy").shape[0] == len(texts)
+    assert json.loads(Path("a.npy.json").read_text())["texts"] == str(len(texts))
+
+
+@pytest.mark.parametrize("command", [("embed",), ("search", "one")])
+def test_by_default_the_first_bad_record_ends_the_run(cli, command):
+    Path("a.jsonl").write_bytes(JSONL)
+    for options in ((), ("--on-error", "stop")):
+        result = cli(*command, "a.jsonl", *options)
+        assert (result.status, result.out) == (2, "")
+        assert result.err.startswith("lastword: a.jsonl:2: wrong field 'text'")
+
+
+def test_search_skips_bad_records(cli):
+    Path("a.jsonl").write_bytes(JSONL)
+    result = cli("search", "six", "a.jsonl", "--on-error", "skip", "--top-k", "1")
+    assert result.out == "  1  1.0000  a.jsonl:7  six\n"
+    assert "8 texts left out because of an error; the first: a.jsonl:2: wrong field" in result.err
+    assert cli("search", "six", "a.jsonl", "--on-error", "skip", "--quiet").err == ""
+
+
+def test_too_long_texts_and_taken_fields_are_skipped(cli, monkeypatch):
+    Path("a.jsonl").write_text('{"text": "a"}\n{"text": "b", "embedding": 1}\n{"text": "c"}\n')
+    result = cli("embed", "a.jsonl", "--on-error", "skip")
+    assert result.out.count("\n") == 2
+    assert "a.jsonl:2: already has a field 'embedding'" in result.err
+    Path("long.txt").write_text("a\n" + "x" * 101 + "\nb")
+    result = cli("embed", "long.txt", "--on-error", "skip", "--on-long", "error")
+    assert result.out.count("\n") == 2
+    assert "1 text left out because of an error; the first: long.txt:2: is too long" in result.err
+    monkeypatch.setattr(read, "MAX_RECORD", 20)
+    Path("line.txt").write_text("a\n" + "x" * 101 + "\nb\n" + "y" * 30)
+    result = cli("embed", "line.txt", "--on-error", "skip", "--errors", "bad")
+    assert [json.loads(line)["text"] for line in result.out.splitlines()] == ["a", "b"]
+    assert [json.loads(line)["line"] for line in Path("bad").read_text().splitlines()] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"n,txt\n1,2\n", "a.csv:1: has no field 'text'"),
+        ("a.txt", "ab".encode("utf-16-le"), "a.txt:1: is not UTF-8; got UTF-16"),
+    ],
+)
+def test_an_error_of_a_whole_file_ends_the_run(cli, name, content, said):
+    Path(name).write_bytes(content)
+    result = cli("embed", name, "--on-error", "skip")
+    assert result.status == 2
+    assert said in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--errors", "bad"), "--errors: lists skipped texts; got --on-error stop"),
+        (("--on-error", "skip", "--errors", "a.txt"), "a.txt: would be overwritten"),
+        (("--on-error", "skip", "--errors", "gone/bad"), "gone/bad: cannot be written"),
+        (("--on-error", "report"), "invalid choice: 'report'"),
+    ],
+)
+@pytest.mark.parametrize("command", [("embed",), ("search", "q")])
+def test_options_that_do_not_fit(cli, command, options, said):
+    Path("a.txt").write_text("a")
+    result = cli(*command, "a.txt", *options)
+    assert (result.status, result.out) == (2, "")
+    assert said in result.err
+
+
+# Blank texts.
+
+BLANK = {
+    "b.txt": "one\n\n \t\n\u00a0\u3000\ntwo\n",
+    "b.csv": 'n,text\n1,one\n2,\n3,"  "\n4,"\n"\n5,two\n',
+    "b.jsonl": '{"text": "one"}\n{"text": ""}\n{"text": " "}\n{"text": "\\n"}\n{"text": "two"}\n',
+}
+
+
+@pytest.mark.parametrize("file", BLANK)
+def test_blank_texts(cli, file):
+    Path(file).write_text(BLANK[file], encoding="utf-8")
+    kept = cli("embed", file)
+    assert len(kept.out.splitlines()) == 5
+    assert "3 blank texts embedded too; --skip-blank leaves them out" in kept.err
+    dropped = cli("embed", file, "--skip-blank")
+    assert [json.loads(line)["text"] for line in dropped.out.splitlines()] == ["one", "two"]
+    assert "lastword: 3 blank texts skipped\n" in dropped.err
+    found = cli("search", "one", file)
+    assert len(found.out.splitlines()) == 2
+    assert "lastword: 3 blank texts skipped\n" in found.err
+    for command in (("embed",), ("search", "one")):
+        assert cli(*command, file, "--quiet").err == ""
+
+
+def test_one_blank_text_and_none(cli):
+    Path("a.txt").write_text("one\n\n")
+    assert "1 blank text embedded too; --skip-blank leaves it out" in cli("embed", "a.txt").err
+    assert "1 blank text skipped" in cli("search", "q", "a.txt").err
+    Path("a.txt").write_text("one\n")
+    assert "blank" not in cli("embed", "a.txt").err
+    Path("a.txt").write_text("\n\n")
+    result = cli("search", "q", "a.txt")
+    assert (result.status, result.out) == (0, "")
+    assert "FILES: contain no texts" in result.err
