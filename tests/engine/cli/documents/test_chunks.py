@@ -112,7 +112,7 @@ def test_borders_are_those_of_paragraphs_and_sentences(info):
         "Eleven twelve. Thirteen",
     ]
     headings = "intro\n\n# A\n\na b c\n\n# B\n\nd e f"
-    pieces = [piece for _, piece in splitter_of(info, 6).split(headings, markdown=True)]
+    pieces = [piece for _, piece in splitter_of(info, 5).split(headings, markdown=True)]
     assert [piece.split("\n")[0] for piece in pieces] == ["intro", "# A", "# B"]
 
 
