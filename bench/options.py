@@ -154,7 +154,9 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
         help=f"libraries to compare with ({', '.join(PEERS)}); by default all that are available",
     )
     parser.add_argument("--quick", action="store_true", help=f"{_QUICK}; one round")
-    parser.add_argument("--json", action="store_true", help="print only the result, as one line of JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print only the result, as one line of JSON"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1; by default cpu")
     parser.add_argument(
         "--dtype",
@@ -169,7 +171,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model", choices=tuple(SIZES), default="0.6B", help="size of the model; by default 0.6B"
     )
     parser.add_argument(
-        "--layers", type=positive, help="number of layers to keep; by default all layers of a model of that size"
+        "--layers",
+        type=positive,
+        help="number of layers to keep; by default all layers of a model of that size",
     )
     parser.add_argument(
         "--lengths",

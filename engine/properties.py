@@ -31,7 +31,8 @@ class FromInfo(Generic[Got, Put]):
 
     def __set__(self, embedder: "ModelProperties", value: Put) -> None:
         if not isinstance(getattr(ModelInfo, self._name, None), property):
-            raise AttributeError(f"{self._name!r} of an Embedder cannot be set; open it anew")
+            problem = f"{self._name!r} of an Embedder cannot be set; open a new one"
+            raise AttributeError(problem)  # noqa: TRY004  as Python does for a property
         setattr(embedder.info, self._name, value)
 
 

@@ -11,6 +11,8 @@ class Report:
         texts: number of texts.
         tokens_requested: tokens requested, before sharing.
         tokens_computed: tokens that the forward computed.
+        tokens_cached: tokens of prompts that were not computed because the model has their keys and values; each
+            prompt counts once per batch. Computing a prompt for the first time is not counted.
         cut: number of texts that were cut because they were longer than max_length.
         batches: number of batches.
         seconds: wall time.
@@ -19,6 +21,7 @@ class Report:
     texts: int = 0
     tokens_requested: int = 0
     tokens_computed: int = 0
+    tokens_cached: int = 0
     cut: int = 0
     batches: int = 0
     seconds: float = 0.0
@@ -30,7 +33,7 @@ class Report:
 
     @property
     def tokens_saved(self) -> int:
-        """Tokens saved by sharing prefixes: requested minus computed."""
+        """Tokens saved by sharing prefixes and by cached prompts: requested minus computed."""
         return self.tokens_requested - self.tokens_computed
 
     @property

@@ -39,6 +39,9 @@ class Segments:
     * `parent[s]`: its parent segment, or -1 for a root;
     * `fork[s]`: how many of the parent's own rows come before this segment, 0 for a root;
     * `depth[s]`: the total number of ancestor rows on its path.
+
+    The first `cached` rows belong to prompts: their keys and values are known, and they are not computed. They are
+    rows of `k` and `v`, but not of `q`, so row r of `k` is row r - `cached` of `q`.
     """
 
     start: list[int]
@@ -46,6 +49,11 @@ class Segments:
     parent: list[int]
     fork: list[int]
     depth: list[int]
+    cached: int = 0
+
+    def computed(self) -> list[int]:
+        """Return the segments that are computed, which are all but the cached prompts."""
+        return [s for s, start in enumerate(self.start) if start >= self.cached]
 
     def owners(self, rows: list[int]) -> list[int]:
         """Return the segment that holds each row."""
@@ -74,13 +82,18 @@ class AttentionPlan(Protocol):
     def num_finals(self) -> int:
         """Number N of last-token rows, which are the query rows of `final_attention`."""
 
+    @property
+    def cached(self) -> int:
+        """Number of rows of k and v that come before those of q: the keys and values of cached prompts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """`count` segments (B in shapes) of `own` rows each, with `above` ancestor rows before each.
 
     `count` is 1 if `own` > TILE_ROWS, because such a block is read in tiles (`rows_between`).
-    `rows` indexes the segments' rows, [B·own]; `path` the rows of their paths, ancestors first, [B·(above + own)].
+    `rows` indexes the segments' rows of q, [B·own]; `path` the rows of k and v on their paths, ancestors first,
+    [B·(above + own)].
     """
 
     count: int
@@ -114,6 +127,11 @@ class CpuPlan:
         return CpuPlan(segments, final_rows, blocks, final_groups(paths, final_rows, device))
 
     @property
+    def cached(self) -> int:
+        """Number of rows of k and v that come before those of q."""
+        return self.segments.cached
+
+    @property
     def num_finals(self) -> int:
         """Number N of last-token rows, which are the query rows of `final_attention`."""
         return len(self.final_rows)
@@ -143,8 +161,8 @@ def segment_blocks(paths: _Paths, device: torch.device) -> tuple[Block, ...]:
     """Group segments with equal numbers of own and ancestor rows, so that attention takes few matmuls."""
     segments = paths.segments
     equal: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for s, own in enumerate(segments.length):
-        equal[own, segments.depth[s]].append(s)
+    for s in segments.computed():
+        equal[segments.length[s], segments.depth[s]].append(s)
     blocks: list[Block] = []
     for (own, above), members in equal.items():
         most = 1 if own > TILE_ROWS else max(1, _KV_ROWS // max(1, own + above))
@@ -167,22 +185,31 @@ def _runs(segments: Segments, members: list[int], own: int) -> list[list[int]]:
 
 
 def _block(paths: _Paths, members: list[int], own: int, above: int, device: torch.device) -> Block:
-    starts = [paths.segments.start[s] for s in members]
+    starts, cached = [paths.segments.start[s] for s in members], paths.segments.cached
     if above == 0:
-        side_by_side = slice(starts[0], starts[0] + len(members) * own)
-        return Block(len(members), own, above, side_by_side, side_by_side)
+        end = starts[0] + len(members) * own
+        own_rows = slice(starts[0] - cached, end - cached)
+        return Block(len(members), own, above, own_rows, slice(starts[0], end))
     rows = integers(starts)[:, None] + count_up(0, own)
     path = torch.cat([torch.stack([paths.before(s) for s in members]), rows], dim=1)
-    return Block(len(members), own, above, rows.flatten().to(device), path.flatten().to(device))
+    queries = _row_index((rows - cached).flatten(), device)
+    return Block(len(members), own, above, queries, _row_index(path.flatten(), device))
+
+
+def _row_index(rows: Tensor, device: torch.device) -> RowIndex:
+    """Return consecutive rows as a slice, which reads them without a copy, as for one text behind its prompt."""
+    first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
+    if last - first + 1 == len(rows) and bool((rows.diff() == 1).all()):
+        return slice(first, last + 1)
+    return rows.to(device)
 
 
 def final_groups(paths: _Paths, final_rows: list[int], device: torch.device) -> Finals:
     """Group last-token rows by the length of their paths."""
     segments = paths.segments
     groups: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for text, (row, segment) in enumerate(
-        zip(final_rows, segments.owners(final_rows), strict=True)
-    ):
+    rows = [segments.cached + row for row in final_rows]
+    for text, (row, segment) in enumerate(zip(rows, segments.owners(rows), strict=True)):
         own = row - segments.start[segment] + 1
         groups[segments.depth[segment] + own].append((text, segment, own))
     finals = []
@@ -190,8 +217,8 @@ def final_groups(paths: _Paths, final_rows: list[int], device: torch.device) -> 
         step = max(1, _KV_ROWS // keys)
         for i in range(0, len(members), step):
             texts = integers([text for text, _, _ in members[i : i + step]])
-            rows = torch.stack([_path(paths, s, own) for _, s, own in members[i : i + step]])
-            finals.append((texts.to(device), rows.to(device)))
+            paths_of = [_path(paths, s, own) for _, s, own in members[i : i + step]]
+            finals.append((texts.to(device), torch.stack(paths_of).to(device)))
     return tuple(finals)
 
 
@@ -245,6 +272,11 @@ class KernelTables:
     def num_finals(self) -> int:
         """Number N of last-token rows, which are the query rows of `final_attention`."""
         return len(self.final_table)
+
+    @property
+    def cached(self) -> int:
+        """Always 0: the kernels compute prompts like other rows."""
+        return 0
 
     def tiles_of(self, tile_rows: int) -> Tensor:
         """Return the tiles for a kernel that takes `tile_rows` query rows per tile.

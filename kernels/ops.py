@@ -245,8 +245,8 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
 
     Args:
         q: [T, H, D], the heads of a row contiguous.
-        k: [T, KH, D], the heads of a row contiguous.
-        v: [T, KH, D], the heads of a row contiguous.
+        k: [P + T, KH, D], the heads of a row contiguous; first the P rows of cached prompts, by default none.
+        v: [P + T, KH, D], the heads of a row contiguous.
         plan: the batch's attention plan in the form that the device reads: a `CpuPlan` or `KernelTables`.
         scale: factor of the logits.
 
@@ -259,7 +259,7 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
     Raises:
         ConfigError: shapes, dtypes or devices disagree, or the plan has the wrong form.
     """
-    check("forest_attention", "k", k, (q.shape[0], -1, q.shape[2]), like=q)
+    check("forest_attention", "k", k, (plan.cached + q.shape[0], -1, q.shape[2]), like=q)
     check("forest_attention", "v", v, tuple(k.shape), like=q)
     check_heads("forest_attention", q=q, k=k, v=v)
     if on_triton("forest_attention", q):
@@ -275,8 +275,8 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
 
     Args:
         q: [N, H, D], one row for each of the plan's last-token rows, the heads of a row contiguous.
-        k: [T, KH, D], the heads of a row contiguous.
-        v: [T, KH, D], the heads of a row contiguous.
+        k: [P + T, KH, D], the heads of a row contiguous; first the P rows of cached prompts, by default none.
+        v: [P + T, KH, D], the heads of a row contiguous.
         plan: the batch's attention plan in the form that the device reads: a `CpuPlan` or `KernelTables`.
         scale: factor of the logits.
 

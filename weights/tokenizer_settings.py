@@ -177,7 +177,7 @@ def _decoder_tokens(fields: Fields) -> list[DeclaredToken]:
 
 
 def _map_tokens(folder: Path) -> list[DeclaredToken]:
-    """Read special_tokens_map.json: transformers takes over every key of it, so keys that are not tokens are refused."""
+    """Read special_tokens_map.json; transformers uses every key of it, so keys that are not tokens are refused."""
     path = folder / "special_tokens_map.json"
     fields = Fields(read_optional_object(path) or {}, str(path))
     fields.refuse_unknown({key for key in fields.values if _names_token(key)} | set(_LISTS))

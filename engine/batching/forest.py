@@ -3,7 +3,11 @@
 A forest is a set of segments, which are runs of consecutive packed rows. A segment forks off its parent after the
 parent's first `fork` rows. The path of a row consists of its segment's ancestors, each up to the fork, and of its
 segment up to the row itself. Attention is causal, so every row has, but for rounding, the value it would have if its
-text were computed alone. This module knows token ids, but no texts, weights or devices.
+text were computed alone.
+
+A text may name a prompt that the model has computed before and whose keys and values it keeps. What the text has in
+common with its prompt is not packed: its first segment forks off the prompt, which is a segment without packed rows.
+This module knows token ids, but no texts, weights or devices.
 """
 
 from array import array
@@ -22,6 +26,9 @@ MIN_SHARED = 8
 MAX_DEPTH = 8
 
 
+_Prompted = tuple[list[int], tuple[int, ...]]  # a text's token ids and those of its prompt
+
+
 @dataclass(frozen=True, slots=True)
 class Forest:
     """One batch of N texts, N' of them distinct, in T packed rows and S segments.
@@ -29,7 +36,8 @@ class Forest:
     Args:
         ids: int32 [T], the token id of each row.
         positions: int32 [T], the RoPE position of each row.
-        segments: the S segments.
+        prompts: the token ids of each prompt that the model must have computed; they are the first segments.
+        segments: the S segments; their rows are numbered from the first row of the first prompt.
         final_rows: the row of each distinct text's last token, N' of them.
         texts: int64 [N], the caller's index of each text.
         distinct: int64 [N], the index of each text among the N' distinct ones.
@@ -38,6 +46,7 @@ class Forest:
 
     ids: Tensor
     positions: Tensor
+    prompts: tuple[tuple[int, ...], ...]
     segments: Segments
     final_rows: list[int]
     texts: Tensor
@@ -49,36 +58,51 @@ class Forest:
         """T, the number of rows that the forward computes."""
         return self.ids.shape[0]
 
+    @property
+    def tokens_cached(self) -> int:
+        """Number of rows whose keys and values come from cached prompts."""
+        return self.segments.cached
+
     def halves(self) -> "tuple[Forest, Forest]":
         """Split into two batches with half of the distinct texts each; there must be at least two."""
         tokens = self._tokens()
         first = self.distinct < len(tokens) // 2
         return self._subset(first, tokens), self._subset(~first, tokens)
 
-    def _subset(self, wanted: Tensor, tokens: list[list[int]]) -> "Forest":
+    def _subset(self, wanted: Tensor, tokens: "list[_Prompted]") -> "Forest":
         members = wanted.nonzero().flatten()
         lists = [tokens[i] for i in self.distinct[members].tolist()]
-        (forest,) = plan_forests(lists, self.tokens_requested)
+        (forest,) = plan_forests(
+            [ids for ids, _ in lists],
+            self.tokens_requested,
+            prompts=[prompt for _, prompt in lists],
+        )
         return replace(forest, texts=self.texts[members[forest.texts]])
 
-    def _tokens(self) -> list[list[int]]:
-        """Return the token ids of each distinct text, read from the rows of its path."""
+    def _tokens(self) -> "list[_Prompted]":
+        """Return the token ids of each distinct text, read from the rows of its path, and those of its prompt."""
         start, parent, fork = self.segments.start, self.segments.parent, self.segments.fork
+        cached = [token for prompt in self.prompts for token in prompt]
+        ids = torch.cat([torch.tensor(cached, dtype=torch.int32, device=self.ids.device), self.ids])
+        rows = [len(cached) + row for row in self.final_rows]
         lists = []
-        for row, segment in zip(
-            self.final_rows, self.segments.owners(self.final_rows), strict=True
-        ):
-            runs = [self.ids[start[segment] : row + 1]]
+        for row, segment in zip(rows, self.segments.owners(rows), strict=True):
+            runs = [ids[start[segment] : row + 1]]
             while parent[segment] >= 0:
                 above = parent[segment]
-                runs.append(self.ids[start[above] : start[above] + fork[segment]])
+                runs.append(ids[start[above] : start[above] + fork[segment]])
                 segment = above
-            lists.append(torch.cat(runs[::-1]).tolist())
+            prompt = self.prompts[segment] if segment < len(self.prompts) else ()
+            lists.append((torch.cat(runs[::-1]).tolist(), prompt))
         return lists
 
 
 def plan_forests(
-    tokens: Sequence[Sequence[int]], max_batch_tokens: int, *, share: bool = True
+    tokens: Sequence[Sequence[int]],
+    max_batch_tokens: int,
+    *,
+    prompts: Sequence[Sequence[int]] = (),
+    share: bool = True,
 ) -> Iterator[Forest]:
     """Cut token lists into forests of at most `max_batch_tokens` computed tokens each.
 
@@ -87,6 +111,8 @@ def plan_forests(
     Args:
         tokens: the token ids of each text.
         max_batch_tokens: maximum rows of a forest; a single text longer than this is a batch of its own.
+        prompts: the token ids of each text's prompt, or () for a text without one. Only a text that begins with at
+            least `MIN_SHARED` tokens of its prompt uses it; a text's last token is always packed.
         share: whether texts share prefixes; False makes every text a segment of its own, a reference for tests.
 
     Yields:
@@ -94,12 +120,12 @@ def plan_forests(
     """
     if not tokens:
         return
-    group = _SortedGroup.sort(tokens, share=share)
+    group = _SortedGroup.sort(tokens, prompts, share=share)
     first = 0
     while first < len(group.lengths):
-        branches, finals = _grow(group, first, max_batch_tokens)
-        yield _pack(group, first, branches, finals)
-        first += len(finals)
+        batch = _grow(group, first, max_batch_tokens)
+        yield _pack(group, first, batch)
+        first += len(batch.finals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +137,13 @@ class _SortedGroup:
     lengths: list[int]
     shared: list[int]  # length of the prefix shared with the previous list
     callers: list[list[int]]  # the caller's indices of each distinct list
+    prompts: list[tuple[int, ...]]  # the prompt of each distinct list, or ()
+    cached: list[int]  # length of the prefix shared with the prompt
 
     @staticmethod
-    def sort(tokens: Sequence[Sequence[int]], *, share: bool) -> "_SortedGroup":
+    def sort(
+        tokens: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], *, share: bool
+    ) -> "_SortedGroup":
         """Sort the lists and merge equal ones, comparing big-endian bytes: the same order, at the speed of memcmp."""
         callers: dict[bytes | int, list[int]] = {}
         keys: list[bytes] = []
@@ -133,7 +163,22 @@ class _SortedGroup:
         offsets = sizes.cumsum(0) - sizes
         shared = _common_prefixes(flat, offsets, lengths) if share else [0] * len(lengths)
         by_list = [callers[key] for key in order]
-        return _SortedGroup(flat, offsets.tolist(), lengths, shared, by_list)
+        none: tuple[tuple[int, ...], int] = (), 0
+        used = any(prompts)
+        of_list = [_used_prompt(tokens[i], prompts[i]) if used else none for i, *_ in by_list]
+        own, cached = [prompt for prompt, _ in of_list], [count for _, count in of_list]
+        return _SortedGroup(flat, offsets.tolist(), lengths, shared, by_list, own, cached)
+
+
+def _used_prompt(ids: Sequence[int], prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """Return the prompt and how many of its tokens the text begins with, or (), 0 if they are too few."""
+    most = min(len(prompt), len(ids) - 1)
+    if list(ids[:most]) == list(prompt[:most]):
+        common = most
+    else:
+        pairs = zip(ids, prompt, strict=False)
+        common = next(place for place, (a, b) in enumerate(pairs) if a != b)
+    return (tuple(prompt), common) if common >= MIN_SHARED else ((), 0)
 
 
 def _common_prefixes(ids: Tensor, offsets: Tensor, lengths: list[int]) -> list[int]:
@@ -157,44 +202,64 @@ def _ramp(lengths: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class _Branch:
-    """A segment being built: tokens [start, end) of list `source`; `parent` is a branch number, -1 for a root."""
+    """A segment being built: tokens [start, end) of list `source`.
+
+    `parent` is a branch number, or -1; without a parent, `prompt` is the number of the prompt that it forks off, or -1.
+    """
 
     source: int
     start: int
     end: int
     parent: int
+    prompt: int
 
 
-def _grow(
-    group: _SortedGroup, first: int, max_batch_tokens: int
-) -> tuple[list[_Branch], list[tuple[int, int]]]:
-    """Build the branches of one batch: the lists from `first` on that fit into the budget, but at least one.
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """The branches of one batch, its prompts, and for each list the branch where it ends and its length in tokens."""
 
-    Returns:
-        The branches, and for each list the branch where it ends and its length in tokens.
-    """
+    branches: list[_Branch]
+    prompts: list[tuple[int, ...]]
+    finals: list[tuple[int, int]]
+
+
+def _grow(group: _SortedGroup, first: int, max_batch_tokens: int) -> _Batch:
+    """Build the branches of one batch: the lists from `first` on that fit into the budget, but at least one."""
     branches: list[_Branch] = []
     finals: list[tuple[int, int]] = []
+    prompts: dict[tuple[int, ...], int] = {(): -1}
     path: list[int] = []  # branches of the previous list, root first
     rows = 0
     for i in range(first, len(group.lengths)):
-        length = group.lengths[i]
-        depth = _climb(branches, path, group.shared[i] if i > first else 0)
+        length, prompt = group.lengths[i], group.prompts[i]
+        alike = i > first and prompt == group.prompts[i - 1]
+        depth = _climb(branches, path, group.shared[i] if alike else 0, group.cached[i])
         rows += length - depth
         if rows > max_batch_tokens and i > first:
             break
         if path and branches[path[-1]].end == depth:  # extends the previous list
             branches[path[-1]].source, branches[path[-1]].end = i, length
         else:
-            branches.append(_Branch(i, depth, length, path[-1] if path else -1))
+            number = prompts.setdefault(prompt, len(prompts) - 1)
+            branches.append(_Branch(i, depth, length, path[-1] if path else -1, number))
             path.append(len(branches) - 1)
         finals.append((path[-1], length))
-    return branches, finals
+    return _Batch(branches, list(prompts)[1:], finals)
 
 
-def _climb(branches: list[_Branch], path: list[int], depth: int) -> int:
-    """Remove from the path the branches that the next list does not descend from; return the depth of its fork."""
-    while path:
+def _climb(branches: list[_Branch], path: list[int], depth: int, cached: int) -> int:
+    """Remove from the path the branches that the next list does not descend from.
+
+    Args:
+        branches: the branches of the batch.
+        path: the branches of the previous list, root first; changed in place.
+        depth: number of tokens that the next list shares with the previous one.
+        cached: number of tokens that it shares with its prompt.
+
+    Returns:
+        The depth of its fork; if the path is then empty, it forks off its prompt, if it has one.
+    """
+    while path and depth > cached:
         top = branches[path[-1]]
         if depth > top.start and (
             depth == top.end or (depth - top.start >= MIN_SHARED and len(path) < MAX_DEPTH)
@@ -202,13 +267,13 @@ def _climb(branches: list[_Branch], path: list[int], depth: int) -> int:
             return depth
         depth = min(depth, top.start)
         path.pop()
-    return 0
+    path.clear()
+    return cached
 
 
-def _pack(
-    group: _SortedGroup, first: int, branches: list[_Branch], finals: list[tuple[int, int]]
-) -> Forest:
-    """Assign rows to the branches and make the forest: roots first, ordered by length."""
+def _pack(group: _SortedGroup, first: int, batch: _Batch) -> Forest:
+    """Assign rows to the branches and make the forest: prompts first, then roots ordered by length."""
+    branches, prompts = batch.branches, batch.prompts
     order = sorted(
         range(len(branches)),
         key=lambda b: (branches[b].parent >= 0, branches[b].end - branches[b].start, b),
@@ -218,23 +283,16 @@ def _pack(
     depths = integers([branches[b].start for b in order])
     sources = integers([group.offsets[branches[b].source] for b in order]) + depths
     ramp = _ramp(lengths)
-    place = [0] * len(branches)
-    for row, b in enumerate(order):
-        place[b] = row
-    start = starts.tolist()
-    parent = [place[branches[b].parent] if branches[b].parent >= 0 else -1 for b in order]
-    fork = [
-        branches[b].start - branches[branches[b].parent].start if branches[b].parent >= 0 else 0
-        for b in order
-    ]
-    last = first + len(finals)
+    first_row = dict(zip(order, starts.tolist(), strict=True))
+    last = first + len(batch.finals)
     callers = group.callers[first:last]
     texts = [index for indices in callers for index in indices]
     return Forest(
         ids=group.ids[torch.repeat_interleave(sources, lengths) + ramp],
         positions=(torch.repeat_interleave(depths, lengths) + ramp).to(torch.int32),
-        segments=Segments(start, lengths.tolist(), parent, fork, depths.tolist()),
-        final_rows=[start[place[b]] + depth - branches[b].start - 1 for b, depth in finals],
+        prompts=tuple(prompts),
+        segments=_segments(batch, order, starts.tolist()),
+        final_rows=[first_row[b] + depth - branches[b].start - 1 for b, depth in batch.finals],
         texts=integers(texts),
         distinct=torch.repeat_interleave(integers([len(indices) for indices in callers])),
         tokens_requested=sum(
@@ -242,3 +300,27 @@ def _pack(
             for length, indices in zip(group.lengths[first:last], callers, strict=True)
         ),
     )
+
+
+def _segments(batch: _Batch, order: list[int], starts: list[int]) -> Segments:
+    """Make the segments: those of the prompts, then the branches in `order`, whose packed rows begin at `starts`."""
+    branches, sizes = batch.branches, [len(prompt) for prompt in batch.prompts]
+    cached = sum(sizes)
+    place = {b: len(sizes) + number for number, b in enumerate(order)} | {-1: -1}
+    segments = Segments(
+        start=[sum(sizes[:number]) for number in range(len(sizes))],
+        length=sizes,
+        parent=[-1] * len(sizes),
+        fork=[0] * len(sizes),
+        depth=[0] * len(sizes),
+        cached=cached,
+    )
+    for b, start in zip(order, starts, strict=True):
+        branch = branches[b]
+        above = branches[branch.parent].start if branch.parent >= 0 else 0
+        segments.start.append(cached + start)
+        segments.length.append(branch.end - branch.start)
+        segments.parent.append(branch.prompt if branch.parent < 0 else place[branch.parent])
+        segments.fork.append(branch.start - above)
+        segments.depth.append(branch.start)
+    return segments

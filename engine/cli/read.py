@@ -537,8 +537,6 @@ def _rows(
             remedy = (
                 "A row ends with \\n or \\r\\n; quote a field with a line end or a quote in it."
             )
-            if "expected after" in reason:  # a quoted field goes on: perhaps with another delimiter
-                remedy = "If another character separates the columns, name it with --delimiter."
             problem = InputError(where, f"is not {source.format} ({reason})", remedy=remedy)
         problem = row_lines.problem or problem
         if row or problem is not None:

@@ -1,112 +1,32 @@
 """The Qwen3 forward over a forest: from token rows to the hidden state of each distinct text's last token.
 
-Each layer maps (x, residual) to (x, residual). The last layer computes keys and values for all rows and everything
-else for the last-token rows only. On a GPU nothing here waits for the device. This module knows weights and kernels,
+The layers are in `layer.py`. On a GPU nothing here waits for the device. This module knows weights and kernels,
 but no texts or tokenizers.
 
-Pooling is this structure. Another pooling, such as the mean, would need every row of the last layer (`forward` instead
-of `forward_last`), a sum over each text's path of segments (`batching/forest.py`), and a setting that
-`weights/embedding_spec.py` reads instead of refusing it.
+Last-token pooling is built in: the last layer computes only the last-token rows. Mean pooling would need every row of
+the last layer (`Layer.forward`, not `forward_last`), a sum over each text's path of segments (`batching/forest.py`),
+`_read_pooling` in `weights/module_list.py` to accept the mode and return it to `embedding_spec.py`, the mode in
+`ModelInfo.space_fingerprint`, and a reference in `verify/transformers_reference.py`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lastword import kernels
-from lastword.batching.forest import Forest
+from lastword.batching.forest import Forest, plan_forests
 from lastword.batching.packing import ModelInputs, Packer, check_ids
-from lastword.kernels import AttentionPlan, MatmulInput
 from lastword.kernels.caller_settings import isolated
+from lastword.model.layer import Batch, Layer
+from lastword.model.prompt_cache import MAX_PROMPT_BYTES, KeysValues, PromptCache
 from lastword.model.rope import inverse_frequencies
 from lastword.runtime.cuda_graphs import Capture, CudaCapture, Graphs
 from lastword.weights import LayerWeights, ModelConfig, WeightsSource
 
-# The classes that compute matmuls in each mode: plain ones, and the gate and up projections with SwiGLU. In fp8 both
-# take quantised rows, and the latter return them.
-_LinearClasses = tuple[
-    Callable[..., Callable[[Any], Tensor]], Callable[[Tensor], Callable[[Any], Any]]
-]
-_MATMULS: dict[str | None, _LinearClasses] = {
-    None: (kernels.Linear, kernels.SwigluLinear),
-    "int8": (kernels.Int8Linear, kernels.Int8SwigluLinear),
-    "fp8": (kernels.Fp8Linear, kernels.Fp8SwigluLinear),
-}
 Observer = Callable[[int, Tensor], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """The inputs shared by all layers of one forward."""
-
-    plan: AttentionPlan
-    cos: Tensor
-    sin: Tensor
-    final_rows: Tensor
-
-
-class _Layer:
-    """One decoder layer; the last one has separate query and key/value projections."""
-
-    def __init__(
-        self, weights: LayerWeights, config: ModelConfig, *, last: bool, quantize: str | None
-    ) -> None:
-        self.config = config
-        self.input_norm, self.post_norm = weights.input_norm, weights.post_norm
-        self.q_norm, self.k_norm = weights.q_norm, weights.k_norm
-        self.scale = config.head_dim**-0.5
-        q_rows = config.num_attention_heads * config.head_dim
-        bias = weights.qkv_bias
-        linear, swiglu_linear = _MATMULS[quantize]
-        self.add_norm: Callable[..., Any] = kernels.add_rms_norm  # returns MatmulInput
-        if quantize == "fp8":
-            fp8 = kernels.fp8_format(weights.o.device)
-            self.add_norm = partial(kernels.add_rms_norm_quantize, dtype=fp8)
-        if last:
-            self.q = linear(weights.qkv[:q_rows], None if bias is None else bias[:q_rows])
-            self.kv = linear(weights.qkv[q_rows:], None if bias is None else bias[q_rows:])
-        else:
-            self.qkv = linear(weights.qkv, bias)
-        self.o = linear(weights.o, weights.o_bias)
-        self.gate_up = swiglu_linear(weights.gate_up)
-        self.down = linear(weights.down)
-
-    def _norm_rope(self, x: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> None:
-        kernels.qk_norm_rope(
-            x, self.q_norm, self.k_norm, cos, sin,
-            num_heads=heads, num_kv_heads=kv_heads, eps=self.config.rms_norm_eps,
-        )  # fmt: skip
-
-    def _mlp(self, attended: Tensor, residual: Tensor) -> Tensor:
-        x = self.add_norm(self.o(attended), residual, self.post_norm, self.config.rms_norm_eps)
-        return self.down(self.gate_up(x))
-
-    def forward(self, x: MatmulInput, batch: _Batch, residual: Tensor) -> Tensor:
-        """Map x [T, C], the output of `add_norm`, to the MLP's output [T, C]; adds the attention to `residual`."""
-        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
-        qkv = self.qkv(x)
-        self._norm_rope(qkv, batch.cos, batch.sin, heads, kv_heads)
-        qkv = qkv.view(len(qkv), -1, self.config.head_dim)  # [T, H + 2·KH, D]
-        q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
-        attended = kernels.forest_attention(q, k, v, batch.plan, self.scale)
-        return self._mlp(attended, residual)
-
-    def forward_last(self, x: Tensor, batch: _Batch, residual: Tensor) -> Tensor:
-        """Map x [T, C] to the MLP's output [N, C] for the last-token rows, to which `residual` [N, C] belongs too."""
-        heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
-        rows = batch.final_rows
-        q, kv = self.q(x[rows]), self.kv(x)
-        self._norm_rope(q, batch.cos[rows], batch.sin[rows], heads, 0)
-        self._norm_rope(kv, batch.cos, batch.sin, 0, kv_heads)
-        kv = kv.view(len(kv), -1, self.config.head_dim)  # [T, 2·KH, D]
-        k, v = kv[:, :kv_heads], kv[:, kv_heads:]
-        q = q.view(len(q), heads, self.config.head_dim)
-        attended = kernels.final_attention(q, k, v, batch.plan, self.scale)
-        return self._mlp(attended, residual)
 
 
 class Model:
@@ -141,12 +61,13 @@ class Model:
         # On a CPU the table stays in the memory-mapped file: only the rows of a batch are read and converted.
         table = checkpoint.embedding()
         self.embedding = table if device.type == "cpu" else table.to(device, dtype)
+        self.inv_freq = inverse_frequencies(config.rope, config.head_dim).to(device)
         self.layers = []
         for i in range(config.num_hidden_layers):
             self.layers.append(self._load_layer(checkpoint, i, quantize))
             loaded(1)
         self.norm = checkpoint.norm().to(device, dtype)
-        self.inv_freq = inverse_frequencies(config.rope, config.head_dim).to(device)
+        self.prompts = PromptCache()
         self._packer: Packer | None = None  # the CPU implementation needs no packing
         self._graphs: Graphs | None = None
         if kernels.launches_triton(device):
@@ -154,12 +75,12 @@ class Model:
                 records = cuda_graphs and device.type == "cuda"
                 self.use_packing(CudaCapture() if records else None)
 
-    def _load_layer(self, checkpoint: WeightsSource, i: int, quantize: str | None) -> _Layer:
+    def _load_layer(self, checkpoint: WeightsSource, i: int, quantize: str | None) -> Layer:
         """Load layer i; memory that it needed only while loading is freed before the next layer is read."""
         last = self.config.num_hidden_layers - 1
         weights = _place(checkpoint.layer(i, self.dtype), self.device, self.dtype)
         mode = None if quantize == "fp8" and i in (0, last) else quantize
-        return _Layer(weights, self.config, last=i == last, quantize=mode)
+        return Layer(weights, self.config, i, quantize=mode)
 
     def use_packing(self, capture: Capture | None) -> None:
         """Pack batches for the Triton kernels from now on; with `capture`, small ones are recorded and replayed."""
@@ -192,7 +113,8 @@ class Model:
         check_ids(forest, self.config.vocab_size)
         with isolated(self.device):
             if self._packer is None:
-                return self._forward(ModelInputs.of(forest, self.device), observe)
+                prompts = [self.prompts.get(ids, self._compute_prompt) for ids in forest.prompts]
+                return self._forward(ModelInputs.of(forest, self.device), observe, prompts)
             finals = len(forest.final_rows)
             layout, buffer = self._packer.pack(forest, pad=observe is None)
             if layout.bucket and self._graphs is not None:
@@ -200,11 +122,31 @@ class Model:
             inputs = layout.read(buffer.to(self.device, non_blocking=True))
             return self._forward(inputs, observe)[:finals]
 
-    def _forward(self, inputs: ModelInputs, observe: Observer | None = None) -> Tensor:
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Maximum tokens of a prompt whose keys and values the model keeps; 0 if it keeps none, as on a GPU."""
+        c = self.config
+        row = 2 * c.num_key_value_heads * c.head_dim * self.dtype.itemsize * c.num_hidden_layers
+        return MAX_PROMPT_BYTES // row if self._packer is None else 0
+
+    def _compute_prompt(self, prompt: Sequence[int]) -> KeysValues:
+        """Compute the prompt alone and return the keys and values of every layer."""
+        (forest,) = plan_forests([prompt], len(prompt))
+        recorded = KeysValues([])
+        self._forward(ModelInputs.of(forest, self.device), recorded=recorded)
+        return recorded
+
+    def _forward(
+        self,
+        inputs: ModelInputs,
+        observe: Observer | None = None,
+        prompts: Sequence[KeysValues] = (),
+        recorded: KeysValues | None = None,
+    ) -> Tensor:
         """Compute the final states of the last-token rows; reads no tensor on the host, so it can be recorded."""
         attention_factor = self.config.rope.attention_factor
         cos, sin = kernels.rope_tables(inputs.positions, self.inv_freq, attention_factor)
-        batch = _Batch(inputs.plan, cos, sin, inputs.final_rows)
+        batch = Batch(inputs.plan, cos, sin, inputs.final_rows, prompts, recorded)
         eps = self.config.rms_norm_eps
         first = self.layers[0].input_norm
         residual, x = kernels.embed_rms_norm(inputs.ids, self.embedding, first, eps)

@@ -243,7 +243,8 @@ class Loop:
     def _prepare(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Group:
         """Tokenise and pack a group; `numbered` is the caller's index of its first text, and the texts."""
         began, tokens = perf_counter(), self._tokens(options, numbered)
-        items = [Item(index, ids, options.format) for index, ids in tokens.ids.items()]
+        prompt = self.tokenizer.prompt_ids(options.prompt, self.runner.max_prompt_tokens)
+        items = [Item(i, ids, options.format, prompt) for i, ids in tokens.ids.items()]
         counts = Report(texts=len(items), cut=tokens.cut)
         refused = [(Item(error.index, ()), error) for error in tokens.errors]
         return Group(items, self._forests(items), began, counts, refused)
@@ -261,7 +262,8 @@ class Loop:
         )
 
     def _forests(self, items: list[Item]) -> list[Forest]:
-        return list(plan_forests([item.ids for item in items], self.budget.tokens))
+        ids, prompts = [item.ids for item in items], [item.prompt for item in items]
+        return list(plan_forests(ids, self.budget.tokens, prompts=prompts))
 
     # From a queue, as they finish.
 

@@ -77,7 +77,9 @@ class Pool:
                 # An interrupt between starting a process and recording it would leave the process behind.
                 with _hold_ctrl_c():
                     self._workers.append(_Worker(device, pack((load, device, threads))))
-            self.batch_tokens: int = min(worker.ready.result() for worker in self._workers)
+            limits = [worker.ready.result() for worker in self._workers]
+            self.batch_tokens: int = min(tokens for tokens, _ in limits)
+            self.max_prompt_tokens: int = min(tokens for _, tokens in limits)
         except BaseException:  # Ctrl-C too leaves no process behind
             self.close()
             raise

@@ -46,13 +46,15 @@ class Item:
 
     Args:
         tag: any object of the caller's, returned with the result.
-        ids: the text's token ids.
+        ids: the text's token ids, with its prompt.
+        prompt: the prompt's token ids if the model may keep their keys and values, else ().
         format: the requested vector format; None if the loop runs a task that is the same for all items.
     """
 
     tag: object
     ids: Sequence[int]
     format: VectorFormat | None = None
+    prompt: Sequence[int] = ()
 
     def problem(self, vocab_size: int) -> InputError | None:
         """Return the error of an item from a queue that cannot be computed with others, or None."""
@@ -60,7 +62,8 @@ class Item:
             return self.error("its format is missing", expected="a VectorFormat")
         if not self.ids:
             return self.error("it has no tokens", expected="at least one token")
-        low, high = min(self.ids), max(self.ids)
+        every = (*self.ids, *self.prompt)
+        low, high = min(every), max(every)
         if low < 0 or high >= vocab_size:
             got = f"id {low if low < 0 else high}"
             return self.error("unknown token", got=got, expected=f"0 to {vocab_size - 1}")
@@ -332,7 +335,10 @@ def _bad_states(states: Tensor, task: Task) -> dict[int, dict[str, str]]:
 def counts_of(forest: Forest) -> Report:
     """Return the counts of one batch."""
     return Report(
-        tokens_requested=forest.tokens_requested, tokens_computed=forest.tokens_computed, batches=1
+        tokens_requested=forest.tokens_requested,
+        tokens_computed=forest.tokens_computed,
+        tokens_cached=forest.tokens_cached,
+        batches=1,
     )
 
 

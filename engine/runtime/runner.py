@@ -134,12 +134,14 @@ class Runner(Protocol):
         depth: number of batches to start beyond the one that is waited for.
         ahead: whether this process is free to prepare texts and use results while batches are computed.
         batch_tokens: default maximum tokens per batch.
+        max_prompt_tokens: maximum tokens of a prompt that the model caches; 0 if it caches none.
     """
 
     name: str
     depth: int
     ahead: bool
     batch_tokens: int
+    max_prompt_tokens: int
 
     def start(self, task: Task, forest: Forest) -> Wait:
         """Start a batch; the returned function waits for the task's tensor and returns it on the CPU.
@@ -190,6 +192,7 @@ class InProcess:
         self.ahead = model.device.type != "cpu"
         self.depth = _GPU_DEPTH if self.ahead else 0
         self.batch_tokens = default_batch_tokens(model.device, model.token_bytes)
+        self.max_prompt_tokens = model.max_prompt_tokens
 
     @property
     def model(self) -> Model:

@@ -23,8 +23,8 @@ from lastword.runtime.serialization import pack, unpack
 def main(handle: int) -> None:
     """Serve the parent at the other end of the socket: first the order to load the model, then batches.
 
-    Orders are answered in the order received. The answer is the default tokens per batch after loading the model, the
-    tensor of a batch, or an exception.
+    Orders are answered in the order received. The answer is, after loading the model, the default tokens per batch
+    and the maximum tokens of a cached prompt; else the tensor of a batch, or an exception.
 
     Args:
         handle: file descriptor of the socket.
@@ -34,7 +34,7 @@ def main(handle: int) -> None:
     Thread(target=_read, args=(connection, inbox), daemon=True).start()
     try:
         runner = _open(inbox.get())
-        connection.send_bytes(pack(runner.batch_tokens))
+        connection.send_bytes(pack((runner.batch_tokens, runner.max_prompt_tokens)))
         started: deque[Callable[[], bytes]] = deque()
         while True:
             if not started or (len(started) <= runner.depth and not inbox.empty()):

@@ -1,4 +1,4 @@
-"""Calls into the tokenizers library: bounded in characters and time, interruptible, every failure becomes a lastword error."""
+"""Calls into the tokenizers library, bounded in characters and time and interruptible; failures are lastword errors."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future

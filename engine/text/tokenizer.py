@@ -90,6 +90,7 @@ class TextTokenizer:
         self._calls = Calls(tokenizer, known=cuts is not None)
         self.before, self.after = self._template(tokenizer)
         self._check_ids([*self.before, *self.after])
+        self._prompt: tuple[str, tuple[int, ...]] = "", ()  # the one used last, and its token ids
         self._parts = Parts(cuts, longest, self._calls.token_ends, self._calls.stay)
 
     def _failed(self, reason: str) -> WeightsError:
@@ -145,6 +146,20 @@ class TextTokenizer:
             InputError: as for `encode`, but a text may have no tokens.
         """
         return len(self._kept([text], sys.maxsize, "", 0, lambda: False)[0][0])
+
+    def prompt_ids(self, prompt: str, most: int) -> tuple[int, ...]:
+        """Return the token ids with which a text behind this prompt begins, or () if they are more than `most` or none.
+
+        Where a token spans the border of prompt and text, the text begins with fewer of them.
+        """
+        known, ids = self._prompt
+        if not prompt or not most:
+            return ()
+        if prompt != known:
+            (core, more), *_ = self._kept([prompt], most, "", 0, lambda: False)
+            ids = () if more else (*self.before, *core)
+            self._prompt = prompt, ids
+        return ids
 
     def encode(
         self,

@@ -34,6 +34,7 @@ class FakeDevice:
 
     name = "fake"
     batch_tokens = 4096
+    max_prompt_tokens = 0
 
     def __init__(
         self,

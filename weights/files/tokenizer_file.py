@@ -76,8 +76,9 @@ def _refuse_prefix(data: bytes, path: Path) -> None:
     if not _MAY_HAVE_PREFIX.search(data):
         return
     model = parse_object(data, str(path), WeightsError).get("model")
-    prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
-    if prefix and "merges" in model:
+    if not isinstance(model, dict) or "merges" not in model:
+        return
+    if prefix := model.get("continuing_subword_prefix"):
         raise WeightsError(
             f"{path}: continuing_subword_prefix",
             "not supported in BPE",

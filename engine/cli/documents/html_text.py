@@ -51,16 +51,15 @@ class _Reader(HTMLParser):
         self._separate(tag)
 
     def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self._add(data if self._preformatted else _SPACE.sub(" ", data))
+        if self._hidden:
+            return
+        if not self._preformatted:
+            data = _SPACE.sub(" ", data)
+            if not self.parts or self.parts[-1][-1:] in (" ", "\n"):
+                data = data.removeprefix(" ")
+        if data:
+            self.parts.append(data)
 
     def _separate(self, tag: str) -> None:
         if not self._hidden and (tag in _BLOCKS or tag in _CELLS):
-            self._add("\n" if tag in _BLOCKS else " ")
-
-    def _add(self, text: str) -> None:
-        """Append text; of two spaces that meet, one is left."""
-        if not self._preformatted and (not self.parts or self.parts[-1].endswith((" ", "\n"))):
-            text = text.removeprefix(" ")
-        if text:
-            self.parts.append(text)
+            self.parts.append("\n" if tag in _BLOCKS else " ")

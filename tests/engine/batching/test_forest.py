@@ -27,24 +27,30 @@ def spell(forests: list[Forest], count: int) -> list[list[int]]:
     """Read the tokens of every text back from the forests."""
     texts: list[list[int]] = [[] for _ in range(count)]
     for forest in forests:
+        ids = [token for prompt in forest.prompts for token in prompt] + forest.ids.tolist()
+        positions = [i for prompt in forest.prompts for i in range(len(prompt))]
+        positions += forest.positions.tolist()
         for text, which in zip(forest.texts.tolist(), forest.distinct.tolist(), strict=True):
-            rows = path_rows(forest, forest.final_rows[which])
-            assert forest.positions[rows].tolist() == list(range(len(rows)))
+            rows = path_rows(forest, forest.tokens_cached + forest.final_rows[which])
+            assert [positions[row] for row in rows] == list(range(len(rows)))
             assert not texts[text], "a text must be in one batch only"
-            texts[text] = forest.ids[rows].tolist()
+            texts[text] = [ids[row] for row in rows]
     return texts
 
 
-def check(tokens: list[list[int]], budget: int, *, share: bool = True) -> list[Forest]:
-    forests = list(plan_forests(tokens, budget, share=share))
+def check(
+    tokens: list[list[int]], budget: int, *, share: bool = True, prompts: list[list[int]] = ()
+) -> list[Forest]:
+    forests = list(plan_forests(tokens, budget, share=share, prompts=prompts))
     assert spell(forests, len(tokens)) == tokens
     assert sum(f.tokens_requested for f in forests) == sum(map(len, tokens))
     for forest in forests:
         assert forest.tokens_computed <= budget or len(set(forest.distinct.tolist())) == 1
         assert forest.tokens_computed <= forest.tokens_requested
-        assert max(depth(forest, s) for s in range(len(forest.segments.start))) <= MAX_DEPTH
+        levels = MAX_DEPTH + bool(forest.prompts)
+        assert max(depth(forest, s) for s in range(len(forest.segments.start))) <= levels
         assert forest.ids.dtype == forest.positions.dtype == torch.int32
-    for before, after in pairwise(forests):
+    for before, after in pairwise(forests if not prompts else []):
         assert before.tokens_computed + len(tokens[after.texts[0]]) > budget, (
             "it had room for one more"
         )
@@ -62,6 +68,56 @@ def test_every_path_has_the_tokens_of_its_text(tokens: list[list[int]], budget: 
 def test_without_sharing_every_token_is_computed(tokens: list[list[int]]) -> None:
     (forest,) = check(tokens, 10_000, share=False)
     assert forest.tokens_computed == forest.tokens_requested
+
+
+PROMPTED = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 40), st.lists(st.integers(0, 3), max_size=12)),
+    min_size=1,
+    max_size=30,
+)
+
+
+@settings(max_examples=examples(500), deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3), max_size=30), min_size=3, max_size=3),
+    PROMPTED,
+    st.integers(1, 200),
+)
+def test_every_path_through_a_prompt_has_the_tokens_of_its_text(
+    known: list[list[int]], drawn: list[tuple[int, int, list[int]]], budget: int
+) -> None:
+    """Prompts may begin alike, be prefixes of each other, end within the text's tokens or not be its beginning."""
+    known = [*known, known[0] + [1, 2]]
+    prompts = [known[which] for which, _, _ in drawn]
+    tokens = [(known[which][:length] + rest) or [1] for which, length, rest in drawn]
+    forests = check(tokens, budget, prompts=prompts)
+    for forest in forests:
+        assert set(forest.prompts) <= {tuple(prompt) for prompt in known}
+        assert len(set(forest.prompts)) == len(forest.prompts)
+        assert forest.tokens_cached == sum(map(len, forest.prompts))
+
+
+@pytest.mark.parametrize(
+    ("text", "computed"),
+    [
+        pytest.param([*range(20), 50, 51], 2, id="behind the prompt"),
+        pytest.param([*range(19), 50], 1, id="the last token of the prompt merges with the text"),
+        pytest.param([*range(20)], 1, id="the prompt itself: its last token is packed"),
+        pytest.param([*range(9)], 1, id="a beginning of the prompt"),
+        pytest.param([*range(8)], 8, id="too few tokens in common"),
+        pytest.param([99, *range(20)], 21, id="another beginning"),
+    ],
+)
+def test_a_cached_prompt_is_not_computed(text: list[int], computed: int) -> None:
+    (forest,) = check([text], 100, prompts=[list(range(20))])
+    assert forest.tokens_computed == computed
+    assert forest.tokens_cached == (0 if computed == len(text) else 20)
+
+
+def test_prompts_do_not_count_for_the_budget() -> None:
+    queries = [[*range(100, 150), i, 3] for i in range(10)]
+    forests = check(queries, 10, prompts=[list(range(100, 150))] * 10)
+    assert [forest.tokens_computed for forest in forests] == [10, 10]
 
 
 def test_duplicates_are_one_path() -> None:

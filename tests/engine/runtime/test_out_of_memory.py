@@ -152,7 +152,7 @@ def test_every_text_is_in_exactly_one_half() -> None:
         assert len(half.final_rows) in (2, 3)
         for index, which in zip(half.texts.tolist(), half.distinct.tolist(), strict=True):
             assert index not in lists
-            lists[index] = half._tokens()[which]
+            lists[index], _ = half._tokens()[which]
     assert [lists[i] for i in range(len(tokens))] == tokens
     assert sum(half.tokens_requested for half in halves) == forest.tokens_requested
 

@@ -49,12 +49,12 @@ def no_normalizer(self, folder, *args, true=TextTokenizer.__init__, **kwargs):
         true(self, Path(without), *args, **kwargs)
 
 
-def row_before_the_last(tokens, *args, true=loop.plan_forests):
-    return true([ids[:-1] or ids for ids in tokens], *args)
+def row_before_the_last(tokens, *args, true=loop.plan_forests, **options):
+    return true([ids[:-1] or ids for ids in tokens], *args, **options)
 
 
-def first_row(tokens, *args, true=loop.plan_forests):
-    return true([ids[:1] for ids in tokens], *args)
+def first_row(tokens, *args, true=loop.plan_forests, **options):
+    return true([ids[:1] for ids in tokens], *args, **options)
 
 
 def before_final_norm(self, forest, observe=None, true=Model.forward):
@@ -80,7 +80,7 @@ def next_text(self, texts, *args, true=Embedder.encode, **options):
 
 def mask_off_by_one(q, k, v, plan, scale, true=cpu.forest_attention):
     # Each row sees its path's last key where its own should be.
-    rows = torch.arange(len(q))
+    rows = torch.arange(len(k))
     paths = [rows[block.path].view(block.count, -1).roll(1, 1).flatten() for block in plan.blocks]
     blocks = [replace(b, path=path) for b, path in zip(plan.blocks, paths, strict=True)]
     return true(q, k, v, replace(plan, blocks=tuple(blocks)), scale)

@@ -1,0 +1,66 @@
+"""The keys and values of prompts, computed once and kept for later calls.
+
+They come from a forward of the prompt alone, so a text's vector has the same bits whether its prompt was in the cache
+or not. Only prompts are kept, never texts. This module knows token ids, but no forests or weights.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+from torch import Tensor
+
+MAX_PROMPTS = 8
+# Beyond this, only the prompt used last is kept.
+MAX_BYTES = 256 << 20
+# A prompt whose keys and values take more is not cached, but packed like any text.
+MAX_PROMPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class KeysValues:
+    """One prompt's keys and values: for each layer k and v, [P, KH, D] each, in the compute dtype."""
+
+    layers: list[tuple[Tensor, Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(k.nbytes + v.nbytes for k, v in self.layers)
+
+
+class PromptCache:
+    """A model's prompts, by their token ids; the ones used last are kept."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, ...], KeysValues] = OrderedDict()
+        self._lock = Lock()
+
+    def get(
+        self, prompt: tuple[int, ...], compute: Callable[[Sequence[int]], KeysValues]
+    ) -> KeysValues:
+        """Return a prompt's keys and values; if they are not kept, compute them, once for all threads that ask."""
+        with self._lock:
+            if prompt not in self._kept:
+                self._kept[prompt] = compute(prompt)
+            self._kept.move_to_end(prompt)
+            found = self._kept[prompt]
+            while len(self._kept) > MAX_PROMPTS or (
+                len(self._kept) > 1 and self.nbytes > MAX_BYTES
+            ):
+                self._kept.popitem(last=False)
+        return found
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all prompts."""
+        return sum(kept.nbytes for kept in self._kept.values())
+
+    def clear(self) -> None:
+        """Forget all prompts."""
+        with self._lock:
+            self._kept.clear()
