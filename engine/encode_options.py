@@ -66,7 +66,7 @@ class Elsewhere:
 
     Args:
         remedy: what to do instead; None if no value of it changes a vector: then it is accepted and ignored.
-        nothing: the values that ask for nothing, which are accepted too.
+        nothing: the values that request no change, which are accepted too.
     """
 
     remedy: str | None

@@ -17,7 +17,7 @@ Put = TypeVar("Put")
 
 
 class FromInfo(Generic[Got, Put]):
-    """An attribute of an `Embedder` that is read from its `info`, and written to it if that has a setter for it."""
+    """An attribute of an `Embedder` that is read from its `info` and, if `info` has a setter of that name, written there."""
 
     def __init__(self, name: str, doc: str) -> None:
         self._name, self.__doc__ = name, doc

@@ -1,7 +1,7 @@
 """Copies of an `Embedder`: in its own process with the same weights, elsewhere by opening the model again.
 
-A pickle holds no weights but the model's name, folder and commit, the settings as they are now, and the fingerprint of
-the space, by which the process that unpickles it checks that it has opened the same model. A hub token is not part
+A pickle holds no weights. It holds the model's name, folder and commit, the current settings, and `space_fingerprint`,
+which the other process uses to check that it opened the same model. A hub token is not part
 of it: the other process uses the model in the cache, or its own login.
 """
 
@@ -22,7 +22,7 @@ from lastword.weights import locate
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
 
-# How an attribute that only this module knows is named in an Embedder, besides its `info` and its `loop`.
+# Attributes that lastword itself sets on an Embedder; any other was added by the caller.
 _OWN = ("info", "loop", "_opened", "_sharing")
 _REMEDY = "Open the model in the other process instead."
 # In a worker process: the last model opened there, and how, so that the next task finds it loaded.
@@ -31,7 +31,7 @@ _kept: "tuple[tuple[type[Embedder], dict[str, Any]], Embedder] | None" = None
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What an `Embedder` was opened with and neither its `info` nor its `loop` knows.
+    """The arguments of an `Embedder` that are kept neither in its `info` nor in its `loop`.
 
     Args:
         kwargs: the keyword arguments for its `ModelInfo`.

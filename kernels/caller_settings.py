@@ -1,7 +1,7 @@
 """What the caller has set in PyTorch does not change results: it is set aside while we compute.
 
 A default dtype or device never matters, because every tensor is made with both stated. Autocast and the settings of
-matmuls and attention do matter: `isolated` puts them aside and back.
+matmuls and attention do matter: `isolated` sets them aside and restores them.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -12,7 +12,7 @@ from torch import Tensor
 from lastword.arguments import as_numbers, is_one_of, shown
 from lastword.errors import ConfigError
 
-# A shorter vector is all rounding error; sentence-transformers divides by at least as much.
+# A shorter vector is all rounding error.
 MIN_LENGTH = 1e-12
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 
@@ -26,7 +26,7 @@ class VectorFormat:
         normalize: whether to scale the vector to length 1.
         precision: one of `PRECISIONS`.
         ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required); a
-            tensor, an array or two lists, of which an fp32 tensor on the CPU is kept.
+            tensor, an array or two lists; stored as an fp32 tensor on the CPU.
 
     Raises:
         ConfigError: the precision is unknown or does not fit `dim` and `ranges`.

@@ -3,7 +3,7 @@
     texts ─ groups ─► Group of items ─ plan_forests ─► forests ─ runner.start(task) ─► FinishedBatch ─► matrices
 
 `run` is the core: it takes groups of items, from texts or from a queue, and yields the results of each batch when
-it finishes. The other methods are thin wrappers: `matrices` restores the order, raises errors and counts; `results`
+it finishes. The other methods are thin wrappers: `matrices` restores the order, adds up the counts and raises errors; `results`
 yields one item at a time; `plan` only counts.
 """
 
@@ -119,7 +119,7 @@ class Loop:
             group, forest, batch_began, wait = started.pop(place)
             start = partial(self._start, group, task)
             for part, result in compute_parts(forest, wait, start, self.budget):
-                # several running batches overlap in time: count no second twice
+                # running batches overlap in time: do not count the overlap twice
                 before, done = max(batch_began, done), perf_counter()
                 yield finish_batch(group, part, result, task, done - before)
         if failure is not None and not isinstance(failure, StopIteration):

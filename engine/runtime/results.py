@@ -26,7 +26,7 @@ from lastword.runtime.runner import EmbedTask, StatesTask, Task
 
 # Maximum number of items that one group takes from a queue.
 _MOST_ITEMS = 4096
-# The parts of the errors of a text whose vector has no use.
+# Error parts for a text whose vector is unusable.
 _DAMAGED = "Use dtype float32 if you do not. If the error stays, the weights are damaged: lastword verify checks them."
 _NO_DIRECTION = {
     "what": "its vector is zero or not finite",
@@ -57,7 +57,7 @@ class Item:
     prompt: Sequence[int] = ()
 
     def problem(self, vocab_size: int) -> InputError | None:
-        """Return the error of an item from a queue that cannot be computed with others, or None."""
+        """Return the error if this item, taken from a queue, cannot join a batch, else None."""
         if self.format is None:
             return self.error("its format is missing", expected="a VectorFormat")
         if not self.ids:
@@ -95,7 +95,7 @@ class Group:
 
 
 class QueuedItems:
-    """Make groups of the items from a queue: all items present at a time form a group. None marks the end."""
+    """Make groups of the items from a queue: the items waiting at one moment form a group. None marks the end."""
 
     def __init__(self, queue: "Queue[Item | None]", vocab_size: int) -> None:
         self._queue, self._vocab_size, self._ended = queue, vocab_size, False

@@ -1,7 +1,7 @@
 """Causal grouped-query attention over segments and their ancestors: one program per tile of query rows and KV head.
 
 A tile holds the G query heads of one KV head for each of its tokens (BLOCK_M = tokens · G), so that keys and values are
-loaded once for all G heads, and a segment of 12 tokens still fills most of a tile. Tiles with most keys run first.
+loaded once for all G heads, and a segment of 12 tokens still fills most of a tile. Tiles with the most keys run first.
 """
 
 import math

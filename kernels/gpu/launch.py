@@ -1,4 +1,4 @@
-"""The only place where a Triton kernel is launched: it states the compiler's options and explains a failed build."""
+"""The only place where a Triton kernel is launched: it sets the compiler's options and explains a failed build."""
 
 import os
 import shutil
@@ -18,13 +18,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     """Launch a kernel on the current device.
 
     Args:
-        kernel: the function with `triton.jit`.
+        kernel: a function decorated with `triton.jit`.
         grid: number of programs in each direction.
         arguments: the kernel's arguments by position.
         constants: the kernel's constants, `num_warps` and `num_stages`.
 
     Numerics:
-        Products and sums are fused (one rounding instead of two). This is stated because Triton 3.9 warns where it is
+        Products and sums are fused (one rounding instead of two). This is set because Triton 3.9 warns where it is
         not, and a later release will have another default.
 
     Raises:
