@@ -17,7 +17,7 @@ Put = TypeVar("Put")
 
 
 class FromInfo(Generic[Got, Put]):
-    """An attribute of an `Embedder` that is read from its `info` and, if `info` has a setter of that name, written there."""
+    """An attribute of an `Embedder` that is read from its `info` and, if that has a setter of this name, set there."""
 
     def __init__(self, name: str, doc: str) -> None:
         self._name, self.__doc__ = name, doc

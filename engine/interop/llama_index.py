@@ -178,7 +178,7 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
             kwargs: options of `Embedder`.
 
         Raises:
-            ConfigError: the vectors would be others.
+            ConfigError: the vectors would differ.
         """
         fields = ("embed_batch_size", "num_workers", "embeddings_cache")
         name = data.get("model_name")

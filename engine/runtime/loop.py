@@ -3,8 +3,8 @@
     texts ─ groups ─► Group of items ─ plan_forests ─► forests ─ runner.start(task) ─► FinishedBatch ─► matrices
 
 `run` is the core: it takes groups of items, from texts or from a queue, and yields the results of each batch when
-it finishes. The other methods are thin wrappers: `matrices` restores the order, adds up the counts and raises errors; `results`
-yields one item at a time; `plan` only counts.
+it finishes. The other methods are thin wrappers: `matrices` restores the order, adds up the counts and raises errors;
+`results` yields one item at a time; `plan` only counts.
 """
 
 import os
