@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 
 # With fewer items than this, the bar appears only after some seconds, so that it does not just flash up.
 _SMALL = 256
 _PATIENCE_S = 1.0
+# Seconds after which a bar is drawn again though nothing has advanced.
+_REFRESH_S = 0.5
 
 
 def on_terminal() -> bool:
@@ -35,7 +38,30 @@ def progress_bar(
         return
     from huggingface_hub.utils.tqdm import tqdm  # slow to import, needed only here
 
-    with tqdm(  # type: ignore[no-untyped-call]
-        total=total, unit=unit, desc=what, unit_scale=unit == "B", delay=delay
-    ) as bar:
+    # The bar shows the time left where the total is known.
+    with (
+        tqdm(  # type: ignore[no-untyped-call]
+            total=total, unit=unit, desc=what, unit_scale=unit == "B", delay=delay
+        ) as bar,
+        _moving(bar.refresh, delay),
+    ):
         yield lambda done: bar.update(done) and None
+
+
+@contextmanager
+def _moving(refresh: Callable[[], object], delay: float) -> Iterator[None]:
+    """Refresh a bar during the `with` block, so that its clock goes on while a huge text is tokenised or computed."""
+    ended = Event()
+
+    def move() -> None:
+        ended.wait(delay)
+        while not ended.wait(_REFRESH_S):
+            refresh()
+
+    thread = Thread(target=move, name="lastword-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -6,6 +6,7 @@ of a command defines its options. It imports torch only when the command runs, s
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -42,25 +43,45 @@ COMMANDS = {
 }
 
 
+# What is said when a signal ends the run, and the exit status.
+_ENDINGS: dict[int, tuple[str, int]] = {
+    signal.SIGINT: ("stopped", 130),
+    signal.SIGTERM: ("terminated", 143),
+}
+_SECONDS_TO_STOP = 1.0
+# Commands with nothing to keep of an unfinished run; the others may write down what they have.
+_STOPPED_AT_ONCE = ("embed", "search")
+
+
 class _Terminated(KeyboardInterrupt):
     """Raised on SIGTERM, which must clean up exactly like Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    with _sigterm_cleans_up():
-        status = _run_guarded(argv)
-    problem = console.close_stdout()
-    if problem is not None and status == 0:
-        console.say(problem)
-        status = 2
+    stop = _Stop()
+    with stop.on_signals():
+        try:
+            status = _run_guarded(argv, stop)
+        except Exception:
+            if not stop.number:
+                raise
+            status = _fail(*_ENDINGS[stop.number])  # a library made another error of the interrupt
+        stop.said = stop.number != 0
+        problem = console.close_stdout()
+        if problem is not None and status == 0:
+            console.say(problem)
+            status = 2
+    if argv is None and stop.number:
+        os._exit(status)  # Python would wait for threads that nobody needs
     return status
 
 
-def _run_guarded(argv: Sequence[str] | None) -> int:
+def _run_guarded(argv: Sequence[str] | None, stop: "_Stop") -> int:
     args = argparse.Namespace()
     try:
         args = _parse_arguments(argv)
+        stop.at_once = args.command in _STOPPED_AT_ONCE
         with _warnings_as_lines(quiet=getattr(args, "quiet", False)):
             args.console = console
             return _module(args.command).run(args)
@@ -77,9 +98,9 @@ def _run_guarded(argv: Sequence[str] | None) -> int:
         remedy = "Lower --max-batch-tokens or --max-length." if lower else None
         return _fail(str(DeviceError(_command_of(args), "out of memory", remedy=remedy)), 2)
     except _Terminated:
-        return _fail("terminated", 143)
+        return _fail(*_ENDINGS[signal.SIGTERM])
     except KeyboardInterrupt:
-        return _fail("stopped", 130)
+        return _fail(*_ENDINGS[signal.SIGINT])
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
 
@@ -142,20 +163,67 @@ def _warnings_as_lines(*, quiet: bool) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _sigterm_cleans_up() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class _Stop:
+    """Ends the run soon after Ctrl-C or SIGTERM.
 
+    Python interrupts its main thread between two instructions only. A long call into a library, such as the attention
+    of one long text, would delay the end by minutes; so after a second a thread removes unfinished files and exits.
+    """
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001  given by Python
-    raise _Terminated
+    def __init__(self) -> None:
+        self.number = 0  # of the signal, once the main thread has been interrupted
+        self.said = False  # whether the last line is printed
+        self.at_once = False  # whether the main thread has nothing to do that takes long once it is interrupted
+        self._ended = threading.Event()
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Handle the signals during the `with` block."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set a handler
+            return
+        ours = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+            ours.append(signal.SIGINT)
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        threading.Thread(target=self._watch, args=(reader, ours), daemon=True).start()
+        before = [signal.signal(number, self._interrupt) for number in ours]
+        descriptor = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            self._ended.set()
+            signal.set_wakeup_fd(descriptor)
+            for number, handler in zip(ours, before, strict=True):
+                signal.signal(number, handler)
+            os.close(writer)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002  given by Python
+        self.number = number
+        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def _watch(self, reader: int, ours: Sequence[int]) -> None:
+        """Wait for a signal; end the process if the main thread does not end in time."""
+        number = 0
+        while number not in ours:
+            data = os.read(reader, 1)
+            if not data:  # the run has ended
+                break
+            number = data[0]
+        in_time = number not in ours or self._ended.wait(_SECONDS_TO_STOP)
+        if in_time or (self.number and not self.at_once):
+            self._ended.wait()  # it is being stopped
+            os.close(reader)
+            return
+        # Not imported here: the main thread may be inside an import.
+        atomic = sys.modules.get("lastword.weights.files.atomic")
+        if atomic is not None:
+            atomic.remove_unfinished()
+        message, status = _ENDINGS[number]
+        if not self.said:
+            console.say(message)
+        os._exit(status)
 
 
 def _parser() -> Parser:

@@ -26,6 +26,17 @@ except ImportError:  # not a POSIX system: nothing is locked, and nothing is rem
 
 StrPath = str | os.PathLike[str]
 
+# The temporary files and folders that this process is writing.
+_unfinished: set[str] = set()
+
+
+def remove_unfinished() -> None:
+    """Remove what is being written, before the process is ended from another thread than the one that writes."""
+    for part in tuple(_unfinished):
+        with suppress(OSError):
+            os.unlink(part)
+        shutil.rmtree(part, ignore_errors=True)
+
 
 @contextmanager
 def name_write_errors(path: StrPath) -> Iterator[None]:
@@ -53,6 +64,7 @@ def replace_file(path: StrPath) -> Iterator[BinaryIO]:
     _remove_leftovers(target)
     stream = _create(target, path)
     part = stream.name
+    _unfinished.add(part)
     try:
         yield stream
         with name_write_errors(path):
@@ -68,6 +80,8 @@ def replace_file(path: StrPath) -> Iterator[BinaryIO]:
         with suppress(OSError):
             os.unlink(part)
         raise
+    finally:
+        _unfinished.discard(part)
 
 
 @contextmanager
@@ -79,6 +93,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """
     _remove_leftovers(str(path))
     with _create_folder(str(path)) as part:
+        _unfinished.add(str(part))
         try:
             yield part
             sync_tree(part)
@@ -86,6 +101,8 @@ def replace_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
+        finally:
+            _unfinished.discard(str(part))
 
 
 def lock(descriptor: int) -> None:
