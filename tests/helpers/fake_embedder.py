@@ -1,5 +1,6 @@
 """A model without weights, for tests of input and output: a vector is a hash of its text."""
 
+import ctypes
 import hashlib
 import os
 import time
@@ -129,6 +130,10 @@ class FakeEmbedder:
             raise KeyboardInterrupt
         if text == "SLEEP":
             time.sleep(60)
+        if text == "STUCK":  # in C, where no signal ends the wait: a mutex that is locked twice
+            mutex = ctypes.create_string_buffer(64)
+            for _ in range(2):
+                ctypes.CDLL(None).pthread_mutex_lock(mutex)
         digest = hashlib.sha256(text.encode()).digest()[: self.dim]
         vector = torch.tensor(list(digest), dtype=torch.float32)
         return vector / vector.norm()

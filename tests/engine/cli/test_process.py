@@ -78,11 +78,13 @@ def test_file_size_limit_is_a_full_disk(shell):
 @pytest.mark.parametrize(
     ("number", "status", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "term")]
 )
-def test_signals_clean_up(tmp_path, number, status, word):
-    (tmp_path / "a.txt").write_text("a\nb\nc\nSLEEP\n")
+@pytest.mark.parametrize("state", ["SLEEP", "STUCK"])
+@pytest.mark.parametrize("options", [[], ["--on-error", "skip", "--errors", "errors"]])
+def test_signals_clean_up(tmp_path, number, status, word, state, options):
+    (tmp_path / "a.txt").write_text(f"a\nb\nc\n{state}\n")
     fake = ROOT / "tests/helpers/fake_embedder.py"
     process = subprocess.Popen(
-        [sys.executable, fake, "embed", "a.txt", "-o", "out"],
+        [sys.executable, fake, "embed", "a.txt", "-o", "out", *options],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
@@ -92,13 +94,34 @@ def test_signals_clean_up(tmp_path, number, status, word):
     deadline = time.monotonic() + 60
     while len(os.listdir(tmp_path)) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.5)
+    time.sleep(1)
+    began = time.monotonic()
     process.send_signal(number)
     err = process.communicate(timeout=60)[1]
+    assert time.monotonic() - began < 2
     assert process.returncode == status
     assert err.count("\n") == 1
     assert word in err
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.timing
+def test_ctrl_c_ends_a_run_whose_reader_takes_nothing(tmp_path):
+    (tmp_path / "a.txt").write_text("text\n" * 5000)
+    fake = ROOT / "tests/helpers/fake_embedder.py"
+    process = subprocess.Popen(
+        [sys.executable, fake, "embed", "a.txt"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    assert process.stdout.read(10), "it has begun to write"
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=2) == 130
+    assert process.stderr.read() == b"lastword: stopped\n"
+    process.communicate()
 
 
 COMMANDS = (
