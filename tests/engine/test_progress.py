@@ -1,6 +1,7 @@
 """The progress bar is shown on a terminal, and not at all without stderr."""
 
 import io
+import re
 import sys
 import time
 
@@ -48,3 +49,15 @@ def test_a_closed_stderr_has_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     with progress_bar(None, show=None) as advance:
         advance(1)
+
+
+@pytest.mark.timing
+def test_the_clock_goes_on_while_nothing_advances(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar(1000, show=True, unit="B") as advance:
+        advance(250)
+        time.sleep(2.3)
+        assert {"00:01", "00:02"} <= set(re.findall(r"\[(\d\d:\d\d)<", terminal.getvalue()))
+    drawn = terminal.getvalue()
+    assert re.search(r"25%.* 250/1\.00k \[00:02<00:0[67]", drawn), "and the time left is said"

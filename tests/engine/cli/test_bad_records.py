@@ -1,6 +1,7 @@
 """`--on-error skip` and blank texts: what is left out, what is said and listed, and that rows stay aligned."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,55 @@ def test_one_blank_text_and_none(cli):
     result = cli("search", "q", "a.txt")
     assert (result.status, result.out) == (0, "")
     assert "FILES: contain no texts" in result.err
+
+
+# Progress.
+
+
+def _drawn(result):
+    return [line for line in result.err.replace("\r", "\n").splitlines() if "Embedding" in line]
+
+
+@pytest.mark.parametrize("command", [("embed",), ("search", "one")])
+def test_progress_is_in_bytes_where_they_are_known(cli, command, monkeypatch):
+    monkeypatch.setattr("lastword.cli.console.shows_progress", lambda quiet: not quiet)
+    Path("a.txt").write_text("text\n" * 1000)  # 5,000 bytes
+    Path("b.csv").write_text("text\n" + '"two\nlines"\n' * 100)  # 1,205 bytes
+    (*_, last) = _drawn(cli(*command, "a.txt", "b.csv"))
+    assert "100%" in last
+    assert " 6.21k/6.21k " in last
+    assert "B/s" in last
+    (*_, last) = _drawn(cli(*command, "-", stdin=b"text\n" * 1000))
+    assert "5.00k/5.00k" in last, "stdin is a file here too"
+    assert _drawn(cli(*command, "a.txt", "--quiet")) == []
+
+
+def test_progress_of_a_pipe_is_in_texts(cli, monkeypatch):
+    monkeypatch.setattr("lastword.cli.console.shows_progress", lambda quiet: not quiet)
+    cli("--version")  # enters the folder
+    reader, writer = os.pipe()
+    os.write(writer, b"text\n" * 100)
+    os.close(writer)
+    with open(reader) as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        (*_, last) = _drawn(cli("embed"))
+    assert "100 texts [" in last
+
+
+def test_bytes_never_go_back_and_end_at_the_total(cli, fake_class):
+    from lastword.cli import stream
+
+    cli("--version")  # enters the folder
+    Path("a.txt").write_text("".join("x" * (i % 50) + "\n" for i in range(500)))
+    inputs = read.sources(["a.txt"], None)
+    meter, moves = read.Meter(inputs), []
+    done = stream._Done(moves.append, meter)
+    total = 0
+    for _ in read.read(inputs, "text", meter=meter):
+        total += 1
+        if total % 7 == 0:
+            done.add(7, total)
+    assert meter.total == Path("a.txt").stat().st_size
+    done.add(total % 7, total)
+    assert sum(moves) == meter.total
+    assert min(moves) > 0
