@@ -47,6 +47,7 @@ from lastword.weights import (
     Checkpoint,
     ModelConfig,
     WeightsSource,
+    check_pipeline,
     check_tokens,
     expand_home,
     locate,
@@ -136,6 +137,7 @@ class ModelInfo:
             truncation_side=self.spec.tokenizer.truncation_side,
         )
         check_tokens(self.spec.tokenizer, self.tokenizer.added_tokens)
+        check_pipeline(self.spec.tokenizer, qwen=self.tokenizer.has_qwen_pipeline)
         self.max_length = max_length
         self.truncate_dim = self.spec.truncate_dim if truncate_dim is None else truncate_dim
         self.checkpoint = open_checkpoint(self.files.folder, self.config)

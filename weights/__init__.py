@@ -16,7 +16,7 @@ from lastword.weights.files.header import growing_header, safetensors_header
 from lastword.weights.json_fields import parse_json, parse_object
 from lastword.weights.locate import BUILTIN, BUILTIN_NOTICE, ModelFiles, expand_home, locate
 from lastword.weights.rope import RopeConfig
-from lastword.weights.tokenizer_settings import check_tokens
+from lastword.weights.tokenizer_settings import check_pipeline, check_tokens
 
 if TYPE_CHECKING:
     from lastword.weights.checkpoint import Checkpoint, LayerWeights, WeightsSource
@@ -33,6 +33,7 @@ __all__ = [
     "ModelFiles",
     "RopeConfig",
     "WeightsSource",
+    "check_pipeline",
     "check_tokens",
     "dtype_name",
     "expand_home",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from lastword.errors import ConfigError, list_some
+from lastword.weights.files.reading import has_file
 from lastword.weights.json_fields import MAX_INT, Fields, read_optional_object, show_value
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ TOKENIZER_CLASSES = (
     "TokenizersBackend",
     None,
 )
+_REBUILT = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 # Keyword arguments that say where files are and how they are fetched.
 LOADING = frozenset(
     "cache_dir code_revision force_download local_files_only proxies revision subfolder token trust_remote_code "
@@ -91,6 +93,8 @@ class TokenizerSettings:
         truncation_side: which end of a too long text is cut off; None leaves it to tokenizer.json.
         tokens: every token that is named.
         complete: the place of a list of all added tokens, if there is one.
+        rebuilt: the place that makes transformers build Qwen's normaliser and word pattern, whatever tokenizer.json
+            says, or None.
     """
 
     limit: int | None
@@ -98,6 +102,7 @@ class TokenizerSettings:
     truncation_side: Literal["right", "left"] | None
     tokens: tuple[DeclaredToken, ...]
     complete: str | None
+    rebuilt: str | None
 
 
 def read_tokenizer_settings(folder: Path, keywords: Fields) -> TokenizerSettings:
@@ -129,7 +134,40 @@ def read_tokenizer_settings(folder: Path, keywords: Fields) -> TokenizerSettings
         complete=f"{path}: added_tokens_decoder"
         if "added_tokens_decoder" in config.values
         else None,
+        rebuilt=_rebuilt(folder, config),
     )
+
+
+def _rebuilt(folder: Path, config: Fields) -> str | None:
+    """Return the place of the tokenizer's class if transformers builds the tokenizer itself, as for Qwen2Tokenizer."""
+    if not has_file(Path(config.where)):
+        return None
+    model = folder / "config.json"
+    for fields in (config, Fields(read_optional_object(model) or {}, str(model))):
+        name = fields.values.get("tokenizer_class")
+        if name is not None:
+            return f"{fields.where}: tokenizer_class" if name in _REBUILT else None
+    return config.where  # without a class, that of the model type, which is Qwen2Tokenizer
+
+
+def check_pipeline(settings: TokenizerSettings, *, qwen: bool) -> None:
+    """Refuse a tokenizer.json that transformers would not follow under the tokenizer's class.
+
+    Args:
+        settings: the settings read.
+        qwen: whether tokenizer.json normalises texts and splits them into words as Qwen's tokenizers do.
+
+    Raises:
+        ConfigError: transformers would normalise and split texts otherwise.
+    """
+    if settings.rebuilt is not None and not qwen:
+        raise ConfigError(
+            settings.rebuilt,
+            "contradicts tokenizer.json",
+            got="Qwen2Tokenizer, by name or by default",
+            expected="a tokenizer.json with Qwen's normaliser and word pattern",
+            remedy='If tokenizer.json is right, set tokenizer_class to "PreTrainedTokenizerFast".',
+        )
 
 
 def _names_token(key: str) -> bool:

@@ -107,6 +107,12 @@ def find_cuts(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> Cuts | Non
     return None
 
 
+def has_qwen_pipeline(tokenizer: Tokenizer) -> bool:
+    """Return whether texts are normalised and split into words as Qwen's tokenizers do."""
+    words, normalizer = _state(tokenizer.pre_tokenizer), _state(tokenizer.normalizer)
+    return _has_qwen_words(words) and normalizer.get("type") == "NFC"
+
+
 def _state(part: Any) -> dict[str, Any]:
     """Return the settings of a part of the pipeline as in tokenizer.json; empty if there is no such part."""
     return {} if part is None else dict(json.loads(part.__getstate__()))

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from lastword.errors import ConfigError, InputError, WeightsError, count, not_unicode
 from lastword.text.calls import Calls
-from lastword.text.cuts import find_cuts
+from lastword.text.cuts import find_cuts, has_qwen_pipeline
 from lastword.text.expansion import most_characters
 from lastword.text.parts import LONGEST_PART, Parts, PromptedText, TooLongError, Walk
 from lastword.weights.files.tokenizer_file import fenced, read_tokenizer
@@ -87,6 +87,7 @@ class TextTokenizer:
                 )
             longest = LONGEST_PART // most_characters(tokenizer.normalizer, str(self.path))
             cuts = find_cuts(tokenizer, vocabulary)
+            self.has_qwen_pipeline = has_qwen_pipeline(tokenizer)
         self._calls = Calls(tokenizer, known=cuts is not None)
         self.before, self.after = self._template(tokenizer)
         self._check_ids([*self.before, *self.after])

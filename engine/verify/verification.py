@@ -20,6 +20,7 @@ from lastword.verify.transformers_reference import StoredTensors
 from lastword.verify.verdict import Verdict, check_accepted, requested_checks
 from lastword.weights import (
     Checkpoint,
+    check_pipeline,
     check_tokens,
     dtype_name,
     locate,
@@ -88,7 +89,9 @@ def _opens(folder: Path, verdict: Verdict) -> bool:
         config = read_config(folder)
         settings = read_embedding_spec(folder, config).tokenizer
         checkpoint = Checkpoint(folder, config)
-        check_tokens(settings, TextTokenizer(folder, config.vocab_size).added_tokens)
+        tokenizer = TextTokenizer(folder, config.vocab_size)
+        check_tokens(settings, tokenizer.added_tokens)
+        check_pipeline(settings, qwen=tokenizer.has_qwen_pipeline)
     except LastwordError as error:
         verdict.add("checkpoint", str(error))
         return False

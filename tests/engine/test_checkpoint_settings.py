@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.messages import refusal
 from helpers.small_models import DROP, change_file
 from helpers.transformers_reference import TOLERANCE, difference
 
 from lastword import ConfigError, Embedder
 from lastword.bench.checkpoint import make_checkpoint
+from lastword.model_info import ModelInfo
+from lastword.text.tokenizer import TextTokenizer
 from lastword.weights import BUILTIN
 
 TEXTS = [
@@ -217,6 +220,41 @@ def test_tokens_that_tokenizer_json_lacks_are_refused(original: Path, tmp_path: 
     error = caught.value
     assert error.where == f"{folder / TOKENIZER}: extra_special_tokens"
     assert (error.what, error.got) == ("contradicts tokenizer.json", '"<think>"')
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({TOKENIZER: {"tokenizer_class": "PreTrainedTokenizerFast"}}, None),
+        ({TOKENIZER: {"tokenizer_class": DROP}}, TOKENIZER),
+        ({TOKENIZER: {"tokenizer_class": "Qwen2Tokenizer"}}, f"{TOKENIZER}: tokenizer_class"),
+        (
+            {
+                TOKENIZER: {"tokenizer_class": DROP},
+                "config.json": {"tokenizer_class": "Qwen2TokenizerFast"},
+            },
+            "config.json: tokenizer_class",
+        ),
+    ],
+    ids=["its own", "none", "Qwen's", "Qwen's in config.json"],
+)
+def test_a_class_under_which_transformers_does_not_follow_tokenizer_json(
+    changes: dict[str, Any], place: str | None, original: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    lower = {"tokenizer.json": {"normalizer": {"type": "Lowercase"}}}
+    folder = changed(original, tmp_path, lower | changes)
+    text = "Where do SWIFTS sleep?"
+    followed = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+    followed = followed == TextTokenizer(folder, 512).encode([text], 100).ids[0]
+    assert followed == (place is None)
+    if followed:
+        ModelInfo(folder)
+        return
+    with refusal(ConfigError, where=f"{folder}/{place}", what="contradicts tokenizer.json"):
+        ModelInfo(folder)
 
 
 def test_the_builtin_model_keeps_its_settings() -> None:
