@@ -11,6 +11,7 @@ import json
 import os
 import stat
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple, TextIO
@@ -493,19 +494,27 @@ class _RowLines:
     """Gives the lines of a table to the csv module; unlike a generator it goes on after it has raised an error."""
 
     def __init__(self, lines: Iterator[Line]) -> None:
-        self._lines = lines
+        self._lines, self._again = lines, deque[Line]()
+        self.number = 0  # of the last line
         self.begin("")
 
     def begin(self, where: str) -> None:
         """Note where the next row begins."""
-        self._where, self._size = where, 0  # a row may have many lines
+        self._where, self._row, self._size = where, list[Line](), 0  # a row may have many lines
         self.problem: InputError | None = None
+
+    def begin_again(self) -> None:
+        """Let the next row begin with the second line of this one: a quote that is not closed costs one line only."""
+        self._again.extendleft(reversed(self._row[1:]))
+        self.number -= max(0, len(self._row) - 1)
 
     def __iter__(self) -> "_RowLines":
         return self
 
     def __next__(self) -> str:
-        line, problem = next(self._lines)
+        line, problem = self._again.popleft() if self._again else next(self._lines)
+        self._row.append((line, problem))
+        self.number += 1
         self._size += len(line)
         if self._size > MAX_RECORD:
             problem = problem or _too_long(self._where)
@@ -518,12 +527,12 @@ class _RowLines:
 def _rows(
     lines: Iterator[Line], source: Source, delimiter: str
 ) -> Iterator[tuple[int, list[str], InputError | None]]:
-    """Yield each row with its first line number and its error; the line after an error begins the next row."""
+    """Yield each row with its first line number and its error; after an error, the next line begins a row."""
     csv.field_size_limit(MAX_RECORD)
     row_lines = _RowLines(lines)
     reader = csv.reader(row_lines, delimiter=delimiter, strict=True)
     while True:
-        line = reader.line_num + 1
+        line = row_lines.number + 1
         where, row, problem = f"{source.name}:{line}", list[str](), None
         row_lines.begin(where)
         try:
@@ -538,6 +547,8 @@ def _rows(
                 "A row ends with \\n or \\r\\n; quote a field with a line end or a quote in it."
             )
             problem = InputError(where, f"is not {source.format} ({reason})", remedy=remedy)
+        if problem is not None:
+            row_lines.begin_again()
         problem = row_lines.problem or problem
         if row or problem is not None:
             yield line, row, problem

@@ -14,9 +14,7 @@ JSONL = (
     b'{"text": "one"}\n{"text": 2}\n\n{"text": "three"\n{"txt": "four"}\n{"text": "\xff"}\n{"text": "six"}\n'
     b'{"text": "\\ud800"}\n{"text": "seven", "text": "again"}\n[1]\n{"text": "NOTOKENS"}\n{"text": "last"}'
 )
-CSV = (
-    b'n,text\n1,one\n2,two,3\n4,"multi\n\xffline"\n5,"a" b\n6,NOTOKENS\n7,"seven\nlines"\n8,"open\n'
-)
+CSV = b'n,text\n1,one\n2,two,3\n4,"multi\n\xffline"\n5,"a" b\n6,NOTOKENS\n7,"seven\nlines"\n8,"open\n9,nine\n10,ten\n'
 CASES = {
     "a.txt": (
         b"NOTOKENS\none\n\xff\ntwo\nNOTOKENS\nNOTOKENS\nthree\n\xfe\xff",
@@ -46,7 +44,7 @@ CASES = {
             (7, "no token"),
             (10, "is not csv"),
         ],
-        ["one", "seven\nlines"],
+        ["one", "seven\nlines", "nine", "ten"],  # what comes after a quote that stays open is read
     ),
     "all.txt": (b"NOTOKENS\n\xff\nNOTOKENS", [(1, "no"), (2, "UTF-8"), (3, "no")], []),
     "none.txt": (b"one\ntwo", [], ["one", "two"]),
