@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lastword.cli.console import put
-from lastword.errors import InputError
+from lastword.errors import InputError, count
 
 _MOST_BYTES = 1 << 26  # far more than two numbers for each dimension of any model
 
@@ -44,7 +44,7 @@ class Ranges:
             raise InputError(
                 name,
                 "no ranges to save",
-                got=f"texts with equal values in {alike} dimensions",
+                got=f"texts with equal values in {count(alike, 'dimension')}",
                 expected="different values in every dimension",
                 remedy="Embed more texts.",
             )

@@ -120,9 +120,9 @@ def _candidates(evidence: Evidence, off: Tensor) -> Iterator[tuple[str, str, Ten
     got = ours[off]
     rows = {"row before the last": walk.before_last, "first row": walk.first}
     for name, states in {**rows, "mean of the rows": walk.mean}.items():
-        words = f"{len(off)} vectors are made from the {name}, expected the last row"
+        words = f"{count(len(off), 'vector')} made from the {name}, expected the last row"
         yield "pooled row", words, got, evidence.postprocess(states)[off]
-    words = f"{len(off)} vectors are taken before the final norm"
+    words = f"{count(len(off), 'vector')} taken before the final norm"
     yield "final norm", words, got, evidence.postprocess(walk.unnormed)[off]
     yield "normalisation", _lengths(evidence, off), F.normalize(got), F.normalize(reference[off])
     kinds = {evidence.probes[i].kind for i in off.tolist()}
