@@ -44,56 +44,69 @@ def embed_records(
     """
     from lastword.progress import progress_bar
 
-    failures = failures or Failures(skip=False)
-    pending: deque[tuple[int, Record]] = deque()  # with their numbers among all texts
-    refused: dict[int, InputError] = {}
-    read = answered = 0  # texts that could be read; of these, those that are embedded or refused
-
-    def texts() -> Iterator[str]:
-        nonlocal read
-        for record in records:
-            pending.append((failures.texts, record))
-            failures.texts += 1
-            read += 1
-            yield record.text
-
-    def refuse(error: InputError) -> None:
-        assert error.index is not None
-        refused[error.index] = error
-
-    def take(rows: int | None) -> Iterator[Record]:
-        """Yield the next `rows` records that have a vector; leave out those between them, for None all that wait."""
-        nonlocal answered
-        while pending and rows != 0:
-            index, record = pending.popleft()
-            error = refused.pop(answered, None)
-            answered += 1
-            if error is not None:
-                error.where = record.where
-                failures.leave_out(error, record.file, record.line, index)
-            elif rows is not None:
-                rows -= 1
-                yield record
-
+    waiting = _Waiting(failures or Failures(skip=False))
     options["show_progress_bar"] = False  # here is one
     total = None if meter is None else meter.total
     with progress_bar(total, show=show, unit=" texts" if total is None else "B") as advance:
         done = _Done(advance, None if total is None else meter)
         groups = embedder.encode_groups(
-            texts(),
+            waiting.texts(records),
             prompt=prompt,
-            on_error=refuse if failures.skip else None,
-            on_done=lambda number: done.add(number, read),
+            on_error=waiting.refuse if waiting.failures.skip else None,
+            on_done=lambda number: done.add(number, waiting.read),
             **options,
         )
         try:
             for matrix in groups:
-                yield list(take(len(matrix))), matrix
+                yield list(waiting.take(len(matrix))), matrix
         except InputError as error:
-            if error.index is not None and 0 <= error.index - answered < len(pending):
-                error.where = pending[error.index - answered][1].where
+            waiting.name_place(error)
             raise
-        list(take(None))
+        list(waiting.take(None))
+
+
+class _Waiting:
+    """The records that are read and have neither a vector nor an error yet."""
+
+    def __init__(self, failures: Failures) -> None:
+        self.failures = failures
+        self.read = self._taken = (
+            0  # texts that could be read, and of these, those that wait no more
+        )
+        self._records: deque[tuple[int, Record]] = deque()  # with their numbers among all texts
+        self._refused: dict[int, InputError] = {}
+
+    def texts(self, records: Iterable[Record]) -> Iterator[str]:
+        """Yield the texts of the records, which wait from then on."""
+        for record in records:
+            self._records.append((self.failures.texts, record))
+            self.failures.texts += 1
+            self.read += 1
+            yield record.text
+
+    def refuse(self, error: InputError) -> None:
+        """Note the error of a text, which gives the text's index."""
+        assert error.index is not None
+        self._refused[error.index] = error
+
+    def take(self, rows: int | None) -> Iterator[Record]:
+        """Yield the next `rows` records that have a vector; leave out those between them, for None all that wait."""
+        while self._records and rows != 0:
+            index, record = self._records.popleft()
+            error = self._refused.pop(self._taken, None)
+            self._taken += 1
+            if error is not None:
+                error.where = record.where
+                self.failures.leave_out(error, record.file, record.line, index)
+            elif rows is not None:
+                rows -= 1
+                yield record
+
+    def name_place(self, error: InputError) -> None:
+        """Make an error name the file and line of its text."""
+        place = -1 if error.index is None else error.index - self._taken
+        if 0 <= place < len(self._records):
+            error.where = self._records[place][1].where
 
 
 class _Done:
