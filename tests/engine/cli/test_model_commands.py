@@ -227,7 +227,8 @@ def test_a_batch_without_memory_is_one_line(run, tiny_checkpoint, monkeypatch, q
     if quiet:
         assert err == ""
         return
-    warning, report = err.splitlines()
+    warning, blank, report = err.splitlines()
+    assert blank.startswith("lastword: 1 blank text embedded too")
     assert re.match(
         r"lastword: --max-batch-tokens: cpu is out of memory at \d+ tokens per batch;", warning
     )
