@@ -51,15 +51,20 @@ class _Reader(HTMLParser):
         self._separate(tag)
 
     def handle_data(self, data: str) -> None:
-        if self._hidden:
-            return
-        if not self._preformatted:
-            data = _SPACE.sub(" ", data)
-            if not self.parts or self.parts[-1][-1:] in (" ", "\n"):
-                data = data.removeprefix(" ")
-        if data:
-            self.parts.append(data)
+        if not self._hidden:
+            self._add(data if self._preformatted else _SPACE.sub(" ", data))
+
+    def parse_marked_section(self, i: int, report: bool = True) -> int:  # noqa: FBT001, FBT002  as in the base class
+        """Skip `<![if …]>` and the like to the next ">", as browsers do; older Pythons raise AssertionError."""
+        return self.parse_bogus_comment(i, report)
 
     def _separate(self, tag: str) -> None:
         if not self._hidden and (tag in _BLOCKS or tag in _CELLS):
-            self.parts.append("\n" if tag in _BLOCKS else " ")
+            self._add("\n" if tag in _BLOCKS else " ")
+
+    def _add(self, text: str) -> None:
+        """Append text; of two spaces that meet, one is left."""
+        if not self._preformatted and (not self.parts or self.parts[-1].endswith((" ", "\n"))):
+            text = text.removeprefix(" ")
+        if text:
+            self.parts.append(text)

@@ -1,5 +1,7 @@
 """HTML becomes the text that a reader sees."""
 
+import random
+
 import pytest
 
 from lastword.cli.documents.html_text import html_text
@@ -13,6 +15,7 @@ PAGES = {
     "hidden": ("a<template><p>no</template><noscript>no</noscript><svg><text>no</text></svg>b", "ab"),
     "self-closed": ("<svg><path/><g>no</g></svg>a<br/>b<hr>c", "a\nb\nc"),
     "comments": ("a<!-- <p>no -->b<!DOCTYPE html><![CDATA[c]]>d", "abd"),
+    "of a word processor": ("a<![if !supportLists]>b<![endif]><![x<![ ><p>c", "ab\nc"),
     "preformatted": ("<pre>a  b\n    c\n\nd</pre>e   f", "a  b\nc\nd\ne f"),
     "table": ("<table><tr><th>a<th>b<tr><td>1</td><td>2</td></table>", "a b\n1 2"),
     "list": ("<ul><li>a<li>b<ol><li>c</ol></ul>d", "a\nb\nc\nd"),
@@ -31,3 +34,14 @@ PAGES = {
 def test_text_of_a_page(name):
     page, text = PAGES[name]
     assert html_text(page) == text
+
+
+def test_any_soup_of_tags_has_a_text():
+    parts = (
+        "<![ > <! -- [ ] ]]> CDATA if <p </ /> p> script <script> </script> & &# &#x &amp ; x ' \" = <? ?> <pre> </pre>"
+        " \0 é <!-- --> <![if <!DOCTYPE <!DOCTYPE[ <!ENTITY 99999999999 <td> <svg> </svg> <br/>".split()
+    )
+    draw = random.Random(0)
+    for _ in range(3000):
+        page = "".join(draw.choices([*parts, " ", "\n"], k=draw.randint(1, 12)))
+        assert isinstance(html_text(page), str)
