@@ -138,7 +138,7 @@ class Embedder(ModelProperties, Reopenable):
                 `lastword.encode_options.EncodeKwargs`.
 
         Returns:
-            torch.Tensor on the CPU: float32, or the dtype of the precision.
+            A tensor on the CPU, or a NumPy array with `convert_to_numpy`: float32, or the dtype of the precision.
 
         Raises:
             InputError: a text cannot be embedded; the error gives its index.

@@ -307,6 +307,9 @@ class ModelInfo:
         The device, the number of threads and max_batch_tokens are left out, although they may change the rounding.
         """
         given = self.vector_format(truncate_dim, precision=precision, ranges=ranges)
+        if chunking is not None and not isinstance(chunking, Mapping):
+            got, expected = shown(chunking), "a mapping of names to values, or None"
+            raise ConfigError("chunking", "of the wrong type", got=got, expected=expected)
         return _fingerprint(
             space=self.space_fingerprint(truncate_dim, normalize_embeddings=normalize_embeddings),
             prompt=check_prompt(prompt),
@@ -322,7 +325,7 @@ class ModelInfo:
 
 
 def _check_source(model: object, hub: Mapping[str, object]) -> None:
-    """Raise ConfigError if a model's name, or a setting of where to find it, is of a wrong type."""
+    """Raise ConfigError if a model's name, or a setting for finding it, is of the wrong type."""
     expected = "a hub id or folder, or none for the built-in model"
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else model
     if name is not None and not isinstance(name, str):
@@ -332,7 +335,7 @@ def _check_source(model: object, hub: Mapping[str, object]) -> None:
     for key, (expected, kinds) in _HUB_TYPES.items():
         value = hub.get(key)
         if value is not None and not isinstance(value, kinds):
-            raise ConfigError(key, "of a wrong type", got=shown(value), expected=expected)
+            raise ConfigError(key, "of the wrong type", got=shown(value), expected=expected)
     as_switch(hub.get("local_files_only", False), "local_files_only")
 
 

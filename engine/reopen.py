@@ -78,7 +78,7 @@ class Reopenable:
         self.close()
 
     def __copy__(self) -> Self:
-        """Make an object with the same weights and settings of its own."""
+        """Make an object that shares the weights but has its own settings."""
         other = type(self).__new__(type(self))
         vars(other).update(vars(self))
         other.info, other.loop = copy(self.info), copy(self.loop)

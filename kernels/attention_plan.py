@@ -29,12 +29,12 @@ Finals = tuple[
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """A batch's segments on the host: runs of consecutive packed rows, each with at most one parent.
+    """A batch's segments on the host: runs of consecutive rows, each with at most one parent.
 
     A segment's path runs from a root down to the segment: of each ancestor its own rows up to the fork, then all of
     the segment's own rows. For segment s:
 
-    * `start[s]`: its first packed row;
+    * `start[s]`: its first row; the rows of cached prompts come first, then the packed ones;
     * `length[s]`: its number of rows;
     * `parent[s]`: its parent segment, or -1 for a root;
     * `fork[s]`: how many of the parent's own rows come before this segment, 0 for a root;
@@ -197,7 +197,7 @@ def _block(paths: _Paths, members: list[int], own: int, above: int, device: torc
 
 
 def _row_index(rows: Tensor, device: torch.device) -> RowIndex:
-    """Return consecutive rows as a slice, which reads them without a copy, as for one text behind its prompt."""
+    """Return consecutive rows as a slice, which reads them without a copy, as for one text after its prompt."""
     first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
     if last - first + 1 == len(rows) and bool((rows.diff() == 1).all()):
         return slice(first, last + 1)

@@ -22,7 +22,7 @@ def integers(values: Sequence[int]) -> Tensor:
 
 
 def count_up(start: int, end: int) -> Tensor:
-    """Return the integers from `start` up to but without `end`, as int64 on the CPU."""
+    """Return the integers from `start` up to but not including `end`, as int64 on the CPU."""
     return torch.arange(start, end, dtype=torch.int64, device=CPU)
 
 

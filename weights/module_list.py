@@ -94,11 +94,11 @@ def read_modules(folder: Path, config: ModelConfig) -> bool:
 
 
 def refuse_transformer_folder(folder: Path) -> None:
-    """Refuse a model whose config, tokenizer and weights are in a folder below its own, before they are missed.
+    """Refuse a model whose files are in a folder below its own, before the loader reports them missing.
 
     Raises:
         WeightsError: modules.json cannot be read.
-        ConfigError: it names such a folder, or is no list of modules.
+        ConfigError: it names such a folder, or is not a list of modules.
     """
     path = folder / MODULES
     if has_file(path):
@@ -114,7 +114,7 @@ def _refuse_own_folder(path: Path, place: str) -> None:
             got=show_value(place),
             expected='""',
             remedy='Move the files of that folder to the model\'s folder and set this path to "". '
-            "To open the model with sentence-transformers and save it does the same.",
+            "Opening the model with sentence-transformers and saving it does the same.",
         )
 
 
@@ -164,7 +164,7 @@ def _read_pooling(path: Path, config: ModelConfig) -> None:
             remedy="Only last-token pooling is supported. Name another model.",
         )
     # Where a prompt fills the whole text, leaving it out would leave nothing to pool.
-    same = "Set it to true: the last token of a text that follows a prompt is the same."
+    same = "Set it to true: last-token pooling takes the same token either way."
     fields.only("include_prompt", True, remedy=same)
     for key in _SIZES:
         if fields.values.get(key, config.hidden_size) != config.hidden_size:

@@ -1,7 +1,8 @@
 """Read what tokenizer_config.json, special_tokens_map.json and added_tokens.json say about tokens.
 
 lastword takes its tokens from tokenizer.json alone. transformers also follows these files, and may thereby add tokens,
-split them, or cut texts elsewhere. So a setting is honoured, known to change no token, or refused by name.
+split them, or cut texts elsewhere. So each setting is honoured, ignored because it cannot change a token, or refused
+by name.
 """
 
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ _READ = frozenset(
     "added_tokens_decoder additional_special_tokens extra_special_tokens max_len model_max_length "
     "model_specific_special_tokens truncation_side".split()
 )
-# Settings of which transformers follows every value but these.
+# Settings accepted only with these values: transformers acts on any other.
 _ONLY: dict[str, tuple[object, ...]] = {
     "add_prefix_space": (False, None),
     "auto_map": (None, {}),
@@ -88,9 +89,9 @@ class TokenizerSettings:
     """The settings for the tokenizer.
 
     Args:
-        limit: maximum tokens per text by the keyword arguments; it overrides every other limit.
-        model_max_length: maximum tokens per text by tokenizer_config.json.
-        truncation_side: which end of a too long text is cut off; None leaves it to tokenizer.json.
+        limit: maximum tokens per text according to the keyword arguments; it overrides every other limit.
+        model_max_length: maximum tokens per text according to tokenizer_config.json.
+        truncation_side: which end of a text that is too long is cut off; None leaves it to tokenizer.json.
         tokens: every token that is named.
         complete: the place of a list of all added tokens, if there is one.
         rebuilt: the place that makes transformers build Qwen's normaliser and word pattern, whatever tokenizer.json
@@ -158,7 +159,7 @@ def check_pipeline(settings: TokenizerSettings, *, qwen: bool) -> None:
         qwen: whether tokenizer.json normalises texts and splits them into words as Qwen's tokenizers do.
 
     Raises:
-        ConfigError: transformers would normalise and split texts otherwise.
+        ConfigError: transformers would normalise and split texts differently.
     """
     if settings.rebuilt is not None and not qwen:
         raise ConfigError(

@@ -38,7 +38,7 @@ class Forest:
         positions: int32 [T], the RoPE position of each row.
         prompts: the token ids of each prompt that the model must have computed; they are the first segments.
         segments: the S segments; their rows are numbered from the first row of the first prompt.
-        final_rows: the row of each distinct text's last token, N' of them.
+        final_rows: the packed row of each distinct text's last token, N' of them, counted without the prompts.
         texts: int64 [N], the caller's index of each text.
         distinct: int64 [N], the index of each text among the N' distinct ones.
         tokens_requested: number of tokens of all N texts, before sharing.

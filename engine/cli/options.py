@@ -200,14 +200,14 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="where a text cannot be read or embedded, stop, or skip it and go on; by default stop",
+        help="if a text cannot be read or embedded: stop, or skip it and go on; by default stop",
     )
     parser.add_argument(
         "--errors",
         type=path_argument,
         metavar="FILE",
         help="with --on-error skip, list the skipped texts in this file, as JSON lines with file, line, index (the "
-        "text's number from 0, skipped ones counted too) and error; by default only their number is said",
+        "text's number from 0, skipped ones counted too) and error; by default only their number is reported",
     )
     parser.add_argument("--quiet", action="store_true", help="print no progress, notices or report")
 
@@ -242,7 +242,7 @@ def _add_document_options(parser: argparse.ArgumentParser) -> None:
         "--files",
         dest="whole",
         action="store_true",
-        help="read each file as one text; of a folder its .txt, .md, .html and .htm files, HTML without its tags",
+        help="read each file as one text; in a folder, its .txt, .md, .html and .htm files; HTML tags are removed",
     )
     group.add_argument(
         "--ignore",
@@ -257,7 +257,7 @@ def _add_document_options(parser: argparse.ArgumentParser) -> None:
         "--chunk",
         type=positive,
         metavar="N",
-        help="split each text into pieces of at most N tokens, on borders of paragraphs, sentences or words",
+        help="split each text into pieces of at most N tokens, at the boundaries of paragraphs, sentences or words",
     )
     group.add_argument(
         "--overlap",

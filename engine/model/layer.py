@@ -17,8 +17,8 @@ from lastword.kernels import AttentionPlan, MatmulInput
 from lastword.model.prompt_cache import KeysValues
 from lastword.weights import LayerWeights, ModelConfig
 
-# The classes that compute matmuls in each mode: plain ones, and the gate and up projections with SwiGLU. In fp8 both
-# take quantised rows, and the latter return them.
+# The classes that compute matmuls in each mode: of plain projections, and of the gate and up projections with
+# SwiGLU. In fp8 both take quantised rows, and the SwiGLU ones return them.
 _LinearClasses = tuple[
     Callable[..., Callable[[Any], Tensor]], Callable[[Tensor], Callable[[Any], Any]]
 ]
@@ -97,7 +97,7 @@ class Layer:
         return self._mlp(attended, residual)
 
     def forward_last(self, x: Tensor, batch: Batch, residual: Tensor) -> Tensor:
-        """Map x [T, C] to the MLP's output [N, C] for the last-token rows, to which `residual` [N, C] belongs too."""
+        """Map x [T, C] to the MLP's output [N, C] for the last-token rows; `residual` is [N, C] too."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         rows = batch.final_rows
         q, kv = self.q(x[rows]), self.kv(x)

@@ -93,7 +93,9 @@ def _check_ranges(ranges: object, dim: int) -> Tensor:
     if tuple(bounds.shape) != (2, dim):
         got = str(list(bounds.shape))
         raise ConfigError("ranges", "wrong shape", got=got, expected=f"[2, {dim}]")
-    if not bool((bounds[1] - bounds[0]).isfinite().all()):  # nor is the difference of a bound that is not
+    if not bool(
+        (bounds[1] - bounds[0]).isfinite().all()
+    ):  # also false if a bound itself is not finite
         what, expected = "not finite", "finite bounds whose differences are finite in float32"
         raise ConfigError("ranges", what, expected=expected)
     if not bool((bounds[1] > bounds[0]).all()):
@@ -111,8 +113,8 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
         normalize: whether to scale.
 
     Returns:
-        [N, dim] fp32 on the same device. A row that is too short (below `MIN_LENGTH`) or too long for fp32 to
-        scale becomes zeros, and one with a NaN or infinity keeps a NaN: `without_direction` finds both.
+        [N, dim] fp32 on the same device. With `normalize`, a row that is too short (below `MIN_LENGTH`) or too long
+        for fp32 to scale becomes zeros, and one with a NaN or infinity keeps a NaN: `without_direction` finds both.
 
     Raises:
         ConfigError: `dim` is larger than C.

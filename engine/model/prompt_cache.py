@@ -12,7 +12,7 @@ from threading import Lock
 from torch import Tensor
 
 MAX_PROMPTS = 8
-# Beyond this, only the prompt used last is kept.
+# Beyond this, the least recently used prompts are dropped, down to one.
 MAX_BYTES = 256 << 20
 # A prompt whose keys and values take more is not cached, but packed like any text.
 MAX_PROMPT_BYTES = 1 << 30
@@ -20,7 +20,7 @@ MAX_PROMPT_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class KeysValues:
-    """One prompt's keys and values: for each layer k and v, [P, KH, D] each, in the compute dtype."""
+    """The keys and values of a prompt of P tokens: for each layer k and v, [P, KH, D] each, in the compute dtype."""
 
     layers: list[tuple[Tensor, Tensor]]
 
@@ -31,7 +31,7 @@ class KeysValues:
 
 
 class PromptCache:
-    """A model's prompts, by their token ids; the ones used last are kept."""
+    """A model's prompts, by their token ids; the most recently used are kept."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[int, ...], KeysValues] = OrderedDict()

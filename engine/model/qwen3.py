@@ -3,10 +3,13 @@
 The layers are in `layer.py`. On a GPU nothing here waits for the device. This module knows weights and kernels,
 but no texts or tokenizers.
 
-Last-token pooling is built in: the last layer computes only the last-token rows. Mean pooling would need every row of
-the last layer (`Layer.forward`, not `forward_last`), a sum over each text's path of segments (`batching/forest.py`),
-`_read_pooling` in `weights/module_list.py` to accept the mode and return it to `embedding_spec.py`, the mode in
-`ModelInfo.space_fingerprint`, and a reference in `verify/transformers_reference.py`.
+Last-token pooling is built in: the last layer computes only the last-token rows. For another pooling, such as the mean:
+
+* `weights/module_list.py`: `_read_pooling` and `read_modules` accept the mode and return it to `embedding_spec.py`;
+* `runtime/runner.py`: `ModelLoader` passes it to `Model`;
+* `layer.py`: the last layer is built and run like the others (`forward`, not `forward_last`);
+* here: a sum over each text's path of segments (`batching/forest.py`); the prompt cache keeps final states too;
+* `ModelInfo.space_fingerprint` includes it, and `verify/transformers_reference.py` computes it.
 """
 
 from collections.abc import Callable, Sequence

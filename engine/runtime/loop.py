@@ -75,7 +75,7 @@ class Loop:
     ) -> Iterator[FinishedBatch]:
         """Yield the results of each batch; a failed batch affects its own items, a bad vector its own text only.
 
-        Up to `runner.depth` batches are started before the first one is waited for.
+        Up to `runner.depth` batches are started beyond the one that is waited for.
 
         Args:
             source: returns the next group; may block only while no batch is running.
@@ -156,8 +156,8 @@ class Loop:
 
         Raises:
             InputError: a text cannot be embedded; raised after the matrices of all groups before its own, with its
-                index. With `options.on_error`, that is called instead, before the matrix of the text's group, which
-                has no row for it.
+                index. With `options.on_error`, this function is called with the error instead; then the
+                matrix of the text's group is yielded without a row for it.
         """
         groups, keep_going = self.groups(texts, options), options.on_error is not None
         if ahead and self.runner.ahead:

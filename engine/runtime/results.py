@@ -27,7 +27,7 @@ from lastword.runtime.runner import EmbedTask, StatesTask, Task
 # Maximum number of items that one group takes from a queue.
 _MOST_ITEMS = 4096
 # Error parts for a text whose vector is unusable.
-_DAMAGED = "Use dtype float32 if you do not. If the error stays, the weights are damaged: lastword verify checks them."
+_DAMAGED = "Try dtype float32. If the error persists, the weights are damaged: lastword verify checks them."
 _NO_DIRECTION = {
     "what": "its vector is zero or not finite",
     "expected": f"finite numbers and a length of at least {MIN_LENGTH:g}",

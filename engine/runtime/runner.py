@@ -70,7 +70,7 @@ def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
 
 
 def check_process(name: str, owner: int) -> None:
-    """Refuse to compute in a fork of the process that loaded the model: the fork lacks its threads and would wait.
+    """Refuse to compute in a fork of the process that loaded the model: the fork lacks its threads and would hang.
 
     Args:
         name: the devices, for the message.
@@ -220,7 +220,7 @@ class InProcess:
             self._free()
 
     def _free(self) -> None:
-        """Free the model here, not by the end of this object: memory that is freed after `return_memory` is kept."""
+        """Free the model now, not when this object is destroyed: memory that is freed after `return_memory` is kept."""
         if self._model is not None:
             self._model = None
             process_tuning.return_memory()

@@ -1,7 +1,8 @@
-"""Turn texts into token ids with the checkpoint's tokenizer.json: its template, its end token, and nothing else.
+"""Turn texts into token ids with the checkpoint's tokenizer.json alone.
 
-The tokenizer is shared and never modified after loading, so truncation is done here. This module knows nothing about
-prompt names, weights or batches.
+The template of its post-processor adds tokens around every text, such as the end token. The tokenizer is shared and
+never modified after loading, so truncation is done here. This module knows nothing about prompt names, weights or
+batches.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from lastword.text.expansion import most_characters
 from lastword.text.parts import LONGEST_PART, Parts, PromptedText, TooLongError, Walk
 from lastword.weights.files.tokenizer_file import fenced, read_tokenizer
 
-# Which end of a too long text is cut away.
+# Which end of a text that is too long is cut off.
 TruncationSide = Literal["right", "left"]
 
 _OTHER = "Use the tokenizer that belongs to these weights."
@@ -51,8 +52,8 @@ class TextTokenizer:
     Args:
         folder: the checkpoint's folder.
         vocab_size: rows of the model's embedding table.
-        truncation_side: "right" keeps the beginning of a too long text, with its prompt; "left" keeps its end; None
-            takes it from tokenizer.json.
+        truncation_side: "right" keeps the beginning of a text that is too long, with its prompt; "left" keeps its end;
+            None takes it from tokenizer.json.
 
     Raises:
         WeightsError: tokenizer.json is missing or damaged, or can give ids of `vocab_size` or more.
@@ -149,7 +150,7 @@ class TextTokenizer:
         return len(self._kept([text], sys.maxsize, "", 0, lambda: False)[0][0])
 
     def prompt_ids(self, prompt: str, most: int) -> tuple[int, ...]:
-        """Return the token ids with which a text behind this prompt begins, or () if they are more than `most` or none.
+        """Return the token ids with which a text after this prompt begins, or () if there are none or more than `most`.
 
         Where a token spans the border of prompt and text, the text begins with fewer of them.
         """
@@ -226,7 +227,7 @@ class TextTokenizer:
             prompt: as for `encode`.
             first: as for `encode`.
             stopped: as for `encode`.
-            refuse_long: make it an error that a text has more than `max_length` tokens.
+            refuse_long: treat a text of more than `max_length` tokens as an error.
             keep_going: return errors instead of raising the first one.
 
         Raises:

@@ -105,7 +105,7 @@ def test_a_model_in_a_folder_below_says_what_to_do(folder, tmp_path, place):
         got=f'"{place}"',
         expected='""',
         remedy='Move the files of that folder to the model\'s folder and set this path to "". '
-        "To open the model with sentence-transformers and save it does the same.",
+        "Opening the model with sentence-transformers and saving it does the same.",
     ):
         locate(folder)
     saved = str(tmp_path / "saved")

@@ -25,8 +25,8 @@ _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its folder, or fetch it again."),
     (b"/annex/objects/", "a git-annex pointer", "Run `git annex get` in its folder, or fetch it again."),
     (b"<", "a web page", _FETCH),
-    (b"Entry not found", "the hub's message of an error", _FETCH),
-    (b"Invalid username or password", "the hub's message of an error", _FETCH),
+    (b"Entry not found", "an error message from the hub", _FETCH),
+    (b"Invalid username or password", "an error message from the hub", _FETCH),
     (b"PK\x03\x04", "a zip archive, as torch.save writes it", _CONVERT),
     (b"\x80\x02", "a Python pickle, as torch.save writes it", _CONVERT),
     (b"\x80\x03", "a Python pickle", _CONVERT),
@@ -65,13 +65,13 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def _require_regular(place: Path | int) -> None:
-    """Raise OSError, with what it is, if the file of this name or number is not regular."""
+    """Raise OSError, with what it is, if the file with this path or descriptor is not regular."""
     try:
         mode = os.stat(place).st_mode
     except ValueError:  # a null character, or one that the file system cannot encode
         raise OSError(errno.EINVAL, "no file can have this name") from None
     if not stat.S_ISREG(mode):
-        found = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
+        found = next((name for is_kind, name in _KINDS if is_kind(mode)), "not a regular file")
         raise OSError(errno.EINVAL, f"it is {found}")
 
 
@@ -108,7 +108,7 @@ def read_bytes(
 
 
 def refuse_foreign(path: Path, start: bytes, remedy: str | None = None) -> None:
-    """Refuse a file that holds something else than its name says, such as a Git LFS pointer or a web page.
+    """Refuse a file that holds something other than its name says, such as a Git LFS pointer or a web page.
 
     Args:
         path: the file, for the error message.

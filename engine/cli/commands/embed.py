@@ -27,14 +27,14 @@ EXAMPLES = """examples:
 
 JSON lines output keeps the other fields of .jsonl, .csv and .tsv records.
 
-With --files or --chunk, each vector has its place: path, line (where a file has a text per line) and, of a
-piece, chunk, start and end. The piece is characters start to end of its text; chunk counts from 0. JSON lines
-have these fields. For .npy and .safetensors they go to OUT.rows.jsonl, a line per vector.
+With --files or --chunk, each vector is stored with its source: path, line (if the file has one text per line)
+and, for a piece, chunk, start and end. A piece consists of the characters from start to end of its text; chunk
+counts from 0. JSON lines have these fields. For .npy and .safetensors they go to OUT.rows.jsonl, one line per vector.
 
 A line ends with \\n or \\r\\n; any other character, such as a lone \\r, belongs to its line. A record has at
 most 33,554,432 characters. A key may not occur twice in a JSON object.
 
-With -o FILE, metadata is stored too: the model, its settings and two fingerprints. It goes to
+With -o OUT, metadata is stored too: the model, its settings and two fingerprints. It goes to
 OUT.json, or into the file itself for .safetensors. On stdout and other streams (/dev/stderr, a named
 pipe), which take JSON lines only, --header prints it first. Vectors with the same `space` fingerprint
 can be compared. The same `run` fingerprint means the same model and settings.

@@ -18,9 +18,9 @@ EXAMPLES = """examples:
   lastword verify ./model --quantize int8
   lastword verify ./tuned --accept "prompt text"
 
-Needs transformers: pip install 'lastword[verify]'. Its layers are loaded one at a time, so a second
-copy of the model is never in memory. Exit status 1 if a check failed. Look at the first
-failed check for the cause; later failures may simply follow from it."""
+Needs transformers: pip install 'lastword[verify]'. transformers' layers are loaded one at a time, so a second
+copy of the model is never in memory. Exit status 1 if a check failed. Look at the first failed check
+for the cause; later failures may simply follow from it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

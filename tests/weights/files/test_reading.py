@@ -27,7 +27,7 @@ FOREIGN = {
     "html": (b"<!DOCTYPE html><html></html>", PAGE, FAILED),
     "html-after-a-line": (b"\xef\xbb\xbf\r\n  <html lang=en>", PAGE, FAILED),
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', PAGE, FAILED),
-    "hub": (b"Entry not found", "the hub's message of an error, not the file itself", FAILED),
+    "hub": (b"Entry not found", "an error message from the hub, not the file itself", FAILED),
     "zip": (b"PK\x03\x04\x00\x00\x08\x08", "a zip archive, as torch.save writes it, not the file itself", CONVERT),
     "pickle": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", PICKLE, CONVERT),
     "gguf": (b"GGUF\x03\x00\x00\x00\x36\x01\x00\x00", "a GGUF file, not the file itself", CONVERT),
