@@ -307,9 +307,7 @@ class ModelInfo:
         The device, the number of threads and max_batch_tokens are left out, although they may change the rounding.
         """
         given = self.vector_format(truncate_dim, precision=precision, ranges=ranges)
-        if chunking is not None and not isinstance(chunking, Mapping):
-            got, expected = shown(chunking), "a mapping of names to values, or None"
-            raise ConfigError("chunking", "of the wrong type", got=got, expected=expected)
+        _check_chunking(chunking)
         return _fingerprint(
             space=self.space_fingerprint(truncate_dim, normalize_embeddings=normalize_embeddings),
             prompt=check_prompt(prompt),
@@ -322,6 +320,17 @@ class ModelInfo:
             ranges=None if given.ranges is None else given.ranges.tolist(),
             **({} if chunking is None else {"chunking": dict(chunking)}),
         )
+
+
+def _check_chunking(chunking: object) -> None:
+    """Raise ConfigError unless it is None or a mapping of str to str."""
+    if chunking is None or (
+        isinstance(chunking, Mapping)
+        and all(isinstance(each, str) for pair in chunking.items() for each in pair)
+    ):
+        return
+    expected = "a mapping of str to str, or None"
+    raise ConfigError("chunking", "of the wrong type", got=shown(chunking), expected=expected)
 
 
 def _check_source(model: object, hub: Mapping[str, object]) -> None:
