@@ -546,6 +546,8 @@ def _rows(
             remedy = (
                 "A row ends with \\n or \\r\\n; quote a field with a line end or a quote in it."
             )
+            if "expected after" in reason:  # a quoted field goes on: perhaps with another delimiter
+                remedy = "If another character separates the columns, name it with --delimiter."
             problem = InputError(where, f"is not {source.format} ({reason})", remedy=remedy)
         if problem is not None:
             row_lines.begin_again()

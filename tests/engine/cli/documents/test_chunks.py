@@ -1,0 +1,359 @@
+"""Pieces of texts: exact characters, bounded tokens, records and files that tell where each piece is from."""
+
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers.project import ROOT
+from safetensors import safe_open
+
+from lastword.cli.documents.chunks import Splitter, around_text
+from lastword.errors import ConfigError, InputError
+from lastword.model_info import ModelInfo
+
+PROSE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def info():
+    return ModelInfo()
+
+
+def splitter_of(info, size, overlap=0, prompt="", max_length=100_000):
+    return Splitter(SimpleNamespace(info=info, max_length=max_length), size, overlap, prompt)
+
+
+def _random_text(seed):
+    draw = random.Random(seed)
+    parts = [
+        "word",
+        "Sentence. ",
+        "\n",
+        "\n\n",
+        " ",
+        "😀",
+        "e\u0301",
+        "漢字",
+        "\r\n",
+        "# H\n",
+        "- x\n",
+        "\t",
+        "`",
+        "\0",
+        "|a|b|\n",
+        "a" * 90,
+    ]
+    return "".join(draw.choices(parts, k=draw.randint(0, 600)))  # fmt: skip
+
+
+TEXTS = {
+    "nothing": "",
+    "blank": " \n\t\n",
+    "prose": PROSE,
+    "long": PROSE * 4,
+    "one word": "a" * 40_000,
+    "no sentences": "word " * 12_000,
+    "emoji": "😀" * 5000 + "x",
+    "line ends": "a line of text\r\n" * 3000,
+    "far apart": ("x" + "\n" * 3000) * 12,
+    "spaces": "a" + " " * 40_000 + "b",
+    **{f"random {seed}": _random_text(seed) for seed in range(20)},
+}
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+@pytest.mark.parametrize("name", TEXTS)
+def test_pieces_are_parts_of_the_text(info, name, markdown):
+    text, size = TEXTS[name], 30
+    pieces = list(splitter_of(info, size).split(text, markdown=markdown))
+    end = 0
+    for start, piece in pieces:
+        assert text[start : start + len(piece)] == piece
+        assert not text[end:start].strip(), "only white space lies between pieces"
+        assert info.tokenizer.count(piece) <= size or len(piece) == 1
+        end = start + len(piece)
+    assert not text[end:].strip()
+    assert all(piece.strip() for _, piece in pieces)
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+@pytest.mark.parametrize("overlap", [0, 20])
+def test_windows_change_nothing(info, overlap, markdown):
+    text = PROSE * 2
+    small, large = splitter_of(info, 100, overlap), splitter_of(info, 100, overlap)
+    small._window, large._window = 6000, len(text)
+    pieces = list(large.split(text, markdown=markdown))
+    assert len(pieces) > 40
+    assert list(small.split(text, markdown=markdown)) == pieces
+
+
+def test_pieces_overlap_by_at_most_so_many_tokens(info):
+    pieces = list(splitter_of(info, 60, 20).split(PROSE))
+    shared = 0
+    for (first, piece), (start, _) in pairwise(pieces):
+        end = first + len(piece)
+        assert first < start
+        if start < end:
+            shared += 1
+            assert 0 < info.tokenizer.count(PROSE[start:end]) <= 20
+    assert shared > 5  # as far as a border lies near enough
+
+
+def test_borders_are_those_of_paragraphs_and_sentences(info):
+    text = "One two three. Four five six.\n\nSeven eight nine ten.\n\nEleven twelve. Thirteen"
+    pieces = [piece for _, piece in splitter_of(info, 8).split(text)]
+    assert pieces == [
+        "One two three. Four five six.",
+        "Seven eight nine ten.",
+        "Eleven twelve. Thirteen",
+    ]
+    headings = "intro\n\n# A\n\na b c\n\n# B\n\nd e f"
+    pieces = [piece for _, piece in splitter_of(info, 5).split(headings, markdown=True)]
+    assert [piece.split("\n")[0] for piece in pieces] == ["intro", "# A", "# B"]
+
+
+def test_template_and_prompt_are_not_counted_but_must_fit(info):
+    around = info.tokenizer.num_template_tokens + info.tokenizer.count("Query: ")
+    assert around > info.tokenizer.num_template_tokens > 0
+    splitter = splitter_of(info, 20, prompt="Query: ", max_length=20 + around)
+    sizes = [info.tokenizer.count(piece) for _, piece in splitter.split("word " * 100)]
+    assert max(sizes) == 20
+    with pytest.raises(ConfigError) as caught:
+        splitter_of(info, 21, prompt="Query: ", max_length=20 + around)
+    assert str(caught.value) == (
+        f"--chunk: pieces would be cut; got 21 and {around} of the prompt and template, expected together at most "
+        f"max_length {20 + around}. Lower --chunk, or raise --max-length if the model allows it."
+    )
+
+
+def test_an_error_of_the_tokenizer_names_the_text(info):
+    def fails(text):
+        if "bad" in text:
+            raise InputError("text 0", "fails", index=0)
+        return len(text)
+
+    tokenizer = SimpleNamespace(count=fails, num_template_tokens=0)
+    splitter = splitter_of(SimpleNamespace(tokenizer=tokenizer), 9)
+    from lastword.cli.read import Record
+
+    pieces = splitter.pieces(
+        (
+            Record(text, "a.md", 7, frozenset(), json.dumps({"text": text})[:-1])
+            for text in ("good", "so bad")
+        ),
+        "text",
+    )
+    assert next(pieces).where == "a.md:7[0:4]"
+    with pytest.raises(InputError, match=r"a\.md:7: fails") as caught:
+        next(pieces)
+    assert caught.value.index is None
+
+
+AROUND = {
+    "only": ('{"text": "x"', "text", ('{"text": ', "")),
+    "first": ('{ "text" :\t"a\\"b", "n": 1.10', "text", ('{ "text" :\t', ', "n": 1.10')),
+    "last": ('{"n":12345678901234567890123,"text":"x"', "text", ('{"n":12345678901234567890123,"text":', "")),
+    "nested": ('{"text": 1, "doc": {"n": [1e400, "text"], "text": "x"}, "m": {}', "doc.text",
+        ('{"text": 1, "doc": {"n": [1e400, "text"], "text": ', '}, "m": {}')),
+    "a dot in the name": ('{"a": {"b": 1}, "a.b": "x"', "a.b", ('{"a": {"b": 1}, "a.b": ', "")),
+    "a dot further in": ('{"a": {"b.c": "x"}', "a.b.c", ('{"a": {"b.c": ', "}")),
+    "escaped": ('{"t\\u0065xt": "x"', "text", ('{"t\\u0065xt": ', "")),
+    "a digit's limit": ('{"n": ' + "9" * 5000 + ', "text": "x"', "text", ('{"n": ' + "9" * 5000 + ', "text": ', "")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_around_the_text(name):
+    fields, field, expected = AROUND[name]
+    assert around_text(fields, field) == expected
+
+
+# The command line; its fake model has a token per character.
+
+
+def rows_of(result):
+    assert result.status == 0, result.err
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+INPUTS = {
+    "a.txt": ("One. Two.\n\nThree.\n", ["One.", "Two.", "Three."], [1, 1, 3], [0, 5, 0]),
+    "a.jsonl": ('{"n": 1.50, "text": "One. Two.", "m": null}\n', ["One.", "Two."], [1, 1], [0, 5]),
+    "a.csv": ("n,text\n7,One. Two.\n", ["One.", "Two."], [2, 2], [0, 5]),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_pieces_of_lines_and_records(cli, name):
+    data, texts, lines, starts = INPUTS[name]
+    Path(name).write_text(data)
+    result = cli("embed", name, "--chunk", "7", "--quiet")
+    rows = rows_of(result)
+    assert [row["text"] for row in rows] == texts
+    assert [row["line"] for row in rows] == lines
+    assert [row["start"] for row in rows] == starts
+    assert all(row["end"] - row["start"] == len(row["text"]) for row in rows)
+    assert [row["chunk"] for row in rows] == [0, 1, 0][: len(rows)]
+    assert {row["path"] for row in rows} == {name}
+    assert [row.get("n") for row in rows] == [{"a.jsonl": 1.5, "a.csv": "7"}.get(name)] * len(rows)
+    assert ('"n": 1.50' in result.out) == (name == "a.jsonl")
+    plain = rows_of(cli("embed", "-", "--quiet", stdin="\n".join(texts).encode()))
+    assert [row["embedding"] for row in rows] == [row["embedding"] for row in plain]
+
+
+@pytest.mark.parametrize("ending", ["npy", "safetensors"])
+@pytest.mark.parametrize("options", [["--files"], ["--chunk", "7"], ["--files", "--chunk", "7"]])
+def test_rows_of_binary_files_have_their_places(cli, ending, options):
+    Path("a.md").write_text("One. Two.\n\nThree.")
+    Path("b.md").write_text("Four.")
+    out = f"o.{ending}"
+    assert cli("embed", "a.md", "b.md", *options, "-o", out, "--quiet").status == 0
+    places = [json.loads(line) for line in Path(f"{out}.rows.jsonl").read_text().splitlines()]
+    lines = rows_of(cli("embed", "a.md", "b.md", *options, "--quiet"))
+    assert places == [
+        {name: row[name] for name in ("path", "line", "chunk", "start", "end") if name in row}
+        for row in lines
+    ]
+    assert len(places) == (2 if options == ["--files"] else 4)
+    assert [place["path"] for place in places].count("b.md") == 1
+    assert ("line" in places[0]) == ("--files" not in options)
+    assert ("chunk" in places[0]) == ("--chunk" in options)
+    if ending == "npy":
+        vectors = np.load(out)
+    else:
+        with safe_open(out, "np") as file:
+            vectors = file.get_tensor("embedding")
+            assert file.metadata().get("chunk") == (options[-1] if "--chunk" in options else None)
+    assert np.allclose(vectors, np.array([row["embedding"] for row in lines], "float32"))
+
+
+def test_nothing_is_written_of_a_run_that_fails(cli):
+    Path("a.md").write_text("One.\n\nNOTOKENS")
+    assert cli("embed", "a.md", "--chunk", "9", "-o", "o.npy", "--quiet").status == 2
+    Path("o.npy.rows.jsonl").write_text("mine")
+    options = ("--input-format", "txt", "--chunk", "9", "-o", "o.npy")
+    result = cli("embed", "o.npy.rows.jsonl", *options)
+    assert "o.npy.rows.jsonl: would be overwritten" in result.err
+    assert Path("o.npy.rows.jsonl").read_text() == "mine"
+    assert not Path("o.npy").exists()
+
+
+REFUSED = {
+    "overlap alone": (["--overlap", "3"], "--overlap: needs --chunk. Pass --chunk N too."),
+    "overlap too large": (["--chunk", "3", "--overlap", "3"], "--overlap: is too large; got --chunk 3 --overlap 3"),
+    "no piece": (["--chunk", "0"], "--chunk: not a whole number of at least 1; got '0'"),
+    "longer than max_length": (["--chunk", "101"], "--chunk: pieces would be cut; got 101 and 0 of the prompt"),
+    "a format": (["--files", "--input-format", "txt"], "--files: reads each file as one text; got --input-format txt"),
+    "a field of the record": (["--chunk", "9"], "a.jsonl:1[0:1]: already has a field 'line'; expected none of path,"),
+    "the vectors' field": (["--chunk", "9", "--vector-field", "end"], "--vector-field: the name 'end' is already used"),
+    "a delimiter of nothing": (["--delimiter", ";"], "--delimiter: is for .csv and .tsv files"),
+    "a delimiter of two": (["--delimiter", ";;"], "--delimiter: not one character, other than a quote or line end;"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(cli, name):
+    options, message = REFUSED[name]
+    Path("a.jsonl").write_text('{"text": "x", "line": 1}\n')
+    result = cli("embed", "a.jsonl", *options, "--quiet")
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith(f"lastword: {message}")
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_hit_is_shown_with_its_place(cli):
+    Path("a.md").write_text("One. Two.\n\nThree.")
+    Path("b.txt").write_text("x\nOne. Two.\n")
+
+    def first(*options):
+        result = cli("search", "Two.", *options, "--top-k", "1", "--quiet")
+        assert result.status == 0, result.err
+        return result.out
+
+    assert first("a.md", "--files", "--chunk", "7") == "  1  1.0000  a.md[5:9]  Two.\n"
+    assert first("b.txt", "--chunk", "7") == "  1  1.0000  b.txt:2[5:9]  Two.\n"
+    assert "  a.md  One. Two.\\n\\nThree.\n" in first("a.md", "--files")
+    hit = json.loads(first("b.txt", "--chunk", "7", "--json"))
+    del hit["score"]
+    assert hit == {"rank": 1, "path": "b.txt", "line": 2, "chunk": 1, "start": 5, "end": 9, "text": "Two."}  # fmt: skip
+    hit = json.loads(first("a.md", "--files", "--json"))
+    assert list(hit) == ["rank", "score", "path", "text"]
+
+
+def test_the_run_fingerprint_knows_the_pieces(info, cli):
+    plain = info.run_fingerprint()
+    settings = {
+        (size, overlap): info.run_fingerprint(chunking=splitter_of(info, size, overlap).settings())
+        for size, overlap in ((20, 0), (20, 5), (30, 5))
+    }
+    assert len({plain, *settings.values()}) == 4
+    assert info.run_fingerprint(chunking=None) == plain
+    Path("a.txt").write_text("x")
+    assert cli("embed", "a.txt", "--chunk", "9", "--overlap", "2", "-o", "o.jsonl").status == 0
+    metadata = json.loads(Path("o.jsonl.json").read_text())
+    assert (metadata["chunk"], metadata["overlap"], metadata["run"]) == ("9", "2", "run-float32-9")
+    assert metadata["splitter"].startswith("semantic-text-splitter 0.")
+
+
+FIELDS = {
+    "nested": ('{"doc": {"body": "x"}}', "doc.body", "x"),
+    "the very name first": ('{"doc": {"body": "y"}, "doc.body": "x"}', "doc.body", "x"),
+    "not there": ('{"doc": {"a": 1, "b": 2}}', "doc.body", "a:1, in 'doc': has no field 'body'; got a, b. Name"),
+    "not there at the top": ('{"doc": {"a": 1}, "n": 1}', "dok.a", "a:1: has no field 'dok'; got doc, n. Name"),
+    "no object": ('{"doc": "x"}', "doc.body", "has no field 'doc.body'; got a string in 'doc', expected an object."),
+    "a list": ('{"doc": {"x": [{"y": 1}]}}', "doc.x.y", "got a list in 'x', expected an object."),
+    "not a string": ('{"doc": {"body": 1}}', "doc.body", "wrong field 'doc.body'; got a number, expected a string."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields_of_objects(cli, name):
+    line, field, expected = FIELDS[name]
+    Path("a").write_text(line)
+    options = ("--input-format", "jsonl", "--text-field", field, "--quiet")
+    result = cli("embed", "a", *options)
+    if result.status:
+        assert expected in result.err
+        return
+    (row,) = rows_of(result)
+    (text,) = rows_of(cli("embed", "-", "--quiet", stdin=expected.encode()))
+    assert row["embedding"] == text["embedding"]
+    (piece,) = rows_of(cli("embed", "a", *options, "--chunk", "9"))
+    assert {**row, "path": "a", "line": 1, "chunk": 0, "start": 0, "end": 1} == piece
+
+
+TABLES = {
+    "semicolons": ("a.csv", "id;text\n1;x, y\n", [";"], "--delimiter ';'."),
+    "tabs": ("a.csv", "id\ttext\n1\tx, y\n", ["tab", "\\t", "\t"], "--delimiter tab."),
+    "bars": ("a.csv", "id|text\n1|x, y\n", ["|"], "--delimiter '|'."),
+    "commas": ("a.tsv", 'id,text\n1,"x, y"\n', [","], "--delimiter ','."),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_delimiters(cli, name):
+    file, data, delimiters, hint = TABLES[name]
+    Path(file).write_text(data)
+    result = cli("embed", file, "--quiet")
+    assert result.status == 2
+    assert result.err.endswith(f"If this separates its columns, pass {hint}\n")
+    for delimiter in delimiters:
+        (row,) = rows_of(cli("embed", file, "--delimiter", delimiter, "--quiet"))
+        assert (row["id"], row["text"]) == ("1", "x, y")
+
+
+def test_quoted_names_with_another_delimiter(cli):
+    Path("a.csv").write_text('"id";"text"\n1;"x, y"\n')
+    assert "is not csv" in (error := cli("embed", "a.csv", "--quiet").err)
+    assert error.endswith("If another character separates the columns, name it with --delimiter.\n")
+    (row,) = rows_of(cli("embed", "a.csv", "--delimiter", ";", "--quiet"))
+    assert (row["id"], row["text"]) == ("1", "x, y")
+
+
+def test_no_hint_where_the_header_has_no_other_delimiter(cli):
+    Path("a.csv").write_text("id,te;xt\n1,2\n")
+    assert cli("embed", "a.csv").err.endswith("holds the text with --text-field.\n")
