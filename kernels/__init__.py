@@ -21,11 +21,15 @@ from lastword.kernels.linear.fp8 import (
 )
 from lastword.kernels.linear.int8 import (
     MAX_ROUNDING,
+    SMOOTHING_LIMIT,
+    SMOOTHING_SHARE,
+    SMOOTHING_TOKENS,
     Int8Linear,
     Int8SwigluLinear,
     activation_levels,
     check_int8,
 )
+from lastword.kernels.linear.observed import ObservedLinear, ObservedSwigluLinear
 from lastword.kernels.linear.plain import Linear, SwigluLinear
 from lastword.kernels.ops import (
     add_rms_norm,
@@ -43,6 +47,9 @@ from lastword.kernels.ops import (
 
 __all__ = [
     "MAX_ROUNDING",
+    "SMOOTHING_LIMIT",
+    "SMOOTHING_SHARE",
+    "SMOOTHING_TOKENS",
     "AttentionPlan",
     "CpuPlan",
     "Fp8Linear",
@@ -52,6 +59,8 @@ __all__ = [
     "KernelTables",
     "Linear",
     "MatmulInput",
+    "ObservedLinear",
+    "ObservedSwigluLinear",
     "Segments",
     "SwigluLinear",
     "activation_levels",

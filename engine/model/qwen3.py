@@ -26,6 +26,7 @@ from lastword.kernels.caller_settings import isolated
 from lastword.model.layer import Batch, Layer
 from lastword.model.prompt_cache import MAX_PROMPT_BYTES, KeysValues, PromptCache
 from lastword.model.rope import inverse_frequencies
+from lastword.model.smoothing import Smoothing
 from lastword.runtime.cuda_graphs import Capture, CudaCapture, Graphs
 from lastword.weights import LayerWeights, ModelConfig, WeightsSource
 
@@ -65,9 +66,10 @@ class Model:
         table = checkpoint.embedding()
         self.embedding = table if device.type == "cpu" else table.to(device, dtype)
         self.inv_freq = inverse_frequencies(config.rope, config.head_dim).to(device)
+        smoothing = Smoothing(config, self.embedding, self.inv_freq) if quantize == "int8" else None
         self.layers = []
         for i in range(config.num_hidden_layers):
-            self.layers.append(self._load_layer(checkpoint, i, quantize))
+            self.layers.append(self._load_layer(checkpoint, i, quantize, smoothing))
             loaded(1)
         self.norm = checkpoint.norm().to(device, dtype)
         self.prompts = PromptCache()
@@ -78,10 +80,14 @@ class Model:
                 records = cuda_graphs and device.type == "cuda"
                 self.use_packing(CudaCapture() if records else None)
 
-    def _load_layer(self, checkpoint: WeightsSource, i: int, quantize: str | None) -> Layer:
+    def _load_layer(
+        self, checkpoint: WeightsSource, i: int, quantize: str | None, smoothing: Smoothing | None
+    ) -> Layer:
         """Load layer i; memory that it needed only while loading is freed before the next layer is read."""
         last = self.config.num_hidden_layers - 1
         weights = _place(checkpoint.layer(i, self.dtype), self.device, self.dtype)
+        if smoothing is not None:
+            weights = smoothing.smooth(weights)
         mode = None if quantize == "fp8" and i in (0, last) else quantize
         return Layer(weights, self.config, i, quantize=mode)
 

@@ -154,9 +154,9 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
 
 
 def quantize_identity(quantize: str | None, device: torch.device) -> list[object] | None:
-    """Identify a mode for the fingerprint: its name with this CPU's int8 levels or this GPU's fp8 format."""
+    """Identify a mode for the fingerprint: its name and rule, with this CPU's int8 levels or this GPU's fp8 format."""
     if quantize == "int8":
-        return [quantize, activation_levels()]
+        return [quantize, activation_levels(), "smoothed"]
     return None if quantize is None else [quantize, str(fp8_format(device))]
 
 

@@ -1,0 +1,89 @@
+"""Prepare a layer's weights for int8: the size of large channels of the activations moves into the weights.
+
+Rounding to int8 gives each row of activations one scale, so a few large channels leave few codes for all others. A
+channel is divided by a factor and the weights that read it are multiplied by the same factor, which changes no result.
+The factors are powers of two, so both steps are exact. They come from a forward of a few tokens while the model is
+loaded. This is SmoothQuant (arXiv:2211.10438) with the root mean squares of measured channels in place of maxima.
+
+The output projection is left as it is: several query heads read the values of one head, so a factor could not belong to
+one channel of its input.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lastword import kernels
+from lastword.batching.forest import plan_forests
+from lastword.batching.packing import ModelInputs
+from lastword.kernels import SMOOTHING_LIMIT, SMOOTHING_SHARE, SMOOTHING_TOKENS
+from lastword.kernels.caller_settings import CPU, isolated
+from lastword.model.layer import Batch, Layer
+from lastword.weights import LayerWeights, ModelConfig
+
+
+class _ObservedLayer(Layer):
+    """A layer in fp32 whose linear layers measure their inputs."""
+
+    qkv: kernels.ObservedLinear
+    gate_up: kernels.ObservedSwigluLinear
+    down: kernels.ObservedLinear
+
+    def __init__(self, weights: LayerWeights, config: ModelConfig) -> None:
+        # With the number of no layer: the last one would compute last-token rows only.
+        super().__init__(weights, config, -1, quantize="observe")
+
+
+class Smoothing:
+    """Smooth the layers of one model, in order: each is measured behind the exact layers before it.
+
+    Args:
+        config: the model's config.
+        embedding: the token embeddings [V, C], on the CPU.
+        inv_freq: the RoPE frequencies, [D/2] fp32.
+    """
+
+    def __init__(self, config: ModelConfig, embedding: Tensor, inv_freq: Tensor) -> None:
+        self._config = config
+        # Tokens spread evenly over the vocabulary; which ones they are matters little.
+        ids = [i * config.vocab_size // SMOOTHING_TOKENS for i in range(SMOOTHING_TOKENS)]
+        (forest,) = plan_forests([ids], SMOOTHING_TOKENS)
+        inputs = ModelInputs.of(forest, CPU)
+        factor = config.rope.attention_factor
+        with isolated():
+            cos, sin = kernels.rope_tables(inputs.positions, inv_freq, factor)
+        self._batch = Batch(inputs.plan, cos, sin, inputs.final_rows)
+        self._residual = embedding.index_select(0, inputs.ids).float()
+
+    @torch.no_grad()
+    def smooth(self, weights: LayerWeights) -> LayerWeights:
+        """Return the next layer's weights, fp32 on the CPU, with which it computes the same and rounds less."""
+        layer = _ObservedLayer(weights, self._config)
+        with isolated():
+            x = kernels.rms_norm(self._residual, weights.input_norm, self._config.rms_norm_eps)
+            self._residual += layer.forward(x, self._batch, self._residual)
+        qkv = _factors(layer.qkv.input_rms, weights.qkv)
+        mlp = _factors(layer.gate_up.input_rms, weights.gate_up)
+        down = _factors(layer.down.input_rms, weights.down)
+        gate_up = weights.gate_up * mlp
+        gate_up[len(down) :] /= down[:, None]  # the up projection: SwiGLU is linear in it
+        return replace(
+            weights,
+            input_norm=weights.input_norm / qkv,
+            qkv=weights.qkv * qkv,
+            post_norm=weights.post_norm / mlp,
+            gate_up=gate_up,
+            down=weights.down * down,
+        )
+
+
+def _factors(input_rms: Tensor, weight: Tensor) -> Tensor:
+    """Return a power of two per input channel, [K_in]: near sqrt(rms of the channel / largest weight that reads it)."""
+    largest = weight.abs().amax(0)
+    exponents = SMOOTHING_SHARE * input_rms.log2() - (1 - SMOOTHING_SHARE) * largest.log2()
+    # A channel that is always zero, that no weight reads or that is not finite is left as it is.
+    used = exponents.isfinite()
+    exponents -= exponents[used].mean()
+    limited = exponents.round().clamp(-SMOOTHING_LIMIT, SMOOTHING_LIMIT)
+    return torch.where(used, limited, 0.0).exp2()

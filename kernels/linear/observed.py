@@ -1,0 +1,39 @@
+"""Linear layers that also measure their input's channels; used for a few rows while a model is loaded."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lastword.kernels.ops import swiglu
+
+
+class ObservedLinear:
+    """Linear layer y = x · weightᵀ + bias with the weight as it is; `input_rms` [K_in] describes the last input.
+
+    Args:
+        weight: [K_out, K_in] fp32.
+        bias: [K_out] fp32 or None.
+
+    Numerics:
+        `input_rms` is the root mean square of each channel over all rows but the first: many models give the first
+        token's row a few huge numbers that no other row has.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self.bias = weight, bias
+        self.input_rms: Tensor = torch.empty(0, dtype=weight.dtype, device=weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.input_rms = x[1:].square().mean(0).sqrt()
+        return F.linear(x, self.weight, self.bias)
+
+
+class ObservedSwigluLinear(ObservedLinear):
+    """Gate and up projections of an MLP with SwiGLU; measures its input like `ObservedLinear`.
+
+    Args:
+        gate_up: [2F, C] fp32, gate rows first.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return swiglu(super().__call__(x))
