@@ -23,7 +23,7 @@ from lastword.errors import ConfigError
 from lastword.runtime.device import check_quantize, choose_device, choose_dtype
 
 # Channels of the residual stream that are far larger than the others.
-_OUTLIERS = 4
+_OUTLIERS = 8
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:

@@ -21,7 +21,7 @@ from lastword.weights.tensor_names import expected_shapes
 
 _POSITIONS = 32_768
 _SEED = 0
-_OUTLIER_FACTOR = 30.0
+_OUTLIER_FACTOR = 20.0
 
 
 class RandomWeights:
@@ -31,7 +31,7 @@ class RandomWeights:
         config: a config without biases.
         device: device on which the weights are made.
         dtype: dtype of the weights.
-        outliers: number of channels of the residual stream that carry numbers 30 times as large as the rest, in every
+        outliers: number of channels of the residual stream that carry numbers 20 times as large as the rest, in every
             layer, as in trained models.
     """
 

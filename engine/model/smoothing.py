@@ -80,7 +80,7 @@ class Smoothing:
 
 def _factors(input_rms: Tensor, weight: Tensor) -> Tensor:
     """Return a power of two per input channel, [K_in]: near sqrt(rms of the channel / largest weight that reads it)."""
-    largest = weight.abs().amax(0)
+    largest = torch.maximum(weight.amax(0), -weight.amin(0))
     exponents = SMOOTHING_SHARE * input_rms.log2() - (1 - SMOOTHING_SHARE) * largest.log2()
     # A channel that is always zero, that no weight reads or that is not finite is left as it is.
     used = exponents.isfinite()

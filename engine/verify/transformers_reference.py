@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ from torch import Tensor
 
 from lastword.errors import ConfigError
 from lastword.kernels.caller_settings import integers
-from lastword.verify.rounding import is_quantized, quantize_layer
+from lastword.verify.rounding import (
+    calibration_ids,
+    is_quantized,
+    quantize_layer,
+    smoothing_factors,
+)
 
 QWEN_END_TOKEN = "<|endoftext|>"  # noqa: S105  the one that Qwen3-Embedding was trained with
 
@@ -165,18 +171,14 @@ def compute_reference_states(
     )
     tensors = StoredTensors(folder)
     batches = _equal_lengths(ids)
-    table = tensors.read("embed_tokens.weight")
-    states = [
-        table[torch.tensor([ids[i] for i in batch], dtype=torch.int64, device="cpu")].to(
-            device, dtype
-        )
-        for batch in batches
-    ]
-    del table  # larger than a layer
+    rows = [[list(ids[i]) for i in batch] for batch in batches]
+    measured = [[calibration_ids(config.vocab_size)]] if quantize == "int8" else []
+    embedded = _embed(tensors, [*rows, *measured], device, dtype)
+    states, calibration = embedded[: len(rows)], embedded[len(rows) :]
     rotary = qwen3.Qwen3RotaryEmbedding(config).to(device)
     kept = [_last_rows(states, batches)]
     for index in range(config.num_hidden_layers):
-        _through_layer(config, index, tensors, states, rotary, quantize)
+        _through_layer(config, index, tensors, states, calibration, rotary, quantize)
         kept.append(_last_rows(states, batches))
         advance(1)
     norm = qwen3.Qwen3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -191,15 +193,31 @@ def compute_reference_states(
     )
 
 
+def _embed(
+    tensors: StoredTensors,
+    batches: Sequence[list[list[int]]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Return the embeddings [n, T, C] of each batch; the table, which is larger than a layer, is freed on return."""
+    table = tensors.read("embed_tokens.weight")
+    ids = [torch.tensor(batch, dtype=torch.int64, device="cpu") for batch in batches]
+    return [table[each].to(device, dtype) for each in ids]
+
+
 def _through_layer(
     config: Any,
     index: int,
     tensors: StoredTensors,
     states: list[Tensor],
+    calibration: list[Tensor],
     rotary: torch.nn.Module,
     quantize: str | None,
 ) -> None:
-    """Replace the states [n, T, C] in the list with the states after one layer; the layer is freed on return."""
+    """Replace the states [n, T, C] in both lists with the states after one layer; the layer is freed on return.
+
+    Those in `calibration`, of which there is one in int8 and else none, pass the layer before its matmuls are rounded.
+    """
     from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
     device, dtype = states[0].device, states[0].dtype
@@ -207,11 +225,16 @@ def _through_layer(
         layer = qwen3.Qwen3DecoderLayer(config, index)
     layer.load_state_dict(tensors.group(f"layers.{index}.", device, dtype), assign=True)
     layer.eval()
+
+    def run(states: list[Tensor]) -> None:
+        for number, x in enumerate(states):
+            places = torch.arange(x.shape[1], dtype=torch.int64, device=device)[None]
+            states[number] = layer(x, position_ids=places, position_embeddings=rotary(x, places))
+
     if quantize is not None and is_quantized(quantize, index, config.num_hidden_layers):
-        quantize_layer(layer, quantize)
-    for number, x in enumerate(states):
-        positions = torch.arange(x.shape[1], dtype=torch.int64, device=device)[None]
-        states[number] = layer(x, position_ids=positions, position_embeddings=rotary(x, positions))
+        factors = smoothing_factors(layer, partial(run, calibration)) if calibration else {}
+        quantize_layer(layer, quantize, factors)
+    run(states)
 
 
 def _equal_lengths(ids: Sequence[Sequence[int]]) -> list[list[int]]:

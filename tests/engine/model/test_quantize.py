@@ -11,7 +11,7 @@ from helpers.project import numbers_of
 
 from lastword import ConfigError, Embedder
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.runtime.device import check_quantize
+from lastword.runtime.device import check_quantize, quantize_identity
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXTS = [f"text number {i}, " + "some words of it " * (i % 9) for i in range(60)]
@@ -29,8 +29,8 @@ def int8(tiny_checkpoint: Path) -> Embedder:
 
 def test_the_quantisation_error_is_small_but_not_zero(exact: Embedder, int8: Embedder) -> None:
     cosine = (exact.encode(TEXTS) * int8.encode(TEXTS)).sum(1)
-    assert cosine.mean() >= 0.999
-    assert cosine.min() >= 0.995
+    assert cosine.mean() >= 0.9995
+    assert cosine.min() >= 0.999
     assert cosine.max() < 1 - 1e-7, "nothing was quantised"
 
 
@@ -51,10 +51,12 @@ def test_the_run_fingerprint_differs_in_the_same_space(exact: Embedder, int8: Em
 def test_the_run_fingerprint_has_the_levels(
     int8: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
-    before = int8.info.run_fingerprint()
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    assert int8.info.run_fingerprint() != before
+    found = []
+    for vnni, levels in ((True, 127), (False, 63)):
+        monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda vnni=vnni: vnni)
+        found.append(int8.info.run_fingerprint())
+        assert quantize_identity("int8", torch.device("cpu")) == ["int8", levels, "smoothed"]
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ print(peak() - base, held_bytes("VmRSS") - base)
 
 @pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_loading_holds_one_layer_in_fp32(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_loading_holds_two_layers_in_fp32(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = make_checkpoint(
         tmp_path,
         hidden_size=512,
@@ -117,14 +119,15 @@ def test_loading_holds_one_layer_in_fp32(tiny_checkpoint: Path, tmp_path: Path) 
     peak, held = numbers_of(LOADING, tiny_checkpoint, folder)
     q, kv = 8 * 64, 2 * 64
     layer = 512 * (2 * q + 2 * kv + 3 * 1536)
-    # int8 codes of 16 layers; for one layer in addition fp32 weights and copies of one matrix
-    assert held < 1.1 * 16 * layer + 4 * 2**20
+    # int8 codes of 16 layers, and the file's pages with the 64 tokens that smoothing reads, which the system may drop;
+    # for one layer in addition fp32 weights before and after smoothing, or with copies of one matrix
+    assert held < 1.1 * 16 * layer + 8 * 2**20
     assert peak - held < 2 * 4 * layer + 10 * 2**20
     assert peak < 4 * 16 * layer, "never all layers in fp32"
 
 
 def test_the_builtin_model_stays_accurate() -> None:
-    """Cosine at least 0.995 on average, and at most one of the hundred questions is answered differently."""
+    """Cosine at least 0.9997 on average, and at most one of the hundred questions is answered differently."""
     lines = (ROOT / "bench/builtin/questions.jsonl").read_text(encoding="utf-8").splitlines()
     asked = [json.loads(line) for line in lines]
     found = []
@@ -135,5 +138,5 @@ def test_the_builtin_model_stays_accurate() -> None:
         best = (questions @ passages.T).argmax(1)
         found.append((questions, passages, int((best == torch.arange(len(asked))).sum())))
     (exact_q, exact_p, exact_hits), (q, p, hits) = found
-    assert torch.cat([(exact_q * q).sum(1), (exact_p * p).sum(1)]).mean() >= 0.995
+    assert torch.cat([(exact_q * q).sum(1), (exact_p * p).sum(1)]).mean() >= 0.9997
     assert abs(hits - exact_hits) <= 1

@@ -1,16 +1,19 @@
 """`lastword verify --quantize`: a correct engine passes on any checkpoint; one with other rounding fails."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.cli.main import main
 from lastword.kernels import Int8Linear
 from lastword.kernels.linear import int8 as linear_int8
+from lastword.model import smoothing
 from lastword.verify import bounds, rounding, verify
 from lastword.weights import locate
 
@@ -95,15 +98,46 @@ def test_an_unquantised_run_has_no_drift_check(tiny_checkpoint: Path, known_refe
 
 def test_the_simple_rounding_equals_the_engines() -> None:
     generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(96, 40)
-    linear.weight.data = torch.randn(40, 96, generator=generator) * 0.02
+    linear = nn.Linear(256, 40)
+    linear.weight.data = torch.randn(40, 256, generator=generator) * 0.02
     linear.weight.data[3, 5] = 1.0  # a channel that rounds badly
     parent = nn.Sequential(linear, nn.ReLU())
-    x = torch.randn(7, 96, generator=generator)
+    x = torch.randn(7, 256, generator=generator)
     engine = Int8Linear(linear.weight.data, linear.bias.data)
     rounding.quantize_layer(parent, "int8")
     assert parent[0].exact_rows.tolist() == [3]
     assert (parent[0](x) - engine(x)).abs().max() < 1e-2 * (engine(x).abs().max())
+
+
+def test_the_simple_factors_are_the_engines(tmp_path: Path, monkeypatch) -> None:
+    """On a model whose channels differ in size, in every layer and for every group of linear layers."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    folder = make_checkpoint(tmp_path / "model", **heads, **SHAPES["wide"], attention_bias=True)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    for name, tensor in weights.items():
+        if name.endswith(("layernorm.weight", "up_proj.weight")):
+            tensor[:: len(tensor) // 8] *= 8
+    save_file(weights, path)
+    seen: dict[object, list[torch.Tensor]] = {smoothing: [], rounding: []}
+    for module, found in seen.items():
+        monkeypatch.setattr(module, "_factors", noted(module._factors, found.append))
+    verdict = verify(folder, quantize="int8")
+    assert verdict.passed, verdict.cause
+    assert_expected_error(verdict)
+    assert len(seen[smoothing]) == len(seen[rounding]) == 2 * 3
+    for ours, theirs in zip(seen[smoothing], seen[rounding], strict=True):
+        assert len(ours.unique()) > 2
+        # where the exponent lies between two integers, a rounding error decides
+        assert (ours != theirs).float().mean() < 0.01
+
+
+def noted(true: Callable[..., torch.Tensor], note: Callable[[torch.Tensor], None]):
+    def measure(*args: torch.Tensor) -> torch.Tensor:
+        note(found := true(*args))
+        return found
+
+    return measure
 
 
 def test_quantised_bounds_are_wider_than_unquantised_ones() -> None:
