@@ -26,7 +26,7 @@ _MATMULS: dict[str | None, _LinearClasses] = {
     None: (kernels.Linear, kernels.SwigluLinear),
     "int8": (kernels.Int8Linear, kernels.Int8SwigluLinear),
     "fp8": (kernels.Fp8Linear, kernels.Fp8SwigluLinear),
-    "observe": (kernels.ObservedLinear, kernels.ObservedSwigluLinear),
+    "observe": (kernels.ObservedLinear, kernels.ObservedSwigluLinear),  # while loading
 }
 
 
