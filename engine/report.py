@@ -33,8 +33,8 @@ class Report:
 
     @property
     def tokens_saved(self) -> int:
-        """Tokens saved by sharing prefixes and by cached prompts: requested minus computed."""
-        return self.tokens_requested - self.tokens_computed
+        """Tokens saved by sharing prefixes: those requested that were neither computed nor cached."""
+        return self.tokens_requested - self.tokens_computed - self.tokens_cached
 
     @property
     def tokens_per_second(self) -> float:

@@ -236,17 +236,29 @@ def read(
     for source in inputs:
         with _open(source) as stream:
             meter.begin(stream)
-            lines = _lines(stream, source)
-            if source.format == "txt":
-                yield from _text_lines(lines, source, text_field, bad)
-            elif source.format == "jsonl":
-                yield from _json_lines(lines, source, text_field, bad)
-            elif source.format in ("whole", "html"):
-                yield from _whole_file(lines, source, text_field, bad)
-            else:
-                between = delimiter or ("\t" if source.format == "tsv" else ",")
-                yield from _table(lines, source, text_field, between, bad)
+            try:
+                yield from _records(stream, source, text_field, delimiter, bad)
+            except InputError as error:
+                if len(inputs) == 1:
+                    raise
+                bad(error, source.name, None)  # this file cannot be read, but others may
             meter.end()
+
+
+def _records(
+    stream: TextIO, source: Source, text_field: str, delimiter: str | None, bad: Bad
+) -> Iterator[Record]:
+    """Yield the records of one input; arguments and errors as for `read`."""
+    lines = _lines(stream, source)
+    if source.format == "txt":
+        yield from _text_lines(lines, source, text_field, bad)
+    elif source.format == "jsonl":
+        yield from _json_lines(lines, source, text_field, bad)
+    elif source.format in ("whole", "html"):
+        yield from _whole_file(lines, source, text_field, bad)
+    else:
+        between = delimiter or ("\t" if source.format == "tsv" else ",")
+        yield from _table(lines, source, text_field, between, bad)
 
 
 def _open(source: Source) -> TextIO:
@@ -270,7 +282,7 @@ def _lines(stream: TextIO, source: Source) -> Iterator[Line]:
     """Yield lines with their errors: one that is not UTF-8, or one that is too long, which comes empty.
 
     Raises:
-        InputError: the file cannot be read, or is UTF-16.
+        InputError: the file cannot be read, or is of a known kind that is not UTF-8 text.
     """
     number, first = 0, ""
     while line := _next_line(stream, source):
@@ -287,19 +299,27 @@ def _lines(stream: TextIO, source: Source) -> Iterator[Line]:
                 return
         if problem is None and not line.isascii() and (place := lone_surrogate(line)) is not None:
             problem = _not_utf8(f"{source.name}:{number}", line[place], first, source)
+            if _kind_of(first) is not None:
+                raise problem  # the other lines are no text either
         yield line, problem
         while problem is not None and len(line) > MAX_RECORD:  # the rest of the line
             line = _next_line(stream, source)
 
 
+def _kind_of(first: str) -> tuple[str, str] | None:
+    """Return the kind of a file that begins with `first`, and the remedy; None if it may be text."""
+    beginning = first.encode(errors="surrogateescape")
+    return next(
+        ((kind, known) for start, kind, known in _KINDS if beginning.startswith(start)), None
+    )
+
+
 def _not_utf8(where: str, bad: str, first: str, source: Source) -> InputError:
     """Create the error for an invalid byte; the file's beginning tells what it is instead, if that is known."""
-    beginning = first.encode(errors="surrogateescape")
     got, remedy = f"byte 0x{ord(bad) - 0xDC00:02x}", "Convert the file to UTF-8."
-    for start, kind, known in _KINDS:
-        if beginning.startswith(start):
-            got, remedy = f"{kind} ({got})", known.format(inner=source.format)
-            break
+    if (found := _kind_of(first)) is not None:
+        kind, known = found
+        got, remedy = f"{kind} ({got})", known.format(inner=source.format)
     return InputError(where, "is not UTF-8", got=got, remedy=remedy)
 
 

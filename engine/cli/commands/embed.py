@@ -1,6 +1,7 @@
 """`lastword embed`: compute one vector per input text, in order, in constant memory."""
 
 import argparse
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
@@ -39,8 +40,8 @@ OUT.json, or into the file itself for .safetensors. On stdout and other streams 
 pipe), which take JSON lines only, --header prints it first. Vectors with the same `space` fingerprint
 can be compared. The same `run` fingerprint means the same model and settings.
 
-The report on stderr counts the tokens requested, the tokens computed, and the tokens saved because
-texts with a common beginning share it. tokens/s counts requested tokens."""
+The report on stderr counts the tokens requested, the tokens computed, those of prompts that the model keeps
+once computed, and the tokens saved because texts with a common beginning share it. tokens/s counts requested tokens."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
             console.attempt(ranges_out.flush, args.save_ranges)
         if errors_out is not None:
             console.attempt(errors_out.flush, args.errors)
+    if args.to_file and rows is None:
+        _remove_old_rows(args.output)
     notices = (*embedder.notices, *work.blanks.notices(), *failures.notices(), summary(report))
     console.say_all(notices, quiet=args.quiet)
     return 0
@@ -236,9 +239,10 @@ class _Work:
 def summary(report: Report) -> str:
     """Return one line with the tokens requested, computed and saved, the texts cut, and the speed."""
     saved = 100 * report.tokens_saved / report.tokens_requested if report.tokens_requested else 0.0
+    cached = f"{report.tokens_cached:,} of kept prompts, " if report.tokens_cached else ""
     return (
         f"{count(report.texts, 'text')}, {count(report.tokens_requested, 'token')} requested, "
-        f"{report.tokens_computed:,} computed, {report.tokens_saved:,} ({saved:.1f} %) saved by "
+        f"{report.tokens_computed:,} computed, {cached}{report.tokens_saved:,} ({saved:.1f} %) saved by "
         f"sharing, {count(report.cut, 'text')} cut, {report.tokens_per_second:,.0f} tokens/s"
     )
 
@@ -294,6 +298,13 @@ def _format_of(output: str) -> str:
             remedy="Use one of these extensions, or choose the format with --format.",
         )
     return ending
+
+
+def _remove_old_rows(output: str) -> None:
+    """Remove the file of an earlier run that says which text each vector came from: it describes other vectors."""
+    path = f"{output}.rows.jsonl"
+    if os.path.isfile(path):
+        console.attempt(lambda: os.remove(path), path)
 
 
 def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:

@@ -240,3 +240,26 @@ def test_bytes_never_go_back_and_end_at_the_total(cli, fake_class):
     done.add(total % 7, total)
     assert sum(moves) == meter.total
     assert min(moves) > 0
+
+
+UNREADABLE = {
+    "utf16.txt": ("second\nthird\n".encode("utf-16"), "utf16.txt:1: is not UTF-8; got UTF-16 text"),
+    "packed.txt": (b"\x1f\x8b\x08\x00\nsecond\n", "packed.txt:1: is not UTF-8; got a gzip file"),
+    "columns.csv": (b"id;note\n1;one\n", "columns.csv:1: has no field 'text'"),
+}
+
+
+@pytest.mark.parametrize("file", UNREADABLE)
+def test_a_file_that_is_no_text_is_left_out_whole_if_there_are_others(cli, file):
+    cli("--version")  # enters the folder
+    content, error = UNREADABLE[file]
+    Path(file).write_bytes(content)
+    Path("good.txt").write_text("one\ntwo\n")
+    result = cli("embed", "good.txt", file, "good.txt", "--on-error", "skip")
+    assert result.status == 0, result.err
+    assert [json.loads(line)["text"] for line in result.out.splitlines()] == ["one", "two"] * 2
+    assert f"1 text left out because of an error; the first: {error}" in result.err
+    for options in (["good.txt", file], [file, "--on-error", "skip"]):
+        result = cli("embed", *options)
+        assert result.status == 2
+        assert error in result.err

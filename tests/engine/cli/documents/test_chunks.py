@@ -357,3 +357,14 @@ def test_quoted_names_with_another_delimiter(cli):
 def test_no_hint_where_the_header_has_no_other_delimiter(cli):
     Path("a.csv").write_text("id,te;xt\n1,2\n")
     assert cli("embed", "a.csv").err.endswith("holds the text with --text-field.\n")
+
+
+def test_the_places_of_an_earlier_run_do_not_stay_beside_other_vectors(cli):
+    cli("--version")  # enters the folder
+    Path("a.txt").write_text("one two three four five six\n")
+    assert cli("embed", "a.txt", "--chunk", "3", "-o", "o.npy").status == 0
+    assert Path("o.npy.rows.jsonl").exists()
+    Path("o.jsonl.rows.jsonl").write_text("of an earlier run")
+    for out in ("o.npy", "o.jsonl"):
+        assert cli("embed", "a.txt", "-o", out).status == 0
+        assert not Path(f"{out}.rows.jsonl").exists()
