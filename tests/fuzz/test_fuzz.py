@@ -68,7 +68,9 @@ def test_faults_are_found(tmp_path, monkeypatch):
     words = ("KeyError", "Hang", "a message of", "more than 2 GB", "the process died")
     assert list(said) == list(range(5))
     assert [word for number, word in enumerate(words) if word not in said[number]] == []
-    assert {path.name for path in (tmp_path / "kept").iterdir()} == {f"1-{n}" for n in range(4)}
+    # On a busy machine the last case, which has no fault, may exceed the three seconds.
+    kept = {path.name for path in (tmp_path / "kept").iterdir()}
+    assert kept - {"1-5"} == {f"1-{n}" for n in range(4)}
 
 
 def test_mutations_follow_their_seed_and_change_something():

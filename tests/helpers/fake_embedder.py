@@ -47,8 +47,12 @@ class FakeInfo:
 class FakeEmbedder:
     dim = 8
     max_length = 100
+
     name = "fake"
     notices = ("fake: a notice",)
+
+    def close(self):
+        """There is nothing to free."""
 
     def __init__(self):
         self.prompts = {"query": "Q: ", "document": ""}

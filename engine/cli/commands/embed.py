@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, BinaryIO
 
 import lastword
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         rows_out = _enter(files, rows)
         errors_out = _enter(files, args.errors)
         out = _enter(files, args.output) or console.stdout_bytes()
-        embedder = options.open_model(args)
+        embedder = files.enter_context(closing(options.open_model(args)))  # on Ctrl-C too
         failures = Failures(skip=args.on_error == "skip", out=errors_out, name=args.errors)
         work = _Work(args, style, embedder, failures)
         places = None if rows is None or rows_out is None else write.Places(rows_out, rows)

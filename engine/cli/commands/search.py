@@ -5,7 +5,7 @@ import heapq
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from lastword.cli import console, options, read
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as files:
         out = None if args.errors is None else files.enter_context(open_output(args.errors))
         failures = Failures(skip=args.on_error == "skip", out=out, name=args.errors)
-        embedder = options.open_model(args)
+        embedder = files.enter_context(closing(options.open_model(args)))  # on Ctrl-C too
         search = _Search(embedder, args, queries, failures)
         search.run(inputs)
         if out is not None:
