@@ -141,6 +141,7 @@ class Model:
     def _compute_prompt(self, prompt: Sequence[int]) -> KeysValues:
         """Compute the prompt alone and return the keys and values of every layer."""
         (forest,) = plan_forests([prompt], len(prompt))
+        check_ids(forest, self.config.vocab_size)
         recorded = KeysValues([])
         self._forward(ModelInputs.of(forest, self.device), recorded=recorded)
         return recorded

@@ -36,7 +36,7 @@ class _ObservedLayer(Layer):
 
 
 class Smoothing:
-    """Smooth the layers of one model, in order: each is measured behind the exact layers before it.
+    """Smooth the layers of one model, in order: each is measured after the exact layers before it.
 
     Args:
         config: the model's config.

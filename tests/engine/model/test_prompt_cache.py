@@ -11,7 +11,8 @@ from helpers.project import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lastword import Embedder
+from lastword import Embedder, InputError
+from lastword.batching.forest import plan_forests
 from lastword.model import prompt_cache
 from lastword.report import Report
 
@@ -166,6 +167,16 @@ def test_hidden_states_and_plan(embedder: Embedder, monkeypatch) -> None:
     monkeypatch.setattr(embedder.loop.runner, "max_prompt_tokens", 0)
     plain = embedder.hidden_states(TEXTS, prompt=INSTRUCTION)
     assert (states - plain).abs().max() <= 1e-5 * plain.abs().max()
+
+
+def test_a_prompt_beyond_the_vocabulary_never_reaches_the_table(embedder: Embedder) -> None:
+    model = embedder.loop.runner.model
+    prompt = [model.config.vocab_size] * 9
+    forests = plan_forests([[*prompt, 1]], 100, prompts=[prompt])
+    with pytest.raises(InputError) as caught:
+        model.forward(next(forests))
+    assert (caught.value.where, caught.value.what) == ("token ids", "beyond the vocabulary")
+    assert len(model.prompts) == 0
 
 
 @pytest.mark.timing
