@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lastword.cli import read
+from lastword.cli.read import lines
 
 OLD = b"old output"
 ROW = b'{"text": "fine"}\n'
@@ -324,14 +325,14 @@ RECORDS = {
 
 @pytest.mark.parametrize(("name", "content"), RECORDS.items())
 def test_a_record_without_an_end_is_refused(cli, monkeypatch, name, content):
-    monkeypatch.setattr(read, "MAX_RECORD", 9 if name == "a.txt" else 16)
+    monkeypatch.setattr(lines, "MAX_RECORD", 9 if name == "a.txt" else 16)
     Path(name).write_bytes(content)
     _check(cli("embed", name), f"{name}:2: is too long", "expected at most")
 
 
 def test_a_device_without_an_end_is_refused(cli, monkeypatch):
     assert read.MAX_RECORD == 33_554_432, "the help of `embed` says so"
-    monkeypatch.setattr(read, "MAX_RECORD", 10**6)
+    monkeypatch.setattr(lines, "MAX_RECORD", 10**6)
     _check(cli("embed", "/dev/zero"), "/dev/zero:1: is too long", "at most 1,000,000")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lastword.cli import read
+from lastword.cli.read import lines
 
 # Inputs with bad records in them: content, line and reason of each bad one, and the texts that are left.
 JSONL = (
@@ -115,7 +116,7 @@ def test_too_long_texts_and_taken_fields_are_skipped(cli, monkeypatch):
     result = cli("embed", "long.txt", "--on-error", "skip", "--on-long", "error")
     assert result.out.count("\n") == 2
     assert "1 text left out because of an error; the first: long.txt:2: is too long" in result.err
-    monkeypatch.setattr(read, "MAX_RECORD", 20)
+    monkeypatch.setattr(lines, "MAX_RECORD", 20)
     Path("line.txt").write_text("a\n" + "x" * 101 + "\nb\n" + "y" * 30)
     result = cli("embed", "line.txt", "--on-error", "skip", "--errors", "bad")
     assert [json.loads(line)["text"] for line in result.out.splitlines()] == ["a", "b"]

@@ -169,9 +169,9 @@ def test_content_of_a_whole_file(cli, name):
 
 
 def test_a_whole_file_is_bounded(cli, monkeypatch):
-    from lastword.cli import read
+    from lastword.cli.read import lines
 
-    monkeypatch.setattr(read, "MAX_RECORD", 10)
+    monkeypatch.setattr(lines, "MAX_RECORD", 10)
     cli("--version")
     Path("a.md").write_text("12345\n67890\n")
     result = cli("embed", "a.md", "--files", "--quiet")

@@ -1,0 +1,163 @@
+"""Records of an input, one at a time, by its format: text, JSON lines, CSV (see `table.py`) or a whole file."""
+
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+from lastword.cli.read.kinds import Source
+from lastword.cli.read.lines import Line, Meter, lines_of, open_source, too_long
+from lastword.cli.read.record import Bad, Record, missing, open_object, stop
+from lastword.cli.read.table import table
+from lastword.errors import InputError, lone_surrogate
+
+_JSON_SPACE = " \t\r\n"
+
+
+def read(
+    inputs: Sequence[Source],
+    text_field: str,
+    delimiter: str | None = None,
+    *,
+    bad: Bad = stop,
+    meter: Meter | None = None,
+) -> Iterator[Record]:
+    """Yield the records of all inputs in order.
+
+    Args:
+        inputs: the inputs.
+        text_field: the field or column that holds the text; in JSON lines, `a.b` is also field b of the object a.
+        delimiter: the character between the fields of a row; None means a comma, or a tab for tsv.
+        bad: called for each record that cannot be read.
+        meter: told which input is read.
+
+    Raises:
+        InputError: an input cannot be read or is not as its format demands.
+    """
+    meter = meter or Meter(inputs)
+    for source in inputs:
+        with open_source(source) as stream:
+            meter.begin(stream)
+            try:
+                yield from _records(stream, source, text_field, delimiter, bad)
+            except InputError as error:
+                if len(inputs) == 1:
+                    raise
+                bad(error, source.name, None)  # this file cannot be read, but others may
+            meter.end()
+
+
+def _records(
+    stream: TextIO, source: Source, text_field: str, delimiter: str | None, bad: Bad
+) -> Iterator[Record]:
+    """Yield the records of one input; arguments and errors as for `read`."""
+    lines = lines_of(stream, source)
+    if source.format == "txt":
+        yield from _text_lines(lines, source, text_field, bad)
+    elif source.format == "jsonl":
+        yield from _json_lines(lines, source, text_field, bad)
+    elif source.format in ("whole", "html"):
+        yield from _whole_file(lines, source, text_field, bad)
+    else:
+        between = delimiter or ("\t" if source.format == "tsv" else ",")
+        yield from table(lines, source, text_field, between, bad)
+
+
+def _text_lines(
+    lines: Iterator[Line], source: Source, text_field: str, bad: Bad
+) -> Iterator[Record]:
+    names = frozenset((text_field,))
+    for number, (line, problem) in enumerate(lines, 1):
+        if problem is not None:
+            bad(problem, source.name, number)
+            continue
+        text = line.removesuffix("\n")
+        if len(text) < len(line):
+            text = text.removesuffix("\r")
+        yield Record(text, source.name, number, names, open_object({text_field: text}))
+
+
+def _whole_file(
+    lines: Iterator[Line], source: Source, text_field: str, bad: Bad
+) -> Iterator[Record]:
+    """Yield the record of a file that is one text."""
+    try:
+        text = _whole_text(lines, source)
+    except InputError as error:
+        bad(error, source.name, None)
+        return
+    fields = open_object({text_field: text})
+    yield Record(text, source.name, None, frozenset((text_field,)), fields)
+
+
+def _whole_text(lines: Iterator[Line], source: Source) -> str:
+    found, size = [], 0
+    for line, problem in lines:
+        if problem is not None:
+            raise problem
+        size += len(line)
+        if (problem := too_long(source.name, size)) is not None:
+            raise problem
+        found.append(line)
+    text = "".join(found)
+    if source.format != "html":
+        return text
+    from lastword.cli.documents.html_text import html_text
+
+    return html_text(text)
+
+
+def _json_lines(
+    lines: Iterator[Line], source: Source, text_field: str, bad: Bad
+) -> Iterator[Record]:
+    from lastword.weights import parse_object
+
+    for number, (line, problem) in enumerate(lines, 1):
+        line = line.strip(_JSON_SPACE)
+        if not line:
+            continue
+        where = f"{source.name}:{number}"
+        try:
+            if problem is not None:
+                raise problem
+            fields = parse_object(line, where, InputError)
+            text = _text_of(fields, text_field, where)
+        except InputError as error:
+            bad(error, source.name, number)
+            continue
+        carried = line[:-1].rstrip(_JSON_SPACE)
+        yield Record(text, source.name, number, frozenset(fields), carried)
+
+
+def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
+    text = _value_of(fields, text_field, where)
+    if not isinstance(text, str):
+        raise InputError(where, f"wrong field {text_field!r}", got=_kind(text), expected="a string")
+    if not text.isascii() and (bad := lone_surrogate(text)) is not None:
+        raise InputError(
+            where,
+            f"field {text_field!r} contains a lone surrogate",
+            got=f"\\u{ord(text[bad]):04x}",
+            expected="Unicode text",
+            remedy="Remove it.",
+        )
+    return text
+
+
+def _value_of(fields: dict[str, object], text_field: str, where: str) -> object:
+    """Return the value of a field; `a.b` is the field of that very name or else field b of the object a."""
+    level, wanted = fields, text_field
+    while wanted not in level:
+        head, dot, rest = wanted.partition(".")
+        if not dot or head not in level:
+            inside = text_field[: -len(wanted)].rstrip(".")
+            raise missing(f"{where}, in {inside!r}" if inside else where, head, level.keys())
+        inner = level[head]
+        if not isinstance(inner, dict):
+            what = f"has no field {text_field!r}"
+            raise InputError(where, what, got=f"{_kind(inner)} in {head!r}", expected="an object")
+        level, wanted = inner, rest
+    return level[wanted]
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "null" if value is None else kinds.get(type(value), "a number")

@@ -1,0 +1,131 @@
+"""What kind of file an input is: its format by its name, and by its first bytes what it is instead of UTF-8 text."""
+
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lastword.errors import InputError
+
+FORMATS = ("txt", "jsonl", "csv", "tsv")
+STDIN = "-"
+
+_JSON_LINES = "Convert it to JSON lines (.jsonl), one record per line."
+_AS_TEXT = "Convert it to text (.txt) or JSON lines (.jsonl) first."
+_UNPACKED = "Unpack it first, or use a pipe: zcat FILE | lastword embed - --input-format {inner}."
+_REFUSED = {
+    "json": "Convert it to JSON lines: jq -c '.[]' FILE > FILE.jsonl. If it is already JSON lines, "
+    "pass --input-format jsonl.",
+    **dict.fromkeys(("parquet", "arrow", "feather", "orc", "avro", "xlsx", "xls"), _JSON_LINES),
+    **dict.fromkeys(("npy", "npz", "safetensors", "bin", "pt", "pkl", "db", "sqlite"), _AS_TEXT),
+    **dict.fromkeys(("pdf", "doc", "docx", "odt", "pptx", "epub"), _AS_TEXT),
+    **dict.fromkeys(
+        ("html", "htm"), "Pass --files to read each file as one text, without its tags."
+    ),
+    **dict.fromkeys(("gz", "bz2", "xz", "zst", "zip", "tar", "tgz", "7z"), _UNPACKED),
+}
+_CONVERTED = "Convert it: iconv -f {name} -t UTF-8 FILE > FILE.txt."
+# What a file that is not UTF-8 begins with, what it then is, and the remedy.
+_KINDS = (
+    (b"\x1f\x8b", "a gzip file", _UNPACKED),
+    (b"PK\x03\x04", "a zip file", _UNPACKED),
+    (b"BZh", "a bzip2 file", _UNPACKED),
+    (b"\xfd7zXZ", "an xz file", _UNPACKED),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACKED),
+    (b"\xff\xfe\x00\x00", "UTF-32 text", _CONVERTED.format(name="UTF-32")),
+    (b"\xff\xfe", "UTF-16 text", _CONVERTED.format(name="UTF-16")),
+    (b"\xfe\xff", "UTF-16 text", _CONVERTED.format(name="UTF-16")),
+    (b"PAR1", "a Parquet file", _JSON_LINES),
+    (b"%PDF-", "a PDF file", _AS_TEXT),
+    (b"\x89PNG", "an image", _AS_TEXT),
+    (b"\xff\xd8\xff", "an image", _AS_TEXT),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An input file that exists, and its format: one of `FORMATS`, or `whole` or `html` for a file that is one text."""
+
+    path: str
+    format: str
+
+    @property
+    def name(self) -> str:
+        """The name of this input in messages."""
+        return "stdin" if self.path == STDIN else self.path
+
+
+def sources(files: Sequence[str], input_format: str | None, *, whole: bool = False) -> list[Source]:
+    """Check every input before any work starts; without files the input is stdin.
+
+    Args:
+        files: paths of files, or - for stdin.
+        input_format: the format of every file; None goes by the extension.
+        whole: whether each file is one text.
+
+    Raises:
+        InputError: there is no input, stdin is given twice, or a file cannot be read or has an unsupported format.
+        OSError: a file is missing.
+    """
+    paths = list(files) or [STDIN]
+    if not files and sys.stdin is not None and sys.stdin.isatty():
+        raise InputError("FILES", "no input", remedy="Name a file, or - for stdin.")
+    if paths.count(STDIN) > 1:
+        raise InputError("FILES", "- is given twice", remedy="stdin can be read only once.")
+    return [Source(path, _format(path, input_format, whole=whole)) for path in paths]
+
+
+def _format(path: str, input_format: str | None, *, whole: bool) -> str:
+    if path == STDIN:
+        return input_format or ("whole" if whole else "txt")
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise InputError(path, "is a folder", expected="a file", remedy="Name the files in it.")
+    if not os.access(path, os.R_OK):
+        raise InputError(path, "cannot be read (permission denied)")
+    if input_format is not None:
+        return input_format
+    root, ending = split_ending(path)
+    if whole and ending in ("html", "htm"):
+        return "html"
+    if ending in _REFUSED and not (whole and ending == "json"):
+        inner = _format_of(split_ending(root)[1])  # "docs.jsonl.gz" holds jsonl
+        remedy = _REFUSED[ending].format(inner=inner)
+        raise InputError(path, f"unsupported input format .{ending}", remedy=remedy)
+    return "whole" if whole else _format_of(ending)
+
+
+def split_ending(path: str) -> tuple[str, str]:
+    """Split a file name into its root and its extension, which is in lower case and without the dot."""
+    root, dotted = os.path.splitext(path)
+    return root, dotted.lower().removeprefix(".")
+
+
+def _format_of(ending: str) -> str:
+    ending = "jsonl" if ending == "ndjson" else ending
+    return ending if ending in FORMATS else "txt"
+
+
+def kind_of(first: str) -> tuple[str, str] | None:
+    """Return the kind of a file that begins with `first`, and the remedy; None if it may be text."""
+    beginning = first.encode(errors="surrogateescape")
+    return next(
+        ((kind, known) for start, kind, known in _KINDS if beginning.startswith(start)), None
+    )
+
+
+def not_utf8(where: str, bad: str, first: str, source: Source) -> InputError:
+    """Create the error for an invalid byte; the file's beginning tells what it is instead, if that is known."""
+    got, remedy = f"byte 0x{ord(bad) - 0xDC00:02x}", "Convert the file to UTF-8."
+    if (found := kind_of(first)) is not None:
+        kind, known = found
+        got, remedy = f"{kind} ({got})", known.format(inner=source.format)
+    return InputError(where, "is not UTF-8", got=got, remedy=remedy)
+
+
+def refuse_utf16(line: str, source: Source) -> None:
+    """Refuse UTF-16 without a byte order mark: of English text, every other byte is zero, which is valid UTF-8."""
+    if len(line) > 3 and "\0" in line and {"\0"} in (set(line[::2]), set(line[1::2])):
+        remedy = _CONVERTED.format(name="UTF-16LE")
+        raise InputError(f"{source.name}:1", "is not UTF-8", got="UTF-16 text", remedy=remedy)

@@ -1,0 +1,116 @@
+"""Lines of inputs, each with what is wrong with it, and how far reading has come."""
+
+import io
+import os
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, TextIO
+
+from lastword.cli.read.kinds import STDIN, Source, kind_of, not_utf8, refuse_utf16
+from lastword.errors import InputError, lone_surrogate
+
+_BYTE_ORDER_MARK = "\ufeff"
+# Characters. Stops at a device without an end, or at an unclosed quote in a large file, before memory runs out; a JSON
+# object of this length takes up to 1 GB.
+MAX_RECORD = 1 << 25
+
+# A line with its line end, and what is wrong with it.
+Line = tuple[str, InputError | None]
+
+
+class Meter:
+    """Tells how many bytes of the inputs have been read, and how many there are."""
+
+    def __init__(self, inputs: Sequence[Source]) -> None:
+        sizes = [_size(source) for source in inputs]
+        known = [size for size in sizes if size is not None]
+        self.total = sum(known) if len(known) == len(sizes) else None  # None: not all are files
+        self._before = 0
+        self._stream: BinaryIO | None = None if self.total is None else io.BytesIO()
+
+    def begin(self, stream: TextIO) -> None:
+        """Note that an input is opened."""
+        if self._stream is not None:
+            self._stream = stream.buffer
+
+    def end(self) -> None:
+        """Note that an input is read to its end."""
+        if self._stream is not None:
+            self._before += self._stream.tell()
+            self._stream = io.BytesIO()
+
+    def position(self) -> int:
+        """Return how many bytes have been read; 0 where `total` is None."""
+        return 0 if self._stream is None else self._before + self._stream.tell()
+
+
+def _size(source: Source) -> int | None:
+    """Return the size of a regular file, None for any other input."""
+    try:
+        status = os.stat(sys.stdin.fileno() if source.path == STDIN else source.path)
+    except (AttributeError, OSError, ValueError):  # reported where it is opened
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def open_source(source: Source) -> TextIO:
+    """Open an input for reading lines.
+
+    A strict decoder works on blocks and cannot tell the line of an invalid byte. `surrogateescape` turns
+    an invalid byte, and nothing else, into a lone surrogate; `lines_of` then finds it in its line.
+    """
+    if source.path == STDIN and sys.stdin is None:
+        raise InputError("stdin", "is closed", remedy="Name a file.")
+    return open(
+        sys.stdin.fileno() if source.path == STDIN else source.path,
+        encoding="utf-8",
+        errors="surrogateescape",
+        newline="\n",
+        closefd=source.path != STDIN,
+    )
+
+
+def lines_of(stream: TextIO, source: Source) -> Iterator[Line]:
+    """Yield lines with their errors: one that is not UTF-8, or one that is too long, which comes empty.
+
+    Raises:
+        InputError: the file cannot be read, or is of a known kind that is not UTF-8 text.
+    """
+    number, first = 0, ""
+    while line := _next_line(stream, source):
+        number += 1
+        problem = too_long(f"{source.name}:{number}", len(line))
+        if number == 1:
+            first = line[:8]
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+            if problem is None:
+                refuse_utf16(line, source)
+            if not line:
+                return
+        if problem is None and not line.isascii() and (place := lone_surrogate(line)) is not None:
+            problem = not_utf8(f"{source.name}:{number}", line[place], first, source)
+            if kind_of(first) is not None:
+                raise problem  # the other lines are no text either
+        yield line, problem
+        while problem is not None and len(line) > MAX_RECORD:  # the rest of the line
+            line = _next_line(stream, source)
+
+
+def _next_line(stream: TextIO, source: Source) -> str:
+    try:
+        return stream.readline(MAX_RECORD + 1)
+    except OSError as error:
+        raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
+
+
+def too_long(where: str, size: int) -> InputError | None:
+    """Return the error of a record of so many characters, or None if it is short enough."""
+    if size <= MAX_RECORD:
+        return None
+    return InputError(
+        where,
+        "is too long for one record",
+        expected=f"at most {MAX_RECORD:,} characters",
+        remedy="Check the file's format, or split the text.",
+    )

@@ -1,0 +1,83 @@
+"""A record: a text with its place in the input and its other fields; and what becomes of one that is bad."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lastword.errors import InputError, list_some, lone_surrogate
+
+# The fields that tell the place of a text; JSON lines have them with --files and --chunk.
+PLACE = ("path", "line", "chunk", "start", "end")
+# Called with the error of a record, its file and its line; where it returns, the record is left out.
+Bad = Callable[[InputError, str, int | None], None]
+
+
+def stop(error: InputError, file: str, line: int | None) -> None:  # noqa: ARG001  a Bad
+    """Raise the error of a record."""
+    raise error
+
+
+class Chunk(NamedTuple):
+    """The place of a piece in its text: its number, from 0, and the characters where it starts and ends."""
+
+    number: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A text with its place in the input and the other fields of its record.
+
+    `fields` is the record's JSON object as it was written, without the closing brace. It is copied to
+    the output unparsed, so numbers keep all their digits. A whole file has no line; only a piece has a chunk.
+    """
+
+    text: str
+    file: str
+    line: int | None
+    names: frozenset[str]
+    fields: str
+    chunk: Chunk | None = None
+
+    @property
+    def where(self) -> str:
+        """The place of this record in messages: FILE, FILE:LINE, FILE[START:END] or FILE:LINE[START:END]."""
+        line = "" if self.line is None else f":{self.line}"
+        return f"{self.file}{line}" + (
+            "" if self.chunk is None else f"[{self.chunk.start}:{self.chunk.end}]"
+        )
+
+    def place(self) -> dict[str, str | int]:
+        """Return the place of this record for output: path, line if lines are records, chunk, start and end."""
+        place: dict[str, str | int] = {"path": self.file}
+        if self.line is not None:
+            place["line"] = self.line
+        if self.chunk is not None:
+            number, start, end = self.chunk
+            place |= {"chunk": number, "start": start, "end": end}
+        return place
+
+
+def open_object(fields: dict[str, str]) -> str:
+    """Return fields as a JSON object without its closing brace."""
+    return json.dumps(fields, ensure_ascii=False)[:-1]
+
+
+def missing(
+    where: str, text_field: str, names: Iterable[str], remedy: str | None = None
+) -> InputError:
+    """Create the error for a record without the field that holds the text."""
+    return InputError(
+        where,
+        f"has no field {text_field!r}",
+        got=list_some(names) or "no field",
+        remedy=remedy or "Name the field that holds the text with --text-field.",
+    )
+
+
+def as_json(value: object) -> str:
+    """Return a value as JSON; the bytes of a file name that are not UTF-8 are escaped, as `os.fsencode` takes them."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if lone_surrogate(text) is None else json.dumps(value)

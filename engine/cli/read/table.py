@@ -1,0 +1,127 @@
+"""Records of CSV and TSV files."""
+
+import csv
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from lastword.cli.read.kinds import Source
+from lastword.cli.read.lines import MAX_RECORD, Line, too_long
+from lastword.cli.read.record import Bad, Record, missing, open_object
+from lastword.errors import InputError, list_some
+
+
+def table(
+    lines: Iterator[Line], source: Source, text_field: str, delimiter: str, bad: Bad
+) -> Iterator[Record]:
+    """Yield one record per row; blank lines are skipped, as in the csv module."""
+    rows = _rows(lines, source, delimiter)
+    header = _header(next(rows, (1, [], None)), source, text_field)
+    names = frozenset(header)
+    for line, row, problem in rows:
+        if problem is None and len(row) != len(header):
+            problem = InputError(
+                f"{source.name}:{line}",
+                "wrong number of fields",
+                got=f"{len(row)}",
+                expected=f"{len(header)}, as in the header",
+            )
+        if problem is not None:
+            bad(problem, source.name, line)
+            continue
+        fields = dict(zip(header, row, strict=True))
+        yield Record(fields[text_field], source.name, line, names, open_object(fields))
+
+
+def _header(
+    first: tuple[int, list[str], InputError | None], source: Source, text_field: str
+) -> list[str]:
+    """Return the names of the columns; an error of theirs concerns every row."""
+    _, header, problem = first
+    where = f"{source.name}:1"
+    if problem is not None:
+        raise problem
+    if not header:
+        raise InputError(where, "has no header", expected="the names of the columns")
+    names = frozenset(header)
+    if len(names) < len(header):
+        twice = list_some({name for name in header if header.count(name) > 1})
+        raise InputError(where, "two columns have the same name", got=twice, remedy="Rename one.")
+    if text_field not in names:
+        raise missing(where, text_field, names, _delimiter_hint(header, text_field))
+    return header
+
+
+def _delimiter_hint(header: Sequence[str], text_field: str) -> str | None:
+    """Return the remedy for a header that looks as if its columns were separated by another character."""
+    for character in ";\t|,":
+        columns = [name.strip(' "') for column in header for name in column.split(character)]
+        if len(columns) > len(header) and (len(header) == 1 or text_field in columns):
+            shown = "tab" if character == "\t" else f"'{character}'"
+            return f"If this separates its columns, pass --delimiter {shown}."
+    return None
+
+
+class _RowLines:
+    """Gives the lines of a table to the csv module; unlike a generator it goes on after it has raised an error."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self._lines, self._again = lines, deque[Line]()
+        self.number = 0  # of the last line
+        self.begin("")
+
+    def begin(self, where: str) -> None:
+        """Note where the next row begins."""
+        self._where, self._row, self._size = where, list[Line](), 0  # a row may have many lines
+        self.problem: InputError | None = None
+
+    def begin_again(self) -> None:
+        """Let the next row begin with the second line of this one: a quote that is not closed costs one line only."""
+        self._again.extendleft(reversed(self._row[1:]))
+        self.number -= max(0, len(self._row) - 1)
+
+    def __iter__(self) -> "_RowLines":
+        return self
+
+    def __next__(self) -> str:
+        line, problem = self._again.popleft() if self._again else next(self._lines)
+        self._row.append((line, problem))
+        self.number += 1
+        self._size += len(line)
+        endless = too_long(self._where, self._size)
+        problem = problem or endless
+        self.problem = self.problem or problem
+        if problem is not None and endless is not None:
+            raise problem
+        return line
+
+
+def _rows(
+    lines: Iterator[Line], source: Source, delimiter: str
+) -> Iterator[tuple[int, list[str], InputError | None]]:
+    """Yield each row with its first line number and its error; after an error, the next line begins a row."""
+    csv.field_size_limit(MAX_RECORD)
+    row_lines = _RowLines(lines)
+    reader = csv.reader(row_lines, delimiter=delimiter, strict=True)
+    while True:
+        line = row_lines.number + 1
+        where, row, problem = f"{source.name}:{line}", list[str](), None
+        row_lines.begin(where)
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except InputError as error:
+            problem = error
+        except csv.Error as error:
+            reason = str(error).partition(" - ")[0]  # without advice for programmers
+            remedy = (
+                "A row ends with \\n or \\r\\n; quote a field with a line end or a quote in it."
+            )
+            if "expected after" in reason:  # a quoted field goes on: perhaps with another delimiter
+                remedy = "If another character separates the columns, name it with --delimiter."
+            problem = InputError(where, f"is not {source.format} ({reason})", remedy=remedy)
+        if problem is not None:
+            row_lines.begin_again()
+        problem = row_lines.problem or problem
+        if row or problem is not None:
+            yield line, row, problem
