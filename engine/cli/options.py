@@ -268,7 +268,7 @@ def _add_document_options(parser: argparse.ArgumentParser) -> None:
 
 
 def find_inputs(args: argparse.Namespace) -> list[Source]:
-    """Return the input files that the options name, and print a notice about files of other kinds in folders.
+    """Return the input files that the options name, and print notices about what was left out.
 
     Raises:
         InputError: options cannot be combined, or an input cannot be used.
@@ -291,8 +291,7 @@ def find_inputs(args: argparse.Namespace) -> list[Source]:
     if args.delimiter is not None and not any(each.format in ("csv", "tsv") for each in inputs):
         expected = "an input of this kind, or --input-format csv"
         raise InputError("--delimiter", "is for .csv and .tsv files", expected=expected)
-    notice = finder.notice()
-    console.say_all(() if notice is None else (notice,), quiet=args.quiet)
+    console.say_all(finder.notices(), quiet=args.quiet)
     return inputs
 
 

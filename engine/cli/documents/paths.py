@@ -1,17 +1,22 @@
 """Find the input files: folders and globs become lists of files, in the same order on every machine.
 
 A folder is read with the folders in it; a file or folder whose name begins with a dot is left out, and so is what a
-link to a folder leads to. What is found this way must be of a known kind; the others are counted.
+link to a folder leads to. What is found this way must be of a known kind. What is left out is counted, and a file to
+which several paths lead is read once.
 """
 
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from lastword.cli.read import STDIN, Source, sources, split_ending
+from lastword.cli.read import RECORDS, STDIN, Source, sources, split_ending
 from lastword.errors import InputError, count, list_some, require_extra
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 # The kinds of files that are read of a folder, by input format, and whole.
 _KINDS: Mapping[str, tuple[str, ...]] = {
@@ -23,8 +28,19 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 _WHOLE = ("txt", "md", "html", "htm")
 _MAGIC = re.compile(r"[*?\[]")
 
-# Takes a path, with "/" at its end if it is a folder, and returns whether to leave it out.
-Ignored = Callable[[str], bool]
+# What is left out besides files of other kinds, with its plural.
+_LEFT_OUT = {
+    "hidden file": "hidden files",
+    "hidden folder": "hidden folders",
+    "link to a folder": "links to folders",
+    "broken link": "broken links",
+    "pipe or device": "pipes or devices",
+}
+_CHANGE = "Change --ignore."
+_BY_NAME = "Name the files themselves if they are text."
+_AS_PATTERN = (
+    "It was taken as a pattern, because of its *, ? or [ and because no file has this name."
+)
 
 
 class Finder:
@@ -42,17 +58,19 @@ class Finder:
 
     def __init__(self, input_format: str | None, *, whole: bool, ignore: Sequence[str]) -> None:
         self._format, self._whole = input_format, whole
-        self._ignored = _ignored(ignore)
+        self._ignore = _Ignore(ignore)
         if whole:
             self._kinds: tuple[str, ...] = _WHOLE
         elif input_format is not None:
             self._kinds = _KINDS[input_format]
         else:
             self._kinds = tuple(kind for kinds in _KINDS.values() for kind in kinds)
-        self._skipped: Counter[str] = Counter()
+        # Left out by all arguments, and by the last one.
+        self._skipped, self._last = Counter[str](), Counter[str]()
+        self._again: list[str] = []
 
     def find(self, given: Sequence[str]) -> list[Source]:
-        """Return the files in the order of the arguments; without arguments the input is stdin.
+        """Return the files in the order of the arguments, each once; without arguments the input is stdin.
 
         Raises:
             InputError: there is no input, an argument leads to no usable file, or a file cannot be read.
@@ -60,39 +78,66 @@ class Finder:
         """
         found = [path for each in given for path in self._expand(each)]
         if given and not found:
-            raise InputError("FILES", "no file is left", remedy="Change --ignore.")
-        return sources(found, self._format, whole=self._whole)
+            raise InputError(
+                "FILES", "--ignore leaves out all of them", got=self._ignore.told(), remedy=_CHANGE
+            )
+        return sources(list(self._once(found)), self._format, whole=self._whole)
 
-    def notice(self) -> str | None:
-        """Return one line about the files of other kinds that `find` met in folders, or None if there were none."""
-        number = sum(self._skipped.values())
-        kinds = "another kind" if number == 1 else "other kinds"
-        return (
-            f"{count(number, 'file')} of {kinds} skipped: {list_some(self._skipped)}"
-            if number
-            else None
-        )
+    def notices(self) -> Iterator[str]:
+        """Yield a line each about what `find` left out of folders, files given twice, and patterns without use."""
+        if self._skipped:
+            yield f"skipped {_told(self._skipped)}"
+        if self._again:
+            files = (
+                "1 file that is"
+                if len(self._again) == 1
+                else f"{len(self._again):,} files that are"
+            )
+            yield f"{files} given more than once: read once ({list_some(self._again)})"
+        if unused := self._ignore.unused():
+            matches = "matches" if len(unused) == 1 else "match"
+            yield (
+                f"--ignore: {list_some(unused)} {matches} nothing; patterns apply to what is in a folder, "
+                "not to the folder itself"
+            )
 
     def _expand(self, given: str) -> list[str]:
         if given == STDIN:
             return [given]
         if os.path.isdir(given):
-            found = [os.path.join(given, path) for path in self._usable(self._walk(given))]
-            return found or self._nothing_in(given)
-        if _MAGIC.search(given) and not os.path.lexists(given):
+            found = self._usable(self._walk(given))
+            return [os.path.join(given, path) for path in found] or self._nothing_in(given)
+        if _is_pattern(given):
             return self._matching(given)
-        return [] if self._ignored(given) else [given]
+        return [] if self._ignore.matches(given) else [given]
+
+    def _once(self, paths: Iterable[str]) -> Iterator[str]:
+        """Yield the paths, but of several that lead to the same regular file only the first."""
+        seen = set[str]()
+        for path in paths:
+            place = os.path.realpath(path) if path != STDIN and os.path.isfile(path) else None
+            if place is None or place not in seen:
+                yield path
+            else:
+                self._again.append(path)
+            if place is not None:
+                seen.add(place)
 
     def _nothing_in(self, folder: str) -> list[str]:
+        skipped, ignored = self._last, self._ignore.count
         remedy = None
-        if not self._whole and any(self._skipped[f".{kind}"] for kind in _WHOLE):
+        if ignored:
+            remedy = _CHANGE
+        elif not self._whole and any(skipped[f".{kind}"] for kind in _WHOLE):
             remedy = "Pass --files to read each file as one text."
-        elif self._skipped:
-            remedy = "Name the files themselves if they are text."
+        elif self._whole and any(skipped[f".{kind}"] for kind in RECORDS):
+            remedy = "Leave out --files to read the records of such files."
+        elif skipped:
+            remedy = _BY_NAME
         raise InputError(
             folder,
-            "has no file of a known kind",
-            got=list_some(self._skipped) or "no file",
+            "has no file of a known kind" + (" that --ignore leaves" if ignored else ""),
+            got=f"only {_told(skipped)}" if skipped else None if ignored else "no file",
             expected=", ".join(f".{kind}" for kind in self._kinds),
             remedy=remedy,
         )
@@ -104,29 +149,37 @@ class Finder:
         top, wanted = "/".join(parts[:first]), parts[first:]
         if first and not top:
             top = "/"
+        if top and not os.path.isdir(top):
+            got = f"no folder {top!r}"
+            raise InputError(pattern, "matches no file", got=got, remedy=_AS_PATTERN)
         depth = None if "**" in wanted else len(wanted)
         entries = self._walk(top or ".", depth)
         matching = (entry for entry in entries if _matches(entry[0].split("/"), wanted))
         ending = split_ending(pattern)[1]
         asked = ending if ending and not _MAGIC.search(ending) else None
-        found = [os.path.join(top, path) for path in self._usable(matching, asked)]
+        found = self._usable(matching, asked)
         if not found:
-            got = f"only {list_some(self._skipped)}" if self._skipped else None
-            raise InputError(pattern, f"matches no {'usable ' if got else ''}file", got=got)
-        return found
+            only = f"only {_told(self._last)}" if self._last else None
+            what = f"matches no {'usable ' if only else ''}file"
+            ignored = self._ignore.count
+            what += " that --ignore leaves" if ignored else ""
+            remedy = _CHANGE if ignored else _BY_NAME if only else _AS_PATTERN
+            raise InputError(pattern, what, got=only, remedy=remedy)
+        return [os.path.join(top, path) for path in found]
 
-    def _usable(
-        self, entries: Iterable[tuple[str, str]], asked: str | None = None
-    ) -> Iterator[str]:
-        """Yield the paths of files of a known kind, or of the kind asked for; count the others."""
+    def _usable(self, entries: Iterable[tuple[str, str]], asked: str | None = None) -> list[str]:
+        """Return the paths of files of a known kind, or of the kind asked for; count the others."""
+        self._ignore.count, self._last, usable = 0, Counter[str](), list[str]()
         for path, kind in entries:
             ending = split_ending(path)[1]
             if kind == "file" and (ending in self._kinds or ending == asked):
-                yield path
+                usable.append(path)
             elif kind == "file":
-                self._skipped[f".{ending}" if ending else "no extension"] += 1
+                self._last[f".{ending}" if ending else "no extension"] += 1
             else:
-                self._skipped[kind] += 1
+                self._last[kind] += 1
+        self._skipped += self._last
+        return usable
 
     def _walk(self, top: str, depth: int | None = None) -> Iterator[tuple[str, str]]:
         """Yield everything that is no folder, as its path relative to `top` and its kind: files before folders."""
@@ -134,12 +187,14 @@ class Finder:
         while waiting:
             folder = waiting.pop()
             with os.scandir(os.path.join(top, folder)) as entries:
-                names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+                names = sorted(entry.name for entry in entries)
             folders = []
             for name in names:
                 path = f"{folder}/{name}" if folder else name
                 kind = _kind(os.path.join(top, path))
-                if self._ignored(f"{path}/" if kind == "folder" else path):
+                if self._ignore.matches(
+                    f"{path}/" if kind in ("folder", "hidden folder") else path
+                ):
                     continue
                 if kind == "folder":
                     folders.append(path)
@@ -149,13 +204,37 @@ class Finder:
                 waiting += reversed(folders)
 
 
+def names_many(given: str) -> bool:
+    """Return whether an argument may lead to several files: a folder or a pattern."""
+    return os.path.isdir(given) or _is_pattern(given)
+
+
+def _is_pattern(given: str) -> bool:
+    return _MAGIC.search(given) is not None and not os.path.lexists(given)
+
+
 def _kind(path: str) -> str:
+    folder = os.path.isdir(path)
+    if os.path.basename(path).startswith("."):
+        return "hidden folder" if folder else "hidden file"
     link = os.path.islink(path)
-    if os.path.isdir(path):
+    if folder:
         return "link to a folder" if link else "folder"
     if os.path.isfile(path):
         return "file"
-    return "broken link" if link else "not a regular file"
+    return "broken link" if link else "pipe or device"
+
+
+def _told(skipped: Mapping[str, int]) -> str:
+    """Return in words what was left out: the files of other kinds with their endings, and the rest by its names."""
+    endings = skipped.keys() - _LEFT_OUT.keys()
+    number = sum(skipped[ending] for ending in endings)
+    kinds = "another kind" if number == 1 else "other kinds"
+    told = [f"{count(number, 'file')} of {kinds} ({list_some(endings)})"] if number else []
+    told += [
+        count(skipped[name], name, plural) for name, plural in _LEFT_OUT.items() if name in skipped
+    ]
+    return ", ".join(told)
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -167,15 +246,41 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _ignored(patterns: Sequence[str]) -> Ignored:
-    """Return whether to leave out a path, by the rules of .gitignore."""
+class _Ignore:
+    """Decides what to leave out, by the rules of .gitignore, and notes which patterns match anything."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._patterns, self._all = patterns, _spec(patterns)
+        self._unused = {each: _spec([each.removeprefix("!")]) for each in patterns}
+        self.count = 0  # what was left out since this was set to 0
+
+    def matches(self, path: str) -> bool:
+        """Return whether to leave out a path; it has "/" at its end if it is a folder."""
+        if self._all is None:
+            return False
+        for pattern, spec in list(self._unused.items()):
+            if spec is not None and spec.match_file(path):
+                del self._unused[pattern]
+        found = self._all.match_file(path)
+        self.count += found
+        return found
+
+    def told(self) -> str:
+        """Return the patterns."""
+        return list_some(repr(pattern) for pattern in self._patterns)
+
+    def unused(self) -> list[str]:
+        """Return the patterns that no path has matched so far."""
+        return [repr(pattern) for pattern in self._unused]
+
+
+def _spec(patterns: Sequence[str]) -> "GitIgnoreSpec | None":
     if not patterns:
-        return lambda path: False  # noqa: ARG005
+        return None
     with require_extra("pathspec", "documents", "--ignore"):
         from pathspec import GitIgnoreSpec
     try:
-        spec = GitIgnoreSpec.from_lines(patterns)
+        return GitIgnoreSpec.from_lines(patterns)
     except (ValueError, re.error) as error:
         got = list_some(repr(pattern) for pattern in patterns)
         raise InputError("--ignore", "not a pattern as in .gitignore", got=got) from error
-    return spec.match_file

@@ -6,7 +6,7 @@ This package knows nothing about models or vectors; `stream.py` is the next step
 """
 
 from lastword.cli.read.formats import read
-from lastword.cli.read.kinds import FORMATS, STDIN, Source, sources, split_ending
+from lastword.cli.read.kinds import FORMATS, RECORDS, STDIN, Source, sources, split_ending
 from lastword.cli.read.lines import MAX_RECORD, Meter
 from lastword.cli.read.record import PLACE, Bad, Chunk, Record, as_json, stop
 
@@ -14,6 +14,7 @@ __all__ = [
     "FORMATS",
     "MAX_RECORD",
     "PLACE",
+    "RECORDS",
     "STDIN",
     "Bad",
     "Chunk",

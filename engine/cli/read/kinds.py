@@ -10,6 +10,10 @@ from lastword.errors import InputError
 
 FORMATS = ("txt", "jsonl", "csv", "tsv")
 STDIN = "-"
+# Endings of files that hold records; with --files, which would embed their syntax too, they are refused.
+RECORDS = ("jsonl", "ndjson", "csv", "tsv")
+_RECORDS = "Leave out --files to read its records."
+_AS_IT_IS = "To embed it as it is, pipe it in: lastword embed - --files < FILE."
 
 _JSON_LINES = "Convert it to JSON lines (.jsonl), one record per line."
 _AS_TEXT = "Convert it to text (.txt) or JSON lines (.jsonl) first."
@@ -89,7 +93,10 @@ def _format(path: str, input_format: str | None, *, whole: bool) -> str:
     root, ending = split_ending(path)
     if whole and ending in ("html", "htm"):
         return "html"
-    if ending in _REFUSED and not (whole and ending == "json"):
+    if whole and ending in (*RECORDS, "json"):
+        remedy = _AS_IT_IS if ending == "json" else f"{_RECORDS} {_AS_IT_IS}"
+        raise InputError(path, "holds records, not one text", got="--files", remedy=remedy)
+    if ending in _REFUSED:
         inner = _format_of(split_ending(root)[1])  # "docs.jsonl.gz" holds jsonl
         remedy = _REFUSED[ending].format(inner=inner)
         raise InputError(path, f"unsupported input format .{ending}", remedy=remedy)

@@ -256,7 +256,8 @@ def test_a_file_that_is_no_text_is_left_out_whole_if_there_are_others(cli, file)
     content, error = UNREADABLE[file]
     Path(file).write_bytes(content)
     Path("good.txt").write_text("one\ntwo\n")
-    result = cli("embed", "good.txt", file, "good.txt", "--on-error", "skip")
+    Path("also.txt").write_text("one\ntwo\n")
+    result = cli("embed", "good.txt", file, "also.txt", "--on-error", "skip")
     assert result.status == 0, result.err
     assert [json.loads(line)["text"] for line in result.out.splitlines()] == ["one", "two"] * 2
     assert f"1 text left out because of an error; the first: {error}" in result.err

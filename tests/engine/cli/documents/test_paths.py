@@ -63,7 +63,10 @@ FOUND = {
     "ignored at the top": (False, "txt", ["/*.md", "/a.txt", "drafts"], ["docs"], "docs/Über_uns/läs_mich.md"),
     "ignored by name": (False, None, ["*.bak.md"], ["docs/b.md", "docs/drafts/old.bak.md"], "docs/b.md"),
     "order of the arguments": (False, None, [], ["docs/b.md", "docs/a.txt", "docs/b.md"],
-        "docs/b.md docs/a.txt docs/b.md"),
+        "docs/b.md docs/a.txt"),
+    "given again": (False, None, [], ["docs/drafts/old.bak.md", "docs/drafts", "./docs/dr*/*.md", "docs/drafts/../b.md",
+        "docs/*b.md"], "docs/drafts/old.bak.md docs/drafts/deep/new.md docs/drafts/../b.md"),
+    "a link to a file": (True, None, [], ["other", "docs/linked.html", "docs/b.md"], "other/page.html docs/b.md"),
     "glob": (False, None, [], ["docs/*.md"], "docs/b.md docs/literal1.md docs/literal[1].md"),
     "deep glob": (False, None, [], ["docs/**/*.md"], ("docs/b.md docs/literal1.md docs/literal[1].md"
         " docs/drafts/old.bak.md docs/drafts/deep/new.md docs/Über_uns/läs_mich.md")),
@@ -71,8 +74,9 @@ FOUND = {
     "all below": (False, None, ["docs/[!d]*"], ["**"], "docs/data.csv docs/drafts/old.bak.md docs/drafts/deep/new.md"),
     "a name that looks like a glob": (False, None, [], ["docs/literal[1].md"], "docs/literal[1].md"),
     "a kind asked for": (True, None, [], ["docs/REA*", "docs/*.csv"], None),
-    "asked for by its ending": (True, None, [], ["docs/*.csv"], "docs/data.csv"),
-    "named": (True, None, [], ["docs/README", "docs/data.csv"], "docs/README docs/data.csv"),
+    "asked for by its ending": (False, None, [], ["docs/*.bak", "docs/drafts/*.rst"],
+        "docs/notes.bak docs/drafts/deep.rst"),
+    "named": (True, None, [], ["docs/README", "docs/b.md"], "docs/README docs/b.md"),
     "hidden but named": (False, None, [], ["docs/.git", "docs/.hidden.md"], "docs/.git/config.md docs/.hidden.md"),
 }  # fmt: skip
 
@@ -80,10 +84,13 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 def test_files_found(mess, name):
     whole, form, ignore, given, expected = FOUND[name]
+    if name == "asked for by its ending":
+        Path("docs/notes.bak").write_text("x")
+        Path("docs/drafts/deep.rst").write_text("x")
     finder = Finder(form, whole=whole, ignore=ignore)
     if expected is None:
         with pytest.raises(
-            InputError, match=r"docs/REA\*: matches no usable file; got only no ext"
+            InputError, match=r"docs/REA\*: matches no usable file; got only 1 file of another kind"
         ):
             finder.find(given)
         return
@@ -97,44 +104,110 @@ def test_absolute_patterns_and_names_that_are_not_utf8(mess, tmp_path):
     os.mkdir(b"docs/raw")
     Path(os.fsdecode(b"docs/raw/\xff.md")).write_text("x")
     finder = Finder(None, whole=True, ignore=[])
-    found = finder.find([f"{tmp_path}/docs/raw/*", "docs/raw"])
-    assert [os.fsencode(source.path) for source in found] == [
-        os.fsencode(tmp_path) + b"/docs/raw/\xff.md",
-        b"docs/raw/\xff.md",
-    ]
+    for given, folder in (f"{tmp_path}/docs/raw/*", os.fsencode(tmp_path)), ("docs/raw", b"."):
+        (found,) = finder.find([given])
+        assert os.path.join(folder, os.fsencode(found.path)) == folder + b"/docs/raw/\xff.md"
 
 
+PATTERN = "It was taken as a pattern, because of its *, ? or [ and because no file has this name."
 REFUSED = {
-    "no files in it": (["empty"], {}, "empty: has no file of a known kind; got no file, expected .txt"),
-    "only html": (["other"], {}, "got .html, expected .txt, .md, .jsonl, .ndjson, .csv, .tsv. Pass --files"),
-    "only other kinds": (["docs"], {"ignore": ["*", "!*.pdf"], "whole": True}, "got .pdf, expected .txt, .md, .html"),
-    "no match": (["docs/*.doc"], {}, "docs/*.doc: matches no file."),
-    "no usable match": (["docs/x.*"], {}, "docs/x.*: matches no usable file; got only .pdf, .zip."),
-    "all ignored": (["docs/b.md"], {"ignore": ["*.md"]}, "FILES: no file is left. Change --ignore."),
+    "no files in it": (["void"], {}, "void: has no file of a known kind; got no file, expected .txt"),
+    "only hidden": (["empty"], {}, "empty: has no file of a known kind; got only 1 hidden file, expected .txt"),
+    "only html": (["other"], {}, ("got only 1 file of another kind (.html), expected .txt, .md, .jsonl, .ndjson, .csv,"
+        " .tsv. Pass --files")),
+    "only other kinds": (["docs"], {"ignore": ["*", "!*.pdf"], "whole": True}, ("docs: has no file of a known kind that"
+        " --ignore leaves; got only 1 file of another kind (.pdf), expected .txt, .md, .html, .htm. Change --ignore.")),
+    "only records": (["table"], {"whole": True}, "(.csv), expected .txt, .md, .html, .htm. Leave out --files to read"),
+    "all in it ignored": (["docs/b.md", "other"], {"ignore": ["*.html"]}, ("other: has no file of a known kind that"
+        " --ignore leaves; expected .txt, .md, .jsonl, .ndjson, .csv, .tsv. Change --ignore.")),
+    "no match": (["docs/*.doc"], {}, f"docs/*.doc: matches no file. {PATTERN}"),
+    "no folder": (["nope/*.txt"], {}, f"nope/*.txt: matches no file; got no folder 'nope'. {PATTERN}"),
+    "a question": (["what?"], {}, f"what?: matches no file. {PATTERN}"),
+    "no usable match": (["docs/x.*"], {}, ("docs/x.*: matches no usable file; got only 2 files of"
+        " other kinds (.pdf, .zip). Name the files themselves if they are text.")),
+    "no hidden match": (["docs/.h*"], {}, "docs/.h*: matches no usable file; got only 1 hidden file."),
+    "all matches ignored": (["docs/b*"], {"ignore": ["b.md"]}, "docs/b*: matches no file that --ignore leaves. Change"),
+    "all ignored": (["docs/b.md"], {"ignore": ["*.md"]}, "FILES: --ignore leaves out all of them; got '*.md'. Change"),
     "not a pattern": (["docs"], {"ignore": ["a", "!"]}, "--ignore: not a pattern as in .gitignore; got '!', 'a'."),
     "a page as lines": (["other/page.html"], {}, "unsupported input format .html. Pass --files"),
     "a document": (["docs/x.pdf"], {"whole": True}, "docs/x.pdf: unsupported input format .pdf."),
+    "records as one text": (["docs/b.md", "docs/data.csv"], {"whole": True}, ("docs/data.csv: holds records, not one"
+        " text; got --files. Leave out --files to read its records. To embed it as it is, pipe it in:")),
+    "a pattern of records": (["docs/*.csv"], {"whole": True}, "docs/data.csv: holds records, not one text"),
+    "json lines as one text": (["table/x.NDJSON"], {"whole": True}, "table/x.NDJSON: holds records, not one text"),
+    "json as one text": (["x.json"], {"whole": True}, "x.json: holds records, not one text; got --files. To embed it"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(mess, name):
     given, options, message = REFUSED[name]
+    os.mkdir("void")
+    os.mkdir("table")
+    for file in ("x.json", "table/x.NDJSON", "table/data.csv"):
+        Path(file).write_text("")
+    if name == "only records":
+        os.remove("table/x.NDJSON")
     with pytest.raises(InputError) as caught:
         Finder(None, **{"whole": False, "ignore": [], **options}).find(given)
     assert message in str(caught.value)
 
 
-def test_other_kinds_are_counted_once_on_stderr(mess, cli, tmp_path, monkeypatch):
+def test_what_is_left_out_is_counted_once_on_stderr(mess, cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = cli("embed", "docs", "--files")
-    skipped = ".csv, .pdf, .zip, broken link, link to a folder and 2 more"
-    assert result.err.splitlines()[0] == f"lastword: 8 files of other kinds skipped: {skipped}"
+    assert result.err.splitlines()[0] == (
+        "lastword: skipped 4 files of other kinds (.csv, .pdf, .zip, no extension), 1 hidden file, 1 hidden folder, "
+        "1 link to a folder, 2 broken links, 1 pipe or device"
+    )
     paths = [json.loads(line)["path"] for line in result.out.splitlines()]
     assert [path.replace(" ", "_") for path in paths] == FOUND["a folder of files"][4].split()
     assert cli("embed", "docs", "--files", "--quiet").err == ""
     one = cli("embed", "other", "docs/x.*", "docs/b.md", "--files", "--ignore", "*.zip")
-    assert "docs/x.*: matches no usable file; got only .pdf." in one.err
+    assert "matches no usable file that --ignore leaves; got only 1 file of another kind" in one.err
+
+
+USES = {
+    "one": (["b.md"], ["docs"], None),
+    "of a folder": (
+        ["drafts/", "**/deep/"],
+        ["docs"],
+        "'**/deep/' matches nothing",
+    ),  # drafts is not looked into
+    "the folder itself": (
+        ["docs"],
+        ["docs"],
+        "'docs' matches nothing; patterns apply to what is in a folder, not to",
+    ),
+    "two": (["*.rst", "b.md", "x#", "#x"], ["docs"], "'#x', '*.rst', 'x#' match nothing;"),
+    "taken back": (["*.md", "!b.md", "!*.rst"], ["docs"], "'!*.rst' matches nothing"),
+    "hidden": ([".git/", ".hidden.md"], ["docs"], None),
+    "a file that is named": (["b.md"], ["docs/b.md", "other/page.html"], None),
+    "none": ([], ["docs"], None),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_a_pattern_that_matches_nothing_is_told(mess, name):
+    ignore, given, message = USES[name]
+    finder = Finder(None, whole=True, ignore=ignore)
+    finder.find(given)
+    told = [notice for notice in finder.notices() if notice.startswith("--ignore")]
+    assert len(told) == (message is not None)
+    assert message is None or f"--ignore: {message}" in told[0]
+
+
+def test_files_given_again_are_told(mess, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli("embed", "docs/b.md", "docs/*.md", "--files")
+    assert result.err.splitlines()[1] == (
+        "lastword: 1 file that is given more than once: read once (docs/b.md)"
+    )
+    assert [json.loads(line)["path"] for line in result.out.splitlines()].count("docs/b.md") == 1
+    finder = Finder(None, whole=True, ignore=[])
+    finder.find(["docs/b.md", "docs/a.txt", f"{tmp_path}/docs/b.md", "docs/drafts/../a.txt"])
+    (told,) = finder.notices()
+    assert told.startswith("2 files that are given more than once: read once (")
 
 
 CONTENTS = {
