@@ -75,6 +75,20 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"it holds {text}")
 
 
+# In plain words what the messages of `json` say; a message that is not here is shown as it is.
+_PROBLEMS = {
+    "Expecting ',' delimiter": "a comma or a closing bracket is missing",
+    "Expecting ':' delimiter": "a colon is missing",
+    "Expecting property name enclosed in double quotes": "a name in double quotes is missing",
+    "Expecting value": "a value is missing",
+    "Extra data": "something follows after the end",
+    "Illegal trailing comma before end of array": "a comma before the closing bracket",
+    "Illegal trailing comma before end of object": "a comma before the closing bracket",
+    "Invalid \\escape": "a backslash before a character that needs none",
+    "Invalid \\uXXXX escape": "\\u without four hexadecimal digits",
+    "Invalid control character": "a control character that is not escaped",
+    "Unterminated string starting": "a string has no closing quote",
+}
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
@@ -109,10 +123,13 @@ def parse_json(
             raise error(where, what, remedy="Save it as UTF-8 without one.") from None
         line = f"line {problem.lineno}, " if problem.lineno > 1 else ""
         what = problem.msg.removesuffix(" at")  # some of json's own messages end so
-        reason = f"{what} at {line}column {problem.colno}"
+        reason = f"{line}column {problem.colno}: {_PROBLEMS.get(what, what)}"
         raise error(where, f"not valid JSON ({reason})") from None
     except ValueError as problem:
-        raise error(where, f"not valid JSON ({problem})") from None
+        reason = str(problem)
+        if reason.startswith("Exceeds the limit"):  # of Python
+            reason = "an integer has too many digits"
+        raise error(where, f"not valid JSON ({reason})") from None
     if not isinstance(value, dict | list):
         raise _no_object(where, error, show_value(value))
     return value

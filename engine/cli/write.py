@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from lastword.cli.console import attempt, put
-from lastword.cli.read import Record, as_json
+from lastword.cli.read import Record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +117,7 @@ class Places:
 
     def write(self, records: Sequence[Record]) -> None:
         """Append one line per record."""
-        lines = "".join(f"{as_json(record.place())}\n" for record in records)
+        lines = "".join(f"{json.dumps(record.place(), ensure_ascii=False)}\n" for record in records)
         put(self._stream, lines.encode(), self._name)
 
     def finish(self) -> None:

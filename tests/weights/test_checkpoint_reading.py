@@ -284,7 +284,7 @@ BAD_SHARDED = {
     "newline": (index_of(lambda names: names.update({UP: FIRST + "\n"})), LISTED, "wrong place",
                 f'"{FIRST}\\n"', PLAIN),
     "not-json": (lambda folder: (folder / INDEX).write_text("["), f"/{INDEX}",
-                 "not valid JSON (Expecting value at column 2)"),
+                 "not valid JSON (column 2: a value is missing)"),
 }  # fmt: skip
 CASES = [pytest.param(1, *case[:2], case[2:], id=f"single-{n}") for n, case in BAD_SINGLE.items()]
 CASES += [

@@ -13,10 +13,18 @@ from lastword.weights.json_fields import show_value
 
 # Each content as bytes and as text, and the error's parts: what, got.
 BAD = {
-    "": ("not valid JSON (Expecting value at column 1)", None),
-    '{"a": nope}': ("not valid JSON (Expecting value at column 7)", None),
-    '{"a":\n\n nope}': ("not valid JSON (Expecting value at line 3, column 2)", None),
-    '{"a": 1} 2': ("not valid JSON (Extra data at column 10)", None),
+    "": ("not valid JSON (column 1: a value is missing)", None),
+    '{"a": nope}': ("not valid JSON (column 7: a value is missing)", None),
+    '{"a":\n\n nope}': ("not valid JSON (line 3, column 2: a value is missing)", None),
+    '{"a": 1} 2': ("not valid JSON (column 10: something follows after the end)", None),
+    '{"a": 1 "b"}': ("not valid JSON (column 9: a comma or a closing bracket is missing)", None),
+    '{"a" 1}': ("not valid JSON (column 6: a colon is missing)", None),
+    "{a: 1}": ("not valid JSON (column 2: a name in double quotes is missing)", None),
+    '["\\q"]': ("not valid JSON (column 3: a backslash before a character that needs none)", None),
+    '["\\u12"]': ("not valid JSON (column 4: \\u without four hexadecimal digits)", None),
+    '["\t"]': ("not valid JSON (column 3: a control character that is not escaped)", None),
+    '["x]': ("not valid JSON (column 2: a string has no closing quote)", None),
+    "9" * 5000: ("not valid JSON (an integer has too many digits)", None),
     '{"a": NaN}': ("not valid JSON (it holds NaN)", None),
     '{"a": [-Infinity]}': ("not valid JSON (it holds -Infinity)", None),
     '{"a": {"b": 1, "c": 2, "b": 3}}': ('not valid JSON (key "b" occurs twice)', None),

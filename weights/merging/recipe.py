@@ -30,6 +30,21 @@ _KEYS = frozenset(
     "models merge_method base_model dtype out_dtype parameters tokenizer_source".split()
 )
 _STYLES = frozenset("slices modules tokenizer chat_template".split())
+# In plain words what the messages of `yaml` say that begin so; any other is shown as it is.
+_YAML_PROBLEMS = {
+    "but found another document": "more than one document",
+    "could not determine a constructor": "a tag that is not supported",
+    "could not find expected ':'": "a key without a colon",
+    "expected ',' or": "a comma or a closing bracket is missing",
+    "expected <block end>": "wrong indentation, or something follows a closing quote",
+    "expected the node content": "a value is missing",
+    "found character": "a character that cannot begin a value, such as a tab or @: quote it",
+    "found unexpected end of stream": "a quote is not closed",
+    "found unhashable key": "a list or mapping as a key",
+    "found unknown escape character": "a backslash before a character that needs none",
+    "mapping values are not allowed": "a second colon in the line, or wrong indentation: quote the value",
+    "unacceptable character": "a control character",
+}
 # Each method's own parameters, in addition to `weight`, with their defaults; None means that it is required.
 _PARAMETERS: Final[dict[str, dict[str, bool | float | None]]] = {
     "linear": {"normalize": True},
@@ -142,13 +157,15 @@ def _load(text: str, where: str) -> Any:
         mark = getattr(problem, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
         reason = getattr(problem, "problem", None) or str(problem).splitlines()[0]
-        raise ConfigError(place, f"not valid YAML ({reason})") from None
+        known = (words for start, words in _YAML_PROBLEMS.items() if reason.startswith(start))
+        raise ConfigError(place, f"not valid YAML ({next(known, reason)})") from None
     except RecursionError:
         raise ConfigError(where, "not valid YAML (nested too deeply)") from None
     except (TypeError, ValueError, OverflowError) as problem:
         if isinstance(problem, ConfigError):
             raise
-        reason = str(problem).partition(";")[0]
+        key = str(problem).startswith("unhashable")
+        reason = "a list or mapping as a key" if key else "a number or date that cannot be read"
         raise ConfigError(where, f"not valid YAML ({reason})") from None
 
 

@@ -4,6 +4,7 @@ A piece is `text[start:end]` of its text, in characters. The borders are those o
 those of the model's tokenizer, without its template and without the prompt.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from importlib.metadata import version
 from json.decoder import JSONDecoder
 from typing import TYPE_CHECKING
 
-from lastword.cli.read import PLACE, Bad, Chunk, Record, as_json, split_ending, stop
+from lastword.cli.read import PLACE, Bad, Chunk, Record, split_ending, stop
 from lastword.errors import ConfigError, InputError, require_extra
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Splitter:
             try:
                 for i, (start, piece) in enumerate(self.split(record.text, markdown=markdown)):
                     chunk = Chunk(i, start, start + len(piece))
-                    fields = f"{before}{as_json(piece)}{after}"
+                    fields = f"{before}{json.dumps(piece, ensure_ascii=False)}{after}"
                     yield replace(record, text=piece, fields=fields, chunk=chunk)
             except InputError as error:
                 if error.index is not None:  # of the tokenizer
@@ -117,7 +118,9 @@ def placed(records: Iterable[Record], bad: Bad = stop) -> Iterator[Record]:
         place = record.place()
         taken = next((name for name in place if name in record.names), None)
         if taken is None:
-            yield replace(record, fields=f"{record.fields}, {as_json(place)[1:-1]}")
+            yield replace(
+                record, fields=f"{record.fields}, {json.dumps(place, ensure_ascii=False)[1:-1]}"
+            )
             continue
         error = InputError(
             record.where,

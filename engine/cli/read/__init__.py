@@ -8,7 +8,7 @@ This package knows nothing about models or vectors; `stream.py` is the next step
 from lastword.cli.read.formats import read
 from lastword.cli.read.kinds import FORMATS, RECORDS, STDIN, Source, sources, split_ending
 from lastword.cli.read.lines import MAX_RECORD, Meter
-from lastword.cli.read.record import PLACE, Bad, Chunk, Record, as_json, stop
+from lastword.cli.read.record import PLACE, Bad, Chunk, Record, stop
 
 __all__ = [
     "FORMATS",
@@ -21,7 +21,6 @@ __all__ = [
     "Meter",
     "Record",
     "Source",
-    "as_json",
     "read",
     "sources",
     "split_ending",

@@ -1,6 +1,7 @@
 """What kind of file an input is: its format by its name, and by its first bytes what it is instead of UTF-8 text."""
 
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ _AS_IT_IS = "To embed it as it is, pipe it in: lastword embed - --files < FILE."
 
 _JSON_LINES = "Convert it to JSON lines (.jsonl), one record per line."
 _AS_TEXT = "Convert it to text (.txt) or JSON lines (.jsonl) first."
-_UNPACKED = "Unpack it first, or use a pipe: zcat FILE | lastword embed - --input-format {inner}."
+_UNPACKED = "Unpack it first, or use a pipe: {unpack} FILE | lastword embed - {options}."
+_UNPACK = {"gz": "zcat", "bz2": "bzcat", "xz": "xzcat", "zst": "zstdcat", "zip": "unzip -p"}
 _REFUSED = {
     "json": "Convert it to JSON lines: jq -c '.[]' FILE > FILE.jsonl. If it is already JSON lines, "
     "pass --input-format jsonl.",
@@ -27,23 +29,23 @@ _REFUSED = {
     **dict.fromkeys(
         ("html", "htm"), "Pass --files to read each file as one text, without its tags."
     ),
-    **dict.fromkeys(("gz", "bz2", "xz", "zst", "zip", "tar", "tgz", "7z"), _UNPACKED),
+    **dict.fromkeys(("tar", "tgz", "7z"), "Unpack it first."),
+    **dict.fromkeys(_UNPACK, _UNPACKED),
 }
-_CONVERTED = "Convert it: iconv -f {name} -t UTF-8 FILE > FILE.txt."
-# What a file that is not UTF-8 begins with, what it then is, and the remedy.
+# What a file that is not UTF-8 begins with, what it then is, and its extension, or its encoding if it is text.
 _KINDS = (
-    (b"\x1f\x8b", "a gzip file", _UNPACKED),
-    (b"PK\x03\x04", "a zip file", _UNPACKED),
-    (b"BZh", "a bzip2 file", _UNPACKED),
-    (b"\xfd7zXZ", "an xz file", _UNPACKED),
-    (b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACKED),
-    (b"\xff\xfe\x00\x00", "UTF-32 text", _CONVERTED.format(name="UTF-32")),
-    (b"\xff\xfe", "UTF-16 text", _CONVERTED.format(name="UTF-16")),
-    (b"\xfe\xff", "UTF-16 text", _CONVERTED.format(name="UTF-16")),
-    (b"PAR1", "a Parquet file", _JSON_LINES),
-    (b"%PDF-", "a PDF file", _AS_TEXT),
-    (b"\x89PNG", "an image", _AS_TEXT),
-    (b"\xff\xd8\xff", "an image", _AS_TEXT),
+    (b"\x1f\x8b", "a gzip file", "gz"),
+    (b"PK\x03\x04", "a zip file", "zip"),
+    (b"BZh", "a bzip2 file", "bz2"),
+    (b"\xfd7zXZ", "an xz file", "xz"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", "zst"),
+    (b"\xff\xfe\x00\x00", "UTF-32 text", "UTF-32"),
+    (b"\xff\xfe", "UTF-16 text", "UTF-16"),
+    (b"\xfe\xff", "UTF-16 text", "UTF-16"),
+    (b"PAR1", "a Parquet file", "parquet"),
+    (b"%PDF-", "a PDF file", "pdf"),
+    (b"\x89PNG", "an image", "doc"),
+    (b"\xff\xd8\xff", "an image", "doc"),
 )
 
 
@@ -56,8 +58,10 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The name of this input in messages."""
-        return "stdin" if self.path == STDIN else self.path
+        r"""The name of this input in messages and output, valid Unicode: a byte that is not UTF-8 becomes \xNN."""
+        if self.path == STDIN:
+            return "stdin"
+        return os.fsencode(self.path).decode("utf-8", "backslashreplace")
 
 
 def sources(files: Sequence[str], input_format: str | None, *, whole: bool = False) -> list[Source]:
@@ -97,8 +101,10 @@ def _format(path: str, input_format: str | None, *, whole: bool) -> str:
         remedy = _AS_IT_IS if ending == "json" else f"{_RECORDS} {_AS_IT_IS}"
         raise InputError(path, "holds records, not one text", got="--files", remedy=remedy)
     if ending in _REFUSED:
-        inner = _format_of(split_ending(root)[1])  # "docs.jsonl.gz" holds jsonl
-        remedy = _REFUSED[ending].format(inner=inner)
+        inner = (
+            "whole" if whole else _format_of(split_ending(root)[1])
+        )  # "docs.jsonl.gz" holds jsonl
+        remedy = _unpacked(ending, inner)
         raise InputError(path, f"unsupported input format .{ending}", remedy=remedy)
     return "whole" if whole else _format_of(ending)
 
@@ -114,25 +120,59 @@ def _format_of(ending: str) -> str:
     return ending if ending in FORMATS else "txt"
 
 
+def _unpacked(ending: str, inner: str) -> str:
+    """Return the remedy for a file of another kind, which may hold a file of the format `inner`."""
+    options = "--files" if inner in ("whole", "html") else f"--input-format {inner}"
+    return _REFUSED[ending].format(unpack=_UNPACK.get(ending), options=options)
+
+
+def _converted(encoding: str, source: Source) -> str:
+    """Return the command that converts a file to UTF-8, as a remedy: a.txt becomes a.utf8.txt."""
+    command = f"iconv -f {encoding} -t utf-8"
+    if source.path != STDIN:
+        root, dotted = os.path.splitext(source.path)
+        command += f" {shlex.quote(source.path)} > {shlex.quote(f'{root}.utf8{dotted}')}"
+    return f"run {command} to convert it."
+
+
 def kind_of(first: str) -> tuple[str, str] | None:
-    """Return the kind of a file that begins with `first`, and the remedy; None if it may be text."""
+    """Return the kind of a file that begins with `first`, and what `_KINDS` has for it; None if it may be text."""
     beginning = first.encode(errors="surrogateescape")
     return next(
         ((kind, known) for start, kind, known in _KINDS if beginning.startswith(start)), None
     )
 
 
-def not_utf8(where: str, bad: str, first: str, source: Source) -> InputError:
-    """Create the error for an invalid byte; the file's beginning tells what it is instead, if that is known."""
-    got, remedy = f"byte 0x{ord(bad) - 0xDC00:02x}", "Convert the file to UTF-8."
+def not_utf8(where: str, line: str, bad: int, first: str, source: Source) -> InputError:
+    """Create the error for an invalid byte.
+
+    Args:
+        where: the file and line.
+        line: the line; invalid bytes are lone surrogates in it.
+        bad: the position of the first of them.
+        first: the beginning of the file, which may tell what it is instead.
+        source: the file.
+    """
+    number = len(line[:bad].encode(errors="surrogateescape")) + 1
+    got = f"byte 0x{ord(line[bad]) - 0xDC00:02x} (byte {number:,} of the line)"
     if (found := kind_of(first)) is not None:
-        kind, known = found
-        got, remedy = f"{kind} ({got})", known.format(inner=source.format)
+        got, known = found
+        text = known not in _REFUSED
+        remedy = _sentence(_converted(known, source)) if text else _unpacked(known, source.format)
+    elif "\0" in line:
+        remedy = "Name a file that holds text."
+    else:
+        remedy = f"If it is Latin-1, {_converted('latin1', source)}"
     return InputError(where, "is not UTF-8", got=got, remedy=remedy)
 
 
 def refuse_utf16(line: str, source: Source) -> None:
     """Refuse UTF-16 without a byte order mark: of English text, every other byte is zero, which is valid UTF-8."""
-    if len(line) > 3 and "\0" in line and {"\0"} in (set(line[::2]), set(line[1::2])):
-        remedy = _CONVERTED.format(name="UTF-16LE")
-        raise InputError(f"{source.name}:1", "is not UTF-8", got="UTF-16 text", remedy=remedy)
+    for start, encoding in ((0, "UTF-16BE"), (1, "UTF-16LE")):
+        if len(line) > 3 and set(line[start::2]) == {"\0"}:
+            remedy = _sentence(_converted(encoding, source))
+            raise InputError(f"{source.name}:1", "is not UTF-8", got="UTF-16 text", remedy=remedy)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -79,7 +79,7 @@ def lines_of(stream: TextIO, source: Source) -> Iterator[Line]:
     """
     number, first = 0, ""
     while line := _next_line(stream, source):
-        number += 1
+        number, stored = number + 1, line
         problem = too_long(f"{source.name}:{number}", len(line))
         if number == 1:
             first = line[:8]
@@ -88,8 +88,8 @@ def lines_of(stream: TextIO, source: Source) -> Iterator[Line]:
                 refuse_utf16(line, source)
             if not line:
                 return
-        if problem is None and not line.isascii() and (place := lone_surrogate(line)) is not None:
-            problem = not_utf8(f"{source.name}:{number}", line[place], first, source)
+        if problem is None and not line.isascii() and (bad := lone_surrogate(stored)) is not None:
+            problem = not_utf8(f"{source.name}:{number}", stored, bad, first, source)
             if kind_of(first) is not None:
                 raise problem  # the other lines are no text either
         yield line, problem

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lastword.errors import InputError, list_some, lone_surrogate
+from lastword.errors import InputError, list_some
 
 # The fields that tell the place of a text; JSON lines have them with --files and --chunk.
 PLACE = ("path", "line", "chunk", "start", "end")
@@ -75,9 +75,3 @@ def missing(
         got=list_some(names) or "no field",
         remedy=remedy or "Name the field that holds the text with --text-field.",
     )
-
-
-def as_json(value: object) -> str:
-    """Return a value as JSON; the bytes of a file name that are not UTF-8 are escaped, as `os.fsencode` takes them."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if lone_surrogate(text) is None else json.dumps(value)

@@ -95,6 +95,20 @@ class _RowLines:
         return line
 
 
+def _not_a_row(where: str, style: str, message: str) -> InputError:
+    """Create the error for a row that the csv module refuses, from its message."""
+    remedy = "A row ends with \\n or \\r\\n; quote a field with a line end or a quote in it."
+    reason = message
+    if "expected after" in message:  # perhaps with another delimiter
+        reason = "a field goes on after its closing quote"
+        remedy = "If another character separates the columns, name it with --delimiter."
+    elif "unexpected end" in message:
+        reason = "a quote is not closed"
+    elif "new-line character" in message:
+        reason = "a lone \\r in a field without quotes"
+    return InputError(where, f"is not {style} ({reason})", remedy=remedy)
+
+
 def _rows(
     lines: Iterator[Line], source: Source, delimiter: str
 ) -> Iterator[tuple[int, list[str], InputError | None]]:
@@ -113,13 +127,7 @@ def _rows(
         except InputError as error:
             problem = error
         except csv.Error as error:
-            reason = str(error).partition(" - ")[0]  # without advice for programmers
-            remedy = (
-                "A row ends with \\n or \\r\\n; quote a field with a line end or a quote in it."
-            )
-            if "expected after" in reason:  # a quoted field goes on: perhaps with another delimiter
-                remedy = "If another character separates the columns, name it with --delimiter."
-            problem = InputError(where, f"is not {source.format} ({reason})", remedy=remedy)
+            problem = _not_a_row(where, source.format, str(error))
         if problem is not None:
             row_lines.begin_again()
         problem = row_lines.problem or problem

@@ -34,11 +34,21 @@ def _in_file(name, content, *expected, options=()):
 # File name, content, and the parts that the one line must contain.
 FILES = {
     "not-utf8": _in_file("a.txt", b"ok\nok\n\xff\xfe\n", "a.txt:3", "UTF-8", "0xff"),
-    "latin1": _in_file("a.txt", "ok\ncafé".encode("latin-1"), "a.txt:2", "0xe9"),
-    "utf16": _in_file("a.txt", "ok\n".encode("utf-16"), "a.txt:1", "UTF-16 text", "iconv"),
+    "latin1": _in_file(
+        "a.txt",
+        "ok\ncafé".encode("latin-1"),
+        "a.txt:2: is not UTF-8; got byte 0xe9 (byte 4 of the line). "
+        "If it is Latin-1, run iconv -f latin1 -t utf-8 a.txt > a.utf8.txt to convert it.",
+    ),
+    "latin1-after-a-mark": _in_file("a", b"\xef\xbb\xbf\xc3\xa9\xe9", "a:1", "byte 6 of the line"),
+    "a-name-with-a-space": _in_file("a b", b"\xe9", "iconv -f latin1 -t utf-8 'a b' > 'a b.utf8'"),
+    "no-text-at-all": _in_file("a", b"\x7fELF\0\xff", "a:1", "Name a file that holds text."),
+    "utf16": _in_file(
+        "utf16.txt", "ok\n".encode("utf-16"), "UTF-16 text", "utf16.txt > utf16.utf8.txt to"
+    ),
     "utf16-big": _in_file("a.csv", "\ufeffok".encode("utf-16-be"), "a.csv:1", "UTF-16 text"),
-    "utf16-without-mark": _in_file("a.txt", "ok\n€".encode("utf-16-le"), "a.txt:1", "UTF-16"),
-    "utf16-big-without-mark": _in_file("a.csv", "ok\n€".encode("utf-16-be"), "a.csv:1", "UTF-16"),
+    "utf16-without-mark": _in_file("a.txt", "ok\n€".encode("utf-16-le"), "a.txt:1", "UTF-16LE"),
+    "utf16-big-without-mark": _in_file("a.csv", "ok\n€".encode("utf-16-be"), "a.csv:1", "UTF-16BE"),
     "utf32": _in_file("a.txt", "ok\n".encode("utf-32"), "a.txt:1", "UTF-32 text"),
     "gz-without-ending": _in_file(
         "a", b"\x1f\x8b\x08", "a:1", "a gzip file", "zcat", "--input-format txt"
@@ -55,10 +65,13 @@ FILES = {
     "json-broken": _in_file("a.jsonl", ROW + ROW + b'{"text": "x"', "a.jsonl:3", "not valid JSON"),
     "json-single-quotes": _in_file("a.jsonl", b"{'text': 'x'}", "a.jsonl:1", "not valid JSON"),
     "json-two-on-a-line": _in_file(
-        "a.jsonl", b'{"text":"x"}{"text":"y"}', "a.jsonl:1", "Extra data"
+        "a.jsonl", b'{"text":"x"}{"text":"y"}', "a.jsonl:1", "something follows after the end"
     ),
     "json-control-character": _in_file(
-        "a.jsonl", b'{"text": "\x01"}', "a.jsonl:1", "control character at column 11"
+        "a.jsonl",
+        b'{"text": "\x01"}',
+        "a.jsonl:1",
+        "column 11: a control character that is not escaped",
     ),
     "json-key-twice": _in_file(
         "a.jsonl", ROW + b'{"text": "x", "text": "y"}', "a.jsonl:2", 'key "text" occurs twice'
@@ -66,10 +79,12 @@ FILES = {
     "json-other-key-twice": _in_file(
         "a.jsonl", b'{"text": "x", "a": {"b": 1, "b": 1}}', "a.jsonl:1", 'key "b" occurs twice'
     ),
-    "json-lone-cr": _in_file("a.jsonl", b'{"text": "x"}\r{"text": "y"}', "a.jsonl:1", "Extra data"),
+    "json-lone-cr": _in_file(
+        "a.jsonl", b'{"text": "x"}\r{"text": "y"}', "a.jsonl:1", "something follows after the end"
+    ),
     "json-cr-in-text": _in_file("a.jsonl", b'{"text": "x\ry"}', "a.jsonl:1", "control character"),
     "json-other-space": _in_file("a.jsonl", ROW + b"\x0b\n", "a.jsonl:2", "not valid JSON"),
-    "csv-lone-cr": _in_file("a.csv", b"text\rx\ry\r", "a.csv:1", "new-line character", "\\n"),
+    "csv-lone-cr": _in_file("a.csv", b"text\rx\ry\r", "a.csv:1", "a lone \\r in a field", "\\n"),
     "only-half-a-mark": _in_file("a.txt", b"\xef\xbb", "a.txt:1", "0xef"),
     "json-list": _in_file("a.jsonl", ROW + b'["text"]', "a.jsonl:2", "a list", "object"),
     "json-string": _in_file("a.jsonl", b'"text"', "a.jsonl:1", 'got "text"', "object"),
@@ -113,8 +128,12 @@ FILES = {
     "csv-semicolons": _in_file("a.csv", b"id;text\n1;x\n", "a.csv:1", "'text'", "id;text"),
     "csv-short-row": _in_file("a.csv", b"id,text\n1,x\n2\n", "a.csv:3", "got 1", "expected 2"),
     "csv-long-row": _in_file("a.csv", b'id,text\n1,"x\ny"\n2,x,z\n', "a.csv:4", "got 3"),
-    "csv-open-quote": _in_file("a.csv", b'text\nok\n"never closed\n', "a.csv:3", "not csv"),
-    "csv-stray-quote": _in_file("a.csv", b'text\n"a"b\n', "a.csv:2", "not csv"),
+    "csv-open-quote": _in_file(
+        "a.csv", b'text\nok\n"never closed\n', "a.csv:3", "not csv (a quote is not closed)"
+    ),
+    "csv-stray-quote": _in_file(
+        "a.csv", b'text\n"a"b\n', "a.csv:2", "goes on after its closing quote"
+    ),
     "csv-column-twice": _in_file("a.csv", b"text,text\nx,y\n", "a.csv:1", "same name", "text"),
     "tsv-short-row": _in_file("a.tsv", b"id\ttext\n1\n", "a.tsv:2", "expected 2"),
     "no-token": _in_file("a.txt", b"a\nb\nc\nd\nNOTOKENS\nf", "a.txt:5: gives no token"),
@@ -126,6 +145,18 @@ FILES = {
     "ending-pdf": _in_file("a.PDF", b"%PDF", "a.PDF", ".txt"),
     "ending-gz": _in_file("a.txt.gz", b"\x1f\x8b", "a.txt.gz", "zcat", "--input-format txt"),
     "ending-jsonl-gz": _in_file("a.ndjson.gz", b"\x1f\x8b", "zcat", "--input-format jsonl"),
+    "ending-gz-whole": _in_file(
+        "a.md.gz", b"", "a.md.gz", "zcat FILE | lastword embed - --files", options=("--files",)
+    ),
+    "ending-zst": _in_file("a.csv.zst", b"", "zstdcat FILE | lastword embed - --input-format csv"),
+    "ending-7z": _in_file("a.7z", b"", "a.7z", "Unpack it first."),
+    "gz-whole": _in_file(
+        "a",
+        b"\x1f\x8b\x08",
+        "a gzip file",
+        "zcat FILE | lastword embed - --files",
+        options=("--files",),
+    ),
     "ending-safetensors": _in_file("a.safetensors", b"", "a.safetensors", ".txt"),
     "gz-forced": _in_file(
         "a.gz", b"\x1f\x8b\x08", "a.gz:1", "UTF-8", options=("--input-format", "txt")
@@ -148,6 +179,16 @@ def test_bad_files(cli, files, arguments, expected):
     _check(cli("embed", *arguments, "-o", "out.jsonl"), *expected)
     assert Path("out.jsonl").read_bytes() == OLD
     assert sorted(os.listdir()) == before
+
+
+def test_the_remedy_for_another_encoding_works(cli, shell):
+    Path("a b.txt").write_bytes("café\nnaïve".encode("latin-1"))
+    remedy = cli("embed", "a b.txt").err.partition("run ")[2].removesuffix(" to convert it.\n")
+    assert shell(remedy).status == 0
+    assert Path("a b.utf8.txt").read_text("utf-8") == "café\nnaïve"
+    assert cli("embed", "a b.utf8.txt").status == 0
+    bad = cli("embed", stdin="café".encode("latin-1"))
+    _check(bad, "If it is Latin-1, run iconv -f latin1 -t utf-8 to convert it.")
 
 
 @pytest.mark.parametrize("name", ["out.safetensors", "out.npy", "out.jsonl"])

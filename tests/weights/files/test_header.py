@@ -52,7 +52,7 @@ BAD = {
                   "header length 2482168881970750075, and the first bytes b'{\"error\": \"no su'", HUGE),
     "huge-length": (struct.pack("<Q", 2**63) + b"{}", "", "not a safetensors file",
                     f"header length {2**63}, and the first bytes b'" + r"\x00" * 7 + r"\x80{}'", HUGE),
-    "zero-length": (pack(b"", b"x"), ": header", "not valid JSON (Expecting value at column 1)", None, None),
+    "zero-length": (pack(b"", b"x"), ": header", "not valid JSON (column 1: a value is missing)", None, None),
     "not-utf8": (pack(b'{"\xff": 1}'), ": header", "not UTF-8 at byte 2", None, None),
     "not-json": (pack(b"{nope}"), ": header", "not valid JSON (", None, None),
     "list": (pack([]), ": header", "wrong content", "a list", "a JSON object"),

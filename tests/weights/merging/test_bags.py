@@ -259,7 +259,7 @@ BAD = {
         ["bad.jsonl", "--id-field", "id"],
         InputError(
             "bad.jsonl: row 0",
-            "not valid JSON (Expecting property name enclosed in double quotes at column 2)",
+            "not valid JSON (column 2: a name in double quotes is missing)",
         ),
     ),
     "into": (

@@ -216,9 +216,18 @@ CONTENTS = {
     "blank": (b" \n\n", " \n\n"),
     "nul": (b"a\0b", "a\0b"),
     "latin-1": (b"ok\nna\xefve", "a.md:2: is not UTF-8; got byte 0xef"),
-    "UTF-16": ("ab\ncd".encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
-    "UTF-16 without mark": ("ab\ncd".encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
-    "UTF-32": ("ab\ncd".encode("utf-32"), "iconv -f UTF-32 -t UTF-8"),
+    "UTF-16": (
+        "ab\ncd".encode("utf-16"),
+        "iconv -f UTF-16 -t utf-8 a.md > a.utf8.md to convert it.",
+    ),
+    "UTF-16 without mark": (
+        "ab\ncd".encode("utf-16-le"),
+        "iconv -f UTF-16LE -t utf-8 a.md > a.utf8.md to convert it.",
+    ),
+    "UTF-32": (
+        "ab\ncd".encode("utf-32"),
+        "iconv -f UTF-32 -t utf-8 a.md > a.utf8.md to convert it.",
+    ),
     "zip": (b"PK\x03\x04\xff", "got a zip file"),
 }
 
