@@ -1,8 +1,13 @@
 """The public API: one object that opens a checkpoint, resolves prompts and settings, and embeds texts.
 
-A text becomes a vector in `runtime/loop.py`: text ─ `text/groups.py` ─► group ─ `text/tokenizer.py` ─► token ids ─
-`batching/forest.py` ─► forest ─ `model/qwen3.py` ─► last-token rows ─ `model/postprocess.py` ─► vectors, in the
-caller's order. This module and `model_info.py` define the caller's settings and their defaults.
+How a text becomes a vector, driven by `runtime/loop.py`:
+
+    text ─ `text/groups.py` ─► group ─ `text/tokenizer.py` ─► token ids ─ `batching/forest.py` ─► forest
+    forest ─ `EmbedTask` in `runtime/runner.py` ─► one vector per distinct text ─ `runtime/results.py` ─► one per text
+
+`EmbedTask` runs `model/qwen3.py` (last-token rows) and `postprocess` of `model/postprocess.py` (truncated and
+normalised vectors). `results.py` converts the vectors to the requested precision and puts them in the caller's order.
+This module and `model_info.py` define the caller's settings and their defaults.
 """
 
 import os
@@ -22,7 +27,7 @@ from lastword.encode_options import (
 )
 from lastword.encode_types import Texts, encode_method
 from lastword.model.hidden_states import layer_numbers
-from lastword.model.postprocess import quantize
+from lastword.model.postprocess import to_precision
 from lastword.model_info import ModelInfo, ModelKwargs
 from lastword.progress import progress_bar
 from lastword.properties import ModelProperties
@@ -40,22 +45,24 @@ if TYPE_CHECKING:
 class Embedder(ModelProperties, Reopenable):
     """A Qwen3-family embedding model, loaded and ready.
 
-    `info` describes the model (`ModelInfo`); `loop` computes the vectors (`runtime.loop.Loop`).
+    The attribute `info` describes the model (`ModelInfo`); `loop` computes the vectors (`runtime.loop.Loop`).
 
-    It can be used from several threads at once; a call uses the settings as they were when it began. `copy` and
-    `pickle` work (`reopen.py`). After a fork it must be opened again.
+    An Embedder can be used from several threads at once; each call uses the settings as they were when it began. It
+    can be copied and pickled (`reopen.py`). A forked process must open an Embedder of its own.
 
     Loading a model on the CPU changes settings of the whole process: the C library keeps freed memory for the next
-    batch, and the variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set unless they already are
-    (with no effect if torch has computed a matmul before). `tune_process=False` prevents both.
+    batch, and the environment variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set to 32 unless
+    they are already set (which has no effect if torch has computed a matmul before). `tune_process=False` prevents
+    both.
 
     Args:
-        model: hub id or folder; None loads the small built-in model (see `notices`).
+        model: Hugging Face id or folder; None loads the small built-in model, which is for trials only.
         device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU if there is none. "cuda:0,1" and
             "cuda:all" compute on several GPUs with one process per GPU ("cpu,cpu" does the same on the CPU); the order
             of the vectors does not change.
         dtype: compute dtype, "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
-        quantize: 8-bit matmuls, faster with a small quantisation error: "int8" on a CPU, "fp8" on a GPU; default none.
+        quantize: "int8" on a CPU or "fp8" on a GPU computes matmuls in 8 bits: faster, with a small quantisation
+            error; by default they are not quantised.
         revision, cache_dir, token, local_files_only: passed to huggingface-hub; a revision is refused for a folder.
         max_length: maximum tokens per text, including the end token; by default the limit that sentence-transformers
             would read from the checkpoint.
@@ -66,11 +73,13 @@ class Embedder(ModelProperties, Reopenable):
         truncate_dim: number of leading dimensions to keep; vectors are then scaled to length 1. By default the
             number that the checkpoint sets, else all.
         cuda_graphs: replay small batches on a GPU as CUDA graphs: the same vectors in less time. Each batch size is
-            recorded when it first occurs; False saves that time and memory.
+            recorded when it first occurs; False saves the time and memory of the recordings.
         show_progress_bar: show a bar while the weights load; by default on a terminal, after more than a second.
         tune_process: whether to change the process as described above.
-        open_checkpoint: function that opens the weights of a folder; benchmarks replace it to get random weights.
-        runner: computes the batches instead of a model loaded here; for tests and servers.
+        open_checkpoint: called as `open_checkpoint(folder, config)` to open the weights (a `WeightsSource`); benchmarks
+            pass a function that returns random weights.
+        runner: the `runtime.runner.Runner` that computes the batches, instead of a model loaded here; for tests and
+            servers.
 
     Raises:
         ConfigError: a setting is not accepted.
@@ -102,7 +111,7 @@ class Embedder(ModelProperties, Reopenable):
 
     @property
     def max_batch_tokens(self) -> int:
-        """Maximum tokens computed in one forward; set None for the default of the devices."""
+        """Maximum tokens computed in one forward; setting None restores the default of the devices."""
         return self.loop.budget.limit
 
     @max_batch_tokens.setter
@@ -127,18 +136,20 @@ class Embedder(ModelProperties, Reopenable):
         """Embed texts: one vector [dim] for a str, a matrix [N, dim] in the caller's order for a sequence.
 
         Args:
-            texts: one str, or a list, an iterator, an array or a column of str; `inputs` and `sentences`, its names in
-                sentence-transformers, work too.
-            prompt_name: name of the entry of `prompts` to put before every text.
+            texts: one str, or a list, an iterator, an array or a column of str; the keywords `inputs` and `sentences`
+                of sentence-transformers are accepted too.
+            prompt_name: name of the entry of `prompts` to put before every text; by default `default_prompt_name`.
             prompt: the prompt itself; it takes precedence over `prompt_name`.
-            batch_size: ignored, accepted for compatibility with sentence-transformers: batches are cut by tokens.
+            batch_size: not used, because batches are cut by tokens; accepted for compatibility with
+                sentence-transformers.
             convert_to_numpy: return a NumPy array; needs NumPy.
             convert_to_tensor: return a tensor; takes precedence over `convert_to_numpy`, as in sentence-transformers.
             kwargs: precision, truncate_dim, ranges, too_long, normalize_embeddings, report, show_progress_bar; see
                 `lastword.encode_options.EncodeKwargs`.
 
         Returns:
-            A tensor on the CPU, or a NumPy array with `convert_to_numpy`: float32, or the dtype of the precision.
+            A tensor on the CPU, or a NumPy array with `convert_to_numpy`; float32 unless `precision` asks for another
+            dtype.
 
         Raises:
             InputError: a text cannot be embedded; the error gives its index.
@@ -151,7 +162,7 @@ class Embedder(ModelProperties, Reopenable):
         listed = [texts] if isinstance(texts, str) else list_texts(texts)
         report, wanted = kwargs.get("report") or Report(), options.format
         nothing = torch.empty(0, wanted.dim, dtype=torch.float32, device="cpu")
-        nothing = quantize(nothing, wanted.precision, wanted.ranges)
+        nothing = to_precision(nothing, wanted.precision, wanted.ranges)
         with progress_bar(len(listed), show=kwargs.get("show_progress_bar")) as advance:
             vectors = self.loop.gather(nothing, listed, options, report, advance)
         result = vectors[0] if isinstance(texts, str) else vectors
@@ -193,18 +204,19 @@ class Embedder(ModelProperties, Reopenable):
         """Yield one vector [dim] per text, in order and in constant memory.
 
         On a GPU or on several devices, a background thread computes the next vectors while the caller uses one. Do not
-        call `torch.cuda.synchronize` meanwhile: it would abort the recording of a CUDA graph.
+        call `torch.cuda.synchronize` before the last vector: it would abort the recording of a CUDA graph.
 
         Args:
-            texts: an iterable, read a few groups ahead by the thread that consumes the vectors.
+            texts: an iterable of str. It is read by the thread that consumes the vectors, a few groups (of up to 4,096
+                texts) ahead of them.
             prompt_name: as for `encode`.
             prompt: as for `encode`.
             kwargs: as for `encode`; the counts of `report` grow as the vectors are consumed.
 
         Raises:
             ConfigError: a setting is not accepted; raised by this call, before any text is read.
-            InputError: a text cannot be embedded; raised after the vectors of all groups before its own, with its
-                index.
+            InputError: a text cannot be embedded; raised after the vectors of all groups before that text's. The error
+                gives the text's index.
         """
         groups = self._matrices("encode_stream", texts, prompt_name, prompt, kwargs)
         return (vector for matrix in groups for vector in matrix)
@@ -218,15 +230,15 @@ class Embedder(ModelProperties, Reopenable):
     ) -> Iterator[Tensor]:
         """Yield one matrix [n, dim] per group of up to 4,096 texts: `encode_stream` for callers who want whole groups.
 
-        On a GPU or on several devices, a background thread computes the next groups while the caller uses one. With
-        `on_error` a text that cannot be embedded does not end the run; see `lastword.encode_options.GroupKwargs`.
+        The arguments are those of `encode_stream`, and `on_error` and `on_done`: see
+        `lastword.encode_options.GroupKwargs`. With `on_error`, a text that cannot be embedded does not end the run.
         """
         return self._matrices("encode_groups", texts, prompt_name, prompt, kwargs)
 
     def plan(
         self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> Report:
-        """Count the texts, tokens and batches that embedding would take, without computing anything."""
+        """Tokenise texts and count the texts, tokens and batches that embedding them would take; run no model."""
         return self.loop.plan(
             require_texts(texts), self.info.encode_options("plan", prompt_name, prompt, {})
         )

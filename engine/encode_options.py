@@ -1,4 +1,4 @@
-"""The caller's settings and their checks: a value that is unknown or out of range is a ConfigError naming the setting.
+"""The caller's settings and their checks: an unknown or out-of-range value raises a ConfigError that names the setting.
 
 This module knows nothing about models or devices.
 """
@@ -25,14 +25,16 @@ class EncodeKwargs(TypedDict, total=False):
     """Keyword arguments of `encode` and its variants, apart from texts and prompt.
 
     Args:
-        precision: float32 (default), float16, int8, uint8, binary or ubinary; see `model.postprocess.quantize`.
-        truncate_dim: number of leading dimensions to keep; the vector is normalised after truncation.
+        precision: float32 (default), float16, int8, uint8, binary or ubinary; see `model.postprocess.to_precision`.
+        truncate_dim: number of leading dimensions to keep, by default the Embedder's `truncate_dim`; truncated vectors
+            are normalised.
         ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required); a
             tensor, an array or two lists of numbers.
         too_long: "cut" (default) keeps max_length tokens including the end token; "error" rejects the text.
         normalize_embeddings: scale vectors to length 1 even if the checkpoint does not normalise.
-        report: counts are added to it, such as texts cut, tokens requested and tokens computed.
-        show_progress_bar: by default on a terminal, if the work takes long.
+        report: a `lastword.report.Report`, to which the call adds its counts, such as texts cut and tokens computed.
+        show_progress_bar: whether to show a bar; by default only on a terminal and for more than one text. For fewer
+            than 256 texts that bar appears after one second.
     """
 
     precision: Precision
@@ -48,12 +50,12 @@ class GroupKwargs(EncodeKwargs, total=False):
     """Keyword arguments of `encode_groups`.
 
     Args:
-        on_error: called with the InputError of each text that cannot be embedded, which gives the text's index, instead
-            of raising it; called before the matrix of the text's group, which has no row for it. The other rows are
-            the same as without that text. Every other error is raised: one of the device, of the iterator or of an
-            element that is not a str.
-        on_done: called with the number of texts of each finished batch, for a progress bar of the caller's own. A
-            background thread may call it.
+        on_error: called with the InputError of each text that cannot be embedded, instead of raising it; the error
+            gives the text's index. The call comes before the matrix of the text's group. That matrix has no row for
+            the text, and its other rows are the same as without it. Every other error is still raised: one of the
+            device, of the iterator, or for an element that is not a str.
+        on_done: called with the number of texts of each finished batch, to drive the caller's own progress bar; the
+            built-in bar then does not advance. A background thread may make the call.
     """
 
     on_error: Callable[[InputError], None] | None
@@ -65,15 +67,15 @@ class Elsewhere:
     """A keyword of sentence-transformers that lastword does not have.
 
     Args:
-        remedy: what to do instead; None if no value of it changes a vector: then it is accepted and ignored.
-        nothing: the values that request no change, which are accepted too.
+        remedy: what to do instead; None for a keyword that changes no vector, of which every value is ignored.
+        nothing: the values that ask for nothing, which are ignored too.
     """
 
     remedy: str | None
     nothing: tuple[object, ...] = (None, {})
 
     def check(self, name: str, value: object) -> None:
-        """Raise ConfigError for a value that asks for something."""
+        """Raise ConfigError if the value asks for something that lastword does not do."""
         nothing = any(type(value) is type(each) and value == each for each in self.nothing)
         if self.remedy is not None and not nothing:
             what = "a keyword of sentence-transformers that lastword does not have"
@@ -127,12 +129,12 @@ class EncodeOptions:
 
 
 def known_keywords(function: str, given: Keywords, known: type) -> Keywords:
-    """Return the keywords that the TypedDict `known` defines, without those that ask for nothing.
+    """Return the given keywords that `known` defines; drop those of sentence-transformers that ask for nothing.
 
     Args:
-        function: the function that was called.
-        given: its keyword arguments.
-        known: the TypedDict of the keywords that it takes.
+        function: name of the function that was called; "Embedder" has its own list of dropped keywords.
+        given: the keyword arguments of the call.
+        known: the TypedDict of the keywords that the function takes.
 
     Raises:
         TypeError: a keyword is unknown, as in any Python function.
@@ -150,7 +152,7 @@ def known_keywords(function: str, given: Keywords, known: type) -> Keywords:
 
 
 def check_report(report: object) -> None:
-    """Raise ConfigError if this is neither a Report nor None."""
+    """Raise ConfigError if `report` is neither a Report nor None."""
     if report is not None and not isinstance(report, Report):
         got, expected = type(report).__name__, "a lastword.report.Report"
         raise ConfigError("report", "not a Report", got=got, expected=expected)
@@ -202,7 +204,7 @@ def check_max_length(
         least: smallest value allowed.
         limit: largest value allowed.
         folder: the model's folder, named in an error about the default.
-        beyond: the advice for a value above the limit, if there is any.
+        beyond: the remedy named in the error for a value above the limit; None for no remedy.
 
     Raises:
         ConfigError: the value is not an integer from `least` to `limit`.
@@ -221,7 +223,7 @@ def check_max_length(
 
 
 def check_batch_tokens(max_batch_tokens: SupportsIndex | None) -> int | None:
-    """Return the number of tokens per batch, None for the device's default; ConfigError if it is below one."""
+    """Return the tokens per batch as an int, or None for the device's default; ConfigError unless 1 or more."""
     if max_batch_tokens is None:
         return None
     return as_integer(max_batch_tokens, "max_batch_tokens", 1, expected="1 or more")

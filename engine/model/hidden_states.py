@@ -1,6 +1,6 @@
 """The residual stream at each text's last token, layer by layer, for people who study the model.
 
-It comes from the same forward that computes the vectors. This module knows nothing about texts.
+The states come from the same forward that computes the vectors. This module knows nothing about texts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ def layer_numbers(layers: Iterable[SupportsIndex] | None, num_layers: int) -> tu
     """Resolve layers to numbers 0 … L; None stands for all, negative numbers count from the end.
 
     Raises:
-        ConfigError: a layer does not exist, or these are not layer numbers in a definite order.
+        ConfigError: a layer does not exist, or `layers` is empty or not an ordered collection of integers.
     """
     numbers = range(num_layers + 1)
     if layers is None:

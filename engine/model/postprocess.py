@@ -1,4 +1,4 @@
-"""Turn final states into vectors: truncate to the requested width, normalise, check, quantise.
+"""Turn final states into vectors: truncate to the requested width, normalise, check, convert to a precision.
 
 `without_direction` finds rows that point nowhere (zero, NaN, infinity), and `runtime/results.py` turns them into
 errors: no such vector reaches the caller. This module handles tensors only.
@@ -12,7 +12,7 @@ from torch import Tensor
 from lastword.arguments import as_numbers, is_one_of, shown
 from lastword.errors import ConfigError
 
-# A shorter vector is all rounding error.
+# A vector shorter than this consists of rounding errors.
 MIN_LENGTH = 1e-12
 PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 
@@ -139,8 +139,8 @@ def without_direction(vectors: Tensor) -> list[int]:
     return [] if bool(usable.all()) else (~usable).nonzero().flatten().tolist()
 
 
-def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Tensor:
-    """Convert vectors to the requested precision.
+def to_precision(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Tensor:
+    """Convert vectors to the number format that `precision` names; the quantisation of matmuls is another matter.
 
     * float32, float16: the values themselves.
     * int8 without ranges: round(127·v / max|v|), scaled per vector by its largest absolute value; compare by cosine.
@@ -153,7 +153,7 @@ def quantize(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> T
     Args:
         vectors: [N, dim] fp32.
         precision: one of `PRECISIONS`.
-        ranges: [2, dim], the lower and upper bound of each dimension.
+        ranges: [2, dim], the lower and upper bound of each dimension; used for int8 and uint8 only.
 
     Returns:
         [N, dim], or [N, dim/8] for binary and ubinary, in the dtype of the precision.

@@ -26,12 +26,12 @@ class KeysValues:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all layers."""
+        """Bytes of the keys and values of all layers."""
         return sum(k.nbytes + v.nbytes for k, v in self.layers)
 
 
 class PromptCache:
-    """A model's prompts, by their token ids; the most recently used are kept."""
+    """Keep the keys and values of a model's most recently used prompts, by the prompts' token ids."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[int, ...], KeysValues] = OrderedDict()
@@ -57,7 +57,7 @@ class PromptCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all prompts."""
+        """Bytes of the keys and values of all kept prompts."""
         return sum(kept.nbytes for kept in self._kept.values())
 
     def clear(self) -> None:

@@ -3,13 +3,19 @@
 The layers are in `layer.py`. On a GPU nothing here waits for the device. This module knows weights and kernels,
 but no texts or tokenizers.
 
-Last-token pooling is built in: the last layer computes only the last-token rows. For another pooling, such as the mean:
+Last-token pooling is built in: the last layer computes only the last-token rows. What another pooling, such as the
+mean, would change:
 
-* `weights/module_list.py`: `_read_pooling` and `read_modules` accept the mode and return it to `embedding_spec.py`;
-* `runtime/runner.py`: `ModelLoader` passes it to `Model`;
+* `weights/module_list.py`: `_read_pooling` accepts the new mode, and `read_modules` returns the mode of the model;
+* `weights/embedding_spec.py`: `EmbeddingSpec` gets a field for the mode, which `read_embedding_spec` fills, with
+  "lasttoken" where there is no modules.json;
+* `embedder.py`: `Embedder.__init__` passes that field of `info.spec` to `ModelLoader`;
+* `runtime/runner.py`: `ModelLoader` gets the field too and passes it to `Model`;
 * `layer.py`: the last layer is built and run like the others (`forward`, not `forward_last`);
-* here: a sum over each text's path of segments (`batching/forest.py`); the prompt cache keeps final states too;
-* `ModelInfo.space_fingerprint` includes it, and `verify/transformers_reference.py` computes it.
+* here: a sum over the rows of each text's path of segments (`batching/forest.py`), for which the prompt cache must keep
+  final states too;
+* `model_info.py`: `space_fingerprint` includes the mode unless it is "lasttoken";
+* `verify/transformers_reference.py`: the reference computes it.
 """
 
 from collections.abc import Callable, Sequence

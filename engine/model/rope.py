@@ -9,7 +9,7 @@ from lastword.weights import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Return the angle per token of each pair of dimensions: theta^(−2i/D), interpolated where YaRN requires it.
+    """Return the angle per token of each pair of dimensions: theta^(−2i/D), interpolated where YaRN asks for that.
 
     Args:
         rope: the RoPE settings of the model.

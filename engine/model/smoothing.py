@@ -1,12 +1,12 @@
-"""Prepare a layer's weights for int8: the size of large channels of the activations moves into the weights.
+"""Prepare a layer's weights for int8: move the scale of the activations' large channels into the weights.
 
 Rounding to int8 gives each row of activations one scale, so a few large channels leave few codes for all others. A
 channel is divided by a factor and the weights that read it are multiplied by the same factor, which changes no result.
 The factors are powers of two, so both steps are exact. They come from a forward of a few tokens while the model is
-loaded. This is SmoothQuant (arXiv:2211.10438) with the root mean squares of measured channels in place of maxima.
+loaded. This is SmoothQuant (arXiv:2211.10438) with each channel's root mean square in place of its maximum.
 
-The output projection is left as it is: several query heads read the values of one head, so a factor could not belong to
-one channel of its input.
+The output projection is not smoothed: its inputs are sums of values, and each value head is shared by several query
+heads, so dividing one channel of the values would divide several input channels by the same factor.
 """
 
 from dataclasses import replace
@@ -24,19 +24,19 @@ from lastword.weights import LayerWeights, ModelConfig
 
 
 class _ObservedLayer(Layer):
-    """A layer in fp32 whose linear layers measure their inputs."""
+    """A layer in fp32 whose linear layers measure the root mean square of each input channel."""
 
     qkv: kernels.ObservedLinear
     gate_up: kernels.ObservedSwigluLinear
     down: kernels.ObservedLinear
 
     def __init__(self, weights: LayerWeights, config: ModelConfig) -> None:
-        # With the number of no layer: the last one would compute last-token rows only.
+        # -1 is no layer's number: with the number of the last layer, it would compute last-token rows only.
         super().__init__(weights, config, -1, quantize="observe")
 
 
 class Smoothing:
-    """Smooth the layers of one model, in order: each is measured after the exact layers before it.
+    """Smooth the layers of one model in order; each is measured on the output of the exact layers before it.
 
     Args:
         config: the model's config.
@@ -58,7 +58,11 @@ class Smoothing:
 
     @torch.no_grad()
     def smooth(self, weights: LayerWeights) -> LayerWeights:
-        """Return the next layer's weights, fp32 on the CPU, with which it computes the same and rounds less."""
+        """Return the next layer's smoothed weights: the layer computes the same, with smaller rounding errors in int8.
+
+        Args:
+            weights: the weights of the layer, fp32 on the CPU.
+        """
         layer = _ObservedLayer(weights, self._config)
         with isolated():
             x = kernels.rms_norm(self._residual, weights.input_norm, self._config.rms_norm_eps)
@@ -79,7 +83,12 @@ class Smoothing:
 
 
 def _factors(input_rms: Tensor, weight: Tensor) -> Tensor:
-    """Return a power of two per input channel, [K_in]: near sqrt(rms of the channel / largest weight that reads it)."""
+    """Return a power of two per input channel, [K_in]: near sqrt(RMS of the channel / largest weight that reads it).
+
+    Args:
+        input_rms: [K_in], the root mean square of each input channel.
+        weight: [K_out, K_in].
+    """
     largest = torch.maximum(weight.amax(0), -weight.amin(0))
     exponents = SMOOTHING_SHARE * input_rms.log2() - (1 - SMOOTHING_SHARE) * largest.log2()
     # A channel that is always zero, that no weight reads or that is not finite is left as it is.

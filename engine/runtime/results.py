@@ -18,7 +18,7 @@ from lastword.model.postprocess import (
     MIN_LENGTH,
     VectorFormat,
     postprocess,
-    quantize,
+    to_precision,
     without_direction,
 )
 from lastword.report import Report
@@ -308,7 +308,7 @@ def _to_format(
     """Convert rows [N, …] that the task `done` made to vectors; also return the parts of the error of each bad row."""
     if (wanted.dim, wanted.normalize) != (done.dim, done.normalize):
         states = postprocess(states, wanted.dim, normalize=wanted.normalize)
-    vectors = quantize(states, wanted.precision, wanted.ranges)
+    vectors = to_precision(states, wanted.precision, wanted.ranges)
     bad = dict.fromkeys(without_direction(states), _NO_DIRECTION)
     if wanted.precision == "float16":
         bad = dict.fromkeys(without_direction(vectors), _NOT_IN_FLOAT16) | bad

@@ -14,7 +14,7 @@ from lastword.model.postprocess import (
     VectorFormat,
     check_precision,
     postprocess,
-    quantize,
+    to_precision,
     without_direction,
 )
 from lastword.similarity import similarity, similarity_pairwise
@@ -67,7 +67,7 @@ def test_lengths_are_those_of_pytorch() -> None:
 
 
 def test_int8_keeps_the_cosine(vectors: torch.Tensor) -> None:
-    codes = quantize(vectors, "int8")
+    codes = to_precision(vectors, "int8")
     assert codes.dtype == torch.int8
     assert codes.abs().amax(1).tolist() == [127] * 50
     exact, coarse = similarity(vectors, vectors), similarity(codes, codes)
@@ -76,31 +76,31 @@ def test_int8_keeps_the_cosine(vectors: torch.Tensor) -> None:
 
 def test_saved_ranges_compare_by_integer_dot_product(vectors: torch.Tensor) -> None:
     ranges = torch.tensor([[-1.0], [1.0]]).expand(2, 64) * vectors.abs().max()
-    codes = quantize(vectors, "int8", ranges).int()
+    codes = to_precision(vectors, "int8", ranges).int()
     step = float((ranges[1, 0] - ranges[0, 0]) / 254)
     assert ((codes @ codes.T) * step**2 - vectors @ vectors.T).abs().max() < 0.02
-    assert torch.equal(quantize(vectors, "uint8", ranges).int(), codes + 128)
-    clamped = quantize(vectors * 9, "int8", ranges)
+    assert torch.equal(to_precision(vectors, "uint8", ranges).int(), codes + 128)
+    clamped = to_precision(vectors * 9, "int8", ranges)
     assert clamped.abs().max() == 127
 
 
 def test_bits_are_packed_as_numpy_packs_them(vectors: torch.Tensor) -> None:
     expected = np.packbits(vectors.numpy() > 0, axis=1)
-    assert np.array_equal(quantize(vectors, "ubinary").numpy(), expected)
+    assert np.array_equal(to_precision(vectors, "ubinary").numpy(), expected)
     assert np.array_equal(
-        quantize(vectors, "binary").numpy(), (expected.astype(int) - 128).astype(np.int8)
+        to_precision(vectors, "binary").numpy(), (expected.astype(int) - 128).astype(np.int8)
     )
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "binary", "ubinary"])
 def test_no_vectors(precision: str, vectors: torch.Tensor) -> None:
-    one, none = quantize(vectors[:1], precision), quantize(vectors[:0], precision)
+    one, none = to_precision(vectors[:1], precision), to_precision(vectors[:0], precision)
     assert (none.shape, none.dtype) == ((0, one.shape[1]), one.dtype)
 
 
 def test_half_precision(vectors: torch.Tensor) -> None:
-    assert torch.equal(quantize(vectors, "float16"), vectors.half())
-    assert quantize(vectors, "float32") is vectors
+    assert torch.equal(to_precision(vectors, "float16"), vectors.half())
+    assert to_precision(vectors, "float32") is vectors
 
 
 @pytest.mark.parametrize(

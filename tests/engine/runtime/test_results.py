@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lastword import Embedder, InputError
 from lastword.batching.forest import plan_forests
-from lastword.model.postprocess import VectorFormat, postprocess, quantize
+from lastword.model.postprocess import VectorFormat, postprocess, to_precision
 from lastword.runtime.results import FinishedBatch, Group, Item, embed_task, finish_batch
 from lastword.runtime.runner import StatesTask, Task
 
@@ -60,7 +60,7 @@ def test_a_vector_without_a_direction_is_an_error(
     fine = finish(states, [*formats[:2], wanted, wanted, wanted])
     assert not {2, 3, 4} & fine.errors.keys()
     results = dict(fine.results())
-    expected = quantize(postprocess(states, 8, normalize=normalize), precision)
+    expected = to_precision(postprocess(states, 8, normalize=normalize), precision)
     assert torch.equal(torch.stack([results[i] for i in (2, 3, 4)]), expected[2:])
 
 
