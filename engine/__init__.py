@@ -21,7 +21,8 @@ def __getattr__(name: str) -> object:
     """Import `Embedder`, and torch with it, on first access."""
     if name != "Embedder":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # torch warns about this when imported, but lastword works without NumPy. Filters that torch adds itself stay.
+    # torch warns about this when imported, but lastword works without NumPy. Only this filter is removed afterwards:
+    # those that torch adds stay.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
     ignored = warnings.filters[0]
     try:

@@ -1,6 +1,7 @@
-"""Checks of single arguments: integers, switches and numbers become Python's or PyTorch's own types, or are refused.
+"""Check single arguments: integers, switches and arrays become Python's or PyTorch's own types, or are refused.
 
-NumPy's counterparts are accepted, and converted here, so that fingerprints and messages never see them.
+NumPy's integers, switches and arrays are accepted too. They are converted here, so that fingerprints and messages do
+not depend on NumPy's types.
 """
 
 import operator
@@ -47,7 +48,7 @@ def as_integer(
     expected: str,
     what: str = "out of range",
 ) -> int:
-    """Return an int, a NumPy integer or anything else with `__index__` as an int from `low` to `high`.
+    """Convert an int, a NumPy integer or anything else with `__index__` to an int, which must be in a range.
 
     Args:
         value: the caller's value; a bool is not an integer here.
@@ -72,7 +73,7 @@ def as_integer(
 
 
 def as_switch(value: object, where: str) -> bool:
-    """Return True, False, 1, 0 or NumPy's True and False as a bool; ConfigError for anything else, such as "false"."""
+    """Convert True, False, 1, 0 or NumPy's True or False to a bool; ConfigError for anything else, such as "false"."""
     if _is_bool(value):
         return bool(value)
     expected = "True or False"
@@ -87,7 +88,7 @@ def _is_bool(value: object) -> bool:
 
 
 def as_numbers(values: Any) -> Tensor | None:
-    """Return a tensor, an array, or nested lists of these or of numbers, as fp32; None if that is impossible.
+    """Convert a tensor, an array, or nested lists of these or of numbers to an fp32 tensor; None if that is impossible.
 
     A tensor stays on its device. Complex numbers and sparse tensors are not accepted.
     """

@@ -1,6 +1,6 @@
-"""The type of `Embedder.encode` and its two variants: what comes back depends on the `convert_to_…` keywords.
+"""The type of `encode`, `encode_query` and `encode_document`: the `convert_to_…` keywords decide what is returned.
 
-Written once for the three methods, with the names of the texts in sentence-transformers: `sentences`, now `inputs`.
+All three also take their texts by the keywords of sentence-transformers: `sentences`, which it has renamed `inputs`.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ class NamedKwargs(EncodeKwargs, total=False):
 
 
 class Encode(Protocol):
-    """A call with texts and settings: a tensor, unless a NumPy array is requested."""
+    """The signature of the three methods: they return a tensor, unless a NumPy array is requested."""
 
     @overload
     def __call__(
@@ -82,7 +82,7 @@ class Encode(Protocol):
 
 
 class EncodeMethod(Protocol):
-    """A method that is an `Encode` once it is bound to its object."""
+    """A method which, taken from its object, has the type `Encode`."""
 
     def __get__(self, instance: object, owner: type | None = None, /) -> Encode: ...
 
@@ -90,7 +90,7 @@ class EncodeMethod(Protocol):
 def encode_method(function: Callable[..., Any]) -> EncodeMethod:
     """Give a method the type `Encode`, and let it take its texts as `inputs` or `sentences` too.
 
-    Its signature stays as it is. Texts given twice, or not at all, are a TypeError, as for any argument.
+    The method's signature does not change. Giving the texts twice, or not at all, is a TypeError, as for any argument.
     """
 
     @wraps(function)

@@ -16,7 +16,7 @@ from typing import Any
 
 
 class _Problem(Exception):  # noqa: N818  the common base of errors and warnings, never raised itself
-    """A problem in five parts, the last three of them optional; `str` joins them, cut and escaped, into one line."""
+    """A problem in five parts, the last three optional; `str` joins them, shortened and escaped, into one line."""
 
     where: str
     what: str
@@ -92,7 +92,10 @@ class WeightsError(LastwordError):
 
 
 class InputError(LastwordError):
-    """A text, record or file from the caller that cannot be embedded; `index` is the text's position in the call."""
+    """A text, record or file from the caller that cannot be embedded.
+
+    `index` is the text's position in the call, or None if the error is not about a single text.
+    """
 
     def __init__(
         self,
@@ -113,7 +116,7 @@ class DeviceError(LastwordError):
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Return `text` on one line of at most `limit` characters: cut in its middle, control characters escaped."""
+    """Return `text` on one line: control characters are escaped; beyond `limit` characters its middle is cut out."""
     cut = _cut(text, limit)
     return cut if cut.isprintable() else _cut(printable(cut), limit)
 
@@ -142,7 +145,7 @@ def lone_surrogate(text: str) -> int | None:
 
 
 def not_unicode(kind: type[LastwordError], where: str, text: str) -> LastwordError | None:
-    """Make the error for a text with a lone surrogate, which no tokenizer accepts; None if the text has none."""
+    """Return an error of class `kind` if the text has a lone surrogate, which no tokenizer accepts, else None."""
     at = lone_surrogate(text)
     if at is None:
         return None
@@ -156,7 +159,7 @@ def not_unicode(kind: type[LastwordError], where: str, text: str) -> LastwordErr
 
 
 def list_some(names: Iterable[object], limit: int = 5) -> str:
-    """Join names in sorted order, at most `limit` of them and each cut, with the count of the rest."""
+    """Join names in sorted order: at most `limit` of them, each shortened if it is long, and the number of the rest."""
     listed = sorted(str(name) for name in names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(one_line(name, 100) for name in listed[:limit]) + more

@@ -1,6 +1,6 @@
 """A model before its weights are read: files, config, prompts, limits, device and dtype, fingerprints.
 
-An `Embedder` holds one and adds the loop. This module computes nothing.
+An `Embedder` holds a `ModelInfo` and adds the loop. This module runs no model.
 """
 
 import hashlib
@@ -94,7 +94,7 @@ class ModelKwargs(HubOptions, total=False):
 class ModelInfo:
     """A model's files and the caller's settings, checked against each other.
 
-    The arguments are those of `Embedder`.
+    The arguments have the meaning that they have for `Embedder`.
 
     Raises:
         ConfigError: a setting is not accepted.
@@ -181,7 +181,7 @@ class ModelInfo:
 
     @property
     def default_prompt_name(self) -> str | None:
-        """Name of the prompt used when none is given, if any; can be set."""
+        """Name of the prompt that `encode` uses when none is given, if any; can be set."""
         return self._default_prompt_name
 
     @default_prompt_name.setter
@@ -206,6 +206,8 @@ class ModelInfo:
     ) -> VectorFormat:
         """Resolve the requested format of vectors; truncated vectors are always normalised.
 
+        The arguments are those of `lastword.encode_options.EncodeKwargs`.
+
         Raises:
             ConfigError: the model has fewer dimensions, or the precision does not fit the width or the ranges.
         """
@@ -221,9 +223,10 @@ class ModelInfo:
         """Return the prompt to put before every text.
 
         Args:
-            prompt_name: name of one of `prompts`.
-            prompt: the prompt itself; takes precedence.
-            kind: "query" or "document": use the prompt of that name, if any, when neither of the others is given.
+            prompt_name: name of one of `prompts`; by default `default_prompt_name`, unless `kind` is given.
+            prompt: the prompt itself; takes precedence over `prompt_name`.
+            kind: "query" or "document": without `prompt_name` and `prompt`, use the prompt of that name, or none if
+                there is no such prompt.
 
         Raises:
             ConfigError: the name is unknown (the known ones are listed), or the prompt is not valid text.
@@ -240,10 +243,16 @@ class ModelInfo:
         prompt: str | None,
         kwargs: EncodeKwargs | GroupKwargs,
     ) -> EncodeOptions:
-        """Resolve all settings of one call of `function`.
+        """Check and resolve all settings of one call.
+
+        Args:
+            function: name of the method of `Embedder` that was called.
+            prompt_name: as for `resolve_prompt`.
+            prompt: as for `resolve_prompt`.
+            kwargs: the other keyword arguments of the call.
 
         Raises:
-            ConfigError: the model does not allow a setting.
+            ConfigError: a setting is not accepted, or the model does not allow it.
             TypeError: a keyword is unknown.
         """
         known = GroupKwargs if function == "encode_groups" else EncodeKwargs
@@ -302,9 +311,17 @@ class ModelInfo:
         normalize_embeddings: bool = False,
         chunking: Mapping[str, str] | None = None,
     ) -> str:
-        """Hash the settings that a file of vectors depends on; `chunking` says how texts were split, if they were.
+        """Hash everything that a file of vectors depends on: the space, the prompt and the settings of the run.
 
         The device, the number of threads and max_batch_tokens are left out, although they may change the rounding.
+
+        Args:
+            prompt: the prompt itself.
+            precision: as for `EncodeKwargs`.
+            truncate_dim: as for `EncodeKwargs`.
+            ranges: as for `EncodeKwargs`.
+            normalize_embeddings: as for `EncodeKwargs`.
+            chunking: how texts were split into chunks, as settings by name; None if they were not split.
         """
         given = self.vector_format(truncate_dim, precision=precision, ranges=ranges)
         _check_chunking(chunking)
@@ -323,7 +340,7 @@ class ModelInfo:
 
 
 def _check_chunking(chunking: object) -> None:
-    """Raise ConfigError unless it is None or a mapping of str to str."""
+    """Raise ConfigError unless `chunking` is None or a mapping of str to str."""
     if chunking is None or (
         isinstance(chunking, Mapping)
         and all(isinstance(each, str) for pair in chunking.items() for each in pair)
@@ -359,7 +376,10 @@ def _fingerprint(**settings: object) -> str:
 
 
 def find_known_name(model: str, known: Collection[str]) -> str:
-    """Map a model name, or a folder named like a known model, to its hub id; return any other name unchanged."""
+    """Return the id in `known` that equals the model's name, or names its folder; any other name comes back unchanged.
+
+    Upper and lower case are not distinguished.
+    """
     folder = expand_home(model)
     own = folder.absolute().name.lower() if os.path.isdir(folder) else None
     for name in known:
@@ -374,8 +394,8 @@ def find_published(model: str, facts: Mapping[str, T], where: str, what: str) ->
     Args:
         model: hub id or folder.
         facts: what is known, by hub id.
-        where: first part of the error message, as in "card".
-        what: second part of the error message, as in "no table is known".
+        where: first part of the error message, such as "card".
+        what: second part of the error message, such as "no table is known".
 
     Raises:
         ConfigError: nothing is known about this model.

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-# With fewer items than this, the bar appears only after some seconds, so that it does not just flash up.
+# With fewer items than this, the bar appears only after the seconds below, so that it does not just flash up.
 _SMALL = 256
 _PATIENCE_S = 1.0
-# Seconds after which a bar is drawn again though nothing has advanced.
+# Seconds after which a bar is drawn again even if nothing has advanced.
 _REFRESH_S = 0.5
 
 
@@ -25,7 +25,8 @@ def progress_bar(
 
     Args:
         total: number of items, None for a stream of unknown length.
-        show: whether to show the bar; None shows it on a terminal, for more than one item.
+        show: whether to show the bar; None shows it only on a terminal and for more than one item, after one second if
+            there are fewer than 256.
         unit: the unit of an item; "B" stands for bytes, shown as MB and GB.
         what: title of the bar.
     """
@@ -50,7 +51,7 @@ def progress_bar(
 
 @contextmanager
 def _moving(refresh: Callable[[], object], delay: float) -> Iterator[None]:
-    """Refresh a bar during the `with` block, so that its clock goes on while a huge text is tokenised or computed."""
+    """Refresh a bar during the `with` block, so that its clock runs on while a huge text is tokenised or computed."""
     ended = Event()
 
     def move() -> None:

@@ -1,4 +1,4 @@
-"""What an `Embedder` tells about its model, under the names that callers of sentence-transformers use."""
+"""The attributes of an `Embedder` that describe its model, named as in sentence-transformers where it has them."""
 
 from collections.abc import Mapping
 from typing import Generic, Never, Self, SupportsIndex, TypeVar, overload
@@ -17,7 +17,12 @@ Put = TypeVar("Put")
 
 
 class FromInfo(Generic[Got, Put]):
-    """An attribute of an `Embedder` that is read from its `info` and, if that has a setter of this name, set there."""
+    """An attribute of an `Embedder` that gets an attribute of its `info`, and sets it if that is a property.
+
+    Args:
+        name: name of the attribute of `ModelInfo`.
+        doc: the docstring.
+    """
 
     def __init__(self, name: str, doc: str) -> None:
         self._name, self.__doc__ = name, doc
@@ -41,14 +46,16 @@ class ModelProperties:
 
     info: ModelInfo
 
-    name = FromInfo[str, Never]("name", "The hub id or folder that was opened.")
-    notices = FromInfo[tuple[str, ...], Never]("notices", "Notes for the user, one line each.")
+    name = FromInfo[str, Never]("name", "The Hugging Face id or folder that was opened.")
+    notices = FromInfo[tuple[str, ...], Never](
+        "notices", "Notes for the user on the model, one line each."
+    )
     device = FromInfo[torch.device, Never]("device", "The device, or the first of several.")
     dtype = FromInfo[torch.dtype, Never]("dtype", "The compute dtype.")
     dim = FromInfo[int, Never]("dim", "Width of the vectors that `encode` returns.")
     max_length = FromInfo[int, SupportsIndex | None](
         "max_length",
-        "Maximum tokens per text, including the end token; set None for the model's default.",
+        "Maximum tokens per text, including the end token; setting None restores the model's default.",
     )
     max_seq_length = FromInfo[int, SupportsIndex | None]("max_length", "The same as `max_length`.")
     truncate_dim = FromInfo[int | None, SupportsIndex | None](
@@ -56,11 +63,11 @@ class ModelProperties:
     )
     prompts = FromInfo[dict[str, str], Mapping[str, str]]("prompts", "The prompts by name.")
     default_prompt_name = FromInfo[str | None, str | None](
-        "default_prompt_name", "Name of the prompt used when none is given, if any."
+        "default_prompt_name", "Name of the prompt that `encode` uses when none is given, if any."
     )
 
     def __repr__(self) -> str:
-        """Return one line with the model and the settings that decide what a vector is and where it is computed."""
+        """Return one line with the model's name and the main settings."""
         info = self.info
         facts: dict[str, object] = {
             "device": ",".join(map(str, info.devices)),

@@ -1,8 +1,8 @@
-"""Copies of an `Embedder`: in its own process with the same weights, elsewhere by opening the model again.
+"""Copies of an `Embedder`: within its process they share the weights; another process opens the model again.
 
-A pickle holds no weights. It holds the model's name, folder and commit, the current settings, and `space_fingerprint`,
-which the other process uses to check that it opened the same model. A hub token is not part
-of it: the other process uses the model in the cache, or its own login.
+A pickle holds no weights. It holds the model's name, folder and commit, the current settings, and the fingerprint by
+which the other process checks that it has opened the same model. It holds no hub token: the other process uses the
+model in its cache, or its own login.
 """
 
 import multiprocessing
@@ -34,10 +34,10 @@ class Opened:
     """The arguments of an `Embedder` that are kept neither in its `info` nor in its `loop`.
 
     Args:
-        kwargs: the keyword arguments for its `ModelInfo`.
+        kwargs: the keyword arguments that were passed on to `ModelInfo`.
         cuda_graphs: as for `Embedder`.
         tune_process: as for `Embedder`.
-        own_runner: whether its runner was made for it, not given by the caller.
+        own_runner: whether the Embedder made its runner; False if the caller passed one.
     """
 
     kwargs: Mapping[str, Any]
@@ -62,10 +62,10 @@ class Reopenable:
         self._opened, self._sharing = opened, WeakSet([self])
 
     def close(self) -> None:
-        """Free the model and end the worker processes, if any, unless a copy of this object uses them.
+        """Free the model and end the worker processes, if any, unless a copy of this object still uses them.
 
-        Memory goes back to the system. Afterwards a text is refused with a DeviceError. The same happens when the
-        Embedder and its copies are collected.
+        The memory goes back to the system. Embedding a text afterwards raises a DeviceError. An Embedder that is never
+        closed is freed in the same way once it and its copies are garbage-collected.
         """
         self._sharing.discard(self)
         if not self._sharing:
@@ -88,13 +88,13 @@ class Reopenable:
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Do the same as `copy.copy`, but copy deeply what the caller has added to the object."""
+        """Do the same as `copy.copy`, and deep-copy the attributes that the caller has added to the object."""
         other = memo[id(self)] = copy(self)
         vars(other).update(deepcopy(self._added(), memo))
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by what is needed to open the model again.
+        """Pickle what is needed to open the model again, not its weights.
 
         Raises:
             ConfigError: the Embedder computes with a `runner` or `open_checkpoint` that cannot be pickled.
@@ -106,7 +106,7 @@ class Reopenable:
 
 
 def _model_of(embedder: Reopenable) -> dict[str, Any]:
-    """Tell which model an Embedder has opened and how; equal for equal models."""
+    """Describe which model an Embedder has opened, and how; equal models have equal descriptions."""
     info, opened = embedder.info, embedder._opened
     if not opened.own_runner:
         _refuse("runner", embedder.loop.runner)
@@ -146,7 +146,7 @@ def _settings_of(embedder: Reopenable) -> dict[str, Any]:
 
 
 def _space(info: ModelInfo) -> str:
-    """Return the fingerprint of the model's whole vectors, whatever the width set."""
+    """Return the space fingerprint of the model's full-width vectors, whatever `truncate_dim` is."""
     return info.space_fingerprint(info.config.hidden_size)
 
 
@@ -177,10 +177,10 @@ def _reopen(kind: "type[Embedder]", model: dict[str, Any], settings: dict[str, A
 
 
 def _open(kind: "type[Embedder]", model: dict[str, Any]) -> "Embedder":
-    """Open the model; from its folder if that is here, else from the hub at the same commit.
+    """Open the model from its folder if this machine has it, else from the hub at the same commit.
 
     Raises:
-        WeightsError: the model is not here, or is another one.
+        WeightsError: the model cannot be found, or its fingerprint is not the pickled one.
     """
     from lastword.embedder import Embedder
 

@@ -9,10 +9,10 @@ class Report:
 
     Args:
         texts: number of texts.
-        tokens_requested: tokens requested, before sharing.
-        tokens_computed: tokens that the forward computed.
-        tokens_cached: tokens of prompts that were not computed because the model has their keys and values; each
-            prompt counts once per batch. Computing a prompt for the first time is not counted.
+        tokens_requested: tokens of all texts and their prompts, each text counted in full.
+        tokens_computed: tokens that the forwards of the batches computed; a prefix that texts share counts once.
+        tokens_cached: prompt tokens whose keys and values came from the prompt cache; each prompt counts once per
+            batch. The forward of a prompt alone, which fills the cache, is not counted anywhere.
         cut: number of texts that were cut because they were longer than max_length.
         batches: number of batches.
         seconds: wall time.
@@ -33,7 +33,7 @@ class Report:
 
     @property
     def tokens_saved(self) -> int:
-        """Tokens saved by sharing prefixes: those requested that were neither computed nor cached."""
+        """Tokens saved by sharing prefixes: tokens requested, less those computed and those cached."""
         return self.tokens_requested - self.tokens_computed - self.tokens_cached
 
     @property

@@ -74,7 +74,7 @@ def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
 
 
 def _as_matrices(a: Vectors, b: Vectors, name: str) -> tuple[Tensor, Tensor]:
-    """Check the function's name; convert both to fp32 matrices on one device, which must have the same width."""
+    """Check the function's name; convert a and b to fp32 matrices of equal width on the device of a."""
     if not is_one_of(name, SIMILARITIES):
         expected = f"one of: {', '.join(SIMILARITIES)}"
         raise ConfigError("similarity", "unknown", got=shown(name), expected=expected)
