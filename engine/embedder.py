@@ -243,6 +243,15 @@ class Embedder(ModelProperties, Reopenable):
             require_texts(texts), self.info.encode_options("plan", prompt_name, prompt, {})
         )
 
+    def warm_up(self) -> None:
+        """Embed a query and a few documents, so that the first call of a server is as fast as later ones.
+
+        What is done once is done now: threads are started, kernels compiled, CUDA graphs of these sizes recorded, and
+        the keys and values of the query prompt computed.
+        """
+        self.encode_query("one short query")
+        self.encode_document([f"{number}: {'some words ' * 16}" for number in range(8)])
+
     # Looking inside.
 
     def token_ids(

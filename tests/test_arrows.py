@@ -33,7 +33,9 @@ ARROWS = {
     " text.groups",
     ".": "embedder errors",
     # Entry points.
-    "cli": f". {PUBLIC} evaluate verify weights",
+    "cli": f". {PUBLIC} evaluate serve verify weights",
+    # It makes the items of the loop's queue, so it sees what they are made of.
+    "serve": f". {PUBLIC} model.postprocess runtime.results text.tokenizer weights",
     "evaluate": f"{PUBLIC} weights",  # the names of dtypes
     "interop": f"{PUBLIC} weights",  # the name of the built-in model
     # It reads the checkpoint itself and rounds as the kernels say, so that no mistake of the engine is shared.
@@ -50,11 +52,19 @@ ADAPTERS = (
     "lastword.evaluate.encoder",
     "lastword.interop.langchain",
     "lastword.interop.llama_index",
+    # `cli.commands.serve` imports these once it has found the packages of the extra
+    "lastword.serve.answers",
+    "lastword.serve.app",
+    "lastword.serve.gate",
+    "lastword.serve.protocols.body",
+    "lastword.serve.server",
 )
 EXTRAS = {
     "lastword.cli.documents": {"pathspec", "semantic_text_splitter"},
     "lastword.evaluate": {"datasets", "mteb"},
     "lastword.interop": {"langchain_core", "llama_index"},
+    "lastword.cli.commands.serve": {"fastapi", "orjson", "uvicorn"},
+    "lastword.serve": {"fastapi", "orjson", "pydantic", "starlette", "uvicorn"},
     "lastword.verify": {"transformers"},
     "lastword.weights": {"yaml"},
 }

@@ -33,6 +33,7 @@ EXAMPLES = """examples:
 COMMANDS = {
     "embed": "lastword.cli.commands.embed",
     "search": "lastword.cli.commands.search",
+    "serve": "lastword.cli.commands.serve",
     "info": "lastword.cli.commands.info",
     "verify": "lastword.cli.commands.verify",
     "eval": "lastword.cli.commands.eval",

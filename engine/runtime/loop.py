@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from queue import Queue
 from time import perf_counter
 
 from torch import Tensor
@@ -27,6 +26,7 @@ from lastword.runtime.results import (
     GroupResult,
     GroupsInOrder,
     Item,
+    ItemQueue,
     QueuedItems,
     counts_of,
     embed_task,
@@ -268,22 +268,19 @@ class Loop:
     # From a queue, as they finish.
 
     def results(
-        self, queue: "Queue[Item | None]", report: Report | None = None
+        self, queue: ItemQueue, report: Report | None = None
     ) -> Iterator[tuple[object, Tensor | Exception]]:
         """Yield (tag, tensor or error) for each item from a queue, as batches finish.
 
-        When a device can take a batch, all items then in the queue are sorted and packed together.
+        When a device can take a batch, all items then in the queue (until it raises `Empty`) are sorted and packed
+        together.
 
         Args:
             queue: gives items, each with a format; None marks the end.
             report: counts are added to it.
         """
         items = QueuedItems(queue, self.tokenizer.vocab_size)
-
-        def take(wait: bool) -> Group | None:  # noqa: FBT001  a Take
-            return items.take(self._forests, wait=wait)
-
-        for batch in self.run(take, in_order=False):
+        for batch in self.run(partial(items.take, self._forests), in_order=False):
             if report is not None:
                 report.add(batch.counts)
             yield from batch.results()

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
-from queue import Empty, Queue
+from queue import Empty
 from time import perf_counter
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -94,13 +95,24 @@ class Group:
     refused: Sequence[tuple[Item, Exception]] = ()
 
 
+class ItemQueue(Protocol):
+    """What gives the loop items: a `queue.Queue`, or an object that chooses the next item when it is asked."""
+
+    def get(self, block: bool = ...) -> Item | None:  # noqa: FBT001  as of a queue.Queue
+        """Return an item, or None at the end; raises `queue.Empty` if nothing waits, with `block` not set."""
+
+
 class QueuedItems:
     """Make groups of the items from a queue: the items waiting at one moment form a group. None marks the end."""
 
-    def __init__(self, queue: "Queue[Item | None]", vocab_size: int) -> None:
+    def __init__(self, queue: ItemQueue, vocab_size: int) -> None:
         self._queue, self._vocab_size, self._ended = queue, vocab_size, False
 
-    def take(self, plan: Callable[[list[Item]], list[Forest]], *, wait: bool) -> Group | None:
+    def take(
+        self,
+        plan: Callable[[list[Item]], list[Forest]],
+        wait: bool,  # noqa: FBT001  a Take, once `plan` is given
+    ) -> Group | None:
         """Make a group of the items in the queue.
 
         Args:

@@ -368,3 +368,9 @@ def test_repr_names_the_built_in_model_and_follows_its_settings() -> None:
     assert repr(model).startswith("Embedder('built-in', device='cpu', dtype='float32', dim=256, ")
     model.truncate_dim, model.max_length = 8, 9
     assert repr(model).endswith(" dim=8, max_length=9)")
+
+
+def test_warming_up_changes_no_vector(tiny_checkpoint: Path) -> None:
+    warm, cold = Embedder(tiny_checkpoint, device="cpu"), Embedder(tiny_checkpoint, device="cpu")
+    warm.warm_up()
+    assert torch.equal(warm.encode_query(["a text"]), cold.encode_query(["a text"]))

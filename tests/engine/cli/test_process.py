@@ -130,6 +130,7 @@ COMMANDS = (
     "info",
     "verify",
     "eval",
+    "serve",
     "bench",
     "bench kernels",
     "bench peers",

@@ -1,0 +1,201 @@
+"""`lastword serve`: answer requests for vectors over HTTP, in the protocols that people have clients for."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lastword.cli import console, options
+from lastword.errors import require_extra
+
+if TYPE_CHECKING:
+    from lastword.serve.settings import Settings
+
+ABOUT = "answer requests for vectors over HTTP"
+EXAMPLES = """examples:
+  lastword serve
+  lastword serve Qwen/Qwen3-Embedding-0.6B --port 8000 --truncate
+  lastword serve ./model --host 0.0.0.0 --api-key-file keys.txt
+
+  curl http://127.0.0.1:8080/v1/embeddings -d '{"input": "how do plants make sugar?"}'
+
+The clients of OpenAI, text-embeddings-inference, Cohere and Ollama work. The routes, the limits and what is different
+from those servers: engine/serve/README.md. SIGTERM and Ctrl-C stop the server once it has answered what it accepted;
+SIGHUP reads the keys again."""
+
+# The options for the limits, in the order of --help; their defaults are those of `serve.settings.Limits`.
+_LIMITS = {
+    "max_body_bytes": "bytes of one request's body",
+    "max_inputs": "texts in one request",
+    "max_characters": "characters of one text",
+    "max_request_tokens": "tokens of one request",
+    "max_queued_tokens": "tokens that may wait before further requests are refused with status 429",
+    "max_queue_seconds": "time that waiting tokens may take, at the present speed, before requests are refused",
+    "max_requests": "requests that may be in hand before further ones are refused",
+    "interactive_tokens": "a request of at most so many tokens goes before larger ones",
+    "body_seconds": "seconds for a client to send a request",
+    "request_seconds": "seconds to compute a request",
+    "drain_seconds": "seconds to answer what was accepted, after SIGTERM",
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    options.add_name(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; by default 127.0.0.1"
+    )
+    parser.add_argument(
+        "--port",
+        type=_port,
+        default=8080,
+        help="port to listen on; 0 for a free one; by default 8080",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=options.path_argument,
+        metavar="FILE",
+        help="file with one accepted key per line; by default no key is needed",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow an address that other machines reach without keys",
+    )
+    parser.add_argument(
+        "--model-name",
+        type=options.revision_argument,
+        help="name of the model in requests and answers",
+    )
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="cut texts that are too long, unless a request says otherwise; by default they are refused",
+    )
+    parser.add_argument(
+        "--accept-token-ids",
+        action="store_true",
+        help="accept token ids of this model's tokenizer as input",
+    )
+    parser.add_argument(
+        "--ranges",
+        type=options.path_argument,
+        metavar="FILE",
+        help="file made by lastword embed --save-ranges, for int8 and uint8 vectors",
+    )
+    _add_tls_and_log(parser)
+    _add_limits(parser)
+    options.add_model_options(parser)
+
+
+def _add_tls_and_log(parser: argparse.ArgumentParser) -> None:
+    """Add the options for TLS and for what is printed."""
+    parser.add_argument(
+        "--tls-cert", type=options.path_argument, metavar="FILE", help="certificate chain for TLS"
+    )
+    parser.add_argument(
+        "--tls-key", type=options.path_argument, metavar="FILE", help="private key for TLS"
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="form of the log on stderr; by default text",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the limits and the memory needed; do not listen",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print no progress or notices")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each limit."""
+    from lastword.serve.settings import Limits
+
+    group = parser.add_argument_group("limits")
+    for field in fields(Limits):
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=options.positive,
+            default=field.default,
+            metavar="N",
+            help=f"{_LIMITS[field.name]}; by default {field.default:,}",
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    options.choose_model(args)
+    settings = _settings(args)
+    with require_extra("FastAPI and uvicorn", "serve", "lastword serve"):
+        import fastapi  # noqa: F401
+        import numpy  # noqa: F401, ICN001
+        import orjson  # noqa: F401
+        import uvicorn  # noqa: F401
+    if args.dry_run:
+        console.print_lines(_describe(args, settings))
+        return 0
+    from lastword.serve.server import serve
+
+    return serve(settings, lambda: options.open_model(args), _ranges(args))
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    from lastword.serve.settings import Limits, Settings
+
+    def path(given: str | None) -> Path | None:
+        return None if given is None else Path(given)
+
+    return Settings(
+        host=args.host,
+        port=args.port,
+        limits=Limits(**{each.name: getattr(args, each.name) for each in fields(Limits)}),
+        key_file=path(args.api_key_file),
+        insecure=args.insecure,
+        truncate=args.truncate,
+        accept_token_ids=args.accept_token_ids,
+        log_format=args.log_format,
+        tls_cert=path(args.tls_cert),
+        tls_key=path(args.tls_key),
+        model_name=args.model_name,
+    )
+
+
+def _ranges(args: argparse.Namespace) -> Any:
+    """Read the ranges, if a file of them is named."""
+    if args.ranges is None:
+        return None
+    from lastword.cli.ranges import read_ranges
+
+    model = options.open_files(args)
+    return read_ranges(args.ranges, model.dim, model.space_fingerprint())
+
+
+def _describe(args: argparse.Namespace, settings: "Settings") -> list[str]:
+    """Return lines that tell the limits and the memory of a server that is not started."""
+    model = options.open_files(args)
+    size = model.checkpoint.num_parameters * model.dtype.itemsize
+    facts = {
+        "model": model.name,
+        "device": ", ".join(map(str, model.devices)),
+        "weights": f"{size:,} bytes in {str(model.dtype).removeprefix('torch.')}",
+        "max_length": f"{model.max_length:,}",
+        "host": settings.host,
+        "port": settings.port,
+        "keys": "none" if settings.key_file is None else str(settings.key_file),
+        **{
+            field.name: f"{getattr(settings.limits, field.name):,}"
+            for field in fields(settings.limits)
+        },
+    }
+    return [f"{name:<28} {value}" for name, value in facts.items()]
+
+
+def _port(text: str) -> int:
+    """Parse the number of a port."""
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError("not a port from 0 to 65535")
+    return number

@@ -1,0 +1,94 @@
+"""From vectors to the bytes of an answer, without a Python loop over numbers. Runs outside the event loop."""
+
+from base64 import b64encode
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import torch
+from torch import Tensor
+
+from lastword.errors import LastwordError
+from lastword.model.postprocess import quantize
+from lastword.serve.errors import bad_request
+from lastword.serve.texts import Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The vectors of one request, and what is told with them.
+
+    Args:
+        vectors: [N, dim] fp32.
+        prepared: the texts.
+        computed: tokens that were computed for it; texts that share a beginning share its cost.
+        space: fingerprint of the vectors' space: vectors of one space can be compared.
+        model: name of the model.
+        ranges: [2, dim], the ranges of int8 and uint8, if the server has any.
+    """
+
+    vectors: Tensor
+    prepared: Prepared
+    computed: int
+    space: str
+    model: str
+    ranges: Tensor | None = None
+
+    @property
+    def cut(self) -> list[int]:
+        """The places of the texts that were cut."""
+        return [place for place, cut in enumerate(self.prepared.cut) if cut]
+
+    def rows(self, precision: str = "float32") -> Any:
+        """Return the vectors as a NumPy array, which `to_json` writes as a list of lists.
+
+        Raises:
+            ServeError: the precision does not fit the vectors.
+        """
+        if precision == "float32":
+            return self.vectors.numpy()
+        if precision == "uint8" and self.ranges is None:
+            said = "uint8: needs ranges. Start the server with --ranges, or ask for int8."
+            raise bad_request(said, "encoding_format")
+        if precision.endswith("binary") and self.vectors.shape[1] % 8:
+            said = (
+                f"{precision}: packs 8 dimensions per byte; got {self.vectors.shape[1]} dimensions."
+            )
+            raise bad_request(said, "dimensions")
+        ranges = self.ranges if precision.endswith("int8") else None
+        if ranges is not None and ranges.shape[1] != self.vectors.shape[1]:
+            said = f"{precision}: the server's ranges are of {ranges.shape[1]} dimensions."
+            raise bad_request(said, "dimensions")
+        try:
+            return quantize(self.vectors, precision, ranges).numpy()
+        except LastwordError as error:
+            raise bad_request(str(error)) from None
+
+    def base64(self, precision: str = "float32") -> list[str]:
+        """Return each vector's bytes, little-endian, in base64."""
+        rows = self.rows(precision)
+        rows = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
+        return [b64encode(row.tobytes()).decode("ascii") for row in rows]
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that tell the space and which texts were cut, in every protocol."""
+        cut = self.cut
+        listed = ",".join(map(str, cut[:100])) + (",…" if len(cut) > 100 else "")
+        return {
+            "x-lastword-space": self.space,
+            "x-lastword-truncated": str(len(cut)),
+            **({"x-lastword-truncated-inputs": listed.replace("…", "...")} if cut else {}),
+            "x-lastword-tokens": str(self.prepared.tokens),
+            "x-lastword-computed-tokens": str(self.computed),
+        }
+
+
+def stack(results: list[Tensor]) -> Tensor:
+    """Return the vectors [dim] as one ordinary tensor [N, dim]."""
+    with torch.inference_mode(False):
+        return torch.stack([each.clone() for each in results])
+
+
+def to_json(value: object) -> bytes:
+    """Write an answer as JSON."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,0 +1,270 @@
+"""The routes: which path is answered by which function of `protocols`, and what its body may hold."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+import lastword
+from lastword.serve.answers import Answer, to_json
+from lastword.serve.errors import ServeError
+from lastword.serve.gate import LOG, Gate, error_answer
+from lastword.serve.protocols import body as bodies
+from lastword.serve.protocols import openai
+from lastword.serve.protocols.body import Body
+from lastword.serve.service import Service
+from lastword.serve.texts import Call, Prepared
+
+_JSON = "application/json"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A route that answers with something made of vectors.
+
+    Args:
+        path: its path.
+        body: what its body may hold.
+        call: returns what a body asks for.
+        render: returns the answer from the vectors.
+    """
+
+    path: str
+    body: type[Body]
+    call: Callable[[Any], Call]
+    render: Callable[[Any, Answer], Any]
+
+
+EMBEDDINGS = (Embedding("/v1/embeddings", openai.EmbeddingsBody, openai.call, openai.render),)
+
+
+def make_app(service: Service) -> FastAPI:
+    """Make the application that answers for a service."""
+    app = FastAPI(
+        title="lastword",
+        version=lastword.__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    for route in EMBEDDINGS:
+        _add_embedding(app, service, route)
+    _add_descriptions(app, service)
+    app.add_exception_handler(ServeError, _failed)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _no_route)  # type: ignore[arg-type]
+    app.add_middleware(Gate, service=service)
+    return app
+
+
+def _add_embedding(app: FastAPI, service: Service, route: Embedding) -> None:
+    """Add one route for vectors."""
+
+    async def endpoint(request: Request) -> Response:
+        return await answered(request, lambda: _embed(service, request, route))
+
+    add_post(app, route.path, route.body, endpoint)
+
+
+def add_post(
+    app: FastAPI,
+    path: str,
+    body: type[Body],
+    endpoint: Callable[[Request], Awaitable[Response]],
+) -> None:
+    """Add a route with a body, described in the OpenAPI document."""
+    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
+    content = {"requestBody": {"required": True, "content": {_JSON: {"schema": reference}}}}
+    app.add_api_route(
+        path, endpoint, methods=["POST"], openapi_extra=content, name=path, response_class=Response
+    )
+
+
+async def answered(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+    """Do the work of a request; an error that nobody foresaw becomes a 500 without details."""
+    try:
+        return await work()
+    except ServeError as error:
+        return failed(error, request.url.path)
+    except Exception as error:  # noqa: BLE001  a mistake of ours
+        LOG.error(
+            "error", extra={"fields": {"kind": type(error).__name__, "path": request.url.path}}
+        )
+        return failed(ServeError(500, "internal error"), request.url.path)
+
+
+def failed(error: ServeError, path: str) -> Response:
+    """Return the answer to a request that fails."""
+    status, content, headers = error_answer(error, path)
+    return Response(content, status, headers, _JSON)
+
+
+async def _failed(request: Request, error: ServeError) -> Response:
+    return failed(error, request.url.path)
+
+
+async def _no_route(request: Request, error: HTTPException) -> Response:
+    what = {404: "no such route", 405: "the route does not take this method"}
+    said = what.get(error.status_code, "cannot be answered")
+    answer = failed(ServeError(error.status_code, f"{said}."), request.url.path)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _embed(service: Service, request: Request, route: Embedding) -> Response:
+    """Answer one request for vectors."""
+    service.check_open()
+    content = await read_body(request, service.limits.max_body_bytes, service.limits.body_seconds)
+    service.check_open()
+    service.in_hand += 1
+    try:
+
+        def prepare() -> tuple[Body, Prepared]:
+            asked = bodies.parse(route.body, content)
+            service.check_model(getattr(asked, "model", None))
+            return asked, service.prepare(route.call(asked))
+
+        asked, prepared = await service.in_prepare(prepare)
+        owner = str(request.scope["state"]["owner"])
+        job = await until_gone(request, service.compute(owner, prepared))
+        if job is None:
+            return Response(status_code=499)
+
+        def render() -> tuple[bytes, Answer]:
+            answer = service.answer(job)
+            return to_json(route.render(asked, answer)), answer
+
+        written, answer = await service.in_answer(render)
+        request.scope["state"]["counts"] = {
+            "texts": len(prepared.ids),
+            "tokens": prepared.tokens,
+            "computed": answer.computed,
+        }
+        return Response(written, 200, answer.headers(), _JSON)
+    finally:
+        service.in_hand -= 1
+
+
+async def until_gone(request: Request, work: Awaitable[T]) -> T | None:
+    """Wait for work; if the client goes away, cancel it and return None."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        for each in (task, gone):
+            each.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await each
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
+    """Read a body within its limits of size and time.
+
+    Raises:
+        ServeError: it is too large, too slow, compressed, or the client has gone.
+    """
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise ServeError(415, "content-encoding: not accepted; send the body as it is.")
+    too_large = ServeError(413, f"body: too large; expected at most {most:,} bytes.")
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length[:20]) > most:
+        raise too_large
+    content = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ServeError(499, "the client has gone")
+                content += message.get("body", b"")
+                if len(content) > most:
+                    raise too_large
+                if not message.get("more_body", False):
+                    return bytes(content)
+    except TimeoutError:
+        raise ServeError(408, f"body: not complete after {seconds} s.") from None
+
+
+def _add_descriptions(app: FastAPI, service: Service) -> None:
+    """Add the routes that only describe the server."""
+
+    def add(path: str, make: Callable[[Request], Response]) -> None:
+        async def endpoint(request: Request) -> Response:
+            async def work() -> Response:
+                return make(request)
+
+            return await answered(request, work)
+
+        app.add_api_route(path, endpoint, methods=["GET"], name=path, response_class=Response)
+
+    def health(_: Request) -> Response:
+        service.check_ready()
+        return Response(status_code=200)
+
+    def model(request: Request) -> Response:
+        service.check_model(str(request.path_params["model"]))
+        return json_answer(openai.describe_model(service.name, service.created))
+
+    add("/health", health)
+    add("/ping", health)
+    add("/info", lambda _: json_answer(describe(service)))
+    add("/v1/models", lambda _: json_answer(openai.list_models(service.name, service.created)))
+    add("/v1/models/{model:path}", model)
+    add("/openapi.json", lambda _: json_answer(openapi(app)))
+
+
+def json_answer(value: object) -> Response:
+    """Return an answer in JSON."""
+    return Response(to_json(value), media_type=_JSON)
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document; the bodies' models are those that check the requests."""
+    document = app.openapi()
+    kinds = [(route.body, "validation") for route in EMBEDDINGS]
+    _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+    return document
+
+
+def describe(service: Service) -> dict[str, Any]:
+    """Return the answer of `GET /info`: TEI's fields, then ours."""
+    model, limits = service.model, service.limits
+    info = model.info
+    return {
+        "model_id": service.name,
+        "model_sha": info.files.revision,
+        "model_dtype": str(info.dtype).removeprefix("torch."),
+        "served_model_name": service.name,
+        "model_type": {"embedding": {"pooling": "last_token"}},
+        "max_concurrent_requests": limits.max_requests,
+        "max_input_length": info.max_length,
+        "max_batch_tokens": model.max_batch_tokens,
+        "max_batch_requests": None,
+        "max_client_batch_size": limits.max_inputs,
+        "auto_truncate": service.settings.truncate,
+        "tokenization_workers": 2,
+        "version": lastword.__version__,
+        "sha": None,
+        "docker_label": None,
+        "dim": info.dim,
+        "prompts": sorted(info.prompts),
+        "default_prompt": info.default_prompt_name,
+        "space": info.space_fingerprint(),
+        "quantize": info.quantize,
+        "device": ",".join(map(str, info.devices)),
+        "accept_token_ids": service.settings.accept_token_ids,
+        "limits": asdict(limits),
+    }

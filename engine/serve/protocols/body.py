@@ -1,0 +1,62 @@
+"""What the bodies of all protocols have in common: JSON, checked fields, unknown ones refused by name."""
+
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+
+from lastword.errors import one_line
+from lastword.serve.errors import bad_request
+
+_TEXT = {"type": "string"}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_KINDS = [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}, _IDS]
+# Texts or token ids; `texts.as_inputs` checks them, with better words than a union of types.
+Inputs = Annotated[
+    Any,
+    WithJsonSchema({"anyOf": [*_KINDS, {"type": "array", "items": _IDS, "minItems": 1}]}),
+]
+Dim = Annotated[int, Field(ge=1)]
+Given = TypeVar("Given", bound="Body")
+
+
+class Body(BaseModel):
+    """A body; null means that a field is left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, value: Any) -> Any:
+        """Leave out fields that are null."""
+        if not isinstance(value, dict):
+            return value
+        return {name: each for name, each in value.items() if each is not None}
+
+
+def parse(kind: type[Given], body: bytes) -> Given:
+    """Read a body.
+
+    Raises:
+        ServeError: it is not JSON, or does not fit the model.
+    """
+    return validate(kind, read_json(body))
+
+
+def read_json(body: bytes) -> object:
+    """Read JSON; ServeError if it is none."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise bad_request("body: not valid JSON.", code="invalid_json") from None
+
+
+def validate(kind: type[Given], value: object) -> Given:
+    """Check the fields of a body; ServeError about the first that is wrong."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    place = ".".join(one_line(str(part), 60) for part in first["loc"]) or "body"
+    said = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
+    raise bad_request(f"{place}: {said[0].lower()}{said[1:]}.", place, first["type"])

@@ -1,0 +1,96 @@
+"""`POST /v1/embeddings` and `GET /v1/models` as of OpenAI, with the fields that Jina and Voyage add."""
+
+from typing import Any, Literal
+
+from lastword.serve.answers import Answer
+from lastword.serve.errors import bad_request
+from lastword.serve.protocols.body import Body, Dim, Inputs
+from lastword.serve.texts import Call, as_inputs
+
+Element = Literal["float", "int8", "uint8", "binary", "ubinary"]
+
+
+class EmbeddingsBody(Body):
+    """The body of `POST /v1/embeddings`; Jina's and Voyage's names for a field are accepted too."""
+
+    input: Inputs
+    model: str | None = None
+    dimensions: Dim | None = None
+    output_dimension: Dim | None = None
+    encoding_format: Literal["float", "base64", "int8", "uint8", "binary", "ubinary"] | None = None
+    embedding_type: Literal["float", "base64", "int8", "uint8", "binary", "ubinary"] | None = None
+    output_dtype: Element | None = None
+    prompt: str | None = None
+    prompt_name: str | None = None
+    task: str | None = None
+    input_type: str | None = None
+    truncate: bool | None = None
+    truncation: bool | None = None
+    normalized: bool | None = None
+    late_chunking: Literal[False] | None = None
+    user: str | None = None
+
+
+def call(body: EmbeddingsBody) -> Call:
+    """Return what the body asks for."""
+    dim = _one(body, "dimensions", "output_dimension")
+    _encoding(body)
+    return Call(
+        as_inputs(body.input, "input"),
+        prompt_name=body.prompt_name,
+        prompt=body.prompt,
+        kind=_one(body, "input_type", "task"),
+        dim=dim,
+        normalize=body.normalized is True,
+        refuse_unnormalized=body.normalized is False,
+        truncate=_one(body, "truncate", "truncation"),
+    )
+
+
+def render(body: EmbeddingsBody, answer: Answer) -> dict[str, Any]:
+    """Return the answer."""
+    precision, packed = _encoding(body)
+    vectors = answer.base64(precision) if packed else answer.rows(precision)
+    tokens = answer.prepared.tokens
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": vector, "truncated": cut}
+            for index, (vector, cut) in enumerate(zip(vectors, answer.prepared.cut, strict=True))
+        ],
+        "model": answer.model,
+        "space": answer.space,
+        "usage": {
+            "prompt_tokens": tokens,
+            "total_tokens": tokens,
+            "computed_tokens": answer.computed,
+            "truncated_inputs": len(answer.cut),
+        },
+    }
+
+
+def list_models(name: str, created: int) -> dict[str, Any]:
+    """Return the answer of `GET /v1/models`."""
+    return {"object": "list", "data": [describe_model(name, created)]}
+
+
+def describe_model(name: str, created: int) -> dict[str, Any]:
+    """Return the answer of `GET /v1/models/{id}`."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "lastword"}
+
+
+def _encoding(body: EmbeddingsBody) -> tuple[str, bool]:
+    """Return the precision of the numbers, and whether they are written in base64."""
+    asked = [body.encoding_format, body.embedding_type, body.output_dtype]
+    kinds = {str(each) for each in asked} - {"None", "float", "base64"}
+    if len(kinds) > 1:
+        raise bad_request("encoding_format: two different number formats.", "encoding_format")
+    return kinds.pop() if kinds else "float32", "base64" in asked
+
+
+def _one(body: Body, first: str, second: str) -> Any:
+    """Return the value of a field that has two names; ServeError if both are given and differ."""
+    found = [each for each in (getattr(body, first), getattr(body, second)) if each is not None]
+    if len(found) == 2 and found[0] != found[1]:
+        raise bad_request(f"{first}: given twice, as {second} too.", first)
+    return found[0] if found else None

@@ -1,0 +1,178 @@
+"""The server's state, and the way of a request: parse and tokenise ─► queue ─► device ─► answer.
+
+The event loop only moves bytes and futures: parsing, tokenising and writing of answers run in two small pools of
+threads, the device has its own (`worker.py`).
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from time import time
+from typing import TypeVar
+
+from torch import Tensor
+
+from lastword.embedder import Embedder
+from lastword.serve.answers import Answer, stack
+from lastword.serve.errors import ServeError, device_error
+from lastword.serve.keys import Keys
+from lastword.serve.settings import Settings
+from lastword.serve.texts import Call, Prepared, Preparer
+from lastword.serve.waiting import Job, WaitingTexts
+from lastword.serve.worker import DeviceThread
+
+# The name of the built-in model; tools that look for embedding models in a list look for "embed" in the name.
+BUILTIN_NAME = "lastword-builtin-embedding"
+T = TypeVar("T")
+
+
+class Service:
+    """One model served by one process.
+
+    Args:
+        settings: the server's settings.
+        load: opens the model.
+        ranges: [2, dim], for int8 and uint8 vectors.
+
+    Raises:
+        InputError: the file of keys cannot be used.
+    """
+
+    def __init__(
+        self, settings: Settings, load: Callable[[], Embedder], ranges: Tensor | None = None
+    ) -> None:
+        self.settings, self.limits = settings, settings.limits
+        self.keys = Keys(settings.key_file)
+        self.waiting = WaitingTexts(self.limits.interactive_tokens)
+        self.device = DeviceThread(load, self.waiting, self._loaded, self._failed)
+        self.embedder: Embedder | None = None
+        self.preparer: Preparer | None = None
+        self.error: Exception | None = None  # what ended the device's thread
+        self.on_failure: Callable[[], object] = lambda: None
+        self.draining = False
+        self.connected = 0  # requests being read, computed or answered
+        self.in_hand = 0  # of these, those whose bodies have been read
+        self.created = int(time())
+        self._ranges = ranges
+        self._prepare = ThreadPoolExecutor(2, "lastword-serve-prepare")
+        self._answer = ThreadPoolExecutor(2, "lastword-serve-answer")
+        self._space = lru_cache(256)(self._find_space)
+
+    # Called by the thread of the device.
+
+    def _loaded(self, embedder: Embedder) -> None:
+        embedder.info.space_fingerprint()  # reads from the files once
+        self.preparer, self.embedder = Preparer(embedder, self.settings), embedder
+
+    def _failed(self, error: Exception) -> None:
+        self.error = error
+        self.on_failure()
+
+    # What is told about the server.
+
+    @property
+    def model(self) -> Embedder:
+        """The model; ServeError while it is not loaded."""
+        if self.embedder is None or not self.device.ready:
+            raise ServeError(503, "the model is being loaded", code="loading", retry_seconds=1.0)
+        return self.embedder
+
+    @property
+    def name(self) -> str:
+        """The name under which the model is served."""
+        if self.settings.model_name is not None:
+            return self.settings.model_name
+        name = self.model.name
+        if name == "built-in":
+            return BUILTIN_NAME
+        return Path(name).name if Path(name).is_dir() else name
+
+    def check_model(self, asked: str | None) -> None:
+        """Raise ServeError unless the request asks for the model that is served, or for none."""
+        if asked is not None and asked != self.name:
+            said = f"model: {asked[:100]!r} is not served here; expected {self.name!r}."
+            raise ServeError(404, said, code="model_not_found", param="model")
+
+    def check_ready(self) -> None:
+        """Raise ServeError while the model is loaded, after it has failed, and while the server ends."""
+        _ = self.model
+        if self.draining:
+            raise ServeError(503, "the server is stopping", code="stopping", retry_seconds=2.0)
+
+    # The way of a request.
+
+    def check_open(self) -> None:
+        """Raise ServeError while the server starts, ends or has too much to do."""
+        self.check_ready()
+        limits, waiting = self.limits, self.waiting.tokens
+        speed = self.device.tokens_per_second
+        seconds = waiting / speed if speed else 0.0
+        if (
+            self.in_hand >= limits.max_requests
+            or waiting >= limits.max_queued_tokens
+            or seconds > limits.max_queue_seconds
+        ):
+            raise ServeError(
+                429, "the server is busy", code="overloaded", retry_seconds=seconds or 1.0
+            )
+
+    async def in_prepare(self, work: Callable[[], T]) -> T:
+        """Parse or tokenise outside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._prepare, work)
+
+    async def in_answer(self, work: Callable[[], T]) -> T:
+        """Write an answer outside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._answer, work)
+
+    def prepare(self, call: Call) -> Prepared:
+        """Check and tokenise the texts of a request; called outside the event loop."""
+        _ = self.model
+        assert self.preparer is not None
+        return self.preparer.prepare(call)
+
+    async def compute(self, owner: str, prepared: Prepared) -> Job:
+        """Queue the texts, and wait for their vectors; if this is cancelled, they leave the queue.
+
+        Raises:
+            ServeError: the queue is full, or a text could not be computed, or not in time.
+        """
+        self.check_open()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def finish() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        job = Job(owner, prepared, lambda: loop.call_soon_threadsafe(finish))
+        try:
+            self.waiting.submit(job)
+            async with asyncio.timeout(self.limits.request_seconds):
+                await done
+        except TimeoutError:
+            said = f"not computed within {self.limits.request_seconds} s"
+            raise ServeError(503, said, code="timeout", retry_seconds=5.0) from None
+        finally:
+            self.waiting.cancel(job)
+        for each in job.results:
+            if isinstance(each, Exception):
+                raise device_error(each)
+        return job
+
+    def answer(self, job: Job) -> Answer:
+        """Gather a job's vectors; called outside the event loop."""
+        wanted = job.prepared.format
+        vectors = stack([each for each in job.results if isinstance(each, Tensor)])
+        space = self._space(wanted.dim, wanted.normalize)
+        return Answer(vectors, job.prepared, round(job.computed), space, self.name, self._ranges)
+
+    def _find_space(self, dim: int, normalize: bool) -> str:  # noqa: FBT001  of a cache
+        return self.model.info.space_fingerprint(dim, normalize_embeddings=normalize)
+
+    def close(self, seconds: float) -> None:
+        """End the threads; the device is given so long to finish."""
+        self.device.stop(seconds)
+        self._prepare.shutdown(wait=False, cancel_futures=True)
+        self._answer.shutdown(wait=False, cancel_futures=True)

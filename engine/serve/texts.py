@@ -1,0 +1,233 @@
+"""From a request's texts to items that can be queued: prompt, token ids, limits. Runs outside the event loop."""
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import get_args
+
+from lastword.embedder import Embedder
+from lastword.errors import LastwordError, count, lone_surrogate
+from lastword.model.postprocess import VectorFormat
+from lastword.serve.errors import ServeError, bad_request, from_lastword
+from lastword.serve.settings import Settings
+from lastword.text.tokenizer import TextTokenizer, TruncationSide
+
+# What protocols call queries and documents.
+_QUERY = {"query", "search_query", "retrieval.query"}
+_DOCUMENT = {"document", "passage", "search_document", "retrieval.passage", "retrieval.document"}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a request asks for, in any protocol.
+
+    Args:
+        inputs: texts, or token ids of texts.
+        prompt_name: name of one of the model's prompts.
+        prompt: the prompt itself.
+        kind: what the texts are: input_type or task of the protocols, a name for query, document or a prompt.
+        dim: number of leading dimensions to keep; None for the model's.
+        normalize: scale to length 1 even if the model does not.
+        refuse_unnormalized: vectors as they are before scaling are asked for, which not every model has.
+        truncate: cut texts that are too long; None for the server's setting.
+        side: which end is cut off, "left" or "right"; None for the tokenizer's.
+        max_tokens: tokens per text, at most the model's; None for that.
+        field: the name of the inputs in the protocol, for messages.
+    """
+
+    inputs: Sequence[str] | Sequence[Sequence[int]]
+    prompt_name: str | None = None
+    prompt: str | None = None
+    kind: str | None = None
+    dim: int | None = None
+    normalize: bool = False
+    refuse_unnormalized: bool = False
+    truncate: bool | None = None
+    side: TruncationSide | None = None
+    max_tokens: int | None = None
+    field: str = "input"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The items of one request.
+
+    Args:
+        ids: the token ids of each text.
+        cut: for each text, whether it was cut.
+        prompt: the prompt's token ids if the model may keep them, else ().
+        format: the format of the vectors, always float32.
+    """
+
+    ids: list[tuple[int, ...]]
+    cut: list[bool]
+    prompt: tuple[int, ...]
+    format: VectorFormat
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all texts."""
+        return sum(map(len, self.ids))
+
+
+class Preparer:
+    """Checks and tokenises the texts of requests for one model."""
+
+    def __init__(self, embedder: Embedder, settings: Settings) -> None:
+        self._embedder, self._settings = embedder, settings
+        self._tokenizers: dict[str, TextTokenizer] = {}
+        for side in get_args(TruncationSide):
+            tokenizer = copy(embedder.info.tokenizer)  # shares the tokenizer itself
+            tokenizer.truncation_side = side
+            self._tokenizers[side] = tokenizer
+
+    def prepare(self, call: Call) -> Prepared:
+        """Check a request's texts against the limits and tokenise them.
+
+        Raises:
+            ServeError: the request cannot be answered.
+        """
+        info, limits = self._embedder.info, self._settings.limits
+        _check_inputs(call, limits.max_inputs, limits.max_characters)
+        try:
+            wanted = info.vector_format(call.dim, normalize_embeddings=call.normalize)
+        except LastwordError as error:
+            raise from_lastword(error, "dimensions") from None
+        if call.refuse_unnormalized and wanted.normalize:
+            said = "normalize: false is not possible: this model's vectors have length 1."
+            raise bad_request(said, "normalize")
+        prompt = self.prompt(call)
+        most = min(call.max_tokens or info.max_length, info.max_length)
+        least = info.tokenizer.num_template_tokens + 1
+        if most < least:
+            raise bad_request(f"max_tokens: too small; got {most}, expected {least} or more.")
+        if call.inputs and not isinstance(call.inputs[0], str):
+            ids, cut = self._from_ids(call, prompt, most)
+        else:
+            ids, cut = self._from_texts(call, prompt, most)
+        self._check_cut(call, cut, prompt, most)
+        kept = info.tokenizer.prompt_ids(prompt, self._embedder.loop.runner.max_prompt_tokens)
+        done = Prepared([tuple(each) for each in ids], cut, kept, wanted)
+        if done.tokens > limits.max_request_tokens:
+            raise ServeError(
+                413,
+                f"{call.field}: too many tokens in one request; got {done.tokens:,}, expected at most "
+                f"{limits.max_request_tokens:,}. Send fewer texts at once.",
+                param=call.field,
+            )
+        return done
+
+    def prompt(self, call: Call) -> str:
+        """Return the prompt to put before each text.
+
+        Raises:
+            ServeError: there is no such prompt, or two are asked for.
+        """
+        given = [each for each in (call.prompt_name, call.prompt, call.kind) if each is not None]
+        if len(given) > 1:
+            raise bad_request("prompt: give only one of prompt, prompt_name, input_type and task.")
+        info = self._embedder.info
+        try:
+            if call.kind in _QUERY:
+                return info.resolve_prompt(kind="query")
+            if call.kind in _DOCUMENT:
+                return info.resolve_prompt(kind="document")
+            return info.resolve_prompt(call.kind or call.prompt_name, call.prompt)
+        except LastwordError as error:
+            raise from_lastword(error, "prompt") from None
+
+    def _from_texts(self, call: Call, prompt: str, most: int) -> tuple[list[list[int]], list[bool]]:
+        texts = [each for each in call.inputs if isinstance(each, str)]
+        tokenizer = self._tokenizers.get(call.side or "", self._embedder.info.tokenizer)
+        try:
+            tokens = tokenizer.encode(texts, most, prompt=prompt)
+        except LastwordError as error:
+            error.where = error.where.replace("text ", f"{call.field} ", 1)
+            raise from_lastword(error, call.field) from None
+        return tokens.ids, tokens.cut
+
+    def _from_ids(self, call: Call, prompt: str, most: int) -> tuple[list[list[int]], list[bool]]:
+        """Put the prompt and the template around token ids, and cut them like texts."""
+        if not self._settings.accept_token_ids:
+            raise bad_request(
+                f"{call.field}: token ids are not accepted: those of another tokenizer would give wrong vectors "
+                "without an error. Send texts; in langchain-openai set check_embedding_ctx_length=False. If the ids "
+                "are of this model's tokenizer, start the server with --accept-token-ids.",
+                call.field,
+                "token_ids",
+            )
+        tokenizer = self._embedder.info.tokenizer
+        before, after = tokenizer.before, tokenizer.after
+        room = most - len(before) - len(after)
+        core = tokenizer.encode([prompt], 1 << 30).ids[0] if prompt else [*before, *after]
+        start = core[len(before) : len(core) - len(after)]
+        ids, cut = [], []
+        for number, each in enumerate(call.inputs):
+            inner = [*start, *(one for one in each if isinstance(one, int))]
+            if not inner and not before and not after:
+                raise bad_request(f"{call.field} {number}: has no tokens.", call.field)
+            if max(inner, default=0) >= tokenizer.vocab_size or min(inner, default=0) < 0:
+                expected = f"0 to {tokenizer.vocab_size - 1}"
+                raise bad_request(
+                    f"{call.field} {number}: unknown token; expected {expected}.", call.field
+                )
+            left = (call.side or tokenizer.truncation_side) == "left"
+            kept = inner[max(0, len(inner) - room) :] if left else inner[:room]
+            ids.append([*before, *kept, *after])
+            cut.append(len(kept) < len(inner))
+        return ids, cut
+
+    def _check_cut(self, call: Call, cut: list[bool], prompt: str, most: int) -> None:
+        """Refuse a text that is too long, unless the request or the server lets it be cut."""
+        truncate = self._settings.truncate if call.truncate is None else call.truncate
+        if truncate or True not in cut:
+            return
+        number = cut.index(True)
+        tokenizer, one = self._embedder.info.tokenizer, call.inputs[number]
+        length = tokenizer.count(prompt + one) if isinstance(one, str) else len(one)
+        length += tokenizer.num_template_tokens
+        raise ServeError(
+            413,
+            f"{call.field} {number}: too long; got {count(length, 'token')}, {length - most:,} too many, expected at "
+            f"most {most:,}. Shorten it, ask for it to be cut with truncate, or start the server with --truncate.",
+            param=call.field,
+            code="context_length_exceeded",
+        )
+
+
+def as_inputs(value: object, field: str) -> list[str] | list[list[int]]:
+    """Return the inputs of a body as a list of texts or a list of token ids.
+
+    Raises:
+        ServeError: it is neither a text, a list of texts, token ids, nor a list of token ids.
+    """
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and not value:
+        raise bad_request(f"{field}: empty; expected at least one text.", field, "empty")
+    if isinstance(value, list):
+        if all(isinstance(each, str) for each in value):
+            return value
+        if all(type(each) is int for each in value):
+            return [value]
+        if all(isinstance(each, list) and all(type(i) is int for i in each) for each in value):
+            return value
+    expected = "a text, a list of texts, token ids, or a list of token ids"
+    raise bad_request(f"{field}: of the wrong type; expected {expected}.", field)
+
+
+def _check_inputs(call: Call, most: int, characters: int) -> None:
+    """Hold the inputs to the limits that need no tokenizer."""
+    field = call.field
+    if not call.inputs:
+        raise bad_request(f"{field}: empty; expected at least one text.", field, "empty")
+    if len(call.inputs) > most:
+        said = f"{field}: too many; got {len(call.inputs):,}, expected at most {most:,}."
+        raise ServeError(413, said, param=field)
+    for number, each in enumerate(call.inputs):
+        if len(each) > characters:
+            what = "characters" if isinstance(each, str) else "token ids"
+            said = f"{field} {number}: too long; got {len(each):,} {what}, expected at most {characters:,}."
+            raise ServeError(413, said, param=field)
+        if isinstance(each, str) and lone_surrogate(each) is not None:
+            raise bad_request(f"{field} {number}: not valid Unicode.", field)

@@ -1,0 +1,243 @@
+"""The routes that describe the server, keys, limits of bodies, the command, and how a server starts and ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from helpers.serving.servers import running, until
+
+from lastword import ConfigError, Embedder
+from lastword.serve.settings import Limits, Settings
+
+ROUTE = "/v1/embeddings"
+
+
+def test_models(server):
+    (listed,) = server.get("/v1/models").json()["data"]
+    assert "embed" in listed["id"]
+    assert server.get(f"/v1/models/{listed['id']}").json() == listed
+    missing = server.get("/v1/models/none/such")
+    assert missing.status_code == 404
+    assert missing.json()["error"]["code"] == "model_not_found"
+
+
+def test_info_tells_every_limit(server, model):
+    info = server.get("/info").json()
+    assert info["limits"] == {n: getattr(Limits(), n) for n in Limits.__dataclass_fields__}
+    assert info["max_input_length"] == model.max_length
+    assert info["space"] == model.info.space_fingerprint()
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping"])
+def test_health(server, path):
+    response = server.get(path)
+    assert (response.status_code, response.content) == (200, b"")
+
+
+def test_health_while_loading():
+    waits: list[int] = []
+
+    def load():
+        until(lambda: waits)
+        return Embedder(device="cpu")
+
+    with running(load, wait=False) as server:
+        for path in ("/health", "/info"):
+            response = server.get(path)
+            assert response.status_code == 503
+            assert response.json() == {
+                "error": "the model is being loaded",
+                "error_type": "Unhealthy",
+            }
+            assert response.headers["retry-after"] == "1"
+        assert server.post(ROUTE, {"input": "a"}).status_code == 503
+        waits.append(1)
+        until(lambda: server.get("/health").status_code == 200)
+
+
+def test_request_ids(server):
+    assert server.get("/health", headers={"x-request-id": "mine"}).headers["x-request-id"] == "mine"
+    made = server.get("/health", headers={"x-request-id": "x" * 200}).headers["x-request-id"]
+    assert made.startswith("req-")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "//v1/embeddings", 404),
+        ("GET", "/v1/embeddings", 405),
+        ("DELETE", "/v1/embeddings", 405),
+        ("POST", "/health", 405),
+    ],
+)
+def test_no_route(server, method, path, status):
+    with server.client() as client:
+        response = client.request(method, path)
+    assert response.status_code == status
+    assert isinstance(response.json()["error"], str | dict)
+
+
+def test_openapi_describes_the_bodies(server):
+    document = server.get("/openapi.json").json()
+    reference = document["paths"][ROUTE]["post"]["requestBody"]["content"]["application/json"][
+        "schema"
+    ]
+    name = reference["$ref"].rpartition("/")[2]
+    assert "encoding_format" in document["components"]["schemas"][name]["properties"]
+
+
+def test_keys(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("# comment\nfirst\n\nsecond \n")
+    with running(lambda: Embedder(device="cpu"), Settings(port=0, key_file=keys)) as server:
+        for header in ("", "Bearer third", "first2", "Bearer", "Bearer # comment", "Basic first"):
+            response = server.get("/v1/models", headers={"authorization": header})
+            assert response.status_code == 401, header
+            assert response.json()["error"]["code"] == "invalid_api_key"
+            assert response.headers["x-should-retry"] == "false"
+        document = server.get("/openapi.json", headers={"authorization": "first"}).json()
+        methods = [(path, method) for path, each in document["paths"].items() for method in each]
+        assert len(methods) >= 6
+        with server.client(headers={"authorization": "Bearer third"}) as client:
+            for path, method in methods:
+                expected = 200 if path in ("/health", "/ping") else 401
+                assert client.request(method, path).status_code == expected, path
+        for header in ("Bearer first", "bearer second", "second"):
+            assert server.get("/v1/models", headers={"authorization": header}).status_code == 200
+        assert server.get("/health").status_code == 200
+        keys.write_text("third\n")
+        server.server._reread()
+        assert server.get("/info", headers={"authorization": "Bearer first"}).status_code == 401
+        assert server.get("/info", headers={"authorization": "Bearer third"}).status_code == 200
+        keys.write_text("")  # not to be used: the keys stay
+        server.server._reread()
+        assert server.get("/info", headers={"authorization": "Bearer third"}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "example.org"])
+def test_a_public_address_needs_keys(host, tmp_path):
+    with pytest.raises(ConfigError, match="--host: a public address without keys"):
+        Settings(host=host)
+    Settings(host=host, insecure=True)
+    Settings(host=host, key_file=tmp_path / "keys")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "::1"])
+def test_a_private_address_needs_none(host):
+    assert Settings(host=host).host == host
+
+
+def test_bodies_have_limits():
+    limits = Limits(max_body_bytes=1000, body_seconds=1)
+    with running(lambda: Embedder(device="cpu"), Settings(port=0, limits=limits)) as server:
+        assert server.post(ROUTE, {"input": "a" * 2000}).status_code == 413
+        with server.client() as client:  # without a length
+            chunks = client.post(ROUTE, content=iter([b" " * 600] * 3))
+            assert chunks.status_code == 413
+            packed = client.post(ROUTE, content=b"x", headers={"content-encoding": "gzip"})
+            assert packed.status_code == 415
+        head = f"POST {ROUTE} HTTP/1.1\r\nHost: a\r\n"
+        assert b" 408 " in talk(server, f"{head}Content-Length: 50\r\n\r\n{{")
+        assert talk(server, head) == b""  # closed: headers that do not end
+        assert talk(server, "") == b""  # closed: nothing comes
+        assert b" 400 " in talk(server, f"{head}X: {'x' * 70_000}\r\n\r\n")
+        assert server.post(ROUTE, {"input": "a"}).status_code == 200
+
+
+def talk(server, text):
+    """Send bytes, and return all that comes until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.server.port), timeout=20) as connection:
+        connection.sendall(text.encode())
+        got = b""
+        while more := connection.recv(65536):
+            got += more
+            if b" 408 " in got:
+                break
+    return got
+
+
+def command(*arguments, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, "-m", "lastword.cli.main", "serve", "--port", "0", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+def test_the_command_serves_and_ends_on_sigterm():
+    process = command("--log-format", "json")
+    try:
+        url = json.loads(process.stderr.readline())["url"]
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+            until(lambda: client.get("/health").status_code == 200)
+            assert client.post(ROUTE, json={"input": "a secret"}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        out, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    assert out == ""
+    lines = [json.loads(line) for line in log.splitlines()]
+    (asked,) = [line for line in lines if line.get("path") == ROUTE]
+    assert asked["status"] == 200
+    assert asked["tokens"] >= 2
+    assert "secret" not in log
+
+
+def test_the_command_ends_while_it_loads():
+    process = command()
+    process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "--host: a public address without keys; got 0.0.0.0"),
+        (["/no/such/model"], "/no/such/model"),
+        (["--api-key-file", "/no/keys"], "/no/keys: cannot be read"),
+        (["--tls-cert", "x"], "--tls-cert: needs --tls-key"),
+        (["--port", "70000"], "--port: not a port from 0 to 65535"),
+        (["--max-inputs", "0"], "--max-inputs: not a whole number of at least 1"),
+    ],
+)
+def test_the_command_refuses(arguments, message):
+    process = command(*arguments)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 2, log
+    assert message in log.splitlines()[-1]
+    assert "Traceback" not in log
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = command("--port", str(taken.getsockname()[1]))
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 2, log
+    assert "cannot listen there" in log
+    assert "Traceback" not in log
+
+
+def test_dry_run(capfd):
+    from lastword.cli.main import main
+
+    began = time.monotonic()
+    assert main(["serve", "--dry-run", "--max-inputs", "7"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    assert lines["max_inputs"] == "7"
+    assert lines["weights"].endswith("bytes in float32")
+    assert time.monotonic() - began < 60
