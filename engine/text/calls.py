@@ -1,4 +1,4 @@
-"""Calls into the tokenizers library, bounded in characters and time and interruptible; failures are lastword errors."""
+"""Calls into the tokenizers library: of bounded size, interruptible, and with failures turned into lastword errors."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
@@ -10,9 +10,10 @@ from tokenizers import Tokenizer
 from lastword.errors import InputError
 from lastword.weights.files.tokenizer_file import fenced
 
-# Ctrl-C is answered between two calls. A call with so many characters takes half a second on one slow core.
+# A call is made once its texts have this many characters: Ctrl-C is answered only between two calls, and such a call
+# takes half a second on one slow core.
 _CALL_CHARS = 262_144
-# A call of a tokenizer with a pattern of its own, which may be catastrophic, is waited for so long.
+# Seconds to wait for a call of an unknown pipeline, whose patterns may take exponential time.
 _SECONDS = 9.0
 
 T = TypeVar("T")
@@ -22,9 +23,9 @@ class Calls:
     """The calls into one tokenizer.
 
     Args:
-        tokenizer: the tokenizer; its template, too, is applied as long as it has one.
-        known: whether its pipeline is a known one. Calls into any other pipeline run in a separate thread, so that an
-            endless one can be interrupted and is given up after some seconds. Nothing can end that thread.
+        tokenizer: the tokenizer; its template is applied too, as long as it has one.
+        known: whether `cuts.py` knows its pipeline. Calls into any other pipeline run in a separate thread: an endless
+            call can then be interrupted, and is given up after nine seconds. The thread itself cannot be ended.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, known: bool) -> None:
@@ -85,16 +86,16 @@ class Calls:
         return [encoding.ids for encoding in encodings]
 
     def encode(self, texts: Sequence[str]) -> list[Any] | None:
-        """Tokenise texts, whatever the tokenizer raises; return None if it takes too long."""
+        """Tokenise texts; return None if that takes too long. Exceptions of the tokenizer are not converted."""
         return self._bounded(lambda: self._tokenizer.encode_batch_fast(texts))
 
     def token_ends(self, text: str) -> list[int]:
-        """Return where each token of a text ends."""
+        """Return where each token of a text ends, in characters."""
         (encoding,) = self._tokenizer.encode_batch([text])
         return [end for _, end in encoding.offsets]
 
     def stay(self, first: int, second: int) -> bool:
-        """Return whether two tokens, tokenised together as one word, stay as they are."""
+        """Return whether two tokens, joined and tokenised again as one word, give the same two tokens."""
         word = "".join(self._tokenizer.id_to_token(each) or "" for each in (first, second))
         return [token.id for token in self._tokenizer.model.tokenize(word)] == [first, second]
 
@@ -108,7 +109,7 @@ class Calls:
 
 
 def in_thread(work: Callable[[], T]) -> "Future[T]":
-    """Start work in a separate thread, which does not keep Python from ending."""
+    """Run `work` in a separate thread, which does not keep Python from exiting; return the future of its result."""
     future: Future[T] = Future()
 
     def run() -> None:

@@ -1,20 +1,21 @@
 """Where a long text can be cut so that the tokens of its parts are the tokens of the whole.
 
-Tokenising a text whole takes hundreds of bytes per character and cannot be interrupted. Cuts are known for two
-pipelines, Qwen's and BERT's; a text of another tokenizer is one part. Three facts make a cut safe:
+Tokenising a text in one piece takes hundreds of bytes of memory per character and cannot be interrupted. Cuts are known
+for two pipelines, Qwen's and BERT's; with any other tokenizer, a text is one part. Three facts make a cut safe:
 
 - Normaliser. The character after the cut begins something new: it does not compose or change places with what comes
-  before it. All characters named here are so under NFC and NFD.
+  before it. This is true of all characters named here, under NFC and NFD.
 - Words. The pre-tokenizer finds the same words on both sides. Qwen's pattern looks ahead by one character, and past
   that only over white space, and never back. BERT's splits at white space and punctuation.
 - Added tokens. None lies across the cut: one character next to it is in no added token.
 
 Inside a very long word of Qwen's there is no such place, but byte-pair merging allows a check. Let u and v be two
-strings whose tokens are t1 … ti and s1 … sk. If ti and s1 together have the tokens [ti, s1], then uv has the tokens
-t1 … ti s1 … sk. For suppose that some merge crosses the border, and look at the first that does. Until then the merges
-on each side are those of u and of v alone, because each merge is the lowest-ranking, leftmost one. So the two symbols
-at the border are parts of ti and of s1, and these two regions have been merged in just the order in which they are when
-ti s1 is tokenised alone. There the same two symbols would meet and be merged: a contradiction.
+strings whose tokens are t1 … ti and s1 … sk. If the strings of ti and s1, joined, have the tokens [ti, s1], then uv has
+the tokens t1 … ti s1 … sk. Proof: suppose that some merge crosses the border, and consider the first that does. Until
+then the merges on each side are those of u and of v alone, because each merge is the lowest-ranking, leftmost one. So
+the two symbols at the border are parts of ti and of s1, and these two regions have been merged in exactly the order in
+which they are merged when ti s1 is tokenised alone. There the same two symbols would meet and be merged: a
+contradiction.
 """
 
 import json
@@ -40,8 +41,8 @@ def _characters(*ranges: tuple[int, int]) -> frozenset[str]:
     return frozenset(chr(point) for first, last in ranges for point in range(first, last + 1))
 
 
-# Letters of the common scripts, as the inside of a regular expression's class: category L in every version of Unicode
-# since 6.0, and nothing before them composes with them.
+# Letters of the common scripts, for use inside the brackets of a regular expression: category L in every version of
+# Unicode since 6.0, and nothing before them composes with them.
 _LETTERS = _span(
     (0x41, 0x5A), (0x61, 0x7A), (0xC0, 0xD6), (0xD8, 0xF6), (0xF8, 0x24F), (0x391, 0x3A1), (0x3A3, 0x3CE),
     (0x400, 0x481), (0x48A, 0x523), (0x531, 0x556), (0x561, 0x586), (0x5D0, 0x5EA), (0x621, 0x63A), (0x641, 0x64A),
@@ -56,7 +57,7 @@ _SYMBOLS = _PUNCTUATION | _characters(
     (0x3001, 0x3003), (0x3008, 0x3020), (0xFF01, 0xFF0F), (0xFF1A, 0xFF20), (0x1F300, 0x1F320),
     (0x1F380, 0x1F393), (0x1F400, 0x1F43E), (0x1F442, 0x1F4F7), (0x1F600, 0x1F64F), (0x1F680, 0x1F6C5),
 )  # fmt: skip
-# Vowel signs of Thai, Hindi, Burmese and Khmer: no letters, and they stay where they are in normal forms.
+# Vowel signs of Thai, Hindi, Burmese and Khmer: not letters, and normal forms do not move them.
 _SIGNS = _characters(
     (0xE31, 0xE31),
     (0xE34, 0xE37),
@@ -77,12 +78,13 @@ class Cuts:
     """The places where texts of one tokenizer can be cut.
 
     Args:
-        anywhere: matches, with no width, where a cut is safe.
-        inner: matches, with no width, where a cut inside a word is safe if the tokens next to it are checked, as shown
-            above; None where there is no such place.
-        blanks: characters that the white space before an inner cut must consist of.
-        unknown: matches a run of characters that makes its word one unknown token, however long; None if nothing does.
-        context: how many characters before and after a place the patterns look at.
+        anywhere: a zero-width pattern, which matches where a cut is safe.
+        inner: a zero-width pattern, which matches where a cut inside a word is safe if the tokens next to it pass the
+            check above; None if there is no such place.
+        blanks: the characters allowed in white space before an inner cut.
+        unknown: a pattern of runs of characters that make their word one unknown token, however long the run; None if
+            there are none.
+        context: how many characters before and after a cut the patterns look at.
     """
 
     anywhere: re.Pattern[str]
@@ -93,7 +95,12 @@ class Cuts:
 
 
 def find_cuts(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> Cuts | None:
-    """Return the places for a tokenizer's texts, or None if its pipeline is not one of the two."""
+    """Return where a tokenizer's texts can be cut, or None if that is not known.
+
+    Args:
+        tokenizer: the tokenizer.
+        vocabulary: its tokens and their ids, added tokens included.
+    """
     added = tokenizer.get_added_tokens_decoder().values()
     if any(token.lstrip or token.rstrip or token.single_word for token in added):
         return None
@@ -132,7 +139,7 @@ def _has_qwen_words(words: Mapping[str, Any]) -> bool:
 
 
 def _merges_bytes(model: Any, vocabulary: Mapping[str, int]) -> bool:
-    """Return whether the model merges bytes as the proof assumes: always the lowest rank, the leftmost first."""
+    """Return whether the model merges bytes as the proof assumes: always the lowest-ranking, leftmost pair."""
     return (
         isinstance(model, models.BPE)
         and not (model.dropout or model.ignore_merges or model.byte_fallback)
@@ -143,7 +150,7 @@ def _merges_bytes(model: Any, vocabulary: Mapping[str, int]) -> bool:
 
 
 def _qwen_cuts(contents: Sequence[str], *, inner: bool) -> Cuts:
-    """Return the places for Qwen's word pattern: where a word ends, whatever follows."""
+    """Return the cuts for Qwen's word pattern: where a word ends, whatever follows."""
     used = frozenset("".join(contents))
     letters = f"[{_LETTERS}{_CJK}]"
     starters = f"[{_LETTERS}{_CJK}{_inside(_SYMBOLS | _SIGNS | _DIGITS)}]"
@@ -168,18 +175,18 @@ def _qwen_cuts(contents: Sequence[str], *, inner: bool) -> Cuts:
 
 
 def _bert_cuts(contents: Sequence[str], model: Any, *, cjk: bool) -> Cuts:
-    """Return the places for BERT's words: before and after white space, punctuation, and Chinese characters."""
+    """Return the cuts for BERT's words: before and after white space, punctuation, and Chinese characters."""
     used = frozenset("".join(contents))
     ends = _inside((_BLANKS | _NEWLINES | _PUNCTUATION) - used) + (_CJK if cjk else "")
     anywhere = re.compile(f"(?<=[{ends}])|(?=[{ends}])")
     unknown = None
     if isinstance(model, models.WordPiece) and not any(content.isalnum() for content in contents):
-        # Each of these stays at least one character of its word, or is part of an added token at the run's ends.
+        # Normalising leaves at least one character of each of these, unless an added token at an end of the run takes it.
         least = model.max_input_chars_per_word + 1 + 2 * max(map(len, contents), default=0)
         unknown = re.compile(f"[0-9{_LETTERS}]{{{least},}}")
     return Cuts(anywhere, unknown=unknown)
 
 
 def _inside(characters: Iterable[str]) -> str:
-    """Return the inside of a regular expression's class."""
+    """Escape characters for use inside the brackets of a regular expression."""
     return "".join(re.escape(character) for character in sorted(characters))

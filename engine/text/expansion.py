@@ -1,6 +1,7 @@
 """How much a tokenizer's normaliser can lengthen a text.
 
-A few rules that each double the text make gigabytes of a few letters, so the rules are looked at before any text is.
+A few rules that each double the text would turn a few letters into gigabytes, so the rules are checked before any text
+is normalised.
 """
 
 import base64
@@ -10,21 +11,21 @@ from typing import Any
 
 from lastword.errors import ConfigError
 
-# Real tokenizers replace a space by one or two characters, or begin a text with one.
+# Maximum factor accepted. Real tokenizers replace a space by one or two characters, or put one before a text.
 _MOST = 64
-# Unicode's compatibility forms and lower case make up to this many characters of one, in common scripts.
+# The most characters that these normalisers make of one, in common scripts.
 _FORMS = {"NFKC": 4, "NFKD": 4, "NFD": 4, "BertNormalizer": 1, "ByteLevel": 4}
 
 
 def most_characters(normalizer: Any, where: str) -> int:
-    """Return how many characters a normaliser makes of one, at most; 1 without a normaliser.
+    """Return the most characters that a normaliser can make of one; 1 without a normaliser.
 
     Args:
         normalizer: a normaliser of the tokenizers library, or None.
-        where: the file, for the error.
+        where: the file, for the error message.
 
     Raises:
-        ConfigError: it makes more than is accepted.
+        ConfigError: the normaliser can make more than 64 characters of one.
     """
     if normalizer is None:
         return 1
@@ -49,7 +50,7 @@ def _factor(rule: Mapping[str, Any]) -> int:
         return product
     if kind == "Replace":
         text = rule["pattern"].get("String")
-        # A pattern may match between any two characters.
+        # A regular expression may match the empty string between any two characters.
         return max(1, len(rule["content"])) if text else 1 + len(rule["content"])
     if kind == "Prepend":
         return 1 + len(rule["prepend"])

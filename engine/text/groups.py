@@ -1,7 +1,7 @@
 """Check what callers give as texts; cut a stream of texts into bounded groups.
 
-Each group is tokenised, sorted and packed together. What iterates over something other than texts in a definite order
-is refused: a dict would give its keys, a table the names of its columns, a set its elements in any order.
+Each group is tokenised, sorted and packed together. An object is refused if iterating over it does not give texts in a
+definite order: a dict would give its keys, a table the names of its columns, a set its elements in any order.
 """
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 
 from lastword.errors import InputError
 
-# Large enough for texts with equal prefixes to meet, small enough for memory.
+# Limits of a group: large enough for texts with equal prefixes to meet, small enough for memory.
 GROUP_TEXTS = 4096
 _GROUP_CHARS = 4_000_000
 # The first group is small, to be ready soon, but fills a GPU batch of 16,384 tokens of English; later groups grow.
@@ -51,7 +51,7 @@ def list_texts(texts: Iterable[str]) -> list[str]:
     """Return the texts as a list of str.
 
     Raises:
-        InputError: it is no sequence of texts (see `require_texts`), or a text is not a str.
+        InputError: `texts` is refused by `require_texts`, or an element is not a str.
     """
     return [_as_text(text, index) for index, text in enumerate(require_texts(texts))]
 
@@ -64,7 +64,7 @@ def require_texts(texts: Iterable[str]) -> Iterator[str]:
     breaks, which would change the vectors.
 
     Raises:
-        InputError: it is a single str, a mapping, a table, a set, bytes or a file, or it cannot be iterated.
+        InputError: `texts` is a single str, a mapping, a table, a set, bytes or a file, or cannot be iterated over.
     """
     for found, what, remedy in _NO_TEXTS:
         if found(texts):
@@ -123,7 +123,7 @@ _NO_TEXTS: tuple[tuple[Callable[[object], bool], str, str], ...] = (
 
 
 def _as_text(text: object, index: int) -> str:
-    """Return one text, or that of a value of an Arrow column, as a str; InputError for anything else."""
+    """Return a str, or the str in a value of an Arrow column; InputError for anything else."""
     if isinstance(text, str):
         return text
     value = text.as_py() if hasattr(text, "as_py") else text
@@ -135,7 +135,7 @@ def _as_text(text: object, index: int) -> str:
 
 
 def _remedy(value: object) -> str:
-    """Tell how to convert something that is not a str."""
+    """Return the remedy for an element that is not a str."""
     missing = value is None or type(value).__name__ in ("NAType", "NaTType")
     if missing or (isinstance(value, float) and value != value):
         return "A value is missing: leave it out, or put '' in its place."

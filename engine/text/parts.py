@@ -1,7 +1,7 @@
 """Tokenise a long text part by part, from its beginning or its end, until there are enough tokens.
 
 A walk is a generator: it yields the next part of its text and is sent the part's token ids. So the parts of many texts
-can be tokenised together. The tokens are those of the whole text; `cuts.py` says why.
+can be tokenised together. The tokens are those of the whole text; `cuts.py` explains why.
 """
 
 from collections.abc import Callable, Generator
@@ -16,7 +16,7 @@ LONGEST_PART = 500_000
 # English has 4 to 5 characters per token; 8 leaves a margin.
 _CHARS_PER_TOKEN = 8
 _LEAST_CHARS = 1024
-# Near the end of a part the tokens may differ from those of the whole word.
+# Characters at the end of a part whose tokens may differ from those of the whole word.
 _UNSETTLED = 1024
 
 # Yields parts, is sent their ids, returns the ids kept and whether the text has more.
@@ -29,7 +29,7 @@ class TooLongError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PromptedText:
-    """A text after its prompt, without a copy of the text."""
+    """A prompt and the text after it, read as one string without copying the text."""
 
     prompt: str
     text: str
@@ -38,7 +38,7 @@ class PromptedText:
         return len(self.prompt) + len(self.text)
 
     def part(self, start: int, stop: int) -> str:
-        """Return the characters from `start` to `stop`; both are limited to the text."""
+        """Return the characters from `start` to `stop`, which may lie outside the string."""
         first = len(self.prompt)
         start, stop = max(start, 0), max(stop, 0)
         if start >= first:
@@ -47,13 +47,13 @@ class PromptedText:
 
 
 class Parts:
-    """Make the walks of one tokenizer.
+    """Make the walks over the texts of one tokenizer.
 
     Args:
         cuts: where texts can be cut; None if that is not known.
-        longest: the most characters of a part that cannot be cut.
-        token_ends: tokenises a text and returns where each token ends.
-        stay: returns whether two tokens, tokenised together as one word, stay as they are.
+        longest: maximum characters of a part that cannot be cut.
+        token_ends: tokenises a text and returns where each token ends, in characters.
+        stay: returns whether two tokens, joined and tokenised again as one word, give the same two tokens.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Parts:
         self._cuts, self._longest, self._token_ends, self._stay = cuts, longest, token_ends, stay
 
     def whole(self, chars: int, needed: int) -> bool:
-        """Return whether a text of `chars` characters is one part, if `needed` tokens of it are needed."""
+        """Return whether a text of `chars` characters is tokenised in one part if `needed` of its tokens are needed."""
         return chars <= min(2 * _part_chars(needed), self._longest)
 
     def walk(self, text: PromptedText, needed: int, *, from_end: bool) -> Walk:
-        """Return a walk for the first or last `needed` tokens of a text.
+        """Return a walk for the first `needed` tokens of a text, or for the last with `from_end`.
 
         Raises:
             TooLongError: a part cannot be cut; raised by the walk.
@@ -117,8 +117,8 @@ class Parts:
             text: the text.
             start: a safe cut, or the text's beginning.
             stop: a safe cut, or the text's end.
-            chars: about how many characters the first part has; later ones have more.
-            most: the number of tokens; None for all.
+            chars: roughly how many characters the first part has; later parts have more.
+            most: number of tokens after which to stop; None to go on to the end.
         """
         count = 0
         before: int | None = None  # the token before a cut inside a word
@@ -137,7 +137,7 @@ class Parts:
             start, chars = following, min(2 * chars, PART_CHARS)
 
     def _next(self, text: PromptedText, start: int, stop: int, chars: int) -> tuple[int, int, bool]:
-        """Return where the part from `start` ends, where the next one begins, and whether that cut is inside a word."""
+        """Return where the part from `start` ends, where the next begins, and whether the cut is inside a word."""
         if stop - start <= (2 * chars if self._cuts else self._longest):
             return stop, stop, False
         if self._cuts is None:
@@ -184,7 +184,7 @@ class Parts:
         return [place for place in places if low < place <= high]
 
     def _skip(self, text: PromptedText, end: int, stop: int) -> int | None:
-        """Return where the word across `end` ends if it is one unknown token, however much of it is left out."""
+        """Return where the word around `end` ends if it is one unknown token however much is left out, else None."""
         assert self._cuts is not None
         unknown = self._cuts.unknown
         if unknown is None:
@@ -217,7 +217,7 @@ class Parts:
         return None
 
     def _is_one_run(self, before: str) -> bool:
-        """Return whether the white space at the end of `before`, if any, is of one kind that stays one word."""
+        """Return whether the white space at the end of `before`, if any, consists only of blanks, which are one word."""
         assert self._cuts is not None
         rest = before.rstrip(self._cuts.blanks)
         return (

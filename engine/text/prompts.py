@@ -1,4 +1,4 @@
-"""Choose the prompt to put before every text of a call: given directly, by name, or the default of its kind."""
+"""Choose the prompt to put before every text of a call: given directly, by name, by kind of text, or the default."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -10,7 +10,7 @@ Kind = Literal["query", "document"]
 
 
 def check_prompts(prompts: object) -> dict[str, str]:
-    """Return the caller's prompts by name ({} for None); ConfigError if it is not a mapping of str to str."""
+    """Return the caller's prompts by name ({} for None); ConfigError if they are not a mapping of str to str."""
     if prompts is None:
         return {}
     if not isinstance(prompts, Mapping):
@@ -34,7 +34,7 @@ def check_prompt(prompt: object) -> str:
 
 
 def check_choice(name: object, kind: object, where: str = "prompt_name") -> None:
-    """Raise ConfigError if the name of a prompt is not a str, or the kind is neither "query" nor "document"."""
+    """Raise ConfigError unless the prompt's name is a str or None, and the kind "query", "document" or None."""
     if name is not None and not isinstance(name, str):
         raise ConfigError(where, "not a string", got=shown(name), expected="str")
     if kind is not None and not is_one_of(kind, get_args(Kind)):
@@ -44,15 +44,15 @@ def check_choice(name: object, kind: object, where: str = "prompt_name") -> None
 def choose_prompt(
     prompts: Mapping[str, str], name: str | None, default: str | None, kind: Kind | None
 ) -> str:
-    """Return the prompt called `name`; without a name, the one of the kind, or the default if there is no kind.
+    """Return the prompt called `name`; without a name, the prompt of the kind; without a kind, the default prompt.
 
-    As in sentence-transformers, a query or document never gets the default prompt.
+    As in sentence-transformers, a text with a kind never gets the default prompt.
 
     Args:
         prompts: all prompts by name.
-        name: name of the requested prompt.
-        default: name of the checkpoint's default prompt.
-        kind: "query" or "document", whose prompt has the same name.
+        name: name of the requested prompt, or None.
+        default: name of the default prompt, or None.
+        kind: "query" or "document", which is also the name of its prompt; or None.
 
     Returns:
         The prompt, or "" if there is none.

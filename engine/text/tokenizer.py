@@ -1,8 +1,8 @@
 """Turn texts into token ids with the checkpoint's tokenizer.json alone.
 
-The template of its post-processor adds tokens around every text, such as the end token. The tokenizer is shared and
-never modified after loading, so truncation is done here. This module knows nothing about prompt names, weights or
-batches.
+The tokenizer's template (its post-processor) adds tokens around every text, such as the end token. All threads share
+the tokenizer, and nothing modifies it after loading, so truncation is done here. This module knows nothing about prompt
+names, weights or batches.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Tokens:
 
 @dataclass(slots=True)
 class GoodTokens:
-    """The token ids of those texts that can be embedded, by the caller's index, in order; the errors of the others."""
+    """The token ids of the texts that can be embedded, by the caller's index in rising order; errors of the others."""
 
     ids: dict[int, list[int]] = field(default_factory=dict)
     cut: int = 0  # texts cut to max_length
@@ -145,14 +145,21 @@ class TextTokenizer:
         """Return the number of tokens of a text, without those of the template.
 
         Raises:
-            InputError: as for `encode`, but a text may have no tokens.
+            InputError: as for `encode`, except that a text may have no tokens.
         """
         return len(self._kept([text], sys.maxsize, "", 0, lambda: False)[0][0])
 
     def prompt_ids(self, prompt: str, most: int) -> tuple[int, ...]:
-        """Return the token ids with which a text after this prompt begins, or () if there are none or more than `most`.
+        """Return the token ids with which texts after this prompt begin: those of the template, then the prompt's own.
 
-        Where a token spans the border of prompt and text, the text begins with fewer of them.
+        A text begins with fewer of them if one of its tokens spans the border between prompt and text.
+
+        Args:
+            prompt: the prompt.
+            most: maximum tokens of the prompt's own.
+
+        Returns:
+            The ids; () if the prompt is empty, has more than `most` tokens, or `most` is 0.
         """
         known, ids = self._prompt
         if not prompt or not most:
@@ -298,7 +305,7 @@ class TextTokenizer:
 def _frames(
     core: Sequence[int], whole: Sequence[int]
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return all ways to write `whole` as ids before `core`, `core`, and ids after it."""
+    """Return every pair (before, after) with which before + core + after is `whole`."""
     starts = range(len(whole) - len(core) + 1)
     return [
         (tuple(whole[:start]), tuple(whole[start + len(core) :]))
@@ -310,7 +317,7 @@ def _frames(
 def _advance(
     walk: Walk, ids: list[int] | None, index: int
 ) -> tuple[str, tuple[list[int], bool] | None]:
-    """Send a walk the ids of its last part; return its next part, or its result."""
+    """Send a walk the ids of its last part, None at first; return its next part and None, or "" and its result."""
     try:
         return (next(walk) if ids is None else walk.send(ids)), None
     except StopIteration as end:
