@@ -1,12 +1,12 @@
-"""Pack token lists into forests, the prefix trees of a batch: texts that begin alike share the rows of that prefix.
+"""Pack token lists into forests, the prefix trees of a batch: texts share the rows of a common beginning.
 
 A forest is a set of segments, which are runs of consecutive packed rows. A segment forks off its parent after the
 parent's first `fork` rows. The path of a row consists of its segment's ancestors, each up to the fork, and of its
-segment up to the row itself. Attention is causal, so every row has, but for rounding, the value it would have if its
-text were computed alone.
+segment up to the row itself. Attention is causal, so apart from rounding every row has the value that it would have if
+its text were computed alone.
 
-A text may name a prompt that the model has computed before and whose keys and values it keeps. What the text has in
-common with its prompt is not packed: its first segment forks off the prompt, which is a segment without packed rows.
+A text may name a prompt, whose keys and values the model keeps between batches. The tokens with which both the text and
+its prompt begin are not packed: the text's first segment forks off the prompt, which is a segment without packed rows.
 This module knows token ids, but no texts, weights or devices.
 """
 
@@ -22,7 +22,7 @@ from lastword.kernels.caller_settings import count_up, integers
 
 # Fork only where at least this many tokens of a segment are shared: fewer cost more in attention than they save.
 MIN_SHARED = 8
-# Maximum number of segments on a path; a deeper fork copies the shared rows instead.
+# Maximum number of segments on a path; where a path would be longer, the shared rows are packed once more instead.
 MAX_DEPTH = 8
 
 
@@ -36,9 +36,9 @@ class Forest:
     Args:
         ids: int32 [T], the token id of each row.
         positions: int32 [T], the RoPE position of each row.
-        prompts: the token ids of each prompt that the model must have computed; they are the first segments.
+        prompts: the token ids of the cached prompts that the texts fork off; these prompts are the first segments.
         segments: the S segments; their rows are numbered from the first row of the first prompt.
-        final_rows: the packed row of each distinct text's last token, N' of them, counted without the prompts.
+        final_rows: the packed row of each distinct text's last token: N' numbers, counted from the first packed row.
         texts: int64 [N], the caller's index of each text.
         distinct: int64 [N], the index of each text among the N' distinct ones.
         tokens_requested: number of tokens of all N texts, before sharing.
@@ -111,9 +111,10 @@ def plan_forests(
     Args:
         tokens: the token ids of each text.
         max_batch_tokens: maximum rows of a forest; a single text longer than this is a batch of its own.
-        prompts: the token ids of each text's prompt, or () for a text without one. Only a text that begins with at
-            least `MIN_SHARED` tokens of its prompt uses it; a text's last token is always packed.
-        share: whether texts share prefixes; False makes every text a segment of its own, a reference for tests.
+        prompts: the token ids of each text's prompt, or () for a text without one; by default no text has a prompt. A
+            text uses its prompt only if it begins with at least `MIN_SHARED` tokens of it. A text's last token is
+            always packed.
+        share: whether texts share prefixes; False makes every text a segment of its own, as a reference for tests.
 
     Yields:
         Forests in the sorted order of their texts.
@@ -254,10 +255,11 @@ def _climb(branches: list[_Branch], path: list[int], depth: int, cached: int) ->
         branches: the branches of the batch.
         path: the branches of the previous list, root first; changed in place.
         depth: number of tokens that the next list shares with the previous one.
-        cached: number of tokens that it shares with its prompt.
+        cached: number of tokens that the next list shares with its prompt.
 
     Returns:
-        The depth of its fork; if the path is then empty, it forks off its prompt, if it has one.
+        The depth in tokens at which the next list forks off the path's last branch; if the path is empty, off its
+        prompt, if it has one.
     """
     while path and depth > cached:
         top = branches[path[-1]]

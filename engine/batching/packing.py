@@ -31,7 +31,7 @@ _ALIGN = 4
 
 @dataclass(frozen=True, slots=True)
 class ModelInputs:
-    """The inputs of one forward on its device: `ids`, `positions` int32 [T], `final_rows` [N], attention plan."""
+    """The inputs of one forward, on its device: `ids` and `positions` int32 [T], `final_rows` [N'], attention plan."""
 
     ids: Tensor
     positions: Tensor
@@ -48,18 +48,18 @@ class ModelInputs:
 
 @dataclass(frozen=True, slots=True)
 class BucketLayout:
-    """The sizes of a batch's parts, and the properties of its plan that determine how kernels are launched.
+    """The sizes of a batch's parts, padding included, and the properties of its plan on which kernel launches depend.
 
     Args:
-        rows: packed rows.
-        finals: last-token rows.
-        segments: segments.
-        tiles: query tiles of the attention.
+        rows: number of packed rows.
+        finals: number of last-token rows.
+        segments: number of segments.
+        tiles: number of query tiles of the attention.
         tile_rows: rows per query tile.
         has_ancestors: whether any segment has a parent.
         rows_per_segment: average rows per segment.
         longest_path: upper bound of the rows on one path.
-        bucket: whether this is the layout of a bucket, shared by many batches, or of a single batch.
+        bucket: whether this is the layout of a bucket, shared by many batches; False for that of a single batch.
     """
 
     rows: int
@@ -125,12 +125,12 @@ class Packer:
     def pack(self, forest: Forest, *, pad: bool = True) -> tuple[BucketLayout, Tensor]:
         """Return the batch's layout and its buffer on the host.
 
-        For a GPU the buffer is in pinned memory, and nobody has to wait for a copy from it: PyTorch keeps the memory
-        until the copy is done.
+        For a GPU the buffer is in pinned memory, and the caller need not wait until it is copied to the device: PyTorch
+        keeps the memory until then.
 
         Args:
             forest: the batch.
-            pad: whether to use the layout of a bucket if one is large enough.
+            pad: whether to pad the batch to a bucket if one is large enough.
         """
         bucket = bucket_of(forest.tokens_computed, len(forest.final_rows)) if pad else None
         layout = self._exact(forest) if bucket is None else self.bucket_layout(*bucket)
@@ -141,8 +141,7 @@ class Packer:
     def bucket_layout(self, rows: int, finals: int) -> BucketLayout:
         """Return the layout that holds every batch of at most `rows` rows and `finals` distinct texts.
 
-        Every segment holds the last token of at least one text, so at most `finals` segments and one of padding
-        suffice.
+        Every segment holds the last token of at least one text, so `finals` segments suffice, and one more for padding.
         """
         average = rows / finals
         tile_rows = self._tile_rows(tree=True, rows_per_segment=average)
@@ -164,9 +163,9 @@ class Packer:
 
 
 def check_ids(forest: Forest, vocab_size: int) -> None:
-    """Raise InputError for an id without a row in the embedding table; on a GPU it would read foreign memory.
+    """Raise InputError for an id without a row in the embedding table: a GPU would read memory beyond the table.
 
-    The tokenizer and the queue of items are checked before; this is the last place where all ids come by on the host.
+    The ids of texts and of queued items are checked earlier too. This is the last place where all ids are on the host.
     """
     low, high = map(int, torch.aminmax(forest.ids))
     if low < 0 or high >= vocab_size:

@@ -181,7 +181,7 @@ def _bert_cuts(contents: Sequence[str], model: Any, *, cjk: bool) -> Cuts:
     anywhere = re.compile(f"(?<=[{ends}])|(?=[{ends}])")
     unknown = None
     if isinstance(model, models.WordPiece) and not any(content.isalnum() for content in contents):
-        # Normalising leaves at least one character of each of these, unless an added token at an end of the run takes it.
+        # Normalising leaves at least one character of each of these; an added token may take some at the run's ends.
         least = model.max_input_chars_per_word + 1 + 2 * max(map(len, contents), default=0)
         unknown = re.compile(f"[0-9{_LETTERS}]{{{least},}}")
     return Cuts(anywhere, unknown=unknown)

@@ -217,7 +217,7 @@ class Parts:
         return None
 
     def _is_one_run(self, before: str) -> bool:
-        """Return whether the white space at the end of `before`, if any, consists only of blanks, which are one word."""
+        """Return whether the white space at the end of `before`, if any, has only blanks, which are one word."""
         assert self._cuts is not None
         rest = before.rstrip(self._cuts.blanks)
         return (
