@@ -74,8 +74,8 @@ class _Bucket:
 class Graphs:
     """The graphs of one model's forward, one per bucket, recorded when a batch of the bucket first occurs.
 
-    Keeps no reference to the model, so its memory is freed with the caller's last reference. The exception is a bucket
-    that could not be recorded: it keeps the forward.
+    Keeps no reference to the model, so the model's memory is freed with the caller's last reference. The exception is a
+    bucket that could not be recorded: it keeps a reference to the forward, and so to the model.
     """
 
     def __init__(
@@ -85,9 +85,8 @@ class Graphs:
         self._width, self._dtype, self._device = width, dtype, device
         self._buckets: dict[BucketLayout, _Bucket] = {}
         self._lock = Lock()  # the buffers hold one batch at a time
-        self._done: torch.cuda.Event | None = (
-            None  # the previous batch was copied out of the buffers
-        )
+        # Recorded once the previous batch's states are copied out of the buffers.
+        self._done: torch.cuda.Event | None = None
 
     def run(self, forward: Forward, layout: BucketLayout, buffer: Tensor, finals: int) -> Tensor:
         """Compute the final states [finals, C] of a batch that was packed into a bucket's layout.
@@ -126,7 +125,7 @@ class Graphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # Do not try again: the cause, such as another thread that calls `synchronize`, may recur each time.
+            # Do not try again: the cause, such as a thread that calls `synchronize`, may be there each time.
             problem = str(error).partition("\n")[0]
             warnings.warn(
                 LastwordWarning(

@@ -1,4 +1,4 @@
-"""Choose the device, the compute dtype and the batch size. Independent of models."""
+"""Choose the device, the compute dtype and the batch size. This module knows nothing about models."""
 
 from contextlib import suppress
 
@@ -12,11 +12,11 @@ from lastword.weights import dtype_name
 # Rows of one forward per CPU thread: matmuls reach their peak here, more rows only take memory (bench/LOG.md).
 CPU_BATCH_TOKENS_PER_THREAD = 1024
 CPU_BATCH_TOKENS_MOST = 8192
-# Least and most rows on a GPU: below the least, reading weights dominates the matmuls; above the most, no gain.
+# Least and most rows on a GPU: below the least, reading weights dominates the matmuls; more than the most gain nothing.
 GPU_BATCH_TOKENS_LIMITS = (1024, 16_384)
 # Share of the memory free after loading the weights; the rest is for libraries, graphs and other processes.
 GPU_FREE_SHARE = 0.8
-# What is said of PyTorch's other kinds of devices, such as mps and xpu.
+# The remedy for PyTorch's other kinds of devices, such as mps and xpu.
 _SUPPORTED = "Use 'cpu', which works on every machine, Apple's too; 'cuda' is for the GPUs of NVIDIA and AMD."
 _DEVICES = "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"
 
@@ -24,7 +24,8 @@ _DEVICES = "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"
 def choose_device(device: str | torch.device | None) -> torch.device:
     """Return the requested device; by default a GPU, or the CPU if there is none.
 
-    "cuda" is the GPU that is current in this thread, by its number: another thread may have another one.
+    "cuda" stands for the current GPU of this thread. It is returned with its number, because the current GPU of another
+    thread may be another one.
 
     Raises:
         DeviceError: the device is unknown, missing or of a kind that lastword does not compute on.
@@ -122,7 +123,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
 
 
 def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return the mode in which matmuls are quantised: None, "int8" (CPU, float32) or "fp8" (GPU, bfloat16).
+    """Check and return the mode in which matmuls are quantised: None, "int8" (CPU, float32) or "fp8" (GPU, bfloat16).
 
     Raises:
         ConfigError: the mode is unknown, does not fit the device or dtype, or this CPU has no kernel for it.
@@ -154,7 +155,7 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
 
 
 def quantize_identity(quantize: str | None, device: torch.device) -> list[object] | None:
-    """Identify a mode for the fingerprint: its name and rule, with this CPU's int8 levels or this GPU's fp8 format."""
+    """Return a mode's name and what its rounding depends on, such as this CPU's int8 levels, for the fingerprint."""
     if quantize == "int8":
         return [quantize, activation_levels(), "smoothed"]
     return None if quantize is None else [quantize, str(fp8_format(device))]

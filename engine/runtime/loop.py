@@ -48,7 +48,7 @@ _POLL_S = 0.002
 
 
 class Loop:
-    """A tokenizer, the runner of its model, and the token budget of a batch.
+    """Computes results for texts or for queued items, with a tokenizer and the runner of its model.
 
     Args:
         tokenizer: the checkpoint's tokenizer.
@@ -73,18 +73,19 @@ class Loop:
         in_order: bool = True,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[FinishedBatch]:
-        """Yield the results of each batch; a failed batch affects its own items, a bad vector its own text only.
+        """Yield the results of each batch; a failed batch affects only its own items, a bad vector only its own text.
 
         Up to `runner.depth` batches are started beyond the one that is waited for.
 
         Args:
-            source: returns the next group; may block only while no batch is running.
+            source: called with `wait`, which is True only while no batch is running: returns the next group, or None if
+                there is none yet and `wait` is False; raises StopIteration at the end.
             task: the task for every item; None computes vectors in the items' formats.
             in_order: whether to yield batches in the order they were started, or as they finish.
             stopped: returns whether to stop; called before each batch.
 
         Raises:
-            Exception: an exception of `source`, once the groups before it are done.
+            Exception: any other exception of `source`, raised once the groups before it are done.
         """
         ready: deque[tuple[Group, Forest]] = deque()
         started: list[tuple[Group, Forest, float, Wait]] = []
@@ -155,8 +156,8 @@ class Loop:
             ahead: compute in a background thread while the caller uses the matrices, if the runner allows it.
 
         Raises:
-            InputError: a text cannot be embedded; raised after the matrices of all groups before its own, with its
-                index. With `options.on_error`, this function is called with the error instead; then the
+            InputError: a text cannot be embedded; raised after the matrices of all groups before that text's. The error
+                gives the text's index. If `options.on_error` is set, it is called with the error instead; then the
                 matrix of the text's group is yielded without a row for it.
         """
         groups, keep_going = self.groups(texts, options), options.on_error is not None
@@ -188,10 +189,10 @@ class Loop:
         *,
         task: Task | None = None,
     ) -> Tensor:
-        """Return the rows of all groups of `matrices` in one tensor.
+        """Return what `matrices` yields as one tensor, with one row per text.
 
         Args:
-            nothing: [0, …], with the width and dtype of the rows.
+            nothing: an empty tensor [0, …] with the width and dtype of the rows.
             texts: the texts.
             options: as for `matrices`.
             report: as for `matrices`.
@@ -212,14 +213,14 @@ class Loop:
         source: Take[Group],
         stopped: Callable[[], bool] = lambda: False,
     ) -> Generator[GroupResult]:
-        """Yield the result of each group, in order; raise the first error of a batch unless it is to be kept."""
+        """Yield the result of each group, in order; raise the first error of a batch unless `keep_going`."""
         groups = GroupsInOrder(source, keep_going=keep_going)
         for batch in self.run(groups.take, task, stopped=stopped):
             advance(len(batch.texts))
             yield from groups.add(batch)
 
     def plan(self, texts: Iterable[str], options: EncodeOptions) -> Report:
-        """Count the texts, tokens and batches of `matrices` without computing it."""
+        """Tokenise and pack texts as `matrices` does, and return their counts; no batch is computed."""
         report = Report()
         for group in self.groups(texts, options):
             for counts in (group.counts, *map(counts_of, group.forests)):
@@ -232,7 +233,7 @@ class Loop:
             yield from self._tokens(options, numbered).ids.values()
 
     def groups(self, texts: Iterable[str], options: EncodeOptions) -> Generator[Group]:
-        """Yield groups ready to be computed; if the runner allows it, a thread prepares the next one."""
+        """Yield groups that are ready to be computed; if the runner allows it, a thread prepares the next one."""
         cut = cut_groups(iter(texts), small_first=self.runner.ahead)
         prepare = partial(self._prepare, options)
         if self.runner.ahead:

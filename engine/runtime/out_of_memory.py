@@ -13,7 +13,8 @@ from lastword.batching.forest import Forest
 from lastword.errors import LastwordWarning
 from lastword.runtime.runner import Wait
 
-# Number of full batches that must fit before larger ones are tried again; doubled after each failed attempt.
+# Number of batches of about the current maximum that must fit before larger ones are tried again; doubled after each
+# failed attempt.
 _PATIENCE = 32
 _MOST_PATIENCE = 1024
 
@@ -22,7 +23,12 @@ class BatchBudget:
     """The maximum number of tokens per batch, shared by all calls of one Embedder.
 
     `limit` is set by the caller or the device, `tokens` is the current maximum. When memory runs out, `tokens` falls to
-    half the size of the batch that failed. After a number of full batches have fitted, it is doubled, up to the limit.
+    half the size of the batch that failed. After 32 batches at least half as large as `tokens` have fitted, `tokens` is
+    doubled, up to the limit; after each doubling that fails, twice as many must fit, up to 1,024.
+
+    Args:
+        limit: maximum tokens per batch if memory suffices.
+        device: the devices, for the warning.
     """
 
     def __init__(self, limit: int, device: str) -> None:
@@ -40,7 +46,7 @@ class BatchBudget:
         self._patience, self._fitted, self._retried = _PATIENCE, 0, False
 
     def record_success(self, tokens: int) -> None:
-        """Record a batch that was computed; only a full batch counts as evidence that memory suffices."""
+        """Count a batch that was computed, unless `tokens` is below half of the current maximum; raise it after enough."""
         if 2 * tokens < self.tokens or self.tokens >= self._limit:
             return
         self._fitted += 1
@@ -49,9 +55,9 @@ class BatchBudget:
             self._retried = True
 
     def lower(self, tokens: int) -> None:
-        """Halve the budget after a batch of `tokens` tokens ran out of memory; warn the first time.
+        """Set the current maximum to half of `tokens`, the size of a batch that ran out of memory; warn the first time.
 
-        A batch larger than the budget, planned before the budget fell, changes nothing.
+        A batch larger than the current maximum changes nothing: it was planned before the maximum fell.
         """
         if tokens > self.tokens:
             return
@@ -70,7 +76,7 @@ class BatchBudget:
             )
 
     def within(self, forest: Forest) -> list[Forest]:
-        """Split a batch that was planned before the budget fell; a single text may exceed the budget."""
+        """Split a batch that was planned before the current maximum fell; a single text may exceed the maximum."""
         if forest.tokens_computed <= self.tokens or len(forest.final_rows) == 1:
             return [forest]
         return [part for half in forest.halves() for part in self.within(half)]
@@ -83,9 +89,9 @@ def compute_parts(
 
     Args:
         forest: the batch.
-        wait: returns its tensor.
-        start: starts a part of it.
-        budget: learns of each part whether it fitted.
+        wait: waits for the batch and returns its tensor.
+        start: starts a part of the batch, and returns the function that waits for its tensor.
+        budget: is told of each part whether it fitted.
 
     Yields:
         Each part with its tensor or its error; the error is `torch.OutOfMemoryError` if a single text does not fit.
@@ -104,7 +110,7 @@ def compute_parts(
 
 
 def _result_of(wait: Wait) -> Tensor | Exception:
-    """Return a wait's tensor or exception, without the traceback, whose frames may hold device memory."""
+    """Return what `wait` returns or raises; an OutOfMemoryError without its traceback, whose frames may hold memory."""
     try:
         return wait()
     except torch.OutOfMemoryError as error:

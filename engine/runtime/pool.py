@@ -51,7 +51,7 @@ _START = "import sys; sys.path[:] = sys.argv[2:]; from lastword.runtime.worker i
 
 
 class Pool:
-    """One worker process per device.
+    """A runner with one worker process per device.
 
     Args:
         load: called as `load(device=...)` in each worker, returns the model; must be picklable.
@@ -140,7 +140,7 @@ def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: boo
 
 @cache  # once per process
 def _warn_of_unproved_kernels() -> None:
-    """Say that no run on a GPU is recorded; to be removed with the first results of `bench/gpu.sh prove`."""
+    """Warn that no run on a GPU is recorded; remove this function with the first results of `bench/gpu.sh prove`."""
     warnings.warn(
         LastwordWarning(
             "device",
@@ -211,17 +211,17 @@ class _Worker:
             raise copy(self._problem)
 
     def submit(self, order: bytes, tokens: int) -> "Future[Any]":
-        """Queue an order; a Ctrl-C at any point keeps orders and answers matched.
+        """Queue an order; orders and answers stay matched even if Ctrl-C interrupts this method.
 
         Args:
             order: the packed message.
-            tokens: tokens that it will compute.
+            tokens: number of tokens that the order makes the worker compute.
 
         Returns:
             The future of the answer.
 
         Raises:
-            DeviceError: as `check`; so no order follows the end mark that `stop` queues.
+            DeviceError: as for `check`, so that no order follows the end mark that `stop` queues.
         """
         answer: Future[Any] = Future()
         with self._lock:
@@ -247,7 +247,8 @@ class _Worker:
 
     def join(self) -> None:
         """Wait for the two threads: a thread still inside PyTorch at interpreter exit would abort the process."""
-        if current_thread() not in (self._receiver, self._sender):  # they may collect the pool
+        # The garbage collector may run this in one of the two, which cannot wait for itself.
+        if current_thread() not in (self._receiver, self._sender):
             self._sender.join(_SECONDS_TO_END)
 
     def _send(self) -> None:

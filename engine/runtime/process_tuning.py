@@ -1,7 +1,7 @@
 """Process settings changed when a model loads: memory allocation, the caches of oneDNN, the threads of a fork.
 
-While a CPU model loads, freed blocks go back to the system; afterwards they are kept for the next batch.
-`Embedder(tune_process=False)` changes neither this nor the caches.
+While a CPU model loads, freed blocks go back to the system; afterwards they are kept for the next batch. With
+`Embedder(tune_process=False)`, memory allocation and the caches stay as they are.
 """
 
 import ctypes
@@ -15,8 +15,9 @@ import torch
 
 from lastword.errors import DeviceError, LastwordWarning
 
-# By default glibc requests blocks of over 32 MB from the system every time, which takes up to 6 % of a batch's time.
-# The kept memory does not grow from batch to batch, so it is never returned in between (bench/LOG.md, 2026-11-24).
+# Blocks up to this size are kept. By default glibc requests blocks of over 32 MB from the system every time, which
+# takes up to 6 % of a batch's time. The kept memory does not grow from batch to batch, so it is never returned in
+# between (bench/LOG.md, 2026-11-24).
 _KEPT_BYTES = 256 << 20
 # If blocks were kept while loading, memory would fragment: holes of half a model (bench/LOG.md, 2026-11-27).
 _LOADING_BYTES = 1 << 20
@@ -32,10 +33,10 @@ _loaded_in: int | None = None
 
 
 def prepare_threads(device: torch.device) -> None:
-    """Compute on one thread in a fork of a process that had loaded a model: there OpenMP would wait for ever.
+    """Set PyTorch to one thread in a fork of a process that had loaded a model: with more, OpenMP would wait for ever.
 
     Raises:
-        DeviceError: the device is a GPU that the process forked from has used.
+        DeviceError: the device is a GPU, and this process is a fork of one that has used a GPU.
     """
     global _loaded_in  # noqa: PLW0603  the process has one
     if device.type == "cuda" and torch.cuda._is_in_bad_fork():
@@ -71,7 +72,7 @@ def tune_for_loading() -> Iterator[None]:
 
 
 def limit_caches() -> None:
-    """Limit the two caches to 32 entries each, unless the user's environment sets a limit."""
+    """Limit oneDNN's and PyTorch's caches of matmuls to 32 entries each, unless the environment sets a limit."""
     for name in _CACHES:
         os.environ.setdefault(name, _CACHED)
 
@@ -80,14 +81,14 @@ def keep_blocks() -> bool:
     """Keep freed blocks of up to 256 MB for the next batch; affects the main thread's heap of the whole process.
 
     Returns:
-        Whether the C library accepted it; False, with no change, without `mallopt` or with an old glibc.
+        Whether the C library accepted it; without `mallopt` or with an old glibc it returns False and nothing changes.
     """
-    # Setting only the second would stop glibc from raising the first above its default of 128 kB.
+    # Setting the trim threshold alone would stop glibc from raising the mmap threshold above its default of 128 kB.
     return _set(_M_MMAP_THRESHOLD, _KEPT_BYTES) and _set(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES)
 
 
 def return_memory() -> None:
-    """Return freed memory to the system, which the C library would keep; after the last batch of a model."""
+    """Return freed memory, which the C library would keep, to the system; called when a model is freed."""
     if sys.platform.startswith("linux"):
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
 

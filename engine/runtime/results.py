@@ -84,7 +84,7 @@ class Group:
         items: the items.
         forests: the batches that hold them.
         began: when their preparation began, by `perf_counter`.
-        counts: counts from their preparation.
+        counts: the counts that are known before any batch is computed: texts, and texts cut.
         refused: items that could not be included, with their errors.
     """
 
@@ -149,7 +149,8 @@ class FinishedBatch:
     Args:
         group: the group.
         texts: int64 [n], the items that finished, as indices into `group.items`.
-        rows: the result of item `texts[i]` is `rows[i]`; a tensor, or a list if the items' formats differ.
+        rows: the result of item `texts[i]` is `rows[i]`; a tensor, or a list if the items' formats differ; empty if no
+            item has a result.
         errors: by index into `group.items`, the errors of the items that have no result.
         counts: the counts of this batch.
     """
@@ -172,11 +173,12 @@ GroupResult = tuple[Tensor | None, Report, list[InputError]]
 
 
 class GroupsInOrder:
-    """Gives the result of each group once all its batches have finished, in the order of the groups.
+    """Collects finished batches and gives the result of each group, in the order of the groups.
 
     Args:
-        source: returns the next group, as for `Loop.run`; its items have one format, their tags are indices.
-        keep_going: keep the error of a text that cannot be embedded, instead of raising it.
+        source: returns the next group, as for `Loop.run`. All its items have the same format, and their tags are the
+            texts' indices.
+        keep_going: whether to keep the error of a text that cannot be embedded, instead of raising it.
     """
 
     def __init__(self, source: Callable[[bool], Group | None], *, keep_going: bool) -> None:
@@ -184,17 +186,18 @@ class GroupsInOrder:
         self._groups: deque[_Rows] = deque()
 
     def take(self, wait: bool) -> Group | None:  # noqa: FBT001  a Take
-        """Return the next group of the source."""
+        """Return the next group of the source, and expect its batches."""
         group = self._source(wait)
         if group is not None:
             self._groups.append(_Rows(group))
         return group
 
     def add(self, batch: FinishedBatch) -> Iterator[GroupResult]:
-        """Take a batch of the first group that has not finished; yield the results of the groups that now have."""
-        if (
-            batch.group.forests
-        ):  # else these are the texts that were refused, of a later group maybe
+        """Add a batch of the first unfinished group; yield the results of the groups that are finished now.
+
+        A batch from `list_refused` may come at any time: it is not counted.
+        """
+        if batch.group.forests:  # else it is from `list_refused`
             for place in sorted(batch.errors):
                 error = batch.errors[place]
                 if not self._keep_going or not isinstance(error, InputError) or error.index is None:
@@ -234,7 +237,7 @@ class _Rows:
 
 
 def list_refused(group: Group) -> FinishedBatch:
-    """Make the results of the items that were refused while their group was prepared: their errors."""
+    """Make a batch without rows: the errors of the items that were refused while their group was prepared."""
     items, errors = [item for item, _ in group.refused], [error for _, error in group.refused]
     places = count_up(0, len(items))
     return FinishedBatch(
@@ -243,13 +246,13 @@ def list_refused(group: Group) -> FinishedBatch:
 
 
 def new_rows(like: Tensor, count: int) -> Tensor:
-    """Make space for `count` rows like these; an ordinary tensor even if the caller is in `torch.inference_mode`."""
+    """Return an uninitialised tensor for `count` rows like those of `like`; never an inference tensor."""
     with torch.inference_mode(False):
         return like.new_empty(count, *like.shape[1:])
 
 
 def embed_task(group: Group, forest: Forest) -> EmbedTask:
-    """Make the task of a batch: vectors if all items share width and normalisation, else the full final states."""
+    """Return the task of a batch: vectors if all items share width and normalisation, else the full final states."""
     kinds = {(each.dim, each.normalize) for each in _formats(group, forest)}
     if len(kinds) == 1:
         return EmbedTask(*kinds.pop())
@@ -317,7 +320,7 @@ def _formats(group: Group, forest: Forest) -> list[VectorFormat]:
 def _to_format(
     states: Tensor, wanted: VectorFormat, done: EmbedTask
 ) -> tuple[Tensor, dict[int, dict[str, str]]]:
-    """Convert rows [N, …] that the task `done` made to vectors; also return the parts of the error of each bad row."""
+    """Convert the rows [N, …] of the task `done` to the format `wanted`; also return each bad row's error parts."""
     if (wanted.dim, wanted.normalize) != (done.dim, done.normalize):
         states = postprocess(states, wanted.dim, normalize=wanted.normalize)
     vectors = to_precision(states, wanted.precision, wanted.ranges)
@@ -355,7 +358,7 @@ def counts_of(forest: Forest) -> Report:
 
 
 def _item_error(error: Exception, item: Item, forest: Forest) -> Exception:
-    """Turn a lack of memory into an error that names the text; return any other error unchanged."""
+    """Turn an out-of-memory error into one that names the text; return any other error unchanged."""
     if not isinstance(error, torch.OutOfMemoryError):
         return error
     return item.error(

@@ -30,7 +30,7 @@ from lastword.weights import ModelConfig, WeightsSource
 # bench/LOG.md, 2026-11-27), so several batches are queued. A queued batch takes memory only for inputs and vectors.
 _GPU_DEPTH = 3
 
-# What is wrong with a runner that has been closed.
+# Error parts for a runner that has been closed.
 CLOSED = {
     "what": "closed",
     "got": "a closed Embedder",
@@ -53,14 +53,15 @@ class FutureWait:
 
 
 def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
-    """Return the index of a finished batch; batches that finish in order are waited for in order.
+    """Wait until one of the started batches has finished, and return its index.
 
     Args:
-        waits: the waits of the started batches, in order.
-        seconds: how long to wait for one; None for no limit.
+        waits: what `start` returned for each batch, in the order of starting.
+        seconds: how long to wait; None for no limit.
 
     Returns:
-        The index, or None if no batch finished in time; always 0 if any wait is not a `FutureWait`.
+        The index, or None if no batch finished in time. If not all are `FutureWait`s, the batches finish in order: the
+        index is 0, returned at once.
     """
     futures = [wait.future for wait in waits if isinstance(wait, FutureWait)]
     if len(futures) < len(waits):
@@ -90,7 +91,7 @@ def check_process(name: str, owner: int) -> None:
 
 
 def failure(error: Exception) -> Wait:
-    """Make the wait of a batch that could not be started: it raises the error."""
+    """Return a `Wait` that raises `error`, for a batch that could not be started."""
 
     def wait() -> Tensor:
         raise error
@@ -99,14 +100,14 @@ def failure(error: Exception) -> Wait:
 
 
 class Task(Protocol):
-    """The computation for a batch: returns a tensor with one row for each of its N' distinct texts."""
+    """What to compute for a batch: a call with the model and the batch returns N' rows, one per distinct text."""
 
     def __call__(self, model: Model, forest: Forest, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedTask:
-    """Compute the vectors [N', dim] fp32, scaled to length 1 with `normalize`; `dim` None keeps all dimensions."""
+    """Compute the vectors [N', dim] fp32, scaled to length 1 with `normalize`; None as `dim` keeps all dimensions."""
 
     dim: int | None
     normalize: bool
@@ -155,7 +156,10 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelLoader:
-    """All arguments needed to load a model except the device; can be sent to a worker process."""
+    """Loads a model onto a device when called; can be sent to a worker process.
+
+    The arguments are those of `Model`, and `tune_process` of `Embedder`.
+    """
 
     checkpoint: WeightsSource
     config: ModelConfig

@@ -77,13 +77,14 @@ def run_ahead(
 ) -> Generator[R]:
     """Yield one result per item, in order; two threads prepare and compute the next ones while the caller uses one.
 
-    Before each result, two items are read, and more only until the result is ready. So a slow source does not hold back
-    finished results for long.
+    Before each result, up to two items are read, and more only until the result is ready. So a slow source does not
+    hold back finished results for long.
 
     Args:
         items: read by the caller's thread only.
         prepare: runs in one thread, item by item.
-        compute: runs in another thread; its arguments take the next prepared item and tell whether to stop.
+        compute: runs in another thread. It is called with two functions: one takes the next prepared item (`Take`), one
+            returns whether to stop.
         most: maximum number of items read before their results are taken.
     """
     with _preparation_thread() as thread:
@@ -164,7 +165,7 @@ class _Computing(Generic[P, R]):
 
 
 def abandoned() -> bool:
-    """Return whether nobody waits any more for the work of the calling thread; long work asks, because exit waits."""
+    """Return whether the calling thread's work is no longer needed; long work asks, because Python waits at exit."""
     stopped: Event | None = getattr(_here, "stopped", None)
     return stopped is not None and stopped.is_set()
 

@@ -23,8 +23,8 @@ from lastword.runtime.serialization import pack, unpack
 def main(handle: int) -> None:
     """Serve the parent at the other end of the socket: first the order to load the model, then batches.
 
-    Orders are answered in the order received. The answer is, after loading the model, the default tokens per batch
-    and the maximum tokens of a cached prompt; else the tensor of a batch, or an exception.
+    Orders are answered in the order received. The answer to the first is the default tokens per batch and the maximum
+    tokens of a cached prompt; the answer to each batch is its tensor. Instead of either, it may be an exception.
 
     Args:
         handle: file descriptor of the socket.
@@ -65,7 +65,7 @@ def _open(order: bytes) -> InProcess:
 
 
 def _start(runner: InProcess, order: bytes) -> Callable[[], bytes]:
-    """Start a batch; the returned function waits for its packed answer."""
+    """Start a batch; the returned function waits for its result and returns the packed answer."""
     try:
         wait = runner.start(*unpack(order))
     except Exception as error:  # noqa: BLE001  raised again in the parent
