@@ -46,7 +46,7 @@ class BatchBudget:
         self._patience, self._fitted, self._retried = _PATIENCE, 0, False
 
     def record_success(self, tokens: int) -> None:
-        """Count a batch that was computed, unless `tokens` is below half of the current maximum; raise it after enough."""
+        """Count a computed batch of at least half the current maximum; after enough of them, double the maximum."""
         if 2 * tokens < self.tokens or self.tokens >= self._limit:
             return
         self._fitted += 1
