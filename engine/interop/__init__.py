@@ -1,8 +1,8 @@
 """Adapters for libraries that use an embedding model: LangChain and LlamaIndex.
 
 Entry points: each module imports its library, which must be installed, and uses the public `Embedder` only. This
-module holds what every adapter does with its model: open it, embed documents and queries, and tell what the vectors
-depend on.
+module holds what both adapters do with their model: open it, embed documents and queries, and identify the vectors by
+a fingerprint.
 """
 
 import os
@@ -22,7 +22,7 @@ def embedder_of(
 
     Args:
         model: Hugging Face id, folder, or an Embedder; None is the small built-in model.
-        options: options of `Embedder`; none if `model` is an Embedder.
+        options: keyword arguments of `Embedder`; must be empty if `model` is an Embedder.
 
     Raises:
         ConfigError: options are given together with an Embedder.
@@ -61,7 +61,7 @@ def embed_query(embedder: Embedder, text: str) -> list[float]:
 
 
 def fingerprint_of(embedder: Embedder) -> str:
-    """Identify the vectors that `embedder` computes now, those of documents and, after a hyphen, those of queries.
+    """Return the run fingerprints of documents and of queries, joined by a hyphen, for the settings as they are now.
 
     Equal fingerprints mean equal weights, tokenizer, prompts, width, max_length, dtype and quantisation.
     """

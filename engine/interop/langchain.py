@@ -17,11 +17,11 @@ with require_extra("langchain-core", "langchain", "lastword.interop.langchain"):
 class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # mypy skips this library
     """LangChain embeddings computed by lastword, with the model's query and document prompts.
 
-    The asynchronous methods are LangChain's own; they call these methods in a thread.
+    The asynchronous methods are LangChain's own; they call the synchronous ones in a thread.
 
     Args:
         model: Hugging Face id, folder, or an Embedder; None is the small built-in model.
-        options: options of `Embedder`.
+        options: keyword arguments of `Embedder`.
 
     Raises:
         ConfigError: options are given together with an Embedder.
@@ -34,7 +34,7 @@ class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # mypy skips this l
 
     @property
     def fingerprint(self) -> str:
-        """What the vectors depend on, hashed with the settings of this moment: a namespace for caches of vectors."""
+        """A hash of all that the vectors depend on, for the settings as they are now; use it as a cache's namespace."""
         return fingerprint_of(self.embedder)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:

@@ -18,7 +18,7 @@ with require_extra("llama-index-core", "llama-index", "lastword.interop.llama_in
     from llama_index.core.bridge.pydantic import PrivateAttr, model_serializer
     from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
-# The largest batch that LlamaIndex allows: lastword forms its own batches by tokens.
+# The largest batch that LlamaIndex allows; lastword cuts it into batches by tokens.
 _TEXTS_AT_ONCE = 2048
 
 
@@ -35,8 +35,9 @@ def _as_query(query: Any) -> Any:
 class KeyedStore(BaseKVStore):  # type: ignore[misc]  # mypy skips this library
     """A key-value store of vectors whose keys hold all that a vector depends on.
 
-    LlamaIndex's own keys are the texts alone, so that another model, width or prompt would get the same vectors. Here
-    the run fingerprint is put before the text, that of queries or of documents, as it is when the key is used.
+    LlamaIndex's own keys are the texts alone, so another model, width or prompt would be given the same vectors. Here a
+    key is the run fingerprint of queries or of documents, then the text. The fingerprint is computed whenever a key is
+    used, so a changed setting leads to other keys.
 
     Args:
         store: the store that keeps the vectors.
@@ -53,13 +54,13 @@ class KeyedStore(BaseKVStore):  # type: ignore[misc]  # mypy skips this library
         return f"{self.embedder.info.run_fingerprint(prompt)}:{text}"
 
     def put(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
-        """Store a vector of a text."""
+        """Store the vector of a text."""
         self.store.put(self._key(key), val, collection)
 
     async def aput(
         self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION
     ) -> None:
-        """Store a vector of a text."""
+        """Store the vector of a text."""
         await self.store.aput(self._key(key), val, collection)
 
     def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> Any:
@@ -71,11 +72,11 @@ class KeyedStore(BaseKVStore):  # type: ignore[misc]  # mypy skips this library
         return await self.store.aget(self._key(key), collection)
 
     def get_all(self, collection: str = DEFAULT_COLLECTION) -> Any:
-        """Return everything in the store, of other models too, by its whole keys."""
+        """Return all entries, those of other models too, by their full keys (fingerprint and text)."""
         return self.store.get_all(collection)
 
     async def aget_all(self, collection: str = DEFAULT_COLLECTION) -> Any:
-        """Return everything in the store, of other models too, by its whole keys."""
+        """Return all entries, those of other models too, by their full keys (fingerprint and text)."""
         return await self.store.aget_all(collection)
 
     def delete(self, key: str, collection: str = DEFAULT_COLLECTION) -> Any:
@@ -97,8 +98,9 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
         embed_batch_size: number of texts that LlamaIndex passes at once.
         callback_manager: passed to BaseEmbedding.
         num_workers: passed to BaseEmbedding.
-        embeddings_cache: a store of LlamaIndex for vectors; its keys get what the vectors depend on, see `KeyedStore`.
-        options: options of `Embedder`.
+        embeddings_cache: a key-value store of LlamaIndex in which vectors are kept; it is wrapped in a `KeyedStore`, so
+            that other models or settings never get these vectors.
+        options: keyword arguments of `Embedder`.
 
     Raises:
         ConfigError: options are given together with an Embedder.
@@ -136,16 +138,16 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
         """The model; its settings can be changed."""
         return self._embedder
 
-    # What LlamaIndex's caches go by.
+    # How LlamaIndex's caches tell the vectors of different models and settings apart.
 
     @property
     def fingerprint(self) -> str:
-        """What the vectors depend on, hashed with the settings of this moment; a part of `to_dict`."""
+        """A hash of all that the vectors depend on, for the settings as they are now; `to_dict` includes it."""
         return fingerprint_of(self._embedder)
 
     @model_serializer(mode="wrap")  # type: ignore[untyped-decorator]
     def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
-        """Add the fingerprint to what `to_dict` returns, which the ingestion cache goes by."""
+        """Add the fingerprint to what `to_dict` returns: LlamaIndex's ingestion cache makes its keys from that."""
         data: dict[str, Any] = super().custom_model_dump(handler, info)
         return {**data, "fingerprint": self.fingerprint}
 
@@ -158,27 +160,27 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
     # Copies in other processes.
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what LlamaIndex pickles: it silently leaves out what cannot be pickled, but never the model."""
-        self._embedder.__reduce__()  # raises if it cannot be
+        """Return the state to pickle; raise if the model cannot be pickled, because LlamaIndex would leave it out."""
+        self._embedder.__reduce__()  # raises if it cannot be pickled
         state: dict[str, Any] = super().__getstate__()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the object around its model; LlamaIndex's own way would open the built-in one."""
+        """Restore the object around its model; LlamaIndex's own method would open the built-in model."""
         type(self).__init__(self, state["__pydantic_private__"]["_embedder"])
         for name, value in state["__dict__"].items():
             setattr(self, name, value)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> "LastwordEmbedding":
-        """Open the model that `to_dict` has named; a dictionary has no options, so give them again.
+        """Open the model that a dictionary from `to_dict` names; it holds no options, so pass them again.
 
         Args:
-            data: from `to_dict`.
-            kwargs: options of `Embedder`.
+            data: the dictionary.
+            kwargs: keyword arguments of this class.
 
         Raises:
-            ConfigError: the vectors would differ.
+            ConfigError: the fingerprint is not the stored one: the vectors would differ.
         """
         fields = ("embed_batch_size", "num_workers", "embeddings_cache")
         name = data.get("model_name")
@@ -215,7 +217,7 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
         return await super().aget_text_embedding_batch(self._checked(texts), *args, **kwargs)
 
     def _checked(self, texts: Iterable[str]) -> list[str]:
-        """List the texts; what `Embedder` refuses, such as a single str, LlamaIndex would take apart."""
+        """Return the texts as a list; refuse what `Embedder` refuses, such as a str, which LlamaIndex would split."""
         self._embedder.encode_stream(texts)  # checks them, and computes nothing until it is read
         return list(texts)
 
