@@ -24,7 +24,8 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
 
     Args:
         embedder: the model.
-        known_as: Hugging Face id whose instructions to use; an id unknown to mteb gets the tasks' own.
+        known_as: Hugging Face id whose instructions to use; with an id that mteb does not know, the tasks' own
+            instructions are used.
     """
 
     def __init__(self, embedder: Embedder, known_as: str) -> None:
@@ -35,7 +36,7 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """What mteb's caches go by, with the settings of this moment: see `settings_meta`."""
+        """The metadata by which mteb's caches tell models and settings apart, as they are now: see `settings_meta`."""
         return settings_meta(self._meta, self.model, self.prompts_dict)
 
     @mteb_model_meta.setter
@@ -65,7 +66,7 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
         """Embed all texts of a split; each batch in `inputs` is a mapping whose key "text" holds a list of texts.
 
         Raises:
-            ConfigError: a precision packs bits, which mteb cannot compare.
+            ConfigError: the precision packs bits, which mteb cannot compare.
         """
         if precision in ("binary", "ubinary"):
             raise ConfigError(
@@ -100,8 +101,8 @@ def settings_meta(
 ) -> ModelMeta:
     """Return metadata by which mteb keeps the results and vectors of different models and settings apart.
 
-    mteb keeps results by name, revision and experiment, and vectors by experiment alone; so the experiment names the
-    run fingerprint, and with it the weights. The other settings are there to be read.
+    mteb keeps results by name, revision and experiment, and vectors by experiment alone; so the experiment includes the
+    run fingerprint, which covers the weights too. The other settings in it are for people to read.
 
     Args:
         meta: metadata of the model, with the experiment of a wrapper, if any.
@@ -109,7 +110,8 @@ def settings_meta(
         instructions: the model's own instructions by task, if any.
     """
     info = embedder.info
-    # Instructions are prompts; a task's own, which stand in for them, go with the task.
+    # The model's own instructions are prompts, on which the vectors depend. A task's own instruction, used where the
+    # model has none, is left out: mteb keeps results and vectors by task too.
     prompts = json.dumps(instructions, sort_keys=True, default=str) if instructions else ""
     settings = {
         "engine": "lastword",

@@ -41,9 +41,8 @@ class Evaluation:
     scores: dict[str, float]  # task name: main score in percent
     failed: dict[str, str]  # task name: reason
     benchmarks: list[BenchmarkScore]
-    closed: list[
-        str
-    ]  # tasks of the benchmarks that were left out, because their data are not public
+    # Tasks of the benchmarks that were left out, because their data are not public.
+    closed: list[str]
     folder: str  # mteb's results folder
 
 
@@ -68,11 +67,11 @@ def evaluate(
         known_as: Hugging Face id whose instructions and model card to use; by default `model`, or the known model
             with the same folder name.
         results: mteb's results folder; by default $MTEB_CACHE or ~/.cache/mteb.
-        show_progress_bar: by default on a terminal only.
-        options: options of `Embedder`.
+        show_progress_bar: whether to show a bar; by default on a terminal only.
+        options: keyword arguments of `Embedder`.
 
     Returns:
-        The scores, failures and benchmark scores.
+        The scores and failures of the tasks, and the scores of the benchmarks.
 
     Raises:
         ConfigError: a name is unknown, or mteb is missing.
@@ -150,7 +149,18 @@ def _run_tasks(
 def benchmark_score(
     name: str, benchmark: Any, card: float | None, meta: Any, cache: Any
 ) -> BenchmarkScore:
-    """Read the saved results of a benchmark; the score uses mteb's first aggregation, over the finished tasks."""
+    """Score a benchmark from the results that mteb has saved.
+
+    Args:
+        name: name of the benchmark.
+        benchmark: mteb's object of this name.
+        card: the score on the model card in percent, or None; passed through.
+        meta: the model's `ModelMeta`, by which mteb saves results.
+        cache: mteb's `ResultCache`.
+
+    Returns:
+        The score that the benchmark's first aggregation gives for the finished tasks; None if there are none.
+    """
     from mteb.results import ModelResult
 
     found = (cache.load_task_result(task.metadata.name, meta) for task in benchmark.tasks)

@@ -56,7 +56,7 @@ def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any
 
 
 def _unknown(where: str, name: object, error: KeyError) -> ConfigError:
-    """Make the error with mteb's own message as the remedy, which suggests similar names; at most 200 characters."""
+    """Make the error; its remedy is mteb's own message, which suggests similar names, cut to 200 characters."""
     said = " ".join(str(error.args[0] if error.args else error).split())[:200]
     said = said.removeprefix("KeyError: ")  # mteb's own text begins so for some names
     return ConfigError(where, "unknown", got=repr(name), remedy=said)
