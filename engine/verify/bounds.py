@@ -1,13 +1,13 @@
 """The allowed error of each check: twice transformers' own error, but at least a floor that depends on the dtype.
 
 Kernels are usually tested against twice the error of the eager implementation in the same dtype. The floor is needed
-because that error can be 0 by chance. Rounding to bfloat16 (8 bits) changes a value by up to 2^-9 of itself.
+because that error can be 0 by chance. Rounding to bfloat16 (8 significant bits) changes a value by up to 2^-8 of it.
 
 With quantised matmuls, the eager implementation is transformers with its matmuls rounded by the same rule
 (`rounding.py`). If the largest value of a row is m times its RMS, rounding the row to n codes per side has a relative
-error of m / (n·√12); rounding to fp8 has 2.6 %. This gives 1 to 4 % per matmul, grows roughly with the square root of
-the number of layers, and is larger in int8 for rows with outliers. The bound is therefore not a constant: it follows
-from the quantisation error that this checkpoint must have.
+error of m / (n·√12); rounding to fp8 has one of 2.6 %. So a matmul has an error of 1 to 4 %, and more in int8 for rows
+with outliers; the total grows roughly with the square root of the number of layers. The bound is therefore not a
+constant: it follows from the quantisation error that is to be expected of this checkpoint.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Floors for one dtype and quantisation mode."""
+    """The floors for one dtype and quantisation mode, and the limits that follow from them."""
 
-    layer: float  # relative RMS error
-    vector: float  # largest absolute difference
-    neighbour: float  # largest absolute difference
+    layer: float  # relative RMS error of a hidden state
+    vector: float  # largest absolute difference from the reference vector
+    neighbour: float  # largest absolute difference of a vector alone and in a batch
     overlap: float  # average share of the ten nearest texts that agree
     neighbour_share: float = 0.0  # share of transformers' own error that is allowed for `neighbour`
     mean_cosine: float = 0.0  # cosine with the reference vectors, required of quantised modes only

@@ -35,7 +35,7 @@ def known_card_scores() -> dict[str, CardScores]:
 
 
 def card_scores_problem(embedder: Embedder, card: CardScores) -> tuple[str | None, str]:
-    """Compute the example of a model card; return (problem or None, details)."""
+    """Compute the scores of a model card's example; return the problem, None if they agree, and the details."""
     queries = embedder.encode_query(card.queries, show_progress_bar=False)
     documents = embedder.encode_document(card.documents, show_progress_bar=False)
     ours = embedder.similarity(queries, documents)

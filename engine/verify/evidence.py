@@ -31,12 +31,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Alternate:
-    """The reference of a typical mistake: n texts of one kind, computed with a wrong prompt."""
+    """What transformers computes for n probes of one kind with a wrong prompt, to recognise that mistake by."""
 
-    name: str
-    kind: str
-    index: list[int]
-    ids: list[list[int]]
+    name: str  # the wrong prompt in words, for messages
+    kind: str  # "query" or "document"
+    index: list[int]  # of the n probes in `Evidence.probes`
+    ids: list[list[int]]  # their token ids with the wrong prompt
     states: Tensor  # [n, C] fp64, after the final norm
 
 
@@ -69,7 +69,7 @@ class Evidence:
     bounds: Bounds
 
     def postprocess(self, states: Tensor) -> Tensor:
-        """Turn final hidden states into vectors like sentence-transformers; truncated vectors are normalised again."""
+        """Turn final hidden states into vectors as sentence-transformers does; truncated ones are always normalised."""
         vectors = states[:, : self.dim].double()
         cut = self.dim < states.shape[1]
         return F.normalize(vectors, dim=1) if self.text.normalize or cut else vectors
@@ -81,7 +81,7 @@ class Evidence:
 
     @property
     def their_vectors(self) -> Tensor:
-        """The vectors [N, dim] of transformers in lastword's dtype, with matmuls rounded like lastword's."""
+        """Transformers' vectors [N, dim], computed in lastword's dtype, with matmuls rounded if lastword's are."""
         return self.postprocess(self.theirs.states[:, -1])
 
     @property
@@ -107,7 +107,7 @@ def gather(embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int],
     Args:
         embedder: lastword's model.
         probes: texts to embed.
-        advance: called with the number of layers that transformers has computed; 2 L in total.
+        advance: called with 1 after each layer that transformers computes; 2·L calls in total.
 
     Raises:
         InputError: there are too many texts.
@@ -194,7 +194,7 @@ def _prompt_mistakes(
 ) -> list[Alternate]:
     """Build the typical prompt mistakes: no prompt, an extra space, the query prompt on documents.
 
-    Their states are filled in by `_with_states`.
+    `_with_states` fills in their states.
     """
     query = text.prompt("query")
     mistakes = (

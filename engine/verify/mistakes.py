@@ -1,6 +1,6 @@
-"""Recognise the typical mistakes of engines with these models.
+"""Recognise the mistakes that engines typically make with these models.
 
-A mistake is recognised by its result: the reference makes the mistake on purpose, and lastword's output is the same.
+A mistake is recognised by its result: the reference makes it on purpose, and gets what lastword has got.
 """
 
 import re
@@ -35,7 +35,7 @@ def token_mistakes(evidence: Evidence, differ: list[int]) -> dict[str, str]:
 
 
 def _end_token_problem(evidence: Evidence, differ: list[int]) -> str | None:
-    """Compare the end token with the one that the model's own files name, and lastword's with transformers'."""
+    """Check that tokenizer.json appends an end token that the model's files name, and that lastword keeps it."""
     appended, named = evidence.text.appended(), evidence.text.end_tokens()
     # Other models than Qwen3-Embedding may have been trained without an end token.
     needed = bool(appended) or QWEN_END_TOKEN in named
@@ -114,7 +114,12 @@ def vector_mistakes(evidence: Evidence, same: Tensor) -> dict[str, str]:
 
 
 def _candidates(evidence: Evidence, off: Tensor) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Yield every known mistake: check, problem, lastword's vectors, and the vectors that the mistake gives."""
+    """Yield every known mistake: check, problem, lastword's vectors, and the vectors that the mistake gives.
+
+    Args:
+        evidence: the collected results.
+        off: int64 [n], indices of the texts with correct token ids and wrong vectors.
+    """
     ours, walk = evidence.ours.vectors.double(), evidence.reference
     reference = evidence.reference_vectors
     got = ours[off]

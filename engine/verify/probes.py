@@ -76,7 +76,10 @@ _ANSWERS = (
 class Probe:
     """A text and how it is embedded.
 
-    `alone`: also embed the text in its own call, to check that other texts in a batch do not change its vector.
+    Args:
+        text: the text.
+        kind: whose prompt is put before it.
+        alone: also embed the text in a call of its own, to check that other texts in a batch do not change its vector.
     """
 
     text: str

@@ -1,7 +1,7 @@
 """A simple implementation of 8-bit rounding, which gives transformers' layers the expected quantisation error.
 
 It shares no code with the matmuls of `kernels` and the smoothing of `model`, only constants: the number of codes per
-side, the fp8 format of a device, the limit above which output channels are not rounded, and those of smoothing.
+side, the fp8 format of a device, the rounding error above which output channels are left exact, and three of smoothing.
 """
 
 import math
@@ -64,7 +64,7 @@ class RoundedLinear(nn.Module):
 def quantize_layer(
     layer: nn.Module, mode: str, factors: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Replace every linear layer inside `layer` with a RoundedLinear, with factors by the linear layer's name."""
+    """Replace every linear layer inside `layer` with a RoundedLinear; `factors` has its factors by its name."""
     linears = {name: each for name, each in layer.named_modules() if isinstance(each, nn.Linear)}
     for name, linear in linears.items():
         parent, _, own = name.rpartition(".")
@@ -73,7 +73,7 @@ def quantize_layer(
 
 
 def calibration_ids(vocab_size: int) -> list[int]:
-    """Return the token ids of the sequence that int8 measures channels in, spread evenly over the vocabulary."""
+    """Return the token ids of the sequence on which int8 measures channels: spread evenly over the vocabulary."""
     return [number * vocab_size // SMOOTHING_TOKENS for number in range(SMOOTHING_TOKENS)]
 
 

@@ -29,7 +29,7 @@ QWEN_END_TOKEN = "<|endoftext|>"  # noqa: S105  the one that Qwen3-Embedding was
 
 
 class ReferenceText:
-    """Prompts, token ids and normalisation as in sentence-transformers.
+    """A checkpoint's prompts, tokenizer and normalisation, read as sentence-transformers reads them.
 
     Raises:
         ConfigError: transformers cannot open the tokenizer.
@@ -80,10 +80,10 @@ class ReferenceText:
         return tokens
 
     def end_tokens(self) -> list[str]:
-        """Return the tokens that may end a text, by the model's own files, the most likely first; [] if none is named.
+        """Return the tokens that may end a text according to the model's files, the most likely first; [] for none.
 
-        With Qwen's vocabulary it is the end token of Qwen3-Embedding or the `eos_token_id` of config.json. The
-        tokenizer's own `eos_token` does not count there: Qwen3-Embedding's names the one for chats.
+        With Qwen's vocabulary these are Qwen3-Embedding's end token and the `eos_token_id` of config.json. The
+        tokenizer's `eos_token` does not count there, because Qwen3-Embedding's is the one for chats.
         """
         eos = self._eos if isinstance(self._eos, list) else [self._eos]
         named = self._tokenizer.convert_ids_to_tokens([i for i in eos if i is not None])
@@ -152,7 +152,7 @@ def compute_reference_states(
     advance: Callable[[int], None],
     quantize: str | None = None,
 ) -> ReferenceStates:
-    """Run all token lists through one layer before the next layer is loaded.
+    """Compute the hidden states with transformers: all token lists go through one layer before the next is loaded.
 
     Args:
         folder: the checkpoint.
@@ -216,7 +216,7 @@ def _through_layer(
 ) -> None:
     """Replace the states [n, T, C] in both lists with the states after one layer; the layer is freed on return.
 
-    Those in `calibration`, of which there is one in int8 and else none, pass the layer before its matmuls are rounded.
+    Those in `calibration` (one in int8, else none) go through the layer before its matmuls are rounded.
     """
     from transformers.models.qwen3 import modeling_qwen3 as qwen3
 

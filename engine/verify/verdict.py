@@ -122,7 +122,7 @@ def check_accepted(accept: Sequence[str], requested: Sequence[str]) -> None:
     """Check the names given with `accept`.
 
     Raises:
-        ConfigError: there is no such check, or it does not run.
+        ConfigError: there is no such check, or this run does not include it.
     """
     for name in accept:
         if name not in CHECKS:

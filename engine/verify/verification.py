@@ -48,12 +48,12 @@ def verify(
     Args:
         model: Hugging Face id or folder.
         texts: more texts to compare; they are embedded as documents.
-        scores: also compute the example of the model card, in float32, and compare its scores.
+        scores: also compute the example on the model card, in float32, and compare its scores.
         known_as: Hugging Face id whose model card to use; by default `model`, or the known model with the same
             folder name.
         accept: names of checks that may fail, provided that all others run.
-        show_progress_bar: by default on a terminal only.
-        options: options of `Embedder`.
+        show_progress_bar: whether to show a bar; by default on a terminal only.
+        options: keyword arguments of `Embedder`.
 
     Returns:
         The verdict: `passed`, `cause`, `checks`, `layers`, `figures`.
