@@ -20,28 +20,32 @@ class Failures:
 
     def __init__(self, *, skip: bool, out: BinaryIO | None = None, name: str = "") -> None:
         self.skip, self._out, self._name = skip, out, name
-        self.count, self._first = 0, ""
+        self.count, self._files, self._first = 0, 0, ""
         self.texts = 0  # so far, also those that cannot be used
 
-    def bad(self, error: InputError, file: str, line: int | None) -> None:
-        """Leave out a record that cannot be read, or raise its error."""
-        self.leave_out(error, file, line, self.texts)
+    def bad(self, error: InputError, path: str, line: int | None) -> None:
+        """Leave out a record that cannot be read, or raise its error; without a line it is a file."""
+        self.leave_out(error, path, line, self.texts)
+        self._files += line is None
         self.texts += 1
 
-    def leave_out(self, error: InputError, file: str, line: int | None, index: int) -> None:
+    def leave_out(self, error: InputError, path: str, line: int | None, index: int) -> None:
         """Leave out a text, or raise its error; `index` is its number among all texts, from 0."""
         if not self.skip:
             raise error
         self.count += 1
         self._first = self._first or str(error)
         if self._out is not None:
-            fields = {"file": file, "line": line, "index": index, "error": str(error)}
+            fields = {"path": path, "line": line, "index": index, "error": str(error)}
             console.put(self._out, f"{json.dumps(fields)}\n".encode(), self._name)
 
     def notices(self) -> Iterator[str]:
         """Yield one line about the records left out, if there are any."""
         if self.count:
-            yield f"{count(self.count, 'text')} left out because of an error; the first: {self._first}"
+            texts = self.count - self._files
+            told = [count(self._files, "file")] if self._files else []
+            told += [count(texts, "text")] if texts else []
+            yield f"{' and '.join(told)} left out because of an error; the first: {self._first}"
 
 
 class Blanks:

@@ -206,10 +206,15 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--errors",
         type=path_argument,
         metavar="FILE",
-        help="with --on-error skip, list the skipped texts in this file, as JSON lines with file, line, index (the "
-        "text's number from 0, skipped ones counted too) and error; by default only their number is reported",
+        help="with --on-error skip, list the skipped texts in this file, as JSON lines with path, line, index (the "
+        "text's number from 0, skipped ones counted too) and error; by default one line on stderr counts them",
     )
-    parser.add_argument("--quiet", action="store_true", help="print no progress, notices or report")
+    parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="print no progress, notices or report; texts skipped because of an error are still counted in one line, "
+        "unless --errors lists them",
+    )
 
 
 def add_format_options(parser: argparse.ArgumentParser) -> None:
@@ -288,11 +293,27 @@ def find_inputs(args: argparse.Namespace) -> list[Source]:
         raise InputError("--errors", "lists skipped texts", got=got, expected="--on-error skip")
     finder = Finder(args.input_format, whole=args.whole, ignore=args.ignore)
     inputs = finder.find(args.files)
+    refuse_field(inputs, args.text_field)
     if args.delimiter is not None and not any(each.format in ("csv", "tsv") for each in inputs):
         expected = "an input of this kind, or --input-format csv"
         raise InputError("--delimiter", "is for .csv and .tsv files", expected=expected)
     console.say_all(finder.notices(), quiet=args.quiet)
     return inputs
+
+
+def refuse_field(inputs: Iterable[Source], field: str, option: str = "--text-field") -> None:
+    """Refuse a field of the text that is not the usual one where no input has fields.
+
+    Raises:
+        InputError: no input is of a format with fields.
+    """
+    if field != "text" and not any(each.format in ("jsonl", "csv", "tsv") for each in inputs):
+        raise InputError(
+            option,
+            "is for .jsonl, .csv and .tsv files",
+            got=repr(field),
+            expected="an input of these kinds, or --input-format",
+        )
 
 
 def open_splitter(args: argparse.Namespace, embedder: "Embedder", prompt: str) -> "Splitter | None":

@@ -97,7 +97,7 @@ class _Waiting:
             self._taken += 1
             if error is not None:
                 error.where = record.where
-                self.failures.leave_out(error, record.file, record.line, index)
+                self.failures.leave_out(error, record.path, record.line, index)
             elif rows is not None:
                 rows -= 1
                 yield record

@@ -110,19 +110,26 @@ class Matrix:
 
 
 class Places:
-    """Writes a line for each vector of a binary file: the place of its text, as a JSON object."""
+    """Writes a line for each vector of a binary file: the place of its text, and a piece itself, as a JSON object."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
 
     def write(self, records: Sequence[Record]) -> None:
         """Append one line per record."""
-        lines = "".join(f"{json.dumps(record.place(), ensure_ascii=False)}\n" for record in records)
+        lines = "".join(f"{_row(record)}\n" for record in records)
         put(self._stream, lines.encode(), self._name)
 
     def finish(self) -> None:
         """Flush the stream."""
         attempt(self._stream.flush, self._name)
+
+
+def _row(record: Record) -> str:
+    row = record.place()
+    if record.chunk is not None:
+        row["text"] = record.text
+    return json.dumps(row, ensure_ascii=False)
 
 
 def safetensors_header(

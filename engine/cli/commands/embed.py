@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import lastword
 from lastword.cli import console, options, read, write
+from lastword.cli.documents.paths import names_many
 from lastword.cli.failures import Blanks, Failures
 from lastword.cli.output import is_stdout, is_stream, open_output
 from lastword.cli.read import PLACE, Record, Source
@@ -28,9 +29,14 @@ EXAMPLES = """examples:
 
 JSON lines output keeps the other fields of .jsonl, .csv and .tsv records.
 
-With --files or --chunk, each vector is stored with its source: path, line (if the file has one text per line)
-and, for a piece, chunk, start and end. A piece consists of the characters from start to end of its text; chunk
-counts from 0. JSON lines have these fields. For .npy and .safetensors they go to OUT.rows.jsonl, one line per vector.
+With --files, --chunk, a folder, a pattern or several files, each vector is stored with its source: path, line (if the
+file has one text per line) and, for a piece, chunk, start and end. JSON lines have these fields, and the piece as their
+text. For .npy and .safetensors all this goes to OUT.rows.jsonl, one line per vector. A byte of a file name that is not
+UTF-8 is written as \\xNN.
+
+A piece is text[start:end] in Python; chunk counts from 0. With --files, text is
+open(path, encoding="utf-8-sig", newline="").read(): \\r\\n counts as two characters, a byte order mark is not counted.
+The text of an HTML file is what is left without its tags; there the stored piece shows what was embedded.
 
 A line ends with \\n or \\r\\n; any other character, such as a lone \\r, belongs to its line. A record has at
 most 33,554,432 characters. A key may not occur twice in a JSON object.
@@ -137,7 +143,8 @@ def run(args: argparse.Namespace) -> int:
             console.attempt(errors_out.flush, args.errors)
     if args.to_file and rows is None:
         _remove_old_rows(args.output)
-    notices = (*embedder.notices, *work.blanks.notices(), *failures.notices(), summary(report))
+    console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
+    notices = (*embedder.notices, *work.blanks.notices(), summary(report))
     console.say_all(notices, quiet=args.quiet)
     return 0
 
@@ -251,7 +258,8 @@ def _choose_format(args: argparse.Namespace) -> str:
     """Choose the output format and refuse options that cannot be combined."""
     if args.output is not None and is_stdout(args.output):
         args.output = None
-    args.placed = args.whole or args.chunk is not None
+    many = len(args.files) > 1 or any(map(names_many, args.files))
+    args.placed = args.whole or args.chunk is not None or many
     args.to_file = args.output is not None and not is_stream(args.output)
     style: str = args.format or _format_of(args.output or "")
     if style != "jsonl" and not args.to_file:
@@ -321,4 +329,4 @@ def _check_vector_field(records: Iterable[Record], field: str, bad: read.Bad) ->
             f"already has a field {field!r}",
             remedy="Choose another name with --vector-field, or remove the field.",
         )
-        bad(error, record.file, record.line)
+        bad(error, record.path, record.line)

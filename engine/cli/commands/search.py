@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
             console.attempt(out.flush, args.errors)
     console.print_lines(list(search.lines()))
     notices += [*embedder.notices, *search.notices()]
+    console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
     console.say_all(notices, quiet=args.quiet)
     return 0
 
@@ -131,7 +132,9 @@ def _read_queries(args: argparse.Namespace) -> tuple[list[Record], list[str]]:
         expected = "the texts in files"
         raise InputError("--queries", "stdin cannot hold both", got="-", expected=expected)
     blanks = Blanks(skip=True)
-    found = read.read(read.sources([args.queries], None), args.query_field)
+    inputs = read.sources([args.queries], None)
+    options.refuse_field(inputs, args.query_field, "--query-field")
+    found = read.read(inputs, args.query_field)
     try:
         queries = list(blanks.filtered(found))
     except InputError as error:
@@ -239,7 +242,6 @@ class _Search:
         """Yield notices about texts that were left out or cut, and about queries without hits."""
         texts, queries = self._of_texts, self._of_queries
         yield from self._blanks.notices()
-        yield from self._failures.notices()
         if not texts.texts:
             yield "FILES: contain no texts"
         limit = count(self._embedder.max_length, "token")
@@ -260,10 +262,7 @@ class _Search:
 
 def _json_line(rank: int, hit: Hit, query: str | None) -> str:
     record = hit.record
-    place = record.place()
-    if place.keys() == {"path", "line"}:  # neither --files nor --chunk
-        place = {"file": record.file, "line": place["line"]}
-    fields = {"rank": rank, "score": hit.score, **place, "text": record.text}
+    fields = {"rank": rank, "score": hit.score, **record.place(), "text": record.text}
     if query is not None:
         fields = {"query": query, **fields}
     return json.dumps(fields, ensure_ascii=False)

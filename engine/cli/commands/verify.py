@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     options.choose_model(args)
     options.name_model(args)
     inputs = read.sources(args.texts, args.input_format) if args.texts else []
+    options.refuse_field(inputs, args.text_field)
     texts = [record.text for record in read.read(inputs, args.text_field, args.delimiter)]
     from lastword.verify import verify
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from json.decoder import JSONDecoder
 from typing import TYPE_CHECKING
 
-from lastword.cli.read import PLACE, Bad, Chunk, Record, split_ending, stop
+from lastword.cli.read import Bad, Chunk, Record, split_ending, stop
 from lastword.errors import ConfigError, InputError, require_extra
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Splitter:
         """
         for record in records:
             before, after = around_text(record.fields, text_field)
-            markdown = split_ending(record.file)[1] in ("md", "markdown")
+            markdown = split_ending(record.path)[1] in ("md", "markdown")
             try:
                 for i, (start, piece) in enumerate(self.split(record.text, markdown=markdown)):
                     chunk = Chunk(i, start, start + len(piece))
@@ -86,7 +86,7 @@ class Splitter:
             except InputError as error:
                 if error.index is not None:  # of the tokenizer
                     error.where, error.index = record.where, None
-                bad(error, record.file, record.line)
+                bad(error, record.path, record.line)
 
     def split(self, text: str, *, markdown: bool = False) -> Iterator[tuple[int, str]]:
         """Yield the pieces of a text, each after the position of its first character."""
@@ -124,11 +124,13 @@ def placed(records: Iterable[Record], bad: Bad = stop) -> Iterator[Record]:
             continue
         error = InputError(
             record.where,
-            f"already has a field {taken!r}",
-            expected=f"none of {', '.join(PLACE)}, which --files and --chunk add",
-            remedy="Rename the field.",
+            f"has a field {taken!r} of its own",
+            expected=f"none of {', '.join(place)}, which are added to tell where each vector is from",
+            remedy="Rename the field."
+            if record.chunk is not None or record.line is None
+            else "Rename the field, or embed each file by itself.",
         )
-        bad(error, record.file, record.line)
+        bad(error, record.path, record.line)
 
 
 def around_text(fields: str, text_field: str) -> tuple[str, str]:

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from lastword.errors import InputError, list_some
 
-# The fields that tell the place of a text; JSON lines have them with --files and --chunk.
+# The fields that tell the place of a text.
 PLACE = ("path", "line", "chunk", "start", "end")
-# Called with the error of a record, its file and its line; where it returns, the record is left out.
+# Called with the error of a record, the path of its file and its line; where it returns, the record is left out.
 Bad = Callable[[InputError, str, int | None], None]
 
 
-def stop(error: InputError, file: str, line: int | None) -> None:  # noqa: ARG001  a Bad
+def stop(error: InputError, path: str, line: int | None) -> None:  # noqa: ARG001  a Bad
     """Raise the error of a record."""
     raise error
 
@@ -35,7 +35,7 @@ class Record:
     """
 
     text: str
-    file: str
+    path: str
     line: int | None
     names: frozenset[str]
     fields: str
@@ -43,15 +43,15 @@ class Record:
 
     @property
     def where(self) -> str:
-        """The place of this record in messages: FILE, FILE:LINE, FILE[START:END] or FILE:LINE[START:END]."""
+        """The place of this record in messages: PATH, PATH:LINE, PATH[START:END] or PATH:LINE[START:END]."""
         line = "" if self.line is None else f":{self.line}"
-        return f"{self.file}{line}" + (
+        return f"{self.path}{line}" + (
             "" if self.chunk is None else f"[{self.chunk.start}:{self.chunk.end}]"
         )
 
     def place(self) -> dict[str, str | int]:
         """Return the place of this record for output: path, line if lines are records, chunk, start and end."""
-        place: dict[str, str | int] = {"path": self.file}
+        place: dict[str, str | int] = {"path": self.path}
         if self.line is not None:
             place["line"] = self.line
         if self.chunk is not None:

@@ -68,7 +68,7 @@ def test_bad_records_are_skipped_counted_and_listed(cli, file):
     listed.sort(key=lambda each: each["index"])
     assert [each["line"] for each in listed] == [line for line, _ in bad]
     for each, (_, reason) in zip(listed, bad, strict=True):
-        assert each["file"] == file
+        assert each["path"] == file
         assert reason in each["error"]
     number = len(bad)
     notice = (
@@ -104,7 +104,21 @@ def test_search_skips_bad_records(cli):
     result = cli("search", "six", "a.jsonl", "--on-error", "skip", "--top-k", "1")
     assert result.out == "  1  1.0000  a.jsonl:7  six\n"
     assert "8 texts left out because of an error; the first: a.jsonl:2: wrong field" in result.err
-    assert cli("search", "six", "a.jsonl", "--on-error", "skip", "--quiet").err == ""
+
+
+@pytest.mark.parametrize("command", [("embed",), ("search", "six")])
+def test_a_loss_is_told_even_with_quiet_unless_it_is_listed(cli, command):
+    Path("a.jsonl").write_bytes(JSONL)
+    Path("b.txt").write_bytes("x".encode("utf-16"))
+    options = (*command, "a.jsonl", "b.txt", "--on-error", "skip", "--quiet")
+    said = cli(*options).err
+    assert said.startswith(
+        "lastword: 1 file and 8 texts left out because of an error; the first: a.jsonl:2: wrong"
+    )
+    assert said.count("\n") == 1
+    assert cli(*options, "--errors", "bad").err == ""
+    assert Path("bad").read_text().count("\n") == 9
+    assert "still counted" in " ".join(cli(command[0], "--help").out.split())
 
 
 def test_too_long_texts_and_taken_fields_are_skipped(cli, monkeypatch):
@@ -260,7 +274,7 @@ def test_a_file_that_is_no_text_is_left_out_whole_if_there_are_others(cli, file)
     result = cli("embed", "good.txt", file, "also.txt", "--on-error", "skip")
     assert result.status == 0, result.err
     assert [json.loads(line)["text"] for line in result.out.splitlines()] == ["one", "two"] * 2
-    assert f"1 text left out because of an error; the first: {error}" in result.err
+    assert f"1 file left out because of an error; the first: {error}" in result.err
     for options in (["good.txt", file], [file, "--on-error", "skip"]):
         result = cli("embed", *options)
         assert result.status == 2

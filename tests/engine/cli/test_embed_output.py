@@ -316,7 +316,25 @@ def test_paths_that_are_not_utf8(cli):
     assert cli("embed", "a\udcff.txt", "-o", "v\udcff.npy", "--save-ranges", "r\udcff").status == 0
     assert {"v\udcff.npy", "v\udcff.npy.json", "r\udcff"} < set(os.listdir())
     result = cli("search", "one", "a\udcff.txt", "--json")
-    assert json.loads(result.out.splitlines()[0])["file"] == "a\\xff.txt"
+    assert json.loads(result.out.splitlines()[0])["path"] == "a\\xff.txt"
+
+
+def test_a_name_that_is_not_utf8_is_written_in_one_way(cli):
+    os.mkdir("d")
+    Path("d/a\udcff\udcfeé.txt").write_text("one\n\x1b[31m\n")
+    Path("d/b\udcff.txt").write_bytes(b"\xff\ntwo\n")
+    skip = ("--on-error", "skip", "--errors", "bad")
+    shown = ["d/a\\xff\\xfeé.txt", "d/b\\xff.txt"]
+    rows = [json.loads(line) for line in cli("embed", "d", *skip).out.splitlines()]
+    assert {row["path"] for row in rows} == set(shown)
+    assert json.loads(Path("bad").read_bytes())["path"] == shown[1]
+    assert cli("embed", "d", *skip, "-o", "o.npy").status == 0
+    rows = [json.loads(line) for line in Path("o.npy.rows.jsonl").read_bytes().splitlines()]
+    assert {row["path"] for row in rows} == set(shown)
+    hits = cli("search", "one", "d", *skip)
+    assert "  d/a\\xff\\xfeé.txt:1  one\n" in hits.out
+    assert "  d/a\\xff\\xfeé.txt:2  \\x1b[31m\n" in hits.out
+    assert cli("embed", "d").err.startswith("lastword: d/b\\xff.txt:1: is not UTF-8")
 
 
 def test_memory_does_not_grow_with_the_input(cli, fake_class):

@@ -21,7 +21,10 @@ LINES = {
     "bytes": (
         {"a.txt": b"ok\n\xff\n"},
         ["embed", "a.txt"],
-        "a.txt:2: is not UTF-8; got byte 0xff. Convert the file to UTF-8.",
+        (
+            "a.txt:2: is not UTF-8; got byte 0xff (byte 1 of the line). "
+            "If it is Latin-1, run iconv -f latin1 -t utf-8 a.txt > a.utf8.txt to convert it."
+        ),
     ),
     "json": (
         {"a.jsonl": ROW + b'{"text": NaN}\n'},

@@ -30,7 +30,7 @@ def test_json_has_exact_scores_of_the_best_k(cli, fake_class):
     assert [row["line"] - 1 for row in rows] == order
     assert [row["rank"] for row in rows] == list(range(1, 26))
     assert max(abs(row["score"] - scores[i]) for row, i in zip(rows, order, strict=True)) < 1e-6
-    assert rows[0].keys() == {"rank", "score", "file", "line", "text"}
+    assert rows[0].keys() == {"rank", "score", "path", "line", "text"}
 
 
 def test_controls_do_not_reach_the_terminal_and_long_texts_are_shortened(cli):

@@ -211,13 +211,11 @@ def test_rows_of_binary_files_have_their_places(cli, ending, options):
     Path("a.md").write_text("One. Two.\n\nThree.")
     Path("b.md").write_text("Four.")
     out = f"o.{ending}"
+    names = ["path", "line", "chunk", "start", "end"] + (["text"] if "--chunk" in options else [])
     assert cli("embed", "a.md", "b.md", *options, "-o", out, "--quiet").status == 0
     places = [json.loads(line) for line in Path(f"{out}.rows.jsonl").read_text().splitlines()]
     lines = rows_of(cli("embed", "a.md", "b.md", *options, "--quiet"))
-    assert places == [
-        {name: row[name] for name in ("path", "line", "chunk", "start", "end") if name in row}
-        for row in lines
-    ]
+    assert places == [{name: row[name] for name in names if name in row} for row in lines]
     assert len(places) == (2 if options == ["--files"] else 4)
     assert [place["path"] for place in places].count("b.md") == 1
     assert ("line" in places[0]) == ("--files" not in options)
@@ -229,6 +227,83 @@ def test_rows_of_binary_files_have_their_places(cli, ending, options):
             vectors = file.get_tensor("embedding")
             assert file.metadata().get("chunk") == (options[-1] if "--chunk" in options else None)
     assert np.allclose(vectors, np.array([row["embedding"] for row in lines], "float32"))
+
+
+TEXTS_OF_FILES = {
+    "a.md": b"One. Two.\n\nThree.",
+    "line ends.txt": b"One.\r\nTwo.\r\n\r\nThree \xc3\xa9.\r\n",
+    "mark.txt": b"\xef\xbb\xbfOne. Two.\n\nThree.",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS_OF_FILES)
+def test_pieces_are_found_again_as_the_help_says(cli, name):
+    cli("--version")  # enters the folder
+    Path(name).write_bytes(TEXTS_OF_FILES[name])
+    assert cli("embed", name, "--files", "--chunk", "7", "-o", "o.npy", "--quiet").status == 0
+    rows = [json.loads(line) for line in Path("o.npy.rows.jsonl").read_text().splitlines()]
+    opening = 'open(path, encoding="utf-8-sig", newline="").read()'
+    assert opening in cli("embed", "--help").out
+    for row in rows:
+        with open(row["path"], encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+        assert text[row["start"] : row["end"]] == row["text"]
+    assert len(rows) > 2
+
+
+def test_the_piece_of_a_page_is_stored(cli):
+    Path("a.html").write_text("<h1>One.</h1><p>Two &amp; <b>three</b>.</p>")
+    assert cli("embed", "a.html", "--files", "--chunk", "12", "-o", "o.npy").status == 0
+    rows = [json.loads(line) for line in Path("o.npy.rows.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == ["One.", "Two & three."]
+
+
+MANY = {
+    "a folder": (["d"], True),
+    "a pattern": (["d/*.txt"], True),
+    "two files": (["d/a.txt", "d/b.jsonl"], True),
+    "a folder with one file": (["one"], True),
+    "one file": (["d/a.txt"], False),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_lines_of_many_files_have_their_places(cli, name):
+    given, placed = MANY[name]
+    for file, text in (("d/a.txt", "x\ny\n"), ("d/b.jsonl", '\n{"text": "z"}'), ("one/c.txt", "x")):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text(text)
+    rows = rows_of(cli("embed", *given, "--quiet"))
+    assert all(("path" in row, "line" in row) == (placed, placed) for row in rows)
+    for row in rows if placed else []:
+        assert row["text"] in Path(row["path"]).read_text().splitlines()[row["line"] - 1]
+    assert cli("embed", *given, "-o", "o.npy", "--quiet").status == 0
+    assert Path("o.npy.rows.jsonl").exists() == placed
+    if placed:
+        places = [json.loads(line) for line in Path("o.npy.rows.jsonl").read_text().splitlines()]
+        assert places == [{"path": row["path"], "line": row["line"]} for row in rows]
+    Path("d/b.jsonl").unlink()
+    Path("d/t.csv").write_text("body\nz\n")
+    mixed = cli("embed", "d/t.csv", "d/a.txt", "--text-field", "body", "--quiet")
+    assert mixed.out.count("\n") == 3, "some input has fields"
+
+
+def test_a_field_is_refused_wherever_no_input_has_one(cli):
+    Path("a.txt").write_text("x\n")
+    Path("a.md").write_text("x\n")
+    for command in (
+        ("embed", "a.txt", "--text-field", "b"),
+        ("embed", "a.md", "--files", "--text-field", "b"),
+        ("search", "q", "a.txt", "--text-field", "b"),
+        ("embed", "--text-field", "b"),
+        ("verify", "--texts", "a.txt", "--text-field", "b"),
+        ("search", "a.txt", "--queries", "a.md", "--query-field", "b"),
+    ):
+        result = cli(*command, stdin=b"x\n")
+        assert result.status == 2, command
+        assert result.err.startswith(
+            f"lastword: {command[-2]}: is for .jsonl, .csv and .tsv files;"
+        )
 
 
 def test_nothing_is_written_of_a_run_that_fails(cli):
@@ -248,7 +323,12 @@ REFUSED = {
     "no piece": (["--chunk", "0"], "--chunk: not a whole number of at least 1; got '0'"),
     "longer than max_length": (["--chunk", "101"], "--chunk: pieces would be cut; got 101 and 0 of the prompt"),
     "a format": (["--files", "--input-format", "txt"], "--files: reads each file as one text; got --input-format txt"),
-    "a field of the record": (["--chunk", "9"], "a.jsonl:1[0:1]: already has a field 'line'; expected none of path,"),
+    "a field of the record": (["--chunk", "9"], ("a.jsonl:1[0:1]: has a field 'line' of its own; expected"
+        " none of path, line, chunk, start, end, which are added to tell where each vector is from. Rename the")),
+    "a field of whole lines": (["b.txt"], ("a.jsonl:1: has a field 'line' of its own; expected none of path, line,"
+        " which are added to tell where each vector is from. Rename the field, or embed each file by itself.")),
+    "a field of no input": (["--input-format", "txt", "--text-field", "body"], ("--text-field: is for .jsonl, .csv and"
+        " .tsv files; got 'body', expected an input of these kinds, or --input-format.")),
     "the vectors' field": (["--chunk", "9", "--vector-field", "end"], "--vector-field: the name 'end' is already used"),
     "a delimiter of nothing": (["--delimiter", ";"], "--delimiter: is for .csv and .tsv files"),
     "a delimiter of two": (["--delimiter", ";;"], "--delimiter: not one character, other than a quote or line end;"),
@@ -259,6 +339,7 @@ REFUSED = {
 def test_refused(cli, name):
     options, message = REFUSED[name]
     Path("a.jsonl").write_text('{"text": "x", "line": 1}\n')
+    Path("b.txt").write_text("x\n")
     result = cli("embed", "a.jsonl", *options, "--quiet")
     assert (result.status, result.out) == (2, "")
     assert result.err.startswith(f"lastword: {message}")
