@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import LastwordError
-from lastword.model.postprocess import quantize
+from lastword.model.postprocess import to_precision
 from lastword.serve.errors import bad_request
 from lastword.serve.texts import Prepared
 
@@ -60,7 +60,7 @@ class Answer:
             said = f"{precision}: the server's ranges are of {ranges.shape[1]} dimensions."
             raise bad_request(said, "dimensions")
         try:
-            return quantize(self.vectors, precision, ranges).numpy()
+            return to_precision(self.vectors, precision, ranges).numpy()
         except LastwordError as error:
             raise bad_request(str(error)) from None
 
