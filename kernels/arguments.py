@@ -11,7 +11,15 @@ from lastword.errors import ConfigError, DeviceError
 
 
 def check(where: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Check a tensor's shape, where -1 means any size, and that its dtype and device equal those of `like`."""
+    """Raise a ConfigError unless a tensor has this shape and the dtype and device of `like`.
+
+    Args:
+        where: the operation's name, for the error message; the other checks here take it too.
+        name: the tensor's name, for the error message.
+        tensor: the tensor to check.
+        shape: the expected shape, where -1 means any size.
+        like: a tensor of the expected dtype and device.
+    """
     fits = tensor.dim() == len(shape) and all(
         want in (-1, got) for got, want in zip(tensor.shape, shape, strict=True)
     )
@@ -23,7 +31,7 @@ def check(where: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: T
 
 
 def check_heads(where: str, **heads: Tensor) -> None:
-    """Check that in tensors [rows, heads, D] the heads of a row are contiguous, as the kernels address them."""
+    """Check that in tensors [rows, heads, D] each row is contiguous; the rows themselves may lie apart in memory."""
     for name, x in heads.items():
         if x.stride()[1:] != (x.shape[2], 1):
             expected = f"(any, {x.shape[2]}, 1)"
@@ -31,7 +39,7 @@ def check_heads(where: str, **heads: Tensor) -> None:
 
 
 def check_residual(where: str, x: Tensor, residual: Tensor, weight: Tensor) -> None:
-    """Check that x and the residual are [T, C], with one dtype and device, and that the residual is contiguous."""
+    """Check that x and the residual are [T, C] with the weight's dtype and device, and the residual contiguous."""
     check(where, "x", x, (-1, weight.shape[0]), like=weight)
     check(where, "residual", residual, tuple(x.shape), like=weight)
     if not residual.is_contiguous():
@@ -70,10 +78,10 @@ def launches_triton(device: torch.device) -> bool:
 
 
 def on_triton(where: str, x: Tensor) -> bool:
-    """Return whether x goes to the Triton kernel.
+    """Return whether the Triton kernel, rather than PyTorch, computes on x.
 
     Raises:
-        ConfigError: no implementation computes in the dtype of x.
+        ConfigError: the implementation for x's device does not support its dtype.
         DeviceError: Triton is not installed.
     """
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -90,7 +98,7 @@ def on_triton(where: str, x: Tensor) -> bool:
 
 @cache
 def _require_triton() -> None:
-    """Check that Triton is installed; its package declares it for Linux only."""
+    """Check that Triton is installed; lastword requires it on Linux only."""
     if find_spec("triton") is None:
         raise DeviceError(
             "triton",

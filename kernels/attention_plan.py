@@ -1,6 +1,6 @@
 """The attention plan of a batch: which packed rows attend to which.
 
-`Segments` describe the batch on the host. From them, once per batch, the plan is built in the form that the
+`Segments` describe the batch on the host. The plan is built from them once per batch, in the form that the
 implementation reads: a `CpuPlan` of dense blocks for PyTorch, or `KernelTables`, small int32 tables, for Triton.
 This module knows packed rows only, neither token ids nor texts.
 """
@@ -34,14 +34,14 @@ class Segments:
     A segment's path runs from a root down to the segment: of each ancestor its own rows up to the fork, then all of
     the segment's own rows. For segment s:
 
-    * `start[s]`: its first row; the rows of cached prompts come first, then the packed ones;
+    * `start[s]`: its first row; rows are numbered from those of cached prompts on, then the packed ones;
     * `length[s]`: its number of rows;
     * `parent[s]`: its parent segment, or -1 for a root;
     * `fork[s]`: how many of the parent's own rows come before this segment, 0 for a root;
     * `depth[s]`: the total number of ancestor rows on its path.
 
-    The first `cached` rows belong to prompts: their keys and values are known, and they are not computed. They are
-    rows of `k` and `v`, but not of `q`, so row r of `k` is row r - `cached` of `q`.
+    The first `cached` rows belong to prompts whose keys and values are known, so these rows are not computed. They
+    are rows of `k` and `v`, but not of `q`: row r of `k` belongs to row r - `cached` of `q`.
     """
 
     start: list[int]
@@ -52,11 +52,11 @@ class Segments:
     cached: int = 0
 
     def computed(self) -> list[int]:
-        """Return the segments that are computed, which are all but the cached prompts."""
+        """Return the numbers of the segments to compute: all except those of cached prompts."""
         return [s for s, start in enumerate(self.start) if start >= self.cached]
 
     def owners(self, rows: list[int]) -> list[int]:
-        """Return the segment that holds each row."""
+        """Return, for each of these rows, the number of the segment that holds it."""
         order = sorted(range(len(self.start)), key=self.start.__getitem__)
         starts = integers([self.start[s] for s in order])
         found = torch.searchsorted(starts, integers(rows), right=True) - 1
@@ -89,11 +89,14 @@ class AttentionPlan(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`count` segments (B in shapes) of `own` rows each, with `above` ancestor rows before each.
+    """Segments of equal shape, for which attention is computed together.
 
-    `count` is 1 if `own` > TILE_ROWS, because such a block is read in tiles (`rows_between`).
-    `rows` indexes the segments' rows of q, [B·own]; `path` the rows of k and v on their paths, ancestors first,
-    [B·(above + own)].
+    * `count`: the number of segments, B in shapes; 1 if `own` > TILE_ROWS, because such a segment is computed tile by
+      tile (`rows_between`);
+    * `own`: rows of each segment;
+    * `above`: ancestor rows of each segment;
+    * `rows`: where the segments' rows are in q, [B·own];
+    * `path`: where the rows of their paths are in k and v, ancestors first, [B·(above + own)].
     """
 
     count: int
@@ -103,7 +106,10 @@ class Block:
     path: RowIndex
 
     def rows_between(self, low: int, high: int) -> RowIndex:
-        """Return rows `low` to `high` of each segment; they must be all rows, or the block must have one segment."""
+        """Return where rows `low` to `high` - 1 of each segment are in q.
+
+        In a block of several segments these must be all the rows, 0 to `own` - 1.
+        """
         low, high = low * self.count, high * self.count
         if isinstance(self.rows, slice):
             return slice(self.rows.start + low, self.rows.start + high)
@@ -112,7 +118,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
-    """A batch's attention as a few matmuls on dense blocks: `blocks` cover all rows, `finals` the last-token rows."""
+    """The attention plan for PyTorch: a few matmuls on dense blocks.
+
+    `blocks` cover all computed rows, for `forest_attention`; `finals` the last-token rows, for `final_attention`.
+    """
 
     segments: Segments
     final_rows: list[int]
@@ -121,7 +130,13 @@ class CpuPlan:
 
     @staticmethod
     def of(segments: Segments, final_rows: list[int], device: torch.device) -> "CpuPlan":
-        """Group segments and last-token rows of equal shape; put the indices on `device`."""
+        """Build the plan of a batch.
+
+        Args:
+            segments: the batch's segments.
+            final_rows: each text's last-token row, as a row of q.
+            device: device of the index tensors.
+        """
         paths = _Paths(segments)
         blocks = segment_blocks(paths, device)
         return CpuPlan(segments, final_rows, blocks, final_groups(paths, final_rows, device))
@@ -138,7 +153,7 @@ class CpuPlan:
 
 
 class _Paths:
-    """The ancestor rows of each segment, computed once per segment."""
+    """Finds the ancestor rows of each segment, once per segment."""
 
     def __init__(self, segments: Segments) -> None:
         self.segments = segments
@@ -197,7 +212,7 @@ def _block(paths: _Paths, members: list[int], own: int, above: int, device: torc
 
 
 def _row_index(rows: Tensor, device: torch.device) -> RowIndex:
-    """Return consecutive rows as a slice, which reads them without a copy, as for one text after its prompt."""
+    """Return consecutive rows as a slice, so that reading them makes no copy; other rows as indices on `device`."""
     first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
     if last - first + 1 == len(rows) and bool((rows.diff() == 1).all()):
         return slice(first, last + 1)
@@ -236,9 +251,9 @@ class KernelTables:
     * `tiles`: int32 [tiles, 2] of (segment, first row in it), `tile_rows` query rows each, tiles with most keys first;
     * `has_ancestors`, `rows_per_segment`, `longest_path`: as in `Segments`, or an upper bound.
 
-    Tables are aligned to 16 bytes, so that no batch causes another compile. They may be longer than the batch needs:
-    the last segment then has no rows, and the unused tiles and texts point to it. A CUDA graph may read the same tables
-    repeatedly.
+    Tables are aligned to 16 bytes, because Triton would compile a kernel again for another alignment. They may be
+    longer than the batch needs: the last segment then has no rows, and the unused tiles and texts point to it. So one
+    CUDA graph can serve batches of different sizes.
     """
 
     segment_table: Tensor
@@ -253,7 +268,10 @@ class KernelTables:
     def of(
         segments: Segments, final_rows: list[int], device: torch.device, *, tile_rows: int
     ) -> "KernelTables":
-        """Build the tables of a batch for a kernel that takes `tile_rows` query rows per tile."""
+        """Build the tables of a batch for a kernel that takes `tile_rows` rows per tile.
+
+        `final_rows` has each text's last-token row.
+        """
 
         def placed(table: Tensor) -> Tensor:
             return table.to(device, non_blocking=True)
@@ -279,10 +297,10 @@ class KernelTables:
         return 0
 
     def tiles_of(self, tile_rows: int) -> Tensor:
-        """Return the tiles for a kernel that takes `tile_rows` query rows per tile.
+        """Return the tiles, for a kernel that takes `tile_rows` rows per tile.
 
         Raises:
-            ConfigError: the tiles were cut with another number of rows; the tables cannot cut them again.
+            ConfigError: the plan's tiles have another number of rows, and they cannot be cut again here.
         """
         if tile_rows != self.tile_rows:
             raise ConfigError(
@@ -303,7 +321,10 @@ def kernel_tables(
     dtype: torch.dtype,
     group: int,
 ) -> KernelTables:
-    """Build the tables of a batch for operations in `dtype` with `group` = G query heads per KV head."""
+    """Build the tables of a batch for operations in `dtype` with `group` = G query heads per KV head.
+
+    `final_rows` has each text's last-token row.
+    """
     tile_rows = attention_tile_rows(
         dtype,
         device,
@@ -323,7 +344,7 @@ def segment_table(segments: Segments) -> Tensor:
 def query_tiles(segments: Segments, tile_rows: int) -> Tensor:
     """Cut the segments into tiles of query rows: int32 [tiles, 2] of (segment, first row in it), most keys first.
 
-    The longest tiles start first, so that the last ones to finish are short.
+    Tiles with the most keys take longest. They start first, so that the GPU does not wait for a long one at the end.
     """
     length = integers(segments.length)
     counts = (length + tile_rows - 1) // tile_rows

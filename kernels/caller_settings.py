@@ -1,4 +1,4 @@
-"""What the caller has set in PyTorch does not change results: it is set aside while we compute.
+"""Keep the caller's PyTorch settings from changing results, by setting them aside while lastword computes.
 
 A default dtype or device never matters, because every tensor is made with both stated. Autocast and the settings of
 matmuls and attention do matter: `isolated` sets them aside and restores them.
@@ -28,14 +28,15 @@ def count_up(start: int, end: int) -> Tensor:
 
 @contextmanager
 def isolated(device: torch.device = CPU) -> Iterator[None]:
-    """Compute without autocast and with matmuls and attention as PyTorch has them by default, in the `with` block.
+    """Run the `with` block without autocast, and with PyTorch's default settings of matmuls and attention.
 
-    Autocast and the current GPU belong to a thread, the other settings to the process: while any thread is in such a
-    block, matmuls of the caller's other threads may be more exact than they asked for. Afterwards everything is as it
-    was.
+    Autocast and the current GPU are settings of a thread; the others belong to the process. So while any thread is in
+    such a block, matmuls in the caller's other threads may be more exact than requested. The caller's settings are
+    restored afterwards.
 
     Args:
-        device: a GPU to make the current one: Triton launches there, regardless of the tensors' device.
+        device: where the block computes. A GPU becomes the current one, because Triton launches kernels on the current
+            GPU, wherever the tensors are.
     """
     with ExitStack() as stack:
         if device.type == "cuda":
@@ -49,15 +50,15 @@ def isolated(device: torch.device = CPU) -> Iterator[None]:
 
 
 class _Setting(NamedTuple):
-    """A setting of the process: functions to read and write it, and the values with which results stay the same."""
+    """A setting of the process: functions to read and write it, and the values that leave results unchanged."""
 
     read: Callable[[], Any]
     write: Callable[[Any], object]
-    ours: tuple[Any, ...]  # the first of them is written
+    ours: tuple[Any, ...]  # each of these will do; the first is the one written
 
 
 def _read_old_precision() -> str:
-    """Read the precision that PyTorch's older function sets; it cannot be read while it contradicts the newer ones."""
+    """Read the setting of PyTorch's older function; "highest" while newer settings contradict it."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -65,7 +66,7 @@ def _read_old_precision() -> str:
 
 
 def _write_precision(backend: str, value: str) -> None:
-    """Set the precision of a backend's fp32 matmuls; what it inherits anyway is not written, and so stays inherited."""
+    """Set the precision of a backend's fp32 matmuls; a backend that inherits this value keeps inheriting it."""
     torch._C._set_fp32_precision_setter(backend, "matmul", "none")
     if torch._C._get_fp32_precision_getter(backend, "matmul") != value:
         torch._C._set_fp32_precision_setter(backend, "matmul", value)
@@ -78,26 +79,26 @@ def _settings() -> Iterator[_Setting]:
         read = partial(torch._C._get_fp32_precision_getter, backend, "matmul")
         yield _Setting(read, partial(_write_precision, backend), ("ieee", "none"))
     yield _Setting(torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled, (True,))
-    flash = torch.backends.cuda.flash_sdp_enabled  # of attention on the CPU too
+    flash = torch.backends.cuda.flash_sdp_enabled  # despite its name, for attention on the CPU too
     yield _Setting(flash, torch.backends.cuda.enable_flash_sdp, (True,))
     engines = [e for e in ("x86", "fbgemm") if e in torch.backends.quantized.supported_engines]
-    if engines:  # of the int8 matmuls
+    if engines:  # they run the int8 matmuls
         quantized = torch.backends.quantized
         read, write = partial(getattr, quantized, "engine"), partial(setattr, quantized, "engine")
         yield _Setting(read, write, tuple(engines))
 
 
 class _Aside:
-    """The process's settings that are put aside while at least one thread computes."""
+    """Keeps the process's settings aside while at least one thread computes."""
 
     def __init__(self) -> None:
         self._settings = tuple(_settings())
         self._lock = Lock()
-        self._computing = 0  # threads
+        self._computing = 0  # number of threads that compute
         self._callers: list[Any] | None = None  # the values to put back, if any were not ours
 
     def take(self) -> None:
-        """Put the settings aside, if any is not as we need it."""
+        """Count this thread as computing, and put the caller's settings aside if any could change results."""
         with self._lock:
             self._computing += 1
             found = [setting.read() for setting in self._settings]
@@ -108,7 +109,7 @@ class _Aside:
                 setting.write(setting.ours[0])
 
     def put_back(self) -> None:
-        """Put the caller's settings back once no thread computes any more."""
+        """Count this thread as done, and put the caller's settings back if no other thread computes."""
         with self._lock:
             self._computing -= 1
             if self._computing or self._callers is None:
@@ -122,7 +123,7 @@ class _Aside:
         return all(v in setting.ours for setting, v in zip(self._settings, values, strict=True))
 
     def _merge(self, found: list[Any]) -> list[Any]:
-        """Return the caller's values: those put aside, but the present one where it was changed meanwhile."""
+        """Return the caller's values: those put aside, or the present one of a setting that was changed since then."""
         if self._callers is None:
             return found
         triples = zip(self._settings, found, self._callers, strict=True)

@@ -1,7 +1,7 @@
 """The CPU implementation of every operation, in tuned PyTorch; it also runs on any other device.
 
-The functions follow the order of one Qwen3 layer. They compute in fp32 or wider, and know tensors and a `CpuPlan` but
-no texts or checkpoints. The tests compare them with `reference.py`.
+The functions follow the order of one Qwen3 layer. They take tensors and a `CpuPlan`, and know nothing of texts or
+checkpoints. `ops.py` states where each rounds; the tests compare them with `reference.py`.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lastword.kernels.attention_plan import TILE_ROWS, CpuPlan, RowIndex
 
-# Longer texts go to SDPA: tiles are faster up to 1024 rows, SDPA from 2048 rows on (bench/LOG.md, 2026-11-24).
+# Longer segments without ancestors go to SDPA: tiles are faster up to 1024 rows, SDPA from 2048 on (bench/LOG.md).
 _SDPA_ROWS = 1024
 
 
@@ -20,7 +20,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise in fp32; the statistics take one pass, whereas F.rms_norm first writes out the squares."""
+    """Normalise in fp32. This reads x once for its norm; F.rms_norm would write out the squares first."""
     h = x.float()
     return (h * _inverse_rms(h, eps)).mul_(weight.float())
 
@@ -59,7 +59,7 @@ def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tens
 def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
     """Normalise and rotate the heads of x [T, heads, D] in place: (a, b) -> (a·cos − b·sin, b·cos + a·sin).
 
-    The weight is multiplied into the small cos and sin tables, so that PyTorch makes few passes over each head.
+    The weight is multiplied into the small cos and sin tables, so that PyTorch makes fewer passes over each head.
     """
     h = x.float()  # x itself if it is fp32 already
     h.mul_(_inverse_rms(h, eps))
@@ -93,7 +93,7 @@ def qk_norm_rope(
 
 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
-    """See `ops.forest_attention`; long texts without ancestors use SDPA, all others one tile of queries at a time."""
+    """See `ops.forest_attention`; long segments without ancestors use SDPA, others one tile of queries at a time."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)  # [T, H, D]
     for block in plan.blocks:
         if block.above == 0 and block.own > _SDPA_ROWS:
@@ -120,7 +120,7 @@ def _by_head(x: Tensor, count: int) -> Tensor:
 
 
 def _attend_long(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attend one text that shares no rows with others; q, k and v are [own, heads, D] each."""
+    """Attend the rows of one segment without ancestors; q, k and v are [own, heads, D] each."""
     q, k, v = (_by_head(x, 1) for x in (q, k, v))
     attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
     return attended[0].transpose(0, 1)

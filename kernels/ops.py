@@ -1,7 +1,9 @@
 """The operations of the forward pass: each checks its arguments and runs the implementation for their device.
 
 GPU tensors go to a Triton kernel; each kernel has its own file, imported at its first launch. CPU tensors go to PyTorch
-(`cpu.py`), or, under TRITON_INTERPRET=1, to the kernels run by Triton's interpreter.
+(`cpu.py`), or, under TRITON_INTERPRET=1, to the kernels run by Triton's interpreter. Beyond the errors stated below,
+every operation except `rope_tables` raises a ConfigError for a dtype that its implementation does not support, and a
+DeviceError on a GPU if Triton is not installed.
 
 Shape letters: T packed tokens, N texts, C hidden, F MLP width, H query heads, KH key/value heads, D head_dim.
 """
@@ -54,7 +56,7 @@ def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tu
     """Look up the rows of the tokens and normalise them: residual = table[ids]; y = rms_norm(residual).
 
     Args:
-        ids: [T] integers below V.
+        ids: [T] integers from 0 to V - 1.
         table: [V, C], any floating-point dtype (on a CPU the dtype of the file).
         weight: [C].
         eps: added to the mean square.
@@ -77,7 +79,7 @@ def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tu
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Add x to the residual in place, then normalise it: residual += x; y = rms_norm(residual).
+    """Add x to the residual in place, then normalise the sum: residual += x; y = rms_norm(residual).
 
     Args:
         x: [T, C].
@@ -92,7 +94,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
         Rounds the sum to the dtype of residual; computes the norm in fp32 and rounds it once.
 
     Raises:
-        ConfigError: shapes, dtypes or devices disagree.
+        ConfigError: shapes, dtypes or devices disagree, or residual is not contiguous.
     """
     check_residual("add_rms_norm", x, residual, weight)
     if on_triton("add_rms_norm", x):
@@ -109,9 +111,9 @@ def add_rms_norm_quantize(
     eps: float,
     dtype: torch.dtype = torch.float8_e4m3fn,
 ) -> tuple[Tensor, Tensor]:
-    """Add x to the residual in place, normalise it and quantise it for an fp8 matmul: residual += x.
+    """Add x to the residual in place, normalise the sum and quantise its rows for an fp8 matmul.
 
-    The result has y · scale = rms_norm(residual).
+    residual += x; y · scale = rms_norm(residual), up to the rounding of y to fp8.
 
     Args:
         x: [T, C].
@@ -121,13 +123,13 @@ def add_rms_norm_quantize(
         dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
 
     Returns:
-        y: [T, C] fp8, and scale: [T] fp32, which is max |row| divided by the format's largest number.
+        y: [T, C] fp8, and scale: [T] fp32, each row's largest |value| over the format's largest number.
 
     Numerics:
         Rounds the sum to the dtype of residual; computes the norm in fp32 and rounds it once, to fp8.
 
     Raises:
-        ConfigError: shapes, dtypes or devices disagree.
+        ConfigError: shapes, dtypes or devices disagree, or residual is not contiguous.
     """
     check_residual("add_rms_norm_quantize", x, residual, weight)
     if on_triton("add_rms_norm_quantize", x):
@@ -138,14 +140,14 @@ def add_rms_norm_quantize(
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
-    """Quantise each row for an fp8 matmul: y · scale = x.
+    """Quantise each row for an fp8 matmul: y · scale = x, up to the rounding of y to fp8.
 
     Args:
         x: [T, C] fp32/fp16/bf16.
         dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
 
     Returns:
-        y: [T, C] fp8, and scale: [T] fp32, which is max |row| divided by the format's largest number.
+        y: [T, C] fp8, and scale: [T] fp32, each row's largest |value| over the format's largest number.
 
     Numerics:
         Divides in fp32 and rounds once, to fp8. A row with a NaN or an infinity has a NaN in y or scale.
@@ -166,8 +168,8 @@ def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float = 1.0) -> tupl
 
     Args:
         positions: [T] integers.
-        inv_freq: [D/2] fp32.
-        scale: yarn's attention factor.
+        inv_freq: [D/2] fp32, the rotation in radians per position.
+        scale: yarn's attention factor; 1 without yarn.
 
     Returns:
         cos and sin, both [T, D/2] fp32.
@@ -207,7 +209,7 @@ def qk_norm_rope(
         Computes norm and rotation in fp32 and rounds once, to the dtype of qkv.
 
     Raises:
-        ConfigError: shapes, dtypes or devices disagree.
+        ConfigError: shapes, dtypes or devices disagree, qkv is not contiguous, or the tables are not fp32.
 
     Source:
         transformers `Qwen3Attention.forward` and `apply_rotary_pos_emb`.
@@ -239,16 +241,16 @@ def qk_norm_rope(
 
 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-    """Attend every packed row to its ancestors' rows and to its own segment up to itself.
+    """Attend every packed row to its path: its ancestors' rows, and its own segment up to the row itself.
 
     out[t] = softmax(scale · q[t]·k[path of t]) · v[path of t]; query head h reads KV head h // G.
 
     Args:
         q: [T, H, D], the heads of a row contiguous.
-        k: [P + T, KH, D], the heads of a row contiguous; first the P rows of cached prompts, by default none.
+        k: [P + T, KH, D], the heads of a row contiguous; the first P = plan.cached rows are those of cached prompts.
         v: [P + T, KH, D], the heads of a row contiguous.
-        plan: the batch's attention plan in the form that the device reads: a `CpuPlan` or `KernelTables`.
-        scale: factor of the logits.
+        plan: the batch's attention plan: `KernelTables` where a Triton kernel computes, else a `CpuPlan`.
+        scale: factor of the logits q·k, 1/√D in Qwen3.
 
     Returns:
         [T, H·D], dtype of q.
@@ -257,7 +259,8 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
         Computes logits, softmax and sums in fp32 and rounds once, at the store.
 
     Raises:
-        ConfigError: shapes, dtypes or devices disagree, or the plan has the wrong form.
+        ConfigError: shapes, dtypes or devices disagree, the heads of a row are not contiguous, or the plan is not one
+            that the implementation reads.
     """
     check("forest_attention", "k", k, (plan.cached + q.shape[0], -1, q.shape[2]), like=q)
     check("forest_attention", "v", v, tuple(k.shape), like=q)
@@ -271,14 +274,14 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
 
 
 def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-    """Attend one query row per text, its last-token row, to its whole path.
+    """Attend each text's last-token row to the text's whole path.
 
     Args:
         q: [N, H, D], one row for each of the plan's last-token rows, the heads of a row contiguous.
-        k: [P + T, KH, D], the heads of a row contiguous; first the P rows of cached prompts, by default none.
+        k: [P + T, KH, D], the heads of a row contiguous; the first P = plan.cached rows are those of cached prompts.
         v: [P + T, KH, D], the heads of a row contiguous.
-        plan: the batch's attention plan in the form that the device reads: a `CpuPlan` or `KernelTables`.
-        scale: factor of the logits.
+        plan: the batch's attention plan: `KernelTables` where a Triton kernel computes, else a `CpuPlan`.
+        scale: factor of the logits q·k, 1/√D in Qwen3.
 
     Returns:
         [N, H·D], dtype of q.
@@ -287,7 +290,8 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale:
         Computes logits, softmax and sums in fp32 and rounds once, at the store.
 
     Raises:
-        ConfigError: shapes, dtypes or devices disagree, or the plan has the wrong form.
+        ConfigError: shapes, dtypes or devices disagree, the heads of a row are not contiguous, or the plan is not one
+            that the implementation reads.
     """
     check("final_attention", "q", q, (plan.num_finals, -1, -1), like=q)
     check("final_attention", "k", k, (-1, -1, q.shape[2]), like=q)
@@ -327,14 +331,16 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def swiglu_quantize(
     gate_up: Tensor, dtype: torch.dtype = torch.float8_e4m3fn
 ) -> tuple[Tensor, Tensor]:
-    """Apply the gate of the MLP and quantise each row for an fp8 matmul: y · scale = silu(gate) · up.
+    """Apply the gate of the MLP and quantise each row for an fp8 matmul.
+
+    y · scale = silu(gate) · up, up to the rounding of y to fp8.
 
     Args:
         gate_up: [T, 2F], gate in the first F columns.
         dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
 
     Returns:
-        y: [T, F] fp8, and scale: [T] fp32, which is max |row| divided by the format's largest number.
+        y: [T, F] fp8, and scale: [T] fp32, each row's largest |value| over the format's largest number.
 
     Numerics:
         Computes in fp32 and rounds once, to fp8.

@@ -1,4 +1,4 @@
-"""The reference: each operation of `ops.py` as its formula, in the dtype of its inputs, for tests of the others."""
+"""The reference implementation, for tests: each operation of `ops.py` as its formula, in the dtype of its inputs."""
 # ruff: noqa: D103
 
 import torch

@@ -14,7 +14,7 @@ from lastword.errors import ConfigError
 
 
 class BlockSizes(NamedTuple):
-    """One entry: tile of query rows × keys, warps, stages of the key pipeline, and the source of the numbers."""
+    """One entry: a tile of BLOCK_M query rows and BLOCK_N keys, warps, pipeline stages, and the source of these."""
 
     BLOCK_M: int
     BLOCK_N: int
@@ -23,7 +23,7 @@ class BlockSizes(NamedTuple):
     source: str
 
     def arguments(self) -> dict[str, int]:
-        """Return the entry as launch arguments."""
+        """Return the entry as launch arguments, without its source."""
         blocks = self._asdict()
         del blocks["source"]
         return blocks
@@ -72,7 +72,7 @@ _ANY = {"sm": "sm_80", "gfx": "gfx942"}
 # If segments have at most this many rows · G on average, the "short" entry is used.
 SHORT_ROWS = 64
 
-# Keys per step of the last layer's attention, for dtypes that do not take 64.
+# Keys per step of the last layer's attention, for dtypes with another number than 64.
 _FINAL_KEYS = {torch.float32: 16}
 # A path with fewer keys than this is never split.
 _MIN_SPLIT_KEYS = 256
@@ -96,7 +96,14 @@ def architecture(device: torch.device) -> str:
 def attention_blocks(
     dtype: torch.dtype, architecture: str, *, tree: bool, rows: float
 ) -> dict[str, int]:
-    """Return the launch arguments for an average of `rows` query rows (tokens · G) per segment."""
+    """Return the launch arguments of `forest_attention`.
+
+    Args:
+        dtype: dtype of q, k and v.
+        architecture: a key of `ATTENTION`.
+        tree: whether any segment has ancestors.
+        rows: average number of query rows (tokens · G) per segment.
+    """
     kind = "tree" if tree else "plain"
     if rows <= SHORT_ROWS:
         kind = "short"
@@ -108,14 +115,22 @@ def attention_blocks(
 def attention_tile_rows(
     dtype: torch.dtype, device: torch.device, *, group: int, tree: bool, rows_per_segment: float
 ) -> int:
-    """Return the token rows per tile of `forest_attention` with `group` = G query heads per KV head."""
+    """Return how many tokens a tile of `forest_attention` holds.
+
+    Args:
+        dtype: dtype of q, k and v.
+        device: device that computes.
+        group: G, the query heads per KV head.
+        tree: whether any segment has ancestors.
+        rows_per_segment: average number of tokens per segment.
+    """
     rows = rows_per_segment * group
     blocks = attention_blocks(dtype, architecture(device), tree=tree, rows=rows)
     return tile_tokens(blocks, group)
 
 
 def tile_tokens(blocks: dict[str, int], group: int) -> int:
-    """Return the token rows per tile if each token takes `group` = G query rows.
+    """Return how many tokens a tile holds if each takes `group` = G query rows.
 
     Raises:
         ConfigError: the G query heads of one token do not fit in a tile.
@@ -132,7 +147,7 @@ def tile_tokens(blocks: dict[str, int], group: int) -> int:
 
 
 def final_blocks(dtype: torch.dtype) -> dict[str, int]:
-    """Return the launch arguments of the last layer's attention; fp32 tiles take twice the registers."""
+    """Return the launch arguments of `final_attention`; fp32 takes fewer keys, because they need more registers."""
     return {"BLOCK_N": _FINAL_KEYS.get(dtype, 64), "num_warps": 4, "num_stages": 2}
 
 
@@ -144,7 +159,13 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def num_splits(device: torch.device, *, programs: int, keys: int) -> tuple[int, int]:
-    """Return how many programs share one path and how many keys each takes; one if the device is full anyway."""
+    """Return how many programs share one path in `final_attention`, and how many keys each takes.
+
+    Args:
+        device: device that computes.
+        programs: number of programs without splitting; if they fill the device, paths are not split.
+        keys: number of keys of the longest path.
+    """
     wanted = 2 * _multiprocessors(device) // programs
     splits = max(1, min(wanted, keys // _MIN_SPLIT_KEYS, _MAX_SPLITS))
     keys_per_split = -(-keys // (splits * _SPLIT_UNIT)) * _SPLIT_UNIT
@@ -152,9 +173,9 @@ def num_splits(device: torch.device, *, programs: int, keys: int) -> tuple[int, 
 
 
 def row_parts(C: int) -> tuple[int, int, int]:
-    """Return the two power-of-two parts in which a program holds a row of C, and the warps for 8 to 16 values per lane.
+    """Return the sizes of the two parts, powers of two, in which a program holds a row of C values, and its warps.
 
-    The second part is 0 if C is a power of two.
+    The second part is 0 if C is a power of two. The number of warps aims at 8 to 16 values per lane.
     """
     head = 1 << (C.bit_length() - 1)
     tail = 1 << (C - head - 1).bit_length() if head < C else 0

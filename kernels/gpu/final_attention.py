@@ -1,8 +1,8 @@
 """Attention of the last layer: one query row per text attends to its whole path.
 
-There is one program per text, KV head and split. The G query heads of a KV head are the rows of one tile, so each key
-and value is read once. If there are too few texts to fill the device, the keys of a path are split over several
-programs, and a second kernel joins the parts.
+There is one program per text and KV head. The G query heads of a KV head are the rows of one tile, so each key and
+value is read once. If there are too few texts to fill the device, the keys of a path are split over several programs
+(splits), and a second kernel joins the parts.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Causal grouped-query attention over segments and their ancestors: one program per tile of query rows and KV head.
 
 A tile holds the G query heads of one KV head for each of its tokens (BLOCK_M = tokens · G), so that keys and values are
-loaded once for all G heads, and a segment of 12 tokens still fills most of a tile. Tiles with the most keys run first.
+loaded once for all G heads, and a short segment fills more of a tile. Tiles with the most keys run first.
 """
 
 import math
@@ -19,9 +19,9 @@ from lastword.kernels.gpu.launch import launch
 @triton.jit
 def online_softmax(
     acc,  # [M, D] fp32, weighted sum of values
-    peak,  # [M] fp32, largest logit so far, in powers of two
+    peak,  # [M] fp32, largest logit so far, times log2(e)
     total,  # [M] fp32, sum of weights
-    s,  # [M, N] fp32 logits in powers of two, -inf where hidden
+    s,  # [M, N] fp32 logits times log2(e), -inf where hidden
     v,  # [N, D]
 ):
     """Add one block of keys to the running softmax; sums in fp32, weights rounded to the dtype of v."""

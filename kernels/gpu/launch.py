@@ -19,13 +19,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
     Args:
         kernel: a function decorated with `triton.jit`.
-        grid: number of programs in each direction.
+        grid: number of programs in each dimension.
         arguments: the kernel's arguments by position.
         constants: the kernel's constants, `num_warps` and `num_stages`.
 
     Numerics:
-        Products and sums are fused (one rounding instead of two). This is set because Triton 3.9 warns where it is
-        not, and a later release will have another default.
+        A product and the sum that follows it are fused (one rounding instead of two). Fusion is requested explicitly,
+        because Triton 3.9 warns otherwise, and a later release will have another default.
 
     Raises:
         DeviceError: Triton cannot build its launcher.
@@ -40,7 +40,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 
 def _failed_build(error: Exception) -> DeviceError:
-    """Say what is missing for Triton's build: a C compiler, Python's headers, or what else the error names."""
+    """Create the error that names what Triton's build lacks: a C compiler, Python's headers, or what `error` says."""
     prefix = "Install "
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         what, got = "no C compiler", "no gcc or clang on PATH and CC unset"
@@ -58,7 +58,7 @@ def _failed_build(error: Exception) -> DeviceError:
 
 
 def _header() -> Path:
-    """Return the path at which Triton expects Python.h: on Debian not that of the default scheme."""
+    """Return the path where Triton expects Python.h; on Debian this is not the path of Python's default scheme."""
     scheme = sysconfig.get_default_scheme()
     scheme = "posix_prefix" if scheme == "posix_local" else scheme
     return Path(sysconfig.get_path("include", scheme), "Python.h")

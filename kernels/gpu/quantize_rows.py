@@ -1,6 +1,6 @@
-"""Quantise rows for an fp8 matmul: used for the output of attention, which its kernel does not quantise itself.
+"""Quantise rows for an fp8 matmul, one program per row.
 
-There is one program per row.
+It serves the output of attention, whose kernel does not quantise; the norm and SwiGLU quantise in their own kernels.
 """
 
 import torch
@@ -14,7 +14,7 @@ from lastword.kernels.gpu.launch import launch
 
 @triton.jit
 def fp8_scale(peak, largest):
-    """Return the divisor of a row with largest absolute value `peak`, taken as at least 1e-12 so that zeros stay 0."""
+    """Return the divisor of a row whose largest absolute value is `peak`; never 0, so that a row of zeros stays 0."""
     return tl.maximum(peak, 1e-12) / largest
 
 
@@ -23,7 +23,7 @@ def _quantize_rows_kernel(
     x_ptr,  # [T, C]
     y_ptr,  # fp8 [T, C]
     scale_ptr,  # fp32 [T]
-    largest,  # of the fp8 format
+    largest,  # largest number of the fp8 format
     C: tl.constexpr,
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,

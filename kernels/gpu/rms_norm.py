@@ -1,7 +1,8 @@
 """RMSNorm of packed rows, one program per row.
 
-There are four variants: of a row, of an embedding row that is looked up, of the residual plus x, and the last one also
-quantised to fp8. A row is loaded as two power-of-two parts, so that C = 2560 takes 2048 + 512 lanes instead of 4096.
+There are four variants. They normalise a given row, an embedding row that they look up, the residual plus x, or the
+residual plus x with a result quantised to fp8. A row is loaded as two power-of-two parts, so that C = 2560 takes
+2048 + 512 lanes instead of 4096.
 """
 
 import torch
@@ -16,7 +17,7 @@ from lastword.kernels.gpu.quantize_rows import fp8_scale
 
 @triton.jit
 def _read(x_ptr, residual_ptr, at, mask, ADD: tl.constexpr, KEEP: tl.constexpr):
-    """Load part of a row in fp32; ADD adds the residual, KEEP stores the sum there and returns it as rounded."""
+    """Load part of a row in fp32; ADD adds the residual, KEEP stores the result there and returns it as rounded."""
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -70,7 +71,7 @@ def _add_rms_norm_quantize_kernel(
     y_ptr,  # fp8 [T, C]
     scale_ptr,  # fp32 [T]
     eps,
-    largest,  # of the fp8 format
+    largest,  # largest number of the fp8 format
     C: tl.constexpr,
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,

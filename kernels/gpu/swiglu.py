@@ -44,7 +44,7 @@ def _swiglu_quantize_kernel(
     gate_up_ptr,  # [T, 2F], gate first
     y_ptr,  # fp8 [T, F]
     scale_ptr,  # fp32 [T]
-    largest,  # of the fp8 format
+    largest,  # largest number of the fp8 format
     F: tl.constexpr,
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,

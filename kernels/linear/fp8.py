@@ -1,4 +1,4 @@
-"""Linear layers in fp8 on a GPU: matmuls of the vendor library, with one scale per output channel and one per row.
+"""Linear layers in fp8 on a GPU: matmuls of the vendor library, with a scale per output channel and per input row.
 
 Activations arrive quantised by the previous kernel (norm, SwiGLU), or are quantised here. On CPU tensors the same
 quantised numbers are multiplied in fp32, to test the scales and the quantisation error.
@@ -32,7 +32,7 @@ def check_fp8(device: torch.device) -> None:
 
     Raises:
         ConfigError: the device is a CPU.
-        DeviceError: the GPU has no fp8.
+        DeviceError: the GPU cannot multiply fp8 numbers.
     """
     if device.type != "cuda":
         raise ConfigError(
@@ -79,17 +79,18 @@ class Fp8Linear:
         weight: [K_out, K_in] bf16 on a GPU (also fp32 on a CPU), both sizes multiples of 16.
         bias: [K_out] or None.
 
-    Called with x [T, K_in], dtype of weight or already quantised, it returns y [T, K_out], dtype of weight. A row
-    depends on no other row.
+    Called with x [T, K_in], dtype of weight or already quantised, it returns y [T, K_out], dtype of weight. Each row of
+    y depends on its own row of x only.
 
     Numerics:
-        Rounds weight and x to `fp8_format` with scales max |row| / the format's largest number. The tensor cores
-        accumulate (`_FAST_ACCUM`); the sums are rescaled in fp32 and rounded once to the dtype of weight, and again
-        after adding the bias. An input row with a NaN or an infinity never gives a finite output row.
+        Rounds weight and x to `fp8_format` with scales max |row| / the format's largest number. The GPU's matrix units
+        accumulate, in fewer bits than fp32 on some GPUs (`_FAST_ACCUM`). The sums are rescaled in fp32 and rounded once
+        to the dtype of weight, and again after adding the bias. An input row with a NaN or an infinity never gives a
+        finite output row.
 
     Raises:
         ConfigError: a size is not a multiple of 16.
-        DeviceError: the library refuses such matmuls.
+        DeviceError: the vendor library refuses such matmuls on this GPU.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -116,9 +117,9 @@ class Fp8Linear:
 
 
 class Fp8SwigluLinear:
-    """Gate and up projections of an MLP with SwiGLU, as in `Fp8Linear`, quantised for the next layer.
+    """Gate and up projections of an MLP with SwiGLU: matmuls as in `Fp8Linear`, and a result quantised to fp8.
 
-    It computes y = silu(x · gateᵀ) · (x · upᵀ).
+    It computes y = silu(x · gateᵀ) · (x · upᵀ), the input of the down projection.
 
     Args:
         gate_up: [2F, C], gate rows first.
@@ -152,10 +153,10 @@ def _pad_rows(x: Tensor, rows: int) -> Tensor:
 
 
 def _least_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> int:
-    """Find by trial the smallest number of rows that the library accepts for this weight.
+    """Find by trial how many rows an input needs with this weight: 1, or `_ENOUGH_ROWS` if fewer are ever refused.
 
     Raises:
-        DeviceError: the library refuses a large number of rows too.
+        DeviceError: the library refuses `_ENOUGH_ROWS` rows too.
     """
     if not any(_refusal(weight, scale, dtype, rows) for rows in _FEW_ROWS):
         return 1

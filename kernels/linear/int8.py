@@ -18,9 +18,10 @@ from lastword.kernels.linear.plain import Linear
 # Output channels stay in fp32 if rounding would change them by more than this share of their norm, which happens when
 # the largest weight is over 11 times their RMS. Normally distributed weights change by 0.01.
 MAX_ROUNDING = 0.025
-# A model's channels are made about equally large before they are rounded (`model/smoothing.py`). A factor is a power of
-# two near rms^SHARE / (largest weight)^(1 - SHARE), over the mean of these; its exponent is limited. The root mean
-# squares are those of so many tokens, without the first.
+# Before rounding, each channel of the activations is divided by a factor, so that all become about equally large
+# (`model/smoothing.py`). The factor is a power of two near rms^SHARE / (largest weight)^(1 - SHARE), relative to the
+# geometric mean of these over the channels; LIMIT bounds its exponent. The rms of a channel is measured on TOKENS
+# tokens, without the first.
 SMOOTHING_TOKENS = 64
 SMOOTHING_SHARE = 0.5
 SMOOTHING_LIMIT = 8
@@ -59,8 +60,8 @@ class Int8Linear:
         weight: [K_out, K_in] fp32 on a CPU.
         bias: [K_out] fp32 or None.
 
-    Called with x [T, K_in] fp32, it returns y [T, K_out] fp32. The int8 part of a row depends on no other row, bit
-    for bit.
+    Called with x [T, K_in] fp32, it returns y [T, K_out] fp32. What is computed in int8 for a row is the same, bit
+    for bit, whatever the other rows are.
 
     Numerics:
         Rounds the weight to int8 with one scale per output channel (max |weight| / 127) and x / s to
@@ -119,7 +120,7 @@ def _row_scale(x: Tensor) -> Tensor:
 
 
 def _pack(weight: Tensor) -> tuple[Any, Tensor]:
-    """Round a weight to int8 and pack it for FBGEMM; also return each row's rounding error over its norm, [K_out]."""
+    """Round a weight to int8 and pack it for FBGEMM; also return each row's rounding error relative to it, [K_out]."""
     scale = _row_scale(weight) / 127
     zero = torch.zeros(len(scale), dtype=torch.int64, device=weight.device)
     with warnings.catch_warnings():

@@ -8,7 +8,7 @@ from lastword.kernels.ops import swiglu
 
 
 class ObservedLinear:
-    """Linear layer y = x · weightᵀ + bias with the weight as it is; `input_rms` [K_in] describes the last input.
+    """Unquantised linear layer y = x · weightᵀ + bias that measures each input; `input_rms` [K_in] is of the last one.
 
     Args:
         weight: [K_out, K_in] fp32.
