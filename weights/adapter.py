@@ -1,4 +1,4 @@
-"""Refuse an adapter, such as LoRA's: a change of the weights that is kept in files of its own."""
+"""Refuse adapters such as LoRA: changes to a model's weights that are stored in separate files."""
 
 from pathlib import Path
 

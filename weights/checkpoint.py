@@ -1,7 +1,7 @@
 """The tensors of a checkpoint: names, shapes and dtypes are checked first, the data is read only when needed.
 
-Each tensor is memory-mapped, copied to its place in the fused weight and unmapped before the next one. So the memory in
-use beyond the caller's own stays below one tensor, however large the files are.
+Each tensor is memory-mapped, copied to its place in the fused weight and unmapped before the next one. So loading
+takes no more memory than the loaded weights and one tensor, however large the files are.
 """
 
 import hashlib
@@ -77,7 +77,7 @@ class WeightsSource(Protocol):
         """Return the final norm's weight `[C]`."""
 
     def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:
-        """Return the weights of one layer, 0 to L - 1, in a dtype."""
+        """Return the weights of layer `index`, from 0 to L - 1, converted to `dtype`."""
 
 
 class Checkpoint:
@@ -89,7 +89,7 @@ class Checkpoint:
         stored: the folder's headers, if `read_tensors` has read them already.
 
     Raises:
-        WeightsError: a file, name, shape or dtype is missing, damaged or does not match the config.
+        WeightsError: a file or tensor is missing or damaged, or its name, shape or dtype does not match the config.
     """
 
     num_parameters: int
@@ -121,7 +121,12 @@ class Checkpoint:
         return map_tensor(self._tensors[NORM], NORM).clone()
 
     def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:
-        """Read one layer, 0 to L - 1, into newly allocated memory; the dtype is converted during the copy."""
+        """Read layer `index`, from 0 to L - 1, into newly allocated memory, converted to `dtype` during the copy.
+
+        Raises:
+            InputError: there is no such layer.
+            WeightsError: a tensor cannot be read, or its file has changed.
+        """
         if not 0 <= index < self.config.num_hidden_layers:
             last = self.config.num_hidden_layers - 1
             where = f"{self.folder}: layer"
@@ -147,7 +152,7 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash every tensor's name, dtype, shape and three sampled 4 KiB blocks, once.
+        """Hash every tensor's name, dtype, shape and up to three 4 KiB samples of its data, at the first use.
 
         Returns:
             64 hex digits that depend neither on the sharding nor on the key prefix.

@@ -23,9 +23,9 @@ _USED = frozenset(
 )
 # None of these changes the result of the forward pass.
 _HARMLESS = frozenset(
-    # Dropout and initialisation act in training only, and so do what training tools note.
+    # Dropout and initialisation act in training only; the notes of training tools change nothing either.
     "attention_dropout gradient_checkpointing initializer_range unsloth_fixed unsloth_version "
-    # Ids of tokens and settings of generation: the template adds the tokens, and no text is generated.
+    # Token ids and generation: the tokenizer's own template adds special tokens, and no text is generated.
     "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id prefix max_length min_length "
     "do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p "
     "repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
@@ -34,11 +34,11 @@ _HARMLESS = frozenset(
     # Heads for other tasks, which an embedding does not use.
     "id2label label2id num_labels problem_type finetuning_task task_specific_params tf_legacy_loss "
     "tie_word_embeddings "
-    # How it is computed and what else is returned.
+    # How the model is computed, and what it returns besides the final states.
     "attn_implementation dtype torch_dtype use_bfloat16 use_cache output_attentions output_hidden_states "
     "return_dict torchscript pretraining_tp is_decoder _attn_implementation _attn_implementation_autoset "
     "_attn_implementation_internal _experts_implementation_internal experts_implementation "
-    # Notes: who wrote it, and widths that users may ask for.
+    # Notes: who wrote the file, and dimensions to which users may truncate vectors.
     "transformers_version _name_or_path _commit_hash is_matryoshka matryoshka_dimensions".split()
 )
 # Settings of other models' code, each with the values under which it changes nothing.
@@ -62,7 +62,7 @@ _REMEDIES = {
     "quantization_config": "Quantised checkpoints are not supported. "
     "Name the checkpoint from which this one was quantised.",
 }
-# Under AutoModel, as sentence-transformers opens them, both are the plain Qwen3 model.
+# sentence-transformers opens models with AutoModel, which loads the plain Qwen3 model for both.
 _ARCHITECTURES = ("Qwen3Model", "Qwen3ForCausalLM")
 
 _FULL_ATTENTION = "Name a model with full attention in every layer."
@@ -95,7 +95,7 @@ class ModelConfig:
     rope: RopeConfig
 
     def more_positions(self) -> str | None:
-        """Return how to allow longer texts, if YaRN is set for more positions than the model has; else None."""
+        """Return how to allow longer texts if YaRN covers more than `max_position_embeddings`; None otherwise."""
         reach = int(self.rope.factor * self.rope.original_max_position_embeddings)
         if reach <= self.max_position_embeddings:
             return None
@@ -123,7 +123,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
-    """Check the JSON object of a config.json; each error message begins with `where`."""
+    """Check the JSON object of a config.json and return its settings; each error message begins with `where`."""
     fields = Fields(values, where)
     _refuse_foreign(fields)
     heads = fields.integer("num_attention_heads", high=2**16)
@@ -172,7 +172,7 @@ def _refuse_foreign(fields: Fields) -> None:
 
 
 def _refuse_architectures(fields: Fields) -> None:
-    """Refuse the classes of other models, such as bidirectional ones, which may hide behind Qwen3's model type."""
+    """Refuse the classes of other models: some of them, such as bidirectional ones, state Qwen3's model type."""
     named = fields.values.get("architectures")
     if named is not None and not (
         isinstance(named, list) and all(n in _ARCHITECTURES for n in named)

@@ -1,9 +1,9 @@
 """Read a checkpoint's embedding settings: prompts, normalisation, width, maximum text length, similarity.
 
 These are in the files that sentence-transformers and transformers write beside config.json. Each has an allow-list, so
-no setting that changes a vector is ignored. Without `modules.json` defaults are used, and sentence-transformers' own
-files are not read, as there. generation_config.json and the configs of processors for images and sound are never read:
-nothing in them changes the vector of a text.
+no setting that changes a vector is ignored. Without `modules.json`, defaults are used and sentence-transformers' own
+files are not read; sentence-transformers does the same. generation_config.json and the configs of processors for images
+and sound are never read: nothing in them changes the vector of a text.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,8 @@ from lastword.weights.tokenizer_settings import TokenizerSettings, read_tokenize
 from lastword.weights.transformer_settings import TransformerSettings, read_transformer_settings
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-# Other names of cosine. For any name that it does not know sentence-transformers takes cosine, even for "dot_score".
+# Other names of cosine. sentence-transformers takes every name that it does not know, even "dot_score", for cosine;
+# here other names are refused.
 _COSINE = ("cos_sim", "pytorch_cos_sim")
 _KEYS = frozenset(
     "model_type prompts default_prompt_name similarity_fn_name truncate_dim "
@@ -46,11 +47,11 @@ class EmbeddingSpec:
     truncate_dim: int | None
     similarity: str
     tokenizer: TokenizerSettings
-    notice: str | None
+    notice: str | None  # what to tell the user, if defaults were used
 
 
 def read_embedding_spec(folder: Path, config: ModelConfig) -> EmbeddingSpec:
-    """Read modules.json and the other files that sentence-transformers writes.
+    """Read the embedding settings from modules.json and the files beside it; without modules.json, use defaults.
 
     Raises:
         WeightsError: a file that modules.json names is missing, or a file cannot be read.

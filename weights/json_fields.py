@@ -33,7 +33,7 @@ def show_value(value: object, limit: int = 60) -> str:
 
 
 def _pieces(value: object, limit: int) -> Iterator[str]:
-    """Yield the text of a value piece by piece; at most about `limit` characters of a piece are needed."""
+    """Yield the text of a value piece by piece; long strings are cut, because `limit` characters are enough."""
     if isinstance(value, dict):
         for number, (key, each) in enumerate(value.items()):
             yield ", " if number else "{"
@@ -106,7 +106,7 @@ def parse_json(
         The parsed object or list.
 
     Raises:
-        error: the bytes are not UTF-8 or not JSON, or contain a key twice, NaN, or a bare value.
+        error: the data is not UTF-8 or not JSON, holds a key twice or NaN, or is neither an object nor a list.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
@@ -152,7 +152,7 @@ def _no_object(where: str, error: type[LastwordError], got: str) -> LastwordErro
 def read_object(
     path: Path, error: type[LastwordError] = ConfigError, *, limit: int = MAX_CONFIG_BYTES
 ) -> dict[str, Any]:
-    """Read a file that contains one JSON object."""
+    """Read a file that contains one JSON object; the arguments are those of `read_bytes`."""
     return parse_object(read_bytes(path, error, limit=limit), str(path), error)
 
 
@@ -174,7 +174,7 @@ class Fields:
         self.where = where
 
     def fail(self, key: str, expected: str, remedy: str | None = None) -> NoReturn:
-        """Raise the error for a key with a missing or wrong value."""
+        """Raise a ConfigError that says that a key is missing, or that its value is wrong."""
         where = f"{self.where}: {key}"
         if key not in self.values:
             raise ConfigError(where, "missing", expected=expected, remedy=remedy)
@@ -182,13 +182,16 @@ class Fields:
         raise ConfigError(where, "wrong value", got=got, expected=expected, remedy=remedy)
 
     def refuse_unknown(self, known: AbstractSet[str], remedy: str = UNKNOWN) -> None:
-        """Raise the error for keys other than the known ones: what is not read may matter."""
+        """Raise a ConfigError if there are keys other than `known`, because a setting that is not read may matter."""
         unknown = self.values.keys() - known
         if unknown:
             raise ConfigError(self.where, f"unknown settings: {list_some(unknown)}", remedy=remedy)
 
     def only(self, key: str, *allowed: object, remedy: str = NOT_SUPPORTED) -> None:
-        """Raise the error for a value other than the allowed ones, the first of which is named; absent passes."""
+        """Raise a ConfigError unless the value is one of `allowed` or the key is absent.
+
+        The message gives the first allowed value as the expected one.
+        """
         value = self.values.get(key)
         # The types too: in Python 0 equals False.
         if key in self.values and not any(type(v) is type(value) and v == value for v in allowed):

@@ -1,4 +1,4 @@
-"""Find a model's folder from a path or hub id; with no name, the built-in model's.
+"""Find a model's folder from a path or hub id; if no model is named, that of the built-in model.
 
 huggingface-hub is imported only for a hub id. Only the files that lastword reads or the caller requests are fetched.
 The files are checked afterwards, because an interrupted download can look complete.
@@ -66,9 +66,9 @@ def locate(
     Args:
         model: a folder or a hub id such as `Qwen/Qwen3-Embedding-0.6B`; an existing folder takes
             precedence. None means the built-in model, whose name is `BUILTIN`.
-        revision: branch, tag or commit of the hub repository; refused for a folder, whose weights it could not change.
-        cache_dir: the folder of the hub's cache; None means huggingface-hub's default. This and the following do not
-            matter for a folder.
+        revision: branch, tag or commit of the hub repository; refused for a folder and the built-in model.
+        cache_dir: the folder of the hub's cache; None means huggingface-hub's default. This and the following
+            arguments are ignored for a folder.
         token: a hub token, or False for none; None uses the token of the current login.
         local_files_only: do not use the network (`HF_HUB_OFFLINE=1` does the same).
         also: additional files to fetch, as names or patterns.
@@ -112,7 +112,7 @@ def expand_home(name: str) -> Path:
 
 
 def _refuse_revision(revision: str | None, model: str) -> None:
-    """Refuse a revision where the hub is not asked: the weights would not be those of the revision."""
+    """Refuse a revision of a model that is not fetched from the hub: it would have no effect."""
     if revision is not None:
         raise ConfigError(
             "revision",
@@ -124,7 +124,7 @@ def _refuse_revision(revision: str | None, model: str) -> None:
 
 
 def _is_folder(folder: Path, name: str) -> bool:
-    """Return whether a folder has this name; raise if something else has it, or if it cannot be read."""
+    """Return whether a folder has this name; raise a WeightsError if a file has it, or if it cannot be read."""
     try:
         mode = os.stat(folder).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -213,7 +213,7 @@ def _hub_error(
 
 
 def _check_complete(folder: Path, remedy: str | None = None) -> None:
-    """Check that a folder has all the files that lastword needs, and none that would change the weights."""
+    """Check that a folder has all the files that lastword needs, and no adapter, which would change the weights."""
     refuse_adapter(folder)
     refuse_transformer_folder(folder)
     missing = [file for file in _NEEDED if not has_file(folder / file)]

@@ -1,7 +1,8 @@
 """Read modules.json and the configs of the modules' folders: the steps from token states to a vector.
 
 Only sentence-transformers' own Transformer, last-token Pooling and Normalize are implemented. Modules are told apart by
-their full class paths, and no code that a checkpoint names is imported.
+their full class paths, and no code that a checkpoint names is imported. How to add another pooling: see
+`engine/model/qwen3.py`.
 """
 
 from pathlib import Path, PurePosixPath
@@ -94,11 +95,11 @@ def read_modules(folder: Path, config: ModelConfig) -> bool:
 
 
 def refuse_transformer_folder(folder: Path) -> None:
-    """Refuse a model whose files are in a folder below its own, before the loader reports them missing.
+    """Refuse a model whose Transformer module has a subfolder of its own; its files would be reported as missing.
 
     Raises:
         WeightsError: modules.json cannot be read.
-        ConfigError: it names such a folder, or is not a list of modules.
+        ConfigError: modules.json names such a folder, or is not a list of modules.
     """
     path = folder / MODULES
     if has_file(path):
@@ -127,7 +128,7 @@ def _read_list(path: Path) -> list[Fields]:
 
 
 def _refuse_same_names(modules: list[Fields]) -> None:
-    """Refuse two modules of one name, of which sentence-transformers uses only the last."""
+    """Refuse modules with equal names: sentence-transformers would use only the last of them."""
     seen: set[str | None] = set()
     for module in modules:
         name = module.text("name")
@@ -163,7 +164,7 @@ def _read_pooling(path: Path, config: ModelConfig) -> None:
             expected="lasttoken",
             remedy="Only last-token pooling is supported. Name another model.",
         )
-    # Where a prompt fills the whole text, leaving it out would leave nothing to pool.
+    # If a text is its prompt alone, a pooling without the prompt has nothing to pool.
     same = "Set it to true: last-token pooling takes the same token either way."
     fields.only("include_prompt", True, remedy=same)
     for key in _SIZES:

@@ -1,7 +1,8 @@
 """Read the rotary settings of config.json, in both formats that transformers has written.
 
-transformers 4 writes `rope_theta` and `rope_scaling` at the top level, transformers 5 one object `rope_parameters`.
-A reader of only one format would silently use theta 10,000 or ignore yarn, so both are read and checked here.
+transformers 4 writes `rope_theta` and `rope_scaling` at the top level; transformers 5 writes one object,
+`rope_parameters`. A reader of only one format would silently use theta 10,000 or ignore yarn, so both are read and
+checked here.
 """
 
 import math

@@ -15,8 +15,8 @@ PREFIX = "model."
 
 _UNWRAP = "Save the model itself, not the wrapper."
 _MERGE = "Merge the adapter into the model (merge_and_unload) and save that."
-# What wrappers put into the names of a model's tensors, who does so, and the remedy. The values would not change, but
-# transformers does not recognise the names and fills such a model with random weights, so nobody can mean it.
+# What wrappers add to the names of a model's tensors, which wrapper does so, and the remedy. Such names are refused,
+# because transformers does not recognise them and fills the model with random weights: the file is a mistake.
 _WRAPPERS = {
     "_orig_mod": ("torch.compile", _UNWRAP),
     "module": ("DataParallel or DistributedDataParallel", _UNWRAP),
@@ -72,7 +72,7 @@ def expected_shapes(config: ModelConfig) -> Shapes:
 
 
 def find_prefix(folder: Path, names: Collection[str]) -> str:
-    """Return what most tensors' names begin with: `model.` or nothing.
+    """Return the prefix of most tensor names: `model.` or the empty string.
 
     Raises:
         WeightsError: a wrapper was saved instead of the model, or most names begin with another prefix.
@@ -96,13 +96,13 @@ def find_prefix(folder: Path, names: Collection[str]) -> str:
 
 
 def _most_common(pattern: re.Pattern[str], names: Collection[str]) -> tuple[str, int]:
-    """Return the most frequent first group of a pattern's matches, and the number of names that have it."""
+    """Return the text that the pattern's first group matches most often, and in how many names it does."""
     counts = Counter(found[1] for name in names if (found := pattern.search(name)))
     return max(counts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
 
 
 def refuse_mixed_prefixes(folder: Path, names: Collection[str], prefix: str) -> None:
-    """Refuse names of which some do not begin with `prefix`, although they are names of a model's tensors."""
+    """Refuse a checkpoint in which some tensors of the model do not have the prefix of the others."""
     mixed = [n for n in names if (found := _PREFIXED.search(n)) and found[1] != prefix]
     if mixed:
         what = f"{len(mixed)} of {len(names)} tensor names begin differently: {list_some(mixed)}"

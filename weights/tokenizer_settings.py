@@ -86,16 +86,16 @@ class DeclaredToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
-    """The settings for the tokenizer.
+    """What the files beside tokenizer.json say about tokens. A place is a file and a key, for error messages.
 
     Args:
         limit: maximum tokens per text according to the keyword arguments; it overrides every other limit.
         model_max_length: maximum tokens per text according to tokenizer_config.json.
         truncation_side: which end of a text that is too long is cut off; None leaves it to tokenizer.json.
-        tokens: every token that is named.
-        complete: the place of a list of all added tokens, if there is one.
-        rebuilt: the place that makes transformers build Qwen's normaliser and word pattern, whatever tokenizer.json
-            says, or None.
+        tokens: every token that one of the files names.
+        complete: the place of a list of all added tokens, or None if there is no such list.
+        rebuilt: the place of the setting that makes transformers build Qwen's normaliser and word pattern, whatever
+            tokenizer.json says; None if no setting does.
     """
 
     limit: int | None
@@ -140,7 +140,7 @@ def read_tokenizer_settings(folder: Path, keywords: Fields) -> TokenizerSettings
 
 
 def _rebuilt(folder: Path, config: Fields) -> str | None:
-    """Return the place of the tokenizer's class if transformers builds the tokenizer itself, as for Qwen2Tokenizer."""
+    """Return the place of the tokenizer's class if it makes transformers build the tokenizer; None otherwise."""
     if not has_file(Path(config.where)):
         return None
     model = folder / "config.json"
@@ -155,7 +155,7 @@ def check_pipeline(settings: TokenizerSettings, *, qwen: bool) -> None:
     """Refuse a tokenizer.json that transformers would not follow under the tokenizer's class.
 
     Args:
-        settings: the settings read.
+        settings: from `read_tokenizer_settings`.
         qwen: whether tokenizer.json normalises texts and splits them into words as Qwen's tokenizers do.
 
     Raises:
@@ -180,7 +180,7 @@ def _names_token(key: str) -> bool:
 
 
 def _length(fields: Fields) -> int | None:
-    """Return the maximum tokens per text; a tokenizer without a limit has the number nearest to 1e30 there."""
+    """Return the maximum tokens per text; transformers writes about 1e30 for no limit, which becomes `MAX_INT`."""
     key = "model_max_length" if "model_max_length" in fields.values else "max_len"
     if fields.values.get(key) is None:
         return None
@@ -231,7 +231,7 @@ def _added_tokens(folder: Path) -> list[DeclaredToken]:
 
 
 def _number(where: str, value: object) -> int:
-    """Return the id of a token, which a key of JSON states as text."""
+    """Return the id of a token; the text of a number is accepted too, because the keys of JSON are text."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 11:
         return int(value)
     if type(value) is not int:
@@ -254,11 +254,11 @@ def check_tokens(settings: TokenizerSettings, added: Mapping[int, "AddedToken"])
     """Refuse tokens that tokenizer.json does not have, or has with another id or other properties.
 
     Args:
-        settings: the settings read.
+        settings: from `read_tokenizer_settings`.
         added: the added tokens of tokenizer.json by their ids.
 
     Raises:
-        ConfigError: a token is missing in one of the files, or its id or its properties differ.
+        ConfigError: one of the files lacks a token of the other, or states another id or other properties.
     """
     known = {token.content: (number, token) for number, token in added.items()}
     for declared in settings.tokens:

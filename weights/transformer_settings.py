@@ -17,7 +17,7 @@ _FILES = tuple(
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
-# Settings that process texts otherwise, each with the values under which it does not.
+# Settings that would change how texts are processed, each with the values under which it changes nothing.
 _ONLY: dict[str, tuple[object, ...]] = {
     "do_lower_case": (False, None),
     "document_length": (None,),
@@ -48,7 +48,7 @@ _CONFIG = _COMPUTE | {"use_cache"}
 
 @dataclass(frozen=True, slots=True)
 class TransformerSettings:
-    """Maximum tokens per text, if set here, and the keyword arguments for the tokenizer."""
+    """The Transformer module's settings: maximum tokens per text, if set, and keyword arguments for the tokenizer."""
 
     max_seq_length: int | None
     tokenizer: Fields
@@ -83,6 +83,6 @@ def read_transformer_settings(folder: Path) -> TransformerSettings:
 
 
 def _keywords(fields: Fields, key: str) -> Fields:
-    """Return the keyword arguments under their new or old name; where both are there, the old one counts."""
+    """Return the keyword arguments under their new or old name; if both are there, the old name is used."""
     key = _KEYWORDS[key] if _KEYWORDS[key] in fields.values else key
     return Fields(fields.object(key) or {}, f"{fields.where}: {key}")

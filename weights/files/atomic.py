@@ -1,8 +1,9 @@
 """Write files and folders atomically: under a temporary name in the same folder, synced, then renamed.
 
 If anything stops the writing (an error, a full disk, Ctrl-C), the unfinished file is removed and an existing file stays
-unchanged. A killed run cannot remove its file, so the next run to the same output does: a file in use is locked, and
-its temporary name tells the output. This module knows nothing about file formats.
+unchanged. A killed run cannot remove its file, so the next run that writes the same output does. It finds the file by
+its temporary name, which is derived from the output's name, and leaves it alone while another run holds its lock. This
+module knows nothing about file formats.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ _unfinished: set[str] = set()
 
 
 def remove_unfinished() -> None:
-    """Remove what is being written, before the process is ended from another thread than the one that writes."""
+    """Remove all unfinished files and folders; for a thread that ends the process while another one writes."""
     for part in tuple(_unfinished):
         with suppress(OSError):
             os.unlink(part)
@@ -53,7 +54,8 @@ def name_write_errors(path: StrPath) -> Iterator[None]:
 def replace_file(path: StrPath) -> Iterator[BinaryIO]:
     """Yield a stream for the new content of `path`; when the block ends without an error, replace `path` by it.
 
-    A link stays a link, and the new file has the old file's mode. Errors raised inside the block pass through.
+    If `path` is a link, the file that it points to is replaced. The new file has the old file's mode. Errors raised
+    inside the block pass through.
 
     Raises:
         InputError: the folder is missing or not writable, the file cannot be synced, or `path` is a folder or
@@ -106,7 +108,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def lock(descriptor: int) -> None:
-    """Lock an open file or folder until it is closed, for this process alone; without effect where Python has no locks.
+    """Lock an open file or folder for this process until it is closed; do nothing where Python cannot lock files.
 
     Raises:
         BlockingIOError: another process holds the lock.
@@ -133,7 +135,7 @@ def sync(path: Path) -> None:
 
 
 def _prefix(target: str) -> str:
-    """Return the beginning of a target's temporary names; its length does not depend on the target's."""
+    """Return the prefix of a target's temporary names; it is equally long for every target."""
     name = os.fsencode(os.path.basename(target))
     return f".lastword-{hashlib.sha256(name).hexdigest()[:16]}-"
 
@@ -192,7 +194,7 @@ def _create_folder(target: str) -> Iterator[Path]:
 
 
 def _is_ours(descriptor: int, part: str) -> bool:
-    """Lock a new file or folder; return False if another run has just taken it for a leftover."""
+    """Lock a file or folder just created; return False if another run took it for a leftover before that."""
     try:
         lock(descriptor)
     except BlockingIOError:
@@ -208,7 +210,7 @@ def _is_ours(descriptor: int, part: str) -> bool:
 
 
 def _remove_leftovers(target: str) -> None:
-    """Remove what killed runs have left of this target; what cannot be locked or removed stays."""
+    """Remove the temporary files and folders that killed runs left for this target, where they can be locked."""
     if fcntl is None:
         return
     prefix = _prefix(target)

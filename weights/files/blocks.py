@@ -22,7 +22,7 @@ def blocks(size: int) -> Iterator[slice]:
 
 
 class BlockThreads:
-    """Threads that each run torch on one core; results come in the order of the tasks."""
+    """Runs tasks in several threads, in each of which torch uses one core; results come in the order of the tasks."""
 
     def __init__(self, pool: ThreadPoolExecutor, count: int) -> None:
         self._pool, self._ahead = pool, _AHEAD * count
@@ -45,7 +45,7 @@ class BlockThreads:
 
 @contextmanager
 def block_threads() -> Iterator[BlockThreads]:
-    """Start one thread per core and limit torch to one within each, so that the thread counts do not multiply."""
+    """Start as many threads as torch uses, at most one per core, and limit torch to one thread in each meanwhile."""
     before = torch.get_num_threads()
     count = max(1, min(before, os.cpu_count() or 1))
     torch.set_num_threads(1)

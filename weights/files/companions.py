@@ -1,7 +1,7 @@
 """Companion files: the files of a model other than its weights, which a merged or converted model copies.
 
 Only files with known names are copied: tokenizer, configuration and the files that sentence-transformers reads, never
-code or other weights. A copy may get published, so no link may bring a file of another place into it.
+code or other weights. The new model may be published, so a link to a file elsewhere on the machine is refused.
 """
 
 import json
@@ -43,12 +43,12 @@ _TRANSFORMER = "sentence_*_config.json"  # sentence-transformers knows several o
 # All files that a new model may copy, as patterns for the hub.
 PATTERNS = (*_NAMES, _TRANSFORMER, "*/config.json", CARD)
 _LARGE = frozenset({TOKENIZER, "vocab.json", "merges.txt"})
-# Of any other file. Model cards with tables of results are the largest.
+# Limit for any other file. Model cards with tables of results are the largest.
 _MAX_BYTES = 16 * 1024 * 1024
 _PLAIN = re.compile(r"[\w-]{1,40}", re.ASCII)
-_NONE = object()  # in place of a value that is not there
+_NONE = object()  # stands for a missing value
 _BLOB = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-_DEPTH = 3  # of the keys that are compared one by one, such as prompts.query
+_DEPTH = 3  # levels of keys that are compared one by one; prompts.query has two
 
 
 def companions(folder: Path) -> list[Path]:
@@ -64,10 +64,10 @@ def companions(folder: Path) -> list[Path]:
 
 
 def check_companions(folder: Path) -> None:
-    """Read every file that a new model copies, so that none fails once the weights are written.
+    """Read every file that a new model copies, so that any error comes before the weights are written.
 
     Raises:
-        WeightsError: one of them is not a file of the model's own.
+        WeightsError: one of them cannot be read, or is not stored with the model.
         ConfigError: `modules.json` is not a list of modules.
     """
     for path in (*companions(folder), Path(CONFIG)):
@@ -75,7 +75,7 @@ def check_companions(folder: Path) -> None:
 
 
 def _module_configs(folder: Path) -> Iterator[Path]:
-    """Yield the `config.json` of each folder that `modules.json` names; its form is checked elsewhere."""
+    """Yield the `config.json` of each folder that `modules.json` names; the list itself is checked elsewhere."""
     if not has_file(folder / _MODULES):
         return
     modules = parse_json(read_companion(folder, Path(_MODULES)), str(folder / _MODULES))
@@ -88,15 +88,15 @@ def _module_configs(folder: Path) -> Iterator[Path]:
 
 
 def read_companion(folder: Path, path: Path) -> bytes:
-    """Read one of the files of a model.
+    """Read one of a model's companion files.
 
     Args:
         folder: the model's folder.
-        path: the file, relative to it.
+        path: the file's path in that folder.
 
     Raises:
-        WeightsError: not a regular file of bounded size that is stored in the folder or, for a model in the hub's
-            cache, among the blobs of its repository.
+        WeightsError: the file is missing, not a regular file, too large, or a link to a file outside the folder; in
+            the hub's cache, links to the blobs of the model's own repository are accepted.
     """
     place = folder / path
     _refuse_outside(folder, place)
@@ -114,7 +114,7 @@ def read_companion(folder: Path, path: Path) -> bytes:
 
 
 def _refuse_outside(folder: Path, place: Path) -> None:
-    """Refuse a file that is stored elsewhere, because it or its folder is a link."""
+    """Refuse a file that is stored outside the model's folder, because it or its folder is a link."""
     real = Path(os.path.realpath(folder))
     try:
         target = Path(os.path.realpath(place, strict=True))
@@ -134,7 +134,7 @@ def _refuse_outside(folder: Path, place: Path) -> None:
 
 
 def _is_blob(target: Path, snapshot: Path) -> bool:
-    """Whether a file is one of those that the snapshots of a repository in the hub's cache link to."""
+    """Return whether `target` is a blob of the repository in the hub's cache to which `snapshot` belongs."""
     repository = snapshot.parent.parent
     return (
         snapshot.parent.name == "snapshots"
@@ -147,8 +147,8 @@ def _is_blob(target: Path, snapshot: Path) -> bool:
 def differing_companions(folder: Path, other: Path) -> Iterator[tuple[str, str]]:
     """Yield each companion file that differs between two folders, licences aside, and what differs in it.
 
-    JSON files differ only if their values do; each key comes with the value of `other` and that of `folder`, which is
-    the one that a new model gets.
+    JSON files are compared by their values. Each differing key is given with its value in `other`, then its value in
+    `folder`, which is the one that a new model gets.
     """
     mine, theirs = set(companions(folder)), set(companions(other))
     for path in sorted(mine | theirs):
@@ -192,7 +192,7 @@ def _differ(used: object, found: object) -> bool:
 
 
 def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -> None:
-    """Copy a model's companion files, then `config.json` with the dtype of the new weights."""
+    """Copy a model's companion files, then `config.json`; it states the dtype of the new weights if all have one."""
     for path in companions(source):
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_bytes(read_companion(source, path))

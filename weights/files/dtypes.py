@@ -23,12 +23,12 @@ WEIGHT_DTYPES: Final = ("F32", "BF16", "F16")
 
 
 def dtype_name(dtype: "torch.dtype") -> str:
-    """Return torch's name without its prefix, such as `bfloat16`."""
+    """Return torch's name of a dtype without its prefix, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
 def safetensors_name(dtype: "torch.dtype") -> str | None:
-    """Return the safetensors name, such as `BF16`; None if the format has no such dtype."""
+    """Return the name of a dtype in safetensors, such as `BF16`; None if the format has no such dtype."""
     return _STORED_AS.get(dtype_name(dtype))
 
 

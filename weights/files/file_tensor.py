@@ -1,7 +1,7 @@
 """Access a tensor of a safetensors file: memory-mapped as a whole, or read slice by slice.
 
-Slices are for tensors far larger than memory. They are read into reused buffers, because every page of a mapping costs
-a page fault and a read does not, and the disk is asked to read ahead.
+Slices are for tensors far larger than memory. They are read into reused buffers, which avoids the page faults of a
+mapping, and the system is asked to read ahead.
 """
 
 import mmap
@@ -26,8 +26,8 @@ _AHEAD = 8 * _STRETCH  # distance in bytes between the current read and the requ
 def map_tensor(info: TensorInfo, name: str) -> Tensor:
     """Return one tensor as a view of the mapped file; the data is read only when it is used.
 
-    The mapping lives exactly as long as the tensor. Writing to the file meanwhile changes the tensor, and shortening it
-    ends this process: new weights belong in a new file that is then renamed to the old one's name.
+    The mapping lives exactly as long as the tensor. If the file is written to meanwhile, the tensor changes; if it is
+    shortened, this process is killed. So write new weights to a new file and rename that to the old one's name.
 
     Raises:
         WeightsError: the file cannot be mapped, or changed since its header was read.
@@ -51,7 +51,7 @@ def map_tensor(info: TensorInfo, name: str) -> Tensor:
 
 
 class FlatTensor(Protocol):
-    """Elements that are read by slices: a flat tensor, or one that is still in its file."""
+    """A one-dimensional tensor that is read by slices: in memory, or still in its file."""
 
     def numel(self) -> int:
         """Return the number of elements."""
@@ -100,7 +100,7 @@ class FileTensor:
         return torch.frombuffer(buffer, dtype=self.dtype)
 
     def _read_ahead(self, start: int, stop: int) -> None:
-        """Request one later stretch for each stretch that a read reaches; it may lie in the next tensor."""
+        """Request the stretch at distance `_AHEAD` when a read reaches a new stretch; it may be in the next tensor."""
         reached = stop // _STRETCH * _STRETCH
         if reached > start:
             self._ask(reached + _AHEAD, _STRETCH)

@@ -20,7 +20,8 @@ _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 class FileHash:
     """The hash of one file.
 
-    `expected` is the hub's hash, or None if unknown; `whole` says whether the file matches it, or is None if unknown.
+    `expected` is the hub's hash, or None if that is unknown. `whole` says whether the file has this hash; it is None if
+    `expected` is.
     """
 
     file: str
@@ -61,7 +62,7 @@ def _hash_file(path: Path, folder: Path) -> FileHash:
 
 
 def _blob_name(path: Path) -> str | None:
-    """Return the hash in the name of the hub cache's file that `path` links to; None if there is none."""
+    """Return the hub's hash of a file: the name of the cache's blob that `path` links to; None for other files."""
     target = path.resolve()
     known = path.is_symlink() and target.parent.name == "blobs" and _HASH.fullmatch(target.name)
     return target.name if known else None

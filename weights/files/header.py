@@ -33,7 +33,11 @@ _MOST_ROWS = 10**15
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a file; `start` counts from the beginning of the file, `version` tells whether the file changed."""
+    """Where and how a file stores one tensor.
+
+    `start` is the tensor's first byte, counted from the beginning of the file. `version` reveals whether the file has
+    changed since its header was read.
+    """
 
     file: Path
     dtype: str
@@ -46,7 +50,7 @@ class TensorInfo:
         """Open the file.
 
         Raises:
-            OSError: the file cannot be opened, or it changed since its header was read: other weights would be read.
+            OSError: the file cannot be opened, or has changed since its header was read.
         """
         file = open_regular(self.file)
         if _version(file) != self.version:
@@ -56,7 +60,7 @@ class TensorInfo:
 
 
 def _version(file: BinaryIO) -> tuple[int, int]:
-    """Return a file's size and time of the last change; mounted buckets may give a file several inode numbers."""
+    """Return a file's size and time of last change; not its inode number, which mounted buckets may vary."""
     found = os.fstat(file.fileno())
     return found.st_size, found.st_mtime_ns
 
@@ -72,7 +76,7 @@ def safetensors_header(
     Args:
         tensors: the safetensors dtype name and shape of each tensor, in the order of the payload.
         metadata: strings for `__metadata__`.
-        least: minimum number of bytes of the JSON; it is padded with spaces.
+        least: minimum length of the JSON in bytes; shorter JSON is padded with spaces.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -90,7 +94,7 @@ def growing_header(
     """Return a function that creates the header of a file with one tensor `[rows, width]` from its number of rows.
 
     The header has the same length for every number of rows. So it can be written first and overwritten at the end, when
-    the number of rows is known. `metadata` is a function of the rows too.
+    the number of rows is known. `metadata` returns the strings for `__metadata__`, given the number of rows.
     """
 
     def header(rows: int, least: int = 0) -> bytes:

@@ -1,7 +1,7 @@
 """Open and read a model's files, which are untrusted: regular files only, bounded, and not of another kind.
 
-A download that failed, a Git LFS pointer or a link into a damaged cache is named as what it is. This module does not
-import torch.
+Error messages say what was found instead: a failed download, a Git LFS pointer, a link into a damaged cache. This
+module does not import torch.
 """
 
 import errno
@@ -20,7 +20,7 @@ MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 _WHOLE = "Name a folder that holds the whole model."
 _FETCH = "The download failed: fetch it again."
 _CONVERT = "Name a folder with the model in the safetensors format."
-# How a file begins that is not what its name says, what it is, and the remedy. No JSON begins like one of these.
+# How files of other kinds begin, what they are, and the remedy. No JSON begins like one of these.
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its folder, or fetch it again."),
     (b"/annex/objects/", "a git-annex pointer", "Run `git annex get` in its folder, or fetch it again."),
@@ -36,7 +36,7 @@ _FOREIGN = (
     (b"\x89HDF", "an HDF5 file", _CONVERT),
     (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
 )  # fmt: skip
-FOREIGN_BYTES = 512  # the beginning that shows it
+FOREIGN_BYTES = 512  # how much of a file's beginning is compared with these
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -65,7 +65,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def _require_regular(place: Path | int) -> None:
-    """Raise OSError, with what it is, if the file with this path or descriptor is not regular."""
+    """Raise an OSError that says what has this path or descriptor, if it is not a regular file."""
     try:
         mode = os.stat(place).st_mode
     except ValueError:  # a null character, or one that the file system cannot encode
@@ -82,16 +82,17 @@ def read_bytes(
     remedy: str | None = None,
     limit: int = MAX_CONFIG_BYTES,
 ) -> bytes:
-    """Read a whole small regular file, which must not be one of another kind; read at most `limit` bytes.
+    """Read a whole regular file of at most `limit` bytes, whose content must be what its name promises.
 
     Args:
         path: the file.
         error: the type of error for a file that is too large.
-        remedy: the advice if the file is missing or empty; None for one of a model's files.
+        remedy: the advice if the file is missing, empty or filled with zeros; None selects the default advice.
         limit: maximum size in bytes.
 
     Raises:
-        WeightsError: the file is missing, cannot be read, is not a regular file, or holds something else.
+        WeightsError: the file is missing, cannot be read, or is not a regular file, or its content is not what its
+            name promises.
         error: the file is larger than `limit`.
     """
     try:
@@ -108,12 +109,12 @@ def read_bytes(
 
 
 def refuse_foreign(path: Path, start: bytes, remedy: str | None = None) -> None:
-    """Refuse a file that holds something other than its name says, such as a Git LFS pointer or a web page.
+    """Refuse a file whose content is not what its name promises, such as a Git LFS pointer or a web page.
 
     Args:
         path: the file, for the error message.
         start: its first `FOREIGN_BYTES` or more, or the whole file if it is shorter.
-        remedy: the advice if the file is empty; None for one of a model's files.
+        remedy: the advice if the file is empty or filled with zeros; None selects the default advice.
 
     Raises:
         WeightsError: the file is empty, begins with zeros only, or begins like a file of another kind.
@@ -130,11 +131,11 @@ def refuse_foreign(path: Path, start: bytes, remedy: str | None = None) -> None:
 
 
 def has_file(path: Path) -> bool:
-    """Return whether a file exists that can be read.
+    """Return whether a regular file has this name.
 
     Raises:
-        WeightsError: something has this name that is not a regular file, or a link leads nowhere: what a folder holds
-            must not count as absent, because settings would vanish unnoticed.
+        WeightsError: something else has this name, such as a folder or a link that leads nowhere. It does not count as
+            absent, because its settings would be ignored without notice.
     """
     try:
         _require_regular(path)
@@ -148,7 +149,7 @@ def has_file(path: Path) -> bool:
 
 
 def missing_file(path: Path, remedy: str = _WHOLE) -> WeightsError:
-    """Create the error for a file that is missing; it, or one of its folders, may be a link that leads nowhere."""
+    """Create the error for a missing file; it names the link that leads nowhere, if the path has one."""
     link = _dangling_link(path)
     if link is None:
         return WeightsError(str(path), "no such file", remedy=remedy)
@@ -166,5 +167,5 @@ def _dangling_link(path: Path) -> Path | None:
 def unreadable(
     where: str | Path, problem: OSError, error: type[LastwordError] = WeightsError
 ) -> LastwordError:
-    """Create the error for a file that the system cannot read."""
+    """Create the error for a file that cannot be read, with the system's reason."""
     return error(str(where), f"cannot be read ({problem.strerror or problem})")

@@ -18,7 +18,8 @@ def weight_files(folder: Path) -> list[Path]:
     """List the files with the weights and check that each of them exists.
 
     Raises:
-        WeightsError: no weights, only pickled weights, an ambiguous set, or a shard that is missing or unlisted.
+        WeightsError: there are no weights, or only in other formats; there is both a single file and shards; or a shard
+            is missing or not in the index.
     """
     single, index = folder / SINGLE, folder / INDEX
     shards = {

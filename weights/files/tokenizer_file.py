@@ -1,4 +1,4 @@
-"""tokenizer.json: read with a limit, and calls into the tokenizers library fenced.
+"""Read tokenizer.json with a size limit, and turn faults of the tokenizers library into errors of ours.
 
 For any fault the library raises a plain Exception, or, where its Rust code panics, a BaseException of its own, which no
 `except Exception` catches. `fenced` turns both into an error of ours.
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _LONGEST_REASON = 200
-# A prefix that is not empty, or an escaped ASCII character, behind which its name could be hidden. No other file is
-# parsed: that of a large vocabulary takes a quarter of a second.
+# A prefix that is not empty, or an escaped ASCII character, which could hide the key's name. Only a file that matches
+# is parsed, because the JSON of a large vocabulary takes a quarter of a second.
 _MAY_HAVE_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00[2-7]')
 
 
@@ -31,7 +31,7 @@ def fenced(problem: Callable[[str], LastwordError]) -> Iterator[None]:
         problem: makes the error from the library's reason, which is one line of bounded length.
 
     Raises:
-        LastwordError: the error that `problem` made. KeyboardInterrupt, MemoryError and our own errors stay themselves.
+        LastwordError: the error that `problem` made. KeyboardInterrupt, MemoryError and our own errors pass unchanged.
     """
     try:
         yield
@@ -72,7 +72,7 @@ def read_tokenizer(path: Path) -> "tuple[Tokenizer, bytes]":
 
 
 def _refuse_prefix(data: bytes, path: Path) -> None:
-    """Refuse BPE whose tokens have a prefix: where one lacks it, the library may abort the process, past any fence."""
+    """Refuse BPE with a continuing-subword prefix: if a token lacks it, the library may abort the whole process."""
     if not _MAY_HAVE_PREFIX.search(data):
         return
     model = parse_object(data, str(path), WeightsError).get("model")

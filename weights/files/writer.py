@@ -53,7 +53,7 @@ def write_safetensors(
         metadata: strings for the header's `__metadata__`.
 
     Raises:
-        InputError: safetensors has no such dtype, or the file cannot be written.
+        InputError: safetensors does not have the dtype of a tensor, or the file cannot be written.
     """
     specs = {name: TensorSpec(each.dtype, tuple(each.shape)) for name, each in tensors.items()}
     stream_safetensors(path, specs, tensors.__getitem__, metadata)
@@ -65,17 +65,17 @@ def stream_safetensors(
     read: Callable[[str], Tensor | Iterator[Tensor]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file, creating each tensor only when it is its turn.
+    """Write a safetensors file, and request each tensor only when it is to be written.
 
     Args:
         path: the file; an existing file is replaced only when the new one is complete.
         specs: dtype and shape of each tensor.
-        read: returns a whole tensor by its name, or an iterator over its elements in order, in pieces
-            of any shape. Each piece is written before the next one is requested.
+        read: takes a tensor's name and returns the whole tensor, or an iterator over pieces of any shape that
+            together have its elements in order. Each piece is written before the next one is requested.
         metadata: strings for the header's `__metadata__`.
 
     Raises:
-        InputError: safetensors has no such dtype, a tensor does not match its spec, or the file cannot be written.
+        InputError: safetensors does not have a dtype, a tensor does not match its spec, or the file cannot be written.
     """
     order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     header = safetensors_header(
@@ -136,8 +136,8 @@ def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
 def _release_cache(file: BinaryIO) -> None:
     """Start writing to the disk and free the cached pages that are already on it.
 
-    Without this the system caches gigabytes, the disk starts only at the end, and every page of a large file needs new
-    memory. This does not wait for pages that are still being written.
+    Without this, the system would cache gigabytes and start writing them to the disk only at the end, and every page of
+    a large file would need new memory. Pages that are still being written are left alone, not waited for.
     """
     if hasattr(os, "posix_fadvise"):
         file.flush()

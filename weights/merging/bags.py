@@ -1,7 +1,7 @@
 """Bags: seeded subsets of training data. One model is trained on each bag, and then the models are merged.
 
 Each dataset (a file with one row per line) is sampled separately, without replacement: a bag of 80 has 80 % of every
-dataset. The chosen rows depend only on the seed, the bag, and the dataset's name and number of rows. This module knows
+dataset. The chosen rows depend only on the seed, the bags, and the dataset's name and number of rows. This module knows
 nothing about training; `bags_plan.py` writes the chosen rows to disk.
 """
 
@@ -134,6 +134,11 @@ def check_names(names: Iterable[str]) -> None:
 def check_into(into: str, bags: Sequence[Bag], where: str) -> None:
     """Check the name of an existing model, which the recipe lists beside the models of the bags.
 
+    Args:
+        into: the existing model, a folder or hub id.
+        bags: the bags, whose models have folders of the bags' names.
+        where: the beginning of the error message.
+
     Raises:
         InputError: `merge` would refuse the name, or it is the folder of a bag's model.
     """
@@ -151,7 +156,12 @@ def choose_rows(
 ) -> Iterator[int]:
     """Yield the numbers of a dataset's rows that are in a bag, counted from 0, in ascending order.
 
-    Every bag draws `old_ratio` percent of old data.
+    Args:
+        seed: the plan's seed.
+        bags: all bags of the plan; the bag of the rest gets the rows that the others do not have.
+        bag: the bag, one of these.
+        dataset: the data.
+        old_ratio: the percentage of old data in every bag, whatever the bag's own ratio is.
     """
     if dataset.old:
         return _draw(seed, bag, dataset, old_ratio)

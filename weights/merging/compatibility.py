@@ -39,7 +39,10 @@ def check_agreement(models: Sequence[StoredModel], *, one_dtype: bool) -> None:
 
 
 def notices(donor: StoredModel, models: Sequence[StoredModel]) -> list[str]:
-    """Return notices about what differs from the copied companion files, and about omitted tensors."""
+    """Return messages for the user about files that differ from the donor's, and about an omitted tensor.
+
+    The donor is the model whose companion files are copied.
+    """
     said = []
     for other in models:
         if other.folder == donor.folder:
@@ -55,7 +58,7 @@ def notices(donor: StoredModel, models: Sequence[StoredModel]) -> list[str]:
 
 
 def _differing_files(donor: StoredModel, other: StoredModel) -> Iterator[tuple[str, str]]:
-    """Yield the files whose settings differ and what differs; of `config.json`, which must agree, only the limits."""
+    """Yield each file that differs, and what differs; of `config.json` only the limits, because the rest must agree."""
     for name in sorted(LIMITS):
         mine, theirs = getattr(donor.config, name), getattr(other.config, name)
         if mine != theirs:
@@ -64,10 +67,15 @@ def _differing_files(donor: StoredModel, other: StoredModel) -> Iterator[tuple[s
 
 
 def check_tokenizer_source(source: str | None, donor: StoredModel, named: StoredModel) -> None:
-    """Refuse a recipe that asks for another model's tokenizer where it is not the donor's, which is copied.
+    """Refuse a recipe that asks for a tokenizer other than the donor's, which is the one that is copied.
+
+    Args:
+        source: the recipe's `tokenizer_source`.
+        donor: the model whose files are copied.
+        named: the model that `source` names.
 
     Raises:
-        ConfigError: a file of the tokenizers differs.
+        ConfigError: a tokenizer file of the two models differs.
     """
     if named.folder == donor.folder:
         return
@@ -129,7 +137,7 @@ def _check_tensors(first: StoredModel, other: StoredModel, *, one_dtype: bool) -
 
 
 def _check_vocabularies(first: Path, other: Path) -> None:
-    """Compare tokens and ids; identical files are not parsed."""
+    """Check that both tokenizers have the same tokens with the same ids; identical files are not parsed."""
     path = Path(TOKENIZER)
     if read_companion(first, path) == read_companion(other, path):
         return

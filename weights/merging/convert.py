@@ -1,4 +1,4 @@
-"""Convert one model's weights to another dtype, as a job for `job.py`; a tensor of that dtype keeps its bytes."""
+"""Convert a model's weights to another dtype, as a job for `job.py`; tensors that have it already keep their bytes."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from lastword.weights.merging.stored import StoredModel, not_finite
 
 
 class Conversion:
-    """The conversion of a model to another dtype, rounding to nearest even, or only to other shards.
+    """A job that converts a model to another dtype, rounding to nearest even, or that only cuts it into other shards.
 
     Args:
         model: the model to convert.
@@ -32,7 +32,7 @@ class Conversion:
         threads: the threads for the arithmetic.
 
     Raises:
-        WeightsError: a file that would be copied is not one of the model's own.
+        WeightsError: a file that would be copied cannot be read, or is not stored with the model.
     """
 
     specs: TensorSpecs

@@ -68,7 +68,7 @@ def write_model(
         job: the model to write.
         out: the new folder; it may exist if it is empty.
         shard_bytes: maximum size of the weights per file; a larger tensor gets its own file.
-        progress: called with each number of bytes just written, or found already written by an earlier run.
+        progress: called with a number of bytes when these are written, or found written by an earlier run.
         notice: called with messages for the user.
 
     Returns:
@@ -115,7 +115,7 @@ def total_bytes(specs: TensorSpecs) -> int:
 
 
 def _check_free(out: Path) -> None:
-    """Refuse, before any work, a path to which the finished folder could not be renamed."""
+    """Refuse, before any work, an output that is not new, or to which the finished folder could not be renamed."""
     if out.is_dir() and not any(out.iterdir()):
         if os.path.ismount(os.path.realpath(out)):
             remedy = "Name a folder inside it."
@@ -152,7 +152,7 @@ def _lock(partial: Path) -> Iterator[None]:
 
 
 def _open_folder(partial: Path) -> None:
-    """Create the folder of the unfinished work; refuse one that no earlier run can have left, because it is emptied."""
+    """Create the folder of the unfinished work, or take over an earlier run's; refuse any other, as it is emptied."""
     with suppress(FileExistsError):
         partial.mkdir()
         return

@@ -41,7 +41,7 @@ class Merge:
     Raises:
         WeightsError: a model is missing or damaged, or its tensors or tokens differ from the first model's.
         ConfigError: a setting is not supported, or differs from the first model's.
-        InputError: the weights cannot be normalised.
+        InputError: the weights sum to zero, so they cannot be normalised.
     """
 
     specs: TensorSpecs

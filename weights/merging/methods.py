@@ -1,8 +1,9 @@
 """The merge methods: each computes one scalar per model and tensor, in float64.
 
-Every method here is `out = base + sum_i c_i (x_i - base)`, and the scalars c_i depend only on the inner products of the
-rows x_i - base (their Gram matrix). So a tensor is read in pieces: once for the inner products, and once for the sum,
-which `tensor_merge.py` computes. This module knows nothing about threads, files and pieces.
+Every method here is `out = base + sum_i c_i (x_i - base)`, where the base is zero if the recipe has none. The scalars
+c_i depend only on the recipe's numbers and on the inner products of the rows x_i - base (their Gram matrix). So a
+tensor is read in pieces: once for the inner products, and once for the sum, which `tensor_merge.py` computes. This
+module knows nothing about threads, files and pieces.
 
 Letters: N models, K elements of a piece.
 """
@@ -70,7 +71,7 @@ def multislerp_coefficients(
         S = sum_i w_i x_i / |x_i|;  out = (sum_i w_i |x_i|) S / |S|
 
     This is the complete method: the tangent step of its usual formulation is zero for any weights. An all-zero row has
-    no direction and contributes none. If the directions of two rows cancel, the rows are merged linearly.
+    no direction and adds nothing to S. If there are two rows and their directions cancel, they are merged linearly.
 
     Args:
         products: the Gram matrix [N, N] of the rows x_i.

@@ -122,7 +122,7 @@ def _load(text: str, where: str) -> Any:
     class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
         """A safe loader that refuses a key that occurs twice, and aliases and tags.
 
-        A few aliases of aliases make gigabytes, and a tag calls a constructor that fails in ways of its own.
+        A few nested aliases expand to gigabytes, and a tag calls a constructor, whose errors may be of any type.
         """
 
         def compose_node(self, parent: Any, index: Any) -> Any:
@@ -231,7 +231,11 @@ def _model(fields: Fields, key: str) -> str:
 
 
 def wrong_name(name: object) -> tuple[str, str | None] | None:
-    """Return what is expected of a model's name in a recipe, and a remedy, or None if the name can be used there."""
+    """Check a model's name for use in a recipe.
+
+    Returns:
+        None if the name can be used; otherwise what is expected instead, and a remedy if there is one.
+    """
     if not isinstance(name, str) or not name.strip():
         return "a folder or a hub id", None
     if len(name) > _MAX_NAME or not name.isprintable():
@@ -246,7 +250,7 @@ def wrong_name(name: object) -> tuple[str, str | None] | None:
 
 
 def _own_parameters(shared: Fields, method: str) -> tuple[dict[str, bool | float], float | None]:
-    """Read the method's own parameters, and the weight for models without their own."""
+    """Read the method's own parameters, and the weight of models that state none."""
     defaults = _PARAMETERS[method]
     if method == "multislerp" and "normalize" in shared.values:
         shared.fail("normalize", "no such parameter", "Use normalize_weights with multislerp.")

@@ -22,7 +22,7 @@ from lastword.weights.tensor_names import LM_HEAD, PREFIX
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model's files, and where its tensors are stored, by name without `model.`, in the order of the files."""
+    """A model's files, and where each tensor is stored: by name without `model.`, in the order of the files."""
 
     name: str
     files: ModelFiles
@@ -47,7 +47,7 @@ class StoredModel:
 def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
     """Find and check a model, named by a folder, a hub id, or a hub id with `@revision`.
 
-    From the hub, it fetches all files that a new model copies, not only those that lastword reads.
+    From the hub, all files that a new model copies are fetched, not only those that lastword reads.
 
     Raises:
         WeightsError: the model is not found, or a file, name, shape or dtype does not match the config.

@@ -47,7 +47,7 @@ class Piece(NamedTuple):
 
 
 class RowReader:
-    """N >= 1 flat tensors of one size, minus the base if there is one; any thread may read them."""
+    """Reads N >= 1 flat tensors of one size piece by piece and subtracts the base, if any; any thread may use it."""
 
     def __init__(self, tensors: Sequence[FlatTensor], base: FlatTensor | None) -> None:
         self.count, self.size = len(tensors), tensors[0].numel()
@@ -79,10 +79,10 @@ class _Buffers(threading.local):
 
 
 class TensorMerge:
-    """The merge of N flat tensors with the same name, optionally relative to a base.
+    """Merges one tensor of N models, optionally relative to that of a base.
 
     Args:
-        tensors: the tensors, all of one size.
+        tensors: the models' tensors, flat and all of one size.
         base: the base's tensor, or None.
         dtype: the dtype of the result.
         threads: the threads for the arithmetic.
@@ -103,7 +103,7 @@ class TensorMerge:
         self.coefficients: list[float] = []
 
     def run(self, recipe: Recipe) -> Iterator[Tensor]:
-        """Yield the merged elements, flat, in blocks; the attributes are complete after the last block.
+        """Yield the merged elements, flat, in blocks; `products` and `coefficients` are complete after the last one.
 
         A block is valid until the next one is requested, because its memory is then reused.
         """
