@@ -1,9 +1,9 @@
-"""How cost grows with the number of texts: tokens per second of `encode`, peak memory of `encode_stream`.
+"""Measure how cost grows with the number of texts: tokens per second of `encode`, peak memory of `encode_stream`.
 
     python -m lastword.bench.growth              the built-in model on 100, 1,000 and 10,000 texts
 
-Both should stay constant while the number of texts grows a hundredfold. Each peak is measured in a separate process and
-is resident memory of the host, also on a GPU.
+Both should stay constant while the number of texts grows a hundredfold. Each peak is measured in a separate process. It
+is the resident memory of the host, even if a GPU computes.
 """
 
 import argparse
@@ -62,11 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(
     model: str | None, device: str, counts: Sequence[int], rounds: int
 ) -> list[dict[str, float]]:
-    """Time `encode` on each number of texts, taking turns, and measure each peak of `encode_stream`.
+    """Time `encode` on each number of texts, all of them once per round; measure the peak of `encode_stream` on each.
 
     Args:
         model: folder or Hugging Face model ID; None for the built-in model.
-        device: where it computes.
+        device: the device that computes.
         counts: numbers of texts.
         rounds: rounds to take the median of.
 
@@ -99,7 +99,7 @@ def measure(
 
 
 def _peak_of_stream(model: str | None, device: str, count: int) -> int:
-    """Run `stream` in a new process and return its peak."""
+    """Run `stream` in a new process and return its peak memory in bytes."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(stream, (model, device, count))
 

@@ -50,13 +50,14 @@ def busy_notice(about: Mapping[str, object]) -> str | None:
 
 @contextmanager
 def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Open a new file of JSON lines, or none.
+    """Open a new file of JSON lines, or discard the lines.
 
     Args:
-        path: the file; None writes nothing.
+        path: the file; None discards the lines.
 
     Returns:
-        A context manager that gives a function. It writes one line at once, so a run cut short keeps its figures.
+        A context manager that gives a function, which writes one line and flushes it, so that a run that is cut short
+        keeps its figures.
     """
     if path is None:
         yield lambda _: None
@@ -71,7 +72,7 @@ def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name that the GPU or the CPU gives itself."""
+    """Return the name that the GPU or the CPU reports for itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

@@ -1,4 +1,4 @@
-"""How long a call takes, and how fast this machine copies and multiplies: the two peaks that kernels are compared with.
+"""Measure how long a call takes, and how fast this machine copies and multiplies: the peaks to compare kernels with.
 
 On a GPU `triton.testing.do_bench` times with events, flushes the L2 cache before each call and leaves out the warm-up.
 On a CPU a clock is used, and 64 MB are written between calls to flush the cache. Nothing here depends on the operation.
@@ -49,7 +49,7 @@ class Peaks:
     product: str
 
     def seconds(self, num_bytes: float, flops: float) -> float:
-        """Return the least seconds that moving and computing this much can take."""
+        """Return the seconds that this many bytes and FLOPs take at these rates, if both are done at once."""
         return max(num_bytes / self.bytes_per_s, flops / self.flops_per_s)
 
 
@@ -104,7 +104,7 @@ def median_seconds(
 
 @torch.inference_mode()
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
-    """Measure the copy and the matmul; the matmul is in the dtype of the run."""
+    """Measure the rates of a large copy and of a large matmul in `dtype`."""
     return Peaks(_copy_rate(device), *product_rate(device, dtype))
 
 

@@ -1,4 +1,4 @@
-"""A process's memory as the system counts it in /proc/PID/status, read once or watched from a thread."""
+"""Read a process's memory from /proc/PID/status, once or repeatedly in a thread."""
 
 import resource
 import sys
@@ -36,7 +36,7 @@ def watch_peak(field: str, *, every: float = 0.005) -> Iterator[Callable[[], int
         every: seconds between readings.
 
     Returns:
-        A context manager that gives a function, which returns the most bytes seen so far.
+        A context manager that gives a function; called, this returns the largest value so far, in bytes.
     """
     peak, watching = held_bytes(field), True
 

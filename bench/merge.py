@@ -1,4 +1,4 @@
-"""Compare a merge with a plain copy on the same disk, in the same run: share of the copy's speed, and memory.
+"""Compare the speed of a merge with that of a plain copy on the same disk, and measure the merge's memory.
 
     python -m lastword.bench.merge --like 4B --layers 6 --rounds 3
 
@@ -45,7 +45,7 @@ def multislerp(
     base: Tensor | None = None,
     normalize: bool = True,
 ) -> Tensor:
-    """Merge tensors to their weighted mean direction times their weighted mean norm: the formula written out.
+    """Merge tensors into their weighted mean direction times their weighted mean norm: the formula written out.
 
     The reference for the merges of `lastword.weights`. It shares no code with them, works on whole tensors and does
     not handle directions that cancel.
@@ -127,7 +127,7 @@ def merge(models: Sequence[Path], out: Path) -> None:
 
 
 def check(models: Sequence[Path], out: Path) -> None:
-    """Check that the merged values are the formula's, rounded once; exit without figures if not."""
+    """Check two merged tensors against the formula, rounded once; exit without figures if one differs."""
     made, *stored = (read_tensors(folder) for folder in (out, *models))
     for name in CHECKED:
         expected = multislerp([map_tensor(each[name], name) for each in stored], WEIGHTS)
@@ -138,7 +138,7 @@ def check(models: Sequence[Path], out: Path) -> None:
 
 
 def time_work(models: Sequence[Path], work: Callable[[], None]) -> float:
-    """Return the seconds that one run takes from cold files."""
+    """Return the seconds that `work` takes when no file is in the page cache."""
     drop_from_cache(models)
     start = time.perf_counter()
     work()
@@ -146,7 +146,7 @@ def time_work(models: Sequence[Path], work: Callable[[], None]) -> float:
 
 
 def measure(models: Sequence[Path], out: Path, rounds: int) -> dict[str, list[float]]:
-    """Copy and merge, taking turns; print each round, and return the seconds of each by kind."""
+    """Copy and merge once per round, in alternating order; print each round and return all seconds by kind."""
     jobs = {"copy": lambda: copy(models[0], out), "merge": lambda: merge(models, out)}
     seconds: dict[str, list[float]] = {kind: [] for kind in jobs}
     for number in range(rounds):

@@ -40,7 +40,7 @@ def plot_roofline(
     Args:
         path: the file to write, .svg or .png.
         rows: rows of the run; those without a time are left out.
-        peaks: of the same run.
+        peaks: the peaks of the same run.
         about: from `describe_run`, for the title.
     """
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 
 class Sizes(NamedTuple):
-    """One model's sizes, in Hugging Face's words."""
+    """One model's sizes, under the names that config.json gives them."""
 
     hidden_size: int
     intermediate_size: int

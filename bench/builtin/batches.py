@@ -25,7 +25,7 @@ class Data:
 
     texts: list[list[int]]
     queries: list[list[int]]
-    query_of: list[int]  # a text's query, or -1
+    query_of: list[int]  # for each text the index of its query, or -1
     text_vectors: Tensor
     query_vectors: Tensor
     prompt: list[int]

@@ -1,7 +1,7 @@
 """Build the training texts and the held-out texts from the unpacked packages.
 
 `train.jsonl` has one {"text"} or {"text", "query"} per line, shuffled, composed texts last; `heldout.json` has
-functions and sentences. A function, command or meaning and all text that belongs to it are on one side only. Texts are
+functions and sentences. All text about one function, command or meaning goes into one of the two files only. Texts are
 also compared, so that no held-out text is trained on.
 """
 
@@ -123,7 +123,7 @@ def _wordnet(path: Path) -> tuple[list[Sense], list[tuple[str, list[Sense]]]]:
 
 
 def _function(name: str) -> str:
-    """Reduce a signature or a list of commands to the name that decides its side: copyfile, accept, git-add."""
+    """Reduce a signature or a list of commands to a name, which decides whether it is held out: copyfile, git-add."""
     bare = re.split(r"[(\[,\s]", re.sub(r"^.*?(\S+\()", r"\1", name), maxsplit=1)[0]
     return bare.rpartition(".")[2].strip("*").lower() or name
 

@@ -35,7 +35,7 @@ from lastword.bench.builtin.train import TrainingRun, basis, embed, train
 
 SEED = 4
 START, START_STEPS, START_TOKENS, START_RATE = "start", 1000, 6144, 1e-3
-START_HORIZON = 2500  # the start ends before its rate is low; the bags continue from there
+START_HORIZON = 2500  # step of the lowest rate; the start ends before it, and the bags go on
 BAGS = {"bag-1": 0.8, "bag-2": 0.8}  # share of all items that each bag is trained on
 BAG_STEPS, BAG_TOKENS, BAG_RATE = 9000, 3072, 8e-4
 CHECKED = 500  # held-out sentences for the agreement in the log
@@ -83,7 +83,7 @@ def _texts(cache: Path, teacher: Path) -> None:
 
 
 class _Trainer:
-    """Trains the runs, which share tokens, the teacher's vectors, the basis and the check for the log."""
+    """Trains the start and the bags, which share tokens, the teacher's vectors, the basis and the check for the log."""
 
     def __init__(self, cache: Path, teacher: Path) -> None:
         corpus = cache / "corpus"
@@ -99,7 +99,7 @@ class _Trainer:
         self.shares = _shares(self.data.texts, len(self.rows))
 
     def run(self, name: str) -> None:
-        """Train the start, or a bag from it, and write its checkpoint in fp32."""
+        """Train the start, or a bag's model from the start, and write its checkpoint in fp32."""
         model = make_student(token_rows(self.rows @ self.directions, self.shares), SEED)
         if name == START:
             chosen: Sequence[int] = range(len(self.data.texts))
@@ -132,7 +132,7 @@ def _tokenizer(cache: Path, teacher: Path, items: list[dict[str, str]]) -> Token
 def _embed_questions(
     cache: Path, teacher: Path, tokenizer: Tokenizer, sentences: list[str]
 ) -> tuple[Tensor, list[str], Tensor]:
-    """Return the teacher's vectors of the word pieces, the sentences of the log's check, and their vectors.
+    """Return the teacher's vectors of the word pieces, `sentences`, and the teacher's vectors of these.
 
     The vectors are computed once and stored.
     """

@@ -43,10 +43,10 @@ _RARITY = 3e-4
 
 
 def make_tokenizer(teacher: Path, texts: Iterable[str]) -> Tokenizer:
-    """Reduce the teacher's word pieces to the VOCABULARY most useful, and append the end token to every text.
+    """Make a tokenizer of the VOCABULARY most useful of the teacher's word pieces; it appends the end token to texts.
 
     Single characters are kept, so that any Latin word can be spelt, and then the pieces most frequent in `texts`. Among
-    rare pieces the teacher's own order decides, which is by frequency in its far larger text.
+    rare pieces, the teacher's own order decides; it is the order of frequency in a far larger text.
     """
     whole = Tokenizer.from_file(str(teacher / "tokenizer.json"))
     whole.no_truncation()
@@ -73,7 +73,7 @@ def make_tokenizer(teacher: Path, texts: Iterable[str]) -> Tokenizer:
 
 
 def token_rows(vectors: Tensor, shares: Tensor) -> Tensor:
-    """Make the initial token table: unit rows that carry less of a frequent piece's direction.
+    """Make the initial token table: unit rows in which the direction of a frequent piece has less weight.
 
         w = a / (a + share);  row = (w e, sqrt(1 - w^2)),  e the centred direction of the piece's vector
 
@@ -129,7 +129,7 @@ def make_student(rows: Tensor, seed: int) -> Any:
 
 
 def _average(model: Any) -> None:
-    """Make the first layers pass on the mean of the token rows, each layer a part of the dimensions."""
+    """Make the first layers add the mean of the token rows to the states, each layer a part of the dimensions."""
     config = model.config
     width, size = config.hidden_size, config.head_dim
     kept, group = (

@@ -1,4 +1,4 @@
-"""The teacher's vectors of every training text, computed once and stored one shard at a time.
+"""Compute the teacher's vectors of every training text once, and store them one shard at a time.
 
 A run that was stopped continues with the first missing shard.
 """
@@ -48,7 +48,7 @@ def read_items(corpus: Path) -> list[dict[str, str]]:
 
 
 def embed_corpus(teacher: Path, corpus: Path, out: Path) -> None:
-    """Store the vectors of `train.jsonl` in fp16 as `text` and `query`; shard i has items 4096·i to 4096·(i+1)."""
+    """Embed `train.jsonl` and store the vectors in fp16 as `text` and `query`; shard i begins at item 4096·i."""
     out.mkdir(parents=True, exist_ok=True)
     items = read_items(corpus)
     count = -(-len(items) // SHARD)
@@ -73,6 +73,6 @@ def embed_corpus(teacher: Path, corpus: Path, out: Path) -> None:
 
 
 def read_vectors(folder: Path) -> tuple[Tensor, Tensor]:
-    """Read the shards in order; return the vectors of the texts and of the queries, fp16."""
+    """Read the shards in order; return the vectors of the texts and those of the queries, fp16."""
     parts = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
     return torch.cat([p["text"] for p in parts]), torch.cat([p["query"] for p in parts])

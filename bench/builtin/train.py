@@ -56,7 +56,7 @@ def train(
     """Train `model` in place; write the log to `folder/<name>.jsonl` and the state to `folder/<name>.pt`.
 
     Args:
-        run: items, length and seed of the run.
+        run: the run's settings.
         model: a Qwen3Model of transformers.
         data: tokens and the teacher's vectors.
         directions: directions of the teacher's space, from `basis`.

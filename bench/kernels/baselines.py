@@ -1,8 +1,8 @@
 """The baselines of each operation: eager PyTorch, torch.compile, PyTorch's own attention, Liger-Kernel.
 
 Candidates for lastword's own kernels (`FORMS`) are included. All take the same inputs. If one needs another layout, the
-inputs are laid out before the clock starts. Each may be missing or refuse a shape, dtype or device: the caller turns
-any exception into a line that says why.
+inputs are converted before the clock starts. Any of them may be missing, or may refuse a shape, dtype or device: the
+caller turns every exception into a line that says why.
 """
 
 import inspect
@@ -27,7 +27,7 @@ Prepare = Callable[[CaseInputs], Implementation]
 
 
 def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
-    """Return the chosen baselines and forms that apply to a case, in the order of `BASELINES` and `FORMS`.
+    """Return the chosen baselines and candidates that apply to a case, in the order of `BASELINES` and `FORMS`.
 
     Args:
         case: the case to time.
@@ -101,7 +101,7 @@ def _sdpa(
 
 
 def _varlen(inputs: CaseInputs, equal: tuple[int, int], *, final: bool) -> Implementation:
-    """Run torch.nn.attention.varlen on the packed rows, with repeated keys and values if it has no `enable_gqa`."""
+    """Run torch.nn.attention.varlen on the packed rows; repeat keys and values if PyTorch lacks its `enable_gqa`."""
     attend: Callable[..., Any] = import_module("torch.nn.attention.varlen").varlen_attn
     known = inspect.signature(attend).parameters
     q, k, v, _, scale = inputs.args
@@ -129,7 +129,7 @@ def _varlen(inputs: CaseInputs, equal: tuple[int, int], *, final: bool) -> Imple
 
 
 def _descriptor(inputs: CaseInputs) -> Implementation:
-    """Run the candidate for forest_attention, where it can run."""
+    """Run the candidate for forest_attention; raise a DeviceError where it cannot run."""
     q, k, v, plan, scale = inputs.args
     if not launches_triton(q.device):
         raise DeviceError("cpu", "no Triton kernel runs here")
@@ -156,7 +156,7 @@ def _liger_rms_norm(inputs: CaseInputs) -> Implementation:
 
 
 def _liger_add_rms_norm(inputs: CaseInputs) -> Implementation:
-    """Run Liger's operation, which returns the sum with the norm; ours writes the sum over the residual."""
+    """Run Liger's operation, which returns the sum beside the norm; ours writes the sum into the residual."""
     operation = _liger("liger_fused_add_rms_norm")
     x, residual, weight, eps = inputs.args
 

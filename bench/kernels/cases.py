@@ -61,7 +61,7 @@ class CaseInputs:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """A batch of texts for attention; `equal` is (texts, tokens of each) if no text shares a row with another."""
+    """A batch for attention; `equal` is (number of texts, tokens of each), or None if texts share rows."""
 
     title: str
     forest: Forest
@@ -71,7 +71,7 @@ class AttentionBatch:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One operation at one shape. `inputs()` makes fresh arguments, the same in every call."""
+    """One operation at one shape. `inputs()` makes new arguments, with the same values in every call."""
 
     op: str
     models: str
@@ -122,7 +122,7 @@ def _shape(op: str, sizes: Sizes) -> tuple[int, ...]:
 
 
 def attention_batches(tokens: int) -> list[AttentionBatch]:
-    """Make the attention workloads: one long text, half of it, many of 512 tokens, queries without and with sharing.
+    """Make the attention workloads: a long text, one half as long, many of 512 tokens, queries unshared and shared.
 
     At 16,384 tokens that is 1 text of 16k, 1 of 8k, 32 of 512, and 2,000 queries of 12 tokens after a prefix of 24.
     """

@@ -49,7 +49,7 @@ Launches = Callable[[str, torch.dtype, str], dict[str, Launch]]
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The resources of one compiled kernel; `spills` in bytes per thread, `shared` in bytes per program."""
+    """The resources of one compiled kernel: registers and `spills` (bytes) per thread, `shared` bytes per program."""
 
     target: str
     model: str
@@ -102,7 +102,7 @@ def row_widths(launch: Launch) -> set[int]:
 
 
 def narrow_products(ttir: str, widths: set[int]) -> list[str]:
-    """Return the multiplications by a row width in 32 bits: they overflow at 2^31 elements.
+    """Return the multiplications by a row width that are done in 32 bits: they overflow at 2^31 elements.
 
     Args:
         ttir: Triton's first intermediate form.
@@ -198,7 +198,7 @@ def compile_all(
 
 
 def bounds(rows: Sequence[Resources]) -> dict[str, dict[str, int]]:
-    """Return the largest registers and shared memory over the models, by "target dtype operation"."""
+    """Return the most registers and shared memory that any model takes, by "target dtype operation"."""
     found: dict[str, dict[str, int]] = {}
     for row in rows:
         bound = found.setdefault(f"{row.target} {row.dtype} {row.operation}", {})
@@ -242,7 +242,7 @@ def run(
     dtypes: Sequence[str] = DTYPES,
     json_file: Path | None = None,
 ) -> list[Resources]:
-    """Compile, and show each row of the table as it is done.
+    """Compile every kernel, and show each row of the table when it is ready.
 
     Args:
         show: prints a line.

@@ -2,8 +2,8 @@
 
 One program computes a tile of one query head. One warp group copies keys and values into shared memory ahead of two
 that compute 64 query rows each. Triton's pass for sm_90 does this only with four warps, one key loop without a branch,
-and descriptors made in the kernel. Of descriptors passed in, it halves a tile's rows but not the copied box. No GPU has
-run this kernel: `--beside descriptor` checks it and times it against `kernels/gpu/forest_attention.py`.
+and descriptors made in the kernel: with descriptors passed in, it halves a tile's rows but not the box that is copied.
+No GPU has run this kernel: `--beside descriptor` checks it and times it against `kernels/gpu/forest_attention.py`.
 """
 
 import math
@@ -103,13 +103,13 @@ def _blocks(q: Tensor) -> BlockSizes:
 
 
 def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, *, tree: bool) -> bool:
-    """Return whether the kernel can compute this: it has block sizes, no ancestors, and rows aligned to 16 bytes.
+    """Return whether the kernel can compute this: block sizes for the device, no ancestors, rows aligned to 16 bytes.
 
     Args:
         q: queries [T, H, D].
         k: keys [T, KH, D].
         v: values [T, KH, D].
-        tree: whether a segment has ancestors.
+        tree: whether any segment has ancestors.
     """
     if tree or descriptor_blocks(q.dtype, architecture(q.device)) is None:
         return False

@@ -1,4 +1,4 @@
-"""Attention over a forest in the form that PyTorch runs best on a GPU: one SDPA call for equal segments.
+"""Attention over a forest in the form that PyTorch runs best on a GPU: one SDPA call per group of equal segments.
 
 A baseline for benchmarks. The CPU implementation (`kernels/cpu.py`) computes tiles of 64 query rows, which would be
 hundreds of launches on a GPU.
@@ -22,7 +22,7 @@ def eager_forest_attention(plan: CpuPlan, device: torch.device) -> Attention:
     Masks are made here, before the clock starts.
 
     Args:
-        plan: the batch's segments.
+        plan: the batch's attention plan.
         device: device of the masks.
     """
     blocks = [(block, _mask(block, device)) for block in _join_blocks(plan.blocks)]
@@ -53,7 +53,7 @@ def _mask(block: Block, device: torch.device) -> Tensor | None:
 
 
 def _join_blocks(blocks: Iterable[Block]) -> list[Block]:
-    """Join adjacent texts of equal length, which the plan had split into tiles."""
+    """Join adjacent segments of equal length, which the plan keeps apart in order to compute them tile by tile."""
     joined: list[Block] = []
     for block in blocks:
         last = joined[-1] if joined else None

@@ -1,4 +1,4 @@
-"""The gate before each measurement: an operation's outputs are compared with its reference in fp64.
+"""The gate before each measurement: compare an operation's outputs with those of its reference in fp64.
 
 Output memory is filled with NaN before the call, and tensors that a call may write in place are compared too. Two
 bounds are checked: no element's error is above twice the CPU implementation's error in that dtype plus a floor, and no
@@ -26,7 +26,10 @@ Operation = Callable[..., object]
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """One implementation with its arguments: `run` is timed, `read` returns its outputs in the reference's layout."""
+    """One implementation with its arguments.
+
+    `run` is what is timed. `read` takes its result and returns the outputs in the reference's layout.
+    """
 
     run: Callable[[], object]
     read: Callable[[object], list[Tensor]]
@@ -34,7 +37,11 @@ class Implementation:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """Whether an implementation is right; `reason` says what differs."""
+    """Whether an implementation is right; if not, `reason` says what differs.
+
+    `max_error` is the largest error of the first output, or of the output that is wrong; None if no numbers were
+    compared. `allowed` is the bound of that error.
+    """
 
     right: bool
     reason: str
@@ -43,7 +50,7 @@ class GateResult:
 
 
 class Gate:
-    """The outputs of the reference for one case, in fp64 throughout, and the errors that the dtype allows."""
+    """Checks implementations of one case against its fp64 reference, within the errors that the dtype allows."""
 
     def __init__(self, case: Case, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -55,11 +62,11 @@ class Gate:
         ]
 
     def check(self, runner: Implementation, *, poison: bool = True) -> GateResult:
-        """Run an implementation once on fresh arguments, and compare everything that it may have written.
+        """Run an implementation once, and compare everything that it may have written with the reference.
 
         Args:
             runner: the implementation; its arguments must not have been used.
-            poison: fill memory that it allocates with NaN, so that an unwritten element is found.
+            poison: fill memory that the implementation allocates with NaN, so that an unwritten element is found.
         """
         with _poison_new_tensors() if poison else warnings.catch_warnings(action="ignore"):
             outputs = runner.read(runner.run())
@@ -90,7 +97,7 @@ class Gate:
             return GateResult(False, f"errs by {error:.1e}, allowed {allowed:.1e}", error, allowed)
         row = _row_error(got, truth)
         if not row <= ROW_ERROR[self.dtype]:
-            reason = f"a row errs by {row:.1e} of itself, allowed {ROW_ERROR[self.dtype]:.0e}"
+            reason = f"a row's relative error is {row:.1e}, allowed {ROW_ERROR[self.dtype]:.0e}"
             return GateResult(False, reason, error, allowed)
         return GateResult(True, "", error, allowed)
 
@@ -125,7 +132,7 @@ def _count_outputs(outputs: list[Tensor]) -> str:
 
 @contextmanager
 def _poison_new_tensors() -> Iterator[None]:
-    """Fill uninitialised memory with NaN: PyTorch does so when deterministic algorithms are requested."""
+    """Let PyTorch fill new memory with NaN, which it does while deterministic algorithms are requested."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

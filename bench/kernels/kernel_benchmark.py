@@ -1,7 +1,8 @@
 """`lastword bench kernels`: check every operation, time it and compare it with the peaks of the same run.
 
-First lastword's own operation, then the caller's function (`--with`), then the baselines. Each passes the gate first;
-a wrong one is not timed. Rows are shown and written as they come. Method and examples: `bench/README.md`.
+In each case lastword's own operation comes first, then the caller's function (`--with`), then the baselines. Each is
+checked by the gate and timed only if it is right. Rows are shown and written as soon as they are measured. Method and
+examples: `bench/README.md`.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         The number of failed checks of lastword and of the caller's function.
 
     Raises:
-        ConfigError: options that cannot be combined, or a file or function that cannot be used.
+        ConfigError: options cannot be combined, or a file or function cannot be used.
         DeviceError: the device is unknown, its memory is too small, or a kernel broke the GPU's context.
     """
     own = _check_arguments(args)
@@ -88,17 +89,17 @@ def _check_arguments(args: argparse.Namespace) -> Callable[..., Any] | None:
         return None
     if len(args.op or OPS) != 1:
         got = "none" if args.op is None else str(len(args.op))
-        raise ConfigError("--with", "for which operation?", got=got, expected="one --op with it")
+        raise ConfigError("--with", "needs one operation", got=got, expected="one name after --op")
     return load_function(args.own)
 
 
 def _said_before(rows: list[Row], row: Row) -> bool:
-    """Return whether an earlier line said that this baseline is missing, for the same reason."""
+    """Return whether an earlier line has already said that this baseline is not available, for the same reason."""
     return row.right is None and any((r.by, r.reason) == (row.by, row.reason) for r in rows)
 
 
 def _time_of_ours(rows: list[Row], row: Row) -> Timing | None:
-    """Return the time of lastword's own implementation for the case of `row`."""
+    """Return the time of lastword's own implementation for the case of `row`; None if it was not timed."""
     case = (row.op, row.models, row.title)
     return next(
         (r.timing for r in rows if r.by == OURS and (r.op, r.models, r.title) == case), None
@@ -166,7 +167,7 @@ class _Bench:
             if "CUDA error" in str(error) or "HIP error" in str(error):
                 raise DeviceError(
                     f"{case.op} by {by}",
-                    "broke the GPU's context, no call will work from here",
+                    "broke the GPU's context; no later call would work",
                     got=_reason(error),
                 ) from error
             right = False if tested and prepared else None
@@ -184,7 +185,7 @@ def _reason(error: Exception) -> str:
 
 
 def _prepare_operation(operation: Callable[..., Any]) -> Prepare:
-    """Call an operation with the inputs in their given layout."""
+    """Return a function that wraps an operation with inputs in their given layout."""
     return lambda inputs: wrap_operation(operation, inputs)
 
 

@@ -1,4 +1,4 @@
-"""Every kernel launch of a published model, and of the candidates: kernel, argument types, constants.
+"""List every kernel launch of a published model, and of the candidates: kernel, argument types, constants.
 
 Launches are recorded without a GPU: the real launchers run on small CPU tensors while Triton's `JITFunction.run` is
 replaced.
@@ -60,13 +60,13 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """The operation's name, which is also its file's."""
+        """The name of the operation that the kernel computes."""
         return str(self.kernel.__name__).strip("_").removesuffix("_kernel")
 
 
 @contextmanager
 def record_launches(architecture: str) -> Iterator[list[Launch]]:
-    """Collect the launches for `architecture` instead of running them; outputs stay uninitialised."""
+    """Record the launches in the `with` block as for `architecture`, without running them; no output is written."""
     launches: list[Launch] = []
 
     def record(kernel: Any, *args: Any, **named: Any) -> None:

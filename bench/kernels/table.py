@@ -14,7 +14,7 @@ _EACH, _SHARED = " each", " shared"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One implementation of one case; without `timing`, `reason` says why."""
+    """The result of one implementation of one case; if it was not timed, `reason` may say why."""
 
     op: str
     models: str

@@ -1,4 +1,4 @@
-"""Where the time of a whole model goes: from strings to vectors by stage, and in the forward by operation.
+"""Measure where the time of a whole model goes: from strings to vectors by stage, in the forward by operation.
 
 Stages are timed one after the other, also on a GPU, where `encode` does the first two while another batch's forward
 runs. Operations are timed where the forward calls them: on a GPU between two events, launched one by one.
@@ -25,7 +25,7 @@ from lastword.model.postprocess import postprocess
 from lastword.model.qwen3 import Model
 from lastword.runtime.runner import to_host
 
-# Parts of a layer and functions of `kernels` that a forward calls, and the operation that their time counts for.
+# Parts of a layer and functions of `kernels` that a forward calls, and the operation to which their time is counted.
 _LAYER_PARTS = {
     "add_norm": "norms",
     "qkv": "qkv",
@@ -80,7 +80,7 @@ class OperationClock:
         self._calls: list[tuple[str, Any, Any]] = []
 
     def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `call` wrapped so that its time counts for `name`."""
+        """Return `call` wrapped so that its time is counted under `name`."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             began = self._mark()
@@ -91,7 +91,7 @@ class OperationClock:
         return run
 
     def take(self) -> dict[str, float]:
-        """Return the seconds by name since the last call of this method, and start again."""
+        """Return the seconds by name since the last call of this method, and start again from zero."""
         synchronize(self._device)
         seconds: dict[str, float] = defaultdict(float)
         for name, began, ended in self._calls:
@@ -123,10 +123,10 @@ def time_operations(model: Model, clock: OperationClock) -> Iterator[None]:
 
 
 def break_down(embedder: Embedder, texts: Sequence[str], *, rounds: int, rate: float) -> Breakdown:
-    """Time each stage and operation of an embedder on texts, one after the other.
+    """Time each stage of an embedder on texts, one after the other, and then each operation of its forward.
 
     Args:
-        embedder: on one device.
+        embedder: the model, on one device.
         texts: texts of one length.
         rounds: rounds to take medians of, after one warm-up round.
         rate: rate of the measured matmul, in FLOP/s.
@@ -161,7 +161,7 @@ def break_down(embedder: Embedder, texts: Sequence[str], *, rounds: int, rate: f
 def _operations(model: Model, forests: Sequence[Forest]) -> dict[str, float]:
     """Return seconds by operation for one forward over the forests.
 
-    The forward is observed, because an observed forward replays no CUDA graph.
+    The forward is given an observer, because it then replays no CUDA graph, in which no operation could be timed.
     """
     clock = OperationClock(model.device)
     seconds: dict[str, float] = {}

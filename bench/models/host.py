@@ -2,10 +2,10 @@
 
     python -m lastword.bench.models.host --length 32
 
-Each is timed alone, in tokens per second of processor time on one core, medians. The tokenizer comes from `--tokenizer
-FOLDER`, else it is Qwen's where LASTWORD_TEST_DATA is set, else a synthetic one, which is faster. It runs without the
-interpreter lock, on all cores that it may use. The other two steps run in the interpreter, while a GPU computes the
-previous batch.
+Each step is timed alone, on one core; the figures are medians, in tokens per second of processor time. The tokenizer
+comes from `--tokenizer FOLDER`, else it is Qwen's where LASTWORD_TEST_DATA is set, else a synthetic one, which is
+faster. In `encode`, the tokenizer runs without the interpreter lock, on all cores that it may use. The other two steps
+run in the interpreter, while a GPU computes the previous batch.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _VOCABULARY = 1 << 20  # larger than every tokenizer's
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the three steps and print their rates."""
+    """Time the three steps and print their rates."""
     parser = argparse.ArgumentParser(
         prog="python -m lastword.bench.models.host", description=__doc__
     )

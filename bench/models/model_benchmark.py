@@ -1,6 +1,6 @@
 """`lastword bench model`: time a whole model at its real shape, from strings to vectors and the forward alone.
 
-Weights are random and texts are made of common words. Lines are shown and written as they come.
+Weights are random and texts are made of common words. Lines are shown and written as soon as they are measured.
 """
 
 import argparse
@@ -33,9 +33,9 @@ _LATENCY_TOKENS = (12, 128)
 
 @dataclass(frozen=True, slots=True)
 class LengthFigures:
-    """Figures for texts of one length: seconds for all of them, needed operations, and MFU.
+    """Figures for texts of one length: seconds for all of them, required FLOPs, and MFU.
 
-    MFU is the rate of the needed operations divided by the rate of the measured matmul.
+    MFU (model FLOPs utilisation) is the rate of the required FLOPs divided by the FLOP rate of a measured matmul.
     """
 
     length: int
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         The exit status, 0.
 
     Raises:
-        ConfigError: --quick without --quantize, or --plot with a file that cannot be drawn.
+        ConfigError: --quick is given, which goes with --quantize only, or --plot names a file that cannot be drawn.
     """
     if args.quick:
         raise ConfigError(
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 def measure_length(
     embedder: Embedder, length: int, tokens: int, rounds: int, rate: float
 ) -> LengthFigures:
-    """Time texts of one length.
+    """Time `encode` and the forward alone on texts of one length.
 
     Args:
         embedder: the model.

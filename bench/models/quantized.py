@@ -1,7 +1,7 @@
 """`lastword bench model --quantize MODE`: compare the quantised and the plain model in one process.
 
 Both have the same random weights, with a few outlier channels in the residual stream, as trained models have them.
-Their vectors are compared, then both are timed from strings to vectors, taking turns.
+Their vectors are compared, then both are timed from strings to vectors, in alternating order.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         The exit status, 0.
 
     Raises:
-        ConfigError: an option that `bench model` accepts only without --quantize.
+        ConfigError: an option is given that `bench model` accepts only without --quantize.
     """
     for option in ("lengths", "tokens", "plot"):
         if getattr(args, option) is not None:
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 
 
 def compare(plain: Embedder, ours: Embedder, load: Workload, rounds: int) -> dict[str, object]:
-    """Compare both models' vectors and time both.
+    """Compare the vectors of both models and time both.
 
     Args:
         plain: the model without quantisation.

@@ -1,4 +1,4 @@
-"""A model with a real model's shape and random weights made on the device: no checkpoint is needed.
+"""Make a model with a real model's shape and random weights, directly on the device: no checkpoint is needed.
 
 Its tokenizer has one token for each common word, so that texts of `workloads` have as many tokens as words.
 """
@@ -31,8 +31,8 @@ class RandomWeights:
         config: a config without biases.
         device: device on which the weights are made.
         dtype: dtype of the weights.
-        outliers: number of channels of the residual stream that carry numbers 20 times as large as the rest, in every
-            layer, as in trained models.
+        outliers: number of channels of the residual stream whose values are 20 times as large as the others', in every
+            layer; trained models have such channels.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The stages of `encode` as separate functions: groups of texts, token ids, batches, the forward.
 
-They take an Embedder with its model in this process, and compute the same as `encode`.
+They take an Embedder whose model runs in this process, and compute the same as `encode`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The texts on which the peers are timed, made of common words from a fixed seed.
+"""Make the texts of the benchmarks from common words, with a fixed seed.
 
 A common word is one token in Qwen's tokenizer, so the word counts below are token counts without the end token.
 """
@@ -66,11 +66,11 @@ def real_tokenizer() -> Path | None:
 def tokenizer_of(
     folder: Path, prompts: Mapping[str, str]
 ) -> Callable[[list[str], str], list[list[int]]]:
-    """Return a function that tokenises texts of a kind, with the kind's prompt before and the end token after.
+    """Return a function that tokenises texts of one kind, with the kind's prompt before and the end token after.
 
     Args:
         folder: the folder with tokenizer.json.
-        prompts: prompt by kind; a kind without one has no prompt.
+        prompts: prompts by kind, "query" or "document"; a kind that is missing has no prompt.
     """
     from tokenizers import Tokenizer  # imported late: this module is imported on every --help
 

@@ -115,8 +115,11 @@ def test_a_function_of_the_caller(capfd, name: str, status: int, said: str | Non
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--with", "mine_bad:right"], "--with: for which operation?"),
-        (["--op", "swiglu", "rms_norm", "--with", "mine_bad:right"], "--with: for which operation"),
+        (["--with", "mine_bad:right"], "--with: needs one operation; got none"),
+        (
+            ["--op", "swiglu", "rms_norm", "--with", "mine_bad:right"],
+            "--with: needs one operation; got 2",
+        ),
         (["--op", "rms_norm", "--with", "mine_bad"], "expected module:function"),
         (["--op", "rms_norm", "--with", "mine_bad:"], "expected module:function"),
         (["--op", "rms_norm", "--with", "mine_bad:value"], "has no function 'value'"),
