@@ -1,4 +1,4 @@
-"""States of PyTorch in which a caller may call: each sets one, and puts back what was before."""
+"""Settings of PyTorch that a caller may have made: each is a context manager that makes one and restores the old."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +14,7 @@ MATMUL = {name: getattr(torch.backends, name).matmul for name in ("mkldnn", "cud
 
 
 class PassOn(TorchFunctionMode):
-    """A mode that changes nothing, as a caller's own logger or profiler would be."""
+    """A mode that changes nothing, like a caller's logger or profiler."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return func(*args, **(kwargs or {}))
@@ -39,7 +39,7 @@ def _attribute(owner: object, name: str, value: object) -> State:
 
 
 def _write_precision(value: str) -> None:
-    """Set the older setting, and with "highest" the newer ones, which it writes too, as they are at the start."""
+    """Set the older setting; with "highest", also reset the newer ones, which it writes too, to "none"."""
     torch.set_float32_matmul_precision(value)
     if value == "highest":
         for each in MATMUL.values():
@@ -91,7 +91,7 @@ STATES: dict[str, State] = {
 
 
 def snapshot() -> dict[str, object]:
-    """What PyTorch can be asked about its present state."""
+    """Return the present values of PyTorch's settings by name."""
     asked: dict[str, Callable[[], object]] = {
         "dtype": torch.get_default_dtype,
         "device": torch.get_default_device,

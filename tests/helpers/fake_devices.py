@@ -1,4 +1,4 @@
-"""Runners that stand for devices: what they were asked, how long they were busy, and what goes wrong on them."""
+"""A runner that stands for a device and records what it computed and when, and checks of lastword's threads."""
 
 import threading
 import time
@@ -16,8 +16,8 @@ from lastword.model.postprocess import VectorFormat
 DIM = 4
 
 
-def first_tokens(forest: Forest) -> Tensor:
-    """A 'vector' [DIM] for each distinct text: its last token's id, and the number of its tokens."""
+def last_tokens(forest: Forest) -> Tensor:
+    """Return a 'vector' [DIM] for each distinct text: its last token's id, its number of tokens, and zeros."""
     rows = torch.tensor(forest.final_rows)
     vectors = torch.zeros(len(rows), DIM)
     vectors[:, 0] = forest.ids[rows].float()
@@ -30,7 +30,7 @@ def options(dim: int = DIM, max_length: int = 1000, **others) -> EncodeOptions:
 
 
 class FakeDevice:
-    """Computes one batch after the other in a thread, `seconds` each; `fail` may raise instead."""
+    """Computes one batch after the other in a thread, taking `seconds` for each; `compute` may raise instead."""
 
     name = "fake"
     batch_tokens = 4096
@@ -42,7 +42,7 @@ class FakeDevice:
         *,
         ahead: bool = True,
         depth: int = 3,
-        compute: Callable[[Forest], Tensor] = first_tokens,
+        compute: Callable[[Forest], Tensor] = last_tokens,
     ) -> None:
         self.ahead, self.depth, self.seconds, self.compute = ahead, depth, seconds, compute
         self.tasks, self.sizes, self.spans = [], [], []
@@ -66,7 +66,7 @@ class FakeDevice:
 
     @property
     def busy(self) -> float:
-        """Share of the time from its first batch to its last in which it computed."""
+        """Share of the time from the start of the first batch to the start of the last in which it computed."""
         idle = sum(after[0] - before[1] for before, after in pairwise(self.spans))
         return 1 - idle / (self.spans[-1][1] - self.spans[0][0])
 
@@ -77,7 +77,7 @@ def running() -> list[str]:
 
 
 def none_left(seconds: float = 10) -> bool:
-    """Return whether every thread ends soon; after Ctrl-C nobody waits for one."""
+    """Wait up to `seconds` for lastword's threads to end; return whether all have. After Ctrl-C nothing waits for them."""
     deadline = time.monotonic() + seconds
     while running() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -12,14 +12,14 @@ from lastword.errors import ConfigError, InputError
 
 
 class FakeTokenizer:
-    """A token per character; no template."""
+    """Counts a token per character; it has no template."""
 
     num_template_tokens = 0
     count = staticmethod(len)
 
 
 class FakeInfo:
-    """What `Embedder.info` has of a real model."""
+    """Stands for the `Embedder.info` of a real model."""
 
     def __init__(self, model):
         self.name, self.notices, self.dim = model.name, model.notices, model.dim
@@ -52,7 +52,7 @@ class FakeEmbedder:
     notices = ("fake: a notice",)
 
     def close(self):
-        """There is nothing to free."""
+        """Do nothing: there is nothing to free."""
 
     def __init__(self):
         self.prompts = {"query": "Q: ", "document": ""}
@@ -144,7 +144,7 @@ class FakeEmbedder:
 
 
 def run_main():
-    """Run the command line on the fake, in a process of its own."""
+    """Run the command line with a `FakeEmbedder`; tests run this module in a separate process."""
     import sys
 
     from lastword.cli import main, options

@@ -1,4 +1,4 @@
-"""Forests, their plans in both forms, and the rows that a packed row attends to, read off a forest the slow way."""
+"""Make forests and their plans in both forms, and find the rows that a packed row attends to, in the slow way."""
 
 import torch
 
@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 
 
 def one_forest(texts: list[list[int]]) -> Forest:
-    """All texts in one batch."""
+    """Return the forest of all texts in one batch."""
     (forest,) = plan_forests(texts, 10**9)
     return forest
 
@@ -21,14 +21,14 @@ def cpu_plan(forest: Forest, device: torch.device = CPU) -> CpuPlan:
 def tables_of(
     plan: CpuPlan, q: torch.Tensor, k: torch.Tensor, segments: Segments | None = None
 ) -> KernelTables:
-    """The plan, or other segments in its place, as the kernels read it for q [rows, H, D] and k [T, KH, D]."""
+    """Build the kernels' tables for q [rows, H, D] and k [T, KH, D] from a plan, with other segments if given."""
     return kernel_tables(
         segments or plan.segments, plan.final_rows, q.device, dtype=q.dtype, group=q.shape[1] // k.shape[1]
     )  # fmt: skip
 
 
 def path_rows(forest: Forest, row: int) -> list[int]:
-    """Rows that `row` attends to, itself last, found by walking up from it by the definition of a segment."""
+    """Return the rows that `row` attends to, itself last, by walking up from its segment to the root."""
     segments = forest.segments
     (owner,) = [
         s

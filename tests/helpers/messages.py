@@ -1,4 +1,4 @@
-"""What users are told: an error's parts, a command's one line, the bar of a model that loads."""
+"""Check what users are told: an error's parts, a command's one line, whether a loading model shows a progress bar."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ TEXTS = ["the cat sat", "the cat sat on the mat", "", "the cat sat", "another te
 
 @contextmanager
 def refusal(kind: type[LastwordError], **parts: object) -> Iterator[None]:
-    """Expect an error of this type whose named parts are these."""
+    """Expect an error of exactly this type with these parts."""
     assert parts.keys() <= set(PARTS)
     with pytest.raises(kind) as caught:
         yield
@@ -26,7 +26,7 @@ def refusal(kind: type[LastwordError], **parts: object) -> Iterator[None]:
 
 
 def one_line(result, *expected, status=2):
-    """Check that a command ended with a status and one line, with these parts in it."""
+    """Check that a command ended with this status and wrote one line to stderr, with these parts in it."""
     code, _, err = result
     assert code == status, err
     assert err.count("\n") == 1, err
@@ -35,7 +35,7 @@ def one_line(result, *expected, status=2):
 
 
 def bars_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[bool | None]:
-    """Give the list that every `Embedder` which `module` loads adds its `show_progress_bar` to."""
+    """Return a list to which every `Embedder` that `module` opens from now on appends its `show_progress_bar`."""
     shown: list[bool | None] = []
 
     class Loaded(Embedder):

@@ -1,4 +1,4 @@
-"""What tests of operations share: arguments for every one, comparisons, and memory that shows what is unwritten."""
+"""Arguments for every operation, comparisons of results, and NaN in new memory to reveal unwritten elements."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Call:
     options: dict[str, Any]
 
     def run(self, operation: Callable[..., Any]) -> list[Tensor]:
-        """What it returns, then its floating arguments, some of which it may have written."""
+        """Return the operation's results, then its floating-point arguments, some of which it may have written."""
         args = tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in self.args)
         result = operation(*args, **self.options)
         results = result if isinstance(result, tuple) else () if result is None else (result,)
@@ -33,11 +33,11 @@ class Call:
         return [*results, *written]
 
     def to(self, dtype: torch.dtype) -> "Call":
-        """The floating arguments in another dtype."""
+        """Return a call with the floating-point arguments in another dtype."""
         return self.changed(lambda x: x.to(dtype))
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> "Call":
-        """The floating arguments changed."""
+        """Return a call with `change` applied to the floating-point arguments."""
         return Call(
             tuple(
                 change(arg) if isinstance(arg, Tensor) and arg.is_floating_point() else arg
@@ -53,7 +53,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _heads(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Views q, k, v of T rows of one fused projection; of q so many."""
+    """Return q with `rows` rows, and k and v with T rows, from one fused projection."""
     fused = normal(T, HEADS + 2 * KV_HEADS, D, seed=seed)
     q, k, v = fused[:, :HEADS], fused[:, HEADS:-KV_HEADS], fused[:, -KV_HEADS:]
     return q[:rows].contiguous(), k.contiguous(), v.contiguous()
@@ -80,18 +80,21 @@ CALLS: dict[str, Call] = {
     "swiglu": Call((normal(9, 96),), {}),
     "swiglu_quantize": Call((normal(9, 96), FP8), {}),
 }  # fmt: skip
-# The operations whose first result is rounded to fp8, their second the scales of its rows.
+# The operations that return two results: rows rounded to fp8, and the scales of the rows.
 QUANTIZING = ("add_rms_norm_quantize", "quantize_rows", "swiglu_quantize")
 
-# Relative RMS that a kernel may reach, and the absolute error below which nothing is asked.
+# Relative RMS error that a kernel may reach, and the error that is always allowed, as a share of the largest value.
 RELATIVE_RMS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 FLOOR = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 
 
 def assert_close(kernel: Tensor, on_cpu: Tensor, exact: Tensor) -> None:
-    """Hold a kernel to twice the CPU implementation's error plus a floor, to a relative RMS, to NaN and inf in place.
+    """Check a kernel's largest error (twice the CPU implementation's and a floor), RMS error, places of NaN and inf.
 
-    Args:  kernel, on_cpu: the results in one dtype. exact: the reference's result from the same inputs in fp64.
+    Args:
+        kernel: the kernel's result.
+        on_cpu: the CPU implementation's result in the same dtype.
+        exact: the reference's result from the same inputs in fp64.
     """
     dtype = kernel.dtype
     assert on_cpu.dtype == dtype
@@ -110,7 +113,7 @@ def assert_close(kernel: Tensor, on_cpu: Tensor, exact: Tensor) -> None:
 
 
 def fill_with_nan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `torch.empty` and `torch.empty_like` give NaN in floating dtypes until the test ends."""
+    """Let `torch.empty` and `torch.empty_like` fill floating-point tensors with NaN until the test ends."""
 
     def filled(make):
         def poisoned(*args, **kwargs):
@@ -132,7 +135,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def assert_extreme_rows_are_kept(run: Callable[[Tensor], Tensor]) -> None:
-    """Hold a product [T, 96] -> [T, 64] to what zeros, tiny, huge, NaN and infinite rows must become."""
+    """Check what a matmul [T, 96] -> [T, 64] makes of rows that are zero, tiny or huge, or hold a NaN or infinity."""
     x = draw(6, 96)
     x[0] = 0
     x[1] *= 1e-37

@@ -9,19 +9,19 @@ from pathlib import Path
 from lastword.bench.memory import held_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-# Package -> folder: four of them, every other package lies in one of these under its own name.
+# Package -> folder, for the four top folders; every other package lies in one of these under its own name.
 TOP_FOLDERS = {
     "lastword": "engine",
     "lastword.bench": "bench",
     "lastword.kernels": "kernels",
     "lastword.weights": "weights",
 }
-# Run from a checkout, not installed.
+# It runs from a checkout only, and is not installed.
 LEFT_OUT = ROOT / "bench/builtin"
 
 
 def examples(count: int) -> int:
-    """`count` random cases in `make test`, twenty times as many in `make soak`, which sets LASTWORD_SOAK."""
+    """Return `count` for `make test`, and twenty times that for `make soak`, which sets LASTWORD_SOAK."""
     return 20 * count if os.environ.get("LASTWORD_SOAK") else count
 
 
@@ -38,7 +38,7 @@ def run(
 
 
 def numbers_of(script: str, *arguments: object) -> list[int]:
-    """Run a script in a process of its own; the whole numbers that it prints."""
+    """Run a script in a separate process and return the integers that it prints."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -46,7 +46,7 @@ def numbers_of(script: str, *arguments: object) -> list[int]:
 
 
 def peak_anonymous(process: subprocess.Popen) -> int:
-    """Wait for a process to end; the most bytes beyond pages of files that it was seen with (Linux)."""
+    """Wait for a process to end; return the peak of its memory without pages of files, in bytes (Linux)."""
     peak = 0
     while process.poll() is None:
         peak = max(peak, held_bytes("RssAnon", process.pid))

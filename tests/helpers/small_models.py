@@ -15,15 +15,15 @@ SMALL = {
     "num_key_value_heads": 1,
 }
 
-DROP = object()  # as the value of a key: `change_file` removes the key
+DROP = object()  # a value that makes `change_file` remove its key
 
-# The model in a hub cache.
+# The commit and the name of the model that tests put into a hub cache.
 COMMIT = "97b0c614be4d77ee51c0cef4e5f07c00f9eb65b3"
 NAME = "owner/model"
 
 
 def snapshot_of(cache: Path) -> Path:
-    """Where it stands there."""
+    """Return the folder of that model in a hub cache."""
     return cache / "models--owner--model" / "snapshots" / COMMIT
 
 
@@ -32,7 +32,7 @@ def model(folder: Path, seed: int = 0, **options) -> str:
 
 
 def change_file(folder: Path, file: str, values: dict[str, Any] | list[Any]) -> Path:
-    """Change keys of a JSON file, which need not exist; a list replaces its whole content."""
+    """Change keys of a JSON file, or create it; a list replaces its whole content."""
     path = folder / file
     path.parent.mkdir(exist_ok=True)
     if isinstance(values, dict):

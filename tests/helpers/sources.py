@@ -1,4 +1,4 @@
-"""What the source files say about themselves: module names, imports, lengths, lines of code."""
+"""Read facts from the source files: module names, imports, lengths of functions, lines of code."""
 
 import ast
 import io
@@ -23,7 +23,7 @@ DOCUMENTED = (*FUNCTION, ast.ClassDef, ast.Module)
 
 
 def package_files() -> dict[str, Path]:
-    """Installed name of every module of ours -> its file; `lastword.bench.builtin` among them."""
+    """Return the file of every module of ours by its installed name, including `lastword.bench.builtin`."""
     found = {}
     for package, folder in TOP_FOLDERS.items():
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -36,14 +36,14 @@ MODULES = package_files()
 
 
 class Import(NamedTuple):
-    """One imported name: a module where it is one, else the module that holds the name."""
+    """One import: of a module, or of a name, which counts as the module that holds it."""
 
     module: str
     late: bool  # inside a function or under TYPE_CHECKING
 
 
 def imports(source: str) -> list[Import]:
-    """Find every import of a source, wherever it stands, `import_module("name")` among them."""
+    """Find every import in a source, at any place, including `import_module("name")`."""
     found: list[Import] = []
 
     def visit(node: ast.AST, late: bool) -> None:
@@ -66,13 +66,13 @@ def imports(source: str) -> list[Import]:
 
 
 def _decorators(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
-    """`@triton.jit(do_not_specialize=...)` is `triton.jit`."""
+    """Return the names of a function's decorators, without arguments: `triton.jit` for `@triton.jit(...)`."""
     called = (d.func if isinstance(d, ast.Call) else d for d in node.decorator_list)
     return [ast.unparse(each) for each in called]
 
 
 def long_functions(source: str, limit: int) -> Iterator[str]:
-    """`name: lines` of every function over the limit, signature and docstring counted; Triton kernels aside."""
+    """Yield `name: lines` of every function over the limit, signature and docstring included; not of Triton kernels."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, FUNCTION) and "triton.jit" not in _decorators(node):
             lines = node.end_lineno - node.lineno + 1
@@ -81,7 +81,7 @@ def long_functions(source: str, limit: int) -> Iterator[str]:
 
 
 def code_lines(source: str) -> int:
-    """Lines with code on them: no docstrings, comments, blank lines and signatures of overloads."""
+    """Count the lines that hold code: not docstrings, comments, blank lines or signatures of overloads."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in NO_CODE:

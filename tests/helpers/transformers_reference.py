@@ -1,4 +1,4 @@
-"""What transformers says: the reference that parity tests hold lastword to, one text at a time, without padding."""
+"""Compute states with transformers, one text at a time without padding: parity tests compare lastword's with them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from lastword.batching.forest import plan_forests
 from lastword.model.qwen3 import Model
 from lastword.weights import Checkpoint, read_config
 
-TOLERANCE = 2e-5  # fp32, normalised vectors, max abs difference: DESIGN.md's promise
+TOLERANCE = 2e-5  # largest absolute difference of normalised vectors in fp32 that lastword promises
 
 
 def load_ours(folder: Path, quantize: str | None = None) -> Model:
@@ -30,7 +30,7 @@ def load_theirs(folder: Path) -> torch.nn.Module:
 def their_states(
     model: torch.nn.Module, tokens: Sequence[Sequence[int]]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Final states [N, C], and after each layer the residual stream at the last token [N, C]."""
+    """Return the final states [N, C], and for each layer the residual stream after it at the last token [N, C]."""
     layers: list[list[Tensor]] = [[] for _ in model.layers]
 
     def keep(i: int):
@@ -50,7 +50,7 @@ def their_states(
 def our_states(
     model: Model, tokens: Sequence[Sequence[int]], *, budget: int = 4096, share: bool = True
 ) -> tuple[Tensor, list[Tensor]]:
-    """The same two things from lastword."""
+    """Return what `their_states` returns, computed by lastword."""
     size = (len(tokens), model.config.hidden_size)
     finals, layers = torch.empty(size), [torch.empty(size) for _ in model.layers]
     for forest in plan_forests(tokens, budget, share=share):
@@ -71,12 +71,12 @@ def unit(x: Tensor) -> Tensor:
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Largest absolute difference of the normalised rows."""
+    """Return the largest absolute difference between the normalised rows."""
     return float((unit(a) - unit(b)).abs().max())
 
 
 def first_wrong_layer(ours: list[Tensor], theirs: list[Tensor]) -> str:
-    """Name the first layer whose states differ, for a failure's message."""
+    """Name the first layer whose states differ, for the message of a failed test."""
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if difference(a, b) > TOLERANCE:
             return f"first differs after layer {i}: {difference(a, b):.2e}"

@@ -1,4 +1,4 @@
-"""Worker processes on the CPU, and whether they run."""
+"""Find the worker processes of a model on the CPU, and check whether they run."""
 
 import sys
 import time
@@ -32,7 +32,7 @@ def pids(pool: Pool) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended but nobody asked after does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -1,4 +1,4 @@
-"""What tests let a worker process do; it imports them by name."""
+"""Tasks that tests give to worker processes, which import them by name."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def no_model(error, device):
 
 @dataclass
 class NoRoom:
-    """Stands for `ModelLoader`."""
+    """Stands for a `ModelLoader` on a device that has no memory left."""
 
     checkpoint: object
     config: object

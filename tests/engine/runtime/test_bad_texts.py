@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.fake_devices import FakeDevice, first_tokens, none_left, options
+from helpers.fake_devices import FakeDevice, last_tokens, none_left, options
 
 from lastword import DeviceError, Embedder, InputError
 from lastword.batching.forest import Forest
@@ -61,7 +61,7 @@ def test_bad_texts_are_left_out(
     (nan,) = tokenizer.encode([NAN], LIMIT).ids
 
     def compute(forest: Forest) -> torch.Tensor:
-        vectors = first_tokens(forest)
+        vectors = last_tokens(forest)
         vectors[vectors[:, 1] == len(nan)] = float("nan")
         return vectors
 

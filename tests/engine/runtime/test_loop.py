@@ -12,7 +12,7 @@ from queue import Queue
 
 import pytest
 import torch
-from helpers.fake_devices import DIM, FakeDevice, first_tokens, none_left, options
+from helpers.fake_devices import DIM, FakeDevice, last_tokens, none_left, options
 
 from lastword import Embedder, InputError
 from lastword.batching.forest import Forest
@@ -270,7 +270,7 @@ def test_a_failure_in_the_threads_is_not_lost(
     def compute(forest: Forest) -> torch.Tensor:
         if where == "computing" and len(device.spans) == 2:
             raise error
-        return first_tokens(forest)
+        return last_tokens(forest)
 
     device, done = FakeDevice(compute=compute), []
     with pytest.raises(type(error)) as caught:
@@ -365,7 +365,7 @@ def test_an_error_affects_only_its_text(tokenizer: TextTokenizer) -> None:
             raise RuntimeError("the kernel failed")
         if 14 in forest.ids and len(forest.ids) > 8:
             raise torch.OutOfMemoryError("no memory")
-        vectors = first_tokens(forest)
+        vectors = last_tokens(forest)
         vectors[vectors[:, 0] == 15] = float("nan")
         return vectors
 
@@ -428,7 +428,7 @@ class Unordered(FakeDevice):
     def start(self, task, forest):
         long = 99 in forest.ids
         wait = Future()
-        threading.Timer(0.5 if long else 0.0, lambda: wait.set_result(first_tokens(forest))).start()
+        threading.Timer(0.5 if long else 0.0, lambda: wait.set_result(last_tokens(forest))).start()
         return FutureWait(wait)
 
 
