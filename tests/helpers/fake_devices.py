@@ -77,7 +77,7 @@ def running() -> list[str]:
 
 
 def none_left(seconds: float = 10) -> bool:
-    """Wait up to `seconds` for lastword's threads to end; return whether all have. After Ctrl-C nothing waits for them."""
+    """Wait up to `seconds` for lastword's threads to end, as Ctrl-C does not; return whether all have ended."""
     deadline = time.monotonic() + seconds
     while running() and time.monotonic() < deadline:
         time.sleep(0.01)
