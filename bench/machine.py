@@ -15,6 +15,7 @@ import torch
 
 import lastword
 from lastword.weights import dtype_name
+from lastword.weights.files.atomic import check_folder
 
 
 def describe_run(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
@@ -62,6 +63,7 @@ def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
     if path is None:
         yield lambda _: None
         return
+    check_folder(path)
     with path.open("w", encoding="utf-8") as file:
 
         def write(line: Mapping[str, Any]) -> None:

@@ -55,11 +55,28 @@ one on documents, on queries, and on one query per call; the cosines of their ve
 
 
 def positive(text: str) -> int:
-    """Parse a whole number of at least 1; argparse shows the name of this function in messages."""
-    number = int(text)
+    """Parse a whole number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
         raise argparse.ArgumentTypeError("not a whole number of at least 1")
     return number
+
+
+def path(text: str) -> Path:
+    """Accept a path that is not empty, as of an unset shell variable."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty argument")
+    return Path(text)
+
+
+def json_lines_file(text: str) -> Path:
+    """Accept the path of a file of JSON lines."""
+    if Path(text).suffix not in (".jsonl", ".ndjson"):
+        raise argparse.ArgumentTypeError("not a name that ends in .jsonl")
+    return Path(text)
 
 
 def add_kernels(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +141,7 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
     """Add the options of `bench peers`."""
     parser.add_argument(
         "--model",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="checkpoint folder; by default a new one with random weights",
     )
@@ -227,11 +244,11 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
-        type=Path,
+        type=json_lines_file,
         metavar="FILE",
-        help="write each result to this file as JSON lines as soon as it is measured",
+        help="write each result to this .jsonl file as soon as it is measured",
     )
 
 
 def _add_plot(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=about)
+    parser.add_argument("--plot", type=path, metavar="FILE", help=about)

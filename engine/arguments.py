@@ -46,7 +46,7 @@ def as_integer(
     high: int | None = None,
     *,
     expected: str,
-    what: str = "out of range",
+    what: str | None = None,
 ) -> int:
     """Convert an int, a NumPy integer or anything else with `__index__` to an int, which must be in a range.
 
@@ -56,7 +56,7 @@ def as_integer(
         low: smallest value allowed.
         high: largest value allowed, None for no limit.
         expected: description of the values allowed.
-        what: what is wrong with any other value.
+        what: what is wrong with any other value; by default its type or its size.
 
     Raises:
         ConfigError: the value is not an integer in the range.
@@ -68,7 +68,8 @@ def as_integer(
         except TypeError:  # an array with several elements
             number = None
     if number is None or number < low or (high is not None and number > high):
-        raise ConfigError(where, what, got=shown(value), expected=expected)
+        wrong = what or ("out of range" if number is not None else "not a whole number")
+        raise ConfigError(where, wrong, got=shown(value), expected=expected)
     return number
 
 

@@ -10,6 +10,7 @@ A missing optional package raises MissingPackageError, which is both a ConfigErr
 a message: the five parts are attributes, and a caller that knows a better name for the location replaces `where`.
 """
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -126,12 +127,21 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
 
 
+# Unicode categories of what can move the cursor, begin a line or not be encoded: controls, lone surrogates, separators.
+_UNSAFE = ("Cc", "Cs", "Zl", "Zp")
+# These characters reorder what follows them on a terminal's line.
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
 def printable(text: str) -> str:
-    """Return `text` on one line, with control characters and lone surrogates escaped."""
+    """Return `text` on one line, with everything escaped that can disturb a terminal; emoji and spaces stay."""
     if text.isprintable():
         return text
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+        char.encode("unicode_escape").decode()
+        if char in _REORDERING or unicodedata.category(char) in _UNSAFE
+        else char
+        for char in text
     )
 
 

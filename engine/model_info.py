@@ -407,6 +407,6 @@ def find_published(model: str, facts: Mapping[str, T], where: str, what: str) ->
             what,
             got=repr(model),
             expected=f"one of: {list_some(facts)}",
-            remedy="Give the published model's id with --as (in Python known_as).",
+            remedy="Give the published model's id with known_as.",
         )
     return facts[name]

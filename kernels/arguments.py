@@ -104,5 +104,5 @@ def _require_triton() -> None:
             "triton",
             "not installed",
             expected="the package triton, which compiles the GPU kernels",
-            remedy="Install triton, or use device 'cpu'.",
+            remedy="Install triton, or pass device='cpu'.",
         )

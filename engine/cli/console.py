@@ -12,6 +12,12 @@ from typing import BinaryIO, TextIO
 
 from lastword.errors import InputError, printable
 
+STDOUT = "stdout"  # its name in messages
+
+
+class ReaderGone(Exception):  # noqa: N818  no error: other programs end without a word, too
+    """The reader of stdout has gone, as in `lastword search ... | head -1`."""
+
 
 def say(message: str) -> None:
     """Print one line on stderr; a stderr that is closed or full is not an error."""
@@ -43,7 +49,7 @@ def stdout_bytes() -> BinaryIO:
         InputError: stdout is closed.
     """
     if sys.stdout is None:
-        raise InputError("stdout", "is closed", remedy="Name a file with -o.")
+        raise InputError(STDOUT, "is closed", remedy="Name a file with -o.")
     return sys.stdout.buffer
 
 
@@ -51,11 +57,14 @@ def attempt(action: Callable[[], object], name: str) -> None:
     """Run a write, flush or sync of the file or stream `name`.
 
     Raises:
+        ReaderGone: the reader of stdout has gone.
         InputError: it failed.
     """
     try:
         action()
     except BrokenPipeError as error:
+        if name == STDOUT:
+            raise ReaderGone from error
         what = "was closed by its reader before everything was written"
         raise InputError(name, what) from error
     except OSError as error:
@@ -86,20 +95,24 @@ def print_lines(lines: list[str]) -> None:
 def print_text(text: str) -> None:
     """Print text on stdout as UTF-8 and flush it."""
     stream = stdout_bytes()
-    put(stream, text.encode("utf-8", "backslashreplace"), "stdout")
-    attempt(stream.flush, "stdout")
+    put(stream, text.encode("utf-8", "backslashreplace"), STDOUT)
+    attempt(stream.flush, STDOUT)
 
 
-def close_stdout() -> str | None:
-    """Flush stdout; return the error message, or None on success."""
+def close_stdout() -> None:
+    """Flush stdout.
+
+    Raises:
+        ReaderGone: its reader has gone.
+        InputError: it cannot be written.
+    """
     if sys.stdout is None:
-        return None
+        return
     try:
-        attempt(sys.stdout.flush, "stdout")
-    except InputError as error:
+        attempt(sys.stdout.flush, STDOUT)
+    except (InputError, ReaderGone):
         _abandon(sys.stdout)
-        return str(error)
-    return None
+        raise
 
 
 def _abandon(stream: TextIO) -> None:

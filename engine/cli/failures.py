@@ -1,11 +1,11 @@
 """What becomes of records that cannot be used: the run stops, or they are left out, counted and listed in a file."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from lastword.cli import console
-from lastword.cli.read import Record
+from lastword.cli.read import STDIN, Record
 from lastword.errors import InputError, count
 
 
@@ -52,20 +52,40 @@ class Blanks:
     """Counts the texts that are empty or all white space, and leaves them out if `skip` is set."""
 
     def __init__(self, *, skip: bool) -> None:
-        self._skip, self._count = skip, 0
+        self._skip, self.count = skip, 0
 
     def filtered(self, records: Iterable[Record]) -> Iterator[Record]:
         """Yield the records that are to be embedded."""
         for record in records:
             blank = not record.text or record.text.isspace()
-            self._count += blank
+            self.count += blank
             if not (blank and self._skip):
                 yield record
 
     def notices(self) -> Iterator[str]:
         """Yield one line about blank texts, if there are any."""
-        if self._count and self._skip:
-            yield f"{count(self._count, 'blank text')} skipped"
-        elif self._count:
-            them = "it" if self._count == 1 else "them"
-            yield f"{count(self._count, 'blank text')} embedded too; --skip-blank leaves {them} out"
+        if self.count and self._skip:
+            yield f"{count(self.count, 'blank text')} skipped"
+        elif self.count:
+            them = "it" if self.count == 1 else "them"
+            yield f"{count(self.count, 'blank text')} embedded too; --skip-blank leaves {them} out"
+
+
+def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: Blanks) -> None:
+    """Check that a run had something to embed, or left it out because of an error.
+
+    Args:
+        texts: the number of texts embedded.
+        files: the command's arguments for input files; none means stdin.
+        failures: the records left out because of an error.
+        blanks: the blank texts, which may have been skipped.
+
+    Raises:
+        InputError: the input has no texts, or only blank ones that are skipped.
+    """
+    if texts or failures.count:
+        return
+    where = "FILES" if len(files) > 1 else (files or [STDIN])[0]
+    verb = "contain" if where == "FILES" else "contains"
+    got = "only blank texts" if blanks.count else None
+    raise InputError("stdin" if where == STDIN else where, f"{verb} no text", got=got)

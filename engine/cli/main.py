@@ -1,7 +1,8 @@
 """The `lastword` command: the table of commands, and how every error becomes one line and an exit status.
 
-Exit status 0: success; 1: a check failed; 2: bad input or usage; 130: stopped by Ctrl-C; 143: terminated. The module
-of a command defines its options. It imports torch only when the command runs, so `--help` and `--version` are fast.
+Exit status 0: success; 1: a check failed; 2: bad input or usage; 130: stopped by Ctrl-C; 141: the reader of stdout has
+gone; 143: terminated. The module of a command defines its options. It imports torch only when the command runs, so
+`--help` and `--version` are fast.
 """
 
 import argparse
@@ -49,6 +50,7 @@ _ENDINGS: dict[int, tuple[str, int]] = {
     signal.SIGINT: ("stopped", 130),
     signal.SIGTERM: ("terminated", 143),
 }
+_READER_GONE = 141  # the status of a program that is stopped by SIGPIPE
 _SECONDS_TO_STOP = 1.0
 # Commands with nothing to keep of an unfinished run; the others may write down what they have.
 _STOPPED_AT_ONCE = ("embed", "search")
@@ -69,10 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             status = _fail(*_ENDINGS[stop.number])  # a library made another error of the interrupt
         stop.said = stop.number != 0
-        problem = console.close_stdout()
-        if problem is not None and status == 0:
-            console.say(problem)
-            status = 2
+        status = _close_stdout(status)
     if argv is None and stop.number:
         os._exit(status)  # Python would wait for threads that nobody needs
     return status
@@ -86,6 +85,8 @@ def _run_guarded(argv: Sequence[str] | None, stop: "_Stop") -> int:
         with _warnings_as_lines(quiet=getattr(args, "quiet", False)):
             args.console = console
             return _module(args.command).run(args)
+    except console.ReaderGone:
+        return _READER_GONE
     except LastwordError as error:
         return _fail(options.in_option_words(error), 2)
     except OSError as error:
@@ -104,6 +105,17 @@ def _run_guarded(argv: Sequence[str] | None, stop: "_Stop") -> int:
         return _fail(*_ENDINGS[signal.SIGINT])
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
+
+
+def _close_stdout(status: int) -> int:
+    """Write what is left of the output and return the exit status; what went wrong before counts more."""
+    try:
+        console.close_stdout()
+    except console.ReaderGone:
+        return status or _READER_GONE
+    except InputError as error:
+        return status or _fail(str(error), 2)
+    return status
 
 
 def _command_of(args: argparse.Namespace) -> str:

@@ -2,10 +2,12 @@
 
 import argparse
 import os
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lastword.cli import console
+from lastword.cli.output import check_extension
 from lastword.cli.read import FORMATS, Source
 from lastword.errors import (
     ConfigError,
@@ -24,16 +26,22 @@ if TYPE_CHECKING:
 QUANTIZE = ("int8", "fp8")
 
 # Python argument name -> command-line option
-_OPTION_OF = {
+OPTION_OF = {
     "truncate_dim": "--dim",
     "max_length": "--max-length",
     "max_batch_tokens": "--max-batch-tokens",
     "device": "--device",
     "dtype": "--dtype",
     "quantize": "--quantize",
+    "revision": "--revision",
+    "local_files_only": "--local-files-only",
+    "too_long": "--on-long",
+    "normalize_embeddings": "--normalize",
     "precision": "--precision",
     "ranges": "--ranges",
     "prompt": "--prompt-name",  # --prompt itself is already checked by the parser
+    "prompt_name": "--prompt-name",
+    "known_as": "--as",
     "accept": "--accept",
     "card": "--card",
     "scores": "--scores",
@@ -42,14 +50,42 @@ _OPTION_OF = {
 }
 
 
-def in_option_words(problem: LastwordError | LastwordWarning) -> str:
-    """Return the message of a problem, with the command-line option in place of the Python argument.
+# An argument in an advice: `name='value'`, or a name that is no English word.
+_ARGUMENT = re.compile(r"\b([a-z]+(?:_[a-z]+)*)=(['\"]?)([\w:.-]*\w)\2|\b([a-z]+(?:_[a-z]+)+)\b")
 
-    InputErrors are left alone: their `where` may be a file that has the name of an argument.
+
+def in_option_words(problem: LastwordError | LastwordWarning) -> str:
+    """Return the message of a problem, with command-line options in place of Python arguments.
+
+    The `where` of an InputError is left alone: it may be a file that has the name of an argument.
     """
     if isinstance(problem, ConfigError | DeviceError | LastwordWarning):
-        problem.where = _OPTION_OF.get(problem.where, problem.where)
+        problem.where = OPTION_OF.get(problem.where, problem.where)
+    if problem.expected is not None:
+        problem.expected = _ARGUMENT.sub(_as_option, problem.expected)
+    if problem.remedy is not None:
+        problem.remedy = _ARGUMENT.sub(_as_option, problem.remedy)
     return str(problem)
+
+
+def _as_option(found: "re.Match[str]") -> str:
+    named, _, value, alone = found.groups()
+    option = OPTION_OF.get(named or alone)
+    if option is None:
+        return found[0]
+    return option if value in (None, "True") else f"{option} {value}"
+
+
+def name_argument(given: str) -> str:
+    """Accept a name that is not empty, as of an unset shell variable."""
+    if not given:
+        raise argparse.ArgumentTypeError("an empty name")
+    return text_argument(given)
+
+
+def names_argument(given: str) -> list[str]:
+    """Split names at commas; none of them may be empty."""
+    return [name_argument(name) for name in given.split(",")]
 
 
 def text_argument(given: str) -> str:
@@ -226,6 +262,7 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--text-field",
+        type=name_argument,
         default="text",
         metavar="NAME",
         help="name of the field or column that holds the text, or in JSON lines NAME.NAME for a field of an object; "
@@ -291,6 +328,7 @@ def find_inputs(args: argparse.Namespace) -> list[Source]:
     if args.errors is not None and args.on_error != "skip":
         got = f"--on-error {args.on_error}"
         raise InputError("--errors", "lists skipped texts", got=got, expected="--on-error skip")
+    check_extension(args.errors, "jsonl", "--errors, which writes JSON lines")
     finder = Finder(args.input_format, whole=args.whole, ignore=args.ignore)
     inputs = finder.find(args.files)
     refuse_field(inputs, args.text_field)

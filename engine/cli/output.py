@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import BinaryIO
 
+from lastword.errors import InputError
+
 _STANDARD = {"-": 1, "/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")
 
@@ -29,6 +31,31 @@ def is_stream(path: str) -> bool:
     except OSError:
         return False
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
+# Extensions that name a format; a file with another one, or none, may hold any.
+_FORMAT_OF = {
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    **{each: each for each in ("json", "safetensors", "npy", "csv", "tsv", "parquet", "yaml")},
+}
+
+
+def check_extension(path: str | None, style: str, by: str) -> None:
+    """Check that the extension of an output does not name another format than the one that is written.
+
+    Args:
+        path: the output; None means none.
+        style: the format: jsonl or safetensors.
+        by: what chooses it, for the message.
+
+    Raises:
+        InputError: it names another one.
+    """
+    ending = "" if path is None else os.path.splitext(path)[1].lower().removeprefix(".")
+    if path is not None and _FORMAT_OF.get(ending, style) != style and not is_stream(path):
+        what, got = "has the extension of another format", f".{ending} with {by}"
+        raise InputError(path, what, got=got, expected=f".{style}")
 
 
 @contextmanager

@@ -4,10 +4,31 @@ Text must be valid Unicode. A path may contain any bytes, so an argument for a p
 """
 
 import argparse
+import re
+from collections.abc import Iterable
 from typing import Any, NoReturn, Protocol
 
 from lastword.cli import console, options
-from lastword.errors import InputError
+from lastword.errors import InputError, one_line
+
+# What argparse says, and what is said instead; a group names the arguments that it is about, or the value.
+_MISSING = re.compile("the following arguments are required: (?P<where>.+)")
+_WORDS = (
+    (_MISSING, "missing"),
+    (re.compile("not allowed with argument (.+)"), r"cannot be combined with \1"),
+    (re.compile("expected one argument"), "needs a value"),
+    (re.compile("expected at least one argument"), "needs at least one value"),
+    (re.compile("ignored explicit argument (?P<got>.+)"), "takes no value"),
+)
+
+
+_LONGEST = 80  # characters of a value in a message
+
+
+def _listed(names: Iterable[object]) -> str:
+    """Join names as in "a, b or c"."""
+    *most, last = map(str, names)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 class Command(Protocol):
@@ -55,7 +76,21 @@ class Parser(argparse.ArgumentParser):
     ) -> InputError:
         """Make the error about an argument, or about the command if argparse names no argument."""
         where = argument or self.prog.partition(" ")[2] or "arguments"
+        for words, plain in _WORDS:
+            if (found := words.fullmatch(what)) is not None:
+                parts = found.groupdict()
+                where, what = parts.get("where", where), found.expand(plain)
+                got = parts.get("got", got)
+        got = None if got is None else one_line(got, _LONGEST)
         return InputError(where, what, got=got, remedy=f"See {self.prog} --help.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        where = argparse.ArgumentError(action, "").argument_name or self.prog
+        got, names = one_line(repr(value), _LONGEST), _listed(action.choices)
+        remedy = f"See {self.prog} --help."
+        raise InputError(where, "unknown", got=got, expected=names, remedy=remedy)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         # The only place where argparse knows both the argument and the given value.

@@ -81,8 +81,8 @@ def evaluate(
     name = find_known_name(known_as or os.fspath(model), tables)
     on_card = find_published(name, tables, "card", "no table is known") if card else {}
     if not (tasks or benchmarks or card):
-        got = "no tasks, no benchmarks and card=False"
-        raise ConfigError("tasks", "nothing to do", got=got, expected="at least one of them")
+        expected = "tasks, benchmarks or card=True"
+        raise ConfigError("tasks", "nothing to do", got="none", expected=expected)
     with require_extra("mteb", "eval", "eval"):
         import mteb  # noqa: F401
     chosen, closed = get_tasks(tasks, benchmarks)

@@ -1,6 +1,7 @@
 """Choose the tasks to run, and check that their data are available before any work starts."""
 
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def get_benchmark(name: str) -> Any:
     try:
         return mteb.get_benchmark(name)
     except KeyError as error:
-        raise _unknown("benchmark", name, error) from error
+        raise _unknown("benchmark", name, (each.name for each in mteb.get_benchmarks())) from error
 
 
 def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any], list[str]]:
@@ -44,7 +45,9 @@ def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any
         try:
             task = mteb.get_task(name) if isinstance(name, str) else name
         except KeyError as error:
-            raise _unknown("tasks", name, error) from error
+            raise _unknown(
+                "tasks", name, (each.metadata.name for each in mteb.get_tasks())
+            ) from error
         chosen[task.metadata.name] = task
     for benchmark in benchmarks:
         for task in get_benchmark(benchmark).tasks:
@@ -55,11 +58,11 @@ def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any
     return list(chosen.values()), closed
 
 
-def _unknown(where: str, name: object, error: KeyError) -> ConfigError:
-    """Make the error; its remedy is mteb's own message, which suggests similar names, cut to 200 characters."""
-    said = " ".join(str(error.args[0] if error.args else error).split())[:200]
-    said = said.removeprefix("KeyError: ")  # mteb's own text begins so for some names
-    return ConfigError(where, "unknown", got=repr(name), remedy=said)
+def _unknown(where: str, name: str, known: Iterable[str]) -> ConfigError:
+    """Make the error about a name that mteb does not know; similar names are suggested."""
+    similar = get_close_matches(name, set(known), n=5)
+    expected = f"a name that mteb knows{', such as ' if similar else ''}{list_some(similar)}"
+    return ConfigError(where, "unknown", got=repr(name), expected=expected)
 
 
 def check_reachable(tasks: Iterable[Any]) -> None:

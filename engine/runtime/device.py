@@ -141,7 +141,7 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
             "int8 is for CPUs",
             got=f"device {str(device)!r}",
             expected="'cpu'",
-            remedy="Use device 'cpu', quantize 'fp8' on this device, or leave quantize out.",
+            remedy="Pass device='cpu', or quantize='fp8' on this device, or leave it out.",
         )
     if quantize == "fp8":
         check_fp8(device)

@@ -134,7 +134,7 @@ def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: boo
             "the model does not fit in the free memory",
             got=f"{', '.join(map(str, devices))} and {dtype_name(load.dtype)} weights",
             expected="enough free memory for them",
-            remedy="Use bfloat16, fp8 or another device, or free memory on this one.",
+            remedy="Pass dtype='bfloat16', quantize='fp8' or another device, or free memory on this one.",
         ) from error
 
 
@@ -286,8 +286,8 @@ class _Worker:
         self._give_up(
             "its worker process died",
             got=how,
-            expected="it to live as long as the Embedder",
-            remedy="It was killed (by hand or for lack of memory), or its output above says why. Open a new Embedder.",
+            expected="it to live as long as the model",
+            remedy="It was killed (by hand or for lack of memory), or its output above says why. Open the model again.",
         )
 
     def _give_up(self, what: str, *, got: str, expected: str, remedy: str) -> None:

@@ -28,7 +28,7 @@ from lastword.runtime.runner import EmbedTask, StatesTask, Task
 # Maximum number of items that one group takes from a queue.
 _MOST_ITEMS = 4096
 # Error parts for a text whose vector is unusable.
-_DAMAGED = "Try dtype float32. If the error persists, the weights are damaged: lastword verify checks them."
+_DAMAGED = "Pass dtype='float32'. If the error persists, the weights are damaged: lastword verify checks them."
 _NO_DIRECTION = {
     "what": "its vector is zero or not finite",
     "expected": f"finite numbers and a length of at least {MIN_LENGTH:g}",
@@ -37,7 +37,7 @@ _NO_DIRECTION = {
 _NOT_IN_FLOAT16 = {
     "what": "its vector is zero or not finite in float16",
     "expected": "numbers that float16 can hold, up to 65504",
-    "remedy": "Use precision float32, or normalize_embeddings=True.",
+    "remedy": "Pass precision='float32', or normalize_embeddings=True.",
 }
 
 
@@ -365,5 +365,5 @@ def _item_error(error: Exception, item: Item, forest: Forest) -> Exception:
         "does not fit in the device's memory",
         got=count(forest.tokens_computed, "token"),
         expected="fewer",
-        remedy="Lower max_length, compute in bfloat16, or free memory on the device.",
+        remedy="Lower max_length, pass dtype='bfloat16', or free memory on the device.",
     )

@@ -336,8 +336,8 @@ def _too_long(index: int, max_length: int) -> InputError:
     return InputError(
         f"text {index}",
         "too long",
-        got=f"more than max_length {count(max_length, 'token')}",
-        remedy="Shorten the text, raise max_length, or pass too_long='cut' (--on-long cut).",
+        got=f"more than {count(max_length, 'token')}",
+        remedy="Shorten the text, raise max_length, or pass too_long='cut'.",
         index=index,
     )
 

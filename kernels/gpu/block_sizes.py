@@ -141,7 +141,7 @@ def tile_tokens(blocks: dict[str, int], group: int) -> int:
             "too many query heads per KV head",
             got=str(group),
             expected=f"at most {blocks['BLOCK_M']} on this device in this dtype",
-            remedy="Use device 'cpu'.",
+            remedy="Pass device='cpu'.",
         )
     return blocks["BLOCK_M"] // group
 

@@ -53,7 +53,7 @@ def _failed_build(error: Exception) -> DeviceError:
         what, got = "its launcher cannot be built", str(error).partition("\n")[0]
         expected = "a C compiler that works, and the GPU driver's library"
         prefix, package = "The compiler's output above may say more. Install ", "gcc and libc6-dev"
-    remedy = f"{prefix}{package}, or use device 'cpu'."
+    remedy = f"{prefix}{package}, or pass device='cpu'."
     return DeviceError("triton", what, got=got, expected=expected, remedy=remedy)
 
 

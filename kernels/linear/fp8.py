@@ -40,7 +40,7 @@ def check_fp8(device: torch.device) -> None:
             "fp8 is for GPUs",
             got=f"device {str(device)!r}",
             expected="'cuda'",
-            remedy="Use quantize 'int8' on a CPU, or omit quantize.",
+            remedy="Pass quantize='int8' on a CPU, or leave it out.",
         )
     if torch.version.hip:
         found = _gfx(device)
@@ -54,7 +54,7 @@ def check_fp8(device: torch.device) -> None:
             f"fp8 is not supported on {str(device)!r}",
             got=found,
             expected="compute capability 8.9 or later, gfx942 or gfx950",
-            remedy="Omit quantize to compute without quantisation.",
+            remedy="Leave quantize out to compute without quantisation.",
         )
 
 
@@ -99,7 +99,7 @@ class Fp8Linear:
                 "quantize",
                 f"fp8 needs widths in multiples of {_MULTIPLE}",
                 got=f"a weight of shape {list(weight.shape)}",
-                remedy="Omit quantize to compute without quantisation.",
+                remedy="Leave quantize out to compute without quantisation.",
             )
         self.format, self.dtype, self.bias = fp8_format(weight.device), weight.dtype, bias
         self.weight, scale = cpu.quantize_rows(weight, self.format)
@@ -166,7 +166,7 @@ def _least_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> int:
             f"fp8 matmuls with row scales are not supported on {str(weight.device)!r}",
             got=f"{refusal!r} from PyTorch",
             expected="a result",
-            remedy="Omit quantize to compute without quantisation.",
+            remedy="Leave quantize out to compute without quantisation.",
         )
     return _ENOUGH_ROWS
 

@@ -40,7 +40,7 @@ def check_int8() -> None:
             "int8 is not supported on this machine",
             got=f"PyTorch's quantisation engines {', '.join(engines)}",
             expected="x86 or fbgemm",
-            remedy="Omit quantize to compute without quantisation.",
+            remedy="Leave quantize out to compute without quantisation.",
         )
 
 

@@ -214,7 +214,7 @@ def test_layers_of_other_types(layers: Any, embedder: Embedder) -> None:
 @pytest.mark.parametrize("value", [True, np.True_, torch.tensor(True), np.array(True)])
 def test_a_bool_is_no_integer(value: Any, embedder: Embedder) -> None:
     for name in ("truncate_dim", "batch_size"):
-        with refusal(ConfigError, where=name, what="out of range", got=shown(value)):
+        with refusal(ConfigError, where=name, what="not a whole number", got=shown(value)):
             embedder.encode(TEXTS, **{name: value})
     with refusal(ConfigError, where="layers", what="no such layer"):
         embedder.hidden_states(TEXTS, layers=[value])

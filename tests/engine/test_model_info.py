@@ -34,24 +34,25 @@ def test_truncate_dim_takes_effect_when_set(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "where", "expected"),
+    ("name", "value", "where", "what", "expected"),
     [
-        ("truncate_dim", 65, "truncate_dim", "1 to 64"),
-        ("truncate_dim", 8.0, "truncate_dim", "1 to 64"),
-        ("max_length", 10**6, "max_length", "2 to 4096 tokens"),
-        ("max_length", 16.0, "max_length", "2 to 4096 tokens"),
-        ("max_seq_length", 0, "max_length", "2 to 4096 tokens"),
+        ("truncate_dim", 65, "truncate_dim", "out of range", "1 to 64"),
+        ("truncate_dim", 8.0, "truncate_dim", "not a whole number", "1 to 64"),
+        ("truncate_dim", "x", "truncate_dim", "not a whole number", "1 to 64"),
+        ("max_length", 10**6, "max_length", "out of range", "2 to 4096 tokens"),
+        ("max_length", 16.0, "max_length", "not a whole number", "2 to 4096 tokens"),
+        ("max_seq_length", 0, "max_length", "out of range", "2 to 4096 tokens"),
     ],
 )
 def test_new_settings_are_checked(
-    name: str, value: object, where: str, expected: str, tiny_checkpoint: Path
+    name: str, value: object, where: str, what: str, expected: str, tiny_checkpoint: Path
 ) -> None:
     model = Embedder(tiny_checkpoint, device="cpu")
     before = getattr(model, name)
     with pytest.raises(ConfigError) as caught:
         setattr(model, name, value)
     error = caught.value
-    assert (error.where, error.what, error.got) == (where, "out of range", repr(value))
+    assert (error.where, error.what, error.got) == (where, what, repr(value))
     assert error.expected == expected
     assert getattr(model, name) == before
 

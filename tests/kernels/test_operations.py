@@ -199,7 +199,7 @@ def test_a_tile_holds_every_head_of_a_token() -> None:
         tile_tokens(blocks, 33)
     assert (caught.value.what, caught.value.got) == ("too many query heads per KV head", "33")
     assert caught.value.expected == "at most 32 on this device in this dtype"
-    assert caught.value.remedy == "Use device 'cpu'."
+    assert caught.value.remedy == "Pass device='cpu'."
 
 
 @pytest.mark.parametrize("keys", [1, 63, 256, 511, 512, 1500, 32768])

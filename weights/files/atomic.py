@@ -50,6 +50,24 @@ def name_write_errors(path: StrPath) -> Iterator[None]:
         ) from problem
 
 
+def check_folder(path: StrPath) -> None:
+    """Check that the folder of an output exists.
+
+    Raises:
+        InputError: it does not, or it is not a folder; the error names the folder.
+    """
+    folders = os.path.dirname(path) or ".", os.path.dirname(os.path.realpath(path))
+    for folder in folders:  # of a link, and of the file that it leads to
+        if not os.path.isdir(folder):
+            there = os.path.lexists(folder)
+            what, remedy = (
+                ("is not a folder", "Name a folder.")
+                if there
+                else ("no such folder", "Create it first.")
+            )
+            raise InputError(str(folder), what, remedy=remedy)
+
+
 @contextmanager
 def replace_file(path: StrPath) -> Iterator[BinaryIO]:
     """Yield a stream for the new content of `path`; when the block ends without an error, replace `path` by it.
@@ -61,6 +79,7 @@ def replace_file(path: StrPath) -> Iterator[BinaryIO]:
         InputError: the folder is missing or not writable, the file cannot be synced, or `path` is a folder or
             a device, which renaming would destroy.
     """
+    check_folder(path)
     target = os.path.realpath(path)
     mode = _old_mode(target, path)
     _remove_leftovers(target)

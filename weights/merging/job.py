@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lastword.errors import InputError, LastwordError
 from lastword.weights.files.atomic import (
+    check_folder,
     lock,
     name_write_errors,
     replace_file,
@@ -127,9 +128,7 @@ def _check_free(out: Path) -> None:
     if out.exists() or out.is_symlink():
         remedy = "Name another one."
         raise InputError(str(out), "exists already", expected="a new folder", remedy=remedy)
-    if not out.parent.is_dir():
-        what = f"cannot be written ({out.parent} is not a folder)"
-        raise InputError(str(out), what, remedy="Create that folder first.")
+    check_folder(out)
 
 
 @contextmanager

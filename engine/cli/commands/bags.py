@@ -66,6 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--id-field",
+        type=options.name_argument,
         metavar="NAME",
         help="field of .jsonl rows that holds the row id; by default the row number, from 0",
     )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import lastword
 from lastword.cli import console, options, read, write
 from lastword.cli.documents.paths import names_many
-from lastword.cli.failures import Blanks, Failures
-from lastword.cli.output import is_stdout, is_stream, open_output
+from lastword.cli.failures import Blanks, Failures, require_texts
+from lastword.cli.output import check_extension, is_stdout, is_stream, open_output
 from lastword.cli.read import PLACE, Record, Source
 from lastword.cli.stream import embed_records
 from lastword.errors import InputError, count
@@ -73,6 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--vector-field",
+        type=options.name_argument,
         default="embedding",
         metavar="NAME",
         help="name of the JSON field or safetensors tensor that holds the vectors; by default embedding",
@@ -131,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
         places = None if rows is None or rows_out is None else write.Places(rows_out, rows)
         meter = read.Meter(inputs)
         report = work.embed(work.records(inputs, meter), out, places, meter)
+        require_texts(report.texts, args.files, failures, work.blanks)
         if sidecar_out is not None and sidecar is not None:
             console.put(sidecar_out, write.sidecar(work.metadata, report.texts), sidecar)
             console.attempt(sidecar_out.flush, sidecar)
@@ -234,7 +236,7 @@ class _Work:
 
     def _writer(self, out: BinaryIO) -> write.Writer:
         layout, dim = write.ELEMENT_TYPES[self._args.precision], self._embedder.dim
-        name, field = self._args.output or "stdout", self._args.vector_field
+        name, field = self._args.output or console.STDOUT, self._args.vector_field
         if self._format == "jsonl":
             header = self.metadata if self._args.header else None
             return write.JsonLines(out, name, field, write.numbers(layout, dim), header)
@@ -262,6 +264,9 @@ def _choose_format(args: argparse.Namespace) -> str:
     args.placed = args.whole or args.chunk is not None or many
     args.to_file = args.output is not None and not is_stream(args.output)
     style: str = args.format or _format_of(args.output or "")
+    if args.format is not None and read.split_ending(args.output or "")[1] != "json":
+        check_extension(args.output, style, f"--format {style}")
+    check_extension(args.save_ranges, "safetensors", "--save-ranges, which writes safetensors")
     if style != "jsonl" and not args.to_file:
         raise InputError(
             args.output or f"--format {style}",
@@ -296,14 +301,15 @@ def _check_ranges(args: argparse.Namespace) -> None:
 def _format_of(output: str) -> str:
     """Choose the format by the extension of the output file; no extension means JSON lines."""
     _, ending = read.split_ending(output)
-    if ending in ("", "json", "ndjson"):
+    if ending in ("", "ndjson"):
         return "jsonl"
     if ending not in write.FORMATS:
+        lines = "JSON lines are named .jsonl. " if ending == "json" else ""
         raise InputError(
             output,
             f"unsupported output format .{ending}",
             expected=".jsonl, .safetensors or .npy",
-            remedy="Use one of these extensions, or choose the format with --format.",
+            remedy=f"{lines}Use one of these extensions, or choose the format with --format.",
         )
     return ending
 

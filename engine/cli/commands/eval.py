@@ -28,7 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_name(parser)
     parser.add_argument(
         "--tasks",
-        action="append",
+        action="extend",
+        type=options.names_argument,
         default=[],
         metavar="NAMES",
         help="names of mteb tasks to run, separated by commas; may be repeated",
@@ -36,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--benchmark",
         action="append",
+        type=options.name_argument,
         default=[],
         metavar="NAME",
         help="run all public tasks of this mteb benchmark; may be repeated",
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     evaluation = evaluate(
         args.model,
-        tasks=[name for names in args.tasks for name in names.split(",") if name],
+        tasks=args.tasks,
         benchmarks=args.benchmark,
         card=args.card,
         known_as=args.known_as,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lastword.cli import console, options
 from lastword.cli.model_folder import add_folder_options, write_folder
-from lastword.cli.output import is_stream, open_output
+from lastword.cli.output import check_extension, is_stdout, is_stream, open_output
 
 ABOUT = "merge several models into a new one"
 EXAMPLES = """example: merge.yaml, in mergekit's format
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from lastword.weights.merging.merge import Merge
     from lastword.weights.merging.recipe import read_recipe
 
+    check_extension(args.report, "jsonl", "--report, which writes JSON lines")
     outputs = (args.out, args.report if args.report and not is_stream(args.report) else None)
     options.refuse_overwriting([args.config], outputs)
     recipe = read_recipe(Path(args.config))
@@ -75,5 +76,6 @@ def run(args: argparse.Namespace) -> int:
         console.say_all(job.notices, quiet=args.quiet)
         for facts in write_folder(args, job, "Merging"):
             if report is not None:
-                console.put(report, f"{json.dumps(facts)}\n".encode(), args.report)
+                name = console.STDOUT if is_stdout(args.report) else args.report
+                console.put(report, f"{json.dumps(facts)}\n".encode(), name)
     return 0

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from lastword.cli import console, options, read
-from lastword.cli.failures import Blanks, Failures
+from lastword.cli.failures import Blanks, Failures, require_texts
 from lastword.cli.output import open_output
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--query-field",
-        default="text",
+        type=options.name_argument,
         metavar="NAME",
         help="name of the field or column of --queries that holds the query; by default text",
     )
@@ -121,6 +121,9 @@ def _read_queries(args: argparse.Namespace) -> tuple[list[Record], list[str]]:
         InputError: there is no query, or it is blank.
     """
     if args.queries is None:
+        if args.query_field is not None:
+            remedy = "Name a file of queries with --queries."
+            raise InputError("--query-field", "is for --queries", remedy=remedy)
         remedy = "Write it before the files, or name a file of queries with --queries."
         if args.query is None:
             raise InputError("QUERY", "is missing", remedy=remedy)
@@ -133,8 +136,9 @@ def _read_queries(args: argparse.Namespace) -> tuple[list[Record], list[str]]:
         raise InputError("--queries", "stdin cannot hold both", got="-", expected=expected)
     blanks = Blanks(skip=True)
     inputs = read.sources([args.queries], None)
-    options.refuse_field(inputs, args.query_field, "--query-field")
-    found = read.read(inputs, args.query_field)
+    field = args.query_field or "text"
+    options.refuse_field(inputs, field, "--query-field")
+    found = read.read(inputs, field)
     try:
         queries = list(blanks.filtered(found))
     except InputError as error:
@@ -201,6 +205,7 @@ class _Search:
             show=console.shows_progress(quiet=args.quiet),
         ):
             self._compare(records, matrix)
+        require_texts(self._of_texts.texts, args.files, self._failures, self._blanks)
 
     def _compare(self, records: Sequence[Record], matrix: "Tensor") -> None:
         """Keep the nearest of more texts; a stable sort ranks the earlier of two texts with equal scores first."""
@@ -242,8 +247,6 @@ class _Search:
         """Yield notices about texts that were left out or cut, and about queries without hits."""
         texts, queries = self._of_texts, self._of_queries
         yield from self._blanks.notices()
-        if not texts.texts:
-            yield "FILES: contain no texts"
         limit = count(self._embedder.max_length, "token")
         if queries.cut and self._args.queries is None:
             yield f"QUERY: cut to {limit}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options, read
-from lastword.errors import count, printable
+from lastword.errors import InputError, count, list_some, printable
 
 if TYPE_CHECKING:
     from lastword.verify import Verdict
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     inputs = read.sources(args.texts, args.input_format) if args.texts else []
     options.refuse_field(inputs, args.text_field)
     texts = [record.text for record in read.read(inputs, args.text_field, args.delimiter)]
+    if inputs and not texts:
+        raise InputError("--texts", "contain no text", got=list_some(args.texts))
     from lastword.verify import verify
 
     verdict = verify(

@@ -51,7 +51,7 @@ class Splitter:
                 "--chunk",
                 "pieces would be cut",
                 got=f"{size} and {around} of the prompt and template",
-                expected=f"together at most max_length {embedder.max_length}",
+                expected=f"together at most {embedder.max_length} tokens",
                 remedy="Lower --chunk, or raise --max-length if the model allows it.",
             )
         self._text = TextSplitter.from_callback(tokenizer.count, size, overlap)

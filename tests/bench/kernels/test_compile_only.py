@@ -60,4 +60,4 @@ def test_what_was_compiled_is_written_as_it_comes(capfd, monkeypatch) -> None:
 def test_compiling_begins_with_the_file(capfd, monkeypatch) -> None:
     monkeypatch.setattr(pytest.importorskip("lastword.bench.kernels.compile"), "compile_all", None)
     assert main([*COMPILE, "--json", "gone/rows.jsonl"]) == 2
-    assert capfd.readouterr() == ("", "lastword: gone/rows.jsonl: No such file or directory.\n")
+    assert capfd.readouterr() == ("", "lastword: gone: no such folder. Create it first.\n")

@@ -251,19 +251,30 @@ USAGE = {
         ["embed", "a.txt", "--precision", "int8", "--ranges", "r.npy", "-o", "r.npy"],
         ["r.npy", "overwritten"],
     ),
-    "report-is-recipe": (["merge", "r.yaml", "out", "--report", "r.yaml"], ["overwritten"]),
+    "report-is-recipe": (["merge", "recipe", "out", "--report", "recipe"], ["overwritten"]),
     "output-of-no-format": (["embed", "a.txt", "-o", "v.npz"], ["v.npz", ".npz", "--format"]),
     "output-of-an-input-format": (["embed", "a.txt", "-o", "v.CSV"], [".csv", ".safetensors"]),
-    "metadata-is-ranges": (
-        ["embed", "a.txt", "-o", "o", "--save-ranges", "o.json"],
-        ["overwritten"],
+    "output-is-metadata": (
+        ["embed", "a.txt", "-o", "o", "--ranges", "o.json", "--precision", "int8"],
+        ["o.json: would be overwritten"],
     ),
     "two-outputs-in-one": (["embed", "a.txt", "-o", "o", "--save-ranges", "o"], ["overwritten"]),
     "output-is-folder": (["embed", "a.txt", "-o", "folder"], ["folder", "expected a file name"]),
     "output-is-full": (["embed", "a.txt", "-o", "/dev/full"], ["/dev/full: cannot", "No space"]),
     "output-is-not-open": (["embed", "a.txt", "-o", "/dev/fd/999"], ["/dev/fd/999", "descriptor"]),
-    "output-folder-missing": (["embed", "a.txt", "-o", "gone/o"], ["gone/o", "No such file"]),
-    "output-folder-is-file": (["embed", "a.txt", "-o", "a.txt/o"], ["a.txt/o", "Not a directory"]),
+    "output-folder-missing": (
+        ["embed", "a.txt", "-o", "gone/o"],
+        ["gone: no such folder. Create it first"],
+    ),
+    "metadata-folder-missing": (["embed", "a.txt", "-o", "gone/o.npy"], ["gone: no such folder"]),
+    "errors-folder-missing": (
+        ["search", "q", "a.txt", "--on-error", "skip", "--errors", "gone/e"],
+        ["gone: no such folder"],
+    ),
+    "output-folder-is-file": (
+        ["embed", "a.txt", "-o", "a.txt/o"],
+        ["a.txt: is not a folder. Name a folder."],
+    ),
     "output-folder-closed": (["embed", "a.txt", "-o", "/proc/o"], ["/proc/o", "cannot be written"]),
     "output-name-too-long": (["embed", "a.txt", "-o", "o" * 300], ["too long"]),
     "ranges-missing": (
@@ -396,8 +407,9 @@ def test_metadata_does_not_overwrite_an_input(cli):
 
 
 def test_no_texts_have_no_ranges(cli):
-    Path("a.txt").write_text("")
-    _check(cli("embed", "a.txt", "--save-ranges", "r"), "r: no ranges", "0 texts")
+    Path("a.txt").write_text("NOTOKENS")
+    options = ("--on-error", "skip", "--save-ranges", "r")
+    _check(cli("embed", "a.txt", *options), "r: no ranges", "0 texts")
     assert not Path("r").exists()
 
 
@@ -407,15 +419,158 @@ def test_no_texts_have_no_ranges(cli):
         ("txt", b"ok\n\xff\n", "stdin:2"),
         ("jsonl", b"{", "stdin:1"),
         ("csv", b"id\n1\n", "stdin:1"),
-        ("tsv", b"text\n", None),
+        ("tsv", b"text\n", "stdin: contains no text."),
     ],
 )
 def test_bad_stdin(cli, kind, content, expected):
     result = cli("embed", "-", "--input-format", kind, "--quiet", stdin=content)
-    if expected is None:
-        assert result == (0, "", "")
-    else:
-        _check(result, expected)
+    _check(result, expected)
+
+
+# An input without texts: the arguments, and the place that the message names.
+NO_TEXTS = {
+    "stdin": ([], "stdin: contains no text."),
+    "dash": (["-"], "stdin: contains no text."),
+    "file": (["empty.txt"], "empty.txt: contains no text."),
+    "files": (["empty.txt", "empty.csv"], "FILES: contain no text."),
+    "folder": (["folder"], "folder: contains no text."),
+    "pattern": (["folder/*.txt"], "folder/*.txt: contains no text."),
+    "lines": (["empty.jsonl"], "empty.jsonl: contains no text."),
+    "blank": (["blank.txt"], "blank.txt: contains no text; got only blank texts."),
+    "whole": (["blank.txt", "--files"], "blank.txt: contains no text; got only blank texts."),
+}
+
+
+@pytest.mark.parametrize("case", NO_TEXTS)
+@pytest.mark.parametrize(
+    "command", [("embed", "--skip-blank"), ("search", "q"), ("embed", "-o", "o")]
+)
+def test_an_input_without_texts_is_refused(cli, command, case):
+    arguments, line = NO_TEXTS[case]
+    if "blank.txt" in arguments and "-o" in command:
+        command = (*command, "--skip-blank")
+    cli("--version")  # enters the folder
+    os.mkdir("folder")
+    for name, content in {
+        "empty.txt": "",
+        "empty.csv": "text\n",
+        "empty.jsonl": "\n\n",
+        "blank.txt": "\n \n",
+        "folder/a.txt": "",
+    }.items():
+        Path(name).write_text(content)
+    result = cli(*command, *arguments, "--quiet", stdin=b"")
+    assert result == (2, "", f"lastword: {line}\n")
+    assert not Path("o").exists()
+
+
+@pytest.mark.parametrize("content", ["", "text\n"])
+def test_verify_needs_texts_where_a_file_of_them_is_named(cli, content):
+    Path("empty.csv").write_text(content)
+    result = cli("verify", "--texts", "empty.csv")
+    _check(result, "empty.csv" if not content else "--texts: contain no text; got empty.csv")
+
+
+# Outputs whose extension names another format: the arguments and what the one line names.
+CONTRADICTIONS = {
+    "json": (["-o", "a.json"], ["a.json: unsupported", ".json", "JSON lines are named .jsonl"]),
+    "npy": (["-o", "a.npy", "--format", "jsonl"], ["a.npy", "--format jsonl", "expected .jsonl"]),
+    "lines": (["-o", "a.jsonl", "--format", "npy"], ["a.jsonl", "--format npy", "expected .npy"]),
+    "tensors": (
+        ["-o", "a.safetensors", "--format", "npy"],
+        [".safetensors with --format npy", "expected .npy"],
+    ),
+    "table": (["-o", "a.csv", "--format", "jsonl"], [".csv with --format jsonl"]),
+    "ranges": (["--save-ranges", "r.json"], ["r.json", "--save-ranges", "expected .safetensors"]),
+    "errors": (
+        ["--on-error", "skip", "--errors", "e.npy"],
+        ["e.npy", "--errors", "expected .jsonl"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_an_extension_of_another_format_is_refused(cli, case):
+    arguments, expected = CONTRADICTIONS[case]
+    Path("a.txt").write_text("x")
+    _check(cli("embed", "a.txt", *arguments), *expected)
+    assert os.listdir() == ["a.txt"]
+
+
+def test_a_merge_report_is_json_lines(cli):
+    Path("r.yaml").write_text("{}")
+    _check(cli("merge", "r.yaml", "out", "--report", "t.csv"), "t.csv", "--report", ".jsonl")
+
+
+@pytest.mark.parametrize("extension", [".json", ".JSON", ".x", "", ".ndjson"])
+def test_a_format_may_be_named_where_the_extension_allows_it(cli, extension):
+    Path("a.txt").write_text("x")
+    assert cli("embed", "a.txt", "-o", f"v{extension}", "--format", "jsonl").status == 0
+    assert json.loads(Path(f"v{extension}").read_text())["text"] == "x"
+
+
+# Options with a value that cannot be meant: the arguments and the whole line but for the command's help.
+VALUES = {
+    "choice": (
+        ["embed", "--precision", "int7"],
+        "--precision: unknown; got 'int7', expected float32, float16, int8, uint8, binary or ubinary.",
+    ),
+    "two-choices": (
+        ["embed", "--on-long", ""],
+        "--on-long: unknown; got '', expected cut or error.",
+    ),
+    "no-value": (["embed", "--dim"], "--dim: needs a value."),
+    "no-values": (["bench", "kernels", "--op"], "--op: needs at least one value."),
+    "a-value": (["embed", "--quiet=yes"], "--quiet: takes no value; got 'yes'."),
+    "both": (
+        ["embed", "--prompt", "x", "--prompt-name", "y"],
+        "--prompt-name: cannot be combined with --prompt.",
+    ),
+    "missing": (["merge"], "CONFIG, OUT: missing."),
+    "missing-one": (["convert", "m"], "OUT: missing."),
+    "missing-options": (["bags", "a.txt", "--seed", "1"], "--ratios, -o/--output: missing."),
+    "command": ([], "COMMAND: missing."),
+    "benchmark": (["bench"], "BENCHMARK: missing."),
+    "unknown-benchmark": (
+        ["bench", "x"],
+        "BENCHMARK: unknown; got 'x', expected kernels, peers or model.",
+    ),
+    "text-field": (["embed", "--text-field", ""], "--text-field: an empty name; got ''."),
+    "vector-field": (["embed", "--vector-field", ""], "--vector-field: an empty name; got ''."),
+    "id-field": (["bags", "--id-field", ""], "--id-field: an empty name; got ''."),
+    "query-field": (["search", "--query-field", ""], "--query-field: an empty name; got ''."),
+    "tasks": (["eval", "--tasks", "STS12,"], "--tasks: an empty name; got 'STS12,'."),
+    "benchmarks": (["eval", "--benchmark", ""], "--benchmark: an empty name; got ''."),
+    "rounds": (
+        ["bench", "model", "--rounds", "x"],
+        "--rounds: not a whole number of at least 1; got 'x'.",
+    ),
+    "plot": (["bench", "model", "--plot", ""], "--plot: an empty argument; got ''."),
+    "figures": (
+        ["bench", "model", "--json", "x.json"],
+        "--json: not a name that ends in .jsonl; got 'x.json'.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_values_that_cannot_be_meant(cli, case):
+    arguments, line = VALUES[case]
+    result = cli(*arguments)
+    words = " ".join(["lastword", *arguments[: 1 + (arguments[:1] == ["bench"])]])
+    if case in ("benchmark", "unknown-benchmark"):
+        words = "lastword bench"
+    assert result == (2, "", f"lastword: {line} See {words} --help.\n")
+
+
+def test_a_huge_value_is_cut(cli):
+    err = cli("embed", "--dim", "9" * 5000).err
+    assert len(err) < 200
+    assert "…" in err
+
+
+def test_a_query_field_is_for_a_file_of_queries(cli):
+    _check(cli("search", "q", "--query-field", "ask"), "--query-field: is for --queries. Name")
 
 
 def test_search_names_the_place_too(cli):

@@ -1,13 +1,20 @@
 """The error messages of commands, as whole lines; errors that are bugs are not hidden."""
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.project import ROOT
 
+from lastword.cli import options
 from lastword.cli.commands import convert, embed
-from lastword.cli.options import in_option_words
+from lastword.cli.options import OPTION_OF, in_option_words
+from lastword.cli.parser import Parser
+from lastword.encode_options import EncodeKwargs
 from lastword.errors import ConfigError, DeviceError, InputError, LastwordWarning
+from lastword.model_info import HubOptions, ModelKwargs
 
 ROW = b'{"text": "fine"}\n'
 
@@ -77,6 +84,116 @@ def test_messages_name_the_option_instead_of_the_argument(kind):
 
 def test_a_file_may_have_the_name_of_an_argument():
     assert in_option_words(InputError("ranges", "has no tensor")) == "ranges: has no tensor."
+
+
+def test_advice_names_options_too():
+    remedy = "Raise max_length, pass too_long='cut', dtype=float32 or normalize_embeddings=True."
+    problem = InputError("text 0", "x", expected="truncate_dim or no more", remedy=remedy)
+    assert in_option_words(problem) == (
+        "text 0: x; expected --dim or no more. "
+        "Raise --max-length, pass --on-long cut, --dtype float32 or --normalize."
+    )
+
+
+# Modules whose messages no command can cause: what they say is for Python.
+PYTHON_ONLY = ("engine/interop", "engine/reopen.py", "engine/encode_options.py")
+# Messages of other modules that only a caller in Python can see.
+_FOR_PYTHON = (
+    "Compare vectors of the same model and truncate_dim.",
+    "Decode it with errors='replace' first.",
+    "0 to {}, or None for all",
+    "True or False",
+    "neither True nor False",
+    "a closed Embedder",
+    "Open a new Embedder.",
+    "one from {}, which opened the Embedder",
+    "Open another Embedder after the fork.",
+    "a mapping of str to str, or None",
+    "None, 'int8' on a CPU or 'fp8' on a GPU",  # the parser refuses any other name first
+    "tasks, benchmarks or card=True",  # as does the command
+)
+
+
+def _text(node):
+    """The text of a string, with {} for what is filled in; several for a choice between texts."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.JoinedStr):
+        return [
+            "".join(
+                _text(part)[0] if isinstance(part, ast.Constant) else "{}" for part in node.values
+            )
+        ]
+    if isinstance(node, ast.IfExp):
+        return _text(node.body) + _text(node.orelse)
+    return []
+
+
+def _parts():
+    """Every part of a message in the code: its file, the name of the part, its text."""
+    names = ("what", "got", "expected", "remedy")
+    for folder in ("engine", "weights", "kernels"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            file = str(path.relative_to(ROOT))
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                found = []
+                if isinstance(node, ast.keyword) and node.arg in names:
+                    found = [(node.arg, node.value)]
+                elif isinstance(node, ast.Dict):
+                    keys = [
+                        key.value if isinstance(key, ast.Constant) else None for key in node.keys
+                    ]
+                    found = [(k, v) for k, v in zip(keys, node.values, strict=True) if k in names]
+                elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    name = node.targets[0].id
+                    found = (
+                        [(name if name in names else "remedy", node.value)]
+                        if (name in names or (name.startswith("_") and name.isupper()))
+                        else []
+                    )
+                elif isinstance(node, ast.Call) and "Error" in ast.unparse(node.func):
+                    found = [("what", each) for each in node.args[1:]]
+                for name, value in found:
+                    yield from ((file, name, text) for text in _text(value))
+
+
+def test_no_message_of_a_command_names_a_python_argument():
+    """`expected` and `remedy` are translated by `in_option_words`, the other parts are not."""
+    keywords = {*OPTION_OF, *EncodeKwargs.__annotations__, *ModelKwargs.__annotations__}
+    keywords |= set(HubOptions.__annotations__)
+    named = re.compile(rf"\b(?:{'|'.join(name for name in keywords if '_' in name)})\b")
+    code = re.compile(r"\b(?:None|True|False|Embedder|EncodeKwargs)\b|\b[a-z_]+=['\"\w]")
+    seen, wrong = 0, set()
+    for file, part, text in _parts():
+        if file.startswith(PYTHON_ONLY) or text in _FOR_PYTHON or " " not in text:
+            continue
+        said = text
+        if part in ("expected", "remedy"):
+            problem = InputError("text 0", "x", remedy=text)
+            in_option_words(problem)
+            said = problem.remedy
+            seen += said != text
+        if named.search(said) or code.search(said):
+            wrong.add((file, text))
+    assert not wrong
+    assert seen > 5, "there are such messages"
+
+
+def test_every_setting_that_has_an_option_is_known_by_it():
+    parser = Parser()
+    options.add_model_options(parser)
+    options.add_prompt_options(parser, "text")
+    given = {
+        action.dest: action.option_strings[-1]
+        for action in parser._actions
+        if action.option_strings
+    }
+    dims = {"truncate_dim": "--dim", "too_long": "--on-long", "normalize_embeddings": "--normalize"}
+    for setting in (*ModelKwargs.__annotations__, *HubOptions.__annotations__, "max_batch_tokens"):
+        option = given.get(setting, dims.get(setting))
+        if option is not None:
+            assert OPTION_OF[setting] == option, setting
+    assert dims.items() <= OPTION_OF.items()
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,14 @@ def test_controls_do_not_reach_the_terminal_and_long_texts_are_shortened(cli):
     assert max(map(len, out.splitlines())) < 250
 
 
+def test_only_what_disturbs_a_terminal_is_escaped(cli):
+    kept = "👩\u200d👩\u200d👧 a\u00a0b\u3000c fa\u200cfa \u0915\u094d\u200d 🏴\U000e0067\U000e007f é\u0301 \u200f"
+    Path("a.txt").write_text(f"{kept}\n\x9b1m\u202eab\u2066\u2028\x7f\n", encoding="utf-8")
+    out = cli("search", "q", "a.txt").out
+    assert f"a.txt:1  {kept}\n" in out
+    assert "a.txt:2  \\x9b1m\\u202eab\\u2066\\u2028\\x7f\n" in out
+
+
 def test_cut_texts_are_reported(cli):
     Path("a.txt").write_text("short\n" + "x" * 101 + "\nlast")
     notice = "lastword: fake: a notice\n"
@@ -50,20 +58,6 @@ def test_cut_texts_are_reported(cli):
         f"{notice}lastword: QUERY: cut to 100 tokens\n{cut}"
     )
     assert cli("search", "q" * 101, "a.txt", "--quiet").err == ""
-
-
-def test_no_texts_no_lines(cli):
-    Path("a.txt").write_text("")
-    result = cli("search", "q", "a.txt", "--quiet")
-    assert result == (0, "", "")
-
-
-def test_files_without_texts_are_reported(cli):
-    Path("empty.txt").write_text("")
-    result = cli("search", "x", "empty.txt")
-    assert (result.status, result.out) == (0, "")
-    assert result.err.splitlines()[-1] == "lastword: FILES: contain no texts"
-    assert cli("search", "x", "empty.txt", "--quiet") == (0, "", "")
 
 
 # Several queries, a threshold.

@@ -87,7 +87,7 @@ def test_no_compiler(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", "/nonexistent")
     parts = {"what": "no C compiler", "got": "no gcc or clang on PATH and CC unset"}
-    with refusal(DeviceError, where="triton", **parts, remedy="Install gcc, or use device 'cpu'."):
+    with refusal(DeviceError, where="triton", **parts, remedy="Install gcc, or pass device='cpu'."):
         launch(kernel, (3,), 1, 2, num_warps=4)
 
 

@@ -180,7 +180,7 @@ def test_devices_without_fp8(found: tuple[int, int] | str, got: str, gpu) -> Non
         check_fp8(GPU)
     error = caught.value
     assert (error.where, error.what) == ("quantize", "fp8 is not supported on 'cuda'")
-    assert (error.got, error.remedy) == (got, "Omit quantize to compute without quantisation.")
+    assert (error.got, error.remedy) == (got, "Leave quantize out to compute without quantisation.")
     assert error.expected == "compute capability 8.9 or later, gfx942 or gfx950"
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from helpers.messages import refusal
 
 from lastword.errors import InputError
 from lastword.weights.files import atomic
@@ -77,8 +78,6 @@ CLOSED, FILE_NAME = "cannot be written", "a file name"
 BAD_PLACES = {
     "folder": ("", CLOSED, "a folder", FILE_NAME),
     "device": ("/dev/null", CLOSED, "a device or pipe", FILE_NAME),
-    "no-folder": ("gone/file", f"{CLOSED} (its folder: No such file or directory)", None, None),
-    "file-as-folder": ("file/new", f"{CLOSED} (Not a directory)", None, None),
 }
 
 
@@ -91,6 +90,24 @@ def test_places_that_cannot_be_written(old, place):
     assert (error.where, error.what) == (str(old.parent / name), what)
     assert (error.got, error.expected) == (got, expected)
     assert os.listdir(old.parent) == ["file"]
+
+
+MISSING_FOLDERS = {
+    "missing": ("gone/file", "gone", "no such folder", "Create it first."),
+    "file-as-folder": ("file/new", "file", "is not a folder", "Name a folder."),
+    "through-a-link": ("link", "gone", "no such folder", "Create it first."),
+}
+
+
+@pytest.mark.parametrize("place", MISSING_FOLDERS)
+def test_a_missing_folder_is_named(old, place):
+    name, folder, what, remedy = MISSING_FOLDERS[place]
+    if name == "link":
+        (old.parent / name).symlink_to(old.parent / "gone/file")
+    with refusal(InputError, where=str(old.parent / folder), what=what, remedy=remedy):
+        with replace_file(old.parent / name):
+            pass
+    assert "file" in os.listdir(old.parent)
 
 
 def fill(folder: Path) -> None:

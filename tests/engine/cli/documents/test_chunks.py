@@ -126,7 +126,7 @@ def test_template_and_prompt_are_not_counted_but_must_fit(info):
         splitter_of(info, 21, prompt="Query: ", max_length=20 + around)
     assert str(caught.value) == (
         f"--chunk: pieces would be cut; got 21 and {around} of the prompt and template, expected together at most "
-        f"max_length {20 + around}. Lower --chunk, or raise --max-length if the model allows it."
+        f"{20 + around} tokens. Lower --chunk, or raise --max-length if the model allows it."
     )
 
 
