@@ -58,8 +58,8 @@ class Embedder(ModelProperties, Reopenable):
     Args:
         model: Hugging Face id or folder; None loads the small built-in model, which is for trials only.
         device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU if there is none. "cuda:0,1" and
-            "cuda:all" compute on several GPUs with one process per GPU ("cpu,cpu" does the same on the CPU); the order
-            of the vectors does not change.
+            "cuda:all" compute on several GPUs with one process per GPU, "cpu,cpu" on the CPU with two processes; the
+            order of the vectors does not change.
         dtype: compute dtype, "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
         quantize: "int8" on a CPU or "fp8" on a GPU computes matmuls in 8 bits: faster, with a small quantisation
             error; by default they are not quantised.
@@ -246,8 +246,8 @@ class Embedder(ModelProperties, Reopenable):
     def warm_up(self) -> None:
         """Embed a query and a few documents, so that the first call of a server is as fast as later ones.
 
-        What is done once is done now: threads are started, kernels compiled, CUDA graphs of these sizes recorded, and
-        the keys and values of the query prompt computed.
+        It does what otherwise the first calls would do: start threads, compile kernels, record CUDA graphs of these
+        sizes, and compute the keys and values of the query prompt.
         """
         self.encode_query("one short query")
         self.encode_document([f"{number}: {'some words ' * 16}" for number in range(8)])

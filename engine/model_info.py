@@ -289,7 +289,10 @@ class ModelInfo:
     def space_fingerprint(
         self, truncate_dim: SupportsIndex | None = None, *, normalize_embeddings: bool = False
     ) -> str:
-        """Hash the model and settings that give a vector its meaning: vectors with equal hashes are comparable."""
+        """Hash the model and settings that give a vector its meaning: vectors with equal hashes are comparable.
+
+        The arguments are those of `lastword.encode_options.EncodeKwargs`.
+        """
         wanted = self.vector_format(truncate_dim, normalize_embeddings=normalize_embeddings)
         # A truncated vector is always normalised, so there the caller's choice must not change the hash.
         whole = wanted.dim == self.config.hidden_size
@@ -372,13 +375,14 @@ def _fingerprint(**settings: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# Facts about published models, looked up by hub id or folder name.
+# Facts about published models, looked up by Hugging Face id or folder name.
 
 
 def find_known_name(model: str, known: Collection[str]) -> str:
-    """Return the id in `known` that equals the model's name, or names its folder; any other name comes back unchanged.
+    """Return the Hugging Face id in `known` that `model` stands for; if there is none, return `model`.
 
-    Upper and lower case are not distinguished.
+    It stands for an id if it is that id, or a folder named like the part of the id after the slash. Upper and lower
+    case are not distinguished.
     """
     folder = expand_home(model)
     own = folder.absolute().name.lower() if os.path.isdir(folder) else None
@@ -389,11 +393,11 @@ def find_known_name(model: str, known: Collection[str]) -> str:
 
 
 def find_published(model: str, facts: Mapping[str, T], where: str, what: str) -> T:
-    """Look up the facts about a published model by its hub id or its folder's name.
+    """Look up the facts about a published model by its Hugging Face id or its folder's name.
 
     Args:
-        model: hub id or folder.
-        facts: what is known, by hub id.
+        model: Hugging Face id or folder.
+        facts: what is known, by Hugging Face id.
         where: first part of the error message, such as "card".
         what: second part of the error message, such as "no table is known".
 

@@ -17,7 +17,7 @@ Put = TypeVar("Put")
 
 
 class FromInfo(Generic[Got, Put]):
-    """An attribute of an `Embedder` that gets an attribute of its `info`, and sets it if that is a property.
+    """An attribute of an `Embedder` that reads an attribute of its `info`; only a property can be set there.
 
     Args:
         name: name of the attribute of `ModelInfo`.
@@ -42,7 +42,7 @@ class FromInfo(Generic[Got, Put]):
 
 
 class ModelProperties:
-    """The attributes of an `Embedder` that are those of its `info`, and the similarity of its vectors."""
+    """Gives an `Embedder` the attributes of its `info`, and methods that compare its vectors."""
 
     info: ModelInfo
 

@@ -36,8 +36,8 @@ class BenchmarkScore:
 class Evaluation:
     """All results of one evaluation."""
 
-    model: str
-    revision: str
+    model: str  # as mteb names it
+    revision: str  # the commit, or the space fingerprint of a folder
     scores: dict[str, float]  # task name: main score in percent
     failed: dict[str, str]  # task name: reason
     benchmarks: list[BenchmarkScore]

@@ -78,7 +78,7 @@ def check_precision(precision: object, dim: int, ranges: object) -> Tensor | Non
             "uint8 needs ranges",
             got="none",
             expected=f"a [2, {dim}] tensor",
-            remedy="Save them from a sample first.",
+            remedy="Take each dimension's minimum and maximum over a sample of vectors, as embed --save-ranges does.",
         )
     return None if ranges is None else _check_ranges(ranges, dim)
 

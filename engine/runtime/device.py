@@ -24,8 +24,8 @@ _DEVICES = "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"
 def choose_device(device: str | torch.device | None) -> torch.device:
     """Return the requested device; by default a GPU, or the CPU if there is none.
 
-    "cuda" stands for the current GPU of this thread. It is returned with its number, because the current GPU of another
-    thread may be another one.
+    "cuda" stands for the current GPU of this thread. It is returned with its number, because each thread has its own
+    current GPU.
 
     Raises:
         DeviceError: the device is unknown, missing or of a kind that lastword does not compute on.
@@ -68,7 +68,7 @@ def _there(kind: str) -> str:
 
 
 def _current_gpu() -> int:
-    """Return the number of the GPU that is current in this thread, without starting CUDA for it."""
+    """Return the number of this thread's current GPU: 0 if CUDA is not initialised yet, and leave it so."""
     started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return torch.cuda.current_device() if started else 0
 

@@ -96,10 +96,10 @@ class Group:
 
 
 class ItemQueue(Protocol):
-    """What gives the loop items: a `queue.Queue`, or an object that chooses the next item when it is asked."""
+    """The source of the loop's items: a `queue.Queue`, or an object that chooses the next item when asked for one."""
 
     def get(self, block: bool = ...) -> Item | None:  # noqa: FBT001  as of a queue.Queue
-        """Return an item, or None at the end; raises `queue.Empty` if nothing waits, with `block` not set."""
+        """Return the next item, or None at the end; with `block` False, raise `queue.Empty` if no item is waiting."""
 
 
 class QueuedItems:

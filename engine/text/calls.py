@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Calls:
-    """The calls into one tokenizer.
+    """Makes the calls into one tokenizer.
 
     Args:
         tokenizer: the tokenizer; its template is applied too, as long as it has one.

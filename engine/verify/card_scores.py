@@ -20,7 +20,7 @@ class CardScores:
     queries: list[str]
     documents: list[str]
     scores: list[list[float]]
-    tolerance: float
+    tolerance: float  # largest difference of a score that passes
 
 
 def known_card_scores() -> dict[str, CardScores]:

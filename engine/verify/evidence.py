@@ -44,7 +44,7 @@ class Alternate:
 class Ours:
     """The results of lastword."""
 
-    prompts: dict[str, str]
+    prompts: dict[str, str]  # by name
     ids: list[list[int]]
     cut_ids: list[list[int]]  # of the texts in `Evidence.cut`
     states: Tensor  # [N, L + 1, C]
@@ -60,12 +60,12 @@ class Evidence:
     text: ReferenceText
     ids: list[list[int]]  # of transformers
     cut: list[str]  # texts that are cut at a small max_length
-    cut_ids: list[list[int]]
-    reference: ReferenceStates
-    theirs: ReferenceStates
+    cut_ids: list[list[int]]  # their token ids, of transformers
+    reference: ReferenceStates  # of transformers in the reference dtype
+    theirs: ReferenceStates  # of transformers in lastword's dtype and quantisation mode
     alternates: list[Alternate]
     ours: Ours
-    dim: int
+    dim: int  # width of the vectors
     bounds: Bounds
 
     def postprocess(self, states: Tensor) -> Tensor:

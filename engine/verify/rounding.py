@@ -36,7 +36,7 @@ class RoundedLinear(nn.Module):
     Args:
         linear: the exact layer.
         mode: "int8" or "fp8".
-        factors: [K_in]: before rounding, the inputs are divided and the weights multiplied by them.
+        factors: [K_in], by which inputs are divided and weights multiplied before rounding; None for no change.
 
     Numerics:
         In int8, output channels with a rounding error above `MAX_ROUNDING` use exact weights and exact inputs.
@@ -78,7 +78,7 @@ def calibration_ids(vocab_size: int) -> list[int]:
 
 
 def smoothing_factors(layer: nn.Module, run: Callable[[], object]) -> dict[str, Tensor]:
-    """Return the factors of a layer's smoothed linear layers, measured while it runs.
+    """Return the factors of a layer's smoothed linear layers, by their names, measured while the layer runs.
 
     Args:
         layer: a decoder layer of transformers, not yet rounded.

@@ -106,7 +106,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 class StoredTensors:
-    """The tensors of a checkpoint folder, read one at a time; names are without the prefix `model.`."""
+    """Reads the tensors of a checkpoint folder one at a time, by names without the prefix `model.`."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, tuple[Path, str]] = {}

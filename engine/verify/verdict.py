@@ -57,17 +57,17 @@ class LayerError:
 class Verdict:
     """All results of one verification."""
 
-    model: str
+    model: str  # as it was named
     folder: str
     device: str = ""
-    dtype: str = ""
+    dtype: str = ""  # compute dtype of lastword
     quantize: str | None = None
-    reference: str = ""
-    texts: int = 0
-    tokens: int = 0
+    reference: str = ""  # compute dtype of the reference
+    texts: int = 0  # number of texts compared
+    tokens: int = 0  # of these texts
     checks: list[Check] = field(default_factory=list)
-    layers: list[LayerError] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
+    layers: list[LayerError] = field(default_factory=list)  # from the embeddings to the final norm
+    figures: dict[str, float] = field(default_factory=dict)  # what the checks measured, by name
 
     @property
     def passed(self) -> bool:
