@@ -20,17 +20,18 @@ from torch import Tensor
 from lastword.encode_options import (
     EncodeKwargs,
     GroupKwargs,
+    Texts,
     check_batch_tokens,
     check_switches,
+    encode_method,
     known_keywords,
     wants_numpy,
 )
-from lastword.encode_types import Texts, encode_method
 from lastword.model.hidden_states import layer_numbers
 from lastword.model.postprocess import to_precision
 from lastword.model_info import ModelInfo, ModelKwargs
 from lastword.progress import progress_bar
-from lastword.properties import ModelProperties
+from lastword.properties import EmbedderProperties
 from lastword.reopen import Opened, Reopenable
 from lastword.report import Report
 from lastword.runtime.loop import Loop
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Embedder(ModelProperties, Reopenable):
+class Embedder(EmbedderProperties, Reopenable):
     """A Qwen3-family embedding model, loaded and ready.
 
     The attribute `info` describes the model (`ModelInfo`); `loop` computes the vectors (`runtime.loop.Loop`).

@@ -3,17 +3,33 @@
 This module knows nothing about models or devices.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, SupportsIndex, TypedDict, TypeVar, cast, get_args
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Protocol,
+    SupportsIndex,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    get_args,
+    overload,
+)
 
 from lastword.arguments import Numbers, as_integer, as_switch, is_one_of, shown
 from lastword.errors import ConfigError, InputError, MissingPackageError
 from lastword.report import Report
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from lastword.model.postprocess import VectorFormat
 
 TooLong = Literal["cut", "error"]
@@ -62,6 +78,30 @@ class GroupKwargs(EncodeKwargs, total=False):
     on_done: Callable[[int], None] | None
 
 
+class PredictKwargs(TypedDict, total=False):
+    """Keyword arguments of `predict`, `rank` and `plan` of a `Reranker`, apart from what they score.
+
+    Args:
+        instruction: what makes a document relevant; by default that of the `Reranker`.
+        prompt_name: name of the entry of `prompts` that is the instruction.
+        prompt: the instruction, under its name in sentence-transformers.
+        activation_fn: function of the log-odds, a tensor [N, 1]; by default that of the `Reranker`.
+        too_long: "cut" (default) keeps as much of the document as max_length allows; "error" rejects the pair.
+        batch_size: ignored, accepted for compatibility with sentence-transformers: batches are cut by tokens.
+        report: counts are added to it, such as documents cut, tokens requested and tokens computed.
+        show_progress_bar: by default on a terminal, if the work takes long.
+    """
+
+    instruction: str | None
+    prompt_name: str | None
+    prompt: str | None
+    activation_fn: "Callable[[Tensor], Tensor] | None"
+    too_long: TooLong
+    batch_size: SupportsIndex | None
+    report: Report | None
+    show_progress_bar: bool | None
+
+
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
     """A keyword of sentence-transformers that lastword does not have.
@@ -84,11 +124,12 @@ class Elsewhere:
 
 _ENCODE_ELSEWHERE = {
     "output_value": Elsewhere("Leave it out, or call hidden_states.", ("sentence_embedding",)),
-    "device": Elsewhere("Give the device to Embedder."),
-    "pool": Elsewhere("Open the model on several devices, as in Embedder(device='cuda:all')."),
+    "device": Elsewhere("Give the device where the model is opened."),
+    "pool": Elsewhere("Open the model on several devices, with device='cuda:all'."),
     "chunk_size": Elsewhere(None),  # how many texts a process gets at once
     "task": Elsewhere("Call encode_query or encode_document, or give prompt_name."),
     "processing_kwargs": Elsewhere("Set max_length; nothing else about tokens can be set."),
+    "apply_softmax": Elsewhere("Leave it out: there is one score per pair.", (None, False)),
 }
 _MODEL_ELSEWHERE = {
     "model_name_or_path": Elsewhere("Give the name or folder as model."),
@@ -104,6 +145,8 @@ _MODEL_ELSEWHERE = {
     "model_card_data": Elsewhere(None),  # for the model card of a model that is saved
     "backend": Elsewhere("Leave it out: lastword computes with PyTorch.", ("torch",)),
     "similarity_fn_name": Elsewhere("Leave it out, or call lastword.similarity.similarity."),
+    "num_labels": Elsewhere("Leave it out: a reranker has one label.", (None, 1)),
+    "keep_in_fp32_modules": Elsewhere(None),  # scores are always computed in fp32
 }
 
 
@@ -140,7 +183,8 @@ def known_keywords(function: str, given: Keywords, known: type) -> Keywords:
         TypeError: a keyword is unknown, as in any Python function.
         ConfigError: a keyword of sentence-transformers asks for something that lastword does not do.
     """
-    elsewhere = _MODEL_ELSEWHERE if function == "Embedder" else _ENCODE_ELSEWHERE
+    opens = function in ("Embedder", "Reranker")
+    elsewhere = _MODEL_ELSEWHERE if opens else _ENCODE_ELSEWHERE
     for name, value in given.items():
         if name in known.__annotations__:
             continue
@@ -234,3 +278,96 @@ def check_dim(truncate_dim: SupportsIndex | None, size: int) -> int:
     if truncate_dim is None:
         return size
     return as_integer(truncate_dim, "truncate_dim", 1, size, expected=f"1 to {size}")
+
+
+# The type of `encode`, `encode_query` and `encode_document`: the `convert_to_…` keywords decide what is returned.
+
+Texts = str | Iterable[str]
+_OTHER_NAMES = ("inputs", "sentences")
+
+
+class NamedKwargs(EncodeKwargs, total=False):
+    """`EncodeKwargs`, and the texts under the names that sentence-transformers uses."""
+
+    inputs: Texts
+    sentences: Texts
+
+
+class Encode(Protocol):
+    """The signature of the three methods: they return a tensor, unless a NumPy array is requested."""
+
+    @overload
+    def __call__(
+        self,
+        texts: Texts = ...,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: SupportsIndex | None = None,
+        convert_to_numpy: Literal[False] = False,
+        convert_to_tensor: bool = False,
+        **kwargs: Unpack[NamedKwargs],
+    ) -> "Tensor": ...
+
+    @overload
+    def __call__(
+        self,
+        texts: Texts = ...,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: SupportsIndex | None = None,
+        convert_to_numpy: bool,
+        convert_to_tensor: Literal[True],
+        **kwargs: Unpack[NamedKwargs],
+    ) -> "Tensor": ...
+
+    @overload
+    def __call__(
+        self,
+        texts: Texts = ...,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: SupportsIndex | None = None,
+        convert_to_numpy: Literal[True],
+        convert_to_tensor: Literal[False] = False,
+        **kwargs: Unpack[NamedKwargs],
+    ) -> "NDArray[Any]": ...
+
+    @overload
+    def __call__(
+        self,
+        texts: Texts = ...,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        batch_size: SupportsIndex | None = None,
+        convert_to_numpy: bool,
+        convert_to_tensor: bool = False,
+        **kwargs: Unpack[NamedKwargs],
+    ) -> "Tensor | NDArray[Any]": ...
+
+
+class EncodeMethod(Protocol):
+    """A method which, taken from its object, has the type `Encode`."""
+
+    def __get__(self, instance: object, owner: type | None = None, /) -> Encode: ...
+
+
+def encode_method(function: Callable[..., Any]) -> EncodeMethod:
+    """Give a method the type `Encode`, and let it take its texts as `inputs` or `sentences` too.
+
+    The method's signature does not change. Giving the texts twice, or not at all, is a TypeError, as for any argument.
+    """
+
+    @wraps(function)
+    def named(*args: Any, **kwargs: Any) -> Any:
+        for name in _OTHER_NAMES:
+            if name in kwargs:
+                if "texts" in kwargs or len(args) > 1:  # the first argument is the object itself
+                    raise TypeError(f"{function.__name__}() got its texts twice, once as {name!r}")
+                kwargs["texts"] = kwargs.pop(name)
+        return function(*args, **kwargs)
+
+    return cast("EncodeMethod", named)

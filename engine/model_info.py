@@ -1,6 +1,7 @@
 """A model before its weights are read: files, config, prompts, limits, device and dtype, fingerprints.
 
-An `Embedder` holds a `ModelInfo` and adds the loop. This module runs no model.
+An `Embedder` holds a `ModelInfo` and adds the loop; a `Reranker` holds a `RerankerInfo` (`reranker.py`). This module
+runs no model.
 """
 
 import hashlib
@@ -45,7 +46,9 @@ from lastword.text.tokenizer import TextTokenizer
 from lastword.weights import (
     BUILTIN_NOTICE,
     Checkpoint,
+    EmbeddingSpec,
     ModelConfig,
+    RerankerSpec,
     WeightsSource,
     check_pipeline,
     check_tokens,
@@ -79,22 +82,25 @@ class HubOptions(TypedDict, total=False):
     local_files_only: bool
 
 
-class ModelKwargs(HubOptions, total=False):
-    """Keyword arguments of `ModelInfo`, passed on by `Embedder` and described there."""
+class OpenKwargs(HubOptions, total=False):
+    """Keyword arguments of `OpenedModel`, described at `Embedder`."""
 
     device: str | torch.device | None
     dtype: str | torch.dtype | None
     quantize: str | None
     max_length: SupportsIndex | None
     prompts: Mapping[str, str] | None
+
+
+class ModelKwargs(OpenKwargs, total=False):
+    """Keyword arguments of `ModelInfo`, passed on by `Embedder` and described there."""
+
     truncate_dim: SupportsIndex | None
     open_checkpoint: Callable[[Path, ModelConfig], WeightsSource]
 
 
-class ModelInfo:
-    """A model's files and the caller's settings, checked against each other.
-
-    The arguments have the meaning that they have for `Embedder`.
+class OpenedModel:
+    """What an embedding model and a reranker have in common: files, device, tokenizer, prompts, limits.
 
     Raises:
         ConfigError: a setting is not accepted.
@@ -102,17 +108,19 @@ class ModelInfo:
         DeviceError: the device is missing or cannot compute as requested.
     """
 
+    spec: EmbeddingSpec | RerankerSpec
+    notices: tuple[str, ...] = ()
+    _also: tuple[str, ...] = ()  # files to fetch besides those of every model
+
     def __init__(
         self,
-        model: str | os.PathLike[str] | None = None,
+        model: str | os.PathLike[str] | None,
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         quantize: str | None = None,
         max_length: SupportsIndex | None = None,
         prompts: Mapping[str, str] | None = None,
-        truncate_dim: SupportsIndex | None = None,
-        open_checkpoint: Callable[[Path, ModelConfig], WeightsSource] = Checkpoint,
         **where: Unpack[HubOptions],
     ) -> None:
         _check_source(model, where)
@@ -122,31 +130,30 @@ class ModelInfo:
         for each in self.devices:
             check_quantize(quantize, each, self.dtype)
         self.quantize = quantize
-        files = locate(model, **where)
+        files = locate(model, also=self._also, **where)
         self.files = replace(files, folder=files.folder.absolute())  # a later chdir changes nothing
         self.name = self.files.name
-        self.config = read_config(self.files.folder)
-        self.spec = read_embedding_spec(self.files.folder, self.config)
-        notices = (BUILTIN_NOTICE if model is None else None, self.spec.notice)
-        self.notices = tuple(notice for notice in notices if notice is not None)
+        self.config, self.spec = self._read_settings(self.files.folder)
         self.prompts = {**self.spec.prompts, **check_prompts(prompts)}
         self.default_prompt_name = self.spec.default_prompt_name
-        self.tokenizer = TextTokenizer(
-            self.files.folder,
-            self.config.vocab_size,
-            truncation_side=self.spec.tokenizer.truncation_side,
-        )
+        self.tokenizer = self._open_tokenizer()
         check_tokens(self.spec.tokenizer, self.tokenizer.added_tokens)
         check_pipeline(self.spec.tokenizer, qwen=self.tokenizer.has_qwen_pipeline)
         self.max_length = max_length
-        self.truncate_dim = self.spec.truncate_dim if truncate_dim is None else truncate_dim
-        self.checkpoint = open_checkpoint(self.files.folder, self.config)
+
+    def _read_settings(self, folder: Path) -> "tuple[ModelConfig, EmbeddingSpec | RerankerSpec]":
+        """Read the config and the checkpoint's own settings."""
+        raise NotImplementedError
+
+    def _open_tokenizer(self) -> TextTokenizer:
+        """Open the tokenizer, once the settings are read."""
+        raise NotImplementedError
 
     # Settings that can be changed.
 
     @property
     def max_length(self) -> int:
-        """Maximum tokens per text, including the end token; can be set, with None for the model's default."""
+        """Maximum tokens per text, with all that is put around it; can be set, with None for the model's default."""
         return self._max_length
 
     @max_length.setter
@@ -159,16 +166,6 @@ class ModelInfo:
             folder=self.files.folder,
             beyond=self.config.more_positions(),
         )
-
-    @property
-    def truncate_dim(self) -> int | None:
-        """Number of leading dimensions to keep, None for all; can be set."""
-        return self._truncate_dim
-
-    @truncate_dim.setter
-    def truncate_dim(self, truncate_dim: SupportsIndex | None) -> None:
-        dim = check_dim(truncate_dim, self.config.hidden_size)
-        self._truncate_dim = None if truncate_dim is None else dim
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -188,6 +185,52 @@ class ModelInfo:
     def default_prompt_name(self, default_prompt_name: str | None) -> None:
         check_choice(default_prompt_name, None, where="default_prompt_name")
         self._default_prompt_name = default_prompt_name
+
+
+class ModelInfo(OpenedModel):
+    """An embedding model's files and the caller's settings, checked against each other.
+
+    The arguments are those of `Embedder`.
+
+    Raises:
+        ConfigError: a setting is not accepted.
+        WeightsError: the checkpoint is incomplete, damaged or inconsistent.
+        DeviceError: the device is missing or cannot compute as requested.
+    """
+
+    spec: EmbeddingSpec
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        truncate_dim: SupportsIndex | None = None,
+        open_checkpoint: Callable[[Path, ModelConfig], WeightsSource] = Checkpoint,
+        **kwargs: Unpack[OpenKwargs],
+    ) -> None:
+        super().__init__(model, **kwargs)
+        notices = (BUILTIN_NOTICE if model is None else None, self.spec.notice)
+        self.notices = tuple(notice for notice in notices if notice is not None)
+        self.truncate_dim = self.spec.truncate_dim if truncate_dim is None else truncate_dim
+        self.checkpoint = open_checkpoint(self.files.folder, self.config)
+
+    def _read_settings(self, folder: Path) -> tuple[ModelConfig, EmbeddingSpec]:
+        config = read_config(folder)
+        return config, read_embedding_spec(folder, config)
+
+    def _open_tokenizer(self) -> TextTokenizer:
+        side = self.spec.tokenizer.truncation_side
+        return TextTokenizer(self.files.folder, self.config.vocab_size, truncation_side=side)
+
+    @property
+    def truncate_dim(self) -> int | None:
+        """Number of leading dimensions to keep, None for all; can be set."""
+        return self._truncate_dim
+
+    @truncate_dim.setter
+    def truncate_dim(self, truncate_dim: SupportsIndex | None) -> None:
+        dim = check_dim(truncate_dim, self.config.hidden_size)
+        self._truncate_dim = None if truncate_dim is None else dim
 
     @property
     def dim(self) -> int:

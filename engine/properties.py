@@ -1,4 +1,4 @@
-"""The attributes of an `Embedder` that describe its model, named as in sentence-transformers where it has them."""
+"""The attributes of an `Embedder` or `Reranker` that describe its model, named as in sentence-transformers."""
 
 from collections.abc import Mapping
 from typing import Generic, Never, Self, SupportsIndex, TypeVar, overload
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lastword.errors import one_line
-from lastword.model_info import ModelInfo
+from lastword.model_info import ModelInfo, OpenedModel
 from lastword.similarity import Vectors
 from lastword.text.prompts import Kind
 from lastword.weights import dtype_name
@@ -17,10 +17,10 @@ Put = TypeVar("Put")
 
 
 class FromInfo(Generic[Got, Put]):
-    """An attribute of an `Embedder` that reads an attribute of its `info`; only a property can be set there.
+    """An attribute that reads an attribute of its object's `info`; only a property can be set there.
 
     Args:
-        name: name of the attribute of `ModelInfo`.
+        name: name of the attribute of the `info`.
         doc: the docstring.
     """
 
@@ -28,23 +28,24 @@ class FromInfo(Generic[Got, Put]):
         self._name, self.__doc__ = name, doc
 
     @overload
-    def __get__(self, embedder: None, kind: type) -> Self: ...
+    def __get__(self, model: None, kind: type) -> Self: ...
     @overload
-    def __get__(self, embedder: "ModelProperties", kind: type) -> Got: ...
-    def __get__(self, embedder: "ModelProperties | None", kind: type) -> Self | Got:
-        return self if embedder is None else getattr(embedder.info, self._name)
+    def __get__(self, model: "ModelProperties", kind: type) -> Got: ...
+    def __get__(self, model: "ModelProperties | None", kind: type) -> Self | Got:
+        return self if model is None else getattr(model.info, self._name)
 
-    def __set__(self, embedder: "ModelProperties", value: Put) -> None:
-        if not isinstance(getattr(ModelInfo, self._name, None), property):
-            problem = f"{self._name!r} of an Embedder cannot be set; open a new one"
+    def __set__(self, model: "ModelProperties", value: Put) -> None:
+        if not isinstance(getattr(type(model.info), self._name, None), property):
+            kind = type(model).__name__
+            problem = f"{self._name!r} of {'an' if kind[0] in 'AEIOU' else 'a'} {kind} cannot be set; open a new one"
             raise AttributeError(problem)  # noqa: TRY004  as Python does for a property
-        setattr(embedder.info, self._name, value)
+        setattr(model.info, self._name, value)
 
 
 class ModelProperties:
-    """Gives an `Embedder` the attributes of its `info`, and methods that compare its vectors."""
+    """Gives an `Embedder` or `Reranker` the attributes of its `info`."""
 
-    info: ModelInfo
+    info: OpenedModel
 
     name = FromInfo[str, Never]("name", "The Hugging Face id or folder that was opened.")
     notices = FromInfo[tuple[str, ...], Never](
@@ -52,19 +53,19 @@ class ModelProperties:
     )
     device = FromInfo[torch.device, Never]("device", "The device, or the first of several.")
     dtype = FromInfo[torch.dtype, Never]("dtype", "The compute dtype.")
-    dim = FromInfo[int, Never]("dim", "Width of the vectors that `encode` returns.")
     max_length = FromInfo[int, SupportsIndex | None](
         "max_length",
-        "Maximum tokens per text, including the end token; setting None restores the model's default.",
+        "Maximum tokens per text, with all that is put around it; setting None restores the model's default.",
     )
     max_seq_length = FromInfo[int, SupportsIndex | None]("max_length", "The same as `max_length`.")
-    truncate_dim = FromInfo[int | None, SupportsIndex | None](
-        "truncate_dim", "Number of leading dimensions to keep; None for all."
-    )
     prompts = FromInfo[dict[str, str], Mapping[str, str]]("prompts", "The prompts by name.")
     default_prompt_name = FromInfo[str | None, str | None](
         "default_prompt_name", "Name of the prompt that `encode` uses when none is given, if any."
     )
+
+    def _facts(self) -> dict[str, object]:
+        """Return the settings that decide what a result is, for `repr`."""
+        return {}
 
     def __repr__(self) -> str:
         """Return one line with the model's name and the main settings."""
@@ -72,13 +73,27 @@ class ModelProperties:
         facts: dict[str, object] = {
             "device": ",".join(map(str, info.devices)),
             "dtype": dtype_name(info.dtype),
-            "dim": info.dim,
+            **self._facts(),
             "max_length": info.max_length,
         }
         if info.quantize is not None:
             facts["quantize"] = info.quantize
         shown = ", ".join(f"{name}={value!r}" for name, value in facts.items())
         return f"{type(self).__name__}({one_line(info.name)!r}, {shown})"
+
+
+class EmbedderProperties(ModelProperties):
+    """Gives an `Embedder` the attributes of its `info`, and methods that compare its vectors."""
+
+    info: ModelInfo
+
+    dim = FromInfo[int, Never]("dim", "Width of the vectors that `encode` returns.")
+    truncate_dim = FromInfo[int | None, SupportsIndex | None](
+        "truncate_dim", "Number of leading dimensions to keep; None for all."
+    )
+
+    def _facts(self) -> dict[str, object]:
+        return {"dim": self.dim}
 
     @property
     def similarity_fn_name(self) -> str:

@@ -8,7 +8,7 @@ from helpers.sources import MODULES, imports
 
 # What each module or package may import of ours besides itself (`-`: but not this part of it), names
 # without `lastword.`; `.` is `import lastword`, which gives the public names. The longest row counts.
-PUBLIC = "embedder model_info errors encode_options progress report"  # what entry points see of the engine
+PUBLIC = "embedder reranker model_info errors encode_options progress report"  # what entry points see of the engine
 INNER = "errors arguments batching kernels model weights"
 ARROWS = {
     "errors": "",
@@ -18,7 +18,6 @@ ARROWS = {
     "report": "errors",
     "progress": "errors",
     "similarity": "errors arguments kernels.caller_settings weights.embedding_spec",
-    "encode_types": "encode_options",
     "encode_options": "errors arguments report model.postprocess",
     # Texts become token ids, batches, states; each step knows what comes before it.
     "text": "errors arguments weights",  # weights opens the tokenizer's file
@@ -29,9 +28,10 @@ ARROWS = {
     "model_info": "errors arguments model.postprocess encode_options runtime.device similarity text weights",
     "properties": "errors model_info similarity text.prompts weights",
     "reopen": "embedder errors model_info runtime.loop weights",
-    "embedder": "errors encode_options encode_types model model_info progress properties reopen report runtime"
+    "embedder": "errors encode_options model model_info progress properties reopen report runtime"
     " text.groups",
-    ".": "embedder errors",
+    "reranker": "arguments errors encode_options model model_info progress properties report runtime text weights",
+    ".": "embedder errors reranker",
     # Entry points.
     "cli": f". {PUBLIC} evaluate serve verify weights",
     # It makes the items of the loop's queue, so it sees what they are made of.

@@ -114,6 +114,7 @@ def test_public_names() -> None:
         "Embedder",
         "InputError",
         "LastwordError",
+        "Reranker",
         "WeightsError",
     ]
     assert lastword.__all__ == names

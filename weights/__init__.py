@@ -21,17 +21,27 @@ from lastword.weights.tokenizer_settings import check_pipeline, check_tokens
 if TYPE_CHECKING:
     from lastword.weights.checkpoint import Checkpoint, LayerWeights, WeightsSource
     from lastword.weights.files.writer import write_safetensors
+    from lastword.weights.reranker_spec import (
+        CHAT_TEMPLATE,
+        RerankerSpec,
+        ScoreTokens,
+        read_reranker_spec,
+        read_score_row,
+    )
 
 __all__ = [
     "BUILTIN",
     "BUILTIN_NOTICE",
+    "CHAT_TEMPLATE",
     "Checkpoint",
     "EmbeddingSpec",
     "FileHash",
     "LayerWeights",
     "ModelConfig",
     "ModelFiles",
+    "RerankerSpec",
     "RopeConfig",
+    "ScoreTokens",
     "WeightsSource",
     "check_pipeline",
     "check_tokens",
@@ -44,6 +54,8 @@ __all__ = [
     "parse_object",
     "read_config",
     "read_embedding_spec",
+    "read_reranker_spec",
+    "read_score_row",
     "safetensors_header",
     "tensor_bytes",
     "write_safetensors",
@@ -54,6 +66,11 @@ _WITH_TORCH = {
     "LayerWeights": "checkpoint",
     "WeightsSource": "checkpoint",
     "write_safetensors": "files.writer",
+    "CHAT_TEMPLATE": "reranker_spec",
+    "RerankerSpec": "reranker_spec",
+    "ScoreTokens": "reranker_spec",
+    "read_reranker_spec": "reranker_spec",
+    "read_score_row": "reranker_spec",
 }
 
 

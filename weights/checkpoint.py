@@ -6,7 +6,7 @@ takes no more memory than the loaded weights and one tensor, however large the f
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from lastword.weights.tensor_names import (
     EMBEDDING,
     LM_HEAD,
     NORM,
+    SCORE,
     expected_shapes,
     find_prefix,
     refuse_mixed_prefixes,
@@ -87,6 +88,7 @@ class Checkpoint:
         folder: the model's folder.
         config: the model's configuration, which sets the expected names and shapes.
         stored: the folder's headers, if `read_tensors` has read them already.
+        reranker: whether the tensor of a score may be there too.
 
     Raises:
         WeightsError: a file or tensor is missing or damaged, or its name, shape or dtype does not match the config.
@@ -97,11 +99,18 @@ class Checkpoint:
     dtypes: tuple[str, ...]
 
     def __init__(
-        self, folder: Path, config: ModelConfig, *, stored: Mapping[str, TensorInfo] | None = None
+        self,
+        folder: Path,
+        config: ModelConfig,
+        *,
+        stored: Mapping[str, TensorInfo] | None = None,
+        reranker: bool = False,
     ) -> None:
         self.folder, self.config = Path(folder), config
         found = read_tensors(self.folder) if stored is None else stored
-        kept = {name: info for name, info in found.items() if name != LM_HEAD}
+        heads = {LM_HEAD, SCORE} if reranker else {LM_HEAD}
+        self._heads = {name: info for name, info in found.items() if name in heads}
+        kept = {name: info for name, info in found.items() if name not in heads}
         self._tensors = _check_tensors(self.folder, config, kept)
         infos = self._tensors.values()
         self.num_parameters = sum(math.prod(info.shape) for info in infos)
@@ -119,6 +128,26 @@ class Checkpoint:
     def norm(self) -> Tensor:
         """Return the final norm's weight `[C]` in its stored dtype, in newly allocated memory."""
         return map_tensor(self._tensors[NORM], NORM).clone()
+
+    def head_rows(self, name: str, rows: Sequence[int], count: int) -> Tensor | None:
+        """Read rows of a head, `lm_head.weight` or `score.weight`; no other row of it is read.
+
+        Args:
+            name: the tensor's name.
+            rows: the rows to read.
+            count: the number of rows that the tensor must have.
+
+        Returns:
+            [len(rows), C] fp32, or None if there is no such tensor.
+
+        Raises:
+            WeightsError: the tensor has another shape or dtype.
+        """
+        info = self._heads.get(name)
+        if info is None:
+            return None
+        _check_tensor(info, name, (count, self.config.hidden_size))
+        return map_tensor(info, name)[list(rows)].float()
 
     def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:
         """Read layer `index`, from 0 to L - 1, into newly allocated memory, converted to `dtype` during the copy.
@@ -190,14 +219,17 @@ def _check_tensors(
     if extra:
         raise WeightsError(str(folder), f"unexpected tensors ({len(extra)}): {list_some(extra)}")
     for name, shape in expected.items():
-        info = stored[name]
-        where = f"{info.file}: tensor {name}"
-        if info.shape != shape:
-            got, wanted = show_value(info.shape), show_value(shape)
-            raise WeightsError(where, "wrong shape", got=got, expected=wanted)
-        if info.dtype not in WEIGHT_DTYPES:
-            raise WeightsError(where, "wrong dtype", got=info.dtype, expected="F32, BF16 or F16")
+        _check_tensor(stored[name], name, shape)
     return {name.removeprefix(prefix): info for name, info in stored.items()}
+
+
+def _check_tensor(info: TensorInfo, name: str, shape: tuple[int, ...]) -> None:
+    where = f"{info.file}: tensor {name}"
+    if info.shape != shape:
+        got, wanted = show_value(info.shape), show_value(shape)
+        raise WeightsError(where, "wrong shape", got=got, expected=wanted)
+    if info.dtype not in WEIGHT_DTYPES:
+        raise WeightsError(where, "wrong dtype", got=info.dtype, expected="F32, BF16 or F16")
 
 
 def _hash_samples(info: TensorInfo) -> bytes:

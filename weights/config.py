@@ -63,7 +63,10 @@ _REMEDIES = {
     "Name the checkpoint from which this one was quantised.",
 }
 # sentence-transformers opens models with AutoModel, which loads the plain Qwen3 model for both.
-_ARCHITECTURES = ("Qwen3Model", "Qwen3ForCausalLM")
+_EMBEDDERS = ("Qwen3Model", "Qwen3ForCausalLM")
+CAUSAL, CLASSIFIER = "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"
+# What versions of sentence-transformers before 5.4 note about the activation; `reranker_spec.py` reads it.
+ACTIVATION_KEYS = frozenset({"sentence_transformers", "sbert_ce_default_activation_function"})
 
 _FULL_ATTENTION = "Name a model with full attention in every layer."
 
@@ -111,21 +114,21 @@ class ModelConfig:
         return {"version": NUMERIC_VERSION, **named}
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Read and check `config.json`, as transformers 4 or 5 writes it.
+def read_config(folder: Path, *, reranker: bool = False) -> ModelConfig:
+    """Read and check `config.json`, as transformers 4 or 5 writes it; that of a reranker names other classes.
 
     Raises:
         WeightsError: the file is missing or cannot be read.
         ConfigError: the file is not JSON, or a setting is missing, out of range or not supported.
     """
     path = Path(folder) / "config.json"
-    return parse_config(read_object(path), str(path))
+    return parse_config(read_object(path), str(path), reranker=reranker)
 
 
-def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
+def parse_config(values: Mapping[str, Any], where: str, *, reranker: bool = False) -> ModelConfig:
     """Check the JSON object of a config.json and return its settings; each error message begins with `where`."""
     fields = Fields(values, where)
-    _refuse_foreign(fields)
+    _refuse_foreign(fields, reranker=reranker)
     heads = fields.integer("num_attention_heads", high=2**16)
     kv_heads = fields.integer("num_key_value_heads", high=2**16)
     if heads % kv_heads:
@@ -150,15 +153,16 @@ def parse_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     )
 
 
-def _refuse_foreign(fields: Fields) -> None:
+def _refuse_foreign(fields: Fields, *, reranker: bool) -> None:
     """Refuse every setting under which the forward pass would differ from that of Qwen3."""
     values = fields.values
     if values.get("model_type") != "qwen3":
         fields.fail("model_type", '"qwen3"', "Only Qwen3 models are supported. Name a Qwen3 model.")
-    fields.refuse_unknown(_USED | _HARMLESS | _ONLY.keys())
+    known = _USED | _HARMLESS | _ONLY.keys()
+    fields.refuse_unknown(known | ACTIVATION_KEYS if reranker else known)
     for key, allowed in _ONLY.items():
         fields.only(key, *allowed, remedy=_REMEDIES.get(key, NOT_SUPPORTED))
-    _refuse_architectures(fields)
+    _refuse_architectures(fields, reranker=reranker)
     if values.get("hidden_act", "silu") != "silu":
         fields.fail(
             "hidden_act", '"silu"', "Other activations are not supported. Name another model."
@@ -171,14 +175,19 @@ def _refuse_foreign(fields: Fields) -> None:
     _refuse_sliding(fields)
 
 
-def _refuse_architectures(fields: Fields) -> None:
+def _refuse_architectures(fields: Fields, *, reranker: bool) -> None:
     """Refuse the classes of other models: some of them, such as bidirectional ones, state Qwen3's model type."""
     named = fields.values.get("architectures")
-    if named is not None and not (
-        isinstance(named, list) and all(n in _ARCHITECTURES for n in named)
-    ):
+    if reranker:
+        if named not in ([CAUSAL], [CLASSIFIER]):
+            remedy = "Only these two kinds of rerankers are supported. Name another model."
+            fields.fail("architectures", f'["{CAUSAL}"] or ["{CLASSIFIER}"]', remedy)
+        return
+    if named is not None and not (isinstance(named, list) and all(n in _EMBEDDERS for n in named)):
         remedy = "Only Qwen3's own classes are supported. Name another model."
-        fields.fail("architectures", " or ".join(_ARCHITECTURES), remedy)
+        if named == [CLASSIFIER]:
+            remedy = "If it is a reranker, open it as lastword.Reranker."
+        fields.fail("architectures", " or ".join(_EMBEDDERS), remedy)
 
 
 def _refuse_sliding(fields: Fields) -> None:

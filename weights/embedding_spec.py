@@ -7,6 +7,7 @@ and sound are never read: nothing in them changes the vector of a text.
 """
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # Other names of cosine. sentence-transformers takes every name that it does not know, even "dot_score", for cosine;
 # here other names are refused.
 _COSINE = ("cos_sim", "pytorch_cos_sim")
-_KEYS = frozenset(
-    "model_type prompts default_prompt_name similarity_fn_name truncate_dim "
+_COMMON_KEYS = frozenset(
+    "model_type prompts default_prompt_name "
     # Which versions wrote the file, and which may read it.
     "__version__ requirements".split()
 )
+_KEYS = frozenset({"similarity_fn_name", "truncate_dim"})
 # Models of sentence-transformers always have these two prompts.
 _PROMPTS = {"query": "", "document": ""}
 _NOTICE = (
@@ -66,11 +68,11 @@ def read_embedding_spec(folder: Path, config: ModelConfig) -> EmbeddingSpec:
     normalize = read_modules(folder, config)
     transformer = read_transformer_settings(folder)
     tokenizer = read_tokenizer_settings(folder, transformer.tokenizer)
-    fields = _read_settings(folder / "config_sentence_transformers.json")
-    prompts = _prompts(fields)
+    fields = read_settings(folder, "SentenceTransformer", _KEYS)
+    prompts = _PROMPTS | read_prompts(fields)
     return EmbeddingSpec(
         prompts=prompts,
-        default_prompt_name=_default_prompt(fields, prompts),
+        default_prompt_name=read_default_prompt(fields, prompts),
         normalize=normalize,
         max_length=_max_length(transformer, tokenizer, config),
         truncate_dim=_truncate_dim(fields, config),
@@ -80,24 +82,32 @@ def read_embedding_spec(folder: Path, config: ModelConfig) -> EmbeddingSpec:
     )
 
 
-def _read_settings(path: Path) -> Fields:
-    """Read config_sentence_transformers.json; without it every setting has its default."""
+def read_settings(folder: Path, kind: str, known: AbstractSet[str]) -> Fields:
+    """Read config_sentence_transformers.json; without it every setting has its default.
+
+    Args:
+        folder: the model's folder.
+        kind: the type of model it must be for.
+        known: its keys, besides those of every type.
+    """
+    path = folder / "config_sentence_transformers.json"
     fields = Fields(read_optional_object(path) or {}, str(path))
     # First, because the files of other types have keys of their own.
     remedy = "Other model types are not supported. Name another model."
-    fields.only("model_type", "SentenceTransformer", remedy=remedy)
-    fields.refuse_unknown(_KEYS)
+    fields.only("model_type", kind, remedy=remedy)
+    fields.refuse_unknown(known | _COMMON_KEYS)
     return fields
 
 
-def _prompts(fields: Fields) -> dict[str, str]:
-    """Return the prompts; null means an empty one."""
+def read_prompts(fields: Fields) -> dict[str, str]:
+    """Return the prompts of config_sentence_transformers.json; null means an empty one."""
     found: dict[str, Any] = fields.object("prompts") or {}
     named = Fields(found, f"{fields.where}: prompts")
-    return _PROMPTS | {name: named.text(name, "") or "" for name in found}
+    return {name: named.text(name, "") or "" for name in found}
 
 
-def _default_prompt(fields: Fields, prompts: Mapping[str, str]) -> str | None:
+def read_default_prompt(fields: Fields, prompts: Mapping[str, str]) -> str | None:
+    """Return the name of the prompt used when none is given, if any."""
     default = fields.text("default_prompt_name")
     if default is not None and default not in prompts:
         fields.fail("default_prompt_name", f"one of the prompts: {list_some(prompts)}")

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lastword.errors import ConfigError, WeightsError, list_some
-from lastword.weights.adapter import refuse_adapter
 from lastword.weights.files.reading import has_file, missing_file, unreadable
 from lastword.weights.files.shards import INDEX, SINGLE, weight_files
-from lastword.weights.json_fields import show_value
+from lastword.weights.json_fields import Fields, read_optional_object, show_value
 from lastword.weights.module_list import refuse_transformer_folder
 
 _NEEDED = ("config.json", "tokenizer.json")
@@ -35,6 +34,8 @@ FETCHED = (
 )
 # Weights of other modules, adapters and other formats, which lastword does not read.
 NEVER_FETCHED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 BUILTIN = "built-in"
 BUILTIN_NOTICE = "model: none is named, so the small built-in one (English, for trials) is used"
 _OTHER_FORMATS = (".gguf", ".bin", ".pt", ".pth")
@@ -214,12 +215,36 @@ def _hub_error(
 
 def _check_complete(folder: Path, remedy: str | None = None) -> None:
     """Check that a folder has all the files that lastword needs, and no adapter, which would change the weights."""
-    refuse_adapter(folder)
+    _refuse_adapter(folder)
     refuse_transformer_folder(folder)
     missing = [file for file in _NEEDED if not has_file(folder / file)]
     if missing:
         raise WeightsError(str(folder), f"missing {list_some(missing)}", remedy=remedy)
     weight_files(folder)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter, such as LoRA's: other libraries would apply it, so our vectors would differ.
+
+    Raises:
+        WeightsError: the adapter's config cannot be read.
+        ConfigError: there is an adapter.
+    """
+    path = folder / _ADAPTER_CONFIG
+    values = read_optional_object(path)
+    found = [name for name in _ADAPTER_WEIGHTS if has_file(folder / name)]
+    if values is None and not found:
+        return
+    base = None if values is None else Fields(values, str(path)).text("base_model_name_or_path")
+    whole = has_file(folder / "config.json")
+    remedy = "Merge it into the weights with peft (merge_and_unload) and save the result"
+    raise ConfigError(
+        str(path if values is not None else folder / found[0]),
+        "an adapter beside the weights" if whole else "only an adapter, not a whole model",
+        got=None if base is None else f"an adapter of {show_value(base)}",
+        expected="a model without one" if whole else "a whole model",
+        remedy=f"{remedy}{', or remove its files' if whole else ''}.",
+    )
 
 
 def _check_fetched(

@@ -1,8 +1,8 @@
 """Read modules.json and the configs of the modules' folders: the steps from token states to a vector.
 
-Only sentence-transformers' own Transformer, last-token Pooling and Normalize are implemented. Modules are told apart by
-their full class paths, and no code that a checkpoint names is imported. How to add another pooling: see
-`engine/model/qwen3.py`.
+Only sentence-transformers' own Transformer, last-token Pooling and Normalize are implemented, and LogitScore for
+rerankers. Modules are told apart by their full class paths, and no code that a checkpoint names is imported. How to add
+another pooling: see `engine/model/qwen3.py`.
 """
 
 from pathlib import Path, PurePosixPath
@@ -44,9 +44,14 @@ CLASSES = {
         "sentence_transformers.sentence_transformer.modules.Normalize",
         "sentence_transformers.base.modules.Normalize",
     ),
+    "LogitScore": (
+        "sentence_transformers.cross_encoder.modules.logit_score.LogitScore",  # 5.4 and later
+        "sentence_transformers.cross_encoder.modules.LogitScore",
+    ),
 }
 _NAMES = {path: name for name, paths in CLASSES.items() for path in paths}
 _CHAINS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+_RERANKERS = (["Transformer"], ["Transformer", "LogitScore"])
 _MODULE_KEYS = frozenset({"idx", "name", "path", "type", "kwargs"})
 # Up to version 5.3 each mode had a key of its own.
 _OLD_MODES = tuple(
@@ -66,7 +71,43 @@ def read_modules(folder: Path, config: ModelConfig) -> bool:
         WeightsError: a file is missing or cannot be read.
         ConfigError: a module or one of its settings is not supported.
     """
-    path = folder / MODULES
+    names, places = _read_chain(folder / MODULES)
+    if names not in _CHAINS:
+        remedy = (
+            "Other modules are not supported, and no code of a model is run. Name another model."
+        )
+        if names in _RERANKERS:
+            remedy = "If it is a reranker, open it as lastword.Reranker."
+        expected = "Transformer, Pooling and, optionally, Normalize of sentence-transformers"
+        raise _wrong_modules(folder, names, expected, remedy)
+    pooling, *normalize = places[1:]
+    _read_pooling(pooling / "config.json", config)
+    for each in normalize:
+        _read_normalize(each / "config.json")
+    return bool(normalize)
+
+
+def read_reranker_modules(folder: Path) -> Path | None:
+    """Check the list of modules of a reranker; return the folder of its LogitScore, if it has one.
+
+    Raises:
+        WeightsError: the file cannot be read.
+        ConfigError: a module is not supported.
+    """
+    names, places = _read_chain(folder / MODULES)
+    if names not in _RERANKERS:
+        remedy = (
+            "Other modules are not supported, and no code of a model is run. Name another model."
+        )
+        if names in _CHAINS:
+            remedy = "This is an embedding model. Open it as lastword.Embedder."
+        expected = "Transformer and, for a causal model, LogitScore of sentence-transformers"
+        raise _wrong_modules(folder, names, expected, remedy)
+    return places[1] if len(places) > 1 else None
+
+
+def _read_chain(path: Path) -> tuple[list[str], list[Path]]:
+    """Return the classes of the modules, by short names if they are known, and their folders."""
     modules = _read_list(path)
     names, places = [], []
     for module in modules:
@@ -77,21 +118,17 @@ def read_modules(folder: Path, config: ModelConfig) -> bool:
         if module.values.get("kwargs"):
             remedy = "Module arguments are not supported. Name another model."
             module.fail("kwargs", "none", remedy)
-    if names not in _CHAINS:
-        raise ConfigError(
-            f"{path}: modules",
-            "not supported",
-            got=show_value(names, 120),
-            expected="Transformer, Pooling and, optionally, Normalize of sentence-transformers",
-            remedy="Other modules are not supported, and no code of a model is run. Name another model.",
-        )
+    if not all(name in CLASSES for name in names) or names[:1] != ["Transformer"]:
+        return names, []  # of a chain that is refused
     _refuse_same_names(modules)
     _refuse_own_folder(path, places[0])
-    pooling, *normalize = (folder / _check_inside(place, path) for place in places[1:])
-    _read_pooling(pooling / "config.json", config)
-    for each in normalize:
-        _read_normalize(each / "config.json")
-    return bool(normalize)
+    inside = [path.parent / _check_inside(place, path) for place in places[1:]]
+    return names, [path.parent, *inside]
+
+
+def _wrong_modules(folder: Path, names: list[str], expected: str, remedy: str) -> ConfigError:
+    where, got = f"{folder / MODULES}: modules", show_value(names, 120)
+    return ConfigError(where, "not supported", got=got, expected=expected, remedy=remedy)
 
 
 def refuse_transformer_folder(folder: Path) -> None:

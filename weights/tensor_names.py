@@ -10,7 +10,8 @@ from lastword.weights.config import ModelConfig
 
 EMBEDDING = "embed_tokens.weight"
 NORM = "norm.weight"
-LM_HEAD = "lm_head.weight"  # the only additional tensor that a checkpoint may hold
+LM_HEAD = "lm_head.weight"  # the only additional tensor that an embedding model may hold
+SCORE = "score.weight"  # the head of a model for sequence classification, [labels, C]
 PREFIX = "model."
 
 _UNWRAP = "Save the model itself, not the wrapper."

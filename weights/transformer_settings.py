@@ -17,16 +17,20 @@ _FILES = tuple(
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+_LOGITS = {"method": "forward", "method_output_name": "logits"}
+_MODALITIES = (
+    {"text": _LOGITS},
+    {"text": _LOGITS, "message": _LOGITS},
+    {"text": _LOGITS, "message": {**_LOGITS, "format": "flat"}},
+)
 # Settings that would change how texts are processed, each with the values under which it changes nothing.
 _ONLY: dict[str, tuple[object, ...]] = {
     "do_lower_case": (False, None),
     "document_length": (None,),
-    "module_output_name": ("token_embeddings", None),
     "processing_kwargs": (None, {}),
     "query_expansion": (None,),
     "query_length": (None,),
     "tokenizer_name_or_path": (None,),
-    "transformer_task": ("feature-extraction",),
 }
 # The keyword arguments, under their new and their old name.
 _KEYWORDS = {
@@ -37,13 +41,28 @@ _KEYWORDS = {
 # Which library computes, and whether it pads: neither changes a vector by more than rounding.
 _HARMLESS = frozenset({"backend", "unpad_inputs"})
 _READ = frozenset({"max_seq_length", "modality_config"})
-_KNOWN = _HARMLESS | _READ | _ONLY.keys() | {*_KEYWORDS, *_KEYWORDS.values()}
+_TASK = frozenset({"module_output_name", "transformer_task"})
+_KNOWN = _HARMLESS | _READ | _TASK | _ONLY.keys() | {*_KEYWORDS, *_KEYWORDS.values()}
 # Arguments that place the weights, choose among equal computations, or choose the dtype, which is lastword's choice.
 _COMPUTE = LOADING | {"attn_implementation", "dtype", "torch_dtype"}
 _MODEL = _COMPUTE | frozenset(
     "device_map low_cpu_mem_usage max_memory offload_buffers offload_folder offload_state_dict use_safetensors".split()
 )
 _CONFIG = _COMPUTE | {"use_cache"}
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerTask:
+    """What the Transformer module is used for, and the modalities and output with which it is used so."""
+
+    name: str
+    output: str
+    modalities: tuple[object, ...]
+
+
+STATES = TransformerTask("feature-extraction", "token_embeddings", (_TEXT_ONLY,))
+CAUSAL_LOGITS = TransformerTask("text-generation", "causal_logits", _MODALITIES)
+LABELS = TransformerTask("sequence-classification", "scores", _MODALITIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +73,8 @@ class TransformerSettings:
     tokenizer: Fields
 
 
-def read_transformer_settings(folder: Path) -> TransformerSettings:
-    """Read the settings of the Transformer module; without a file there are none.
+def read_transformer_settings(folder: Path, task: TransformerTask = STATES) -> TransformerSettings:
+    """Read the settings of the Transformer module, used for `task`; without a file there are none.
 
     Raises:
         WeightsError: the file cannot be read.
@@ -70,8 +89,11 @@ def read_transformer_settings(folder: Path) -> TransformerSettings:
     fields.refuse_unknown(_KNOWN)
     for key, allowed in _ONLY.items():
         fields.only(key, *allowed)
-    if fields.values.get("modality_config", _TEXT_ONLY) != _TEXT_ONLY:
-        expected = 'only "text", by the method "forward" and its "last_hidden_state"'
+    fields.only("transformer_task", task.name)
+    fields.only("module_output_name", task.output, None)
+    if fields.values.get("modality_config", task.modalities[0]) not in task.modalities:
+        output = "last_hidden_state" if task is STATES else "logits"
+        expected = f'only "text", by the method "forward" and its "{output}"'
         fields.fail("modality_config", expected, NOT_SUPPORTED)
     length = None
     if fields.values.get("max_seq_length") is not None:

@@ -1,4 +1,4 @@
-"""Turn final states into vectors: truncate to the requested width, normalise, check, convert to a precision.
+"""Turn final states into vectors (truncate to the requested width, normalise, check, convert) or into scores.
 
 `without_direction` finds rows that point nowhere (zero, NaN, infinity), and `runtime/results.py` turns them into
 errors: no such vector reaches the caller. This module handles tensors only.
@@ -130,6 +130,22 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
         return vectors
     lengths: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     return vectors / lengths.masked_fill_(lengths < MIN_LENGTH, torch.inf)
+
+
+def score(states: Tensor, row: Tensor) -> Tensor:
+    """Score each state: its dot product with the row that a reranker's head is.
+
+    Args:
+        states: [N, C], any float dtype.
+        row: [C] fp32.
+
+    Returns:
+        [N] fp32 on the same device.
+
+    Numerics:
+        Converts to fp32 first and multiplies and adds in fp32, whatever the caller allows matmuls to do.
+    """
+    return (states.float() * row).sum(1)
 
 
 def without_direction(vectors: Tensor) -> list[int]:

@@ -53,6 +53,7 @@ class Model:
         quantize: "int8" quantises the matmuls of all layers (CPU, fp32); "fp8" those of all layers but the first and
             the last (GPU, bf16). Norms and attention stay in the compute dtype.
         cuda_graphs: replay small batches on a GPU as CUDA graphs; the results are bit-identical.
+        score_row: a reranker's head, [C] fp32; None for an embedding model.
         loaded: called with 1 after each layer is loaded.
     """
 
@@ -65,6 +66,7 @@ class Model:
         quantize: str | None = None,
         *,
         cuda_graphs: bool = True,
+        score_row: Tensor | None = None,
         loaded: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
@@ -78,6 +80,7 @@ class Model:
             self.layers.append(self._load_layer(checkpoint, i, quantize, smoothing))
             loaded(1)
         self.norm = checkpoint.norm().to(device, dtype)
+        self.score_row = None if score_row is None else score_row.to(device)
         self.prompts = PromptCache()
         self._packer: Packer | None = None  # the CPU implementation needs no packing
         self._graphs: Graphs | None = None

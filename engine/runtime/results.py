@@ -23,7 +23,7 @@ from lastword.model.postprocess import (
     without_direction,
 )
 from lastword.report import Report
-from lastword.runtime.runner import EmbedTask, StatesTask, Task
+from lastword.runtime.runner import EmbedTask, ScoreTask, StatesTask, Task
 
 # Maximum number of items that one group takes from a queue.
 _MOST_ITEMS = 4096
@@ -32,6 +32,11 @@ _DAMAGED = "Pass dtype='float32'. If the error persists, the weights are damaged
 _NO_DIRECTION = {
     "what": "its vector is zero or not finite",
     "expected": f"finite numbers and a length of at least {MIN_LENGTH:g}",
+    "remedy": _DAMAGED,
+}
+_NO_SCORE = {
+    "what": "its score is not finite",
+    "expected": "a finite number",
     "remedy": _DAMAGED,
 }
 _NOT_IN_FLOAT16 = {
@@ -331,7 +336,9 @@ def _to_format(
 
 
 def _bad_states(states: Tensor, task: Task) -> dict[int, dict[str, str]]:
-    """Return the parts of the error of each row of hidden states [N, layers, C] that is not finite."""
+    """Return the parts of the error of each row, hidden states [N, layers, C] or scores [N], that is not finite."""
+    if isinstance(task, ScoreTask):
+        return {row: _NO_SCORE for row, good in enumerate(states.isfinite().tolist()) if not good}
     if not isinstance(task, StatesTask):
         return {}
     bad = (~states.isfinite().all(2)).tolist()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for_some
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,7 +20,7 @@ from lastword.batching.forest import Forest
 from lastword.errors import DeviceError
 from lastword.kernels.caller_settings import CPU, isolated
 from lastword.model.hidden_states import last_token_states
-from lastword.model.postprocess import postprocess
+from lastword.model.postprocess import postprocess, score
 from lastword.model.qwen3 import Model
 from lastword.runtime import process_tuning
 from lastword.runtime.device import default_batch_tokens
@@ -127,6 +127,15 @@ class StatesTask:
         return last_token_states(model, forest, self.layers)
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreTask:
+    """Compute the scores [N'] fp32 of a reranker, before any activation."""
+
+    def __call__(self, model: Model, forest: Forest, /) -> Tensor:
+        assert model.score_row is not None  # only a Reranker starts this task, and it loads one
+        return score(model.forward(forest), model.score_row)
+
+
 class Runner(Protocol):
     """The interface of an object that computes batches.
 
@@ -167,6 +176,7 @@ class ModelLoader:
     quantize: str | None = None
     cuda_graphs: bool = True
     tune_process: bool = True
+    score_row: Tensor | None = field(default=None, compare=False)  # of a reranker
 
     def __call__(
         self, device: torch.device, loaded: Callable[[int], None] = lambda _: None
@@ -183,6 +193,7 @@ class ModelLoader:
                 self.dtype,
                 self.quantize,
                 cuda_graphs=self.cuda_graphs,
+                score_row=self.score_row,
                 loaded=loaded,
             )
 

@@ -89,6 +89,11 @@ class Calls:
         """Tokenise texts; return None if that takes too long. Exceptions of the tokenizer are not converted."""
         return self._bounded(lambda: self._tokenizer.encode_batch_fast(texts))
 
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token, or None if there is no such token."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
     def token_ends(self, text: str) -> list[int]:
         """Return where each token of a text ends, in characters."""
         (encoding,) = self._tokenizer.encode_batch([text])

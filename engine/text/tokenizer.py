@@ -54,6 +54,7 @@ class TextTokenizer:
         vocab_size: rows of the model's embedding table.
         truncation_side: "right" keeps the beginning of a text that is too long, with its prompt; "left" keeps its end;
             None takes it from tokenizer.json.
+        frame: texts whose tokens come before and after those of every text, in place of the template's.
 
     Raises:
         WeightsError: tokenizer.json is missing or damaged, or can give ids of `vocab_size` or more.
@@ -61,7 +62,12 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, folder: Path, vocab_size: int, *, truncation_side: TruncationSide | None = None
+        self,
+        folder: Path,
+        vocab_size: int,
+        *,
+        truncation_side: TruncationSide | None = None,
+        frame: tuple[str, str] | None = None,
     ) -> None:
         self.vocab_size = vocab_size
         self.path = folder / "tokenizer.json"
@@ -94,6 +100,8 @@ class TextTokenizer:
         self._check_ids([*self.before, *self.after])
         self._prompt: tuple[str, tuple[int, ...]] = "", ()  # the one used last, and its token ids
         self._parts = Parts(cuts, longest, self._calls.token_ends, self._calls.stay)
+        if frame is not None:
+            (self.before, _), (self.after, _) = self._kept(frame, sys.maxsize, "", 0, lambda: False)
 
     def _failed(self, reason: str) -> WeightsError:
         return WeightsError(
@@ -138,8 +146,12 @@ class TextTokenizer:
 
     @property
     def num_template_tokens(self) -> int:
-        """Number of tokens that the template adds to every text."""
+        """Number of tokens that the template, or the frame, adds to every text."""
         return len(self.before) + len(self.after)
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token, or None if there is no such token."""
+        return self._calls.token_id(token)
 
     def count(self, text: str) -> int:
         """Return the number of tokens of a text, without those of the template.

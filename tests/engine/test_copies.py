@@ -343,7 +343,8 @@ def test_small_objects(copied) -> None:
 
 
 def test_every_public_name_is_tested() -> None:
-    tested = {type(error).__name__ for error in ERRORS} | {"Embedder"}
+    # A Reranker refuses to be pickled: test_reranker.py.
+    tested = {type(error).__name__ for error in ERRORS} | {"Embedder", "Reranker"}
     assert set(lastword.__all__) <= tested
 
 

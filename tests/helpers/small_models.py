@@ -1,12 +1,14 @@
-"""Small models and recipes for the tests of merging, and the model that tests keep in a hub cache."""
+"""Small models: for the tests of merging, with recipes; rerankers; the model that tests keep in a hub cache."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
-from lastword.bench.checkpoint import make_checkpoint
+from lastword.bench.checkpoint import END, make_checkpoint, make_tokenizer
 
 SMALL = {
     "hidden_size": 32,
@@ -48,3 +50,42 @@ def recipe_text(models, weights, method="multislerp", **others) -> str:
         for name, weight in zip(models, weights, strict=True)
     ]
     return yaml.safe_dump({"models": listed, "merge_method": method, **others})
+
+
+# What the model card of Qwen3-Reranker puts around instruction, query and document.
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+PREFIX = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+KINDS = ("tied", "untied", "classifier")
+
+
+def make_reranker(folder: Path, kind: str = "tied", *, seed: int = 0, **options) -> Path:
+    """Write a reranker without files of sentence-transformers, as Qwen and others publish them."""
+    texts = [PREFIX, SUFFIX, INSTRUCTION, 'yes no "yes" or "no"', "yes", "no"] * 4
+    tokenizer = make_tokenizer(texts, end_token=kind == "classifier")
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "source.json"
+    tokenizer.save(str(source))
+    sizes = {"hidden_size": 64, "intermediate_size": 96, **options}
+    make_checkpoint(
+        folder, tokenizer=source, tied=kind == "tied", seed=seed, prefix="model.",
+        sentence_transformers=False, **sizes,
+    )  # fmt: skip
+    source.unlink()
+    tensors = load_file(folder / "model.safetensors")
+    rows, width = tensors["model.embed_tokens.weight"].shape
+    head = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed + 99)) * 0.5
+    tensors.pop("lm_head.weight", None)
+    if kind == "untied":
+        tensors["lm_head.weight"] = head
+    elif kind == "classifier":
+        tensors["score.weight"] = head[:1].clone()
+        names = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+        names |= {"pad_token_id": tokenizer.token_to_id(END)}
+        architectures = ["Qwen3ForSequenceClassification"]
+        change_file(folder, "config.json", {"architectures": architectures, **names})
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder

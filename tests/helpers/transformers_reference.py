@@ -1,9 +1,11 @@
 """Compute states with transformers, one text at a time without padding: parity tests compare lastword's with them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from helpers.small_models import INSTRUCTION, PREFIX, SUFFIX
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from lastword.batching.forest import plan_forests
@@ -81,3 +83,37 @@ def first_wrong_layer(ours: list[Tensor], theirs: list[Tensor]) -> str:
         if difference(a, b) > TOLERANCE:
             return f"first differs after layer {i}: {difference(a, b):.2e}"
     return "all layers agree: the final norm or pooling differs"
+
+
+def their_ids(
+    folder: Path,
+    pairs: Iterable[tuple[str, str]],
+    instruction: str = INSTRUCTION,
+    max_length: int = 4096,
+) -> list[list[int]]:
+    """The token ids of each pair by the recipe of Qwen3-Reranker's card: three parts tokenised apart."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    before, after = ids(PREFIX), ids(SUFFIX)
+    room = max_length - len(before) - len(after)
+    bodies = [f"<Instruct>: {instruction}\n<Query>: {q}\n<Document>: {d}" for q, d in pairs]
+    return [before + ids(body)[:room] + after for body in bodies]
+
+
+@torch.inference_mode()
+def their_scores(folder: Path, kind: str, tokens: Sequence[Sequence[int]]) -> Tensor:
+    """The log-odds [N] of each list of token ids by transformers, one at a time."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    how = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if kind == "classifier":
+        model = AutoModelForSequenceClassification.from_pretrained(folder, **how).eval()
+        return torch.stack([model(torch.tensor([ids])).logits[0, 0] for ids in tokens])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")
+    model = AutoModelForCausalLM.from_pretrained(folder, **how).eval()
+    logits = torch.stack([model(torch.tensor([ids])).logits[0, -1] for ids in tokens])
+    return logits[:, yes] - logits[:, no]

@@ -81,6 +81,7 @@ def read_bytes(
     *,
     remedy: str | None = None,
     limit: int = MAX_CONFIG_BYTES,
+    markup: bool = False,
 ) -> bytes:
     """Read a whole regular file of at most `limit` bytes, whose content must be what its name promises.
 
@@ -89,6 +90,7 @@ def read_bytes(
         error: the type of error for a file that is too large.
         remedy: the advice if the file is missing, empty or filled with zeros; None selects the default advice.
         limit: maximum size in bytes.
+        markup: whether the file may begin with "<", as otherwise only web pages do.
 
     Raises:
         WeightsError: the file is missing, cannot be read, or is not a regular file, or its content is not what its
@@ -104,7 +106,7 @@ def read_bytes(
         raise unreadable(path, problem) from None
     if len(data) > limit:
         raise error(str(path), "too large", expected=f"at most {limit} bytes")
-    refuse_foreign(path, data, remedy)
+    refuse_foreign(path, data.lstrip(b"<") if markup else data, remedy)
     return data
 
 

@@ -1,0 +1,113 @@
+"""The text that a reranker reads: an instruction, a query and a document between fixed words.
+
+A checkpoint's chat template is used if it does no more than put these three into a text; it is parsed here, and no
+template is ever run. A template for conversations, which knows neither queries nor documents, is ignored.
+"""
+
+import re
+from dataclasses import dataclass
+
+from lastword.errors import ConfigError
+
+# The template of Qwen3-Reranker: what its model card and its chat template give.
+_OPENING = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+    'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+_CLOSING = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+_ROLES = ("system", "query", "document")
+# One of the three: the first message of a role, with the text to take if there is none.
+_MESSAGE = (
+    r'messages\s*\|\s*selectattr\(\s*"role"\s*,\s*"eq"\s*,\s*"(?P<role>system|query|document)"\s*\)'
+    r'\s*\|\s*map\(\s*attribute\s*=\s*"content"\s*\)\s*\|\s*first'
+    r'(?:\s*\|\s*default\(\s*"(?P<default>[^"\\]*)"\s*\))?'
+)
+_SET = re.compile(rf"\s*\{{%-\s*set\s+(?P<name>\w+)\s*=\s*{_MESSAGE}\s*-%\}}\s*")
+_PUT = re.compile(rf"\{{\{{\s*(?:{_MESSAGE}|(?P<name>\w+))\s*\}}\}}")
+_QUERIES = re.compile(r"""["']query["']""")
+_DOCUMENTS = re.compile(r"""["']document["']""")
+
+
+@dataclass(frozen=True, slots=True)
+class RerankTemplate:
+    """The fixed words around instruction, query and document.
+
+    Args:
+        prefix: what every text begins with, tokenised apart.
+        before_instruction: the words up to the instruction.
+        before_query: the words from the instruction to the query.
+        before_document: the words from the query to the document.
+        suffix: what every text ends with, tokenised apart.
+        instruction: the instruction if none is given.
+    """
+
+    prefix: str
+    before_instruction: str
+    before_query: str
+    before_document: str
+    suffix: str
+    instruction: str
+
+    def prompt(self, instruction: str) -> str:
+        """Return what comes after the prefix and before every query of a call, without blanks at its end.
+
+        A blank would join the query's first word, so the tokens of the prompt would not be those of the text.
+        """
+        return f"{self.before_instruction}{instruction}{self.before_query.rstrip(' ')}"
+
+    def text(self, query: str, document: str) -> str:
+        """Return what comes after the prompt and before the suffix."""
+        blanks = len(self.before_query) - len(self.before_query.rstrip(" "))
+        return f"{' ' * blanks}{query}{self.before_document}{document}"
+
+
+QWEN3_RERANKER = RerankTemplate(
+    prefix=_OPENING,
+    before_instruction="<Instruct>: ",
+    before_query="\n<Query>: ",
+    before_document="\n<Document>: ",
+    suffix=_CLOSING,
+    instruction=_INSTRUCTION,
+)
+
+
+def parse_template(template: str | None, where: str) -> RerankTemplate | None:
+    """Return the template that a chat template stands for, None for one that is not for rerankers.
+
+    Args:
+        template: the chat template; None if there is none.
+        where: where it is from, for the error.
+
+    Raises:
+        ConfigError: it has a query and a document, but does more than put them into a text.
+    """
+    if template is None or not (_QUERIES.search(template) and _DOCUMENTS.search(template)):
+        return None
+    names: dict[str, tuple[str, str | None]] = {}
+    rest = template.replace("\r\n", "\n").replace("\r", "\n")  # as Jinja does
+    while (found := _SET.match(rest)) is not None:
+        names[found["name"]] = found["role"], found["default"]
+        rest = rest[found.end() :]
+    words, slots, end = [], [], 0
+    for found in _PUT.finditer(rest):
+        slot = (found["role"], found["default"]) if found["role"] else names.get(found["name"])
+        words.append(rest[end : found.start()])
+        slots.append(slot)
+        end = found.end()
+    words.append(rest[end:].removesuffix("\n"))  # Jinja takes a last newline off
+    known = [slot for slot in slots if slot is not None]
+    fixed = not any(mark in word for word in words for mark in ("{{", "{%", "{#"))
+    if len(known) < len(slots) or not fixed or tuple(role for role, _ in known) != _ROLES:
+        raise ConfigError(
+            where,
+            "not supported",
+            got="a chat template for pairs that is not known",
+            expected="one text with the instruction, the query and the document in it, in this order",
+            remedy="No template of a model is run. Name another model.",
+        )
+    opening, before_query, before_document, suffix = words
+    lines, newline, before = opening.rpartition("\n")
+    default = known[0][1] or ""
+    return RerankTemplate(lines + newline, before, before_query, before_document, suffix, default)
