@@ -105,15 +105,8 @@ class Embedder(EmbedderProperties, Reopenable):
         self.info = info = ModelInfo(model, **known_keywords("Embedder", kwargs, ModelKwargs))
         self._share(Opened(kwargs, cuda_graphs, tune_process, own_runner=runner is None))
         if runner is None:
-            parts = (
-                info.checkpoint,
-                info.config,
-                info.dtype,
-                info.quantize,
-                cuda_graphs,
-                tune_process,
-            )
-            runner = open_runner(ModelLoader(*parts), info.devices, show=show_progress_bar)
+            how = info.checkpoint, info.config, info.dtype, info.quantize, cuda_graphs, tune_process
+            runner = open_runner(ModelLoader(*how), info.devices, show=show_progress_bar)
         self.loop = Loop(info.tokenizer, runner, tokens)
 
     @property
