@@ -104,10 +104,11 @@ def make_checkpoint(
 ) -> Path:
     """Write a whole model folder with random weights.
 
-    The weights depend on sizes, dtype and seed only. `vocab_size` None is the tokenizer's size; `prefix` is `""` or
-    `model.`; untied weights with `model.` also get an `lm_head.weight`; several `shards` are numbered files with an
-    index; `config_format` is `v4` or `v5`, as in transformers; `tokenizer` is a tokenizer.json to copy instead of
-    training a small one; without `weights` all other files are written. Returns the folder.
+    The weights depend on sizes, dtype and seed only. If `vocab_size` is None, the tokenizer's size is used. `prefix` of
+    the tensor names is `""` or `model.`; untied weights with `model.` also get an `lm_head.weight`. Several `shards`
+    are numbered files with an index. `config_format` is `v4` or `v5`, as in transformers. `tokenizer` is a
+    tokenizer.json to copy; None trains a small one. With `weights=False` only the other files are written. Returns the
+    folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

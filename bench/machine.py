@@ -1,4 +1,4 @@
-"""The facts of a run (device, driver, versions, commit, date), and the result files that begin with them."""
+"""Gather the facts of a run (device, driver, versions, commit, date), and write files of results line by line."""
 
 import json
 import os

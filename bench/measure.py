@@ -40,8 +40,8 @@ class Timing:
 class Peaks:
     """Rates that the device reached in this run.
 
-    `bytes_per_s`: a large copy, bytes read plus written. `flops_per_s`: a large matmul of random data. `product`: which
-    matmul that was.
+    `bytes_per_s` is that of a large copy, counting bytes read and bytes written; `flops_per_s` that of a large matmul
+    of random data. `product` describes this matmul.
     """
 
     bytes_per_s: float

@@ -36,7 +36,7 @@ def watch_peak(field: str, *, every: float = 0.005) -> Iterator[Callable[[], int
         every: seconds between readings.
 
     Returns:
-        A context manager that gives a function; called, this returns the largest value so far, in bytes.
+        A context manager that gives a function, which returns the largest value so far in bytes.
     """
     peak, watching = held_bytes(field), True
 

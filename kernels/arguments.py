@@ -91,7 +91,7 @@ def on_triton(where: str, x: Tensor) -> bool:
     if x.is_cuda:
         _require_triton()
     elif x.dtype == torch.bfloat16:
-        what = "Triton's interpreter is wrong in bfloat16"
+        what = "Triton's interpreter computes bfloat16 wrongly"
         raise _wrong(where, what, x.dtype, "float32 or float16")
     return True
 

@@ -34,7 +34,7 @@ class Segments:
     A segment's path runs from a root down to the segment: of each ancestor its own rows up to the fork, then all of
     the segment's own rows. For segment s:
 
-    * `start[s]`: its first row; rows are numbered from those of cached prompts on, then the packed ones;
+    * `start[s]`: its first row; the rows of cached prompts are counted first, then the packed rows;
     * `length[s]`: its number of rows;
     * `parent[s]`: its parent segment, or -1 for a root;
     * `fork[s]`: how many of the parent's own rows come before this segment, 0 for a root;

@@ -140,7 +140,7 @@ def read_tokenizer_settings(folder: Path, keywords: Fields) -> TokenizerSettings
 
 
 def _rebuilt(folder: Path, config: Fields) -> str | None:
-    """Return the place of the tokenizer's class if it makes transformers build the tokenizer; None otherwise."""
+    """Return the place of the class, stated or missing, that makes transformers build Qwen's tokenizer; else None."""
     if not has_file(Path(config.where)):
         return None
     model = folder / "config.json"

@@ -2,7 +2,7 @@
 
 There have been three generations of its keys: `max_seq_length` and `do_lower_case`; then also `model_args`,
 `tokenizer_args` and `config_args`; and since version 5.4 `model_kwargs`, `processor_kwargs`, `config_kwargs` and the
-settings of modalities.
+settings of modalities such as images.
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ _SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]\"'][.!?])\s+(?=[A-Z\"'(])")
 
 @dataclass(frozen=True)
 class Entry:
-    """A documented thing: its name, its one-line summary, and the rest of its text."""
+    """The documentation of a function, command or other name: the name, a one-line summary, and the other text."""
 
     name: str
     summary: str

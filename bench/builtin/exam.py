@@ -2,8 +2,9 @@
 
     python -m lastword.bench.builtin.exam FOLDER... --cache CACHE
 
-Three parts: finding a function's or command's text by its one-line summary, rank agreement with the teacher on pairs of
-sentences, and a hundred everyday questions over their hundred passages (`questions.jsonl`).
+There are three parts: finding a function's or command's text by its one-line summary; rank agreement with the teacher
+on pairs of sentences; and finding the answers to a hundred everyday questions among a hundred passages
+(`questions.jsonl`).
 """
 
 import argparse
@@ -92,7 +93,8 @@ def scores(answered: ExamVectors, agreed: Tensor, width: int | None = None) -> d
         width: number of leading dimensions to keep; None for all.
 
     Returns:
-        ndcg@10, recall@1, spearman, and the share of questions with the right passage first or in the first three.
+        `ndcg@10` and `recall@1` for the summaries, `spearman` for the pairs of sentences, and `questions@1` and
+        `questions@3`: the share of questions whose passage is ranked first, or among the first three.
     """
     kept = answered.cut(width)
     ranks = _ranks(kept.summaries, kept.passages)
@@ -126,7 +128,7 @@ def _ranks(queries: Tensor, passages: Tensor) -> Tensor:
 
 
 class TeacherEncoder:
-    """The teacher, which has no prompts."""
+    """The teacher as an `Encoder`; it has no prompts."""
 
     def __init__(self, folder: Path) -> None:
         from lastword.bench.builtin.teacher import Teacher

@@ -1,4 +1,4 @@
-"""The timed cases: each operation's inputs at a model's real shapes, and the bytes and operations that it needs.
+"""Make the cases to time: each operation's inputs at a model's real shapes, and the bytes and operations it needs.
 
 Bytes: every input is read once, every output written once. Operations: one for each addition, multiplication, division,
 root and exponential of the formula. Inputs are random and the same in every call; nothing here runs an operation.

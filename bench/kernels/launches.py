@@ -108,7 +108,7 @@ def _launch(kernel: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Launch
 
 
 class _Launches:
-    """The recorded launches on one architecture, by operation and variant."""
+    """Records launches for one architecture, by operation and variant."""
 
     def __init__(self, architecture: str) -> None:
         self._architecture = architecture
@@ -160,7 +160,7 @@ def all_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[str,
 def _note_rows(
     launches: _Launches, model: str, dtype: torch.dtype, fp8: torch.dtype | None
 ) -> None:
-    """Record the operations on rows."""
+    """Record the launches of the operations on rows: norms, SwiGLU, quantisation, rotation."""
     hidden, width, _, H, KH, D = SIZES[model]
     note, eps = launches.note, 1e-6
     x, residual = torch.zeros(2, 4, hidden, dtype=dtype).unbind()

@@ -1,4 +1,4 @@
-"""The minimum number of floating-point operations that a set of texts needs, counted from first principles.
+"""Count the minimum number of floating-point operations that a set of texts needs, from first principles.
 
 Every distinct prefix counts once. In the last layer, keys and values count for all tokens and everything else for the
 last token of each distinct text. One multiply-add is two operations. Norms, RoPE and activations (well under 1 %) are
@@ -58,7 +58,7 @@ def work(texts: Iterable[Sequence[int]]) -> Work:
 
 
 def needed_by_operation(shape: Shape, work: Work) -> dict[str, int]:
-    """Return the operations of each matmul and of attention over all layers, the last one reduced to last tokens."""
+    """Return the operations that each matmul and attention need over all layers, counted as described above."""
     queries = shape.num_attention_heads * shape.head_dim
     keys_values = 2 * shape.num_key_value_heads * shape.head_dim
     C, F = shape.hidden_size, shape.intermediate_size

@@ -13,7 +13,7 @@ from lastword.text.groups import cut_groups
 
 
 def model_of(embedder: Embedder) -> Model:
-    """Return the model that computes; a benchmark has one device."""
+    """Return the embedder's model, which runs in this process on one device."""
     runner = embedder.loop.runner
     assert isinstance(runner, InProcess)
     return runner.model

@@ -120,7 +120,7 @@ def _row_scale(x: Tensor) -> Tensor:
 
 
 def _pack(weight: Tensor) -> tuple[Any, Tensor]:
-    """Round a weight to int8 and pack it for FBGEMM; also return each row's rounding error relative to it, [K_out]."""
+    """Round a weight to int8 and pack it for FBGEMM; also return each row's relative rounding error, [K_out]."""
     scale = _row_scale(weight) / 127
     zero = torch.zeros(len(scale), dtype=torch.int64, device=weight.device)
     with warnings.catch_warnings():

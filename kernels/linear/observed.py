@@ -8,7 +8,7 @@ from lastword.kernels.ops import swiglu
 
 
 class ObservedLinear:
-    """Unquantised linear layer y = x · weightᵀ + bias that measures each input; `input_rms` [K_in] is of the last one.
+    """Unquantised linear layer y = x · weightᵀ + bias that measures its input; `input_rms` [K_in] is the last result.
 
     Args:
         weight: [K_out, K_in] fp32.

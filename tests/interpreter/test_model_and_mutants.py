@@ -141,5 +141,8 @@ def test_bfloat16_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         kernels.rms_norm(x, x[0], 1e-6)
     error = caught.value
-    assert (error.where, error.what) == ("rms_norm", "Triton's interpreter is wrong in bfloat16")
+    assert (error.where, error.what) == (
+        "rms_norm",
+        "Triton's interpreter computes bfloat16 wrongly",
+    )
     assert (error.got, error.expected) == ("torch.bfloat16", "float32 or float16")

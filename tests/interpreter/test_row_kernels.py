@@ -49,7 +49,7 @@ def test_embed_rms_norm(C: int, dtype: torch.dtype) -> None:
 
 
 def test_embed_rms_norm_of_a_table_as_it_is_stored() -> None:
-    """Triton's interpreter is wrong in bfloat16, so PyTorch reads a bfloat16 table."""
+    """Triton's interpreter computes bfloat16 wrongly, so PyTorch reads a bfloat16 table."""
     table, weight = random(9, 80).bfloat16(), random(80, seed=1)
     residual, out = kernels.embed_rms_norm(torch.tensor([8, 0, 3]), table, weight, 1e-6)
     assert torch.equal(residual, table[[8, 0, 3]].float())

@@ -278,7 +278,7 @@ BAD_SHARDED = {
                  '"/etc/passwd"', PLAIN),
     "number": (index_of(lambda names: names.update({UP: 2})), LISTED, "wrong place", "2", PLAIN),
     "no-map": (lambda folder: (folder / INDEX).write_text("{}"), f"/{INDEX}: weight_map", "wrong value", "null",
-               "names and files"),
+               "an object of tensor names and file names"),
     "long-name": (index_of(lambda names: names.update({UP: "a" * 300 + ".safetensors"})),
                   f"/{'a' * 300}.safetensors", "cannot be read (File name too long)"),
     "newline": (index_of(lambda names: names.update({UP: FIRST + "\n"})), LISTED, "wrong place",
@@ -394,7 +394,7 @@ def test_weights_that_change_while_the_model_is_opened(tmp_path, change):
     checkpoint = open_checkpoint(folder)
     checkpoint.layer(0, torch.float32)
     change(folder)
-    what = "cannot be read (it changed since it was opened first)"
+    what = "cannot be read (it has changed since it was first opened)"
     with refusal(WeightsError, where=str(folder / SINGLE), what=what):
         _ = checkpoint.fingerprint
     name = "layers.1.input_layernorm.weight"

@@ -156,13 +156,13 @@ def differing_companions(folder: Path, other: Path) -> Iterator[tuple[str, str]]
         if name in _LICENCES:
             continue
         if path not in mine or path not in theirs:
-            yield name, "only one has it"
+            yield name, "only one of the two models has it"
             continue
         used, found = read_companion(folder, path), read_companion(other, path)
         if used == found:
             continue
         if path.suffix != ".json":
-            yield name, "another text"
+            yield name, "the content differs"
             continue
         parsed = (parse_json(used, str(folder / path)), parse_json(found, str(other / path)))
         if differing := list(_differences(*parsed)):

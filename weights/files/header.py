@@ -55,7 +55,7 @@ class TensorInfo:
         file = open_regular(self.file)
         if _version(file) != self.version:
             file.close()
-            raise OSError(errno.ESTALE, "it changed since it was opened first", str(self.file))
+            raise OSError(errno.ESTALE, "it has changed since it was first opened", str(self.file))
         return file
 
 

@@ -64,7 +64,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     """Read the map from tensor names to file names; a file name must not contain a path."""
     weight_map = read_object(index, WeightsError, limit=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        got, expected = show_value(weight_map), "names and files"
+        got, expected = show_value(weight_map), "an object of tensor names and file names"
         raise WeightsError(f"{index}: weight_map", "wrong value", got=got, expected=expected)
     for name, file in weight_map.items():
         plain = isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file)

@@ -49,7 +49,7 @@ class Job(Protocol):
         """Compute one tensor, piece by piece; a piece is valid until the next one is requested."""
 
     def facts(self, name: str) -> Facts:
-        """Return facts about a tensor after its pieces have been computed, as JSON."""
+        """Return what to report about a tensor, as JSON values, after its pieces have been computed."""
 
     def finish(self, folder: Path) -> None:
         """Write all files other than the weights; `config.json` last."""

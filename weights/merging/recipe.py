@@ -76,7 +76,7 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a merge's YAML file.
+    """Read and check a merge recipe, which is a YAML file.
 
     Raises:
         WeightsError: the file cannot be read.
@@ -92,7 +92,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
-    """Check the text of a merge's YAML file; each error message begins with `where`."""
+    """Check the text of a recipe and return what it says; each error message begins with `where`."""
     fields = _fields(_load(text, where), where)
     _refuse_others(fields)
     method = fields.text("merge_method") or fields.fail("merge_method", "a method's name")
@@ -325,7 +325,7 @@ def _read_weights(
 
 
 def _tokenizer(fields: Fields, models: set[str]) -> str | None:
-    """Read the model whose tokenizer is asked for; None for the donor's, which `base` names."""
+    """Return the model whose tokenizer is asked for; None for the donor's, which is meant by `base` or by no value."""
     source = fields.text("tokenizer_source")
     if source is not None and source != "base" and source not in models:
         remedy = "Other sources are not supported. Name one of these."

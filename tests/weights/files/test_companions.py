@@ -201,8 +201,8 @@ DIFFERENCES = [
     (TOKENS, {f"k{i}": i for i in range(9)}, {},
      "k0 none (used: 0), k1 none (used: 1), k2 none (used: 2), k3 none (used: 3), k4 none (used: 4) and 4 more"),
     (TOKENS, {"a b\n": "x" * 99}, {}, '"a b\\n" none (used: "' + "x" * 38 + "…)"),
-    (TOKENS, None, {"truncation_side": "left"}, "only one has it"),
-    ("merges.txt", "a", "b", "another text"),
+    (TOKENS, None, {"truncation_side": "left"}, "only one of the two models has it"),
+    ("merges.txt", "a", "b", "the content differs"),
     ("LICENSE", "a", "b", None),
     ("README.md", "a", "b", None),
 ]  # fmt: skip

@@ -155,7 +155,7 @@ CHANGES = {
     "gone": (lambda file: file.unlink(), "cannot be read (No such file or directory)"),
     "pipe": (lambda file: (file.unlink(), os.mkfifo(file)), "cannot be read (it is a pipe)"),
     "longer": (lambda file: os.truncate(file, file.stat().st_size + 1),
-               "cannot be read (it changed since it was opened first)"),
+               "cannot be read (it has changed since it was first opened)"),
 }  # fmt: skip
 
 

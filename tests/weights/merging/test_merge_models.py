@@ -240,7 +240,7 @@ NOTICED = {
     "prompt": (SENTENCE, {"prompts": {"query": "Q: "}}, 'prompts.query "Q: " (used: "Instruct: '),
     "width": (SENTENCE, {"truncate_dim": 8}, "truncate_dim 8 (used: none)"),
     "side": ("tokenizer_config.json", {"truncation_side": "left"}, 'truncation_side "left" (used: none)'),
-    "length": ("sentence_bert_config.json", {"max_seq_length": 99}, "only one has it"),
+    "length": ("sentence_bert_config.json", {"max_seq_length": 99}, "only one of the two models has it"),
     "positions": ("config.json", {"max_position_embeddings": 99}, "max_position_embeddings 99 (used: 4096)"),
 }  # fmt: skip
 
