@@ -141,8 +141,16 @@ def printable(text: str) -> str:
         char.encode("unicode_escape").decode()
         if char in _REORDERING or unicodedata.category(char) in _UNSAFE
         else char
-        for char in text
+        for char in valid_name(text)
     )
+
+
+def valid_name(name: str) -> str:
+    r"""Return a file name as Unicode text: a byte that is not UTF-8, in Python a lone surrogate, becomes \xNN."""
+    bytes_named = (
+        f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in name
+    )
+    return "".join(bytes_named).encode(errors="backslashreplace").decode()
 
 
 def lone_surrogate(text: str) -> int | None:

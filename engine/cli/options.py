@@ -106,7 +106,7 @@ def model_argument(given: str) -> str:
     """Accept the name of a model, but not an empty one: an unset shell variable must not select the built-in model."""
     if not given:
         raise argparse.ArgumentTypeError("an empty name is not a hub id or folder")
-    return given
+    return text_argument(given)  # libraries cannot open other paths, nor can JSON name them
 
 
 def revision_argument(given: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lastword.cli import read
-from lastword.errors import LastwordError
+from lastword.errors import LastwordError, printable
 from lastword.weights import read_config, read_embedding_spec
 from lastword.weights.files.header import read_header
 from lastword.weights.json_fields import parse_json
@@ -38,7 +38,7 @@ class Misbehaved(Exception):  # noqa: N818
 
 def check_message(message: str) -> None:
     """Fail unless a message is one line of bounded length."""
-    if len(message) > MOST_CHARACTERS or not message.isprintable():
+    if len(message) > MOST_CHARACTERS or printable(message) != message:
         raise Misbehaved(f"a message of {len(message)} characters: {message[:2000]!r}")
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lastword.errors import InputError
+from lastword.errors import InputError, valid_name
 
 FORMATS = ("txt", "jsonl", "csv", "tsv")
 STDIN = "-"
@@ -59,9 +59,7 @@ class Source:
     @property
     def name(self) -> str:
         r"""The name of this input in messages and output, valid Unicode: a byte that is not UTF-8 becomes \xNN."""
-        if self.path == STDIN:
-            return "stdin"
-        return os.fsencode(self.path).decode("utf-8", "backslashreplace")
+        return "stdin" if self.path == STDIN else valid_name(self.path)
 
 
 def sources(files: Sequence[str], input_format: str | None, *, whole: bool = False) -> list[Source]:
