@@ -103,9 +103,8 @@ def as_numbers(values: Any) -> Tensor | None:
             return values.float() if values.layout == torch.strided else None
         writable = getattr(getattr(values, "flags", None), "writeable", True)
         if not writable or min(getattr(values, "strides", ()), default=0) < 0:
-            values = (
-                values.copy()
-            )  # PyTorch warns about an array it cannot write to, and reads none backwards
+            # PyTorch warns about an array that it cannot write to, and reads none with negative strides.
+            values = values.copy()
         return torch.as_tensor(values, dtype=torch.float32, device="cpu")
     except (RuntimeError, TypeError, ValueError, OverflowError):
         return None

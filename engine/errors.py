@@ -210,5 +210,5 @@ def require_extra(package: str, extra: str, where: str) -> Iterator[None]:
     except ImportError as error:
         reason = str(error).partition("\n")[0]
         raise MissingPackageError(
-            where, f"needs {package}", got=f"{reason!r} at its import", remedy=install_hint(extra)
+            where, f"needs {package}", got=f"{reason!r} on importing it", remedy=install_hint(extra)
         ) from error

@@ -93,9 +93,8 @@ def _check_ranges(ranges: object, dim: int) -> Tensor:
     if tuple(bounds.shape) != (2, dim):
         got = str(list(bounds.shape))
         raise ConfigError("ranges", "wrong shape", got=got, expected=f"[2, {dim}]")
-    if not bool(
-        (bounds[1] - bounds[0]).isfinite().all()
-    ):  # also false if a bound itself is not finite
+    # A difference is not finite if one of its bounds is not.
+    if not bool((bounds[1] - bounds[0]).isfinite().all()):
         what, expected = "not finite", "finite bounds whose differences are finite in float32"
         raise ConfigError("ranges", what, expected=expected)
     if not bool((bounds[1] > bounds[0]).all()):

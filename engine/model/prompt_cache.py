@@ -11,8 +11,8 @@ from threading import Lock
 
 from torch import Tensor
 
+# Beyond either of these, the least recently used prompts are dropped; the last one used always stays.
 MAX_PROMPTS = 8
-# Beyond this, the least recently used prompts are dropped, down to one.
 MAX_BYTES = 256 << 20
 # A prompt whose keys and values take more is not cached, but packed like any text.
 MAX_PROMPT_BYTES = 1 << 30

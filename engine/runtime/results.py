@@ -292,7 +292,7 @@ def finish_batch(
 def _rows(
     group: Group, forest: Forest, states: Tensor, task: Task | None
 ) -> tuple[Tensor | list[Tensor], dict[int, Exception]]:
-    """Return one row per text of a batch, and the errors of items whose row has no use or cannot be made."""
+    """Return one row per text of a batch, and the errors of items whose row is unusable or cannot be converted."""
     indices = forest.texts.tolist()
     if task is not None:
         bad = _bad_states(states, task)

@@ -169,7 +169,8 @@ def _qwen_cuts(contents: Sequence[str], *, inner: bool) -> Cuts:
     symbols = _inside(_SYMBOLS - used)
     runs = [f"(?<=[{symbols}])(?=[{symbols}]{{2}})", f"(?<=[{blanks}])(?=[{blanks}]{{2}})"]
     if not any(re.fullmatch(f"{letters}*", content) for content in contents):
-        runs.append(f"(?<={letters}{{{reach}}})(?={letters}{{{reach}}})")  # so in no added token
+        # No added token lies across: there are as many letters on each side as the longest has characters.
+        runs.append(f"(?<={letters}{{{reach}}})(?={letters}{{{reach}}})")
     pattern = re.compile("|".join(run for run in runs if "[]" not in run))
     return Cuts(anywhere, pattern, "".join(_BLANKS - used), context=max(2, reach))
 

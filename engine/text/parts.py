@@ -19,7 +19,7 @@ _LEAST_CHARS = 1024
 # Characters at the end of a part whose tokens may differ from those of the whole word.
 _UNSETTLED = 1024
 
-# Yields parts, is sent their ids, returns the ids kept and whether the text has more.
+# A generator that yields parts, is sent their ids, and returns the ids kept and whether the text has more.
 Walk = Generator[str, list[int], tuple[list[int], bool]]
 
 

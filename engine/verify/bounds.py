@@ -22,9 +22,10 @@ class Bounds:
     layer: float  # relative RMS error of a hidden state
     vector: float  # largest absolute difference from the reference vector
     neighbour: float  # largest absolute difference of a vector alone and in a batch
-    overlap: float  # average share of the ten nearest texts that agree
+    overlap: float  # least share of the ten nearest texts that must agree, averaged over the texts
     neighbour_share: float = 0.0  # share of transformers' own error that is allowed for `neighbour`
-    mean_cosine: float = 0.0  # cosine with the reference vectors, required of quantised modes only
+    # Least cosine with the reference vectors, on average and for every text; checked in quantised modes only.
+    mean_cosine: float = 0.0
     min_cosine: float = 0.0
 
     def layer_limit(self, theirs: float) -> float:

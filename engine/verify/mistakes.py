@@ -1,6 +1,6 @@
 """Recognise the mistakes that engines typically make with these models.
 
-A mistake is recognised by its result: the reference makes it on purpose, and gets what lastword has got.
+A mistake is recognised by its result: the reference makes it on purpose, and its output equals lastword's.
 """
 
 import re

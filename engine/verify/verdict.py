@@ -47,9 +47,7 @@ class LayerError:
 
     layer: int
     ours: float  # of lastword
-    theirs: (
-        float  # of transformers; with a quantised mode, its matmuls are rounded by the same rule
-    )
+    theirs: float  # of transformers, with its matmuls rounded by the same rule if lastword's are
     allowed: float
 
 

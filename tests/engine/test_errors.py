@@ -116,7 +116,7 @@ def test_a_failed_import_is_one_line(kind: type, reason: str, shown: str) -> Non
     assert type(caught.value) is MissingPackageError
     assert caught.value.where == "here"
     expected = (
-        f"here: needs mteb; got {shown!r} at its import. Install it with: pip install "
+        f"here: needs mteb; got {shown!r} on importing it. Install it with: pip install "
         "'lastword[eval]'."
     )
     assert str(caught.value) == caught.value.msg == expected
