@@ -88,7 +88,7 @@ class Checkpoint:
         folder: the model's folder.
         config: the model's configuration, which sets the expected names and shapes.
         stored: the folder's headers, if `read_tensors` has read them already.
-        reranker: whether the tensor of a score may be there too.
+        reranker: whether a `score.weight`, from which a classifier's score is computed, may be there too.
 
     Raises:
         WeightsError: a file or tensor is missing or damaged, or its name, shape or dtype does not match the config.
@@ -130,11 +130,11 @@ class Checkpoint:
         return map_tensor(self._tensors[NORM], NORM).clone()
 
     def head_rows(self, name: str, rows: Sequence[int], count: int) -> Tensor | None:
-        """Read rows of a head, `lm_head.weight` or `score.weight`; no other row of it is read.
+        """Read some rows of a head, `lm_head.weight` or `score.weight`, without its other rows.
 
         Args:
             name: the tensor's name.
-            rows: the rows to read.
+            rows: the numbers of the rows to read.
             count: the number of rows that the tensor must have.
 
         Returns:

@@ -65,7 +65,7 @@ _REMEDIES = {
 # sentence-transformers opens models with AutoModel, which loads the plain Qwen3 model for both.
 _EMBEDDERS = ("Qwen3Model", "Qwen3ForCausalLM")
 CAUSAL, CLASSIFIER = "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"
-# What versions of sentence-transformers before 5.4 note about the activation; `reranker_spec.py` reads it.
+# Keys in which sentence-transformers before 5.4 states a reranker's activation; `reranker_spec.py` reads them.
 ACTIVATION_KEYS = frozenset({"sentence_transformers", "sbert_ce_default_activation_function"})
 
 _FULL_ATTENTION = "Name a model with full attention in every layer."
@@ -115,7 +115,7 @@ class ModelConfig:
 
 
 def read_config(folder: Path, *, reranker: bool = False) -> ModelConfig:
-    """Read and check `config.json`, as transformers 4 or 5 writes it; that of a reranker names other classes.
+    """Read and check `config.json`, as transformers 4 or 5 writes it; `reranker` selects the classes that it may name.
 
     Raises:
         WeightsError: the file is missing or cannot be read.

@@ -87,8 +87,8 @@ def read_settings(folder: Path, kind: str, known: AbstractSet[str]) -> Fields:
 
     Args:
         folder: the model's folder.
-        kind: the type of model it must be for.
-        known: its keys, besides those of every type.
+        kind: the `model_type` that the file must state, if it states one.
+        known: the keys that it may have besides those of every type.
     """
     path = folder / "config_sentence_transformers.json"
     fields = Fields(read_optional_object(path) or {}, str(path))
@@ -107,7 +107,7 @@ def read_prompts(fields: Fields) -> dict[str, str]:
 
 
 def read_default_prompt(fields: Fields, prompts: Mapping[str, str]) -> str | None:
-    """Return the name of the prompt used when none is given, if any."""
+    """Return the name of the prompt that is used when the caller names none; None if there is no such prompt."""
     default = fields.text("default_prompt_name")
     if default is not None and default not in prompts:
         fields.fail("default_prompt_name", f"one of the prompts: {list_some(prompts)}")

@@ -75,7 +75,7 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"it holds {text}")
 
 
-# In plain words what the messages of `json` say; a message that is not here is shown as it is.
+# The messages of `json` in plain words; a message that is not listed is shown as it is.
 _PROBLEMS = {
     "Expecting ',' delimiter": "a comma or a closing bracket is missing",
     "Expecting ':' delimiter": "a colon is missing",
@@ -127,7 +127,7 @@ def parse_json(
         raise error(where, f"not valid JSON ({reason})") from None
     except ValueError as problem:
         reason = str(problem)
-        if reason.startswith("Exceeds the limit"):  # of Python
+        if reason.startswith("Exceeds the limit"):  # Python's message for integers
             reason = "an integer has too many digits"
         raise error(where, f"not valid JSON ({reason})") from None
     if not isinstance(value, dict | list):

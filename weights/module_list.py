@@ -88,7 +88,7 @@ def read_modules(folder: Path, config: ModelConfig) -> bool:
 
 
 def read_reranker_modules(folder: Path) -> Path | None:
-    """Check the list of modules of a reranker; return the folder of its LogitScore, if it has one.
+    """Check a reranker's list of modules; return the folder of its LogitScore, or None if it has none.
 
     Raises:
         WeightsError: the file cannot be read.
@@ -107,7 +107,7 @@ def read_reranker_modules(folder: Path) -> Path | None:
 
 
 def _read_chain(path: Path) -> tuple[list[str], list[Path]]:
-    """Return the classes of the modules, by short names if they are known, and their folders."""
+    """Return the modules' classes (by short names if they are known) and folders; no folders if one is unknown."""
     modules = _read_list(path)
     names, places = [], []
     for module in modules:
@@ -119,7 +119,7 @@ def _read_chain(path: Path) -> tuple[list[str], list[Path]]:
             remedy = "Module arguments are not supported. Name another model."
             module.fail("kwargs", "none", remedy)
     if not all(name in CLASSES for name in names) or names[:1] != ["Transformer"]:
-        return names, []  # of a chain that is refused
+        return names, []  # the caller refuses these modules
     _refuse_same_names(modules)
     _refuse_own_folder(path, places[0])
     inside = [path.parent / _check_inside(place, path) for place in places[1:]]

@@ -28,7 +28,7 @@ from lastword.weights.tokenizer_settings import TokenizerSettings, read_tokenize
 from lastword.weights.transformer_settings import CAUSAL_LOGITS, LABELS, read_transformer_settings
 
 CHAT_TEMPLATE = "chat_template.jinja"
-# The limit of Qwen3-Reranker's card; beyond it the model was not trained.
+# The limit that Qwen3-Reranker's model card states; the model was not trained on longer pairs.
 MAX_LENGTH = 8192
 _KEYS = frozenset({"activation_fn", "keep_in_fp32_modules"})
 _ACTIVATIONS = {
@@ -42,7 +42,7 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class ScoreTokens:
-    """The tokens whose logits make the score: that of `true`, minus that of `false` if there is one."""
+    """The tokens whose logits make the score: the logit of `true`, minus that of `false` if there is one."""
 
     true: int
     false: int | None
@@ -50,19 +50,19 @@ class ScoreTokens:
 
 @dataclass(frozen=True, slots=True)
 class RerankerSpec:
-    """The checkpoint's own settings for scoring a document.
+    """The checkpoint's own settings for scoring a document. A pair is a query and a document.
 
     Args:
         classifier: whether the score comes from `score.weight`, not from the logits of tokens.
-        tied: whether `lm_head` is the token embeddings.
+        tied: whether `lm_head` and the token embeddings are the same tensor.
         tokens: the tokens that LogitScore names; None for "yes" and "no".
-        chat_template: the checkpoint's chat template, if it has one, of whatever kind.
+        chat_template: the checkpoint's chat template as text, not yet checked, if it has one.
         prompts: instructions by name.
         default_prompt_name: name of the instruction used when none is given, if any.
         max_length: maximum tokens per pair.
-        sigmoid: whether a score is a probability by default, not log-odds.
+        sigmoid: whether a score is by default a probability, the sigmoid of the log-odds; otherwise the log-odds.
         tokenizer: the settings for the tokenizer.
-        named: whether the files say that this is a reranker.
+        named: whether the files say that this is a reranker; those of a plain causal model do not.
     """
 
     classifier: bool
@@ -125,18 +125,18 @@ def read_reranker_spec(folder: Path, config: ModelConfig) -> RerankerSpec:
 
 
 def read_score_row(checkpoint: Checkpoint, spec: RerankerSpec, tokens: ScoreTokens) -> Tensor:
-    """Return the row [C] fp32 whose dot product with a final state is the score.
+    """Return the row [C] fp32 whose dot product with the last token's final state is the score.
 
     Args:
         checkpoint: the weights, opened with `reranker=True`.
         spec: the checkpoint's settings.
-        tokens: the tokens of a causal model.
+        tokens: the tokens whose logits make the score; not used for a classifier.
 
     Raises:
-        WeightsError: the head is missing, or has another shape.
+        WeightsError: the head is missing, has another shape or dtype, or contradicts `tie_word_embeddings`.
 
     Numerics:
-        The difference of two rows is made in fp32, from the stored values.
+        Subtracts the rows in fp32, from the stored values.
     """
     folder, config = checkpoint.folder, checkpoint.config
     if spec.classifier:
@@ -183,7 +183,7 @@ def _read_logit_score(path: Path, config: ModelConfig) -> ScoreTokens:
 
 
 def _old_activation(own: Fields) -> bool:
-    """Return what config.json says about the activation, as versions before 5.4 wrote it; the sigmoid by default."""
+    """Return whether config.json, as written by versions before 5.4, asks for the sigmoid, which is the default."""
     old, new = sorted(ACTIVATION_KEYS)
     found = Fields(own.object(new) or {}, f"{own.where}: {new}")
     found.refuse_unknown({"activation_fn", "version"})
@@ -191,7 +191,7 @@ def _old_activation(own: Fields) -> bool:
 
 
 def _activation(fields: Fields, key: str, *, default: bool) -> bool:
-    """Return whether the activation that a key names is the sigmoid, not none."""
+    """Return whether a key names the sigmoid as activation, rather than none; `default` if the key is absent."""
     name = fields.text(key)
     if name is None:
         return default
@@ -202,7 +202,7 @@ def _activation(fields: Fields, key: str, *, default: bool) -> bool:
 
 
 def _refuse_left(folder: Path, tokenizer: TokenizerSettings) -> None:
-    """Refuse truncation on the left, which would cut off the instruction and the query."""
+    """Refuse truncation on the left, because it would cut off the instruction and the query."""
     if tokenizer.truncation_side == "left":
         raise ConfigError(
             f"{folder / 'tokenizer_config.json'}: truncation_side",
@@ -214,7 +214,7 @@ def _refuse_left(folder: Path, tokenizer: TokenizerSettings) -> None:
 
 
 def _read_chat_template(folder: Path) -> str | None:
-    """Return the text of the chat template: that of its own file, else that of tokenizer_config.json."""
+    """Return the chat template's text from its own file, else from tokenizer_config.json; None if there is none."""
     path = folder / CHAT_TEMPLATE
     if has_file(path):
         try:
@@ -226,7 +226,7 @@ def _read_chat_template(folder: Path) -> str | None:
     found = fields.values.get("chat_template")
     if found is None or isinstance(found, str):
         return found
-    if isinstance(found, list):  # several by name; pairs are rendered by the one named "default"
+    if isinstance(found, list):  # several named templates: "default" is the one that is used
         for each in found:
             if isinstance(each, dict) and each.get("name") == "default":
                 return Fields(each, f"{settings}: chat_template").text("template")

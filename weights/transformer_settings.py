@@ -53,7 +53,7 @@ _CONFIG = _COMPUTE | {"use_cache"}
 
 @dataclass(frozen=True, slots=True)
 class TransformerTask:
-    """What the Transformer module is used for, and the modalities and output with which it is used so."""
+    """A use of the Transformer module: the names of its task and its output, and the `modality_config`s allowed."""
 
     name: str
     output: str
@@ -74,7 +74,7 @@ class TransformerSettings:
 
 
 def read_transformer_settings(folder: Path, task: TransformerTask = STATES) -> TransformerSettings:
-    """Read the settings of the Transformer module, used for `task`; without a file there are none.
+    """Read the settings of the Transformer module, which must be used for `task`; without a file there are none.
 
     Raises:
         WeightsError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""Small models: for the tests of merging, with recipes; rerankers; the model that tests keep in a hub cache."""
+"""Make small models and recipes for the tests of merging, small rerankers, and a model in a hub cache."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def recipe_text(models, weights, method="multislerp", **others) -> str:
     return yaml.safe_dump({"models": listed, "merge_method": method, **others})
 
 
-# What the model card of Qwen3-Reranker puts around instruction, query and document.
+# The text that Qwen3-Reranker's model card puts before and after instruction, query and document.
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "

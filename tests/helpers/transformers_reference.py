@@ -91,7 +91,7 @@ def their_ids(
     instruction: str = INSTRUCTION,
     max_length: int = 4096,
 ) -> list[list[int]]:
-    """The token ids of each pair by the recipe of Qwen3-Reranker's card: three parts tokenised apart."""
+    """Return each pair's token ids as Qwen3-Reranker's model card makes them: three parts, tokenised separately."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def ids(text: str) -> list[int]:
@@ -105,7 +105,7 @@ def their_ids(
 
 @torch.inference_mode()
 def their_scores(folder: Path, kind: str, tokens: Sequence[Sequence[int]]) -> Tensor:
-    """The log-odds [N] of each list of token ids by transformers, one at a time."""
+    """Return the log-odds [N] that transformers computes for each list of token ids, one at a time."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     how = {"dtype": torch.float32, "attn_implementation": "eager"}

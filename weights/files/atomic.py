@@ -51,13 +51,13 @@ def name_write_errors(path: StrPath) -> Iterator[None]:
 
 
 def check_folder(path: StrPath) -> None:
-    """Check that the folder of an output exists.
+    """Check that the folder of an output exists; if the output is a link, also the folder of its target.
 
     Raises:
-        InputError: it does not, or it is not a folder; the error names the folder.
+        InputError: one of them does not exist or is not a folder; the error names it.
     """
     folders = os.path.dirname(path) or ".", os.path.dirname(os.path.realpath(path))
-    for folder in folders:  # of a link, and of the file that it leads to
+    for folder in folders:
         if not os.path.isdir(folder):
             there = os.path.lexists(folder)
             what, remedy = (

@@ -90,7 +90,7 @@ def read_bytes(
         error: the type of error for a file that is too large.
         remedy: the advice if the file is missing, empty or filled with zeros; None selects the default advice.
         limit: maximum size in bytes.
-        markup: whether the file may begin with "<", as otherwise only web pages do.
+        markup: whether the file may begin with "<"; otherwise such a file is refused as a web page.
 
     Raises:
         WeightsError: the file is missing, cannot be read, or is not a regular file, or its content is not what its

@@ -30,7 +30,7 @@ _KEYS = frozenset(
     "models merge_method base_model dtype out_dtype parameters tokenizer_source".split()
 )
 _STYLES = frozenset("slices modules tokenizer chat_template".split())
-# In plain words what the messages of `yaml` say that begin so; any other is shown as it is.
+# How messages of `yaml` begin, and the same in plain words; a message that is not listed is shown as it is.
 _YAML_PROBLEMS = {
     "but found another document": "more than one document",
     "could not determine a constructor": "a tag that is not supported",

@@ -1,4 +1,4 @@
-"""A real server in a thread of this process, on a free port."""
+"""Run a real server in a thread of this process, on a free port."""
 
 import asyncio
 import threading
@@ -58,7 +58,7 @@ def running(
 
 
 def until(found: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until something is so."""
+    """Wait until `found` returns something true."""
     end = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < end, "not in time"
