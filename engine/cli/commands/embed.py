@@ -34,9 +34,9 @@ file has one text per line) and, for a piece, chunk, start and end. JSON lines h
 text. For .npy and .safetensors all this goes to OUT.rows.jsonl, one line per vector. A byte of a file name that is not
 UTF-8 is written as \\xNN.
 
-A piece is text[start:end] in Python; chunk counts from 0. With --files, text is
+A piece is text[start:end] in Python, and chunk counts from 0. The text is the line or field or, with --files,
 open(path, encoding="utf-8-sig", newline="").read(): \\r\\n counts as two characters, a byte order mark is not counted.
-The text of an HTML file is what is left without its tags; there the stored piece shows what was embedded.
+Of an HTML file it is what is left without tags; only the stored piece shows it.
 
 A line ends with \\n or \\r\\n; any other character, such as a lone \\r, belongs to its line. A record has at
 most 33,554,432 characters. A key may not occur twice in a JSON object.
