@@ -83,13 +83,13 @@ class PredictKwargs(TypedDict, total=False):
 
     Args:
         instruction: what makes a document relevant; by default that of the `Reranker`.
-        prompt_name: name of the entry of `prompts` that is the instruction.
+        prompt_name: name of the entry of `prompts` to use as the instruction.
         prompt: the instruction, under its name in sentence-transformers.
-        activation_fn: function of the log-odds, a tensor [N, 1]; by default that of the `Reranker`.
+        activation_fn: turns the log-odds, a tensor [N, 1], into scores; by default that of the `Reranker`.
         too_long: "cut" (default) keeps as much of the document as max_length allows; "error" rejects the pair.
-        batch_size: ignored, accepted for compatibility with sentence-transformers: batches are cut by tokens.
-        report: counts are added to it, such as documents cut, tokens requested and tokens computed.
-        show_progress_bar: by default on a terminal, if the work takes long.
+        batch_size: not used, because batches are cut by tokens; accepted for compatibility with sentence-transformers.
+        report: a `lastword.report.Report`, to which the call adds its counts, such as documents cut.
+        show_progress_bar: whether to show a bar; by default as for `EncodeKwargs`.
     """
 
     instruction: str | None

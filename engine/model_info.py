@@ -153,7 +153,7 @@ class OpenedModel:
 
     @property
     def max_length(self) -> int:
-        """Maximum tokens per text, with all that is put around it; can be set, with None for the model's default."""
+        """Maximum tokens per text, including those put around it; can be set, with None for the model's default."""
         return self._max_length
 
     @max_length.setter

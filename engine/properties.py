@@ -55,7 +55,7 @@ class ModelProperties:
     dtype = FromInfo[torch.dtype, Never]("dtype", "The compute dtype.")
     max_length = FromInfo[int, SupportsIndex | None](
         "max_length",
-        "Maximum tokens per text, with all that is put around it; setting None restores the model's default.",
+        "Maximum tokens per text, including those put around it; setting None restores the model's default.",
     )
     max_seq_length = FromInfo[int, SupportsIndex | None]("max_length", "The same as `max_length`.")
     prompts = FromInfo[dict[str, str], Mapping[str, str]]("prompts", "The prompts by name.")
@@ -64,7 +64,7 @@ class ModelProperties:
     )
 
     def _facts(self) -> dict[str, object]:
-        """Return the settings that decide what a result is, for `repr`."""
+        """Return what `repr` shows besides the settings that all models have."""
         return {}
 
     def __repr__(self) -> str:

@@ -132,7 +132,7 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
 
 
 def score(states: Tensor, row: Tensor) -> Tensor:
-    """Score each state: its dot product with the row that a reranker's head is.
+    """Score each state: its dot product with a reranker's head, which is a single row.
 
     Args:
         states: [N, C], any float dtype.
@@ -142,7 +142,7 @@ def score(states: Tensor, row: Tensor) -> Tensor:
         [N] fp32 on the same device.
 
     Numerics:
-        Converts to fp32 first and multiplies and adds in fp32, whatever the caller allows matmuls to do.
+        Converts to fp32 first, then multiplies and adds in fp32, whatever the caller's matmul settings.
     """
     return (states.float() * row).sum(1)
 

@@ -1,7 +1,7 @@
 """The text that a reranker reads: an instruction, a query and a document between fixed words.
 
-A checkpoint's chat template is used if it does no more than put these three into a text; it is parsed here, and no
-template is ever run. A template for conversations, which knows neither queries nor documents, is ignored.
+A checkpoint's chat template is used if it does no more than put these three into a text. It is parsed here; no template
+is ever run. A template for conversations, which has neither a query nor a document, is ignored.
 """
 
 import re
@@ -35,12 +35,12 @@ class RerankTemplate:
     """The fixed words around instruction, query and document.
 
     Args:
-        prefix: what every text begins with, tokenised apart.
+        prefix: what every text begins with, tokenised separately.
         before_instruction: the words up to the instruction.
         before_query: the words from the instruction to the query.
         before_document: the words from the query to the document.
-        suffix: what every text ends with, tokenised apart.
-        instruction: the instruction if none is given.
+        suffix: what every text ends with, tokenised separately.
+        instruction: the instruction to use if the caller gives none.
     """
 
     prefix: str
@@ -74,14 +74,14 @@ QWEN3_RERANKER = RerankTemplate(
 
 
 def parse_template(template: str | None, where: str) -> RerankTemplate | None:
-    """Return the template that a chat template stands for, None for one that is not for rerankers.
+    """Convert a checkpoint's chat template; return None if there is none or it is not one for rerankers.
 
     Args:
         template: the chat template; None if there is none.
-        where: where it is from, for the error.
+        where: the file it is from, for the error message.
 
     Raises:
-        ConfigError: it has a query and a document, but does more than put them into a text.
+        ConfigError: the template has a query and a document, but does more than put them into a text.
     """
     if template is None or not (_QUERIES.search(template) and _DOCUMENTS.search(template)):
         return None

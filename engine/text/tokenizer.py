@@ -54,7 +54,8 @@ class TextTokenizer:
         vocab_size: rows of the model's embedding table.
         truncation_side: "right" keeps the beginning of a text that is too long, with its prompt; "left" keeps its end;
             None takes it from tokenizer.json.
-        frame: texts whose tokens come before and after those of every text, in place of the template's.
+        frame: two texts, whose tokens are put before and after those of every text instead of the template's; None for
+            the template's.
 
     Raises:
         WeightsError: tokenizer.json is missing or damaged, or can give ids of `vocab_size` or more.
