@@ -54,17 +54,26 @@ ADAPTERS = (
     "lastword.interop.llama_index",
     # `cli.commands.serve` imports these once it has found the packages of the extra
     "lastword.serve.answers",
-    "lastword.serve.app",
-    "lastword.serve.gate",
+    "lastword.serve.http.app",
+    "lastword.serve.http.gate",
+    "lastword.serve.metrics",
     "lastword.serve.protocols.body",
-    "lastword.serve.server",
+    "lastword.serve.protocols.cohere",
+    "lastword.serve.http.server",
 )
 EXTRAS = {
     "lastword.cli.documents": {"pathspec", "semantic_text_splitter"},
     "lastword.evaluate": {"datasets", "mteb"},
     "lastword.interop": {"langchain_core", "llama_index"},
-    "lastword.cli.commands.serve": {"fastapi", "orjson", "uvicorn"},
-    "lastword.serve": {"fastapi", "orjson", "pydantic", "starlette", "uvicorn"},
+    "lastword.cli.commands.serve": {"fastapi", "orjson", "prometheus_client", "uvicorn"},
+    "lastword.serve": {
+        "fastapi",
+        "orjson",
+        "prometheus_client",
+        "pydantic",
+        "starlette",
+        "uvicorn",
+    },
     "lastword.verify": {"transformers"},
     "lastword.weights": {"yaml"},
 }

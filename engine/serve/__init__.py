@@ -1,1 +1,1 @@
-"""The HTTP server: `lastword serve`. Follow a request from `app.py`; routes and limits are listed in README.md."""
+"""The HTTP server: `lastword serve`. Follow a request from `http/app.py`; routes and limits are listed in README.md."""

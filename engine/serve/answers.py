@@ -1,6 +1,7 @@
 """From vectors to the bytes of an answer, without a Python loop over numbers. Runs outside the event loop."""
 
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ class Answer:
         computed: tokens that were computed for it; texts that share a beginning share its cost.
         space: fingerprint of the vectors' space: vectors of one space can be compared.
         model: name of the model.
+        similarity: the model's own comparison of vectors.
+        seconds: time from the queue to the vectors.
         ranges: [2, dim], the ranges of int8 and uint8, if the server has any.
     """
 
@@ -32,6 +35,8 @@ class Answer:
     computed: int
     space: str
     model: str
+    similarity: Callable[[Tensor, Tensor], Tensor]
+    seconds: float
     ranges: Tensor | None = None
 
     @property

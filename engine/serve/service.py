@@ -5,11 +5,12 @@ threads, the device has its own (`worker.py`).
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from typing import TypeVar
 
 from torch import Tensor
@@ -17,7 +18,8 @@ from torch import Tensor
 from lastword.embedder import Embedder
 from lastword.serve.answers import Answer, stack
 from lastword.serve.errors import ServeError, device_error
-from lastword.serve.keys import Keys
+from lastword.serve.http.keys import Keys
+from lastword.serve.metrics import Metrics
 from lastword.serve.settings import Settings
 from lastword.serve.texts import Call, Prepared, Preparer
 from lastword.serve.waiting import Job, WaitingTexts
@@ -55,6 +57,7 @@ class Service:
         self.connected = 0  # requests being read, computed or answered
         self.in_hand = 0  # of these, those whose bodies have been read
         self.created = int(time())
+        self.metrics = Metrics(self)
         self._ranges = ranges
         self._prepare = ThreadPoolExecutor(2, "lastword-serve-prepare")
         self._answer = ThreadPoolExecutor(2, "lastword-serve-answer")
@@ -91,7 +94,7 @@ class Service:
 
     def check_model(self, asked: str | None) -> None:
         """Raise ServeError unless the request asks for the model that is served, or for none."""
-        if asked is not None and asked != self.name:
+        if asked is not None and asked not in (self.name, f"{self.name}:latest"):  # Ollama's tag
             said = f"model: {asked[:100]!r} is not served here; expected {self.name!r}."
             raise ServeError(404, said, code="model_not_found", param="model")
 
@@ -118,6 +121,15 @@ class Service:
                 429, "the server is busy", code="overloaded", retry_seconds=seconds or 1.0
             )
 
+    @contextmanager
+    def handling(self) -> Iterator[None]:
+        """Count a request as one in hand during the `with` block."""
+        self.in_hand += 1
+        try:
+            yield
+        finally:
+            self.in_hand -= 1
+
     async def in_prepare(self, work: Callable[[], T]) -> T:
         """Parse or tokenise outside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._prepare, work)
@@ -136,9 +148,8 @@ class Service:
         """Queue the texts, and wait for their vectors; if this is cancelled, they leave the queue.
 
         Raises:
-            ServeError: the queue is full, or a text could not be computed, or not in time.
+            ServeError: a text could not be computed, or not in time.
         """
-        self.check_open()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -148,7 +159,8 @@ class Service:
 
         job = Job(owner, prepared, lambda: loop.call_soon_threadsafe(finish))
         try:
-            self.waiting.submit(job)
+            if not self.waiting.submit(job):
+                raise ServeError(503, "the server is stopping", code="stopping", retry_seconds=2.0)
             async with asyncio.timeout(self.limits.request_seconds):
                 await done
         except TimeoutError:
@@ -156,17 +168,38 @@ class Service:
             raise ServeError(503, said, code="timeout", retry_seconds=5.0) from None
         finally:
             self.waiting.cancel(job)
+        self._measure(job)
         for each in job.results:
             if isinstance(each, Exception):
                 raise device_error(each)
         return job
+
+    def _measure(self, job: Job) -> None:
+        """Count a job that has its results."""
+        now, started, metrics = monotonic(), job.started or job.began, self.metrics
+        metrics.queue.observe(started - job.began)
+        metrics.inference.observe(now - started)
+        metrics.texts += len(job.results)
+        metrics.tokens += job.prepared.tokens
+        metrics.truncated += sum(job.prepared.cut)
+        for ids in job.prepared.ids:
+            metrics.length.observe(len(ids))
 
     def answer(self, job: Job) -> Answer:
         """Gather a job's vectors; called outside the event loop."""
         wanted = job.prepared.format
         vectors = stack([each for each in job.results if isinstance(each, Tensor)])
         space = self._space(wanted.dim, wanted.normalize)
-        return Answer(vectors, job.prepared, round(job.computed), space, self.name, self._ranges)
+        return Answer(
+            vectors,
+            job.prepared,
+            round(job.computed),
+            space,
+            self.name,
+            similarity=self.model.similarity,
+            seconds=monotonic() - job.began,
+            ranges=self._ranges,
+        )
 
     def _find_space(self, dim: int, normalize: bool) -> str:  # noqa: FBT001  of a cache
         return self.model.info.space_fingerprint(dim, normalize_embeddings=normalize)

@@ -123,13 +123,17 @@ class WaitingTexts:
         self.tokens = 0  # of the texts that wait
         self.texts = 0
 
-    def submit(self, job: Job) -> None:
-        """Queue the texts of a job; those that wait or are computed already are waited for only."""
+    def submit(self, job: Job) -> bool:
+        """Queue the texts of a job; those that wait or are computed already are waited for only.
+
+        Returns:
+            False if the queue is closed.
+        """
         prepared = job.prepared
         lane = self._small if prepared.tokens <= self._interactive_tokens else self._large
         with self._changed:
             if self._closed:
-                raise RuntimeError("closed")
+                return False
             for place, ids in enumerate(prepared.ids):
                 key = ids, prepared.format
                 text = self._known.get(key)
@@ -145,6 +149,7 @@ class WaitingTexts:
                 text.jobs.append((job, place))
                 job.waits.append(text)
             self._changed.notify()
+            return True
 
     def cancel(self, job: Job) -> None:
         """Take out the texts that only this job waits for, unless the device has them."""

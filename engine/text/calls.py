@@ -94,6 +94,19 @@ class Calls:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
+        """Return each token of a text: its id and the characters, from start to stop, that it stands for."""
+        (encoding,) = self._tokenizer.encode_batch([text])
+        return [(i, *span) for i, span in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def token(self, token_id: int) -> str:
+        """Return the token of an id, as the vocabulary has it."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Return the text of token ids."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
     def token_ends(self, text: str) -> list[int]:
         """Return where each token of a text ends, in characters."""
         (encoding,) = self._tokenizer.encode_batch([text])

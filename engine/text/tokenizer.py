@@ -162,6 +162,26 @@ class TextTokenizer:
         """
         return len(self._kept([text], sys.maxsize, "", 0, lambda: False)[0][0])
 
+    def spans(self, text: str) -> list[tuple[int, bool, int, int]]:
+        """Return each token of a text, without the template's: id, whether it is special, start and stop character.
+
+        Raises:
+            InputError: the tokenizer fails on the text.
+        """
+        _check_unicode(text, 0)
+        with fenced(lambda reason: InputError("text", "the tokenizer fails on it", got=reason)):
+            found = self._calls.spans(text)
+        special = {i for i, token in self.added_tokens.items() if token.special}
+        return [(i, i in special, start, stop) for i, start, stop in found]
+
+    def token(self, token_id: int) -> str:
+        """Return the token of an id, as the vocabulary has it; "" for an unknown one."""
+        return self._calls.token(token_id)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids."""
+        return self._calls.decode(ids, skip_special_tokens=skip_special_tokens)
+
     def prompt_ids(self, prompt: str, most: int) -> tuple[int, ...]:
         """Return the token ids with which texts after this prompt begin: those of the template, then the prompt's own.
 

@@ -133,11 +133,12 @@ def run(args: argparse.Namespace) -> int:
         import fastapi  # noqa: F401
         import numpy  # noqa: F401, ICN001
         import orjson  # noqa: F401
+        import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     if args.dry_run:
         console.print_lines(_describe(args, settings))
         return 0
-    from lastword.serve.server import serve
+    from lastword.serve.http.server import serve
 
     return serve(settings, lambda: options.open_model(args), _ranges(args))
 

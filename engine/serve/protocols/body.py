@@ -34,15 +34,6 @@ class Body(BaseModel):
         return {name: each for name, each in value.items() if each is not None}
 
 
-def parse(kind: type[Given], body: bytes) -> Given:
-    """Read a body.
-
-    Raises:
-        ServeError: it is not JSON, or does not fit the model.
-    """
-    return validate(kind, read_json(body))
-
-
 def read_json(body: bytes) -> object:
     """Read JSON; ServeError if it is none."""
     try:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
@@ -107,7 +108,7 @@ def test_keys(tmp_path):
         assert len(methods) >= 6
         with server.client(headers={"authorization": "Bearer third"}) as client:
             for path, method in methods:
-                expected = 200 if path in ("/health", "/ping") else 401
+                expected = 200 if path == "/health" else 401
                 assert client.request(method, path).status_code == expected, path
         for header in ("Bearer first", "bearer second", "second"):
             assert server.get("/v1/models", headers={"authorization": header}).status_code == 200
@@ -192,6 +193,43 @@ def test_the_command_serves_and_ends_on_sigterm():
     assert asked["status"] == 200
     assert asked["tokens"] >= 2
     assert "secret" not in log
+
+
+def test_sigterm_under_load_loses_no_accepted_request():
+    process = command("--log-format", "json")
+    try:
+        url = json.loads(process.stderr.readline())["url"]
+        seen: list[int] = []
+
+        def ask():
+            with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+                while True:
+                    try:
+                        seen.append(client.post(ROUTE, json={"input": ["text"] * 16}).status_code)
+                    except httpx.ConnectError:
+                        return
+                    except httpx.TransportError:  # closed between two requests
+                        seen.append(0)
+                        return
+                    if seen[-1] == 503:
+                        return
+
+        until(lambda: httpx.get(f"{url}/health", trust_env=False).status_code == 200)
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until(lambda: seen.count(200) >= 8)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+        for thread in threads:
+            thread.join()
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    lines = [json.loads(line) for line in log.splitlines()]
+    answered = [line["status"] for line in lines if line.get("path") == ROUTE]
+    assert answered.count(200) == seen.count(200)
+    assert set(answered) <= {200, 503}
 
 
 def test_the_command_ends_while_it_loads():

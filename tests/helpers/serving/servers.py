@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 
 from lastword import Embedder
-from lastword.serve.server import Server
+from lastword.serve.http.server import Server
 from lastword.serve.service import Service
 from lastword.serve.settings import Settings
 

@@ -11,13 +11,17 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 import lastword
+from lastword.embedder import Embedder
+from lastword.errors import LastwordError
 from lastword.serve.answers import Answer, to_json
-from lastword.serve.errors import ServeError
-from lastword.serve.gate import LOG, Gate, error_answer
+from lastword.serve.errors import ServeError, from_lastword
+from lastword.serve.http.gate import LOG, Gate, error_answer
+from lastword.serve.metrics import CONTENT_TYPE
 from lastword.serve.protocols import body as bodies
-from lastword.serve.protocols import openai
+from lastword.serve.protocols import cohere, ollama, openai, tei
 from lastword.serve.protocols.body import Body
 from lastword.serve.service import Service
+from lastword.serve.settings import Limits
 from lastword.serve.texts import Call, Prepared
 
 _JSON = "application/json"
@@ -41,7 +45,26 @@ class Embedding:
     render: Callable[[Any, Answer], Any]
 
 
-EMBEDDINGS = (Embedding("/v1/embeddings", openai.EmbeddingsBody, openai.call, openai.render),)
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A route that answers from the model's files alone: `work` takes the model and the body."""
+
+    path: str
+    body: type[Body]
+    work: Callable[[Embedder, Any], object]
+
+
+EMBEDDINGS = (
+    Embedding("/v1/embeddings", openai.EmbeddingsBody, openai.call, openai.render),
+    Embedding("/embed", tei.EmbedBody, tei.embed_call, tei.embed_render),
+    Embedding("/similarity", tei.SimilarityBody, tei.similarity_call, tei.similarity_render),
+    Embedding("/v2/embed", cohere.CohereEmbedBody, cohere.call, cohere.render),
+    Embedding("/api/embed", ollama.OllamaEmbedBody, ollama.call, ollama.render),
+)
+PLAIN = (
+    Plain("/tokenize", tei.TokenizeBody, tei.tokenize),
+    Plain("/decode", tei.DecodeBody, tei.decode),
+)
 
 
 def make_app(service: Service) -> FastAPI:
@@ -55,6 +78,11 @@ def make_app(service: Service) -> FastAPI:
     )
     for route in EMBEDDINGS:
         _add_embedding(app, service, route)
+    _add_root(app, service)
+    for plain in PLAIN:
+        _add_plain(app, service, plain)
+    for path in tei.REFUSED:
+        _add_refused(app, path)
     _add_descriptions(app, service)
     app.add_exception_handler(ServeError, _failed)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _no_route)  # type: ignore[arg-type]
@@ -66,9 +94,57 @@ def _add_embedding(app: FastAPI, service: Service, route: Embedding) -> None:
     """Add one route for vectors."""
 
     async def endpoint(request: Request) -> Response:
-        return await answered(request, lambda: _embed(service, request, route))
+        return await answered(request, lambda: _embed(service, request, lambda _: route))
 
     add_post(app, route.path, route.body, endpoint)
+
+
+def _add_root(app: FastAPI, service: Service) -> None:
+    """Add `POST /`, where huggingface_hub sends bodies of several routes of TEI."""
+    routes = {route.path: route for route in EMBEDDINGS}
+
+    def choose(value: object) -> Embedding:
+        path = tei.dispatch(value)
+        if path not in routes:
+            raise tei.refuse(path)
+        return routes[path]
+
+    async def endpoint(request: Request) -> Response:
+        return await answered(request, lambda: _embed(service, request, choose))
+
+    add_post(app, "/", tei.EmbedBody, endpoint)
+
+
+def _add_plain(app: FastAPI, service: Service, route: Plain) -> None:
+    """Add one route that computes nothing on the device."""
+
+    async def work(request: Request) -> Response:
+        service.check_open()
+        content = await read_body(request, service.limits)
+
+        def answer() -> bytes:
+            asked = bodies.validate(route.body, bodies.read_json(content))
+            try:
+                return to_json(route.work(service.model, asked))
+            except LastwordError as error:
+                raise from_lastword(error) from None
+
+        with service.handling():
+            return Response(await service.in_prepare(answer), media_type=_JSON)
+
+    async def endpoint(request: Request) -> Response:
+        return await answered(request, lambda: work(request))
+
+    add_post(app, route.path, route.body, endpoint)
+
+
+def _add_refused(app: FastAPI, path: str) -> None:
+    """Add a route of TEI that says why there is no answer."""
+
+    async def endpoint(request: Request) -> Response:
+        return failed(tei.refuse(path), request.url.path)
+
+    app.add_api_route(path, endpoint, methods=["POST"], name=path, response_class=Response)
 
 
 def add_post(
@@ -116,20 +192,24 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
     return answer
 
 
-async def _embed(service: Service, request: Request, route: Embedding) -> Response:
-    """Answer one request for vectors."""
+async def _embed(
+    service: Service, request: Request, choose: Callable[[object], Embedding]
+) -> Response:
+    """Answer one request for vectors; `choose` returns the route that its JSON belongs to."""
     service.check_open()
-    content = await read_body(request, service.limits.max_body_bytes, service.limits.body_seconds)
+    content = await read_body(request, service.limits)
     service.check_open()
-    service.in_hand += 1
-    try:
 
-        def prepare() -> tuple[Body, Prepared]:
-            asked = bodies.parse(route.body, content)
+    def prepare() -> tuple[Embedding, Body, Prepared]:
+        with service.metrics.tokenization.time():
+            value = bodies.read_json(content)
+            route = choose(value)
+            asked = bodies.validate(route.body, value)
             service.check_model(getattr(asked, "model", None))
-            return asked, service.prepare(route.call(asked))
+            return route, asked, service.prepare(route.call(asked))
 
-        asked, prepared = await service.in_prepare(prepare)
+    with service.handling():
+        route, asked, prepared = await service.in_prepare(prepare)
         owner = str(request.scope["state"]["owner"])
         job = await until_gone(request, service.compute(owner, prepared))
         if job is None:
@@ -140,14 +220,12 @@ async def _embed(service: Service, request: Request, route: Embedding) -> Respon
             return to_json(route.render(asked, answer)), answer
 
         written, answer = await service.in_answer(render)
-        request.scope["state"]["counts"] = {
-            "texts": len(prepared.ids),
-            "tokens": prepared.tokens,
-            "computed": answer.computed,
-        }
-        return Response(written, 200, answer.headers(), _JSON)
-    finally:
-        service.in_hand -= 1
+    request.scope["state"]["counts"] = {
+        "texts": len(prepared.ids),
+        "tokens": prepared.tokens,
+        "computed": answer.computed,
+    }
+    return Response(written, 200, answer.headers(), _JSON)
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T | None:
@@ -169,7 +247,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
+async def read_body(request: Request, limits: Limits) -> bytes:
     """Read a body within its limits of size and time.
 
     Raises:
@@ -177,6 +255,7 @@ async def read_body(request: Request, most: int, seconds: float) -> bytes:
     """
     if request.headers.get("content-encoding", "identity") != "identity":
         raise ServeError(415, "content-encoding: not accepted; send the body as it is.")
+    most, seconds = limits.max_body_bytes, limits.body_seconds
     too_large = ServeError(413, f"body: too large; expected at most {most:,} bytes.")
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > most:
@@ -222,6 +301,9 @@ def _add_descriptions(app: FastAPI, service: Service) -> None:
     add("/info", lambda _: json_answer(describe(service)))
     add("/v1/models", lambda _: json_answer(openai.list_models(service.name, service.created)))
     add("/v1/models/{model:path}", model)
+    add("/api/tags", lambda _: json_answer(ollama.list_models(service.name)))
+    add("/api/version", lambda _: json_answer(ollama.version()))
+    add("/metrics", lambda _: Response(service.metrics.text(), media_type=CONTENT_TYPE))
     add("/openapi.json", lambda _: json_answer(openapi(app)))
 
 
@@ -233,7 +315,7 @@ def json_answer(value: object) -> Response:
 def openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document; the bodies' models are those that check the requests."""
     document = app.openapi()
-    kinds = [(route.body, "validation") for route in EMBEDDINGS]
+    kinds = [(route.body, "validation") for route in (*EMBEDDINGS, *PLAIN)]
     _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
     return document

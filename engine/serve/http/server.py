@@ -16,8 +16,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lastword.embedder import Embedder
 from lastword.errors import DeviceError, InputError, LastwordError
-from lastword.serve.app import make_app
-from lastword.serve.gate import LOG, LogFormat
+from lastword.serve.http.app import make_app
+from lastword.serve.http.gate import LOG, LogFormat
 from lastword.serve.service import Service
 from lastword.serve.settings import Settings
 
@@ -86,7 +86,7 @@ class Server(uvicorn.Server):
         scheme = "https" if config.ssl else "http"
         host = f"[{config.host}]" if ":" in config.host else config.host
         LOG.info("listening", extra={"fields": {"url": f"{scheme}://{host}:{self.port}"}})
-        self.service.on_failure = lambda: loop.call_soon_threadsafe(self._end)
+        self.service.on_failure = lambda: loop.call_soon_threadsafe(self._device_failed)
         self.service.device.start()
 
     @contextmanager
@@ -127,6 +127,11 @@ class Server(uvicorn.Server):
         while self.service.connected and monotonic() < end:
             await asyncio.sleep(_TICK_S)
         self.should_exit = True
+
+    def _device_failed(self) -> None:
+        """End, once those who waited have been told."""
+        if self._drain is None:
+            self.drain()
 
     def _end(self) -> None:
         self.should_exit = self.force_exit = True

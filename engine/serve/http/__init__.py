@@ -1,0 +1,1 @@
+"""The HTTP side of the server: routes, what surrounds a request, keys, connections and signals."""

@@ -1,0 +1,72 @@
+"""`POST /v2/embed` as of Cohere."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from pydantic import Field
+
+from lastword.serve.answers import Answer
+from lastword.serve.errors import bad_request
+from lastword.serve.protocols.body import Body, Dim
+from lastword.serve.texts import Call
+
+Kind = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
+MOST_TEXTS = 96
+_SIDES: dict[str, Literal["left", "right"]] = {"START": "left", "END": "right"}
+
+
+class CohereEmbedBody(Body):
+    """The body of `POST /v2/embed`."""
+
+    model: str | None = None
+    texts: list[str]
+    input_type: str | None = None
+    embedding_types: Sequence[Kind] = ("float",)
+    output_dimension: Dim | None = None
+    truncate: Literal["NONE", "START", "END"] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+def call(body: CohereEmbedBody) -> Call:
+    """Return what the body asks for."""
+    if len(body.texts) > MOST_TEXTS:
+        said = f"texts: too many; got {len(body.texts):,}, expected at most {MOST_TEXTS}."
+        raise bad_request(said, "texts")
+    if not body.embedding_types:
+        raise bad_request("embedding_types: empty; expected at least one.", "embedding_types")
+    return Call(
+        body.texts,
+        kind=body.input_type,
+        dim=body.output_dimension,
+        truncate=None if body.truncate is None else body.truncate != "NONE",
+        side=_SIDES.get(body.truncate or ""),
+        max_tokens=body.max_tokens,
+        field="texts",
+    )
+
+
+def render(body: CohereEmbedBody, answer: Answer) -> dict[str, Any]:
+    """Return the answer."""
+    kinds = dict.fromkeys(body.embedding_types)
+    tokens = {"input_tokens": answer.prepared.tokens}
+    cut = answer.cut
+    said = f"truncated texts: {', '.join(map(str, cut))}"
+    return {
+        "id": f"embd-{uuid4().hex}",
+        "embeddings": {kind: _numbers(kind, answer) for kind in kinds},
+        "texts": body.texts,
+        "meta": {
+            "api_version": {"version": "2"},
+            "billed_units": tokens,
+            "tokens": tokens,
+            **({"warnings": [said]} if cut else {}),
+        },
+        "response_type": "embeddings_by_type",
+    }
+
+
+def _numbers(kind: str, answer: Answer) -> Any:
+    if kind == "base64":
+        return answer.base64()
+    return answer.rows("float32" if kind == "float" else kind)

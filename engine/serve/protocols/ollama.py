@@ -1,0 +1,49 @@
+"""`POST /api/embed`, and the two routes by which tools find a server, as of Ollama."""
+
+from typing import Any
+
+import lastword
+from lastword.serve.answers import Answer
+from lastword.serve.errors import bad_request
+from lastword.serve.protocols.body import Body, Dim
+from lastword.serve.texts import Call
+
+
+class OllamaEmbedBody(Body):
+    """The body of `POST /api/embed`; `keep_alive` and `options` change no vector here and are ignored."""
+
+    model: str | None = None
+    input: str | list[str]
+    truncate: bool | None = None
+    dimensions: Dim | None = None
+    keep_alive: str | float | int | None = None
+    options: dict[str, Any] | None = None
+
+
+def call(body: OllamaEmbedBody) -> Call:
+    """Return what the body asks for."""
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    if not texts:
+        raise bad_request("input: empty; expected at least one text.", "input", "empty")
+    return Call(texts, dim=body.dimensions, truncate=body.truncate)
+
+
+def render(_: OllamaEmbedBody, answer: Answer) -> dict[str, Any]:
+    """Return the answer; durations are in nanoseconds."""
+    return {
+        "model": answer.model,
+        "embeddings": answer.rows(),
+        "total_duration": round(answer.seconds * 1e9),
+        "load_duration": 0,
+        "prompt_eval_count": answer.prepared.tokens,
+    }
+
+
+def list_models(name: str) -> dict[str, Any]:
+    """Return the answer of `GET /api/tags`."""
+    return {"models": [{"name": name, "model": name, "details": {"format": "safetensors"}}]}
+
+
+def version() -> dict[str, str]:
+    """Return the answer of `GET /api/version`."""
+    return {"version": lastword.__version__}
