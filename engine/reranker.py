@@ -286,7 +286,7 @@ class Reranker(ModelProperties):
             ConfigError: a setting is not accepted.
         """
         if top_k is not None:
-            top_k = as_integer(top_k, "top_k", 1, expected="1 or more, or None for all")
+            top_k = as_integer(top_k, "top_k", 1, expected="1 or more")
         if not isinstance(query, str):
             raise InputError("query", "not a string", got=shown(query), expected="str")
         wanted = as_switch(return_documents, "return_documents")
@@ -310,6 +310,17 @@ class Reranker(ModelProperties):
         options = self._options("token_ids", kwargs)
         texts = self._texts(_list_pairs(pairs)[0], options, "pair")
         return list(self.loop.token_ids(texts, options))
+
+    def head(self, query: str, **kwargs: Unpack[PredictKwargs]) -> str:
+        """Return what the model reads before each document of a query: its tokens count towards max_length.
+
+        Raises:
+            InputError: it leaves no room for a document.
+        """
+        options = self._options("head", kwargs)
+        head = self._head(query, options)
+        self._check_head(head, options)
+        return head
 
     def close(self) -> None:
         """Free the model and end the worker processes, if any; afterwards a pair is refused with a DeviceError."""
@@ -364,24 +375,33 @@ class Reranker(ModelProperties):
         Raises:
             InputError: a query leaves no room for a document.
         """
-        template, tokenizer = self.info.template, self.info.tokenizer
-        room = options.max_length - tokenizer.num_template_tokens
         fitting: set[str] = set()
         for index, (query, document) in enumerate(pairs):
             if query not in fitting:
-                head = options.prompt + template.text(query, "")
-                size = len(head.encode(errors="replace")) * _TOKENS_PER_BYTE
-                if size >= room and (size := tokenizer.count(head)) >= room:
-                    raise InputError(
-                        f"{noun} {index}",
-                        "its query leaves no room for the document",
-                        got=count(size + tokenizer.num_template_tokens, "token"),
-                        expected=f"fewer than max_length, which is {options.max_length}, with instruction and template",
-                        remedy="Shorten the query or the instruction, or raise max_length.",
-                        index=index,
-                    )
+                try:
+                    self._check_head(self._head(query, options), options)
+                except InputError as error:
+                    error.where, error.index = f"{noun} {index}: its query", index
+                    raise
                 fitting.add(query)
-            yield template.text(query, document)
+            yield self.info.template.text(query, document)
+
+    def _head(self, query: str, options: EncodeOptions) -> str:
+        return options.prompt + self.info.template.text(query, "")
+
+    def _check_head(self, head: str, options: EncodeOptions) -> None:
+        """Raise InputError if the text before a document leaves no room for it."""
+        tokenizer = self.info.tokenizer
+        room = options.max_length - tokenizer.num_template_tokens
+        size = len(head.encode(errors="replace")) * _TOKENS_PER_BYTE
+        if size >= room and (size := tokenizer.count(head)) >= room:
+            raise InputError(
+                "query",
+                "leaves no room for a document",
+                got=count(size + tokenizer.num_template_tokens, "token"),
+                expected=f"fewer than max_length, which is {options.max_length}, with instruction and template",
+                remedy="Shorten the query or the instruction, or raise max_length.",
+            )
 
 
 def _identity(scores: Tensor) -> Tensor:

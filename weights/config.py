@@ -186,7 +186,7 @@ def _refuse_architectures(fields: Fields, *, reranker: bool) -> None:
     if named is not None and not (isinstance(named, list) and all(n in _EMBEDDERS for n in named)):
         remedy = "Only Qwen3's own classes are supported. Name another model."
         if named == [CLASSIFIER]:
-            remedy = "If it is a reranker, open it as lastword.Reranker."
+            remedy = "If it is a reranker, use lastword rerank, or lastword.Reranker in Python."
         fields.fail("architectures", " or ".join(_EMBEDDERS), remedy)
 
 

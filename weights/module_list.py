@@ -77,7 +77,7 @@ def read_modules(folder: Path, config: ModelConfig) -> bool:
             "Other modules are not supported, and no code of a model is run. Name another model."
         )
         if names in _RERANKERS:
-            remedy = "If it is a reranker, open it as lastword.Reranker."
+            remedy = "If it is a reranker, use lastword rerank, or lastword.Reranker in Python."
         expected = "Transformer, Pooling and, optionally, Normalize of sentence-transformers"
         raise _wrong_modules(folder, names, expected, remedy)
     pooling, *normalize = places[1:]
@@ -100,7 +100,7 @@ def read_reranker_modules(folder: Path) -> Path | None:
             "Other modules are not supported, and no code of a model is run. Name another model."
         )
         if names in _CHAINS:
-            remedy = "This is an embedding model. Open it as lastword.Embedder."
+            remedy = "This is an embedding model. Name a reranker."
         expected = "Transformer and, for a causal model, LogitScore of sentence-transformers"
         raise _wrong_modules(folder, names, expected, remedy)
     return places[1] if len(places) > 1 else None

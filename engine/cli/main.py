@@ -25,6 +25,7 @@ from lastword.errors import DeviceError, InputError, LastwordError, LastwordWarn
 EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
   lastword search "how do I reset it" manual.txt
+  lastword rerank "how do I reset it" manual.txt --model Qwen/Qwen3-Reranker-0.6B
   lastword info Qwen/Qwen3-Embedding-0.6B
   lastword verify Qwen/Qwen3-Embedding-0.6B
   lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact
@@ -34,6 +35,7 @@ EXAMPLES = """examples:
 COMMANDS = {
     "embed": "lastword.cli.commands.embed",
     "search": "lastword.cli.commands.search",
+    "rerank": "lastword.cli.commands.rerank",
     "serve": "lastword.cli.commands.serve",
     "info": "lastword.cli.commands.info",
     "verify": "lastword.cli.commands.verify",
@@ -53,7 +55,7 @@ _ENDINGS: dict[int, tuple[str, int]] = {
 _READER_GONE = 141  # the status of a program that is stopped by SIGPIPE
 _SECONDS_TO_STOP = 1.0
 # Commands with nothing to keep of an unfinished run; the others may write down what they have.
-_STOPPED_AT_ONCE = ("embed", "search")
+_STOPPED_AT_ONCE = ("embed", "search", "rerank")
 
 
 class _Terminated(KeyboardInterrupt):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lastword.cli.documents.chunks import Splitter
     from lastword.embedder import Embedder
     from lastword.model_info import ModelInfo
+    from lastword.reranker import Reranker
 
 QUANTIZE = ("int8", "fp8")
 
@@ -41,6 +42,7 @@ OPTION_OF = {
     "ranges": "--ranges",
     "prompt": "--prompt-name",  # --prompt itself is already checked by the parser
     "prompt_name": "--prompt-name",
+    "instruction": "--instruction",
     "known_as": "--as",
     "accept": "--accept",
     "card": "--card",
@@ -159,6 +161,29 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=model_argument,
         help="Hugging Face id or folder of a Qwen3 embedding model; by default the small built-in model",
     )
+    _add_loading_options(group)
+    group.add_argument(
+        "--dim",
+        type=positive,
+        help="number of leading dimensions to keep of each vector; by default what the model sets, else all",
+    )
+    _add_limit_options(group)
+
+
+def add_reranker_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a reranker and how it runs."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        type=model_argument,
+        required=True,
+        help="Hugging Face id or folder of a Qwen3 reranker, such as Qwen/Qwen3-Reranker-0.6B",
+    )
+    _add_loading_options(group)
+    _add_limit_options(group)
+
+
+def _add_loading_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--revision",
         type=revision_argument,
@@ -178,11 +203,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=QUANTIZE,
         help="faster 8-bit matmuls with a small error: int8 on a CPU, fp8 on a GPU; by default none",
     )
-    group.add_argument(
-        "--dim",
-        type=positive,
-        help="number of leading dimensions to keep of each vector; by default what the model sets, else all",
-    )
+
+
+def _add_limit_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--max-length",
         type=positive,
@@ -354,7 +377,9 @@ def refuse_field(inputs: Iterable[Source], field: str, option: str = "--text-fie
         )
 
 
-def open_splitter(args: argparse.Namespace, embedder: "Embedder", prompt: str) -> "Splitter | None":
+def open_splitter(
+    args: argparse.Namespace, embedder: "Embedder | Reranker", prompt: str
+) -> "Splitter | None":
     """Return what --chunk splits texts with, or None without --chunk; the prompt is that of the texts."""
     if args.chunk is None:
         return None
@@ -396,6 +421,13 @@ def name_model(args: argparse.Namespace) -> None:
 def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the model options as keyword arguments of `Embedder`."""
     return {
+        **_reranker_options(args),
+        "truncate_dim": args.dim,
+    }
+
+
+def _reranker_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {
         "device": args.device,
         "dtype": args.dtype,
         "quantize": args.quantize,
@@ -403,7 +435,6 @@ def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
         "local_files_only": args.local_files_only,
         "max_length": args.max_length,
         "max_batch_tokens": args.max_batch_tokens,
-        "truncate_dim": args.dim,
     }
 
 
@@ -413,6 +444,14 @@ def open_model(args: argparse.Namespace) -> "Embedder":
 
     show = False if args.quiet else None
     return Embedder(args.model, show_progress_bar=show, **embedder_options(args))
+
+
+def open_reranker(args: argparse.Namespace) -> "Reranker":
+    """Load the reranker given by the options."""
+    from lastword.reranker import Reranker
+
+    show = False if args.quiet else None
+    return Reranker(args.model, show_progress_bar=show, **_reranker_options(args))
 
 
 def open_files(args: argparse.Namespace) -> "ModelInfo":

@@ -219,14 +219,14 @@ def test_only_the_document_is_cut(made) -> None:
 
 def test_a_query_that_leaves_no_room_is_refused(made) -> None:
     ours = Reranker(made["tied"], device="cpu", max_length=150)
-    what = "its query leaves no room for the document"
-    with refusal(InputError, where="pair 1", what=what, index=1):
+    what = "leaves no room for a document"
+    with refusal(InputError, where="pair 1: its query", what=what, index=1):
         ours.predict([(QUERY, "x"), ("why " * 100, "x")])
-    with refusal(InputError, where="document 0", what=what):
+    with refusal(InputError, where="document 0: its query", what=what):
         ours.rank("why " * 100, ["x"])
-    with refusal(InputError, where="pair 0", what=what):
+    with refusal(InputError, where="pair 0: its query", what=what):
         ours.plan([("why " * 100, "x")])
-    with refusal(InputError, where="pair 0", what=what):
+    with refusal(InputError, where="pair 0: its query", what=what):
         ours.predict([(QUERY, "x")], instruction="find " * 100)
     frame = ours.info.tokenizer.num_template_tokens
     with refusal(ConfigError, where="max_length", expected=f"{frame + 1} to 4096 tokens"):

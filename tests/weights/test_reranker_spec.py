@@ -201,10 +201,10 @@ def test_other_classes_are_refused(fresh, named: list | None) -> None:
 
 
 def test_the_other_kind_of_model_is_named(fresh, tiny_checkpoint: Path) -> None:
-    remedy = "This is an embedding model. Open it as lastword.Embedder."
+    remedy = "This is an embedding model. Name a reranker."
     with refusal(ConfigError, what="not supported", remedy=remedy):
         Reranker(tiny_checkpoint)
-    remedy = "If it is a reranker, open it as lastword.Reranker."
+    remedy = "If it is a reranker, use lastword rerank, or lastword.Reranker in Python."
     with refusal(ConfigError, what="wrong value", remedy=remedy):
         Embedder(fresh("classifier"))
     causal = fresh("tied")

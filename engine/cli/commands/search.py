@@ -4,7 +4,7 @@ import argparse
 import heapq
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threshold",
-        type=_score,
+        type=number_argument,
         metavar="SCORE",
         help="print only texts with at least this score; by default all",
     )
@@ -79,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model_options(parser)
 
 
-def _score(given: str) -> float:
+def number_argument(given: str) -> float:
     """Parse a finite number."""
     try:
         number = float(given)
@@ -127,9 +127,7 @@ def _read_queries(args: argparse.Namespace) -> tuple[list[Record], list[str]]:
         remedy = "Write it before the files, or name a file of queries with --queries."
         if args.query is None:
             raise InputError("QUERY", "is missing", remedy=remedy)
-        if not args.query.strip():
-            got = "an empty text" if not args.query else "only white space"
-            raise InputError("QUERY", "is blank", got=got, expected="a text to search for")
+        check_query(args.query)
         return [Record(args.query, "QUERY", None, frozenset(), "")], []
     if args.queries == read.STDIN and (not args.files or read.STDIN in args.files):
         expected = "the texts in files"
@@ -148,6 +146,13 @@ def _read_queries(args: argparse.Namespace) -> tuple[list[Record], list[str]]:
     if not queries:
         raise InputError(args.queries, "contains no query", expected="a query per line")
     return queries, [f"{args.queries}: {notice}" for notice in blanks.notices()]
+
+
+def check_query(query: str) -> None:
+    """Raise InputError for a query that is empty or only white space."""
+    if not query.strip():
+        got = "an empty text" if not query else "only white space"
+        raise InputError("QUERY", "is blank", got=got, expected="a text to search for")
 
 
 class _Search:
@@ -232,13 +237,8 @@ class _Search:
             if several and not self._args.json:
                 yield from ("",) if number else ()
                 yield _shown(query.text)
-            ranked = sorted(hits, reverse=True)
-            for rank, hit in enumerate(filter(self._is_near, ranked), 1):
-                if self._args.json:
-                    yield _json_line(rank, hit, query.text if several else None)
-                else:
-                    place = printable(hit.record.where)
-                    yield f"{rank:>3}  {hit.score:.4f}  {place}  {_shown(hit.record.text)}"
+            ranked = filter(self._is_near, sorted(hits, reverse=True))
+            yield from hit_lines(ranked, query.text if several else None, as_json=self._args.json)
 
     def _is_near(self, hit: Hit) -> bool:
         return self._args.threshold is None or hit.score >= self._args.threshold
@@ -261,6 +261,16 @@ class _Search:
             yield (
                 f"{which}no text scores {self._args.threshold:g} or more; the best score is {max(far):.4f}"
             )
+
+
+def hit_lines(hits: Iterable[Hit], query: str | None = None, *, as_json: bool) -> Iterator[str]:
+    """Yield a line for each hit, the best first: a row of a table, or a JSON object, which names the query if given."""
+    for rank, hit in enumerate(hits, 1):
+        if as_json:
+            yield _json_line(rank, hit, query)
+        else:
+            place = printable(hit.record.where)
+            yield f"{rank:>3}  {hit.score:.4f}  {place}  {_shown(hit.record.text)}"
 
 
 def _json_line(rank: int, hit: Hit, query: str | None) -> str:

@@ -17,6 +17,7 @@ from lastword.errors import ConfigError, InputError, require_extra
 
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
+    from lastword.reranker import Reranker
 
 _PACKAGE = "semantic-text-splitter"
 # A long text is split window by window, so that time grows with its length only and Ctrl-C is answered.
@@ -41,7 +42,9 @@ class Splitter:
         ConfigError: the package is not installed, or a piece with its prompt would be longer than max_length.
     """
 
-    def __init__(self, embedder: "Embedder", size: int, overlap: int, prompt: str) -> None:
+    def __init__(
+        self, embedder: "Embedder | Reranker", size: int, overlap: int, prompt: str
+    ) -> None:
         with require_extra(_PACKAGE, "documents", "--chunk"):
             from semantic_text_splitter import MarkdownSplitter, TextSplitter
         tokenizer = embedder.info.tokenizer

@@ -1,0 +1,154 @@
+"""`lastword rerank`: sort texts by their relevance to a query with a reranker, in one pass and in constant memory."""
+
+import argparse
+import heapq
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from lastword.cli import console, options, read
+from lastword.cli.commands.search import Hit, check_query, hit_lines, number_argument
+from lastword.cli.failures import Blanks, Failures, require_texts
+from lastword.cli.output import open_output
+from lastword.cli.read import Record
+from lastword.errors import InputError, count
+from lastword.report import Report
+
+if TYPE_CHECKING:
+    from lastword.reranker import Reranker
+
+ABOUT = "sort texts by their relevance to a query"
+EXAMPLES = """examples:
+  lastword rerank "how do I reset it" manual.txt --model Qwen/Qwen3-Reranker-0.6B
+  lastword rerank "refund" tickets.csv --text-field message --top-k 3 --json --model ./reranker
+  lastword rerank "reset" docs --files --chunk 200 --threshold 0.5 --model ./reranker
+  lastword rerank "reset" manual.txt --instruction "Find the page that solves the problem" --model ./reranker
+
+Every text is read together with the query, so this is slower than search and finds better. Texts that are empty or
+only white space are skipped."""
+# Texts that are scored together.
+_GROUP = 4096
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("query", metavar="QUERY", help="text to which the others are compared")
+    options.add_input_options(parser)
+    parser.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help="what makes a text relevant; by default what the model sets, for Qwen3-Reranker that of a web search",
+    )
+    parser.add_argument(
+        "--top-k", type=options.positive, default=10, help="number of texts to print; by default 10"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=number_argument,
+        metavar="SCORE",
+        help="print only texts with at least this score; by default all",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per line instead of a table"
+    )
+    options.add_reranker_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    check_query(args.query)
+    inputs = options.find_inputs(args)
+    given = (source.path for source in inputs if source.path != read.STDIN)
+    options.refuse_overwriting(given, (args.errors,))
+    console.stdout_bytes()
+    with ExitStack() as files:
+        out = None if args.errors is None else files.enter_context(open_output(args.errors))
+        failures = Failures(skip=args.on_error == "skip", out=out, name=args.errors)
+        reranker = files.enter_context(closing(options.open_reranker(args)))  # on Ctrl-C too
+        ranking = _Ranking(reranker, args, failures)
+        ranking.run(inputs)
+        if out is not None:
+            console.attempt(out.flush, args.errors)
+    console.print_lines(list(hit_lines(ranking.near(), as_json=args.json)))
+    console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
+    console.say_all([*reranker.notices, *ranking.notices()], quiet=args.quiet)
+    return 0
+
+
+class _Ranking:
+    """The state of one run: the most relevant texts so far."""
+
+    def __init__(self, reranker: "Reranker", args: argparse.Namespace, failures: Failures) -> None:
+        self._reranker, self._args, self._failures = reranker, args, failures
+        self._blanks, self._report, self._hits = Blanks(skip=True), Report(), list[Hit]()
+        self._position = 0
+        try:
+            self._head = reranker.head(args.query, instruction=args.instruction)
+        except InputError as error:
+            error.where = "QUERY"
+            raise
+
+    def run(self, inputs: Sequence[read.Source]) -> None:
+        """Score every text, one group of texts at a time."""
+        args, bad = self._args, self._failures.bad
+        texts = self._blanks.filtered(read.read(inputs, args.text_field, args.delimiter, bad=bad))
+        splitter = options.open_splitter(args, self._reranker, self._head)
+        if splitter is not None:
+            texts = splitter.pieces(texts, args.text_field, bad)
+        while group := list(islice(texts, _GROUP)):
+            self._score(group)
+        require_texts(self._report.texts, args.files, self._failures, self._blanks)
+
+    def _score(self, group: list[Record]) -> None:
+        """Score a group and keep the most relevant texts; among equal scores, the earlier text ranks first."""
+        records, numbers = (
+            group,
+            list(range(self._failures.texts, self._failures.texts + len(group))),
+        )
+        self._failures.texts += len(group)
+        scores: list[float] | None = None
+        while scores is None and records:
+            try:
+                scores = self._predict(records)
+            except InputError as error:
+                if error.index is None:
+                    raise
+                record, place = records[error.index], error.index
+                error.where = record.where
+                self._failures.leave_out(error, record.path, record.line, numbers[place])
+                records = records[:place] + records[place + 1 :]
+                numbers = numbers[:place] + numbers[place + 1 :]
+        hits = [
+            Hit(score, -self._position - place, record)
+            for place, (score, record) in enumerate(zip(scores or [], records, strict=True))
+        ]
+        self._position += len(records)
+        self._hits = heapq.nlargest(self._args.top_k, [*self._hits, *hits])
+
+    def _predict(self, records: list[Record]) -> list[float]:
+        args, report = self._args, Report()
+        scores: list[float] = self._reranker.predict(
+            [(args.query, record.text) for record in records],
+            instruction=args.instruction,
+            too_long=args.on_long,
+            report=report,
+            show_progress_bar=None if console.shows_progress(quiet=args.quiet) else False,
+        ).tolist()
+        self._report.add(report)
+        return scores
+
+    def near(self) -> list[Hit]:
+        """Return the texts to print, the most relevant first."""
+        least = self._args.threshold
+        return [hit for hit in self._hits if least is None or hit.score >= least]
+
+    def notices(self) -> Iterator[str]:
+        """Yield notices about texts that were left out or cut, and about a threshold that none reaches."""
+        yield from self._blanks.notices()
+        if self._report.cut:
+            limit = count(self._reranker.max_length, "token")
+            yield f"{self._report.cut:,} of {count(self._report.texts, 'text')} cut to {limit}"
+        if self._hits and not self.near():
+            best = f"the best score is {self._hits[0].score:.4f}"
+            yield f"no text scores {self._args.threshold:g} or more; {best}"
