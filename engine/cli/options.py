@@ -454,6 +454,15 @@ def open_reranker(args: argparse.Namespace) -> "Reranker":
     return Reranker(args.model, show_progress_bar=show, **_reranker_options(args))
 
 
+def open_second(args: argparse.Namespace, model: str) -> "Reranker":
+    """Load a reranker beside the model given by the options, with those that are for both."""
+    from lastword.reranker import Reranker
+
+    shared = ("device", "dtype", "quantize", "local_files_only")
+    chosen = {name: getattr(args, name) for name in shared}
+    return Reranker(model, show_progress_bar=False if args.quiet else None, **chosen)
+
+
 def open_files(args: argparse.Namespace) -> "ModelInfo":
     """Open the model given by the options without loading its weights, which may not fit into memory."""
     from lastword.model_info import ModelInfo

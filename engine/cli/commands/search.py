@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lastword.embedder import Embedder
+    from lastword.reranker import Reranker
 
 ABOUT = "find the texts nearest to a query"
 EXAMPLES = """examples:
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   lastword search "reset" docs --files --chunk 200 --ignore 'drafts/'
   lastword search "refund" tickets.csv --text-field message --top-k 3 --json --model ./model
   lastword search --queries questions.txt manual.txt --top-k 3 --threshold 0.5
+  lastword search "reset" manual.txt --rerank Qwen/Qwen3-Reranker-0.6B --candidates 50
 
 Texts that are empty or only white space are skipped. With --queries, the hits of each query are printed below
 it, and --json adds the field query."""
@@ -76,6 +78,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per line instead of a table"
     )
+    group = parser.add_argument_group("reranking")
+    group.add_argument(
+        "--rerank",
+        type=options.model_argument,
+        metavar="MODEL",
+        help="Hugging Face id or folder of a reranker that scores the nearest texts anew and sorts them; --threshold "
+        "is about its scores, and --device, --dtype, --quantize and --local-files-only are for both models",
+    )
+    group.add_argument(
+        "--candidates",
+        type=options.positive,
+        metavar="N",
+        help="number of nearest texts for a query that --rerank scores; by default 100, or --top-k if that is more",
+    )
     options.add_model_options(parser)
 
 
@@ -95,6 +111,9 @@ def run(args: argparse.Namespace) -> int:
     if args.queries is not None and args.query is not None:
         args.files.insert(0, args.query)  # the first argument is a file then
     queries, notices = _read_queries(args)
+    if args.candidates is not None and args.rerank is None:
+        remedy = "Name a reranker with --rerank."
+        raise InputError("--candidates", "is for --rerank", remedy=remedy)
     inputs = options.find_inputs(args)
     given = (source.path for source in inputs if source.path != read.STDIN)
     options.refuse_overwriting((*given, args.queries), (args.errors,))
@@ -102,9 +121,16 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as files:
         out = None if args.errors is None else files.enter_context(open_output(args.errors))
         failures = Failures(skip=args.on_error == "skip", out=out, name=args.errors)
-        embedder = files.enter_context(closing(options.open_model(args)))  # on Ctrl-C too
+        # Opened first, so that a search is not in vain; closed on Ctrl-C too.
+        reranker = None
+        if args.rerank is not None:
+            reranker = files.enter_context(closing(options.open_second(args, args.rerank)))
+        embedder = files.enter_context(closing(options.open_model(args)))
         search = _Search(embedder, args, queries, failures)
         search.run(inputs)
+        if reranker is not None:
+            search.rerank(reranker)
+            notices += reranker.notices
         if out is not None:
             console.attempt(out.flush, args.errors)
     console.print_lines(list(search.lines()))
@@ -172,7 +198,11 @@ class _Search:
             failures,
         )
         self._blanks, self._position = Blanks(skip=True), 0
-        self._of_queries, self._of_texts = Report(), Report()
+        self._of_queries, self._of_texts, self._of_pairs = Report(), Report(), Report()
+        # of the texts for a query; with a reranker more than are printed
+        self._most = args.top_k
+        if args.rerank is not None:
+            self._most = args.candidates or max(100, args.top_k)
         self._hits: list[list[Hit]] = [[] for _ in queries]  # heaps
         self._vectors = self._embed_queries()
 
@@ -216,7 +246,7 @@ class _Search:
         """Keep the nearest of more texts; a stable sort ranks the earlier of two texts with equal scores first."""
         scores = self._embedder.similarity(self._vectors, matrix)  # [queries, texts]
         best, places = scores.sort(dim=1, descending=True, stable=True)
-        most = self._args.top_k
+        most = self._most
         for hits, row, where in zip(
             self._hits, best[:, :most].tolist(), places[:, :most].tolist(), strict=True
         ):
@@ -229,6 +259,31 @@ class _Search:
                 else:
                     heapq.heapreplace(hits, hit)
         self._position += len(records)
+
+    def rerank(self, reranker: "Reranker") -> None:
+        """Give the nearest texts of each query the scores of a reranker, and keep the best of them."""
+        pairs = [
+            (query.text, hit.record.text)
+            for query, hits in zip(self._queries, self._hits, strict=True)
+            for hit in hits
+        ]
+        try:
+            scores: list[float] = reranker.predict(
+                pairs,
+                report=self._of_pairs,
+                show_progress_bar=None if console.shows_progress(quiet=self._args.quiet) else False,
+            ).tolist()
+        except InputError as error:
+            if error.index is not None:
+                every = [hit for hits in self._hits for hit in hits]
+                error.where = f"{every[error.index].record.where}, with its query"
+            raise
+        scored = iter(scores)
+        for hits in self._hits:
+            hits[:] = sorted(
+                (Hit(next(scored), hit.order, hit.record) for hit in hits), reverse=True
+            )
+            del hits[self._args.top_k :]
 
     def lines(self) -> Iterator[str]:
         """Yield the lines to print: for several queries each query, then its hits."""
@@ -254,6 +309,8 @@ class _Search:
             yield f"{queries.cut:,} of {count(len(self._queries), 'query', 'queries')} cut to {limit}"
         if texts.cut:
             yield f"{texts.cut:,} of {count(texts.texts, 'text')} cut to {limit}"
+        if self._of_pairs.cut:
+            yield f"{self._of_pairs.cut:,} of {count(self._of_pairs.texts, 'pair')} cut for the reranker"
         far = [max(hits).score for hits in self._hits if hits and not self._is_near(max(hits))]
         if far:
             of = count(len(self._queries), "query", "queries")

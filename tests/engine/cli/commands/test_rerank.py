@@ -100,3 +100,41 @@ def test_bad_usage(rerank, run) -> None:
     one_line(rerank("q", "gone.txt"), "gone.txt")
     one_line(rerank("q", "a.txt", "--top-k", "0"), "--top-k")
     one_line(run("rerank", "q", "a.txt", "--model", "gone/model"), "gone/model")
+
+
+# search --rerank
+
+
+def test_search_reranks_the_nearest(run, folder, tiny_checkpoint) -> None:
+    Path("a.txt").write_text("\n".join(DOCUMENTS) + "\n", encoding="utf-8")
+    Path("q.txt").write_text("the cat\nno\n")
+    how = (
+        "search",
+        "--queries",
+        "q.txt",
+        "a.txt",
+        "--model",
+        tiny_checkpoint,
+        "--device",
+        "cpu",
+        "--json",
+    )
+    near = rows(run(*how, "--top-k", "3")[1])
+    status, out, _ = run(*how, "--top-k", "2", "--candidates", "3", "--rerank", folder)
+    assert status == 0
+    for query in ("the cat", "no"):
+        texts = [row["text"] for row in near if row["query"] == query]
+        expected = Reranker(folder, device="cpu").rank(query, texts, 2, return_documents=True)
+        found = [row for row in rows(out) if row["query"] == query]
+        assert [row["text"] for row in found] == [each["text"] for each in expected]
+        assert [row["rank"] for row in found] == [1, 2]
+        for row, each in zip(found, expected, strict=True):
+            assert abs(row["score"] - each["score"]) < 1e-6
+    _, _, err = run(*how, "--rerank", folder, "--threshold", "0.9999")
+    assert "2 of 2 queries: no text scores 0.9999 or more" in err
+
+
+def test_bad_usage_of_search_with_a_reranker(run, folder, tiny_checkpoint) -> None:
+    search = ("search", "q", "texts.txt", "--device", "cpu")
+    one_line(run(*search, "--candidates", "3"), "--candidates", "is for --rerank")
+    one_line(run(*search, "--rerank", tiny_checkpoint), "This is an embedding model.")
