@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 
 import httpx
 import pytest
+import torch
 from helpers.serving.servers import running, until
 
 from lastword import ConfigError, Embedder
@@ -230,6 +232,60 @@ def test_sigterm_under_load_loses_no_accepted_request():
     answered = [line["status"] for line in lines if line.get("path") == ROUTE]
     assert answered.count(200) == seen.count(200)
     assert set(answered) <= {200, 503}
+
+
+def test_sighup_reads_the_keys_again(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("old\n")
+    process = command("--api-key-file", str(keys), "--log-format", "json")
+    try:
+        url = json.loads(process.stderr.readline())["url"]
+        old, new = ({"authorization": f"Bearer {key}"} for key in ("old", "new"))
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+            until(lambda: client.get("/health").status_code == 200)
+            assert client.get("/info", headers=old).status_code == 200
+            keys.write_text("new\n")
+            process.send_signal(signal.SIGHUP)
+            until(lambda: client.get("/info", headers=new).status_code == 200)
+            assert client.get("/info", headers=old).status_code == 401
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    assert "old" not in log
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_tls(tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    subprocess.run([*made, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    settings = Settings(port=0, tls_cert=cert, tls_key=key)
+    with running(lambda: Embedder(device="cpu"), settings) as server:
+        response = httpx.get(
+            f"https://127.0.0.1:{server.server.port}/health", verify=False, trust_env=False
+        )
+        assert response.status_code == 200
+
+
+def test_several_devices(model):
+    with running(lambda: Embedder(device="cpu,cpu")) as server:
+        texts = [f"text number {n}" for n in range(300)]
+        data = server.post(ROUTE, {"input": texts}).json()["data"]
+        found = torch.tensor([each["embedding"] for each in data])
+        torch.testing.assert_close(found, model.encode(texts), atol=1e-5, rtol=0)
 
 
 def test_the_command_ends_while_it_loads():
