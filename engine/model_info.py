@@ -15,6 +15,7 @@ from typing import SupportsIndex, TypedDict, TypeVar, Unpack, cast
 import torch
 
 from lastword.arguments import Numbers, as_switch, shown
+from lastword.batching.forest import MIN_SHARED
 from lastword.encode_options import (
     EncodeKwargs,
     EncodeOptions,
@@ -28,6 +29,7 @@ from lastword.encode_options import (
 )
 from lastword.errors import ConfigError, list_some
 from lastword.model.postprocess import VectorFormat
+from lastword.model.prompt_cache import MAX_BYTES, MAX_PROMPT_BYTES, MAX_PROMPTS
 from lastword.runtime.device import (
     check_quantize,
     choose_devices,
@@ -148,6 +150,20 @@ class OpenedModel:
     def _open_tokenizer(self) -> TextTokenizer:
         """Open the tokenizer, once the settings are read."""
         raise NotImplementedError
+
+    @property
+    def prompt_cache(self) -> dict[str, int] | None:
+        """The bounds of what is kept of prompts between calls, in prompts, bytes and tokens; None on a GPU."""
+        if self.device.type != "cpu":
+            return None
+        token_bytes = self.config.keys_values_bytes(self.dtype.itemsize)
+        return {
+            "max_prompts": MAX_PROMPTS,
+            "max_bytes": MAX_BYTES,
+            "bytes_per_token": token_bytes,
+            "min_prompt_tokens": MIN_SHARED,
+            "max_prompt_tokens": MAX_PROMPT_BYTES // token_bytes,
+        }
 
     # Settings that can be changed.
 

@@ -10,6 +10,8 @@ import pytest
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# What a print of an example prints, in a comment beside or below it.
+SHOWN = re.compile(r"^print\(.*\)(?:  |\n)# (.+)$", re.MULTILINE)
 BLOCKS = BLOCK.findall(README.read_text(encoding="utf-8"))
 MOVING = README.parent / "engine/interop/README.md"
 
@@ -48,7 +50,11 @@ def test_python(folder: Path) -> None:
     for number, block in enumerate(of("python"), 1):
         script = folder / f"example{number}.py"
         script.write_text(block, encoding="utf-8")
-        assert run([sys.executable, script.name], folder)
+        out = " ".join(run([sys.executable, script.name], folder).split())
+        shown = SHOWN.findall(block)
+        assert out
+        assert [each for each in shown if each not in out] == [], out
+    assert sum(len(SHOWN.findall(block)) for block in of("python")) >= 2
 
 
 def test_each_move_is_four_lines_that_run(folder: Path) -> None:

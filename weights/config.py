@@ -108,6 +108,10 @@ class ModelConfig:
             f"and keep original_max_position_embeddings at {original}."
         )
 
+    def keys_values_bytes(self, itemsize: int) -> int:
+        """Return the bytes of one token's keys and values in all layers, with so many bytes per number."""
+        return 2 * self.num_key_value_heads * self.head_dim * itemsize * self.num_hidden_layers
+
     def numeric_settings(self) -> dict[str, bool | int | float | str]:
         """Return the settings that change the result, by name and in a fixed order; `LIMITS` are omitted."""
         named = {name: attrgetter(name)(self) for name in _NUMERIC}

@@ -165,6 +165,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dim",
         type=positive,
+        metavar="N",
         help="number of leading dimensions to keep of each vector; by default what the model sets, else all",
     )
     _add_limit_options(group)
@@ -209,11 +210,13 @@ def _add_limit_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--max-length",
         type=positive,
+        metavar="N",
         help="maximum number of tokens per text; by default the model's limit",
     )
     group.add_argument(
         "--max-batch-tokens",
         type=positive,
+        metavar="N",
         help="maximum number of tokens computed at once; by default chosen for the device",
     )
 
@@ -232,9 +235,12 @@ def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
     default = "default" if what == "text" else "query"
     group.add_argument(
         "--prompt-name",
+        metavar="NAME",
         help=f"name of a prompt of the model to put before {target}; by default the model's {default} prompt",
     )
-    group.add_argument("--prompt", help=f"text to put before {target}, instead of --prompt-name")
+    group.add_argument(
+        "--prompt", metavar="TEXT", help=f"text to put before {target}, instead of --prompt-name"
+    )
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:

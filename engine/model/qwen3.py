@@ -143,8 +143,7 @@ class Model:
     @property
     def max_prompt_tokens(self) -> int:
         """Maximum tokens of a prompt whose keys and values the model keeps; 0 if it keeps none, as on a GPU."""
-        c = self.config
-        row = 2 * c.num_key_value_heads * c.head_dim * self.dtype.itemsize * c.num_hidden_layers
+        row = self.config.keys_values_bytes(self.dtype.itemsize)
         return MAX_PROMPT_BYTES // row if self._packer is None else 0
 
     def _compute_prompt(self, prompt: Sequence[int]) -> KeysValues:

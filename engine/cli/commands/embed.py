@@ -41,6 +41,10 @@ Of an HTML file it is what is left without tags; only the stored piece shows it.
 A line ends with \\n or \\r\\n; any other character, such as a lone \\r, belongs to its line. A record has at
 most 33,554,432 characters. A key may not occur twice in a JSON object.
 
+--precision int8 scales each vector so that its largest value is 127 or -127 (compare by cosine); with --ranges the
+range of each dimension becomes -127 to 127, and uint8 is the same plus 128. ubinary keeps one bit per dimension, 1 for
+a value above 0, eight to a byte; binary is the same byte minus 128 (compare both by Hamming distance).
+
 With -o OUT, metadata is stored too: the model, its settings and two fingerprints. It goes to
 OUT.json, or into the file itself for .safetensors. On stdout and other streams (/dev/stderr, a named
 pipe), which take JSON lines only, --header prints it first. Vectors with the same `space` fingerprint
@@ -64,7 +68,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=write.FORMATS,
-        help="output format; by default chosen by the extension of OUT, or jsonl if it has none",
+        help="output format; by default chosen by the extension of OUT: .jsonl, .safetensors or .npy; jsonl if it has "
+        "none",
     )
     parser.add_argument(
         "--header",
@@ -82,7 +87,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=tuple(write.ELEMENT_TYPES),
         default="float32",
-        help="number format of the vectors; by default float32",
+        help="number format of the vectors, explained below; by default float32",
     )
     parser.add_argument(
         "--skip-blank",
@@ -105,7 +110,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--save-ranges",
         type=options.path_argument,
         metavar="FILE",
-        help="save the smallest and largest value of each dimension to this file, for --ranges (float32 only)",
+        help="save the smallest and largest value of each dimension to this .safetensors file, for --ranges; only with "
+        "float32",
     )
     options.add_model_options(parser)
 

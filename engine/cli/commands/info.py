@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 ABOUT = "describe a model and check its files"
 EXAMPLES = """examples:
   lastword info Qwen/Qwen3-Embedding-0.6B
-  lastword info ./model --full --json"""
+  lastword info ./model --full --json
+
+On a CPU the keys and values of a prompt are computed once and kept. prompt_cache gives the bounds: how many prompts
+and bytes are kept, and how many tokens a prompt that is kept may have; the least recently used are dropped first."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +78,7 @@ def describe(model: "ModelInfo") -> dict[str, object]:
         "max_length": model.max_length,
         "prompts": dict(model.prompts),
         "default_prompt": model.default_prompt_name,
+        "prompt_cache": model.prompt_cache,
         "space": model.space_fingerprint(),
         "run": model.run_fingerprint(model.resolve_prompt()),
         "weights": checkpoint.fingerprint,
@@ -93,14 +97,28 @@ def _hashes(args: argparse.Namespace) -> "list[FileHash]":
 def _table(facts: Mapping[str, object]) -> Iterator[str]:
     """Yield one line per fact; the entries of a group are indented below its name."""
     for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield f"{name}:"
-            yield from (f"  {key:<26} {_format_value(each)}" for key, each in value.items())
-        elif name == "files" and isinstance(value, list):
+        if name == "files" and isinstance(value, list):
             yield "files:"
             yield from (_file_line(each) for each in value)
         else:
-            yield f"{name:<28} {_format_value(value)}"
+            yield from _lines(name, value, quoted=name == "prompts")
+
+
+def _lines(name: str, value: object, *, quoted: bool, depth: int = 0) -> Iterator[str]:
+    """Yield a fact, or its name and below it those that it consists of; `quoted` shows where a string ends."""
+    indent = "  " * depth
+    if isinstance(value, Mapping) and value:
+        yield f"{indent}{printable(name)}:"
+        for key, each in value.items():
+            yield from _lines(str(key), each, quoted=quoted, depth=depth + 1)
+    elif isinstance(value, list) and value:
+        for each in value:
+            yield from _lines(name, each, quoted=quoted, depth=depth)
+    else:
+        shown = (
+            f'"{printable(value)}"' if quoted and isinstance(value, str) else _format_value(value)
+        )
+        yield f"{indent}{printable(name):<{28 - len(indent)}} {shown}"
 
 
 def _file_line(each: Mapping[str, object]) -> str:
@@ -115,6 +133,4 @@ def _format_value(value: object) -> str:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, int):
         return f"{value:,}"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False) if value == "" else printable(value)
-    return json.dumps(value, ensure_ascii=False)
+    return printable(str(value)) if value or isinstance(value, float) else "none"

@@ -55,7 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--queries",
         type=options.path_argument,
         metavar="FILE",
-        help="search for every query of this file, one per line, or a field of .jsonl, .csv or .tsv; - is stdin",
+        help="search for every query of this file, one per line, or a field of .jsonl, .csv or .tsv; - is stdin. A "
+        "query that cannot be read ends the run, even with --on-error skip",
     )
     parser.add_argument(
         "--query-field",
@@ -66,6 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top-k",
         type=options.positive,
+        metavar="K",
         default=10,
         help="number of texts to print for a query; by default 10",
     )
@@ -73,7 +75,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=number_argument,
         metavar="SCORE",
-        help="print only texts with at least this score; by default all",
+        help="print only texts with at least this score, the similarity of text and query by the model's function: for "
+        "the cosine, 1 means the same direction and 0 unrelated; by default all",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per line instead of a table"

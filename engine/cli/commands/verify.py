@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CHECK",
-        help='do not count a failure of this check, named as printed, for example "prompt text"; may be repeated',
+        help='do not count a failure of this check, given by its printed name, such as "prompt text"; may be repeated',
     )
     parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
     parser.add_argument("--quiet", action="store_true", help="print no progress")

@@ -16,8 +16,11 @@ import torch
 from helpers.messages import TEXTS, one_line
 from safetensors import safe_open
 
+from lastword.cli.commands import info
 from lastword.embedder import Embedder
+from lastword.model import prompt_cache
 from lastword.model.qwen3 import Model
+from lastword.model_info import ModelInfo
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "binary", "ubinary"])
@@ -103,6 +106,46 @@ def test_info_describes_the_model(run, tiny_checkpoint):
     assert facts["run"] not in out
     assert model.info.space_fingerprint() in out
     assert max(map(len, out.splitlines())) < 400
+
+
+def test_the_table_of_info_is_no_json(run, tiny_checkpoint):
+    model = ModelInfo(tiny_checkpoint)
+    out = run("info", tiny_checkpoint)[1]
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    for name, prompt in model.prompts.items():
+        shown = " ".join(prompt.replace("\n", "\\n").split())
+        assert any(line.startswith(f'{name} "{shown}') and line.endswith('"') for line in lines), (
+            name
+        )
+    assert not any(character in out for character in "{}[]")
+    assert any(re.fullmatch(r"  rope:|    theta +[\d.,]+", line) for line in out.splitlines())
+
+
+def test_the_table_of_info_has_a_line_per_notice():
+    facts = {"notices": ["one", "two"], "prompts": {}, "config": {"rope": {"theta": 1.0, "f": 0.0}}}
+    lines = [" ".join(line.split()) for line in info._table(facts)]
+    assert lines == [
+        "notices one",
+        "notices two",
+        "prompts none",
+        "config:",
+        "rope:",
+        "theta 1.0",
+        "f 0.0",
+    ]
+
+
+def test_info_tells_what_is_kept_of_prompts(run, tiny_checkpoint):
+    found = json.loads(run("info", tiny_checkpoint, "--json")[1])["prompt_cache"]
+    model = Embedder(tiny_checkpoint, device="cpu")
+    assert found["max_prompt_tokens"] == model.loop.runner.max_prompt_tokens
+    assert (found["max_prompts"], found["max_bytes"]) == (prompt_cache.MAX_PROMPTS, 256 << 20)
+    prompt = "the cat sat on the mat and " * 4
+    model.encode("x", prompt=prompt)
+    (kept,) = model.loop.runner._model.prompts._kept.values()
+    tokens = kept.layers[0][0].shape[0]
+    assert kept.nbytes == tokens * found["bytes_per_token"]
+    assert "prompt_cache:\n" in run("info", tiny_checkpoint)[1]
 
 
 def test_info_loads_no_weights(run, tiny_checkpoint, monkeypatch):
