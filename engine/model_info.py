@@ -15,7 +15,6 @@ from typing import SupportsIndex, TypedDict, TypeVar, Unpack, cast
 import torch
 
 from lastword.arguments import Numbers, as_switch, shown
-from lastword.batching.forest import MIN_SHARED
 from lastword.encode_options import (
     EncodeKwargs,
     EncodeOptions,
@@ -161,7 +160,6 @@ class OpenedModel:
             "max_prompts": MAX_PROMPTS,
             "max_bytes": MAX_BYTES,
             "bytes_per_token": token_bytes,
-            "min_prompt_tokens": MIN_SHARED,
             "max_prompt_tokens": MAX_PROMPT_BYTES // token_bytes,
         }
 

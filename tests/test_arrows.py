@@ -25,7 +25,8 @@ ARROWS = {
     "model": "errors arguments batching kernels weights runtime.cuda_graphs",
     "runtime": f"{INNER} progress report -runtime.loop",
     "runtime.loop": f"{INNER} encode_options report runtime text",
-    "model_info": "errors arguments model.postprocess encode_options runtime.device similarity text weights",
+    "model_info": "errors arguments model.postprocess model.prompt_cache encode_options runtime.device similarity text "
+    "weights",
     "properties": "errors model_info similarity text.prompts weights",
     "reopen": "embedder errors model_info runtime.loop weights",
     "embedder": "errors encode_options model model_info progress properties reopen report runtime"

@@ -102,6 +102,8 @@ _FOR_PYTHON = (
     "Compare vectors of the same model and truncate_dim.",
     "Decode it with errors='replace' first.",
     "0 to {}, or None for all",
+    "1 or more, or None for all",
+    "This is an embedding model. Open it as lastword.Embedder.",
     "True or False",
     "neither True nor False",
     "a closed Embedder",
