@@ -92,12 +92,12 @@ model)
     fi
     ;;
 peers)
-    options=(--device cuda --layers 28 --threads "$(nproc)")
+    options=(--device cuda --rounds 3 --threads "$(nproc)")
     if [ -n "$dry" ]; then
         scratch=$(mktemp -d)
         trap 'rm -rf "$scratch"' EXIT
         "$python" -m lastword.bench.checkpoint "$scratch" --like tiny
-        options=(--model "$scratch" --quick --threads 1)
+        options=(--model "$scratch" --quick --precisions fp32 --threads 1)
     fi
     try bench peers.log peers "${options[@]}"
     tail -n 1 "$out/peers.log" >"$out/peers.json"

@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'texts':>8}{'tokens':>11}{'encode':>16}{'encode_stream':>18}")
     for row in rows:
         print(
-            f"{row['texts']:>8,}{row['tokens']:>11,}{row['tokens_a_second']:>12,.0f} t/s"
+            f"{row['texts']:>8,}{row['tokens']:>11,}{row['tokens_per_second']:>12,.0f} t/s"
             f"{row['peak_bytes'] / 2**20:>15,.0f} MB"
         )
-    rates = [row["tokens_a_second"] for row in rows]
+    rates = [row["tokens_per_second"] for row in rows]
     print(f"the slowest is {1 - min(rates) / max(rates):.0%} below the fastest")
     print(json.dumps(rows))
 
@@ -71,7 +71,7 @@ def measure(
         rounds: rounds to take the median of.
 
     Returns:
-        One row per count: texts, tokens, tokens_a_second and peak_bytes.
+        One row per count: texts, tokens, tokens_per_second and peak_bytes.
     """
     texts = workloads(max(counts), 0, 0)[0].texts
     embedder = Embedder(model, device=device)
@@ -91,7 +91,7 @@ def measure(
         {
             "texts": n,
             "tokens": tokens[n],
-            "tokens_a_second": timed[n] / statistics.median(seconds[n]),
+            "tokens_per_second": timed[n] / statistics.median(seconds[n]),
             "peak_bytes": _peak_of_stream(model, device, n),
         }
         for n in counts

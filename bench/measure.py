@@ -7,7 +7,9 @@ On a CPU a clock is used, and 64 MB are written between calls to flush the cache
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ _FLUSH_BYTES = 64 << 20
 _CPU_CALLS = (3, 100)
 _GPU_COPY_BYTES, _CPU_COPY_BYTES = 2 << 30, 256 << 20
 _GPU_SIDE = 8192
+_ROWS, _INNER, _COLUMNS = 1024, 1024, 6144  # of the matmul on a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +44,12 @@ class Peaks:
     """Rates that the device reached in this run.
 
     `bytes_per_s` is that of a large copy, counting bytes read and bytes written; `flops_per_s` that of a large matmul
-    of random data. `product` describes this matmul.
+    of random data. `matmul` describes it.
     """
 
     bytes_per_s: float
     flops_per_s: float
-    product: str
+    matmul: str
 
     def seconds(self, num_bytes: float, flops: float) -> float:
         """Return the seconds that this many bytes and FLOPs take at these rates, if both are done at once."""
@@ -105,7 +108,7 @@ def median_seconds(
 @torch.inference_mode()
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
     """Measure the rates of a large copy and of a large matmul in `dtype`."""
-    return Peaks(_copy_rate(device), *product_rate(device, dtype))
+    return Peaks(_copy_rate(device), *matmul_rate(device, dtype))
 
 
 def _copy_rate(device: torch.device) -> float:
@@ -116,27 +119,70 @@ def _copy_rate(device: torch.device) -> float:
     return 2 * size / (copy.median_ms / 1e3)
 
 
-def product_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Return the operations per second of a large matmul of random data, and its description."""
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """Return the operations per second of a large matmul of random data, and its description.
+
+    Args:
+        device: where it is computed.
+        dtype: dtype of the operands; `torch.int8` on a CPU is lastword's own int8 matmul with its rounding of the
+            activations, or oneDNN's without, whichever is faster.
+    """
     name = dtype_name(dtype)
-    if device.type == "cpu" and dtype == torch.float32:
-        return _packed_rate(), f"1024×1024×6144 {name}"
-    side = _GPU_SIDE if device.type == "cuda" else 1024
-    a = torch.randn(side, side, device=device).to(dtype)
-    b = torch.randn(side, side, device=device).to(dtype)
+    if device.type == "cpu":
+        shape = f"{_ROWS}×{_INNER}×{_COLUMNS} {name}"
+        return (_int8_rate() if dtype == torch.int8 else _packed_rate(dtype)), shape
+    a = torch.randn(_GPU_SIDE, _GPU_SIDE, device=device).to(dtype)
+    b = torch.randn(_GPU_SIDE, _GPU_SIDE, device=device).to(dtype)
     product = time_call(lambda: a @ b, device)
-    return 2 * side**3 / (product.median_ms / 1e3), f"{side}³ {name}"
+    return 2 * _GPU_SIDE**3 / (product.median_ms / 1e3), f"{_GPU_SIDE}³ {name}"
 
 
-def _packed_rate(rows: int = 1024, inner: int = 1024, columns: int = 6144) -> float:
-    """Return the best fp32 operations per second of a large matmul on the CPU, plain or prepacked by oneDNN."""
-    x, weight = torch.randn(rows, inner), torch.randn(columns, inner)
+def _packed_rate(dtype: torch.dtype) -> float:
+    """Return the best operations per second of a large matmul on the CPU, plain or prepacked by oneDNN."""
+    x, weight = torch.randn(_ROWS, _INNER).to(dtype), torch.randn(_COLUMNS, _INNER).to(dtype)
     products: list[Callable[[], object]] = [lambda: F.linear(x, weight)]
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        pointwise = torch.ops.mkldnn._linear_pointwise
-        products.append(lambda: pointwise(x, packed, None, "none", [], ""))
-    return max(2 * rows * inner * columns / _best_seconds(product) for product in products)
+    onednn: Any = torch.ops.mkldnn
+    fast = dtype == torch.float32 or (
+        dtype == torch.bfloat16 and onednn._is_mkldnn_bf16_supported()
+    )
+    if fast and hasattr(onednn, "_linear_pointwise"):
+        packed = onednn._reorder_linear_weight(weight)
+        products.append(lambda: onednn._linear_pointwise(x, packed, None, "none", [], ""))
+    return _best_rate(products)
+
+
+def _int8_rate() -> float:
+    from lastword.kernels.linear.int8 import Int8Linear
+
+    ours, x = Int8Linear(torch.randn(_COLUMNS, _INNER)), torch.randn(_ROWS, _INNER)
+    a = torch.randint(0, 256, (_ROWS, _INNER), dtype=torch.uint8)
+    b = torch.randint(-127, 128, (_COLUMNS, _INNER), dtype=torch.int8)
+    onednn: Any = torch.ops.onednn
+    packed = onednn.qlinear_prepack(b, None)
+    weights = (packed, torch.ones(_COLUMNS), torch.zeros(_COLUMNS, dtype=torch.int32))
+    plain: tuple[object, ...] = (None, 1.0, 0, torch.bfloat16, "none", [], "")  # nothing fused
+    theirs = partial(onednn.qlinear_pointwise, a, 1.0, 128, *weights, *plain)
+    return _best_rate([lambda: ours(x), theirs])
+
+
+def _best_rate(products: Sequence[Callable[[], object]]) -> float:
+    return max(2 * _ROWS * _INNER * _COLUMNS / _best_seconds(product) for product in products)
+
+
+def read_rate(device: torch.device) -> float:
+    """Return the bytes per second at which weights are read: by a sum, or a product with a vector if that is faster."""
+    size = _GPU_COPY_BYTES if device.type == "cuda" else _CPU_COPY_BYTES
+    weight = torch.rand(size // 4 // _INNER, _INNER, device=device)
+    x = torch.rand(_INNER, device=device)
+
+    def wait(run: Callable[[], object]) -> Callable[[], object]:
+        def timed() -> None:
+            run()
+            synchronize(device)
+
+        return timed
+
+    return max(size / _best_seconds(wait(run)) for run in (weight.sum, lambda: weight @ x))
 
 
 def _best_seconds(run: Callable[[], object], repeats: int = 5) -> float:

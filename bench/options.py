@@ -13,7 +13,8 @@ OPS = ("rms_norm", "add_rms_norm", "qk_norm_rope", "forest_attention", "final_at
 BASELINES = ("eager", "compile", "sdpa-flash", "sdpa-cudnn", "varlen", "liger")
 FORMS = ("descriptor",)  # other kernels of lastword itself; timed only if requested by name
 REP_MS = 100
-PEERS = ("sentence-transformers", "llama.cpp")
+PEERS = ("sentence-transformers", "llama.cpp", "vllm")
+PRECISIONS = ("fp32", "bf16", "8bit")
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZE = ("int8", "fp8")
 _QUICK = "use fewer texts: {} documents, {} queries in one call, and {} queries with one per call".format(
@@ -34,14 +35,18 @@ Times are medians, with the 20th and 80th percentiles. The percent of peak is re
 bandwidth of a copy and the speed of a matmul, both measured in the same run."""
 
 PEERS_EXAMPLES = """examples:
-  lastword bench peers                      the 0.6B shape with 4 layers, CPU, fp32; tens of minutes
-  lastword bench peers --quick              fewer texts, one round
-  lastword bench peers --model FOLDER       a checkpoint that every library can read
-  lastword bench peers --beside llama.cpp   compare with this library only
-  lastword bench peers --device cuda --layers 28
+  lastword bench peers                        the 0.6B shape on a CPU; an hour
+  lastword bench peers --layers 4             fewer layers, with long texts; flatters lastword
+  lastword bench peers --quick --layers 4     few texts, one round
+  lastword bench peers --model FOLDER         a checkpoint that every library can read
+  lastword bench peers --beside vllm --python vllm/bin/python --precisions fp32 bf16
+  lastword bench peers --grid --layers 4      from 1 to 4,000 tokens, 1 to 512 texts
+  lastword bench peers --busy --layers 4      beside two busy loops
+  lastword bench peers --device cuda
 
 Each library runs in its own process and waits while another one works. The vectors are compared
-first; if they differ, no times are printed. The last line of stdout is the result as JSON."""
+first; a library whose vectors differ has no times. The last line of stdout is the result as JSON.
+With --grid and --busy, the exit status is 1 if lastword is slower anywhere."""
 
 MODEL_EXAMPLES = """examples:
   lastword bench model --model 0.6B --layers 4
@@ -148,13 +153,13 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers",
         type=positive,
-        default=4,
-        help="number of layers of the random checkpoint; by default 4",
+        default=28,
+        help="number of layers of the random checkpoint; by default 28, as the real 0.6B model has",
     )
     parser.add_argument(
         "--rounds",
         type=positive,
-        help="number of rounds, in which the libraries take turns; medians are reported; by default 3, "
+        help="number of rounds, in which the libraries take turns; medians are reported; by default 5, "
         "or 1 with --quick",
     )
     parser.add_argument(
@@ -164,21 +169,45 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
         help="number of threads of each library; by default 2",
     )
     parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=PRECISIONS,
+        metavar="NAME",
+        help=f"precisions to compare at: {', '.join(PRECISIONS)}; by default all on a CPU, bf16 on a GPU, "
+        "fp32 with --grid and --busy",
+    )
+    parser.add_argument(
         "--beside",
         nargs="+",
         choices=PEERS,
         metavar="NAME",
         help=f"libraries to compare with ({', '.join(PEERS)}); by default all that are available",
     )
-    parser.add_argument("--quick", action="store_true", help=f"{_QUICK}; one round")
+    parser.add_argument(
+        "--python",
+        type=Path,
+        metavar="FILE",
+        help="Python of the virtual environment in which vLLM is installed",
+    )
+    parser.add_argument("--quick", action="store_true", help="few texts, one round")
+    _add_modes(parser)
     parser.add_argument(
         "--json", action="store_true", help="print only the result, as one line of JSON"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1; by default cpu")
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES[:2],
-        help="dtype for every library; by default float32 on a CPU, bfloat16 on a GPU",
+
+
+def _add_modes(parser: argparse.ArgumentParser) -> None:
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--grid",
+        action="store_true",
+        help="compare with sentence-transformers on texts of equal length, from 1 to 4,000 tokens",
+    )
+    mode.add_argument(
+        "--busy",
+        action="store_true",
+        help="compare with sentence-transformers and with one thread, beside two busy loops",
     )
 
 

@@ -84,7 +84,7 @@ def train(
         if step % SAVE_EVERY == 0 or last:
             seconds = time.perf_counter() - began
             scores = check(model) if step % CHECK_EVERY == 0 or last else {}
-            rate = {"tokens_a_second": tokens / seconds, "seconds": seconds}
+            rate = {"tokens_per_second": tokens / seconds, "seconds": seconds}
             _write(log, {"run": run.name, "step": step, "of": run.steps} | sums | scores | rate)
             _save(state, model, optimizer, step)
             began, tokens, sums = time.perf_counter(), 0, {}

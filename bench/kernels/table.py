@@ -44,7 +44,7 @@ def heading(about: Mapping[str, object], peaks: Peaks | None) -> str:
     copy, speed = format_bandwidth(peaks.bytes_per_s), format_speed(peaks.flops_per_s)
     lines = [
         where,
-        f"peaks of this run: copy {copy}, matmul {speed} ({peaks.product}, random data)",
+        f"peaks of this run: copy {copy}, matmul {speed} ({peaks.matmul}, random data)",
     ]
     if about["threads"] is not None:
         lines.append(

@@ -15,7 +15,7 @@ import torch
 
 from lastword.bench.kernels.table import format_speed, format_time
 from lastword.bench.machine import busy_notice, describe_run, json_lines
-from lastword.bench.measure import Timing, median_seconds, product_rate
+from lastword.bench.measure import Timing, matmul_rate, median_seconds
 from lastword.bench.memory import peak_bytes
 from lastword.bench.models.breakdown import Breakdown, break_down, breakdown_lines
 from lastword.bench.models.flops import needed_flops, work
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     with ExitStack() as opened:
         write = opened.enter_context(json_lines(args.json))
         scratch = opened.enter_context(tempfile.TemporaryDirectory(prefix="lastword-model-"))
-        about, (rate, product) = describe_run(device, dtype), product_rate(device, dtype)
+        about, (rate, matmul) = describe_run(device, dtype), matmul_rate(device, dtype)
         embedder = random_embedder(
             Path(scratch), args.model, args.layers, device, dtype, cuda_graphs=args.cuda_graphs
         )
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         write({"run": about, "flops_per_s": rate, "model": args.model, "layers": layers,
                "cuda_graphs": args.cuda_graphs})  # fmt: skip
         show(f"{args.model} shape, {layers} layers, random weights: {about['device']}, {dtype}")
-        show(f"matmul of this run: {format_speed(rate)} ({product}, random data)")
+        show(f"matmul of this run: {format_speed(rate)} ({matmul}, random data)")
         show(f"{'tokens per text':>16}{'texts':>8}{'encode':>14}{'forward':>14}"
              f"{'MFU':>8}{'forward':>9}{'peak memory':>14}")  # fmt: skip
         rows: list[LengthFigures] = []

@@ -46,14 +46,29 @@ class Workload:
     one_by_one: bool = False
 
 
-def workloads(documents: int, queries: int, singles: int) -> list[Workload]:
-    """Make the three workloads with these numbers of texts: documents, short queries, queries one at a time."""
-    rng = random.Random(20_261_123)  # noqa: S311 - texts, not secrets
+def workloads(documents: int, queries: int, singles: int, turn: int = 0) -> list[Workload]:
+    """Make documents, short queries, and queries one at a time.
+
+    Args:
+        documents: number of documents.
+        queries: number of short queries.
+        singles: number of queries with a call each.
+        turn: another number gives other texts of the same kind.
+    """
+    rng = random.Random(20_261_123 + turn)  # noqa: S311 - texts, not secrets
     lengths = [_lognormal(rng, median=110, sigma=0.8, low=16, high=512) for _ in range(documents)]
     return [
         Workload("a", "documents", [_text(rng, n - 1) for n in lengths], "document"),
         Workload("b", "short queries", [_query(rng) for _ in range(queries)], "query"),
         Workload("c", "one query per call", [_query(rng) for _ in range(singles)], "query", True),
+    ]
+
+
+def long_workloads(turn: int = 0) -> list[Workload]:
+    """Make two workloads of texts of equal length, where nobody pads: 4 of 4,000 tokens, 16 of 500."""
+    return [
+        Workload("d", "4,000 tokens each", texts_of(4, 3999, turn), "document"),
+        Workload("e", "500 tokens each", texts_of(16, 499, turn), "document"),
     ]
 
 
@@ -92,9 +107,9 @@ def _query(rng: random.Random) -> str:
     return _text(rng, rng.randint(6, 14))  # about 11 tokens with the end token
 
 
-def texts_of(count: int, words: int) -> list[str]:
-    """Make `count` texts of `words` words each, the same in every call."""
-    rng = random.Random(words)  # noqa: S311 - texts, not secrets
+def texts_of(count: int, words: int, turn: int = 0) -> list[str]:
+    """Make `count` texts of `words` words each, the same in every call with the same turn."""
+    rng = random.Random(words + 1_000_003 * turn)  # noqa: S311 - texts, not secrets
     return [_text(rng, words) for _ in range(count)]
 
 

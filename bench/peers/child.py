@@ -1,18 +1,20 @@
-"""One library in its own process: it reads orders as JSON lines and answers each with one number.
+"""One library in its own process: it reads orders as JSON lines and answers each with one JSON line.
 
-`Child` is the parent's end. The other end, `python -m lastword.bench.peers.child PEER FOLDER SCRATCH THREADS DEVICE
-DTYPE`, loads the library and then runs workloads on request. So the memory and threads of one library never mix with
-another's.
+`Child` is the parent's end. The other end, `python -m lastword.bench.peers.child LIBRARY FOLDER SCRATCH THREADS DEVICE
+PRECISION`, or `vllm_child.py` in vLLM's interpreter, loads the library and then embeds texts on request. So the memory
+and threads of one library never mix with another's.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lastword.bench.memory import peak_bytes
 from lastword.bench.peers.llama_cpp import open_model
@@ -25,94 +27,150 @@ if TYPE_CHECKING:
     Encode = Callable[[list[str], str], Tensor]  # texts, "query" or "document" -> [N, C]
     EncodeBytes = Callable[[list[str], str], bytes]  # the same in fp32, row by row
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "8bit": "float32"}
+_GOODBYE_S = 5  # seconds a child has to end by itself
+
 
 class Child:
-    """The parent's end: it starts the process, sends orders and ends it.
+    """The parent's end: it starts the process, sends orders and ends it with the processes that it started.
 
     Args:
-        peer: name of the library.
-        folder: the checkpoint.
-        scratch: folder of workloads.json and of prepared files.
-        threads: threads of the library.
-        device: device as PyTorch names it.
-        dtype: name of the compute dtype.
+        name: name of the library in messages.
+        command: program and arguments.
+        environment: variables on top of this process's; None removes one.
+        log: file for what the library prints.
+
+    Raises:
+        LastwordError: the library cannot be loaded.
     """
 
     def __init__(
-        self, peer: str, folder: Path, scratch: Path, *, threads: int, device: str, dtype: str
+        self, name: str, command: Sequence[str], environment: Mapping[str, str | None], log: Path
     ) -> None:
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
-        env["HF_HUB_OFFLINE"] = "1"
-        self._peer = peer
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                __name__,
-                peer,
-                str(folder),
-                str(scratch),
-                str(threads),
-                device,
-                dtype,
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+        self._name, self._log = name, log
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={key: value for key, value in env.items() if value is not None},
+                start_new_session=True,  # a group of its own, ended as a whole
+            )
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
 
-    def ask(self, **order: str | None) -> float:
+    def ask(self, **order: str | bool | None) -> dict[str, Any]:
         """Send one order and return its answer.
 
         Args:
             order: the order's fields, sent as JSON.
 
         Raises:
-            LastwordError: the process died.
+            LastwordError: the library failed, or the process died.
         """
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise RuntimeError(f"{self._peer}: started without pipes")
-        stdin.write(json.dumps(order) + "\n")
-        stdin.flush()
-        answer = stdout.readline()
-        if not answer:
-            remedy = "Its own message is above."
-            raise LastwordError(self._peer, "its process died", remedy=remedy)
-        return float(answer)
+        stdin = self._process.stdin
+        if stdin is None:
+            raise RuntimeError(f"{self._name}: started without pipes")
+        try:
+            stdin.write(json.dumps(order) + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            raise self._death() from None
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        stdout = self._process.stdout
+        if stdout is None:
+            raise RuntimeError(f"{self._name}: started without pipes")
+        line = stdout.readline()
+        if not line:
+            raise self._death()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise LastwordError(self._name, f"it failed ({' '.join(answer['error'].split())})")
+        return answer
+
+    def _death(self) -> LastwordError:
+        said = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return LastwordError(self._name, "its process died", got=said[-1].strip() if said else None)
 
     def close(self) -> None:
-        """End the child by closing its input."""
-        self._process.communicate()
+        """End the process by closing its input, then whatever is left of its group."""
+        try:
+            with suppress(BrokenPipeError, subprocess.TimeoutExpired):
+                if self._process.stdin is not None:
+                    self._process.stdin.close()
+                self._process.wait(_GOODBYE_S)
+        finally:
+            with suppress(ProcessLookupError):  # none is left
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
 
 
-def _lastword(folder: str, device: str, dtype: str) -> "Encode":
+def start(
+    library: str,
+    folder: Path,
+    scratch: Path,
+    *,
+    precision: str,
+    threads: int,
+    device: str = "cpu",
+) -> Child:
+    """Start a library that runs in this interpreter.
+
+    Args:
+        library: lastword, sentence-transformers or llama.cpp.
+        folder: the checkpoint.
+        scratch: folder of prepared files.
+        precision: a name in `DTYPES`.
+        threads: threads of the library.
+        device: device as PyTorch names it.
+
+    Raises:
+        LastwordError: it cannot be loaded.
+    """
+    words = (library, str(folder), str(scratch), str(threads), device, precision)
+    environment = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", __name__, *words]
+    return Child(library, command, environment, scratch / f"{library}-{threads}.log")
+
+
+def _lastword(folder: str, device: str, precision: str) -> "Encode":
     from lastword import Embedder
 
-    model = Embedder(folder, device=device, dtype=dtype)
+    quantize = "int8" if precision == "8bit" else None
+    model = Embedder(folder, device=device, dtype=DTYPES[precision], quantize=quantize)
     ways = {"query": model.encode_query, "document": model.encode_document}
     return lambda texts, kind: ways[kind](texts, show_progress_bar=False)
 
 
-def _sentence_transformers(folder: str, device: str, dtype: str) -> "Encode":
+def _sentence_transformers(folder: str, device: str, precision: str) -> "Encode":
     from sentence_transformers import SentenceTransformer
 
+    dtype = DTYPES[precision]
     model = SentenceTransformer(folder, device=device, model_kwargs={"dtype": dtype})
     ways = {"query": model.encode_query, "document": model.encode_document}
     return lambda texts, kind: ways[kind](texts, convert_to_tensor=True, show_progress_bar=False)
 
 
 def _open(
-    peer: str, folder: str, scratch: str, threads: int, device: str, dtype: str
+    library: str, folder: str, scratch: str, threads: int, device: str, precision: str
 ) -> "EncodeBytes":
-    if peer == "llama.cpp":
-        return open_model(Path(folder), Path(scratch), threads)
+    if library == "llama.cpp":
+        return open_model(Path(folder), Path(scratch), threads, precision)
     import torch
 
     torch.set_num_threads(threads)
-    open_peer = _lastword if peer == "lastword" else _sentence_transformers
-    encode = open_peer(folder, device, dtype)
+    open_library = _lastword if library == "lastword" else _sentence_transformers
+    encode = open_library(folder, device, precision)
     return lambda texts, kind: bytes(tensor_bytes(encode(texts, kind).float()))
 
 
@@ -124,24 +182,39 @@ def _peak(device: str) -> int:
     return torch.cuda.max_memory_allocated(device)
 
 
-def _serve(peer: str, folder: str, scratch: str, threads: int, device: str, dtype: str) -> None:
-    encode = _open(peer, folder, scratch, threads, device, dtype)
-    loads = {load["name"]: load for load in json.loads(Path(scratch, "workloads.json").read_text())}
+def _run(encode: "EncodeBytes", order: dict[str, Any]) -> dict[str, Any]:
+    load = json.loads(Path(order["texts"]).read_text())
+    calls = [[text] for text in load["texts"]] if load["one_by_one"] else [load["texts"]]
+    start_s = perf_counter()
+    vectors = [encode(call, load["kind"]) for call in calls]
+    seconds = perf_counter() - start_s
+    if order["save"]:
+        Path(order["save"]).write_bytes(b"".join(vectors))
+    return {"seconds": seconds}
+
+
+def _serve(
+    library: str, folder: str, scratch: str, threads: str, device: str, precision: str
+) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints stays out of the answers
+
+    def answer(value: dict[str, Any]) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    try:
+        encode = _open(library, folder, scratch, int(threads), device, precision)
+    except Exception as error:
+        answer({"error": str(error)})
+        raise
+    answer({})
     for line in sys.stdin:
         order = json.loads(line)
-        if order["do"] == "peak":
-            print(_peak(device), flush=True)
-            continue
-        load = loads[order["workload"]]
-        calls = [[text] for text in load["texts"]] if load["one_by_one"] else [load["texts"]]
-        start = perf_counter()
-        vectors = [encode(call, load["kind"]) for call in calls]
-        seconds = perf_counter() - start
-        if order["save"]:
-            Path(order["save"]).write_bytes(b"".join(vectors))
-        print(seconds, flush=True)
+        try:
+            answer({"bytes": _peak(device)} if order["do"] == "peak" else _run(encode, order))
+        except Exception as error:  # noqa: BLE001 - the other end prints it
+            answer({"error": f"{type(error).__name__}: {error}"})
 
 
 if __name__ == "__main__":
-    _peer, _folder, _scratch, _threads, _device, _dtype = sys.argv[1:]
-    _serve(_peer, _folder, _scratch, int(_threads), _device, _dtype)
+    _serve(*sys.argv[1:])

@@ -14,12 +14,12 @@ from typing import Any
 from lastword.bench.models.workloads import Workload, tokenizer_of
 from lastword.errors import LastwordError
 
-SLOTS = 16  # texts in parallel
-MICRO_BATCH = 512  # tokens per forward
+SLOTS, LONG_SLOTS = 16, 4  # texts in parallel: short ones, and ones that exceed MICRO_BATCH
+MICRO_BATCH = 512  # tokens per forward; a text must fit into one
 _MODEL, _ABOUT = "llama_cpp.gguf", "llama_cpp.json"
 
 
-def prepare(folder: Path, loads: list[Workload], scratch: Path) -> None:
+def prepare(folder: Path, loads: list[Workload], scratch: Path, precision: str) -> None:
     """Write the checkpoint with the embeddings of the workloads' tokens only, and the facts that the child needs.
 
     For this architecture llama.cpp multiplies every embedded token by the whole output head and drops the result. In a
@@ -29,9 +29,10 @@ def prepare(folder: Path, loads: list[Workload], scratch: Path) -> None:
         folder: the checkpoint.
         loads: workloads whose tokens are kept.
         scratch: folder to write to.
+        precision: fp32, bf16 or 8bit (Q8_0).
 
     Raises:
-        ConfigError: the model has rope scaling or biases.
+        ConfigError: the model has rope scaling or biases, or rows that Q8_0 cannot hold.
     """
     from lastword.bench.peers.gguf import write_gguf
     from lastword.weights import read_config, read_embedding_spec
@@ -40,7 +41,7 @@ def prepare(folder: Path, loads: list[Workload], scratch: Path) -> None:
     tokenize = tokenizer_of(folder, spec.prompts)
     texts = list(chain.from_iterable(tokenize(load.texts, load.kind) for load in loads))
     tokens = sorted(set(chain.from_iterable(texts)))
-    write_gguf(folder, scratch / _MODEL, tokens)
+    write_gguf(folder, scratch / _MODEL, tokens, precision)
     about = {
         "tokens": tokens,
         "longest": max(map(len, texts)),
@@ -50,13 +51,16 @@ def prepare(folder: Path, loads: list[Workload], scratch: Path) -> None:
     (scratch / _ABOUT).write_text(json.dumps(about))
 
 
-def open_model(folder: Path, scratch: Path, threads: int) -> Callable[[list[str], str], bytes]:
+def open_model(
+    folder: Path, scratch: Path, threads: int, precision: str
+) -> Callable[[list[str], str], bytes]:
     """Load the prepared model.
 
     Args:
         folder: the checkpoint, for its tokenizer.
         scratch: folder of the prepared files.
         threads: threads to compute with.
+        precision: precision of the prepared model.
 
     Returns:
         A function from texts and their kind to fp32 vectors `[N, C]`, as bytes.
@@ -66,10 +70,21 @@ def open_model(folder: Path, scratch: Path, threads: int) -> Callable[[list[str]
     about = json.loads((scratch / _ABOUT).read_text())
     ids = {token: place for place, token in enumerate(about["tokens"])}
     tokenize = tokenizer_of(folder, about["prompts"])
-    server = xllamacpp.Server(_settings(xllamacpp, scratch / _MODEL, about, threads))
+
+    def open_server(slots: int, longest: int) -> Any:
+        settings = _settings(xllamacpp, scratch / _MODEL, about, threads, precision)
+        settings.n_parallel = slots
+        settings.n_ctx = slots * (longest + 1)
+        settings.n_batch = settings.n_ubatch = max(MICRO_BATCH, longest)
+        return xllamacpp.Server(settings)
+
+    servers = {False: open_server(SLOTS, min(about["longest"], MICRO_BATCH))}
+    if about["longest"] > MICRO_BATCH:
+        servers[True] = open_server(LONG_SLOTS, about["longest"])
 
     def encode(texts: list[str], kind: str) -> bytes:
         inputs = [[ids[token] for token in text] for text in tokenize(texts, kind)]
+        server = servers[max(map(len, inputs)) > MICRO_BATCH]
         answer = server.handle_embeddings({"input": inputs, "encoding_format": "base64"})
         if "error" in answer:
             raise LastwordError("llama.cpp", f"it failed ({answer['error']['message']})")
@@ -79,8 +94,10 @@ def open_model(folder: Path, scratch: Path, threads: int) -> Callable[[list[str]
     return encode
 
 
-def _settings(xllamacpp: Any, model: Path, about: dict[str, Any], threads: int) -> Any:
-    """Return llama.cpp's default settings, changed to batch several texts and to compute nothing below fp32."""
+def _settings(
+    xllamacpp: Any, model: Path, about: dict[str, Any], threads: int, precision: str
+) -> Any:
+    """Return llama.cpp's default settings, except that nothing is computed below fp32 if that is the precision."""
     settings = xllamacpp.CommonParams()
     settings.model.path = str(model)
     settings.embedding = True
@@ -88,11 +105,10 @@ def _settings(xllamacpp: Any, model: Path, about: dict[str, Any], threads: int) 
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     settings.n_gpu_layers = 0
     settings.no_op_offload = True
-    settings.n_parallel = SLOTS
-    settings.n_ctx = SLOTS * (about["longest"] + 1)
-    settings.n_batch = settings.n_ubatch = MICRO_BATCH
-    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    # Its flash attention rounds below fp32 on a CPU: vectors differ by up to 3e-4.
-    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.verbosity = 1  # errors
+    if precision == "fp32":
+        settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        # Its flash attention rounds below fp32 on a CPU: vectors differ by up to 3e-4.
+        off = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        settings.flash_attn_type = off
     return settings

@@ -1,55 +1,59 @@
-"""`lastword bench peers`: compare lastword and other libraries on one checkpoint, device, dtype and thread count.
+"""`lastword bench peers`: compare lastword and other libraries on one checkpoint, precision by precision.
 
 Each library runs in its own child process (`bench/peers/child.py`) and waits while another works. Vectors are compared
-first: if they differ, no figure is printed. See `bench/README.md`.
+first: a library whose vectors differ has no figures. See `bench/README.md`.
 """
 
 import argparse
 import json
-import statistics
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
-from importlib.metadata import version
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.bench.machine import busy_notice, describe_run
-from lastword.bench.measure import product_rate
-from lastword.bench.models.flops import Work, needed_flops, work
 from lastword.bench.models.workloads import (
     FULL,
-    QUICK,
     Workload,
+    long_workloads,
     real_tokenizer,
-    tokenizer_of,
     workloads,
 )
-from lastword.bench.options import PEERS
-from lastword.bench.peers.child import Child
-from lastword.bench.peers.gguf import refusal
-from lastword.bench.peers.llama_cpp import prepare
+from lastword.bench.options import PRECISIONS
+from lastword.bench.peers.grid import run_grid
+from lastword.bench.peers.libraries import OURS, Setup, beside, open_library, versions, vllm_version
+from lastword.bench.peers.limits import Rates, limit, needed
+from lastword.bench.peers.rounds import Contender, Group, Lane, LoadsOf, Runner, embed, lanes_of
+from lastword.bench.peers.schedule import Schedule, duration
+from lastword.bench.peers.table import rows_of, slower_lines, table
 from lastword.bench.shapes import VOCABULARY, sizes_of
-from lastword.errors import ConfigError, MissingPackageError, install_hint
-from lastword.runtime.device import choose_device, choose_dtype
-from lastword.weights import ModelConfig, dtype_name, read_config, read_embedding_spec
+from lastword.errors import ConfigError
+from lastword.kernels.linear.int8 import check_int8
+from lastword.runtime.device import choose_device
+from lastword.weights import read_config
 
-OURS = "lastword"
-# Packages that each library needs, the one that computes first.
-PACKAGES = {
-    "sentence-transformers": ("sentence_transformers", "transformers"),
-    "llama.cpp": ("xllamacpp", "gguf"),
+# Documents, short queries, and queries one at a time: at real depth, for few layers, and with --quick.
+REAL, SHALLOW, FEW = (24, 60, 6), (96, 200, 16), (8, 20, 4)
+MANY_LAYERS = 8  # with more, long texts are left out
+ROUNDS = 5
+_POSITIONS = 4096
+# Seconds over the limit and seconds to start, to announce about how long a run takes before anything is timed.
+_GUESSES = {
+    OURS: (1.5, 15),
+    "sentence-transformers": (4, 20),
+    "llama.cpp": (6, 15),
+    "vllm": (2, 120),
 }
-TOLERANCE = 2e-5  # largest absolute difference of fp32 vectors
-# Least cosine of bf16 vectors: the libraries round at different places in every layer.
-COSINE = 0.99
+_BUSY_LOOPS = 2
 
-Differences = dict[str, tuple[float, float]]  # by peer: largest difference from ours, least cosine
 Result = dict[str, Any]  # the result as written in JSON
 
 
@@ -61,273 +65,227 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         show: prints a line.
 
     Returns:
-        The exit status: 1 if the vectors differ, else 0.
+        The exit status: 1 if vectors differ, or if --grid or --busy find a case where lastword is slower, else 0.
 
     Raises:
-        ConfigError: a requested library cannot take part, or none can.
+        ConfigError: a requested library cannot take part, or none can; options that do not go together.
     """
     config = None if args.model is None else read_config(args.model)  # before others load it
     device = choose_device(args.device)
-    dtype = choose_dtype(args.dtype, device)
-    beside = _beside(args.beside, config, device, dtype)
-    rounds = args.rounds or (1 if args.quick else 3)
+    precisions = _precisions(args, device)
+    requested = ["sentence-transformers"] if args.grid or args.busy else args.beside
+    if args.python is not None and not (args.grid or args.busy):
+        vllm_version(args.python)  # before anything is made
+    found = beside(requested, precisions, config, device, args.python, _say)
+    layers = args.layers if config is None else config.num_hidden_layers
     with tempfile.TemporaryDirectory(prefix="lastword-peers-") as scratch:
-        folder = args.model or _checkpoint(Path(scratch) / "model", layers=args.layers, dtype=dtype)
-        loads = workloads(*(QUICK if args.quick else FULL))
-        result = compare(
-            folder,
-            loads,
-            Path(scratch),
-            beside=beside,
-            rounds=rounds,
-            threads=args.threads,
-            device=device,
-            dtype=dtype,
-        )
-    if result is None:
-        return 1
-    if not args.json:
-        show(table(result))
-    show(json.dumps(result))
-    return 0
+        folder = args.model or _checkpoint(Path(scratch) / "model", layers, precisions, device)
+        setup = Setup.of(folder, Path(scratch), device, args.threads, args.python)
+        torch.set_num_threads(args.threads)
+        about = describe_run(device, torch.float32) | {"layers": layers, "random": config is None}
+        del about["dtype"]  # each row has its own
+        notice = busy_notice(about)
+        if notice is not None:
+            _say(notice)
+        rounds = args.rounds or (1 if args.quick else ROUNDS)
+        if args.grid:
+            return run_grid(setup, precisions, rounds, about, show, _say, json_only=args.json)
+        with _busy_loops(_BUSY_LOOPS if args.busy else 0):
+            result = compare(
+                setup,
+                found,
+                lambda turn: loads_of(args, layers, device, turn),
+                rounds,
+                busy=args.busy,
+                show=_say if args.json else show,
+            )
+    show(json.dumps(about | result))
+    slower = slower_lines(result["rows"]) if args.busy else []
+    for line in slower:
+        _say(line)
+    return 1 if result["differs"] or slower else 0
 
 
-def _beside(
-    requested: list[str] | None,
-    config: ModelConfig | None,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> list[str]:
-    """Choose the libraries to compare with: the requested ones, or all that can take part.
+def _precisions(args: argparse.Namespace, device: torch.device) -> list[str]:
+    """Return the precisions to compare, in the order of the table.
 
     Raises:
-        ConfigError: a requested library cannot take part, or none can.
+        ConfigError: options that do not go together.
     """
-    found = []
-    for peer in requested or PEERS:
-        obstacle = _obstacle(peer, config, device, dtype)
-        if obstacle is None:
-            found.append(peer)
-        elif requested:
-            obstacle.where = f"--beside {peer}"
-            raise obstacle
-        else:
-            obstacle.where = f"{peer} is left out"
-            _say(str(obstacle))
-    if not found:
-        raise ConfigError("peers", "nothing to compare with", remedy=install_hint("bench"))
+    for name in ("grid", "busy"):
+        if getattr(args, name) and (args.beside or args.python):
+            raise ConfigError(
+                f"--{name}",
+                "compares with sentence-transformers only",
+                got="--beside or --python",
+                expected="neither",
+            )
+    on_cpu = device.type == "cpu"
+    default = ("fp32",) if args.grid or args.busy else PRECISIONS if on_cpu else ("bf16",)
+    chosen = args.precisions or default
+    if "8bit" in chosen and not on_cpu:
+        raise ConfigError(
+            "--precisions", "8bit is compared on a CPU only", got=str(device), expected="cpu"
+        )
+    found = [each for each in PRECISIONS if each in chosen]
+    if "8bit" in found:
+        try:
+            check_int8()
+        except ConfigError as error:
+            if args.precisions:
+                raise
+            error.where = "8bit is left out"
+            _say(str(error))
+            found.remove("8bit")
     return found
 
 
-def _obstacle(
-    peer: str, config: ModelConfig | None, device: torch.device, dtype: torch.dtype
-) -> ConfigError | None:
-    """Return the reason why a library cannot take part; None if it can."""
-    missing = [name for name in PACKAGES[peer] if find_spec(name) is None]
-    if missing:
-        needed = f"needs {' and '.join(missing)}"
-        return MissingPackageError(peer, needed, remedy=install_hint("bench"))
-    if peer != "llama.cpp":
-        return None
-    if device.type != "cpu" or dtype != torch.float32:
-        got = f"{device} and {dtype_name(dtype)}"
-        return ConfigError(peer, "it is compared on a CPU in float32 only", got=got)
-    refused = None if config is None else refusal(config)
-    if refused is None:
-        return None
-    return ConfigError(peer, f"the model has {refused}, which is not written to GGUF")
+def loads_of(
+    args: argparse.Namespace, layers: int, device: torch.device, turn: int
+) -> list[Workload]:
+    """Make a round's workloads, the more of them the faster the model is."""
+    many = layers > MANY_LAYERS and device.type == "cpu"
+    counts = FEW if args.quick else REAL if many else SHALLOW
+    if device.type != "cpu" and not args.quick:
+        counts = FULL
+    long = [] if many or args.quick else long_workloads(turn)
+    return workloads(*counts, turn=turn) + long
 
 
 def compare(
-    folder: Path,
-    loads: list[Workload],
-    scratch: Path,
-    *,
-    beside: list[str],
+    setup: Setup,
+    found: dict[str, list[str]],
+    loads: LoadsOf,
     rounds: int,
-    threads: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Result | None:
-    """Compare the vectors, then time the libraries; `scratch` is for files that the children read and write.
+    *,
+    busy: bool,
+    show: Callable[[str], None],
+) -> Result:
+    """Compare the libraries, one precision after the other.
+
+    Args:
+        setup: the run's.
+        found: libraries beside lastword by precision.
+        loads: makes the workloads of a round.
+        rounds: timed rounds.
+        busy: whether lastword also runs with one thread.
+        show: prints a line of the table.
 
     Returns:
-        The result; None if the vectors differ by more than the tolerance.
+        The result without the facts of the run.
     """
-    torch.set_num_threads(threads)
-    about = describe_run(device, dtype)
-    busy = busy_notice(about)
-    if busy is not None:
-        _say(busy)
-    (scratch / "workloads.json").write_text(json.dumps([asdict(load) for load in loads]))
-    if "llama.cpp" in beside:
-        prepare(folder, loads, scratch)
-    needed = {load.name: _needed(folder, load) for load in loads}
-    children = {
-        peer: Child(
-            peer, folder, scratch, threads=threads, device=str(device), dtype=dtype_name(dtype)
-        )
-        for peer in (OURS, *beside)
+    contenders = {each: _contenders(some, busy=busy) for each, some in found.items()}
+    rates = Rates.measure(list(found), setup.device)
+    amounts = {load.name: needed(setup, load) for load in loads(0)}
+    limits = {
+        (each, name): limit(amount, setup.config, each, rates)[0]
+        for each in found
+        for name, amount in amounts.items()
     }
-    try:
-        differences = {load.name: _differences(children, load, scratch) for load in loads}
-        if not _agree(differences, dtype):
-            return None
-        rounds_s, rate = _time(children, loads, rounds, lambda: product_rate(device, dtype)[0])
-        peaks = {peer: int(child.ask(do="peak")) for peer, child in children.items()}
-    finally:
-        for child in children.values():
-            child.close()
-    rows = [
-        {
-            "workload": load.name,
-            "title": load.title,
-            "texts": len(load.texts),
-            "max_abs_difference": {peer: d for peer, (d, _) in differences[load.name].items()},
-            "min_cosine": {peer: c for peer, (_, c) in differences[load.name].items()},
-            **_figures(needed[load.name], rounds_s[load.name], rate),
-        }
-        for load in loads
-    ]
+    schedule = _schedule(contenders, loads(0), limits, rounds)
+    _say(f"{', '.join(found)}, {rounds} rounds: {duration(schedule.seconds_left())}")
+    longest = _longest(setup, loads, rounds)
+    reference = {} if "fp32" in found else _reference(setup, loads(0), longest)
+    groups: list[Group] = []
+    rows: list[dict[str, Any]] = []
+    for precision, libraries in found.items():
+        if "llama.cpp" in libraries:
+            _prepare_llama_cpp(setup, loads, rounds, precision)
+        matmul = partial(rates.improve, precision, setup.device)
+        runner = Runner(setup, precision, loads, rounds, schedule, reference, matmul, _say)
+        groups.append(runner.run(contenders[precision], longest))
+        measured = rows_of(groups[-1], loads(0), amounts, setup.config, rates)
+        show(table(measured, groups[-1], rates, layers=setup.config.num_hidden_layers))
+        rows += measured
+    used = {each for some in found.values() for each in some}
     return {
-        **about,
-        "peers": {name: version(name) for name in (OURS, *_packages(beside))},
-        "threads": threads,
+        "versions": versions(used, setup.python),
+        "threads": setup.threads,
+        "busy_loops": _BUSY_LOOPS if busy else 0,
         "rounds": rounds,
-        "gemm_gflops": rate / 1e9,
-        "peak_bytes": peaks,
+        "flops_per_s": rates.flops_per_s,
+        "read_bytes_per_s": rates.read_bytes_per_s,
+        "peak_bytes": {group.precision: group.peak_bytes for group in groups},
+        "left_out": [line for group in groups for line in group.left_out],
+        "differs": any(group.differs for group in groups),
         "rows": rows,
     }
 
 
-def _packages(beside: list[str]) -> list[str]:
-    """List the packages of these libraries by their pip names."""
-    return [name.replace("_", "-") for peer in beside for name in PACKAGES[peer]]
-
-
-def _differences(children: dict[str, Child], load: Workload, scratch: Path) -> Differences:
-    """Measure how far each library's vectors are from ours; each child computes and saves them in turn."""
-    vectors = {}
-    for peer, child in children.items():
-        path = scratch / "vectors"
-        child.ask(do="run", workload=load.name, save=str(path))
-        rows = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32)
-        vectors[peer] = rows.view(len(load.texts), -1)
-    ours = vectors.pop(OURS)
-    return {
-        peer: (
-            float((ours - theirs).abs().max()),
-            float(torch.nn.functional.cosine_similarity(ours, theirs).min()),
-        )
-        for peer, theirs in vectors.items()
-    }
-
-
-def _agree(differences: dict[str, Differences], dtype: torch.dtype) -> bool:
-    """Return whether all vectors agree, by the difference in fp32 and the cosine in bf16; print what fails."""
-    for by_peer in differences.values():
-        for peer, (difference, cosine) in by_peer.items():
-            if dtype == torch.float32 and not difference <= TOLERANCE:
-                reason = f"differ by {difference:.2e}, allowed {TOLERANCE:.0e}"
-            elif not cosine >= COSINE:
-                reason = f"have a cosine of {cosine:.4f}, allowed {COSINE}"
-            else:
-                continue
-            _say(f"vectors of lastword and {peer} {reason}: no figures")
-            return False
-    return True
-
-
-def _time(
-    children: dict[str, Child], loads: list[Workload], rounds: int, product: Callable[[], float]
-) -> tuple[dict[str, dict[str, list[float]]], float]:
-    """Time the workloads, the peers taking turns at going first.
-
-    Args:
-        children: the libraries.
-        loads: workloads.
-        rounds: timed rounds.
-        product: measures the rate of a matmul, in FLOP/s.
-
-    Returns:
-        Seconds by workload, peer and round, and the best rate of the matmul.
-    """
-    taken: dict[str, dict[str, list[float]]] = {w.name: {p: [] for p in children} for w in loads}
-    peers = list(children)
-    rate = 0.0
-    for turn in range(rounds):
-        for load in loads:
-            rate = max(rate, product())
-            first = turn % len(peers)
-            for peer in peers[first:] + peers[:first]:
-                seconds = children[peer].ask(do="run", workload=load.name, save=None)
-                taken[load.name][peer].append(seconds)
-                _say(f"round {turn + 1}/{rounds} ({load.name}) {peer}: {seconds:.2f} s")
-    return taken, rate
-
-
-def _figures(
-    needed: tuple[list[Work], int], rounds_s: dict[str, list[float]], rate: float
-) -> dict[str, object]:
-    """Compute one workload's figures: median seconds, speed-ups with their range over rounds, share of the limit."""
-    calls, flops = needed
-    seconds = {peer: statistics.median(times) for peer, times in rounds_s.items()}
-    ours = seconds.pop(OURS)
-    by_round = {
-        peer: [theirs / own for theirs, own in zip(rounds_s[peer], rounds_s[OURS], strict=True)]
-        for peer in seconds
-    }
-    return {
-        "tokens_requested": sum(call.tokens_requested for call in calls),
-        "tokens_needed": sum(call.tokens for call in calls),
-        "round_seconds": rounds_s,
-        "seconds": {OURS: ours, **seconds},
-        "speedup": {peer: theirs / ours for peer, theirs in seconds.items()},
-        "speedup_range": {peer: [min(ratios), max(ratios)] for peer, ratios in by_round.items()},
-        "needed_gflop": flops / 1e9,
-        "share_of_limit": flops / ours / rate,
-    }
-
-
-def _needed(folder: Path, load: Workload) -> tuple[list[Work], int]:
-    """Count the work of each call of the workload (one call, or one per text), and the operations of all."""
-    config = read_config(folder)
-    prompts = read_embedding_spec(folder, config).prompts
-    ids = tokenizer_of(folder, prompts)(load.texts, load.kind)
-    calls = [work([one]) for one in ids] if load.one_by_one else [work(ids)]
-    return calls, sum(needed_flops(config, call) for call in calls)
-
-
-def table(result: Result) -> str:
-    """Format the result as a table."""
-    rows, peaks = result["rows"], result["peak_bytes"]
-    beside = [peer for peer in peaks if peer != OURS]
-    head = f"{'':22}{'texts':>6}{'tokens':>9}{'needed':>9}{OURS:>11}{'of limit':>10}"
-    lines = [head + "".join(f"{peer:>45}" for peer in beside)]
-    for row in rows:
-        line = (
-            f"({row['workload']}) {row['title']:18}{row['texts']:6}{row['tokens_requested']:9}"
-            f"{row['tokens_needed']:9}{row['seconds'][OURS]:9.2f} s{row['share_of_limit']:10.0%}"
-        )
-        for peer in beside:
-            low, high = row["speedup_range"][peer]
-            line += f"{row['seconds'][peer]:10.2f} s{row['speedup'][peer]:7.2f}x"
-            line += f"  {f'({low:.2f} to {high:.2f})':<15}{row['max_abs_difference'][peer]:8.0e}"
-        lines.append(line)
-    peak = "".join(f"{peaks[peer] / 2**20:9.0f} MB{'':33}" for peer in beside)
-    lines.append(f"{'peak memory':46}{peaks[OURS] / 2**20:8.0f} MB{'':10}{peak}".rstrip())
-    lines.append(
-        "for each other library: time, speed-up of lastword (lowest and highest of a round), largest difference"
+def _longest(setup: Setup, loads: LoadsOf, rounds: int) -> int:
+    """Return the most tokens of a text, with the prompt and the end token."""
+    return max(
+        len(ids)
+        for turn in range(rounds + 1)
+        for load in loads(turn)
+        for ids in setup.tokenize(load.texts, load.kind)
     )
-    lines.append(
-        f"limit: needed operations at {result['gemm_gflops']:.0f} GFLOP/s, the best matmul"
-    )
-    return "\n".join(lines)
 
 
-def _checkpoint(folder: Path, *, layers: int, dtype: torch.dtype) -> Path:
+def _contenders(libraries: list[str], *, busy: bool) -> list[Contender]:
+    alone = [Contender(f"{OURS}, 1 thread", OURS, threads=1)] if busy else []
+    return [Contender(OURS, OURS), *alone, *(Contender(each, each) for each in libraries)]
+
+
+def _schedule(
+    contenders: dict[str, list[Contender]],
+    loads: list[Workload],
+    limits: dict[tuple[str, str], float],
+    rounds: int,
+) -> Schedule:
+    """Guess how long everything takes, from the limits."""
+    schedule = Schedule()
+    for precision, some in contenders.items():
+        for each in some:
+            factor, start_s = _GUESSES[each.library]
+            schedule.add((precision, each.label, "start"), start_s)
+            for load in loads:
+                for label in _labels(each.label, load):
+                    guess = factor * limits[precision, load.name]
+                    schedule.add((precision, label, load.name), guess, rounds + 1)
+    return schedule
+
+
+def _labels(label: str, load: Workload) -> list[str]:
+    nobody: Any = None
+    return [lane.label for lane in lanes_of({label: nobody}, load)]
+
+
+def _reference(setup: Setup, loads: list[Workload], longest: int) -> dict[str, Tensor]:
+    """Compute lastword's fp32 vectors, with which the others are compared."""
+    child = open_library(OURS, setup, "fp32", threads=setup.threads, longest=longest)
+    try:
+        lane = Lane(OURS, child, cache=True)
+        return {load.name: embed(setup, lane, load)[0] for load in loads}
+    finally:
+        child.close()
+
+
+def _prepare_llama_cpp(setup: Setup, loads: LoadsOf, rounds: int, precision: str) -> None:
+    from lastword.bench.peers.llama_cpp import prepare
+
+    _say(f"writing a GGUF file in {precision}")
+    texts = [load for turn in range(rounds + 1) for load in loads(turn)]
+    prepare(setup.folder, texts, setup.scratch, precision)
+
+
+@contextmanager
+def _busy_loops(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Run so many endless loops beside, each in a process."""
+    command = [sys.executable, "-c", "while True: pass"]
+    loops = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
+    try:
+        yield loops
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def _checkpoint(folder: Path, layers: int, precisions: list[str], device: torch.device) -> Path:
     """Make a random checkpoint of the 0.6B shape, with the real tokenizer if it is available."""
     real = real_tokenizer()
+    dtype = torch.float32 if device.type == "cpu" or "fp32" in precisions else torch.bfloat16
     _say(f"making a random checkpoint: 0.6B shape, {layers} layers")
     return make_checkpoint(
         folder,
@@ -335,6 +293,7 @@ def _checkpoint(folder: Path, *, layers: int, dtype: torch.dtype) -> Path:
         vocab_size=VOCABULARY,
         tokenizer=real and real / "tokenizer.json",
         dtype=dtype,
+        max_position_embeddings=_POSITIONS,
     )
 
 

@@ -14,7 +14,7 @@ def test_lines_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(last)
     assert [row["texts"] for row in rows] == [2, 6]
     assert rows[0]["tokens"] < rows[1]["tokens"]
-    assert all(row["tokens_a_second"] > 0 and row["peak_bytes"] > 50e6 for row in rows)
+    assert all(row["tokens_per_second"] > 0 and row["peak_bytes"] > 50e6 for row in rows)
     assert len(lines) == 4
     assert "below the fastest" in lines[-1]
 

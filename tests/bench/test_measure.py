@@ -12,9 +12,10 @@ from lastword.bench import machine, measure
 from lastword.bench.measure import (
     Peaks,
     Timing,
+    matmul_rate,
     measure_peaks,
     median_seconds,
-    product_rate,
+    read_rate,
     time_call,
 )
 
@@ -73,14 +74,14 @@ def test_a_gpu_is_timed_by_do_bench(monkeypatch) -> None:
 
 
 def test_the_least_time_is_that_of_the_nearer_peak() -> None:
-    peaks = Peaks(bytes_per_s=100.0, flops_per_s=1000.0, product="")
+    peaks = Peaks(bytes_per_s=100.0, flops_per_s=1000.0, matmul="")
     assert peaks.seconds(50, 10) == 0.5
     assert peaks.seconds(50, 2000) == 2.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_peaks_are_those_of_the_timed_calls(monkeypatch, dtype: torch.dtype) -> None:
-    """A copy of B bytes in 2 ms is B/ms, read and written; a matmul of side s in 2 ms is s³/ms."""
+    """A copy of B bytes in 2 ms is B/ms, read and written; the matmul's rate is taken as it is."""
     monkeypatch.setattr(measure, "_CPU_COPY_BYTES", 1 << 20)
     ran = []
 
@@ -89,21 +90,23 @@ def test_peaks_are_those_of_the_timed_calls(monkeypatch, dtype: torch.dtype) -> 
         return measure.Timing(2.0, 2.0, 2.0)
 
     monkeypatch.setattr(measure, "time_call", timed)
-    monkeypatch.setattr(measure, "_packed_rate", lambda: 77.0)
+    monkeypatch.setattr(measure, "_packed_rate", lambda _: 77.0)
     peaks = measure_peaks(CPU, dtype)
     assert peaks.bytes_per_s == (1 << 20) / 1e-3
     assert ran[0].nbytes == 1 << 20
-    if dtype == torch.float32:
-        assert peaks.flops_per_s == 77.0
-    else:
-        assert peaks.flops_per_s == pytest.approx(1024**3 / 1e-3)
-        assert peaks.product == "1024³ bfloat16"
+    assert peaks.flops_per_s == 77.0
+    assert peaks.matmul == f"1024×1024×6144 {measure.dtype_name(dtype)}"
 
 
-def test_the_matmul_of_a_cpu_is_measured() -> None:
-    rate, product = product_rate(CPU, torch.float32)
-    assert 1e9 < rate < 1e13
-    assert product == "1024×1024×6144 float32"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_the_matmul_of_a_cpu_is_measured(dtype: torch.dtype) -> None:
+    rate, matmul = matmul_rate(CPU, dtype)
+    assert 1e8 < rate < 1e14
+    assert matmul == f"1024×1024×6144 {measure.dtype_name(dtype)}"
+
+
+def test_reading_is_measured() -> None:
+    assert 1e8 < read_rate(CPU) < 1e13
 
 
 def test_a_run_says_where_it_ran() -> None:

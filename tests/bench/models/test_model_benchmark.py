@@ -115,7 +115,7 @@ def test_figures_add_up(embedder, monkeypatch) -> None:
 
 
 def test_the_command(capfd, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(model, "product_rate", lambda *_: (1e11, "made up"))
+    monkeypatch.setattr(model, "matmul_rate", lambda *_: (1e11, "made up"))
     out = tmp_path / "model.jsonl"
     words = ["--model", "tiny", "--device", "cpu", "--layers", "1", "--tokens", "64"]
     plot = tmp_path / "model.svg"

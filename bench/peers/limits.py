@@ -1,0 +1,96 @@
+"""The least time of a workload on this machine: its operations at the best matmul's rate, or the reading of weights.
+
+Both rates are measured in the run. A call reads every weight once, so few rows are limited by reading, many by matmuls.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import torch
+
+from lastword.bench.measure import matmul_rate, read_rate
+from lastword.bench.models.flops import Work, needed_flops, work
+from lastword.bench.models.workloads import Workload
+from lastword.bench.peers.libraries import Setup
+from lastword.weights import ModelConfig
+from lastword.weights.tensor_names import EMBEDDING, expected_shapes
+
+BYTES = {"fp32": 4, "bf16": 2, "8bit": 1}  # of one weight
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": torch.int8}
+
+
+@dataclass(slots=True)
+class Rates:
+    """The best rates of the run: operations per second by precision, and bytes read per second."""
+
+    flops_per_s: dict[str, float]
+    read_bytes_per_s: float
+
+    @staticmethod
+    def measure(precisions: list[str], device: torch.device) -> "Rates":
+        """Measure every rate once."""
+        rates = Rates({}, read_rate(device))
+        for precision in precisions:
+            rates.improve(precision, device)
+        return rates
+
+    def improve(self, precision: str, device: torch.device) -> None:
+        """Measure a precision's matmul once more and keep the best."""
+        rate, _ = matmul_rate(device, _DTYPES[precision])
+        self.flops_per_s[precision] = max(self.flops_per_s.get(precision, 0.0), rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What a workload needs: tokens as requested, tokens to compute, and operations of each call."""
+
+    tokens_requested: int
+    tokens: int
+    call_flops: list[int]
+
+
+def needed(setup: Setup, load: Workload) -> Needed:
+    """Count what a workload needs, where the prompt's rows are known from an earlier call."""
+    ids = setup.tokenize(load.texts, load.kind)
+    prompt = setup.tokenize([""], load.kind)[0][:-1]  # without the end token
+    groups = [[one] for one in ids] if load.one_by_one else [ids]
+    calls = [_beyond(prompt, group) for group in groups]
+    return Needed(
+        sum(map(len, ids)),
+        sum(call.tokens for call in calls),
+        [needed_flops(setup.config, call) for call in calls],
+    )
+
+
+def _beyond(prompt: list[int], ids: list[list[int]]) -> Work:
+    """Count the work of texts beyond what a prompt alone needs."""
+    if not prompt:
+        return work(ids)
+    both, alone = work([prompt, *ids]), work([prompt])
+    return Work(
+        sum(map(len, ids)),
+        both.tokens - alone.tokens,
+        both.finals - alone.finals,
+        both.pairs - alone.pairs,
+        both.final_pairs - alone.final_pairs,
+    )
+
+
+def weight_bytes(config: ModelConfig, precision: str) -> int:
+    """Return the bytes of all matrices but the embedding table, of which few rows are read."""
+    shapes = expected_shapes(config)
+    numbers = sum(
+        prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name != EMBEDDING
+    )
+    return numbers * BYTES[precision]
+
+
+def limit(
+    amount: Needed, config: ModelConfig, precision: str, rates: Rates
+) -> tuple[float, Literal["matmul", "weights"]]:
+    """Return the least seconds of a workload, and whether matmuls or the reading of weights take more of them."""
+    read_s = weight_bytes(config, precision) / rates.read_bytes_per_s
+    matmuls_s = [flops / rates.flops_per_s[precision] for flops in amount.call_flops]
+    seconds = sum(max(matmul_s, read_s) for matmul_s in matmuls_s)
+    return seconds, "matmul" if sum(matmuls_s) >= read_s * len(matmuls_s) else "weights"

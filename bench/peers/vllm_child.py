@@ -1,0 +1,80 @@
+"""vLLM in its own interpreter: the other end of `Child`, as in `child.py`, without an import of lastword.
+
+    PYTHON vllm_child.py FOLDER DTYPE LONGEST
+
+`LONGEST` is the most tokens of a text. It imports vLLM and the standard library only.
+"""
+
+import array
+import json
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+
+def _peak() -> int:
+    """Return the peak resident bytes of all processes of this group, each read once."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if os.getpgid(int(status.parent.name)) != os.getpgrp():
+                continue
+            lines = status.read_text(errors="replace").splitlines()
+        except OSError:  # it has just ended
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return total
+
+
+def _run(model: Any, order: dict[str, Any]) -> dict[str, Any]:
+    import vllm
+
+    load = json.loads(Path(order["texts"]).read_text())
+    texts = [load["prompt"] + text for text in load["texts"]]
+    calls = [[text] for text in texts] if load["one_by_one"] else [texts]
+    params = vllm.PoolingParams(skip_reading_prefix_cache=not order["cache"])
+    start = perf_counter()
+    outputs = [
+        each for call in calls for each in model.embed(call, pooling_params=params, use_tqdm=False)
+    ]
+    seconds = perf_counter() - start
+    if order["save"]:
+        rows = (array.array("f", each.outputs.embedding).tobytes() for each in outputs)
+        Path(order["save"]).write_bytes(b"".join(rows))
+    return {"seconds": seconds, "cached_tokens": sum(each.num_cached_tokens for each in outputs)}
+
+
+def _serve(folder: str, dtype: str, longest: str) -> None:
+    # vLLM and its processes print on stdout: only answers go to the real one.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(value: dict[str, Any]) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    try:
+        import vllm
+
+        model = vllm.LLM(
+            model=folder,
+            runner="pooling",
+            dtype=dtype,
+            max_model_len=int(longest),
+            enable_prefix_caching=True,
+        )
+    except Exception as error:
+        answer({"error": f"{type(error).__name__}: {error}"})
+        raise
+    answer({})
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            answer({"bytes": _peak()} if order["do"] == "peak" else _run(model, order))
+        except Exception as error:  # noqa: BLE001 - the other end prints it
+            answer({"error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":  # vLLM starts its processes by importing this file again
+    _serve(*sys.argv[1:])
