@@ -1,6 +1,6 @@
-"""Adapters for libraries that use an embedding model: LangChain and LlamaIndex.
+"""Adapters for libraries that use an embedding model or a reranker: LangChain and LlamaIndex.
 
-Entry points: each module imports its library, which must be installed, and uses the public `Embedder` only. This
+Entry points: each module imports its library, which must be installed, and uses `Embedder` and `Reranker` only. This
 module holds what both adapters do with their model: open it, embed documents and queries, and identify the vectors by
 a fingerprint.
 """
@@ -11,8 +11,9 @@ from typing import Any
 
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError, list_some
+from lastword.reranker import Reranker
 
-__all__ = ["embed_documents", "embed_query", "embedder_of", "fingerprint_of"]
+__all__ = ["embed_documents", "embed_query", "embedder_of", "fingerprint_of", "reranker_of"]
 
 
 def embedder_of(
@@ -29,14 +30,34 @@ def embedder_of(
     """
     if not isinstance(model, Embedder):
         return Embedder(model, **options)
+    _refuse_options("an Embedder", options)
+    return model
+
+
+def reranker_of(model: str | os.PathLike[str] | Reranker, options: dict[str, Any]) -> Reranker:
+    """Return `model` if it is a Reranker, so that several adapters can share one; else open it with `options`.
+
+    Args:
+        model: Hugging Face id, folder, or a Reranker.
+        options: keyword arguments of `Reranker`; must be empty if `model` is a Reranker.
+
+    Raises:
+        ConfigError: options are given together with a Reranker.
+    """
+    if not isinstance(model, Reranker):
+        return Reranker(model, **options)
+    _refuse_options("a Reranker", options)
+    return model
+
+
+def _refuse_options(model: str, options: dict[str, Any]) -> None:
     if options:
         raise ConfigError(
             "model",
-            "an Embedder already has its options",
-            got=f"an Embedder and options ({list_some(options)})",
+            f"{model} already has its options",
+            got=f"{model} and options ({list_some(options)})",
             expected="options with a name or folder only",
         )
-    return model
 
 
 def embed_documents(embedder: Embedder, texts: Iterable[str]) -> list[list[float]]:

@@ -1,6 +1,7 @@
-"""`LastwordEmbedding`, which can be used wherever LlamaIndex expects `BaseEmbedding`.
+"""`LastwordEmbedding` where LlamaIndex expects `BaseEmbedding`, `LastwordRerank` where it expects a node postprocessor.
 
 index = VectorStoreIndex(nodes, embed_model=LastwordEmbedding("Qwen/Qwen3-Embedding-0.6B"))
+engine = index.as_query_engine(node_postprocessors=[LastwordRerank("Qwen/Qwen3-Reranker-0.6B", top_n=5)])
 """
 
 import asyncio
@@ -9,13 +10,22 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from lastword.embedder import Embedder
-from lastword.errors import ConfigError, require_extra
-from lastword.interop import embed_documents, embed_query, embedder_of, fingerprint_of
+from lastword.errors import ConfigError, InputError, require_extra
+from lastword.interop import (
+    embed_documents,
+    embed_query,
+    embedder_of,
+    fingerprint_of,
+    reranker_of,
+)
+from lastword.reranker import Reranker
 from lastword.weights import BUILTIN
 
 with require_extra("llama-index-core", "llama-index", "lastword.interop.llama_index"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import PrivateAttr, model_serializer
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
     from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
 # The largest batch that LlamaIndex allows; lastword cuts it into batches by tokens.
@@ -238,3 +248,49 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await asyncio.to_thread(self._get_text_embeddings, texts)
+
+
+class LastwordRerank(BaseNodePostprocessor):  # type: ignore[misc]  # mypy skips this library
+    """A LlamaIndex postprocessor that sorts nodes by their relevance to the query, and gives them its scores.
+
+    What is scored is a node's text with the metadata that LlamaIndex would embed. The nodes given stay as they are.
+
+    Args:
+        model: Hugging Face id, folder, or a Reranker.
+        top_n: how many nodes to return; by default all.
+        options: keyword arguments of `Reranker`.
+
+    Raises:
+        ConfigError: options are given together with a Reranker.
+    """
+
+    top_n: int | None = None
+    _reranker: Reranker = PrivateAttr()
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Reranker,
+        *,
+        top_n: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(top_n=top_n)
+        self._reranker = reranker_of(model, options)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name by which LlamaIndex knows this class."""
+        return "LastwordRerank"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if query_bundle is None:
+            remedy = "Pass query_str or query_bundle."
+            raise InputError("query", "missing", expected="a query to compare with", remedy=remedy)
+        texts = [each.node.get_content(metadata_mode=MetadataMode.EMBED) for each in nodes]
+        ranked = self._reranker.rank(query_bundle.query_str, texts, self.top_n)
+        return [
+            NodeWithScore(node=nodes[each["corpus_id"]].node, score=each["score"])
+            for each in ranked
+        ]
