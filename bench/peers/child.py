@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     EncodeBytes = Callable[[list[str], str], bytes]  # the same in fp32, row by row
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "8bit": "float32"}
-_GOODBYE_S = 5  # seconds a child has to end by itself
+_GOODBYE_S = 10  # a child has to end by itself; vLLM needs most of it
 
 
 class Child:
