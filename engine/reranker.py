@@ -57,7 +57,7 @@ Pair = Sequence[str]
 
 # A byte of text becomes fewer tokens than this, even if it is normalised first.
 _TOKENS_PER_BYTE = 8
-_NOTICE = "{folder}: neither its name nor its files say that it is a reranker; using the template of Qwen3-Reranker"
+_NOTICE = "{folder}: has no template for pairs, and its name does not say what it is; using that of Qwen3-Reranker"
 
 
 class _Ranked(TypedDict):
@@ -100,7 +100,7 @@ class RerankerInfo(OpenedModel):
         spec = read_reranker_spec(folder, config)
         own = parse_template(spec.chat_template, f"{folder}: chat template")
         self.template = QWEN3_RERANKER if own is None else own
-        said = spec.named or own is not None or "rerank" in f"{self.name} {folder.name}".lower()
+        said = own is not None or "rerank" in f"{self.name} {folder.name}".lower()
         self.notices = () if said else (_NOTICE.format(folder=folder),)
         return config, spec
 
@@ -113,9 +113,18 @@ class RerankerInfo(OpenedModel):
         """Return the tokens of a causal model's score: those that its files name, else "yes" and "no"."""
         if self.spec.classifier:
             return ScoreTokens(0, None)
-        if self.spec.tokens is not None:
-            return self.spec.tokens
         yes, no = (self.tokenizer.token_id(word) for word in ("yes", "no"))
+        tokens = self.spec.tokens
+        if tokens is not None:
+            if self.template is QWEN3_RERANKER and (tokens.true, tokens.false) != (yes, no):
+                raise ConfigError(
+                    f"{self.files.folder}: chat template",
+                    "is not one for pairs, although LogitScore has tokens of its own",
+                    got=f"true {tokens.true}, false {tokens.false}",
+                    expected=f'those of "yes" and "no", {yes} and {no}, or a template for pairs',
+                    remedy="How its texts look is not known. Name another model.",
+                )
+            return tokens
         if yes is None or no is None:
             missing = "yes" if yes is None else "no"
             raise WeightsError(

@@ -62,7 +62,6 @@ class RerankerSpec:
         max_length: maximum tokens per pair.
         sigmoid: whether a score is by default a probability, the sigmoid of the log-odds; otherwise the log-odds.
         tokenizer: the settings for the tokenizer.
-        named: whether the files say that this is a reranker; those of a plain causal model do not.
     """
 
     classifier: bool
@@ -74,7 +73,6 @@ class RerankerSpec:
     max_length: int
     sigmoid: bool
     tokenizer: TokenizerSettings
-    named: bool
 
 
 def read_reranker_spec(folder: Path, config: ModelConfig) -> RerankerSpec:
@@ -91,8 +89,7 @@ def read_reranker_spec(folder: Path, config: ModelConfig) -> RerankerSpec:
     tokens, keywords, limit = None, Fields({}, str(folder)), None
     prompts: dict[str, str] = {}
     default = None
-    listed = has_file(folder / MODULES)
-    if listed:
+    if has_file(folder / MODULES):
         place = read_reranker_modules(folder)
         if classifier == (place is not None):
             wanted = "Transformer alone" if classifier else "Transformer and LogitScore"
@@ -120,7 +117,6 @@ def read_reranker_spec(folder: Path, config: ModelConfig) -> RerankerSpec:
         max_length=min(positions, *(each for each in limits if each is not None)),
         sigmoid=sigmoid,
         tokenizer=tokenizer,
-        named=listed or classifier,
     )
 
 

@@ -27,7 +27,6 @@ _MODALITIES = (
 _ONLY: dict[str, tuple[object, ...]] = {
     "do_lower_case": (False, None),
     "document_length": (None,),
-    "processing_kwargs": (None, {}),
     "query_expansion": (None,),
     "query_length": (None,),
     "tokenizer_name_or_path": (None,),
@@ -41,7 +40,9 @@ _KEYWORDS = {
 # Which library computes, and whether it pads: neither changes a vector by more than rounding.
 _HARMLESS = frozenset({"backend", "unpad_inputs"})
 _READ = frozenset({"max_seq_length", "modality_config"})
-_TASK = frozenset({"module_output_name", "transformer_task"})
+_TASK = frozenset({"module_output_name", "processing_kwargs", "transformer_task"})
+# A template for pairs has no use for this.
+_PROCESSING = tuple({"chat_template": {"add_generation_prompt": each}} for each in (True, False))
 _KNOWN = _HARMLESS | _READ | _TASK | _ONLY.keys() | {*_KEYWORDS, *_KEYWORDS.values()}
 # Arguments that place the weights, choose among equal computations, or choose the dtype, which is lastword's choice.
 _COMPUTE = LOADING | {"attn_implementation", "dtype", "torch_dtype"}
@@ -91,6 +92,7 @@ def read_transformer_settings(folder: Path, task: TransformerTask = STATES) -> T
         fields.only(key, *allowed)
     fields.only("transformer_task", task.name)
     fields.only("module_output_name", task.output, None)
+    fields.only("processing_kwargs", None, {}, *(() if task is STATES else _PROCESSING))
     if fields.values.get("modality_config", task.modalities[0]) not in task.modalities:
         output = "last_hidden_state" if task is STATES else "logits"
         expected = f'only "text", by the method "forward" and its "{output}"'

@@ -319,7 +319,7 @@ def test_the_notice(made, tmp_path: Path) -> None:
     assert [Reranker(made[kind]).notices for kind in KINDS] == [()] * 3
     (notice,) = Reranker(plain).notices
     assert notice == (
-        f"{plain}: neither its name nor its files say that it is a reranker; using the template of Qwen3-Reranker"
+        f"{plain}: has no template for pairs, and its name does not say what it is; using that of Qwen3-Reranker"
     )
     (plain / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     assert Reranker(plain).notices == (notice,)  # a template for conversations is ignored
@@ -330,6 +330,29 @@ def test_the_notice(made, tmp_path: Path) -> None:
 
 
 # Errors.
+
+
+def test_tokens_without_a_template_are_refused(tmp_path: Path) -> None:
+    """As in models whose template is for conversations: nothing says how their texts look."""
+    folder = make_reranker(tmp_path / "m-reranker")
+    kinds = (
+        "sentence_transformers.base.modules.transformer.Transformer",
+        "sentence_transformers.cross_encoder.modules.logit_score.LogitScore",
+    )
+    modules = [
+        {"idx": i, "name": str(i), "path": "1_LogitScore" if i else "", "type": kind}
+        for i, kind in enumerate(kinds)
+    ]
+    change_file(folder, "modules.json", modules)
+    processing = {"processing_kwargs": {"chat_template": {"add_generation_prompt": True}}}
+    change_file(folder, "sentence_bert_config.json", processing)
+    change_file(folder, "1_LogitScore/config.json", {"true_token_id": 7, "false_token_id": None})
+    what = "is not one for pairs, although LogitScore has tokens of its own"
+    with refusal(ConfigError, what=what, got="true 7, false None"):
+        Reranker(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("Judge", "Decide"))
+    weights = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(Reranker(folder, device="cpu").info.score_row, weights[7])
 
 
 def test_what_is_no_pair(tied: Reranker) -> None:

@@ -89,7 +89,6 @@ def test_defaults_without_modules(made) -> None:
         spec = read(made[kind])
         assert (spec.max_length, spec.sigmoid, spec.tokens) == (4096, True, None)
         assert (spec.prompts, spec.default_prompt_name, spec.chat_template) == ({}, None, None)
-        assert spec.named is (kind == "classifier")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,6 @@ def test_logit_score_names_the_tokens(fresh) -> None:
     folder = fresh("tied")
     list_modules(folder, TRANSFORMER, OURS, true_token_id=7, false_token_id=3)
     assert read(folder).tokens == ScoreTokens(7, 3)
-    assert read(folder).named
     list_modules(folder, TRANSFORMER, OURS, true_token_id=7, false_token_id=None)
     assert read(folder).tokens == ScoreTokens(7, None)
 
