@@ -135,8 +135,8 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile-only",
         action="store_true",
-        help="compile for every GPU architecture, without a GPU, and print registers, spills and memory; "
-        "can be combined with --model, --dtype and --json only",
+        help="compile for sm_80, sm_90, sm_100, gfx942 and gfx950, without a GPU, and print registers, spills "
+        "and memory; can be combined with --model, --dtype and --json only",
     )
     _add_json(parser)
     _add_plot(parser, "draw a roofline plot to this .svg or .png file")

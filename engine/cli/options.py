@@ -130,7 +130,7 @@ def positive(text: str) -> int:
 
 
 def delimiter_argument(given: str) -> str:
-    """Accept one character, or a tab by its name."""
+    r"""Accept one character; a tab may be written as `tab` or `\t`."""
     delimiter = "\t" if given in ("tab", "\\t") else text_argument(given)
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise argparse.ArgumentTypeError("not one character, other than a quote or line end")
@@ -166,7 +166,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dim",
         type=positive,
         metavar="N",
-        help="number of leading dimensions to keep of each vector; by default what the model sets, else all",
+        help="number of leading dimensions to keep of each vector, which is then scaled to length 1; by default what the "
+        "model sets, else all",
     )
     _add_limit_options(group)
 
@@ -250,8 +251,9 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=path_argument,
         metavar="FILE",
-        help="input file: .jsonl, .csv, .tsv, or any other text file with one text per line; or a folder, or a "
-        "pattern in quotes such as 'docs/**/*.md'; - is stdin; by default stdin",
+        help="input file: .jsonl, .csv, .tsv, or any other text file with one text per line; or a folder, for the .txt, "
+        ".md, .jsonl, .ndjson, .csv and .tsv files in it and below it (no hidden ones, no linked folders); or a pattern in "
+        "quotes, such as 'docs/**/*.md'; - is stdin; by default stdin",
     )
     add_format_options(parser)
     _add_document_options(parser)
@@ -294,8 +296,8 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         type=name_argument,
         default="text",
         metavar="NAME",
-        help="name of the field or column that holds the text, or in JSON lines NAME.NAME for a field of an object; "
-        "by default text",
+        help="name of the field or column that holds the text, or, in JSON lines, OUTER.INNER for a field inside "
+        "another; by default text",
     )
     parser.add_argument(
         "--delimiter",
@@ -322,13 +324,14 @@ def _add_document_options(parser: argparse.ArgumentParser) -> None:
         type=path_argument,
         metavar="PATTERN",
         help="leave out files and folders that match, by the rules of .gitignore, such as 'drafts/' or '*.bak.md'; "
-        "may be repeated",
+        "may be repeated; needs pip install 'lastword[documents]'",
     )
     group.add_argument(
         "--chunk",
         type=positive,
         metavar="N",
-        help="split each text into pieces of at most N tokens, at the boundaries of paragraphs, sentences or words",
+        help="split each text into pieces of at most N tokens, at the boundaries of paragraphs, sentences or words; "
+        "needs pip install 'lastword[documents]'",
     )
     group.add_argument(
         "--overlap",

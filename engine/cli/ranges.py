@@ -75,7 +75,9 @@ def read_ranges(path: str, dim: int, space: str) -> Tensor:
             metadata: dict[str, str] = file.metadata() or {}
             ranges: Tensor | None = file.get_tensor("ranges") if "ranges" in file.keys() else None  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(path, f"is not a safetensors file ({error})") from error
+        raise InputError(
+            path, "is not a safetensors file", remedy="Make the file with --save-ranges."
+        ) from error
     if ranges is None:
         remedy = "Make the file with --save-ranges."
         raise InputError(path, "has no tensor 'ranges'", remedy=remedy)

@@ -12,14 +12,14 @@ _ENDINGS = (".jsonl", ".txt")
 
 ABOUT = "sample training data (a bag per model) for models that will be merged"
 EXAMPLES = """examples:
-  lastword bags msmarco.jsonl nli.jsonl --ratios 80,100 --seed 7 -o plan.json
+  lastword bags msmarco.jsonl nli.jsonl fever.jsonl --ratios 80,100 --seed 7 -o plan.json
   lastword bags new.jsonl --old msmarco.jsonl nli.jsonl --ratios 100 --seed 8 -o update.json \\
       --into ./released --weights size
 
 A bag is the training data of one model: a sample of the rows of every dataset. Each file is one
-dataset with one row per line, and is sampled separately, without replacement. The command writes
-plan.json, plan.rows/BAG/DATASET.txt with one row id per line, and plan.merge.yaml, a recipe for
-"lastword merge". The same files and seed always give the same plan, on any machine and in whatever
+dataset with one row per line, and is sampled separately, without replacement. With -o
+plan.json the command writes plan.json, plan.rows/BAG/DATASET.txt with one row id per line, and
+plan.merge.yaml, a recipe for "lastword merge". The same files and seed always give the same plan, on any machine and in whatever
 order the files are named.
 To update a released model, pass its earlier training data with --old: each bag then mixes old
 and new rows, and --into adds the released model to the recipe."""
@@ -37,8 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ratios",
         required=True,
-        help='percentage of each dataset for each bag, such as 80,100 for two bags; "rest" takes the rows '
-        "that are in no other bag, as in 50,rest",
+        help="one percentage per bag: the share of every dataset that the bag takes. 80,100 makes two bags, one with "
+        '80 % of each dataset and one with all of it; "rest" takes the rows that are in no other bag, as in 50,rest',
     )
     parser.add_argument(
         "--seed", type=_seed, required=True, help="seed of the random choice, a whole number"
@@ -77,7 +77,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="weight of each model in the merge: equal, or by size (the number of rows in its bag); by default equal",
     )
     parser.add_argument(
-        "--into", metavar="MODEL", help="existing model to add to the recipe; by default none"
+        "--into",
+        metavar="MODEL",
+        help="existing model that is merged with the new ones; with --weights size, which then needs --old, its weight is "
+        "the number of rows of the --old datasets; by default none",
     )
     parser.add_argument("--quiet", action="store_true", help="print no progress and no report")
 

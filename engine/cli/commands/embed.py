@@ -48,10 +48,11 @@ a value above 0, eight to a byte; binary is the same byte minus 128 (compare bot
 With -o OUT, metadata is stored too: the model, its settings and two fingerprints. It goes to
 OUT.json, or into the file itself for .safetensors. On stdout and other streams (/dev/stderr, a named
 pipe), which take JSON lines only, --header prints it first. Vectors with the same `space` fingerprint
-can be compared. The same `run` fingerprint means the same model and settings.
+and the same precision can be compared. The same `run` fingerprint means the same model and settings.
 
-The report on stderr counts the tokens requested, the tokens computed, those of prompts that the model keeps
-once computed, and the tokens saved because texts with a common beginning share it. tokens/s counts requested tokens."""
+The report on stderr counts the tokens requested, the tokens computed, the prompt tokens that were not computed again
+because the model keeps their result ("of kept prompts"), and the tokens saved by sharing the common beginnings of
+texts. tokens/s counts requested tokens."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -98,13 +99,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--normalize",
         action="store_true",
-        help="scale every vector to length 1; by default only if the model does so",
+        help="scale every vector to length 1; by default only if the model does so or --dim shortens the vectors",
     )
+    _add_ranges(parser)
+    options.add_model_options(parser)
+
+
+def _add_ranges(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranges",
         type=options.path_argument,
         metavar="FILE",
-        help="file made by --save-ranges, for int8 or uint8 vectors; required for uint8; by default none",
+        help="file made by --save-ranges: round each dimension to int8 or uint8 by its own range; required for "
+        "uint8; by default int8 scales each vector by its own largest value",
     )
     parser.add_argument(
         "--save-ranges",
@@ -113,7 +120,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="save the smallest and largest value of each dimension to this .safetensors file, for --ranges; only with "
         "float32",
     )
-    options.add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

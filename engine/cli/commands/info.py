@@ -34,7 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="also hash every file and compare with the hashes that the hub gives; exit status 1 if one is damaged",
+        help="also hash every file and compare with the hub's hashes, which are not known for every local folder; exit "
+        "status 1 if a file is damaged",
     )
     options.add_model_options(parser)
 

@@ -30,12 +30,12 @@ class Meter:
         self._stream: BinaryIO | None = None if self.total is None else io.BytesIO()
 
     def begin(self, stream: TextIO) -> None:
-        """Note that an input is opened."""
+        """Start to count the bytes read from `stream`, an input just opened."""
         if self._stream is not None:
             self._stream = stream.buffer
 
     def end(self) -> None:
-        """Note that an input is read to its end."""
+        """Finish counting the present input, which has been read to its end."""
         if self._stream is not None:
             self._before += self._stream.tell()
             self._stream = io.BytesIO()

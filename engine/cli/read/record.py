@@ -30,8 +30,9 @@ class Chunk(NamedTuple):
 class Record:
     """A text with its place in the input and the other fields of its record.
 
-    `fields` is the record's JSON object as it was written, without the closing brace. It is copied to
-    the output unparsed, so numbers keep all their digits. A whole file has no line; only a piece has a chunk.
+    `fields` is the record as a JSON object without its closing brace. Of JSON lines it is what was written, copied
+    unparsed, so numbers keep all their digits; otherwise it is made from the columns. `line` is None if a whole file is
+    one text, `chunk` is None unless the text is a piece.
     """
 
     text: str
