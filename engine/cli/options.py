@@ -166,8 +166,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dim",
         type=positive,
         metavar="N",
-        help="number of leading dimensions to keep of each vector, which is then scaled to length 1; by default what the "
-        "model sets, else all",
+        help="number of leading dimensions to keep of each vector, which is then scaled to length 1; by default "
+        "what the model sets, else all",
     )
     _add_limit_options(group)
 
@@ -251,9 +251,9 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=path_argument,
         metavar="FILE",
-        help="input file: .jsonl, .csv, .tsv, or any other text file with one text per line; or a folder, for the .txt, "
-        ".md, .jsonl, .ndjson, .csv and .tsv files in it and below it (no hidden ones, no linked folders); or a pattern in "
-        "quotes, such as 'docs/**/*.md'; - is stdin; by default stdin",
+        help="input file: .jsonl, .csv, .tsv, or any other text file with one text per line; or a folder, for the "
+        ".txt, .md, .jsonl, .ndjson, .csv and .tsv files in it and below it (no hidden ones, no linked folders); or a "
+        "pattern in quotes, such as 'docs/**/*.md'; - is stdin; by default stdin",
     )
     add_format_options(parser)
     _add_document_options(parser)

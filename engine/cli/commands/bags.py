@@ -19,8 +19,8 @@ EXAMPLES = """examples:
 A bag is the training data of one model: a sample of the rows of every dataset. Each file is one
 dataset with one row per line, and is sampled separately, without replacement. With -o
 plan.json the command writes plan.json, plan.rows/BAG/DATASET.txt with one row id per line, and
-plan.merge.yaml, a recipe for "lastword merge". The same files and seed always give the same plan, on any machine and in whatever
-order the files are named.
+plan.merge.yaml, a recipe for "lastword merge". The same files and seed always give the same plan, on any
+machine and in whatever order the files are named.
 To update a released model, pass its earlier training data with --old: each bag then mixes old
 and new rows, and --into adds the released model to the recipe."""
 
@@ -79,8 +79,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--into",
         metavar="MODEL",
-        help="existing model that is merged with the new ones; with --weights size, which then needs --old, its weight is "
-        "the number of rows of the --old datasets; by default none",
+        help="existing model that is merged with the new ones; with --weights size, which then needs --old, its weight "
+        "is the number of rows of the --old datasets; by default none",
     )
     parser.add_argument("--quiet", action="store_true", help="print no progress and no report")
 
