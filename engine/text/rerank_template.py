@@ -87,11 +87,12 @@ def parse_template(template: str | None, where: str) -> RerankTemplate | None:
         return None
     names: dict[str, tuple[str, str | None]] = {}
     rest = template.replace("\r\n", "\n").replace("\r", "\n")  # as Jinja does
-    while (found := _SET.match(rest)) is not None:
+    end = 0
+    while (found := _SET.match(rest, end)) is not None:
         names[found["name"]] = found["role"], found["default"]
-        rest = rest[found.end() :]
-    words, slots, end = [], [], 0
-    for found in _PUT.finditer(rest):
+        end = found.end()
+    words, slots = [], []
+    for found in _PUT.finditer(rest, end):
         slot = (found["role"], found["default"]) if found["role"] else names.get(found["name"])
         words.append(rest[end : found.start()])
         slots.append(slot)

@@ -92,6 +92,13 @@ def test_a_template_that_does_more_is_refused(template: str) -> None:
         parse_template(template, "here")
 
 
+def test_a_huge_template_takes_no_time() -> None:
+    sets = NAMED.partition("<|im_start|>")[0] * 20_000
+    with refusal(ConfigError, what="not supported"):
+        parse_template(sets + "{{ " * 100_000 + "{{" + " " * 100_000, "here")
+    assert parse_template(sets + NAMED, "here") == QWEN3_RERANKER
+
+
 @pytest.mark.skipif(not DATA, reason="LASTWORD_TEST_DATA is not set")
 def test_the_tokens_are_those_of_the_whole_text() -> None:
     """With Qwen's own tokenizer: the parts that are tokenised apart end where tokens end."""
