@@ -372,7 +372,7 @@ def test_not_json(tmp_path, content, what, got):
     )  # the library's message about broken JSON depends on the Python version
     assert error.got == got
     assert error.expected == ("a JSON object" if got else None)
-    assert ("at line 2, column" in error.what) is (b"\n" in content)
+    assert ("line 2, column" in error.what) is (b"\n" in content)
     assert "\n" not in str(error)
 
 

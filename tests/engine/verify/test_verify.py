@@ -382,7 +382,7 @@ def test_a_model_without_a_known_card(tiny_checkpoint: Path) -> None:
     assert (raised.where, raised.what) == ("scores", "no model card is known")
     assert raised.got == repr(str(tiny_checkpoint))
     assert raised.expected.startswith("one of: ICT-TIME-and-Querit/BOOM_4B_v1, ")
-    assert "--as" in raised.remedy
+    assert "known_as" in raised.remedy
 
 
 def test_a_tokenizer_that_transformers_cannot_open(model: Path, monkeypatch) -> None:
