@@ -203,14 +203,14 @@ def test_ranges_for_uint8(model):
 
 def test_openai_client(server, model):
     openai = pytest.importorskip("openai")
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
-    answer = client.embeddings.create(
-        model="lastword-builtin-embedding", input=TEXTS, dimensions=64
-    )
-    found = np.array([each.embedding for each in answer.data])
-    np.testing.assert_allclose(found, model.encode(TEXTS, truncate_dim=64).numpy(), atol=1e-5)
-    assert [each.id for each in client.models.list()] == ["lastword-builtin-embedding"]
-    with pytest.raises(openai.NotFoundError, match="is not served here"):
-        client.embeddings.create(model="text-embedding-3-small", input="a")
-    with pytest.raises(openai.BadRequestError, match="expected at least one text"):
-        client.embeddings.create(model="lastword-builtin-embedding", input=[])
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        answer = client.embeddings.create(
+            model="lastword-builtin-embedding", input=TEXTS, dimensions=64
+        )
+        found = np.array([each.embedding for each in answer.data])
+        np.testing.assert_allclose(found, model.encode(TEXTS, truncate_dim=64).numpy(), atol=1e-5)
+        assert [each.id for each in client.models.list()] == ["lastword-builtin-embedding"]
+        with pytest.raises(openai.NotFoundError, match="is not served here"):
+            client.embeddings.create(model="text-embedding-3-small", input="a")
+        with pytest.raises(openai.BadRequestError, match="expected at least one text"):
+            client.embeddings.create(model="lastword-builtin-embedding", input=[])

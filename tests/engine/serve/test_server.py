@@ -315,6 +315,17 @@ def test_the_command_refuses(arguments, message):
     assert "Traceback" not in log
 
 
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "orjson", "prometheus_client", "numpy"])
+def test_a_missing_package_is_one_line(package, monkeypatch, capfd):
+    from lastword.cli.main import main
+
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["serve", "--dry-run"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("lastword: lastword serve: needs ")
+    assert "pip install 'lastword[serve]'" in line
+
+
 def test_a_port_in_use_is_one_line():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
