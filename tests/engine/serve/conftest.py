@@ -1,4 +1,4 @@
-"""One server with the built-in model for all tests that need no settings of their own."""
+"""One server with the built-in model for each file of tests; its threads end with the file, as other tests expect."""
 
 import pytest
 from helpers.serving.servers import running
@@ -12,7 +12,7 @@ def model():
     return Embedder(device="cpu")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server():
     with running(lambda: Embedder(device="cpu"), Settings(port=0)) as found:
         yield found
