@@ -36,7 +36,7 @@ bandwidth of a copy and the speed of a matmul, both measured in the same run."""
 
 PEERS_EXAMPLES = """examples:
   lastword bench peers                        the 0.6B shape on a CPU; an hour
-  lastword bench peers --layers 4             fewer layers, with long texts; flatters lastword
+  lastword bench peers --layers 4             long texts too; 4 layers flatter lastword
   lastword bench peers --quick --layers 4     few texts, one round
   lastword bench peers --model FOLDER         a checkpoint that every library can read
   lastword bench peers --beside vllm --python vllm/bin/python --precisions fp32 bf16
@@ -207,7 +207,7 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
     mode.add_argument(
         "--busy",
         action="store_true",
-        help="compare with sentence-transformers and with one thread, beside two busy loops",
+        help="compare with sentence-transformers while two busy loops run, with two threads and with one",
     )
 
 

@@ -220,7 +220,7 @@ def check_switches(**switches: object) -> None:
 def wants_numpy(
     batch_size: SupportsIndex | None, *, convert_to_numpy: bool, convert_to_tensor: bool
 ) -> bool:
-    """Check the arguments that only `encode` has; return whether it returns a NumPy array."""
+    """Check batch_size, convert_to_numpy and convert_to_tensor; return whether the caller wants a NumPy array."""
     if batch_size is not None:
         as_integer(batch_size, "batch_size", 1, expected="1 or more")
     check_switches(convert_to_numpy=convert_to_numpy, convert_to_tensor=convert_to_tensor)

@@ -1,9 +1,10 @@
 """Read a checkpoint's embedding settings: prompts, normalisation, width, maximum text length, similarity.
 
 These are in the files that sentence-transformers and transformers write beside config.json. Each has an allow-list, so
-no setting that changes a vector is ignored. Without `modules.json`, defaults are used and sentence-transformers' own
-files are not read; sentence-transformers does the same. generation_config.json and the configs of processors for images
-and sound are never read: nothing in them changes the vector of a text.
+no setting that changes a vector is ignored. Without `modules.json`, defaults are used and the other files
+of sentence-transformers are not read; it does not read them then either, though its defaults may differ.
+generation_config.json and the configs of processors for images and sound are never read: nothing in them changes the
+vector of a text.
 """
 
 from collections.abc import Mapping

@@ -201,7 +201,7 @@ def _read_pooling(path: Path, config: ModelConfig) -> None:
             expected="lasttoken",
             remedy="Only last-token pooling is supported. Name another model.",
         )
-    # If a text is its prompt alone, a pooling without the prompt has nothing to pool.
+    # If a text is its prompt alone, a pooling without the prompt has nothing to pool; a mean would always differ.
     same = "Set it to true: last-token pooling takes the same token either way."
     fields.only("include_prompt", True, remedy=same)
     for key in _SIZES:

@@ -152,7 +152,7 @@ def _rebuilt(folder: Path, config: Fields) -> str | None:
 
 
 def check_pipeline(settings: TokenizerSettings, *, qwen: bool) -> None:
-    """Refuse a tokenizer.json that transformers would not follow under the tokenizer's class.
+    """Refuse a tokenizer.json whose normaliser and word pattern transformers would replace by Qwen's, by its class.
 
     Args:
         settings: from `read_tokenizer_settings`.

@@ -182,7 +182,10 @@ def add_reranker_options(parser: argparse.ArgumentParser) -> None:
         help="Hugging Face id or folder of a Qwen3 reranker, such as Qwen/Qwen3-Reranker-0.6B",
     )
     _add_loading_options(group)
-    _add_limit_options(group)
+    _add_limit_options(
+        group,
+        "maximum number of tokens of template, instruction, query and text together; only the text is cut",
+    )
 
 
 def _add_loading_options(group: "argparse._ArgumentGroup") -> None:
@@ -207,12 +210,14 @@ def _add_loading_options(group: "argparse._ArgumentGroup") -> None:
     )
 
 
-def _add_limit_options(group: "argparse._ArgumentGroup") -> None:
+def _add_limit_options(
+    group: "argparse._ArgumentGroup", limited: str = "maximum number of tokens per text"
+) -> None:
     group.add_argument(
         "--max-length",
         type=positive,
         metavar="N",
-        help="maximum number of tokens per text; by default the model's limit",
+        help=f"{limited}; by default the model's limit",
     )
     group.add_argument(
         "--max-batch-tokens",
@@ -251,9 +256,9 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=path_argument,
         metavar="FILE",
-        help="input file: .jsonl, .csv, .tsv, or any other text file with one text per line; or a folder, for the "
-        ".txt, .md, .jsonl, .ndjson, .csv and .tsv files in it and below it (no hidden ones, no linked folders); or a "
-        "pattern in quotes, such as 'docs/**/*.md'; - is stdin; by default stdin",
+        help="input file: .jsonl or .ndjson, .csv, .tsv, or a plain text file with one text per line; or a folder, for "
+        "the .txt, .md, .jsonl, .ndjson, .csv and .tsv files in it and below it (no hidden ones, no linked folders); "
+        "or a pattern in quotes, such as 'docs/**/*.md'; - is stdin; by default stdin",
     )
     add_format_options(parser)
     _add_document_options(parser)

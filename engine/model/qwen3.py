@@ -6,7 +6,8 @@ but no texts or tokenizers.
 Last-token pooling is built in: the last layer computes only the last-token rows. What another pooling, such as the
 mean, would change:
 
-* `weights/module_list.py`: `_read_pooling` accepts the new mode, and `read_modules` returns the mode of the model;
+* `weights/module_list.py`: `_read_pooling` accepts the new mode and heeds `include_prompt`, and `read_modules`
+  returns the mode of the model;
 * `weights/embedding_spec.py`: `EmbeddingSpec` gets a field for the mode, which `read_embedding_spec` fills, with
   "lasttoken" where there is no modules.json;
 * `embedder.py`: `Embedder.__init__` passes that field of `info.spec` to `ModelLoader`;
@@ -14,6 +15,7 @@ mean, would change:
 * `layer.py`: the last layer is built and run like the others (`forward`, not `forward_last`);
 * here: a sum over the rows of each text's path of segments (`batching/forest.py`), for which the prompt cache must keep
   final states too;
+* `hidden_states.py`: layer -1 there is still the last token's state, not the pooled one;
 * `model_info.py`: `space_fingerprint` includes the mode unless it is "lasttoken";
 * `verify/transformers_reference.py`: the reference computes it.
 """

@@ -16,10 +16,10 @@ class Limits:
         max_inputs: texts in one request.
         max_characters: characters of one text.
         max_request_tokens: tokens of one request, after texts are cut.
-        max_queued_tokens: when so many tokens wait, further requests are refused with status 429.
-        max_queue_seconds: the same, when the tokens that wait would take so long at the speed of late.
+        max_queued_tokens: when this many tokens wait, further requests are refused with status 429.
+        max_queue_seconds: the same, when the waiting tokens would take this long at the recent speed.
         max_requests: requests in hand whose bodies have been read.
-        interactive_tokens: a request of at most so many tokens goes before larger ones.
+        interactive_tokens: requests of at most this many tokens go ahead of larger ones.
         body_seconds: time for a client to send a request, or to wait before its next one.
         request_seconds: time from a request's body to its answer.
         drain_seconds: time to answer what was accepted, after SIGTERM.

@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--ratios",
         required=True,
         help="one percentage per bag: the share of every dataset that the bag takes. 80,100 makes two bags, one with "
-        '80 % of each dataset and one with all of it; "rest" takes the rows that are in no other bag, as in 50,rest',
+        '80%% of each dataset and one with all of it; "rest" takes the rows that are in no other bag, as in 50,rest',
     )
     parser.add_argument(
         "--seed", type=_seed, required=True, help="seed of the random choice, a whole number"
@@ -79,8 +79,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--into",
         metavar="MODEL",
-        help="existing model that is merged with the new ones; with --weights size, which then needs --old, its weight "
-        "is the number of rows of the --old datasets; by default none",
+        help="existing model to merge with the new ones; by default none. With --weights size its weight is the number "
+        "of rows in the --old datasets, so --old is required",
     )
     parser.add_argument("--quiet", action="store_true", help="print no progress and no report")
 

@@ -36,7 +36,9 @@ UTF-8 is written as \\xNN.
 
 A piece is text[start:end] in Python, and chunk counts from 0. The text is the line or field or, with --files,
 open(path, encoding="utf-8-sig", newline="").read(): \\r\\n counts as two characters, a byte order mark is not counted.
-Of an HTML file it is what is left without tags; only the stored piece shows it.
+For
+an HTML file the text is what remains once the tags are removed, so start and end are not positions in the file: see
+the stored piece.
 
 A line ends with \\n or \\r\\n; any other character, such as a lone \\r, belongs to its line. A record has at
 most 33,554,432 characters. A key may not occur twice in a JSON object.

@@ -23,8 +23,9 @@ EXAMPLES = """examples:
   lastword info Qwen/Qwen3-Embedding-0.6B
   lastword info ./model --full --json
 
-On a CPU the keys and values of a prompt are computed once and kept. prompt_cache gives the bounds: how many prompts
-and bytes are kept, and how many tokens a prompt that is kept may have; the least recently used are dropped first."""
+On a CPU the keys and values of a prompt are computed once and kept. The field prompt_cache of the output gives
+the limits: how many prompts and bytes are kept, and how many tokens a prompt that is kept may have. The least recently
+used are dropped first."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="also hash every file and compare with the hub's hashes, which are not known for every local folder; exit "
-        "status 1 if a file is damaged",
+        help="also hash every file and compare with the hub's hashes where they are known (for some local folders they "
+        "are not); exit status 1 if a file is damaged",
     )
     options.add_model_options(parser)
 

@@ -25,8 +25,8 @@ EXAMPLES = """examples:
   lastword rerank "reset" docs --files --chunk 200 --threshold 0.5 --model ./reranker
   lastword rerank "reset" manual.txt --instruction "Find the page that solves the problem" --model ./reranker
 
-Every text is read together with the query, so this is slower than search and finds better. Texts that are empty or
-only white space are skipped."""
+Every text is read together with the query, so this is slower than search but ranks more accurately. Texts that are
+empty or only white space are skipped."""
 # Texts that are scored together.
 _GROUP = 4096
 
@@ -38,10 +38,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instruction",
         metavar="TEXT",
-        help="what makes a text relevant; by default what the model sets, for Qwen3-Reranker that of a web search",
+        help="what makes a text relevant; by default the model's own (Qwen3-Reranker: passages that answer a web "
+        "search query)",
     )
     parser.add_argument(
-        "--top-k", type=options.positive, default=10, help="number of texts to print; by default 10"
+        "--top-k",
+        type=options.positive,
+        metavar="K",
+        default=10,
+        help="number of texts to print; by default 10",
     )
     parser.add_argument(
         "--threshold",

@@ -47,7 +47,7 @@ class Hit(NamedTuple):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
-        "query", nargs="?", metavar="QUERY", help="text to search for; left out with --queries"
+        "query", nargs="?", metavar="QUERY", help="text to search for; not given if --queries is"
     )
     options.add_input_options(parser)
     options.add_prompt_options(parser, "query")
@@ -86,8 +86,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--rerank",
         type=options.model_argument,
         metavar="MODEL",
-        help="Hugging Face id or folder of a reranker that scores the nearest texts anew and sorts them; --threshold "
-        "is about its scores, and --device, --dtype, --quantize and --local-files-only are for both models",
+        help="Hugging Face id or folder of a reranker that scores the nearest texts anew and sorts them. "
+        "--threshold then applies to its scores; --device, --dtype, --quantize and --local-files-only apply to both "
+        "models, the other model options only to --model",
     )
     group.add_argument(
         "--candidates",

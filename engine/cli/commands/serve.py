@@ -19,8 +19,9 @@ EXAMPLES = """examples:
 
   curl http://127.0.0.1:8080/v1/embeddings -d '{"input": "how do plants make sugar?"}'
 
-The clients of OpenAI, text-embeddings-inference, Cohere and Ollama work. The routes, the limits and what is different
-from those servers: engine/serve/README.md. SIGTERM and Ctrl-C stop the server once it has answered what it accepted;
+Needs FastAPI and others: pip install 'lastword[serve]'. The clients of OpenAI, text-embeddings-inference, Cohere and
+Ollama work. For the routes, the limits and the differences from those servers, see engine/serve/README.md in the source
+repository. SIGTERM and Ctrl-C stop the server once it has answered what it accepted;
 SIGHUP reads the keys again."""
 
 # The options for the limits, in the order of --help; their defaults are those of `serve.settings.Limits`.
@@ -30,9 +31,9 @@ _LIMITS = {
     "max_characters": "characters of one text",
     "max_request_tokens": "tokens of one request",
     "max_queued_tokens": "tokens that may wait before further requests are refused with status 429",
-    "max_queue_seconds": "time that waiting tokens may take, at the present speed, before requests are refused",
+    "max_queue_seconds": "seconds of queued work, at the present speed, above which requests are refused",
     "max_requests": "requests that may be in hand before further ones are refused",
-    "interactive_tokens": "a request of at most so many tokens goes before larger ones",
+    "interactive_tokens": "requests of at most this many tokens go ahead of larger ones",
     "body_seconds": "seconds for a client to send a request",
     "request_seconds": "seconds to compute a request",
     "drain_seconds": "seconds to answer what was accepted, after SIGTERM",
@@ -60,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="allow an address that other machines reach without keys",
+        help="allow listening without keys on an address that other machines can reach",
     )
     parser.add_argument(
         "--model-name",
