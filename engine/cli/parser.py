@@ -51,6 +51,7 @@ class Parser(argparse.ArgumentParser):
         settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
         super().__init__(**settings, allow_abbrev=False, exit_on_error=False)
         self.register("type", None, options.text_argument)
+        self._given = set[argparse.Action]()
 
     def add_subparsers(self, **settings: Any) -> Any:
         """Add commands; the arguments after a command's name are checked by the parser of that command."""
@@ -61,8 +62,9 @@ class Parser(argparse.ArgumentParser):
         """Parse like argparse.
 
         Raises:
-            InputError: argparse refuses an argument.
+            InputError: argparse refuses an argument, or an option with one value is given twice.
         """
+        self._given.clear()
         try:
             return super().parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
@@ -83,6 +85,15 @@ class Parser(argparse.ArgumentParser):
                 got = parts.get("got", got)
         got = None if got is None else one_line(got, _LONGEST)
         return InputError(where, what, got=got, remedy=f"See {self.prog} --help.")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # argparse calls this once for each occurrence of an option, and would keep the last value only.
+        if action.option_strings and isinstance(action, argparse._StoreAction):
+            if action in self._given:
+                name = argparse.ArgumentError(action, "").argument_name
+                raise self._refusal("given more than once", name)
+            self._given.add(action)
+        return super()._get_values(action, arg_strings)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
