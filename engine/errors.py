@@ -176,9 +176,12 @@ def not_unicode(kind: type[LastwordError], where: str, text: str) -> LastwordErr
     )
 
 
-def list_some(names: Iterable[object], limit: int = 5) -> str:
-    """Join names in sorted order: at most `limit` of them, each shortened if it is long, and the number of the rest."""
-    listed = sorted(str(name) for name in names)
+def list_some(names: Iterable[object], limit: int = 5, *, in_order: bool = False) -> str:
+    """Join names: at most `limit` of them, each shortened if it is long, and the number of the rest.
+
+    They are sorted, unless `in_order` keeps the order given.
+    """
+    listed = [str(name) for name in names] if in_order else sorted(str(name) for name in names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(one_line(name, 100) for name in listed[:limit]) + more
 

@@ -1,10 +1,13 @@
 """What becomes of records that cannot be used: the run stops, or they are left out, counted and listed in a file."""
 
+import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import BinaryIO
 
-from lastword.cli import console
+from lastword.cli import console, options
+from lastword.cli.output import open_output
 from lastword.cli.read import STDIN, Record
 from lastword.errors import InputError, count
 
@@ -20,32 +23,39 @@ class Failures:
 
     def __init__(self, *, skip: bool, out: BinaryIO | None = None, name: str = "") -> None:
         self.skip, self._out, self._name = skip, out, name
-        self.count, self._files, self._first = 0, 0, ""
-        self.texts = 0  # so far, also those that cannot be used
+        self.count, self._files, self.first = 0, 0, ""
 
     def bad(self, error: InputError, path: str, line: int | None) -> None:
         """Leave out a record that cannot be read, or raise its error; without a line it is a file."""
-        self.leave_out(error, path, line, self.texts)
         self._files += line is None
-        self.texts += 1
+        self._leave_out(error, {"path": path} if line is None else {"path": path, "line": line})
 
-    def leave_out(self, error: InputError, path: str, line: int | None, index: int) -> None:
-        """Leave out a text, or raise its error; `index` is its number among all texts, from 0."""
+    def leave_out(self, error: InputError, record: Record) -> None:
+        """Leave out a record that cannot be embedded, or raise its error, which then names the record's place."""
+        error.where = record.where
+        self._leave_out(error, record.place())
+
+    def _leave_out(self, error: InputError, place: dict[str, str | int]) -> None:
         if not self.skip:
             raise error
         self.count += 1
-        self._first = self._first or str(error)
+        told = options.in_option_words(error)
+        self.first = self.first or told
         if self._out is not None:
-            fields = {"path": path, "line": line, "index": index, "error": str(error)}
-            console.put(self._out, f"{json.dumps(fields)}\n".encode(), self._name)
+            line = json.dumps({**place, "error": told})
+            console.put(self._out, f"{line}\n".encode(), self._name)
+
+    def told(self) -> str:
+        """Return in words how many files and texts were left out."""
+        texts = self.count - self._files
+        told = [count(self._files, "file")] if self._files else []
+        told += [count(texts, "text")] if texts else []
+        return f"{' and '.join(told)} left out because of an error"
 
     def notices(self) -> Iterator[str]:
         """Yield one line about the records left out, if there are any."""
         if self.count:
-            texts = self.count - self._files
-            told = [count(self._files, "file")] if self._files else []
-            told += [count(texts, "text")] if texts else []
-            yield f"{' and '.join(told)} left out because of an error; the first: {self._first}"
+            yield f"{self.told()}; the first: {self.first}"
 
 
 class Blanks:
@@ -71,8 +81,31 @@ class Blanks:
             yield f"{count(self.count, 'blank text')} embedded too; --skip-blank leaves {them} out"
 
 
+class _NoneLeftError(InputError):
+    """Every text was left out because of an error."""
+
+
+@contextmanager
+def collected(args: argparse.Namespace) -> Iterator[Failures]:
+    """Yield what collects the failures of a run, by its options --on-error and --errors.
+
+    The list of --errors is put in place if the run succeeds, or if it fails because no text is left.
+    """
+    none_left = None
+    with ExitStack() as files:
+        out = None if args.errors is None else files.enter_context(open_output(args.errors))
+        try:
+            yield Failures(skip=args.on_error == "skip", out=out, name=args.errors or "")
+        except _NoneLeftError as error:
+            none_left = error
+        if out is not None:
+            console.attempt(out.flush, args.errors)
+    if none_left is not None:
+        raise none_left
+
+
 def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: Blanks) -> None:
-    """Check that a run had something to embed, or left it out because of an error.
+    """Check that a run had something to embed.
 
     Args:
         texts: the number of texts embedded.
@@ -81,11 +114,16 @@ def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: 
         blanks: the blank texts, which may have been skipped.
 
     Raises:
-        InputError: the input has no texts, or only blank ones that are skipped.
+        InputError: the input has no texts, only blank ones that are skipped, or none but those left out.
     """
-    if texts or failures.count:
+    if texts:
         return
     where = "FILES" if len(files) > 1 else (files or [STDIN])[0]
+    where = "stdin" if where == STDIN else where
+    if failures.count:
+        skipped = f", {count(blanks.count, 'blank text')} skipped" if blanks.count else ""
+        lost, first = f"{failures.told()}{skipped}", f"The first: {failures.first}"
+        raise _NoneLeftError(where, "no text is left", got=lost, remedy=first)
     verb = "contain" if where == "FILES" else "contains"
     got = "only blank texts" if blanks.count else None
-    raise InputError("stdin" if where == STDIN else where, f"{verb} no text", got=got)
+    raise InputError(where, f"{verb} no text", got=got)

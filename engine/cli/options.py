@@ -3,11 +3,12 @@
 import argparse
 import os
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lastword.cli import console
-from lastword.cli.output import check_extension
+from lastword.cli.output import check_extension, is_stream
 from lastword.cli.read import FORMATS, Source
 from lastword.errors import (
     ConfigError,
@@ -143,13 +144,20 @@ def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | Non
     Raises:
         InputError: a file would be overwritten.
     """
-    used = {os.path.realpath(path) for path in inputs if path is not None}
+    read = {os.path.realpath(path) for path in inputs if path is not None}
+    used = set(read)
     for path in outputs:
         if path is None:
             continue
         place = os.path.realpath(path)
         if place in used:
-            raise InputError(path, "would be overwritten", remedy="Name another output file.")
+            expected = (
+                "a file that is not one of the inputs"
+                if place in read
+                else "a file for each output"
+            )
+            remedy = "Name another output file."
+            raise InputError(path, "would be overwritten", expected=expected, remedy=remedy)
         used.add(place)
 
 
@@ -257,8 +265,8 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         type=path_argument,
         metavar="FILE",
         help="input file: .jsonl or .ndjson, .csv, .tsv, or a plain text file with one text per line; or a folder, for "
-        "the .txt, .md, .jsonl, .ndjson, .csv and .tsv files in it and below it (no hidden ones, no linked folders); "
-        "or a pattern in quotes, such as 'docs/**/*.md'; - is stdin; by default stdin",
+        "the .txt, .md, .jsonl, .ndjson, .csv and .tsv files in it and below it (no hidden ones, no linked folders, "
+        "none that lastword wrote); or a pattern in quotes, such as 'docs/**/*.md'; - is stdin; by default stdin",
     )
     add_format_options(parser)
     _add_document_options(parser)
@@ -278,8 +286,9 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--errors",
         type=path_argument,
         metavar="FILE",
-        help="with --on-error skip, list the skipped texts in this file, as JSON lines with path, line, index (the "
-        "text's number from 0, skipped ones counted too) and error; by default one line on stderr counts them",
+        help="with --on-error skip, list the skipped texts in this file, as JSON lines with path, line, for a piece "
+        "chunk, start and end, and error; a list of an earlier run is removed first. By default one line on stderr "
+        "counts them",
     )
     parser.add_argument(
         "--quiet",
@@ -308,8 +317,8 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         "--delimiter",
         type=delimiter_argument,
         metavar="CHARACTER",
-        help="character between the columns of .csv and .tsv files, or the word tab; by default a comma, and a tab "
-        "in .tsv files",
+        help="character between the columns of .csv and .tsv files, in search those of --queries too, or the word "
+        "tab; by default a comma, and a tab in .tsv files",
     )
 
 
@@ -346,8 +355,12 @@ def _add_document_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def find_inputs(args: argparse.Namespace) -> list[Source]:
+def find_inputs(args: argparse.Namespace, queries: Sequence[Source] = ()) -> list[Source]:
     """Return the input files that the options name, and print notices about what was left out.
+
+    Args:
+        args: the options.
+        queries: other files that are read with the same --delimiter.
 
     Raises:
         InputError: options cannot be combined, or an input cannot be used.
@@ -362,18 +375,48 @@ def find_inputs(args: argparse.Namespace) -> list[Source]:
     if args.overlap is not None and args.overlap >= args.chunk:
         got = f"--chunk {args.chunk} --overlap {args.overlap}"
         raise InputError("--overlap", "is too large", got=got, expected="less than --chunk")
-    if args.errors is not None and args.on_error != "skip":
-        got = f"--on-error {args.on_error}"
-        raise InputError("--errors", "lists skipped texts", got=got, expected="--on-error skip")
-    check_extension(args.errors, "jsonl", "--errors, which writes JSON lines")
-    finder = Finder(args.input_format, whole=args.whole, ignore=args.ignore)
+    finder = Finder(
+        args.input_format, whole=args.whole, ignore=args.ignore, command=_call_on_stdin(args)
+    )
     inputs = finder.find(args.files)
     refuse_field(inputs, args.text_field)
-    if args.delimiter is not None and not any(each.format in ("csv", "tsv") for each in inputs):
+    tables = [each for each in (*inputs, *queries) if each.format in ("csv", "tsv")]
+    if args.delimiter is not None and not tables:
         expected = "an input of this kind, or --input-format csv"
         raise InputError("--delimiter", "is for .csv and .tsv files", expected=expected)
     console.say_all(finder.notices(), quiet=args.quiet)
     return inputs
+
+
+def _call_on_stdin(args: argparse.Namespace) -> str:
+    """Return how to call the command so that it reads stdin, for advice."""
+    words = ["lastword", args.command]
+    if getattr(args, "queries", None) is not None:
+        words += ["--queries", shlex.quote(args.queries)]
+    elif hasattr(args, "query"):
+        words.append("QUERY")
+    return " ".join((*words, "-"))
+
+
+def begin_error_list(args: argparse.Namespace) -> None:
+    """Check --errors, and remove the list that an earlier run wrote there: it says nothing of this run, if it fails.
+
+    Raises:
+        InputError: the option does not fit the others, or the list cannot be removed.
+    """
+    path: str | None = args.errors
+    if path is None:
+        return
+    if args.on_error != "skip":
+        got = f"--on-error {args.on_error}"
+        raise InputError("--errors", "lists skipped texts", got=got, expected="--on-error skip")
+    check_extension(path, "jsonl", "--errors, which writes JSON lines")
+    from lastword.cli.documents.written import is_error_list
+
+    place, queries = os.path.realpath(path), getattr(args, "queries", None)
+    inputs = map(os.path.realpath, filter(None, (*args.files, queries)))
+    if not is_stream(path) and place not in inputs and is_error_list(place):
+        console.attempt(lambda: os.remove(place), path)
 
 
 def refuse_field(inputs: Iterable[Source], field: str, option: str = "--text-field") -> None:

@@ -35,10 +35,9 @@ class Ranges:
         """Write the ranges and `metadata` to `stream`; messages name the file by `name`.
 
         Raises:
-            InputError: no texts were seen, they are equal in some dimension, or the write failed.
+            InputError: the texts are equal in some dimension, or the write failed.
         """
-        if self._ranges is None:
-            raise InputError(name, "no ranges to save", got="0 texts", expected="at least 1")
+        assert self._ranges is not None  # a run without texts ends before
         alike = int((self._ranges[1] <= self._ranges[0]).sum())
         if alike:
             raise InputError(

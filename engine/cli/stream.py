@@ -73,14 +73,13 @@ class _Waiting:
         self.read = self._taken = (
             0  # texts that could be read, and of these, those that wait no more
         )
-        self._records: deque[tuple[int, Record]] = deque()  # with their numbers among all texts
+        self._records: deque[Record] = deque()
         self._refused: dict[int, InputError] = {}
 
     def texts(self, records: Iterable[Record]) -> Iterator[str]:
         """Yield the texts of the records, which wait from then on."""
         for record in records:
-            self._records.append((self.failures.texts, record))
-            self.failures.texts += 1
+            self._records.append(record)
             self.read += 1
             yield record.text
 
@@ -92,12 +91,11 @@ class _Waiting:
     def take(self, rows: int | None) -> Iterator[Record]:
         """Yield the next `rows` records that have a vector; leave out those between them, for None all that wait."""
         while self._records and rows != 0:
-            index, record = self._records.popleft()
+            record = self._records.popleft()
             error = self._refused.pop(self._taken, None)
             self._taken += 1
             if error is not None:
-                error.where = record.where
-                self.failures.leave_out(error, record.path, record.line, index)
+                self.failures.leave_out(error, record)
             elif rows is not None:
                 rows -= 1
                 yield record
@@ -106,7 +104,7 @@ class _Waiting:
         """Make an error name the file and line of its text."""
         place = -1 if error.index is None else error.index - self._taken
         if 0 <= place < len(self._records):
-            error.where = self._records[place][1].where
+            error.where = self._records[place].where
 
 
 class _Done:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import lastword
 from lastword.cli import console, options, read, write
 from lastword.cli.documents.paths import names_many
-from lastword.cli.failures import Blanks, Failures, require_texts
+from lastword.cli.documents.written import is_open
+from lastword.cli.failures import Blanks, Failures, collected, require_texts
 from lastword.cli.output import check_extension, is_stdout, is_stream, open_output
 from lastword.cli.read import PLACE, Record, Source
 from lastword.cli.stream import embed_records
@@ -41,7 +42,8 @@ an HTML file the text is what remains once the tags are removed, so start and en
 the stored piece.
 
 A line ends with \\n or \\r\\n; any other character, such as a lone \\r, belongs to its line. A record has at
-most 33,554,432 characters. A key may not occur twice in a JSON object.
+most 33,554,432 characters. A key may not occur twice in a JSON object. Blank lines of .jsonl files, and of .csv and
+.tsv files with several columns, are no records; with a single column they are empty texts.
 
 --precision int8 scales each vector so that its largest value is 127 or -127 (compare by cosine); with --ranges the
 range of each dimension becomes -127 to 127, and uint8 is the same plus 128. ubinary keeps one bit per dimension, 1 for
@@ -96,7 +98,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--skip-blank",
         action="store_true",
         help="leave out texts that are empty or only white space; by default they are embedded too, so that rows and "
-        "lines stay aligned",
+        "lines stay aligned. With --chunk they are always left out, for they have no pieces",
     )
     parser.add_argument(
         "--normalize",
@@ -126,6 +128,7 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    options.begin_error_list(args)
     style = _choose_format(args)
     inputs = options.find_inputs(args)
     sidecar = f"{args.output}.json" if args.to_file and style != "safetensors" else None
@@ -133,15 +136,15 @@ def run(args: argparse.Namespace) -> int:
     given = (source.path for source in inputs if source.path != read.STDIN)
     outputs = (args.output if args.to_file else None, sidecar, rows, args.save_ranges, args.errors)
     options.refuse_overwriting((*given, args.ranges), outputs)
-    with ExitStack() as files:
+    if args.output is None:
+        _refuse_endless(inputs)
+    with collected(args) as failures, ExitStack() as files:
         # Files are put in place in reverse order: the vectors first, then the files that describe them.
         ranges_out = _enter(files, args.save_ranges)
         sidecar_out = _enter(files, sidecar)
         rows_out = _enter(files, rows)
-        errors_out = _enter(files, args.errors)
         out = _enter(files, args.output) or console.stdout_bytes()
         embedder = files.enter_context(closing(options.open_model(args)))  # on Ctrl-C too
-        failures = Failures(skip=args.on_error == "skip", out=errors_out, name=args.errors)
         work = _Work(args, style, embedder, failures)
         places = None if rows is None or rows_out is None else write.Places(rows_out, rows)
         meter = read.Meter(inputs)
@@ -155,8 +158,6 @@ def run(args: argparse.Namespace) -> int:
         if ranges_out is not None:
             work.seen.save(ranges_out, args.save_ranges, work.metadata)
             console.attempt(ranges_out.flush, args.save_ranges)
-        if errors_out is not None:
-            console.attempt(errors_out.flush, args.errors)
     if args.to_file and rows is None:
         _remove_old_rows(args.output)
     console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
@@ -333,6 +334,14 @@ def _remove_old_rows(output: str) -> None:
     path = f"{output}.rows.jsonl"
     if os.path.isfile(path):
         console.attempt(lambda: os.remove(path), path)
+
+
+def _refuse_endless(inputs: Iterable[Source]) -> None:
+    """Refuse to read the file to which stdout is redirected: it would grow while it is read."""
+    for source in inputs:
+        if is_open(source.path, 1):
+            remedy = "Name another file with -o."
+            raise InputError(source.name, "is an input and receives the output", remedy=remedy)
 
 
 def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:

@@ -3,14 +3,13 @@
 import argparse
 import heapq
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options, read
 from lastword.cli.commands.search import Hit, check_query, hit_lines, number_argument
-from lastword.cli.failures import Blanks, Failures, require_texts
-from lastword.cli.output import open_output
+from lastword.cli.failures import Blanks, Failures, collected, require_texts
 from lastword.cli.read import Record
 from lastword.errors import InputError, count
 from lastword.report import Report
@@ -62,19 +61,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    options.begin_error_list(args)
     check_query(args.query)
     inputs = options.find_inputs(args)
     given = (source.path for source in inputs if source.path != read.STDIN)
     options.refuse_overwriting(given, (args.errors,))
     console.stdout_bytes()
-    with ExitStack() as files:
-        out = None if args.errors is None else files.enter_context(open_output(args.errors))
-        failures = Failures(skip=args.on_error == "skip", out=out, name=args.errors)
-        reranker = files.enter_context(closing(options.open_reranker(args)))  # on Ctrl-C too
+    # The model is closed on Ctrl-C too.
+    with collected(args) as failures, closing(options.open_reranker(args)) as reranker:
         ranking = _Ranking(reranker, args, failures)
         ranking.run(inputs)
-        if out is not None:
-            console.attempt(out.flush, args.errors)
     console.print_lines(list(hit_lines(ranking.near(), as_json=args.json)))
     console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
     console.say_all([*reranker.notices, *ranking.notices()], quiet=args.quiet)
@@ -105,13 +101,8 @@ class _Ranking:
             self._score(group)
         require_texts(self._report.texts, args.files, self._failures, self._blanks)
 
-    def _score(self, group: list[Record]) -> None:
+    def _score(self, records: list[Record]) -> None:
         """Score a group and keep the most relevant texts; among equal scores, the earlier text ranks first."""
-        records, numbers = (
-            group,
-            list(range(self._failures.texts, self._failures.texts + len(group))),
-        )
-        self._failures.texts += len(group)
         scores: list[float] | None = None
         while scores is None and records:
             try:
@@ -119,11 +110,8 @@ class _Ranking:
             except InputError as error:
                 if error.index is None:
                     raise
-                record, place = records[error.index], error.index
-                error.where = record.where
-                self._failures.leave_out(error, record.path, record.line, numbers[place])
-                records = records[:place] + records[place + 1 :]
-                numbers = numbers[:place] + numbers[place + 1 :]
+                self._failures.leave_out(error, records[error.index])
+                records = records[: error.index] + records[error.index + 1 :]
         hits = [
             Hit(score, -self._position - place, record)
             for place, (score, record) in enumerate(zip(scores or [], records, strict=True))

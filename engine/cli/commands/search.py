@@ -9,8 +9,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from lastword.cli import console, options, read
-from lastword.cli.failures import Blanks, Failures, require_texts
-from lastword.cli.output import open_output
+from lastword.cli.failures import Blanks, Failures, collected, require_texts
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
 from lastword.errors import InputError, count, printable
@@ -114,17 +113,17 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.queries is not None and args.query is not None:
         args.files.insert(0, args.query)  # the first argument is a file then
-    queries, notices = _read_queries(args)
+    options.begin_error_list(args)
+    asked = _query_source(args)
+    queries, notices = _read_queries(args, asked)
     if args.candidates is not None and args.rerank is None:
         remedy = "Name a reranker with --rerank."
         raise InputError("--candidates", "is for --rerank", remedy=remedy)
-    inputs = options.find_inputs(args)
+    inputs = options.find_inputs(args, asked)
     given = (source.path for source in inputs if source.path != read.STDIN)
     options.refuse_overwriting((*given, args.queries), (args.errors,))
     console.stdout_bytes()
-    with ExitStack() as files:
-        out = None if args.errors is None else files.enter_context(open_output(args.errors))
-        failures = Failures(skip=args.on_error == "skip", out=out, name=args.errors)
+    with collected(args) as failures, ExitStack() as files:
         # Opened first, so that a search is not in vain; closed on Ctrl-C too.
         reranker = None
         if args.rerank is not None:
@@ -135,8 +134,6 @@ def run(args: argparse.Namespace) -> int:
         if reranker is not None:
             search.rerank(reranker)
             notices += reranker.notices
-        if out is not None:
-            console.attempt(out.flush, args.errors)
     console.print_lines(list(search.lines()))
     notices += [*embedder.notices, *search.notices()]
     console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
@@ -144,38 +141,51 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_queries(args: argparse.Namespace) -> tuple[list[Record], list[str]]:
-    """Return the queries, each with its place, and notices about blank ones.
+def _query_source(args: argparse.Namespace) -> list[read.Source]:
+    """Return the file of queries, if there is one.
 
     Raises:
-        InputError: there is no query, or it is blank.
+        InputError: it cannot be read, or options do not fit it.
     """
     if args.queries is None:
         if args.query_field is not None:
             remedy = "Name a file of queries with --queries."
             raise InputError("--query-field", "is for --queries", remedy=remedy)
+        return []
+    if args.queries == read.STDIN and (not args.files or read.STDIN in args.files):
+        expected = "the texts in files"
+        raise InputError("--queries", "stdin cannot hold both", got="-", expected=expected)
+    found = read.sources([args.queries], None)
+    options.refuse_field(found, args.query_field or "text", "--query-field")
+    return found
+
+
+def _read_queries(
+    args: argparse.Namespace, sources: Sequence[read.Source]
+) -> tuple[list[Record], list[str]]:
+    """Return the queries, each with its place, and notices about blank ones.
+
+    Raises:
+        InputError: there is no query, or it is blank.
+    """
+    if not sources:
         remedy = "Write it before the files, or name a file of queries with --queries."
         if args.query is None:
             raise InputError("QUERY", "is missing", remedy=remedy)
         check_query(args.query)
         return [Record(args.query, "QUERY", None, frozenset(), "")], []
-    if args.queries == read.STDIN and (not args.files or read.STDIN in args.files):
-        expected = "the texts in files"
-        raise InputError("--queries", "stdin cannot hold both", got="-", expected=expected)
     blanks = Blanks(skip=True)
-    inputs = read.sources([args.queries], None)
-    field = args.query_field or "text"
-    options.refuse_field(inputs, field, "--query-field")
-    found = read.read(inputs, field)
+    found = read.read(sources, args.query_field or "text", args.delimiter)
     try:
         queries = list(blanks.filtered(found))
     except InputError as error:
         if error.remedy is not None:
             error.remedy = error.remedy.replace("--text-field", "--query-field")
         raise
+    (source,) = sources
     if not queries:
-        raise InputError(args.queries, "contains no query", expected="a query per line")
-    return queries, [f"{args.queries}: {notice}" for notice in blanks.notices()]
+        raise InputError(source.name, "contains no query", expected="a query per line")
+    return queries, [f"{source.name}: {notice}" for notice in blanks.notices()]
 
 
 def check_query(query: str) -> None:

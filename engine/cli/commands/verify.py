@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     options.choose_model(args)
     options.name_model(args)
-    inputs = read.sources(args.texts, args.input_format) if args.texts else []
+    command = "lastword verify --texts -"
+    inputs = read.sources(args.texts, args.input_format, command=command) if args.texts else []
     options.refuse_field(inputs, args.text_field)
     texts = [record.text for record in read.read(inputs, args.text_field, args.delimiter)]
     if inputs and not texts:

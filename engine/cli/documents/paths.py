@@ -1,17 +1,19 @@
 """Find the input files: folders and globs become lists of files, in the same order on every machine.
 
 A folder is read with the folders in it; a file or folder whose name begins with a dot is left out, and so is what a
-link to a folder leads to. What is found this way must be of a known kind. What is left out is counted, and a file to
-which several paths lead is read once.
+link to a folder leads to. What is found this way must be of a known kind and not written by lastword. What is left out
+is counted, and a file to which several paths lead is read once.
 """
 
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from lastword.cli.documents.written import by_lastword
 from lastword.cli.read import RECORDS, STDIN, Source, sources, split_ending
 from lastword.errors import InputError, count, list_some, require_extra
 
@@ -35,6 +37,7 @@ _LEFT_OUT = {
     "link to a folder": "links to folders",
     "broken link": "broken links",
     "pipe or device": "pipes or devices",
+    "file written by lastword": "files written by lastword",
 }
 _CHANGE = "Change --ignore."
 _BY_NAME = "Name the files themselves if they are text."
@@ -50,14 +53,22 @@ class Finder:
         input_format: the format of every file; None goes by the extension.
         whole: whether each file is one text.
         ignore: patterns, as in a .gitignore file, of what to leave out.
+        command: how to run the command on stdin, for the advice about files that it cannot read.
 
     Raises:
         ConfigError: the package for `ignore` is not installed.
         InputError: a pattern is not valid.
     """
 
-    def __init__(self, input_format: str | None, *, whole: bool, ignore: Sequence[str]) -> None:
-        self._format, self._whole = input_format, whole
+    def __init__(
+        self,
+        input_format: str | None,
+        *,
+        whole: bool,
+        ignore: Sequence[str],
+        command: str | None = None,
+    ) -> None:
+        self._format, self._whole, self._command = input_format, whole, command
         self._ignore = _Ignore(ignore)
         if whole:
             self._kinds: tuple[str, ...] = _WHOLE
@@ -68,6 +79,7 @@ class Finder:
         # Left out by all arguments, and by the last one.
         self._skipped, self._last = Counter[str](), Counter[str]()
         self._again: list[str] = []
+        self._empty: list[str] = []
 
     def find(self, given: Sequence[str]) -> list[Source]:
         """Return the files in the order of the arguments, each once; without arguments the input is stdin.
@@ -81,19 +93,23 @@ class Finder:
             raise InputError(
                 "FILES", "--ignore leaves out all of them", got=self._ignore.told(), remedy=_CHANGE
             )
-        return sources(list(self._once(found)), self._format, whole=self._whole)
+        paths = self._once(found)
+        if len(paths) > 1 and not self._whole:
+            self._empty = [path for path in paths if _is_empty(path)]
+        named = {*given, STDIN}
+        every = sources(paths, self._format, whole=self._whole, command=self._command)
+        return [replace(source, found=source.path not in named) for source in every]
 
     def notices(self) -> Iterator[str]:
         """Yield a line each about what `find` left out of folders, files given twice, and patterns without use."""
         if self._skipped:
             yield f"skipped {_told(self._skipped)}"
         if self._again:
-            files = (
-                "1 file that is"
-                if len(self._again) == 1
-                else f"{len(self._again):,} files that are"
-            )
-            yield f"{files} given more than once: read once ({list_some(self._again)})"
+            number = len(self._again)
+            files = "1 file that is" if number == 1 else f"{number:,} files that are"
+            yield f"{files} given more than once: read once, as {list_some(self._again)}"
+        if self._empty:
+            yield f"without any text: {count(len(self._empty), 'empty file')} ({list_some(self._empty)})"
         if unused := self._ignore.unused():
             matches = "matches" if len(unused) == 1 else "match"
             yield (
@@ -105,23 +121,27 @@ class Finder:
         if given == STDIN:
             return [given]
         if os.path.isdir(given):
-            found = self._usable(self._walk(given))
+            found = self._usable(given, self._walk(given))
             return [os.path.join(given, path) for path in found] or self._nothing_in(given)
         if _is_pattern(given):
             return self._matching(given)
         return [] if self._ignore.matches(given) else [given]
 
-    def _once(self, paths: Iterable[str]) -> Iterator[str]:
-        """Yield the paths, but of several that lead to the same regular file only the first."""
-        seen = set[str]()
-        for path in paths:
-            place = os.path.realpath(path) if path != STDIN and os.path.isfile(path) else None
-            if place is None or place not in seen:
-                yield path
-            else:
-                self._again.append(path)
-            if place is not None:
-                seen.add(place)
+    def _once(self, paths: Sequence[str]) -> list[str]:
+        """Return the paths, but of several that lead to the same regular file only the first that is no link."""
+        kept: dict[tuple[str, int], str] = {}
+        again = set[tuple[str, int]]()
+        for number, path in enumerate(paths):
+            regular = path != STDIN and os.path.isfile(path)
+            place = (os.path.realpath(path), -1) if regular else (path, number)
+            if place not in kept:
+                kept[place] = path
+                continue
+            again.add(place)
+            if os.path.islink(kept[place]) and not os.path.islink(path):
+                kept[place] = path
+        self._again = [kept[place] for place in again]
+        return list(kept.values())
 
     def _nothing_in(self, folder: str) -> list[str]:
         skipped, ignored = self._last, self._ignore.count
@@ -157,7 +177,7 @@ class Finder:
         matching = (entry for entry in entries if _matches(entry[0].split("/"), wanted))
         ending = split_ending(pattern)[1]
         asked = ending if ending and not _MAGIC.search(ending) else None
-        found = self._usable(matching, asked)
+        found = self._usable(top, matching, asked)
         if not found:
             only = f"only {_told(self._last)}" if self._last else None
             what = f"matches no {'usable ' if only else ''}file"
@@ -167,12 +187,16 @@ class Finder:
             raise InputError(pattern, what, got=only, remedy=remedy)
         return [os.path.join(top, path) for path in found]
 
-    def _usable(self, entries: Iterable[tuple[str, str]], asked: str | None = None) -> list[str]:
-        """Return the paths of files of a known kind, or of the kind asked for; count the others."""
+    def _usable(
+        self, top: str, entries: Iterable[tuple[str, str]], asked: str | None = None
+    ) -> list[str]:
+        """Return the paths, below `top`, of files of a known kind or of the kind asked for; count the others."""
         self._ignore.count, self._last, usable = 0, Counter[str](), list[str]()
         for path, kind in entries:
             ending = split_ending(path)[1]
-            if kind == "file" and (ending in self._kinds or ending == asked):
+            if kind == "file" and by_lastword(os.path.join(top, path)):
+                self._last["file written by lastword"] += 1
+            elif kind == "file" and (ending in self._kinds or ending == asked):
                 usable.append(path)
             elif kind == "file":
                 self._last[f".{ending}" if ending else "no extension"] += 1
@@ -211,6 +235,10 @@ def names_many(given: str) -> bool:
 
 def _is_pattern(given: str) -> bool:
     return _MAGIC.search(given) is not None and not os.path.lexists(given)
+
+
+def _is_empty(path: str) -> bool:
+    return path != STDIN and os.path.isfile(path) and os.path.getsize(path) == 0
 
 
 def _kind(path: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from lastword.cli.read.kinds import Source
+from lastword.cli.read.kinds import STDIN, Source
 from lastword.cli.read.lines import Line, Meter, lines_of, open_source, too_long
 from lastword.cli.read.record import Bad, Record, missing, open_object, stop
 from lastword.cli.read.table import table
@@ -26,7 +26,7 @@ def read(
         inputs: the inputs.
         text_field: the field or column that holds the text; in JSON lines, `a.b` is also field b of the object a.
         delimiter: the character between the fields of a row; None means a comma, or a tab for tsv.
-        bad: called for each record that cannot be read.
+        bad: called for each record, and for each file, that cannot be read.
         meter: told which input is read.
 
     Raises:
@@ -39,8 +39,6 @@ def read(
             try:
                 yield from _records(stream, source, text_field, delimiter, bad)
             except InputError as error:
-                if len(inputs) == 1:
-                    raise
                 bad(error, source.name, None)  # this file cannot be read, but others may
             meter.end()
 
@@ -84,6 +82,8 @@ def _whole_file(
     except InputError as error:
         bad(error, source.name, None)
         return
+    if source.path == STDIN and not text:
+        return  # as without --files: nothing was piped in
     fields = open_object({text_field: text})
     yield Record(text, source.name, None, frozenset((text_field,)), fields)
 
@@ -149,13 +149,27 @@ def _value_of(fields: dict[str, object], text_field: str, where: str) -> object:
         head, dot, rest = wanted.partition(".")
         if not dot or head not in level:
             inside = text_field[: -len(wanted)].rstrip(".")
-            raise missing(f"{where}, in {inside!r}" if inside else where, head, level.keys())
+            place = f"{where}, in {inside!r}" if inside else where
+            raise missing(place, head, level.keys(), _inner_hint(fields, text_field))
         inner = level[head]
         if not isinstance(inner, dict):
             what = f"has no field {text_field!r}"
             raise InputError(where, what, got=f"{_kind(inner)} in {head!r}", expected="an object")
         level, wanted = inner, rest
     return level[wanted]
+
+
+def _inner_hint(fields: dict[str, object], text_field: str) -> str | None:
+    """Return the remedy for a field that an object in the record has, but not the record itself."""
+    outer = (
+        name for name, value in fields.items() if isinstance(value, dict) and text_field in value
+    )
+    name = next(outer, None)
+    return (
+        None
+        if name is None
+        else f"If {name}.{text_field} is meant, pass --text-field {name}.{text_field}."
+    )
 
 
 def _kind(value: object) -> str:

@@ -14,14 +14,15 @@ STDIN = "-"
 # Endings of files that hold records; with --files, which would embed their syntax too, they are refused.
 RECORDS = ("jsonl", "ndjson", "csv", "tsv")
 _RECORDS = "Leave out --files to read its records."
-_AS_IT_IS = "To embed it as it is, pipe it in: lastword embed - --files < FILE."
+_AS_IT_IS = "To read it as it is, pipe it in: {command} --files < {file}."
 
 _JSON_LINES = "Convert it to JSON lines (.jsonl), one record per line."
 _AS_TEXT = "Convert it to text (.txt) or JSON lines (.jsonl) first."
-_UNPACKED = "Unpack it first, or use a pipe: {unpack} FILE | lastword embed - {options}."
+_UNPACKED = "Unpack it first."
+_PIPED = "Unpack it first, or use a pipe: {unpack} {file}| {command} {options}."
 _UNPACK = {"gz": "zcat", "bz2": "bzcat", "xz": "xzcat", "zst": "zstdcat", "zip": "unzip -p"}
 _REFUSED = {
-    "json": "Convert it to JSON lines: jq -c '.[]' FILE > FILE.jsonl. If it is already JSON lines, "
+    "json": "Convert it to JSON lines: jq -c '.[]' {file} > {lines}. If it is already JSON lines, "
     "pass --input-format jsonl.",
     **dict.fromkeys(("parquet", "arrow", "feather", "orc", "avro", "xlsx", "xls"), _JSON_LINES),
     **dict.fromkeys(("npy", "npz", "safetensors", "bin", "pt", "pkl", "db", "sqlite"), _AS_TEXT),
@@ -51,10 +52,16 @@ _KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input file that exists, and its format: one of `FORMATS`, or `whole` or `html` for a file that is one text."""
+    """An input file that exists.
+
+    `format` is one of `FORMATS`, or `whole` or `html` for a file that is one text. `found` tells that the file is of a
+    folder or pattern. `command` is how to run the command on stdin, or None if this file cannot be read from there.
+    """
 
     path: str
     format: str
+    found: bool = False
+    command: str | None = None
 
     @property
     def name(self) -> str:
@@ -62,13 +69,20 @@ class Source:
         return "stdin" if self.path == STDIN else valid_name(self.path)
 
 
-def sources(files: Sequence[str], input_format: str | None, *, whole: bool = False) -> list[Source]:
+def sources(
+    files: Sequence[str],
+    input_format: str | None,
+    *,
+    whole: bool = False,
+    command: str | None = None,
+) -> list[Source]:
     """Check every input before any work starts; without files the input is stdin.
 
     Args:
         files: paths of files, or - for stdin.
         input_format: the format of every file; None goes by the extension.
         whole: whether each file is one text.
+        command: how to run the command on stdin, for advice; None if these files cannot be read from there.
 
     Raises:
         InputError: there is no input, stdin is given twice, or a file cannot be read or has an unsupported format.
@@ -79,10 +93,13 @@ def sources(files: Sequence[str], input_format: str | None, *, whole: bool = Fal
         raise InputError("FILES", "no input", remedy="Name a file, or - for stdin.")
     if paths.count(STDIN) > 1:
         raise InputError("FILES", "- is given twice", remedy="stdin can be read only once.")
-    return [Source(path, _format(path, input_format, whole=whole)) for path in paths]
+    return [
+        Source(path, _format(path, input_format, whole=whole, command=command), command=command)
+        for path in paths
+    ]
 
 
-def _format(path: str, input_format: str | None, *, whole: bool) -> str:
+def _format(path: str, input_format: str | None, *, whole: bool, command: str | None) -> str:
     if path == STDIN:
         return input_format or ("whole" if whole else "txt")
     mode = os.stat(path).st_mode
@@ -96,13 +113,16 @@ def _format(path: str, input_format: str | None, *, whole: bool) -> str:
     if whole and ending in ("html", "htm"):
         return "html"
     if whole and ending in (*RECORDS, "json"):
-        remedy = _AS_IT_IS if ending == "json" else f"{_RECORDS} {_AS_IT_IS}"
+        remedy = (
+            None if command is None else _AS_IT_IS.format(command=command, file=shlex.quote(path))
+        )
+        if ending != "json":
+            remedy = " ".join(filter(None, (_RECORDS, remedy)))
         raise InputError(path, "holds records, not one text", got="--files", remedy=remedy)
     if ending in _REFUSED:
-        inner = (
-            "whole" if whole else _format_of(split_ending(root)[1])
-        )  # "docs.jsonl.gz" holds jsonl
-        remedy = _unpacked(ending, inner)
+        # "docs.jsonl.gz" holds jsonl
+        inner = "whole" if whole else _format_of(split_ending(root)[1])
+        remedy = _instead(ending, Source(path, inner, command=command))
         raise InputError(path, f"unsupported input format .{ending}", remedy=remedy)
     return "whole" if whole else _format_of(ending)
 
@@ -118,10 +138,18 @@ def _format_of(ending: str) -> str:
     return ending if ending in FORMATS else "txt"
 
 
-def _unpacked(ending: str, inner: str) -> str:
-    """Return the remedy for a file of another kind, which may hold a file of the format `inner`."""
-    options = "--files" if inner in ("whole", "html") else f"--input-format {inner}"
-    return _REFUSED[ending].format(unpack=_UNPACK.get(ending), options=options)
+def _instead(ending: str, source: Source) -> str:
+    """Return the remedy for a file of another kind, which if packed holds a file of the source's format."""
+    root, file = split_ending(source.path)[0], shlex.quote(source.path)
+    if ending not in _UNPACK or source.command is None:
+        return _REFUSED[ending].format(file=file, lines=shlex.quote(f"{root}.jsonl"))
+    whole = source.format in ("whole", "html")
+    return _PIPED.format(
+        unpack=_UNPACK[ending],
+        file="" if source.path == STDIN else f"{file} ",
+        command=source.command,
+        options="--files" if whole else f"--input-format {source.format}",
+    )
 
 
 def _converted(encoding: str, source: Source) -> str:
@@ -130,7 +158,8 @@ def _converted(encoding: str, source: Source) -> str:
     if source.path != STDIN:
         root, dotted = os.path.splitext(source.path)
         command += f" {shlex.quote(source.path)} > {shlex.quote(f'{root}.utf8{dotted}')}"
-    return f"run {command} to convert it."
+    again = ", then move the original away or leave it out with --ignore" if source.found else ""
+    return f"run {command} to convert it{again}."
 
 
 def kind_of(first: str) -> tuple[str, str] | None:
@@ -156,7 +185,7 @@ def not_utf8(where: str, line: str, bad: int, first: str, source: Source) -> Inp
     if (found := kind_of(first)) is not None:
         got, known = found
         text = known not in _REFUSED
-        remedy = _sentence(_converted(known, source)) if text else _unpacked(known, source.format)
+        remedy = _sentence(_converted(known, source)) if text else _instead(known, source)
     elif "\0" in line:
         remedy = "Name a file that holds text."
     else:

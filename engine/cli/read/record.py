@@ -73,6 +73,6 @@ def missing(
     return InputError(
         where,
         f"has no field {text_field!r}",
-        got=list_some(names) or "no field",
+        got=list_some(names, in_order=True) or "no field",
         remedy=remedy or "Name the field that holds the text with --text-field.",
     )

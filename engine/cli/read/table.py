@@ -13,22 +13,26 @@ from lastword.errors import InputError, list_some
 def table(
     lines: Iterator[Line], source: Source, text_field: str, delimiter: str, bad: Bad
 ) -> Iterator[Record]:
-    """Yield one record per row; blank lines are skipped, as in the csv module."""
+    """Yield one record per row; a blank line is an empty text of a single column and otherwise no row."""
     rows = _rows(lines, source, delimiter)
-    header = _header(next(rows, (1, [], None)), source, text_field)
+    filled = (each for each in rows if each[1] or each[2] is not None)
+    header = _header(next(filled, (1, [], None)), source, text_field)
     names = frozenset(header)
     for line, row, problem in rows:
-        if problem is None and len(row) != len(header):
+        values = row if row or len(header) > 1 else [""]
+        if problem is None and not values:
+            continue
+        if problem is None and len(values) != len(header):
             problem = InputError(
                 f"{source.name}:{line}",
                 "wrong number of fields",
-                got=f"{len(row)}",
+                got=f"{len(values)}",
                 expected=f"{len(header)}, as in the header",
             )
         if problem is not None:
             bad(problem, source.name, line)
             continue
-        fields = dict(zip(header, row, strict=True))
+        fields = dict(zip(header, values, strict=True))
         yield Record(fields[text_field], source.name, line, names, open_object(fields))
 
 
@@ -47,7 +51,7 @@ def _header(
         twice = list_some({name for name in header if header.count(name) > 1})
         raise InputError(where, "two columns have the same name", got=twice, remedy="Rename one.")
     if text_field not in names:
-        raise missing(where, text_field, names, _delimiter_hint(header, text_field))
+        raise missing(where, text_field, header, _delimiter_hint(header, text_field))
     return header
 
 
@@ -112,7 +116,10 @@ def _not_a_row(where: str, style: str, message: str) -> InputError:
 def _rows(
     lines: Iterator[Line], source: Source, delimiter: str
 ) -> Iterator[tuple[int, list[str], InputError | None]]:
-    """Yield each row with its first line number and its error; after an error, the next line begins a row."""
+    """Yield each row with its first line number and its error; after an error, the next line begins a row.
+
+    A blank line is a row without fields.
+    """
     csv.field_size_limit(MAX_RECORD)
     row_lines = _RowLines(lines)
     reader = csv.reader(row_lines, delimiter=delimiter, strict=True)
@@ -130,6 +137,4 @@ def _rows(
             problem = _not_a_row(where, source.format, str(error))
         if problem is not None:
             row_lines.begin_again()
-        problem = row_lines.problem or problem
-        if row or problem is not None:
-            yield line, row, problem
+        yield line, row, row_lines.problem or problem

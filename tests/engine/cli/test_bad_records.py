@@ -47,7 +47,6 @@ CASES = {
         ],
         ["one", "seven\nlines", "nine", "ten"],  # what comes after a quote that stays open is read
     ),
-    "all.txt": (b"NOTOKENS\n\xff\nNOTOKENS", [(1, "no"), (2, "UTF-8"), (3, "no")], []),
     "none.txt": (b"one\ntwo", [], ["one", "two"]),
 }
 
@@ -65,7 +64,7 @@ def test_bad_records_are_skipped_counted_and_listed(cli, file):
     good = [json.loads(line) for line in cli("embed", "good.jsonl").out.splitlines()]
     assert [row["embedding"] for row in rows] == [row["embedding"] for row in good]
     listed = [json.loads(line) for line in Path("bad.jsonl").read_text().splitlines()]
-    listed.sort(key=lambda each: each["index"])
+    listed.sort(key=lambda each: each["line"])
     assert [each["line"] for each in listed] == [line for line, _ in bad]
     for each, (_, reason) in zip(listed, bad, strict=True):
         assert each["path"] == file
@@ -78,13 +77,13 @@ def test_bad_records_are_skipped_counted_and_listed(cli, file):
     assert f"{len(texts)} text" in result.err.splitlines()[-1], "of the report"
 
 
-def test_the_indices_align_the_rows(cli):
+def test_the_lines_align_the_rows(cli):
     content, _, texts = CASES["a.txt"]
     Path("a.txt").write_bytes(content)
     options = ("--on-error", "skip", "--errors", "bad.jsonl", "-o", "a.npy")
     assert cli("embed", "a.txt", *options).status == 0
-    bad = {json.loads(line)["index"] for line in Path("bad.jsonl").read_text().splitlines()}
-    kept = [line for i, line in enumerate(content.splitlines()) if i not in bad]
+    bad = {json.loads(line)["line"] for line in Path("bad.jsonl").read_text().splitlines()}
+    kept = [line for i, line in enumerate(content.splitlines(), 1) if i not in bad]
     assert kept == [text.encode() for text in texts]
     assert np.load("a.npy").shape[0] == len(texts)
     assert json.loads(Path("a.npy.json").read_text())["texts"] == str(len(texts))
@@ -144,11 +143,12 @@ def test_too_long_texts_and_taken_fields_are_skipped(cli, monkeypatch):
         ("a.txt", "ab".encode("utf-16-le"), "a.txt:1: is not UTF-8; got UTF-16"),
     ],
 )
-def test_an_error_of_a_whole_file_ends_the_run(cli, name, content, said):
+def test_an_error_of_the_only_file_ends_the_run(cli, name, content, said):
     Path(name).write_bytes(content)
-    result = cli("embed", name, "--on-error", "skip")
-    assert result.status == 2
-    assert said in result.err
+    for options in ((), ("--on-error", "skip")):
+        result = cli("embed", name, *options)
+        assert result.status == 2
+        assert said in result.err
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,17 @@ BLANK = {
 }
 
 
+def test_a_blank_line_of_a_table(cli):
+    """It is an empty text of a single column, and no row of several columns."""
+    Path("a.csv").write_text('\ntext\n\n\nx\n""\n')
+    Path("b.csv").write_text("text,n\n\nx,1\n\n")
+    rows = [json.loads(line) for line in cli("embed", "a.csv", "b.csv").out.splitlines()]
+    found = [(row["path"], row["line"], row["text"]) for row in rows]
+    assert found[:4] == [("a.csv", 3, ""), ("a.csv", 4, ""), ("a.csv", 5, "x"), ("a.csv", 6, "")]
+    assert found[4:] == [("b.csv", 3, "x")]
+    assert "3 blank texts embedded too" in cli("embed", "a.csv").err
+
+
 @pytest.mark.parametrize("file", BLANK)
 def test_blank_texts(cli, file):
     Path(file).write_text(BLANK[file], encoding="utf-8")
@@ -191,6 +202,15 @@ def test_blank_texts(cli, file):
     assert "lastword: 3 blank texts skipped\n" in found.err
     for command in (("embed",), ("search", "one")):
         assert cli(*command, file, "--quiet").err == ""
+
+
+def test_blank_texts_have_no_pieces_as_the_help_says(cli):
+    pytest.importorskip("semantic_text_splitter")
+    Path("b.txt").write_text(BLANK["b.txt"], encoding="utf-8")
+    result = cli("embed", "b.txt", "--chunk", "9")
+    assert [json.loads(line)["text"] for line in result.out.splitlines()] == ["one", "two"]
+    assert "lastword: 3 blank texts skipped\n" in result.err
+    assert "With --chunk they are always left out" in " ".join(cli("embed", "--help").out.split())
 
 
 def test_one_blank_text_and_none(cli):

@@ -166,17 +166,6 @@ def test_fields_are_carried_through_as_written(cli):
     assert out.count(line[:-1].rstrip() + ', "embedding": [') == 2
 
 
-def test_where_every_text_is_left_out_the_output_is_empty(cli):
-    Path("a.txt").write_text("NOTOKENS")
-    skip = ("--on-error", "skip")
-    assert cli("embed", "a.txt", *skip).out == ""
-    assert cli("embed", "a.txt", *skip, "-o", "a.npy").status == 0
-    assert cli("embed", "a.txt", *skip, "-o", "a.safetensors").status == 0
-    assert np.load("a.npy").shape == (0, 8)
-    with safe_open("a.safetensors", framework="pt") as file:
-        assert tuple(file.get_tensor("embedding").shape) == (0, 8)
-
-
 ODD = "\r\x00\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029d"  # str.splitlines splits at all of these
 
 

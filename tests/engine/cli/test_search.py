@@ -100,6 +100,25 @@ def test_queries_from_stdin_and_of_another_field(cli):
     assert found.out == "two\n  1  1.0000  a.txt:2  two\n"
 
 
+def test_queries_with_another_delimiter(cli):
+    Path("a.txt").write_text("one\ntwo\n")
+    Path("b.csv").write_text("id;text\n1;two\n")
+    Path("q.csv").write_text("id;ask\n1;two\n")
+    asked = ("--queries", "q.csv", "--query-field", "ask", "--top-k", "1", "--quiet")
+    for file in ("a.txt", "b.csv"):
+        found = cli("search", file, *asked, "--delimiter", ";").out
+        assert found == f"two\n  1  1.0000  {file}:2  two\n"
+    assert "--delimiter ';'" in cli("search", "a.txt", *asked).err
+    assert "--queries too" in " ".join(cli("search", "--help").out.split())
+
+
+def test_queries_of_stdin_are_named_so(cli):
+    Path("a.txt").write_text("one\n")
+    asked = ("search", "--queries", "-", "a.txt")
+    assert cli(*asked, stdin=b"\n").err.startswith("lastword: stdin: contains no query")
+    assert "stdin: 1 blank text skipped" in cli(*asked, stdin=b"\na\n").err
+
+
 def test_many_queries_in_one_pass_rank_as_each_alone(cli, fake_class):
     texts = [f"text {i}" for i in range(40)]
     Path("a.txt").write_text("\n".join(texts))

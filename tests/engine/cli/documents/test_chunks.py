@@ -386,6 +386,8 @@ FIELDS = {
     "not there": ('{"doc": {"a": 1, "b": 2}}', "doc.body", "a:1, in 'doc': has no field 'body'; got a, b. Name"),
     "not there at the top": ('{"doc": {"a": 1}, "n": 1}', "dok.a", "a:1: has no field 'dok'; got doc, n. Name"),
     "no object": ('{"doc": "x"}', "doc.body", "has no field 'doc.body'; got a string in 'doc', expected an object."),
+    "inside": ('{"n": {}, "doc": {"text": "x"}}', "text", ("a:1: has no field 'text'; got n, doc. If doc.text is meant,"
+        " pass --text-field doc.text.")),
     "a list": ('{"doc": {"x": [{"y": 1}]}}', "doc.x.y", "got a list in 'x', expected an object."),
     "not a string": ('{"doc": {"body": 1}}', "doc.body", "wrong field 'doc.body'; got a number, expected a string."),
 }  # fmt: skip

@@ -132,10 +132,10 @@ REFUSED = {
     "a page as lines": (["other/page.html"], {}, "unsupported input format .html. Pass --files"),
     "a document": (["docs/x.pdf"], {"whole": True}, "docs/x.pdf: unsupported input format .pdf."),
     "records as one text": (["docs/b.md", "docs/data.csv"], {"whole": True}, ("docs/data.csv: holds records, not one"
-        " text; got --files. Leave out --files to read its records. To embed it as it is, pipe it in:")),
+        " text; got --files. Leave out --files to read its records. To read it as it is, pipe it in: lastword embed")),
     "a pattern of records": (["docs/*.csv"], {"whole": True}, "docs/data.csv: holds records, not one text"),
     "json lines as one text": (["table/x.NDJSON"], {"whole": True}, "table/x.NDJSON: holds records, not one text"),
-    "json as one text": (["x.json"], {"whole": True}, "x.json: holds records, not one text; got --files. To embed it"),
+    "json as one text": (["x.json"], {"whole": True}, "x.json: holds records, not one text; got --files. To read it"),
 }  # fmt: skip
 
 
@@ -149,7 +149,8 @@ def test_refused(mess, name):
     if name == "only records":
         os.remove("table/x.NDJSON")
     with pytest.raises(InputError) as caught:
-        Finder(None, **{"whole": False, "ignore": [], **options}).find(given)
+        defaults = {"whole": False, "ignore": [], "command": "lastword embed -"}
+        Finder(None, **{**defaults, **options}).find(given)
     assert message in str(caught.value)
 
 
@@ -201,13 +202,44 @@ def test_files_given_again_are_told(mess, cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = cli("embed", "docs/b.md", "docs/*.md", "--files")
     assert result.err.splitlines()[1] == (
-        "lastword: 1 file that is given more than once: read once (docs/b.md)"
+        "lastword: 1 file that is given more than once: read once, as docs/b.md"
     )
     assert [json.loads(line)["path"] for line in result.out.splitlines()].count("docs/b.md") == 1
     finder = Finder(None, whole=True, ignore=[])
     finder.find(["docs/b.md", "docs/a.txt", f"{tmp_path}/docs/b.md", "docs/drafts/../a.txt"])
     (told,) = finder.notices()
-    assert told.startswith("2 files that are given more than once: read once (")
+    assert told == "2 files that are given more than once: read once, as docs/a.txt, docs/b.md"
+
+
+AGAIN = {
+    "the file last": (["link.md", "docs/a.txt", "docs/b.md"], ["docs/b.md", "docs/a.txt"]),
+    "the file first": (["docs/b.md", "link.md"], ["docs/b.md"]),
+    "links only": (["second.md", "link.md"], ["second.md"]),
+    "thrice": (["link.md", "docs/b.md", "second.md", "docs/../docs/b.md"], ["docs/b.md"]),
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_file_is_kept_rather_than_a_link_to_it(mess, name):
+    given, kept = AGAIN[name]
+    for link in ("link.md", "second.md"):
+        os.symlink("docs/b.md", link)
+    finder = Finder(None, whole=False, ignore=[])
+    assert [source.path for source in finder.find(given)] == kept
+    (told,) = finder.notices()
+    assert told == f"1 file that is given more than once: read once, as {kept[0]}"
+
+
+def test_empty_files_among_others_are_told(cli):
+    cli("--version")  # enters the folder
+    os.mkdir("docs")
+    for name, text in {"docs/a.txt": "x\n", "docs/b.txt": "", "docs/c.csv": ""}.items():
+        Path(name).write_text(text)
+    told = "lastword: without any text: 1 empty file (docs/b.txt)\n"
+    assert told in cli("embed", "docs/*.txt").err
+    assert "empty" not in cli("embed", "docs/a.txt").err
+    assert "empty" not in cli("embed", "docs", "--files").err, "a blank text, which is counted"
+    assert told in cli("search", "q", "docs/a.txt", "docs/b.txt").err
 
 
 CONTENTS = {

@@ -1,0 +1,81 @@
+"""Recognise the files that lastword itself writes: found in a folder or by a pattern, they are not input.
+
+Otherwise a second run would embed the output of the first, and `search` would find every text twice.
+"""
+
+import json
+import os
+from contextlib import suppress
+from typing import BinaryIO
+
+from lastword.cli.read import PLACE
+
+# Keys that are in the metadata of every output of `embed`.
+_METADATA = frozenset(("space", "run", "fingerprints", "lastword"))
+# Keys of the lines of an --errors list.
+_LISTED = frozenset((*PLACE, "error"))
+_ROWS = ".rows.jsonl"
+_MOST_BYTES = 1 << 20  # of a file, read to recognise it
+
+
+def by_lastword(path: str) -> bool:
+    """Return whether lastword wrote a file, or is writing it, by its content or the metadata beside it.
+
+    These are the vectors of `embed`, their metadata and places, saved ranges, lists of skipped texts, and the file to
+    which stdout or stderr of this process is redirected.
+    """
+    if any(is_open(path, descriptor) for descriptor in (1, 2)):
+        return True
+    return is_error_list(path) or _is_output(path) or _is_metadata(f"{path}.json")
+
+
+def is_open(path: str, descriptor: int) -> bool:
+    """Return whether a path leads to the regular file that is open as `descriptor`, such as 1 for stdout."""
+    with suppress(OSError):
+        return os.path.isfile(path) and os.path.samestat(os.stat(path), os.fstat(descriptor))
+    return False
+
+
+def is_error_list(path: str) -> bool:
+    """Return whether a file is a list of skipped texts, as --errors writes it, with at least one text."""
+    listed = _object_in(path).keys()
+    return {"path", "error"} <= listed <= _LISTED
+
+
+def _is_output(path: str) -> bool:
+    if path.endswith(_ROWS):
+        with suppress(OSError), open(path, "rb") as file:
+            return file.read(10) == b'{"path": "'
+    if path.endswith(".json"):
+        return _is_metadata(path)
+    if path.endswith(".safetensors"):
+        return _has_metadata(_object_in(path, binary=True).get("__metadata__"))
+    first = _object_in(path)
+    return first.keys() == {"lastword"} and _has_metadata(first["lastword"])  # of --header
+
+
+def _is_metadata(path: str) -> bool:
+    with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
+        return _has_metadata(json.loads(file.read(_MOST_BYTES)))
+    return False
+
+
+def _has_metadata(found: object) -> bool:
+    return isinstance(found, dict) and found.keys() >= _METADATA
+
+
+def _object_in(path: str, *, binary: bool = False) -> dict[str, object]:
+    """Return the JSON object in the first line of a file, or in the header of a safetensors file; {} if none is."""
+    with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
+        found = json.loads(_header(file) if binary else _first_line(file))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _first_line(file: BinaryIO) -> bytes:
+    first = file.read(1)
+    return first + file.readline(_MOST_BYTES) if first == b"{" else b""
+
+
+def _header(file: BinaryIO) -> bytes:
+    return file.read(min(_MOST_BYTES, int.from_bytes(file.read(8), "little")))
