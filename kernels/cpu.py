@@ -4,11 +4,18 @@ The functions follow the order of one Qwen3 layer. They take tensors and a `CpuP
 checkpoints. `ops.py` states where each rounds; the tests compare them with `reference.py`.
 """
 
+import os
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.kernels.attention_plan import TILE_ROWS, CpuPlan, RowIndex
+from lastword.kernels.caller_settings import CPU
+
+_VARIANT = os.environ.get("V", "")
+_BLOCK_NUMBERS = int(os.environ.get("BLOCK", 1 << 16))
 
 # Longer segments without ancestors go to SDPA: tiles are faster up to 1024 rows, SDPA from 2048 on (bench/LOG.md).
 _SDPA_ROWS = 1024
@@ -16,18 +23,36 @@ _SDPA_ROWS = 1024
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `ops.rms_norm`."""
-    return _normalize(x, weight, eps).to(x.dtype)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for rows in _blocks(x):
+        _write(out[rows], _normalize(x[rows].float(), weight, eps))
+    return out
 
 
-def _normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise in fp32. This reads x once for its norm; F.rms_norm would write out the squares first."""
-    h = x.float()
+def _blocks(x: Tensor) -> list[slice]:
+    """Cut the rows of x into blocks that stay in the cache from one operation on them to the next."""
+    rows = len(x)
+    step = max(1, torch.get_num_threads() * _BLOCK_NUMBERS * rows // max(1, x.numel()))
+    return [slice(low, low + step) for low in range(0, rows, step)]
+
+
+def _write(out: Tensor, values: Tensor) -> None:
+    out.copy_(values)
+
+
+def _normalize(h: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise in fp32. This reads h once for its norm; F.rms_norm would write out the squares first."""
     return (h * _inverse_rms(h, eps)).mul_(weight.float())
 
 
 def _inverse_rms(h: Tensor, eps: float) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-    return norm.square_().div_(h.shape[-1]).add_(eps).rsqrt_()
+    return torch.addcmul(_number(eps), norm, norm, value=1 / h.shape[-1]).rsqrt_()
+
+
+@cache
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=CPU)
 
 
 def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -38,8 +63,11 @@ def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tu
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `ops.add_rms_norm`."""
-    residual.add_(x)
-    return rms_norm(residual, weight, eps)
+    out = torch.empty_like(residual)
+    for rows in _blocks(residual):
+        h = residual[rows].add_(x[rows]).float()
+        _write(out[rows], _normalize(h, weight, eps))
+    return out
 
 
 def add_rms_norm_quantize(
@@ -47,30 +75,13 @@ def add_rms_norm_quantize(
 ) -> tuple[Tensor, Tensor]:
     """See `ops.add_rms_norm_quantize`."""
     residual.add_(x)
-    return quantize_rows(_normalize(residual, weight, eps), dtype)
+    return quantize_rows(_normalize(residual.float(), weight, eps), dtype)
 
 
 def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """See `ops.rope_tables`."""
     angles = positions.float()[:, None] * inv_freq[None, :]  # [T, D/2]
     return angles.cos().mul_(scale), angles.sin().mul_(scale)
-
-
-def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
-    """Normalise and rotate the heads of x [T, heads, D] in place: (a, b) -> (a·cos − b·sin, b·cos + a·sin).
-
-    The weight is multiplied into the small cos and sin tables, so that PyTorch makes fewer passes over each head.
-    """
-    h = x.float()  # x itself if it is fp32 already
-    h.mul_(_inverse_rms(h, eps))
-    a, b = h.chunk(2, dim=-1)
-    low, high = weight.float().chunk(2)
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    turned = (a * (cos * low)).addcmul_(b, sin * high, value=-1.0)
-    b.mul_(cos * high).addcmul_(a, sin * low)
-    a.copy_(turned)
-    if h is not x:
-        x.copy_(h)
 
 
 def qk_norm_rope(
@@ -85,11 +96,24 @@ def qk_norm_rope(
     eps: float,
 ) -> None:
     """See `ops.qk_norm_rope`."""
-    heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, -1)  # [T, H + 2·KH, D]
-    if num_heads:
-        _norm_rope(heads[:, :num_heads], q_weight, cos, sin, eps)
-    if num_kv_heads:
-        _norm_rope(heads[:, num_heads : num_heads + num_kv_heads], k_weight, cos, sin, eps)
+    count = num_heads + num_kv_heads
+    heads = qkv.view(qkv.shape[0], count + num_kv_heads, -1)[:, :count]  # [T, H + KH, D]
+    weight = torch.cat([q_weight.expand(num_heads, -1), k_weight.expand(num_kv_heads, -1)]).float()
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    for rows in _blocks(heads):
+        _norm_rope(heads[rows], weight, cos[rows], sin[rows], eps)
+
+
+def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
+    """Normalise and rotate the heads of x [T, heads, D] in place: (a, b) -> (a·cos − b·sin, b·cos + a·sin)."""
+    h = x.float()  # x itself if it is fp32 already
+    h.mul_(_inverse_rms(h, eps)).mul_(weight)
+    a, b = h.chunk(2, dim=-1)
+    turned = (a * cos).addcmul_(b, sin, value=-1.0)
+    b.mul_(cos).addcmul_(a, sin)
+    a.copy_(turned)
+    if h is not x:
+        x.copy_(h)
 
 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
@@ -128,15 +152,39 @@ def _attend_long(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attend q [B, H, rows, D], the last rows of their paths, to k and v [B·KH, keys, D], in fp32 or wider."""
+    if _VARIANT == "flash" or (_VARIANT == "flash16" and q.dtype == torch.bfloat16):
+        return _flash_tile(q, k, v, scale)
     _, _, rows, head_dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     grouped = q.reshape(len(k), -1, head_dim).to(wide)  # [B·KH, G·rows, D]
     logits = grouped.new_empty(len(k), grouped.shape[1], k.shape[1])
     logits.baddbmm_(grouped, k.to(wide).transpose(1, 2), beta=0, alpha=scale)
-    future = logits.new_full((rows, rows), -torch.inf).triu(1)
-    logits.view(len(k), -1, rows, k.shape[1])[..., -rows:].add_(future)
+    if rows > 1:
+        future = _future(wide)[:rows, :rows]
+        logits.view(len(k), -1, rows, k.shape[1])[..., -rows:].add_(future)
     torch.softmax(logits, -1, out=logits)
     return torch.bmm(logits, v.to(wide)).view(q.shape).to(q.dtype)
+
+
+@cache
+def _future(dtype: torch.dtype) -> Tensor:
+    """Return what is added to the logits of a tile's own rows: minus infinity above the diagonal."""
+    return torch.full((TILE_ROWS, TILE_ROWS), -torch.inf, dtype=dtype, device=CPU).triu_(1)
+
+
+def _flash_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    batch, heads, rows, dim = q.shape
+    kv_heads = len(k) // batch
+    grouped = q.reshape(batch, kv_heads, -1, dim)
+    k, v = (x.view(batch, kv_heads, -1, dim) for x in (k, v))
+    mask = None
+    if rows > 1:
+        keys = k.shape[2]
+        mask = F.pad(_future(torch.float32)[:rows, :rows], (keys - rows, 0))
+        mask = mask.repeat(heads // kv_heads, 1)
+        if q.dtype != torch.float32:
+            mask = mask.to(q.dtype)
+    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale).view(q.shape)
 
 
 def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:

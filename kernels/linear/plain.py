@@ -15,9 +15,14 @@ from lastword.kernels.ops import swiglu
 def _packs(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
-        and weight.dtype == torch.float32
+        and (weight.dtype == torch.float32 or _fast_bf16(weight.dtype))
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )
+
+
+def _fast_bf16(dtype: torch.dtype) -> bool:
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.bfloat16 and supported
 
 
 class Linear:
