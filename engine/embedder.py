@@ -52,9 +52,9 @@ class Embedder(EmbedderProperties, Reopenable):
     can be copied and pickled (`reopen.py`). A forked process must open an Embedder of its own.
 
     Loading a model on the CPU changes settings of the whole process: the C library keeps freed memory for the next
-    batch, and the environment variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set to 32 unless
-    they are already set (which has no effect if torch has computed a matmul before). `tune_process=False` prevents
-    both.
+    batch, and the environment variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set to 64 and
+    THP_MEM_ALLOC_ENABLE to 1, unless they are already set (which has no effect if torch has computed a matmul before,
+    or made a tensor). `tune_process=False` prevents both.
 
     Args:
         model: Hugging Face id or folder; None loads the small built-in model, which is for trials only.

@@ -121,35 +121,46 @@ class CpuPlan:
     """The attention plan for PyTorch: a few matmuls on dense blocks.
 
     `blocks` cover all computed rows, for `forest_attention`; `finals` the last-token rows, for `final_attention`.
+    Rows beyond these are padding, for which attention gives zeros.
     """
 
     segments: Segments
     final_rows: list[int]
     blocks: tuple[Block, ...]
     finals: Finals
+    num_finals: int
 
     @staticmethod
-    def of(segments: Segments, final_rows: list[int], device: torch.device) -> "CpuPlan":
+    def of(
+        segments: Segments,
+        final_rows: list[int],
+        device: torch.device,
+        *,
+        num_finals: int | None = None,
+    ) -> "CpuPlan":
         """Build the plan of a batch.
 
         Args:
             segments: the batch's segments.
             final_rows: each text's last-token row, as a row of q.
             device: device of the index tensors.
+            num_finals: number of last-token rows with padding; by default without.
         """
         paths = _Paths(segments)
         blocks = segment_blocks(paths, device)
-        return CpuPlan(segments, final_rows, blocks, final_groups(paths, final_rows, device))
+        finals = final_groups(paths, final_rows, device)
+        count = len(final_rows) if num_finals is None else num_finals
+        return CpuPlan(segments, final_rows, blocks, finals, count)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of q without padding."""
+        return sum(block.count * block.own for block in self.blocks)
 
     @property
     def cached(self) -> int:
         """Number of rows of k and v that come before those of q."""
         return self.segments.cached
-
-    @property
-    def num_finals(self) -> int:
-        """Number N of last-token rows, which are the query rows of `final_attention`."""
-        return len(self.final_rows)
 
 
 class _Paths:

@@ -4,55 +4,51 @@ The functions follow the order of one Qwen3 layer. They take tensors and a `CpuP
 checkpoints. `ops.py` states where each rounds; the tests compare them with `reference.py`.
 """
 
-import os
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.kernels.attention_plan import TILE_ROWS, CpuPlan, RowIndex
-from lastword.kernels.caller_settings import CPU
 
-_VARIANT = os.environ.get("V", "")
-_BLOCK_NUMBERS = int(os.environ.get("BLOCK", 1 << 16))
-
+# Numbers per thread on which passes in fp32 stay in its cache (512 KB): two to three times as fast as whole batches.
+_BLOCK_NUMBERS = 1 << 17
 # Longer segments without ancestors go to SDPA: tiles are faster up to 1024 rows, SDPA from 2048 on (bench/LOG.md).
 _SDPA_ROWS = 1024
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `ops.rms_norm`."""
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out, weight = torch.empty_like(x, memory_format=torch.contiguous_format), weight.float()
     for rows in _blocks(x):
-        _write(out[rows], _normalize(x[rows].float(), weight, eps))
+        _normalize(x[rows], weight, eps, out[rows])
     return out
 
 
 def _blocks(x: Tensor) -> list[slice]:
-    """Cut the rows of x into blocks that stay in the cache from one operation on them to the next."""
-    rows = len(x)
-    step = max(1, torch.get_num_threads() * _BLOCK_NUMBERS * rows // max(1, x.numel()))
-    return [slice(low, low + step) for low in range(0, rows, step)]
+    """Cut the rows of x into blocks that stay in the cache while one pass over them follows the other."""
+    step = torch.get_num_threads() * _BLOCK_NUMBERS // max(1, x[:1].numel()) or 1
+    return [slice(low, low + step) for low in range(0, len(x), step)]
 
 
-def _write(out: Tensor, values: Tensor) -> None:
-    out.copy_(values)
-
-
-def _normalize(h: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise in fp32. This reads h once for its norm; F.rms_norm would write out the squares first."""
-    return (h * _inverse_rms(h, eps)).mul_(weight.float())
+def _normalize(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
+    """Normalise in fp32 into `out`. This reads x once for its norm; F.rms_norm would write out the squares first."""
+    h = x.float()
+    y = torch.mul(h, _inverse_rms(h, eps), out=out if out.dtype == torch.float32 else h)
+    y.mul_(weight)
+    if y is not out:
+        out.copy_(y)
 
 
 def _inverse_rms(h: Tensor, eps: float) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-    return torch.addcmul(_number(eps), norm, norm, value=1 / h.shape[-1]).rsqrt_()
+    return torch.addcmul(_number(eps, h.device), norm, norm, value=1 / h.shape[-1]).rsqrt_()
 
 
 @cache
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32, device=CPU)
+def _number(value: float, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -63,10 +59,9 @@ def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tu
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `ops.add_rms_norm`."""
-    out = torch.empty_like(residual)
+    out, weight = torch.empty_like(residual), weight.float()
     for rows in _blocks(residual):
-        h = residual[rows].add_(x[rows]).float()
-        _write(out[rows], _normalize(h, weight, eps))
+        _normalize(residual[rows].add_(x[rows]), weight, eps, out[rows])
     return out
 
 
@@ -74,8 +69,9 @@ def add_rms_norm_quantize(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """See `ops.add_rms_norm_quantize`."""
-    residual.add_(x)
-    return quantize_rows(_normalize(residual.float(), weight, eps), dtype)
+    y = torch.empty_like(residual, dtype=torch.float32)
+    _normalize(residual.add_(x), weight.float(), eps, y)
+    return quantize_rows(y, dtype)
 
 
 def rope_tables(positions: Tensor, inv_freq: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -117,18 +113,25 @@ def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) 
 
 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
-    """See `ops.forest_attention`; long segments without ancestors use SDPA, others one tile of queries at a time."""
+    """See `ops.forest_attention`; a whole segment at a time, or one tile of its queries (bench/LOG.md, 2026-11-29)."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)  # [T, H, D]
+    out[plan.rows :] = 0  # padding
+    fused = (
+        q.dtype == torch.bfloat16
+    )  # PyTorch's fused attention is twice as fast then; in fp32 it is slower
+    attend_tile = _attend_tile_fused if fused else _attend_tile
     for block in plan.blocks:
-        if block.above == 0 and block.own > _SDPA_ROWS:
-            out[block.rows] = _attend_long(q[block.rows], k[block.path], v[block.path], scale)
+        if block.above == 0 and (fused or block.own > _SDPA_ROWS):
+            parts = (_by_head(_take(x, block.path), block.count) for x in (k, v))
+            attended = _attend_causal(_by_head(q[block.rows], block.count), *parts, scale)
+            out[block.rows] = attended.transpose(1, 2).flatten(0, 1)
             continue
         k_b, v_b = (_by_head(_take(x, block.path), block.count).flatten(0, 1) for x in (k, v))
         for low in range(0, block.own, TILE_ROWS):
             high = min(low + TILE_ROWS, block.own)
             rows, keys = block.rows_between(low, high), block.above + high
             q_t = _by_head(_take(q, rows), block.count)  # [B, H, rows, D]
-            attended = _attend_tile(q_t, k_b[:, :keys], v_b[:, :keys], scale)
+            attended = attend_tile(q_t, k_b[:, :keys], v_b[:, :keys], scale)
             out[rows] = attended.transpose(1, 2).reshape(-1, *q.shape[1:])
     return out.flatten(1)  # [T, H·D]
 
@@ -143,54 +146,50 @@ def _by_head(x: Tensor, count: int) -> Tensor:
     return x.view(count, -1, *x.shape[1:]).transpose(1, 2)
 
 
-def _attend_long(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attend the rows of one segment without ancestors; q, k and v are [own, heads, D] each."""
-    q, k, v = (_by_head(x, 1) for x in (q, k, v))
-    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    return attended[0].transpose(0, 1)
+def _attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attend segments without ancestors: q [B, H, own, D], k and v [B, KH, own, D]."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
 
 
 def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attend q [B, H, rows, D], the last rows of their paths, to k and v [B·KH, keys, D], in fp32 or wider."""
-    if _VARIANT == "flash" or (_VARIANT == "flash16" and q.dtype == torch.bfloat16):
-        return _flash_tile(q, k, v, scale)
     _, _, rows, head_dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     grouped = q.reshape(len(k), -1, head_dim).to(wide)  # [B·KH, G·rows, D]
     logits = grouped.new_empty(len(k), grouped.shape[1], k.shape[1])
     logits.baddbmm_(grouped, k.to(wide).transpose(1, 2), beta=0, alpha=scale)
-    if rows > 1:
-        future = _future(wide)[:rows, :rows]
-        logits.view(len(k), -1, rows, k.shape[1])[..., -rows:].add_(future)
+    own = logits.view(len(k), -1, rows, k.shape[1])[..., -rows:]
+    own.add_(_future(wide, q.device)[:rows, :rows])
     torch.softmax(logits, -1, out=logits)
     return torch.bmm(logits, v.to(wide)).view(q.shape).to(q.dtype)
 
 
-@cache
-def _future(dtype: torch.dtype) -> Tensor:
-    """Return what is added to the logits of a tile's own rows: minus infinity above the diagonal."""
-    return torch.full((TILE_ROWS, TILE_ROWS), -torch.inf, dtype=dtype, device=CPU).triu_(1)
-
-
-def _flash_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    batch, heads, rows, dim = q.shape
-    kv_heads = len(k) // batch
-    grouped = q.reshape(batch, kv_heads, -1, dim)
-    k, v = (x.view(batch, kv_heads, -1, dim) for x in (k, v))
-    mask = None
-    if rows > 1:
-        keys = k.shape[2]
-        mask = F.pad(_future(torch.float32)[:rows, :rows], (keys - rows, 0))
-        mask = mask.repeat(heads // kv_heads, 1)
-        if q.dtype != torch.float32:
-            mask = mask.to(q.dtype)
+def _attend_tile_fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """See `_attend_tile`; the weights of the sum are rounded to the dtype of v."""
+    batch, heads, rows, _ = q.shape
+    k, v = (x.view(batch, -1, *x.shape[1:]) for x in (k, v))  # [B, KH, keys, D]
+    grouped = q.reshape(*k.shape[:2], -1, q.shape[3])  # [B, KH, G·rows, D]
+    mask = _mask(rows, k.shape[2], heads // k.shape[1], q.dtype, q.device)
     return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale).view(q.shape)
+
+
+@lru_cache(maxsize=64)
+def _mask(rows: int, keys: int, group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what is added to the logits of a tile [G·rows, keys]."""
+    return F.pad(_future(dtype, device)[:rows, :rows], (keys - rows, 0)).repeat(group, 1)
+
+
+@cache
+def _future(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what is added to the logits of a tile's own rows: minus infinity above the diagonal."""
+    return torch.full((TILE_ROWS, TILE_ROWS), -torch.inf, dtype=dtype, device=device).triu_(1)
 
 
 def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
     """See `ops.final_attention`; the G query heads of a KV head become the query rows of one SDPA call."""
     num_texts, num_heads, head_dim = q.shape
     out = torch.empty(num_texts, num_heads * head_dim, dtype=q.dtype, device=q.device)
+    out[len(plan.final_rows) :] = 0  # padding
     grouped = q.view(num_texts, k.shape[1], -1, head_dim)  # [N, KH, G, D]
     for texts, rows in plan.finals:
         k_b, v_b = (_by_head(_take(x, rows.flatten()), len(rows)) for x in (k, v))

@@ -256,7 +256,8 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
         [T, H·D], dtype of q.
 
     Numerics:
-        Computes logits, softmax and sums in fp32 and rounds once, at the store.
+        Computes logits, softmax and sums in fp32 and rounds once, at the store; in fp16 and bf16 the weights of
+        the sums may be rounded to that dtype first.
 
     Raises:
         ConfigError: shapes, dtypes or devices disagree, the heads of a row are not contiguous, or the plan is not one

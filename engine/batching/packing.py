@@ -11,6 +11,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad as pad_with_zeros
 
 from lastword.batching.forest import Forest
 from lastword.errors import InputError
@@ -39,11 +40,23 @@ class ModelInputs:
     plan: AttentionPlan
 
     @staticmethod
-    def of(forest: Forest, device: torch.device) -> "ModelInputs":
-        """Make the inputs for the CPU implementation."""
-        plan = CpuPlan.of(forest.segments, forest.final_rows, device)
-        final_rows = integers(forest.final_rows).to(device)
-        return ModelInputs(forest.ids.to(device), forest.positions.to(device), final_rows, plan)
+    def of(forest: Forest, device: torch.device, *, pad: bool = False) -> "ModelInputs":
+        """Make the inputs for the CPU implementation.
+
+        Args:
+            forest: the batch.
+            device: where the tensors go.
+            pad: whether to add rows, so that the numbers of rows and last-token rows are ones of a few that recur. A
+                padding row is token 0 at position 0 and belongs to no segment; a padding last-token row is row 0.
+        """
+        rows, finals = forest.tokens_computed, len(forest.final_rows)
+        size = recurring_rows if pad else int
+        plan = CpuPlan.of(forest.segments, forest.final_rows, device, num_finals=size(finals))
+        parts = (forest.ids, size(rows)), (forest.positions, size(rows))
+        tensors = [_extend(part, length) for part, length in parts]
+        tensors.append(_extend(integers(forest.final_rows), size(finals)))
+        ids, positions, final_rows = (part.to(device) for part in tensors)
+        return ModelInputs(ids, positions, final_rows, plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +201,23 @@ def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:
     while bucket_finals < finals:
         bucket_finals *= _FINALS_STEP
     return bucket_rows, min(bucket_finals, bucket_rows)
+
+
+def recurring_rows(rows: int) -> int:
+    """Round a number of rows up to one of about 16 per power of two, by 6 % or 7 rows at most.
+
+    oneDNN makes code for every new number of rows of a matmul: 1 ms for few rows, up to 15 ms for many, as long as the
+    matmul takes. It is kept for a few numbers only (`runtime/process_tuning.py`; bench/LOG.md, 2026-11-29).
+    """
+    if rows <= 1 or rows > MAX_BUCKET_ROWS:
+        return rows
+    step = max(8, (1 << (rows - 1).bit_length()) >> 5)
+    return -(-rows // step) * step
+
+
+def _extend(part: Tensor, length: int) -> Tensor:
+    """Append zeros to a vector up to `length`."""
+    return part if len(part) == length else pad_with_zeros(part, (0, length - len(part)))
 
 
 def _fill(part: Tensor, rows: Tensor, filler: int | tuple[int, ...]) -> None:

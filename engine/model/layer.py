@@ -41,14 +41,13 @@ class Batch:
     prompts: Sequence[KeysValues] = ()
     recorded: KeysValues | None = None
 
-    def with_prompts(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, layer: int, kv: Tensor) -> tuple[Tensor, ...]:
         """Put the prompts' keys and values of this layer before those of the batch; record the batch's, if wanted."""
         if self.recorded is not None:
-            self.recorded.layers.append((k.clone(), v.clone()))
-        if not self.prompts:
-            return k, v
-        past = [prompt.layers[layer] for prompt in self.prompts]
-        return torch.cat([*(k for k, _ in past), k]), torch.cat([*(v for _, v in past), v])
+            self.recorded.layers.append(kv.clone())
+        if self.prompts:
+            kv = torch.cat([*(prompt.layers[layer] for prompt in self.prompts), kv])
+        return kv.chunk(2, dim=1)
 
 
 class Layer:
@@ -93,7 +92,7 @@ class Layer:
         qkv = self.qkv(x)
         self._norm_rope(qkv, batch.cos, batch.sin, heads, kv_heads)
         qkv = qkv.view(len(qkv), -1, self.config.head_dim)  # [T, H + 2·KH, D]
-        k, v = batch.with_prompts(self.number, qkv[:, heads:-kv_heads], qkv[:, -kv_heads:])
+        k, v = batch.keys_and_values(self.number, qkv[:, heads:])
         attended = kernels.forest_attention(qkv[:, :heads], k, v, batch.plan, self.scale)
         return self._mlp(attended, residual)
 
@@ -105,7 +104,7 @@ class Layer:
         self._norm_rope(q, batch.cos[rows], batch.sin[rows], heads, 0)
         self._norm_rope(kv, batch.cos, batch.sin, 0, kv_heads)
         kv = kv.view(len(kv), -1, self.config.head_dim)  # [T, 2·KH, D]
-        k, v = batch.with_prompts(self.number, kv[:, :kv_heads], kv[:, kv_heads:])
+        k, v = batch.keys_and_values(self.number, kv)
         q = q.view(len(q), heads, self.config.head_dim)
         attended = kernels.final_attention(q, k, v, batch.plan, self.scale)
         return self._mlp(attended, residual)

@@ -20,14 +20,14 @@ MAX_PROMPT_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class KeysValues:
-    """The keys and values of a prompt of P tokens: for each layer k and v, [P, KH, D] each, in the compute dtype."""
+    """The keys and values of a prompt of P tokens: for each layer [P, 2·KH, D], keys first, in the compute dtype."""
 
-    layers: list[tuple[Tensor, Tensor]]
+    layers: list[Tensor]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and values of all layers."""
-        return sum(k.nbytes + v.nbytes for k, v in self.layers)
+        return sum(layer.nbytes for layer in self.layers)
 
 
 class PromptCache:

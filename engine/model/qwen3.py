@@ -84,6 +84,7 @@ class Model:
         self.norm = checkpoint.norm().to(device, dtype)
         self.score_row = None if score_row is None else score_row.to(device)
         self.prompts = PromptCache()
+        self._pads = quantize is None  # for oneDNN; FBGEMM's int8 matmuls take any number of rows
         self._packer: Packer | None = None  # the CPU implementation needs no packing
         self._graphs: Graphs | None = None
         if kernels.launches_triton(device):
@@ -134,7 +135,9 @@ class Model:
         with isolated(self.device):
             if self._packer is None:
                 prompts = [self.prompts.get(ids, self._compute_prompt) for ids in forest.prompts]
-                return self._forward(ModelInputs.of(forest, self.device), observe, prompts)
+                pad = self._pads and observe is None
+                inputs = ModelInputs.of(forest, self.device, pad=pad)
+                return self._forward(inputs, observe, prompts)[: len(forest.final_rows)]
             finals = len(forest.final_rows)
             layout, buffer = self._packer.pack(forest, pad=observe is None)
             if layout.bucket and self._graphs is not None:

@@ -23,10 +23,14 @@ _KEPT_BYTES = 256 << 20
 _LOADING_BYTES = 1 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
-# oneDNN, and PyTorch's layer above it, cache up to 1024 matmuls by number of rows, at about 1 MB each. Each reads its
-# variable once, at the first matmul of the process; setting it later has no effect.
-_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-_CACHED = "32"
+# Variables that the libraries read once; setting them later has no effect.
+VARIABLES = {
+    # oneDNN, and PyTorch's layer above it, cache up to 1024 matmuls by number of rows, at about 1 MB each.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
+    # Weights in pages of 2 MB are read up to a tenth faster (bench/LOG.md, 2026-11-29). Read at the first tensor.
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
 
 # The process that loaded a model last, and so started the threads of OpenMP, which do not survive a fork.
 _loaded_in: int | None = None
@@ -63,7 +67,7 @@ def prepare_threads(device: torch.device) -> None:
 @contextmanager
 def tune_for_loading() -> Iterator[None]:
     """Return freed blocks of over 1 MB to the system during the `with` block; afterwards call `keep_blocks`."""
-    limit_caches()
+    set_variables()
     _set(_M_MMAP_THRESHOLD, _LOADING_BYTES)
     try:
         yield
@@ -71,10 +75,10 @@ def tune_for_loading() -> Iterator[None]:
         keep_blocks()
 
 
-def limit_caches() -> None:
-    """Limit oneDNN's and PyTorch's caches of matmuls to 32 entries each, unless the environment sets a limit."""
-    for name in _CACHES:
-        os.environ.setdefault(name, _CACHED)
+def set_variables() -> None:
+    """Set the variables that the environment does not set: small caches of matmuls, and large pages for weights."""
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
 
 
 def keep_blocks() -> bool:

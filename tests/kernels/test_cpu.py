@@ -147,6 +147,7 @@ def final_path_one_key_short(q, k, v, plan, scale):
     short = type(plan)(
         plan.segments, plan.final_rows, plan.blocks,
         tuple((texts, rows[:, :-1] if rows.shape[1] > 1 else rows) for texts, rows in plan.finals),
+        plan.num_finals,
     )  # fmt: skip
     return cpu.final_attention(q, k, v, short, scale)
 

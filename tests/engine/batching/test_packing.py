@@ -11,7 +11,15 @@ from helpers.messages import refusal
 
 from lastword import kernels
 from lastword.batching.forest import Forest, plan_forests
-from lastword.batching.packing import MAX_BUCKET_ROWS, BucketLayout, Packer, bucket_of, check_ids
+from lastword.batching.packing import (
+    MAX_BUCKET_ROWS,
+    BucketLayout,
+    ModelInputs,
+    Packer,
+    bucket_of,
+    check_ids,
+    recurring_rows,
+)
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.errors import ConfigError, InputError
 from lastword.kernels import KernelTables
@@ -180,3 +188,39 @@ def test_an_id_beyond_the_table_never_reaches_the_model(bad: int, tmp_path: Path
     forest.ids[1] = 1000
     with refusal(InputError, where="token ids", got="id 1000", expected="0 to 999"):
         model.forward(forest)
+
+
+def test_row_counts_of_a_cpu_recur() -> None:
+    sizes = [recurring_rows(rows) for rows in range(MAX_BUCKET_ROWS + 1)]
+    assert sizes[:2] == [0, 1]
+    assert all(rows <= size <= max(rows + 7, rows * 1.0625) for rows, size in enumerate(sizes))
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) < 90
+    assert recurring_rows(MAX_BUCKET_ROWS + 1) == MAX_BUCKET_ROWS + 1
+
+
+def test_padding_changes_no_vector_on_a_cpu(tmp_path: Path) -> None:
+    config = read_config(make_checkpoint(tmp_path))
+    model = Model(Checkpoint(tmp_path, config), config, CPU, torch.float32)
+    for forest in FORESTS[:30]:
+        exact, padded = (ModelInputs.of(forest, CPU, pad=pad) for pad in (False, True))
+        count = len(forest.final_rows)
+        assert len(padded.ids) == recurring_rows(len(exact.ids))
+        with torch.inference_mode():
+            states = model._forward(padded)
+            assert len(states) == recurring_rows(count)
+            torch.testing.assert_close(states[:count], model._forward(exact), rtol=0, atol=2e-6)
+        torch.testing.assert_close(model.forward(forest), states[:count], rtol=0, atol=0)
+
+
+def test_attention_gives_zeros_for_padding() -> None:
+    forest = FORESTS[0]
+    inputs = ModelInputs.of(forest, CPU, pad=True)
+    rows, finals = len(inputs.ids) + 3, len(inputs.final_rows)
+    q, k = torch.randn(rows, 4, 8), torch.full((rows, 2, 8), torch.nan)
+    k[: forest.tokens_computed] = 0.5
+    every = kernels.forest_attention(q, k, k, inputs.plan, 1.0)
+    assert every[: forest.tokens_computed].isfinite().all()
+    assert not every[forest.tokens_computed :].any()
+    last = kernels.final_attention(q[:finals], k, k, inputs.plan, 1.0)
+    assert not last[len(forest.final_rows) :].any()

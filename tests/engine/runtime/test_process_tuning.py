@@ -146,7 +146,7 @@ def test_other_systems_are_not_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
 STATE = """
 import os, sys, warnings
 def state():
-    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY", "THP_MEM_ALLOC_ENABLE")
     quiet = any(f[1] is not None and "NumPy" in f[1].pattern for f in warnings.filters)
     return [int(os.environ.get(name, 0)) for name in names] + [int(quiet)]
 import lastword.embedder, lastword.kernels, lastword.weights
@@ -158,20 +158,21 @@ print(*imported, *state())
 
 @pytest.mark.parametrize(
     ("how", "expected"),
-    [("tuned", [0, 0, 0, 32, 32, 0]), ("left out", [0, 0, 0, 0, 0, 0])],
+    [("tuned", [0, 0, 0, 0, 64, 64, 1, 0]), ("left out", [0] * 8)],
 )
 def test_a_process_is_tuned_when_a_model_loads_and_not_before(
     how: str, expected: list[int], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    for name in process_tuning.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     assert numbers_of(STATE, tiny_checkpoint, how) == expected
 
 
 def test_the_users_settings_stay(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in process_tuning.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
-    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
-    assert numbers_of(STATE, tiny_checkpoint, "tuned") == [7, 0, 0, 7, 32, 0]
+    assert numbers_of(STATE, tiny_checkpoint, "tuned") == [7, 0, 0, 0, 7, 64, 1, 0]
 
 
 def test_without_tuning_the_c_library_is_not_called(
@@ -212,7 +213,7 @@ def test_the_caches_are_small_unless_torch_has_computed_before(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As documented for `Embedder`: each cache reads its variable once."""
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    for name in process_tuning.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     (tuned,) = numbers_of(GROWTH, tiny_checkpoint, "a fresh process")
     (late,) = numbers_of(GROWTH, tiny_checkpoint, "torch computed before")
