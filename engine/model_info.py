@@ -54,6 +54,7 @@ from lastword.weights import (
     check_pipeline,
     check_tokens,
     expand_home,
+    loaded_bytes,
     locate,
     read_config,
     read_embedding_spec,
@@ -162,6 +163,18 @@ class OpenedModel:
             "bytes_per_token": token_bytes,
             "max_prompt_tokens": MAX_PROMPT_BYTES // token_bytes,
         }
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weights in the memory of each device.
+
+        On a CPU the token embeddings stay in the memory-mapped file and are not counted. Of an int8 model the rows that
+        do not round well, which stay in fp32, are not known before it is loaded; they are counted like the others.
+        """
+        layers = range(self.config.num_hidden_layers)
+        quantized = {None: layers[:0], "int8": layers, "fp8": layers[1:-1]}[self.quantize]
+        on_gpu = self.device.type != "cpu"
+        return loaded_bytes(self.config, self.dtype.itemsize, table=on_gpu, quantized=quantized)
 
     # Settings that can be changed.
 

@@ -14,6 +14,8 @@ class Report:
         tokens_cached: prompt tokens whose keys and values came from the prompt cache; each prompt counts once per
             batch. The forward of a prompt alone, which fills the cache, is not counted anywhere.
         cut: number of texts that were cut because they were longer than max_length.
+        unknown: number of texts with words or characters that the tokenizer does not know. All of these are one token,
+            so texts that differ in them only have equal vectors. Qwen's own tokenizers know everything.
         batches: number of batches.
         seconds: wall time.
     """
@@ -23,6 +25,7 @@ class Report:
     tokens_computed: int = 0
     tokens_cached: int = 0
     cut: int = 0
+    unknown: int = 0
     batches: int = 0
     seconds: float = 0.0
 

@@ -16,6 +16,7 @@ from lastword.weights.files.header import growing_header, safetensors_header
 from lastword.weights.json_fields import parse_json, parse_object
 from lastword.weights.locate import BUILTIN, BUILTIN_NOTICE, ModelFiles, expand_home, locate
 from lastword.weights.rope import RopeConfig
+from lastword.weights.tensor_names import loaded_bytes
 from lastword.weights.tokenizer_settings import check_pipeline, check_tokens
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ __all__ = [
     "expand_home",
     "growing_header",
     "hash_files",
+    "loaded_bytes",
     "locate",
     "parse_json",
     "parse_object",

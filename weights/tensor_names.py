@@ -1,5 +1,6 @@
 """The exact names and shapes of a Qwen3 checkpoint: 11·L + 2 tensors, and four biases per layer if configured."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -70,6 +71,26 @@ def expected_shapes(config: ModelConfig) -> Shapes:
         shapes |= {f"layers.{index}.{name}": shape for name, shape in one.items()}
     shapes[NORM] = (config.hidden_size,)
     return shapes
+
+
+def loaded_bytes(
+    config: ModelConfig, itemsize: int, *, table: bool, quantized: Collection[int] = ()
+) -> int:
+    """Return the bytes of the weights in memory.
+
+    Args:
+        config: the model's configuration.
+        itemsize: bytes of a number that is not quantised.
+        table: whether the token embeddings are in memory, too.
+        quantized: the layers whose matrices have one byte per number and an fp32 scale per row.
+    """
+    shapes = layer_shapes(config).values()
+    plain = itemsize * sum(map(math.prod, shapes))
+    matrices = [shape for shape in shapes if len(shape) == 2]
+    saved = sum((itemsize - 1) * math.prod(shape) - 4 * shape[0] for shape in matrices)
+    rows = 1 + (config.vocab_size if table else 0)  # the final norm, the embeddings
+    layers = config.num_hidden_layers * plain - len(quantized) * saved
+    return layers + rows * config.hidden_size * itemsize
 
 
 def find_prefix(folder: Path, names: Collection[str]) -> str:

@@ -120,6 +120,10 @@ spearman and questions@1.
 
 It is weak on languages other than English, code, rare names, upper and lower case (which it does not see) and fine
 differences between long passages. On texts unlike its training texts (below) it is worse than the scores suggest.
+
+A word of more than 100 characters, such as the parameter of a link, and a sign that is not in its vocabulary become
+one unknown token each: texts that differ in them only have equal vectors. The commands say how many texts have such
+words; in Python `report=` counts them (`Report.unknown`).
 """
 
 _MAKING = """

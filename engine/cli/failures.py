@@ -4,12 +4,17 @@ import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from lastword.cli import console, options
 from lastword.cli.output import open_output
 from lastword.cli.read import STDIN, Record
 from lastword.errors import InputError, count
+from lastword.report import Report
+
+if TYPE_CHECKING:
+    from lastword.embedder import Embedder
+    from lastword.reranker import Reranker
 
 
 class Failures:
@@ -127,3 +132,18 @@ def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: 
     verb = "contain" if where == "FILES" else "contains"
     got = "only blank texts" if blanks.count else None
     raise InputError(where, f"{verb} no text", got=got)
+
+
+def unknown_words(report: Report, what: str, model: "Embedder | Reranker") -> Iterator[str]:
+    """Yield one line about texts with words that the model does not know, if there are any.
+
+    Args:
+        report: the run's counts.
+        what: the texts, with their number.
+        model: the model.
+    """
+    if report.unknown:
+        longest = model.info.tokenizer.longest_word
+        long = "" if longest is None else f"; it knows no word of more than {longest} characters"
+        told = "with words or signs that the model does not know and cannot tell apart"
+        yield f"{report.unknown:,} of {what} {told}{long}"

@@ -19,6 +19,7 @@ from typing import NoReturn, TextIO, cast
 
 import lastword
 from lastword.cli import console, options
+from lastword.cli.entry import STOPPED
 from lastword.cli.parser import Command, Parser
 from lastword.errors import DeviceError, InputError, LastwordError, LastwordWarning
 
@@ -49,7 +50,7 @@ COMMANDS = {
 
 # What is said when a signal ends the run, and the exit status.
 _ENDINGS: dict[int, tuple[str, int]] = {
-    signal.SIGINT: ("stopped", 130),
+    signal.SIGINT: STOPPED,
     signal.SIGTERM: ("terminated", 143),
 }
 _READER_GONE = 141  # the status of a program that is stopped by SIGPIPE

@@ -21,6 +21,8 @@ ROWS_AT_ONCE = (
     16  # Python numbers take eight times the memory; more rows would not fit a core's cache
 )
 Header = Callable[[int], bytes]
+# The metadata that are numbers in JSON; a safetensors header holds text only.
+NUMBERS = ("fingerprints", "dim", "texts", "chunk", "overlap")
 
 
 class ElementType(NamedTuple):
@@ -71,7 +73,7 @@ class JsonLines:
         self._stream, self._name, self._numbers = stream, name, numbers
         self._field = json.dumps(field, ensure_ascii=False)
         if header is not None:
-            line = json.dumps({"lastword": dict(header)}, ensure_ascii=False)
+            line = json.dumps({"lastword": _with_numbers(header)}, ensure_ascii=False)
             put(stream, f"{line}\n".encode(), name)
 
     def write(self, records: Sequence[Record], matrix: "Tensor") -> None:
@@ -157,5 +159,9 @@ def npy_header(layout: ElementType, dim: int) -> Header:
 
 def sidecar(metadata: Mapping[str, str], texts: int) -> bytes:
     """Return the content of OUT.json, the metadata of a .jsonl or .npy file, which cannot hold metadata itself."""
-    fields = {**metadata, "texts": str(texts)}
+    fields = _with_numbers({**metadata, "texts": str(texts)})
     return json.dumps(fields, ensure_ascii=False, indent=2).encode("utf-8") + b"\n"
+
+
+def _with_numbers(metadata: Mapping[str, str]) -> dict[str, str | int]:
+    return {name: int(value) if name in NUMBERS else value for name, value in metadata.items()}

@@ -246,7 +246,7 @@ class Loop:
         began, tokens = perf_counter(), self._tokens(options, numbered)
         prompt = self.tokenizer.prompt_ids(options.prompt, self.runner.max_prompt_tokens)
         items = [Item(i, ids, options.format, prompt) for i, ids in tokens.ids.items()]
-        counts = Report(texts=len(items), cut=tokens.cut)
+        counts = Report(texts=len(items), cut=tokens.cut, unknown=tokens.unknown)
         refused = [(Item(error.index, ()), error) for error in tokens.errors]
         return Group(items, self._forests(items), began, counts, refused)
 

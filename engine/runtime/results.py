@@ -89,7 +89,7 @@ class Group:
         items: the items.
         forests: the batches that hold them.
         began: when their preparation began, by `perf_counter`.
-        counts: the counts that are known before any batch is computed: texts, and texts cut.
+        counts: the counts that are known before any batch is computed: texts, texts cut, texts with unknown words.
         refused: items that could not be included, with their errors.
     """
 

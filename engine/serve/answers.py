@@ -76,13 +76,14 @@ class Answer:
         return [b64encode(row.tobytes()).decode("ascii") for row in rows]
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that tell the space and which texts were cut, in every protocol."""
+        """Return the headers that tell the space, and which texts were not read as they are, in every protocol."""
         cut = self.cut
         listed = ",".join(map(str, cut[:100])) + (",…" if len(cut) > 100 else "")
         return {
             "x-lastword-space": self.space,
             "x-lastword-truncated": str(len(cut)),
             **({"x-lastword-truncated-inputs": listed.replace("…", "...")} if cut else {}),
+            "x-lastword-unknown": str(self.prepared.unknown),
             "x-lastword-tokens": str(self.prepared.tokens),
             "x-lastword-computed-tokens": str(self.computed),
         }

@@ -48,10 +48,13 @@ class Service:
         self.settings, self.limits = settings, settings.limits
         self.keys = Keys(settings.key_file)
         self.waiting = WaitingTexts(self.limits.interactive_tokens)
-        self.device = DeviceThread(load, self.waiting, self._loaded, self._failed)
+        self.device = DeviceThread(load, self.waiting, self._loaded, self._warm, self._failed)
         self.embedder: Embedder | None = None
         self.preparer: Preparer | None = None
         self.error: Exception | None = None  # what ended the device's thread
+        self.on_ready: Callable[[], object] = lambda: (
+            None
+        )  # as `on_failure`, called in the device's thread
         self.on_failure: Callable[[], object] = lambda: None
         self.draining = False
         self.connected = 0  # requests being read, computed or answered
@@ -68,6 +71,9 @@ class Service:
     def _loaded(self, embedder: Embedder) -> None:
         embedder.info.space_fingerprint()  # reads from the files once
         self.preparer, self.embedder = Preparer(embedder, self.settings), embedder
+
+    def _warm(self) -> None:
+        self.on_ready()
 
     def _failed(self, error: Exception) -> None:
         self.error = error

@@ -55,12 +55,14 @@ class Prepared:
     Args:
         ids: the token ids of each text.
         cut: for each text, whether it was cut.
+        unknown: number of texts with words or characters that the model does not know.
         prompt: the prompt's token ids if the model may keep them, else ().
         format: the format of the vectors, always float32.
     """
 
     ids: list[tuple[int, ...]]
     cut: list[bool]
+    unknown: int
     prompt: tuple[int, ...]
     format: VectorFormat
 
@@ -107,7 +109,8 @@ class Preparer:
             ids, cut = self._from_texts(call, prompt, most)
         self._check_cut(call, cut, prompt, most)
         kept = info.tokenizer.prompt_ids(prompt, self._embedder.loop.runner.max_prompt_tokens)
-        done = Prepared([tuple(each) for each in ids], cut, kept, wanted)
+        unknown = sum(map(info.tokenizer.has_unknown, ids))
+        done = Prepared([tuple(each) for each in ids], cut, unknown, kept, wanted)
         if done.tokens > limits.max_request_tokens:
             raise ServeError(
                 413,

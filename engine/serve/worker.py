@@ -18,6 +18,7 @@ class DeviceThread:
         load: opens the model; called in the thread.
         waiting: the queue.
         loaded: called in the thread with the model, before it is warm.
+        warm: called in the thread once texts are computed.
         failed: called in the thread if it ends by an error.
     """
 
@@ -26,9 +27,11 @@ class DeviceThread:
         load: Callable[[], Embedder],
         waiting: WaitingTexts,
         loaded: Callable[[Embedder], None],
+        warm: Callable[[], None],
         failed: Callable[[Exception], None],
     ) -> None:
-        self._load, self._waiting, self._loaded, self._failed = load, waiting, loaded, failed
+        self._load, self._waiting = load, waiting
+        self._loaded, self._warm, self._failed = loaded, warm, failed
         self.report = Report()
         self.tokens_per_second = 0.0  # requested tokens, of late; 0 before the first batch
         self.batch_tokens = 0  # of the last batch
@@ -46,6 +49,7 @@ class DeviceThread:
             embedder.warm_up()
             self._waiting.group_tokens = embedder.max_batch_tokens
             self.ready = True
+            self._warm()
             self._compute(embedder)
             embedder.close()
         except Exception as error:  # noqa: BLE001  whatever ends the thread, requests must not wait for it

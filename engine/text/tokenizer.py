@@ -6,6 +6,7 @@ names, weights or batches.
 """
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class GoodTokens:
 
     ids: dict[int, list[int]] = field(default_factory=dict)
     cut: int = 0  # texts cut to max_length
+    unknown: int = 0  # texts with words that the tokenizer does not know
     errors: list[InputError] = field(default_factory=list)
 
 
@@ -96,6 +98,11 @@ class TextTokenizer:
             longest = LONGEST_PART // most_characters(tokenizer.normalizer, str(self.path))
             cuts = find_cuts(tokenizer, vocabulary)
             self.has_qwen_pipeline = has_qwen_pipeline(tokenizer)
+            self._unknown = _unknown_id(tokenizer)  # Qwen's tokenizers have none
+            # A longer word is unknown, whatever it is.
+            self.longest_word: int | None = getattr(
+                tokenizer.model, "max_input_chars_per_word", None
+            )
         self._calls = Calls(tokenizer, known=cuts is not None)
         self.before, self.after = self._template(tokenizer)
         self._check_ids([*self.before, *self.after])
@@ -149,6 +156,12 @@ class TextTokenizer:
     def num_template_tokens(self) -> int:
         """Number of tokens that the template, or the frame, adds to every text."""
         return len(self.before) + len(self.after)
+
+    def has_unknown(self, ids: Sequence[int]) -> bool:
+        """Return whether one of the tokens stands for a word or a character that the tokenizer does not know."""
+        if self._unknown is None:
+            return False
+        return self._unknown in ids[len(self.before) : len(ids) - len(self.after)]
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token, or None if there is no such token."""
@@ -296,6 +309,7 @@ class TextTokenizer:
                 else:
                     good.ids[index] = ids
                     good.cut += cut
+                    good.unknown += self.has_unknown(ids)
         return good
 
     def _kept(
@@ -333,6 +347,16 @@ class TextTokenizer:
                     kept[i] = ids, False
             parts = following
         return kept
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Return the id of the token that stands for whatever the tokenizer does not know; None if it has none."""
+    model = tokenizer.model
+    if type(model).__name__ == "Unigram":
+        found = json.loads(model.__getstate__()).get("unk_id")
+        return None if found is None else int(found)
+    token = getattr(model, "unk_token", None)
+    return None if token is None else tokenizer.token_to_id(token)
 
 
 def _frames(

@@ -1,6 +1,8 @@
 """Settings that can be changed after a model is opened, and errors that name the source of its limits."""
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import torch
 
 from lastword import ConfigError, Embedder
 from lastword.model_info import ModelInfo
+from lastword.runtime.runner import InProcess
+from lastword.weights import loaded_bytes, locate, read_config
 
 
 @pytest.fixture
@@ -106,3 +110,53 @@ def test_a_prompt_of_the_checkpoint_is_text(folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         ModelInfo(folder).resolve_prompt("query")
     assert (caught.value.where, caught.value.what) == ("prompt", "not valid Unicode")
+
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+ROW = re.compile(
+    r"^\| `Embedder\((.*?)\)`.*\| ([\d.]+) (GB|MB) \(([\d.]+) \3\) \| ([\d.]+) \3 \|$", re.MULTILINE
+)
+
+
+def test_the_memory_of_the_weights_is_what_the_readme_says() -> None:
+    rows = {name.strip('"'): (unit, sizes) for name, *sizes, unit in (
+        (found[1], found[2], found[4], found[5], found[3]) for found in ROW.finditer(README.read_text("utf-8"))
+    )}  # fmt: skip
+    configs = {"": read_config(locate(None).folder)}
+    if data := os.environ.get("LASTWORD_TEST_DATA"):
+        for name in ("Qwen3-Embedding-0.6B", "Qwen3-Embedding-4B"):
+            configs[f"Qwen/{name}"] = read_config(Path(data) / "tokenizers" / name)
+    for name, config in configs.items():
+        unit, sizes = rows[name]
+        layers = range(config.num_hidden_layers)
+        found = (
+            loaded_bytes(config, 4, table=False),
+            loaded_bytes(config, 4, table=False, quantized=layers),
+            loaded_bytes(config, 2, table=True),
+        )
+        scale, digits = {"GB": (1e9, 1), "MB": (1e6, 0)}[unit]
+        assert [f"{size / scale:.{digits}f}" for size in found] == list(sizes), name
+
+
+def test_the_memory_of_the_weights_is_that_of_the_loaded_model(tiny_checkpoint: Path) -> None:
+    model = Embedder(tiny_checkpoint, device="cpu")
+    runner = model.loop.runner
+    assert isinstance(runner, InProcess)
+    held: dict[int, torch.Tensor] = {}
+
+    def add(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            held[id(value)] = value
+        elif isinstance(value, tuple):
+            for each in value:
+                add(each)
+        elif type(value).__module__.startswith("lastword.kernels"):
+            for each in vars(value).values():
+                add(each)
+
+    for part in (*runner.model.layers, runner.model):
+        for name, value in vars(part).items():
+            if name not in ("embedding", "inv_freq"):
+                add(value)
+    size = sum(each.numel() * each.element_size() for each in held.values())
+    assert size == model.info.weights_bytes

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from lastword import Embedder
+from lastword.cli.main import main
+from lastword.report import Report
 from lastword.weights import BUILTIN, BUILTIN_NOTICE, locate, read_config, read_embedding_spec
 from lastword.weights.locate import _BUILTIN_FOLDER
 
@@ -156,6 +158,39 @@ def test_commands_use_it_and_say_so_once(tmp_path: Path) -> None:
     facts = json.loads(lastword("info", "--json", "--full").stdout)
     assert facts["model"] == BUILTIN
     assert "model.safetensors" in [file["file"] for file in facts["files"]]
+
+
+LONG = "z" * 101
+LINKS = [f"see https://a.example/?q={letter * 120} today" for letter in "xy"]
+
+
+def test_words_that_it_does_not_know_are_counted(model: Embedder) -> None:
+    texts = ["a fine text", "z" * 100, LONG, "ab" * 100_000, *LINKS]
+    report = Report()
+    vectors = model.encode(texts, report=report)
+    assert report.unknown == model.plan(texts).unknown == 4
+    assert model.plan(TEXTS[:10]).unknown == 0
+    torch.testing.assert_close(vectors[4], vectors[5], atol=TOLERANCE, rtol=0)
+    card = (_BUILTIN_FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"more than {model.info.tokenizer.longest_word} characters" in card
+
+
+@pytest.mark.parametrize(
+    "words", [("search", "flow", "a.txt"), ("embed", "a.txt"), ("search", LONG, "a.txt")]
+)
+def test_commands_say_how_many_texts_have_unknown_words(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("\n".join(["plain", LONG, *LINKS]))
+    assert main([*words]) == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if "does not know" in line]
+    expected = ["3 of 4 texts"] if LONG not in words else ["1 of 1 query", "3 of 4 texts"]
+    assert [line.removeprefix("lastword: ").split(" with")[0] for line in said] == expected
+    assert all("no word of more than 100 characters" in line for line in said)
 
 
 def test_the_card_states_the_scores() -> None:

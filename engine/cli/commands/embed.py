@@ -10,7 +10,7 @@ import lastword
 from lastword.cli import console, options, read, write
 from lastword.cli.documents.paths import names_many
 from lastword.cli.documents.written import is_open
-from lastword.cli.failures import Blanks, Failures, collected, require_texts
+from lastword.cli.failures import Blanks, Failures, collected, require_texts, unknown_words
 from lastword.cli.output import check_extension, is_stdout, is_stream, open_output
 from lastword.cli.read import PLACE, Record, Source
 from lastword.cli.stream import embed_records
@@ -161,7 +161,8 @@ def run(args: argparse.Namespace) -> int:
     if args.to_file and rows is None:
         _remove_old_rows(args.output)
     console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
-    notices = (*embedder.notices, *work.blanks.notices(), summary(report))
+    unknown = unknown_words(report, count(report.texts, "text"), embedder)
+    notices = (*embedder.notices, *work.blanks.notices(), *unknown, summary(report))
     console.say_all(notices, quiet=args.quiet)
     return 0
 

@@ -7,12 +7,14 @@ and hashes the files.
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options
-from lastword.errors import WeightsError, list_some, printable
+from lastword.cli.documents.written import metadata_of
+from lastword.errors import InputError, WeightsError, list_some, printable
 
 if TYPE_CHECKING:
     from lastword.model_info import ModelInfo
@@ -44,6 +46,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     options.choose_model(args)
+    if args.model is not None and os.path.isfile(args.model):
+        _refuse_vectors(args.model)
     hashes = _hashes(args) if args.full else []
     damaged = [each.file for each in hashes if each.whole is False]
     facts: dict[str, object] = {"damaged": damaged}
@@ -87,6 +91,20 @@ def describe(model: "ModelInfo") -> dict[str, object]:
         "notices": list(model.notices),
         "config": asdict(model.config),
     }
+
+
+def _refuse_vectors(path: str) -> None:
+    """Raise InputError with what is known of a file if `lastword embed` wrote it."""
+    found = metadata_of(path)
+    if "texts" in found:  # else it is of other numbers, such as ranges
+        texts, dim, model, space = (found.get(key) for key in ("texts", "dim", "model", "space"))
+        raise InputError(
+            path,
+            "holds vectors, not a model",
+            got=f"{texts} texts, {dim} dimensions, model {model}, space {space}",
+            expected="a model",
+            remedy="Name the model.",
+        )
 
 
 def _hashes(args: argparse.Namespace) -> "list[FileHash]":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lastword.cli import console, options, read
 from lastword.cli.commands.search import Hit, check_query, hit_lines, number_argument
-from lastword.cli.failures import Blanks, Failures, collected, require_texts
+from lastword.cli.failures import Blanks, Failures, collected, require_texts, unknown_words
 from lastword.cli.read import Record
 from lastword.errors import InputError, count
 from lastword.report import Report
@@ -142,6 +142,8 @@ class _Ranking:
         if self._report.cut:
             limit = count(self._reranker.max_length, "token")
             yield f"{self._report.cut:,} of {count(self._report.texts, 'text')} cut to {limit}"
+        pairs = count(self._report.texts, "text")
+        yield from unknown_words(self._report, pairs, self._reranker)
         if self._hits and not self.near():
             best = f"the best score is {self._hits[0].score:.4f}"
             yield f"no text scores {self._args.threshold:g} or more; {best}"

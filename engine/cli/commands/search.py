@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from lastword.cli import console, options, read
-from lastword.cli.failures import Blanks, Failures, collected, require_texts
+from lastword.cli.failures import Blanks, Failures, collected, require_texts, unknown_words
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
 from lastword.errors import InputError, count, printable
@@ -33,6 +33,7 @@ EXAMPLES = """examples:
 Texts that are empty or only white space are skipped. With --queries, the hits of each query are printed below
 it, and --json adds the field query."""
 SHOWN = 200  # characters of a text shown in the table; --json prints the whole text
+DECIMALS = 6  # of a score; the others are rounding
 
 
 class Hit(NamedTuple):
@@ -257,8 +258,12 @@ class _Search:
         require_texts(self._of_texts.texts, args.files, self._failures, self._blanks)
 
     def _compare(self, records: Sequence[Record], matrix: "Tensor") -> None:
-        """Keep the nearest of more texts; a stable sort ranks the earlier of two texts with equal scores first."""
-        scores = self._embedder.similarity(self._vectors, matrix)  # [queries, texts]
+        """Keep the nearest of more texts; a stable sort ranks the earlier of two texts with equal scores first.
+
+        Scores are rounded, because those of equal texts may differ in the last digits if they are in different batches.
+        """
+        scores = self._embedder.similarity(self._vectors, matrix).double()  # [queries, texts]
+        scores = scores.round(decimals=DECIMALS)
         best, places = scores.sort(dim=1, descending=True, stable=True)
         most = self._most
         for hits, row, where in zip(
@@ -317,18 +322,20 @@ class _Search:
         texts, queries = self._of_texts, self._of_queries
         yield from self._blanks.notices()
         limit = count(self._embedder.max_length, "token")
+        asked = count(len(self._queries), "query", "queries")
         if queries.cut and self._args.queries is None:
             yield f"QUERY: cut to {limit}"
         elif queries.cut:
-            yield f"{queries.cut:,} of {count(len(self._queries), 'query', 'queries')} cut to {limit}"
+            yield f"{queries.cut:,} of {asked} cut to {limit}"
         if texts.cut:
             yield f"{texts.cut:,} of {count(texts.texts, 'text')} cut to {limit}"
+        yield from unknown_words(queries, asked, self._embedder)
+        yield from unknown_words(texts, count(texts.texts, "text"), self._embedder)
         if self._of_pairs.cut:
             yield f"{self._of_pairs.cut:,} of {count(self._of_pairs.texts, 'pair')} cut for the reranker"
         far = [max(hits).score for hits in self._hits if hits and not self._is_near(max(hits))]
         if far:
-            of = count(len(self._queries), "query", "queries")
-            which = "" if self._args.queries is None else f"{len(far):,} of {of}: "
+            which = "" if self._args.queries is None else f"{len(far):,} of {asked}: "
             yield (
                 f"{which}no text scores {self._args.threshold:g} or more; the best score is {max(far):.4f}"
             )

@@ -9,6 +9,7 @@ from lastword.cli import console, options
 from lastword.errors import require_extra
 
 if TYPE_CHECKING:
+    from lastword.model_info import ModelInfo
     from lastword.serve.settings import Settings
 
 ABOUT = "answer requests for vectors over HTTP"
@@ -106,7 +107,7 @@ def _add_tls_and_log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the limits and the memory needed; do not listen",
+        help="print the limits and the memory of the weights; do not listen",
     )
     parser.add_argument("--quiet", action="store_true", help="print no progress or notices")
 
@@ -176,13 +177,13 @@ def _ranges(args: argparse.Namespace) -> Any:
 
 
 def _describe(args: argparse.Namespace, settings: "Settings") -> list[str]:
-    """Return lines that tell the limits and the memory of a server that is not started."""
+    """Return lines that tell the limits of a server that is not started, and the memory of its weights."""
     model = options.open_files(args)
-    size = model.checkpoint.num_parameters * model.dtype.itemsize
+    each = " on each device" if len(model.devices) > 1 else ""
     facts = {
         "model": model.name,
         "device": ", ".join(map(str, model.devices)),
-        "weights": f"{size:,} bytes in {str(model.dtype).removeprefix('torch.')}",
+        "weights": f"{model.weights_bytes:,} bytes in {_number_types(model)}{each}",
         "max_length": f"{model.max_length:,}",
         "host": settings.host,
         "port": settings.port,
@@ -193,6 +194,12 @@ def _describe(args: argparse.Namespace, settings: "Settings") -> list[str]:
         },
     }
     return [f"{name:<28} {value}" for name, value in facts.items()]
+
+
+def _number_types(model: "ModelInfo") -> str:
+    """Return the types of the weights in memory."""
+    plain = str(model.dtype).removeprefix("torch.")
+    return plain if model.quantize is None else f"{model.quantize} and {plain}"
 
 
 def _port(text: str) -> int:

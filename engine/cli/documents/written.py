@@ -49,15 +49,31 @@ def _is_output(path: str) -> bool:
     if path.endswith(".json"):
         return _is_metadata(path)
     if path.endswith(".safetensors"):
-        return _has_metadata(_object_in(path, binary=True).get("__metadata__"))
+        return metadata_of(path) != {}
     first = _object_in(path)
     return first.keys() == {"lastword"} and _has_metadata(first["lastword"])  # of --header
 
 
+def metadata_of(path: str) -> dict[str, object]:
+    """Return the metadata of a file that `embed` wrote, from the file or from the one beside it; {} if it has none."""
+    if path.endswith(".safetensors"):
+        found = _object_in(path, binary=True).get("__metadata__")
+    else:
+        found = _whole_object(path if path.endswith(".json") else f"{path}.json")
+    return found if isinstance(found, dict) and _has_metadata(found) else {}
+
+
 def _is_metadata(path: str) -> bool:
-    with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
-        return _has_metadata(json.loads(file.read(_MOST_BYTES)))
-    return False
+    return _has_metadata(_whole_object(path))
+
+
+def _whole_object(path: str) -> object:
+    """Return the JSON of a whole file; None if it is none, or too large."""
+    with suppress(OSError, ValueError, RecursionError):
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                return json.loads(file.read(_MOST_BYTES))
+    return None
 
 
 def _has_metadata(found: object) -> bool:

@@ -86,8 +86,15 @@ class Server(uvicorn.Server):
         scheme = "https" if config.ssl else "http"
         host = f"[{config.host}]" if ":" in config.host else config.host
         LOG.info("listening", extra={"fields": {"url": f"{scheme}://{host}:{self.port}"}})
+        self.service.on_ready = self._log_ready
         self.service.on_failure = lambda: loop.call_soon_threadsafe(self._device_failed)
         self.service.device.start()
+
+    def _log_ready(self) -> None:
+        """Say which model is served; called in the device's thread."""
+        model = self.service.model
+        fields = {"model": self.service.name, "dim": model.dim, "max_length": model.max_length}
+        LOG.info("ready", extra={"fields": fields})
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -65,6 +65,7 @@ def render(body: EmbeddingsBody, answer: Answer) -> dict[str, Any]:
             "total_tokens": tokens,
             "computed_tokens": answer.computed,
             "truncated_inputs": len(answer.cut),
+            "unknown_inputs": answer.prepared.unknown,
         },
     }
 

@@ -86,7 +86,7 @@ def test_the_lines_align_the_rows(cli):
     kept = [line for i, line in enumerate(content.splitlines(), 1) if i not in bad]
     assert kept == [text.encode() for text in texts]
     assert np.load("a.npy").shape[0] == len(texts)
-    assert json.loads(Path("a.npy.json").read_text())["texts"] == str(len(texts))
+    assert json.loads(Path("a.npy.json").read_text())["texts"] == len(texts)
 
 
 @pytest.mark.parametrize("command", [("embed",), ("search", "one")])

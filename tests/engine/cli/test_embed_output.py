@@ -87,7 +87,13 @@ def test_formats_hold_the_same_values(cli, precision):
     assert torch.equal(torch.from_numpy(matrix), tensor)
     exact = np.array([row["embedding"] for row in lines]).astype(matrix.dtype)
     assert np.array_equal(exact, matrix)  # the digits printed give the same bits back
-    assert json.loads(Path("a.npy.json").read_bytes()) == metadata
+    described = json.loads(Path("a.npy.json").read_bytes())
+    assert {name: str(value) for name, value in described.items()} == metadata
+    assert {name: described[name] for name in ("texts", "dim", "fingerprints")} == {
+        "texts": 4,
+        "dim": 8,
+        "fingerprints": 2,
+    }
     assert metadata["texts"] == "4"
     assert metadata.keys() == METADATA
     assert metadata["fingerprints"] == "2"
@@ -95,7 +101,7 @@ def test_formats_hold_the_same_values(cli, precision):
     assert not list(Path().glob(".lastword*"))
     assert cli("embed", *options, "-o", "a.jsonl").status == 0
     assert _rows(Path("a.jsonl").read_text()) == lines
-    assert json.loads(Path("a.jsonl.json").read_bytes()) == metadata
+    assert json.loads(Path("a.jsonl.json").read_bytes()) == described
     assert not Path("a.safetensors.json").exists()
 
 
@@ -107,7 +113,7 @@ def test_a_requested_header_comes_first_on_stdout(cli):
         assert "".join(lines) == Path("a.jsonl").read_text()
         (described,) = json.loads(header).items()
         assert described[0] == "lastword"
-        assert {**described[1], "texts": "2"} == json.loads(Path("a.jsonl.json").read_bytes())
+        assert {**described[1], "texts": 2} == json.loads(Path("a.jsonl.json").read_bytes())
     Path("a.txt").write_text("")
     assert cli("embed", "a.txt", "--header").out == header
 

@@ -46,7 +46,7 @@ def test_embed_writes_the_vectors_of_the_embedder(run, tiny_checkpoint, precisio
     assert json.loads(Path("v.npy.json").read_text()) == facts
     with safe_open("v.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("embedding"), printed)
-        assert file.metadata() == facts
+        assert file.metadata() == {name: str(value) for name, value in facts.items()}
         assert file.metadata()["dim"] == "32"
         assert file.metadata()["prompt"] == "find: "
     assert np.array_equal(np.load("v.npy"), printed.numpy())
@@ -276,3 +276,34 @@ def test_a_batch_without_memory_is_one_line(run, tiny_checkpoint, monkeypatch, q
         r"lastword: --max-batch-tokens: cpu is out of memory at \d+ tokens per batch;", warning
     )
     assert report.startswith("lastword: 5 texts, ")
+
+
+@pytest.mark.parametrize(
+    "name", ["v.safetensors", "v.npy", "v.npy.json", "v.jsonl", "v.jsonl.json"]
+)
+def test_info_says_what_a_file_of_vectors_is_of(run, tiny_checkpoint, name):
+    assert (
+        run("embed", "texts.txt", "--model", tiny_checkpoint, "-o", name.removesuffix(".json"))[0]
+        == 0
+    )
+    status, out, err = run("info", name)
+    assert (status, out) == (2, "")
+    space = ModelInfo(tiny_checkpoint).space_fingerprint()
+    said = f"got {len(TEXTS)} texts, 64 dimensions, model {tiny_checkpoint}, space {space}"
+    assert err.startswith(f"lastword: {name}: holds vectors, not a model; ")
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"texts": 1}', '{"texts": 1, "dim": 1, "model": 1}', "[" * 100_000],
+    ids=range(6),
+)
+@pytest.mark.parametrize("name", ["a.json", "a.npy", "a.safetensors"])
+def test_info_of_another_file(run, name, content):
+    Path(name).write_text(content)
+    Path("a.npy.json").write_text(content)
+    assert (
+        run("info", name)[2]
+        == f"lastword: {name}: is a file; expected a folder. Name the folder that contains it.\n"
+    )

@@ -1,5 +1,6 @@
 """The command as a process: closed and full streams, signals, fast `--help`."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -198,3 +199,73 @@ def test_options_and_files_in_any_order(cli):
     assert len(lines) == 1
     assert lines.pop().count("\n") == 2
     assert cli("search", "x", "--top-k", "1", "a.txt", "--quiet").out.count("\n") == 1
+
+
+# What the installed script does.
+SCRIPT = "import re, sys\nfrom lastword.cli.entry import main\nsys.exit(main())\n"
+INTERRUPTED = """
+import os, re, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+from lastword.cli.entry import main
+sys.meta_path.insert(0, Interrupt())
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lastword.cli.main",
+        "argparse",
+        "lastword.errors",
+        "lastword.cli.read",
+        "lastword.cli.parser",
+        "lastword.cli.commands.embed",
+        "lastword.bench.command",
+    ],
+)
+def test_ctrl_c_during_an_import_is_one_line(name):
+    """Most are imported before `cli.main` handles the signals, the last two afterwards."""
+    command = [sys.executable, "-c", INTERRUPTED.format(name=name), "--help"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "lastword: stopped\n")
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    code = INTERRUPTED.format(name="argparse").replace(
+        "signal.default_int_handler", "signal.SIG_IGN"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"], check=False, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_nothing_else_is_imported_before_ctrl_c_is_handled():
+    code = "import re, sys; old = {*sys.modules}; import lastword.cli.entry; print({*sys.modules} - old)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    ours = ("lastword", "lastword.cli", "lastword.cli.entry")
+    assert sorted(name for name in ast.literal_eval(done.stdout)) == sorted(ours)
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("seconds", [0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.2])
+def test_ctrl_c_at_any_time_shows_no_traceback_of_ours(tmp_path, seconds):
+    (tmp_path / "a.txt").write_text("text\n")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "embed", "a.txt"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    # Python's own start is not in our hands.
+    assert err == "lastword: stopped\n" or str(ROOT) not in err

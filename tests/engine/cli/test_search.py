@@ -182,3 +182,22 @@ def test_one_cut_text_and_one_cut_query(cli):
     err = cli("search", "--queries", "q.txt", "a.txt").err
     assert "1 of 1 query cut to 100 tokens" in err
     assert "1 of 1 text cut to 100 tokens" in err
+
+
+@pytest.mark.parametrize("most", [4, 20])
+def test_equal_texts_rank_in_the_order_of_the_files(cli, fake_class, monkeypatch, most):
+    """In another batch the last digits of a score differ: here each text scores a little more than the one before."""
+    seen = 0
+
+    def similarity(self, a, b):
+        nonlocal seen
+        seen += len(b)
+        return a @ b.T + torch.arange(seen - len(b), seen) * 3e-8
+
+    monkeypatch.setattr(fake_class, "similarity", similarity)
+    Path("a.txt").write_text("two\n" * 8)
+    Path("b.txt").write_text("two\n" * 3)
+    lines = cli("search", "two", "a.txt", "b.txt", "--top-k", most, "--json").out.splitlines()
+    found = [(row["path"], row["line"]) for row in map(json.loads, lines)]
+    expected = [("a.txt", i + 1) for i in range(8)] + [("b.txt", i + 1) for i in range(3)]
+    assert found == expected[:most]

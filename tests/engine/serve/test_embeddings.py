@@ -71,21 +71,24 @@ def test_base64_of_bits(server, model):
 
 
 def test_what_the_answer_tells(server, model):
-    response = server.post(ROUTE, {"input": ["a b c", "word " * 999], "truncate": True})
+    texts = ["a b c", "word " * 999, f"x={'y' * 101}"]
+    response = server.post(ROUTE, {"input": texts, "truncate": True})
     answer = response.json()
-    tokens = sum(map(len, model.token_ids(["a b c", "word " * 999])))
+    tokens = sum(map(len, model.token_ids(texts)))
     assert answer["object"] == "list"
     assert answer["model"] == "lastword-builtin-embedding"
     assert answer["space"] == model.info.space_fingerprint()
-    assert [each["index"] for each in answer["data"]] == [0, 1]
-    assert [each["truncated"] for each in answer["data"]] == [False, True]
+    assert [each["index"] for each in answer["data"]] == [0, 1, 2]
+    assert [each["truncated"] for each in answer["data"]] == [False, True, False]
     assert answer["usage"] == {
         "prompt_tokens": tokens,
         "total_tokens": tokens,
         "computed_tokens": tokens,
         "truncated_inputs": 1,
+        "unknown_inputs": 1,
     }
     assert response.headers["x-lastword-truncated-inputs"] == "1"
+    assert response.headers["x-lastword-unknown"] == "1"
     assert response.headers["x-lastword-space"] == answer["space"]
 
 

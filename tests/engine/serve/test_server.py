@@ -16,6 +16,7 @@ import torch
 from helpers.serving.servers import running, until
 
 from lastword import ConfigError, Embedder
+from lastword.model_info import ModelInfo
 from lastword.serve.settings import Limits, Settings
 
 ROUTE = "/v1/embeddings"
@@ -191,6 +192,10 @@ def test_the_command_serves_and_ends_on_sigterm():
     assert process.returncode == 0, log
     assert out == ""
     lines = [json.loads(line) for line in log.splitlines()]
+    said = [line["message"] for line in lines]
+    assert said.index("ready") < said.index("stopping")
+    ready = lines[said.index("ready")]
+    assert (ready["model"], ready["dim"]) == ("lastword-builtin-embedding", 256)
     (asked,) = [line for line in lines if line.get("path") == ROUTE]
     assert asked["status"] == 200
     assert asked["tokens"] >= 2
@@ -344,5 +349,9 @@ def test_dry_run(capfd):
     assert main(["serve", "--dry-run", "--max-inputs", "7"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
     assert lines["max_inputs"] == "7"
-    assert lines["weights"].endswith("bytes in float32")
+    assert lines["weights"] == f"{ModelInfo(device='cpu').weights_bytes:,} bytes in float32"
     assert time.monotonic() - began < 60
+    assert main(["serve", "--dry-run", "--quantize", "int8", "--device", "cpu,cpu"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    size = ModelInfo(device="cpu", quantize="int8").weights_bytes
+    assert lines["weights"] == f"{size:,} bytes in int8 and float32 on each device"

@@ -15,7 +15,7 @@ FORMAT = VectorFormat(4, normalize=True)
 def job(owner, *texts, done=lambda: None, form=FORMAT):
     """A job of texts given as (id, length)."""
     ids = [(number,) * length for number, length in texts]
-    return Job(owner, Prepared(ids, [False] * len(ids), (), form), done)
+    return Job(owner, Prepared(ids, [False] * len(ids), 0, (), form), done)
 
 
 def group(waiting):

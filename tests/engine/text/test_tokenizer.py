@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.messages import refusal
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from lastword.bench.checkpoint import END, make_tokenizer
@@ -171,3 +171,34 @@ def test_truncation_on_the_left_keeps_the_end(extra: int, synthetic: TextTokeniz
     tokens = left.encode(["quick brown fox jumps"], limit, prompt="the ")
     assert tokens.ids == [whole[-limit:]]
     assert tokens.cut == [extra < 0]
+
+
+WORD = models.WordPiece(
+    {"[UNK]": 0, "a": 1, "##a": 2}, unk_token="[UNK]", max_input_chars_per_word=9
+)
+LETTERS = models.BPE({"a": 0, "[END]": 1}, [], unk_token="[END]")
+UNKNOWN = {
+    "word pieces": (WORD, {"a a": 0, "aaaaaaaaa a": 0, "a aaaaaaaaaa": 1, "a b": 1, "b b": 1}, 9),
+    "words": (models.WordLevel({"a": 0, "b": 1}, unk_token="b"), {"a a": 0, "a x": 1, "a b": 1}, None),
+    "unigram": (models.Unigram([("a", -1.0), ("?", -2.0)], unk_id=1), {"a": 0, "ax": 1}, None),
+    "no unknown token": (models.BPE({"a": 0, "b": 1}, []), {"a b": 0, "ax": 0}, None),
+    "the end token": (LETTERS, {"a a": 0, "a x": 1}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_texts_with_unknown_words_are_counted(name: str, tmp_path: Path) -> None:
+    model, texts, longest = UNKNOWN[name]
+    made = Tokenizer(model)
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if name == "the end token":
+        made.post_processor = TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 1)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = TextTokenizer(tmp_path, 9)
+    assert tokenizer.longest_word == longest
+    for text, count in texts.items():
+        assert tokenizer.encode_good([text, "a", text], 50).unknown == 2 * count, text
+
+
+def test_no_byte_is_unknown(synthetic: TextTokenizer) -> None:
+    assert synthetic.encode_good(["x" * 500, "\U0001f94a", "ß", "<|endoftext|>"], 50).unknown == 0

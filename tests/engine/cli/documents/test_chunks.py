@@ -376,7 +376,7 @@ def test_the_run_fingerprint_knows_the_pieces(info, cli):
     Path("a.txt").write_text("x")
     assert cli("embed", "a.txt", "--chunk", "9", "--overlap", "2", "-o", "o.jsonl").status == 0
     metadata = json.loads(Path("o.jsonl.json").read_text())
-    assert (metadata["chunk"], metadata["overlap"], metadata["run"]) == ("9", "2", "run-float32-9")
+    assert (metadata["chunk"], metadata["overlap"], metadata["run"]) == (9, 2, "run-float32-9")
     assert metadata["splitter"].startswith("semantic-text-splitter 0.")
 
 
