@@ -122,17 +122,18 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: floa
     attend_tile = _attend_tile_fused if fused else _attend_tile
     for block in plan.blocks:
         if block.above == 0 and (fused or block.own > _SDPA_ROWS):
-            parts = (_by_head(_take(x, block.path), block.count) for x in (k, v))
-            attended = _attend_causal(_by_head(q[block.rows], block.count), *parts, scale)
+            rows = (_take(q, block.rows), _take(k, block.path), _take(v, block.path))
+            q_b, k_b, v_b = (_by_head(x, block.count) for x in rows)
+            attended = _attend_causal(q_b, k_b, v_b, scale)
             out[block.rows] = attended.transpose(1, 2).flatten(0, 1)
             continue
-        k_b, v_b = (_by_head(_take(x, block.path), block.count).flatten(0, 1) for x in (k, v))
+        k_t, v_t = (_by_head(_take(x, block.path), block.count).flatten(0, 1) for x in (k, v))
         for low in range(0, block.own, TILE_ROWS):
             high = min(low + TILE_ROWS, block.own)
-            rows, keys = block.rows_between(low, high), block.above + high
-            q_t = _by_head(_take(q, rows), block.count)  # [B, H, rows, D]
-            attended = attend_tile(q_t, k_b[:, :keys], v_b[:, :keys], scale)
-            out[rows] = attended.transpose(1, 2).reshape(-1, *q.shape[1:])
+            tile, keys = block.rows_between(low, high), block.above + high
+            q_t = _by_head(_take(q, tile), block.count)  # [B, H, rows, D]
+            attended = attend_tile(q_t, k_t[:, :keys], v_t[:, :keys], scale)
+            out[tile] = attended.transpose(1, 2).reshape(-1, *q.shape[1:])
     return out.flatten(1)  # [T, H·D]
 
 
