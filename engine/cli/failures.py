@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from lastword.cli import console, options
-from lastword.cli.output import open_output
+from lastword.cli.documents.written import is_error_list
+from lastword.cli.output import check_extension, is_stream, open_output
 from lastword.cli.read import STDIN, Record
 from lastword.errors import InputError, count
 from lastword.report import Report
@@ -88,6 +90,25 @@ class Blanks:
 
 class _NoneLeftError(InputError):
     """Every text was left out because of an error."""
+
+
+def begin_error_list(args: argparse.Namespace) -> None:
+    """Check --errors, and remove the list that an earlier run wrote there: it says nothing of this run, if it fails.
+
+    Raises:
+        InputError: the option does not fit the others, or the list cannot be removed.
+    """
+    path: str | None = args.errors
+    if path is None:
+        return
+    if args.on_error != "skip":
+        got = f"--on-error {args.on_error}"
+        raise InputError("--errors", "lists skipped texts", got=got, expected="--on-error skip")
+    check_extension(path, "jsonl", "--errors, which writes JSON lines")
+    place, queries = os.path.realpath(path), getattr(args, "queries", None)
+    inputs = map(os.path.realpath, filter(None, (*args.files, queries)))
+    if not is_stream(path) and place not in inputs and is_error_list(place):
+        console.attempt(lambda: os.remove(place), path)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lastword.cli import console
-from lastword.cli.output import check_extension, is_stream
 from lastword.cli.read import FORMATS, Source
 from lastword.errors import (
     ConfigError,
@@ -396,27 +395,6 @@ def _call_on_stdin(args: argparse.Namespace) -> str:
     elif hasattr(args, "query"):
         words.append("QUERY")
     return " ".join((*words, "-"))
-
-
-def begin_error_list(args: argparse.Namespace) -> None:
-    """Check --errors, and remove the list that an earlier run wrote there: it says nothing of this run, if it fails.
-
-    Raises:
-        InputError: the option does not fit the others, or the list cannot be removed.
-    """
-    path: str | None = args.errors
-    if path is None:
-        return
-    if args.on_error != "skip":
-        got = f"--on-error {args.on_error}"
-        raise InputError("--errors", "lists skipped texts", got=got, expected="--on-error skip")
-    check_extension(path, "jsonl", "--errors, which writes JSON lines")
-    from lastword.cli.documents.written import is_error_list
-
-    place, queries = os.path.realpath(path), getattr(args, "queries", None)
-    inputs = map(os.path.realpath, filter(None, (*args.files, queries)))
-    if not is_stream(path) and place not in inputs and is_error_list(place):
-        console.attempt(lambda: os.remove(place), path)
 
 
 def refuse_field(inputs: Iterable[Source], field: str, option: str = "--text-field") -> None:

@@ -10,7 +10,14 @@ import lastword
 from lastword.cli import console, options, read, write
 from lastword.cli.documents.paths import names_many
 from lastword.cli.documents.written import is_open
-from lastword.cli.failures import Blanks, Failures, collected, require_texts, unknown_words
+from lastword.cli.failures import (
+    Blanks,
+    Failures,
+    begin_error_list,
+    collected,
+    require_texts,
+    unknown_words,
+)
 from lastword.cli.output import check_extension, is_stdout, is_stream, open_output
 from lastword.cli.read import PLACE, Record, Source
 from lastword.cli.stream import embed_records
@@ -128,7 +135,7 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    options.begin_error_list(args)
+    begin_error_list(args)
     style = _choose_format(args)
     inputs = options.find_inputs(args)
     sidecar = f"{args.output}.json" if args.to_file and style != "safetensors" else None

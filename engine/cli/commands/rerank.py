@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from lastword.cli import console, options, read
 from lastword.cli.commands.search import Hit, check_query, hit_lines, number_argument
-from lastword.cli.failures import Blanks, Failures, collected, require_texts, unknown_words
+from lastword.cli.failures import (
+    Blanks,
+    Failures,
+    begin_error_list,
+    collected,
+    require_texts,
+    unknown_words,
+)
 from lastword.cli.read import Record
 from lastword.errors import InputError, count
 from lastword.report import Report
@@ -61,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    options.begin_error_list(args)
+    begin_error_list(args)
     check_query(args.query)
     inputs = options.find_inputs(args)
     given = (source.path for source in inputs if source.path != read.STDIN)

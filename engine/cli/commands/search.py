@@ -9,7 +9,14 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from lastword.cli import console, options, read
-from lastword.cli.failures import Blanks, Failures, collected, require_texts, unknown_words
+from lastword.cli.failures import (
+    Blanks,
+    Failures,
+    begin_error_list,
+    collected,
+    require_texts,
+    unknown_words,
+)
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
 from lastword.errors import InputError, count, printable
@@ -114,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.queries is not None and args.query is not None:
         args.files.insert(0, args.query)  # the first argument is a file then
-    options.begin_error_list(args)
+    begin_error_list(args)
     asked = _query_source(args)
     queries, notices = _read_queries(args, asked)
     if args.candidates is not None and args.rerank is None:

@@ -26,7 +26,11 @@ def by_lastword(path: str) -> bool:
     """
     if any(is_open(path, descriptor) for descriptor in (1, 2)):
         return True
-    return is_error_list(path) or _is_output(path) or _is_metadata(f"{path}.json")
+    names = {
+        path,
+        os.path.realpath(path),
+    }  # the metadata is beside the link that was named, or beside the file
+    return any(is_error_list(each) or _is_output(each) for each in names)
 
 
 def is_open(path: str, descriptor: int) -> bool:
@@ -43,6 +47,8 @@ def is_error_list(path: str) -> bool:
 
 
 def _is_output(path: str) -> bool:
+    if _is_metadata(f"{path}.json"):
+        return True
     if path.endswith(_ROWS):
         with suppress(OSError), open(path, "rb") as file:
             return file.read(10) == b'{"path": "'

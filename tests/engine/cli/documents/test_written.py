@@ -74,6 +74,18 @@ def test_named_directly_they_are_read(texts):
     assert texts("search", "two", "docs/v.jsonl", "--top-k", "1").out.endswith("v.jsonl:2  two\n")
 
 
+def test_links_to_them_are_left_out_too(texts):
+    os.mkdir("out")
+    Path("out/old.jsonl").write_text("{}\n")
+    os.symlink("../out/old.jsonl", "docs/named.jsonl")  # its metadata is beside the link
+    for out in ("out/v.jsonl", "docs/named.jsonl"):
+        assert texts("embed", "docs/a.txt", "-o", out).status == 0
+    os.symlink("../out/v.jsonl", "docs/link.jsonl")
+    result = texts("embed", "docs")
+    assert len(_found(result)) == 4
+    assert "skipped 3 files written by lastword" in result.err
+
+
 def test_only_what_lastword_wrote_is_left_out(texts):
     """Names and beginnings like those of its own files are not enough."""
     mine = {
