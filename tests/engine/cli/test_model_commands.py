@@ -143,7 +143,7 @@ def test_info_tells_what_is_kept_of_prompts(run, tiny_checkpoint):
     prompt = "the cat sat on the mat and " * 4
     model.encode("x", prompt=prompt)
     (kept,) = model.loop.runner._model.prompts._kept.values()
-    tokens = kept.layers[0][0].shape[0]
+    tokens = kept.layers[0].shape[0]
     assert kept.nbytes == tokens * found["bytes_per_token"]
     assert "prompt_cache:\n" in run("info", tiny_checkpoint)[1]
 
