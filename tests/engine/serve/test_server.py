@@ -168,8 +168,9 @@ def talk(server, text):
 
 
 def command(*arguments, **kwargs):
+    port = () if "--port" in arguments else ("--port", "0")
     return subprocess.Popen(
-        [sys.executable, "-m", "lastword.cli.main", "serve", "--port", "0", *arguments],
+        [sys.executable, "-m", "lastword.cli.main", "serve", *port, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
