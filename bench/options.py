@@ -36,7 +36,7 @@ bandwidth of a copy and the speed of a matmul, both measured in the same run."""
 
 PEERS_EXAMPLES = """examples:
   lastword bench peers                        the 0.6B shape on a CPU; an hour
-  lastword bench peers --layers 4             long texts too; 4 layers flatter lastword
+  lastword bench peers --layers 4             with long texts too; favours lastword
   lastword bench peers --quick --layers 4     few texts, one round
   lastword bench peers --model FOLDER         a checkpoint that every library can read
   lastword bench peers --beside vllm --python vllm/bin/python --precisions fp32 bf16
@@ -46,7 +46,8 @@ PEERS_EXAMPLES = """examples:
 
 Each library runs in its own process and waits while another one works. The vectors are compared
 first; a library whose vectors differ has no times. The last line of stdout is the result as JSON.
-With --grid and --busy, the exit status is 1 if lastword is slower anywhere."""
+The exit status is 1 if a library's vectors differ or, with --grid or --busy, if lastword is slower
+anywhere."""
 
 MODEL_EXAMPLES = """examples:
   lastword bench model --model 0.6B --layers 4
@@ -124,8 +125,9 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=BASELINES + FORMS,
         metavar="NAME",
-        help=f"baselines to compare with: {', '.join(BASELINES)}; by default all; --beside alone means "
-        "none. The name descriptor adds another forest_attention kernel of lastword (NVIDIA sm_90 and sm_100 only)",
+        help=f"baselines to compare with: {', '.join(BASELINES)}; by default all of these; --beside alone "
+        "means none. One more, descriptor, has to be named: lastword's other forest_attention kernel, with tensor "
+        "descriptors (NVIDIA sm_90 and sm_100 only)",
     )
     parser.add_argument(
         "--rep-ms",

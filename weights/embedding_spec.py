@@ -5,6 +5,8 @@ no setting that changes a vector is ignored. Without `modules.json`, defaults ar
 of sentence-transformers are not read; it does not read them then either, though its defaults may differ.
 generation_config.json and the configs of processors for images and sound are never read: nothing in them changes the
 vector of a text.
+
+How to add another pooling: see `engine/model/qwen3.py`.
 """
 
 from collections.abc import Mapping

@@ -78,7 +78,8 @@ def token_rows(vectors: Tensor, shares: Tensor) -> Tensor:
         w = a / (a + share);  row = (w e, sqrt(1 - w^2)),  e the centred direction of the piece's vector
 
     RMSNorm keeps only a row's direction, so the weight w (smooth inverse frequency) is put into the direction. The last
-    dimension holds the rest; the initial value projections do not read it.
+    column of `vectors` is dropped; sqrt(1 - w^2) takes its place and makes a unit vector of the row. The value
+    projections, as they are initialised, do not read that dimension. The constant a is `_RARITY`.
 
     Args:
         vectors: [V, C], the pieces' vectors in the basis.

@@ -79,7 +79,7 @@ def compile_kernel(launch: Launch, target: str) -> Any:
 
 
 def compile_launch(launch: Launch, target: str) -> Resources:
-    """Compile one launch and read its resources; `model` and `dtype` stay empty."""
+    """Compile one launch and read its resources, whose `model` and `dtype` the caller fills in."""
     compiled = compile_kernel(launch, target)
     if TARGETS[target].backend == "cuda":
         usage, assembly = _cuda_usage(compiled.asm["cubin"]), compiled.asm["ptx"]

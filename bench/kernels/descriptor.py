@@ -103,7 +103,9 @@ def _blocks(q: Tensor) -> BlockSizes:
 
 
 def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, *, tree: bool) -> bool:
-    """Return whether the kernel can compute this: block sizes for the device, no ancestors, rows aligned to 16 bytes.
+    """Return whether the kernel accepts these inputs.
+
+    It has block sizes for their device and dtype, no segment has ancestors, and rows are aligned to 16 bytes.
 
     Args:
         q: queries [T, H, D].

@@ -42,7 +42,7 @@ def write_gguf(folder: Path, path: Path, tokens: Sequence[int], precision: str =
         folder: the checkpoint.
         path: the GGUF file.
         tokens: token ids to keep; a token's id in the file is its place in this list.
-        precision: a name in `TYPES`; vectors, such as norm weights, stay in fp32.
+        precision: a name in `TYPES`; vectors, such as norm weights, are always written in fp32.
 
     Raises:
         ConfigError: the model has rope scaling or biases, or rows that Q8_0 cannot hold.

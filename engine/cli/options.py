@@ -285,9 +285,9 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--errors",
         type=path_argument,
         metavar="FILE",
-        help="with --on-error skip, list the skipped texts in this file, as JSON lines with path, line, for a piece "
-        "chunk, start and end, and error; a list of an earlier run is removed first. By default one line on stderr "
-        "counts them",
+        help="with --on-error skip, list the skipped texts in this file, as JSON lines with the fields path, "
+        "line and error, and also chunk, start and end for a piece made by --chunk; a list of an earlier run is "
+        "removed first. By default one line on stderr counts them",
     )
     parser.add_argument(
         "--quiet",
@@ -316,8 +316,8 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         "--delimiter",
         type=delimiter_argument,
         metavar="CHARACTER",
-        help="character between the columns of .csv and .tsv files, in search those of --queries too, or the word "
-        "tab; by default a comma, and a tab in .tsv files",
+        help="character between the columns of .csv and .tsv files, or the word tab; it applies to a file of "
+        "queries too; by default a comma, and a tab in .tsv files",
     )
 
 

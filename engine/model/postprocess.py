@@ -2,6 +2,8 @@
 
 `without_direction` finds rows that point nowhere (zero, NaN, infinity), and `runtime/results.py` turns them into
 errors: no such vector reaches the caller. This module handles tensors only.
+
+How to add another pooling: see `engine/model/qwen3.py`.
 """
 
 from dataclasses import dataclass

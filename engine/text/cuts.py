@@ -95,7 +95,7 @@ class Cuts:
 
 
 def find_cuts(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> Cuts | None:
-    """Return where a tokenizer's texts can be cut, or None if that is not known.
+    """Return patterns of places where a text can be cut without changing its tokens; None if they are not known.
 
     Args:
         tokenizer: the tokenizer.

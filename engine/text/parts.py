@@ -38,7 +38,7 @@ class PromptedText:
         return len(self.prompt) + len(self.text)
 
     def part(self, start: int, stop: int) -> str:
-        """Return the characters from `start` to `stop`, which may lie outside the string."""
+        """Return the characters from `start` to `stop`; positions outside the string are moved to its ends."""
         first = len(self.prompt)
         start, stop = max(start, 0), max(stop, 0)
         if start >= first:

@@ -54,7 +54,10 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The results of both engines; rows are in the order of `probes`, on the CPU, the reference's in fp64."""
+    """What lastword and transformers computed for the probes.
+
+    All tensors are on the CPU, with rows in the order of `probes`; those of transformers are stored in fp64.
+    """
 
     probes: list[Probe]
     text: ReferenceText
@@ -81,7 +84,7 @@ class Evidence:
 
     @property
     def their_vectors(self) -> Tensor:
-        """Transformers' vectors [N, dim], computed in lastword's dtype, with matmuls rounded if lastword's are."""
+        """Transformers' vectors [N, dim], computed in lastword's dtype, with matmuls in 8 bits if lastword's are."""
         return self.postprocess(self.theirs.states[:, -1])
 
     @property

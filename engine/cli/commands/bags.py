@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=options.path_argument,
         metavar="DATA",
-        help="datasets that the model was trained on before; by default none",
+        help="datasets that the released model (see --into) was trained on; by default none",
     )
     parser.add_argument(
         "--old-ratio",

@@ -37,29 +37,29 @@ EXAMPLES = """examples:
 
 JSON lines output keeps the other fields of .jsonl, .csv and .tsv records.
 
-With --files, --chunk, a folder, a pattern or several files, each vector is stored with its source: path, line (if the
-file has one text per line) and, for a piece, chunk, start and end. JSON lines have these fields, and the piece as their
-text. For .npy and .safetensors all this goes to OUT.rows.jsonl, one line per vector. A byte of a file name that is not
-UTF-8 is written as \\xNN.
+With --files, --chunk, a folder, a pattern or several files, each vector is stored with its source: the fields path,
+line (if the file has one text per line) and, if it is of a piece, chunk, start and end. JSON lines have these fields,
+and the piece as their text. For .npy and .safetensors all this goes to OUT.rows.jsonl, one line per vector. A byte of a
+file name that is not UTF-8 is written as \\xNN.
 
 A piece is text[start:end] in Python, and chunk counts from 0. The text is the line or field or, with --files,
 open(path, encoding="utf-8-sig", newline="").read(): \\r\\n counts as two characters, a byte order mark is not counted.
-For
-an HTML file the text is what remains once the tags are removed, so start and end are not positions in the file: see
-the stored piece.
+For an HTML file the text is what remains once the tags are removed, so start and end are not positions in the file:
+see the stored piece.
 
 A line ends with \\n or \\r\\n; any other character, such as a lone \\r, belongs to its line. A record has at
 most 33,554,432 characters. A key may not occur twice in a JSON object. Blank lines of .jsonl files, and of .csv and
-.tsv files with several columns, are no records; with a single column they are empty texts.
+.tsv files with several columns, are skipped; in a file with a single column they count as empty texts.
 
---precision int8 scales each vector so that its largest value is 127 or -127 (compare by cosine); with --ranges the
-range of each dimension becomes -127 to 127, and uint8 is the same plus 128. ubinary keeps one bit per dimension, 1 for
-a value above 0, eight to a byte; binary is the same byte minus 128 (compare both by Hamming distance).
+--precision int8 scales each vector so that its largest absolute value becomes 127 (compare by cosine); with --ranges
+the range of each dimension becomes -127 to 127, and uint8 is the same plus 128. ubinary keeps one bit per dimension,
+1 for a value above 0, eight to a byte; binary is the same byte minus 128 (compare both by Hamming distance).
 
 With -o OUT, metadata is stored too: the model, its settings and two fingerprints. It goes to
 OUT.json, or into the file itself for .safetensors. On stdout and other streams (/dev/stderr, a named
 pipe), which take JSON lines only, --header prints it first. Vectors with the same `space` fingerprint
-and the same precision can be compared. The same `run` fingerprint means the same model and settings.
+and the same precision can be compared; those of --ranges only with others of the same ranges. The same
+`run` fingerprint means the same model and settings.
 
 The report on stderr counts the tokens requested, the tokens computed, the prompt tokens that were not computed again
 because the model keeps their result ("of kept prompts"), and the tokens saved by sharing the common beginnings of
@@ -122,7 +122,7 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
         type=options.path_argument,
         metavar="FILE",
         help="file made by --save-ranges: round each dimension to int8 or uint8 by its own range; required for "
-        "uint8; by default int8 scales each vector by its own largest value",
+        "uint8; by default int8 scales each vector by its own largest absolute value",
     )
     parser.add_argument(
         "--save-ranges",

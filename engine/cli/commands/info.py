@@ -26,8 +26,8 @@ EXAMPLES = """examples:
   lastword info ./model --full --json
 
 On a CPU the keys and values of a prompt are computed once and kept. The field prompt_cache of the output gives
-the limits: how many prompts and bytes are kept, and how many tokens a prompt that is kept may have. The least recently
-used are dropped first."""
+the limits: how many prompts and bytes are kept, and the length in tokens of the longest prompt that is kept. The least
+recently used prompts are dropped first."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

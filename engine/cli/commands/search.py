@@ -54,7 +54,7 @@ class Hit(NamedTuple):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
-        "query", nargs="?", metavar="QUERY", help="text to search for; not given if --queries is"
+        "query", nargs="?", metavar="QUERY", help="text to search for; leave it out with --queries"
     )
     options.add_input_options(parser)
     options.add_prompt_options(parser, "query")

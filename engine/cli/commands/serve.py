@@ -107,7 +107,7 @@ def _add_tls_and_log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the limits and the memory of the weights; do not listen",
+        help="print the limits and how much memory the weights take, without listening",
     )
     parser.add_argument("--quiet", action="store_true", help="print no progress or notices")
 

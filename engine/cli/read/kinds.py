@@ -80,9 +80,9 @@ def sources(
 
     Args:
         files: paths of files, or - for stdin.
-        input_format: the format of every file; None goes by the extension.
+        input_format: the format of every file; None chooses it by the extension.
         whole: whether each file is one text.
-        command: how to run the command on stdin, for advice; None if these files cannot be read from there.
+        command: the command that reads stdin, for the remedies of errors; None if it cannot read these files.
 
     Raises:
         InputError: there is no input, stdin is given twice, or a file cannot be read or has an unsupported format.
