@@ -33,6 +33,7 @@ from lastword.properties import FromInfo, ModelProperties
 from lastword.report import Report
 from lastword.runtime.loop import Loop
 from lastword.runtime.pool import open_runner
+from lastword.runtime.results import ItemQueue
 from lastword.runtime.runner import ModelLoader, Runner, ScoreTask
 from lastword.text.groups import list_texts
 from lastword.text.prompts import check_choice, check_prompt, choose_prompt
@@ -312,12 +313,12 @@ class Reranker(ModelProperties):
     def plan(self, pairs: Iterable[Pair], **kwargs: Unpack[PredictKwargs]) -> Report:
         """Count the pairs, tokens and batches that scoring would take, without computing anything."""
         options = self._options("plan", kwargs)
-        return self.loop.plan(self._texts(_list_pairs(pairs)[0], options, "pair"), options)
+        return self.loop.plan(self.pair_texts(_list_pairs(pairs)[0], options, "pair"), options)
 
     def token_ids(self, pairs: Iterable[Pair], **kwargs: Unpack[PredictKwargs]) -> list[list[int]]:
         """Return the token ids that `predict` uses for each pair."""
         options = self._options("token_ids", kwargs)
-        texts = self._texts(_list_pairs(pairs)[0], options, "pair")
+        texts = self.pair_texts(_list_pairs(pairs)[0], options, "pair")
         return list(self.loop.token_ids(texts, options))
 
     def head(self, query: str, **kwargs: Unpack[PredictKwargs]) -> str:
@@ -330,6 +331,21 @@ class Reranker(ModelProperties):
         head = self._head(query, options)
         self._check_head(head, options)
         return head
+
+    def results(
+        self, queue: ItemQueue, report: Report | None = None
+    ) -> Iterator[tuple[object, Tensor | Exception]]:
+        """Yield (tag, log-odds or error) for each item from a queue, as `Loop.results` does.
+
+        Args:
+            queue: gives items, each a pair's token ids with the format of `RerankerInfo.predict_options`.
+            report: counts are added to it.
+        """
+        return self.loop.results(queue, report, ScoreTask())
+
+    def warm_up(self) -> None:
+        """Score a few pairs, so that the first call of a server is as fast as later ones."""
+        self.predict([("one short query", f"{n}: {'some words ' * 16}") for n in range(8)])
 
     def close(self) -> None:
         """Free the model and end the worker processes, if any; afterwards a pair is refused with a DeviceError."""
@@ -361,7 +377,7 @@ class Reranker(ModelProperties):
     ) -> Tensor:
         """Score pairs, [N] fp32; an error names a pair by the noun and its index."""
         options = self._options(function, kwargs)
-        texts = list(self._texts(pairs, options, noun))
+        texts = list(self.pair_texts(pairs, options, noun))
         report, nothing = (
             kwargs.get("report") or Report(),
             torch.empty(0, dtype=torch.float32, device="cpu"),
@@ -374,12 +390,17 @@ class Reranker(ModelProperties):
                 )
         except InputError as error:
             raise _named(error, pairs, noun) from None
-        return _activate(kwargs.get("activation_fn") or self.activation_fn, scores)
+        return activate(kwargs.get("activation_fn") or self.activation_fn, scores)
 
-    def _texts(
+    def pair_texts(
         self, pairs: list[tuple[str, str]], options: EncodeOptions, noun: str
     ) -> Iterator[str]:
-        """Yield what the tokenizer gets for each pair.
+        """Yield what the tokenizer gets for each pair after the prompt.
+
+        Args:
+            pairs: pairs (query, document).
+            options: the settings of the call, of `RerankerInfo.predict_options`.
+            noun: what an error calls a pair, before its index.
 
         Raises:
             InputError: a query leaves no room for a document.
@@ -465,7 +486,7 @@ def _named(error: InputError, pairs: list[tuple[str, str]], noun: str) -> InputE
     return error
 
 
-def _activate(activation: Activation, scores: Tensor) -> Tensor:
+def activate(activation: Activation, scores: Tensor) -> Tensor:
     """Apply an activation to [N] log-odds; it sees [N, 1], as in sentence-transformers."""
     result: object = activation(scores[:, None])
     if not isinstance(result, Tensor) or result.numel() != len(scores):

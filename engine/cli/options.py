@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lastword.cli.documents.chunks import Splitter
     from lastword.embedder import Embedder
     from lastword.model_info import ModelInfo
-    from lastword.reranker import Reranker
+    from lastword.reranker import Reranker, RerankerInfo
 
 QUANTIZE = ("int8", "fp8")
 
@@ -493,9 +493,19 @@ def open_second(args: argparse.Namespace, model: str) -> "Reranker":
     """Load a reranker beside the model given by the options, with those that are for both."""
     from lastword.reranker import Reranker
 
-    shared = ("device", "dtype", "quantize", "local_files_only")
-    chosen = {name: getattr(args, name) for name in shared}
-    return Reranker(model, show_progress_bar=False if args.quiet else None, **chosen)
+    return Reranker(model, show_progress_bar=False if args.quiet else None, **_shared(args))
+
+
+def open_second_files(args: argparse.Namespace, model: str) -> "RerankerInfo":
+    """Open a reranker as `open_second` does, without loading its weights."""
+    from lastword.reranker import RerankerInfo
+
+    return RerankerInfo(model, **_shared(args))
+
+
+def _shared(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that are for both models."""
+    return {n: getattr(args, n) for n in ("device", "dtype", "quantize", "local_files_only")}
 
 
 def open_files(args: argparse.Namespace) -> "ModelInfo":

@@ -269,7 +269,7 @@ class Loop:
     # From a queue, as they finish.
 
     def results(
-        self, queue: ItemQueue, report: Report | None = None
+        self, queue: ItemQueue, report: Report | None = None, task: Task | None = None
     ) -> Iterator[tuple[object, Tensor | Exception]]:
         """Yield (tag, tensor or error) for each item from a queue, as batches finish.
 
@@ -279,9 +279,10 @@ class Loop:
         Args:
             queue: gives items, each with a format; None marks the end.
             report: counts are added to it.
+            task: as for `run`.
         """
         items = QueuedItems(queue, self.tokenizer.vocab_size)
-        for batch in self.run(partial(items.take, self._forests), in_order=False):
+        for batch in self.run(partial(items.take, self._forests), task, in_order=False):
             if report is not None:
                 report.add(batch.counts)
             yield from batch.results()

@@ -39,11 +39,6 @@ class Answer:
     seconds: float
     ranges: Tensor | None = None
 
-    @property
-    def cut(self) -> list[int]:
-        """The places of the texts that were cut."""
-        return [place for place, cut in enumerate(self.prepared.cut) if cut]
-
     def rows(self, precision: str = "float32") -> Any:
         """Return the vectors as a NumPy array, which `to_json` writes as a list of lists.
 
@@ -77,16 +72,7 @@ class Answer:
 
     def headers(self) -> dict[str, str]:
         """Return the headers that tell the space, and which texts were not read as they are, in every protocol."""
-        cut = self.cut
-        listed = ",".join(map(str, cut[:100])) + (",…" if len(cut) > 100 else "")
-        return {
-            "x-lastword-space": self.space,
-            "x-lastword-truncated": str(len(cut)),
-            **({"x-lastword-truncated-inputs": listed.replace("…", "...")} if cut else {}),
-            "x-lastword-unknown": str(self.prepared.unknown),
-            "x-lastword-tokens": str(self.prepared.tokens),
-            "x-lastword-computed-tokens": str(self.computed),
-        }
+        return {"x-lastword-space": self.space, **self.prepared.headers(self.computed)}
 
 
 def stack(results: list[Tensor]) -> Tensor:

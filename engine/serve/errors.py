@@ -45,7 +45,7 @@ class ServeError(Exception):
             return self.status, {"message": self.message}
         if path.startswith("/api/"):
             return self.status, {"error": self.message}
-        if path.startswith("/v1/"):
+        if path.startswith("/v1/") or path == "/score":
             kind = _OPENAI_TYPES.get(self.status, "invalid_request_error")
             error = {
                 "message": self.message,
@@ -69,6 +69,13 @@ class ServeError(Exception):
             "retry-after": str(max(1, round(seconds))),
             "retry-after-ms": str(round(seconds * 1000)),
         }
+
+
+def refuse_model(asked: str | None, name: str) -> None:
+    """Raise ServeError if a request asks for a model of another name."""
+    if asked is not None and asked not in (name, f"{name}:latest"):  # Ollama's tag
+        said = f"model: {asked[:100]!r} is not served here; expected {name!r}."
+        raise ServeError(404, said, code="model_not_found", param="model")
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ServeError:

@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from lastword.report import Report
+
 if TYPE_CHECKING:
     from lastword.serve.service import Service
 
@@ -17,7 +19,10 @@ _TOKENS = (8, 32, 128, 512, 2048, 8192, 32_768, 131_072)
 
 
 class Metrics(Collector):
-    """The counts of one server; each has its own registry, so that several can be in one process."""
+    """The counts of one server, its reranker's included; speed and last batch are those of the embedding model.
+
+    Each has its own registry, so that several can be in one process.
+    """
 
     def __init__(self, service: "Service") -> None:
         self._service = service
@@ -47,11 +52,14 @@ class Metrics(Collector):
                     metric.add_sample(name, {"path": path, "status": status}, number)
             yield metric
         service = self._service
-        report, waiting, device = service.device.report, service.waiting, service.device
+        parts, device, report = service.parts, service.device, Report()
+        for part in parts:
+            report.add(part.device.report)
         shared = self.tokens - report.tokens_computed - report.tokens_cached
+        age = max(part.waiting.age() for part in parts)
         values: dict[str, tuple[str, float]] = {
             "te_embed_count": ("texts asked for", self.texts),
-            "te_queue_size": ("texts that wait", waiting.texts),
+            "te_queue_size": ("texts that wait", sum(p.waiting.texts for p in parts)),
             "te_batch_next_tokens": ("tokens of the last batch", device.batch_tokens),
             "lastword_tokens_requested": ("tokens before sharing", self.tokens),
             "lastword_tokens_computed": ("tokens computed", report.tokens_computed),
@@ -62,8 +70,8 @@ class Metrics(Collector):
             "lastword_device_seconds": ("seconds that batches took", report.seconds),
             "lastword_batch_fill": ("last batch's share of a full one", _fill(service)),
             "lastword_tokens_per_second": ("requested tokens per second", device.tokens_per_second),
-            "lastword_queue_tokens": ("tokens that wait", waiting.tokens),
-            "lastword_queue_age_seconds": ("how long the first text has waited", waiting.age()),
+            "lastword_queue_tokens": ("tokens that wait", sum(p.waiting.tokens for p in parts)),
+            "lastword_queue_age_seconds": ("how long the first text has waited", age),
             "lastword_requests_in_hand": ("requests whose bodies were read", service.in_hand),
         }
         for name, (about, value) in values.items():

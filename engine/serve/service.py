@@ -16,10 +16,12 @@ from typing import TypeVar
 from torch import Tensor
 
 from lastword.embedder import Embedder
+from lastword.reranker import Reranker
 from lastword.serve.answers import Answer, stack
-from lastword.serve.errors import ServeError, device_error
+from lastword.serve.errors import ServeError, bad_request, device_error, refuse_model
 from lastword.serve.http.keys import Keys
 from lastword.serve.metrics import Metrics
+from lastword.serve.reranking import Reranking
 from lastword.serve.settings import Settings
 from lastword.serve.texts import Call, Prepared, Preparer
 from lastword.serve.waiting import Job, WaitingTexts
@@ -31,24 +33,32 @@ T = TypeVar("T")
 
 
 class Service:
-    """One model served by one process.
+    """One model, and a reranker if there is one, served by one process.
 
     Args:
         settings: the server's settings.
         load: opens the model.
         ranges: [2, dim], for int8 and uint8 vectors.
+        load_reranker: opens a reranker, once the model is warm; None for a server without one.
 
     Raises:
         InputError: the file of keys cannot be used.
     """
 
     def __init__(
-        self, settings: Settings, load: Callable[[], Embedder], ranges: Tensor | None = None
+        self,
+        settings: Settings,
+        load: Callable[[], Embedder],
+        ranges: Tensor | None = None,
+        load_reranker: Callable[[], Reranker] | None = None,
     ) -> None:
         self.settings, self.limits = settings, settings.limits
         self.keys = Keys(settings.key_file)
         self.waiting = WaitingTexts(self.limits.interactive_tokens)
         self.device = DeviceThread(load, self.waiting, self._loaded, self._warm, self._failed)
+        self.reranking: Reranking | None = None
+        if load_reranker is not None:
+            self.reranking = Reranking(settings, load_reranker, self._reranker_warm, self._failed)
         self.embedder: Embedder | None = None
         self.preparer: Preparer | None = None
         self.error: Exception | None = None  # what ended the device's thread
@@ -73,6 +83,12 @@ class Service:
         self.preparer, self.embedder = Preparer(embedder, self.settings), embedder
 
     def _warm(self) -> None:
+        if self.reranking is None:
+            self.on_ready()
+        elif not self.draining:  # one after the other: loading needs memory
+            self.reranking.device.start()
+
+    def _reranker_warm(self) -> None:
         self.on_ready()
 
     def _failed(self, error: Exception) -> None:
@@ -89,6 +105,20 @@ class Service:
         return self.embedder
 
     @property
+    def parts(self) -> "tuple[Service | Reranking, ...]":
+        """What has a model, a queue and a thread: this one and, if there is a reranker, its own."""
+        return (self,) if self.reranking is None else (self, self.reranking)
+
+    def part(self, path: str, *, reranks: bool) -> "Service | Reranking":
+        """Return what computes the answers of a path; ServeError if it is the reranker and there is none."""
+        if not reranks:
+            return self
+        if self.reranking is None:
+            said = f"{path}: the model is no reranker; start the server with --reranker, or use /similarity."
+            raise bad_request(said, code="not_supported")
+        return self.reranking
+
+    @property
     def name(self) -> str:
         """The name under which the model is served."""
         if self.settings.model_name is not None:
@@ -100,23 +130,27 @@ class Service:
 
     def check_model(self, asked: str | None) -> None:
         """Raise ServeError unless the request asks for the model that is served, or for none."""
-        if asked is not None and asked not in (self.name, f"{self.name}:latest"):  # Ollama's tag
-            said = f"model: {asked[:100]!r} is not served here; expected {self.name!r}."
-            raise ServeError(404, said, code="model_not_found", param="model")
+        refuse_model(asked, self.name)
 
     def check_ready(self) -> None:
-        """Raise ServeError while the model is loaded, after it has failed, and while the server ends."""
-        _ = self.model
+        """Raise ServeError while a model is loaded, after it has failed, and while the server ends."""
+        for part in self.parts:
+            _ = part.model
         if self.draining:
             raise ServeError(503, "the server is stopping", code="stopping", retry_seconds=2.0)
 
     # The way of a request.
 
-    def check_open(self) -> None:
-        """Raise ServeError while the server starts, ends or has too much to do."""
+    def check_open(self, part: "Service | Reranking | None" = None) -> None:
+        """Raise ServeError while the server starts, ends or has too much to do.
+
+        Args:
+            part: whose queue the request is for; None for that of the embedding model.
+        """
         self.check_ready()
-        limits, waiting = self.limits, self.waiting.tokens
-        speed = self.device.tokens_per_second
+        part = part or self
+        limits, waiting = self.limits, part.waiting.tokens
+        speed = part.device.tokens_per_second
         seconds = waiting / speed if speed else 0.0
         if (
             self.in_hand >= limits.max_requests
@@ -150,13 +184,20 @@ class Service:
         assert self.preparer is not None
         return self.preparer.prepare(call)
 
-    async def compute(self, owner: str, prepared: Prepared) -> Job:
-        """Queue the texts, and wait for their vectors; if this is cancelled, they leave the queue.
+    async def compute(
+        self, owner: str, prepared: Prepared, part: "Service | Reranking | None" = None
+    ) -> Job:
+        """Queue the texts, and wait for their results; if this is cancelled, they leave the queue.
+
+        Args:
+            owner: the client, for fairness.
+            prepared: the texts or pairs.
+            part: whose queue they are for; None for that of the embedding model.
 
         Raises:
             ServeError: a text could not be computed, or not in time.
         """
-        loop = asyncio.get_running_loop()
+        loop, waiting = asyncio.get_running_loop(), (part or self).waiting
         done: asyncio.Future[None] = loop.create_future()
 
         def finish() -> None:
@@ -165,7 +206,7 @@ class Service:
 
         job = Job(owner, prepared, lambda: loop.call_soon_threadsafe(finish))
         try:
-            if not self.waiting.submit(job):
+            if not waiting.submit(job):
                 raise ServeError(503, "the server is stopping", code="stopping", retry_seconds=2.0)
             async with asyncio.timeout(self.limits.request_seconds):
                 await done
@@ -173,7 +214,7 @@ class Service:
             said = f"not computed within {self.limits.request_seconds} s"
             raise ServeError(503, said, code="timeout", retry_seconds=5.0) from None
         finally:
-            self.waiting.cancel(job)
+            waiting.cancel(job)
         self._measure(job)
         for each in job.results:
             if isinstance(each, Exception):
@@ -211,7 +252,11 @@ class Service:
         return self.model.info.space_fingerprint(dim, normalize_embeddings=normalize)
 
     def close(self, seconds: float) -> None:
-        """End the threads; the device is given so long to finish."""
-        self.device.stop(seconds)
+        """End the threads; the devices are given so long to finish."""
+        end = monotonic() + seconds
+        for part in self.parts:
+            part.waiting.close()
+        for part in self.parts:
+            part.device.stop(max(0.0, end - monotonic()))
         self._prepare.shutdown(wait=False, cancel_futures=True)
         self._answer.shutdown(wait=False, cancel_futures=True)

@@ -71,6 +71,23 @@ class Prepared:
         """Number of tokens of all texts."""
         return sum(map(len, self.ids))
 
+    @property
+    def cut_places(self) -> list[int]:
+        """The places of the texts that were cut."""
+        return [place for place, cut in enumerate(self.cut) if cut]
+
+    def headers(self, computed: int) -> dict[str, str]:
+        """Return the headers that tell which texts were not read as they are, and how many tokens were computed."""
+        cut = self.cut_places
+        listed = ",".join(map(str, cut[:100])) + (",..." if len(cut) > 100 else "")
+        return {
+            "x-lastword-truncated": str(len(cut)),
+            **({"x-lastword-truncated-inputs": listed} if cut else {}),
+            "x-lastword-unknown": str(self.unknown),
+            "x-lastword-tokens": str(self.tokens),
+            "x-lastword-computed-tokens": str(computed),
+        }
+
 
 class Preparer:
     """Checks and tokenises the texts of requests for one model."""
@@ -90,7 +107,7 @@ class Preparer:
             ServeError: the request cannot be answered.
         """
         info, limits = self._embedder.info, self._settings.limits
-        _check_inputs(call, limits.max_inputs, limits.max_characters)
+        check_inputs(call.inputs, call.field, limits.max_inputs, limits.max_characters)
         try:
             wanted = info.vector_format(call.dim, normalize_embeddings=call.normalize)
         except LastwordError as error:
@@ -111,13 +128,7 @@ class Preparer:
         kept = info.tokenizer.prompt_ids(prompt, self._embedder.loop.runner.max_prompt_tokens)
         unknown = sum(map(info.tokenizer.has_unknown, ids))
         done = Prepared([tuple(each) for each in ids], cut, unknown, kept, wanted)
-        if done.tokens > limits.max_request_tokens:
-            raise ServeError(
-                413,
-                f"{call.field}: too many tokens in one request; got {done.tokens:,}, expected at most "
-                f"{limits.max_request_tokens:,}. Send fewer texts at once.",
-                param=call.field,
-            )
+        check_tokens(done, call.field, limits.max_request_tokens)
         return done
 
     def prompt(self, call: Call) -> str:
@@ -219,15 +230,37 @@ def as_inputs(value: object, field: str) -> list[str] | list[list[int]]:
     raise bad_request(f"{field}: of the wrong type; expected {expected}.", field)
 
 
-def _check_inputs(call: Call, most: int, characters: int) -> None:
-    """Hold the inputs to the limits that need no tokenizer."""
-    field = call.field
-    if not call.inputs:
+def check_tokens(prepared: Prepared, field: str, most: int) -> None:
+    """Raise ServeError if a request has too many tokens."""
+    if prepared.tokens > most:
+        raise ServeError(
+            413,
+            f"{field}: too many tokens in one request; got {prepared.tokens:,}, expected at most {most:,}. "
+            "Send fewer texts at once.",
+            param=field,
+        )
+
+
+def check_inputs(
+    inputs: Sequence[str] | Sequence[Sequence[int]], field: str, most: int, characters: int
+) -> None:
+    """Hold the inputs to the limits that need no tokenizer.
+
+    Args:
+        inputs: texts, or token ids of texts.
+        field: their name in the protocol, for messages.
+        most: how many there may be.
+        characters: how many characters, or token ids, each may have.
+
+    Raises:
+        ServeError: a limit is exceeded, or a text is not valid Unicode.
+    """
+    if not inputs:
         raise bad_request(f"{field}: empty; expected at least one text.", field, "empty")
-    if len(call.inputs) > most:
-        said = f"{field}: too many; got {len(call.inputs):,}, expected at most {most:,}."
+    if len(inputs) > most:
+        said = f"{field}: too many; got {len(inputs):,}, expected at most {most:,}."
         raise ServeError(413, said, param=field)
-    for number, each in enumerate(call.inputs):
+    for number, each in enumerate(inputs):
         if len(each) > characters:
             what = "characters" if isinstance(each, str) else "token ids"
             said = f"{field} {number}: too long; got {len(each):,} {what}, expected at most {characters:,}."

@@ -2,16 +2,21 @@
 
 import threading
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from lastword.embedder import Embedder
 from lastword.report import Report
+from lastword.reranker import Reranker
 from lastword.serve.waiting import Waiting, WaitingTexts
 
 # How much one batch changes the average speed.
 _WEIGHT = 0.2
 
 
-class DeviceThread:
+Model = TypeVar("Model", Embedder, Reranker)
+
+
+class DeviceThread(Generic[Model]):
     """Computes what `waiting` gives, in one thread.
 
     Args:
@@ -24,14 +29,15 @@ class DeviceThread:
 
     def __init__(
         self,
-        load: Callable[[], Embedder],
+        load: Callable[[], Model],
         waiting: WaitingTexts,
-        loaded: Callable[[Embedder], None],
+        loaded: Callable[[Model], None],
         warm: Callable[[], None],
         failed: Callable[[Exception], None],
     ) -> None:
-        self._load, self._waiting = load, waiting
-        self._loaded, self._warm, self._failed = loaded, warm, failed
+        self._load: Callable[[], Model] = load
+        self._loaded: Callable[[Model], None] = loaded
+        self.waiting, self._warm, self._failed = waiting, warm, failed
         self.report = Report()
         self.tokens_per_second = 0.0  # requested tokens, of late; 0 before the first batch
         self.batch_tokens = 0  # of the last batch
@@ -44,25 +50,26 @@ class DeviceThread:
 
     def _run(self) -> None:
         try:
-            embedder = self._load()
-            self._loaded(embedder)
-            embedder.warm_up()
-            self._waiting.group_tokens = embedder.max_batch_tokens
+            model = self._load()
+            self._loaded(model)
+            model.warm_up()
+            self.waiting.group_tokens = model.loop.budget.limit
             self.ready = True
             self._warm()
-            self._compute(embedder)
-            embedder.close()
+            self._compute(model)
+            model.close()
         except Exception as error:  # noqa: BLE001  whatever ends the thread, requests must not wait for it
             self.ready = False
-            self._waiting.fail(error)
+            self.waiting.fail(error)
             self._failed(error)
 
-    def _compute(self, embedder: Embedder) -> None:
+    def _compute(self, model: Embedder | Reranker) -> None:
         """Give each result to those who wait, with its share of the tokens that its batch computed."""
         requested = computed = batches = 0
         seconds, share = 0.0, 0.0
         report = self.report
-        for tag, result in embedder.loop.results(self._waiting, report):
+        results = model.results if isinstance(model, Reranker) else model.loop.results
+        for tag, result in results(self.waiting, report):
             assert isinstance(tag, Waiting)
             if report.batches != batches:  # the first result of a batch
                 asked, took = report.tokens_requested - requested, report.seconds - seconds
@@ -70,7 +77,7 @@ class DeviceThread:
                 self._measure(asked, took)
                 requested, computed = report.tokens_requested, report.tokens_computed
                 batches, seconds = report.batches, report.seconds
-            self._waiting.deliver(tag, result, share * tag.tokens)
+            self.waiting.deliver(tag, result, share * tag.tokens)
 
     def _measure(self, tokens: int, seconds: float) -> None:
         if seconds <= 0:
@@ -81,5 +88,6 @@ class DeviceThread:
 
     def stop(self, seconds: float) -> None:
         """Let the thread finish what waits, and wait for it."""
-        self._waiting.close()
-        self.thread.join(seconds)
+        self.waiting.close()
+        if self.thread.ident is not None:  # else it was never started
+            self.thread.join(seconds)

@@ -1,7 +1,8 @@
-"""`lastword serve`: answer requests for vectors over HTTP, in the protocols that people have clients for."""
+"""`lastword serve`: answer requests for vectors and scores over HTTP, in the protocols that people have clients for."""
 
 import argparse
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,14 @@ from lastword.errors import require_extra
 
 if TYPE_CHECKING:
     from lastword.model_info import ModelInfo
+    from lastword.reranker import RerankerInfo
     from lastword.serve.settings import Settings
 
 ABOUT = "answer requests for vectors over HTTP"
 EXAMPLES = """examples:
   lastword serve
   lastword serve Qwen/Qwen3-Embedding-0.6B --port 8000 --truncate
+  lastword serve Qwen/Qwen3-Embedding-0.6B --reranker Qwen/Qwen3-Reranker-0.6B
   lastword serve ./model --host 0.0.0.0 --api-key-file keys.txt
 
   curl http://127.0.0.1:8080/v1/embeddings -d '{"input": "how do plants make sugar?"}'
@@ -68,6 +71,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--model-name",
         type=options.revision_argument,
         help="name of the model in requests and answers",
+    )
+    parser.add_argument(
+        "--reranker",
+        type=options.model_argument,
+        metavar="MODEL",
+        help="Hugging Face id or folder of a reranker for /rerank and /score; --device, --dtype, --quantize and "
+        "--local-files-only apply to both models, the other model options only to --model",
     )
     parser.add_argument(
         "--truncate",
@@ -142,7 +152,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from lastword.serve.http.server import serve
 
-    return serve(settings, lambda: options.open_model(args), _ranges(args))
+    load_reranker = partial(options.open_second, args, args.reranker) if args.reranker else None
+    return serve(settings, lambda: options.open_model(args), _ranges(args), load_reranker)
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
@@ -185,6 +196,7 @@ def _describe(args: argparse.Namespace, settings: "Settings") -> list[str]:
         "device": ", ".join(map(str, model.devices)),
         "weights": f"{model.weights_bytes:,} bytes in {_number_types(model)}{each}",
         "max_length": f"{model.max_length:,}",
+        **_describe_reranker(args),
         "host": settings.host,
         "port": settings.port,
         "keys": "none" if settings.key_file is None else str(settings.key_file),
@@ -196,7 +208,16 @@ def _describe(args: argparse.Namespace, settings: "Settings") -> list[str]:
     return [f"{name:<28} {value}" for name, value in facts.items()]
 
 
-def _number_types(model: "ModelInfo") -> str:
+def _describe_reranker(args: argparse.Namespace) -> dict[str, str]:
+    """Return lines about the reranker, if there is one."""
+    if args.reranker is None:
+        return {}
+    info = options.open_second_files(args, args.reranker)
+    weights = f"{info.weights_bytes:,} bytes in {_number_types(info)}"
+    return {"reranker": info.name, "reranker_weights": weights}
+
+
+def _number_types(model: "ModelInfo | RerankerInfo") -> str:
     """Return the types of the weights in memory."""
     plain = str(model.dtype).removeprefix("torch.")
     return plain if model.quantize is None else f"{model.quantize} and {plain}"

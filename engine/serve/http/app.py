@@ -1,7 +1,7 @@
 """The routes: which path is answered by which function of `protocols`, and what its body may hold."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -17,32 +17,40 @@ from lastword.serve.answers import Answer, to_json
 from lastword.serve.errors import ServeError, from_lastword
 from lastword.serve.http.gate import LOG, Gate, error_answer
 from lastword.serve.metrics import CONTENT_TYPE
+from lastword.serve.pairs import Scores
 from lastword.serve.protocols import body as bodies
-from lastword.serve.protocols import cohere, ollama, openai, tei
+from lastword.serve.protocols import cohere, ollama, openai, rerank, tei
 from lastword.serve.protocols.body import Body
+from lastword.serve.reranking import Reranking
 from lastword.serve.service import Service
 from lastword.serve.settings import Limits
-from lastword.serve.texts import Call, Prepared
+from lastword.serve.texts import Prepared
 
 _JSON = "application/json"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Embedding:
-    """A route that answers with something made of vectors.
+class Computed:
+    """A route that answers with something that a device computes.
 
     Args:
         path: its path.
         body: what its body may hold.
         call: returns what a body asks for.
-        render: returns the answer from the vectors.
+        render: returns the answer from the vectors or the scores.
+        reranks: whether the reranker computes it.
     """
 
     path: str
     body: type[Body]
-    call: Callable[[Any], Call]
-    render: Callable[[Any, Answer], Any]
+    call: Callable[[Any], Any]  # a Call; with `reranks` a RerankCall
+    render: Callable[[Any, Any], Any]
+    reranks: bool = False
+
+
+# Returns the route that the JSON of a body belongs to.
+Choose = Callable[[object], Computed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +63,22 @@ class Plain:
 
 
 EMBEDDINGS = (
-    Embedding("/v1/embeddings", openai.EmbeddingsBody, openai.call, openai.render),
-    Embedding("/embed", tei.EmbedBody, tei.embed_call, tei.embed_render),
-    Embedding("/similarity", tei.SimilarityBody, tei.similarity_call, tei.similarity_render),
-    Embedding("/v2/embed", cohere.CohereEmbedBody, cohere.call, cohere.render),
-    Embedding("/api/embed", ollama.OllamaEmbedBody, ollama.call, ollama.render),
+    Computed("/v1/embeddings", openai.EmbeddingsBody, openai.call, openai.render),
+    Computed("/embed", tei.EmbedBody, tei.embed_call, tei.embed_render),
+    Computed("/similarity", tei.SimilarityBody, tei.similarity_call, tei.similarity_render),
+    Computed("/v2/embed", cohere.CohereEmbedBody, cohere.call, cohere.render),
+    Computed("/api/embed", ollama.OllamaEmbedBody, ollama.call, ollama.render),
 )
+# `/rerank` as of text-embeddings-inference comes first, then what is sent there or to `/v1/rerank` as of the others.
+RERANKINGS = (
+    Computed("/rerank", rerank.TeiRerankBody, rerank.tei_call, rerank.tei_render, reranks=True),
+    Computed("/v1/rerank", rerank.RerankBody, rerank.call, rerank.render, reranks=True),
+    Computed("/v2/rerank", rerank.RerankBody, rerank.call, rerank.cohere_render, reranks=True),
+    Computed("/score", rerank.ScoreBody, rerank.score_call, rerank.score_render, reranks=True),
+)
+ROUTES = {route.path: route for route in (*EMBEDDINGS, *RERANKINGS)}
+# Paths that get bodies of several routes, and what chooses the route.
+SHARED = {"/": tei.dispatch, "/rerank": rerank.rerank_path}
 PLAIN = (
     Plain("/tokenize", tei.TokenizeBody, tei.tokenize),
     Plain("/decode", tei.DecodeBody, tei.decode),
@@ -76,9 +94,8 @@ def make_app(service: Service) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
     )
-    for route in EMBEDDINGS:
-        _add_embedding(app, service, route)
-    _add_root(app, service)
+    for path in ("/", *ROUTES):
+        _add_computed(app, service, path)
     for plain in PLAIN:
         _add_plain(app, service, plain)
     for path in tei.REFUSED:
@@ -90,29 +107,19 @@ def make_app(service: Service) -> FastAPI:
     return app
 
 
-def _add_embedding(app: FastAPI, service: Service, route: Embedding) -> None:
-    """Add one route for vectors."""
+def _add_computed(app: FastAPI, service: Service, path: str) -> None:
+    """Add one path that answers with vectors or scores."""
+    find = SHARED.get(path)
+    first = ROUTES["/embed" if path == "/" else path]
+
+    def choose(value: object) -> Computed:
+        return first if find is None else ROUTES[find(value)]
 
     async def endpoint(request: Request) -> Response:
-        return await answered(request, lambda: _embed(service, request, lambda _: route))
+        return await answered(request, lambda: _compute(service, request, first, choose))
 
-    add_post(app, route.path, route.body, endpoint)
-
-
-def _add_root(app: FastAPI, service: Service) -> None:
-    """Add `POST /`, where huggingface_hub sends bodies of several routes of TEI."""
-    routes = {route.path: route for route in EMBEDDINGS}
-
-    def choose(value: object) -> Embedding:
-        path = tei.dispatch(value)
-        if path not in routes:
-            raise tei.refuse(path)
-        return routes[path]
-
-    async def endpoint(request: Request) -> Response:
-        return await answered(request, lambda: _embed(service, request, choose))
-
-    add_post(app, "/", tei.EmbedBody, endpoint)
+    shared = {"/rerank": (ROUTES["/v1/rerank"].body,)}
+    add_post(app, path, (first.body, *shared.get(path, ())), endpoint)
 
 
 def _add_plain(app: FastAPI, service: Service, route: Plain) -> None:
@@ -135,7 +142,7 @@ def _add_plain(app: FastAPI, service: Service, route: Plain) -> None:
     async def endpoint(request: Request) -> Response:
         return await answered(request, lambda: work(request))
 
-    add_post(app, route.path, route.body, endpoint)
+    add_post(app, route.path, (route.body,), endpoint)
 
 
 def _add_refused(app: FastAPI, path: str) -> None:
@@ -150,11 +157,12 @@ def _add_refused(app: FastAPI, path: str) -> None:
 def add_post(
     app: FastAPI,
     path: str,
-    body: type[Body],
+    accepted: Sequence[type[Body]],
     endpoint: Callable[[Request], Awaitable[Response]],
 ) -> None:
-    """Add a route with a body, described in the OpenAPI document."""
-    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
+    """Add a route with a body of one of these kinds, described in the OpenAPI document."""
+    listed = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in accepted]
+    reference: dict[str, Any] = listed[0] if len(listed) == 1 else {"anyOf": listed}
     content = {"requestBody": {"required": True, "content": {_JSON: {"schema": reference}}}}
     app.add_api_route(
         path, endpoint, methods=["POST"], openapi_extra=content, name=path, response_class=Response
@@ -166,12 +174,13 @@ async def answered(request: Request, work: Callable[[], Awaitable[Response]]) ->
     try:
         return await work()
     except ServeError as error:
-        return failed(error, request.url.path)
+        failure = error
     except Exception as error:  # noqa: BLE001  a mistake of ours
         LOG.error(
             "error", extra={"fields": {"kind": type(error).__name__, "path": request.url.path}}
         )
-        return failed(ServeError(500, "internal error"), request.url.path)
+        failure = ServeError(500, "internal error")
+    return failed(failure, request.scope["state"].get("protocol", request.url.path))
 
 
 def failed(error: ServeError, path: str) -> Response:
@@ -192,35 +201,45 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
     return answer
 
 
-async def _embed(
-    service: Service, request: Request, choose: Callable[[object], Embedding]
-) -> Response:
-    """Answer one request for vectors; `choose` returns the route that its JSON belongs to."""
-    service.check_open()
-    content = await read_body(request, service.limits)
-    service.check_open()
+async def _compute(service: Service, request: Request, first: Computed, choose: Choose) -> Response:
+    """Answer one request for vectors or scores.
 
-    def prepare() -> tuple[Embedding, Body, Prepared]:
+    Args:
+        service: the server's state.
+        request: the request.
+        first: the route that the path stands for, whose queue must have room before the body is read.
+        choose: returns the route that the body's JSON belongs to.
+    """
+    service.check_open(service.part(first.path, reranks=first.reranks))
+    content = await read_body(request, service.limits)
+    service.check_open(service.part(first.path, reranks=first.reranks))
+    state = request.scope["state"]
+
+    def prepare() -> tuple[Computed, Body, Prepared]:
         with service.metrics.tokenization.time():
             value = bodies.read_json(content)
             route = choose(value)
+            state["protocol"] = route.path  # whose errors the client expects
+            part = service.part(route.path, reranks=route.reranks)
+            if route.reranks is not first.reranks:
+                service.check_open(part)
             asked = bodies.validate(route.body, value)
-            service.check_model(getattr(asked, "model", None))
-            return route, asked, service.prepare(route.call(asked))
+            part.check_model(getattr(asked, "model", None))
+            return route, asked, part.prepare(route.call(asked))
 
     with service.handling():
         route, asked, prepared = await service.in_prepare(prepare)
-        owner = str(request.scope["state"]["owner"])
-        job = await until_gone(request, service.compute(owner, prepared))
+        part = service.part(route.path, reranks=route.reranks)
+        job = await until_gone(request, service.compute(str(state["owner"]), prepared, part))
         if job is None:
             return Response(status_code=499)
 
-        def render() -> tuple[bytes, Answer]:
-            answer = service.answer(job)
+        def render() -> tuple[bytes, Answer | Scores]:
+            answer = part.answer(job)
             return to_json(route.render(asked, answer)), answer
 
         written, answer = await service.in_answer(render)
-    request.scope["state"]["counts"] = {
+    state["counts"] = {
         "texts": len(prepared.ids),
         "tokens": prepared.tokens,
         "computed": answer.computed,
@@ -293,13 +312,19 @@ def _add_descriptions(app: FastAPI, service: Service) -> None:
         return Response(status_code=200)
 
     def model(request: Request) -> Response:
-        service.check_model(str(request.path_params["model"]))
-        return json_answer(openai.describe_model(service.name, service.created))
+        asked = str(request.path_params["model"])
+        name = asked if asked in names() else service.name
+        if name == service.name:
+            service.check_model(asked)
+        return json_answer(openai.describe_model(name, service.created))
+
+    def names() -> list[str]:
+        return [part.name for part in service.parts]
 
     add("/health", health)
     add("/ping", health)
     add("/info", lambda _: json_answer(describe(service)))
-    add("/v1/models", lambda _: json_answer(openai.list_models(service.name, service.created)))
+    add("/v1/models", lambda _: json_answer(openai.list_models(names(), service.created)))
     add("/v1/models/{model:path}", model)
     add("/api/tags", lambda _: json_answer(ollama.list_models(service.name)))
     add("/api/version", lambda _: json_answer(ollama.version()))
@@ -315,7 +340,8 @@ def json_answer(value: object) -> Response:
 def openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document; the bodies' models are those that check the requests."""
     document = app.openapi()
-    kinds = [(route.body, "validation") for route in (*EMBEDDINGS, *PLAIN)]
+    listed: tuple[Computed | Plain, ...] = (*ROUTES.values(), *PLAIN)
+    kinds = [(route.body, "validation") for route in listed]
     _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
     return document
@@ -349,4 +375,21 @@ def describe(service: Service) -> dict[str, Any]:
         "device": ",".join(map(str, info.devices)),
         "accept_token_ids": service.settings.accept_token_ids,
         "limits": asdict(limits),
+        "reranker": None if service.reranking is None else _describe_reranker(service.reranking),
+    }
+
+
+def _describe_reranker(reranking: Reranking) -> dict[str, Any]:
+    """Return what `GET /info` tells of the reranker."""
+    model = reranking.model
+    info = model.info
+    return {
+        "model_id": reranking.name,
+        "model_sha": info.files.revision,
+        "model_dtype": str(info.dtype).removeprefix("torch."),
+        "max_input_length": info.max_length,
+        "max_batch_tokens": model.loop.budget.limit,
+        "instruction": info.resolve_instruction({}),
+        "quantize": info.quantize,
+        "device": ",".join(map(str, info.devices)),
     }

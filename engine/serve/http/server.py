@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lastword.embedder import Embedder
 from lastword.errors import DeviceError, InputError, LastwordError
+from lastword.reranker import Reranker
 from lastword.serve.http.app import make_app
 from lastword.serve.http.gate import LOG, LogFormat
 from lastword.serve.service import Service
@@ -94,6 +95,8 @@ class Server(uvicorn.Server):
         """Say which model is served; called in the device's thread."""
         model = self.service.model
         fields = {"model": self.service.name, "dim": model.dim, "max_length": model.max_length}
+        if self.service.reranking is not None:
+            fields["reranker"] = self.service.reranking.name
         LOG.info("ready", extra={"fields": fields})
 
     @contextmanager
@@ -207,19 +210,25 @@ def start_log(log_format: str) -> None:
         logger.setLevel(level)
 
 
-def serve(settings: Settings, load: Callable[[], Embedder], ranges: Tensor | None = None) -> int:
+def serve(
+    settings: Settings,
+    load: Callable[[], Embedder],
+    ranges: Tensor | None = None,
+    load_reranker: Callable[[], Reranker] | None = None,
+) -> int:
     """Serve a model until a signal ends the server; return the exit status.
 
     Args:
         settings: the server's settings.
         load: opens the model; called in a thread of its own.
         ranges: [2, dim], for int8 and uint8 vectors.
+        load_reranker: opens a reranker, in a thread of its own; None for a server without one.
 
     Raises:
         LastwordError: the model cannot be opened, the address not listened on, or the device has failed.
     """
     start_log(settings.log_format)
-    service = Service(settings, load, ranges)
+    service = Service(settings, load, ranges, load_reranker)
     server = Server(service)
     began = monotonic()
     with suppress(KeyboardInterrupt):
@@ -231,7 +240,9 @@ def serve(settings: Settings, load: Callable[[], Embedder], ranges: Tensor | Non
         raise DeviceError(
             "lastword serve", f"the device's thread ended by {type(service.error).__name__}"
         )
-    if service.device.thread.is_alive():  # Python would end under a thread that computes
+    if any(
+        part.device.thread.is_alive() for part in service.parts
+    ):  # Python would end under a thread that computes
         sys.stderr.flush()
         os._exit(0)
     return 0

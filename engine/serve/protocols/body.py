@@ -17,6 +17,8 @@ Inputs = Annotated[
     WithJsonSchema({"anyOf": [*_KINDS, {"type": "array", "items": _IDS, "minItems": 1}]}),
 ]
 Dim = Annotated[int, Field(ge=1)]
+Top = Annotated[int, Field(ge=0)]  # 0 for all, as in vLLM
+PairTokens = Annotated[int, Field(ge=-1)]  # -1, as in vLLM, for the reranker's own limit
 Given = TypeVar("Given", bound="Body")
 
 
@@ -51,3 +53,11 @@ def validate(kind: type[Given], value: object) -> Given:
     place = ".".join(one_line(str(part), 60) for part in first["loc"]) or "body"
     said = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
     raise bad_request(f"{place}: {said[0].lower()}{said[1:]}.", place, first["type"])
+
+
+def either(body: Body, first: str, second: str) -> Any:
+    """Return the value of a field that has two names; ServeError if both are given and differ."""
+    found = [each for each in (getattr(body, first), getattr(body, second)) if each is not None]
+    if len(found) == 2 and found[0] != found[1]:
+        raise bad_request(f"{first}: given twice, as {second} too.", first)
+    return found[0] if found else None

@@ -50,7 +50,7 @@ def render(body: CohereEmbedBody, answer: Answer) -> dict[str, Any]:
     """Return the answer."""
     kinds = dict.fromkeys(body.embedding_types)
     tokens = {"input_tokens": answer.prepared.tokens}
-    cut = answer.cut
+    cut = answer.prepared.cut_places
     said = f"truncated texts: {', '.join(map(str, cut))}"
     return {
         "id": f"embd-{uuid4().hex}",

@@ -1,10 +1,11 @@
 """`POST /v1/embeddings` and `GET /v1/models` as of OpenAI, with the fields that Jina and Voyage add."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from lastword.serve.answers import Answer
 from lastword.serve.errors import bad_request
-from lastword.serve.protocols.body import Body, Dim, Inputs
+from lastword.serve.protocols.body import Body, Dim, Inputs, either
 from lastword.serve.texts import Call, as_inputs
 
 Element = Literal["float", "int8", "uint8", "binary", "ubinary"]
@@ -33,17 +34,17 @@ class EmbeddingsBody(Body):
 
 def call(body: EmbeddingsBody) -> Call:
     """Return what the body asks for."""
-    dim = _one(body, "dimensions", "output_dimension")
+    dim = either(body, "dimensions", "output_dimension")
     _encoding(body)
     return Call(
         as_inputs(body.input, "input"),
         prompt_name=body.prompt_name,
         prompt=body.prompt,
-        kind=_one(body, "input_type", "task"),
+        kind=either(body, "input_type", "task"),
         dim=dim,
         normalize=body.normalized is True,
         refuse_unnormalized=body.normalized is False,
-        truncate=_one(body, "truncate", "truncation"),
+        truncate=either(body, "truncate", "truncation"),
     )
 
 
@@ -64,15 +65,15 @@ def render(body: EmbeddingsBody, answer: Answer) -> dict[str, Any]:
             "prompt_tokens": tokens,
             "total_tokens": tokens,
             "computed_tokens": answer.computed,
-            "truncated_inputs": len(answer.cut),
+            "truncated_inputs": len(answer.prepared.cut_places),
             "unknown_inputs": answer.prepared.unknown,
         },
     }
 
 
-def list_models(name: str, created: int) -> dict[str, Any]:
+def list_models(names: Iterable[str], created: int) -> dict[str, Any]:
     """Return the answer of `GET /v1/models`."""
-    return {"object": "list", "data": [describe_model(name, created)]}
+    return {"object": "list", "data": [describe_model(name, created) for name in names]}
 
 
 def describe_model(name: str, created: int) -> dict[str, Any]:
@@ -87,11 +88,3 @@ def _encoding(body: EmbeddingsBody) -> tuple[str, bool]:
     if len(kinds) > 1:
         raise bad_request("encoding_format: two different number formats.", "encoding_format")
     return kinds.pop() if kinds else "float32", "base64" in asked
-
-
-def _one(body: Body, first: str, second: str) -> Any:
-    """Return the value of a field that has two names; ServeError if both are given and differ."""
-    found = [each for each in (getattr(body, first), getattr(body, second)) if each is not None]
-    if len(found) == 2 and found[0] != found[1]:
-        raise bad_request(f"{first}: given twice, as {second} too.", first)
-    return found[0] if found else None

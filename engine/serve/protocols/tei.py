@@ -1,4 +1,4 @@
-"""The routes of text-embeddings-inference (TEI): vectors, similarity, tokens. `/rerank` belongs here too."""
+"""The routes of text-embeddings-inference (TEI): vectors, similarity, tokens. `/rerank` is in `rerank.py`."""
 
 from typing import Any, Literal
 
@@ -6,6 +6,7 @@ from lastword.embedder import Embedder
 from lastword.serve.answers import Answer
 from lastword.serve.errors import ServeError, bad_request
 from lastword.serve.protocols.body import Body, Dim, Inputs
+from lastword.serve.protocols.rerank import rerank_path
 from lastword.serve.texts import Call, as_inputs
 
 Side = Literal["left", "right", "Left", "Right"]
@@ -15,7 +16,6 @@ REFUSED = {
     "/embed_all": "a vector per token is not computed here, only one per text; use /embed.",
     "/embed_sparse": "sparse vectors are not computed here; use /embed.",
     "/predict": "the model is no classifier; use /embed.",
-    "/rerank": "the model is no reranker; use /similarity.",
 }
 
 
@@ -113,7 +113,7 @@ def dispatch(value: object) -> str:
     if not isinstance(value, dict):
         return "/embed"
     if "query" in value:
-        return "/rerank"
+        return rerank_path(value)
     return "/similarity" if isinstance(value.get("inputs"), dict) else "/embed"
 
 
