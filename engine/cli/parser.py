@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         """Parse like argparse.
 
         Raises:
-            InputError: argparse refuses an argument, or an option with one value is given twice.
+            InputError: argparse refuses an argument, or an option names a second file where it takes one.
         """
         self._given.clear()
         try:
@@ -87,9 +87,10 @@ class Parser(argparse.ArgumentParser):
         return InputError(where, what, got=got, remedy=f"See {self.prog} --help.")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        # argparse calls this once for each occurrence of an option, and would keep the last value only.
-        if action.option_strings and isinstance(action, argparse._StoreAction):
-            if action in self._given:
+        # argparse calls this once for each occurrence of an option and keeps the last value. A setting may be
+        # overridden that way, as in an alias; a file that is not read or written after all is an error.
+        if action.type is options.path_argument and isinstance(action, argparse._StoreAction):
+            if action.option_strings and action in self._given:
                 name = argparse.ArgumentError(action, "").argument_name
                 raise self._refusal("given more than once", name)
             self._given.add(action)

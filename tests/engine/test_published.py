@@ -36,8 +36,7 @@ def test_published(model: str, fact: int | None, tmp_path: Path, monkeypatch) ->
     raised = caught.value
     assert (raised.where, raised.what, raised.got) == ("card", "no table is known", repr(model))
     assert raised.expected == "one of: Qwen/Qwen3-Embedding-0.6B, a/b"
-    remedy = "Give the published model's id with --as (in Python known_as)."
-    assert raised.remedy == remedy
+    assert raised.remedy == "Give the published model's id with known_as."
 
 
 def test_the_current_folder(tmp_path: Path, monkeypatch) -> None:

@@ -193,7 +193,7 @@ def test_large_finite_values_are_no_error(tmp_path, tiny_checkpoint, converted):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dtype", "int8"], "invalid choice"),
+        (["--dtype", "int8"], "--dtype: unknown; got 'int8'"),
         (["--shard-size", "0"], "--shard-size: not a size such as 500MB or 5GB; got '0'."),
         (["--shard-size", "5 GiB"], "--shard-size: not a size such as 500MB or 5GB; got '5 GiB'."),
         (["--shard-size", "-1KB"], "shard-size"),

@@ -1,10 +1,11 @@
-"""An option with one value may be given once; flags and lists may be repeated."""
+"""An option that names one file may be given once; others may be overridden or repeated."""
 
 import argparse
 
 import pytest
 
 from lastword.cli.main import _parser
+from lastword.cli.options import path_argument
 from lastword.errors import InputError
 
 VALUES = ("x", "1", ";", "0.5", "1,2", "x.jsonl")
@@ -22,7 +23,7 @@ CASES = {
     " ".join((*words, action.option_strings[-1])): (words, action)
     for words, parser in _parsers(_parser())
     for action in parser._actions
-    if action.option_strings and action.nargs != 0
+    if action.option_strings and action.type is path_argument
 }
 
 
@@ -32,7 +33,7 @@ def parser():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_value_is_not_replaced_silently(parser, name):
+def test_a_file_is_not_replaced_silently(parser, name):
     words, action = CASES[name]
     option = action.option_strings[-1]
     for value in action.choices or VALUES:
@@ -53,6 +54,11 @@ def test_both_forms_of_an_option_are_one(cli):
         assert cli("embed", "a.txt", *twice).err == (
             "lastword: -o/--output: given more than once. See lastword embed --help.\n"
         )
+
+
+def test_a_setting_is_overridden(parser):
+    args, _ = parser.parse_known_args(["embed", "a.txt", "--dim", "3", "--dim", "4"])
+    assert args.dim == 4
 
 
 def test_a_parser_is_used_again(parser):
