@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -392,3 +393,28 @@ def test_dry_run(folder, reranker, capfd):
     lines = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
     assert lines["reranker"] == str(folder)
     assert lines["reranker_weights"] == f"{reranker.info.weights_bytes:,} bytes in float32"
+
+
+def test_cohere_client(both, reranker):
+    cohere = pytest.importorskip("cohere")
+    with httpx.Client(trust_env=False) as http:
+        client = cohere.ClientV2(api_key="none", base_url=both.url, httpx_client=http)
+        answer = client.rerank(model="small-reranker", query=QUERY, documents=TEXTS, top_n=3)
+        found = [(each.index, each.relevance_score) for each in answer.results]
+        check(found, reranker.rank(QUERY, TEXTS, 3))
+        with pytest.raises(cohere.errors.NotFoundError, match="is not served here"):
+            client.rerank(model="rerank-v4.0", query=QUERY, documents=TEXTS)
+
+
+def test_many_clients_at_once_get_their_own_scores_and_vectors(both, reranker):
+    queries = [f"query {number} of the cat" for number in range(12)]
+    texts = [f"text {number}" for number in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        scores = pool.map(lambda q: both.post("/rerank", {"query": q, "texts": TEXTS}), queries)
+        vectors = pool.map(lambda text: both.post("/embed", {"inputs": text}), texts)
+        answers, rows = list(scores), [row.json()[0] for row in vectors]
+    for query, answer in zip(queries, answers, strict=True):
+        found = {each["index"]: each["score"] for each in answer.json()}
+        expected = {each["corpus_id"]: each["score"] for each in reranker.rank(query, TEXTS)}
+        assert found == pytest.approx(expected, abs=1e-5)
+    np.testing.assert_allclose(rows, load_embedder().encode(texts).numpy(), atol=1e-5)
