@@ -27,7 +27,6 @@ from lastword.encode_options import (
     known_keywords,
     wants_numpy,
 )
-from lastword.model.hidden_states import layer_numbers
 from lastword.model.postprocess import to_precision
 from lastword.model_info import ModelInfo, ModelKwargs
 from lastword.progress import progress_bar
@@ -36,7 +35,7 @@ from lastword.reopen import Opened, Reopenable
 from lastword.report import Report
 from lastword.runtime.loop import Loop
 from lastword.runtime.pool import open_runner
-from lastword.runtime.runner import ModelLoader, Runner, StatesTask
+from lastword.runtime.runner import ModelLoader, Runner, states_task
 from lastword.text.groups import list_texts, require_texts
 
 if TYPE_CHECKING:
@@ -284,11 +283,8 @@ class Embedder(EmbedderProperties, Reopenable):
             InputError: a text cannot be embedded; the error gives its index.
             ConfigError: a layer does not exist.
         """
-        config = self.info.config
-        task = StatesTask(layer_numbers(layers, config.num_hidden_layers))
+        task, nothing = states_task(layers, self.info.config)
         options = self.info.encode_options("hidden_states", prompt_name, prompt, {})
-        shape = (0, len(task.layers), config.hidden_size)
-        nothing = torch.empty(shape, dtype=torch.float32, device="cpu")
         quiet = Report(), lambda _: None
         return self.loop.gather(nothing, list_texts(texts), options, *quiet, task=task)
 

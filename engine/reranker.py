@@ -25,7 +25,14 @@ from lastword.encode_options import (
     known_keywords,
     wants_numpy,
 )
-from lastword.errors import ConfigError, InputError, WeightsError, count, not_unicode
+from lastword.errors import (
+    ConfigError,
+    InputError,
+    LastwordError,
+    WeightsError,
+    count,
+    not_unicode,
+)
 from lastword.model.postprocess import VectorFormat
 from lastword.model_info import OpenedModel, OpenKwargs
 from lastword.progress import progress_bar
@@ -34,7 +41,7 @@ from lastword.report import Report
 from lastword.runtime.loop import Loop
 from lastword.runtime.pool import open_runner
 from lastword.runtime.results import ItemQueue
-from lastword.runtime.runner import ModelLoader, Runner, ScoreTask
+from lastword.runtime.runner import ModelLoader, Runner, ScoreTask, states_task
 from lastword.text.groups import list_texts
 from lastword.text.prompts import check_choice, check_prompt, choose_prompt
 from lastword.text.rerank_template import QWEN3_RERANKER, parse_template
@@ -101,7 +108,7 @@ class RerankerInfo(OpenedModel):
         spec = read_reranker_spec(folder, config)
         own = parse_template(spec.chat_template, f"{folder}: chat template")
         self.template = QWEN3_RERANKER if own is None else own
-        said = own is not None or "rerank" in f"{self.name} {folder.name}".lower()
+        said = own is not None or _has_name(folder, self.name)
         self.notices = () if said else (_NOTICE.format(folder=folder),)
         return config, spec
 
@@ -174,6 +181,26 @@ class RerankerInfo(OpenedModel):
         prompt = self.template.prompt(self.resolve_instruction(kwargs))
         one = VectorFormat(1, normalize=False)
         return EncodeOptions(prompt, self.max_length, one, kwargs.get("too_long", "cut"))
+
+
+def is_reranker(folder: Path, name: str) -> bool:
+    """Return whether a model's files, or else its name, say that it is a reranker.
+
+    Args:
+        folder: the model's folder.
+        name: its Hugging Face id or folder as it was given.
+    """
+    try:
+        spec = read_reranker_spec(folder, read_config(folder, reranker=True))
+        own = parse_template(spec.chat_template, f"{folder}: chat template")
+    except LastwordError:  # an embedding model has other modules
+        return False
+    said = spec.classifier or spec.tokens is not None or own is not None
+    return said or _has_name(folder, name)
+
+
+def _has_name(folder: Path, name: str) -> bool:
+    return "rerank" in f"{name} {folder.name}".lower()
 
 
 class Reranker(ModelProperties):
@@ -320,6 +347,24 @@ class Reranker(ModelProperties):
         options = self._options("token_ids", kwargs)
         texts = self.pair_texts(_list_pairs(pairs)[0], options, "pair")
         return list(self.loop.token_ids(texts, options))
+
+    def hidden_states(
+        self,
+        pairs: Iterable[Pair],
+        layers: Iterable[SupportsIndex] | None = None,
+        **kwargs: Unpack[PredictKwargs],
+    ) -> Tensor:
+        """Return the hidden state of each pair's last token after the given layers, [N, len(layers), C] fp32.
+
+        Args:
+            pairs: pairs (query, document).
+            layers: as for `Embedder.hidden_states`.
+            kwargs: see `lastword.encode_options.PredictKwargs`.
+        """
+        options = self._options("hidden_states", kwargs)
+        texts = list(self.pair_texts(_list_pairs(pairs)[0], options, "pair"))
+        task, nothing = states_task(layers, self.info.config)
+        return self.loop.gather(nothing, texts, options, Report(), lambda _: None, task=task)
 
     def head(self, query: str, **kwargs: Unpack[PredictKwargs]) -> str:
         """Return what the model reads before each document of a query: its tokens count towards max_length.

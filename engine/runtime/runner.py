@@ -6,12 +6,12 @@ runner starts the task and returns a function that waits for its tensor. This mo
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for_some
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from lastword.batching.forest import Forest
 from lastword.errors import DeviceError
 from lastword.kernels.caller_settings import CPU, isolated
-from lastword.model.hidden_states import last_token_states
+from lastword.model.hidden_states import last_token_states, layer_numbers
 from lastword.model.postprocess import postprocess, score
 from lastword.model.qwen3 import Model
 from lastword.runtime import process_tuning
@@ -33,9 +33,9 @@ _GPU_DEPTH = 3
 # Error parts for a runner that has been closed.
 CLOSED = {
     "what": "closed",
-    "got": "a closed Embedder",
+    "got": "a closed model",
     "expected": "an open one",
-    "remedy": "Open a new Embedder.",
+    "remedy": "Open it again.",
 }
 
 # Waits for a started batch and returns its tensor.
@@ -125,6 +125,19 @@ class StatesTask:
 
     def __call__(self, model: Model, forest: Forest, /) -> Tensor:
         return last_token_states(model, forest, self.layers)
+
+
+def states_task(
+    layers: Iterable[SupportsIndex] | None, config: ModelConfig
+) -> tuple[StatesTask, Tensor]:
+    """Return the task for these layers, named as in transformers, and an empty tensor with the shape of its rows.
+
+    Raises:
+        ConfigError: a layer does not exist.
+    """
+    task = StatesTask(layer_numbers(layers, config.num_hidden_layers))
+    shape = (0, len(task.layers), config.hidden_size)
+    return task, torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ with outliers; the total grows roughly with the square root of the number of lay
 constant: it follows from the quantisation error that is to be expected of this checkpoint.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -22,11 +23,16 @@ class Bounds:
     layer: float  # relative RMS error of a hidden state
     vector: float  # largest absolute difference from the reference vector
     neighbour: float  # largest absolute difference of a vector alone and in a batch
+    log_odds: float  # largest absolute difference from a reranker's reference score, and of one alone and in a batch
     overlap: float  # least share of the ten nearest texts that must agree, averaged over the texts
     neighbour_share: float = 0.0  # share of transformers' own error that is allowed for `neighbour`
     # Least cosine with the reference vectors, on average and for every text; checked in quantised modes only.
     mean_cosine: float = 0.0
     min_cosine: float = 0.0
+
+    def for_scores(self) -> Self:
+        """Return the bounds for a reranker, whose results are scores instead of vectors."""
+        return replace(self, vector=self.log_odds, neighbour=self.log_odds)
 
     def layer_limit(self, theirs: float) -> float:
         """Return the allowed relative RMS error after a layer, given transformers' own error."""
@@ -42,17 +48,17 @@ class Bounds:
 
 
 _BOUNDS = {
-    (torch.float32, None): Bounds(layer=1e-5, vector=2e-5, neighbour=1e-5, overlap=0.99),
-    (torch.bfloat16, None): Bounds(layer=1e-2, vector=5e-3, neighbour=1e-2, overlap=0.9),
+    (torch.float32, None): Bounds(layer=1e-5, vector=2e-5, neighbour=1e-5, log_odds=1e-4, overlap=0.99),
+    (torch.bfloat16, None): Bounds(layer=1e-2, vector=5e-3, neighbour=1e-2, log_odds=5e-2, overlap=0.9),
     # Other texts in the batch change the last bit of a value before it is rounded. One changed code then changes many
     # inputs of the next matmul. In a deep model the total is as large as the rounding error itself.
     (torch.float32, "int8"): Bounds(
-        layer=1e-5, vector=2e-5, neighbour=1e-5, overlap=0.9,
+        layer=1e-5, vector=2e-5, neighbour=1e-5, log_odds=1e-4, overlap=0.9,
         neighbour_share=1.0, mean_cosine=0.995, min_cosine=0.98,
     ),
     # Rounding to fp8 has an average error of 2.6 %: it keeps 3 bits of mantissa.
     (torch.bfloat16, "fp8"): Bounds(
-        layer=1e-2, vector=5e-3, neighbour=1e-2, overlap=0.8,
+        layer=1e-2, vector=5e-3, neighbour=1e-2, log_odds=5e-2, overlap=0.8,
         neighbour_share=1.0, mean_cosine=0.99, min_cosine=0.95,
     ),
 }  # fmt: skip

@@ -3,10 +3,11 @@
 This module only collects; `findings.py` compares.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError, InputError, count
+from lastword.model_info import OpenedModel
 from lastword.verify.bounds import Bounds, bounds_of, reference_dtype
 from lastword.verify.probes import Probe
 from lastword.verify.transformers_reference import (
@@ -24,27 +26,31 @@ from lastword.verify.transformers_reference import (
 
 MAX_TEXTS = 1000
 MAX_TOKENS = 65_536  # of all texts together: their hidden states are in memory between two layers
-_CUT = 12  # the max_length at which truncation is checked
+CUT = 12  # the max_length at which truncation is checked
 
 T = TypeVar("T")
+
+
+def _nothing() -> Tensor:
+    return torch.empty(0, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Alternate:
     """What transformers computes for n probes of one kind with a wrong prompt, to recognise that mistake by."""
 
+    check: str  # the check that this mistake fails
     name: str  # the wrong prompt in words, for messages
-    kind: str  # "query" or "document"
+    kind: str  # that of the probes
     index: list[int]  # of the n probes in `Evidence.probes`
     ids: list[list[int]]  # their token ids with the wrong prompt
-    states: Tensor  # [n, C] fp64, after the final norm
+    states: Tensor = field(default_factory=_nothing)  # [n, C] fp64, after the final norm
 
 
 @dataclass(frozen=True, slots=True)
 class Ours:
     """The results of lastword."""
 
-    prompts: dict[str, str]  # by name
     ids: list[list[int]]
     cut_ids: list[list[int]]  # of the texts in `Evidence.cut`
     states: Tensor  # [N, L + 1, C]
@@ -52,15 +58,16 @@ class Ours:
     alone: Tensor  # [n, dim], of the probes with `alone` set, each embedded in its own call
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence(ABC):
     """What lastword and transformers computed for the probes.
 
     All tensors are on the CPU, with rows in the order of `probes`; those of transformers are stored in fp64.
     """
 
+    noun: ClassVar[str]  # what the model makes of a text, for messages
+
     probes: list[Probe]
-    text: ReferenceText
     ids: list[list[int]]  # of transformers
     cut: list[str]  # texts that are cut at a small max_length
     cut_ids: list[list[int]]  # their token ids, of transformers
@@ -68,14 +75,11 @@ class Evidence:
     theirs: ReferenceStates  # of transformers in lastword's dtype and quantisation mode
     alternates: list[Alternate]
     ours: Ours
-    dim: int  # width of the vectors
     bounds: Bounds
 
+    @abstractmethod
     def postprocess(self, states: Tensor) -> Tensor:
-        """Turn final hidden states into vectors as sentence-transformers does; truncated ones are always normalised."""
-        vectors = states[:, : self.dim].double()
-        cut = self.dim < states.shape[1]
-        return F.normalize(vectors, dim=1) if self.text.normalize or cut else vectors
+        """Turn final hidden states [n, C] into what the model makes of them, vectors [n, dim]."""
 
     @property
     def reference_vectors(self) -> Tensor:
@@ -100,11 +104,31 @@ class Evidence:
     def label(self, index: int) -> str:
         """Return a short description of a text for messages."""
         probe = self.probes[index]
-        shown = repr(probe.text if len(probe.text) <= 40 else probe.text[:39] + "…")
+        texts = [probe.query, probe.text] if probe.kind == "pair" else [probe.text]
+        shown = ", ".join(repr(text if len(text) <= 40 else text[:39] + "…") for text in texts)
         return f"{probe.kind} {index} {shown}"
 
 
-def gather(embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int], None]) -> Evidence:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEvidence(Evidence):
+    """The results of both engines for an embedding model."""
+
+    noun: ClassVar[str] = "vector"
+
+    text: ReferenceText
+    prompts: dict[str, str]  # of lastword, by name
+    dim: int  # width of the vectors
+
+    def postprocess(self, states: Tensor) -> Tensor:
+        """Turn final hidden states into vectors as sentence-transformers does; truncated ones are always normalised."""
+        vectors = states[:, : self.dim].double()
+        cut = self.dim < states.shape[1]
+        return F.normalize(vectors, dim=1) if self.text.normalize or cut else vectors
+
+
+def gather(
+    embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int], None]
+) -> TextEvidence:
     """Embed the probes with both engines.
 
     Args:
@@ -116,33 +140,56 @@ def gather(embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int],
         InputError: there are too many texts.
         ConfigError: transformers' tokenizer gives ids that the model does not have.
     """
-    info, folder = embedder.info, embedder.info.files.folder
-    text = ReferenceText(folder)
+    info = embedder.info
+    text = ReferenceText(info.files.folder)
     probes, ids = _with_tokens(text, probes, info.max_length)
+    cut = long_texts(probes)
+    mistakes = _prompt_mistakes(text, probes, info.max_length)
+    reference, theirs, alternates = compute_references(info, ids, mistakes, advance)
+    return TextEvidence(
+        probes=probes,
+        text=text,
+        ids=ids,
+        cut=cut,
+        cut_ids=text.ids(cut, CUT),
+        reference=reference,
+        theirs=theirs,
+        alternates=alternates,
+        ours=_measure(embedder, probes, cut),
+        prompts=dict(embedder.prompts),
+        dim=info.dim,
+        bounds=bounds_of(info.dtype, info.quantize),
+    )
+
+
+def long_texts(probes: Sequence[Probe]) -> list[str]:
+    """Return the texts on which truncation is checked."""
+    return [probe.text for probe in probes if len(probe.text) > 8 * CUT]
+
+
+def compute_references(
+    info: OpenedModel,
+    ids: list[list[int]],
+    mistakes: list[Alternate],
+    advance: Callable[[int], None],
+) -> tuple[ReferenceStates, ReferenceStates, list[Alternate]]:
+    """Compute the token lists with transformers, in the reference dtype and in lastword's, and the mistakes' states.
+
+    Raises:
+        InputError: there are too many tokens.
+        ConfigError: there is no embedding for a token id.
+    """
+    folder = info.files.folder
     _check_size(ids)
     _check_ids(folder, ids, info.config.vocab_size)
-    cut = [probe.text for probe in probes if len(probe.text) > 8 * _CUT]
-    mistakes = _prompt_mistakes(text, probes, info.max_length)
     every = [*ids, *(each for mistake in mistakes for each in mistake.ids)]
     exact = reference_dtype(info.dtype)
     whole = compute_reference_states(folder, every, exact, info.device, advance)
     theirs = compute_reference_states(folder, ids, info.dtype, info.device, advance, info.quantize)
     torch.cuda.empty_cache()  # frees transformers' GPU memory for lastword's batches
-    return Evidence(
-        probes=probes,
-        text=text,
-        ids=ids,
-        cut=cut,
-        cut_ids=text.ids(cut, _CUT),
-        reference=ReferenceStates(
-            *(getattr(whole, name)[: len(ids)] for name in ReferenceStates.__slots__)
-        ),
-        theirs=theirs,
-        alternates=_with_states(mistakes, whole.states[len(ids) :, -1]),
-        ours=_measure(embedder, probes, cut),
-        dim=info.dim,
-        bounds=bounds_of(info.dtype, info.quantize),
-    )
+    parts = (getattr(whole, name)[: len(ids)] for name in ReferenceStates.__slots__)
+    alternates = _with_states(mistakes, whole.states[len(ids) :, -1])
+    return ReferenceStates(*parts), theirs, alternates
 
 
 def _measure(embedder: Embedder, probes: list[Probe], cut: list[str]) -> Ours:
@@ -150,7 +197,6 @@ def _measure(embedder: Embedder, probes: list[Probe], cut: list[str]) -> Ours:
     vectors = _by_kind(probes, lambda kind, texts: list(_vectors(embedder, kind, texts)))
     states = _by_kind(probes, lambda kind, texts: list(_states(embedder, kind, texts)))
     return Ours(
-        prompts=dict(embedder.prompts),
         ids=_by_kind(probes, lambda kind, texts: _token_ids(embedder, kind, texts)),
         cut_ids=_cut_ids(embedder, cut),
         states=torch.stack(states),
@@ -209,8 +255,7 @@ def _prompt_mistakes(
     for name, kind, prompt in mistakes if query else ():
         index = [i for i, p in enumerate(probes) if p.kind == kind and 0 < len(p.text) < 100][:12]
         ids = text.ids([prompt + probes[i].text for i in index], max_length)
-        nothing = torch.empty(0, dtype=torch.float32, device="cpu")
-        found.append(Alternate(name, kind, index, ids, nothing))
+        found.append(Alternate("prompt text", name, kind, index, ids))
     return found
 
 
@@ -249,7 +294,7 @@ def _vectors(embedder: Embedder, kind: str, texts: list[str]) -> Tensor:
 
 
 def _cut_ids(embedder: Embedder, texts: list[str]) -> list[list[int]]:
-    before, embedder.max_length = embedder.max_length, _CUT
+    before, embedder.max_length = embedder.max_length, CUT
     try:
         return embedder.token_ids(texts, prompt="")  # the reference uses no default prompt
     finally:

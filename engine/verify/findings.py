@@ -9,34 +9,41 @@ from torch import Tensor
 
 from lastword.errors import count
 from lastword.kernels.caller_settings import integers
-from lastword.verify.evidence import Evidence
-from lastword.verify.mistakes import row_differences, token_mistakes, vector_mistakes
+from lastword.verify.evidence import Evidence, TextEvidence
+from lastword.verify.mistakes import row_differences, text_mistakes
+from lastword.verify.pairs import PairEvidence, pair_mistakes
 from lastword.verify.verdict import LayerError, Verdict
 
 
-def judge(evidence: Evidence, verdict: Verdict) -> None:
-    """Add every check of token ids, states and vectors to the verdict."""
+def judge(evidence: TextEvidence | PairEvidence, verdict: Verdict) -> None:
+    """Add every check of token ids, states and vectors or scores to the verdict."""
     number = len(evidence.ids)
     differ = [i for i in range(number) if evidence.ours.ids[i] != evidence.ids[i]]
     same = integers([i for i in range(number) if i not in set(differ)])
-    mistakes = vector_mistakes(evidence, same) | token_mistakes(evidence, differ)
-    details = {
-        "end token": f"{''.join(evidence.text.appended()) or 'none'} after every text",
-        "prompt text": f"{len(evidence.text.prompts)} prompts",
-        "pooled row": "the last token",
-        "final norm": "applied",
-        "normalisation": "length 1" if evidence.text.normalize else "none",
-        "order": "the same as the texts",
-    }
+    details = {"pooled row": "the last token", "final norm": "applied"}
+    details["order"] = "the same as the texts"
+    if isinstance(evidence, PairEvidence):
+        mistakes = pair_mistakes(evidence, same, differ)
+        details |= {"template": evidence.text.template, "head": evidence.text.head}
+    else:
+        mistakes = text_mistakes(evidence, same, differ)
+        details |= {
+            "end token": f"{''.join(evidence.text.appended()) or 'none'} after every text",
+            "prompt text": f"{len(evidence.text.prompts)} prompts",
+            "normalisation": "length 1" if evidence.text.normalize else "none",
+        }
     for name, detail in details.items():
         verdict.add(name, mistakes.get(name), detail)
     verdict.add("tokens", _token_problem(evidence, differ), f"equal in {count(number, 'text')}")
     _neighbours(evidence, verdict)
     _layers(evidence, same, verdict)
-    _vectors(evidence, verdict)
+    if isinstance(evidence, PairEvidence):
+        _log_odds(evidence, verdict)
+    else:
+        _vectors(evidence, verdict)
+        _ranking(evidence, verdict)
     if verdict.quantize:
         _drift(evidence, verdict)
-    _ranking(evidence, verdict)
 
 
 def _token_problem(evidence: Evidence, differ: list[int]) -> str | None:
@@ -61,8 +68,10 @@ def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
     verdict.figures["neighbour_shift"] = worst
     limit = evidence.bounds.neighbour_limit(evidence.their_difference)
     label = evidence.label(index[int(place)])
-    problem = f"the vector of {label} changes by {worst:.1e} in a batch, allowed {limit:.0e}"
-    detail = f"vectors change by at most {worst:.1e} in a batch"
+    problem = (
+        f"the {evidence.noun} of {label} changes by {worst:.1e} in a batch, allowed {limit:.0e}"
+    )
+    detail = f"{evidence.noun}s change by at most {worst:.1e} in a batch"
     verdict.add("neighbours", problem if not worst <= limit else None, detail)
 
 
@@ -98,28 +107,43 @@ def _relative_rms(states: Tensor, reference: Tensor) -> list[float]:
     return errors
 
 
-def _vectors(evidence: Evidence, verdict: Verdict) -> None:
+def _vectors(evidence: TextEvidence, verdict: Verdict) -> None:
     ours, reference = evidence.ours.vectors.double(), evidence.reference_vectors
-    errors, cosine = row_differences(ours, reference), F.cosine_similarity(ours, reference, dim=1)
+    _cosines(ours, reference, verdict)
+    mean, least = verdict.figures["mean_cosine"], verdict.figures["min_cosine"]
+    _results("vectors", f", cosine {mean:.7f} on average, {least:.7f} at worst", evidence, verdict)
+
+
+def _log_odds(evidence: PairEvidence, verdict: Verdict) -> None:
+    """Compare the scores; the cosines, which `_drift` needs, are those of the final states."""
+    _cosines(
+        evidence.ours.states[:, -1].double(), evidence.reference.states[:, -1].double(), verdict
+    )
+    span = evidence.reference_vectors.aminmax()
+    words = f", reference from {float(span.min):.4g} to {float(span.max):.4g}"
+    _results("log-odds", words, evidence, verdict)
+
+
+def _cosines(ours: Tensor, reference: Tensor, verdict: Verdict) -> None:
+    cosine = F.cosine_similarity(ours, reference, dim=1)
+    verdict.figures |= {"mean_cosine": float(cosine.mean()), "min_cosine": float(cosine.min())}
+
+
+def _results(check: str, words: str, evidence: Evidence, verdict: Verdict) -> None:
+    """Compare the vectors or scores with the reference; `words` are added to the detail of the check."""
+    reference = evidence.reference_vectors
+    errors = row_differences(evidence.ours.vectors.double(), reference)
     worst, limit = float(errors.max()), evidence.vector_limit
     own = float(row_differences(evidence.their_vectors, reference).max())
-    verdict.figures |= {
-        "max_abs_difference": worst,
-        "transformers_max_abs_difference": own,
-        "mean_cosine": float(cosine.mean()),
-        "min_cosine": float(cosine.min()),
-    }
-    detail = (
-        f"largest difference {worst:.1e} (transformers' own {own:.1e}), "
-        f"cosine {float(cosine.mean()):.7f} on average, {float(cosine.min()):.7f} at worst"
-    )
+    verdict.figures |= {"max_abs_difference": worst, "transformers_max_abs_difference": own}
+    detail = f"largest difference {worst:.1e} (transformers' own {own:.1e}){words}"
     label = evidence.label(int(errors.argmax()))
     problem = f"{detail}; allowed difference {limit:.1e}; worst text: {label}"
-    verdict.add("vectors", problem if not worst <= limit else None, detail)
+    verdict.add(check, problem if not worst <= limit else None, detail)
 
 
 def _drift(evidence: Evidence, verdict: Verdict) -> None:
-    """Check the cosines of the quantised vectors with the reference vectors against the bounds of the mode."""
+    """Check the cosines of the quantised vectors, or final states, with the reference against the mode's bounds."""
     mean, least = verdict.figures["mean_cosine"], verdict.figures["min_cosine"]
     bounds = evidence.bounds
     detail = f"{verdict.quantize}: cosine {mean:.5f} on average, {least:.5f} at worst"

@@ -4,14 +4,15 @@ A mistake is recognised by its result: the reference makes it on purpose, and it
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.errors import count
-from lastword.verify.evidence import Evidence
+from lastword.verify.evidence import Evidence, TextEvidence
 from lastword.verify.transformers_reference import QWEN_END_TOKEN
 
 _QUERY_FORM = re.compile(r"Instruct: .+\nQuery:", re.DOTALL)
@@ -20,21 +21,28 @@ _INSTRUCTION = re.compile(r"instruct\w*\s*:|\n\s*query\s*:", re.IGNORECASE)
 _MOST = 0.9  # share of the differing texts that one mistake must explain
 
 
-def token_mistakes(evidence: Evidence, differ: list[int]) -> dict[str, str]:
-    """Find mistakes in end tokens and prompts that explain wrong token ids; return {check: problem}.
+E = TypeVar("E", bound=Evidence)
+# A possible mistake: check, problem, what lastword makes of the texts, and what it would be with the mistake.
+Candidate = tuple[str, str, Tensor, Tensor]
+
+
+def text_mistakes(evidence: TextEvidence, same: Tensor, differ: list[int]) -> dict[str, str]:
+    """Find the mistakes that explain wrong token ids or vectors of an embedding model; return {check: problem}.
 
     Args:
         evidence: the collected results.
+        same: int64 [n], indices of the texts with correct token ids.
         differ: indices of the texts with wrong token ids.
     """
     problems = {
         "end token": _end_token_problem(evidence, differ),
-        "prompt text": _prompt_problem(evidence) or _prompt_in_ids(evidence, differ),
+        "prompt text": _prompt_problem(evidence) or alternate_in_ids(evidence, differ),
     }
-    return {name: problem for name, problem in problems.items() if problem is not None}
+    named = {name: problem for name, problem in problems.items() if problem is not None}
+    return explain(evidence, same, _vector_candidates) | named
 
 
-def _end_token_problem(evidence: Evidence, differ: list[int]) -> str | None:
+def _end_token_problem(evidence: TextEvidence, differ: list[int]) -> str | None:
     """Check that tokenizer.json appends an end token that the model's files name, and that lastword keeps it."""
     appended, named = evidence.text.appended(), evidence.text.end_tokens()
     # Other models than Qwen3-Embedding may have been trained without an end token.
@@ -59,12 +67,12 @@ def _end_token_problem(evidence: Evidence, differ: list[int]) -> str | None:
     return None
 
 
-def _prompt_problem(evidence: Evidence) -> str | None:
+def _prompt_problem(evidence: TextEvidence) -> str | None:
     """Compare the prompts with the checkpoint's file, and an instruction in the file with Qwen3-Embedding's form.
 
     A prompt of another kind, such as "query: ", is the model's own and passes.
     """
-    theirs, ours = evidence.text.prompts, evidence.ours.prompts
+    theirs, ours = evidence.text.prompts, evidence.prompts
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
             return (
@@ -83,7 +91,8 @@ def _prompt_problem(evidence: Evidence) -> str | None:
     return None
 
 
-def _prompt_in_ids(evidence: Evidence, differ: list[int]) -> str | None:
+def alternate_in_ids(evidence: Evidence, differ: list[int]) -> str | None:
+    """Return the problem if the token ids are those of an alternate."""
     for alternate in evidence.alternates:
         known = dict(zip(alternate.index, alternate.ids, strict=True))
         both = [i for i in differ if i in known]
@@ -97,54 +106,72 @@ def _prompt_in_ids(evidence: Evidence, differ: list[int]) -> str | None:
     return None
 
 
-def vector_mistakes(evidence: Evidence, same: Tensor) -> dict[str, str]:
-    """Find a mistake that explains the wrong vectors; return {check: problem}.
+def explain(
+    evidence: E, same: Tensor, candidates: Callable[[E, Tensor], Iterator[Candidate]]
+) -> dict[str, str]:
+    """Find a mistake that explains the wrong vectors or scores; return {check: problem}.
 
     Args:
         evidence: the collected results.
         same: int64 [n], indices of the texts with correct token ids.
+        candidates: yields every known mistake, given the indices [m] of the texts with correct token ids and wrong
+            results.
     """
     limit = evidence.vector_limit
     wrong = row_differences(evidence.ours.vectors.double(), evidence.reference_vectors) > limit
     off = same[wrong[same]]
-    for name, words, ours, candidate in _candidates(evidence, off) if len(off) else ():
+    for name, words, ours, candidate in candidates(evidence, off) if len(off) else ():
         if float((row_differences(ours, candidate) <= limit).double().mean()) >= _MOST:
             return {name: words}
     return {}
 
 
-def _candidates(evidence: Evidence, off: Tensor) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Yield every known mistake: check, problem, lastword's vectors, and the vectors that the mistake gives.
+def _vector_candidates(evidence: TextEvidence, off: Tensor) -> Iterator[Candidate]:
+    got, reference = evidence.ours.vectors.double()[off], evidence.reference_vectors
+    yield from row_candidates(evidence, off)
+    yield "normalisation", _lengths(evidence, off), F.normalize(got), F.normalize(reference[off])
+    yield from alternate_candidates(evidence, off)
+    yield order_candidate(evidence, off)
 
-    Args:
-        evidence: the collected results.
-        off: int64 [n], indices of the texts with correct token ids and wrong vectors.
-    """
-    ours, walk = evidence.ours.vectors.double(), evidence.reference
-    reference = evidence.reference_vectors
-    got = ours[off]
+
+def row_candidates(evidence: Evidence, off: Tensor) -> Iterator[Candidate]:
+    """Yield the mistakes of taking another row than the last one, or the last one too early."""
+    got, walk = evidence.ours.vectors.double()[off], evidence.reference
+    what = count(len(off), evidence.noun)
     rows = {"row before the last": walk.before_last, "first row": walk.first}
     for name, states in {**rows, "mean of the rows": walk.mean}.items():
-        words = f"{count(len(off), 'vector')} made from the {name}, expected the last row"
+        words = f"{what} made from the {name}, expected the last row"
         yield "pooled row", words, got, evidence.postprocess(states)[off]
-    words = f"{count(len(off), 'vector')} taken before the final norm"
-    yield "final norm", words, got, evidence.postprocess(walk.unnormed)[off]
-    yield "normalisation", _lengths(evidence, off), F.normalize(got), F.normalize(reference[off])
-    kinds = {evidence.probes[i].kind for i in off.tolist()}
+    yield (
+        "final norm",
+        f"{what} taken before the final norm",
+        got,
+        evidence.postprocess(walk.unnormed)[off],
+    )
+
+
+def alternate_candidates(evidence: Evidence, off: Tensor) -> Iterator[Candidate]:
+    """Yield the mistakes of computing with other token ids than those that are reported."""
+    ours, kinds = evidence.ours.vectors.double(), {evidence.probes[i].kind for i in off.tolist()}
     for alternate in evidence.alternates:
         place = {i: k for k, i in enumerate(alternate.index)}
         both = [i for i in off.tolist() if i in place]
         if both and kinds == {alternate.kind}:
-            words = f"{alternate.kind} vectors are computed with {alternate.name}"
+            words = f"{alternate.kind} {evidence.noun}s are computed with {alternate.name}"
             states = alternate.states[[place[i] for i in both]]
-            yield "prompt text", words, ours[both], evidence.postprocess(states)
-    nearest = (got @ F.normalize(reference).T).argmax(1)
-    first, other = evidence.label(int(off[0])), evidence.label(int(nearest[0]))
-    words = f"{count(len(off), 'text')} with the vector of another text; {first} has the vector of {other}"
-    yield "order", words, got, reference[nearest]
+            yield alternate.check, words, ours[both], evidence.postprocess(states)
 
 
-def _lengths(evidence: Evidence, off: Tensor) -> str:
+def order_candidate(evidence: Evidence, off: Tensor) -> Candidate:
+    """Return the mistake of giving a text the result of another one."""
+    got, reference = evidence.ours.vectors.double()[off], evidence.reference_vectors
+    nearest = torch.cdist(got, reference).argmin(1)
+    first, other, noun = evidence.label(int(off[0])), evidence.label(int(nearest[0])), evidence.noun
+    words = f"{count(len(off), 'text')} with the {noun} of another text; {first} has the {noun} of {other}"
+    return "order", words, got, reference[nearest]
+
+
+def _lengths(evidence: TextEvidence, off: Tensor) -> str:
     lengths = evidence.ours.vectors[off].norm(dim=1)
     expected = "1" if evidence.text.normalize else "the length of the hidden state"
     return f"lengths from {lengths.min():.4g} to {lengths.max():.4g}, expected {expected}"

@@ -7,6 +7,7 @@ a large model on a CPU.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal
 
 _STORY = (
@@ -71,6 +72,8 @@ _ANSWERS = (
     "The museum is closed on Mondays and on the first day of the year.",
 )
 
+_LONG = "".join(f"Entry {day}: wind {day * 7 % 12}, {_STORY[45:98]} " for day in range(50))
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -78,21 +81,38 @@ class Probe:
 
     Args:
         text: the text.
-        kind: whose prompt is put before it.
+        kind: whose prompt is put before it; a "pair" is a text with a query, for a reranker.
         alone: also embed the text in a call of its own, to check that other texts in a batch do not change its vector.
+        query: the query of a pair.
     """
 
     text: str
-    kind: Literal["query", "document"] = "document"
+    kind: Literal["query", "document", "pair"] = "document"
     alone: bool = False
+    query: str = ""
 
 
 def probes(texts: Sequence[str] = ()) -> list[Probe]:
     """Return the built-in probes, followed by the caller's texts as documents."""
-    long = "".join(f"Entry {day}: wind {day * 7 % 12}, {_STORY[45:98]} " for day in range(50))
-    plain = (*_LENGTHS, *_SCRIPTS, *_SPECIALS, *_ANSWERS, long, *texts)
+    plain = (*_LENGTHS, *_SCRIPTS, *_SPECIALS, *_ANSWERS, _LONG, *texts)
     return [
         *(Probe(text, "query", alone=True) for text in _QUERIES),
         *(Probe(text, alone=True) for text in (*_EQUAL, *_SHARED)),
         *(Probe(text) for text in plain),
+    ]
+
+
+def pair_probes(texts: Sequence[str] = ()) -> list[Probe]:
+    """Return the built-in pairs of a query and a document, followed by the caller's texts with a built-in query."""
+    query, *others = _QUERIES
+    documents = (*_ANSWERS, *_EQUAL, *_SHARED)
+    plain = (*_LENGTHS, *_SCRIPTS, *_SPECIALS, _LONG)
+    return [
+        *(Probe(text, "pair", alone=True, query=query) for text in documents),
+        *(Probe(_ANSWERS[0], "pair", query=each) for each in others),
+        *(
+            Probe(text, "pair", query=each)
+            for text, each in zip(plain, cycle(others), strict=False)
+        ),
+        *(Probe(text, "pair", query=query) for text in texts),
     ]

@@ -28,6 +28,25 @@ from lastword.verify.rounding import (
 QWEN_END_TOKEN = "<|endoftext|>"  # noqa: S105  the one that Qwen3-Embedding was trained with
 
 
+def open_tokenizer(folder: Path, **keywords: str) -> Any:
+    """Open a checkpoint's tokenizer with transformers.
+
+    Raises:
+        ConfigError: transformers cannot open it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **keywords)
+    except Exception as error:  # transformers raises many unrelated classes
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            str(folder),
+            f"transformers cannot open its tokenizer ({reason})",
+            remedy="Download the tokenizer's files again.",
+        ) from error
+
+
 class ReferenceText:
     """A checkpoint's prompts, tokenizer and normalisation, read as sentence-transformers reads them.
 
@@ -36,25 +55,13 @@ class ReferenceText:
     """
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        modules = _read(folder / "modules.json", None)
-        transformer = (modules and _read(folder / "sentence_bert_config.json", {})) or {}
+        modules = read_json(folder / "modules.json", None)
+        transformer = (modules and read_json(folder / "sentence_bert_config.json", {})) or {}
         keywords = transformer.get("tokenizer_args") or transformer.get("processor_kwargs") or {}
         keywords = {k: v for k, v in keywords.items() if k == "truncation_side"}
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, **keywords
-            )
-        except Exception as error:  # transformers raises many unrelated classes
-            reason = str(error).strip().partition("\n")[0]
-            raise ConfigError(
-                str(folder),
-                f"transformers cannot open its tokenizer ({reason})",
-                remedy="Download the tokenizer's files again.",
-            ) from error
-        self._eos = _read(folder / "config.json", {}).get("eos_token_id")
-        settings = _read(folder / "config_sentence_transformers.json", {})
+        self._tokenizer = open_tokenizer(folder, **keywords)
+        self._eos = read_json(folder / "config.json", {}).get("eos_token_id")
+        settings = read_json(folder / "config_sentence_transformers.json", {})
         # without modules.json sentence-transformers reads no prompts
         read = (modules and settings.get("prompts")) or {}
         named = {name: prompt or "" for name, prompt in read.items()}
@@ -94,13 +101,14 @@ class ReferenceText:
         return list(dict.fromkeys(token for token in named if token is not None))
 
 
-def _read(path: Path, absent: Any) -> Any:
+def read_json(path: Path, absent: Any) -> Any:
+    """Return the content of a JSON file, or `absent` if there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else absent
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """Return the weight files that transformers loads; other files, such as adapters, do not belong to the model."""
-    index = _read(folder / "model.safetensors.index.json", None)
+    index = read_json(folder / "model.safetensors.index.json", None)
     names = ["model.safetensors"] if index is None else sorted({*index["weight_map"].values()})
     return [folder / name for name in names]
 

@@ -15,19 +15,24 @@ CHECKS = {
     "weights": "every stored number is finite",
     "end token": "the model's end token, if it has one, ends every text, also after a cut",
     "prompt text": "prompts are the checkpoint's own, and instructions have Qwen3-Embedding's form",
+    "template": "a reranker's instruction, query and document are in the words that it was trained with",
     "tokens": "token ids are equal to those of transformers' tokenizer",
     "pooled row": "vectors are made from the last token's row",
     "final norm": "the final norm is applied",
+    "head": "a reranker's scores come from its own head, the right way round",
     "normalisation": "vectors have length 1 if the checkpoint says so",
     "order": "each text gets its own vector",
     "neighbours": "a text has the same vector alone and in a batch",
     "layers": "hidden states are as close to the reference as transformers' own",
     "vectors": "final vectors are as close to the reference as transformers' own",
+    "log-odds": "a reranker's scores are as close to the reference as transformers' own",
     "drift": "the quantisation error is small: quantised vectors are close to the exact ones",
     "ranking": "the ten nearest texts of every text are the same",
     "scores": "the example scores of the model card are the same",
 }
 _REQUESTED_BY = {"drift": "--quantize", "scores": "--scores"}
+_OF_RERANKERS = ("template", "head", "log-odds")
+_OF_EMBEDDERS = ("end token", "prompt text", "normalisation", "vectors", "ranking", "scores")
 
 Status = Literal["ok", "FAIL", "accepted", "not run"]
 
@@ -110,22 +115,36 @@ class Verdict:
         return {"passed": self.passed, "cause": cause, **asdict(self)}
 
 
-def requested_checks(quantize: str | None, *, scores: bool) -> list[str]:
+def requested_checks(quantize: str | None, *, scores: bool, reranker: bool) -> list[str]:
     """Return the names of the checks of a run, in order."""
     requested = {"drift": quantize is not None, "scores": scores}
-    return [name for name in CHECKS if requested.get(name, True)]
+    others = _OF_EMBEDDERS if reranker else _OF_RERANKERS
+    return [name for name in CHECKS if requested.get(name, True) and name not in others]
 
 
-def check_accepted(accept: Sequence[str], requested: Sequence[str]) -> None:
-    """Check the names given with `accept`.
+def check_known(accept: Sequence[str]) -> None:
+    """Check the names given with `accept`, before the model is known.
 
     Raises:
-        ConfigError: there is no such check, or this run does not include it.
+        ConfigError: there is no such check.
     """
     for name in accept:
         if name not in CHECKS:
             known = f"one of: {', '.join(CHECKS)}"
             raise ConfigError("accept", "no such check", got=repr(name), expected=known)
+
+
+def check_accepted(accept: Sequence[str], requested: Sequence[str], *, reranker: bool) -> None:
+    """Check the names given with `accept`.
+
+    Raises:
+        ConfigError: this run does not include a check.
+    """
+    others, kind = (
+        (_OF_EMBEDDERS, "an embedding model") if reranker else (_OF_RERANKERS, "a reranker")
+    )
+    for name in accept:
         if name not in requested:
-            what = f"this check runs with {_REQUESTED_BY[name]} only"
+            when = kind if name in others else _REQUESTED_BY[name]
+            what = f"this check runs with {when} only"
             raise ConfigError("accept", what, got=repr(name))

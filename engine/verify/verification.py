@@ -2,23 +2,25 @@
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lastword.embedder import Embedder
-from lastword.errors import InputError, LastwordError, list_some, require_extra
+from lastword.errors import ConfigError, InputError, LastwordError, list_some, require_extra
 from lastword.model_info import HubOptions, find_published
 from lastword.progress import progress_bar
+from lastword.reranker import Reranker, RerankerInfo, is_reranker
 from lastword.text.tokenizer import TextTokenizer
 from lastword.verify.bounds import reference_dtype
 from lastword.verify.card_scores import card_scores_problem, known_card_scores
-from lastword.verify.evidence import gather
+from lastword.verify.evidence import TextEvidence, gather
 from lastword.verify.findings import judge
-from lastword.verify.probes import probes
+from lastword.verify.pairs import PairEvidence, gather_pairs
+from lastword.verify.probes import pair_probes, probes
 from lastword.verify.transformers_reference import StoredTensors
-from lastword.verify.verdict import Verdict, check_accepted, requested_checks
+from lastword.verify.verdict import Verdict, check_accepted, check_known, requested_checks
 from lastword.weights import (
+    CHAT_TEMPLATE,
     Checkpoint,
     check_pipeline,
     check_tokens,
@@ -35,11 +37,12 @@ def verify(
     texts: Sequence[str] = (),
     scores: bool = False,
     known_as: str | None = None,
+    reranker: bool | None = None,
     accept: Sequence[str] = (),
     show_progress_bar: bool | None = None,
     **options: Any,
 ) -> Verdict:
-    """Compare lastword's vectors with transformers', on built-in texts and on `texts`.
+    """Compare lastword's vectors, or a reranker's scores, with transformers', on built-in texts and on `texts`.
 
     The reference is transformers' own layers in float64, or in float32 if the dtype is bfloat16. With `quantize`,
     transformers' error is measured with its matmuls rounded by the same rule, and the quantisation error is checked
@@ -47,13 +50,14 @@ def verify(
 
     Args:
         model: Hugging Face id or folder.
-        texts: more texts to compare; they are embedded as documents.
+        texts: more texts to compare; they are embedded as documents, or scored with a built-in query.
         scores: also compute the example on the model card, in float32, and compare its scores.
         known_as: Hugging Face id whose model card to use; by default `model`, or the known model with the same
             folder name.
+        reranker: whether the model is a reranker; by default as its files or its name say.
         accept: names of checks that may fail, provided that all others run.
         show_progress_bar: whether to show a bar; by default on a terminal only.
-        options: keyword arguments of `Embedder`.
+        options: keyword arguments of `Embedder` or `Reranker`.
 
     Returns:
         The verdict: `passed`, `cause`, `checks`, `layers`, `figures`.
@@ -63,40 +67,68 @@ def verify(
         WeightsError: there is no such model.
         InputError: a text cannot be embedded (`index` is its position), or there are too many texts.
     """
-    requested = requested_checks(options.get("quantize"), scores=scores)
-    check_accepted(accept, requested)
+    check_known(accept)
     card = None
-    if scores:
+    if scores and not reranker:
         name = known_as or os.fspath(model)
         card = find_published(name, known_card_scores(), "scores", "no model card is known")
     with require_extra("transformers", "verify", "verify"):
         import transformers  # noqa: F401
     where = {key: options[key] for key in HubOptions.__annotations__ if key in options}
-    found = locate(model, **where)
+    found = locate(model, also=(CHAT_TEMPLATE,), **where)
+    if reranker is None:
+        reranker = is_reranker(found.folder, found.name)
+    requested = requested_checks(options.get("quantize"), scores=scores, reranker=reranker)
+    check_accepted(accept, requested, reranker=reranker)
+    if reranker:
+        options = _of_reranker(options, scores=scores)
     verdict = Verdict(found.name, str(found.folder), quantize=options.get("quantize"))
-    if _opens(found.folder, verdict) and _finite(found.folder, verdict):
-        load = partial(Embedder, model, show_progress_bar=show_progress_bar)
-        _compare(load(**options), texts, verdict, show=show_progress_bar)
+    if _opens(found.folder, verdict, reranker=reranker) and _finite(found.folder, verdict):
+        options["show_progress_bar"] = show_progress_bar
+        load = Reranker if reranker else Embedder
+        _compare(load(model, **options), texts, verdict, show=show_progress_bar)
         if card is not None:  # the first embedder is no longer in memory
             plain = {"dtype": "float32", "quantize": None, "truncate_dim": None}
-            verdict.add("scores", *card_scores_problem(load(**(options | plain)), card))
+            verdict.add("scores", *card_scores_problem(Embedder(model, **(options | plain)), card))
     return verdict.close(accept, requested)
 
 
-def _opens(folder: Path, verdict: Verdict) -> bool:
+def _of_reranker(options: dict[str, Any], *, scores: bool) -> dict[str, Any]:
+    """Return the options of a reranker.
+
+    Raises:
+        ConfigError: one is for embedding models only.
+    """
+    for name, given in (("truncate_dim", options.get("truncate_dim")), ("scores", scores or None)):
+        if given is not None:
+            what, expected = "is for embedding models", "none, because the model is a reranker"
+            raise ConfigError(name, what, got=str(given), expected=expected)
+    return {name: value for name, value in options.items() if name != "truncate_dim"}
+
+
+def _opens(folder: Path, verdict: Verdict, *, reranker: bool) -> bool:
     """Check that lastword can read every file of the folder."""
     try:
-        config = read_config(folder)
-        settings = read_embedding_spec(folder, config).tokenizer
-        checkpoint = Checkpoint(folder, config)
-        tokenizer = TextTokenizer(folder, config.vocab_size)
-        check_tokens(settings, tokenizer.added_tokens)
-        check_pipeline(settings, qwen=tokenizer.has_qwen_pipeline)
+        parameters = (_open_reranker if reranker else _open_embedder)(folder)
     except LastwordError as error:
         verdict.add("checkpoint", str(error))
         return False
-    verdict.add("checkpoint", None, f"{checkpoint.num_parameters:,} parameters")
+    verdict.add("checkpoint", None, f"{parameters:,} parameters")
     return True
+
+
+def _open_reranker(folder: Path) -> int:
+    return RerankerInfo(folder, device="cpu").checkpoint.num_parameters
+
+
+def _open_embedder(folder: Path) -> int:
+    config = read_config(folder)
+    settings = read_embedding_spec(folder, config).tokenizer
+    checkpoint = Checkpoint(folder, config)
+    tokenizer = TextTokenizer(folder, config.vocab_size)
+    check_tokens(settings, tokenizer.added_tokens)
+    check_pipeline(settings, qwen=tokenizer.has_qwen_pipeline)
+    return checkpoint.num_parameters
 
 
 def _finite(folder: Path, verdict: Verdict) -> bool:
@@ -107,23 +139,39 @@ def _finite(folder: Path, verdict: Verdict) -> bool:
 
 
 def _compare(
-    embedder: Embedder, texts: Sequence[str], verdict: Verdict, *, show: bool | None
+    model: Embedder | Reranker, texts: Sequence[str], verdict: Verdict, *, show: bool | None
 ) -> None:
-    info = embedder.info
+    info = model.info
     verdict.device = ", ".join(map(str, info.devices))
     verdict.dtype = dtype_name(info.dtype)
     verdict.reference = dtype_name(reference_dtype(info.dtype))
-    # Raises an InputError with the index of a text that cannot be embedded.
-    embedder.plan(texts, prompt=embedder.resolve_prompt(None, None, "document"))
     layers = info.config.num_hidden_layers
+    # Raises an InputError with the index of a text that cannot be embedded.
+    if isinstance(model, Embedder):
+        model.plan(texts, prompt=model.resolve_prompt(None, None, "document"))
+    else:
+        _check_documents(model, texts)
+    evidence: TextEvidence | PairEvidence
     with progress_bar(2 * layers, show=show, unit=" layers", what="Verifying") as advance:
         try:
-            evidence = gather(embedder, probes(texts), advance)
+            if isinstance(model, Embedder):
+                evidence = gather(model, probes(texts), advance)
+            else:
+                evidence = gather_pairs(model, pair_probes(texts), advance)
         except InputError as error:
             if error.index is None:
                 raise
-            verdict.add("vectors", str(error))
+            verdict.add("vectors" if isinstance(model, Embedder) else "log-odds", str(error))
             return
     verdict.texts = len(evidence.probes)
     verdict.tokens = sum(map(len, evidence.ids))
     judge(evidence, verdict)
+
+
+def _check_documents(reranker: Reranker, texts: Sequence[str]) -> None:
+    try:
+        reranker.plan([("", text) for text in texts])
+    except InputError as error:
+        if error.index is not None:
+            error.where = f"text {error.index}"
+        raise

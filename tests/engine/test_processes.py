@@ -326,4 +326,4 @@ def check_close(embedder: Embedder) -> None:
     for error in found:
         assert isinstance(error, DeviceError), error
         told = (error.what, error.got, error.remedy)
-        assert told == ("closed", "a closed Embedder", "Open a new Embedder.")
+        assert told == ("closed", "a closed model", "Open it again.")

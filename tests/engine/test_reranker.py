@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 from helpers.messages import refusal
-from helpers.small_models import INSTRUCTION, KINDS, PREFIX, SUFFIX, change_file, make_reranker
+from helpers.small_models import (
+    INSTRUCTION,
+    KINDS,
+    PREFIX,
+    TEMPLATE,
+    change_file,
+    make_reranker,
+    save_reranker,
+)
 from helpers.transformers_reference import their_ids, their_scores
 from safetensors.torch import load_file, save_file
 
@@ -26,15 +34,6 @@ DOCUMENTS = [
 ]
 PAIRS = [(QUERY, each) for each in DOCUMENTS] + [("", "no"), ("yes ", " The capital")]
 LOG_ODDS = 1e-4
-TEMPLATE = (
-    PREFIX
-    + '<Instruct>: {{ messages | selectattr("role", "eq", "system") | map(attribute="content") | first'
-    + f' | default("{INSTRUCTION}") }}}}\n<Query>: '
-    + '{{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\n<Document>: '
-    + '{{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}'
-    + SUFFIX
-    + "\n"
-)
 identity = torch.nn.Identity()
 
 
@@ -88,16 +87,8 @@ def test_the_mistakes_of_others_would_be_seen(made, opened, kind: str) -> None:
 @pytest.fixture(scope="module", params=KINDS)
 def saved(request: pytest.FixtureRequest, made, tmp_path_factory) -> Path:
     """A reranker as sentence-transformers saves it, with its own instruction."""
-    from sentence_transformers import CrossEncoder
-
     folder = tmp_path_factory.mktemp("saved") / request.param
-    prompts = {"web": "Find the passage", "other": "Find another"}
-    model = CrossEncoder(
-        str(made[request.param]), device="cpu", processor_kwargs={"chat_template": TEMPLATE},
-        prompts=prompts, default_prompt_name="web",
-    )  # fmt: skip
-    model.save_pretrained(str(folder))
-    return folder
+    return save_reranker(folder, made[request.param])
 
 
 def test_results_are_those_of_sentence_transformers(saved: Path) -> None:
@@ -184,6 +175,16 @@ def test_instructions(made) -> None:
     ours.instruction = ours.default_prompt_name = None
     assert ids() == expected(INSTRUCTION)
     assert Reranker(made["tied"], instruction="At once").instruction == "At once"
+
+
+def test_hidden_states_make_the_scores(tied: Reranker) -> None:
+    states = tied.hidden_states(PAIRS)
+    layers = tied.info.config.num_hidden_layers
+    assert states.shape == (len(PAIRS), layers + 1, tied.info.config.hidden_size)
+    assert apart(states[:, -1] @ tied.info.score_row, tied.predict(PAIRS)) <= 1e-5
+    assert torch.equal(tied.hidden_states(PAIRS, [-1]), states[:, -1:])
+    with refusal(ConfigError, where="layers", what="no such layer"):
+        tied.hidden_states(PAIRS, [layers + 1])
 
 
 def test_activations(tied: Reranker, made) -> None:
@@ -300,7 +301,7 @@ def test_in_worker_processes(made, tied: Reranker) -> None:
 def test_a_closed_one_refuses(made) -> None:
     ours = Reranker(made["tied"], device="cpu")
     ours.close()
-    with refusal(DeviceError, what="closed"):
+    with refusal(DeviceError, what="closed", got="a closed model", remedy="Open it again."):
         ours.predict(PAIRS)
 
 

@@ -59,6 +59,16 @@ PREFIX = (
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
 )
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+# The same as a chat template for pairs.
+TEMPLATE = (
+    PREFIX
+    + '<Instruct>: {{ messages | selectattr("role", "eq", "system") | map(attribute="content") | first'
+    + f' | default("{INSTRUCTION}") }}}}\n<Query>: '
+    + '{{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}\n<Document>: '
+    + '{{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}'
+    + SUFFIX
+    + "\n"
+)
 KINDS = ("tied", "untied", "classifier")
 
 
@@ -88,4 +98,17 @@ def make_reranker(folder: Path, kind: str = "tied", *, seed: int = 0, **options)
         architectures = ["Qwen3ForSequenceClassification"]
         change_file(folder, "config.json", {"architectures": architectures, **names})
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def save_reranker(folder: Path, source: Path) -> Path:
+    """Save a reranker as sentence-transformers does, with a chat template and instructions of its own."""
+    from sentence_transformers import CrossEncoder
+
+    prompts = {"web": "Find the passage", "other": "Find another"}
+    model = CrossEncoder(
+        str(source), device="cpu", processor_kwargs={"chat_template": TEMPLATE},
+        prompts=prompts, default_prompt_name="web",
+    )  # fmt: skip
+    model.save_pretrained(str(folder))
     return folder

@@ -1,4 +1,4 @@
-"""`lastword verify`: check a model's vectors against transformers; exit status 1 if a check failed."""
+"""`lastword verify`: check a model against transformers; exit status 1 if a check failed."""
 
 import argparse
 import json
@@ -11,12 +11,13 @@ from lastword.errors import InputError, count, list_some, printable
 if TYPE_CHECKING:
     from lastword.verify import Verdict
 
-ABOUT = "check a model's vectors against transformers"
+ABOUT = "check a model's vectors or scores against transformers"
 EXAMPLES = """examples:
   lastword verify Qwen/Qwen3-Embedding-0.6B --scores
   lastword verify ./model --texts mine.jsonl --text-field body --json > verdict.json
   lastword verify ./model --quantize int8
   lastword verify ./tuned --accept "prompt text"
+  lastword verify Qwen/Qwen3-Reranker-0.6B
 
 Needs transformers: pip install 'lastword[verify]'. transformers' layers are loaded one at a time, so a second
 copy of the model is never in memory. Exit status 1 if a check failed. Look at the first failed check
@@ -40,6 +41,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also compute the model card's example in float32 and compare the scores with those on the card",
     )
     options.add_known_as(parser, "model card")
+    parser.add_argument(
+        "--reranker",
+        action="store_true",
+        help="the model is a reranker; not needed where its files or its name say so",
+    )
     parser.add_argument(
         "--accept",
         action="append",
@@ -69,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         texts=texts,
         scores=args.scores,
         known_as=args.known_as,
+        reranker=args.reranker or None,
         accept=args.accept,
         show_progress_bar=console.shows_progress(quiet=args.quiet),
         **options.embedder_options(args),

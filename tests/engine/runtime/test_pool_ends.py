@@ -117,7 +117,7 @@ def test_a_closed_embedder_says_so(one_thread: None, tiny_checkpoint: Path) -> N
         assert all(map(alive, processes))
         assert torch.equal(both.encode(TEXTS), alone.encode(TEXTS))
     assert not any(map(alive, processes))
-    with refusal(DeviceError, where="device cpu", what="closed", got="a closed Embedder"):
+    with refusal(DeviceError, where="device cpu", what="closed", got="a closed model"):
         both.encode("x")
     both.close()
     alone.close()

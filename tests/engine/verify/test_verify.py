@@ -316,8 +316,8 @@ def test_the_cards_that_are_known() -> None:
 
 
 KNOWN = (
-    "one of: checkpoint, weights, end token, prompt text, tokens, pooled row, final norm, normalisation, order, "
-    "neighbours, layers, vectors, drift, ranking, scores"
+    "one of: checkpoint, weights, end token, prompt text, template, tokens, pooled row, final norm, head, "
+    "normalisation, order, neighbours, layers, vectors, log-odds, drift, ranking, scores"
 )
 
 

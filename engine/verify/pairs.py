@@ -1,0 +1,279 @@
+"""The same evidence for a reranker: pairs of a query and a document instead of texts, scores instead of vectors.
+
+The reference renders the checkpoint's own chat template with transformers, or else has Qwen3-Reranker's words written
+out here, and reads the head from the stored tensors: it shares neither template nor head with lastword.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lastword.errors import count
+from lastword.reranker import Reranker
+from lastword.verify.bounds import bounds_of
+from lastword.verify.evidence import (
+    CUT,
+    Alternate,
+    Evidence,
+    Ours,
+    compute_references,
+    long_texts,
+)
+from lastword.verify.mistakes import (
+    Candidate,
+    alternate_candidates,
+    alternate_in_ids,
+    explain,
+    order_candidate,
+    row_candidates,
+)
+from lastword.verify.probes import Probe
+from lastword.verify.transformers_reference import StoredTensors, open_tokenizer, read_json
+
+# Around and inside a pair, as the model card of Qwen3-Reranker has it.
+_PREFIX = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+_MARK = "@@document@@"  # stands for the document while a chat template is rendered
+_SHORT = 6  # pairs for which the mistakes are computed
+
+
+class ReferencePairs:
+    """A reranker's template, tokenizer and head, read as sentence-transformers and its model card read them.
+
+    Args:
+        folder: the checkpoint.
+        instruction: the instruction of every pair; None for the checkpoint's own.
+
+    Raises:
+        ConfigError: transformers cannot open the tokenizer.
+    """
+
+    def __init__(self, folder: Path, instruction: str | None) -> None:
+        self._folder = folder
+        self._tokenizer = open_tokenizer(folder)
+        self._modules: list[dict[str, str]] = read_json(folder / "modules.json", [])
+        settings = read_json(folder / "config_sentence_transformers.json", {})
+        prompts = (self._modules and settings.get("prompts")) or {}
+        own = prompts.get(settings.get("default_prompt_name"))
+        self._instruction: str | None = own if instruction is None else instruction
+        template = self._tokenizer.chat_template or ""
+        named = [f"'{r}'" in template or f'"{r}"' in template for r in ("query", "document")]
+        self._has_template = all(named)
+        self.template = "the checkpoint's" if self._has_template else "Qwen3-Reranker's own"
+        self.head, self.row, self.wrong_rows = self._read_head()
+
+    def template_problem(self) -> str | None:
+        """Return what is wrong with the checkpoint's chat template: nearly that of Qwen3-Reranker, but not quite."""
+        text, card = ("".join(parts("query")) for parts in (self._parts, self._card_parts))
+        if "<Instruct>" not in text or text == card:
+            return None
+        place = next((i for i, (a, b) in enumerate(zip(text, card, strict=False)) if a != b), None)
+        start = max(0, (min(len(text), len(card)) if place is None else place) - 10)
+        got, expected = text[start : start + 30], card[start : start + 30]
+        return (
+            f"the chat template is not quite that of Qwen3-Reranker; got {got!r}, expected {expected!r}. If the model "
+            "was trained this way, pass --accept template"
+        )
+
+    def ids(self, query: str, document: str, max_length: int) -> list[int]:
+        """Return the token ids of a pair, with the document cut so that no more than max_length are left."""
+        prefix, head, suffix = self._parts(query)
+        before, after = self._ids(prefix), self._ids(suffix)
+        return before + self._ids(head + document)[: max_length - len(before) - len(after)] + after
+
+    def mistakes(self, probes: Sequence[Probe], max_length: int) -> list[Alternate]:
+        """Build the typical mistakes with templates, for the first short pairs."""
+        index = [i for i, each in enumerate(probes) if 0 < len(each.text) < 100][:_SHORT]
+        end = self._tokenizer.eos_token_id
+        found: dict[str, list[list[int]]] = {}
+        for i in index:
+            query, text = probes[i].query, probes[i].text
+            prefix, head, suffix = self._parts(query)
+            right = self.ids(query, text, max_length)
+            wrong = {
+                "no template": self._ids(query + text),
+                "the query and the document exchanged": self.ids(text, query, max_length),
+                "no end of the template": self._ids(prefix) + self._ids(head + text),
+                "two line breaks between the lines of the template": self._ids(prefix)
+                + self._ids(head.replace("\n<", "\n\n<") + text)
+                + self._ids(suffix),
+            }
+            if prefix:
+                wrong["no words around instruction, query and document"] = self._ids(head + text)
+            if end is not None:
+                wrong["an end token after the template"] = [*right, end]
+            for name, ids in wrong.items():
+                found.setdefault(name, []).append(ids)
+        return [Alternate("template", name, "pair", index, ids) for name, ids in found.items()]
+
+    def _parts(self, query: str) -> tuple[str, str, str]:
+        """Return what is before the instruction, from there to the document, and after it."""
+        if not self._has_template:
+            return self._card_parts(query)
+        messages = [{"role": "query", "content": query}, {"role": "document", "content": _MARK}]
+        if self._instruction is not None:
+            messages.insert(0, {"role": "system", "content": self._instruction})
+        text: str = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        head, _, suffix = text.partition(_MARK)
+        return "", head, suffix
+
+    def _card_parts(self, query: str) -> tuple[str, str, str]:
+        instruction = _INSTRUCTION if self._instruction is None else self._instruction
+        return (
+            _PREFIX,
+            f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: ",
+            _SUFFIX,
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _read_head(self) -> tuple[str, Tensor, dict[str, Tensor]]:
+        """Return the head in words, its row [C] fp64, and the rows that typical mistakes would use."""
+        tensors = StoredTensors(self._folder)
+        config = read_json(self._folder / "config.json", {})
+        wrong = {}
+        if config["architectures"] == ["Qwen3ForSequenceClassification"]:
+            words, row = "score.weight", tensors.read("score.weight")[0].double()
+        else:
+            true, false = self._tokens()
+            table = "embed_tokens" if config.get("tie_word_embeddings", False) else "lm_head"
+            head, embedding = (tensors.read(f"{name}.weight") for name in (table, "embed_tokens"))
+            yes, row = head[true].double(), _row(head, true, false)
+            names = [repr(self._tokenizer.decode([i])) for i in (true, false) if i is not None]
+            words = f"{' minus '.join(names)} of {table}"
+            if false is not None:
+                wrong["without the logit of no"] = yes
+            if table == "lm_head":
+                wrong["from the token embeddings; lm_head is lost"] = _row(embedding, true, false)
+        wrong |= {"with yes and no swapped": -row, "without a head, 0 for every pair": 0 * row}
+        return words, row, wrong
+
+    def _tokens(self) -> tuple[int, int | None]:
+        """Return the tokens whose logits make the score."""
+        place = next((m["path"] for m in self._modules if m["type"].endswith(".LogitScore")), None)
+        if place is not None:
+            named = read_json(self._folder / place / "config.json", {})
+            return named["true_token_id"], named.get("false_token_id")
+        yes, no = self._tokenizer.convert_tokens_to_ids(["yes", "no"])
+        return yes, no
+
+    def head_problem(self) -> str | None:
+        """Return the problem if LogitScore has the tokens the wrong way round."""
+        if not self.head.startswith("'no' minus 'yes'"):
+            return None
+        return (
+            "yes and no are swapped in LogitScore's config.json; got true_token_id 'no', expected 'yes'. If the model "
+            "was trained this way, pass --accept head"
+        )
+
+
+def _row(head: Tensor, true: int, false: int | None) -> Tensor:
+    return head[true].double() - (0 if false is None else head[false].double())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairEvidence(Evidence):
+    """The results of both engines for a reranker; its scores, before any activation, are vectors of width 1."""
+
+    noun: ClassVar[str] = "score"
+
+    text: ReferencePairs
+
+    def postprocess(self, states: Tensor) -> Tensor:
+        """Turn final hidden states [n, C] into scores [n, 1]."""
+        return states.double() @ self.text.row[:, None]
+
+
+def gather_pairs(
+    reranker: Reranker, probes: Sequence[Probe], advance: Callable[[int], None]
+) -> PairEvidence:
+    """Score the probes with both engines.
+
+    Args:
+        reranker: lastword's model.
+        probes: pairs to score.
+        advance: as for `gather`.
+
+    Raises:
+        InputError: a pair cannot be scored, or there are too many.
+        ConfigError: transformers' tokenizer gives ids that the model does not have.
+    """
+    info = reranker.info
+    text = ReferencePairs(info.files.folder, info.instruction)
+    ids = [text.ids(each.query, each.text, info.max_length) for each in probes]
+    query, cut = probes[0].query, long_texts(probes)
+    limit = min(info.max_length, len(text.ids(query, "", info.max_length)) + CUT)
+    mistakes = text.mistakes(probes, info.max_length)
+    pairs = [(each.query, each.text) for each in probes]
+    ours = reranker.token_ids(pairs)  # raises an InputError before anything is computed
+    reference, theirs, alternates = compute_references(info, ids, mistakes, advance)
+    alone = [pair for pair, each in zip(pairs, probes, strict=True) if each.alone]
+    return PairEvidence(
+        probes=list(probes),
+        text=text,
+        ids=ids,
+        cut=cut,
+        cut_ids=[text.ids(query, each, limit) for each in cut],
+        reference=reference,
+        theirs=theirs,
+        alternates=alternates,
+        ours=Ours(
+            ids=ours,
+            cut_ids=_cut_ids(reranker, [(query, each) for each in cut], limit),
+            states=reranker.hidden_states(pairs),
+            vectors=_scores(reranker, pairs),
+            alone=torch.cat([_scores(reranker, [pair]) for pair in alone]),
+        ),
+        bounds=bounds_of(info.dtype, info.quantize).for_scores(),
+    )
+
+
+def _scores(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> Tensor:
+    identity = torch.nn.Identity()
+    scores: Any = reranker.predict(pairs, activation_fn=identity, show_progress_bar=False)
+    column: Tensor = scores[:, None]
+    return column
+
+
+def _cut_ids(reranker: Reranker, pairs: list[tuple[str, str]], limit: int) -> list[list[int]]:
+    before, reranker.max_length = reranker.max_length, limit
+    try:
+        return reranker.token_ids(pairs)
+    finally:
+        reranker.max_length = before
+
+
+def pair_mistakes(evidence: PairEvidence, same: Tensor, differ: list[int]) -> dict[str, str]:
+    """Find the mistakes that explain wrong token ids or scores; return {check: problem}.
+
+    Args:
+        evidence: the collected results.
+        same: int64 [n], indices of the pairs with correct token ids.
+        differ: indices of the pairs with wrong token ids.
+    """
+    problems = {
+        "template": evidence.text.template_problem() or alternate_in_ids(evidence, differ),
+        "head": evidence.text.head_problem(),
+    }
+    named = {name: problem for name, problem in problems.items() if problem is not None}
+    return explain(evidence, same, _score_candidates) | named
+
+
+def _score_candidates(evidence: PairEvidence, off: Tensor) -> Iterator[Candidate]:
+    got, states = evidence.ours.vectors.double()[off], evidence.reference.states[off, -1]
+    for name, row in evidence.text.wrong_rows.items():
+        words = f"{count(len(off), 'score')} made {name}"
+        yield "head", words, got, states.double() @ row[:, None]
+    yield from row_candidates(evidence, off)
+    yield from alternate_candidates(evidence, off)
+    yield order_candidate(evidence, off)
