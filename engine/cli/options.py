@@ -515,3 +515,19 @@ def open_files(args: argparse.Namespace) -> "ModelInfo":
     chosen = embedder_options(args)
     del chosen["max_batch_tokens"]  # nothing is computed
     return ModelInfo(args.model, **chosen)
+
+
+def open_reranker_files(args: argparse.Namespace) -> "RerankerInfo":
+    """Open the reranker given by the options without loading its weights.
+
+    Raises:
+        ConfigError: a number of dimensions is given, which a reranker has not.
+    """
+    from lastword.reranker import RerankerInfo
+
+    if args.dim is not None:
+        expected = "none, because the model is a reranker"
+        raise ConfigError("--dim", "is for embedding models", got=str(args.dim), expected=expected)
+    chosen = _reranker_options(args)
+    del chosen["max_batch_tokens"]  # nothing is computed
+    return RerankerInfo(args.model, **chosen)

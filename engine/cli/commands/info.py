@@ -18,12 +18,14 @@ from lastword.errors import InputError, WeightsError, list_some, printable
 
 if TYPE_CHECKING:
     from lastword.model_info import ModelInfo
+    from lastword.reranker import RerankerInfo
     from lastword.weights import FileHash
 
 ABOUT = "describe a model and check its files"
 EXAMPLES = """examples:
   lastword info Qwen/Qwen3-Embedding-0.6B
   lastword info ./model --full --json
+  lastword info Qwen/Qwen3-Reranker-0.6B
 
 On a CPU the keys and values of a prompt are computed once and kept. The field prompt_cache of the output gives
 the limits: how many prompts and bytes are kept, and the length in tokens of the longest prompt that is kept. The least
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     damaged = [each.file for each in hashes if each.whole is False]
     facts: dict[str, object] = {"damaged": damaged}
     if not damaged:
-        facts = describe(options.open_files(args))
+        facts = describe(_open(args))
     if args.full:
         facts["files"] = [asdict(each) for each in hashes]
     if args.json:
@@ -65,13 +67,33 @@ def run(args: argparse.Namespace) -> int:
     return 1 if damaged else 0
 
 
-def describe(model: "ModelInfo") -> dict[str, object]:
+def _open(args: argparse.Namespace) -> "ModelInfo | RerankerInfo":
+    """Open the model's files, as those of a reranker if they or its name say that it is one."""
+    from lastword.reranker import is_reranker
+    from lastword.weights import CHAT_TEMPLATE, locate
+
+    if args.model is not None:
+        where = {"revision": args.revision, "local_files_only": args.local_files_only}
+        found = locate(args.model, also=(CHAT_TEMPLATE,), **where)
+        if is_reranker(found.folder, found.name):
+            return options.open_reranker_files(args)
+    return options.open_files(args)
+
+
+def describe(model: "ModelInfo | RerankerInfo") -> dict[str, object]:
     """Return the facts about an open model, in the order in which they are printed."""
+    from lastword.reranker import RerankerInfo
     from lastword.weights import dtype_name
 
     found, checkpoint = model.files, model.checkpoint
+    own = _of_reranker(model) if isinstance(model, RerankerInfo) else {"dim": model.dim}
+    fingerprints: dict[str, object] = {}
+    if not isinstance(model, RerankerInfo):
+        run = model.run_fingerprint(model.resolve_prompt())
+        fingerprints = {"space": model.space_fingerprint(), "run": run}
     return {
         "model": model.name,
+        "kind": "reranker" if isinstance(model, RerankerInfo) else "embedding model",
         "folder": str(found.folder),
         "revision": found.revision,
         "parameters": checkpoint.num_parameters,
@@ -80,16 +102,26 @@ def describe(model: "ModelInfo") -> dict[str, object]:
         "device": ", ".join(map(str, model.devices)),
         "dtype": dtype_name(model.dtype),
         "quantize": model.quantize,
-        "dim": model.dim,
+        **own,
         "max_length": model.max_length,
         "prompts": dict(model.prompts),
         "default_prompt": model.default_prompt_name,
         "prompt_cache": model.prompt_cache,
-        "space": model.space_fingerprint(),
-        "run": model.run_fingerprint(model.resolve_prompt()),
+        **fingerprints,
         "weights": checkpoint.fingerprint,
         "notices": list(model.notices),
         "config": asdict(model.config),
+    }
+
+
+def _of_reranker(model: "RerankerInfo") -> dict[str, object]:
+    """Return what makes a reranker's scores."""
+    spec = model.spec
+    causal = "embed_tokens" if spec.tied else "lm_head"
+    return {
+        "head": "score" if spec.classifier else causal,
+        "score": "probability" if spec.sigmoid else "log-odds",
+        "instruction": model.resolve_instruction({}),
     }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.messages import TEXTS, one_line
+from helpers.small_models import INSTRUCTION, make_reranker
 from safetensors import safe_open
 
 from lastword.cli.commands import info
@@ -90,7 +91,7 @@ def test_info_describes_the_model(run, tiny_checkpoint):
     status, out, err = run("info", tiny_checkpoint, "--json", "--full")
     facts = json.loads(out)
     assert (status, err) == (0, "")
-    assert facts["dim"] == model.dim
+    assert (facts["kind"], facts["dim"]) == ("embedding model", model.dim)
     assert facts["space"] == model.info.space_fingerprint()
     assert facts["prompts"] == model.prompts
     assert facts["config"]["hidden_size"] == 64
@@ -146,6 +147,18 @@ def test_info_tells_what_is_kept_of_prompts(run, tiny_checkpoint):
     tokens = kept.layers[0].shape[0]
     assert kept.nbytes == tokens * found["bytes_per_token"]
     assert "prompt_cache:\n" in run("info", tiny_checkpoint)[1]
+
+
+def test_info_describes_a_reranker(run, tmp_path):
+    folder = make_reranker(tmp_path / "reranker", "untied")
+    status, out, err = run("info", folder, "--json")
+    facts = json.loads(out)
+    assert (status, err, facts["kind"], facts["head"]) == (0, "", "reranker", "lm_head")
+    assert (facts["score"], facts["instruction"]) == ("probability", INSTRUCTION)
+    assert not {"dim", "space", "run"} & facts.keys()
+    status, _, err = run("info", folder, "--dim", 8)
+    assert status == 2
+    assert "--dim: is for embedding models; got 8, expected none" in err
 
 
 def test_info_loads_no_weights(run, tiny_checkpoint, monkeypatch):

@@ -219,7 +219,9 @@ def test_pieces_of_any_shape(tmp_path):
     assert torch.equal(load_file(tmp_path / "m")["t"], tensor)
 
 
-@pytest.mark.parametrize(("folder", "what"), [("gone", "no such folder"), ("file", "is not a folder")])
+@pytest.mark.parametrize(
+    ("folder", "what"), [("gone", "no such folder"), ("file", "is not a folder")]
+)
 def test_unwritable_place(tmp_path, folder, what):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError) as caught:
