@@ -85,8 +85,8 @@ def check_process(name: str, owner: int) -> None:
             f"device {name}",
             "belongs to another process",
             got=f"a call from process {os.getpid()}",
-            expected=f"one from {owner}, which opened the Embedder",
-            remedy="Open another Embedder after the fork.",
+            expected=f"one from {owner}, which opened the model",
+            remedy="Open the model again after the fork.",
         )
 
 

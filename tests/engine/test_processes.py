@@ -182,8 +182,8 @@ def test_after_a_fork(device: str, used: bool, tiny_checkpoint: Path, two_thread
     refused = {
         "where": f"device {', '.join(device.split(','))}",
         "what": "belongs to another process",
-        "expected": f"one from {parent}, which opened the Embedder",
-        "remedy": "Open another Embedder after the fork.",
+        "expected": f"one from {parent}, which opened the model",
+        "remedy": "Open the model again after the fork.",
     }
 
     def then() -> None:
@@ -239,7 +239,7 @@ def test_a_data_loader(embedder: Embedder) -> None:
     from torch.utils.data import DataLoader
 
     loader = DataLoader(TEXTS, collate_fn=embedder.encode, num_workers=1, multiprocessing_context="fork")  # fmt: skip
-    with fork_warnings_ignored(), pytest.raises(RuntimeError, match="Open another Embedder after"):
+    with fork_warnings_ignored(), pytest.raises(RuntimeError, match="Open the model again after"):
         list(loader)
 
 

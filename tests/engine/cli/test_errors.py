@@ -108,8 +108,8 @@ _FOR_PYTHON = (
     "neither True nor False",
     "a closed model",
     "Open it again.",
-    "one from {}, which opened the Embedder",
-    "Open another Embedder after the fork.",
+    "one from {}, which opened the model",
+    "Open the model again after the fork.",
     "a mapping of str to str, or None",
     "None, 'int8' on a CPU or 'fp8' on a GPU",  # the parser refuses any other name first
     "tasks, benchmarks or card=True",  # as does the command
