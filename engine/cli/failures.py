@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from lastword.cli import console, options
-from lastword.cli.documents.written import is_error_list
+from lastword.cli.documents.written import is_error_list, keep_foreign_files
 from lastword.cli.output import check_extension, is_stream, open_output
 from lastword.cli.read import STDIN, Record
 from lastword.errors import InputError, count
@@ -107,7 +107,10 @@ def begin_error_list(args: argparse.Namespace) -> None:
     check_extension(path, "jsonl", "--errors, which writes JSON lines")
     place, queries = os.path.realpath(path), getattr(args, "queries", None)
     inputs = map(os.path.realpath, filter(None, (*args.files, queries)))
-    if not is_stream(path) and place not in inputs and is_error_list(place):
+    if place in inputs:
+        return  # refused later, with the other outputs
+    keep_foreign_files([path])
+    if not is_stream(path) and is_error_list(place):
         console.attempt(lambda: os.remove(place), path)
 
 

@@ -265,7 +265,8 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="input file: .jsonl or .ndjson, .csv, .tsv, or a plain text file with one text per line; or a folder, for "
         "the .txt, .md, .jsonl, .ndjson, .csv and .tsv files in it and below it (no hidden ones, no linked folders, "
-        "none that lastword wrote); or a pattern in quotes, such as 'docs/**/*.md'; - is stdin; by default stdin",
+        "none that lastword wrote with -o or --header); or a pattern in quotes, such as 'docs/**/*.md'; - is stdin; by "
+        "default stdin",
     )
     add_format_options(parser)
     _add_document_options(parser)

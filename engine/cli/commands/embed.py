@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import lastword
 from lastword.cli import console, options, read, write
 from lastword.cli.documents.paths import names_many
-from lastword.cli.documents.written import is_open
+from lastword.cli.documents.written import by_lastword, is_open, keep_foreign_files
 from lastword.cli.failures import (
     Blanks,
     Failures,
@@ -143,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
     given = (source.path for source in inputs if source.path != read.STDIN)
     outputs = (args.output if args.to_file else None, sidecar, rows, args.save_ranges, args.errors)
     options.refuse_overwriting((*given, args.ranges), outputs)
+    keep_foreign_files((sidecar, rows, args.save_ranges))
     if args.output is None:
         _refuse_endless(inputs)
     with collected(args) as failures, ExitStack() as files:
@@ -340,7 +341,7 @@ def _format_of(output: str) -> str:
 def _remove_old_rows(output: str) -> None:
     """Remove the file of an earlier run that says which text each vector came from: it describes other vectors."""
     path = f"{output}.rows.jsonl"
-    if os.path.isfile(path):
+    if os.path.isfile(path) and by_lastword(path):
         console.attempt(lambda: os.remove(path), path)
 
 

@@ -31,13 +31,14 @@ _WHOLE = ("txt", "md", "html", "htm")
 _MAGIC = re.compile(r"[*?\[]")
 
 # What is left out besides files of other kinds, with its plural.
+_OWN = "file that looks like lastword's own output (name it to read it)"
 _LEFT_OUT = {
     "hidden file": "hidden files",
     "hidden folder": "hidden folders",
     "link to a folder": "links to folders",
     "broken link": "broken links",
     "pipe or device": "pipes or devices",
-    "file written by lastword": "files written by lastword",
+    _OWN: "files that look like lastword's own output (name a file to read it)",
 }
 _CHANGE = "Change --ignore."
 _BY_NAME = "Name the files themselves if they are text."
@@ -195,7 +196,7 @@ class Finder:
         for path, kind in entries:
             ending = split_ending(path)[1]
             if kind == "file" and by_lastword(os.path.join(top, path)):
-                self._last["file written by lastword"] += 1
+                self._last[_OWN] += 1
             elif kind == "file" and (ending in self._kinds or ending == asked):
                 usable.append(path)
             elif kind == "file":

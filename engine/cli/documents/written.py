@@ -5,10 +5,13 @@ Otherwise a second run would embed the output of the first, and `search` would f
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import BinaryIO
 
+from lastword.cli.output import is_stream
 from lastword.cli.read import PLACE
+from lastword.errors import InputError
 
 # Keys that are in the metadata of every output of `embed`.
 _METADATA = frozenset(("space", "run", "fingerprints", "lastword"))
@@ -40,6 +43,29 @@ def is_open(path: str, descriptor: int) -> bool:
     return False
 
 
+def keep_foreign_files(paths: Iterable[str | None]) -> None:
+    """Refuse to replace files that lastword did not write: the lists and descriptions that accompany an output.
+
+    Args:
+        paths: the outputs; None means none. Streams, new files and empty ones pass.
+
+    Raises:
+        InputError: one holds something else.
+    """
+    for path in paths:
+        if path is None or is_stream(path) or not os.path.isfile(path) or not os.path.getsize(path):
+            continue
+        # a file of ranges may have any name
+        if not by_lastword(path) and not _has_metadata(_metadata_in(path)):
+            raise InputError(
+                path,
+                "would be replaced",
+                got="a file that lastword did not write",
+                expected="a new file, or one of an earlier run",
+                remedy="Move it away, or name another output.",
+            )
+
+
 def is_error_list(path: str) -> bool:
     """Return whether a file is a list of skipped texts, as --errors writes it, with at least one text."""
     listed = _object_in(path).keys()
@@ -63,10 +89,14 @@ def _is_output(path: str) -> bool:
 def metadata_of(path: str) -> dict[str, object]:
     """Return the metadata of a file that `embed` wrote, from the file or from the one beside it; {} if it has none."""
     if path.endswith(".safetensors"):
-        found = _object_in(path, binary=True).get("__metadata__")
+        found = _metadata_in(path)
     else:
         found = _whole_object(path if path.endswith(".json") else f"{path}.json")
     return found if isinstance(found, dict) and _has_metadata(found) else {}
+
+
+def _metadata_in(path: str) -> object:
+    return _object_in(path, binary=True).get("__metadata__")
 
 
 def _is_metadata(path: str) -> bool:

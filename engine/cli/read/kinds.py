@@ -156,8 +156,9 @@ def _converted(encoding: str, source: Source) -> str:
     """Return the command that converts a file to UTF-8, as a remedy: a.txt becomes a.utf8.txt."""
     command = f"iconv -f {encoding} -t utf-8"
     if source.path != STDIN:
-        root, dotted = os.path.splitext(source.path)
-        command += f" {shlex.quote(source.path)} > {shlex.quote(f'{root}.utf8{dotted}')}"
+        path = f"./{source.path}" if source.path.startswith("-") else source.path
+        root, dotted = os.path.splitext(path)
+        command += f" {shlex.quote(path)} > {shlex.quote(f'{root}.utf8{dotted}')}"
     again = ", then move the original away or leave it out with --ignore" if source.found else ""
     return f"run {command} to convert it{again}."
 

@@ -40,8 +40,14 @@ def read_json(body: bytes) -> object:
     """Read JSON; ServeError if it is none."""
     try:
         return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise bad_request("body: not valid JSON.", code="invalid_json") from None
+    except orjson.JSONDecodeError as error:
+        try:
+            body.decode()
+        except UnicodeDecodeError as wrong:
+            what = f"not UTF-8 at byte {wrong.start}"
+        else:
+            what = f"not valid JSON ({error})" if body else "empty"
+        raise bad_request(f"body: {what}.", code="invalid_json") from None
 
 
 def validate(kind: type[Given], value: object) -> Given:

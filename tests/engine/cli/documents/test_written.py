@@ -47,7 +47,10 @@ def test_a_run_given_again_replaces_its_own_files(texts, name):
     }
     # the list of errors is removed before the folder is read
     left = files - (name == "errors")
-    assert f"lastword: skipped {left} files written by lastword\n" in again.err
+    assert (
+        f"lastword: skipped {left} files that look like lastword's own output (name a file to read it)\n"
+        in again.err
+    )
     assert len(written) == 3 + files
 
 
@@ -63,7 +66,7 @@ def test_they_are_left_out_of_folders_and_patterns(texts, given):
     assert texts("embed", "bad.txt", *skip).status == 0
     result = texts("embed", given)
     assert _found(result) == plain
-    assert "files written by lastword\n" in result.err
+    assert "files that look like lastword's own output (name a file to read it)\n" in result.err
     hits = texts("search", "three", given, "--json").out.splitlines()
     assert [json.loads(hit)["text"] for hit in hits].count("three") == 1
 
@@ -83,7 +86,10 @@ def test_links_to_them_are_left_out_too(texts):
     os.symlink("../out/v.jsonl", "docs/link.jsonl")
     result = texts("embed", "docs")
     assert len(_found(result)) == 4
-    assert "skipped 3 files written by lastword" in result.err
+    assert (
+        "skipped 3 files that look like lastword's own output (name a file to read it)"
+        in result.err
+    )
 
 
 def test_only_what_lastword_wrote_is_left_out(texts):
@@ -109,7 +115,10 @@ def test_a_folder_with_nothing_else_says_so(texts):
     assert texts("embed", "docs", "-o", "out/v.npy").status == 0
     for given in ("out", "out/*"):
         error = texts("embed", given).err
-        assert "got only 3 files written by lastword" in error
+        assert (
+            "got only 3 files that look like lastword's own output (name a file to read it)"
+            in error
+        )
 
 
 @pytest.mark.parametrize(
@@ -147,3 +156,36 @@ def test_an_input_is_not_overwritten_and_the_message_says_why(texts):
         assert Path("docs/mine.jsonl").read_bytes() == before
     twice = texts("embed", "docs/a.txt", "-o", "v", "--save-ranges", "v").err
     assert "v: would be overwritten; expected a file for each output." in twice
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lost"),
+    [
+        (["--on-error", "skip", "--errors", "mine", "-o", "v.npy"], "mine"),
+        (["--on-error", "skip", "--errors", "mine.jsonl", "-o", "v.npy"], "mine.jsonl"),
+        (["--save-ranges", "mine.txt", "-o", "v.npy"], "mine.txt"),
+        (["-o", "v.npy"], "v.npy.json"),
+        (["--files", "-o", "v.npy"], "v.npy.rows.jsonl"),
+    ],
+)
+def test_files_of_others_are_not_replaced(cli, arguments, lost):
+    Path("a.txt").write_text("one text\nanother\n")
+    Path(lost).write_text('{"path": 1}\n')
+    result = cli("embed", "a.txt", *arguments)
+    assert result.status == 2
+    assert result.err == (
+        f"lastword: {lost}: would be replaced; got a file that lastword did not write, expected a new file, or one of "
+        "an earlier run. Move it away, or name another output.\n"
+    )
+    assert Path(lost).read_text() == '{"path": 1}\n'
+    assert not Path("v.npy").exists()
+    Path(lost).write_text("")
+    for _ in range(2):  # new, then its own
+        assert cli("embed", "a.txt", *arguments).status == 0
+
+
+def test_rows_of_others_are_not_removed(cli):
+    Path("a.txt").write_text("one text\n")
+    Path("v.npy.rows.jsonl").write_text("mine\n")
+    assert cli("embed", "a.txt", "-o", "v.npy").status == 0
+    assert Path("v.npy.rows.jsonl").read_text() == "mine\n"
