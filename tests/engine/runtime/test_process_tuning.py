@@ -103,7 +103,7 @@ def test_a_closed_model_refuses_texts(tiny_checkpoint: Path) -> None:
     other.close()
     other.close()
     for each in (model, other):
-        with refusal(DeviceError, where="device cpu", what="closed", remedy="Open a new Embedder."):
+        with refusal(DeviceError, where="device cpu", what="closed", remedy="Open it again."):
             each.encode(["x"])
 
 
