@@ -54,11 +54,13 @@ def test_reader_is_gone_before_a_small_output(shell, command):
 
 def test_a_reader_that_goes_away_keeps_the_old_files(shell):
     line = (
-        f"{MANY} echo old > r; $LASTWORD embed a.txt --save-ranges r | head -n 1 > kept; "
-        "s=${PIPESTATUS[0]}; cat r; ls -A; exit $s"
+        f"{MANY} printf 'one\nor two\n' > b.txt; $LASTWORD embed b.txt --save-ranges r > out; cp r old; "
+        "$LASTWORD embed a.txt --save-ranges r | head -n 1 > kept; "
+        "s=${PIPESTATUS[0]}; cmp r old && echo same; ls -A; exit $s"
     )
     result = shell(line)
-    assert (result.status, result.out.split()) == (SIGPIPE, ["old", "a.txt", "kept", "r"])
+    names = ["a.txt", "b.txt", "kept", "old", "out", "r"]
+    assert (result.status, result.out.split()) == (SIGPIPE, ["same", *names])
 
 
 def test_a_named_pipe_whose_reader_goes_away_is_an_error(shell):

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-OLD = b"old"
+# Outputs of an earlier run, as far as lastword looks at them.
+_METADATA = json.dumps({"space": "1", "run": "2", "fingerprints": "3", "lastword": "4"})
+_HEADER = f'{{"__metadata__": {_METADATA}}}'.encode()
+OLD = {
+    "o.npy": b"old",
+    "o.npy.json": _METADATA.encode(),
+    "r": len(_HEADER).to_bytes(8, "little") + _HEADER,
+}
 SKIP = ("--on-error", "skip")
 COMMANDS = [("embed",), ("search", "one"), ("rerank", "one", "--model", "m")]
 
@@ -66,15 +73,15 @@ def test_nothing_left_is_an_error_and_the_list_is_written(run, command, case, li
     for name, content in files.items():
         Path(name).write_bytes(content)
     outputs = {"embed": ["-o", "o.npy", "--skip-blank", "--save-ranges", "r"]}.get(command[0], [])
-    for name in ("o.npy", "o.npy.json", "r"):
-        Path(name).write_bytes(OLD)
+    for name, old in OLD.items():
+        Path(name).write_bytes(old)
     options = ("--errors", "bad.jsonl") if listed else ()
     result = run(*command, *files, *SKIP, *outputs, *options, "--quiet")
     assert (result.status, result.out, result.err.count("\n")) == (2, "", 1), result.err
     assert result.err.startswith(f"lastword: {said}")
     assert "The first: a." in result.err
-    assert all(Path(name).read_bytes() == OLD for name in ("o.npy", "o.npy.json", "r"))
-    left = sorted({*files, "o.npy", "o.npy.json", "r", *(["bad.jsonl"] if listed else [])})
+    assert all(Path(name).read_bytes() == old for name, old in OLD.items())
+    left = sorted({*files, *OLD, *(["bad.jsonl"] if listed else [])})
     assert sorted(os.listdir()) == left
     if listed:
         rows = [json.loads(line) for line in Path("bad.jsonl").read_text().splitlines()]
@@ -98,9 +105,9 @@ def test_a_run_that_fails_leaves_no_list_of_an_earlier_one(run, command):
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda each: each[0])
 def test_only_a_list_is_removed_and_never_an_input(run, command):
     Path("a.txt").write_bytes(b"one\n\xff\n")
-    Path("mine").write_bytes(OLD)
+    Path("mine").write_bytes(b"old")
     assert run(*command, "gone.txt", *SKIP, "--errors", "mine").status == 2
-    assert Path("mine").read_bytes() == OLD
+    assert Path("mine").read_bytes() == b"old"
     assert run(*command, "a.txt", *SKIP, "--errors", "bad.jsonl").status == 0
     before = Path("bad.jsonl").read_bytes()
     field = ("--text-field", "error")
