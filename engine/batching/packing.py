@@ -49,13 +49,12 @@ class ModelInputs:
             pad: whether to add rows, so that the numbers of rows and last-token rows are ones of a few that recur. A
                 padding row is token 0 at position 0 and belongs to no segment; a padding last-token row is row 0.
         """
-        rows, finals = forest.tokens_computed, len(forest.final_rows)
-        size = recurring_rows if pad else int
-        plan = CpuPlan.of(forest.segments, forest.final_rows, device, num_finals=size(finals))
-        parts = (forest.ids, size(rows)), (forest.positions, size(rows))
-        tensors = [_extend(part, length) for part, length in parts]
-        tensors.append(_extend(integers(forest.final_rows), size(finals)))
-        ids, positions, final_rows = (part.to(device) for part in tensors)
+        parts = [forest.ids, forest.positions, integers(forest.final_rows)]
+        if pad:
+            parts = [_extend(part, recurring_rows(len(part))) for part in parts]
+        ids, positions, final_rows = (part.to(device) for part in parts)
+        finals = len(final_rows)
+        plan = CpuPlan.of(forest.segments, forest.final_rows, device, num_finals=finals)
         return ModelInputs(ids, positions, final_rows, plan)
 
 
@@ -217,7 +216,7 @@ def recurring_rows(rows: int) -> int:
 
 def _extend(part: Tensor, length: int) -> Tensor:
     """Append zeros to a vector up to `length`."""
-    return part if len(part) == length else pad_with_zeros(part, (0, length - len(part)))
+    return pad_with_zeros(part, (0, length - len(part)))
 
 
 def _fill(part: Tensor, rows: Tensor, filler: int | tuple[int, ...]) -> None:
