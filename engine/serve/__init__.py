@@ -1,1 +1,1 @@
-"""The HTTP server: `lastword serve`. Follow a request from `http/app.py`; routes and limits are listed in README.md."""
+"""The HTTP server: `lastword serve`. A request enters in `http/app.py`; README.md lists routes and limits."""

@@ -1,4 +1,4 @@
-"""From vectors to the bytes of an answer, without a Python loop over numbers. Runs outside the event loop."""
+"""Turn vectors into the bytes of an answer, without a Python loop over numbers. Runs outside the event loop."""
 
 from base64 import b64encode
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from lastword.serve.texts import Prepared
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The vectors of one request, and what is told with them.
+    """The vectors of one request, and what the answer reports with them.
 
     Args:
-        vectors: [N, dim] fp32.
-        prepared: the texts.
-        computed: tokens that were computed for it; texts that share a beginning share its cost.
-        space: fingerprint of the vectors' space: vectors of one space can be compared.
+        vectors: [N, dim], fp32.
+        prepared: the request's texts as token ids.
+        computed: tokens computed for this request; where texts share a beginning, its cost is divided among them.
+        space: fingerprint of the vector space; only vectors of the same space can be compared.
         model: name of the model.
-        similarity: the model's own comparison of vectors.
-        seconds: time from the queue to the vectors.
-        ranges: [2, dim], the ranges of int8 and uint8, if the server has any.
+        similarity: the model's similarity function.
+        seconds: time from entering the queue to having the vectors.
+        ranges: [2, dim], lowest and highest value of each dimension, for int8 and uint8; None if the server has none.
     """
 
     vectors: Tensor
@@ -39,11 +39,11 @@ class Answer:
     seconds: float
     ranges: Tensor | None = None
 
-    def rows(self, precision: str = "float32") -> Any:
-        """Return the vectors as a NumPy array, which `to_json` writes as a list of lists.
+    def to_numpy(self, precision: str = "float32") -> Any:
+        """Return the vectors as a NumPy array; `to_json` writes it as a list of lists.
 
         Raises:
-            ServeError: the precision does not fit the vectors.
+            ServeError: the vectors cannot be given in this precision.
         """
         if precision == "float32":
             return self.vectors.numpy()
@@ -57,30 +57,30 @@ class Answer:
             raise bad_request(said, "dimensions")
         ranges = self.ranges if precision.endswith("int8") else None
         if ranges is not None and ranges.shape[1] != self.vectors.shape[1]:
-            said = f"{precision}: the server's ranges are of {ranges.shape[1]} dimensions."
+            said = f"{precision}: the server's ranges are for {ranges.shape[1]} dimensions."
             raise bad_request(said, "dimensions")
         try:
             return to_precision(self.vectors, precision, ranges).numpy()
         except LastwordError as error:
             raise bad_request(str(error)) from None
 
-    def base64(self, precision: str = "float32") -> list[str]:
-        """Return each vector's bytes, little-endian, in base64."""
-        rows = self.rows(precision)
+    def to_base64(self, precision: str = "float32") -> list[str]:
+        """Return each vector as base64 of its little-endian bytes."""
+        rows = self.to_numpy(precision)
         rows = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
         return [b64encode(row.tobytes()).decode("ascii") for row in rows]
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that tell the space, and which texts were not read as they are, in every protocol."""
+        """Return the headers that every protocol gets: the vector space and the counts of `Prepared.headers`."""
         return {"x-lastword-space": self.space, **self.prepared.headers(self.computed)}
 
 
 def stack(results: list[Tensor]) -> Tensor:
-    """Return the vectors [dim] as one ordinary tensor [N, dim]."""
+    """Stack N vectors [dim] into one tensor [N, dim] that is not an inference tensor."""
     with torch.inference_mode(False):
         return torch.stack([each.clone() for each in results])
 
 
 def to_json(value: object) -> bytes:
-    """Write an answer as JSON."""
+    """Serialise an answer as JSON."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

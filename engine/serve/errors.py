@@ -1,10 +1,13 @@
-"""Why a request fails, and how each protocol says so: OpenAI, text-embeddings-inference (TEI), Cohere, Ollama."""
+"""The error of a failed request, and its form in each protocol.
+
+The protocols are those of OpenAI, text-embeddings-inference (TEI), Cohere and Ollama.
+"""
 
 from typing import Any
 
 from lastword.errors import LastwordError
 
-# The word for a status in OpenAI's shape, and TEI's.
+# The error type that OpenAI and TEI give for an HTTP status.
 _OPENAI_TYPES = {
     401: "authentication_error",
     404: "invalid_request_error",
@@ -16,14 +19,14 @@ _TEI_TYPES = {401: "Unauthorized", 429: "Overloaded", 500: "Backend", 503: "Unhe
 
 
 class ServeError(Exception):
-    """A request that fails.
+    """Why a request failed.
 
     Args:
         status: the HTTP status.
-        message: what is wrong, for the client.
-        code: a word for programs.
+        message: what is wrong, for the client's user.
+        code: the same in one word, for programs.
         param: the field of the body that is wrong.
-        retry_seconds: when to try again; only with 429 and 503.
+        retry_seconds: seconds after which to try again; only with status 429 and 503.
     """
 
     def __init__(
@@ -39,8 +42,8 @@ class ServeError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
         self.retry_seconds = retry_seconds
 
-    def shown(self, path: str) -> tuple[int, dict[str, Any]]:
-        """Return the status and the body of the answer, in the protocol that the path belongs to."""
+    def response(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Return the HTTP status and the body, in the form of the protocol that the path belongs to."""
         if path.startswith("/v2/"):
             return self.status, {"message": self.message}
         if path.startswith("/api/"):
@@ -61,7 +64,7 @@ class ServeError(Exception):
         return status, {"error": self.message, "error_type": kind}
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that tell a client whether and when to try again."""
+        """Return the headers that say whether, and after how long, to try again."""
         if self.retry_seconds is None:
             return {"x-should-retry": "false"} if self.status < 500 else {}
         seconds = min(max(self.retry_seconds, 0.05), 120.0)
@@ -71,24 +74,24 @@ class ServeError(Exception):
         }
 
 
-def refuse_model(asked: str | None, name: str) -> None:
-    """Raise ServeError if a request asks for a model of another name."""
-    if asked is not None and asked not in (name, f"{name}:latest"):  # Ollama's tag
+def check_model_name(asked: str | None, name: str) -> None:
+    """Raise ServeError if a request names a model other than `name`; it need not name one."""
+    if asked is not None and asked not in (name, f"{name}:latest"):  # Ollama appends this tag
         said = f"model: {asked[:100]!r} is not served here; expected {name!r}."
         raise ServeError(404, said, code="model_not_found", param="model")
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ServeError:
-    """Make the error of a body that cannot be used."""
+    """Make the error for a body that is not valid."""
     return ServeError(400, message, param=param, code=code)
 
 
 def from_lastword(error: LastwordError, param: str | None = None) -> ServeError:
-    """Make the error of a setting or text that lastword refuses."""
+    """Make the error for a setting or a text that the engine refuses."""
     return bad_request(str(error), param)
 
 
 def device_error(error: Exception) -> ServeError:
-    """Make the error of a text that could not be computed; only lastword's own messages are shown."""
+    """Make the error for a text that could not be computed; only messages of our own errors are shown."""
     said = str(error) if isinstance(error, LastwordError) else "the device could not compute it"
     return ServeError(503, said, code="device_error", retry_seconds=1.0)

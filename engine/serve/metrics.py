@@ -1,4 +1,4 @@
-"""What `GET /metrics` shows: the names that dashboards for text-embeddings-inference (`te_*`) know, and our own."""
+"""The metrics of `GET /metrics`: those of text-embeddings-inference (`te_*`), for its dashboards, and our own."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -19,15 +19,16 @@ _TOKENS = (8, 32, 128, 512, 2048, 8192, 32_768, 131_072)
 
 
 class Metrics(Collector):
-    """The counts of one server, its reranker's included; speed and last batch are those of the embedding model.
+    """The metrics of one server.
 
-    Each has its own registry, so that several can be in one process.
+    Counts include the reranker's. Speed and last batch are of the embedding model only. Each server has its own
+    registry, so that one process can hold several servers.
     """
 
     def __init__(self, service: "Service") -> None:
         self._service = service
         self.registry = CollectorRegistry()
-        self.requests: Counter[tuple[str, str]] = Counter()  # by path of the route and status
+        self.requests: Counter[tuple[str, str]] = Counter()  # by the route's path and the status
         self.texts = self.tokens = self.truncated = 0
 
         def histogram(name: str, about: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
@@ -37,13 +38,15 @@ class Metrics(Collector):
         self.tokenization = histogram(
             "te_request_tokenization_duration", "seconds to prepare a request"
         )
-        self.queue = histogram("te_request_queue_duration", "seconds that a request waited")
+        self.queue = histogram(
+            "te_request_queue_duration", "seconds that a request waited in the queue"
+        )
         self.inference = histogram("te_request_inference_duration", "seconds on the device")
         self.length = histogram("te_request_input_length", "tokens of a text", _TOKENS)
         self.registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the counts of the moment; named as given, where the library would append `_total`."""
+        """Yield the current values; of type `unknown`, since a counter's name would get the suffix `_total`."""
         by_status: Counter[tuple[str, str]] = Counter(self.requests)
         for name, wanted in (("te_request_count", ""), ("te_request_success", "2")):
             metric = Metric(name, "requests", "unknown")
@@ -52,27 +55,36 @@ class Metrics(Collector):
                     metric.add_sample(name, {"path": path, "status": status}, number)
             yield metric
         service = self._service
-        parts, device, report = service.parts, service.device, Report()
-        for part in parts:
-            report.add(part.device.report)
+        backends, device, report = service.backends, service.device, Report()
+        for backend in backends:
+            report.add(backend.device.report)
         shared = self.tokens - report.tokens_computed - report.tokens_cached
-        age = max(part.waiting.age() for part in parts)
+        age = max(backend.waiting.age() for backend in backends)
         values: dict[str, tuple[str, float]] = {
-            "te_embed_count": ("texts asked for", self.texts),
-            "te_queue_size": ("texts that wait", sum(p.waiting.texts for p in parts)),
-            "te_batch_next_tokens": ("tokens of the last batch", device.batch_tokens),
-            "lastword_tokens_requested": ("tokens before sharing", self.tokens),
+            "te_embed_count": ("texts requested", self.texts),
+            "te_queue_size": ("texts in the queue", sum(p.waiting.texts for p in backends)),
+            "te_batch_next_tokens": ("requested tokens of the last batch", device.batch_tokens),
+            "lastword_tokens_requested": ("tokens requested, before sharing", self.tokens),
             "lastword_tokens_computed": ("tokens computed", report.tokens_computed),
-            "lastword_tokens_shared": ("tokens saved by sharing", max(0, shared)),
-            "lastword_tokens_cached": ("tokens of kept prompts", report.tokens_cached),
+            "lastword_tokens_shared": (
+                "tokens not computed because texts share them",
+                max(0, shared),
+            ),
+            "lastword_tokens_cached": (
+                "tokens of prompts whose keys and values were kept",
+                report.tokens_cached,
+            ),
             "lastword_texts_truncated": ("texts that were cut", self.truncated),
             "lastword_batches": ("batches computed", report.batches),
             "lastword_device_seconds": ("seconds that batches took", report.seconds),
-            "lastword_batch_fill": ("last batch's share of a full one", _fill(service)),
+            "lastword_batch_fill": ("fullness of the last batch, from 0 to 1", _fill(service)),
             "lastword_tokens_per_second": ("requested tokens per second", device.tokens_per_second),
-            "lastword_queue_tokens": ("tokens that wait", sum(p.waiting.tokens for p in parts)),
-            "lastword_queue_age_seconds": ("how long the first text has waited", age),
-            "lastword_requests_in_hand": ("requests whose bodies were read", service.in_hand),
+            "lastword_queue_tokens": (
+                "tokens in the queue",
+                sum(p.waiting.tokens for p in backends),
+            ),
+            "lastword_queue_age_seconds": ("seconds the oldest text has waited", age),
+            "lastword_requests_in_hand": ("requests read and not yet answered", service.in_hand),
         }
         for name, (about, value) in values.items():
             metric = Metric(name, about, "unknown")
@@ -80,7 +92,7 @@ class Metrics(Collector):
             yield metric
 
     def text(self) -> bytes:
-        """Return the page that Prometheus reads."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 

@@ -1,4 +1,4 @@
-"""From a request's pairs of a query and a document to items that can be queued, and from their log-odds to scores.
+"""Turn a request's pairs of query and document into items for the queue, and the resulting log-odds into scores.
 
 Runs outside the event loop.
 """
@@ -19,15 +19,16 @@ from lastword.serve.texts import Prepared, check_inputs, check_tokens
 
 @dataclass(frozen=True, slots=True)
 class RerankCall:
-    """What a request for scores asks for, in any protocol.
+    """A request for scores, in whichever protocol it came.
 
     Args:
         pairs: pairs (query, document).
-        instruction: what makes a document relevant; None for the reranker's.
-        truncate: cut documents that are too long; None for the server's setting.
-        max_tokens: tokens per pair with template and instruction, at most the reranker's; None for that.
-        max_document_tokens: tokens that are kept of each document; None for all.
-        field: the name of the documents in the protocol, for messages.
+        instruction: says what makes a document relevant; None for the reranker's own instruction.
+        truncate: whether to cut documents that are too long; None for the server's setting.
+        max_tokens: most tokens of a pair, template and instruction included. The reranker's limit holds too, and
+            alone where this is None.
+        max_document_tokens: number of tokens to keep of each document; None keeps all.
+        field: the protocol's name for the documents, for messages.
     """
 
     pairs: Sequence[tuple[str, str]]
@@ -40,13 +41,13 @@ class RerankCall:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The scores of one request's pairs, and what is told with them.
+    """The scores of one request's pairs, and what the answer reports with them.
 
     Args:
-        scores: [N] fp32, those of `Reranker.predict`.
-        log_odds: [N] fp32, before the activation.
-        prepared: the pairs.
-        computed: tokens that were computed for it; documents of one query share its cost.
+        scores: [N], fp32, as from `Reranker.predict`.
+        log_odds: [N], fp32, the scores before the activation.
+        prepared: the pairs as token ids.
+        computed: tokens computed for this request; a query's cost is divided among its documents.
         model: name of the reranker.
     """
 
@@ -56,24 +57,26 @@ class Scores:
     computed: int
     model: str
 
-    def listed(self, *, raw: bool = False) -> list[float]:
-        """Return the scores, or with `raw` the log-odds, in the order of the pairs."""
+    def in_order(self, *, raw: bool = False) -> list[float]:
+        """Return the scores, or the log-odds if `raw`, in the order of the pairs."""
         found: list[float] = (self.log_odds if raw else self.scores).tolist()
         return found
 
-    def ranked(self, most: int | None = None, *, raw: bool = False) -> list[tuple[int, float]]:
-        """Return the place and the score of each document, the most relevant first; equal scores keep their order."""
-        values = self.listed(raw=raw)
+    def by_relevance(
+        self, most: int | None = None, *, raw: bool = False
+    ) -> list[tuple[int, float]]:
+        """Return (index, score) of the `most` best documents, best first; equal scores keep the request's order."""
+        values = self.in_order(raw=raw)
         found = (self.log_odds if raw else self.scores).argsort(descending=True, stable=True)
         return [(place, values[place]) for place in found.tolist()[:most]]
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that tell which documents were not read as they are, in every protocol."""
+        """Return the headers that every protocol gets: the counts of `Prepared.headers`."""
         return self.prepared.headers(self.computed)
 
 
 def prepare_pairs(reranker: Reranker, call: RerankCall, settings: Settings) -> Prepared:
-    """Check a request's pairs against the limits and tokenise them.
+    """Check the pairs of a request against the limits, and tokenise them.
 
     Raises:
         ServeError: the request cannot be answered.
@@ -120,7 +123,7 @@ def prepare_pairs(reranker: Reranker, call: RerankCall, settings: Settings) -> P
 def _cut_documents(
     reranker: Reranker, documents: list[str], most: int | None
 ) -> tuple[list[str], list[bool]]:
-    """Keep at most so many tokens of each document; also return which were cut."""
+    """Cut each document to at most `most` tokens; return the documents, and for each whether it was cut."""
     if most is None:
         return documents, [False] * len(documents)
     kept, cut = [], []
@@ -137,7 +140,7 @@ def _cut_documents(
 def scores_of(
     reranker: Reranker, results: Sequence[Tensor], prepared: Prepared, computed: int, model: str
 ) -> Scores:
-    """Gather the log-odds of a request's pairs, each a scalar, and apply the reranker's activation."""
+    """Apply the reranker's activation to the log-odds of a request's pairs, each a scalar tensor."""
     with torch.inference_mode(False):
         log_odds = torch.stack([each.clone() for each in results])
     scores = activate(reranker.activation_fn, log_odds)

@@ -1,7 +1,7 @@
-"""The server's state, and the way of a request: parse and tokenise ─► queue ─► device ─► answer.
+"""The server's state, and the path of a request: parse and tokenise ─► queue ─► device ─► answer.
 
-The event loop only moves bytes and futures: parsing, tokenising and writing of answers run in two small pools of
-threads, the device has its own (`worker.py`).
+The event loop only moves bytes and futures. Requests are parsed and tokenised in one small thread pool, answers are
+written in another, and each model computes in a thread of its own (`worker.py`).
 """
 
 import asyncio
@@ -18,31 +18,31 @@ from torch import Tensor
 from lastword.embedder import Embedder
 from lastword.reranker import Reranker
 from lastword.serve.answers import Answer, stack
-from lastword.serve.errors import ServeError, bad_request, device_error, refuse_model
+from lastword.serve.errors import ServeError, bad_request, check_model_name, device_error
 from lastword.serve.http.keys import Keys
 from lastword.serve.metrics import Metrics
 from lastword.serve.reranking import Reranking
 from lastword.serve.settings import Settings
-from lastword.serve.texts import Call, Prepared, Preparer
+from lastword.serve.texts import EmbedCall, Prepared, Preparer
 from lastword.serve.waiting import Job, WaitingTexts
 from lastword.serve.worker import DeviceThread
 
-# The name of the built-in model; tools that look for embedding models in a list look for "embed" in the name.
+# The served name of the built-in model. It contains "embed", by which tools recognise embedding models in a list.
 BUILTIN_NAME = "lastword-builtin-embedding"
 T = TypeVar("T")
 
 
 class Service:
-    """One model, and a reranker if there is one, served by one process.
+    """One process that serves an embedding model and, optionally, a reranker.
 
     Args:
         settings: the server's settings.
-        load: opens the model.
-        ranges: [2, dim], for int8 and uint8 vectors.
-        load_reranker: opens a reranker, once the model is warm; None for a server without one.
+        load: opens the embedding model.
+        ranges: [2, dim], lowest and highest value of each dimension, for int8 and uint8; None if there are none.
+        load_reranker: opens the reranker, once the embedding model is warm; None for a server without a reranker.
 
     Raises:
-        InputError: the file of keys cannot be used.
+        InputError: the file of keys cannot be read, or holds no key.
     """
 
     def __init__(
@@ -55,72 +55,75 @@ class Service:
         self.settings, self.limits = settings, settings.limits
         self.keys = Keys(settings.key_file)
         self.waiting = WaitingTexts(self.limits.interactive_tokens)
-        self.device = DeviceThread(load, self.waiting, self._loaded, self._warm, self._failed)
+        self.device = DeviceThread(
+            load, self.waiting, self._on_loaded, self._on_warm, self._on_failed
+        )
         self.reranking: Reranking | None = None
         if load_reranker is not None:
-            self.reranking = Reranking(settings, load_reranker, self._reranker_warm, self._failed)
+            self.reranking = Reranking(
+                settings, load_reranker, self._on_reranker_warm, self._on_failed
+            )
         self.embedder: Embedder | None = None
         self.preparer: Preparer | None = None
-        self.error: Exception | None = None  # what ended the device's thread
-        self.on_ready: Callable[[], object] = lambda: (
-            None
-        )  # as `on_failure`, called in the device's thread
+        self.error: Exception | None = None  # what ended a model's thread
+        # Both are called in the thread of a model.
+        self.on_ready: Callable[[], object] = lambda: None
         self.on_failure: Callable[[], object] = lambda: None
         self.draining = False
-        self.connected = 0  # requests being read, computed or answered
+        self.connected = 0  # requests being received, computed or answered
         self.in_hand = 0  # of these, those whose bodies have been read
         self.created = int(time())
         self.metrics = Metrics(self)
         self._ranges = ranges
-        self._prepare = ThreadPoolExecutor(2, "lastword-serve-prepare")
-        self._answer = ThreadPoolExecutor(2, "lastword-serve-answer")
+        self._prepare_pool = ThreadPoolExecutor(2, "lastword-serve-prepare")
+        self._answer_pool = ThreadPoolExecutor(2, "lastword-serve-answer")
         self._space = lru_cache(256)(self._find_space)
 
-    # Called by the thread of the device.
+    # Called in the models' threads.
 
-    def _loaded(self, embedder: Embedder) -> None:
-        embedder.info.space_fingerprint()  # reads from the files once
+    def _on_loaded(self, embedder: Embedder) -> None:
+        embedder.info.space_fingerprint()  # reads the files now, and not during a request
         self.preparer, self.embedder = Preparer(embedder, self.settings), embedder
 
-    def _warm(self) -> None:
+    def _on_warm(self) -> None:
         if self.reranking is None:
             self.on_ready()
-        elif not self.draining:  # one after the other: loading needs memory
+        elif not self.draining:  # not earlier: two models loading at once would need more memory
             self.reranking.device.start()
 
-    def _reranker_warm(self) -> None:
+    def _on_reranker_warm(self) -> None:
         self.on_ready()
 
-    def _failed(self, error: Exception) -> None:
+    def _on_failed(self, error: Exception) -> None:
         self.error = error
         self.on_failure()
 
-    # What is told about the server.
+    # The state of the server.
 
     @property
     def model(self) -> Embedder:
-        """The model; ServeError while it is not loaded."""
+        """The embedding model; ServeError until it is loaded and warm, and after it has failed."""
         if self.embedder is None or not self.device.ready:
             raise ServeError(503, "the model is being loaded", code="loading", retry_seconds=1.0)
         return self.embedder
 
     @property
-    def parts(self) -> "tuple[Service | Reranking, ...]":
-        """What has a model, a queue and a thread: this one and, if there is a reranker, its own."""
+    def backends(self) -> "tuple[Service | Reranking, ...]":
+        """What has a model, a queue and a thread: this service and, if there is one, its reranker."""
         return (self,) if self.reranking is None else (self, self.reranking)
 
-    def part(self, path: str, *, reranks: bool) -> "Service | Reranking":
-        """Return what computes the answers of a path; ServeError if it is the reranker and there is none."""
+    def backend(self, path: str, *, reranks: bool) -> "Service | Reranking":
+        """Return what computes the answers of a path; ServeError if that is the reranker and there is none."""
         if not reranks:
             return self
         if self.reranking is None:
-            said = f"{path}: the model is no reranker; start the server with --reranker, or use /similarity."
+            said = f"{path}: this server has no reranker; start it with --reranker, or use /similarity."
             raise bad_request(said, code="not_supported")
         return self.reranking
 
     @property
     def name(self) -> str:
-        """The name under which the model is served."""
+        """The name that requests and answers use for the embedding model."""
         if self.settings.model_name is not None:
             return self.settings.model_name
         name = self.model.name
@@ -129,28 +132,28 @@ class Service:
         return Path(name).name if Path(name).is_dir() else name
 
     def check_model(self, asked: str | None) -> None:
-        """Raise ServeError unless the request asks for the model that is served, or for none."""
-        refuse_model(asked, self.name)
+        """Raise ServeError if a request names another model."""
+        check_model_name(asked, self.name)
 
     def check_ready(self) -> None:
-        """Raise ServeError while a model is loaded, after it has failed, and while the server ends."""
-        for part in self.parts:
-            _ = part.model
+        """Raise ServeError while a model is loading, after one has failed, and while the server is stopping."""
+        for backend in self.backends:
+            _ = backend.model
         if self.draining:
             raise ServeError(503, "the server is stopping", code="stopping", retry_seconds=2.0)
 
-    # The way of a request.
+    # The path of a request.
 
-    def check_open(self, part: "Service | Reranking | None" = None) -> None:
-        """Raise ServeError while the server starts, ends or has too much to do.
+    def check_open(self, backend: "Service | Reranking | None" = None) -> None:
+        """Raise ServeError while the server cannot take a request: it is starting, stopping or overloaded.
 
         Args:
-            part: whose queue the request is for; None for that of the embedding model.
+            backend: has the queue that the request is for; None for this service's own.
         """
         self.check_ready()
-        part = part or self
-        limits, waiting = self.limits, part.waiting.tokens
-        speed = part.device.tokens_per_second
+        backend = backend or self
+        limits, waiting = self.limits, backend.waiting.tokens
+        speed = backend.device.tokens_per_second
         seconds = waiting / speed if speed else 0.0
         if (
             self.in_hand >= limits.max_requests
@@ -162,42 +165,45 @@ class Service:
             )
 
     @contextmanager
-    def handling(self) -> Iterator[None]:
-        """Count a request as one in hand during the `with` block."""
+    def count_in_hand(self) -> Iterator[None]:
+        """Count a request in `in_hand` during the `with` block."""
         self.in_hand += 1
         try:
             yield
         finally:
             self.in_hand -= 1
 
-    async def in_prepare(self, work: Callable[[], T]) -> T:
-        """Parse or tokenise outside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._prepare, work)
+    async def run_in_prepare_pool(self, work: Callable[[], T]) -> T:
+        """Run `work`, which parses or tokenises, outside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._prepare_pool, work)
 
-    async def in_answer(self, work: Callable[[], T]) -> T:
-        """Write an answer outside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._answer, work)
+    async def run_in_answer_pool(self, work: Callable[[], T]) -> T:
+        """Run `work`, which writes an answer, outside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._answer_pool, work)
 
-    def prepare(self, call: Call) -> Prepared:
-        """Check and tokenise the texts of a request; called outside the event loop."""
+    def prepare(self, call: EmbedCall) -> Prepared:
+        """Check and tokenise the texts of a request; call it outside the event loop."""
         _ = self.model
         assert self.preparer is not None
         return self.preparer.prepare(call)
 
     async def compute(
-        self, owner: str, prepared: Prepared, part: "Service | Reranking | None" = None
+        self, owner: str, prepared: Prepared, backend: "Service | Reranking | None" = None
     ) -> Job:
-        """Queue the texts, and wait for their results; if this is cancelled, they leave the queue.
+        """Queue the texts and wait for their results. If the wait is cancelled, they leave the queue.
 
         Args:
-            owner: the client, for fairness.
+            owner: the client; clients take turns.
             prepared: the texts or pairs.
-            part: whose queue they are for; None for that of the embedding model.
+            backend: has the queue to use; None for this service's own.
+
+        Returns:
+            The job, with a tensor as the result of each text.
 
         Raises:
-            ServeError: a text could not be computed, or not in time.
+            ServeError: a text could not be computed, or not in time, or the server is stopping.
         """
-        loop, waiting = asyncio.get_running_loop(), (part or self).waiting
+        loop, waiting = asyncio.get_running_loop(), (backend or self).waiting
         done: asyncio.Future[None] = loop.create_future()
 
         def finish() -> None:
@@ -222,7 +228,7 @@ class Service:
         return job
 
     def _measure(self, job: Job) -> None:
-        """Count a job that has its results."""
+        """Add a finished job to the metrics."""
         now, started, metrics = monotonic(), job.started or job.began, self.metrics
         metrics.queue.observe(started - job.began)
         metrics.inference.observe(now - started)
@@ -233,7 +239,7 @@ class Service:
             metrics.length.observe(len(ids))
 
     def answer(self, job: Job) -> Answer:
-        """Gather a job's vectors; called outside the event loop."""
+        """Collect the vectors of a finished job; call it outside the event loop."""
         wanted = job.prepared.format
         vectors = stack([each for each in job.results if isinstance(each, Tensor)])
         space = self._space(wanted.dim, wanted.normalize)
@@ -248,15 +254,15 @@ class Service:
             ranges=self._ranges,
         )
 
-    def _find_space(self, dim: int, normalize: bool) -> str:  # noqa: FBT001  of a cache
+    def _find_space(self, dim: int, normalize: bool) -> str:  # noqa: FBT001  cached by position
         return self.model.info.space_fingerprint(dim, normalize_embeddings=normalize)
 
     def close(self, seconds: float) -> None:
-        """End the threads; the devices are given so long to finish."""
+        """Stop the threads; those of the models get `seconds` in all to finish what is queued."""
         end = monotonic() + seconds
-        for part in self.parts:
-            part.waiting.close()
-        for part in self.parts:
-            part.device.stop(max(0.0, end - monotonic()))
-        self._prepare.shutdown(wait=False, cancel_futures=True)
-        self._answer.shutdown(wait=False, cancel_futures=True)
+        for backend in self.backends:
+            backend.waiting.close()
+        for backend in self.backends:
+            backend.device.stop(max(0.0, end - monotonic()))
+        self._prepare_pool.shutdown(wait=False, cancel_futures=True)
+        self._answer_pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What the server's options are and what they are by default; `GET /info` shows the limits."""
+"""The server's settings and their defaults."""
 
 import ipaddress
 from dataclasses import dataclass, field
@@ -9,20 +9,20 @@ from lastword.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one server; each is an option of `lastword serve`.
+    """The limits of one server. Each is an option of `lastword serve`, and `GET /info` shows them.
 
     Args:
-        max_body_bytes: bytes of one body.
-        max_inputs: texts in one request.
-        max_characters: characters of one text.
-        max_request_tokens: tokens of one request, after texts are cut.
-        max_queued_tokens: when this many tokens wait, further requests are refused with status 429.
-        max_queue_seconds: the same, when the waiting tokens would take this long at the recent speed.
-        max_requests: requests in hand whose bodies have been read.
+        max_body_bytes: most bytes in the body of a request.
+        max_inputs: most texts in a request.
+        max_characters: most characters in a text.
+        max_request_tokens: most tokens in a request, after its texts are cut.
+        max_queued_tokens: once this many tokens wait, further requests are refused with status 429.
+        max_queue_seconds: also refused (429) once the waiting tokens would take longer than this at the recent speed.
+        max_requests: also refused (429) while this many requests have been read and not yet answered.
         interactive_tokens: requests of at most this many tokens go ahead of larger ones.
-        body_seconds: time for a client to send a request, or to wait before its next one.
-        request_seconds: time from a request's body to its answer.
-        drain_seconds: time to answer what was accepted, after SIGTERM.
+        body_seconds: seconds a client may take to send a request, or leave a connection idle.
+        request_seconds: seconds a request may spend in the queue and on the device.
+        drain_seconds: after SIGTERM, seconds to answer the requests that were accepted.
     """
 
     max_body_bytes: int = 8 << 20
@@ -40,19 +40,19 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything about a server but its model.
+    """The settings of one server, apart from its models.
 
     Args:
         host: address to listen on.
         port: port to listen on; 0 lets the system choose.
-        limits: the limits.
-        key_file: file with one key per line; None allows every request.
-        insecure: allow a public address without keys.
-        truncate: cut texts that are too long unless a request asks otherwise; by default they are refused.
-        accept_token_ids: accept token ids as input.
-        log_format: "text" or "json".
-        tls_cert, tls_key: files for TLS.
-        model_name: the name under which the model is served; None for its own.
+        limits: limits of requests, the queue and time.
+        key_file: file with one key per line; None accepts requests without a key.
+        insecure: allow `host` to be a public address without keys.
+        truncate: cut texts that are too long, unless a request says otherwise; by default they are refused.
+        accept_token_ids: accept token ids in place of texts.
+        log_format: "text" or "json" (one object per line).
+        tls_cert, tls_key: files with the certificate chain and the private key for TLS; both or neither.
+        model_name: the name that requests and answers use for the embedding model; None for its own name.
 
     Raises:
         ConfigError: a public address without keys, or one of the two TLS files without the other.
@@ -77,14 +77,14 @@ class Settings:
                 "a public address without keys",
                 got=self.host,
                 expected="127.0.0.1, or --api-key-file",
-                remedy="Name a file with keys, or pass --insecure to let everybody in.",
+                remedy="Name a file of keys, or pass --insecure to accept requests from everybody.",
             )
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ConfigError("--tls-cert", "needs --tls-key, and the other way round")
+            raise ConfigError("--tls-cert", "must be given together with --tls-key")
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach the address."""
+    """Return whether `host` is an address that only this machine can reach."""
     if host == "localhost":
         return True
     try:

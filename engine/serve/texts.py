@@ -1,4 +1,4 @@
-"""From a request's texts to items that can be queued: prompt, token ids, limits. Runs outside the event loop."""
+"""Turn a request's texts into items for the queue: prompts, token ids, limits. Runs outside the event loop."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -12,27 +12,27 @@ from lastword.serve.errors import ServeError, bad_request, from_lastword
 from lastword.serve.settings import Settings
 from lastword.text.tokenizer import TextTokenizer, TruncationSide
 
-# What protocols call queries and documents.
+# The words that the protocols use for queries and for documents.
 _QUERY = {"query", "search_query", "retrieval.query"}
 _DOCUMENT = {"document", "passage", "search_document", "retrieval.passage", "retrieval.document"}
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What a request asks for, in any protocol.
+class EmbedCall:
+    """A request for vectors, in whichever protocol it came.
 
     Args:
-        inputs: texts, or token ids of texts.
+        inputs: the texts, or the token ids of each text.
         prompt_name: name of one of the model's prompts.
-        prompt: the prompt itself.
-        kind: what the texts are: input_type or task of the protocols, a name for query, document or a prompt.
-        dim: number of leading dimensions to keep; None for the model's.
-        normalize: scale to length 1 even if the model does not.
-        refuse_unnormalized: vectors as they are before scaling are asked for, which not every model has.
-        truncate: cut texts that are too long; None for the server's setting.
-        side: which end is cut off, "left" or "right"; None for the tokenizer's.
-        max_tokens: tokens per text, at most the model's; None for that.
-        field: the name of the inputs in the protocol, for messages.
+        prompt: the prompt itself. At most one of `prompt`, `prompt_name` and `kind` is given.
+        kind: the protocol's `input_type` or `task`: a word for query or document, or the name of a prompt.
+        dim: number of leading dimensions to keep; None keeps all.
+        normalize: scale vectors to length 1 even if the model does not.
+        refuse_unnormalized: the request wants vectors that are not scaled to length 1; refuse it if the model scales.
+        truncate: whether to cut texts that are too long; None for the server's setting.
+        side: the end to cut off, "left" or "right"; None for the tokenizer's setting.
+        max_tokens: most tokens per text. The model's limit holds too, and alone where this is None.
+        field: the protocol's name for the inputs, for messages.
     """
 
     inputs: Sequence[str] | Sequence[Sequence[int]]
@@ -50,14 +50,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The items of one request.
+    """The texts of one request as token ids; for a reranker, a text is a whole pair.
 
     Args:
-        ids: the token ids of each text.
+        ids: the token ids of each text, with prompt and template.
         cut: for each text, whether it was cut.
-        unknown: number of texts with words or characters that the model does not know.
-        prompt: the prompt's token ids if the model may keep them, else ().
-        format: the format of the vectors, always float32.
+        unknown: number of texts that contain the tokenizer's unknown token.
+        prompt: token ids of the prompt, if the model may keep its keys and values, else ().
+        format: the format of the results; its precision is always float32.
     """
 
     ids: list[tuple[int, ...]]
@@ -68,16 +68,16 @@ class Prepared:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of all texts."""
+        """Number of tokens in all texts."""
         return sum(map(len, self.ids))
 
     @property
     def cut_places(self) -> list[int]:
-        """The places of the texts that were cut."""
-        return [place for place, cut in enumerate(self.cut) if cut]
+        """The indices of the texts that were cut."""
+        return [index for index, cut in enumerate(self.cut) if cut]
 
     def headers(self, computed: int) -> dict[str, str]:
-        """Return the headers that tell which texts were not read as they are, and how many tokens were computed."""
+        """Return headers with the number of tokens, the texts that were cut, and the number with unknown tokens."""
         cut = self.cut_places
         listed = ",".join(map(str, cut[:100])) + (",..." if len(cut) > 100 else "")
         return {
@@ -100,8 +100,8 @@ class Preparer:
             tokenizer.truncation_side = side
             self._tokenizers[side] = tokenizer
 
-    def prepare(self, call: Call) -> Prepared:
-        """Check a request's texts against the limits and tokenise them.
+    def prepare(self, call: EmbedCall) -> Prepared:
+        """Check the texts of a request against the limits, and tokenise them.
 
         Raises:
             ServeError: the request cannot be answered.
@@ -131,11 +131,11 @@ class Preparer:
         check_tokens(done, call.field, limits.max_request_tokens)
         return done
 
-    def prompt(self, call: Call) -> str:
+    def prompt(self, call: EmbedCall) -> str:
         """Return the prompt to put before each text.
 
         Raises:
-            ServeError: there is no such prompt, or two are asked for.
+            ServeError: there is no such prompt, or the request names it in more than one way.
         """
         given = [each for each in (call.prompt_name, call.prompt, call.kind) if each is not None]
         if len(given) > 1:
@@ -150,7 +150,9 @@ class Preparer:
         except LastwordError as error:
             raise from_lastword(error, "prompt") from None
 
-    def _from_texts(self, call: Call, prompt: str, most: int) -> tuple[list[list[int]], list[bool]]:
+    def _from_texts(
+        self, call: EmbedCall, prompt: str, most: int
+    ) -> tuple[list[list[int]], list[bool]]:
         texts = [each for each in call.inputs if isinstance(each, str)]
         tokenizer = self._tokenizers.get(call.side or "", self._embedder.info.tokenizer)
         try:
@@ -160,13 +162,15 @@ class Preparer:
             raise from_lastword(error, call.field) from None
         return tokens.ids, tokens.cut
 
-    def _from_ids(self, call: Call, prompt: str, most: int) -> tuple[list[list[int]], list[bool]]:
-        """Put the prompt and the template around token ids, and cut them like texts."""
+    def _from_ids(
+        self, call: EmbedCall, prompt: str, most: int
+    ) -> tuple[list[list[int]], list[bool]]:
+        """Add the prompt and the template to token ids, and cut them as texts are cut."""
         if not self._settings.accept_token_ids:
             raise bad_request(
-                f"{call.field}: token ids are not accepted: those of another tokenizer would give wrong vectors "
+                f"{call.field}: token ids are not accepted, since ids from another tokenizer would give wrong vectors "
                 "without an error. Send texts; in langchain-openai set check_embedding_ctx_length=False. If the ids "
-                "are of this model's tokenizer, start the server with --accept-token-ids.",
+                "come from this model's tokenizer, start the server with --accept-token-ids.",
                 call.field,
                 "token_ids",
             )
@@ -183,7 +187,7 @@ class Preparer:
             if max(inner, default=0) >= tokenizer.vocab_size or min(inner, default=0) < 0:
                 expected = f"0 to {tokenizer.vocab_size - 1}"
                 raise bad_request(
-                    f"{call.field} {number}: unknown token; expected {expected}.", call.field
+                    f"{call.field} {number}: unknown token id; expected {expected}.", call.field
                 )
             left = (call.side or tokenizer.truncation_side) == "left"
             kept = inner[max(0, len(inner) - room) :] if left else inner[:room]
@@ -191,8 +195,8 @@ class Preparer:
             cut.append(len(kept) < len(inner))
         return ids, cut
 
-    def _check_cut(self, call: Call, cut: list[bool], prompt: str, most: int) -> None:
-        """Refuse a text that is too long, unless the request or the server lets it be cut."""
+    def _check_cut(self, call: EmbedCall, cut: list[bool], prompt: str, most: int) -> None:
+        """Raise ServeError for a text that was cut, unless the request or the server allows cutting."""
         truncate = self._settings.truncate if call.truncate is None else call.truncate
         if truncate or True not in cut:
             return
@@ -210,10 +214,10 @@ class Preparer:
 
 
 def as_inputs(value: object, field: str) -> list[str] | list[list[int]]:
-    """Return the inputs of a body as a list of texts or a list of token ids.
+    """Return the inputs of a body as a list of texts, or as the token ids of each text.
 
     Raises:
-        ServeError: it is neither a text, a list of texts, token ids, nor a list of token ids.
+        ServeError: it is none of: a text, a list of texts, token ids, a list of lists of token ids.
     """
     if isinstance(value, str):
         return [value]
@@ -226,12 +230,12 @@ def as_inputs(value: object, field: str) -> list[str] | list[list[int]]:
             return [value]
         if all(isinstance(each, list) and all(type(i) is int for i in each) for each in value):
             return value
-    expected = "a text, a list of texts, token ids, or a list of token ids"
-    raise bad_request(f"{field}: of the wrong type; expected {expected}.", field)
+    expected = "a text, a list of texts, token ids, or a list of lists of token ids"
+    raise bad_request(f"{field}: wrong type; expected {expected}.", field)
 
 
 def check_tokens(prepared: Prepared, field: str, most: int) -> None:
-    """Raise ServeError if a request has too many tokens."""
+    """Raise ServeError if a request has more than `most` tokens."""
     if prepared.tokens > most:
         raise ServeError(
             413,
@@ -244,16 +248,16 @@ def check_tokens(prepared: Prepared, field: str, most: int) -> None:
 def check_inputs(
     inputs: Sequence[str] | Sequence[Sequence[int]], field: str, most: int, characters: int
 ) -> None:
-    """Hold the inputs to the limits that need no tokenizer.
+    """Check the inputs against the limits that need no tokenizer.
 
     Args:
-        inputs: texts, or token ids of texts.
-        field: their name in the protocol, for messages.
-        most: how many there may be.
-        characters: how many characters, or token ids, each may have.
+        inputs: the texts, or the token ids of each text.
+        field: the protocol's name for the inputs, for messages.
+        most: largest number of inputs.
+        characters: largest number of characters, or of token ids, in one input.
 
     Raises:
-        ServeError: a limit is exceeded, or a text is not valid Unicode.
+        ServeError: there is no input, a limit is exceeded, or a text is not valid Unicode.
     """
     if not inputs:
         raise bad_request(f"{field}: empty; expected at least one text.", field, "empty")

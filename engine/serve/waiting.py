@@ -1,6 +1,9 @@
-"""The texts that wait for the device: small requests first, clients in turn, equal texts once, cancelled ones never.
+"""The queue of texts for the device. Small requests go first, clients take turns, equal texts are computed once.
 
-submit ─► lanes ─► get ─► Loop.results ─► deliver ─► the requests that wait for the text
+submit ─► lanes ─► get ─► Loop.results ─► deliver ─► the jobs that wait for the text
+
+A job is a request in the queue. A lane is a queue for requests of one size, small or large. `Loop.results` reads
+texts in groups; a group is about one batch of texts, all from one lane.
 """
 
 import threading
@@ -15,19 +18,19 @@ from lastword.model.postprocess import VectorFormat
 from lastword.runtime.results import Item
 from lastword.serve.texts import Prepared
 
-# Of so many groups in a row, one is of large requests if any wait, whatever small ones wait.
-_TURNS = 4
-# Clients remembered for fairness before those that have had no more than the others are forgotten.
-_MOST_OWNERS = 1024
+# One in this many groups comes from the lane of large requests, if any wait; the others prefer small ones.
+_LARGE_EVERY = 4
+# A lane that knows more clients than this forgets those without waiting texts whose count is not above a new client's.
+_MAX_OWNERS = 1024
 
 
 class Job:
     """One request in the queue, and its results as they come.
 
     Args:
-        owner: the client, for fairness.
-        prepared: its texts.
-        done: called by the thread of the device once all texts have a result.
+        owner: the client; clients take turns.
+        prepared: the texts of the request.
+        done: called in the device's thread once every text has a result.
     """
 
     def __init__(self, owner: str, prepared: Prepared, done: Callable[[], object]) -> None:
@@ -35,70 +38,83 @@ class Job:
         self.began = monotonic()
         self.started: float | None = None  # when the device took the first of its texts
         self.results: list[Tensor | Exception | None] = [None] * len(prepared.ids)
-        self.left = len(prepared.ids)
+        self.left = len(prepared.ids)  # number of texts without a result
         self.computed = 0.0  # its share of the tokens that were computed
-        self.waits: list[Waiting] = []
+        self.waits: list[WaitingText] = []
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
-    """One distinct text in the queue or on the device, and the places of the jobs that wait for it."""
+class WaitingText:
+    """A text in the queue or on the device; of equal texts there is one.
+
+    Args:
+        key: the text's token ids and the format of its result; texts with equal keys are equal.
+        prompt: token ids of the prompt, if the model may keep its keys and values, else ().
+        owner: the client that sent it first.
+        lane: the lane in which it waits; None once the device has it.
+        since: when it entered the queue, by `monotonic()`.
+        jobs: the jobs that wait for it, each with the text's index in the job.
+    """
 
     key: tuple[tuple[int, ...], VectorFormat]
     prompt: tuple[int, ...]
     owner: str
-    lane: "Lane | None"  # None once the device has it
+    lane: "Lane | None"
     since: float
     jobs: list[tuple[Job, int]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
-        """Number of its tokens."""
+        """Number of tokens in the text."""
         return len(self.key[0])
 
     def __str__(self) -> str:
-        """Return how the loop's errors name it: nothing of the text itself."""
+        """Return how the loop's errors name the text, without quoting it: `text of the request`."""
         return "of the request"
 
 
 class Lane:
-    """Waiting texts of several clients; the client that has had the fewest tokens is next."""
+    """Waiting texts of several clients. The client that has been given the fewest tokens is served next."""
 
     def __init__(self) -> None:
-        self._owners: dict[str, dict[int, Waiting]] = {}  # in the order of arrival
-        self._had: dict[str, float] = {}
-        self._floor = 0.0  # of the client served last: a new one starts there, not at nothing
+        self._owners: dict[str, dict[int, WaitingText]] = {}  # per client, in order of arrival
+        self._given: dict[str, float] = {}  # tokens given to each client
+        # What the client served last had been given before. A new client starts there; starting at 0, it would hold
+        # up the others.
+        self._floor = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._owners)
 
-    def add(self, text: Waiting) -> None:
-        """Put a text behind those of its client."""
-        self._had[text.owner] = max(self._had.get(text.owner, 0.0), self._floor)
+    def add(self, text: WaitingText) -> None:
+        """Add a text after the others of its client."""
+        self._given[text.owner] = max(self._given.get(text.owner, 0.0), self._floor)
         self._owners.setdefault(text.owner, {})[id(text)] = text
 
-    def remove(self, text: Waiting) -> None:
-        """Take a text out."""
+    def remove(self, text: WaitingText) -> None:
+        """Remove a text."""
         texts = self._owners[text.owner]
         del texts[id(text)]
         if not texts:
             del self._owners[text.owner]
-            if len(self._had) > _MOST_OWNERS:
-                self._had = {
-                    o: had for o, had in self._had.items() if had > self._floor or o in self._owners
+            if len(self._given) > _MAX_OWNERS:
+                self._given = {
+                    o: had
+                    for o, had in self._given.items()
+                    if had > self._floor or o in self._owners
                 }
 
-    def pop(self) -> Waiting:
-        """Take out the next text."""
-        owner = min(self._owners, key=self._had.__getitem__)
+    def pop(self) -> WaitingText:
+        """Remove and return the next text."""
+        owner = min(self._owners, key=self._given.__getitem__)
         text = next(iter(self._owners[owner].values()))
-        self._floor = self._had[owner]
-        self._had[owner] += text.tokens
+        self._floor = self._given[owner]
+        self._given[owner] += text.tokens
         self.remove(text)
         return text
 
     def oldest(self) -> float | None:
-        """Return since when the text that arrived first waits."""
+        """Return when the oldest text arrived, by `monotonic()`; None if no text waits."""
         firsts = [next(iter(texts.values())).since for texts in self._owners.values()]
         return min(firsts, default=None)
 
@@ -106,28 +122,27 @@ class Lane:
 class WaitingTexts:
     """The queue that `Loop.results` reads; safe to use from several threads.
 
-    A group of the loop is one batch's tokens at most, so that what arrives meanwhile can go before what waits.
+    A group ends with the text that fills a batch, so that a small request that arrives meanwhile can be in the next.
 
     Args:
-        interactive_tokens: a job of at most so many tokens goes before larger ones.
+        interactive_tokens: jobs of at most this many tokens go ahead of larger ones.
     """
 
     def __init__(self, interactive_tokens: int) -> None:
         self._interactive_tokens = interactive_tokens
-        self.group_tokens = 1024  # set to a batch's tokens once the model is loaded
+        self.group_tokens = 1024  # set to the tokens of a full batch once the model is loaded
         self._changed = threading.Condition()
         self._small, self._large = Lane(), Lane()
-        self._known: dict[tuple[tuple[int, ...], VectorFormat], Waiting] = {}
+        self._known: dict[tuple[tuple[int, ...], VectorFormat], WaitingText] = {}
         self._group: Lane | None = None
         self._room, self._turn, self._closed = 0, 0, False
-        self.tokens = 0  # of the texts that wait
-        self.texts = 0
+        self.tokens = self.texts = 0  # in the queue
 
     def submit(self, job: Job) -> bool:
-        """Queue the texts of a job; those that wait or are computed already are waited for only.
+        """Queue the texts of a job. A text equal to one in the queue or on the device shares its result.
 
         Returns:
-            False if the queue is closed.
+            False if the queue is closed, else True.
         """
         prepared = job.prepared
         lane = self._small if prepared.tokens <= self._interactive_tokens else self._large
@@ -138,9 +153,9 @@ class WaitingTexts:
                 key = ids, prepared.format
                 text = self._known.get(key)
                 if text is None:
-                    text = Waiting(key, prepared.prompt, job.owner, lane, monotonic())
+                    text = WaitingText(key, prepared.prompt, job.owner, lane, monotonic())
                     self._known[key] = text
-                    self._count(text, 1)
+                    self._add_to_totals(text, 1)
                     lane.add(text)
                 elif text.lane is self._large and lane is self._small:
                     text.lane.remove(text)
@@ -152,26 +167,29 @@ class WaitingTexts:
             return True
 
     def cancel(self, job: Job) -> None:
-        """Take out the texts that only this job waits for, unless the device has them."""
+        """Remove the texts that no other job waits for; those that the device has stay there."""
         with self._changed:
             for text in job.waits:
                 text.jobs = [pair for pair in text.jobs if pair[0] is not job]
                 if not text.jobs and text.lane is not None:
                     text.lane.remove(text)
                     text.lane = None
-                    self._count(text, -1)
+                    self._add_to_totals(text, -1)
                     del self._known[text.key]
             job.waits.clear()
 
-    def get(self, block: bool = True) -> Item | None:  # noqa: FBT001, FBT002  as of a queue.Queue
+    def get(self, block: bool = True) -> Item | None:  # noqa: FBT001, FBT002  as queue.Queue has it
         """Return the next item of the group; None once the queue is closed and empty.
 
+        Args:
+            block: begin a new group, and wait for its first item.
+
         Raises:
-            Empty: the group is complete, or nothing waits.
+            Empty: the group is complete, or nothing waits; only without `block`.
         """
         with self._changed:
             if block:
-                self._group = None  # a new group
+                self._group = None
             text = self._next()
             while text is None and block and not self._closed:
                 self._changed.wait()
@@ -182,7 +200,7 @@ class WaitingTexts:
                 return None
             raise Empty
 
-    def _next(self) -> Waiting | None:
+    def _next(self) -> WaitingText | None:
         if self._group is None:
             self._group, self._room = self._choose(), self.group_tokens
         if not self._group or self._room <= 0:
@@ -191,27 +209,27 @@ class WaitingTexts:
         text = self._group.pop()
         text.lane = None
         self._room -= text.tokens
-        self._count(text, -1)
+        self._add_to_totals(text, -1)
         for job, _ in text.jobs:
             job.started = job.started or monotonic()
         return text
 
     def _choose(self) -> Lane | None:
-        """Choose the lane of the next group."""
+        """Return the lane of the next group; None if nothing waits."""
         if not self._small and not self._large:
             return None
-        self._turn = (self._turn + 1) % _TURNS
+        self._turn = (self._turn + 1) % _LARGE_EVERY
         if self._small and not (self._large and self._turn == 0):
             return self._small
         return self._large
 
-    def deliver(self, text: Waiting, result: Tensor | Exception, computed: float) -> None:
+    def deliver(self, text: WaitingText, result: Tensor | Exception, computed: float) -> None:
         """Give a text's result to the jobs that wait for it.
 
         Args:
-            text: the tag of its item.
-            result: its vector or its error.
-            computed: its share of the tokens that its batch computed.
+            text: the text; it is the tag of its item.
+            result: its vector (or log-odds) or its error.
+            computed: its share of the tokens that its batch computed; divided equally among the jobs.
         """
         with self._changed:
             jobs, text.jobs = text.jobs, []
@@ -227,7 +245,7 @@ class WaitingTexts:
             job.done()
 
     def fail(self, error: Exception) -> None:
-        """Give every text, waiting or on the device, this error, and accept no more."""
+        """Close the queue, and give this error as the result of every text in it or on the device."""
         with self._changed:
             self._closed = True
             texts = list(self._known.values())
@@ -238,17 +256,17 @@ class WaitingTexts:
             self.deliver(text, error, 0.0)
 
     def close(self) -> None:
-        """Accept no more; the loop ends once the queue is empty."""
+        """Accept no more texts; the loop ends once the queue is empty."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
     def age(self) -> float:
-        """Return for how many seconds the text that arrived first has waited."""
+        """Return how many seconds the oldest text has waited; 0 if none waits."""
         with self._changed:
             ages = [at for at in (self._small.oldest(), self._large.oldest()) if at is not None]
         return monotonic() - min(ages) if ages else 0.0
 
-    def _count(self, text: Waiting, sign: int) -> None:
+    def _add_to_totals(self, text: WaitingText, sign: int) -> None:
         self.tokens += sign * text.tokens
         self.texts += sign

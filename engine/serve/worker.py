@@ -1,4 +1,4 @@
-"""The thread of the device: loads the model, warms it up, then runs the one loop of the engine on the queue."""
+"""The device's thread: it loads a model, warms it up, then runs the engine's loop on the queue."""
 
 import threading
 from collections.abc import Callable
@@ -7,24 +7,24 @@ from typing import Generic, TypeVar
 from lastword.embedder import Embedder
 from lastword.report import Report
 from lastword.reranker import Reranker
-from lastword.serve.waiting import Waiting, WaitingTexts
+from lastword.serve.waiting import WaitingText, WaitingTexts
 
-# How much one batch changes the average speed.
-_WEIGHT = 0.2
+# Weight of the last batch in the moving average of the speed.
+_SPEED_WEIGHT = 0.2
 
 
 Model = TypeVar("Model", Embedder, Reranker)
 
 
 class DeviceThread(Generic[Model]):
-    """Computes what `waiting` gives, in one thread.
+    """Computes the texts of a queue with one model, in one thread. All callables are called in that thread.
 
     Args:
-        load: opens the model; called in the thread.
+        load: opens the model.
         waiting: the queue.
-        loaded: called in the thread with the model, before it is warm.
-        warm: called in the thread once texts are computed.
-        failed: called in the thread if it ends by an error.
+        loaded: called with the model, before it is warmed up.
+        warm: called once the model is warm, before the first text.
+        failed: called with the error if the thread ends by one.
     """
 
     def __init__(
@@ -36,41 +36,41 @@ class DeviceThread(Generic[Model]):
         failed: Callable[[Exception], None],
     ) -> None:
         self._load: Callable[[], Model] = load
-        self._loaded: Callable[[Model], None] = loaded
-        self.waiting, self._warm, self._failed = waiting, warm, failed
+        self._on_loaded: Callable[[Model], None] = loaded
+        self.waiting, self._on_warm, self._on_failed = waiting, warm, failed
         self.report = Report()
-        self.tokens_per_second = 0.0  # requested tokens, of late; 0 before the first batch
-        self.batch_tokens = 0  # of the last batch
+        self.tokens_per_second = 0.0  # requested tokens, moving average; 0 before the first batch
+        self.batch_tokens = 0  # requested tokens of the last batch
         self.ready = False
         self.thread = threading.Thread(target=self._run, name="lastword-serve-device", daemon=True)
 
     def start(self) -> None:
-        """Start loading the model."""
+        """Start the thread, which first loads the model."""
         self.thread.start()
 
     def _run(self) -> None:
         try:
             model = self._load()
-            self._loaded(model)
+            self._on_loaded(model)
             model.warm_up()
             self.waiting.group_tokens = model.loop.budget.limit
             self.ready = True
-            self._warm()
+            self._on_warm()
             self._compute(model)
             model.close()
-        except Exception as error:  # noqa: BLE001  whatever ends the thread, requests must not wait for it
+        except Exception as error:  # noqa: BLE001  whatever it is, requests must not wait for a dead thread
             self.ready = False
             self.waiting.fail(error)
-            self._failed(error)
+            self._on_failed(error)
 
     def _compute(self, model: Embedder | Reranker) -> None:
-        """Give each result to those who wait, with its share of the tokens that its batch computed."""
+        """Deliver each result, with its text's share of the tokens that its batch computed."""
         requested = computed = batches = 0
         seconds, share = 0.0, 0.0
         report = self.report
         results = model.results if isinstance(model, Reranker) else model.loop.results
         for tag, result in results(self.waiting, report):
-            assert isinstance(tag, Waiting)
+            assert isinstance(tag, WaitingText)
             if report.batches != batches:  # the first result of a batch
                 asked, took = report.tokens_requested - requested, report.seconds - seconds
                 share = (report.tokens_computed - computed) / max(1, asked)
@@ -83,11 +83,11 @@ class DeviceThread(Generic[Model]):
         if seconds <= 0:
             return
         speed, before = tokens / seconds, self.tokens_per_second
-        self.tokens_per_second = speed if before == 0 else before + _WEIGHT * (speed - before)
+        self.tokens_per_second = speed if before == 0 else before + _SPEED_WEIGHT * (speed - before)
         self.batch_tokens = tokens
 
     def stop(self, seconds: float) -> None:
-        """Let the thread finish what waits, and wait for it."""
+        """Close the queue, and wait up to `seconds` for the thread to finish what is queued."""
         self.waiting.close()
-        if self.thread.ident is not None:  # else it was never started
+        if self.thread.ident is not None:  # None: it was never started
             self.thread.join(seconds)

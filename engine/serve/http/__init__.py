@@ -1,1 +1,1 @@
-"""The HTTP side of the server: routes, what surrounds a request, keys, connections and signals."""
+"""The HTTP side of the server: routes, keys, the log of requests, connections and signals."""

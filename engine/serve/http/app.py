@@ -1,4 +1,4 @@
-"""The routes: which path is answered by which function of `protocols`, and what its body may hold."""
+"""The routes: for each path, the model of its body and the functions of `protocols` that answer it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,7 +15,7 @@ from lastword.embedder import Embedder
 from lastword.errors import LastwordError
 from lastword.serve.answers import Answer, to_json
 from lastword.serve.errors import ServeError, from_lastword
-from lastword.serve.http.gate import LOG, Gate, error_answer
+from lastword.serve.http.gate import LOG, Gate, encode_error
 from lastword.serve.metrics import CONTENT_TYPE
 from lastword.serve.pairs import Scores
 from lastword.serve.protocols import body as bodies
@@ -31,31 +31,31 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
-    """A route that answers with something that a device computes.
+class ModelRoute:
+    """A route whose answer a model computes on its device.
 
     Args:
-        path: its path.
-        body: what its body may hold.
-        call: returns what a body asks for.
-        render: returns the answer from the vectors or the scores.
-        reranks: whether the reranker computes it.
+        path: path of the route.
+        body: model of the request's body.
+        call: turns the body into an `EmbedCall`, or into a `RerankCall` if `reranks`.
+        render: makes the answer from the body and the `Answer`, or the `Scores` if `reranks`.
+        reranks: whether the reranker computes the answer.
     """
 
     path: str
     body: type[Body]
-    call: Callable[[Any], Any]  # a Call; with `reranks` a RerankCall
+    call: Callable[[Any], Any]
     render: Callable[[Any, Any], Any]
     reranks: bool = False
 
 
-# Returns the route that the JSON of a body belongs to.
-Choose = Callable[[object], Computed]
+# Returns the route for the JSON value of a body.
+Choose = Callable[[object], ModelRoute]
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
-    """A route that answers from the model's files alone: `work` takes the model and the body."""
+class TokenizerRoute:
+    """A route that needs only the tokenizer: `work` makes the answer from the model and the body."""
 
     path: str
     body: type[Body]
@@ -63,30 +63,30 @@ class Plain:
 
 
 EMBEDDINGS = (
-    Computed("/v1/embeddings", openai.EmbeddingsBody, openai.call, openai.render),
-    Computed("/embed", tei.EmbedBody, tei.embed_call, tei.embed_render),
-    Computed("/similarity", tei.SimilarityBody, tei.similarity_call, tei.similarity_render),
-    Computed("/v2/embed", cohere.CohereEmbedBody, cohere.call, cohere.render),
-    Computed("/api/embed", ollama.OllamaEmbedBody, ollama.call, ollama.render),
+    ModelRoute("/v1/embeddings", openai.EmbeddingsBody, openai.call, openai.render),
+    ModelRoute("/embed", tei.EmbedBody, tei.embed_call, tei.embed_render),
+    ModelRoute("/similarity", tei.SimilarityBody, tei.similarity_call, tei.similarity_render),
+    ModelRoute("/v2/embed", cohere.CohereEmbedBody, cohere.call, cohere.render),
+    ModelRoute("/api/embed", ollama.OllamaEmbedBody, ollama.call, ollama.render),
 )
-# `/rerank` as of text-embeddings-inference comes first, then what is sent there or to `/v1/rerank` as of the others.
+# `/rerank` takes the bodies of two protocols: the first route here is TEI's, the second that of Jina and vLLM.
 RERANKINGS = (
-    Computed("/rerank", rerank.TeiRerankBody, rerank.tei_call, rerank.tei_render, reranks=True),
-    Computed("/v1/rerank", rerank.RerankBody, rerank.call, rerank.render, reranks=True),
-    Computed("/v2/rerank", rerank.RerankBody, rerank.call, rerank.cohere_render, reranks=True),
-    Computed("/score", rerank.ScoreBody, rerank.score_call, rerank.score_render, reranks=True),
+    ModelRoute("/rerank", rerank.TeiRerankBody, rerank.tei_call, rerank.tei_render, reranks=True),
+    ModelRoute("/v1/rerank", rerank.RerankBody, rerank.call, rerank.render, reranks=True),
+    ModelRoute("/v2/rerank", rerank.RerankBody, rerank.call, rerank.cohere_render, reranks=True),
+    ModelRoute("/score", rerank.ScoreBody, rerank.score_call, rerank.score_render, reranks=True),
 )
 ROUTES = {route.path: route for route in (*EMBEDDINGS, *RERANKINGS)}
-# Paths that get bodies of several routes, and what chooses the route.
+# Paths that take the bodies of several routes, and the function that returns the path of the right one.
 SHARED = {"/": tei.dispatch, "/rerank": rerank.rerank_path}
-PLAIN = (
-    Plain("/tokenize", tei.TokenizeBody, tei.tokenize),
-    Plain("/decode", tei.DecodeBody, tei.decode),
+TOKENIZER_ROUTES = (
+    TokenizerRoute("/tokenize", tei.TokenizeBody, tei.tokenize),
+    TokenizerRoute("/decode", tei.DecodeBody, tei.decode),
 )
 
 
 def make_app(service: Service) -> FastAPI:
-    """Make the application that answers for a service."""
+    """Make the ASGI application of a service."""
     app = FastAPI(
         title="lastword",
         version=lastword.__version__,
@@ -95,35 +95,35 @@ def make_app(service: Service) -> FastAPI:
         openapi_url=None,
     )
     for path in ("/", *ROUTES):
-        _add_computed(app, service, path)
-    for plain in PLAIN:
-        _add_plain(app, service, plain)
+        _add_model_route(app, service, path)
+    for route in TOKENIZER_ROUTES:
+        _add_tokenizer_route(app, service, route)
     for path in tei.REFUSED:
-        _add_refused(app, path)
+        _add_refused_route(app, path)
     _add_descriptions(app, service)
-    app.add_exception_handler(ServeError, _failed)  # type: ignore[arg-type]
-    app.add_exception_handler(HTTPException, _no_route)  # type: ignore[arg-type]
+    app.add_exception_handler(ServeError, _on_serve_error)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _on_http_error)  # type: ignore[arg-type]
     app.add_middleware(Gate, service=service)
     return app
 
 
-def _add_computed(app: FastAPI, service: Service, path: str) -> None:
-    """Add one path that answers with vectors or scores."""
+def _add_model_route(app: FastAPI, service: Service, path: str) -> None:
+    """Add a path that answers with vectors or scores."""
     find = SHARED.get(path)
     first = ROUTES["/embed" if path == "/" else path]
 
-    def choose(value: object) -> Computed:
+    def choose(value: object) -> ModelRoute:
         return first if find is None else ROUTES[find(value)]
 
     async def endpoint(request: Request) -> Response:
-        return await answered(request, lambda: _compute(service, request, first, choose))
+        return await respond(request, lambda: _compute(service, request, first, choose))
 
     shared = {"/rerank": (ROUTES["/v1/rerank"].body,)}
     add_post(app, path, (first.body, *shared.get(path, ())), endpoint)
 
 
-def _add_plain(app: FastAPI, service: Service, route: Plain) -> None:
-    """Add one route that computes nothing on the device."""
+def _add_tokenizer_route(app: FastAPI, service: Service, route: TokenizerRoute) -> None:
+    """Add a route that needs only the tokenizer."""
 
     async def work(request: Request) -> Response:
         service.check_open()
@@ -136,20 +136,20 @@ def _add_plain(app: FastAPI, service: Service, route: Plain) -> None:
             except LastwordError as error:
                 raise from_lastword(error) from None
 
-        with service.handling():
-            return Response(await service.in_prepare(answer), media_type=_JSON)
+        with service.count_in_hand():
+            return Response(await service.run_in_prepare_pool(answer), media_type=_JSON)
 
     async def endpoint(request: Request) -> Response:
-        return await answered(request, lambda: work(request))
+        return await respond(request, lambda: work(request))
 
     add_post(app, route.path, (route.body,), endpoint)
 
 
-def _add_refused(app: FastAPI, path: str) -> None:
-    """Add a route of TEI that says why there is no answer."""
+def _add_refused_route(app: FastAPI, path: str) -> None:
+    """Add a route of TEI that is always refused, with the reason."""
 
     async def endpoint(request: Request) -> Response:
-        return failed(tei.refuse(path), request.url.path)
+        return error_response(tei.refuse(path), request.url.path)
 
     app.add_api_route(path, endpoint, methods=["POST"], name=path, response_class=Response)
 
@@ -160,7 +160,7 @@ def add_post(
     accepted: Sequence[type[Body]],
     endpoint: Callable[[Request], Awaitable[Response]],
 ) -> None:
-    """Add a route with a body of one of these kinds, described in the OpenAPI document."""
+    """Add a POST route; the OpenAPI document says that it takes a body of one of the `accepted` models."""
     listed = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in accepted]
     reference: dict[str, Any] = listed[0] if len(listed) == 1 else {"anyOf": listed}
     content = {"requestBody": {"required": True, "content": {_JSON: {"schema": reference}}}}
@@ -169,76 +169,80 @@ def add_post(
     )
 
 
-async def answered(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
-    """Do the work of a request; an error that nobody foresaw becomes a 500 without details."""
+async def respond(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+    """Await `work` and return its response, or the error's; an unforeseen error becomes a 500 without details."""
     try:
         return await work()
     except ServeError as error:
         failure = error
-    except Exception as error:  # noqa: BLE001  a mistake of ours
+    except Exception as error:  # noqa: BLE001  a bug of ours
         LOG.error(
             "error", extra={"fields": {"kind": type(error).__name__, "path": request.url.path}}
         )
         failure = ServeError(500, "internal error")
-    return failed(failure, request.scope["state"].get("protocol", request.url.path))
+    return error_response(failure, request.scope["state"].get("protocol", request.url.path))
 
 
-def failed(error: ServeError, path: str) -> Response:
-    """Return the answer to a request that fails."""
-    status, content, headers = error_answer(error, path)
+def error_response(error: ServeError, path: str) -> Response:
+    """Return the response that tells an error, in the form of the path's protocol."""
+    status, content, headers = encode_error(error, path)
     return Response(content, status, headers, _JSON)
 
 
-async def _failed(request: Request, error: ServeError) -> Response:
-    return failed(error, request.url.path)
+async def _on_serve_error(request: Request, error: ServeError) -> Response:
+    return error_response(error, request.url.path)
 
 
-async def _no_route(request: Request, error: HTTPException) -> Response:
-    what = {404: "no such route", 405: "the route does not take this method"}
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    what = {404: "no such route", 405: "this route does not take this method"}
     said = what.get(error.status_code, "cannot be answered")
-    answer = failed(ServeError(error.status_code, f"{said}."), request.url.path)
+    answer = error_response(ServeError(error.status_code, f"{said}."), request.url.path)
     answer.headers.update(error.headers or {})
     return answer
 
 
-async def _compute(service: Service, request: Request, first: Computed, choose: Choose) -> Response:
+async def _compute(
+    service: Service, request: Request, first: ModelRoute, choose: Choose
+) -> Response:
     """Answer one request for vectors or scores.
 
     Args:
         service: the server's state.
         request: the request.
-        first: the route that the path stands for, whose queue must have room before the body is read.
-        choose: returns the route that the body's JSON belongs to.
+        first: the route to assume before the body is read; its queue must have room.
+        choose: returns the route for the JSON value of the body.
     """
-    service.check_open(service.part(first.path, reranks=first.reranks))
+    service.check_open(service.backend(first.path, reranks=first.reranks))
     content = await read_body(request, service.limits)
-    service.check_open(service.part(first.path, reranks=first.reranks))
+    service.check_open(service.backend(first.path, reranks=first.reranks))
     state = request.scope["state"]
 
-    def prepare() -> tuple[Computed, Body, Prepared]:
+    def prepare() -> tuple[ModelRoute, Body, Prepared]:
         with service.metrics.tokenization.time():
             value = bodies.read_json(content)
             route = choose(value)
-            state["protocol"] = route.path  # whose errors the client expects
-            part = service.part(route.path, reranks=route.reranks)
+            state["protocol"] = route.path  # an error takes the form of this protocol
+            backend = service.backend(route.path, reranks=route.reranks)
             if route.reranks is not first.reranks:
-                service.check_open(part)
+                service.check_open(backend)
             asked = bodies.validate(route.body, value)
-            part.check_model(getattr(asked, "model", None))
-            return route, asked, part.prepare(route.call(asked))
+            backend.check_model(getattr(asked, "model", None))
+            return route, asked, backend.prepare(route.call(asked))
 
-    with service.handling():
-        route, asked, prepared = await service.in_prepare(prepare)
-        part = service.part(route.path, reranks=route.reranks)
-        job = await until_gone(request, service.compute(str(state["owner"]), prepared, part))
+    with service.count_in_hand():
+        route, asked, prepared = await service.run_in_prepare_pool(prepare)
+        backend = service.backend(route.path, reranks=route.reranks)
+        job = await while_connected(
+            request, service.compute(str(state["owner"]), prepared, backend)
+        )
         if job is None:
             return Response(status_code=499)
 
         def render() -> tuple[bytes, Answer | Scores]:
-            answer = part.answer(job)
+            answer = backend.answer(job)
             return to_json(route.render(asked, answer)), answer
 
-        written, answer = await service.in_answer(render)
+        written, answer = await service.run_in_answer_pool(render)
     state["counts"] = {
         "texts": len(prepared.ids),
         "tokens": prepared.tokens,
@@ -247,10 +251,10 @@ async def _compute(service: Service, request: Request, first: Computed, choose: 
     return Response(written, 200, answer.headers(), _JSON)
 
 
-async def until_gone(request: Request, work: Awaitable[T]) -> T | None:
-    """Wait for work; if the client goes away, cancel it and return None."""
+async def while_connected(request: Request, work: Awaitable[T]) -> T | None:
+    """Await `work` and return its result; if the client disconnects first, cancel `work` and return None."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    gone = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         return await task if task.done() else None
@@ -261,19 +265,19 @@ async def until_gone(request: Request, work: Awaitable[T]) -> T | None:
                 await each
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """Read a body within its limits of size and time.
+    """Read the body of a request, within the limits on size and time.
 
     Raises:
-        ServeError: it is too large, too slow, compressed, or the client has gone.
+        ServeError: the body is too large, too slow or compressed, or the client has disconnected.
     """
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise ServeError(415, "content-encoding: not accepted; send the body as it is.")
+        raise ServeError(415, "content-encoding: not accepted; send the body uncompressed.")
     most, seconds = limits.max_body_bytes, limits.body_seconds
     too_large = ServeError(413, f"body: too large; expected at most {most:,} bytes.")
     length = request.headers.get("content-length", "0")
@@ -285,25 +289,25 @@ async def read_body(request: Request, limits: Limits) -> bytes:
             while True:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
-                    raise ServeError(499, "the client has gone")
+                    raise ServeError(499, "the client has disconnected")
                 content += message.get("body", b"")
                 if len(content) > most:
                     raise too_large
                 if not message.get("more_body", False):
                     return bytes(content)
     except TimeoutError:
-        raise ServeError(408, f"body: not complete after {seconds} s.") from None
+        raise ServeError(408, f"body: incomplete after {seconds} s.") from None
 
 
 def _add_descriptions(app: FastAPI, service: Service) -> None:
-    """Add the routes that only describe the server."""
+    """Add the GET routes, which describe the server."""
 
     def add(path: str, make: Callable[[Request], Response]) -> None:
         async def endpoint(request: Request) -> Response:
             async def work() -> Response:
                 return make(request)
 
-            return await answered(request, work)
+            return await respond(request, work)
 
         app.add_api_route(path, endpoint, methods=["GET"], name=path, response_class=Response)
 
@@ -319,7 +323,7 @@ def _add_descriptions(app: FastAPI, service: Service) -> None:
         return json_answer(openai.describe_model(name, service.created))
 
     def names() -> list[str]:
-        return [part.name for part in service.parts]
+        return [backend.name for backend in service.backends]
 
     add("/health", health)
     add("/ping", health)
@@ -333,14 +337,14 @@ def _add_descriptions(app: FastAPI, service: Service) -> None:
 
 
 def json_answer(value: object) -> Response:
-    """Return an answer in JSON."""
+    """Return a response with `value` as JSON."""
     return Response(to_json(value), media_type=_JSON)
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document; the bodies' models are those that check the requests."""
+    """Return the OpenAPI document; its schemas come from the models that validate the bodies."""
     document = app.openapi()
-    listed: tuple[Computed | Plain, ...] = (*ROUTES.values(), *PLAIN)
+    listed: tuple[ModelRoute | TokenizerRoute, ...] = (*ROUTES.values(), *TOKENIZER_ROUTES)
     kinds = [(route.body, "validation") for route in listed]
     _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
@@ -348,7 +352,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def describe(service: Service) -> dict[str, Any]:
-    """Return the answer of `GET /info`: TEI's fields, then ours."""
+    """Return the answer to `GET /info`: TEI's fields, then our own."""
     model, limits = service.model, service.limits
     info = model.info
     return {
@@ -380,7 +384,7 @@ def describe(service: Service) -> dict[str, Any]:
 
 
 def _describe_reranker(reranking: Reranking) -> dict[str, Any]:
-    """Return what `GET /info` tells of the reranker."""
+    """Return what `GET /info` says about the reranker."""
     model = reranking.model
     info = model.info
     return {

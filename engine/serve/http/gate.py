@@ -1,4 +1,4 @@
-"""What happens around every request: its id, the check of its key, its line in the log."""
+"""The middleware around every request: gives it an id, checks its key, measures it, logs it."""
 
 import json
 import logging
@@ -14,13 +14,13 @@ from lastword.serve.errors import ServeError
 from lastword.serve.service import Service
 
 LOG = logging.getLogger("lastword.serve")
-_MOST_ID = 128
-# Open to everybody: what a load balancer asks.
+_MAX_ID_LENGTH = 128
+# Paths that need no key, for load balancers.
 _OPEN = ("/health",)
 
 
 class Gate:
-    """ASGI middleware; puts `owner` and `request_id` into the scope's state."""
+    """ASGI middleware. It puts `owner` (the client) and `request_id` into the scope's state."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
@@ -34,7 +34,7 @@ class Gate:
         request_id = _request_id(headers.get("x-request-id"))
         seen = {"status": 0, "bytes": 0}
 
-        async def sent(message: Message) -> None:
+        async def send_counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
@@ -47,14 +47,14 @@ class Gate:
             client = scope["client"][0] if scope.get("client") else ""
             owner = self._service.keys.owner(headers.get("authorization", ""), client)
             if owner is None and path not in _OPEN:
-                await _refuse(path, sent)
+                await _refuse(path, send_counted)
             else:
                 scope.setdefault("state", {}).update(owner=owner or "", request_id=request_id)
-                await self._app(scope, receive, sent)
+                await self._app(scope, receive, send_counted)
         finally:
             self._service.connected -= 1
             seconds = perf_counter() - began
-            status = str(seen["status"] or 499)  # the client has gone
+            status = str(seen["status"] or 499)  # no response: the client has disconnected
             metrics = self._service.metrics
             metrics.requests[_route(scope), status] += 1
             metrics.duration.observe(seconds)
@@ -62,16 +62,16 @@ class Gate:
         return None
 
 
-def error_answer(error: ServeError, path: str) -> tuple[int, bytes, dict[str, str]]:
-    """Return the status, the body and the headers of a failed request."""
-    status, body = error.shown(path)
+def encode_error(error: ServeError, path: str) -> tuple[int, bytes, dict[str, str]]:
+    """Return the HTTP status, the body as JSON and the headers for an error, in the form of the path's protocol."""
+    status, body = error.response(path)
     return status, to_json(body), error.headers()
 
 
 async def _refuse(path: str, send: Send) -> None:
-    """Answer a request without an accepted key; its body is not read."""
+    """Answer a request without a valid key; its body is not read."""
     error = ServeError(401, "authorization: missing or wrong key.", code="invalid_api_key")
-    status, body, headers = error_answer(error, path)
+    status, body, headers = encode_error(error, path)
     named = {
         "content-type": "application/json",
         "content-length": str(len(body)),
@@ -85,19 +85,19 @@ async def _refuse(path: str, send: Send) -> None:
 
 
 def _request_id(given: str | None) -> str:
-    """Return the client's id if it can be echoed, else a new one."""
-    if given and len(given) <= _MOST_ID and given.isascii() and given.isprintable():
+    """Return the id that the client gave, if it is short printable ASCII, else a new one."""
+    if given and len(given) <= _MAX_ID_LENGTH and given.isascii() and given.isprintable():
         return given
     return f"req-{uuid4().hex}"
 
 
 def _route(scope: Scope) -> str:
-    """Return the path of the route, not of the request: what clients invent makes no new series."""
+    """Return the path of the route, not of the request, so that invented paths add no series to the metrics."""
     return str(getattr(scope.get("route"), "path", "none"))
 
 
 def _log(scope: Scope, request_id: str, status: str, size: int, seconds: float) -> None:
-    """Write a line about a request: nothing of its texts, no query, no key."""
+    """Log one line about a request, without its texts, its query string or its key."""
     fields: dict[str, Any] = {
         "method": scope["method"],
         "path": str(scope["path"])[:200],
@@ -111,14 +111,14 @@ def _log(scope: Scope, request_id: str, status: str, size: int, seconds: float) 
 
 
 class LogFormat(logging.Formatter):
-    """Log lines as text or, with `as_json`, as one JSON object each."""
+    """Formats log records as text or, with `as_json`, as one JSON object per line."""
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; what an exception says is left out, since it may quote a request."""
+        """Return the line for a record. Exceptions are left out, since their messages may quote a request."""
         fields: dict[str, Any] = getattr(record, "fields", {})
         if self._as_json:
             head = {

@@ -1,4 +1,4 @@
-"""The keys that clients must show: read from a file, compared in constant time, read again on SIGHUP."""
+"""The API keys: read from a file, compared in constant time, read again on SIGHUP."""
 
 import hashlib
 import hmac
@@ -8,10 +8,10 @@ from lastword.errors import InputError
 
 
 class Keys:
-    """The accepted keys.
+    """The API keys that the server accepts.
 
     Args:
-        path: file with one key per line; blank lines and lines that begin with # are left out. None accepts everybody.
+        path: file with one key per line; blank lines and lines that begin with # are ignored. None: no key is needed.
 
     Raises:
         InputError: the file cannot be read or holds no key.
@@ -23,7 +23,7 @@ class Keys:
         self.reread()
 
     def reread(self) -> None:
-        """Read the file again; on an error the keys stay as they were.
+        """Read the file again. On an error the keys stay as they were.
 
         Raises:
             InputError: the file cannot be read or holds no key.
@@ -41,23 +41,25 @@ class Keys:
         self._hashes = [_hash(key) for key in keys]
 
     def owner(self, authorization: str, client: str) -> str | None:
-        """Return who sends a request, for fairness between clients, or None if its key is wrong.
+        """Return a name for the client that sent a request, or None if its key is wrong.
 
         Args:
-            authorization: the header, with or without the word Bearer.
-            client: the client's address, which tells clients apart where no keys are used.
+            authorization: the header: `Bearer KEY`, or the key alone.
+            client: the client's address; it is the name if no keys are used.
         """
         if self._path is None:
             return client
         scheme, _, rest = authorization.partition(" ")
         shown = _hash(rest.strip() if scheme.lower() == "bearer" else authorization)
         found = None
-        for number, known in enumerate(self._hashes):  # all of them, whichever matches
+        for number, known in enumerate(
+            self._hashes
+        ):  # all of them, so that the time does not depend on which matches
             if hmac.compare_digest(known, shown):
                 found = number
         return None if found is None else f"key {found}"
 
 
 def _hash(key: str) -> bytes:
-    """Hash a key: keys of any length then take the same time to compare."""
+    """Hash a key, so that comparing keys takes the same time whatever their length."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,4 +1,4 @@
-"""Start and stop the server: it listens at once, is healthy once the model is warm, drains on SIGTERM and Ctrl-C."""
+"""Start and stop the server. It listens at once, is ready once its models are warm, drains on SIGTERM and Ctrl-C."""
 
 import asyncio
 import logging
@@ -22,13 +22,13 @@ from lastword.serve.http.gate import LOG, LogFormat
 from lastword.serve.service import Service
 from lastword.serve.settings import Settings
 
-# Bytes of the first line and the headers of a request, together.
+# Most bytes in the first line and the headers of a request together.
 _HEADER_BYTES = 32 << 10
 _TICK_S = 0.02
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server with our signals: SIGTERM and Ctrl-C drain, SIGHUP reads the keys again."""
+    """A uvicorn server with signal handlers of its own: SIGTERM and Ctrl-C drain it, SIGHUP reads the keys again."""
 
     def __init__(self, service: Service) -> None:
         settings = service.settings
@@ -56,14 +56,14 @@ class Server(uvicorn.Server):
 
     @property
     def port(self) -> int:
-        """The port that is listened on."""
+        """The port that the server listens on."""
         return int(self.servers[0].sockets[0].getsockname()[1])
 
     async def startup(self, sockets: object = None) -> None:
-        """Listen, then say where.
+        """Start listening, log the address, and start loading the model.
 
         Raises:
-            InputError: the address cannot be listened on.
+            InputError: the server cannot listen on the address.
         """
         del sockets
         loop = asyncio.get_running_loop()
@@ -88,11 +88,11 @@ class Server(uvicorn.Server):
         host = f"[{config.host}]" if ":" in config.host else config.host
         LOG.info("listening", extra={"fields": {"url": f"{scheme}://{host}:{self.port}"}})
         self.service.on_ready = self._log_ready
-        self.service.on_failure = lambda: loop.call_soon_threadsafe(self._device_failed)
+        self.service.on_failure = lambda: loop.call_soon_threadsafe(self._on_device_failure)
         self.service.device.start()
 
     def _log_ready(self) -> None:
-        """Say which model is served; called in the device's thread."""
+        """Log which models are served; called in the thread of a model."""
         model = self.service.model
         fields = {"model": self.service.name, "dim": model.dim, "max_length": model.max_length}
         if self.service.reranking is not None:
@@ -101,7 +101,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle the signals while the server runs; only the main thread may."""
+        """Handle signals while the server runs; outside the main thread, which alone may, do nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
             (signal.SIGINT, self.drain),
         ]
         if hasattr(signal, "SIGHUP"):
-            ours.append((signal.SIGHUP, self._reread))
+            ours.append((signal.SIGHUP, self._reread_keys))
         before = [(number, signal.getsignal(number)) for number, _ in ours]
         for number, act in ours:
             loop.add_signal_handler(number, act)
@@ -123,85 +123,88 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def drain(self) -> None:
-        """Refuse new work, answer what was accepted, then end; the second time, end at once."""
+        """Refuse new requests, answer those that were accepted, then end. A second call ends at once."""
         if self._drain is not None:
-            self._end()
+            self._end_now()
             return
         LOG.info("stopping", extra={"fields": {"requests": self.service.connected}})
         self.service.draining = True
-        self._drain = asyncio.get_running_loop().create_task(self._drained())
+        self._drain = asyncio.get_running_loop().create_task(self._finish_requests())
 
-    async def _drained(self) -> None:
-        """Wait until no request is in hand, or until the time is up."""
+    async def _finish_requests(self) -> None:
+        """Wait until every request is answered or `drain_seconds` have passed, then end."""
         end = monotonic() + self.service.limits.drain_seconds
         while self.service.connected and monotonic() < end:
             await asyncio.sleep(_TICK_S)
         self.should_exit = True
 
-    def _device_failed(self) -> None:
-        """End, once those who waited have been told."""
+    def _on_device_failure(self) -> None:
+        """End the server, once the waiting requests have been answered with the error."""
         if self._drain is None:
             self.drain()
 
-    def _end(self) -> None:
+    def _end_now(self) -> None:
         self.should_exit = self.force_exit = True
 
-    def _reread(self) -> None:
+    def _reread_keys(self) -> None:
         try:
             self.service.keys.reread()
         except LastwordError as error:
-            LOG.error(f"keys unchanged: {error}")
+            LOG.error(f"the keys stay as they were: {error}")
         else:
-            LOG.info("keys read again")
+            LOG.info("the keys were read again")
 
 
 class Connection(H11Protocol):
-    """A connection of uvicorn's that is closed when a request does not arrive in time."""
+    """A uvicorn connection that is closed if the headers of a request do not arrive in time."""
 
-    _late: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request."""
+        """Start the timer for the first request."""
         super().connection_made(transport)
-        self._watch()
+        self._update_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Take data; it may begin or complete the headers of a request."""
+        """Pass data on; if it completes the headers of a request, stop the timer."""
         super().data_received(data)
-        self._watch()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
+        """Stop the timer."""
         super().connection_lost(exc)
-        self._stop()
+        self._stop_timer()
 
-    def _watch(self) -> None:
-        """Limit the time for the headers, from their first byte; it does not start again with each byte."""
-        if self._busy():
-            self._stop()
-        elif self._late is None:
-            self._late = self.loop.call_later(self.timeout_keep_alive, self._close)
+    def _update_timer(self) -> None:
+        """Stop the timer while a request is handled, else make sure that it runs; further bytes do not restart it."""
+        if self._is_busy():
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.timeout_keep_alive, self._close_unless_busy)
 
-    def _busy(self) -> bool:
-        """Whether a request is being read, computed or answered."""
-        cycle: object = (
-            self.cycle
-        )  # None before the first request, whatever uvicorn's annotation says
+    def _is_busy(self) -> bool:
+        """Return whether a request is being read, computed or answered."""
+        # None before the first request, though uvicorn's annotation excludes it.
+        cycle: object = self.cycle
         return cycle is not None and not self.cycle.response_complete
 
-    def _stop(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _close(self) -> None:
-        self._late = None
-        if not self._busy():
+    def _close_unless_busy(self) -> None:
+        self._timer = None
+        if not self._is_busy():
             self.transport.close()
 
 
 def start_log(log_format: str) -> None:
-    """Write the server's log to stderr."""
+    """Send the logs of the server, and uvicorn's errors, to stderr.
+
+    Args:
+        log_format: "text" or "json".
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogFormat(as_json=log_format == "json"))
     for name, level in (("lastword.serve", logging.INFO), ("uvicorn", logging.ERROR)):
@@ -216,16 +219,19 @@ def serve(
     ranges: Tensor | None = None,
     load_reranker: Callable[[], Reranker] | None = None,
 ) -> int:
-    """Serve a model until a signal ends the server; return the exit status.
+    """Serve an embedding model, and optionally a reranker, until a signal ends the server.
 
     Args:
         settings: the server's settings.
-        load: opens the model; called in a thread of its own.
-        ranges: [2, dim], for int8 and uint8 vectors.
-        load_reranker: opens a reranker, in a thread of its own; None for a server without one.
+        load: opens the embedding model; called in its own thread.
+        ranges: [2, dim], lowest and highest value of each dimension, for int8 and uint8; None if there are none.
+        load_reranker: opens the reranker, in its own thread; None for a server without a reranker.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
-        LastwordError: the model cannot be opened, the address not listened on, or the device has failed.
+        LastwordError: a model cannot be opened, the server cannot listen on the address, or a device has failed.
     """
     start_log(settings.log_format)
     service = Service(settings, load, ranges, load_reranker)
@@ -238,11 +244,10 @@ def serve(
         if isinstance(service.error, LastwordError):
             raise service.error
         raise DeviceError(
-            "lastword serve", f"the device's thread ended by {type(service.error).__name__}"
+            "lastword serve", f"the device's thread ended with {type(service.error).__name__}"
         )
-    if any(
-        part.device.thread.is_alive() for part in service.parts
-    ):  # Python would end under a thread that computes
+    # A thread that still computes would crash while Python shuts down.
+    if any(backend.device.thread.is_alive() for backend in service.backends):
         sys.stderr.flush()
         os._exit(0)
     return 0

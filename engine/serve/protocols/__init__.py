@@ -1,1 +1,1 @@
-"""The protocols that the server speaks: for each, what a body may hold and how vectors and errors are written."""
+"""The protocols that the server speaks: for each, the models of its bodies and the form of its answers."""

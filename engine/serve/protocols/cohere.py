@@ -1,4 +1,4 @@
-"""`POST /v2/embed` as of Cohere."""
+"""`POST /v2/embed`, in Cohere's protocol."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -9,10 +9,10 @@ from pydantic import Field
 from lastword.serve.answers import Answer
 from lastword.serve.errors import bad_request
 from lastword.serve.protocols.body import Body, Dim
-from lastword.serve.texts import Call
+from lastword.serve.texts import EmbedCall
 
 Kind = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
-MOST_TEXTS = 96
+MAX_TEXTS = 96
 _SIDES: dict[str, Literal["left", "right"]] = {"START": "left", "END": "right"}
 
 
@@ -28,14 +28,14 @@ class CohereEmbedBody(Body):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-def call(body: CohereEmbedBody) -> Call:
-    """Return what the body asks for."""
-    if len(body.texts) > MOST_TEXTS:
-        said = f"texts: too many; got {len(body.texts):,}, expected at most {MOST_TEXTS}."
+def call(body: CohereEmbedBody) -> EmbedCall:
+    """Return the call that the body asks for."""
+    if len(body.texts) > MAX_TEXTS:
+        said = f"texts: too many; got {len(body.texts):,}, expected at most {MAX_TEXTS}."
         raise bad_request(said, "texts")
     if not body.embedding_types:
         raise bad_request("embedding_types: empty; expected at least one.", "embedding_types")
-    return Call(
+    return EmbedCall(
         body.texts,
         kind=body.input_type,
         dim=body.output_dimension,
@@ -47,7 +47,7 @@ def call(body: CohereEmbedBody) -> Call:
 
 
 def render(body: CohereEmbedBody, answer: Answer) -> dict[str, Any]:
-    """Return the answer."""
+    """Return the answer, with the vectors in each type that was asked for."""
     kinds = dict.fromkeys(body.embedding_types)
     tokens = {"input_tokens": answer.prepared.tokens}
     cut = answer.prepared.cut_places
@@ -68,5 +68,5 @@ def render(body: CohereEmbedBody, answer: Answer) -> dict[str, Any]:
 
 def _numbers(kind: str, answer: Answer) -> Any:
     if kind == "base64":
-        return answer.base64()
-    return answer.rows("float32" if kind == "float" else kind)
+        return answer.to_base64()
+    return answer.to_numpy("float32" if kind == "float" else kind)

@@ -1,4 +1,4 @@
-"""`POST /api/embed`, and the two routes by which tools find a server, as of Ollama."""
+"""Ollama's protocol: `POST /api/embed`, and the two GET routes by which tools recognise an Ollama server."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import lastword
 from lastword.serve.answers import Answer
 from lastword.serve.errors import bad_request
 from lastword.serve.protocols.body import Body, Dim
-from lastword.serve.texts import Call
+from lastword.serve.texts import EmbedCall
 
 
 class OllamaEmbedBody(Body):
-    """The body of `POST /api/embed`; `keep_alive` and `options` change no vector here and are ignored."""
+    """The body of `POST /api/embed`; `keep_alive` and `options` are accepted and ignored."""
 
     model: str | None = None
     input: str | list[str]
@@ -20,19 +20,19 @@ class OllamaEmbedBody(Body):
     options: dict[str, Any] | None = None
 
 
-def call(body: OllamaEmbedBody) -> Call:
-    """Return what the body asks for."""
+def call(body: OllamaEmbedBody) -> EmbedCall:
+    """Return the call that the body asks for."""
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not texts:
         raise bad_request("input: empty; expected at least one text.", "input", "empty")
-    return Call(texts, dim=body.dimensions, truncate=body.truncate)
+    return EmbedCall(texts, dim=body.dimensions, truncate=body.truncate)
 
 
 def render(_: OllamaEmbedBody, answer: Answer) -> dict[str, Any]:
     """Return the answer; durations are in nanoseconds."""
     return {
         "model": answer.model,
-        "embeddings": answer.rows(),
+        "embeddings": answer.to_numpy(),
         "total_duration": round(answer.seconds * 1e9),
         "load_duration": 0,
         "prompt_eval_count": answer.prepared.tokens,
@@ -40,10 +40,10 @@ def render(_: OllamaEmbedBody, answer: Answer) -> dict[str, Any]:
 
 
 def list_models(name: str) -> dict[str, Any]:
-    """Return the answer of `GET /api/tags`."""
+    """Return the answer to `GET /api/tags`."""
     return {"models": [{"name": name, "model": name, "details": {"format": "safetensors"}}]}
 
 
 def version() -> dict[str, str]:
-    """Return the answer of `GET /api/version`."""
+    """Return the answer to `GET /api/version`."""
     return {"version": lastword.__version__}

@@ -1,12 +1,12 @@
-"""`POST /v1/embeddings` and `GET /v1/models` as of OpenAI, with the fields that Jina and Voyage add."""
+"""OpenAI's protocol, `POST /v1/embeddings` and `GET /v1/models`, with the fields that Jina and Voyage add."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from lastword.serve.answers import Answer
 from lastword.serve.errors import bad_request
-from lastword.serve.protocols.body import Body, Dim, Inputs, either
-from lastword.serve.texts import Call, as_inputs
+from lastword.serve.protocols.body import Body, Dim, Inputs, value_of_either
+from lastword.serve.texts import EmbedCall, as_inputs
 
 Element = Literal["float", "int8", "uint8", "binary", "ubinary"]
 
@@ -32,26 +32,26 @@ class EmbeddingsBody(Body):
     user: str | None = None
 
 
-def call(body: EmbeddingsBody) -> Call:
-    """Return what the body asks for."""
-    dim = either(body, "dimensions", "output_dimension")
+def call(body: EmbeddingsBody) -> EmbedCall:
+    """Return the call that the body asks for."""
+    dim = value_of_either(body, "dimensions", "output_dimension")
     _encoding(body)
-    return Call(
+    return EmbedCall(
         as_inputs(body.input, "input"),
         prompt_name=body.prompt_name,
         prompt=body.prompt,
-        kind=either(body, "input_type", "task"),
+        kind=value_of_either(body, "input_type", "task"),
         dim=dim,
         normalize=body.normalized is True,
         refuse_unnormalized=body.normalized is False,
-        truncate=either(body, "truncate", "truncation"),
+        truncate=value_of_either(body, "truncate", "truncation"),
     )
 
 
 def render(body: EmbeddingsBody, answer: Answer) -> dict[str, Any]:
     """Return the answer."""
     precision, packed = _encoding(body)
-    vectors = answer.base64(precision) if packed else answer.rows(precision)
+    vectors = answer.to_base64(precision) if packed else answer.to_numpy(precision)
     tokens = answer.prepared.tokens
     return {
         "object": "list",
@@ -72,19 +72,21 @@ def render(body: EmbeddingsBody, answer: Answer) -> dict[str, Any]:
 
 
 def list_models(names: Iterable[str], created: int) -> dict[str, Any]:
-    """Return the answer of `GET /v1/models`."""
+    """Return the answer to `GET /v1/models`."""
     return {"object": "list", "data": [describe_model(name, created) for name in names]}
 
 
 def describe_model(name: str, created: int) -> dict[str, Any]:
-    """Return the answer of `GET /v1/models/{id}`."""
+    """Return the answer to `GET /v1/models/{id}`."""
     return {"id": name, "object": "model", "created": created, "owned_by": "lastword"}
 
 
 def _encoding(body: EmbeddingsBody) -> tuple[str, bool]:
-    """Return the precision of the numbers, and whether they are written in base64."""
+    """Return the precision of the vectors, and whether they are written in base64."""
     asked = [body.encoding_format, body.embedding_type, body.output_dtype]
     kinds = {str(each) for each in asked} - {"None", "float", "base64"}
     if len(kinds) > 1:
-        raise bad_request("encoding_format: two different number formats.", "encoding_format")
+        raise bad_request(
+            "encoding_format: two different number formats are asked for.", "encoding_format"
+        )
     return kinds.pop() if kinds else "float32", "base64" in asked

@@ -1,4 +1,4 @@
-"""Scores of documents: `/rerank` as of text-embeddings-inference, Jina, vLLM and Cohere; `/score` as of vLLM."""
+"""Scores of documents: `/rerank` of text-embeddings-inference (TEI), Jina, vLLM and Cohere; `/score` of vLLM."""
 
 from collections.abc import Sequence
 from time import time
@@ -7,13 +7,13 @@ from uuid import uuid4
 
 from lastword.serve.errors import bad_request
 from lastword.serve.pairs import RerankCall, Scores
-from lastword.serve.protocols.body import Body, Dim, PairTokens, Top, either
+from lastword.serve.protocols.body import Body, Dim, PairTokens, Top, value_of_either
 
 Texts = str | list[str]
 
 
 class TeiRerankBody(Body):
-    """The body of `POST /rerank` as of text-embeddings-inference: the documents are `texts`."""
+    """The body of `POST /rerank` in TEI's protocol; the documents are in `texts`."""
 
     query: str
     texts: list[str]
@@ -26,13 +26,13 @@ class TeiRerankBody(Body):
 
 
 class Document(Body):
-    """A document as an object."""
+    """A document given as an object."""
 
     text: str
 
 
 class RerankBody(Body):
-    """The body of `POST /rerank` as of Jina, vLLM and Cohere: the documents are `documents`."""
+    """The body of `POST /rerank` in the protocols of Jina, vLLM and Cohere; the documents are in `documents`."""
 
     model: str | None = None
     query: str
@@ -48,12 +48,15 @@ class RerankBody(Body):
     user: str | None = None
 
     def texts(self) -> list[str]:
-        """Return the documents' texts."""
+        """Return the texts of the documents."""
         return [each if isinstance(each, str) else each.text for each in self.documents]
 
 
 class ScoreBody(Body):
-    """The body of `POST /score`: one query for all documents, or one for each."""
+    """The body of `POST /score`: one query for all documents, or one per document.
+
+    The queries and the documents each have several names, of which exactly one is given.
+    """
 
     model: str | None = None
     queries: Texts | None = None
@@ -72,39 +75,39 @@ class ScoreBody(Body):
 
 
 def tei_call(body: TeiRerankBody) -> RerankCall:
-    """Return what the body asks for."""
+    """Return the call that the body asks for."""
     return RerankCall(
         [(body.query, each) for each in body.texts],
-        either(body, "instruction", "instruct"),
+        value_of_either(body, "instruction", "instruct"),
         body.truncate,
         field="texts",
     )
 
 
 def tei_render(body: TeiRerankBody, answer: Scores) -> list[dict[str, Any]]:
-    """Return the documents' places and scores, the most relevant first."""
+    """Return the answer: the index and the score of each document, the most relevant first."""
     return [
         {
             "index": place,
             "score": score,
             **({"text": body.texts[place]} if body.return_text else {}),
         }
-        for place, score in answer.ranked(raw=body.raw_scores)
+        for place, score in answer.by_relevance(raw=body.raw_scores)
     ]
 
 
 def call(body: RerankBody) -> RerankCall:
-    """Return what the body asks for."""
+    """Return the call that the body asks for."""
     return RerankCall(
         [(body.query, each) for each in body.texts()],
-        either(body, "instruction", "instruct"),
+        value_of_either(body, "instruction", "instruct"),
         max_document_tokens=body.max_tokens_per_doc,
         **_limit(body),
     )
 
 
 def render(body: RerankBody, answer: Scores) -> dict[str, Any]:
-    """Return the answer as of Jina and vLLM: with the documents, unless they are not wanted."""
+    """Return the answer of Jina and vLLM, with the documents unless `return_documents` is false."""
     return {
         "id": f"rerank-{uuid4().hex}",
         "model": answer.model,
@@ -114,7 +117,7 @@ def render(body: RerankBody, answer: Scores) -> dict[str, Any]:
 
 
 def cohere_render(body: RerankBody, answer: Scores) -> dict[str, Any]:
-    """Return the answer as of Cohere: without the documents, unless they are wanted."""
+    """Return Cohere's answer, with the documents only if `return_documents` is true."""
     tokens = {"input_tokens": answer.prepared.tokens}
     cut = answer.prepared.cut_places
     said = f"truncated documents: {', '.join(map(str, cut))}"
@@ -131,24 +134,24 @@ def cohere_render(body: RerankBody, answer: Scores) -> dict[str, Any]:
 
 
 def score_call(body: ScoreBody) -> RerankCall:
-    """Return what the body asks for."""
+    """Return the call that the body asks for."""
     _, queries = _side(body, ("queries", "text_1", "data_1"))
     field, documents = _side(body, ("documents", "items", "text_2", "data_2"))
     if len(queries) == 1:
         queries *= len(documents)
     if len(queries) != len(documents):
-        said = f"{field}: {len(documents):,} for {len(queries):,} queries; expected one query, or as many as documents."
+        said = f"{field}: {len(documents):,} for {len(queries):,} queries; expected one query, or one per document."
         raise bad_request(said, field)
     return RerankCall(
         list(zip(queries, documents, strict=True)),
-        either(body, "instruction", "instruct"),
+        value_of_either(body, "instruction", "instruct"),
         field=field,
         **_limit(body),
     )
 
 
 def score_render(body: ScoreBody, answer: Scores) -> dict[str, Any]:
-    """Return the scores in the order of the documents."""
+    """Return the answer: the scores in the order of the documents."""
     return {
         "id": f"score-{uuid4().hex}",
         "object": "list",
@@ -156,14 +159,14 @@ def score_render(body: ScoreBody, answer: Scores) -> dict[str, Any]:
         "model": answer.model,
         "data": [
             {"index": place, "object": "score", "score": score}
-            for place, score in enumerate(answer.listed(raw=not body.use_activation))
+            for place, score in enumerate(answer.in_order(raw=not body.use_activation))
         ],
         "usage": _usage(answer),
     }
 
 
 def rerank_path(value: object) -> str:
-    """Return whose body was sent to `/rerank`, by the documents' name, as the path whose errors and answer it gets."""
+    """Return the path of the route for a body sent to `/rerank`; `documents` marks the protocol of Jina and vLLM."""
     return "/v1/rerank" if isinstance(value, dict) and "documents" in value else "/rerank"
 
 
@@ -175,12 +178,12 @@ def _results(body: RerankBody, answer: Scores, *, documents: bool) -> list[dict[
             "relevance_score": score,
             **({"document": {"text": texts[place]}} if documents else {}),
         }
-        for place, score in answer.ranked(body.top_n or None, raw=not body.use_activation)
+        for place, score in answer.by_relevance(body.top_n or None, raw=not body.use_activation)
     ]
 
 
 def _limit(body: RerankBody | ScoreBody) -> dict[str, Any]:
-    """Return the limit of each pair's tokens; `truncate_prompt_tokens` asks for documents to be cut."""
+    """Return the arguments of `RerankCall` that limit a pair's tokens; `truncate_prompt_tokens` implies `truncate`."""
     most = body.truncate_prompt_tokens
     if most is None:
         return {"truncate": body.truncate}
@@ -202,7 +205,7 @@ def _usage(answer: Scores) -> dict[str, int]:
 
 
 def _side(body: ScoreBody, names: tuple[str, ...]) -> tuple[str, list[str]]:
-    """Return the queries or the documents, and the name under which they were given."""
+    """Return the name and the texts of the field that is given; raise ServeError unless exactly one of `names` is."""
     found = [name for name in names if getattr(body, name) is not None]
     if len(found) != 1:
         got = " and ".join(found) or "none"

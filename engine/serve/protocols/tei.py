@@ -1,4 +1,4 @@
-"""The routes of text-embeddings-inference (TEI): vectors, similarity, tokens. `/rerank` is in `rerank.py`."""
+"""The protocol of text-embeddings-inference (TEI): vectors, similarity, tokens. `/rerank` is in `rerank.py`."""
 
 from typing import Any, Literal
 
@@ -7,20 +7,20 @@ from lastword.serve.answers import Answer
 from lastword.serve.errors import ServeError, bad_request
 from lastword.serve.protocols.body import Body, Dim, Inputs
 from lastword.serve.protocols.rerank import rerank_path
-from lastword.serve.texts import Call, as_inputs
+from lastword.serve.texts import EmbedCall, as_inputs
 
 Side = Literal["left", "right", "Left", "Right"]
 
-# Routes of TEI that a model of dense vectors has no answer for.
+# Routes of TEI that an embedding model with one dense vector per text cannot answer.
 REFUSED = {
-    "/embed_all": "a vector per token is not computed here, only one per text; use /embed.",
-    "/embed_sparse": "sparse vectors are not computed here; use /embed.",
-    "/predict": "the model is no classifier; use /embed.",
+    "/embed_all": "this server computes one vector per text, not one per token; use /embed.",
+    "/embed_sparse": "this server computes no sparse vectors; use /embed.",
+    "/predict": "the model is not a classifier; use /embed.",
 }
 
 
 class EmbedBody(Body):
-    """The body of `POST /embed`, and of `POST /` as huggingface_hub sends it."""
+    """The body of `POST /embed`; huggingface_hub sends it to `POST /`."""
 
     inputs: Inputs
     truncate: bool | None = None
@@ -69,9 +69,9 @@ class DecodeBody(Body):
     skip_special_tokens: bool = True
 
 
-def embed_call(body: EmbedBody) -> Call:
-    """Return what the body asks for."""
-    return Call(
+def embed_call(body: EmbedBody) -> EmbedCall:
+    """Return the call that the body asks for."""
+    return EmbedCall(
         as_inputs(body.inputs, "inputs"),
         prompt_name=body.prompt_name,
         prompt=body.prompt,
@@ -85,16 +85,16 @@ def embed_call(body: EmbedBody) -> Call:
 
 
 def embed_render(_: EmbedBody, answer: Answer) -> Any:
-    """Return the vectors as a list of lists, for one text too."""
-    return answer.rows()
+    """Return the vectors as a list of lists, even for a single text."""
+    return answer.to_numpy()
 
 
-def similarity_call(body: SimilarityBody) -> Call:
-    """Return what the body asks for: the source sentence comes first."""
+def similarity_call(body: SimilarityBody) -> EmbedCall:
+    """Return the call that the body asks for; its first text is the source sentence."""
     if not body.inputs.sentences:
         raise bad_request("sentences: empty; expected at least one text.", "sentences", "empty")
     settings = body.parameters
-    return Call(
+    return EmbedCall(
         [body.inputs.source_sentence, *body.inputs.sentences],
         prompt_name=settings.prompt_name,
         truncate=settings.truncate,
@@ -104,12 +104,12 @@ def similarity_call(body: SimilarityBody) -> Call:
 
 
 def similarity_render(_: SimilarityBody, answer: Answer) -> Any:
-    """Return the similarity of the source sentence to each sentence."""
+    """Return the similarity of each sentence to the source sentence."""
     return answer.similarity(answer.vectors[:1], answer.vectors[1:])[0].numpy()
 
 
 def dispatch(value: object) -> str:
-    """Return the route that a body sent to `/` belongs to, by its shape."""
+    """Return the path of the route for a body sent to `/`, by its shape."""
     if not isinstance(value, dict):
         return "/embed"
     if "query" in value:
@@ -118,12 +118,12 @@ def dispatch(value: object) -> str:
 
 
 def refuse(path: str) -> ServeError:
-    """Make the error of a route that this model has no answer for."""
+    """Make the error for one of the REFUSED routes."""
     return bad_request(f"{path}: {REFUSED[path]}", code="not_supported")
 
 
 def tokenize(model: Embedder, body: TokenizeBody) -> list[list[dict[str, Any]]]:
-    """Return the tokens of each text, with the characters that they stand for."""
+    """Return the tokens of each text. `start` and `stop` are character offsets into the prompt followed by the text."""
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     tokenizer = model.info.tokenizer
     prompt = model.info.resolve_prompt(body.prompt_name)
@@ -148,7 +148,7 @@ def _token(
 
 
 def decode(model: Embedder, body: DecodeBody) -> list[str]:
-    """Return the text of each list of token ids."""
+    """Return the text of each list of token ids; `ids` may also be a single list."""
     lists = [each for each in body.ids if isinstance(each, list)]
     if len(lists) < len(body.ids):
         lists = [[each for each in body.ids if isinstance(each, int)]]
@@ -156,7 +156,7 @@ def decode(model: Embedder, body: DecodeBody) -> list[str]:
     lowest = min((min(ids, default=0) for ids in lists), default=0)
     if lowest < 0 or highest >= model.info.tokenizer.vocab_size:
         expected = f"0 to {model.info.tokenizer.vocab_size - 1}"
-        raise bad_request(f"ids: unknown token; expected {expected}.", "ids")
+        raise bad_request(f"ids: unknown token id; expected {expected}.", "ids")
     skip = body.skip_special_tokens
     return [model.info.tokenizer.decode(ids, skip_special_tokens=skip) for ids in lists]
 

@@ -224,7 +224,7 @@ def test_refused(both, path, body, status, shape, said):
 def test_without_a_reranker(server, path):
     response = server.post(path, {"query": "a", "texts": ["b"]})
     assert response.status_code in (400, 422)
-    assert f"{path}: the model is no reranker; start the server with --reranker" in response.text
+    assert f"{path}: this server has no reranker; start it with --reranker" in response.text
     assert server.get("/info").json()["reranker"] is None
 
 

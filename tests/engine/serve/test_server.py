@@ -117,11 +117,11 @@ def test_keys(tmp_path):
             assert server.get("/v1/models", headers={"authorization": header}).status_code == 200
         assert server.get("/health").status_code == 200
         keys.write_text("third\n")
-        server.server._reread()
+        server.server._reread_keys()
         assert server.get("/info", headers={"authorization": "Bearer first"}).status_code == 401
         assert server.get("/info", headers={"authorization": "Bearer third"}).status_code == 200
         keys.write_text("")  # not to be used: the keys stay
-        server.server._reread()
+        server.server._reread_keys()
         assert server.get("/info", headers={"authorization": "Bearer third"}).status_code == 200
 
 
@@ -308,7 +308,7 @@ def test_the_command_ends_while_it_loads():
         (["--host", "0.0.0.0"], "--host: a public address without keys; got 0.0.0.0"),
         (["/no/such/model"], "/no/such/model"),
         (["--api-key-file", "/no/keys"], "/no/keys: cannot be read"),
-        (["--tls-cert", "x"], "--tls-cert: needs --tls-key"),
+        (["--tls-cert", "x"], "--tls-cert: must be given together with --tls-key"),
         (["--port", "70000"], "--port: not a port from 0 to 65535"),
         (["--max-inputs", "0"], "--max-inputs: not a whole number of at least 1"),
     ],

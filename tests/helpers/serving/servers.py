@@ -48,7 +48,7 @@ def running(
         until(lambda: server.started)
         found = Running(server, service, f"http://127.0.0.1:{server.port}")
         if wait:
-            until(lambda: all(part.device.ready for part in service.parts))
+            until(lambda: all(backend.device.ready for backend in service.backends))
         yield found
     finally:
         server.should_exit = True
