@@ -1,1 +1,1 @@
-"""The `lastword` command line: an entry point that uses the public `Embedder` only."""
+"""The `lastword` command line: an entry point that uses the public objects (`Embedder`, `Reranker`) only."""

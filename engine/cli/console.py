@@ -1,4 +1,4 @@
-"""Printing of the commands: text on stdout, one-line messages on stderr.
+"""Printing for all commands: text on stdout, one-line messages on stderr.
 
 Either stream may be closed or full, or its reader may be gone; only this module handles these cases.
 It knows nothing about models or records.
@@ -12,11 +12,11 @@ from typing import BinaryIO, TextIO
 
 from lastword.errors import InputError, printable
 
-STDOUT = "stdout"  # its name in messages
+STDOUT = "stdout"  # the name of stdout in messages
 
 
-class ReaderGone(Exception):  # noqa: N818  no error: other programs end without a word, too
-    """The reader of stdout has gone, as in `lastword search ... | head -1`."""
+class ReaderGone(Exception):  # noqa: N818  not an error: other programs end silently too
+    """The reader of stdout is gone, as in `lastword search ... | head -1`."""
 
 
 def say(message: str) -> None:
@@ -57,8 +57,8 @@ def attempt(action: Callable[[], object], name: str) -> None:
     """Run a write, flush or sync of the file or stream `name`.
 
     Raises:
-        ReaderGone: the reader of stdout has gone.
-        InputError: it failed.
+        ReaderGone: the reader of stdout is gone.
+        InputError: the action failed; the message names the file or stream by `name`.
     """
     try:
         action()
@@ -72,10 +72,10 @@ def attempt(action: Callable[[], object], name: str) -> None:
 
 
 def put(stream: BinaryIO, data: bytes | memoryview, name: str) -> None:
-    """Write all of `data` to `stream`, in several calls if the stream is unbuffered and takes only part.
+    """Write all of `data` to `stream`, in several calls if the stream is unbuffered and takes only part of it.
 
     Raises:
-        InputError: the write failed; the message names the stream by `name`.
+        ReaderGone, InputError: as for `attempt`.
     """
     rest = memoryview(data)
 
@@ -103,7 +103,7 @@ def close_stdout() -> None:
     """Flush stdout.
 
     Raises:
-        ReaderGone: its reader has gone.
+        ReaderGone: its reader is gone.
         InputError: it cannot be written.
     """
     if sys.stdout is None:

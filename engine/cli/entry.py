@@ -1,11 +1,12 @@
-"""What the console script calls: Ctrl-C ends the command with one line while its modules are imported, too.
+"""The function that the console script calls: Ctrl-C prints one line, even while the other modules are being imported.
 
-Imports nothing that Python has not imported at its start, as `lastword` itself: so only that start can be interrupted.
+This module, like `lastword/__init__.py`, imports only modules that Python itself imports when it starts. So it is
+loaded almost at once, and Ctrl-C can cause a traceback only before that.
 """
 
 import os
 
-STOPPED = "stopped", 130  # what is said on Ctrl-C, and the exit status
+STOPPED = "stopped", 130  # the message after Ctrl-C, and the exit status
 
 
 def main() -> int:
@@ -14,7 +15,7 @@ def main() -> int:
         from lastword.cli.main import main as run
 
         return run()
-    except KeyboardInterrupt:  # `run` handles it once it has begun
+    except KeyboardInterrupt:  # during the import; once `run` has begun, it handles Ctrl-C itself
         message, status = STOPPED
         try:  # noqa: SIM105  contextlib is not imported
             os.write(2, f"lastword: {message}\n".encode())

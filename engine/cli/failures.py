@@ -1,4 +1,4 @@
-"""What becomes of records that cannot be used: the run stops, or they are left out, counted and listed in a file."""
+"""Handle texts that cannot be used: either the first one stops the run, or they are left out, counted and listed."""
 
 import argparse
 import json
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class Failures:
-    """The records of a run that cannot be read or embedded.
+    """Collects the texts of a run that cannot be read or embedded, and the files that cannot be read.
 
     Args:
-        skip: leave them out; otherwise the first one ends the run.
-        out: gets a JSON line for each, if given.
+        skip: whether to leave these out; if not, the first one ends the run.
+        out: a stream that gets a JSON line for each one left out, or None.
         name: the name of `out` in messages.
     """
 
@@ -32,13 +32,13 @@ class Failures:
         self.skip, self._out, self._name = skip, out, name
         self.count, self._files, self.first = 0, 0, ""
 
-    def bad(self, error: InputError, path: str, line: int | None) -> None:
-        """Leave out a record that cannot be read, or raise its error; without a line it is a file."""
+    def leave_out_line(self, error: InputError, path: str, line: int | None) -> None:
+        """Leave out a line, or the whole file if `line` is None; raise its error if nothing is to be skipped."""
         self._files += line is None
         self._leave_out(error, {"path": path} if line is None else {"path": path, "line": line})
 
     def leave_out(self, error: InputError, record: Record) -> None:
-        """Leave out a record that cannot be embedded, or raise its error, which then names the record's place."""
+        """Leave out a record that cannot be embedded; raise its error, naming its place, if nothing is skipped."""
         error.where = record.where
         self._leave_out(error, record.place())
 
@@ -46,32 +46,32 @@ class Failures:
         if not self.skip:
             raise error
         self.count += 1
-        told = options.in_option_words(error)
-        self.first = self.first or told
+        message = options.in_option_words(error)
+        self.first = self.first or message
         if self._out is not None:
-            line = json.dumps({**place, "error": told})
+            line = json.dumps({**place, "error": message})
             console.put(self._out, f"{line}\n".encode(), self._name)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Return in words how many files and texts were left out."""
         texts = self.count - self._files
-        told = [count(self._files, "file")] if self._files else []
-        told += [count(texts, "text")] if texts else []
-        return f"{' and '.join(told)} left out because of an error"
+        parts = [count(self._files, "file")] if self._files else []
+        parts += [count(texts, "text")] if texts else []
+        return f"{' and '.join(parts)} left out because of an error"
 
     def notices(self) -> Iterator[str]:
-        """Yield one line about the records left out, if there are any."""
+        """Yield one line about what was left out, if anything was."""
         if self.count:
-            yield f"{self.told()}; the first: {self.first}"
+            yield f"{self.summary()}; the first: {self.first}"
 
 
 class Blanks:
-    """Counts the texts that are empty or all white space, and leaves them out if `skip` is set."""
+    """Counts texts that are empty or consist of white space only, and leaves them out if `skip` is set."""
 
     def __init__(self, *, skip: bool) -> None:
         self._skip, self.count = skip, 0
 
-    def filtered(self, records: Iterable[Record]) -> Iterator[Record]:
+    def filter(self, records: Iterable[Record]) -> Iterator[Record]:
         """Yield the records that are to be embedded."""
         for record in records:
             blank = not record.text or record.text.isspace()
@@ -93,10 +93,10 @@ class _NoneLeftError(InputError):
 
 
 def begin_error_list(args: argparse.Namespace) -> None:
-    """Check --errors, and remove the list that an earlier run wrote there: it says nothing of this run, if it fails.
+    """Check --errors, and remove the list that an earlier run wrote there, which would mislead if this run fails.
 
     Raises:
-        InputError: the option does not fit the others, or the list cannot be removed.
+        InputError: --errors does not fit the other options, names a file that is not lastword's, or cannot be removed.
     """
     path: str | None = args.errors
     if path is None:
@@ -108,17 +108,17 @@ def begin_error_list(args: argparse.Namespace) -> None:
     place, queries = os.path.realpath(path), getattr(args, "queries", None)
     inputs = map(os.path.realpath, filter(None, (*args.files, queries)))
     if place in inputs:
-        return  # refused later, with the other outputs
+        return  # `refuse_overwriting` reports it later
     keep_foreign_files([path])
     if not is_stream(path) and is_error_list(place):
         console.attempt(lambda: os.remove(place), path)
 
 
 @contextmanager
-def collected(args: argparse.Namespace) -> Iterator[Failures]:
-    """Yield what collects the failures of a run, by its options --on-error and --errors.
+def collect_failures(args: argparse.Namespace) -> Iterator[Failures]:
+    """Yield the `Failures` of a run, as its options --on-error and --errors say.
 
-    The list of --errors is put in place if the run succeeds, or if it fails because no text is left.
+    The file of --errors appears if the run succeeds, or if it fails only because every text was left out.
     """
     none_left = None
     with ExitStack() as files:
@@ -143,7 +143,7 @@ def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: 
         blanks: the blank texts, which may have been skipped.
 
     Raises:
-        InputError: the input has no texts, only blank ones that are skipped, or none but those left out.
+        InputError: the input has no texts, or all of them were blank and skipped or were left out because of an error.
     """
     if texts:
         return
@@ -151,23 +151,23 @@ def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: 
     where = "stdin" if where == STDIN else where
     if failures.count:
         skipped = f", {count(blanks.count, 'blank text')} skipped" if blanks.count else ""
-        lost, first = f"{failures.told()}{skipped}", f"The first: {failures.first}"
+        lost, first = f"{failures.summary()}{skipped}", f"The first: {failures.first}"
         raise _NoneLeftError(where, "no text is left", got=lost, remedy=first)
     verb = "contain" if where == "FILES" else "contains"
     got = "only blank texts" if blanks.count else None
     raise InputError(where, f"{verb} no text", got=got)
 
 
-def unknown_words(report: Report, what: str, model: "Embedder | Reranker") -> Iterator[str]:
-    """Yield one line about texts with words that the model does not know, if there are any.
+def unknown_word_notices(report: Report, texts: str, model: "Embedder | Reranker") -> Iterator[str]:
+    """Yield one line about texts that contain words the model does not know, if there are any.
 
     Args:
         report: the run's counts.
-        what: the texts, with their number.
+        texts: the number of texts in words, such as "12 texts" or "3 queries".
         model: the model.
     """
     if report.unknown:
         longest = model.info.tokenizer.longest_word
         long = "" if longest is None else f"; it knows no word of more than {longest} characters"
-        told = "with words or signs that the model does not know and cannot tell apart"
-        yield f"{report.unknown:,} of {what} {told}{long}"
+        what = "with words or signs that the model does not know and cannot tell apart"
+        yield f"{report.unknown:,} of {texts} {what}{long}"

@@ -1,8 +1,8 @@
-"""The `lastword` command: the table of commands, and how every error becomes one line and an exit status.
+"""The `lastword` command line: finds a command's module, runs it, and turns every error into a line and an exit status.
 
-Exit status 0: success; 1: a check failed; 2: bad input or usage; 130: stopped by Ctrl-C; 141: the reader of stdout has
-gone; 143: terminated. The module of a command defines its options. It imports torch only when the command runs, so
-`--help` and `--version` are fast.
+Exit status 0: success; 1: a check failed; 2: bad input or usage; 130: stopped by Ctrl-C; 141: the reader of stdout is
+gone; 143: stopped by SIGTERM. Each command's module defines the command's options. It imports torch only when the
+command runs, so `--help` and `--version` are fast.
 """
 
 import argparse
@@ -32,7 +32,7 @@ EXAMPLES = """examples:
   lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact
   lastword merge merge.yaml ./merged"""
 
-# The module of each command, by name: a module of another package must not be imported here.
+# The module of each command, as a string: `cli` must not import `bench` (see tests/test_arrows.py).
 COMMANDS = {
     "embed": "lastword.cli.commands.embed",
     "search": "lastword.cli.commands.search",
@@ -48,14 +48,14 @@ COMMANDS = {
 }
 
 
-# What is said when a signal ends the run, and the exit status.
+# The last message, and the exit status, when a signal ends the run.
 _ENDINGS: dict[int, tuple[str, int]] = {
     signal.SIGINT: STOPPED,
     signal.SIGTERM: ("terminated", 143),
 }
-_READER_GONE = 141  # the status of a program that is stopped by SIGPIPE
+_READER_GONE = 141  # the status of a program that SIGPIPE has stopped
 _SECONDS_TO_STOP = 1.0
-# Commands with nothing to keep of an unfinished run; the others may write down what they have.
+# Commands that keep nothing of an unfinished run; the others may need time to save what they have.
 _STOPPED_AT_ONCE = ("embed", "search", "rerank")
 
 
@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception:
             if not stop.number:
                 raise
-            status = _fail(*_ENDINGS[stop.number])  # a library made another error of the interrupt
-        stop.said = stop.number != 0
+            status = _fail(*_ENDINGS[stop.number])  # a library turned the interrupt into an error
+        stop.reported = stop.number != 0
         status = _close_stdout(status)
     if argv is None and stop.number:
         os._exit(status)  # Python would wait for threads that nobody needs
@@ -98,7 +98,7 @@ def _run_guarded(argv: Sequence[str] | None, stop: "_Stop") -> int:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        # Some commands do not have the options that the remedy names.
+        # Some commands lack the options that the remedy names.
         lower = hasattr(args, "max_batch_tokens")
         remedy = "Lower --max-batch-tokens or --max-length." if lower else None
         return _fail(str(DeviceError(_command_of(args), "out of memory", remedy=remedy)), 2)
@@ -111,7 +111,7 @@ def _run_guarded(argv: Sequence[str] | None, stop: "_Stop") -> int:
 
 
 def _close_stdout(status: int) -> int:
-    """Write what is left of the output and return the exit status; what went wrong before counts more."""
+    """Flush stdout and return the exit status: `status` if that is an earlier failure, else that of the flush."""
     try:
         console.close_stdout()
     except console.ReaderGone:
@@ -126,7 +126,7 @@ def _command_of(args: argparse.Namespace) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Recognise out-of-memory errors by their text: PyTorch raises a plain RuntimeError for CPU memory."""
+    """Recognise an out-of-memory error, by its text too: PyTorch raises a plain RuntimeError for CPU memory."""
     words = ("allocate memory", "out of memory")
     return isinstance(error, MemoryError) or any(each in str(error) for each in words)
 
@@ -180,16 +180,18 @@ def _warnings_as_lines(*, quiet: bool) -> Iterator[None]:
 
 
 class _Stop:
-    """Ends the run soon after Ctrl-C or SIGTERM.
+    """Ends the process soon after Ctrl-C or SIGTERM.
 
-    Python interrupts its main thread between two instructions only. A long call into a library, such as the attention
-    of one long text, would delay the end by minutes; so after a second a thread removes unfinished files and exits.
+    Python handles a signal only between two instructions of its main thread. A long call into a library, such as the
+    attention of one long text, could delay the end by minutes. So a background thread waits for one second after the
+    signal; if the run has not ended by then, it removes unfinished files and exits.
     """
 
     def __init__(self) -> None:
-        self.number = 0  # of the signal, once the main thread has been interrupted
-        self.said = False  # whether the last line is printed
-        self.at_once = False  # whether the main thread has nothing to do that takes long once it is interrupted
+        self.number = 0  # the signal's number, once the main thread has been interrupted
+        self.reported = False  # whether the last message has been printed
+        # Whether to exit after the second even if the main thread has been interrupted, as it has nothing to save.
+        self.at_once = False
         self._ended = threading.Event()
 
     @contextmanager
@@ -199,7 +201,8 @@ class _Stop:
             yield  # only the main thread may set a handler
             return
         ours = [signal.SIGTERM]
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        # A shell starts background jobs with SIGINT ignored; that must stay so.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             ours.append(signal.SIGINT)
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -229,7 +232,7 @@ class _Stop:
             number = data[0]
         in_time = number not in ours or self._ended.wait(_SECONDS_TO_STOP)
         if in_time or (self.number and not self.at_once):
-            self._ended.wait()  # it is being stopped
+            self._ended.wait()  # the main thread is stopping by itself
             os.close(reader)
             return
         # Not imported here: the main thread may be inside an import.
@@ -237,7 +240,7 @@ class _Stop:
         if atomic is not None:
             atomic.remove_unfinished()
         message, status = _ENDINGS[number]
-        if not self.said:
+        if not self.reported:
             console.say(message)
         os._exit(status)
 

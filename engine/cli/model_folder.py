@@ -1,4 +1,4 @@
-"""The common part of `merge` and `convert`: write a new model folder, with progress and a summary."""
+"""What `merge` and `convert` have in common: they write a new model folder, with a progress bar and a summary."""
 
 import argparse
 import re
@@ -31,7 +31,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
         "out",
         type=options.path_argument,
         metavar="OUT",
-        help="new folder for the model; it appears only once it is complete",
+        help="folder to create for the new model; it appears only once it is complete",
     )
     parser.add_argument(
         "--shard-size",
@@ -42,12 +42,12 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--local-files-only", action="store_true", help="do not use the network")
     parser.add_argument(
-        "--quiet", action="store_true", help="print no progress, notices or summary"
+        "--quiet", action="store_true", help="print no progress bar, notices or summary"
     )
 
 
 def write_folder(args: argparse.Namespace, job: "Job", about: str) -> list[dict[str, Any]]:
-    """Run a job that writes a model folder, with a progress bar; return its facts, one entry per tensor."""
+    """Run a job that writes a model folder, with a progress bar titled `about`; return its facts, one per tensor."""
     from lastword.progress import progress_bar
     from lastword.weights.merging.job import total_bytes, write_model
 

@@ -1,4 +1,4 @@
-"""Options shared by several commands, and the functions by which commands open a model."""
+"""Options that several commands share, and functions that open the model that the options name."""
 
 import argparse
 import os
@@ -52,14 +52,15 @@ OPTION_OF = {
 }
 
 
-# An argument in an advice: `name='value'`, or a name that is no English word.
+# A Python argument in a message: `name='value'`, or a bare name with an underscore, which is no English word.
 _ARGUMENT = re.compile(r"\b([a-z]+(?:_[a-z]+)*)=(['\"]?)([\w:.-]*\w)\2|\b([a-z]+(?:_[a-z]+)+)\b")
 
 
 def in_option_words(problem: LastwordError | LastwordWarning) -> str:
-    """Return the message of a problem, with command-line options in place of Python arguments.
+    """Return the message of an error or warning, with command-line options in place of Python arguments.
 
-    The `where` of an InputError is left alone: it may be a file that has the name of an argument.
+    The parts of `problem` are changed too. Only the `where` of an InputError stays as it is: it may be a file whose
+    name happens to be that of an argument.
     """
     if isinstance(problem, ConfigError | DeviceError | LastwordWarning):
         problem.where = OPTION_OF.get(problem.where, problem.where)
@@ -79,36 +80,37 @@ def _as_option(found: "re.Match[str]") -> str:
 
 
 def name_argument(given: str) -> str:
-    """Accept a name that is not empty, as of an unset shell variable."""
+    """Return the name; refuse an empty one, such as the value of an unset shell variable."""
     if not given:
         raise argparse.ArgumentTypeError("an empty name")
     return text_argument(given)
 
 
 def names_argument(given: str) -> list[str]:
-    """Split names at commas; none of them may be empty."""
+    """Split a list of names at its commas; refuse an empty name."""
     return [name_argument(name) for name in given.split(",")]
 
 
 def text_argument(given: str) -> str:
-    """Accept an argument that is valid Unicode; Python passes bytes that are not UTF-8 as lone surrogates."""
+    """Return the argument if it is valid Unicode: Python turns bytes that are not UTF-8 into lone surrogates."""
     if lone_surrogate(given) is not None:
         raise argparse.ArgumentTypeError("not valid UTF-8 text")
     return given
 
 
 def path_argument(given: str) -> str:
-    """Accept any path unchanged but an empty one, as of an unset shell variable; a name may contain any bytes."""
+    """Return the path, which may contain any bytes; refuse an empty one, as an unset shell variable gives."""
     if not given:
         raise argparse.ArgumentTypeError("an empty argument")
     return given
 
 
 def model_argument(given: str) -> str:
-    """Accept the name of a model, but not an empty one: an unset shell variable must not select the built-in model."""
+    """Return the name of a model; refuse an empty one: an unset shell variable must not select the built-in model."""
     if not given:
-        raise argparse.ArgumentTypeError("an empty name is not a hub id or folder")
-    return text_argument(given)  # libraries cannot open other paths, nor can JSON name them
+        raise argparse.ArgumentTypeError("an empty name is not a Hugging Face id or folder")
+    # The libraries that open models take valid Unicode only, and so does JSON output.
+    return text_argument(given)
 
 
 def revision_argument(given: str) -> str:
@@ -130,15 +132,19 @@ def positive(text: str) -> int:
 
 
 def delimiter_argument(given: str) -> str:
-    r"""Accept one character; a tab may be written as `tab` or `\t`."""
+    r"""Return the delimiter, one character; a tab may be written as `tab` or `\t`."""
     delimiter = "\t" if given in ("tab", "\\t") else text_argument(given)
     if len(delimiter) != 1 or delimiter in '"\r\n':
-        raise argparse.ArgumentTypeError("not one character, other than a quote or line end")
+        raise argparse.ArgumentTypeError("must be one character other than a quote or line end")
     return delimiter
 
 
 def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | None]) -> None:
-    """Refuse an output file that is also an input, and two outputs with the same path; None means no file.
+    """Refuse an output file that is also an input or another output.
+
+    Args:
+        inputs: paths of the inputs; None stands for an option that was not given.
+        outputs: paths of the outputs, likewise.
 
     Raises:
         InputError: a file would be overwritten.
@@ -160,8 +166,13 @@ def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | Non
         used.add(place)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a model and how it runs."""
+def add_model_options(parser: argparse.ArgumentParser, *, computes: bool = True) -> None:
+    """Add the options that choose an embedding model and how it runs.
+
+    Args:
+        parser: the parser of the command.
+        computes: whether the command runs the model; if not, it has no --max-batch-tokens.
+    """
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -173,10 +184,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dim",
         type=positive,
         metavar="N",
-        help="number of leading dimensions to keep of each vector, which is then scaled to length 1; by default "
-        "what the model sets, else all",
+        help="keep only the first N dimensions of each vector and scale it to length 1; by default the number that "
+        "the model's files set, or all",
     )
-    _add_limit_options(group)
+    _add_max_length(group, "maximum number of tokens per text, including its prompt and end token")
+    if computes:
+        _add_max_batch_tokens(group)
 
 
 def add_reranker_options(parser: argparse.ArgumentParser) -> None:
@@ -189,84 +202,88 @@ def add_reranker_options(parser: argparse.ArgumentParser) -> None:
         help="Hugging Face id or folder of a Qwen3 reranker, such as Qwen/Qwen3-Reranker-0.6B",
     )
     _add_loading_options(group)
-    _add_limit_options(
+    _add_max_length(
         group,
-        "maximum number of tokens of template, instruction, query and text together; only the text is cut",
+        "maximum number of tokens of the template, instruction, query and text together; only the text is cut",
     )
+    _add_max_batch_tokens(group)
 
 
 def _add_loading_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--revision",
         type=revision_argument,
-        help="branch, tag or commit of the model on the hub; by default the main branch",
+        help="branch, tag or commit of the model on the Hugging Face Hub; by default the main branch",
     )
     group.add_argument("--local-files-only", action="store_true", help="do not use the network")
     group.add_argument(
         "--device",
-        help="cpu, cuda or cuda:1; several GPUs: cuda:0,1 or cuda:all; by default a GPU if there is one",
+        help="cpu, cuda or cuda:1, or several GPUs: cuda:0,1 or cuda:all; by default a GPU if there is one",
     )
     group.add_argument(
         "--dtype",
-        help="float32 or bfloat16; by default float32 on a CPU and bfloat16 on a GPU",
+        help="dtype to compute in: float32 or bfloat16; by default float32 on a CPU and bfloat16 on a GPU",
     )
     group.add_argument(
         "--quantize",
         choices=QUANTIZE,
-        help="faster 8-bit matmuls with a small error: int8 on a CPU, fp8 on a GPU; by default none",
+        help="compute matmuls in 8 bits, faster but with a small error: int8 on a CPU, fp8 on a GPU; by default off",
     )
 
 
-def _add_limit_options(
-    group: "argparse._ArgumentGroup", limited: str = "maximum number of tokens per text"
-) -> None:
+def _add_max_length(group: "argparse._ArgumentGroup", meaning: str) -> None:
     group.add_argument(
         "--max-length",
         type=positive,
         metavar="N",
-        help=f"{limited}; by default the model's limit",
+        help=f"{meaning}; by default the model's limit",
     )
+
+
+def _add_max_batch_tokens(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--max-batch-tokens",
         type=positive,
         metavar="N",
-        help="maximum number of tokens computed at once; by default chosen for the device",
+        help="maximum number of tokens computed in one batch; by default chosen for the device",
     )
 
 
 def add_name(parser: argparse.ArgumentParser) -> None:
-    """Add the positional argument MODEL, for commands about a model; `choose_model` reads it."""
+    """Add the positional argument MODEL, which commands about a single model have; `choose_model` reads it."""
     parser.add_argument(
         "name", nargs="?", type=model_argument, metavar="MODEL", help="same as --model"
     )
 
 
 def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --prompt-name and --prompt, which exclude each other; `what` is "text" or "query"."""
+    """Add --prompt-name and --prompt, which exclude each other; the prompt goes before `what`: "text" or "query"."""
     group = parser.add_mutually_exclusive_group()
     target = "each text" if what == "text" else "the query"
-    default = "default" if what == "text" else "query"
+    default = "the model's default prompt" if what == "text" else 'the prompt named "query"'
     group.add_argument(
         "--prompt-name",
         metavar="NAME",
-        help=f"name of a prompt of the model to put before {target}; by default the model's {default} prompt",
+        help=f"name of one of the model's prompts, to put before {target}; by default {default}, if there is one",
     )
     group.add_argument(
-        "--prompt", metavar="TEXT", help=f"text to put before {target}, instead of --prompt-name"
+        "--prompt",
+        metavar="TEXT",
+        help=f"text to put before {target}, instead of one of the model's prompts",
     )
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
-    """Add the input files and how they are read."""
+    """Add the input files, and the options that say how to read them and what to do about errors."""
     parser.add_argument(
         "files",
         nargs="*",
         type=path_argument,
         metavar="FILE",
-        help="input file: .jsonl or .ndjson, .csv, .tsv, or a plain text file with one text per line; or a folder, for "
-        "the .txt, .md, .jsonl, .ndjson, .csv and .tsv files in it and below it (no hidden ones, no linked folders, "
-        "none that lastword wrote with -o or --header); or a pattern in quotes, such as 'docs/**/*.md'; - is stdin; by "
-        "default stdin",
+        help="input: a .jsonl, .ndjson, .csv or .tsv file, a plain text file with one text per line, a folder, a "
+        "pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. In a folder and its subfolders, "
+        "all .txt, .md, .jsonl, .ndjson, .csv and .tsv files are read, except hidden ones, links to folders and files "
+        "that lastword wrote (it recognises vectors only if they were written with -o or --header)",
     )
     add_format_options(parser)
     _add_document_options(parser)
@@ -274,27 +291,28 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--on-long",
         choices=("cut", "error"),
         default="cut",
-        help="cut texts that have too many tokens, or stop with an error; by default cut",
+        help="what to do with a text of more than --max-length tokens: cut it, or treat it as an error (see "
+        "--on-error); by default cut",
     )
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="if a text cannot be read or embedded: stop, or skip it and go on; by default stop",
+        help="what to do when a text cannot be read or embedded: stop, or skip it and go on; by default stop",
     )
     parser.add_argument(
         "--errors",
         type=path_argument,
         metavar="FILE",
         help="with --on-error skip, list the skipped texts in this file, as JSON lines with the fields path, "
-        "line and error, and also chunk, start and end for a piece made by --chunk; a list of an earlier run is "
-        "removed first. By default one line on stderr counts them",
+        "line and error, and for a chunk (see --chunk) also chunk, start and end; the list of an earlier run is "
+        "removed first. By default one line on stderr counts the skipped texts",
     )
     parser.add_argument(
         "--quiet",
         action="store_true",
-        help="print no progress, notices or report; texts skipped because of an error are still counted in one line, "
-        "unless --errors lists them",
+        help="print no progress bar, notices or final counts; texts skipped because of an error are still counted in "
+        "one line, unless --errors lists them",
     )
 
 
@@ -303,33 +321,33 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input-format",
         choices=FORMATS,
-        help="format of the input; by default chosen by the file extension, txt for stdin",
+        help="format of all inputs; by default each file's extension decides, and stdin is txt",
     )
     parser.add_argument(
         "--text-field",
         type=name_argument,
         default="text",
         metavar="NAME",
-        help="name of the field or column that holds the text, or, in JSON lines, OUTER.INNER for a field inside "
-        "another; by default text",
+        help="name of the field or column that holds the text; in JSON lines, OUTER.INNER is the field INNER of the "
+        "object OUTER; by default text",
     )
     parser.add_argument(
         "--delimiter",
         type=delimiter_argument,
         metavar="CHARACTER",
-        help="character between the columns of .csv and .tsv files, or the word tab; it applies to a file of "
-        "queries too; by default a comma, and a tab in .tsv files",
+        help="character between the columns of .csv and .tsv files; write tab for a tab; by default a comma, in .tsv "
+        "files a tab",
     )
 
 
 def _add_document_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for folders, whole files and pieces of texts."""
+    """Add the options for folders, whole files and chunks."""
     group = parser.add_argument_group("documents")
     group.add_argument(
         "--files",
         dest="whole",
         action="store_true",
-        help="read each file as one text; in a folder, its .txt, .md, .html and .htm files; HTML tags are removed",
+        help="read each file as one text and remove HTML tags; in a folder, read the .txt, .md, .html and .htm files",
     )
     group.add_argument(
         "--ignore",
@@ -337,30 +355,30 @@ def _add_document_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=path_argument,
         metavar="PATTERN",
-        help="leave out files and folders that match, by the rules of .gitignore, such as 'drafts/' or '*.bak.md'; "
-        "may be repeated; needs pip install 'lastword[documents]'",
+        help="leave out files and folders that match this pattern, such as 'drafts/' or '*.bak.md', by the rules of "
+        ".gitignore; may be repeated; needs pip install 'lastword[documents]'",
     )
     group.add_argument(
         "--chunk",
         type=positive,
         metavar="N",
-        help="split each text into pieces of at most N tokens, at the boundaries of paragraphs, sentences or words; "
-        "needs pip install 'lastword[documents]'",
+        help="split each text into chunks of at most N tokens, where a paragraph, sentence or word ends; needs "
+        "pip install 'lastword[documents]'",
     )
     group.add_argument(
         "--overlap",
         type=positive,
         metavar="M",
-        help="let each piece begin with up to M tokens of the one before it; by default none",
+        help="let each chunk begin with up to M tokens of the chunk before it; by default none",
     )
 
 
 def find_inputs(args: argparse.Namespace, queries: Sequence[Source] = ()) -> list[Source]:
-    """Return the input files that the options name, and print notices about what was left out.
+    """Return the input files that the arguments name, and print notices about files that were left out.
 
     Args:
-        args: the options.
-        queries: other files that are read with the same --delimiter.
+        args: the command's arguments.
+        queries: the file of queries, if any: --delimiter applies to it too.
 
     Raises:
         InputError: options cannot be combined, or an input cannot be used.
@@ -382,14 +400,14 @@ def find_inputs(args: argparse.Namespace, queries: Sequence[Source] = ()) -> lis
     refuse_field(inputs, args.text_field)
     tables = [each for each in (*inputs, *queries) if each.format in ("csv", "tsv")]
     if args.delimiter is not None and not tables:
-        expected = "an input of this kind, or --input-format csv"
+        expected = "such an input, or --input-format csv"
         raise InputError("--delimiter", "is for .csv and .tsv files", expected=expected)
     console.say_all(finder.notices(), quiet=args.quiet)
     return inputs
 
 
 def _call_on_stdin(args: argparse.Namespace) -> str:
-    """Return how to call the command so that it reads stdin, for advice."""
+    """Return the command line that reads the same input from stdin, for the remedies of errors."""
     words = ["lastword", args.command]
     if getattr(args, "queries", None) is not None:
         words += ["--queries", shlex.quote(args.queries)]
@@ -399,24 +417,30 @@ def _call_on_stdin(args: argparse.Namespace) -> str:
 
 
 def refuse_field(inputs: Iterable[Source], field: str, option: str = "--text-field") -> None:
-    """Refuse a field of the text that is not the usual one where no input has fields.
+    """Refuse a name given with --text-field, or with another such option, if no input has named fields.
 
     Raises:
-        InputError: no input is of a format with fields.
+        InputError: the name is not the default, "text", and no input is JSON lines, CSV or TSV.
     """
     if field != "text" and not any(each.format in ("jsonl", "csv", "tsv") for each in inputs):
         raise InputError(
             option,
             "is for .jsonl, .csv and .tsv files",
             got=repr(field),
-            expected="an input of these kinds, or --input-format",
+            expected="such an input, or --input-format",
         )
 
 
 def open_splitter(
     args: argparse.Namespace, embedder: "Embedder | Reranker", prompt: str
 ) -> "Splitter | None":
-    """Return what --chunk splits texts with, or None without --chunk; the prompt is that of the texts."""
+    """Return a splitter for --chunk, or None if --chunk is not given.
+
+    Args:
+        args: the command's arguments.
+        embedder: the model, whose tokenizer counts the tokens.
+        prompt: the text that will go before each chunk.
+    """
     if args.chunk is None:
         return None
     from lastword.cli.documents.chunks import Splitter
@@ -425,19 +449,19 @@ def open_splitter(
 
 
 def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --as, the Hugging Face id of a model in a local folder; `what` is looked up by this id."""
+    """Add --as, which says which published model a local folder is, so that its `what` can be looked up."""
     parser.add_argument(
         "--as",
         dest="known_as",
         type=model_argument,
         metavar="ID",
-        help=f"Hugging Face id of the {what} to use; by default MODEL itself or, for a local folder, the "
-        "published model with the folder's name",
+        help=f"Hugging Face id of the published model whose {what} to use; by default MODEL itself or, for a local "
+        "folder, the published model with the folder's name",
     )
 
 
 def choose_model(args: argparse.Namespace) -> None:
-    """Set the model from MODEL or --model, for a command that has both.
+    """Set `args.model` from MODEL or --model, for a command that has both.
 
     Raises:
         ConfigError: both are given.
@@ -447,8 +471,8 @@ def choose_model(args: argparse.Namespace) -> None:
     args.model = args.model if args.name is None else args.name
 
 
-def name_model(args: argparse.Namespace) -> None:
-    """Set the model to the folder of the built-in one if none is given, for commands that pass it to a library."""
+def fill_in_model(args: argparse.Namespace) -> None:
+    """Set `args.model` to the built-in model's folder if no model is given, for commands that need a name."""
     from lastword.weights import locate
 
     args.model = str(locate(None).folder) if args.model is None else args.model
@@ -457,12 +481,14 @@ def name_model(args: argparse.Namespace) -> None:
 def embedder_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the model options as keyword arguments of `Embedder`."""
     return {
-        **_reranker_options(args),
+        **_info_options(args),
         "truncate_dim": args.dim,
+        "max_batch_tokens": args.max_batch_tokens,
     }
 
 
-def _reranker_options(args: argparse.Namespace) -> dict[str, Any]:
+def _info_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that `ModelInfo` and `RerankerInfo` both have, as keyword arguments."""
     return {
         "device": args.device,
         "dtype": args.dtype,
@@ -470,12 +496,11 @@ def _reranker_options(args: argparse.Namespace) -> dict[str, Any]:
         "revision": args.revision,
         "local_files_only": args.local_files_only,
         "max_length": args.max_length,
-        "max_batch_tokens": args.max_batch_tokens,
     }
 
 
-def open_model(args: argparse.Namespace) -> "Embedder":
-    """Load the model given by the options."""
+def open_embedder(args: argparse.Namespace) -> "Embedder":
+    """Load the embedding model that the options name."""
     from lastword.embedder import Embedder
 
     show = False if args.quiet else None
@@ -483,52 +508,53 @@ def open_model(args: argparse.Namespace) -> "Embedder":
 
 
 def open_reranker(args: argparse.Namespace) -> "Reranker":
-    """Load the reranker given by the options."""
+    """Load the reranker that --model names."""
     from lastword.reranker import Reranker
 
     show = False if args.quiet else None
-    return Reranker(args.model, show_progress_bar=show, **_reranker_options(args))
+    chosen = {**_info_options(args), "max_batch_tokens": args.max_batch_tokens}
+    return Reranker(args.model, show_progress_bar=show, **chosen)
 
 
-def open_second(args: argparse.Namespace, model: str) -> "Reranker":
-    """Load a reranker beside the model given by the options, with those that are for both."""
+def open_second_reranker(args: argparse.Namespace, model: str) -> "Reranker":
+    """Load the reranker `model`, for a command whose model options are mainly those of an embedding model.
+
+    Of these options, only --device, --dtype, --quantize and --local-files-only apply to the reranker too.
+    """
     from lastword.reranker import Reranker
 
-    return Reranker(model, show_progress_bar=False if args.quiet else None, **_shared(args))
+    show = False if args.quiet else None
+    return Reranker(model, show_progress_bar=show, **_options_of_both(args))
 
 
-def open_second_files(args: argparse.Namespace, model: str) -> "RerankerInfo":
-    """Open a reranker as `open_second` does, without loading its weights."""
+def open_second_reranker_info(args: argparse.Namespace, model: str) -> "RerankerInfo":
+    """Do the same as `open_second_reranker`, without loading the weights."""
     from lastword.reranker import RerankerInfo
 
-    return RerankerInfo(model, **_shared(args))
+    return RerankerInfo(model, **_options_of_both(args))
 
 
-def _shared(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that are for both models."""
+def _options_of_both(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that apply both to the embedding model and to the reranker beside it."""
     return {n: getattr(args, n) for n in ("device", "dtype", "quantize", "local_files_only")}
 
 
-def open_files(args: argparse.Namespace) -> "ModelInfo":
-    """Open the model given by the options without loading its weights, which may not fit into memory."""
+def open_embedder_info(args: argparse.Namespace) -> "ModelInfo":
+    """Open the embedding model that the options name, without its weights, which may not fit into memory."""
     from lastword.model_info import ModelInfo
 
-    chosen = embedder_options(args)
-    del chosen["max_batch_tokens"]  # nothing is computed
-    return ModelInfo(args.model, **chosen)
+    return ModelInfo(args.model, truncate_dim=args.dim, **_info_options(args))
 
 
-def open_reranker_files(args: argparse.Namespace) -> "RerankerInfo":
-    """Open the reranker given by the options without loading its weights.
+def open_reranker_info(args: argparse.Namespace) -> "RerankerInfo":
+    """Open the reranker that the options name, without its weights.
 
     Raises:
-        ConfigError: a number of dimensions is given, which a reranker has not.
+        ConfigError: --dim is given; a reranker computes no vectors.
     """
     from lastword.reranker import RerankerInfo
 
     if args.dim is not None:
         expected = "none, because the model is a reranker"
         raise ConfigError("--dim", "is for embedding models", got=str(args.dim), expected=expected)
-    chosen = _reranker_options(args)
-    del chosen["max_batch_tokens"]  # nothing is computed
-    return RerankerInfo(args.model, **chosen)
+    return RerankerInfo(args.model, **_info_options(args))

@@ -1,4 +1,4 @@
-"""Open the outputs of a command: a file replaces the old one once complete; a device or pipe is written as it goes."""
+"""Open the outputs of a command: a file replaces the old one once it is complete; streams are written to directly."""
 
 import os
 import re
@@ -21,8 +21,8 @@ def is_stdout(path: str) -> bool:
 def is_stream(path: str) -> bool:
     """Return whether a path names a stream: an open file of this process, a character device or a pipe.
 
-    Replacing one of these by a new file would write to the wrong place: /dev/stdout is a link to the file to which the
-    shell redirects.
+    A stream must be written to, not replaced by a new file: /dev/stdout, for example, is a link, and a new file in its
+    place would not be where the shell redirects stdout to.
     """
     if _descriptor(path) is not None:
         return True
@@ -33,7 +33,7 @@ def is_stream(path: str) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
-# Extensions that name a format; a file with another one, or none, may hold any.
+# Extensions that name a format. A file with no extension, or one that is not listed here, may hold any format.
 _FORMAT_OF = {
     "jsonl": "jsonl",
     "ndjson": "jsonl",
@@ -41,26 +41,26 @@ _FORMAT_OF = {
 }
 
 
-def check_extension(path: str | None, style: str, by: str) -> None:
-    """Check that the extension of an output does not name another format than the one that is written.
+def check_extension(path: str | None, written: str, by: str) -> None:
+    """Check that an output's extension does not name a format other than the one that is written.
 
     Args:
-        path: the output; None means none.
-        style: the format: jsonl or safetensors.
-        by: what chooses it, for the message.
+        path: the output; None means that there is none.
+        written: the format that is written: jsonl, safetensors or npy.
+        by: the option that decides the format, named in the message.
 
     Raises:
-        InputError: it names another one.
+        InputError: the extension names another format.
     """
     ending = "" if path is None else os.path.splitext(path)[1].lower().removeprefix(".")
-    if path is not None and _FORMAT_OF.get(ending, style) != style and not is_stream(path):
+    if path is not None and _FORMAT_OF.get(ending, written) != written and not is_stream(path):
         what, got = "has the extension of another format", f".{ending} with {by}"
-        raise InputError(path, what, got=got, expected=f".{style}")
+        raise InputError(path, what, got=got, expected=f".{written}")
 
 
 @contextmanager
 def open_output(path: str) -> Iterator[BinaryIO]:
-    """Yield a byte stream to an output; a file gets its content only when the block ends without an error.
+    """Yield a byte stream for an output; a file appears, or is replaced, only if the block ends without an error.
 
     Raises:
         InputError: the output cannot be opened.
@@ -74,13 +74,13 @@ def open_output(path: str) -> Iterator[BinaryIO]:
     number = _descriptor(path)
     with ExitStack() as files:
         with name_write_errors(path):
-            # Unbuffered: an error belongs to the write that caused it, and closing the stream writes nothing.
+            # Unbuffered, so that each error is raised by the write that caused it, and closing writes nothing.
             place = path if number is None else os.dup(number)
             stream = files.enter_context(open(place, "wb", buffering=0))
         yield stream
 
 
 def _descriptor(path: str) -> int | None:
-    """Return the number of the open file of this process that a path names, or None if it names none."""
+    """Return the file descriptor that a path such as /dev/fd/1 names, or None for any other path."""
     found = _DESCRIPTOR.fullmatch(path)
     return int(found[1]) if found else _STANDARD.get(path)

@@ -1,6 +1,6 @@
-"""The argument parser of every command: errors are one line, and an argument without a type is text.
+"""The argument parser of every command: errors are one line, and an argument without a `type` must be valid Unicode.
 
-Text must be valid Unicode. A path may contain any bytes, so an argument for a path has `type=options.path_argument`.
+A path may contain any bytes, so an argument that is a path needs `type=options.path_argument`.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol
 from lastword.cli import console, options
 from lastword.errors import InputError, one_line
 
-# What argparse says, and what is said instead; a group names the arguments that it is about, or the value.
+# Messages of argparse, and what to say instead. The group `where` matches the arguments concerned, `got` the value.
 _MISSING = re.compile("the following arguments are required: (?P<where>.+)")
 _WORDS = (
     (_MISSING, "missing"),
@@ -25,7 +25,7 @@ _WORDS = (
 _LONGEST = 80  # characters of a value in a message
 
 
-def _listed(names: Iterable[object]) -> str:
+def _join_names(names: Iterable[object]) -> str:
     """Join names as in "a, b or c"."""
     *most, last = map(str, names)
     return f"{', '.join(most)} or {last}" if most else last
@@ -51,10 +51,10 @@ class Parser(argparse.ArgumentParser):
         settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
         super().__init__(**settings, allow_abbrev=False, exit_on_error=False)
         self.register("type", None, options.text_argument)
-        self._given = set[argparse.Action]()
+        self._given = set[argparse.Action]()  # options with a path, once they have been given
 
     def add_subparsers(self, **settings: Any) -> Any:
-        """Add commands; the arguments after a command's name are checked by the parser of that command."""
+        """Add commands; each command's own parser checks the arguments after the command's name."""
         self.register("type", None, str)
         return super().add_subparsers(metavar=settings["dest"].upper(), **settings)
 
@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         """Parse like argparse.
 
         Raises:
-            InputError: argparse refuses an argument, or an option names a second file where it takes one.
+            InputError: argparse refuses an argument, or an option that takes one file is given twice.
         """
         self._given.clear()
         try:
@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
     def _refusal(
         self, what: str, argument: str | None = None, got: str | None = None
     ) -> InputError:
-        """Make the error about an argument, or about the command if argparse names no argument."""
+        """Create the error from argparse's message `what`; it names the command if argparse names no argument."""
         where = argument or self.prog.partition(" ")[2] or "arguments"
         for words, plain in _WORDS:
             if (found := words.fullmatch(what)) is not None:
@@ -87,8 +87,8 @@ class Parser(argparse.ArgumentParser):
         return InputError(where, what, got=got, remedy=f"See {self.prog} --help.")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        # argparse calls this once for each occurrence of an option and keeps the last value. A setting may be
-        # overridden that way, as in an alias; a file that is not read or written after all is an error.
+        # argparse calls this once for each occurrence of an option and keeps the last value. For a setting that is
+        # useful: a shell alias can give a default. For a file it is an error, or the first file would be ignored.
         if action.type is options.path_argument and isinstance(action, argparse._StoreAction):
             if action.option_strings and action in self._given:
                 name = argparse.ArgumentError(action, "").argument_name
@@ -100,12 +100,12 @@ class Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         where = argparse.ArgumentError(action, "").argument_name or self.prog
-        got, names = one_line(repr(value), _LONGEST), _listed(action.choices)
+        got, names = one_line(repr(value), _LONGEST), _join_names(action.choices)
         remedy = f"See {self.prog} --help."
         raise InputError(where, "unknown", got=got, expected=names, remedy=remedy)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        # The only place where argparse knows both the argument and the given value.
+        # Only here does argparse know both the argument and the given value.
         convert = self._registry_get("type", action.type, action.type)
         try:
             return convert(arg_string)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lastword.cli.console import put
 from lastword.errors import InputError, count
 
-_MOST_BYTES = 1 << 26  # far more than two numbers for each dimension of any model
+_MOST_BYTES = 1 << 26  # of a file; far more than two numbers for each dimension of any model
 
 
 class Ranges:
@@ -35,9 +35,9 @@ class Ranges:
         """Write the ranges and `metadata` to `stream`; messages name the file by `name`.
 
         Raises:
-            InputError: the texts are equal in some dimension, or the write failed.
+            InputError: all vectors have the same value in some dimension, or the write failed.
         """
-        assert self._ranges is not None  # a run without texts ends before
+        assert self._ranges is not None  # a run without texts has ended with an error by now
         alike = int((self._ranges[1] <= self._ranges[0]).sum())
         if alike:
             raise InputError(
@@ -54,10 +54,10 @@ class Ranges:
 
 
 def read_ranges(path: str, dim: int, space: str) -> Tensor:
-    """Read ranges [2, dim] float32 and check that they belong to the vector space `space`.
+    """Read ranges [2, dim] float32 and check that they were saved for the vector space with fingerprint `space`.
 
     Raises:
-        InputError: the file does not hold ranges, belongs to another space, or was written by an older lastword.
+        InputError: the file holds no ranges, or those of another space, or was written by an older lastword.
         OSError: the file is missing.
     """
     status = os.stat(path)  # a missing file gives the same OSError here as for every other input
@@ -93,7 +93,7 @@ def read_ranges(path: str, dim: int, space: str) -> Tensor:
 
 
 def _check_space(path: str, metadata: Mapping[str, str], space: str) -> None:
-    """Refuse ranges of another vector space; a file without a space is accepted, on the caller's responsibility."""
+    """Refuse ranges of another vector space; accept a file that names no space, which the caller must answer for."""
     from lastword.model_info import FINGERPRINT_VERSION
 
     if "space" not in metadata:

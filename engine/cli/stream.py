@@ -1,6 +1,6 @@
-"""Embed a stream of records: yield groups of records with their vectors, and report errors by file and line.
+"""Embed a stream of records: yield groups of records with their vectors, and name the file and line of each error.
 
-Only records that the Embedder has read and not yet embedded are held in memory.
+Only the records that the Embedder has read but not yet embedded are held in memory.
 """
 
 from collections import deque
@@ -33,10 +33,11 @@ def embed_records(
     Args:
         embedder: the model; it may read records in its own thread, some groups ahead.
         records: the records to embed.
-        prompt: text to put before every text.
-        failures: told about texts that cannot be embedded; the run ends with the first one if it does not skip them.
-        meter: what the records are read from, for the progress bar.
-        show: show a bar of the bytes embedded, or of the texts where the inputs are not files.
+        prompt: the text to put before every text.
+        failures: gets the texts that cannot be embedded; by default, or if it does not skip them, the first one ends
+            the run.
+        meter: counts the bytes read, for the progress bar.
+        show: whether to show a progress bar; it counts bytes if the size of all inputs is known, else texts.
         options: options of `Embedder.encode_groups`.
 
     Raises:
@@ -45,10 +46,10 @@ def embed_records(
     from lastword.progress import progress_bar
 
     waiting = _Waiting(failures or Failures(skip=False))
-    options["show_progress_bar"] = False  # here is one
+    options["show_progress_bar"] = False  # the bar below is shown instead
     total = None if meter is None else meter.total
     with progress_bar(total, show=show, unit=" texts" if total is None else "B") as advance:
-        done = _Done(advance, None if total is None else meter)
+        done = _Progress(advance, None if total is None else meter)
         groups = embedder.encode_groups(
             waiting.texts(records),
             prompt=prompt,
@@ -66,30 +67,32 @@ def embed_records(
 
 
 class _Waiting:
-    """The records that are read and have neither a vector nor an error yet."""
+    """The records that have been read but have neither a vector nor an error yet."""
 
     def __init__(self, failures: Failures) -> None:
         self.failures = failures
-        self.read = self._taken = (
-            0  # texts that could be read, and of these, those that wait no more
-        )
+        self.read = 0  # number of records read
+        self._taken = 0  # number of these that are no longer waiting
         self._records: deque[Record] = deque()
-        self._refused: dict[int, InputError] = {}
+        self._refused: dict[int, InputError] = {}  # by the index of the text
 
     def texts(self, records: Iterable[Record]) -> Iterator[str]:
-        """Yield the texts of the records, which wait from then on."""
+        """Yield the text of each record, which is waiting from then on."""
         for record in records:
             self._records.append(record)
             self.read += 1
             yield record.text
 
     def refuse(self, error: InputError) -> None:
-        """Note the error of a text, which gives the text's index."""
+        """Note the error of a text; the error holds the text's index."""
         assert error.index is not None
         self._refused[error.index] = error
 
     def take(self, rows: int | None) -> Iterator[Record]:
-        """Yield the next `rows` records that have a vector; leave out those between them, for None all that wait."""
+        """Yield the next `rows` records that have a vector, and hand those with an error to `failures`.
+
+        With None, take all waiting records; after the last vector, only records with an error can be left.
+        """
         while self._records and rows != 0:
             record = self._records.popleft()
             error = self._refused.pop(self._taken, None)
@@ -107,18 +110,18 @@ class _Waiting:
             error.where = self._records[place].where
 
 
-class _Done:
-    """Moves a progress bar: by texts or, with a meter, by the bytes of the texts that are embedded.
+class _Progress:
+    """Advances a progress bar by texts or, with a meter, by bytes of input.
 
-    Texts are embedded a group at a time, in another order than they are read. So the bytes are an estimate: those
-    that have been read, times the share of the texts read that are embedded.
+    Within a group, texts are embedded in another order than they are read, so the bytes are an estimate: the bytes
+    read so far, times the share of the texts read so far that are embedded.
     """
 
     def __init__(self, advance: Callable[[int], None], meter: Meter | None) -> None:
         self._advance, self._meter, self._texts, self._shown = advance, meter, 0, 0
 
     def add(self, texts: int, read: int) -> None:
-        """Note that more texts are embedded, and how many have been read."""
+        """Note that `texts` more texts are embedded, of `read` texts that have been read in total."""
         self._texts += texts
         reached = self._texts
         if self._meter is not None:

@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 
 FORMATS = ("jsonl", "safetensors", "npy")
 MOST_TEXTS = 10**15
-ROWS_AT_ONCE = (
-    16  # Python numbers take eight times the memory; more rows would not fit a core's cache
-)
+# Rows converted to text at once. As Python numbers they take eight times the memory: more would not fit a core's cache.
+ROWS_AT_ONCE = 16
 Header = Callable[[int], bytes]
-# The metadata that are numbers in JSON; a safetensors header holds text only.
+# Keys of the metadata whose values are numbers in JSON; a safetensors header holds text only.
 NUMBERS = ("fingerprints", "dim", "texts", "chunk", "overlap")
 
 
 class ElementType(NamedTuple):
-    """How a precision is stored in each format."""
+    """How the vectors of one precision are stored in each format."""
 
     safetensors: str  # dtype name
     numpy: str  # dtype name
@@ -60,7 +59,15 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """Writes one JSON object per line, with the record's own fields and its vector; an optional header comes first."""
+    """Writes one JSON object per line, with the record's own fields and its vector; the first may be a header.
+
+    Args:
+        stream: the output.
+        name: the name of `stream` in messages.
+        field: the name of the field that holds the vector.
+        numbers: the printf template of a vector (see `numbers`).
+        header: metadata for the first line, or None for no such line.
+    """
 
     def __init__(
         self,
@@ -92,7 +99,13 @@ class JsonLines:
 
 
 class Matrix:
-    """Writes a binary header, then one row of bytes per vector."""
+    """Writes a binary header, then one row of bytes per vector.
+
+    Args:
+        stream: the output, a regular file.
+        name: the name of `stream` in messages.
+        header: returns the header for a number of texts.
+    """
 
     def __init__(self, stream: BinaryIO, name: str, header: Header) -> None:
         self._stream, self._name, self._header, self._texts = stream, name, header, 0
@@ -112,7 +125,7 @@ class Matrix:
 
 
 class Places:
-    """Writes a line for each vector of a binary file: the place of its text, and a piece itself, as a JSON object."""
+    """Writes OUT.rows.jsonl: for each vector of a binary file, the place of its text and, for a chunk, its text."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
@@ -137,13 +150,13 @@ def _row(record: Record) -> str:
 def safetensors_header(
     name: str, layout: ElementType, dim: int, metadata: Mapping[str, str]
 ) -> Header:
-    """Return a function from the number of texts to the header of a file with one tensor [texts, width]."""
+    """Return a function from the number of texts to the header of a file with one tensor `name` [texts, width]."""
     from lastword.weights import growing_header
 
-    def described(texts: int) -> dict[str, str]:
+    def with_number(texts: int) -> dict[str, str]:
         return {**metadata, "texts": str(texts)}
 
-    return growing_header(name, layout.safetensors, dim // layout.packed, described)
+    return growing_header(name, layout.safetensors, dim // layout.packed, with_number)
 
 
 def npy_header(layout: ElementType, dim: int) -> Header:
@@ -158,7 +171,7 @@ def npy_header(layout: ElementType, dim: int) -> Header:
 
 
 def sidecar(metadata: Mapping[str, str], texts: int) -> bytes:
-    """Return the content of OUT.json, the metadata of a .jsonl or .npy file, which cannot hold metadata itself."""
+    """Return the content of OUT.json: the metadata of a .jsonl or .npy file, which cannot hold its own."""
     fields = _with_numbers({**metadata, "texts": str(texts)})
     return json.dumps(fields, ensure_ascii=False, indent=2).encode("utf-8") + b"\n"
 

@@ -348,13 +348,13 @@ def _call(arguments: list[str], embedder: Embedder | None = None) -> tuple[int, 
 @contextmanager
 def _opened(embedder: Embedder | None) -> Iterator[None]:
     """Let commands use a model that is open already."""
-    before = options.open_model
+    before = options.open_embedder
     if embedder is not None:
-        options.open_model = lambda args: embedder  # type: ignore[assignment]
+        options.open_embedder = lambda args: embedder  # type: ignore[assignment]
     try:
         yield
     finally:
-        options.open_model = before
+        options.open_embedder = before
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def run_main():
 
     from lastword.cli import main, options
 
-    options.open_model = lambda args: FakeEmbedder()
+    options.open_embedder = lambda args: FakeEmbedder()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(main.main())
 

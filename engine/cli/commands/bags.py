@@ -1,4 +1,4 @@
-"""`lastword bags`: choose the rows that each of several models is trained on, before the models are merged."""
+"""`lastword bags`: choose the training rows of each of several models that will be merged."""
 
 import argparse
 import os
@@ -10,19 +10,21 @@ from lastword.errors import InputError, count
 
 _ENDINGS = (".jsonl", ".txt")
 
-ABOUT = "sample training data (a bag per model) for models that will be merged"
+ABOUT = "sample a training set (a bag) for each of several models that will be merged"
 EXAMPLES = """examples:
   lastword bags msmarco.jsonl nli.jsonl fever.jsonl --ratios 80,100 --seed 7 -o plan.json
   lastword bags new.jsonl --old msmarco.jsonl nli.jsonl --ratios 100 --seed 8 -o update.json \\
       --into ./released --weights size
 
-A bag is the training data of one model: a sample of the rows of every dataset. Each file is one
-dataset with one row per line, and is sampled separately, without replacement. With -o
-plan.json the command writes plan.json, plan.rows/BAG/DATASET.txt with one row id per line, and
-plan.merge.yaml, a recipe for "lastword merge". The same files and seed always give the same plan, on any
-machine and in whatever order the files are named.
-To update a released model, pass its earlier training data with --old: each bag then mixes old
-and new rows, and --into adds the released model to the recipe."""
+A bag is the training data of one model: a sample of the rows of every dataset. Each file is one dataset with one row
+per line. Each dataset is sampled by itself, without replacement.
+
+With -o plan.json, the command writes plan.json, plan.rows/BAG/DATASET.txt with one row id per line, and
+plan.merge.yaml, a recipe for "lastword merge". The same files and seed always give the same plan, on any machine and
+in whatever order the files are named.
+
+To update a released model, pass its earlier training data with --old, so that each bag mixes old and new rows, and the
+model with --into, so that the recipe includes it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +34,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=options.path_argument,
         metavar="DATA",
-        help="dataset: a .jsonl or .txt file, as FILE or NAME=FILE; by default it is named after its file",
+        help="dataset: a .jsonl or .txt file, as FILE or NAME=FILE; without NAME, it is named after the file",
     )
     parser.add_argument(
         "--ratios",
         required=True,
-        help="one percentage per bag: the share of every dataset that the bag takes. 80,100 makes two bags, one with "
-        '80%% of each dataset and one with all of it; "rest" takes the rows that are in no other bag, as in 50,rest',
+        help="one percentage per bag, separated by commas: the share of each dataset that the bag takes. 80,100 makes "
+        "two bags, one with 80%% of each dataset and one with all of it. The word rest, as in 50,rest, makes a bag of "
+        "the rows that are in no other bag",
     )
     parser.add_argument(
         "--seed", type=_seed, required=True, help="seed of the random choice, a whole number"
@@ -49,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=options.path_argument,
         metavar="PLAN",
-        help="write the plan to this new .json file",
+        help="new .json file to write the plan to",
     )
     parser.add_argument(
         "--old",
@@ -57,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=options.path_argument,
         metavar="DATA",
-        help="datasets that the released model (see --into) was trained on; by default none",
+        help="datasets that a released model (see --into) was trained on; by default none",
     )
     parser.add_argument(
         "--old-ratio",
@@ -74,15 +77,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=("equal", "size"),
         default="equal",
-        help="weight of each model in the merge: equal, or by size (the number of rows in its bag); by default equal",
+        help="weights of the models in the merge: all equal, or each model's size (the number of rows in its bag); by "
+        "default equal",
     )
     parser.add_argument(
         "--into",
         metavar="MODEL",
-        help="existing model to merge with the new ones; by default none. With --weights size its weight is the number "
-        "of rows in the --old datasets, so --old is required",
+        help="released model to merge with the new ones; by default none. With --weights size, its weight is the "
+        "number of rows in the --old datasets, so --old is required",
     )
-    parser.add_argument("--quiet", action="store_true", help="print no progress and no report")
+    parser.add_argument("--quiet", action="store_true", help="print no progress bar or summary")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if args.into is not None and args.weights == "size" and not args.old:
         raise InputError(
             "--into",
-            "with --weights size its weight is the number of old rows, and no old data is given",
+            "with --weights size, its weight is the number of old rows, but no old data is given",
             remedy="Pass the old data with --old.",
         )
     spec = bags_plan.PlanSpec(

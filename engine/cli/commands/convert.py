@@ -11,8 +11,8 @@ EXAMPLES = """examples:
   lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB
   lastword convert owner/model@v1.0 ./model --dtype bf16
 
-id@revision names a branch, tag or commit of a Hugging Face model. Every file must be
-inside the model's folder: a link that leads out of it is an error, except within the hub's own cache."""
+id@revision names a branch, tag or commit of a Hugging Face model. Every file must be inside the model's folder: a link
+that leads out of it is an error, except within the cache of the Hugging Face Hub."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("bf16", "f16", "f32"),
-        help="dtype of the new weights; by default the stored one",
+        help="dtype of the new weights; by default each keeps its stored dtype",
     )
 
 

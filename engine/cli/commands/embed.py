@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, BinaryIO
 import lastword
 from lastword.cli import console, options, read, write
 from lastword.cli.documents.paths import names_many
-from lastword.cli.documents.written import by_lastword, is_open, keep_foreign_files
+from lastword.cli.documents.written import is_by_lastword, is_open, keep_foreign_files
 from lastword.cli.failures import (
     Blanks,
     Failures,
     begin_error_list,
-    collected,
+    collect_failures,
     require_texts,
-    unknown_words,
+    unknown_word_notices,
 )
 from lastword.cli.output import check_extension, is_stdout, is_stream, open_output
 from lastword.cli.read import PLACE, Record, Source
@@ -37,33 +37,34 @@ EXAMPLES = """examples:
 
 JSON lines output keeps the other fields of .jsonl, .csv and .tsv records.
 
-With --files, --chunk, a folder, a pattern or several files, each vector is stored with its source: the fields path,
-line (if the file has one text per line) and, if it is of a piece, chunk, start and end. JSON lines have these fields,
-and the piece as their text. For .npy and .safetensors all this goes to OUT.rows.jsonl, one line per vector. A byte of a
-file name that is not UTF-8 is written as \\xNN.
+With several files, a folder, a pattern, --files or --chunk, the output also says where each text comes from: in the
+fields path, line (unless the text is a whole file) and, for a chunk, chunk (its number, from 0), start and end. In JSON
+lines output these fields are added to each line, and the text field holds the chunk. For .npy and .safetensors output,
+they and the texts of chunks go to OUT.rows.jsonl, one line per vector. A byte of a file name that is not UTF-8 is
+written as \\xNN.
 
-A piece is text[start:end] in Python, and chunk counts from 0. The text is the line or field or, with --files,
-open(path, encoding="utf-8-sig", newline="").read(): \\r\\n counts as two characters, a byte order mark is not counted.
-For an HTML file the text is what remains once the tags are removed, so start and end are not positions in the file:
-see the stored piece.
+A chunk is text[start:end] in Python, where text is the line or field or, with --files,
+open(path, encoding="utf-8-sig", newline="").read(): \\r\\n counts as two characters, and a byte order mark is not
+counted. For an HTML file, text is what remains without the tags, so start and end are not positions in the file.
 
-A line ends with \\n or \\r\\n; any other character, such as a lone \\r, belongs to its line. A record has at
-most 33,554,432 characters. A key may not occur twice in a JSON object. Blank lines of .jsonl files, and of .csv and
-.tsv files with several columns, are skipped; in a file with a single column they count as empty texts.
+A line ends with \\n or \\r\\n; any other character, such as a lone \\r, is part of the line. A record has at most
+33,554,432 characters. In a JSON object, no key may occur twice. In .jsonl files, and in .csv and .tsv files with
+several columns, blank lines are skipped; in a file with a single column, they are empty texts.
 
---precision int8 scales each vector so that its largest absolute value becomes 127 (compare by cosine); with --ranges
-the range of each dimension becomes -127 to 127, and uint8 is the same plus 128. ubinary keeps one bit per dimension,
-1 for a value above 0, eight to a byte; binary is the same byte minus 128 (compare both by Hamming distance).
+--precision int8 scales each vector so that its largest absolute value becomes 127 (compare by cosine). With --ranges,
+it scales each dimension instead, so that its range becomes -127 to 127; uint8 is the same plus 128. ubinary keeps one
+bit per dimension, 1 for a value above 0, eight bits to a byte; binary is the same byte minus 128 (compare both by
+Hamming distance).
 
-With -o OUT, metadata is stored too: the model, its settings and two fingerprints. It goes to
-OUT.json, or into the file itself for .safetensors. On stdout and other streams (/dev/stderr, a named
-pipe), which take JSON lines only, --header prints it first. Vectors with the same `space` fingerprint
-and the same precision can be compared; those of --ranges only with others of the same ranges. The same
-`run` fingerprint means the same model and settings.
+With -o OUT, metadata is stored too: the model, its settings and two fingerprints. It goes into the file itself for
+.safetensors, and to OUT.json for the other formats. Stdout and other streams (/dev/stderr, a named pipe) take JSON
+lines only; there, --header prints the metadata first. Vectors can be compared if they have the same `space`
+fingerprint, the same precision and, if made with --ranges, the same ranges. The same `run` fingerprint means the same
+model and settings.
 
-The report on stderr counts the tokens requested, the tokens computed, the prompt tokens that were not computed again
-because the model keeps their result ("of kept prompts"), and the tokens saved by sharing the common beginnings of
-texts. tokens/s counts requested tokens."""
+The last line on stderr counts the tokens requested, the tokens computed, the prompt tokens whose keys and values the
+model had kept ("from the prompt cache"), and the tokens saved by computing common beginnings of texts only once.
+tokens/s counts requested tokens."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -75,18 +76,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=options.path_argument,
         metavar="OUT",
-        help="output file, replaced only once the new one is complete, or a device or pipe; by default stdout",
+        help="output: a file, which appears or is replaced only once it is complete, or a device or pipe; by default "
+        "stdout",
     )
     parser.add_argument(
         "--format",
         choices=write.FORMATS,
-        help="output format; by default chosen by the extension of OUT: .jsonl, .safetensors or .npy; jsonl if it has "
-        "none",
+        help="output format; by default the extension of OUT decides: .jsonl, .safetensors or .npy; without an "
+        "extension, jsonl",
     )
     parser.add_argument(
         "--header",
         action="store_true",
-        help='on stdout or a pipe, print the metadata first, as a line {"lastword": {...}}',
+        help='when writing to stdout or a pipe, print the metadata first, as a line {"lastword": {...}}',
     )
     parser.add_argument(
         "--vector-field",
@@ -104,13 +106,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-blank",
         action="store_true",
-        help="leave out texts that are empty or only white space; by default they are embedded too, so that rows and "
-        "lines stay aligned. With --chunk they are always left out, for they have no pieces",
+        help="leave out texts that are empty or only white space; by default they are embedded too, so that row N is "
+        "always the vector of text N. With --chunk they are always left out, because they have no chunks",
     )
     parser.add_argument(
         "--normalize",
         action="store_true",
-        help="scale every vector to length 1; by default only if the model does so or --dim shortens the vectors",
+        help="scale every vector to length 1; by default this is done only if the model's files say so, or if --dim "
+        "shortens the vectors",
     )
     _add_ranges(parser)
     options.add_model_options(parser)
@@ -121,39 +124,40 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
         "--ranges",
         type=options.path_argument,
         metavar="FILE",
-        help="file made by --save-ranges: round each dimension to int8 or uint8 by its own range; required for "
-        "uint8; by default int8 scales each vector by its own largest absolute value",
+        help="round each dimension to int8 or uint8 by its own range, read from this file made by --save-ranges; "
+        "required for uint8; by default int8 scales each vector by its largest absolute value",
     )
     parser.add_argument(
         "--save-ranges",
         type=options.path_argument,
         metavar="FILE",
-        help="save the smallest and largest value of each dimension to this .safetensors file, for --ranges; only with "
-        "float32",
+        help="save the smallest and largest value of each dimension to this .safetensors file, for later use with "
+        "--ranges; needs --precision float32",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     begin_error_list(args)
-    style = _choose_format(args)
+    output_format = _choose_format(args)
     inputs = options.find_inputs(args)
-    sidecar = f"{args.output}.json" if args.to_file and style != "safetensors" else None
-    rows = f"{args.output}.rows.jsonl" if args.placed and style != "jsonl" else None
+    sidecar = f"{args.output}.json" if args.to_file and output_format != "safetensors" else None
+    rows = f"{args.output}.rows.jsonl" if args.with_places and output_format != "jsonl" else None
     given = (source.path for source in inputs if source.path != read.STDIN)
     outputs = (args.output if args.to_file else None, sidecar, rows, args.save_ranges, args.errors)
     options.refuse_overwriting((*given, args.ranges), outputs)
     keep_foreign_files((sidecar, rows, args.save_ranges))
     if args.output is None:
         _refuse_endless(inputs)
-    with collected(args) as failures, ExitStack() as files:
-        # Files are put in place in reverse order: the vectors first, then the files that describe them.
+    with collect_failures(args) as failures, ExitStack() as files:
+        # The files appear in the reverse of this order: the vectors first, then the files that describe them.
         ranges_out = _enter(files, args.save_ranges)
         sidecar_out = _enter(files, sidecar)
         rows_out = _enter(files, rows)
         out = _enter(files, args.output) or console.stdout_bytes()
-        embedder = files.enter_context(closing(options.open_model(args)))  # on Ctrl-C too
-        work = _Work(args, style, embedder, failures)
+        # `closing` frees the model on Ctrl-C too.
+        embedder = files.enter_context(closing(options.open_embedder(args)))
+        work = _Work(args, output_format, embedder, failures)
         places = None if rows is None or rows_out is None else write.Places(rows_out, rows)
         meter = read.Meter(inputs)
         report = work.embed(work.records(inputs, meter), out, places, meter)
@@ -169,24 +173,24 @@ def run(args: argparse.Namespace) -> int:
     if args.to_file and rows is None:
         _remove_old_rows(args.output)
     console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
-    unknown = unknown_words(report, count(report.texts, "text"), embedder)
+    unknown = unknown_word_notices(report, count(report.texts, "text"), embedder)
     notices = (*embedder.notices, *work.blanks.notices(), *unknown, summary(report))
     console.say_all(notices, quiet=args.quiet)
     return 0
 
 
 class _Work:
-    """State of one run after its model is open: prompt, ranges, metadata."""
+    """The state of one run once its model is open: prompt, ranges, metadata."""
 
     def __init__(
-        self, args: argparse.Namespace, style: str, embedder: "Embedder", failures: Failures
+        self, args: argparse.Namespace, output_format: str, embedder: "Embedder", failures: Failures
     ) -> None:
         from lastword.cli.ranges import Ranges, read_ranges
         from lastword.model_info import FINGERPRINT_VERSION
 
-        self._args, self._format, self._embedder = args, style, embedder
+        self._args, self._format, self._embedder = args, output_format, embedder
         self._failures = failures
-        # A blank text has no pieces.
+        # A blank text has no chunks.
         self.blanks = Blanks(skip=args.skip_blank or args.chunk is not None)
         self.seen = Ranges()
         self._prompt = embedder.resolve_prompt(args.prompt_name, args.prompt, None)
@@ -213,19 +217,19 @@ class _Work:
         }
 
     def records(self, inputs: Sequence[Source], meter: read.Meter) -> Iterator[Record]:
-        """Yield the texts to embed, or their pieces, with the JSON that their vectors are written with."""
+        """Yield a record for each text or chunk to embed, with the JSON fields to write beside its vector."""
         args = self._args
-        bad = self._failures.bad
-        found = read.read(inputs, args.text_field, args.delimiter, bad=bad, meter=meter)
-        records = self.blanks.filtered(found)
+        on_bad = self._failures.leave_out_line
+        found = read.read(inputs, args.text_field, args.delimiter, on_bad=on_bad, meter=meter)
+        records = self.blanks.filter(found)
         if self._splitter is not None:
-            records = self._splitter.pieces(records, args.text_field, bad)
+            records = self._splitter.split_records(records, args.text_field, on_bad)
         if self._format == "jsonl":
-            records = _check_vector_field(records, args.vector_field, bad)
-            if args.placed:
-                from lastword.cli.documents.chunks import placed
+            records = _check_vector_field(records, args.vector_field, on_bad)
+            if args.with_places:
+                from lastword.cli.documents.chunks import add_places
 
-                records = placed(records, bad)
+                records = add_places(records, on_bad)
         return records
 
     def embed(
@@ -235,7 +239,7 @@ class _Work:
         places: write.Places | None,
         meter: read.Meter,
     ) -> Report:
-        """Write the vector of every record to `out`, its place to `places`, and return the run's counts."""
+        """Write the vector of every record to `out` and its place to `places`; return the run's counts."""
         writer, report = self._writer(out), Report()
         for group, matrix in embed_records(
             self._embedder,
@@ -270,9 +274,9 @@ class _Work:
 
 
 def summary(report: Report) -> str:
-    """Return one line with the tokens requested, computed and saved, the texts cut, and the speed."""
+    """Return one line with the tokens requested, computed, cached and saved, the texts cut, and the speed."""
     saved = 100 * report.tokens_saved / report.tokens_requested if report.tokens_requested else 0.0
-    cached = f"{report.tokens_cached:,} of kept prompts, " if report.tokens_cached else ""
+    cached = f"{report.tokens_cached:,} from the prompt cache, " if report.tokens_cached else ""
     return (
         f"{count(report.texts, 'text')}, {count(report.tokens_requested, 'token')} requested, "
         f"{report.tokens_computed:,} computed, {cached}{report.tokens_saved:,} ({saved:.1f} %) saved by "
@@ -281,34 +285,39 @@ def summary(report: Report) -> str:
 
 
 def _choose_format(args: argparse.Namespace) -> str:
-    """Choose the output format and refuse options that cannot be combined."""
+    """Return the output format, and refuse options that cannot be combined.
+
+    Sets `args.with_places` (whether to write where each text comes from) and `args.to_file`, and sets `args.output` to
+    None for stdout.
+    """
     if args.output is not None and is_stdout(args.output):
         args.output = None
     many = len(args.files) > 1 or any(map(names_many, args.files))
-    args.placed = args.whole or args.chunk is not None or many
+    args.with_places = args.whole or args.chunk is not None or many
+
     args.to_file = args.output is not None and not is_stream(args.output)
-    style: str = args.format or _format_of(args.output or "")
+    output_format: str = args.format or _format_of(args.output or "")
     if args.format is not None and read.split_ending(args.output or "")[1] != "json":
-        check_extension(args.output, style, f"--format {style}")
+        check_extension(args.output, output_format, f"--format {output_format}")
     check_extension(args.save_ranges, "safetensors", "--save-ranges, which writes safetensors")
-    if style != "jsonl" and not args.to_file:
+    if output_format != "jsonl" and not args.to_file:
         raise InputError(
-            args.output or f"--format {style}",
-            f"{style} cannot be written to {'a stream' if args.output else 'stdout'}",
+            args.output or f"--format {output_format}",
+            f"{output_format} cannot be written to {'a stream' if args.output else 'stdout'}",
             expected="a file, because its header is written last",
             remedy="Name a file with -o, or pass --format jsonl.",
         )
     if args.header and args.to_file:
-        place = args.output if style == "safetensors" else f"{args.output}.json"
-        remedy = f"The metadata goes to {place}."
+        place = args.output if output_format == "safetensors" else f"{args.output}.json"
+        remedy = f"Leave it out: the metadata goes to {place}."
         raise InputError(
             "--header", "is for stdout and pipes", got=f"-o {args.output}", remedy=remedy
         )
     _check_ranges(args)
-    if args.vector_field in (args.text_field, "__metadata__", *(PLACE if args.placed else ())):
+    if args.vector_field in (args.text_field, "__metadata__", *(PLACE if args.with_places else ())):
         what = f"the name {args.vector_field!r} is already used"
         raise InputError("--vector-field", what, remedy="Choose another name.")
-    return style
+    return output_format
 
 
 def _check_ranges(args: argparse.Namespace) -> None:
@@ -323,7 +332,7 @@ def _check_ranges(args: argparse.Namespace) -> None:
 
 
 def _format_of(output: str) -> str:
-    """Choose the format by the extension of the output file; no extension means JSON lines."""
+    """Return the format that the output's extension names; without an extension, JSON lines."""
     _, ending = read.split_ending(output)
     if ending in ("", "ndjson"):
         return "jsonl"
@@ -339,14 +348,14 @@ def _format_of(output: str) -> str:
 
 
 def _remove_old_rows(output: str) -> None:
-    """Remove the file of an earlier run that says which text each vector came from: it describes other vectors."""
+    """Remove OUT.rows.jsonl of an earlier run: it does not describe the new vectors."""
     path = f"{output}.rows.jsonl"
-    if os.path.isfile(path) and by_lastword(path):
+    if os.path.isfile(path) and is_by_lastword(path):
         console.attempt(lambda: os.remove(path), path)
 
 
 def _refuse_endless(inputs: Iterable[Source]) -> None:
-    """Refuse to read the file to which stdout is redirected: it would grow while it is read."""
+    """Refuse an input to which stdout is redirected: it would grow as fast as it is read."""
     for source in inputs:
         if is_open(source.path, 1):
             remedy = "Name another file with -o."
@@ -357,7 +366,10 @@ def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:
     return None if path is None else files.enter_context(open_output(path))
 
 
-def _check_vector_field(records: Iterable[Record], field: str, bad: read.Bad) -> Iterator[Record]:
+def _check_vector_field(
+    records: Iterable[Record], field: str, on_bad: read.OnBad
+) -> Iterator[Record]:
+    """Yield the records; hand one that already has the field of the vector to `on_bad`."""
     for record in records:
         if field not in record.names:
             yield record
@@ -367,4 +379,4 @@ def _check_vector_field(records: Iterable[Record], field: str, bad: read.Bad) ->
             f"already has a field {field!r}",
             remedy="Choose another name with --vector-field, or remove the field.",
         )
-        bad(error, record.path, record.line)
+        on_bad(error, record.path, record.line)

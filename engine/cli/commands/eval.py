@@ -1,4 +1,4 @@
-"""`lastword eval`: score a model on mteb's tasks and compare with its model card; exit status 1 if a task failed."""
+"""`lastword eval`: score a model on mteb's tasks and compare the scores with its model card's."""
 
 import argparse
 import json
@@ -18,9 +18,9 @@ EXAMPLES = """examples:
   lastword eval ./model --benchmark "MTEB(eng, v2)" --as Qwen/Qwen3-Embedding-0.6B --results ./mteb
   lastword eval ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1 --card
 
-Needs mteb: pip install 'lastword[eval]'. Every finished task is saved in mteb's results folder, so
-an interrupted run continues when the same command is given again. --card alone runs no tasks: it
-compares the results saved so far with the model card. Exit status 1 if a task failed."""
+Needs mteb: pip install 'lastword[eval]'. The result of every finished task is saved in mteb's results folder, so an
+interrupted run continues when the same command is given again. --card alone runs no tasks: it compares the results
+saved so far with the model card. The exit status is 1 if a task failed."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,29 +40,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=options.name_argument,
         default=[],
         metavar="NAME",
-        help="run all public tasks of this mteb benchmark; may be repeated",
+        help="name of an mteb benchmark, of which all public tasks are run; may be repeated",
     )
     parser.add_argument(
         "--card",
         action="store_true",
-        help="compare saved results with the scores on the model card; alone it runs no tasks",
+        help="compare the saved results with the scores on the model card; alone, it runs no tasks",
     )
-    options.add_known_as(parser, "published model whose task instructions and model card")
+    options.add_known_as(parser, "task instructions and model card")
     parser.add_argument(
         "--results",
         type=options.path_argument,
         metavar="FOLDER",
-        help="mteb's results folder; by default $MTEB_CACHE or ~/.cache/mteb",
+        help="folder in which mteb saves results; by default $MTEB_CACHE, or ~/.cache/mteb if that is not set",
     )
     parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
-    parser.add_argument("--quiet", action="store_true", help="print no progress and no notices")
+    parser.add_argument("--quiet", action="store_true", help="print no progress bar or notices")
     options.add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     options.choose_model(args)
-    options.name_model(args)
+    options.fill_in_model(args)
     if not (args.tasks or args.benchmark or args.card):
         remedy = "Pass --tasks, --benchmark or --card."
         raise InputError("eval", "nothing to do", remedy=remedy)
@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(evaluation: "Evaluation") -> Iterator[str]:
+    """Yield the lines to print: the score of each task, then of each benchmark, and the folder of the results."""
     for name, score in evaluation.scores.items():
         yield f"{name:<40}  {score:>8.2f}"
     if evaluation.scores and evaluation.benchmarks:

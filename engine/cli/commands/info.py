@@ -1,8 +1,7 @@
 """`lastword info`: describe a model and how it would run on this machine; with `--full`, check its files.
 
-No weights are loaded, so a model that does not fit into memory can be described too. `--full` hashes
-the files before the model is opened, because a damaged model may not open. `lastword.weights` finds
-and hashes the files.
+No weights are loaded, so a model that does not fit into memory can be described too. `--full` hashes the files before
+the model is opened, because a damaged model may not open.
 """
 
 import argparse
@@ -27,9 +26,9 @@ EXAMPLES = """examples:
   lastword info ./model --full --json
   lastword info Qwen/Qwen3-Reranker-0.6B
 
-On a CPU the keys and values of a prompt are computed once and kept. The field prompt_cache of the output gives
-the limits: how many prompts and bytes are kept, and the length in tokens of the longest prompt that is kept. The least
-recently used prompts are dropped first."""
+On a CPU, the keys and values of a prompt are computed once and then kept. The field prompt_cache shows the limits: how
+many prompts and bytes are kept, how many bytes a token takes, and how many tokens a prompt may have to be kept. The
+least recently used prompt is dropped first."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +38,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="also hash every file and compare with the hub's hashes where they are known (for some local folders they "
-        "are not); exit status 1 if a file is damaged",
+        help="also hash every file and compare the hash with the Hugging Face Hub's, where it is known (for some local "
+        "folders it is not); the exit status is 1 if a file is damaged",
     )
-    options.add_model_options(parser)
+    options.add_model_options(parser, computes=False)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,13 +61,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         console.print_lines(list(_table(facts)))
     if damaged:
-        what = "does not match the hash given by the hub"
+        what = "does not match the hash on the Hugging Face Hub"
         console.say(str(WeightsError(list_some(damaged), what, remedy="Download it again.")))
     return 1 if damaged else 0
 
 
 def _open(args: argparse.Namespace) -> "ModelInfo | RerankerInfo":
-    """Open the model's files, as those of a reranker if they or its name say that it is one."""
+    """Open the model without its weights: as a reranker if its files or its name say that it is one."""
     from lastword.reranker import is_reranker
     from lastword.weights import CHAT_TEMPLATE, locate
 
@@ -76,8 +75,8 @@ def _open(args: argparse.Namespace) -> "ModelInfo | RerankerInfo":
         where = {"revision": args.revision, "local_files_only": args.local_files_only}
         found = locate(args.model, also=(CHAT_TEMPLATE,), **where)
         if is_reranker(found.folder, found.name):
-            return options.open_reranker_files(args)
-    return options.open_files(args)
+            return options.open_reranker_info(args)
+    return options.open_embedder_info(args)
 
 
 def describe(model: "ModelInfo | RerankerInfo") -> dict[str, object]:
@@ -115,7 +114,7 @@ def describe(model: "ModelInfo | RerankerInfo") -> dict[str, object]:
 
 
 def _of_reranker(model: "RerankerInfo") -> dict[str, object]:
-    """Return what makes a reranker's scores."""
+    """Return the facts that only a reranker has: where its scores come from."""
     spec = model.spec
     causal = "embed_tokens" if spec.tied else "lm_head"
     return {
@@ -126,9 +125,9 @@ def _of_reranker(model: "RerankerInfo") -> dict[str, object]:
 
 
 def _refuse_vectors(path: str) -> None:
-    """Raise InputError with what is known of a file if `lastword embed` wrote it."""
+    """Raise InputError, with the file's metadata, if `path` is a file of vectors that `lastword embed` wrote."""
     found = metadata_of(path)
-    if "texts" in found:  # else it is of other numbers, such as ranges
+    if "texts" in found:  # otherwise it holds other numbers, such as ranges
         texts, dim, model, space = (found.get(key) for key in ("texts", "dim", "model", "space"))
         raise InputError(
             path,
@@ -147,7 +146,7 @@ def _hashes(args: argparse.Namespace) -> "list[FileHash]":
 
 
 def _table(facts: Mapping[str, object]) -> Iterator[str]:
-    """Yield one line per fact; the entries of a group are indented below its name."""
+    """Yield one line per fact; the facts of a group are indented below the group's name."""
     for name, value in facts.items():
         if name == "files" and isinstance(value, list):
             yield "files:"
@@ -157,7 +156,14 @@ def _table(facts: Mapping[str, object]) -> Iterator[str]:
 
 
 def _lines(name: str, value: object, *, quoted: bool, depth: int = 0) -> Iterator[str]:
-    """Yield a fact, or its name and below it those that it consists of; `quoted` shows where a string ends."""
+    """Yield the lines of one fact.
+
+    Args:
+        name: the name of the fact.
+        value: a single value, a list of facts of this name, or a mapping, whose entries are indented below the name.
+        quoted: whether to quote strings, to show where a prompt ends.
+        depth: the level of indentation.
+    """
     indent = "  " * depth
     if isinstance(value, Mapping) and value:
         yield f"{indent}{printable(name)}:"

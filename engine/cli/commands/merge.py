@@ -21,8 +21,8 @@ EXAMPLES = """example: merge.yaml, in mergekit's format
 
   lastword merge merge.yaml ./merged --report tensors.jsonl
 
-A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of it. Files other
-than the weights come from base_model, or from the first model if there is none.
+A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of it. All files other than the
+weights are copied from base_model, or from the first model if there is no base_model.
 
 Methods and their parameters:
   linear           per model: weight. For the merge: normalize
@@ -30,15 +30,15 @@ Methods and their parameters:
   task_arithmetic  per model: weight. For the merge: lambda, normalize, base_model (required)
   slerp            t, from base_model (0) to the other model (1)
 
-A recipe has at most 256 models and 64 KB, and no YAML aliases or tags. One that asks for anything lastword
-does not implement is refused.
+A recipe has at most 256 models and 64 KB, and no YAML aliases or tags. A recipe that asks for anything lastword does
+not implement is refused.
 
-dtype or out_dtype sets the dtype of the result; by default the stored dtype is kept. Sums and inner
-products are computed in float64, and each value is rounded once.
+dtype or out_dtype sets the dtype of the result; by default the stored dtype is kept. Sums and inner products are
+computed in float64, and each value is rounded once.
 
-The report has one JSON object per tensor: the norm of each model's tensor after the base model's is
-subtracted, the angles between these, each model's coefficient, and the norm of the weighted sum. An
-interrupted run continues when the same command is given again. Needs PyYAML: pip install 'lastword[merge]'."""
+The report has one JSON object per tensor: the norm of each model's tensor after the base model's is subtracted, the
+angles between these differences, each model's coefficient, and the norm of the weighted sum. An interrupted run
+continues when the same command is given again. Needs PyYAML: pip install 'lastword[merge]'."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=options.path_argument,
         metavar="FILE",
-        help="write a report with one line per tensor to this file, device or pipe, - for stdout; by default none",
+        help="write a report with one line per tensor to this file, device or pipe; - is stdout; by default none",
     )
 
 

@@ -13,9 +13,9 @@ from lastword.cli.failures import (
     Blanks,
     Failures,
     begin_error_list,
-    collected,
+    collect_failures,
     require_texts,
-    unknown_words,
+    unknown_word_notices,
 )
 from lastword.cli.read import Record
 from lastword.errors import InputError, count
@@ -31,21 +31,20 @@ EXAMPLES = """examples:
   lastword rerank "reset" docs --files --chunk 200 --threshold 0.5 --model ./reranker
   lastword rerank "reset" manual.txt --instruction "Find the page that solves the problem" --model ./reranker
 
-Every text is read together with the query, so this is slower than search but ranks more accurately. Texts that are
-empty or only white space are skipped."""
-# Texts that are scored together.
-_GROUP = 4096
+The model reads every text together with the query, so this is slower than search but ranks more accurately. Texts that
+are empty or only white space are skipped."""
+_GROUP = 4096  # texts read and scored at a time
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("query", metavar="QUERY", help="text to which the others are compared")
+    parser.add_argument("query", metavar="QUERY", help="query that the texts are scored for")
     options.add_input_options(parser)
     parser.add_argument(
         "--instruction",
         metavar="TEXT",
-        help="what makes a text relevant; by default the model's own (Qwen3-Reranker: passages that answer a web "
-        "search query)",
+        help="tells the model what makes a text relevant; by default the model's own instruction (Qwen3-Reranker: "
+        "passages that answer a web search query)",
     )
     parser.add_argument(
         "--top-k",
@@ -74,11 +73,12 @@ def run(args: argparse.Namespace) -> int:
     given = (source.path for source in inputs if source.path != read.STDIN)
     options.refuse_overwriting(given, (args.errors,))
     console.stdout_bytes()
-    # The model is closed on Ctrl-C too.
-    with collected(args) as failures, closing(options.open_reranker(args)) as reranker:
+    # `closing` frees the model on Ctrl-C too.
+    with collect_failures(args) as failures, closing(options.open_reranker(args)) as reranker:
         ranking = _Ranking(reranker, args, failures)
         ranking.run(inputs)
-    console.print_lines(list(hit_lines(ranking.near(), as_json=args.json)))
+    console.print_lines(list(hit_lines(ranking.hits(), as_json=args.json)))
+
     console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
     console.say_all([*reranker.notices, *ranking.notices()], quiet=args.quiet)
     return 0
@@ -99,17 +99,18 @@ class _Ranking:
 
     def run(self, inputs: Sequence[read.Source]) -> None:
         """Score every text, one group of texts at a time."""
-        args, bad = self._args, self._failures.bad
-        texts = self._blanks.filtered(read.read(inputs, args.text_field, args.delimiter, bad=bad))
+        args, on_bad = self._args, self._failures.leave_out_line
+        found = read.read(inputs, args.text_field, args.delimiter, on_bad=on_bad)
+        texts = self._blanks.filter(found)
         splitter = options.open_splitter(args, self._reranker, self._head)
         if splitter is not None:
-            texts = splitter.pieces(texts, args.text_field, bad)
+            texts = splitter.split_records(texts, args.text_field, on_bad)
         while group := list(islice(texts, _GROUP)):
             self._score(group)
         require_texts(self._report.texts, args.files, self._failures, self._blanks)
 
     def _score(self, records: list[Record]) -> None:
-        """Score a group and keep the most relevant texts; among equal scores, the earlier text ranks first."""
+        """Score a group and keep the most relevant texts; of two texts with equal scores, the earlier ranks first."""
         scores: list[float] | None = None
         while scores is None and records:
             try:
@@ -138,19 +139,19 @@ class _Ranking:
         self._report.add(report)
         return scores
 
-    def near(self) -> list[Hit]:
+    def hits(self) -> list[Hit]:
         """Return the texts to print, the most relevant first."""
         least = self._args.threshold
         return [hit for hit in self._hits if least is None or hit.score >= least]
 
     def notices(self) -> Iterator[str]:
-        """Yield notices about texts that were left out or cut, and about a threshold that none reaches."""
+        """Yield notices about texts that were left out or cut, and about a threshold that no text reaches."""
         yield from self._blanks.notices()
         if self._report.cut:
             limit = count(self._reranker.max_length, "token")
             yield f"{self._report.cut:,} of {count(self._report.texts, 'text')} cut to {limit}"
-        pairs = count(self._report.texts, "text")
-        yield from unknown_words(self._report, pairs, self._reranker)
-        if self._hits and not self.near():
+        texts = count(self._report.texts, "text")
+        yield from unknown_word_notices(self._report, texts, self._reranker)
+        if self._hits and not self.hits():
             best = f"the best score is {self._hits[0].score:.4f}"
             yield f"no text scores {self._args.threshold:g} or more; {best}"

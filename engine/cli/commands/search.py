@@ -1,4 +1,4 @@
-"""`lastword search`: find the texts nearest to queries by exact search, in one pass and in constant memory."""
+"""`lastword search`: find the texts nearest to each query by exact search, in one pass and in constant memory."""
 
 import argparse
 import heapq
@@ -13,9 +13,9 @@ from lastword.cli.failures import (
     Blanks,
     Failures,
     begin_error_list,
-    collected,
+    collect_failures,
     require_texts,
-    unknown_words,
+    unknown_word_notices,
 )
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
@@ -37,14 +37,14 @@ EXAMPLES = """examples:
   lastword search --queries questions.txt manual.txt --top-k 3 --threshold 0.5
   lastword search "reset" manual.txt --rerank Qwen/Qwen3-Reranker-0.6B --candidates 50
 
-Texts that are empty or only white space are skipped. With --queries, the hits of each query are printed below
-it, and --json adds the field query."""
-SHOWN = 200  # characters of a text shown in the table; --json prints the whole text
-DECIMALS = 6  # of a score; the others are rounding
+Texts that are empty or only white space are skipped. With --queries, each query is printed with its hits below it, or,
+with --json, as the field query of each hit."""
+SHOWN = 200  # characters of a text that the table shows; --json prints the whole text
+DECIMALS = 6  # of a score; any further ones are rounding errors
 
 
 class Hit(NamedTuple):
-    """A candidate, ordered so that the smallest one of a heap is dropped first."""
+    """A text with its score; the smallest `Hit` ranks last, so a heap drops it first."""
 
     score: float
     order: int  # negative position: among equal scores, the earlier text ranks first
@@ -62,28 +62,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--queries",
         type=options.path_argument,
         metavar="FILE",
-        help="search for every query of this file, one per line, or a field of .jsonl, .csv or .tsv; - is stdin. A "
-        "query that cannot be read ends the run, even with --on-error skip",
+        help="file of queries to search for: one per line, or a field of .jsonl, .csv or .tsv records (--delimiter "
+        "applies to it too); - is stdin. A query that cannot be read ends the run, even with --on-error skip",
     )
     parser.add_argument(
         "--query-field",
         type=options.name_argument,
         metavar="NAME",
-        help="name of the field or column of --queries that holds the query; by default text",
+        help="name of the field or column in the file of --queries that holds the query; by default text",
     )
     parser.add_argument(
         "--top-k",
         type=options.positive,
         metavar="K",
         default=10,
-        help="number of texts to print for a query; by default 10",
+        help="number of texts to print for each query; by default 10",
     )
     parser.add_argument(
         "--threshold",
         type=number_argument,
         metavar="SCORE",
-        help="print only texts with at least this score, the similarity of text and query by the model's function: for "
-        "the cosine, 1 means the same direction and 0 unrelated; by default all",
+        help="print only texts with at least this score; by default all. The score is the model's similarity function "
+        "of text and query: for the cosine, 1 means the same direction and 0 unrelated",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object per line instead of a table"
@@ -93,15 +93,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--rerank",
         type=options.model_argument,
         metavar="MODEL",
-        help="Hugging Face id or folder of a reranker that scores the nearest texts anew and sorts them. "
-        "--threshold then applies to its scores; --device, --dtype, --quantize and --local-files-only apply to both "
-        "models, the other model options only to --model",
+        help="Hugging Face id or folder of a reranker, which scores the nearest texts again and sorts them by the new "
+        "scores. --threshold then applies to these; --device, --dtype, --quantize and --local-files-only apply to "
+        "both models, the other model options only to --model",
     )
     group.add_argument(
         "--candidates",
         type=options.positive,
         metavar="N",
-        help="number of nearest texts for a query that --rerank scores; by default 100, or --top-k if that is more",
+        help="number of texts for each query that --rerank scores; by default 100, or --top-k if that is more",
     )
     options.add_model_options(parser)
 
@@ -120,23 +120,23 @@ def number_argument(given: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.queries is not None and args.query is not None:
-        args.files.insert(0, args.query)  # the first argument is a file then
+        args.files.insert(0, args.query)  # with --queries, the first argument is a file
     begin_error_list(args)
-    asked = _query_source(args)
-    queries, notices = _read_queries(args, asked)
+    query_files = _query_files(args)
+    queries, notices = _read_queries(args, query_files)
     if args.candidates is not None and args.rerank is None:
         remedy = "Name a reranker with --rerank."
         raise InputError("--candidates", "is for --rerank", remedy=remedy)
-    inputs = options.find_inputs(args, asked)
+    inputs = options.find_inputs(args, query_files)
     given = (source.path for source in inputs if source.path != read.STDIN)
     options.refuse_overwriting((*given, args.queries), (args.errors,))
     console.stdout_bytes()
-    with collected(args) as failures, ExitStack() as files:
-        # Opened first, so that a search is not in vain; closed on Ctrl-C too.
+    with collect_failures(args) as failures, ExitStack() as files:
+        # The reranker is opened before the search, so that an error here costs no time. `closing` works on Ctrl-C too.
         reranker = None
         if args.rerank is not None:
-            reranker = files.enter_context(closing(options.open_second(args, args.rerank)))
-        embedder = files.enter_context(closing(options.open_model(args)))
+            reranker = files.enter_context(closing(options.open_second_reranker(args, args.rerank)))
+        embedder = files.enter_context(closing(options.open_embedder(args)))
         search = _Search(embedder, args, queries, failures)
         search.run(inputs)
         if reranker is not None:
@@ -149,11 +149,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _query_source(args: argparse.Namespace) -> list[read.Source]:
-    """Return the file of queries, if there is one.
+def _query_files(args: argparse.Namespace) -> list[read.Source]:
+    """Return a list with the file of --queries, or an empty list without --queries.
 
     Raises:
-        InputError: it cannot be read, or options do not fit it.
+        InputError: the file cannot be read, or does not fit the other options.
     """
     if args.queries is None:
         if args.query_field is not None:
@@ -171,10 +171,14 @@ def _query_source(args: argparse.Namespace) -> list[read.Source]:
 def _read_queries(
     args: argparse.Namespace, sources: Sequence[read.Source]
 ) -> tuple[list[Record], list[str]]:
-    """Return the queries, each with its place, and notices about blank ones.
+    """Return the queries, and notices about blank ones, which are skipped.
+
+    Args:
+        args: the command's arguments.
+        sources: the file of queries; empty if the query is an argument.
 
     Raises:
-        InputError: there is no query, or it is blank.
+        InputError: there is no query, or the only one is blank.
     """
     if not sources:
         remedy = "Write it before the files, or name a file of queries with --queries."
@@ -185,7 +189,7 @@ def _read_queries(
     blanks = Blanks(skip=True)
     found = read.read(sources, args.query_field or "text", args.delimiter)
     try:
-        queries = list(blanks.filtered(found))
+        queries = list(blanks.filter(found))
     except InputError as error:
         if error.remedy is not None:
             error.remedy = error.remedy.replace("--text-field", "--query-field")
@@ -221,11 +225,11 @@ class _Search:
         )
         self._blanks, self._position = Blanks(skip=True), 0
         self._of_queries, self._of_texts, self._of_pairs = Report(), Report(), Report()
-        # of the texts for a query; with a reranker more than are printed
+        # The most hits to keep for each query: with a reranker, more than are printed.
         self._most = args.top_k
         if args.rerank is not None:
             self._most = args.candidates or max(100, args.top_k)
-        self._hits: list[list[Hit]] = [[] for _ in queries]  # heaps
+        self._hits: list[list[Hit]] = [[] for _ in queries]  # a heap for each query
         self._vectors = self._embed_queries()
 
     def _embed_queries(self) -> "Tensor":
@@ -246,14 +250,14 @@ class _Search:
 
     def run(self, inputs: Sequence[read.Source]) -> None:
         """Compare every text with every query, one group of texts at a time."""
-        args, bad = self._args, self._failures.bad
+        args, on_bad = self._args, self._failures.leave_out_line
         prompt, meter = self._embedder.resolve_prompt(None, None, "document"), read.Meter(inputs)
-        found = read.read(inputs, args.text_field, args.delimiter, bad=bad, meter=meter)
-        texts = self._blanks.filtered(found)
+        found = read.read(inputs, args.text_field, args.delimiter, on_bad=on_bad, meter=meter)
+        texts = self._blanks.filter(found)
         splitter = options.open_splitter(args, self._embedder, prompt)
         for records, matrix in embed_records(
             self._embedder,
-            texts if splitter is None else splitter.pieces(texts, args.text_field, bad),
+            texts if splitter is None else splitter.split_records(texts, args.text_field, on_bad),
             prompt,
             failures=self._failures,
             meter=meter,
@@ -265,9 +269,10 @@ class _Search:
         require_texts(self._of_texts.texts, args.files, self._failures, self._blanks)
 
     def _compare(self, records: Sequence[Record], matrix: "Tensor") -> None:
-        """Keep the nearest of more texts; a stable sort ranks the earlier of two texts with equal scores first.
+        """Add the nearest texts of a group to the hits of each query.
 
-        Scores are rounded, because those of equal texts may differ in the last digits if they are in different batches.
+        Of two texts with equal scores, the earlier one ranks first; so the sort is stable. Scores are rounded, because
+        the scores of equal texts in different batches may differ in the last digits.
         """
         scores = self._embedder.similarity(self._vectors, matrix).double()  # [queries, texts]
         scores = scores.round(decimals=DECIMALS)
@@ -287,7 +292,7 @@ class _Search:
         self._position += len(records)
 
     def rerank(self, reranker: "Reranker") -> None:
-        """Give the nearest texts of each query the scores of a reranker, and keep the best of them."""
+        """Score the nearest texts of each query with a reranker, and keep the best `--top-k`."""
         pairs = [
             (query.text, hit.record.text)
             for query, hits in zip(self._queries, self._hits, strict=True)
@@ -302,7 +307,7 @@ class _Search:
         except InputError as error:
             if error.index is not None:
                 every = [hit for hits in self._hits for hit in hits]
-                error.where = f"{every[error.index].record.where}, with its query"
+                error.where = f"{every[error.index].record.where}, together with its query"
             raise
         scored = iter(scores)
         for hits in self._hits:
@@ -312,16 +317,17 @@ class _Search:
             del hits[self._args.top_k :]
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines to print: for several queries each query, then its hits."""
+        """Yield the lines to print: the hits, with --queries below the query that they belong to."""
         several = self._args.queries is not None
         for number, (query, hits) in enumerate(zip(self._queries, self._hits, strict=True)):
             if several and not self._args.json:
                 yield from ("",) if number else ()
-                yield _shown(query.text)
+                yield _shorten(query.text)
             ranked = filter(self._is_near, sorted(hits, reverse=True))
             yield from hit_lines(ranked, query.text if several else None, as_json=self._args.json)
 
     def _is_near(self, hit: Hit) -> bool:
+        """Return whether a hit reaches the threshold, if there is one."""
         return self._args.threshold is None or hit.score >= self._args.threshold
 
     def notices(self) -> Iterator[str]:
@@ -329,33 +335,39 @@ class _Search:
         texts, queries = self._of_texts, self._of_queries
         yield from self._blanks.notices()
         limit = count(self._embedder.max_length, "token")
-        asked = count(len(self._queries), "query", "queries")
+        all_queries = count(len(self._queries), "query", "queries")
         if queries.cut and self._args.queries is None:
             yield f"QUERY: cut to {limit}"
         elif queries.cut:
-            yield f"{queries.cut:,} of {asked} cut to {limit}"
+            yield f"{queries.cut:,} of {all_queries} cut to {limit}"
         if texts.cut:
             yield f"{texts.cut:,} of {count(texts.texts, 'text')} cut to {limit}"
-        yield from unknown_words(queries, asked, self._embedder)
-        yield from unknown_words(texts, count(texts.texts, "text"), self._embedder)
+        yield from unknown_word_notices(queries, all_queries, self._embedder)
+        yield from unknown_word_notices(texts, count(texts.texts, "text"), self._embedder)
         if self._of_pairs.cut:
             yield f"{self._of_pairs.cut:,} of {count(self._of_pairs.texts, 'pair')} cut for the reranker"
         far = [max(hits).score for hits in self._hits if hits and not self._is_near(max(hits))]
         if far:
-            which = "" if self._args.queries is None else f"{len(far):,} of {asked}: "
+            which = "" if self._args.queries is None else f"{len(far):,} of {all_queries}: "
             yield (
                 f"{which}no text scores {self._args.threshold:g} or more; the best score is {max(far):.4f}"
             )
 
 
 def hit_lines(hits: Iterable[Hit], query: str | None = None, *, as_json: bool) -> Iterator[str]:
-    """Yield a line for each hit, the best first: a row of a table, or a JSON object, which names the query if given."""
+    """Yield a line for each hit, the best first.
+
+    Args:
+        hits: the hits, the best first.
+        query: the query, for the field `query` of a JSON object; None for no such field.
+        as_json: whether a line is a JSON object or a row of a table.
+    """
     for rank, hit in enumerate(hits, 1):
         if as_json:
             yield _json_line(rank, hit, query)
         else:
             place = printable(hit.record.where)
-            yield f"{rank:>3}  {hit.score:.4f}  {place}  {_shown(hit.record.text)}"
+            yield f"{rank:>3}  {hit.score:.4f}  {place}  {_shorten(hit.record.text)}"
 
 
 def _json_line(rank: int, hit: Hit, query: str | None) -> str:
@@ -366,6 +378,6 @@ def _json_line(rank: int, hit: Hit, query: str | None) -> str:
     return json.dumps(fields, ensure_ascii=False)
 
 
-def _shown(text: str) -> str:
-    """Return the beginning of a text on one line."""
+def _shorten(text: str) -> str:
+    """Return the beginning of a text, on one line."""
     return printable(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…")

@@ -1,4 +1,4 @@
-"""`lastword serve`: answer requests for vectors and scores over HTTP, in the protocols that people have clients for."""
+"""`lastword serve`: answer requests for vectors and scores over HTTP, in protocols that existing clients speak."""
 
 import argparse
 from dataclasses import fields
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lastword.reranker import RerankerInfo
     from lastword.serve.settings import Settings
 
-ABOUT = "answer requests for vectors over HTTP"
+ABOUT = "answer requests for vectors and scores over HTTP"
 EXAMPLES = """examples:
   lastword serve
   lastword serve Qwen/Qwen3-Embedding-0.6B --port 8000 --truncate
@@ -23,24 +23,24 @@ EXAMPLES = """examples:
 
   curl http://127.0.0.1:8080/v1/embeddings -d '{"input": "how do plants make sugar?"}'
 
-Needs FastAPI and others: pip install 'lastword[serve]'. The clients of OpenAI, text-embeddings-inference, Cohere and
-Ollama work. For the routes, the limits and the differences from those servers, see engine/serve/README.md in the source
-repository. SIGTERM and Ctrl-C stop the server once it has answered what it accepted;
-SIGHUP reads the keys again."""
+Needs FastAPI and other packages: pip install 'lastword[serve]'. Clients of OpenAI, text-embeddings-inference, Cohere
+and Ollama work. For the routes, the limits and the differences from those servers, see engine/serve/README.md in the
+source repository. After SIGTERM or Ctrl-C, the server answers the requests that it has accepted, then stops. SIGHUP
+makes it read the file of keys again."""
 
-# The options for the limits, in the order of --help; their defaults are those of `serve.settings.Limits`.
+# The help texts of the options for the limits; `serve.settings.Limits` has their order and defaults.
 _LIMITS = {
-    "max_body_bytes": "bytes of one request's body",
-    "max_inputs": "texts in one request",
-    "max_characters": "characters of one text",
-    "max_request_tokens": "tokens of one request",
-    "max_queued_tokens": "tokens that may wait before further requests are refused with status 429",
-    "max_queue_seconds": "seconds of queued work, at the present speed, above which requests are refused",
-    "max_requests": "requests that may be in hand before further ones are refused",
-    "interactive_tokens": "requests of at most this many tokens go ahead of larger ones",
-    "body_seconds": "seconds for a client to send a request",
-    "request_seconds": "seconds to compute a request",
-    "drain_seconds": "seconds to answer what was accepted, after SIGTERM",
+    "max_body_bytes": "maximum bytes of a request's body",
+    "max_inputs": "maximum texts in one request",
+    "max_characters": "maximum characters of one text",
+    "max_request_tokens": "maximum tokens of one request",
+    "max_queued_tokens": "maximum tokens in the queue; beyond that, requests are refused with status 429",
+    "max_queue_seconds": "maximum seconds of work in the queue, at the present speed; likewise",
+    "max_requests": "maximum requests accepted but not yet answered; likewise",
+    "interactive_tokens": "requests of at most this many tokens go before larger ones",
+    "body_seconds": "maximum seconds for a client to send a request",
+    "request_seconds": "maximum seconds between reading and answering a request",
+    "drain_seconds": "maximum seconds to answer accepted requests after SIGTERM or Ctrl-C",
 }
 
 
@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--port",
         type=_port,
         default=8080,
-        help="port to listen on; 0 for a free one; by default 8080",
+        help="port to listen on; 0 chooses a free one; by default 8080",
     )
     parser.add_argument(
         "--api-key-file",
@@ -65,12 +65,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="allow listening without keys on an address that other machines can reach",
+        help="allow an address that other machines can reach without --api-key-file",
     )
     parser.add_argument(
         "--model-name",
         type=options.revision_argument,
-        help="name of the model in requests and answers",
+        metavar="NAME",
+        help="name of the model in requests and answers; by default the name that it was opened with",
     )
     parser.add_argument(
         "--reranker",
@@ -87,13 +88,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-token-ids",
         action="store_true",
-        help="accept token ids of this model's tokenizer as input",
+        help="accept token ids, of this model's tokenizer, in place of texts",
     )
     parser.add_argument(
         "--ranges",
         type=options.path_argument,
         metavar="FILE",
-        help="file made by lastword embed --save-ranges, for int8 and uint8 vectors",
+        help="file made by lastword embed --save-ranges, to compute int8 and uint8 vectors with",
     )
     _add_tls_and_log(parser)
     _add_limits(parser)
@@ -103,23 +104,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def _add_tls_and_log(parser: argparse.ArgumentParser) -> None:
     """Add the options for TLS and for what is printed."""
     parser.add_argument(
-        "--tls-cert", type=options.path_argument, metavar="FILE", help="certificate chain for TLS"
+        "--tls-cert",
+        type=options.path_argument,
+        metavar="FILE",
+        help="certificate chain, to serve HTTPS; needs --tls-key",
     )
     parser.add_argument(
-        "--tls-key", type=options.path_argument, metavar="FILE", help="private key for TLS"
+        "--tls-key",
+        type=options.path_argument,
+        metavar="FILE",
+        help="private key of the certificate",
     )
     parser.add_argument(
         "--log-format",
         choices=("text", "json"),
         default="text",
-        help="form of the log on stderr; by default text",
+        help="format of the log on stderr; by default text",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the limits and how much memory the weights take, without listening",
+        help="print the limits and the memory that the weights take, and exit without starting the server",
     )
-    parser.add_argument("--quiet", action="store_true", help="print no progress or notices")
+    parser.add_argument("--quiet", action="store_true", help="print no progress bar or notices")
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -152,8 +159,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from lastword.serve.http.server import serve
 
-    load_reranker = partial(options.open_second, args, args.reranker) if args.reranker else None
-    return serve(settings, lambda: options.open_model(args), _ranges(args), load_reranker)
+    load_reranker = (
+        partial(options.open_second_reranker, args, args.reranker) if args.reranker else None
+    )
+    return serve(settings, lambda: options.open_embedder(args), _ranges(args), load_reranker)
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
@@ -178,18 +187,18 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 
 def _ranges(args: argparse.Namespace) -> Any:
-    """Read the ranges, if a file of them is named."""
+    """Read the file of --ranges; return None without it."""
     if args.ranges is None:
         return None
     from lastword.cli.ranges import read_ranges
 
-    model = options.open_files(args)
+    model = options.open_embedder_info(args)
     return read_ranges(args.ranges, model.dim, model.space_fingerprint())
 
 
 def _describe(args: argparse.Namespace, settings: "Settings") -> list[str]:
-    """Return lines that tell the limits of a server that is not started, and the memory of its weights."""
-    model = options.open_files(args)
+    """Return the lines of --dry-run: the model, the memory that its weights take, and the limits."""
+    model = options.open_embedder_info(args)
     each = " on each device" if len(model.devices) > 1 else ""
     facts = {
         "model": model.name,
@@ -209,16 +218,16 @@ def _describe(args: argparse.Namespace, settings: "Settings") -> list[str]:
 
 
 def _describe_reranker(args: argparse.Namespace) -> dict[str, str]:
-    """Return lines about the reranker, if there is one."""
+    """Return the facts about the reranker, if there is one."""
     if args.reranker is None:
         return {}
-    info = options.open_second_files(args, args.reranker)
+    info = options.open_second_reranker_info(args, args.reranker)
     weights = f"{info.weights_bytes:,} bytes in {_number_types(info)}"
     return {"reranker": info.name, "reranker_weights": weights}
 
 
 def _number_types(model: "ModelInfo | RerankerInfo") -> str:
-    """Return the types of the weights in memory."""
+    """Return the number types of the weights in memory, such as "int8 and float32"."""
     plain = str(model.dtype).removeprefix("torch.")
     return plain if model.quantize is None else f"{model.quantize} and {plain}"
 

@@ -19,9 +19,9 @@ EXAMPLES = """examples:
   lastword verify ./tuned --accept "prompt text"
   lastword verify Qwen/Qwen3-Reranker-0.6B
 
-Needs transformers: pip install 'lastword[verify]'. transformers' layers are loaded one at a time, so a second
-copy of the model is never in memory. Exit status 1 if a check failed. Look at the first failed check
-for the cause; later failures may simply follow from it."""
+Needs transformers: pip install 'lastword[verify]'. The layers of transformers' model are loaded one at a time, so a
+second copy of the model is never in memory. The exit status is 1 if a check failed. Look at the first failed check for
+the cause; the later ones may fail for the same reason."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,36 +32,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=options.path_argument,
         metavar="FILE",
-        help="file of texts to compare in addition to the built-in ones; may be repeated",
+        help="file of texts to compute and compare, in addition to the built-in ones; may be repeated",
     )
     options.add_format_options(parser)
     parser.add_argument(
         "--scores",
         action="store_true",
-        help="also compute the model card's example in float32 and compare the scores with those on the card",
+        help="also compute the example on the model card in float32 and compare the scores with the card's",
     )
     options.add_known_as(parser, "model card")
     parser.add_argument(
         "--reranker",
         action="store_true",
-        help="the model is a reranker; not needed where its files or its name say so",
+        help="treat the model as a reranker; not needed if its files or its name say that it is one",
     )
     parser.add_argument(
         "--accept",
         action="append",
         default=[],
         metavar="CHECK",
-        help='do not count a failure of this check, given by its printed name, such as "prompt text"; may be repeated',
+        help='pass even if this check fails, given by its printed name, such as "prompt text"; may be repeated',
     )
     parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
-    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    parser.add_argument("--quiet", action="store_true", help="print no progress bar")
     options.add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     options.choose_model(args)
-    options.name_model(args)
+    options.fill_in_model(args)
     command = "lastword verify --texts -"
     inputs = read.sources(args.texts, args.input_format, command=command) if args.texts else []
     options.refuse_field(inputs, args.text_field)
@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(verdict: "Verdict") -> Iterator[str]:
+    """Yield the lines to print: the model, the checks, the errors of the layers, and the result."""
     yield f"model      {printable(verdict.model)}"
     if verdict.dtype:
         mode = f", matmuls in {verdict.quantize}" if verdict.quantize else ""

@@ -1,1 +1,4 @@
-"""Documents as input: folders and globs (`paths`), the text of HTML (`html_text`), pieces of long texts (`chunks`)."""
+"""Documents as input: folders and patterns (`paths`), the text of HTML (`html_text`) and chunks (`chunks`).
+
+`written` recognises lastword's own output, which is not input.
+"""

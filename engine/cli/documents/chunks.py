@@ -1,7 +1,7 @@
-"""Split texts into pieces of at most so many tokens, on borders of paragraphs, sentences or words.
+"""Split texts into chunks of a limited number of tokens, where paragraphs, sentences or words end.
 
-A piece is `text[start:end]` of its text, in characters. The borders are those of semantic-text-splitter, the tokens
-those of the model's tokenizer, without its template and without the prompt.
+A chunk is `text[start:end]`, in characters. The package semantic-text-splitter chooses where to split. The model's
+tokenizer counts the tokens of a chunk, without the prompt and the tokens that the model puts around each text.
 """
 
 import json
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from json.decoder import JSONDecoder
 from typing import TYPE_CHECKING
 
-from lastword.cli.read import Bad, Chunk, Record, split_ending, stop
+from lastword.cli.read import Chunk, OnBad, Record, split_ending, stop
 from lastword.errors import ConfigError, InputError, require_extra
 
 if TYPE_CHECKING:
@@ -20,26 +20,27 @@ if TYPE_CHECKING:
     from lastword.reranker import Reranker
 
 _PACKAGE = "semantic-text-splitter"
-# A long text is split window by window, so that time grows with its length only and Ctrl-C is answered.
-_WINDOW = 16_384  # characters
-_WINDOW_PER_TOKEN = 16  # characters; English has 4 to 5
+# A long text is split one window at a time, so that the time grows linearly and Ctrl-C takes effect. The window has at
+# least _WINDOW characters, and _WINDOW_PER_TOKEN for each token of a chunk; English has 4 to 5.
+_WINDOW = 16_384
+_WINDOW_PER_TOKEN = 16
 _BLANK_LINES = re.compile(r"(?:[^\S\n]*+\n)*+")
 _JSON_SPACE = re.compile(r"[ \t\r\n]*")
-# Numbers stay as they are written; they are only stepped over.
+# Only used to find where values end, so numbers need no conversion.
 _DECODER = JSONDecoder(parse_int=str, parse_float=str)
 
 
 class Splitter:
-    """Splits texts for one model.
+    """Splits texts into chunks for one model.
 
     Args:
         embedder: the model.
-        size: the most tokens of a piece; a single character may have more.
-        overlap: the most tokens that a piece shares with the one before it.
-        prompt: the prompt that is put before each piece.
+        size: the maximum tokens of a chunk; a chunk of a single character may have more.
+        overlap: the maximum tokens that a chunk shares with the chunk before it.
+        prompt: the text that will go before each chunk.
 
     Raises:
-        ConfigError: the package is not installed, or a piece with its prompt would be longer than max_length.
+        ConfigError: semantic-text-splitter is not installed, or a chunk and its prompt could exceed max_length.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class Splitter:
         if size + around > embedder.max_length:
             raise ConfigError(
                 "--chunk",
-                "pieces would be cut",
-                got=f"{size} and {around} of the prompt and template",
+                "chunks would be cut",
+                got=f"{size} tokens and {around} for the prompt and special tokens",
                 expected=f"together at most {embedder.max_length} tokens",
                 remedy="Lower --chunk, or raise --max-length if the model allows it.",
             )
@@ -63,20 +64,25 @@ class Splitter:
         self._size, self._overlap = size, overlap
 
     def settings(self) -> Mapping[str, str]:
-        """Return everything that the pieces of a text depend on, besides the tokenizer."""
+        """Return the settings that the chunks of a text depend on, besides the tokenizer, as text by name."""
         return {
             "chunk": str(self._size),
             "overlap": str(self._overlap),
             "splitter": f"{_PACKAGE} {version(_PACKAGE)}, windows of {self._window}",
         }
 
-    def pieces(
-        self, records: Iterable[Record], text_field: str, bad: Bad = stop
+    def split_records(
+        self, records: Iterable[Record], text_field: str, on_bad: OnBad = stop
     ) -> Iterator[Record]:
-        """Yield a record for every piece, whose JSON has the piece in place of the text; a blank text has no piece.
+        """Yield a record for every chunk; its JSON has the chunk in place of the text. A blank text has no chunks.
+
+        Args:
+            records: the records to split.
+            text_field: the field of their JSON that holds the text, as for `read.read`.
+            on_bad: called for each record with a text that cannot be tokenised.
 
         Raises:
-            InputError: a text cannot be tokenised.
+            InputError: a text cannot be tokenised, and `on_bad` raises the error.
         """
         for record in records:
             before, after = around_text(record.fields, text_field)
@@ -87,12 +93,14 @@ class Splitter:
                     fields = f"{before}{json.dumps(piece, ensure_ascii=False)}{after}"
                     yield replace(record, text=piece, fields=fields, chunk=chunk)
             except InputError as error:
-                if error.index is not None:  # of the tokenizer
+                if (
+                    error.index is not None
+                ):  # an error of the tokenizer, which knows no better place
                     error.where, error.index = record.where, None
-                bad(error, record.path, record.line)
+                on_bad(error, record.path, record.line)
 
     def split(self, text: str, *, markdown: bool = False) -> Iterator[tuple[int, str]]:
-        """Yield the pieces of a text, each after the position of its first character."""
+        """Yield each chunk of a text as the position of its first character and the chunk itself."""
         splitter = self._markdown if markdown else self._text
         start, width = 0, self._window
         while True:
@@ -100,7 +108,7 @@ class Splitter:
             start = start if blank is None else blank.end()
             found = splitter.chunk_indices(text[start : start + width])
             last = start + width >= len(text)
-            # The last piece of a window may end too early; the next window begins with it.
+            # The last chunk of a window may end too early, so the next window begins with it.
             kept = found if last else found[:-1]
             yield from ((start + at, piece) for at, piece in kept)
             if last:
@@ -111,11 +119,11 @@ class Splitter:
                 width *= 2
 
 
-def placed(records: Iterable[Record], bad: Bad = stop) -> Iterator[Record]:
-    """Yield the records with their places added to their JSON.
+def add_places(records: Iterable[Record], on_bad: OnBad = stop) -> Iterator[Record]:
+    """Yield the records with the fields of `Record.place` added to their JSON.
 
     Raises:
-        InputError: a record already has a field of such a name.
+        InputError: a record already has a field of such a name, and `on_bad` raises the error.
     """
     for record in records:
         place = record.place()
@@ -127,21 +135,21 @@ def placed(records: Iterable[Record], bad: Bad = stop) -> Iterator[Record]:
             continue
         error = InputError(
             record.where,
-            f"has a field {taken!r} of its own",
-            expected=f"none of {', '.join(place)}, which are added to tell where each vector is from",
+            f"already has a field {taken!r}",
+            expected=f"none of {', '.join(place)}, which are added to tell where each text comes from",
             remedy="Rename the field."
             if record.chunk is not None or record.line is None
             else "Rename the field, or embed each file by itself.",
         )
-        bad(error, record.path, record.line)
+        on_bad(error, record.path, record.line)
 
 
 def around_text(fields: str, text_field: str) -> tuple[str, str]:
-    """Split the JSON of a record, without its closing brace, at the value of a field that it has.
+    """Return what is before and after the value of the text field in the JSON of a record.
 
     Args:
-        fields: the JSON, which is valid.
-        text_field: the field, as `read.read` takes it.
+        fields: the JSON object without its closing brace, as in `Record.fields`.
+        text_field: the field, which the object must have; as for `read.read`.
     """
     end = _members(fields + "}", 0)
     while text_field not in end:
@@ -152,7 +160,7 @@ def around_text(fields: str, text_field: str) -> tuple[str, str]:
 
 
 def _members(text: str, at: int) -> dict[str, tuple[int, int]]:
-    """Return where the value of each member begins and ends, of the JSON object that begins at `at`."""
+    """Return, for each member of the JSON object that begins at `at`, where its value begins and ends."""
     found: dict[str, tuple[int, int]] = {}
     at = _skip(text, at + 1)
     while text[at] == '"':

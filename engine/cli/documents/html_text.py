@@ -1,9 +1,9 @@
-"""The text of an HTML page as a reader sees it: without tags, scripts and styles, a line per block."""
+"""Return the text of an HTML page as a reader sees it: one line per block, without tags, scripts and styles."""
 
 import re
 from html.parser import HTMLParser
 
-# Elements that begin and end a line.
+# Elements that start on a new line and end their line.
 _BLOCKS = frozenset(
     "address article aside blockquote body br caption dd details dialog div dl dt fieldset figcaption figure footer"
     " form h1 h2 h3 h4 h5 h6 head header hr html legend li main nav ol optgroup option p pre search section select"
@@ -18,7 +18,7 @@ _LINE_BREAK = re.compile(r"[ \t]*\n\s*")
 
 
 def html_text(page: str) -> str:
-    """Return the text of a page: entities decoded, white space as a browser shows it, its title first."""
+    """Return the text of a page: the title and what it shows, with entities decoded and white space collapsed."""
     reader = _Reader()
     reader.feed(page)
     reader.close()
@@ -26,7 +26,7 @@ def html_text(page: str) -> str:
 
 
 class _Reader(HTMLParser):
-    """Collects the text that is shown, with a line break at every border of a block."""
+    """Collects the text that a page shows, with a line break before and after each block."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -41,7 +41,7 @@ class _Reader(HTMLParser):
         self._separate(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
-        self._separate(tag)  # <br/>, and <path/> in a drawing
+        self._separate(tag)  # <br/>, or <path/> in a drawing
 
     def handle_endtag(self, tag: str) -> None:
         if tag in self._hidden:
@@ -63,7 +63,7 @@ class _Reader(HTMLParser):
             self._add("\n" if tag in _BLOCKS else " ")
 
     def _add(self, text: str) -> None:
-        """Append text; of two spaces that meet, one is left."""
+        """Append text; outside <pre>, drop its leading space if white space precedes it."""
         if not self._preformatted and (not self.parts or self.parts[-1].endswith((" ", "\n"))):
             text = text.removeprefix(" ")
         if text:

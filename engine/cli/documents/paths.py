@@ -1,8 +1,8 @@
-"""Find the input files: folders and globs become lists of files, in the same order on every machine.
+"""Find the input files: turn folders and patterns into lists of files, in the same order on every machine.
 
-A folder is read with the folders in it; a file or folder whose name begins with a dot is left out, and so is what a
-link to a folder leads to. What is found this way must be of a known kind and not written by lastword. What is left out
-is counted, and a file to which several paths lead is read once.
+A folder is searched with its subfolders, but without hidden files and folders (whose name begins with a dot) and
+without links to folders. Files found in a folder or by a pattern are used only if they are of a known kind and were
+not written by lastword; the others are counted. A file that several paths lead to is read once.
 """
 
 import os
@@ -11,16 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from lastword.cli.documents.written import by_lastword
+from lastword.cli.documents.written import is_by_lastword
 from lastword.cli.read import RECORDS, STDIN, Source, sources, split_ending
 from lastword.errors import InputError, count, list_some, require_extra
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
-# The kinds of files that are read of a folder, by input format, and whole.
+# The extensions of files that are read from a folder, by input format; and with --files.
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "txt": ("txt", "md"),
     "jsonl": ("jsonl", "ndjson"),
@@ -30,7 +30,7 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 _WHOLE = ("txt", "md", "html", "htm")
 _MAGIC = re.compile(r"[*?\[]")
 
-# What is left out besides files of other kinds, with its plural.
+# What is left out besides files of other kinds: its name, and the plural of the name.
 _OWN = "file that looks like lastword's own output (name it to read it)"
 _LEFT_OUT = {
     "hidden file": "hidden files",
@@ -51,10 +51,10 @@ class Finder:
     """Finds the files that the arguments of a command name.
 
     Args:
-        input_format: the format of every file; None goes by the extension.
+        input_format: the format of every file; if None, each file's extension decides.
         whole: whether each file is one text.
-        ignore: patterns, as in a .gitignore file, of what to leave out.
-        command: how to run the command on stdin, for the advice about files that it cannot read.
+        ignore: patterns of files and folders to leave out, as in a .gitignore file.
+        command: the command line that reads stdin, for the remedies of errors about files that cannot be read.
 
     Raises:
         ConfigError: the package for `ignore` is not installed.
@@ -77,13 +77,13 @@ class Finder:
             self._kinds = _KINDS[input_format]
         else:
             self._kinds = tuple(kind for kinds in _KINDS.values() for kind in kinds)
-        # Left out by all arguments, and by the last one.
+        # What was left out, by kind or extension: in total, and of the folder or pattern searched last.
         self._skipped, self._last = Counter[str](), Counter[str]()
-        self._again: list[str] = []
-        self._empty: list[str] = []
+        self._repeated: list[str] = []  # files that were named more than once
+        self._empty: list[str] = []  # empty files
 
     def find(self, given: Sequence[str]) -> list[Source]:
-        """Return the files in the order of the arguments, each once; without arguments the input is stdin.
+        """Return the files in the order of the arguments, each file once; without arguments, return stdin.
 
         Raises:
             InputError: there is no input, an argument leads to no usable file, or a file cannot be read.
@@ -92,7 +92,7 @@ class Finder:
         found = [path for each in given for path in self._expand(each)]
         if given and not found:
             raise InputError(
-                "FILES", "--ignore leaves out all of them", got=self._ignore.told(), remedy=_CHANGE
+                "FILES", "--ignore leaves out all of them", got=self._ignore.listed, remedy=_CHANGE
             )
         paths = self._once(found)
         if len(paths) > 1 and not self._whole:
@@ -102,23 +102,23 @@ class Finder:
         return [replace(source, found=source.path not in named) for source in every]
 
     def notices(self) -> Iterator[str]:
-        """Yield a line each about what `find` left out of folders, files given twice, and patterns without use."""
+        """Yield a line each about files that were left out, named more than once or empty, and unused patterns."""
         if self._skipped:
-            yield f"skipped {_told(self._skipped)}"
-        if self._again:
-            number = len(self._again)
-            files = "1 file that is" if number == 1 else f"{number:,} files that are"
-            yield f"{files} given more than once: read once, as {list_some(self._again)}"
+            yield f"skipped {_in_words(self._skipped)}"
+        if self._repeated:
+            files = count(len(self._repeated), "file")
+            yield f"{files} named more than once but read once, as {list_some(self._repeated)}"
         if self._empty:
-            yield f"without any text: {count(len(self._empty), 'empty file')} ({list_some(self._empty)})"
+            yield f"{count(len(self._empty), 'empty file')}: {list_some(self._empty)}"
         if unused := self._ignore.unused():
             matches = "matches" if len(unused) == 1 else "match"
             yield (
-                f"--ignore: {list_some(unused)} {matches} nothing; patterns apply to what is in a folder, "
+                f"--ignore: {list_some(unused)} {matches} nothing; a pattern applies to what is in a folder, "
                 "not to the folder itself"
             )
 
     def _expand(self, given: str) -> list[str]:
+        """Return the files of one argument: those in a folder, those that match a pattern, or the file itself."""
         if given == STDIN:
             return [given]
         if os.path.isdir(given):
@@ -129,22 +129,23 @@ class Finder:
         return [] if self._ignore.matches(given) else [given]
 
     def _once(self, paths: Sequence[str]) -> list[str]:
-        """Return the paths, but of several that lead to the same regular file only the first that is no link."""
+        """Return the paths, but of those that lead to the same regular file only one, if possible not a link."""
         kept: dict[tuple[str, int], str] = {}
-        again = set[tuple[str, int]]()
+        repeated = set[tuple[str, int]]()
         for number, path in enumerate(paths):
             regular = path != STDIN and os.path.isfile(path)
             place = (os.path.realpath(path), -1) if regular else (path, number)
             if place not in kept:
                 kept[place] = path
                 continue
-            again.add(place)
+            repeated.add(place)
             if os.path.islink(kept[place]) and not os.path.islink(path):
                 kept[place] = path
-        self._again = [kept[place] for place in again]
+        self._repeated = [kept[place] for place in repeated]
         return list(kept.values())
 
-    def _nothing_in(self, folder: str) -> list[str]:
+    def _nothing_in(self, folder: str) -> NoReturn:
+        """Raise InputError for a folder without a usable file, with what it has instead."""
         skipped, ignored = self._last, self._ignore.count
         remedy = None
         if ignored:
@@ -158,13 +159,13 @@ class Finder:
         raise InputError(
             folder,
             "has no file of a known kind" + (" that --ignore leaves" if ignored else ""),
-            got=f"only {_told(skipped)}" if skipped else None if ignored else "no file",
+            got=f"only {_in_words(skipped)}" if skipped else None if ignored else "no file",
             expected=", ".join(f".{kind}" for kind in self._kinds),
             remedy=remedy,
         )
 
     def _matching(self, pattern: str) -> list[str]:
-        """Return the files that a glob matches; if it has an ending without wildcards, that is a kind asked for."""
+        """Return the files that a pattern matches. The extension of a pattern such as *.log is one more known kind."""
         parts = pattern.split("/")
         first = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
         top, wanted = "/".join(parts[:first]), parts[first:]
@@ -180,7 +181,7 @@ class Finder:
         asked = ending if ending and not _MAGIC.search(ending) else None
         found = self._usable(top, matching, asked)
         if not found:
-            only = f"only {_told(self._last)}" if self._last else None
+            only = f"only {_in_words(self._last)}" if self._last else None
             what = f"matches no {'usable ' if only else ''}file"
             ignored = self._ignore.count
             what += " that --ignore leaves" if ignored else ""
@@ -191,11 +192,17 @@ class Finder:
     def _usable(
         self, top: str, entries: Iterable[tuple[str, str]], asked: str | None = None
     ) -> list[str]:
-        """Return the paths, below `top`, of files of a known kind or of the kind asked for; count the others."""
+        """Return the paths of the files of a known kind; count what is left out.
+
+        Args:
+            top: the folder that the paths are relative to.
+            entries: paths with their kinds, as from `_walk`.
+            asked: an extension that counts as a known kind too.
+        """
         self._ignore.count, self._last, usable = 0, Counter[str](), list[str]()
         for path, kind in entries:
             ending = split_ending(path)[1]
-            if kind == "file" and by_lastword(os.path.join(top, path)):
+            if kind == "file" and is_by_lastword(os.path.join(top, path)):
                 self._last[_OWN] += 1
             elif kind == "file" and (ending in self._kinds or ending == asked):
                 usable.append(path)
@@ -207,7 +214,12 @@ class Finder:
         return usable
 
     def _walk(self, top: str, depth: int | None = None) -> Iterator[tuple[str, str]]:
-        """Yield everything that is no folder, as its path relative to `top` and its kind: files before folders."""
+        """Yield the path, relative to `top`, and the kind of everything but folders: a folder's files come first.
+
+        Args:
+            top: the folder to search.
+            depth: how many levels to search, 1 for `top` alone; None for all.
+        """
         waiting = [""]
         while waiting:
             folder = waiting.pop()
@@ -254,20 +266,20 @@ def _kind(path: str) -> str:
     return "broken link" if link else "pipe or device"
 
 
-def _told(skipped: Mapping[str, int]) -> str:
-    """Return in words what was left out: the files of other kinds with their endings, and the rest by its names."""
+def _in_words(skipped: Mapping[str, int]) -> str:
+    """Return in words what was left out: files of other kinds with their extensions, then the rest by its names."""
     endings = skipped.keys() - _LEFT_OUT.keys()
     number = sum(skipped[ending] for ending in endings)
     kinds = "another kind" if number == 1 else "other kinds"
-    told = [f"{count(number, 'file')} of {kinds} ({list_some(endings)})"] if number else []
-    told += [
+    parts = [f"{count(number, 'file')} of {kinds} ({list_some(endings)})"] if number else []
+    parts += [
         count(skipped[name], name, plural) for name, plural in _LEFT_OUT.items() if name in skipped
     ]
-    return ", ".join(told)
+    return ", ".join(parts)
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return whether a path matches a glob, both split at "/"; ** stands for any number of folders."""
+    """Return whether a path matches a pattern, both split at "/"; ** matches any number of folders."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
@@ -276,15 +288,17 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 class _Ignore:
-    """Decides what to leave out, by the rules of .gitignore, and notes which patterns match anything."""
+    """Decides what to leave out, by the rules of .gitignore, and notes which patterns have matched something."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        self._patterns, self._all = patterns, _spec(patterns)
+        self._all = _spec(patterns)
+
         self._unused = {each: _spec([each.removeprefix("!")]) for each in patterns}
-        self.count = 0  # what was left out since this was set to 0
+        self.count = 0  # how many paths were left out; the caller resets it
+        self.listed = list_some(repr(pattern) for pattern in patterns)
 
     def matches(self, path: str) -> bool:
-        """Return whether to leave out a path; it has "/" at its end if it is a folder."""
+        """Return whether to leave out a path; the path of a folder ends with "/"."""
         if self._all is None:
             return False
         for pattern, spec in list(self._unused.items()):
@@ -293,10 +307,6 @@ class _Ignore:
         found = self._all.match_file(path)
         self.count += found
         return found
-
-    def told(self) -> str:
-        """Return the patterns."""
-        return list_some(repr(pattern) for pattern in self._patterns)
 
     def unused(self) -> list[str]:
         """Return the patterns that no path has matched so far."""

@@ -1,4 +1,4 @@
-"""Recognise the files that lastword itself writes: found in a folder or by a pattern, they are not input.
+"""Recognise the files that lastword itself has written, so that they are not read from a folder or pattern.
 
 Otherwise a second run would embed the output of the first, and `search` would find every text twice.
 """
@@ -13,26 +13,24 @@ from lastword.cli.output import is_stream
 from lastword.cli.read import PLACE
 from lastword.errors import InputError
 
-# Keys that are in the metadata of every output of `embed`.
+# Keys that the metadata of every output of `embed` has.
 _METADATA = frozenset(("space", "run", "fingerprints", "lastword"))
-# Keys of the lines of an --errors list.
+# Keys that the lines of an --errors list may have.
 _LISTED = frozenset((*PLACE, "error"))
 _ROWS = ".rows.jsonl"
-_MOST_BYTES = 1 << 20  # of a file, read to recognise it
+_MOST_BYTES = 1 << 20  # the most bytes to read of a file in order to recognise it
 
 
-def by_lastword(path: str) -> bool:
-    """Return whether lastword wrote a file, or is writing it, by its content or the metadata beside it.
+def is_by_lastword(path: str) -> bool:
+    """Return whether lastword has written a file, or is writing it, judging by its content and the metadata beside it.
 
-    These are the vectors of `embed`, their metadata and places, saved ranges, lists of skipped texts, and the file to
-    which stdout or stderr of this process is redirected.
+    It recognises the vectors of `embed`, OUT.json and OUT.rows.jsonl, saved ranges, lists of skipped texts, and the
+    files to which stdout and stderr of this process are redirected.
     """
     if any(is_open(path, descriptor) for descriptor in (1, 2)):
         return True
-    names = {
-        path,
-        os.path.realpath(path),
-    }  # the metadata is beside the link that was named, or beside the file
+    # The metadata is beside the link that was named as the output, or beside the file.
+    names = {path, os.path.realpath(path)}
     return any(is_error_list(each) or _is_output(each) for each in names)
 
 
@@ -44,19 +42,19 @@ def is_open(path: str, descriptor: int) -> bool:
 
 
 def keep_foreign_files(paths: Iterable[str | None]) -> None:
-    """Refuse to replace files that lastword did not write: the lists and descriptions that accompany an output.
+    """Refuse to replace files that lastword did not write. This is for outputs beside the main one, such as OUT.json.
 
     Args:
-        paths: the outputs; None means none. Streams, new files and empty ones pass.
+        paths: the outputs; None stands for an option that was not given. Streams, new files and empty files pass.
 
     Raises:
-        InputError: one holds something else.
+        InputError: one of the files holds something else.
     """
     for path in paths:
         if path is None or is_stream(path) or not os.path.isfile(path) or not os.path.getsize(path):
             continue
-        # a file of ranges may have any name
-        if not by_lastword(path) and not _has_metadata(_metadata_in(path)):
+        # A file of ranges may have any extension, so look for a safetensors header in it too.
+        if not is_by_lastword(path) and not _has_metadata(_metadata_in(path)):
             raise InputError(
                 path,
                 "would be replaced",
@@ -67,7 +65,7 @@ def keep_foreign_files(paths: Iterable[str | None]) -> None:
 
 
 def is_error_list(path: str) -> bool:
-    """Return whether a file is a list of skipped texts, as --errors writes it, with at least one text."""
+    """Return whether a file begins like a list of skipped texts that --errors wrote, with at least one text."""
     listed = _object_in(path).keys()
     return {"path", "error"} <= listed <= _LISTED
 
@@ -87,7 +85,7 @@ def _is_output(path: str) -> bool:
 
 
 def metadata_of(path: str) -> dict[str, object]:
-    """Return the metadata of a file that `embed` wrote, from the file or from the one beside it; {} if it has none."""
+    """Return the metadata of a file that `embed` wrote, from the file itself or from OUT.json beside it, or {}."""
     if path.endswith(".safetensors"):
         found = _metadata_in(path)
     else:
@@ -104,7 +102,7 @@ def _is_metadata(path: str) -> bool:
 
 
 def _whole_object(path: str) -> object:
-    """Return the JSON of a whole file; None if it is none, or too large."""
+    """Return the value of a JSON file; None if the file is not valid JSON or is too large."""
     with suppress(OSError, ValueError, RecursionError):
         if os.path.isfile(path):
             with open(path, "rb") as file:
@@ -117,7 +115,7 @@ def _has_metadata(found: object) -> bool:
 
 
 def _object_in(path: str, *, binary: bool = False) -> dict[str, object]:
-    """Return the JSON object in the first line of a file, or in the header of a safetensors file; {} if none is."""
+    """Return the JSON object in a file's first line or, with `binary`, in its safetensors header, or {}."""
     with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
         found = json.loads(_header(file) if binary else _first_line(file))
         return found if isinstance(found, dict) else {}

@@ -1,11 +1,11 @@
-"""Records of an input, one at a time, by its format: text, JSON lines, CSV (see `table.py`) or a whole file."""
+"""Read the records of each format: text, JSON lines, CSV and TSV (see `table.py`), and whole files."""
 
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from lastword.cli.read.kinds import STDIN, Source
 from lastword.cli.read.lines import Line, Meter, lines_of, open_source, too_long
-from lastword.cli.read.record import Bad, Record, missing, open_object, stop
+from lastword.cli.read.record import OnBad, Record, missing_field, open_object, stop
 from lastword.cli.read.table import table
 from lastword.errors import InputError, lone_surrogate
 
@@ -17,55 +17,56 @@ def read(
     text_field: str,
     delimiter: str | None = None,
     *,
-    bad: Bad = stop,
+    on_bad: OnBad = stop,
     meter: Meter | None = None,
 ) -> Iterator[Record]:
     """Yield the records of all inputs in order.
 
     Args:
         inputs: the inputs.
-        text_field: the field or column that holds the text; in JSON lines, `a.b` is also field b of the object a.
+        text_field: the field or column that holds the text. In JSON lines, `a.b` means the field of that name or else
+            the field b of the object a.
         delimiter: the character between the fields of a row; None means a comma, or a tab for tsv.
-        bad: called for each record, and for each file, that cannot be read.
-        meter: told which input is read.
+        on_bad: called for each record, and for each file, that cannot be read.
+        meter: counts the bytes read, if given.
 
     Raises:
-        InputError: an input cannot be read or is not as its format demands.
+        InputError: an input or record cannot be read, and `on_bad` raises the error.
     """
     meter = meter or Meter(inputs)
     for source in inputs:
         with open_source(source) as stream:
             meter.begin(stream)
             try:
-                yield from _records(stream, source, text_field, delimiter, bad)
+                yield from _records(stream, source, text_field, delimiter, on_bad)
             except InputError as error:
-                bad(error, source.name, None)  # this file cannot be read, but others may
+                on_bad(error, source.name, None)  # this file cannot be read, but others may
             meter.end()
 
 
 def _records(
-    stream: TextIO, source: Source, text_field: str, delimiter: str | None, bad: Bad
+    stream: TextIO, source: Source, text_field: str, delimiter: str | None, on_bad: OnBad
 ) -> Iterator[Record]:
     """Yield the records of one input; arguments and errors as for `read`."""
     lines = lines_of(stream, source)
     if source.format == "txt":
-        yield from _text_lines(lines, source, text_field, bad)
+        yield from _text_lines(lines, source, text_field, on_bad)
     elif source.format == "jsonl":
-        yield from _json_lines(lines, source, text_field, bad)
+        yield from _json_lines(lines, source, text_field, on_bad)
     elif source.format in ("whole", "html"):
-        yield from _whole_file(lines, source, text_field, bad)
+        yield from _whole_file(lines, source, text_field, on_bad)
     else:
         between = delimiter or ("\t" if source.format == "tsv" else ",")
-        yield from table(lines, source, text_field, between, bad)
+        yield from table(lines, source, text_field, between, on_bad)
 
 
 def _text_lines(
-    lines: Iterator[Line], source: Source, text_field: str, bad: Bad
+    lines: Iterator[Line], source: Source, text_field: str, on_bad: OnBad
 ) -> Iterator[Record]:
     names = frozenset((text_field,))
     for number, (line, problem) in enumerate(lines, 1):
         if problem is not None:
-            bad(problem, source.name, number)
+            on_bad(problem, source.name, number)
             continue
         text = line.removesuffix("\n")
         if len(text) < len(line):
@@ -74,16 +75,16 @@ def _text_lines(
 
 
 def _whole_file(
-    lines: Iterator[Line], source: Source, text_field: str, bad: Bad
+    lines: Iterator[Line], source: Source, text_field: str, on_bad: OnBad
 ) -> Iterator[Record]:
-    """Yield the record of a file that is one text."""
+    """Yield the single record of a file that is one text."""
     try:
         text = _whole_text(lines, source)
     except InputError as error:
-        bad(error, source.name, None)
+        on_bad(error, source.name, None)
         return
     if source.path == STDIN and not text:
-        return  # as without --files: nothing was piped in
+        return  # nothing was piped in; without --files, this gives no record either
     fields = open_object({text_field: text})
     yield Record(text, source.name, None, frozenset((text_field,)), fields)
 
@@ -106,7 +107,7 @@ def _whole_text(lines: Iterator[Line], source: Source) -> str:
 
 
 def _json_lines(
-    lines: Iterator[Line], source: Source, text_field: str, bad: Bad
+    lines: Iterator[Line], source: Source, text_field: str, on_bad: OnBad
 ) -> Iterator[Record]:
     from lastword.weights import parse_object
 
@@ -121,7 +122,7 @@ def _json_lines(
             fields = parse_object(line, where, InputError)
             text = _text_of(fields, text_field, where)
         except InputError as error:
-            bad(error, source.name, number)
+            on_bad(error, source.name, number)
             continue
         carried = line[:-1].rstrip(_JSON_SPACE)
         yield Record(text, source.name, number, frozenset(fields), carried)
@@ -143,14 +144,14 @@ def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
 
 
 def _value_of(fields: dict[str, object], text_field: str, where: str) -> object:
-    """Return the value of a field; `a.b` is the field of that very name or else field b of the object a."""
+    """Return the value of a field: `a.b` means the field of that name or else the field b of the object a."""
     level, wanted = fields, text_field
     while wanted not in level:
         head, dot, rest = wanted.partition(".")
         if not dot or head not in level:
             inside = text_field[: -len(wanted)].rstrip(".")
             place = f"{where}, in {inside!r}" if inside else where
-            raise missing(place, head, level.keys(), _inner_hint(fields, text_field))
+            raise missing_field(place, head, level.keys(), _inner_hint(fields, text_field))
         inner = level[head]
         if not isinstance(inner, dict):
             what = f"has no field {text_field!r}"
@@ -160,7 +161,7 @@ def _value_of(fields: dict[str, object], text_field: str, where: str) -> object:
 
 
 def _inner_hint(fields: dict[str, object], text_field: str) -> str | None:
-    """Return the remedy for a field that an object in the record has, but not the record itself."""
+    """Return the remedy if the record lacks the field, but an object in the record has it."""
     outer = (
         name for name, value in fields.items() if isinstance(value, dict) and text_field in value
     )

@@ -1,4 +1,4 @@
-"""What kind of file an input is: its format by its name, and by its first bytes what it is instead of UTF-8 text."""
+"""Recognise the kind of an input file: its format from its name, and from its first bytes why it is not UTF-8 text."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from lastword.errors import InputError, valid_name
 
 FORMATS = ("txt", "jsonl", "csv", "tsv")
 STDIN = "-"
-# Endings of files that hold records; with --files, which would embed their syntax too, they are refused.
+# Extensions of files that hold records. --files refuses them, because it would embed their syntax too.
 RECORDS = ("jsonl", "ndjson", "csv", "tsv")
 _RECORDS = "Leave out --files to read its records."
 _AS_IT_IS = "To read it as it is, pipe it in: {command} --files < {file}."
@@ -33,7 +33,7 @@ _REFUSED = {
     **dict.fromkeys(("tar", "tgz", "7z"), "Unpack it first."),
     **dict.fromkeys(_UNPACK, _UNPACKED),
 }
-# What a file that is not UTF-8 begins with, what it then is, and its extension, or its encoding if it is text.
+# For a file that is not UTF-8: its first bytes, its kind in words, and its extension or, for text, its encoding.
 _KINDS = (
     (b"\x1f\x8b", "a gzip file", "gz"),
     (b"PK\x03\x04", "a zip file", "zip"),
@@ -52,10 +52,13 @@ _KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input file that exists.
+    """An input: an existing file, or stdin.
 
-    `format` is one of `FORMATS`, or `whole` or `html` for a file that is one text. `found` tells that the file is of a
-    folder or pattern. `command` is how to run the command on stdin, or None if this file cannot be read from there.
+    Args:
+        path: the path, or - for stdin.
+        format: one of `FORMATS`, or `whole` or `html` for a file that is one text.
+        found: whether the file was found in a folder or by a pattern, not named itself.
+        command: the command line that reads the same input from stdin, for remedies; None if there is none.
     """
 
     path: str
@@ -65,7 +68,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        r"""The name of this input in messages and output, valid Unicode: a byte that is not UTF-8 becomes \xNN."""
+        r"""The name of this input in messages and output, as valid Unicode: a byte that is not UTF-8 becomes \xNN."""
         return "stdin" if self.path == STDIN else valid_name(self.path)
 
 
@@ -76,13 +79,13 @@ def sources(
     whole: bool = False,
     command: str | None = None,
 ) -> list[Source]:
-    """Check every input before any work starts; without files the input is stdin.
+    """Return the inputs, after checking that each exists and has a supported format.
 
     Args:
-        files: paths of files, or - for stdin.
-        input_format: the format of every file; None chooses it by the extension.
+        files: paths of files, or - for stdin; none means stdin.
+        input_format: the format of every file; if None, each file's extension decides.
         whole: whether each file is one text.
-        command: the command that reads stdin, for the remedies of errors; None if it cannot read these files.
+        command: the command line that reads the same input from stdin, for remedies; None if there is none.
 
     Raises:
         InputError: there is no input, stdin is given twice, or a file cannot be read or has an unsupported format.
@@ -120,7 +123,7 @@ def _format(path: str, input_format: str | None, *, whole: bool, command: str | 
             remedy = " ".join(filter(None, (_RECORDS, remedy)))
         raise InputError(path, "holds records, not one text", got="--files", remedy=remedy)
     if ending in _REFUSED:
-        # "docs.jsonl.gz" holds jsonl
+        # "docs.jsonl.gz" holds JSON lines
         inner = "whole" if whole else _format_of(split_ending(root)[1])
         remedy = _instead(ending, Source(path, inner, command=command))
         raise InputError(path, f"unsupported input format .{ending}", remedy=remedy)
@@ -128,7 +131,7 @@ def _format(path: str, input_format: str | None, *, whole: bool, command: str | 
 
 
 def split_ending(path: str) -> tuple[str, str]:
-    """Split a file name into its root and its extension, which is in lower case and without the dot."""
+    """Split a path into its root and its extension; the extension comes in lower case and without its dot."""
     root, dotted = os.path.splitext(path)
     return root, dotted.lower().removeprefix(".")
 
@@ -139,7 +142,7 @@ def _format_of(ending: str) -> str:
 
 
 def _instead(ending: str, source: Source) -> str:
-    """Return the remedy for a file of another kind, which if packed holds a file of the source's format."""
+    """Return the remedy for a file that is not text; if it is packed, `source.format` is that of the file in it."""
     root, file = split_ending(source.path)[0], shlex.quote(source.path)
     if ending not in _UNPACK or source.command is None:
         return _REFUSED[ending].format(file=file, lines=shlex.quote(f"{root}.jsonl"))
@@ -153,7 +156,7 @@ def _instead(ending: str, source: Source) -> str:
 
 
 def _converted(encoding: str, source: Source) -> str:
-    """Return the command that converts a file to UTF-8, as a remedy: a.txt becomes a.utf8.txt."""
+    """Return the remedy for text in another encoding: the command that converts a.txt to a.utf8.txt."""
     command = f"iconv -f {encoding} -t utf-8"
     if source.path != STDIN:
         path = f"./{source.path}" if source.path.startswith("-") else source.path
@@ -164,7 +167,7 @@ def _converted(encoding: str, source: Source) -> str:
 
 
 def kind_of(first: str) -> tuple[str, str] | None:
-    """Return the kind of a file that begins with `first`, and what `_KINDS` has for it; None if it may be text."""
+    """Return the last two entries of `_KINDS` for a file that begins with `first`, or None if it may be UTF-8."""
     beginning = first.encode(errors="surrogateescape")
     return next(
         ((kind, known) for start, kind, known in _KINDS if beginning.startswith(start)), None
@@ -176,9 +179,9 @@ def not_utf8(where: str, line: str, bad: int, first: str, source: Source) -> Inp
 
     Args:
         where: the file and line.
-        line: the line; invalid bytes are lone surrogates in it.
-        bad: the position of the first of them.
-        first: the beginning of the file, which may tell what it is instead.
+        line: the line, in which each invalid byte is a lone surrogate.
+        bad: the position of the first lone surrogate.
+        first: the first characters of the file, from which its kind may be recognised.
         source: the file.
     """
     number = len(line[:bad].encode(errors="surrogateescape")) + 1
@@ -195,7 +198,7 @@ def not_utf8(where: str, line: str, bad: int, first: str, source: Source) -> Inp
 
 
 def refuse_utf16(line: str, source: Source) -> None:
-    """Refuse UTF-16 without a byte order mark: of English text, every other byte is zero, which is valid UTF-8."""
+    """Refuse UTF-16 without a byte order mark, which is valid UTF-8 if the text is ASCII: every other byte is zero."""
     for start, encoding in ((0, "UTF-16BE"), (1, "UTF-16LE")):
         if len(line) > 3 and set(line[start::2]) == {"\0"}:
             remedy = _sentence(_converted(encoding, source))

@@ -1,4 +1,4 @@
-"""Lines of inputs, each with what is wrong with it, and how far reading has come."""
+"""Read the lines of inputs, each with its error, if any, and count the bytes read."""
 
 import io
 import os
@@ -11,26 +11,26 @@ from lastword.cli.read.kinds import STDIN, Source, kind_of, not_utf8, refuse_utf
 from lastword.errors import InputError, lone_surrogate
 
 _BYTE_ORDER_MARK = "\ufeff"
-# Characters. Stops at a device without an end, or at an unclosed quote in a large file, before memory runs out; a JSON
-# object of this length takes up to 1 GB.
+# The most characters of a record. This limit stops the reading of an endless device, or of a large file with an
+# unclosed quote, before memory runs out; a JSON object of this length takes up to 1 GB.
 MAX_RECORD = 1 << 25
 
-# A line with its line end, and what is wrong with it.
+# A line with its line end, and its error, if it has one.
 Line = tuple[str, InputError | None]
 
 
 class Meter:
-    """Tells how many bytes of the inputs have been read, and how many there are."""
+    """Counts the bytes read from the inputs. `total` is their size, or None if an input is not a regular file."""
 
     def __init__(self, inputs: Sequence[Source]) -> None:
         sizes = [_size(source) for source in inputs]
         known = [size for size in sizes if size is not None]
-        self.total = sum(known) if len(known) == len(sizes) else None  # None: not all are files
+        self.total = sum(known) if len(known) == len(sizes) else None
         self._before = 0
         self._stream: BinaryIO | None = None if self.total is None else io.BytesIO()
 
     def begin(self, stream: TextIO) -> None:
-        """Start to count the bytes read from `stream`, an input just opened."""
+        """Start to count the bytes read from `stream`, an input that has just been opened."""
         if self._stream is not None:
             self._stream = stream.buffer
 
@@ -41,7 +41,7 @@ class Meter:
             self._stream = io.BytesIO()
 
     def position(self) -> int:
-        """Return how many bytes have been read; 0 where `total` is None."""
+        """Return how many bytes have been read so far; 0 if `total` is None."""
         return 0 if self._stream is None else self._before + self._stream.tell()
 
 
@@ -55,10 +55,11 @@ def _size(source: Source) -> int | None:
 
 
 def open_source(source: Source) -> TextIO:
-    """Open an input for reading lines.
+    """Open an input to read its lines.
 
-    A strict decoder works on blocks and cannot tell the line of an invalid byte. `surrogateescape` turns
-    an invalid byte, and nothing else, into a lone surrogate; `lines_of` then finds it in its line.
+    A strict decoder works on blocks, so its errors cannot name the line of an invalid byte. Therefore the decoder is
+    `surrogateescape`, which turns each invalid byte, and nothing else, into a lone surrogate; `lines_of` looks for
+    these in each line.
     """
     if source.path == STDIN and sys.stdin is None:
         raise InputError("stdin", "is closed", remedy="Name a file.")
@@ -72,7 +73,7 @@ def open_source(source: Source) -> TextIO:
 
 
 def lines_of(stream: TextIO, source: Source) -> Iterator[Line]:
-    """Yield lines with their errors: one that is not UTF-8, or one that is too long, which comes empty.
+    """Yield each line, with an error if it is not UTF-8 or is too long for a record; a line that is too long is cut.
 
     Raises:
         InputError: the file cannot be read, or is of a known kind that is not UTF-8 text.
@@ -91,9 +92,9 @@ def lines_of(stream: TextIO, source: Source) -> Iterator[Line]:
         if problem is None and not line.isascii() and (bad := lone_surrogate(stored)) is not None:
             problem = not_utf8(f"{source.name}:{number}", stored, bad, first, source)
             if kind_of(first) is not None:
-                raise problem  # the other lines are no text either
+                raise problem  # the other lines cannot be text either
         yield line, problem
-        while problem is not None and len(line) > MAX_RECORD:  # the rest of the line
+        while problem is not None and len(line) > MAX_RECORD:  # skip the rest of the line
             line = _next_line(stream, source)
 
 
@@ -105,7 +106,7 @@ def _next_line(stream: TextIO, source: Source) -> str:
 
 
 def too_long(where: str, size: int) -> InputError | None:
-    """Return the error of a record of so many characters, or None if it is short enough."""
+    """Return the error for a record of `size` characters, or None if it is not too long."""
     if size <= MAX_RECORD:
         return None
     return InputError(

@@ -1,4 +1,4 @@
-"""A record: a text with its place in the input and its other fields; and what becomes of one that is bad."""
+"""A record: a text with its place in the input and its other fields; and the handling of a record with an error."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -7,19 +7,20 @@ from typing import NamedTuple
 
 from lastword.errors import InputError, list_some
 
-# The fields that tell the place of a text.
+# The names of the fields that tell where a text comes from.
 PLACE = ("path", "line", "chunk", "start", "end")
-# Called with the error of a record, the path of its file and its line; where it returns, the record is left out.
-Bad = Callable[[InputError, str, int | None], None]
+# Handles a record that cannot be used: takes its error, the path of its file and its line (None for a whole file). It
+# raises the error, or returns, and then the record is left out.
+OnBad = Callable[[InputError, str, int | None], None]
 
 
-def stop(error: InputError, path: str, line: int | None) -> None:  # noqa: ARG001  a Bad
-    """Raise the error of a record."""
+def stop(error: InputError, path: str, line: int | None) -> None:  # noqa: ARG001  an OnBad
+    """Raise the error: the default way to handle a record that cannot be used."""
     raise error
 
 
 class Chunk(NamedTuple):
-    """The place of a piece in its text: its number, from 0, and the characters where it starts and ends."""
+    """The place of a chunk in its text: its number, from 0, and the positions of `text[start:end]` in characters."""
 
     number: int
     start: int
@@ -30,9 +31,14 @@ class Chunk(NamedTuple):
 class Record:
     """A text with its place in the input and the other fields of its record.
 
-    `fields` is the record as a JSON object without its closing brace. Of JSON lines it is what was written, copied
-    unparsed, so numbers keep all their digits; otherwise it is made from the columns. `line` is None if a whole file is
-    one text, `chunk` is None unless the text is a piece.
+    Args:
+        text: the text to embed.
+        path: the file, as a name for output (`Source.name`).
+        line: the number of the line, from 1; None if a whole file is the text.
+        names: the names of the record's fields.
+        fields: the record as a JSON object without its closing brace. For JSON lines, it is a copy of the input, so
+            numbers keep all their digits.
+        chunk: the place of the text in a longer one; None if it is a whole text.
     """
 
     text: str
@@ -51,7 +57,7 @@ class Record:
         )
 
     def place(self) -> dict[str, str | int]:
-        """Return the place of this record for output: path, line if lines are records, chunk, start and end."""
+        """Return the fields of `PLACE` for this record: path; line, unless None; chunk, start and end of a chunk."""
         place: dict[str, str | int] = {"path": self.path}
         if self.line is not None:
             place["line"] = self.line
@@ -62,14 +68,14 @@ class Record:
 
 
 def open_object(fields: dict[str, str]) -> str:
-    """Return fields as a JSON object without its closing brace."""
+    """Return the fields as a JSON object without its closing brace, for `Record.fields`."""
     return json.dumps(fields, ensure_ascii=False)[:-1]
 
 
-def missing(
+def missing_field(
     where: str, text_field: str, names: Iterable[str], remedy: str | None = None
 ) -> InputError:
-    """Create the error for a record without the field that holds the text."""
+    """Create the error for a record that has other fields, `names`, but not the field that should hold the text."""
     return InputError(
         where,
         f"has no field {text_field!r}",

@@ -1,4 +1,4 @@
-"""Records of CSV and TSV files."""
+"""Read the records of CSV and TSV files."""
 
 import csv
 from collections import deque
@@ -6,14 +6,17 @@ from collections.abc import Iterator, Sequence
 
 from lastword.cli.read.kinds import Source
 from lastword.cli.read.lines import MAX_RECORD, Line, too_long
-from lastword.cli.read.record import Bad, Record, missing, open_object
+from lastword.cli.read.record import OnBad, Record, missing_field, open_object
 from lastword.errors import InputError, list_some
 
 
 def table(
-    lines: Iterator[Line], source: Source, text_field: str, delimiter: str, bad: Bad
+    lines: Iterator[Line], source: Source, text_field: str, delimiter: str, on_bad: OnBad
 ) -> Iterator[Record]:
-    """Yield one record per row; a blank line is an empty text of a single column and otherwise no row."""
+    """Yield one record per row; arguments as for `read.read`.
+
+    A blank line is an empty text if the table has a single column; otherwise it is skipped.
+    """
     rows = _rows(lines, source, delimiter)
     filled = (each for each in rows if each[1] or each[2] is not None)
     header = _header(next(filled, (1, [], None)), source, text_field)
@@ -30,7 +33,7 @@ def table(
                 expected=f"{len(header)}, as in the header",
             )
         if problem is not None:
-            bad(problem, source.name, line)
+            on_bad(problem, source.name, line)
             continue
         fields = dict(zip(header, values, strict=True))
         yield Record(fields[text_field], source.name, line, names, open_object(fields))
@@ -39,7 +42,16 @@ def table(
 def _header(
     first: tuple[int, list[str], InputError | None], source: Source, text_field: str
 ) -> list[str]:
-    """Return the names of the columns; an error of theirs concerns every row."""
+    """Return the names of the columns.
+
+    Args:
+        first: the first row: its line number, its fields, and its error or None.
+        source: the file.
+        text_field: the column that holds the text.
+
+    Raises:
+        InputError: the row is no header, or has no column `text_field`; the file then has no usable row.
+    """
     _, header, problem = first
     where = f"{source.name}:1"
     if problem is not None:
@@ -51,35 +63,35 @@ def _header(
         twice = list_some({name for name in header if header.count(name) > 1})
         raise InputError(where, "two columns have the same name", got=twice, remedy="Rename one.")
     if text_field not in names:
-        raise missing(where, text_field, header, _delimiter_hint(header, text_field))
+        raise missing_field(where, text_field, header, _delimiter_hint(header, text_field))
     return header
 
 
 def _delimiter_hint(header: Sequence[str], text_field: str) -> str | None:
-    """Return the remedy for a header that looks as if its columns were separated by another character."""
+    """Return the remedy if another character seems to separate the columns of the header."""
     for character in ";\t|,":
         columns = [name.strip(' "') for column in header for name in column.split(character)]
         if len(columns) > len(header) and (len(header) == 1 or text_field in columns):
             shown = "tab" if character == "\t" else f"'{character}'"
-            return f"If this separates its columns, pass --delimiter {shown}."
+            return f"Perhaps another character separates the columns: pass --delimiter {shown}."
     return None
 
 
 class _RowLines:
-    """Gives the lines of a table to the csv module; unlike a generator it goes on after it has raised an error."""
+    """Gives the lines of a table to the csv module. Unlike a generator, it can go on after it has raised an error."""
 
     def __init__(self, lines: Iterator[Line]) -> None:
         self._lines, self._again = lines, deque[Line]()
-        self.number = 0  # of the last line
+        self.number = 0  # the number of the last line given
         self.begin("")
 
     def begin(self, where: str) -> None:
-        """Note where the next row begins."""
-        self._where, self._row, self._size = where, list[Line](), 0  # a row may have many lines
+        """Begin a row at `where`. Quoted line ends may spread it over several lines."""
+        self._where, self._row, self._size = where, list[Line](), 0
         self.problem: InputError | None = None
 
     def begin_again(self) -> None:
-        """Let the next row begin with the second line of this one: a quote that is not closed costs one line only."""
+        """Give all lines of this row but its first again, so that an unclosed quote costs one line only."""
         self._again.extendleft(reversed(self._row[1:]))
         self.number -= max(0, len(self._row) - 1)
 
@@ -103,7 +115,7 @@ def _not_a_row(where: str, style: str, message: str) -> InputError:
     """Create the error for a row that the csv module refuses, from its message."""
     remedy = "A row ends with \\n or \\r\\n; quote a field with a line end or a quote in it."
     reason = message
-    if "expected after" in message:  # perhaps with another delimiter
+    if "expected after" in message:  # the delimiter may be another character
         reason = "a field goes on after its closing quote"
         remedy = "If another character separates the columns, name it with --delimiter."
     elif "unexpected end" in message:
@@ -116,9 +128,9 @@ def _not_a_row(where: str, style: str, message: str) -> InputError:
 def _rows(
     lines: Iterator[Line], source: Source, delimiter: str
 ) -> Iterator[tuple[int, list[str], InputError | None]]:
-    """Yield each row with its first line number and its error; after an error, the next line begins a row.
+    """Yield each row as the number of its first line, its fields, and its error or None.
 
-    A blank line is a row without fields.
+    A blank line is a row without fields. After a row with an error, the next row begins at the second line of that row.
     """
     csv.field_size_limit(MAX_RECORD)
     row_lines = _RowLines(lines)

@@ -34,7 +34,7 @@ def fake_class(monkeypatch):
     from lastword.cli import options
 
     fake = _fake_class()
-    monkeypatch.setattr(options, "open_model", lambda args: fake())
+    monkeypatch.setattr(options, "open_embedder", lambda args: fake())
     return fake
 
 

@@ -261,7 +261,7 @@ def test_bytes_never_go_back_and_end_at_the_total(cli, fake_class):
     Path("a.txt").write_text("".join("x" * (i % 50) + "\n" for i in range(500)))
     inputs = read.sources(["a.txt"], None)
     meter, moves = read.Meter(inputs), []
-    done = stream._Done(moves.append, meter)
+    done = stream._Progress(moves.append, meter)
     total = 0
     for _ in read.read(inputs, "text", meter=meter):
         total += 1

@@ -162,12 +162,20 @@ def test_info_describes_a_reranker(run, tmp_path):
 
 
 def test_info_loads_no_weights(run, tiny_checkpoint, monkeypatch):
-    expected = run("info", tiny_checkpoint, "--max-length", 50, "--max-batch-tokens", 9)
+    expected = run("info", tiny_checkpoint, "--max-length", 50)
     monkeypatch.setattr(Model, "__init__", lambda *_, **__: pytest.fail("loads the weights"))
     assert run("info", tiny_checkpoint, "--max-length", 50) == expected
     assert "max_length                   50\n" in expected[1]
     facts = json.loads(run("info", tiny_checkpoint, "--device", "cpu,cpu", "--json")[1])
     assert facts["device"] == "cpu, cpu"
+
+
+def test_info_computes_nothing_so_it_has_no_batch_size(run, tiny_checkpoint):
+    status, out, err = run("info", tiny_checkpoint, "--max-batch-tokens", 9)
+    assert (status, out) == (2, "")
+    assert "info: unknown argument; got --max-batch-tokens." in err
+    assert "--max-batch-tokens" not in run("info", "--help")[1]
+    assert "--max-batch-tokens" in run("embed", "--help")[1]
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_queries_with_another_delimiter(cli):
         found = cli("search", file, *asked, "--delimiter", ";").out
         assert found == f"two\n  1  1.0000  {file}:2  two\n"
     assert "--delimiter ';'" in cli("search", "a.txt", *asked).err
-    assert "a file of queries too" in " ".join(cli("search", "--help").out.split())
+    assert "--delimiter applies to it too" in " ".join(cli("search", "--help").out.split())
 
 
 def test_queries_of_stdin_are_named_so(cli):

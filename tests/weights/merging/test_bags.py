@@ -266,7 +266,7 @@ BAD = {
         ["a.jsonl", "--into", "m", "--weights", "size"],
         InputError(
             "--into",
-            "with --weights size its weight is the number of old rows, and no old data is given",
+            "with --weights size, its weight is the number of old rows, but no old data is given",
             remedy="Pass the old data with --old.",
         ),
     ),

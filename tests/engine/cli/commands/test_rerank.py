@@ -90,7 +90,7 @@ def test_pieces(rerank) -> None:
     status, out, _ = rerank("q", "long.txt", "--files", "--chunk", "30", "--top-k", "99", "--json")
     assert status == 0
     assert len(rows(out)) > 3
-    one_line(rerank("q", "long.txt", "--chunk", "4095"), "--chunk", "pieces would be cut")
+    one_line(rerank("q", "long.txt", "--chunk", "4095"), "--chunk", "chunks would be cut")
 
 
 def test_bad_usage(rerank, run) -> None:

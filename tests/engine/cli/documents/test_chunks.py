@@ -129,8 +129,8 @@ def test_template_and_prompt_are_not_counted_but_must_fit(info):
     with pytest.raises(ConfigError) as caught:
         splitter_of(info, 21, prompt="Query: ", max_length=20 + around)
     assert str(caught.value) == (
-        f"--chunk: pieces would be cut; got 21 and {around} of the prompt and template, expected together at most "
-        f"{20 + around} tokens. Lower --chunk, or raise --max-length if the model allows it."
+        f"--chunk: chunks would be cut; got 21 tokens and {around} for the prompt and special tokens, "
+        f"expected together at most {20 + around} tokens. Lower --chunk, or raise --max-length if the model allows it."
     )
 
 
@@ -144,7 +144,7 @@ def test_an_error_of_the_tokenizer_names_the_text(info):
     splitter = splitter_of(SimpleNamespace(tokenizer=tokenizer), 9)
     from lastword.cli.read import Record
 
-    pieces = splitter.pieces(
+    pieces = splitter.split_records(
         (
             Record(text, "a.md", 7, frozenset(), json.dumps({"text": text})[:-1])
             for text in ("good", "so bad")
@@ -325,17 +325,17 @@ REFUSED = {
     "overlap alone": (["--overlap", "3"], "--overlap: needs --chunk. Pass --chunk N too."),
     "overlap too large": (["--chunk", "3", "--overlap", "3"], "--overlap: is too large; got --chunk 3 --overlap 3"),
     "no piece": (["--chunk", "0"], "--chunk: not a whole number of at least 1; got '0'"),
-    "longer than max_length": (["--chunk", "101"], "--chunk: pieces would be cut; got 101 and 0 of the prompt"),
+    "longer than max_length": (["--chunk", "101"], "--chunk: chunks would be cut; got 101 tokens and 0 for the prompt"),
     "a format": (["--files", "--input-format", "txt"], "--files: reads each file as one text; got --input-format txt"),
-    "a field of the record": (["--chunk", "9"], ("a.jsonl:1[0:1]: has a field 'line' of its own; expected"
-        " none of path, line, chunk, start, end, which are added to tell where each vector is from. Rename the")),
-    "a field of whole lines": (["b.txt"], ("a.jsonl:1: has a field 'line' of its own; expected none of path, line,"
-        " which are added to tell where each vector is from. Rename the field, or embed each file by itself.")),
+    "a field of the record": (["--chunk", "9"], ("a.jsonl:1[0:1]: already has a field 'line'; expected"
+        " none of path, line, chunk, start, end, which are added to tell where each text comes from. Rename the")),
+    "a field of whole lines": (["b.txt"], ("a.jsonl:1: already has a field 'line'; expected none of path, line,"
+        " which are added to tell where each text comes from. Rename the field, or embed each file by itself.")),
     "a field of no input": (["--input-format", "txt", "--text-field", "body"], ("--text-field: is for .jsonl, .csv and"
-        " .tsv files; got 'body', expected an input of these kinds, or --input-format.")),
+        " .tsv files; got 'body', expected such an input, or --input-format.")),
     "the vectors' field": (["--chunk", "9", "--vector-field", "end"], "--vector-field: the name 'end' is already used"),
     "a delimiter of nothing": (["--delimiter", ";"], "--delimiter: is for .csv and .tsv files"),
-    "a delimiter of two": (["--delimiter", ";;"], "--delimiter: not one character, other than a quote or line end;"),
+    "a delimiter of two": (["--delimiter", ";;"], "--delimiter: must be one character other than a quote or line end;"),
 }  # fmt: skip
 
 
@@ -427,7 +427,7 @@ def test_delimiters(cli, name):
     Path(file).write_text(data)
     result = cli("embed", file, "--quiet")
     assert result.status == 2
-    assert result.err.endswith(f"If this separates its columns, pass {hint}\n")
+    assert result.err.endswith(f"Perhaps another character separates the columns: pass {hint}\n")
     for delimiter in delimiters:
         (row,) = rows_of(cli("embed", file, "--delimiter", delimiter, "--quiet"))
         assert (row["id"], row["text"]) == ("1", "x, y")

@@ -178,7 +178,7 @@ USES = {
     "the folder itself": (
         ["docs"],
         ["docs"],
-        "'docs' matches nothing; patterns apply to what is in a folder, not to",
+        "'docs' matches nothing; a pattern applies to what is in a folder, not to",
     ),
     "two": (["*.rst", "b.md", "x#", "#x"], ["docs"], "'#x', '*.rst', 'x#' match nothing;"),
     "taken back": (["*.md", "!b.md", "!*.rst"], ["docs"], "'!*.rst' matches nothing"),
@@ -202,13 +202,13 @@ def test_files_given_again_are_told(mess, cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = cli("embed", "docs/b.md", "docs/*.md", "--files")
     assert result.err.splitlines()[1] == (
-        "lastword: 1 file that is given more than once: read once, as docs/b.md"
+        "lastword: 1 file named more than once but read once, as docs/b.md"
     )
     assert [json.loads(line)["path"] for line in result.out.splitlines()].count("docs/b.md") == 1
     finder = Finder(None, whole=True, ignore=[])
     finder.find(["docs/b.md", "docs/a.txt", f"{tmp_path}/docs/b.md", "docs/drafts/../a.txt"])
     (told,) = finder.notices()
-    assert told == "2 files that are given more than once: read once, as docs/a.txt, docs/b.md"
+    assert told == "2 files named more than once but read once, as docs/a.txt, docs/b.md"
 
 
 AGAIN = {
@@ -227,7 +227,7 @@ def test_a_file_is_kept_rather_than_a_link_to_it(mess, name):
     finder = Finder(None, whole=False, ignore=[])
     assert [source.path for source in finder.find(given)] == kept
     (told,) = finder.notices()
-    assert told == f"1 file that is given more than once: read once, as {kept[0]}"
+    assert told == f"1 file named more than once but read once, as {kept[0]}"
 
 
 def test_empty_files_among_others_are_told(cli):
@@ -235,7 +235,7 @@ def test_empty_files_among_others_are_told(cli):
     os.mkdir("docs")
     for name, text in {"docs/a.txt": "x\n", "docs/b.txt": "", "docs/c.csv": ""}.items():
         Path(name).write_text(text)
-    told = "lastword: without any text: 1 empty file (docs/b.txt)\n"
+    told = "lastword: 1 empty file: docs/b.txt\n"
     assert told in cli("embed", "docs/*.txt").err
     assert "empty" not in cli("embed", "docs/a.txt").err
     assert "empty" not in cli("embed", "docs", "--files").err, "a blank text, which is counted"

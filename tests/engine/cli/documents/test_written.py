@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lastword.cli.documents.written import by_lastword
+from lastword.cli.documents.written import is_by_lastword
 
 
 @pytest.fixture
@@ -105,9 +105,9 @@ def test_only_what_lastword_wrote_is_left_out(texts):
     }
     for name, content in mine.items():
         Path(name).write_text(content)
-        assert not by_lastword(name)
+        assert not is_by_lastword(name)
     assert {"x", "y", "z", "w", "{"} < set(_found(texts("embed", "docs")))
-    assert not by_lastword("gone")
+    assert not is_by_lastword("gone")
 
 
 def test_a_folder_with_nothing_else_says_so(texts):
