@@ -1,8 +1,9 @@
-"""The public object for reranking: it opens a reranker and scores how relevant a document is to a query.
+"""The public object for reranking: it opens a reranker and scores how relevant documents are to a query.
 
-A pair becomes a score in `runtime/loop.py`, as a text becomes a vector: pair ─ `text/rerank_template.py` ─► text ─►
-token ids ─► forest ─► final state of the last token ─► its dot product with the head's row. The documents of one query
-begin with the same words, so the forest computes these once per batch.
+A pair of a query and a document becomes a score in `runtime/loop.py`, as a text becomes a vector:
+pair ─ `text/rerank_template.py` ─► text ─► token ids ─► forest ─► final hidden state of the last token ─► dot product
+with the score row (`weights/reranker_spec.py`). The texts for one query begin with the same tokens, which the forest
+computes once per batch.
 """
 
 import os
@@ -63,9 +64,12 @@ if TYPE_CHECKING:
 Activation = Callable[[Tensor], Tensor]
 Pair = Sequence[str]
 
-# A byte of text becomes fewer tokens than this, even if it is normalised first.
+# One byte of text gives fewer tokens than this, even if the tokenizer normalises it first.
 _TOKENS_PER_BYTE = 8
-_NOTICE = "{folder}: has no template for pairs, and its name does not say what it is; using that of Qwen3-Reranker"
+_NOTICE = (
+    "{folder}: has no chat template for pairs, and its name does not say that it is a reranker; "
+    "using the template of Qwen3-Reranker"
+)
 
 
 class _Ranked(TypedDict):
@@ -74,16 +78,16 @@ class _Ranked(TypedDict):
 
 
 class Ranked(_Ranked, total=False):
-    """A document of `rank`: its place among the documents given, its score and, if requested, its text."""
+    """One result of `rank`: a document's index in the caller's list (`corpus_id`), its score, perhaps its text."""
 
     text: str
 
 
 class RerankerInfo(OpenedModel):
-    """A reranker's files and the caller's settings, checked against each other; the arguments are those of `Reranker`.
+    """A reranker's files and the caller's settings, checked against each other. The arguments are as for `Reranker`.
 
     Raises:
-        ConfigError: a setting is not accepted, or this is no reranker.
+        ConfigError: a setting is not accepted, or the model is not a reranker.
         WeightsError: the checkpoint is incomplete, damaged or inconsistent.
         DeviceError: the device is missing or cannot compute as requested.
     """
@@ -108,8 +112,8 @@ class RerankerInfo(OpenedModel):
         spec = read_reranker_spec(folder, config)
         own = parse_template(spec.chat_template, f"{folder}: chat template")
         self.template = QWEN3_RERANKER if own is None else own
-        said = own is not None or _has_name(folder, self.name)
-        self.notices = () if said else (_NOTICE.format(folder=folder),)
+        known = own is not None or _is_named_reranker(folder, self.name)
+        self.notices = () if known else (_NOTICE.format(folder=folder),)
         return config, spec
 
     def _open_tokenizer(self) -> TextTokenizer:
@@ -118,7 +122,7 @@ class RerankerInfo(OpenedModel):
         return TextTokenizer(folder, size, truncation_side="right", frame=frame)
 
     def _score_tokens(self) -> ScoreTokens:
-        """Return the tokens of a causal model's score: those that its files name, else "yes" and "no"."""
+        """Return the tokens whose logits make the score: those that the checkpoint names, else "yes" and "no"."""
         if self.spec.classifier:
             return ScoreTokens(0, None)
         yes, no = (self.tokenizer.token_id(word) for word in ("yes", "no"))
@@ -127,10 +131,10 @@ class RerankerInfo(OpenedModel):
             if self.template is QWEN3_RERANKER and (tokens.true, tokens.false) != (yes, no):
                 raise ConfigError(
                     f"{self.files.folder}: chat template",
-                    "is not one for pairs, although LogitScore has tokens of its own",
+                    "is not one for pairs, although LogitScore names its own tokens",
                     got=f"true {tokens.true}, false {tokens.false}",
-                    expected=f'those of "yes" and "no", {yes} and {no}, or a template for pairs',
-                    remedy="How its texts look is not known. Name another model.",
+                    expected=f'the tokens "yes" and "no", {yes} and {no}, or a template for pairs',
+                    remedy="The text that this model needs for a pair is not known. Name another model.",
                 )
             return tokens
         if yes is None or no is None:
@@ -145,7 +149,7 @@ class RerankerInfo(OpenedModel):
 
     @property
     def instruction(self) -> str | None:
-        """The instruction used when a call gives none; None for that of the checkpoint; can be set."""
+        """The instruction for calls that give none. It can be set; None selects the checkpoint's instruction."""
         return self._instruction
 
     @instruction.setter
@@ -153,10 +157,13 @@ class RerankerInfo(OpenedModel):
         self._instruction = None if instruction is None else _check_instruction(instruction)
 
     def resolve_instruction(self, kwargs: PredictKwargs) -> str:
-        """Return the instruction of a call.
+        """Return the instruction for one call.
+
+        The first of these that is given: the call's `instruction`, its `prompt`, the one called `prompt_name`, the
+        model's `instruction`, the checkpoint's default, the instruction of its template.
 
         Raises:
-            ConfigError: the name is unknown, or the instruction is not valid text.
+            ConfigError: `prompt_name` is unknown, or the instruction is not valid text.
         """
         name, given = kwargs.get("prompt_name"), kwargs.get("instruction")
         check_choice(name, None)
@@ -170,7 +177,7 @@ class RerankerInfo(OpenedModel):
         return _check_instruction(choose_prompt(self.prompts, name, self.default_prompt_name, None))
 
     def predict_options(self, kwargs: PredictKwargs) -> EncodeOptions:
-        """Resolve all settings of one call.
+        """Check and complete the settings of one call.
 
         Raises:
             ConfigError: a setting is not accepted.
@@ -184,45 +191,45 @@ class RerankerInfo(OpenedModel):
 
 
 def is_reranker(folder: Path, name: str) -> bool:
-    """Return whether a model's files, or else its name, say that it is a reranker.
+    """Return whether a model's files say that it is a reranker, or else its name.
 
     Args:
         folder: the model's folder.
-        name: its Hugging Face id or folder as it was given.
+        name: the Hugging Face id or the folder, as the caller gave it.
     """
     try:
         spec = read_reranker_spec(folder, read_config(folder, reranker=True))
         own = parse_template(spec.chat_template, f"{folder}: chat template")
-    except LastwordError:  # an embedding model has other modules
+    except LastwordError:  # for example, the modules of an embedding model
         return False
-    said = spec.classifier or spec.tokens is not None or own is not None
-    return said or _has_name(folder, name)
+    known = spec.classifier or spec.tokens is not None or own is not None
+    return known or _is_named_reranker(folder, name)
 
 
-def _has_name(folder: Path, name: str) -> bool:
+def _is_named_reranker(folder: Path, name: str) -> bool:
     return "rerank" in f"{name} {folder.name}".lower()
 
 
 class Reranker(ModelProperties):
     """A Qwen3-family reranker, loaded and ready.
 
-    `info` describes the model (`RerankerInfo`); `loop` computes the scores (`runtime.loop.Loop`). It can be used from
-    several threads at once. After a fork it must be opened again.
+    `info` describes the model (`RerankerInfo`); `loop` computes the scores (`runtime.loop.Loop`). Several threads may
+    use a `Reranker` at once. After a fork, open it again.
 
     Args:
-        model: hub id or folder of a causal reranker such as Qwen3-Reranker, or of a model for sequence classification
-            with one label.
-        instruction: what makes a document relevant; by default that of the checkpoint.
-        activation_fn: function of the log-odds, a tensor [N, 1], for example `torch.nn.Identity()`; by default that of
-            the checkpoint, which is usually the sigmoid, so that scores are probabilities.
+        model: Hugging Face id or folder of a causal reranker such as Qwen3-Reranker, or of a sequence classification
+            model with one label.
+        instruction: says what makes a document relevant; by default the checkpoint's instruction.
+        activation_fn: turns log-odds, a tensor [N, 1], into scores, for example `torch.nn.Identity()`. The default is
+            the checkpoint's activation, usually the sigmoid, which gives probabilities.
         device, dtype, quantize, revision, cache_dir, token, local_files_only, max_batch_tokens, cuda_graphs,
             show_progress_bar, tune_process, runner: as for `Embedder`.
-        max_length: maximum tokens per pair with template and instruction, of which only the document is cut; by default
-            8,192, or less if the checkpoint says so.
+        max_length: maximum tokens per pair, template and instruction included; a document that exceeds it is cut, a
+            query or an instruction never is. The default is 8,192, or less if the checkpoint says so.
         prompts: instructions by name, added to those of the checkpoint.
 
     Raises:
-        ConfigError: a setting is not accepted, or this is no reranker.
+        ConfigError: a setting is not accepted, or the model is not a reranker.
         WeightsError: the checkpoint is incomplete, damaged or inconsistent.
         DeviceError: the device is missing or cannot compute as requested.
     """
@@ -231,7 +238,7 @@ class Reranker(ModelProperties):
 
     instruction = FromInfo[str | None, str | None](
         "instruction",
-        "The instruction used when a call gives none; None for that of the checkpoint.",
+        "The instruction for calls that give none; None selects the checkpoint's instruction.",
     )
 
     def __init__(
@@ -271,16 +278,16 @@ class Reranker(ModelProperties):
     ) -> "Tensor | NDArray[Any]":
         """Score pairs of a query and a document.
 
-        Pairs of the same query should follow each other; documents of one query share its computation.
+        Keep pairs with the same query together: the query is then computed once per batch, not once per pair.
 
         Args:
-            pairs: pairs (query, document), or a single one.
+            pairs: pairs (query, document), or a single pair.
             convert_to_numpy: return a NumPy array; needs NumPy.
             convert_to_tensor: return a tensor; takes precedence over `convert_to_numpy`, as in sentence-transformers.
             kwargs: see `lastword.encode_options.PredictKwargs`.
 
         Returns:
-            [N] fp32 on the CPU, in the caller's order; for a single pair a scalar.
+            [N], fp32, on the CPU, in the caller's order; a scalar for a single pair.
 
         Raises:
             InputError: a pair cannot be scored; the error gives its index.
@@ -305,18 +312,18 @@ class Reranker(ModelProperties):
         return_documents: bool = False,
         **kwargs: Unpack[PredictKwargs],
     ) -> list[Ranked]:
-        """Sort documents by their relevance to a query, the most relevant first.
+        """Score documents for a query, and sort them, the most relevant first.
 
         Args:
             query: the query.
             documents: the documents.
-            top_k: how many to return; by default all.
+            top_k: number of documents to return; by default all.
             return_documents: whether to return the texts too.
             kwargs: see `lastword.encode_options.PredictKwargs`.
 
         Returns:
-            For each document its place among `documents` (`corpus_id`), its score as a float and, with
-            `return_documents`, its `text`. Documents of equal scores keep their order.
+            For each document, its index in `documents` (`corpus_id`), its `score` as a float and, with
+            `return_documents`, its `text`. Documents with equal scores keep their order.
 
         Raises:
             InputError: a document cannot be scored; the error gives its index.
@@ -331,14 +338,14 @@ class Reranker(ModelProperties):
         scores = self._scores("rank", [(query, each) for each in listed], kwargs, "document")
         order = scores.argsort(descending=True, stable=True).tolist()[:top_k]
         values = scores.tolist()
-        ranked = [Ranked(corpus_id=place, score=values[place]) for place in order]
+        ranked = [Ranked(corpus_id=index, score=values[index]) for index in order]
         if wanted:
             for each in ranked:
                 each["text"] = listed[each["corpus_id"]]
         return ranked
 
     def plan(self, pairs: Iterable[Pair], **kwargs: Unpack[PredictKwargs]) -> Report:
-        """Count the pairs, tokens and batches that scoring would take, without computing anything."""
+        """Count the pairs, tokens and batches that `predict` would compute, without computing them."""
         options = self._options("plan", kwargs)
         return self.loop.plan(self.pair_texts(_list_pairs(pairs)[0], options, "pair"), options)
 
@@ -354,7 +361,7 @@ class Reranker(ModelProperties):
         layers: Iterable[SupportsIndex] | None = None,
         **kwargs: Unpack[PredictKwargs],
     ) -> Tensor:
-        """Return the hidden state of each pair's last token after the given layers, [N, len(layers), C] fp32.
+        """Return the hidden state of each pair's last token after the given layers: [N, len(layers), C], fp32.
 
         Args:
             pairs: pairs (query, document).
@@ -366,16 +373,16 @@ class Reranker(ModelProperties):
         task, nothing = states_task(layers, self.info.config)
         return self.loop.gather(nothing, texts, options, Report(), lambda _: None, task=task)
 
-    def head(self, query: str, **kwargs: Unpack[PredictKwargs]) -> str:
-        """Return what the model reads before each document of a query: its tokens count towards max_length.
+    def text_before_document(self, query: str, **kwargs: Unpack[PredictKwargs]) -> str:
+        """Return the text that the model reads before each document of a query, without the template's opening words.
 
         Raises:
-            InputError: it leaves no room for a document.
+            InputError: the text leaves no room for a document within `max_length`.
         """
-        options = self._options("head", kwargs)
-        head = self._head(query, options)
-        self._check_head(head, options)
-        return head
+        options = self._options("text_before_document", kwargs)
+        text = self._text_before_document(query, options)
+        self._check_room(text, options)
+        return text
 
     def results(
         self, queue: ItemQueue, report: Report | None = None
@@ -383,17 +390,17 @@ class Reranker(ModelProperties):
         """Yield (tag, log-odds or error) for each item from a queue, as `Loop.results` does.
 
         Args:
-            queue: gives items, each a pair's token ids with the format of `RerankerInfo.predict_options`.
-            report: counts are added to it.
+            queue: gives the items: a pair's token ids, with the `format` that `RerankerInfo.predict_options` returns.
+            report: receives the counts.
         """
         return self.loop.results(queue, report, ScoreTask())
 
     def warm_up(self) -> None:
-        """Score a few pairs, so that the first call of a server is as fast as later ones."""
+        """Score a few pairs, so that a server's first call is as fast as later ones."""
         self.predict([("one short query", f"{n}: {'some words ' * 16}") for n in range(8)])
 
     def close(self) -> None:
-        """Free the model and end the worker processes, if any; afterwards a pair is refused with a DeviceError."""
+        """Free the model and end its worker processes, if any. Calls that score pairs then raise DeviceError."""
         self.loop.runner.close()
 
     def __enter__(self) -> Self:
@@ -403,7 +410,7 @@ class Reranker(ModelProperties):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Refuse to be pickled.
+        """Refuse to pickle the object.
 
         Raises:
             ConfigError: always.
@@ -420,7 +427,7 @@ class Reranker(ModelProperties):
     def _scores(
         self, function: str, pairs: list[tuple[str, str]], kwargs: PredictKwargs, noun: str
     ) -> Tensor:
-        """Score pairs, [N] fp32; an error names a pair by the noun and its index."""
+        """Return the scores of pairs: [N], fp32. An error names a pair by `noun` and its index."""
         options = self._options(function, kwargs)
         texts = list(self.pair_texts(pairs, options, noun))
         report, nothing = (
@@ -434,47 +441,47 @@ class Reranker(ModelProperties):
                     nothing, texts, options, report, advance, task=ScoreTask()
                 )
         except InputError as error:
-            raise _named(error, pairs, noun) from None
+            raise _name_pair(error, pairs, noun) from None
         return activate(kwargs.get("activation_fn") or self.activation_fn, scores)
 
     def pair_texts(
         self, pairs: list[tuple[str, str]], options: EncodeOptions, noun: str
     ) -> Iterator[str]:
-        """Yield what the tokenizer gets for each pair after the prompt.
+        """Yield the text of each pair: what follows the prompt, up to the end of the document.
 
         Args:
             pairs: pairs (query, document).
-            options: the settings of the call, of `RerankerInfo.predict_options`.
-            noun: what an error calls a pair, before its index.
+            options: the settings of the call, from `RerankerInfo.predict_options`.
+            noun: word for a pair in errors; its index follows.
 
         Raises:
-            InputError: a query leaves no room for a document.
+            InputError: a query leaves no room for a document within `max_length`.
         """
         fitting: set[str] = set()
         for index, (query, document) in enumerate(pairs):
             if query not in fitting:
                 try:
-                    self._check_head(self._head(query, options), options)
+                    self._check_room(self._text_before_document(query, options), options)
                 except InputError as error:
                     error.where, error.index = f"{noun} {index}: its query", index
                     raise
                 fitting.add(query)
             yield self.info.template.text(query, document)
 
-    def _head(self, query: str, options: EncodeOptions) -> str:
+    def _text_before_document(self, query: str, options: EncodeOptions) -> str:
         return options.prompt + self.info.template.text(query, "")
 
-    def _check_head(self, head: str, options: EncodeOptions) -> None:
-        """Raise InputError if the text before a document leaves no room for it."""
+    def _check_room(self, text: str, options: EncodeOptions) -> None:
+        """Raise InputError if the text before a document leaves no room for the document."""
         tokenizer = self.info.tokenizer
         room = options.max_length - tokenizer.num_template_tokens
-        size = len(head.encode(errors="replace")) * _TOKENS_PER_BYTE
-        if size >= room and (size := tokenizer.count(head)) >= room:
+        size = len(text.encode(errors="replace")) * _TOKENS_PER_BYTE
+        if size >= room and (size := tokenizer.count(text)) >= room:
             raise InputError(
                 "query",
                 "leaves no room for a document",
                 got=count(size + tokenizer.num_template_tokens, "token"),
-                expected=f"fewer than max_length, which is {options.max_length}, with instruction and template",
+                expected=f"fewer than max_length, which is {options.max_length}, instruction and template included",
                 remedy="Shorten the query or the instruction, or raise max_length.",
             )
 
@@ -490,12 +497,12 @@ def _check_instruction(instruction: object) -> str:
 
 
 def _list_pairs(pairs: object) -> tuple[list[tuple[str, str]], bool]:
-    """Return pairs as tuples, and whether a single one was given, not a list of them.
+    """Return pairs as tuples, and whether the caller gave a single pair instead of a list.
 
     Raises:
-        InputError: one is not a query and a document.
+        InputError: an element is not a query and a document.
     """
-    if hasattr(pairs, "tolist"):  # an array
+    if hasattr(pairs, "tolist"):  # an array or a tensor
         pairs = pairs.tolist()
     if isinstance(pairs, str | Mapping | AbstractSet) or not isinstance(pairs, Iterable):
         expected = "a list of pairs (query, document), or one pair"
@@ -518,8 +525,8 @@ def _is_text(part: object) -> bool:
     return isinstance(part, str)
 
 
-def _named(error: InputError, pairs: list[tuple[str, str]], noun: str) -> InputError:
-    """Return an error of the loop with a better name of the place, and of the character in query or document."""
+def _name_pair(error: InputError, pairs: list[tuple[str, str]], noun: str) -> InputError:
+    """Let an error of the loop name the pair by `noun` and, for a bad character, the query or the document."""
     if error.index is None:
         return error
     error.where = f"{noun} {error.index}"
@@ -532,10 +539,14 @@ def _named(error: InputError, pairs: list[tuple[str, str]], noun: str) -> InputE
 
 
 def activate(activation: Activation, scores: Tensor) -> Tensor:
-    """Apply an activation to [N] log-odds; it sees [N, 1], as in sentence-transformers."""
+    """Apply an activation to log-odds [N]; it is given them as [N, 1], as in sentence-transformers.
+
+    Raises:
+        ConfigError: the activation does not return N numbers.
+    """
     result: object = activation(scores[:, None])
     if not isinstance(result, Tensor) or result.numel() != len(scores):
         got = shown(result) if not isinstance(result, Tensor) else str(list(result.shape))
         expected = f"a tensor of {count(len(scores), 'number')}"
-        raise ConfigError("activation_fn", "gives something else", got=got, expected=expected)
+        raise ConfigError("activation_fn", "returns something else", got=got, expected=expected)
     return result.reshape(len(scores)).float()

@@ -1,12 +1,14 @@
-"""Read a reranker's own settings: which row of weights makes its score, its template, instructions and limits.
+"""Read a reranker's settings: the row of weights that makes its score, its template, instructions and limits.
 
-A score is the dot product of one row with the final state of the last token. There are three kinds of checkpoints:
+The score is the dot product of that row with the final hidden state of the last token. There are three kinds of
+checkpoints:
 
-* a causal model: the row is that of the token "yes" minus that of "no", from `lm_head` or the tied token embeddings;
-* the same with sentence-transformers' LogitScore, which names the two tokens, or one alone;
-* a model for sequence classification with one label: the row is `score.weight`.
+* A causal model. The row is the row of the token "yes" minus the row of "no", both from `lm_head`, or from the token
+  embeddings if they are tied to it.
+* A causal model with sentence-transformers' LogitScore, which names the two tokens, or the first alone.
+* A sequence classification model with one label. The row is `score.weight`.
 
-Anything else is refused by name, and no code of a checkpoint is run.
+Any other kind is refused with an error that names it. Code in a checkpoint is never run.
 """
 
 from collections.abc import Mapping
@@ -42,7 +44,7 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class ScoreTokens:
-    """The tokens whose logits make the score: the logit of `true`, minus that of `false` if there is one."""
+    """The ids of the tokens whose logits make the score: `true`'s logit, minus `false`'s if there is such a token."""
 
     true: int
     false: int | None
@@ -50,18 +52,18 @@ class ScoreTokens:
 
 @dataclass(frozen=True, slots=True)
 class RerankerSpec:
-    """The checkpoint's own settings for scoring a document. A pair is a query and a document.
+    """A checkpoint's settings for scoring pairs of a query and a document.
 
     Args:
-        classifier: whether the score comes from `score.weight`, not from the logits of tokens.
+        classifier: whether the score comes from `score.weight` rather than from the logits of tokens.
         tied: whether `lm_head` and the token embeddings are the same tensor.
-        tokens: the tokens that LogitScore names; None for "yes" and "no".
-        chat_template: the checkpoint's chat template as text, not yet checked, if it has one.
+        tokens: the tokens that LogitScore names; None without LogitScore, for "yes" and "no".
+        chat_template: the text of the checkpoint's chat template, not yet parsed; None if there is none.
         prompts: instructions by name.
-        default_prompt_name: name of the instruction used when none is given, if any.
+        default_prompt_name: name of the instruction for calls that give none, or None.
         max_length: maximum tokens per pair.
-        sigmoid: whether a score is by default a probability, the sigmoid of the log-odds; otherwise the log-odds.
-        tokenizer: the settings for the tokenizer.
+        sigmoid: whether a score is by default the sigmoid of the log-odds, a probability, rather than the log-odds.
+        tokenizer: the settings of the tokenizer.
     """
 
     classifier: bool
@@ -76,7 +78,7 @@ class RerankerSpec:
 
 
 def read_reranker_spec(folder: Path, config: ModelConfig) -> RerankerSpec:
-    """Read modules.json, if there is one, and the other files that say how a score is made.
+    """Read modules.json, if there is one, and the other files that say how the score is made.
 
     Raises:
         WeightsError: a file that modules.json names is missing, or a file cannot be read.
@@ -85,7 +87,7 @@ def read_reranker_spec(folder: Path, config: ModelConfig) -> RerankerSpec:
     folder = Path(folder)
     own = Fields(read_object(folder / "config.json"), str(folder / "config.json"))
     classifier = own.values.get("architectures") == [CLASSIFIER]
-    sigmoid = _old_activation(own)
+    sigmoid = _config_uses_sigmoid(own)
     tokens, keywords, limit = None, Fields({}, str(folder)), None
     prompts: dict[str, str] = {}
     default = None
@@ -102,9 +104,9 @@ def read_reranker_spec(folder: Path, config: ModelConfig) -> RerankerSpec:
         fields = read_settings(folder, "CrossEncoder", _KEYS)
         prompts = read_prompts(fields)
         default = read_default_prompt(fields, prompts)
-        sigmoid = _activation(fields, "activation_fn", default=sigmoid)
+        sigmoid = _uses_sigmoid(fields, "activation_fn", default=sigmoid)
     tokenizer = read_tokenizer_settings(folder, keywords)
-    _refuse_left(folder, tokenizer)
+    _refuse_left_truncation(folder, tokenizer)
     limits = (tokenizer.limit or limit, tokenizer.model_max_length, MAX_LENGTH)
     positions = config.max_position_embeddings
     return RerankerSpec(
@@ -121,7 +123,7 @@ def read_reranker_spec(folder: Path, config: ModelConfig) -> RerankerSpec:
 
 
 def read_score_row(checkpoint: Checkpoint, spec: RerankerSpec, tokens: ScoreTokens) -> Tensor:
-    """Return the row [C] fp32 whose dot product with the last token's final state is the score.
+    """Return the score row, [C], fp32: its dot product with the last token's final hidden state is the score.
 
     Args:
         checkpoint: the weights, opened with `reranker=True`.
@@ -129,10 +131,10 @@ def read_score_row(checkpoint: Checkpoint, spec: RerankerSpec, tokens: ScoreToke
         tokens: the tokens whose logits make the score; not used for a classifier.
 
     Raises:
-        WeightsError: the head is missing, has another shape or dtype, or contradicts `tie_word_embeddings`.
+        WeightsError: the tensor is missing, has another shape or dtype, or contradicts `tie_word_embeddings`.
 
     Numerics:
-        Subtracts the rows in fp32, from the stored values.
+        The stored rows are converted to fp32, then subtracted.
     """
     folder, config = checkpoint.folder, checkpoint.config
     if spec.classifier:
@@ -142,7 +144,7 @@ def read_score_row(checkpoint: Checkpoint, spec: RerankerSpec, tokens: ScoreToke
                 str(folder),
                 f"{SCORE} is missing",
                 expected=f"the head of {CLASSIFIER}, with one label",
-                remedy="Without it no score can be made. Fetch or convert the model again.",
+                remedy="Without it there is no score. Fetch or convert the model again.",
             )
         return row[0]
     wanted = [tokens.true] if tokens.false is None else [tokens.true, tokens.false]
@@ -161,8 +163,8 @@ def read_score_row(checkpoint: Checkpoint, spec: RerankerSpec, tokens: ScoreToke
         raise WeightsError(
             str(folder),
             f"{LM_HEAD} is missing",
-            expected="the head of a causal model, because config.json does not tie it to the token embeddings",
-            remedy="Without it no score can be made. Fetch or convert the model again.",
+            expected="the head of a causal model, since config.json does not tie it to the token embeddings",
+            remedy="Without it there is no score. Fetch or convert the model again.",
         )
     return rows[0] if tokens.false is None else rows[0] - rows[1]
 
@@ -178,27 +180,27 @@ def _read_logit_score(path: Path, config: ModelConfig) -> ScoreTokens:
     return ScoreTokens(true, fields.integer("false_token_id", low=0, high=last))
 
 
-def _old_activation(own: Fields) -> bool:
-    """Return whether config.json, as written by versions before 5.4, asks for the sigmoid, which is the default."""
+def _config_uses_sigmoid(own: Fields) -> bool:
+    """Return whether config.json asks for the sigmoid, the default; sentence-transformers before 5.4 wrote it there."""
     old, new = sorted(ACTIVATION_KEYS)
     found = Fields(own.object(new) or {}, f"{own.where}: {new}")
     found.refuse_unknown({"activation_fn", "version"})
-    return _activation(found, "activation_fn", default=_activation(own, old, default=True))
+    return _uses_sigmoid(found, "activation_fn", default=_uses_sigmoid(own, old, default=True))
 
 
-def _activation(fields: Fields, key: str, *, default: bool) -> bool:
-    """Return whether a key names the sigmoid as activation, rather than none; `default` if the key is absent."""
+def _uses_sigmoid(fields: Fields, key: str, *, default: bool) -> bool:
+    """Return whether `key` names the sigmoid, not the identity, as activation; `default` if the key is absent."""
     name = fields.text(key)
     if name is None:
         return default
     if name not in _ACTIVATIONS:
-        remedy = "Other activations are not supported, and no code of a model is run. Name another model."
+        remedy = "Other activations are not supported, and code in a checkpoint is never run. Name another model."
         fields.fail(key, " or ".join(list(_ACTIVATIONS)[:2]), remedy)
     return _ACTIVATIONS[name]
 
 
-def _refuse_left(folder: Path, tokenizer: TokenizerSettings) -> None:
-    """Refuse truncation on the left, because it would cut off the instruction and the query."""
+def _refuse_left_truncation(folder: Path, tokenizer: TokenizerSettings) -> None:
+    """Refuse truncation on the left, which would cut off the instruction and the query."""
     if tokenizer.truncation_side == "left":
         raise ConfigError(
             f"{folder / 'tokenizer_config.json'}: truncation_side",
@@ -210,7 +212,7 @@ def _refuse_left(folder: Path, tokenizer: TokenizerSettings) -> None:
 
 
 def _read_chat_template(folder: Path) -> str | None:
-    """Return the chat template's text from its own file, else from tokenizer_config.json; None if there is none."""
+    """Return the text of the chat template, from its own file or else tokenizer_config.json; None if there is none."""
     path = folder / CHAT_TEMPLATE
     if has_file(path):
         try:
@@ -222,7 +224,7 @@ def _read_chat_template(folder: Path) -> str | None:
     found = fields.values.get("chat_template")
     if found is None or isinstance(found, str):
         return found
-    if isinstance(found, list):  # several named templates: "default" is the one that is used
+    if isinstance(found, list):  # several named templates; "default" is the one to use
         for each in found:
             if isinstance(each, dict) and each.get("name") == "default":
                 return Fields(each, f"{settings}: chat_template").text("template")

@@ -1,7 +1,7 @@
-"""The text that a reranker reads: an instruction, a query and a document between fixed words.
+"""The text that a reranker reads: an instruction, a query and a document, inserted into fixed text.
 
-A checkpoint's chat template is used if it does no more than put these three into a text. It is parsed here; no template
-is ever run. A template for conversations, which has neither a query nor a document, is ignored.
+A checkpoint's chat template is used if it does no more than insert these three. The template is parsed here and never
+run. A template for conversations, without a query and a document, is ignored.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lastword.errors import ConfigError
 
-# The template of Qwen3-Reranker: what its model card and its chat template give.
+# The template of Qwen3-Reranker, as in its model card and its chat template.
 _OPENING = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
     'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
@@ -18,7 +18,7 @@ _CLOSING = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
 _ROLES = ("system", "query", "document")
-# One of the three: the first message of a role, with the text to take if there is none.
+# The expression for one of the three: the first message of a role, perhaps with a default.
 _MESSAGE = (
     r'messages\s*\|\s*selectattr\(\s*"role"\s*,\s*"eq"\s*,\s*"(?P<role>system|query|document)"\s*\)'
     r'\s*\|\s*map\(\s*attribute\s*=\s*"content"\s*\)\s*\|\s*first'
@@ -32,15 +32,15 @@ _DOCUMENTS = re.compile(r"""["']document["']""")
 
 @dataclass(frozen=True, slots=True)
 class RerankTemplate:
-    """The fixed words around instruction, query and document.
+    """The fixed text around instruction, query and document.
 
     Args:
-        prefix: what every text begins with, tokenised separately.
-        before_instruction: the words up to the instruction.
-        before_query: the words from the instruction to the query.
-        before_document: the words from the query to the document.
-        suffix: what every text ends with, tokenised separately.
-        instruction: the instruction to use if the caller gives none.
+        prefix: the beginning of every text; it is tokenised on its own.
+        before_instruction: between the prefix and the instruction.
+        before_query: between the instruction and the query.
+        before_document: between the query and the document.
+        suffix: the end of every text, after the document; it is tokenised on its own.
+        instruction: the instruction for calls that give none.
     """
 
     prefix: str
@@ -51,16 +51,16 @@ class RerankTemplate:
     instruction: str
 
     def prompt(self, instruction: str) -> str:
-        """Return what comes after the prefix and before every query of a call, without blanks at its end.
+        """Return the text between the prefix and the query, without the spaces at its end.
 
-        A blank would join the query's first word, so the tokens of the prompt would not be those of the text.
+        A space would form a token with the query's first word, so the prompt's tokens would not begin the whole text.
         """
         return f"{self.before_instruction}{instruction}{self.before_query.rstrip(' ')}"
 
     def text(self, query: str, document: str) -> str:
-        """Return what comes after the prompt and before the suffix."""
-        blanks = len(self.before_query) - len(self.before_query.rstrip(" "))
-        return f"{' ' * blanks}{query}{self.before_document}{document}"
+        """Return the text between the prompt and the suffix."""
+        spaces = len(self.before_query) - len(self.before_query.rstrip(" "))
+        return f"{' ' * spaces}{query}{self.before_document}{document}"
 
 
 QWEN3_RERANKER = RerankTemplate(
@@ -74,14 +74,17 @@ QWEN3_RERANKER = RerankTemplate(
 
 
 def parse_template(template: str | None, where: str) -> RerankTemplate | None:
-    """Convert a checkpoint's chat template; return None if there is none or it is not one for rerankers.
+    """Parse a checkpoint's chat template.
 
     Args:
         template: the chat template; None if there is none.
-        where: the file it is from, for the error message.
+        where: the file that it is from, for the error message.
+
+    Returns:
+        The template; None if there is none, or if it has no query or no document.
 
     Raises:
-        ConfigError: the template has a query and a document, but does more than put them into a text.
+        ConfigError: the template has a query and a document, but does more than insert the three texts.
     """
     if template is None or not (_QUERIES.search(template) and _DOCUMENTS.search(template)):
         return None
@@ -97,16 +100,16 @@ def parse_template(template: str | None, where: str) -> RerankTemplate | None:
         words.append(rest[end : found.start()])
         slots.append(slot)
         end = found.end()
-    words.append(rest[end:].removesuffix("\n"))  # Jinja takes a last newline off
+    words.append(rest[end:].removesuffix("\n"))  # Jinja drops a newline at the end
     known = [slot for slot in slots if slot is not None]
     fixed = not any(mark in word for word in words for mark in ("{{", "{%", "{#"))
     if len(known) < len(slots) or not fixed or tuple(role for role, _ in known) != _ROLES:
         raise ConfigError(
             where,
             "not supported",
-            got="a chat template for pairs that is not known",
-            expected="one text with the instruction, the query and the document in it, in this order",
-            remedy="No template of a model is run. Name another model.",
+            got="a chat template for pairs that does more than insert texts",
+            expected="fixed text with the instruction, the query and the document inserted in this order",
+            remedy="The template of a checkpoint is never run. Name another model.",
         )
     opening, before_query, before_document, suffix = words
     lines, newline, before = opening.rpartition("\n")

@@ -193,7 +193,7 @@ def test_activations(tied: Reranker, made) -> None:
     assert apart(default, log_odds.sigmoid()) <= 1e-6
     assert apart(tied.predict(PAIRS, activation_fn=torch.tanh), log_odds.tanh()) <= 1e-6
     assert tied.predict(PAIRS, activation_fn=lambda x: x.softmax(1)).tolist() == [1.0] * len(PAIRS)
-    with refusal(ConfigError, where="activation_fn", what="gives something else", got="[8, 2]"):
+    with refusal(ConfigError, where="activation_fn", what="returns something else", got="[8, 2]"):
         tied.predict(PAIRS, activation_fn=lambda x: x.repeat(1, 2))
     with refusal(ConfigError, where="activation_fn", what="not a function", got="int"):
         tied.predict(PAIRS, activation_fn=3)
@@ -320,7 +320,8 @@ def test_the_notice(made, tmp_path: Path) -> None:
     assert [Reranker(made[kind]).notices for kind in KINDS] == [()] * 3
     (notice,) = Reranker(plain).notices
     assert notice == (
-        f"{plain}: has no template for pairs, and its name does not say what it is; using that of Qwen3-Reranker"
+        f"{plain}: has no chat template for pairs, and its name does not say that it is a reranker; "
+        "using the template of Qwen3-Reranker"
     )
     (plain / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     assert Reranker(plain).notices == (notice,)  # a template for conversations is ignored
@@ -348,7 +349,7 @@ def test_tokens_without_a_template_are_refused(tmp_path: Path) -> None:
     processing = {"processing_kwargs": {"chat_template": {"add_generation_prompt": True}}}
     change_file(folder, "sentence_bert_config.json", processing)
     change_file(folder, "1_LogitScore/config.json", {"true_token_id": 7, "false_token_id": None})
-    what = "is not one for pairs, although LogitScore has tokens of its own"
+    what = "is not one for pairs, although LogitScore names its own tokens"
     with refusal(ConfigError, what=what, got="true 7, false None"):
         Reranker(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace("Judge", "Decide"))

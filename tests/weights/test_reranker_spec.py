@@ -158,7 +158,7 @@ def test_the_chat_template_is_found(fresh) -> None:
 
 # What is refused, and by which name.
 
-LOST = "Without it no score can be made. Fetch or convert the model again."
+LOST = "Without it there is no score. Fetch or convert the model again."
 
 
 def test_a_lost_head_is_refused(fresh) -> None:

@@ -92,7 +92,7 @@ class _Ranking:
         self._blanks, self._report, self._hits = Blanks(skip=True), Report(), list[Hit]()
         self._position = 0
         try:
-            self._head = reranker.head(args.query, instruction=args.instruction)
+            self._head = reranker.text_before_document(args.query, instruction=args.instruction)
         except InputError as error:
             error.where = "QUERY"
             raise
