@@ -21,21 +21,18 @@ from lastword.encode_options import (
     EncodeKwargs,
     GroupKwargs,
     Texts,
-    check_batch_tokens,
-    check_switches,
     encode_method,
     known_keywords,
     wants_numpy,
 )
 from lastword.model.postprocess import to_precision
 from lastword.model_info import ModelInfo, ModelKwargs
+from lastword.opened.opening import Opening
+from lastword.opened.properties import EmbedderProperties
+from lastword.opened.reopen import Reopenable
 from lastword.progress import progress_bar
-from lastword.properties import EmbedderProperties
-from lastword.reopen import Opened, Reopenable
 from lastword.report import Report
-from lastword.runtime.loop import Loop
-from lastword.runtime.pool import open_runner
-from lastword.runtime.runner import ModelLoader, Runner, states_task
+from lastword.runtime.runner import Runner, states_task
 from lastword.text.groups import list_texts, require_texts
 
 if TYPE_CHECKING:
@@ -48,7 +45,7 @@ class Embedder(EmbedderProperties, Reopenable):
     The attribute `info` describes the model (`ModelInfo`); `loop` computes the vectors (`runtime.loop.Loop`).
 
     An Embedder can be used from several threads at once; each call uses the settings as they were when it began. It
-    can be copied and pickled (`reopen.py`). A forked process must open an Embedder of its own.
+    can be copied and pickled (`opened/reopen.py`). A forked process must open an Embedder of its own.
 
     Loading a model on the CPU changes settings of the whole process: the C library keeps freed memory for the next
     batch, and the environment variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set to 64 and
@@ -87,6 +84,9 @@ class Embedder(EmbedderProperties, Reopenable):
         DeviceError: the device is missing or cannot compute as requested.
     """
 
+    info: ModelInfo
+    _settings = ("max_length", "truncate_dim", "prompts", "default_prompt_name")
+
     def __init__(
         self,
         model: str | os.PathLike[str] | None = None,
@@ -98,25 +98,10 @@ class Embedder(EmbedderProperties, Reopenable):
         runner: Runner | None = None,
         **kwargs: Unpack[ModelKwargs],
     ) -> None:
-        tokens = check_batch_tokens(max_batch_tokens)
-        check_switches(cuda_graphs=cuda_graphs, tune_process=tune_process)
-        check_switches(show_progress_bar=show_progress_bar)
-        self.info = info = ModelInfo(model, **known_keywords("Embedder", kwargs, ModelKwargs))
-        self._share(Opened(kwargs, cuda_graphs, tune_process, own_runner=runner is None))
-        if runner is None:
-            how = info.checkpoint, info.config, info.dtype, info.quantize, cuda_graphs, tune_process
-            runner = open_runner(ModelLoader(*how), info.devices, show=show_progress_bar)
-        self.loop = Loop(info.tokenizer, runner, tokens)
-
-    @property
-    def max_batch_tokens(self) -> int:
-        """Maximum tokens computed in one forward; setting None restores the default of the devices."""
-        return self.loop.budget.limit
-
-    @max_batch_tokens.setter
-    def max_batch_tokens(self, max_batch_tokens: SupportsIndex | None) -> None:
-        tokens = check_batch_tokens(max_batch_tokens)
-        self.loop.budget.limit = tokens or self.loop.runner.batch_tokens
+        how = Opening(max_batch_tokens, cuda_graphs, show_progress_bar, tune_process, runner)
+        self.info = ModelInfo(model, **known_keywords("Embedder", kwargs, ModelKwargs))
+        self._share(how, kwargs)
+        self.loop = how.open_loop(self.info)
 
     # Encoding.
 

@@ -191,6 +191,11 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def with_article(noun: str) -> str:
+    """Return a noun after "a" or "an", by its first letter."""
+    return f"{'an' if noun[0] in 'AEIOUaeiou' else 'a'} {noun}"
+
+
 def install_hint(extra: str) -> str:
     """Return the sentence that tells how to install an extra."""
     return f"Install it with: pip install 'lastword[{extra}]'."

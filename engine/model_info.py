@@ -1,7 +1,7 @@
 """A model before its weights are read: files, config, prompts, limits, device and dtype, fingerprints.
 
-An `Embedder` holds a `ModelInfo` and adds the loop; a `Reranker` holds a `RerankerInfo` (`reranker.py`). This module
-runs no model.
+An `Embedder` holds a `ModelInfo` and adds the loop; a `Reranker` holds a `RerankerInfo` (`reranker_info.py`). This
+module runs no model.
 """
 
 import hashlib
@@ -111,6 +111,7 @@ class OpenedModel:
     """
 
     spec: EmbeddingSpec | RerankerSpec
+    checkpoint: WeightsSource
     notices: tuple[str, ...] = ()
     _also: tuple[str, ...] = ()  # files to fetch besides those of every model
 
@@ -149,6 +150,10 @@ class OpenedModel:
 
     def _open_tokenizer(self) -> TextTokenizer:
         """Open the tokenizer, once the settings are read."""
+        raise NotImplementedError
+
+    def identity(self) -> str:
+        """Return the fingerprint of the model itself, whatever the settings that can be changed are."""
         raise NotImplementedError
 
     @property
@@ -346,6 +351,10 @@ class ModelInfo(OpenedModel):
             kwargs.get("on_done"),
         )
 
+    def identity(self) -> str:
+        """Return the space fingerprint of the model's full-width vectors, whatever `truncate_dim` is."""
+        return self.space_fingerprint(self.config.hidden_size)
+
     # Similarity, and fingerprints that tell which vectors are comparable.
 
     def similarity(self, a: Vectors, b: Vectors) -> torch.Tensor:
@@ -366,7 +375,7 @@ class ModelInfo(OpenedModel):
         wanted = self.vector_format(truncate_dim, normalize_embeddings=normalize_embeddings)
         # A truncated vector is always normalised, so there the caller's choice must not change the hash.
         whole = wanted.dim == self.config.hidden_size
-        return _fingerprint(
+        return fingerprint(
             weights=self.checkpoint.fingerprint,
             tokenizer=self.tokenizer.file_hash,
             config=self.config.numeric_settings(),
@@ -398,7 +407,7 @@ class ModelInfo(OpenedModel):
         """
         given = self.vector_format(truncate_dim, precision=precision, ranges=ranges)
         _check_chunking(chunking)
-        return _fingerprint(
+        return fingerprint(
             space=self.space_fingerprint(truncate_dim, normalize_embeddings=normalize_embeddings),
             prompt=check_prompt(prompt),
             dtype=str(self.dtype),
@@ -438,7 +447,7 @@ def _check_source(model: object, hub: Mapping[str, object]) -> None:
     as_switch(hub.get("local_files_only", False), "local_files_only")
 
 
-def _fingerprint(**settings: object) -> str:
+def fingerprint(**settings: object) -> str:
     """Hash named settings to 16 hexadecimal digits; equal settings in any order give equal hashes."""
     versions = {"version": FINGERPRINT_VERSION, "numerics": NUMERICS_VERSION}
     text = json.dumps(versions | settings, sort_keys=True)

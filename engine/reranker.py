@@ -7,69 +7,32 @@ computes once per batch.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex, TypedDict, Unpack
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from lastword.arguments import as_integer, as_switch, shown
-from lastword.encode_options import (
-    EncodeOptions,
-    PredictKwargs,
-    check_batch_tokens,
-    check_functions,
-    check_report,
-    check_switches,
-    known_keywords,
-    wants_numpy,
-)
-from lastword.errors import (
-    ConfigError,
-    InputError,
-    LastwordError,
-    WeightsError,
-    count,
-    not_unicode,
-)
-from lastword.model.postprocess import VectorFormat
-from lastword.model_info import OpenedModel, OpenKwargs
+from lastword.encode_options import EncodeOptions, PredictKwargs, known_keywords, wants_numpy
+from lastword.errors import InputError, count
+from lastword.model_info import OpenKwargs
+from lastword.opened.opening import Opening
+from lastword.opened.properties import FromInfo, ModelProperties
+from lastword.opened.reopen import Reopenable
 from lastword.progress import progress_bar
-from lastword.properties import FromInfo, ModelProperties
 from lastword.report import Report
-from lastword.runtime.loop import Loop
-from lastword.runtime.pool import open_runner
+from lastword.reranker_info import Activation, RerankerInfo, activate
 from lastword.runtime.results import ItemQueue
-from lastword.runtime.runner import ModelLoader, Runner, ScoreTask, states_task
+from lastword.runtime.runner import Runner, ScoreTask, states_task
 from lastword.text.groups import list_texts
-from lastword.text.prompts import check_choice, check_prompt, choose_prompt
-from lastword.text.rerank_template import QWEN3_RERANKER, parse_template
-from lastword.text.tokenizer import TextTokenizer
-from lastword.weights import (
-    CHAT_TEMPLATE,
-    Checkpoint,
-    ModelConfig,
-    RerankerSpec,
-    ScoreTokens,
-    read_config,
-    read_reranker_spec,
-    read_score_row,
-)
+from lastword.text.pairs import Pair, list_pairs, name_pair
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Activation = Callable[[Tensor], Tensor]
-Pair = Sequence[str]
-
 # One byte of text gives fewer tokens than this, even if the tokenizer normalises it first.
 _TOKENS_PER_BYTE = 8
-_NOTICE = (
-    "{folder}: has no chat template for pairs, and its name does not say that it is a reranker; "
-    "using the template of Qwen3-Reranker"
-)
 
 
 class _Ranked(TypedDict):
@@ -83,138 +46,11 @@ class Ranked(_Ranked, total=False):
     text: str
 
 
-class RerankerInfo(OpenedModel):
-    """A reranker's files and the caller's settings, checked against each other. The arguments are as for `Reranker`.
-
-    Raises:
-        ConfigError: a setting is not accepted, or the model is not a reranker.
-        WeightsError: the checkpoint is incomplete, damaged or inconsistent.
-        DeviceError: the device is missing or cannot compute as requested.
-    """
-
-    spec: RerankerSpec
-    _also = (CHAT_TEMPLATE,)
-
-    def __init__(
-        self,
-        model: str | os.PathLike[str],
-        *,
-        instruction: str | None = None,
-        **kwargs: Unpack[OpenKwargs],
-    ) -> None:
-        super().__init__(model, **kwargs)
-        self.instruction = instruction
-        self.checkpoint = Checkpoint(self.files.folder, self.config, reranker=True)
-        self.score_row = read_score_row(self.checkpoint, self.spec, self._score_tokens())
-
-    def _read_settings(self, folder: Path) -> tuple[ModelConfig, RerankerSpec]:
-        config = read_config(folder, reranker=True)
-        spec = read_reranker_spec(folder, config)
-        own = parse_template(spec.chat_template, f"{folder}: chat template")
-        self.template = QWEN3_RERANKER if own is None else own
-        known = own is not None or _is_named_reranker(folder, self.name)
-        self.notices = () if known else (_NOTICE.format(folder=folder),)
-        return config, spec
-
-    def _open_tokenizer(self) -> TextTokenizer:
-        frame = self.template.prefix, self.template.suffix
-        folder, size = self.files.folder, self.config.vocab_size
-        return TextTokenizer(folder, size, truncation_side="right", frame=frame)
-
-    def _score_tokens(self) -> ScoreTokens:
-        """Return the tokens whose logits make the score: those that the checkpoint names, else "yes" and "no"."""
-        if self.spec.classifier:
-            return ScoreTokens(0, None)
-        yes, no = (self.tokenizer.token_id(word) for word in ("yes", "no"))
-        tokens = self.spec.tokens
-        if tokens is not None:
-            if self.template is QWEN3_RERANKER and (tokens.true, tokens.false) != (yes, no):
-                raise ConfigError(
-                    f"{self.files.folder}: chat template",
-                    "is not one for pairs, although LogitScore names its own tokens",
-                    got=f"true {tokens.true}, false {tokens.false}",
-                    expected=f'the tokens "yes" and "no", {yes} and {no}, or a template for pairs',
-                    remedy="The text that this model needs for a pair is not known. Name another model.",
-                )
-            return tokens
-        if yes is None or no is None:
-            missing = "yes" if yes is None else "no"
-            raise WeightsError(
-                str(self.tokenizer.path),
-                f'has no token "{missing}"',
-                expected='the tokens "yes" and "no", whose logits make the score',
-                remedy="Name a reranker.",
-            )
-        return ScoreTokens(yes, no)
-
-    @property
-    def instruction(self) -> str | None:
-        """The instruction for calls that give none. It can be set; None selects the checkpoint's instruction."""
-        return self._instruction
-
-    @instruction.setter
-    def instruction(self, instruction: str | None) -> None:
-        self._instruction = None if instruction is None else _check_instruction(instruction)
-
-    def resolve_instruction(self, kwargs: PredictKwargs) -> str:
-        """Return the instruction for one call.
-
-        The first of these that is given: the call's `instruction`, its `prompt`, the one called `prompt_name`, the
-        model's `instruction`, the checkpoint's default, the instruction of its template.
-
-        Raises:
-            ConfigError: `prompt_name` is unknown, or the instruction is not valid text.
-        """
-        name, given = kwargs.get("prompt_name"), kwargs.get("instruction")
-        check_choice(name, None)
-        given = kwargs.get("prompt") if given is None else given
-        if given is not None:
-            return _check_instruction(given)
-        if name is None and self.instruction is not None:
-            return self.instruction
-        if name is None and self.default_prompt_name is None:
-            return self.template.instruction
-        return _check_instruction(choose_prompt(self.prompts, name, self.default_prompt_name, None))
-
-    def predict_options(self, kwargs: PredictKwargs) -> EncodeOptions:
-        """Check and complete the settings of one call.
-
-        Raises:
-            ConfigError: a setting is not accepted.
-        """
-        check_report(kwargs.get("report"))
-        check_switches(show_progress_bar=kwargs.get("show_progress_bar"))
-        check_functions(activation_fn=kwargs.get("activation_fn"))
-        prompt = self.template.prompt(self.resolve_instruction(kwargs))
-        one = VectorFormat(1, normalize=False)
-        return EncodeOptions(prompt, self.max_length, one, kwargs.get("too_long", "cut"))
-
-
-def is_reranker(folder: Path, name: str) -> bool:
-    """Return whether a model's files say that it is a reranker, or else its name.
-
-    Args:
-        folder: the model's folder.
-        name: the Hugging Face id or the folder, as the caller gave it.
-    """
-    try:
-        spec = read_reranker_spec(folder, read_config(folder, reranker=True))
-        own = parse_template(spec.chat_template, f"{folder}: chat template")
-    except LastwordError:  # for example, the modules of an embedding model
-        return False
-    known = spec.classifier or spec.tokens is not None or own is not None
-    return known or _is_named_reranker(folder, name)
-
-
-def _is_named_reranker(folder: Path, name: str) -> bool:
-    return "rerank" in f"{name} {folder.name}".lower()
-
-
-class Reranker(ModelProperties):
+class Reranker(ModelProperties, Reopenable):
     """A Qwen3-family reranker, loaded and ready.
 
     `info` describes the model (`RerankerInfo`); `loop` computes the scores (`runtime.loop.Loop`). Several threads may
-    use a `Reranker` at once. After a fork, open it again.
+    use a `Reranker` at once. It can be copied and pickled (`opened/reopen.py`). After a fork, open it again.
 
     Args:
         model: Hugging Face id or folder of a causal reranker such as Qwen3-Reranker, or of a sequence classification
@@ -235,10 +71,15 @@ class Reranker(ModelProperties):
     """
 
     info: RerankerInfo
+    _settings = ("max_length", "prompts", "default_prompt_name", "instruction", "activation_fn")
 
     instruction = FromInfo[str | None, str | None](
         "instruction",
         "The instruction for calls that give none; None selects the checkpoint's instruction.",
+    )
+    activation_fn = FromInfo[Activation, Activation | None](
+        "activation_fn",
+        "Turns log-odds [N, 1] into scores; None selects the checkpoint's activation.",
     )
 
     def __init__(
@@ -254,19 +95,13 @@ class Reranker(ModelProperties):
         runner: Runner | None = None,
         **kwargs: Unpack[OpenKwargs],
     ) -> None:
-        tokens = check_batch_tokens(max_batch_tokens)
-        check_switches(cuda_graphs=cuda_graphs, tune_process=tune_process)
-        check_switches(show_progress_bar=show_progress_bar)
-        check_functions(activation_fn=activation_fn)
+        how = Opening(max_batch_tokens, cuda_graphs, show_progress_bar, tune_process, runner)
         known = known_keywords("Reranker", kwargs, OpenKwargs)
-        self.info = info = RerankerInfo(model, instruction=instruction, **known)
-        own: Activation = torch.sigmoid if info.spec.sigmoid else _identity
-        self.activation_fn = own if activation_fn is None else activation_fn
-        if runner is None:
-            parts = (info.checkpoint, info.config, info.dtype, info.quantize)
-            load = ModelLoader(*parts, cuda_graphs, tune_process, info.score_row)
-            runner = open_runner(load, info.devices, show=show_progress_bar)
-        self.loop = Loop(info.tokenizer, runner, tokens)
+        self.info = RerankerInfo(
+            model, instruction=instruction, activation_fn=activation_fn, **known
+        )
+        self._share(how, kwargs)
+        self.loop = how.open_loop(self.info, self.info.score_row)
 
     def predict(
         self,
@@ -298,7 +133,7 @@ class Reranker(ModelProperties):
             convert_to_numpy=convert_to_numpy,
             convert_to_tensor=convert_to_tensor,
         )
-        listed, single = _list_pairs(pairs)
+        listed, single = list_pairs(pairs)
         scores = self._scores("predict", listed, kwargs, "pair")
         result = scores[0] if single else scores
         return result.numpy() if numpy else result
@@ -347,12 +182,12 @@ class Reranker(ModelProperties):
     def plan(self, pairs: Iterable[Pair], **kwargs: Unpack[PredictKwargs]) -> Report:
         """Count the pairs, tokens and batches that `predict` would compute, without computing them."""
         options = self._options("plan", kwargs)
-        return self.loop.plan(self.pair_texts(_list_pairs(pairs)[0], options, "pair"), options)
+        return self.loop.plan(self.pair_texts(list_pairs(pairs)[0], options, "pair"), options)
 
     def token_ids(self, pairs: Iterable[Pair], **kwargs: Unpack[PredictKwargs]) -> list[list[int]]:
         """Return the token ids that `predict` uses for each pair."""
         options = self._options("token_ids", kwargs)
-        texts = self.pair_texts(_list_pairs(pairs)[0], options, "pair")
+        texts = self.pair_texts(list_pairs(pairs)[0], options, "pair")
         return list(self.loop.token_ids(texts, options))
 
     def hidden_states(
@@ -369,7 +204,7 @@ class Reranker(ModelProperties):
             kwargs: see `lastword.encode_options.PredictKwargs`.
         """
         options = self._options("hidden_states", kwargs)
-        texts = list(self.pair_texts(_list_pairs(pairs)[0], options, "pair"))
+        texts = list(self.pair_texts(list_pairs(pairs)[0], options, "pair"))
         task, nothing = states_task(layers, self.info.config)
         return self.loop.gather(nothing, texts, options, Report(), lambda _: None, task=task)
 
@@ -399,28 +234,6 @@ class Reranker(ModelProperties):
         """Score a few pairs, so that a server's first call is as fast as later ones."""
         self.predict([("one short query", f"{n}: {'some words ' * 16}") for n in range(8)])
 
-    def close(self) -> None:
-        """Free the model and end its worker processes, if any. Calls that score pairs then raise DeviceError."""
-        self.loop.runner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Refuse to pickle the object.
-
-        Raises:
-            ConfigError: always.
-        """
-        what, remedy = (
-            "cannot be sent to another process",
-            "Open the model in the other process instead.",
-        )
-        raise ConfigError("Reranker", what, remedy=remedy)
-
     def _options(self, function: str, kwargs: PredictKwargs) -> EncodeOptions:
         return self.info.predict_options(known_keywords(function, kwargs, PredictKwargs))
 
@@ -441,7 +254,7 @@ class Reranker(ModelProperties):
                     nothing, texts, options, report, advance, task=ScoreTask()
                 )
         except InputError as error:
-            raise _name_pair(error, pairs, noun) from None
+            raise name_pair(error, pairs, noun) from None
         return activate(kwargs.get("activation_fn") or self.activation_fn, scores)
 
     def pair_texts(
@@ -484,69 +297,3 @@ class Reranker(ModelProperties):
                 expected=f"fewer than max_length, which is {options.max_length}, instruction and template included",
                 remedy="Shorten the query or the instruction, or raise max_length.",
             )
-
-
-def _identity(scores: Tensor) -> Tensor:
-    return scores
-
-
-def _check_instruction(instruction: object) -> str:
-    if not isinstance(instruction, str):
-        raise ConfigError("instruction", "not a string", got=shown(instruction), expected="str")
-    return check_prompt(instruction)
-
-
-def _list_pairs(pairs: object) -> tuple[list[tuple[str, str]], bool]:
-    """Return pairs as tuples, and whether the caller gave a single pair instead of a list.
-
-    Raises:
-        InputError: an element is not a query and a document.
-    """
-    if hasattr(pairs, "tolist"):  # an array or a tensor
-        pairs = pairs.tolist()
-    if isinstance(pairs, str | Mapping | AbstractSet) or not isinstance(pairs, Iterable):
-        expected = "a list of pairs (query, document), or one pair"
-        raise InputError(
-            "pairs", "not a list of pairs", got=type(pairs).__name__, expected=expected
-        )
-    listed = list(pairs)
-    single = isinstance(pairs, Sequence) and bool(listed) and isinstance(listed[0], str)
-    checked = []
-    for index, pair in enumerate([listed] if single else listed):
-        parts = pair.tolist() if hasattr(pair, "tolist") else pair
-        if not isinstance(parts, list | tuple) or list(map(_is_text, parts)) != [True, True]:
-            got, expected = shown(pair), "a query and a document, both str"
-            raise InputError(f"pair {index}", "not a pair", got=got, expected=expected, index=index)
-        checked.append((parts[0], parts[1]))
-    return checked, single
-
-
-def _is_text(part: object) -> bool:
-    return isinstance(part, str)
-
-
-def _name_pair(error: InputError, pairs: list[tuple[str, str]], noun: str) -> InputError:
-    """Let an error of the loop name the pair by `noun` and, for a bad character, the query or the document."""
-    if error.index is None:
-        return error
-    error.where = f"{noun} {error.index}"
-    for part, text in zip(("query", "document"), pairs[error.index], strict=True):
-        problem = not_unicode(InputError, f"{error.where}: its {part}", text)
-        if isinstance(problem, InputError):
-            problem.index = error.index
-            return problem
-    return error
-
-
-def activate(activation: Activation, scores: Tensor) -> Tensor:
-    """Apply an activation to log-odds [N]; it is given them as [N, 1], as in sentence-transformers.
-
-    Raises:
-        ConfigError: the activation does not return N numbers.
-    """
-    result: object = activation(scores[:, None])
-    if not isinstance(result, Tensor) or result.numel() != len(scores):
-        got = shown(result) if not isinstance(result, Tensor) else str(list(result.shape))
-        expected = f"a tensor of {count(len(scores), 'number')}"
-        raise ConfigError("activation_fn", "returns something else", got=got, expected=expected)
-    return result.reshape(len(scores)).float()

@@ -8,7 +8,8 @@ from helpers.sources import MODULES, imports
 
 # What each module or package may import of ours besides itself (`-`: but not this part of it), names
 # without `lastword.`; `.` is `import lastword`, which gives the public names. The longest row counts.
-PUBLIC = "embedder reranker model_info errors encode_options progress report"  # what entry points see of the engine
+# What entry points see of the engine.
+PUBLIC = "embedder reranker model_info reranker_info errors encode_options progress report"
 INNER = "errors arguments batching kernels model weights"
 ARROWS = {
     "errors": "",
@@ -27,11 +28,10 @@ ARROWS = {
     "runtime.loop": f"{INNER} encode_options report runtime text",
     "model_info": "errors arguments model.postprocess model.prompt_cache encode_options runtime.device similarity text "
     "weights",
-    "properties": "errors model_info similarity text.prompts weights",
-    "reopen": "embedder errors model_info runtime.loop weights",
-    "embedder": "errors encode_options model model_info progress properties reopen report runtime"
-    " text.groups",
-    "reranker": "arguments errors encode_options model model_info progress properties report runtime text weights",
+    "reranker_info": "errors arguments model.postprocess encode_options model_info runtime.device text weights",
+    "opened": "errors encode_options model_info runtime similarity text.prompts weights",
+    "embedder": "errors encode_options model.postprocess model_info opened progress report runtime text.groups",
+    "reranker": "arguments errors encode_options model_info opened progress reranker_info report runtime text",
     ".": "embedder errors reranker",
     # Entry points.
     "cli": f". {PUBLIC} evaluate serve verify weights",
@@ -50,6 +50,7 @@ CLI_AT_ONCE = "cli errors report ."
 # imported only where its package is used.
 RUN_TIME = {"torch", "triton", "safetensors", "tokenizers", "huggingface_hub", "tqdm"}
 ADAPTERS = (
+    "lastword.evaluate.cross_encoder",
     "lastword.evaluate.encoder",
     "lastword.interop.langchain",
     "lastword.interop.llama_index",

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from lastword.cli.documents.chunks import Splitter
     from lastword.embedder import Embedder
     from lastword.model_info import ModelInfo
-    from lastword.reranker import Reranker, RerankerInfo
+    from lastword.reranker import Reranker
+    from lastword.reranker_info import RerankerInfo
 
 QUANTIZE = ("int8", "fp8")
 
@@ -529,7 +530,7 @@ def open_second_reranker(args: argparse.Namespace, model: str) -> "Reranker":
 
 def open_second_reranker_info(args: argparse.Namespace, model: str) -> "RerankerInfo":
     """Do the same as `open_second_reranker`, without loading the weights."""
-    from lastword.reranker import RerankerInfo
+    from lastword.reranker_info import RerankerInfo
 
     return RerankerInfo(model, **_options_of_both(args))
 
@@ -552,9 +553,8 @@ def open_reranker_info(args: argparse.Namespace) -> "RerankerInfo":
     Raises:
         ConfigError: --dim is given; a reranker computes no vectors.
     """
-    from lastword.reranker import RerankerInfo
+    from lastword.reranker_info import RerankerInfo, refuse_for_reranker
 
     if args.dim is not None:
-        expected = "none, because the model is a reranker"
-        raise ConfigError("--dim", "is for embedding models", got=str(args.dim), expected=expected)
+        refuse_for_reranker("--dim", args.dim)
     return RerankerInfo(args.model, **_info_options(args))

@@ -1,6 +1,6 @@
-"""Score models on mteb's benchmarks: mteb provides tasks, instructions and metrics, lastword computes the vectors.
+"""Score models on mteb's benchmarks: mteb gives tasks, instructions and metrics, lastword vectors and scores.
 
-An entry point: it uses the public `Embedder` only. mteb is imported only when `evaluate` runs.
+An entry point: it uses the public `Embedder` and `Reranker` only. mteb is imported only when `evaluate` runs.
 """
 
 from lastword.evaluate.evaluation import BenchmarkScore, Evaluation, evaluate

@@ -14,6 +14,7 @@ from mteb.types import PromptType
 from lastword.embedder import Embedder
 from lastword.encode_options import Precision
 from lastword.errors import ConfigError
+from lastword.model_info import OpenedModel
 from lastword.weights import dtype_name
 
 _SIMILARITIES = {"cosine": ScoringFunction.COSINE, "dot": ScoringFunction.DOT_PRODUCT}
@@ -32,12 +33,21 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
         self.model = embedder
         known = known_meta(known_as)
         self.prompts_dict = None if known is None else known.loader_kwargs.get("prompts_dict")
-        self._meta = known or ModelMeta.create_empty({"name": _qualified_name(known_as)})
+        self._meta = known or ModelMeta.create_empty({"name": qualified_name(known_as)})
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
         """The metadata by which mteb's caches tell models and settings apart, as they are now: see `settings_meta`."""
-        return settings_meta(self._meta, self.model, self.prompts_dict)
+        info = self.model.info
+        # The model's own instructions are prompts, on which the vectors depend. A task's own instruction, used where
+        # the model has none, is left out: mteb keeps results and vectors by task too.
+        own = self.prompts_dict
+        prompts = json.dumps(own, sort_keys=True, default=str) if own else ""
+        run = info.run_fingerprint(prompts)
+        meta = settings_meta(self._meta, info, info.space_fingerprint(), run, dim=info.dim)
+        # None: mteb calls the Embedder's own similarity
+        similarity = _SIMILARITIES.get(info.spec.similarity)
+        return meta.model_copy(update={"similarity_fn_name": similarity})
 
     @mteb_model_meta.setter
     def mteb_model_meta(self, meta: ModelMeta) -> None:
@@ -97,7 +107,7 @@ def known_meta(name: str) -> ModelMeta | None:
 
 
 def settings_meta(
-    meta: ModelMeta, embedder: Embedder, instructions: dict[str, Any] | None
+    meta: ModelMeta, info: OpenedModel, fingerprint: str, run: str, **own: object
 ) -> ModelMeta:
     """Return metadata by which mteb keeps the results and vectors of different models and settings apart.
 
@@ -106,32 +116,28 @@ def settings_meta(
 
     Args:
         meta: metadata of the model, with the experiment of a wrapper, if any.
-        embedder: the model.
-        instructions: the model's own instructions by task, if any.
+        info: the model's files and settings.
+        fingerprint: what stands for the revision of a model that is in a folder.
+        run: the fingerprint of the model and all settings.
+        own: settings of this kind of model.
     """
-    info = embedder.info
-    # The model's own instructions are prompts, on which the vectors depend. A task's own instruction, used where the
-    # model has none, is left out: mteb keeps results and vectors by task too.
-    prompts = json.dumps(instructions, sort_keys=True, default=str) if instructions else ""
     settings = {
         "engine": "lastword",
         "dtype": dtype_name(info.dtype),
-        "dim": info.dim,
         "max_length": info.max_length,
-        "run": info.run_fingerprint(prompts),
+        "run": run,
         **({} if info.quantize is None else {"quantize": info.quantize}),
+        **own,
     }
     return meta.model_copy(
         update={
-            "revision": info.files.revision or info.space_fingerprint(),
+            "revision": info.files.revision or fingerprint,
             "experiment_kwargs": {**(meta.experiment_kwargs or {}), **settings},
-            # None: mteb calls the Embedder's own similarity
-            "similarity_fn_name": _SIMILARITIES.get(info.spec.similarity),
         }
     )
 
 
-def _qualified_name(name: str) -> str:
+def qualified_name(name: str) -> str:
     """Return a name in the form owner/name that mteb expects; a folder becomes local/NAME."""
     parts = name.rstrip("/").split("/")
     return (

@@ -14,8 +14,11 @@ from typing import Any
 from lastword.embedder import Embedder
 from lastword.errors import ConfigError, require_extra
 from lastword.evaluate.tasks import check_reachable, get_benchmark, get_tasks
-from lastword.model_info import find_known_name, find_published
+from lastword.model_info import HubOptions, find_known_name, find_published
 from lastword.progress import on_terminal, progress_bar
+from lastword.reranker import Reranker
+from lastword.reranker_info import is_reranker, reranker_options
+from lastword.weights import CHAT_TEMPLATE, locate
 
 # Number of texts that mteb passes at once; lastword forms its own batches by tokens.
 _TEXTS_AT_ONCE = 1024
@@ -60,7 +63,8 @@ def evaluate(
     """Run the mteb tasks that have no result yet, and return all scores; a failed task does not stop the others.
 
     Args:
-        model: Hugging Face id or folder.
+        model: Hugging Face id or folder of an embedding model or a reranker; a reranker runs tasks of mteb that come
+            with documents to sort.
         tasks: names of mteb tasks, or your own mteb task objects; the data of your own tasks are not checked.
         benchmarks: names of mteb benchmarks; tasks without public data are left out.
         card: also compare the results saved so far with the benchmark scores on the model card.
@@ -68,7 +72,7 @@ def evaluate(
             with the same folder name.
         results: mteb's results folder; by default $MTEB_CACHE or ~/.cache/mteb.
         show_progress_bar: whether to show a bar; by default on a terminal only.
-        options: keyword arguments of `Embedder`.
+        options: keyword arguments of `Embedder` or `Reranker`.
 
     Returns:
         The scores and failures of the tasks, and the scores of the benchmarks.
@@ -88,8 +92,8 @@ def evaluate(
     chosen, closed = get_tasks(tasks, benchmarks)
     compared = {each: get_benchmark(each) for each in dict.fromkeys([*benchmarks, *on_card])}
     check_reachable([task for task in chosen if task not in tasks])
-    embedder = Embedder(model, show_progress_bar=show_progress_bar, **options)
-    encoder, cache = _open(embedder, name, results)
+    options["show_progress_bar"] = show_progress_bar
+    encoder, cache = _open(model, name, options), _open_cache(results)
     show = on_terminal() if show_progress_bar is None else show_progress_bar
     scores, failed = _run_tasks(encoder, chosen, cache, show=show)
     meta = encoder.mteb_model_meta
@@ -100,16 +104,23 @@ def evaluate(
     return Evaluation(meta.name, meta.revision, scores, failed, rows, closed, where)
 
 
-def _open(
-    embedder: Embedder, known_as: str, results: str | os.PathLike[str] | None
-) -> tuple[Any, Any]:
-    """Return the mteb encoder and mteb's cache of results."""
-    from mteb.cache import ResultCache
-
+def _open(model: str | os.PathLike[str], known_as: str, options: dict[str, Any]) -> Any:
+    """Open a model as an mteb encoder, or as an mteb cross-encoder if it is a reranker."""
+    from lastword.evaluate.cross_encoder import LastwordCrossEncoder
     from lastword.evaluate.encoder import LastwordEncoder
 
-    cache = ResultCache(None if results is None else Path(results))
-    return LastwordEncoder(embedder, known_as), cache
+    where = {key: options[key] for key in HubOptions.__annotations__ if key in options}
+    found = locate(model, also=(CHAT_TEMPLATE,), **where)
+    if is_reranker(found.folder, found.name):
+        return LastwordCrossEncoder(Reranker(model, **reranker_options(options)), known_as)
+    return LastwordEncoder(Embedder(model, **options), known_as)
+
+
+def _open_cache(results: str | os.PathLike[str] | None) -> Any:
+    """Return mteb's cache of results."""
+    from mteb.cache import ResultCache
+
+    return ResultCache(None if results is None else Path(results))
 
 
 def published_scores() -> dict[str, dict[str, float]]:

@@ -282,6 +282,12 @@ class LastwordRerank(BaseNodePostprocessor):  # type: ignore[misc]  # mypy skips
         """Return the name by which LlamaIndex knows this class."""
         return "LastwordRerank"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle; raise if the model cannot be pickled, because LlamaIndex would leave it out."""
+        self._reranker.__reduce__()  # raises if it cannot be pickled
+        state: dict[str, Any] = super().__getstate__()
+        return state
+
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lastword.encode_options import PredictKwargs
 from lastword.errors import InputError, LastwordError, count
-from lastword.reranker import Reranker, activate
+from lastword.reranker import Reranker
+from lastword.reranker_info import activate
 from lastword.serve.errors import ServeError, bad_request, from_lastword
 from lastword.serve.settings import Settings
 from lastword.serve.texts import Prepared, check_inputs, check_tokens

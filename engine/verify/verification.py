@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from lastword.embedder import Embedder
-from lastword.errors import ConfigError, InputError, LastwordError, list_some, require_extra
+from lastword.errors import InputError, LastwordError, list_some, require_extra
 from lastword.model_info import HubOptions, find_published
 from lastword.progress import progress_bar
-from lastword.reranker import Reranker, RerankerInfo, is_reranker
+from lastword.reranker import Reranker
+from lastword.reranker_info import (
+    RerankerInfo,
+    is_reranker,
+    reranker_options,
+)
 from lastword.text.tokenizer import TextTokenizer
 from lastword.verify.bounds import reference_dtype
 from lastword.verify.card_scores import card_scores_problem, known_card_scores
@@ -81,7 +86,7 @@ def verify(
     requested = requested_checks(options.get("quantize"), scores=scores, reranker=reranker)
     check_accepted(accept, requested, reranker=reranker)
     if reranker:
-        options = _of_reranker(options, scores=scores)
+        options = reranker_options(options, scores=scores)
     verdict = Verdict(found.name, str(found.folder), quantize=options.get("quantize"))
     if _opens(found.folder, verdict, reranker=reranker) and _finite(found.folder, verdict):
         options["show_progress_bar"] = show_progress_bar
@@ -91,19 +96,6 @@ def verify(
             plain = {"dtype": "float32", "quantize": None, "truncate_dim": None}
             verdict.add("scores", *card_scores_problem(Embedder(model, **(options | plain)), card))
     return verdict.close(accept, requested)
-
-
-def _of_reranker(options: dict[str, Any], *, scores: bool) -> dict[str, Any]:
-    """Return the options of a reranker.
-
-    Raises:
-        ConfigError: one is for embedding models only.
-    """
-    for name, given in (("truncate_dim", options.get("truncate_dim")), ("scores", scores or None)):
-        if given is not None:
-            what, expected = "is for embedding models", "none, because the model is a reranker"
-            raise ConfigError(name, what, got=str(given), expected=expected)
-    return {name: value for name, value in options.items() if name != "truncate_dim"}
 
 
 def _opens(folder: Path, verdict: Verdict, *, reranker: bool) -> bool:

@@ -12,17 +12,18 @@ import joblib
 import pytest
 import torch
 from helpers.messages import refusal
-from helpers.small_models import COMMIT, NAME, snapshot_of
+from helpers.small_models import COMMIT, NAME, make_reranker, snapshot_of
 
 import lastword
-from lastword import ConfigError, DeviceError, Embedder, InputError, WeightsError
+from lastword import ConfigError, DeviceError, Embedder, InputError, Reranker, WeightsError
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.encode_options import EncodeOptions
 from lastword.errors import LastwordError, LastwordWarning, MissingPackageError
 from lastword.model.postprocess import VectorFormat
 from lastword.model_info import ModelInfo
-from lastword.properties import FromInfo
+from lastword.opened.properties import FromInfo
 from lastword.report import Report
+from lastword.reranker_info import RerankerInfo
 from lastword.weights import Checkpoint
 
 TEXTS = ["Bread needs flour, water, salt, yeast and time.", "The ferry leaves at noon."]
@@ -62,19 +63,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def settable() -> set[str]:
+def settable(kind: type, info: type) -> set[str]:
     names = set()
-    for name in dir(Embedder):
-        value = getattr(Embedder, name)
+    for name in dir(kind):
+        value = getattr(kind, name)
         if isinstance(value, FromInfo):
-            value = getattr(ModelInfo, name, None)
+            value = getattr(info, name, None)
         if isinstance(value, property) and value.fset is not None:
             names.add(name)
     return names
 
 
 def test_every_setting_is_tried() -> None:
-    assert settable() == set(CHANGED)
+    assert settable(Embedder, ModelInfo) == set(CHANGED)
+    assert settable(Reranker, RerankerInfo) == set(CHANGED_OF_RERANKER)
 
 
 @copied_by
@@ -88,8 +90,8 @@ def test_a_copy_computes_the_same(copied, name: str, tiny_checkpoint: Path) -> N
     for each in ("name", "notices", "device", "dtype", *CHANGED):
         assert getattr(other, each) == getattr(embedder, each), each
     assert other.info.files == embedder.info.files
-    assert other._opened.cuda_graphs == embedder._opened.cuda_graphs
-    assert other._opened.tune_process == embedder._opened.tune_process
+    for each in ("cuda_graphs", "tune_process"):
+        assert getattr(other._opened.how, each) == getattr(embedder._opened.how, each), each
 
 
 @copied_by
@@ -198,7 +200,7 @@ def test_another_model_in_its_place(tiny_checkpoint: Path, tmp_path: Path) -> No
         WeightsError,
         where=str(folder),
         what="is not the model that the pickled Embedder had opened",
-        got=f"space fingerprint {other}",
+        got=f"fingerprint {other}",
         expected=space,
         remedy="The model's files or lastword have changed since the pickle was made. Open the model again.",
     ):
@@ -252,6 +254,155 @@ def test_workers_end_with_the_last_copy(tiny_checkpoint: Path) -> None:
     third.close()
     with refusal(DeviceError, where="device cpu", what="closed"):
         third.encode(TEXTS)
+
+
+# Rerankers.
+
+PAIRS = [("bread", each) for each in TEXTS]
+CHANGED_OF_RERANKER: dict[str, Any] = {
+    "max_length": 200,
+    "prompts": {"web": "Find", "other": "Find another"},
+    "default_prompt_name": "other",
+    "max_batch_tokens": 99,
+    "instruction": "Find the recipe",
+    "activation_fn": torch.tanh,
+}
+
+
+@pytest.fixture(scope="module")
+def reranker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_reranker(tmp_path_factory.mktemp("copies") / "reranker")
+
+
+@copied_by
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}, {"quantize": "int8"}], ids=str)
+def test_a_copy_of_a_reranker_scores_the_same(copied, options, reranker_folder: Path) -> None:
+    reranker = Reranker(reranker_folder, device="cpu", **options)
+    other = copied(reranker)
+    assert type(other) is Reranker
+    assert torch.equal(other.predict(PAIRS), reranker.predict(PAIRS))
+    assert (other.name, repr(other)) == (reranker.name, repr(reranker))
+    assert other.info.run_fingerprint() == reranker.info.run_fingerprint()
+    assert other.activation_fn is reranker.activation_fn is torch.sigmoid
+
+
+@copied_by
+def test_settings_of_a_reranker_are_copied(copied, reranker_folder: Path) -> None:
+    reranker = Reranker(reranker_folder, device="cpu")
+    before = {name: copy.copy(getattr(reranker, name)) for name in CHANGED_OF_RERANKER}
+    for name, value in CHANGED_OF_RERANKER.items():
+        setattr(reranker, name, value)
+    other = copied(reranker)
+    assert {name: getattr(other, name) for name in CHANGED_OF_RERANKER} == CHANGED_OF_RERANKER
+    assert torch.equal(other.predict(PAIRS), reranker.predict(PAIRS))
+    for name, value in before.items():
+        setattr(other, name, value)
+    found = {name: getattr(reranker, name) for name in CHANGED_OF_RERANKER}
+    assert found == CHANGED_OF_RERANKER, "one has changed both"
+    assert not torch.equal(other.predict(PAIRS), reranker.predict(PAIRS))
+
+
+class OwnReranker(Reranker):
+    """A class of a user's, with arguments of its own."""
+
+    def __init__(self, folder: Path, notes: list[str]) -> None:
+        super().__init__(folder, device="cpu")
+        self.notes = notes
+
+
+@copied_by
+def test_a_users_own_class_of_reranker(copied, reranker_folder: Path) -> None:
+    reranker = OwnReranker(reranker_folder, ["a"])
+    other = copied(reranker)
+    assert (type(other), other.notes) == (OwnReranker, ["a"])
+    assert torch.equal(other.predict(PAIRS), reranker.predict(PAIRS))
+
+
+def test_what_of_a_reranker_cannot_be_sent(reranker_folder: Path) -> None:
+    from lastword.interop.llama_index import LastwordRerank
+
+    reranker = Reranker(reranker_folder, device="cpu", activation_fn=lambda scores: scores)
+    with refusal(ConfigError, where="activation_fn", got="function", **CANNOT):
+        pickle.dumps(reranker)
+    assert torch.equal(copy.deepcopy(reranker).predict(PAIRS), reranker.predict(PAIRS))
+    with refusal(ConfigError, where="activation_fn", **CANNOT):
+        pickle.dumps(LastwordRerank(reranker))
+    other = Reranker(reranker_folder, device="cpu", runner=reranker.loop.runner)
+    what = "a Reranker made with it cannot be sent to another process"
+    with refusal(ConfigError, where="runner", what=what, got="InProcess", **CANNOT):
+        pickle.dumps(other)
+
+
+def test_another_reranker_in_its_place(reranker_folder: Path, tmp_path: Path) -> None:
+    """Even if only the head or the template differs, which no hidden state shows."""
+    folder = tmp_path / "model"
+    shutil.copytree(reranker_folder, folder)
+    reranker = Reranker(folder, device="cpu")
+    data = pickle.dumps(reranker)
+    assert len(data) < 2000
+    assert torch.equal(pickle.loads(data).predict(PAIRS), reranker.predict(PAIRS))
+    shutil.rmtree(folder)
+    make_reranker(folder, "untied")
+    what = "is not the model that the pickled Reranker had opened"
+    with refusal(WeightsError, where=str(folder), what=what, expected=reranker.info.identity()):
+        pickle.loads(data)
+
+
+def test_fingerprints_of_rerankers(reranker_folder: Path, tmp_path: Path) -> None:
+    info = RerankerInfo(reranker_folder, device="cpu")
+    other = RerankerInfo(make_reranker(tmp_path / "other", "untied"), device="cpu")
+    assert other.checkpoint.fingerprint == info.checkpoint.fingerprint, "only the head differs"
+    assert other.identity() != info.identity()
+    run = info.run_fingerprint()
+    assert info.run_fingerprint(info.template.instruction) == run
+    assert info.run_fingerprint("Find") != run
+    info.instruction = "Find"
+    assert info.run_fingerprint() == info.run_fingerprint("Find") != run
+    info.instruction, info.max_length = None, 200
+    assert info.run_fingerprint() != run
+    assert RerankerInfo(reranker_folder, device="cpu").run_fingerprint() == run
+    changed = RerankerInfo(reranker_folder, device="cpu", dtype="bfloat16")
+    assert changed.run_fingerprint() != run
+    assert changed.identity() == info.identity()
+
+
+@pytest.mark.timing
+def test_workers_of_a_reranker_end_with_the_last_copy(reranker_folder: Path) -> None:
+    first = Reranker(reranker_folder, device="cpu,cpu")
+    second = copy.deepcopy(first)
+    expected = first.predict(PAIRS)
+    first.close()
+    assert torch.equal(second.predict(PAIRS), expected)
+    second.close()
+    with refusal(DeviceError, what="closed"):
+        second.predict(PAIRS)
+
+
+@copied_by
+@pytest.mark.parametrize("name", ["langchain", "llama_index"])
+def test_adapters_of_rerankers(copied, name: str, reranker_folder: Path) -> None:
+    from langchain_core.documents import Document
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from lastword.interop.langchain import LastwordReranker
+    from lastword.interop.llama_index import LastwordRerank
+
+    reranker = Reranker(reranker_folder, device="cpu", instruction="Find the recipe")
+    one: Any
+
+    def found(adapter: Any) -> list[float]:
+        if name == "langchain":
+            documents = adapter.compress_documents([Document(each) for each in TEXTS], "bread")
+            return [each.metadata["relevance_score"] for each in documents]
+        nodes = [NodeWithScore(node=TextNode(text=each)) for each in TEXTS]
+        return [each.score for each in adapter.postprocess_nodes(nodes, query_str="bread")]
+
+    kind = LastwordReranker if name == "langchain" else LastwordRerank
+    one = kind(reranker, top_n=1)
+    two = copied(one)
+    assert two.top_n == 1
+    assert found(two) == found(one)
+    assert len(found(two)) == 1
 
 
 # Adapters.
@@ -343,7 +494,6 @@ def test_small_objects(copied) -> None:
 
 
 def test_every_public_name_is_tested() -> None:
-    # A Reranker refuses to be pickled: test_reranker.py.
     tested = {type(error).__name__ for error in ERRORS} | {"Embedder", "Reranker"}
     assert set(lastword.__all__) <= tested
 

@@ -1,6 +1,5 @@
 """The public object for reranking: scores beside transformers' and sentence-transformers', counts, errors."""
 
-import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -311,8 +310,6 @@ def test_attributes(made, tied: Reranker) -> None:
     assert repr(tied) == f"Reranker({folder!r}, device='cpu', dtype='float32', max_length=4096)"
     with pytest.raises(AttributeError, match="'name' of a Reranker cannot be set; open a new one"):
         tied.name = "x"
-    with refusal(ConfigError, where="Reranker", what="cannot be sent to another process"):
-        pickle.dumps(tied)
 
 
 def test_the_notice(made, tmp_path: Path) -> None:

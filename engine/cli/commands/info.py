@@ -17,7 +17,7 @@ from lastword.errors import InputError, WeightsError, list_some, printable
 
 if TYPE_CHECKING:
     from lastword.model_info import ModelInfo
-    from lastword.reranker import RerankerInfo
+    from lastword.reranker_info import RerankerInfo
     from lastword.weights import FileHash
 
 ABOUT = "describe a model and check its files"
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> "ModelInfo | RerankerInfo":
     """Open the model without its weights: as a reranker if its files or its name say that it is one."""
-    from lastword.reranker import is_reranker
+    from lastword.reranker_info import is_reranker
     from lastword.weights import CHAT_TEMPLATE, locate
 
     if args.model is not None:
@@ -81,7 +81,7 @@ def _open(args: argparse.Namespace) -> "ModelInfo | RerankerInfo":
 
 def describe(model: "ModelInfo | RerankerInfo") -> dict[str, object]:
     """Return the facts about an open model, in the order in which they are printed."""
-    from lastword.reranker import RerankerInfo
+    from lastword.reranker_info import RerankerInfo
     from lastword.weights import dtype_name
 
     found, checkpoint = model.files, model.checkpoint

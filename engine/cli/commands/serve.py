@@ -11,7 +11,7 @@ from lastword.errors import require_extra
 
 if TYPE_CHECKING:
     from lastword.model_info import ModelInfo
-    from lastword.reranker import RerankerInfo
+    from lastword.reranker_info import RerankerInfo
     from lastword.serve.settings import Settings
 
 ABOUT = "answer requests for vectors and scores over HTTP"

@@ -20,10 +20,10 @@ from helpers.small_models import (
 from safetensors.torch import load_file, save_file
 
 from lastword import ConfigError, InputError, Reranker
-from lastword import reranker as reranker_module
+from lastword import reranker_info as reranker_module
 from lastword.cli.main import main
 from lastword.model.qwen3 import Model
-from lastword.reranker import is_reranker
+from lastword.reranker_info import is_reranker
 from lastword.runtime import loop
 from lastword.text.rerank_template import QWEN3_RERANKER, RerankTemplate
 from lastword.text.tokenizer import TextTokenizer

@@ -6,8 +6,10 @@ from typing import Generic, Never, Self, SupportsIndex, TypeVar, overload
 import torch
 from torch import Tensor
 
-from lastword.errors import one_line
+from lastword.encode_options import check_batch_tokens
+from lastword.errors import one_line, with_article
 from lastword.model_info import ModelInfo, OpenedModel
+from lastword.runtime.loop import Loop
 from lastword.similarity import Vectors
 from lastword.text.prompts import Kind
 from lastword.weights import dtype_name
@@ -37,15 +39,16 @@ class FromInfo(Generic[Got, Put]):
     def __set__(self, model: "ModelProperties", value: Put) -> None:
         if not isinstance(getattr(type(model.info), self._name, None), property):
             kind = type(model).__name__
-            problem = f"{self._name!r} of {'an' if kind[0] in 'AEIOU' else 'a'} {kind} cannot be set; open a new one"
+            problem = f"{self._name!r} of {with_article(kind)} cannot be set; open a new one"
             raise AttributeError(problem)  # noqa: TRY004  as Python does for a property
         setattr(model.info, self._name, value)
 
 
 class ModelProperties:
-    """Gives an `Embedder` or `Reranker` the attributes of its `info`."""
+    """Gives an `Embedder` or `Reranker` the attributes of its `info` and the limit of its `loop`."""
 
     info: OpenedModel
+    loop: Loop
 
     name = FromInfo[str, Never]("name", "The Hugging Face id or folder that was opened.")
     notices = FromInfo[tuple[str, ...], Never](
@@ -62,6 +65,16 @@ class ModelProperties:
     default_prompt_name = FromInfo[str | None, str | None](
         "default_prompt_name", "Name of the prompt that `encode` uses when none is given, if any."
     )
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Maximum tokens computed in one forward; setting None restores the default of the devices."""
+        return self.loop.budget.limit
+
+    @max_batch_tokens.setter
+    def max_batch_tokens(self, max_batch_tokens: SupportsIndex | None) -> None:
+        tokens = check_batch_tokens(max_batch_tokens)
+        self.loop.budget.limit = tokens or self.loop.runner.batch_tokens
 
     def _facts(self) -> dict[str, object]:
         """Return what `repr` shows besides the settings that all models have."""

@@ -1,4 +1,4 @@
-"""Copies of an `Embedder`: within its process they share the weights; another process opens the model again.
+"""Copies of an `Embedder` or `Reranker`: within its process they share the weights; another process opens it again.
 
 A pickle holds no weights. It holds the model's name, folder and commit, the current settings, and the fingerprint by
 which the other process checks that it has opened the same model. It holds no hub token: the other process uses the
@@ -11,60 +11,56 @@ from collections.abc import Mapping
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, ClassVar, Self
 from weakref import WeakSet
 
-from lastword.errors import ConfigError, WeightsError
-from lastword.model_info import ModelInfo
+from lastword.errors import ConfigError, WeightsError, with_article
+from lastword.model_info import OpenedModel
+from lastword.opened.opening import Opening
 from lastword.runtime.loop import Loop
 from lastword.weights import locate
 
-if TYPE_CHECKING:
-    from lastword.embedder import Embedder
-
-# Attributes that lastword itself sets on an Embedder; any other was added by the caller.
+# Attributes that lastword itself sets on the object; any other was added by the caller.
 _OWN = ("info", "loop", "_opened", "_sharing")
 _REMEDY = "Open the model in the other process instead."
 # In a worker process: the last model opened there, and how, so that the next task finds it loaded.
-_kept: "tuple[tuple[type[Embedder], dict[str, Any]], Embedder] | None" = None
+_kept: "tuple[tuple[type[Reopenable], dict[str, Any]], Reopenable] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The arguments of an `Embedder` that are kept neither in its `info` nor in its `loop`.
+    """The arguments of an `Embedder` or `Reranker` that are kept neither in its `info` nor in its `loop`.
 
     Args:
-        kwargs: the keyword arguments that were passed on to `ModelInfo`.
-        cuda_graphs: as for `Embedder`.
-        tune_process: as for `Embedder`.
-        own_runner: whether the Embedder made its runner; False if the caller passed one.
+        how: how it computes.
+        kwargs: the keyword arguments that were passed on to its `info`.
     """
 
+    how: Opening
     kwargs: Mapping[str, Any]
-    cuda_graphs: bool
-    tune_process: bool
-    own_runner: bool
 
 
 class Reopenable:
-    """The part of an `Embedder` that makes copies: `pickle`, `copy.copy` and `copy.deepcopy`.
+    """The part of an `Embedder` or `Reranker` that makes copies: `pickle`, `copy.copy` and `copy.deepcopy`.
 
     A copy in the same process has its own settings and shares the weights and the worker processes, which end when
     the last of the copies is closed or collected.
     """
 
-    info: ModelInfo
+    info: OpenedModel
     loop: Loop
+    # The settings that can be changed on a live object, apart from max_batch_tokens.
+    _settings: ClassVar[tuple[str, ...]]
     _opened: Opened
     _sharing: "WeakSet[Reopenable]"  # this object and its copies, without those that are closed
 
-    def _share(self, opened: Opened) -> None:
-        self._opened, self._sharing = opened, WeakSet([self])
+    def _share(self, how: Opening, kwargs: Mapping[str, Any]) -> None:
+        self._opened, self._sharing = Opened(how, kwargs), WeakSet([self])
 
     def close(self) -> None:
         """Free the model and end the worker processes, if any, unless a copy of this object still uses them.
 
-        The memory goes back to the system. Embedding a text afterwards raises a DeviceError. An Embedder that is never
+        The memory goes back to the system. Computing anything afterwards raises a DeviceError. An object that is never
         closed is freed in the same way once it and its copies are garbage-collected.
         """
         self._sharing.discard(self)
@@ -97,7 +93,7 @@ class Reopenable:
         """Pickle what is needed to open the model again, not its weights.
 
         Raises:
-            ConfigError: the Embedder computes with a `runner` or `open_checkpoint` that cannot be pickled.
+            ConfigError: the object computes with a function or `runner` of the caller's that cannot be pickled.
         """
         return _reopen, (type(self), _model_of(self), _settings_of(self)), self._added() or None
 
@@ -105,106 +101,109 @@ class Reopenable:
         return {name: value for name, value in vars(self).items() if name not in _OWN}
 
 
-def _model_of(embedder: Reopenable) -> dict[str, Any]:
-    """Describe which model an Embedder has opened, and how; equal models have equal descriptions."""
-    info, opened = embedder.info, embedder._opened
-    if not opened.own_runner:
-        _refuse("runner", embedder.loop.runner)
+def _public(kind: type[Reopenable]) -> type[Reopenable]:
+    """Return lastword's own class, `Embedder` or `Reranker`, of which `kind` may be a caller's subclass."""
+    return next(each for each in kind.__mro__ if Reopenable in each.__bases__)
+
+
+def _model_of(model: Reopenable) -> dict[str, Any]:
+    """Describe which model an object has opened, and how; equal models have equal descriptions."""
+    info, opened = model.info, model._opened
+    if opened.how.runner is not None:
+        _refuse(model, "runner", opened.how.runner, "none")
     open_checkpoint = opened.kwargs.get("open_checkpoint")
-    try:
-        pickle.dumps(open_checkpoint)
-    except Exception:  # noqa: BLE001  whatever its own pickling does
-        _refuse("open_checkpoint", open_checkpoint)
-    how = {name: opened.kwargs.get(name) for name in ("cache_dir", "local_files_only")}
+    _check_function(model, "open_checkpoint", open_checkpoint)
+    where = {name: opened.kwargs.get(name) for name in ("cache_dir", "local_files_only")}
     return {
         "name": info.name,
         "builtin": info.files == locate(None),
         "folder": str(info.files.folder),
         "revision": info.files.revision,
-        "space": _space(info),
-        "hub": {name: value for name, value in how.items() if value is not None},
+        "identity": info.identity(),
+        "hub": {name: value for name, value in where.items() if value is not None},
         "device": ",".join(map(str, info.devices)),
         "dtype": str(info.dtype),
         "quantize": info.quantize,
         "open_checkpoint": open_checkpoint,
-        "cuda_graphs": opened.cuda_graphs,
-        "tune_process": opened.tune_process,
+        "cuda_graphs": opened.how.cuda_graphs,
+        "tune_process": opened.how.tune_process,
     }
 
 
-def _settings_of(embedder: Reopenable) -> dict[str, Any]:
+def _settings_of(model: Reopenable) -> dict[str, Any]:
     """Return the settings that can be changed on a live object, as they are now."""
-    info, loop = embedder.info, embedder.loop
-    limit = loop.budget.limit
-    return {
-        "max_length": info.max_length,
-        "truncate_dim": info.truncate_dim,
-        "prompts": dict(info.prompts),
-        "default_prompt_name": info.default_prompt_name,
-        "max_batch_tokens": None if limit == loop.runner.batch_tokens else limit,
-    }
+    found = {name: getattr(model.info, name) for name in model._settings}
+    found["prompts"] = dict(model.info.prompts)
+    for name, value in found.items():
+        if callable(value):
+            _check_function(model, name, value)
+    limit = model.loop.budget.limit
+    found["max_batch_tokens"] = None if limit == model.loop.runner.batch_tokens else limit
+    return found
 
 
-def _space(info: ModelInfo) -> str:
-    """Return the space fingerprint of the model's full-width vectors, whatever `truncate_dim` is."""
-    return info.space_fingerprint(info.config.hidden_size)
+def _check_function(model: Reopenable, name: str, function: object) -> None:
+    try:
+        pickle.dumps(function)
+    except Exception:  # noqa: BLE001  whatever its own pickling does
+        _refuse(model, name, function, "a function that can be imported")
 
 
-def _refuse(name: str, value: object) -> None:
+def _refuse(model: Reopenable, name: str, value: object, expected: str) -> None:
     raise ConfigError(
         name,
-        "an Embedder made with it cannot be sent to another process",
+        f"{with_article(_public(type(model)).__name__)} made with it cannot be sent to another process",
         got=type(value).__name__,
-        expected="a function that can be imported" if name == "open_checkpoint" else "none",
+        expected=expected,
         remedy=_REMEDY,
     )
 
 
-def _reopen(kind: "type[Embedder]", model: dict[str, Any], settings: dict[str, Any]) -> "Embedder":
-    """Open a pickled Embedder; a worker process of `multiprocessing` keeps the last one for its next task."""
+def _reopen(
+    kind: type[Reopenable], model: dict[str, Any], settings: dict[str, Any]
+) -> "Reopenable":
+    """Open a pickled object again; a worker process of `multiprocessing` keeps the last one for its next task."""
     global _kept  # noqa: PLW0603  the process has one
     kept = _kept
     if kept is not None and kept[0] == (kind, model):
-        embedder = copy(kept[1])
+        opened = copy(kept[1])
     else:
-        embedder = _open(kind, model)
-        if multiprocessing.parent_process() is not None and len(embedder.info.devices) == 1:
-            _kept = (kind, model), embedder
-            embedder = copy(embedder)
+        opened = _open(kind, model)
+        if multiprocessing.parent_process() is not None and len(opened.info.devices) == 1:
+            _kept = (kind, model), opened
+            opened = copy(opened)
     for name, value in settings.items():
-        setattr(embedder, name, value)
-    return embedder
+        setattr(opened, name, value)
+    return opened
 
 
-def _open(kind: "type[Embedder]", model: dict[str, Any]) -> "Embedder":
+def _open(kind: type[Reopenable], model: dict[str, Any]) -> Reopenable:
     """Open the model from its folder if this machine has it, else from the hub at the same commit.
 
     Raises:
         WeightsError: the model cannot be found, or its fingerprint is not the pickled one.
     """
-    from lastword.embedder import Embedder
-
-    how = {
-        name: model[name] for name in ("device", "dtype", "quantize", "cuda_graphs", "tune_process")
-    }
+    names = ("device", "dtype", "quantize", "cuda_graphs", "tune_process")
+    how = {name: model[name] for name in names}
     if model["open_checkpoint"] is not None:
         how["open_checkpoint"] = model["open_checkpoint"]
     where: str | None = None if model["builtin"] else model["folder"]
     if model["revision"] is not None and not Path(model["folder"]).is_dir():
         where = model["name"]
         how |= {"revision": model["revision"], **model["hub"]}
-    embedder = kind.__new__(kind)
-    Embedder.__init__(embedder, where, show_progress_bar=False, **how)
-    info = embedder.info
+    public: Any = _public(kind)
+    opened = kind.__new__(kind)
+    public.__init__(opened, where, show_progress_bar=False, **how)
+    info = opened.info
     info.name = model["name"]
     info.files = replace(info.files, name=model["name"], revision=model["revision"])
-    embedder._opened = replace(embedder._opened, kwargs={**embedder._opened.kwargs, **model["hub"]})
-    if (space := _space(info)) != model["space"]:
+    opened._opened = replace(opened._opened, kwargs={**opened._opened.kwargs, **model["hub"]})
+    if (identity := info.identity()) != model["identity"]:
         raise WeightsError(
             str(info.files.folder),
-            "is not the model that the pickled Embedder had opened",
-            got=f"space fingerprint {space}",
-            expected=model["space"],
+            f"is not the model that the pickled {public.__name__} had opened",
+            got=f"fingerprint {identity}",
+            expected=model["identity"],
             remedy="The model's files or lastword have changed since the pickle was made. Open the model again.",
         )
-    return embedder
+    return opened

@@ -1,0 +1,108 @@
+"""A Reranker with mteb's cross-encoder interface.
+
+The instruction is the one that the data set gives with a query, else the task's own, else the reranker's.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import torch
+from mteb.models.model_meta import ModelMeta
+
+from lastword.evaluate.encoder import known_meta, qualified_name, settings_meta
+from lastword.reranker import Reranker
+
+# Pairs that are scored together, so that the documents of a query meet whatever mteb's batch size is.
+_PAIRS_AT_ONCE = 4096
+
+
+class LastwordCrossEncoder:
+    """An mteb cross-encoder that computes its scores with a Reranker.
+
+    The scores are those of `Reranker.predict`: some of mteb's figures depend on more than their order.
+
+    Args:
+        reranker: the model.
+        known_as: Hugging Face id whose metadata to use, if mteb knows it.
+    """
+
+    def __init__(self, reranker: Reranker, known_as: str) -> None:
+        self.model = reranker
+        empty = {"name": qualified_name(known_as), "model_type": ["cross-encoder"]}
+        self._meta = known_meta(known_as) or ModelMeta.create_empty(empty)
+
+    @property
+    def mteb_model_meta(self) -> ModelMeta:
+        """The metadata by which mteb tells the results of models and settings apart, as they are now."""
+        info = self.model.info
+        function = info.activation_fn
+        name = getattr(function, "__name__", type(function).__name__)
+        run = info.run_fingerprint()
+        return settings_meta(self._meta, info, info.identity(), run, activation=name)
+
+    @mteb_model_meta.setter
+    def mteb_model_meta(self, meta: ModelMeta) -> None:
+        """Replace the metadata, as mteb's wrappers do to add an experiment of their own."""
+        self._meta = meta
+
+    def instruction(self, task_metadata: Any) -> str | None:
+        """Return the instruction of a task; None if it has none, which means the reranker's own."""
+        prompt = task_metadata.prompt
+        if isinstance(prompt, dict):
+            prompt = prompt.get("query")
+        return prompt or None
+
+    def predict(
+        self,
+        inputs1: Any,
+        inputs2: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,  # noqa: ARG002 (mteb's signature)
+        hf_subset: str,  # noqa: ARG002
+        prompt_type: Any = None,  # noqa: ARG002
+        show_progress_bar: bool | None = None,
+        batch_size: int | None = None,  # noqa: ARG002 (batches are cut by tokens)
+    ) -> Any:
+        """Score pairs, [N] fp32: the queries of `inputs1` with the documents of `inputs2`, one by one.
+
+        Each batch in the inputs is a mapping of lists: "text", and for queries with instructions of their own
+        "instruction" and "query", of which "text" is then the combination.
+        """
+        usual = self.instruction(task_metadata)
+        documents = (text for batch in inputs2 for text in batch["text"])
+        pairs = (
+            (instruction or usual, (query, document))
+            for (instruction, query), document in zip(_queries(inputs1), documents, strict=True)
+        )
+        found = [torch.empty(0, dtype=torch.float32, device="cpu")]
+        for instruction, same in groupby(pairs, itemgetter(0)):
+            for group in _cut(pair for _, pair in same):
+                how = {"instruction": instruction, "show_progress_bar": show_progress_bar}
+                scores: Any = self.model.predict(group, **how)
+                found.append(scores)
+        return torch.cat(found).numpy()
+
+
+def _queries(inputs: Any) -> Iterator[tuple[str | None, str]]:
+    """Yield the instruction of each query, or None, and its text without it."""
+    for batch in inputs:
+        texts = batch["text"]
+        instructions = batch.get("instruction", [None] * len(texts))
+        for text, instruction, alone in zip(
+            texts, instructions, batch.get("query", texts), strict=True
+        ):
+            yield (instruction, alone) if instruction else (None, text)
+
+
+def _cut(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    group = []
+    for pair in pairs:
+        group.append(pair)
+        if len(group) == _PAIRS_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group

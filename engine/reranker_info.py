@@ -1,0 +1,264 @@
+"""A reranker before its weights are read: files, template, the tokens of its score, its instruction and activation.
+
+A `Reranker` holds a `RerankerInfo`, as an `Embedder` a `ModelInfo`. This module runs no model.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any, NoReturn, Unpack
+
+import torch
+from torch import Tensor
+
+from lastword.arguments import shown
+from lastword.encode_options import (
+    EncodeOptions,
+    PredictKwargs,
+    check_functions,
+    check_report,
+    check_switches,
+)
+from lastword.errors import ConfigError, LastwordError, WeightsError, count
+from lastword.model.postprocess import VectorFormat
+from lastword.model_info import OpenedModel, OpenKwargs, fingerprint
+from lastword.runtime.device import quantize_identity
+from lastword.text.prompts import check_choice, check_prompt, choose_prompt
+from lastword.text.rerank_template import QWEN3_RERANKER, parse_template
+from lastword.text.tokenizer import TextTokenizer
+from lastword.weights import (
+    CHAT_TEMPLATE,
+    Checkpoint,
+    ModelConfig,
+    RerankerSpec,
+    ScoreTokens,
+    read_config,
+    read_reranker_spec,
+    read_score_row,
+    tensor_bytes,
+)
+
+Activation = Callable[[Tensor], Tensor]
+
+_NOTICE = (
+    "{folder}: has no chat template for pairs, and its name does not say that it is a reranker; "
+    "using the template of Qwen3-Reranker"
+)
+
+
+class RerankerInfo(OpenedModel):
+    """A reranker's files and the caller's settings, checked against each other. The arguments are as for `Reranker`.
+
+    Raises:
+        ConfigError: a setting is not accepted, or the model is not a reranker.
+        WeightsError: the checkpoint is incomplete, damaged or inconsistent.
+        DeviceError: the device is missing or cannot compute as requested.
+    """
+
+    spec: RerankerSpec
+    _also = (CHAT_TEMPLATE,)
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        instruction: str | None = None,
+        activation_fn: Activation | None = None,
+        **kwargs: Unpack[OpenKwargs],
+    ) -> None:
+        check_functions(activation_fn=activation_fn)
+        super().__init__(model, **kwargs)
+        self.instruction = instruction
+        self.activation_fn = activation_fn
+        self.checkpoint = Checkpoint(self.files.folder, self.config, reranker=True)
+        self.score_row = read_score_row(self.checkpoint, self.spec, self._score_tokens())
+
+    def _read_settings(self, folder: Path) -> tuple[ModelConfig, RerankerSpec]:
+        config = read_config(folder, reranker=True)
+        spec = read_reranker_spec(folder, config)
+        own = parse_template(spec.chat_template, f"{folder}: chat template")
+        self.template = QWEN3_RERANKER if own is None else own
+        known = own is not None or _is_named_reranker(folder, self.name)
+        self.notices = () if known else (_NOTICE.format(folder=folder),)
+        return config, spec
+
+    def _open_tokenizer(self) -> TextTokenizer:
+        frame = self.template.prefix, self.template.suffix
+        folder, size = self.files.folder, self.config.vocab_size
+        return TextTokenizer(folder, size, truncation_side="right", frame=frame)
+
+    def _score_tokens(self) -> ScoreTokens:
+        """Return the tokens whose logits make the score: those that the checkpoint names, else "yes" and "no"."""
+        if self.spec.classifier:
+            return ScoreTokens(0, None)
+        yes, no = (self.tokenizer.token_id(word) for word in ("yes", "no"))
+        tokens = self.spec.tokens
+        if tokens is not None:
+            if self.template is QWEN3_RERANKER and (tokens.true, tokens.false) != (yes, no):
+                raise ConfigError(
+                    f"{self.files.folder}: chat template",
+                    "is not one for pairs, although LogitScore names its own tokens",
+                    got=f"true {tokens.true}, false {tokens.false}",
+                    expected=f'the tokens "yes" and "no", {yes} and {no}, or a template for pairs',
+                    remedy="The text that this model needs for a pair is not known. Name another model.",
+                )
+            return tokens
+        if yes is None or no is None:
+            missing = "yes" if yes is None else "no"
+            raise WeightsError(
+                str(self.tokenizer.path),
+                f'has no token "{missing}"',
+                expected='the tokens "yes" and "no", whose logits make the score',
+                remedy="Name a reranker.",
+            )
+        return ScoreTokens(yes, no)
+
+    @property
+    def instruction(self) -> str | None:
+        """The instruction for calls that give none. It can be set; None selects the checkpoint's instruction."""
+        return self._instruction
+
+    @instruction.setter
+    def instruction(self, instruction: str | None) -> None:
+        self._instruction = None if instruction is None else _check_instruction(instruction)
+
+    @property
+    def activation_fn(self) -> Activation:
+        """What turns log-odds [N, 1] into scores; can be set, with None for that of the checkpoint."""
+        own: Activation = torch.sigmoid if self.spec.sigmoid else _identity
+        return own if self._activation_fn is None else self._activation_fn
+
+    @activation_fn.setter
+    def activation_fn(self, activation_fn: Activation | None) -> None:
+        check_functions(activation_fn=activation_fn)
+        self._activation_fn = activation_fn
+
+    def identity(self) -> str:
+        """Return the fingerprint of the model itself: equal ones give equal log-odds for the same settings.
+
+        It covers the weights, the row that makes the score, the tokenizer, the template and the numeric settings.
+        """
+        return fingerprint(
+            weights=self.checkpoint.fingerprint,
+            score=hashlib.sha256(bytes(tensor_bytes(self.score_row))).hexdigest(),
+            tokenizer=self.tokenizer.file_hash,
+            template=astuple(self.template),
+            config=self.config.numeric_settings(),
+        )
+
+    def run_fingerprint(self, instruction: str | None = None) -> str:
+        """Hash everything that log-odds depend on: the model, the instruction and the settings of the run.
+
+        The device, the number of threads and max_batch_tokens are left out, although they may change the rounding.
+
+        Args:
+            instruction: that of the call; by default the one that a call without any would use.
+        """
+        return fingerprint(
+            model=self.identity(),
+            instruction=self.resolve_instruction(PredictKwargs(instruction=instruction)),
+            dtype=str(self.dtype),
+            quantize=quantize_identity(self.quantize, self.device),
+            max_length=self.max_length,
+        )
+
+    def resolve_instruction(self, kwargs: PredictKwargs) -> str:
+        """Return the instruction for one call.
+
+        The first of these that is given: the call's `instruction`, its `prompt`, the one called `prompt_name`, the
+        model's `instruction`, the checkpoint's default, the instruction of its template.
+
+        Raises:
+            ConfigError: `prompt_name` is unknown, or the instruction is not valid text.
+        """
+        name, given = kwargs.get("prompt_name"), kwargs.get("instruction")
+        check_choice(name, None)
+        given = kwargs.get("prompt") if given is None else given
+        if given is not None:
+            return _check_instruction(given)
+        if name is None and self.instruction is not None:
+            return self.instruction
+        if name is None and self.default_prompt_name is None:
+            return self.template.instruction
+        return _check_instruction(choose_prompt(self.prompts, name, self.default_prompt_name, None))
+
+    def predict_options(self, kwargs: PredictKwargs) -> EncodeOptions:
+        """Check and complete the settings of one call.
+
+        Raises:
+            ConfigError: a setting is not accepted.
+        """
+        check_report(kwargs.get("report"))
+        check_switches(show_progress_bar=kwargs.get("show_progress_bar"))
+        check_functions(activation_fn=kwargs.get("activation_fn"))
+        prompt = self.template.prompt(self.resolve_instruction(kwargs))
+        one = VectorFormat(1, normalize=False)
+        return EncodeOptions(prompt, self.max_length, one, kwargs.get("too_long", "cut"))
+
+
+def is_reranker(folder: Path, name: str) -> bool:
+    """Return whether a model's files say that it is a reranker, or else its name.
+
+    Args:
+        folder: the model's folder.
+        name: the Hugging Face id or the folder, as the caller gave it.
+    """
+    try:
+        spec = read_reranker_spec(folder, read_config(folder, reranker=True))
+        own = parse_template(spec.chat_template, f"{folder}: chat template")
+    except LastwordError:  # for example, the modules of an embedding model
+        return False
+    known = spec.classifier or spec.tokens is not None or own is not None
+    return known or _is_named_reranker(folder, name)
+
+
+def reranker_options(options: dict[str, Any], **others: object) -> dict[str, Any]:
+    """Return keyword arguments of an `Embedder` as those of a `Reranker`.
+
+    Args:
+        options: keyword arguments of `Embedder`.
+        others: other settings that only embedding models have.
+
+    Raises:
+        ConfigError: truncate_dim or one of the others is given.
+    """
+    for name, value in ({"truncate_dim": options.get("truncate_dim")} | others).items():
+        if value not in (None, False):
+            refuse_for_reranker(name, value)
+    return {name: value for name, value in options.items() if name != "truncate_dim"}
+
+
+def refuse_for_reranker(name: str, value: object) -> NoReturn:
+    """Raise the ConfigError for a setting that only embedding models have."""
+    what, expected = "is for embedding models", "none, because the model is a reranker"
+    raise ConfigError(name, what, got=str(value), expected=expected)
+
+
+def _is_named_reranker(folder: Path, name: str) -> bool:
+    return "rerank" in f"{name} {folder.name}".lower()
+
+
+def _check_instruction(instruction: object) -> str:
+    if not isinstance(instruction, str):
+        raise ConfigError("instruction", "not a string", got=shown(instruction), expected="str")
+    return check_prompt(instruction)
+
+
+def _identity(scores: Tensor) -> Tensor:
+    return scores
+
+
+def activate(activation: Activation, scores: Tensor) -> Tensor:
+    """Apply an activation to log-odds [N]; it is given them as [N, 1], as in sentence-transformers.
+
+    Raises:
+        ConfigError: the activation does not return N numbers.
+    """
+    result: object = activation(scores[:, None])
+    if not isinstance(result, Tensor) or result.numel() != len(scores):
+        got = shown(result) if not isinstance(result, Tensor) else str(list(result.shape))
+        expected = f"a tensor of {count(len(scores), 'number')}"
+        raise ConfigError("activation_fn", "returns something else", got=got, expected=expected)
+    return result.reshape(len(scores)).float()
