@@ -26,7 +26,7 @@ class _Ranks:
     def __init__(self, embedder):
         self._embedder, self.info = embedder, embedder.info
 
-    def head(self, query, instruction):
+    def text_before_document(self, query, instruction):
         return ""
 
     def predict(self, pairs, *, too_long="cut", report=None, **options):
