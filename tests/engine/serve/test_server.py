@@ -179,19 +179,21 @@ def command(*arguments, **kwargs):
     )
 
 
+def seconds_until_ready():
+    began = time.monotonic()
+    process = command("--log-format", "json")
+    try:
+        url = json.loads(process.stderr.readline())["url"]
+        until(lambda: httpx.get(f"{url}/health", trust_env=False).status_code == 200)
+        return time.monotonic() - began
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
 @pytest.mark.timing
 def test_the_command_is_ready_within_three_seconds():
-    took = []
-    for _ in range(3):
-        began = time.monotonic()
-        process = command("--log-format", "json")
-        try:
-            url = json.loads(process.stderr.readline())["url"]
-            until(lambda: httpx.get(f"{url}/health", trust_env=False).status_code == 200)
-            took.append(time.monotonic() - began)
-        finally:
-            process.terminate()
-            process.communicate(timeout=60)
+    took = [seconds_until_ready() for _ in range(3)]
     assert min(took) < 3, took
 
 
