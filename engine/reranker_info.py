@@ -1,6 +1,6 @@
-"""A reranker before its weights are read: files, template, the tokens of its score, its instruction and activation.
+"""A reranker before its weights are read: files, template, the tokens of its score, instruction and activation.
 
-A `Reranker` holds a `RerankerInfo`, as an `Embedder` a `ModelInfo`. This module runs no model.
+A `Reranker` has a `RerankerInfo` as its `info`, as an `Embedder` has a `ModelInfo`. This module runs no model.
 """
 
 import hashlib
@@ -126,7 +126,7 @@ class RerankerInfo(OpenedModel):
 
     @property
     def activation_fn(self) -> Activation:
-        """What turns log-odds [N, 1] into scores; can be set, with None for that of the checkpoint."""
+        """The function from log-odds [N, 1] to scores. It can be set; None selects the checkpoint's activation."""
         own: Activation = torch.sigmoid if self.spec.sigmoid else _identity
         return own if self._activation_fn is None else self._activation_fn
 
@@ -136,9 +136,9 @@ class RerankerInfo(OpenedModel):
         self._activation_fn = activation_fn
 
     def identity(self) -> str:
-        """Return the fingerprint of the model itself: equal ones give equal log-odds for the same settings.
+        """Return the fingerprint of the model itself, apart from the settings of a run.
 
-        It covers the weights, the row that makes the score, the tokenizer, the template and the numeric settings.
+        It covers the weights, the score row, the tokenizer, the template and the numeric settings of the config.
         """
         return fingerprint(
             weights=self.checkpoint.fingerprint,
@@ -154,7 +154,7 @@ class RerankerInfo(OpenedModel):
         The device, the number of threads and max_batch_tokens are left out, although they may change the rounding.
 
         Args:
-            instruction: that of the call; by default the one that a call without any would use.
+            instruction: the instruction of a call; by default, the one that a call without an instruction uses.
         """
         return fingerprint(
             model=self.identity(),
@@ -215,11 +215,11 @@ def is_reranker(folder: Path, name: str) -> bool:
 
 
 def reranker_options(options: dict[str, Any], **others: object) -> dict[str, Any]:
-    """Return keyword arguments of an `Embedder` as those of a `Reranker`.
+    """Check that a reranker accepts keyword arguments of `Embedder`; return them as keyword arguments of `Reranker`.
 
     Args:
         options: keyword arguments of `Embedder`.
-        others: other settings that only embedding models have.
+        others: other settings that only embedding models have; None and False mean that one is not given.
 
     Raises:
         ConfigError: truncate_dim or one of the others is given.
@@ -232,7 +232,7 @@ def reranker_options(options: dict[str, Any], **others: object) -> dict[str, Any
 
 def refuse_for_reranker(name: str, value: object) -> NoReturn:
     """Raise the ConfigError for a setting that only embedding models have."""
-    what, expected = "is for embedding models", "none, because the model is a reranker"
+    what, expected = "is for embedding models only", "none, because the model is a reranker"
     raise ConfigError(name, what, got=str(value), expected=expected)
 
 

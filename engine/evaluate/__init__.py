@@ -1,6 +1,6 @@
-"""Score models on mteb's benchmarks: mteb gives tasks, instructions and metrics, lastword vectors and scores.
+"""Score models on mteb's benchmarks: mteb provides tasks, instructions and metrics, lastword vectors and scores.
 
-An entry point: it uses the public `Embedder` and `Reranker` only. mteb is imported only when `evaluate` runs.
+This is an entry point: it uses only the public `Embedder` and `Reranker`. mteb is imported only when `evaluate` runs.
 """
 
 from lastword.evaluate.evaluation import BenchmarkScore, Evaluation, evaluate

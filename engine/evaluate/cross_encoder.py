@@ -1,6 +1,6 @@
 """A Reranker with mteb's cross-encoder interface.
 
-The instruction is the one that the data set gives with a query, else the task's own, else the reranker's.
+The instruction for a query is the one in the data set, else the task's, else the reranker's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,14 +14,14 @@ from mteb.models.model_meta import ModelMeta
 from lastword.evaluate.encoder import known_meta, qualified_name, settings_meta
 from lastword.reranker import Reranker
 
-# Pairs that are scored together, so that the documents of a query meet whatever mteb's batch size is.
+# Most pairs in one call, so that a query's documents are scored together whatever mteb's batch size is.
 _PAIRS_AT_ONCE = 4096
 
 
 class LastwordCrossEncoder:
     """An mteb cross-encoder that computes its scores with a Reranker.
 
-    The scores are those of `Reranker.predict`: some of mteb's figures depend on more than their order.
+    The scores are those of `Reranker.predict`, not log-odds: some of mteb's metrics depend on more than their order.
 
     Args:
         reranker: the model.
@@ -35,7 +35,7 @@ class LastwordCrossEncoder:
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """The metadata by which mteb tells the results of models and settings apart, as they are now."""
+        """The metadata, with the current settings, by which mteb tells the results of models apart."""
         info = self.model.info
         function = info.activation_fn
         name = getattr(function, "__name__", type(function).__name__)
@@ -44,11 +44,11 @@ class LastwordCrossEncoder:
 
     @mteb_model_meta.setter
     def mteb_model_meta(self, meta: ModelMeta) -> None:
-        """Replace the metadata, as mteb's wrappers do to add an experiment of their own."""
+        """Replace the metadata; mteb's wrappers do so to add an experiment of their own."""
         self._meta = meta
 
     def instruction(self, task_metadata: Any) -> str | None:
-        """Return the instruction of a task; None if it has none, which means the reranker's own."""
+        """Return a task's instruction; None if it has none, which selects the reranker's own."""
         prompt = task_metadata.prompt
         if isinstance(prompt, dict):
             prompt = prompt.get("query")
@@ -66,10 +66,10 @@ class LastwordCrossEncoder:
         show_progress_bar: bool | None = None,
         batch_size: int | None = None,  # noqa: ARG002 (batches are cut by tokens)
     ) -> Any:
-        """Score pairs, [N] fp32: the queries of `inputs1` with the documents of `inputs2`, one by one.
+        """Score the i-th query of `inputs1` with the i-th document of `inputs2`, for every i; return [N], fp32.
 
-        Each batch in the inputs is a mapping of lists: "text", and for queries with instructions of their own
-        "instruction" and "query", of which "text" is then the combination.
+        Each batch in the inputs is a mapping with a list of texts, "text". If queries have their own instructions, it
+        also has the lists "instruction" and "query", and "text" combines the two.
         """
         usual = self.instruction(task_metadata)
         documents = (text for batch in inputs2 for text in batch["text"])
@@ -87,7 +87,7 @@ class LastwordCrossEncoder:
 
 
 def _queries(inputs: Any) -> Iterator[tuple[str | None, str]]:
-    """Yield the instruction of each query, or None, and its text without it."""
+    """Yield each query's own instruction, or None, and the query without it."""
     for batch in inputs:
         texts = batch["text"]
         instructions = batch.get("instruction", [None] * len(texts))

@@ -1,7 +1,7 @@
 """An Embedder with mteb's encoder interface.
 
-Instructions are put before queries and before texts of symmetric tasks, not before documents. They are read from the
-installed mteb: a model's own instruction if there is one, else the task's. None is copied here.
+Queries, and the texts of symmetric tasks, get an instruction; documents do not. Instructions are read from the
+installed mteb: the model's own instruction for the task, else the task's.
 """
 
 import json
@@ -25,7 +25,7 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
 
     Args:
         embedder: the model.
-        known_as: Hugging Face id whose instructions to use; with an id that mteb does not know, the tasks' own
+        known_as: Hugging Face id of the model whose instructions to use. If mteb does not know it, the tasks' own
             instructions are used.
     """
 
@@ -37,25 +37,25 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """The metadata by which mteb's caches tell models and settings apart, as they are now: see `settings_meta`."""
+        """The metadata, with the current settings, by which mteb's caches tell models apart; see `settings_meta`."""
         info = self.model.info
-        # The model's own instructions are prompts, on which the vectors depend. A task's own instruction, used where
-        # the model has none, is left out: mteb keeps results and vectors by task too.
+        # Vectors depend on the model's own instructions, so these belong in the fingerprint. A task's own instruction,
+        # used if the model has none, does not: mteb stores results and vectors by task too.
         own = self.prompts_dict
         prompts = json.dumps(own, sort_keys=True, default=str) if own else ""
         run = info.run_fingerprint(prompts)
         meta = settings_meta(self._meta, info, info.space_fingerprint(), run, dim=info.dim)
-        # None: mteb calls the Embedder's own similarity
+        # with None, mteb calls the Embedder's own similarity
         similarity = _SIMILARITIES.get(info.spec.similarity)
         return meta.model_copy(update={"similarity_fn_name": similarity})
 
     @mteb_model_meta.setter
     def mteb_model_meta(self, meta: ModelMeta) -> None:
-        """Replace the metadata, as mteb's wrappers do to add an experiment of their own."""
+        """Replace the metadata; mteb's wrappers do so to add an experiment of their own."""
         self._meta = meta
 
     def prompt(self, task_metadata: Any, prompt_type: PromptType | None) -> str:
-        """Return the prompt of a task: `Instruct: {instruction}`, a line break and `Query:`; "" for documents."""
+        """Return `Instruct: {instruction}`, a line break and `Query:`; "" for documents, or without an instruction."""
         if prompt_type == PromptType.document:
             return ""
         instruction = self.get_instruction(task_metadata, prompt_type)
@@ -73,10 +73,10 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
         batch_size: int | None = None,  # noqa: ARG002 (batches are cut by tokens)
         precision: Precision = "float32",
     ) -> Any:
-        """Embed all texts of a split; each batch in `inputs` is a mapping whose key "text" holds a list of texts.
+        """Embed all texts of a split. Each batch in `inputs` is a mapping whose value for "text" is a list of texts.
 
         Raises:
-            ConfigError: the precision packs bits, which mteb cannot compare.
+            ConfigError: the precision is binary or ubinary, whose packed bits mteb cannot compare.
         """
         if precision in ("binary", "ubinary"):
             raise ConfigError(
@@ -97,7 +97,7 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
 
 
 def known_meta(name: str) -> ModelMeta | None:
-    """Return mteb's own metadata of a model, or None if mteb does not know it."""
+    """Return mteb's own metadata for a model, or None if mteb does not know the model."""
     import mteb
 
     try:
@@ -109,17 +109,17 @@ def known_meta(name: str) -> ModelMeta | None:
 def settings_meta(
     meta: ModelMeta, info: OpenedModel, fingerprint: str, run: str, **own: object
 ) -> ModelMeta:
-    """Return metadata by which mteb keeps the results and vectors of different models and settings apart.
+    """Return metadata by which mteb keeps apart the results and vectors of different models and settings.
 
-    mteb keeps results by name, revision and experiment, and vectors by experiment alone; so the experiment includes the
-    run fingerprint, which covers the weights too. The other settings in it are for people to read.
+    mteb stores results by name, revision and experiment, and vectors by experiment alone. So the experiment includes
+    the run fingerprint, which covers the weights too. The other settings in the experiment are for people to read.
 
     Args:
-        meta: metadata of the model, with the experiment of a wrapper, if any.
+        meta: the model's metadata, perhaps with an experiment that a wrapper added.
         info: the model's files and settings.
-        fingerprint: what stands for the revision of a model that is in a folder.
-        run: the fingerprint of the model and all settings.
-        own: settings of this kind of model.
+        fingerprint: fingerprint of the weights; used as the revision if the model has no commit on the hub.
+        run: the run fingerprint, of the model and all settings.
+        own: more settings, which only this kind of model has.
     """
     settings = {
         "engine": "lastword",
@@ -138,7 +138,7 @@ def settings_meta(
 
 
 def qualified_name(name: str) -> str:
-    """Return a name in the form owner/name that mteb expects; a folder becomes local/NAME."""
+    """Return a name in the form owner/name, which mteb requires; a folder becomes local/NAME."""
     parts = name.rstrip("/").split("/")
     return (
         name if len(parts) == 2 and all(part.strip(".") for part in parts) else f"local/{parts[-1]}"

@@ -1,6 +1,7 @@
-"""One evaluation: choose the tasks, check their data, let mteb run those without a result, and read the scores.
+"""One evaluation: choose tasks, check that their data are available, let mteb run them, and read the scores.
 
-mteb saves the result of each finished task, so an interrupted run continues where it stopped.
+mteb saves the result of each finished task and skips tasks that have one, so an interrupted run continues where it
+stopped.
 """
 
 import json
@@ -20,7 +21,7 @@ from lastword.reranker import Reranker
 from lastword.reranker_info import is_reranker, reranker_options
 from lastword.weights import CHAT_TEMPLATE, locate
 
-# Number of texts that mteb passes at once; lastword forms its own batches by tokens.
+# Number of texts that mteb passes in one call; lastword forms its own batches, by tokens.
 _TEXTS_AT_ONCE = 1024
 
 
@@ -39,14 +40,15 @@ class BenchmarkScore:
 class Evaluation:
     """All results of one evaluation."""
 
-    model: str  # as mteb names it
-    revision: str  # the commit, or the space fingerprint of a folder
+    model: str  # name of the model in mteb
+    revision: str  # the commit on the hub, or for a folder the space fingerprint
     scores: dict[str, float]  # task name: main score in percent
     failed: dict[str, str]  # task name: reason
     benchmarks: list[BenchmarkScore]
-    # Tasks of the benchmarks that were left out, because their data are not public.
-    closed: list[str]
-    folder: str  # mteb's results folder
+    closed: list[
+        str
+    ]  # names of benchmark tasks that were left out because their data are not public
+    folder: str  # where mteb saves results
 
 
 def evaluate(
@@ -60,18 +62,18 @@ def evaluate(
     show_progress_bar: bool | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Run the mteb tasks that have no result yet, and return all scores; a failed task does not stop the others.
+    """Run the mteb tasks that have no result yet, and return all scores. A failed task does not stop the others.
 
     Args:
-        model: Hugging Face id or folder of an embedding model or a reranker; a reranker runs tasks of mteb that come
-            with documents to sort.
-        tasks: names of mteb tasks, or your own mteb task objects; the data of your own tasks are not checked.
+        model: Hugging Face id or folder of an embedding model or a reranker. A reranker runs the mteb tasks that give
+            it documents to sort.
+        tasks: names of mteb tasks, or mteb task objects; whether their data are available is checked for names only.
         benchmarks: names of mteb benchmarks; tasks without public data are left out.
-        card: also compare the results saved so far with the benchmark scores on the model card.
+        card: also compare the saved results with the benchmark scores on the model card.
         known_as: Hugging Face id whose instructions and model card to use; by default `model`, or the known model
-            with the same folder name.
-        results: mteb's results folder; by default $MTEB_CACHE or ~/.cache/mteb.
-        show_progress_bar: whether to show a bar; by default on a terminal only.
+            whose name is the name of the folder.
+        results: folder in which mteb saves results; by default $MTEB_CACHE or ~/.cache/mteb.
+        show_progress_bar: whether to show progress bars; by default only on a terminal.
         options: keyword arguments of `Embedder` or `Reranker`.
 
     Returns:
@@ -105,7 +107,7 @@ def evaluate(
 
 
 def _open(model: str | os.PathLike[str], known_as: str, options: dict[str, Any]) -> Any:
-    """Open a model as an mteb encoder, or as an mteb cross-encoder if it is a reranker."""
+    """Open a model as an mteb encoder or, if it is a reranker, as an mteb cross-encoder."""
     from lastword.evaluate.cross_encoder import LastwordCrossEncoder
     from lastword.evaluate.encoder import LastwordEncoder
 
@@ -124,7 +126,7 @@ def _open_cache(results: str | os.PathLike[str] | None) -> Any:
 
 
 def published_scores() -> dict[str, dict[str, float]]:
-    """Return the benchmark scores on model cards, in percent, by Hugging Face id and benchmark."""
+    """Return the benchmark scores printed on model cards, in percent: {Hugging Face id: {benchmark: score}}."""
     path = resources.files("lastword.evaluate").joinpath("published_scores.json")
     known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
     return known
@@ -160,17 +162,17 @@ def _run_tasks(
 def benchmark_score(
     name: str, benchmark: Any, card: float | None, meta: Any, cache: Any
 ) -> BenchmarkScore:
-    """Score a benchmark from the results that mteb has saved.
+    """Compute a benchmark's score from the results that mteb has saved.
 
     Args:
         name: name of the benchmark.
-        benchmark: mteb's object of this name.
-        card: the score on the model card in percent, or None; passed through.
+        benchmark: mteb's object for it.
+        card: the score on the model card in percent, or None; it is only copied to the result.
         meta: the model's `ModelMeta`, by which mteb saves results.
         cache: mteb's `ResultCache`.
 
     Returns:
-        The score that the benchmark's first aggregation gives for the finished tasks; None if there are none.
+        The score; `ours` is the benchmark's first aggregation over the finished tasks, None if no task is finished.
     """
     from mteb.results import ModelResult
 

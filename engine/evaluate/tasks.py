@@ -25,14 +25,14 @@ def get_benchmark(name: str) -> Any:
 
 
 def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any], list[str]]:
-    """Collect tasks by name and the tasks of benchmarks, each once.
+    """Collect the named tasks and the tasks of the named benchmarks, each once.
 
     Args:
         names: names of mteb tasks, or task objects.
         benchmarks: names of mteb benchmarks.
 
     Returns:
-        The tasks, and the names of benchmark tasks that are left out because their data are not public.
+        The tasks, and the names of the benchmark tasks left out because their data are not public.
 
     Raises:
         ConfigError: mteb has no such task or benchmark.
@@ -59,17 +59,17 @@ def get_tasks(names: Sequence[Any], benchmarks: Sequence[str]) -> tuple[list[Any
 
 
 def _unknown(where: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Make the error about a name that mteb does not know; similar names are suggested."""
+    """Make the error for a name that mteb does not know; it suggests similar names."""
     similar = get_close_matches(name, set(known), n=5)
     expected = f"a name that mteb knows{', such as ' if similar else ''}{list_some(similar)}"
     return ConfigError(where, "unknown", got=repr(name), expected=expected)
 
 
 def check_reachable(tasks: Iterable[Any]) -> None:
-    """Check that every data set is in the local cache or on the hub.
+    """Check that every task's data set is in the local cache or can be downloaded from the hub.
 
     Raises:
-        InputError: the data of some tasks are not available; the message names the tasks.
+        InputError: the data of some tasks are not available; the error names the tasks.
     """
     missing, reason = [], ""
     for task in tasks:
@@ -87,7 +87,7 @@ def check_reachable(tasks: Iterable[Any]) -> None:
 
 
 def _problem(dataset: dict[str, Any], *, hub_is_down: bool) -> str:
-    """Return the reason why a data set is not available, or "" if it is."""
+    """Return why a data set is not available, or "" if it is available."""
     from huggingface_hub import HfApi, errors
 
     path, revision = dataset["path"], dataset.get("revision")
@@ -106,7 +106,7 @@ def _problem(dataset: dict[str, Any], *, hub_is_down: bool) -> str:
 
 
 def _is_cached(path: str) -> bool:
-    """Return whether a data set is in the cache of huggingface-hub or of datasets."""
+    """Return whether a data set is in the local cache of huggingface-hub or of datasets."""
     from datasets import config
     from huggingface_hub import constants
 

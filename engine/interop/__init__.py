@@ -1,8 +1,8 @@
 """Adapters for libraries that use an embedding model or a reranker: LangChain and LlamaIndex.
 
-Entry points: each module imports its library, which must be installed, and uses `Embedder` and `Reranker` only. This
-module holds what both adapters do with their model: open it, embed documents and queries, and identify the vectors by
-a fingerprint.
+The two other modules of this package are entry points: each imports its library, which must be installed, and uses
+only the public `Embedder` and `Reranker`. This module has what both need: it opens a model, embeds documents and
+queries, and identifies vectors by a fingerprint.
 """
 
 import os
@@ -19,7 +19,7 @@ __all__ = ["embed_documents", "embed_query", "embedder_of", "fingerprint_of", "r
 def embedder_of(
     model: str | os.PathLike[str] | Embedder | None, options: dict[str, Any]
 ) -> Embedder:
-    """Return `model` if it is an Embedder, so that several adapters can share one; else open it with `options`.
+    """Return `model` if it is an Embedder, so that adapters can share one; otherwise open it with `options`.
 
     Args:
         model: Hugging Face id, folder, or an Embedder; None is the small built-in model.
@@ -35,7 +35,7 @@ def embedder_of(
 
 
 def reranker_of(model: str | os.PathLike[str] | Reranker, options: dict[str, Any]) -> Reranker:
-    """Return `model` if it is a Reranker, so that several adapters can share one; else open it with `options`.
+    """Return `model` if it is a Reranker, so that adapters can share one; otherwise open it with `options`.
 
     Args:
         model: Hugging Face id, folder, or a Reranker.
@@ -56,22 +56,22 @@ def _refuse_options(model: str, options: dict[str, Any]) -> None:
             "model",
             f"{model} already has its options",
             got=f"{model} and options ({list_some(options)})",
-            expected="options with a name or folder only",
+            expected="options only with a name or folder",
         )
 
 
 def embed_documents(embedder: Embedder, texts: Iterable[str]) -> list[list[float]]:
-    """Return the vector of each text, computed as `encode_document` does.
+    """Return the vector of each text, as `Embedder.encode_document` computes it.
 
     Raises:
-        InputError: `texts` is not a sequence of texts, such as a single str, or a text cannot be embedded.
+        InputError: `texts` is not a list or an iterator of texts (a single str is not), or a text cannot be embedded.
     """
     prompt = embedder.resolve_prompt(kind="document")
     return [vector.tolist() for vector in embedder.encode_stream(texts, prompt=prompt)]
 
 
 def embed_query(embedder: Embedder, text: str) -> list[float]:
-    """Return the vector of one text, computed as `encode_query` does.
+    """Return the vector of one text, as `Embedder.encode_query` computes it.
 
     Raises:
         InputError: `text` is not a str, or cannot be embedded.
@@ -82,7 +82,7 @@ def embed_query(embedder: Embedder, text: str) -> list[float]:
 
 
 def fingerprint_of(embedder: Embedder) -> str:
-    """Return the run fingerprints of documents and of queries, joined by a hyphen, for the settings as they are now.
+    """Return the run fingerprint of documents and that of queries, joined by a hyphen, for the current settings.
 
     Equal fingerprints mean equal weights, tokenizer, prompts, width, max_length, dtype and quantisation.
     """

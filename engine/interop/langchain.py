@@ -1,4 +1,4 @@
-"""`LastwordEmbeddings` where LangChain expects `Embeddings`, `LastwordReranker` where it expects a document compressor.
+"""Adapters for LangChain: `LastwordEmbeddings` is an `Embeddings`, `LastwordReranker` a document compressor.
 
 store = InMemoryVectorStore(LastwordEmbeddings("Qwen/Qwen3-Embedding-0.6B"))
 reranker = LastwordReranker("Qwen/Qwen3-Reranker-0.6B", top_n=5)
@@ -27,7 +27,7 @@ with require_extra("langchain-core", "langchain", "lastword.interop.langchain"):
 class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # mypy skips this library
     """LangChain embeddings computed by lastword, with the model's query and document prompts.
 
-    The asynchronous methods are LangChain's own; they call the synchronous ones in a thread.
+    The asynchronous methods are LangChain's own: they call the synchronous methods in a thread.
 
     Args:
         model: Hugging Face id, folder, or an Embedder; None is the small built-in model.
@@ -44,7 +44,7 @@ class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # mypy skips this l
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that the vectors depend on, for the settings as they are now; use it as a cache's namespace."""
+        """A hash of everything that the vectors depend on, current settings included; use it as a cache's namespace."""
         return fingerprint_of(self.embedder)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -59,11 +59,11 @@ class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # mypy skips this l
 class LastwordReranker(BaseDocumentCompressor):  # type: ignore[misc]  # mypy skips this library
     """A LangChain document compressor that sorts documents by their relevance to the query.
 
-    The documents returned are copies with the score in `metadata["relevance_score"]`.
+    It returns copies of the documents, with the score in `metadata["relevance_score"]`.
 
     Args:
         model: Hugging Face id, folder, or a Reranker.
-        top_n: how many documents to return; by default all.
+        top_n: number of documents to return; by default all.
         options: keyword arguments of `Reranker`.
 
     Raises:
@@ -88,7 +88,7 @@ class LastwordReranker(BaseDocumentCompressor):  # type: ignore[misc]  # mypy sk
         query: str,
         callbacks: Any = None,  # noqa: ARG002  LangChain's signature
     ) -> list[Document]:
-        """Return the most relevant documents, the most relevant first."""
+        """Return the `top_n` most relevant documents, the most relevant first."""
         texts = [document.page_content for document in documents]
         found = []
         for each in self.reranker.rank(query, texts, self.top_n):

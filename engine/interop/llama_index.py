@@ -1,4 +1,4 @@
-"""`LastwordEmbedding` where LlamaIndex expects `BaseEmbedding`, `LastwordRerank` where it expects a node postprocessor.
+"""Adapters for LlamaIndex: `LastwordEmbedding` is a `BaseEmbedding`, `LastwordRerank` a node postprocessor.
 
 index = VectorStoreIndex(nodes, embed_model=LastwordEmbedding("Qwen/Qwen3-Embedding-0.6B"))
 engine = index.as_query_engine(node_postprocessors=[LastwordRerank("Qwen/Qwen3-Reranker-0.6B", top_n=5)])
@@ -28,12 +28,12 @@ with require_extra("llama-index-core", "llama-index", "lastword.interop.llama_in
     from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
     from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
-# The largest batch that LlamaIndex allows; lastword cuts it into batches by tokens.
+# The largest batch that LlamaIndex allows; lastword forms its own batches from it, by tokens.
 _TEXTS_AT_ONCE = 2048
 
 
 class _Query(str):
-    """A text that is embedded with the query prompt, so that a `KeyedStore` can tell it from a document."""
+    """The text of a query; the type lets a `KeyedStore` tell it from a document."""
 
     __slots__ = ()
 
@@ -43,11 +43,11 @@ def _as_query(query: Any) -> Any:
 
 
 class KeyedStore(BaseKVStore):  # type: ignore[misc]  # mypy skips this library
-    """A key-value store of vectors whose keys hold all that a vector depends on.
+    """A key-value store of vectors whose keys contain everything that a vector depends on.
 
-    LlamaIndex's own keys are the texts alone, so another model, width or prompt would be given the same vectors. Here a
-    key is the run fingerprint of queries or of documents, then the text. The fingerprint is computed whenever a key is
-    used, so a changed setting leads to other keys.
+    LlamaIndex's own keys are the texts alone, so another model, width or prompt would get the same vectors. Here a key
+    is the run fingerprint (of queries or of documents), then the text. The fingerprint is computed for each access, so
+    a changed setting gives other keys.
 
     Args:
         store: the store that keeps the vectors.
@@ -108,8 +108,8 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
         embed_batch_size: number of texts that LlamaIndex passes at once.
         callback_manager: passed to BaseEmbedding.
         num_workers: passed to BaseEmbedding.
-        embeddings_cache: a key-value store of LlamaIndex in which vectors are kept; it is wrapped in a `KeyedStore`, so
-            that other models or settings never get these vectors.
+        embeddings_cache: a key-value store of LlamaIndex for vectors. It is wrapped in a `KeyedStore`, so that other
+            models and settings never get these vectors.
         options: keyword arguments of `Embedder`.
 
     Raises:
@@ -145,52 +145,52 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
 
     @property
     def embedder(self) -> Embedder:
-        """The model; its settings can be changed."""
+        """The model. Its settings can be changed."""
         return self._embedder
 
-    # How LlamaIndex's caches tell the vectors of different models and settings apart.
+    # By these, LlamaIndex's caches tell apart the vectors of different models and settings.
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that the vectors depend on, for the settings as they are now; `to_dict` includes it."""
+        """A hash of everything that the vectors depend on, current settings included; `to_dict` includes it."""
         return fingerprint_of(self._embedder)
 
     @model_serializer(mode="wrap")  # type: ignore[untyped-decorator]
     def custom_model_dump(self, handler: Any, info: Any) -> dict[str, Any]:
-        """Add the fingerprint to what `to_dict` returns: LlamaIndex's ingestion cache makes its keys from that."""
+        """Add the fingerprint to the result of `to_dict`, from which LlamaIndex's ingestion cache makes its keys."""
         data: dict[str, Any] = super().custom_model_dump(handler, info)
         return {**data, "fingerprint": self.fingerprint}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a store in `embeddings_cache` becomes a `KeyedStore` of this object's vectors."""
+        """Set an attribute; a store given as `embeddings_cache` is wrapped in a `KeyedStore`."""
         if name == "embeddings_cache" and isinstance(value, BaseKVStore):
             value = KeyedStore(value, self._embedder)
         super().__setattr__(name, value)
 
-    # Copies in other processes.
+    # Pickling and dictionaries.
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle; raise if the model cannot be pickled, because LlamaIndex would leave it out."""
+        """Return the state to pickle. If the model cannot be pickled, raise; LlamaIndex would silently leave it out."""
         self._embedder.__reduce__()  # raises if it cannot be pickled
         state: dict[str, Any] = super().__getstate__()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the object around its model; LlamaIndex's own method would open the built-in model."""
+        """Restore the object with its model; LlamaIndex's own method would open the built-in model."""
         type(self).__init__(self, state["__pydantic_private__"]["_embedder"])
         for name, value in state["__dict__"].items():
             setattr(self, name, value)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> "LastwordEmbedding":
-        """Open the model that a dictionary from `to_dict` names; it holds no options, so pass them again.
+        """Open the model that a dictionary from `to_dict` names. It contains no options, so pass them again.
 
         Args:
             data: the dictionary.
             kwargs: keyword arguments of this class.
 
         Raises:
-            ConfigError: the fingerprint is not the stored one: the vectors would differ.
+            ConfigError: the fingerprint differs from the one in the dictionary, so the vectors would differ too.
         """
         fields = ("embed_batch_size", "num_workers", "embeddings_cache")
         name = data.get("model_name")
@@ -199,10 +199,10 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
         if (expected := data.get("fingerprint")) not in (None, made.fingerprint):
             raise ConfigError(
                 "from_dict",
-                "the model or its options differ from those of the object that was stored",
+                "the model or its options differ from those of the stored object",
                 got=f"fingerprint {made.fingerprint}",
                 expected=str(expected),
-                remedy="Pass the same options as when it was made.",
+                remedy="Pass the options that the stored object was made with.",
             )
         return made
 
@@ -219,15 +219,15 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
         return vector
 
     def get_text_embedding_batch(self, texts: list[str], *args: Any, **kwargs: Any) -> Any:
-        """Embed documents with the model's document prompt; the arguments are those of BaseEmbedding."""
-        return super().get_text_embedding_batch(self._checked(texts), *args, **kwargs)
+        """Embed documents with the model's document prompt; arguments as for BaseEmbedding."""
+        return super().get_text_embedding_batch(self._as_list(texts), *args, **kwargs)
 
     async def aget_text_embedding_batch(self, texts: list[str], *args: Any, **kwargs: Any) -> Any:
-        """Embed documents with the model's document prompt, in threads; the arguments are those of BaseEmbedding."""
-        return await super().aget_text_embedding_batch(self._checked(texts), *args, **kwargs)
+        """Embed documents with the model's document prompt, in threads; arguments as for BaseEmbedding."""
+        return await super().aget_text_embedding_batch(self._as_list(texts), *args, **kwargs)
 
-    def _checked(self, texts: Iterable[str]) -> list[str]:
-        """Return the texts as a list; refuse what `Embedder` refuses, such as a str, which LlamaIndex would split."""
+    def _as_list(self, texts: Iterable[str]) -> list[str]:
+        """Return the texts as a list. Refuse what `Embedder` refuses, such as a str, which LlamaIndex would split."""
         self._embedder.encode_stream(texts)  # checks them, and computes nothing until it is read
         return list(texts)
 
@@ -251,13 +251,14 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
 
 
 class LastwordRerank(BaseNodePostprocessor):  # type: ignore[misc]  # mypy skips this library
-    """A LlamaIndex postprocessor that sorts nodes by their relevance to the query, and gives them its scores.
+    """A LlamaIndex postprocessor that sorts nodes by their relevance to the query and sets their scores.
 
-    What is scored is a node's text with the metadata that LlamaIndex would embed. The nodes given stay as they are.
+    It scores a node's text together with the metadata that LlamaIndex would embed. It does not change the nodes given
+    to it.
 
     Args:
         model: Hugging Face id, folder, or a Reranker.
-        top_n: how many nodes to return; by default all.
+        top_n: number of nodes to return; by default all.
         options: keyword arguments of `Reranker`.
 
     Raises:
@@ -279,11 +280,11 @@ class LastwordRerank(BaseNodePostprocessor):  # type: ignore[misc]  # mypy skips
 
     @classmethod
     def class_name(cls) -> str:
-        """Return the name by which LlamaIndex knows this class."""
+        """Return the name that LlamaIndex stores for this class."""
         return "LastwordRerank"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle; raise if the model cannot be pickled, because LlamaIndex would leave it out."""
+        """Return the state to pickle. If the model cannot be pickled, raise; LlamaIndex would silently leave it out."""
         self._reranker.__reduce__()  # raises if it cannot be pickled
         state: dict[str, Any] = super().__getstate__()
         return state

@@ -39,7 +39,7 @@ def _is_text(part: object) -> bool:
 
 
 def name_pair(error: InputError, pairs: list[tuple[str, str]], noun: str) -> InputError:
-    """Let an error of the loop name the pair by `noun` and, for a bad character, the query or the document."""
+    """Name the pair by `noun` and its index in an error of the loop, and for a bad character the query or document."""
     if error.index is None:
         return error
     error.where = f"{noun} {error.index}"

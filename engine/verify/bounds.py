@@ -1,13 +1,14 @@
 """The allowed error of each check: twice transformers' own error, but at least a floor that depends on the dtype.
 
-Kernels are usually tested against twice the error of the eager implementation in the same dtype. The floor is needed
-because that error can be 0 by chance. Rounding to bfloat16 (8 significant bits) changes a value by up to 2^-8 of it.
+Kernels are usually allowed twice the error of the eager implementation in the same dtype. The floor is needed because
+that error can be 0 by chance. Rounding to bfloat16 (8 significant bits) changes a value by up to 2^-8 of it.
 
 With quantised matmuls, the eager implementation is transformers with its matmuls rounded by the same rule
-(`rounding.py`). If the largest value of a row is m times its RMS, rounding the row to n codes per side has a relative
-error of m / (n·√12); rounding to fp8 has one of 2.6 %. So a matmul has an error of 1 to 4 %, and more in int8 for rows
-with outliers; the total grows roughly with the square root of the number of layers. The bound is therefore not a
-constant: it follows from the quantisation error that is to be expected of this checkpoint.
+(`rounding.py`). If the largest value of a row is m times the row's RMS, rounding the row to n codes on each side of
+zero has a relative error of m / (n·√12). Rounding to fp8 has a relative error of 2.6 %. So one matmul has an error of 1
+to 4 %, and more in int8 for rows with outliers; over the model, the error grows roughly with the square root of the
+number of layers. A constant bound would not do: the bound follows from the quantisation error expected of the
+checkpoint.
 """
 
 from dataclasses import dataclass, replace
@@ -18,45 +19,49 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The floors for one dtype and quantisation mode, and the limits that follow from them."""
+    """The floors for one compute dtype and quantisation mode, and the limits that follow from them."""
 
     layer: float  # relative RMS error of a hidden state
     vector: float  # largest absolute difference from the reference vector
-    neighbour: float  # largest absolute difference of a vector alone and in a batch
-    log_odds: float  # largest absolute difference from a reranker's reference score, and of one alone and in a batch
+    neighbour: float  # largest absolute difference between a vector computed alone and in a batch
+    log_odds: (
+        float  # replaces `vector` and `neighbour` for a reranker, whose scores are log-odds here
+    )
     overlap: float  # least share of the ten nearest texts that must agree, averaged over the texts
-    neighbour_share: float = 0.0  # share of transformers' own error that is allowed for `neighbour`
-    # Least cosine with the reference vectors, on average and for every text; checked in quantised modes only.
+    neighbour_share: float = (
+        0.0  # this times transformers' own error is also allowed for `neighbour`
+    )
+    # Least cosine with the reference vectors: on average, and for every text. Checked in quantised modes only.
     mean_cosine: float = 0.0
     min_cosine: float = 0.0
 
     def for_scores(self) -> Self:
-        """Return the bounds for a reranker, whose results are scores instead of vectors."""
+        """Return the bounds for a reranker, which computes scores instead of vectors."""
         return replace(self, vector=self.log_odds, neighbour=self.log_odds)
 
     def layer_limit(self, theirs: float) -> float:
-        """Return the allowed relative RMS error after a layer, given transformers' own error."""
+        """Return the allowed relative RMS error after a layer, given transformers' own error there."""
         return max(2 * theirs, self.layer)
 
     def vector_limit(self, theirs: float) -> float:
-        """Return the allowed largest difference of the vectors, given transformers' own difference."""
+        """Return the largest difference allowed from the reference vectors, given that of transformers' vectors."""
         return max(2 * theirs, self.vector)
 
     def neighbour_limit(self, theirs: float) -> float:
-        """Return the allowed change of a vector between batches, given transformers' own difference."""
+        """Return how much a vector may change between batches, given transformers' largest difference."""
         return max(self.neighbour_share * theirs, self.neighbour)
 
 
 _BOUNDS = {
     (torch.float32, None): Bounds(layer=1e-5, vector=2e-5, neighbour=1e-5, log_odds=1e-4, overlap=0.99),
     (torch.bfloat16, None): Bounds(layer=1e-2, vector=5e-3, neighbour=1e-2, log_odds=5e-2, overlap=0.9),
-    # Other texts in the batch change the last bit of a value before it is rounded. One changed code then changes many
-    # inputs of the next matmul. In a deep model the total is as large as the rounding error itself.
+    # Other texts in the batch can change the last bit of a value, and so the code to which it is rounded. One changed
+    # code changes many inputs of the next matmul. In a deep model the sum is as large as the rounding error itself.
     (torch.float32, "int8"): Bounds(
         layer=1e-5, vector=2e-5, neighbour=1e-5, log_odds=1e-4, overlap=0.9,
         neighbour_share=1.0, mean_cosine=0.995, min_cosine=0.98,
     ),
-    # Rounding to fp8 has an average error of 2.6 %: it keeps 3 bits of mantissa.
+    # fp8 keeps 3 bits of mantissa; rounding to it has an average error of 2.6 %.
     (torch.bfloat16, "fp8"): Bounds(
         layer=1e-2, vector=5e-3, neighbour=1e-2, log_odds=5e-2, overlap=0.8,
         neighbour_share=1.0, mean_cosine=0.99, min_cosine=0.95,
@@ -70,5 +75,5 @@ def bounds_of(dtype: torch.dtype, quantize: str | None) -> Bounds:
 
 
 def reference_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of the reference, more precise than both engines: float32 for bfloat16, float64 for float32."""
+    """Return the reference's dtype, more precise than the compute dtype: float32 for bfloat16, float64 for float32."""
     return torch.float64 if dtype == torch.float32 else torch.float32

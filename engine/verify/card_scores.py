@@ -1,4 +1,4 @@
-"""Compare with the example scores printed on model cards: cosines of two queries and two documents, in float32.
+"""Compare with the example scores on model cards: cosines of two queries and two documents, in float32.
 
 The scores are stored in `card_scores.json`.
 """
@@ -20,7 +20,7 @@ class CardScores:
     queries: list[str]
     documents: list[str]
     scores: list[list[float]]
-    tolerance: float  # largest difference of a score that passes
+    tolerance: float  # largest allowed difference of a score
 
 
 def known_card_scores() -> dict[str, CardScores]:
@@ -35,7 +35,7 @@ def known_card_scores() -> dict[str, CardScores]:
 
 
 def card_scores_problem(embedder: Embedder, card: CardScores) -> tuple[str | None, str]:
-    """Compute the scores of a model card's example; return the problem, None if they agree, and the details."""
+    """Compute a model card's example; return the problem (None if the scores agree) and the details for the check."""
     queries = embedder.encode_query(card.queries, show_progress_bar=False)
     documents = embedder.encode_document(card.documents, show_progress_bar=False)
     ours = embedder.similarity(queries, documents)

@@ -1,4 +1,4 @@
-"""Collect the token ids, hidden states and vectors of lastword and of transformers, for every text.
+"""Collect the token ids, hidden states and vectors of every text, from lastword and from transformers.
 
 This module only collects; `findings.py` compares.
 """
@@ -25,7 +25,9 @@ from lastword.verify.transformers_reference import (
 )
 
 MAX_TEXTS = 1000
-MAX_TOKENS = 65_536  # of all texts together: their hidden states are in memory between two layers
+MAX_TOKENS = (
+    65_536  # of all texts together; the hidden states of all are in memory between two layers
+)
 CUT = 12  # the max_length at which truncation is checked
 
 T = TypeVar("T")
@@ -37,13 +39,13 @@ def _nothing() -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Alternate:
-    """What transformers computes for n probes of one kind with a wrong prompt, to recognise that mistake by."""
+    """A typical mistake with prompts or templates: n probes of one kind, computed by transformers with the mistake."""
 
-    check: str  # the check that this mistake fails
-    name: str  # the wrong prompt in words, for messages
-    kind: str  # that of the probes
-    index: list[int]  # of the n probes in `Evidence.probes`
-    ids: list[list[int]]  # their token ids with the wrong prompt
+    check: str  # name of the check that the mistake fails
+    name: str  # the wrong prompt or template in words, for messages
+    kind: str  # kind of the probes
+    index: list[int]  # where the n probes are in `Evidence.probes`
+    ids: list[list[int]]  # their token ids with the mistake
     states: Tensor = field(default_factory=_nothing)  # [n, C] fp64, after the final norm
 
 
@@ -52,34 +54,35 @@ class Ours:
     """The results of lastword."""
 
     ids: list[list[int]]
-    cut_ids: list[list[int]]  # of the texts in `Evidence.cut`
+    cut_ids: list[list[int]]  # token ids of the texts in `Evidence.cut`
     states: Tensor  # [N, L + 1, C]
     vectors: Tensor  # [N, dim]
-    alone: Tensor  # [n, dim], of the probes with `alone` set, each embedded in its own call
+    alone: Tensor  # [n, dim], vectors of the probes with `alone` set, each computed in its own call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence(ABC):
     """What lastword and transformers computed for the probes.
 
-    All tensors are on the CPU, with rows in the order of `probes`; those of transformers are stored in fp64.
+    All tensors are on the CPU, with one row per probe in the order of `probes`. Those of transformers are fp64. For a
+    reranker (`PairEvidence`), scores are treated as vectors of width 1.
     """
 
-    noun: ClassVar[str]  # what the model makes of a text, for messages
+    noun: ClassVar[str]  # "vector" or "score": what the model computes for a text, for messages
 
     probes: list[Probe]
-    ids: list[list[int]]  # of transformers
+    ids: list[list[int]]  # token ids by transformers' tokenizer
     cut: list[str]  # texts that are cut at a small max_length
-    cut_ids: list[list[int]]  # their token ids, of transformers
-    reference: ReferenceStates  # of transformers in the reference dtype
-    theirs: ReferenceStates  # of transformers in lastword's dtype and quantisation mode
+    cut_ids: list[list[int]]  # their token ids by transformers' tokenizer
+    reference: ReferenceStates  # by transformers in the reference dtype
+    theirs: ReferenceStates  # by transformers in lastword's dtype and quantisation mode
     alternates: list[Alternate]
     ours: Ours
     bounds: Bounds
 
     @abstractmethod
     def postprocess(self, states: Tensor) -> Tensor:
-        """Turn final hidden states [n, C] into what the model makes of them, vectors [n, dim]."""
+        """Turn final hidden states [n, C] into vectors [n, dim], or scores [n, 1]."""
 
     @property
     def reference_vectors(self) -> Tensor:
@@ -88,17 +91,17 @@ class Evidence(ABC):
 
     @property
     def their_vectors(self) -> Tensor:
-        """Transformers' vectors [N, dim], computed in lastword's dtype, with matmuls in 8 bits if lastword's are."""
+        """The vectors [N, dim] that transformers computes in lastword's dtype, with 8-bit matmuls if lastword's are."""
         return self.postprocess(self.theirs.states[:, -1])
 
     @property
     def their_difference(self) -> float:
-        """Largest difference of transformers' vectors from the reference."""
+        """Largest absolute difference of `their_vectors` from the reference."""
         return float((self.reference_vectors - self.their_vectors).abs().max())
 
     @property
     def vector_limit(self) -> float:
-        """Allowed largest difference of a vector from the reference."""
+        """Largest absolute difference from the reference that lastword's vectors may have."""
         return self.bounds.vector_limit(self.their_difference)
 
     def label(self, index: int) -> str:
@@ -116,11 +119,11 @@ class TextEvidence(Evidence):
     noun: ClassVar[str] = "vector"
 
     text: ReferenceText
-    prompts: dict[str, str]  # of lastword, by name
+    prompts: dict[str, str]  # lastword's prompts, by name
     dim: int  # width of the vectors
 
     def postprocess(self, states: Tensor) -> Tensor:
-        """Turn final hidden states into vectors as sentence-transformers does; truncated ones are always normalised."""
+        """Turn final hidden states into vectors: cut to `dim`; normalise if the model does, or if they were cut."""
         vectors = states[:, : self.dim].double()
         cut = self.dim < states.shape[1]
         return F.normalize(vectors, dim=1) if self.text.normalize or cut else vectors
@@ -134,7 +137,7 @@ def gather(
     Args:
         embedder: lastword's model.
         probes: texts to embed.
-        advance: called with 1 after each layer that transformers computes; 2·L calls in total.
+        advance: called with 1 after each layer that transformers computes, 2·L times in all.
 
     Raises:
         InputError: there are too many texts.
@@ -173,7 +176,16 @@ def compute_references(
     mistakes: list[Alternate],
     advance: Callable[[int], None],
 ) -> tuple[ReferenceStates, ReferenceStates, list[Alternate]]:
-    """Compute the token lists with transformers, in the reference dtype and in lastword's, and the mistakes' states.
+    """Compute hidden states with transformers: in the reference dtype, in lastword's dtype, and with the mistakes.
+
+    Args:
+        info: the model, opened by lastword.
+        ids: token ids of the N probes.
+        mistakes: the mistakes, without their states.
+        advance: called with 1 after each layer, 2·L times in all.
+
+    Returns:
+        The states in the reference dtype, those in lastword's dtype, and the mistakes with their states.
 
     Raises:
         InputError: there are too many tokens.
@@ -193,7 +205,7 @@ def compute_references(
 
 
 def _measure(embedder: Embedder, probes: list[Probe], cut: list[str]) -> Ours:
-    """Compute all results of lastword through its public methods, one call each for queries and documents."""
+    """Compute lastword's results with its public methods: one call for all queries, one for all documents."""
     vectors = _by_kind(probes, lambda kind, texts: list(_vectors(embedder, kind, texts)))
     states = _by_kind(probes, lambda kind, texts: list(_states(embedder, kind, texts)))
     return Ours(
@@ -210,10 +222,10 @@ def _check_size(ids: list[list[int]]) -> None:
     if tokens > MAX_TOKENS or len(ids) > MAX_TEXTS:
         raise InputError(
             "texts",
-            "too many to verify with",
+            "too many",
             got=f"{count(len(ids), 'text')} with {tokens:,} tokens",
             expected=f"at most {MAX_TEXTS:,} texts with {MAX_TOKENS:,} tokens in total",
-            remedy="Verify with a sample of the texts.",
+            remedy="Verify a sample of the texts.",
         )
 
 
@@ -232,7 +244,7 @@ def _check_ids(folder: Path, ids: list[list[int]], vocab_size: int) -> None:
 def _with_tokens(
     text: ReferenceText, probes: Sequence[Probe], max_length: int
 ) -> tuple[list[Probe], list[list[int]]]:
-    """Leave out texts without tokens, such as the empty text if the tokenizer adds no end token."""
+    """Tokenise the probes, and leave out those without tokens, such as "" if the tokenizer adds no end token."""
     ids = text.ids([text.prompt(probe.kind) + probe.text for probe in probes], max_length)
     kept = [(probe, each) for probe, each in zip(probes, ids, strict=True) if each]
     return [probe for probe, _ in kept], [each for _, each in kept]
@@ -266,7 +278,7 @@ def _with_states(mistakes: list[Alternate], states: Tensor) -> list[Alternate]:
 
 
 def _by_kind(probes: Sequence[Probe], compute: Callable[[str, list[str]], list[T]]) -> list[T]:
-    """Compute queries and documents in one call each; return the results in the order of the probes."""
+    """Call `compute` once with all queries and once with all documents; return the results in the probes' order."""
     results: dict[int, T] = {}
     for kind in ("query", "document"):
         index = [i for i, probe in enumerate(probes) if probe.kind == kind]

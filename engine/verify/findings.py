@@ -1,4 +1,4 @@
-"""Turn the collected results into named checks, each with the figure that decides it.
+"""Turn the collected results into named checks. Each detail gives the figure that decides the check.
 
 `mistakes.py` recognises typical mistakes.
 """
@@ -16,7 +16,7 @@ from lastword.verify.verdict import LayerError, Verdict
 
 
 def judge(evidence: TextEvidence | PairEvidence, verdict: Verdict) -> None:
-    """Add every check of token ids, states and vectors or scores to the verdict."""
+    """Add the checks of token ids, hidden states and vectors (or scores) to the verdict."""
     number = len(evidence.ids)
     differ = [i for i in range(number) if evidence.ours.ids[i] != evidence.ids[i]]
     same = integers([i for i in range(number) if i not in set(differ)])
@@ -58,7 +58,7 @@ def _token_problem(evidence: Evidence, differ: list[int]) -> str | None:
     place = next((k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
     place = min(len(ours), len(theirs)) if place is None else place
     got, expected = (str(ids[place]) if place < len(ids) else "the end" for ids in (ours, theirs))
-    return f"{count(len(pairs), 'text')} with other tokens; {label}: token {place}: got {got}, expected {expected}"
+    return f"{count(len(pairs), 'text')} with wrong tokens; {label}: token {place}: got {got}, expected {expected}"
 
 
 def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
@@ -76,7 +76,7 @@ def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
 
 
 def _layers(evidence: Evidence, same: Tensor, verdict: Verdict) -> None:
-    """Compare the hidden states of texts with correct token ids; if there is none, the check does not run."""
+    """Compare the hidden states of the texts with correct token ids; without any, the check does not run."""
     if not len(same):
         return
     reference = evidence.reference.states[same]
@@ -100,7 +100,7 @@ def _layers(evidence: Evidence, same: Tensor, verdict: Verdict) -> None:
 
 
 def _relative_rms(states: Tensor, reference: Tensor) -> list[float]:
-    """Return the error per layer: norm of the difference relative to the norm of the state, RMS over texts."""
+    """Return an error per layer: each text's norm of the difference over the norm of the state, as RMS over texts."""
     lengths = reference.norm(dim=2).clamp_min(1e-30)  # [N, L + 1]
     relative = (states - reference).norm(dim=2) / lengths
     errors: list[float] = relative.square().mean(0).sqrt().tolist()
@@ -115,7 +115,7 @@ def _vectors(evidence: TextEvidence, verdict: Verdict) -> None:
 
 
 def _log_odds(evidence: PairEvidence, verdict: Verdict) -> None:
-    """Compare the scores; the cosines, which `_drift` needs, are those of the final states."""
+    """Compare the scores. `_drift` needs cosines; for scores, these are the cosines of the final hidden states."""
     _cosines(
         evidence.ours.states[:, -1].double(), evidence.reference.states[:, -1].double(), verdict
     )
@@ -130,7 +130,7 @@ def _cosines(ours: Tensor, reference: Tensor, verdict: Verdict) -> None:
 
 
 def _results(check: str, words: str, evidence: Evidence, verdict: Verdict) -> None:
-    """Compare the vectors or scores with the reference; `words` are added to the detail of the check."""
+    """Compare the vectors or scores with the reference; `words` is added to the check's detail."""
     reference = evidence.reference_vectors
     errors = row_differences(evidence.ours.vectors.double(), reference)
     worst, limit = float(errors.max()), evidence.vector_limit
@@ -143,20 +143,20 @@ def _results(check: str, words: str, evidence: Evidence, verdict: Verdict) -> No
 
 
 def _drift(evidence: Evidence, verdict: Verdict) -> None:
-    """Check the cosines of the quantised vectors, or final states, with the reference against the mode's bounds."""
+    """Check that the cosines with the reference are within the bounds of the quantisation mode."""
     mean, least = verdict.figures["mean_cosine"], verdict.figures["min_cosine"]
     bounds = evidence.bounds
     detail = f"{verdict.quantize}: cosine {mean:.5f} on average, {least:.5f} at worst"
     problem = (
         f"{detail}; expected at least {bounds.mean_cosine} on average and {bounds.min_cosine} for every text. "
-        f"If all earlier checks pass, this model is not suited to {verdict.quantize}"
+        f"If all earlier checks pass, this model is not suitable for {verdict.quantize}"
     )
     near = mean >= bounds.mean_cosine and least >= bounds.min_cosine
     verdict.add("drift", None if near else problem, detail)
 
 
 def _ranking(evidence: Evidence, verdict: Verdict) -> None:
-    """Compare the ten nearest texts of every text by both engines; texts with equal token ids count once."""
+    """Compare each text's ten nearest texts by both engines; of texts with equal token ids, only one takes part."""
     first = {tuple(ids): i for i, ids in reversed(list(enumerate(evidence.ids)))}
     index = sorted(first.values())
     reference = evidence.reference_vectors[index]

@@ -1,6 +1,6 @@
 """Recognise the mistakes that engines typically make with these models.
 
-A mistake is recognised by its result: the reference makes it on purpose, and its output equals lastword's.
+The reference makes each mistake on purpose. If its result then equals lastword's, lastword makes the same mistake.
 """
 
 import re
@@ -16,13 +16,14 @@ from lastword.verify.evidence import Evidence, TextEvidence
 from lastword.verify.transformers_reference import QWEN_END_TOKEN
 
 _QUERY_FORM = re.compile(r"Instruct: .+\nQuery:", re.DOTALL)
-# Whatever looks like an instruction must be one: a missing line break or an extra space changes every vector.
+# A prompt that looks like an instruction must match `_QUERY_FORM`; an extra space would change every vector.
 _INSTRUCTION = re.compile(r"instruct\w*\s*:|\n\s*query\s*:", re.IGNORECASE)
 _MOST = 0.9  # share of the differing texts that one mistake must explain
 
 
 E = TypeVar("E", bound=Evidence)
-# A possible mistake: check, problem, what lastword makes of the texts, and what it would be with the mistake.
+# A possible mistake: the check that it fails, the problem in words, lastword's results [n, dim], and the results
+# [n, dim] that the reference has with the mistake.
 Candidate = tuple[str, str, Tensor, Tensor]
 
 
@@ -31,7 +32,7 @@ def text_mistakes(evidence: TextEvidence, same: Tensor, differ: list[int]) -> di
 
     Args:
         evidence: the collected results.
-        same: int64 [n], indices of the texts with correct token ids.
+        same: [n], int64, indices of the texts with correct token ids.
         differ: indices of the texts with wrong token ids.
     """
     problems = {
@@ -43,16 +44,16 @@ def text_mistakes(evidence: TextEvidence, same: Tensor, differ: list[int]) -> di
 
 
 def _end_token_problem(evidence: TextEvidence, differ: list[int]) -> str | None:
-    """Check that tokenizer.json appends an end token that the model's files name, and that lastword keeps it."""
+    """Return what is wrong with the end token: in tokenizer.json, or in lastword's token ids; None if nothing is."""
     appended, named = evidence.text.appended(), evidence.text.end_tokens()
-    # Other models than Qwen3-Embedding may have been trained without an end token.
+    # Models other than Qwen3-Embedding may have been trained without an end token.
     needed = bool(appended) or QWEN_END_TOKEN in named
     if needed and appended[-1:] not in [[token] for token in named]:
         got = f"{appended[-1]!r}" if appended else "none"
         expected = f"{named[0]!r}" if named else "none"
         return (
             f"tokenizer.json appends the wrong token; got {got}, expected {expected}. Download the tokenizer "
-            "again; if the model was trained this way, pass --accept 'end token'"
+            "again; if the model was trained with it, pass --accept 'end token'"
         )
     if not appended:
         return None
@@ -63,14 +64,15 @@ def _end_token_problem(evidence: TextEvidence, differ: list[int]) -> str | None:
         others = sorted({ours.ids[i][-1] for i in differ})
         return f"wrong end token; got id {others}, expected {end!r}"
     if any(a[-1] != b[-1] for a, b in zip(ours.cut_ids, evidence.cut_ids, strict=True)):
-        return f"missing after a text is cut; expected {end!r} last"
+        return f"missing from a text that was cut; expected {end!r} at its end"
     return None
 
 
 def _prompt_problem(evidence: TextEvidence) -> str | None:
-    """Compare the prompts with the checkpoint's file, and an instruction in the file with Qwen3-Embedding's form.
+    """Return what is wrong with the prompts; None if nothing is.
 
-    A prompt of another kind, such as "query: ", is the model's own and passes.
+    They must equal those in the checkpoint, and a prompt that looks like an instruction must have the form of
+    Qwen3-Embedding's. Any other prompt, such as "query: ", passes.
     """
     theirs, ours = evidence.text.prompts, evidence.prompts
     for name in sorted(theirs.keys() | ours.keys()):
@@ -83,16 +85,16 @@ def _prompt_problem(evidence: TextEvidence) -> str | None:
     trained = "If the model was trained this way, pass --accept 'prompt text'"
     if _INSTRUCTION.search(query) and not _QUERY_FORM.fullmatch(query):
         expected = "'Instruct: …\\nQuery:' with no space after it"
-        what = "prompt 'query' in config_sentence_transformers.json is not quite an instruction"
+        what = "prompt 'query' in config_sentence_transformers.json is a malformed instruction"
         return f"{what}; got {query!r}, expected {expected}. {trained}"
     if _INSTRUCTION.search(document):
-        what = "documents have the prompt of queries"
+        what = "the document prompt is a query instruction"
         return f"{what}; got {document!r}, expected none. {trained}"
     return None
 
 
 def alternate_in_ids(evidence: Evidence, differ: list[int]) -> str | None:
-    """Return the problem if the token ids are those of an alternate."""
+    """Return the mistake with prompts or templates that gives exactly lastword's token ids; None if there is none."""
     for alternate in evidence.alternates:
         known = dict(zip(alternate.index, alternate.ids, strict=True))
         both = [i for i in differ if i in known]
@@ -113,9 +115,9 @@ def explain(
 
     Args:
         evidence: the collected results.
-        same: int64 [n], indices of the texts with correct token ids.
-        candidates: yields every known mistake, given the indices [m] of the texts with correct token ids and wrong
-            results.
+        same: [n], int64, indices of the texts with correct token ids.
+        candidates: yields every known mistake, given the evidence and the indices [m] of the texts that have correct
+            token ids and wrong results.
     """
     limit = evidence.vector_limit
     wrong = row_differences(evidence.ours.vectors.double(), evidence.reference_vectors) > limit
@@ -135,7 +137,7 @@ def _vector_candidates(evidence: TextEvidence, off: Tensor) -> Iterator[Candidat
 
 
 def row_candidates(evidence: Evidence, off: Tensor) -> Iterator[Candidate]:
-    """Yield the mistakes of taking another row than the last one, or the last one too early."""
+    """Yield the mistakes of pooling a row other than the last, or of skipping the final norm."""
     got, walk = evidence.ours.vectors.double()[off], evidence.reference
     what = count(len(off), evidence.noun)
     rows = {"row before the last": walk.before_last, "first row": walk.first}
@@ -151,7 +153,7 @@ def row_candidates(evidence: Evidence, off: Tensor) -> Iterator[Candidate]:
 
 
 def alternate_candidates(evidence: Evidence, off: Tensor) -> Iterator[Candidate]:
-    """Yield the mistakes of computing with other token ids than those that are reported."""
+    """Yield the mistakes with prompts or templates that lastword's reported token ids do not show."""
     ours, kinds = evidence.ours.vectors.double(), {evidence.probes[i].kind for i in off.tolist()}
     for alternate in evidence.alternates:
         place = {i: k for k, i in enumerate(alternate.index)}
@@ -163,7 +165,7 @@ def alternate_candidates(evidence: Evidence, off: Tensor) -> Iterator[Candidate]
 
 
 def order_candidate(evidence: Evidence, off: Tensor) -> Candidate:
-    """Return the mistake of giving a text the result of another one."""
+    """Return the mistake of giving a text the result of another text."""
     got, reference = evidence.ours.vectors.double()[off], evidence.reference_vectors
     nearest = torch.cdist(got, reference).argmin(1)
     first, other, noun = evidence.label(int(off[0])), evidence.label(int(nearest[0])), evidence.noun
@@ -178,5 +180,5 @@ def _lengths(evidence: TextEvidence, off: Tensor) -> str:
 
 
 def row_differences(a: Tensor, b: Tensor) -> Tensor:
-    """Return the largest absolute difference of each row; NaN counts as infinite."""
+    """Return the largest absolute difference in each row, [N]; NaN counts as infinity."""
     return (a - b).abs().nan_to_num(torch.inf).amax(1)

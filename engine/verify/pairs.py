@@ -1,7 +1,7 @@
-"""The same evidence for a reranker: pairs of a query and a document instead of texts, scores instead of vectors.
+"""The evidence for a reranker: pairs of a query and a document instead of texts, scores instead of vectors.
 
-The reference renders the checkpoint's own chat template with transformers, or else has Qwen3-Reranker's words written
-out here, and reads the head from the stored tensors: it shares neither template nor head with lastword.
+The reference shares neither the template nor the score head with lastword. It renders the checkpoint's chat template
+with transformers, or else uses Qwen3-Reranker's, which is written out here, and reads the head from the stored tensors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,15 +34,15 @@ from lastword.verify.mistakes import (
 from lastword.verify.probes import Probe
 from lastword.verify.transformers_reference import StoredTensors, open_tokenizer, read_json
 
-# Around and inside a pair, as the model card of Qwen3-Reranker has it.
+# The fixed text around a pair, and the instruction, from the model card of Qwen3-Reranker.
 _PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
 )
 _SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-_MARK = "@@document@@"  # stands for the document while a chat template is rendered
-_SHORT = 6  # pairs for which the mistakes are computed
+_MARK = "@@document@@"  # takes the document's place while a chat template is rendered
+_SHORT = 6  # number of short pairs for which the mistakes are computed
 
 
 class ReferencePairs:
@@ -50,7 +50,7 @@ class ReferencePairs:
 
     Args:
         folder: the checkpoint.
-        instruction: the instruction of every pair; None for the checkpoint's own.
+        instruction: the instruction for every pair; None for the checkpoint's own.
 
     Raises:
         ConfigError: transformers cannot open the tokenizer.
@@ -71,7 +71,7 @@ class ReferencePairs:
         self.head, self.row, self.wrong_rows = self._read_head()
 
     def template_problem(self) -> str | None:
-        """Return what is wrong with the checkpoint's chat template: nearly that of Qwen3-Reranker, but not quite."""
+        """Return how the checkpoint's template differs from Qwen3-Reranker's; None if it is the same or unrelated."""
         text, card = ("".join(parts("query")) for parts in (self._parts, self._card_parts))
         if "<Instruct>" not in text or text == card:
             return None
@@ -79,35 +79,37 @@ class ReferencePairs:
         start = max(0, (min(len(text), len(card)) if place is None else place) - 10)
         got, expected = text[start : start + 30], card[start : start + 30]
         return (
-            f"the chat template is not quite that of Qwen3-Reranker; got {got!r}, expected {expected!r}. If the model "
+            f"the chat template differs from that of Qwen3-Reranker; got {got!r}, expected {expected!r}. If the model "
             "was trained this way, pass --accept template"
         )
 
     def ids(self, query: str, document: str, max_length: int) -> list[int]:
-        """Return the token ids of a pair, with the document cut so that no more than max_length are left."""
-        prefix, head, suffix = self._parts(query)
+        """Return the token ids of a pair, at most `max_length`; the document is cut to fit."""
+        prefix, middle, suffix = self._parts(query)
         before, after = self._ids(prefix), self._ids(suffix)
-        return before + self._ids(head + document)[: max_length - len(before) - len(after)] + after
+        return (
+            before + self._ids(middle + document)[: max_length - len(before) - len(after)] + after
+        )
 
     def mistakes(self, probes: Sequence[Probe], max_length: int) -> list[Alternate]:
-        """Build the typical mistakes with templates, for the first short pairs."""
+        """Build the typical mistakes with templates, for a few short pairs; `compute_references` adds their states."""
         index = [i for i, each in enumerate(probes) if 0 < len(each.text) < 100][:_SHORT]
         end = self._tokenizer.eos_token_id
         found: dict[str, list[list[int]]] = {}
         for i in index:
             query, text = probes[i].query, probes[i].text
-            prefix, head, suffix = self._parts(query)
+            prefix, middle, suffix = self._parts(query)
             right = self.ids(query, text, max_length)
             wrong = {
                 "no template": self._ids(query + text),
                 "the query and the document exchanged": self.ids(text, query, max_length),
-                "no end of the template": self._ids(prefix) + self._ids(head + text),
+                "no end of the template": self._ids(prefix) + self._ids(middle + text),
                 "two line breaks between the lines of the template": self._ids(prefix)
-                + self._ids(head.replace("\n<", "\n\n<") + text)
+                + self._ids(middle.replace("\n<", "\n\n<") + text)
                 + self._ids(suffix),
             }
             if prefix:
-                wrong["no words around instruction, query and document"] = self._ids(head + text)
+                wrong["no text around instruction, query and document"] = self._ids(middle + text)
             if end is not None:
                 wrong["an end token after the template"] = [*right, end]
             for name, ids in wrong.items():
@@ -115,15 +117,18 @@ class ReferencePairs:
         return [Alternate("template", name, "pair", index, ids) for name, ids in found.items()]
 
     def _parts(self, query: str) -> tuple[str, str, str]:
-        """Return what is before the instruction, from there to the document, and after it."""
+        """Return three texts: up to the instruction, from there to the document, and after the document.
+
+        With the checkpoint's own template, the first is "" and the second begins at the start.
+        """
         if not self._has_template:
             return self._card_parts(query)
         messages = [{"role": "query", "content": query}, {"role": "document", "content": _MARK}]
         if self._instruction is not None:
             messages.insert(0, {"role": "system", "content": self._instruction})
         text: str = self._tokenizer.apply_chat_template(messages, tokenize=False)
-        head, _, suffix = text.partition(_MARK)
-        return "", head, suffix
+        middle, _, suffix = text.partition(_MARK)
+        return "", middle, suffix
 
     def _card_parts(self, query: str) -> tuple[str, str, str]:
         instruction = _INSTRUCTION if self._instruction is None else self._instruction
@@ -138,7 +143,7 @@ class ReferencePairs:
         return ids
 
     def _read_head(self) -> tuple[str, Tensor, dict[str, Tensor]]:
-        """Return the head in words, its row [C] fp64, and the rows that typical mistakes would use."""
+        """Return the score head in words, its row ([C], fp64), and the rows of typical mistakes by their names."""
         tensors = StoredTensors(self._folder)
         config = read_json(self._folder / "config.json", {})
         wrong = {}
@@ -159,7 +164,7 @@ class ReferencePairs:
         return words, row, wrong
 
     def _tokens(self) -> tuple[int, int | None]:
-        """Return the tokens whose logits make the score."""
+        """Return the ids of the tokens whose logits make the score: added, and subtracted if there is one."""
         place = next((m["path"] for m in self._modules if m["type"].endswith(".LogitScore")), None)
         if place is not None:
             named = read_json(self._folder / place / "config.json", {})
@@ -168,12 +173,12 @@ class ReferencePairs:
         return yes, no
 
     def head_problem(self) -> str | None:
-        """Return the problem if LogitScore has the tokens the wrong way round."""
+        """Return the problem if LogitScore has "yes" and "no" exchanged, else None."""
         if not self.head.startswith("'no' minus 'yes'"):
             return None
         return (
             "yes and no are swapped in LogitScore's config.json; got true_token_id 'no', expected 'yes'. If the model "
-            "was trained this way, pass --accept head"
+            "was trained with them swapped, pass --accept head"
         )
 
 
@@ -183,7 +188,7 @@ def _row(head: Tensor, true: int, false: int | None) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairEvidence(Evidence):
-    """The results of both engines for a reranker; its scores, before any activation, are vectors of width 1."""
+    """The results of both engines for a reranker. Its scores, before any activation, are vectors of width 1."""
 
     noun: ClassVar[str] = "score"
 
@@ -202,7 +207,7 @@ def gather_pairs(
     Args:
         reranker: lastword's model.
         probes: pairs to score.
-        advance: as for `gather`.
+        advance: called with 1 after each layer that transformers computes, 2·L times in all.
 
     Raises:
         InputError: a pair cannot be scored, or there are too many.
@@ -215,7 +220,9 @@ def gather_pairs(
     limit = min(info.max_length, len(text.ids(query, "", info.max_length)) + CUT)
     mistakes = text.mistakes(probes, info.max_length)
     pairs = [(each.query, each.text) for each in probes]
-    ours = reranker.token_ids(pairs)  # raises an InputError before anything is computed
+    ours = reranker.token_ids(
+        pairs
+    )  # first, because it raises an InputError before anything is computed
     reference, theirs, alternates = compute_references(info, ids, mistakes, advance)
     alone = [pair for pair, each in zip(pairs, probes, strict=True) if each.alone]
     return PairEvidence(
@@ -258,7 +265,7 @@ def pair_mistakes(evidence: PairEvidence, same: Tensor, differ: list[int]) -> di
 
     Args:
         evidence: the collected results.
-        same: int64 [n], indices of the pairs with correct token ids.
+        same: [n], int64, indices of the pairs with correct token ids.
         differ: indices of the pairs with wrong token ids.
     """
     problems = {

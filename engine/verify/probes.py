@@ -1,7 +1,7 @@
 """The built-in texts of every verification.
 
 They cover short and long texts, scripts, special characters, prompts, equal texts and shared beginnings: cases in
-which engines have made mistakes. The total is 2,181 tokens with Qwen3-Embedding's tokenizer, few enough to verify
+which engines have made mistakes. In total they have 2,181 tokens with Qwen3-Embedding's tokenizer, few enough to verify
 a large model on a CPU.
 """
 
@@ -77,12 +77,12 @@ _LONG = "".join(f"Entry {day}: wind {day * 7 % 12}, {_STORY[45:98]} " for day in
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A text and how it is embedded.
+    """A text (or a pair, for a reranker) and how to compute it.
 
     Args:
-        text: the text.
-        kind: whose prompt is put before it; a "pair" is a text with a query, for a reranker.
-        alone: also embed the text in a call of its own, to check that other texts in a batch do not change its vector.
+        text: the text; the document of a pair.
+        kind: "query" or "document" selects the prompt put before the text; "pair" is a text with a query.
+        alone: also compute it in a call of its own, to check that other texts in a batch do not change its result.
         query: the query of a pair.
     """
 
@@ -103,7 +103,7 @@ def probes(texts: Sequence[str] = ()) -> list[Probe]:
 
 
 def pair_probes(texts: Sequence[str] = ()) -> list[Probe]:
-    """Return the built-in pairs of a query and a document, followed by the caller's texts with a built-in query."""
+    """Return the built-in pairs, followed by the caller's texts as documents of a built-in query."""
     query, *others = _QUERIES
     documents = (*_ANSWERS, *_EQUAL, *_SHARED)
     plain = (*_LENGTHS, *_SCRIPTS, *_SPECIALS, _LONG)

@@ -1,7 +1,8 @@
 """A simple implementation of 8-bit rounding, which gives transformers' layers the expected quantisation error.
 
-It shares no code with the matmuls of `kernels` and the smoothing of `model`, only constants: the number of codes per
-side, the fp8 format of a device, the rounding error above which output channels are left exact, and three of smoothing.
+It shares no code with the matmuls in `kernels` or the smoothing in `model`, only constants: the number of int8 codes on
+each side of zero, a device's fp8 format, the rounding error above which an output channel stays exact, and three
+constants of smoothing.
 """
 
 import math
@@ -22,7 +23,7 @@ from lastword.kernels import (
     fp8_format,
 )
 
-# The linear layers that int8 smooths; those of a group have the same input.
+# The linear layers that int8 smooths, grouped by their input.
 _SMOOTHED = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("mlp.gate_proj", "mlp.up_proj"),
@@ -31,15 +32,15 @@ _SMOOTHED = (
 
 
 class RoundedLinear(nn.Module):
-    """A linear layer with weights [K_out, K_in] and inputs [..., K_in] rounded to 8 bits, row by row.
+    """A linear layer whose weights [K_out, K_in] and inputs [..., K_in] are rounded to 8 bits, row by row.
 
     Args:
         linear: the exact layer.
         mode: "int8" or "fp8".
-        factors: [K_in], by which inputs are divided and weights multiplied before rounding; None for no change.
+        factors: [K_in]; before rounding, inputs are divided by them and weights multiplied. None for all ones.
 
     Numerics:
-        In int8, output channels with a rounding error above `MAX_ROUNDING` use exact weights and exact inputs.
+        In int8, an output channel with a rounding error above `MAX_ROUNDING` uses exact weights and exact inputs.
     """
 
     def __init__(self, linear: nn.Linear, mode: str, factors: Tensor | None = None) -> None:
@@ -64,7 +65,7 @@ class RoundedLinear(nn.Module):
 def quantize_layer(
     layer: nn.Module, mode: str, factors: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Replace every linear layer inside `layer` with a RoundedLinear; `factors` has its factors by its name."""
+    """Replace every linear layer inside `layer` with a RoundedLinear; `factors` maps its name to its factors."""
     linears = {name: each for name, each in layer.named_modules() if isinstance(each, nn.Linear)}
     for name, linear in linears.items():
         parent, _, own = name.rpartition(".")
@@ -73,16 +74,16 @@ def quantize_layer(
 
 
 def calibration_ids(vocab_size: int) -> list[int]:
-    """Return the token ids of the sequence on which int8 measures channels: spread evenly over the vocabulary."""
+    """Return the token ids, spread evenly over the vocabulary, with which int8 measures the size of channels."""
     return [number * vocab_size // SMOOTHING_TOKENS for number in range(SMOOTHING_TOKENS)]
 
 
 def smoothing_factors(layer: nn.Module, run: Callable[[], object]) -> dict[str, Tensor]:
-    """Return the factors of a layer's smoothed linear layers, by their names, measured while the layer runs.
+    """Measure the inputs of a decoder layer's linear layers; return {name: factors [K_in]} for those to smooth.
 
     Args:
-        layer: a decoder layer of transformers, not yet rounded.
-        run: runs the layer on the calibration tokens, as states [1, T, C].
+        layer: a decoder layer of transformers, before it is rounded.
+        run: runs the layer once on the calibration tokens, given to it as states [1, T, C].
     """
     inputs: dict[str, Tensor] = {}
 
@@ -109,7 +110,7 @@ def _factors(inputs: Tensor, weights: Tensor) -> Tensor:
     size = inputs.pow(2).mean(0).sqrt()
     wanted = size.pow(SMOOTHING_SHARE) / weights.abs().amax(0).pow(1 - SMOOTHING_SHARE)
     exponents = wanted.log2()
-    channels = exponents.isfinite()  # the others are zero or unread
+    channels = exponents.isfinite()  # the others have inputs or weights of zero
     if not channels.any():
         return torch.ones_like(size)
     exponents = (exponents - exponents[channels].mean()).round()
@@ -124,7 +125,7 @@ def is_quantized(mode: str, index: int, num_layers: int) -> bool:
 
 
 def _round(x: Tensor, mode: str, levels: int) -> Tensor:
-    """Round each row of x [..., K], with its own scale: its largest absolute value becomes the last code.
+    """Round each row of x [..., K] with its own scale, so that its largest absolute value becomes the largest code.
 
     Args:
         x: the rows.

@@ -1,7 +1,7 @@
 """The reference: transformers' own Qwen3 layers on the stored tensors, with one layer in memory at a time.
 
-Config, tokenizer, prompts and weights are read with transformers, safetensors and json only, so an error in lastword's
-own reading code is found. This module does not use `Embedder`.
+Config, tokenizer, prompts and weights are read with transformers, safetensors and json only, so that errors in
+lastword's reading code are found too. This module does not use `Embedder`.
 """
 
 import json
@@ -25,7 +25,7 @@ from lastword.verify.rounding import (
     smoothing_factors,
 )
 
-QWEN_END_TOKEN = "<|endoftext|>"  # noqa: S105  the one that Qwen3-Embedding was trained with
+QWEN_END_TOKEN = "<|endoftext|>"  # noqa: S105  Qwen3-Embedding was trained with it
 
 
 def open_tokenizer(folder: Path, **keywords: str) -> Any:
@@ -62,18 +62,18 @@ class ReferenceText:
         self._tokenizer = open_tokenizer(folder, **keywords)
         self._eos = read_json(folder / "config.json", {}).get("eos_token_id")
         settings = read_json(folder / "config_sentence_transformers.json", {})
-        # without modules.json sentence-transformers reads no prompts
+        # Without modules.json, sentence-transformers reads no prompts.
         read = (modules and settings.get("prompts")) or {}
         named = {name: prompt or "" for name, prompt in read.items()}
         self.prompts: dict[str, str] = {"query": "", "document": "", **named}
         self.normalize = modules is None or modules[-1]["type"].endswith(".Normalize")
 
     def prompt(self, kind: str) -> str:
-        """Return the prompt of this kind ("query" or "document"), or "" if there is none."""
+        """Return the prompt for a kind of text ("query" or "document"), or "" if there is none."""
         return self.prompts.get(kind, "")
 
     def ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """Return the token ids of each text, tokenised one text at a time and cut to max_length."""
+        """Return the token ids of each text, cut to max_length; each text is tokenised on its own."""
         return [
             self._tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
             for text in texts
@@ -89,8 +89,8 @@ class ReferenceText:
     def end_tokens(self) -> list[str]:
         """Return the tokens that may end a text according to the model's files, the most likely first; [] for none.
 
-        With Qwen's vocabulary these are Qwen3-Embedding's end token and the `eos_token_id` of config.json. The
-        tokenizer's `eos_token` does not count there, because Qwen3-Embedding's is the one for chats.
+        With Qwen's vocabulary these are Qwen3-Embedding's end token and config.json's `eos_token_id`. The tokenizer's
+        `eos_token` does not count then, because for Qwen3-Embedding it is the end of a chat message.
         """
         eos = self._eos if isinstance(self._eos, list) else [self._eos]
         named = self._tokenizer.convert_ids_to_tokens([i for i in eos if i is not None])
@@ -107,14 +107,14 @@ def read_json(path: Path, absent: Any) -> Any:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the weight files that transformers loads; other files, such as adapters, do not belong to the model."""
+    """Return the weight files that transformers loads; others in the folder, such as adapters, are ignored."""
     index = read_json(folder / "model.safetensors.index.json", None)
     names = ["model.safetensors"] if index is None else sorted({*index["weight_map"].values()})
     return [folder / name for name in names]
 
 
 class StoredTensors:
-    """Reads the tensors of a checkpoint folder one at a time, by names without the prefix `model.`."""
+    """Reads the tensors of a checkpoint one at a time. Names have no prefix `model.`."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, tuple[Path, str]] = {}
@@ -131,12 +131,12 @@ class StoredTensors:
         return tensor
 
     def group(self, prefix: str, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the tensors with this name prefix; the keys are the names without the prefix."""
+        """Return the tensors whose names begin with `prefix`, by their names without it."""
         names = [name for name in self._files if name.startswith(prefix)]
         return {name.removeprefix(prefix): self.read(name).to(device, dtype) for name in names}
 
     def not_finite(self) -> list[str]:
-        """Return the names of the tensors that hold NaN or infinity."""
+        """Return the names of the tensors that contain NaN or infinity."""
         return [name for name in self._files if not bool(self.read(name).isfinite().all())]
 
 
@@ -144,10 +144,10 @@ class StoredTensors:
 class ReferenceStates:
     """The hidden states that transformers computes for N token lists, in fp64 on the CPU."""
 
-    states: Tensor  # [N, L + 1, C]: the last token's, numbered as in transformers; the last one after the final norm
-    unnormed: Tensor  # [N, C]: the last token's, before the final norm
-    first: Tensor  # [N, C]: the first token's, after the final norm
-    before_last: Tensor  # [N, C]: those of the token before the last one, after the final norm
+    states: Tensor  # [N, L + 1, C]: last token, after the embedding and each layer; at L, after the final norm
+    unnormed: Tensor  # [N, C]: last token, after layer L, before the final norm
+    first: Tensor  # [N, C]: first token, after the final norm
+    before_last: Tensor  # [N, C]: the token before the last, after the final norm
     mean: Tensor  # [N, C]: mean over all tokens, after the final norm
 
 
@@ -160,7 +160,7 @@ def compute_reference_states(
     advance: Callable[[int], None],
     quantize: str | None = None,
 ) -> ReferenceStates:
-    """Compute the hidden states with transformers: all token lists go through one layer before the next is loaded.
+    """Compute hidden states with transformers: all token lists go through a layer before the next layer is loaded.
 
     Args:
         folder: the checkpoint.
@@ -168,14 +168,14 @@ def compute_reference_states(
         dtype: the dtype to compute in.
         device: the device to compute on.
         advance: called with 1 after each layer.
-        quantize: round the matmuls like this mode ("int8" or "fp8"), or None.
+        quantize: mode by which to round the matmuls ("int8" or "fp8"), or None.
     """
     from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
     config: Any = qwen3.Qwen3Config.from_pretrained(
         folder,
         local_files_only=True,
-        attn_implementation="sdpa",  # causal without a mask, because the lists of a batch have equal lengths
+        attn_implementation="sdpa",  # causal without a mask, since all lists of a batch have the same length
     )
     tensors = StoredTensors(folder)
     batches = _equal_lengths(ids)
@@ -246,7 +246,7 @@ def _through_layer(
 
 
 def _equal_lengths(ids: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Group the indices of lists with equal lengths, which need no padding and few calls."""
+    """Group the indices of token lists by length: a group needs no padding."""
     groups: dict[int, list[int]] = defaultdict(list)
     for index, each in enumerate(ids):
         groups[len(each)].append(index)

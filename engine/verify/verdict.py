@@ -1,7 +1,7 @@
 """The result of a verification: named checks, figures, and whether all checks passed.
 
-The checks are ordered from cause to effect: the first failed check names the problem, and later failures may only
-follow from it. This module knows nothing about models or texts.
+The checks are ordered from cause to effect: the first failed check names the problem, and later failures may be mere
+consequences. This module knows nothing about models or texts.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ CHECKS = {
     "weights": "every stored number is finite",
     "end token": "the model's end token, if it has one, ends every text, also after a cut",
     "prompt text": "prompts are the checkpoint's own, and instructions have Qwen3-Embedding's form",
-    "template": "a reranker's instruction, query and document are in the words that it was trained with",
+    "template": "a reranker's instruction, query and document are in the template that it was trained with",
     "tokens": "token ids are equal to those of transformers' tokenizer",
     "pooled row": "vectors are made from the last token's row",
     "final norm": "the final norm is applied",
-    "head": "a reranker's scores come from its own head, the right way round",
+    "head": "a reranker's scores come from its own head, with yes and no the right way round",
     "normalisation": "vectors have length 1 if the checkpoint says so",
     "order": "each text gets its own vector",
     "neighbours": "a text has the same vector alone and in a batch",
@@ -60,17 +60,17 @@ class LayerError:
 class Verdict:
     """All results of one verification."""
 
-    model: str  # as it was named
+    model: str  # name of the model, as the caller gave it
     folder: str
     device: str = ""
     dtype: str = ""  # compute dtype of lastword
     quantize: str | None = None
     reference: str = ""  # compute dtype of the reference
     texts: int = 0  # number of texts compared
-    tokens: int = 0  # of these texts
+    tokens: int = 0  # number of tokens in these texts
     checks: list[Check] = field(default_factory=list)
     layers: list[LayerError] = field(default_factory=list)  # from the embeddings to the final norm
-    figures: dict[str, float] = field(default_factory=dict)  # what the checks measured, by name
+    figures: dict[str, float] = field(default_factory=dict)  # measured values, by name
 
     @property
     def passed(self) -> bool:
@@ -79,7 +79,7 @@ class Verdict:
 
     @property
     def cause(self) -> Check | None:
-        """The first failed check, from which the others may follow."""
+        """The first failed check, or None; later failures may be its consequences."""
         return next((check for check in self.checks if check.status == "FAIL"), None)
 
     def add(self, name: str, problem: str | None, detail: str = "") -> None:
@@ -88,9 +88,9 @@ class Verdict:
         self.checks.append(Check(name, status, detail if problem is None else problem))
 
     def close(self, accept: Sequence[str], requested: Sequence[str]) -> "Verdict":
-        """Sort the checks, and mark those that were accepted and those that did not run.
+        """Sort the checks, and mark those that are accepted and those that did not run.
 
-        If some checks did not run, no failure is accepted: a model that was not compared must not pass.
+        If any check did not run, no failure is accepted, since a model that was not fully compared must not pass.
 
         Args:
             accept: names of checks that may fail.
@@ -110,20 +110,20 @@ class Verdict:
         return self
 
     def as_dict(self) -> dict[str, object]:
-        """Return the verdict as a JSON object."""
+        """Return the verdict as a dict that can be written as JSON."""
         cause = self.cause.name if self.cause else None
         return {"passed": self.passed, "cause": cause, **asdict(self)}
 
 
 def requested_checks(quantize: str | None, *, scores: bool, reranker: bool) -> list[str]:
-    """Return the names of the checks of a run, in order."""
+    """Return the names of the checks that a run includes, in order."""
     requested = {"drift": quantize is not None, "scores": scores}
     others = _OF_EMBEDDERS if reranker else _OF_RERANKERS
     return [name for name in CHECKS if requested.get(name, True) and name not in others]
 
 
 def check_known(accept: Sequence[str]) -> None:
-    """Check the names given with `accept`, before the model is known.
+    """Check that the names in `accept` are names of checks.
 
     Raises:
         ConfigError: there is no such check.
@@ -135,10 +135,10 @@ def check_known(accept: Sequence[str]) -> None:
 
 
 def check_accepted(accept: Sequence[str], requested: Sequence[str], *, reranker: bool) -> None:
-    """Check the names given with `accept`.
+    """Check that the run includes the checks named in `accept`.
 
     Raises:
-        ConfigError: this run does not include a check.
+        ConfigError: it does not include one of them.
     """
     others, kind = (
         (_OF_EMBEDDERS, "an embedding model") if reranker else (_OF_RERANKERS, "a reranker")
@@ -146,5 +146,5 @@ def check_accepted(accept: Sequence[str], requested: Sequence[str], *, reranker:
     for name in accept:
         if name not in requested:
             when = kind if name in others else _REQUESTED_BY[name]
-            what = f"this check runs with {when} only"
+            what = f"this check runs only with {when}"
             raise ConfigError("accept", what, got=repr(name))

@@ -1,4 +1,4 @@
-"""One complete verification: open the files, check the weights, compare the results, compare the card's scores."""
+"""One complete verification: open the files, check the weights, compare with transformers and the model card."""
 
 import os
 from collections.abc import Sequence
@@ -47,30 +47,30 @@ def verify(
     show_progress_bar: bool | None = None,
     **options: Any,
 ) -> Verdict:
-    """Compare lastword's vectors, or a reranker's scores, with transformers', on built-in texts and on `texts`.
+    """Compare lastword's vectors, or a reranker's scores, with those of transformers.
 
-    The reference is transformers' own layers in float64, or in float32 if the dtype is bfloat16. With `quantize`,
-    transformers' error is measured with its matmuls rounded by the same rule, and the quantisation error is checked
-    too. Memory holds lastword's model (one copy per device) and one layer of transformers' model.
+    The reference is computed by transformers' own layers in float64, or in float32 if the compute dtype is bfloat16.
+    With `quantize`, transformers' error is measured with its matmuls rounded by the same rule, and the quantisation
+    error is checked too. Memory holds lastword's model (one copy per device) and one layer of transformers' model.
 
     Args:
         model: Hugging Face id or folder.
-        texts: more texts to compare; they are embedded as documents, or scored with a built-in query.
+        texts: texts to compare besides the built-in ones, as documents; for a reranker, of a built-in query.
         scores: also compute the example on the model card, in float32, and compare its scores.
-        known_as: Hugging Face id whose model card to use; by default `model`, or the known model with the same
-            folder name.
-        reranker: whether the model is a reranker; by default as its files or its name say.
-        accept: names of checks that may fail, provided that all others run.
-        show_progress_bar: whether to show a bar; by default on a terminal only.
+        known_as: Hugging Face id of the model card to use; by default `model`, or the known model whose name is the
+            name of the folder.
+        reranker: whether the model is a reranker; by default, its files or its name decide.
+        accept: names of checks that may fail, provided that all checks run.
+        show_progress_bar: whether to show a progress bar; by default only on a terminal.
         options: keyword arguments of `Embedder` or `Reranker`.
 
     Returns:
         The verdict: `passed`, `cause`, `checks`, `layers`, `figures`.
 
     Raises:
-        ConfigError: a setting is refused, or transformers is missing.
+        ConfigError: a setting is not accepted, or transformers is missing.
         WeightsError: there is no such model.
-        InputError: a text cannot be embedded (`index` is its position), or there are too many texts.
+        InputError: a text cannot be embedded or scored (`index` is its index in `texts`), or there are too many texts.
     """
     check_known(accept)
     card = None
@@ -92,7 +92,7 @@ def verify(
         options["show_progress_bar"] = show_progress_bar
         load = Reranker if reranker else Embedder
         _compare(load(model, **options), texts, verdict, show=show_progress_bar)
-        if card is not None:  # the first embedder is no longer in memory
+        if card is not None:  # the embedder above is no longer in memory
             plain = {"dtype": "float32", "quantize": None, "truncate_dim": None}
             verdict.add("scores", *card_scores_problem(Embedder(model, **(options | plain)), card))
     return verdict.close(accept, requested)
@@ -138,7 +138,7 @@ def _compare(
     verdict.dtype = dtype_name(info.dtype)
     verdict.reference = dtype_name(reference_dtype(info.dtype))
     layers = info.config.num_hidden_layers
-    # Raises an InputError with the index of a text that cannot be embedded.
+    # Before anything is computed, raise InputError for a text that cannot be embedded or scored.
     if isinstance(model, Embedder):
         model.plan(texts, prompt=model.resolve_prompt(None, None, "document"))
     else:

@@ -158,7 +158,7 @@ def test_info_describes_a_reranker(run, tmp_path):
     assert not {"dim", "space", "run"} & facts.keys()
     status, _, err = run("info", folder, "--dim", 8)
     assert status == 2
-    assert "--dim: is for embedding models; got 8, expected none" in err
+    assert "--dim: is for embedding models only; got 8, expected none" in err
 
 
 def test_info_loads_no_weights(run, tiny_checkpoint, monkeypatch):

@@ -191,6 +191,6 @@ def test_from_the_shell(folder: Path, tmp_path: Path, monkeypatch, capfd) -> Non
     assert found["failed"].keys() == {"AlikeNotes"}
     assert "does not support CrossEncoders" in err
     assert main([*words, "--dim", "8"]) == 2
-    assert "--dim: is for embedding models; got 8" in capfd.readouterr().err
+    assert "--dim: is for embedding models only; got 8" in capfd.readouterr().err
     with refusal(ConfigError, where="truncate_dim", got="8"):
         evaluate(folder, tasks=tasks, truncate_dim=8)

@@ -91,7 +91,7 @@ def test_options_open_a_model(module: str, name: str, library: str, tiny_checkpo
         adapter(Embedder(tiny_checkpoint, device="cpu"), dtype="float32")
     assert caught.value.where == "model"
     assert caught.value.got == "an Embedder and options (dtype)"
-    assert caught.value.expected == "options with a name or folder only"
+    assert caught.value.expected == "options only with a name or folder"
 
 
 def test_no_model_named_is_the_built_in_one() -> None:

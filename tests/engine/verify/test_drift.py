@@ -71,7 +71,7 @@ def test_a_model_unsuited_to_the_mode(tiny_checkpoint: Path, monkeypatch) -> Non
         monkeypatch.setattr(module, "activation_levels", lambda: 6)
     verdict = verify(tiny_checkpoint, quantize="int8")
     assert verdict.cause.name == "drift"
-    assert "this model is not suited to int8" in verdict.cause.detail
+    assert "this model is not suitable for int8" in verdict.cause.detail
     assert verify(tiny_checkpoint, quantize="int8", accept=["drift", "ranking"]).passed
 
 

@@ -97,7 +97,7 @@ def wrong_last_layer(self, *args, true=Model.__init__, **settings):
 
 BROKEN: dict[str, tuple[object, str, Callable, str, str]] = {
     "end token": (TextTokenizer, "encode", no_end_token, "end token", "missing from"),
-    "end token, cut": (TextTokenizer, "encode", end_token_lost_in_cut, "end token", "is cut"),
+    "end token, cut": (TextTokenizer, "encode", end_token_lost_in_cut, "end token", "was cut"),
     "prompt": (Embedder, "resolve_prompt", space_after_prompt, "prompt text", "a space after"),
     "no prompt": (Embedder, "encode_query", no_query_prompt, "prompt text", "with no prompt"),
     "prompt on documents": (

@@ -142,7 +142,7 @@ BROKEN: dict[str, tuple[object, str, Callable, str, str]] = {
     "lost head": (reranker_module, "read_score_row", no_head, "head", "without a head"),
     "other head": (reranker_module, "read_score_row", embeddings_as_head, "head", "lm_head is lost"),
     "one logit": (reranker_module, "read_score_row", no_logit_of_no, "head", "without the logit"),
-    "frame": (TextTokenizer, "__init__", no_frame, "template", "with no words around"),
+    "frame": (TextTokenizer, "__init__", no_frame, "template", "with no text around"),
     "suffix": (TextTokenizer, "__init__", no_suffix, "template", "with no end of the template"),
     "exchanged": (RerankTemplate, "text", exchanged, "template", "exchanged"),
     "row": (loop, "plan_forests", row_before_the_last, "pooled row", "before the last"),
@@ -225,8 +225,8 @@ DAMAGED = {
     "swapped": (swapped_tokens, "head", "yes and no are swapped"),
     "head": (lost_head, "checkpoint", "lm_head.weight is missing"),
     "nan": (head_of_nan, "weights", "not finite: lm_head.weight"),
-    "lines": (two_line_breaks, "template", "not quite that of Qwen3-Reranker"),
-    "think": (no_think_block, "template", "not quite that of Qwen3-Reranker"),
+    "lines": (two_line_breaks, "template", "differs from that of Qwen3-Reranker"),
+    "think": (no_think_block, "template", "differs from that of Qwen3-Reranker"),
 }
 
 
@@ -271,7 +271,7 @@ def test_a_reranker_that_does_not_say_so(made, tmp_path: Path, capfd) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "parts"),
     [
-        ({"accept": ["vectors"]}, ConfigError, {"what": "this check runs with an embedding model only"}),
+        ({"accept": ["vectors"]}, ConfigError, {"what": "this check runs only with an embedding model"}),
         ({"truncate_dim": 8}, ConfigError, {"where": "truncate_dim", "got": "8"}),
         ({"texts": ["a", 5]}, InputError, {"where": "text 1"}),
     ],
@@ -282,9 +282,9 @@ def test_refused(options: dict, error: type, parts: dict, made) -> None:
 
 
 def test_checks_of_rerankers_are_refused_for_others(tiny_checkpoint: Path, made) -> None:
-    with refusal(ConfigError, what="this check runs with a reranker only", got="'head'"):
+    with refusal(ConfigError, what="this check runs only with a reranker", got="'head'"):
         verify(tiny_checkpoint, accept=["head"])
-    with refusal(ConfigError, where="scores", what="is for embedding models"):
+    with refusal(ConfigError, where="scores", what="is for embedding models only"):
         verify(made["tied"], scores=True, reranker=True)
 
 

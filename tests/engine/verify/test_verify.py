@@ -138,7 +138,7 @@ DAMAGED = {
     "end token": (another_end_token_is_named, "end token", "got '[END]', expected"),
     "line break": (no_line_break, "prompt text", "its answer Query:', expected 'Instruct: …"),
     "space": (space_at_the_end, "prompt text", "Query: ', expected 'Instruct: …"),
-    "documents": (instructed_documents, "prompt text", "the prompt of queries; got 'Instruct: "),
+    "documents": (instructed_documents, "prompt text", "is a query instruction; got 'Instruct: "),
     "pooling": (mean_pooling, "checkpoint", "pooling mode"),
     "token": (a_token_of_another_file, "checkpoint", "contradicts tokenizer.json"),
     "nan": (a_tensor_of_nan, "weights", "not finite: layers.1.mlp.up_proj.weight"),
@@ -328,12 +328,12 @@ KNOWN = (
         (
             {"accept": ["drift"]},
             ConfigError,
-            ("accept", "this check runs with --quantize only", "'drift'", None),
+            ("accept", "this check runs only with --quantize", "'drift'", None),
         ),
         (
             {"accept": ["scores"]},
             ConfigError,
-            ("accept", "this check runs with --scores only", "'scores'", None),
+            ("accept", "this check runs only with --scores", "'scores'", None),
         ),
         (
             {"quantize": "int4"},
@@ -369,10 +369,10 @@ def test_too_many_texts(tiny_checkpoint: Path) -> None:
     with pytest.raises(InputError) as caught:
         verify(tiny_checkpoint, texts=["a"] * 1000)
     raised = caught.value
-    assert (raised.where, raised.what) == ("texts", "too many to verify with")
+    assert (raised.where, raised.what) == ("texts", "too many")
     assert raised.got.startswith("1,054 texts with ")
     assert raised.expected == "at most 1,000 texts with 65,536 tokens in total"
-    assert raised.remedy == "Verify with a sample of the texts."
+    assert raised.remedy == "Verify a sample of the texts."
 
 
 def test_a_model_without_a_known_card(tiny_checkpoint: Path) -> None:
