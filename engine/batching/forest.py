@@ -1,9 +1,9 @@
-"""Pack token lists into forests, the prefix trees of a batch: texts share the rows of a common beginning.
+"""Pack token lists into forests. A forest is the prefix tree of a batch: texts share the rows of a common beginning.
 
-A forest is a set of segments, which are runs of consecutive packed rows. A segment forks off its parent after the
-parent's first `fork` rows. The path of a row consists of its segment's ancestors, each up to the fork, and of its
-segment up to the row itself. Attention is causal, so apart from rounding every row has the value that it would have if
-its text were computed alone.
+A forest is a set of segments; a segment is a run of consecutive packed rows. A segment forks off its parent after the
+parent's first `fork` rows. The path of a row consists of its segment's ancestors, each up to the fork, and its own
+segment up to the row. Attention is causal, so, apart from rounding, each row has the value that it would have if its
+text were computed alone.
 
 A text may name a prompt, whose keys and values the model keeps between batches. The tokens with which both the text and
 its prompt begin are not packed: the text's first segment forks off the prompt, which is a segment without packed rows.
@@ -20,9 +20,9 @@ from torch import Tensor
 from lastword.kernels import Segments
 from lastword.kernels.caller_settings import count_up, integers
 
-# Fork only where at least this many tokens of a segment are shared: fewer cost more in attention than they save.
+# Fork only after at least this many shared tokens of a segment; fewer cost more in attention than they save.
 MIN_SHARED = 8
-# Maximum number of segments on a path; where a path would be longer, the shared rows are packed once more instead.
+# Maximum number of segments on a path. Where a path would be longer, the shared rows are packed again instead.
 MAX_DEPTH = 8
 
 
@@ -34,13 +34,13 @@ class Forest:
     """One batch of N texts, N' of them distinct, in T packed rows and S segments.
 
     Args:
-        ids: int32 [T], the token id of each row.
-        positions: int32 [T], the RoPE position of each row.
-        prompts: the token ids of the cached prompts that the texts fork off; these prompts are the first segments.
+        ids: [T], int32, the token id of each packed row.
+        positions: [T], int32, the RoPE position of each packed row.
+        prompts: the token ids of the cached prompts that texts fork off; these prompts are the first segments.
         segments: the S segments; their rows are numbered from the first row of the first prompt.
-        final_rows: the packed row of each distinct text's last token: N' numbers, counted from the first packed row.
-        texts: int64 [N], the caller's index of each text.
-        distinct: int64 [N], the index of each text among the N' distinct ones.
+        final_rows: the row of each distinct text's last token: N' numbers, counted from the first packed row.
+        texts: [N], int64, the caller's index of each text.
+        distinct: [N], int64, the index of each text among the N' distinct texts.
         tokens_requested: number of tokens of all N texts, before sharing.
     """
 
@@ -64,7 +64,7 @@ class Forest:
         return self.segments.cached
 
     def halves(self) -> "tuple[Forest, Forest]":
-        """Split into two batches with half of the distinct texts each; there must be at least two."""
+        """Split into two batches, each with half of the distinct texts; there must be at least two of them."""
         tokens = self._tokens()
         first = self.distinct < len(tokens) // 2
         return self._subset(first, tokens), self._subset(~first, tokens)
@@ -80,7 +80,7 @@ class Forest:
         return replace(forest, texts=self.texts[members[forest.texts]])
 
     def _tokens(self) -> "list[_Prompted]":
-        """Return the token ids of each distinct text, read from the rows of its path, and those of its prompt."""
+        """Return each distinct text's token ids, read from the rows of its path, and the token ids of its prompt."""
         start, parent, fork = self.segments.start, self.segments.parent, self.segments.fork
         cached = [token for prompt in self.prompts for token in prompt]
         ids = torch.cat([torch.tensor(cached, dtype=torch.int32, device=self.ids.device), self.ids])
@@ -106,15 +106,15 @@ def plan_forests(
 ) -> Iterator[Forest]:
     """Cut token lists into forests of at most `max_batch_tokens` computed tokens each.
 
-    Texts are sorted by their tokens, so that texts that begin alike are in the same batch.
+    Texts are sorted by their token ids, so that texts with the same beginning are in the same batch.
 
     Args:
         tokens: the token ids of each text.
-        max_batch_tokens: maximum rows of a forest; a single text longer than this is a batch of its own.
-        prompts: the token ids of each text's prompt, or () for a text without one; by default no text has a prompt. A
+        max_batch_tokens: maximum packed rows of a forest; a single text longer than this is a batch of its own.
+        prompts: the token ids of each text's prompt, () for a text without one; by default no text has a prompt. A
             text uses its prompt only if it begins with at least `MIN_SHARED` tokens of it. A text's last token is
             always packed.
-        share: whether texts share prefixes; False makes every text a segment of its own, as a reference for tests.
+        share: whether texts share rows; False makes each text a segment of its own, as a reference for tests.
 
     Yields:
         Forests in the sorted order of their texts.
@@ -145,7 +145,7 @@ class _SortedGroup:
     def sort(
         tokens: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], *, share: bool
     ) -> "_SortedGroup":
-        """Sort the lists and merge equal ones, comparing big-endian bytes: the same order, at the speed of memcmp."""
+        """Sort the lists and merge equal ones. They are compared as big-endian bytes: the same order, but faster."""
         callers: dict[bytes | int, list[int]] = {}
         keys: list[bytes] = []
         for index, ids in enumerate(tokens):
@@ -172,7 +172,7 @@ class _SortedGroup:
 
 
 def _used_prompt(ids: Sequence[int], prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """Return the prompt and how many of its tokens the text begins with, or (), 0 if they are too few."""
+    """Return the prompt and the number of its tokens that the text begins with; (), 0 if there are too few."""
     most = min(len(prompt), len(ids) - 1)
     if list(ids[:most]) == list(prompt[:most]):
         common = most
@@ -183,7 +183,7 @@ def _used_prompt(ids: Sequence[int], prompt: Sequence[int]) -> tuple[tuple[int, 
 
 
 def _common_prefixes(ids: Tensor, offsets: Tensor, lengths: list[int]) -> list[int]:
-    """Count the leading tokens that each list shares with the previous one, in linear time and without a loop."""
+    """Count the leading tokens that each list shares with the previous one, in linear time, without a Python loop."""
     if len(lengths) < 2:
         return [0] * len(lengths)
     size = integers(lengths)
@@ -203,9 +203,10 @@ def _ramp(lengths: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class _Branch:
-    """A segment being built: tokens [start, end) of list `source`.
+    """A segment being built: tokens [start, end) of the list with index `source`.
 
-    `parent` is a branch number, or -1; without a parent, `prompt` is the number of the prompt that it forks off, or -1.
+    `parent` is the index of a branch, or -1. Without a parent, the branch forks off the prompt with index
+    `prompt`; -1 for none.
     """
 
     source: int
@@ -217,7 +218,7 @@ class _Branch:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """The branches of one batch, its prompts, and for each list the branch where it ends and its length in tokens."""
+    """The branches of one batch, its prompts, and for each list (the branch in which it ends, its length in tokens)."""
 
     branches: list[_Branch]
     prompts: list[tuple[int, ...]]
@@ -225,7 +226,7 @@ class _Batch:
 
 
 def _grow(group: _SortedGroup, first: int, max_batch_tokens: int) -> _Batch:
-    """Build the branches of one batch: the lists from `first` on that fit into the budget, but at least one."""
+    """Build the branches of one batch, from the lists from `first` on that fit into the budget, at least one."""
     branches: list[_Branch] = []
     finals: list[tuple[int, int]] = []
     prompts: dict[tuple[int, ...], int] = {(): -1}
@@ -249,7 +250,7 @@ def _grow(group: _SortedGroup, first: int, max_batch_tokens: int) -> _Batch:
 
 
 def _climb(branches: list[_Branch], path: list[int], depth: int, cached: int) -> int:
-    """Remove from the path the branches that the next list does not descend from.
+    """Remove from the path the branches from which the next list does not descend.
 
     Args:
         branches: the branches of the batch.
@@ -258,8 +259,8 @@ def _climb(branches: list[_Branch], path: list[int], depth: int, cached: int) ->
         cached: number of tokens that the next list shares with its prompt.
 
     Returns:
-        The depth in tokens at which the next list forks off the path's last branch; if the path is empty, off its
-        prompt, if it has one.
+        The depth in tokens at which the next list forks off the path's last branch, or off its prompt if the path is
+        now empty; 0 if there is neither.
     """
     while path and depth > cached:
         top = branches[path[-1]]
@@ -274,7 +275,7 @@ def _climb(branches: list[_Branch], path: list[int], depth: int, cached: int) ->
 
 
 def _pack(group: _SortedGroup, first: int, batch: _Batch) -> Forest:
-    """Assign rows to the branches and make the forest: prompts first, then roots ordered by length."""
+    """Assign rows to the branches and make the forest: roots first, then the others, each from short to long."""
     branches, prompts = batch.branches, batch.prompts
     order = sorted(
         range(len(branches)),
@@ -305,7 +306,7 @@ def _pack(group: _SortedGroup, first: int, batch: _Batch) -> Forest:
 
 
 def _segments(batch: _Batch, order: list[int], starts: list[int]) -> Segments:
-    """Make the segments: those of the prompts, then the branches in `order`, whose packed rows begin at `starts`."""
+    """Make the segments: the prompts, then the branches in `order`, whose packed rows begin at `starts`."""
     branches, sizes = batch.branches, [len(prompt) for prompt in batch.prompts]
     cached = sum(sizes)
     place = {b: len(sizes) + number for number, b in enumerate(order)} | {-1: -1}

@@ -1,8 +1,8 @@
-"""Pack a batch for the Triton kernels: all inputs of a forward in one int32 buffer, copied to the device at once.
+"""Pack a batch for the Triton kernels: all inputs of a forward in one int32 buffer, copied to the device in one piece.
 
-Batches of up to 2,048 rows are padded to one of a few buckets. Batches of one bucket differ only in the buffer's
-contents, so one CUDA graph serves them all. No row of a text reads a padding row. This module knows nothing about
-weights.
+A batch of up to 2,048 rows is padded to a bucket, one of a few sizes. The batches of a bucket differ only in the
+contents of the buffer, so one CUDA graph serves them all. No row of a text reads a padding row. This module knows
+nothing about weights.
 """
 
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ from lastword.kernels.caller_settings import CPU, integers
 
 # A larger batch is not padded: its kernels take longer than the host needs to launch them.
 MAX_BUCKET_ROWS = 2048
-# Rows of a bucket: one of the few while reading the weights dominates, then multiples of a matmul's tile.
+# Rows of a bucket: one of these while reading the weights takes most of the time, then multiples of a matmul's tile.
 _FEW_ROWS = (16, 32, 64)
 _TILE_ROWS = 128
-# Last-token rows of a bucket: powers of this; their padding costs time in the last layer only.
+# Last-token rows of a bucket: powers of this. Padding them costs time only in the last layer.
 _FINALS_STEP = 4
-# Alignment of the buffer's parts in int32 elements: 16 bytes, on which Triton specialises.
+# Alignment of the buffer's parts, in int32 elements: 16 bytes, for which Triton specialises kernels.
 _ALIGN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInputs:
-    """The inputs of one forward, on its device: `ids` and `positions` int32 [T], `final_rows` [N'], attention plan."""
+    """The inputs of one forward, on its device: `ids` and `positions` [T], `final_rows` [N'], the attention plan."""
 
     ids: Tensor
     positions: Tensor
@@ -46,7 +46,7 @@ class ModelInputs:
         Args:
             forest: the batch.
             device: where the tensors go.
-            pad: whether to add rows, so that the numbers of rows and last-token rows are ones of a few that recur. A
+            pad: whether to add rows, so that the numbers of rows and of last-token rows are among a few that recur. A
                 padding row is token 0 at position 0 and belongs to no segment; a padding last-token row is row 0.
         """
         parts = [forest.ids, forest.positions, integers(forest.final_rows)]
@@ -60,7 +60,7 @@ class ModelInputs:
 
 @dataclass(frozen=True, slots=True)
 class BucketLayout:
-    """The sizes of a batch's parts, padding included, and the properties of its plan on which kernel launches depend.
+    """The sizes of a batch's parts, padding included, and the properties of its plan that decide kernel launches.
 
     Args:
         rows: number of packed rows.
@@ -70,8 +70,8 @@ class BucketLayout:
         tile_rows: rows per query tile.
         has_ancestors: whether any segment has a parent.
         rows_per_segment: average rows per segment.
-        longest_path: upper bound of the rows on one path.
-        bucket: whether this is the layout of a bucket, shared by many batches; False for that of a single batch.
+        longest_path: upper bound for the number of rows on one path.
+        bucket: whether many batches share this layout, as that of a bucket; False for the layout of a single batch.
     """
 
     rows: int
@@ -85,13 +85,13 @@ class BucketLayout:
     bucket: bool
 
     def _shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the ids, positions and last-token rows, then of the plan's segments, last-token rows and tiles."""
+        """Return the shapes of ids, positions, last-token rows, and the plan's segments, last-token rows and tiles."""
         lists: list[tuple[int, ...]] = [(self.rows,), (self.rows,), (self.finals,)]
         return [*lists, (self.segments, 4), (self.finals, 2), (self.tiles, 2)]
 
     @property
     def size(self) -> int:
-        """Number of int32 elements of the buffer."""
+        """Number of int32 elements in the buffer."""
         return sum(_align(prod(shape)) for shape in self._shapes())
 
     def _parts(self, buffer: Tensor) -> list[Tensor]:
@@ -118,7 +118,7 @@ class BucketLayout:
         _fill(tiles, query_tiles(forest.segments, self.tile_rows), nothing)
 
     def read(self, buffer: Tensor) -> ModelInputs:
-        """View the buffer, on any device, as the inputs of a forward."""
+        """View a buffer [size], on any device, as the inputs of a forward."""
         ids, positions, final_rows, segments, finals, tiles = self._parts(buffer)
         plan = KernelTables(
             segments, finals, tiles, tile_rows=self.tile_rows, has_ancestors=self.has_ancestors,
@@ -128,7 +128,7 @@ class BucketLayout:
 
 
 class Packer:
-    """Pack batches for a model that computes in `dtype` on `device` with `group` query heads per KV head."""
+    """Packs batches for a model that computes in `dtype` on `device` with `group` query heads per KV head."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, group: int) -> None:
         self._tile_rows = partial(attention_tile_rows, dtype, device, group=group)
@@ -137,12 +137,12 @@ class Packer:
     def pack(self, forest: Forest, *, pad: bool = True) -> tuple[BucketLayout, Tensor]:
         """Return the batch's layout and its buffer on the host.
 
-        For a GPU the buffer is in pinned memory, and the caller need not wait until it is copied to the device: PyTorch
+        For a GPU the buffer is in pinned memory. The caller need not wait until it is copied to the device; PyTorch
         keeps the memory until then.
 
         Args:
             forest: the batch.
-            pad: whether to pad the batch to a bucket if one is large enough.
+            pad: whether to pad the batch to a bucket, if one is large enough.
         """
         bucket = bucket_of(forest.tokens_computed, len(forest.final_rows)) if pad else None
         layout = self._exact(forest) if bucket is None else self.bucket_layout(*bucket)
@@ -151,9 +151,9 @@ class Packer:
         return layout, buffer
 
     def bucket_layout(self, rows: int, finals: int) -> BucketLayout:
-        """Return the layout that holds every batch of at most `rows` rows and `finals` distinct texts.
+        """Return the layout of the bucket for batches of at most `rows` rows and `finals` distinct texts.
 
-        Every segment holds the last token of at least one text, so `finals` segments suffice, and one more for padding.
+        Each segment contains the last token of some text, so `finals` segments suffice, and one more for padding.
         """
         average = rows / finals
         tile_rows = self._tile_rows(tree=True, rows_per_segment=average)
@@ -175,9 +175,9 @@ class Packer:
 
 
 def check_ids(forest: Forest, vocab_size: int) -> None:
-    """Raise InputError for an id without a row in the embedding table: a GPU would read memory beyond the table.
+    """Raise InputError for a token id without a row in the embedding table; a GPU would read beyond the table.
 
-    The ids of texts and of queued items are checked earlier too. This is the last place where all ids are on the host.
+    The ids of texts and of queued items are also checked earlier. This is the last place where all ids are on the host.
     """
     low, high = map(int, torch.aminmax(forest.ids))
     if low < 0 or high >= vocab_size:
@@ -191,7 +191,7 @@ def check_ids(forest: Forest, vocab_size: int) -> None:
 
 
 def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:
-    """Return the rows and last-token rows of the smallest bucket that holds a batch, or None if no bucket does."""
+    """Return the rows and last-token rows of the smallest bucket that a batch fits into; None if it fits into none."""
     if rows > MAX_BUCKET_ROWS:
         return None
     whole_tiles = -(-rows // _TILE_ROWS) * _TILE_ROWS
@@ -203,10 +203,11 @@ def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:
 
 
 def recurring_rows(rows: int) -> int:
-    """Round a number of rows up to one of about 16 per power of two, by 6 % or 7 rows at most.
+    """Round a number of rows up to one of about 16 numbers per power of two, by at most 6 % or 7 rows.
 
-    oneDNN makes code for every new number of rows of a matmul: 1 ms for few rows, up to 15 ms for many, as long as the
-    matmul takes. It is kept for a few numbers only (`runtime/process_tuning.py`; bench/LOG.md, 2026-11-29).
+    oneDNN generates code for each new number of rows of a matmul. That takes 1 ms for few rows and up to 15 ms for
+    many, as long as the matmul itself, and code is kept for a limited number only (`runtime/process_tuning.py`;
+    bench/LOG.md, 2026-11-29).
     """
     if rows <= 1 or rows > MAX_BUCKET_ROWS:
         return rows
@@ -215,12 +216,12 @@ def recurring_rows(rows: int) -> int:
 
 
 def _extend(part: Tensor, length: int) -> Tensor:
-    """Append zeros to a vector up to `length`."""
+    """Append zeros to a vector until it has `length` elements."""
     return pad_with_zeros(part, (0, length - len(part)))
 
 
 def _fill(part: Tensor, rows: Tensor, filler: int | tuple[int, ...]) -> None:
-    """Write rows at the beginning of a part, and the filler into the rest."""
+    """Write `rows` to the beginning of a part, and `filler` to each row after them."""
     part[: len(rows)] = rows
     part[len(rows) :] = torch.tensor(filler, dtype=part.dtype, device=part.device)
 

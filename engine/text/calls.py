@@ -1,4 +1,4 @@
-"""Calls into the tokenizers library: of bounded size, interruptible, and with failures turned into lastword errors."""
+"""Calls into the tokenizers library: bounded in size, interruptible, and with failures turned into our own errors."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from lastword.errors import InputError
 from lastword.weights.files.tokenizer_file import fenced
 
-# A call is made once its texts have this many characters: Ctrl-C is answered only between two calls, and such a call
-# takes half a second on one slow core.
+# A call gets texts until they have this many characters. Ctrl-C takes effect only between two calls, and a call of this
+# size takes half a second on one slow core.
 _CALL_CHARS = 262_144
-# Seconds to wait for a call of an unknown pipeline, whose patterns may take exponential time.
+# Seconds to wait for a call into an unknown pipeline, whose patterns may take exponential time.
 _SECONDS = 9.0
 
 T = TypeVar("T")
@@ -23,9 +23,9 @@ class Calls:
     """Makes the calls into one tokenizer.
 
     Args:
-        tokenizer: the tokenizer; its template is applied too, as long as it has one.
-        known: whether `cuts.py` knows its pipeline. Calls into any other pipeline run in a separate thread: an endless
-            call can then be interrupted, and is given up after nine seconds. The thread itself cannot be ended.
+        tokenizer: the tokenizer; if it has a template, the calls apply it.
+        known: whether `cuts.py` knows its pipeline. Calls into an unknown pipeline run in a separate thread, so that an
+            endless call can be interrupted; after nine seconds it is given up. The thread itself cannot be ended.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, known: bool) -> None:
@@ -38,7 +38,7 @@ class Calls:
 
         Args:
             texts: the texts, or parts of them.
-            indices: the caller's index of each, for errors.
+            indices: the caller's index of each text, for errors.
             stopped: called before each call into the library; returns whether to stop.
 
         Raises:
@@ -59,7 +59,7 @@ class Calls:
     def _batch(self, texts: Sequence[str], indices: Sequence[int]) -> list[list[int]]:
         where = f"text {indices[0]}" if len(texts) == 1 else f"texts {indices[0]} to {indices[-1]}"
 
-        def failed(reason: str) -> InputError:
+        def make_error(reason: str) -> InputError:
             return InputError(
                 where,
                 "the tokenizer fails on it",
@@ -69,7 +69,7 @@ class Calls:
             )
 
         try:
-            with fenced(failed):
+            with fenced(make_error):
                 encodings = self.encode(texts)
         except InputError:
             if len(texts) == 1:
@@ -95,12 +95,12 @@ class Calls:
         return found
 
     def spans(self, text: str) -> list[tuple[int, int, int]]:
-        """Return each token of a text: its id and the characters, from start to stop, that it stands for."""
+        """Return (id, start, stop) of each token of a text; it covers the characters from `start` to `stop`."""
         (encoding,) = self._tokenizer.encode_batch([text])
         return [(i, *span) for i, span in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def token(self, token_id: int) -> str:
-        """Return the token of an id, as the vocabulary has it."""
+        """Return the token with an id, as written in the vocabulary; "" if there is none."""
         return self._tokenizer.id_to_token(token_id) or ""
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -113,7 +113,7 @@ class Calls:
         return [end for _, end in encoding.offsets]
 
     def stay(self, first: int, second: int) -> bool:
-        """Return whether two tokens, joined and tokenised again as one word, give the same two tokens."""
+        """Return whether the strings of two tokens, joined and tokenised as one word, give the same two tokens."""
         word = "".join(self._tokenizer.id_to_token(each) or "" for each in (first, second))
         return [token.id for token in self._tokenizer.model.tokenize(word)] == [first, second]
 

@@ -3,11 +3,11 @@
 Tokenising a text in one piece takes hundreds of bytes of memory per character and cannot be interrupted. Cuts are known
 for two pipelines, Qwen's and BERT's; with any other tokenizer, a text is one part. Three facts make a cut safe:
 
-- Normaliser. The character after the cut begins something new: it does not compose or change places with what comes
-  before it. This is true of all characters named here, under NFC and NFD.
-- Words. The pre-tokenizer finds the same words on both sides. Qwen's pattern looks ahead by one character, and past
-  that only over white space, and never back. BERT's splits at white space and punctuation.
-- Added tokens. None lies across the cut: one character next to it is in no added token.
+- Normaliser. The character after the cut neither composes nor changes places with the characters before it. This is
+  true of all characters named here, under NFC and NFD.
+- Words. The pre-tokenizer finds the same words on both sides. Qwen's pattern looks ahead by one character, farther only
+  over white space, and never back. BERT's pre-tokenizer splits at white space and punctuation.
+- Added tokens. None lies across the cut, because a character next to the cut occurs in no added token.
 
 Inside a very long word of Qwen's there is no such place, but byte-pair merging allows a check. Let u and v be two
 strings whose tokens are t1 … ti and s1 … sk. If the strings of ti and s1, joined, have the tokens [ti, s1], then uv has
@@ -57,7 +57,7 @@ _SYMBOLS = _PUNCTUATION | _characters(
     (0x3001, 0x3003), (0x3008, 0x3020), (0xFF01, 0xFF0F), (0xFF1A, 0xFF20), (0x1F300, 0x1F320),
     (0x1F380, 0x1F393), (0x1F400, 0x1F43E), (0x1F442, 0x1F4F7), (0x1F600, 0x1F64F), (0x1F680, 0x1F6C5),
 )  # fmt: skip
-# Vowel signs of Thai, Hindi, Burmese and Khmer: not letters, and normal forms do not move them.
+# Vowel signs of Thai, Hindi, Burmese and Khmer: they are not letters, and normalisation does not move them.
 _SIGNS = _characters(
     (0xE31, 0xE31),
     (0xE34, 0xE37),
@@ -70,7 +70,7 @@ _DIGITS = _characters(
     (0x30, 0x39), (0x660, 0x669), (0x966, 0x96F), (0xE50, 0xE59), (0xFF10, 0xFF19)
 )
 _NEWLINES = frozenset("\r\n")
-_BLANKS = frozenset(" \t\u3000")  # white space that is no newline
+_BLANKS = frozenset(" \t\u3000")  # white space except newlines
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,13 @@ class Cuts:
     """The places where texts of one tokenizer can be cut.
 
     Args:
-        anywhere: a zero-width pattern, which matches where a cut is safe.
-        inner: a zero-width pattern, which matches where a cut inside a word is safe if the tokens next to it pass the
-            check above; None if there is no such place.
+        anywhere: a zero-width pattern that matches wherever a cut is safe.
+        inner: a zero-width pattern that matches inside words, where a cut is safe if the tokens next to it pass the
+            check above; None if there are no such places.
         blanks: the characters allowed in white space before an inner cut.
-        unknown: a pattern of runs of characters that make their word one unknown token, however long the run; None if
-            there are none.
-        context: how many characters before and after a cut the patterns look at.
+        unknown: a pattern for a run of characters so long that its word becomes one unknown token, however long the
+            run; None if no run does that.
+        context: number of characters before and after a cut that the patterns look at.
     """
 
     anywhere: re.Pattern[str]
@@ -95,7 +95,7 @@ class Cuts:
 
 
 def find_cuts(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> Cuts | None:
-    """Return patterns of places where a text can be cut without changing its tokens; None if they are not known.
+    """Return where texts can be cut without changing their tokens; None if that is not known for this tokenizer.
 
     Args:
         tokenizer: the tokenizer.
@@ -115,13 +115,13 @@ def find_cuts(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> Cuts | Non
 
 
 def has_qwen_pipeline(tokenizer: Tokenizer) -> bool:
-    """Return whether texts are normalised and split into words as Qwen's tokenizers do."""
+    """Return whether the tokenizer normalises texts and splits them into words as Qwen's tokenizers do."""
     words, normalizer = _state(tokenizer.pre_tokenizer), _state(tokenizer.normalizer)
     return _has_qwen_words(words) and normalizer.get("type") == "NFC"
 
 
 def _state(part: Any) -> dict[str, Any]:
-    """Return the settings of a part of the pipeline as in tokenizer.json; empty if there is no such part."""
+    """Return the settings of one part of the pipeline, as in tokenizer.json; {} if the part is None."""
     return {} if part is None else dict(json.loads(part.__getstate__()))
 
 
@@ -150,7 +150,7 @@ def _merges_bytes(model: Any, vocabulary: Mapping[str, int]) -> bool:
 
 
 def _qwen_cuts(contents: Sequence[str], *, inner: bool) -> Cuts:
-    """Return the cuts for Qwen's word pattern: where a word ends, whatever follows."""
+    """Return the cuts for Qwen's word pattern: places where a word ends, whatever follows."""
     used = frozenset("".join(contents))
     letters = f"[{_LETTERS}{_CJK}]"
     starters = f"[{_LETTERS}{_CJK}{_inside(_SYMBOLS | _SIGNS | _DIGITS)}]"
@@ -159,7 +159,7 @@ def _qwen_cuts(contents: Sequence[str], *, inner: bool) -> Cuts:
     places = [
         rf"(?<=[^\s\u180e])(?=[{blanks}])",  # before white space
         f"(?<={letters})(?=[{nonletters}])",  # after the letters of a word
-        f"(?<=[{digits}])(?={starters}|[{_inside(_NEWLINES | _BLANKS)}])",  # after a digit, which is a word
+        f"(?<=[{digits}])(?={starters}|[{_inside(_NEWLINES | _BLANKS)}])",  # after a digit, which is a word by itself
         f"(?<=[{_inside(_NEWLINES - used)}])(?={starters})",  # after the last newline
     ]
     anywhere = re.compile("|".join(place for place in places if "[]" not in place))
@@ -169,7 +169,7 @@ def _qwen_cuts(contents: Sequence[str], *, inner: bool) -> Cuts:
     symbols = _inside(_SYMBOLS - used)
     runs = [f"(?<=[{symbols}])(?=[{symbols}]{{2}})", f"(?<=[{blanks}])(?=[{blanks}]{{2}})"]
     if not any(re.fullmatch(f"{letters}*", content) for content in contents):
-        # No added token lies across: there are as many letters on each side as the longest has characters.
+        # On each side are as many letters as the longest added token has characters, so none can lie across.
         runs.append(f"(?<={letters}{{{reach}}})(?={letters}{{{reach}}})")
     pattern = re.compile("|".join(run for run in runs if "[]" not in run))
     return Cuts(anywhere, pattern, "".join(_BLANKS - used), context=max(2, reach))
@@ -182,7 +182,7 @@ def _bert_cuts(contents: Sequence[str], model: Any, *, cjk: bool) -> Cuts:
     anywhere = re.compile(f"(?<=[{ends}])|(?=[{ends}])")
     unknown = None
     if isinstance(model, models.WordPiece) and not any(content.isalnum() for content in contents):
-        # Normalising leaves at least one character of each of these; an added token may take some at the run's ends.
+        # Normalising leaves at least one character of each character here. An added token may take some at the ends.
         least = model.max_input_chars_per_word + 1 + 2 * max(map(len, contents), default=0)
         unknown = re.compile(f"[0-9{_LETTERS}]{{{least},}}")
     return Cuts(anywhere, unknown=unknown)

@@ -1,7 +1,7 @@
 """How much a tokenizer's normaliser can lengthen a text.
 
-A few rules that each double the text would turn a few letters into gigabytes, so the rules are checked before any text
-is normalised.
+A chain of rules that each double the text could turn a few letters into gigabytes, so the rules are checked before any
+text is normalised.
 """
 
 import base64
@@ -11,21 +11,21 @@ from typing import Any
 
 from lastword.errors import ConfigError
 
-# Maximum factor accepted. Real tokenizers replace a space by one or two characters, or put one before a text.
+# Largest accepted factor. Real tokenizers replace a space by one or two characters, or put one before a text.
 _MOST = 64
-# The most characters that these normalisers make of one, in common scripts.
+# Largest number of characters that each normaliser makes of one character, in common scripts.
 _FORMS = {"NFKC": 4, "NFKD": 4, "NFD": 4, "BertNormalizer": 1, "ByteLevel": 4}
 
 
 def most_characters(normalizer: Any, where: str) -> int:
-    """Return the most characters that a normaliser can make of one; 1 without a normaliser.
+    """Return the largest number of characters that a normaliser can make of one character; 1 without a normaliser.
 
     Args:
         normalizer: a normaliser of the tokenizers library, or None.
-        where: the file, for the error message.
+        where: the file that it is from, for the error message.
 
     Raises:
-        ConfigError: the normaliser can make more than 64 characters of one.
+        ConfigError: the number is larger than 64.
     """
     if normalizer is None:
         return 1

@@ -1,4 +1,4 @@
-"""Check what callers give as texts; cut a stream of texts into bounded groups.
+"""Check what callers give as texts, and cut a stream of texts into bounded groups.
 
 Each group is tokenised, sorted and packed together. An object is refused if iterating over it does not give texts in a
 definite order: a dict would give its keys, a table the names of its columns, a set its elements in any order.
@@ -9,10 +9,10 @@ from collections.abc import Set as AbstractSet
 
 from lastword.errors import InputError
 
-# Limits of a group: large enough for texts with equal prefixes to meet, small enough for memory.
+# Limits of a group: large enough that texts with the same prefix share a group, small enough for memory.
 GROUP_TEXTS = 4096
 _GROUP_CHARS = 4_000_000
-# The first group is small, to be ready soon, but fills a GPU batch of 16,384 tokens of English; later groups grow.
+# The first group is small, so that it is ready soon, but fills a GPU batch of 16,384 tokens of English.
 _FIRST_CHARS = 65_536
 _GROWTH = 4
 
@@ -20,12 +20,12 @@ _GROWTH = 4
 def cut_groups(
     texts: Iterator[object], *, small_first: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
-    """Gather texts until a group is full by count or by characters.
+    """Cut a stream of texts into groups; a group is full at `GROUP_TEXTS` texts or `_GROUP_CHARS` characters.
 
     Args:
         texts: an iterator, read only as groups are requested.
-        small_first: begin with a small group and let the groups grow, so that a device that computes in the
-            background gets its first batch early.
+        small_first: begin with a small group and let groups grow, so that a device that computes in the background
+            gets its first batch early.
 
     Yields:
         The caller's index of the group's first text, and the texts.
@@ -81,21 +81,21 @@ def _no_texts(texts: object, what: str, remedy: str) -> InputError:
 
 
 def _is_table(texts: object) -> bool:
-    """Return whether this is a data frame or table; asks its type, because a lazy frame would compute its columns."""
+    """Return whether this is a table. The check uses the type, since a lazy data frame would compute its columns."""
     return hasattr(type(texts), "columns") or hasattr(type(texts), "column_names")
 
 
 def _is_mapping(texts: object) -> bool:
-    """Return whether iterating gives keys; a pandas Series has keys too, but gives its values."""
+    """Return whether iteration gives keys. A pandas Series has `keys` too, but iteration gives its values."""
     return hasattr(type(texts), "keys") and not hasattr(type(texts), "tolist")
 
 
 def _is_unordered(texts: object) -> bool:
-    """Return whether this is a set; the views of a dict count as sets, but have its order."""
+    """Return whether this is a set. The views of a dict count as sets, but have the order of the dict."""
     return isinstance(texts, AbstractSet) and not isinstance(texts, KeysView | ItemsView)
 
 
-# What is refused: how it is recognised, what is wrong with it, and what to do.
+# What is refused: a function that recognises it, what is wrong with it, and what to do instead.
 _NO_TEXTS: tuple[tuple[Callable[[object], bool], str, str], ...] = (
     (
         lambda texts: isinstance(texts, str),

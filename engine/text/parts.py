@@ -1,7 +1,7 @@
 """Tokenise a long text part by part, from its beginning or its end, until there are enough tokens.
 
-A walk is a generator: it yields the next part of its text and is sent the part's token ids. So the parts of many texts
-can be tokenised together. The tokens are those of the whole text; `cuts.py` explains why.
+A walk is a generator over one text: it yields the next part of the text and is sent that part's token ids. So the parts
+of many texts can be tokenised in one call. The parts have the same tokens as the whole text; `cuts.py` explains why.
 """
 
 from collections.abc import Callable, Generator
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from lastword.text.cuts import Cuts
 
-# Characters of a part: tokenised in a tenth of a second, in less than 30 MB.
+# Usual number of characters in a part: tokenised in a tenth of a second, in less than 30 MB.
 PART_CHARS = 65_536
-# The most characters of a part that cannot be cut: tokenised in two seconds, in less than 250 MB.
+# Largest number of characters in a part that cannot be cut: tokenised in two seconds, in less than 250 MB.
 LONGEST_PART = 500_000
 # English has 4 to 5 characters per token; 8 leaves a margin.
 _CHARS_PER_TOKEN = 8
@@ -19,12 +19,12 @@ _LEAST_CHARS = 1024
 # Characters at the end of a part whose tokens may differ from those of the whole word.
 _UNSETTLED = 1024
 
-# A generator that yields parts, is sent their ids, and returns the ids kept and whether the text has more.
+# Yields parts, is sent their token ids, and returns the ids that are kept and whether the text has more.
 Walk = Generator[str, list[int], tuple[list[int], bool]]
 
 
 class TooLongError(Exception):
-    """A part of a text is longer than the limit, `args[0]` characters, and has no known place to cut."""
+    """A part of a text has more characters than the limit, `args[0]`, and no known place to cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class PromptedText:
         return len(self.prompt) + len(self.text)
 
     def part(self, start: int, stop: int) -> str:
-        """Return the characters from `start` to `stop`; positions outside the string are moved to its ends."""
+        """Return the characters from `start` to `stop`; positions outside the string count as its ends."""
         first = len(self.prompt)
         start, stop = max(start, 0), max(stop, 0)
         if start >= first:
@@ -47,7 +47,7 @@ class PromptedText:
 
 
 class Parts:
-    """Make the walks over the texts of one tokenizer.
+    """Makes the walks over texts for one tokenizer.
 
     Args:
         cuts: where texts can be cut; None if that is not known.
@@ -66,7 +66,7 @@ class Parts:
         self._cuts, self._longest, self._token_ends, self._stay = cuts, longest, token_ends, stay
 
     def whole(self, chars: int, needed: int) -> bool:
-        """Return whether a text of `chars` characters is tokenised in one part if `needed` of its tokens are needed."""
+        """Return whether to tokenise a text of `chars` characters in one part if `needed` of its tokens are needed."""
         return chars <= min(2 * _part_chars(needed), self._longest)
 
     def walk(self, text: PromptedText, needed: int, *, from_end: bool) -> Walk:
@@ -115,17 +115,17 @@ class Parts:
 
         Args:
             text: the text.
-            start: a safe cut, or the text's beginning.
-            stop: a safe cut, or the text's end.
-            chars: roughly how many characters the first part has; later parts have more.
-            most: number of tokens after which to stop; None to go on to the end.
+            start: a safe cut, or the beginning of the text.
+            stop: a safe cut, or the end of the text.
+            chars: approximate number of characters in the first part; later parts have more.
+            most: stop once there are more tokens than this; None goes on to the end.
         """
         count = 0
         before: int | None = None  # the token before a cut inside a word
         while start < stop:
             end, following, inner = self._next(text, start, stop, chars)
             ids = yield text.part(start, end)
-            assert ids is not None  # whoever drives this sends ids
+            assert ids is not None  # callers send the ids of each part
             if before is not None and not (ids and self._stay(before, ids[0])):
                 raise TooLongError(self._longest)
             before = ids[-1] if inner and ids else None
@@ -184,17 +184,17 @@ class Parts:
         return [place for place in places if low < place <= high]
 
     def _skip(self, text: PromptedText, end: int, stop: int) -> int | None:
-        """Return where the word around `end` ends if it is one unknown token however much is left out, else None."""
+        """Return where the word around `end` ends, if it is one unknown token even without its middle; else None."""
         assert self._cuts is not None
         unknown = self._cuts.unknown
         if unknown is None:
             return None
-        run = PART_CHARS // 2  # longer than what makes a word unknown
+        run = PART_CHARS // 2  # more characters than make a word unknown
         if not unknown.fullmatch(text.part(end - run, end)):
             return None
         while end < stop:
             match = unknown.match(text.part(end - run, end + run))
-            assert match is not None  # the same characters as before, and perhaps more
+            assert match is not None  # it begins with the run that matched above
             matched = match.end() - run
             end += matched
             if matched < run:
@@ -217,7 +217,7 @@ class Parts:
         return None
 
     def _is_one_run(self, before: str) -> bool:
-        """Return whether the white space at the end of `before`, if any, has only blanks, which are one word."""
+        """Return whether the white space at the end of `before`, if any, consists of `blanks`, which form one word."""
         assert self._cuts is not None
         rest = before.rstrip(self._cuts.blanks)
         return (

@@ -1,4 +1,4 @@
-"""Choose the prompt to put before every text of a call: given directly, by name, by kind of text, or the default."""
+"""Choose the prompt to put before each text of a call: given as text, by name, by kind of text, or by default."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -10,7 +10,7 @@ Kind = Literal["query", "document"]
 
 
 def check_prompts(prompts: object) -> dict[str, str]:
-    """Return the caller's prompts by name ({} for None); ConfigError if they are not a mapping of str to str."""
+    """Return the caller's prompts by name, {} for None; raise ConfigError unless they map str to str."""
     if prompts is None:
         return {}
     if not isinstance(prompts, Mapping):
@@ -25,7 +25,7 @@ def check_prompts(prompts: object) -> dict[str, str]:
 
 
 def check_prompt(prompt: object) -> str:
-    """Return the prompt of one call; ConfigError if it is not a str of valid Unicode."""
+    """Return the prompt of a call; raise ConfigError unless it is a str of valid Unicode."""
     if not isinstance(prompt, str):
         raise ConfigError("prompt", "not a string", got=shown(prompt), expected="str")
     if (problem := not_unicode(ConfigError, "prompt", prompt)) is not None:
@@ -34,7 +34,7 @@ def check_prompt(prompt: object) -> str:
 
 
 def check_choice(name: object, kind: object, where: str = "prompt_name") -> None:
-    """Raise ConfigError unless the prompt's name is a str or None, and the kind "query", "document" or None."""
+    """Raise ConfigError unless `name` is a str or None, and `kind` is "query", "document" or None."""
     if name is not None and not isinstance(name, str):
         raise ConfigError(where, "not a string", got=shown(name), expected="str")
     if kind is not None and not is_one_of(kind, get_args(Kind)):
@@ -44,7 +44,7 @@ def check_choice(name: object, kind: object, where: str = "prompt_name") -> None
 def choose_prompt(
     prompts: Mapping[str, str], name: str | None, default: str | None, kind: Kind | None
 ) -> str:
-    """Return the prompt called `name`; without a name, the prompt of the kind; without a kind, the default prompt.
+    """Return the prompt called `name`; without a name, the prompt for `kind`; without a kind, the default prompt.
 
     As in sentence-transformers, a text with a kind never gets the default prompt.
 

@@ -1,8 +1,8 @@
 """Turn texts into token ids with the checkpoint's tokenizer.json alone.
 
 The tokenizer's template (its post-processor) adds tokens around every text, such as the end token. All threads share
-the tokenizer, and nothing modifies it after loading, so truncation is done here. This module knows nothing about prompt
-names, weights or batches.
+the tokenizer and nothing modifies it after loading, so texts are truncated here and not by its own setting. This module
+knows nothing about prompt names, weights or batches.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from lastword.text.expansion import most_characters
 from lastword.text.parts import LONGEST_PART, Parts, PromptedText, TooLongError, Walk
 from lastword.weights.files.tokenizer_file import fenced, read_tokenizer
 
-# Which end of a text that is too long is cut off.
+# The end at which a text that is too long is cut.
 TruncationSide = Literal["right", "left"]
 
 _OTHER = "Use the tokenizer that belongs to these weights."
-# Texts that show what the template adds: one token each in most tokenizers.
+# Texts that show what the template adds; each is one token in most tokenizers.
 _PROBES = ("a", "b", "1", "!")
 
 
@@ -40,7 +40,7 @@ class Tokens:
 
 @dataclass(slots=True)
 class GoodTokens:
-    """The token ids of the texts that can be embedded, by the caller's index in rising order; errors of the others."""
+    """Token ids of the texts that can be embedded, by the caller's index in rising order; errors of the other texts."""
 
     ids: dict[int, list[int]] = field(default_factory=dict)
     cut: int = 0  # texts cut to max_length
@@ -54,14 +54,14 @@ class TextTokenizer:
     Args:
         folder: the checkpoint's folder.
         vocab_size: rows of the model's embedding table.
-        truncation_side: "right" keeps the beginning of a text that is too long, with its prompt; "left" keeps its end;
-            None takes it from tokenizer.json.
-        frame: two texts, whose tokens are put before and after those of every text instead of the template's; None for
-            the template's.
+        truncation_side: "right" keeps the beginning of a text that is too long, prompt included; "left" keeps its end;
+            None uses the setting in tokenizer.json.
+        frame: two texts whose tokens replace the template's: one goes before every text, one after it. None keeps the
+            template.
 
     Raises:
         WeightsError: tokenizer.json is missing or damaged, or can give ids of `vocab_size` or more.
-        ConfigError: the template changes the text, or a setting of the tokenizer is not accepted.
+        ConfigError: the template does more than add tokens around a text, or a tokenizer setting is not accepted.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TextTokenizer:
         self.path = folder / "tokenizer.json"
         tokenizer, data = read_tokenizer(self.path)
         self.file_hash = hashlib.sha256(data).hexdigest()  # of the bytes that were loaded
-        with fenced(self._failed):
+        with fenced(self._load_error):
             own: TruncationSide = (tokenizer.truncation or {}).get("direction", "right")
             self.truncation_side = truncation_side or own
             tokenizer.no_truncation()
@@ -84,7 +84,7 @@ class TextTokenizer:
             self.added_tokens: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
             vocabulary = tokenizer.get_vocab(with_added_tokens=True)
             ids = [*vocabulary.values(), *self.added_tokens]
-            if type(tokenizer.model).__name__ == "Unigram":  # its ids are places in a list
+            if type(tokenizer.model).__name__ == "Unigram":  # its ids are indices of a list
                 ids.append(tokenizer.get_vocab_size(with_added_tokens=False) - 1)
             self._check_ids(ids)
             if getattr(tokenizer.model, "dropout", None):
@@ -99,19 +99,21 @@ class TextTokenizer:
             cuts = find_cuts(tokenizer, vocabulary)
             self.has_qwen_pipeline = has_qwen_pipeline(tokenizer)
             self._unknown = _unknown_id(tokenizer)  # Qwen's tokenizers have none
-            # A longer word is unknown, whatever it is.
+            # A word with more characters than this is unknown, whatever it is.
             self.longest_word: int | None = getattr(
                 tokenizer.model, "max_input_chars_per_word", None
             )
         self._calls = Calls(tokenizer, known=cuts is not None)
         self.before, self.after = self._template(tokenizer)
         self._check_ids([*self.before, *self.after])
-        self._prompt: tuple[str, tuple[int, ...]] = "", ()  # the one used last, and its token ids
+        self._prompt: tuple[str, tuple[int, ...]] = "", ()  # the last prompt, and its token ids
         self._parts = Parts(cuts, longest, self._calls.token_ends, self._calls.stay)
         if frame is not None:
-            (self.before, _), (self.after, _) = self._kept(frame, sys.maxsize, "", 0, lambda: False)
+            (self.before, _), (self.after, _) = self._keep_needed(
+                frame, sys.maxsize, "", 0, lambda: False
+            )
 
-    def _failed(self, reason: str) -> WeightsError:
+    def _load_error(self, reason: str) -> WeightsError:
         return WeightsError(
             str(self.path),
             "cannot tokenise a text",
@@ -132,13 +134,13 @@ class TextTokenizer:
             )
 
     def _template(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-        """Find the token ids that the template adds before and after every text; then take the template out."""
-        with fenced(self._failed):
+        """Find the token ids that the template adds before and after every text, then remove the template."""
+        with fenced(self._load_error):
             full = self._calls.encode(_PROBES)
             tokenizer.post_processor = None
             bare = self._calls.encode(_PROBES)
         if bare is None or full is None:
-            raise self._failed("it takes too long")
+            raise self._load_error("it takes too long")
         found = [
             _frames(core.ids, whole.ids) for core, whole in zip(bare, full, strict=True) if core.ids
         ]
@@ -158,7 +160,7 @@ class TextTokenizer:
         return len(self.before) + len(self.after)
 
     def has_unknown(self, ids: Sequence[int]) -> bool:
-        """Return whether one of the tokens stands for a word or a character that the tokenizer does not know."""
+        """Return whether a text's ids contain the unknown token; the template's tokens at their ends do not count."""
         if self._unknown is None:
             return False
         return self._unknown in ids[len(self.before) : len(ids) - len(self.after)]
@@ -168,15 +170,15 @@ class TextTokenizer:
         return self._calls.token_id(token)
 
     def count(self, text: str) -> int:
-        """Return the number of tokens of a text, without those of the template.
+        """Return the number of tokens in a text, without those of the template.
 
         Raises:
             InputError: as for `encode`, except that a text may have no tokens.
         """
-        return len(self._kept([text], sys.maxsize, "", 0, lambda: False)[0][0])
+        return len(self._keep_needed([text], sys.maxsize, "", 0, lambda: False)[0][0])
 
     def spans(self, text: str) -> list[tuple[int, bool, int, int]]:
-        """Return each token of a text, without the template's: id, whether it is special, start and stop character.
+        """Return (id, whether it is special, start, stop) of each token, without the template's; offsets in characters.
 
         Raises:
             InputError: the tokenizer fails on the text.
@@ -188,7 +190,7 @@ class TextTokenizer:
         return [(i, i in special, start, stop) for i, start, stop in found]
 
     def token(self, token_id: int) -> str:
-        """Return the token of an id, as the vocabulary has it; "" for an unknown one."""
+        """Return the token with an id, as written in the vocabulary; "" if there is none."""
         return self._calls.token(token_id)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -196,22 +198,22 @@ class TextTokenizer:
         return self._calls.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def prompt_ids(self, prompt: str, most: int) -> tuple[int, ...]:
-        """Return the token ids with which texts after this prompt begin: those of the template, then the prompt's own.
+        """Return the token ids with which texts with this prompt begin: the template's, then the prompt's.
 
-        A text begins with fewer of them if one of its tokens spans the border between prompt and text.
+        If a token spans the border between the prompt and a text, the text begins with fewer of these ids.
 
         Args:
             prompt: the prompt.
-            most: maximum tokens of the prompt's own.
+            most: maximum tokens of the prompt, without those of the template.
 
         Returns:
-            The ids; () if the prompt is empty, has more than `most` tokens, or `most` is 0.
+            The ids; () if the prompt is empty or has more than `most` tokens, or if `most` is 0.
         """
         known, ids = self._prompt
         if not prompt or not most:
             return ()
         if prompt != known:
-            (core, more), *_ = self._kept([prompt], most, "", 0, lambda: False)
+            (core, more), *_ = self._keep_needed([prompt], most, "", 0, lambda: False)
             ids = () if more else (*self.before, *core)
             self._prompt = prompt, ids
         return ids
@@ -227,13 +229,13 @@ class TextTokenizer:
     ) -> Tokens:
         """Tokenise texts in parallel and cut each to `max_length` tokens, keeping the tokens that the template adds.
 
-        A long text is tokenised part by part, and only as far as its tokens are needed; the ids equal those of
+        A long text is tokenised part by part, and only as far as its tokens are needed. The ids are the same as from
         tokenising the whole text.
 
         Args:
             texts: the texts.
             max_length: maximum tokens per text, including those of the template.
-            prompt: valid Unicode, put before every text; it counts as part of the text.
+            prompt: put before every text, and counted as part of it; must be valid Unicode.
             first: the caller's index of texts[0], for errors.
             stopped: called now and then; returns whether to stop.
 
@@ -244,7 +246,7 @@ class TextTokenizer:
         """
         try:
             needed = max_length - self.num_template_tokens
-            kept = self._kept(texts, needed, prompt, first, stopped)
+            kept = self._keep_needed(texts, needed, prompt, first, stopped)
         except InputError as error:
             if error.index is not None:
                 _check_unicode(texts[error.index - first], error.index)
@@ -312,7 +314,7 @@ class TextTokenizer:
                     good.unknown += self.has_unknown(ids)
         return good
 
-    def _kept(
+    def _keep_needed(
         self,
         texts: Sequence[str],
         needed: int,
@@ -320,7 +322,7 @@ class TextTokenizer:
         first: int,
         stopped: Callable[[], bool],
     ) -> list[tuple[list[int], bool]]:
-        """Return each text's first or last `needed` tokens, without the template's, and whether it has more."""
+        """Return each text's first (or last) `needed` token ids, without the template's, and whether it has more."""
         from_end = self.truncation_side == "left"
         kept: list[tuple[list[int], bool]] = [([], False)] * len(texts)
         walks: dict[int, Walk] = {}
@@ -350,7 +352,7 @@ class TextTokenizer:
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """Return the id of the token that stands for whatever the tokenizer does not know; None if it has none."""
+    """Return the id of the unknown token, which replaces what the tokenizer does not know; None if there is none."""
     model = tokenizer.model
     if type(model).__name__ == "Unigram":
         found = json.loads(model.__getstate__()).get("unk_id")
@@ -362,7 +364,7 @@ def _unknown_id(tokenizer: Tokenizer) -> int | None:
 def _frames(
     core: Sequence[int], whole: Sequence[int]
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return every pair (before, after) with which before + core + after is `whole`."""
+    """Return every pair (before, after) for which before + core + after equals `whole`."""
     starts = range(len(whole) - len(core) + 1)
     return [
         (tuple(whole[:start]), tuple(whole[start + len(core) :]))
@@ -374,7 +376,7 @@ def _frames(
 def _advance(
     walk: Walk, ids: list[int] | None, index: int
 ) -> tuple[str, tuple[list[int], bool] | None]:
-    """Send a walk the ids of its last part, None at first; return its next part and None, or "" and its result."""
+    """Send a walk the ids of its last part (None at first); return its next part and None, or "" and its result."""
     try:
         return (next(walk) if ids is None else walk.send(ids)), None
     except StopIteration as end:
@@ -382,9 +384,9 @@ def _advance(
     except TooLongError as error:
         raise InputError(
             f"text {index}",
-            "too long to be tokenised, and no place to cut it is known",
+            "too long to tokenise, and no place to cut it is known",
             got=f"a part of more than {error.args[0]:,} characters",
-            remedy="Put spaces or line breaks into it, or cut it.",
+            remedy="Put spaces or line breaks into it, or shorten it.",
             index=index,
         ) from None
 

@@ -182,7 +182,7 @@ def test_a_long_word_is_cut_or_refused(
             with refusal(
                 InputError,
                 where="text 3",
-                what="too long to be tokenised, and no place to cut it is known",
+                what="too long to tokenise, and no place to cut it is known",
                 got="a part of more than 135,000 characters",
                 index=3,
             ):
