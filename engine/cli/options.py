@@ -336,8 +336,8 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         "--delimiter",
         type=delimiter_argument,
         metavar="CHARACTER",
-        help="character between the columns of .csv and .tsv files; write tab for a tab; by default a comma, in .tsv "
-        "files a tab",
+        help="character between the columns of all .csv and .tsv files; write tab for a tab; by default a comma, in "
+        ".tsv files a tab, or whichever of , ; tab | gives the header of the file the column of the text",
     )
 
 

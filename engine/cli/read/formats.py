@@ -26,7 +26,7 @@ def read(
         inputs: the inputs.
         text_field: the field or column that holds the text. In JSON lines, `a.b` means the field of that name or else
             the field b of the object a.
-        delimiter: the character between the fields of a row; None means a comma, or a tab for tsv.
+        delimiter: the character between the fields of a row; None finds it for each file by its header.
         on_bad: called for each record, and for each file, that cannot be read.
         meter: counts the bytes read, if given.
 
@@ -56,8 +56,7 @@ def _records(
     elif source.format in ("whole", "html"):
         yield from _whole_file(lines, source, text_field, on_bad)
     else:
-        between = delimiter or ("\t" if source.format == "tsv" else ",")
-        yield from table(lines, source, text_field, between, on_bad)
+        yield from table(lines, source, text_field, delimiter, on_bad)
 
 
 def _text_lines(

@@ -3,6 +3,7 @@
 import csv
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from lastword.cli.read.kinds import Source
 from lastword.cli.read.lines import MAX_RECORD, Line, too_long
@@ -10,16 +11,29 @@ from lastword.cli.read.record import OnBad, Record, missing_field, open_object
 from lastword.errors import InputError, list_some
 
 
+# What may separate columns, besides the character that the format has by itself.
+_DELIMITERS = ",;\t|"
+
+
 def table(
-    lines: Iterator[Line], source: Source, text_field: str, delimiter: str, on_bad: OnBad
+    lines: Iterator[Line], source: Source, text_field: str, delimiter: str | None, on_bad: OnBad
 ) -> Iterator[Record]:
     """Yield one record per row; arguments as for `read.read`.
 
     A blank line is an empty text if the table has a single column; otherwise it is skipped.
     """
-    rows = _rows(lines, source, delimiter)
+    start: list[Line] = []
+    for each in lines:
+        start.append(each)
+        if each[0].strip("\r\n"):
+            break
+    by_header = _delimiter_of(start, source, text_field)
+    rows = _rows(chain(start, lines), source, delimiter or by_header)
     filled = (each for each in rows if each[1] or each[2] is not None)
-    header = _header(next(filled, (1, [], None)), source, text_field)
+    remedy = None
+    if delimiter not in (None, by_header):
+        remedy = "Leave out --delimiter: the character is then found for each file, by its header."
+    header = _header(next(filled, (1, [], None)), source, text_field, remedy)
     names = frozenset(header)
     for line, row, problem in rows:
         values = row if row or len(header) > 1 else [""]
@@ -39,8 +53,27 @@ def table(
         yield Record(fields[text_field], source.name, line, names, open_object(fields))
 
 
+def _delimiter_of(start: Sequence[Line], source: Source, text_field: str) -> str:
+    """Return what separates the columns: the format's own character, unless only another gives a header the field."""
+    usual = "\t" if source.format == "tsv" else ","
+    line, problem = start[-1] if start else ("", None)
+    if problem is not None:
+        return usual  # told where the rows are read
+    for character in (usual, *_DELIMITERS):
+        try:
+            columns = next(csv.reader([line], delimiter=character), [])
+        except csv.Error:  # such as a field that is too long
+            continue
+        if text_field in (*columns, *map(str.strip, columns)):
+            return character
+    return usual
+
+
 def _header(
-    first: tuple[int, list[str], InputError | None], source: Source, text_field: str
+    first: tuple[int, list[str], InputError | None],
+    source: Source,
+    text_field: str,
+    remedy: str | None,
 ) -> list[str]:
     """Return the names of the columns.
 
@@ -48,6 +81,7 @@ def _header(
         first: the first row: its line number, its fields, and its error or None.
         source: the file.
         text_field: the column that holds the text.
+        remedy: the advice for a header that does not have it; None for the usual one.
 
     Raises:
         InputError: the row is no header, or has no column `text_field`; the file then has no usable row.
@@ -55,6 +89,7 @@ def _header(
     _, header, problem = first
     where = f"{source.name}:1"
     if problem is not None:
+        problem.remedy = remedy or problem.remedy
         raise problem
     if not header:
         raise InputError(where, "has no header", expected="the names of the columns")
@@ -63,18 +98,14 @@ def _header(
         twice = list_some({name for name in header if header.count(name) > 1})
         raise InputError(where, "two columns have the same name", got=twice, remedy="Rename one.")
     if text_field not in names:
-        raise missing_field(where, text_field, header, _delimiter_hint(header, text_field))
+        raise missing_field(where, text_field, header, remedy or _spaces_hint(header, text_field))
     return header
 
 
-def _delimiter_hint(header: Sequence[str], text_field: str) -> str | None:
-    """Return the remedy if another character seems to separate the columns of the header."""
-    for character in ";\t|,":
-        columns = [name.strip(' "') for column in header for name in column.split(character)]
-        if len(columns) > len(header) and (len(header) == 1 or text_field in columns):
-            shown = "tab" if character == "\t" else f"'{character}'"
-            return f"Perhaps another character separates the columns: pass --delimiter {shown}."
-    return None
+def _spaces_hint(header: Sequence[str], text_field: str) -> str | None:
+    """Return the remedy for a header with spaces around the name of the field, as in "id, text"."""
+    name = next((each for each in header if each.strip() == text_field), None)
+    return None if name is None else f"There are spaces in its name: pass --text-field {name!r}."
 
 
 class _RowLines:
@@ -117,7 +148,10 @@ def _not_a_row(where: str, style: str, message: str) -> InputError:
     reason = message
     if "expected after" in message:  # the delimiter may be another character
         reason = "a field goes on after its closing quote"
-        remedy = "If another character separates the columns, name it with --delimiter."
+        remedy = (
+            "If another character separates the columns, name the text's column with --text-field, or pass "
+            "--delimiter."
+        )
     elif "unexpected end" in message:
         reason = "a quote is not closed"
     elif "new-line character" in message:

@@ -125,7 +125,7 @@ FILES = {
     ),
     "csv-no-header": _in_file("a.csv", b"", "a.csv:1", "header"),
     "csv-missing-column": _in_file("a.csv", b"id,body\n1,x\n", "a.csv:1", "'text'", "got id, body"),
-    "csv-semicolons": _in_file("a.csv", b"id;text\n1;x\n", "a.csv:1", "'text'", "id;text"),
+    "csv-semicolons": _in_file("a.csv", b"id;body\n1;x\n", "a.csv:1", "'text'", "id;body"),
     "csv-short-row": _in_file("a.csv", b"id,text\n1,x\n2\n", "a.csv:3", "got 1", "expected 2"),
     "csv-long-row": _in_file("a.csv", b'id,text\n1,"x\ny"\n2,x,z\n', "a.csv:4", "got 3"),
     "csv-open-quote": _in_file(

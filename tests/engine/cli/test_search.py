@@ -100,15 +100,17 @@ def test_queries_from_stdin_and_of_another_field(cli):
     assert found.out == "two\n  1  1.0000  a.txt:2  two\n"
 
 
-def test_queries_with_another_delimiter(cli):
-    Path("a.txt").write_text("one\ntwo\n")
-    Path("b.csv").write_text("id;text\n1;two\n")
-    Path("q.csv").write_text("id;ask\n1;two\n")
-    asked = ("--queries", "q.csv", "--query-field", "ask", "--top-k", "1", "--quiet")
-    for file in ("a.txt", "b.csv"):
-        found = cli("search", file, *asked, "--delimiter", ";").out
-        assert found == f"two\n  1  1.0000  {file}:2  two\n"
-    assert "--delimiter ';'" in cli("search", "a.txt", *asked).err
+def test_queries_and_texts_may_have_different_delimiters(cli):
+    Path("b.csv").write_text("id;text\n1;one\n2;two\n")
+    Path("c.csv").write_text("id,text\n1,one\n2,two\n")
+    for separator in ";,\t":
+        Path("q.csv").write_text(f"id{separator}ask\n1{separator}two\n")
+        asked = ("--queries", "q.csv", "--query-field", "ask", "--top-k", "1", "--quiet")
+        for file in ("b.csv", "c.csv"):
+            assert cli("search", file, *asked).out == f"two\n  1  1.0000  {file}:3  two\n"
+    error = cli("search", "c.csv", *asked, "--delimiter", ",").err
+    assert error.startswith("lastword: q.csv:1: has no field 'ask'")
+    assert "Leave out --delimiter" in error
     assert "--delimiter applies to it too" in " ".join(cli("search", "--help").out.split())
 
 

@@ -414,36 +414,56 @@ def test_fields_of_objects(cli, name):
 
 
 TABLES = {
-    "semicolons": ("a.csv", "id;text\n1;x, y\n", [";"], "--delimiter ';'."),
-    "tabs": ("a.csv", "id\ttext\n1\tx, y\n", ["tab", "\\t", "\t"], "--delimiter tab."),
-    "bars": ("a.csv", "id|text\n1|x, y\n", ["|"], "--delimiter '|'."),
-    "commas": ("a.tsv", 'id,text\n1,"x, y"\n', [","], "--delimiter ','."),
+    "semicolons": ("a.csv", "id;text\n1;x, y\n", [";"]),
+    "tabs": ("a.csv", "id\ttext\n1\tx, y\n", ["tab", "\\t", "\t"]),
+    "bars": ("a.csv", "id|text\n1|x, y\n", ["|"]),
+    "commas": ("a.tsv", 'id,text\n1,"x, y"\n', [","]),
+    "quoted names": ("a.csv", '"id";"text"\n1;"x, y"\n', [";"]),
+    "blank lines first": ("a.csv", '\n\r\n"id";"text"\r\n1;"x, y"\n', [";"]),
+    "a name with the character": ("a.csv", 'id,text,a;b\n1,"x, y",2\n', [","]),
 }
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_delimiters(cli, name):
-    file, data, delimiters, hint = TABLES[name]
+    file, data, delimiters = TABLES[name]
     Path(file).write_text(data)
-    result = cli("embed", file, "--quiet")
-    assert result.status == 2
-    assert result.err.endswith(f"Perhaps another character separates the columns: pass {hint}\n")
-    for delimiter in delimiters:
-        (row,) = rows_of(cli("embed", file, "--delimiter", delimiter, "--quiet"))
+    for options in [[], *(["--delimiter", each] for each in delimiters)]:
+        (row,) = rows_of(cli("embed", file, *options, "--quiet"))
         assert (row["id"], row["text"]) == ("1", "x, y")
 
 
-def test_quoted_names_with_another_delimiter(cli):
-    Path("a.csv").write_text('"id";"text"\n1;"x, y"\n')
-    assert "is not csv" in (error := cli("embed", "a.csv", "--quiet").err)
-    assert error.endswith("If another character separates the columns, name it with --delimiter.\n")
-    (row,) = rows_of(cli("embed", "a.csv", "--delimiter", ";", "--quiet"))
-    assert (row["id"], row["text"]) == ("1", "x, y")
+def test_each_file_has_its_own_delimiter(cli):
+    Path("a.csv").write_text("id;text\n1;x, y\n")
+    Path("b.csv").write_text('id,text\n2,"x; y"\n')
+    rows = rows_of(cli("embed", "a.csv", "b.csv", "--quiet"))
+    assert [row["text"] for row in rows] == ["x, y", "x; y"]
+    for delimiter, wrong in ((";", "b.csv"), (",", "a.csv")):
+        error = cli("embed", "a.csv", "b.csv", "--delimiter", delimiter).err
+        assert f"{wrong}:1: has no field 'text'" in error
+        assert error.endswith(
+            "Leave out --delimiter: the character is then found for each file, by its header.\n"
+        )
+    Path("c.csv").write_text('"id","text"\n3,x\n')
+    assert "Leave out --delimiter:" in cli("embed", "c.csv", "--delimiter", ";").err
 
 
-def test_no_hint_where_the_header_has_no_other_delimiter(cli):
-    Path("a.csv").write_text("id,te;xt\n1,2\n")
-    assert cli("embed", "a.csv").err.endswith("holds the text with --text-field.\n")
+def test_the_field_tells_the_delimiter(cli):
+    Path("a.csv").write_text("id;body\n1;x, y\n")
+    assert cli("embed", "a.csv").err.endswith(
+        "got id;body. Name the field that holds the text with --text-field.\n"
+    )
+    (row,) = rows_of(cli("embed", "a.csv", "--text-field", "body", "--quiet"))
+    assert row["body"] == "x, y"
+
+
+def test_spaces_around_the_name_of_a_column(cli):
+    for header in ("id, text", "id; text"):
+        Path("a.csv").write_text(f"{header}\n1{header[2]} x\n")
+        error = cli("embed", "a.csv").err
+        assert error.endswith("There are spaces in its name: pass --text-field ' text'.\n")
+        (row,) = rows_of(cli("embed", "a.csv", "--text-field", " text", "--quiet"))
+        assert row[" text"] == " x"
 
 
 def test_the_places_of_an_earlier_run_do_not_stay_beside_other_vectors(cli):
