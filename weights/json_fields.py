@@ -129,7 +129,9 @@ def parse_json(
         reason = str(problem)
         if reason.startswith("Exceeds the limit"):  # Python's message for integers
             reason = "an integer has too many digits"
-        raise error(where, f"not valid JSON ({reason})") from None
+        no_number = reason.startswith("it holds")
+        remedy = "JSON has no such number: write null instead." if no_number else None
+        raise error(where, f"not valid JSON ({reason})", remedy=remedy) from None
     if not isinstance(value, dict | list):
         raise _no_object(where, error, show_value(value))
     return value

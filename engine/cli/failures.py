@@ -147,13 +147,14 @@ def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: 
     """
     if texts:
         return
-    where = "FILES" if len(files) > 1 else (files or [STDIN])[0]
+    several = len(files) > 1
+    where = f"{len(files):,} inputs" if several else (files or [STDIN])[0]
     where = "stdin" if where == STDIN else where
     if failures.count:
         skipped = f", {count(blanks.count, 'blank text')} skipped" if blanks.count else ""
         lost, first = f"{failures.summary()}{skipped}", f"The first: {failures.first}"
         raise _NoneLeftError(where, "no text is left", got=lost, remedy=first)
-    verb = "contain" if where == "FILES" else "contains"
+    verb = "contain" if several else "contains"
     got = "only blank texts" if blanks.count else None
     raise InputError(where, f"{verb} no text", got=got)
 

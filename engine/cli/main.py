@@ -20,7 +20,7 @@ from typing import NoReturn, TextIO, cast
 import lastword
 from lastword.cli import console, options
 from lastword.cli.entry import STOPPED
-from lastword.cli.parser import Command, Parser
+from lastword.cli.parser import Command, Parser, file_meant
 from lastword.errors import DeviceError, InputError, LastwordError, LastwordWarning
 
 EXAMPLES = """examples:
@@ -142,7 +142,9 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [other for other in others if other.startswith("-") and other != "-"]
     if unknown or (others and not hasattr(args, "files")):
         word = (unknown or others)[0]
-        remedy = f"See lastword {args.command} --help."
+        remedy = file_meant([word]) or f"See lastword {args.command} --help."
+        if remedy.startswith("See") and hasattr(args, "query") and not word.startswith("--"):
+            remedy += " A query that begins with - comes after all options and a --."
         raise InputError(args.command, "unknown argument", got=word, remedy=remedy)
     if others:
         args.files += others

@@ -357,7 +357,7 @@ def _add_document_options(parser: argparse.ArgumentParser) -> None:
         type=path_argument,
         metavar="PATTERN",
         help="leave out files and folders that match this pattern, such as 'drafts/' or '*.bak.md', by the rules of "
-        ".gitignore; may be repeated; needs pip install 'lastword[documents]'",
+        ".gitignore, except that *.txt matches .TXT too; may be repeated; needs pip install 'lastword[documents]'",
     )
     group.add_argument(
         "--chunk",

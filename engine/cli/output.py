@@ -33,12 +33,18 @@ def is_stream(path: str) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
+_PACKED = ("gz", "bz2", "xz", "zst", "zip")  # nothing is written packed
 # Extensions that name a format. A file with no extension, or one that is not listed here, may hold any format.
 _FORMAT_OF = {
-    "jsonl": "jsonl",
-    "ndjson": "jsonl",
+    **dict.fromkeys(("jsonl", "ndjson", "txt", "log"), "jsonl"),
+    **{each: each for each in ("md", "html", "xml", "npz", "pt", *_PACKED)},
     **{each: each for each in ("json", "safetensors", "npy", "csv", "tsv", "parquet", "yaml")},
 }
+
+
+def is_packed(ending: str) -> bool:
+    """Return whether an extension, without its dot, is that of a packed file."""
+    return ending in _PACKED
 
 
 def check_extension(path: str | None, written: str, by: str) -> None:

@@ -4,8 +4,12 @@ A path may contain any bytes, so an argument that is a path needs `type=options.
 """
 
 import argparse
+import os
 import re
-from collections.abc import Iterable
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn, Protocol
 
 from lastword.cli import console, options
@@ -31,6 +35,14 @@ def _join_names(names: Iterable[object]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
+def file_meant(words: Iterable[str]) -> str | None:
+    """Return the advice about the first word that begins with a dash and is the name of a file, None without one."""
+    for word in words:
+        if word.startswith("-") and word != "-" and os.path.lexists(word):
+            return f"If the file {word} is meant, write {shlex.quote(f'./{word}')}."
+    return None
+
+
 class Command(Protocol):
     """The interface of a command's module."""
 
@@ -52,6 +64,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**settings, allow_abbrev=False, exit_on_error=False)
         self.register("type", None, options.text_argument)
         self._given = set[argparse.Action]()  # options with a path, once they have been given
+        self._words: Sequence[str] = ()
 
     def add_subparsers(self, **settings: Any) -> Any:
         """Add commands; each command's own parser checks the arguments after the command's name."""
@@ -65,6 +78,7 @@ class Parser(argparse.ArgumentParser):
             InputError: argparse refuses an argument, or an option that takes one file is given twice.
         """
         self._given.clear()
+        self._words = sys.argv[1:] if args is None else list(args)
         try:
             return super().parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
@@ -84,7 +98,18 @@ class Parser(argparse.ArgumentParser):
                 where, what = parts.get("where", where), found.expand(plain)
                 got = parts.get("got", got)
         got = None if got is None else one_line(got, _LONGEST)
-        return InputError(where, what, got=got, remedy=f"See {self.prog} --help.")
+        meant = file_meant(self._words) or (
+            self._value_meant(where.split("/")) if what == "needs a value" else None
+        )
+        return InputError(where, what, got=got, remedy=meant or f"See {self.prog} --help.")
+
+    def _value_meant(self, options: Sequence[str]) -> str | None:
+        """Return the advice where an option is followed by a word that begins with a dash, which may be its value."""
+        for option, word in pairwise(self._words):
+            if option in options and word.startswith("-"):
+                written = shlex.quote(f"{option}={word}")
+                return f"If {one_line(word, _LONGEST)} is its value, write {one_line(written, _LONGEST)}."
+        return None
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         # argparse calls this once for each occurrence of an option and keeps the last value. For a setting that is

@@ -18,7 +18,7 @@ from lastword.cli.failures import (
     require_texts,
     unknown_word_notices,
 )
-from lastword.cli.output import check_extension, is_stdout, is_stream, open_output
+from lastword.cli.output import check_extension, is_packed, is_stdout, is_stream, open_output
 from lastword.cli.read import PLACE, Record, Source
 from lastword.cli.stream import embed_records
 from lastword.errors import InputError, count
@@ -338,11 +338,12 @@ def _format_of(output: str) -> str:
         return "jsonl"
     if ending not in write.FORMATS:
         lines = "JSON lines are named .jsonl. " if ending == "json" else ""
+        chosen = "" if is_packed(ending) else ", or choose the format with --format"
         raise InputError(
             output,
             f"unsupported output format .{ending}",
             expected=".jsonl, .safetensors or .npy",
-            remedy=f"{lines}Use one of these extensions, or choose the format with --format.",
+            remedy=f"{lines}Use one of these extensions{chosen}.",
         )
     return ending
 

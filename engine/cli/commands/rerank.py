@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options, read
-from lastword.cli.commands.search import Hit, check_query, hit_lines, number_argument
+from lastword.cli.commands.search import Hit, check_query, hit_lines, number_argument, query_or_file
 from lastword.cli.failures import (
     Blanks,
     Failures,
@@ -60,7 +60,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="print only texts with at least this score; by default all",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object per line instead of a table"
+        "--json",
+        action="store_true",
+        help="print one JSON object per line instead of a table; the field record is the whole record of a .jsonl, "
+        ".csv or .tsv file, if it has more than the text",
     )
     options.add_reranker_options(parser)
 
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     begin_error_list(args)
     check_query(args.query)
+    query_or_file(args)
     inputs = options.find_inputs(args)
     given = (source.path for source in inputs if source.path != read.STDIN)
     options.refuse_overwriting(given, (args.errors,))

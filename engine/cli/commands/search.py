@@ -4,11 +4,14 @@ import argparse
 import heapq
 import json
 import math
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from lastword.cli import console, options, read
+from lastword.cli.documents.paths import names_many
 from lastword.cli.failures import (
     Blanks,
     Failures,
@@ -86,7 +89,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "of text and query: for the cosine, 1 means the same direction and 0 unrelated",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object per line instead of a table"
+        "--json",
+        action="store_true",
+        help="print one JSON object per line instead of a table; the field record is the whole record of a .jsonl, "
+        ".csv or .tsv file, if it has more than the text",
     )
     group = parser.add_argument_group("reranking")
     group.add_argument(
@@ -120,7 +126,7 @@ def number_argument(given: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.queries is not None and args.query is not None:
-        args.files.insert(0, args.query)  # with --queries, the first argument is a file
+        _take_as_file(args)
     begin_error_list(args)
     query_files = _query_files(args)
     queries, notices = _read_queries(args, query_files)
@@ -147,6 +153,34 @@ def run(args: argparse.Namespace) -> int:
     console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
     console.say_all(notices, quiet=args.quiet)
     return 0
+
+
+def _take_as_file(args: argparse.Namespace) -> None:
+    """With --queries, take the first argument as a file.
+
+    Raises:
+        InputError: there is no such file; it may be meant as a query.
+    """
+    if not os.path.lexists(args.query) and not names_many(args.query) and args.query != read.STDIN:
+        remedy = "With --queries every argument is a file: leave QUERY out."
+        raise InputError(args.query, "No such file or directory", remedy=remedy)
+    args.files.insert(0, args.query)
+
+
+def query_or_file(args: argparse.Namespace) -> None:
+    """Say so where stdin is searched for the name of a file, which may be meant as what to search.
+
+    Raises:
+        InputError: stdin is a terminal, which nobody means to search.
+    """
+    if args.files or args.query is None or not os.path.exists(args.query):
+        return
+    kind = "folder" if os.path.isdir(args.query) else "file"
+    remedy = f"To search the {kind}, write the query before it."
+    if sys.stdin is not None and sys.stdin.isatty():
+        raise InputError("QUERY", f"is the name of a {kind}, and FILE is missing", remedy=remedy)
+    told = f"stdin is searched for {args.query!r}, which is also the name of a {kind}. {remedy}"
+    console.say_all([told], quiet=args.quiet)
 
 
 def _query_files(args: argparse.Namespace) -> list[read.Source]:
@@ -185,6 +219,7 @@ def _read_queries(
         if args.query is None:
             raise InputError("QUERY", "is missing", remedy=remedy)
         check_query(args.query)
+        query_or_file(args)
         return [Record(args.query, "QUERY", None, frozenset(), "")], []
     blanks = Blanks(skip=True)
     found = read.read(sources, args.query_field or "text", args.delimiter)
@@ -375,7 +410,8 @@ def _json_line(rank: int, hit: Hit, query: str | None) -> str:
     fields = {"rank": rank, "score": hit.score, **record.place(), "text": record.text}
     if query is not None:
         fields = {"query": query, **fields}
-    return json.dumps(fields, ensure_ascii=False)
+    line = json.dumps(fields, ensure_ascii=False)
+    return f'{line[:-1]}, "record": {record.fields}}}}}' if record.has_others else line
 
 
 def _shorten(text: str) -> str:

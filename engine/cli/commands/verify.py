@@ -2,10 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lastword.cli import console, options, read
+from lastword.cli.failures import Failures
 from lastword.errors import InputError, count, list_some, printable
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=options.path_argument,
         metavar="FILE",
-        help="file of texts to compute and compare, in addition to the built-in ones; may be repeated",
+        help="file of texts to compute and compare, in addition to the built-in ones; may be repeated. "
+        "Records that cannot be read are left out and counted",
     )
     options.add_format_options(parser)
     parser.add_argument(
@@ -65,9 +67,7 @@ def run(args: argparse.Namespace) -> int:
     command = "lastword verify --texts -"
     inputs = read.sources(args.texts, args.input_format, command=command) if args.texts else []
     options.refuse_field(inputs, args.text_field)
-    texts = [record.text for record in read.read(inputs, args.text_field, args.delimiter)]
-    if inputs and not texts:
-        raise InputError("--texts", "contain no text", got=list_some(args.texts))
+    texts = _texts(args, inputs)
     from lastword.verify import verify
 
     verdict = verify(
@@ -87,6 +87,22 @@ def run(args: argparse.Namespace) -> int:
     if verdict.cause is not None:
         console.say(f"{verdict.model}: {verdict.cause.name}: {verdict.cause.detail}")
     return 0 if verdict.passed else 1
+
+
+def _texts(args: argparse.Namespace, inputs: Sequence[read.Source]) -> list[str]:
+    """Return the texts of files; say which records have none.
+
+    Raises:
+        InputError: no text is left.
+    """
+    failures = Failures(skip=True)
+    found = read.read(inputs, args.text_field, args.delimiter, on_bad=failures.bad)
+    texts = [record.text for record in found]
+    if inputs and not texts:
+        first = f"The first: {failures.first}" if failures.count else None
+        raise InputError("--texts", "contain no text", got=list_some(args.texts), remedy=first)
+    console.say_all(failures.notices(), quiet=False)
+    return texts
 
 
 def _table(verdict: "Verdict") -> Iterator[str]:

@@ -92,7 +92,7 @@ class Finder:
         found = [path for each in given for path in self._expand(each)]
         if given and not found:
             raise InputError(
-                "FILES", "--ignore leaves out all of them", got=self._ignore.listed, remedy=_CHANGE
+                "FILE", "--ignore leaves out every file", got=self._ignore.listed, remedy=_CHANGE
             )
         paths = self._once(found)
         if len(paths) > 1 and not self._whole:
@@ -176,7 +176,12 @@ class Finder:
             raise InputError(pattern, "matches no file", got=got, remedy=_AS_PATTERN)
         depth = None if "**" in wanted else len(wanted)
         entries = self._walk(top or ".", depth)
-        matching = (entry for entry in entries if _matches(entry[0].split("/"), wanted))
+        alike = _lower_ending(pattern).split("/")[first:]
+        matching = (
+            (path, kind)
+            for path, kind in entries
+            if _matches(path.split("/"), wanted) or _matches(_lower_ending(path).split("/"), alike)
+        )
         ending = split_ending(pattern)[1]
         asked = ending if ending and not _MAGIC.search(ending) else None
         found = self._usable(top, matching, asked)
@@ -287,30 +292,47 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
+def _lower_ending(path: str) -> str:
+    """Return a path or pattern with its extension in lower case: .TXT is the same kind of file as .txt."""
+    root, dot, ending = path.rpartition(".")
+    return path if "/" in ending.removesuffix("/") else f"{root}{dot}{ending.lower()}"
+
+
 class _Ignore:
-    """Decides what to leave out, by the rules of .gitignore, and notes which patterns have matched something."""
+    """Decides what to leave out, by the rules of .gitignore, and notes which patterns have matched something.
+
+    Extensions match in upper and lower case alike, as they do where the kind of a file is told.
+    """
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        self._all = _spec(patterns)
-
-        self._unused = {each: _spec([each.removeprefix("!")]) for each in patterns}
+        self._all = [_spec(patterns), _spec([_lower_ending(each) for each in patterns])]
+        self._unused = {}
+        for each in patterns:
+            plain = each.removeprefix("!")
+            self._unused[each] = [_spec([plain]), _spec([_lower_ending(plain)])]
         self.count = 0  # how many paths were left out; the caller resets it
         self.listed = list_some(repr(pattern) for pattern in patterns)
 
     def matches(self, path: str) -> bool:
         """Return whether to leave out a path; the path of a folder ends with "/"."""
-        if self._all is None:
+        if not self.listed:
             return False
-        for pattern, spec in list(self._unused.items()):
-            if spec is not None and spec.match_file(path):
+        for pattern, specs in list(self._unused.items()):
+            if _match(specs, path):
                 del self._unused[pattern]
-        found = self._all.match_file(path)
+        found = _match(self._all, path)
         self.count += found
         return found
 
     def unused(self) -> list[str]:
         """Return the patterns that no path has matched so far."""
         return [repr(pattern) for pattern in self._unused]
+
+
+def _match(specs: "Iterable[GitIgnoreSpec | None]", path: str) -> bool:
+    """Return whether a path matches as it is, or with its extension in lower case as the second spec has it."""
+    ways = zip(specs, (path, _lower_ending(path)), strict=True)
+    return any(spec is not None and spec.match_file(way) for spec, way in ways)
 
 
 def _spec(patterns: Sequence[str]) -> "GitIgnoreSpec | None":

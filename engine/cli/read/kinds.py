@@ -93,9 +93,9 @@ def sources(
     """
     paths = list(files) or [STDIN]
     if not files and sys.stdin is not None and sys.stdin.isatty():
-        raise InputError("FILES", "no input", remedy="Name a file, or - for stdin.")
+        raise InputError("FILE", "no input", remedy="Name a file, or - for stdin.")
     if paths.count(STDIN) > 1:
-        raise InputError("FILES", "- is given twice", remedy="stdin can be read only once.")
+        raise InputError("FILE", "- is given twice", remedy="stdin can be read only once.")
     return [
         Source(path, _format(path, input_format, whole=whole, command=command), command=command)
         for path in paths

@@ -49,6 +49,11 @@ class Record:
     chunk: Chunk | None = None
 
     @property
+    def has_others(self) -> bool:
+        """Whether the record holds more than its text."""
+        return list(json.loads(f"{self.fields}}}").values()) != [self.text]
+
+    @property
     def where(self) -> str:
         """The place of this record in messages: PATH, PATH:LINE, PATH[START:END] or PATH:LINE[START:END]."""
         line = "" if self.line is None else f":{self.line}"

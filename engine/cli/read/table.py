@@ -10,7 +10,6 @@ from lastword.cli.read.lines import MAX_RECORD, Line, too_long
 from lastword.cli.read.record import OnBad, Record, missing_field, open_object
 from lastword.errors import InputError, list_some
 
-
 # What may separate columns, besides the character that the format has by itself.
 _DELIMITERS = ",;\t|"
 
@@ -59,9 +58,9 @@ def _delimiter_of(start: Sequence[Line], source: Source, text_field: str) -> str
     line, problem = start[-1] if start else ("", None)
     if problem is not None:
         return usual  # told where the rows are read
-    for character in (usual, *_DELIMITERS):
+    for character in usual + _DELIMITERS:
         try:
-            columns = next(csv.reader([line], delimiter=character), [])
+            columns: list[str] = next(csv.reader([line], delimiter=character), [])
         except csv.Error:  # such as a field that is too long
             continue
         if text_field in (*columns, *map(str.strip, columns)):

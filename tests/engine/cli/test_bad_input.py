@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from lastword.cli import read
 from lastword.cli.read import lines
+from lastword.errors import InputError
 
 OLD = b"old output"
 ROW = b'{"text": "fine"}\n'
@@ -432,7 +433,7 @@ NO_TEXTS = {
     "dash": (["-"], "stdin: contains no text."),
     "whole stdin": (["-", "--files"], "stdin: contains no text."),
     "file": (["empty.txt"], "empty.txt: contains no text."),
-    "files": (["empty.txt", "empty.csv"], "FILES: contain no text."),
+    "files": (["empty.txt", "empty.csv"], "2 inputs: contain no text."),
     "folder": (["folder"], "folder: contains no text."),
     "pattern": (["folder/*.txt"], "folder/*.txt: contains no text."),
     "lines": (["empty.jsonl"], "empty.jsonl: contains no text."),
@@ -471,6 +472,25 @@ def test_verify_needs_texts_where_a_file_of_them_is_named(cli, content):
     _check(result, "empty.csv" if not content else "--texts: contain no text; got empty.csv")
 
 
+def test_verify_leaves_out_records_without_a_text(cli, monkeypatch):
+    given = []
+
+    def verify(*_, texts, **__):
+        given.extend(texts)
+        raise InputError("verify", "stops here")
+
+    monkeypatch.setattr("lastword.verify.verify", verify)
+    Path("a.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": NaN}\n{"text": "two"}\n')
+    error = cli("verify", "--texts", "a.jsonl", "--quiet").err
+    assert given == ["one", "two"]
+    assert (
+        "2 texts left out because of an error; the first: a.jsonl:2: wrong field 'text'; got null"
+        in error
+    )
+    Path("b.jsonl").write_text('{"text": null}\n')
+    _check(cli("verify", "--texts", "b.jsonl"), "contain no text", "The first: b.jsonl:1", "null")
+
+
 # Outputs whose extension names another format: the arguments and what the one line names.
 CONTRADICTIONS = {
     "json": (["-o", "a.json"], ["a.json: unsupported", ".json", "JSON lines are named .jsonl"]),
@@ -479,6 +499,19 @@ CONTRADICTIONS = {
     "tensors": (
         ["-o", "a.safetensors", "--format", "npy"],
         [".safetensors with --format npy", "expected .npy"],
+    ),
+    "text": (["-o", "a.TXT", "--format", "npy"], [".txt with --format npy", "expected .npy"]),
+    "packed": (
+        ["-o", "a.jsonl.gz", "--format", "jsonl"],
+        [".gz with --format jsonl", "expected .jsonl"],
+    ),
+    "packed by default": (
+        ["-o", "a.jsonl.gz"],
+        ["unsupported output format .gz", "one of these extensions."],
+    ),
+    "text for ranges": (
+        ["-o", "a.npy", "--save-ranges", "a.txt"],
+        [".txt with --save-ranges", "expected .safetensors"],
     ),
     "table": (["-o", "a.csv", "--format", "jsonl"], [".csv with --format jsonl"]),
     "ranges": (["--save-ranges", "r.json"], ["r.json", "--save-ranges", "expected .safetensors"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.messages import one_line
 from helpers.project import ROOT
 
 from lastword.cli import options
@@ -36,7 +37,7 @@ LINES = {
     "json": (
         {"a.jsonl": ROW + b'{"text": NaN}\n'},
         ["embed", "a.jsonl"],
-        "a.jsonl:2: not valid JSON (it holds NaN).",
+        "a.jsonl:2: not valid JSON (it holds NaN). JSON has no such number: write null instead.",
     ),
     "field": (
         {"a.jsonl": ROW + b'{"body": "x", "id": 1}\n'},
@@ -72,6 +73,39 @@ def test_lines(cli, files, arguments, line):
         Path(name).write_bytes(content)
     status, _, err = cli(*arguments)
     assert (status, err) == (2, f"lastword: {line}\n")
+
+
+# Words that begin with a dash: what is said of them.
+DASHES = {
+    "a file": (["embed", "-dash.txt"], "got -dash.txt. If the file -dash.txt is meant, write ./-dash.txt."),
+    "a file of a command": (["info", "-a$b"], "If the file -a$b is meant, write './-a$b'."),
+    "instead of an argument": (["merge", "-dash.txt", "out"], "If the file -dash.txt is meant, write ./-dash.txt."),
+    "an output": (["embed", "a.txt", "-o", "-x.npy"], "needs a value. If -x.npy is its value, write -o=-x.npy."),
+    "an input of an option": (["search", "a.txt", "--queries", "-dash.txt"], "If the file -dash.txt is meant, write"),
+    "a query": (["search", "-5C", "a.txt"], "got -5C. See lastword search --help. A query that begins with - comes"),
+    "an option": (["search", "q", "--modle", "x"], "unknown argument; got --modle. See lastword search --help."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DASHES)
+def test_words_that_begin_with_a_dash(cli, case):
+    cli("--version")  # enters the folder
+    arguments, expected = DASHES[case]
+    for name in ("a.txt", "-dash.txt", "-a$b"):
+        Path(name).write_text("one\n")
+    one_line(cli(*arguments), expected)
+
+
+def test_what_is_advised_about_dashes_works(cli):
+    cli("--version")  # enters the folder
+    for name in ("a.txt", "-dash.txt"):
+        Path(name).write_text("one\n")
+    assert cli("embed", "./-dash.txt").status == 0
+    assert cli("embed", "a.txt", "-o=-x.npy").status == 0
+    assert Path("-x.npy").exists()
+    assert cli("search", "--top-k", "1", "--quiet", "--", "-5C", "a.txt").out.endswith(
+        "a.txt:1  one\n"
+    )
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DeviceError, LastwordWarning])

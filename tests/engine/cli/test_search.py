@@ -1,6 +1,7 @@
 """`search`: exact order, stable order of ties, file and line of each text, one line per text."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,64 @@ def test_queries_and_texts_may_have_different_delimiters(cli):
     assert error.startswith("lastword: q.csv:1: has no field 'ask'")
     assert "Leave out --delimiter" in error
     assert "--delimiter applies to it too" in " ".join(cli("search", "--help").out.split())
+
+
+def test_a_query_beside_queries_is_hinted_at(cli):
+    Path("a.txt").write_text("one\ntwo\n")
+    for arguments in (["what is it", "a.txt"], ["a.txt", "what is it"]):
+        error = cli("search", "--queries", "a.txt", *arguments).err
+        assert error.startswith("lastword: what is it: No such file or directory.")
+    error = cli("search", "what is it", "--queries", "a.txt", "a.txt").err
+    assert error.endswith("With --queries every argument is a file: leave QUERY out.\n")
+    assert cli("search", "a.*", "--queries", "a.txt").status == 0  # a pattern
+
+
+@pytest.mark.parametrize(("name", "kind"), [("docs", "folder"), ("a.txt", "file")])
+def test_a_missing_query_is_told_of(cli, monkeypatch, name, kind):
+    cli("--version")  # enters the folder
+    Path("docs").mkdir()
+    Path("a.txt").write_text("one\n")
+    result = cli("search", name, stdin=b"two\n")
+    assert result.status == 0
+    told = f"stdin is searched for '{name}', which is also the name of a {kind}. To search the {kind}, write the query"
+    assert told in result.err
+    assert told not in cli("search", name, "--quiet", stdin=b"two\n").err
+    assert "stdin is searched" not in cli("search", "other", stdin=b"two\n").err
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    refused = cli("search", name)
+    assert refused.err == (
+        f"lastword: QUERY: is the name of a {kind}, and FILE is missing. To search the {kind}, write the query "
+        "before it.\n"
+    )
+
+
+def test_json_has_the_whole_record(cli):
+    line = '{"id": 12345678901234567890.10, "text": "two", "meta": {"tags": ["é"]}}'
+    Path("a.jsonl").write_text(f'{{"text": "one"}}\n {line} \n', encoding="utf-8")
+    Path("b.csv").write_text("n,body\n7,two\n")
+    Path("c.jsonl").write_text('{"doc": {"body": "two", "n": 1}}\n')
+    one, two = sorted(cli("search", "two", "a.jsonl", "--json").out.splitlines(), key=len)
+    assert "record" not in json.loads(one)
+    assert two.endswith(f', "record": {line}}}')
+    assert json.loads(two)["record"]["meta"] == {"tags": ["é"]}
+    row = json.loads(cli("search", "two", "b.csv", "--text-field", "body", "--json").out)
+    assert (row["text"], row["record"]) == ("two", {"n": "7", "body": "two"})
+    row = json.loads(cli("search", "two", "c.jsonl", "--text-field", "doc.body", "--json").out)
+    assert row["record"] == {"doc": {"body": "two", "n": 1}}
+    row = json.loads(cli("search", "--queries", "c.jsonl", "--query-field", "doc.body", "b.csv", "--text-field", "body",
+                         "--json", "--chunk", "9").out)  # fmt: skip
+    assert list(row) == [
+        "query",
+        "rank",
+        "score",
+        "path",
+        "line",
+        "chunk",
+        "start",
+        "end",
+        "text",
+        "record",
+    ]
 
 
 def test_queries_of_stdin_are_named_so(cli):

@@ -56,7 +56,7 @@ LOST = {
     "a file": ({"a.txt": "x".encode("utf-16")}, "a.txt: no text is left; got 1 file left out because"),
     "files": (
         {"a.txt": "x".encode("utf-16"), "b.csv": b"id\n1\n", "c.txt": b"NOTOKENS"},
-        "FILES: no text is left; got 2 files and 1 text left out because",
+        "3 inputs: no text is left; got 2 files and 1 text left out because",
     ),
     "and blank ones": (
         {"a.jsonl": b'{"text": " "}\n{"text": 1}\n'},

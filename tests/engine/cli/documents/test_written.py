@@ -163,7 +163,7 @@ def test_an_input_is_not_overwritten_and_the_message_says_why(texts):
     [
         (["--on-error", "skip", "--errors", "mine", "-o", "v.npy"], "mine"),
         (["--on-error", "skip", "--errors", "mine.jsonl", "-o", "v.npy"], "mine.jsonl"),
-        (["--save-ranges", "mine.txt", "-o", "v.npy"], "mine.txt"),
+        (["--save-ranges", "mine.old", "-o", "v.npy"], "mine.old"),
         (["-o", "v.npy"], "v.npy.json"),
         (["--files", "-o", "v.npy"], "v.npy.rows.jsonl"),
     ],
