@@ -96,7 +96,7 @@ def _texts(args: argparse.Namespace, inputs: Sequence[read.Source]) -> list[str]
         InputError: no text is left.
     """
     failures = Failures(skip=True)
-    found = read.read(inputs, args.text_field, args.delimiter, on_bad=failures.bad)
+    found = read.read(inputs, args.text_field, args.delimiter, on_bad=failures.leave_out_line)
     texts = [record.text for record in found]
     if inputs and not texts:
         first = f"The first: {failures.first}" if failures.count else None
