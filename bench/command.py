@@ -9,7 +9,9 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from lastword.bench import options
-from lastword.errors import ConfigError
+from lastword.bench.serve.options import EXAMPLES as SERVE_EXAMPLES
+from lastword.bench.serve.options import add_serve
+from lastword.errors import ConfigError, require_extra
 
 ABOUT = "time kernels, models and other libraries"
 EXAMPLES = """examples:
@@ -20,6 +22,7 @@ BENCHMARKS = {
     "kernels": ("check and time the kernels", options.KERNELS_EXAMPLES, options.add_kernels),
     "peers": ("time lastword and other libraries", options.PEERS_EXAMPLES, options.add_peers),
     "model": ("time a whole model", options.MODEL_EXAMPLES, options.add_model),
+    "serve": ("put load on the server", SERVE_EXAMPLES, add_serve),
 }
 
 
@@ -65,6 +68,14 @@ def run(args: argparse.Namespace) -> int:
         from lastword.bench.models.model_benchmark import run as run_model
 
         return run_model(args, show)
+    if args.benchmark == "serve":
+        with require_extra("FastAPI, aiohttp and others", "serve,bench", "lastword bench serve"):
+            import aiohttp  # noqa: F401
+            import fastapi  # noqa: F401
+            import uvicorn  # noqa: F401
+        from lastword.bench.serve.serve_benchmark import run as run_serve
+
+        return run_serve(args, show)
     from lastword.bench.peers.peer_benchmark import run as run_peers
 
     return run_peers(args, show)

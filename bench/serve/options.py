@@ -1,0 +1,73 @@
+"""The options of `lastword bench serve`. Imported on every `--help`, so it imports nothing heavy."""
+
+import argparse
+
+from lastword.bench.options import json_lines_file, path, positive
+
+SCENARIOS = ("throughput", "latency", "overload", "slow", "disconnects", "sigterm", "soak")
+BY_DEFAULT = SCENARIOS[:-1]
+
+EXAMPLES = """examples:
+  lastword bench serve                              every scenario but soak; about four minutes
+  lastword bench serve --quick                      small counts
+  lastword bench serve --scenarios throughput latency --json serve.jsonl
+  lastword bench serve --scenarios soak --minutes 60
+  lastword bench serve --scenarios sigterm --restarts 100
+  lastword bench serve --model ./model --scenarios throughput overload
+
+Starts `lastword serve` on a free loopback port and sends requests to it from a third process. Requests
+arrive at times drawn in advance, whether or not earlier ones have been answered, and latency counts
+from these times. Every vector is compared with that of `encode`. Each row ends with the target and
+whether it is met. The exit status is 1 if an answer was wrong, or an accepted request, memory or
+descriptors were lost; a target of speed that is missed does not change it. Needs Linux, and
+pip install 'lastword[serve,bench]'."""
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `bench serve`."""
+    parser.add_argument(
+        "--scenarios",
+        nargs="+",
+        choices=SCENARIOS,
+        default=list(BY_DEFAULT),
+        metavar="NAME",
+        help=f"what to measure: {', '.join(SCENARIOS)}; by default all but soak",
+    )
+    parser.add_argument(
+        "--model",
+        type=path,
+        metavar="FOLDER",
+        help="checkpoint folder; by default the built-in model",
+    )
+    parser.add_argument(
+        "--texts", type=positive, default=16, help="number of texts per request; by default 16"
+    )
+    for name, default, quick, about in (
+        ("seconds", 10, 2, "seconds of each timed load"),
+        ("clients", 500, 50, "number of slow clients"),
+        ("disconnects", 2000, 200, "number of clients that go away"),
+        ("restarts", 20, 2, "number of SIGTERMs, each to a new server"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=positive,
+            help=f"{about}; by default {default:,}, or {quick} with --quick",
+        )
+        parser.set_defaults(**{f"{name}_by_default": (default, quick)})
+    parser.add_argument(
+        "--minutes", type=positive, default=10, help="length of soak; by default 10"
+    )
+    parser.add_argument("--quick", action="store_true", help="small counts and short loads")
+    parser.add_argument(
+        "--json",
+        type=json_lines_file,
+        metavar="FILE",
+        help="write each result to this .jsonl file as soon as it is measured",
+    )
+
+
+def fill(args: argparse.Namespace) -> None:
+    """Give the counts that were left out their values."""
+    for name in ("seconds", "clients", "disconnects", "restarts"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(args, f"{name}_by_default")[args.quick])

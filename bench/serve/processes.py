@@ -1,0 +1,178 @@
+"""The server and the load generator as child processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+from urllib.error import URLError
+
+from lastword.bench.memory import held_bytes
+from lastword.bench.serve.load import Load
+from lastword.errors import LastwordError
+
+_SERVE = "import sys; from lastword.cli.entry import main; sys.exit(main())"
+_START_SECONDS, _STOP_SECONDS = 180, 60
+
+
+class ServerProcess:
+    """`lastword serve` on a free port.
+
+    Args:
+        options: of `lastword serve`.
+        log: the file that its log goes to.
+    """
+
+    def __init__(self, options: Sequence[str], log: Path) -> None:
+        self._log = log
+        command = [sys.executable, "-c", _SERVE, "serve", "--port", "0", *options]
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=file)
+        self.url = ""
+
+    def wait_until_ready(self) -> None:
+        """Wait until it is healthy.
+
+        Raises:
+            LastwordError: it ended, or is not healthy in time.
+        """
+        end = time.monotonic() + _START_SECONDS
+        while time.monotonic() < end and self.process.poll() is None:
+            found = re.search(r"listening url=(\S+)", self._said())
+            if found:
+                self.url = found[1]
+                with suppress(URLError, OSError):
+                    if get(f"{self.url}/health") is not None:
+                        return
+            time.sleep(0.05)
+        last = self._said().strip().splitlines()[-1:]
+        raise LastwordError("lastword serve", "did not start", got=last[0] if last else None)
+
+    def _said(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def memory(self) -> int:
+        """Return its resident bytes without pages of files."""
+        return held_bytes("RssAnon", self.process.pid)
+
+    def descriptors(self) -> int:
+        """Return the number of its open files and connections."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def metrics(self) -> dict[str, float]:
+        """Return the plain counts of `/metrics`."""
+        lines = get(f"{self.url}/metrics").splitlines()
+        plain = (line.split() for line in lines if not line.startswith("#") and "{" not in line)
+        return {name: float(value) for name, value in plain}
+
+    def wait_until_idle(self, seconds: float = 60) -> bool:
+        """Wait until no request is in hand and nothing is queued; return whether that came to be."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = self.metrics()
+            if not (found["lastword_requests_in_hand"] or found["lastword_queue_tokens"]):
+                return True
+            time.sleep(0.1)
+        return False
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def end(self) -> int | None:
+        """Wait for its end after SIGTERM; return its exit status, None if it had to be killed."""
+        try:
+            return self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return None
+
+
+@contextmanager
+def serving(options: Sequence[str], log: Path) -> Iterator[ServerProcess]:
+    """Run a server until the `with` block ends."""
+    server = ServerProcess(options, log)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.terminate()
+        server.end()
+
+
+def get(url: str) -> str:
+    """Return the body of an answer to a GET."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=30) as response:
+        return str(response.read().decode())
+
+
+class GeneratorProcess:
+    """The load generator (`generator.py`), ready for one load at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "lastword.bench.serve.generator", str(folder)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self, **asked: object) -> None:
+        """Begin what `generator.answer` does."""
+        self._write().write(json.dumps(asked).encode() + b"\n")
+        self._write().flush()
+
+    def told(self) -> dict[str, Any]:
+        """Wait for its next line.
+
+        Raises:
+            LastwordError: it died; what it said is on stderr.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise LastwordError("the load generator", "its process died")
+        result: dict[str, Any] = json.loads(line)
+        return result
+
+    def begin(self, load: Load) -> None:
+        """Begin a load; `told` waits for its end."""
+        self.ask(do="load", **asdict(load))
+
+    def send(self, load: Load) -> dict[str, Any]:
+        """Send a load and return what came."""
+        self.begin(load)
+        return self.told()
+
+    def _write(self) -> IO[bytes]:
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    def close(self) -> None:
+        """End it."""
+        with suppress(OSError):
+            self._write().close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@contextmanager
+def generating(folder: Path) -> Iterator[GeneratorProcess]:
+    """Run a load generator until the `with` block ends."""
+    generator = GeneratorProcess(folder)
+    try:
+        yield generator
+    finally:
+        generator.close()

@@ -1,0 +1,119 @@
+"""What the scenarios share: the texts, the model, the server's options, the rows that they return."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lastword import Embedder
+from lastword.bench.models.workloads import workloads
+from lastword.bench.serve.load import Load
+from lastword.bench.serve.material import KINDS, Material
+from lastword.bench.serve.processes import GeneratorProcess, ServerProcess, serving
+
+# Documents and queries; with --quick.
+COUNTS, QUICK_COUNTS = (1024, 4096), (256, 512)
+# Vectors by `encode` and by the server may differ by so much in fp32, and in other types.
+FP32_TOLERANCE, TOLERANCE = 1e-5, 2e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One result.
+
+    Args:
+        scenario: its name.
+        measured: what was found, for people.
+        target: what is aimed at.
+        met: whether it is.
+        right: whether every answer was right and nothing was lost; False makes the exit status 1.
+        figures: the same for programs.
+    """
+
+    scenario: str
+    measured: str
+    target: str
+    met: bool
+    right: bool = True
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """Return the row as printed."""
+        verdict = "WRONG" if not self.right else "met" if self.met else "missed"
+        return f"{self.scenario:<12} {self.measured}\n{'':<12} target: {self.target}: {verdict}"
+
+
+@dataclass(slots=True)
+class Setting:
+    """Everything that a scenario works with."""
+
+    args: argparse.Namespace
+    folder: Path
+    embedder: Embedder
+    materials: dict[str, Material]
+    generator: GeneratorProcess
+    servers: int = 0
+    capacities: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def server(self, *options: str) -> Iterator[ServerProcess]:
+        """Run a server for the `with` block."""
+        with serving(self.server_options(*options), self.log()) as server:
+            yield server
+
+    def server_options(self, *options: str) -> list[str]:
+        """Return the options of the server."""
+        model = [] if self.args.model is None else [str(self.args.model)]
+        return [*model, *options]
+
+    def log(self) -> Path:
+        """Return a new file for a server's log."""
+        self.servers += 1
+        return self.folder / f"server-{self.servers}.log"
+
+    def size(self, kind: str) -> int:
+        """Return the texts per request."""
+        return min(self.args.texts, len(self.materials[kind].texts))
+
+    def burst(self, server: ServerProcess, kind: str) -> dict[str, Any]:
+        """Send every text of a kind once, in requests that arrive far faster than they are computed."""
+        size = self.size(kind)
+        count = self.materials[kind].blocks(size)
+        return self.generator.send(Load(server.url, kind, size, rate=400.0, count=count))
+
+    def capacity(self, server: ServerProcess, kind: str) -> float:
+        """Return about how many requests per second the server computes; measured once."""
+        if kind not in self.capacities:
+            self.burst(server, kind)  # the first one is slower
+            result = self.burst(server, kind)
+            self.capacities[kind] = max(0.5, float(result["texts_per_s"]) / self.size(kind))
+        return self.capacities[kind]
+
+
+def make_materials(embedder: Embedder, *, quick: bool) -> dict[str, Material]:
+    """Make the texts and compute their vectors."""
+    counts = QUICK_COUNTS if quick else COUNTS
+    fp32 = str(embedder.info.dtype) == "torch.float32" and embedder.info.quantize is None
+    made: Sequence[Sequence[str]] = [each.texts for each in workloads(*counts, 0)[:2]]
+    encode = {"documents": embedder.encode_document, "queries": embedder.encode_query}
+    return {
+        kind: Material(
+            texts,
+            encode[kind](texts, show_progress_bar=False).float().numpy(),
+            kind,
+            FP32_TOLERANCE if fp32 else TOLERANCE,
+        )
+        for kind, texts in zip(KINDS, made, strict=True)
+    }
+
+
+def is_right(*results: dict[str, Any]) -> bool:
+    """Return whether every answer of these loads was right and every request was answered."""
+    return all(not each["wrong"] and not each["statuses"].get("0") for each in results)
+
+
+def counts(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a load's counts, without the lists."""
+    return {name: each for name, each in result.items() if name not in ("latencies", "sent")}
