@@ -63,7 +63,7 @@ def sigterm(setting: Setting) -> Iterable[Row]:
         server = ServerProcess(setting.server_options(), setting.log())
         try:
             server.wait_until_ready()
-            rate = 1.2 * setting.capacity(server, "documents") * setting.size("documents") / 4
+            rate = 1.2 * setting.capacity("documents") * setting.size("documents") / 4
             load = Load(server.url, "documents", 4, rate, round(rate * 4), seed=turn, traced=True)
             setting.generator.begin(load)
             time.sleep(0.5 + rng.uniform(0.5, 2.0))
@@ -125,7 +125,7 @@ def soak(setting: Setting) -> Iterable[Row]:
     readings: list[tuple[float, int, int]] = []
     totals = {"requests": 0, "wrong": 0, "lost": 0}
     with setting.server("--max-queue-seconds", "2") as server, generating(setting.folder) as others:
-        capacity = setting.capacity(server, "documents")
+        capacity = setting.capacity("documents")
         began, turn = time.monotonic(), 0
         while time.monotonic() - began < end_after:
             turn += 1

@@ -1,7 +1,8 @@
 """What the scenarios share: the texts, the model, the server's options, the rows that they return."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,13 +84,21 @@ class Setting:
         count = self.materials[kind].blocks(size)
         return self.generator.send(Load(server.url, kind, size, rate=400.0, count=count))
 
-    def capacity(self, server: ServerProcess, kind: str) -> float:
-        """Return about how many requests per second the server computes; measured once."""
+    def capacity(self, kind: str) -> float:
+        """Return how many requests per second `encode` would compute: the unit of the rates; measured once."""
         if kind not in self.capacities:
-            self.burst(server, kind)  # the first one is slower
-            result = self.burst(server, kind)
-            self.capacities[kind] = max(0.5, float(result["texts_per_s"]) / self.size(kind))
+            texts = list(self.materials[kind].texts)
+            encode = encoder(self.embedder, kind)
+            start = time.perf_counter()
+            encode(texts, show_progress_bar=False)
+            speed = len(texts) / (time.perf_counter() - start)
+            self.capacities[kind] = speed / self.size(kind)
         return self.capacities[kind]
+
+
+def encoder(embedder: Embedder, kind: str) -> Callable[..., Any]:
+    """Return what embeds the texts of a kind."""
+    return embedder.encode_document if kind == "documents" else embedder.encode_query
 
 
 def make_materials(embedder: Embedder, *, quick: bool) -> dict[str, Material]:
@@ -97,11 +106,10 @@ def make_materials(embedder: Embedder, *, quick: bool) -> dict[str, Material]:
     counts = QUICK_COUNTS if quick else COUNTS
     fp32 = str(embedder.info.dtype) == "torch.float32" and embedder.info.quantize is None
     made: Sequence[Sequence[str]] = [each.texts for each in workloads(*counts, 0)[:2]]
-    encode = {"documents": embedder.encode_document, "queries": embedder.encode_query}
     return {
         kind: Material(
             texts,
-            encode[kind](texts, show_progress_bar=False).float().numpy(),
+            encoder(embedder, kind)(texts, show_progress_bar=False).float().numpy(),
             kind,
             FP32_TOLERANCE if fp32 else TOLERANCE,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from lastword.bench.serve.load import Load, percentile
 from lastword.bench.serve.processes import ServerProcess, generating
-from lastword.bench.serve.setting import Row, Setting, counts, is_right
+from lastword.bench.serve.setting import Row, Setting, counts, encoder, is_right
 
 _ROUNDS = 3
 _LOW_RATE = 20.0  # requests per second of low load
@@ -25,8 +25,7 @@ def throughput(setting: Setting) -> Iterable[Row]:
 
 
 def _throughput(setting: Setting, server: ServerProcess, kind: str) -> Row:
-    embedder = setting.embedder
-    encode = embedder.encode_document if kind == "documents" else embedder.encode_query
+    encode = encoder(setting.embedder, kind)
     texts = list(setting.materials[kind].texts)
     served, encoded, results = [], [], []
     for turn in range(1 + (1 if setting.args.quick else _ROUNDS)):
@@ -106,7 +105,7 @@ def overload(setting: Setting) -> Iterable[Row]:
 
 
 def _overload(setting: Setting, server: ServerProcess, kind: str) -> Row:
-    seconds, capacity = setting.args.seconds, setting.capacity(server, kind)
+    seconds, capacity = setting.args.seconds, setting.capacity(kind)
     warm = seconds / 4
     results = []
     for times in (0.9, 1.1, 1.5, float(_TIMES)):
@@ -138,9 +137,7 @@ def slow(setting: Setting) -> Iterable[Row]:
     clients, seconds = setting.args.clients, setting.args.seconds
     without, beside, results, met = [], [], [], []
     with setting.server() as server, generating(setting.folder) as others:
-        rate = min(
-            100.0, _SLOW_SHARE * setting.capacity(server, "queries") * setting.size("queries")
-        )
+        rate = min(100.0, _SLOW_SHARE * setting.capacity("queries") * setting.size("queries"))
         for turn in range(1 if setting.args.quick else _ROUNDS):
             load = Load(server.url, "queries", 1, rate, round(rate * seconds), seed=turn)
             results.append(setting.generator.send(load))
