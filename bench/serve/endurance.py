@@ -124,7 +124,7 @@ def soak(setting: Setting) -> Iterable[Row]:
     end_after = 60 * setting.args.minutes
     readings: list[tuple[float, int, int]] = []
     totals = {"requests": 0, "wrong": 0, "lost": 0}
-    with setting.server("--max-queue-seconds", "2") as server, generating(setting.folder) as others:
+    with setting.server("--max-requests", "12") as server, generating(setting.folder) as others:
         capacity = setting.capacity("documents")
         began, turn = time.monotonic(), 0
         while time.monotonic() - began < end_after:

@@ -15,7 +15,7 @@ from lastword.bench.serve.material import KINDS, Material
 from lastword.bench.serve.processes import GeneratorProcess, ServerProcess, serving
 
 # Documents and queries; with --quick.
-COUNTS, QUICK_COUNTS = (1024, 4096), (256, 512)
+COUNTS, QUICK_COUNTS = (1024, 4096), (320, 512)
 # Vectors by `encode` and by the server may differ by so much in fp32, and in other types.
 FP32_TOLERANCE, TOLERANCE = 1e-5, 2e-2
 

@@ -13,7 +13,8 @@ from lastword.bench.serve.setting import Row, Setting, counts, encoder, is_right
 _ROUNDS = 3
 _LOW_RATE = 20.0  # requests per second of low load
 _TIMES = 20  # the overload
-_QUEUE_SECONDS = "2"
+# A queue that is soon full, and shorter than the number of requests without a text in common.
+_IN_HAND = "12"
 _SLOW_SHARE = 0.3  # of the capacity, the normal traffic beside slow clients
 
 
@@ -99,7 +100,7 @@ def _timed_calls(setting: Setting, count: int, seed: int) -> list[float]:
 
 def overload(setting: Setting) -> Iterable[Row]:
     """Send 20 times as much as can be computed, and compare what is computed with the best at less load."""
-    with setting.server("--max-queue-seconds", _QUEUE_SECONDS) as server:
+    with setting.server("--max-requests", _IN_HAND) as server:
         for kind in setting.materials:
             yield _overload(setting, server, kind)
 
