@@ -76,7 +76,7 @@ class Setting:
 
     def size(self, kind: str) -> int:
         """Return the texts per request."""
-        return min(self.args.texts, len(self.materials[kind].texts))
+        return min(int(self.args.texts), len(self.materials[kind].texts))
 
     def burst(self, server: ServerProcess, kind: str) -> dict[str, Any]:
         """Send every text of a kind once, in requests that arrive far faster than they are computed."""

@@ -108,7 +108,7 @@ def overload(setting: Setting) -> Iterable[Row]:
 def _overload(setting: Setting, server: ServerProcess, kind: str) -> Row:
     seconds, capacity = setting.args.seconds, setting.capacity(kind)
     warm = seconds / 4
-    results = []
+    results: list[dict[str, Any]] = []
     for times in (0.9, 1.1, 1.5, float(_TIMES)):
         rate = times * capacity
         count = round(rate * (seconds + warm))
