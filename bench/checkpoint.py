@@ -1,8 +1,8 @@
-"""Random checkpoints with the same files as a real one, for tests and benchmarks.
+"""Make random checkpoints with the same files as real ones, for tests and benchmarks.
 
     python -m lastword.bench.checkpoint OUT --like 0.6B --layers 4
 
-The weights mean nothing, but every file has the form of a real Qwen3 embedding model's, and activations stay in the
+The weights are random, but every file has the format of a real Qwen3 embedding model's, and activations stay in the
 range of a trained model's. So numerics, speed and file handling can be checked without a download.
 """
 
@@ -50,9 +50,9 @@ def make_tokenizer(
     """Train a small byte-level BPE tokenizer with Qwen's pipeline.
 
     Args:
-        texts: texts that the merges are learned from.
-        vocab_size: the most tokens, including the 256 bytes and the special tokens.
-        end_token: whether to append `<|endoftext|>` to each text, as embedding models do and base models do not.
+        texts: texts from which the merges are learned.
+        vocab_size: largest number of tokens, including the 256 bytes and the special tokens.
+        end_token: whether to append `<|endoftext|>` to each text; embedding models do so, base models do not.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -102,13 +102,12 @@ def make_checkpoint(
     max_position_embeddings: int = 4096,
     weights: bool = True,
 ) -> Path:
-    """Write a whole model folder with random weights.
+    """Write a whole model folder with random weights, which depend only on sizes, dtype and seed; return the folder.
 
-    The weights depend on sizes, dtype and seed only. If `vocab_size` is None, the tokenizer's size is used. `prefix` of
-    the tensor names is `""` or `model.`; untied weights with `model.` also get an `lm_head.weight`. Several `shards`
-    are numbered files with an index. `config_format` is `v4` or `v5`, as in transformers. `tokenizer` is a
-    tokenizer.json to copy; None trains a small one. With `weights=False` only the other files are written. Returns the
-    folder.
+    Sizes and other settings are named as in config.json; `vocab_size` None means the tokenizer's size. `prefix` of the
+    tensor names is `""` or `model.`; with `model.` and not `tied`, there is also an `lm_head.weight`. More than one of
+    `shards` gives numbered files with an index. `config_format` is `v4` or `v5`, for the config.json of transformers 4
+    or 5. `tokenizer` is a tokenizer.json to copy; None trains a small one. `weights=False` writes only the other files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -222,7 +221,7 @@ def write_modules(folder: Path, hidden_size: int, query_prompt: str = QUERY_PROM
 def _random(
     name: str, shape: tuple[int, ...], number: int, dtype: torch.dtype, seed: int
 ) -> torch.Tensor:
-    """Make one tensor from its own generator, so that it is the same in every file layout."""
+    """Make one tensor from its own generator, so that it is the same in any number of shards."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     noise = torch.randn(shape, generator=generator)
     if name.endswith("norm.weight"):
@@ -246,7 +245,7 @@ def _write_weights(
     *,
     head: bool,
 ) -> None:
-    """Write one file, or shards with about the same number of tensors, one tensor at a time."""
+    """Write one file, or shards with about the same number of tensors each; only one tensor is in memory at a time."""
     shapes = expected_shapes(config)
     numbers = {name: number for number, name in enumerate(shapes)}
     stored = {prefix + name: name for name in shapes}

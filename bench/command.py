@@ -1,7 +1,7 @@
 """`lastword bench`: time the kernels, a whole model, or lastword and other libraries.
 
-The command line imports this module by its name in a table of commands, so neither package imports the other.
-A benchmark's own imports happen when it runs.
+The command line imports this module by its name in a table of commands, so `cli` and `bench` do not import each other.
+Each benchmark is imported only when it runs.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def _compile(args: argparse.Namespace, console: Console) -> int:
     """Compile every kernel ahead of time and return the exit status: 1 if a kernel spills registers, else 0.
 
     Raises:
-        ConfigError: an option of a timed run is given, or Triton is not installed.
+        ConfigError: an option is given that only timed runs have, or Triton is not installed.
     """
     for name in ("op", "tokens", "device", "own", "beside", "rep_ms", "plot"):
         if getattr(args, name) is not None:

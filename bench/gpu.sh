@@ -8,7 +8,7 @@
 #
 # `--dry` after OUT runs a stage on the CPU at a tiny size. Needs a checkout and a Python ($PYTHON,
 # default python3) with the dependencies; installs lastword from this checkout if it is not installed.
-# Needs no network and no checkpoint. Files grow during a stage, so one that is stopped keeps its rows.
+# Needs no network and no checkpoint. Results are written as they are measured, so a stopped stage keeps them.
 # LASTWORD_COMMIT=HASH names the commit in the results if the checkout has no .git.
 set -euo pipefail
 
@@ -47,7 +47,7 @@ bench() {
     logged "$log" "$python" -m lastword.cli.main bench "$@"
 }
 
-# A command that fails or is stopped fails the stage, but the rest of the stage still runs.
+# If a command fails or is stopped, the rest of the stage still runs, but the stage fails.
 status=0
 try() { "$@" || status=$?; }
 
@@ -55,10 +55,10 @@ rm -f "$out/$stage.log"
 case $stage in
 prove)
     if [ -n "$dry" ]; then
-        # 5: no test is marked
+        # Status 5 means that no test is marked.
         logged prove.log "$python" -m pytest -m gpu --collect-only -q tests/gpu || [ $? -eq 5 ]
     else
-        # Tests that may hang or be stopped come last, each with its own process and result file.
+        # Tests that may hang or be stopped run last, each file in its own process and with its own result file.
         suite() { try logged prove.log "$python" -m pytest -m gpu --junitxml "$out/$1" "${@:2}"; }
         late=(tests/gpu/test_{warp_specialised_attention,sanitizer}.py)
         suite prove.xml tests/gpu "${late[@]/#/--ignore=}"
@@ -73,7 +73,7 @@ kernels)
     # Compiling baselines takes most of the stage: this limit leaves time for the next command.
     limit=330 try bench kernels.log kernels --json "$out/kernels.jsonl" --plot "$out/roofline.svg" \
         "${size[@]}" "${beside[@]}"
-    # A candidate that no GPU has run yet, in its own process: if it hangs, the rows above are kept.
+    # A candidate that no GPU has run yet runs in its own process: if it hangs, the rows above are kept.
     try bench kernels.log kernels --op forest_attention --beside sdpa-cudnn descriptor \
         --json "$out/descriptor.jsonl" "${size[@]}"
     ;;
@@ -82,7 +82,7 @@ model)
         try bench model.log model --device cpu --model tiny --tokens 64 --lengths 16 32 --rounds 1 \
             --json "$out/model-tiny.jsonl" --plot "$out/model-tiny.svg"
     else
-        # A small model finishes fast: with more tokens the first batches, which nothing overlaps, weigh less.
+        # Nothing overlaps the first batches; a small model needs more tokens to make their share of the time small.
         declare -A tokens=([0.6B]=524288 [4B]=131072 [8B]=65536)
         for size in 0.6B 4B 8B; do
             try bench model.log model --model "$size" --tokens "${tokens[$size]}" \

@@ -3,7 +3,7 @@
     python -m lastword.bench.growth              the built-in model on 100, 1,000 and 10,000 texts
 
 Both should stay constant while the number of texts grows a hundredfold. Each peak is measured in a separate process. It
-is the resident memory of the host, even if a GPU computes.
+is the host's resident memory, even if a GPU computes.
 """
 
 import argparse
@@ -25,7 +25,7 @@ COUNTS = (100, 1000, 10_000)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the run's facts as JSON, measure, then print one line per count and all rows as JSON."""
+    """Print the facts of the run as JSON, then measure, then print one line per count and all rows as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m lastword.bench.growth",
         description=(__doc__ or "").partition("\n")[0],
@@ -62,13 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(
     model: str | None, device: str, counts: Sequence[int], rounds: int
 ) -> list[dict[str, float]]:
-    """Time `encode` on each number of texts, all of them once per round; measure the peak of `encode_stream` on each.
+    """Time `encode`, and measure the peak memory of `encode_stream`, on each number of texts.
 
     Args:
         model: folder or Hugging Face model ID; None for the built-in model.
         device: the device that computes.
         counts: numbers of texts.
-        rounds: rounds to take the median of.
+        rounds: number of rounds; each round times every count, and medians are returned.
 
     Returns:
         One row per count: texts, tokens, tokens_per_second and peak_bytes.
@@ -80,7 +80,7 @@ def measure(
     embedder.encode(texts[: min(counts)], show_progress_bar=False)
     for _ in range(rounds):
         for n in counts:
-            # Every count is timed over equally many texts: a short time would be noise.
+            # Every count is timed over the same number of texts, because a short time would be mostly noise.
             calls = max(counts) // n
             began = perf_counter()
             for i in range(calls):
@@ -105,7 +105,7 @@ def _peak_of_stream(model: str | None, device: str, count: int) -> int:
 
 
 def stream(model: str | None, device: str, count: int) -> int:
-    """Embed `count` texts from an iterator, keep no vector, and return this process's peak in bytes."""
+    """Embed `count` texts from an iterator without keeping the vectors; return this process's peak memory in bytes."""
     texts = iter(workloads(count, 0, 0)[0].texts)
     report = Report()
     for _ in Embedder(model, device=device).encode_stream(texts, report=report):

@@ -38,7 +38,7 @@ def describe_run(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
 
 
 def busy_notice(about: Mapping[str, object]) -> str | None:
-    """Return a warning if other work was running, else None.
+    """Return a warning if other programs were using the processor, else None.
 
     Args:
         about: from `describe_run`, called before the measurement.
@@ -57,8 +57,8 @@ def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
         path: the file; None discards the lines.
 
     Returns:
-        A context manager that gives a function, which writes one line and flushes it, so that a run that is cut short
-        keeps its figures.
+        A context manager that yields a function. The function writes one line and flushes it, so that an interrupted
+        run keeps its figures.
     """
     if path is None:
         yield lambda _: None
@@ -74,7 +74,7 @@ def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name that the GPU or the CPU reports for itself."""
+    """Return the name that the GPU or CPU reports."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -93,7 +93,7 @@ def _version(package: str) -> str | None:
 
 
 def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
-    """Return driver version and power limit from nvidia-smi; None if it gives no answer."""
+    """Return the driver version and the power limit from nvidia-smi; None for each if it fails."""
     if device.type != "cuda":
         return None, None
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
@@ -106,9 +106,9 @@ def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """Return the checkout's commit and whether files differ from it.
+    """Return the checkout's commit, and whether files differ from it.
 
-    Without a checkout: the value of LASTWORD_COMMIT, or None, and None.
+    Without a checkout, return LASTWORD_COMMIT (None if it is not set) and None.
     """
     folder = Path(lastword.__file__).parent
     git = ["git", "-C", str(folder)]

@@ -1,7 +1,7 @@
-"""Measure how long a call takes, and how fast this machine copies and multiplies: the peaks to compare kernels with.
+"""Measure how long a call takes, and the peaks of this machine: how fast it copies and multiplies.
 
-On a GPU `triton.testing.do_bench` times with events, flushes the L2 cache before each call and leaves out the warm-up.
-On a CPU a clock is used, and 64 MB are written between calls to flush the cache. Nothing here depends on the operation.
+On a GPU `triton.testing.do_bench` times calls with events, flushes the L2 cache before each call and does not count the
+warm-up. On a CPU a clock times them, and 64 MB are written between calls to flush the cache.
 """
 
 import statistics
@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 from lastword.weights import dtype_name
 
-# Written between calls on a CPU: more than most last-level caches hold. do_bench has its own for GPUs.
+# Written between calls on a CPU: more than the size of most last-level caches. On a GPU do_bench has its own number.
 _FLUSH_BYTES = 64 << 20
-_CPU_CALLS = (3, 100)
+_CPU_CALLS = (3, 100)  # least and largest number of calls per measurement
 _GPU_COPY_BYTES, _CPU_COPY_BYTES = 2 << 30, 256 << 20
 _GPU_SIDE = 8192
 _ROWS, _INNER, _COLUMNS = 1024, 1024, 6144  # of the matmul on a CPU
@@ -34,17 +34,17 @@ class Timing:
 
     @staticmethod
     def of(taken_ms: Sequence[float]) -> "Timing":
-        """Summarise the milliseconds of two calls or more."""
+        """Summarise the milliseconds of at least two calls."""
         p20, *_, p80 = statistics.quantiles(taken_ms, n=5, method="inclusive")
         return Timing(statistics.median(taken_ms), p20, p80)
 
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """Rates that the device reached in this run.
+    """The rates that the device reached in this run.
 
-    `bytes_per_s` is that of a large copy, counting bytes read and bytes written; `flops_per_s` that of a large matmul
-    of random data. `matmul` describes it.
+    `bytes_per_s` is the rate of a large copy, counting bytes read and bytes written. `flops_per_s` is the rate of a
+    large matmul of random data, which `matmul` describes.
     """
 
     bytes_per_s: float
@@ -52,12 +52,12 @@ class Peaks:
     matmul: str
 
     def seconds(self, num_bytes: float, flops: float) -> float:
-        """Return the seconds that this many bytes and FLOPs take at these rates, if both are done at once."""
+        """Return the seconds that so many bytes and FLOPs take at these rates, if the device does both at once."""
         return max(num_bytes / self.bytes_per_s, flops / self.flops_per_s)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done its queued work; on a CPU there is nothing to wait for."""
+    """Wait until a GPU has finished its queued work; do nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -124,8 +124,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
     Args:
         device: where it is computed.
-        dtype: dtype of the operands; `torch.int8` on a CPU is lastword's own int8 matmul with its rounding of the
-            activations, or oneDNN's without, whichever is faster.
+        dtype: dtype of the operands. For `torch.int8` on a CPU, the faster of lastword's int8 matmul, including its
+            rounding of the activations, and oneDNN's, without any rounding.
     """
     name = dtype_name(dtype)
     if device.type == "cpu":
@@ -170,17 +170,17 @@ def _best_rate(products: Sequence[Callable[[], object]]) -> float:
 
 
 def read_rate(device: torch.device) -> float:
-    """Return the bytes per second at which weights are read: by a sum, or a product with a vector if that is faster."""
+    """Return the bytes per second at which weights are read, by the faster of a sum and a product with a vector."""
     size = _GPU_COPY_BYTES if device.type == "cuda" else _CPU_COPY_BYTES
     weight = torch.rand(size // 4 // _INNER, _INNER, device=device)
     x = torch.rand(_INNER, device=device)
 
     def wait(run: Callable[[], object]) -> Callable[[], object]:
-        def timed() -> None:
+        def run_and_wait() -> None:
             run()
             synchronize(device)
 
-        return timed
+        return run_and_wait
 
     return max(size / _best_seconds(wait(run)) for run in (weight.sum, lambda: weight @ x))
 

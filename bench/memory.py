@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def held_bytes(field: str, pid: int | str = "self") -> int:
-    """Read a field such as VmRSS (resident) or RssAnon (without pages of files), in bytes; 0 for a zombie."""
+    """Read a field such as VmRSS (resident) or RssAnon (resident, without pages of files) in bytes; 0 for a zombie."""
     with Path(f"/proc/{pid}/status").open(encoding="ascii", errors="replace") as file:
         return next((int(line.split()[1]) * 1024 for line in file if line.startswith(field)), 0)
 
@@ -18,7 +18,7 @@ def held_bytes(field: str, pid: int | str = "self") -> int:
 def peak_bytes() -> int:
     """Return this process's peak resident memory in bytes.
 
-    Reads VmHWM, which unlike ru_maxrss does not include the parent's peak; ru_maxrss where /proc is missing.
+    This is VmHWM, which unlike ru_maxrss does not include the parent's peak; without /proc it is ru_maxrss.
     """
     try:
         return held_bytes("VmHWM")
@@ -36,7 +36,7 @@ def watch_peak(field: str, *, every: float = 0.005) -> Iterator[Callable[[], int
         every: seconds between readings.
 
     Returns:
-        A context manager that gives a function, which returns the largest value so far in bytes.
+        A context manager that yields a function, which returns the largest value so far in bytes.
     """
     peak, watching = held_bytes(field), True
 

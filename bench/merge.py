@@ -1,10 +1,10 @@
-"""Compare the speed of a merge with that of a plain copy on the same disk, and measure the merge's memory.
+"""Compare the speed of a merge with a plain copy's on the same disk, and measure the merge's memory.
 
     python -m lastword.bench.merge --like 4B --layers 6 --rounds 3
 
-Both start from cold files and end when all data is on the disk. The copy reads one model and writes one; the
-merge reads two and writes one, so its share is given in bytes written and in bytes moved. Linux only, because it
-drops the files from the page cache and reads /proc.
+Both start with no file in the page cache and end when all data is on the disk. The copy reads one model and writes
+one; the merge reads two and writes one, so its speed relative to the copy is given in bytes written and in bytes read
+and written. Linux only, because this drops files from the page cache and reads /proc.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from lastword.weights.merging.job import write_model
 from lastword.weights.merging.merge import Merge
 from lastword.weights.merging.recipe import parse_recipe
 
-_COPY_BYTES = 8 << 20  # read and written at once by the plain copy
+_COPY_BYTES = 8 << 20  # bytes that the plain copy reads and writes at once
 WEIGHTS = (2.8, 4.3)
 CHECKED = ("norm.weight", "layers.0.self_attn.k_proj.weight")
 
@@ -45,10 +45,10 @@ def multislerp(
     base: Tensor | None = None,
     normalize: bool = True,
 ) -> Tensor:
-    """Merge tensors into their weighted mean direction times their weighted mean norm: the formula written out.
+    """Merge tensors into their weighted mean direction times their weighted mean norm, as the formula says.
 
-    The reference for the merges of `lastword.weights`. It shares no code with them, works on whole tensors and does
-    not handle directions that cancel.
+    This is the reference for the merges of `lastword.weights`. It shares no code with them, works on whole tensors and
+    does not handle directions that cancel.
 
         w = weights / sum(weights), or the given weights;  x_i = tensors_i - base
         S = sum_i w_i x_i / |x_i|;  out = base + (sum_i w_i |x_i|) S / |S|
@@ -74,7 +74,7 @@ def multislerp(
 
 
 def make_models(folder: Path, options: argparse.Namespace) -> list[Path]:
-    """Make two random models, each in its own process, so that the memory is freed afterwards."""
+    """Make two random models, each in its own process, so that its memory is freed afterwards."""
     models = [folder / f"model-{i}" for i in (1, 2)]
     for seed, model in enumerate(models):
         words = [
@@ -127,7 +127,7 @@ def merge(models: Sequence[Path], out: Path) -> None:
 
 
 def check(models: Sequence[Path], out: Path) -> None:
-    """Check two merged tensors against the formula, rounded once; exit without figures if one differs."""
+    """Compare two merged tensors with the formula, rounded once; if one differs, exit without figures."""
     made, *stored = (read_tensors(folder) for folder in (out, *models))
     for name in CHECKED:
         expected = multislerp([map_tensor(each[name], name) for each in stored], WEIGHTS)
@@ -146,7 +146,7 @@ def time_work(models: Sequence[Path], work: Callable[[], None]) -> float:
 
 
 def measure(models: Sequence[Path], out: Path, rounds: int) -> dict[str, list[float]]:
-    """Copy and merge once per round, in alternating order; print each round and return all seconds by kind."""
+    """Copy and merge once per round, in alternating order; print each round and return the seconds by kind."""
     jobs = {"copy": lambda: copy(models[0], out), "merge": lambda: merge(models, out)}
     seconds: dict[str, list[float]] = {kind: [] for kind in jobs}
     for number in range(rounds):

@@ -11,7 +11,7 @@ from lastword.bench.shapes import SIZES
 
 OPS = ("rms_norm", "add_rms_norm", "qk_norm_rope", "forest_attention", "final_attention", "swiglu")
 BASELINES = ("eager", "compile", "sdpa-flash", "sdpa-cudnn", "varlen", "liger")
-FORMS = ("descriptor",)  # other kernels of lastword itself; timed only if requested by name
+FORMS = ("descriptor",)  # candidates for lastword's own kernels; timed only if requested by name
 REP_MS = 100
 PEERS = ("sentence-transformers", "llama.cpp", "vllm")
 PRECISIONS = ("fp32", "bf16", "8bit")
@@ -72,14 +72,14 @@ def positive(text: str) -> int:
 
 
 def path(text: str) -> Path:
-    """Accept a path that is not empty, as of an unset shell variable."""
+    """Parse a path; refuse an empty one, which may come from an unset shell variable."""
     if not text:
         raise argparse.ArgumentTypeError("an empty argument")
     return Path(text)
 
 
 def json_lines_file(text: str) -> Path:
-    """Accept the path of a file of JSON lines."""
+    """Parse the path of a file of JSON lines."""
     if Path(text).suffix not in (".jsonl", ".ndjson"):
         raise argparse.ArgumentTypeError("not a name that ends in .jsonl")
     return Path(text)

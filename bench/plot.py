@@ -1,6 +1,6 @@
 """Plots of one run: a roofline of the kernels, and a whole model's tokens per second by text length.
 
-Needs matplotlib, which the `bench` extra installs. It is imported when a plot is drawn.
+This needs matplotlib, which the `bench` extra installs. It is imported only when a plot is drawn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ _MARKERS = "osD^vP*X"
 
 
 def check_plot(path: Path) -> None:
-    """Check that a plot can be written to `path`, before minutes are spent on measuring.
+    """Check that a plot can be written to `path`; called before minutes are spent on measuring.
 
     Args:
         path: the file to write.
@@ -35,11 +35,11 @@ def check_plot(path: Path) -> None:
 def plot_roofline(
     path: Path, rows: Sequence[Row], peaks: Peaks, about: Mapping[str, object]
 ) -> None:
-    """Draw every timed row as a point; the colour shows the operation, the marker the implementation.
+    """Draw every timed row as a point. Its colour shows the operation, its marker the implementation.
 
     Args:
         path: the file to write, .svg or .png.
-        rows: rows of the run; those without a time are left out.
+        rows: rows of the run; rows without a time are not drawn.
         peaks: the peaks of the same run.
         about: from `describe_run`, for the title.
     """

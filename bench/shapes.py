@@ -1,4 +1,4 @@
-"""The sizes of the models that random checkpoints and benchmarks imitate. Nothing heavy is imported here."""
+"""The sizes of the models that random checkpoints and benchmarks imitate. This module imports nothing heavy."""
 
 from typing import Any, NamedTuple
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lastword.arguments import Numbers, as_numbers, is_one_of, shown
 from lastword.errors import ConfigError, InputError
-from lastword.kernels.caller_settings import isolated
+from lastword.kernels.caller_settings import default_settings
 from lastword.weights.embedding_spec import SIMILARITIES
 
 Vectors = Numbers
@@ -33,7 +33,7 @@ def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
         fp32, whatever the caller's autocast and matmul settings.
     """
     a, b = _as_matrices(a, b, name)
-    with isolated():
+    with default_settings():
         if name == "euclidean":
             return -torch.cdist(a, b)
         if name == "manhattan":

@@ -1,4 +1,7 @@
-"""Draw the forest of four short texts as lastword packs it: `python examples/draw_forest.py > examples/forest.svg`."""
+"""Draw four short texts as the forest in which lastword packs them.
+
+python examples/draw_forest.py > examples/forest.svg
+"""
 
 import sys
 
@@ -16,7 +19,7 @@ SHARED, OWN, LAST = "#dbe7f5", "#f1f1ee", "#f6c85f"
 
 
 def words_of(texts: list[str]) -> tuple[list[list[int]], list[str]]:
-    """Number the words of each text with its prompt and end token, like a tokenizer.
+    """Turn each text, with the prompt and an end token, into word numbers, like a tokenizer.
 
     Returns:
         The numbers of each text, and the word of each number.
@@ -27,7 +30,7 @@ def words_of(texts: list[str]) -> tuple[list[list[int]], list[str]]:
     return ids, list(names)
 
 
-def drawing(forest: Forest, names: list[str]) -> str:
+def draw(forest: Forest, names: list[str]) -> str:
     """Draw the segments one below the other, each at the depth of its first row.
 
     Args:
@@ -81,4 +84,4 @@ def drawing(forest: Forest, names: list[str]) -> str:
 if __name__ == "__main__":
     ids, names = words_of(TEXTS)
     (forest,) = plan_forests(ids, 1000)
-    sys.stdout.write(drawing(forest, names))
+    sys.stdout.write(draw(forest, names))

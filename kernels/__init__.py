@@ -1,4 +1,4 @@
-"""The operations, attention plans and matmuls of the forward pass; `ops.py` documents each operation.
+"""The operations, attention plans and linear layers of the forward pass; `ops.py` documents each operation.
 
 Importing this package imports PyTorch but not Triton: each Triton kernel is imported at its first launch.
 """

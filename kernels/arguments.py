@@ -1,4 +1,7 @@
-"""Argument checks of the operations, and the choice between PyTorch and the Triton kernels."""
+"""Argument checks of the operations, and the choice between PyTorch and the Triton kernels.
+
+Each function named `check…` raises a ConfigError if its arguments do not fit.
+"""
 
 import os
 from functools import cache
@@ -14,7 +17,7 @@ def check(where: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: T
     """Raise a ConfigError unless a tensor has this shape and the dtype and device of `like`.
 
     Args:
-        where: the operation's name, for the error message; the other checks here take it too.
+        where: the operation's name, for the error message; every check here takes it.
         name: the tensor's name, for the error message.
         tensor: the tensor to check.
         shape: the expected shape, where -1 means any size.
@@ -27,11 +30,12 @@ def check(where: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: T
         want = [("any" if size < 0 else size) for size in shape]
         raise _wrong(where, f"{name} has the wrong shape", list(tensor.shape), want)
     if tensor.dtype != like.dtype or tensor.device != like.device:
-        raise _wrong(where, f"{name} has the wrong dtype or device", _kind(tensor), _kind(like))
+        what = f"{name} has the wrong dtype or device"
+        raise _wrong(where, what, _dtype_and_device(tensor), _dtype_and_device(like))
 
 
 def check_heads(where: str, **heads: Tensor) -> None:
-    """Check that in tensors [rows, heads, D] each row is contiguous; the rows themselves may lie apart in memory."""
+    """Check that each row of the tensors [rows, heads, D] is contiguous; there may be gaps between rows."""
     for name, x in heads.items():
         if x.stride()[1:] != (x.shape[2], 1):
             expected = f"(any, {x.shape[2]}, 1)"
@@ -55,7 +59,8 @@ def check_lookup(where: str, ids: Tensor, table: Tensor, weight: Tensor) -> None
         if tensor.device != weight.device or tensor.is_floating_point() != (name == "table"):
             numbers = "floating-point numbers" if name == "table" else "integers"
             expected = f"{numbers} on {weight.device}"
-            raise _wrong(where, f"{name} has the wrong dtype or device", _kind(tensor), expected)
+            what = f"{name} has the wrong dtype or device"
+            raise _wrong(where, what, _dtype_and_device(tensor), expected)
 
 
 def check_gate_up(where: str, gate_up: Tensor) -> None:
@@ -68,17 +73,17 @@ def _wrong(where: str, what: str, got: object, expected: object) -> ConfigError:
     return ConfigError(where, what, got=str(got), expected=str(expected))
 
 
-def _kind(tensor: Tensor) -> str:
+def _dtype_and_device(tensor: Tensor) -> str:
     return f"{tensor.dtype} on {tensor.device}"
 
 
 def launches_triton(device: torch.device) -> bool:
-    """Return whether a device uses the Triton kernels: a GPU does, and a CPU if TRITON_INTERPRET=1 is set."""
+    """Return whether a device uses the Triton kernels: a GPU always does, a CPU only if TRITON_INTERPRET=1 is set."""
     return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def on_triton(where: str, x: Tensor) -> bool:
-    """Return whether the Triton kernel, rather than PyTorch, computes on x.
+    """Return whether a Triton kernel processes x; if not, PyTorch does.
 
     Raises:
         ConfigError: the implementation for x's device does not support its dtype.

@@ -1,8 +1,8 @@
 """The attention plan of a batch: which packed rows attend to which.
 
-`Segments` describe the batch on the host. The plan is built from them once per batch, in the form that the
+`Segments` describes the batch on the host. The plan is built from it once per batch, in the form that the
 implementation reads: a `CpuPlan` of dense blocks for PyTorch, or `KernelTables`, small int32 tables, for Triton.
-This module knows packed rows only, neither token ids nor texts.
+This module works with the numbers of packed rows only and never sees token ids.
 """
 
 from collections import defaultdict
@@ -16,32 +16,32 @@ from lastword.errors import ConfigError
 from lastword.kernels.caller_settings import CPU, count_up, integers
 from lastword.kernels.gpu.block_sizes import attention_tile_rows
 
-# Query rows per matmul: few, so that little work falls above the diagonal; 32 to 128 are equally fast (bench/LOG.md).
+# Query rows per matmul. Smaller tiles waste less work above the diagonal; 32 to 128 are equally fast (bench/LOG.md).
 TILE_ROWS = 64
-# Key rows gathered for one block: limits the copy to 128 MB for KH·D = 1024 in fp32.
+# Segments share a block up to this many key rows; keys and values then take 128 MB for KH·D = 1024 in fp32.
 _KV_ROWS = 16_384
 
-RowIndex = slice | Tensor  # consecutive packed rows, or int64 indices of any rows
-Finals = tuple[
-    tuple[Tensor, Tensor], ...
-]  # per group: texts [B] and the rows of their paths [B, keys]
+# A slice for consecutive rows, or int64 indices for any rows.
+RowIndex = slice | Tensor
+# Per group of texts: their indices [B], and the rows of their paths [B, keys].
+Finals = tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
     """A batch's segments on the host: runs of consecutive rows, each with at most one parent.
 
-    A segment's path runs from a root down to the segment: of each ancestor its own rows up to the fork, then all of
-    the segment's own rows. For segment s:
+    A segment's path runs from a root down to the segment. It consists of each ancestor's own rows up to the fork,
+    and then of the segment's own rows. For segment s:
 
-    * `start[s]`: its first row; the rows of cached prompts are counted first, then the packed rows;
+    * `start[s]`: its first row, counting the rows of cached prompts first, then the packed rows;
     * `length[s]`: its number of rows;
     * `parent[s]`: its parent segment, or -1 for a root;
-    * `fork[s]`: how many of the parent's own rows come before this segment, 0 for a root;
-    * `depth[s]`: the total number of ancestor rows on its path.
+    * `fork[s]`: how many of the parent's own rows are on the path, 0 for a root;
+    * `depth[s]`: the total number of ancestor rows on the path.
 
     The first `cached` rows belong to prompts whose keys and values are known, so these rows are not computed. They
-    are rows of `k` and `v`, but not of `q`: row r of `k` belongs to row r - `cached` of `q`.
+    are in `k` and `v` but not in `q`: row r of `k` and row r - `cached` of `q` belong to the same token.
     """
 
     start: list[int]
@@ -51,12 +51,12 @@ class Segments:
     depth: list[int]
     cached: int = 0
 
-    def computed(self) -> list[int]:
-        """Return the numbers of the segments to compute: all except those of cached prompts."""
+    def to_compute(self) -> list[int]:
+        """Return the indices of the segments to compute: all except those of cached prompts."""
         return [s for s, start in enumerate(self.start) if start >= self.cached]
 
     def owners(self, rows: list[int]) -> list[int]:
-        """Return, for each of these rows, the number of the segment that holds it."""
+        """Return the index of the segment that holds each of these rows."""
         order = sorted(range(len(self.start)), key=self.start.__getitem__)
         starts = integers([self.start[s] for s in order])
         found = torch.searchsorted(starts, integers(rows), right=True) - 1
@@ -91,12 +91,12 @@ class AttentionPlan(Protocol):
 class Block:
     """Segments of equal shape, for which attention is computed together.
 
-    * `count`: the number of segments, B in shapes; 1 if `own` > TILE_ROWS, because such a segment is computed tile by
+    * `count`: number of segments, B in shapes; 1 if `own` > TILE_ROWS, because such a segment is computed tile by
       tile (`rows_between`);
-    * `own`: rows of each segment;
-    * `above`: ancestor rows of each segment;
-    * `rows`: where the segments' rows are in q, [B·own];
-    * `path`: where the rows of their paths are in k and v, ancestors first, [B·(above + own)].
+    * `own`: number of own rows of each segment;
+    * `above`: number of ancestor rows of each segment;
+    * `rows`: indices in q of the segments' own rows, [B·own];
+    * `path`: indices in k and v of the rows of their paths, ancestors first, [B·(above + own)].
     """
 
     count: int
@@ -106,9 +106,9 @@ class Block:
     path: RowIndex
 
     def rows_between(self, low: int, high: int) -> RowIndex:
-        """Return where rows `low` to `high` - 1 of each segment are in q.
+        """Return the indices in q of own rows `low` to `high` - 1 of each segment.
 
-        In a block of several segments these must be all the rows, 0 to `own` - 1.
+        If the block has several segments, `low` must be 0 and `high` must be `own`.
         """
         low, high = low * self.count, high * self.count
         if isinstance(self.rows, slice):
@@ -120,8 +120,8 @@ class Block:
 class CpuPlan:
     """The attention plan for PyTorch: a few matmuls on dense blocks.
 
-    `blocks` cover all computed rows, for `forest_attention`; `finals` the last-token rows, for `final_attention`.
-    Rows beyond these are padding, for which attention gives zeros.
+    `forest_attention` uses `blocks`, which cover all computed rows. `final_attention` uses `finals`, which cover the
+    last-token rows. Any further rows of q are padding; attention returns zeros for them.
     """
 
     segments: Segments
@@ -144,7 +144,7 @@ class CpuPlan:
             segments: the batch's segments.
             final_rows: each text's last-token row, as a row of q.
             device: device of the index tensors.
-            num_finals: number of last-token rows with padding; by default without.
+            num_finals: number of last-token rows including padding; None for no padding.
         """
         paths = _Paths(segments)
         blocks = segment_blocks(paths, device)
@@ -164,7 +164,7 @@ class CpuPlan:
 
 
 class _Paths:
-    """Finds the ancestor rows of each segment, once per segment."""
+    """Finds the ancestor rows of segments, and remembers them."""
 
     def __init__(self, segments: Segments) -> None:
         self.segments = segments
@@ -187,7 +187,7 @@ def segment_blocks(paths: _Paths, device: torch.device) -> tuple[Block, ...]:
     """Group segments with equal numbers of own and ancestor rows, so that attention takes few matmuls."""
     segments = paths.segments
     equal: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for s in segments.computed():
+    for s in segments.to_compute():
         equal[segments.length[s], segments.depth[s]].append(s)
     blocks: list[Block] = []
     for (own, above), members in equal.items():
@@ -223,7 +223,7 @@ def _block(paths: _Paths, members: list[int], own: int, above: int, device: torc
 
 
 def _row_index(rows: Tensor, device: torch.device) -> RowIndex:
-    """Return consecutive rows as a slice, so that reading them makes no copy; other rows as indices on `device`."""
+    """Return consecutive rows as a slice, which reads them without a copy, and other rows as indices on `device`."""
     first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
     if last - first + 1 == len(rows) and bool((rows.diff() == 1).all()):
         return slice(first, last + 1)
@@ -255,16 +255,16 @@ def _path(paths: _Paths, segment: int, own: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class KernelTables:
-    """A batch's attention as the Triton kernels read it: tables on the device, and the numbers that set their launch.
+    """The attention plan for the Triton kernels: tables on the device, and numbers that determine the launch.
 
     * `segment_table`: int32 [S, 4] of (start, length, parent, fork);
     * `final_table`: int32 [N, 2], each text's segment and the number of its keys in that segment;
     * `tiles`: int32 [tiles, 2] of (segment, first row in it), `tile_rows` query rows each, tiles with most keys first;
     * `has_ancestors`, `rows_per_segment`, `longest_path`: as in `Segments`, or an upper bound.
 
-    Tables are aligned to 16 bytes, because Triton would compile a kernel again for another alignment. They may be
-    longer than the batch needs: the last segment then has no rows, and the unused tiles and texts point to it. So one
-    CUDA graph can serve batches of different sizes.
+    Tables must be aligned to 16 bytes, because Triton would compile a kernel again for a different alignment. They may
+    be longer than the batch needs, so that one CUDA graph can serve batches of different sizes: the last segment then
+    has no rows, and the unused tiles and texts point to it.
     """
 
     segment_table: Tensor
@@ -284,13 +284,13 @@ class KernelTables:
         `final_rows` has each text's last-token row.
         """
 
-        def placed(table: Tensor) -> Tensor:
+        def on_device(table: Tensor) -> Tensor:
             return table.to(device, non_blocking=True)
 
         return KernelTables(
-            placed(segment_table(segments)),
-            placed(final_table(segments, final_rows)),
-            placed(query_tiles(segments, tile_rows)),
+            on_device(segment_table(segments)),
+            on_device(final_table(segments, final_rows)),
+            on_device(query_tiles(segments, tile_rows)),
             tile_rows=tile_rows,
             has_ancestors=segments.has_ancestors(),
             rows_per_segment=segments.rows_per_segment(),
@@ -308,15 +308,15 @@ class KernelTables:
         return 0
 
     def tiles_of(self, tile_rows: int) -> Tensor:
-        """Return the tiles, for a kernel that takes `tile_rows` rows per tile.
+        """Return the tiles, after checking that they have the `tile_rows` rows that a kernel takes.
 
         Raises:
-            ConfigError: the plan's tiles have another number of rows, and they cannot be cut again here.
+            ConfigError: the plan's tiles have a different number of rows.
         """
         if tile_rows != self.tile_rows:
             raise ConfigError(
                 "attention plan",
-                "the plan has another tile size",
+                "the plan has a different tile size",
                 got=f"a kernel with {tile_rows} rows per tile",
                 expected=f"{self.tile_rows} rows, as in the plan",
                 remedy="Build the plan with kernel_tables for this dtype and number of heads.",

@@ -1,7 +1,8 @@
-"""Keep the caller's PyTorch settings from changing results, by setting them aside while lastword computes.
+"""Keep the caller's PyTorch settings from changing results.
 
-A default dtype or device never matters, because every tensor is made with both stated. Autocast and the settings of
-matmuls and attention do matter: `isolated` sets them aside and restores them.
+A default dtype or device never matters, because lastword creates every tensor with both stated. Autocast and the
+settings of matmuls and attention do matter: `default_settings` replaces them while lastword computes, then restores
+them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,16 +28,16 @@ def count_up(start: int, end: int) -> Tensor:
 
 
 @contextmanager
-def isolated(device: torch.device = CPU) -> Iterator[None]:
-    """Run the `with` block without autocast, and with PyTorch's default settings of matmuls and attention.
+def default_settings(device: torch.device = CPU) -> Iterator[None]:
+    """Run a `with` block without autocast and with PyTorch's default settings of matmuls and attention.
 
-    Autocast and the current GPU are settings of a thread; the others belong to the process. So while any thread is in
-    such a block, matmuls in the caller's other threads may be more exact than requested. The caller's settings are
-    restored afterwards.
+    The caller's settings are restored afterwards. Autocast and the current GPU are settings of a thread, but the others
+    belong to the process. Therefore, while any thread is in such a block, matmuls in the caller's other threads may be
+    more exact than the caller asked for.
 
     Args:
         device: where the block computes. A GPU becomes the current one, because Triton launches kernels on the current
-            GPU, wherever the tensors are.
+            GPU even if the tensors are on a different one.
     """
     with ExitStack() as stack:
         if device.type == "cuda":
@@ -44,21 +45,23 @@ def isolated(device: torch.device = CPU) -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        _aside.take()
-        stack.callback(_aside.put_back)
+        _saved.replace()
+        stack.callback(_saved.restore)
         yield
 
 
 class _Setting(NamedTuple):
-    """A setting of the process: functions to read and write it, and the values that leave results unchanged."""
+    """A setting of the process: functions to read and write it, and the values with which lastword may compute."""
 
     read: Callable[[], Any]
     write: Callable[[Any], object]
-    ours: tuple[Any, ...]  # each of these will do; the first is the one written
+    ours: tuple[
+        Any, ...
+    ]  # none of these changes results; the first is the one that lastword writes
 
 
 def _read_old_precision() -> str:
-    """Read the setting of PyTorch's older function; "highest" while newer settings contradict it."""
+    """Read the precision that PyTorch's older function reports; "highest" if newer settings contradict it."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -66,14 +69,14 @@ def _read_old_precision() -> str:
 
 
 def _write_precision(backend: str, value: str) -> None:
-    """Set the precision of a backend's fp32 matmuls; a backend that inherits this value keeps inheriting it."""
+    """Set the precision of a backend's fp32 matmuls; if the backend already inherits this value, it still does."""
     torch._C._set_fp32_precision_setter(backend, "matmul", "none")
     if torch._C._get_fp32_precision_getter(backend, "matmul") != value:
         torch._C._set_fp32_precision_setter(backend, "matmul", value)
 
 
 def _settings() -> Iterator[_Setting]:
-    # First: writing it writes the next two as well.
+    # This one comes first, because writing it also writes the next two.
     yield _Setting(_read_old_precision, torch.set_float32_matmul_precision, ("highest",))
     for backend in ("cuda", "mkldnn"):
         read = partial(torch._C._get_fp32_precision_getter, backend, "matmul")
@@ -82,23 +85,23 @@ def _settings() -> Iterator[_Setting]:
     flash = torch.backends.cuda.flash_sdp_enabled  # despite its name, for attention on the CPU too
     yield _Setting(flash, torch.backends.cuda.enable_flash_sdp, (True,))
     engines = [e for e in ("x86", "fbgemm") if e in torch.backends.quantized.supported_engines]
-    if engines:  # they run the int8 matmuls
+    if engines:  # these run the int8 matmuls
         quantized = torch.backends.quantized
         read, write = partial(getattr, quantized, "engine"), partial(setattr, quantized, "engine")
         yield _Setting(read, write, tuple(engines))
 
 
-class _Aside:
-    """Keeps the process's settings aside while at least one thread computes."""
+class _SavedSettings:
+    """Keeps the caller's settings of the process while at least one thread computes."""
 
     def __init__(self) -> None:
         self._settings = tuple(_settings())
         self._lock = Lock()
         self._computing = 0  # number of threads that compute
-        self._callers: list[Any] | None = None  # the values to put back, if any were not ours
+        self._callers: list[Any] | None = None  # the values to restore, if any were not ours
 
-    def take(self) -> None:
-        """Count this thread as computing, and put the caller's settings aside if any could change results."""
+    def replace(self) -> None:
+        """Count this thread as computing; if any of the caller's settings could change results, replace them all."""
         with self._lock:
             self._computing += 1
             found = [setting.read() for setting in self._settings]
@@ -108,8 +111,8 @@ class _Aside:
             for setting in self._settings:
                 setting.write(setting.ours[0])
 
-    def put_back(self) -> None:
-        """Count this thread as done, and put the caller's settings back if no other thread computes."""
+    def restore(self) -> None:
+        """Count this thread as done; if no other thread computes, restore the caller's settings."""
         with self._lock:
             self._computing -= 1
             if self._computing or self._callers is None:
@@ -123,11 +126,11 @@ class _Aside:
         return all(v in setting.ours for setting, v in zip(self._settings, values, strict=True))
 
     def _merge(self, found: list[Any]) -> list[Any]:
-        """Return the caller's values: those put aside, or the present one of a setting that was changed since then."""
+        """Return the caller's values: the saved ones, or for a setting changed since then, its present value."""
         if self._callers is None:
             return found
         triples = zip(self._settings, found, self._callers, strict=True)
         return [old if now in setting.ours else now for setting, now, old in triples]
 
 
-_aside = _Aside()
+_saved = _SavedSettings()

@@ -1,7 +1,7 @@
 """The CPU implementation of every operation, in tuned PyTorch; it also runs on any other device.
 
-The functions follow the order of one Qwen3 layer. They take tensors and a `CpuPlan`, and know nothing of texts or
-checkpoints. `ops.py` states where each rounds; the tests compare them with `reference.py`.
+The functions follow the order of one Qwen3 layer. `ops.py` documents each of them and states where it rounds; the tests
+compare them with `reference.py`.
 """
 
 from functools import cache, lru_cache
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lastword.kernels.attention_plan import TILE_ROWS, CpuPlan, RowIndex
 
-# Numbers per thread on which passes in fp32 stay in its cache (512 KB): two to three times as fast as whole batches.
-_BLOCK_NUMBERS = 1 << 17
-# Longer segments without ancestors go to SDPA: tiles are faster up to 1024 rows, SDPA from 2048 on (bench/LOG.md).
+# Values per thread in a block: 512 KB in fp32, which stay in the cache between two passes over the block. This is two
+# to three times as fast as passes over the whole batch.
+_BLOCK_VALUES = 1 << 17
+# Longer segments without ancestors go to SDPA. Tiles are faster up to 1024 rows, SDPA from 2048 rows on (bench/LOG.md).
 _SDPA_ROWS = 1024
 
 
@@ -27,13 +28,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _blocks(x: Tensor) -> list[slice]:
-    """Cut the rows of x into blocks that stay in the cache while one pass over them follows the other."""
-    step = torch.get_num_threads() * _BLOCK_NUMBERS // max(1, x[:1].numel()) or 1
+    """Cut the rows of x into blocks that stay in the cache between two passes over them."""
+    step = torch.get_num_threads() * _BLOCK_VALUES // max(1, x[:1].numel()) or 1
     return [slice(low, low + step) for low in range(0, len(x), step)]
 
 
 def _normalize(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
-    """Normalise in fp32 into `out`. This reads x once for its norm; F.rms_norm would write out the squares first."""
+    """Normalise x in fp32 and store the result in `out`.
+
+    The norm takes one pass that only reads x; F.rms_norm would first write the squares to memory.
+    """
     h = x.float()
     y = torch.mul(h, _inverse_rms(h, eps), out=out if out.dtype == torch.float32 else h)
     y.mul_(weight)
@@ -43,11 +47,11 @@ def _normalize(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
 
 def _inverse_rms(h: Tensor, eps: float) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-    return torch.addcmul(_number(eps, h.device), norm, norm, value=1 / h.shape[-1]).rsqrt_()
+    return torch.addcmul(_scalar(eps, h.device), norm, norm, value=1 / h.shape[-1]).rsqrt_()
 
 
 @cache
-def _number(value: float, device: torch.device) -> Tensor:
+def _scalar(value: float, device: torch.device) -> Tensor:
     return torch.tensor(value, dtype=torch.float32, device=device)
 
 
@@ -102,23 +106,22 @@ def qk_norm_rope(
 
 def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
     """Normalise and rotate the heads of x [T, heads, D] in place: (a, b) -> (a·cos − b·sin, b·cos + a·sin)."""
-    h = x.float()  # x itself if it is fp32 already
+    h = x.float()  # x itself if x is fp32
     h.mul_(_inverse_rms(h, eps)).mul_(weight)
     a, b = h.chunk(2, dim=-1)
-    turned = (a * cos).addcmul_(b, sin, value=-1.0)
+    rotated = (a * cos).addcmul_(b, sin, value=-1.0)
     b.mul_(cos).addcmul_(a, sin)
-    a.copy_(turned)
+    a.copy_(rotated)
     if h is not x:
         x.copy_(h)
 
 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
-    """See `ops.forest_attention`; a whole segment at a time, or one tile of its queries (bench/LOG.md, 2026-11-29)."""
+    """See `ops.forest_attention`. Each block is computed at once or tile by tile (bench/LOG.md, 2026-11-29)."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)  # [T, H, D]
     out[plan.rows :] = 0  # padding
-    fused = (
-        q.dtype == torch.bfloat16
-    )  # PyTorch's fused attention is twice as fast then; in fp32 it is slower
+    # PyTorch's fused attention is twice as fast in bf16, and slower in fp32.
+    fused = q.dtype == torch.bfloat16
     attend_tile = _attend_tile_fused if fused else _attend_tile
     for block in plan.blocks:
         if block.above == 0 and (fused or block.own > _SDPA_ROWS):
@@ -138,7 +141,7 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: floa
 
 
 def _take(x: Tensor, rows: RowIndex) -> Tensor:
-    """Return rows of x; on a CPU `index_select` is much faster than `x[rows]` (bench/LOG.md, 2026-11-24)."""
+    """Return these rows of x; on a CPU `index_select` is much faster than `x[rows]` (bench/LOG.md, 2026-11-24)."""
     return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
 
 
@@ -148,46 +151,58 @@ def _by_head(x: Tensor, count: int) -> Tensor:
 
 
 def _attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attend segments without ancestors: q [B, H, own, D], k and v [B, KH, own, D]."""
+    """Compute attention within segments without ancestors: q [B, H, own, D], k and v [B, KH, own, D]."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
 
 
 def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attend q [B, H, rows, D], the last rows of their paths, to k and v [B·KH, keys, D], in fp32 or wider."""
+    """Compute attention of a tile, in fp32 or wider.
+
+    Args:
+        q: [B, H, rows, D], the last rows of their paths.
+        k: [B·KH, keys, D], the whole paths.
+        v: [B·KH, keys, D], the whole paths.
+        scale: factor of the logits.
+
+    Returns:
+        [B, H, rows, D], dtype of q.
+    """
     _, _, rows, head_dim = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     grouped = q.reshape(len(k), -1, head_dim).to(wide)  # [B·KH, G·rows, D]
     logits = grouped.new_empty(len(k), grouped.shape[1], k.shape[1])
     logits.baddbmm_(grouped, k.to(wide).transpose(1, 2), beta=0, alpha=scale)
     own = logits.view(len(k), -1, rows, k.shape[1])[..., -rows:]
-    own.add_(_future(wide, q.device)[:rows, :rows])
+    own.add_(_causal_mask(wide, q.device)[:rows, :rows])
     torch.softmax(logits, -1, out=logits)
     return torch.bmm(logits, v.to(wide)).view(q.shape).to(q.dtype)
 
 
 def _attend_tile_fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """See `_attend_tile`; the weights of the sum are rounded to the dtype of v."""
+    """See `_attend_tile`; this one rounds the softmax weights to the dtype of v."""
     batch, heads, rows, _ = q.shape
     k, v = (x.view(batch, -1, *x.shape[1:]) for x in (k, v))  # [B, KH, keys, D]
     grouped = q.reshape(*k.shape[:2], -1, q.shape[3])  # [B, KH, G·rows, D]
-    mask = _mask(rows, k.shape[2], heads // k.shape[1], q.dtype, q.device)
+    mask = _tile_mask(rows, k.shape[2], heads // k.shape[1], q.dtype, q.device)
     return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale).view(q.shape)
 
 
 @lru_cache(maxsize=64)
-def _mask(rows: int, keys: int, group: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return what is added to the logits of a tile [G·rows, keys]."""
-    return F.pad(_future(dtype, device)[:rows, :rows], (keys - rows, 0)).repeat(group, 1)
+def _tile_mask(
+    rows: int, keys: int, group: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return the mask to add to the logits of a tile, [G·rows, keys]."""
+    return F.pad(_causal_mask(dtype, device)[:rows, :rows], (keys - rows, 0)).repeat(group, 1)
 
 
 @cache
-def _future(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return what is added to the logits of a tile's own rows: minus infinity above the diagonal."""
+def _causal_mask(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the mask to add to the logits between a tile's own rows: minus infinity above the diagonal."""
     return torch.full((TILE_ROWS, TILE_ROWS), -torch.inf, dtype=dtype, device=device).triu_(1)
 
 
 def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
-    """See `ops.final_attention`; the G query heads of a KV head become the query rows of one SDPA call."""
+    """See `ops.final_attention`. The G query heads of a KV head become the query rows of an SDPA call."""
     num_texts, num_heads, head_dim = q.shape
     out = torch.empty(num_texts, num_heads * head_dim, dtype=q.dtype, device=q.device)
     out[len(plan.final_rows) :] = 0  # padding

@@ -1,9 +1,9 @@
 """The operations of the forward pass: each checks its arguments and runs the implementation for their device.
 
 GPU tensors go to a Triton kernel; each kernel has its own file, imported at its first launch. CPU tensors go to PyTorch
-(`cpu.py`), or, under TRITON_INTERPRET=1, to the kernels run by Triton's interpreter. Beyond the errors stated below,
-every operation except `rope_tables` raises a ConfigError for a dtype that its implementation does not support, and a
-DeviceError on a GPU if Triton is not installed.
+(`cpu.py`), or, if TRITON_INTERPRET=1 is set, to the kernels run by Triton's interpreter. In addition to the errors
+documented for each, every operation except `rope_tables` raises a ConfigError for a dtype that its implementation does
+not support, and a DeviceError on a GPU if Triton is not installed.
 
 Shape letters: T packed tokens, N texts, C hidden, F MLP width, H query heads, KH key/value heads, D head_dim.
 """
@@ -53,11 +53,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Look up the rows of the tokens and normalise them: residual = table[ids]; y = rms_norm(residual).
+    """Look up the tokens' embeddings and normalise them: residual = table[ids]; y = rms_norm(residual).
 
     Args:
         ids: [T] integers from 0 to V - 1.
-        table: [V, C], any floating-point dtype (on a CPU the dtype of the file).
+        table: [V, C], any floating-point dtype (on a CPU it is kept in the dtype of its file).
         weight: [C].
         eps: added to the mean square.
 
@@ -123,7 +123,7 @@ def add_rms_norm_quantize(
         dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
 
     Returns:
-        y: [T, C] fp8, and scale: [T] fp32, each row's largest |value| over the format's largest number.
+        y: [T, C] fp8, and scale: [T] fp32, each row's largest |value| divided by the format's largest number.
 
     Numerics:
         Rounds the sum to the dtype of residual; computes the norm in fp32 and rounds it once, to fp8.
@@ -147,13 +147,13 @@ def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[
         dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
 
     Returns:
-        y: [T, C] fp8, and scale: [T] fp32, each row's largest |value| over the format's largest number.
+        y: [T, C] fp8, and scale: [T] fp32, each row's largest |value| divided by the format's largest number.
 
     Numerics:
-        Divides in fp32 and rounds once, to fp8. A row with a NaN or an infinity has a NaN in y or scale.
+        Divides in fp32 and rounds once, to fp8. If a row of x has a NaN or an infinity, its y or scale has a NaN.
 
     Raises:
-        ConfigError: x is not a matrix, or has another dtype.
+        ConfigError: x is not a matrix, or its dtype is not one of these.
     """
     check("quantize_rows", "x", x, (-1, -1), like=x)
     if on_triton("quantize_rows", x):
@@ -241,7 +241,7 @@ def qk_norm_rope(
 
 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-    """Attend every packed row to its path: its ancestors' rows, and its own segment up to the row itself.
+    """Compute attention of every packed row to its path: its ancestors' rows, and its own segment up to the row itself.
 
     out[t] = softmax(scale · q[t]·k[path of t]) · v[path of t]; query head h reads KV head h // G.
 
@@ -249,19 +249,19 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
         q: [T, H, D], the heads of a row contiguous.
         k: [P + T, KH, D], the heads of a row contiguous; the first P = plan.cached rows are those of cached prompts.
         v: [P + T, KH, D], the heads of a row contiguous.
-        plan: the batch's attention plan: `KernelTables` where a Triton kernel computes, else a `CpuPlan`.
+        plan: the batch's attention plan: `KernelTables` for a Triton kernel, a `CpuPlan` for PyTorch.
         scale: factor of the logits q·k, 1/√D in Qwen3.
 
     Returns:
         [T, H·D], dtype of q.
 
     Numerics:
-        Computes logits, softmax and sums in fp32 and rounds once, at the store; in fp16 and bf16 the weights of
-        the sums may be rounded to that dtype first.
+        Computes logits, softmax and sums in fp32 and rounds once, at the store; in fp16 and bf16 the softmax weights
+        may be rounded to that dtype before the sum.
 
     Raises:
-        ConfigError: shapes, dtypes or devices disagree, the heads of a row are not contiguous, or the plan is not one
-            that the implementation reads.
+        ConfigError: shapes, dtypes or devices disagree, the heads of a row are not contiguous, or the plan is of the
+            wrong kind for the implementation.
     """
     check("forest_attention", "k", k, (plan.cached + q.shape[0], -1, q.shape[2]), like=q)
     check("forest_attention", "v", v, tuple(k.shape), like=q)
@@ -275,24 +275,25 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
 
 
 def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-    """Attend each text's last-token row to the text's whole path.
+    """Compute attention of each text's last-token row to the text's whole path.
 
     Args:
         q: [N, H, D], one row for each of the plan's last-token rows, the heads of a row contiguous.
         k: [P + T, KH, D], the heads of a row contiguous; the first P = plan.cached rows are those of cached prompts.
         v: [P + T, KH, D], the heads of a row contiguous.
-        plan: the batch's attention plan: `KernelTables` where a Triton kernel computes, else a `CpuPlan`.
+        plan: the batch's attention plan: `KernelTables` for a Triton kernel, a `CpuPlan` for PyTorch.
         scale: factor of the logits q·k, 1/√D in Qwen3.
 
     Returns:
         [N, H·D], dtype of q.
 
     Numerics:
-        Computes logits, softmax and sums in fp32 and rounds once, at the store.
+        Computes logits, softmax and sums in fp32 and rounds once, at the store; in fp16 and bf16 the softmax weights
+        may be rounded to that dtype before the sum.
 
     Raises:
-        ConfigError: shapes, dtypes or devices disagree, the heads of a row are not contiguous, or the plan is not one
-            that the implementation reads.
+        ConfigError: shapes, dtypes or devices disagree, the heads of a row are not contiguous, or the plan is of the
+            wrong kind for the implementation.
     """
     check("final_attention", "q", q, (plan.num_finals, -1, -1), like=q)
     check("final_attention", "k", k, (-1, -1, q.shape[2]), like=q)
@@ -341,7 +342,7 @@ def swiglu_quantize(
         dtype: float8_e4m3fn, or float8_e4m3fnuz on gfx942.
 
     Returns:
-        y: [T, F] fp8, and scale: [T] fp32, each row's largest |value| over the format's largest number.
+        y: [T, F] fp8, and scale: [T] fp32, each row's largest |value| divided by the format's largest number.
 
     Numerics:
         Computes in fp32 and rounds once, to fp8.

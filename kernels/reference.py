@@ -1,4 +1,4 @@
-"""The reference implementation, for tests: each operation of `ops.py` as its formula, in the dtype of its inputs."""
+"""The reference implementation, for tests: each operation of `ops.py` as a formula, in the dtype of its inputs."""
 # ruff: noqa: D103
 
 import torch
@@ -57,7 +57,7 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float
 def _attend(
     rows: list[int], q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float
 ) -> Tensor:
-    """Attend q[i] to the path of packed row rows[i]: its ancestors up to the forks, then its segment up to itself."""
+    """Compute attention of q[i] to the path of packed row rows[i], walking from its segment up to the root."""
     segments, out = plan.segments, q.new_empty(q.shape)  # [rows, H, D]
     for i, (row, segment) in enumerate(zip(rows, segments.owners(rows), strict=True)):
         path = [slice(segments.start[segment], row + 1)]

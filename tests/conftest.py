@@ -1,4 +1,4 @@
-"""Fixtures that more than one folder of tests uses."""
+"""Fixtures that several folders of tests use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +26,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """This process on one CPU thread: SDPA and small products may round differently on more."""
+    """Limit PyTorch to one CPU thread, because SDPA and small matmuls may round differently with more."""
     with _threads(1):
         yield
 
 
 @pytest.fixture(scope="module")
 def two_threads() -> Iterator[None]:
-    """This process on two CPU threads, where `make test` gives each of its workers one."""
+    """Let PyTorch use two CPU threads, although `make test` gives each of its processes one."""
     with _threads(2):
         yield
 

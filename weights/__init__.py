@@ -1,8 +1,8 @@
 """Find and check a model's files: from a hub id or folder to its configuration and tensors.
 
 `locate` finds the files, `read_config` and `read_embedding_spec` read their settings, and `Checkpoint` reads the
-tensors. This package knows nothing of the forward pass; the engine uses only the names exported here. Modules that
-need torch are imported at their first use, so the command line can parse JSON without importing torch.
+tensors. This package contains nothing about the forward pass. Modules that need torch are imported at their first use,
+so the command line can parse JSON without importing torch.
 """
 
 from importlib import import_module

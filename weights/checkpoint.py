@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint: names, shapes and dtypes are checked first, the data is read only when needed.
+"""The tensors of a checkpoint: names, shapes and dtypes are checked first; the data is read only when needed.
 
-Each tensor is memory-mapped, copied to its place in the fused weight and unmapped before the next one. So loading
-takes no more memory than the loaded weights and one tensor, however large the files are.
+Each tensor is memory-mapped, copied to its place in the fused weight and unmapped before the next one is mapped. So
+loading takes no more memory than the loaded weights and one tensor, however large the files are.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from lastword.weights.config import ModelConfig
 from lastword.weights.files.dtypes import WEIGHT_DTYPES
 from lastword.weights.files.file_tensor import map_tensor
 from lastword.weights.files.header import TensorInfo
-from lastword.weights.files.reading import unreadable
+from lastword.weights.files.reading import read_error
 from lastword.weights.files.shards import read_tensors
 from lastword.weights.json_fields import show_value
 from lastword.weights.tensor_names import (
@@ -38,7 +38,7 @@ _SAMPLE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer's weights, with query/key/value and gate/up fused; biases are None unless configured."""
+    """One layer's weights, with query/key/value and gate/up fused; a bias is None unless the config asks for it."""
 
     input_norm: Tensor  # [C]
     qkv: Tensor  # [(H + 2·KH)·D, C]
@@ -53,7 +53,7 @@ class LayerWeights:
 
 
 class WeightsSource(Protocol):
-    """The weights as the engine needs them: a `Checkpoint`, or a replacement given by the caller."""
+    """The weights that the engine loads: a `Checkpoint`, or any other object with these members."""
 
     @property
     def num_parameters(self) -> int:
@@ -61,11 +61,11 @@ class WeightsSource(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Number of bytes as stored."""
+        """Number of bytes in the files."""
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """Stored dtypes by their safetensors names, sorted."""
+        """Safetensors names of the stored dtypes, sorted."""
 
     @property
     def fingerprint(self) -> str:
@@ -82,13 +82,13 @@ class WeightsSource(Protocol):
 
 
 class Checkpoint:
-    """The weights of one model folder; every check runs on opening, before any tensor is read.
+    """The weights of one model folder; the constructor checks everything before any tensor is read.
 
     Args:
         folder: the model's folder.
-        config: the model's configuration, which sets the expected names and shapes.
+        config: the model's configuration, which determines the expected names and shapes.
         stored: the folder's headers, if `read_tensors` has read them already.
-        reranker: whether a `score.weight`, from which a classifier's score is computed, may be there too.
+        reranker: whether the folder may also have a `score.weight`, the head of a classifier.
 
     Raises:
         WeightsError: a file or tensor is missing or damaged, or its name, shape or dtype does not match the config.
@@ -134,14 +134,14 @@ class Checkpoint:
 
         Args:
             name: the tensor's name.
-            rows: the numbers of the rows to read.
+            rows: the indices of the rows to read.
             count: the number of rows that the tensor must have.
 
         Returns:
             [len(rows), C] fp32, or None if there is no such tensor.
 
         Raises:
-            WeightsError: the tensor has another shape or dtype.
+            WeightsError: the tensor has the wrong shape or dtype.
         """
         info = self._heads.get(name)
         if info is None:
@@ -181,7 +181,7 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash every tensor's name, dtype, shape and up to three 4 KiB samples of its data, at the first use.
+        """The hash of every tensor's name, dtype, shape and up to three 4 KiB samples of its data.
 
         Returns:
             64 hex digits that depend neither on the sharding nor on the key prefix.
@@ -243,5 +243,5 @@ def _hash_samples(info: TensorInfo) -> bytes:
                 file.seek(info.start + offset)
                 digest.update(file.read(min(_SAMPLE_BYTES, info.num_bytes - offset)))
     except OSError as problem:
-        raise unreadable(info.file, problem) from None
+        raise read_error(info.file, problem) from None
     return digest.digest()

@@ -1,7 +1,7 @@
 """Read config.json through an allow-list.
 
-lastword must never silently ignore a setting that it does not implement. So every key is either used and checked, known
-not to affect the forward pass, or refused by name. No code named by a checkpoint is ever imported.
+lastword must never silently ignore a setting that it does not implement. So every key is either used and checked, or
+known not to affect the forward pass, or refused by name. No code that a checkpoint names is ever imported.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ _USED = frozenset(
 )
 # None of these changes the result of the forward pass.
 _HARMLESS = frozenset(
-    # Dropout and initialisation act in training only; the notes of training tools change nothing either.
+    # Dropout and initialisation, which act in training only, and notes of training tools.
     "attention_dropout gradient_checkpointing initializer_range unsloth_fixed unsloth_version "
-    # Token ids and generation: the tokenizer's own template adds special tokens, and no text is generated.
+    # Token ids and generation: tokenizer.json says which special tokens are added, and no text is generated.
     "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id prefix max_length min_length "
     "do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p "
     "repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
@@ -62,7 +62,7 @@ _REMEDIES = {
     "quantization_config": "Quantised checkpoints are not supported. "
     "Name the checkpoint from which this one was quantised.",
 }
-# sentence-transformers opens models with AutoModel, which loads the plain Qwen3 model for both.
+# sentence-transformers opens models with AutoModel, which loads Qwen3Model for either name.
 _EMBEDDERS = ("Qwen3Model", "Qwen3ForCausalLM")
 CAUSAL, CLASSIFIER = "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"
 # Keys in which sentence-transformers before 5.4 states a reranker's activation; `reranker_spec.py` reads them.
@@ -70,7 +70,7 @@ ACTIVATION_KEYS = frozenset({"sentence_transformers", "sbert_ce_default_activati
 
 _FULL_ATTENTION = "Name a model with full attention in every layer."
 
-# Limits restrict the inputs and change no result, so models that differ only in limits compute the same.
+# Limits restrict the inputs but never change a result, so models that differ only in limits give equal results.
 LIMITS = frozenset({"max_position_embeddings"})
 # Every other setting, sorted. Adding one does not require raising `NUMERIC_VERSION`.
 _NUMERIC = (
@@ -78,7 +78,7 @@ _NUMERIC = (
     "num_key_value_heads", "rms_norm_eps", "rope.attention_factor", "rope.beta_fast", "rope.beta_slow", "rope.factor",
     "rope.kind", "rope.original_max_position_embeddings", "rope.theta", "rope.truncate", "vocab_size",
 )  # fmt: skip
-NUMERIC_VERSION = 1  # raise it when a setting keeps its name but changes its meaning
+NUMERIC_VERSION = 1  # raise this when a setting keeps its name but changes its meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class ModelConfig:
     rope: RopeConfig
 
     def more_positions(self) -> str | None:
-        """Return how to allow longer texts if YaRN covers more than `max_position_embeddings`; None otherwise."""
+        """Return advice on how to allow longer texts if YaRN covers more than `max_position_embeddings`, else None."""
         reach = int(self.rope.factor * self.rope.original_max_position_embeddings)
         if reach <= self.max_position_embeddings:
             return None
@@ -109,17 +109,21 @@ class ModelConfig:
         )
 
     def keys_values_bytes(self, itemsize: int) -> int:
-        """Return the bytes of one token's keys and values in all layers, with so many bytes per number."""
+        """Return the bytes of one token's keys and values in all layers, at `itemsize` bytes per number."""
         return 2 * self.num_key_value_heads * self.head_dim * itemsize * self.num_hidden_layers
 
     def numeric_settings(self) -> dict[str, bool | int | float | str]:
-        """Return the settings that change the result, by name and in a fixed order; `LIMITS` are omitted."""
+        """Return the settings that affect the result, by name in a fixed order; `LIMITS` are omitted."""
         named = {name: attrgetter(name)(self) for name in _NUMERIC}
         return {"version": NUMERIC_VERSION, **named}
 
 
 def read_config(folder: Path, *, reranker: bool = False) -> ModelConfig:
-    """Read and check `config.json`, as transformers 4 or 5 writes it; `reranker` selects the classes that it may name.
+    """Read and check `config.json`, as written by transformers 4 or 5.
+
+    Args:
+        folder: the model's folder.
+        reranker: whether the file must name a reranker's class instead of an embedding model's.
 
     Raises:
         WeightsError: the file is missing or cannot be read.
@@ -130,14 +134,23 @@ def read_config(folder: Path, *, reranker: bool = False) -> ModelConfig:
 
 
 def parse_config(values: Mapping[str, Any], where: str, *, reranker: bool = False) -> ModelConfig:
-    """Check the JSON object of a config.json and return its settings; each error message begins with `where`."""
+    """Check the JSON object of a config.json and return its settings.
+
+    Args:
+        values: the object.
+        where: the beginning of each error message.
+        reranker: as in `read_config`.
+
+    Raises:
+        ConfigError: a setting is missing, out of range or not supported.
+    """
     fields = Fields(values, where)
     _refuse_foreign(fields, reranker=reranker)
     heads = fields.integer("num_attention_heads", high=2**16)
     kv_heads = fields.integer("num_key_value_heads", high=2**16)
     if heads % kv_heads:
         fields.fail("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")
-    # Without the key transformers would use 128. But every writer states it, so a file without it is damaged.
+    # Without this key transformers would use 128. But every program writes it, so a file without it is damaged.
     head_dim = fields.integer("head_dim", low=2, high=2**16)
     if head_dim % 2:
         fields.fail("head_dim", "an even number")
@@ -158,7 +171,7 @@ def parse_config(values: Mapping[str, Any], where: str, *, reranker: bool = Fals
 
 
 def _refuse_foreign(fields: Fields, *, reranker: bool) -> None:
-    """Refuse every setting under which the forward pass would differ from that of Qwen3."""
+    """Refuse every setting under which the forward pass would differ from Qwen3's."""
     values = fields.values
     if values.get("model_type") != "qwen3":
         fields.fail("model_type", '"qwen3"', "Only Qwen3 models are supported. Name a Qwen3 model.")
@@ -180,7 +193,7 @@ def _refuse_foreign(fields: Fields, *, reranker: bool) -> None:
 
 
 def _refuse_architectures(fields: Fields, *, reranker: bool) -> None:
-    """Refuse the classes of other models: some of them, such as bidirectional ones, state Qwen3's model type."""
+    """Refuse other models' classes, because some of them, such as bidirectional ones, state Qwen3's model type."""
     named = fields.values.get("architectures")
     if reranker:
         if named not in ([CAUSAL], [CLASSIFIER]):

@@ -1,10 +1,10 @@
 """Read a checkpoint's embedding settings: prompts, normalisation, width, maximum text length, similarity.
 
-These are in the files that sentence-transformers and transformers write beside config.json. Each has an allow-list, so
-no setting that changes a vector is ignored. Without `modules.json`, defaults are used and the other files
-of sentence-transformers are not read; it does not read them then either, though its defaults may differ.
-generation_config.json and the configs of processors for images and sound are never read: nothing in them changes the
-vector of a text.
+These settings are in the files that sentence-transformers and transformers write beside config.json. Each file has an
+allow-list, so no setting that changes a vector is ignored. Without `modules.json`, defaults are used and the other
+files of sentence-transformers are not read; sentence-transformers does not read them then either, but its defaults may
+differ. generation_config.json and the configs of processors for images and sound are never read, because nothing in
+them changes the vector of a text.
 
 How to add another pooling: see `engine/model/qwen3.py`.
 """
@@ -24,8 +24,8 @@ from lastword.weights.tokenizer_settings import TokenizerSettings, read_tokenize
 from lastword.weights.transformer_settings import TransformerSettings, read_transformer_settings
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-# Other names of cosine. sentence-transformers takes every name that it does not know, even "dot_score", for cosine;
-# here other names are refused.
+# Other names of cosine. sentence-transformers uses cosine for every name that it does not know, even "dot_score"; here
+# unknown names are refused.
 _COSINE = ("cos_sim", "pytorch_cos_sim")
 _COMMON_KEYS = frozenset(
     "model_type prompts default_prompt_name "
@@ -33,7 +33,7 @@ _COMMON_KEYS = frozenset(
     "__version__ requirements".split()
 )
 _KEYS = frozenset({"similarity_fn_name", "truncate_dim"})
-# Models of sentence-transformers always have these two prompts.
+# In sentence-transformers every model has these two prompts.
 _PROMPTS = {"query": "", "document": ""}
 _NOTICE = (
     "{folder}: no modules.json; using the defaults: last-token pooling, normalisation, no prompts and at most "
@@ -52,7 +52,7 @@ class EmbeddingSpec:
     truncate_dim: int | None
     similarity: str
     tokenizer: TokenizerSettings
-    notice: str | None  # what to tell the user, if defaults were used
+    notice: str | None  # a message for the user, if defaults were used
 
 
 def read_embedding_spec(folder: Path, config: ModelConfig) -> EmbeddingSpec:
@@ -86,7 +86,7 @@ def read_embedding_spec(folder: Path, config: ModelConfig) -> EmbeddingSpec:
 
 
 def read_settings(folder: Path, kind: str, known: AbstractSet[str]) -> Fields:
-    """Read config_sentence_transformers.json; without it every setting has its default.
+    """Read config_sentence_transformers.json; if there is none, every setting has its default.
 
     Args:
         folder: the model's folder.
@@ -95,7 +95,7 @@ def read_settings(folder: Path, kind: str, known: AbstractSet[str]) -> Fields:
     """
     path = folder / "config_sentence_transformers.json"
     fields = Fields(read_optional_object(path) or {}, str(path))
-    # First, because the files of other types have keys of their own.
+    # Check this first, because the files of other types have keys of their own.
     remedy = "Other model types are not supported. Name another model."
     fields.only("model_type", kind, remedy=remedy)
     fields.refuse_unknown(known | _COMMON_KEYS)
@@ -103,7 +103,7 @@ def read_settings(folder: Path, kind: str, known: AbstractSet[str]) -> Fields:
 
 
 def read_prompts(fields: Fields) -> dict[str, str]:
-    """Return the prompts of config_sentence_transformers.json; null means an empty one."""
+    """Return the prompts of config_sentence_transformers.json; null means an empty prompt."""
     found: dict[str, Any] = fields.object("prompts") or {}
     named = Fields(found, f"{fields.where}: prompts")
     return {name: named.text(name, "") or "" for name in found}
@@ -135,7 +135,11 @@ def _similarity(fields: Fields) -> str:
 def _max_length(
     transformer: TransformerSettings | None, tokenizer: TokenizerSettings, config: ModelConfig
 ) -> int:
-    """Return the limit set for sentence-transformers, else the smaller of the tokenizer's and the model's limits."""
+    """Return the maximum tokens per text, as sentence-transformers determines it.
+
+    The tokenizer's keyword arguments come first, then `max_seq_length`. If neither is set, the limit is the smaller of
+    the tokenizer's and the model's limits.
+    """
     if tokenizer.limit is not None:
         return tokenizer.limit
     if transformer is not None and transformer.max_seq_length is not None:

@@ -1,7 +1,7 @@
-"""Read untrusted JSON strictly: check the type and range of every value, report errors in one line.
+"""Read untrusted JSON strictly: check the type and range of every value, and report errors in one line.
 
 The files of a checkpoint are untrusted. Duplicate keys, NaN, deep nesting and huge integers are refused here, so the
-readers of single files only name the keys that they need. This module does not import torch.
+modules that read particular files only name the keys that they need. This module does not import torch.
 """
 
 import json
@@ -23,7 +23,7 @@ NOT_SUPPORTED = "Other values are not supported. Name another model."
 
 
 def show_value(value: object, limit: int = 60) -> str:
-    """Format a value for an error message: one line of JSON, cut at `limit` characters; the rest is never formatted."""
+    """Format a value for an error message: one line of JSON, cut at `limit` characters; the rest is not formatted."""
     text = ""
     for piece in _pieces(value, limit):
         text += piece
@@ -33,7 +33,7 @@ def show_value(value: object, limit: int = 60) -> str:
 
 
 def _pieces(value: object, limit: int) -> Iterator[str]:
-    """Yield the text of a value piece by piece; long strings are cut, because `limit` characters are enough."""
+    """Yield the text of a value piece by piece; strings are cut at `limit` characters."""
     if isinstance(value, dict):
         for number, (key, each) in enumerate(value.items()):
             yield ", " if number else "{"
@@ -72,10 +72,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"it holds {text}")
+    raise ValueError(f"it contains {text}")
 
 
-# The messages of `json` in plain words; a message that is not listed is shown as it is.
+# The messages of `json`, and the same in plain words; a message that is not listed is shown unchanged.
 _PROBLEMS = {
     "Expecting ',' delimiter": "a comma or a closing bracket is missing",
     "Expecting ':' delimiter": "a colon is missing",
@@ -106,7 +106,7 @@ def parse_json(
         The parsed object or list.
 
     Raises:
-        error: the data is not UTF-8 or not JSON, holds a key twice or NaN, or is neither an object nor a list.
+        error: the data is not UTF-8 or not JSON, contains a key twice or NaN, or is neither an object nor a list.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
@@ -122,7 +122,7 @@ def parse_json(
             what = "begins with a byte order mark"
             raise error(where, what, remedy="Save it as UTF-8 without one.") from None
         line = f"line {problem.lineno}, " if problem.lineno > 1 else ""
-        what = problem.msg.removesuffix(" at")  # some of json's own messages end so
+        what = problem.msg.removesuffix(" at")  # some of json's messages end with this
         reason = f"{line}column {problem.colno}: {_PROBLEMS.get(what, what)}"
         raise error(where, f"not valid JSON ({reason})") from None
     except ValueError as problem:
@@ -154,16 +154,16 @@ def _no_object(where: str, error: type[LastwordError], got: str) -> LastwordErro
 def read_object(
     path: Path, error: type[LastwordError] = ConfigError, *, limit: int = MAX_CONFIG_BYTES
 ) -> dict[str, Any]:
-    """Read a file that contains one JSON object; the arguments are those of `read_bytes`."""
+    """Read a file that contains one JSON object; arguments and errors are the same as in `read_bytes`."""
     return parse_object(read_bytes(path, error, limit=limit), str(path), error)
 
 
 def read_optional_object(
     path: Path, error: type[LastwordError] = ConfigError
 ) -> dict[str, Any] | None:
-    """Read a file like `read_object`; return None if nothing has this name.
+    """Read a file like `read_object`, or return None if there is no such file.
 
-    A link that leads nowhere, as in a damaged hub cache, is an error: settings must not vanish unnoticed.
+    A link that leads nowhere, as in a damaged hub cache, is an error, because ignoring it would lose settings.
     """
     return read_object(path, error) if has_file(path) else None
 
@@ -176,7 +176,7 @@ class Fields:
         self.where = where
 
     def fail(self, key: str, expected: str, remedy: str | None = None) -> NoReturn:
-        """Raise a ConfigError that says that a key is missing, or that its value is wrong."""
+        """Raise a ConfigError that says that a key is missing or that its value is wrong."""
         where = f"{self.where}: {key}"
         if key not in self.values:
             raise ConfigError(where, "missing", expected=expected, remedy=remedy)
@@ -184,18 +184,18 @@ class Fields:
         raise ConfigError(where, "wrong value", got=got, expected=expected, remedy=remedy)
 
     def refuse_unknown(self, known: AbstractSet[str], remedy: str = UNKNOWN) -> None:
-        """Raise a ConfigError if there are keys other than `known`, because a setting that is not read may matter."""
+        """Raise a ConfigError if there are keys other than `known`: a setting that is not read might matter."""
         unknown = self.values.keys() - known
         if unknown:
             raise ConfigError(self.where, f"unknown settings: {list_some(unknown)}", remedy=remedy)
 
     def only(self, key: str, *allowed: object, remedy: str = NOT_SUPPORTED) -> None:
-        """Raise a ConfigError unless the value is one of `allowed` or the key is absent.
+        """Raise a ConfigError unless the key is absent or its value is one of `allowed`.
 
-        The message gives the first allowed value as the expected one.
+        The message states the first allowed value as the expected one.
         """
         value = self.values.get(key)
-        # The types too: in Python 0 equals False.
+        # Compare the types too, because in Python 0 equals False.
         if key in self.values and not any(type(v) is type(value) and v == value for v in allowed):
             self.fail(key, show_value(allowed[0]), remedy)
 
@@ -211,7 +211,7 @@ class Fields:
         value = self.values.get(key)
         if value is None and default is not None:
             return default
-        # Python counts a bool as an int; here it is not a number.
+        # In Python a bool is an int; here it is not a number.
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(key, f"a finite number above {above:g}")
         if not above < value <= MAX_FLOAT:

@@ -1,7 +1,7 @@
-"""Find a model's folder from a path or hub id; if no model is named, that of the built-in model.
+"""Find a model's folder from a path or hub id; if no model is named, find the built-in model's folder.
 
 huggingface-hub is imported only for a hub id. Only the files that lastword reads or the caller requests are fetched.
-The files are checked afterwards, because an interrupted download can look complete.
+They are checked afterwards, because an interrupted download can look complete.
 """
 
 import errno
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lastword.errors import ConfigError, WeightsError, list_some
-from lastword.weights.files.reading import has_file, missing_file, unreadable
+from lastword.weights.files.reading import has_file, missing_file_error, read_error
 from lastword.weights.files.shards import INDEX, SINGLE, weight_files
 from lastword.weights.json_fields import Fields, read_optional_object, show_value
 from lastword.weights.module_list import refuse_transformer_folder
@@ -32,7 +32,7 @@ FETCHED = (
     "sentence_*_config.json",
     "*/config.json",
 )
-# Weights of other modules, adapters and other formats, which lastword does not read.
+# Weights of other modules, of adapters and in other formats, which lastword does not read.
 NEVER_FETCHED = ("*/*.safetensors", "adapter_model*", "consolidated*", "onnx/*", "openvino/*")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -79,8 +79,8 @@ def locate(
 
     Raises:
         WeightsError: the folder or repository does not exist, cannot be reached, or lacks files.
-        ConfigError: a revision is given for a folder or the built-in model, or is empty; or the folder has an adapter,
-            or keeps its files in a subfolder.
+        ConfigError: a revision is given for a folder or the built-in model, or is empty; the folder has an adapter; or
+            modules.json puts the model's files in a subfolder.
     """
     if model is None:
         _refuse_revision(revision, "the built-in model")
@@ -105,7 +105,7 @@ def locate(
 
 
 def expand_home(name: str) -> Path:
-    """Replace a leading `~` or `~user` by the home folder; keep the name if there is no such user."""
+    """Replace a leading `~` or `~user` by that user's home folder; keep the name if there is no such user."""
     try:
         return Path(name).expanduser()
     except (RuntimeError, ValueError):  # ValueError: no user can have this name
@@ -125,19 +125,23 @@ def _refuse_revision(revision: str | None, model: str) -> None:
 
 
 def _is_folder(folder: Path, name: str) -> bool:
-    """Return whether a folder has this name; raise a WeightsError if a file has it, or if it cannot be read."""
+    """Return whether there is a folder with this name.
+
+    Raises:
+        WeightsError: a file or a link that leads nowhere has this name, or it cannot be read.
+    """
     try:
         mode = os.stat(folder).st_mode
     except (FileNotFoundError, NotADirectoryError):
         if os.path.islink(folder):
-            raise missing_file(folder) from None
+            raise missing_file_error(folder) from None
         return False
     except ValueError:  # no file can have this name
         return False
     except OSError as problem:
         if problem.errno == errno.ENAMETOOLONG:
             return False
-        raise unreadable(name, problem) from None
+        raise read_error(name, problem) from None
     if not stat.S_ISDIR(mode):
         remedy = "Name the folder that contains it."
         raise WeightsError(name, "is a file", expected="a folder", remedy=remedy)
@@ -173,7 +177,7 @@ def _snapshot(
             allow_patterns=list(patterns),
             ignore_patterns=list(NEVER_FETCHED),
         )
-    # The hub raises many unrelated classes (HTTP, file system, validation); all are handled here.
+    # huggingface-hub raises many unrelated classes (HTTP, file system, validation); all are handled here.
     except Exception as problem:  # noqa: BLE001
         raise _hub_error(name, revision, problem, offline=offline) from None
     return Path(folder)
@@ -224,7 +228,7 @@ def _check_complete(folder: Path, remedy: str | None = None) -> None:
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """Refuse a folder with an adapter, such as LoRA's: other libraries would apply it, so our vectors would differ.
+    """Refuse a folder with an adapter, such as LoRA: other libraries would apply it, so their vectors would differ.
 
     Raises:
         WeightsError: the adapter's config cannot be read.
@@ -278,7 +282,10 @@ def _list_files(name: str, revision: str | None, *, token: str | bool | None) ->
 
 
 def _missing_files(name: str, held: set[str]) -> WeightsError | None:
-    """Create the error for needed files that a repository lacks, naming weights in other formats; None if complete."""
+    """Create the error for the files that a repository lacks; None if it has all of them.
+
+    The error also names weights in other formats that the repository has.
+    """
     lacking = [file for file in _NEEDED if file not in held]
     others = set()
     if not held & {SINGLE, INDEX}:

@@ -1,8 +1,8 @@
 """Read modules.json and the configs of the modules' folders: the steps from token states to a vector.
 
-Only sentence-transformers' own Transformer, last-token Pooling and Normalize are implemented, and LogitScore for
-rerankers. Modules are told apart by their full class paths, and no code that a checkpoint names is imported. How to add
-another pooling: see `engine/model/qwen3.py`.
+Only sentence-transformers' own Transformer, last-token Pooling, Normalize and, for rerankers, LogitScore are
+implemented. Modules are recognised by their full class paths, and no code that a checkpoint names is imported.
+`engine/model/qwen3.py` says how to add another pooling.
 """
 
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,7 @@ from lastword.weights.json_fields import (
 )
 
 MODULES = "modules.json"
-# Every path by which sentence-transformers has named the three, and by which version 6 still finds them.
+# Every class path that sentence-transformers has written for a module, or by which version 6 still finds it.
 CLASSES = {
     "Transformer": (
         "sentence_transformers.models.Transformer",  # written by versions up to 5.3
@@ -107,19 +107,22 @@ def read_reranker_modules(folder: Path) -> Path | None:
 
 
 def _read_chain(path: Path) -> tuple[list[str], list[Path]]:
-    """Return the modules' classes (by short names if they are known) and folders; no folders if one is unknown."""
+    """Return the modules' classes, as short names where known, and their folders.
+
+    There are no folders if a class is unknown or the first module is not a Transformer; the caller refuses these.
+    """
     modules = _read_list(path)
     names, places = [], []
     for module in modules:
-        named = module.text("type") or module.fail("type", "a class name")
-        names.append(_NAMES.get(named, named))
+        class_path = module.text("type") or module.fail("type", "a class name")
+        names.append(_NAMES.get(class_path, class_path))
         places.append(module.text("path", "") or "")
         module.refuse_unknown(_MODULE_KEYS)
         if module.values.get("kwargs"):
             remedy = "Module arguments are not supported. Name another model."
             module.fail("kwargs", "none", remedy)
     if not all(name in CLASSES for name in names) or names[:1] != ["Transformer"]:
-        return names, []  # the caller refuses these modules
+        return names, []
     _refuse_same_names(modules)
     _refuse_own_folder(path, places[0])
     inside = [path.parent / _check_inside(place, path) for place in places[1:]]
@@ -132,7 +135,7 @@ def _wrong_modules(folder: Path, names: list[str], expected: str, remedy: str) -
 
 
 def refuse_transformer_folder(folder: Path) -> None:
-    """Refuse a model whose Transformer module has a subfolder of its own; its files would be reported as missing.
+    """Refuse a model whose Transformer module has a subfolder of its own, before its files are reported as missing.
 
     Raises:
         WeightsError: modules.json cannot be read.
@@ -201,7 +204,7 @@ def _read_pooling(path: Path, config: ModelConfig) -> None:
             expected="lasttoken",
             remedy="Only last-token pooling is supported. Name another model.",
         )
-    # If a text is its prompt alone, a pooling without the prompt has nothing to pool; a mean would always differ.
+    # Without the prompt's tokens, a text that is only its prompt would have no token to pool.
     same = "Set it to true: last-token pooling takes the same token either way."
     fields.only("include_prompt", True, remedy=same)
     for key in _SIZES:
@@ -210,7 +213,7 @@ def _read_pooling(path: Path, config: ModelConfig) -> None:
 
 
 def _read_normalize(path: Path) -> None:
-    """Check that the vectors themselves are normalised; before version 6 the module had no config."""
+    """Check that the module normalises the embedding itself; before version 6 the module had no config."""
     fields = Fields(read_optional_object(path) or {}, str(path))
     fields.refuse_unknown({"module_input_name", "module_output_name"})
     fields.only("module_input_name", "sentence_embedding")

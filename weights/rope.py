@@ -1,8 +1,8 @@
-"""Read the rotary settings of config.json, in both formats that transformers has written.
+"""Read the rotary settings of config.json, in either of the two formats that transformers writes.
 
 transformers 4 writes `rope_theta` and `rope_scaling` at the top level; transformers 5 writes one object,
-`rope_parameters`. A reader of only one format would silently use theta 10,000 or ignore yarn, so both are read and
-checked here.
+`rope_parameters`. A reader of only one format would silently use the default theta of 10,000 or ignore yarn, so both
+are read and checked here.
 """
 
 import math
@@ -25,14 +25,14 @@ _YARN = _COMMON | {
     "truncate",
 }
 _LAYER_KINDS = frozenset({"full_attention", "sliding_attention"})
-PARTIAL_ROTATION = "Heads that are rotated in part are not supported. Name another model."
+PARTIAL_ROTATION = "Partially rotated heads are not supported. Name another model."
 
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
     """Rotary settings with every default resolved; `attention_factor` multiplies cos and sin.
 
-    All fields except `theta` and `kind` belong to yarn: with the default kind they are constants and unused.
+    All fields except `theta` and `kind` belong to yarn; with the default kind they are unused constants.
     """
 
     theta: float
@@ -46,7 +46,7 @@ class RopeConfig:
 
 
 def _merge_formats(config: Fields) -> dict[str, Any]:
-    """Merge both formats into one object without nulls; a theta inside the object overrides the top-level one."""
+    """Merge both formats into one object without nulls; a theta in the object overrides the top-level one."""
     old, new = config.object("rope_scaling"), config.object("rope_parameters")
     if old and new and old != new:
         what = "rope_scaling and rope_parameters disagree"
@@ -60,10 +60,15 @@ def _merge_formats(config: Fields) -> dict[str, Any]:
 
 
 def read_rope(values: Mapping[str, Any], where: str, max_positions: int) -> RopeConfig:
-    """Read the rotary settings of a whole config.json object.
+    """Read the rotary settings.
+
+    Args:
+        values: the whole object of config.json.
+        where: the beginning of each error message.
+        max_positions: `max_position_embeddings`, on which yarn's defaults depend.
 
     Raises:
-        ConfigError: no theta anywhere, a rope_type other than default or yarn, or a value out of range.
+        ConfigError: theta is missing, rope_type is neither default nor yarn, or a value is out of range.
     """
     merged = _merge_formats(Fields(values, where))
     rope = Fields(merged, f"{where}: rotary settings")
@@ -120,7 +125,7 @@ def _mscale(factor: float, mscale: float = 1.0) -> float:
 
 
 def _attention_factor(rope: Fields, factor: float) -> float:
-    """Return the factor of cos and sin: as given, else the ratio of both mscales, else 0.1·ln(factor) + 1."""
+    """Return the factor of cos and sin: the stated one, else from the two mscales, else 0.1·ln(factor) + 1."""
     if "attention_factor" in rope.values:
         return rope.number("attention_factor")
     mscale = rope.number("mscale", 0.0, above=-1e-9)

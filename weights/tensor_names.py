@@ -17,8 +17,8 @@ PREFIX = "model."
 
 _UNWRAP = "Save the model itself, not the wrapper."
 _MERGE = "Merge the adapter into the model (merge_and_unload) and save that."
-# What wrappers add to the names of a model's tensors, which wrapper does so, and the remedy. Such names are refused,
-# because transformers does not recognise them and fills the model with random weights: the file is a mistake.
+# The part of a tensor's name that a wrapper adds, the wrapper, and the remedy. Such names are refused: transformers
+# does not recognise them and would fill the model with random weights, so the file was saved by mistake.
 _WRAPPERS = {
     "_orig_mod": ("torch.compile", _UNWRAP),
     "module": ("DataParallel or DistributedDataParallel", _UNWRAP),
@@ -39,7 +39,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def layer_shapes(config: ModelConfig) -> Shapes:
-    """Return the shapes of one layer's tensors by their names after `layers.<index>.`."""
+    """Return the shapes of one layer's tensors; their names omit `layers.<index>.`."""
     hidden, width, dim = config.hidden_size, config.intermediate_size, config.head_dim
     rows = {
         "q_proj": config.num_attention_heads * dim,
@@ -64,7 +64,7 @@ def layer_shapes(config: ModelConfig) -> Shapes:
 
 
 def expected_shapes(config: ModelConfig) -> Shapes:
-    """Return the shapes of all tensors of the model by their names without `model.`."""
+    """Return the shapes of all tensors of the model; their names omit `model.`."""
     shapes: Shapes = {EMBEDDING: (config.vocab_size, config.hidden_size)}
     one = layer_shapes(config)
     for index in range(config.num_hidden_layers):
@@ -80,9 +80,9 @@ def loaded_bytes(
 
     Args:
         config: the model's configuration.
-        itemsize: bytes of a number that is not quantised.
-        table: whether the token embeddings are in memory, too.
-        quantized: the layers whose matrices have one byte per number and an fp32 scale per row.
+        itemsize: bytes per number that is not quantised.
+        table: whether the token embeddings are in memory too.
+        quantized: the layers whose matrices take one byte per number and have an fp32 scale per row.
     """
     shapes = layer_shapes(config).values()
     plain = itemsize * sum(map(math.prod, shapes))
@@ -97,7 +97,7 @@ def find_prefix(folder: Path, names: Collection[str]) -> str:
     """Return the prefix of most tensor names: `model.` or the empty string.
 
     Raises:
-        WeightsError: a wrapper was saved instead of the model, or most names begin with another prefix.
+        WeightsError: a wrapper was saved instead of the model, or most names have a different prefix.
     """
 
     def wrong_names(text: str, number: int, how: str, remedy: str) -> WeightsError:
@@ -110,7 +110,7 @@ def find_prefix(folder: Path, names: Collection[str]) -> str:
     wrapper, number = _most_common(_WRAPPER, names)
     if number:
         maker, remedy = _WRAPPERS[wrapper]
-        raise wrong_names(wrapper, number, f"hold {wrapper}, which {maker} adds", remedy)
+        raise wrong_names(wrapper, number, f"contain {wrapper}, which {maker} adds", remedy)
     prefix, number = _most_common(_PREFIXED, names)
     if prefix not in ("", PREFIX):
         raise wrong_names(prefix, number, f"begin with {prefix}", _UNWRAP)
@@ -118,13 +118,13 @@ def find_prefix(folder: Path, names: Collection[str]) -> str:
 
 
 def _most_common(pattern: re.Pattern[str], names: Collection[str]) -> tuple[str, int]:
-    """Return the text that the pattern's first group matches most often, and in how many names it does."""
+    """Return the text that the pattern's first group matches in most names, and the number of these names."""
     counts = Counter(found[1] for name in names if (found := pattern.search(name)))
     return max(counts.items(), key=lambda item: (item[1], item[0]), default=("", 0))
 
 
 def refuse_mixed_prefixes(folder: Path, names: Collection[str], prefix: str) -> None:
-    """Refuse a checkpoint in which some tensors of the model do not have the prefix of the others."""
+    """Refuse a checkpoint in which some tensors of the model lack the prefix of the others."""
     mixed = [n for n in names if (found := _PREFIXED.search(n)) and found[1] != prefix]
     if mixed:
         what = f"{len(mixed)} of {len(names)} tensor names begin differently: {list_some(mixed)}"

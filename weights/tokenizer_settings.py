@@ -1,8 +1,8 @@
 """Read what tokenizer_config.json, special_tokens_map.json and added_tokens.json say about tokens.
 
-lastword takes its tokens from tokenizer.json alone. transformers also follows these files, and may thereby add tokens,
-split them, or cut texts elsewhere. So each setting is honoured, ignored because it cannot change a token, or refused
-by name.
+lastword takes its tokens from tokenizer.json alone. transformers also follows these other files, so it may add tokens,
+split texts differently, or cut them at a different length. So each setting is either applied, or ignored because it
+cannot change a token, or refused by name.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from lastword.weights.json_fields import MAX_INT, Fields, read_optional_object, 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
 
-# The classes under which transformers uses tokenizer.json, or builds an equal tokenizer from it. Others split words
-# in ways of their own.
+# The classes for which transformers uses tokenizer.json, or builds an equal tokenizer from it. Other classes split
+# texts in their own ways.
 TOKENIZER_CLASSES = (
     "Qwen2Tokenizer",
     "Qwen2TokenizerFast",
@@ -28,16 +28,16 @@ TOKENIZER_CLASSES = (
     None,
 )
 _REBUILT = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
-# Keyword arguments that say where files are and how they are fetched.
+# Keyword arguments that say where the files are and how they are fetched.
 LOADING = frozenset(
     "cache_dir code_revision force_download local_files_only proxies revision subfolder token trust_remote_code "
     "use_auth_token".split()
 )
 _HARMLESS = LOADING | frozenset(
-    # Decoding, and the form of chats.
+    # Decoding, and the format of chats.
     "chat_control_tokens chat_template clean_up_tokenization_spaces errors response_schema response_template "
     "spaces_between_special_tokens "
-    # Padding, which lastword does without.
+    # Padding, which lastword does not use.
     "pad_to_multiple_of pad_token_type_id padding_side "
     # Read by the tokenizers of other models only.
     "do_basic_tokenize do_lower_case legacy never_split sp_model_kwargs strip_accents tokenize_chinese_chars "
@@ -70,13 +70,13 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "tokenizer_class": TOKENIZER_CLASSES,
 }
 _LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
-# The properties of a token that decide where it is found in a text.
+# The properties of a token that determine where it is found in a text.
 _PROPERTIES = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 @dataclass(frozen=True, slots=True)
 class DeclaredToken:
-    """A token that one of these files names, which tokenizer.json must have too."""
+    """A token that one of these files names; tokenizer.json must have it too."""
 
     where: str
     content: str
@@ -86,16 +86,16 @@ class DeclaredToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
-    """What the files beside tokenizer.json say about tokens. A place is a file and a key, for error messages.
+    """The settings of the files beside tokenizer.json.
 
     Args:
         limit: maximum tokens per text according to the keyword arguments; it overrides every other limit.
         model_max_length: maximum tokens per text according to tokenizer_config.json.
-        truncation_side: which end of a text that is too long is cut off; None leaves it to tokenizer.json.
+        truncation_side: the end at which a text that is too long is cut; None means as tokenizer.json says.
         tokens: every token that one of the files names.
-        complete: the place of a list of all added tokens, or None if there is no such list.
-        rebuilt: the place of the setting that makes transformers build Qwen's normaliser and word pattern, whatever
-            tokenizer.json says; None if no setting does.
+        complete: the file and key, for error messages, of a list of all added tokens; None if there is no such list.
+        rebuilt: the file and key, for error messages, of the setting that makes transformers build Qwen's normaliser
+            and word pattern, whatever tokenizer.json says; None if there is no such setting.
     """
 
     limit: int | None
@@ -140,7 +140,7 @@ def read_tokenizer_settings(folder: Path, keywords: Fields) -> TokenizerSettings
 
 
 def _rebuilt(folder: Path, config: Fields) -> str | None:
-    """Return the place of the class, stated or missing, that makes transformers build Qwen's tokenizer; else None."""
+    """Return the file and key of the class, stated or by default, that makes transformers build Qwen's tokenizer."""
     if not has_file(Path(config.where)):
         return None
     model = folder / "config.json"
@@ -148,11 +148,11 @@ def _rebuilt(folder: Path, config: Fields) -> str | None:
         name = fields.values.get("tokenizer_class")
         if name is not None:
             return f"{fields.where}: tokenizer_class" if name in _REBUILT else None
-    return config.where  # without a class, that of the model type, which is Qwen2Tokenizer
+    return config.where  # if no class is stated, the model type selects Qwen2Tokenizer
 
 
 def check_pipeline(settings: TokenizerSettings, *, qwen: bool) -> None:
-    """Refuse a tokenizer.json whose normaliser and word pattern transformers would replace by Qwen's, by its class.
+    """Refuse a tokenizer.json whose normaliser and word pattern transformers would replace by Qwen's.
 
     Args:
         settings: from `read_tokenizer_settings`.
@@ -180,7 +180,7 @@ def _names_token(key: str) -> bool:
 
 
 def _length(fields: Fields) -> int | None:
-    """Return the maximum tokens per text; transformers writes about 1e30 for no limit, which becomes `MAX_INT`."""
+    """Return the maximum tokens per text; for no limit transformers writes about 1e30, which becomes `MAX_INT`."""
     key = "model_max_length" if "model_max_length" in fields.values else "max_len"
     if fields.values.get(key) is None:
         return None
@@ -216,7 +216,7 @@ def _decoder_tokens(fields: Fields) -> list[DeclaredToken]:
 
 
 def _map_tokens(folder: Path) -> list[DeclaredToken]:
-    """Read special_tokens_map.json; transformers uses every key of it, so keys that are not tokens are refused."""
+    """Read special_tokens_map.json; transformers uses all its keys, so keys that do not name tokens are refused."""
     path = folder / "special_tokens_map.json"
     fields = Fields(read_optional_object(path) or {}, str(path))
     fields.refuse_unknown({key for key in fields.values if _names_token(key)} | set(_LISTS))
@@ -224,14 +224,14 @@ def _map_tokens(folder: Path) -> list[DeclaredToken]:
 
 
 def _added_tokens(folder: Path) -> list[DeclaredToken]:
-    """Read added_tokens.json: ids by token."""
+    """Read added_tokens.json, which maps tokens to ids."""
     path = folder / "added_tokens.json"
     values = read_optional_object(path) or {}
     return [_token(str(path), content, _number(str(path), n)) for content, n in values.items()]
 
 
 def _number(where: str, value: object) -> int:
-    """Return the id of a token; the text of a number is accepted too, because the keys of JSON are text."""
+    """Return the id of a token; a string of digits is accepted too, because JSON keys are strings."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 11:
         return int(value)
     if type(value) is not int:
@@ -240,7 +240,7 @@ def _number(where: str, value: object) -> int:
 
 
 def _token(where: str, value: object, number: int | None = None) -> DeclaredToken:
-    """Return a token that is stated as text, or as an object with its properties."""
+    """Read a token that is stated as a string, or as an object with its properties."""
     properties = value if isinstance(value, dict) else {}
     content = properties.get("content") if isinstance(value, dict) else value
     if not isinstance(content, str):
@@ -251,14 +251,15 @@ def _token(where: str, value: object, number: int | None = None) -> DeclaredToke
 
 
 def check_tokens(settings: TokenizerSettings, added: Mapping[int, "AddedToken"]) -> None:
-    """Refuse tokens that tokenizer.json does not have, or has with another id or other properties.
+    """Check that tokenizer.json has every declared token, with the same id and properties.
 
     Args:
         settings: from `read_tokenizer_settings`.
         added: the added tokens of tokenizer.json by their ids.
 
     Raises:
-        ConfigError: one of the files lacks a token of the other, or states another id or other properties.
+        ConfigError: tokenizer.json lacks a declared token, or its id or properties differ; or a list of all added
+            tokens lacks a token of tokenizer.json.
     """
     known = {token.content: (number, token) for number, token in added.items()}
     for declared in settings.tokens:

@@ -11,7 +11,7 @@ from pathlib import Path
 from lastword.weights.json_fields import NOT_SUPPORTED, Fields, read_optional_object
 from lastword.weights.tokenizer_settings import LOADING
 
-# sentence-transformers reads the first of these that is there and not empty.
+# sentence-transformers reads the first of these files that exists and is not empty.
 _FILES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -23,7 +23,7 @@ _MODALITIES = (
     {"text": _LOGITS, "message": _LOGITS},
     {"text": _LOGITS, "message": {**_LOGITS, "format": "flat"}},
 )
-# Settings that would change how texts are processed, each with the values under which it changes nothing.
+# Settings that could change how texts are processed, each with the values that change nothing.
 _ONLY: dict[str, tuple[object, ...]] = {
     "do_lower_case": (False, None),
     "document_length": (None,),
@@ -31,20 +31,20 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "query_length": (None,),
     "tokenizer_name_or_path": (None,),
 }
-# The keyword arguments, under their new and their old name.
+# The keys of the keyword arguments: new name, old name.
 _KEYWORDS = {
     "model_kwargs": "model_args",
     "processor_kwargs": "tokenizer_args",
     "config_kwargs": "config_args",
 }
-# Which library computes, and whether it pads: neither changes a vector by more than rounding.
+# These choose the library that computes, and whether it pads; they change vectors only by rounding.
 _HARMLESS = frozenset({"backend", "unpad_inputs"})
 _READ = frozenset({"max_seq_length", "modality_config"})
 _TASK = frozenset({"module_output_name", "processing_kwargs", "transformer_task"})
-# A template for pairs has no use for this.
+# A template for pairs ignores this.
 _PROCESSING = tuple({"chat_template": {"add_generation_prompt": each}} for each in (True, False))
 _KNOWN = _HARMLESS | _READ | _TASK | _ONLY.keys() | {*_KEYWORDS, *_KEYWORDS.values()}
-# Arguments that place the weights, choose among equal computations, or choose the dtype, which is lastword's choice.
+# Arguments that place the weights, select one of several equal computations, or set the dtype (lastword has its own).
 _COMPUTE = LOADING | {"attn_implementation", "dtype", "torch_dtype"}
 _MODEL = _COMPUTE | frozenset(
     "device_map low_cpu_mem_usage max_memory offload_buffers offload_folder offload_state_dict use_safetensors".split()
@@ -54,7 +54,7 @@ _CONFIG = _COMPUTE | {"use_cache"}
 
 @dataclass(frozen=True, slots=True)
 class TransformerTask:
-    """A use of the Transformer module: the names of its task and its output, and the `modality_config`s allowed."""
+    """A task of the Transformer module: its name, its output's name, and the allowed values of `modality_config`."""
 
     name: str
     output: str
@@ -75,11 +75,11 @@ class TransformerSettings:
 
 
 def read_transformer_settings(folder: Path, task: TransformerTask = STATES) -> TransformerSettings:
-    """Read the settings of the Transformer module, which must be used for `task`; without a file there are none.
+    """Read the settings of the Transformer module; if there is no file, none is set.
 
     Raises:
         WeightsError: the file cannot be read.
-        ConfigError: a setting is not supported.
+        ConfigError: a setting is not supported, or the module is set up for a task other than `task`.
     """
     path, values = folder / _FILES[0], None
     for name in _FILES:
@@ -107,6 +107,6 @@ def read_transformer_settings(folder: Path, task: TransformerTask = STATES) -> T
 
 
 def _keywords(fields: Fields, key: str) -> Fields:
-    """Return the keyword arguments under their new or old name; if both are there, the old name is used."""
+    """Return the keyword arguments under their new or old name; the old name wins if both are present."""
     key = _KEYWORDS[key] if _KEYWORDS[key] in fields.values else key
     return Fields(fields.object(key) or {}, f"{fields.where}: {key}")

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from lastword.bench.builtin.student import MAX_LENGTH, QUERY_PROMPT
 
-# The least number of tokens that a text counts as, so that a batch of short texts does not grow too large.
+# A text counts as at least this many tokens, so that a batch of short texts does not have too many of them.
 TEXT_TOKENS = 19.2
-SORTED_ITEMS = 16_384  # items that are sorted by length together
+SORTED_ITEMS = 16_384  # number of items that are sorted by length together
 PROMPTED = 0.25  # share of the short texts that get the query prompt
-SHORT = 30  # tokens
+SHORT = 30  # most tokens of a short text
 
 
 @dataclass(frozen=True)
 class Data:
-    """Token ids of texts and of queries with their prompt, and the teacher's vectors, fp16 [n, 384]."""
+    """Token ids of texts, queries, the query prompt and the end token, and the teacher's vectors, fp16 [n, 384]."""
 
     texts: list[list[int]]
     queries: list[list[int]]
-    query_of: list[int]  # for each text the index of its query, or -1
+    query_of: list[int]  # the index of each text's query, or -1
     text_vectors: Tensor
     query_vectors: Tensor
     prompt: list[int]
@@ -34,7 +34,7 @@ class Data:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Texts and queries as token ids with the end token, and the vectors that they should get."""
+    """Texts and queries as token ids, with prompts and end tokens, and the vectors that they should get."""
 
     texts: list[list[int]]
     queries: list[list[int]]
@@ -46,7 +46,14 @@ class TrainingBatch:
 def read_data(
     items: Sequence[dict[str, str]], texts: Tensor, queries: Tensor, tokenizer: Tokenizer
 ) -> Data:
-    """Tokenise the items that have vectors; there may be fewer stored vectors than items."""
+    """Tokenise the items that have vectors, of which there may be fewer than items.
+
+    Args:
+        items: items with `text` and, in some, `query`.
+        texts: the teacher's vectors of the first items' texts.
+        queries: the teacher's vectors of the queries.
+        tokenizer: the student's tokenizer.
+    """
     items = items[: len(texts)]
     asked = [item["query"] for item in items if "query" in item]
     query_of, count = list[int](), 0
@@ -98,7 +105,9 @@ def _epoch(data: Data, chosen: Sequence[int], tokens: int, rng: random.Random) -
     for start in range(0, len(order), SORTED_ITEMS):
         rows = sorted(order[start : start + SORTED_ITEMS], key=lambda row: len(data.texts[row]))
         here = list[list[int]]()
-        for row in reversed(rows):  # longest first: the first of a batch sets its width
+        for row in reversed(
+            rows
+        ):  # longest first; the first text of a batch determines the batch's width
             width = min(len(data.texts[here[-1][0]]) if here else 0, MAX_LENGTH) + 1
             if not here or len(here[-1]) >= int(tokens // max(width, TEXT_TOKENS)):
                 here.append([])
@@ -113,14 +122,14 @@ def _batch(data: Data, rows: list[int], prompted: list[bool]) -> TrainingBatch:
     for place, (row, as_query) in enumerate(zip(rows, prompted, strict=True)):
         query = data.query_of[row]
         prompt = data.prompt if as_query and query < 0 and len(data.texts[row]) <= SHORT else []
-        texts.append(_whole(prompt + data.texts[row], data.end))
+        texts.append(_truncate_with_end(prompt + data.texts[row], data.end))
         if query >= 0:
-            queries.append(_whole(data.prompt + data.queries[query], data.end))
+            queries.append(_truncate_with_end(data.prompt + data.queries[query], data.end))
             asked.append(query)
             answers.append(place)
     text_vectors, query_vectors = data.text_vectors[rows].float(), data.query_vectors[asked].float()
     return TrainingBatch(texts, queries, answers, text_vectors, query_vectors)
 
 
-def _whole(ids: list[int], end: list[int]) -> list[int]:
+def _truncate_with_end(ids: list[int], end: list[int]) -> list[int]:
     return ids[: MAX_LENGTH - len(end)] + end

@@ -1,7 +1,7 @@
-"""Generated texts: everyday questions and passages composed from WordNet's words and sentences.
+"""Compose everyday questions and passages from WordNet's words and sentences.
 
-The teacher has a vector for any string, so the student can see common words in combinations that no dictionary has. The
-grammar is rough; the combinations of words matter.
+The teacher has a vector for any string, so the student can learn common words in combinations that no dictionary has.
+The grammar is rough, because only the combinations of words matter.
 """
 
 import random
@@ -54,8 +54,8 @@ def compose_texts(
     """Yield `count` texts: two questions, then a passage of two or three unrelated sentences, and so on.
 
     Args:
-        senses: senses that training may see.
-        common: words that questions are made of.
+        senses: the senses that are not held out.
+        common: the words to use in questions.
         count: number of texts.
         seed: seed of the draws.
     """

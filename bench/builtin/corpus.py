@@ -1,8 +1,8 @@
 """Build the training texts and the held-out texts from the unpacked packages.
 
-`train.jsonl` has one {"text"} or {"text", "query"} per line, shuffled, composed texts last; `heldout.json` has
-functions and sentences. All text about one function, command or meaning goes into one of the two files only. Texts are
-also compared, so that no held-out text is trained on.
+`train.jsonl` has one object {"text"} or {"text", "query"} per line, shuffled, with the composed texts last.
+`heldout.json` has functions and sentences. All text about one function, command or meaning goes into only one of the
+two files. Texts are also compared, so that no held-out text is trained on.
 """
 
 import hashlib
@@ -32,15 +32,15 @@ T = TypeVar("T")
 HELD_FUNCTIONS = 36  # percent of functions and commands, which gives more than 2,000 passages
 HELD_SENSES = 3  # percent of WordNet's meanings
 HELD_SENTENCES = 2000
-PASSAGE_CHARS = 1000  # about the 256 word pieces that the teacher reads
-COMPOSED = 150_000  # texts put together from words and sentences
+PASSAGE_CHARS = 1000  # about 256 word pieces, which is the teacher's limit
+COMPOSED = 150_000  # number of texts composed from words and sentences
 RARE_SENSES = 1.0  # share of the meanings of rare words that is kept
 SEED = 4
 
 
 @dataclass(frozen=True)
 class TrainingText:
-    """One training text, with a query that it answers if there is one."""
+    """One training text, and a query that it answers, if there is one."""
 
     text: str
     query: str | None = None
@@ -51,14 +51,14 @@ def build(root: Path, vocabulary: set[str], out: Path) -> None:
 
     Args:
         root: the folder of the unpacked packages.
-        vocabulary: words that count as common: the teacher's whole words.
-        out: the folder to write to, made if missing.
+        vocabulary: the words that count as common, which are the teacher's whole words.
+        out: the folder to write to; created if missing.
     """
     share = root / "usr" / "share"
     rng = random.Random(SEED)
     entries, prose = _documentation(share)
     entries = list({_key(e.summary): e for e in entries if _key(e.summary)}.values())
-    kept, held = _split(entries, lambda e: _function(e.name), HELD_FUNCTIONS)
+    kept, held = _split(entries, lambda e: _function_name(e.name), HELD_FUNCTIONS)
     functions = [e for e in held if len(e.body) >= 60 and 20 <= len(e.summary) <= 300]
     senses, whole = _wordnet(share / "dictd" / "wn.dict.dz")
     known, hidden = _split(senses, lambda s: s.words[0].lower(), HELD_SENSES)
@@ -104,8 +104,8 @@ def _documentation(share: Path) -> tuple[list[Entry], list[str]]:
         if entry is None:
             continue
         entries.append(entry)
-        # The rest of a held-out command's page would reveal the command.
-        if not _held(_function(entry.name), HELD_FUNCTIONS):
+        # The rest of a held-out command's page is not used, because it would reveal the command.
+        if not _is_held_out(_function_name(entry.name), HELD_FUNCTIONS):
             rest = (parts for title, parts in sections.items() if title not in _MAN_SKIP)
             prose += [paragraph for parts in rest for paragraph in parts]
     for path in sorted((share / "doc/debian-handbook/html/en-US").glob("*.html")):
@@ -122,20 +122,20 @@ def _wordnet(path: Path) -> tuple[list[Sense], list[tuple[str, list[Sense]]]]:
     return list(senses.values()), entries
 
 
-def _function(name: str) -> str:
-    """Reduce a signature or a list of commands to a name, which decides whether it is held out: copyfile, git-add."""
+def _function_name(name: str) -> str:
+    """Reduce a signature or a list of commands to one name, such as copyfile or git-add, for `_is_held_out`."""
     bare = re.split(r"[(\[,\s]", re.sub(r"^.*?(\S+\()", r"\1", name), maxsplit=1)[0]
     return bare.rpartition(".")[2].strip("*").lower() or name
 
 
-def _held(name: str, percent: int) -> bool:
+def _is_held_out(name: str, percent: int) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % 100 < percent
 
 
 def _split(items: Iterable[T], name: Callable[[T], str], percent: int) -> tuple[list[T], list[T]]:
     kept, held = list[T](), list[T]()
     for item in items:
-        (held if _held(name(item), percent) else kept).append(item)
+        (held if _is_held_out(name(item), percent) else kept).append(item)
     return kept, held
 
 
@@ -172,7 +172,7 @@ wait write""".split()
 
 
 def _how_do_i(summary: str) -> str | None:
-    """Turn an imperative summary into a question: "Copy the file." -> "how do I copy the file?"."""
+    """Turn an imperative summary into a question: "Copy the file." becomes "how do I copy the file?"."""
     first, _, rest = summary.rstrip(".").partition(" ")
     verb = {"return": "get", "returns": "get"}.get(first.lower(), first.lower())
     verb = verb[:-1] if verb.endswith("s") and verb[:-1] in _VERBS else verb
@@ -239,7 +239,7 @@ def _common(words: Iterable[str], common: set[str]) -> bool:
 
 
 def _drop_forbidden(items: Iterable[TrainingText], forbidden: set[str]) -> Iterator[TrainingText]:
-    """Drop repeated items, and items that contain a held-out text or sentence."""
+    """Yield the items, except repeated ones and those that contain a held-out text or sentence."""
     seen = set[str]()
     for item in items:
         keys = {_key(item.text), *map(_key, sentences(item.text))}

@@ -1,6 +1,6 @@
 """Extract plain text from the packages' formats: reStructuredText, manual pages, HTML, the dict format.
 
-This module knows only the formats; `corpus.py` decides which texts are trained on and which are held out.
+This module only handles formats; `corpus.py` decides which texts are trained on and which are held out.
 """
 
 import gzip
@@ -15,7 +15,7 @@ _SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]\"'][.!?])\s+(?=[A-Z\"'(])")
 
 @dataclass(frozen=True)
 class Entry:
-    """The documentation of a function, command or other name: the name, a one-line summary, and the other text."""
+    """The documentation of a function, command or other name: its name, a one-line summary, and the rest."""
 
     name: str
     summary: str
@@ -33,12 +33,12 @@ class Sense:
 
 
 def squeeze(text: str) -> str:
-    """Turn every run of white space into one space."""
+    """Replace every run of white space by one space."""
     return " ".join(text.split())
 
 
 def sentences(text: str) -> list[str]:
-    """Cut a paragraph at sentence ends; when in doubt, two sentences stay together."""
+    """Split a paragraph into sentences; when in doubt, two sentences stay together."""
     return [part for part in _SENTENCE_END.split(squeeze(text)) if part]
 
 
@@ -144,7 +144,7 @@ def man_sections(path: Path) -> dict[str, list[str]]:
 
 
 def man_entry(sections: dict[str, list[str]]) -> Entry | None:
-    """Make a page's entry: the summary from NAME, the body from DESCRIPTION; None if either is missing."""
+    """Make a page's entry, with the summary from NAME and the body from DESCRIPTION; None if either is missing."""
     name, dash, summary = " ".join(sections.get("NAME", [])).partition(" - ")
     body = " ".join(sections.get("DESCRIPTION", []))
     if not dash or not body:

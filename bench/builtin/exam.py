@@ -2,8 +2,8 @@
 
     python -m lastword.bench.builtin.exam FOLDER... --cache CACHE
 
-There are three parts: finding a function's or command's text by its one-line summary; rank agreement with the teacher
-on pairs of sentences; and finding the answers to a hundred everyday questions among a hundred passages
+There are three parts: finding the text of a function or command by its one-line summary; rank agreement with the
+teacher on pairs of sentences; and finding the answers to a hundred everyday questions among a hundred passages
 (`questions.jsonl`).
 """
 
@@ -122,7 +122,7 @@ def agreement(vectors: Tensor, reference: Tensor) -> float:
 
 
 def _ranks(queries: Tensor, passages: Tensor) -> Tensor:
-    """Count, for each query i, the other passages that score at least as high as passage i."""
+    """Return the rank of passage i for each query i: the number of other passages that score at least as high."""
     table = queries @ passages.T
     return (table >= table.diagonal()[:, None]).sum(-1) - 1
 
@@ -139,7 +139,7 @@ class TeacherEncoder:
 def evaluate_models(
     folders: Sequence[Path], teacher: Path, cache: Path
 ) -> dict[str, dict[str, float]]:
-    """Score the teacher and every folder; the folders also at shorter widths and in int8.
+    """Score the teacher and every folder's model; score the latter at shorter widths and in int8 too.
 
     Args:
         folders: models to load with lastword.

@@ -2,9 +2,9 @@
 
     python -m lastword.bench.builtin.make --cache .builtin
 
-Needs an editable install with the `train` extra, on Debian or Ubuntu with a C++ compiler. Every step stores its output
-under the cache folder and is skipped if that exists, so a stopped run can be continued. Training is saved every 25
-steps and continues from the last save. The result is written to `weights/builtin/`.
+This needs an editable install with the `train` extra, on Debian or Ubuntu with a C++ compiler. Every step stores its
+output in the cache folder and is skipped if the output exists, so a stopped run can be continued. Training saves its
+state every 25 steps and continues from the last save. The result is written to `weights/builtin/`.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from lastword.bench.builtin.train import TrainingRun, basis, embed, train
 
 SEED = 4
 START, START_STEPS, START_TOKENS, START_RATE = "start", 1000, 6144, 1e-3
-START_HORIZON = 2500  # step of the lowest rate; the start ends before it, and the bags go on
+START_HORIZON = 2500  # step at which the rate would be lowest; the start ends before it
 BAGS = {"bag-1": 0.8, "bag-2": 0.8}  # share of all items that each bag is trained on
 BAG_STEPS, BAG_TOKENS, BAG_RATE = 9000, 3072, 8e-4
-CHECKED = 500  # held-out sentences for the agreement in the log
+CHECKED = 500  # number of held-out sentences for the agreement in the log
 OUT = Path(__file__).parents[2] / "weights" / "builtin"
 
 
@@ -83,7 +83,7 @@ def _texts(cache: Path, teacher: Path) -> None:
 
 
 class _Trainer:
-    """Trains the start and the bags, which share tokens, the teacher's vectors, the basis and the check for the log."""
+    """Trains the start and the bags, with one tokenizer, one set of teacher's vectors, one basis and one check."""
 
     def __init__(self, cache: Path, teacher: Path) -> None:
         corpus = cache / "corpus"
@@ -93,13 +93,13 @@ class _Trainer:
         self.tokenizer = _tokenizer(cache, teacher, items)
         self.data = read_data(items, *read_vectors(cache / "vectors"), self.tokenizer)
         self.directions = basis(self.data.text_vectors[: 5 * SHARD], SIZES["hidden_size"])
-        self.rows, self.sentences, self.agreed = _embed_questions(
+        self.rows, self.sentences, self.agreed = _embed_pieces_and_sentences(
             cache, teacher, self.tokenizer, read_exam(corpus).sentences[:CHECKED]
         )
         self.shares = _shares(self.data.texts, len(self.rows))
 
     def run(self, name: str) -> None:
-        """Train the start, or a bag's model from the start, and write its checkpoint in fp32."""
+        """Train the start, or train a bag's model from the start; write the checkpoint in fp32."""
         model = make_student(token_rows(self.rows @ self.directions, self.shares), SEED)
         if name == START:
             chosen: Sequence[int] = range(len(self.data.texts))
@@ -129,10 +129,10 @@ def _tokenizer(cache: Path, teacher: Path, items: list[dict[str, str]]) -> Token
     return Tokenizer.from_file(str(path))
 
 
-def _embed_questions(
+def _embed_pieces_and_sentences(
     cache: Path, teacher: Path, tokenizer: Tokenizer, sentences: list[str]
 ) -> tuple[Tensor, list[str], Tensor]:
-    """Return the teacher's vectors of the word pieces, `sentences`, and the teacher's vectors of these.
+    """Return the teacher's vectors of the word pieces, the sentences, and the teacher's vectors of the sentences.
 
     The vectors are computed once and stored.
     """

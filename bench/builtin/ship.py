@@ -1,7 +1,7 @@
-"""Make the shipped folder from the trained runs: merge, evaluate every candidate in its final form, keep the best.
+"""Make the shipped folder from the trained runs: merge, evaluate every candidate as it would be shipped, keep the best.
 
 The model card describes the model, how it was made, its texts and their licences, and its scores. Every figure in the
-card comes from the run that wrote it.
+card comes from the run that wrote the card.
 """
 
 import json
@@ -29,8 +29,8 @@ def ship(cache: Path, start: str, bags: Mapping[str, float], teacher: Path, out:
 
     Args:
         cache: the cache folder of make.py, with the runs' checkpoints in fp32 under `made`.
-        start: the run that the bags started from; it is evaluated, not shipped.
-        bags: share of the texts by run, which is also the run's weight in the merge.
+        start: the run from which the bags started; it is evaluated but not shipped.
+        bags: each run's share of the texts, which is also its weight in the merge.
         teacher: the teacher's folder.
         out: the folder to ship; files of the same name are replaced.
 
@@ -180,7 +180,7 @@ def model_card(
 
     Args:
         best: name of the shipped candidate.
-        table: scores by model, the teacher's first.
+        table: scores by model, with the teacher's first.
         log: lines of the training log, one run after another.
         facts: sizes and counts that the text states.
 

@@ -1,7 +1,7 @@
 """The student before training: its word pieces, its sizes, and initial weights that already average word vectors.
 
-Token rows start as the teacher's vectors of the word pieces in a basis ordered by variance (PCA). The first layers'
-value and output projections start as the identity, so the end token's vector starts as the mean of its words.
+The token table starts as the teacher's vectors of the word pieces, in a basis ordered by variance (PCA). The value and
+output projections of the first layers start as the identity, so the end token's vector starts as the mean of its words.
 """
 
 from collections import Counter
@@ -33,20 +33,20 @@ SIZES = {
 }
 NORM_EPS = 1e-6
 ROPE_THETA = 10_000.0
-# A single word in the mean has norm 16 after RMSNorm, and keeps it after the output projection.
+# Scale of the value and output projections together. With 1, a single word keeps the norm of 16 that RMSNorm gives it.
 _VALUE_SCALE = 1.0
 
-# Small queries make the initial attention even over the words.
+# Weight of the query norm: small queries make the initial attention nearly uniform over the words.
 _EVEN = 0.25
-# The share of the text at which a piece has half weight in the initial mean.
+# A piece with this share of the texts' tokens has half weight in the initial mean.
 _RARITY = 3e-4
 
 
 def make_tokenizer(teacher: Path, texts: Iterable[str]) -> Tokenizer:
     """Make a tokenizer of the VOCABULARY most useful of the teacher's word pieces; it appends the end token to texts.
 
-    Single characters are kept, so that any Latin word can be spelt, and then the pieces most frequent in `texts`. Among
-    rare pieces, the teacher's own order decides; it is the order of frequency in a far larger text.
+    It keeps all single Latin characters, so that any Latin word can be spelt, and then the pieces that are most
+    frequent in `texts`. Among rare pieces, the teacher's own order decides, which is by frequency in a far larger text.
     """
     whole = Tokenizer.from_file(str(teacher / "tokenizer.json"))
     whole.no_truncation()
@@ -77,9 +77,9 @@ def token_rows(vectors: Tensor, shares: Tensor) -> Tensor:
 
         w = a / (a + share);  row = (w e, sqrt(1 - w^2)),  e the centred direction of the piece's vector
 
-    RMSNorm keeps only a row's direction, so the weight w (smooth inverse frequency) is put into the direction. The last
-    column of `vectors` is dropped; sqrt(1 - w^2) takes its place and makes a unit vector of the row. The value
-    projections, as they are initialised, do not read that dimension. The constant a is `_RARITY`.
+    RMSNorm keeps only a row's direction, so the direction has to express the weight w (smooth inverse frequency). The
+    last column of `vectors` is dropped, and sqrt(1 - w^2) takes its place, which makes the row a unit vector. The
+    initial value projections do not read that dimension. The constant a is `_RARITY`.
 
     Args:
         vectors: [V, C], the pieces' vectors in the basis.
@@ -94,7 +94,7 @@ def token_rows(vectors: Tensor, shares: Tensor) -> Tensor:
 
 
 def make_student(rows: Tensor, seed: int) -> Any:
-    """Build transformers' Qwen3Model in fp32 with its initial weights.
+    """Create transformers' Qwen3Model in fp32 with its initial weights.
 
     Args:
         rows: [V, C] from `token_rows`; row 0, the end token's, is replaced.
@@ -111,7 +111,7 @@ def make_student(rows: Tensor, seed: int) -> Any:
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=None,
-        attn_implementation="eager",  # on short texts a third faster than PyTorch's own attention
+        attn_implementation="eager",  # a third faster than PyTorch's own attention on short texts
         rms_norm_eps=NORM_EPS,
         **SIZES,
     )
@@ -130,7 +130,7 @@ def make_student(rows: Tensor, seed: int) -> Any:
 
 
 def _average(model: Any) -> None:
-    """Make the first layers add the mean of the token rows to the states, each layer a part of the dimensions."""
+    """Make the first layers add the mean of the token rows to the states; each layer adds some of the dimensions."""
     config = model.config
     width, size = config.hidden_size, config.head_dim
     kept, group = (
@@ -148,10 +148,10 @@ def _average(model: Any) -> None:
 
 
 def compile_layers(model: Any) -> None:
-    """Compile the layers, so that PyTorch fuses small operations: a step takes two thirds of the time.
+    """Compile the layers, so that PyTorch fuses small operations and a step takes two thirds of the time.
 
-    Needs a C++ compiler, and minutes for the first step. The last layer's MLP is not compiled, because `train.embed`
-    changes its input rows.
+    This needs a C++ compiler, and minutes for the first step. The last layer's MLP is not compiled, because
+    `train.embed` changes its input rows.
     """
     last = model.layers[-1]
     for module in (*model.layers[:-1], last.input_layernorm, last.self_attn):

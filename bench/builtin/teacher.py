@@ -1,4 +1,4 @@
-"""Compute the teacher's vectors of every training text once, and store them one shard at a time.
+"""Compute the teacher's vectors of all training texts once, and store them one shard at a time.
 
 A run that was stopped continues with the first missing shard.
 """
@@ -22,7 +22,7 @@ BATCH = 32
 class Teacher:
     """The teacher in sentence-transformers: it turns texts into normalised vectors [N, 384].
 
-    In bf16 it is twice as fast on a CPU that supports it, and the cosine of its vectors with those in fp32 is above
+    In bf16 it is twice as fast on a CPU that supports bf16, and the cosine between its bf16 and fp32 vectors is above
     0.9999, which is enough to learn from. It is evaluated in fp32.
     """
 
@@ -48,7 +48,7 @@ def read_items(corpus: Path) -> list[dict[str, str]]:
 
 
 def embed_corpus(teacher: Path, corpus: Path, out: Path) -> None:
-    """Embed `train.jsonl` and store the vectors in fp16 as `text` and `query`; shard i begins at item 4096·i."""
+    """Embed `train.jsonl` and store the vectors in fp16, as `text` and `query`; shard i begins at item 4096·i."""
     out.mkdir(parents=True, exist_ok=True)
     items = read_items(corpus)
     count = -(-len(items) // SHARD)
@@ -73,6 +73,6 @@ def embed_corpus(teacher: Path, corpus: Path, out: Path) -> None:
 
 
 def read_vectors(folder: Path) -> tuple[Tensor, Tensor]:
-    """Read the shards in order; return the vectors of the texts and those of the queries, fp16."""
+    """Read the shards in order; return the vectors of the texts and the vectors of the queries, in fp16."""
     parts = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
     return torch.cat([p["text"] for p in parts]), torch.cat([p["query"] for p in parts])

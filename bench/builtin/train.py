@@ -1,6 +1,7 @@
 """Distillation: train the student so that its vectors match the teacher's.
 
-One run is a `TrainingRun`. Its state is saved every few steps, and a stopped run continues from the last save.
+A `TrainingRun` has the settings of a run. Its state is saved every few steps, and a stopped run continues from the last
+save.
 """
 
 import itertools
@@ -31,20 +32,20 @@ Check = Callable[[Any], dict[str, float]]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training run: its name, its items, its steps, tokens per step, its seed and its highest learning rate."""
+    """The settings of one training run."""
 
     name: str
-    chosen: Sequence[int]
+    chosen: Sequence[int]  # indices of the items to train on
     steps: int
-    tokens: int
+    tokens: int  # per step
     seed: int
-    rate: float
-    horizon: int | None = None  # step at which the rate is lowest, if not the last
+    rate: float  # the highest learning rate
+    horizon: int | None = None  # step at which the rate is lowest; None for the last step
     end: float = 0.02  # the lowest rate, as a share of `rate`
 
 
 def basis(vectors: Tensor, width: int) -> Tensor:
-    """Return directions of the teacher's space by decreasing second moment: [384, width] fp32, orthonormal."""
+    """Return orthonormal main directions of the teacher's vectors, by decreasing second moment: [384, width] fp32."""
     vectors = vectors.double()
     directions: Tensor = torch.linalg.eigh(vectors.T @ vectors)[1]
     return directions.flip(1)[:, :width].float()
@@ -61,7 +62,7 @@ def train(
         data: tokens and the teacher's vectors.
         directions: directions of the teacher's space, from `basis`.
         folder: folder of all runs.
-        check: function that scores the model from time to time, for the log.
+        check: a function that scores the model, called every `CHECK_EVERY` steps for the log.
     """
     state, log = folder / f"{run.name}.pt", folder / f"{run.name}.jsonl"
     optimizer = _optimizer(model)
@@ -93,8 +94,8 @@ def train(
 def embed(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
     """Run the student on token ids; return the final states of the last tokens, fp32 [N, C], not normalised.
 
-    Texts are padded on the right without a mask: attention is causal, so no real token sees the padding. In the last
-    layer only the last tokens go through the MLP, which saves a sixth of the work.
+    Texts are padded on the right without a mask, because attention is causal and no real token attends to padding. In
+    the last layer only the last tokens go through the MLP, which saves a sixth of the work.
     """
     ends = torch.tensor([len(ids) - 1 for ids in texts])
     width = int(ends.max()) + 1
@@ -110,9 +111,9 @@ def embed(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _loss(model: Any, batch: TrainingBatch, directions: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Compute the loss, and its parts for the log; each part is a mean over the Matryoshka prefixes.
+    """Compute the loss, and its parts for the log; each part is a mean over the Matryoshka widths k.
 
-    Direction: 1 - cosine with the teacher's vector in the first k directions of its space.
+    Direction: 1 - cosine with the teacher's vector in its first k main directions.
     Matrix:    squared difference between all cosines in the batch and the teacher's.
     Answer:    cross-entropy of each query over the batch's texts; the target is half the teacher's softmax and half
                the text that answers the query.
@@ -124,7 +125,7 @@ def _loss(model: Any, batch: TrainingBatch, directions: Tensor) -> tuple[Tensor,
     cosines, reduced = goal @ goal.T, goal @ directions
     n = len(batch.texts)
     off = ~torch.eye(len(goal), dtype=torch.bool)
-    pairs = max(1, len(goal) * (len(goal) - 1))  # a batch may hold one text alone
+    pairs = max(1, len(goal) * (len(goal) - 1))  # a batch may have only one text
     answers = F.one_hot(torch.tensor(batch.answers, dtype=torch.long), n).float()
     wanted = 0.5 * answers + 0.5 * (cosines[n:, :n] / TEMPERATURE).softmax(-1)
     direction = matrix = answer = torch.zeros(())

@@ -1,8 +1,8 @@
 """The baselines of each operation: eager PyTorch, torch.compile, PyTorch's own attention, Liger-Kernel.
 
-Candidates for lastword's own kernels (`FORMS`) are included. All take the same inputs. If one needs another layout, the
-inputs are converted before the clock starts. Any of them may be missing, or may refuse a shape, dtype or device: the
-caller turns every exception into a line that says why.
+Candidates for lastword's own kernels (`FORMS`) are included. All take the same inputs. If one needs a different layout,
+the inputs are converted before the clock starts. Any of them may be missing, or may refuse a shape, dtype or device;
+the caller turns each exception into a line that gives the reason.
 """
 
 import inspect
@@ -34,7 +34,7 @@ def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
         chosen: names of `BASELINES` and `FORMS`.
 
     Returns:
-        By name, a function from inputs to an `Implementation`.
+        A function from inputs to an `Implementation`, by name.
     """
     found: dict[str, Prepare] = {
         "eager": lambda inputs: _eager(case, inputs),
@@ -56,7 +56,7 @@ def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
 def _eager_function(case: Case, inputs: CaseInputs) -> Callable[..., Any]:
     """Return the function that "eager" runs and "compile" compiles.
 
-    It is the CPU implementation; for forest attention, the form that PyTorch runs best on a GPU.
+    It is the CPU implementation, except for forest attention, which PyTorch runs faster on a GPU in a different form.
     """
     if case.op == "forest_attention":
         return eager_forest_attention(inputs.args[3], inputs.args[0].device)
@@ -66,13 +66,13 @@ def _eager_function(case: Case, inputs: CaseInputs) -> Callable[..., Any]:
 
 def _eager(case: Case, inputs: CaseInputs) -> Implementation:
     if inputs.tensors()[0].device.type == "cpu":
-        raise DeviceError("cpu", "lastword runs this very implementation here")
+        raise DeviceError("cpu", "lastword runs this same implementation here")
     dense = inputs.dense()
     return wrap_operation(_eager_function(case, dense), dense)
 
 
 def _compile(case: Case, inputs: CaseInputs) -> Implementation:
-    torch.compiler.reset()  # otherwise a second case's shapes would be compiled as dynamic
+    torch.compiler.reset()  # otherwise PyTorch would compile a second case's shapes as dynamic
     dense = inputs.dense()
     return wrap_operation(torch.compile(_eager_function(case, dense), dynamic=False), dense)
 
@@ -101,7 +101,7 @@ def _sdpa(
 
 
 def _varlen(inputs: CaseInputs, equal: tuple[int, int], *, final: bool) -> Implementation:
-    """Run torch.nn.attention.varlen on the packed rows; repeat keys and values if PyTorch lacks its `enable_gqa`."""
+    """Run torch.nn.attention.varlen on the packed rows; repeat keys and values if it has no `enable_gqa`."""
     attend: Callable[..., Any] = import_module("torch.nn.attention.varlen").varlen_attn
     known = inspect.signature(attend).parameters
     q, k, v, _, scale = inputs.args
@@ -129,7 +129,7 @@ def _varlen(inputs: CaseInputs, equal: tuple[int, int], *, final: bool) -> Imple
 
 
 def _descriptor(inputs: CaseInputs) -> Implementation:
-    """Run the candidate for forest_attention; raise a DeviceError where it cannot run."""
+    """Run the candidate for forest_attention; raise a DeviceError if it cannot run on these inputs."""
     q, k, v, plan, scale = inputs.args
     if not launches_triton(q.device):
         raise DeviceError("cpu", "no Triton kernel runs here")
@@ -156,7 +156,7 @@ def _liger_rms_norm(inputs: CaseInputs) -> Implementation:
 
 
 def _liger_add_rms_norm(inputs: CaseInputs) -> Implementation:
-    """Run Liger's operation, which returns the sum beside the norm; ours writes the sum into the residual."""
+    """Run Liger's operation, which returns the norm and the sum; lastword's writes the sum into the residual."""
     operation = _liger("liger_fused_add_rms_norm")
     x, residual, weight, eps = inputs.args
 

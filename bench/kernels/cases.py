@@ -1,7 +1,7 @@
-"""Make the cases to time: each operation's inputs at a model's real shapes, and the bytes and operations it needs.
+"""Make the cases to time: each operation's inputs at a model's real shapes, and the bytes and FLOPs it needs.
 
-Bytes: every input is read once, every output written once. Operations: one for each addition, multiplication, division,
-root and exponential of the formula. Inputs are random and the same in every call; nothing here runs an operation.
+Bytes: every input is read once, and every output is written once. FLOPs: one for each addition, multiplication,
+division, root and exponential of the formula. Inputs are random, and the same in every call.
 """
 
 import random
@@ -26,7 +26,7 @@ _QUERIES_PER_TOKEN = 2000 / 16_384
 
 @dataclass(frozen=True, slots=True)
 class CaseTables(KernelTables):
-    """The kernels' tables, with the segments and last-token rows they were made from, as in a `CpuPlan`."""
+    """The kernels' tables, with the segments and last-token rows from which they were made."""
 
     segments: Segments
     final_rows: list[int]
@@ -40,7 +40,7 @@ class CaseInputs:
     options: dict[str, Any]
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors among the arguments; a call may write some of them."""
+        """Return the tensors among the arguments; a call may change some of them."""
         return [value for value in self.args if isinstance(value, Tensor)]
 
     def double(self) -> "CaseInputs":
@@ -49,7 +49,7 @@ class CaseInputs:
         return replace(self, args=tuple(wide))
 
     def dense(self) -> "CaseInputs":
-        """Return the same arguments, with attention's plan in the form for PyTorch."""
+        """Return the same arguments, with a `CpuPlan` as attention's plan."""
         args = (
             CpuPlan.of(value.segments, value.final_rows, self.tensors()[0].device)
             if isinstance(value, CaseTables)
@@ -61,7 +61,7 @@ class CaseInputs:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """A batch for attention; `equal` is (number of texts, tokens of each), or None if texts share rows."""
+    """A batch for attention; `equal` is (number of texts, tokens per text), or None if texts share rows."""
 
     title: str
     forest: Forest
@@ -71,7 +71,7 @@ class AttentionBatch:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One operation at one shape. `inputs()` makes new arguments, with the same values in every call."""
+    """One operation at one shape; `inputs()` makes new arguments, with the same values in every call."""
 
     op: str
     models: str
@@ -94,7 +94,7 @@ def cases(
     Args:
         ops: names of operations.
         models: names of `SIZES`.
-        tokens: rows of a batch.
+        tokens: number of rows of a batch.
         dtype: dtype of the inputs.
         device: device of the inputs.
     """
@@ -122,9 +122,11 @@ def _shape(op: str, sizes: Sizes) -> tuple[int, ...]:
 
 
 def attention_batches(tokens: int) -> list[AttentionBatch]:
-    """Make the attention workloads: a long text, one half as long, many of 512 tokens, queries unshared and shared.
+    """Make the batches for attention.
 
-    At 16,384 tokens that is 1 text of 16k, 1 of 8k, 32 of 512, and 2,000 queries of 12 tokens after a prefix of 24.
+    They are one long text, one half as long, many of 512 tokens, and many queries with a common prefix, first with the
+    prefix repeated and then shared. At 16,384 tokens that is 1 text of 16k, 1 of 8k, 32 of 512, and 2,000 queries of 12
+    tokens after a prefix of 24.
     """
     rng = random.Random(20_261_123)  # noqa: S311 - texts, not secrets
 
@@ -163,7 +165,7 @@ def _batch(title: str, texts: list[list[int]], *, share: bool = False) -> Attent
 def _rows(
     op: str, label: str, sizes: Sizes, T: int, dtype: torch.dtype, device: torch.device
 ) -> Case:
-    """Make the case of an operation on rows, which is bounded by bandwidth."""
+    """Make the case of a row-wise operation, which is limited by bandwidth."""
     C, F, _, H, KH, D = sizes
     size, heads, norm, rope = dtype.itemsize, H + KH, 4, 3  # norm and rope: operations per element
 
@@ -248,6 +250,6 @@ class _Source:
         return self.normal(size).mul_(0.1).add_(1)
 
     def scaled(self, rows: int, columns: int) -> Tensor:
-        """Make rows with magnitudes from 0.001 to 10: in the small ones eps matters."""
+        """Make rows with magnitudes from 0.001 to 10; in small rows eps matters."""
         sizes = torch.rand(rows, 1, generator=self.generator, device=self.device)
         return self.normal(rows, columns).mul_((10 ** (4 * sizes - 3)).to(self.dtype))

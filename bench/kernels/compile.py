@@ -6,8 +6,8 @@
     python -m lastword.bench.kernels.compile --bounds kernels/gpu/resources.toml   rewrite this Triton version's bounds
     python -m lastword.bench.kernels.compile --candidate-bounds bench/kernels/resources.toml   and the candidates'
 
-Registers, spilled bytes and shared memory are read from the binary with Triton's own `cuobjdump`, for AMD from the
-notes in the assembly.
+Registers, spilled bytes and shared memory are read from the binary with the `cuobjdump` that comes with Triton; for AMD
+they are read from the notes in the assembly.
 """
 
 import argparse
@@ -58,18 +58,18 @@ class Resources:
     registers: int
     spills: int
     shared: int
-    matrix: bool  # matrix instructions of the newest kind: wgmma, tcgen05, mfma
-    serial: bool  # each wgmma waits for the previous one
-    wide: bool  # no row offset is multiplied in 32 bits
+    matrix: bool  # whether it has matrix instructions of the newest kind: wgmma, tcgen05, mfma
+    serial: bool  # whether each wgmma waits for the previous one
+    wide: bool  # whether every multiplication by a row width is done in 64 bits
 
 
 def compile_kernel(launch: Launch, target: str) -> Any:
-    """Compile one launch and return Triton's kernel; `asm` holds its intermediate forms."""
+    """Compile one launch and return Triton's compiled kernel, whose `asm` has its intermediate forms."""
     source = ASTSource(
         launch.kernel,
         signature=dict(launch.types),
         constexprs=dict(launch.constants),
-        # Sorted: Triton's cache key depends on the order, so another order would miss the cache.
+        # Triton's cache key depends on the order, so a fixed order is needed to hit the cache.
         attrs={
             (launch.kernel.arg_names.index(name),): [["tt.divisibility", 16]]
             for name in sorted(launch.aligned)
@@ -79,7 +79,7 @@ def compile_kernel(launch: Launch, target: str) -> Any:
 
 
 def compile_launch(launch: Launch, target: str) -> Resources:
-    """Compile one launch and read its resources, whose `model` and `dtype` the caller fills in."""
+    """Compile one launch and read its resources; the caller fills in `model` and `dtype`."""
     compiled = compile_kernel(launch, target)
     if TARGETS[target].backend == "cuda":
         usage, assembly = _cuda_usage(compiled.asm["cubin"]), compiled.asm["ptx"]
@@ -102,7 +102,7 @@ def row_widths(launch: Launch) -> set[int]:
 
 
 def narrow_products(ttir: str, widths: set[int]) -> list[str]:
-    """Return the multiplications by a row width that are done in 32 bits: they overflow at 2^31 elements.
+    """Return the multiplications by a row width that are done in 32 bits and so overflow at 2^31 elements.
 
     Args:
         ttir: Triton's first intermediate form.
@@ -119,7 +119,7 @@ def _nvidia_tool(name: str) -> Path:
 
 
 def _serializes(ptx: str) -> bool:
-    """Return whether ptxas warns that it serialises wgmma; Triton drops warnings, so ptxas runs again here."""
+    """Return whether ptxas warns that it serialises wgmma. Triton drops warnings, so ptxas runs again here."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
@@ -181,7 +181,7 @@ def compile_all(
     launches: Launches = all_launches,
     workers: int = 2,
 ) -> Iterator[Resources]:
-    """Compile in worker processes; yield rows in order, as each model is done.
+    """Compile in worker processes, and yield the rows in order.
 
     Args:
         targets: names of `TARGETS`.
@@ -191,14 +191,14 @@ def compile_all(
         workers: number of processes.
     """
     jobs = [(t, m, d) for t in targets for m in models for d in dtypes]
-    # Spawned: a fork would inherit PyTorch's threads in the middle of their work.
+    # Processes are spawned, because a fork would copy the locks of PyTorch's threads in any state.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for rows in pool.map(partial(compile_model, launches=launches), *zip(*jobs, strict=True)):
             yield from rows
 
 
 def bounds(rows: Sequence[Resources]) -> dict[str, dict[str, int]]:
-    """Return the most registers and shared memory that any model takes, by "target dtype operation"."""
+    """Return the largest numbers of registers and bytes of shared memory of any model, by "target dtype operation"."""
     found: dict[str, dict[str, int]] = {}
     for row in rows:
         bound = found.setdefault(f"{row.target} {row.dtype} {row.operation}", {})

@@ -1,9 +1,10 @@
 """A candidate for attention without ancestors, with tensor descriptors and warp specialisation.
 
-One program computes a tile of one query head. One warp group copies keys and values into shared memory ahead of two
-that compute 64 query rows each. Triton's pass for sm_90 does this only with four warps, one key loop without a branch,
-and descriptors made in the kernel: with descriptors passed in, it halves a tile's rows but not the box that is copied.
-No GPU has run this kernel: `--beside descriptor` checks it and times it against `kernels/gpu/forest_attention.py`.
+One program computes a tile of one query head. One warp group copies keys and values into shared memory, ahead of two
+warp groups that compute 64 query rows each. Triton's pass for sm_90 does this only with four warps, one key loop
+without a branch, and descriptors that are created in the kernel: with descriptors passed in, it halves a tile's rows
+but not the box that is copied. No GPU has run this kernel yet. `--beside descriptor` checks it, and times it and
+`kernels/gpu/forest_attention.py`.
 """
 
 import math
@@ -55,7 +56,7 @@ def _forest_attention_descriptor_kernel(
     length = tl.load(segments_ptr + segment * 4 + 1)
     end = tl.minimum(first + BLOCK_M, length)
 
-    # Descriptors end with the tile's keys: rows after them read as zero, whatever a neighbour's rows hold.
+    # The descriptors end at the tile's last key: later rows, which belong to other segments, are read as zeros.
     at = start.to(tl.int64)
     kv = head // G * D
     k_rows = tl.make_tensor_descriptor(
@@ -64,7 +65,8 @@ def _forest_attention_descriptor_kernel(
     v_rows = tl.make_tensor_descriptor(
         v_ptr + at * V_STRIDE + kv, [end, D], [V_STRIDE, 1], [BLOCK_N, BLOCK_D]
     )
-    # Over all rows: Triton's pass shifts every use of this row's value by half a tile, so nothing else may use it.
+    # This descriptor starts at row 0, because Triton's pass shifts every use of the row offset by half a tile; the
+    # offset may therefore be used only in this load.
     q_rows = tl.make_tensor_descriptor(
         q_ptr + head * D, [start + end, D], [Q_STRIDE, 1], [BLOCK_M, BLOCK_D]
     )
@@ -82,7 +84,7 @@ def _forest_attention_descriptor_kernel(
         v = v_rows.load([low, 0])
         acc, peak, total = online_softmax(acc, peak, total, s, v)
 
-    # A descriptor's store has no mask, and rows after the segment are a neighbour's, so this store uses pointers.
+    # A descriptor's store has no mask, and later rows belong to other segments, so this store uses pointers.
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     d = tl.arange(0, BLOCK_D)
     out_at = out_ptr + ((at + token) * (KH * G * D) + head * D)[:, None] + d[None, :]
@@ -90,7 +92,7 @@ def _forest_attention_descriptor_kernel(
 
 
 def descriptor_blocks(dtype: torch.dtype, architecture: str) -> BlockSizes | None:
-    """Return the block sizes; None for an architecture without any, and for fp32 on a GPU."""
+    """Return the block sizes; None if the architecture has none, or for fp32 on a GPU."""
     if dtype == torch.float32 and architecture != "interpreter":
         return None
     return BLOCKS.get(architecture)
@@ -105,7 +107,8 @@ def _blocks(q: Tensor) -> BlockSizes:
 def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, *, tree: bool) -> bool:
     """Return whether the kernel accepts these inputs.
 
-    It has block sizes for their device and dtype, no segment has ancestors, and rows are aligned to 16 bytes.
+    It does if it has block sizes for their device and dtype, no segment has ancestors, and rows are aligned to 16
+    bytes.
 
     Args:
         q: queries [T, H, D].
@@ -143,8 +146,8 @@ def forest_attention_descriptor(
         [T, H · D] in the dtype of q.
 
     Numerics:
-        Softmax and sums in fp32; probabilities round to the dtype of v for their dot; the result rounds once, at the
-        store.
+        Computes softmax and sums in fp32, rounds the softmax weights to the dtype of v before the sum, and rounds the
+        result once, at the store.
     """
     (T, H, D), KH = q.shape, k.shape[1]
     out = torch.empty(T, H * D, dtype=q.dtype, device=q.device)
@@ -163,10 +166,10 @@ def forest_attention_descriptor(
             **blocks.arguments(),
         )  # fmt: skip
 
-    copy_context().run(run)  # keeps the allocator that the caller has set
+    copy_context().run(run)  # in a copy of the context, so that the caller's allocator stays set
     return out
 
 
 def _scratch(size: int, *_: object) -> Tensor:  # alignment, 128 bytes; stream, the current one
-    """Allocate memory for the descriptors of one launch; PyTorch keeps it until the stream has passed that launch."""
+    """Allocate memory for the descriptors of one launch; PyTorch reuses it only after that launch on the stream."""
     return torch.empty(size, dtype=torch.int8, device="cuda")

@@ -1,7 +1,7 @@
-"""Attention over a forest in the form that PyTorch runs best on a GPU: one SDPA call per group of equal segments.
+"""Attention over a forest in the form that PyTorch runs fastest on a GPU: one SDPA call per group of equal segments.
 
-A baseline for benchmarks. The CPU implementation (`kernels/cpu.py`) computes tiles of 64 query rows, which would be
-hundreds of launches on a GPU.
+This is a baseline for benchmarks. The CPU implementation (`kernels/cpu.py`) computes tiles of 64 query rows, which
+would take hundreds of launches on a GPU.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, CpuPlan, float], Tensor]
 def eager_forest_attention(plan: CpuPlan, device: torch.device) -> Attention:
     """Return a function that computes `forest_attention` for this plan.
 
-    Masks are made here, before the clock starts.
+    It makes the masks before returning, so that they are not timed.
 
     Args:
         plan: the batch's attention plan.
@@ -44,7 +44,7 @@ def eager_forest_attention(plan: CpuPlan, device: torch.device) -> Attention:
 
 
 def _mask(block: Block, device: torch.device) -> Tensor | None:
-    """Return the mask [own, above + own] of the keys that a row sees; None if it is plain causal attention."""
+    """Return the mask [own, above + own] of the keys that a row attends to; None for plain causal attention."""
     if block.above == 0:
         return None
     return torch.ones(block.own, block.above + block.own, dtype=torch.bool, device=device).tril(
@@ -53,7 +53,7 @@ def _mask(block: Block, device: torch.device) -> Tensor | None:
 
 
 def _join_blocks(blocks: Iterable[Block]) -> list[Block]:
-    """Join adjacent segments of equal length, which the plan keeps apart in order to compute them tile by tile."""
+    """Join adjacent segments of equal length, which the plan keeps separate in order to compute them tile by tile."""
     joined: list[Block] = []
     for block in blocks:
         last = joined[-1] if joined else None

@@ -1,8 +1,8 @@
-"""The gate before each measurement: compare an operation's outputs with those of its reference in fp64.
+"""The gate before each measurement: compare an operation's outputs with the fp64 reference's.
 
-Output memory is filled with NaN before the call, and tensors that a call may write in place are compared too. Two
-bounds are checked: no element's error is above twice the CPU implementation's error in that dtype plus a floor, and no
-row's error is above a share of the row.
+Output memory is filled with NaN before the call, and tensors that a call may change in place are compared too. Two
+bounds are checked: no element's error may exceed twice the CPU implementation's largest error in that dtype plus a
+floor, and no row's error may exceed a share of the row.
 """
 
 import warnings
@@ -16,9 +16,10 @@ from torch import Tensor
 from lastword.bench.kernels.cases import Case, CaseInputs
 from lastword.kernels import cpu, reference
 
-# Share of the largest magnitude: half a unit in the last place of a stored value; in fp32 the error of a few sums.
+# The floor, as a share of the largest magnitude: half a unit in the last place of a stored value; in fp32 the error of
+# a few sums.
 FLOOR = {torch.float32: 4e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
-# RMS of a row's error over the RMS of the row. Probabilities and the store round, each by about 2^-9 in bf16.
+# RMS of a row's error divided by the RMS of the row. Softmax weights and the store round, each by about 2^-9 in bf16.
 ROW_ERROR = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 Operation = Callable[..., object]
@@ -28,7 +29,7 @@ Operation = Callable[..., object]
 class Implementation:
     """One implementation with its arguments.
 
-    `run` is what is timed. `read` takes its result and returns the outputs in the reference's layout.
+    `run` is the function that is timed. `read` takes its result and returns the outputs in the reference's layout.
     """
 
     run: Callable[[], object]
@@ -37,10 +38,10 @@ class Implementation:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """Whether an implementation is right; if not, `reason` says what differs.
+    """Whether an implementation is right; if not, `reason` says how it differs.
 
-    `max_error` is the largest error of the first output, or of the output that is wrong; None if no numbers were
-    compared. `allowed` is the bound of that error.
+    `max_error` is the largest error of the wrong output, or of the first output if none is wrong; None if no numbers
+    were compared. `allowed` is the bound of that error.
     """
 
     right: bool
@@ -65,8 +66,8 @@ class Gate:
         """Run an implementation once, and compare everything that it may have written with the reference.
 
         Args:
-            runner: the implementation; its arguments must not have been used.
-            poison: fill memory that the implementation allocates with NaN, so that an unwritten element is found.
+            runner: the implementation, with arguments that no call has used yet.
+            poison: whether to fill memory that the implementation allocates with NaN, to find unwritten elements.
         """
         with _poison_new_tensors() if poison else warnings.catch_warnings(action="ignore"):
             outputs = runner.read(runner.run())
@@ -103,7 +104,7 @@ class Gate:
 
 
 def wrap_operation(operation: Operation, inputs: CaseInputs) -> Implementation:
-    """Wrap an operation; its outputs are the returned tensor, then its tensor arguments, which it may have written."""
+    """Wrap an operation; its outputs are the returned tensor, and the tensor arguments, which it may have changed."""
 
     def read(result: object) -> list[Tensor]:
         return ([result] if isinstance(result, Tensor) else []) + inputs.tensors()
@@ -132,7 +133,7 @@ def _count_outputs(outputs: list[Tensor]) -> str:
 
 @contextmanager
 def _poison_new_tensors() -> Iterator[None]:
-    """Let PyTorch fill new memory with NaN, which it does while deterministic algorithms are requested."""
+    """Request deterministic algorithms in the `with` block, so that PyTorch fills new memory with NaN."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

@@ -1,8 +1,8 @@
 """`lastword bench kernels`: check every operation, time it and compare it with the peaks of the same run.
 
-In each case lastword's own operation comes first, then the caller's function (`--with`), then the baselines. Each is
-checked by the gate and timed only if it is right. Rows are shown and written as soon as they are measured. Method and
-examples: `bench/README.md`.
+In each case lastword's own operation comes first, then the caller's function (`--with`), then the baselines. The gate
+checks each of them, and only right ones are timed. Each row is shown and written as soon as it is measured.
+`bench/README.md` explains the method and has examples.
 """
 
 import argparse
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         peaks = None if _in_interpreter() else measure_peaks(device, dtype)
         write({"run": about, "peaks": peaks and asdict(peaks), "tokens": tokens})
         show(heading(about, peaks))
-        if args.plot is not None and peaks is not None:  # draws the rows so far, also when stopped
+        # At the end, or when stopped, this draws the rows so far.
+        if args.plot is not None and peaks is not None:
             opened.callback(plot_roofline, args.plot, rows, peaks, about)
         beside = BASELINES if args.beside is None else tuple(args.beside)
         rep_ms = args.rep_ms or REP_MS
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
             show(case_line(case))
             for row in bench.rows(case):
                 write(asdict(row))
-                if not _said_before(rows, row):
+                if not _was_reported(rows, row):
                     show(row_line(row, peaks, _time_of_ours(rows, row)))
                 rows.append(row)
             sharing = sharing_line(rows)
@@ -93,8 +94,8 @@ def _check_arguments(args: argparse.Namespace) -> Callable[..., Any] | None:
     return load_function(args.own)
 
 
-def _said_before(rows: list[Row], row: Row) -> bool:
-    """Return whether an earlier line has already said that this baseline is not available, for the same reason."""
+def _was_reported(rows: list[Row], row: Row) -> bool:
+    """Return whether an earlier line already says that this baseline is not available, for the same reason."""
     return row.right is None and any((r.by, r.reason) == (row.by, row.reason) for r in rows)
 
 
@@ -108,11 +109,11 @@ def _time_of_ours(rows: list[Row], row: Row) -> Timing | None:
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """The settings that every case is measured with."""
+    """The settings with which every case is measured."""
 
     device: torch.device
     dtype: torch.dtype
-    peaks: Peaks | None  # None: check, and time nothing
+    peaks: Peaks | None  # None: check only, do not time
     rep_ms: float
     own_name: str | None
     own: Callable[..., Any] | None
@@ -125,7 +126,7 @@ class _Bench:
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"{case.op} {case.models} {case.title}",
-                "the device's memory does not hold the reference in fp64",
+                "the reference in fp64 does not fit in the device's memory",
                 remedy="Lower --tokens.",
             ) from error
         yield self._row(
@@ -177,7 +178,7 @@ class _Bench:
 
 
 def _reason(error: Exception) -> str:
-    """Return the reason that a row gives for an error; a third-party error, which may be long, is cut to a sentence."""
+    """Return the text of an error for a row; a third-party error, which may be long, is cut to its first sentence."""
     if isinstance(error, LastwordError):
         return str(error)
     said = (str(error).splitlines() or [""])[0].split(". ")[0][:120]
@@ -185,17 +186,17 @@ def _reason(error: Exception) -> str:
 
 
 def _prepare_operation(operation: Callable[..., Any]) -> Prepare:
-    """Return a function that wraps an operation with inputs in their given layout."""
+    """Return a function that wraps an operation and inputs, in the layout of the inputs."""
     return lambda inputs: wrap_operation(operation, inputs)
 
 
 def _in_interpreter() -> bool:
-    """Return whether Triton kernels run in the interpreter, where they can be checked but not timed."""
+    """Return whether Triton kernels run in the interpreter, so that they can be checked but not timed."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def load_function(spec: str) -> Callable[..., Any]:
-    """Import `module:function`; the current folder is searched first.
+    """Import `module:function`, searching the current folder first.
 
     Args:
         spec: the value of --with.

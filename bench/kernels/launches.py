@@ -49,7 +49,8 @@ _POINTERS = {
 class Launch:
     """One specialisation of one kernel, as Triton compiles it.
 
-    `types`: argument name -> Triton type, "constexpr" for constants. `aligned`: names of pointers aligned to 16 bytes.
+    `types` has each argument's name and Triton type, which is "constexpr" for constants. `aligned` has the names of
+    the pointers that are aligned to 16 bytes.
     """
 
     kernel: Any
@@ -66,7 +67,7 @@ class Launch:
 
 @contextmanager
 def record_launches(architecture: str) -> Iterator[list[Launch]]:
-    """Record the launches in the `with` block as for `architecture`, without running them; no output is written."""
+    """Record the launches in the `with` block, as they would be on `architecture`; the kernels do not run."""
     launches: list[Launch] = []
 
     def record(kernel: Any, *args: Any, **named: Any) -> None:
@@ -160,7 +161,7 @@ def all_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[str,
 def _note_rows(
     launches: _Launches, model: str, dtype: torch.dtype, fp8: torch.dtype | None
 ) -> None:
-    """Record the launches of the operations on rows: norms, SwiGLU, quantisation, rotation."""
+    """Record the launches of the row-wise operations: norms, SwiGLU, quantisation, rotation."""
     hidden, width, _, H, KH, D = SIZES[model]
     note, eps = launches.note, 1e-6
     x, residual = torch.zeros(2, 4, hidden, dtype=dtype).unbind()
@@ -204,7 +205,7 @@ def _attend_by_descriptors(q: Tensor, k: Tensor, v: Tensor, forest: Forest) -> N
 
 
 def _forests() -> dict[str, Forest]:
-    """Make one batch for each variant of the attention."""
+    """Make one batch for each variant of attention."""
     batches = {
         "plain": [[1] * 1024],
         "tree": [[1] * 100 + [i] * 100 for i in range(8)],

@@ -30,14 +30,14 @@ class Row:
     of_peak: float | None = None
 
     def failed(self, own: str | None) -> bool:
-        """Return whether this row fails the run: lastword or the caller's function `own` is wrong."""
+        """Return whether this row fails the run, because lastword or the caller's function `own` is wrong."""
         if self.by in FORMS:
-            return self.right is False  # not every device has every form
+            return self.right is False  # a candidate may be unavailable on this device
         return self.by in (OURS, own) and self.right is not True
 
 
 def heading(about: Mapping[str, object], peaks: Peaks | None) -> str:
-    """Format the device, the peaks (None: nothing is timed) and the caveats of the figures."""
+    """Format the device, the peaks (None if nothing is timed) and the caveats of the figures."""
     where = f"{about['device']}, {about['dtype']}, torch {about['torch']}, triton {about['triton']}"
     if peaks is None:
         return f"{where}\nTRITON_INTERPRET=1: kernels are checked, and nothing is timed."
@@ -49,20 +49,23 @@ def heading(about: Mapping[str, object], peaks: Peaks | None) -> str:
     if about["threads"] is not None:
         lines.append(
             f"On a CPU (threads: {about['threads']}) lastword runs its CPU implementations: "
-            "these are their times, not those of the Triton kernels."
+            "the times are theirs, not the Triton kernels'."
         )
     busy = busy_notice(about)
     return "\n".join(lines if busy is None else [*lines, busy])
 
 
 def case_line(case: Case) -> str:
-    """Format the operation, its shape, and the bytes and operations that it needs."""
+    """Format the operation, its shape, and the bytes and FLOPs that it needs."""
     counted = f"{case.bytes / 1e6:,.1f} MB, {case.flops / 1e9:,.2f} GFLOP"
     return f"\n{case.op}  {case.models}  {case.title}  ({counted})"
 
 
 def row_line(row: Row, peaks: Peaks | None, ours: Timing | None) -> str:
-    """Format one implementation: its time, rate, share of the peak and time over lastword's; or why it has none."""
+    """Format one implementation: its time, rate, share of the peak, and time relative to lastword's.
+
+    If it was not timed, the line gives the reason, or the error that the gate measured.
+    """
     name = f"  {row.by.rpartition(':')[2]:<14}"  # the function of module:function
     if row.timing is None or peaks is None:
         if row.right is None:
@@ -81,7 +84,7 @@ def row_line(row: Row, peaks: Peaks | None, ours: Timing | None) -> str:
 
 
 def sharing_line(rows: Sequence[Row]) -> str | None:
-    """Format the speed-up by sharing the prefix, if the last row is of queries that share one; else None."""
+    """Format the speed-up from sharing the prefix, if the queries of the last row share one; None otherwise."""
     last = rows[-1]
     if not last.title.endswith(_SHARED):
         return None

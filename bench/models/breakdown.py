@@ -1,7 +1,7 @@
-"""Measure where the time of a whole model goes: from strings to vectors by stage, in the forward by operation.
+"""Measure how a whole model spends its time: by stage from strings to vectors, and by operation in the forward.
 
-Stages are timed one after the other, also on a GPU, where `encode` does the first two while another batch's forward
-runs. Operations are timed where the forward calls them: on a GPU between two events, launched one by one.
+Stages are timed one after the other, even on a GPU, where `encode` runs the first two during another batch's forward.
+Operations are timed where the forward calls them; on a GPU they are launched one by one, each between two events.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ from lastword.model.postprocess import postprocess
 from lastword.model.qwen3 import Model
 from lastword.runtime.runner import to_host
 
-# Parts of a layer and functions of `kernels` that a forward calls, and the operation to which their time is counted.
+# Parts of a layer and functions of `kernels` that a forward calls, each with the operation to which its time counts.
 _LAYER_PARTS = {
     "add_norm": "norms",
     "qkv": "qkv",
@@ -43,7 +43,7 @@ _FUNCTIONS = {
     "forest_attention": "attention",
     "final_attention": "attention",
 }
-REST = "rest"  # of the forward: packing, gathering rows, Python
+REST = "rest"  # the rest of the forward: packing, gathering rows, Python
 TITLES = {
     "tokens": "tokens",
     "forests": "forests",
@@ -73,7 +73,7 @@ class Breakdown:
 
 
 class OperationClock:
-    """Measures the seconds of all calls wrapped by `wrap`, by name; on a GPU between events on the stream."""
+    """Measures the seconds of all calls wrapped by `wrap`, by name; on a GPU it uses events on the stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -91,7 +91,7 @@ class OperationClock:
         return run
 
     def take(self) -> dict[str, float]:
-        """Return the seconds by name since the last call of this method, and start again from zero."""
+        """Return the seconds by name since the previous call of this method."""
         synchronize(self._device)
         seconds: dict[str, float] = defaultdict(float)
         for name, began, ended in self._calls:
@@ -110,7 +110,7 @@ class OperationClock:
 
 @contextmanager
 def time_operations(model: Model, clock: OperationClock) -> Iterator[None]:
-    """Time every operation of the model's forward with `clock` inside the `with` block."""
+    """Let `clock` time every operation of the model's forward in the `with` block."""
     with ExitStack() as patched:
         for function, name in _FUNCTIONS.items():
             timed = clock.wrap(name, getattr(kernels, function))
@@ -123,13 +123,13 @@ def time_operations(model: Model, clock: OperationClock) -> Iterator[None]:
 
 
 def break_down(embedder: Embedder, texts: Sequence[str], *, rounds: int, rate: float) -> Breakdown:
-    """Time each stage of an embedder on texts, one after the other, and then each operation of its forward.
+    """Time each stage of an embedder, one after the other, and then each operation of its forward.
 
     Args:
         embedder: the model, on one device.
-        texts: texts of one length.
+        texts: texts of equal length.
         rounds: rounds to take medians of, after one warm-up round.
-        rate: rate of the measured matmul, in FLOP/s.
+        rate: rate of a measured matmul, in FLOP/s.
 
     Returns:
         The medians and the MFU.
@@ -159,9 +159,9 @@ def break_down(embedder: Embedder, texts: Sequence[str], *, rounds: int, rate: f
 
 
 def _operations(model: Model, forests: Sequence[Forest]) -> dict[str, float]:
-    """Return seconds by operation for one forward over the forests.
+    """Return the seconds of each operation for one forward over the forests.
 
-    The forward is given an observer, because it then replays no CUDA graph, in which no operation could be timed.
+    With an observer, the forward does not replay CUDA graphs, in which operations cannot be timed.
     """
     clock = OperationClock(model.device)
     seconds: dict[str, float] = {}

@@ -1,8 +1,8 @@
 """Count the minimum number of floating-point operations that a set of texts needs, from first principles.
 
-Every distinct prefix counts once. In the last layer, keys and values count for all tokens and everything else for the
-last token of each distinct text. One multiply-add is two operations. Norms, RoPE and activations (well under 1 %) are
-left out. The count does not depend on how lastword cuts its batches.
+Every distinct prefix counts once. In the last layer, keys and values count for all tokens, and everything else only for
+the last token of each distinct text. One multiply-add is two operations. Norms, RoPE and activations (well under 1 %)
+are not counted. The count does not depend on how lastword forms batches.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,18 +30,18 @@ class Shape(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Token and attention counts of a set of texts, as requested and with shared prefixes counted once."""
+    """Counts of tokens and attention pairs for a set of texts; all but `tokens_requested` count a prefix once."""
 
     tokens_requested: int
     tokens: int  # distinct prefixes
     finals: int  # distinct texts
     pairs: int  # (query, key) pairs of causal attention over the distinct prefixes
-    final_pairs: int  # the same, for the last tokens alone
+    final_pairs: int  # the same pairs, but only for queries of last tokens
 
 
 def work(texts: Iterable[Sequence[int]]) -> Work:
-    """Count tokens and attention pairs of `texts` (token ids), each distinct prefix once."""
-    # In sorted order, the longest prefix shared with any earlier text is the one shared with the previous text.
+    """Count the tokens and attention pairs of `texts` (token ids), each distinct prefix once."""
+    # In sorted order, no earlier text shares a longer prefix with a text than the previous one does.
     requested = tokens = finals = pairs = final_pairs = 0
     previous: tuple[int, ...] = ()
     for text in sorted(tuple(text) for text in texts):
@@ -58,7 +58,7 @@ def work(texts: Iterable[Sequence[int]]) -> Work:
 
 
 def needed_by_operation(shape: Shape, work: Work) -> dict[str, int]:
-    """Return the operations that each matmul and attention need over all layers, counted as described above."""
+    """Return the floating-point operations that each matmul and attention need over all layers."""
     queries = shape.num_attention_heads * shape.head_dim
     keys_values = 2 * shape.num_key_value_heads * shape.head_dim
     C, F = shape.hidden_size, shape.intermediate_size
@@ -75,5 +75,5 @@ def needed_by_operation(shape: Shape, work: Work) -> dict[str, int]:
 
 
 def needed_flops(shape: Shape, work: Work) -> int:
-    """Return the operations that `work` needs on a model of `shape`."""
+    """Return the floating-point operations that `work` needs on a model of `shape`."""
     return sum(needed_by_operation(shape, work).values())

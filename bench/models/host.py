@@ -1,9 +1,9 @@
-"""Time the host's work before a batch's forward: tokenising, building forests, packing for the kernels.
+"""Time the host's work before a batch's forward: tokenising, building forests, and packing for the kernels.
 
     python -m lastword.bench.models.host --length 32
 
 Each step is timed alone, on one core; the figures are medians, in tokens per second of processor time. The tokenizer
-comes from `--tokenizer FOLDER`, else it is Qwen's where LASTWORD_TEST_DATA is set, else a synthetic one, which is
+is the one of `--tokenizer FOLDER`; by default it is Qwen's if LASTWORD_TEST_DATA is set, else a synthetic one, which is
 faster. In `encode`, the tokenizer runs without the interpreter lock, on all cores that it may use. The other two steps
 run in the interpreter, while a GPU computes the previous batch.
 """
@@ -28,7 +28,7 @@ from lastword.errors import LastwordError
 from lastword.text.tokenizer import TextTokenizer
 
 CPU = torch.device("cpu")
-_VOCABULARY = 1 << 20  # larger than every tokenizer's
+_VOCABULARY = 1 << 20  # more than any tokenizer has
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokenizer", type=Path, help="a folder with a tokenizer.json")
     options = parser.parse_args(arguments)
-    os.environ["RAYON_NUM_THREADS"] = "1"  # the tokenizer's
+    os.environ["RAYON_NUM_THREADS"] = "1"  # threads of the tokenizer
     torch.set_num_threads(1)
     about = describe_run(CPU, torch.float32)
     print(json.dumps({"run": about}))
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report("build forests", lambda: _forests(ids, options.batch))
         forests, packer = _forests(ids, options.batch), Packer(CPU, torch.float32, group=4)
         if sum(len(forest.texts) for forest in forests) != len(texts):
-            raise RuntimeError("the forests do not hold every text")
+            raise RuntimeError("the forests do not contain every text")
         report("pack", lambda: [packer.pack(forest) for forest in forests])
 
 

@@ -1,6 +1,6 @@
-"""`lastword bench model`: time a whole model at its real shape, from strings to vectors and the forward alone.
+"""`lastword bench model`: time a whole model at its real shape, both from strings to vectors and the forward alone.
 
-Weights are random and texts are made of common words. Lines are shown and written as soon as they are measured.
+Weights are random, and texts consist of common words. Each line is shown and written as soon as it is measured.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _LATENCY_TOKENS = (12, 128)
 
 @dataclass(frozen=True, slots=True)
 class LengthFigures:
-    """Figures for texts of one length: seconds for all of them, required FLOPs, and MFU.
+    """Figures for texts of equal length: seconds for all of them, required FLOPs, and MFU.
 
     MFU (model FLOPs utilisation) is the rate of the required FLOPs divided by the FLOP rate of a measured matmul.
     """
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         The exit status, 0.
 
     Raises:
-        ConfigError: --quick is given, which goes with --quantize only, or --plot names a file that cannot be drawn.
+        ConfigError: --quick is given without --quantize, or the file of --plot cannot be drawn.
     """
     if args.quick:
         raise ConfigError(
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         show(f"{'tokens per text':>16}{'texts':>8}{'encode':>14}{'forward':>14}"
              f"{'MFU':>8}{'forward':>9}{'peak memory':>14}")  # fmt: skip
         rows: list[LengthFigures] = []
-        if args.plot is not None:  # draws the rows so far, also when stopped
+        if args.plot is not None:  # at the end, or when stopped, this draws the rows so far
             opened.callback(_plot, args.plot, rows, rate, about)
         for length in lengths:
             rows.append(measure_length(embedder, length, tokens, args.rounds, rate))
@@ -112,17 +112,17 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
 def measure_length(
     embedder: Embedder, length: int, tokens: int, rounds: int, rate: float
 ) -> LengthFigures:
-    """Time `encode` and the forward alone on texts of one length.
+    """Time `encode`, and the forward alone, on texts of equal length.
 
     Args:
         embedder: the model.
         length: tokens per text.
-        tokens: tokens of all texts together, about.
+        tokens: approximate number of tokens of all texts together.
         rounds: timed rounds, after one warm-up round.
-        rate: rate of the measured matmul, in FLOP/s.
+        rate: rate of a measured matmul, in FLOP/s.
     """
     device = embedder.device
-    texts = texts_of(max(1, tokens // length), length - 1)  # and the end token
+    texts = texts_of(max(1, tokens // length), length - 1)  # the end token is added
     ids, forests = embedder.token_ids(texts), batches_of(embedder, texts)
     on_gpu = device.type == "cuda"
     if on_gpu:

@@ -1,7 +1,7 @@
-"""`lastword bench model --quantize MODE`: compare the quantised and the plain model in one process.
+"""`lastword bench model --quantize MODE`: compare the quantised model with the plain one in one process.
 
-Both have the same random weights, with a few outlier channels in the residual stream, as trained models have them.
-Their vectors are compared, then both are timed from strings to vectors, in alternating order.
+Both have the same random weights, with a few outlier channels in the residual stream, which trained models have too.
+Their vectors are compared; then both are timed from strings to vectors, in alternating order.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
             )
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    check_quantize(args.quantize, device, dtype)  # before two models are made
+    check_quantize(args.quantize, device, dtype)  # fails before two models are made
     loads = workloads(*(QUICK if args.quick else FULL))
     about = describe_run(device, dtype)
     with ExitStack() as opened:
@@ -88,7 +88,7 @@ def compare(plain: Embedder, ours: Embedder, load: Workload, rounds: int) -> dic
         plain: the model without quantisation.
         ours: the quantised model.
         load: texts to embed.
-        rounds: timed rounds, after the comparison, which warms up; the models take turns at going first.
+        rounds: timed rounds; the models take turns at going first. The comparison before them is the warm-up.
 
     Returns:
         The row that is written as JSON: median seconds, their ratio, and the mean and least cosine.

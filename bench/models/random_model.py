@@ -1,6 +1,6 @@
-"""Make a model with a real model's shape and random weights, directly on the device: no checkpoint is needed.
+"""Make a model with a real model's shape and random weights, directly on the device, without a checkpoint.
 
-Its tokenizer has one token for each common word, so that texts of `workloads` have as many tokens as words.
+Its tokenizer has one token for each common word, so that the texts of `workloads` have as many tokens as words.
 """
 
 from math import prod
@@ -25,7 +25,7 @@ _OUTLIER_FACTOR = 20.0
 
 
 class RandomWeights:
-    """A `WeightsSource` with random weights in a config's shapes; no file is read.
+    """A `WeightsSource` with random weights of a config's shapes; it reads no file.
 
     Args:
         config: a config without biases.

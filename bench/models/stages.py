@@ -1,6 +1,6 @@
 """The stages of `encode` as separate functions: groups of texts, token ids, batches, the forward.
 
-They take an Embedder whose model runs in this process, and compute the same as `encode`.
+They take an Embedder whose model runs in this process, and give the same results as `encode`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ def batches_of(embedder: Embedder, texts: Sequence[str]) -> list[Forest]:
 
 
 def forward(embedder: Embedder, forests: Iterable[Forest]) -> None:
-    """Run the forward alone, without tokenising, forest building and postprocessing; on a GPU it includes packing."""
+    """Run the forward alone, without tokenising, building forests and postprocessing; on a GPU it includes packing."""
     model = model_of(embedder)
     for forest in forests:
         model.forward(forest)

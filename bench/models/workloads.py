@@ -31,7 +31,7 @@ point city play
 """.split()
 
 
-# Documents, short queries, and queries one at a time.
+# Numbers of documents, of short queries, and of queries with a call each.
 FULL, QUICK = (512, 2000, 48), (64, 200, 16)
 
 
@@ -47,13 +47,13 @@ class Workload:
 
 
 def workloads(documents: int, queries: int, singles: int, turn: int = 0) -> list[Workload]:
-    """Make documents, short queries, and queries one at a time.
+    """Make the workloads of documents, of short queries, and of queries with a call each.
 
     Args:
         documents: number of documents.
         queries: number of short queries.
         singles: number of queries with a call each.
-        turn: another number gives other texts of the same kind.
+        turn: a different number gives different texts of the same kind.
     """
     rng = random.Random(20_261_123 + turn)  # noqa: S311 - texts, not secrets
     lengths = [_lognormal(rng, median=110, sigma=0.8, low=16, high=512) for _ in range(documents)]
@@ -65,7 +65,7 @@ def workloads(documents: int, queries: int, singles: int, turn: int = 0) -> list
 
 
 def long_workloads(turn: int = 0) -> list[Workload]:
-    """Make two workloads of texts of equal length, where nobody pads: 4 of 4,000 tokens, 16 of 500."""
+    """Make two workloads of texts of equal length, which need no padding: 4 of 4,000 tokens, and 16 of 500."""
     return [
         Workload("d", "4,000 tokens each", texts_of(4, 3999, turn), "document"),
         Workload("e", "500 tokens each", texts_of(16, 499, turn), "document"),
@@ -73,7 +73,7 @@ def long_workloads(turn: int = 0) -> list[Workload]:
 
 
 def real_tokenizer() -> Path | None:
-    """Return the folder of Qwen's own tokenizer.json under LASTWORD_TEST_DATA; None if that is not set."""
+    """Return the folder with Qwen's tokenizer.json under LASTWORD_TEST_DATA; None if that is not set."""
     data = os.environ.get("LASTWORD_TEST_DATA")
     return Path(data, "tokenizers", "Qwen3-Embedding-0.6B") if data else None
 
@@ -81,13 +81,14 @@ def real_tokenizer() -> Path | None:
 def tokenizer_of(
     folder: Path, prompts: Mapping[str, str]
 ) -> Callable[[list[str], str], list[list[int]]]:
-    """Return a function that tokenises texts of one kind, with the kind's prompt before and the end token after.
+    """Return a function that tokenises texts of one kind; it adds the kind's prompt and the end token.
 
     Args:
         folder: the folder with tokenizer.json.
         prompts: prompts by kind, "query" or "document"; a kind that is missing has no prompt.
     """
-    from tokenizers import Tokenizer  # imported late: this module is imported on every --help
+    # Imported here, because every --help imports this module.
+    from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
@@ -108,7 +109,7 @@ def _query(rng: random.Random) -> str:
 
 
 def texts_of(count: int, words: int, turn: int = 0) -> list[str]:
-    """Make `count` texts of `words` words each, the same in every call with the same turn."""
+    """Make `count` texts of `words` words each; the same arguments give the same texts."""
     rng = random.Random(words + 1_000_003 * turn)  # noqa: S311 - texts, not secrets
     return [_text(rng, words) for _ in range(count)]
 

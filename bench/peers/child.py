@@ -1,8 +1,8 @@
-"""One library in its own process: it reads orders as JSON lines and answers each with one JSON line.
+"""Run one library in its own process, which reads orders as JSON lines and answers each with one JSON line.
 
-`Child` is the parent's end. The other end, `python -m lastword.bench.peers.child LIBRARY FOLDER SCRATCH THREADS DEVICE
-PRECISION`, or `vllm_child.py` in vLLM's interpreter, loads the library and then embeds texts on request. So the memory
-and threads of one library never mix with another's.
+`Child` is the parent's end. The other end loads the library and then embeds texts on request. It is this module, run as
+`python -m lastword.bench.peers.child LIBRARY FOLDER SCRATCH THREADS DEVICE PRECISION`, or `vllm_child.py` in vLLM's
+interpreter. So the libraries share neither memory nor threads.
 """
 
 import json
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     EncodeBytes = Callable[[list[str], str], bytes]  # the same in fp32, row by row
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "8bit": "float32"}
-_GOODBYE_S = 10  # a child has to end by itself; vLLM needs most of it
+_GOODBYE_S = 10  # seconds for a child to end by itself; vLLM needs most of them
 
 
 class Child:
-    """The parent's end: it starts the process, sends orders and ends it with the processes that it started.
+    """The parent's end: it starts the process, sends orders, and ends the process and all that this has started.
 
     Args:
         name: name of the library in messages.
         command: program and arguments.
-        environment: variables on top of this process's; None removes one.
-        log: file for what the library prints.
+        environment: variables to change in this process's environment; None removes a variable.
+        log: file for the library's output.
 
     Raises:
         LastwordError: the library cannot be loaded.
@@ -57,7 +57,7 @@ class Child:
                 stderr=errors,
                 text=True,
                 env={key: value for key, value in env.items() if value is not None},
-                start_new_session=True,  # a group of its own, ended as a whole
+                start_new_session=True,  # a process group, which `close` ends as a whole
             )
         try:
             self._answer()
@@ -101,7 +101,7 @@ class Child:
         return LastwordError(self._name, "its process died", got=said[-1].strip() if said else None)
 
     def close(self) -> None:
-        """End the process by closing its input, then whatever is left of its group."""
+        """End the process by closing its input, then kill what is left of its group."""
         try:
             with suppress(BrokenPipeError, subprocess.TimeoutExpired):
                 if self._process.stdin is not None:
@@ -197,7 +197,7 @@ def _serve(
     library: str, folder: str, scratch: str, threads: str, device: str, precision: str
 ) -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints stays out of the answers
+    os.dup2(2, 1)  # a library's own output must not mix with the answers
 
     def answer(value: dict[str, Any]) -> None:
         print(json.dumps(value), file=answers, flush=True)

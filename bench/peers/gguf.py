@@ -13,7 +13,7 @@ from lastword.weights.files.header import TensorInfo
 from lastword.weights.files.shards import read_tensors
 from lastword.weights.tensor_names import EMBEDDING, LM_HEAD, PREFIX
 
-# GGUF's names of the tensor type and of the file, by precision.
+# GGUF's names of the tensor type and of the file type, by precision.
 TYPES = {
     "fp32": ("F32", "ALL_F32"),
     "bf16": ("BF16", "MOSTLY_BF16"),
@@ -23,7 +23,7 @@ _BLOCK = 32  # numbers with one scale in Q8_0
 
 
 def refusal(config: ModelConfig, precision: str = "fp32") -> str | None:
-    """Return the setting of a configuration that cannot be written to GGUF; None if there is none."""
+    """Return the setting that prevents writing a model to GGUF; None if there is none."""
     if config.rope.kind != "default":
         return f"rope_type {config.rope.kind}"
     if config.attention_bias:
@@ -36,12 +36,12 @@ def refusal(config: ModelConfig, precision: str = "fp32") -> str | None:
 
 
 def write_gguf(folder: Path, path: Path, tokens: Sequence[int], precision: str = "fp32") -> None:
-    """Write a checkpoint's weights, one tensor in memory at a time.
+    """Write a checkpoint's weights, with one tensor in memory at a time.
 
     Args:
         folder: the checkpoint.
         path: the GGUF file.
-        tokens: token ids to keep; a token's id in the file is its place in this list.
+        tokens: token ids to keep; a token's id in the file is its index in this list.
         precision: a name in `TYPES`; vectors, such as norm weights, are always written in fp32.
 
     Raises:

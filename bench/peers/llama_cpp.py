@@ -14,16 +14,19 @@ from typing import Any
 from lastword.bench.models.workloads import Workload, tokenizer_of
 from lastword.errors import LastwordError
 
-SLOTS, LONG_SLOTS = 16, 4  # texts in parallel: short ones, and ones that exceed MICRO_BATCH
-MICRO_BATCH = 512  # tokens per forward; a text must fit into one
+SLOTS, LONG_SLOTS = (
+    16,
+    4,
+)  # number of parallel texts: short ones, and ones of more than MICRO_BATCH tokens
+MICRO_BATCH = 512  # tokens per forward; a text must fit into one forward
 _MODEL, _ABOUT = "llama_cpp.gguf", "llama_cpp.json"
 
 
 def prepare(folder: Path, loads: list[Workload], scratch: Path, precision: str) -> None:
-    """Write the checkpoint with the embeddings of the workloads' tokens only, and the facts that the child needs.
+    """Write the checkpoint as GGUF with only the workloads' tokens, and a file with the facts that the child needs.
 
     For this architecture llama.cpp multiplies every embedded token by the whole output head and drops the result. In a
-    model cut to four layers that would be most of its time, so its vocabulary is cut too.
+    model cut to four layers this would take most of its time, so the vocabulary is cut too.
 
     Args:
         folder: the checkpoint.
@@ -97,7 +100,7 @@ def open_model(
 def _settings(
     xllamacpp: Any, model: Path, about: dict[str, Any], threads: int, precision: str
 ) -> Any:
-    """Return llama.cpp's default settings, except that nothing is computed below fp32 if that is the precision."""
+    """Return llama.cpp's default settings, except that with the precision fp32 nothing is computed below fp32."""
     settings = xllamacpp.CommonParams()
     settings.model.path = str(model)
     settings.embedding = True

@@ -1,7 +1,7 @@
 """`lastword bench peers`: compare lastword and other libraries on one checkpoint, precision by precision.
 
-Each library runs in its own child process (`bench/peers/child.py`) and waits while another works. Vectors are compared
-first: a library whose vectors differ has no figures. See `bench/README.md`.
+Each library runs in its own child process (`bench/peers/child.py`) and waits while another library works. Vectors are
+compared first: a library whose vectors differ has no figures. `bench/README.md` explains the method.
 """
 
 import argparse
@@ -40,12 +40,13 @@ from lastword.kernels.linear.int8 import check_int8
 from lastword.runtime.device import choose_device
 from lastword.weights import read_config
 
-# Documents, short queries, and queries one at a time: at real depth, for few layers, and with --quick.
+# Numbers of documents, of short queries, and of queries with a call each: at real depth, for few layers, with --quick.
 REAL, SHALLOW, FEW = (24, 60, 6), (96, 200, 16), (8, 20, 4)
-MANY_LAYERS = 8  # with more, long texts are left out
+MANY_LAYERS = 8  # with more layers, long texts are left out
 ROUNDS = 5
 _POSITIONS = 4096
-# Seconds over the limit and seconds to start, to announce about how long a run takes before anything is timed.
+# Guesses before anything is timed, to announce how long a run takes: the time divided by the limit, and seconds to
+# start.
 _GUESSES = {
     OURS: (1.5, 15),
     "sentence-transformers": (4, 20),
@@ -54,7 +55,7 @@ _GUESSES = {
 }
 _BUSY_LOOPS = 2
 
-Result = dict[str, Any]  # the result as written in JSON
+Result = dict[str, Any]  # the values of the JSON line
 
 
 def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
@@ -68,14 +69,16 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         The exit status: 1 if vectors differ, or if --grid or --busy find a case where lastword is slower, else 0.
 
     Raises:
-        ConfigError: a requested library cannot take part, or none can; options that do not go together.
+        ConfigError: a requested library cannot take part, or none can; or options cannot be combined.
     """
-    config = None if args.model is None else read_config(args.model)  # before others load it
+    config = (
+        None if args.model is None else read_config(args.model)
+    )  # fails before a library loads it
     device = choose_device(args.device)
     precisions = _precisions(args, device)
     requested = ["sentence-transformers"] if args.grid or args.busy else args.beside
     if args.python is not None and not (args.grid or args.busy):
-        vllm_version(args.python)  # before anything is made
+        vllm_version(args.python)  # fails before a checkpoint is made
     found = beside(requested, precisions, config, device, args.python, _say)
     layers = args.layers if config is None else config.num_hidden_layers
     with tempfile.TemporaryDirectory(prefix="lastword-peers-") as scratch:
@@ -110,7 +113,7 @@ def _precisions(args: argparse.Namespace, device: torch.device) -> list[str]:
     """Return the precisions to compare, in the order of the table.
 
     Raises:
-        ConfigError: options that do not go together.
+        ConfigError: options cannot be combined.
     """
     for name in ("grid", "busy"):
         if getattr(args, name) and (args.beside or args.python):
@@ -143,7 +146,7 @@ def _precisions(args: argparse.Namespace, device: torch.device) -> list[str]:
 def loads_of(
     args: argparse.Namespace, layers: int, device: torch.device, turn: int
 ) -> list[Workload]:
-    """Make a round's workloads, the more of them the faster the model is."""
+    """Make a round's workloads; a faster model gets more texts."""
     many = layers > MANY_LAYERS and device.type == "cpu"
     counts = FEW if args.quick else REAL if many else SHALLOW
     if device.type != "cpu" and not args.quick:
@@ -165,7 +168,7 @@ def compare(
 
     Args:
         setup: the run's.
-        found: libraries beside lastword by precision.
+        found: libraries to compare with, by precision.
         loads: makes the workloads of a round.
         rounds: timed rounds.
         busy: whether lastword also runs with one thread.
@@ -213,7 +216,7 @@ def compare(
 
 
 def _longest(setup: Setup, loads: LoadsOf, rounds: int) -> int:
-    """Return the most tokens of a text, with the prompt and the end token."""
+    """Return the number of tokens of the longest text, with the prompt and the end token."""
     return max(
         len(ids)
         for turn in range(rounds + 1)
@@ -233,7 +236,7 @@ def _schedule(
     limits: dict[tuple[str, str], float],
     rounds: int,
 ) -> Schedule:
-    """Guess how long everything takes, from the limits."""
+    """Estimate from the limits how long everything takes."""
     schedule = Schedule()
     for precision, some in contenders.items():
         for each in some:
@@ -252,7 +255,7 @@ def _labels(label: str, load: Workload) -> list[str]:
 
 
 def _reference(setup: Setup, loads: list[Workload], longest: int) -> dict[str, Tensor]:
-    """Compute lastword's fp32 vectors, with which the others are compared."""
+    """Compute lastword's fp32 vectors, with which all others are compared."""
     child = open_library(OURS, setup, "fp32", threads=setup.threads, longest=longest)
     try:
         lane = Lane(OURS, child, cache=True)
@@ -271,7 +274,7 @@ def _prepare_llama_cpp(setup: Setup, loads: LoadsOf, rounds: int, precision: str
 
 @contextmanager
 def _busy_loops(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run so many endless loops beside, each in a process."""
+    """Run `count` endless loops during the `with` block, each in a process."""
     command = [sys.executable, "-c", "while True: pass"]
     loops = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
     try:

@@ -1,4 +1,4 @@
-"""One precision's libraries: their vectors are compared, then they take turns, on other texts in every round."""
+"""Measure the libraries of one precision: compare their vectors, then time them in turns, with new texts per round."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +15,7 @@ from lastword.bench.peers.schedule import Schedule
 from lastword.errors import LastwordError
 
 TOLERANCE = 2e-5  # largest absolute difference of fp32 vectors
-# Least cosine to fp32 vectors: below it a library computes something else.
+# Least cosine to fp32 vectors; with a smaller one a library computes something else.
 LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.98, "8bit": 0.9}
 
 LoadsOf = Callable[[int], list[Workload]]  # a round's workloads
@@ -23,7 +23,7 @@ LoadsOf = Callable[[int], list[Workload]]  # a round's workloads
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A library with the name of its rows; `threads` None for the run's."""
+    """A library, the name of its rows, and its number of threads (None for the run's number)."""
 
     label: str
     library: str
@@ -50,7 +50,7 @@ class Accuracy:
 
 @dataclass(slots=True)
 class Group:
-    """What was measured at one precision, by workload and label."""
+    """The measurements of one precision, by workload and label."""
 
     precision: str
     seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
@@ -58,15 +58,15 @@ class Group:
     cached_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
-    differs: bool = False  # vectors of lastword or another differ
+    differs: bool = False  # whether the vectors of lastword or another library differ
 
 
 @dataclass(slots=True)
 class Runner:
     """Runs the libraries of one precision.
 
-    `reference` holds fp32 vectors of the first texts by workload; `matmul` measures the rate of a matmul once a round;
-    `say` prints a line.
+    `reference` has the fp32 vectors of the first texts, by workload; `matmul` measures the rate of a matmul and is
+    called before each workload of a round; `say` prints a line.
     """
 
     setup: Setup
@@ -79,7 +79,7 @@ class Runner:
     say: Callable[[str], None]
 
     def run(self, contenders: list[Contender], longest: int) -> Group:
-        """Compare vectors and time; a library that fails is left out, with its reason, lastword excepted."""
+        """Compare the vectors, then time; a library that fails, other than lastword, is left out with the reason."""
         group = Group(self.precision)
         children: dict[str, Child] = {}
         try:
@@ -114,7 +114,7 @@ class Runner:
 
     @contextmanager
     def _left_out(self, group: Group, label: str) -> Iterator[None]:
-        """Note a library's error in place of its rows."""
+        """Turn an error of a library in the `with` block into a note in place of its rows; raise lastword's own."""
         try:
             yield
         except LastwordError as error:
@@ -151,7 +151,7 @@ class Runner:
         lanes[load.name] = kept
 
     def _round(self, group: Group, lanes: dict[str, list[Lane]], turn: int) -> None:
-        """Time every workload once, each lane going first in its turn."""
+        """Time every workload once; the lanes take turns at going first."""
         for load in self.loads_of(turn):
             self.matmul()
             here = lanes[load.name]
@@ -168,7 +168,7 @@ class Runner:
                         cached[lane.label] = answer["cached_tokens"]
                     self._done(load, lane, answer["seconds"], f"round {turn}/{self.rounds}")
             for label in [label for label, times in taken.items() if len(times) < turn]:
-                del taken[label]  # it failed
+                del taken[label]  # this lane failed
                 lanes[load.name] = [lane for lane in lanes[load.name] if lane.label != label]
 
     def _done(self, load: Workload, lane: Lane, seconds: float, what: str) -> None:
@@ -180,7 +180,7 @@ class Runner:
 
 
 def lanes_of(children: Mapping[str, Child], load: Workload) -> list[Lane]:
-    """Return the rows of a workload: instructed queries run on vLLM with its prefix cache and without."""
+    """Return the lanes of a workload; on queries vLLM has two, with its prefix cache and without."""
     lanes = []
     for label, child in children.items():
         queries = load.kind == "query"
@@ -191,7 +191,7 @@ def lanes_of(children: Mapping[str, Child], load: Workload) -> list[Lane]:
 
 
 def embed(setup: Setup, lane: Lane, load: Workload) -> tuple[Tensor, float]:
-    """Return a lane's vectors of a workload, fp32 [N, C], and the seconds they took."""
+    """Return a lane's vectors of a workload, fp32 [N, C], and the seconds that they took."""
     path = setup.scratch / "vectors"
     texts = str(setup.write_texts(load))
     answer = lane.child.ask(do="run", texts=texts, save=str(path), cache=lane.cache)
@@ -200,7 +200,7 @@ def embed(setup: Setup, lane: Lane, load: Workload) -> tuple[Tensor, float]:
 
 
 def accuracy_of(vectors: Tensor, reference: Tensor) -> Accuracy:
-    """Compare vectors with the reference's."""
+    """Compare vectors with the reference vectors."""
     cosine = torch.nn.functional.cosine_similarity(vectors.double(), reference.double())
     return Accuracy(
         float((vectors - reference).abs().max()), float(cosine.mean()), float(cosine.min())
@@ -208,7 +208,7 @@ def accuracy_of(vectors: Tensor, reference: Tensor) -> Accuracy:
 
 
 def disagreement(accuracy: Accuracy, precision: str) -> str | None:
-    """Return how vectors disagree with the fp32 ones; None if they agree."""
+    """Describe how vectors disagree with the fp32 ones; None if they agree."""
     if precision == "fp32" and not accuracy.max_abs_difference <= TOLERANCE:
         return f"differ by {accuracy.max_abs_difference:.2e}, allowed {TOLERANCE:.0e}"
     least = LEAST_COSINE[precision]

@@ -1,4 +1,4 @@
-"""The rows of a comparison, as written in JSON and as printed."""
+"""Compute the rows of a comparison, for the JSON line, and format them."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -97,7 +97,7 @@ def _line(row: Row) -> str:
 
 
 def slower_lines(rows: Sequence[Row]) -> list[str]:
-    """Return a line for every row on which another is faster than lastword."""
+    """Return a line for every row in which another library is faster than lastword."""
     return [
         f"slower: {row['title']} in {row['precision']}: lastword takes {1 / row['speedup']:.2f} times "
         f"as long as {row['library']}"

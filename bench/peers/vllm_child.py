@@ -1,8 +1,9 @@
-"""vLLM in its own interpreter: the other end of `Child`, as in `child.py`, without an import of lastword.
+"""Run vLLM in its own interpreter: the other end of `Child`, as in `child.py`.
 
     PYTHON vllm_child.py FOLDER DTYPE LONGEST
 
-`LONGEST` is the most tokens of a text. It imports vLLM and the standard library only.
+LONGEST is the number of tokens of the longest text. This imports only vLLM and the standard library, because lastword
+is not installed in that interpreter.
 """
 
 import array
@@ -15,14 +16,14 @@ from typing import Any
 
 
 def _peak() -> int:
-    """Return the peak resident bytes of all processes of this group, each read once."""
+    """Return the sum of the peak resident bytes of all processes of this group."""
     total = 0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             if os.getpgid(int(status.parent.name)) != os.getpgrp():
                 continue
             lines = status.read_text(errors="replace").splitlines()
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     return total
@@ -47,7 +48,7 @@ def _run(model: Any, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _serve(folder: str, dtype: str, longest: str) -> None:
-    # vLLM and its processes print on stdout: only answers go to the real one.
+    # vLLM and its processes print on stdout, so only the answers go to the real stdout.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

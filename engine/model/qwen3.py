@@ -30,7 +30,7 @@ from torch import Tensor
 from lastword import kernels
 from lastword.batching.forest import Forest, plan_forests
 from lastword.batching.packing import ModelInputs, Packer, check_ids
-from lastword.kernels.caller_settings import isolated
+from lastword.kernels.caller_settings import default_settings
 from lastword.model.layer import Batch, Layer
 from lastword.model.prompt_cache import MAX_PROMPT_BYTES, KeysValues, PromptCache
 from lastword.model.rope import inverse_frequencies
@@ -88,7 +88,7 @@ class Model:
         self._packer: Packer | None = None  # the CPU implementation needs no packing
         self._graphs: Graphs | None = None
         if kernels.launches_triton(device):
-            with isolated(device):
+            with default_settings(device):
                 records = cuda_graphs and device.type == "cuda"
                 self.use_packing(CudaCapture() if records else None)
 
@@ -132,7 +132,7 @@ class Model:
             InputError: a token id has no row in the embedding table.
         """
         check_ids(forest, self.config.vocab_size)
-        with isolated(self.device):
+        with default_settings(self.device):
             if self._packer is None:
                 prompts = [self.prompts.get(ids, self._compute_prompt) for ids in forest.prompts]
                 pad = self._pads and observe is None

@@ -18,7 +18,7 @@ from lastword import kernels
 from lastword.batching.forest import plan_forests
 from lastword.batching.packing import ModelInputs
 from lastword.kernels import SMOOTHING_LIMIT, SMOOTHING_SHARE, SMOOTHING_TOKENS
-from lastword.kernels.caller_settings import CPU, isolated
+from lastword.kernels.caller_settings import CPU, default_settings
 from lastword.model.layer import Batch, Layer
 from lastword.weights import LayerWeights, ModelConfig
 
@@ -51,7 +51,7 @@ class Smoothing:
         (forest,) = plan_forests([ids], SMOOTHING_TOKENS)
         inputs = ModelInputs.of(forest, CPU)
         factor = config.rope.attention_factor
-        with isolated():
+        with default_settings():
             cos, sin = kernels.rope_tables(inputs.positions, inv_freq, factor)
         self._batch = Batch(inputs.plan, cos, sin, inputs.final_rows)
         self._residual = embedding.index_select(0, inputs.ids).float()
@@ -64,7 +64,7 @@ class Smoothing:
             weights: the weights of the layer, fp32 on the CPU.
         """
         layer = _ObservedLayer(weights, self._config)
-        with isolated():
+        with default_settings():
             x = kernels.rms_norm(self._residual, weights.input_norm, self._config.rms_norm_eps)
             self._residual += layer.forward(x, self._batch, self._residual)
         qkv = _factors(layer.qkv.input_rms, weights.qkv)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lastword.batching.forest import Forest
 from lastword.errors import DeviceError
-from lastword.kernels.caller_settings import CPU, isolated
+from lastword.kernels.caller_settings import CPU, default_settings
 from lastword.model.hidden_states import last_token_states, layer_numbers
 from lastword.model.postprocess import postprocess, score
 from lastword.model.qwen3 import Model
@@ -198,7 +198,7 @@ class ModelLoader:
         process_tuning.prepare_threads(device)
         tuned = self.tune_process and device.type == "cpu"
         tuning = process_tuning.tune_for_loading() if tuned else nullcontext()
-        with isolated(device), tuning:
+        with default_settings(device), tuning:
             return Model(
                 self.checkpoint,
                 self.config,

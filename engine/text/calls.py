@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 
 from lastword.errors import InputError
-from lastword.weights.files.tokenizer_file import fenced
+from lastword.weights.files.tokenizer_file import translate_faults
 
 # A call gets texts until they have this many characters. Ctrl-C takes effect only between two calls, and a call of this
 # size takes half a second on one slow core.
@@ -69,7 +69,7 @@ class Calls:
             )
 
         try:
-            with fenced(make_error):
+            with translate_faults(make_error):
                 encodings = self.encode(texts)
         except InputError:
             if len(texts) == 1:

@@ -20,7 +20,7 @@ from lastword.text.calls import Calls
 from lastword.text.cuts import find_cuts, has_qwen_pipeline
 from lastword.text.expansion import most_characters
 from lastword.text.parts import LONGEST_PART, Parts, PromptedText, TooLongError, Walk
-from lastword.weights.files.tokenizer_file import fenced, read_tokenizer
+from lastword.weights.files.tokenizer_file import read_tokenizer, translate_faults
 
 # The end at which a text that is too long is cut.
 TruncationSide = Literal["right", "left"]
@@ -76,7 +76,7 @@ class TextTokenizer:
         self.path = folder / "tokenizer.json"
         tokenizer, data = read_tokenizer(self.path)
         self.file_hash = hashlib.sha256(data).hexdigest()  # of the bytes that were loaded
-        with fenced(self._load_error):
+        with translate_faults(self._load_error):
             own: TruncationSide = (tokenizer.truncation or {}).get("direction", "right")
             self.truncation_side = truncation_side or own
             tokenizer.no_truncation()
@@ -135,7 +135,7 @@ class TextTokenizer:
 
     def _template(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
         """Find the token ids that the template adds before and after every text, then remove the template."""
-        with fenced(self._load_error):
+        with translate_faults(self._load_error):
             full = self._calls.encode(_PROBES)
             tokenizer.post_processor = None
             bare = self._calls.encode(_PROBES)
@@ -184,7 +184,9 @@ class TextTokenizer:
             InputError: the tokenizer fails on the text.
         """
         _check_unicode(text, 0)
-        with fenced(lambda reason: InputError("text", "the tokenizer fails on it", got=reason)):
+        with translate_faults(
+            lambda reason: InputError("text", "the tokenizer fails on it", got=reason)
+        ):
             found = self._calls.spans(text)
         special = {i for i, token in self.added_tokens.items() if token.special}
         return [(i, i in special, start, stop) for i, start, stop in found]

@@ -1,8 +1,8 @@
-"""The table of the kernels' block sizes: for attention by architecture, for row-wise kernels by row width.
+"""The block sizes of the kernels: for attention by architecture, for row-wise kernels by row width.
 
-Each entry states its source. "compiled" entries fit in registers and shared memory according to ahead-of-time
-compilation (`python -m lastword.bench.kernels.compile`) and have not been timed; "measured" entries name the device,
-the date and the figure.
+Each entry of the table states its source. A "compiled" entry fits in registers and shared memory according to
+ahead-of-time compilation (`python -m lastword.bench.kernels.compile`) but has not been timed. A "measured" entry names
+the device, the date and the figure.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ from lastword.errors import ConfigError
 
 
 class BlockSizes(NamedTuple):
-    """One entry: a tile of BLOCK_M query rows and BLOCK_N keys, warps, pipeline stages, and the source of these."""
+    """One entry: BLOCK_M query rows and BLOCK_N keys per tile, warps, pipeline stages, and the source of these."""
 
     BLOCK_M: int
     BLOCK_N: int
@@ -29,7 +29,7 @@ class BlockSizes(NamedTuple):
         return blocks
 
 
-# "plain": no segment has ancestors; "tree": some do; "short": few rows per segment; "float32": IEEE matmuls.
+# "plain": no segment has ancestors; "tree": some do; "short": few rows per segment; "float32": any batch in fp32.
 ATTENTION: dict[str, dict[str, BlockSizes]] = {
     "sm_80": {
         "plain": BlockSizes(128, 32, 8, 3, "compiled 2026-11-23"),
@@ -69,20 +69,21 @@ ATTENTION: dict[str, dict[str, BlockSizes]] = {
 # Devices without entries of their own use these, which need the least shared memory.
 _ANY = {"sm": "sm_80", "gfx": "gfx942"}
 
-# If segments have at most this many rows · G on average, the "short" entry is used.
+# The "short" entry is used if segments have at most this many query rows (tokens · G) on average.
 SHORT_ROWS = 64
 
-# Keys per step of the last layer's attention, for dtypes with another number than 64.
+# Keys per step of `final_attention` in fp32; other dtypes take 64.
 _FINAL_KEYS = {torch.float32: 16}
-# A path with fewer keys than this is never split.
+# Least number of keys per split of the longest path, so a path of fewer than 512 keys is never split.
 _MIN_SPLIT_KEYS = 256
 _MAX_SPLITS = 64
+# The number of keys per split is rounded up to a multiple of this.
 _SPLIT_UNIT = 64
 
 
 @cache
 def architecture(device: torch.device) -> str:
-    """Return the key of the device's entries, such as "sm_90" or "gfx942"; "interpreter" for a CPU."""
+    """Return the device's key in `ATTENTION`, such as "sm_90" or "gfx942"; "interpreter" for a CPU."""
     if device.type != "cuda":
         return "interpreter"
     if torch.version.hip:
@@ -130,7 +131,7 @@ def attention_tile_rows(
 
 
 def tile_tokens(blocks: dict[str, int], group: int) -> int:
-    """Return how many tokens a tile holds if each takes `group` = G query rows.
+    """Return how many tokens a tile holds if each token takes `group` = G query rows.
 
     Raises:
         ConfigError: the G query heads of one token do not fit in a tile.
@@ -147,7 +148,7 @@ def tile_tokens(blocks: dict[str, int], group: int) -> int:
 
 
 def final_blocks(dtype: torch.dtype) -> dict[str, int]:
-    """Return the launch arguments of `final_attention`; fp32 takes fewer keys, because they need more registers."""
+    """Return the launch arguments of `final_attention`; fp32 keys need more registers, so a step takes fewer."""
     return {"BLOCK_N": _FINAL_KEYS.get(dtype, 64), "num_warps": 4, "num_stages": 2}
 
 
@@ -163,7 +164,7 @@ def num_splits(device: torch.device, *, programs: int, keys: int) -> tuple[int, 
 
     Args:
         device: device that computes.
-        programs: number of programs without splitting; if they fill the device, paths are not split.
+        programs: number of programs without splitting; if these fill the device, paths are not split.
         keys: number of keys of the longest path.
     """
     wanted = 2 * _multiprocessors(device) // programs
@@ -173,9 +174,9 @@ def num_splits(device: torch.device, *, programs: int, keys: int) -> tuple[int, 
 
 
 def row_parts(C: int) -> tuple[int, int, int]:
-    """Return the sizes of the two parts, powers of two, in which a program holds a row of C values, and its warps.
+    """Return the sizes of the two parts in which a program holds a row of C values, and its number of warps.
 
-    The second part is 0 if C is a power of two. The number of warps aims at 8 to 16 values per lane.
+    Both sizes are powers of two; the second is 0 if C is a power of two. There are about 8 to 16 values per lane.
     """
     head = 1 << (C.bit_length() - 1)
     tail = 1 << (C - head - 1).bit_length() if head < C else 0

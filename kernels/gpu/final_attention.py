@@ -1,8 +1,8 @@
 """Attention of the last layer: one query row per text attends to its whole path.
 
 There is one program per text and KV head. The G query heads of a KV head are the rows of one tile, so each key and
-value is read once. If there are too few texts to fill the device, the keys of a path are split over several programs
-(splits), and a second kernel joins the parts.
+value is read once. If there are too few texts to fill the device, several programs share the keys of a path (each
+takes one split), and a second kernel joins their results.
 """
 
 import math
@@ -17,7 +17,7 @@ from lastword.kernels.gpu.block_sizes import final_blocks, num_splits
 from lastword.kernels.gpu.forest_attention import online_softmax
 from lastword.kernels.gpu.launch import launch
 
-# Rows per tile: the smallest number that tensor cores accept; only G of them hold query heads.
+# Least number of rows per tile that tensor cores accept; only G of the rows hold query heads.
 _ROWS = 16
 
 
@@ -26,10 +26,10 @@ def _final_attention_kernel(
     q_ptr,  # [N, H, D]
     k_ptr,  # [T, KH, D]
     v_ptr,  # [T, KH, D]
-    out_ptr,  # [N, H, D], or with SPLIT fp32 [splits, N, H, D] of unscaled sums
-    peak_ptr,  # with SPLIT fp32 [splits, N, H]
-    total_ptr,  # with SPLIT fp32 [splits, N, H]
-    finals_ptr,  # int32 [N, 2]: segment, own keys
+    out_ptr,  # [N, H, D]; if SPLIT, fp32 [splits, N, H, D] of sums not yet divided by the total weight
+    peak_ptr,  # if SPLIT, fp32 [splits, N, H]: largest logit, times log2(e)
+    total_ptr,  # if SPLIT, fp32 [splits, N, H]: sum of the softmax weights
+    finals_ptr,  # int32 [N, 2]: segment, number of keys in it
     segments_ptr,  # int32 [S, 4]: start, length, parent, fork
     scale,  # softmax scale · log2(e)
     N,
@@ -45,7 +45,7 @@ def _final_attention_kernel(
     BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Walk the path from the last token's segment up to the root; this split takes keys [low, high) of the walk."""
+    """Walk the path from the last token's segment up to the root; each split takes keys [low, high) of the walk."""
     text = (tl.program_id(0) // KH).to(tl.int64)
     head = tl.program_id(0) % KH
     split = tl.program_id(1)
@@ -68,7 +68,7 @@ def _final_attention_kernel(
     passed = 0  # keys of the path walked so far
     while segment >= 0:
         start = tl.load(segments_ptr + segment * 4).to(tl.int64)
-        # This split's share of the segment's keys, which lie at [passed, passed + keys) of the walk.
+        # The segment's keys lie at [passed, passed + keys) of the walk; this split takes [begin, end) of them.
         begin = tl.maximum(low - passed, 0)
         end = tl.minimum(high - passed, keys) if SPLIT else keys
         for first in range(begin, end, BLOCK_N):
@@ -108,7 +108,7 @@ def _join_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out = Σ 2^(peak_s − peak) · part_s / Σ 2^(peak_s − peak) · total_s; a split without keys has weight 0."""
+    """out = (Σ 2^(peak_s − peak) · part_s) / (Σ 2^(peak_s − peak) · total_s); a split without keys has weight 0."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_D], tl.float32)

@@ -20,11 +20,11 @@ from lastword.kernels.gpu.launch import launch
 def online_softmax(
     acc,  # [M, D] fp32, weighted sum of values
     peak,  # [M] fp32, largest logit so far, times log2(e)
-    total,  # [M] fp32, sum of weights
-    s,  # [M, N] fp32 logits times log2(e), -inf where hidden
+    total,  # [M] fp32, sum of the softmax weights
+    s,  # [M, N] fp32 logits times log2(e), -inf where masked
     v,  # [N, D]
 ):
-    """Add one block of keys to the running softmax; sums in fp32, weights rounded to the dtype of v."""
+    """Add one block of keys to the running softmax: sums in fp32, softmax weights rounded to the dtype of v."""
     new_peak = tl.maximum(peak, tl.max(s, 1))
     p = tl.exp2(s - new_peak[:, None])
     shrink = tl.exp2(peak - new_peak)
@@ -39,11 +39,11 @@ def _attend(
     peak,
     total,
     q,  # [BLOCK_M, BLOCK_D]
-    k_ptr,  # first key row of the segment, this head
+    k_ptr,  # first key row of the segment, at this KV head; v_ptr likewise
     v_ptr,
     low,  # keys [low, high) of the segment
     high,
-    visible,  # [BLOCK_M]: row i sees the segment's keys below visible[i]; used if MASKED
+    visible,  # [BLOCK_M]: row i attends to the segment's keys below visible[i]; used if MASKED
     scale,
     K_STRIDE: tl.constexpr,
     V_STRIDE: tl.constexpr,

@@ -1,4 +1,4 @@
-"""The only place where a Triton kernel is launched: it sets the compiler's options and explains a failed build."""
+"""The only place that launches Triton kernels; it sets the compiler's options and explains a failed build."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 
 from lastword.errors import DeviceError
 
-# Functions in which Triton builds and loads the C module that launches kernels, at the first launch.
+# Triton's functions that build and load, at the first launch, the C module which launches kernels.
 _BUILDING = frozenset({"compile_module_from_src", "library_dirs", "_get_path_to_hip_runtime_dylib"})
 
 
@@ -19,16 +19,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
     Args:
         kernel: a function decorated with `triton.jit`.
-        grid: number of programs in each dimension.
+        grid: number of programs per dimension.
         arguments: the kernel's arguments by position.
         constants: the kernel's constants, `num_warps` and `num_stages`.
 
     Numerics:
-        A product and the sum that follows it are fused (one rounding instead of two). Fusion is requested explicitly,
-        because Triton 3.9 warns otherwise, and a later release will have another default.
+        A multiplication and the addition that follows it are fused (one rounding instead of two). Fusion is requested
+        explicitly, because Triton 3.9 warns otherwise, and a later release will change the default.
 
     Raises:
-        DeviceError: Triton cannot build its launcher.
+        DeviceError: Triton cannot build the C module that launches kernels.
     """
     try:
         kernel[grid](*arguments, enable_fp_fusion=True, **constants)
@@ -40,7 +40,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 
 def _failed_build(error: Exception) -> DeviceError:
-    """Create the error that names what Triton's build lacks: a C compiler, Python's headers, or what `error` says."""
+    """Create the error that says why Triton's build failed: no C compiler, no Python headers, or what `error` says."""
     prefix = "Install "
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         what, got = "no C compiler", "no gcc or clang on PATH and CC unset"
@@ -51,7 +51,7 @@ def _failed_build(error: Exception) -> DeviceError:
         package = f"python{version}-dev (Debian, Ubuntu) or python3-devel (Fedora)"
     else:
         what, got = "its launcher cannot be built", str(error).partition("\n")[0]
-        expected = "a C compiler that works, and the GPU driver's library"
+        expected = "a working C compiler and the GPU driver's library"
         prefix, package = "The compiler's output above may say more. Install ", "gcc and libc6-dev"
     remedy = f"{prefix}{package}, or pass device='cpu'."
     return DeviceError("triton", what, got=got, expected=expected, remedy=remedy)

@@ -1,4 +1,4 @@
-"""QK-norm and rotary embedding in one pass over the fused qkv rows, in place; one program per row and 8 heads."""
+"""QK-norm and rotary embedding of the fused qkv rows, in one pass and in place; one program per row and 8 heads."""
 
 import triton
 import triton.language as tl

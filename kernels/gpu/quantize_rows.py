@@ -1,6 +1,6 @@
 """Quantise rows for an fp8 matmul, one program per row.
 
-It serves the output of attention, whose kernel does not quantise; the norm and SwiGLU quantise in their own kernels.
+Only the output of attention needs this kernel; RMSNorm and SwiGLU quantise in their own kernels.
 """
 
 import torch
@@ -14,7 +14,7 @@ from lastword.kernels.gpu.launch import launch
 
 @triton.jit
 def fp8_scale(peak, largest):
-    """Return the divisor of a row whose largest absolute value is `peak`; never 0, so that a row of zeros stays 0."""
+    """Return the divisor of a row whose largest absolute value is `peak`. It is never 0, so a row of zeros stays 0."""
     return tl.maximum(peak, 1e-12) / largest
 
 
@@ -28,7 +28,7 @@ def _quantize_rows_kernel(
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """y · scale = x with scale = max |row| / largest."""
+    """y · scale = x, where scale = max |row| / largest."""
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * C
     y_ptr += row * C

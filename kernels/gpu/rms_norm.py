@@ -1,8 +1,8 @@
 """RMSNorm of packed rows, one program per row.
 
-There are four variants. They normalise a given row, an embedding row that they look up, the residual plus x, or the
-residual plus x with a result quantised to fp8. A row is loaded as two power-of-two parts, so that C = 2560 takes
-2048 + 512 lanes instead of 4096.
+There are four variants. They normalise x, an embedding that they look up, residual + x, or residual + x with the result
+quantised to fp8. A row is loaded in two parts whose sizes are powers of two, so that C = 2560 takes 2048 + 512 lanes
+instead of 4096.
 """
 
 import torch
@@ -17,7 +17,7 @@ from lastword.kernels.gpu.quantize_rows import fp8_scale
 
 @triton.jit
 def _read(x_ptr, residual_ptr, at, mask, ADD: tl.constexpr, KEEP: tl.constexpr):
-    """Load part of a row in fp32; ADD adds the residual, KEEP stores the result there and returns it as rounded."""
+    """Load part of a row in fp32. ADD adds the residual; KEEP rounds the result and stores it in the residual."""
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -30,9 +30,9 @@ def _read(x_ptr, residual_ptr, at, mask, ADD: tl.constexpr, KEEP: tl.constexpr):
 
 @triton.jit
 def _rms_norm_kernel(
-    x_ptr,  # [T, C]; with LOOKUP [V, C]
-    ids_ptr,  # [T]; unread without LOOKUP
-    residual_ptr,  # [T, C]; unread without ADD and LOOKUP
+    x_ptr,  # [T, C]; if LOOKUP, [V, C]
+    ids_ptr,  # [T]; used if LOOKUP
+    residual_ptr,  # [T, C]; used if ADD or LOOKUP
     weight_ptr,  # [C]
     y_ptr,  # [T, C]
     eps,
@@ -76,7 +76,7 @@ def _add_rms_norm_quantize_kernel(
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """residual += x; y · scale = the normalised residual in fp32 with scale = max |row| / largest."""
+    """residual += x; y · scale = rms_norm(residual) in fp32, where scale = max |row| / largest."""
     number = tl.program_id(0).to(tl.int64)
     row = number * C
     x_ptr += row

@@ -12,7 +12,7 @@ from lastword.kernels.gpu.block_sizes import row_parts
 from lastword.kernels.gpu.launch import launch
 from lastword.kernels.gpu.quantize_rows import fp8_scale
 
-# Columns per program: divides the MLP widths 3072 and 12288; of 9728 the last block is half full.
+# Columns per program. This divides the MLP widths 3072 and 12288; for 9728 the last block is half full.
 _COLUMNS = 1024
 
 
@@ -49,7 +49,7 @@ def _swiglu_quantize_kernel(
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """y · scale = silu(gate) · up with scale = max |row| / largest, so the row fills the fp8 range."""
+    """y · scale = silu(gate) · up, where scale = max |row| / largest."""
     row = tl.program_id(0).to(tl.int64)
     gate_up_ptr += row * (2 * F)
     y_ptr += row * F

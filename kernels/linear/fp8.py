@@ -1,7 +1,7 @@
-"""Linear layers in fp8 on a GPU: matmuls of the vendor library, with a scale per output channel and per input row.
+"""Linear layers in fp8 on a GPU: the vendor library's matmuls, with one scale per output channel and per input row.
 
-Activations arrive quantised by the previous kernel (norm, SwiGLU), or are quantised here. On CPU tensors the same
-quantised numbers are multiplied in fp32, to test the scales and the quantisation error.
+The kernel before a layer (RMSNorm, SwiGLU) may already have quantised its input; otherwise it is quantised here. On CPU
+tensors the same quantised numbers are multiplied in fp32, to test the scales and the quantisation error.
 """
 
 from functools import cache
@@ -14,16 +14,17 @@ from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import cpu
 from lastword.kernels.ops import quantize_rows, swiglu_quantize
 
-# Activations [T, K]; or quantised, fp8 codes [T, K] and fp32 scales [T]: the values of row t are codes[t] · scale[t].
+# Activations [T, K]; or, if quantised, fp8 codes [T, K] and fp32 scales [T], where row t is codes[t] · scales[t].
 MatmulInput = Tensor | tuple[Tensor, Tensor]
 
-# Hopper's tensor cores add fp8 products in fewer bits than fp32 unless sums move to fp32 every 128 elements, which is
-# much slower in PyTorch's row-wise matmuls. The error of these sums is far smaller than that of rounding to fp8.
+# Hopper's tensor cores add fp8 products in fewer bits than fp32 has, unless the sums move to fp32 every 128 elements,
+# which is much slower in PyTorch's row-wise matmuls. The error of the sums is far smaller than the error of rounding
+# to fp8.
 _FAST_ACCUM = True
-# The vendor libraries' fp8 matmuls accept widths that are multiples of this.
+# Widths must be multiples of this in the vendor libraries' fp8 matmuls.
 _MULTIPLE = 16
-# cuBLASLt on Hopper is reported to refuse 256 rows or fewer if K_in is large (pytorch/ao #4582); inputs are then padded
-# with rows of zeros.
+# cuBLASLt on Hopper is reported to refuse 256 rows or fewer if K_in is large (pytorch/ao #4582). An input is then
+# padded with rows of zeros to _ENOUGH_ROWS.
 _FEW_ROWS, _ENOUGH_ROWS = (1, 16, 64, 256), 272
 
 
@@ -60,7 +61,7 @@ def check_fp8(device: torch.device) -> None:
 
 @cache
 def fp8_format(device: torch.device) -> torch.dtype:
-    """Return the device's fp8 format with 3 mantissa bits: e4m3fnuz on gfx942, else e4m3fn."""
+    """Return the device's fp8 format with 3 mantissa bits: e4m3fnuz on gfx942, e4m3fn elsewhere."""
     old = device.type == "cuda" and bool(torch.version.hip) and _gfx(device) == "gfx942"
     return torch.float8_e4m3fnuz if old else torch.float8_e4m3fn
 
@@ -73,20 +74,20 @@ def _gfx(device: torch.device) -> str:
 class Fp8Linear:
     """Linear layer y = x · weightᵀ + bias, computed as s · (q(x / s) · q(weight / w)ᵀ) · w + bias.
 
-    The scale s is per row of x, the scale w per output channel.
+    There is one scale s per row of x and one scale w per output channel; q rounds to fp8.
 
     Args:
         weight: [K_out, K_in] bf16 on a GPU (also fp32 on a CPU), both sizes multiples of 16.
         bias: [K_out] or None.
 
     Called with x [T, K_in], dtype of weight or already quantised, it returns y [T, K_out], dtype of weight. Each row of
-    y depends on its own row of x only.
+    y depends only on its own row of x.
 
     Numerics:
-        Rounds weight and x to `fp8_format` with scales max |row| / the format's largest number. The GPU's matrix units
-        accumulate, in fewer bits than fp32 on some GPUs (`_FAST_ACCUM`). The sums are rescaled in fp32 and rounded once
-        to the dtype of weight, and again after adding the bias. An input row with a NaN or an infinity never gives a
-        finite output row.
+        Rounds weight and x to `fp8_format`, with the scale of a row equal to max |row| / the format's largest number.
+        Some GPUs accumulate in fewer bits than fp32 has (`_FAST_ACCUM`). Rescales the sums in fp32, rounds them once to
+        the dtype of weight, and again after adding the bias. If an input row has a NaN or an infinity, its output row
+        is not finite.
 
     Raises:
         ConfigError: a size is not a multiple of 16.
@@ -117,9 +118,9 @@ class Fp8Linear:
 
 
 class Fp8SwigluLinear:
-    """Gate and up projections of an MLP with SwiGLU: matmuls as in `Fp8Linear`, and a result quantised to fp8.
+    """Gate and up projections of an MLP with SwiGLU: y = silu(x · gateᵀ) · (x · upᵀ), quantised to fp8.
 
-    It computes y = silu(x · gateᵀ) · (x · upᵀ), the input of the down projection.
+    The matmuls are those of `Fp8Linear`; y is the input of the down projection.
 
     Args:
         gate_up: [2F, C], gate rows first.
@@ -153,7 +154,7 @@ def _pad_rows(x: Tensor, rows: int) -> Tensor:
 
 
 def _least_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> int:
-    """Find by trial how many rows an input needs with this weight: 1, or `_ENOUGH_ROWS` if fewer are ever refused.
+    """Find by trial how many rows an input needs with this weight: 1, or `_ENOUGH_ROWS` if the library refuses fewer.
 
     Raises:
         DeviceError: the library refuses `_ENOUGH_ROWS` rows too.

@@ -1,8 +1,8 @@
-"""Linear layers in int8 on a CPU: matmuls of FBGEMM, with weights and activations quantised here.
+"""Linear layers in int8 on a CPU: FBGEMM's matmuls, with weights and activations quantised here.
 
-A weight has one scale per output channel, computed at load. Each row of activations is divided by its own largest
-absolute value before the library quantises it with a fixed scale. With one scale for the whole batch, a row's result
-would depend on the other rows.
+A weight has one scale per output channel, computed when the model is loaded. Each row of activations is divided by its
+own largest absolute value, and then the library quantises it with a fixed scale. With one scale for the whole batch, a
+row's result would depend on the other rows.
 """
 
 import warnings
@@ -15,13 +15,13 @@ from torch import Tensor
 from lastword.errors import ConfigError
 from lastword.kernels.linear.plain import Linear
 
-# Output channels stay in fp32 if rounding would change them by more than this share of their norm, which happens when
-# the largest weight is over 11 times their RMS. Normally distributed weights change by 0.01.
+# An output channel stays in fp32 if rounding would change it by more than this share of its norm. This happens if its
+# largest weight is over 11 times its RMS. Rounding changes normally distributed weights by a share of 0.01.
 MAX_ROUNDING = 0.025
-# Before rounding, each channel of the activations is divided by a factor, so that all become about equally large
-# (`model/smoothing.py`). The factor is a power of two near rms^SHARE / (largest weight)^(1 - SHARE), relative to the
-# geometric mean of these over the channels; LIMIT bounds its exponent. The rms of a channel is measured on TOKENS
-# tokens, without the first.
+# Before rounding, each channel of the activations is divided by a factor, so that all channels become about equally
+# large (`model/smoothing.py`). The factor is a power of two near rms^SHARE / (largest weight)^(1 - SHARE), divided by
+# the geometric mean of this ratio over the channels. LIMIT bounds the exponent of the factor. The RMS of a channel is
+# measured on TOKENS tokens, without the first.
 SMOOTHING_TOKENS = 64
 SMOOTHING_SHARE = 0.5
 SMOOTHING_LIMIT = 8
@@ -47,7 +47,8 @@ def check_int8() -> None:
 def activation_levels() -> int:
     """Return the number of activation codes on each side of zero: 127, or 63 on a CPU without VNNI.
 
-    Without VNNI the library adds two products in 16 bits: 2 · 255 · 127 would saturate, 2 · 127 · 127 does not.
+    Without VNNI the library adds two products in 16 bits. With 127 codes a sum could reach 2 · 255 · 127 and saturate;
+    with 63 it stays within 2 · 127 · 127.
     """
     exact: bool = torch.cpu._is_vnni_supported()
     return 127 if exact else 63
@@ -60,14 +61,14 @@ class Int8Linear:
         weight: [K_out, K_in] fp32 on a CPU.
         bias: [K_out] fp32 or None.
 
-    Called with x [T, K_in] fp32, it returns y [T, K_out] fp32. What is computed in int8 for a row is the same, bit
-    for bit, whatever the other rows are.
+    Called with x [T, K_in] fp32, it returns y [T, K_out] fp32. The int8 result of a row does not depend on the other
+    rows, bit for bit.
 
     Numerics:
-        Rounds the weight to int8 with one scale per output channel (max |weight| / 127) and x / s to
-        `activation_levels` codes on each side of zero. Products and sums are exact in int32, rescaled in fp32. Output
-        channels that do not round well (`MAX_ROUNDING`) are computed in fp32. An input row with a NaN or an infinity
-        never gives a finite output row.
+        Rounds the weight to int8 with one scale per output channel (max |weight| / 127), and x / s to
+        `activation_levels` codes on each side of zero. Products and sums are exact in int32 and rescaled in fp32.
+        Output channels that do not round well (`MAX_ROUNDING`) are computed in fp32. If an input row has a NaN or an
+        infinity, its output row is not finite.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -99,7 +100,7 @@ class Int8SwigluLinear:
     Called with x [T, C] fp32, it returns y [T, F] fp32.
 
     Numerics:
-        SwiGLU in fp32, the rest as in `Int8Linear`.
+        Computes SwiGLU in fp32, and the projections as in `Int8Linear`.
     """
 
     def __init__(self, gate_up: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Linear layers that also measure their input's channels; used for a few rows while a model is loaded."""
+"""Linear layers that also measure the channels of their input, on a few rows while a model is loaded."""
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +8,17 @@ from lastword.kernels.ops import swiglu
 
 
 class ObservedLinear:
-    """Unquantised linear layer y = x · weightᵀ + bias that measures its input; `input_rms` [K_in] is the last result.
+    """Unquantised linear layer y = x · weightᵀ + bias that measures the RMS of each channel of its input.
+
+    Each call replaces `input_rms`, [K_in] fp32.
 
     Args:
         weight: [K_out, K_in] fp32.
         bias: [K_out] fp32 or None.
 
     Numerics:
-        `input_rms` is the root mean square of each channel over all rows but the first: many models give the first
-        token's row a few huge numbers that no other row has.
+        `input_rms` covers all rows except the first, because in many models the first token's row has a few huge values
+        that no other row has.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -29,7 +31,7 @@ class ObservedLinear:
 
 
 class ObservedSwigluLinear(ObservedLinear):
-    """Gate and up projections of an MLP with SwiGLU; measures its input like `ObservedLinear`.
+    """Gate and up projections of an MLP with SwiGLU, which measure their input like `ObservedLinear`.
 
     Args:
         gate_up: [2F, C] fp32, gate rows first.

@@ -1,7 +1,7 @@
-"""Unquantised linear layers: matmuls of the vendor library, with the weight packed for its device once, at load.
+"""Unquantised linear layers: the vendor library's matmuls.
 
-On a CPU oneDNN packs the weight (up to 3 times as fast for few rows) and fuses SwiGLU into the matmuls: in fp32, and
-in bf16 if the processor has AVX-512.
+On a CPU oneDNN packs the weight once, when the model is loaded (up to 3 times as fast for few rows), and fuses SwiGLU
+into the matmuls. It does so in fp32, and in bf16 if the processor has AVX-512.
 """
 
 from typing import Any
@@ -36,8 +36,8 @@ class Linear:
     Called with x [T, K_in], contiguous, it returns y [T, K_out], dtype of x.
 
     Numerics:
-        Accumulates in fp32 and rounds once to the dtype of x. In bf16 on a GPU the library may split a matmul of few
-        rows and add the parts in bf16 (PyTorch's `allow_bf16_reduced_precision_reduction`).
+        Accumulates in fp32 and rounds once to the dtype of x. Exception: in bf16 on a GPU the library may split a
+        matmul of few rows and add the parts in bf16 (PyTorch's `allow_bf16_reduced_precision_reduction`).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -62,9 +62,9 @@ class SwigluLinear:
     Called with x [T, C], contiguous, it returns y [T, F], dtype of x.
 
     Numerics:
-        Accumulates in fp32. With a packed weight, silu(gate) is rounded to the dtype of x, then its product with the
-        up projection, which is not rounded before. Otherwise both projections are rounded to the dtype of x, and
-        SwiGLU computes in fp32 on the rounded values.
+        Accumulates in fp32. With a packed weight, rounds silu(gate) to the dtype of x, multiplies it by the up
+        projection in fp32, and rounds the product. Otherwise rounds both projections to the dtype of x, and computes
+        SwiGLU in fp32 on the rounded values.
     """
 
     def __init__(self, gate_up: Tensor) -> None:

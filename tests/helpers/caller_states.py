@@ -1,4 +1,4 @@
-"""Settings of PyTorch that a caller may have made: each is a context manager that makes one and restores the old."""
+"""Settings of PyTorch that a caller may have made; each is a context manager that makes one, then restores the old."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -39,7 +39,7 @@ def _attribute(owner: object, name: str, value: object) -> State:
 
 
 def _write_precision(value: str) -> None:
-    """Set the older setting; with "highest", also reset the newer ones, which it writes too, to "none"."""
+    """Write the older setting. This also writes the newer ones; for "highest", reset those to "none"."""
     torch.set_float32_matmul_precision(value)
     if value == "highest":
         for each in MATMUL.values():
@@ -91,7 +91,7 @@ STATES: dict[str, State] = {
 
 
 def snapshot() -> dict[str, object]:
-    """Return the present values of PyTorch's settings by name."""
+    """Return the current values of PyTorch's settings by name."""
     asked: dict[str, Callable[[], object]] = {
         "dtype": torch.get_default_dtype,
         "device": torch.get_default_device,

@@ -1,4 +1,4 @@
-"""A runner that stands for a device and records what it computed and when, and checks of lastword's threads."""
+"""A runner that imitates a device and records what it computed and when; and checks of lastword's threads."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ def options(dim: int = DIM, max_length: int = 1000, **others) -> EncodeOptions:
 
 
 class FakeDevice:
-    """Computes one batch after the other in a thread, taking `seconds` for each; `compute` may raise instead."""
+    """Computes one batch after the other in a thread, and takes `seconds` for each; `compute` may raise an error."""
 
     name = "fake"
     batch_tokens = 4096
@@ -66,7 +66,7 @@ class FakeDevice:
 
     @property
     def busy(self) -> float:
-        """Share of the time from the start of the first batch to the start of the last in which it computed."""
+        """The share of time in which it computed, from the start of the first batch to the start of the last."""
         idle = sum(after[0] - before[1] for before, after in pairwise(self.spans))
         return 1 - idle / (self.spans[-1][1] - self.spans[0][0])
 
@@ -77,7 +77,7 @@ def running() -> list[str]:
 
 
 def none_left(seconds: float = 10) -> bool:
-    """Wait up to `seconds` for lastword's threads to end, as Ctrl-C does not; return whether all have ended."""
+    """Wait up to `seconds` for lastword's threads to end, because Ctrl-C does not; return whether all have ended."""
     deadline = time.monotonic() + seconds
     while running() and time.monotonic() < deadline:
         time.sleep(0.01)

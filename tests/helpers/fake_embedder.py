@@ -1,4 +1,4 @@
-"""A model without weights, for tests of input and output: a vector is a hash of its text."""
+"""A model without weights, for tests of input and output: the vector of a text is a hash of it."""
 
 import ctypes
 import hashlib
@@ -12,14 +12,14 @@ from lastword.errors import ConfigError, InputError
 
 
 class FakeTokenizer:
-    """Counts a token per character; it has no template."""
+    """Counts one token per character; it has no template."""
 
     num_template_tokens = 0
     count = staticmethod(len)
 
 
 class FakeInfo:
-    """Stands for the `Embedder.info` of a real model."""
+    """Imitates the `Embedder.info` of a real model."""
 
     def __init__(self, model):
         self.name, self.notices, self.dim = model.name, model.notices, model.dim
@@ -72,7 +72,7 @@ class FakeEmbedder:
 
     def encode_query(self, texts, prompt_name=None, prompt=None, **options):
         text = self.resolve_prompt(prompt_name, prompt, "query")
-        del text  # the fake puts queries beside equal documents
+        del text  # a query gets the vector of an equal document
         if "report" in options:
             options["report"].cut += sum(len(text) > self.max_length for text in texts)
         too_long = options.get("too_long", "cut")
@@ -134,7 +134,7 @@ class FakeEmbedder:
             raise KeyboardInterrupt
         if text == "SLEEP":
             time.sleep(60)
-        if text == "STUCK":  # in C, where no signal ends the wait: a mutex that is locked twice
+        if text == "STUCK":  # lock a mutex twice in C, where no signal ends the wait
             mutex = ctypes.create_string_buffer(64)
             for _ in range(2):
                 ctypes.CDLL(None).pthread_mutex_lock(mutex)

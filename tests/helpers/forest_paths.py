@@ -1,4 +1,4 @@
-"""Make forests and their plans in both forms, and find the rows that a packed row attends to, in the slow way."""
+"""Make forests and both kinds of attention plans, and find the rows that a packed row attends to in a simple way."""
 
 import torch
 
@@ -21,14 +21,14 @@ def cpu_plan(forest: Forest, device: torch.device = CPU) -> CpuPlan:
 def tables_of(
     plan: CpuPlan, q: torch.Tensor, k: torch.Tensor, segments: Segments | None = None
 ) -> KernelTables:
-    """Build the kernels' tables for q [rows, H, D] and k [T, KH, D] from a plan, with other segments if given."""
+    """Build the kernels' tables for q [rows, H, D] and k [T, KH, D] from a plan; `segments` replaces the plan's."""
     return kernel_tables(
         segments or plan.segments, plan.final_rows, q.device, dtype=q.dtype, group=q.shape[1] // k.shape[1]
     )  # fmt: skip
 
 
 def path_rows(forest: Forest, row: int) -> list[int]:
-    """Return the rows that `row` attends to, itself last, by walking up from its segment to the root."""
+    """Return the rows that `row` attends to, with itself last, by walking up from its segment to the root."""
     segments = forest.segments
     (owner,) = [
         s

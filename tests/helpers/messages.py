@@ -1,4 +1,4 @@
-"""Check what users are told: an error's parts, a command's one line, whether a loading model shows a progress bar."""
+"""Check messages to users: an error's parts, a command's single line, whether loading a model shows a progress bar."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ def refusal(kind: type[LastwordError], **parts: object) -> Iterator[None]:
 
 
 def one_line(result, *expected, status=2):
-    """Check that a command ended with this status and wrote one line to stderr, with these parts in it."""
+    """Check that a command ended with this status and wrote one line to stderr that contains these texts."""
     code, _, err = result
     assert code == status, err
     assert err.count("\n") == 1, err

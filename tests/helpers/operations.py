@@ -1,4 +1,4 @@
-"""Arguments for every operation, comparisons of results, and NaN in new memory to reveal unwritten elements."""
+"""Arguments for every operation, comparisons of results, and new memory filled with NaN to find unwritten elements."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Call:
     options: dict[str, Any]
 
     def run(self, operation: Callable[..., Any]) -> list[Tensor]:
-        """Return the operation's results, then its floating-point arguments, some of which it may have written."""
+        """Return the operation's results, then its floating-point arguments, some of which it may have changed."""
         args = tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in self.args)
         result = operation(*args, **self.options)
         results = result if isinstance(result, tuple) else () if result is None else (result,)
@@ -33,10 +33,10 @@ class Call:
         return [*results, *written]
 
     def to(self, dtype: torch.dtype) -> "Call":
-        """Return a call with the floating-point arguments in another dtype."""
-        return self.changed(lambda x: x.to(dtype))
+        """Return a call with the floating-point arguments converted to `dtype`."""
+        return self.apply(lambda x: x.to(dtype))
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> "Call":
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "Call":
         """Return a call with `change` applied to the floating-point arguments."""
         return Call(
             tuple(
@@ -80,16 +80,18 @@ CALLS: dict[str, Call] = {
     "swiglu": Call((normal(9, 96),), {}),
     "swiglu_quantize": Call((normal(9, 96), FP8), {}),
 }  # fmt: skip
-# The operations that return two results: rows rounded to fp8, and the scales of the rows.
+# The operations that return two results: rows rounded to fp8, and a scale per row.
 QUANTIZING = ("add_rms_norm_quantize", "quantize_rows", "swiglu_quantize")
 
-# Relative RMS error that a kernel may reach, and the error that is always allowed, as a share of the largest value.
+# The largest relative RMS error of a kernel, and an error that is always allowed, as a share of the largest value.
 RELATIVE_RMS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 FLOOR = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 
 
 def assert_close(kernel: Tensor, on_cpu: Tensor, exact: Tensor) -> None:
-    """Check a kernel's largest error (twice the CPU implementation's and a floor), RMS error, places of NaN and inf.
+    """Check a kernel's result: the places of NaN and infinity, the largest error and the RMS error.
+
+    The largest error may be twice the CPU implementation's plus a floor.
 
     Args:
         kernel: the kernel's result.
@@ -115,15 +117,15 @@ def assert_close(kernel: Tensor, on_cpu: Tensor, exact: Tensor) -> None:
 def fill_with_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `torch.empty` and `torch.empty_like` fill floating-point tensors with NaN until the test ends."""
 
-    def filled(make):
-        def poisoned(*args, **kwargs):
+    def fill_results(make):
+        def make_and_fill(*args, **kwargs):
             made = make(*args, **kwargs)
             return made.fill_(torch.nan) if made.is_floating_point() else made
 
-        return poisoned
+        return make_and_fill
 
-    monkeypatch.setattr(torch, "empty", filled(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
+    monkeypatch.setattr(torch, "empty", fill_results(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", fill_results(torch.empty_like))
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -135,7 +137,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def assert_extreme_rows_are_kept(run: Callable[[Tensor], Tensor]) -> None:
-    """Check what a matmul [T, 96] -> [T, 64] makes of rows that are zero, tiny or huge, or hold a NaN or infinity."""
+    """Check a matmul [T, 96] -> [T, 64] on rows that are zero, tiny or huge, or contain NaN or infinity."""
     x = draw(6, 96)
     x[0] = 0
     x[1] *= 1e-37
@@ -145,4 +147,6 @@ def assert_extreme_rows_are_kept(run: Callable[[Tensor], Tensor]) -> None:
     y = run(x)
     assert torch.equal(y[0], torch.zeros(64))
     assert y[[1, 2, 5]].isfinite().all()
-    assert not y[[3, 4]].isfinite().any(), "a damaged row must not look whole"
+    assert not y[[3, 4]].isfinite().any(), (
+        "a row with NaN or infinity must not give a finite result"
+    )

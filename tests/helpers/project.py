@@ -1,4 +1,4 @@
-"""The folders of the project, how many random cases a test draws, and processes beside this one."""
+"""The folders of the project, the number of random cases of a test, and runs of code in separate processes."""
 
 import os
 import subprocess
@@ -9,19 +9,19 @@ from pathlib import Path
 from lastword.bench.memory import held_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-# Package -> folder, for the four top folders; every other package lies in one of these under its own name.
+# The folder of each of the four top packages; every other package is in one of these folders under its own name.
 TOP_FOLDERS = {
     "lastword": "engine",
     "lastword.bench": "bench",
     "lastword.kernels": "kernels",
     "lastword.weights": "weights",
 }
-# It runs from a checkout only, and is not installed.
+# This folder is not installed, because it runs only from a checkout.
 LEFT_OUT = ROOT / "bench/builtin"
 
 
 def examples(count: int) -> int:
-    """Return `count` for `make test`, and twenty times that for `make soak`, which sets LASTWORD_SOAK."""
+    """Return `count` for `make test`, and twenty times `count` for `make soak`, which sets LASTWORD_SOAK."""
     return 20 * count if os.environ.get("LASTWORD_SOAK") else count
 
 
@@ -46,7 +46,7 @@ def numbers_of(script: str, *arguments: object) -> list[int]:
 
 
 def peak_anonymous(process: subprocess.Popen) -> int:
-    """Wait for a process to end; return the peak of its memory without pages of files, in bytes (Linux)."""
+    """Wait for a process to end; return its peak memory without pages of files, in bytes (Linux only)."""
     peak = 0
     while process.poll() is None:
         peak = max(peak, held_bytes("RssAnon", process.pid))

@@ -1,4 +1,4 @@
-"""Make small models and recipes for the tests of merging, small rerankers, and a model in a hub cache."""
+"""Make small models, recipes for merging them, and small rerankers; and name a model in a hub cache."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ NAME = "owner/model"
 
 
 def snapshot_of(cache: Path) -> Path:
-    """Return the folder of that model in a hub cache."""
+    """Return the folder of the model `NAME` in a hub cache."""
     return cache / "models--owner--model" / "snapshots" / COMMIT
 
 
@@ -34,7 +34,7 @@ def model(folder: Path, seed: int = 0, **options) -> str:
 
 
 def change_file(folder: Path, file: str, values: dict[str, Any] | list[Any]) -> Path:
-    """Change keys of a JSON file, or create it; a list replaces its whole content."""
+    """Change keys of a JSON file, or create the file; a list replaces the whole content."""
     path = folder / file
     path.parent.mkdir(exist_ok=True)
     if isinstance(values, dict):
@@ -52,7 +52,7 @@ def recipe_text(models, weights, method="multislerp", **others) -> str:
     return yaml.safe_dump({"models": listed, "merge_method": method, **others})
 
 
-# The text that Qwen3-Reranker's model card puts before and after instruction, query and document.
+# Qwen3-Reranker's model card puts PREFIX and SUFFIX around the instruction, the query and the document.
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -73,7 +73,7 @@ KINDS = ("tied", "untied", "classifier")
 
 
 def make_reranker(folder: Path, kind: str = "tied", *, seed: int = 0, **options) -> Path:
-    """Write a reranker without files of sentence-transformers, as Qwen and others publish them."""
+    """Write a reranker without the files of sentence-transformers, as Qwen and others publish rerankers."""
     texts = [PREFIX, SUFFIX, INSTRUCTION, 'yes no "yes" or "no"', "yes", "no"] * 4
     tokenizer = make_tokenizer(texts, end_token=kind == "classifier")
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def make_reranker(folder: Path, kind: str = "tied", *, seed: int = 0, **options)
 
 
 def save_reranker(folder: Path, source: Path) -> Path:
-    """Save a reranker as sentence-transformers does, with a chat template and instructions of its own."""
+    """Save a reranker with sentence-transformers, with a chat template and its own instructions."""
     from sentence_transformers import CrossEncoder
 
     prompts = {"web": "Find the passage", "other": "Find another"}

@@ -23,7 +23,7 @@ DOCUMENTED = (*FUNCTION, ast.ClassDef, ast.Module)
 
 
 def package_files() -> dict[str, Path]:
-    """Return the file of every module of ours by its installed name, including `lastword.bench.builtin`."""
+    """Return the file of each of lastword's modules by its installed name, including `lastword.bench.builtin`."""
     found = {}
     for package, folder in TOP_FOLDERS.items():
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -36,14 +36,14 @@ MODULES = package_files()
 
 
 class Import(NamedTuple):
-    """One import: of a module, or of a name, which counts as the module that holds it."""
+    """One import, of a module or of a name; importing a name counts as importing its module."""
 
     module: str
     late: bool  # inside a function or under TYPE_CHECKING
 
 
 def imports(source: str) -> list[Import]:
-    """Find every import in a source, at any place, including `import_module("name")`."""
+    """Find every import in a source file, wherever it is, including `import_module("name")`."""
     found: list[Import] = []
 
     def visit(node: ast.AST, late: bool) -> None:
@@ -72,7 +72,7 @@ def _decorators(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
 
 
 def long_functions(source: str, limit: int) -> Iterator[str]:
-    """Yield `name: lines` of every function over the limit, signature and docstring included; not of Triton kernels."""
+    """Yield `name: lines` of every function over the limit, counting signature and docstring; skip Triton kernels."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, FUNCTION) and "triton.jit" not in _decorators(node):
             lines = node.end_lineno - node.lineno + 1
@@ -81,7 +81,7 @@ def long_functions(source: str, limit: int) -> Iterator[str]:
 
 
 def code_lines(source: str) -> int:
-    """Count the lines that hold code: not docstrings, comments, blank lines or signatures of overloads."""
+    """Count the lines of code, without docstrings, comments, blank lines and signatures of overloads."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in NO_CODE:

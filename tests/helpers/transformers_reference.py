@@ -1,4 +1,4 @@
-"""Compute states with transformers, one text at a time without padding: parity tests compare lastword's with them."""
+"""Compute states with transformers, one text at a time without padding, for tests that compare lastword's with them."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from lastword.batching.forest import plan_forests
 from lastword.model.qwen3 import Model
 from lastword.weights import Checkpoint, read_config
 
-TOLERANCE = 2e-5  # largest absolute difference of normalised vectors in fp32 that lastword promises
+TOLERANCE = 2e-5  # lastword promises that normalised fp32 vectors never differ by more
 
 
 def load_ours(folder: Path, quantize: str | None = None) -> Model:
@@ -32,7 +32,7 @@ def load_theirs(folder: Path) -> torch.nn.Module:
 def their_states(
     model: torch.nn.Module, tokens: Sequence[Sequence[int]]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the final states [N, C], and for each layer the residual stream after it at the last token [N, C]."""
+    """Return the final states [N, C], and for each layer the residual stream after it, at the last token [N, C]."""
     layers: list[list[Tensor]] = [[] for _ in model.layers]
 
     def keep(i: int):
@@ -52,7 +52,7 @@ def their_states(
 def our_states(
     model: Model, tokens: Sequence[Sequence[int]], *, budget: int = 4096, share: bool = True
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return what `their_states` returns, computed by lastword."""
+    """Return the same as `their_states`, computed by lastword."""
     size = (len(tokens), model.config.hidden_size)
     finals, layers = torch.empty(size), [torch.empty(size) for _ in model.layers]
     for forest in plan_forests(tokens, budget, share=share):
@@ -91,7 +91,7 @@ def their_ids(
     instruction: str = INSTRUCTION,
     max_length: int = 4096,
 ) -> list[list[int]]:
-    """Return each pair's token ids as Qwen3-Reranker's model card makes them: three parts, tokenised separately."""
+    """Return each pair's token ids as Qwen3-Reranker's model card makes them, from three parts tokenised separately."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def ids(text: str) -> list[int]:

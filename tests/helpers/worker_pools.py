@@ -1,4 +1,4 @@
-"""Find the worker processes of a model on the CPU, and check whether they run."""
+"""Find the worker processes of a model on the CPU, and check whether they are running."""
 
 import sys
 import time
@@ -32,7 +32,7 @@ def pids(pool: Pool) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Return whether a process runs; a zombie does not."""
+    """Return whether a process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -40,7 +40,7 @@ def no_model(error, device):
 
 @dataclass
 class NoRoom:
-    """Stands for a `ModelLoader` on a device that has no memory left."""
+    """Imitates a `ModelLoader` on a device that has no memory left."""
 
     checkpoint: object
     config: object

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.caller_states import MATMUL, STATES, snapshot
 
-from lastword.kernels.caller_settings import count_up, integers, isolated
+from lastword.kernels.caller_settings import count_up, default_settings, integers
 
 PLAIN = snapshot()
 ASIDE = (
@@ -39,14 +39,14 @@ def test_settings_are_put_aside_and_back(name: str) -> None:
     with STATES[name]():
         before = snapshot()
         assert exact() == (name not in (*ASIDE, "autocast to float16", "attention of GPUs"))
-        with isolated():
+        with default_settings():
             assert exact()
             assert torch.get_float32_matmul_precision() == "highest"
-            with isolated():
+            with default_settings():
                 assert exact()
             assert exact()
         assert snapshot() == before
-        with pytest.raises(ZeroDivisionError), isolated():
+        with pytest.raises(ZeroDivisionError), default_settings():
             _ = 1 / 0
         assert snapshot() == before
     assert snapshot() == PLAIN
@@ -54,7 +54,7 @@ def test_settings_are_put_aside_and_back(name: str) -> None:
 
 def test_what_is_inherited_stays_inherited() -> None:
     with STATES["all fp32 in bfloat16"]():
-        with isolated():
+        with default_settings():
             assert exact()
         assert MATMUL["mkldnn"].fp32_precision == "bf16"
         torch.backends.fp32_precision = "tf32"
@@ -63,10 +63,10 @@ def test_what_is_inherited_stays_inherited() -> None:
 
 def test_a_setting_changed_meanwhile_is_kept() -> None:
     with STATES["matmuls medium"]():
-        with isolated():
+        with default_settings():
             torch.set_float32_matmul_precision("high")
         assert torch.get_float32_matmul_precision() == "high"
-    with STATES["without oneDNN"](), isolated():
+    with STATES["without oneDNN"](), default_settings():
         torch.backends.quantized.engine = "onednn"
     assert torch.backends.quantized.engine == "onednn"
     torch.backends.quantized.engine = str(PLAIN["engine"])
@@ -77,7 +77,7 @@ def test_settings_return_with_the_last_thread() -> None:
     inside, leave = Barrier(2), Barrier(2)
 
     def compute() -> None:
-        with isolated():
+        with default_settings():
             inside.wait(10)
             leave.wait(10)
 
@@ -86,7 +86,7 @@ def test_settings_return_with_the_last_thread() -> None:
         other = Thread(target=compute)
         other.start()
         inside.wait(10)
-        with isolated():
+        with default_settings():
             assert exact()
         assert exact()  # the other thread still computes
         leave.wait(10)
@@ -97,9 +97,9 @@ def test_settings_return_with_the_last_thread() -> None:
 def test_the_device_of_a_gpu_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     entered = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or ExitStack())
-    with isolated(torch.device("cuda", 1)):
+    with default_settings(torch.device("cuda", 1)):
         assert entered == [torch.device("cuda", 1)]
-    with isolated(torch.device("cpu")), isolated():
+    with default_settings(torch.device("cpu")), default_settings():
         assert len(entered) == 1
 
 

@@ -261,7 +261,7 @@ BAD_SHARDED = {
     "shard-truncated": (truncate(SECOND, -1), f"/{SECOND}", "truncated", "198791 bytes", "198792",
                         "Download it again."),
     "shard-swapped": (lambda folder: copyfile(folder / FIRST, folder / SECOND), f"/{SECOND}",
-                      f"holds tensors that are also in {FIRST}: {MANY}7 more"),
+                      f"contains tensors that are also in {FIRST}: {MANY}7 more"),
     "index-gone": (lambda folder: (folder / INDEX).unlink(), "", f"shards without {INDEX}: {FIRST}, {SECOND}",
                    None, None, "Fetch the model again."),
     "extra-shard": (lambda folder: copyfile(folder / FIRST, folder / THIRD), f"/{INDEX}",
@@ -309,24 +309,24 @@ WRAPPED = "Save the model itself, not the wrapper."
 MERGE = "Merge the adapter into the model (merge_and_unload) and save that."
 ALL, SOME = "all tensor names", "1 of 24 tensor names"
 LIKE = "names like model.embed_tokens.weight or embed_tokens.weight"
-HOLD = "hold {}, which {} adds".format
-COMPILED = HOLD("_orig_mod", "torch.compile")
+CONTAIN = "contain {}, which {} adds".format
+COMPILED = CONTAIN("_orig_mod", "torch.compile")
 # How a name is changed, whether all are, what is said of them, the shortest wrong name, and the remedy.
 WRAPPERS = {
     "_orig_mod.{}": (ALL, COMPILED, f"_orig_mod.{NORM}", WRAPPED),
     "_orig_mod.model.{}": (ALL, COMPILED, f"_orig_mod.model.{NORM}", WRAPPED),
     "model._orig_mod.{}": (ALL, COMPILED, f"model._orig_mod.{NORM}", WRAPPED),
-    "module.{}": (ALL, HOLD("module", "DataParallel or DistributedDataParallel"), f"module.{NORM}", WRAPPED),
-    "_fsdp_wrapped_module.{}": (ALL, HOLD("_fsdp_wrapped_module", "FSDP"), f"_fsdp_wrapped_module.{NORM}", WRAPPED),
-    "base_model.model.{}": (ALL, HOLD("base_model", "PEFT"), f"base_model.model.{NORM}", MERGE),
-    "0.auto_model.{}": (ALL, HOLD("auto_model", "sentence-transformers"), f"0.auto_model.{NORM}",
+    "module.{}": (ALL, CONTAIN("module", "DataParallel or DistributedDataParallel"), f"module.{NORM}", WRAPPED),
+    "_fsdp_wrapped_module.{}": (ALL, CONTAIN("_fsdp_wrapped_module", "FSDP"), f"_fsdp_wrapped_module.{NORM}", WRAPPED),
+    "base_model.model.{}": (ALL, CONTAIN("base_model", "PEFT"), f"base_model.model.{NORM}", MERGE),
+    "0.auto_model.{}": (ALL, CONTAIN("auto_model", "sentence-transformers"), f"0.auto_model.{NORM}",
                         "Save it with SentenceTransformer.save_pretrained."),
     "0.model.{}": (ALL, "begin with 0.model.", f"0.model.{NORM}", WRAPPED),
     "model.model.{}": (ALL, "begin with model.model.", f"model.model.{NORM}", WRAPPED),
     "x\ny.{}": (ALL, "begin with x\ny.", f"x\ny.{NORM}", WRAPPED),
     "only layers.0._orig_mod.mlp.up_proj.weight": (SOME, COMPILED, "layers.0._orig_mod.mlp.up_proj.weight", WRAPPED),
     "only base_model.model.layers.0.mlp.up_proj.lora_A.weight": (
-        SOME, HOLD("base_model", "PEFT"), "base_model.model.layers.0.mlp.up_proj.lora_A.weight", MERGE),
+        SOME, CONTAIN("base_model", "PEFT"), "base_model.model.layers.0.mlp.up_proj.lora_A.weight", MERGE),
 }  # fmt: skip
 
 

@@ -242,7 +242,7 @@ KINDS = {
 }
 UNKNOWN = "They might change the vectors, so they are not supported. If they do not, remove them from the file."
 UNKNOWN_ROPE = "They are not supported. Correct rope_type, or remove them from the file."
-PARTIAL = "Heads that are rotated in part are not supported. Name another model."
+PARTIAL = "Partially rotated heads are not supported. Name another model."
 OTHER_VALUES = dict.fromkeys(
     (
         "mlp_bias", "use_mrope", "use_qk_norm", "use_bidirectional_attention", "pruned_heads",
@@ -354,7 +354,7 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, changes, place, pa
         (b"[]", "wrong content", "a list"),
         (b"7", "wrong content", "7"),
         (b"\xff{}", "not UTF-8 at byte 0", None),
-        (b'{"head_dim": NaN}', "not valid JSON (it holds NaN)", None),
+        (b'{"head_dim": NaN}', "not valid JSON (it contains NaN)", None),
         (b'{"a": 1, "a": 2}', 'not valid JSON (key "a" occurs twice)', None),
         (b"[" * 200_000, "not valid JSON (nested too deeply)", None),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON", None),

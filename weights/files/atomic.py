@@ -1,9 +1,9 @@
 """Write files and folders atomically: under a temporary name in the same folder, synced, then renamed.
 
 If anything stops the writing (an error, a full disk, Ctrl-C), the unfinished file is removed and an existing file stays
-unchanged. A killed run cannot remove its file, so the next run that writes the same output does. It finds the file by
-its temporary name, which is derived from the output's name, and leaves it alone while another run holds its lock. This
-module knows nothing about file formats.
+unchanged. A killed run cannot remove its unfinished file, so the next run that writes the same output removes it. That
+run finds the file by its temporary name, which is derived from the output's name, and keeps it if another run has
+locked it. This module does not depend on any file format.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _unfinished: set[str] = set()
 
 
 def remove_unfinished() -> None:
-    """Remove all unfinished files and folders; for a thread that ends the process while another one writes."""
+    """Remove all unfinished files and folders; call this before ending the process while another thread writes."""
     for part in tuple(_unfinished):
         with suppress(OSError):
             os.unlink(part)
@@ -41,7 +41,7 @@ def remove_unfinished() -> None:
 
 @contextmanager
 def name_write_errors(path: StrPath) -> Iterator[None]:
-    """Turn an OSError inside the block into an InputError that names `path`."""
+    """Turn an OSError in the `with` block into an InputError that names `path`."""
     try:
         yield
     except OSError as problem:
@@ -51,7 +51,7 @@ def name_write_errors(path: StrPath) -> Iterator[None]:
 
 
 def check_folder(path: StrPath) -> None:
-    """Check that the folder of an output exists; if the output is a link, also the folder of its target.
+    """Check that the folder of an output exists; if the output is a link, also check the folder of its target.
 
     Raises:
         InputError: one of them does not exist or is not a folder; the error names it.
@@ -70,10 +70,10 @@ def check_folder(path: StrPath) -> None:
 
 @contextmanager
 def replace_file(path: StrPath) -> Iterator[BinaryIO]:
-    """Yield a stream for the new content of `path`; when the block ends without an error, replace `path` by it.
+    """Yield a stream for the new content of `path`; when the block ends without an error, replace the file.
 
-    If `path` is a link, the file that it points to is replaced. The new file has the old file's mode. Errors raised
-    inside the block pass through.
+    If `path` is a link, the file that it points to is replaced. The new file gets the old file's mode. Errors raised in
+    the block are passed on.
 
     Raises:
         InputError: the folder is missing or not writable, the file cannot be synced, or `path` is a folder or
@@ -93,7 +93,7 @@ def replace_file(path: StrPath) -> Iterator[BinaryIO]:
                 os.fchmod(stream.fileno(), mode)
             stream.flush()
             os.fsync(stream.fileno())
-            os.replace(part, target)  # before the lock ends with the stream
+            os.replace(part, target)  # before the stream, and with it the lock, is closed
             stream.close()
     except BaseException:
         with suppress(OSError):
@@ -127,7 +127,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def lock(descriptor: int) -> None:
-    """Lock an open file or folder for this process until it is closed; do nothing where Python cannot lock files.
+    """Lock an open file or folder for this process until it is closed; do nothing if Python cannot lock files here.
 
     Raises:
         BlockingIOError: another process holds the lock.
@@ -154,7 +154,7 @@ def sync(path: Path) -> None:
 
 
 def _prefix(target: str) -> str:
-    """Return the prefix of a target's temporary names; it is equally long for every target."""
+    """Return the prefix of a target's temporary names; its length is the same for every target."""
     name = os.fsencode(os.path.basename(target))
     return f".lastword-{hashlib.sha256(name).hexdigest()[:16]}-"
 
@@ -213,15 +213,13 @@ def _create_folder(target: str) -> Iterator[Path]:
 
 
 def _is_ours(descriptor: int, part: str) -> bool:
-    """Lock a file or folder just created; return False if another run took it for a leftover before that."""
+    """Lock a newly created file or folder; return False if another run has removed it as a leftover."""
     try:
         lock(descriptor)
     except BlockingIOError:
         return False
-    except (
-        OSError
-    ):  # the file system has no locks, so `_remove_leftovers` cannot lock anything there either
-        return True
+    except OSError:
+        return True  # the file system has no locks, so `_remove_leftovers` cannot remove anything there
     try:
         return os.path.samestat(os.stat(part), os.fstat(descriptor))
     except FileNotFoundError:
@@ -229,7 +227,7 @@ def _is_ours(descriptor: int, part: str) -> bool:
 
 
 def _remove_leftovers(target: str) -> None:
-    """Remove the temporary files and folders that killed runs left for this target, where they can be locked."""
+    """Remove the temporary files and folders that killed runs left for this target, if they can be locked."""
     if fcntl is None:
         return
     prefix = _prefix(target)
@@ -247,7 +245,7 @@ def _remove_unlocked(part: str) -> None:
         OSError: a run is writing it, the file system has no locks, or it cannot be removed.
     """
     mode = os.lstat(part).st_mode
-    # Some network file systems lock only what is open for writing, which a folder cannot be.
+    # Some network file systems lock only files that are open for writing; a folder cannot be.
     kind = os.O_RDONLY if stat.S_ISDIR(mode) else os.O_RDWR
     descriptor = os.open(part, kind | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:

@@ -1,4 +1,4 @@
-"""Process a tensor's elements in blocks, with one thread per core and results in order."""
+"""Process a tensor's elements in blocks, in several threads, and return the results in order."""
 
 import os
 from collections import deque
@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 BLOCK = 1 << 20  # elements per task: 4 MiB of float32
-_AHEAD = 2  # finished results per thread that may wait for the writer
+_AHEAD = 2  # results per thread that may wait for the caller
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def blocks(size: int) -> Iterator[slice]:
 
 
 class BlockThreads:
-    """Runs tasks in several threads, in each of which torch uses one core; results come in the order of the tasks."""
+    """Runs tasks in several threads, each of which uses one core, and returns results in the order of the tasks."""
 
     def __init__(self, pool: ThreadPoolExecutor, count: int) -> None:
         self._pool, self._ahead = pool, _AHEAD * count
@@ -40,12 +40,12 @@ class BlockThreads:
         finally:
             for future in waiting:
                 future.cancel()
-            wait(waiting)  # running tasks still read files that the caller may close next
+            wait(waiting)  # running tasks still read files, which the caller may close next
 
 
 @contextmanager
 def block_threads() -> Iterator[BlockThreads]:
-    """Start as many threads as torch uses, at most one per core, and limit torch to one thread in each meanwhile."""
+    """Start as many threads as torch uses, at most one per core; in the `with` block torch uses one core in each."""
     before = torch.get_num_threads()
     count = max(1, min(before, os.cpu_count() or 1))
     torch.set_num_threads(1)

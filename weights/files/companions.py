@@ -1,7 +1,8 @@
 """Companion files: the files of a model other than its weights, which a merged or converted model copies.
 
-Only files with known names are copied: tokenizer, configuration and the files that sentence-transformers reads, never
-code or other weights. The new model may be published, so a link to a file elsewhere on the machine is refused.
+Only files with known names are copied: the tokenizer, the configuration and the files that sentence-transformers reads,
+but never code or other weights. The new model may be published, so a link to a file elsewhere on the machine is
+refused.
 """
 
 import json
@@ -19,10 +20,10 @@ from lastword.weights.files.dtypes import dtype_name
 from lastword.weights.files.reading import (
     MAX_TOKENIZER_BYTES,
     has_file,
-    missing_file,
+    missing_file_error,
     open_regular,
+    read_error,
     refuse_foreign,
-    unreadable,
 )
 from lastword.weights.files.tokenizer_file import read_tokenizer
 from lastword.weights.json_fields import parse_json, parse_object, show_value
@@ -39,23 +40,23 @@ _NAMES = (
     *TOKENIZER_FILES, "chat_template.jinja", "generation_config.json", _MODULES, "config_sentence_transformers.json",
     *_LICENCES,
 )  # fmt: skip
-_TRANSFORMER = "sentence_*_config.json"  # sentence-transformers knows several of these names
+_TRANSFORMER = "sentence_*_config.json"  # sentence-transformers uses several such names
 # All files that a new model may copy, as patterns for the hub.
 PATTERNS = (*_NAMES, _TRANSFORMER, "*/config.json", CARD)
 _LARGE = frozenset({TOKENIZER, "vocab.json", "merges.txt"})
 # Limit for any other file. Model cards with tables of results are the largest.
 _MAX_BYTES = 16 * 1024 * 1024
 _PLAIN = re.compile(r"[\w-]{1,40}", re.ASCII)
-_NONE = object()  # stands for a missing value
+_NONE = object()  # marks a missing value
 _BLOB = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-_DEPTH = 3  # levels of keys that are compared one by one; prompts.query has two
+_DEPTH = 3  # number of levels at which keys are compared one by one; prompts.query has two
 
 
 def companions(folder: Path) -> list[Path]:
     """List the files to copy, relative to their folder, without `config.json` and the model card.
 
     Raises:
-        WeightsError: a known name belongs to something other than a readable file, such as a link that leads nowhere.
+        WeightsError: a known name belongs to something other than a readable file, such as a broken link.
         ConfigError: `modules.json` is not a list of modules.
     """
     settings = sorted(path.relative_to(folder) for path in folder.glob(_TRANSFORMER))
@@ -75,7 +76,7 @@ def check_companions(folder: Path) -> None:
 
 
 def _module_configs(folder: Path) -> Iterator[Path]:
-    """Yield the `config.json` of each folder that `modules.json` names; the list itself is checked elsewhere."""
+    """Yield the `config.json` of each folder that `modules.json` names; `module_list.py` checks the list itself."""
     if not has_file(folder / _MODULES):
         return
     modules = parse_json(read_companion(folder, Path(_MODULES)), str(folder / _MODULES))
@@ -105,7 +106,7 @@ def read_companion(folder: Path, path: Path) -> bytes:
         with open_regular(place) as file:
             data = file.read(limit + 1)
     except OSError as problem:
-        raise unreadable(place, problem) from None
+        raise read_error(place, problem) from None
     if len(data) > limit:
         raise WeightsError(str(place), "too large", expected=f"at most {limit:,} bytes")
     if path.suffix == ".json":
@@ -119,9 +120,9 @@ def _refuse_outside(folder: Path, place: Path) -> None:
     try:
         target = Path(os.path.realpath(place, strict=True))
     except FileNotFoundError:
-        raise missing_file(place) from None
+        raise missing_file_error(place) from None
     except OSError as problem:
-        raise unreadable(place, problem) from None
+        raise read_error(place, problem) from None
     if target.is_relative_to(real) or _is_blob(target, real):
         return
     raise WeightsError(
@@ -134,7 +135,7 @@ def _refuse_outside(folder: Path, place: Path) -> None:
 
 
 def _is_blob(target: Path, snapshot: Path) -> bool:
-    """Return whether `target` is a blob of the repository in the hub's cache to which `snapshot` belongs."""
+    """Return whether `target` is a blob in the hub's cache, of the repository to which `snapshot` belongs."""
     repository = snapshot.parent.parent
     return (
         snapshot.parent.name == "snapshots"
@@ -145,10 +146,15 @@ def _is_blob(target: Path, snapshot: Path) -> bool:
 
 
 def differing_companions(folder: Path, other: Path) -> Iterator[tuple[str, str]]:
-    """Yield each companion file that differs between two folders, licences aside, and what differs in it.
+    """Compare the companion files of two folders, except licences; JSON files are compared by their values.
 
-    JSON files are compared by their values. Each differing key is given with its value in `other`, then its value in
-    `folder`, which is the one that a new model gets.
+    Args:
+        folder: the folder whose files a new model gets.
+        other: the other folder.
+
+    Yields:
+        The name of each file that differs, and a description of the difference. For JSON it lists the keys that differ,
+        each with its value in `other`, then its value in `folder`.
     """
     mine, theirs = set(companions(folder)), set(companions(other))
     for path in sorted(mine | theirs):
@@ -170,7 +176,7 @@ def differing_companions(folder: Path, other: Path) -> Iterator[tuple[str, str]]
 
 
 def _differences(used: Any, found: Any, key: str = "", depth: int = _DEPTH) -> Iterator[str]:
-    """Yield the keys of two JSON values whose values differ, with both values."""
+    """Yield a description of each key whose values differ in two JSON values."""
     if depth and isinstance(used, dict) and isinstance(found, dict):
         for name in {**used, **found}:
             shown = name if _PLAIN.fullmatch(name) else show_value(name, 40)
@@ -192,7 +198,13 @@ def _differ(used: object, found: object) -> bool:
 
 
 def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -> None:
-    """Copy a model's companion files, then `config.json`; it states the dtype of the new weights if all have one."""
+    """Copy a model's companion files and then `config.json`, which states the new dtype if all tensors have the same.
+
+    Args:
+        source: the folder of the existing model.
+        target: the folder of the new model.
+        dtypes: the dtypes of the new model's tensors.
+    """
     for path in companions(source):
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_bytes(read_companion(source, path))
@@ -205,8 +217,8 @@ def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -
     (target / CONFIG).write_text(f"{text}\n", encoding="utf-8")
 
 
-def vocabulary(folder: Path) -> dict[str, int]:
-    """Read a tokenizer's tokens and their ids, including added tokens.
+def read_vocabulary(folder: Path) -> dict[str, int]:
+    """Read the tokens of a model's tokenizer and their ids, including added tokens.
 
     Raises:
         WeightsError: the file is not a tokenizer.

@@ -1,6 +1,6 @@
-"""Names and sizes of dtypes in safetensors and in torch, and the bytes of a tensor, without NumPy.
+"""Names and sizes of dtypes in safetensors and in torch, and access to a tensor's bytes without NumPy.
 
-The table lists every dtype of the safetensors format; a checkpoint's weights may use only `WEIGHT_DTYPES`. Importing
+The table lists every dtype of the safetensors format; a checkpoint's weights may have only `WEIGHT_DTYPES`. Importing
 this module does not import torch.
 """
 
@@ -41,14 +41,14 @@ def torch_dtype(stored: str) -> "torch.dtype":
 
 
 def tensor_bytes(tensor: "torch.Tensor") -> memoryview:
-    """Return a tensor's bytes in row-major order; the tensor may have any device and strides.
+    """Return a tensor's bytes in row-major order, for any device and strides.
 
-    For a contiguous CPU tensor the result is a view of its memory, and keeps that memory alive.
+    For a contiguous CPU tensor the result is a view of the tensor's memory and keeps it alive.
     """
     whole = tensor.detach().cpu().contiguous()
     if not whole.numel():
         return memoryview(b"")
     data = (ctypes.c_ubyte * whole.nbytes).from_address(whole.data_ptr())
-    # The view holds `data`, and with it the memory.
+    # The view keeps `data` alive, and `data` keeps the memory alive.
     data.tensor = whole  # type: ignore[attr-defined]
     return memoryview(data).toreadonly()

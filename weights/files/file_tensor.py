@@ -1,7 +1,7 @@
 """Access a tensor of a safetensors file: memory-mapped as a whole, or read slice by slice.
 
-Slices are for tensors far larger than memory. They are read into reused buffers, which avoids the page faults of a
-mapping, and the system is asked to read ahead.
+Reading by slices is for tensors far larger than memory. Slices are read into reused buffers, which avoids the page
+faults of a mapping, and the operating system is asked to read ahead.
 """
 
 import mmap
@@ -17,17 +17,17 @@ from torch import Tensor
 from lastword.errors import WeightsError
 from lastword.weights.files.dtypes import torch_dtype
 from lastword.weights.files.header import TensorInfo
-from lastword.weights.files.reading import unreadable
+from lastword.weights.files.reading import read_error
 
-_STRETCH = 4 << 20  # bytes per read-ahead request
-_AHEAD = 8 * _STRETCH  # distance in bytes between the current read and the request
+_READ_AHEAD = 4 << 20  # bytes per read-ahead request
+_DISTANCE = 8 * _READ_AHEAD  # bytes between the current read and the request
 
 
 def map_tensor(info: TensorInfo, name: str) -> Tensor:
     """Return one tensor as a view of the mapped file; the data is read only when it is used.
 
-    The mapping lives exactly as long as the tensor. If the file is written to meanwhile, the tensor changes; if it is
-    shortened, this process is killed. So write new weights to a new file and rename that to the old one's name.
+    The mapping lives exactly as long as the tensor. If the file is overwritten meanwhile, the tensor changes; if it is
+    shortened, this process is killed. So never overwrite a file of weights: write a new file and rename it.
 
     Raises:
         WeightsError: the file cannot be mapped, or changed since its header was read.
@@ -43,15 +43,15 @@ def map_tensor(info: TensorInfo, name: str) -> Tensor:
                 offset=info.start - lead,
             )
     except OSError as problem:
-        raise unreadable(f"{info.file}: tensor {name}", problem) from None
-    except ValueError as problem:  # the file became shorter just now
+        raise read_error(f"{info.file}: tensor {name}", problem) from None
+    except ValueError as problem:  # the file has just become shorter
         raise WeightsError(f"{info.file}: tensor {name}", f"cannot be mapped ({problem})") from None
     flat = torch.frombuffer(pages, dtype=torch_dtype(info.dtype), offset=lead)
     return flat.view(info.shape)
 
 
 class FlatTensor(Protocol):
-    """A one-dimensional tensor that is read by slices: in memory, or still in its file."""
+    """A one-dimensional tensor that is read by slices, from memory or from its file."""
 
     def numel(self) -> int:
         """Return the number of elements."""
@@ -67,14 +67,14 @@ class FileTensor:
         self.dtype = torch_dtype(info.dtype)
         self._info, self._name, self._descriptor = info, name, descriptor
         self._buffer = _Buffer()
-        self._ask(info.start, min(_AHEAD, info.num_bytes))
+        self._request(info.start, min(_DISTANCE, info.num_bytes))
 
     def numel(self) -> int:
         """Return the number of elements."""
         return self._info.num_bytes // self.dtype.itemsize
 
     def __getitem__(self, place: slice) -> Tensor:
-        """Read a slice that is not empty; the result is valid until this thread reads the next slice.
+        """Read a non-empty slice; the result is valid until this thread reads the next slice.
 
         Raises:
             WeightsError: the file cannot be read, or has become shorter.
@@ -96,23 +96,23 @@ class FileTensor:
                     )
                 done += count
         except OSError as problem:
-            raise unreadable(f"{self._info.file}: tensor {self._name}", problem) from None
+            raise read_error(f"{self._info.file}: tensor {self._name}", problem) from None
         return torch.frombuffer(buffer, dtype=self.dtype)
 
     def _read_ahead(self, start: int, stop: int) -> None:
-        """Request the stretch at distance `_AHEAD` when a read reaches a new stretch; it may be in the next tensor."""
-        reached = stop // _STRETCH * _STRETCH
+        """Request the next `_READ_AHEAD` bytes, which may belong to the next tensor, once per as many bytes read."""
+        reached = stop // _READ_AHEAD * _READ_AHEAD
         if reached > start:
-            self._ask(reached + _AHEAD, _STRETCH)
+            self._request(reached + _DISTANCE, _READ_AHEAD)
 
-    def _ask(self, start: int, size: int) -> None:
+    def _request(self, start: int, size: int) -> None:
         if hasattr(os, "posix_fadvise"):
             with suppress(OSError):  # advice only
                 os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
 
 class _Buffer(threading.local):
-    """A buffer of bytes per thread."""
+    """One buffer of bytes per thread."""
 
     def __init__(self) -> None:
         self._held = bytearray()
@@ -133,6 +133,6 @@ def open_tensor(info: TensorInfo, name: str) -> Iterator[FileTensor]:
     try:
         file = info.open()
     except OSError as problem:
-        raise unreadable(f"{info.file}: tensor {name}", problem) from None
+        raise read_error(f"{info.file}: tensor {name}", problem) from None
     with file:
         yield FileTensor(info, name, file.fileno())

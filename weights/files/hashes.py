@@ -1,6 +1,6 @@
-"""Hash a model's files completely and compare them with the hub's hashes, if its cache states them.
+"""Hash a model's files completely, and compare the hashes with the hub's if the model is in the hub's cache.
 
-The hub's cache names each file by its hash and links to it, so damage can be found without the network. Checking the
+The cache stores each file under its hash and links to it, so damage can be found without the network. Checking the
 headers alone cannot find a flipped bit in a weight.
 """
 
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lastword.weights.files.reading import missing_file, open_regular, unreadable
+from lastword.weights.files.reading import missing_file_error, open_regular, read_error
 
 _READ_BYTES = 1 << 22
 _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
@@ -20,8 +20,8 @@ _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 class FileHash:
     """The hash of one file.
 
-    `expected` is the hub's hash, or None if that is unknown. `whole` says whether the file has this hash; it is None if
-    `expected` is.
+    `expected` is the hub's hash, or None if it is unknown. `whole` says whether the file has this hash; it is None if
+    `expected` is None.
     """
 
     file: str
@@ -42,7 +42,7 @@ def hash_files(folder: Path) -> list[FileHash]:
 
 
 def _hash_file(path: Path, folder: Path) -> FileHash:
-    """Hash a file in both of the hub's ways: sha256 for large files, git's sha1 of a blob for small ones."""
+    """Hash a file in both ways that the hub uses: sha256 for large files, git's sha1 of a blob for small ones."""
     sha256 = hashlib.sha256()
     try:
         with open_regular(path) as stream:
@@ -52,9 +52,9 @@ def _hash_file(path: Path, folder: Path) -> FileHash:
                 sha256.update(block)
                 git.update(block)
     except FileNotFoundError:
-        raise missing_file(path) from None
+        raise missing_file_error(path) from None
     except OSError as problem:
-        raise unreadable(path, problem) from None
+        raise read_error(path, problem) from None
     expected = _blob_name(path)
     whole = None if expected is None else expected in (sha256.hexdigest(), git.hexdigest())
     name = path.relative_to(folder).as_posix()
@@ -62,7 +62,7 @@ def _hash_file(path: Path, folder: Path) -> FileHash:
 
 
 def _blob_name(path: Path) -> str | None:
-    """Return the hub's hash of a file: the name of the cache's blob that `path` links to; None for other files."""
+    """Return the hub's hash of a file, which is the name of the blob that `path` links to; None for other files."""
     target = path.resolve()
     known = path.is_symlink() and target.parent.name == "blobs" and _HASH.fullmatch(target.name)
     return target.name if known else None

@@ -1,8 +1,8 @@
 """Read, check and create the header of a safetensors file.
 
-A file begins with the header's length (8 bytes, little-endian), followed by the header as JSON and then the payload. A
-header is checked completely, also against the file's size, before any tensor is read. So a truncated download, a
-damaged header or a gap is reported with the name of the file and tensor.
+A file begins with the header's length (8 bytes, little-endian), followed by the header as JSON and then the payload.
+The whole header, and the file's size, are checked before any tensor is read. So a truncated download, a damaged header
+or a gap is reported with the name of the file and tensor.
 """
 
 import errno
@@ -18,14 +18,14 @@ from lastword.errors import WeightsError
 from lastword.weights.files.dtypes import ELEMENT_SIZES
 from lastword.weights.files.reading import (
     FOREIGN_BYTES,
-    missing_file,
+    missing_file_error,
     open_regular,
+    read_error,
     refuse_foreign,
-    unreadable,
 )
 from lastword.weights.json_fields import parse_object, show_value
 
-# The format allows 100 MB, which take 3 GB when parsed; this is enough for 100,000 tensors.
+# The format allows 100 MB, which take 3 GB when parsed; this limit is enough for 100,000 tensors.
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 _MAX_RANK = 64  # as in torch; a product of millions of sizes would take hours
 _MOST_ROWS = 10**15
@@ -35,7 +35,7 @@ _MOST_ROWS = 10**15
 class TensorInfo:
     """Where and how a file stores one tensor.
 
-    `start` is the tensor's first byte, counted from the beginning of the file. `version` reveals whether the file has
+    `start` is the tensor's first byte, counted from the beginning of the file. `version` shows whether the file has
     changed since its header was read.
     """
 
@@ -60,7 +60,7 @@ class TensorInfo:
 
 
 def _version(file: BinaryIO) -> tuple[int, int]:
-    """Return a file's size and time of last change; not its inode number, which mounted buckets may vary."""
+    """Return a file's size and time of last change, but not its inode number, which may vary in a mounted bucket."""
     found = os.fstat(file.fileno())
     return found.st_size, found.st_mtime_ns
 
@@ -71,7 +71,7 @@ def safetensors_header(
     *,
     least: int = 0,
 ) -> bytes:
-    """Create the beginning of a file, up to its payload.
+    """Create the bytes of a file before its payload.
 
     Args:
         tensors: the safetensors dtype name and shape of each tensor, in the order of the payload.
@@ -84,17 +84,23 @@ def safetensors_header(
         start, end = end, end + math.prod(shape) * ELEMENT_SIZES[dtype]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    length = -(-max(len(text), least) // 8) * 8  # the payload begins aligned to 8 bytes
+    length = -(-max(len(text), least) // 8) * 8  # aligns the payload to 8 bytes
     return length.to_bytes(8, "little") + text.ljust(length)
 
 
 def growing_header(
     name: str, dtype: str, width: int, metadata: Callable[[int], Mapping[str, str]]
 ) -> Callable[[int], bytes]:
-    """Return a function that creates the header of a file with one tensor `[rows, width]` from its number of rows.
+    """Return a function that creates the header of a file with one tensor, given the tensor's number of rows.
 
-    The header has the same length for every number of rows. So it can be written first and overwritten at the end, when
-    the number of rows is known. `metadata` returns the strings for `__metadata__`, given the number of rows.
+    The header has the same length for every number of rows. So it can be written first, and overwritten when the number
+    of rows is known.
+
+    Args:
+        name: the tensor's name.
+        dtype: its safetensors dtype name.
+        width: its number of columns.
+        metadata: takes the number of rows and returns the strings for `__metadata__`.
     """
 
     def header(rows: int, least: int = 0) -> bytes:
@@ -108,7 +114,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read and check the header of a safetensors file.
 
     Returns:
-        The tensors by their names in the file, in the order of their positions.
+        The tensors by their names in the file, in the order in which they are stored.
 
     Raises:
         WeightsError: the file is missing, truncated or too long, or the header contradicts itself.
@@ -121,9 +127,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             file.seek(8)
             raw = file.read(length)
     except (FileNotFoundError, NotADirectoryError):
-        raise missing_file(path, "Download the checkpoint again.") from None
+        raise missing_file_error(path, "Download the checkpoint again.") from None
     except OSError as problem:
-        raise unreadable(path, problem) from None
+        raise read_error(path, problem) from None
     entries = parse_object(raw, f"{path}: header", WeightsError)
     _check_metadata(path, entries.pop("__metadata__", None))
     found = {
@@ -136,9 +142,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def _header_length(path: Path, start: bytes, size: int) -> int:
     """Read the header's length from the first bytes of a file."""
-    if (
-        start[8:9] != b"{"
-    ):  # else it is a header, and its length may look like the beginning of another format
+    # Before a "{" these bytes are a header's length, even if they look like the beginning of a different format.
+    if start[8:9] != b"{":
         refuse_foreign(path, start)
     if len(start) < 8:
         raise _truncation_error(path, size, "a safetensors header")
@@ -209,7 +214,7 @@ def _tensor(
 
 
 def _place(path: Path, name: str) -> str:
-    """Format the place of a tensor for a message; in a damaged header its name may be any string."""
+    """Return where a tensor is, for an error message; in a damaged header its name may be any string."""
     return f"{path}: tensor {show_value(name)}"
 
 

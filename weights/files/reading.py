@@ -1,6 +1,6 @@
-"""Open and read a model's files, which are untrusted: regular files only, bounded, and not of another kind.
+"""Open and read a model's files, which are untrusted: only regular files, up to a size limit, of the expected kind.
 
-Error messages say what was found instead: a failed download, a Git LFS pointer, a link into a damaged cache. This
+Error messages say what the file is instead: a failed download, a Git LFS pointer, a link into a damaged cache. This
 module does not import torch.
 """
 
@@ -20,7 +20,7 @@ MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 _WHOLE = "Name a folder that holds the whole model."
 _FETCH = "The download failed: fetch it again."
 _CONVERT = "Name a folder with the model in the safetensors format."
-# How files of other kinds begin, what they are, and the remedy. No JSON begins like one of these.
+# Files of other kinds: their first bytes, what they are, and the remedy. No JSON begins with any of these.
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its folder, or fetch it again."),
     (b"/annex/objects/", "a git-annex pointer", "Run `git annex get` in its folder, or fetch it again."),
@@ -36,7 +36,7 @@ _FOREIGN = (
     (b"\x89HDF", "an HDF5 file", _CONVERT),
     (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
 )  # fmt: skip
-FOREIGN_BYTES = 512  # how much of a file's beginning is compared with these
+FOREIGN_BYTES = 512  # number of a file's first bytes that are compared with these
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -47,17 +47,19 @@ _KINDS = (
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; never wait for a pipe, never read a device.
+    """Open a regular file for reading; never wait for a pipe, and never read a device.
 
     Raises:
         OSError: the file is missing, cannot be opened, or is not a regular file; or no file can have this name.
     """
-    _require_regular(path)  # opening is enough to act on some devices
-    # O_NONBLOCK: opening a pipe that nobody writes to would wait. It has no effect on regular files.
+    _require_regular(path)  # before opening it, because opening alone affects some devices
+    # Without O_NONBLOCK, opening a pipe would wait for a writer. It has no effect on regular files.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     file = os.fdopen(os.open(path, flags), "rb")
     try:
-        _require_regular(file.fileno())  # meanwhile the name may have been given to another file
+        _require_regular(
+            file.fileno()
+        )  # the name may have been given to another file since the first check
     except OSError:
         file.close()
         raise
@@ -65,7 +67,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def _require_regular(place: Path | int) -> None:
-    """Raise an OSError that says what has this path or descriptor, if it is not a regular file."""
+    """Raise an OSError unless this path or descriptor belongs to a regular file."""
     try:
         mode = os.stat(place).st_mode
     except ValueError:  # a null character, or one that the file system cannot encode
@@ -83,7 +85,7 @@ def read_bytes(
     limit: int = MAX_CONFIG_BYTES,
     markup: bool = False,
 ) -> bytes:
-    """Read a whole regular file of at most `limit` bytes, whose content must be what its name promises.
+    """Read a whole regular file of at most `limit` bytes, and refuse content of a different kind.
 
     Args:
         path: the file.
@@ -93,17 +95,17 @@ def read_bytes(
         markup: whether the file may begin with "<"; otherwise such a file is refused as a web page.
 
     Raises:
-        WeightsError: the file is missing, cannot be read, or is not a regular file, or its content is not what its
-            name promises.
+        WeightsError: the file is missing, cannot be read, or is not a regular file, or `refuse_foreign` refuses its
+            content.
         error: the file is larger than `limit`.
     """
     try:
         with open_regular(path) as file:
             data = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise missing_file(path, remedy or _WHOLE) from None
+        raise missing_file_error(path, remedy or _WHOLE) from None
     except OSError as problem:
-        raise unreadable(path, problem) from None
+        raise read_error(path, problem) from None
     if len(data) > limit:
         raise error(str(path), "too large", expected=f"at most {limit} bytes")
     refuse_foreign(path, data.lstrip(b"<") if markup else data, remedy)
@@ -111,7 +113,7 @@ def read_bytes(
 
 
 def refuse_foreign(path: Path, start: bytes, remedy: str | None = None) -> None:
-    """Refuse a file whose content is not what its name promises, such as a Git LFS pointer or a web page.
+    """Refuse a file that contains something else than it should, such as a Git LFS pointer or a web page.
 
     Args:
         path: the file, for the error message.
@@ -119,7 +121,7 @@ def refuse_foreign(path: Path, start: bytes, remedy: str | None = None) -> None:
         remedy: the advice if the file is empty or filled with zeros; None selects the default advice.
 
     Raises:
-        WeightsError: the file is empty, begins with zeros only, or begins like a file of another kind.
+        WeightsError: the file is empty, begins with nothing but zeros, or begins like a file of a different kind.
     """
     start = start[:FOREIGN_BYTES]
     if not start:
@@ -136,22 +138,22 @@ def has_file(path: Path) -> bool:
     """Return whether a regular file has this name.
 
     Raises:
-        WeightsError: something else has this name, such as a folder or a link that leads nowhere. It does not count as
-            absent, because its settings would be ignored without notice.
+        WeightsError: something else has this name, such as a folder or a link that leads nowhere. Treating the file as
+            absent would silently ignore its settings.
     """
     try:
         _require_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         if _dangling_link(path) is not None:
-            raise missing_file(path) from None
+            raise missing_file_error(path) from None
         return False
     except OSError as problem:
-        raise unreadable(path, problem) from None
+        raise read_error(path, problem) from None
     return True
 
 
-def missing_file(path: Path, remedy: str = _WHOLE) -> WeightsError:
-    """Create the error for a missing file; it names the link that leads nowhere, if the path has one."""
+def missing_file_error(path: Path, remedy: str = _WHOLE) -> WeightsError:
+    """Create the error for a missing file; if its path contains a link that leads nowhere, the error names the link."""
     link = _dangling_link(path)
     if link is None:
         return WeightsError(str(path), "no such file", remedy=remedy)
@@ -166,7 +168,7 @@ def _dangling_link(path: Path) -> Path | None:
     return None
 
 
-def unreadable(
+def read_error(
     where: str | Path, problem: OSError, error: type[LastwordError] = WeightsError
 ) -> LastwordError:
     """Create the error for a file that cannot be read, with the system's reason."""

@@ -15,7 +15,7 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files with the weights and check that each of them exists.
+    """List the files that contain the weights, and check that each of them exists.
 
     Raises:
         WeightsError: there are no weights, or only in other formats; there is both a single file and shards; or a shard
@@ -61,7 +61,7 @@ def _no_weights(folder: Path, shards: set[str]) -> WeightsError:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Read the map from tensor names to file names; a file name must not contain a path."""
+    """Read the index's map from tensor names to file names; a file name must not contain a path."""
     weight_map = read_object(index, WeightsError, limit=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         got, expected = show_value(weight_map), "an object of tensor names and file names"
@@ -92,7 +92,7 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
         if twice:
             other = list_some({found[name].file.name for name in twice})
             raise WeightsError(
-                str(file), f"holds tensors that are also in {other}: {list_some(twice)}"
+                str(file), f"contains tensors that are also in {other}: {list_some(twice)}"
             )
         found.update(tensors)
     if has_file(folder / INDEX):

@@ -1,7 +1,7 @@
-"""Read tokenizer.json with a size limit, and turn faults of the tokenizers library into errors of ours.
+"""Read tokenizer.json with a size limit, and turn faults of the tokenizers library into lastword's errors.
 
-For any fault the library raises a plain Exception, or, where its Rust code panics, a BaseException of its own, which no
-`except Exception` catches. `fenced` turns both into an error of ours.
+For a fault the library raises a plain Exception; but if its Rust code panics, it raises a BaseException of its own,
+which `except Exception` does not catch. `translate_faults` turns both into one of lastword's errors.
 """
 
 import re
@@ -18,27 +18,29 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _LONGEST_REASON = 200
-# A prefix that is not empty, or an escaped ASCII character, which could hide the key's name. Only a file that matches
-# is parsed, because the JSON of a large vocabulary takes a quarter of a second.
+# Matches a prefix that is not empty, or an escaped ASCII character, which could hide the key's name. Only a file that
+# matches is parsed, because parsing the JSON of a large vocabulary takes a quarter of a second.
 _MAY_HAVE_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00[2-7]')
 
 
 @contextmanager
-def fenced(problem: Callable[[str], LastwordError]) -> Iterator[None]:
-    """Turn every fault of the tokenizers library in the `with` block into an error.
+def translate_faults(problem: Callable[[str], LastwordError]) -> Iterator[None]:
+    """Turn every fault of the tokenizers library in the `with` block into one of lastword's errors.
+
+    KeyboardInterrupt, MemoryError and lastword's own errors are passed on unchanged.
 
     Args:
-        problem: makes the error from the library's reason, which is one line of bounded length.
+        problem: creates the error from the library's reason, which is one line of bounded length.
 
     Raises:
-        LastwordError: the error that `problem` made. KeyboardInterrupt, MemoryError and our own errors pass unchanged.
+        LastwordError: the error that `problem` created.
     """
     try:
         yield
     except (LastwordError, MemoryError):
         raise
     except BaseException as error:
-        # The type of a panic is in no module that can be imported.
+        # The type of a panic cannot be imported from any module.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error)[:_LONGEST_REASON].split())
@@ -63,7 +65,7 @@ def read_tokenizer(path: Path) -> "tuple[Tokenizer, bytes]":
         limit=MAX_TOKENIZER_BYTES,
     )
     _refuse_prefix(data, path)
-    with fenced(
+    with translate_faults(
         lambda reason: WeightsError(
             str(path), f"not a tokenizer ({reason})", remedy="Fetch the file again."
         )
@@ -72,7 +74,7 @@ def read_tokenizer(path: Path) -> "tuple[Tokenizer, bytes]":
 
 
 def _refuse_prefix(data: bytes, path: Path) -> None:
-    """Refuse BPE with a continuing-subword prefix: if a token lacks it, the library may abort the whole process."""
+    """Refuse BPE with a continuing-subword prefix: if a token lacks the prefix, the library may abort the process."""
     if not _MAY_HAVE_PREFIX.search(data):
         return
     model = parse_object(data, str(path), WeightsError).get("model")

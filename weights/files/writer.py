@@ -1,6 +1,6 @@
-"""Write safetensors files atomically, without NumPy, holding only one piece of a tensor in memory at a time.
+"""Write safetensors files atomically, without NumPy, with only one piece of a tensor in memory at a time.
 
-`atomic.py` writes the file under a temporary name in the same folder, syncs it and renames it.
+`atomic.py` writes each file under a temporary name in the same folder, syncs it and renames it.
 """
 
 import math
@@ -20,7 +20,7 @@ _CHUNK = 16 * 1024 * 1024
 
 
 class TensorSpec(NamedTuple):
-    """The dtype and shape of a tensor that is still to be written."""
+    """The dtype and shape of a tensor to write."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -32,7 +32,7 @@ class TensorSpec(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Number of bytes in a file."""
+        """Number of bytes that the tensor takes in a file."""
         return self.numel * self.dtype.itemsize
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ def write_safetensors(
 
     Args:
         path: the file; an existing file is replaced only when the new one is complete.
-        tensors: tensors by name, on any device, with any strides.
+        tensors: tensors by name, on any device and with any strides.
         metadata: strings for the header's `__metadata__`.
 
     Raises:
@@ -65,13 +65,13 @@ def stream_safetensors(
     read: Callable[[str], Tensor | Iterator[Tensor]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file, and request each tensor only when it is to be written.
+    """Write a safetensors file, requesting each tensor only when its turn comes.
 
     Args:
         path: the file; an existing file is replaced only when the new one is complete.
         specs: dtype and shape of each tensor.
-        read: takes a tensor's name and returns the whole tensor, or an iterator over pieces of any shape that
-            together have its elements in order. Each piece is written before the next one is requested.
+        read: takes a tensor's name and returns the whole tensor, or an iterator over pieces of any shape that together
+            contain its elements in order. Each piece is written before the next one is requested.
         metadata: strings for the header's `__metadata__`.
 
     Raises:
@@ -105,7 +105,7 @@ def _header_entry(path: StrPath, name: str, spec: TensorSpec) -> tuple[str, tupl
 def _check_pieces(
     path: StrPath, name: str, pieces: Iterator[Tensor], expected: TensorSpec
 ) -> Iterator[Tensor]:
-    """Yield a tensor's pieces and check their dtype and total size against the spec."""
+    """Yield a tensor's pieces, after checking their dtype and total size against the spec."""
     count = 0
     for piece in pieces:
         count += piece.numel()
@@ -124,7 +124,7 @@ def _spec_mismatch(path: StrPath, name: str, got: str, expected: TensorSpec) -> 
 
 
 def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
-    """Write a tensor's bytes straight from its memory."""
+    """Write a tensor's bytes directly from its memory."""
     data = tensor_bytes(tensor)
     for start in range(0, len(data), _CHUNK):
         before = file.tell()
@@ -134,10 +134,10 @@ def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
 
 
 def _release_cache(file: BinaryIO) -> None:
-    """Start writing to the disk and free the cached pages that are already on it.
+    """Start writing cached pages to the disk, and free those that are already on it.
 
-    Without this, the system would cache gigabytes and start writing them to the disk only at the end, and every page of
-    a large file would need new memory. Pages that are still being written are left alone, not waited for.
+    Otherwise the operating system would cache gigabytes and start writing them to the disk only at the end, and every
+    page of a large file would need new memory. This does not wait for pages that are still being written.
     """
     if hasattr(os, "posix_fadvise"):
         file.flush()

@@ -1,1 +1,1 @@
-"""Create models from existing ones: merge recipes and methods, dtype conversion, bags of training data."""
+"""Create models from existing ones by merging or converting them, and plan bags of training data for merging."""

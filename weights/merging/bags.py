@@ -1,8 +1,8 @@
-"""Bags: seeded subsets of training data. One model is trained on each bag, and then the models are merged.
+"""Bags: seeded random subsets of training data. One model is trained on each bag, and then the models are merged.
 
 Each dataset (a file with one row per line) is sampled separately, without replacement: a bag of 80 has 80 % of every
-dataset. The chosen rows depend only on the seed, the bags, and the dataset's name and number of rows. This module knows
-nothing about training; `bags_plan.py` writes the chosen rows to disk.
+dataset. The chosen rows depend only on the seed, the bags, and the dataset's name and number of rows. Training itself
+happens elsewhere; `bags_plan.py` writes the chosen rows to disk.
 """
 
 import hashlib
@@ -18,20 +18,20 @@ from fractions import Fraction
 from pathlib import Path
 
 from lastword.errors import InputError, list_some
-from lastword.weights.files.reading import open_regular, unreadable
+from lastword.weights.files.reading import open_regular, read_error
 from lastword.weights.json_fields import parse_object, show_value
 from lastword.weights.merging.recipe import MAX_MODELS, wrong_name
 
-REST = "rest"  # the bag of all rows that are in no other bag
-_PROGRESS_BYTES = 1 << 22  # between two calls of `progress`
-_MAX_ROW = 1 << 26  # bytes; stops at a file without line ends before memory runs out
-# Few digits: a bag's name states its ratio exactly, and no number is too large to compute with.
+REST = "rest"  # the ratio of the bag that gets all rows which are in no other bag
+_PROGRESS_BYTES = 1 << 22  # bytes between two calls of `progress`
+_MAX_ROW = 1 << 26  # bytes; a file without line ends is refused before memory runs out
+# At most 4 decimals, so that a bag's name can state its ratio exactly.
 _PERCENT = re.compile(r"\d{1,3}(\.\d{,4})?|\.\d{1,4}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A file of rows with its row count and hash. `old` marks data on which an earlier model was trained."""
+    """A file of rows, with its row count and hash; `old` marks data on which an earlier model was trained."""
 
     name: str
     path: Path
@@ -42,7 +42,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """One subset: its name and its share of every new dataset in percent, None for the rest."""
+    """One subset: its name, and its share of every new dataset in percent, or None for the rest."""
 
     name: str
     ratio: Fraction | None
@@ -59,7 +59,7 @@ def read_bags(ratios: str, where: str = "ratios") -> list[Bag]:
         InputError: not a list of numbers above 0 and up to 100, with `rest` at most once.
     """
     words = [word.strip() for word in ratios.split(",")]
-    if len(words) >= MAX_MODELS:  # one more model may be merged with theirs
+    if len(words) >= MAX_MODELS:  # an existing model may be merged with the bags' models
         got, expected = str(len(words)), f"at most {MAX_MODELS - 1}"
         raise InputError(where, "too many bags", got=got, expected=expected)
     shares = [None if word == REST else percent(word, where) for word in words]
@@ -92,7 +92,7 @@ def format_percent(ratio: Fraction) -> str:
 def read_dataset(
     name: str, path: Path, *, old: bool = False, progress: Callable[[int], object] = lambda _: None
 ) -> Dataset:
-    """Count a file's rows and hash them, line by line.
+    """Read a file line by line; count its rows and hash them.
 
     Each line is a row. In a `.jsonl` file blank lines are not rows, and each row must begin with `{`.
 
@@ -120,7 +120,7 @@ def read_dataset(
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuse datasets with equal names, or with names that some file systems take for equal."""
+    """Refuse datasets with equal names, or with names that some file systems treat as equal."""
     found: dict[str, str] = {}
     for name in names:
         same = unicodedata.normalize("NFC", name).casefold()
@@ -132,11 +132,11 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def check_into(into: str, bags: Sequence[Bag], where: str) -> None:
-    """Check the name of an existing model, which the recipe lists beside the models of the bags.
+    """Check the name of an existing model, which the recipe lists along with the models of the bags.
 
     Args:
         into: the existing model, a folder or hub id.
-        bags: the bags, whose models have folders of the bags' names.
+        bags: the bags; the recipe expects the model of each in a folder with the bag's name.
         where: the beginning of the error message.
 
     Raises:
@@ -158,9 +158,9 @@ def choose_rows(
 
     Args:
         seed: the plan's seed.
-        bags: all bags of the plan; the bag of the rest gets the rows that the others do not have.
-        bag: the bag, one of these.
-        dataset: the data.
+        bags: all bags of the plan; the rest bag gets the rows that are in none of the others.
+        bag: one of these bags.
+        dataset: the dataset.
         old_ratio: the percentage of old data in every bag, whatever the bag's own ratio is.
     """
     if dataset.old:
@@ -175,7 +175,7 @@ def _draw(seed: int, bag: Bag, dataset: Dataset, ratio: Fraction) -> Iterator[in
     """Draw exactly `ratio` percent of the rows, rounded half up; all subsets are equally likely."""
     left = int(dataset.rows * ratio / 100 + Fraction(1, 2))
     key = json.dumps([seed, bag.name, dataset.name, dataset.rows]).encode()
-    # Python promises that random() gives the same sequence for a seed on every machine and version.
+    # Python guarantees that random() gives the same sequence for a seed on every machine and in every version.
     generator = random.Random(int.from_bytes(hashlib.sha256(key).digest()))  # noqa: S311
     draw = generator.random
     for row in range(dataset.rows):
@@ -200,7 +200,8 @@ def row_ids(dataset: Dataset, rows: Iterator[int], id_field: str | None) -> Iter
     """Yield the ids of the chosen rows: their numbers, or the values of a field of their JSON objects.
 
     Raises:
-        InputError: a row's field is missing, or neither a whole number nor a one-line string.
+        InputError: a row lacks the field, its value is neither a whole number nor a one-line string, or the file has
+            become shorter.
     """
     if id_field is None:
         yield from map(str, rows)
@@ -254,4 +255,4 @@ def _lines(path: Path) -> Iterator[bytes]:
                         )
                     yield line
     except OSError as problem:
-        raise unreadable(path, problem, InputError) from None
+        raise read_error(path, problem, InputError) from None

@@ -1,7 +1,7 @@
-"""Write a plan of bags: the rows on which each model is trained, and the recipe that merges the models.
+"""Write a plan of bags: the rows on which each model is to be trained, and the recipe that merges the models.
 
 `plan.json` describes the bags, `plan.rows/BAG/DATASET.txt` has one row id per line, and `plan.merge.yaml` is the
-recipe. The same seed and data give the same bytes on every machine, in any order of the files.
+recipe. The same seed and data give the same bytes on every machine, whatever the order of the datasets.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from lastword.errors import InputError
 from lastword.weights.files.atomic import name_write_errors, replace_file, replace_folder
 from lastword.weights.merging.bags import REST, Bag, Dataset, choose_rows, format_percent, row_ids
 
-_FORMAT = 1  # raise it when a seed gives different rows than before
+_FORMAT = 1  # raise this when a seed gives different rows than before
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class PlanSpec:
     bags: Sequence[Bag]
     old_ratio: Fraction
     id_field: str | None
-    by_size: bool  # merge weights are the bags' numbers of rows; otherwise 1 each
+    by_size: bool  # whether a model's merge weight is its number of rows; otherwise each is 1
     into: str | None  # an existing model to merge the new ones into
 
 
@@ -63,7 +63,7 @@ def write_plan(
             )
     ordered = sorted(datasets, key=lambda dataset: dataset.name)
     with name_write_errors(out), ExitStack() as places:
-        # Files are finished in reverse order: the plan comes last and shows that all others are complete.
+        # Files are completed in reverse order: the plan comes last, and shows that all others are complete.
         out_file, recipe_file = (places.enter_context(replace_file(path)) for path in (out, recipe))
         folder = places.enter_context(replace_folder(rows))
         bags = [_bag(spec, bag, ordered, folder, rows.name, progress) for bag in spec.bags]
@@ -78,7 +78,7 @@ def _bag(
     bag: Bag,
     datasets: Sequence[Dataset],
     folder: Path,
-    named: str,
+    folder_name: str,
     progress: Callable[[int], object],
 ) -> dict[str, Any]:
     """Write a bag's row ids, one file per dataset; return the bag's entry in the plan."""
@@ -96,7 +96,7 @@ def _bag(
                 if count % 100_000 == 0:
                     progress(100_000)
         progress(count % 100_000)
-        file_name = f"{named}/{bag.name}/{dataset.name}.txt"
+        file_name = f"{folder_name}/{bag.name}/{dataset.name}.txt"
         parts[dataset.name] = {"rows": count, "ids": file_name, "sha256": digest.hexdigest()}
     total = sum(part["rows"] for part in parts.values())
     if not total:
@@ -125,7 +125,7 @@ def _plan_content(
 
 
 def _recipe(spec: PlanSpec, datasets: Sequence[Dataset], bags: list[dict[str, Any]]) -> str:
-    """Return the recipe; it expects the model trained on a bag in a folder with the bag's name."""
+    """Return the recipe, which expects the model of each bag in a folder with the bag's name."""
     weights = {f"./{bag['name']}": bag["rows"] if spec.by_size else 1 for bag in bags}
     if spec.into is not None:
         old = sum(each.rows for each in datasets if each.old)

@@ -11,7 +11,7 @@ from lastword.weights.files.companions import (
     TOKENIZER_FILES,
     differing_companions,
     read_companion,
-    vocabulary,
+    read_vocabulary,
 )
 from lastword.weights.json_fields import show_value
 from lastword.weights.merging.stored import StoredModel
@@ -26,7 +26,7 @@ def check_agreement(models: Sequence[StoredModel], *, one_dtype: bool) -> None:
         one_dtype: also compare the stored dtypes, tensor by tensor.
 
     Raises:
-        ConfigError: a setting that affects the result differs.
+        ConfigError: a setting differs that affects the result.
         WeightsError: names, shapes, dtypes or tokens differ.
     """
     first = models[0]
@@ -39,26 +39,27 @@ def check_agreement(models: Sequence[StoredModel], *, one_dtype: bool) -> None:
 
 
 def notices(donor: StoredModel, models: Sequence[StoredModel]) -> list[str]:
-    """Return messages for the user about files that differ from the donor's, and about an omitted tensor.
+    """Return messages for the user about files that differ from the donor's, and about an omitted `lm_head.weight`.
 
     The donor is the model whose companion files are copied.
     """
-    said = []
+    messages = []
     for other in models:
         if other.folder == donor.folder:
             continue
-        said += [
-            f"{other.name}: {file} differs from that of {donor.name}, which is used: {what}"
+        messages += [
+            f"{other.name}: {file} differs from the one in {donor.name}, which is used: {what}"
             for file, what in _differing_files(donor, other)
         ]
     without = [model.name for model in models if LM_HEAD not in model.tensors]
     if without and len(without) < len(models):
-        said.append(f"{LM_HEAD} is omitted: not in {list_some(without)}; embeddings do not use it")
-    return said
+        missing = list_some(without)
+        messages.append(f"{LM_HEAD} is omitted: not in {missing}; embeddings do not use it")
+    return messages
 
 
 def _differing_files(donor: StoredModel, other: StoredModel) -> Iterator[tuple[str, str]]:
-    """Yield each file that differs, and what differs; of `config.json` only the limits, because the rest must agree."""
+    """Yield the name of each file that differs, and a description; in `config.json` only the limits can differ."""
     for name in sorted(LIMITS):
         mine, theirs = getattr(donor.config, name), getattr(other.config, name)
         if mine != theirs:
@@ -67,7 +68,7 @@ def _differing_files(donor: StoredModel, other: StoredModel) -> Iterator[tuple[s
 
 
 def check_tokenizer_source(source: str | None, donor: StoredModel, named: StoredModel) -> None:
-    """Refuse a recipe that asks for a tokenizer other than the donor's, which is the one that is copied.
+    """Refuse a recipe that requests a tokenizer other than the donor's, because the donor's is copied.
 
     Args:
         source: the recipe's `tokenizer_source`.
@@ -75,7 +76,7 @@ def check_tokenizer_source(source: str | None, donor: StoredModel, named: Stored
         named: the model that `source` names.
 
     Raises:
-        ConfigError: a tokenizer file of the two models differs.
+        ConfigError: a tokenizer file differs between the two models.
     """
     if named.folder == donor.folder:
         return
@@ -97,7 +98,9 @@ def check_tokenizer_source(source: str | None, donor: StoredModel, named: Stored
 def _check_configs(first: StoredModel, other: StoredModel) -> None:
     mine, theirs = first.config.numeric_settings(), other.config.numeric_settings()
     differing = [name for name in mine if mine[name] != theirs[name]]
-    if "rope.kind" in differing:  # the other rotary settings of the default kind are not used
+    if (
+        "rope.kind" in differing
+    ):  # one model has the default kind, which ignores the other rotary settings
         unused = {name for name in mine if name.startswith("rope.")} - {"rope.kind", "rope.theta"}
         differing = [name for name in differing if name not in unused]
     if differing:
@@ -115,7 +118,7 @@ def _check_configs(first: StoredModel, other: StoredModel) -> None:
 
 def _check_tensors(first: StoredModel, other: StoredModel, *, one_dtype: bool) -> None:
     for name, mine in first.tensors.items():
-        if name not in other.tensors:  # only `lm_head.weight` may be absent from some models
+        if name not in other.tensors:  # only `lm_head.weight` may be missing
             continue
         theirs = other.tensors[name]
         where = f"{theirs.file}: tensor {name}"
@@ -141,7 +144,7 @@ def _check_vocabularies(first: Path, other: Path) -> None:
     path = Path(TOKENIZER)
     if read_companion(first, path) == read_companion(other, path):
         return
-    mine, theirs = vocabulary(first), vocabulary(other)
+    mine, theirs = read_vocabulary(first), read_vocabulary(other)
     if mine == theirs:
         return
     different = [token for token in mine.keys() | theirs if mine.get(token) != theirs.get(token)]

@@ -1,4 +1,4 @@
-"""Convert a model's weights to another dtype, as a job for `job.py`; tensors that have it already keep their bytes."""
+"""Convert a model's weights to a dtype, as a job for `job.py`; tensors that already have it keep their bytes."""
 
 import math
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ from lastword.weights.files.dtypes import dtype_name, torch_dtype
 from lastword.weights.files.file_tensor import open_tensor
 from lastword.weights.files.reading import has_file
 from lastword.weights.files.writer import TensorSpec, TensorSpecs
-from lastword.weights.merging.stored import StoredModel, not_finite
+from lastword.weights.merging.stored import StoredModel, not_finite_error
 
 
 class Conversion:
-    """A job that converts a model to another dtype, rounding to nearest even, or that only cuts it into other shards.
+    """A job that converts a model to a dtype, rounding to nearest even, or that only writes it in different shards.
 
     Args:
         model: the model to convert.
@@ -42,7 +42,7 @@ class Conversion:
         self, model: StoredModel, dtype: torch.dtype | None, threads: BlockThreads
     ) -> None:
         check_companions(model.folder)
-        # The model card describes the model itself, so only a conversion copies it.
+        # A conversion copies the model card, because it still describes the model; a merge writes a new one.
         card = model.folder / CARD
         self._card = read_companion(model.folder, Path(CARD)) if has_file(card) else None
         self._model, self._threads = model, threads
@@ -59,13 +59,13 @@ class Conversion:
         dtype = self.specs[name].dtype
         with open_tensor(self._model.tensors[self._plain[name]], name) as tensor:
 
-            def converted(block: slice) -> Tensor:
+            def convert(block: slice) -> Tensor:
                 return _convert_block(tensor[block], dtype, self._model.name, name)
 
             if dtype == tensor.dtype:
                 yield from (tensor[block] for block in blocks(tensor.numel()))
             else:
-                yield from self._threads.map(converted, blocks(tensor.numel()))
+                yield from self._threads.map(convert, blocks(tensor.numel()))
 
     def facts(self, name: str) -> dict[str, Any]:
         """Return the name and dtype of a converted tensor."""
@@ -80,12 +80,12 @@ class Conversion:
 
 
 def _convert_block(x: Tensor, dtype: torch.dtype, model: str, name: str) -> Tensor:
-    """Convert elements; a value that the new dtype cannot represent is an error instead of an infinity."""
+    """Convert a block of elements; a value that is too large for the dtype is an error, instead of an infinity."""
     made = x.to(dtype)
     # A sum in float64 is finite only if every element is.
     if not math.isfinite(float(made.sum(dtype=torch.float64))):
         if not x.isfinite().all():
-            raise not_finite(model, name)
+            raise not_finite_error(model, name)
         largest = float(x.abs().max())
         raise WeightsError(
             f"{model}: tensor {name}",

@@ -1,8 +1,8 @@
 """Write a new model folder atomically, shard by shard; an interrupted run can be resumed.
 
-Unfinished work is kept in the folder `.NAME.partial` next to the new one. It has the finished shards, a hash of the job
-(so that a changed job starts again) and a lock. The last step renames the finished model. This module does not know how
-tensors are computed: `merge.py` and `convert.py` do that.
+Unfinished work is kept in the folder `.NAME.partial` next to the new folder. It contains the finished shards, a hash of
+the job (so that a changed job starts again) and a lock. The last step renames the finished model. `merge.py` and
+`convert.py` compute the tensors.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from lastword.weights.json_fields import read_object
 SHARD_BYTES = 5_000_000_000  # the usual size in other libraries
 _MAX_FACTS_BYTES = 256 * 1024 * 1024  # the angles of many models take megabytes
 _LOCK = "lock"
-_VERSION = 1  # raise it when equal inputs give different bytes than before
+_VERSION = 1  # raise this when equal inputs give different bytes than before
 
 Facts = dict[str, Any]
 
@@ -49,10 +49,10 @@ class Job(Protocol):
         """Compute one tensor, piece by piece; a piece is valid until the next one is requested."""
 
     def facts(self, name: str) -> Facts:
-        """Return what to report about a tensor, as JSON values, after its pieces have been computed."""
+        """Return JSON values to report about a tensor; called after the last of its pieces."""
 
     def finish(self, folder: Path) -> None:
-        """Write all files other than the weights; `config.json` last."""
+        """Write all files other than the weights, with `config.json` last."""
 
 
 def write_model(
@@ -69,7 +69,7 @@ def write_model(
         job: the model to write.
         out: the new folder; it may exist if it is empty.
         shard_bytes: maximum size of the weights per file; a larger tensor gets its own file.
-        progress: called with a number of bytes when these are written, or found written by an earlier run.
+        progress: called with the number of bytes just written, or found complete from an earlier run.
         notice: called with messages for the user.
 
     Returns:
@@ -94,7 +94,7 @@ def write_model(
 
 
 def _cut(specs: TensorSpecs, shard_bytes: int) -> dict[str, list[str]]:
-    """Split the tensors into shards in their order; return the tensor names by file name."""
+    """Split the tensors, in order, into shards; return the tensor names by file name."""
     groups: list[list[str]] = [[]]
     room = shard_bytes
     for name, spec in specs.items():
@@ -116,7 +116,7 @@ def total_bytes(specs: TensorSpecs) -> int:
 
 
 def _check_free(out: Path) -> None:
-    """Refuse, before any work, an output that is not new, or to which the finished folder could not be renamed."""
+    """Refuse an output that is not new, or to which the finished folder could not be renamed."""
     if out.is_dir() and not any(out.iterdir()):
         if os.path.ismount(os.path.realpath(out)):
             remedy = "Name a folder inside it."
@@ -133,9 +133,9 @@ def _check_free(out: Path) -> None:
 
 @contextmanager
 def _lock(partial: Path) -> Iterator[None]:
-    """Lock the folder of the unfinished work; the lock ends with the process, even if it crashes."""
+    """Lock the folder of unfinished work for the `with` block; a crash of the process also releases the lock."""
     _open_folder(partial)
-    # Never through a link, whose target would be locked or created elsewhere.
+    # O_NOFOLLOW: the target of a link would be locked or created elsewhere.
     flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW
     descriptor = os.open(partial / _LOCK, flags, 0o666)
     try:
@@ -151,7 +151,7 @@ def _lock(partial: Path) -> Iterator[None]:
 
 
 def _open_folder(partial: Path) -> None:
-    """Create the folder of the unfinished work, or take over an earlier run's; refuse any other, as it is emptied."""
+    """Create the folder of unfinished work, or take over an earlier run's; refuse any other, because it is emptied."""
     with suppress(FileExistsError):
         partial.mkdir()
         return
@@ -159,11 +159,11 @@ def _open_folder(partial: Path) -> None:
         place = partial / _LOCK
         if place.is_file() and not place.is_symlink():
             return
-        if not any(partial.iterdir()):  # killed between two steps
+        if not any(partial.iterdir()):  # the earlier run was killed before it created the lock
             return
     raise InputError(
         str(partial),
-        "exists, but not as the unfinished work of an earlier run",
+        "exists, but is not the unfinished work of an earlier run",
         expected="a name that nothing else has",
         remedy="Remove it, or name another output.",
     )
@@ -173,7 +173,7 @@ def _open_folder(partial: Path) -> None:
 def _keep_finished(
     partial: Path, shards: dict[str, list[str]], notice: Callable[[str], object]
 ) -> Iterator[None]:
-    """If the block fails, keep its finished files for the next run; if there are none, remove the folder."""
+    """If the `with` block fails, keep its finished files for the next run; if there are none, remove the folder."""
     try:
         yield
     except BaseException:
@@ -204,7 +204,7 @@ def _resume(
                     _remove(stray)
                 notice(f"{partial}: resumes an unfinished run, {len(kept)} of {len(shards)} files")
                 return
-        notice(f"{partial}: holds an unfinished run of another job; starts again")
+        notice(f"{partial}: contains an unfinished run of a different job; starts again")
     for stray in partial.iterdir():
         if stray.name != _LOCK:
             _remove(stray)
@@ -227,7 +227,7 @@ def _remove(path: Path) -> None:
 def _shard(
     partial: Path, job: Job, file: str, names: list[str], progress: Callable[[int], object]
 ) -> list[Facts]:
-    """Write one file of weights unless it is complete; its facts are written last and mark it as complete."""
+    """Write one file of weights, unless an earlier run completed it. Its facts, written last, mark it as complete."""
     path, state = partial / "model" / file, partial / f"{file}.facts"
     specs = {name: job.specs[name] for name in names}
     with suppress(LastwordError):  # a damaged file of an earlier run is written again

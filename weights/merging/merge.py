@@ -25,7 +25,7 @@ from lastword.weights.merging.compatibility import (
 )
 from lastword.weights.merging.model_card import merge_card
 from lastword.weights.merging.recipe import Recipe
-from lastword.weights.merging.stored import not_finite, open_stored
+from lastword.weights.merging.stored import not_finite_error, open_stored
 from lastword.weights.merging.tensor_merge import TensorMerge
 from lastword.weights.tensor_names import LM_HEAD
 
@@ -47,7 +47,7 @@ class Merge:
     specs: TensorSpecs
     identity: dict[str, object]
     notices: list[str]
-    inputs: set[Path]  # the files that the merge reads
+    inputs: set[Path]  # all files of the models that a new model is made from
 
     def __init__(
         self, recipe: Recipe, threads: BlockThreads, *, local_files_only: bool = False
@@ -79,7 +79,7 @@ class Merge:
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Merge one tensor and yield it in pieces; its facts are complete after the last piece."""
         plain, recipe = self._plain[name], self.recipe
-        # The merged direction of a single model is its own, so the base is not needed.
+        # Merging a single model returns the model itself, so its base is not needed.
         alone = recipe.method == "multislerp" and len(recipe.models) == 1
         dtype, shape = self.specs[name]
         with ExitStack() as stack:
@@ -101,7 +101,7 @@ class Merge:
                 ) from None
 
     def facts(self, name: str) -> dict[str, Any]:
-        """Return a merged tensor's name, shape and the values of `methods.describe`."""
+        """Return a merged tensor's name and shape, and the values of `methods.describe`."""
         return self._facts[name]
 
     def finish(self, folder: Path) -> None:
@@ -124,5 +124,5 @@ class Merge:
         for model in self.opened:
             with self._open(model, plain) as tensor:
                 if not all(tensor[block].isfinite().all() for block in blocks(tensor.numel())):
-                    return not_finite(model, name)
+                    return not_finite_error(model, name)
         return None

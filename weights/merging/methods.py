@@ -1,9 +1,9 @@
-"""The merge methods: each computes one scalar per model and tensor, in float64.
+"""The merge methods: each computes one coefficient per model and tensor, in float64.
 
-Every method here is `out = base + sum_i c_i (x_i - base)`, where the base is zero if the recipe has none. The scalars
-c_i depend only on the recipe's numbers and on the inner products of the rows x_i - base (their Gram matrix). So a
-tensor is read in pieces: once for the inner products, and once for the sum, which `tensor_merge.py` computes. This
-module knows nothing about threads, files and pieces.
+Every method here is `out = base + sum_i c_i (x_i - base)`, where the base is zero if the recipe has none. The
+coefficients c_i depend only on the recipe's numbers and on the inner products of the rows x_i - base (their Gram
+matrix). So a tensor is read twice, in pieces: first for the inner products, then for the sum. `tensor_merge.py` reads
+the pieces, in several threads.
 
 Letters: N models, K elements of a piece.
 """
@@ -17,18 +17,19 @@ from torch import Tensor
 
 from lastword.errors import InputError
 
-SLERP_LINEAR = (
-    0.9995  # |cos| above which slerp is linear, because its formula is ill-conditioned there
-)
-_CANCELLED = 1e-8  # if |sum of unit vectors| is below this share of sum |w|, it has no direction
-_DIRECT = 1e-4  # squared share below which the Gram matrix is not precise enough for the norm
+# Above this |cos| slerp interpolates linearly, because its formula is ill-conditioned there.
+SLERP_LINEAR = 0.9995
+# The weighted sum of unit vectors has no direction if its norm is at most this share of sum |w|.
+_CANCELLED = 1e-8
+# The Gram matrix is not precise enough for the squared norm of that sum below this share of (sum |w|)^2.
+_DIRECT = 1e-4
 
 # Maps coefficients c_i to |sum_i c_i (x_i - base)|^2, by reading the tensor once more.
 SquaredLength = Callable[[Sequence[float]], float]
 
 
 def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
-    """Return the weights to apply: divided by their sum if `normalize`, otherwise unchanged.
+    """Return the weights, divided by their sum if `normalize` is set.
 
     Raises:
         InputError: the sum is zero, or so close to zero that the quotients are meaningless.
@@ -47,7 +48,7 @@ def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
 
 
 def gram(pieces: Iterable[Tensor], count: int) -> Tensor:
-    """Sum the inner products of rows over all pieces: float64 [N, N]."""
+    """Compute the Gram matrix of `count` = N rows from their pieces [N, K]: float64 [N, N]."""
     total = torch.zeros((count, count), dtype=torch.float64, device="cpu")
     for piece in pieces:
         total += inner_products(piece)
@@ -55,7 +56,7 @@ def gram(pieces: Iterable[Tensor], count: int) -> Tensor:
 
 
 def inner_products(piece: Tensor) -> Tensor:
-    """Return the inner products [N, N] of the rows [N, K]; equal rows give equal entries, bit for bit."""
+    """Return the inner products, float64 [N, N], of a piece's rows [N, K]; equal rows give exactly equal entries."""
     products = torch.empty((len(piece), len(piece)), dtype=torch.float64, device="cpu")
     for i, row in enumerate(piece):
         for j in range(i + 1):
@@ -70,14 +71,15 @@ def multislerp_coefficients(
 
         S = sum_i w_i x_i / |x_i|;  out = (sum_i w_i |x_i|) S / |S|
 
-    This is the complete method: the tangent step of its usual formulation is zero for any weights. An all-zero row has
-    no direction and adds nothing to S. If there are two rows and their directions cancel, they are merged linearly.
+    This is the complete method, because the tangent step of its usual formulation is zero for any weights. An all-zero
+    row has no direction and adds nothing to S. If there are two rows and their directions cancel, they are merged
+    linearly.
 
     Args:
         products: the Gram matrix [N, N] of the rows x_i.
-        weights: the weights w_i to apply.
-        squared_length: called only if the directions nearly cancel. The Gram matrix then has too few
-            digits of |S|, so S itself is summed.
+        weights: the weights w_i.
+        squared_length: called only if the directions nearly cancel. The Gram matrix then does not determine |S|
+            precisely, so S itself is summed.
 
     Raises:
         InputError: a row is not finite, or the directions of three or more rows cancel.
@@ -107,9 +109,13 @@ def multislerp_coefficients(
 
 
 def slerp_coefficients(products: Tensor, t: float) -> list[float]:
-    """Return `sin((1-t)a)/sin(a), sin(ta)/sin(a)` with a the angle between two rows.
+    """Return the coefficients of slerp, `sin((1-t)a)/sin(a)` and `sin(ta)/sin(a)`, where a is the angle of two rows.
 
-    If the rows are nearly parallel, or one is zero and so has no angle, return `1-t, t`.
+    If the rows are nearly parallel, or one of them is zero, return `1-t` and `t`.
+
+    Args:
+        products: the Gram matrix [2, 2] of the rows.
+        t: from 0 for the first row to 1 for the second.
     """
     first, second = _norms(products)
     cosine = _cosine(products, 0, 1) if first and second else 1.0
@@ -122,7 +128,7 @@ def slerp_coefficients(products: Tensor, t: float) -> list[float]:
 def describe(products: Tensor, coefficients: Sequence[float]) -> dict[str, Any]:
     """Return the norms of the rows x_i - base, their angles, the coefficients, and the norm of the merged row.
 
-    Angles are in degrees, for all pairs; None if one of the two rows is zero.
+    There is an angle, in degrees, for each pair of rows; it is None if one of the two rows is zero.
     """
     norms = _norms(products)
     places = range(len(norms))
@@ -145,7 +151,7 @@ def _norms(products: Tensor) -> list[float]:
     norms = products.diagonal().sqrt().tolist()
     if not all(map(math.isfinite, norms)):
         place = next(i for i, norm in enumerate(norms) if not math.isfinite(norm))
-        what = f"model {place + 1} holds NaN or infinity"
+        what = f"model {place + 1} contains NaN or infinity"
         raise InputError("merge", what, expected="finite weights")
     return [float(norm) for norm in norms]
 

@@ -11,8 +11,8 @@ from lastword.weights.merging.stored import StoredModel
 
 _FORMULAS = {
     "linear": "out = sum_i w_i x_i",
-    "slerp": "out = sin((1 - t) a) / sin(a) x_0 + sin(t a) / sin(a) x_1, a the angle of x_0 and x_1 "
-    "(linear where they are nearly parallel)",
+    "slerp": "out = sin((1 - t) a) / sin(a) x_0 + sin(t a) / sin(a) x_1, where a is the angle between x_0 and x_1 "
+    "(linear if they are nearly parallel)",
     "multislerp": "S = sum_i w_i x_i / |x_i|, out = (sum_i w_i |x_i|) S / |S|",
     "task_arithmetic": "out = base + lambda sum_i w_i (x_i - base)",
 }
@@ -21,7 +21,14 @@ _FORMULAS = {
 def merge_card(
     recipe: Recipe, models: Mapping[str, StoredModel], specs: TensorSpecs, fingerprint: str
 ) -> str:
-    """Return the model card: front matter, formula, hashes of the merged models and of the result, recipe."""
+    """Return the model card: front matter, formula, hashes of the merged models and of the result, and the recipe.
+
+    Args:
+        recipe: the recipe.
+        models: the merged models by name.
+        specs: dtype and shape of each tensor of the result.
+        fingerprint: hash of the result's weights.
+    """
     hub = [model.files.name for model in models.values() if model.files.revision is not None]
     front = ["---", "library_name: sentence-transformers", "pipeline_tag: feature-extraction"]
     front += ["tags:", "- lastword", "- merge", "- sentence-transformers"]

@@ -1,7 +1,8 @@
 """Read a merge recipe in mergekit's YAML strictly; keys that are not supported are refused by name.
 
-Supported are `models:`-style merges (model, parameters.weight, merge_method, base_model, dtype, out_dtype,
-tokenizer_source and the methods' own parameters). This module does not open models; `merge.py` does.
+Only merges of whole models, listed under `models:`, are supported. Their keys are model, parameters.weight,
+merge_method, base_model, dtype, out_dtype, tokenizer_source and the methods' own parameters. `merge.py` opens the
+models.
 """
 
 import os
@@ -19,9 +20,11 @@ from lastword.weights.files.reading import read_bytes
 from lastword.weights.json_fields import Fields, show_value
 from lastword.weights.locate import expand_home
 
-_MAX_BYTES = 64 * 1024  # the worst YAML of this size takes seconds; a hundred models take 10 KB
-MAX_MODELS = 256  # each is an open file, and a row of each block in memory
-_MAX_NAME = 1000
+_MAX_BYTES = (
+    64 * 1024
+)  # even the slowest YAML of this size takes only seconds; a hundred models take 10 KB
+MAX_MODELS = 256  # each model takes an open file, and memory for its part of each block
+_MAX_NAME = 1000  # characters
 _MAX_NUMBER = 1e100  # sums of squares of larger numbers overflow
 _EXPECTED = f"a finite number, at most {_MAX_NUMBER:g} in size"
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -30,7 +33,7 @@ _KEYS = frozenset(
     "models merge_method base_model dtype out_dtype parameters tokenizer_source".split()
 )
 _STYLES = frozenset("slices modules tokenizer chat_template".split())
-# How messages of `yaml` begin, and the same in plain words; a message that is not listed is shown as it is.
+# How messages of `yaml` begin, and the same in plain words; a message that is not listed is shown unchanged.
 _YAML_PROBLEMS = {
     "but found another document": "more than one document",
     "could not determine a constructor": "a tag that is not supported",
@@ -45,7 +48,7 @@ _YAML_PROBLEMS = {
     "mapping values are not allowed": "a second colon in the line, or wrong indentation: quote the value",
     "unacceptable character": "a control character",
 }
-# Each method's own parameters, in addition to `weight`, with their defaults; None means that it is required.
+# The parameters of each method other than `weight`, with their defaults; None means that there is no default.
 _PARAMETERS: Final[dict[str, dict[str, bool | float | None]]] = {
     "linear": {"normalize": True},
     "multislerp": {"normalize_weights": True},
@@ -56,21 +59,21 @@ _PARAMETERS: Final[dict[str, dict[str, bool | float | None]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A checked recipe. For slerp, `models` are the two ends, t = 0 first, and `weights` is empty."""
+    """A checked recipe. For slerp, `models` are the models at t = 0 and t = 1, and `weights` is empty."""
 
     method: str
     models: tuple[str, ...]
     weights: tuple[float, ...]
-    base: str | None  # the model that is subtracted first and added last
-    donor: str  # the model that gives configuration, tokenizer and other files
-    dtype: torch.dtype | None  # of the result; None means as stored
+    base: str | None  # the model that is subtracted from the others first and added at the end
+    donor: str  # the model whose configuration, tokenizer and other files are copied
+    dtype: torch.dtype | None  # of the result; None keeps the stored dtypes
     parameters: Mapping[str, bool | float]
-    tokenizer: str | None  # the model whose tokenizer is asked for; it must be equal to the donor's
+    tokenizer: str | None  # the model whose tokenizer is requested; it must be equal to the donor's
     text: str
 
     @property
     def normalize(self) -> bool:
-        """Whether the weights are divided by their sum; mergekit's methods have two names for this."""
+        """Whether the weights are divided by their sum; mergekit's methods have two names for this parameter."""
         own = self.parameters
         return bool(own.get("normalize") or own.get("normalize_weights"))
 
@@ -92,7 +95,16 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
-    """Check the text of a recipe and return what it says; each error message begins with `where`."""
+    """Parse and check the text of a recipe.
+
+    Args:
+        text: the YAML.
+        where: the beginning of each error message.
+
+    Raises:
+        ConfigError: the text is not YAML, or something in it is not supported.
+        MissingPackageError: PyYAML cannot be imported.
+    """
     fields = _fields(_load(text, where), where)
     _refuse_others(fields)
     method = fields.text("merge_method") or fields.fail("merge_method", "a method's name")
@@ -120,9 +132,9 @@ def _load(text: str, where: str) -> Any:
         import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
-        """A safe loader that refuses a key that occurs twice, and aliases and tags.
+        """A safe loader that also refuses duplicate keys, aliases and tags.
 
-        A few nested aliases expand to gigabytes, and a tag calls a constructor, whose errors may be of any type.
+        A few nested aliases can expand to gigabytes. A tag calls a constructor, which may raise errors of any type.
         """
 
         def compose_node(self, parent: Any, index: Any) -> Any:
@@ -234,7 +246,7 @@ def wrong_name(name: object) -> tuple[str, str | None] | None:
     """Check a model's name for use in a recipe.
 
     Returns:
-        None if the name can be used; otherwise what is expected instead, and a remedy if there is one.
+        None if the name can be used; otherwise the expected value, and a remedy if there is one.
     """
     if not isinstance(name, str) or not name.strip():
         return "a folder or a hub id", None
@@ -250,7 +262,7 @@ def wrong_name(name: object) -> tuple[str, str | None] | None:
 
 
 def _own_parameters(shared: Fields, method: str) -> tuple[dict[str, bool | float], float | None]:
-    """Read the method's own parameters, and the weight of models that state none."""
+    """Read the method's own parameters, and the weight of the models that do not state one."""
     defaults = _PARAMETERS[method]
     if method == "multislerp" and "normalize" in shared.values:
         shared.fail("normalize", "no such parameter", "Use normalize_weights with multislerp.")
@@ -268,7 +280,7 @@ def _own_parameters(shared: Fields, method: str) -> tuple[dict[str, bool | float
 
 
 def _number(fields: Fields, key: str, default: float | None) -> float:
-    """Read a number; text that is a number is accepted, because YAML reads 1e-3 as text."""
+    """Read a number; a string such as "1e-3" is accepted too, because YAML reads 1e-3 as a string."""
     value = fields.values.get(key, default)
     if isinstance(value, list | dict):
         _refuse_gradient(fields, key, value)
@@ -325,7 +337,7 @@ def _read_weights(
 
 
 def _tokenizer(fields: Fields, models: set[str]) -> str | None:
-    """Return the model whose tokenizer is asked for; None for the donor's, which is meant by `base` or by no value."""
+    """Return the model whose tokenizer is requested; None, for `base` or no value, means the donor's tokenizer."""
     source = fields.text("tokenizer_source")
     if source is not None and source != "base" and source not in models:
         remedy = "Other sources are not supported. Name one of these."

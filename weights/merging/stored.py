@@ -1,7 +1,7 @@
 """Open and check a checkpoint for merging or conversion, without loading its tensors.
 
-Tensors are named without `model.`. Unlike `Checkpoint`, this keeps `lm_head.weight`, which the engine does not use: a
-merged or converted model must not lose it.
+Tensors are named without `model.`. Unlike `Checkpoint`, a `StoredModel` includes `lm_head.weight`: the engine does not
+use it, but a merged or converted model must not lose it.
 """
 
 import os
@@ -22,13 +22,13 @@ from lastword.weights.tensor_names import LM_HEAD, PREFIX
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model's files, and where each tensor is stored: by name without `model.`, in the order of the files."""
+    """A model's files and settings, and where each tensor is stored."""
 
     name: str
     files: ModelFiles
     config: ModelConfig
-    tensors: dict[str, TensorInfo]
-    keys: dict[str, str]  # the names in the files
+    tensors: dict[str, TensorInfo]  # by names without `model.`, in the order of the files
+    keys: dict[str, str]  # the same names, each with the tensor's name in the files
     fingerprint: str
 
     @property
@@ -45,9 +45,9 @@ class StoredModel:
 
 
 def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
-    """Find and check a model, named by a folder, a hub id, or a hub id with `@revision`.
+    """Find and check a model that is named by a folder, a hub id, or a hub id with `@revision`.
 
-    From the hub, all files that a new model copies are fetched, not only those that lastword reads.
+    From the hub this fetches all files that a new model copies, not only those that lastword reads.
 
     Raises:
         WeightsError: the model is not found, or a file, name, shape or dtype does not match the config.
@@ -55,7 +55,7 @@ def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
     """
     files = _locate(name, local_files_only=local_files_only)
     config = read_config(files.folder)
-    # Refuses what lastword does not support, such as a module with weights of its own, which would be lost.
+    # Refuse models that lastword does not support, such as one with a module whose weights would be lost.
     read_embedding_spec(files.folder, config)
     stored = read_tensors(files.folder)
     fingerprint = Checkpoint(files.folder, config, stored=stored).fingerprint
@@ -86,7 +86,7 @@ def _locate(name: str, *, local_files_only: bool) -> ModelFiles:
         raise
 
 
-def not_finite(model: str, tensor: str) -> WeightsError:
+def not_finite_error(model: str, tensor: str) -> WeightsError:
     """Create the error for a stored tensor with NaN or infinity."""
     where = f"{model}: tensor {tensor}"
-    return WeightsError(where, "holds NaN or infinity", expected="finite weights")
+    return WeightsError(where, "contains NaN or infinity", expected="finite weights")

@@ -1,7 +1,7 @@
-"""Merge one tensor in blocks with several threads: first the coefficients, then the elements, in order.
+"""Merge one tensor in blocks, in several threads: first compute the coefficients, then the elements, in order.
 
-Block sums are added in the order of the blocks, so the result does not depend on the number of threads. A block is
-processed in pieces with reused buffers: new memory for every piece would cost more in page faults than its arithmetic.
+The sums of blocks are added in the order of the blocks, so the result does not depend on the number of threads. A block
+is processed in pieces with reused buffers, because page faults in new memory would take longer than the arithmetic.
 """
 
 import math
@@ -20,7 +20,7 @@ from lastword.weights.files.file_tensor import FlatTensor
 from lastword.weights.merging import methods
 from lastword.weights.merging.recipe import Recipe
 
-PIECE = 1 << 17  # elements per piece: small enough that N rows of float64 stay in a core's caches
+PIECE = 1 << 17  # elements per piece; N rows of so many float64 stay in a core's caches
 
 Merged = tuple[Tensor, Tensor | None]
 
@@ -29,25 +29,25 @@ class Piece(NamedTuple):
     """K elements of every tensor, in float64; valid until this thread reads the next piece."""
 
     place: slice  # position of the elements in the tensor
-    rows: Tensor  # [N, K], minus the base
+    rows: Tensor  # [N, K], with the base subtracted
     base: Tensor | None  # [K]
     spare: Tensor  # [K], memory for a sum of the rows
 
-    def weighted(self, coefficients: Sequence[float]) -> Tensor:
+    def weighted_sum(self, coefficients: Sequence[float]) -> Tensor:
         """Return the sum of `c_i row_i`: [K], in the spare memory."""
         total = torch.mul(self.rows[0], coefficients[0], out=self.spare)
         for row, coefficient in zip(self.rows[1:], coefficients[1:], strict=True):
             total.add_(row, alpha=coefficient)
         return total
 
-    def merged(self, coefficients: Sequence[float]) -> Tensor:
-        """Return `base + sum_i c_i row_i`: [K], which the caller must round before the next piece."""
-        total = self.weighted(coefficients)
+    def merge(self, coefficients: Sequence[float]) -> Tensor:
+        """Return `base + sum_i c_i row_i`: [K], in the spare memory."""
+        total = self.weighted_sum(coefficients)
         return total if self.base is None else total.add_(self.base)
 
 
 class RowReader:
-    """Reads N >= 1 flat tensors of one size piece by piece and subtracts the base, if any; any thread may use it."""
+    """Reads N >= 1 flat tensors of equal size piece by piece and subtracts the base, if any; any thread may use it."""
 
     def __init__(self, tensors: Sequence[FlatTensor], base: FlatTensor | None) -> None:
         self.count, self.size = len(tensors), tensors[0].numel()
@@ -72,18 +72,18 @@ class RowReader:
 
 
 class _Buffers(threading.local):
-    """A float64 buffer [count, size] per thread."""
+    """One float64 buffer [count, size] per thread."""
 
     def __init__(self, count: int, size: int) -> None:
         self.held = torch.empty((count, size), dtype=torch.float64, device="cpu")
 
 
 class TensorMerge:
-    """Merges one tensor of N models, optionally relative to that of a base.
+    """Merges one tensor of N models, optionally relative to a base.
 
     Args:
-        tensors: the models' tensors, flat and all of one size.
-        base: the base's tensor, or None.
+        tensors: the models' tensors, flat and of equal size.
+        base: the base model's tensor, or None.
         dtype: the dtype of the result.
         threads: the threads for the arithmetic.
     """
@@ -98,8 +98,9 @@ class TensorMerge:
         self._rows, self._dtype, self._threads = RowReader(tensors, base), dtype, threads
         # Inner products of the rows, float64 [N, N].
         self.products = torch.zeros((len(tensors), len(tensors)), dtype=torch.float64, device="cpu")
-        self._spare: deque[Tensor] = deque()  # a block is never larger than those before it
-        self._solved = False  # whether the products are known
+        # Memory of blocks that have been written; a block is never larger than the blocks before it.
+        self._spare: deque[Tensor] = deque()
+        self._solved = False  # whether the inner products are known
         self.coefficients: list[float] = []
 
     def run(self, recipe: Recipe) -> Iterator[Tensor]:
@@ -134,7 +135,7 @@ class TensorMerge:
 
     def _squared_length(self, coefficients: Sequence[float]) -> float:
         """Return the squared length of the sum of `c_i row_i` over the whole tensor."""
-        sums = (piece.weighted(coefficients) for piece in self._rows.pieces())
+        sums = (piece.weighted_sum(coefficients) for piece in self._rows.pieces())
         return math.fsum(float(torch.dot(each, each)) for each in sums)
 
     def _products(self, block: slice) -> Tensor:
@@ -146,8 +147,8 @@ class TensorMerge:
             if products is not None:
                 products += methods.inner_products(piece.rows)
             start, stop = (each - block.start for each in (piece.place.start, piece.place.stop))
-            merged[start:stop] = piece.merged(self.coefficients)
-        # The sum is fast; it is finite unless an element is not finite or the elements are huge.
+            merged[start:stop] = piece.merge(self.coefficients)
+        # The sum is a fast test: it is finite, unless an element is not finite or the elements are huge.
         if not math.isfinite(float(merged.sum())) and not torch.isfinite(merged).all():
             found = float(merged[~merged.isfinite()][0])
             raise InputError(
@@ -160,12 +161,12 @@ class TensorMerge:
         return merged, products
 
     def _block(self, size: int) -> Tensor:
-        """Return memory for a block: reused from a written block if possible, because new memory costs page faults."""
+        """Return memory for a block; reuse a written block's if possible, because new memory costs page faults."""
         try:
             return self._spare.pop()[:size]
         except IndexError:
             return torch.empty(size, dtype=self._dtype, device="cpu")
 
     def _merge_block_and_products(self, block: slice) -> Merged:
-        """Merge a block and also sum its inner products, if the coefficients did not need them before."""
+        """Merge a block and also compute its inner products, for methods whose coefficients do not need them."""
         return self._merge_block(block, torch.zeros_like(self.products))

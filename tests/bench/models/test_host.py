@@ -40,7 +40,7 @@ def test_a_text_left_out_is_no_figure(
     true = host.plan_forests
     monkeypatch.setattr(host, "plan_forests", lambda ids, batch: list(true(ids, batch))[1:])
     words = ["--texts", "40", "--length", "12", "--batch", "200", "--rounds", "1"]
-    with pytest.raises(RuntimeError, match="do not hold every text"):
+    with pytest.raises(RuntimeError, match="do not contain every text"):
         host.main([*words, "--tokenizer", str(tiny_checkpoint)])
 
 

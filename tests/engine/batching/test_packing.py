@@ -133,7 +133,7 @@ def test_a_plan_read_back_has_the_sizes_of_its_layout() -> None:
     with pytest.raises(ConfigError) as caught:
         plan.tiles_of(7)
     error = caught.value
-    assert (error.where, error.what) == ("attention plan", "the plan has another tile size")
+    assert (error.where, error.what) == ("attention plan", "the plan has a different tile size")
     assert error.got == "a kernel with 7 rows per tile"
     assert error.expected == f"{layout.tile_rows} rows, as in the plan"
 

@@ -37,7 +37,7 @@ LINES = {
     "json": (
         {"a.jsonl": ROW + b'{"text": NaN}\n'},
         ["embed", "a.jsonl"],
-        "a.jsonl:2: not valid JSON (it holds NaN). JSON has no such number: write null instead.",
+        "a.jsonl:2: not valid JSON (it contains NaN). JSON has no such number: write null instead.",
     ),
     "field": (
         {"a.jsonl": ROW + b'{"body": "x", "id": 1}\n'},

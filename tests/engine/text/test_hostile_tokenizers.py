@@ -15,8 +15,8 @@ import lastword
 from lastword.errors import ConfigError, InputError, LastwordError, WeightsError
 from lastword.text import calls
 from lastword.text.tokenizer import TextTokenizer
-from lastword.weights.files.companions import vocabulary
-from lastword.weights.files.tokenizer_file import fenced
+from lastword.weights.files.companions import read_vocabulary
+from lastword.weights.files.tokenizer_file import translate_faults
 
 BUILTIN = json.loads(
     (Path(lastword.weights.__file__).parent / "builtin/tokenizer.json").read_text("utf-8")
@@ -146,7 +146,10 @@ def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:83cdf8c3\nsize 11422654\n"
     for content, what in ((pointer, "a Git LFS pointer"), ("{}", "not a tokenizer (")):
         file.write_text(content, encoding="utf-8")
-        for read in (lambda: TextTokenizer(tmp_path, VOCABULARY), lambda: vocabulary(tmp_path)):
+        for read in (
+            lambda: TextTokenizer(tmp_path, VOCABULARY),
+            lambda: read_vocabulary(tmp_path),
+        ):
             with pytest.raises(WeightsError) as caught:
                 read()
             assert caught.value.where == str(file)
@@ -200,6 +203,9 @@ def test_a_pattern_that_takes_too_long_is_given_up(
 def test_an_interruption_stays_itself() -> None:
     for kind in (KeyboardInterrupt, SystemExit, MemoryError, ConfigError):
         error = kind("a", "b")
-        with pytest.raises(kind) as caught, fenced(lambda reason: WeightsError("x", reason)):
+        with (
+            pytest.raises(kind) as caught,
+            translate_faults(lambda reason: WeightsError("x", reason)),
+        ):
             raise error
         assert caught.value is error

@@ -58,7 +58,7 @@ def running(
 
 
 def until(found: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until `found` returns something true."""
+    """Wait until `found` returns a true value."""
     end = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < end, "not in time"

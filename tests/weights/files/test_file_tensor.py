@@ -33,7 +33,7 @@ def stored(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("stretch", [64, 4 << 20])
 def test_slices(stored, dtype, stretch, monkeypatch):
-    monkeypatch.setattr("lastword.weights.files.file_tensor._STRETCH", stretch)
+    monkeypatch.setattr("lastword.weights.files.file_tensor._READ_AHEAD", stretch)
     info = stored[f"0.{dtype}"]
     expected = map_tensor(info, dtype)
     with open_tensor(info, dtype) as tensor:
@@ -83,7 +83,7 @@ def test_short_reads_are_gone_on_with(stored, monkeypatch):
 def test_the_disk_is_asked_ahead_once_a_stretch(stored, monkeypatch):
     asked = []
     monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, advice: asked.append(start))
-    monkeypatch.setattr("lastword.weights.files.file_tensor._STRETCH", 4096)
+    monkeypatch.setattr("lastword.weights.files.file_tensor._READ_AHEAD", 4096)
     with open_tensor(stored["0.float32"], "t") as tensor:
         for start in range(0, 10240, 512):  # 40 KiB by 2 KiB
             tensor[start : start + 512]

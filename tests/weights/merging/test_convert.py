@@ -156,7 +156,7 @@ def copy_damaged(folder: Path, target: Path, value: float) -> Path:
     return target
 
 
-NOT_FINITE = {"what": "holds NaN or infinity", "expected": "finite weights"}
+NOT_FINITE = {"what": "contains NaN or infinity", "expected": "finite weights"}
 TOO_LARGE = {
     "what": "a value of size 70000 is too large for the dtype",
     "got": "float16",

@@ -105,7 +105,7 @@ def test_another_job_starts_anew(tmp_path):
     write_model(job, tmp_path / "new", shard_bytes=400, notice=said.append)
     assert job.made == dict.fromkeys("abcd", 1)
     assert said == [
-        f"{tmp_path}/.new.partial: holds an unfinished run of another job; starts again"
+        f"{tmp_path}/.new.partial: contains an unfinished run of a different job; starts again"
     ]
 
 
@@ -284,7 +284,7 @@ def test_only_the_remains_of_a_run_are_emptied(tmp_path, kind):
         write_model(FakeJob(), tmp_path / "new")
     error = caught.value
     assert error.where == str(partial)
-    assert error.what == "exists, but not as the unfinished work of an earlier run"
+    assert error.what == "exists, but is not the unfinished work of an earlier run"
     assert error.remedy == "Remove it, or name another output."
     assert (tmp_path / "other/mine").read_text() == "mine"
     if kind != "file":

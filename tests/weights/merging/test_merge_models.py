@@ -251,7 +251,7 @@ def test_settings_that_differ_are_noticed(tmp_path, three, merged, case):
     file, settings, told = NOTICED[case]
     other = edited(three[2], tmp_path / "other", file, **settings)
     _, out, err = merged([three[2], other], [1, 1])
-    line = f"lastword: {other}: {file} differs from that of {three[2]}, which is used: "
+    line = f"lastword: {other}: {file} differs from the one in {three[2]}, which is used: "
     assert line in err
     assert told in err.partition(line)[2].partition("\n")[0]
     assert (out / file).exists() is (case != "length")
@@ -334,7 +334,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, three, merged, value, m
     status, out, err = merged([three[2], bad], [1, 1], method=method)
     assert status == 2
     where = f"{bad}: tensor norm.weight"
-    error = WeightsError(where, "holds NaN or infinity", expected="finite weights")
+    error = WeightsError(where, "contains NaN or infinity", expected="finite weights")
     assert err == f"lastword: {error}\n"
     assert not out.exists()
     assert not list(tmp_path.glob(".out*"))

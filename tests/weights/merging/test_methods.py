@@ -202,8 +202,8 @@ def test_weights_that_sum_to_zero_cannot_be_normalised(weights):
 @pytest.mark.parametrize(
     ("tensors", "weights", "what"),
     [
-        ([torch.ones(2), torch.full((2,), math.nan)], [1, 1], "model 2 holds NaN or infinity"),
-        ([torch.full((2,), math.inf), torch.ones(2)], [1, 1], "model 1 holds NaN or infinity"),
+        ([torch.ones(2), torch.full((2,), math.nan)], [1, 1], "model 2 contains NaN or infinity"),
+        ([torch.full((2,), math.inf), torch.ones(2)], [1, 1], "model 1 contains NaN or infinity"),
     ],
 )
 def test_bad_input(tensors, weights, what):
