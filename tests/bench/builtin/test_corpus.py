@@ -10,7 +10,7 @@ import pytest
 from lastword.bench.builtin.corpus import (
     TrainingText,
     _drop_forbidden,
-    _function,
+    _function_name,
     _how_do_i,
     _key,
     build,
@@ -108,7 +108,7 @@ def test_repeats_and_forbidden_texts_are_dropped() -> None:
     ],
 )
 def test_names_that_decide_the_side(name: str, function: str) -> None:
-    assert _function(name) == function
+    assert _function_name(name) == function
 
 
 @pytest.mark.parametrize(
