@@ -200,7 +200,7 @@ def test_out_of_memory_is_one_line(capfd, monkeypatch) -> None:
     monkeypatch.setattr(command, "Gate", full)
     status, _, err = bench(capfd, "--op", "swiglu")
     assert status == 2
-    assert "swiglu tiny 64 tokens: the device's memory does not hold" in err
+    assert "swiglu tiny 64 tokens: the reference in fp64 does not fit" in err
 
 
 def test_a_broken_gpu_context_ends_the_run(capfd, monkeypatch) -> None:

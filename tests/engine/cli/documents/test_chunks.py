@@ -89,7 +89,8 @@ def test_windows_change_little(info, overlap, markdown):
     pieces = list(large.split(text, markdown=markdown))
     assert len(pieces) > 40
     by_window = list(small.split(text, markdown=markdown))
-    if overlap:  # the splitter chooses where a piece begins again by what is before it
+    # Where a piece begins depends on the text before it, if pieces overlap or a window ends inside a table or list.
+    if overlap or markdown:
         assert len(set(by_window) & set(pieces)) > 0.8 * len(pieces)
     else:
         assert by_window == pieces
