@@ -129,7 +129,7 @@ def parse_json(
         reason = str(problem)
         if reason.startswith("Exceeds the limit"):  # Python's message for integers
             reason = "an integer has too many digits"
-        no_number = reason.startswith("it holds")
+        no_number = reason.startswith("it contains")
         remedy = "JSON has no such number: write null instead." if no_number else None
         raise error(where, f"not valid JSON ({reason})", remedy=remedy) from None
     if not isinstance(value, dict | list):

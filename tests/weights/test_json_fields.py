@@ -42,7 +42,7 @@ def test_what_is_not_json_is_refused(text, encoded):
     with pytest.raises(InputError) as caught:
         parse_json(text.encode() if encoded else text, "a.jsonl:3", InputError)
     expected = None if got is None else "a JSON object"
-    remedy = "JSON has no such number: write null instead." if "it holds" in what else None
+    remedy = "JSON has no such number: write null instead." if "it contains" in what else None
     parts = {"got": got, "expected": expected, "remedy": remedy}
     assert vars(caught.value) == vars(InputError("a.jsonl:3", what, **parts))
     assert "\n" not in str(caught.value)
