@@ -1,1 +1,1 @@
-"""Compute a batch's final hidden states, and vectors from them."""
+"""Compute a batch's final hidden states, and vectors or scores from them."""

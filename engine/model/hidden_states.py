@@ -1,4 +1,4 @@
-"""The residual stream at each text's last token, layer by layer, for people who study the model.
+"""The hidden states of each text's last token after each layer, for people who study the model.
 
 The states come from the same forward that computes the vectors. This module knows nothing about texts.
 """
@@ -18,7 +18,7 @@ from lastword.model.qwen3 import Model
 
 
 def layer_numbers(layers: Iterable[SupportsIndex] | None, num_layers: int) -> tuple[int, ...]:
-    """Resolve layers to numbers 0 … L; None stands for all, negative numbers count from the end.
+    """Return layer numbers from 0 to L. None means all layers; negative numbers count from the end.
 
     Raises:
         ConfigError: a layer does not exist, or `layers` is empty or not an ordered collection of integers.
@@ -48,10 +48,10 @@ def last_token_states(model: Model, forest: Forest, layers: Sequence[int]) -> Te
     Args:
         model: the model.
         forest: the batch.
-        layers: 0 for the token's embedding, i for the residual stream after layer i, L for after the final norm.
+        layers: 0 is the token embedding, i < L the residual stream after layer i, L the state after the final norm.
 
     Returns:
-        [N', len(layers), C] fp32 on the CPU.
+        [N', len(layers), C], fp32, on the CPU.
     """
     last = model.config.num_hidden_layers
     rows = integers(forest.final_rows)

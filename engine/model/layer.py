@@ -1,7 +1,7 @@
 """One decoder layer of the Qwen3 forward, with its matmuls in one of several precisions.
 
-Each layer maps (x, residual) to (x, residual). The last layer computes keys and values for all rows and everything else
-for the last-token rows only. This module knows kernels, but no checkpoints or devices.
+Each layer maps (x, residual) to (x, residual). The last layer computes keys and values for all rows, and everything
+else only for last-token rows. This module knows kernels, but no checkpoints or devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from lastword.kernels import AttentionPlan, MatmulInput
 from lastword.model.prompt_cache import KeysValues
 from lastword.weights import LayerWeights, ModelConfig
 
-# The classes that compute matmuls in each mode: of plain projections, and of the gate and up projections with
-# SwiGLU. In fp8 both take quantised rows, and the SwiGLU ones return them.
+# The classes for matmuls in each mode: one for plain projections, one for the gate and up projections with SwiGLU. In
+# fp8 both take quantised rows, and the latter returns them.
 _LinearClasses = tuple[
     Callable[..., Callable[[Any], Tensor]], Callable[[Tensor], Callable[[Any], Any]]
 ]
@@ -26,13 +26,24 @@ _MATMULS: dict[str | None, _LinearClasses] = {
     None: (kernels.Linear, kernels.SwigluLinear),
     "int8": (kernels.Int8Linear, kernels.Int8SwigluLinear),
     "fp8": (kernels.Fp8Linear, kernels.Fp8SwigluLinear),
-    "observe": (kernels.ObservedLinear, kernels.ObservedSwigluLinear),  # while loading
+    "observe": (
+        kernels.ObservedLinear,
+        kernels.ObservedSwigluLinear,
+    ),  # measures inputs while loading
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The inputs shared by all layers of one forward."""
+    """The inputs that all layers of one forward share.
+
+    Args:
+        plan: the attention plan.
+        cos, sin: [T, D/2], fp32, the RoPE tables.
+        final_rows: the last-token rows.
+        prompts: keys and values of the batch's cached prompts.
+        recorded: receives the batch's own keys and values, if given.
+    """
 
     plan: AttentionPlan
     cos: Tensor
@@ -42,7 +53,7 @@ class Batch:
     recorded: KeysValues | None = None
 
     def keys_and_values(self, layer: int, kv: Tensor) -> tuple[Tensor, ...]:
-        """Put the prompts' keys and values of this layer before those of the batch; record the batch's, if wanted."""
+        """Return keys and values of the prompts, then of the batch; add the batch's to `recorded`, if given."""
         if self.recorded is not None:
             self.recorded.layers.append(kv.clone())
         if self.prompts:
@@ -51,7 +62,7 @@ class Batch:
 
 
 class Layer:
-    """One decoder layer; the last one has separate query and key/value projections."""
+    """One decoder layer. The last layer has separate projections for queries and for keys and values."""
 
     def __init__(
         self, weights: LayerWeights, config: ModelConfig, number: int, *, quantize: str | None
@@ -87,7 +98,7 @@ class Layer:
         return self.down(self.gate_up(x))
 
     def forward(self, x: MatmulInput, batch: Batch, residual: Tensor) -> Tensor:
-        """Map x [T, C], the output of `add_norm`, to the MLP's output [T, C]; adds the attention to `residual`."""
+        """Map x [T, C], from `add_norm`, to the MLP's output [T, C]; add the attention to `residual` in place."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         qkv = self.qkv(x)
         self._norm_rope(qkv, batch.cos, batch.sin, heads, kv_heads)
@@ -97,7 +108,7 @@ class Layer:
         return self._mlp(attended, residual)
 
     def forward_last(self, x: Tensor, batch: Batch, residual: Tensor) -> Tensor:
-        """Map x [T, C] to the MLP's output [N, C] for the last-token rows; `residual` is [N, C] too."""
+        """Map x [T, C] to the last-token rows' MLP output [N', C]; add the attention to `residual` [N', C] in place."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         rows = batch.final_rows
         q, kv = self.q(x[rows]), self.kv(x)

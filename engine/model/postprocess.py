@@ -1,7 +1,7 @@
-"""Turn final states into vectors (truncate to the requested width, normalise, check, convert) or into scores.
+"""Turn final hidden states into vectors (truncate, normalise, check, convert) or into scores.
 
-`without_direction` finds rows that point nowhere (zero, NaN, infinity), and `runtime/results.py` turns them into
-errors: no such vector reaches the caller. This module handles tensors only.
+`without_direction` finds vectors without a direction (zero, NaN, infinity), and `runtime/results.py` turns them into
+errors, so that none reaches the caller. This module knows tensors only.
 
 How to add another pooling: see `engine/model/qwen3.py`.
 """
@@ -27,8 +27,8 @@ class VectorFormat:
         dim: number of leading dimensions to keep.
         normalize: whether to scale the vector to length 1.
         precision: one of `PRECISIONS`.
-        ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required); a
-            tensor, an array or two lists; stored as an fp32 tensor on the CPU.
+        ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required): a
+            tensor, an array or two lists. It is stored as an fp32 tensor on the CPU.
 
     Raises:
         ConfigError: the precision is unknown or does not fit `dim` and `ranges`.
@@ -40,11 +40,11 @@ class VectorFormat:
     ranges: Tensor | None = None
 
     def __post_init__(self) -> None:
-        # kept as the tensor that it becomes; a frozen dataclass allows no other assignment
+        # a frozen dataclass allows no other way to set an attribute
         object.__setattr__(self, "ranges", check_precision(self.precision, self.dim, self.ranges))
 
     def _key(self) -> tuple[object, ...]:
-        """Return the key for equality and hash; ranges are equal only if they are the same tensor object."""
+        """Return the key for equality and hashing. Ranges are equal only if they are the same tensor object."""
         return (
             self.dim,
             self.normalize,
@@ -63,7 +63,7 @@ def check_precision(precision: object, dim: int, ranges: object) -> Tensor | Non
     """Check the precision against `dim` and `ranges`.
 
     Returns:
-        The ranges as [2, dim] fp32 on the CPU, or None without ranges.
+        The ranges as [2, dim], fp32, on the CPU; None without ranges.
 
     Raises:
         ConfigError: the precision is unknown, or does not fit `dim` and `ranges`.
@@ -86,7 +86,7 @@ def check_precision(precision: object, dim: int, ranges: object) -> Tensor | Non
 
 
 def _check_ranges(ranges: object, dim: int) -> Tensor:
-    """Return the ranges as [2, dim] fp32 on the CPU; ConfigError unless they are finite, each lower below its upper."""
+    """Return ranges as [2, dim], fp32, on the CPU; ConfigError unless finite, each lower bound below its upper."""
     bounds = as_numbers(ranges)
     if bounds is None:
         what, expected = "not numbers", f"a [2, {dim}] tensor, array or list"
@@ -95,7 +95,7 @@ def _check_ranges(ranges: object, dim: int) -> Tensor:
     if tuple(bounds.shape) != (2, dim):
         got = str(list(bounds.shape))
         raise ConfigError("ranges", "wrong shape", got=got, expected=f"[2, {dim}]")
-    # A difference is not finite if one of its bounds is not.
+    # If a bound is not finite, neither is the difference.
     if not bool((bounds[1] - bounds[0]).isfinite().all()):
         what, expected = "not finite", "finite bounds whose differences are finite in float32"
         raise ConfigError("ranges", what, expected=expected)
@@ -114,8 +114,9 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
         normalize: whether to scale.
 
     Returns:
-        [N, dim] fp32 on the same device. With `normalize`, a row that is too short (below `MIN_LENGTH`) or too long
-        for fp32 to scale becomes zeros, and one with a NaN or infinity keeps a NaN: `without_direction` finds both.
+        [N, dim], fp32, on the same device. With `normalize`, a row that is too short to scale (below `MIN_LENGTH`) or
+        too long (its length overflows fp32) becomes zeros, and a row with NaN or infinity keeps a NaN;
+        `without_direction` finds all of them.
 
     Raises:
         ConfigError: `dim` is larger than C.
@@ -134,43 +135,43 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
 
 
 def score(states: Tensor, row: Tensor) -> Tensor:
-    """Score each state: its dot product with a reranker's head, which is a single row.
+    """Return each state's dot product with a reranker's score row: its log-odds.
 
     Args:
         states: [N, C], any float dtype.
-        row: [C] fp32.
+        row: [C], fp32.
 
     Returns:
-        [N] fp32 on the same device.
+        [N], fp32, on the same device.
 
     Numerics:
-        Converts to fp32 first, then multiplies and adds in fp32, whatever the caller's matmul settings.
+        Converts to fp32 first, then multiplies and adds in fp32, whatever PyTorch's matmul settings are.
     """
     return (states.float() * row).sum(1)
 
 
 def without_direction(vectors: Tensor) -> list[int]:
-    """Return the indices of the rows of [N, dim] that are shorter than `MIN_LENGTH` or whose length is not finite."""
+    """Return the indices of the rows of [N, dim] whose length is below `MIN_LENGTH` or not finite."""
     lengths: Tensor = torch.linalg.vector_norm(vectors.float(), dim=1)
-    usable = (lengths >= MIN_LENGTH) & (lengths < torch.inf)  # neither holds for NaN
+    usable = (lengths >= MIN_LENGTH) & (lengths < torch.inf)  # both comparisons are false for NaN
     return [] if bool(usable.all()) else (~usable).nonzero().flatten().tolist()
 
 
 def to_precision(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Tensor:
-    """Convert vectors to the number format that `precision` names; the quantisation of matmuls is another matter.
+    """Convert vectors to the number format that `precision` names. Matmuls are quantised independently of it.
 
     * float32, float16: the values themselves.
     * int8 without ranges: round(127·v / max|v|), scaled per vector by its largest absolute value; compare by cosine.
     * int8 with ranges: round((v − middle) / step) with step = (upper − lower) / 254, clamped to ±127. If the ranges
       are the same in every dimension, codes can be compared by integer dot product.
     * uint8: int8 with ranges, plus 128.
-    * ubinary: one bit per dimension, v > 0, eight to a uint8, the first in the highest bit; binary: the same byte
-      minus 128, as int8. Compare both by Hamming distance.
+    * ubinary: one bit per dimension, v > 0; eight bits per uint8, the first dimension in the highest bit.
+    * binary: the byte of ubinary minus 128, as int8. Compare both by Hamming distance.
 
     Args:
-        vectors: [N, dim] fp32.
+        vectors: [N, dim], fp32.
         precision: one of `PRECISIONS`.
-        ranges: [2, dim], the lower and upper bound of each dimension; used for int8 and uint8 only.
+        ranges: [2, dim], the lower and upper bound of each dimension; only for int8 and uint8.
 
     Returns:
         [N, dim], or [N, dim/8] for binary and ubinary, in the dtype of the precision.

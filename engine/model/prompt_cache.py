@@ -1,7 +1,7 @@
 """The keys and values of prompts, computed once and kept for later calls.
 
-They come from a forward of the prompt alone, so a text's vector has the same bits whether its prompt was in the cache
-or not. Only prompts are kept, never texts. This module knows token ids, but no forests or weights.
+They come from a forward of the prompt alone, so a text's vector has the same bits whether or not its prompt was already
+in the cache. Only prompts are kept, never texts. This module knows token ids, but no forests or weights.
 """
 
 from collections import OrderedDict
@@ -11,10 +11,10 @@ from threading import Lock
 
 from torch import Tensor
 
-# Beyond either of these, the least recently used prompts are dropped; the last one used always stays.
+# Beyond either limit, the least recently used prompts are dropped; the one used last always stays.
 MAX_PROMPTS = 8
 MAX_BYTES = 256 << 20
-# A prompt whose keys and values take more is not cached, but packed like any text.
+# A prompt whose keys and values take more bytes is not cached; its tokens are packed with each text's.
 MAX_PROMPT_BYTES = 1 << 30
 
 
@@ -31,7 +31,7 @@ class KeysValues:
 
 
 class PromptCache:
-    """Keep the keys and values of a model's most recently used prompts, by the prompts' token ids."""
+    """Keeps the keys and values of a model's most recently used prompts, by the prompts' token ids."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[int, ...], KeysValues] = OrderedDict()
@@ -40,7 +40,7 @@ class PromptCache:
     def get(
         self, prompt: tuple[int, ...], compute: Callable[[Sequence[int]], KeysValues]
     ) -> KeysValues:
-        """Return a prompt's keys and values; if they are not kept, compute them, once for all threads that ask."""
+        """Return a prompt's keys and values. If they are not kept, compute them, once for all threads that ask."""
         with self._lock:
             if prompt not in self._kept:
                 self._kept[prompt] = compute(prompt)

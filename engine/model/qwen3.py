@@ -3,19 +3,19 @@
 The layers are in `layer.py`. On a GPU nothing here waits for the device. This module knows weights and kernels,
 but no texts or tokenizers.
 
-Last-token pooling is built in: the last layer computes only the last-token rows. What another pooling, such as the
-mean, would change:
+Last-token pooling is built in: the last layer computes only last-token rows. Another pooling, such as the mean, would
+need these changes:
 
-* `weights/module_list.py`: `_read_pooling` accepts the new mode and heeds `include_prompt`, and `read_modules`
-  returns the mode of the model;
+* `weights/module_list.py`: `_read_pooling` accepts the new mode and obeys `include_prompt`, and `read_modules`
+  returns the model's mode;
 * `weights/embedding_spec.py`: `EmbeddingSpec` gets a field for the mode, which `read_embedding_spec` fills, with
   "lasttoken" where there is no modules.json;
-* `embedder.py`: `Embedder.__init__` passes that field of `info.spec` to `ModelLoader`;
+* `opened/opening.py`: `Opening.open_loop` passes that field of `info.spec` to `ModelLoader`;
 * `runtime/runner.py`: `ModelLoader` gets the field too and passes it to `Model`;
 * `layer.py`: the last layer is built and run like the others (`forward`, not `forward_last`);
-* here: a sum over the rows of each text's path of segments (`batching/forest.py`), for which the prompt cache must keep
+* here: the rows of each text's path of segments (`batching/forest.py`) are summed, for which the prompt cache must keep
   final states too;
-* `hidden_states.py`: layer -1 there is still the last token's state, not the pooled one;
+* `hidden_states.py`: layer -1 remains the last token's state, not the pooled state;
 * `model_info.py`: `space_fingerprint` includes the mode unless it is "lasttoken";
 * `verify/transformers_reference.py`: the reference computes it.
 """
@@ -42,7 +42,7 @@ Observer = Callable[[int, Tensor], None]
 
 
 class Model:
-    """A loaded Qwen3 embedding model on one device.
+    """A loaded Qwen3 model, for embedding or reranking, on one device.
 
     `forward` maps a Forest to the final states [N', C]: the hidden state after the final norm at each distinct text's
     last token, in the compute dtype.
@@ -54,8 +54,9 @@ class Model:
         dtype: the compute dtype.
         quantize: "int8" quantises the matmuls of all layers (CPU, fp32); "fp8" those of all layers but the first and
             the last (GPU, bf16). Norms and attention stay in the compute dtype.
-        cuda_graphs: replay small batches on a GPU as CUDA graphs; the results are bit-identical.
-        score_row: a reranker's head, [C] fp32; None for an embedding model.
+        cuda_graphs: replay small batches on a GPU as CUDA graphs; results are bit-identical.
+        score_row: [C], fp32, the row whose dot product with a final state is a reranker's score; None for an embedding
+            model.
         loaded: called with 1 after each layer is loaded.
     """
 
@@ -72,7 +73,7 @@ class Model:
         loaded: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.config, self.device, self.dtype = config, device, dtype
-        # On a CPU the table stays in the memory-mapped file: only the rows of a batch are read and converted.
+        # On a CPU the table stays in the memory-mapped file; only the rows of a batch are read and converted.
         table = checkpoint.embedding()
         self.embedding = table if device.type == "cpu" else table.to(device, dtype)
         self.inv_freq = inverse_frequencies(config.rope, config.head_dim).to(device)
@@ -84,7 +85,9 @@ class Model:
         self.norm = checkpoint.norm().to(device, dtype)
         self.score_row = None if score_row is None else score_row.to(device)
         self.prompts = PromptCache()
-        self._pads = quantize is None  # for oneDNN; FBGEMM's int8 matmuls take any number of rows
+        self._pads = (
+            quantize is None
+        )  # for oneDNN; FBGEMM's int8 matmuls need no recurring numbers of rows
         self._packer: Packer | None = None  # the CPU implementation needs no packing
         self._graphs: Graphs | None = None
         if kernels.launches_triton(device):
@@ -95,7 +98,7 @@ class Model:
     def _load_layer(
         self, checkpoint: WeightsSource, i: int, quantize: str | None, smoothing: Smoothing | None
     ) -> Layer:
-        """Load layer i; memory that it needed only while loading is freed before the next layer is read."""
+        """Load layer i. Memory that is needed only for loading is freed before the next layer is read."""
         last = self.config.num_hidden_layers - 1
         weights = _place(checkpoint.layer(i, self.dtype), self.device, self.dtype)
         if smoothing is not None:
@@ -104,7 +107,7 @@ class Model:
         return Layer(weights, self.config, i, quantize=mode)
 
     def use_packing(self, capture: Capture | None) -> None:
-        """Pack batches for the Triton kernels from now on; with `capture`, small ones are recorded and replayed."""
+        """From now on, pack batches for the Triton kernels; with `capture`, record and replay small batches."""
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         self._packer = Packer(self.device, self.dtype, group)
         self._graphs = capture and Graphs(
@@ -113,7 +116,7 @@ class Model:
 
     @property
     def token_bytes(self) -> int:
-        """Peak bytes of activations per token of a batch, reached in SwiGLU."""
+        """Peak bytes of activations per token of a batch; the peak is in SwiGLU."""
         c = self.config
         heads = 2 * c.num_attention_heads + 2 * c.num_key_value_heads  # q, k, v, attention output
         row = 3 * c.hidden_size + heads * c.head_dim + 3 * c.intermediate_size
@@ -125,8 +128,8 @@ class Model:
 
         Args:
             forest: the batch.
-            observe: called as `observe(i, residual)` after layer i, counted from 0; in the last layer `residual` has
-                the last-token rows only.
+            observe: called as `observe(i, residual)` after layer i, counted from 0; after the last layer, `residual`
+                has only the last-token rows.
 
         Raises:
             InputError: a token id has no row in the embedding table.
@@ -147,12 +150,12 @@ class Model:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Maximum tokens of a prompt whose keys and values the model keeps; 0 if it keeps none, as on a GPU."""
+        """Maximum tokens of a prompt whose keys and values are kept; 0 if none are kept, as on a GPU."""
         row = self.config.keys_values_bytes(self.dtype.itemsize)
         return MAX_PROMPT_BYTES // row if self._packer is None else 0
 
     def _compute_prompt(self, prompt: Sequence[int]) -> KeysValues:
-        """Compute the prompt alone and return the keys and values of every layer."""
+        """Run the forward on a prompt alone, and return the keys and values of every layer."""
         (forest,) = plan_forests([prompt], len(prompt))
         check_ids(forest, self.config.vocab_size)
         recorded = KeysValues([])
@@ -166,7 +169,7 @@ class Model:
         prompts: Sequence[KeysValues] = (),
         recorded: KeysValues | None = None,
     ) -> Tensor:
-        """Compute the final states of the last-token rows; reads no tensor on the host, so it can be recorded."""
+        """Compute the final states of the last-token rows. It reads no tensor on the host, so it can be recorded."""
         attention_factor = self.config.rope.attention_factor
         cos, sin = kernels.rope_tables(inputs.positions, self.inv_freq, attention_factor)
         batch = Batch(inputs.plan, cos, sin, inputs.final_rows, prompts, recorded)

@@ -1,4 +1,4 @@
-"""RoPE frequencies: the rotation per position of each pair of a head's dimensions, plain and with YaRN."""
+"""RoPE frequencies: how far each pair of a head's dimensions rotates per position, plain or with YaRN."""
 
 import math
 
@@ -9,14 +9,14 @@ from lastword.weights import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Return the angle per token of each pair of dimensions: theta^(−2i/D), interpolated where YaRN asks for that.
+    """Return the angle per token of each pair i of dimensions: theta^(−2i/D), partly interpolated with YaRN.
 
     Args:
         rope: the RoPE settings of the model.
         head_dim: D, the width of a head.
 
     Returns:
-        [D/2] fp32, in radians per token.
+        [D/2], fp32, in radians per token.
 
     Source:
         Su et al. 2021 §3.2; Peng et al. 2023 (YaRN) §3; transformers `_compute_yarn_parameters`.
@@ -31,7 +31,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def _yarn_range(rope: RopeConfig, head_dim: int) -> tuple[float, float]:
-    """Return the two dimension indices between which YaRN ramps from extrapolation to interpolation."""
+    """Return the two pair indices between which YaRN goes from plain to fully interpolated frequencies."""
 
     def dimension(rotations: float) -> float:
         wavelength = rope.original_max_position_embeddings / (rotations * 2 * math.pi)

@@ -1,12 +1,13 @@
-"""Prepare a layer's weights for int8: move the scale of the activations' large channels into the weights.
+"""Prepare a layer's weights for int8: move the scale of large activation channels into the weights.
 
-Rounding to int8 gives each row of activations one scale, so a few large channels leave few codes for all others. A
-channel is divided by a factor and the weights that read it are multiplied by the same factor, which changes no result.
-The factors are powers of two, so both steps are exact. They come from a forward of a few tokens while the model is
-loaded. This is SmoothQuant (arXiv:2211.10438) with each channel's root mean square in place of its maximum.
+Rounding to int8 gives each row of activations one scale, so a few large channels leave few codes for the others.
+Smoothing divides a channel by a factor and multiplies the weights that read it by the same factor, which does not
+change the result. The factors are powers of two, so both steps are exact. They come from a forward of a few tokens
+while the model is loaded. This is SmoothQuant (arXiv:2211.10438) with each channel's root mean square in place of its
+maximum.
 
-The output projection is not smoothed: its inputs are sums of values, and each value head is shared by several query
-heads, so dividing one channel of the values would divide several input channels by the same factor.
+The output projection is not smoothed. Its inputs are weighted sums of values, and several query heads share each value
+head, so one factor on a channel of the values would have to suit several input channels.
 """
 
 from dataclasses import replace
@@ -24,24 +25,24 @@ from lastword.weights import LayerWeights, ModelConfig
 
 
 class _ObservedLayer(Layer):
-    """A layer in fp32 whose linear layers measure the root mean square of each input channel."""
+    """An fp32 layer whose linear layers measure the root mean square (RMS) of each input channel."""
 
     qkv: kernels.ObservedLinear
     gate_up: kernels.ObservedSwigluLinear
     down: kernels.ObservedLinear
 
     def __init__(self, weights: LayerWeights, config: ModelConfig) -> None:
-        # -1 is no layer's number: with the number of the last layer, it would compute last-token rows only.
+        # No layer has the number -1. With the last layer's number, it would compute only last-token rows.
         super().__init__(weights, config, -1, quantize="observe")
 
 
 class Smoothing:
-    """Smooth the layers of one model in order; each is measured on the output of the exact layers before it.
+    """Smooths the layers of one model, in order. Each is measured on the output of the exact layers before it.
 
     Args:
         config: the model's config.
         embedding: the token embeddings [V, C], on the CPU.
-        inv_freq: the RoPE frequencies, [D/2] fp32.
+        inv_freq: [D/2], fp32, the RoPE frequencies.
     """
 
     def __init__(self, config: ModelConfig, embedding: Tensor, inv_freq: Tensor) -> None:
@@ -58,10 +59,10 @@ class Smoothing:
 
     @torch.no_grad()
     def smooth(self, weights: LayerWeights) -> LayerWeights:
-        """Return the next layer's smoothed weights: the layer computes the same, with smaller rounding errors in int8.
+        """Return the next layer's smoothed weights, with which int8 has smaller rounding errors.
 
         Args:
-            weights: the weights of the layer, fp32 on the CPU.
+            weights: the weights of the layer, fp32, on the CPU.
         """
         layer = _ObservedLayer(weights, self._config)
         with default_settings():
@@ -83,10 +84,12 @@ class Smoothing:
 
 
 def _factors(input_rms: Tensor, weight: Tensor) -> Tensor:
-    """Return a power of two per input channel, [K_in]: near sqrt(RMS of the channel / largest weight that reads it).
+    """Return a power of two per input channel, [K_in], near RMS^s / (largest weight that reads it)^(1 − s).
+
+    s is `SMOOTHING_SHARE`. The factors are scaled to a geometric mean near 1 and limited by `SMOOTHING_LIMIT`.
 
     Args:
-        input_rms: [K_in], the root mean square of each input channel.
+        input_rms: [K_in], the RMS of each input channel.
         weight: [K_out, K_in].
     """
     largest = torch.maximum(weight.amax(0), -weight.amin(0))

@@ -1,6 +1,6 @@
-"""Small batches as CUDA graphs: the launches of a bucket's forward are recorded once and replayed by a single call.
+"""Small batches as CUDA graphs: the kernel launches of a bucket's forward are recorded once, then replayed by one call.
 
-A graph reads and writes memory at fixed addresses. So each bucket owns its buffers: a batch is copied in, and its
+A graph reads and writes memory at fixed addresses, so each bucket has its own buffers. A batch is copied in, and its
 states are copied out before the next batch. This module knows nothing about texts or weights.
 """
 
@@ -15,18 +15,18 @@ from torch import Tensor
 from lastword.batching.packing import BucketLayout, ModelInputs
 from lastword.errors import LastwordWarning
 
-# Runs a function once or more, and returns a function that repeats the same work on the same memory.
+# Runs a function at least once, and returns a function that repeats its work on the same memory.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
-# Maps inputs to final states [N, C] without reading their contents on the host.
+# Maps inputs to final states [N, C], without reading the inputs on the host.
 Forward = Callable[[ModelInputs], Tensor]
 
 
 class CudaCapture:
-    """Record the kernels that a function launches on the current device; all graphs share one memory pool.
+    """Records the kernels that a function launches on the current device. All its graphs share one memory pool.
 
-    The function first runs once without recording, on the same stream, because compiling kernels and allocating a
-    library's workspace must not be part of a recording. Meanwhile other threads may use the device, but must not record
-    or call `torch.cuda.synchronize`: CUDA would abort the recording.
+    The function runs once before it is recorded, on the same stream, because a recording must not compile kernels or
+    allocate a library's workspace. During a recording, other threads may use the device, but must not record or call
+    `torch.cuda.synchronize`, since CUDA would then abort the recording.
     """
 
     _recording = Lock()
@@ -34,8 +34,8 @@ class CudaCapture:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        # Kept even if recording failed: since PyTorch 2.12 a deleted graph frees its stream's cuBLAS workspace, which
-        # the others still use.
+        # Graphs are kept even if their recording failed: since PyTorch 2.12 a deleted graph frees its stream's cuBLAS
+        # workspace, which the other graphs still use.
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
@@ -50,7 +50,7 @@ class CudaCapture:
         recording = torch.cuda.graph(
             graph, self._pool, self._stream, capture_error_mode="thread_local"
         )
-        # Makes the caller's stream current again at the end, even if recording fails.
+        # Makes the caller's stream current again at the end, even if the recording fails.
         with torch.cuda.stream(caller):
             try:
                 with torch.cuda.stream(self._stream):
@@ -64,7 +64,7 @@ class CudaCapture:
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
-    """One bucket's buffers, int32 [layout.size] for the inputs and [N, C] for the states, and its graph."""
+    """One bucket's buffers ([layout.size], int32, for the inputs; [N, C] for the states) and its graph."""
 
     inputs: Tensor
     states: Tensor
@@ -72,10 +72,10 @@ class _Bucket:
 
 
 class Graphs:
-    """The graphs of one model's forward, one per bucket, recorded when a batch of the bucket first occurs.
+    """The graphs of one model's forward, one per bucket. A bucket is recorded when its first batch comes.
 
-    Keeps no reference to the model, so the model's memory is freed with the caller's last reference. The exception is a
-    bucket that could not be recorded: it keeps a reference to the forward, and so to the model.
+    This object keeps no reference to the model, so the model's memory is freed with the caller's last reference. There
+    is one exception: a bucket that could not be recorded refers to the forward, and so to the model.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Graphs:
         self._capture = capture
         self._width, self._dtype, self._device = width, dtype, device
         self._buckets: dict[BucketLayout, _Bucket] = {}
-        self._lock = Lock()  # the buffers hold one batch at a time
-        # Recorded once the previous batch's states are copied out of the buffers.
+        self._lock = Lock()  # the buffers have room for one batch at a time
+        # An event on the stream, after the previous batch's states were copied out of the buffers.
         self._done: torch.cuda.Event | None = None
 
     def run(self, forward: Forward, layout: BucketLayout, buffer: Tensor, finals: int) -> Tensor:
@@ -94,7 +94,7 @@ class Graphs:
         The result is a copy that belongs to the caller. All work is queued on the current stream.
 
         Args:
-            forward: computes the states; must be the same at every call.
+            forward: computes the states; must be the same in every call.
             layout: the bucket's layout.
             buffer: the packed batch on the host.
             finals: number of last-token rows of the batch, without padding.
@@ -113,7 +113,7 @@ class Graphs:
             return states
 
     def _record(self, forward: Forward, layout: BucketLayout, buffer: Tensor) -> _Bucket:
-        """Record a bucket with its first batch as input: the run before the recording needs valid inputs."""
+        """Record a bucket. Its first batch is the input, since the run before the recording needs valid inputs."""
         inputs = buffer.to(self._device, copy=True)
         states = torch.empty(layout.finals, self._width, dtype=self._dtype, device=self._device)
 
@@ -125,7 +125,7 @@ class Graphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # Do not try again: the cause, such as a thread that calls `synchronize`, may be there each time.
+            # Do not try again: the cause, such as a thread that calls `synchronize`, may persist.
             problem = str(error).partition("\n")[0]
             warnings.warn(
                 LastwordWarning(

@@ -9,23 +9,23 @@ from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import activation_levels, check_fp8, check_int8, fp8_format
 from lastword.weights import dtype_name
 
-# Rows of one forward per CPU thread: matmuls reach their peak here, more rows only take memory (bench/LOG.md).
+# Rows of one forward per CPU thread: matmuls are at their peak speed, and more rows only take memory (bench/LOG.md).
 CPU_BATCH_TOKENS_PER_THREAD = 1024
 CPU_BATCH_TOKENS_MOST = 8192
-# Least and most rows on a GPU: below the least, reading weights dominates the matmuls; more than the most gain nothing.
+# Least and most rows on a GPU: with fewer, matmuls wait for weights to be read; more bring no gain.
 GPU_BATCH_TOKENS_LIMITS = (1024, 16_384)
-# Share of the memory free after loading the weights; the rest is for libraries, graphs and other processes.
+# Share of the memory that is free after the weights are loaded; the rest is for libraries, graphs, other processes.
 GPU_FREE_SHARE = 0.8
-# The remedy for PyTorch's other kinds of devices, such as mps and xpu.
-_SUPPORTED = "Use 'cpu', which works on every machine, Apple's too; 'cuda' is for the GPUs of NVIDIA and AMD."
+# The remedy for other kinds of PyTorch devices, such as mps and xpu.
+_SUPPORTED = "Use 'cpu', which works on every machine, including Apple's; 'cuda' is for the GPUs of NVIDIA and AMD."
 _DEVICES = "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
     """Return the requested device; by default a GPU, or the CPU if there is none.
 
-    "cuda" stands for the current GPU of this thread. It is returned with its number, because each thread has its own
-    current GPU.
+    "cuda" means this thread's current GPU. It is returned with its number, because each thread has a current GPU of its
+    own.
 
     Raises:
         DeviceError: the device is unknown, missing or of a kind that lastword does not compute on.
@@ -68,16 +68,16 @@ def _there(kind: str) -> str:
 
 
 def _current_gpu() -> int:
-    """Return the number of this thread's current GPU: 0 if CUDA is not initialised yet, and leave it so."""
+    """Return the number of this thread's current GPU. If CUDA is not initialised, return 0 and do not initialise it."""
     started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return torch.cuda.current_device() if started else 0
 
 
 def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...]:
-    """Return the requested devices: a single one as `choose_device` does, or several of the same kind.
+    """Return the requested devices: one, as `choose_device` does, or several of the same kind.
 
-    "cuda:0,1" (or "cuda:0,cuda:1") and "cuda:all" stand for GPUs; "cpu,cpu" stands for two processes that share the
-    CPU's threads.
+    "cuda:0,1" (or "cuda:0,cuda:1") and "cuda:all" mean several GPUs; "cpu,cpu" means two processes that share the CPU's
+    threads.
 
     Raises:
         DeviceError: a device is unknown or missing, a GPU is named twice, or GPUs and CPUs are mixed.
@@ -109,7 +109,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     """Return the requested compute dtype; by default float32 on a CPU and bfloat16 on a GPU.
 
     Raises:
-        ConfigError: any other dtype; float16 overflows in this model family and is never a compute dtype.
+        ConfigError: it is any other dtype. float16 overflows in this model family, so it is never a compute dtype.
     """
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -123,7 +123,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
 
 
 def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Check and return the mode in which matmuls are quantised: None, "int8" (CPU, float32) or "fp8" (GPU, bfloat16).
+    """Check and return the quantisation mode of matmuls: None, "int8" (CPU, float32) or "fp8" (GPU, bfloat16).
 
     Raises:
         ConfigError: the mode is unknown, does not fit the device or dtype, or this CPU has no kernel for it.
@@ -155,16 +155,16 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
 
 
 def quantize_identity(quantize: str | None, device: torch.device) -> list[object] | None:
-    """Return a mode's name and what its rounding depends on, such as this CPU's int8 levels, for the fingerprint."""
+    """Return what a fingerprint needs: the mode's name, and what its rounding depends on, such as the int8 levels."""
     if quantize == "int8":
         return [quantize, activation_levels(), "smoothed"]
     return None if quantize is None else [quantize, str(fp8_format(device))]
 
 
 def default_batch_tokens(device: torch.device, token_bytes: int) -> int:
-    """Return the default number of tokens computed in one forward.
+    """Return the default for the maximum tokens computed in one forward.
 
-    Call it after the weights are loaded: on a GPU it depends on the free memory.
+    Call it after the weights are loaded, since on a GPU it depends on the free memory.
 
     Args:
         device: the device.
@@ -177,6 +177,6 @@ def default_batch_tokens(device: torch.device, token_bytes: int) -> int:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Return the memory that the driver has left plus the memory that PyTorch reserves without using it."""
+    """Return the bytes that are free on a GPU, plus those that PyTorch has reserved but does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

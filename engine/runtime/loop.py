@@ -2,8 +2,8 @@
 
     texts ─ groups ─► Group of items ─ plan_forests ─► forests ─ runner.start(task) ─► FinishedBatch ─► matrices
 
-`run` is the core: it takes groups of items, from texts or from a queue, and yields the results of each batch when
-it finishes. The other methods are thin wrappers: `matrices` restores the order, adds up the counts and raises errors;
+`run` is the core: it takes groups of items, from texts or from a queue, and yields the results of each batch when the
+batch finishes. The other methods are thin wrappers: `matrices` restores the order, adds up counts and raises errors;
 `results` yields one item at a time; `plan` only counts.
 """
 
@@ -34,16 +34,16 @@ from lastword.runtime.results import (
     list_refused,
     new_rows,
 )
-from lastword.runtime.runner import Runner, Task, Wait, check_process, failure, first_done
+from lastword.runtime.runner import Runner, Task, Wait, check_process, first_done, raise_on_wait
 from lastword.runtime.threads import Take, abandoned, map_ahead, run_ahead
 from lastword.text.groups import GROUP_TEXTS, cut_groups
 from lastword.text.tokenizer import GoodTokens, TextTokenizer
 
 # A smaller group is prepared in the caller's thread: handing it to another thread would cost more than it saves.
 _MIN_AHEAD = 64
-# Limits, in groups and in bytes, of the vectors computed before the caller takes them.
+# How far ahead of the caller vectors are computed, in groups and in bytes.
 _MOST_AHEAD, _BYTES_AHEAD = 16, 256 << 20
-# Seconds until a queue is polled again while batches are running and a device can take one more.
+# Seconds between polls of a queue while batches are running and a device can take one more.
 _POLL_S = 0.002
 
 
@@ -73,19 +73,19 @@ class Loop:
         in_order: bool = True,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[FinishedBatch]:
-        """Yield the results of each batch; a failed batch affects only its own items, a bad vector only its own text.
+        """Yield the results of each batch. A failed batch affects only its own items, a bad vector only its own text.
 
-        Up to `runner.depth` batches are started beyond the one that is waited for.
+        While it waits for one batch, up to `runner.depth` more are started.
 
         Args:
-            source: called with `wait`, which is True only while no batch is running: returns the next group, or None if
+            source: called with `wait`, which is True only while no batch is running. Returns the next group, or None if
                 there is none yet and `wait` is False; raises StopIteration at the end.
-            task: the task for every item; None computes vectors in the items' formats.
-            in_order: whether to yield batches in the order they were started, or as they finish.
+            task: the task for all items; None computes vectors in the items' formats.
+            in_order: whether to yield batches in the order in which they were started, rather than as they finish.
             stopped: returns whether to stop; called before each batch.
 
         Raises:
-            Exception: any other exception of `source`, raised once the groups before it are done.
+            Exception: `source` raised it; it is raised again once the groups before it are done.
         """
         ready: deque[tuple[Group, Forest]] = deque()
         started: list[tuple[Group, Forest, float, Wait]] = []
@@ -97,7 +97,7 @@ class Loop:
                 if not ready:
                     try:
                         group = source(not started)
-                    except Exception as error:  # noqa: BLE001  whatever reading the texts raises
+                    except Exception as error:  # noqa: BLE001  reading the texts may raise anything
                         failure, more = error, False
                         break
                     if group is None:
@@ -120,7 +120,7 @@ class Loop:
             group, forest, batch_began, wait = started.pop(place)
             start = partial(self._start, group, task)
             for part, result in compute_parts(forest, wait, start, self.budget):
-                # running batches overlap in time: do not count the overlap twice
+                # batches overlap in time; do not count the overlap twice
                 before, done = max(batch_began, done), perf_counter()
                 yield finish_batch(group, part, result, task, done - before)
         if failure is not None and not isinstance(failure, StopIteration):
@@ -131,7 +131,7 @@ class Loop:
         try:
             return self.runner.start(task or embed_task(group, forest), forest)
         except Exception as error:  # noqa: BLE001  it belongs to the items of this batch
-            return failure(error)
+            return raise_on_wait(error)
 
     # From texts, in order.
 
@@ -148,17 +148,17 @@ class Loop:
         """Yield one matrix per group of texts with one row per text, in the caller's order.
 
         Args:
-            texts: an iterable, read only by the caller's thread, a few groups ahead.
-            options: settings of the call.
-            report: counts are added to it as the caller takes matrices.
+            texts: read only by the caller's thread, a few groups ahead.
+            options: the settings of the call.
+            report: receives the counts, as the caller takes matrices.
             advance: called with the number of texts of each finished batch.
             task: as for `run`.
             ahead: compute in a background thread while the caller uses the matrices, if the runner allows it.
 
         Raises:
-            InputError: a text cannot be embedded; raised after the matrices of all groups before that text's. The error
-                gives the text's index. If `options.on_error` is set, it is called with the error instead; then the
-                matrix of the text's group is yielded without a row for it.
+            InputError: a text cannot be embedded; the error gives its index. It is raised after the matrices of all
+                earlier groups. If `options.on_error` is set, it is called with the error instead, and the matrix of the
+                text's group has no row for the text.
         """
         groups, keep_going = self.groups(texts, options), options.on_error is not None
         if ahead and self.runner.ahead:
@@ -189,10 +189,10 @@ class Loop:
         *,
         task: Task | None = None,
     ) -> Tensor:
-        """Return what `matrices` yields as one tensor, with one row per text.
+        """Return the rows of all matrices that `matrices` yields, as one tensor with one row per text.
 
         Args:
-            nothing: an empty tensor [0, …] with the width and dtype of the rows.
+            nothing: an empty tensor [0, …] with the shape and dtype of the rows.
             texts: the texts.
             options: as for `matrices`.
             report: as for `matrices`.
@@ -228,12 +228,12 @@ class Loop:
         return report
 
     def token_ids(self, texts: Iterable[str], options: EncodeOptions) -> Iterator[list[int]]:
-        """Yield the token ids of each text, exactly those that would be computed."""
+        """Yield the token ids of each text, as they would be computed: with prompt and template, and cut."""
         for numbered in cut_groups(iter(texts)):
             yield from self._tokens(options, numbered).ids.values()
 
     def groups(self, texts: Iterable[str], options: EncodeOptions) -> Generator[Group]:
-        """Yield groups that are ready to be computed; if the runner allows it, a thread prepares the next one."""
+        """Yield groups that are ready to compute; if the runner allows it, a thread prepares the next one meanwhile."""
         cut = cut_groups(iter(texts), small_first=self.runner.ahead)
         prepare = partial(self._prepare, options)
         if self.runner.ahead:
@@ -242,7 +242,7 @@ class Loop:
             yield from map(prepare, cut)
 
     def _prepare(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Group:
-        """Tokenise and pack a group; `numbered` is the caller's index of its first text, and the texts."""
+        """Tokenise and pack a group; `numbered` is (the caller's index of its first text, the texts)."""
         began, tokens = perf_counter(), self._tokens(options, numbered)
         prompt = self.tokenizer.prompt_ids(options.prompt, self.runner.max_prompt_tokens)
         items = [Item(i, ids, options.format, prompt) for i, ids in tokens.ids.items()]
@@ -273,12 +273,12 @@ class Loop:
     ) -> Iterator[tuple[object, Tensor | Exception]]:
         """Yield (tag, tensor or error) for each item from a queue, as batches finish.
 
-        When a device can take a batch, all items then in the queue (until it raises `Empty`) are sorted and packed
+        When a device can take a batch, all items that are then in the queue form a group: they are sorted and packed
         together.
 
         Args:
             queue: gives items, each with a format; None marks the end.
-            report: counts are added to it.
+            report: receives the counts.
             task: as for `run`.
         """
         items = QueuedItems(queue, self.tokenizer.vocab_size)

@@ -1,6 +1,6 @@
-"""The token budget of a batch, and the handling of a batch that does not fit in the device's memory.
+"""The token budget of batches, and what happens to a batch that does not fit in the device's memory: it is halved.
 
-Such a batch is split in half. This module knows forests and functions that compute them, but no texts or models.
+This module knows forests and functions that compute them, but no texts or models.
 """
 
 import warnings
@@ -13,7 +13,7 @@ from lastword.batching.forest import Forest
 from lastword.errors import LastwordWarning
 from lastword.runtime.runner import Wait
 
-# Number of batches of about the current maximum that must fit before larger ones are tried again; doubled after each
+# Number of batches near the current maximum that must fit before larger ones are tried again. It doubles after each
 # failed attempt.
 _PATIENCE = 32
 _MOST_PATIENCE = 1024
@@ -22,13 +22,13 @@ _MOST_PATIENCE = 1024
 class BatchBudget:
     """The maximum number of tokens per batch, shared by all calls of one Embedder.
 
-    `limit` is set by the caller or the device, `tokens` is the current maximum. When memory runs out, `tokens` falls to
-    half the size of the batch that failed. After 32 batches at least half as large as `tokens` have fitted, `tokens` is
-    doubled, up to the limit; after each doubling that fails, twice as many must fit, up to 1,024.
+    `limit` comes from the caller or the device; `tokens` is the current maximum. When memory runs out, `tokens` becomes
+    half the size of the batch that failed. Once 32 batches of at least half of `tokens` have fitted, `tokens` doubles,
+    up to the limit. After each doubling that fails, twice as many batches must fit first, up to 1,024.
 
     Args:
         limit: maximum tokens per batch if memory suffices.
-        device: the devices, for the warning.
+        device: names of the devices, for the warning.
     """
 
     def __init__(self, limit: int, device: str) -> None:
@@ -37,7 +37,7 @@ class BatchBudget:
 
     @property
     def limit(self) -> int:
-        """Maximum tokens per batch if memory suffices; setting it resets the current maximum."""
+        """Maximum tokens per batch if memory suffices. Setting it resets the current maximum."""
         return self._limit
 
     @limit.setter
@@ -46,7 +46,7 @@ class BatchBudget:
         self._patience, self._fitted, self._retried = _PATIENCE, 0, False
 
     def record_success(self, tokens: int) -> None:
-        """Count a computed batch of at least half the current maximum; after enough of them, double the maximum."""
+        """Count a batch that fitted, if it has at least half the current maximum; after enough of them, double that."""
         if 2 * tokens < self.tokens or self.tokens >= self._limit:
             return
         self._fitted += 1
@@ -57,7 +57,7 @@ class BatchBudget:
     def lower(self, tokens: int) -> None:
         """Set the current maximum to half of `tokens`, the size of a batch that ran out of memory; warn the first time.
 
-        A batch larger than the current maximum changes nothing: it was planned before the maximum fell.
+        A batch larger than the current maximum changes nothing, since it was planned before the maximum fell.
         """
         if tokens > self.tokens:
             return
@@ -76,7 +76,7 @@ class BatchBudget:
             )
 
     def within(self, forest: Forest) -> list[Forest]:
-        """Split a batch that was planned before the current maximum fell; a single text may exceed the maximum."""
+        """Split a batch that exceeds the current maximum; a single text may exceed it."""
         if forest.tokens_computed <= self.tokens or len(forest.final_rows) == 1:
             return [forest]
         return [part for half in forest.halves() for part in self.within(half)]
@@ -90,11 +90,11 @@ def compute_parts(
     Args:
         forest: the batch.
         wait: waits for the batch and returns its tensor.
-        start: starts a part of the batch, and returns the function that waits for its tensor.
-        budget: is told of each part whether it fitted.
+        start: starts a part of the batch; returns a function that waits for its tensor.
+        budget: is told for each part whether it fitted.
 
     Yields:
-        Each part with its tensor or its error; the error is `torch.OutOfMemoryError` if a single text does not fit.
+        Each part with its tensor or its error, `torch.OutOfMemoryError` if a single text does not fit.
     """
     parts = [(forest, wait)]
     while parts:
@@ -110,7 +110,7 @@ def compute_parts(
 
 
 def _result_of(wait: Wait) -> Tensor | Exception:
-    """Return what `wait` returns or raises; an OutOfMemoryError without its traceback, whose frames may hold memory."""
+    """Return what `wait` returns or raises. An OutOfMemoryError loses its traceback, whose frames may hold memory."""
     try:
         return wait()
     except torch.OutOfMemoryError as error:

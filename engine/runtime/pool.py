@@ -1,8 +1,8 @@
-"""Several devices: one process per device with the whole model; each batch goes to the least loaded worker.
+"""Several devices: one worker process per device, each with the whole model; a batch goes to the least loaded worker.
 
-A worker is a fresh interpreter at the other end of a socket, so there is no fork, and the caller's script needs no
-`if __name__ == "__main__"`. Two threads of this process serve each worker, one to send and one to receive. If a worker
-dies, the receiving thread notices at once, and everyone who waits for that worker gets a DeviceError. This module knows
+A worker is a fresh interpreter at the other end of a socket. There is no fork, and the caller's script needs no
+`if __name__ == "__main__"`. This process has two threads per worker, one that sends and one that receives. If a worker
+dies, its receiving thread notices at once, and everyone who waits for the worker gets a DeviceError. This module knows
 nothing about texts.
 """
 
@@ -44,7 +44,7 @@ from lastword.runtime.runner import (
 from lastword.runtime.serialization import pack, unpack
 from lastword.weights import dtype_name
 
-# Batches per device started before the first is waited for: one running, one queued, one to balance uneven batches.
+# Batches started per device before the first is waited for: one running, one queued, one to even out sizes.
 _BATCHES_AHEAD = 3
 _SECONDS_TO_END = 5
 _START = "import sys; sys.path[:] = sys.argv[2:]; from lastword.runtime.worker import main; main(int(sys.argv[1]))"
@@ -54,11 +54,11 @@ class Pool:
     """A runner with one worker process per device.
 
     Args:
-        load: called as `load(device=...)` in each worker, returns the model; must be picklable.
-        devices: devices of the same kind; the CPU threads of this process are divided among the workers.
+        load: called as `load(device=...)` in each worker; returns the model. It must be picklable.
+        devices: devices of the same kind. This process's CPU threads are divided among the workers.
 
     Raises:
-        Exception: an exception from loading the model in a worker.
+        Exception: a worker raised it while loading the model.
         DeviceError: a worker died.
     """
 
@@ -80,7 +80,7 @@ class Pool:
             limits = [worker.ready.result() for worker in self._workers]
             self.batch_tokens: int = min(tokens for tokens, _ in limits)
             self.max_prompt_tokens: int = min(tokens for _, tokens in limits)
-        except BaseException:  # Ctrl-C too leaves no process behind
+        except BaseException:  # also after Ctrl-C, leave no process behind
             self.close()
             raise
 
@@ -95,8 +95,8 @@ class Pool:
             A function that waits for the task's tensor and returns it.
 
         Raises:
-            DeviceError: any worker has died, the pool is closed, or this process is a fork of the one that made the
-                pool and so lacks its threads.
+            DeviceError: a worker has died, the pool is closed, or this process is a fork of the one that made the pool
+                and so lacks its threads.
         """
         check_process(self.name, self._owner)
         for worker in self._workers:
@@ -105,7 +105,7 @@ class Pool:
         return FutureWait(worker.submit(pack((task, forest)), forest.tokens_computed))
 
     def close(self) -> None:
-        """End the worker processes; anyone still waiting for a batch gets a DeviceError."""
+        """End the worker processes. Whoever still waits for a batch gets a DeviceError."""
         self._stop()
 
 
@@ -115,7 +115,7 @@ def open_runner(load: ModelLoader, devices: Sequence[torch.device], *, show: boo
     Args:
         load: loads the model.
         devices: the devices to load it on.
-        show: whether to show a bar while layers are loaded into this process; see `progress_bar`.
+        show: whether to show a progress bar while layers are loaded into this process; see `progress_bar`.
 
     Raises:
         DeviceError: the model does not fit in a device's memory.
@@ -153,7 +153,7 @@ def _warn_of_unproved_kernels() -> None:
 
 @contextmanager
 def _hold_ctrl_c() -> Iterator[None]:
-    """Delay a Ctrl-C until the end of the `with` block; a no-op outside the main thread, which alone gets signals."""
+    """Delay Ctrl-C to the end of the `with` block. Only the main thread gets signals; elsewhere, do nothing."""
     if current_thread() is not main_thread():
         yield
         return
@@ -184,8 +184,10 @@ class _Worker:
     def __init__(self, device: torch.device, order: bytes) -> None:
         self.device = device
         self._outbox: SimpleQueue[tuple[bytes, Future[Any], int] | None] = SimpleQueue()
-        self.tokens = 0  # sent but not computed yet
-        self._waiting: deque[tuple[Future[Any], int]] = deque()  # sent orders, in order of answers
+        self.tokens = 0  # tokens sent and not computed yet
+        self._waiting: deque[tuple[Future[Any], int]] = (
+            deque()
+        )  # orders sent and not answered, in order
         self._problem: DeviceError | None = None  # why no more orders are accepted
         self._lock = RLock()  # guards the three above
         ours, theirs = socket.socketpair()
@@ -206,12 +208,12 @@ class _Worker:
             thread.start()
 
     def check(self) -> None:
-        """Raise DeviceError with the reason, if this worker accepts no more orders."""
+        """If this worker accepts no more orders, raise a DeviceError that says why."""
         if self._problem is not None:
             raise copy(self._problem)
 
     def submit(self, order: bytes, tokens: int) -> "Future[Any]":
-        """Queue an order; orders and answers stay matched even if Ctrl-C interrupts this method.
+        """Queue an order. Orders and answers stay matched even if Ctrl-C interrupts this method.
 
         Args:
             order: the packed message.
@@ -246,8 +248,8 @@ class _Worker:
             self._process.wait()
 
     def join(self) -> None:
-        """Wait for the two threads: a thread still inside PyTorch at interpreter exit would abort the process."""
-        # The garbage collector may run this in one of the two, which cannot wait for itself.
+        """Wait for the two threads; one that is inside PyTorch when the interpreter exits would abort the process."""
+        # The garbage collector may run this in one of the two threads, which cannot wait for itself.
         if current_thread() not in (self._receiver, self._sender):
             self._sender.join(_SECONDS_TO_END)
 
@@ -259,7 +261,7 @@ class _Worker:
                     answer.set_exception(copy(self._problem))
                     continue
                 self._waiting.append((answer, tokens))
-            with suppress(OSError):  # the worker died: `_receive` reports it
+            with suppress(OSError):  # the worker died, which `_receive` reports
                 self._connection.send_bytes(order)
         self._receiver.join()  # ends when the process ends
         self._connection.close()
@@ -286,12 +288,12 @@ class _Worker:
         self._give_up(
             "its worker process died",
             got=how,
-            expected="it to live as long as the model",
+            expected="a process that lives as long as the model",
             remedy="It was killed (by hand or for lack of memory), or its output above says why. Open the model again.",
         )
 
     def _give_up(self, what: str, *, got: str, expected: str, remedy: str) -> None:
-        """Fail all waiting and future orders with this problem, or with an earlier one if there is one."""
+        """Fail all waiting and future orders with this problem, or with an earlier one if there was one."""
         with self._lock:
             if self._problem is None:
                 self._problem = DeviceError(

@@ -1,7 +1,7 @@
-"""Process settings changed when a model loads: memory allocation, the caches of oneDNN, the threads of a fork.
+"""What loading a model changes in the process: memory allocation, the caches of oneDNN, the threads after a fork.
 
-While a CPU model loads, freed blocks go back to the system; afterwards they are kept for the next batch. With
-`Embedder(tune_process=False)`, memory allocation and the caches stay as they are.
+While a CPU model loads, freed blocks of memory go back to the system; afterwards they are kept for the next batch. With
+`tune_process=False`, memory allocation and the caches stay as they are.
 """
 
 import ctypes
@@ -15,29 +15,29 @@ import torch
 
 from lastword.errors import DeviceError, LastwordWarning
 
-# Blocks up to this size are kept. By default glibc requests blocks of over 32 MB from the system every time, which
-# takes up to 6 % of a batch's time. The kept memory does not grow from batch to batch, so it is never returned in
-# between (bench/LOG.md, 2026-11-24).
+# Freed blocks up to this size are kept. By default, glibc requests blocks of over 32 MB from the system every time,
+# which takes up to 6 % of a batch's time. Kept memory does not grow from batch to batch, so nothing is returned between
+# batches (bench/LOG.md, 2026-11-24).
 _KEPT_BYTES = 256 << 20
-# If blocks were kept while loading, memory would fragment: holes of half a model (bench/LOG.md, 2026-11-27).
+# Blocks kept while loading would fragment memory, with holes of half a model in total (bench/LOG.md, 2026-11-27).
 _LOADING_BYTES = 1 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
-# Variables that the libraries read once; setting them later has no effect.
+# Environment variables that libraries read once; setting them later has no effect.
 VARIABLES = {
-    # oneDNN, and PyTorch's layer above it, cache up to 1024 matmuls by number of rows, at about 1 MB each.
+    # oneDNN and PyTorch's layer above it cache up to 1,024 matmuls, one per number of rows, at about 1 MB each.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
-    # Weights in pages of 2 MB are read up to a tenth faster (bench/LOG.md, 2026-11-29). Read at the first tensor.
+    # Weights in pages of 2 MB are read up to 10 % faster (bench/LOG.md, 2026-11-29). Takes effect at the first tensor.
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 
-# The process that loaded a model last, and so started the threads of OpenMP, which do not survive a fork.
+# Id of the process that last loaded a model. It started OpenMP's threads, which do not survive a fork.
 _loaded_in: int | None = None
 
 
 def prepare_threads(device: torch.device) -> None:
-    """Set PyTorch to one thread in a fork of a process that had loaded a model: with more, OpenMP would wait for ever.
+    """In a fork of a process that had loaded a model, set PyTorch to one thread; with more, OpenMP would hang.
 
     Raises:
         DeviceError: the device is a GPU, and this process is a fork of one that has used a GPU.
@@ -66,7 +66,7 @@ def prepare_threads(device: torch.device) -> None:
 
 @contextmanager
 def tune_for_loading() -> Iterator[None]:
-    """Return freed blocks of over 1 MB to the system during the `with` block; afterwards call `keep_blocks`."""
+    """During the `with` block, return freed blocks of over 1 MB to the system; then call `keep_blocks`."""
     set_variables()
     _set(_M_MMAP_THRESHOLD, _LOADING_BYTES)
     try:
@@ -76,23 +76,23 @@ def tune_for_loading() -> Iterator[None]:
 
 
 def set_variables() -> None:
-    """Set the variables that the environment does not set: small caches of matmuls, and large pages for weights."""
+    """Set those of `VARIABLES` that the environment does not set: small caches of matmuls, large pages for weights."""
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
 
 
 def keep_blocks() -> bool:
-    """Keep freed blocks of up to 256 MB for the next batch; affects the main thread's heap of the whole process.
+    """Keep freed blocks of up to 256 MB for the next batch, in the main heap of the process.
 
     Returns:
-        Whether the C library accepted it; without `mallopt` or with an old glibc it returns False and nothing changes.
+        Whether the C library accepted it. Without `mallopt`, as outside glibc, nothing changes.
     """
     # Setting the trim threshold alone would stop glibc from raising the mmap threshold above its default of 128 kB.
     return _set(_M_MMAP_THRESHOLD, _KEPT_BYTES) and _set(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES)
 
 
 def return_memory() -> None:
-    """Return freed memory, which the C library would keep, to the system; called when a model is freed."""
+    """Return freed memory that the C library still keeps to the system; called when a model is freed."""
     if sys.platform.startswith("linux"):
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
 

@@ -1,4 +1,4 @@
-"""The items of the loop, and the step from a batch's tensor to each item's result or error."""
+"""The loop's items and groups, and the step from a batch's tensor to each item's result or error."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from lastword.runtime.runner import EmbedTask, ScoreTask, StatesTask, Task
 
 # Maximum number of items that one group takes from a queue.
 _MOST_ITEMS = 4096
-# Error parts for a text whose vector is unusable.
+# Parts of the errors for texts without a usable result.
 _DAMAGED = "Pass dtype='float32'. If the error persists, the weights are damaged: lastword verify checks them."
 _NO_DIRECTION = {
     "what": "its vector is zero or not finite",
@@ -51,10 +51,10 @@ class Item:
     """One text in the loop.
 
     Args:
-        tag: any object of the caller's, returned with the result.
+        tag: any object; it is returned with the result, and names the text in errors.
         ids: the text's token ids, with its prompt.
-        prompt: the prompt's token ids if the model may keep their keys and values, else ().
-        format: the requested vector format; None if the loop runs a task that is the same for all items.
+        prompt: the prompt's token ids, if the model may keep the prompt's keys and values, else ().
+        format: the requested format of the vector; None if the loop is given one task for all items.
     """
 
     tag: object
@@ -63,7 +63,7 @@ class Item:
     prompt: Sequence[int] = ()
 
     def problem(self, vocab_size: int) -> InputError | None:
-        """Return the error if this item, taken from a queue, cannot join a batch, else None."""
+        """Return the error of an item from a queue that cannot be computed, else None."""
         if self.format is None:
             return self.error("its format is missing", expected="a VectorFormat")
         if not self.ids:
@@ -83,13 +83,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Items that are sorted and packed together.
+    """Items that are sorted and packed into batches together.
 
     Args:
         items: the items.
-        forests: the batches that hold them.
+        forests: the batches.
         began: when their preparation began, by `perf_counter`.
-        counts: the counts that are known before any batch is computed: texts, texts cut, texts with unknown words.
+        counts: what is known before a batch is computed: number of texts, of texts cut, of texts with unknown words.
         refused: items that could not be included, with their errors.
     """
 
@@ -101,14 +101,14 @@ class Group:
 
 
 class ItemQueue(Protocol):
-    """The source of the loop's items: a `queue.Queue`, or an object that chooses the next item when asked for one."""
+    """A source of items for the loop: a `queue.Queue`, or an object that chooses an item when it is asked for one."""
 
-    def get(self, block: bool = ...) -> Item | None:  # noqa: FBT001  as of a queue.Queue
+    def get(self, block: bool = ...) -> Item | None:  # noqa: FBT001  as queue.Queue has it
         """Return the next item, or None at the end; with `block` False, raise `queue.Empty` if no item is waiting."""
 
 
 class QueuedItems:
-    """Make groups of the items from a queue: the items waiting at one moment form a group. None marks the end."""
+    """Makes groups of the items from a queue: items that wait at the same moment form a group. None marks the end."""
 
     def __init__(self, queue: ItemQueue, vocab_size: int) -> None:
         self._queue, self._vocab_size, self._ended = queue, vocab_size, False
@@ -149,14 +149,14 @@ class QueuedItems:
 
 @dataclass(frozen=True, slots=True)
 class FinishedBatch:
-    """The results of items of one group that finished together.
+    """The results of a batch: items of one group that finished together.
 
     Args:
         group: the group.
-        texts: int64 [n], the items that finished, as indices into `group.items`.
-        rows: the result of item `texts[i]` is `rows[i]`; a tensor, or a list if the items' formats differ; empty if no
-            item has a result.
-        errors: by index into `group.items`, the errors of the items that have no result.
+        texts: [n], int64, the items that finished, as indices into `group.items`.
+        rows: `rows[i]` is the result of item `texts[i]`. A tensor, or a list if the items' formats differ; an empty
+            list if no item has a result.
+        errors: the errors of the items without a result, by index into `group.items`.
         counts: the counts of this batch.
     """
 
@@ -173,17 +173,17 @@ class FinishedBatch:
             yield self.group.items[index].tag, self.rows[place] if error is None else error
 
 
-# The rows of a group's texts, None if no text has one; its counts; the errors of the texts without a row.
+# A group's rows (None if no text has one), its counts, and the errors of the texts without a row.
 GroupResult = tuple[Tensor | None, Report, list[InputError]]
 
 
 class GroupsInOrder:
-    """Collects finished batches and gives the result of each group, in the order of the groups.
+    """Collects finished batches into groups, and gives the result of each group, in order.
 
     Args:
         source: returns the next group, as for `Loop.run`. All its items have the same format, and their tags are the
             texts' indices.
-        keep_going: whether to keep the error of a text that cannot be embedded, instead of raising it.
+        keep_going: whether to collect the errors of texts that cannot be embedded, instead of raising the first one.
     """
 
     def __init__(self, source: Callable[[bool], Group | None], *, keep_going: bool) -> None:
@@ -191,18 +191,18 @@ class GroupsInOrder:
         self._groups: deque[_Rows] = deque()
 
     def take(self, wait: bool) -> Group | None:  # noqa: FBT001  a Take
-        """Return the next group of the source, and expect its batches."""
+        """Return the next group from the source, and expect its batches."""
         group = self._source(wait)
         if group is not None:
             self._groups.append(_Rows(group))
         return group
 
     def add(self, batch: FinishedBatch) -> Iterator[GroupResult]:
-        """Add a batch of the first unfinished group; yield the results of the groups that are finished now.
+        """Add a batch of the first unfinished group; yield the results of the groups that are now finished.
 
-        A batch from `list_refused` may come at any time: it is not counted.
+        A batch from `list_refused` may come at any time; it is ignored, since its group has the errors.
         """
-        if batch.group.forests:  # else it is from `list_refused`
+        if batch.group.forests:  # otherwise it is from `list_refused`
             for place in sorted(batch.errors):
                 error = batch.errors[place]
                 if not self._keep_going or not isinstance(error, InputError) or error.index is None:
@@ -214,7 +214,7 @@ class GroupsInOrder:
 
 
 class _Rows:
-    """The rows of one group, filled as its batches finish, and the errors of texts, by place in the group."""
+    """The rows of one group, filled in as its batches finish, and the errors of texts, by index in the group."""
 
     def __init__(self, group: Group) -> None:
         self.left, self.errors = len(group.items), dict[int, InputError]()
@@ -242,7 +242,7 @@ class _Rows:
 
 
 def list_refused(group: Group) -> FinishedBatch:
-    """Make a batch without rows: the errors of the items that were refused while their group was prepared."""
+    """Make a batch without rows from the items that were refused while their group was prepared."""
     items, errors = [item for item, _ in group.refused], [error for _, error in group.refused]
     places = count_up(0, len(items))
     return FinishedBatch(
@@ -251,13 +251,13 @@ def list_refused(group: Group) -> FinishedBatch:
 
 
 def new_rows(like: Tensor, count: int) -> Tensor:
-    """Return an uninitialised tensor for `count` rows like those of `like`; never an inference tensor."""
+    """Return an uninitialised tensor for `count` rows like those of `like`; it is never an inference tensor."""
     with torch.inference_mode(False):
         return like.new_empty(count, *like.shape[1:])
 
 
 def embed_task(group: Group, forest: Forest) -> EmbedTask:
-    """Return the task of a batch: vectors if all items share width and normalisation, else the full final states."""
+    """Return the task of a batch: vectors if all items have the same width and normalisation, else the final states."""
     kinds = {(each.dim, each.normalize) for each in _formats(group, forest)}
     if len(kinds) == 1:
         return EmbedTask(*kinds.pop())
@@ -267,12 +267,12 @@ def embed_task(group: Group, forest: Forest) -> EmbedTask:
 def finish_batch(
     group: Group, forest: Forest, result: Tensor | Exception, task: Task | None, seconds: float
 ) -> FinishedBatch:
-    """Convert a batch's tensor to the formats of its items; a vector without a direction becomes an error.
+    """Convert a batch's tensor to the formats of its items. A vector without a direction becomes an error.
 
     Args:
         group: the group that the batch belongs to.
         forest: the batch.
-        result: the tensor of its task, one row per distinct text, or the error of the whole batch.
+        result: the tensor of its task, [N', …] with one row per distinct text, or the error of the whole batch.
         task: as for `Loop.run`.
         seconds: wall time of the batch.
     """
@@ -292,7 +292,7 @@ def finish_batch(
 def _rows(
     group: Group, forest: Forest, states: Tensor, task: Task | None
 ) -> tuple[Tensor | list[Tensor], dict[int, Exception]]:
-    """Return one row per text of a batch, and the errors of items whose row is unusable or cannot be converted."""
+    """Return a row per text of a batch, and the errors of items whose row is unusable or cannot be converted."""
     indices = forest.texts.tolist()
     if task is not None:
         bad = _bad_states(states, task)
@@ -325,7 +325,7 @@ def _formats(group: Group, forest: Forest) -> list[VectorFormat]:
 def _to_format(
     states: Tensor, wanted: VectorFormat, done: EmbedTask
 ) -> tuple[Tensor, dict[int, dict[str, str]]]:
-    """Convert the rows [N, …] of the task `done` to the format `wanted`; also return each bad row's error parts."""
+    """Convert rows [N, …] from the task `done` to the format `wanted`; also return the error parts of bad rows."""
     if (wanted.dim, wanted.normalize) != (done.dim, done.normalize):
         states = postprocess(states, wanted.dim, normalize=wanted.normalize)
     vectors = to_precision(states, wanted.precision, wanted.ranges)
@@ -336,7 +336,7 @@ def _to_format(
 
 
 def _bad_states(states: Tensor, task: Task) -> dict[int, dict[str, str]]:
-    """Return the parts of the error of each row, hidden states [N, layers, C] or scores [N], that is not finite."""
+    """Return the error parts of the rows that are not finite; rows are hidden states [N, layers, C] or scores [N]."""
     if isinstance(task, ScoreTask):
         return {row: _NO_SCORE for row, good in enumerate(states.isfinite().tolist()) if not good}
     if not isinstance(task, StatesTask):

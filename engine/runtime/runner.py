@@ -1,7 +1,7 @@
 """Runners compute batches: in this process, or in one worker process per device (`pool.py`).
 
-A task defines what to compute for a batch; it is a small frozen dataclass that can be sent to a worker process. A
-runner starts the task and returns a function that waits for its tensor. This module knows nothing about texts.
+A task says what to compute for a batch; it is a small frozen dataclass that can be sent to a worker process. A runner
+starts a task on a batch and returns a function that waits for its tensor. This module knows nothing about texts.
 """
 
 import os
@@ -26,11 +26,12 @@ from lastword.runtime import process_tuning
 from lastword.runtime.device import default_batch_tokens
 from lastword.weights import ModelConfig, WeightsSource
 
-# The thread that prepares texts may hold the GIL for as long as a small model's batch takes (a prediction, see
-# bench/LOG.md, 2026-11-27), so several batches are queued. A queued batch takes memory only for inputs and vectors.
+# Several batches are queued, because the thread that prepares texts may hold the GIL for as long as a small model's
+# batch takes (predicted, not measured: bench/LOG.md, 2026-11-27). A queued batch takes memory only for inputs and
+# vectors.
 _GPU_DEPTH = 3
 
-# Error parts for a runner that has been closed.
+# Parts of the error of a runner that has been closed.
 CLOSED = {
     "what": "closed",
     "got": "a closed model",
@@ -57,11 +58,11 @@ def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
 
     Args:
         waits: what `start` returned for each batch, in the order of starting.
-        seconds: how long to wait; None for no limit.
+        seconds: longest time to wait; None for no limit.
 
     Returns:
-        The index, or None if no batch finished in time. If not all are `FutureWait`s, the batches finish in order: the
-        index is 0, returned at once.
+        The index, or None if no batch finished in time. If not all are `FutureWait`s, batches finish in order, and 0 is
+        returned at once.
     """
     futures = [wait.future for wait in waits if isinstance(wait, FutureWait)]
     if len(futures) < len(waits):
@@ -71,10 +72,10 @@ def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
 
 
 def check_process(name: str, owner: int) -> None:
-    """Refuse to compute in a fork of the process that loaded the model: the fork lacks its threads and would hang.
+    """Refuse to compute in a fork of the process that loaded the model; the fork lacks its threads and would hang.
 
     Args:
-        name: the devices, for the message.
+        name: names of the devices, for the message.
         owner: id of the process that loaded the model.
 
     Raises:
@@ -90,8 +91,8 @@ def check_process(name: str, owner: int) -> None:
         )
 
 
-def failure(error: Exception) -> Wait:
-    """Return a `Wait` that raises `error`, for a batch that could not be started."""
+def raise_on_wait(error: Exception) -> Wait:
+    """Return a `Wait` that raises `error`; for a batch that could not be started."""
 
     def wait() -> Tensor:
         raise error
@@ -100,14 +101,14 @@ def failure(error: Exception) -> Wait:
 
 
 class Task(Protocol):
-    """What to compute for a batch: a call with the model and the batch returns N' rows, one per distinct text."""
+    """What to compute for a batch: called with the model and the batch, it returns N' rows, one per distinct text."""
 
     def __call__(self, model: Model, forest: Forest, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedTask:
-    """Compute the vectors [N', dim] fp32, scaled to length 1 with `normalize`; None as `dim` keeps all dimensions."""
+    """Compute vectors [N', dim], fp32, scaled to length 1 if `normalize`; `dim` None keeps all dimensions."""
 
     dim: int | None
     normalize: bool
@@ -119,7 +120,7 @@ class EmbedTask:
 
 @dataclass(frozen=True, slots=True)
 class StatesTask:
-    """Compute the hidden states [N', len(layers), C] fp32 of the last tokens; see `last_token_states`."""
+    """Compute the last tokens' hidden states, [N', len(layers), C], fp32; see `last_token_states`."""
 
     layers: tuple[int, ...]
 
@@ -130,7 +131,7 @@ class StatesTask:
 def states_task(
     layers: Iterable[SupportsIndex] | None, config: ModelConfig
 ) -> tuple[StatesTask, Tensor]:
-    """Return the task for these layers, named as in transformers, and an empty tensor with the shape of its rows.
+    """Return the task for these layers, numbered as in transformers, and an empty tensor with the shape of its rows.
 
     Raises:
         ConfigError: a layer does not exist.
@@ -142,7 +143,7 @@ def states_task(
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """Compute the scores [N'] fp32 of a reranker, before any activation."""
+    """Compute a reranker's scores, [N'], fp32, before any activation."""
 
     def __call__(self, model: Model, forest: Forest, /) -> Tensor:
         assert model.score_row is not None  # only a Reranker starts this task, and it loads one
@@ -153,9 +154,9 @@ class Runner(Protocol):
     """The interface of an object that computes batches.
 
     Args:
-        name: the devices, for messages.
-        depth: number of batches to start beyond the one that is waited for.
-        ahead: whether this process is free to prepare texts and use results while batches are computed.
+        name: names of the devices, for messages.
+        depth: number of batches to start besides the one that is waited for.
+        ahead: whether this process can prepare texts and use results while batches are computed.
         batch_tokens: default maximum tokens per batch.
         max_prompt_tokens: maximum tokens of a prompt that the model caches; 0 if it caches none.
     """
@@ -167,20 +168,20 @@ class Runner(Protocol):
     max_prompt_tokens: int
 
     def start(self, task: Task, forest: Forest) -> Wait:
-        """Start a batch; the returned function waits for the task's tensor and returns it on the CPU.
+        """Start a batch, and return a function that waits for the task's tensor and returns it on the CPU.
 
-        The returned function raises torch.OutOfMemoryError if the batch does not fit in the device's memory.
+        That function raises torch.OutOfMemoryError if the batch does not fit in the device's memory.
         """
 
     def close(self) -> None:
-        """Free the model, in the runner's worker processes too; starting a batch then raises DeviceError."""
+        """Free the model, including that of worker processes. Starting a batch then raises DeviceError."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLoader:
-    """Loads a model onto a device when called; can be sent to a worker process.
+    """Loads a model onto a device when called. It can be sent to a worker process.
 
-    The arguments are those of `Model`, and `tune_process` of `Embedder`.
+    The arguments are as for `Model`, and `tune_process` as for `Embedder`.
     """
 
     checkpoint: WeightsSource
@@ -189,12 +190,12 @@ class ModelLoader:
     quantize: str | None = None
     cuda_graphs: bool = True
     tune_process: bool = True
-    score_row: Tensor | None = field(default=None, compare=False)  # of a reranker
+    score_row: Tensor | None = field(default=None, compare=False)  # only for a reranker
 
     def __call__(
         self, device: torch.device, loaded: Callable[[int], None] = lambda _: None
     ) -> Model:
-        """Load the model onto a device; `loaded` is called with 1 after each layer."""
+        """Load the model onto a device, and call `loaded` with 1 after each layer."""
         process_tuning.prepare_threads(device)
         tuned = self.tune_process and device.type == "cpu"
         tuning = process_tuning.tune_for_loading() if tuned else nullcontext()
@@ -212,7 +213,7 @@ class ModelLoader:
 
 
 class InProcess:
-    """A runner with the model in this process; on a GPU, copies vectors to the host while later batches run."""
+    """A runner with the model in this process. On a GPU it copies vectors to the host while later batches run."""
 
     def __init__(self, model: Model) -> None:
         self._model: Model | None = model
@@ -224,7 +225,7 @@ class InProcess:
 
     @property
     def model(self) -> Model:
-        """The model; DeviceError once the runner is closed."""
+        """The model. DeviceError is raised once the runner is closed."""
         if self._model is None:
             raise DeviceError(f"device {self.name}", **CLOSED)
         return self._model
@@ -234,11 +235,11 @@ class InProcess:
             return to_host(task(self.model, forest))
         except torch.OutOfMemoryError as error:
             problem = str(error)
-        torch.cuda.empty_cache()  # here, because the forward's tensors are released by now
-        return failure(torch.OutOfMemoryError(problem))
+        torch.cuda.empty_cache()  # not earlier: by now the forward's tensors are released
+        return raise_on_wait(torch.OutOfMemoryError(problem))
 
     def close(self) -> None:
-        """Free the model and return its memory to the system; a thread that is computing a batch finishes it."""
+        """Free the model and return its memory to the system. A thread that is computing a batch finishes it first."""
         self._free()
         if self.ahead:
             torch.cuda.empty_cache()
@@ -248,16 +249,16 @@ class InProcess:
             self._free()
 
     def _free(self) -> None:
-        """Free the model now, not when this object is destroyed: memory that is freed after `return_memory` is kept."""
+        """Free the model before `return_memory`; memory freed later would stay with the process."""
         if self._model is not None:
             self._model = None
             process_tuning.return_memory()
 
 
 def to_host(vectors: Tensor) -> Wait:
-    """Start copying vectors to pinned memory; the returned function waits for this copy only and returns it.
+    """Start copying vectors to pinned memory; return a function that waits for this copy alone and returns it.
 
-    PyTorch keeps the device memory until the queued copy has read it. On a CPU nothing is copied.
+    PyTorch keeps the device memory until the copy has read it. Vectors on the CPU are not copied.
     """
     if vectors.device.type == "cpu":
         return lambda: vectors

@@ -1,6 +1,6 @@
-"""Messages between an embedder and its worker processes: pickles that store a tensor as dtype, shape and bytes.
+"""Messages between the caller's process and its workers: pickles that store a tensor as dtype, shape and bytes.
 
-PyTorch's own pickling shares memory through file descriptors, of which a process can run out; a copy costs little
+PyTorch's own pickling shares memory through file descriptors, and a process can run out of them; a copy costs little
 compared with a forward. This module does not interpret the messages.
 """
 
@@ -16,14 +16,14 @@ from lastword.weights import tensor_bytes
 
 
 def pack(message: object) -> bytes:
-    """Convert a message to bytes; tensors in it, of any device and strides, arrive on the CPU and contiguous."""
+    """Convert a message to bytes. Tensors in it, from any device and with any strides, arrive contiguous on the CPU."""
     data = io.BytesIO()
     _Pickler(data, pickle.HIGHEST_PROTOCOL).dump(message)
     return data.getvalue()
 
 
 def unpack(data: bytes) -> Any:
-    """Convert bytes from `pack` back to the message; only for bytes from one of our own processes."""
+    """Convert bytes from `pack` back to the message. Pass only bytes from our own processes."""
     return pickle.loads(data)  # noqa: S301  read from a socket that only our own processes hold
 
 

@@ -1,8 +1,8 @@
 """Background threads that work ahead of the caller: in order, bounded, no exception lost and no thread left behind.
 
 Only the caller's thread reads the input. When the results are no longer needed, a thread ends after its current piece
-of work, and the caller does not wait for it, because it may be waiting for a device. When Python exits, the thread is
-given a few seconds to end: a thread still inside PyTorch would abort the process. This module knows nothing about
+of work. The caller does not wait for that, because the thread may be waiting for a device. When Python exits, threads
+get a few seconds to end, since a thread still inside PyTorch would abort the process. This module knows nothing about
 texts.
 """
 
@@ -32,7 +32,7 @@ _running: "weakref.WeakSet[_Computing[Any, Any]]" = weakref.WeakSet()
 
 
 def read_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """Yield the items, reading up to `depth` ahead; an exception while reading is raised after the items before it."""
+    """Yield the items, reading up to `depth` ahead. An exception while reading is raised after the items before it."""
     waiting: deque[T] = deque()
     failure: Exception | None = None
     more = True
@@ -58,7 +58,7 @@ def map_ahead(
     Args:
         work: runs in the thread.
         items: read one item ahead.
-        at_once: returns whether an item is so small that the caller's thread should work on it instead.
+        at_once: returns whether an item is so small that the caller's thread should do its work.
     """
     with _preparation_thread() as thread:
 
@@ -77,14 +77,14 @@ def run_ahead(
 ) -> Generator[R]:
     """Yield one result per item, in order; two threads prepare and compute the next ones while the caller uses one.
 
-    Before each result, up to two items are read, and more only until the result is ready. So a slow source does not
+    Before each result, at most two items are read, or more while the result is not ready. So a slow source does not
     hold back finished results for long.
 
     Args:
         items: read by the caller's thread only.
         prepare: runs in one thread, item by item.
-        compute: runs in another thread. It is called with two functions: one takes the next prepared item (`Take`), one
-            returns whether to stop.
+        compute: runs in another thread. It is called with two functions: the first takes the next prepared item
+            (`Take`), the second returns whether to stop.
         most: maximum number of items read before their results are taken.
     """
     with _preparation_thread() as thread:
@@ -165,7 +165,7 @@ class _Computing(Generic[P, R]):
 
 
 def abandoned() -> bool:
-    """Return whether the calling thread's work is no longer needed; long work asks, because Python waits at exit."""
+    """Return whether the calling thread's work is no longer needed. Long work checks it, since Python waits at exit."""
     stopped: Event | None = getattr(_here, "stopped", None)
     return stopped is not None and stopped.is_set()
 
@@ -183,7 +183,7 @@ def _preparation_thread(
         yield thread
     finally:
         stopped.set()
-        if not is_finalizing():  # at exit the thread, and what shutdown needs, are already gone
+        if not is_finalizing():  # at exit, the thread and what shutdown needs are already gone
             thread.shutdown(wait=False, cancel_futures=True)
 
 

@@ -1,6 +1,6 @@
-"""The worker process of one device, started by `pool.py`: loads the model, then computes one batch after another.
+"""The worker process of one device, started by `pool.py`: it loads the model, then computes batch after batch.
 
-It exits as soon as the parent's end of the socket closes, even in the middle of a batch, and so never outlives its
+It exits as soon as the parent's end of the socket closes, even in the middle of a batch, so it never outlives its
 parent.
 """
 
@@ -23,8 +23,8 @@ from lastword.runtime.serialization import pack, unpack
 def main(handle: int) -> None:
     """Serve the parent at the other end of the socket: first the order to load the model, then batches.
 
-    Orders are answered in the order received. The answer to the first is the default tokens per batch and the maximum
-    tokens of a cached prompt; the answer to each batch is its tensor. Instead of either, it may be an exception.
+    Orders are answered in the order received. The answer to the first is a pair: the default tokens per batch, and the
+    maximum tokens of a cached prompt. The answer to a batch is its tensor. Any answer may be an exception instead.
 
     Args:
         handle: file descriptor of the socket.
@@ -48,7 +48,7 @@ def main(handle: int) -> None:
 
 
 def _read(connection: Connection, inbox: "SimpleQueue[bytes]") -> None:
-    """Receive orders while a batch is computed; exit at once when the parent is gone."""
+    """Receive orders, also while a batch is computed; exit at once when the parent is gone."""
     try:
         while True:
             inbox.put(connection.recv_bytes())
@@ -65,7 +65,7 @@ def _open(order: bytes) -> InProcess:
 
 
 def _start(runner: InProcess, order: bytes) -> Callable[[], bytes]:
-    """Start a batch; the returned function waits for its result and returns the packed answer."""
+    """Start a batch; return a function that waits for its result and returns the packed answer."""
     try:
         wait = runner.start(*unpack(order))
     except Exception as error:  # noqa: BLE001  raised again in the parent
@@ -81,7 +81,7 @@ def _answer(wait: Wait) -> bytes:
 
 
 def _make_portable(error: Exception) -> Exception:
-    """Add this process's traceback as a note; an exception that cannot be pickled becomes a RuntimeError."""
+    """Add this process's traceback to an exception as a note; one that cannot be pickled becomes a RuntimeError."""
     error.add_note(f"In the worker process:\n{traceback.format_exc()}")
     try:
         copy: Any = unpack(pack(error))

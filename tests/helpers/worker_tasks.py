@@ -48,6 +48,7 @@ class NoRoom:
     quantize: object = None
     cuda_graphs: bool = True
     tune_process: bool = True
+    score_row: object = None
 
     def __call__(self, device, loaded=None):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -75,7 +75,7 @@ def test_refused(name: str, parts: dict[str, str]) -> None:
 @pytest.mark.parametrize("kind", ["mps", "mps:0", "xpu", "meta", "hip", "xla", "hpu", "vulkan"])
 @pytest.mark.parametrize("convert", [str, torch.device])
 def test_other_kinds_of_devices(kind: str, convert: type) -> None:
-    remedy = "Use 'cpu', which works on every machine, Apple's too; 'cuda' is for the GPUs of NVIDIA and AMD."
+    remedy = "Use 'cpu', which works on every machine, including Apple's; 'cuda' is for the GPUs of NVIDIA and AMD."
     what = "of a kind that is not supported"
     with refusal(DeviceError, where="device", what=what, got=repr(kind), remedy=remedy):
         choose_devices(convert(kind))
