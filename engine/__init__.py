@@ -21,6 +21,10 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+SPIN_COUNT = (
+    "10000"  # of libgomp's loop; about 0.1 ms. Its default of 300,000 is several milliseconds
+)
+
 
 def __getattr__(name: str) -> object:
     """Import a public name on first access, `Embedder` and `Reranker` with torch."""
@@ -36,6 +40,20 @@ def __getattr__(name: str) -> object:
     return found
 
 
+def limit_spinning() -> None:
+    """Let the threads of a CPU computation wait for each other for microseconds, not milliseconds, before they sleep.
+
+    A thread that waits in a loop takes time from other busy processes, which then keep the thread that it waits for
+    from running: beside two of them on two cores, 24 documents took twice as long (bench/LOG.md, 2026-11-30). OpenMP
+    reads the variable when torch is imported, so nothing changes after that; nor does it if the user has set a policy.
+    """
+    import os
+    import sys
+
+    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
 def _import_with_torch(name: str) -> object:
     """Import `Embedder` or `Reranker`.
 
@@ -46,6 +64,7 @@ def _import_with_torch(name: str) -> object:
     from contextlib import suppress
     from importlib import import_module
 
+    limit_spinning()
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy", category=UserWarning)
     ignored = warnings.filters[0]
     try:

@@ -52,6 +52,9 @@ class Embedder(EmbedderProperties, Reopenable):
     THP_MEM_ALLOC_ENABLE to 1, unless they are already set (which has no effect if torch has computed a matmul before,
     or made a tensor). `tune_process=False` prevents both.
 
+    Where `lastword` is imported before torch, `from lastword import Embedder` also sets GOMP_SPINCOUNT to 10000, unless
+    it or OMP_WAIT_POLICY is set: threads that wait sleep soon, so that a busy machine does not slow them down.
+
     Args:
         model: Hugging Face id or folder; None loads the small built-in model, which is for trials only.
         device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU if there is none. "cuda:0,1" and

@@ -138,7 +138,11 @@ def start(
         LastwordError: it cannot be loaded.
     """
     words = (library, str(folder), str(scratch), str(threads), device, precision)
-    environment = {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "RAYON_NUM_THREADS": str(threads),
+        "GOMP_SPINCOUNT": None,  # lastword's own, which the command line has set; others keep their default
+    }
     command = [sys.executable, "-m", __name__, *words]
     return Child(library, command, environment, scratch / f"{library}-{threads}.log")
 
@@ -166,11 +170,8 @@ def _open(
 ) -> "EncodeBytes":
     if library == "llama.cpp":
         return open_model(Path(folder), Path(scratch), threads, precision)
-    import torch
-
-    torch.set_num_threads(threads)
     open_library = _lastword if library == "lastword" else _sentence_transformers
-    encode = open_library(folder, device, precision)
+    encode = open_library(folder, device, precision)  # on OMP_NUM_THREADS threads
     return lambda texts, kind: bytes(tensor_bytes(encode(texts, kind).float()))
 
 

@@ -223,6 +223,7 @@ def _open_vllm(setup: Setup, precision: str, threads: int, longest: int) -> Chil
     openmp = setup.python.absolute().parent.parent / "lib" / "libiomp5.so"  # installed beside vLLM
     cores = sorted(os.sched_getaffinity(0))[:threads]
     environment = {
+        "GOMP_SPINCOUNT": None,  # as in `child.start`
         "OMP_NUM_THREADS": str(threads),
         "RAYON_NUM_THREADS": str(threads),
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),

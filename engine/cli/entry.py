@@ -6,12 +6,15 @@ loaded almost at once, and Ctrl-C can cause a traceback only before that.
 
 import os
 
+from lastword import limit_spinning
+
 STOPPED = "stopped", 130  # the message after Ctrl-C, and the exit status
 
 
 def main() -> int:
     """Run the command line and return its exit status."""
     try:
+        limit_spinning()
         from lastword.cli.main import main as run
 
         return run()

@@ -186,6 +186,37 @@ def test_without_tuning_the_c_library_is_not_called(
     assert asked == [-3, -3]
 
 
+SPINNING = """
+import os, sys
+before = sys.argv[1] == "torch first"
+if before:
+    import torch
+from lastword import InputError
+unchanged = "GOMP_SPINCOUNT" in os.environ
+from lastword import Embedder
+print(int(unchanged), int(os.environ.get("GOMP_SPINCOUNT", 0)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("order", "setting", "expected"),
+    [
+        ("lastword first", {}, [0, 10_000]),
+        ("lastword first", {"GOMP_SPINCOUNT": "7"}, [1, 7]),
+        ("lastword first", {"OMP_WAIT_POLICY": "active"}, [0, 0]),
+        ("torch first", {}, [0, 0]),
+    ],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_or_torch_decided_before(
+    order: str, setting: dict[str, str], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    assert numbers_of(SPINNING, order) == expected
+
+
 GROWTH = """
 import sys, torch
 from lastword.bench.memory import held_bytes
