@@ -22,15 +22,18 @@ _SDPA_ROWS = 1024
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `ops.rms_norm`."""
     out, weight = torch.empty_like(x, memory_format=torch.contiguous_format), weight.float()
-    for rows in _blocks(x):
-        _normalize(x[rows], weight, eps, out[rows])
+    for x_b, out_b in _blocks(x, out):
+        _normalize(x_b, weight, eps, out_b)
     return out
 
 
-def _blocks(x: Tensor) -> list[slice]:
-    """Cut the rows of x into blocks that stay in the cache between two passes over them."""
-    step = torch.get_num_threads() * _BLOCK_VALUES // max(1, x[:1].numel()) or 1
-    return [slice(low, low + step) for low in range(0, len(x), step)]
+def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Cut tensors of equally many rows into blocks; a block of the first stays in the cache between two passes over it."""
+    rows, numbers = len(tensors[0]), tensors[0].numel()
+    step = max(1, torch.get_num_threads() * _BLOCK_VALUES * rows // max(1, numbers))
+    if step >= rows:
+        return [tensors]
+    return list(zip(*(tensor.split(step) for tensor in tensors), strict=True))
 
 
 def _normalize(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
@@ -64,8 +67,8 @@ def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tu
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `ops.add_rms_norm`."""
     out, weight = torch.empty_like(residual), weight.float()
-    for rows in _blocks(residual):
-        _normalize(residual[rows].add_(x[rows]), weight, eps, out[rows])
+    for residual_b, x_b, out_b in _blocks(residual, x, out):
+        _normalize(residual_b.add_(x_b), weight, eps, out_b)
     return out
 
 
@@ -98,16 +101,20 @@ def qk_norm_rope(
     """See `ops.qk_norm_rope`."""
     count = num_heads + num_kv_heads
     heads = qkv.view(qkv.shape[0], count + num_kv_heads, -1)[:, :count]  # [T, H + KH, D]
-    weight = torch.cat([q_weight.expand(num_heads, -1), k_weight.expand(num_kv_heads, -1)]).float()
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    for rows in _blocks(heads):
-        _norm_rope(heads[rows], weight, cos[rows], sin[rows], eps)
+    weights = [(slice(0, num_heads), q_weight.float()), (slice(num_heads, count), k_weight.float())]
+    for heads_b, cos_b, sin_b in _blocks(heads, cos[:, None, :], sin[:, None, :]):
+        _norm_rope(heads_b, weights, cos_b, sin_b, eps)
 
 
-def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> None:
+def _norm_rope(
+    x: Tensor, weights: list[tuple[slice, Tensor]], cos: Tensor, sin: Tensor, eps: float
+) -> None:
     """Normalise and rotate the heads of x [T, heads, D] in place: (a, b) -> (a·cos − b·sin, b·cos + a·sin)."""
     h = x.float()  # x itself if x is fp32
-    h.mul_(_inverse_rms(h, eps)).mul_(weight)
+    h.mul_(_inverse_rms(h, eps))
+    for heads, weight in weights:
+        if heads.start < heads.stop:
+            h[:, heads].mul_(weight)
     a, b = h.chunk(2, dim=-1)
     rotated = (a * cos).addcmul_(b, sin, value=-1.0)
     b.mul_(cos).addcmul_(a, sin)
@@ -119,7 +126,8 @@ def _norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
     """See `ops.forest_attention`. Each block is computed at once or tile by tile (bench/LOG.md, 2026-11-29)."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)  # [T, H, D]
-    out[plan.rows :] = 0  # padding
+    if plan.rows < len(q):
+        out[plan.rows :] = 0  # padding
     # PyTorch's fused attention is twice as fast in bf16, and slower in fp32.
     fused = q.dtype == torch.bfloat16
     attend_tile = _attend_tile_fused if fused else _attend_tile
@@ -135,7 +143,8 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: floa
             high = min(low + TILE_ROWS, block.own)
             tile, keys = block.rows_between(low, high), block.above + high
             q_t = _by_head(_take(q, tile), block.count)  # [B, H, rows, D]
-            attended = attend_tile(q_t, k_t[:, :keys], v_t[:, :keys], scale)
+            k_own, v_own = (x if keys == x.shape[1] else x[:, :keys] for x in (k_t, v_t))
+            attended = attend_tile(q_t, k_own, v_own, scale)
             out[tile] = attended.transpose(1, 2).reshape(-1, *q.shape[1:])
     return out.flatten(1)  # [T, H·D]
 
@@ -205,7 +214,8 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float
     """See `ops.final_attention`. The G query heads of a KV head become the query rows of an SDPA call."""
     num_texts, num_heads, head_dim = q.shape
     out = torch.empty(num_texts, num_heads * head_dim, dtype=q.dtype, device=q.device)
-    out[len(plan.final_rows) :] = 0  # padding
+    if len(plan.final_rows) < num_texts:
+        out[len(plan.final_rows) :] = 0  # padding
     grouped = q.view(num_texts, k.shape[1], -1, head_dim)  # [N, KH, G, D]
     for texts, rows in plan.finals:
         k_b, v_b = (_by_head(_take(x, rows.flatten()), len(rows)) for x in (k, v))

@@ -211,13 +211,13 @@ def recurring_rows(rows: int) -> int:
     """
     if rows <= 1 or rows > MAX_BUCKET_ROWS:
         return rows
-    step = max(8, (1 << (rows - 1).bit_length()) >> 5)
+    step = max(4 if rows <= 32 else 8, (1 << (rows - 1).bit_length()) >> 5)
     return -(-rows // step) * step
 
 
 def _extend(part: Tensor, length: int) -> Tensor:
     """Append zeros to a vector until it has `length` elements."""
-    return pad_with_zeros(part, (0, length - len(part)))
+    return pad_with_zeros(part, (0, length - len(part))) if len(part) < length else part
 
 
 def _fill(part: Tensor, rows: Tensor, filler: int | tuple[int, ...]) -> None:

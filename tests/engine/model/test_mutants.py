@@ -55,13 +55,14 @@ def add_after_norm(x, residual, weight, eps):
     return out
 
 
-def halves_swapped(x, weight, cos, sin, eps, true=cpu._norm_rope):
-    true(x, weight, cos, -sin, eps)
+def halves_swapped(x, weights, cos, sin, eps, true=cpu._norm_rope):
+    true(x, weights, cos, -sin, eps)
 
 
-def rope_before_norm(x, weight, cos, sin, eps, true=cpu._norm_rope):
-    true(x, torch.ones_like(weight), cos, sin, eps)
-    x.mul_(weight)
+def rope_before_norm(x, weights, cos, sin, eps, true=cpu._norm_rope):
+    true(x, [], cos, sin, eps)
+    for heads, weight in weights:
+        x[:, heads].mul_(weight)
 
 
 def positions_off_by_one(positions, inv_freq, scale, true=cpu.rope_tables):
