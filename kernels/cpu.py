@@ -28,7 +28,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Cut tensors of equally many rows into blocks; a block of the first stays in the cache between two passes over it."""
+    """Cut tensors of equally many rows into blocks that stay in the cache between two passes over them."""
     rows, numbers = len(tensors[0]), tensors[0].numel()
     step = max(1, torch.get_num_threads() * _BLOCK_VALUES * rows // max(1, numbers))
     if step >= rows:
