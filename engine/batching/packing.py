@@ -203,7 +203,7 @@ def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:
 
 
 def recurring_rows(rows: int) -> int:
-    """Round a number of rows up to one of about 16 numbers per power of two, by at most 6 % or 7 rows (3 rows up to 32).
+    """Round a number of rows up to one of about 16 numbers per power of two, by at most 6 % or 7 rows (3 up to 32).
 
     oneDNN generates code for each new number of rows of a matmul. That takes 1 ms for few rows and up to 15 ms for
     many, as long as the matmul itself, and code is kept for a limited number only (`runtime/process_tuning.py`;
