@@ -33,7 +33,7 @@ def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     step = max(1, torch.get_num_threads() * _BLOCK_VALUES * rows // max(1, numbers))
     if step >= rows:
         return [tensors]
-    return list(zip(*(tensor.split(step) for tensor in tensors), strict=True))
+    return list(zip(*(torch.split(tensor, step) for tensor in tensors), strict=True))
 
 
 def _normalize(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
