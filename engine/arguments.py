@@ -1,7 +1,7 @@
-"""Check single arguments: integers, switches and arrays become Python's or PyTorch's own types, or are refused.
+"""Check single arguments: convert integers, switches and arrays to the types of Python or PyTorch, or refuse them.
 
-NumPy's integers, switches and arrays are accepted too. They are converted here, so that fingerprints and messages do
-not depend on NumPy's types.
+The integers, booleans and arrays of NumPy are accepted too. Converting them here keeps fingerprints and messages
+independent of NumPy's types.
 """
 
 import operator
@@ -17,7 +17,7 @@ from lastword.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# In quotes, because NumPy is optional and not imported here.
+# The name of NumPy's type is in quotes, because NumPy is optional and not imported here.
 Numbers: TypeAlias = Union[Tensor, "NDArray[Any]", Sequence[Any]]
 
 _LONGEST = 80  # characters of a value in a message
@@ -25,8 +25,8 @@ _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 2, 60, 60, 60
 
 
-def shown(value: object) -> str:
-    """Return the repr of a value for a message: one line of bounded length."""
+def short_repr(value: object) -> str:
+    """Return the repr of a value for a message: one line of at most 80 characters."""
     try:
         text = " ".join(_SHORT.repr(value).splitlines())
     except ValueError:  # an integer with more digits than Python converts to text
@@ -35,7 +35,7 @@ def shown(value: object) -> str:
 
 
 def is_one_of(value: object, names: Collection[str]) -> TypeGuard[str]:
-    """Return whether a value is one of these strings; unlike `in`, it takes values of any type."""
+    """Return whether a value is one of these strings; unlike `in`, this also works for arrays and unhashable values."""
     return isinstance(value, str) and value in names
 
 
@@ -48,15 +48,15 @@ def as_integer(
     expected: str,
     what: str | None = None,
 ) -> int:
-    """Convert an int, a NumPy integer or anything else with `__index__` to an int, which must be in a range.
+    """Convert an int, a NumPy integer or anything else with `__index__` to an int, and check that it is in a range.
 
     Args:
-        value: the caller's value; a bool is not an integer here.
-        where: the setting.
+        value: the caller's value; a bool does not count as an integer here.
+        where: the name of the setting.
         low: smallest value allowed.
         high: largest value allowed, None for no limit.
-        expected: description of the values allowed.
-        what: what is wrong with any other value; by default its type or its size.
+        expected: description of the values allowed, for the message.
+        what: what is wrong with any other value, for the message; by default its type or its size.
 
     Raises:
         ConfigError: the value is not an integer in the range.
@@ -69,12 +69,16 @@ def as_integer(
             number = None
     if number is None or number < low or (high is not None and number > high):
         wrong = what or ("out of range" if number is not None else "not a whole number")
-        raise ConfigError(where, wrong, got=shown(value), expected=expected)
+        raise ConfigError(where, wrong, got=short_repr(value), expected=expected)
     return number
 
 
 def as_switch(value: object, where: str) -> bool:
-    """Convert True, False, 1, 0 or NumPy's True or False to a bool; ConfigError for anything else, such as "false"."""
+    """Convert True, False, 1, 0 or a bool of NumPy or PyTorch to a bool.
+
+    Raises:
+        ConfigError: the value is anything else, such as the str "false".
+    """
     if _is_bool(value):
         return bool(value)
     expected = "True or False"
@@ -82,28 +86,31 @@ def as_switch(value: object, where: str) -> bool:
 
 
 def _is_bool(value: object) -> bool:
-    """Return whether a value is a bool of Python, NumPy or PyTorch."""
+    """Return whether a value is a bool of Python, or a single bool of NumPy or PyTorch."""
     if isinstance(value, bool):
         return True
     return str(getattr(value, "dtype", "")).endswith("bool") and getattr(value, "shape", None) == ()
 
 
 def as_numbers(values: Any) -> Tensor | None:
-    """Convert a tensor, an array, or nested lists of these or of numbers to an fp32 tensor; None if that is impossible.
+    """Convert a tensor, an array, or nested lists of these or of numbers to an fp32 tensor.
 
-    A tensor stays on its device. Complex numbers and sparse tensors are not accepted.
+    Returns:
+        The tensor, on its own device if a tensor was given, else on the CPU. None if the values cannot be converted:
+        complex numbers and sparse tensors are not accepted.
     """
     try:
         if isinstance(values, list | tuple) and any(hasattr(each, "shape") for each in values):
             rows: list[Any] = [as_numbers(each) for each in values]
-            return torch.stack(rows)  # a TypeError where one is None
+            return torch.stack(rows)  # a TypeError if a row is None
         if "complex" in str(getattr(values, "dtype", "")):
             return None
         if isinstance(values, Tensor):
             return values.float() if values.layout == torch.strided else None
         writable = getattr(getattr(values, "flags", None), "writeable", True)
         if not writable or min(getattr(values, "strides", ()), default=0) < 0:
-            # PyTorch warns about an array that it cannot write to, and reads none with negative strides.
+            # PyTorch warns about an array that it cannot write to, and cannot read one with negative strides.
+
             values = values.copy()
         return torch.as_tensor(values, dtype=torch.float32, device="cpu")
     except (RuntimeError, TypeError, ValueError, OverflowError):

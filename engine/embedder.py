@@ -1,13 +1,13 @@
-"""The public API: one object that opens a checkpoint, resolves prompts and settings, and embeds texts.
+"""`Embedder`, the main public class: it opens a checkpoint, checks the settings of each call, and embeds texts.
 
 How a text becomes a vector, driven by `runtime/loop.py`:
 
     text ─ `text/groups.py` ─► group ─ `text/tokenizer.py` ─► token ids ─ `batching/forest.py` ─► forest
     forest ─ `EmbedTask` in `runtime/runner.py` ─► one vector per distinct text ─ `runtime/results.py` ─► one per text
 
-`EmbedTask` runs `model/qwen3.py` (last-token rows) and `postprocess` of `model/postprocess.py` (truncated and
-normalised vectors). `results.py` converts the vectors to the requested precision and puts them in the caller's order.
-This module and `model_info.py` define the caller's settings and their defaults.
+`EmbedTask` runs the forward of `model/qwen3.py`, which returns last-token rows, and `postprocess` of
+`model/postprocess.py`, which truncates and normalises them. `results.py` converts the vectors to the requested
+precision and puts them in the caller's order. This module and `model_info.py` define the settings and their defaults.
 """
 
 import os
@@ -40,45 +40,47 @@ if TYPE_CHECKING:
 
 
 class Embedder(EmbedderProperties, Reopenable):
-    """A Qwen3-family embedding model, loaded and ready.
+    """A Qwen3-family embedding model, loaded and ready to use.
 
     The attribute `info` describes the model (`ModelInfo`); `loop` computes the vectors (`runtime.loop.Loop`).
 
     An Embedder can be used from several threads at once; each call uses the settings as they were when it began. It
-    can be copied and pickled (`opened/reopen.py`). A forked process must open an Embedder of its own.
+    can be copied and pickled (see `opened/reopen.py`). A forked process must open an Embedder of its own.
 
-    Loading a model on the CPU changes settings of the whole process: the C library keeps freed memory for the next
-    batch, and the environment variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set to 64 and
-    THP_MEM_ALLOC_ENABLE to 1, unless they are already set (which has no effect if torch has computed a matmul before,
-    or made a tensor). `tune_process=False` prevents both.
+    Loading a model on the CPU changes settings of the whole process. The C library keeps freed memory for the next
+    batch. The environment variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set to 64, and
+    THP_MEM_ALLOC_ENABLE to 1, unless they are already set; torch reads them once, at its first matmul or tensor.
+    `tune_process=False` prevents all of this.
 
     Where `lastword` is imported before torch, `from lastword import Embedder` also sets GOMP_SPINCOUNT to 10000, unless
     it or OMP_WAIT_POLICY is set: threads that wait sleep soon, so that a busy machine does not slow them down.
 
     Args:
         model: Hugging Face id or folder; None loads the small built-in model, which is for trials only.
-        device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU if there is none. "cuda:0,1" and
-            "cuda:all" compute on several GPUs with one process per GPU, "cpu,cpu" on the CPU with two processes; the
-            order of the vectors does not change.
-        dtype: compute dtype, "float32" or "bfloat16"; default float32 on a CPU, bfloat16 on a GPU.
-        quantize: "int8" on a CPU or "fp8" on a GPU computes matmuls in 8 bits: faster, with a small quantisation
-            error; by default they are not quantised.
-        revision, cache_dir, token, local_files_only: passed to huggingface-hub; a revision is refused for a folder.
-        max_length: maximum tokens per text, including the end token; by default the limit that sentence-transformers
-            would read from the checkpoint.
+        device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU if there is no GPU. "cuda:0,1" and
+            "cuda:all" compute on several GPUs with one process per GPU, and "cpu,cpu" on the CPU with two processes;
+            the vectors come in the same order.
+        dtype: compute dtype, "float32" or "bfloat16"; by default float32 on a CPU and bfloat16 on a GPU.
+        quantize: "int8" on a CPU or "fp8" on a GPU computes matmuls in 8 bits, faster but with a small quantisation
+            error; by default matmuls are not quantised.
+        revision, cache_dir, token, local_files_only: passed to huggingface-hub. A folder has no revision, so one is an
+            error.
+        max_length: maximum tokens per text, including its prompt and end token; by default the limit that
+            sentence-transformers would read from the checkpoint.
         max_batch_tokens: maximum tokens computed in one forward; a longer text is a batch of its own. The default
-            depends on the device and, on a GPU, on its free memory. If memory still runs out, the batches get smaller
-            for a while, with a warning.
+            depends on the device and, on a GPU, on its free memory. If memory still runs out, batches are smaller for
+            a while, with a warning.
         prompts: prompts by name, added to those of the checkpoint; a prompt of the same name replaces the checkpoint's.
-        truncate_dim: number of leading dimensions to keep; vectors are then scaled to length 1. By default the
-            number that the checkpoint sets, else all.
-        cuda_graphs: replay small batches on a GPU as CUDA graphs: the same vectors in less time. Each batch size is
-            recorded when it first occurs; False saves the time and memory of the recordings.
-        show_progress_bar: show a bar while the weights load; by default on a terminal, after more than a second.
+        truncate_dim: number of leading dimensions to keep; the vectors are then scaled to length 1. By default the
+            number that the checkpoint sets, or all.
+        cuda_graphs: whether to run small batches on a GPU as CUDA graphs, which gives the same vectors in less time.
+            Each batch size is recorded when it first occurs; False saves the time and memory of the recordings.
+        show_progress_bar: whether to show a bar while the weights load; by default on a terminal, if loading takes more
+            than a second.
         tune_process: whether to change the process as described above.
         open_checkpoint: called as `open_checkpoint(folder, config)` to open the weights (a `WeightsSource`); benchmarks
             pass a function that returns random weights.
-        runner: the `runtime.runner.Runner` that computes the batches, instead of a model loaded here; for tests and
+        runner: computes the batches (`runtime.runner.Runner`), instead of a model that is loaded here; for tests and
             servers.
 
     Raises:
@@ -120,26 +122,26 @@ class Embedder(EmbedderProperties, Reopenable):
         convert_to_tensor: bool = False,
         **kwargs: Unpack[EncodeKwargs],
     ) -> "Tensor | NDArray[Any]":
-        """Embed texts: one vector [dim] for a str, a matrix [N, dim] in the caller's order for a sequence.
+        """Embed texts: return a vector [dim] for a single str, or a matrix [N, dim] in the caller's order for several.
 
         Args:
-            texts: one str, or a list, an iterator, an array or a column of str; the keywords `inputs` and `sentences`
-                of sentence-transformers are accepted too.
+            texts: one str, or a list, an iterator, an array or a column of str. The names `inputs` and `sentences` of
+                sentence-transformers are accepted too.
             prompt_name: name of the entry of `prompts` to put before every text; by default `default_prompt_name`.
-            prompt: the prompt itself; it takes precedence over `prompt_name`.
-            batch_size: not used, because batches are cut by tokens; accepted for compatibility with
+            prompt: the text of the prompt; it takes precedence over `prompt_name`.
+            batch_size: ignored, because a batch is limited by its tokens; accepted as in sentence-transformers.
+            convert_to_numpy: whether to return a NumPy array; needs NumPy.
+            convert_to_tensor: whether to return a tensor; takes precedence over `convert_to_numpy`, as in
                 sentence-transformers.
-            convert_to_numpy: return a NumPy array; needs NumPy.
-            convert_to_tensor: return a tensor; takes precedence over `convert_to_numpy`, as in sentence-transformers.
             kwargs: precision, truncate_dim, ranges, too_long, normalize_embeddings, report, show_progress_bar; see
                 `lastword.encode_options.EncodeKwargs`.
 
         Returns:
-            A tensor on the CPU, or a NumPy array with `convert_to_numpy`; float32 unless `precision` asks for another
+            A tensor on the CPU, or a NumPy array with `convert_to_numpy`; float32, unless `precision` asks for another
             dtype.
 
         Raises:
-            InputError: a text cannot be embedded; the error gives its index.
+            InputError: a text cannot be embedded; the error's `index` is the position of the text.
             ConfigError: a setting is not accepted.
         """
         numpy = wants_numpy(
@@ -163,7 +165,7 @@ class Embedder(EmbedderProperties, Reopenable):
         prompt: str | None = None,
         **kwargs: Any,
     ) -> "Tensor | NDArray[Any]":
-        """Embed queries: `encode` with the prompt named "query", if it exists and no other prompt is given."""
+        """Embed queries: call `encode` with the prompt named "query", if there is one and no other prompt is given."""
         resolved = self.resolve_prompt(prompt_name, prompt, "query")
         result: Tensor | NDArray[Any] = self.encode(texts, None, resolved, **kwargs)
         return result
@@ -176,7 +178,7 @@ class Embedder(EmbedderProperties, Reopenable):
         prompt: str | None = None,
         **kwargs: Any,
     ) -> "Tensor | NDArray[Any]":
-        """Embed documents: `encode` with the prompt named "document", if it exists and no other prompt is given."""
+        """Embed documents: call `encode` with the prompt "document", if there is one and no other prompt is given."""
         resolved = self.resolve_prompt(prompt_name, prompt, "document")
         result: Tensor | NDArray[Any] = self.encode(texts, None, resolved, **kwargs)
         return result
@@ -194,16 +196,16 @@ class Embedder(EmbedderProperties, Reopenable):
         call `torch.cuda.synchronize` before the last vector: it would abort the recording of a CUDA graph.
 
         Args:
-            texts: an iterable of str. It is read by the thread that consumes the vectors, a few groups (of up to 4,096
-                texts) ahead of them.
+            texts: an iterable of str. The thread that consumes the vectors reads it, a few groups of up to 4,096 texts
+                ahead.
             prompt_name: as for `encode`.
             prompt: as for `encode`.
             kwargs: as for `encode`; the counts of `report` grow as the vectors are consumed.
 
         Raises:
             ConfigError: a setting is not accepted; raised by this call, before any text is read.
-            InputError: a text cannot be embedded; raised after the vectors of all groups before that text's. The error
-                gives the text's index.
+            InputError: a text cannot be embedded; raised after the vectors of all earlier groups. The error's `index`
+                is the position of the text.
         """
         groups = self._matrices("encode_stream", texts, prompt_name, prompt, kwargs)
         return (vector for matrix in groups for vector in matrix)
@@ -215,26 +217,26 @@ class Embedder(EmbedderProperties, Reopenable):
         prompt: str | None = None,
         **kwargs: Unpack[GroupKwargs],
     ) -> Iterator[Tensor]:
-        """Yield one matrix [n, dim] per group of up to 4,096 texts: `encode_stream` for callers who want whole groups.
+        """Do the same as `encode_stream`, but yield one matrix [n, dim] per group of up to 4,096 texts.
 
-        The arguments are those of `encode_stream`, and `on_error` and `on_done`: see
-        `lastword.encode_options.GroupKwargs`. With `on_error`, a text that cannot be embedded does not end the run.
+        The arguments are those of `encode_stream`, and also `on_error` and `on_done` (see
+        `lastword.encode_options.GroupKwargs`). With `on_error`, a text that cannot be embedded does not end the run.
         """
         return self._matrices("encode_groups", texts, prompt_name, prompt, kwargs)
 
     def plan(
         self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> Report:
-        """Tokenise texts and count the texts, tokens and batches that embedding them would take; run no model."""
+        """Count the texts, tokens and batches that embedding the texts would take; only the tokenizer runs."""
         return self.loop.plan(
             require_texts(texts), self.info.encode_options("plan", prompt_name, prompt, {})
         )
 
     def warm_up(self) -> None:
-        """Embed a query and a few documents, so that the first call of a server is as fast as later ones.
+        """Embed a query and a few documents, so that a server answers its first request as fast as later ones.
 
-        It does what otherwise the first calls would do: start threads, compile kernels, record CUDA graphs of these
-        sizes, and compute the keys and values of the query prompt.
+        This does the work that the first calls would do otherwise: it starts threads, compiles kernels, records CUDA
+        graphs for these batch sizes, and computes the keys and values of the query prompt.
         """
         self.encode_query("one short query")
         self.encode_document([f"{number}: {'some words ' * 16}" for number in range(8)])
@@ -268,7 +270,7 @@ class Embedder(EmbedderProperties, Reopenable):
             [N, len(layers), C] fp32 on the CPU, neither truncated nor normalised.
 
         Raises:
-            InputError: a text cannot be embedded; the error gives its index.
+            InputError: a text cannot be embedded; the error's `index` is the position of the text.
             ConfigError: a layer does not exist.
         """
         task, nothing = states_task(layers, self.info.config)
@@ -284,7 +286,7 @@ class Embedder(EmbedderProperties, Reopenable):
         prompt: str | None,
         kwargs: GroupKwargs | EncodeKwargs,
     ) -> Iterator[Tensor]:
-        """Check all settings now; start computing when the first matrix is requested."""
+        """Check all settings now, and return an iterator that starts to compute when its first matrix is requested."""
         options = self.info.encode_options(function, prompt_name, prompt, kwargs)
         report, many = kwargs.get("report") or Report(), require_texts(texts)
 

@@ -1,4 +1,4 @@
-"""The caller's settings and their checks: an unknown or out-of-range value raises a ConfigError that names the setting.
+"""The settings of a call, and their checks: an unknown or out-of-range value is a ConfigError that names the setting.
 
 This module knows nothing about models or devices.
 """
@@ -22,7 +22,7 @@ from typing import (
     overload,
 )
 
-from lastword.arguments import Numbers, as_integer, as_switch, is_one_of, shown
+from lastword.arguments import Numbers, as_integer, as_switch, is_one_of, short_repr
 from lastword.errors import ConfigError, InputError, MissingPackageError
 from lastword.report import Report
 
@@ -43,14 +43,15 @@ class EncodeKwargs(TypedDict, total=False):
     Args:
         precision: float32 (default), float16, int8, uint8, binary or ubinary; see `model.postprocess.to_precision`.
         truncate_dim: number of leading dimensions to keep, by default the Embedder's `truncate_dim`; truncated vectors
-            are normalised.
-        ranges: [2, dim], the lower and upper bound of each dimension, for int8 (optional) and uint8 (required); a
-            tensor, an array or two lists of numbers.
-        too_long: "cut" (default) keeps max_length tokens including the end token; "error" rejects the text.
-        normalize_embeddings: scale vectors to length 1 even if the checkpoint does not normalise.
+            are scaled to length 1.
+        ranges: [2, dim], the lower and upper bound of each dimension, as a tensor, an array or two lists of numbers;
+            required for uint8, optional for int8.
+        too_long: what to do with a text of more than max_length tokens: "cut" (default) keeps max_length tokens,
+            including the end token; "error" raises an InputError.
+        normalize_embeddings: scale vectors to length 1 even if the checkpoint's own settings do not.
         report: a `lastword.report.Report`, to which the call adds its counts, such as texts cut and tokens computed.
-        show_progress_bar: whether to show a bar; by default only on a terminal and for more than one text. For fewer
-            than 256 texts that bar appears after one second.
+        show_progress_bar: whether to show a bar; by default only on a terminal and for more than one text, and for
+            fewer than 256 texts only after one second.
     """
 
     precision: Precision
@@ -66,12 +67,12 @@ class GroupKwargs(EncodeKwargs, total=False):
     """Keyword arguments of `encode_groups`.
 
     Args:
-        on_error: called with the InputError of each text that cannot be embedded, instead of raising it; the error
-            gives the text's index. The call comes before the matrix of the text's group. That matrix has no row for
-            the text, and its other rows are the same as without it. Every other error is still raised: one of the
-            device, of the iterator, or for an element that is not a str.
-        on_done: called with the number of texts of each finished batch, to drive the caller's own progress bar; the
-            built-in bar then does not advance. A background thread may make the call.
+        on_error: called with the InputError of each text that cannot be embedded, instead of raising it; the error's
+            `index` is the position of the text. The call comes before the matrix of the text's group. That matrix has
+            no row for the text, and its other rows do not depend on the text. Every other error is still raised: an
+            error of the device or of the iterator, or about an element that is not a str.
+        on_done: called with the number of texts of each finished batch, perhaps from a background thread, to advance
+            the caller's own progress bar; the built-in bar then does not advance.
     """
 
     on_error: Callable[[InputError], None] | None
@@ -82,12 +83,13 @@ class PredictKwargs(TypedDict, total=False):
     """Keyword arguments of `predict`, `rank` and `plan` of a `Reranker`, apart from what they score.
 
     Args:
-        instruction: what makes a document relevant; by default that of the `Reranker`.
+        instruction: tells the model what makes a document relevant; by default the instruction of the `Reranker`.
         prompt_name: name of the entry of `prompts` to use as the instruction.
-        prompt: the instruction, under its name in sentence-transformers.
-        activation_fn: turns the log-odds, a tensor [N, 1], into scores; by default that of the `Reranker`.
-        too_long: "cut" (default) keeps as much of the document as max_length allows; "error" rejects the pair.
-        batch_size: not used, because batches are cut by tokens; accepted for compatibility with sentence-transformers.
+        prompt: the instruction, under the name that sentence-transformers uses.
+        activation_fn: converts the log-odds, a tensor [N, 1], to scores; by default the function of the `Reranker`.
+        too_long: what to do with a pair of more than max_length tokens: "cut" (default) keeps as much of the document
+            as fits; "error" raises an InputError.
+        batch_size: ignored, because a batch is limited by its tokens; accepted as in sentence-transformers.
         report: a `lastword.report.Report`, to which the call adds its counts, such as documents cut.
         show_progress_bar: whether to show a bar; by default as for `EncodeKwargs`.
     """
@@ -103,56 +105,67 @@ class PredictKwargs(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
+class MissingKeyword:
     """A keyword of sentence-transformers that lastword does not have.
 
     Args:
-        remedy: what to do instead; None for a keyword that changes no vector, of which every value is ignored.
-        nothing: the values that ask for nothing, which are ignored too.
+        remedy: what to do instead. None if the keyword changes no vector; then all its values are ignored.
+        ignored: values that change nothing, such as the default of sentence-transformers. They are ignored; any other
+            value is an error.
     """
 
     remedy: str | None
-    nothing: tuple[object, ...] = (None, {})
+    ignored: tuple[object, ...] = (None, {})
 
     def check(self, name: str, value: object) -> None:
-        """Raise ConfigError if the value asks for something that lastword does not do."""
-        nothing = any(type(value) is type(each) and value == each for each in self.nothing)
-        if self.remedy is not None and not nothing:
+        """Raise ConfigError if the value would change something."""
+        ignored = any(type(value) is type(each) and value == each for each in self.ignored)
+        if self.remedy is not None and not ignored:
             what = "a keyword of sentence-transformers that lastword does not have"
-            raise ConfigError(name, what, got=shown(value), remedy=self.remedy)
+            raise ConfigError(name, what, got=short_repr(value), remedy=self.remedy)
 
 
-_ENCODE_ELSEWHERE = {
-    "output_value": Elsewhere("Leave it out, or call hidden_states.", ("sentence_embedding",)),
-    "device": Elsewhere("Give the device where the model is opened."),
-    "pool": Elsewhere("Open the model on several devices, with device='cuda:all'."),
-    "chunk_size": Elsewhere(None),  # how many texts a process gets at once
-    "task": Elsewhere("Call encode_query or encode_document, or give prompt_name."),
-    "processing_kwargs": Elsewhere("Set max_length; nothing else about tokens can be set."),
-    "apply_softmax": Elsewhere("Leave it out: there is one score per pair.", (None, False)),
+# Keywords of `encode`, `predict` and the like.
+_MISSING_IN_CALLS = {
+    "output_value": MissingKeyword("Leave it out, or call hidden_states.", ("sentence_embedding",)),
+    "device": MissingKeyword("Give the device where the model is opened."),
+    "pool": MissingKeyword("Open the model on several devices, with device='cuda:all'."),
+    "chunk_size": MissingKeyword(None),  # the number of texts that a process gets at a time
+    "task": MissingKeyword("Call encode_query or encode_document, or give prompt_name."),
+    "processing_kwargs": MissingKeyword("Set max_length; nothing else about tokens can be set."),
+    "apply_softmax": MissingKeyword("Leave it out: there is one score per pair.", (None, False)),
 }
-_MODEL_ELSEWHERE = {
-    "model_name_or_path": Elsewhere("Give the name or folder as model."),
-    "modules": Elsewhere("Save the model, and give its folder as model."),
-    "default_prompt_name": Elsewhere("Set default_prompt_name once the model is open."),
-    "cache_folder": Elsewhere("Give the folder as cache_dir."),
-    "use_auth_token": Elsewhere("Give it as token."),
-    "trust_remote_code": Elsewhere(None),  # a model that needs code of its own is refused
-    "model_kwargs": Elsewhere("Give dtype and device by these names, and leave out the rest."),
-    "processor_kwargs": Elsewhere("Set max_length; nothing else about tokens can be set."),
-    "tokenizer_kwargs": Elsewhere("Set max_length; nothing else about tokens can be set."),
-    "config_kwargs": Elsewhere("Change the model's config.json."),
-    "model_card_data": Elsewhere(None),  # for the model card of a model that is saved
-    "backend": Elsewhere("Leave it out: lastword computes with PyTorch.", ("torch",)),
-    "similarity_fn_name": Elsewhere("Leave it out, or call lastword.similarity.similarity."),
-    "num_labels": Elsewhere("Leave it out: a reranker has one label.", (None, 1)),
-    "keep_in_fp32_modules": Elsewhere(None),  # scores are always computed in fp32
+# Keywords of `SentenceTransformer` and `CrossEncoder`.
+_MISSING_IN_MODELS = {
+    "model_name_or_path": MissingKeyword("Give the name or folder as model."),
+    "modules": MissingKeyword("Save the model, and give its folder as model."),
+    "default_prompt_name": MissingKeyword("Set default_prompt_name once the model is open."),
+    "cache_folder": MissingKeyword("Give the folder as cache_dir."),
+    "use_auth_token": MissingKeyword("Give it as token."),
+    "trust_remote_code": MissingKeyword(None),  # a model that needs code of its own is refused
+    "model_kwargs": MissingKeyword("Give dtype and device by these names, and leave out the rest."),
+    "processor_kwargs": MissingKeyword("Set max_length; nothing else about tokens can be set."),
+    "tokenizer_kwargs": MissingKeyword("Set max_length; nothing else about tokens can be set."),
+    "config_kwargs": MissingKeyword("Change the model's config.json."),
+    "model_card_data": MissingKeyword(None),  # for the model card of a model that is saved
+    "backend": MissingKeyword("Leave it out: lastword computes with PyTorch.", ("torch",)),
+    "similarity_fn_name": MissingKeyword("Leave it out, or call lastword.similarity.similarity."),
+    "num_labels": MissingKeyword("Leave it out: a reranker has one label.", (None, 1)),
+    "keep_in_fp32_modules": MissingKeyword(None),  # scores are always computed in fp32
 }
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """The resolved settings of one call.
+    """The settings of one call, with every default filled in.
+
+    Args:
+        prompt: the text to put before every text.
+        max_length: maximum tokens per text.
+        format: dimensions, normalisation and precision of the vectors.
+        too_long: as for `EncodeKwargs`.
+        on_error: as for `GroupKwargs`.
+        on_done: as for `GroupKwargs`.
 
     Raises:
         ConfigError: `too_long` is unknown.
@@ -167,30 +180,31 @@ class EncodeOptions:
 
     def __post_init__(self) -> None:
         if not is_one_of(self.too_long, get_args(TooLong)):
-            got = shown(self.too_long)
+            got = short_repr(self.too_long)
             raise ConfigError("too_long", "unknown", got=got, expected="'cut' or 'error'")
 
 
 def known_keywords(function: str, given: Keywords, known: type) -> Keywords:
-    """Return the given keywords that `known` defines; drop those of sentence-transformers that ask for nothing.
+    """Return the given keywords that `known` defines, without keywords of sentence-transformers that change nothing.
 
     Args:
-        function: name of the function that was called; "Embedder" has its own list of dropped keywords.
+        function: name of the class or method that was called; the classes `Embedder` and `Reranker` refuse other
+            keywords of sentence-transformers than the methods do.
         given: the keyword arguments of the call.
         known: the TypedDict of the keywords that the function takes.
 
     Raises:
-        TypeError: a keyword is unknown, as in any Python function.
-        ConfigError: a keyword of sentence-transformers asks for something that lastword does not do.
+        TypeError: a keyword is unknown, as for any Python function.
+        ConfigError: lastword does not have a keyword of sentence-transformers, and its value would change something.
     """
     opens = function in ("Embedder", "Reranker")
-    elsewhere = _MODEL_ELSEWHERE if opens else _ENCODE_ELSEWHERE
+    missing = _MISSING_IN_MODELS if opens else _MISSING_IN_CALLS
     for name, value in given.items():
         if name in known.__annotations__:
             continue
-        if name not in elsewhere:
+        if name not in missing:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
-        elsewhere[name].check(name, value)
+        missing[name].check(name, value)
     taken = {name: given[name] for name in given if name in known.__annotations__}
     return cast("Keywords", taken)
 
@@ -203,7 +217,7 @@ def check_report(report: object) -> None:
 
 
 def check_functions(**functions: object) -> None:
-    """Raise ConfigError for a value that is neither a function nor None."""
+    """Raise ConfigError for a named argument that is neither a function nor None."""
     for name, value in functions.items():
         if value is not None and not callable(value):
             got = type(value).__name__
@@ -211,7 +225,7 @@ def check_functions(**functions: object) -> None:
 
 
 def check_switches(**switches: object) -> None:
-    """Raise ConfigError for a switch that is neither True nor False; show_progress_bar may be None."""
+    """Raise ConfigError for a named argument that is neither True nor False; show_progress_bar may be None."""
     for name, value in switches.items():
         if value is not None or name != "show_progress_bar":
             as_switch(value, name)
@@ -220,7 +234,12 @@ def check_switches(**switches: object) -> None:
 def wants_numpy(
     batch_size: SupportsIndex | None, *, convert_to_numpy: bool, convert_to_tensor: bool
 ) -> bool:
-    """Check batch_size, convert_to_numpy and convert_to_tensor; return whether the caller wants a NumPy array."""
+    """Check batch_size, convert_to_numpy and convert_to_tensor; return whether the caller wants a NumPy array.
+
+    Raises:
+        ConfigError: an argument is of the wrong type or out of range.
+        MissingPackageError: a NumPy array is wanted, but NumPy is not installed.
+    """
     if batch_size is not None:
         as_integer(batch_size, "batch_size", 1, expected="1 or more")
     check_switches(convert_to_numpy=convert_to_numpy, convert_to_tensor=convert_to_tensor)
@@ -247,8 +266,8 @@ def check_max_length(
         default: the value from the model's files.
         least: smallest value allowed.
         limit: largest value allowed.
-        folder: the model's folder, named in an error about the default.
-        beyond: the remedy named in the error for a value above the limit; None for no remedy.
+        folder: the model's folder, which an error about the default names.
+        beyond: the remedy for a value above the limit, if there is one.
 
     Raises:
         ConfigError: the value is not an integer from `least` to `limit`.
@@ -263,38 +282,48 @@ def check_max_length(
     if least <= length <= limit:
         return length
     remedy = beyond or remedy if length > limit else remedy
-    raise ConfigError(where, "out of range", got=shown(length), expected=expected, remedy=remedy)
+    raise ConfigError(
+        where, "out of range", got=short_repr(length), expected=expected, remedy=remedy
+    )
 
 
 def check_batch_tokens(max_batch_tokens: SupportsIndex | None) -> int | None:
-    """Return the tokens per batch as an int, or None for the device's default; ConfigError unless 1 or more."""
+    """Return the tokens per batch as an int, or None for the device's default.
+
+    Raises:
+        ConfigError: the value is neither None nor an integer of at least 1.
+    """
     if max_batch_tokens is None:
         return None
     return as_integer(max_batch_tokens, "max_batch_tokens", 1, expected="1 or more")
 
 
 def check_dim(truncate_dim: SupportsIndex | None, size: int) -> int:
-    """Return the number of leading dimensions to keep, by default all `size`; ConfigError if out of range."""
+    """Return the number of leading dimensions to keep: the caller's, or all `size` of them for None.
+
+    Raises:
+        ConfigError: the value is not an integer from 1 to `size`.
+    """
     if truncate_dim is None:
         return size
     return as_integer(truncate_dim, "truncate_dim", 1, size, expected=f"1 to {size}")
 
 
-# The type of `encode`, `encode_query` and `encode_document`: the `convert_to_…` keywords decide what is returned.
+# The type of `encode`, `encode_query` and `encode_document`: the `convert_to_…` keywords decide what they return.
 
 Texts = str | Iterable[str]
 _OTHER_NAMES = ("inputs", "sentences")
 
 
 class NamedKwargs(EncodeKwargs, total=False):
-    """`EncodeKwargs`, and the texts under the names that sentence-transformers uses."""
+    """`EncodeKwargs`, and the argument `texts` under the names that sentence-transformers uses."""
 
     inputs: Texts
     sentences: Texts
 
 
 class Encode(Protocol):
-    """The signature of the three methods: they return a tensor, unless a NumPy array is requested."""
+    """The signature of the three methods, which return a tensor unless the caller asks for a NumPy array."""
 
     @overload
     def __call__(
@@ -350,19 +379,20 @@ class Encode(Protocol):
 
 
 class EncodeMethod(Protocol):
-    """A method which, taken from its object, has the type `Encode`."""
+    """A method whose type, when it is accessed on an object, is `Encode`."""
 
     def __get__(self, instance: object, owner: type | None = None, /) -> Encode: ...
 
 
 def encode_method(function: Callable[..., Any]) -> EncodeMethod:
-    """Give a method the type `Encode`, and let it take its texts as `inputs` or `sentences` too.
+    """Decorate a method: give it the type `Encode`, and accept `inputs` and `sentences` as names of its `texts` too.
 
-    The method's signature does not change. Giving the texts twice, or not at all, is a TypeError, as for any argument.
+    `inspect.signature` shows the signature of the method itself. Passing the texts twice, or not at all, is a
+    TypeError, as for any argument.
     """
 
     @wraps(function)
-    def named(*args: Any, **kwargs: Any) -> Any:
+    def with_other_names(*args: Any, **kwargs: Any) -> Any:
         for name in _OTHER_NAMES:
             if name in kwargs:
                 if "texts" in kwargs or len(args) > 1:  # the first argument is the object itself
@@ -370,4 +400,4 @@ def encode_method(function: Callable[..., Any]) -> EncodeMethod:
                 kwargs["texts"] = kwargs.pop(name)
         return function(*args, **kwargs)
 
-    return cast("EncodeMethod", named)
+    return cast("EncodeMethod", with_other_names)

@@ -6,8 +6,8 @@ LastwordError
 ├── InputError     a text, file or argument from the caller that cannot be used
 └── DeviceError    a device that is missing or cannot compute as requested
 
-A missing optional package raises MissingPackageError, which is both a ConfigError and an ImportError. Code never parses
-a message: the five parts are attributes, and a caller that knows a better name for the location replaces `where`.
+A missing optional package raises MissingPackageError, which is both a ConfigError and an ImportError. The five parts of
+a message are attributes, so no code parses a message. A caller that knows a better name for the place sets `where`.
 """
 
 import unicodedata
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class _Problem(Exception):  # noqa: N818  the common base of errors and warnings, never raised itself
+class _Problem(Exception):  # noqa: N818  the common base of errors and warnings; never raised itself
     """A problem in five parts, the last three optional; `str` joins them, shortened and escaped, into one line."""
 
     where: str
@@ -57,7 +57,7 @@ class _Problem(Exception):  # noqa: N818  the common base of errors and warnings
         return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by the attributes, because a worker process sends its errors to its parent."""
+        """Pickle the attributes, because a worker process sends its errors to its parent process."""
         return _restore, (type(self), self.args, self.__dict__)
 
 
@@ -73,11 +73,11 @@ class LastwordError(_Problem, ValueError):
 
 
 class LastwordWarning(_Problem, RuntimeWarning):
-    """A problem that lastword has handled but the user should know about; one line, like an error."""
+    """A problem that lastword has handled but that the user should know about; one line, like an error."""
 
 
 class ConfigError(LastwordError):
-    """A model setting, prompt name or option that lastword does not accept."""
+    """A setting of the model or of the call, such as a prompt name, that lastword does not accept."""
 
 
 class MissingPackageError(ConfigError, ImportError):
@@ -85,7 +85,7 @@ class MissingPackageError(ConfigError, ImportError):
 
     def __init__(self, where: str, what: str, **parts: str | None) -> None:
         super().__init__(where, what, **parts)
-        self.msg = str(self)  # an attribute that ImportError defines
+        self.msg = str(self)  # an attribute of every ImportError
 
 
 class WeightsError(LastwordError):
@@ -93,9 +93,9 @@ class WeightsError(LastwordError):
 
 
 class InputError(LastwordError):
-    """A text, record or file from the caller that cannot be embedded.
+    """A text, file or argument from the caller that cannot be used.
 
-    `index` is the text's position in the call, or None if the error is not about a single text.
+    The attribute `index` is the position, from 0, of the text in the call; None if the error is not about one text.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class DeviceError(LastwordError):
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Return `text` on one line: control characters are escaped; beyond `limit` characters its middle is cut out."""
+    """Return `text` on one line of at most `limit` characters: escape control characters, and cut out the middle."""
     cut = _cut(text, limit)
     return cut if cut.isprintable() else _cut(printable(cut), limit)
 
@@ -127,14 +127,14 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"
 
 
-# Unicode categories of what can move the cursor, begin a line or not be encoded: controls, lone surrogates, separators.
+# Unicode categories of control characters, lone surrogates, and line and paragraph separators.
 _UNSAFE = ("Cc", "Cs", "Zl", "Zp")
-# These characters reorder what follows them on a terminal's line.
+# Characters after which a terminal may show the rest of a line in another order.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line, with everything escaped that can disturb a terminal; emoji and spaces stay."""
+    """Return `text` on one line, and escape every character that can disturb a terminal; emoji and spaces stay."""
     if text.isprintable():
         return text
     return "".join(
@@ -146,15 +146,15 @@ def printable(text: str) -> str:
 
 
 def valid_name(name: str) -> str:
-    r"""Return a file name as Unicode text: a byte that is not UTF-8, in Python a lone surrogate, becomes \xNN."""
-    bytes_named = (
+    r"""Return a file name as valid Unicode: a byte that is not UTF-8, for Python a lone surrogate, becomes \xNN."""
+    escaped = (
         f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in name
     )
-    return "".join(bytes_named).encode(errors="backslashreplace").decode()
+    return "".join(escaped).encode(errors="backslashreplace").decode()
 
 
 def lone_surrogate(text: str) -> int | None:
-    """Return the position of the first lone surrogate, which UTF-8 cannot encode, or None if there is none."""
+    """Return the position of the first lone surrogate, a character that UTF-8 cannot encode; None if there is none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -163,7 +163,7 @@ def lone_surrogate(text: str) -> int | None:
 
 
 def not_unicode(kind: type[LastwordError], where: str, text: str) -> LastwordError | None:
-    """Return an error of class `kind` if the text has a lone surrogate, which no tokenizer accepts, else None."""
+    """Return an error of class `kind` if the text contains a lone surrogate, which no tokenizer accepts; else None."""
     at = lone_surrogate(text)
     if at is None:
         return None
@@ -177,9 +177,9 @@ def not_unicode(kind: type[LastwordError], where: str, text: str) -> LastwordErr
 
 
 def list_some(names: Iterable[object], limit: int = 5, *, in_order: bool = False) -> str:
-    """Join names: at most `limit` of them, each shortened if it is long, and the number of the rest.
+    """Join at most `limit` names, as in "a, b and 3 more"; a long name is shortened.
 
-    They are sorted, unless `in_order` keeps the order given.
+    The names are sorted, unless `in_order` keeps the order given.
     """
     listed = [str(name) for name in names] if in_order else sorted(str(name) for name in names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
@@ -197,18 +197,19 @@ def with_article(noun: str) -> str:
 
 
 def install_hint(extra: str) -> str:
-    """Return the sentence that tells how to install an extra."""
+    """Return the sentence that says how to install one of lastword's extras."""
     return f"Install it with: pip install 'lastword[{extra}]'."
 
 
 @contextmanager
 def require_extra(package: str, extra: str, where: str) -> Iterator[None]:
-    """Turn an ImportError of the `with` block into one that tells how to install the extra.
+    """Turn an ImportError of the `with` block into one that says how to install the missing extra.
 
     Args:
         package: the package that the block imports.
-        extra: lastword's extra that installs it.
-        where: the feature that needs it, the first part of the message.
+        extra: the extra of lastword that installs the package.
+        where: the feature that needs the package; the first part of the message.
+
 
     Raises:
         MissingPackageError: the package, or one of its dependencies, cannot be imported.

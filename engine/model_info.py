@@ -1,7 +1,7 @@
-"""A model before its weights are read: files, config, prompts, limits, device and dtype, fingerprints.
+"""A model without its weights: its files, config, tokenizer, prompts, limits, device, dtype and fingerprints.
 
-An `Embedder` holds a `ModelInfo` and adds the loop; a `Reranker` holds a `RerankerInfo` (`reranker_info.py`). This
-module runs no model.
+An `Embedder` has a `ModelInfo`, and a `Reranker` a `RerankerInfo` (`reranker_info.py`); each adds the loop that runs
+the model. This module runs no model.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import SupportsIndex, TypedDict, TypeVar, Unpack, cast
 
 import torch
 
-from lastword.arguments import Numbers, as_switch, shown
+from lastword.arguments import Numbers, as_switch, short_repr
 from lastword.encode_options import (
     EncodeKwargs,
     EncodeOptions,
@@ -60,12 +60,12 @@ from lastword.weights import (
     read_embedding_spec,
 )
 
-# Incremented when the settings hashed into the two fingerprints change, so that older files are recognised.
+# Incremented when other settings are hashed into the two fingerprints, so that files of older versions are recognised.
 FINGERPRINT_VERSION = 2
 # Incremented when a change in lastword's arithmetic changes vectors by more than rounding.
 NUMERICS_VERSION = 1
 
-# Accepted types of the hub settings; each may also be None.
+# For each of these settings for huggingface-hub, the accepted types in words and as types; each may also be None.
 _HUB_TYPES: Mapping[str, tuple[str, tuple[type, ...]]] = {
     "revision": ("a str", (str,)),
     "cache_dir": ("a str or a path", (str, os.PathLike)),
@@ -76,7 +76,7 @@ T = TypeVar("T")
 
 
 class HubOptions(TypedDict, total=False):
-    """Where to find a model; passed to huggingface-hub."""
+    """Keyword arguments that say where to find a model; passed to huggingface-hub."""
 
     revision: str | None
     cache_dir: str | os.PathLike[str] | None
@@ -85,7 +85,7 @@ class HubOptions(TypedDict, total=False):
 
 
 class OpenKwargs(HubOptions, total=False):
-    """Keyword arguments of `OpenedModel`, described at `Embedder`."""
+    """Keyword arguments of `OpenedModel`; `Embedder` describes them."""
 
     device: str | torch.device | None
     dtype: str | torch.dtype | None
@@ -95,14 +95,16 @@ class OpenKwargs(HubOptions, total=False):
 
 
 class ModelKwargs(OpenKwargs, total=False):
-    """Keyword arguments of `ModelInfo`, passed on by `Embedder` and described there."""
+    """Keyword arguments of `ModelInfo`, which `Embedder` passes on and describes."""
 
     truncate_dim: SupportsIndex | None
     open_checkpoint: Callable[[Path, ModelConfig], WeightsSource]
 
 
 class OpenedModel:
-    """What an embedding model and a reranker have in common: files, device, tokenizer, prompts, limits.
+    """What `ModelInfo` and `RerankerInfo` have in common: files, device, tokenizer, prompts, limits.
+
+    A subclass reads the settings of its kind of model. The arguments are those of `Embedder`.
 
     Raises:
         ConfigError: a setting is not accepted.
@@ -113,7 +115,7 @@ class OpenedModel:
     spec: EmbeddingSpec | RerankerSpec
     checkpoint: WeightsSource
     notices: tuple[str, ...] = ()
-    _also: tuple[str, ...] = ()  # files to fetch besides those of every model
+    _also: tuple[str, ...] = ()  # more files to fetch for this kind of model
 
     def __init__(
         self,
@@ -134,7 +136,8 @@ class OpenedModel:
             check_quantize(quantize, each, self.dtype)
         self.quantize = quantize
         files = locate(model, also=self._also, **where)
-        self.files = replace(files, folder=files.folder.absolute())  # a later chdir changes nothing
+        # An absolute path stays right if the process changes its working directory.
+        self.files = replace(files, folder=files.folder.absolute())
         self.name = self.files.name
         self.config, self.spec = self._read_settings(self.files.folder)
         self.prompts = {**self.spec.prompts, **check_prompts(prompts)}
@@ -145,20 +148,24 @@ class OpenedModel:
         self.max_length = max_length
 
     def _read_settings(self, folder: Path) -> "tuple[ModelConfig, EmbeddingSpec | RerankerSpec]":
-        """Read the config and the checkpoint's own settings."""
+        """Read config.json, and the settings that the checkpoint's other files hold."""
         raise NotImplementedError
 
     def _open_tokenizer(self) -> TextTokenizer:
-        """Open the tokenizer, once the settings are read."""
+        """Open the tokenizer; called once the settings are read."""
         raise NotImplementedError
 
     def identity(self) -> str:
-        """Return the fingerprint of the model itself, whatever the settings that can be changed are."""
+        """Return a fingerprint of the model that does not depend on the settings that can be changed."""
         raise NotImplementedError
 
     @property
     def prompt_cache(self) -> dict[str, int] | None:
-        """The bounds of what is kept of prompts between calls, in prompts, bytes and tokens; None on a GPU."""
+        """The limits of the prompt cache, which keeps the keys and values of prompts between calls; None on a GPU.
+
+        max_prompts and max_bytes limit the whole cache; a prompt of more than max_prompt_tokens is not kept;
+        bytes_per_token says what a token takes.
+        """
         if self.device.type != "cpu":
             return None
         token_bytes = self.config.keys_values_bytes(self.dtype.itemsize)
@@ -171,10 +178,10 @@ class OpenedModel:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of the weights in the memory of each device.
+        """Bytes that the weights will take in the memory of each device.
 
-        On a CPU the token embeddings stay in the memory-mapped file and are not counted. Of an int8 model the rows that
-        do not round well, which stay in fp32, are not known before it is loaded; they are counted like the others.
+        On a CPU, the token embeddings stay in the memory-mapped file and are not counted. An int8 model keeps some rows
+        in fp32, which it chooses when it is loaded; here they count as int8.
         """
         layers = range(self.config.num_hidden_layers)
         quantized = {None: layers[:0], "int8": layers, "fp8": layers[1:-1]}[self.quantize]
@@ -185,7 +192,7 @@ class OpenedModel:
 
     @property
     def max_length(self) -> int:
-        """Maximum tokens per text, including those put around it; can be set, with None for the model's default."""
+        """Maximum tokens per text, including all that is put around it; can be set, None sets the model's default."""
         return self._max_length
 
     @max_length.setter
@@ -201,7 +208,7 @@ class OpenedModel:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The prompts by name; can be set."""
+        """The texts of the prompts by name; can be set."""
         return self._prompts
 
     @prompts.setter
@@ -220,7 +227,7 @@ class OpenedModel:
 
 
 class ModelInfo(OpenedModel):
-    """An embedding model's files and the caller's settings, checked against each other.
+    """An embedding model without its weights: its files and the caller's settings, checked against each other.
 
     The arguments are those of `Embedder`.
 
@@ -256,7 +263,7 @@ class ModelInfo(OpenedModel):
 
     @property
     def truncate_dim(self) -> int | None:
-        """Number of leading dimensions to keep, None for all; can be set."""
+        """Number of leading dimensions to keep; None for all; can be set."""
         return self._truncate_dim
 
     @truncate_dim.setter
@@ -279,12 +286,12 @@ class ModelInfo(OpenedModel):
         precision: str = "float32",
         ranges: Numbers | None = None,
     ) -> VectorFormat:
-        """Resolve the requested format of vectors; truncated vectors are always normalised.
+        """Return the format of the vectors of a call: its settings and, for those not given, the model's.
 
-        The arguments are those of `lastword.encode_options.EncodeKwargs`.
+        Truncated vectors are always normalised. The arguments are those of `lastword.encode_options.EncodeKwargs`.
 
         Raises:
-            ConfigError: the model has fewer dimensions, or the precision does not fit the width or the ranges.
+            ConfigError: the model has fewer dimensions, or the precision does not fit the dimensions or the ranges.
         """
         chosen = self.truncate_dim if truncate_dim is None else truncate_dim
         dim = check_dim(chosen, self.config.hidden_size)
@@ -300,8 +307,8 @@ class ModelInfo(OpenedModel):
         Args:
             prompt_name: name of one of `prompts`; by default `default_prompt_name`, unless `kind` is given.
             prompt: the prompt itself; takes precedence over `prompt_name`.
-            kind: "query" or "document": without `prompt_name` and `prompt`, use the prompt of that name, or none if
-                there is no such prompt.
+            kind: "query" or "document". Without `prompt_name` and `prompt`, this selects the prompt of that name, or no
+                prompt if there is none of that name.
 
         Raises:
             ConfigError: the name is unknown (the known ones are listed), or the prompt is not valid text.
@@ -318,7 +325,7 @@ class ModelInfo(OpenedModel):
         prompt: str | None,
         kwargs: EncodeKwargs | GroupKwargs,
     ) -> EncodeOptions:
-        """Check and resolve all settings of one call.
+        """Check all settings of one call, and fill in the defaults.
 
         Args:
             function: name of the method of `Embedder` that was called.
@@ -352,10 +359,10 @@ class ModelInfo(OpenedModel):
         )
 
     def identity(self) -> str:
-        """Return the space fingerprint of the model's full-width vectors, whatever `truncate_dim` is."""
+        """Return the space fingerprint of the model's vectors without truncation, whatever `truncate_dim` is."""
         return self.space_fingerprint(self.config.hidden_size)
 
-    # Similarity, and fingerprints that tell which vectors are comparable.
+    # Similarity, and fingerprints that say which vectors can be compared.
 
     def similarity(self, a: Vectors, b: Vectors) -> torch.Tensor:
         """Compare every vector of a with every vector of b, using the model's similarity function: [N, M] fp32."""
@@ -368,12 +375,15 @@ class ModelInfo(OpenedModel):
     def space_fingerprint(
         self, truncate_dim: SupportsIndex | None = None, *, normalize_embeddings: bool = False
     ) -> str:
-        """Hash the model and settings that give a vector its meaning: vectors with equal hashes are comparable.
+        """Hash the weights, tokenizer and settings that give a vector its meaning.
 
-        The arguments are those of `lastword.encode_options.EncodeKwargs`.
+        Vectors with equal hashes can be compared. The arguments are those of `lastword.encode_options.EncodeKwargs`.
+
+        Returns:
+            16 hexadecimal digits.
         """
         wanted = self.vector_format(truncate_dim, normalize_embeddings=normalize_embeddings)
-        # A truncated vector is always normalised, so there the caller's choice must not change the hash.
+        # Truncated vectors are always normalised, so for them the caller's choice must not change the hash.
         whole = wanted.dim == self.config.hidden_size
         return fingerprint(
             weights=self.checkpoint.fingerprint,
@@ -393,17 +403,20 @@ class ModelInfo(OpenedModel):
         normalize_embeddings: bool = False,
         chunking: Mapping[str, str] | None = None,
     ) -> str:
-        """Hash everything that a file of vectors depends on: the space, the prompt and the settings of the run.
+        """Hash what a file of vectors depends on, besides its texts: the space, the prompt and the settings of the run.
 
         The device, the number of threads and max_batch_tokens are left out, although they may change the rounding.
 
         Args:
-            prompt: the prompt itself.
+            prompt: the text of the prompt.
             precision: as for `EncodeKwargs`.
             truncate_dim: as for `EncodeKwargs`.
             ranges: as for `EncodeKwargs`.
             normalize_embeddings: as for `EncodeKwargs`.
             chunking: how texts were split into chunks, as settings by name; None if they were not split.
+
+        Returns:
+            16 hexadecimal digits.
         """
         given = self.vector_format(truncate_dim, precision=precision, ranges=ranges)
         _check_chunking(chunking)
@@ -413,7 +426,7 @@ class ModelInfo(OpenedModel):
             dtype=str(self.dtype),
             quantize=quantize_identity(self.quantize, self.device),
             max_length=self.max_length,
-            # Only where it is not the usual one, so that fingerprints of earlier versions stay valid.
+            # Hashed only if it is not the usual one, so that the fingerprints of earlier versions stay valid.
             **({} if self.tokenizer.truncation_side == "right" else {"truncation_side": "left"}),
             precision=precision,
             ranges=None if given.ranges is None else given.ranges.tolist(),
@@ -429,38 +442,38 @@ def _check_chunking(chunking: object) -> None:
     ):
         return
     expected = "a mapping of str to str, or None"
-    raise ConfigError("chunking", "of the wrong type", got=shown(chunking), expected=expected)
+    raise ConfigError("chunking", "of the wrong type", got=short_repr(chunking), expected=expected)
 
 
 def _check_source(model: object, hub: Mapping[str, object]) -> None:
     """Raise ConfigError if a model's name, or a setting for finding it, is of the wrong type."""
-    expected = "a hub id or folder, or none for the built-in model"
+    expected = "a Hugging Face id or folder, or None for the built-in model"
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else model
     if name is not None and not isinstance(name, str):
-        raise ConfigError("model", "not a name or folder", got=shown(model), expected=expected)
+        raise ConfigError("model", "not a name or folder", got=short_repr(model), expected=expected)
     if name == "":
         raise ConfigError("model", "the name is empty", got="''", expected=expected)
     for key, (expected, kinds) in _HUB_TYPES.items():
         value = hub.get(key)
         if value is not None and not isinstance(value, kinds):
-            raise ConfigError(key, "of the wrong type", got=shown(value), expected=expected)
+            raise ConfigError(key, "of the wrong type", got=short_repr(value), expected=expected)
     as_switch(hub.get("local_files_only", False), "local_files_only")
 
 
 def fingerprint(**settings: object) -> str:
-    """Hash named settings to 16 hexadecimal digits; equal settings in any order give equal hashes."""
+    """Hash named settings, in any order, to 16 hexadecimal digits."""
     versions = {"version": FINGERPRINT_VERSION, "numerics": NUMERICS_VERSION}
     text = json.dumps(versions | settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# Facts about published models, looked up by Hugging Face id or folder name.
+# Lookup of facts about published models, by Hugging Face id or folder name.
 
 
 def find_known_name(model: str, known: Collection[str]) -> str:
-    """Return the Hugging Face id in `known` that `model` stands for; if there is none, return `model`.
+    """Return the Hugging Face id in `known` that matches `model`; if there is none, return `model`.
 
-    It stands for an id if it is that id, or a folder named like the part of the id after the slash. Upper and lower
+    An id matches if `model` is this id, or a folder whose name is the part of the id after the slash. Upper and lower
     case are not distinguished.
     """
     folder = expand_home(model)
@@ -472,13 +485,14 @@ def find_known_name(model: str, known: Collection[str]) -> str:
 
 
 def find_published(model: str, facts: Mapping[str, T], where: str, what: str) -> T:
-    """Look up the facts about a published model by its Hugging Face id or its folder's name.
+    """Return the facts about a published model, by its Hugging Face id or its folder's name.
 
     Args:
         model: Hugging Face id or folder.
-        facts: what is known, by Hugging Face id.
+        facts: the known facts, by Hugging Face id.
         where: first part of the error message, such as "card".
         what: second part of the error message, such as "no table is known".
+
 
     Raises:
         ConfigError: nothing is known about this model.

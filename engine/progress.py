@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-# With fewer items than this, the bar appears only after the seconds below, so that it does not just flash up.
+# For fewer items than this, the bar appears only after a delay, so that it does not just flash up.
 _SMALL = 256
-_PATIENCE_S = 1.0
-# Seconds after which a bar is drawn again even if nothing has advanced.
-_REFRESH_S = 0.5
+_DELAY_S = 1.0  # seconds
+# The bar is drawn again after this time even if nothing has advanced, so that its clock runs on.
+_REFRESH_S = 0.5  # seconds
 
 
 def on_terminal() -> bool:
@@ -21,19 +21,19 @@ def on_terminal() -> bool:
 def progress_bar(
     total: int | None, *, show: bool | None, unit: str = " texts", what: str = "Embedding"
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar during the `with` block and yield the function that advances it.
+    """Show a bar during the `with` block, and yield the function that advances it by a number of items.
 
     Args:
         total: number of items, None for a stream of unknown length.
         show: whether to show the bar; None shows it only on a terminal and for more than one item, after one second if
-            there are fewer than 256.
+            there are fewer than 256 items.
         unit: the unit of an item; "B" stands for bytes, shown as MB and GB.
         what: title of the bar.
     """
     delay = 0.0
     if show is None:
         show = on_terminal() and total != 1
-        delay = 0.0 if total is None or total >= _SMALL else _PATIENCE_S
+        delay = 0.0 if total is None or total >= _SMALL else _DELAY_S
     if not show:
         yield lambda _: None
         return
@@ -44,22 +44,28 @@ def progress_bar(
         tqdm(  # type: ignore[no-untyped-call]
             total=total, unit=unit, desc=what, unit_scale=unit == "B", delay=delay
         ) as bar,
-        _moving(bar.refresh, delay),
+        _refresh_often(bar.refresh, delay),
     ):
         yield lambda done: bar.update(done) and None
 
 
 @contextmanager
-def _moving(refresh: Callable[[], object], delay: float) -> Iterator[None]:
-    """Refresh a bar during the `with` block, so that its clock runs on while a huge text is tokenised or computed."""
+def _refresh_often(refresh: Callable[[], object], delay: float) -> Iterator[None]:
+    """Refresh a bar during the `with` block, so that its clock runs on while a huge text is tokenised or computed.
+
+    Args:
+        refresh: draws the bar.
+        delay: seconds before which the bar must not appear.
+    """
     ended = Event()
 
-    def move() -> None:
+    def run() -> None:
         ended.wait(delay)
         while not ended.wait(_REFRESH_S):
             refresh()
 
-    thread = Thread(target=move, name="lastword-progress", daemon=True)
+    thread = Thread(target=run, name="lastword-progress", daemon=True)
+
     thread.start()
     try:
         yield

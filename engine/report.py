@@ -1,4 +1,4 @@
-"""The cost of a run: counted by the engine, printed by the command line and the other entry points."""
+"""The counts of a run, such as texts and tokens: the engine counts, and the entry points print or return them."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,14 @@ class Report:
 
     Args:
         texts: number of texts.
-        tokens_requested: tokens of all texts and their prompts, each text counted in full.
-        tokens_computed: tokens that the forwards of the batches computed; a prefix that texts share counts once.
+        tokens_requested: tokens of all texts and their prompts, every text counted in full.
+        tokens_computed: tokens that the forwards of the batches computed; a prefix that several texts of a batch share
+            counts once.
         tokens_cached: prompt tokens whose keys and values came from the prompt cache; each prompt counts once per
             batch. The forward of a prompt alone, which fills the cache, is not counted anywhere.
         cut: number of texts that were cut because they were longer than max_length.
-        unknown: number of texts with words or characters that the tokenizer does not know. All of these are one token,
-            so texts that differ in them only have equal vectors. Qwen's own tokenizers know everything.
+        unknown: number of texts with words or characters that the tokenizer does not know. It maps all of these to the
+            same token, so texts that differ only in them have equal vectors. Qwen's own tokenizers know all text.
         batches: number of batches.
         seconds: wall time.
     """
@@ -30,13 +31,13 @@ class Report:
     seconds: float = 0.0
 
     def add(self, other: "Report") -> None:
-        """Add the counts of another run."""
+        """Add the counts of another run to this one."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
     def tokens_saved(self) -> int:
-        """Tokens saved by sharing prefixes: tokens requested, less those computed and those cached."""
+        """Tokens saved by sharing prefixes: tokens requested, minus tokens computed and tokens cached."""
         return self.tokens_requested - self.tokens_computed - self.tokens_cached
 
     @property

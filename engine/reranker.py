@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from lastword.arguments import as_integer, as_switch, shown
+from lastword.arguments import as_integer, as_switch, short_repr
 from lastword.encode_options import EncodeOptions, PredictKwargs, known_keywords, wants_numpy
 from lastword.errors import InputError, count
 from lastword.model_info import OpenKwargs
@@ -167,7 +167,7 @@ class Reranker(ModelProperties, Reopenable):
         if top_k is not None:
             top_k = as_integer(top_k, "top_k", 1, expected="1 or more")
         if not isinstance(query, str):
-            raise InputError("query", "not a string", got=shown(query), expected="str")
+            raise InputError("query", "not a string", got=short_repr(query), expected="str")
         wanted = as_switch(return_documents, "return_documents")
         listed = list_texts(documents)
         scores = self._scores("rank", [(query, each) for each in listed], kwargs, "document")

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Unpack
 import torch
 from torch import Tensor
 
-from lastword.arguments import shown
+from lastword.arguments import short_repr
 from lastword.encode_options import (
     EncodeOptions,
     PredictKwargs,
@@ -242,7 +242,9 @@ def _is_named_reranker(folder: Path, name: str) -> bool:
 
 def _check_instruction(instruction: object) -> str:
     if not isinstance(instruction, str):
-        raise ConfigError("instruction", "not a string", got=shown(instruction), expected="str")
+        raise ConfigError(
+            "instruction", "not a string", got=short_repr(instruction), expected="str"
+        )
     return check_prompt(instruction)
 
 
@@ -258,7 +260,7 @@ def activate(activation: Activation, scores: Tensor) -> Tensor:
     """
     result: object = activation(scores[:, None])
     if not isinstance(result, Tensor) or result.numel() != len(scores):
-        got = shown(result) if not isinstance(result, Tensor) else str(list(result.shape))
+        got = short_repr(result) if not isinstance(result, Tensor) else str(list(result.shape))
         expected = f"a tensor of {count(len(scores), 'number')}"
         raise ConfigError("activation_fn", "returns something else", got=got, expected=expected)
     return result.reshape(len(scores)).float()

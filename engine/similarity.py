@@ -4,16 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lastword.arguments import Numbers, as_numbers, is_one_of, shown
+from lastword.arguments import Numbers, as_numbers, is_one_of, short_repr
 from lastword.errors import ConfigError, InputError
 from lastword.kernels.caller_settings import default_settings
 from lastword.weights.embedding_spec import SIMILARITIES
 
-Vectors = Numbers
+Vectors = Numbers  # a tensor, an array, or a list of vectors or of numbers
 
 
 def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
-    """Compare every vector of a with every vector of b; larger values mean closer.
+    """Compare every vector of a with every vector of b; a larger value means that they are closer.
 
     cosine: a·b / (‖a‖‖b‖); dot: a·b; euclidean: −‖a − b‖; manhattan: −Σ|a − b|.
 
@@ -26,7 +26,7 @@ def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
         [N, M] fp32, on the device of a.
 
     Raises:
-        InputError: an argument is not a vector or matrix, or the widths differ.
+        InputError: an argument is not a vector or matrix of numbers, or the widths differ.
         ConfigError: there is no function of this name.
 
     Numerics:
@@ -44,7 +44,7 @@ def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
 
 
 def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
-    """Compare row i of a with row i of b by the formulas of `similarity`; a single vector is compared with every row.
+    """Compare row i of a with row i of b, as `similarity` does; a single vector is compared with every row.
 
     Args:
         a: [N, dim] or [dim].
@@ -74,10 +74,10 @@ def similarity_pairwise(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
 
 
 def _as_matrices(a: Vectors, b: Vectors, name: str) -> tuple[Tensor, Tensor]:
-    """Check the function's name; convert a and b to fp32 matrices of equal width on the device of a."""
+    """Check the name of the function, and convert a and b to fp32 matrices of equal width on the device of a."""
     if not is_one_of(name, SIMILARITIES):
         expected = f"one of: {', '.join(SIMILARITIES)}"
-        raise ConfigError("similarity", "unknown", got=shown(name), expected=expected)
+        raise ConfigError("similarity", "unknown", got=short_repr(name), expected=expected)
     rows, others = _rows(a), _rows(b)
     if rows.shape[1] != others.shape[1]:
         raise InputError(
@@ -91,7 +91,7 @@ def _as_matrices(a: Vectors, b: Vectors, name: str) -> tuple[Tensor, Tensor]:
 
 
 def _rows(vectors: Vectors) -> Tensor:
-    """Convert a tensor, a NumPy array, or a list of these or of numbers, to a matrix [N, dim]."""
+    """Convert a tensor, a NumPy array, or a list of these or of numbers to an fp32 matrix [N, dim]."""
     rows, expected = as_numbers(vectors), "[N, dim] or [dim]"
     if rows is None:
         got, what = type(vectors).__name__, "not numeric vectors of equal width"

@@ -216,7 +216,12 @@ def _add_loading_options(group: "argparse._ArgumentGroup") -> None:
         type=revision_argument,
         help="branch, tag or commit of the model on the Hugging Face Hub; by default the main branch",
     )
-    group.add_argument("--local-files-only", action="store_true", help="do not use the network")
+    group.add_argument(
+        "--local-files-only",
+        action="store_true",
+        help="do not use the network: the model must be in a folder or in the cache of huggingface-hub",
+    )
+
     group.add_argument(
         "--device",
         help="cpu, cuda or cuda:1, or several GPUs: cuda:0,1 or cuda:all; by default a GPU if there is one",

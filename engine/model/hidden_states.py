@@ -10,7 +10,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from lastword.arguments import as_integer, shown
+from lastword.arguments import as_integer, short_repr
 from lastword.batching.forest import Forest
 from lastword.errors import ConfigError
 from lastword.kernels.caller_settings import integers
@@ -33,7 +33,7 @@ def layer_numbers(layers: Iterable[SupportsIndex] | None, num_layers: int) -> tu
         given = ()
     if not given:
         what = "none is named" if isinstance(layers, list | tuple) else "no list of layers"
-        raise ConfigError("layers", what, got=shown(layers), expected=expected)
+        raise ConfigError("layers", what, got=short_repr(layers), expected=expected)
     expected, what = f"0 to {num_layers}, or negative from the end", "no such layer"
     low = -len(numbers)
     checked = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lastword.arguments import as_numbers, is_one_of, shown
+from lastword.arguments import as_numbers, is_one_of, short_repr
 from lastword.errors import ConfigError
 
 # A vector shorter than this consists of rounding errors.
@@ -70,7 +70,7 @@ def check_precision(precision: object, dim: int, ranges: object) -> Tensor | Non
     """
     if not is_one_of(precision, PRECISIONS):
         expected = f"one of {', '.join(PRECISIONS)}"
-        raise ConfigError("precision", "unknown", got=shown(precision), expected=expected)
+        raise ConfigError("precision", "unknown", got=short_repr(precision), expected=expected)
     if precision.endswith("binary") and dim % 8:
         what = f"{precision} packs 8 dimensions per byte"
         raise ConfigError("precision", what, got=f"dim {dim}", expected="a multiple of 8")

@@ -19,10 +19,12 @@ Put = TypeVar("Put")
 
 
 class FromInfo(Generic[Got, Put]):
-    """An attribute that reads an attribute of its object's `info`; only a property can be set there.
+    """A descriptor for an attribute of a model object that stands for an attribute of the object's `info`.
+
+    It can be set if the attribute of `info` is a property.
 
     Args:
-        name: name of the attribute of the `info`.
+        name: name of the attribute of `info`.
         doc: the docstring.
     """
 
@@ -52,16 +54,18 @@ class ModelProperties:
 
     name = FromInfo[str, Never]("name", "The Hugging Face id or folder that was opened.")
     notices = FromInfo[tuple[str, ...], Never](
-        "notices", "Notes for the user on the model, one line each."
+        "notices", "Notices about the model for the user, one line each."
     )
     device = FromInfo[torch.device, Never]("device", "The device, or the first of several.")
     dtype = FromInfo[torch.dtype, Never]("dtype", "The compute dtype.")
     max_length = FromInfo[int, SupportsIndex | None](
         "max_length",
-        "Maximum tokens per text, including those put around it; setting None restores the model's default.",
+        "Maximum tokens per text, including all that is put around it; setting None restores the model's default.",
     )
     max_seq_length = FromInfo[int, SupportsIndex | None]("max_length", "The same as `max_length`.")
-    prompts = FromInfo[dict[str, str], Mapping[str, str]]("prompts", "The prompts by name.")
+    prompts = FromInfo[dict[str, str], Mapping[str, str]](
+        "prompts", "The texts of the prompts by name."
+    )
     default_prompt_name = FromInfo[str | None, str | None](
         "default_prompt_name", "Name of the prompt that `encode` uses when none is given, if any."
     )
@@ -77,7 +81,7 @@ class ModelProperties:
         self.loop.budget.limit = tokens or self.loop.runner.batch_tokens
 
     def _facts(self) -> dict[str, object]:
-        """Return what `repr` shows besides the settings that all models have."""
+        """Return the settings that `repr` shows besides those that all models have."""
         return {}
 
     def __repr__(self) -> str:

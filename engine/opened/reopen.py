@@ -1,8 +1,8 @@
-"""Copies of an `Embedder` or `Reranker`: within its process they share the weights; another process opens it again.
+"""Copies of an `Embedder` or `Reranker`: in one process they share the weights; another process opens the model again.
 
-A pickle holds no weights. It holds the model's name, folder and commit, the current settings, and the fingerprint by
-which the other process checks that it has opened the same model. It holds no hub token: the other process uses the
-model in its cache, or its own login.
+A pickle contains no weights. It contains the model's name, folder and commit, the current settings, and a fingerprint,
+with which the other process checks that it has opened the same model. It contains no token for the Hugging Face Hub:
+the other process uses the model in its cache, or its own login.
 """
 
 import multiprocessing
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 from weakref import WeakSet
 
 from lastword.errors import ConfigError, WeightsError, with_article
@@ -20,19 +20,20 @@ from lastword.opened.opening import Opening
 from lastword.runtime.loop import Loop
 from lastword.weights import locate
 
-# Attributes that lastword itself sets on the object; any other was added by the caller.
+# Attributes that lastword itself sets on the object; the caller may add others.
 _OWN = ("info", "loop", "_opened", "_sharing")
 _REMEDY = "Open the model in the other process instead."
-# In a worker process: the last model opened there, and how, so that the next task finds it loaded.
+# In a worker process: the last object opened there, with its class and description, so that the next task need not
+# load the model again.
 _kept: "tuple[tuple[type[Reopenable], dict[str, Any]], Reopenable] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """The arguments of an `Embedder` or `Reranker` that are kept neither in its `info` nor in its `loop`.
+class OpenArguments:
+    """The arguments that an object was opened with and that neither its `info` nor its `loop` stores.
 
     Args:
-        how: how it computes.
+        how: the arguments that say how it computes.
         kwargs: the keyword arguments that were passed on to its `info`.
     """
 
@@ -41,27 +42,28 @@ class Opened:
 
 
 class Reopenable:
-    """The part of an `Embedder` or `Reranker` that makes copies: `pickle`, `copy.copy` and `copy.deepcopy`.
+    """The part of an `Embedder` or `Reranker` that implements `pickle`, `copy.copy` and `copy.deepcopy`.
 
-    A copy in the same process has its own settings and shares the weights and the worker processes, which end when
-    the last of the copies is closed or collected.
+    A copy in the same process has its own settings, but shares the weights and the worker processes. These are freed
+    when the last of the copies is closed or garbage-collected.
     """
 
     info: OpenedModel
     loop: Loop
-    # The settings that can be changed on a live object, apart from max_batch_tokens.
+    # The names of the settings that can be changed on an open object, apart from max_batch_tokens.
     _settings: ClassVar[tuple[str, ...]]
-    _opened: Opened
-    _sharing: "WeakSet[Reopenable]"  # this object and its copies, without those that are closed
+    _opened: OpenArguments
+    _sharing: "WeakSet[Reopenable]"  # this object and its copies that are not closed
 
     def _share(self, how: Opening, kwargs: Mapping[str, Any]) -> None:
-        self._opened, self._sharing = Opened(how, kwargs), WeakSet([self])
+        """Store the arguments, and begin the set of objects that share the weights."""
+        self._opened, self._sharing = OpenArguments(how, kwargs), WeakSet([self])
 
     def close(self) -> None:
         """Free the model and end the worker processes, if any, unless a copy of this object still uses them.
 
-        The memory goes back to the system. Computing anything afterwards raises a DeviceError. An object that is never
-        closed is freed in the same way once it and its copies are garbage-collected.
+        The memory goes back to the system. Computing anything afterwards raises a DeviceError. If an object is never
+        closed, garbage collection of the object and its copies does the same.
         """
         self._sharing.discard(self)
         if not self._sharing:
@@ -74,7 +76,7 @@ class Reopenable:
         self.close()
 
     def __copy__(self) -> Self:
-        """Make an object that shares the weights but has its own settings."""
+        """Return an object that shares the weights but has its own settings."""
         other = type(self).__new__(type(self))
         vars(other).update(vars(self))
         other.info, other.loop = copy(self.info), copy(self.loop)
@@ -84,30 +86,31 @@ class Reopenable:
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Do the same as `copy.copy`, and deep-copy the attributes that the caller has added to the object."""
+        """Do the same as `copy.copy`, but deep-copy the attributes that the caller has added to the object."""
         other = memo[id(self)] = copy(self)
         vars(other).update(deepcopy(self._added(), memo))
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what is needed to open the model again, not its weights.
+        """Pickle what is needed to open the model again, but not its weights.
 
         Raises:
-            ConfigError: the object computes with a function or `runner` of the caller's that cannot be pickled.
+            ConfigError: the caller gave the object a function that cannot be pickled, or a `runner`.
         """
         return _reopen, (type(self), _model_of(self), _settings_of(self)), self._added() or None
 
     def _added(self) -> dict[str, Any]:
+        """Return the attributes that the caller has added."""
         return {name: value for name, value in vars(self).items() if name not in _OWN}
 
 
 def _public(kind: type[Reopenable]) -> type[Reopenable]:
-    """Return lastword's own class, `Embedder` or `Reranker`, of which `kind` may be a caller's subclass."""
+    """Return `Embedder` or `Reranker`, whichever `kind` is; `kind` may also be a caller's subclass of it."""
     return next(each for each in kind.__mro__ if Reopenable in each.__bases__)
 
 
 def _model_of(model: Reopenable) -> dict[str, Any]:
-    """Describe which model an object has opened, and how; equal models have equal descriptions."""
+    """Describe which model an object has opened, and how; objects with equal descriptions can share the weights."""
     info, opened = model.info, model._opened
     if opened.how.runner is not None:
         _refuse(model, "runner", opened.how.runner, "none")
@@ -131,7 +134,7 @@ def _model_of(model: Reopenable) -> dict[str, Any]:
 
 
 def _settings_of(model: Reopenable) -> dict[str, Any]:
-    """Return the settings that can be changed on a live object, as they are now."""
+    """Return the current values of the settings that can be changed on an open object."""
     found = {name: getattr(model.info, name) for name in model._settings}
     found["prompts"] = dict(model.info.prompts)
     for name, value in found.items():
@@ -143,13 +146,15 @@ def _settings_of(model: Reopenable) -> dict[str, Any]:
 
 
 def _check_function(model: Reopenable, name: str, function: object) -> None:
+    """Raise ConfigError if the caller's function cannot be pickled."""
     try:
         pickle.dumps(function)
-    except Exception:  # noqa: BLE001  whatever its own pickling does
+    except Exception:  # noqa: BLE001  the function's own pickling may raise anything
         _refuse(model, name, function, "a function that can be imported")
 
 
-def _refuse(model: Reopenable, name: str, value: object, expected: str) -> None:
+def _refuse(model: Reopenable, name: str, value: object, expected: str) -> NoReturn:
+    """Raise the error about an argument that prevents pickling."""
     raise ConfigError(
         name,
         f"{with_article(_public(type(model)).__name__)} made with it cannot be sent to another process",
@@ -163,7 +168,7 @@ def _reopen(
     kind: type[Reopenable], model: dict[str, Any], settings: dict[str, Any]
 ) -> "Reopenable":
     """Open a pickled object again; a worker process of `multiprocessing` keeps the last one for its next task."""
-    global _kept  # noqa: PLW0603  the process has one
+    global _kept  # noqa: PLW0603  one for the process
     kept = _kept
     if kept is not None and kept[0] == (kind, model):
         opened = copy(kept[1])
@@ -178,10 +183,10 @@ def _reopen(
 
 
 def _open(kind: type[Reopenable], model: dict[str, Any]) -> Reopenable:
-    """Open the model from its folder if this machine has it, else from the hub at the same commit.
+    """Open the model from its folder, or from the Hugging Face Hub at the same commit if there is no such folder.
 
     Raises:
-        WeightsError: the model cannot be found, or its fingerprint is not the pickled one.
+        WeightsError: the model cannot be found, or its fingerprint differs from the pickled one.
     """
     names = ("device", "dtype", "quantize", "cuda_graphs", "tune_process")
     how = {name: model[name] for name in names}

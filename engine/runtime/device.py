@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import torch
 
-from lastword.arguments import is_one_of, shown
+from lastword.arguments import is_one_of, short_repr
 from lastword.errors import ConfigError, DeviceError
 from lastword.kernels import activation_levels, check_fp8, check_int8, fp8_format
 from lastword.weights import dtype_name
@@ -41,7 +41,7 @@ def _one_device(device: str | torch.device | None, expected: str) -> torch.devic
     with suppress(RuntimeError):
         chosen = torch.device(device)
     if chosen is None:
-        raise DeviceError("device", "unknown", got=shown(device), expected=expected)
+        raise DeviceError("device", "unknown", got=short_repr(device), expected=expected)
     if chosen.type not in ("cpu", "cuda"):
         what = "of a kind that is not supported"
         raise DeviceError("device", what, got=repr(name), expected=expected, remedy=_SUPPORTED)
@@ -83,7 +83,7 @@ def choose_devices(device: str | torch.device | None) -> tuple[torch.device, ...
         DeviceError: a device is unknown or missing, a GPU is named twice, or GPUs and CPUs are mixed.
     """
     if device is not None and not isinstance(device, str | torch.device):
-        raise DeviceError("device", "unknown", got=shown(device), expected=_DEVICES)
+        raise DeviceError("device", "unknown", got=short_repr(device), expected=_DEVICES)
     asked = str(device)
     if asked == "cuda:all":
         choose_device("cuda")  # raises if there is no GPU
@@ -118,7 +118,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     known |= {f"torch.{each}": found for each, found in known.items()}
     if not is_one_of(name, known):
         expected = "'float32' or 'bfloat16'"
-        raise ConfigError("dtype", "not a compute dtype", got=shown(name), expected=expected)
+        raise ConfigError("dtype", "not a compute dtype", got=short_repr(name), expected=expected)
     return known[name]
 
 
@@ -134,7 +134,7 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
     rest = {"int8": torch.float32, "fp8": torch.bfloat16}
     if not is_one_of(quantize, rest):
         expected = "None, 'int8' on a CPU or 'fp8' on a GPU"
-        raise ConfigError("quantize", "unknown", got=shown(quantize), expected=expected)
+        raise ConfigError("quantize", "unknown", got=short_repr(quantize), expected=expected)
     if quantize == "int8" and device.type != "cpu":
         raise ConfigError(
             "quantize",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from lastword.arguments import shown
+from lastword.arguments import short_repr
 from lastword.errors import InputError, not_unicode
 
 Pair = Sequence[str]
@@ -28,7 +28,7 @@ def list_pairs(pairs: object) -> tuple[list[tuple[str, str]], bool]:
     for index, pair in enumerate([listed] if single else listed):
         parts = pair.tolist() if hasattr(pair, "tolist") else pair
         if not isinstance(parts, list | tuple) or list(map(_is_text, parts)) != [True, True]:
-            got, expected = shown(pair), "a query and a document, both str"
+            got, expected = short_repr(pair), "a query and a document, both str"
             raise InputError(f"pair {index}", "not a pair", got=got, expected=expected, index=index)
         checked.append((parts[0], parts[1]))
     return checked, single

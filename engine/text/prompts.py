@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from lastword.arguments import is_one_of, shown
+from lastword.arguments import is_one_of, short_repr
 from lastword.errors import ConfigError, list_some, not_unicode
 
 Kind = Literal["query", "document"]
@@ -19,15 +19,15 @@ def check_prompts(prompts: object) -> dict[str, str]:
     for name, prompt in prompts.items():
         if not (isinstance(name, str) and isinstance(prompt, str)):
             what = "not a string" if isinstance(name, str) else "its name is not a string"
-            got = shown(prompt if isinstance(name, str) else name)
-            raise ConfigError(f"prompts: {shown(name)}", what, got=got, expected="str")
+            got = short_repr(prompt if isinstance(name, str) else name)
+            raise ConfigError(f"prompts: {short_repr(name)}", what, got=got, expected="str")
     return dict(prompts)
 
 
 def check_prompt(prompt: object) -> str:
     """Return the prompt of a call; raise ConfigError unless it is a str of valid Unicode."""
     if not isinstance(prompt, str):
-        raise ConfigError("prompt", "not a string", got=shown(prompt), expected="str")
+        raise ConfigError("prompt", "not a string", got=short_repr(prompt), expected="str")
     if (problem := not_unicode(ConfigError, "prompt", prompt)) is not None:
         raise problem
     return prompt
@@ -36,9 +36,9 @@ def check_prompt(prompt: object) -> str:
 def check_choice(name: object, kind: object, where: str = "prompt_name") -> None:
     """Raise ConfigError unless `name` is a str or None, and `kind` is "query", "document" or None."""
     if name is not None and not isinstance(name, str):
-        raise ConfigError(where, "not a string", got=shown(name), expected="str")
+        raise ConfigError(where, "not a string", got=short_repr(name), expected="str")
     if kind is not None and not is_one_of(kind, get_args(Kind)):
-        raise ConfigError("kind", "unknown", got=shown(kind), expected="'query' or 'document'")
+        raise ConfigError("kind", "unknown", got=short_repr(kind), expected="'query' or 'document'")
 
 
 def choose_prompt(

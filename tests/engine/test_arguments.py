@@ -14,7 +14,7 @@ import torch
 from helpers.messages import refusal
 
 from lastword import ConfigError, Embedder, InputError, LastwordError
-from lastword.arguments import as_numbers, shown
+from lastword.arguments import as_numbers, short_repr
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.errors import MissingPackageError
 from lastword.report import Report
@@ -214,7 +214,7 @@ def test_layers_of_other_types(layers: Any, embedder: Embedder) -> None:
 @pytest.mark.parametrize("value", [True, np.True_, torch.tensor(True), np.array(True)])
 def test_a_bool_is_no_integer(value: Any, embedder: Embedder) -> None:
     for name in ("truncate_dim", "batch_size"):
-        with refusal(ConfigError, where=name, what="not a whole number", got=shown(value)):
+        with refusal(ConfigError, where=name, what="not a whole number", got=short_repr(value)):
             embedder.encode(TEXTS, **{name: value})
     with refusal(ConfigError, where="layers", what="no such layer"):
         embedder.hidden_states(TEXTS, layers=[value])
@@ -247,7 +247,11 @@ def test_an_array_without_numpy(embedder: Embedder, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("value", ["false", "true", "", 2, None, 0.0, [], np.array([True])])
 def test_what_is_no_switch(value: Any, embedder: Embedder) -> None:
     for name in ("normalize_embeddings", "convert_to_numpy", "convert_to_tensor"):
-        parts = {"what": "neither True nor False", "got": shown(value), "expected": "True or False"}
+        parts = {
+            "what": "neither True nor False",
+            "got": short_repr(value),
+            "expected": "True or False",
+        }
         with refusal(ConfigError, where=name, **parts):
             embedder.encode(TEXTS, **{name: value})
 
@@ -356,15 +360,15 @@ class Broken:
     ],
 )
 def test_shown(value: object, text: str) -> None:
-    assert shown(value) == text
+    assert short_repr(value) == text
 
 
 @pytest.mark.parametrize(
     "value", ["x" * 10**6, Broken(), torch.ones(500, 500), [[["x" * 999]]] * 9]
 )
 def test_shown_is_short(value: object) -> None:
-    assert len(shown(value)) <= 80
-    assert "\n" not in shown(value)
+    assert len(short_repr(value)) <= 80
+    assert "\n" not in short_repr(value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

@@ -12,7 +12,7 @@ import torch
 from helpers.messages import refusal
 
 from lastword import ConfigError, Embedder
-from lastword.arguments import shown
+from lastword.arguments import short_repr
 from lastword.bench.checkpoint import make_checkpoint
 
 QUERIES = ["What is the capital of China?", "Explain gravity"]
@@ -194,7 +194,7 @@ def test_keywords_of_sentence_transformers_that_ask_for_nothing(
 )
 @pytest.mark.parametrize("method", [*ONE_TEXT, "encode_stream", "encode_groups"])
 def test_refused_keywords_of_a_call(method: str, name: str, value: Any, model: Embedder) -> None:
-    with refusal(ConfigError, where=name, what=NO_SUCH, got=shown(value)):
+    with refusal(ConfigError, where=name, what=NO_SUCH, got=short_repr(value)):
         getattr(model, method)(QUERIES, **{name: value})
 
 
@@ -215,7 +215,7 @@ def test_refused_keywords_of_a_call(method: str, name: str, value: Any, model: E
     ],
 )
 def test_refused_keywords_of_the_constructor(name: str, value: Any, tiny_checkpoint: Path) -> None:
-    with refusal(ConfigError, where=name, what=NO_SUCH, got=shown(value)):
+    with refusal(ConfigError, where=name, what=NO_SUCH, got=short_repr(value)):
         Embedder(tiny_checkpoint, device="cpu", **{name: value})
     with pytest.raises(TypeError, match=r"Embedder\(\) got an unexpected keyword argument 'dims'"):
         Embedder(tiny_checkpoint, dims=8)

@@ -38,7 +38,7 @@ def test_on_terminal(stream, expected: bool, monkeypatch: pytest.MonkeyPatch) ->
 def test_short_work_has_no_bar(total, seconds: float, shown: bool, monkeypatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr("lastword.progress._PATIENCE_S", 0.1)
+    monkeypatch.setattr("lastword.progress._DELAY_S", 0.1)
     with progress_bar(total, show=None) as advance:
         time.sleep(seconds)
         advance(1)

@@ -37,8 +37,8 @@ _LIMITS = {
     "max_characters": "maximum characters of one text",
     "max_request_tokens": "maximum tokens of one request",
     "max_queued_tokens": "maximum tokens in the queue; beyond that, requests are refused with status 429",
-    "max_queue_seconds": "maximum seconds of work in the queue, at the present speed; likewise",
-    "max_requests": "maximum requests accepted but not yet answered; likewise",
+    "max_queue_seconds": "maximum seconds of work in the queue, at the present speed; beyond that, the same",
+    "max_requests": "maximum requests accepted but not yet answered; beyond that, the same",
     "interactive_tokens": "requests of at most this many tokens go before larger ones",
     "body_seconds": "maximum seconds for a client to send a request",
     "request_seconds": "maximum seconds between reading and answering a request",
@@ -67,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="allow an address that other machines can reach without --api-key-file",
+        help="allow listening on an address that other machines can reach, even without --api-key-file",
     )
     parser.add_argument(
         "--model-name",
