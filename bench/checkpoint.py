@@ -22,16 +22,22 @@ from lastword.bench.shapes import SIZES, VOCABULARY, sizes_of
 from lastword.errors import ConfigError
 from lastword.text.cuts import QWEN_WORDS
 from lastword.weights import dtype_name
-from lastword.weights.config import ModelConfig, parse_config
+from lastword.weights.config import CLASSIFIER, ModelConfig, parse_config
 from lastword.weights.files.shards import INDEX, SINGLE
 from lastword.weights.files.writer import TensorSpec, stream_safetensors
-from lastword.weights.tensor_names import LM_HEAD, PREFIX, expected_shapes
+from lastword.weights.tensor_names import LM_HEAD, PREFIX, SCORE, expected_shapes
 
 END = "<|endoftext|>"
 SPECIAL = (END, "<|im_start|>", "<|im_end|>")
 QUERY_PROMPT = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 )
+_CLASSIFIER = {
+    "architectures": [CLASSIFIER],
+    "id2label": {"0": "LABEL_0"},
+    "label2id": {"LABEL_0": 0},
+}
+_LOG_ODDS = 2.0  # about the standard deviation of a random reranker's log-odds
 _TEXTS = (
     QUERY_PROMPT,
     "What is the capital of China? The capital of China is Beijing.",
@@ -101,6 +107,7 @@ def make_checkpoint(
     sentence_transformers: bool = True,
     max_position_embeddings: int = 4096,
     weights: bool = True,
+    classifier: bool = False,
 ) -> Path:
     """Write a whole model folder with random weights, which depend only on sizes, dtype and seed; return the folder.
 
@@ -108,6 +115,7 @@ def make_checkpoint(
     tensor names is `""` or `model.`; with `model.` and not `tied`, there is also an `lm_head.weight`. More than one of
     `shards` gives numbered files with an index. `config_format` is `v4` or `v5`, for the config.json of transformers 4
     or 5. `tokenizer` is a tokenizer.json to copy; None trains a small one. `weights=False` writes only the other files.
+    A `classifier` is a reranker with one label.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,14 +134,15 @@ def make_checkpoint(
         "tie_word_embeddings": tied,
     }
     values = _config(sizes, dtype, rope_theta, rope_scaling, config_format)
-    config = parse_config(values, f"{folder}/config.json")
+    values |= _CLASSIFIER | {"pad_token_id": made.token_to_id(END)} if classifier else {}
+    config = parse_config(values, f"{folder}/config.json", reranker=classifier)
     write_json(folder / "config.json", values)
     _write_tokenizer(folder, made, max_position_embeddings)
     if sentence_transformers:
         write_modules(folder, hidden_size)
     if weights:
-        head = not tied and prefix == PREFIX
-        _write_weights(folder, config, dtype, seed, prefix, shards, head=head)
+        head, score = not tied and prefix == PREFIX, (1, hidden_size) if classifier else None
+        _write_weights(folder, config, dtype, seed, prefix, shards, score, head=head)
     return folder
 
 
@@ -230,6 +239,8 @@ def _random(
         noise.mul_(0.1)
     elif name.endswith("_proj.weight"):
         noise.div_(math.sqrt(shape[-1]))
+    elif name == SCORE:
+        noise.mul_(_LOG_ODDS / math.sqrt(shape[-1]))
     else:
         noise.mul_(0.5)
     return noise.to(dtype)
@@ -242,13 +253,16 @@ def _write_weights(
     seed: int,
     prefix: str,
     shards: int,
+    score: tuple[int, int] | None,
     *,
     head: bool,
 ) -> None:
     """Write one file, or shards with about the same number of tensors each; only one tensor is in memory at a time."""
     shapes = expected_shapes(config)
-    numbers = {name: number for number, name in enumerate(shapes)}
     stored = {prefix + name: name for name in shapes}
+    if score is not None:
+        stored[SCORE], shapes = SCORE, {**shapes, SCORE: score}
+    numbers = {name: number for number, name in enumerate(shapes)}
     if head:
         stored[LM_HEAD] = "embed_tokens.weight"
     specs = {key: TensorSpec(dtype, shapes[name]) for key, name in stored.items()}

@@ -42,12 +42,13 @@ PEERS_EXAMPLES = """examples:
   lastword bench peers --beside vllm --python vllm/bin/python --precisions fp32 bf16
   lastword bench peers --grid --layers 4      from 1 to 4,000 tokens, 1 to 512 texts
   lastword bench peers --busy --layers 4      beside two busy loops
+  lastword bench peers --rerank --layers 4    a reranker; --rerank 20x50 for 20 queries with 50 documents each
   lastword bench peers --device cuda
 
-Each library runs in its own process and waits while another one works. The vectors are compared
-first; a library whose vectors differ has no times. The last line of stdout is the result as JSON.
-The exit status is 1 if a library's vectors differ or, with --grid or --busy, if lastword is slower
-anywhere."""
+Each library runs in its own process and waits while another one works. The vectors, or the log-odds
+of rerankers, are compared first; a library that gives others has no times. The last line of stdout
+is the result as JSON. The exit status is 1 if a library's vectors differ or, with --grid or --busy,
+if lastword is slower anywhere."""
 
 MODEL_EXAMPLES = """examples:
   lastword bench model --model 0.6B --layers 4
@@ -69,6 +70,14 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("not a whole number of at least 1")
     return number
+
+
+def queries_and_documents(text: str) -> tuple[int, int]:
+    """Parse two whole numbers such as 20x50."""
+    numbers = text.split("x")
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError("not two whole numbers such as 20x50")
+    return positive(numbers[0]), positive(numbers[1])
 
 
 def path(text: str) -> Path:
@@ -210,6 +219,15 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
         "--busy",
         action="store_true",
         help="compare with sentence-transformers while two busy loops run, with two threads and with one",
+    )
+    mode.add_argument(
+        "--rerank",
+        nargs="?",
+        const=(),
+        type=queries_and_documents,
+        metavar="QxD",
+        help="compare rerankers on Q queries with D documents each; by default 2x50 on a CPU, 5x50 with at most 8 "
+        "layers, 2x10 with --quick, and 20x50 on a GPU",
     )
 
 

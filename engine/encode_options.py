@@ -12,6 +12,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Literal,
+    ParamSpec,
     Protocol,
     SupportsIndex,
     TypedDict,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 TooLong = Literal["cut", "error"]
 Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Keywords = TypeVar("Keywords", bound=Mapping[str, object])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class EncodeKwargs(TypedDict, total=False):
@@ -385,19 +388,29 @@ class EncodeMethod(Protocol):
 
 
 def encode_method(function: Callable[..., Any]) -> EncodeMethod:
-    """Decorate a method: give it the type `Encode`, and accept `inputs` and `sentences` as names of its `texts` too.
+    """Decorate a method: give it the type `Encode`, and accept `inputs` and `sentences` as names of its `texts` too."""
+    return cast("EncodeMethod", takes_inputs("texts")(function))
 
-    `inspect.signature` shows the signature of the method itself. Passing the texts twice, or not at all, is a
+
+def takes_inputs(own: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a method: accept `inputs` and `sentences` as names of its first argument, called `own`, too.
+
+    `inspect.signature` shows the signature of the method itself. Passing the argument twice, or not at all, is a
     TypeError, as for any argument.
     """
 
-    @wraps(function)
-    def with_other_names(*args: Any, **kwargs: Any) -> Any:
-        for name in _OTHER_NAMES:
-            if name in kwargs:
-                if "texts" in kwargs or len(args) > 1:  # the first argument is the object itself
-                    raise TypeError(f"{function.__name__}() got its texts twice, once as {name!r}")
-                kwargs["texts"] = kwargs.pop(name)
-        return function(*args, **kwargs)
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def with_other_names(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in _OTHER_NAMES:
+                if name in kwargs:
+                    if own in kwargs or len(args) > 1:  # the first argument is the object itself
+                        raise TypeError(
+                            f"{function.__name__}() got its {own} twice, once as {name!r}"
+                        )
+                    kwargs[own] = kwargs.pop(name)
+            return function(*args, **kwargs)
 
-    return cast("EncodeMethod", with_other_names)
+        return with_other_names
+
+    return decorate

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from lastword.arguments import as_integer, as_switch, short_repr
-from lastword.encode_options import EncodeOptions, PredictKwargs, known_keywords, wants_numpy
+from lastword.encode_options import (
+    EncodeOptions,
+    PredictKwargs,
+    known_keywords,
+    takes_inputs,
+    wants_numpy,
+)
 from lastword.errors import InputError, count
 from lastword.model_info import OpenKwargs
 from lastword.opened.opening import Opening
@@ -103,6 +109,7 @@ class Reranker(ModelProperties, Reopenable):
         self._share(how, kwargs)
         self.loop = how.open_loop(self.info, self.info.score_row)
 
+    @takes_inputs("pairs")
     def predict(
         self,
         pairs: Pair | Iterable[Pair],
@@ -116,7 +123,8 @@ class Reranker(ModelProperties, Reopenable):
         Keep pairs with the same query together: the query is then computed once per batch, not once per pair.
 
         Args:
-            pairs: pairs (query, document), or a single pair.
+            pairs: pairs (query, document), or a single pair; the keywords `inputs` and `sentences` of
+                sentence-transformers are accepted too.
             convert_to_numpy: return a NumPy array; needs NumPy.
             convert_to_tensor: return a tensor; takes precedence over `convert_to_numpy`, as in sentence-transformers.
             kwargs: see `lastword.encode_options.PredictKwargs`.

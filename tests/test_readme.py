@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.small_models import make_reranker
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -22,7 +23,11 @@ def of(language: str) -> list[str]:
 
 @pytest.fixture
 def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """What the READMEs assume: a model in `model`, notes in `examples/notes.txt`."""
+    """What the READMEs assume: a model in `model`, notes in `examples/notes.txt`, and the reranker that they name.
+
+    A small random one in a folder of that name stands for it.
+    """
+    make_reranker(tmp_path / "Qwen" / "Qwen3-Reranker-0.6B")
     (tmp_path / "model").symlink_to(tiny_checkpoint)
     (tmp_path / "examples").symlink_to(README.parent / "examples")
     return tmp_path

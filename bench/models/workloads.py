@@ -9,7 +9,9 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from lastword.errors import count
 
 WORDS = """
 the of and to in is that for it was on are as with they at be this from have or by one had not but
@@ -37,12 +39,12 @@ FULL, QUICK = (512, 2000, 48), (64, 200, 16)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Texts, whether they are queries or documents, and whether each text is embedded in a separate call."""
+    """Texts, whether they are queries, documents or pairs of both, and whether each is computed in a separate call."""
 
     name: str
     title: str
-    texts: list[str]
-    kind: Literal["query", "document"]
+    texts: list[Any]  # str, or (query, document)
+    kind: Literal["query", "document", "pair"]
     one_by_one: bool = False
 
 
@@ -56,12 +58,24 @@ def workloads(documents: int, queries: int, singles: int, turn: int = 0) -> list
         turn: a different number gives different texts of the same kind.
     """
     rng = random.Random(20_261_123 + turn)  # noqa: S311 - texts, not secrets
-    lengths = [_lognormal(rng, median=110, sigma=0.8, low=16, high=512) for _ in range(documents)]
+    lengths = [_document_words(rng) for _ in range(documents)]
     return [
-        Workload("a", "documents", [_text(rng, n - 1) for n in lengths], "document"),
+        Workload("a", "documents", [_text(rng, words) for words in lengths], "document"),
         Workload("b", "short queries", [_query(rng) for _ in range(queries)], "query"),
         Workload("c", "one query per call", [_query(rng) for _ in range(singles)], "query", True),
     ]
+
+
+def pair_workload(queries: int, documents: int, turn: int = 0) -> Workload:
+    """Make queries with so many documents each, as for `workloads`, for a reranker."""
+    rng = random.Random(20_261_130 + turn)  # noqa: S311 - texts, not secrets
+    pairs = []
+    for _ in range(queries):
+        query = _query(rng)
+        lengths = (_document_words(rng) for _ in range(documents))
+        pairs += [(query, _text(rng, words)) for words in lengths]
+    title = f"{count(queries, 'query', 'queries')} with {count(documents, 'document')} each"
+    return Workload("r", title, pairs, "pair")
 
 
 def long_workloads(turn: int = 0) -> list[Workload]:
@@ -100,8 +114,9 @@ def tokenizer_of(
     return tokenize
 
 
-def _lognormal(rng: random.Random, *, median: float, sigma: float, low: int, high: int) -> int:
-    return min(high, max(low, round(rng.lognormvariate(math.log(median), sigma))))
+def _document_words(rng: random.Random) -> int:
+    """Choose the words of a document: with an end token, 110 tokens in the median, and 16 to 512."""
+    return min(512, max(16, round(rng.lognormvariate(math.log(110), 0.8)))) - 1
 
 
 def _query(rng: random.Random) -> str:

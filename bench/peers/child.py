@@ -1,8 +1,8 @@
 """Run one library in its own process, which reads orders as JSON lines and answers each with one JSON line.
 
-`Child` is the parent's end. The other end loads the library and then embeds texts on request. It is this module, run as
-`python -m lastword.bench.peers.child LIBRARY FOLDER SCRATCH THREADS DEVICE PRECISION`, or `vllm_child.py` in vLLM's
-interpreter. So the libraries share neither memory nor threads.
+`Child` is the parent's end. The other end loads the library and then embeds texts, or scores pairs, on request. It is
+this module, run as `python -m lastword.bench.peers.child LIBRARY FOLDER SCRATCH THREADS DEVICE PRECISION TASK`, or
+`vllm_child.py` in vLLM's interpreter. So the libraries share neither memory nor threads.
 """
 
 import json
@@ -24,10 +24,15 @@ from lastword.weights import tensor_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Encode = Callable[[list[str], str], Tensor]  # texts, "query" or "document" -> [N, C]
-    EncodeBytes = Callable[[list[str], str], bytes]  # the same in fp32, row by row
+    Encode = Callable[
+        [list[Any], str], Tensor
+    ]  # texts, "query" or "document" -> [N, C]; pairs, "pair" -> [N]
+    EncodeBytes = Callable[[list[Any], str], bytes]  # the same in fp32, row by row
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "8bit": "float32"}
+EMBED, SCORE = "embed", "score"  # what a library does
+# In the scratch folder: a reranker's chat template, for sentence-transformers.
+TEMPLATE = "chat_template.jinja"
 _GOODBYE_S = 10  # seconds for a child to end by itself; vLLM needs most of them
 
 
@@ -123,6 +128,7 @@ def start(
     precision: str,
     threads: int,
     device: str = "cpu",
+    task: str = EMBED,
 ) -> Child:
     """Start a library that runs in this interpreter.
 
@@ -133,11 +139,12 @@ def start(
         precision: a name in `DTYPES`.
         threads: threads of the library.
         device: device as PyTorch names it.
+        task: `EMBED` or `SCORE`.
 
     Raises:
         LastwordError: it cannot be loaded.
     """
-    words = (library, str(folder), str(scratch), str(threads), device, precision)
+    words = (library, str(folder), str(scratch), str(threads), device, precision, task)
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "RAYON_NUM_THREADS": str(threads),
@@ -165,13 +172,47 @@ def _sentence_transformers(folder: str, device: str, precision: str) -> "Encode"
     return lambda texts, kind: ways[kind](texts, convert_to_tensor=True, show_progress_bar=False)
 
 
+def _reranker(folder: str, _: str, device: str, precision: str) -> "Encode":
+    from lastword import Reranker
+
+    quantize = "int8" if precision == "8bit" else None
+    model = Reranker(folder, device=device, dtype=DTYPES[precision], quantize=quantize)
+    how: dict[str, Any] = {"activation_fn": _log_odds, "show_progress_bar": False}
+    predict: Any = model.predict
+    return lambda pairs, _: predict(pairs, **how)
+
+
+def _cross_encoder(folder: str, scratch: str, device: str, precision: str) -> "Encode":
+    from sentence_transformers import CrossEncoder
+
+    template = Path(scratch, TEMPLATE).read_text(encoding="utf-8")
+    model = CrossEncoder(
+        folder,
+        device=device,
+        model_kwargs={"dtype": DTYPES[precision]},
+        processor_kwargs={"chat_template": template},
+    )
+    how = {"activation_fn": _log_odds, "show_progress_bar": False, "convert_to_tensor": True}
+    return lambda pairs, _: model.predict([tuple(pair) for pair in pairs], **how)
+
+
+def _log_odds(scores: "Tensor") -> "Tensor":
+    return scores
+
+
 def _open(
-    library: str, folder: str, scratch: str, threads: int, device: str, precision: str
+    library: str, folder: str, scratch: str, threads: int, device: str, precision: str, task: str
 ) -> "EncodeBytes":
     if library == "llama.cpp":
         return open_model(Path(folder), Path(scratch), threads, precision)
-    open_library = _lastword if library == "lastword" else _sentence_transformers
-    encode = open_library(folder, device, precision)  # on OMP_NUM_THREADS threads
+    # Both compute on OMP_NUM_THREADS threads.
+    if task == SCORE:
+        encode = (_reranker if library == "lastword" else _cross_encoder)(
+            folder, scratch, device, precision
+        )
+    else:
+        open_library = _lastword if library == "lastword" else _sentence_transformers
+        encode = open_library(folder, device, precision)
     return lambda texts, kind: bytes(tensor_bytes(encode(texts, kind).float()))
 
 
@@ -195,7 +236,7 @@ def _run(encode: "EncodeBytes", order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _serve(
-    library: str, folder: str, scratch: str, threads: str, device: str, precision: str
+    library: str, folder: str, scratch: str, threads: str, device: str, precision: str, task: str
 ) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a library's own output must not mix with the answers
@@ -204,7 +245,7 @@ def _serve(
         print(json.dumps(value), file=answers, flush=True)
 
     try:
-        encode = _open(library, folder, scratch, int(threads), device, precision)
+        encode = _open(library, folder, scratch, int(threads), device, precision, task)
     except Exception as error:
         answer({"error": str(error)})
         raise

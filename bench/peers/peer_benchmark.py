@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lastword.bench.checkpoint import make_checkpoint
+from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.models.workloads import (
     FULL,
+    WORDS,
     Workload,
     long_workloads,
+    pair_workload,
     real_tokenizer,
     workloads,
 )
@@ -33,15 +35,18 @@ from lastword.bench.peers.libraries import OURS, Setup, beside, open_library, ve
 from lastword.bench.peers.limits import Rates, limit, needed
 from lastword.bench.peers.rounds import Contender, Group, Lane, LoadsOf, Runner, embed, lanes_of
 from lastword.bench.peers.schedule import Schedule, duration
-from lastword.bench.peers.table import rows_of, slower_lines, table
+from lastword.bench.peers.table import rows_of, slower_lines, table, target_lines
 from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.errors import ConfigError
 from lastword.kernels.linear.int8 import check_int8
 from lastword.runtime.device import choose_device
+from lastword.text.rerank_template import QWEN3_RERANKER
 from lastword.weights import read_config
 
 # Numbers of documents, of short queries, and of queries with a call each: at real depth, for few layers, with --quick.
 REAL, SHALLOW, FEW = (24, 60, 6), (96, 200, 16), (8, 20, 4)
+# Queries, and documents of each, with --rerank; on a GPU all 20 queries.
+PAIRS, SHALLOW_PAIRS, FEW_PAIRS, ALL_PAIRS = (2, 50), (5, 50), (2, 10), (20, 50)
 MANY_LAYERS = 8  # with more layers, long texts are left out
 ROUNDS = 5
 _POSITIONS = 4096
@@ -71,19 +76,20 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     Raises:
         ConfigError: a requested library cannot take part, or none can; or options cannot be combined.
     """
-    config = (
-        None if args.model is None else read_config(args.model)
-    )  # fails before a library loads it
+    rerank = args.rerank is not None
+    # Before others load it.
+    config = None if args.model is None else read_config(args.model, reranker=rerank)
     device = choose_device(args.device)
     precisions = _precisions(args, device)
     requested = ["sentence-transformers"] if args.grid or args.busy else args.beside
     if args.python is not None and not (args.grid or args.busy):
-        vllm_version(args.python)  # fails before a checkpoint is made
-    found = beside(requested, precisions, config, device, args.python, _say)
+        vllm_version(args.python)  # before anything is made
+    found = beside(requested, precisions, config, device, args.python, _say, rerank=rerank)
     layers = args.layers if config is None else config.num_hidden_layers
     with tempfile.TemporaryDirectory(prefix="lastword-peers-") as scratch:
-        folder = args.model or _checkpoint(Path(scratch) / "model", layers, precisions, device)
-        setup = Setup.of(folder, Path(scratch), device, args.threads, args.python)
+        make = _reranker if rerank else _checkpoint
+        folder = args.model or make(Path(scratch) / "model", layers, precisions, device)
+        setup = Setup.of(folder, Path(scratch), device, args.threads, args.python, rerank=rerank)
         torch.set_num_threads(args.threads)
         about = describe_run(device, torch.float32) | {"layers": layers, "random": config is None}
         del about["dtype"]  # each row has its own
@@ -102,6 +108,8 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
                 busy=args.busy,
                 show=_say if args.json else show,
             )
+    for line in target_lines(result["rows"]):
+        (_say if args.json else show)(line)
     show(json.dumps(about | result))
     slower = slower_lines(result["rows"]) if args.busy else []
     for line in slower:
@@ -124,7 +132,9 @@ def _precisions(args: argparse.Namespace, device: torch.device) -> list[str]:
                 expected="neither",
             )
     on_cpu = device.type == "cpu"
-    default = ("fp32",) if args.grid or args.busy else PRECISIONS if on_cpu else ("bf16",)
+    default = ["fp32"] if args.grid or args.busy else [*PRECISIONS] if on_cpu else ["bf16"]
+    if args.rerank is not None:
+        default = [each for each in default if each != "8bit"]  # nobody else scores in 8 bits
     chosen = args.precisions or default
     if "8bit" in chosen and not on_cpu:
         raise ConfigError(
@@ -148,6 +158,12 @@ def loads_of(
 ) -> list[Workload]:
     """Make a round's workloads; a faster model gets more texts."""
     many = layers > MANY_LAYERS and device.type == "cpu"
+    if args.rerank is not None:
+        pairs = FEW_PAIRS if args.quick else PAIRS if many else SHALLOW_PAIRS
+        if device.type != "cpu" and not args.quick:
+            pairs = ALL_PAIRS
+        queries, documents = args.rerank or pairs
+        return [pair_workload(queries, documents, turn)]
     counts = FEW if args.quick else REAL if many else SHALLOW
     if device.type != "cpu" and not args.quick:
         counts = FULL
@@ -285,8 +301,16 @@ def _busy_loops(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
             loop.wait()
 
 
-def _checkpoint(folder: Path, layers: int, precisions: list[str], device: torch.device) -> Path:
-    """Make a random checkpoint of the 0.6B shape, with the real tokenizer if it is available."""
+def _checkpoint(
+    folder: Path,
+    layers: int,
+    precisions: list[str],
+    device: torch.device,
+    tokenizer: Path | None = None,
+    *,
+    classifier: bool = False,
+) -> Path:
+    """Make a random checkpoint of the 0.6B shape, by default with the real tokenizer if it is available."""
     real = real_tokenizer()
     dtype = torch.float32 if device.type == "cpu" or "fp32" in precisions else torch.bfloat16
     _say(f"making a random checkpoint: 0.6B shape, {layers} layers")
@@ -294,10 +318,25 @@ def _checkpoint(folder: Path, layers: int, precisions: list[str], device: torch.
         folder,
         **sizes_of("0.6B", layers),
         vocab_size=VOCABULARY,
-        tokenizer=real and real / "tokenizer.json",
+        tokenizer=tokenizer or (real and real / "tokenizer.json"),
         dtype=dtype,
         max_position_embeddings=_POSITIONS,
+        prefix="model." if classifier else "",
+        sentence_transformers=not classifier,
+        classifier=classifier,
     )
+
+
+def _reranker(folder: Path, layers: int, precisions: list[str], device: torch.device) -> Path:
+    """Make a random reranker of the 0.6B shape, for sequence classification, so that all score by the same row."""
+    real = real_tokenizer()
+    tokenizer = folder.with_name("words.json")
+    if real is None:
+        words = make_tokenizer([*WORDS, *QWEN3_RERANKER.prompt("").split()], end_token=False)
+        words.save(str(tokenizer))
+    else:
+        tokenizer = real.with_name("Qwen3") / "tokenizer.json"  # without an end token
+    return _checkpoint(folder, layers, precisions, device, tokenizer, classifier=True)
 
 
 def _say(message: str) -> None:

@@ -15,6 +15,7 @@ from lastword.bench.peers.schedule import Schedule
 from lastword.errors import LastwordError
 
 TOLERANCE = 2e-5  # largest absolute difference of fp32 vectors
+LOG_ODDS_TOLERANCE = 1e-4  # of fp32 log-odds
 # Least cosine to fp32 vectors; with a smaller one a library computes something else.
 LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.98, "8bit": 0.9}
 
@@ -138,12 +139,13 @@ class Runner:
                 if self.precision == "fp32" and lane.label == OURS:
                     self.reference[load.name] = vectors
                 accuracy = accuracy_of(vectors, self.reference[load.name])
-                wrong = disagreement(accuracy, self.precision)
+                pairs = load.kind == "pair"
+                allowed = LOG_ODDS_TOLERANCE if pairs else TOLERANCE
+                wrong = disagreement(accuracy, self.precision, allowed)
                 if wrong is not None:
                     group.differs = True
-                    reason = (
-                        f"{lane.label} {self.precision}, {load.title}: vectors {wrong}: no figures"
-                    )
+                    what = f"{'log-odds' if pairs else 'vectors'} {wrong}: no figures"
+                    reason = f"{lane.label} {self.precision}, {load.title}: {what}"
                     self._note(group, lane.label, reason)
                     continue
                 group.accuracy[load.name][lane.label] = accuracy
@@ -180,23 +182,23 @@ class Runner:
 
 
 def lanes_of(children: Mapping[str, Child], load: Workload) -> list[Lane]:
-    """Return the lanes of a workload; on queries vLLM has two, with its prefix cache and without."""
+    """Return the lanes of a workload; after a prompt vLLM has two, with its prefix cache and without."""
     lanes = []
     for label, child in children.items():
-        queries = load.kind == "query"
-        lanes.append(Lane(label, child, cache=queries))
-        if label == "vllm" and queries:
+        prompted = load.kind != "document"
+        lanes.append(Lane(label, child, cache=prompted))
+        if label == "vllm" and prompted:
             lanes.append(Lane(f"{label}, no prefix cache", child, cache=False))
     return lanes
 
 
 def embed(setup: Setup, lane: Lane, load: Workload) -> tuple[Tensor, float]:
-    """Return a lane's vectors of a workload, fp32 [N, C], and the seconds that they took."""
+    """Return a lane's vectors of a workload, fp32 [N, C], or log-odds [1, N], and the seconds they took."""
     path = setup.scratch / "vectors"
     texts = str(setup.write_texts(load))
     answer = lane.child.ask(do="run", texts=texts, save=str(path), cache=lane.cache)
     rows = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.float32)
-    return rows.view(len(load.texts), -1), answer["seconds"]
+    return rows.view(1 if load.kind == "pair" else len(load.texts), -1), answer["seconds"]
 
 
 def accuracy_of(vectors: Tensor, reference: Tensor) -> Accuracy:
@@ -207,10 +209,10 @@ def accuracy_of(vectors: Tensor, reference: Tensor) -> Accuracy:
     )
 
 
-def disagreement(accuracy: Accuracy, precision: str) -> str | None:
-    """Describe how vectors disagree with the fp32 ones; None if they agree."""
-    if precision == "fp32" and not accuracy.max_abs_difference <= TOLERANCE:
-        return f"differ by {accuracy.max_abs_difference:.2e}, allowed {TOLERANCE:.0e}"
+def disagreement(accuracy: Accuracy, precision: str, allowed: float = TOLERANCE) -> str | None:
+    """Return how vectors disagree with the fp32 ones; None if they agree. `allowed` is the difference in fp32."""
+    if precision == "fp32" and not accuracy.max_abs_difference <= allowed:
+        return f"differ by {accuracy.max_abs_difference:.2e}, allowed {allowed:.0e}"
     least = LEAST_COSINE[precision]
     if not accuracy.min_cosine >= least:
         return f"have a cosine of {accuracy.min_cosine:.4f}, allowed {least}"

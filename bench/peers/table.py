@@ -13,6 +13,8 @@ from lastword.bench.peers.rounds import Group
 from lastword.weights import ModelConfig
 
 _FEW_LAYERS = 8
+# How many times as long another library is to take for reranking.
+TARGETS = {"sentence-transformers": 3.0, "vllm, no prefix cache": 1.5, "vllm": 1.2}
 _LIMITED_BY = {"matmul": "matmul", "weights": "reading weights"}
 
 Row = dict[str, Any]
@@ -39,6 +41,7 @@ def rows_of(
                     "precision": group.precision,
                     "workload": load.name,
                     "title": load.title,
+                    "kind": load.kind,
                     "library": label,
                     "texts": len(load.texts),
                     "tokens_requested": amount.tokens_requested,
@@ -62,7 +65,9 @@ def table(rows: Sequence[Row], group: Group, rates: Rates, *, layers: int) -> st
     """Format one precision's rows."""
     matmul = format_speed(rates.flops_per_s[group.precision])
     read = f"{rates.read_bytes_per_s / 1e9:.1f} GB/s"
-    head = f"{'':26}{'seconds':>9}{'lastword':>10}{'(of a round)':>18}{'cosine':>10}{'least':>10}"
+    pairs = any(row["kind"] == "pair" for row in rows)
+    head = f"{'':26}{'seconds':>9}{'lastword':>10}{'(of a round)':>18}"
+    head += f"{'log-odds differ by':>20}" if pairs else f"{'cosine':>10}{'least':>10}"
     head += f"{'limit':>9}{'reached':>9}"
     lines = ["", f"{group.precision}: matmul {matmul}, weights read at {read}", head]
     title = None
@@ -70,7 +75,8 @@ def table(rows: Sequence[Row], group: Group, rates: Rates, *, layers: int) -> st
         if row["title"] != title:
             title = row["title"]
             lines.append(
-                f"({row['workload']}) {title}: {row['texts']} texts, {row['tokens_requested']} tokens, "
+                f"({row['workload']}) {title}: {row['texts']} {'pair' if pairs else 'text'}s, "
+                f"{row['tokens_requested']} tokens, "
                 f"{row['tokens_needed']} to compute; limit: {_LIMITED_BY[row['limited_by']]}"
             )
         lines.append(_line(row))
@@ -91,9 +97,22 @@ def _line(row: Row) -> str:
     else:
         low, high = row["speedup_range"]
         line += f"{row['speedup']:9.2f}x{f'({low:.2f} to {high:.2f})':>18}"
-    line += f"{row['mean_cosine']:10.5f}{row['min_cosine']:10.5f}"
+    if row["kind"] == "pair":
+        line += f"{row['max_abs_difference']:20.1e}"
+    else:
+        line += f"{row['mean_cosine']:10.5f}{row['min_cosine']:10.5f}"
     line += f"{row['limit_seconds']:9.3f}{row['share_of_limit']:9.0%}"
     return line if row["cached_tokens"] is None else f"{line}  {row['cached_tokens']} tokens cached"
+
+
+def target_lines(rows: Sequence[Row]) -> list[str]:
+    """Return a line for every row of reranking that has a target, with what was reached."""
+    return [
+        f"{row['precision']} {row['library']}: target {target:g}x, "
+        f"{'reached' if row['speedup'] >= target else 'missed'} with {row['speedup']:.2f}x"
+        for row in rows
+        if row["kind"] == "pair" and (target := TARGETS.get(row["library"])) is not None
+    ]
 
 
 def slower_lines(rows: Sequence[Row]) -> list[str]:

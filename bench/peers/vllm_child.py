@@ -1,9 +1,9 @@
 """Run vLLM in its own interpreter: the other end of `Child`, as in `child.py`.
 
-    PYTHON vllm_child.py FOLDER DTYPE LONGEST
+    PYTHON vllm_child.py FOLDER DTYPE LONGEST TASK OVERRIDES
 
-LONGEST is the number of tokens of the longest text. This imports only vLLM and the standard library, because lastword
-is not installed in that interpreter.
+LONGEST is the number of tokens of the longest text, TASK is embed or score, OVERRIDES is vLLM's hf_overrides as JSON.
+This imports only vLLM and the standard library, because lastword is not installed in that interpreter.
 """
 
 import array
@@ -33,22 +33,32 @@ def _run(model: Any, order: dict[str, Any]) -> dict[str, Any]:
     import vllm
 
     load = json.loads(Path(order["texts"]).read_text())
-    texts = [load["prompt"] + text for text in load["texts"]]
-    calls = [[text] for text in texts] if load["one_by_one"] else [texts]
-    params = vllm.PoolingParams(skip_reading_prefix_cache=not order["cache"])
-    start = perf_counter()
-    outputs = [
-        each for call in calls for each in model.embed(call, pooling_params=params, use_tqdm=False)
-    ]
+    skip = {"skip_reading_prefix_cache": not order["cache"]}
+    if load["kind"] == "pair":
+        params = vllm.PoolingParams(use_activation=False, **skip)
+        start = perf_counter()
+        outputs = model.score(*load["parts"], pooling_params=params, use_tqdm=False)
+    else:
+        texts = [load["prompt"] + text for text in load["texts"]]
+        calls = [[text] for text in texts] if load["one_by_one"] else [texts]
+        params = vllm.PoolingParams(**skip)
+        start = perf_counter()
+        several = (model.embed(call, pooling_params=params, use_tqdm=False) for call in calls)
+        outputs = [each for call in several for each in call]
     seconds = perf_counter() - start
     if order["save"]:
-        rows = (array.array("f", each.outputs.embedding).tobytes() for each in outputs)
+        rows = (array.array("f", _numbers(each.outputs)).tobytes() for each in outputs)
         Path(order["save"]).write_bytes(b"".join(rows))
     return {"seconds": seconds, "cached_tokens": sum(each.num_cached_tokens for each in outputs)}
 
 
-def _serve(folder: str, dtype: str, longest: str) -> None:
-    # vLLM and its processes print on stdout, so only the answers go to the real stdout.
+def _numbers(output: Any) -> list[float]:
+    """Return a vector's numbers, or a score alone."""
+    return [output.score] if hasattr(output, "score") else output.embedding
+
+
+def _serve(folder: str, dtype: str, longest: str, task: str, overrides: str) -> None:
+    # vLLM and its processes print on stdout: only answers go to the real one.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -64,6 +74,7 @@ def _serve(folder: str, dtype: str, longest: str) -> None:
             dtype=dtype,
             max_model_len=int(longest),
             enable_prefix_caching=True,
+            **({} if task == "embed" else {"hf_overrides": json.loads(overrides)}),
         )
     except Exception as error:
         answer({"error": f"{type(error).__name__}: {error}"})

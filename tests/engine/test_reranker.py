@@ -137,6 +137,14 @@ def test_shapes_and_types(tied: Reranker) -> None:
     assert torch.equal(tied.predict(iter(PAIRS[:2])), tied.predict(PAIRS[:2]))
 
 
+def test_pairs_by_the_names_of_sentence_transformers(tied: Reranker) -> None:
+    expected = tied.predict(PAIRS[:2])
+    for name in ("inputs", "sentences", "pairs"):
+        assert torch.equal(tied.predict(**{name: PAIRS[:2]}), expected)
+    with pytest.raises(TypeError, match=r"predict\(\) got its pairs twice, once as 'inputs'"):
+        tied.predict(PAIRS, inputs=PAIRS)
+
+
 def test_rank(tied: Reranker) -> None:
     scores = tied.predict(PAIRS[: len(DOCUMENTS)]).tolist()
     ranked = tied.rank(QUERY, DOCUMENTS)

@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   lastword eval Qwen/Qwen3-Embedding-0.6B --tasks STS12,SciFact
   lastword eval ./model --benchmark "MTEB(eng, v2)" --as Qwen/Qwen3-Embedding-0.6B --results ./mteb
   lastword eval ICT-TIME-and-Querit/ICT-TIME-and-Querit-embedding-v1 --card
+  lastword eval Qwen/Qwen3-Reranker-0.6B --tasks AskUbuntuDupQuestions
 
 Needs mteb: pip install 'lastword[eval]'. The result of every finished task is saved in mteb's results folder, so an
 interrupted run continues when the same command is given again. --card alone runs no tasks: it compares the results

@@ -106,18 +106,10 @@ class LLM:
 
 
 @pytest.fixture
-def python(tmp_path: Path) -> Path:
+def python(vllm_python) -> Path:
     """An interpreter whose vLLM is a stand-in with the calls of the real one, over sentence-transformers."""
     pytest.importorskip("sentence_transformers")
-    packages = tmp_path / "packages"
-    (packages / "vllm-0.32.0.dist-info").mkdir(parents=True)
-    (packages / "vllm.py").write_text(VLLM)
-    about = "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n"
-    (packages / "vllm-0.32.0.dist-info/METADATA").write_text(about)
-    file = tmp_path / "python"
-    file.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {sys.executable} "$@"\n')
-    file.chmod(0o755)
-    return file
+    return vllm_python(VLLM)
 
 
 def test_vllm_in_its_own_interpreter(tiny_checkpoint: Path, tmp_path: Path, python: Path) -> None:

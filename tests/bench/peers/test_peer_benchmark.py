@@ -106,7 +106,8 @@ def test_every_round_has_its_own_texts() -> None:
     ],
 )
 def test_how_many_texts(layers: int, device: str, quick: bool, counts: list[int]) -> None:
-    made = peers.loads_of(Namespace(quick=quick), layers, torch.device(device), 0)
+    args = Namespace(quick=quick, rerank=None)
+    made = peers.loads_of(args, layers, torch.device(device), 0)
     assert [len(load.texts) for load in made] == counts
 
 
@@ -270,7 +271,8 @@ def test_a_machine_without_8_bits(monkeypatch, capfd) -> None:
         raise ConfigError("quantize", "int8 is not supported on this machine")
 
     monkeypatch.setattr(peers, "check_int8", refuse)
-    args = Namespace(precisions=None, grid=False, busy=False, beside=None, python=None)
+    words = {"precisions": None, "beside": None, "python": None, "rerank": None}
+    args = Namespace(grid=False, busy=False, **words)
     assert peers._precisions(args, CPU) == ["fp32", "bf16"]
     assert capfd.readouterr().err.startswith("8bit is left out: int8 is not supported")
     args.precisions = ["8bit"]
