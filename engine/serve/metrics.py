@@ -34,7 +34,9 @@ class Metrics(Collector):
         def histogram(name: str, about: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             return Histogram(name, about, registry=self.registry, buckets=buckets)
 
-        self.duration = histogram("te_request_duration", "seconds from a request to its answer")
+        self.duration = histogram(
+            "te_request_duration", "seconds from a request for vectors or scores to its answer"
+        )
         self.tokenization = histogram(
             "te_request_tokenization_duration", "seconds to prepare a request"
         )

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 import lastword
 from lastword.embedder import Embedder
@@ -16,6 +17,7 @@ from lastword.errors import LastwordError
 from lastword.serve.answers import Answer, to_json
 from lastword.serve.errors import ServeError, from_lastword
 from lastword.serve.http.gate import LOG, Gate, encode_error
+from lastword.serve.http.page import Page
 from lastword.serve.metrics import CONTENT_TYPE
 from lastword.serve.pairs import Scores
 from lastword.serve.protocols import body as bodies
@@ -101,6 +103,7 @@ def make_app(service: Service) -> FastAPI:
     for path in tei.REFUSED:
         _add_refused_route(app, path)
     _add_descriptions(app, service)
+    _add_page(app)
     app.add_exception_handler(ServeError, _on_serve_error)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _on_http_error)  # type: ignore[arg-type]
     app.add_middleware(Gate, service=service)
@@ -198,7 +201,16 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
     said = what.get(error.status_code, "cannot be answered")
     answer = error_response(ServeError(error.status_code, f"{said}."), request.url.path)
     answer.headers.update(error.headers or {})
+    if error.status_code == 405:  # a path can have several routes
+        answer.headers["allow"] = ", ".join(sorted(_methods(request)))
     return answer
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods that the routes of a request's path take."""
+    routes: list[Any] = request.app.routes
+    found = (each for each in routes if each.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in found for method in route.methods}
 
 
 async def _compute(
@@ -297,6 +309,17 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                     return bytes(content)
     except TimeoutError:
         raise ServeError(408, f"body: incomplete after {seconds} s.") from None
+
+
+def _add_page(app: FastAPI) -> None:
+    """Add the page for browsers."""
+    page = Page()
+
+    async def endpoint() -> Response:
+        return page.response()
+
+    methods = ["GET", "HEAD"]
+    app.add_api_route("/", endpoint, methods=methods, name="page", include_in_schema=False)
 
 
 def _add_descriptions(app: FastAPI, service: Service) -> None:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lastword.serve.answers import to_json
 from lastword.serve.errors import ServeError
+from lastword.serve.http import page
 from lastword.serve.service import Service
 
 LOG = logging.getLogger("lastword.serve")
@@ -46,7 +47,8 @@ class Gate:
         try:
             client = scope["client"][0] if scope.get("client") else ""
             owner = self._service.keys.owner(headers.get("authorization", ""), client)
-            if owner is None and path not in _OPEN:
+            is_open = path in _OPEN or page.is_open(scope["method"], path)
+            if owner is None and not is_open:
                 await _refuse(path, send_counted)
             else:
                 scope.setdefault("state", {}).update(owner=owner or "", request_id=request_id)
@@ -57,7 +59,8 @@ class Gate:
             status = str(seen["status"] or 499)  # no response: the client has disconnected
             metrics = self._service.metrics
             metrics.requests[_route(scope), status] += 1
-            metrics.duration.observe(seconds)
+            if "counts" in scope.get("state", {}):  # set with vectors and scores
+                metrics.duration.observe(seconds)
             _log(scope, request_id, status, seen["bytes"], seconds)
         return None
 

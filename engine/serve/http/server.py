@@ -84,12 +84,18 @@ class Server(uvicorn.Server):
             raise InputError(where, "cannot listen there", got=reason) from None
         self.servers = [server]
         self.started = True
-        scheme = "https" if config.ssl else "http"
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        LOG.info("listening", extra={"fields": {"url": f"{scheme}://{host}:{self.port}"}})
+        LOG.info("listening", extra={"fields": {"url": self._url()}})
         self.service.on_ready = self._log_ready
         self.service.on_failure = lambda: loop.call_soon_threadsafe(self._on_device_failure)
         self.service.device.start()
+
+    def _url(self, *, for_browser: bool = False) -> str:
+        """Return the server's address; for a browser on this machine, one that can be opened."""
+        host = self.config.host
+        if for_browser and host in ("0.0.0.0", "::"):  # noqa: S104  every address: nothing to open
+            host = "localhost"
+        scheme = "https" if self.config.is_ssl else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def _log_ready(self) -> None:
         """Log which models are served; called in the thread of a model."""
@@ -98,6 +104,9 @@ class Server(uvicorn.Server):
         if self.service.reranking is not None:
             fields["reranker"] = self.service.reranking.name
         LOG.info("ready", extra={"fields": fields})
+        LOG.info(
+            f"open {self._url(for_browser=True)} in a browser to watch the server and try the model"
+        )
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,0 +1,60 @@
+"""`GET /`: the page that shows what the server does and compares texts; one file, which loads nothing else.
+
+The page holds nothing of the server's, so it needs no key; the routes that it calls do.
+"""
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+
+from starlette.responses import Response
+
+_FILE = Path(__file__).with_name("page.html")
+
+
+class Page:
+    """The page and its headers, read once."""
+
+    def __init__(self) -> None:
+        self.content = _FILE.read_bytes()
+        self.headers = {
+            "content-security-policy": _policy(self.content),
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+            "cross-origin-opener-policy": "same-origin",
+            "cross-origin-resource-policy": "same-origin",
+            "cache-control": "no-cache",
+        }
+
+    def response(self) -> Response:
+        """Return the answer to a GET or a HEAD."""
+        return Response(self.content, headers=self.headers, media_type="text/html")
+
+
+def is_open(method: str, path: str) -> bool:
+    """Return whether a request is for the page, which everybody may see."""
+    return path == "/" and method in ("GET", "HEAD")
+
+
+def _policy(content: bytes) -> str:
+    """Return the Content-Security-Policy: the page's own style and script by their hashes, calls to this server."""
+    rules = {
+        "default-src": "'none'",
+        "style-src": _hash(content, b"style"),
+        "script-src": _hash(content, b"script"),
+        "connect-src": "'self'",
+        "img-src": "data:",  # the icon
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
+
+
+def _hash(content: bytes, tag: bytes) -> str:
+    """Return the hash of the page's only element of this name, as the policy has it."""
+    (inner,) = re.findall(rb"<%s(?: [^>]*)?>(.*?)</%s>" % (tag, tag), content, re.DOTALL)
+    return f"'sha256-{base64.b64encode(hashlib.sha256(inner).digest()).decode()}'"
