@@ -22,7 +22,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loads
 
 NOTES := examples/notes.txt
 
-.PHONY: demo test lint types soak clean
+.PHONY: demo test browser lint types soak clean
 
 demo: $(VENV)/.installed
 	@mkdir -p .demo
@@ -36,10 +36,21 @@ demo: $(VENV)/.installed
 	done
 
 # What depends on clocks or on memory comes after the rest, alone.
-test: lint types
+test: lint types browser
 	$(PARALLEL) -m "not timing and not soak"
 	$(PYTEST) -m "timing and not soak"
 	TRITON_INTERPRET=1 $(PARALLEL) tests/interpreter
+
+# The page of `lastword serve` is tested in Chromium. Where it is missing, Debian's is installed if that is possible;
+# if not, those tests are skipped.
+browser:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v chromedriver > /dev/null; then \
+	    echo "installing chromium for the tests"; \
+	    packages="--yes --no-install-recommends install chromium chromium-driver"; \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    { timeout 300 apt-get $$packages || { timeout 60 apt-get update && timeout 300 apt-get $$packages; }; } \
+	        > /dev/null 2>&1 || echo "chromium cannot be installed: its tests are skipped"; \
+	fi
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check $(CHECKED)

@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   lastword serve ./model --host 0.0.0.0 --api-key-file keys.txt
 
   curl http://127.0.0.1:8080/v1/embeddings -d '{"input": "how do plants make sugar?"}'
+  Or open http://127.0.0.1:8080 in a browser.
 
 Needs FastAPI and other packages: pip install 'lastword[serve]'. Clients of OpenAI, text-embeddings-inference, Cohere
 and Ollama work. For the routes, the limits and the differences from those servers, see engine/serve/README.md in the

@@ -213,6 +213,9 @@ def test_the_command_serves_and_ends_on_sigterm():
     lines = [json.loads(line) for line in log.splitlines()]
     said = [line["message"] for line in lines]
     assert said.index("ready") < said.index("stopping")
+    assert said.index("ready") < said.index(
+        f"open {url} in a browser to watch the server and try the model"
+    )
     ready = lines[said.index("ready")]
     assert (ready["model"], ready["dim"]) == ("lastword-builtin-embedding", 256)
     (asked,) = [line for line in lines if line.get("path") == ROUTE]
