@@ -316,7 +316,7 @@ def _add_page(app: FastAPI) -> None:
     page = Page()
 
     async def endpoint() -> Response:
-        return page.response()
+        return Response(page.content, headers=page.headers)
 
     methods = ["GET", "HEAD"]
     app.add_api_route("/", endpoint, methods=methods, name="page", include_in_schema=False)
