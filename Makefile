@@ -73,7 +73,7 @@ soak: $(VENV)/.installed-test
 	done
 
 clean:
-	rm -rf $(VENV) .demo fuzz-findings build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients .demo fuzz-findings build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lastword needs Python >= 3.11")'

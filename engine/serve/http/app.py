@@ -95,6 +95,7 @@ def make_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,  # a redirect would name the host that the client claims
     )
     for path in ("/", *ROUTES):
         _add_model_route(app, service, path)

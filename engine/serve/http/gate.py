@@ -15,6 +15,8 @@ from lastword.serve.http import page
 from lastword.serve.service import Service
 
 LOG = logging.getLogger("lastword.serve")
+# Bytes of the first line and the headers of a request, together.
+HEADER_BYTES = 32 << 10
 _MAX_ID_LENGTH = 128
 # Paths that need no key, for load balancers.
 _OPEN = ("/health",)
@@ -47,9 +49,14 @@ class Gate:
         try:
             client = scope["client"][0] if scope.get("client") else ""
             owner = self._service.keys.owner(headers.get("authorization", ""), client)
+            refused = _unusable(scope, headers)
             is_open = path in _OPEN or page.is_open(scope["method"], path)
             if owner is None and not is_open:
-                await _refuse(path, send_counted)
+                refused = ServeError(
+                    401, "authorization: missing or wrong key.", code="invalid_api_key"
+                )
+            if refused is not None:
+                await _refuse(refused, path, send_counted)
             else:
                 scope.setdefault("state", {}).update(owner=owner or "", request_id=request_id)
                 await self._app(scope, receive, send_counted)
@@ -71,14 +78,24 @@ def encode_error(error: ServeError, path: str) -> tuple[int, bytes, dict[str, st
     return status, to_json(body), error.headers()
 
 
-async def _refuse(path: str, send: Send) -> None:
-    """Answer a request without a valid key; its body is not read."""
-    error = ServeError(401, "authorization: missing or wrong key.", code="invalid_api_key")
+def _unusable(scope: Scope, headers: Headers) -> ServeError | None:
+    """Return the error of headers that are too large, or that two servers may understand as two different bodies."""
+    size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    if size + sum(len(name) + len(value) + 4 for name, value in headers.raw) > HEADER_BYTES:
+        return ServeError(431, f"headers: too large; expected at most {HEADER_BYTES:,} bytes.")
+    if "content-length" in headers and "transfer-encoding" in headers:
+        said = "headers: content-length and transfer-encoding; expected only one of them."
+        return ServeError(400, said)
+    return None
+
+
+async def _refuse(error: ServeError, path: str, send: Send) -> None:
+    """Answer a request whose body is not read, and close its connection."""
     status, body, headers = encode_error(error, path)
     named = {
         "content-type": "application/json",
         "content-length": str(len(body)),
-        "www-authenticate": "Bearer",
+        **({"www-authenticate": "Bearer"} if status == 401 else {}),
         "connection": "close",
         **headers,
     }

@@ -18,12 +18,10 @@ from lastword.embedder import Embedder
 from lastword.errors import DeviceError, InputError, LastwordError
 from lastword.reranker import Reranker
 from lastword.serve.http.app import make_app
-from lastword.serve.http.gate import LOG, LogFormat
+from lastword.serve.http.gate import HEADER_BYTES, LOG, LogFormat
 from lastword.serve.service import Service
 from lastword.serve.settings import Settings
 
-# Most bytes in the first line and the headers of a request together.
-_HEADER_BYTES = 32 << 10
 _TICK_S = 0.02
 
 
@@ -44,7 +42,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                h11_max_incomplete_event_size=_HEADER_BYTES,
+                h11_max_incomplete_event_size=HEADER_BYTES,
                 timeout_keep_alive=settings.limits.body_seconds,
                 timeout_graceful_shutdown=settings.limits.drain_seconds,
                 ssl_certfile=tls[0] and str(tls[0]),

@@ -77,7 +77,6 @@ def embed_call(body: EmbedBody) -> EmbedCall:
         prompt=body.prompt,
         dim=body.dimensions,
         normalize=body.normalize,
-        refuse_unnormalized=not body.normalize,
         truncate=body.truncate,
         side=_side(body.truncation_direction),
         field="inputs",
