@@ -18,7 +18,10 @@ def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
     cosine: a·b / (‖a‖‖b‖); dot: a·b; euclidean: −‖a − b‖; manhattan: −Σ|a − b|.
 
     Args:
-        a: [N, dim] or [dim], any real dtype; a tensor, an array or a list of vectors.
+        a: [N, dim] or [dim], any real dtype; a tensor, an array or a list of vectors. Of the 8-bit precisions only int8
+            without ranges can be compared like this, and only by cosine, because each vector has a scale of its own.
+            uint8 is refused, and so is int8 unless every vector reaches 127: it is packed bits (`binary`), or has
+            ranges. What was made with the ranges of a few vectors may reach 127 too and cannot be told apart.
         b: [M, dim] or [dim], likewise.
         name: cosine, dot, euclidean or manhattan.
 
@@ -26,7 +29,8 @@ def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
         [N, M] fp32, on the device of a.
 
     Raises:
-        InputError: an argument is not a vector or matrix of numbers, or the widths differ.
+        InputError: an argument is not a vector or matrix of numbers, the widths differ, or 8-bit codes cannot be
+            compared.
         ConfigError: there is no function of this name.
 
     Numerics:
@@ -78,7 +82,7 @@ def _as_matrices(a: Vectors, b: Vectors, name: str) -> tuple[Tensor, Tensor]:
     if not is_one_of(name, SIMILARITIES):
         expected = f"one of: {', '.join(SIMILARITIES)}"
         raise ConfigError("similarity", "unknown", got=short_repr(name), expected=expected)
-    rows, others = _rows(a), _rows(b)
+    rows, others = _rows(a, name), _rows(b, name)
     if rows.shape[1] != others.shape[1]:
         raise InputError(
             "vectors",
@@ -90,7 +94,7 @@ def _as_matrices(a: Vectors, b: Vectors, name: str) -> tuple[Tensor, Tensor]:
     return rows, others.to(rows.device)
 
 
-def _rows(vectors: Vectors) -> Tensor:
+def _rows(vectors: Vectors, name: str) -> Tensor:
     """Convert a tensor, a NumPy array, or a list of these or of numbers to an fp32 matrix [N, dim]."""
     rows, expected = as_numbers(vectors), "[N, dim] or [dim]"
     if rows is None:
@@ -99,4 +103,33 @@ def _rows(vectors: Vectors) -> Tensor:
     if rows.dim() not in (1, 2):
         got = f"the shape {list(rows.shape)}"
         raise InputError("vectors", "not a matrix", got=got, expected=expected)
-    return rows[None] if rows.dim() == 1 else rows
+    rows = rows[None] if rows.dim() == 1 else rows
+    _refuse_codes(vectors, rows, name)
+    return rows
+
+
+def _refuse_codes(vectors: Vectors, rows: Tensor, name: str) -> None:
+    """Refuse 8-bit vectors whose numbers do not stand for the dimensions of a vector, up to its length."""
+    given = vectors if isinstance(vectors, list | tuple) else [vectors]
+    kinds = {str(getattr(each, "dtype", "")).removeprefix("torch.") for each in given}
+    if "uint8" in kinds:
+        raise InputError(
+            "vectors",
+            "uint8 holds packed bits or shifted codes, no vectors",
+            got="uint8",
+            expected="vectors of numbers",
+            remedy="Compare ubinary by Hamming distance; for uint8 codes undo the ranges first.",
+        )
+    if "int8" not in kinds:
+        return
+    own_scales = bool((rows.abs().amax(1) == 127).all()) if rows.numel() else True
+    if name != "cosine" or not own_scales:
+        raise InputError(
+            "vectors",
+            f"these int8 codes cannot be compared by {name}",
+            got="int8"
+            if own_scales
+            else "int8 not scaled to 127 for each vector: packed bits, or codes with ranges",
+            expected="for the cosine, vectors of precision='int8' without ranges",
+            remedy="Compare binary by Hamming distance; pass vectors of one common scale as .float().",
+        )

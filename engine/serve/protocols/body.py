@@ -1,12 +1,15 @@
 """What the bodies of all protocols have in common: they are JSON, their fields are checked, unknown fields refused."""
 
+import re
+from collections import Counter
 from typing import Annotated, Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
-from lastword.errors import one_line
+from lastword.errors import InputError, list_some, one_line
 from lastword.serve.errors import bad_request
+from lastword.weights import parse_json
 
 _TEXT = {"type": "string"}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -19,6 +22,8 @@ Inputs = Annotated[
 Dim = Annotated[int, Field(ge=1)]
 Top = Annotated[int, Field(ge=0)]  # 0 means all, as in vLLM
 PairTokens = Annotated[int, Field(ge=-1)]  # -1 means the reranker's own limit, as in vLLM
+_MANY_KEYS = 64
+_ESCAPED = re.compile(rb"\\u00[2-7]")  # an ASCII character that needs no escape, perhaps of a key
 Given = TypeVar("Given", bound="Body")
 
 
@@ -39,7 +44,7 @@ class Body(BaseModel):
 def read_json(body: bytes) -> object:
     """Parse JSON; raise ServeError if it is not valid."""
     try:
-        return orjson.loads(body)
+        value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         try:
             body.decode()
@@ -48,16 +53,47 @@ def read_json(body: bytes) -> object:
         else:
             what = f"not valid JSON ({error})" if body else "empty"
         raise bad_request(f"body: {what}.", code="invalid_json") from None
+    if _may_repeat(body, value):
+        try:
+            parse_json(body, "body", InputError)
+        except InputError as error:
+            raise bad_request(str(error), code="invalid_json") from None
+    return value
+
+
+def _may_repeat(body: bytes, value: object) -> bool:
+    """Return whether a key may occur twice in an object, of which orjson keeps the last value; fast, and rarely wrong.
+
+    The keys are counted in the bytes, where a text may equal a key, and one may be escaped.
+    """
+    keys, waiting = Counter[str](), [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            keys.update(each.keys())  # of a dict it would add the values
+            waiting += [inner for inner in each.values() if isinstance(inner, dict | list)]
+        elif isinstance(each, list) and each and isinstance(each[0], dict):
+            waiting += each
+    if not keys:
+        return False
+    if len(keys) > _MANY_KEYS or _ESCAPED.search(body) is not None:
+        return True
+    return any(body.count(f'"{key}"'.encode()) > times for key, times in keys.items())
 
 
 def validate(kind: type[Given], value: object) -> Given:
-    """Check the fields of a body; raise ServeError for the first that is wrong."""
+    """Check the fields of a body; raise ServeError for the first that is unknown, or else wrong."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        found = error.errors(include_input=False, include_url=False, include_context=False)
+    unknown = [each for each in found if each["type"] == "extra_forbidden"]
+    first = (unknown or found)[0]
+    missing = [each["loc"][-1] for each in found if each["type"] == "missing"]
     place = ".".join(one_line(str(part), 60) for part in first["loc"]) or "body"
-    said = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
+    said = first["msg"]
+    if unknown:
+        said = f"unknown field; {list_some(missing)} missing" if missing else "unknown field"
     raise bad_request(f"{place}: {said[0].lower()}{said[1:]}.", place, first["type"])
 
 

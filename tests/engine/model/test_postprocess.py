@@ -176,6 +176,30 @@ def test_vectors_that_cannot_be_compared(compare, a, b, what: str, got: str) -> 
         compare(a, b)
 
 
+@pytest.mark.parametrize("compare", [similarity, similarity_pairwise])
+def test_codes_that_are_no_vectors_are_not_compared(vectors: torch.Tensor, compare) -> None:
+    ranges = torch.stack([vectors.amin(0) - 1, vectors.amax(0) + 1])
+    own = to_precision(vectors, "int8")
+    wrong = [
+        to_precision(vectors, "binary"),
+        to_precision(vectors, "ubinary"),
+        to_precision(vectors, "int8", ranges),
+        to_precision(vectors, "uint8", ranges),
+    ]
+    for codes in wrong:
+        for given in (codes, codes.numpy(), list(codes), list(codes.numpy())):
+            with refusal(InputError, where="vectors"):
+                compare(given, given)
+        with refusal(InputError, where="vectors"):
+            compare(own[:, : codes.shape[1]].float(), codes)
+        assert compare(codes.float(), codes.float()).isfinite().all()  # as the caller wishes
+    for name in ("dot", "euclidean", "manhattan"):
+        with refusal(InputError, what=f"these int8 codes cannot be compared by {name}"):
+            compare(own, own, name)
+    assert torch.allclose(compare(own, own), compare(own.float(), own.float()))
+    assert compare(own[:0], own[:0]).numel() == 0
+
+
 def test_pairs_need_equal_numbers(vectors: torch.Tensor) -> None:
     assert similarity_pairwise(vectors[:1], vectors[:5]).shape == (5,)
     with refusal(InputError, what="not in pairs", got="2 and 5"):

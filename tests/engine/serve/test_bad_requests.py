@@ -6,6 +6,9 @@ import socket
 
 import pytest
 
+from lastword.serve.errors import ServeError
+from lastword.serve.protocols.body import read_json
+
 ROUTE = "/v1/embeddings"
 GOOD = {"input": "a good text", "encoding_format": "base64"}
 BODY = b'{"input": "a"}'
@@ -103,3 +106,40 @@ def test_damaged_bodies(server):
                 body[draw.randrange(len(body))] = draw.randrange(256)
             response = client.post(ROUTE, content=bytes(body[: draw.randint(1, len(body))]))
             assert response.status_code in (200, 400, 404, 413), (bytes(body), response.text)
+
+
+# Bodies with a key twice in one object, and the key.
+TWICE = {
+    "at the top": (b'{"input": "a", "input": "b"}', "input"),
+    "with spaces": (b'{"input" : "a",\n"input"\t: "a"}', "input"),
+    "escaped": (b'{"input": "a", "\\u0069nput": "b"}', "input"),
+    "inside": (b'{"inputs": {"source_sentence": "a", "sentences": ["b"], "sentences": ["c"]}}', "sentences"),
+    "in a list": (b'{"query": "q", "documents": [{"text": "a"}, {"text": "b", "text": "c"}]}', "text"),
+    "among many": (b"{" + b", ".join(b'"%d": 0' % i for i in range(99)) + b', "7": 1}', "7"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TWICE)
+def test_a_key_twice_is_refused(case):
+    body, key = TWICE[case]
+    with pytest.raises(ServeError, match=f'body: not valid JSON .key "{key}" occurs twice'):
+        read_json(body)
+
+
+def test_what_only_looks_like_a_key_twice_is_read():
+    value = {
+        "input": ["input", '"input"', "input", "\u00e9", "\\u0041"],
+        "documents": [{"text": "text"}, {"text": "b"}],
+    }
+    assert read_json(json.dumps(value).encode()) == value
+    assert read_json(b"[]") == []
+    assert read_json(b'"input"') == "input"
+
+
+def test_a_key_twice_and_a_wrong_field_over_http(server):
+    with server.client() as client:
+        assert client.post(ROUTE, content=TWICE["at the top"][0]).status_code == 400
+        for body in ({"input": "a"}, {"input": "a", "truncate": 7}):
+            answer = client.post("/embed", json=body)
+            assert answer.status_code == 422
+            assert "input: unknown field; inputs missing." in answer.text
