@@ -16,7 +16,8 @@ class Report:
             batch. The forward of a prompt alone, which fills the cache, is not counted anywhere.
         cut: number of texts that were cut because they were longer than max_length.
         unknown: number of texts with words or characters that the tokenizer does not know. It maps all of these to the
-            same token, so texts that differ only in them have equal vectors. Qwen's own tokenizers know all text.
+            same token, or drops them, so texts that differ only in them have equal vectors. Qwen's own tokenizers know
+            all text.
         batches: number of batches.
         seconds: wall time.
     """

@@ -126,10 +126,20 @@ class Preparer:
             ids, cut = self._from_texts(call, prompt, most)
         self._check_cut(call, cut, prompt, most)
         kept = info.tokenizer.prompt_ids(prompt, self._embedder.loop.runner.max_prompt_tokens)
-        unknown = sum(map(info.tokenizer.has_unknown, ids))
+        unknown = self._unknown(call, ids, prompt)
         done = Prepared([tuple(each) for each in ids], cut, unknown, kept, wanted)
         check_tokens(done, call.field, limits.max_request_tokens)
         return done
+
+    def _unknown(self, call: EmbedCall, ids: list[list[int]], prompt: str) -> int:
+        """Return the number of inputs with words or characters that the tokenizer does not know."""
+        tokenizer = self._embedder.info.tokenizer
+        return sum(
+            tokenizer.is_unknown(each, its, prompt=prompt)
+            if isinstance(each, str)
+            else tokenizer.has_unknown(its)
+            for each, its in zip(call.inputs, ids, strict=True)
+        )
 
     def prompt(self, call: EmbedCall) -> str:
         """Return the prompt to put before each text.

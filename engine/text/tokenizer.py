@@ -165,6 +165,20 @@ class TextTokenizer:
             return False
         return self._unknown in ids[len(self.before) : len(ids) - len(self.after)]
 
+    def is_unknown(self, text: str, ids: Sequence[int], *, prompt: str = "") -> bool:
+        """Return whether the tokenizer does not know a word or character of a text, or keeps nothing of it.
+
+        Args:
+            text: the text, without its prompt. One that is empty or consists of white space counts as known.
+            ids: the text's ids, with its prompt and the template's tokens.
+            prompt: the prompt.
+        """
+        if self._unknown is None or self.has_unknown(ids):
+            return self._unknown is not None
+        # Rarely true: a prompt has at most as many tokens as characters.
+        short = len(ids) - self.num_template_tokens <= len(prompt)
+        return short and bool(text.strip()) and self.count(text) == 0
+
     def token_id(self, token: str) -> int | None:
         """Return the id of a token, or None if there is no such token."""
         return self._calls.token_id(token)
@@ -313,7 +327,7 @@ class TextTokenizer:
                 else:
                     good.ids[index] = ids
                     good.cut += cut
-                    good.unknown += self.has_unknown(ids)
+                    good.unknown += self.is_unknown(part[index - start], ids, prompt=prompt)
         return good
 
     def _keep_needed(

@@ -71,24 +71,24 @@ def test_base64_of_bits(server, model):
 
 
 def test_what_the_answer_tells(server, model):
-    texts = ["a b c", "word " * 999, f"x={'y' * 101}"]
+    texts = ["a b c", "word " * 999, f"x={'y' * 101}", "\u200b"]
     response = server.post(ROUTE, {"input": texts, "truncate": True})
     answer = response.json()
     tokens = sum(map(len, model.token_ids(texts)))
     assert answer["object"] == "list"
     assert answer["model"] == "lastword-builtin-embedding"
     assert answer["space"] == model.info.space_fingerprint()
-    assert [each["index"] for each in answer["data"]] == [0, 1, 2]
-    assert [each["truncated"] for each in answer["data"]] == [False, True, False]
+    assert [each["index"] for each in answer["data"]] == [0, 1, 2, 3]
+    assert [each["truncated"] for each in answer["data"]] == [False, True, False, False]
     assert answer["usage"] == {
         "prompt_tokens": tokens,
         "total_tokens": tokens,
         "computed_tokens": tokens,
         "truncated_inputs": 1,
-        "unknown_inputs": 1,
+        "unknown_inputs": 2,
     }
     assert response.headers["x-lastword-truncated-inputs"] == "1"
-    assert response.headers["x-lastword-unknown"] == "1"
+    assert response.headers["x-lastword-unknown"] == "2"
     assert response.headers["x-lastword-space"] == answer["space"]
 
 

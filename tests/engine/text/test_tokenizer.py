@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from lastword.bench.checkpoint import END, make_tokenizer
 from lastword.errors import ConfigError, InputError, WeightsError
+from lastword.model_info import ModelInfo
 from lastword.text.tokenizer import TextTokenizer
 
 DATA = os.environ.get("LASTWORD_TEST_DATA")
@@ -198,6 +199,16 @@ def test_texts_with_unknown_words_are_counted(name: str, tmp_path: Path) -> None
     assert tokenizer.longest_word == longest
     for text, count in texts.items():
         assert tokenizer.encode_good([text, "a", text], 50).unknown == 2 * count, text
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("\u200b", 1), ("\ue000\u00ad", 1), ("a\u200bb", 0), ("", 0), (" \n", 0), ("\u00a0", 0)],
+)
+def test_a_text_of_which_the_tokenizer_keeps_nothing_is_unknown(text: str, count: int) -> None:
+    tokenizer = ModelInfo(None).tokenizer
+    for prompt in ("", "about words: "):
+        assert tokenizer.encode_good([text, "a"], 50, prompt=prompt).unknown == count
 
 
 def test_no_byte_is_unknown(synthetic: TextTokenizer) -> None:
