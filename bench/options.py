@@ -36,7 +36,7 @@ bandwidth of a copy and the speed of a matmul, both measured in the same run."""
 
 PEERS_EXAMPLES = """examples:
   lastword bench peers                        the 0.6B shape on a CPU; an hour
-  lastword bench peers --layers 4             with long texts too; favours lastword
+  lastword bench peers --layers 4             quick; has long texts too, and favours lastword
   lastword bench peers --quick --layers 4     few texts, one round
   lastword bench peers --model FOLDER         a checkpoint that every library can read
   lastword bench peers --beside vllm --python vllm/bin/python --precisions fp32 bf16
@@ -46,7 +46,7 @@ PEERS_EXAMPLES = """examples:
   lastword bench peers --device cuda
 
 Each library runs in its own process and waits while another one works. The vectors, or the log-odds
-of rerankers, are compared first; a library that gives others has no times. The last line of stdout
+of rerankers, are compared first; a library whose results differ is not timed. The last line of stdout
 is the result as JSON. The exit status is 1 if a library's vectors differ or, with --grid or --busy,
 if lastword is slower anywhere."""
 
@@ -165,7 +165,8 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
         "--layers",
         type=positive,
         default=28,
-        help="number of layers of the random checkpoint; by default 28, as the real 0.6B model has",
+        help="number of layers of the random checkpoint; by default 28, as the real 0.6B model has; with more than 8 "
+        "on a CPU, long texts are left out",
     )
     parser.add_argument(
         "--rounds",

@@ -1,4 +1,7 @@
-"""Similarity functions of vectors, under the names that sentence-transformers uses."""
+"""Similarity functions of vectors, under the names that sentence-transformers uses.
+
+Nothing here checks that the vectors are of one space: whoever saves vectors compares `ModelInfo.space_fingerprint`.
+"""
 
 import torch
 import torch.nn.functional as F

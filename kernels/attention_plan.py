@@ -304,7 +304,7 @@ class KernelTables:
 
     @property
     def cached(self) -> int:
-        """Always 0: the kernels compute prompts like other rows."""
+        """Number of rows of cached prompts: always 0, because the GPU kernels compute prompts like other rows."""
         return 0
 
     def tiles_of(self, tile_rows: int) -> Tensor:

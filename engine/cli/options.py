@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lastword.reranker_info import RerankerInfo
 
 QUANTIZE = ("int8", "fp8")
+EITHER_KIND = "Qwen3 embedding model or reranker"
 
 # Python argument name -> command-line option
 OPTION_OF = {
@@ -167,18 +168,21 @@ def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | Non
         used.add(place)
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, computes: bool = True) -> None:
-    """Add the options that choose an embedding model and how it runs.
+def add_model_options(
+    parser: argparse.ArgumentParser, *, kinds: str = "Qwen3 embedding model", computes: bool = True
+) -> None:
+    """Add the options that choose a model and how it runs.
 
     Args:
         parser: the parser of the command.
+        kinds: the kinds of models that the command takes, for its help.
         computes: whether the command runs the model; if not, it has no --max-batch-tokens.
     """
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
         type=model_argument,
-        help="Hugging Face id or folder of a Qwen3 embedding model; by default the small built-in model",
+        help=f"Hugging Face id or folder of a {kinds}; by default the small built-in model",
     )
     _add_loading_options(group)
     group.add_argument(
@@ -288,8 +292,8 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="input: a .jsonl, .ndjson, .csv or .tsv file, a plain text file with one text per line, a folder, a "
         "pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. In a folder and its subfolders, "
-        "all .txt, .md, .jsonl, .ndjson, .csv and .tsv files are read, except hidden ones, links to folders and files "
-        "that lastword wrote (it recognises vectors only if they were written with -o or --header)",
+        "all .txt, .md, .jsonl, .ndjson, .csv and .tsv files are read, except hidden files, files that lastword wrote "
+        "(it recognises vectors only if they were written with -o or --header) and links to folders",
     )
     add_format_options(parser)
     _add_document_options(parser)
@@ -304,7 +308,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="what to do when a text cannot be read or embedded: stop, or skip it and go on; by default stop",
+        help="what to do when a text cannot be read or computed: stop, or skip it and go on; by default stop",
     )
     parser.add_argument(
         "--errors",
@@ -341,8 +345,8 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         "--delimiter",
         type=delimiter_argument,
         metavar="CHARACTER",
-        help="character between the columns of all .csv and .tsv files; write tab for a tab; by default a comma, in "
-        ".tsv files a tab, or whichever of , ; tab | gives the header of the file the column of the text",
+        help="character between the columns of all .csv and .tsv files; write tab for a tab; by default a comma, or a "
+        "tab in .tsv files; if the header then lacks the column of the text, whichever of , ; tab | yields it",
     )
 
 

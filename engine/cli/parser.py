@@ -53,7 +53,7 @@ class Command(Protocol):
         """Add the command's options."""
 
     def run(self, args: argparse.Namespace, /) -> int:
-        """Run the command and return its exit status; commands of other packages print with `args.console`."""
+        """Run the command and return its exit status. A command outside `cli` (`bench`) prints with `args.console`."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -31,7 +31,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 
 
 def _yarn_range(rope: RopeConfig, head_dim: int) -> tuple[float, float]:
-    """Return the two pair indices between which YaRN goes from plain to fully interpolated frequencies."""
+    """Return the two indices of pairs of dimensions between which YaRN goes from plain to interpolated frequencies."""
 
     def dimension(rotations: float) -> float:
         wavelength = rope.original_max_position_embeddings / (rotations * 2 * math.pi)

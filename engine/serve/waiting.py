@@ -185,7 +185,7 @@ class WaitingTexts:
             block: begin a new group, and wait for its first item.
 
         Raises:
-            Empty: the group is complete, or nothing waits; only without `block`.
+            Empty: the group is complete, or no text is waiting; only without `block`.
         """
         with self._changed:
             if block:
@@ -215,7 +215,7 @@ class WaitingTexts:
         return text
 
     def _choose(self) -> Lane | None:
-        """Return the lane of the next group; None if nothing waits."""
+        """Return the lane of the next group; None if no text is waiting."""
         if not self._small and not self._large:
             return None
         self._turn = (self._turn + 1) % _LARGE_EVERY

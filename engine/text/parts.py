@@ -217,7 +217,7 @@ class Parts:
         return None
 
     def _is_one_run(self, before: str) -> bool:
-        """Return whether the white space at the end of `before`, if any, consists of `blanks`, which form one word."""
+        """Return whether `before` ends with no white space but `_cuts.blanks`, a run of which is a single word."""
         assert self._cuts is not None
         rest = before.rstrip(self._cuts.blanks)
         return (

@@ -321,7 +321,7 @@ def _choose_format(args: argparse.Namespace) -> str:
 
 
 def _check_ranges(args: argparse.Namespace) -> None:
-    """Refuse a precision that cannot be combined with --ranges or --save-ranges."""
+    """Refuse a precision that does not fit --ranges and --save-ranges."""
     got = f"--precision {args.precision}"
     if args.precision == "uint8" and args.ranges is None:
         raise InputError(got, "needs ranges", remedy="Name them with --ranges FILE.")

@@ -27,8 +27,8 @@ EXAMPLES = """examples:
   lastword info Qwen/Qwen3-Reranker-0.6B
 
 On a CPU, the keys and values of a prompt are computed once and then kept. The field prompt_cache shows the limits: how
-many prompts and bytes are kept, how many bytes a token takes, and how many tokens a prompt may have to be kept. The
-least recently used prompt is dropped first."""
+many prompts and bytes are kept, how many bytes a token takes, and the most tokens that a prompt can have if it is to
+be kept. The least recently used prompt is dropped first."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also hash every file and compare the hash with the Hugging Face Hub's, where it is known (for some local "
         "folders it is not); the exit status is 1 if a file is damaged",
     )
-    options.add_model_options(parser, computes=False)
+    options.add_model_options(parser, kinds=options.EITHER_KIND, computes=False)
 
 
 def run(args: argparse.Namespace) -> int:

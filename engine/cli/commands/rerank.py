@@ -57,13 +57,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=number_argument,
         metavar="SCORE",
-        help="print only texts with at least this score; by default all",
+        help="print only texts with at least this score, usually a probability from 0 to 1; by default all",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object per line instead of a table; the field record is the whole record of a .jsonl, "
-        ".csv or .tsv file, if it has more than the text",
+        help="print one JSON object per line instead of a table; for a record of a .jsonl, .csv or .tsv "
+        'file that has more fields than the text, the field "record" holds them all',
     )
     options.add_reranker_options(parser)
 

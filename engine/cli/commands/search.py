@@ -91,8 +91,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object per line instead of a table; the field record is the whole record of a .jsonl, "
-        ".csv or .tsv file, if it has more than the text",
+        help="print one JSON object per line instead of a table; for a record of a .jsonl, .csv or .tsv "
+        'file that has more fields than the text, the field "record" holds them all',
     )
     group = parser.add_argument_group("reranking")
     group.add_argument(

@@ -26,10 +26,10 @@ EXAMPLES = """examples:
   curl http://127.0.0.1:8080/v1/embeddings -d '{"input": "how do plants make sugar?"}'
   Or open http://127.0.0.1:8080 in a browser.
 
-Needs FastAPI and other packages: pip install 'lastword[serve]'. Clients of OpenAI, text-embeddings-inference, Cohere
-and Ollama work. For the routes, the limits and the differences from those servers, see engine/serve/README.md in the
-source repository. After SIGTERM or Ctrl-C, the server answers the requests that it has accepted, then stops. SIGHUP
-makes it read the file of keys again."""
+Needs FastAPI and other packages: pip install 'lastword[serve]'. Client libraries for OpenAI,
+text-embeddings-inference, Cohere and Ollama can be used with it. For the routes, the limits and the differences from
+those servers, see engine/serve/README.md in the source repository. After SIGTERM or Ctrl-C, the server answers the
+requests that it has accepted, then stops. SIGHUP makes it read the file of keys again."""
 
 # The help texts of the options for the limits; `serve.settings.Limits` has their order and defaults.
 _LIMITS = {
@@ -38,8 +38,9 @@ _LIMITS = {
     "max_characters": "maximum characters of one text",
     "max_request_tokens": "maximum tokens of one request",
     "max_queued_tokens": "maximum tokens in the queue; beyond that, requests are refused with status 429",
-    "max_queue_seconds": "maximum seconds of work in the queue, at the present speed; beyond that, the same",
-    "max_requests": "maximum requests accepted but not yet answered; beyond that, the same",
+    "max_queue_seconds": "maximum seconds of work in the queue, at the present speed; beyond that, "
+    "requests are refused with status 429",
+    "max_requests": "maximum requests accepted but not yet answered; beyond that, requests are refused with status 429",
     "interactive_tokens": "requests of at most this many tokens go before larger ones",
     "body_seconds": "maximum seconds for a client to send a request",
     "request_seconds": "maximum seconds between reading and answering a request",

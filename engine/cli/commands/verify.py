@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
     parser.add_argument("--quiet", action="store_true", help="print no progress bar")
-    options.add_model_options(parser)
+    options.add_model_options(parser, kinds=options.EITHER_KIND)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -142,7 +142,10 @@ def _format_of(ending: str) -> str:
 
 
 def _instead(ending: str, source: Source) -> str:
-    """Return the remedy for a file that is not text; if it is packed, `source.format` is that of the file in it."""
+    """Return the remedy for a file with an extension, `ending`, that is not read.
+
+    If the file is compressed, `source.format` is the format of its content.
+    """
     root, file = split_ending(source.path)[0], shlex.quote(source.path)
     if ending not in _UNPACK or source.command is None:
         return _REFUSED[ending].format(file=file, lines=shlex.quote(f"{root}.jsonl"))
