@@ -17,7 +17,7 @@ def check(where: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: T
     """Raise a ConfigError unless a tensor has this shape and the dtype and device of `like`.
 
     Args:
-        where: the operation's name, for the error message; every check here takes it.
+        where: the operation's name, for the error message. All checks in this module take this argument.
         name: the tensor's name, for the error message.
         tensor: the tensor to check.
         shape: the expected shape, where -1 means any size.
@@ -35,7 +35,7 @@ def check(where: str, name: str, tensor: Tensor, shape: tuple[int, ...], like: T
 
 
 def check_heads(where: str, **heads: Tensor) -> None:
-    """Check that each row of the tensors [rows, heads, D] is contiguous; there may be gaps between rows."""
+    """Check that in tensors [rows, heads, D] the heads of a row are contiguous; there may be gaps between rows."""
     for name, x in heads.items():
         if x.stride()[1:] != (x.shape[2], 1):
             expected = f"(any, {x.shape[2]}, 1)"
@@ -43,7 +43,7 @@ def check_heads(where: str, **heads: Tensor) -> None:
 
 
 def check_residual(where: str, x: Tensor, residual: Tensor, weight: Tensor) -> None:
-    """Check that x and the residual are [T, C] with the weight's dtype and device, and the residual contiguous."""
+    """Check that x and the residual are [T, C], in dtype and device like the weight, and the residual contiguous."""
     check(where, "x", x, (-1, weight.shape[0]), like=weight)
     check(where, "residual", residual, tuple(x.shape), like=weight)
     if not residual.is_contiguous():
@@ -64,7 +64,7 @@ def check_lookup(where: str, ids: Tensor, table: Tensor, weight: Tensor) -> None
 
 
 def check_gate_up(where: str, gate_up: Tensor) -> None:
-    """Check that gate_up is [T, 2F]."""
+    """Check that gate_up is a matrix with an even number of columns, [T, 2F]."""
     if gate_up.dim() != 2 or gate_up.shape[1] % 2:
         raise _wrong(where, "gate_up has the wrong shape", list(gate_up.shape), "[T, 2F]")
 
@@ -86,8 +86,8 @@ def on_triton(where: str, x: Tensor) -> bool:
     """Return whether a Triton kernel processes x; if not, PyTorch does.
 
     Raises:
-        ConfigError: the implementation for x's device does not support its dtype.
-        DeviceError: Triton is not installed.
+        ConfigError: the implementation for the device of x does not support the dtype of x.
+        DeviceError: x is on a GPU, and Triton is not installed.
     """
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise _wrong(where, "wrong dtype", x.dtype, "float32, float16 or bfloat16")

@@ -1,8 +1,8 @@
 """The attention plan of a batch: which packed rows attend to which.
 
-`Segments` describes the batch on the host. The plan is built from it once per batch, in the form that the
+`Segments` describes the batch on the host. From the segments the plan is built once per batch, in the form that the
 implementation reads: a `CpuPlan` of dense blocks for PyTorch, or `KernelTables`, small int32 tables, for Triton.
-This module works with the numbers of packed rows only and never sees token ids.
+This module works with the indices of packed rows only and never sees token ids.
 """
 
 from collections import defaultdict
@@ -18,12 +18,13 @@ from lastword.kernels.gpu.block_sizes import attention_tile_rows
 
 # Query rows per matmul. Smaller tiles waste less work above the diagonal; 32 to 128 are equally fast (bench/LOG.md).
 TILE_ROWS = 64
-# Segments share a block up to this many key rows; keys and values then take 128 MB for KH·D = 1024 in fp32.
+# Segments of equal shape share a block until its paths have this many rows in all. The keys and values of such a block
+# take 128 MB for KH·D = 1024 in fp32.
 _KV_ROWS = 16_384
 
 # A slice for consecutive rows, or int64 indices for any rows.
 RowIndex = slice | Tensor
-# Per group of texts: their indices [B], and the rows of their paths [B, keys].
+# One pair per group of texts with equally long paths: the texts' indices [B], and the rows of their paths [B, keys].
 Finals = tuple[tuple[Tensor, Tensor], ...]
 
 
@@ -56,7 +57,7 @@ class Segments:
         return [s for s, start in enumerate(self.start) if start >= self.cached]
 
     def owners(self, rows: list[int]) -> list[int]:
-        """Return the index of the segment that holds each of these rows."""
+        """Return, for each of these rows, the index of the segment that holds it."""
         order = sorted(range(len(self.start)), key=self.start.__getitem__)
         starts = integers([self.start[s] for s in order])
         found = torch.searchsorted(starts, integers(rows), right=True) - 1
@@ -96,7 +97,7 @@ class Block:
     * `own`: number of own rows of each segment;
     * `above`: number of ancestor rows of each segment;
     * `rows`: indices in q of the segments' own rows, [B·own];
-    * `path`: indices in k and v of the rows of their paths, ancestors first, [B·(above + own)].
+    * `path`: indices in k and v of the rows of the segments' paths, ancestors first, [B·(above + own)].
     """
 
     count: int
@@ -121,7 +122,7 @@ class CpuPlan:
     """The attention plan for PyTorch: a few matmuls on dense blocks.
 
     `forest_attention` uses `blocks`, which cover all computed rows. `final_attention` uses `finals`, which cover the
-    last-token rows. Any further rows of q are padding; attention returns zeros for them.
+    last-token rows. Rows of q that the plan does not cover are padding; attention returns zeros for them.
     """
 
     segments: Segments
@@ -142,7 +143,7 @@ class CpuPlan:
 
         Args:
             segments: the batch's segments.
-            final_rows: each text's last-token row, as a row of q.
+            final_rows: for each text, the index in q of its last-token row.
             device: device of the index tensors.
             num_finals: number of last-token rows including padding; None for no padding.
         """
@@ -164,7 +165,7 @@ class CpuPlan:
 
 
 class _Paths:
-    """Finds the ancestor rows of segments, and remembers them."""
+    """Finds the ancestor rows of each segment once, and keeps them for the next request."""
 
     def __init__(self, segments: Segments) -> None:
         self.segments = segments
@@ -184,7 +185,7 @@ class _Paths:
 
 
 def segment_blocks(paths: _Paths, device: torch.device) -> tuple[Block, ...]:
-    """Group segments with equal numbers of own and ancestor rows, so that attention takes few matmuls."""
+    """Group the segments to compute by their numbers of own and ancestor rows, so that attention takes few matmuls."""
     segments = paths.segments
     equal: dict[tuple[int, int], list[int]] = defaultdict(list)
     for s in segments.to_compute():
@@ -223,7 +224,7 @@ def _block(paths: _Paths, members: list[int], own: int, above: int, device: torc
 
 
 def _row_index(rows: Tensor, device: torch.device) -> RowIndex:
-    """Return consecutive rows as a slice, which reads them without a copy, and other rows as indices on `device`."""
+    """Return a slice if the rows are consecutive (it indexes without a copy), otherwise their indices on `device`."""
     first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
     if last - first + 1 == len(rows) and bool((rows.diff() == 1).all()):
         return slice(first, last + 1)
@@ -231,7 +232,7 @@ def _row_index(rows: Tensor, device: torch.device) -> RowIndex:
 
 
 def final_groups(paths: _Paths, final_rows: list[int], device: torch.device) -> Finals:
-    """Group last-token rows by the length of their paths."""
+    """Group the texts by the number of rows on their paths; `final_rows` are the texts' last-token rows in q."""
     segments = paths.segments
     groups: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     rows = [segments.cached + row for row in final_rows]
@@ -258,9 +259,9 @@ class KernelTables:
     """The attention plan for the Triton kernels: tables on the device, and numbers that determine the launch.
 
     * `segment_table`: int32 [S, 4] of (start, length, parent, fork);
-    * `final_table`: int32 [N, 2], each text's segment and the number of its keys in that segment;
-    * `tiles`: int32 [tiles, 2] of (segment, first row in it), `tile_rows` query rows each, tiles with most keys first;
-    * `has_ancestors`, `rows_per_segment`, `longest_path`: as in `Segments`, or an upper bound.
+    * `final_table`: int32 [N, 2] of (segment with the text's last token, number of the text's keys in that segment);
+    * `tiles`: int32 [tiles, 2] of (segment, first row in it), one per `tile_rows` query rows, most keys first;
+    * `has_ancestors`, `rows_per_segment`, `longest_path`: the results of the methods of `Segments`, or upper bounds.
 
     Tables must be aligned to 16 bytes, because Triton would compile a kernel again for a different alignment. They may
     be longer than the batch needs, so that one CUDA graph can serve batches of different sizes: the last segment then
@@ -281,7 +282,7 @@ class KernelTables:
     ) -> "KernelTables":
         """Build the tables of a batch for a kernel that takes `tile_rows` rows per tile.
 
-        `final_rows` has each text's last-token row.
+        `final_rows` has the packed row of each text's last token.
         """
 
         def on_device(table: Tensor) -> Tensor:
@@ -308,7 +309,7 @@ class KernelTables:
         return 0
 
     def tiles_of(self, tile_rows: int) -> Tensor:
-        """Return the tiles, after checking that they have the `tile_rows` rows that a kernel takes.
+        """Return the tiles, after checking that they have `tile_rows` rows each, as many as the kernel takes.
 
         Raises:
             ConfigError: the plan's tiles have a different number of rows.
@@ -334,7 +335,7 @@ def kernel_tables(
 ) -> KernelTables:
     """Build the tables of a batch for operations in `dtype` with `group` = G query heads per KV head.
 
-    `final_rows` has each text's last-token row.
+    `final_rows` has the packed row of each text's last token.
     """
     tile_rows = attention_tile_rows(
         dtype,
@@ -355,7 +356,7 @@ def segment_table(segments: Segments) -> Tensor:
 def query_tiles(segments: Segments, tile_rows: int) -> Tensor:
     """Cut the segments into tiles of query rows: int32 [tiles, 2] of (segment, first row in it), most keys first.
 
-    Tiles with the most keys take longest. They start first, so that the GPU does not wait for a long one at the end.
+    Tiles with the most keys take longest. They start first, so that the GPU does not wait for a long tile at the end.
     """
     length = integers(segments.length)
     counts = (length + tile_rows - 1) // tile_rows
@@ -367,7 +368,7 @@ def query_tiles(segments: Segments, tile_rows: int) -> Tensor:
 
 
 def final_table(segments: Segments, final_rows: list[int]) -> Tensor:
-    """Build the table of texts: int32 [N, 2] of (segment, keys in it up to the text's last token)."""
+    """Build the table of texts: int32 [N, 2] of (segment, number of keys in it up to the text's last token)."""
     segment = integers(segments.owners(final_rows))
     own = integers(final_rows) - integers(segments.start)[segment] + 1
     return torch.stack([segment, own], dim=1).to(torch.int32)

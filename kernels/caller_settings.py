@@ -1,8 +1,8 @@
 """Keep the caller's PyTorch settings from changing results.
 
-A default dtype or device never matters, because lastword creates every tensor with both stated. Autocast and the
-settings of matmuls and attention do matter: `default_settings` replaces them while lastword computes, then restores
-them.
+PyTorch's default dtype and device never matter, because lastword states dtype and device wherever it creates a tensor.
+Autocast and the settings of matmuls and attention do matter: `default_settings` replaces these settings while lastword
+computes, then restores them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -69,14 +69,14 @@ def _read_old_precision() -> str:
 
 
 def _write_precision(backend: str, value: str) -> None:
-    """Set the precision of a backend's fp32 matmuls; if the backend already inherits this value, it still does."""
+    """Set the precision of a backend's fp32 matmuls, by inheritance if the value that it inherits is already right."""
     torch._C._set_fp32_precision_setter(backend, "matmul", "none")
     if torch._C._get_fp32_precision_getter(backend, "matmul") != value:
         torch._C._set_fp32_precision_setter(backend, "matmul", value)
 
 
 def _settings() -> Iterator[_Setting]:
-    # This one comes first, because writing it also writes the next two.
+    # The older setting comes first, because writing it also writes the two settings that follow.
     yield _Setting(_read_old_precision, torch.set_float32_matmul_precision, ("highest",))
     for backend in ("cuda", "mkldnn"):
         read = partial(torch._C._get_fp32_precision_getter, backend, "matmul")
@@ -98,7 +98,7 @@ class _SavedSettings:
         self._settings = tuple(_settings())
         self._lock = Lock()
         self._computing = 0  # number of threads that compute
-        self._callers: list[Any] | None = None  # the values to restore, if any were not ours
+        self._callers: list[Any] | None = None  # the values to restore, if some were replaced
 
     def replace(self) -> None:
         """Count this thread as computing; if any of the caller's settings could change results, replace them all."""

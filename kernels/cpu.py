@@ -1,4 +1,4 @@
-"""The CPU implementation of every operation, in tuned PyTorch; it also runs on any other device.
+"""The CPU implementation of every operation, in PyTorch operations tuned for a CPU; it also runs on any other device.
 
 The functions follow the order of one Qwen3 layer. `ops.py` documents each of them and states where it rounds; the tests
 compare them with `reference.py`.
@@ -15,7 +15,8 @@ from lastword.kernels.attention_plan import TILE_ROWS, CpuPlan, RowIndex
 # Values per thread in a block: 512 KB in fp32, which stay in the cache between two passes over the block. This is two
 # to three times as fast as passes over the whole batch.
 _BLOCK_VALUES = 1 << 17
-# Longer segments without ancestors go to SDPA. Tiles are faster up to 1024 rows, SDPA from 2048 rows on (bench/LOG.md).
+# A segment without ancestors goes to SDPA if it has more rows than this, in bf16 always. In fp32 tiles are faster up to
+# 1024 rows, and SDPA from 2048 rows on (bench/LOG.md).
 _SDPA_ROWS = 1024
 
 
@@ -28,7 +29,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Cut tensors of equally many rows into blocks that stay in the cache between two passes over them."""
+    """Cut tensors with the same number of rows into blocks of rows that stay in the cache between two passes."""
     rows, numbers = len(tensors[0]), tensors[0].numel()
     step = max(1, torch.get_num_threads() * _BLOCK_VALUES * rows // max(1, numbers))
     if step >= rows:
@@ -39,7 +40,7 @@ def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
 def _normalize(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     """Normalise x in fp32 and store the result in `out`.
 
-    The norm takes one pass that only reads x; F.rms_norm would first write the squares to memory.
+    Computing the norm takes one pass that only reads x; F.rms_norm would first write the squares to memory.
     """
     h = x.float()
     y = torch.mul(h, _inverse_rms(h, eps), out=out if out.dtype == torch.float32 else h)
@@ -124,11 +125,11 @@ def _norm_rope(
 
 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float) -> Tensor:
-    """See `ops.forest_attention`. Each block is computed at once or tile by tile (bench/LOG.md, 2026-11-29)."""
+    """See `ops.forest_attention`. Each block of the plan is computed whole or by tiles (bench/LOG.md, 2026-11-29)."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)  # [T, H, D]
     if plan.rows < len(q):
         out[plan.rows :] = 0  # padding
-    # PyTorch's fused attention is twice as fast in bf16, and slower in fp32.
+    # For a tile, PyTorch's fused attention is twice as fast as `_attend_tile` in bf16, and slower in fp32.
     fused = q.dtype == torch.bfloat16
     attend_tile = _attend_tile_fused if fused else _attend_tile
     for block in plan.blocks:
@@ -165,12 +166,12 @@ def _attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Compute attention of a tile, in fp32 or wider.
+    """Compute the attention of a tile of query rows in each of B segments, in fp32 (in fp64 if q is fp64).
 
     Args:
-        q: [B, H, rows, D], the last rows of their paths.
-        k: [B·KH, keys, D], the whole paths.
-        v: [B·KH, keys, D], the whole paths.
+        q: [B, H, rows, D], the queries of the last `rows` rows of each path.
+        k: [B·KH, keys, D], the keys of each whole path.
+        v: [B·KH, keys, D], the values of each whole path.
         scale: factor of the logits.
 
     Returns:
@@ -188,7 +189,7 @@ def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _attend_tile_fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """See `_attend_tile`; this one rounds the softmax weights to the dtype of v."""
+    """Do the same as `_attend_tile`, but round the softmax weights to the dtype of v."""
     batch, heads, rows, _ = q.shape
     k, v = (x.view(batch, -1, *x.shape[1:]) for x in (k, v))  # [B, KH, keys, D]
     grouped = q.reshape(*k.shape[:2], -1, q.shape[3])  # [B, KH, G·rows, D]

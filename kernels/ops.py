@@ -1,9 +1,9 @@
 """The operations of the forward pass: each checks its arguments and runs the implementation for their device.
 
 GPU tensors go to a Triton kernel; each kernel has its own file, imported at its first launch. CPU tensors go to PyTorch
-(`cpu.py`), or, if TRITON_INTERPRET=1 is set, to the kernels run by Triton's interpreter. In addition to the errors
-documented for each, every operation except `rope_tables` raises a ConfigError for a dtype that its implementation does
-not support, and a DeviceError on a GPU if Triton is not installed.
+(`cpu.py`), or, if TRITON_INTERPRET=1 is set, to the kernels run by Triton's interpreter. Besides the errors that its
+docstring lists, every operation except `rope_tables` raises a ConfigError for a dtype that its implementation does not
+support, and on a GPU a DeviceError if Triton is not installed.
 
 Shape letters: T packed tokens, N texts, C hidden, F MLP width, H query heads, KH key/value heads, D head_dim.
 """
@@ -57,7 +57,7 @@ def embed_rms_norm(ids: Tensor, table: Tensor, weight: Tensor, eps: float) -> tu
 
     Args:
         ids: [T] integers from 0 to V - 1.
-        table: [V, C], any floating-point dtype (on a CPU it is kept in the dtype of its file).
+        table: [V, C], the token embeddings, any floating-point dtype (on a CPU the table keeps the dtype of its file).
         weight: [C].
         eps: added to the mean square.
 
@@ -153,7 +153,7 @@ def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[
         Divides in fp32 and rounds once, to fp8. If a row of x has a NaN or an infinity, its y or scale has a NaN.
 
     Raises:
-        ConfigError: x is not a matrix, or its dtype is not one of these.
+        ConfigError: x is not a matrix, or its dtype is not fp32, fp16 or bf16.
     """
     check("quantize_rows", "x", x, (-1, -1), like=x)
     if on_triton("quantize_rows", x):
@@ -241,8 +241,9 @@ def qk_norm_rope(
 
 
 def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-    """Compute attention of every packed row to its path: its ancestors' rows, and its own segment up to the row itself.
+    """Compute the attention of every packed row to the rows on its path.
 
+    The path of row t holds the rows of the ancestors of t's segment, and the rows of that segment up to t itself.
     out[t] = softmax(scale · q[t]·k[path of t]) · v[path of t]; query head h reads KV head h // G.
 
     Args:
@@ -275,7 +276,7 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale
 
 
 def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
-    """Compute attention of each text's last-token row to the text's whole path.
+    """Compute the attention of each text's last-token row to all rows of the text, shared ones included.
 
     Args:
         q: [N, H, D], one row for each of the plan's last-token rows, the heads of a row contiguous.
@@ -320,7 +321,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
         Computes in fp32 and rounds once.
 
     Raises:
-        ConfigError: the width is odd.
+        ConfigError: gate_up is not a matrix, or its width is odd.
     """
     check_gate_up("swiglu", gate_up)
     if on_triton("swiglu", gate_up):
@@ -348,7 +349,7 @@ def swiglu_quantize(
         Computes in fp32 and rounds once, to fp8.
 
     Raises:
-        ConfigError: the width is odd.
+        ConfigError: gate_up is not a matrix, or its width is odd.
     """
     check_gate_up("swiglu_quantize", gate_up)
     if on_triton("swiglu_quantize", gate_up):

@@ -1,8 +1,8 @@
-"""The block sizes of the kernels: for attention by architecture, for row-wise kernels by row width.
+"""The block sizes of the kernels: of the attention kernels by architecture, of the row-wise kernels by row width.
 
-Each entry of the table states its source. A "compiled" entry fits in registers and shared memory according to
-ahead-of-time compilation (`python -m lastword.bench.kernels.compile`) but has not been timed. A "measured" entry names
-the device, the date and the figure.
+Each entry of the table `ATTENTION` states its source. A "compiled" entry has not been timed; according to
+ahead-of-time compilation (`python -m lastword.bench.kernels.compile`) it fits in registers and shared memory. A
+"measured" entry names the device, the date and the figure.
 """
 
 from functools import cache
@@ -66,7 +66,7 @@ ATTENTION: dict[str, dict[str, BlockSizes]] = {
     ),
 }
 
-# Devices without entries of their own use these, which need the least shared memory.
+# A device without entries of its own uses those of this architecture, which need the least shared memory.
 _ANY = {"sm": "sm_80", "gfx": "gfx942"}
 
 # The "short" entry is used if segments have at most this many query rows (tokens · G) on average.
@@ -148,7 +148,7 @@ def tile_tokens(blocks: dict[str, int], group: int) -> int:
 
 
 def final_blocks(dtype: torch.dtype) -> dict[str, int]:
-    """Return the launch arguments of `final_attention`; fp32 keys need more registers, so a step takes fewer."""
+    """Return the launch arguments of `final_attention`; in fp32 a step takes fewer keys, to save registers."""
     return {"BLOCK_N": _FINAL_KEYS.get(dtype, 64), "num_warps": 4, "num_stages": 2}
 
 
@@ -164,7 +164,7 @@ def num_splits(device: torch.device, *, programs: int, keys: int) -> tuple[int, 
 
     Args:
         device: device that computes.
-        programs: number of programs without splitting; if these fill the device, paths are not split.
+        programs: number of programs without splitting; if so many programs fill the device, paths are not split.
         keys: number of keys of the longest path.
     """
     wanted = 2 * _multiprocessors(device) // programs

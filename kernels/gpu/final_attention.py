@@ -1,4 +1,4 @@
-"""Attention of the last layer: one query row per text attends to its whole path.
+"""Attention of the last layer: one query row per text, that of its last token, attends to the text's whole path.
 
 There is one program per text and KV head. The G query heads of a KV head are the rows of one tile, so each key and
 value is read once. If there are too few texts to fill the device, several programs share the keys of a path (each
@@ -17,7 +17,7 @@ from lastword.kernels.gpu.block_sizes import final_blocks, num_splits
 from lastword.kernels.gpu.forest_attention import online_softmax
 from lastword.kernels.gpu.launch import launch
 
-# Least number of rows per tile that tensor cores accept; only G of the rows hold query heads.
+# Least number of rows per tile that tensor cores accept. If G is smaller, only G of the rows hold query heads.
 _ROWS = 16
 
 
@@ -45,7 +45,7 @@ def _final_attention_kernel(
     BLOCK_N: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Walk the path from the last token's segment up to the root; each split takes keys [low, high) of the walk."""
+    """Attend to the path, walking from the last token's segment up to the root; a split takes keys [low, high)."""
     text = (tl.program_id(0) // KH).to(tl.int64)
     head = tl.program_id(0) % KH
     split = tl.program_id(1)
@@ -108,7 +108,10 @@ def _join_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out = (Σ 2^(peak_s − peak) · part_s) / (Σ 2^(peak_s − peak) · total_s); a split without keys has weight 0."""
+    """out = (Σ 2^(peak_s − peak) · part_s) / (Σ 2^(peak_s − peak) · total_s) over splits s; peak = max peak_s.
+
+    A split without keys has peak_s = −inf, and so the weight 0.
+    """
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_D], tl.float32)
@@ -130,7 +133,7 @@ def _join_kernel(
 
 
 def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: KernelTables, scale: float) -> Tensor:
-    """Launch `_final_attention_kernel` on q [N, H, D], k and v [T, KH, D], then `_join_kernel` if keys are split."""
+    """Launch `_final_attention_kernel` on q [N, H, D], k and v [T, KH, D]; if paths are split, also `_join_kernel`."""
     (N, H, D), KH = q.shape, k.shape[1]
     out = torch.empty(N, H * D, dtype=q.dtype, device=q.device)
     if not N:

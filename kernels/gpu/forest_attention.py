@@ -1,6 +1,6 @@
 """Causal grouped-query attention over segments and their ancestors: one program per tile of query rows and KV head.
 
-A tile holds the G query heads of one KV head for each of its tokens (BLOCK_M = tokens · G), so that keys and values are
+A tile has BLOCK_M = tokens · G rows: for each of its tokens, the G query heads of one KV head. So keys and values are
 loaded once for all G heads, and a short segment fills more of a tile. Tiles with the most keys run first.
 """
 
@@ -35,9 +35,9 @@ def online_softmax(
 
 @triton.jit
 def _attend(
-    acc,  # [BLOCK_M, BLOCK_D], peak [BLOCK_M], total [BLOCK_M]: as in `online_softmax`
-    peak,
-    total,
+    acc,  # [BLOCK_M, BLOCK_D], as in `online_softmax`
+    peak,  # [BLOCK_M], likewise
+    total,  # [BLOCK_M], likewise
     q,  # [BLOCK_M, BLOCK_D]
     k_ptr,  # first key row of the segment, at this KV head; v_ptr likewise
     v_ptr,
@@ -97,7 +97,7 @@ def _forest_attention_kernel(
     BLOCK_N: tl.constexpr,
     TREE: tl.constexpr,  # whether any segment has ancestors
 ):
-    """out = softmax(scale · q·kᵀ over the row's path) · v, rounded once at the store."""
+    """out = softmax(scale · q·kᵀ) · v over the keys on each row's path, rounded once at the store."""
     TOKENS: tl.constexpr = BLOCK_M // G
     tile = tl.program_id(0) // KH
     head = tl.program_id(0) % KH

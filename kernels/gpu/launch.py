@@ -21,11 +21,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         kernel: a function decorated with `triton.jit`.
         grid: number of programs per dimension.
         arguments: the kernel's arguments by position.
-        constants: the kernel's constants, `num_warps` and `num_stages`.
+        constants: the kernel's `tl.constexpr` arguments by name, and the options `num_warps` and `num_stages`.
 
     Numerics:
         A multiplication and the addition that follows it are fused (one rounding instead of two). Fusion is requested
-        explicitly, because Triton 3.9 warns otherwise, and a later release will change the default.
+        explicitly, because Triton 3.9 warns if it is not, and a later release will change the default.
 
     Raises:
         DeviceError: Triton cannot build the C module that launches kernels.
@@ -40,7 +40,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 
 def _failed_build(error: Exception) -> DeviceError:
-    """Create the error that says why Triton's build failed: no C compiler, no Python headers, or what `error` says."""
+    """Create the error that says why Triton's build failed: no compiler, no Python headers, or the text of `error`."""
     prefix = "Install "
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         what, got = "no C compiler", "no gcc or clang on PATH and CC unset"

@@ -1,7 +1,7 @@
 """RMSNorm of packed rows, one program per row.
 
-There are four variants. They normalise x, an embedding that they look up, residual + x, or residual + x with the result
-quantised to fp8. A row is loaded in two parts whose sizes are powers of two, so that C = 2560 takes 2048 + 512 lanes
+There are four variants. They normalise x; an embedding that they look up; residual + x; or residual + x, and quantise
+the result to fp8. A row is loaded in two parts whose sizes are powers of two, so that C = 2560 takes 2048 + 512 values
 instead of 4096.
 """
 

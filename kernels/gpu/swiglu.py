@@ -12,7 +12,7 @@ from lastword.kernels.gpu.block_sizes import row_parts
 from lastword.kernels.gpu.launch import launch
 from lastword.kernels.gpu.quantize_rows import fp8_scale
 
-# Columns per program. This divides the MLP widths 3072 and 12288; for 9728 the last block is half full.
+# Columns per program. 1024 divides the MLP widths 3072 and 12288; for 9728 the last block is half full.
 _COLUMNS = 1024
 
 

@@ -1,7 +1,8 @@
-"""Linear layers in fp8 on a GPU: the vendor library's matmuls, with one scale per output channel and per input row.
+"""Linear layers in fp8 on a GPU, by the vendor library's matmuls.
 
-The kernel before a layer (RMSNorm, SwiGLU) may already have quantised its input; otherwise it is quantised here. On CPU
-tensors the same quantised numbers are multiplied in fp32, to test the scales and the quantisation error.
+The weight has one scale per output channel, the input one scale per row. The kernel before a layer (RMSNorm, SwiGLU)
+may already have quantised the layer's input; otherwise the layer quantises its input itself. On CPU tensors the same
+quantised numbers are multiplied in fp32, to test the scales and the quantisation error.
 """
 
 from functools import cache
@@ -23,8 +24,9 @@ MatmulInput = Tensor | tuple[Tensor, Tensor]
 _FAST_ACCUM = True
 # Widths must be multiples of this in the vendor libraries' fp8 matmuls.
 _MULTIPLE = 16
-# cuBLASLt on Hopper is reported to refuse 256 rows or fewer if K_in is large (pytorch/ao #4582). An input is then
-# padded with rows of zeros to _ENOUGH_ROWS.
+# cuBLASLt on Hopper is reported to refuse 256 rows or fewer if K_in is large (pytorch/ao #4582). Each layer tries
+# _FEW_ROWS rows when it is created. If the library refuses any of these, inputs with fewer than _ENOUGH_ROWS rows are
+# padded with rows of zeros.
 _FEW_ROWS, _ENOUGH_ROWS = (1, 16, 64, 256), 272
 
 
@@ -80,8 +82,8 @@ class Fp8Linear:
         weight: [K_out, K_in] bf16 on a GPU (also fp32 on a CPU), both sizes multiples of 16.
         bias: [K_out] or None.
 
-    Called with x [T, K_in], dtype of weight or already quantised, it returns y [T, K_out], dtype of weight. Each row of
-    y depends only on its own row of x.
+    Called with x [T, K_in], in the dtype of weight or already quantised, the layer returns y [T, K_out], dtype of
+    weight. Row t of y depends only on row t of x.
 
     Numerics:
         Rounds weight and x to `fp8_format`, with the scale of a row equal to max |row| / the format's largest number.
@@ -125,8 +127,8 @@ class Fp8SwigluLinear:
     Args:
         gate_up: [2F, C], gate rows first.
 
-    Called with x [T, C], or already quantised, it returns y as fp8 [T, F] and its scales as fp32 [T], like
-    `swiglu_quantize`.
+    Called with x [T, C], in the dtype of gate_up or already quantised, the layer returns y as fp8 [T, F] and the scales
+    of y as fp32 [T], like `swiglu_quantize`.
 
     Numerics:
         Rounds the projections to the dtype of gate_up, computes SwiGLU on them in fp32, and rounds once to fp8.

@@ -15,13 +15,14 @@ from torch import Tensor
 from lastword.errors import ConfigError
 from lastword.kernels.linear.plain import Linear
 
-# An output channel stays in fp32 if rounding would change it by more than this share of its norm. This happens if its
-# largest weight is over 11 times its RMS. Rounding changes normally distributed weights by a share of 0.01.
+# An output channel stays in fp32 if rounding would change its weights by more than this share of their norm. This
+# happens if the largest weight is over 11 times the RMS of the channel's weights. Rounding changes normally distributed
+# weights by a share of 0.01.
 MAX_ROUNDING = 0.025
 # Before rounding, each channel of the activations is divided by a factor, so that all channels become about equally
-# large (`model/smoothing.py`). The factor is a power of two near rms^SHARE / (largest weight)^(1 - SHARE), divided by
-# the geometric mean of this ratio over the channels. LIMIT bounds the exponent of the factor. The RMS of a channel is
-# measured on TOKENS tokens, without the first.
+# large (`model/smoothing.py`). The factor is a power of two near rms^s / (largest weight)^(1 - s) with
+# s = SMOOTHING_SHARE, divided by the geometric mean of this ratio over the channels. SMOOTHING_LIMIT bounds the
+# exponent of the factor. The RMS of a channel is measured on SMOOTHING_TOKENS tokens, without the first of them.
 SMOOTHING_TOKENS = 64
 SMOOTHING_SHARE = 0.5
 SMOOTHING_LIMIT = 8
@@ -61,8 +62,8 @@ class Int8Linear:
         weight: [K_out, K_in] fp32 on a CPU.
         bias: [K_out] fp32 or None.
 
-    Called with x [T, K_in] fp32, it returns y [T, K_out] fp32. The int8 result of a row does not depend on the other
-    rows, bit for bit.
+    Called with x [T, K_in] fp32, the layer returns y [T, K_out] fp32. In the channels computed in int8, row t of y has
+    the same bits whatever the other rows of x are.
 
     Numerics:
         Rounds the weight to int8 with one scale per output channel (max |weight| / 127), and x / s to
@@ -82,7 +83,7 @@ class Int8Linear:
         return self.product(x, x / scale, scale)
 
     def product(self, x: Tensor, scaled: Tensor, scale: Tensor) -> Tensor:
-        """Multiply x by the weight, given `scaled` = x / scale, whose values lie within ±1."""
+        """Return y for x, given `scale`, the largest |x| of each row, and `scaled` = x / scale, within ±1."""
         levels = activation_levels()
         op: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
         y: Tensor = op(scaled, 1 / levels, levels + 1, self.packed).mul_(scale)
@@ -97,7 +98,7 @@ class Int8SwigluLinear:
     Args:
         gate_up: [2F, C] fp32 on a CPU, gate rows first.
 
-    Called with x [T, C] fp32, it returns y [T, F] fp32.
+    Called with x [T, C] fp32, the layer returns y [T, F] fp32.
 
     Numerics:
         Computes SwiGLU in fp32, and the projections as in `Int8Linear`.
@@ -115,7 +116,8 @@ class Int8SwigluLinear:
 
 def _row_scale(x: Tensor) -> Tensor:
     """Return the largest |x| of each row, [T, 1]; for a row of zeros the smallest normal number, a safe divisor."""
-    # 20 times as fast as a norm or aminmax over rows: 0.4 ms at 1024×3072 (AMD EPYC, one thread, torch 2.13).
+    # amax and amin are 20 times as fast as a norm or aminmax over rows: 0.4 ms at 1024×3072 (AMD EPYC, one thread,
+    # torch 2.13).
     largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
     return largest.clamp_min_(torch.finfo(x.dtype).tiny)
 

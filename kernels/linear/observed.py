@@ -1,4 +1,4 @@
-"""Linear layers that also measure the channels of their input, on a few rows while a model is loaded."""
+"""Linear layers that also measure the channels of their input, on a few rows while a model is loaded for int8."""
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class ObservedLinear:
 
 
 class ObservedSwigluLinear(ObservedLinear):
-    """Gate and up projections of an MLP with SwiGLU, which measure their input like `ObservedLinear`.
+    """Gate and up projections of an MLP with SwiGLU that measure the RMS of each input channel, like `ObservedLinear`.
 
     Args:
         gate_up: [2F, C] fp32, gate rows first.

@@ -1,7 +1,7 @@
 """Unquantised linear layers: the vendor library's matmuls.
 
-On a CPU oneDNN packs the weight once, when the model is loaded (up to 3 times as fast for few rows), and fuses SwiGLU
-into the matmuls. It does so in fp32, and in bf16 if the processor has AVX-512.
+On a CPU oneDNN packs the weight once, when the model is loaded, and fuses SwiGLU into the matmuls. For few rows, packed
+weights make a matmul up to 3 times as fast. Packing is used in fp32, and in bf16 if the processor has AVX-512.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ class Linear:
         weight: [K_out, K_in] fp32/bf16.
         bias: [K_out], dtype of weight, or None.
 
-    Called with x [T, K_in], contiguous, it returns y [T, K_out], dtype of x.
+    Called with x [T, K_in], contiguous, dtype of weight, the layer returns y [T, K_out] in the same dtype.
 
     Numerics:
         Accumulates in fp32 and rounds once to the dtype of x. Exception: in bf16 on a GPU the library may split a
@@ -59,7 +59,7 @@ class SwigluLinear:
     Args:
         gate_up: [2F, C] fp32/bf16, gate rows first.
 
-    Called with x [T, C], contiguous, it returns y [T, F], dtype of x.
+    Called with x [T, C], contiguous, dtype of gate_up, the layer returns y [T, F] in the same dtype.
 
     Numerics:
         Accumulates in fp32. With a packed weight, rounds silu(gate) to the dtype of x, multiplies it by the up
