@@ -1,10 +1,10 @@
 """lastword: Qwen3 text embeddings and reranking, computing only what each text's last token needs.
 
-Importing this package imports nothing else: each public name is loaded on first use. `lastword --help`, or code that
-only catches `lastword.InputError`, therefore does not wait for torch, and Ctrl-C is answered from the start.
+Importing this package imports no other module: each public name is imported on first use. So `lastword --help`, or
+code that only catches `lastword.InputError`, does not wait for torch, and Ctrl-C works from the start.
 """
 
-TYPE_CHECKING = False  # type checkers take it as True; the module `typing` is slow to import
+TYPE_CHECKING = False  # type checkers take this as True; importing it from `typing` would be slow
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
     from lastword.errors import ConfigError, DeviceError, InputError, LastwordError, WeightsError
@@ -21,13 +21,12 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-SPIN_COUNT = (
-    "10000"  # of libgomp's loop; about 0.1 ms. Its default of 300,000 is several milliseconds
-)
+# Rounds of libgomp's waiting loop before a thread sleeps: about 0.1 ms. The default, 300,000, takes several ms.
+SPIN_COUNT = "10000"
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first access, `Embedder` and `Reranker` with torch."""
+    """Import a public name on first access. Only `Embedder` and `Reranker` import torch too."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
@@ -41,11 +40,12 @@ def __getattr__(name: str) -> object:
 
 
 def limit_spinning() -> None:
-    """Let the threads of a CPU computation wait for each other for microseconds, not milliseconds, before they sleep.
+    """Make waiting threads of a CPU computation sleep after about 0.1 ms, instead of several milliseconds.
 
-    A thread that waits in a loop takes time from other busy processes, which then keep the thread that it waits for
-    from running: beside two of them on two cores, 24 documents took twice as long (bench/LOG.md, 2026-11-30). OpenMP
-    reads the variable when torch is imported, so nothing changes after that; nor does it if the user has set a policy.
+    Until a waiting thread sleeps, it spins: it occupies a core, so other processes, and the very thread that it waits
+    for, get less time. Beside two busy processes on two cores, embedding 24 documents took twice as long because of
+    this (bench/LOG.md, 2026-11-30). OpenMP reads GOMP_SPINCOUNT when torch is imported, so this function does nothing
+    after that. It also does nothing if the user has set OMP_WAIT_POLICY or GOMP_SPINCOUNT.
     """
     import os
     import sys
@@ -57,8 +57,8 @@ def limit_spinning() -> None:
 def _import_with_torch(name: str) -> object:
     """Import `Embedder` or `Reranker`.
 
-    torch warns when it is imported without NumPy, but lastword works without it. Only this filter is removed
-    afterwards: those that torch adds stay.
+    torch warns on import if NumPy is missing. lastword does not need NumPy, so a filter hides this warning during the
+    import. Afterwards only that filter is removed: the filters that torch itself has added stay.
     """
     import warnings
     from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Check single arguments: convert integers, switches and arrays to the types of Python or PyTorch, or refuse them.
+"""Check the caller's integers, booleans and arrays, and convert them to types of Python or PyTorch.
 
 The integers, booleans and arrays of NumPy are accepted too. Converting them here keeps fingerprints and messages
 independent of NumPy's types.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # The name of NumPy's type is in quotes, because NumPy is optional and not imported here.
 Numbers: TypeAlias = Union[Tensor, "NDArray[Any]", Sequence[Any]]
 
-_LONGEST = 80  # characters of a value in a message
+_LONGEST = 80  # the most characters of a value in a message
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 2, 60, 60, 60
 
@@ -35,7 +35,7 @@ def short_repr(value: object) -> str:
 
 
 def is_one_of(value: object, names: Collection[str]) -> TypeGuard[str]:
-    """Return whether a value is one of these strings; unlike `in`, this also works for arrays and unhashable values."""
+    """Return whether a value is one of the strings `names`; unlike `in`, this accepts arrays and unhashable values."""
     return isinstance(value, str) and value in names
 
 
@@ -56,7 +56,7 @@ def as_integer(
         low: smallest value allowed.
         high: largest value allowed, None for no limit.
         expected: description of the values allowed, for the message.
-        what: what is wrong with any other value, for the message; by default its type or its size.
+        what: the message for any other value; by default "not a whole number" or "out of range".
 
     Raises:
         ConfigError: the value is not an integer in the range.
@@ -96,8 +96,8 @@ def as_numbers(values: Any) -> Tensor | None:
     """Convert a tensor, an array, or nested lists of these or of numbers to an fp32 tensor.
 
     Returns:
-        The tensor, on its own device if a tensor was given, else on the CPU. None if the values cannot be converted:
-        complex numbers and sparse tensors are not accepted.
+        An fp32 tensor, on the device of the given tensors, or on the CPU if none was given. None if the values cannot
+        be converted; complex numbers and sparse tensors never are.
     """
     try:
         if isinstance(values, list | tuple) and any(hasattr(each, "shape") for each in values):

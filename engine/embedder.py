@@ -5,9 +5,10 @@ How a text becomes a vector, driven by `runtime/loop.py`:
     text ─ `text/groups.py` ─► group ─ `text/tokenizer.py` ─► token ids ─ `batching/forest.py` ─► forest
     forest ─ `EmbedTask` in `runtime/runner.py` ─► one vector per distinct text ─ `runtime/results.py` ─► one per text
 
-`EmbedTask` runs the forward of `model/qwen3.py`, which returns last-token rows, and `postprocess` of
-`model/postprocess.py`, which truncates and normalises them. `results.py` converts the vectors to the requested
-precision and puts them in the caller's order. This module and `model_info.py` define the settings and their defaults.
+`EmbedTask` runs the forward of `model/qwen3.py`, which returns the final hidden state of each text's last token. Then
+`postprocess` of `model/postprocess.py` truncates and normalises these vectors. `results.py` converts them to the
+requested precision, and the loop puts them in the caller's order. This module and `model_info.py` define the settings
+and their defaults.
 """
 
 import os
@@ -52,19 +53,19 @@ class Embedder(EmbedderProperties, Reopenable):
     THP_MEM_ALLOC_ENABLE to 1, unless they are already set; torch reads them once, at its first matmul or tensor.
     `tune_process=False` prevents all of this.
 
-    Where `lastword` is imported before torch, `from lastword import Embedder` also sets GOMP_SPINCOUNT to 10000, unless
-    it or OMP_WAIT_POLICY is set: threads that wait sleep soon, so that a busy machine does not slow them down.
+    If torch is not imported yet, `from lastword import Embedder` also sets GOMP_SPINCOUNT to 10000, unless the user has
+    set it or OMP_WAIT_POLICY. Waiting threads then sleep sooner, so embedding slows down less on a busy machine.
 
     Args:
         model: Hugging Face id or folder; None loads the small built-in model, which is for trials only.
         device: "cpu", "cuda" or "cuda:1"; by default the first GPU, or the CPU if there is no GPU. "cuda:0,1" and
             "cuda:all" compute on several GPUs with one process per GPU, and "cpu,cpu" on the CPU with two processes;
-            the vectors come in the same order.
+            the vectors still come in the order of the texts.
         dtype: compute dtype, "float32" or "bfloat16"; by default float32 on a CPU and bfloat16 on a GPU.
         quantize: "int8" on a CPU or "fp8" on a GPU computes matmuls in 8 bits, faster but with a small quantisation
             error; by default matmuls are not quantised.
-        revision, cache_dir, token, local_files_only: passed to huggingface-hub. A folder has no revision, so one is an
-            error.
+        revision, cache_dir, token, local_files_only: passed to huggingface-hub. A folder has no revisions, so
+            `revision` together with a folder is an error.
         max_length: maximum tokens per text, including its prompt and end token; by default the limit that
             sentence-transformers would read from the checkpoint.
         max_batch_tokens: maximum tokens computed in one forward; a longer text is a batch of its own. The default
@@ -78,10 +79,9 @@ class Embedder(EmbedderProperties, Reopenable):
         show_progress_bar: whether to show a bar while the weights load; by default on a terminal, if loading takes more
             than a second.
         tune_process: whether to change the process as described above.
-        open_checkpoint: called as `open_checkpoint(folder, config)` to open the weights (a `WeightsSource`); benchmarks
-            pass a function that returns random weights.
-        runner: computes the batches (`runtime.runner.Runner`), instead of a model that is loaded here; for tests and
-            servers.
+        open_checkpoint: function that opens the weights: `open_checkpoint(folder, config)` returns a `WeightsSource`.
+            Benchmarks pass a function that returns random weights.
+        runner: a `runtime.runner.Runner`, which computes the batches; no model is then loaded. For tests and servers.
 
     Raises:
         ConfigError: a setting is not accepted.
@@ -165,7 +165,7 @@ class Embedder(EmbedderProperties, Reopenable):
         prompt: str | None = None,
         **kwargs: Any,
     ) -> "Tensor | NDArray[Any]":
-        """Embed queries: call `encode` with the prompt named "query", if there is one and no other prompt is given."""
+        """Embed queries: do the same as `encode`, by default with the prompt named "query", if there is one."""
         resolved = self.resolve_prompt(prompt_name, prompt, "query")
         result: Tensor | NDArray[Any] = self.encode(texts, None, resolved, **kwargs)
         return result
@@ -178,7 +178,7 @@ class Embedder(EmbedderProperties, Reopenable):
         prompt: str | None = None,
         **kwargs: Any,
     ) -> "Tensor | NDArray[Any]":
-        """Embed documents: call `encode` with the prompt "document", if there is one and no other prompt is given."""
+        """Embed documents: do the same as `encode`, by default with the prompt named "document", if there is one."""
         resolved = self.resolve_prompt(prompt_name, prompt, "document")
         result: Tensor | NDArray[Any] = self.encode(texts, None, resolved, **kwargs)
         return result
@@ -196,8 +196,8 @@ class Embedder(EmbedderProperties, Reopenable):
         call `torch.cuda.synchronize` before the last vector: it would abort the recording of a CUDA graph.
 
         Args:
-            texts: an iterable of str. The thread that consumes the vectors reads it, a few groups of up to 4,096 texts
-                ahead.
+            texts: an iterable of str. The thread that consumes the vectors also reads the texts, a few groups of up to
+                4,096 texts ahead.
             prompt_name: as for `encode`.
             prompt: as for `encode`.
             kwargs: as for `encode`; the counts of `report` grow as the vectors are consumed.
@@ -219,7 +219,7 @@ class Embedder(EmbedderProperties, Reopenable):
     ) -> Iterator[Tensor]:
         """Do the same as `encode_stream`, but yield one matrix [n, dim] per group of up to 4,096 texts.
 
-        The arguments are those of `encode_stream`, and also `on_error` and `on_done` (see
+        The arguments are those of `encode_stream`, plus `on_error` and `on_done` (see
         `lastword.encode_options.GroupKwargs`). With `on_error`, a text that cannot be embedded does not end the run.
         """
         return self._matrices("encode_groups", texts, prompt_name, prompt, kwargs)
@@ -227,7 +227,7 @@ class Embedder(EmbedderProperties, Reopenable):
     def plan(
         self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> Report:
-        """Count the texts, tokens and batches that embedding the texts would take; only the tokenizer runs."""
+        """Count the texts, tokens and batches that `encode` would compute for these texts; only the tokenizer runs."""
         return self.loop.plan(
             require_texts(texts), self.info.encode_options("plan", prompt_name, prompt, {})
         )

@@ -83,7 +83,7 @@ class GroupKwargs(EncodeKwargs, total=False):
 
 
 class PredictKwargs(TypedDict, total=False):
-    """Keyword arguments of `predict`, `rank` and `plan` of a `Reranker`, apart from what they score.
+    """Keyword arguments of the methods of a `Reranker` that take a query and documents, or pairs of these.
 
     Args:
         instruction: tells the model what makes a document relevant; by default the instruction of the `Reranker`.
@@ -112,7 +112,7 @@ class MissingKeyword:
     """A keyword of sentence-transformers that lastword does not have.
 
     Args:
-        remedy: what to do instead. None if the keyword changes no vector; then all its values are ignored.
+        remedy: what to do instead. None if the keyword changes no vector or score; then all its values are ignored.
         ignored: values that change nothing, such as the default of sentence-transformers. They are ignored; any other
             value is an error.
     """
@@ -188,17 +188,17 @@ class EncodeOptions:
 
 
 def known_keywords(function: str, given: Keywords, known: type) -> Keywords:
-    """Return the given keywords that `known` defines, without keywords of sentence-transformers that change nothing.
+    """Return the keywords of `given` that `known` defines; drop sentence-transformers keywords that change nothing.
 
     Args:
-        function: name of the class or method that was called; the classes `Embedder` and `Reranker` refuse other
-            keywords of sentence-transformers than the methods do.
+        function: name of the class or method that was called. It decides which keywords of sentence-transformers are
+            recognised: those of opening a model ("Embedder", "Reranker"), or those of a call.
         given: the keyword arguments of the call.
         known: the TypedDict of the keywords that the function takes.
 
     Raises:
         TypeError: a keyword is unknown, as for any Python function.
-        ConfigError: lastword does not have a keyword of sentence-transformers, and its value would change something.
+        ConfigError: a keyword that only sentence-transformers has is given a value that would change something.
     """
     opens = function in ("Embedder", "Reranker")
     missing = _MISSING_IN_MODELS if opens else _MISSING_IN_CALLS
@@ -270,7 +270,7 @@ def check_max_length(
         least: smallest value allowed.
         limit: largest value allowed.
         folder: the model's folder, which an error about the default names.
-        beyond: the remedy for a value above the limit, if there is one.
+        beyond: the error's remedy for a value above `limit`; None for no such remedy.
 
     Raises:
         ConfigError: the value is not an integer from `least` to `limit`.
@@ -291,7 +291,7 @@ def check_max_length(
 
 
 def check_batch_tokens(max_batch_tokens: SupportsIndex | None) -> int | None:
-    """Return the tokens per batch as an int, or None for the device's default.
+    """Return the maximum tokens per batch as an int, or None for the device's default.
 
     Raises:
         ConfigError: the value is neither None nor an integer of at least 1.
@@ -326,7 +326,7 @@ class NamedKwargs(EncodeKwargs, total=False):
 
 
 class Encode(Protocol):
-    """The signature of the three methods, which return a tensor unless the caller asks for a NumPy array."""
+    """The signature of `encode` and its variants, which return a tensor unless the caller asks for a NumPy array."""
 
     @overload
     def __call__(
@@ -388,15 +388,18 @@ class EncodeMethod(Protocol):
 
 
 def encode_method(function: Callable[..., Any]) -> EncodeMethod:
-    """Decorate a method: give it the type `Encode`, and accept `inputs` and `sentences` as names of its `texts` too."""
+    """Decorate a method: give it the type `Encode`, and let callers also name its `texts` `inputs` or `sentences`."""
     return cast("EncodeMethod", takes_inputs("texts")(function))
 
 
 def takes_inputs(own: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a method: accept `inputs` and `sentences` as names of its first argument, called `own`, too.
+    """Return a decorator that lets callers of a method also name its first argument `inputs` or `sentences`.
 
-    `inspect.signature` shows the signature of the method itself. Passing the argument twice, or not at all, is a
+    `inspect.signature` still shows the method's own signature. Passing the argument twice, or not at all, is a
     TypeError, as for any argument.
+
+    Args:
+        own: the name of the first argument in the method's own signature.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -117,7 +117,7 @@ class DeviceError(LastwordError):
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Return `text` on one line of at most `limit` characters: escape control characters, and cut out the middle."""
+    """Return `text` on one line: escape control characters, and cut out the middle of more than `limit` characters."""
     cut = _cut(text, limit)
     return cut if cut.isprintable() else _cut(printable(cut), limit)
 
@@ -146,7 +146,7 @@ def printable(text: str) -> str:
 
 
 def valid_name(name: str) -> str:
-    r"""Return a file name as valid Unicode: a byte that is not UTF-8, for Python a lone surrogate, becomes \xNN."""
+    r"""Return a file name as valid Unicode: a byte that is not UTF-8 (a lone surrogate in Python) becomes \xNN."""
     escaped = (
         f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in name
     )
@@ -203,7 +203,7 @@ def install_hint(extra: str) -> str:
 
 @contextmanager
 def require_extra(package: str, extra: str, where: str) -> Iterator[None]:
-    """Turn an ImportError of the `with` block into one that says how to install the missing extra.
+    """Turn an ImportError of the `with` block into a MissingPackageError that says how to install the extra.
 
     Args:
         package: the package that the block imports.

@@ -1,7 +1,7 @@
 """A model without its weights: its files, config, tokenizer, prompts, limits, device, dtype and fingerprints.
 
-An `Embedder` has a `ModelInfo`, and a `Reranker` a `RerankerInfo` (`reranker_info.py`); each adds the loop that runs
-the model. This module runs no model.
+An `Embedder` has a `ModelInfo`, and a `Reranker` a `RerankerInfo` (`reranker_info.py`). This module runs no model:
+`Embedder` and `Reranker` add the loop that does.
 """
 
 import hashlib
@@ -60,12 +60,14 @@ from lastword.weights import (
     read_embedding_spec,
 )
 
-# Incremented when other settings are hashed into the two fingerprints, so that files of older versions are recognised.
+# Incremented when the space or run fingerprint is made from other settings, so that files by older versions are
+# recognised.
 FINGERPRINT_VERSION = 2
 # Incremented when a change in lastword's arithmetic changes vectors by more than rounding.
 NUMERICS_VERSION = 1
 
-# For each of these settings for huggingface-hub, the accepted types in words and as types; each may also be None.
+# Settings passed to huggingface-hub, each with its accepted types: in words for messages, and as classes. None is
+# accepted for every setting.
 _HUB_TYPES: Mapping[str, tuple[str, tuple[type, ...]]] = {
     "revision": ("a str", (str,)),
     "cache_dir": ("a str or a path", (str, os.PathLike)),
@@ -164,7 +166,7 @@ class OpenedModel:
         """The limits of the prompt cache, which keeps the keys and values of prompts between calls; None on a GPU.
 
         max_prompts and max_bytes limit the whole cache; a prompt of more than max_prompt_tokens is not kept;
-        bytes_per_token says what a token takes.
+        bytes_per_token is the memory for the keys and values of one token.
         """
         if self.device.type != "cpu":
             return None
@@ -180,8 +182,8 @@ class OpenedModel:
     def weights_bytes(self) -> int:
         """Bytes that the weights will take in the memory of each device.
 
-        On a CPU, the token embeddings stay in the memory-mapped file and are not counted. An int8 model keeps some rows
-        in fp32, which it chooses when it is loaded; here they count as int8.
+        On a CPU, the token embeddings stay in the memory-mapped file and are not counted. Loading an int8 model keeps
+        some rows of the weights in fp32; they are not known yet, so all rows count as int8.
         """
         layers = range(self.config.num_hidden_layers)
         quantized = {None: layers[:0], "int8": layers, "fp8": layers[1:-1]}[self.quantize]
@@ -192,7 +194,7 @@ class OpenedModel:
 
     @property
     def max_length(self) -> int:
-        """Maximum tokens per text, including all that is put around it; can be set, None sets the model's default."""
+        """Maximum tokens per text with its prompt or template. Can be set; None restores the model's default."""
         return self._max_length
 
     @max_length.setter
@@ -208,7 +210,7 @@ class OpenedModel:
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The texts of the prompts by name; can be set."""
+        """The texts of the prompts by name. Can be set."""
         return self._prompts
 
     @prompts.setter
@@ -217,7 +219,7 @@ class OpenedModel:
 
     @property
     def default_prompt_name(self) -> str | None:
-        """Name of the prompt that `encode` uses when none is given, if any; can be set."""
+        """Name of the prompt for calls that give no prompt; None for no prompt. Can be set."""
         return self._default_prompt_name
 
     @default_prompt_name.setter
@@ -263,7 +265,7 @@ class ModelInfo(OpenedModel):
 
     @property
     def truncate_dim(self) -> int | None:
-        """Number of leading dimensions to keep; None for all; can be set."""
+        """Number of leading dimensions to keep; None keeps all. Can be set."""
         return self._truncate_dim
 
     @truncate_dim.setter
@@ -286,12 +288,12 @@ class ModelInfo(OpenedModel):
         precision: str = "float32",
         ranges: Numbers | None = None,
     ) -> VectorFormat:
-        """Return the format of the vectors of a call: its settings and, for those not given, the model's.
+        """Return the format of the vectors of a call; a setting that the call does not give is the model's.
 
         Truncated vectors are always normalised. The arguments are those of `lastword.encode_options.EncodeKwargs`.
 
         Raises:
-            ConfigError: the model has fewer dimensions, or the precision does not fit the dimensions or the ranges.
+            ConfigError: `truncate_dim` exceeds the model's dimensions, or `precision` does not fit them or `ranges`.
         """
         chosen = self.truncate_dim if truncate_dim is None else truncate_dim
         dim = check_dim(chosen, self.config.hidden_size)
@@ -307,8 +309,8 @@ class ModelInfo(OpenedModel):
         Args:
             prompt_name: name of one of `prompts`; by default `default_prompt_name`, unless `kind` is given.
             prompt: the prompt itself; takes precedence over `prompt_name`.
-            kind: "query" or "document". Without `prompt_name` and `prompt`, this selects the prompt of that name, or no
-                prompt if there is none of that name.
+            kind: "query" or "document". Without `prompt_name` and `prompt`, the model's prompt of that name is used, or
+                no prompt if the model has none of that name.
 
         Raises:
             ConfigError: the name is unknown (the known ones are listed), or the prompt is not valid text.
@@ -334,7 +336,7 @@ class ModelInfo(OpenedModel):
             kwargs: the other keyword arguments of the call.
 
         Raises:
-            ConfigError: a setting is not accepted, or the model does not allow it.
+            ConfigError: a setting is not accepted.
             TypeError: a keyword is unknown.
         """
         known = GroupKwargs if function == "encode_groups" else EncodeKwargs
@@ -359,7 +361,7 @@ class ModelInfo(OpenedModel):
         )
 
     def identity(self) -> str:
-        """Return the space fingerprint of the model's vectors without truncation, whatever `truncate_dim` is."""
+        """Return the space fingerprint of the model's untruncated vectors, whatever `truncate_dim` is."""
         return self.space_fingerprint(self.config.hidden_size)
 
     # Similarity, and fingerprints that say which vectors can be compared.
@@ -377,7 +379,7 @@ class ModelInfo(OpenedModel):
     ) -> str:
         """Hash the weights, tokenizer and settings that give a vector its meaning.
 
-        Vectors with equal hashes can be compared. The arguments are those of `lastword.encode_options.EncodeKwargs`.
+        Vectors with the same hash can be compared. The arguments are those of `lastword.encode_options.EncodeKwargs`.
 
         Returns:
             16 hexadecimal digits.
@@ -426,7 +428,7 @@ class ModelInfo(OpenedModel):
             dtype=str(self.dtype),
             quantize=quantize_identity(self.quantize, self.device),
             max_length=self.max_length,
-            # Hashed only if it is not the usual one, so that the fingerprints of earlier versions stay valid.
+            # The truncation side is hashed only if it is not the usual one: older fingerprints stay valid.
             **({} if self.tokenizer.truncation_side == "right" else {"truncation_side": "left"}),
             precision=precision,
             ranges=None if given.ranges is None else given.ranges.tolist(),

@@ -13,7 +13,7 @@ _REFRESH_S = 0.5  # seconds
 
 
 def on_terminal() -> bool:
-    """Return whether stderr is a terminal; False if it was closed before Python started (`sys.stderr` is None)."""
+    """Return whether stderr is a terminal; False if stderr was closed when Python started (`sys.stderr` is None)."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -27,7 +27,7 @@ def progress_bar(
         total: number of items, None for a stream of unknown length.
         show: whether to show the bar; None shows it only on a terminal and for more than one item, after one second if
             there are fewer than 256 items.
-        unit: the unit of an item; "B" stands for bytes, shown as MB and GB.
+        unit: the word after the number of items; "B" means that items are bytes, shown as MB and GB.
         what: title of the bar.
     """
     delay = 0.0
@@ -55,7 +55,7 @@ def _refresh_often(refresh: Callable[[], object], delay: float) -> Iterator[None
 
     Args:
         refresh: draws the bar.
-        delay: seconds before which the bar must not appear.
+        delay: seconds to wait before the first refresh, because the bar must not appear earlier.
     """
     ended = Event()
 

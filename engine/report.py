@@ -15,11 +15,11 @@ class Report:
         tokens_cached: prompt tokens whose keys and values came from the prompt cache; each prompt counts once per
             batch. The forward of a prompt alone, which fills the cache, is not counted anywhere.
         cut: number of texts that were cut because they were longer than max_length.
-        unknown: number of texts with words or characters that the tokenizer does not know. It maps all of these to the
-            same token, or drops them, so texts that differ only in them have equal vectors. Qwen's own tokenizers know
-            all text.
+        unknown: number of texts with words or characters that the tokenizer does not know. The tokenizer maps all such
+            words to the same token, or drops them, so texts that differ only in such words have equal vectors. Qwen's
+            own tokenizers know every character.
         batches: number of batches.
-        seconds: wall time.
+        seconds: wall time of the run.
     """
 
     texts: int = 0

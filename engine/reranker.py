@@ -1,6 +1,6 @@
 """The public object for reranking: it opens a reranker and scores how relevant documents are to a query.
 
-A pair of a query and a document becomes a score in `runtime/loop.py`, as a text becomes a vector:
+`runtime/loop.py`, which turns texts into vectors, also turns pairs of a query and a document into scores:
 pair ─ `text/rerank_template.py` ─► text ─► token ids ─► forest ─► final hidden state of the last token ─► dot product
 with the score row (`weights/reranker_spec.py`). The texts for one query begin with the same tokens, which the forest
 computes once per batch.
@@ -47,7 +47,7 @@ class _Ranked(TypedDict):
 
 
 class Ranked(_Ranked, total=False):
-    """One result of `rank`: a document's index in the caller's list (`corpus_id`), its score, perhaps its text."""
+    """A result of `rank`: a document's index in the caller's list (`corpus_id`), its score and, if requested, text."""
 
     text: str
 
@@ -55,13 +55,14 @@ class Ranked(_Ranked, total=False):
 class Reranker(ModelProperties, Reopenable):
     """A Qwen3-family reranker, loaded and ready.
 
-    `info` describes the model (`RerankerInfo`); `loop` computes the scores (`runtime.loop.Loop`). Several threads may
-    use a `Reranker` at once. It can be copied and pickled (`opened/reopen.py`). After a fork, open it again.
+    The attribute `info` describes the model (`RerankerInfo`); `loop` computes the scores (`runtime.loop.Loop`). A
+    Reranker can be used from several threads at once. It can be copied and pickled (see `opened/reopen.py`). A forked
+    process must open a Reranker of its own.
 
     Args:
         model: Hugging Face id or folder of a causal reranker such as Qwen3-Reranker, or of a sequence classification
             model with one label.
-        instruction: says what makes a document relevant; by default the checkpoint's instruction.
+        instruction: tells the model what makes a document relevant; by default the checkpoint's instruction.
         activation_fn: turns log-odds, a tensor [N, 1], into scores, for example `torch.nn.Identity()`. The default is
             the checkpoint's activation, usually the sigmoid, which gives probabilities.
         device, dtype, quantize, revision, cache_dir, token, local_files_only, max_batch_tokens, cuda_graphs,
@@ -130,7 +131,7 @@ class Reranker(ModelProperties, Reopenable):
             kwargs: see `lastword.encode_options.PredictKwargs`.
 
         Returns:
-            [N], fp32, on the CPU, in the caller's order; a scalar for a single pair.
+            The scores [N], fp32, on the CPU, in the caller's order; a scalar for a single pair.
 
         Raises:
             InputError: a pair cannot be scored; the error gives its index.
@@ -217,7 +218,7 @@ class Reranker(ModelProperties, Reopenable):
         return self.loop.gather(nothing, texts, options, Report(), lambda _: None, task=task)
 
     def text_before_document(self, query: str, **kwargs: Unpack[PredictKwargs]) -> str:
-        """Return the text that the model reads before each document of a query, without the template's opening words.
+        """Return the text before each document of a query: instruction and query, without the template's opening.
 
         Raises:
             InputError: the text leaves no room for a document within `max_length`.
@@ -233,8 +234,9 @@ class Reranker(ModelProperties, Reopenable):
         """Yield (tag, log-odds or error) for each item from a queue, as `Loop.results` does.
 
         Args:
-            queue: gives the items: a pair's token ids, with the `format` that `RerankerInfo.predict_options` returns.
-            report: receives the counts.
+            queue: gives the items; each has the token ids of a pair, and the `format` of the options that
+                `RerankerInfo.predict_options` returns.
+            report: the call adds its counts to this report.
         """
         return self.loop.results(queue, report, ScoreTask())
 
@@ -248,7 +250,7 @@ class Reranker(ModelProperties, Reopenable):
     def _scores(
         self, function: str, pairs: list[tuple[str, str]], kwargs: PredictKwargs, noun: str
     ) -> Tensor:
-        """Return the scores of pairs: [N], fp32. An error names a pair by `noun` and its index."""
+        """Return the scores of pairs: [N], fp32. An error names the pair that it is about by `noun` and index."""
         options = self._options(function, kwargs)
         texts = list(self.pair_texts(pairs, options, noun))
         report, nothing = (
@@ -268,12 +270,12 @@ class Reranker(ModelProperties, Reopenable):
     def pair_texts(
         self, pairs: list[tuple[str, str]], options: EncodeOptions, noun: str
     ) -> Iterator[str]:
-        """Yield the text of each pair: what follows the prompt, up to the end of the document.
+        """Yield for each pair the text that follows the prompt: from the query to the end of the document.
 
         Args:
             pairs: pairs (query, document).
             options: the settings of the call, from `RerankerInfo.predict_options`.
-            noun: word for a pair in errors; its index follows.
+            noun: word for a pair in errors, such as "document"; the index of the pair follows this word.
 
         Raises:
             InputError: a query leaves no room for a document within `max_length`.

@@ -1,4 +1,4 @@
-"""A reranker before its weights are read: files, template, the tokens of its score, instruction and activation.
+"""A reranker without its weights: files, template, the tokens whose logits make the score, instruction, activation.
 
 A `Reranker` has a `RerankerInfo` as its `info`, as an `Embedder` has a `ModelInfo`. This module runs no model.
 """
@@ -49,7 +49,7 @@ _NOTICE = (
 
 
 class RerankerInfo(OpenedModel):
-    """A reranker's files and the caller's settings, checked against each other. The arguments are as for `Reranker`.
+    """A reranker's files and the caller's settings, checked against each other. The arguments are those of `Reranker`.
 
     Raises:
         ConfigError: a setting is not accepted, or the model is not a reranker.
@@ -90,7 +90,10 @@ class RerankerInfo(OpenedModel):
         return TextTokenizer(folder, size, truncation_side="right", frame=frame)
 
     def _score_tokens(self) -> ScoreTokens:
-        """Return the tokens whose logits make the score: those that the checkpoint names, else "yes" and "no"."""
+        """Return the tokens whose logits make the score: those that the checkpoint names, else "yes" and "no".
+
+        A sequence classification model has no such tokens: row 0 of its head gives the score.
+        """
         if self.spec.classifier:
             return ScoreTokens(0, None)
         yes, no = (self.tokenizer.token_id(word) for word in ("yes", "no"))
@@ -149,7 +152,7 @@ class RerankerInfo(OpenedModel):
         )
 
     def run_fingerprint(self, instruction: str | None = None) -> str:
-        """Hash everything that log-odds depend on: the model, the instruction and the settings of the run.
+        """Hash what log-odds depend on, besides the pairs: the model, the instruction and the settings of the run.
 
         The device, the number of threads and max_batch_tokens are left out, although they may change the rounding.
 
@@ -167,8 +170,9 @@ class RerankerInfo(OpenedModel):
     def resolve_instruction(self, kwargs: PredictKwargs) -> str:
         """Return the instruction for one call.
 
-        The first of these that is given: the call's `instruction`, its `prompt`, the one called `prompt_name`, the
-        model's `instruction`, the checkpoint's default, the instruction of its template.
+        The first of these that is given: the call's `instruction`; the call's `prompt`; the entry of `prompts` that the
+        call's `prompt_name` names; the `instruction` of this object; the entry of `prompts` that `default_prompt_name`
+        names; the instruction in the template.
 
         Raises:
             ConfigError: `prompt_name` is unknown, or the instruction is not valid text.
@@ -199,7 +203,7 @@ class RerankerInfo(OpenedModel):
 
 
 def is_reranker(folder: Path, name: str) -> bool:
-    """Return whether a model's files say that it is a reranker, or else its name.
+    """Return whether a model is a reranker, according to its files or, if they do not tell, to its name.
 
     Args:
         folder: the model's folder.
@@ -219,7 +223,7 @@ def reranker_options(options: dict[str, Any], **others: object) -> dict[str, Any
 
     Args:
         options: keyword arguments of `Embedder`.
-        others: other settings that only embedding models have; None and False mean that one is not given.
+        others: other settings that only embedding models have; a value of None or False means "not given".
 
     Raises:
         ConfigError: truncate_dim or one of the others is given.
@@ -253,7 +257,7 @@ def _identity(scores: Tensor) -> Tensor:
 
 
 def activate(activation: Activation, scores: Tensor) -> Tensor:
-    """Apply an activation to log-odds [N]; it is given them as [N, 1], as in sentence-transformers.
+    """Apply an activation function to log-odds [N]; the function gets [N, 1], as in sentence-transformers.
 
     Raises:
         ConfigError: the activation does not return N numbers.

@@ -1,6 +1,7 @@
 """Similarity functions of vectors, under the names that sentence-transformers uses.
 
-Nothing here checks that the vectors are of one space: whoever saves vectors compares `ModelInfo.space_fingerprint`.
+These functions do not check that the vectors belong to the same space. Whoever saves vectors should save their
+`ModelInfo.space_fingerprint` too, and compare it.
 """
 
 import torch
@@ -21,10 +22,10 @@ def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
     cosine: a·b / (‖a‖‖b‖); dot: a·b; euclidean: −‖a − b‖; manhattan: −Σ|a − b|.
 
     Args:
-        a: [N, dim] or [dim], any real dtype; a tensor, an array or a list of vectors. Of the 8-bit precisions only int8
-            without ranges can be compared like this, and only by cosine, because each vector has a scale of its own.
-            uint8 is refused, and so is int8 unless every vector reaches 127: it is packed bits (`binary`), or has
-            ranges. What was made with the ranges of a few vectors may reach 127 too and cannot be told apart.
+        a: [N, dim] or [dim], any real dtype; a tensor, an array or a list of vectors. uint8 is refused. int8 can be
+            compared only by cosine, and only if it was made without ranges: each vector then has its own scale and a
+            largest absolute value of 127. int8 without that value is refused, because it holds packed bits (`binary`)
+            or was made with ranges. int8 that was made with ranges but happens to reach 127 is not recognised.
         b: [M, dim] or [dim], likewise.
         name: cosine, dot, euclidean or manhattan.
 
@@ -98,7 +99,7 @@ def _as_matrices(a: Vectors, b: Vectors, name: str) -> tuple[Tensor, Tensor]:
 
 
 def _rows(vectors: Vectors, name: str) -> Tensor:
-    """Convert a tensor, a NumPy array, or a list of these or of numbers to an fp32 matrix [N, dim]."""
+    """Convert a tensor, a NumPy array, or a list of these or of numbers to an fp32 matrix [N, dim], and check it."""
     rows, expected = as_numbers(vectors), "[N, dim] or [dim]"
     if rows is None:
         got, what = type(vectors).__name__, "not numeric vectors of equal width"
@@ -112,7 +113,7 @@ def _rows(vectors: Vectors, name: str) -> Tensor:
 
 
 def _refuse_codes(vectors: Vectors, rows: Tensor, name: str) -> None:
-    """Refuse 8-bit vectors whose numbers do not stand for the dimensions of a vector, up to its length."""
+    """Raise InputError for 8-bit vectors that the function `name` cannot compare; `similarity` says which."""
     given = vectors if isinstance(vectors, list | tuple) else [vectors]
     kinds = {str(getattr(each, "dtype", "")).removeprefix("torch.") for each in given}
     if "uint8" in kinds:

@@ -1,4 +1,4 @@
-"""How an `Embedder` or a `Reranker` computes: the arguments that change no result, checked, and the loop they give."""
+"""Check the arguments of `Embedder` and `Reranker` that change no result, and open the loop that computes."""
 
 from dataclasses import dataclass
 from typing import SupportsIndex
@@ -14,10 +14,10 @@ from lastword.runtime.runner import ModelLoader, Runner
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Arguments of `Embedder` and `Reranker`, described at `Embedder`.
+    """The arguments of `Embedder` and `Reranker` that change no result; `Embedder` describes them.
 
     Raises:
-        ConfigError: one of them is not accepted.
+        ConfigError: an argument is not accepted.
     """
 
     max_batch_tokens: SupportsIndex | None
@@ -36,7 +36,7 @@ class Opening:
 
         Args:
             info: the model's files and settings.
-            score_row: a reranker's row [C] fp32; None for an embedding model.
+            score_row: the row [C] fp32 from which a reranker computes its score; None for an embedding model.
 
         Raises:
             WeightsError: a tensor cannot be read.

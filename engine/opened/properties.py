@@ -19,13 +19,13 @@ Put = TypeVar("Put")
 
 
 class FromInfo(Generic[Got, Put]):
-    """A descriptor for an attribute of a model object that stands for an attribute of the object's `info`.
+    """A descriptor that gives an `Embedder` or `Reranker` an attribute of its `info`.
 
-    It can be set if the attribute of `info` is a property.
+    The attribute can be set if it is a property of `info`.
 
     Args:
         name: name of the attribute of `info`.
-        doc: the docstring.
+        doc: the docstring of the attribute.
     """
 
     def __init__(self, name: str, doc: str) -> None:
@@ -47,7 +47,7 @@ class FromInfo(Generic[Got, Put]):
 
 
 class ModelProperties:
-    """Gives an `Embedder` or `Reranker` the attributes of its `info` and the limit of its `loop`."""
+    """Gives an `Embedder` or `Reranker` the attributes of its `info`, and its `max_batch_tokens`."""
 
     info: OpenedModel
     loop: Loop
@@ -72,7 +72,7 @@ class ModelProperties:
 
     @property
     def max_batch_tokens(self) -> int:
-        """Maximum tokens computed in one forward; setting None restores the default of the devices."""
+        """Maximum tokens computed in one forward. Can be set; None restores the default for the devices."""
         return self.loop.budget.limit
 
     @max_batch_tokens.setter

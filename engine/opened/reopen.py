@@ -2,7 +2,7 @@
 
 A pickle contains no weights. It contains the model's name, folder and commit, the current settings, and a fingerprint,
 with which the other process checks that it has opened the same model. It contains no token for the Hugging Face Hub:
-the other process uses the model in its cache, or its own login.
+if the other process does not find the model on its disk, it downloads the model with its own login.
 """
 
 import multiprocessing
@@ -33,7 +33,7 @@ class OpenArguments:
     """The arguments that an object was opened with and that neither its `info` nor its `loop` stores.
 
     Args:
-        how: the arguments that say how it computes.
+        how: the arguments that change no result.
         kwargs: the keyword arguments that were passed on to its `info`.
     """
 
@@ -45,7 +45,7 @@ class Reopenable:
     """The part of an `Embedder` or `Reranker` that implements `pickle`, `copy.copy` and `copy.deepcopy`.
 
     A copy in the same process has its own settings, but shares the weights and the worker processes. These are freed
-    when the last of the copies is closed or garbage-collected.
+    once the object and all its copies are closed or garbage-collected.
     """
 
     info: OpenedModel
@@ -62,8 +62,8 @@ class Reopenable:
     def close(self) -> None:
         """Free the model and end the worker processes, if any, unless a copy of this object still uses them.
 
-        The memory goes back to the system. Computing anything afterwards raises a DeviceError. If an object is never
-        closed, garbage collection of the object and its copies does the same.
+        The memory goes back to the system. Computing anything afterwards raises a DeviceError. Without a call of
+        `close`, the model is freed when the object and its copies are garbage-collected.
         """
         self._sharing.discard(self)
         if not self._sharing:
@@ -86,7 +86,7 @@ class Reopenable:
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Do the same as `copy.copy`, but deep-copy the attributes that the caller has added to the object."""
+        """Return a copy as `copy.copy` does, but deep-copy the attributes that the caller has added to the object."""
         other = memo[id(self)] = copy(self)
         vars(other).update(deepcopy(self._added(), memo))
         return other
@@ -167,7 +167,7 @@ def _refuse(model: Reopenable, name: str, value: object, expected: str) -> NoRet
 def _reopen(
     kind: type[Reopenable], model: dict[str, Any], settings: dict[str, Any]
 ) -> "Reopenable":
-    """Open a pickled object again; a worker process of `multiprocessing` keeps the last one for its next task."""
+    """Open the model of a pickled object; a worker process of `multiprocessing` keeps it for its next task."""
     global _kept  # noqa: PLW0603  one for the process
     kept = _kept
     if kept is not None and kept[0] == (kind, model):
@@ -183,7 +183,7 @@ def _reopen(
 
 
 def _open(kind: type[Reopenable], model: dict[str, Any]) -> Reopenable:
-    """Open the model from its folder, or from the Hugging Face Hub at the same commit if there is no such folder.
+    """Open the model from its folder or, if that does not exist here, from the same commit on the Hugging Face Hub.
 
     Raises:
         WeightsError: the model cannot be found, or its fingerprint differs from the pickled one.
