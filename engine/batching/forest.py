@@ -1,9 +1,9 @@
 """Pack token lists into forests. A forest is the prefix tree of a batch: texts share the rows of a common beginning.
 
-A forest is a set of segments; a segment is a run of consecutive packed rows. A segment forks off its parent after the
-parent's first `fork` rows. The path of a row consists of its segment's ancestors, each up to the fork, and its own
-segment up to the row. Attention is causal, so, apart from rounding, each row has the value that it would have if its
-text were computed alone.
+A packed row is one token. A forest is a set of segments; a segment is a run of consecutive packed rows. A segment forks
+off its parent after the parent's first `fork` rows. The path of a row consists of its segment's ancestors, each up to
+the fork, and its own segment up to the row. Attention is causal, so, apart from rounding, each row has the value that
+it would have if its text were computed alone.
 
 A text may name a prompt, whose keys and values the model keeps between batches. The tokens with which both the text and
 its prompt begin are not packed: the text's first segment forks off the prompt, which is a segment without packed rows.
@@ -20,7 +20,7 @@ from torch import Tensor
 from lastword.kernels import Segments
 from lastword.kernels.caller_settings import count_up, integers
 
-# Fork only after at least this many shared tokens of a segment; fewer cost more in attention than they save.
+# Fork inside a segment only after at least this many of its tokens; sharing fewer would cost more than it saves.
 MIN_SHARED = 8
 # Maximum number of segments on a path. Where a path would be longer, the shared rows are packed again instead.
 MAX_DEPTH = 8
@@ -64,7 +64,7 @@ class Forest:
         return self.segments.cached
 
     def halves(self) -> "tuple[Forest, Forest]":
-        """Split into two batches, each with half of the distinct texts; there must be at least two of them."""
+        """Split into two batches, each with half of the distinct texts; there must be two or more."""
         tokens = self._tokens()
         first = self.distinct < len(tokens) // 2
         return self._subset(first, tokens), self._subset(~first, tokens)
@@ -112,7 +112,7 @@ def plan_forests(
         tokens: the token ids of each text.
         max_batch_tokens: maximum packed rows of a forest; a single text longer than this is a batch of its own.
         prompts: the token ids of each text's prompt, () for a text without one; by default no text has a prompt. A
-            text uses its prompt only if it begins with at least `MIN_SHARED` tokens of it. A text's last token is
+            text uses its prompt only if both begin with the same tokens, at least `MIN_SHARED`. A text's last token is
             always packed.
         share: whether texts share rows; False makes each text a segment of its own, as a reference for tests.
 
@@ -145,7 +145,7 @@ class _SortedGroup:
     def sort(
         tokens: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], *, share: bool
     ) -> "_SortedGroup":
-        """Sort the lists and merge equal ones. They are compared as big-endian bytes: the same order, but faster."""
+        """Sort the lists and merge equal ones. Comparing them as big-endian bytes gives the same order, but faster."""
         callers: dict[bytes | int, list[int]] = {}
         keys: list[bytes] = []
         for index, ids in enumerate(tokens):
@@ -172,7 +172,7 @@ class _SortedGroup:
 
 
 def _used_prompt(ids: Sequence[int], prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """Return the prompt and the number of its tokens that the text begins with; (), 0 if there are too few."""
+    """Return the prompt and the number of its tokens that the text begins with; (), 0 if fewer than `MIN_SHARED`."""
     most = min(len(prompt), len(ids) - 1)
     if list(ids[:most]) == list(prompt[:most]):
         common = most
@@ -226,7 +226,7 @@ class _Batch:
 
 
 def _grow(group: _SortedGroup, first: int, max_batch_tokens: int) -> _Batch:
-    """Build the branches of one batch, from the lists from `first` on that fit into the budget, at least one."""
+    """Build the branches of one batch from list `first` and as many of the following lists as fit into the budget."""
     branches: list[_Branch] = []
     finals: list[tuple[int, int]] = []
     prompts: dict[tuple[int, ...], int] = {(): -1}
@@ -239,7 +239,7 @@ def _grow(group: _SortedGroup, first: int, max_batch_tokens: int) -> _Batch:
         rows += length - depth
         if rows > max_batch_tokens and i > first:
             break
-        if path and branches[path[-1]].end == depth:  # extends the previous list
+        if path and branches[path[-1]].end == depth:  # this list extends the previous one
             branches[path[-1]].source, branches[path[-1]].end = i, length
         else:
             number = prompts.setdefault(prompt, len(prompts) - 1)
@@ -275,7 +275,7 @@ def _climb(branches: list[_Branch], path: list[int], depth: int, cached: int) ->
 
 
 def _pack(group: _SortedGroup, first: int, batch: _Batch) -> Forest:
-    """Assign rows to the branches and make the forest: roots first, then the others, each from short to long."""
+    """Assign rows to the branches and make the forest. Roots come first, then the others; each from short to long."""
     branches, prompts = batch.branches, batch.prompts
     order = sorted(
         range(len(branches)),

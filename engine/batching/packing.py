@@ -32,7 +32,7 @@ _ALIGN = 4
 
 @dataclass(frozen=True, slots=True)
 class ModelInputs:
-    """The inputs of one forward, on its device: `ids` and `positions` [T], `final_rows` [N'], the attention plan."""
+    """The inputs of one forward, on its device: `ids`, `positions` [T], `final_rows` [N'] and the attention plan."""
 
     ids: Tensor
     positions: Tensor
@@ -46,7 +46,7 @@ class ModelInputs:
         Args:
             forest: the batch.
             device: where the tensors go.
-            pad: whether to add rows, so that the numbers of rows and of last-token rows are among a few that recur. A
+            pad: whether to add rows, up to numbers of rows and of last-token rows that recur (see `recurring_rows`). A
                 padding row is token 0 at position 0 and belongs to no segment; a padding last-token row is row 0.
         """
         parts = [forest.ids, forest.positions, integers(forest.final_rows)]
@@ -60,7 +60,7 @@ class ModelInputs:
 
 @dataclass(frozen=True, slots=True)
 class BucketLayout:
-    """The sizes of a batch's parts, padding included, and the properties of its plan that decide kernel launches.
+    """The sizes of the buffer's parts, padding included, and what decides how the attention kernels are launched.
 
     Args:
         rows: number of packed rows.
@@ -71,7 +71,7 @@ class BucketLayout:
         has_ancestors: whether any segment has a parent.
         rows_per_segment: average rows per segment.
         longest_path: upper bound for the number of rows on one path.
-        bucket: whether many batches share this layout, as that of a bucket; False for the layout of a single batch.
+        bucket: True for the layout of a bucket, which many batches share; False for that of a single batch.
     """
 
     rows: int
@@ -137,8 +137,8 @@ class Packer:
     def pack(self, forest: Forest, *, pad: bool = True) -> tuple[BucketLayout, Tensor]:
         """Return the batch's layout and its buffer on the host.
 
-        For a GPU the buffer is in pinned memory. The caller need not wait until it is copied to the device; PyTorch
-        keeps the memory until then.
+        For a GPU the buffer is in pinned memory. The caller may drop the buffer before an asynchronous copy to the
+        device has ended; PyTorch keeps the memory until then.
 
         Args:
             forest: the batch.
@@ -203,11 +203,13 @@ def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:
 
 
 def recurring_rows(rows: int) -> int:
-    """Round a number of rows up to one of about 16 numbers per power of two, by at most 6 % or 7 rows (3 up to 32).
+    """Round a number of rows up to one of about 16 numbers per power of two, by at most 6 % or 7 rows.
+
+    Up to 32 rows, it adds at most 3. A single row and numbers above `MAX_BUCKET_ROWS` stay as they are.
 
     oneDNN generates code for each new number of rows of a matmul. That takes 1 ms for few rows and up to 15 ms for
-    many, as long as the matmul itself, and code is kept for a limited number only (`runtime/process_tuning.py`;
-    bench/LOG.md, 2026-11-29).
+    many, about the time of the matmul itself. oneDNN keeps a limited amount of such code
+    (`runtime/process_tuning.py`; bench/LOG.md, 2026-11-29).
     """
     if rows <= 1 or rows > MAX_BUCKET_ROWS:
         return rows

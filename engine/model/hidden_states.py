@@ -18,7 +18,7 @@ from lastword.model.qwen3 import Model
 
 
 def layer_numbers(layers: Iterable[SupportsIndex] | None, num_layers: int) -> tuple[int, ...]:
-    """Return layer numbers from 0 to L. None means all layers; negative numbers count from the end.
+    """Return `layers` as numbers from 0 to L = `num_layers`. None means all; negative numbers count from the end.
 
     Raises:
         ConfigError: a layer does not exist, or `layers` is empty or not an ordered collection of integers.

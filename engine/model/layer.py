@@ -18,7 +18,7 @@ from lastword.model.prompt_cache import KeysValues
 from lastword.weights import LayerWeights, ModelConfig
 
 # The classes for matmuls in each mode: one for plain projections, one for the gate and up projections with SwiGLU. In
-# fp8 both take quantised rows, and the latter returns them.
+# fp8 both take quantised rows, and the second returns quantised rows.
 _LinearClasses = tuple[
     Callable[..., Callable[[Any], Tensor]], Callable[[Tensor], Callable[[Any], Any]]
 ]
@@ -53,7 +53,7 @@ class Batch:
     recorded: KeysValues | None = None
 
     def keys_and_values(self, layer: int, kv: Tensor) -> tuple[Tensor, ...]:
-        """Return keys and values of the prompts, then of the batch; add the batch's to `recorded`, if given."""
+        """Return keys and values of a layer: the prompts', then the batch's `kv`. Copy `kv` to `recorded`, if given."""
         if self.recorded is not None:
             self.recorded.layers.append(kv.clone())
         if self.prompts:
@@ -98,7 +98,7 @@ class Layer:
         return self.down(self.gate_up(x))
 
     def forward(self, x: MatmulInput, batch: Batch, residual: Tensor) -> Tensor:
-        """Map x [T, C], from `add_norm`, to the MLP's output [T, C]; add the attention to `residual` in place."""
+        """Map x [T, C], from `add_norm`, to the MLP's output [T, C]; add attention's output to `residual` in place."""
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         qkv = self.qkv(x)
         self._norm_rope(qkv, batch.cos, batch.sin, heads, kv_heads)
@@ -108,7 +108,10 @@ class Layer:
         return self._mlp(attended, residual)
 
     def forward_last(self, x: Tensor, batch: Batch, residual: Tensor) -> Tensor:
-        """Map x [T, C] to the last-token rows' MLP output [N', C]; add the attention to `residual` [N', C] in place."""
+        """Map x [T, C] to the MLP's output [N', C] of the last-token rows.
+
+        The output of attention is added to `residual` [N', C] in place.
+        """
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
         rows = batch.final_rows
         q, kv = self.q(x[rows]), self.kv(x)

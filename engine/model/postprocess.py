@@ -86,7 +86,7 @@ def check_precision(precision: object, dim: int, ranges: object) -> Tensor | Non
 
 
 def _check_ranges(ranges: object, dim: int) -> Tensor:
-    """Return ranges as [2, dim], fp32, on the CPU; ConfigError unless finite, each lower bound below its upper."""
+    """Return ranges as [2, dim], fp32, on the CPU; ConfigError unless finite and lower bounds are below upper ones."""
     bounds = as_numbers(ranges)
     if bounds is None:
         what, expected = "not numbers", f"a [2, {dim}] tensor, array or list"
@@ -135,7 +135,7 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
 
 
 def score(states: Tensor, row: Tensor) -> Tensor:
-    """Return each state's dot product with a reranker's score row: its log-odds.
+    """Return the dot product of each pair's final state with a reranker's score row: the log-odds of relevance.
 
     Args:
         states: [N, C], any float dtype.
@@ -158,7 +158,7 @@ def without_direction(vectors: Tensor) -> list[int]:
 
 
 def to_precision(vectors: Tensor, precision: str, ranges: Tensor | None = None) -> Tensor:
-    """Convert vectors to the number format that `precision` names. Matmuls are quantised independently of it.
+    """Convert vectors to the number format that `precision` names. Another setting, `quantize`, is for matmuls.
 
     * float32, float16: the values themselves.
     * int8 without ranges: round(127·v / max|v|), scaled per vector by its largest absolute value; compare by cosine.
@@ -166,7 +166,7 @@ def to_precision(vectors: Tensor, precision: str, ranges: Tensor | None = None) 
       are the same in every dimension, codes can be compared by integer dot product.
     * uint8: int8 with ranges, plus 128.
     * ubinary: one bit per dimension, v > 0; eight bits per uint8, the first dimension in the highest bit.
-    * binary: the byte of ubinary minus 128, as int8. Compare both by Hamming distance.
+    * binary: the byte of ubinary minus 128, as int8. Compare binary and ubinary vectors by Hamming distance.
 
     Args:
         vectors: [N, dim], fp32.

@@ -1,7 +1,7 @@
 """The keys and values of prompts, computed once and kept for later calls.
 
-They come from a forward of the prompt alone, so a text's vector has the same bits whether or not its prompt was already
-in the cache. Only prompts are kept, never texts. This module knows token ids, but no forests or weights.
+Keys and values come from a forward of the prompt alone, so a text's vector has the same bits whether or not the prompt
+was already in the cache. Only prompts are kept, never texts. This module knows token ids, but no forests or weights.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from torch import Tensor
 # Beyond either limit, the least recently used prompts are dropped; the one used last always stays.
 MAX_PROMPTS = 8
 MAX_BYTES = 256 << 20
-# A prompt whose keys and values take more bytes is not cached; its tokens are packed with each text's.
+# A prompt whose keys and values take more bytes than this is not cached; its tokens are packed with each text's.
 MAX_PROMPT_BYTES = 1 << 30
 
 
@@ -40,7 +40,7 @@ class PromptCache:
     def get(
         self, prompt: tuple[int, ...], compute: Callable[[Sequence[int]], KeysValues]
     ) -> KeysValues:
-        """Return a prompt's keys and values. If they are not kept, compute them, once for all threads that ask."""
+        """Return a prompt's keys and values; compute them if they are not kept. Other threads wait meanwhile."""
         with self._lock:
             if prompt not in self._kept:
                 self._kept[prompt] = compute(prompt)

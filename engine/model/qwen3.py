@@ -107,7 +107,7 @@ class Model:
         return Layer(weights, self.config, i, quantize=mode)
 
     def use_packing(self, capture: Capture | None) -> None:
-        """From now on, pack batches for the Triton kernels; with `capture`, record and replay small batches."""
+        """From now on, pack batches for the Triton kernels; with `capture`, replay small batches as recorded graphs."""
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         self._packer = Packer(self.device, self.dtype, group)
         self._graphs = capture and Graphs(
@@ -169,7 +169,7 @@ class Model:
         prompts: Sequence[KeysValues] = (),
         recorded: KeysValues | None = None,
     ) -> Tensor:
-        """Compute the final states of the last-token rows. It reads no tensor on the host, so it can be recorded."""
+        """Compute the last-token rows' final states. The host reads no tensor, so a CUDA graph can record all of it."""
         attention_factor = self.config.rope.attention_factor
         cos, sin = kernels.rope_tables(inputs.positions, self.inv_freq, attention_factor)
         batch = Batch(inputs.plan, cos, sin, inputs.final_rows, prompts, recorded)

@@ -2,9 +2,9 @@
 
 Rounding to int8 gives each row of activations one scale, so a few large channels leave few codes for the others.
 Smoothing divides a channel by a factor and multiplies the weights that read it by the same factor, which does not
-change the result. The factors are powers of two, so both steps are exact. They come from a forward of a few tokens
-while the model is loaded. This is SmoothQuant (arXiv:2211.10438) with each channel's root mean square in place of its
-maximum.
+change the result. The factors are powers of two, so both steps are exact. They are chosen from the activations of a
+forward over a few tokens while the model is loaded. This is SmoothQuant (arXiv:2211.10438) with each channel's root
+mean square in place of its maximum.
 
 The output projection is not smoothed. Its inputs are weighted sums of values, and several query heads share each value
 head, so one factor on a channel of the values would have to suit several input channels.
@@ -32,12 +32,12 @@ class _ObservedLayer(Layer):
     down: kernels.ObservedLinear
 
     def __init__(self, weights: LayerWeights, config: ModelConfig) -> None:
-        # No layer has the number -1. With the last layer's number, it would compute only last-token rows.
+        # -1 is no layer's number. With its own number, the last layer would compute only last-token rows.
         super().__init__(weights, config, -1, quantize="observe")
 
 
 class Smoothing:
-    """Smooths the layers of one model, in order. Each is measured on the output of the exact layers before it.
+    """Smooths the layers of one model, in order. Each layer's inputs are measured after fp32 layers, not int8 ones.
 
     Args:
         config: the model's config.
@@ -84,9 +84,10 @@ class Smoothing:
 
 
 def _factors(input_rms: Tensor, weight: Tensor) -> Tensor:
-    """Return a power of two per input channel, [K_in], near RMS^s / (largest weight that reads it)^(1 − s).
+    """Return a power of two per input channel, [K_in], near RMS^s / (largest absolute weight of the channel)^(1 − s).
 
-    s is `SMOOTHING_SHARE`. The factors are scaled to a geometric mean near 1 and limited by `SMOOTHING_LIMIT`.
+    s is `SMOOTHING_SHARE`. The factors are scaled to a geometric mean near 1, and lie between 2^−n and 2^n with
+    n = `SMOOTHING_LIMIT`.
 
     Args:
         input_rms: [K_in], the RMS of each input channel.

@@ -109,7 +109,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
     """Return the requested compute dtype; by default float32 on a CPU and bfloat16 on a GPU.
 
     Raises:
-        ConfigError: it is any other dtype. float16 overflows in this model family, so it is never a compute dtype.
+        ConfigError: another dtype is requested. float16 overflows in this model family, so it is never a compute dtype.
     """
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -155,7 +155,7 @@ def check_quantize(quantize: str | None, device: torch.device, dtype: torch.dtyp
 
 
 def quantize_identity(quantize: str | None, device: torch.device) -> list[object] | None:
-    """Return what a fingerprint needs: the mode's name, and what its rounding depends on, such as the int8 levels."""
+    """Return what a fingerprint says of quantisation: the mode, and what its rounding depends on; None for no mode."""
     if quantize == "int8":
         return [quantize, activation_levels(), "smoothed"]
     return None if quantize is None else [quantize, str(fp8_format(device))]

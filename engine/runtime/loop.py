@@ -39,7 +39,7 @@ from lastword.runtime.threads import Take, abandoned, map_ahead, run_ahead
 from lastword.text.groups import GROUP_TEXTS, cut_groups
 from lastword.text.tokenizer import GoodTokens, TextTokenizer
 
-# A smaller group is prepared in the caller's thread: handing it to another thread would cost more than it saves.
+# A group of fewer texts is prepared in the caller's thread: using another thread would cost more than it saves.
 _MIN_AHEAD = 64
 # How far ahead of the caller vectors are computed, in groups and in bytes.
 _MOST_AHEAD, _BYTES_AHEAD = 16, 256 << 20
@@ -85,7 +85,7 @@ class Loop:
             stopped: returns whether to stop; called before each batch.
 
         Raises:
-            Exception: `source` raised it; it is raised again once the groups before it are done.
+            Exception: `source` raised it. It is raised again after the results of all earlier groups.
         """
         ready: deque[tuple[Group, Forest]] = deque()
         started: list[tuple[Group, Forest, float, Wait]] = []
@@ -228,7 +228,7 @@ class Loop:
         return report
 
     def token_ids(self, texts: Iterable[str], options: EncodeOptions) -> Iterator[list[int]]:
-        """Yield the token ids of each text, as they would be computed: with prompt and template, and cut."""
+        """Yield the token ids of each text as the model would get them: with prompt and template, cut to max_length."""
         for numbered in cut_groups(iter(texts)):
             yield from self._tokens(options, numbered).ids.values()
 
@@ -273,8 +273,8 @@ class Loop:
     ) -> Iterator[tuple[object, Tensor | Exception]]:
         """Yield (tag, tensor or error) for each item from a queue, as batches finish.
 
-        When a device can take a batch, all items that are then in the queue form a group: they are sorted and packed
-        together.
+        When a device can take a batch, the items that are then in the queue, at most 4,096, form a group: they are
+        sorted and packed together.
 
         Args:
             queue: gives items, each with a format; None marks the end.

@@ -20,7 +20,7 @@ _MOST_PATIENCE = 1024
 
 
 class BatchBudget:
-    """The maximum number of tokens per batch, shared by all calls of one Embedder.
+    """The maximum number of tokens per batch, shared by all calls of one Embedder or Reranker.
 
     `limit` comes from the caller or the device; `tokens` is the current maximum. When memory runs out, `tokens` becomes
     half the size of the batch that failed. Once 32 batches of at least half of `tokens` have fitted, `tokens` doubles,
@@ -46,7 +46,10 @@ class BatchBudget:
         self._patience, self._fitted, self._retried = _PATIENCE, 0, False
 
     def record_success(self, tokens: int) -> None:
-        """Count a batch that fitted, if it has at least half the current maximum; after enough of them, double that."""
+        """Count a batch of `tokens` that fitted, if `tokens` is at least half the current maximum.
+
+        After enough such batches, double the current maximum, up to the limit.
+        """
         if 2 * tokens < self.tokens or self.tokens >= self._limit:
             return
         self._fitted += 1
@@ -94,7 +97,7 @@ def compute_parts(
         budget: is told for each part whether it fitted.
 
     Yields:
-        Each part with its tensor or its error, `torch.OutOfMemoryError` if a single text does not fit.
+        Each part with its tensor or its error. A single text that does not fit has a `torch.OutOfMemoryError`.
     """
     parts = [(forest, wait)]
     while parts:

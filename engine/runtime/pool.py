@@ -96,7 +96,7 @@ class Pool:
 
         Raises:
             DeviceError: a worker has died, the pool is closed, or this process is a fork of the one that made the pool
-                and so lacks its threads.
+                and so lacks the pool's threads.
         """
         check_process(self.name, self._owner)
         for worker in self._workers:
@@ -153,7 +153,7 @@ def _warn_of_unproved_kernels() -> None:
 
 @contextmanager
 def _hold_ctrl_c() -> Iterator[None]:
-    """Delay Ctrl-C to the end of the `with` block. Only the main thread gets signals; elsewhere, do nothing."""
+    """Delay Ctrl-C to the end of the `with` block. Outside the main thread, which gets all signals, do nothing."""
     if current_thread() is not main_thread():
         yield
         return
@@ -189,7 +189,7 @@ class _Worker:
             deque()
         )  # orders sent and not answered, in order
         self._problem: DeviceError | None = None  # why no more orders are accepted
-        self._lock = RLock()  # guards the three above
+        self._lock = RLock()  # guards `tokens`, `_waiting` and `_problem`
         ours, theirs = socket.socketpair()
         with ours, theirs:
             self._process = subprocess.Popen(  # noqa: S603  our own interpreter
@@ -223,7 +223,7 @@ class _Worker:
             The future of the answer.
 
         Raises:
-            DeviceError: as for `check`, so that no order follows the end mark that `stop` queues.
+            DeviceError: the worker accepts no more orders. So none follows the end mark that `stop` queues.
         """
         answer: Future[Any] = Future()
         with self._lock:
@@ -248,7 +248,7 @@ class _Worker:
             self._process.wait()
 
     def join(self) -> None:
-        """Wait for the two threads; one that is inside PyTorch when the interpreter exits would abort the process."""
+        """Wait until both threads have ended: one still inside PyTorch when Python exits would abort the process."""
         # The garbage collector may run this in one of the two threads, which cannot wait for itself.
         if current_thread() not in (self._receiver, self._sender):
             self._sender.join(_SECONDS_TO_END)

@@ -19,7 +19,8 @@ from lastword.errors import DeviceError, LastwordWarning
 # which takes up to 6 % of a batch's time. Kept memory does not grow from batch to batch, so nothing is returned between
 # batches (bench/LOG.md, 2026-11-24).
 _KEPT_BYTES = 256 << 20
-# Blocks kept while loading would fragment memory, with holes of half a model in total (bench/LOG.md, 2026-11-27).
+# While loading, larger freed blocks go back to the system. If they were kept, memory would be fragmented, with holes of
+# half a model in total (bench/LOG.md, 2026-11-27).
 _LOADING_BYTES = 1 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
@@ -85,14 +86,14 @@ def keep_blocks() -> bool:
     """Keep freed blocks of up to 256 MB for the next batch, in the main heap of the process.
 
     Returns:
-        Whether the C library accepted it. Without `mallopt`, as outside glibc, nothing changes.
+        Whether the C library accepted both settings. Without `mallopt`, as outside glibc, nothing changes.
     """
     # Setting the trim threshold alone would stop glibc from raising the mmap threshold above its default of 128 kB.
     return _set(_M_MMAP_THRESHOLD, _KEPT_BYTES) and _set(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES)
 
 
 def return_memory() -> None:
-    """Return freed memory that the C library still keeps to the system; called when a model is freed."""
+    """Give back to the system what is free but still held by the C library; called when a model is freed."""
     if sys.platform.startswith("linux"):
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
 

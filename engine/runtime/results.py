@@ -63,7 +63,7 @@ class Item:
     prompt: Sequence[int] = ()
 
     def problem(self, vocab_size: int) -> InputError | None:
-        """Return the error of an item from a queue that cannot be computed, else None."""
+        """Return an error if this item, which comes from a queue, cannot be computed; else None."""
         if self.format is None:
             return self.error("its format is missing", expected="a VectorFormat")
         if not self.ids:
@@ -88,7 +88,7 @@ class Group:
     Args:
         items: the items.
         forests: the batches.
-        began: when their preparation began, by `perf_counter`.
+        began: when the preparation of the group began, in seconds of `perf_counter`.
         counts: what is known before a batch is computed: number of texts, of texts cut, of texts with unknown words.
         refused: items that could not be included, with their errors.
     """
@@ -181,8 +181,8 @@ class GroupsInOrder:
     """Collects finished batches into groups, and gives the result of each group, in order.
 
     Args:
-        source: returns the next group, as for `Loop.run`. All its items have the same format, and their tags are the
-            texts' indices.
+        source: returns the next group, as for `Loop.run`. All items of a group have the same format, and an item's tag
+            is the index of its text.
         keep_going: whether to collect the errors of texts that cannot be embedded, instead of raising the first one.
     """
 
@@ -200,7 +200,7 @@ class GroupsInOrder:
     def add(self, batch: FinishedBatch) -> Iterator[GroupResult]:
         """Add a batch of the first unfinished group; yield the results of the groups that are now finished.
 
-        A batch from `list_refused` may come at any time; it is ignored, since its group has the errors.
+        A batch from `list_refused` may come at any time. It is ignored, since `Group.refused` has the same errors.
         """
         if batch.group.forests:  # otherwise it is from `list_refused`
             for place in sorted(batch.errors):

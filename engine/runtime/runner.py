@@ -72,14 +72,14 @@ def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
 
 
 def check_process(name: str, owner: int) -> None:
-    """Refuse to compute in a fork of the process that loaded the model; the fork lacks its threads and would hang.
+    """Refuse to compute in a fork of the process that loaded the model: it lacks that process's threads and would hang.
 
     Args:
         name: names of the devices, for the message.
         owner: id of the process that loaded the model.
 
     Raises:
-        DeviceError: this is another process.
+        DeviceError: this process is not the owner.
     """
     if os.getpid() != owner:
         raise DeviceError(
@@ -239,7 +239,10 @@ class InProcess:
         return raise_on_wait(torch.OutOfMemoryError(problem))
 
     def close(self) -> None:
-        """Free the model and return its memory to the system. A thread that is computing a batch finishes it first."""
+        """Free the model and return its memory to the system.
+
+        If another thread is computing a batch, the model stays in memory until that batch is done.
+        """
         self._free()
         if self.ahead:
             torch.cuda.empty_cache()
@@ -249,14 +252,14 @@ class InProcess:
             self._free()
 
     def _free(self) -> None:
-        """Free the model before `return_memory`; memory freed later would stay with the process."""
+        """Free the model, then call `return_memory`. What is freed after that call stays with the process."""
         if self._model is not None:
             self._model = None
             process_tuning.return_memory()
 
 
 def to_host(vectors: Tensor) -> Wait:
-    """Start copying vectors to pinned memory; return a function that waits for this copy alone and returns it.
+    """Start copying vectors to pinned memory; return a function that waits for this copy only and returns the copy.
 
     PyTorch keeps the device memory until the copy has read it. Vectors on the CPU are not copied.
     """

@@ -32,7 +32,7 @@ _running: "weakref.WeakSet[_Computing[Any, Any]]" = weakref.WeakSet()
 
 
 def read_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """Yield the items, reading up to `depth` ahead. An exception while reading is raised after the items before it."""
+    """Yield the items, reading up to `depth` ahead. If reading raises, the error follows the items before it."""
     waiting: deque[T] = deque()
     failure: Exception | None = None
     more = True
@@ -136,7 +136,7 @@ class _Computing(Generic[P, R]):
         return not self._results.empty()
 
     def result(self) -> R:
-        """Wait for the next result."""
+        """Wait for the next result and return it, or raise the exception that ended the computation."""
         found = self._results.get()
         if found[1] is not None:
             raise found[1]
@@ -165,7 +165,10 @@ class _Computing(Generic[P, R]):
 
 
 def abandoned() -> bool:
-    """Return whether the calling thread's work is no longer needed. Long work checks it, since Python waits at exit."""
+    """Return whether the calling thread's work is no longer needed.
+
+    Long work calls this now and then and stops on True, because Python waits for the thread at exit.
+    """
     stopped: Event | None = getattr(_here, "stopped", None)
     return stopped is not None and stopped.is_set()
 
@@ -174,7 +177,7 @@ def abandoned() -> bool:
 def _preparation_thread(
     is_finalizing: Callable[[], bool] = sys.is_finalizing,  # bound now: globals may be gone at exit
 ) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of one thread; at the end work in progress is `abandoned`, and work not yet begun is dropped."""
+    """Yield a pool of one thread; at the end, work in progress is `abandoned` and work not yet begun is dropped."""
     stopped = Event()
     thread = ThreadPoolExecutor(
         1, "lastword-prepare", initializer=setattr, initargs=(_here, "stopped", stopped)

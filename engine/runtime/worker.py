@@ -1,7 +1,7 @@
 """The worker process of one device, started by `pool.py`: it loads the model, then computes batch after batch.
 
-It exits as soon as the parent's end of the socket closes, even in the middle of a batch, so it never outlives its
-parent.
+The process exits as soon as the parent's end of the socket closes, even in the middle of a batch, so it never outlives
+its parent.
 """
 
 import os
@@ -81,7 +81,7 @@ def _answer(wait: Wait) -> bytes:
 
 
 def _make_portable(error: Exception) -> Exception:
-    """Add this process's traceback to an exception as a note; one that cannot be pickled becomes a RuntimeError."""
+    """Add this process's traceback to an exception as a note; replace an unpicklable exception by a RuntimeError."""
     error.add_note(f"In the worker process:\n{traceback.format_exc()}")
     try:
         copy: Any = unpack(pack(error))

@@ -24,8 +24,8 @@ class Calls:
 
     Args:
         tokenizer: the tokenizer; if it has a template, the calls apply it.
-        known: whether `cuts.py` knows its pipeline. Calls into an unknown pipeline run in a separate thread, so that an
-            endless call can be interrupted; after nine seconds it is given up. The thread itself cannot be ended.
+        known: whether `cuts.py` knows the tokenizer's pipeline. A call into an unknown pipeline could be endless, so it
+            runs in a separate thread, for which the caller waits nine seconds. The thread itself cannot be ended.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, known: bool) -> None:
@@ -34,7 +34,7 @@ class Calls:
     def ids(
         self, texts: Sequence[str], indices: Sequence[int], stopped: Callable[[], bool]
     ) -> list[list[int]]:
-        """Tokenise texts in parallel.
+        """Tokenise texts in parallel, and return the token ids of each.
 
         Args:
             texts: the texts, or parts of them.
@@ -95,7 +95,7 @@ class Calls:
         return found
 
     def spans(self, text: str) -> list[tuple[int, int, int]]:
-        """Return (id, start, stop) of each token of a text; it covers the characters from `start` to `stop`."""
+        """Return (id, start, stop) of each token of a text: the token covers text[start:stop]."""
         (encoding,) = self._tokenizer.encode_batch([text])
         return [(i, *span) for i, span in zip(encoding.ids, encoding.offsets, strict=True)]
 
@@ -108,7 +108,7 @@ class Calls:
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def token_ends(self, text: str) -> list[int]:
-        """Return where each token of a text ends, in characters."""
+        """Return the end of each token of a text, as an offset in characters."""
         (encoding,) = self._tokenizer.encode_batch([text])
         return [end for _, end in encoding.offsets]
 
@@ -133,7 +133,7 @@ def in_thread(work: Callable[[], T]) -> "Future[T]":
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001  raised where the result is taken
+        except BaseException as error:  # noqa: BLE001  raised where the caller takes the result
             future.set_exception(error)
 
     Thread(target=run, name="lastword-tokenize", daemon=True).start()

@@ -4,18 +4,18 @@ Tokenising a text in one piece takes hundreds of bytes of memory per character a
 for two pipelines, Qwen's and BERT's; with any other tokenizer, a text is one part. Three facts make a cut safe:
 
 - Normaliser. The character after the cut neither composes nor changes places with the characters before it. This is
-  true of all characters named here, under NFC and NFD.
-- Words. The pre-tokenizer finds the same words on both sides. Qwen's pattern looks ahead by one character, farther only
-  over white space, and never back. BERT's pre-tokenizer splits at white space and punctuation.
+  true of all characters named in this module, under NFC and NFD.
+- Words. The pre-tokenizer finds the same words as without the cut. Qwen's pattern looks ahead by one character,
+  farther only over white space, and never back. BERT's pre-tokenizer splits at white space and punctuation.
 - Added tokens. None lies across the cut, because a character next to the cut occurs in no added token.
 
-Inside a very long word of Qwen's there is no such place, but byte-pair merging allows a check. Let u and v be two
-strings whose tokens are t1 … ti and s1 … sk. If the strings of ti and s1, joined, have the tokens [ti, s1], then uv has
-the tokens t1 … ti s1 … sk. Proof: suppose that some merge crosses the border, and consider the first that does. Until
-then the merges on each side are those of u and of v alone, because each merge is the lowest-ranking, leftmost one. So
-the two symbols at the border are parts of ti and of s1, and these two regions have been merged in exactly the order in
-which they are merged when ti s1 is tokenised alone. There the same two symbols would meet and be merged: a
-contradiction.
+Inside a word there is no such place. With Qwen's tokenizer, a very long word can still be cut where a check succeeds.
+Let u and v be two strings whose tokens are t1 … ti and s1 … sk. If the strings of ti and s1, joined, have the tokens
+[ti, s1], then uv has the tokens t1 … ti s1 … sk. Proof: suppose that some merge crosses the border, and consider the
+first that does. Until then the merges on each side are those of u and of v alone, because each merge is the
+lowest-ranking, leftmost one. So the two symbols at the border are parts of ti and of s1, and these two regions have
+been merged in exactly the order in which they are merged when ti s1 is tokenised alone. There the same two symbols
+would meet and be merged: a contradiction.
 """
 
 import json
@@ -80,7 +80,7 @@ class Cuts:
     Args:
         anywhere: a zero-width pattern that matches wherever a cut is safe.
         inner: a zero-width pattern that matches inside words, where a cut is safe if the tokens next to it pass the
-            check above; None if there are no such places.
+            check that the module's docstring proves; None if there are no such places.
         blanks: the characters allowed in white space before an inner cut.
         unknown: a pattern for a run of characters so long that its word becomes one unknown token, however long the
             run; None if no run does that.
@@ -182,7 +182,8 @@ def _bert_cuts(contents: Sequence[str], model: Any, *, cjk: bool) -> Cuts:
     anywhere = re.compile(f"(?<=[{ends}])|(?=[{ends}])")
     unknown = None
     if isinstance(model, models.WordPiece) and not any(content.isalnum() for content in contents):
-        # Normalising leaves at least one character of each character here. An added token may take some at the ends.
+        # Normalising makes at least one character of each letter and digit. An added token may take some of them
+        # at either end.
         least = model.max_input_chars_per_word + 1 + 2 * max(map(len, contents), default=0)
         unknown = re.compile(f"[0-9{_LETTERS}]{{{least},}}")
     return Cuts(anywhere, unknown=unknown)

@@ -11,7 +11,8 @@ from typing import Any
 
 from lastword.errors import ConfigError
 
-# Largest accepted factor. Real tokenizers replace a space by one or two characters, or put one before a text.
+# Largest accepted number of characters made of one. Real tokenizers replace a space by one or two characters, or put
+# one character before a text.
 _MOST = 64
 # Largest number of characters that each normaliser makes of one character, in common scripts.
 _FORMS = {"NFKC": 4, "NFKD": 4, "NFD": 4, "BertNormalizer": 1, "ByteLevel": 4}

@@ -1,7 +1,8 @@
 """Check what callers give as texts, and cut a stream of texts into bounded groups.
 
-Each group is tokenised, sorted and packed together. An object is refused if iterating over it does not give texts in a
-definite order: a dict would give its keys, a table the names of its columns, a set its elements in any order.
+The texts of one group are tokenised, sorted and packed together. An object is refused if iterating over it does not
+give texts in a definite order: a dict would give its keys, a table the names of its columns, a set its elements in any
+order.
 """
 
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping
@@ -12,7 +13,8 @@ from lastword.errors import InputError
 # Limits of a group: large enough that texts with the same prefix share a group, small enough for memory.
 GROUP_TEXTS = 4096
 _GROUP_CHARS = 4_000_000
-# The first group is small, so that it is ready soon, but fills a GPU batch of 16,384 tokens of English.
+# With `small_first`, the first group is full at this many characters: few, so that it is ready soon, but enough English
+# text to fill a GPU batch of 16,384 tokens.
 _FIRST_CHARS = 65_536
 _GROWTH = 4
 
@@ -28,10 +30,10 @@ def cut_groups(
             gets its first batch early.
 
     Yields:
-        The caller's index of the group's first text, and the texts.
+        For each group, the caller's index of its first text, and its texts.
 
     Raises:
-        InputError: a text is not a str; raised after the groups before its own.
+        InputError: a text is not a str. The groups before that text's group are yielded first.
     """
     full = _FIRST_CHARS if small_first else _GROUP_CHARS
     group: list[str] = []
@@ -60,7 +62,7 @@ def require_texts(texts: Iterable[str]) -> Iterator[str]:
     """Return an iterator over the texts.
 
     Lists, tuples, generators, arrays, columns (pandas, polars, Arrow, datasets) and the `keys()` and `values()` of a
-    dict are accepted: they have an order, and their elements are the texts. A file is not: its lines end with line
+    dict are accepted: they have an order, and their elements are the texts. A file is refused: its lines end with line
     breaks, which would change the vectors.
 
     Raises:
@@ -81,17 +83,17 @@ def _no_texts(texts: object, what: str, remedy: str) -> InputError:
 
 
 def _is_table(texts: object) -> bool:
-    """Return whether this is a table. The check uses the type, since a lazy data frame would compute its columns."""
+    """Return whether `texts` is a table. Only its type is inspected: a lazy data frame would compute its columns."""
     return hasattr(type(texts), "columns") or hasattr(type(texts), "column_names")
 
 
 def _is_mapping(texts: object) -> bool:
-    """Return whether iteration gives keys. A pandas Series has `keys` too, but iteration gives its values."""
+    """Return whether iterating over `texts` gives keys. A pandas Series has `keys` too, but gives its values."""
     return hasattr(type(texts), "keys") and not hasattr(type(texts), "tolist")
 
 
 def _is_unordered(texts: object) -> bool:
-    """Return whether this is a set. The views of a dict count as sets, but have the order of the dict."""
+    """Return whether `texts` is an unordered set. The views of a dict are sets to Python, but ordered."""
     return isinstance(texts, AbstractSet) and not isinstance(texts, KeysView | ItemsView)
 
 
@@ -123,7 +125,7 @@ _NO_TEXTS: tuple[tuple[Callable[[object], bool], str, str], ...] = (
 
 
 def _as_text(text: object, index: int) -> str:
-    """Return a str, or the str in a value of an Arrow column; InputError for anything else."""
+    """Return `text` if it is a str, or the str in a value of an Arrow column; raise InputError for anything else."""
     if isinstance(text, str):
         return text
     value = text.as_py() if hasattr(text, "as_py") else text

@@ -13,7 +13,7 @@ def list_pairs(pairs: object) -> tuple[list[tuple[str, str]], bool]:
     """Return pairs as tuples, and whether the caller gave a single pair instead of a list.
 
     Raises:
-        InputError: an element is not a query and a document.
+        InputError: `pairs` is not a list of pairs, or an element is not a query and a document, both str.
     """
     if hasattr(pairs, "tolist"):  # an array or a tensor
         pairs = pairs.tolist()
@@ -39,7 +39,11 @@ def _is_text(part: object) -> bool:
 
 
 def name_pair(error: InputError, pairs: list[tuple[str, str]], noun: str) -> InputError:
-    """Name the pair by `noun` and its index in an error of the loop, and for a bad character the query or document."""
+    """Make an error of the loop name the pair, by `noun` and index, instead of a text; return the error.
+
+    If the pair's query or document is not valid Unicode, the error names that part. An error without an index is
+    returned as it is.
+    """
     if error.index is None:
         return error
     error.where = f"{noun} {error.index}"

@@ -16,7 +16,8 @@ LONGEST_PART = 500_000
 # English has 4 to 5 characters per token; 8 leaves a margin.
 _CHARS_PER_TOKEN = 8
 _LEAST_CHARS = 1024
-# Characters at the end of a part whose tokens may differ from those of the whole word.
+# Number of characters at the end of a part that ends inside a word. The tokens of these characters may differ from
+# those of the whole word.
 _UNSETTLED = 1024
 
 # Yields parts, is sent their token ids, and returns the ids that are kept and whether the text has more.
@@ -184,7 +185,7 @@ class Parts:
         return [place for place in places if low < place <= high]
 
     def _skip(self, text: PromptedText, end: int, stop: int) -> int | None:
-        """Return where the word around `end` ends, if it is one unknown token even without its middle; else None."""
+        """Return where the word around `end` ends, if it is one unknown token even without its rest; else None."""
         assert self._cuts is not None
         unknown = self._cuts.unknown
         if unknown is None:
@@ -203,7 +204,7 @@ class Parts:
         return end if end == stop or self._places(text, end - 1, end) else None
 
     def _inner_cut(self, text: PromptedText, start: int) -> int | None:
-        """Return a place inside a word at which a token ends, near the end of the part from `start`."""
+        """Return a place inside a word where a token ends, near the end of the part from `start`; None if not found."""
         assert self._cuts is not None
         if self._cuts.inner is None:
             return None
@@ -217,7 +218,7 @@ class Parts:
         return None
 
     def _is_one_run(self, before: str) -> bool:
-        """Return whether `before` ends with no white space but `_cuts.blanks`, a run of which is a single word."""
+        """Return whether `before` ends with a run of `_cuts.blanks`, which is one word, or without white space."""
         assert self._cuts is not None
         rest = before.rstrip(self._cuts.blanks)
         return (

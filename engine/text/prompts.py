@@ -1,4 +1,4 @@
-"""Choose the prompt to put before each text of a call: given as text, by name, by kind of text, or by default."""
+"""Check a caller's prompts, and choose the prompt that goes before each text: by name, kind of text, or default."""
 
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -10,7 +10,7 @@ Kind = Literal["query", "document"]
 
 
 def check_prompts(prompts: object) -> dict[str, str]:
-    """Return the caller's prompts by name, {} for None; raise ConfigError unless they map str to str."""
+    """Return a dict from names to prompts, {} if `prompts` is None; raise ConfigError if it does not map str to str."""
     if prompts is None:
         return {}
     if not isinstance(prompts, Mapping):
@@ -44,7 +44,7 @@ def check_choice(name: object, kind: object, where: str = "prompt_name") -> None
 def choose_prompt(
     prompts: Mapping[str, str], name: str | None, default: str | None, kind: Kind | None
 ) -> str:
-    """Return the prompt called `name`; without a name, the prompt for `kind`; without a kind, the default prompt.
+    """Return the prompt called `name`; without a name, the prompt for `kind`; without both, the default prompt.
 
     As in sentence-transformers, a text with a kind never gets the default prompt.
 
@@ -58,7 +58,7 @@ def choose_prompt(
         The prompt, or "" if there is none.
 
     Raises:
-        ConfigError: the name is unknown; the known ones are listed.
+        ConfigError: no prompt has the requested or default name. The error lists the known names.
     """
     if name is None and kind is not None:
         return prompts.get(kind, "")

@@ -18,7 +18,7 @@ _CLOSING = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
 _ROLES = ("system", "query", "document")
-# The expression for one of the three: the first message of a role, perhaps with a default.
+# The Jinja expression for one of the three texts: the first message with that role, perhaps with a default.
 _MESSAGE = (
     r'messages\s*\|\s*selectattr\(\s*"role"\s*,\s*"eq"\s*,\s*"(?P<role>system|query|document)"\s*\)'
     r'\s*\|\s*map\(\s*attribute\s*=\s*"content"\s*\)\s*\|\s*first'
@@ -53,12 +53,13 @@ class RerankTemplate:
     def prompt(self, instruction: str) -> str:
         """Return the text between the prefix and the query, without the spaces at its end.
 
-        A space would form a token with the query's first word, so the prompt's tokens would not begin the whole text.
+        A space at its end would form one token with the query's first word. Then the tokens of the whole text would not
+        begin with those of the prompt.
         """
         return f"{self.before_instruction}{instruction}{self.before_query.rstrip(' ')}"
 
     def text(self, query: str, document: str) -> str:
-        """Return the text between the prompt and the suffix."""
+        """Return the text between `prompt` and suffix, beginning with the spaces that `prompt` leaves out."""
         spaces = len(self.before_query) - len(self.before_query.rstrip(" "))
         return f"{' ' * spaces}{query}{self.before_document}{document}"
 
@@ -81,7 +82,7 @@ def parse_template(template: str | None, where: str) -> RerankTemplate | None:
         where: the file that it is from, for the error message.
 
     Returns:
-        The template; None if there is none, or if it has no query or no document.
+        The template; None if there is no chat template, or if it does not mention both a query and a document.
 
     Raises:
         ConfigError: the template has a query and a document, but does more than insert the three texts.

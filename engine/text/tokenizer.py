@@ -1,7 +1,7 @@
 """Turn texts into token ids with the checkpoint's tokenizer.json alone.
 
 The tokenizer's template (its post-processor) adds tokens around every text, such as the end token. All threads share
-the tokenizer and nothing modifies it after loading, so texts are truncated here and not by its own setting. This module
+the tokenizer and nothing modifies it after loading, so texts are truncated here and not by the tokenizer. This module
 knows nothing about prompt names, weights or batches.
 """
 
@@ -160,22 +160,24 @@ class TextTokenizer:
         return len(self.before) + len(self.after)
 
     def has_unknown(self, ids: Sequence[int]) -> bool:
-        """Return whether a text's ids contain the unknown token; the template's tokens at their ends do not count."""
+        """Return whether a text's ids contain the unknown token; the template's tokens at both ends do not count."""
         if self._unknown is None:
             return False
         return self._unknown in ids[len(self.before) : len(ids) - len(self.after)]
 
     def is_unknown(self, text: str, ids: Sequence[int], *, prompt: str = "") -> bool:
-        """Return whether the tokenizer does not know a word or character of a text, or keeps nothing of it.
+        """Return whether the tokenizer does not know a word or character of a text, or drops the whole text.
+
+        The result is False for every text if the tokenizer has no unknown token.
 
         Args:
             text: the text, without its prompt. One that is empty or consists of white space counts as known.
-            ids: the text's ids, with its prompt and the template's tokens.
+            ids: the token ids of prompt and text, with the template's. An unknown token in the prompt counts, too.
             prompt: the prompt.
         """
         if self._unknown is None or self.has_unknown(ids):
             return self._unknown is not None
-        # Rarely true: a prompt has at most as many tokens as characters.
+        # A prompt has at most as many tokens as characters; if there are more, some belong to the text.
         short = len(ids) - self.num_template_tokens <= len(prompt)
         return short and bool(text.strip()) and self.count(text) == 0
 
@@ -192,7 +194,7 @@ class TextTokenizer:
         return len(self._keep_needed([text], sys.maxsize, "", 0, lambda: False)[0][0])
 
     def spans(self, text: str) -> list[tuple[int, bool, int, int]]:
-        """Return (id, whether it is special, start, stop) of each token, without the template's; offsets in characters.
+        """Return (id, is_special, start, stop) of each token, without the template's; a token covers text[start:stop].
 
         Raises:
             InputError: the tokenizer fails on the text.
@@ -315,7 +317,7 @@ class TextTokenizer:
                     raise
                 if len(part) == 1:
                     good.errors.append(error)
-                else:  # halve it until each bad text is alone
+                else:  # halve the list until each bad text is alone
                     half = len(part) // 2
                     waiting += [(start + half, part[half:]), (start, part[:half])]
                 continue
@@ -338,7 +340,10 @@ class TextTokenizer:
         first: int,
         stopped: Callable[[], bool],
     ) -> list[tuple[list[int], bool]]:
-        """Return each text's first (or last) `needed` token ids, without the template's, and whether it has more."""
+        """Return the first `needed` token ids of prompt and text, and whether there are more, for each text.
+
+        If texts are cut on the left, these are the last ids. The template's ids are neither counted nor returned.
+        """
         from_end = self.truncation_side == "left"
         kept: list[tuple[list[int], bool]] = [([], False)] * len(texts)
         walks: dict[int, Walk] = {}
@@ -392,7 +397,11 @@ def _frames(
 def _advance(
     walk: Walk, ids: list[int] | None, index: int
 ) -> tuple[str, tuple[list[int], bool] | None]:
-    """Send a walk the ids of its last part (None at first); return its next part and None, or "" and its result."""
+    """Send a walk the ids of the part that it yielded last; None starts the walk.
+
+    Returns:
+        The next part and None; if the walk has ended, "" and the result of the walk.
+    """
     try:
         return (next(walk) if ids is None else walk.send(ids)), None
     except StopIteration as end:
