@@ -103,8 +103,8 @@ def close_stdout() -> None:
     """Flush stdout.
 
     Raises:
-        ReaderGone: its reader is gone.
-        InputError: it cannot be written.
+        ReaderGone: the reader of stdout is gone.
+        InputError: stdout cannot be written.
     """
     if sys.stdout is None:
         return

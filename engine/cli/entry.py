@@ -1,7 +1,7 @@
 """The function that the console script calls: Ctrl-C prints one line, even while the other modules are being imported.
 
-This module, like `lastword/__init__.py`, imports only modules that Python itself imports when it starts. So it is
-loaded almost at once, and Ctrl-C can cause a traceback only before that.
+This module and `lastword/__init__.py` import only modules that Python itself imports when it starts. So both are loaded
+almost at once, and only until then can Ctrl-C cause a traceback.
 """
 
 import os

@@ -23,8 +23,8 @@ class Failures:
     """Collects the texts of a run that cannot be read or embedded, and the files that cannot be read.
 
     Args:
-        skip: whether to leave these out; if not, the first one ends the run.
-        out: a stream that gets a JSON line for each one left out, or None.
+        skip: whether to leave out such texts and files; if not, the first one ends the run.
+        out: a stream that gets a JSON line for each text or file left out; None for no stream.
         name: the name of `out` in messages.
     """
 
@@ -33,12 +33,12 @@ class Failures:
         self.count, self._files, self.first = 0, 0, ""
 
     def leave_out_line(self, error: InputError, path: str, line: int | None) -> None:
-        """Leave out a line, or the whole file if `line` is None; raise its error if nothing is to be skipped."""
+        """Leave out a line, or the whole file if `line` is None. If `skip` is False, raise the error instead."""
         self._files += line is None
         self._leave_out(error, {"path": path} if line is None else {"path": path, "line": line})
 
     def leave_out(self, error: InputError, record: Record) -> None:
-        """Leave out a record that cannot be embedded; raise its error, naming its place, if nothing is skipped."""
+        """Leave out a record that cannot be embedded. If `skip` is False, raise the error, which names the record."""
         error.where = record.where
         self._leave_out(error, record.place())
 
@@ -108,7 +108,7 @@ def begin_error_list(args: argparse.Namespace) -> None:
     place, queries = os.path.realpath(path), getattr(args, "queries", None)
     inputs = map(os.path.realpath, filter(None, (*args.files, queries)))
     if place in inputs:
-        return  # `refuse_overwriting` reports it later
+        return  # `refuse_overwriting` refuses an input as output later
     keep_foreign_files([path])
     if not is_stream(path) and is_error_list(place):
         console.attempt(lambda: os.remove(place), path)
@@ -164,7 +164,7 @@ def unknown_word_notices(report: Report, texts: str, model: "Embedder | Reranker
 
     Args:
         report: the run's counts.
-        texts: the number of texts in words, such as "12 texts" or "3 queries".
+        texts: the number of all texts, in words: for example, "12 texts" or "3 queries".
         model: the model.
     """
     if report.unknown:

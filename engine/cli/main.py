@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stop.reported = stop.number != 0
         status = _close_stdout(status)
     if argv is None and stop.number:
-        os._exit(status)  # Python would wait for threads that nobody needs
+        os._exit(status)  # a normal exit would wait for background threads that nobody needs
     return status
 
 
@@ -111,7 +111,7 @@ def _run_guarded(argv: Sequence[str] | None, stop: "_Stop") -> int:
 
 
 def _close_stdout(status: int) -> int:
-    """Flush stdout and return the exit status: `status` if that is an earlier failure, else that of the flush."""
+    """Flush stdout and return the exit status: `status` unless it is 0 and the flush fails."""
     try:
         console.close_stdout()
     except console.ReaderGone:
@@ -186,19 +186,21 @@ class _Stop:
 
     Python handles a signal only between two instructions of its main thread. A long call into a library, such as the
     attention of one long text, could delay the end by minutes. So a background thread waits for one second after the
-    signal; if the run has not ended by then, it removes unfinished files and exits.
+    signal. If the main thread is still stuck in such a call by then, the background thread removes unfinished files and
+    ends the process.
     """
 
     def __init__(self) -> None:
         self.number = 0  # the signal's number, once the main thread has been interrupted
         self.reported = False  # whether the last message has been printed
-        # Whether to exit after the second even if the main thread has been interrupted, as it has nothing to save.
+        # Whether to end the process after this second even if the main thread is already stopping: the command has
+        # nothing to save.
         self.at_once = False
         self._ended = threading.Event()
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Handle the signals during the `with` block."""
+        """Handle SIGTERM and, unless the process ignores it, SIGINT during the `with` block."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may set a handler
             return
@@ -225,7 +227,7 @@ class _Stop:
         raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def _watch(self, reader: int, ours: Sequence[int]) -> None:
-        """Wait for a signal; end the process if the main thread does not end in time."""
+        """Wait for a signal; then end the process, unless the main thread does so itself (see `_Stop`)."""
         number = 0
         while number not in ours:
             data = os.read(reader, 1)

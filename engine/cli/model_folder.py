@@ -47,7 +47,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
 
 
 def write_folder(args: argparse.Namespace, job: "Job", about: str) -> list[dict[str, Any]]:
-    """Run a job that writes a model folder, with a progress bar titled `about`; return its facts, one per tensor."""
+    """Run a job that writes a model folder, with a progress bar titled `about`; return facts about each tensor."""
     from lastword.progress import progress_bar
     from lastword.weights.merging.job import total_bytes, write_model
 

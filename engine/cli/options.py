@@ -94,7 +94,7 @@ def names_argument(given: str) -> list[str]:
 
 
 def text_argument(given: str) -> str:
-    """Return the argument if it is valid Unicode: Python turns bytes that are not UTF-8 into lone surrogates."""
+    """Return the argument; refuse one that is not UTF-8, in which Python has turned bytes into lone surrogates."""
     if lone_surrogate(given) is not None:
         raise argparse.ArgumentTypeError("not valid UTF-8 text")
     return given
@@ -116,7 +116,7 @@ def model_argument(given: str) -> str:
 
 
 def revision_argument(given: str) -> str:
-    """Accept text that is not empty: an unset shell variable must not select the main branch."""
+    """Return the text; refuse an empty one: an unset shell variable must not select the main branch."""
     if not given:
         raise argparse.ArgumentTypeError("an empty name is not a branch, tag or commit")
     return text_argument(given)
@@ -146,7 +146,7 @@ def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | Non
 
     Args:
         inputs: paths of the inputs; None stands for an option that was not given.
-        outputs: paths of the outputs, likewise.
+        outputs: paths of the outputs; None as for `inputs`.
 
     Raises:
         InputError: a file would be overwritten.
@@ -175,7 +175,7 @@ def add_model_options(
 
     Args:
         parser: the parser of the command.
-        kinds: the kinds of models that the command takes, for its help.
+        kinds: the kinds of models that the command takes, for the help text.
         computes: whether the command runs the model; if not, it has no --max-batch-tokens.
     """
     group = parser.add_argument_group("model")
@@ -267,7 +267,7 @@ def add_name(parser: argparse.ArgumentParser) -> None:
 
 
 def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --prompt-name and --prompt, which exclude each other; the prompt goes before `what`: "text" or "query"."""
+    """Add --prompt-name and --prompt, which exclude each other. `what` comes after the prompt: "text" or "query"."""
     group = parser.add_mutually_exclusive_group()
     target = "each text" if what == "text" else "the query"
     default = "the model's default prompt" if what == "text" else 'the prompt named "query"'
@@ -346,7 +346,7 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         type=delimiter_argument,
         metavar="CHARACTER",
         help="character between the columns of all .csv and .tsv files; write tab for a tab; by default a comma, or a "
-        "tab in .tsv files; if the header then lacks the column of the text, whichever of , ; tab | yields it",
+        "tab in .tsv files; if that gives no column named by --text-field, the first of , ; tab | that does",
     )
 
 
@@ -388,7 +388,7 @@ def find_inputs(args: argparse.Namespace, queries: Sequence[Source] = ()) -> lis
 
     Args:
         args: the command's arguments.
-        queries: the file of queries, if any: --delimiter applies to it too.
+        queries: the file of queries, if there is one; --delimiter applies to this file too.
 
     Raises:
         InputError: options cannot be combined, or an input cannot be used.
@@ -427,10 +427,10 @@ def _call_on_stdin(args: argparse.Namespace) -> str:
 
 
 def refuse_field(inputs: Iterable[Source], field: str, option: str = "--text-field") -> None:
-    """Refuse a name given with --text-field, or with another such option, if no input has named fields.
+    """Refuse a field name given with --text-field, or with the option `option`, if no input has named fields.
 
     Raises:
-        InputError: the name is not the default, "text", and no input is JSON lines, CSV or TSV.
+        InputError: `field` is not the default, "text", and no input is JSON lines, CSV or TSV.
     """
     if field != "text" and not any(each.format in ("jsonl", "csv", "tsv") for each in inputs):
         raise InputError(
@@ -459,7 +459,7 @@ def open_splitter(
 
 
 def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --as, which says which published model a local folder is, so that its `what` can be looked up."""
+    """Add --as, which says which published model a folder holds; `what` names the facts to look up for that model."""
     parser.add_argument(
         "--as",
         dest="known_as",
@@ -529,7 +529,7 @@ def open_reranker(args: argparse.Namespace) -> "Reranker":
 def open_second_reranker(args: argparse.Namespace, model: str) -> "Reranker":
     """Load the reranker `model`, for a command whose model options are mainly those of an embedding model.
 
-    Of these options, only --device, --dtype, --quantize and --local-files-only apply to the reranker too.
+    Of the model options, only --device, --dtype, --quantize and --local-files-only apply to the reranker too.
     """
     from lastword.reranker import Reranker
 

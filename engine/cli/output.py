@@ -1,4 +1,4 @@
-"""Open the outputs of a command: a file replaces the old one once it is complete; streams are written to directly."""
+"""Open the outputs of a command. A new file replaces an old one once it is complete; streams are written directly."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def is_stream(path: str) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
-_PACKED = ("gz", "bz2", "xz", "zst", "zip")  # nothing is written packed
+_PACKED = ("gz", "bz2", "xz", "zst", "zip")  # lastword writes no packed files
 # Extensions that name a format. A file with no extension, or one that is not listed here, may hold any format.
 _FORMAT_OF = {
     **dict.fromkeys(("jsonl", "ndjson", "txt", "log"), "jsonl"),
@@ -51,9 +51,9 @@ def check_extension(path: str | None, written: str, by: str) -> None:
     """Check that an output's extension does not name a format other than the one that is written.
 
     Args:
-        path: the output; None means that there is none.
+        path: the output; None for no output, which passes.
         written: the format that is written: jsonl, safetensors or npy.
-        by: the option that decides the format, named in the message.
+        by: the option that decides the format, for the message.
 
     Raises:
         InputError: the extension names another format.

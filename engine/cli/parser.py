@@ -15,7 +15,8 @@ from typing import Any, NoReturn, Protocol
 from lastword.cli import console, options
 from lastword.errors import InputError, one_line
 
-# Messages of argparse, and what to say instead. The group `where` matches the arguments concerned, `got` the value.
+# Messages of argparse, and what to say instead. The group `where` matches the names of the missing arguments, the group
+# `got` matches the value.
 _MISSING = re.compile("the following arguments are required: (?P<where>.+)")
 _WORDS = (
     (_MISSING, "missing"),
@@ -26,7 +27,7 @@ _WORDS = (
 )
 
 
-_LONGEST = 80  # characters of a value in a message
+_LONGEST = 80  # the most characters of a value in a message
 
 
 def _join_names(names: Iterable[object]) -> str:
@@ -36,7 +37,7 @@ def _join_names(names: Iterable[object]) -> str:
 
 
 def file_meant(words: Iterable[str]) -> str | None:
-    """Return the advice about the first word that begins with a dash and is the name of a file, None without one."""
+    """Return advice about the first word that begins with a dash and is the name of a file; None if there is none."""
     for word in words:
         if word.startswith("-") and word != "-" and os.path.lexists(word):
             return f"If the file {word} is meant, write {shlex.quote(f'./{word}')}."
@@ -63,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
         super().__init__(**settings, allow_abbrev=False, exit_on_error=False)
         self.register("type", None, options.text_argument)
-        self._given = set[argparse.Action]()  # options with a path, once they have been given
+        self._given = set[argparse.Action]()  # options that take a path and have been given already
         self._words: Sequence[str] = ()
 
     def add_subparsers(self, **settings: Any) -> Any:
@@ -72,7 +73,7 @@ class Parser(argparse.ArgumentParser):
         return super().add_subparsers(metavar=settings["dest"].upper(), **settings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse like argparse.
+        """Parse as argparse does, but report errors as InputError.
 
         Raises:
             InputError: argparse refuses an argument, or an option that takes one file is given twice.
@@ -90,7 +91,7 @@ class Parser(argparse.ArgumentParser):
     def _refusal(
         self, what: str, argument: str | None = None, got: str | None = None
     ) -> InputError:
-        """Create the error from argparse's message `what`; it names the command if argparse names no argument."""
+        """Create the error from argparse's message `what`; the error names `argument` or, if None, the command."""
         where = argument or self.prog.partition(" ")[2] or "arguments"
         for words, plain in _WORDS:
             if (found := words.fullmatch(what)) is not None:
@@ -104,7 +105,7 @@ class Parser(argparse.ArgumentParser):
         return InputError(where, what, got=got, remedy=meant or f"See {self.prog} --help.")
 
     def _value_meant(self, options: Sequence[str]) -> str | None:
-        """Return the advice where an option is followed by a word that begins with a dash, which may be its value."""
+        """Return advice if a word that begins with a dash, perhaps a value, follows one of `options`; else None."""
         for option, word in pairwise(self._words):
             if option in options and word.startswith("-"):
                 written = shlex.quote(f"{option}={word}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from lastword.cli.console import put
 from lastword.errors import InputError, count
 
-_MOST_BYTES = 1 << 26  # of a file; far more than two numbers for each dimension of any model
+_MOST_BYTES = 1 << 26  # of an accepted file; two numbers per dimension are far fewer bytes
 
 
 class Ranges:
@@ -93,7 +93,7 @@ def read_ranges(path: str, dim: int, space: str) -> Tensor:
 
 
 def _check_space(path: str, metadata: Mapping[str, str], space: str) -> None:
-    """Refuse ranges of another vector space; accept a file that names no space, which the caller must answer for."""
+    """Raise InputError for ranges of another vector space; a file that names no space is accepted on trust."""
     from lastword.model_info import FINGERPRINT_VERSION
 
     if "space" not in metadata:

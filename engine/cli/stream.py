@@ -31,11 +31,11 @@ def embed_records(
     """Yield groups of records, in order, each with its matrix of vectors [n, dim].
 
     Args:
-        embedder: the model; it may read records in its own thread, some groups ahead.
-        records: the records to embed.
+        embedder: the model.
+        records: the records to embed; the caller's thread reads them, some groups ahead of the vectors.
         prompt: the text to put before every text.
-        failures: gets the texts that cannot be embedded; by default, or if it does not skip them, the first one ends
-            the run.
+        failures: gets the texts that cannot be embedded. By default, or if `failures.skip` is False, the first such
+            text ends the run.
         meter: counts the bytes read, for the progress bar.
         show: whether to show a progress bar; it counts bytes if the size of all inputs is known, else texts.
         options: options of `Embedder.encode_groups`.
@@ -72,12 +72,12 @@ class _Waiting:
     def __init__(self, failures: Failures) -> None:
         self.failures = failures
         self.read = 0  # number of records read
-        self._taken = 0  # number of these that are no longer waiting
+        self._taken = 0  # number of records that are no longer waiting
         self._records: deque[Record] = deque()
         self._refused: dict[int, InputError] = {}  # by the index of the text
 
     def texts(self, records: Iterable[Record]) -> Iterator[str]:
-        """Yield the text of each record, which is waiting from then on."""
+        """Yield the text of each record; the record is waiting from then on."""
         for record in records:
             self._records.append(record)
             self.read += 1
@@ -89,9 +89,9 @@ class _Waiting:
         self._refused[error.index] = error
 
     def take(self, rows: int | None) -> Iterator[Record]:
-        """Yield the next `rows` records that have a vector, and hand those with an error to `failures`.
+        """Yield the next `rows` records that have a vector, and hand the records with an error to `failures`.
 
-        With None, take all waiting records; after the last vector, only records with an error can be left.
+        With None instead of a number, take all waiting records: after the last vector, all of them have an error.
         """
         while self._records and rows != 0:
             record = self._records.popleft()

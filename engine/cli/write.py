@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("jsonl", "safetensors", "npy")
 MOST_TEXTS = 10**15
-# Rows converted to text at once. As Python numbers they take eight times the memory: more would not fit a core's cache.
+# Rows converted to text at once. As Python numbers, their values take eight times the memory; more rows would not fit
+# in a core's cache.
 ROWS_AT_ONCE = 16
 Header = Callable[[int], bytes]
 # Keys of the metadata whose values are numbers in JSON; a safetensors header holds text only.
@@ -59,7 +60,7 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """Writes one JSON object per line, with the record's own fields and its vector; the first may be a header.
+    """Writes one line per record, a JSON object with the record's fields and its vector; a header line may come first.
 
     Args:
         stream: the output.
@@ -104,7 +105,7 @@ class Matrix:
     Args:
         stream: the output, a regular file.
         name: the name of `stream` in messages.
-        header: returns the header for a number of texts.
+        header: function that returns the header for a given number of texts.
     """
 
     def __init__(self, stream: BinaryIO, name: str, header: Header) -> None:

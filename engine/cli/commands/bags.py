@@ -34,13 +34,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=options.path_argument,
         metavar="DATA",
-        help="dataset: a .jsonl or .txt file, as FILE or NAME=FILE; without NAME, it is named after the file",
+        help="dataset: a .jsonl or .txt file, as FILE or NAME=FILE; without NAME, the dataset is named after the file",
     )
     parser.add_argument(
         "--ratios",
         required=True,
         help="one percentage per bag, separated by commas: the share of each dataset that the bag takes. 80,100 makes "
-        "two bags, one with 80%% of each dataset and one with all of it. The word rest, as in 50,rest, makes a bag of "
+        "two bags: one has 80%% of each dataset, the other all of it. The word rest, as in 50,rest, makes a bag of "
         "the rows that are in no other bag",
     )
     parser.add_argument(

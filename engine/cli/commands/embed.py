@@ -124,8 +124,8 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
         "--ranges",
         type=options.path_argument,
         metavar="FILE",
-        help="round each dimension to int8 or uint8 by its own range, read from this file made by --save-ranges; "
-        "required for uint8; by default int8 scales each vector by its largest absolute value",
+        help="file made by --save-ranges, with a range for each dimension; int8 or uint8 vectors are scaled by these "
+        "ranges; required for uint8; by default int8 scales each vector by its largest absolute value",
     )
     parser.add_argument(
         "--save-ranges",
@@ -287,8 +287,8 @@ def summary(report: Report) -> str:
 def _choose_format(args: argparse.Namespace) -> str:
     """Return the output format, and refuse options that cannot be combined.
 
-    Sets `args.with_places` (whether to write where each text comes from) and `args.to_file`, and sets `args.output` to
-    None for stdout.
+    Also sets `args.with_places` (whether to write where each text comes from) and `args.to_file` (whether the output is
+    a file, not a stream), and sets `args.output` to None if it names stdout.
     """
     if args.output is not None and is_stdout(args.output):
         args.output = None
@@ -349,14 +349,14 @@ def _format_of(output: str) -> str:
 
 
 def _remove_old_rows(output: str) -> None:
-    """Remove OUT.rows.jsonl of an earlier run: it does not describe the new vectors."""
+    """Remove OUT.rows.jsonl of an earlier run, because it does not describe the new vectors."""
     path = f"{output}.rows.jsonl"
     if os.path.isfile(path) and is_by_lastword(path):
         console.attempt(lambda: os.remove(path), path)
 
 
 def _refuse_endless(inputs: Iterable[Source]) -> None:
-    """Refuse an input to which stdout is redirected: it would grow as fast as it is read."""
+    """Refuse an input file to which stdout is redirected: the file would grow as fast as it is read."""
     for source in inputs:
         if is_open(source.path, 1):
             remedy = "Name another file with -o."
@@ -370,7 +370,7 @@ def _enter(files: ExitStack, path: str | None) -> BinaryIO | None:
 def _check_vector_field(
     records: Iterable[Record], field: str, on_bad: read.OnBad
 ) -> Iterator[Record]:
-    """Yield the records; hand one that already has the field of the vector to `on_bad`."""
+    """Yield the records; call `on_bad` instead for a record that already has a field named `field`."""
     for record in records:
         if field not in record.names:
             yield record

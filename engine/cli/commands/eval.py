@@ -1,4 +1,4 @@
-"""`lastword eval`: score a model on mteb's tasks and compare the scores with its model card's."""
+"""`lastword eval`: score a model on mteb's tasks and compare the scores with those on the model card."""
 
 import argparse
 import json

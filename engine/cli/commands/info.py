@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="also hash every file and compare the hash with the Hugging Face Hub's, where it is known (for some local "
+        help="also hash every file and compare the hash with the Hugging Face Hub's, if that is known (for some local "
         "folders it is not); the exit status is 1 if a file is damaged",
     )
     options.add_model_options(parser, kinds=options.EITHER_KIND, computes=False)
@@ -127,7 +127,7 @@ def _of_reranker(model: "RerankerInfo") -> dict[str, object]:
 def _refuse_vectors(path: str) -> None:
     """Raise InputError, with the file's metadata, if `path` is a file of vectors that `lastword embed` wrote."""
     found = metadata_of(path)
-    if "texts" in found:  # otherwise it holds other numbers, such as ranges
+    if "texts" in found:  # otherwise the file holds other numbers, such as ranges
         texts, dim, model, space = (found.get(key) for key in ("texts", "dim", "model", "space"))
         raise InputError(
             path,

@@ -21,8 +21,8 @@ EXAMPLES = """example: merge.yaml, in mergekit's format
 
   lastword merge merge.yaml ./merged --report tensors.jsonl
 
-A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of it. All files other than the
-weights are copied from base_model, or from the first model if there is no base_model.
+A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of the model. All files other than
+the weights are copied from base_model, or from the first model if there is no base_model.
 
 Methods and their parameters:
   linear           per model: weight. For the merge: normalize

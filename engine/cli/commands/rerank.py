@@ -33,7 +33,7 @@ EXAMPLES = """examples:
 
 The model reads every text together with the query, so this is slower than search but ranks more accurately. Texts that
 are empty or only white space are skipped."""
-_GROUP = 4096  # texts read and scored at a time
+_GROUP = 4096  # texts that are read, then scored, at a time
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

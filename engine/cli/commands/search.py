@@ -43,7 +43,7 @@ EXAMPLES = """examples:
 Texts that are empty or only white space are skipped. With --queries, each query is printed with its hits below it, or,
 with --json, as the field query of each hit."""
 SHOWN = 200  # characters of a text that the table shows; --json prints the whole text
-DECIMALS = 6  # of a score; any further ones are rounding errors
+DECIMALS = 6  # decimals kept of a score; further ones are rounding errors
 
 
 class Hit(NamedTuple):
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     options.refuse_overwriting((*given, args.queries), (args.errors,))
     console.stdout_bytes()
     with collect_failures(args) as failures, ExitStack() as files:
-        # The reranker is opened before the search, so that an error here costs no time. `closing` works on Ctrl-C too.
+        # The reranker is opened first, so that an error in opening it wastes no search. `closing` works on Ctrl-C too.
         reranker = None
         if args.rerank is not None:
             reranker = files.enter_context(closing(options.open_second_reranker(args, args.rerank)))
@@ -156,10 +156,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _take_as_file(args: argparse.Namespace) -> None:
-    """With --queries, take the first argument as a file.
+    """With --queries, move the first argument, which was parsed as QUERY, to the files.
 
     Raises:
-        InputError: there is no such file; it may be meant as a query.
+        InputError: there is no such file; the argument may be meant as a query.
     """
     if not os.path.lexists(args.query) and not names_many(args.query) and args.query != read.STDIN:
         remedy = "With --queries every argument is a file: leave QUERY out."
@@ -168,10 +168,10 @@ def _take_as_file(args: argparse.Namespace) -> None:
 
 
 def query_or_file(args: argparse.Namespace) -> None:
-    """Say so where stdin is searched for the name of a file, which may be meant as what to search.
+    """Print a notice if QUERY is the name of a file and no FILE is given: the user may want to search that file.
 
     Raises:
-        InputError: stdin is a terminal, which nobody means to search.
+        InputError: likewise, but stdin is a terminal, so nothing else could be searched.
     """
     if args.files or args.query is None or not os.path.exists(args.query):
         return
@@ -212,7 +212,7 @@ def _read_queries(
         sources: the file of queries; empty if the query is an argument.
 
     Raises:
-        InputError: there is no query, or the only one is blank.
+        InputError: there is no query, every query is blank, or a query cannot be read.
     """
     if not sources:
         remedy = "Write it before the files, or name a file of queries with --queries."
@@ -243,7 +243,7 @@ def check_query(query: str) -> None:
 
 
 class _Search:
-    """The state of one search: the vectors of the queries, and for each the nearest texts so far."""
+    """The state of one search: the vectors of the queries, and the texts nearest to each query so far."""
 
     def __init__(
         self,
@@ -260,7 +260,7 @@ class _Search:
         )
         self._blanks, self._position = Blanks(skip=True), 0
         self._of_queries, self._of_texts, self._of_pairs = Report(), Report(), Report()
-        # The most hits to keep for each query: with a reranker, more than are printed.
+        # The most hits to keep for each query. With a reranker, these are more than will be printed.
         self._most = args.top_k
         if args.rerank is not None:
             self._most = args.candidates or max(100, args.top_k)
@@ -306,8 +306,8 @@ class _Search:
     def _compare(self, records: Sequence[Record], matrix: "Tensor") -> None:
         """Add the nearest texts of a group to the hits of each query.
 
-        Of two texts with equal scores, the earlier one ranks first; so the sort is stable. Scores are rounded, because
-        the scores of equal texts in different batches may differ in the last digits.
+        Of two texts with equal scores, the earlier one must rank first, so the sort is stable. Scores are rounded,
+        because the scores of equal texts in different batches may differ in the last digits.
         """
         scores = self._embedder.similarity(self._vectors, matrix).double()  # [queries, texts]
         scores = scores.round(decimals=DECIMALS)
@@ -352,7 +352,7 @@ class _Search:
             del hits[self._args.top_k :]
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines to print: the hits, with --queries below the query that they belong to."""
+        """Yield the lines to print: the hits of each query. With --queries, the table has each query above its hits."""
         several = self._args.queries is not None
         for number, (query, hits) in enumerate(zip(self._queries, self._hits, strict=True)):
             if several and not self._args.json:

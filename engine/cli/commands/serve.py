@@ -38,7 +38,7 @@ _LIMITS = {
     "max_characters": "maximum characters of one text",
     "max_request_tokens": "maximum tokens of one request",
     "max_queued_tokens": "maximum tokens in the queue; beyond that, requests are refused with status 429",
-    "max_queue_seconds": "maximum seconds of work in the queue, at the present speed; beyond that, "
+    "max_queue_seconds": "maximum seconds that the queue would take at the present speed; beyond that, "
     "requests are refused with status 429",
     "max_requests": "maximum requests accepted but not yet answered; beyond that, requests are refused with status 429",
     "interactive_tokens": "requests of at most this many tokens go before larger ones",
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     options.choose_model(args)
     settings = _settings(args)
-    # Imports make many objects and no garbage: searching for it costs a tenth of the time until the server is ready.
+    # Imports make many objects and no garbage; searching these for garbage would take a tenth of the startup time.
     gc.disable()
     try:
         return _run(args, settings)
@@ -180,7 +180,7 @@ def _run(args: argparse.Namespace, settings: "Settings") -> int:
 
 
 def _open_model(args: argparse.Namespace) -> "Embedder":
-    """Open the model; from then on garbage is collected, but not looked for among what stays until the end."""
+    """Open the model, and turn garbage collection on again, but not for the objects that exist by now and will stay."""
     model = options.open_embedder(args)
     gc.freeze()
     gc.enable()

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _texts(args: argparse.Namespace, inputs: Sequence[read.Source]) -> list[str]:
-    """Return the texts of files; say which records have none.
+    """Return the texts of the files of --texts; print a notice about records that cannot be read.
 
     Raises:
         InputError: no text is left.

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 _PACKAGE = "semantic-text-splitter"
 # A long text is split one window at a time, so that the time grows linearly and Ctrl-C takes effect. The window has at
-# least _WINDOW characters, and _WINDOW_PER_TOKEN for each token of a chunk; English has 4 to 5.
+# least _WINDOW characters, and _WINDOW_PER_TOKEN for each token of a chunk; English text has 4 to 5 per token.
 _WINDOW = 16_384
 _WINDOW_PER_TOKEN = 16
 _BLANK_LINES = re.compile(r"(?:[^\S\n]*+\n)*+")
 _JSON_SPACE = re.compile(r"[ \t\r\n]*")
-# Only used to find where values end, so numbers need no conversion.
+# Only used to find where JSON values end, so numbers need no conversion.
 _DECODER = JSONDecoder(parse_int=str, parse_float=str)
 
 
@@ -64,7 +64,7 @@ class Splitter:
         self._size, self._overlap = size, overlap
 
     def settings(self) -> Mapping[str, str]:
-        """Return the settings that the chunks of a text depend on, besides the tokenizer, as text by name."""
+        """Return the settings, besides the tokenizer, that the chunks of a text depend on: strings by name."""
         return {
             "chunk": str(self._size),
             "overlap": str(self._overlap),
@@ -74,11 +74,11 @@ class Splitter:
     def split_records(
         self, records: Iterable[Record], text_field: str, on_bad: OnBad = stop
     ) -> Iterator[Record]:
-        """Yield a record for every chunk; its JSON has the chunk in place of the text. A blank text has no chunks.
+        """Yield a record for every chunk, with the chunk in place of the text in its JSON. A blank text has no chunks.
 
         Args:
             records: the records to split.
-            text_field: the field of their JSON that holds the text, as for `read.read`.
+            text_field: the field of a record's JSON that holds the text, as for `read.read`.
             on_bad: called for each record with a text that cannot be tokenised.
 
         Raises:
@@ -95,7 +95,7 @@ class Splitter:
             except InputError as error:
                 if (
                     error.index is not None
-                ):  # an error of the tokenizer, which knows no better place
+                ):  # an error of the tokenizer, which does not know the record's place
                     error.where, error.index = record.where, None
                 on_bad(error, record.path, record.line)
 
@@ -149,7 +149,7 @@ def around_text(fields: str, text_field: str) -> tuple[str, str]:
 
     Args:
         fields: the JSON object without its closing brace, as in `Record.fields`.
-        text_field: the field, which the object must have; as for `read.read`.
+        text_field: the field, as for `read.read`; the object must have it.
     """
     end = _members(fields + "}", 0)
     while text_field not in end:

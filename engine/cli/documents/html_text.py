@@ -18,7 +18,7 @@ _LINE_BREAK = re.compile(r"[ \t]*\n\s*")
 
 
 def html_text(page: str) -> str:
-    """Return the text of a page: the title and what it shows, with entities decoded and white space collapsed."""
+    """Return the title and the visible text of a page, with entities decoded and white space collapsed."""
     reader = _Reader()
     reader.feed(page)
     reader.close()
@@ -63,7 +63,7 @@ class _Reader(HTMLParser):
             self._add("\n" if tag in _BLOCKS else " ")
 
     def _add(self, text: str) -> None:
-        """Append text; outside <pre>, drop its leading space if white space precedes it."""
+        """Append text; outside <pre>, drop the text's first space if the text collected so far ends in white space."""
         if not self._preformatted and (not self.parts or self.parts[-1].endswith((" ", "\n"))):
             text = text.removeprefix(" ")
         if text:

@@ -20,7 +20,7 @@ from lastword.errors import InputError, count, list_some, require_extra
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
-# The extensions of files that are read from a folder, by input format; and with --files.
+# The extensions of the files that are read from a folder: by input format, and (`_WHOLE`) with --files.
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "txt": ("txt", "md"),
     "jsonl": ("jsonl", "ndjson"),
@@ -30,7 +30,7 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 _WHOLE = ("txt", "md", "html", "htm")
 _MAGIC = re.compile(r"[*?\[]")
 
-# What is left out besides files of other kinds: its name, and the plural of the name.
+# What is left out besides files of other kinds: a name for it, and the plural of this name.
 _OWN = "file that looks like lastword's own output (name it to read it)"
 _LEFT_OUT = {
     "hidden file": "hidden files",
@@ -102,7 +102,7 @@ class Finder:
         return [replace(source, found=source.path not in named) for source in every]
 
     def notices(self) -> Iterator[str]:
-        """Yield a line each about files that were left out, named more than once or empty, and unused patterns."""
+        """Yield one line each about files left out, files named more than once, empty files, and unused patterns."""
         if self._skipped:
             yield f"skipped {_in_words(self._skipped)}"
         if self._repeated:
@@ -129,7 +129,7 @@ class Finder:
         return [] if self._ignore.matches(given) else [given]
 
     def _once(self, paths: Sequence[str]) -> list[str]:
-        """Return the paths, but of those that lead to the same regular file only one, if possible not a link."""
+        """Return the paths; of several that lead to the same regular file, only one, if possible not a link."""
         kept: dict[tuple[str, int], str] = {}
         repeated = set[tuple[str, int]]()
         for number, path in enumerate(paths):
@@ -145,7 +145,7 @@ class Finder:
         return list(kept.values())
 
     def _nothing_in(self, folder: str) -> NoReturn:
-        """Raise InputError for a folder without a usable file, with what it has instead."""
+        """Raise InputError for a folder without a usable file; the message says what the folder has instead."""
         skipped, ignored = self._last, self._ignore.count
         remedy = None
         if ignored:
@@ -165,7 +165,7 @@ class Finder:
         )
 
     def _matching(self, pattern: str) -> list[str]:
-        """Return the files that a pattern matches. The extension of a pattern such as *.log is one more known kind."""
+        """Return the files that a pattern matches. With a pattern such as *.log, .log counts as a known kind too."""
         parts = pattern.split("/")
         first = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
         top, wanted = "/".join(parts[:first]), parts[first:]
@@ -219,7 +219,9 @@ class Finder:
         return usable
 
     def _walk(self, top: str, depth: int | None = None) -> Iterator[tuple[str, str]]:
-        """Yield the path, relative to `top`, and the kind of everything but folders: a folder's files come first.
+        """Yield the path, relative to `top`, and the kind of every entry except folders to search in.
+
+        A folder's own entries come before those of its subfolders.
 
         Args:
             top: the folder to search.
@@ -301,7 +303,7 @@ def _lower_ending(path: str) -> str:
 class _Ignore:
     """Decides what to leave out, by the rules of .gitignore, and notes which patterns have matched something.
 
-    Extensions match in upper and lower case alike, as they do where the kind of a file is told.
+    Extensions match in upper and lower case alike, because a file's kind does not depend on the case either.
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
@@ -310,7 +312,7 @@ class _Ignore:
         for each in patterns:
             plain = each.removeprefix("!")
             self._unused[each] = [_spec([plain]), _spec([_lower_ending(plain)])]
-        self.count = 0  # how many paths were left out; the caller resets it
+        self.count = 0  # how many paths were left out; the caller resets this count
         self.listed = list_some(repr(pattern) for pattern in patterns)
 
     def matches(self, path: str) -> bool:
@@ -330,7 +332,7 @@ class _Ignore:
 
 
 def _match(specs: "Iterable[GitIgnoreSpec | None]", path: str) -> bool:
-    """Return whether a path matches as it is, or with its extension in lower case as the second spec has it."""
+    """Return whether a path matches the first spec, or with its extension in lower case the second spec."""
     ways = zip(specs, (path, _lower_ending(path)), strict=True)
     return any(spec is not None and spec.match_file(way) for spec, way in ways)
 

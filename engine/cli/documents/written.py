@@ -29,7 +29,7 @@ def is_by_lastword(path: str) -> bool:
     """
     if any(is_open(path, descriptor) for descriptor in (1, 2)):
         return True
-    # The metadata is beside the link that was named as the output, or beside the file.
+    # If the output was a link, the metadata is beside the link or beside the file that it leads to.
     names = {path, os.path.realpath(path)}
     return any(is_error_list(each) or _is_output(each) for each in names)
 
@@ -85,7 +85,7 @@ def _is_output(path: str) -> bool:
 
 
 def metadata_of(path: str) -> dict[str, object]:
-    """Return the metadata of a file that `embed` wrote, from the file itself or from OUT.json beside it, or {}."""
+    """Return the metadata of a file that `embed` wrote, from the file itself or from OUT.json; {} for other files."""
     if path.endswith(".safetensors"):
         found = _metadata_in(path)
     else:
@@ -102,7 +102,7 @@ def _is_metadata(path: str) -> bool:
 
 
 def _whole_object(path: str) -> object:
-    """Return the value of a JSON file; None if the file is not valid JSON or is too large."""
+    """Return the value in a JSON file; None if the file is missing, not valid JSON, or too large."""
     with suppress(OSError, ValueError, RecursionError):
         if os.path.isfile(path):
             with open(path, "rb") as file:
@@ -115,7 +115,7 @@ def _has_metadata(found: object) -> bool:
 
 
 def _object_in(path: str, *, binary: bool = False) -> dict[str, object]:
-    """Return the JSON object in a file's first line or, with `binary`, in its safetensors header, or {}."""
+    """Return the JSON object in a file's first line or, with `binary`, in its safetensors header; {} if it has none."""
     with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
         found = json.loads(_header(file) if binary else _first_line(file))
         return found if isinstance(found, dict) else {}

@@ -24,9 +24,9 @@ def read(
 
     Args:
         inputs: the inputs.
-        text_field: the field or column that holds the text. In JSON lines, `a.b` means the field of that name or else
-            the field b of the object a.
-        delimiter: the character between the fields of a row; None finds it for each file by its header.
+        text_field: the field or column that holds the text. In JSON lines, `a.b` means the field named "a.b" or, if
+            there is none, the field b of the object a.
+        delimiter: the character between the fields of a row; if None, the header of each file decides.
         on_bad: called for each record, and for each file, that cannot be read.
         meter: counts the bytes read, if given.
 
@@ -143,7 +143,7 @@ def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
 
 
 def _value_of(fields: dict[str, object], text_field: str, where: str) -> object:
-    """Return the value of a field: `a.b` means the field of that name or else the field b of the object a."""
+    """Return the value of a field; `a.b` is the field of this name or, if there is none, field b of the object a."""
     level, wanted = fields, text_field
     while wanted not in level:
         head, dot, rest = wanted.partition(".")
@@ -160,7 +160,7 @@ def _value_of(fields: dict[str, object], text_field: str, where: str) -> object:
 
 
 def _inner_hint(fields: dict[str, object], text_field: str) -> str | None:
-    """Return the remedy if the record lacks the field, but an object in the record has it."""
+    """Return the remedy for a record that lacks the field, if an object in the record has the field; else None."""
     outer = (
         name for name, value in fields.items() if isinstance(value, dict) and text_field in value
     )

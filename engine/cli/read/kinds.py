@@ -1,4 +1,4 @@
-"""Recognise the kind of an input file: its format from its name, and from its first bytes why it is not UTF-8 text."""
+"""Recognise the format of an input file by its name, and the kind of a file that is not UTF-8 by its first bytes."""
 
 import os
 import shlex
@@ -33,7 +33,8 @@ _REFUSED = {
     **dict.fromkeys(("tar", "tgz", "7z"), "Unpack it first."),
     **dict.fromkeys(_UNPACK, _UNPACKED),
 }
-# For a file that is not UTF-8: its first bytes, its kind in words, and its extension or, for text, its encoding.
+# For a file that is not UTF-8: its first bytes, its kind in words, and its encoding if it is text, else an extension
+# with a suitable remedy in `_REFUSED`.
 _KINDS = (
     (b"\x1f\x8b", "a gzip file", "gz"),
     (b"PK\x03\x04", "a zip file", "zip"),
@@ -142,7 +143,7 @@ def _format_of(ending: str) -> str:
 
 
 def _instead(ending: str, source: Source) -> str:
-    """Return the remedy for a file with an extension, `ending`, that is not read.
+    """Return the remedy for a file whose extension, `ending`, is in `_REFUSED`.
 
     If the file is compressed, `source.format` is the format of its content.
     """
@@ -170,7 +171,7 @@ def _converted(encoding: str, source: Source) -> str:
 
 
 def kind_of(first: str) -> tuple[str, str] | None:
-    """Return the last two entries of `_KINDS` for a file that begins with `first`, or None if it may be UTF-8."""
+    """Return the kind, and the encoding or extension, of a file that begins with `first`; None if `_KINDS` has none."""
     beginning = first.encode(errors="surrogateescape")
     return next(
         ((kind, known) for start, kind, known in _KINDS if beginning.startswith(start)), None
@@ -201,7 +202,7 @@ def not_utf8(where: str, line: str, bad: int, first: str, source: Source) -> Inp
 
 
 def refuse_utf16(line: str, source: Source) -> None:
-    """Refuse UTF-16 without a byte order mark, which is valid UTF-8 if the text is ASCII: every other byte is zero."""
+    """Refuse UTF-16 without a byte order mark: ASCII text in it is valid UTF-8, but every other byte is zero."""
     for start, encoding in ((0, "UTF-16BE"), (1, "UTF-16LE")):
         if len(line) > 3 and set(line[start::2]) == {"\0"}:
             remedy = _sentence(_converted(encoding, source))

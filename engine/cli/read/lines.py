@@ -12,7 +12,7 @@ from lastword.errors import InputError, lone_surrogate
 
 _BYTE_ORDER_MARK = "\ufeff"
 # The most characters of a record. This limit stops the reading of an endless device, or of a large file with an
-# unclosed quote, before memory runs out; a JSON object of this length takes up to 1 GB.
+# unclosed quote, before memory runs out; a JSON object of this length takes up to 1 GB of memory.
 MAX_RECORD = 1 << 25
 
 # A line with its line end, and its error, if it has one.
@@ -20,7 +20,7 @@ Line = tuple[str, InputError | None]
 
 
 class Meter:
-    """Counts the bytes read from the inputs. `total` is their size, or None if an input is not a regular file."""
+    """Counts the bytes read from the inputs. `total` is the size of all inputs; None if one is not a regular file."""
 
     def __init__(self, inputs: Sequence[Source]) -> None:
         sizes = [_size(source) for source in inputs]
@@ -49,7 +49,7 @@ def _size(source: Source) -> int | None:
     """Return the size of a regular file, None for any other input."""
     try:
         status = os.stat(sys.stdin.fileno() if source.path == STDIN else source.path)
-    except (AttributeError, OSError, ValueError):  # reported where it is opened
+    except (AttributeError, OSError, ValueError):  # opening the input reports the error
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
@@ -57,9 +57,9 @@ def _size(source: Source) -> int | None:
 def open_source(source: Source) -> TextIO:
     """Open an input to read its lines.
 
-    A strict decoder works on blocks, so its errors cannot name the line of an invalid byte. Therefore the decoder is
-    `surrogateescape`, which turns each invalid byte, and nothing else, into a lone surrogate; `lines_of` looks for
-    these in each line.
+    A strict decoder works on blocks, so its errors cannot name the line of an invalid byte. Therefore the error handler
+    is `surrogateescape`, which turns each invalid byte, and nothing else, into a lone surrogate; `lines_of` looks for
+    lone surrogates in each line.
     """
     if source.path == STDIN and sys.stdin is None:
         raise InputError("stdin", "is closed", remedy="Name a file.")

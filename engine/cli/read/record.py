@@ -9,8 +9,8 @@ from lastword.errors import InputError, list_some
 
 # The names of the fields that tell where a text comes from.
 PLACE = ("path", "line", "chunk", "start", "end")
-# Handles a record that cannot be used: takes its error, the path of its file and its line (None for a whole file). It
-# raises the error, or returns, and then the record is left out.
+# A function that handles a record that cannot be used. Its arguments: the error, the path of the file, and the line
+# (None for a whole file). It either raises the error, or returns: then the record is left out.
 OnBad = Callable[[InputError, str, int | None], None]
 
 
@@ -36,9 +36,9 @@ class Record:
         path: the file, as a name for output (`Source.name`).
         line: the number of the line, from 1; None if a whole file is the text.
         names: the names of the record's fields.
-        fields: the record as a JSON object without its closing brace. For JSON lines, it is a copy of the input, so
+        fields: the record as a JSON object without its closing brace. For JSON lines, this is a copy of the input, so
             numbers keep all their digits.
-        chunk: the place of the text in a longer one; None if it is a whole text.
+        chunk: if `text` is a chunk of a longer text, its place there; else None.
     """
 
     text: str
@@ -50,7 +50,7 @@ class Record:
 
     @property
     def has_others(self) -> bool:
-        """Whether the record holds more than its text."""
+        """Whether the record has fields other than its text."""
         return list(json.loads(f"{self.fields}}}").values()) != [self.text]
 
     @property

@@ -10,7 +10,7 @@ from lastword.cli.read.lines import MAX_RECORD, Line, too_long
 from lastword.cli.read.record import OnBad, Record, missing_field, open_object
 from lastword.errors import InputError, list_some
 
-# What may separate columns, besides the character that the format has by itself.
+# Delimiters to try if the usual one of the format does not fit the header.
 _DELIMITERS = ",;\t|"
 
 
@@ -53,11 +53,11 @@ def table(
 
 
 def _delimiter_of(start: Sequence[Line], source: Source, text_field: str) -> str:
-    """Return what separates the columns: the format's own character, unless only another gives a header the field."""
+    """Return the delimiter: the first one with which the header has the column `text_field`, the usual one first."""
     usual = "\t" if source.format == "tsv" else ","
     line, problem = start[-1] if start else ("", None)
     if problem is not None:
-        return usual  # told where the rows are read
+        return usual  # reading the rows reports the problem
     for character in usual + _DELIMITERS:
         try:
             columns: list[str] = next(csv.reader([line], delimiter=character), [])
@@ -80,7 +80,7 @@ def _header(
         first: the first row: its line number, its fields, and its error or None.
         source: the file.
         text_field: the column that holds the text.
-        remedy: the advice for a header that does not have it; None for the usual one.
+        remedy: the advice if the header lacks this column; None for the usual advice.
 
     Raises:
         InputError: the row is no header, or has no column `text_field`; the file then has no usable row.
@@ -116,7 +116,7 @@ class _RowLines:
         self.begin("")
 
     def begin(self, where: str) -> None:
-        """Begin a row at `where`. Quoted line ends may spread it over several lines."""
+        """Begin a row at `where`. The row has several lines if it has line ends in quotes."""
         self._where, self._row, self._size = where, list[Line](), 0
         self.problem: InputError | None = None
 
