@@ -1,7 +1,7 @@
 """The tensors of a checkpoint: names, shapes and dtypes are checked first; the data is read only when needed.
 
-Each tensor is memory-mapped, copied to its place in the fused weight and unmapped before the next one is mapped. So
-loading takes no more memory than the loaded weights and one tensor, however large the files are.
+A layer's tensors are memory-mapped one at a time, and each is copied to its place in the fused weight and unmapped
+before the next one is mapped. So loading takes no more memory than the loaded weights and one tensor.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _SAMPLE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer's weights, with query/key/value and gate/up fused; a bias is None unless the config asks for it."""
+    """One layer's weights, with query/key/value and gate/up fused; the biases are None if the config has none."""
 
     input_norm: Tensor  # [C]
     qkv: Tensor  # [(H + 2·KH)·D, C]
@@ -53,15 +53,15 @@ class LayerWeights:
 
 
 class WeightsSource(Protocol):
-    """The weights that the engine loads: a `Checkpoint`, or any other object with these members."""
+    """What the engine loads weights from: a `Checkpoint`, or any other object with these members."""
 
     @property
     def num_parameters(self) -> int:
-        """Number of parameters."""
+        """Number of the model's parameters."""
 
     @property
     def num_bytes(self) -> int:
-        """Number of bytes in the files."""
+        """Number of bytes that the weights take in the files."""
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -82,12 +82,12 @@ class WeightsSource(Protocol):
 
 
 class Checkpoint:
-    """The weights of one model folder; the constructor checks everything before any tensor is read.
+    """The weights of one model folder; the constructor checks all headers and reads no tensor.
 
     Args:
         folder: the model's folder.
         config: the model's configuration, which determines the expected names and shapes.
-        stored: the folder's headers, if `read_tensors` has read them already.
+        stored: the result of `read_tensors` for the folder; None to call it here.
         reranker: whether the folder may also have a `score.weight`, the head of a classifier.
 
     Raises:
@@ -118,7 +118,7 @@ class Checkpoint:
         self.dtypes = tuple(sorted({info.dtype for info in infos}))
 
     def names(self) -> tuple[str, ...]:
-        """Return the tensors' names without `model.`, sorted."""
+        """Return the tensors' names without the prefix `model.`, sorted; heads are left out."""
         return tuple(sorted(self._tensors))
 
     def embedding(self) -> Tensor:
@@ -130,7 +130,7 @@ class Checkpoint:
         return map_tensor(self._tensors[NORM], NORM).clone()
 
     def head_rows(self, name: str, rows: Sequence[int], count: int) -> Tensor | None:
-        """Read some rows of a head, `lm_head.weight` or `score.weight`, without its other rows.
+        """Read only some rows of a head, which is the tensor `lm_head.weight` or `score.weight`.
 
         Args:
             name: the tensor's name.
@@ -153,7 +153,7 @@ class Checkpoint:
         """Read layer `index`, from 0 to L - 1, into newly allocated memory, converted to `dtype` during the copy.
 
         Raises:
-            InputError: there is no such layer.
+            InputError: the model has no layer `index`.
             WeightsError: a tensor cannot be read, or its file has changed.
         """
         if not 0 <= index < self.config.num_hidden_layers:
@@ -181,7 +181,7 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The hash of every tensor's name, dtype, shape and up to three 4 KiB samples of its data.
+        """The sha256 hash over all tensors' names, dtypes, shapes and up to three 4 KiB samples of each tensor's data.
 
         Returns:
             64 hex digits that depend neither on the sharding nor on the key prefix.
@@ -233,7 +233,7 @@ def _check_tensor(info: TensorInfo, name: str, shape: tuple[int, ...]) -> None:
 
 
 def _hash_samples(info: TensorInfo) -> bytes:
-    """Hash the first, middle and last 4 KiB of a tensor; a smaller tensor is hashed whole."""
+    """Hash the first, middle and last 4 KiB of a tensor; a tensor of at most 4 KiB is hashed whole."""
     digest = hashlib.sha256()
     middle = max(0, (info.num_bytes - _SAMPLE_BYTES) // 2)
     last = max(0, info.num_bytes - _SAMPLE_BYTES)

@@ -1,7 +1,7 @@
 """Read config.json through an allow-list.
 
-lastword must never silently ignore a setting that it does not implement. So every key is either used and checked, or
-known not to affect the forward pass, or refused by name. No code that a checkpoint names is ever imported.
+lastword must never silently ignore a setting that it does not implement. So every key of the file is either used and
+checked, or known not to affect the forward pass, or refused by name. No code that a checkpoint names is ever imported.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ _HARMLESS = frozenset(
     # Notes: who wrote the file, and dimensions to which users may truncate vectors.
     "transformers_version _name_or_path _commit_hash is_matryoshka matryoshka_dimensions".split()
 )
-# Settings of other models' code, each with the values under which it changes nothing.
+# Settings that matter to other models or to code that lastword does not run, each with the values that change nothing.
 _ONLY: dict[str, tuple[object, ...]] = {
     "add_cross_attention": (False, None),
     "auto_map": (None, {}),
@@ -62,7 +62,7 @@ _REMEDIES = {
     "quantization_config": "Quantised checkpoints are not supported. "
     "Name the checkpoint from which this one was quantised.",
 }
-# sentence-transformers opens models with AutoModel, which loads Qwen3Model for either name.
+# sentence-transformers opens models with AutoModel, which loads the class Qwen3Model for either of these names.
 _EMBEDDERS = ("Qwen3Model", "Qwen3ForCausalLM")
 CAUSAL, CLASSIFIER = "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"
 # Keys in which sentence-transformers before 5.4 states a reranker's activation; `reranker_spec.py` reads them.
@@ -72,7 +72,7 @@ _FULL_ATTENTION = "Name a model with full attention in every layer."
 
 # Limits restrict the inputs but never change a result, so models that differ only in limits give equal results.
 LIMITS = frozenset({"max_position_embeddings"})
-# Every other setting, sorted. Adding one does not require raising `NUMERIC_VERSION`.
+# Every setting that is not a limit, sorted. Adding a setting does not require raising `NUMERIC_VERSION`.
 _NUMERIC = (
     "attention_bias", "head_dim", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers",
     "num_key_value_heads", "rms_norm_eps", "rope.attention_factor", "rope.beta_fast", "rope.beta_slow", "rope.factor",
@@ -98,7 +98,7 @@ class ModelConfig:
     rope: RopeConfig
 
     def more_positions(self) -> str | None:
-        """Return advice on how to allow longer texts if YaRN covers more than `max_position_embeddings`, else None."""
+        """Return advice on allowing longer texts; None unless YaRN covers more than `max_position_embeddings`."""
         reach = int(self.rope.factor * self.rope.original_max_position_embeddings)
         if reach <= self.max_position_embeddings:
             return None
@@ -150,7 +150,7 @@ def parse_config(values: Mapping[str, Any], where: str, *, reranker: bool = Fals
     kv_heads = fields.integer("num_key_value_heads", high=2**16)
     if heads % kv_heads:
         fields.fail("num_key_value_heads", f"a divisor of num_attention_heads, which is {heads}")
-    # Without this key transformers would use 128. But every program writes it, so a file without it is damaged.
+    # transformers takes 128 if this key is missing. But every program writes the key, so a file without it is damaged.
     head_dim = fields.integer("head_dim", low=2, high=2**16)
     if head_dim % 2:
         fields.fail("head_dim", "an even number")
@@ -171,7 +171,7 @@ def parse_config(values: Mapping[str, Any], where: str, *, reranker: bool = Fals
 
 
 def _refuse_foreign(fields: Fields, *, reranker: bool) -> None:
-    """Refuse every setting under which the forward pass would differ from Qwen3's."""
+    """Refuse every setting that would make the forward pass differ from the one that lastword computes."""
     values = fields.values
     if values.get("model_type") != "qwen3":
         fields.fail("model_type", '"qwen3"', "Only Qwen3 models are supported. Name a Qwen3 model.")
@@ -193,7 +193,7 @@ def _refuse_foreign(fields: Fields, *, reranker: bool) -> None:
 
 
 def _refuse_architectures(fields: Fields, *, reranker: bool) -> None:
-    """Refuse other models' classes, because some of them, such as bidirectional ones, state Qwen3's model type."""
+    """Refuse the classes of other models: some models, such as bidirectional ones, also state Qwen3's model type."""
     named = fields.values.get("architectures")
     if reranker:
         if named not in ([CAUSAL], [CLASSIFIER]):

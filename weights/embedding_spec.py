@@ -1,10 +1,10 @@
 """Read a checkpoint's embedding settings: prompts, normalisation, width, maximum text length, similarity.
 
-These settings are in the files that sentence-transformers and transformers write beside config.json. Each file has an
-allow-list, so no setting that changes a vector is ignored. Without `modules.json`, defaults are used and the other
-files of sentence-transformers are not read; sentence-transformers does not read them then either, but its defaults may
-differ. generation_config.json and the configs of processors for images and sound are never read, because nothing in
-them changes the vector of a text.
+These settings are in the files that sentence-transformers and transformers write beside config.json. lastword has an
+allow-list for each file, so no setting that changes a vector is ignored. If there is no `modules.json`, defaults are
+used, and the other files of sentence-transformers are not read. sentence-transformers does not read these files then
+either, but it may use other defaults. generation_config.json and the configs of processors for images and sound are
+never read, because nothing in them changes the vector of a text.
 
 How to add another pooling: see `engine/model/qwen3.py`.
 """
@@ -43,7 +43,7 @@ _NOTICE = (
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSpec:
-    """The checkpoint's own settings for turning token states into embeddings."""
+    """A checkpoint's own settings for turning texts into embeddings; `truncate_dim` None means the whole vector."""
 
     prompts: Mapping[str, str]
     default_prompt_name: str | None
@@ -91,7 +91,7 @@ def read_settings(folder: Path, kind: str, known: AbstractSet[str]) -> Fields:
     Args:
         folder: the model's folder.
         kind: the `model_type` that the file must state, if it states one.
-        known: the keys that it may have besides those of every type.
+        known: the keys that a file of this type may have in addition to the keys that every type may have.
     """
     path = folder / "config_sentence_transformers.json"
     fields = Fields(read_optional_object(path) or {}, str(path))

@@ -1,7 +1,7 @@
 """Read untrusted JSON strictly: check the type and range of every value, and report errors in one line.
 
 The files of a checkpoint are untrusted. Duplicate keys, NaN, deep nesting and huge integers are refused here, so the
-modules that read particular files only name the keys that they need. This module does not import torch.
+modules that read particular files need not check for them. This module does not import torch.
 """
 
 import json
@@ -23,7 +23,7 @@ NOT_SUPPORTED = "Other values are not supported. Name another model."
 
 
 def show_value(value: object, limit: int = 60) -> str:
-    """Format a value for an error message: one line of JSON, cut at `limit` characters; the rest is not formatted."""
+    """Format a value for an error message: one line of JSON of at most `limit` characters, cut if it is longer."""
     text = ""
     for piece in _pieces(value, limit):
         text += piece
@@ -75,7 +75,7 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"it contains {text}")
 
 
-# The messages of `json`, and the same in plain words; a message that is not listed is shown unchanged.
+# Messages of Python's `json`, each with the same in plain words; a message that is not listed is shown unchanged.
 _PROBLEMS = {
     "Expecting ',' delimiter": "a comma or a closing bracket is missing",
     "Expecting ':' delimiter": "a colon is missing",
@@ -100,13 +100,13 @@ def parse_json(
     Args:
         data: UTF-8 bytes or decoded text.
         where: the source of the data, for error messages.
-        error: the type of error to raise.
+        error: the class of the error to raise.
 
     Returns:
         The parsed object or list.
 
     Raises:
-        error: the data is not UTF-8 or not JSON, contains a key twice or NaN, or is neither an object nor a list.
+        error: the data is not UTF-8 or not JSON, has the same key twice or a NaN, or is neither an object nor a list.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
@@ -169,7 +169,7 @@ def read_optional_object(
 
 
 class Fields:
-    """A JSON object and its source; each method reads and checks one value."""
+    """A JSON object, and its source for error messages. Each reading method takes a key and checks the key's value."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values = values
@@ -184,7 +184,7 @@ class Fields:
         raise ConfigError(where, "wrong value", got=got, expected=expected, remedy=remedy)
 
     def refuse_unknown(self, known: AbstractSet[str], remedy: str = UNKNOWN) -> None:
-        """Raise a ConfigError if there are keys other than `known`: a setting that is not read might matter."""
+        """Raise a ConfigError if the object has a key that is not `known`: a setting that is not read might matter."""
         unknown = self.values.keys() - known
         if unknown:
             raise ConfigError(self.where, f"unknown settings: {list_some(unknown)}", remedy=remedy)

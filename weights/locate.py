@@ -1,7 +1,7 @@
 """Find a model's folder from a path or hub id; if no model is named, find the built-in model's folder.
 
 huggingface-hub is imported only for a hub id. Only the files that lastword reads or the caller requests are fetched.
-They are checked afterwards, because an interrupted download can look complete.
+The fetched files are checked afterwards, because an interrupted download can look complete.
 """
 
 import errno
@@ -46,7 +46,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model's name as given by the caller, its folder, and its commit if it came from the hub."""
+    """A model's name as the caller gave it, the model's folder, and the hub's commit; None for a local folder."""
 
     name: str
     folder: Path
@@ -67,9 +67,9 @@ def locate(
     Args:
         model: a folder or a hub id such as `Qwen/Qwen3-Embedding-0.6B`; an existing folder takes
             precedence. None means the built-in model, whose name is `BUILTIN`.
-        revision: branch, tag or commit of the hub repository; refused for a folder and the built-in model.
-        cache_dir: the folder of the hub's cache; None means huggingface-hub's default. This and the following
-            arguments are ignored for a folder.
+        revision: branch, tag or commit of the hub repository; must be None for a folder and for the built-in model.
+        cache_dir: the folder of the hub's cache; None means huggingface-hub's default. `cache_dir` and the arguments
+            below have no effect for a folder or the built-in model.
         token: a hub token, or False for none; None uses the token of the current login.
         local_files_only: do not use the network (`HF_HUB_OFFLINE=1` does the same).
         also: additional files to fetch, as names or patterns.
@@ -128,7 +128,7 @@ def _is_folder(folder: Path, name: str) -> bool:
     """Return whether there is a folder with this name.
 
     Raises:
-        WeightsError: a file or a link that leads nowhere has this name, or it cannot be read.
+        WeightsError: the name belongs to a file or to a link that leads nowhere, or the folder cannot be read.
     """
     try:
         mode = os.stat(folder).st_mode
@@ -164,7 +164,7 @@ def _snapshot(
     token: str | bool | None,
     offline: bool,
 ) -> Path:
-    """Fetch a repository's files that match `patterns`; turn every failure into a one-line error."""
+    """Fetch a repository's files that match `patterns`, and return their folder; every failure is a WeightsError."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -218,7 +218,7 @@ def _hub_error(
 
 
 def _check_complete(folder: Path, remedy: str | None = None) -> None:
-    """Check that a folder has all the files that lastword needs, and no adapter, which would change the weights."""
+    """Check that a folder has all the files that lastword needs, and that it has no adapter (see `_refuse_adapter`)."""
     _refuse_adapter(folder)
     refuse_transformer_folder(folder)
     missing = [file for file in _NEEDED if not has_file(folder / file)]
@@ -282,7 +282,7 @@ def _list_files(name: str, revision: str | None, *, token: str | bool | None) ->
 
 
 def _missing_files(name: str, held: set[str]) -> WeightsError | None:
-    """Create the error for the files that a repository lacks; None if it has all of them.
+    """Create the error that names the files which a repository lacks; None if the repository has all of them.
 
     The error also names weights in other formats that the repository has.
     """

@@ -1,6 +1,6 @@
-"""Read modules.json and the configs of the modules' folders: the steps from token states to a vector.
+"""Read modules.json, which lists the steps from a text to its vector or score, and the configs of these modules.
 
-Only sentence-transformers' own Transformer, last-token Pooling, Normalize and, for rerankers, LogitScore are
+Of sentence-transformers' modules only Transformer, last-token Pooling, Normalize and, for rerankers, LogitScore are
 implemented. Modules are recognised by their full class paths, and no code that a checkpoint names is imported.
 `engine/model/qwen3.py` says how to add another pooling.
 """
@@ -20,7 +20,7 @@ from lastword.weights.json_fields import (
 )
 
 MODULES = "modules.json"
-# Every class path that sentence-transformers has written for a module, or by which version 6 still finds it.
+# Every class path that sentence-transformers has written for a module, or by which version 6 finds the module.
 CLASSES = {
     "Transformer": (
         "sentence_transformers.models.Transformer",  # written by versions up to 5.3
@@ -53,7 +53,7 @@ _NAMES = {path: name for name, paths in CLASSES.items() for path in paths}
 _CHAINS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 _RERANKERS = (["Transformer"], ["Transformer", "LogitScore"])
 _MODULE_KEYS = frozenset({"idx", "name", "path", "type", "kwargs"})
-# Up to version 5.3 each mode had a key of its own.
+# Up to version 5.3 of sentence-transformers, each pooling mode had a key of its own.
 _OLD_MODES = tuple(
     f"pooling_mode_{mode}"
     for mode in (
@@ -65,7 +65,7 @@ _POOLING_KEYS = frozenset({"pooling_mode", "include_prompt", *_OLD_MODES, *_SIZE
 
 
 def read_modules(folder: Path, config: ModelConfig) -> bool:
-    """Check the list of modules and their configs; return whether the vectors are normalised.
+    """Check an embedding model's modules and their configs; return whether the last module normalises the vectors.
 
     Raises:
         WeightsError: a file is missing or cannot be read.
@@ -88,7 +88,7 @@ def read_modules(folder: Path, config: ModelConfig) -> bool:
 
 
 def read_reranker_modules(folder: Path) -> Path | None:
-    """Check a reranker's list of modules; return the folder of its LogitScore, or None if it has none.
+    """Check a reranker's list of modules; return the folder of the LogitScore module, or None if there is none.
 
     Raises:
         WeightsError: the file cannot be read.
@@ -107,9 +107,10 @@ def read_reranker_modules(folder: Path) -> Path | None:
 
 
 def _read_chain(path: Path) -> tuple[list[str], list[Path]]:
-    """Return the modules' classes, as short names where known, and their folders.
+    """Return the modules' classes (a short name if the class is known), and the modules' folders.
 
-    There are no folders if a class is unknown or the first module is not a Transformer; the caller refuses these.
+    If a class is unknown or the first module is not a Transformer, the list of folders is empty; the caller refuses
+    such a list of modules.
     """
     modules = _read_list(path)
     names, places = [], []
@@ -213,7 +214,7 @@ def _read_pooling(path: Path, config: ModelConfig) -> None:
 
 
 def _read_normalize(path: Path) -> None:
-    """Check that the module normalises the embedding itself; before version 6 the module had no config."""
+    """Check that a Normalize module acts on the embedding; before version 6 such modules had no config."""
     fields = Fields(read_optional_object(path) or {}, str(path))
     fields.refuse_unknown({"module_input_name", "module_output_name"})
     fields.only("module_input_name", "sentence_embedding")

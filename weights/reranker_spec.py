@@ -1,11 +1,12 @@
 """Read a reranker's settings: the row of weights that makes its score, its template, instructions and limits.
 
-The score is the dot product of that row with the final hidden state of the last token. There are three kinds of
-checkpoints:
+The score is the dot product of that row with the final hidden state of the last token. Three kinds of checkpoints are
+supported:
 
-* A causal model. The row is the row of the token "yes" minus the row of "no", both from `lm_head`, or from the token
-  embeddings if they are tied to it.
-* A causal model with sentence-transformers' LogitScore, which names the two tokens, or the first alone.
+* A causal model. The score's row is the row of the token "yes" minus the row of the token "no". Both rows come from
+  `lm_head`, or from the token embeddings if config.json ties `lm_head` to them.
+* A causal model with sentence-transformers' LogitScore, which names the two tokens in place of "yes" and "no". If
+  LogitScore names only the first token, nothing is subtracted.
 * A sequence classification model with one label. The row is `score.weight`.
 
 Any other kind is refused with an error that names it. Code in a checkpoint is never run.
@@ -57,12 +58,13 @@ class RerankerSpec:
     Args:
         classifier: whether the score comes from `score.weight` rather than from the logits of tokens.
         tied: whether `lm_head` and the token embeddings are the same tensor.
-        tokens: the tokens that LogitScore names; None without LogitScore, for "yes" and "no".
+        tokens: the tokens that LogitScore names. None if the checkpoint has no LogitScore: a causal model then uses
+            "yes" and "no".
         chat_template: the text of the checkpoint's chat template, not yet parsed; None if there is none.
         prompts: instructions by name.
         default_prompt_name: name of the instruction for calls that give none, or None.
         max_length: maximum tokens per pair.
-        sigmoid: whether a score is by default the sigmoid of the log-odds, a probability, rather than the log-odds.
+        sigmoid: whether by default a score is a probability, the sigmoid of the log-odds, or the log-odds themselves.
         tokenizer: the settings of the tokenizer.
     """
 
@@ -123,7 +125,7 @@ def read_reranker_spec(folder: Path, config: ModelConfig) -> RerankerSpec:
 
 
 def read_score_row(checkpoint: Checkpoint, spec: RerankerSpec, tokens: ScoreTokens) -> Tensor:
-    """Return the score row, [C], fp32: its dot product with the last token's final hidden state is the score.
+    """Return the row of weights, [C] fp32, whose dot product with the last token's final hidden state is the score.
 
     Args:
         checkpoint: the weights, opened with `reranker=True`.
@@ -131,7 +133,8 @@ def read_score_row(checkpoint: Checkpoint, spec: RerankerSpec, tokens: ScoreToke
         tokens: the tokens whose logits make the score; not used for a classifier.
 
     Raises:
-        WeightsError: the tensor is missing, has another shape or dtype, or contradicts `tie_word_embeddings`.
+        WeightsError: the head that has the row is missing, has the wrong shape or dtype, or differs from the token
+            embeddings although `tie_word_embeddings` is true.
 
     Numerics:
         The stored rows are converted to fp32, then subtracted.
@@ -181,7 +184,10 @@ def _read_logit_score(path: Path, config: ModelConfig) -> ScoreTokens:
 
 
 def _config_uses_sigmoid(own: Fields) -> bool:
-    """Return whether config.json asks for the sigmoid, the default; sentence-transformers before 5.4 wrote it there."""
+    """Return whether config.json asks for the sigmoid, which is the default.
+
+    sentence-transformers before 5.4 stated the activation there.
+    """
     old, new = sorted(ACTIVATION_KEYS)
     found = Fields(own.object(new) or {}, f"{own.where}: {new}")
     found.refuse_unknown({"activation_fn", "version"})
@@ -189,7 +195,7 @@ def _config_uses_sigmoid(own: Fields) -> bool:
 
 
 def _uses_sigmoid(fields: Fields, key: str, *, default: bool) -> bool:
-    """Return whether `key` names the sigmoid, not the identity, as activation; `default` if the key is absent."""
+    """Return True if `key` names the sigmoid, False if it names the identity, and `default` if it is absent."""
     name = fields.text(key)
     if name is None:
         return default
@@ -200,7 +206,7 @@ def _uses_sigmoid(fields: Fields, key: str, *, default: bool) -> bool:
 
 
 def _refuse_left_truncation(folder: Path, tokenizer: TokenizerSettings) -> None:
-    """Refuse truncation on the left, which would cut off the instruction and the query."""
+    """Refuse truncation on the left, which would cut off the instruction and the query of a long pair."""
     if tokenizer.truncation_side == "left":
         raise ConfigError(
             f"{folder / 'tokenizer_config.json'}: truncation_side",

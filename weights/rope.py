@@ -32,13 +32,13 @@ PARTIAL_ROTATION = "Partially rotated heads are not supported. Name another mode
 class RopeConfig:
     """Rotary settings with every default resolved; `attention_factor` multiplies cos and sin.
 
-    All fields except `theta` and `kind` belong to yarn; with the default kind they are unused constants.
+    All fields except `theta` and `kind` belong to yarn. If `kind` is "default", they hold constants that nothing uses.
     """
 
     theta: float
     kind: str  # "default" or "yarn"
     factor: float
-    original_max_position_embeddings: int  # 0 with the default kind
+    original_max_position_embeddings: int  # 0 if `kind` is "default"
     attention_factor: float
     beta_fast: float
     beta_slow: float
@@ -46,7 +46,7 @@ class RopeConfig:
 
 
 def _merge_formats(config: Fields) -> dict[str, Any]:
-    """Merge both formats into one object without nulls; a theta in the object overrides the top-level one."""
+    """Merge both formats into one object without nulls; a theta inside the object overrides the one beside it."""
     old, new = config.object("rope_scaling"), config.object("rope_parameters")
     if old and new and old != new:
         what = "rope_scaling and rope_parameters disagree"
@@ -125,7 +125,7 @@ def _mscale(factor: float, mscale: float = 1.0) -> float:
 
 
 def _attention_factor(rope: Fields, factor: float) -> float:
-    """Return the factor of cos and sin: the stated one, else from the two mscales, else 0.1·ln(factor) + 1."""
+    """Return the factor of cos and sin: the stated one, else computed from the two mscales, else 0.1·ln(factor) + 1."""
     if "attention_factor" in rope.values:
         return rope.number("attention_factor")
     mscale = rope.number("mscale", 0.0, above=-1e-9)

@@ -1,4 +1,4 @@
-"""The exact names and shapes of a Qwen3 checkpoint: 11·L + 2 tensors, and four biases per layer if configured."""
+"""The names and shapes of a Qwen3 checkpoint's tensors: 11·L + 2 weights, and four biases per layer if configured."""
 
 import math
 import re
@@ -17,8 +17,8 @@ PREFIX = "model."
 
 _UNWRAP = "Save the model itself, not the wrapper."
 _MERGE = "Merge the adapter into the model (merge_and_unload) and save that."
-# The part of a tensor's name that a wrapper adds, the wrapper, and the remedy. Such names are refused: transformers
-# does not recognise them and would fill the model with random weights, so the file was saved by mistake.
+# The part that a wrapper adds to a tensor's name: the wrapper, and the remedy. Such names are refused, because they
+# show that the wrapper was saved by mistake. transformers does not recognise them and would load random weights.
 _WRAPPERS = {
     "_orig_mod": ("torch.compile", _UNWRAP),
     "module": ("DataParallel or DistributedDataParallel", _UNWRAP),
@@ -39,7 +39,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def layer_shapes(config: ModelConfig) -> Shapes:
-    """Return the shapes of one layer's tensors; their names omit `layers.<index>.`."""
+    """Return the shapes of one layer's tensors, by name without `layers.<index>.`."""
     hidden, width, dim = config.hidden_size, config.intermediate_size, config.head_dim
     rows = {
         "q_proj": config.num_attention_heads * dim,
@@ -64,7 +64,7 @@ def layer_shapes(config: ModelConfig) -> Shapes:
 
 
 def expected_shapes(config: ModelConfig) -> Shapes:
-    """Return the shapes of all tensors of the model; their names omit `model.`."""
+    """Return the shapes of all tensors that the model must have, by name without `model.`."""
     shapes: Shapes = {EMBEDDING: (config.vocab_size, config.hidden_size)}
     one = layer_shapes(config)
     for index in range(config.num_hidden_layers):
@@ -76,13 +76,13 @@ def expected_shapes(config: ModelConfig) -> Shapes:
 def loaded_bytes(
     config: ModelConfig, itemsize: int, *, table: bool, quantized: Collection[int] = ()
 ) -> int:
-    """Return the bytes of the weights in memory.
+    """Return how many bytes the loaded weights take in memory.
 
     Args:
         config: the model's configuration.
         itemsize: bytes per number that is not quantised.
         table: whether the token embeddings are in memory too.
-        quantized: the layers whose matrices take one byte per number and have an fp32 scale per row.
+        quantized: indices of the layers whose matrices take one byte per number, and have an fp32 scale per row.
     """
     shapes = layer_shapes(config).values()
     plain = itemsize * sum(map(math.prod, shapes))
@@ -94,10 +94,10 @@ def loaded_bytes(
 
 
 def find_prefix(folder: Path, names: Collection[str]) -> str:
-    """Return the prefix of most tensor names: `model.` or the empty string.
+    """Return the prefix that most tensor names have: `model.` or the empty string.
 
     Raises:
-        WeightsError: a wrapper was saved instead of the model, or most names have a different prefix.
+        WeightsError: a wrapper was saved instead of the model, or most names have neither of these prefixes.
     """
 
     def wrong_names(text: str, number: int, how: str, remedy: str) -> WeightsError:

@@ -54,7 +54,7 @@ _READ = frozenset(
     "added_tokens_decoder additional_special_tokens extra_special_tokens max_len model_max_length "
     "model_specific_special_tokens truncation_side".split()
 )
-# Settings accepted only with these values: transformers acts on any other.
+# Settings accepted only with the values listed here: with any other value, transformers would behave differently.
 _ONLY: dict[str, tuple[object, ...]] = {
     "add_prefix_space": (False, None),
     "auto_map": (None, {}),
@@ -76,12 +76,12 @@ _PROPERTIES = ("single_word", "lstrip", "rstrip", "normalized")
 
 @dataclass(frozen=True, slots=True)
 class DeclaredToken:
-    """A token that one of these files names; tokenizer.json must have it too."""
+    """A token that a file beside tokenizer.json names; tokenizer.json must have it too."""
 
-    where: str
+    where: str  # the file and key that name the token, for error messages
     content: str
-    number: int | None  # its id, if stated
-    properties: Mapping[str, object]  # those of `_PROPERTIES` that are stated
+    number: int | None  # the token's id, if the file states it
+    properties: Mapping[str, object]  # those of `_PROPERTIES` that the file states
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +89,12 @@ class TokenizerSettings:
     """The settings of the files beside tokenizer.json.
 
     Args:
-        limit: maximum tokens per text according to the keyword arguments; it overrides every other limit.
-        model_max_length: maximum tokens per text according to tokenizer_config.json.
+        limit: maximum tokens per text according to the keyword arguments, or None; it overrides every other limit.
+        model_max_length: maximum tokens per text according to tokenizer_config.json, or None.
         truncation_side: the end at which a text that is too long is cut; None means as tokenizer.json says.
         tokens: every token that one of the files names.
         complete: the file and key, for error messages, of a list of all added tokens; None if there is no such list.
-        rebuilt: the file and key, for error messages, of the setting that makes transformers build Qwen's normaliser
+        rebuilt: the file and key, for error messages, of the setting that makes transformers use Qwen's normaliser
             and word pattern, whatever tokenizer.json says; None if there is no such setting.
     """
 
@@ -180,7 +180,7 @@ def _names_token(key: str) -> bool:
 
 
 def _length(fields: Fields) -> int | None:
-    """Return the maximum tokens per text; for no limit transformers writes about 1e30, which becomes `MAX_INT`."""
+    """Return the maximum tokens per text, or None; transformers writes "no limit" as about 1e30, here `MAX_INT`."""
     key = "model_max_length" if "model_max_length" in fields.values else "max_len"
     if fields.values.get(key) is None:
         return None
@@ -194,7 +194,7 @@ def _side(fields: Fields) -> Literal["right", "left"] | None:
 
 
 def _special_tokens(fields: Fields) -> list[DeclaredToken]:
-    """Return the tokens of every key such as `eos_token`, and of the lists of special tokens."""
+    """Return the tokens that keys such as `eos_token` and the lists of special tokens name."""
     found = [
         (f"{fields.where}: {key}", value)
         for key, value in fields.values.items()
@@ -216,7 +216,7 @@ def _decoder_tokens(fields: Fields) -> list[DeclaredToken]:
 
 
 def _map_tokens(folder: Path) -> list[DeclaredToken]:
-    """Read special_tokens_map.json; transformers uses all its keys, so keys that do not name tokens are refused."""
+    """Read special_tokens_map.json; keys that do not name tokens are refused, because transformers uses every key."""
     path = folder / "special_tokens_map.json"
     fields = Fields(read_optional_object(path) or {}, str(path))
     fields.refuse_unknown({key for key in fields.values if _names_token(key)} | set(_LISTS))
@@ -231,7 +231,7 @@ def _added_tokens(folder: Path) -> list[DeclaredToken]:
 
 
 def _number(where: str, value: object) -> int:
-    """Return the id of a token; a string of digits is accepted too, because JSON keys are strings."""
+    """Check a token's id and return it; a string of digits is accepted too, because JSON keys are strings."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 11:
         return int(value)
     if type(value) is not int:
@@ -251,7 +251,7 @@ def _token(where: str, value: object, number: int | None = None) -> DeclaredToke
 
 
 def check_tokens(settings: TokenizerSettings, added: Mapping[int, "AddedToken"]) -> None:
-    """Check that tokenizer.json has every declared token, with the same id and properties.
+    """Check that tokenizer.json has every token that the other files declare, with the same id and properties.
 
     Args:
         settings: from `read_tokenizer_settings`.

@@ -1,8 +1,8 @@
 """Read sentence_bert_config.json: how sentence-transformers opens the model and its tokenizer, and where it cuts texts.
 
-There have been three generations of its keys: `max_seq_length` and `do_lower_case`; then also `model_args`,
-`tokenizer_args` and `config_args`; and since version 5.4 `model_kwargs`, `processor_kwargs`, `config_kwargs` and the
-settings of modalities such as images.
+Its keys grew in three steps: first `max_seq_length` and `do_lower_case`; then also `model_args`, `tokenizer_args` and
+`config_args`; and since version 5.4 of sentence-transformers `model_kwargs`, `processor_kwargs`, `config_kwargs` and
+the settings of modalities such as images.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _MODALITIES = (
     {"text": _LOGITS, "message": _LOGITS},
     {"text": _LOGITS, "message": {**_LOGITS, "format": "flat"}},
 )
-# Settings that could change how texts are processed, each with the values that change nothing.
+# Settings that could change how texts are processed, each with the values with which it changes nothing.
 _ONLY: dict[str, tuple[object, ...]] = {
     "do_lower_case": (False, None),
     "document_length": (None,),
@@ -31,17 +31,17 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "query_length": (None,),
     "tokenizer_name_or_path": (None,),
 }
-# The keys of the keyword arguments: new name, old name.
+# The keys that hold keyword arguments: the new name and the old name of each.
 _KEYWORDS = {
     "model_kwargs": "model_args",
     "processor_kwargs": "tokenizer_args",
     "config_kwargs": "config_args",
 }
-# These choose the library that computes, and whether it pads; they change vectors only by rounding.
+# These settings choose the library that computes, and whether it pads texts. They change vectors only by rounding.
 _HARMLESS = frozenset({"backend", "unpad_inputs"})
 _READ = frozenset({"max_seq_length", "modality_config"})
 _TASK = frozenset({"module_output_name", "processing_kwargs", "transformer_task"})
-# A template for pairs ignores this.
+# Rerankers only: the chat template for pairs does not use this setting.
 _PROCESSING = tuple({"chat_template": {"add_generation_prompt": each}} for each in (True, False))
 _KNOWN = _HARMLESS | _READ | _TASK | _ONLY.keys() | {*_KEYWORDS, *_KEYWORDS.values()}
 # Arguments that place the weights, select one of several equal computations, or set the dtype (lastword has its own).
@@ -54,7 +54,7 @@ _CONFIG = _COMPUTE | {"use_cache"}
 
 @dataclass(frozen=True, slots=True)
 class TransformerTask:
-    """A task of the Transformer module: its name, its output's name, and the allowed values of `modality_config`."""
+    """A task of the Transformer module: its name, the name of its output, and the allowed `modality_config` values."""
 
     name: str
     output: str
@@ -75,7 +75,7 @@ class TransformerSettings:
 
 
 def read_transformer_settings(folder: Path, task: TransformerTask = STATES) -> TransformerSettings:
-    """Read the settings of the Transformer module; if there is no file, none is set.
+    """Read the settings of the Transformer module; if there is no such file, nothing is set.
 
     Raises:
         WeightsError: the file cannot be read.
@@ -107,6 +107,6 @@ def read_transformer_settings(folder: Path, task: TransformerTask = STATES) -> T
 
 
 def _keywords(fields: Fields, key: str) -> Fields:
-    """Return the keyword arguments under their new or old name; the old name wins if both are present."""
+    """Return the keyword arguments under `key` or its old name; if the file has both, those under the old name."""
     key = _KEYWORDS[key] if _KEYWORDS[key] in fields.values else key
     return Fields(fields.object(key) or {}, f"{fields.where}: {key}")

@@ -1,9 +1,9 @@
 """Write files and folders atomically: under a temporary name in the same folder, synced, then renamed.
 
-If anything stops the writing (an error, a full disk, Ctrl-C), the unfinished file is removed and an existing file stays
-unchanged. A killed run cannot remove its unfinished file, so the next run that writes the same output removes it. That
-run finds the file by its temporary name, which is derived from the output's name, and keeps it if another run has
-locked it. This module does not depend on any file format.
+If an error, a full disk or Ctrl-C stops the writing, the unfinished file is removed and an existing file stays
+unchanged. A killed run cannot remove its unfinished file, so the next run that writes the same output does. That run
+recognises unfinished files by their names, which begin with a hash of the output's name, and leaves those that a run
+in progress has locked. This module does not depend on any file format.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ def remove_unfinished() -> None:
 
 @contextmanager
 def name_write_errors(path: StrPath) -> Iterator[None]:
-    """Turn an OSError in the `with` block into an InputError that names `path`."""
+    """Turn an OSError in the `with` block into an InputError which says that `path` cannot be written."""
     try:
         yield
     except OSError as problem:
@@ -51,10 +51,10 @@ def name_write_errors(path: StrPath) -> Iterator[None]:
 
 
 def check_folder(path: StrPath) -> None:
-    """Check that the folder of an output exists; if the output is a link, also check the folder of its target.
+    """Check that the folder of an output exists; if the output is a link, also check the folder of the link's target.
 
     Raises:
-        InputError: one of them does not exist or is not a folder; the error names it.
+        InputError: one of these folders does not exist or is not a folder; the error names it.
     """
     folders = os.path.dirname(path) or ".", os.path.dirname(os.path.realpath(path))
     for folder in folders:
@@ -72,12 +72,12 @@ def check_folder(path: StrPath) -> None:
 def replace_file(path: StrPath) -> Iterator[BinaryIO]:
     """Yield a stream for the new content of `path`; when the block ends without an error, replace the file.
 
-    If `path` is a link, the file that it points to is replaced. The new file gets the old file's mode. Errors raised in
-    the block are passed on.
+    If `path` is a link, the file that the link points to is replaced. The new file gets the old file's mode. Errors
+    raised in the block are passed on.
 
     Raises:
-        InputError: the folder is missing or not writable, the file cannot be synced, or `path` is a folder or
-            a device, which renaming would destroy.
+        InputError: the folder is missing or not writable, the file cannot be synced or renamed, or `path` is a folder,
+            or a device or pipe, which a file must not replace.
     """
     check_folder(path)
     target = os.path.realpath(path)
@@ -107,7 +107,7 @@ def replace_file(path: StrPath) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder to fill; when the block ends without an error, rename it to `path`, which must not exist.
+    """Yield a new folder to fill; when the block ends without an error, rename it to `path`, which must be free.
 
     Raises:
         OSError: the folder cannot be created, synced or renamed.
@@ -127,7 +127,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def lock(descriptor: int) -> None:
-    """Lock an open file or folder for this process until it is closed; do nothing if Python cannot lock files here.
+    """Lock an open file or folder for this process until the descriptor is closed; without `fcntl` do nothing.
 
     Raises:
         BlockingIOError: another process holds the lock.
@@ -154,13 +154,13 @@ def sync(path: Path) -> None:
 
 
 def _prefix(target: str) -> str:
-    """Return the prefix of a target's temporary names; its length is the same for every target."""
+    """Return the prefix of all temporary names of a target; the prefix has the same length for every target."""
     name = os.fsencode(os.path.basename(target))
     return f".lastword-{hashlib.sha256(name).hexdigest()[:16]}-"
 
 
 def _temporary_path(target: str) -> str:
-    """Return a new hidden name in the target's folder."""
+    """Return a new temporary name for a target: a hidden name in the target's folder."""
     folder = os.path.dirname(target)
     return os.path.join(folder, f"{_prefix(target)}{secrets.token_hex(8)}.part")
 
@@ -227,7 +227,7 @@ def _is_ours(descriptor: int, part: str) -> bool:
 
 
 def _remove_leftovers(target: str) -> None:
-    """Remove the temporary files and folders that killed runs left for this target, if they can be locked."""
+    """Remove the temporary files and folders of this target that no run has locked: killed runs left them."""
     if fcntl is None:
         return
     prefix = _prefix(target)
@@ -245,7 +245,7 @@ def _remove_unlocked(part: str) -> None:
         OSError: a run is writing it, the file system has no locks, or it cannot be removed.
     """
     mode = os.lstat(part).st_mode
-    # Some network file systems lock only files that are open for writing; a folder cannot be.
+    # Some network file systems lock only files that are open for writing. A folder cannot be opened for writing.
     kind = os.O_RDONLY if stat.S_ISDIR(mode) else os.O_RDWR
     descriptor = os.open(part, kind | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:

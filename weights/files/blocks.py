@@ -1,4 +1,4 @@
-"""Process a tensor's elements in blocks, in several threads, and return the results in order."""
+"""Process a tensor's elements in blocks, in several threads, and yield the results in the order of the blocks."""
 
 import os
 from collections import deque
@@ -22,13 +22,13 @@ def blocks(size: int) -> Iterator[slice]:
 
 
 class BlockThreads:
-    """Runs tasks in several threads, each of which uses one core, and returns results in the order of the tasks."""
+    """Runs tasks in several threads, one core each, and yields the results in the order of the tasks."""
 
     def __init__(self, pool: ThreadPoolExecutor, count: int) -> None:
         self._pool, self._ahead = pool, _AHEAD * count
 
     def map(self, work: Callable[[slice], T], tasks: Iterable[slice]) -> Iterator[T]:
-        """Run tasks and yield their results in order, working only a few tasks ahead of the caller."""
+        """Call `work` with each task and yield the results in order; only a few tasks run ahead of the caller."""
         waiting: deque[Future[T]] = deque()
         try:
             for task in tasks:
@@ -45,7 +45,7 @@ class BlockThreads:
 
 @contextmanager
 def block_threads() -> Iterator[BlockThreads]:
-    """Start as many threads as torch uses, at most one per core; in the `with` block torch uses one core in each."""
+    """Start as many threads as torch uses, at most one per core; in the `with` block torch uses one core per thread."""
     before = torch.get_num_threads()
     count = max(1, min(before, os.cpu_count() or 1))
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""Companion files: the files of a model other than its weights, which a merged or converted model copies.
+"""Companion files: the files of a model, other than its weights, that are copied to a merged or converted model.
 
-Only files with known names are copied: the tokenizer, the configuration and the files that sentence-transformers reads,
-but never code or other weights. The new model may be published, so a link to a file elsewhere on the machine is
-refused.
+Only files with known names are copied: the tokenizer, the configuration, licences and the files that
+sentence-transformers reads, but never code or other weights. A link to a file elsewhere on the machine is refused,
+because the new model may be published.
 """
 
 import json
@@ -49,14 +49,14 @@ _MAX_BYTES = 16 * 1024 * 1024
 _PLAIN = re.compile(r"[\w-]{1,40}", re.ASCII)
 _NONE = object()  # marks a missing value
 _BLOB = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-_DEPTH = 3  # number of levels at which keys are compared one by one; prompts.query has two
+_DEPTH = 3  # number of levels at which keys are compared one by one; `prompts.query` is on the second level
 
 
 def companions(folder: Path) -> list[Path]:
-    """List the files to copy, relative to their folder, without `config.json` and the model card.
+    """List a model's companion files that exist, as paths inside `folder`, without `config.json` and the model card.
 
     Raises:
-        WeightsError: a known name belongs to something other than a readable file, such as a broken link.
+        WeightsError: one of the known names belongs to something other than a file, such as a broken link.
         ConfigError: `modules.json` is not a list of modules.
     """
     settings = sorted(path.relative_to(folder) for path in folder.glob(_TRANSFORMER))
@@ -68,7 +68,7 @@ def check_companions(folder: Path) -> None:
     """Read every file that a new model copies, so that any error comes before the weights are written.
 
     Raises:
-        WeightsError: one of them cannot be read, or is not stored with the model.
+        WeightsError: one of the files cannot be read, or is a link to a file outside the model's folder.
         ConfigError: `modules.json` is not a list of modules.
     """
     for path in (*companions(folder), Path(CONFIG)):
@@ -115,7 +115,7 @@ def read_companion(folder: Path, path: Path) -> bytes:
 
 
 def _refuse_outside(folder: Path, place: Path) -> None:
-    """Refuse a file that is stored outside the model's folder, because it or its folder is a link."""
+    """Refuse a file that a link, in its own name or its folder's, leads outside the model's folder."""
     real = Path(os.path.realpath(folder))
     try:
         target = Path(os.path.realpath(place, strict=True))
@@ -135,7 +135,7 @@ def _refuse_outside(folder: Path, place: Path) -> None:
 
 
 def _is_blob(target: Path, snapshot: Path) -> bool:
-    """Return whether `target` is a blob in the hub's cache, of the repository to which `snapshot` belongs."""
+    """Return whether `target` is a blob of the same repository in the hub's cache as the folder `snapshot`."""
     repository = snapshot.parent.parent
     return (
         snapshot.parent.name == "snapshots"
@@ -176,7 +176,7 @@ def differing_companions(folder: Path, other: Path) -> Iterator[tuple[str, str]]
 
 
 def _differences(used: Any, found: Any, key: str = "", depth: int = _DEPTH) -> Iterator[str]:
-    """Yield a description of each key whose values differ in two JSON values."""
+    """Yield a description of each key, down to `depth` levels, whose values differ between two JSON values."""
     if depth and isinstance(used, dict) and isinstance(found, dict):
         for name in {**used, **found}:
             shown = name if _PLAIN.fullmatch(name) else show_value(name, 40)
@@ -198,7 +198,7 @@ def _differ(used: object, found: object) -> bool:
 
 
 def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -> None:
-    """Copy a model's companion files and then `config.json`, which states the new dtype if all tensors have the same.
+    """Copy a model's companion files, and then `config.json`; if the new tensors have one dtype, it states that dtype.
 
     Args:
         source: the folder of the existing model.
@@ -218,10 +218,10 @@ def copy_companions(source: Path, target: Path, dtypes: Iterable[torch.dtype]) -
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:
-    """Read the tokens of a model's tokenizer and their ids, including added tokens.
+    """Read a model's tokenizer.json and return the id of each token, including added tokens.
 
     Raises:
-        WeightsError: the file is not a tokenizer.
+        WeightsError: the file cannot be read or is not a tokenizer.
     """
     tokenizer, _ = read_tokenizer(folder / TOKENIZER)
     tokens: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)

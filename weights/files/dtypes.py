@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import torch
 
-# Name in safetensors → name in torch, bytes per element.
+# Name in safetensors → (name in torch, bytes per element).
 _DTYPES: Final = {
     "BOOL": ("bool", 1), "U8": ("uint8", 1), "I8": ("int8", 1), "F8_E5M2": ("float8_e5m2", 1),
     "F8_E4M3": ("float8_e4m3fn", 1), "F8_E8M0": ("float8_e8m0fnu", 1), "I16": ("int16", 2), "U16": ("uint16", 2),
@@ -43,7 +43,7 @@ def torch_dtype(stored: str) -> "torch.dtype":
 def tensor_bytes(tensor: "torch.Tensor") -> memoryview:
     """Return a tensor's bytes in row-major order, for any device and strides.
 
-    For a contiguous CPU tensor the result is a view of the tensor's memory and keeps it alive.
+    For a contiguous CPU tensor the result is a read-only view of the tensor's memory, and keeps that memory alive.
     """
     whole = tensor.detach().cpu().contiguous()
     if not whole.numel():

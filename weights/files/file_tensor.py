@@ -1,6 +1,6 @@
 """Access a tensor of a safetensors file: memory-mapped as a whole, or read slice by slice.
 
-Reading by slices is for tensors far larger than memory. Slices are read into reused buffers, which avoids the page
+Reading slice by slice is for tensors far larger than memory. Slices are read into reused buffers, which avoids the page
 faults of a mapping, and the operating system is asked to read ahead.
 """
 
@@ -20,7 +20,7 @@ from lastword.weights.files.header import TensorInfo
 from lastword.weights.files.reading import read_error
 
 _READ_AHEAD = 4 << 20  # bytes per read-ahead request
-_DISTANCE = 8 * _READ_AHEAD  # bytes between the current read and the request
+_DISTANCE = 8 * _READ_AHEAD  # how many bytes after the current read a read-ahead request begins
 
 
 def map_tensor(info: TensorInfo, name: str) -> Tensor:
@@ -100,7 +100,7 @@ class FileTensor:
         return torch.frombuffer(buffer, dtype=self.dtype)
 
     def _read_ahead(self, start: int, stop: int) -> None:
-        """Request the next `_READ_AHEAD` bytes, which may belong to the next tensor, once per as many bytes read."""
+        """Request `_READ_AHEAD` more bytes after every `_READ_AHEAD` bytes read; they may belong to the next tensor."""
         reached = stop // _READ_AHEAD * _READ_AHEAD
         if reached > start:
             self._request(reached + _DISTANCE, _READ_AHEAD)

@@ -1,7 +1,7 @@
 """Hash a model's files completely, and compare the hashes with the hub's if the model is in the hub's cache.
 
-The cache stores each file under its hash and links to it, so damage can be found without the network. Checking the
-headers alone cannot find a flipped bit in a weight.
+The cache stores each file under a name that is the file's hash, so damage can be found without the network. Checking
+the headers alone cannot find a flipped bit in a weight.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 class FileHash:
     """The hash of one file.
 
-    `expected` is the hub's hash, or None if it is unknown. `whole` says whether the file has this hash; it is None if
-    `expected` is None.
+    `sha256` was computed from the file's content. `expected` is the hash that the hub states, sha256 or git's sha1;
+    None if it is unknown. `whole` says whether the content has the hash `expected`; None if `expected` is None.
     """
 
     file: str
@@ -32,7 +32,7 @@ class FileHash:
 
 
 def hash_files(folder: Path) -> list[FileHash]:
-    """Hash a folder's weights and JSON files, sorted by name.
+    """Hash a model folder's weights and JSON files, and return the hashes sorted by file name.
 
     Raises:
         WeightsError: a file cannot be read. A damaged file is not an error: its `whole` is False.

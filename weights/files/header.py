@@ -1,8 +1,8 @@
 """Read, check and create the header of a safetensors file.
 
 A file begins with the header's length (8 bytes, little-endian), followed by the header as JSON and then the payload.
-The whole header, and the file's size, are checked before any tensor is read. So a truncated download, a damaged header
-or a gap is reported with the name of the file and tensor.
+The payload is the tensors' data, one tensor after another. The whole header and the file's size are checked before any
+tensor is read, so a truncated download, a damaged header or a gap is reported with the name of the file or tensor.
 """
 
 import errno
@@ -35,8 +35,8 @@ _MOST_ROWS = 10**15
 class TensorInfo:
     """Where and how a file stores one tensor.
 
-    `start` is the tensor's first byte, counted from the beginning of the file. `version` shows whether the file has
-    changed since its header was read.
+    `dtype` is the safetensors name. `start` is the position of the tensor's first byte in the file. `version`, the
+    file's size and time of last change when its header was read, shows whether the file has changed since then.
     """
 
     file: Path
@@ -60,7 +60,7 @@ class TensorInfo:
 
 
 def _version(file: BinaryIO) -> tuple[int, int]:
-    """Return a file's size and time of last change, but not its inode number, which may vary in a mounted bucket."""
+    """Return a file's size and time of last change; not its inode number, which may vary if the file is in a bucket."""
     found = os.fstat(file.fileno())
     return found.st_size, found.st_mtime_ns
 
@@ -71,7 +71,7 @@ def safetensors_header(
     *,
     least: int = 0,
 ) -> bytes:
-    """Create the bytes of a file before its payload.
+    """Create the bytes of a safetensors file that come before the payload: the length, and the header as JSON.
 
     Args:
         tensors: the safetensors dtype name and shape of each tensor, in the order of the payload.
@@ -91,15 +91,15 @@ def safetensors_header(
 def growing_header(
     name: str, dtype: str, width: int, metadata: Callable[[int], Mapping[str, str]]
 ) -> Callable[[int], bytes]:
-    """Return a function that creates the header of a file with one tensor, given the tensor's number of rows.
+    """Return a function from a number of rows to the header of a file with one tensor of so many rows.
 
-    The header has the same length for every number of rows. So it can be written first, and overwritten when the number
-    of rows is known.
+    The header has the same length for every number of rows. So a header can be written first, and overwritten when the
+    number of rows is known.
 
     Args:
         name: the tensor's name.
-        dtype: its safetensors dtype name.
-        width: its number of columns.
+        dtype: the safetensors name of the tensor's dtype.
+        width: the tensor's number of columns.
         metadata: takes the number of rows and returns the strings for `__metadata__`.
     """
 
@@ -117,7 +117,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         The tensors by their names in the file, in the order in which they are stored.
 
     Raises:
-        WeightsError: the file is missing, truncated or too long, or the header contradicts itself.
+        WeightsError: the file is missing, or shorter or longer than its header says, or the header is damaged.
     """
     try:
         with open_regular(path) as file:
@@ -142,7 +142,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def _header_length(path: Path, start: bytes, size: int) -> int:
     """Read the header's length from the first bytes of a file."""
-    # Before a "{" these bytes are a header's length, even if they look like the beginning of a different format.
+    # If a "{" follows the first 8 bytes, they are a header's length, even if they look like another format.
     if start[8:9] != b"{":
         refuse_foreign(path, start)
     if len(start) < 8:
@@ -214,7 +214,7 @@ def _tensor(
 
 
 def _place(path: Path, name: str) -> str:
-    """Return where a tensor is, for an error message; in a damaged header its name may be any string."""
+    """Return the file and tensor for an error message; the name is escaped, since a damaged header may have any."""
     return f"{path}: tensor {show_value(name)}"
 
 

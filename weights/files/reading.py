@@ -1,7 +1,7 @@
-"""Open and read a model's files, which are untrusted: only regular files, up to a size limit, of the expected kind.
+"""Open and read a model's files, which are untrusted: only regular files, up to a size limit, with fitting content.
 
-Error messages say what the file is instead: a failed download, a Git LFS pointer, a link into a damaged cache. This
-module does not import torch.
+If a file is refused, the error says what it seems to be instead, such as a web page, a Git LFS pointer, or a link into
+a damaged cache. This module does not import torch.
 """
 
 import errno
@@ -20,7 +20,7 @@ MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 _WHOLE = "Name a folder that holds the whole model."
 _FETCH = "The download failed: fetch it again."
 _CONVERT = "Name a folder with the model in the safetensors format."
-# Files of other kinds: their first bytes, what they are, and the remedy. No JSON begins with any of these.
+# Files that are not what they should be: the first bytes, what the file is, and the remedy. No JSON begins like these.
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull` in its folder, or fetch it again."),
     (b"/annex/objects/", "a git-annex pointer", "Run `git annex get` in its folder, or fetch it again."),
@@ -36,7 +36,7 @@ _FOREIGN = (
     (b"\x89HDF", "an HDF5 file", _CONVERT),
     (b"\x1f\x8b", "a gzip archive", "Unpack it first."),
 )  # fmt: skip
-FOREIGN_BYTES = 512  # number of a file's first bytes that are compared with these
+FOREIGN_BYTES = 512  # how many of a file's first bytes are compared with `_FOREIGN`
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -52,8 +52,8 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: the file is missing, cannot be opened, or is not a regular file; or no file can have this name.
     """
-    _require_regular(path)  # before opening it, because opening alone affects some devices
-    # Without O_NONBLOCK, opening a pipe would wait for a writer. It has no effect on regular files.
+    _require_regular(path)  # before the file is opened, because opening alone affects some devices
+    # Without O_NONBLOCK, opening a pipe would wait for a writer. On regular files the flag has no effect.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     file = os.fdopen(os.open(path, flags), "rb")
     try:
@@ -85,14 +85,14 @@ def read_bytes(
     limit: int = MAX_CONFIG_BYTES,
     markup: bool = False,
 ) -> bytes:
-    """Read a whole regular file of at most `limit` bytes, and refuse content of a different kind.
+    """Read a whole regular file of at most `limit` bytes; refuse it if `refuse_foreign` finds something else in it.
 
     Args:
         path: the file.
-        error: the type of error for a file that is too large.
+        error: the class of the error for a file that is too large.
         remedy: the advice if the file is missing, empty or filled with zeros; None selects the default advice.
         limit: maximum size in bytes.
-        markup: whether the file may begin with "<"; otherwise such a file is refused as a web page.
+        markup: whether the file may begin with "<"; if False, such a file is refused as a web page.
 
     Raises:
         WeightsError: the file is missing, cannot be read, or is not a regular file, or `refuse_foreign` refuses its
@@ -113,15 +113,15 @@ def read_bytes(
 
 
 def refuse_foreign(path: Path, start: bytes, remedy: str | None = None) -> None:
-    """Refuse a file that contains something else than it should, such as a Git LFS pointer or a web page.
+    """Refuse a file that is empty, or a Git LFS pointer, web page or the like, instead of a model's file.
 
     Args:
         path: the file, for the error message.
-        start: its first `FOREIGN_BYTES` or more, or the whole file if it is shorter.
+        start: at least the first `FOREIGN_BYTES` bytes of the file, or the whole file if it is shorter.
         remedy: the advice if the file is empty or filled with zeros; None selects the default advice.
 
     Raises:
-        WeightsError: the file is empty, begins with nothing but zeros, or begins like a file of a different kind.
+        WeightsError: the file is empty, its first bytes are all zero, or it begins like an entry of `_FOREIGN`.
     """
     start = start[:FOREIGN_BYTES]
     if not start:
@@ -153,7 +153,7 @@ def has_file(path: Path) -> bool:
 
 
 def missing_file_error(path: Path, remedy: str = _WHOLE) -> WeightsError:
-    """Create the error for a missing file; if its path contains a link that leads nowhere, the error names the link."""
+    """Create the error for a missing file; if a link on the file's path leads nowhere, the error names that link."""
     link = _dangling_link(path)
     if link is None:
         return WeightsError(str(path), "no such file", remedy=remedy)
@@ -171,5 +171,5 @@ def _dangling_link(path: Path) -> Path | None:
 def read_error(
     where: str | Path, problem: OSError, error: type[LastwordError] = WeightsError
 ) -> LastwordError:
-    """Create the error for a file that cannot be read, with the system's reason."""
+    """Create the error for a file that cannot be read, with the operating system's reason."""
     return error(str(where), f"cannot be read ({problem.strerror or problem})")

@@ -15,11 +15,11 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files that contain the weights, and check that each of them exists.
+    """List the safetensors files that contain a model's weights, and check that each of them exists.
 
     Raises:
-        WeightsError: there are no weights, or only in other formats; there is both a single file and shards; or a shard
-            is missing or not in the index.
+        WeightsError: the folder has no weights, or has them only in other formats; it has both a single file and
+            shards; or a shard is missing or not in the index.
     """
     single, index = folder / SINGLE, folder / INDEX
     shards = {

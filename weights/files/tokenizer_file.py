@@ -1,7 +1,7 @@
 """Read tokenizer.json with a size limit, and turn faults of the tokenizers library into lastword's errors.
 
-For a fault the library raises a plain Exception; but if its Rust code panics, it raises a BaseException of its own,
-which `except Exception` does not catch. `translate_faults` turns both into one of lastword's errors.
+For most faults the library raises a plain Exception. But if its Rust code panics, the library raises its own subclass
+of BaseException, which `except Exception` does not catch. `translate_faults` turns both into one of lastword's errors.
 """
 
 import re
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _LONGEST_REASON = 200
-# Matches a prefix that is not empty, or an escaped ASCII character, which could hide the key's name. Only a file that
-# matches is parsed, because parsing the JSON of a large vocabulary takes a quarter of a second.
+# Matches a continuing_subword_prefix that is not empty, or an escaped ASCII character, which could hide the name of
+# that key. Only a file that matches is parsed, because parsing the JSON of a large vocabulary takes 0.25 seconds.
 _MAY_HAVE_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]|\\u00[2-7]')
 
 
@@ -30,7 +30,7 @@ def translate_faults(problem: Callable[[str], LastwordError]) -> Iterator[None]:
     KeyboardInterrupt, MemoryError and lastword's own errors are passed on unchanged.
 
     Args:
-        problem: creates the error from the library's reason, which is one line of bounded length.
+        problem: takes the library's message, as one line of bounded length, and returns the error to raise.
 
     Raises:
         LastwordError: the error that `problem` created.
@@ -48,7 +48,7 @@ def translate_faults(problem: Callable[[str], LastwordError]) -> Iterator[None]:
 
 
 def read_tokenizer(path: Path) -> "tuple[Tokenizer, bytes]":
-    """Load a tokenizer.json.
+    """Load a tokenizer.json of any kind that the tokenizers library reads, except BPE with a subword prefix.
 
     Returns:
         The tokenizer, and the file's bytes.

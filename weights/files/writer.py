@@ -124,7 +124,7 @@ def _spec_mismatch(path: StrPath, name: str, got: str, expected: TensorSpec) -> 
 
 
 def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
-    """Write a tensor's bytes directly from its memory."""
+    """Write a tensor's bytes directly from its memory, and release the file's page cache every `_CHUNK` bytes."""
     data = tensor_bytes(tensor)
     for start in range(0, len(data), _CHUNK):
         before = file.tell()
@@ -134,10 +134,10 @@ def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
 
 
 def _release_cache(file: BinaryIO) -> None:
-    """Start writing cached pages to the disk, and free those that are already on it.
+    """Start writing the file's cached pages to the disk, and free the pages that are already there.
 
     Otherwise the operating system would cache gigabytes and start writing them to the disk only at the end, and every
-    page of a large file would need new memory. This does not wait for pages that are still being written.
+    page of a large file would need new memory. This function does not wait for pages that are still being written.
     """
     if hasattr(os, "posix_fadvise"):
         file.flush()

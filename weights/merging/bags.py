@@ -1,8 +1,8 @@
 """Bags: seeded random subsets of training data. One model is trained on each bag, and then the models are merged.
 
 Each dataset (a file with one row per line) is sampled separately, without replacement: a bag of 80 has 80 % of every
-dataset. The chosen rows depend only on the seed, the bags, and the dataset's name and number of rows. Training itself
-happens elsewhere; `bags_plan.py` writes the chosen rows to disk.
+dataset. Which rows are chosen depends only on the seed, the bags, and the dataset's name and number of rows. lastword
+does not train; `bags_plan.py` writes the numbers or ids of the chosen rows to disk.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _PERCENT = re.compile(r"\d{1,3}(\.\d{,4})?|\.\d{1,4}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A file of rows, with its row count and hash; `old` marks data on which an earlier model was trained."""
+    """A file of rows: its number of rows, and the sha256 of these rows. `old`: an earlier model was trained on them."""
 
     name: str
     path: Path
@@ -42,21 +42,22 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """One subset: its name, and its share of every new dataset in percent, or None for the rest."""
+    """One subset: its name, and its percentage of every new dataset; None for the bag with the remaining rows."""
 
     name: str
     ratio: Fraction | None
 
 
 def read_bags(ratios: str, where: str = "ratios") -> list[Bag]:
-    """Read percentages such as `80,100` or `50,rest`; bag i is named `i-RATIO`.
+    """Read percentages such as `80,100` or `50,rest`, and return a bag for each; bag i, from 1, is named `i-RATIO`.
 
     Args:
         ratios: the percentages, separated by commas.
         where: the beginning of each error message.
 
     Raises:
-        InputError: not a list of numbers above 0 and up to 100, with `rest` at most once.
+        InputError: `ratios` is not a list of percentages above 0 and up to 100, with `rest` at most once and not alone;
+            there are too many; or a bag of 100 leaves no rows for `rest`.
     """
     words = [word.strip() for word in ratios.split(",")]
     if len(words) >= MAX_MODELS:  # an existing model may be merged with the bags' models
@@ -92,7 +93,7 @@ def format_percent(ratio: Fraction) -> str:
 def read_dataset(
     name: str, path: Path, *, old: bool = False, progress: Callable[[int], object] = lambda _: None
 ) -> Dataset:
-    """Read a file line by line; count its rows and hash them.
+    """Read a dataset's file line by line; count the rows and hash them.
 
     Each line is a row. In a `.jsonl` file blank lines are not rows, and each row must begin with `{`.
 
@@ -132,15 +133,15 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def check_into(into: str, bags: Sequence[Bag], where: str) -> None:
-    """Check the name of an existing model, which the recipe lists along with the models of the bags.
+    """Check the name of an existing model that is to be merged with the models of the bags.
 
     Args:
-        into: the existing model, a folder or hub id.
+        into: the existing model's folder or hub id.
         bags: the bags; the recipe expects the model of each in a folder with the bag's name.
         where: the beginning of the error message.
 
     Raises:
-        InputError: `merge` would refuse the name, or it is the folder of a bag's model.
+        InputError: a recipe cannot have this name, or it is the folder in which a bag's model is expected.
     """
     if (wrong := wrong_name(into)) is not None:
         expected, remedy = wrong
@@ -154,11 +155,11 @@ def check_into(into: str, bags: Sequence[Bag], where: str) -> None:
 def choose_rows(
     seed: int, bags: Sequence[Bag], bag: Bag, dataset: Dataset, old_ratio: Fraction
 ) -> Iterator[int]:
-    """Yield the numbers of a dataset's rows that are in a bag, counted from 0, in ascending order.
+    """Yield the numbers (from 0, ascending) of those rows of a dataset that are in a bag.
 
     Args:
         seed: the plan's seed.
-        bags: all bags of the plan; the rest bag gets the rows that are in none of the others.
+        bags: all bags of the plan; the bag with the ratio None gets the rows that are in no other bag.
         bag: one of these bags.
         dataset: the dataset.
         old_ratio: the percentage of old data in every bag, whatever the bag's own ratio is.
@@ -197,7 +198,7 @@ def _remaining_rows(rows: int, drawn: Sequence[Iterator[int]]) -> Iterator[int]:
 
 
 def row_ids(dataset: Dataset, rows: Iterator[int], id_field: str | None) -> Iterator[str]:
-    """Yield the ids of the chosen rows: their numbers, or the values of a field of their JSON objects.
+    """Yield the ids of the rows with the numbers `rows`: these numbers, or each row's value of the field `id_field`.
 
     Raises:
         InputError: a row lacks the field, its value is neither a whole number nor a one-line string, or the file has
@@ -233,7 +234,7 @@ def _id_of(line: bytes, field: str, where: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the rows of a file, unchanged."""
+    """Yield the rows of a file as they are stored, with their line ends."""
     objects = path.suffix == ".jsonl"
     try:
         with open_regular(path) as file:

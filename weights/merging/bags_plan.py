@@ -26,8 +26,8 @@ class PlanSpec:
 
     seed: int
     bags: Sequence[Bag]
-    old_ratio: Fraction
-    id_field: str | None
+    old_ratio: Fraction  # the percentage of each old dataset that every bag gets
+    id_field: str | None  # the field of a row that is its id; None for row numbers
     by_size: bool  # whether a model's merge weight is its number of rows; otherwise each is 1
     into: str | None  # an existing model to merge the new ones into
 
@@ -42,12 +42,12 @@ def write_plan(
 
     Args:
         out: the plan's `.json` file; it must not exist.
-        spec: the settings.
-        datasets: the data, in any order.
+        spec: the plan's settings.
+        datasets: the datasets, in any order.
         progress: called with the number of rows written since the last call.
 
     Returns:
-        The content of `plan.json`.
+        The content of the `.json` file.
 
     Raises:
         InputError: a file exists already or cannot be written, or a row has no id.

@@ -39,9 +39,10 @@ def check_agreement(models: Sequence[StoredModel], *, one_dtype: bool) -> None:
 
 
 def notices(donor: StoredModel, models: Sequence[StoredModel]) -> list[str]:
-    """Return messages for the user about files that differ from the donor's, and about an omitted `lm_head.weight`.
+    """Return messages for the user about differing files, and about an omitted `lm_head.weight`.
 
-    The donor is the model whose companion files are copied.
+    A file is reported if a model's version of it differs from the donor's. The donor is the model whose companion files
+    are copied. `lm_head.weight` is omitted from the result if only some of the models have it.
     """
     messages = []
     for other in models:
@@ -59,7 +60,7 @@ def notices(donor: StoredModel, models: Sequence[StoredModel]) -> list[str]:
 
 
 def _differing_files(donor: StoredModel, other: StoredModel) -> Iterator[tuple[str, str]]:
-    """Yield the name of each file that differs, and a description; in `config.json` only the limits can differ."""
+    """Yield the name of each file that differs, and how; `check_agreement` lets config.json differ only in `LIMITS`."""
     for name in sorted(LIMITS):
         mine, theirs = getattr(donor.config, name), getattr(other.config, name)
         if mine != theirs:
@@ -68,7 +69,7 @@ def _differing_files(donor: StoredModel, other: StoredModel) -> Iterator[tuple[s
 
 
 def check_tokenizer_source(source: str | None, donor: StoredModel, named: StoredModel) -> None:
-    """Refuse a recipe that requests a tokenizer other than the donor's, because the donor's is copied.
+    """Refuse a recipe that requests a tokenizer other than the donor's, because the donor's tokenizer is copied.
 
     Args:
         source: the recipe's `tokenizer_source`.
@@ -100,7 +101,7 @@ def _check_configs(first: StoredModel, other: StoredModel) -> None:
     differing = [name for name in mine if mine[name] != theirs[name]]
     if (
         "rope.kind" in differing
-    ):  # one model has the default kind, which ignores the other rotary settings
+    ):  # one model has the kind "default", which ignores the other rotary settings
         unused = {name for name in mine if name.startswith("rope.")} - {"rope.kind", "rope.theta"}
         differing = [name for name in differing if name not in unused]
     if differing:
@@ -140,7 +141,7 @@ def _check_tensors(first: StoredModel, other: StoredModel, *, one_dtype: bool) -
 
 
 def _check_vocabularies(first: Path, other: Path) -> None:
-    """Check that both tokenizers have the same tokens with the same ids; identical files are not parsed."""
+    """Check that both tokenizers have the same tokens with the same ids; files with the same bytes are not parsed."""
     path = Path(TOKENIZER)
     if read_companion(first, path) == read_companion(other, path):
         return

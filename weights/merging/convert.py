@@ -1,4 +1,4 @@
-"""Convert a model's weights to a dtype, as a job for `job.py`; tensors that already have it keep their bytes."""
+"""Convert a model's weights to a dtype, as a job for `job.py`; tensors that already have the dtype keep their bytes."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from lastword.weights.merging.stored import StoredModel, not_finite_error
 
 
 class Conversion:
-    """A job that converts a model to a dtype, rounding to nearest even, or that only writes it in different shards.
+    """A job that converts a model to a dtype, rounding to nearest even; with dtype None it only changes the shards.
 
     Args:
         model: the model to convert.
@@ -80,7 +80,7 @@ class Conversion:
 
 
 def _convert_block(x: Tensor, dtype: torch.dtype, model: str, name: str) -> Tensor:
-    """Convert a block of elements; a value that is too large for the dtype is an error, instead of an infinity."""
+    """Convert a block of elements; a value that is too large for the dtype is an error and does not become infinity."""
     made = x.to(dtype)
     # A sum in float64 is finite only if every element is.
     if not math.isfinite(float(made.sum(dtype=torch.float64))):

@@ -1,8 +1,8 @@
 """Write a new model folder atomically, shard by shard; an interrupted run can be resumed.
 
-Unfinished work is kept in the folder `.NAME.partial` next to the new folder. It contains the finished shards, a hash of
-the job (so that a changed job starts again) and a lock. The last step renames the finished model. `merge.py` and
-`convert.py` compute the tensors.
+Unfinished work is kept in the folder `.NAME.partial` next to the new folder NAME. The partial folder contains the
+finished shards, a hash of the job (so that a changed job starts again) and a lock. The last step renames the finished
+model to NAME. `merge.py` and `convert.py` compute the tensors.
 """
 
 import hashlib
@@ -42,14 +42,14 @@ Facts = dict[str, Any]
 class Job(Protocol):
     """A model to write: its tensors in order, and the other files of its folder."""
 
-    specs: TensorSpecs
+    specs: TensorSpecs  # dtype and shape of each tensor, in the order of writing
     identity: dict[str, object]  # everything that the result depends on, as JSON
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Compute one tensor, piece by piece; a piece is valid until the next one is requested."""
 
     def facts(self, name: str) -> Facts:
-        """Return JSON values to report about a tensor; called after the last of its pieces."""
+        """Return JSON values to report about a tensor; called after the tensor's last piece."""
 
     def finish(self, folder: Path) -> None:
         """Write all files other than the weights, with `config.json` last."""
@@ -69,7 +69,7 @@ def write_model(
         job: the model to write.
         out: the new folder; it may exist if it is empty.
         shard_bytes: maximum size of the weights per file; a larger tensor gets its own file.
-        progress: called with the number of bytes just written, or found complete from an earlier run.
+        progress: called with the number of bytes just written, or found to be written by an earlier run.
         notice: called with messages for the user.
 
     Returns:
@@ -116,7 +116,7 @@ def total_bytes(specs: TensorSpecs) -> int:
 
 
 def _check_free(out: Path) -> None:
-    """Refuse an output that is not new, or to which the finished folder could not be renamed."""
+    """Refuse an output that exists and is not an empty folder, or to which the finished folder cannot be renamed."""
     if out.is_dir() and not any(out.iterdir()):
         if os.path.ismount(os.path.realpath(out)):
             remedy = "Name a folder inside it."
@@ -151,7 +151,10 @@ def _lock(partial: Path) -> Iterator[None]:
 
 
 def _open_folder(partial: Path) -> None:
-    """Create the folder of unfinished work, or take over an earlier run's; refuse any other, because it is emptied."""
+    """Create the folder of unfinished work, or take over an earlier run's.
+
+    Any other folder of that name is refused, because the folder of unfinished work may be emptied.
+    """
     with suppress(FileExistsError):
         partial.mkdir()
         return
@@ -173,7 +176,7 @@ def _open_folder(partial: Path) -> None:
 def _keep_finished(
     partial: Path, shards: dict[str, list[str]], notice: Callable[[str], object]
 ) -> Iterator[None]:
-    """If the `with` block fails, keep its finished files for the next run; if there are none, remove the folder."""
+    """If the `with` block fails, keep its finished files for the next run; if there are none, remove `partial`."""
     try:
         yield
     except BaseException:
@@ -227,7 +230,10 @@ def _remove(path: Path) -> None:
 def _shard(
     partial: Path, job: Job, file: str, names: list[str], progress: Callable[[int], object]
 ) -> list[Facts]:
-    """Write one file of weights, unless an earlier run completed it. Its facts, written last, mark it as complete."""
+    """Write one file of weights, unless an earlier run completed it, and return the facts of its tensors.
+
+    The facts are stored in a file of their own after the weights, which marks the file of weights as complete.
+    """
     path, state = partial / "model" / file, partial / f"{file}.facts"
     specs = {name: job.specs[name] for name in names}
     with suppress(LastwordError):  # a damaged file of an earlier run is written again

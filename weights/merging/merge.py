@@ -1,6 +1,6 @@
-"""Open a recipe's models, check that they fit together, and merge them as a job for `job.py`.
+"""Open a recipe's models, check that they can be merged, and merge them as a job for `job.py`.
 
-Every check runs before anything is written. Only a few blocks are in memory, however large a tensor is.
+The models and settings are checked before anything is written. Only a few blocks of a tensor are in memory at a time.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ class Merge:
     specs: TensorSpecs
     identity: dict[str, object]
     notices: list[str]
-    inputs: set[Path]  # all files of the models that a new model is made from
+    inputs: set[Path]  # all files from which the new model is made
 
     def __init__(
         self, recipe: Recipe, threads: BlockThreads, *, local_files_only: bool = False
@@ -77,7 +77,7 @@ class Merge:
         self._facts: dict[str, dict[str, Any]] = {}
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """Merge one tensor and yield it in pieces; its facts are complete after the last piece."""
+        """Merge one tensor and yield it in pieces; `facts` may be called after the last piece."""
         plain, recipe = self._plain[name], self.recipe
         # Merging a single model returns the model itself, so its base is not needed.
         alone = recipe.method == "multislerp" and len(recipe.models) == 1
@@ -101,7 +101,7 @@ class Merge:
                 ) from None
 
     def facts(self, name: str) -> dict[str, Any]:
-        """Return a merged tensor's name and shape, and the values of `methods.describe`."""
+        """Return a merged tensor's name and shape, and what `methods.describe` says about its merge."""
         return self._facts[name]
 
     def finish(self, folder: Path) -> None:
@@ -119,7 +119,7 @@ class Merge:
         return open_tensor(self.opened[model].tensors[plain], plain)
 
     def _not_finite(self, name: str) -> WeightsError | None:
-        """Create the error for the first model whose tensor has NaN or infinity; None if there is none."""
+        """Create the error for the first model with NaN or infinity in this tensor; None if no model has any."""
         plain = self._plain[name]
         for model in self.opened:
             with self._open(model, plain) as tensor:

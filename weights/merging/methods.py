@@ -1,9 +1,9 @@
 """The merge methods: each computes one coefficient per model and tensor, in float64.
 
-Every method here is `out = base + sum_i c_i (x_i - base)`, where the base is zero if the recipe has none. The
-coefficients c_i depend only on the recipe's numbers and on the inner products of the rows x_i - base (their Gram
-matrix). So a tensor is read twice, in pieces: first for the inner products, then for the sum. `tensor_merge.py` reads
-the pieces, in several threads.
+Every method here is `out = base + sum_i c_i (x_i - base)`, where the base is zero if the recipe has none. Each model's
+tensor x_i is treated as one vector; the vectors x_i - base are called rows, and their inner products the Gram matrix.
+The coefficients c_i depend only on the recipe's numbers and, with slerp and multislerp, on the Gram matrix. For these
+two methods a tensor is read twice: first for the Gram matrix, then for the sum. `tensor_merge.py` reads the tensors.
 
 Letters: N models, K elements of a piece.
 """
@@ -19,9 +19,9 @@ from lastword.errors import InputError
 
 # Above this |cos| slerp interpolates linearly, because its formula is ill-conditioned there.
 SLERP_LINEAR = 0.9995
-# The weighted sum of unit vectors has no direction if its norm is at most this share of sum |w|.
+# A weighted sum S of unit vectors has no direction if |S| is at most this share of sum |w|.
 _CANCELLED = 1e-8
-# The Gram matrix is not precise enough for the squared norm of that sum below this share of (sum |w|)^2.
+# If |S|^2 is below this share of (sum |w|)^2, the Gram matrix does not give it precisely enough.
 _DIRECT = 1e-4
 
 # Maps coefficients c_i to |sum_i c_i (x_i - base)|^2, by reading the tensor once more.
@@ -48,7 +48,7 @@ def shares(weights: Sequence[float], *, normalize: bool) -> list[float]:
 
 
 def gram(pieces: Iterable[Tensor], count: int) -> Tensor:
-    """Compute the Gram matrix of `count` = N rows from their pieces [N, K]: float64 [N, N]."""
+    """Compute the Gram matrix of `count` = N rows, float64 [N, N], from pieces [N, K] of all rows."""
     total = torch.zeros((count, count), dtype=torch.float64, device="cpu")
     for piece in pieces:
         total += inner_products(piece)
@@ -71,8 +71,8 @@ def multislerp_coefficients(
 
         S = sum_i w_i x_i / |x_i|;  out = (sum_i w_i |x_i|) S / |S|
 
-    This is the complete method, because the tangent step of its usual formulation is zero for any weights. An all-zero
-    row has no direction and adds nothing to S. If there are two rows and their directions cancel, they are merged
+    This is the whole method: the tangent step in its usual formulation is zero for any weights. An all-zero row has no
+    direction and adds nothing to S. If there are only two rows and their weighted directions cancel, they are merged
     linearly.
 
     Args:
@@ -109,9 +109,9 @@ def multislerp_coefficients(
 
 
 def slerp_coefficients(products: Tensor, t: float) -> list[float]:
-    """Return the coefficients of slerp, `sin((1-t)a)/sin(a)` and `sin(ta)/sin(a)`, where a is the angle of two rows.
+    """Return the two coefficients of slerp, `sin((1-t)a)/sin(a)` and `sin(ta)/sin(a)`.
 
-    If the rows are nearly parallel, or one of them is zero, return `1-t` and `t`.
+    a is the angle between the two rows. If the rows are nearly parallel, or one of them is zero, return `1-t` and `t`.
 
     Args:
         products: the Gram matrix [2, 2] of the rows.
@@ -163,6 +163,6 @@ def _cosine(products: Tensor, i: int, j: int) -> float:
 
 
 def _quadratic(products: Tensor, norms: Sequence[float], weights: Sequence[float]) -> float:
-    """Return |S|^2 = sum_ij w_i w_j cos_ij over the rows that have a direction."""
+    """Return |S|^2 = sum_ij w_i w_j cos_ij over the rows that are not zero; S as in `multislerp_coefficients`."""
     held = [i for i, norm in enumerate(norms) if norm]
     return math.fsum(weights[i] * weights[j] * _cosine(products, i, j) for i in held for j in held)

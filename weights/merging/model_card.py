@@ -21,11 +21,11 @@ _FORMULAS = {
 def merge_card(
     recipe: Recipe, models: Mapping[str, StoredModel], specs: TensorSpecs, fingerprint: str
 ) -> str:
-    """Return the model card: front matter, formula, hashes of the merged models and of the result, and the recipe.
+    """Return the model card: front matter, formula, the recipe, and hashes of the models merged and of the result.
 
     Args:
         recipe: the recipe.
-        models: the merged models by name.
+        models: the recipe's models, by name.
         specs: dtype and shape of each tensor of the result.
         fingerprint: hash of the result's weights.
     """

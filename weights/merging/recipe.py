@@ -1,8 +1,8 @@
 """Read a merge recipe in mergekit's YAML strictly; keys that are not supported are refused by name.
 
-Only merges of whole models, listed under `models:`, are supported. Their keys are model, parameters.weight,
-merge_method, base_model, dtype, out_dtype, tokenizer_source and the methods' own parameters. `merge.py` opens the
-models.
+Only merges of whole models, listed under `models:`, are supported. Each listed model may have the keys model and
+parameters.weight. The recipe may also have merge_method, base_model, dtype, out_dtype, tokenizer_source, and the
+method's parameters. `merge.py` opens the models.
 """
 
 import os
@@ -33,7 +33,7 @@ _KEYS = frozenset(
     "models merge_method base_model dtype out_dtype parameters tokenizer_source".split()
 )
 _STYLES = frozenset("slices modules tokenizer chat_template".split())
-# How messages of `yaml` begin, and the same in plain words; a message that is not listed is shown unchanged.
+# The beginnings of messages of `yaml`, each with the same in plain words; other messages are shown unchanged.
 _YAML_PROBLEMS = {
     "but found another document": "more than one document",
     "could not determine a constructor": "a tag that is not supported",
@@ -59,16 +59,16 @@ _PARAMETERS: Final[dict[str, dict[str, bool | float | None]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A checked recipe. For slerp, `models` are the models at t = 0 and t = 1, and `weights` is empty."""
+    """A checked recipe. With slerp, `models` has the model at t = 0 and the model at t = 1, and `weights` is empty."""
 
     method: str
     models: tuple[str, ...]
     weights: tuple[float, ...]
-    base: str | None  # the model that is subtracted from the others first and added at the end
+    base: str | None  # the model that is subtracted from each model first and added at the end
     donor: str  # the model whose configuration, tokenizer and other files are copied
     dtype: torch.dtype | None  # of the result; None keeps the stored dtypes
     parameters: Mapping[str, bool | float]
-    tokenizer: str | None  # the model whose tokenizer is requested; it must be equal to the donor's
+    tokenizer: str | None  # the model whose tokenizer is requested; must equal the donor's
     text: str
 
     @property
@@ -132,9 +132,9 @@ def _load(text: str, where: str) -> Any:
         import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
-        """A safe loader that also refuses duplicate keys, aliases and tags.
+        """A safe YAML loader that also refuses duplicate keys, aliases and tags.
 
-        A few nested aliases can expand to gigabytes. A tag calls a constructor, which may raise errors of any type.
+        A few nested aliases can expand to gigabytes. A tag calls a constructor, which may raise any kind of exception.
         """
 
         def compose_node(self, parent: Any, index: Any) -> Any:
@@ -212,7 +212,7 @@ def _refuse_unknown(fields: Fields, known: frozenset[str], what: str) -> None:
 
 
 def _members(fields: Fields) -> list[tuple[str, Fields]]:
-    """Return each listed model with its parameters."""
+    """Return the name of each model listed under `models:`, and the model's parameters."""
     listed = fields.values.get("models")
     if not isinstance(listed, list) or not listed:
         fields.fail("models", "a list of models")
@@ -243,10 +243,10 @@ def _model(fields: Fields, key: str) -> str:
 
 
 def wrong_name(name: object) -> tuple[str, str | None] | None:
-    """Check a model's name for use in a recipe.
+    """Check whether a model's name can be used in a recipe.
 
     Returns:
-        None if the name can be used; otherwise the expected value, and a remedy if there is one.
+        None if the name can be used; otherwise what was expected, and a remedy or None.
     """
     if not isinstance(name, str) or not name.strip():
         return "a folder or a hub id", None
@@ -262,7 +262,7 @@ def wrong_name(name: object) -> tuple[str, str | None] | None:
 
 
 def _own_parameters(shared: Fields, method: str) -> tuple[dict[str, bool | float], float | None]:
-    """Read the method's own parameters, and the weight of the models that do not state one."""
+    """Read the method's own parameters, and the weight for models that state none (None if it is not given)."""
     defaults = _PARAMETERS[method]
     if method == "multislerp" and "normalize" in shared.values:
         shared.fail("normalize", "no such parameter", "Use normalize_weights with multislerp.")
@@ -306,7 +306,7 @@ def _read_weights(
     base: str | None,
     where: str,
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Return the models to merge, without the base, and their weights."""
+    """Return the names of the models to merge, and their weights; with methods other than linear without the base."""
     if base is None and method in ("slerp", "task_arithmetic"):
         remedy = f"{method} needs a base_model. Add one."
         raise ConfigError(f"{where}: base_model", "missing", remedy=remedy)
@@ -337,7 +337,7 @@ def _read_weights(
 
 
 def _tokenizer(fields: Fields, models: set[str]) -> str | None:
-    """Return the model whose tokenizer is requested; None, for `base` or no value, means the donor's tokenizer."""
+    """Return the model whose tokenizer is requested, or None for the donor's (`base`, or no tokenizer_source)."""
     source = fields.text("tokenizer_source")
     if source is not None and source != "base" and source not in models:
         remedy = "Other sources are not supported. Name one of these."

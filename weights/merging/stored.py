@@ -24,11 +24,11 @@ from lastword.weights.tensor_names import LM_HEAD, PREFIX
 class StoredModel:
     """A model's files and settings, and where each tensor is stored."""
 
-    name: str
+    name: str  # as the user gave it: a folder, a hub id, or a hub id with @revision
     files: ModelFiles
     config: ModelConfig
     tensors: dict[str, TensorInfo]  # by names without `model.`, in the order of the files
-    keys: dict[str, str]  # the same names, each with the tensor's name in the files
+    keys: dict[str, str]  # from names without `model.` to names in the files
     fingerprint: str
 
     @property
@@ -37,7 +37,7 @@ class StoredModel:
         return self.files.folder
 
     def inputs(self) -> set[Path]:
-        """Return the files that a new model is made from."""
+        """Return the files from which a new model is made."""
         names = (*companions(self.folder), Path(CONFIG), Path(INDEX), Path(CARD))
         return {info.file for info in self.tensors.values()} | {
             self.folder / each for each in names
@@ -47,7 +47,7 @@ class StoredModel:
 def open_stored(name: str, *, local_files_only: bool = False) -> StoredModel:
     """Find and check a model that is named by a folder, a hub id, or a hub id with `@revision`.
 
-    From the hub this fetches all files that a new model copies, not only those that lastword reads.
+    From the hub, all files that a new model copies are fetched, not only those that lastword reads.
 
     Raises:
         WeightsError: the model is not found, or a file, name, shape or dtype does not match the config.

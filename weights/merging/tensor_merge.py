@@ -1,7 +1,8 @@
-"""Merge one tensor in blocks, in several threads: first compute the coefficients, then the elements, in order.
+"""Merge one tensor of several models: first compute one coefficient per model, then the elements of the result.
 
-The sums of blocks are added in the order of the blocks, so the result does not depend on the number of threads. A block
-is processed in pieces with reused buffers, because page faults in new memory would take longer than the arithmetic.
+Several threads each process a block of elements. The blocks' sums are added in the order of the blocks, so the result
+does not depend on the number of threads. A block is processed in pieces with reused buffers, because page faults in new
+memory would take longer than the arithmetic.
 """
 
 import math
@@ -20,16 +21,16 @@ from lastword.weights.files.file_tensor import FlatTensor
 from lastword.weights.merging import methods
 from lastword.weights.merging.recipe import Recipe
 
-PIECE = 1 << 17  # elements per piece; N rows of so many float64 stay in a core's caches
+PIECE = 1 << 17  # elements per piece; the float64 rows of a piece stay in a core's caches
 
 Merged = tuple[Tensor, Tensor | None]
 
 
 class Piece(NamedTuple):
-    """K elements of every tensor, in float64; valid until this thread reads the next piece."""
+    """The same K elements of each of the N tensors, in float64; valid until this thread reads the next piece."""
 
     place: slice  # position of the elements in the tensor
-    rows: Tensor  # [N, K], with the base subtracted
+    rows: Tensor  # [N, K], minus the base if there is one
     base: Tensor | None  # [K]
     spare: Tensor  # [K], memory for a sum of the rows
 
@@ -47,7 +48,7 @@ class Piece(NamedTuple):
 
 
 class RowReader:
-    """Reads N >= 1 flat tensors of equal size piece by piece and subtracts the base, if any; any thread may use it."""
+    """Reads N >= 1 flat tensors of equal size piece by piece, minus the base if there is one; any thread may use it."""
 
     def __init__(self, tensors: Sequence[FlatTensor], base: FlatTensor | None) -> None:
         self.count, self.size = len(tensors), tensors[0].numel()
@@ -55,7 +56,7 @@ class RowReader:
         self._buffers = _Buffers(self.count + 2, min(PIECE, self.size))
 
     def pieces(self, block: slice | None = None) -> Iterator[Piece]:
-        """Yield the pieces of the tensors, or of one block of them."""
+        """Yield the tensors piece by piece: all elements, or only those in `block`."""
         block = block or slice(0, self.size)
         for start in range(block.start, block.stop, PIECE):
             yield self._read(slice(start, min(start + PIECE, block.stop)))
@@ -104,9 +105,9 @@ class TensorMerge:
         self.coefficients: list[float] = []
 
     def run(self, recipe: Recipe) -> Iterator[Tensor]:
-        """Yield the merged elements, flat, in blocks; `products` and `coefficients` are complete after the last one.
+        """Yield the merged elements, flat, in blocks; `products` and `coefficients` are complete after the last block.
 
-        A block is valid until the next one is requested, because its memory is then reused.
+        A block is valid until the next block is requested, because its memory is then reused.
         """
         self.coefficients = self._solve(recipe)
         work = self._merge_block if self._solved else self._merge_block_and_products
@@ -117,7 +118,7 @@ class TensorMerge:
             self._spare.append(merged)
 
     def _solve(self, recipe: Recipe) -> list[float]:
-        """Return the coefficients c_i of this tensor; read the tensor only if they depend on it."""
+        """Return the coefficients c_i of this tensor; read its data only if the method's coefficients depend on it."""
         own = recipe.parameters
         if recipe.method == "slerp":
             return methods.slerp_coefficients(self._gram(), own["t"])
@@ -148,7 +149,7 @@ class TensorMerge:
                 products += methods.inner_products(piece.rows)
             start, stop = (each - block.start for each in (piece.place.start, piece.place.stop))
             merged[start:stop] = piece.merge(self.coefficients)
-        # The sum is a fast test: it is finite, unless an element is not finite or the elements are huge.
+        # The sum is a fast first test: it is finite unless an element is not finite or the elements are huge.
         if not math.isfinite(float(merged.sum())) and not torch.isfinite(merged).all():
             found = float(merged[~merged.isfinite()][0])
             raise InputError(
@@ -161,12 +162,12 @@ class TensorMerge:
         return merged, products
 
     def _block(self, size: int) -> Tensor:
-        """Return memory for a block; reuse a written block's if possible, because new memory costs page faults."""
+        """Return memory for a block: if possible that of a written block, because new memory costs page faults."""
         try:
             return self._spare.pop()[:size]
         except IndexError:
             return torch.empty(size, dtype=self._dtype, device="cpu")
 
     def _merge_block_and_products(self, block: slice) -> Merged:
-        """Merge a block and also compute its inner products, for methods whose coefficients do not need them."""
+        """Merge a block and compute its inner products on the way: with some methods nothing has needed them before."""
         return self._merge_block(block, torch.zeros_like(self.products))
