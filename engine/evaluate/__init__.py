@@ -1,6 +1,7 @@
-"""Score models on mteb's benchmarks: mteb provides tasks, instructions and metrics, lastword vectors and scores.
+"""Score models on mteb's benchmarks. mteb provides tasks, instructions and metrics; lastword, vectors and scores.
 
-This is an entry point: it uses only the public `Embedder` and `Reranker`. mteb is imported only when `evaluate` runs.
+This package is an entry point: it uses only the public `Embedder` and `Reranker`. mteb is imported only when `evaluate`
+runs.
 """
 
 from lastword.evaluate.evaluation import BenchmarkScore, Evaluation, evaluate

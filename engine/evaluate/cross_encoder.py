@@ -1,6 +1,6 @@
 """A Reranker with mteb's cross-encoder interface.
 
-The instruction for a query is the one in the data set, else the task's, else the reranker's.
+The instruction for a query is the query's own in the data set, else the task's, else the reranker's.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ _PAIRS_AT_ONCE = 4096
 class LastwordCrossEncoder:
     """An mteb cross-encoder that computes its scores with a Reranker.
 
-    The scores are those of `Reranker.predict`, not log-odds: some of mteb's metrics depend on more than their order.
+    The scores are those of `Reranker.predict`, not log-odds: some of mteb's metrics depend on more than the order.
 
     Args:
         reranker: the model.
@@ -44,7 +44,7 @@ class LastwordCrossEncoder:
 
     @mteb_model_meta.setter
     def mteb_model_meta(self, meta: ModelMeta) -> None:
-        """Replace the metadata; mteb's wrappers do so to add an experiment of their own."""
+        """Replace the metadata; mteb's wrappers use this to add an experiment of their own."""
         self._meta = meta
 
     def instruction(self, task_metadata: Any) -> str | None:
@@ -87,7 +87,7 @@ class LastwordCrossEncoder:
 
 
 def _queries(inputs: Any) -> Iterator[tuple[str | None, str]]:
-    """Yield each query's own instruction, or None, and the query without it."""
+    """Yield each query's own instruction, or None, and the query without the instruction."""
     for batch in inputs:
         texts = batch["text"]
         instructions = batch.get("instruction", [None] * len(texts))

@@ -1,7 +1,6 @@
 """One evaluation: choose tasks, check that their data are available, let mteb run them, and read the scores.
 
-mteb saves the result of each finished task and skips tasks that have one, so an interrupted run continues where it
-stopped.
+mteb saves the result of each finished task and skips tasks with a saved result, so an interrupted run can be continued.
 """
 
 import json
@@ -27,7 +26,7 @@ _TEXTS_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkScore:
-    """The score of one benchmark, on the model card and measured."""
+    """The score of one benchmark: the one on the model card, and the one measured here."""
 
     benchmark: str
     card: float | None  # percent, as printed on the model card
@@ -67,7 +66,7 @@ def evaluate(
     Args:
         model: Hugging Face id or folder of an embedding model or a reranker. A reranker runs the mteb tasks that give
             it documents to sort.
-        tasks: names of mteb tasks, or mteb task objects; whether their data are available is checked for names only.
+        tasks: names of mteb tasks, or mteb task objects. Data are checked to be available for tasks given by name only.
         benchmarks: names of mteb benchmarks; tasks without public data are left out.
         card: also compare the saved results with the benchmark scores on the model card.
         known_as: Hugging Face id whose instructions and model card to use; by default `model`, or the known model

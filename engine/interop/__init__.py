@@ -2,7 +2,7 @@
 
 The two other modules of this package are entry points: each imports its library, which must be installed, and uses
 only the public `Embedder` and `Reranker`. This module has what both need: it opens a model, embeds documents and
-queries, and identifies vectors by a fingerprint.
+queries, and computes the fingerprint that identifies vectors.
 """
 
 import os
@@ -82,7 +82,7 @@ def embed_query(embedder: Embedder, text: str) -> list[float]:
 
 
 def fingerprint_of(embedder: Embedder) -> str:
-    """Return the run fingerprint of documents and that of queries, joined by a hyphen, for the current settings.
+    """Return the run fingerprints of documents and of queries under the current settings, joined by a hyphen.
 
     Equal fingerprints mean equal weights, tokenizer, prompts, width, max_length, dtype and quantisation.
     """

@@ -148,7 +148,7 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
         """The model. Its settings can be changed."""
         return self._embedder
 
-    # By these, LlamaIndex's caches tell apart the vectors of different models and settings.
+    # With the next three members, LlamaIndex's caches tell apart the vectors of different models and settings.
 
     @property
     def fingerprint(self) -> str:
@@ -183,7 +183,7 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> "LastwordEmbedding":
-        """Open the model that a dictionary from `to_dict` names. It contains no options, so pass them again.
+        """Open the model that a dictionary from `to_dict` names. The dictionary contains no options; pass them again.
 
         Args:
             data: the dictionary.
@@ -227,8 +227,8 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
         return await super().aget_text_embedding_batch(self._as_list(texts), *args, **kwargs)
 
     def _as_list(self, texts: Iterable[str]) -> list[str]:
-        """Return the texts as a list. Refuse what `Embedder` refuses, such as a str, which LlamaIndex would split."""
-        self._embedder.encode_stream(texts)  # checks them, and computes nothing until it is read
+        """Return the texts as a list. Raise for what Embedder refuses, such as a str, which LlamaIndex would split."""
+        self._embedder.encode_stream(texts)  # checks the texts; computes nothing yet
         return list(texts)
 
     def _get_query_embedding(self, query: str) -> list[float]:
@@ -253,8 +253,7 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
 class LastwordRerank(BaseNodePostprocessor):  # type: ignore[misc]  # mypy skips this library
     """A LlamaIndex postprocessor that sorts nodes by their relevance to the query and sets their scores.
 
-    It scores a node's text together with the metadata that LlamaIndex would embed. It does not change the nodes given
-    to it.
+    A node's text is scored together with the metadata that LlamaIndex would embed. The nodes passed in are not changed.
 
     Args:
         model: Hugging Face id, folder, or a Reranker.

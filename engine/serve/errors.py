@@ -24,7 +24,7 @@ class ServeError(Exception):
     Args:
         status: the HTTP status.
         message: what is wrong, for the client's user.
-        code: the same in one word, for programs.
+        code: the kind of error in one word, for programs.
         param: the field of the body that is wrong.
         retry_seconds: seconds after which to try again; only with status 429 and 503.
     """
@@ -75,7 +75,7 @@ class ServeError(Exception):
 
 
 def check_model_name(asked: str | None, name: str) -> None:
-    """Raise ServeError if a request names a model other than `name`; it need not name one."""
+    """Raise ServeError if a request names a model other than `name`; a request that names none is accepted."""
     if asked is not None and asked not in (name, f"{name}:latest"):  # Ollama appends this tag
         said = f"model: {asked[:100]!r} is not served here; expected {name!r}."
         raise ServeError(404, said, code="model_not_found", param="model")
@@ -92,6 +92,6 @@ def from_lastword(error: LastwordError, param: str | None = None) -> ServeError:
 
 
 def device_error(error: Exception) -> ServeError:
-    """Make the error for a text that could not be computed; only messages of our own errors are shown."""
+    """Make the error for a text that could not be computed. Only lastword's own messages are shown to the client."""
     said = str(error) if isinstance(error, LastwordError) else "the device could not compute it"
     return ServeError(503, said, code="device_error", retry_seconds=1.0)

@@ -26,8 +26,8 @@ class RerankCall:
         pairs: pairs (query, document).
         instruction: says what makes a document relevant; None for the reranker's own instruction.
         truncate: whether to cut documents that are too long; None for the server's setting.
-        max_tokens: most tokens of a pair, template and instruction included. The reranker's limit holds too, and
-            alone where this is None.
+        max_tokens: most tokens of a pair, template and instruction included; None for no limit but the reranker's own,
+            which always applies.
         max_document_tokens: number of tokens to keep of each document; None keeps all.
         field: the protocol's name for the documents, for messages.
     """
@@ -48,7 +48,7 @@ class Scores:
         scores: [N], fp32, as from `Reranker.predict`.
         log_odds: [N], fp32, the scores before the activation.
         prepared: the pairs as token ids.
-        computed: tokens computed for this request; a query's cost is divided among its documents.
+        computed: this request's share of the tokens computed, as in `Answer`.
         model: name of the reranker.
     """
 
@@ -66,7 +66,7 @@ class Scores:
     def by_relevance(
         self, most: int | None = None, *, raw: bool = False
     ) -> list[tuple[int, float]]:
-        """Return (index, score) of the `most` best documents, best first; equal scores keep the request's order."""
+        """Return (index, score) of the `most` best documents (None: all), best first; ties keep the request's order."""
         values = self.in_order(raw=raw)
         found = (self.log_odds if raw else self.scores).argsort(descending=True, stable=True)
         return [(place, values[place]) for place in found.tolist()[:most]]
@@ -141,7 +141,7 @@ def _cut_documents(
 def scores_of(
     reranker: Reranker, results: Sequence[Tensor], prepared: Prepared, computed: int, model: str
 ) -> Scores:
-    """Apply the reranker's activation to the log-odds of a request's pairs, each a scalar tensor."""
+    """Make the scores of a request's pairs from `results`, the log-odds of each pair as a scalar tensor."""
     with torch.inference_mode(False):
         log_odds = torch.stack([each.clone() for each in results])
     scores = activate(reranker.activation_fn, log_odds)

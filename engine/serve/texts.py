@@ -31,7 +31,7 @@ class EmbedCall:
         refuse_unnormalized: the request wants vectors that are not scaled to length 1; refuse it if the model scales.
         truncate: whether to cut texts that are too long; None for the server's setting.
         side: the end to cut off, "left" or "right"; None for the tokenizer's setting.
-        max_tokens: most tokens per text. The model's limit holds too, and alone where this is None.
+        max_tokens: most tokens per text; None for no limit but the model's own, which always applies.
         field: the protocol's name for the inputs, for messages.
     """
 
@@ -55,7 +55,7 @@ class Prepared:
     Args:
         ids: the token ids of each text, with prompt and template.
         cut: for each text, whether it was cut.
-        unknown: number of texts that contain the tokenizer's unknown token.
+        unknown: number of texts with words or characters that the tokenizer does not know.
         prompt: token ids of the prompt, if the model may keep its keys and values, else ().
         format: the format of the results; its precision is always float32.
     """
@@ -77,7 +77,7 @@ class Prepared:
         return [index for index, cut in enumerate(self.cut) if cut]
 
     def headers(self, computed: int) -> dict[str, str]:
-        """Return headers with the number of tokens, the texts that were cut, and the number with unknown tokens."""
+        """Return headers that list the texts that were cut and count tokens, computed tokens and unknown texts."""
         cut = self.cut_places
         listed = ",".join(map(str, cut[:100])) + (",..." if len(cut) > 100 else "")
         return {
@@ -96,7 +96,7 @@ class Preparer:
         self._embedder, self._settings = embedder, settings
         self._tokenizers: dict[str, TextTokenizer] = {}
         for side in get_args(TruncationSide):
-            tokenizer = copy(embedder.info.tokenizer)  # shares the tokenizer itself
+            tokenizer = copy(embedder.info.tokenizer)  # the copy shares the underlying tokenizer
             tokenizer.truncation_side = side
             self._tokenizers[side] = tokenizer
 
@@ -227,7 +227,7 @@ def as_inputs(value: object, field: str) -> list[str] | list[list[int]]:
     """Return the inputs of a body as a list of texts, or as the token ids of each text.
 
     Raises:
-        ServeError: it is none of: a text, a list of texts, token ids, a list of lists of token ids.
+        ServeError: `value` is none of these: a text, a list of texts, token ids, a list of lists of token ids.
     """
     if isinstance(value, str):
         return [value]

@@ -20,7 +20,8 @@ from lastword.serve.texts import Prepared
 
 # One in this many groups comes from the lane of large requests, if any wait; the others prefer small ones.
 _LARGE_EVERY = 4
-# A lane that knows more clients than this forgets those without waiting texts whose count is not above a new client's.
+# A lane that knows more clients than this forgets each client that has no waiting text and has been given no more
+# tokens than a new client starts with.
 _MAX_OWNERS = 1024
 
 
@@ -45,7 +46,7 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class WaitingText:
-    """A text in the queue or on the device; of equal texts there is one.
+    """A text in the queue or on the device. Equal texts of any requests share one object.
 
     Args:
         key: the text's token ids and the format of its result; texts with equal keys are equal.
@@ -79,8 +80,8 @@ class Lane:
     def __init__(self) -> None:
         self._owners: dict[str, dict[int, WaitingText]] = {}  # per client, in order of arrival
         self._given: dict[str, float] = {}  # tokens given to each client
-        # What the client served last had been given before. A new client starts there; starting at 0, it would hold
-        # up the others.
+        # Tokens that the client served last had been given before. A new client starts with this number; with 0, it
+        # would be served alone until it had caught up with the others.
         self._floor = 0.0
 
     def __bool__(self) -> bool:
@@ -122,7 +123,8 @@ class Lane:
 class WaitingTexts:
     """The queue that `Loop.results` reads; safe to use from several threads.
 
-    A group ends with the text that fills a batch, so that a small request that arrives meanwhile can be in the next.
+    A group ends with the text that fills a batch, so that a small request that arrives meanwhile can be in the next
+    group.
 
     Args:
         interactive_tokens: jobs of at most this many tokens go ahead of larger ones.
@@ -167,7 +169,7 @@ class WaitingTexts:
             return True
 
     def cancel(self, job: Job) -> None:
-        """Remove the texts that no other job waits for; those that the device has stay there."""
+        """Remove a job's texts that no other job waits for from the queue; what the device already has, it computes."""
         with self._changed:
             for text in job.waits:
                 text.jobs = [pair for pair in text.jobs if pair[0] is not job]
@@ -182,7 +184,7 @@ class WaitingTexts:
         """Return the next item of the group; None once the queue is closed and empty.
 
         Args:
-            block: begin a new group, and wait for its first item.
+            block: whether to begin a new group and wait for its first item.
 
         Raises:
             Empty: the group is complete, or no text is waiting; only without `block`.
@@ -229,7 +231,7 @@ class WaitingTexts:
         Args:
             text: the text; it is the tag of its item.
             result: its vector (or log-odds) or its error.
-            computed: its share of the tokens that its batch computed; divided equally among the jobs.
+            computed: the text's share of the tokens that its batch computed; it is divided equally among the jobs.
         """
         with self._changed:
             jobs, text.jobs = text.jobs, []
@@ -245,7 +247,7 @@ class WaitingTexts:
             job.done()
 
     def fail(self, error: Exception) -> None:
-        """Close the queue, and give this error as the result of every text in it or on the device."""
+        """Close the queue, and give `error` as the result of every text in the queue or on the device."""
         with self._changed:
             self._closed = True
             texts = list(self._known.values())

@@ -1,7 +1,7 @@
 """Check lastword's vectors, or a reranker's scores, against those of transformers, in named checks.
 
-This is an entry point: it uses the public `Embedder` and `Reranker`. It computes the reference with transformers, with
-one layer of the model in memory at a time. transformers is imported only when `verify` runs.
+This package is an entry point: it uses the public `Embedder` and `Reranker`. transformers computes the reference, with
+one layer of the model in memory at a time, and is imported only when `verify` runs.
 """
 
 from lastword.verify.verdict import Check, LayerError, Verdict

@@ -1,14 +1,16 @@
 """The allowed error of each check: twice transformers' own error, but at least a floor that depends on the dtype.
 
-Kernels are usually allowed twice the error of the eager implementation in the same dtype. The floor is needed because
-that error can be 0 by chance. Rounding to bfloat16 (8 significant bits) changes a value by up to 2^-8 of it.
+Errors are differences from the reference, which transformers computes in a more precise dtype. transformers' own error
+is that of transformers in lastword's dtype. Kernels are usually allowed twice the error of the eager implementation in
+the same dtype. The floor is needed because that error can be 0 by chance. Rounding to bfloat16 (8 significant bits)
+changes a value by up to 2^-8 of it.
 
 With quantised matmuls, the eager implementation is transformers with its matmuls rounded by the same rule
 (`rounding.py`). If the largest value of a row is m times the row's RMS, rounding the row to n codes on each side of
 zero has a relative error of m / (n·√12). Rounding to fp8 has a relative error of 2.6 %. So one matmul has an error of 1
 to 4 %, and more in int8 for rows with outliers; over the model, the error grows roughly with the square root of the
-number of layers. A constant bound would not do: the bound follows from the quantisation error expected of the
-checkpoint.
+number of layers. It differs between checkpoints, so here, too, the bound is twice the error that transformers makes
+with the same checkpoint.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +31,7 @@ class Bounds:
     )
     overlap: float  # least share of the ten nearest texts that must agree, averaged over the texts
     neighbour_share: float = (
-        0.0  # this times transformers' own error is also allowed for `neighbour`
+        0.0  # this share of transformers' own error is allowed if it is more than `neighbour`
     )
     # Least cosine with the reference vectors: on average, and for every text. Checked in quantised modes only.
     mean_cosine: float = 0.0
@@ -44,11 +46,11 @@ class Bounds:
         return max(2 * theirs, self.layer)
 
     def vector_limit(self, theirs: float) -> float:
-        """Return the largest difference allowed from the reference vectors, given that of transformers' vectors."""
+        """Return the largest allowed difference from the reference vectors; `theirs` is that of transformers."""
         return max(2 * theirs, self.vector)
 
     def neighbour_limit(self, theirs: float) -> float:
-        """Return how much a vector may change between batches, given transformers' largest difference."""
+        """Return how much a vector may change between batches; `theirs` is as for `vector_limit`."""
         return max(self.neighbour_share * theirs, self.neighbour)
 
 

@@ -1,4 +1,4 @@
-"""Compare with the example scores on model cards: cosines of two queries and two documents, in float32.
+"""Compare lastword with the example scores on model cards: cosines of two queries and two documents, in float32.
 
 The scores are stored in `card_scores.json`.
 """

@@ -64,8 +64,8 @@ class Ours:
 class Evidence(ABC):
     """What lastword and transformers computed for the probes.
 
-    All tensors are on the CPU, with one row per probe in the order of `probes`. Those of transformers are fp64. For a
-    reranker (`PairEvidence`), scores are treated as vectors of width 1.
+    All tensors are on the CPU, with one row per probe in the order of `probes`. Tensors from transformers are fp64. For
+    a reranker (`PairEvidence`), scores are treated as vectors of width 1.
     """
 
     noun: ClassVar[str]  # "vector" or "score": what the model computes for a text, for messages
@@ -114,7 +114,7 @@ class Evidence(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextEvidence(Evidence):
-    """The results of both engines for an embedding model."""
+    """The results of lastword and transformers for an embedding model."""
 
     noun: ClassVar[str] = "vector"
 
@@ -123,7 +123,7 @@ class TextEvidence(Evidence):
     dim: int  # width of the vectors
 
     def postprocess(self, states: Tensor) -> Tensor:
-        """Turn final hidden states into vectors: cut to `dim`; normalise if the model does, or if they were cut."""
+        """Turn final hidden states into vectors: keep `dim` dimensions; normalise if the model does or if C > dim."""
         vectors = states[:, : self.dim].double()
         cut = self.dim < states.shape[1]
         return F.normalize(vectors, dim=1) if self.text.normalize or cut else vectors
@@ -132,7 +132,7 @@ class TextEvidence(Evidence):
 def gather(
     embedder: Embedder, probes: Sequence[Probe], advance: Callable[[int], None]
 ) -> TextEvidence:
-    """Embed the probes with both engines.
+    """Embed the probes with lastword and with transformers.
 
     Args:
         embedder: lastword's model.
@@ -166,7 +166,7 @@ def gather(
 
 
 def long_texts(probes: Sequence[Probe]) -> list[str]:
-    """Return the texts on which truncation is checked."""
+    """Return the texts on which truncation is checked: those with more than 8 characters per token of `CUT`."""
     return [probe.text for probe in probes if len(probe.text) > 8 * CUT]
 
 
@@ -176,7 +176,7 @@ def compute_references(
     mistakes: list[Alternate],
     advance: Callable[[int], None],
 ) -> tuple[ReferenceStates, ReferenceStates, list[Alternate]]:
-    """Compute hidden states with transformers: in the reference dtype, in lastword's dtype, and with the mistakes.
+    """Compute hidden states with transformers, in the reference dtype with and without mistakes, and in lastword's.
 
     Args:
         info: the model, opened by lastword.
@@ -255,7 +255,7 @@ def _prompt_mistakes(
 ) -> list[Alternate]:
     """Build the typical prompt mistakes: no prompt, an extra space, the query prompt on documents.
 
-    `_with_states` fills in their states.
+    The mistakes come without hidden states; `_with_states` adds them later.
     """
     query = text.prompt("query")
     mistakes = (

@@ -1,4 +1,4 @@
-"""Turn the collected results into named checks. Each detail gives the figure that decides the check.
+"""Turn the collected results into named checks. The detail of a check gives the figure that decides it.
 
 `mistakes.py` recognises typical mistakes.
 """
@@ -76,7 +76,7 @@ def _neighbours(evidence: Evidence, verdict: Verdict) -> None:
 
 
 def _layers(evidence: Evidence, same: Tensor, verdict: Verdict) -> None:
-    """Compare the hidden states of the texts with correct token ids; without any, the check does not run."""
+    """Compare the hidden states of the texts with correct token ids; if there is no such text, add no check."""
     if not len(same):
         return
     reference = evidence.reference.states[same]
@@ -100,7 +100,7 @@ def _layers(evidence: Evidence, same: Tensor, verdict: Verdict) -> None:
 
 
 def _relative_rms(states: Tensor, reference: Tensor) -> list[float]:
-    """Return an error per layer: each text's norm of the difference over the norm of the state, as RMS over texts."""
+    """Return one error per layer: ‖state − reference‖ / ‖reference‖ of each text, as RMS over texts."""
     lengths = reference.norm(dim=2).clamp_min(1e-30)  # [N, L + 1]
     relative = (states - reference).norm(dim=2) / lengths
     errors: list[float] = relative.square().mean(0).sqrt().tolist()
@@ -156,7 +156,7 @@ def _drift(evidence: Evidence, verdict: Verdict) -> None:
 
 
 def _ranking(evidence: Evidence, verdict: Verdict) -> None:
-    """Compare each text's ten nearest texts by both engines; of texts with equal token ids, only one takes part."""
+    """Compare the ten nearest texts of each text by lastword's and by reference vectors; equal texts count once."""
     first = {tuple(ids): i for i, ids in reversed(list(enumerate(evidence.ids)))}
     index = sorted(first.values())
     reference = evidence.reference_vectors[index]

@@ -1,6 +1,6 @@
 """Recognise the mistakes that engines typically make with these models.
 
-The reference makes each mistake on purpose. If its result then equals lastword's, lastword makes the same mistake.
+The reference makes each mistake on purpose. If the result equals lastword's, lastword makes the same mistake.
 """
 
 import re
@@ -71,7 +71,7 @@ def _end_token_problem(evidence: TextEvidence, differ: list[int]) -> str | None:
 def _prompt_problem(evidence: TextEvidence) -> str | None:
     """Return what is wrong with the prompts; None if nothing is.
 
-    They must equal those in the checkpoint, and a prompt that looks like an instruction must have the form of
+    lastword's prompts must equal the checkpoint's, and a prompt that looks like an instruction must have the form of
     Qwen3-Embedding's. Any other prompt, such as "query: ", passes.
     """
     theirs, ours = evidence.text.prompts, evidence.prompts
@@ -153,7 +153,7 @@ def row_candidates(evidence: Evidence, off: Tensor) -> Iterator[Candidate]:
 
 
 def alternate_candidates(evidence: Evidence, off: Tensor) -> Iterator[Candidate]:
-    """Yield the mistakes with prompts or templates that lastword's reported token ids do not show."""
+    """Yield the mistakes with prompts or templates: they are possible even if the reported token ids are correct."""
     ours, kinds = evidence.ours.vectors.double(), {evidence.probes[i].kind for i in off.tolist()}
     for alternate in evidence.alternates:
         place = {i: k for k, i in enumerate(alternate.index)}

@@ -1,7 +1,8 @@
 """The evidence for a reranker: pairs of a query and a document instead of texts, scores instead of vectors.
 
 The reference shares neither the template nor the score head with lastword. It renders the checkpoint's chat template
-with transformers, or else uses Qwen3-Reranker's, which is written out here, and reads the head from the stored tensors.
+with transformers; if that has no query and document, it uses the template of Qwen3-Reranker, written out here. It reads
+the head from the stored tensors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,7 @@ _SHORT = 6  # number of short pairs for which the mistakes are computed
 
 
 class ReferencePairs:
-    """A reranker's template, tokenizer and head, read as sentence-transformers and its model card read them.
+    """A reranker's template, tokenizer and head, read as sentence-transformers and Qwen3-Reranker's card read them.
 
     Args:
         folder: the checkpoint.
@@ -92,7 +93,10 @@ class ReferencePairs:
         )
 
     def mistakes(self, probes: Sequence[Probe], max_length: int) -> list[Alternate]:
-        """Build the typical mistakes with templates, for a few short pairs; `compute_references` adds their states."""
+        """Build the typical mistakes with templates, for a few short pairs.
+
+        The mistakes come without hidden states; `compute_references` adds them later.
+        """
         index = [i for i, each in enumerate(probes) if 0 < len(each.text) < 100][:_SHORT]
         end = self._tokenizer.eos_token_id
         found: dict[str, list[list[int]]] = {}
@@ -143,7 +147,7 @@ class ReferencePairs:
         return ids
 
     def _read_head(self) -> tuple[str, Tensor, dict[str, Tensor]]:
-        """Return the score head in words, its row ([C], fp64), and the rows of typical mistakes by their names."""
+        """Return the score head in words, its row ([C], fp64), and the rows that typical mistakes use, by mistake."""
         tensors = StoredTensors(self._folder)
         config = read_json(self._folder / "config.json", {})
         wrong = {}
@@ -164,7 +168,7 @@ class ReferencePairs:
         return words, row, wrong
 
     def _tokens(self) -> tuple[int, int | None]:
-        """Return the ids of the tokens whose logits make the score: added, and subtracted if there is one."""
+        """Return two token ids. The score is the logit of the first, minus that of the second unless that is None."""
         place = next((m["path"] for m in self._modules if m["type"].endswith(".LogitScore")), None)
         if place is not None:
             named = read_json(self._folder / place / "config.json", {})
@@ -188,7 +192,7 @@ def _row(head: Tensor, true: int, false: int | None) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairEvidence(Evidence):
-    """The results of both engines for a reranker. Its scores, before any activation, are vectors of width 1."""
+    """The results of lastword and transformers for a reranker. Scores before any activation are vectors of width 1."""
 
     noun: ClassVar[str] = "score"
 
@@ -202,7 +206,7 @@ class PairEvidence(Evidence):
 def gather_pairs(
     reranker: Reranker, probes: Sequence[Probe], advance: Callable[[int], None]
 ) -> PairEvidence:
-    """Score the probes with both engines.
+    """Score the probes with lastword and with transformers.
 
     Args:
         reranker: lastword's model.

@@ -81,7 +81,7 @@ class Probe:
 
     Args:
         text: the text; the document of a pair.
-        kind: "query" or "document" selects the prompt put before the text; "pair" is a text with a query.
+        kind: "query" or "document" selects the prompt before the text; "pair" says that `query` and `text` are a pair.
         alone: also compute it in a call of its own, to check that other texts in a batch do not change its result.
         query: the query of a pair.
     """

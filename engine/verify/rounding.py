@@ -37,7 +37,7 @@ class RoundedLinear(nn.Module):
     Args:
         linear: the exact layer.
         mode: "int8" or "fp8".
-        factors: [K_in]; before rounding, inputs are divided by them and weights multiplied. None for all ones.
+        factors: [K_in]; before rounding, inputs are divided by them and weights multiplied by them. None for all ones.
 
     Numerics:
         In int8, an output channel with a rounding error above `MAX_ROUNDING` uses exact weights and exact inputs.
@@ -65,7 +65,7 @@ class RoundedLinear(nn.Module):
 def quantize_layer(
     layer: nn.Module, mode: str, factors: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Replace every linear layer inside `layer` with a RoundedLinear; `factors` maps its name to its factors."""
+    """Replace every linear layer inside `layer` with a RoundedLinear; `factors` maps layer names to factors."""
     linears = {name: each for name, each in layer.named_modules() if isinstance(each, nn.Linear)}
     for name, linear in linears.items():
         parent, _, own = name.rpartition(".")

@@ -114,7 +114,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 class StoredTensors:
-    """Reads the tensors of a checkpoint one at a time. Names have no prefix `model.`."""
+    """Reads the tensors of a checkpoint one at a time. Name a tensor without the prefix `model.`."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, tuple[Path, str]] = {}

@@ -1,7 +1,7 @@
 """The result of a verification: named checks, figures, and whether all checks passed.
 
 The checks are ordered from cause to effect: the first failed check names the problem, and later failures may be mere
-consequences. This module knows nothing about models or texts.
+consequences of that problem. This module knows nothing about models or texts.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,7 @@ class Verdict:
         self.checks.append(Check(name, status, detail if problem is None else problem))
 
     def close(self, accept: Sequence[str], requested: Sequence[str]) -> "Verdict":
-        """Sort the checks, and mark those that are accepted and those that did not run.
+        """Sort the checks, mark those that are accepted and those that did not run, and return this verdict.
 
         If any check did not run, no failure is accepted, since a model that was not fully compared must not pass.
 
@@ -126,7 +126,7 @@ def check_known(accept: Sequence[str]) -> None:
     """Check that the names in `accept` are names of checks.
 
     Raises:
-        ConfigError: there is no such check.
+        ConfigError: a name is not the name of a check.
     """
     for name in accept:
         if name not in CHECKS:
@@ -138,7 +138,7 @@ def check_accepted(accept: Sequence[str], requested: Sequence[str], *, reranker:
     """Check that the run includes the checks named in `accept`.
 
     Raises:
-        ConfigError: it does not include one of them.
+        ConfigError: the run does not include one of these checks.
     """
     others, kind = (
         (_OF_EMBEDDERS, "an embedding model") if reranker else (_OF_RERANKERS, "a reranker")

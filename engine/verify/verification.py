@@ -50,12 +50,13 @@ def verify(
     """Compare lastword's vectors, or a reranker's scores, with those of transformers.
 
     The reference is computed by transformers' own layers in float64, or in float32 if the compute dtype is bfloat16.
-    With `quantize`, transformers' error is measured with its matmuls rounded by the same rule, and the quantisation
-    error is checked too. Memory holds lastword's model (one copy per device) and one layer of transformers' model.
+    With `quantize`, transformers' own error, on which the bounds depend, is measured with its matmuls rounded by the
+    same rule, and the quantisation error is checked too. Memory holds lastword's model (one copy per device) and one
+    layer of transformers' model.
 
     Args:
         model: Hugging Face id or folder.
-        texts: texts to compare besides the built-in ones, as documents; for a reranker, of a built-in query.
+        texts: texts to compare besides the built-in ones, as documents; for a reranker, each with a built-in query.
         scores: also compute the example on the model card, in float32, and compare its scores.
         known_as: Hugging Face id of the model card to use; by default `model`, or the known model whose name is the
             name of the folder.
