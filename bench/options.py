@@ -1,6 +1,6 @@
-"""The options of `lastword bench kernels`, `peers` and `model`, and their choices.
+"""The options of `lastword bench kernels`, `peers` and `model`, and the choices that these options accept.
 
-This module is imported on every `--help`, so it imports nothing heavy.
+Every `--help` imports this module, so it imports nothing heavy.
 """
 
 import argparse
@@ -28,27 +28,28 @@ KERNELS_EXAMPLES = """examples:
   lastword bench kernels --op forest_attention --beside sdpa-cudnn descriptor
   lastword bench kernels --compile-only --model 4B --dtype bfloat16
 
-Before an implementation is timed, it is compared with the fp64 reference of its operation. One
-with wrong results is not timed; if it is lastword's own or the one given by --with, the exit status
-is 1. The function given by --with takes the same arguments as the operation in lastword.kernels.
-Times are medians, with the 20th and 80th percentiles. The percent of peak is relative to the
-bandwidth of a copy and the speed of a matmul, both measured in the same run."""
+Before an implementation is timed, it is compared with the fp64 reference of its operation. An
+implementation with wrong results is not timed; if it is lastword's or the function given by --with,
+the exit status is 1. The function given by --with takes the same arguments as the operation in
+lastword.kernels. Times are medians, with the 20th and 80th percentiles. "of peak" is the shortest
+time that the bandwidth of a copy and the speed of a matmul allow, both measured in the same run,
+divided by the median."""
 
 PEERS_EXAMPLES = """examples:
   lastword bench peers                        the 0.6B shape on a CPU; an hour
-  lastword bench peers --layers 4             quick; has long texts too, and favours lastword
+  lastword bench peers --layers 4             quicker, with long texts too; few layers favour lastword
   lastword bench peers --quick --layers 4     few texts, one round
   lastword bench peers --model FOLDER         a checkpoint that every library can read
   lastword bench peers --beside vllm --python vllm/bin/python --precisions fp32 bf16
   lastword bench peers --grid --layers 4      from 1 to 4,000 tokens, 1 to 512 texts
-  lastword bench peers --busy --layers 4      beside two busy loops
+  lastword bench peers --busy --layers 4      while two other processes are busy
   lastword bench peers --rerank --layers 4    a reranker; --rerank 20x50 for 20 queries with 50 documents each
   lastword bench peers --device cuda
 
 Each library runs in its own process and waits while another one works. The vectors, or the log-odds
 of rerankers, are compared first; a library whose results differ is not timed. The last line of stdout
-is the result as JSON. The exit status is 1 if a library's vectors differ or, with --grid or --busy,
-if lastword is slower anywhere."""
+is the result as JSON. The exit status is 1 if the results of a library differ from lastword's or, with
+--grid or --busy, if lastword is slower anywhere."""
 
 MODEL_EXAMPLES = """examples:
   lastword bench model --model 0.6B --layers 4
@@ -57,8 +58,9 @@ MODEL_EXAMPLES = """examples:
 
 Weights are random and created on the device. Texts consist of words of one token each. After the
 times per text length, a breakdown shows where the time goes: by stage from text to vector, and by
-operation within the forward pass. With --quantize, the quantised model is compared with the plain
-one on documents, on queries, and on one query per call; the cosines of their vectors are printed."""
+operation within the forward pass. With --quantize, the quantised model is compared with the
+unquantised one on documents, on queries, and on one query per call: their times, and the cosines
+between their vectors."""
 
 
 def positive(text: str) -> int:
@@ -135,7 +137,7 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         choices=BASELINES + FORMS,
         metavar="NAME",
         help=f"baselines to compare with: {', '.join(BASELINES)}; by default all of these; --beside alone "
-        "means none. One more, descriptor, has to be named: lastword's other forest_attention kernel, with tensor "
+        "means none. descriptor can be named too: a candidate for lastword's forest_attention kernel, with tensor "
         "descriptors (NVIDIA sm_90 and sm_100 only)",
     )
     parser.add_argument(
@@ -219,7 +221,8 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
     mode.add_argument(
         "--busy",
         action="store_true",
-        help="compare with sentence-transformers while two busy loops run, with two threads and with one",
+        help="compare with sentence-transformers while two other processes are busy; lastword also runs with one "
+        "thread",
     )
     mode.add_argument(
         "--rerank",
@@ -252,8 +255,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens",
         type=positive,
-        help="total number of tokens per text length; not with --quantize; by default 65536 on a GPU, "
-        "1024 on a CPU",
+        help="number of tokens that all texts of one length have together; not with --quantize; by default 65536 on a "
+        "GPU, 1024 on a CPU",
     )
     parser.add_argument(
         "--rounds",
@@ -264,7 +267,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantize",
         choices=QUANTIZE,
-        help="compare the model quantised to 8 bits with the plain one; by default not quantised",
+        help="compare the model quantised to 8 bits with the unquantised one; by default only the unquantised model "
+        "is timed",
     )
     parser.add_argument("--quick", action="store_true", help=f"with --quantize, {_QUICK}")
     parser.add_argument(

@@ -1,1 +1,1 @@
-"""Load on `lastword serve`, from a process of its own, with every answer checked."""
+"""`lastword bench serve`: put load on `lastword serve` from a separate process, and check every answer."""

@@ -1,4 +1,4 @@
-"""Scenarios of endurance: clients that go away, SIGTERM under load, soak."""
+"""Scenarios of endurance: clients that go away, SIGTERM under load, and a long run with mixed traffic (soak)."""
 
 import random
 import time
@@ -9,15 +9,15 @@ from lastword.bench.serve.load import Load
 from lastword.bench.serve.processes import ServerProcess, generating
 from lastword.bench.serve.setting import Row, Setting, is_right
 
-# Memory may move by so much: allocators keep some of what they get.
+# The server's memory may grow by the larger of these two, because allocators keep some of the memory that they get.
 _MEMORY_BYTES, _MEMORY_SHARE = 16 << 20, 0.05
 _SETTLE_SECONDS = 2.0
-# A request that the server has had for so long before SIGTERM was accepted.
+# A request counts as accepted if the server had it for at least so many seconds before SIGTERM.
 _ACCEPTED_SECONDS = 0.25
 
 
 def disconnects(setting: Setting) -> Iterable[Row]:
-    """Let clients go away, and compare queue, memory and descriptors with before."""
+    """Let clients go away in the middle of requests; compare the server's queue, memory and descriptors with before."""
     count = setting.args.disconnects
     with setting.server() as server:
 
@@ -26,7 +26,7 @@ def disconnects(setting: Setting) -> Iterable[Row]:
             return setting.generator.told()
 
         setting.burst(server, "queries")
-        leave(max(100, count // 4), 1)  # what is allocated once
+        leave(max(100, count // 4), 1)  # lets the server allocate what it allocates only once
         before = _state(server)
         ended = leave(count, 2)
         idle = server.wait_until_idle()
@@ -48,14 +48,14 @@ def disconnects(setting: Setting) -> Iterable[Row]:
 
 
 def _state(server: ServerProcess) -> dict[str, int]:
-    """Return memory and descriptors once the server has been idle for a moment."""
+    """Wait until the server has been idle for a moment; return its bytes of memory and its number of descriptors."""
     server.wait_until_idle()
     time.sleep(_SETTLE_SECONDS)
     return {"memory": server.memory(), "descriptors": server.descriptors()}
 
 
 def sigterm(setting: Setting) -> Iterable[Row]:
-    """Stop servers under load; each must answer what it accepted, and end with status 0."""
+    """Stop servers under load; each server must answer the requests that it accepted, and end with status 0."""
     restarts, rng = setting.args.restarts, random.Random(7)  # noqa: S311  moments, not secrets
     totals = dict.fromkeys(("answered", "refused", "lost", "unanswered after"), 0)
     seconds, wrong, statuses = [], 0, []
@@ -93,15 +93,17 @@ def sigterm(setting: Setting) -> Iterable[Row]:
 
 
 def verdicts(sent: Sequence[Sequence[Any]], signalled: float) -> dict[str, int]:
-    """Count what became of requests around a SIGTERM.
+    """Count what became of the requests of a load during which the server got SIGTERM.
 
     Args:
-        sent: for each request when its body had been sent, or None, and the status of its answer, or 0.
-        signalled: when the signal was sent.
+        sent: for each request, the time when its body had been sent (None if it never was) and the status of the answer
+            (0 if there was none).
+        signalled: the time when SIGTERM was sent.
 
     Returns:
-        "answered"; "refused", with a 503 or because nobody listened; "lost": sent before the signal without an answer,
-        or well before it and refused; "unanswered after": sent after the signal without an answer.
+        The numbers of requests that were "answered"; "refused", with a 503 or because nobody listened; "lost", that is
+        sent before the signal and not answered, or sent `_ACCEPTED_SECONDS` before it and refused; and "unanswered
+        after", that is sent after the signal and not answered.
     """
     found = dict.fromkeys(("answered", "refused", "lost", "unanswered after"), 0)
     for at, status in sent:
@@ -120,7 +122,10 @@ def verdicts(sent: Sequence[Sequence[Any]], signalled: float) -> dict[str, int]:
 
 
 def soak(setting: Setting) -> Iterable[Row]:
-    """Send mixed traffic for a long time, and hold memory and descriptors to what they were after its first tenth."""
+    """Send mixed traffic for a long time, and watch the server's memory and descriptors.
+
+    Their values in the second half of the time are compared with those after its first tenth.
+    """
     end_after = 60 * setting.args.minutes
     readings: list[tuple[float, int, int]] = []
     totals = {"requests": 0, "wrong": 0, "lost": 0}
@@ -148,7 +153,7 @@ def soak(setting: Setting) -> Iterable[Row]:
 def _soak_turn(
     setting: Setting, server: ServerProcess, capacity: float, turn: int
 ) -> list[dict[str, Any]]:
-    """Send documents and queries, together about half of the capacity, then a moment of overload."""
+    """Send documents at half of the capacity, then queries, then a moment of overload; return the three results."""
     documents = Load(
         server.url, "documents", setting.size("documents"), 0.5 * capacity, max(1, round(capacity * 2)), seed=turn
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""The process of the load generator: a line of JSON on stdin asks for a load, a line on stdout tells what came.
+"""The process of the load generator: it reads orders from stdin and prints results on stdout, as lines of JSON.
 
-It imports no torch, sends to loopback addresses only, and ends when stdin does; every load is bounded (`load.py`).
+It imports no torch, sends to loopback addresses only, and ends when stdin ends. Every load is bounded (`load.py`).
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from lastword.bench.serve.rude import Slow, disconnect
 
 
 def check_loopback(url: str) -> None:
-    """Raise ValueError unless the URL is of this machine's loopback interface."""
+    """Raise ValueError unless the URL's host is a loopback address."""
     host = urlsplit(url).hostname or ""
     if not ipaddress.ip_address(host).is_loopback:
         raise ValueError(f"not a loopback address: {host}")
 
 
 async def answer(asked: dict[str, Any], materials: dict[str, Material]) -> dict[str, Any]:
-    """Do what one line asks for."""
+    """Carry out one order (a load, disconnecting clients, or slow clients) and return its result."""
     kind = asked.pop("do")
     check_loopback(asked["url"])
     if kind == "load":
@@ -41,13 +41,13 @@ async def answer(asked: dict[str, Any], materials: dict[str, Material]) -> dict[
 
 
 def tell(result: dict[str, Any]) -> None:
-    """Print one line of JSON."""
+    """Print a result as one line of JSON."""
     sys.stdout.write(json.dumps(result) + "\n")
     sys.stdout.flush()
 
 
 def main(folder: str) -> None:
-    """Answer lines until stdin ends."""
+    """Carry out the orders from stdin until it ends, with the texts in `folder`."""
     materials = {kind: Material.load(Path(folder), kind) for kind in KINDS}
     gc.freeze()
     for line in sys.stdin:

@@ -1,6 +1,6 @@
-"""Open-loop load: requests leave at times drawn in advance, whatever becomes of earlier ones.
+"""Open-loop load: requests are sent at times drawn in advance, whether or not earlier requests have been answered.
 
-Latency counts from the time drawn, so that a request that waits in the generator, or for a connection, counts as late.
+Latency counts from the drawn time, so the time that a request waits in the generator or for a connection counts too.
 """
 
 import asyncio
@@ -17,30 +17,30 @@ import orjson
 from lastword.bench.serve.material import Material
 
 ROUTE = "/v1/embeddings"
-# No load is larger or longer, whatever it is asked for.
+# No load has more requests, lasts longer, or has more requests open at once than this, whatever the order says.
 MOST_REQUESTS, MOST_SECONDS, MOST_OPEN = 500_000, 900.0, 2_000
-# How long the last answers are waited for.
+# How many seconds to wait for the last answers.
 _GRACE_SECONDS = 130.0
-# Timers are late by up to a millisecond; at lower rates than this the rest is waited for without one.
+# Timers are late by up to a millisecond. Below this rate (requests per second), the last 2 ms are waited for in a busy
+# loop without a timer.
 _SPIN_BELOW, _SPIN_SECONDS = 100.0, 0.002
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One load.
+    """What to send to the server.
 
     Args:
-        url: the server, on loopback.
+        url: the server's address, on loopback.
         kind: "documents" or "queries".
         size: texts per request.
         rate: requests per second.
         count: number of requests.
-        fixed: equal distances between arrivals; else they are a Poisson process.
-        warm_seconds: answers to requests that arrive before are checked but not counted.
-        seed: draws the arrivals.
-        traced: note when each body was sent.
-        headers: headers of every request.
-        fields: fields of every body.
+        fixed: whether the requests are equally far apart; otherwise they are a Poisson process.
+        warm_seconds: requests in so many first seconds are checked, but do not count for latencies and goodput.
+        seed: seed of the drawn times.
+        traced: whether to record when each body was sent.
+        fields: further fields of every request's JSON body.
     """
 
     url: str
@@ -57,18 +57,18 @@ class Load:
 
 @dataclass(slots=True)
 class Sent:
-    """One request: when it was due, sent and answered, by the system's monotonic clock."""
+    """One request and what became of it; times are those of the system's monotonic clock, in seconds."""
 
-    due: float
-    late: float
-    sent: float | None = None
-    done: float = 0.0
-    status: int = 0  # 0 if there was no answer
-    wrong: bool = False
+    due: float  # the drawn time
+    late: float  # how many seconds after `due` the generator began to send the request
+    sent: float | None = None  # when the body had been sent; None if that is not known
+    done: float = 0.0  # when the answer was complete, or the request had failed
+    status: int = 0  # the answer's HTTP status; 0 if there was no answer
+    wrong: bool = False  # whether the answer is wrong
 
 
 def arrivals(load: Load) -> list[float]:
-    """Return the seconds from the start at which requests arrive."""
+    """Draw the times at which the requests of a load are sent, in seconds from its start."""
     rng = random.Random(load.seed)  # noqa: S311  arrivals, not secrets
     at, times = 0.0, []
     for _ in range(min(load.count, MOST_REQUESTS)):
@@ -78,7 +78,7 @@ def arrivals(load: Load) -> list[float]:
 
 
 async def send(load: Load, material: Material) -> dict[str, Any]:
-    """Send a load, wait for its answers, check them, and return what came."""
+    """Send a load, wait for the answers, check them, and return `summary`."""
     free = deque(range(material.blocks(load.size)))
     bodies = [material.body(block, load.size, **load.fields) for block in free]
     done: list[Sent] = []
@@ -166,7 +166,7 @@ async def _ask(
 
 
 def _is_refusal(content: bytes) -> bool:
-    """Return whether the body of a refusal says why."""
+    """Return whether the body of an answer is an error with a message, as every refusal must be."""
     try:
         return bool(orjson.loads(content)["error"]["message"])
     except (ValueError, KeyError, TypeError):
@@ -174,7 +174,18 @@ def _is_refusal(content: bytes) -> bool:
 
 
 def summary(load: Load, begin: float, done: list[Sent], held_back: int) -> dict[str, Any]:
-    """Gather the counts and times of a load; latencies are milliseconds, by status."""
+    """Return the counts and times of a load.
+
+    Args:
+        load: the load.
+        begin: the monotonic time at which it began.
+        done: its requests.
+        held_back: number of requests that were not sent, because too many were open.
+
+    Returns:
+        Among others: `latencies`, in milliseconds by status; `late_ms`, the p99 of `Sent.late`; `texts_per_s`, from the
+        first request to the last answer; `goodput`, the texts per second answered while requests were being sent.
+    """
     counted = [one for one in done if one.due - begin >= load.warm_seconds]
     latencies: dict[str, list[float]] = {}
     for one in counted:
@@ -190,7 +201,6 @@ def summary(load: Load, begin: float, done: list[Sent], held_back: int) -> dict[
         "held_back": held_back,
         "late_ms": percentile([1e3 * one.late for one in done], 99),
         "latencies": latencies,
-        # texts per second from the first arrival to the last answer, and answered while requests arrived
         "texts_per_s": len(good)
         * load.size
         / max(1e-9, max((g.done for g in good), default=since) - begin),
@@ -200,7 +210,7 @@ def summary(load: Load, begin: float, done: list[Sent], held_back: int) -> dict[
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """Return a percentile by the nearest rank; nan without values."""
+    """Return a percentile by the nearest rank; NaN if there are no values."""
     if not values:
         return float("nan")
     ordered = sorted(values)

@@ -1,6 +1,7 @@
-"""The texts of the requests, and the vectors that the answers must hold; written to a folder that all processes read.
+"""The texts of the requests, and the vectors that the answers must have.
 
-The process of the load generator imports this, so nothing here imports torch.
+The benchmark writes them to a folder, and the load generator reads them there. The load generator imports this module,
+so nothing here imports torch.
 """
 
 import json
@@ -20,7 +21,10 @@ PROMPTS = {"documents": "document", "queries": "query"}  # `input_type` of the r
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """The texts of one kind, and their vectors [N, dim] by `encode`, fp32."""
+    """The texts of one kind, and their vectors [N, dim] fp32, computed by `encode`.
+
+    A vector from the server is right if no number differs from that of `encode` by more than `tolerance`.
+    """
 
     texts: Sequence[str]
     vectors: NDArray[Any]
@@ -28,30 +32,30 @@ class Material:
     tolerance: float
 
     def save(self, folder: Path) -> None:
-        """Write them to files."""
+        """Write the texts and vectors to two files in `folder`."""
         np.save(folder / f"{self.kind}.npy", self.vectors)
         text = json.dumps({"texts": list(self.texts), "tolerance": self.tolerance})
         (folder / f"{self.kind}.json").write_text(text, encoding="utf-8")
 
     @staticmethod
     def load(folder: Path, kind: str) -> "Material":
-        """Read what `save` has written."""
+        """Read the texts and vectors of one kind that `save` has written."""
         held = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
         vectors = np.load(folder / f"{kind}.npy")
         return Material(held["texts"], vectors, kind, held["tolerance"])
 
     def blocks(self, size: int) -> int:
-        """Return how many requests with `size` texts each have no text in common."""
+        """Return how many requests of `size` texts can be made without using a text twice; each is called a block."""
         return len(self.texts) // size
 
     def body(self, block: int, size: int, **fields: object) -> bytes:
-        """Return the body of `POST /v1/embeddings` for a block of texts."""
+        """Return the body of `POST /v1/embeddings` for block number `block`: `size` texts from `block` · `size` on."""
         texts = list(self.texts[block * size : (block + 1) * size])
         asked = {"input": texts, "input_type": PROMPTS[self.kind], "encoding_format": "base64"}
-        return orjson.dumps({**asked, "truncate": True, **fields})  # `encode` cuts, too
+        return orjson.dumps({**asked, "truncate": True, **fields})  # as `encode` does
 
     def is_right(self, block: int, size: int, answer: bytes) -> bool:
-        """Return whether an answer holds the vectors of a block, in base64 and in order."""
+        """Return whether an answer has the vectors of block number `block`, in base64 and in order."""
         try:
             data = orjson.loads(answer)["data"]
             if [each["index"] for each in data] != list(range(size)):

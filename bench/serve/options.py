@@ -1,4 +1,4 @@
-"""The options of `lastword bench serve`. Imported on every `--help`, so it imports nothing heavy."""
+"""The options of `lastword bench serve`. Every `--help` imports this module, so it imports nothing heavy."""
 
 import argparse
 
@@ -43,10 +43,10 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         "--texts", type=positive, default=16, help="number of texts per request; by default 16"
     )
     for name, default, quick, about in (
-        ("seconds", 10, 2, "seconds of each timed load"),
-        ("clients", 500, 50, "number of slow clients"),
-        ("disconnects", 2000, 200, "number of clients that go away"),
-        ("restarts", 20, 2, "number of SIGTERMs, each to a new server"),
+        ("seconds", 10, 2, "length of each timed load in seconds"),
+        ("clients", 500, 50, "number of clients in the scenario slow"),
+        ("disconnects", 2000, 200, "number of clients in the scenario disconnects"),
+        ("restarts", 20, 2, "number of servers that get a SIGTERM in the scenario sigterm"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -55,7 +55,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         )
         parser.set_defaults(**{f"{name}_by_default": (default, quick)})
     parser.add_argument(
-        "--minutes", type=positive, default=10, help="length of soak; by default 10"
+        "--minutes", type=positive, default=10, help="minutes that soak runs; by default 10"
     )
     parser.add_argument("--quick", action="store_true", help="small counts and short loads")
     parser.add_argument(
@@ -67,7 +67,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def fill(args: argparse.Namespace) -> None:
-    """Give the counts that were left out their values."""
+    """Set the counts that the command line left out to their defaults, which are smaller with --quick."""
     for name in ("seconds", "clients", "disconnects", "restarts"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(args, f"{name}_by_default")[args.quick])

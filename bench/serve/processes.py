@@ -27,8 +27,8 @@ class ServerProcess:
     """`lastword serve` on a free port.
 
     Args:
-        options: of `lastword serve`.
-        log: the file that its log goes to.
+        options: options of `lastword serve`.
+        log: the file that gets the server's output.
     """
 
     def __init__(self, options: Sequence[str], log: Path) -> None:
@@ -39,10 +39,10 @@ class ServerProcess:
         self.url = ""
 
     def wait_until_ready(self) -> None:
-        """Wait until it is healthy.
+        """Wait until `/health` says that the server is ready.
 
         Raises:
-            LastwordError: it ended, or is not healthy in time.
+            LastwordError: the server has ended, or is not ready in time.
         """
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end and self.process.poll() is None:
@@ -60,21 +60,21 @@ class ServerProcess:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def memory(self) -> int:
-        """Return its resident bytes without pages of files."""
+        """Return the server's resident bytes, without pages of files."""
         return held_bytes("RssAnon", self.process.pid)
 
     def descriptors(self) -> int:
-        """Return the number of its open files and connections."""
+        """Return the number of the server's open files and connections."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def metrics(self) -> dict[str, float]:
-        """Return the plain counts of `/metrics`."""
+        """Return the values of `/metrics` by name, except those with labels."""
         lines = get(f"{self.url}/metrics").splitlines()
         plain = (line.split() for line in lines if not line.startswith("#") and "{" not in line)
         return {name: float(value) for name, value in plain}
 
     def wait_until_idle(self, seconds: float = 60) -> bool:
-        """Wait until no request is in hand and nothing is queued; return whether that came to be."""
+        """Wait until the server has no request and an empty queue; return False if `seconds` were not enough."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             found = self.metrics()
@@ -84,11 +84,11 @@ class ServerProcess:
         return False
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
+        """Send SIGTERM to the server."""
         self.process.send_signal(signal.SIGTERM)
 
     def end(self) -> int | None:
-        """Wait for its end after SIGTERM; return its exit status, None if it had to be killed."""
+        """Wait for the server's end after SIGTERM; return its exit status, or None if it had to be killed."""
         try:
             return self.process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -99,7 +99,7 @@ class ServerProcess:
 
 @contextmanager
 def serving(options: Sequence[str], log: Path) -> Iterator[ServerProcess]:
-    """Run a server until the `with` block ends."""
+    """Run a server during the `with` block, and stop it with SIGTERM."""
     server = ServerProcess(options, log)
     try:
         server.wait_until_ready()
@@ -111,7 +111,7 @@ def serving(options: Sequence[str], log: Path) -> Iterator[ServerProcess]:
 
 
 def get(url: str) -> str:
-    """Return the body of an answer to a GET."""
+    """Send a GET to `url` and return the body of the answer."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=30) as response:
         return str(response.read().decode())
@@ -125,15 +125,15 @@ class GeneratorProcess:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, **asked: object) -> None:
-        """Begin what `generator.answer` does."""
+        """Send the load generator one order, a line of JSON; `generator.answer` carries it out."""
         self._write().write(json.dumps(asked).encode() + b"\n")
         self._write().flush()
 
     def told(self) -> dict[str, Any]:
-        """Wait for its next line.
+        """Wait for the next line that the load generator prints, and return its JSON.
 
         Raises:
-            LastwordError: it died; what it said is on stderr.
+            LastwordError: the load generator died; its own messages are on stderr.
         """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -143,11 +143,11 @@ class GeneratorProcess:
         return result
 
     def begin(self, load: Load) -> None:
-        """Begin a load; `told` waits for its end."""
+        """Start a load; `told` waits for the load's end and returns its result."""
         self.ask(do="load", **asdict(load))
 
     def send(self, load: Load) -> dict[str, Any]:
-        """Send a load and return what came."""
+        """Send a load and return its result, as from `load.summary`."""
         self.begin(load)
         return self.told()
 
@@ -156,7 +156,7 @@ class GeneratorProcess:
         return self.process.stdin
 
     def close(self) -> None:
-        """End it."""
+        """End the process: close its stdin, and kill it if it does not end within 10 seconds."""
         with suppress(OSError):
             self._write().close()
         try:
@@ -170,7 +170,7 @@ class GeneratorProcess:
 
 @contextmanager
 def generating(folder: Path) -> Iterator[GeneratorProcess]:
-    """Run a load generator until the `with` block ends."""
+    """Run a load generator during the `with` block."""
     generator = GeneratorProcess(folder)
     try:
         yield generator

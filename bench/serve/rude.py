@@ -1,4 +1,7 @@
-"""Clients that misbehave: slow ones, and ones that go away in the middle. Plain sockets, as HTTP clients cannot."""
+"""Clients that misbehave: slow clients, and clients that go away in the middle of a request.
+
+They use plain sockets, because HTTP libraries do not let a client misbehave.
+"""
 
 import asyncio
 import random
@@ -13,17 +16,17 @@ from urllib.parse import urlsplit
 from lastword.bench.serve.load import MOST_SECONDS, ROUTE
 from lastword.bench.serve.material import Material
 
-# A slow client sends or reads so many bytes, then waits.
+# A slow client sends _DRIP_BYTES bytes or reads _READ_BYTES bytes, then waits _PAUSE seconds, and so on.
 _DRIP_BYTES, _READ_BYTES, _PAUSE = 1, 512, 0.5
-_LONG = 1_000_000  # the length of a body that never gets complete
-_AT_ONCE = 64
-_TEXTS = 4  # of a request whose client goes away
-_SAME = 64  # equal short texts that a slow reader asks for: computed once, and a large answer
+_LONG = 1_000_000  # the stated length, in bytes, of a body that is never sent completely
+_AT_ONCE = 64  # most connections of `disconnect` that are open at once
+_TEXTS = 4  # texts in a request whose client goes away
+_SAME = 64  # equal short texts in the request of a slow reader: the server computes one, and the answer is large
 MANNERS = ("connects", "half headers", "half body", "no answer read", "reset", "half answer")
 
 
 def head(length: int) -> bytes:
-    """Return the first line and the headers of a request."""
+    """Return the first line and the headers of a request whose body has `length` bytes."""
     lines = (
         f"POST {ROUTE} HTTP/1.1",
         "Host: 127.0.0.1",
@@ -34,12 +37,12 @@ def head(length: int) -> bytes:
 
 
 class Slow:
-    """Slow clients; every second one drips its body, the others read their answers slowly.
+    """Slow clients: half of them send their body byte by byte, the others read their answers slowly.
 
     Args:
-        url: the server.
-        clients: how many there are at any time: who is cut off comes again.
-        seconds: how long they stay.
+        url: the server's address.
+        clients: number of clients. A client whose connection ends opens a new one.
+        seconds: how long the clients stay.
     """
 
     def __init__(self, url: str, clients: int, seconds: float) -> None:
@@ -49,7 +52,11 @@ class Slow:
         self.counts: Counter[str] = Counter()
 
     async def run(self, ready: asyncio.Event) -> dict[str, Any]:
-        """Connect all, set the event, stay, and return how many connections there were."""
+        """Connect all clients, set `ready`, stay for the time, and return `counts`.
+
+        `counts` has the numbers of clients that connected ("begun"), of later connections ("came again"), and of bodies
+        that the server cut off ("cut off").
+        """
         tasks = [asyncio.create_task(self._again(n)) for n in range(self._clients)]
         while self.counts["begun"] < self._clients and monotonic() < self._end:
             await asyncio.sleep(0.02)
@@ -104,7 +111,7 @@ class Slow:
 
 
 async def disconnect(url: str, count: int, material: Material, seed: int) -> dict[str, Any]:
-    """Open `count` connections that end in the middle of a request; return how many ended how."""
+    """Open `count` connections that end in the middle of a request; return how many ended in each of the `MANNERS`."""
     split, rng = urlsplit(url), random.Random(seed)  # noqa: S311  manners, not secrets
     room, ended = asyncio.Semaphore(_AT_ONCE), Counter[str]()
 

@@ -1,4 +1,4 @@
-"""`lastword bench serve`: load on `lastword serve` from a process of its own. See `bench/README.md`, "The server"."""
+"""`lastword bench serve`: put load on `lastword serve` from a separate process. See `bench/README.md`, "The server"."""
 
 import argparse
 import sys
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         show: prints a line.
 
     Returns:
-        The exit status: 1 if an answer was wrong or something was lost, else 0.
+        The exit status: 1 if an answer was wrong, a request was lost, or memory or descriptors leaked, else 0.
 
     Raises:
         ConfigError: the system is not Linux.

@@ -1,4 +1,4 @@
-"""What the scenarios share: the texts, the model, the server's options, the rows that they return."""
+"""What all scenarios use: the texts, the model, the server's options, and the rows of results."""
 
 import argparse
 import time
@@ -14,23 +14,23 @@ from lastword.bench.serve.load import Load
 from lastword.bench.serve.material import KINDS, Material
 from lastword.bench.serve.processes import GeneratorProcess, ServerProcess, serving
 
-# Documents and queries; with --quick.
+# Numbers of documents and of queries: by default, and with --quick.
 COUNTS, QUICK_COUNTS = (1024, 4096), (320, 512)
-# Vectors by `encode` and by the server may differ by so much in fp32, and in other types.
+# Numbers of a vector by `encode` and by the server may differ by so much: in fp32, and in other dtypes.
 FP32_TOLERANCE, TOLERANCE = 1e-5, 2e-2
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One result.
+    """One result of a scenario.
 
     Args:
-        scenario: its name.
-        measured: what was found, for people.
-        target: what is aimed at.
-        met: whether it is.
-        right: whether every answer was right and nothing was lost; False makes the exit status 1.
-        figures: the same for programs.
+        scenario: the scenario's name.
+        measured: the result in words.
+        target: the target in words.
+        met: whether the target is met.
+        right: whether every answer was right, no request was lost and nothing leaked; False makes the exit status 1.
+        figures: the result as values for the JSON file.
     """
 
     scenario: str
@@ -48,34 +48,34 @@ class Row:
 
 @dataclass(slots=True)
 class Setting:
-    """Everything that a scenario works with."""
+    """Everything that a scenario needs: options, folder, model, texts and load generator."""
 
     args: argparse.Namespace
-    folder: Path
+    folder: Path  # scratch folder with the texts; also gets the servers' logs
     embedder: Embedder
-    materials: dict[str, Material]
+    materials: dict[str, Material]  # by kind: "documents", "queries"
     generator: GeneratorProcess
-    servers: int = 0
-    capacities: dict[str, float] = field(default_factory=dict)
+    servers: int = 0  # number of servers started so far
+    capacities: dict[str, float] = field(default_factory=dict)  # results of `capacity` by kind
 
     @contextmanager
     def server(self, *options: str) -> Iterator[ServerProcess]:
-        """Run a server for the `with` block."""
+        """Run a server with the run's model and these options of `lastword serve` during the `with` block."""
         with serving(self.server_options(*options), self.log()) as server:
             yield server
 
     def server_options(self, *options: str) -> list[str]:
-        """Return the options of the server."""
+        """Return the command line of the server: the run's model, then `options`."""
         model = [] if self.args.model is None else [str(self.args.model)]
         return [*model, *options]
 
     def log(self) -> Path:
-        """Return a new file for a server's log."""
+        """Return the path of a new file for a server's log."""
         self.servers += 1
         return self.folder / f"server-{self.servers}.log"
 
     def size(self, kind: str) -> int:
-        """Return the texts per request."""
+        """Return the number of texts per request: --texts, or all texts of the kind if there are fewer."""
         return min(int(self.args.texts), len(self.materials[kind].texts))
 
     def burst(self, server: ServerProcess, kind: str) -> dict[str, Any]:
@@ -85,7 +85,10 @@ class Setting:
         return self.generator.send(Load(server.url, kind, size, rate=400.0, count=count))
 
     def capacity(self, kind: str) -> float:
-        """Return how many requests per second `encode` would compute: the unit of the rates; measured once."""
+        """Return how many requests per second `encode` alone could compute; the rates of loads are multiples of this.
+
+        It is measured once per kind.
+        """
         if kind not in self.capacities:
             texts = list(self.materials[kind].texts)
             encode = encoder(self.embedder, kind)
@@ -97,12 +100,12 @@ class Setting:
 
 
 def encoder(embedder: Embedder, kind: str) -> Callable[..., Any]:
-    """Return what embeds the texts of a kind."""
+    """Return the method that embeds texts of a kind: `encode_document` or `encode_query`."""
     return embedder.encode_document if kind == "documents" else embedder.encode_query
 
 
 def make_materials(embedder: Embedder, *, quick: bool) -> dict[str, Material]:
-    """Make the texts and compute their vectors."""
+    """Make the documents and the queries and compute their vectors; return them by kind."""
     counts = QUICK_COUNTS if quick else COUNTS
     fp32 = str(embedder.info.dtype) == "torch.float32" and embedder.info.quantize is None
     made: Sequence[Sequence[str]] = [each.texts for each in workloads(*counts, 0)[:2]]
@@ -118,10 +121,10 @@ def make_materials(embedder: Embedder, *, quick: bool) -> dict[str, Material]:
 
 
 def is_right(*results: dict[str, Any]) -> bool:
-    """Return whether every answer of these loads was right and every request was answered."""
+    """Return whether, in the results of some loads, every request was answered and no answer was wrong."""
     return all(not each["wrong"] and not each["statuses"].get("0") for each in results)
 
 
 def counts(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a load's counts, without the lists."""
+    """Return the result of a load without its long lists, for the JSON file."""
     return {name: each for name, each in result.items() if name not in ("latencies", "sent")}

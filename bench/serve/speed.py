@@ -12,14 +12,15 @@ from lastword.bench.serve.setting import Row, Setting, counts, encoder, is_right
 
 _ROUNDS = 3
 _LOW_RATE = 20.0  # requests per second of low load
-_TIMES = 20  # the overload
-# A queue that is soon full, and shorter than the number of requests without a text in common.
+_TIMES = 20  # the largest load of `overload`, as a multiple of the capacity
+# The server's --max-requests in `overload`: the queue is soon full, and it is shorter than the number of requests that
+# the generator can have open at once (`Material.blocks`).
 _IN_HAND = "12"
-_SLOW_SHARE = 0.3  # of the capacity, the normal traffic beside slow clients
+_SLOW_SHARE = 0.3  # share of the capacity that the normal traffic beside slow clients takes
 
 
 def throughput(setting: Setting) -> Iterable[Row]:
-    """Compare texts per second over HTTP with `encode`; they take turns."""
+    """Compare the texts per second of the server with those of `encode`; the two take turns."""
     with setting.server() as server:
         for kind in setting.materials:
             yield _throughput(setting, server, kind)
@@ -34,7 +35,7 @@ def _throughput(setting: Setting, server: ServerProcess, kind: str) -> Row:
         encode(texts, show_progress_bar=False)
         took = time.perf_counter() - start
         results.append(setting.burst(server, kind))
-        if turn:  # the first of both is slower
+        if turn:  # the first turn is a warm-up
             encoded.append(len(texts) / took)
             served.append(float(results[-1]["texts_per_s"]))
     share = statistics.median(each / ours for each, ours in zip(served, encoded, strict=True))
@@ -56,7 +57,10 @@ def _throughput(setting: Setting, server: ServerProcess, kind: str) -> Row:
 
 
 def latency(setting: Setting) -> Iterable[Row]:
-    """Compare the latency of one query at low load with a call of `encode_query` at the same moments."""
+    """Compare the server's latency for one query at low load with the time of a call of `encode_query`.
+
+    The calls are as far apart as the requests.
+    """
     count = round(_LOW_RATE * setting.args.seconds / 2)
     over, called, results, late = [], [], [], 0.0
     with setting.server() as server:
@@ -86,7 +90,7 @@ def latency(setting: Setting) -> Iterable[Row]:
 
 
 def _timed_calls(setting: Setting, count: int, seed: int) -> list[float]:
-    """Return the milliseconds of calls of `encode_query` at the arrivals of a load."""
+    """Return the milliseconds of each call of `encode_query`, made at times drawn like the arrivals of a load."""
     rng = random.Random(seed)  # noqa: S311  arrivals, not secrets
     taken = []
     for query in list(setting.materials["queries"].texts)[:count]:
@@ -99,7 +103,7 @@ def _timed_calls(setting: Setting, count: int, seed: int) -> list[float]:
 
 
 def overload(setting: Setting) -> Iterable[Row]:
-    """Send 20 times as much as can be computed, and compare what is computed with the best at less load."""
+    """Send 20 times as many texts as can be computed; compare the texts answered per second with lower loads."""
     with setting.server("--max-requests", _IN_HAND) as server:
         for kind in setting.materials:
             yield _overload(setting, server, kind)
@@ -134,7 +138,7 @@ def _overload(setting: Setting, server: ServerProcess, kind: str) -> Row:
 
 
 def slow(setting: Setting) -> Iterable[Row]:
-    """Compare the p99 of normal traffic with and without slow clients; they take turns."""
+    """Compare the p99 latency of normal traffic with and without slow clients; the two cases take turns."""
     clients, seconds = setting.args.clients, setting.args.seconds
     without, beside, results, met = [], [], [], []
     with setting.server() as server, generating(setting.folder) as others:
