@@ -50,7 +50,7 @@ class EncodeKwargs(TypedDict, total=False):
         ranges: [2, dim], the lower and upper bound of each dimension, as a tensor, an array or two lists of numbers;
             required for uint8, optional for int8.
         too_long: what to do with a text of more than max_length tokens: "cut" (default) keeps max_length tokens,
-            including the end token; "error" raises an InputError.
+            counting the prompt and the end token; "error" raises an InputError.
         normalize_embeddings: scale vectors to length 1 even if the checkpoint's own settings do not.
         report: a `lastword.report.Report`, to which the call adds its counts, such as texts cut and tokens computed.
         show_progress_bar: whether to show a bar; by default only on a terminal and for more than one text, and for
@@ -72,7 +72,7 @@ class GroupKwargs(EncodeKwargs, total=False):
     Args:
         on_error: called with the InputError of each text that cannot be embedded, instead of raising it; the error's
             `index` is the position of the text. The call comes before the matrix of the text's group. That matrix has
-            no row for the text, and its other rows do not depend on the text. Every other error is still raised: an
+            no row for the text; the vectors of the other texts are unchanged. Every other error is still raised: an
             error of the device or of the iterator, or about an element that is not a str.
         on_done: called with the number of texts of each finished batch, perhaps from a background thread, to advance
             the caller's own progress bar; the built-in bar then does not advance.
@@ -121,7 +121,7 @@ class MissingKeyword:
     ignored: tuple[object, ...] = (None, {})
 
     def check(self, name: str, value: object) -> None:
-        """Raise ConfigError if the value would change something."""
+        """Raise ConfigError if `value` would change something, so cannot be ignored."""
         ignored = any(type(value) is type(each) and value == each for each in self.ignored)
         if self.remedy is not None and not ignored:
             what = "a keyword of sentence-transformers that lastword does not have"
@@ -302,7 +302,7 @@ def check_batch_tokens(max_batch_tokens: SupportsIndex | None) -> int | None:
 
 
 def check_dim(truncate_dim: SupportsIndex | None, size: int) -> int:
-    """Return the number of leading dimensions to keep: the caller's, or all `size` of them for None.
+    """Return the number of leading dimensions to keep: `truncate_dim`, or all, which is `size`, if it is None.
 
     Raises:
         ConfigError: the value is not an integer from 1 to `size`.
@@ -388,12 +388,12 @@ class EncodeMethod(Protocol):
 
 
 def encode_method(function: Callable[..., Any]) -> EncodeMethod:
-    """Decorate a method: give it the type `Encode`, and let callers also name its `texts` `inputs` or `sentences`."""
+    """Decorate a method: give it the type `Encode`, and let callers pass `texts` as `inputs` or `sentences` too."""
     return cast("EncodeMethod", takes_inputs("texts")(function))
 
 
 def takes_inputs(own: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator that lets callers of a method also name its first argument `inputs` or `sentences`.
+    """Return a decorator that lets callers pass a method's first argument as `inputs` or `sentences` too.
 
     `inspect.signature` still shows the method's own signature. Passing the argument twice, or not at all, is a
     TypeError, as for any argument.

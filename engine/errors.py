@@ -7,7 +7,7 @@ LastwordError
 └── DeviceError    a device that is missing or cannot compute as requested
 
 A missing optional package raises MissingPackageError, which is both a ConfigError and an ImportError. The five parts of
-a message are attributes, so no code parses a message. A caller that knows a better name for the place sets `where`.
+a message are attributes, so no code parses a message. Code that knows a better name for the place sets `where`.
 """
 
 import unicodedata
@@ -192,7 +192,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def with_article(noun: str) -> str:
-    """Return a noun after "a" or "an", by its first letter."""
+    """Return "a" or "an", by the first letter of the noun, and the noun."""
     return f"{'an' if noun[0] in 'AEIOUaeiou' else 'a'} {noun}"
 
 

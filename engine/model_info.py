@@ -97,7 +97,7 @@ class OpenKwargs(HubOptions, total=False):
 
 
 class ModelKwargs(OpenKwargs, total=False):
-    """Keyword arguments of `ModelInfo`, which `Embedder` passes on and describes."""
+    """Keyword arguments of `ModelInfo`. `Embedder` describes them, and passes them on."""
 
     truncate_dim: SupportsIndex | None
     open_checkpoint: Callable[[Path, ModelConfig], WeightsSource]
@@ -183,7 +183,7 @@ class OpenedModel:
         """Bytes that the weights will take in the memory of each device.
 
         On a CPU, the token embeddings stay in the memory-mapped file and are not counted. Loading an int8 model keeps
-        some rows of the weights in fp32; they are not known yet, so all rows count as int8.
+        some rows of the weights in fp32. Which rows is not known before loading, so all rows count as int8.
         """
         layers = range(self.config.num_hidden_layers)
         quantized = {None: layers[:0], "int8": layers, "fp8": layers[1:-1]}[self.quantize]
@@ -194,7 +194,7 @@ class OpenedModel:
 
     @property
     def max_length(self) -> int:
-        """Maximum tokens per text with its prompt or template. Can be set; None restores the model's default."""
+        """Maximum tokens per text, prompt or template included. Can be set; None restores the model's default."""
         return self._max_length
 
     @max_length.setter
@@ -293,7 +293,8 @@ class ModelInfo(OpenedModel):
         Truncated vectors are always normalised. The arguments are those of `lastword.encode_options.EncodeKwargs`.
 
         Raises:
-            ConfigError: `truncate_dim` exceeds the model's dimensions, or `precision` does not fit them or `ranges`.
+            ConfigError: `truncate_dim` is more than the model's dimensions, or `precision` does not fit the number of
+                dimensions or the ranges.
         """
         chosen = self.truncate_dim if truncate_dim is None else truncate_dim
         dim = check_dim(chosen, self.config.hidden_size)
@@ -448,7 +449,7 @@ def _check_chunking(chunking: object) -> None:
 
 
 def _check_source(model: object, hub: Mapping[str, object]) -> None:
-    """Raise ConfigError if a model's name, or a setting for finding it, is of the wrong type."""
+    """Raise ConfigError if a model's name is empty, or if the name or a setting in `hub` is of the wrong type."""
     expected = "a Hugging Face id or folder, or None for the built-in model"
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else model
     if name is not None and not isinstance(name, str):

@@ -141,7 +141,7 @@ class RerankerInfo(OpenedModel):
     def identity(self) -> str:
         """Return the fingerprint of the model itself, apart from the settings of a run.
 
-        It covers the weights, the score row, the tokenizer, the template and the numeric settings of the config.
+        It hashes the weights, the score row, the tokenizer, the template and the config's numeric settings.
         """
         return fingerprint(
             weights=self.checkpoint.fingerprint,
@@ -189,7 +189,7 @@ class RerankerInfo(OpenedModel):
         return _check_instruction(choose_prompt(self.prompts, name, self.default_prompt_name, None))
 
     def predict_options(self, kwargs: PredictKwargs) -> EncodeOptions:
-        """Check and complete the settings of one call.
+        """Check all settings of one call, and fill in the defaults.
 
         Raises:
             ConfigError: a setting is not accepted.

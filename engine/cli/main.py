@@ -1,7 +1,7 @@
 """The `lastword` command line: finds a command's module, runs it, and turns every error into a line and an exit status.
 
 Exit status 0: success; 1: a check failed; 2: bad input or usage; 130: stopped by Ctrl-C; 141: the reader of stdout is
-gone; 143: stopped by SIGTERM. Each command's module defines the command's options. It imports torch only when the
+gone; 143: stopped by SIGTERM. Each command's module defines the command's options, and imports torch only when the
 command runs, so `--help` and `--version` are fast.
 """
 

@@ -417,7 +417,7 @@ def find_inputs(args: argparse.Namespace, queries: Sequence[Source] = ()) -> lis
 
 
 def _call_on_stdin(args: argparse.Namespace) -> str:
-    """Return the command line that reads the same input from stdin, for the remedies of errors."""
+    """Return the command line that reads its input from stdin instead of files, for the remedies of errors."""
     words = ["lastword", args.command]
     if getattr(args, "queries", None) is not None:
         words += ["--queries", shlex.quote(args.queries)]

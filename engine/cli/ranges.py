@@ -1,6 +1,7 @@
 """Saved ranges: the smallest and largest value of every dimension, used to compute int8 and uint8 vectors.
 
-The file is a safetensors file with one tensor `ranges` [2, dim] float32 and the fingerprint of its vector space.
+The file is a safetensors file with one tensor `ranges` [2, dim] float32. Its metadata has the fingerprint of the space
+of the vectors.
 """
 
 import os
@@ -19,7 +20,7 @@ _MOST_BYTES = 1 << 26  # of an accepted file; two numbers per dimension are far 
 
 
 class Ranges:
-    """The ranges of the float32 vectors seen so far."""
+    """Collects the smallest and largest value of each dimension over all given float32 vectors."""
 
     def __init__(self) -> None:
         self._ranges: Tensor | None = None
@@ -57,7 +58,8 @@ def read_ranges(path: str, dim: int, space: str) -> Tensor:
     """Read ranges [2, dim] float32 and check that they were saved for the vector space with fingerprint `space`.
 
     Raises:
-        InputError: the file holds no ranges, or those of another space, or was written by an older lastword.
+        InputError: the file holds no ranges for `dim` dimensions, holds ranges of another space, or was written by an
+            older lastword.
         OSError: the file is missing.
     """
     status = os.stat(path)  # a missing file gives the same OSError here as for every other input

@@ -121,7 +121,7 @@ class _Progress:
         self._advance, self._meter, self._texts, self._shown = advance, meter, 0, 0
 
     def add(self, texts: int, read: int) -> None:
-        """Note that `texts` more texts are embedded, of `read` texts that have been read in total."""
+        """Note that `texts` more texts are embedded; `read` is the number of texts read in total."""
         self._texts += texts
         reached = self._texts
         if self._meter is not None:

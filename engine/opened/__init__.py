@@ -1,1 +1,1 @@
-"""What an `Embedder` and a `Reranker` have in common once they are open: runner and loop, attributes, copies."""
+"""What `Embedder` and `Reranker` have in common: opening a loop, attributes from `info`, copies and pickles."""

@@ -1,4 +1,4 @@
-"""Check the arguments of `Embedder` and `Reranker` that change no result, and open the loop that computes."""
+"""Check the arguments of `Embedder` and `Reranker` that change no result, such as max_batch_tokens; open the loop."""
 
 from dataclasses import dataclass
 from typing import SupportsIndex
@@ -32,7 +32,7 @@ class Opening:
         check_switches(show_progress_bar=self.show_progress_bar)
 
     def open_loop(self, info: OpenedModel, score_row: Tensor | None = None) -> Loop:
-        """Load the model, unless the caller gave a runner, and return the loop that computes with it.
+        """Load the model, unless the caller gave a runner, and return the loop that computes with the model or runner.
 
         Args:
             info: the model's files and settings.

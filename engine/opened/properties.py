@@ -60,14 +60,15 @@ class ModelProperties:
     dtype = FromInfo[torch.dtype, Never]("dtype", "The compute dtype.")
     max_length = FromInfo[int, SupportsIndex | None](
         "max_length",
-        "Maximum tokens per text, including all that is put around it; setting None restores the model's default.",
+        "Maximum tokens per text, prompt or template included. Can be set; None restores the model's default.",
     )
     max_seq_length = FromInfo[int, SupportsIndex | None]("max_length", "The same as `max_length`.")
     prompts = FromInfo[dict[str, str], Mapping[str, str]](
         "prompts", "The texts of the prompts by name."
     )
     default_prompt_name = FromInfo[str | None, str | None](
-        "default_prompt_name", "Name of the prompt that `encode` uses when none is given, if any."
+        "default_prompt_name",
+        "Name of the prompt for calls that give no prompt; None for no prompt.",
     )
 
     @property
@@ -106,7 +107,7 @@ class EmbedderProperties(ModelProperties):
 
     dim = FromInfo[int, Never]("dim", "Width of the vectors that `encode` returns.")
     truncate_dim = FromInfo[int | None, SupportsIndex | None](
-        "truncate_dim", "Number of leading dimensions to keep; None for all."
+        "truncate_dim", "Number of leading dimensions to keep; None keeps all."
     )
 
     def _facts(self) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Copies of an `Embedder` or `Reranker`: in one process they share the weights; another process opens the model again.
 
 A pickle contains no weights. It contains the model's name, folder and commit, the current settings, and a fingerprint,
-with which the other process checks that it has opened the same model. It contains no token for the Hugging Face Hub:
+with which the other process checks that it has opened the same model. A pickle has no token for the Hugging Face Hub:
 if the other process does not find the model on its disk, it downloads the model with its own login.
 """
 
@@ -167,7 +167,7 @@ def _refuse(model: Reopenable, name: str, value: object, expected: str) -> NoRet
 def _reopen(
     kind: type[Reopenable], model: dict[str, Any], settings: dict[str, Any]
 ) -> "Reopenable":
-    """Open the model of a pickled object; a worker process of `multiprocessing` keeps it for its next task."""
+    """Open the model of a pickled object; a worker process of `multiprocessing` keeps it open for the next task."""
     global _kept  # noqa: PLW0603  one for the process
     kept = _kept
     if kept is not None and kept[0] == (kind, model):

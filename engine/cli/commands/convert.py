@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command and return its exit status."""
     from lastword.weights.files.blocks import block_threads
     from lastword.weights.files.dtypes import torch_dtype
     from lastword.weights.merging.convert import Conversion

@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command and return its exit status."""
     options.choose_model(args)
     options.fill_in_model(args)
     if not (args.tasks or args.benchmark or args.card):

@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command and return its exit status."""
     options.choose_model(args)
     if args.model is not None and os.path.isfile(args.model):
         _refuse_vectors(args.model)

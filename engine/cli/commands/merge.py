@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command and return its exit status."""
     from lastword.weights.files.blocks import block_threads
     from lastword.weights.merging.merge import Merge
     from lastword.weights.merging.recipe import read_recipe

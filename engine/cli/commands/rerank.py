@@ -69,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command and return its exit status."""
     begin_error_list(args)
     check_query(args.query)
     query_or_file(args)

@@ -100,7 +100,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=options.model_argument,
         metavar="MODEL",
         help="Hugging Face id or folder of a reranker, which scores the nearest texts again and sorts them by the new "
-        "scores. --threshold then applies to these; --device, --dtype, --quantize and --local-files-only apply to "
+        "scores. --threshold applies to the new scores; --device, --dtype, --quantize and --local-files-only apply to "
         "both models, the other model options only to --model",
     )
     group.add_argument(
@@ -124,7 +124,7 @@ def number_argument(given: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command and return its exit status."""
     if args.queries is not None and args.query is not None:
         _take_as_file(args)
     begin_error_list(args)
@@ -171,7 +171,7 @@ def query_or_file(args: argparse.Namespace) -> None:
     """Print a notice if QUERY is the name of a file and no FILE is given: the user may want to search that file.
 
     Raises:
-        InputError: likewise, but stdin is a terminal, so nothing else could be searched.
+        InputError: in that case, if stdin is a terminal, so that there is nothing to search.
     """
     if args.files or args.query is None or not os.path.exists(args.query):
         return

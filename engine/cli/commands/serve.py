@@ -149,7 +149,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command and return its exit status."""
     options.choose_model(args)
     settings = _settings(args)
     # Imports make many objects and no garbage; searching these for garbage would take a tenth of the startup time.

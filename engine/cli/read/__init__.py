@@ -1,4 +1,4 @@
-r"""Read records one at a time from text, JSON lines, CSV and TSV files, or from whole files, each with its place.
+r"""Read records, each with its place, one at a time: from text, JSON lines, CSV and TSV files, or from whole files.
 
 Input must be valid UTF-8; a byte order mark at the start is skipped. A line ends with \n or \r\n; any other character,
 such as a lone \r, is part of the line. Only one record, of at most `lines.MAX_RECORD` characters, is held in memory.

@@ -116,7 +116,7 @@ class _RowLines:
         self.begin("")
 
     def begin(self, where: str) -> None:
-        """Begin a row at `where`. The row has several lines if it has line ends in quotes."""
+        """Begin a row; errors name it by `where`. A row with line ends in quotes has several lines."""
         self._where, self._row, self._size = where, list[Line](), 0
         self.problem: InputError | None = None
 
