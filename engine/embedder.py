@@ -165,7 +165,7 @@ class Embedder(EmbedderProperties, Reopenable):
         prompt: str | None = None,
         **kwargs: Any,
     ) -> "Tensor | NDArray[Any]":
-        """Embed queries: do the same as `encode`, by default with the prompt named "query", if there is one."""
+        """Embed queries like `encode`, but by default with the prompt "query" or, if there is none, no prompt."""
         resolved = self.resolve_prompt(prompt_name, prompt, "query")
         result: Tensor | NDArray[Any] = self.encode(texts, None, resolved, **kwargs)
         return result
@@ -178,7 +178,7 @@ class Embedder(EmbedderProperties, Reopenable):
         prompt: str | None = None,
         **kwargs: Any,
     ) -> "Tensor | NDArray[Any]":
-        """Embed documents: do the same as `encode`, by default with the prompt named "document", if there is one."""
+        """Embed documents like `encode`, but by default with the prompt "document" or, if there is none, no prompt."""
         resolved = self.resolve_prompt(prompt_name, prompt, "document")
         result: Tensor | NDArray[Any] = self.encode(texts, None, resolved, **kwargs)
         return result

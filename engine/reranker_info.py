@@ -139,9 +139,9 @@ class RerankerInfo(OpenedModel):
         self._activation_fn = activation_fn
 
     def identity(self) -> str:
-        """Return the fingerprint of the model itself, apart from the settings of a run.
+        """Hash the model itself, apart from the settings of a run.
 
-        It hashes the weights, the score row, the tokenizer, the template and the config's numeric settings.
+        The hashed parts are the weights, the score row, the tokenizer, the template and the config's numeric settings.
         """
         return fingerprint(
             weights=self.checkpoint.fingerprint,

@@ -260,7 +260,7 @@ class _Search:
         )
         self._blanks, self._position = Blanks(skip=True), 0
         self._of_queries, self._of_texts, self._of_pairs = Report(), Report(), Report()
-        # The most hits to keep for each query. With a reranker, these are more than will be printed.
+        # The most hits to keep for each query: those to print or, with a reranker, those that it scores.
         self._most = args.top_k
         if args.rerank is not None:
             self._most = args.candidates or max(100, args.top_k)

@@ -180,7 +180,7 @@ def _run(args: argparse.Namespace, settings: "Settings") -> int:
 
 
 def _open_model(args: argparse.Namespace) -> "Embedder":
-    """Open the model, and turn garbage collection on again, but not for the objects that exist by now and will stay."""
+    """Open the model, and turn garbage collection on again, but not for the objects that exist by then: they stay."""
     model = options.open_embedder(args)
     gc.freeze()
     gc.enable()

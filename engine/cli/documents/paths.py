@@ -219,9 +219,9 @@ class Finder:
         return usable
 
     def _walk(self, top: str, depth: int | None = None) -> Iterator[tuple[str, str]]:
-        """Yield the path, relative to `top`, and the kind of every entry except folders to search in.
+        """Yield the path, relative to `top`, and the kind of every entry, except the folders to search in.
 
-        A folder's own entries come before those of its subfolders.
+        A folder's own entries come before those of its subfolders. What --ignore matches is left out.
 
         Args:
             top: the folder to search.
