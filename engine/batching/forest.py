@@ -112,7 +112,7 @@ def plan_forests(
         tokens: the token ids of each text.
         max_batch_tokens: maximum packed rows of a forest; a single text longer than this is a batch of its own.
         prompts: the token ids of each text's prompt, () for a text without one; by default no text has a prompt. A
-            text uses its prompt only if both begin with the same tokens, at least `MIN_SHARED`. A text's last token is
+            text uses its prompt only if both begin with the same `MIN_SHARED` tokens or more. A text's last token is
             always packed.
         share: whether texts share rows; False makes each text a segment of its own, as a reference for tests.
 
@@ -275,7 +275,7 @@ def _climb(branches: list[_Branch], path: list[int], depth: int, cached: int) ->
 
 
 def _pack(group: _SortedGroup, first: int, batch: _Batch) -> Forest:
-    """Assign rows to the branches and make the forest. Roots come first, then the others; each from short to long."""
+    """Assign rows to the branches and make the forest. Roots come before other branches; both go from short to long."""
     branches, prompts = batch.branches, batch.prompts
     order = sorted(
         range(len(branches)),

@@ -46,8 +46,9 @@ class ModelInputs:
         Args:
             forest: the batch.
             device: where the tensors go.
-            pad: whether to add rows, up to numbers of rows and of last-token rows that recur (see `recurring_rows`). A
-                padding row is token 0 at position 0 and belongs to no segment; a padding last-token row is row 0.
+            pad: whether to add padding rows, up to the numbers of rows and of last-token rows that `recurring_rows`
+                gives. A padding row is token 0 at position 0 and belongs to no segment; a padding last-token row is
+                row 0.
         """
         parts = [forest.ids, forest.positions, integers(forest.final_rows)]
         if pad:
@@ -203,9 +204,10 @@ def bucket_of(rows: int, finals: int) -> tuple[int, int] | None:
 
 
 def recurring_rows(rows: int) -> int:
-    """Round a number of rows up to one of about 16 numbers per power of two, by at most 6 % or 7 rows.
+    """Round a number of rows up to one of about 16 numbers per power of two.
 
-    Up to 32 rows, it adds at most 3. A single row and numbers above `MAX_BUCKET_ROWS` stay as they are.
+    At most 3 rows are added up to 32 rows, at most 7 up to 256, and about 6 % at most beyond. A single row and more
+    than `MAX_BUCKET_ROWS` rows stay as they are.
 
     oneDNN generates code for each new number of rows of a matmul. That takes 1 ms for few rows and up to 15 ms for
     many, about the time of the matmul itself. oneDNN keeps a limited amount of such code

@@ -40,7 +40,7 @@ class Batch:
     Args:
         plan: the attention plan.
         cos, sin: [T, D/2], fp32, the RoPE tables.
-        final_rows: the last-token rows.
+        final_rows: [N'], the last-token rows, as indices into the T rows.
         prompts: keys and values of the batch's cached prompts.
         recorded: receives the batch's own keys and values, if given.
     """

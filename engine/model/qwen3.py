@@ -54,7 +54,7 @@ class Model:
         dtype: the compute dtype.
         quantize: "int8" quantises the matmuls of all layers (CPU, fp32); "fp8" those of all layers but the first and
             the last (GPU, bf16). Norms and attention stay in the compute dtype.
-        cuda_graphs: replay small batches on a GPU as CUDA graphs; results are bit-identical.
+        cuda_graphs: replay small batches on a GPU as CUDA graphs; results have the same bits with and without.
         score_row: [C], fp32, the row whose dot product with a final state is a reranker's score; None for an embedding
             model.
         loaded: called with 1 after each layer is loaded.
@@ -87,7 +87,7 @@ class Model:
         self.prompts = PromptCache()
         self._pads = (
             quantize is None
-        )  # for oneDNN; FBGEMM's int8 matmuls need no recurring numbers of rows
+        )  # padding helps oneDNN; FBGEMM's int8 matmuls need no recurring numbers of rows
         self._packer: Packer | None = None  # the CPU implementation needs no packing
         self._graphs: Graphs | None = None
         if kernels.launches_triton(device):

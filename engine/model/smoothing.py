@@ -37,7 +37,7 @@ class _ObservedLayer(Layer):
 
 
 class Smoothing:
-    """Smooths the layers of one model, in order. Each layer's inputs are measured after fp32 layers, not int8 ones.
+    """Smooths the layers of one model, in order. A layer's inputs are measured with all earlier layers in fp32.
 
     Args:
         config: the model's config.

@@ -164,7 +164,7 @@ def quantize_identity(quantize: str | None, device: torch.device) -> list[object
 def default_batch_tokens(device: torch.device, token_bytes: int) -> int:
     """Return the default for the maximum tokens computed in one forward.
 
-    Call it after the weights are loaded, since on a GPU it depends on the free memory.
+    Call this after the weights are loaded, since on a GPU the default depends on the free memory.
 
     Args:
         device: the device.

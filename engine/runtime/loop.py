@@ -75,7 +75,7 @@ class Loop:
     ) -> Iterator[FinishedBatch]:
         """Yield the results of each batch. A failed batch affects only its own items, a bad vector only its own text.
 
-        While it waits for one batch, up to `runner.depth` more are started.
+        While the loop waits for one batch, up to `runner.depth` more have been started.
 
         Args:
             source: called with `wait`, which is True only while no batch is running. Returns the next group, or None if
@@ -150,14 +150,14 @@ class Loop:
         Args:
             texts: read only by the caller's thread, a few groups ahead.
             options: the settings of the call.
-            report: receives the counts, as the caller takes matrices.
+            report: a group's counts are added to it when the caller takes the group's matrix.
             advance: called with the number of texts of each finished batch.
             task: as for `run`.
             ahead: compute in a background thread while the caller uses the matrices, if the runner allows it.
 
         Raises:
             InputError: a text cannot be embedded; the error gives its index. It is raised after the matrices of all
-                earlier groups. If `options.on_error` is set, it is called with the error instead, and the matrix of the
+                earlier groups. `options.on_error`, if set, is called with the error instead, and the matrix of the
                 text's group has no row for the text.
         """
         groups, keep_going = self.groups(texts, options), options.on_error is not None

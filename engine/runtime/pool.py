@@ -54,7 +54,7 @@ class Pool:
     """A runner with one worker process per device.
 
     Args:
-        load: called as `load(device=...)` in each worker; returns the model. It must be picklable.
+        load: called as `load(device=...)` in each worker; returns the model. `load` must be picklable.
         devices: devices of the same kind. This process's CPU threads are divided among the workers.
 
     Raises:

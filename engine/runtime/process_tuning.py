@@ -93,7 +93,7 @@ def keep_blocks() -> bool:
 
 
 def return_memory() -> None:
-    """Give back to the system what is free but still held by the C library; called when a model is freed."""
+    """Give memory that is free but still held by the C library back to the system; called when a model is freed."""
     if sys.platform.startswith("linux"):
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
 

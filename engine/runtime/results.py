@@ -191,7 +191,7 @@ class GroupsInOrder:
         self._groups: deque[_Rows] = deque()
 
     def take(self, wait: bool) -> Group | None:  # noqa: FBT001  a Take
-        """Return the next group from the source, and expect its batches."""
+        """Return the next group from the source; `add` expects the batches of this group from now on."""
         group = self._source(wait)
         if group is not None:
             self._groups.append(_Rows(group))

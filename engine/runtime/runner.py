@@ -146,7 +146,7 @@ class ScoreTask:
     """Compute a reranker's scores, [N'], fp32, before any activation."""
 
     def __call__(self, model: Model, forest: Forest, /) -> Tensor:
-        assert model.score_row is not None  # only a Reranker starts this task, and it loads one
+        assert model.score_row is not None  # only a Reranker, which loads one, starts this task
         return score(model.forward(forest), model.score_row)
 
 

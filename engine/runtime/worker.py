@@ -23,8 +23,9 @@ from lastword.runtime.serialization import pack, unpack
 def main(handle: int) -> None:
     """Serve the parent at the other end of the socket: first the order to load the model, then batches.
 
-    Orders are answered in the order received. The answer to the first is a pair: the default tokens per batch, and the
-    maximum tokens of a cached prompt. The answer to a batch is its tensor. Any answer may be an exception instead.
+    Orders are answered in the order received. The answer to the order to load is a pair: the default tokens per batch,
+    and the maximum tokens of a cached prompt. The answer to a batch is its tensor. Any answer may be an exception
+    instead.
 
     Args:
         handle: file descriptor of the socket.

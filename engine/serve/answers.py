@@ -41,7 +41,7 @@ class Answer:
     ranges: Tensor | None = None
 
     def to_numpy(self, precision: str = "float32") -> Any:
-        """Return the vectors as a NumPy array; `to_json` writes it as a list of lists.
+        """Return the vectors as a NumPy array, which `to_json` writes as a list of lists.
 
         Raises:
             ServeError: the vectors cannot be given in this precision.

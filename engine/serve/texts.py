@@ -28,7 +28,7 @@ class EmbedCall:
         kind: the protocol's `input_type` or `task`: a word for query or document, or the name of a prompt.
         dim: number of leading dimensions to keep; None keeps all.
         normalize: scale vectors to length 1 even if the model does not.
-        refuse_unnormalized: the request wants vectors that are not scaled to length 1; refuse it if the model scales.
+        refuse_unnormalized: whether to refuse the request, which wants unscaled vectors, if the model scales vectors.
         truncate: whether to cut texts that are too long; None for the server's setting.
         side: the end to cut off, "left" or "right"; None for the tokenizer's setting.
         max_tokens: most tokens per text; None for no limit but the model's own, which always applies.
@@ -56,7 +56,7 @@ class Prepared:
         ids: the token ids of each text, with prompt and template.
         cut: for each text, whether it was cut.
         unknown: number of texts with words or characters that the tokenizer does not know.
-        prompt: token ids of the prompt, if the model may keep its keys and values, else ().
+        prompt: token ids of the prompt, if the model may keep the prompt's keys and values, else ().
         format: the format of the results; its precision is always float32.
     """
 
@@ -175,7 +175,7 @@ class Preparer:
     def _from_ids(
         self, call: EmbedCall, prompt: str, most: int
     ) -> tuple[list[list[int]], list[bool]]:
-        """Add the prompt and the template to token ids, and cut them as texts are cut."""
+        """Add the prompt's and the template's ids to those of each input, and cut inputs as texts are cut."""
         if not self._settings.accept_token_ids:
             raise bad_request(
                 f"{call.field}: token ids are not accepted, since ids from another tokenizer would give wrong vectors "

@@ -37,10 +37,10 @@ class Job:
     def __init__(self, owner: str, prepared: Prepared, done: Callable[[], object]) -> None:
         self.owner, self.prepared, self.done = owner, prepared, done
         self.began = monotonic()
-        self.started: float | None = None  # when the device took the first of its texts
+        self.started: float | None = None  # when the device took the job's first text
         self.results: list[Tensor | Exception | None] = [None] * len(prepared.ids)
         self.left = len(prepared.ids)  # number of texts without a result
-        self.computed = 0.0  # its share of the tokens that were computed
+        self.computed = 0.0  # the job's share of the tokens that were computed
         self.waits: list[WaitingText] = []
 
 
@@ -51,10 +51,10 @@ class WaitingText:
     Args:
         key: the text's token ids and the format of its result; texts with equal keys are equal.
         prompt: token ids of the prompt, if the model may keep its keys and values, else ().
-        owner: the client that sent it first.
-        lane: the lane in which it waits; None once the device has it.
-        since: when it entered the queue, by `monotonic()`.
-        jobs: the jobs that wait for it, each with the text's index in the job.
+        owner: the client that sent the text first.
+        lane: the lane in which the text waits; None once the device has the text.
+        since: when the text entered the queue, by `monotonic()`.
+        jobs: the jobs that wait for the text, each with the text's index in the job.
     """
 
     key: tuple[tuple[int, ...], VectorFormat]
@@ -169,7 +169,7 @@ class WaitingTexts:
             return True
 
     def cancel(self, job: Job) -> None:
-        """Remove a job's texts that no other job waits for from the queue; what the device already has, it computes."""
+        """Take the texts that only this job waits for from the queue. The device still computes what it has."""
         with self._changed:
             for text in job.waits:
                 text.jobs = [pair for pair in text.jobs if pair[0] is not job]
@@ -229,8 +229,8 @@ class WaitingTexts:
         """Give a text's result to the jobs that wait for it.
 
         Args:
-            text: the text; it is the tag of its item.
-            result: its vector (or log-odds) or its error.
+            text: the text, which is also the tag of its item in the loop.
+            result: the text's vector, or log-odds for a reranker, or error.
             computed: the text's share of the tokens that its batch computed; it is divided equally among the jobs.
         """
         with self._changed:
@@ -258,7 +258,7 @@ class WaitingTexts:
             self.deliver(text, error, 0.0)
 
     def close(self) -> None:
-        """Accept no more texts; the loop ends once the queue is empty."""
+        """Accept no more texts; the loop that reads the queue ends once the queue is empty."""
         with self._changed:
             self._closed = True
             self._changed.notify()

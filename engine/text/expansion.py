@@ -23,7 +23,7 @@ def most_characters(normalizer: Any, where: str) -> int:
 
     Args:
         normalizer: a normaliser of the tokenizers library, or None.
-        where: the file that it is from, for the error message.
+        where: the file that the normaliser is from, for the error message.
 
     Raises:
         ConfigError: the number is larger than 64.

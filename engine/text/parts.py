@@ -195,7 +195,7 @@ class Parts:
             return None
         while end < stop:
             match = unknown.match(text.part(end - run, end + run))
-            assert match is not None  # it begins with the run that matched above
+            assert match is not None  # at least the run that `fullmatch` found
             matched = match.end() - run
             end += matched
             if matched < run:

@@ -52,7 +52,7 @@ def choose_prompt(
         prompts: all prompts by name.
         name: name of the requested prompt, or None.
         default: name of the default prompt, or None.
-        kind: "query" or "document", which is also the name of its prompt; or None.
+        kind: "query" or "document", which is also the name of the prompt for such texts; or None.
 
     Returns:
         The prompt, or "" if there is none.

@@ -51,9 +51,9 @@ class RerankTemplate:
     instruction: str
 
     def prompt(self, instruction: str) -> str:
-        """Return the text between the prefix and the query, without the spaces at its end.
+        """Return the text between the prefix and the query, without trailing spaces.
 
-        A space at its end would form one token with the query's first word. Then the tokens of the whole text would not
+        A trailing space would form one token with the query's first word. Then the tokens of the whole text would not
         begin with those of the prompt.
         """
         return f"{self.before_instruction}{instruction}{self.before_query.rstrip(' ')}"
@@ -79,7 +79,7 @@ def parse_template(template: str | None, where: str) -> RerankTemplate | None:
 
     Args:
         template: the chat template; None if there is none.
-        where: the file that it is from, for the error message.
+        where: the file that the template is from, for the error message.
 
     Returns:
         The template; None if there is no chat template, or if it does not mention both a query and a document.

@@ -54,8 +54,8 @@ class TextTokenizer:
     Args:
         folder: the checkpoint's folder.
         vocab_size: rows of the model's embedding table.
-        truncation_side: "right" keeps the beginning of a text that is too long, prompt included; "left" keeps its end;
-            None uses the setting in tokenizer.json.
+        truncation_side: which end of prompt and text is cut off if they are too long; None uses the setting in
+            tokenizer.json.
         frame: two texts whose tokens replace the template's: one goes before every text, one after it. None keeps the
             template.
 
@@ -134,7 +134,7 @@ class TextTokenizer:
             )
 
     def _template(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-        """Find the token ids that the template adds before and after every text, then remove the template."""
+        """Return the token ids that the template adds before and after every text, and remove the template."""
         with translate_faults(self._load_error):
             full = self._calls.encode(_PROBES)
             tokenizer.post_processor = None
@@ -171,13 +171,13 @@ class TextTokenizer:
         The result is False for every text if the tokenizer has no unknown token.
 
         Args:
-            text: the text, without its prompt. One that is empty or consists of white space counts as known.
+            text: the text, without its prompt. An empty text and one of white space count as known.
             ids: the token ids of prompt and text, with the template's. An unknown token in the prompt counts, too.
             prompt: the prompt.
         """
         if self._unknown is None or self.has_unknown(ids):
             return self._unknown is not None
-        # A prompt has at most as many tokens as characters; if there are more, some belong to the text.
+        # A prompt has at most as many tokens as characters. If `ids` has more tokens than that, the text has some.
         short = len(ids) - self.num_template_tokens <= len(prompt)
         return short and bool(text.strip()) and self.count(text) == 0
 
@@ -216,7 +216,7 @@ class TextTokenizer:
         return self._calls.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def prompt_ids(self, prompt: str, most: int) -> tuple[int, ...]:
-        """Return the token ids with which texts with this prompt begin: the template's, then the prompt's.
+        """Return the token ids that texts with this prompt begin with: the template's, then the prompt's.
 
         If a token spans the border between the prompt and a text, the text begins with fewer of these ids.
 
@@ -260,7 +260,7 @@ class TextTokenizer:
         Raises:
             CancelledError: `stopped` returned True.
             InputError: a text is not valid Unicode, has no tokens, or has a part that is too long and cannot be cut,
-                or the tokenizer fails on it; the error gives its index.
+                or the tokenizer fails on it; `index` of the error is the caller's index of the text.
         """
         try:
             needed = max_length - self.num_template_tokens
@@ -292,7 +292,7 @@ class TextTokenizer:
         refuse_long: bool = False,
         keep_going: bool = False,
     ) -> GoodTokens:
-        """Tokenise texts as `encode` does; with `keep_going`, leave out those that cannot be embedded.
+        """Tokenise texts as `encode` does; with `keep_going`, leave out the texts that cannot be embedded.
 
         Args:
             texts: as for `encode`.
@@ -340,7 +340,7 @@ class TextTokenizer:
         first: int,
         stopped: Callable[[], bool],
     ) -> list[tuple[list[int], bool]]:
-        """Return the first `needed` token ids of prompt and text, and whether there are more, for each text.
+        """Return, for each text, the first `needed` token ids of prompt and text, and whether there are more.
 
         If texts are cut on the left, these are the last ids. The template's ids are neither counted nor returned.
         """

@@ -41,7 +41,7 @@ def _nothing() -> Tensor:
 class Alternate:
     """A typical mistake with prompts or templates: n probes of one kind, computed by transformers with the mistake."""
 
-    check: str  # name of the check that the mistake fails
+    check: str  # name of the check that fails by this mistake
     name: str  # the wrong prompt or template in words, for messages
     kind: str  # kind of the probes
     index: list[int]  # where the n probes are in `Evidence.probes`
@@ -71,9 +71,9 @@ class Evidence(ABC):
     noun: ClassVar[str]  # "vector" or "score": what the model computes for a text, for messages
 
     probes: list[Probe]
-    ids: list[list[int]]  # token ids by transformers' tokenizer
+    ids: list[list[int]]  # token ids of the probes, by transformers' tokenizer
     cut: list[str]  # texts that are cut at a small max_length
-    cut_ids: list[list[int]]  # their token ids by transformers' tokenizer
+    cut_ids: list[list[int]]  # token ids of the texts in `cut`, by transformers' tokenizer
     reference: ReferenceStates  # by transformers in the reference dtype
     theirs: ReferenceStates  # by transformers in lastword's dtype and quantisation mode
     alternates: list[Alternate]

@@ -121,9 +121,9 @@ class ReferencePairs:
         return [Alternate("template", name, "pair", index, ids) for name, ids in found.items()]
 
     def _parts(self, query: str) -> tuple[str, str, str]:
-        """Return three texts: up to the instruction, from there to the document, and after the document.
+        """Return the text of a pair without its document: up to the instruction, from there to the document, after it.
 
-        With the checkpoint's own template, the first is "" and the second begins at the start.
+        With the checkpoint's own template, the first of the three is "", and the second has all before the document.
         """
         if not self._has_template:
             return self._card_parts(query)

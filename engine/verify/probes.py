@@ -103,7 +103,7 @@ def probes(texts: Sequence[str] = ()) -> list[Probe]:
 
 
 def pair_probes(texts: Sequence[str] = ()) -> list[Probe]:
-    """Return the built-in pairs, followed by the caller's texts as documents of a built-in query."""
+    """Return the built-in pairs, followed by the caller's texts, each as a document of the same built-in query."""
     query, *others = _QUERIES
     documents = (*_ANSWERS, *_EQUAL, *_SHARED)
     plain = (*_LENGTHS, *_SCRIPTS, *_SPECIALS, _LONG)

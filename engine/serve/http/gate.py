@@ -1,4 +1,4 @@
-"""The middleware around every request: gives it an id, checks its key, measures it, logs it."""
+"""The middleware around every request: it gives the request an id, checks its key, measures it and logs it."""
 
 import json
 import logging
@@ -23,13 +23,13 @@ _OPEN = ("/health",)
 
 
 class Gate:
-    """ASGI middleware. It puts `owner` (the client) and `request_id` into the scope's state."""
+    """ASGI middleware; it puts a name for the client (`owner`) and the id of the request into the scope's state."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
+        """Handle one request: pass it on to the app, or answer it with an error."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began, path = perf_counter(), str(scope["path"])
@@ -79,7 +79,7 @@ def encode_error(error: ServeError, path: str) -> tuple[int, bytes, dict[str, st
 
 
 def _unusable(scope: Scope, headers: Headers) -> ServeError | None:
-    """Return the error of headers that are too large, or that two servers may understand as two different bodies."""
+    """Return the error for headers that are too large, or give the length of the body in two ways; else None."""
     size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
     if size + sum(len(name) + len(value) + 4 for name, value in headers.raw) > HEADER_BYTES:
         return ServeError(431, f"headers: too large; expected at most {HEADER_BYTES:,} bytes.")
@@ -90,7 +90,7 @@ def _unusable(scope: Scope, headers: Headers) -> ServeError | None:
 
 
 async def _refuse(error: ServeError, path: str, send: Send) -> None:
-    """Answer a request whose body is not read, and close its connection."""
+    """Answer a request with an error without reading its body, and close the connection."""
     status, body, headers = encode_error(error, path)
     named = {
         "content-type": "application/json",
@@ -112,7 +112,7 @@ def _request_id(given: str | None) -> str:
 
 
 def _route(scope: Scope) -> str:
-    """Return the path of the route, not of the request, so that invented paths add no series to the metrics."""
+    """Return the path of the route instead of the request's, so that invented paths add no series to the metrics."""
     return str(getattr(scope.get("route"), "path", "none"))
 
 

@@ -23,7 +23,7 @@ class Keys:
         self.reread()
 
     def reread(self) -> None:
-        """Read the file again. On an error the keys stay as they were.
+        """Read the file again. If that fails, the keys stay as they were.
 
         Raises:
             InputError: the file cannot be read or holds no key.
@@ -41,11 +41,11 @@ class Keys:
         self._hashes = [_hash(key) for key in keys]
 
     def owner(self, authorization: str, client: str) -> str | None:
-        """Return a name for the client that sent a request, or None if its key is wrong.
+        """Return a name for the client that sent a request, or None if the request has no valid key.
 
         Args:
-            authorization: the header: `Bearer KEY`, or the key alone.
-            client: the client's address; it is the name if no keys are used.
+            authorization: the value of the authorization header: `Bearer KEY`, or the key alone.
+            client: the client's address, which is returned as the name if the server needs no keys.
         """
         if self._path is None:
             return client
@@ -54,7 +54,7 @@ class Keys:
         found = None
         for number, known in enumerate(
             self._hashes
-        ):  # all of them, so that the time does not depend on which matches
+        ):  # compare with every key, so that the time does not tell which one matches
             if hmac.compare_digest(known, shown):
                 found = number
         return None if found is None else f"key {found}"

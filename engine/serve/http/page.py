@@ -1,6 +1,7 @@
-"""`GET /`: the page that shows what the server does and compares texts; one file, which loads nothing else.
+"""`GET /`: the page for browsers, which shows what the server does and compares texts.
 
-The page holds nothing of the server's, so it needs no key; the routes that it calls do.
+The page is one file and loads no others. It contains no data of the server, so everybody may load it without a key; the
+routes that it calls need one.
 """
 
 import base64
@@ -33,7 +34,7 @@ def is_open(method: str, path: str) -> bool:
 
 
 def _policy(content: bytes) -> str:
-    """Return the Content-Security-Policy: the page's own style and script by their hashes, calls to this server."""
+    """Return the Content-Security-Policy: it allows the page's style and script, by hash, and calls to this server."""
     rules = {
         "default-src": "'none'",
         "style-src": _hash(content, b"style"),
@@ -50,6 +51,6 @@ def _policy(content: bytes) -> str:
 
 
 def _hash(content: bytes, tag: bytes) -> str:
-    """Return the hash of the page's only element of this name, as the policy has it."""
+    """Return the hash of the content of the page's only `tag` element, as a Content-Security-Policy writes hashes."""
     (inner,) = re.findall(rb"<%s(?: [^>]*)?>(.*?)</%s>" % (tag, tag), content, re.DOTALL)
     return f"'sha256-{base64.b64encode(hashlib.sha256(inner).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""What the bodies of all protocols have in common: they are JSON, their fields are checked, unknown fields refused."""
+"""What all protocols do with the body of a request: parse it as JSON, check its fields, refuse unknown fields."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ Dim = Annotated[int, Field(ge=1)]
 Top = Annotated[int, Field(ge=0)]  # 0 means all, as in vLLM
 PairTokens = Annotated[int, Field(ge=-1)]  # -1 means the reranker's own limit, as in vLLM
 _MANY_KEYS = 64
-_ESCAPED = re.compile(rb"\\u00[2-7]")  # an ASCII character that needs no escape, perhaps of a key
+_ESCAPED = re.compile(rb"\\u00[2-7]")  # an escaped ASCII character, perhaps in a key
 Given = TypeVar("Given", bound="Body")
 
 
@@ -62,15 +62,16 @@ def read_json(body: bytes) -> object:
 
 
 def _may_repeat(body: bytes, value: object) -> bool:
-    """Return whether a key may occur twice in an object, of which orjson keeps the last value; fast, and rarely wrong.
+    """Return whether a key may occur twice in one object; orjson would keep the second value without an error.
 
-    The keys are counted in the bytes, where a text may equal a key, and one may be escaped.
+    Fast, and seldom wrong: each key is counted in the bytes of the whole body, where a text may equal a key. With many
+    keys or an escaped character, the answer is True without counting.
     """
     keys, waiting = Counter[str](), [value]
     while waiting:
         each = waiting.pop()
         if isinstance(each, dict):
-            keys.update(each.keys())  # of a dict it would add the values
+            keys.update(each.keys())  # given the dict itself, a Counter would add the values
             waiting += [inner for inner in each.values() if isinstance(inner, dict | list)]
         elif isinstance(each, list) and each and isinstance(each[0], dict):
             waiting += each
@@ -82,7 +83,7 @@ def _may_repeat(body: bytes, value: object) -> bool:
 
 
 def validate(kind: type[Given], value: object) -> Given:
-    """Check the fields of a body; raise ServeError for the first that is unknown, or else wrong."""
+    """Check the fields of a body; raise ServeError for the first unknown field, or else for the first wrong one."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:
