@@ -117,7 +117,7 @@ class DeviceError(LastwordError):
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Return `text` on one line: escape control characters, and cut out the middle of more than `limit` characters."""
+    """Return `text` on one line of at most `limit` characters: escape control characters, and cut the middle out."""
     cut = _cut(text, limit)
     return cut if cut.isprintable() else _cut(printable(cut), limit)
 
@@ -209,7 +209,6 @@ def require_extra(package: str, extra: str, where: str) -> Iterator[None]:
         package: the package that the block imports.
         extra: the extra of lastword that installs the package.
         where: the feature that needs the package; the first part of the message.
-
 
     Raises:
         MissingPackageError: the package, or one of its dependencies, cannot be imported.

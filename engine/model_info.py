@@ -496,7 +496,6 @@ def find_published(model: str, facts: Mapping[str, T], where: str, what: str) ->
         where: first part of the error message, such as "card".
         what: second part of the error message, such as "no table is known".
 
-
     Raises:
         ConfigError: nothing is known about this model.
     """

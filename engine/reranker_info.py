@@ -259,6 +259,9 @@ def _identity(scores: Tensor) -> Tensor:
 def activate(activation: Activation, scores: Tensor) -> Tensor:
     """Apply an activation function to log-odds [N]; the function gets [N, 1], as in sentence-transformers.
 
+    Returns:
+        The scores [N], fp32.
+
     Raises:
         ConfigError: the activation does not return N numbers.
     """

@@ -61,8 +61,8 @@ _ARGUMENT = re.compile(r"\b([a-z]+(?:_[a-z]+)*)=(['\"]?)([\w:.-]*\w)\2|\b([a-z]+
 def in_option_words(problem: LastwordError | LastwordWarning) -> str:
     """Return the message of an error or warning, with command-line options in place of Python arguments.
 
-    The parts of `problem` are changed too. Only the `where` of an InputError stays as it is: it may be a file whose
-    name happens to be that of an argument.
+    The parts `where`, `expected` and `remedy` of `problem` are changed too. But the `where` of an InputError or
+    WeightsError stays as it is, because it may be the name of a file.
     """
     if isinstance(problem, ConfigError | DeviceError | LastwordWarning):
         problem.where = OPTION_OF.get(problem.where, problem.where)

@@ -14,7 +14,7 @@ _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")
 
 
 def is_stdout(path: str) -> bool:
-    """Return whether a path names stdout: `-`, /dev/stdout, /dev/fd/1."""
+    """Return whether a path names stdout: `-`, /dev/stdout, /dev/fd/1 or /proc/self/fd/1."""
     return _descriptor(path) == 1
 
 

@@ -167,7 +167,10 @@ def _refuse(model: Reopenable, name: str, value: object, expected: str) -> NoRet
 def _reopen(
     kind: type[Reopenable], model: dict[str, Any], settings: dict[str, Any]
 ) -> "Reopenable":
-    """Open the model of a pickled object; a worker process of `multiprocessing` keeps it open for the next task."""
+    """Open the model of a pickled object, with the pickled settings.
+
+    A worker process of `multiprocessing` keeps a model on a single device open for the next task.
+    """
     global _kept  # noqa: PLW0603  one for the process
     kept = _kept
     if kept is not None and kept[0] == (kind, model):

@@ -81,7 +81,7 @@ def _is_output(path: str) -> bool:
     if path.endswith(".safetensors"):
         return metadata_of(path) != {}
     first = _object_in(path)
-    return first.keys() == {"lastword"} and _has_metadata(first["lastword"])  # of --header
+    return first.keys() == {"lastword"} and _has_metadata(first["lastword"])  # as --header prints
 
 
 def metadata_of(path: str) -> dict[str, object]:

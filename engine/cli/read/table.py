@@ -121,7 +121,7 @@ class _RowLines:
         self.problem: InputError | None = None
 
     def begin_again(self) -> None:
-        """Give all lines of this row but its first again, so that an unclosed quote costs one line only."""
+        """Give all lines of this row except the first again, so that an unclosed quote costs one line only."""
         self._again.extendleft(reversed(self._row[1:]))
         self.number -= max(0, len(self._row) - 1)
 
