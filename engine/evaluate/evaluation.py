@@ -40,7 +40,7 @@ class Evaluation:
     """All results of one evaluation."""
 
     model: str  # name of the model in mteb
-    revision: str  # the commit on the hub, or for a folder the space fingerprint
+    revision: str  # the model's commit on the hub; for a folder, its fingerprint
     scores: dict[str, float]  # task name: main score in percent
     failed: dict[str, str]  # task name: reason
     benchmarks: list[BenchmarkScore]
@@ -66,7 +66,7 @@ def evaluate(
     Args:
         model: Hugging Face id or folder of an embedding model or a reranker. A reranker runs the mteb tasks that give
             it documents to sort.
-        tasks: names of mteb tasks, or mteb task objects. Data are checked to be available for tasks given by name only.
+        tasks: names of mteb tasks, or mteb task objects. Only for names is it checked first that data are available.
         benchmarks: names of mteb benchmarks; tasks without public data are left out.
         card: also compare the saved results with the benchmark scores on the model card.
         known_as: Hugging Face id whose instructions and model card to use; by default `model`, or the known model

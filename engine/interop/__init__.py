@@ -64,7 +64,7 @@ def embed_documents(embedder: Embedder, texts: Iterable[str]) -> list[list[float
     """Return the vector of each text, as `Embedder.encode_document` computes it.
 
     Raises:
-        InputError: `texts` is not a list or an iterator of texts (a single str is not), or a text cannot be embedded.
+        InputError: `texts` is not a list or an iterator of texts, such as a single str, or a text cannot be embedded.
     """
     prompt = embedder.resolve_prompt(kind="document")
     return [vector.tolist() for vector in embedder.encode_stream(texts, prompt=prompt)]

@@ -22,7 +22,7 @@ Forward = Callable[[ModelInputs], Tensor]
 
 
 class CudaCapture:
-    """Records the kernels that a function launches on the current device. All its graphs share one memory pool.
+    """Records the kernels that a function launches on the current device. All graphs of one object share a memory pool.
 
     The function runs once before it is recorded, on the same stream, because a recording must not compile kernels or
     allocate a library's workspace. During a recording, other threads may use the device, but must not record or call
@@ -113,7 +113,7 @@ class Graphs:
             return states
 
     def _record(self, forward: Forward, layout: BucketLayout, buffer: Tensor) -> _Bucket:
-        """Record a bucket. Its first batch is the input, since the run before the recording needs valid inputs."""
+        """Record a bucket's forward. `buffer`, its first batch, is the input of the run before the recording."""
         inputs = buffer.to(self._device, copy=True)
         states = torch.empty(layout.finals, self._width, dtype=self._dtype, device=self._device)
 

@@ -58,7 +58,7 @@ class Pool:
         devices: devices of the same kind. This process's CPU threads are divided among the workers.
 
     Raises:
-        Exception: a worker raised it while loading the model.
+        Exception: whatever a worker raised while it loaded the model.
         DeviceError: a worker died.
     """
 

@@ -116,7 +116,7 @@ def run_ahead(
 
 
 class _Computing(Generic[P, R]):
-    """The computing thread of one `run_ahead`, which is fed prepared items."""
+    """The computing thread of one call of `run_ahead`; the caller feeds prepared items to it."""
 
     def __init__(self, compute: Callable[[Take[P], Callable[[], bool]], Iterator[R]]) -> None:
         self._compute = compute
