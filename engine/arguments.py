@@ -48,7 +48,7 @@ def as_integer(
     expected: str,
     what: str | None = None,
 ) -> int:
-    """Convert an int, a NumPy integer or anything else with `__index__` to an int, and check that it is in a range.
+    """Convert an int, a NumPy integer or anything else with `__index__` to an int from `low` to `high`.
 
     Args:
         value: the caller's value; a bool does not count as an integer here.

@@ -17,7 +17,7 @@ Vectors = Numbers  # a tensor, an array, or a list of vectors or of numbers
 
 
 def similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Tensor:
-    """Compare every vector of a with every vector of b; a larger value means that they are closer.
+    """Compare every vector of a with every vector of b; a larger value means closer vectors.
 
     cosine: a·b / (‖a‖‖b‖); dot: a·b; euclidean: −‖a − b‖; manhattan: −Σ|a − b|.
 

@@ -189,8 +189,8 @@ def add_model_options(
         "--dim",
         type=positive,
         metavar="N",
-        help="keep only the first N dimensions of each vector and scale it to length 1; by default the number that "
-        "the model's files set, or all",
+        help="keep only the first N dimensions of each vector and scale the vector to length 1; by default the "
+        "number that the model's files set, or all",
     )
     _add_max_length(group, "maximum number of tokens per text, including its prompt and end token")
     if computes:
@@ -293,7 +293,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         help="input: a .jsonl, .ndjson, .csv or .tsv file, a plain text file with one text per line, a folder, a "
         "pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. In a folder and its subfolders, "
         "all .txt, .md, .jsonl, .ndjson, .csv and .tsv files are read, except hidden files, files that lastword wrote "
-        "(it recognises vectors only if they were written with -o or --header) and links to folders",
+        "(vectors are recognised only if they were written with -o or --header) and links to folders",
     )
     add_format_options(parser)
     _add_document_options(parser)
@@ -308,7 +308,7 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="what to do when a text cannot be read or computed: stop, or skip it and go on; by default stop",
+        help="what to do when a text cannot be read or computed: stop, or skip the text and go on; by default stop",
     )
     parser.add_argument(
         "--errors",

@@ -151,7 +151,7 @@ def _row(record: Record) -> str:
 def safetensors_header(
     name: str, layout: ElementType, dim: int, metadata: Mapping[str, str]
 ) -> Header:
-    """Return a function from the number of texts to the header of a file with one tensor `name` [texts, width]."""
+    """Return a function that takes a number of texts and returns the header of a file with a tensor [texts, width]."""
     from lastword.weights import growing_header
 
     def with_number(texts: int) -> dict[str, str]:
@@ -161,7 +161,7 @@ def safetensors_header(
 
 
 def npy_header(layout: ElementType, dim: int) -> Header:
-    """Return a function from the number of texts to the 128-byte header of a NumPy file, format 1.0."""
+    """Return a function that takes a number of texts and returns the 128-byte header of a NumPy file, format 1.0."""
 
     def header(texts: int) -> bytes:
         shape = f"({texts}, {dim // layout.packed})"

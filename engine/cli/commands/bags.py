@@ -77,14 +77,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=("equal", "size"),
         default="equal",
-        help="weights of the models in the merge: all equal, or each model's size (the number of rows in its bag); by "
-        "default equal",
+        help="weights of the models in the merge: equal gives all models the same weight, size gives each model the "
+        "number of rows in its bag; by default equal",
     )
     parser.add_argument(
         "--into",
         metavar="MODEL",
-        help="released model to merge with the new ones; by default none. With --weights size, its weight is the "
-        "number of rows in the --old datasets, so --old is required",
+        help="released model to merge with the new ones; by default none. With --weights size, the weight of the "
+        "released model is the number of rows in the --old datasets, so --old is required",
     )
     parser.add_argument("--quiet", action="store_true", help="print no progress bar or summary")
 

@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("bf16", "f16", "f32"),
-        help="dtype of the new weights; by default each keeps its stored dtype",
+        help="dtype of the new weights; by default each weight keeps its stored dtype",
     )
 
 

@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--card",
         action="store_true",
-        help="compare the saved results with the scores on the model card; alone, it runs no tasks",
+        help="compare the saved results with the scores on the model card; with --card alone, no tasks are run",
     )
     options.add_known_as(parser, "task instructions and model card")
     parser.add_argument(

@@ -366,7 +366,7 @@ class _Search:
         return self._args.threshold is None or hit.score >= self._args.threshold
 
     def notices(self) -> Iterator[str]:
-        """Yield notices about texts that were left out or cut, and about queries without hits."""
+        """Yield notices about texts left out or cut, and about queries for which no text reaches the threshold."""
         texts, queries = self._of_texts, self._of_queries
         yield from self._blanks.notices()
         limit = count(self._embedder.max_length, "token")

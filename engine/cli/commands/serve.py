@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--model-name",
         type=options.revision_argument,
         metavar="NAME",
-        help="name of the model in requests and answers; by default the name that it was opened with",
+        help="name of the model in requests and answers; by default the name that the model was opened with",
     )
     parser.add_argument(
         "--reranker",

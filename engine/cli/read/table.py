@@ -142,7 +142,7 @@ class _RowLines:
 
 
 def _not_a_row(where: str, style: str, message: str) -> InputError:
-    """Create the error for a row that the csv module refuses, from its message."""
+    """Create the error for a row that the csv module refuses with the message `message`."""
     remedy = "A row ends with \\n or \\r\\n; quote a field with a line end or a quote in it."
     reason = message
     if "expected after" in message:  # the delimiter may be another character
