@@ -59,7 +59,7 @@ class LastwordEmbeddings(Embeddings):  # type: ignore[misc]  # mypy skips this l
 class LastwordReranker(BaseDocumentCompressor):  # type: ignore[misc]  # mypy skips this library
     """A LangChain document compressor that sorts documents by their relevance to the query.
 
-    It returns copies of the documents, with the score in `metadata["relevance_score"]`.
+    The returned documents are copies, with the score in `metadata["relevance_score"]`.
 
     Args:
         model: Hugging Face id, folder, or a Reranker.

@@ -108,8 +108,8 @@ class LastwordEmbedding(BaseEmbedding):  # type: ignore[misc]  # mypy skips this
         embed_batch_size: number of texts that LlamaIndex passes at once.
         callback_manager: passed to BaseEmbedding.
         num_workers: passed to BaseEmbedding.
-        embeddings_cache: a key-value store of LlamaIndex for vectors. It is wrapped in a `KeyedStore`, so that other
-            models and settings never get these vectors.
+        embeddings_cache: a key-value store of LlamaIndex for vectors. The store is wrapped in a `KeyedStore`, so that
+            other models and settings never get these vectors.
         options: keyword arguments of `Embedder`.
 
     Raises:

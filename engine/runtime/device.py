@@ -24,8 +24,8 @@ _DEVICES = "'cpu', 'cuda', 'cuda:N', 'cuda:0,1' or 'cuda:all'"
 def choose_device(device: str | torch.device | None) -> torch.device:
     """Return the requested device; by default a GPU, or the CPU if there is none.
 
-    "cuda" means this thread's current GPU. It is returned with its number, because each thread has a current GPU of its
-    own.
+    "cuda" means this thread's current GPU. The returned device has a number, because each thread has a current GPU of
+    its own.
 
     Raises:
         DeviceError: the device is unknown, missing or of a kind that lastword does not compute on.

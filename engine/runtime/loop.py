@@ -85,7 +85,7 @@ class Loop:
             stopped: returns whether to stop; called before each batch.
 
         Raises:
-            Exception: `source` raised it. It is raised again after the results of all earlier groups.
+            Exception: an exception of `source`, raised again after the results of all earlier groups.
         """
         ready: deque[tuple[Group, Forest]] = deque()
         started: list[tuple[Group, Forest, float, Wait]] = []

@@ -13,8 +13,8 @@ from lastword.batching.forest import Forest
 from lastword.errors import LastwordWarning
 from lastword.runtime.runner import Wait
 
-# Number of batches near the current maximum that must fit before larger ones are tried again. It doubles after each
-# failed attempt.
+# Number of batches near the current maximum that must fit before larger ones are tried again. The number doubles after
+# each failed attempt.
 _PATIENCE = 32
 _MOST_PATIENCE = 1024
 

@@ -33,7 +33,7 @@ VARIABLES = {
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 
-# Id of the process that last loaded a model. It started OpenMP's threads, which do not survive a fork.
+# Id of the process that last loaded a model. That process started OpenMP's threads, which do not survive a fork.
 _loaded_in: int | None = None
 
 

@@ -72,7 +72,7 @@ def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
 
 
 def check_process(name: str, owner: int) -> None:
-    """Refuse to compute in a fork of the process that loaded the model: it lacks that process's threads and would hang.
+    """Refuse to compute in a fork of the process that loaded the model: a fork lacks the threads and would hang.
 
     Args:
         name: names of the devices, for the message.

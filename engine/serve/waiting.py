@@ -169,7 +169,10 @@ class WaitingTexts:
             return True
 
     def cancel(self, job: Job) -> None:
-        """Take the texts that only this job waits for from the queue. The device still computes what it has."""
+        """Let a job wait no longer for its texts.
+
+        A text that no other job waits for leaves the queue, unless the device already has it.
+        """
         with self._changed:
             for text in job.waits:
                 text.jobs = [pair for pair in text.jobs if pair[0] is not job]

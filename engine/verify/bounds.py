@@ -9,8 +9,8 @@ With quantised matmuls, the eager implementation is transformers with its matmul
 (`rounding.py`). If the largest value of a row is m times the row's RMS, rounding the row to n codes on each side of
 zero has a relative error of m / (n·√12). Rounding to fp8 has a relative error of 2.6 %. So one matmul has an error of 1
 to 4 %, and more in int8 for rows with outliers; over the model, the error grows roughly with the square root of the
-number of layers. It differs between checkpoints, so here, too, the bound is twice the error that transformers makes
-with the same checkpoint.
+number of layers. This error differs between checkpoints, so here, too, the bound is twice the error that transformers
+makes with the same checkpoint.
 """
 
 from dataclasses import dataclass, replace

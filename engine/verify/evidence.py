@@ -41,7 +41,7 @@ def _nothing() -> Tensor:
 class Alternate:
     """A typical mistake with prompts or templates: n probes of one kind, computed by transformers with the mistake."""
 
-    check: str  # name of the check that fails by this mistake
+    check: str  # name of the check that the mistake makes fail
     name: str  # the wrong prompt or template in words, for messages
     kind: str  # kind of the probes
     index: list[int]  # where the n probes are in `Evidence.probes`

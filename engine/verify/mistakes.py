@@ -22,7 +22,7 @@ _MOST = 0.9  # share of the differing texts that one mistake must explain
 
 
 E = TypeVar("E", bound=Evidence)
-# A possible mistake: the check that fails by it, the problem in words, lastword's results [n, dim], and the results
+# A possible mistake: the check that it makes fail, the problem in words, lastword's results [n, dim], and the results
 # [n, dim] that the reference has with the mistake.
 Candidate = tuple[str, str, Tensor, Tensor]
 

@@ -1,8 +1,8 @@
 """The evidence for a reranker: pairs of a query and a document instead of texts, scores instead of vectors.
 
-The reference shares neither the template nor the score head with lastword. It renders the checkpoint's chat template
-with transformers; if that has no query and document, it uses the template of Qwen3-Reranker, written out here. It reads
-the head from the stored tensors.
+The reference shares neither the template nor the score head with lastword. transformers renders the checkpoint's chat
+template; for a checkpoint without a template for pairs, this module contains that of Qwen3-Reranker. The head is read
+from the stored tensors.
 """
 
 from collections.abc import Callable, Iterator, Sequence

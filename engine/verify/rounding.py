@@ -1,8 +1,8 @@
 """A simple implementation of 8-bit rounding, which gives transformers' layers the expected quantisation error.
 
-It shares no code with the matmuls in `kernels` or the smoothing in `model`, only constants: the number of int8 codes on
-each side of zero, a device's fp8 format, the rounding error above which an output channel stays exact, and three
-constants of smoothing.
+This module shares no code with the matmuls in `kernels` or the smoothing in `model`, only constants: the number of int8
+codes on each side of zero, a device's fp8 format, the rounding error above which an output channel stays exact, and
+three constants of smoothing.
 """
 
 import math
