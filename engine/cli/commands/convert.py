@@ -12,7 +12,7 @@ EXAMPLES = """examples:
   lastword convert owner/model@v1.0 ./model --dtype bf16
 
 id@revision names a branch, tag or commit of a Hugging Face model. Every file must be inside the model's folder: a link
-that leads out of it is an error, except within the cache of the Hugging Face Hub."""
+that leads out of the folder is an error, except within the cache of the Hugging Face Hub."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -52,13 +52,13 @@ A line ends with \\n or \\r\\n; any other character, such as a lone \\r, is part
 several columns, blank lines are skipped; in a file with a single column, they are empty texts.
 
 --precision int8 scales each vector so that its largest absolute value becomes 127 (compare by cosine). With --ranges,
-it scales each dimension instead, so that its range becomes -127 to 127; uint8 is the same plus 128. ubinary keeps one
-bit per dimension, 1 for a value above 0, eight bits to a byte; binary is the same byte minus 128 (compare both by
-Hamming distance).
+each dimension is scaled instead, so that its range becomes -127 to 127; uint8 is the same number plus 128. ubinary
+keeps one bit per dimension, 1 for a value above 0, eight bits to a byte; binary is the same byte minus 128 (compare
+both by Hamming distance).
 
-With -o OUT, metadata is stored too: the model, its settings and two fingerprints. It goes into the file itself for
-.safetensors, and to OUT.json for the other formats. Stdout and other streams (/dev/stderr, a named pipe) take JSON
-lines only; there, --header prints the metadata first. Vectors can be compared if they have the same `space`
+With -o OUT, metadata is stored too: the model, its settings and two fingerprints. A .safetensors file holds its own
+metadata; for the other formats, the metadata goes to OUT.json. Stdout and other streams (/dev/stderr, a named pipe)
+take JSON lines only; there, --header prints the metadata first. Vectors can be compared if they have the same `space`
 fingerprint, the same precision and, if made with --ranges, the same ranges. The same `run` fingerprint means the same
 model and settings.
 

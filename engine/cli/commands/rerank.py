@@ -31,7 +31,7 @@ EXAMPLES = """examples:
   lastword rerank "reset" docs --files --chunk 200 --threshold 0.5 --model ./reranker
   lastword rerank "reset" manual.txt --instruction "Find the page that solves the problem" --model ./reranker
 
-The model reads every text together with the query, so this is slower than search but ranks more accurately. Texts that
+The model reads every text together with the query, so rerank is slower than search but more accurate. Texts that
 are empty or only white space are skipped."""
 _GROUP = 4096  # texts that are read, then scored, at a time
 

@@ -40,8 +40,8 @@ EXAMPLES = """examples:
   lastword search --queries questions.txt manual.txt --top-k 3 --threshold 0.5
   lastword search "reset" manual.txt --rerank Qwen/Qwen3-Reranker-0.6B --candidates 50
 
-Texts that are empty or only white space are skipped. With --queries, each query is printed with its hits below it, or,
-with --json, as the field query of each hit."""
+Texts that are empty or only white space are skipped. With --queries, the table shows each query above its
+hits; with --json, the field query of each hit holds the query."""
 SHOWN = 200  # characters of a text that the table shows; --json prints the whole text
 DECIMALS = 6  # decimals kept of a score; further ones are rounding errors
 

@@ -27,9 +27,9 @@ EXAMPLES = """examples:
   Or open http://127.0.0.1:8080 in a browser.
 
 Needs FastAPI and other packages: pip install 'lastword[serve]'. Client libraries for OpenAI,
-text-embeddings-inference, Cohere and Ollama can be used with it. For the routes, the limits and the differences from
+text-embeddings-inference, Cohere and Ollama work with this server. For the routes, the limits and the differences from
 those servers, see engine/serve/README.md in the source repository. After SIGTERM or Ctrl-C, the server answers the
-requests that it has accepted, then stops. SIGHUP makes it read the file of keys again."""
+requests that it has accepted, then stops. On SIGHUP, the server reads the file of keys again."""
 
 # The help texts of the options for the limits; `serve.settings.Limits` has their order and defaults.
 _LIMITS = {
