@@ -2,8 +2,8 @@
 
     python -m lastword.bench.checkpoint OUT --like 0.6B --layers 4
 
-The weights are random, but every file has the format of a real Qwen3 embedding model's, and activations stay in the
-range of a trained model's. So numerics, speed and file handling can be checked without a download.
+The weights are random, but every file has the same format as in a real Qwen3 embedding model, and the activations are
+as large as in a trained model. So numerics, speed and file handling can be checked without a download.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def make_tokenizer(
 
     Args:
         texts: texts from which the merges are learned.
-        vocab_size: largest number of tokens, including the 256 bytes and the special tokens.
+        vocab_size: maximum number of tokens, including the 256 bytes and the special tokens.
         end_token: whether to append `<|endoftext|>` to each text; embedding models do so, base models do not.
     """
     tokenizer = Tokenizer(models.BPE())
@@ -111,11 +111,12 @@ def make_checkpoint(
 ) -> Path:
     """Write a whole model folder with random weights, which depend only on sizes, dtype and seed; return the folder.
 
-    Sizes and other settings are named as in config.json; `vocab_size` None means the tokenizer's size. `prefix` of the
-    tensor names is `""` or `model.`; with `model.` and not `tied`, there is also an `lm_head.weight`. More than one of
-    `shards` gives numbered files with an index. `config_format` is `v4` or `v5`, for the config.json of transformers 4
-    or 5. `tokenizer` is a tokenizer.json to copy; None trains a small one. `weights=False` writes only the other files.
-    A `classifier` is a reranker with one label.
+    Sizes and other settings are named as in config.json; `vocab_size` None means the number of the tokenizer's tokens.
+    `prefix`, the prefix of the tensor names, is `""` or `model.`. If it is `model.` and `tied` is False, there is also
+    an `lm_head.weight`. `shards` is the number of weights files; if there are several, an index is written.
+    `config_format` is `v4` or `v5`, for the config.json of transformers 4 or 5. `tokenizer` is a tokenizer.json to
+    copy; None trains a small tokenizer. `weights=False` writes all files but the weights. `classifier=True` makes a
+    reranker, a model for sequence classification with one label.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +203,7 @@ def write_modules(folder: Path, hidden_size: int, query_prompt: str = QUERY_PROM
     Args:
         folder: the model folder.
         hidden_size: the vectors' dimension.
-        query_prompt: the prompt named `query`; the one named `document` is empty.
+        query_prompt: the prompt with the name `query`; the prompt `document` is always empty.
     """
     chain = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
     modules = [
@@ -230,7 +231,7 @@ def write_modules(folder: Path, hidden_size: int, query_prompt: str = QUERY_PROM
 def _random(
     name: str, shape: tuple[int, ...], number: int, dtype: torch.dtype, seed: int
 ) -> torch.Tensor:
-    """Make one tensor from its own generator, so that it is the same in any number of shards."""
+    """Make one tensor from its own generator, so that it does not depend on the number of shards."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     noise = torch.randn(shape, generator=generator)
     if name.endswith("norm.weight"):

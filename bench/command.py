@@ -1,4 +1,4 @@
-"""`lastword bench`: time the kernels, a whole model, or lastword and other libraries.
+"""`lastword bench`: time the kernels, a whole model, the server, or lastword and other libraries.
 
 The command line imports this module by its name in a table of commands, so `cli` and `bench` do not import each other.
 Each benchmark is imported only when it runs.
@@ -37,7 +37,7 @@ class Console(Protocol):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the benchmarks with their options."""
+    """Add a subcommand with its options for each of the `BENCHMARKS`."""
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     for name, (about, examples, add) in BENCHMARKS.items():
         description = f"{about[0].upper()}{about[1:]}."
@@ -85,7 +85,7 @@ def _compile(args: argparse.Namespace, console: Console) -> int:
     """Compile every kernel ahead of time and return the exit status: 1 if a kernel spills registers, else 0.
 
     Raises:
-        ConfigError: an option is given that only timed runs have, or Triton is not installed.
+        ConfigError: an option is given that makes sense for timed runs only, or Triton is not installed.
     """
     for name in ("op", "tokens", "device", "own", "beside", "rep_ms", "plot"):
         if getattr(args, name) is not None:

@@ -2,8 +2,8 @@
 
     python -m lastword.bench.growth              the built-in model on 100, 1,000 and 10,000 texts
 
-Both should stay constant while the number of texts grows a hundredfold. Each peak is measured in a separate process. It
-is the host's resident memory, even if a GPU computes.
+Both figures should stay constant while the number of texts grows a hundredfold. The peak for each number of texts is
+measured in a separate process; it is the host's resident memory, even if a GPU computes.
 """
 
 import argparse
@@ -25,7 +25,7 @@ COUNTS = (100, 1000, 10_000)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the facts of the run as JSON, then measure, then print one line per count and all rows as JSON."""
+    """Print the facts of the run as JSON, measure, print one line per number of texts, and all rows as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m lastword.bench.growth",
         description=(__doc__ or "").partition("\n")[0],
@@ -80,7 +80,7 @@ def measure(
     embedder.encode(texts[: min(counts)], show_progress_bar=False)
     for _ in range(rounds):
         for n in counts:
-            # Every count is timed over the same number of texts, because a short time would be mostly noise.
+            # Each count is timed over about max(counts) texts in all, because a short time would be mostly noise.
             calls = max(counts) // n
             began = perf_counter()
             for i in range(calls):

@@ -1,4 +1,4 @@
-"""Gather the facts of a run (device, driver, versions, commit, date), and write files of results line by line."""
+"""Gather the facts of a run (device, driver, versions, commit, date), and write results to a file line by line."""
 
 import json
 import os
@@ -38,10 +38,10 @@ def describe_run(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
 
 
 def busy_notice(about: Mapping[str, object]) -> str | None:
-    """Return a warning if other programs were using the processor, else None.
+    """Return a warning if other programs used the processor just before the measurement, else None.
 
     Args:
-        about: from `describe_run`, called before the measurement.
+        about: the result of `describe_run`, called before the measurement.
     """
     load = about["load_average"]
     if not isinstance(load, float) or load <= 0.5:
@@ -51,14 +51,14 @@ def busy_notice(about: Mapping[str, object]) -> str | None:
 
 @contextmanager
 def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Open a new file of JSON lines, or discard the lines.
+    """Open a new file for JSON lines during the `with` block.
 
     Args:
         path: the file; None discards the lines.
 
     Returns:
-        A context manager that yields a function. The function writes one line and flushes it, so that an interrupted
-        run keeps its figures.
+        A context manager that yields a function. The function writes its argument as one line and flushes the file, so
+        that an interrupted run keeps its figures.
     """
     if path is None:
         yield lambda _: None
@@ -93,7 +93,7 @@ def _version(package: str) -> str | None:
 
 
 def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
-    """Return the driver version and the power limit from nvidia-smi; None for each if it fails."""
+    """Return the driver version and the power limit from nvidia-smi; None for both if nvidia-smi fails."""
     if device.type != "cuda":
         return None, None
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
@@ -106,9 +106,9 @@ def _nvidia(device: torch.device) -> tuple[str | None, str | None]:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """Return the checkout's commit, and whether files differ from it.
+    """Return the commit of the git checkout that lastword runs from, and whether files differ from that commit.
 
-    Without a checkout, return LASTWORD_COMMIT (None if it is not set) and None.
+    If lastword does not run from a checkout, return the variable LASTWORD_COMMIT (None if it is not set) and None.
     """
     folder = Path(lastword.__file__).parent
     git = ["git", "-C", str(folder)]

@@ -1,7 +1,7 @@
 """Measure how long a call takes, and the peaks of this machine: how fast it copies and multiplies.
 
 On a GPU `triton.testing.do_bench` times calls with events, flushes the L2 cache before each call and does not count the
-warm-up. On a CPU a clock times them, and 64 MB are written between calls to flush the cache.
+warm-up. On a CPU a clock times the calls, and before each call 64 MB are written to flush the cache.
 """
 
 import statistics
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 
 from lastword.weights import dtype_name
 
-# Written between calls on a CPU: more than the size of most last-level caches. On a GPU do_bench has its own number.
+# How many bytes to write before each call on a CPU: more than most last-level caches hold. On a GPU do_bench decides.
 _FLUSH_BYTES = 64 << 20
 _CPU_CALLS = (3, 100)  # least and largest number of calls per measurement
 _GPU_COPY_BYTES, _CPU_COPY_BYTES = 2 << 30, 256 << 20
 _GPU_SIDE = 8192
-_ROWS, _INNER, _COLUMNS = 1024, 1024, 6144  # of the matmul on a CPU
+_ROWS, _INNER, _COLUMNS = 1024, 1024, 6144  # sizes of the matmul on a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Peaks:
     matmul: str
 
     def seconds(self, num_bytes: float, flops: float) -> float:
-        """Return the seconds that so many bytes and FLOPs take at these rates, if the device does both at once."""
+        """Return the seconds to move `num_bytes` and compute `flops` at these rates, both at the same time."""
         return max(num_bytes / self.bytes_per_s, flops / self.flops_per_s)
 
 
@@ -63,7 +63,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def time_call(run: Callable[[], object], device: torch.device, rep_ms: float = 100) -> Timing:
-    """Time a call over about `rep_ms` milliseconds after a warm-up, flushing caches before each call."""
+    """Time `run` repeatedly for about `rep_ms` milliseconds after a warm-up, flushing caches before each call."""
     if device.type == "cuda":
         import triton.testing
 
@@ -94,7 +94,7 @@ def median_seconds(
     device: torch.device,
     clock: Callable[[], float] = perf_counter,
 ) -> float:
-    """Return the median seconds of `rounds` calls by the clock, after one warm-up call."""
+    """Return the median seconds of `rounds` calls of `call`, measured with `clock`, after one warm-up call."""
     taken = []
     for _ in range(rounds + 1):
         synchronize(device)
@@ -123,9 +123,9 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Return the operations per second of a large matmul of random data, and its description.
 
     Args:
-        device: where it is computed.
-        dtype: dtype of the operands. For `torch.int8` on a CPU, the faster of lastword's int8 matmul, including its
-            rounding of the activations, and oneDNN's, without any rounding.
+        device: the device that computes.
+        dtype: dtype of the operands. `torch.int8` (CPU only) means the faster of two matmuls: lastword's, which also
+            rounds the activations to int8, and oneDNN's on numbers that are int8 already.
     """
     name = dtype_name(dtype)
     if device.type == "cpu":
@@ -170,7 +170,7 @@ def _best_rate(products: Sequence[Callable[[], object]]) -> float:
 
 
 def read_rate(device: torch.device) -> float:
-    """Return the bytes per second at which weights are read, by the faster of a sum and a product with a vector."""
+    """Return the bytes per second at which a large matrix is read, by a sum or by a product with a vector if faster."""
     size = _GPU_COPY_BYTES if device.type == "cuda" else _CPU_COPY_BYTES
     weight = torch.rand(size // 4 // _INNER, _INNER, device=device)
     x = torch.rand(_INNER, device=device)

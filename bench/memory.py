@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 def held_bytes(field: str, pid: int | str = "self") -> int:
-    """Read a field such as VmRSS (resident) or RssAnon (resident, without pages of files) in bytes; 0 for a zombie."""
+    """Read a memory field of a process, in bytes; 0 for a zombie, which has no such field.
+
+    Such fields are VmRSS (resident memory) and RssAnon (resident memory without pages of files).
+    """
     with Path(f"/proc/{pid}/status").open(encoding="ascii", errors="replace") as file:
         return next((int(line.split()[1]) * 1024 for line in file if line.startswith(field)), 0)
 
@@ -18,7 +21,7 @@ def held_bytes(field: str, pid: int | str = "self") -> int:
 def peak_bytes() -> int:
     """Return this process's peak resident memory in bytes.
 
-    This is VmHWM, which unlike ru_maxrss does not include the parent's peak; without /proc it is ru_maxrss.
+    The value is VmHWM, which unlike ru_maxrss does not include the parent's peak; without /proc it is ru_maxrss.
     """
     try:
         return held_bytes("VmHWM")
@@ -29,7 +32,7 @@ def peak_bytes() -> int:
 
 @contextmanager
 def watch_peak(field: str, *, every: float = 0.005) -> Iterator[Callable[[], int]]:
-    """Read a field of this process repeatedly from a thread.
+    """Read a memory field of this process repeatedly in a thread during the `with` block.
 
     Args:
         field: as for `held_bytes`.

@@ -1,10 +1,10 @@
-"""Compare the speed of a merge with a plain copy's on the same disk, and measure the merge's memory.
+"""Compare the speed of a merge with that of a plain copy on the same disk, and measure the merge's memory.
 
     python -m lastword.bench.merge --like 4B --layers 6 --rounds 3
 
-Both start with no file in the page cache and end when all data is on the disk. The copy reads one model and writes
-one; the merge reads two and writes one, so its speed relative to the copy is given in bytes written and in bytes read
-and written. Linux only, because this drops files from the page cache and reads /proc.
+Copy and merge start with no file in the page cache and end when all data is on the disk. The copy reads one model and
+writes one; the merge reads two and writes one. So the merge's speed relative to the copy is given twice: in bytes
+written, and in bytes read and written. This runs on Linux only, because it uses the page cache and /proc.
 """
 
 import argparse
@@ -47,8 +47,8 @@ def multislerp(
 ) -> Tensor:
     """Merge tensors into their weighted mean direction times their weighted mean norm, as the formula says.
 
-    This is the reference for the merges of `lastword.weights`. It shares no code with them, works on whole tensors and
-    does not handle directions that cancel.
+    This function is the reference for the merges of `lastword.weights`. It shares no code with them, works on whole
+    tensors, and does not handle directions that cancel or tensors that are zero.
 
         w = weights / sum(weights), or the given weights;  x_i = tensors_i - base
         S = sum_i w_i x_i / |x_i|;  out = base + (sum_i w_i |x_i|) S / |S|
@@ -74,7 +74,7 @@ def multislerp(
 
 
 def make_models(folder: Path, options: argparse.Namespace) -> list[Path]:
-    """Make two random models, each in its own process, so that its memory is freed afterwards."""
+    """Make two random models, each in its own process, so that the memory for making it is freed."""
     models = [folder / f"model-{i}" for i in (1, 2)]
     for seed, model in enumerate(models):
         words = [
@@ -138,7 +138,7 @@ def check(models: Sequence[Path], out: Path) -> None:
 
 
 def time_work(models: Sequence[Path], work: Callable[[], None]) -> float:
-    """Return the seconds that `work` takes when no file is in the page cache."""
+    """Return the seconds that `work` takes when no file of the models is in the page cache."""
     drop_from_cache(models)
     start = time.perf_counter()
     work()
@@ -146,7 +146,7 @@ def time_work(models: Sequence[Path], work: Callable[[], None]) -> float:
 
 
 def measure(models: Sequence[Path], out: Path, rounds: int) -> dict[str, list[float]]:
-    """Copy and merge once per round, in alternating order; print each round and return the seconds by kind."""
+    """Copy and merge once per round, in alternating order; print each round, and return the seconds by kind of work."""
     jobs = {"copy": lambda: copy(models[0], out), "merge": lambda: merge(models, out)}
     seconds: dict[str, list[float]] = {kind: [] for kind in jobs}
     for number in range(rounds):

@@ -1,6 +1,6 @@
 """Plots of one run: a roofline of the kernels, and a whole model's tokens per second by text length.
 
-This needs matplotlib, which the `bench` extra installs. It is imported only when a plot is drawn.
+matplotlib draws them. The `bench` extra installs matplotlib, and it is imported only when a plot is requested.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ _MARKERS = "osD^vP*X"
 
 
 def check_plot(path: Path) -> None:
-    """Check that a plot can be written to `path`; called before minutes are spent on measuring.
+    """Check that a plot can be written to `path`; callers do so before they spend minutes on measuring.
 
     Args:
         path: the file to write.
@@ -35,11 +35,11 @@ def check_plot(path: Path) -> None:
 def plot_roofline(
     path: Path, rows: Sequence[Row], peaks: Peaks, about: Mapping[str, object]
 ) -> None:
-    """Draw every timed row as a point. Its colour shows the operation, its marker the implementation.
+    """Draw a roofline plot with a point for every timed row: colour for the operation, marker for the implementation.
 
     Args:
         path: the file to write, .svg or .png.
-        rows: rows of the run; rows without a time are not drawn.
+        rows: the run's rows; those without a time are not drawn.
         peaks: the peaks of the same run.
         about: from `describe_run`, for the title.
     """
@@ -89,7 +89,7 @@ def plot_lengths(
     reached: Mapping[str, Sequence[float]],
     about: Mapping[str, object],
 ) -> None:
-    """Draw tokens per second by text length: the limit, and the measured curves below it.
+    """Draw tokens per second by text length: the curve of the limit, and the measured curves.
 
     Args:
         path: the file to write, .svg or .png.

@@ -1,6 +1,6 @@
-"""Training batches: token ids of texts of similar length, the queries that they answer, and the teacher's vectors.
+"""Training batches: token ids of texts of similar length and of the queries that they answer, and teacher's vectors.
 
-The same seed gives the same batches, and a run can start at any of them.
+The same seed gives the same batches, and a run can start at any batch.
 """
 
 import random
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lastword.bench.builtin.student import MAX_LENGTH, QUERY_PROMPT
 
-# A text counts as at least this many tokens, so that a batch of short texts does not have too many of them.
+# A text counts as at least this many tokens, so that a batch of short texts does not have too many texts.
 TEXT_TOKENS = 19.2
 SORTED_ITEMS = 16_384  # number of items that are sorted by length together
 PROMPTED = 0.25  # share of the short texts that get the query prompt
@@ -21,7 +21,7 @@ SHORT = 30  # most tokens of a short text
 
 @dataclass(frozen=True)
 class Data:
-    """Token ids of texts, queries, the query prompt and the end token, and the teacher's vectors, fp16 [n, 384]."""
+    """Token ids of texts, queries, the query prompt and the end token; the teacher's vectors, fp16 [n, 384]."""
 
     texts: list[list[int]]
     queries: list[list[int]]
@@ -34,7 +34,7 @@ class Data:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Texts and queries as token ids, with prompts and end tokens, and the vectors that they should get."""
+    """Texts and queries as token ids with prompts and end tokens, and the teacher's vectors, which they should get."""
 
     texts: list[list[int]]
     queries: list[list[int]]
@@ -46,12 +46,12 @@ class TrainingBatch:
 def read_data(
     items: Sequence[dict[str, str]], texts: Tensor, queries: Tensor, tokenizer: Tokenizer
 ) -> Data:
-    """Tokenise the items that have vectors, of which there may be fewer than items.
+    """Tokenise the first items, as many as have teacher's vectors.
 
     Args:
-        items: items with `text` and, in some, `query`.
-        texts: the teacher's vectors of the first items' texts.
-        queries: the teacher's vectors of the queries.
+        items: objects with `text` and, in some, `query`.
+        texts: the teacher's vectors of the texts of the first items.
+        queries: the teacher's vectors of these items' queries, in the same order.
         tokenizer: the student's tokenizer.
     """
     items = items[: len(texts)]
@@ -83,8 +83,8 @@ def training_batches(
     Args:
         data: the data of all items.
         chosen: indices of the items to use.
-        tokens: tokens of a batch's texts, including padding, without their queries.
-        seed: seed of the order.
+        tokens: number of tokens of a batch's texts, including padding; the queries do not count.
+        seed: seed of the order of the items.
         first: number of the batch to start with.
     """
     number, epoch = 0, 0

@@ -54,8 +54,8 @@ def compose_texts(
     """Yield `count` texts: two questions, then a passage of two or three unrelated sentences, and so on.
 
     Args:
-        senses: the senses that are not held out.
-        common: the words to use in questions.
+        senses: the meanings that are not held out, to take words and sentences from.
+        common: the only words that questions may use.
         count: number of texts.
         seed: seed of the draws.
     """
@@ -70,7 +70,7 @@ def compose_texts(
 
 
 def _words(senses: Iterable[Sense], part: str, common: set[str]) -> list[str]:
-    """List single common words; a word with many meanings is listed once per meaning."""
+    """List the common single words of a part of speech; a word with several meanings is listed once per meaning."""
     return [w for s in senses if s.part == part for w in s.words if w in common and len(w) > 2]
 
 

@@ -1,8 +1,8 @@
 """Build the training texts and the held-out texts from the unpacked packages.
 
-`train.jsonl` has one object {"text"} or {"text", "query"} per line, shuffled, with the composed texts last.
+`train.jsonl` has one object {"text"} or {"text", "query"} per line, shuffled; the composed texts follow last.
 `heldout.json` has functions and sentences. All text about one function, command or meaning goes into only one of the
-two files. Texts are also compared, so that no held-out text is trained on.
+two files. In addition, training texts that contain a held-out text are dropped.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ HELD_SENSES = 3  # percent of WordNet's meanings
 HELD_SENTENCES = 2000
 PASSAGE_CHARS = 1000  # about 256 word pieces, which is the teacher's limit
 COMPOSED = 150_000  # number of texts composed from words and sentences
-RARE_SENSES = 1.0  # share of the meanings of rare words that is kept
+RARE_SENSES = 1.0  # share of the rare words' meanings that is trained on
 SEED = 4
 
 
@@ -226,7 +226,7 @@ def _from_senses(
 def _from_entries(
     entries: list[tuple[str, list[Sense]]], hidden: set[tuple[str, ...]], common: set[str]
 ) -> Iterator[TrainingText]:
-    """Compose a passage for each common word with several meanings, like a dictionary entry."""
+    """Compose a passage like a dictionary entry for each common word with several meanings that are not `hidden`."""
     for head, senses in entries:
         shown = [sense for sense in senses if sense.words not in hidden]
         if len(shown) > 1 and _common((head,), common):

@@ -1,4 +1,4 @@
-"""Extract plain text from the packages' formats: reStructuredText, manual pages, HTML, the dict format.
+"""Extract plain text from the formats in the Debian packages: reStructuredText, manual pages, HTML, the dict format.
 
 This module only handles formats; `corpus.py` decides which texts are trained on and which are held out.
 """
@@ -15,7 +15,7 @@ _SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]\"'][.!?])\s+(?=[A-Z\"'(])")
 
 @dataclass(frozen=True)
 class Entry:
-    """The documentation of a function, command or other name: its name, a one-line summary, and the rest."""
+    """The documentation of a function, a command or the like: its name, a one-line summary, and the rest (`body`)."""
 
     name: str
     summary: str
@@ -24,7 +24,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Sense:
-    """One meaning: its words, part of speech, gloss and example sentences."""
+    """One meaning in WordNet: the words with this meaning, their part of speech, a gloss and example sentences."""
 
     words: tuple[str, ...]
     part: str
@@ -87,7 +87,7 @@ def _is_heading(block: str) -> bool:
 
 
 def _split_indented(lines: list[str], indent: int) -> list[str]:
-    """Return the lines of a directive's own text, up to the first nested directive."""
+    """Return the lines that belong to a directive (they are indented more than `indent`), up to a nested directive."""
     inside: list[str] = []
     for line in lines:
         if line.strip():
@@ -121,7 +121,7 @@ _BREAKS = {"PP", "P", "LP", "TP", "IP", "HP", "sp", "RS", "RE", "TQ", "br", "SS"
 
 
 def man_sections(path: Path) -> dict[str, list[str]]:
-    """Read a manual page without listings and tables: paragraphs by section title."""
+    """Read a manual page and return its paragraphs by section title, without listings and tables."""
     raw = gzip.decompress(path.read_bytes()).decode("utf-8", errors="replace")
     sections: dict[str, list[str]] = {}
     paragraphs: list[str] = []
@@ -144,7 +144,7 @@ def man_sections(path: Path) -> dict[str, list[str]]:
 
 
 def man_entry(sections: dict[str, list[str]]) -> Entry | None:
-    """Make a page's entry, with the summary from NAME and the body from DESCRIPTION; None if either is missing."""
+    """Make a manual page's entry: summary from the section NAME, body from DESCRIPTION; None if one is missing."""
     name, dash, summary = " ".join(sections.get("NAME", [])).partition(" - ")
     body = " ".join(sections.get("DESCRIPTION", []))
     if not dash or not body:

@@ -34,7 +34,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Exam:
-    """The held-out texts."""
+    """The held-out texts: `passages[i]` belongs to `summaries[i]`, and `answers[i]` to `questions[i]`."""
 
     summaries: list[str]
     passages: list[str]
@@ -44,7 +44,7 @@ class Exam:
 
 
 def read_exam(corpus: Path) -> Exam:
-    """Read heldout.json of the corpus, and the questions in the repository."""
+    """Read the held-out texts from heldout.json of the corpus, and the questions from the repository."""
     held = json.loads((corpus / "heldout.json").read_text(encoding="utf-8"))
     asked = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     return Exam(
@@ -58,7 +58,7 @@ def read_exam(corpus: Path) -> Exam:
 
 @dataclass(frozen=True)
 class ExamVectors:
-    """A model's vectors for the held-out texts, [n, C] each."""
+    """A model's vectors for the texts of an `Exam`, [n, C] for each list of n texts."""
 
     summaries: Tensor
     passages: Tensor
@@ -67,7 +67,7 @@ class ExamVectors:
     answers: Tensor
 
     def cut(self, width: int | None) -> "ExamVectors":
-        """Return the leading `width` dimensions, normalised; None keeps all."""
+        """Return the vectors cut to their first `width` dimensions, normalised; None keeps all dimensions."""
         return ExamVectors(
             *(F.normalize(each.float()[:, :width], dim=-1) for each in vars(self).values())
         )
@@ -93,8 +93,8 @@ def scores(answered: ExamVectors, agreed: Tensor, width: int | None = None) -> d
         width: number of leading dimensions to keep; None for all.
 
     Returns:
-        `ndcg@10` and `recall@1` for the summaries, `spearman` for the pairs of sentences, and `questions@1` and
-        `questions@3`: the share of questions whose passage is ranked first, or among the first three.
+        `ndcg@10` and `recall@1` for the summaries; `spearman` for the pairs of sentences; `questions@1` and
+        `questions@3`, the share of questions whose passage is ranked first, or among the first three.
     """
     kept = answered.cut(width)
     ranks = _ranks(kept.summaries, kept.passages)
@@ -110,7 +110,7 @@ def scores(answered: ExamVectors, agreed: Tensor, width: int | None = None) -> d
 
 
 def agreement(vectors: Tensor, reference: Tensor) -> float:
-    """Return Spearman's correlation of two models' cosines, over PAIRS seeded pairs of rows."""
+    """Return Spearman's correlation between two models' cosines of the same PAIRS random pairs of rows."""
     generator = torch.Generator().manual_seed(SEED)
     a, b = torch.randint(len(vectors), (2, PAIRS), generator=generator)
     a, b = a[a != b], b[a != b]
@@ -139,7 +139,7 @@ class TeacherEncoder:
 def evaluate_models(
     folders: Sequence[Path], teacher: Path, cache: Path
 ) -> dict[str, dict[str, float]]:
-    """Score the teacher and every folder's model; score the latter at shorter widths and in int8 too.
+    """Score the teacher, and the model of every folder: at its full width, at shorter widths, and in int8.
 
     Args:
         folders: models to load with lastword.

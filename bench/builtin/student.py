@@ -1,4 +1,4 @@
-"""The student before training: its word pieces, its sizes, and initial weights that already average word vectors.
+"""The student before training: its word pieces, its sizes, and its initial weights, which average word vectors.
 
 The token table starts as the teacher's vectors of the word pieces, in a basis ordered by variance (PCA). The value and
 output projections of the first layers start as the identity, so the end token's vector starts as the mean of its words.
@@ -33,20 +33,21 @@ SIZES = {
 }
 NORM_EPS = 1e-6
 ROPE_THETA = 10_000.0
-# Scale of the value and output projections together. With 1, a single word keeps the norm of 16 that RMSNorm gives it.
+# Scale of the value and output projections together. With 1, the state of a text of one word keeps the norm of 16 that
+# RMSNorm gives to the word's vector.
 _VALUE_SCALE = 1.0
 
-# Weight of the query norm: small queries make the initial attention nearly uniform over the words.
+# Initial weight of the query norm. It is small, because small queries make attention nearly uniform over the words.
 _EVEN = 0.25
-# A piece with this share of the texts' tokens has half weight in the initial mean.
+# A word piece that makes up this share of the texts' tokens has half weight in the initial mean.
 _RARITY = 3e-4
 
 
 def make_tokenizer(teacher: Path, texts: Iterable[str]) -> Tokenizer:
-    """Make a tokenizer of the VOCABULARY most useful of the teacher's word pieces; it appends the end token to texts.
+    """Make a tokenizer with the VOCABULARY most useful of the teacher's word pieces; it appends the end token to texts.
 
-    It keeps all single Latin characters, so that any Latin word can be spelt, and then the pieces that are most
-    frequent in `texts`. Among rare pieces, the teacher's own order decides, which is by frequency in a far larger text.
+    The tokenizer keeps all single Latin characters, so that any Latin word can be spelt, and then the pieces that are
+    most frequent in `texts`. Among rare pieces the teacher's own order decides, which is by frequency in far more text.
     """
     whole = Tokenizer.from_file(str(teacher / "tokenizer.json"))
     whole.no_truncation()
@@ -79,7 +80,7 @@ def token_rows(vectors: Tensor, shares: Tensor) -> Tensor:
 
     RMSNorm keeps only a row's direction, so the direction has to express the weight w (smooth inverse frequency). The
     last column of `vectors` is dropped, and sqrt(1 - w^2) takes its place, which makes the row a unit vector. The
-    initial value projections do not read that dimension. The constant a is `_RARITY`.
+    initial value projections do not read this last dimension. The constant a is `_RARITY`.
 
     Args:
         vectors: [V, C], the pieces' vectors in the basis.
@@ -97,7 +98,7 @@ def make_student(rows: Tensor, seed: int) -> Any:
     """Create transformers' Qwen3Model in fp32 with its initial weights.
 
     Args:
-        rows: [V, C] from `token_rows`; row 0, the end token's, is replaced.
+        rows: [V, C] from `token_rows`; row 0, that of the end token, is replaced by a small random vector.
         seed: seed of the other initial weights.
     """
     from transformers import Qwen3Config, Qwen3Model
@@ -130,7 +131,7 @@ def make_student(rows: Tensor, seed: int) -> Any:
 
 
 def _average(model: Any) -> None:
-    """Make the first layers add the mean of the token rows to the states; each layer adds some of the dimensions."""
+    """Make the first layers add the mean of the token rows to each state; each layer adds a part of the dimensions."""
     config = model.config
     width, size = config.hidden_size, config.head_dim
     kept, group = (
@@ -148,10 +149,10 @@ def _average(model: Any) -> None:
 
 
 def compile_layers(model: Any) -> None:
-    """Compile the layers, so that PyTorch fuses small operations and a step takes two thirds of the time.
+    """Compile the layers, so that PyTorch fuses small operations and a training step takes two thirds of the time.
 
-    This needs a C++ compiler, and minutes for the first step. The last layer's MLP is not compiled, because
-    `train.embed` changes its input rows.
+    This needs a C++ compiler, and the first step takes minutes. The last layer's MLP is not compiled, because
+    `train.embed` changes which rows the MLP gets.
     """
     last = model.layers[-1]
     for module in (*model.layers[:-1], last.input_layernorm, last.self_attn):
@@ -159,7 +160,7 @@ def compile_layers(model: Any) -> None:
 
 
 def write_checkpoint(model: Any, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype) -> None:
-    """Write the files of a published embedding model, except its README."""
+    """Write the student as a model folder with all files of a published embedding model, except the README."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})

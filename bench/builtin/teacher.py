@@ -22,8 +22,8 @@ BATCH = 32
 class Teacher:
     """The teacher in sentence-transformers: it turns texts into normalised vectors [N, 384].
 
-    In bf16 it is twice as fast on a CPU that supports bf16, and the cosine between its bf16 and fp32 vectors is above
-    0.9999, which is enough to learn from. It is evaluated in fp32.
+    In bf16 the teacher is twice as fast on a CPU that supports bf16. The cosine between its bf16 and fp32 vectors is
+    above 0.9999, which is enough to learn from. For the scores of the teacher itself, fp32 is used.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -42,13 +42,16 @@ class Teacher:
 
 
 def read_items(corpus: Path) -> list[dict[str, str]]:
-    """Read train.jsonl in its shuffled order."""
+    """Read the items of train.jsonl in the order of the file."""
     with (corpus / "train.jsonl").open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
 def embed_corpus(teacher: Path, corpus: Path, out: Path) -> None:
-    """Embed `train.jsonl` and store the vectors in fp16, as `text` and `query`; shard i begins at item 4096·i."""
+    """Embed the texts and queries of `train.jsonl`, and store the vectors in fp16; shard i begins at item 4096·i.
+
+    A shard is a safetensors file with the tensors `text` and `query`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     items = read_items(corpus)
     count = -(-len(items) // SHARD)

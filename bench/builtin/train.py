@@ -37,10 +37,10 @@ class TrainingRun:
     name: str
     chosen: Sequence[int]  # indices of the items to train on
     steps: int
-    tokens: int  # per step
+    tokens: int  # tokens of the texts of one batch, which is one step
     seed: int
     rate: float  # the highest learning rate
-    horizon: int | None = None  # step at which the rate is lowest; None for the last step
+    horizon: int | None = None  # step at which the learning rate is lowest; None: the last step
     end: float = 0.02  # the lowest rate, as a share of `rate`
 
 
@@ -59,9 +59,9 @@ def train(
     Args:
         run: the run's settings.
         model: a Qwen3Model of transformers.
-        data: tokens and the teacher's vectors.
-        directions: directions of the teacher's space, from `basis`.
-        folder: folder of all runs.
+        data: token ids and the teacher's vectors of all items.
+        directions: main directions of the teacher's vectors, from `basis`.
+        folder: the folder with the logs and states of all runs.
         check: a function that scores the model, called every `CHECK_EVERY` steps for the log.
     """
     state, log = folder / f"{run.name}.pt", folder / f"{run.name}.jsonl"
@@ -92,7 +92,7 @@ def train(
 
 
 def embed(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
-    """Run the student on token ids; return the final states of the last tokens, fp32 [N, C], not normalised.
+    """Run the student on token ids; return the final state of each text's last token, fp32 [N, C], not normalised.
 
     Texts are padded on the right without a mask, because attention is causal and no real token attends to padding. In
     the last layer only the last tokens go through the MLP, which saves a sixth of the work.
@@ -113,8 +113,8 @@ def embed(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
 def _loss(model: Any, batch: TrainingBatch, directions: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Compute the loss, and its parts for the log; each part is a mean over the Matryoshka widths k.
 
-    Direction: 1 - cosine with the teacher's vector in its first k main directions.
-    Matrix:    squared difference between all cosines in the batch and the teacher's.
+    Direction: 1 - cosine between the vector and the teacher's vector, expressed in its first k main directions.
+    Matrix:    mean squared difference between the cosines of all pairs in the batch and the teacher's cosines.
     Answer:    cross-entropy of each query over the batch's texts; the target is half the teacher's softmax and half
                the text that answers the query.
     """
@@ -150,7 +150,7 @@ def _optimizer(model: Any) -> torch.optim.AdamW:
 
 
 def _rate(run: TrainingRun, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then half a cosine down to `end`."""
+    """Return the learning rate of a step: a linear warm-up, then half a period of a cosine down to the lowest rate."""
     if step < WARMUP:
         return run.rate * (step + 1) / WARMUP
     done = (step - WARMUP) / max(1, (run.horizon or run.steps) - WARMUP)

@@ -1,8 +1,8 @@
 """The baselines of each operation: eager PyTorch, torch.compile, PyTorch's own attention, Liger-Kernel.
 
-Candidates for lastword's own kernels (`FORMS`) are included. All take the same inputs. If one needs a different layout,
-the inputs are converted before the clock starts. Any of them may be missing, or may refuse a shape, dtype or device;
-the caller turns each exception into a line that gives the reason.
+Candidates for lastword's own kernels (`FORMS`) are included. All baselines and candidates take the same inputs. If one
+needs a different layout, the inputs are converted before the clock starts. Any of them may be missing, or may refuse a
+shape, dtype or device; the caller turns such an exception into a line that gives the reason.
 """
 
 import inspect
@@ -56,7 +56,8 @@ def baselines(case: Case, chosen: tuple[str, ...]) -> dict[str, Prepare]:
 def _eager_function(case: Case, inputs: CaseInputs) -> Callable[..., Any]:
     """Return the function that "eager" runs and "compile" compiles.
 
-    It is the CPU implementation, except for forest attention, which PyTorch runs faster on a GPU in a different form.
+    The function is lastword's CPU implementation, except for forest attention: for that there is a form that runs
+    faster on a GPU (`eager_attention.py`).
     """
     if case.op == "forest_attention":
         return eager_forest_attention(inputs.args[3], inputs.args[0].device)
@@ -101,7 +102,7 @@ def _sdpa(
 
 
 def _varlen(inputs: CaseInputs, equal: tuple[int, int], *, final: bool) -> Implementation:
-    """Run torch.nn.attention.varlen on the packed rows; repeat keys and values if it has no `enable_gqa`."""
+    """Run torch.nn.attention.varlen on the packed rows; if it lacks `enable_gqa`, repeat keys and values beforehand."""
     attend: Callable[..., Any] = import_module("torch.nn.attention.varlen").varlen_attn
     known = inspect.signature(attend).parameters
     q, k, v, _, scale = inputs.args
@@ -156,7 +157,7 @@ def _liger_rms_norm(inputs: CaseInputs) -> Implementation:
 
 
 def _liger_add_rms_norm(inputs: CaseInputs) -> Implementation:
-    """Run Liger's operation, which returns the norm and the sum; lastword's writes the sum into the residual."""
+    """Run Liger's operation, which returns the norm and the sum; lastword's operation puts the sum in the residual."""
     operation = _liger("liger_fused_add_rms_norm")
     x, residual, weight, eps = inputs.args
 

@@ -1,4 +1,4 @@
-"""Make the cases to time: each operation's inputs at a model's real shapes, and the bytes and FLOPs it needs.
+"""Make the cases to time: each operation's inputs at a model's real shapes, and the bytes and FLOPs that it needs.
 
 Bytes: every input is read once, and every output is written once. FLOPs: one for each addition, multiplication,
 division, root and exponential of the formula. Inputs are random, and the same in every call.
@@ -26,7 +26,7 @@ _QUERIES_PER_TOKEN = 2000 / 16_384
 
 @dataclass(frozen=True, slots=True)
 class CaseTables(KernelTables):
-    """The kernels' tables, with the segments and last-token rows from which they were made."""
+    """The kernels' attention tables, with the segments and last-token rows from which the tables were made."""
 
     segments: Segments
     final_rows: list[int]
@@ -61,7 +61,7 @@ class CaseInputs:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """A batch for attention; `equal` is (number of texts, tokens per text), or None if texts share rows."""
+    """A batch for attention. `equal`: number of texts, tokens per text; None if texts share rows."""
 
     title: str
     forest: Forest
@@ -124,9 +124,9 @@ def _shape(op: str, sizes: Sizes) -> tuple[int, ...]:
 def attention_batches(tokens: int) -> list[AttentionBatch]:
     """Make the batches for attention.
 
-    They are one long text, one half as long, many of 512 tokens, and many queries with a common prefix, first with the
-    prefix repeated and then shared. At 16,384 tokens that is 1 text of 16k, 1 of 8k, 32 of 512, and 2,000 queries of 12
-    tokens after a prefix of 24.
+    The batches are: one text of `tokens` tokens; one text half as long; many texts of 512 tokens; many queries after an
+    equal prefix, once with a copy of the prefix for each query; and the same queries with the prefix shared. At 16,384
+    tokens these are 1 text of 16k, 1 of 8k, 32 of 512, and twice 2,000 queries of 12 tokens after a prefix of 24.
     """
     rng = random.Random(20_261_123)  # noqa: S311 - texts, not secrets
 
@@ -139,7 +139,7 @@ def attention_batches(tokens: int) -> list[AttentionBatch]:
 
     each = min(512, max(2, tokens // 4))
     count, prefix = max(2, round(tokens * _QUERIES_PER_TOKEN)), text(PREFIX)
-    firsts = rng.sample(range(VOCABULARY), count)  # no two queries share more than the instruction
+    firsts = rng.sample(range(VOCABULARY), count)  # no two queries share more than the prefix
     queries = [[*prefix, first, *text(QUERY - 1)] for first in firsts]
     title = f"{count:,} queries of {QUERY} after {PREFIX}"
     return [
@@ -246,7 +246,7 @@ class _Source:
         return noise.to(self.dtype)
 
     def weight(self, size: int) -> Tensor:
-        """Make a norm's weight, about 1."""
+        """Make a norm's weight, with values around 1."""
         return self.normal(size).mul_(0.1).add_(1)
 
     def scaled(self, rows: int, columns: int) -> Tensor:

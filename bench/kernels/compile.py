@@ -6,8 +6,8 @@
     python -m lastword.bench.kernels.compile --bounds kernels/gpu/resources.toml   rewrite this Triton version's bounds
     python -m lastword.bench.kernels.compile --candidate-bounds bench/kernels/resources.toml   and the candidates'
 
-Registers, spilled bytes and shared memory are read from the binary with the `cuobjdump` that comes with Triton; for AMD
-they are read from the notes in the assembly.
+For NVIDIA, registers, spilled bytes and shared memory are read from the binary with the `cuobjdump` that comes with
+Triton; for AMD they are read from the notes in the assembly.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Resources:
     registers: int
     spills: int
     shared: int
-    matrix: bool  # whether it has matrix instructions of the newest kind: wgmma, tcgen05, mfma
+    matrix: bool  # whether it uses the architecture's newest matrix instructions: wgmma, tcgen05 or mfma
     serial: bool  # whether each wgmma waits for the previous one
     wide: bool  # whether every multiplication by a row width is done in 64 bits
 
@@ -95,7 +95,7 @@ def compile_launch(launch: Launch, target: str) -> Resources:
 
 
 def row_widths(launch: Launch) -> set[int]:
-    """Return the row strides, in elements, that the launch's constants give."""
+    """Return the row widths and row strides, in elements, that are among the launch's constants."""
     names = ("C", "F", "WIDTH", "Q_STRIDE", "K_STRIDE", "V_STRIDE")
     widths = {int(value) for name, value in launch.constants if name in names}
     return widths | {2 * value for name, value in launch.constants if name == "F"}
@@ -105,7 +105,7 @@ def narrow_products(ttir: str, widths: set[int]) -> list[str]:
     """Return the multiplications by a row width that are done in 32 bits and so overflow at 2^31 elements.
 
     Args:
-        ttir: Triton's first intermediate form.
+        ttir: the text of Triton's first intermediate form, TTIR.
         widths: row widths, in elements.
     """
     constant = r"(%\w+) = arith\.constant (?:dense<)?(-?\d+)>? : "
@@ -119,7 +119,7 @@ def _nvidia_tool(name: str) -> Path:
 
 
 def _serializes(ptx: str) -> bool:
-    """Return whether ptxas warns that it serialises wgmma. Triton drops warnings, so ptxas runs again here."""
+    """Return whether ptxas warns that it serialises wgmma; ptxas runs again here, because Triton drops its warnings."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
@@ -181,7 +181,7 @@ def compile_all(
     launches: Launches = all_launches,
     workers: int = 2,
 ) -> Iterator[Resources]:
-    """Compile in worker processes, and yield the rows in order.
+    """Compile the launches in worker processes, and yield the rows in the order of targets, models and dtypes.
 
     Args:
         targets: names of `TARGETS`.
@@ -198,7 +198,7 @@ def compile_all(
 
 
 def bounds(rows: Sequence[Resources]) -> dict[str, dict[str, int]]:
-    """Return the largest numbers of registers and bytes of shared memory of any model, by "target dtype operation"."""
+    """Return the most registers and bytes of shared memory that any model needs, by "target dtype operation"."""
     found: dict[str, dict[str, int]] = {}
     for row in rows:
         bound = found.setdefault(f"{row.target} {row.dtype} {row.operation}", {})
@@ -208,7 +208,7 @@ def bounds(rows: Sequence[Resources]) -> dict[str, dict[str, int]]:
 
 
 def write_bounds(path: Path, rows: Sequence[Resources]) -> None:
-    """Replace this Triton version's table in the bounds file, keeping the other versions'."""
+    """Replace the installed Triton version's table in the bounds file; keep the tables of other versions."""
     known = tomllib.loads(path.read_text()) if path.exists() else {}
     known[triton.__version__] = bounds(rows)
     lines = ["# Written by `python -m lastword.bench.kernels.compile`, as its --help says."]
@@ -266,7 +266,7 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, and rewrite the bounds if requested; return exit status 0."""
+    """Print the table, and rewrite the files of bounds that are named; return exit status 0."""
     options = _parser().parse_args(argv)
     rows = run(
         lambda text: print(text, flush=True),

@@ -1,10 +1,10 @@
-"""A candidate for attention without ancestors, with tensor descriptors and warp specialisation.
+"""A candidate kernel for attention without ancestors, with tensor descriptors and warp specialisation.
 
 One program computes a tile of one query head. One warp group copies keys and values into shared memory, ahead of two
-warp groups that compute 64 query rows each. Triton's pass for sm_90 does this only with four warps, one key loop
-without a branch, and descriptors that are created in the kernel: with descriptors passed in, it halves a tile's rows
-but not the box that is copied. No GPU has run this kernel yet. `--beside descriptor` checks it, and times it and
-`kernels/gpu/forest_attention.py`.
+warp groups that compute 64 query rows each. Triton's compiler for sm_90 specialises warps in this way only with four
+warps, one key loop without a branch, and descriptors that are created in the kernel: if descriptors are passed in, it
+halves a tile's rows but not the block that is copied. No GPU has run this kernel yet. `lastword bench kernels --beside
+descriptor` checks this kernel, and times it and `kernels/gpu/forest_attention.py`.
 """
 
 import math
@@ -47,7 +47,7 @@ def _forest_attention_descriptor_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """out = softmax(scale · q·kᵀ over the segment up to the row) · v, rounded once at the store."""
+    """out = softmax(scale · q·kᵀ) · v over the segment's keys up to each row, rounded once at the store."""
     tile = tl.program_id(0) // (KH * G)
     head = tl.program_id(0) % (KH * G)
     segment = tl.load(tiles_ptr + tile * 2)
@@ -65,8 +65,8 @@ def _forest_attention_descriptor_kernel(
     v_rows = tl.make_tensor_descriptor(
         v_ptr + at * V_STRIDE + kv, [end, D], [V_STRIDE, 1], [BLOCK_N, BLOCK_D]
     )
-    # This descriptor starts at row 0, because Triton's pass shifts every use of the row offset by half a tile; the
-    # offset may therefore be used only in this load.
+    # This descriptor starts at row 0 of q. Triton's compiler shifts every use of the row offset by half a tile, so the
+    # offset may be used only in this load, and not in the descriptor.
     q_rows = tl.make_tensor_descriptor(
         q_ptr + head * D, [start + end, D], [Q_STRIDE, 1], [BLOCK_M, BLOCK_D]
     )
@@ -92,7 +92,7 @@ def _forest_attention_descriptor_kernel(
 
 
 def descriptor_blocks(dtype: torch.dtype, architecture: str) -> BlockSizes | None:
-    """Return the block sizes; None if the architecture has none, or for fp32 on a GPU."""
+    """Return the candidate's block sizes; None if it does not run on this architecture or in this dtype."""
     if dtype == torch.float32 and architecture != "interpreter":
         return None
     return BLOCKS.get(architecture)
@@ -107,8 +107,8 @@ def _blocks(q: Tensor) -> BlockSizes:
 def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, *, tree: bool) -> bool:
     """Return whether the kernel accepts these inputs.
 
-    It does if it has block sizes for their device and dtype, no segment has ancestors, and rows are aligned to 16
-    bytes.
+    The kernel needs block sizes for the inputs' device and dtype, segments without ancestors, and rows that are aligned
+    to 16 bytes.
 
     Args:
         q: queries [T, H, D].
@@ -126,7 +126,7 @@ def descriptors_fit(q: Tensor, k: Tensor, v: Tensor, *, tree: bool) -> bool:
 
 
 def descriptor_tables(q: Tensor, segments: Segments, final_rows: list[int]) -> KernelTables:
-    """Make the tables with tiles of one query head; `forest_attention` has G heads in a tile."""
+    """Make the attention tables for tiles of one query head each; a tile of `forest_attention` has G query heads."""
     return KernelTables.of(segments, final_rows, q.device, tile_rows=_blocks(q).BLOCK_M)
 
 
@@ -138,7 +138,7 @@ def forest_attention_descriptor(
     Args:
         q: queries [T, H, D].
         k: keys [T, KH, D].
-        v: values [T, KH, D]; `descriptors_fit` must hold for all three.
+        v: values [T, KH, D]; `descriptors_fit` must be True for q, k and v.
         tables: from `descriptor_tables`.
         scale: softmax scale.
 

@@ -19,7 +19,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, CpuPlan, float], Tensor]
 def eager_forest_attention(plan: CpuPlan, device: torch.device) -> Attention:
     """Return a function that computes `forest_attention` for this plan.
 
-    It makes the masks before returning, so that they are not timed.
+    The masks are made here, before the function is returned, so that making them is not timed.
 
     Args:
         plan: the batch's attention plan.
@@ -44,7 +44,7 @@ def eager_forest_attention(plan: CpuPlan, device: torch.device) -> Attention:
 
 
 def _mask(block: Block, device: torch.device) -> Tensor | None:
-    """Return the mask [own, above + own] of the keys that a row attends to; None for plain causal attention."""
+    """Return the mask [own, above + own], True where a row attends to a key; None if there are no ancestors."""
     if block.above == 0:
         return None
     return torch.ones(block.own, block.above + block.own, dtype=torch.bool, device=device).tril(

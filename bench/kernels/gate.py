@@ -1,8 +1,8 @@
-"""The gate before each measurement: compare an operation's outputs with the fp64 reference's.
+"""The gate before each measurement: compare an implementation's outputs with those of the fp64 reference.
 
 Output memory is filled with NaN before the call, and tensors that a call may change in place are compared too. Two
-bounds are checked: no element's error may exceed twice the CPU implementation's largest error in that dtype plus a
-floor, and no row's error may exceed a share of the row.
+bounds are checked. No element's error may exceed twice the largest error of the CPU implementation in the same dtype,
+plus `FLOOR`. No row's RMS error may exceed a share of the row's RMS, `ROW_ERROR`.
 """
 
 import warnings
@@ -16,8 +16,8 @@ from torch import Tensor
 from lastword.bench.kernels.cases import Case, CaseInputs
 from lastword.kernels import cpu, reference
 
-# The floor, as a share of the largest magnitude: half a unit in the last place of a stored value; in fp32 the error of
-# a few sums.
+# The floor, as a share of the largest magnitude in the output: in fp16 and bf16 half a unit in the last place; in fp32
+# the error of a few sums.
 FLOOR = {torch.float32: 4e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 # RMS of a row's error divided by the RMS of the row. Softmax weights and the store round, each by about 2^-9 in bf16.
 ROW_ERROR = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -29,7 +29,8 @@ Operation = Callable[..., object]
 class Implementation:
     """One implementation with its arguments.
 
-    `run` is the function that is timed. `read` takes its result and returns the outputs in the reference's layout.
+    `run` is the function that is timed. `read` takes the result of `run` and returns all outputs in the layout of the
+    reference.
     """
 
     run: Callable[[], object]
@@ -38,10 +39,10 @@ class Implementation:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """Whether an implementation is right; if not, `reason` says how it differs.
+    """Whether an implementation is right; if not, `reason` says how its outputs are wrong.
 
-    `max_error` is the largest error of the wrong output, or of the first output if none is wrong; None if no numbers
-    were compared. `allowed` is the bound of that error.
+    `max_error` is the largest error of an element in the first wrong output, or in the first output if none is wrong;
+    None if no numbers were compared. `allowed` is the bound of that error.
     """
 
     right: bool
@@ -104,7 +105,7 @@ class Gate:
 
 
 def wrap_operation(operation: Operation, inputs: CaseInputs) -> Implementation:
-    """Wrap an operation; its outputs are the returned tensor, and the tensor arguments, which it may have changed."""
+    """Wrap an operation and its inputs; the outputs are the returned tensor and the tensors among the inputs."""
 
     def read(result: object) -> list[Tensor]:
         return ([result] if isinstance(result, Tensor) else []) + inputs.tensors()
@@ -133,7 +134,10 @@ def _count_outputs(outputs: list[Tensor]) -> str:
 
 @contextmanager
 def _poison_new_tensors() -> Iterator[None]:
-    """Request deterministic algorithms in the `with` block, so that PyTorch fills new memory with NaN."""
+    """Make PyTorch fill new tensors with NaN in the `with` block.
+
+    PyTorch does so when deterministic algorithms are requested.
+    """
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

@@ -1,8 +1,8 @@
 """`lastword bench kernels`: check every operation, time it and compare it with the peaks of the same run.
 
 In each case lastword's own operation comes first, then the caller's function (`--with`), then the baselines. The gate
-checks each of them, and only right ones are timed. Each row is shown and written as soon as it is measured.
-`bench/README.md` explains the method and has examples.
+(`gate.py`) checks each of them, and those with right results are timed. Each row is shown and written as soon as it is
+measured. `bench/README.md` explains the method and has examples.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         show: prints a line.
 
     Returns:
-        The number of failed checks of lastword and of the caller's function.
+        The number of rows in which lastword, the caller's function or a candidate kernel failed its check.
 
     Raises:
         ConfigError: options cannot be combined, or a file or function cannot be used.
@@ -95,7 +95,7 @@ def _check_arguments(args: argparse.Namespace) -> Callable[..., Any] | None:
 
 
 def _was_reported(rows: list[Row], row: Row) -> bool:
-    """Return whether an earlier line already says that this baseline is not available, for the same reason."""
+    """Return whether an earlier line already says that the implementation of `row` is not available, and why."""
     return row.right is None and any((r.by, r.reason) == (row.by, row.reason) for r in rows)
 
 
@@ -186,7 +186,7 @@ def _reason(error: Exception) -> str:
 
 
 def _prepare_operation(operation: Callable[..., Any]) -> Prepare:
-    """Return a function that wraps an operation and inputs, in the layout of the inputs."""
+    """Return a function from inputs to the operation with these inputs as arguments, ready to run."""
     return lambda inputs: wrap_operation(operation, inputs)
 
 

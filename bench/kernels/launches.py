@@ -1,4 +1,4 @@
-"""List every kernel launch of a published model, and of the candidates: kernel, argument types, constants.
+"""List the kernel launches of a published model, and those of candidate kernels: kernel, argument types, constants.
 
 Launches are recorded without a GPU: the real launchers run on small CPU tensors while Triton's `JITFunction.run` is
 replaced.
@@ -49,8 +49,8 @@ _POINTERS = {
 class Launch:
     """One specialisation of one kernel, as Triton compiles it.
 
-    `types` has each argument's name and Triton type, which is "constexpr" for constants. `aligned` has the names of
-    the pointers that are aligned to 16 bytes.
+    `types` has each argument's name and Triton type ("constexpr" for constants). `aligned` has the names of the
+    arguments that are pointers aligned to 16 bytes. `constants` and `options` have names and values.
     """
 
     kernel: Any
@@ -67,7 +67,7 @@ class Launch:
 
 @contextmanager
 def record_launches(architecture: str) -> Iterator[list[Launch]]:
-    """Record the launches in the `with` block, as they would be on `architecture`; the kernels do not run."""
+    """Record the kernel launches in the `with` block, as on a GPU of this `architecture`; the kernels do not run."""
     launches: list[Launch] = []
 
     def record(kernel: Any, *args: Any, **named: Any) -> None:
@@ -140,7 +140,7 @@ def model_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[st
 
 
 def candidate_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[str, Launch]:
-    """Return the launches of candidates (`lastword bench kernels --beside`) at a published model's shapes."""
+    """Return the launches of the candidate kernels (`options.FORMS`) at a published model's shapes, by operation."""
     launches = _Launches(architecture)
     if descriptor.descriptor_blocks(dtype, architecture) is not None:
         _, _, _, H, KH, D = SIZES[model]
@@ -151,7 +151,7 @@ def candidate_launches(model: str, dtype: torch.dtype, architecture: str) -> dic
 
 
 def all_launches(model: str, dtype: torch.dtype, architecture: str) -> dict[str, Launch]:
-    """Return the model's launches and the candidates'."""
+    """Return the launches of the model's own kernels and of the candidate kernels, by operation and variant."""
     kinds = (model_launches, candidate_launches)
     return {
         name: launch for kind in kinds for name, launch in kind(model, dtype, architecture).items()
@@ -187,7 +187,7 @@ def _note_rows(
 
 
 def _heads(T: int, H: int, KH: int, D: int, dtype: torch.dtype) -> Sequence[Tensor]:
-    """Return views q, k, v of one fused projection."""
+    """Return q [T, H, D], k and v [T, KH, D] as views of one fused projection, like in the forward."""
     fused = torch.zeros(T, H + 2 * KH, D, dtype=dtype)
     return fused[:, :H], fused[:, H : H + KH], fused[:, H + KH :]
 

@@ -30,14 +30,14 @@ class Row:
     of_peak: float | None = None
 
     def failed(self, own: str | None) -> bool:
-        """Return whether this row fails the run, because lastword or the caller's function `own` is wrong."""
+        """Return whether this row makes the run fail: lastword, the caller's function `own` or a candidate is wrong."""
         if self.by in FORMS:
             return self.right is False  # a candidate may be unavailable on this device
         return self.by in (OURS, own) and self.right is not True
 
 
 def heading(about: Mapping[str, object], peaks: Peaks | None) -> str:
-    """Format the device, the peaks (None if nothing is timed) and the caveats of the figures."""
+    """Format the lines above the table: the device, the peaks (None if nothing is timed), and caveats."""
     where = f"{about['device']}, {about['dtype']}, torch {about['torch']}, triton {about['triton']}"
     if peaks is None:
         return f"{where}\nTRITON_INTERPRET=1: kernels are checked, and nothing is timed."
@@ -64,7 +64,7 @@ def case_line(case: Case) -> str:
 def row_line(row: Row, peaks: Peaks | None, ours: Timing | None) -> str:
     """Format one implementation: its time, rate, share of the peak, and time relative to lastword's.
 
-    If it was not timed, the line gives the reason, or the error that the gate measured.
+    If the implementation was not timed, the line gives the reason, or the error that the gate measured.
     """
     name = f"  {row.by.rpartition(':')[2]:<14}"  # the function of module:function
     if row.timing is None or peaks is None:
@@ -84,7 +84,7 @@ def row_line(row: Row, peaks: Peaks | None, ours: Timing | None) -> str:
 
 
 def sharing_line(rows: Sequence[Row]) -> str | None:
-    """Format the speed-up from sharing the prefix, if the queries of the last row share one; None otherwise."""
+    """Format the speed-up of lastword from sharing a prefix; None unless the last row's queries share one."""
     last = rows[-1]
     if not last.title.endswith(_SHARED):
         return None

@@ -1,4 +1,4 @@
-"""Measure how a whole model spends its time: by stage from strings to vectors, and by operation in the forward.
+"""Measure where a whole model's time goes: by stage from strings to vectors, and by operation in the forward.
 
 Stages are timed one after the other, even on a GPU, where `encode` runs the first two during another batch's forward.
 Operations are timed where the forward calls them; on a GPU they are launched one by one, each between two events.
@@ -25,7 +25,7 @@ from lastword.model.postprocess import postprocess
 from lastword.model.qwen3 import Model
 from lastword.runtime.runner import to_host
 
-# Parts of a layer and functions of `kernels` that a forward calls, each with the operation to which its time counts.
+# The parts of a layer, and the functions of `kernels`, that a forward calls: by each, the operation that gets its time.
 _LAYER_PARTS = {
     "add_norm": "norms",
     "qkv": "qkv",
@@ -73,14 +73,14 @@ class Breakdown:
 
 
 class OperationClock:
-    """Measures the seconds of all calls wrapped by `wrap`, by name; on a GPU it uses events on the stream."""
+    """Sums the seconds of all calls of the functions that `wrap` has wrapped; on a GPU it uses events on the stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._calls: list[tuple[str, Any, Any]] = []
 
     def wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `call` wrapped so that its time is counted under `name`."""
+        """Return a function that does the same as `call` and counts the time under `name`."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             began = self._mark()
@@ -91,7 +91,7 @@ class OperationClock:
         return run
 
     def take(self) -> dict[str, float]:
-        """Return the seconds by name since the previous call of this method."""
+        """Return the seconds by name that were counted since the previous call of this method."""
         synchronize(self._device)
         seconds: dict[str, float] = defaultdict(float)
         for name, began, ended in self._calls:
@@ -110,7 +110,7 @@ class OperationClock:
 
 @contextmanager
 def time_operations(model: Model, clock: OperationClock) -> Iterator[None]:
-    """Let `clock` time every operation of the model's forward in the `with` block."""
+    """Let `clock` time every operation of the model's forwards that run in the `with` block."""
     with ExitStack() as patched:
         for function, name in _FUNCTIONS.items():
             timed = clock.wrap(name, getattr(kernels, function))
@@ -128,7 +128,7 @@ def break_down(embedder: Embedder, texts: Sequence[str], *, rounds: int, rate: f
     Args:
         embedder: the model, on one device.
         texts: texts of equal length.
-        rounds: rounds to take medians of, after one warm-up round.
+        rounds: number of rounds, of which medians are taken; one warm-up round comes before them.
         rate: rate of a measured matmul, in FLOP/s.
 
     Returns:
@@ -161,7 +161,7 @@ def break_down(embedder: Embedder, texts: Sequence[str], *, rounds: int, rate: f
 def _operations(model: Model, forests: Sequence[Forest]) -> dict[str, float]:
     """Return the seconds of each operation for one forward over the forests.
 
-    With an observer, the forward does not replay CUDA graphs, in which operations cannot be timed.
+    Operations cannot be timed in CUDA graphs, so the forward gets an observer, with which it does not use graphs.
     """
     clock = OperationClock(model.device)
     seconds: dict[str, float] = {}

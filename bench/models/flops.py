@@ -1,4 +1,4 @@
-"""Count the minimum number of floating-point operations that a set of texts needs, from first principles.
+"""Count the least number of floating-point operations that a set of texts needs, from the model's shape alone.
 
 Every distinct prefix counts once. In the last layer, keys and values count for all tokens, and everything else only for
 the last token of each distinct text. One multiply-add is two operations. Norms, RoPE and activations (well under 1 %)
@@ -30,18 +30,18 @@ class Shape(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Counts of tokens and attention pairs for a set of texts; all but `tokens_requested` count a prefix once."""
+    """Counts of tokens and attention pairs for a set of texts; except in `tokens_requested`, a prefix counts once."""
 
-    tokens_requested: int
-    tokens: int  # distinct prefixes
-    finals: int  # distinct texts
+    tokens_requested: int  # tokens of all texts
+    tokens: int  # tokens to compute: the number of distinct prefixes
+    finals: int  # last tokens to compute: the number of distinct texts
     pairs: int  # (query, key) pairs of causal attention over the distinct prefixes
     final_pairs: int  # the same pairs, but only for queries of last tokens
 
 
 def work(texts: Iterable[Sequence[int]]) -> Work:
     """Count the tokens and attention pairs of `texts` (token ids), each distinct prefix once."""
-    # In sorted order, no earlier text shares a longer prefix with a text than the previous one does.
+    # In sorted order, no earlier text shares a longer prefix with a text than the text just before it does.
     requested = tokens = finals = pairs = final_pairs = 0
     previous: tuple[int, ...] = ()
     for text in sorted(tuple(text) for text in texts):
@@ -58,7 +58,7 @@ def work(texts: Iterable[Sequence[int]]) -> Work:
 
 
 def needed_by_operation(shape: Shape, work: Work) -> dict[str, int]:
-    """Return the floating-point operations that each matmul and attention need over all layers."""
+    """Return the floating-point operations that each kind of matmul, and attention, need in all layers together."""
     queries = shape.num_attention_heads * shape.head_dim
     keys_values = 2 * shape.num_key_value_heads * shape.head_dim
     C, F = shape.hidden_size, shape.intermediate_size

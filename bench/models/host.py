@@ -2,10 +2,10 @@
 
     python -m lastword.bench.models.host --length 32
 
-Each step is timed alone, on one core; the figures are medians, in tokens per second of processor time. The tokenizer
-is the one of `--tokenizer FOLDER`; by default it is Qwen's if LASTWORD_TEST_DATA is set, else a synthetic one, which is
-faster. In `encode`, the tokenizer runs without the interpreter lock, on all cores that it may use. The other two steps
-run in the interpreter, while a GPU computes the previous batch.
+Each step is timed alone, on one core; the figures are medians, in tokens per second of processor time. The tokenizer is
+that of `--tokenizer FOLDER`. By default it is Qwen's if LASTWORD_TEST_DATA is set, otherwise a synthetic one, which is
+faster. In `encode`, the tokenizer runs without Python's interpreter lock, on all cores that the process may use. The
+other two steps hold that lock, and run while a GPU computes the previous batch.
 """
 
 import argparse
@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lastword.bench.models.host", description=__doc__
     )
-    parser.add_argument("--length", type=int, default=32, help="tokens per text, about (32)")
+    parser.add_argument(
+        "--length", type=int, default=32, help="about how many tokens a text has (32)"
+    )
     parser.add_argument(
         "--texts",
         type=int,

@@ -1,6 +1,6 @@
 """`lastword bench model`: time a whole model at its real shape, both from strings to vectors and the forward alone.
 
-Weights are random, and texts consist of common words. Each line is shown and written as soon as it is measured.
+Weights are random, and texts consist of common words. Each row is shown and written as soon as it is measured.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _LATENCY_TOKENS = (12, 128)
 
 @dataclass(frozen=True, slots=True)
 class LengthFigures:
-    """Figures for texts of equal length: seconds for all of them, required FLOPs, and MFU.
+    """Figures for texts of equal length: seconds for all of these texts, required FLOPs, and MFU.
 
     MFU (model FLOPs utilisation) is the rate of the required FLOPs divided by the FLOP rate of a measured matmul.
     """
@@ -118,7 +118,7 @@ def measure_length(
         embedder: the model.
         length: tokens per text.
         tokens: approximate number of tokens of all texts together.
-        rounds: timed rounds, after one warm-up round.
+        rounds: number of timed rounds, after one warm-up round.
         rate: rate of a measured matmul, in FLOP/s.
     """
     device = embedder.device
@@ -148,7 +148,7 @@ def measure_length(
 
 
 def measure_latency(embedder: Embedder, length: int) -> Timing:
-    """Time `encode` of one text of `length` tokens, with a different text in each call."""
+    """Time calls of `encode` with one text of `length` tokens each, a different text in each call."""
     texts = texts_of(_LATENCY_CALLS + 3, length - 1)
     taken = []
     for text in texts:

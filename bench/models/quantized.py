@@ -1,7 +1,7 @@
 """`lastword bench model --quantize MODE`: compare the quantised model with the plain one in one process.
 
-Both have the same random weights, with a few outlier channels in the residual stream, which trained models have too.
-Their vectors are compared; then both are timed from strings to vectors, in alternating order.
+Both models have the same random weights, with a few outlier channels in the residual stream, as trained models have.
+The models' vectors are compared; then both models are timed from strings to vectors, in alternating order.
 """
 
 import argparse
@@ -88,10 +88,10 @@ def compare(plain: Embedder, ours: Embedder, load: Workload, rounds: int) -> dic
         plain: the model without quantisation.
         ours: the quantised model.
         load: texts to embed.
-        rounds: timed rounds; the models take turns at going first. The comparison before them is the warm-up.
+        rounds: number of timed rounds; the models take turns at going first. Comparing the vectors is the warm-up.
 
     Returns:
-        The row that is written as JSON: median seconds, their ratio, and the mean and least cosine.
+        The row that is written as JSON: median seconds of both models, their ratio, and the mean and least cosine.
     """
     cosine = torch.nn.functional.cosine_similarity(_encode(plain, load), _encode(ours, load))
     taken: dict[Embedder, list[float]] = {plain: [], ours: []}

@@ -1,6 +1,6 @@
 """Make a model with a real model's shape and random weights, directly on the device, without a checkpoint.
 
-Its tokenizer has one token for each common word, so that the texts of `workloads` have as many tokens as words.
+The model's tokenizer has one token for each common word, so texts of `workloads` have as many tokens as words.
 """
 
 from math import prod
@@ -31,8 +31,8 @@ class RandomWeights:
         config: a config without biases.
         device: device on which the weights are made.
         dtype: dtype of the weights.
-        outliers: number of channels of the residual stream whose values are 20 times as large as the others', in every
-            layer; trained models have such channels.
+        outliers: number of channels of the residual stream whose values are 20 times as large as those of the other
+            channels; trained models have such channels too.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RandomWeights:
 
 
 def word_tokenizer() -> Tokenizer:
-    """Make a tokenizer for which a common word is one token."""
+    """Make a tokenizer for which each common word is one token."""
     return make_tokenizer([*WORDS, *(f" {word}" for word in WORDS)], vocab_size=8192)
 
 
@@ -98,10 +98,10 @@ def random_embedder(
     cuda_graphs: bool = True,
     outliers: int = 0,
 ) -> Embedder:
-    """Write a config and tokenizer into the folder, and open it with random weights.
+    """Write a config and tokenizer into a folder, and open the folder as a model with random weights.
 
     Args:
-        folder: where to write.
+        folder: the folder to write to.
         model: a name of `SIZES`.
         layers: number of layers; None for the model's own.
         device: as for `Embedder`.

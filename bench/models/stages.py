@@ -1,6 +1,6 @@
 """The stages of `encode` as separate functions: groups of texts, token ids, batches, the forward.
 
-They take an Embedder whose model runs in this process, and give the same results as `encode`.
+The functions need an Embedder whose model runs in this process, and give the same results as `encode`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ def model_of(embedder: Embedder) -> Model:
 
 
 def groups_of(embedder: Embedder, texts: Sequence[str]) -> list[list[str]]:
-    """Cut texts into groups that are tokenised and packed together."""
+    """Cut texts into groups; the texts of a group are tokenised together and share batches."""
     small_first = embedder.loop.runner.ahead
     return [group for _, group in cut_groups(iter(texts), small_first=small_first)]
 
@@ -38,12 +38,12 @@ def forests_of(embedder: Embedder, ids: Iterable[Sequence[Sequence[int]]]) -> li
 
 
 def batches_of(embedder: Embedder, texts: Sequence[str]) -> list[Forest]:
-    """Turn texts into batches: groups, token ids and forests, the three stages before the forward."""
+    """Turn texts into the batches that the forward takes: cut groups, tokenise them, and build the forests."""
     return forests_of(embedder, ids_of(embedder, groups_of(embedder, texts)))
 
 
 def forward(embedder: Embedder, forests: Iterable[Forest]) -> None:
-    """Run the forward alone, without tokenising, building forests and postprocessing; on a GPU it includes packing."""
+    """Run only the forward (on a GPU with packing), without tokenising, building forests and postprocessing."""
     model = model_of(embedder)
     for forest in forests:
         model.forward(forest)

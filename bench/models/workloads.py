@@ -39,7 +39,7 @@ FULL, QUICK = (512, 2000, 48), (64, 200, 16)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Texts, whether they are queries, documents or pairs of both, and whether each is computed in a separate call."""
+    """Texts to embed or pairs to score, of one kind; `one_by_one`: each is computed in a separate call."""
 
     name: str
     title: str
@@ -67,7 +67,7 @@ def workloads(documents: int, queries: int, singles: int, turn: int = 0) -> list
 
 
 def pair_workload(queries: int, documents: int, turn: int = 0) -> Workload:
-    """Make queries with so many documents each, as for `workloads`, for a reranker."""
+    """Make pairs for a reranker: each short query with `documents` documents; lengths are those of `workloads`."""
     rng = random.Random(20_261_130 + turn)  # noqa: S311 - texts, not secrets
     pairs = []
     for _ in range(queries):
@@ -99,7 +99,7 @@ def tokenizer_of(
 
     Args:
         folder: the folder with tokenizer.json.
-        prompts: prompts by kind, "query" or "document"; a kind that is missing has no prompt.
+        prompts: prompts by kind, "query" or "document"; texts of a kind that is missing get no prompt.
     """
     # Imported here, because every --help imports this module.
     from tokenizers import Tokenizer
@@ -115,7 +115,7 @@ def tokenizer_of(
 
 
 def _document_words(rng: random.Random) -> int:
-    """Choose the words of a document: with an end token, 110 tokens in the median, and 16 to 512."""
+    """Choose how many words a document has. With the end token it has 16 to 512 tokens, 110 in the median."""
     return min(512, max(16, round(rng.lognormvariate(math.log(110), 0.8)))) - 1
 
 

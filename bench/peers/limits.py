@@ -1,7 +1,7 @@
 """Compute the least time of a workload on this machine, from the rates of the best matmul and of reading weights.
 
-Both rates are measured in the run. A call reads every weight once, so a call with few rows is limited by reading, and
-one with many rows by its matmuls.
+Both rates are measured in the run. A call reads every weight once, so reading limits a call with few rows, and matmuls
+limit a call with many rows.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from lastword.bench.peers.libraries import Setup
 from lastword.weights import ModelConfig
 from lastword.weights.tensor_names import EMBEDDING, expected_shapes
 
-BYTES = {"fp32": 4, "bf16": 2, "8bit": 1}  # of one weight
+BYTES = {"fp32": 4, "bf16": 2, "8bit": 1}  # bytes of one weight
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": torch.int8}
 
 
@@ -37,14 +37,14 @@ class Rates:
         return rates
 
     def improve(self, precision: str, device: torch.device) -> None:
-        """Measure a precision's matmul once more and keep the best."""
+        """Measure the matmul of a precision once more; keep the new rate if it is better."""
         rate, _ = matmul_rate(device, _DTYPES[precision])
         self.flops_per_s[precision] = max(self.flops_per_s.get(precision, 0.0), rate)
 
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """The needs of a workload: requested tokens, tokens to compute, and the FLOPs of each call."""
+    """What a workload needs: the tokens of its texts, the tokens to compute, and the FLOPs of each call."""
 
     tokens_requested: int
     tokens: int
@@ -52,7 +52,7 @@ class Needed:
 
 
 def needed(setup: Setup, load: Workload) -> Needed:
-    """Count the needs of a workload, if the prompt's rows are known from an earlier call."""
+    """Count what a workload needs; the prompt does not count, as if it were kept from an earlier call."""
     ids = setup.tokenize(load.texts, load.kind)
     prompt = setup.prompt_ids(load.kind)
     groups = [[one] for one in ids] if load.one_by_one else [ids]
@@ -65,7 +65,7 @@ def needed(setup: Setup, load: Workload) -> Needed:
 
 
 def _beyond(prompt: list[int], ids: list[list[int]]) -> Work:
-    """Count the work of texts beyond what a prompt alone needs."""
+    """Count the work of texts without the work that their prompt alone would need."""
     if not prompt:
         return work(ids)
     both, alone = work([prompt, *ids]), work([prompt])
@@ -79,7 +79,7 @@ def _beyond(prompt: list[int], ids: list[list[int]]) -> Work:
 
 
 def weight_bytes(config: ModelConfig, precision: str) -> int:
-    """Return the bytes of all matrices except the embedding table, of which few rows are read."""
+    """Return the bytes of all weight matrices, without the embedding table, of which a call reads only a few rows."""
     shapes = expected_shapes(config)
     numbers = sum(
         prod(shape) for name, shape in shapes.items() if len(shape) > 1 and name != EMBEDDING
@@ -90,7 +90,7 @@ def weight_bytes(config: ModelConfig, precision: str) -> int:
 def limit(
     amount: Needed, config: ModelConfig, precision: str, rates: Rates
 ) -> tuple[float, Literal["matmul", "weights"]]:
-    """Return the least seconds of a workload, and whether matmuls or the reading of weights take more of them."""
+    """Return the least seconds that a workload can take, and whether matmuls or reading the weights take longer."""
     read_s = weight_bytes(config, precision) / rates.read_bytes_per_s
     matmuls_s = [flops / rates.flops_per_s[precision] for flops in amount.call_flops]
     seconds = sum(max(matmul_s, read_s) for matmul_s in matmuls_s)

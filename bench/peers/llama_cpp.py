@@ -1,4 +1,4 @@
-"""llama.cpp as a peer, through xllamacpp: prepare its files, then call its server in the child, without HTTP.
+"""llama.cpp as a peer, through xllamacpp: prepare its files, then call its server in the child process, without HTTP.
 
 The child does not import torch, so torch is not counted in its memory.
 """
@@ -25,8 +25,8 @@ _MODEL, _ABOUT = "llama_cpp.gguf", "llama_cpp.json"
 def prepare(folder: Path, loads: list[Workload], scratch: Path, precision: str) -> None:
     """Write the checkpoint as GGUF with only the workloads' tokens, and a file with the facts that the child needs.
 
-    For this architecture llama.cpp multiplies every embedded token by the whole output head and drops the result. In a
-    model cut to four layers this would take most of its time, so the vocabulary is cut too.
+    For Qwen3, llama.cpp multiplies the state of every token by the whole output head and drops the result. In a model
+    cut to four layers this would take most of llama.cpp's time, so the vocabulary is cut too.
 
     Args:
         folder: the checkpoint.
@@ -111,7 +111,7 @@ def _settings(
     settings.verbosity = 1  # errors
     if precision == "fp32":
         settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        # Its flash attention rounds below fp32 on a CPU: vectors differ by up to 3e-4.
+        # llama.cpp's flash attention computes in less than fp32 on a CPU, and vectors then differ by up to 3e-4.
         off = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.flash_attn_type = off
     return settings

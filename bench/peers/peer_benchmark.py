@@ -43,15 +43,16 @@ from lastword.runtime.device import choose_device
 from lastword.text.rerank_template import QWEN3_RERANKER
 from lastword.weights import read_config
 
-# Numbers of documents, of short queries, and of queries with a call each: at real depth, for few layers, with --quick.
+# Numbers of documents, of short queries, and of queries with a call each: for more than MANY_LAYERS layers, for fewer,
+# and with --quick.
 REAL, SHALLOW, FEW = (24, 60, 6), (96, 200, 16), (8, 20, 4)
-# Queries, and documents of each, with --rerank; on a GPU all 20 queries.
+# Numbers of queries, and of documents per query, with --rerank: in the same three cases, and on a GPU.
 PAIRS, SHALLOW_PAIRS, FEW_PAIRS, ALL_PAIRS = (2, 50), (5, 50), (2, 10), (20, 50)
 MANY_LAYERS = 8  # with more layers, long texts are left out
 ROUNDS = 5
 _POSITIONS = 4096
-# Guesses before anything is timed, to announce how long a run takes: the time divided by the limit, and seconds to
-# start.
+# Guesses to announce how long a run takes before anything is timed. For each library: by which factor its time is above
+# the limit (`limits.limit`), and how many seconds it takes to start.
 _GUESSES = {
     OURS: (1.5, 15),
     "sentence-transformers": (4, 20),
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         ConfigError: a requested library cannot take part, or none can; or options cannot be combined.
     """
     rerank = args.rerank is not None
-    # Before others load it.
+    # lastword checks the checkpoint before the other libraries load it.
     config = None if args.model is None else read_config(args.model, reranker=rerank)
     device = choose_device(args.device)
     precisions = _precisions(args, device)
@@ -183,15 +184,15 @@ def compare(
     """Compare the libraries, one precision after the other.
 
     Args:
-        setup: the run's.
-        found: libraries to compare with, by precision.
+        setup: the run's settings.
+        found: the libraries to compare with, by precision.
         loads: makes the workloads of a round.
-        rounds: timed rounds.
-        busy: whether lastword also runs with one thread.
+        rounds: number of timed rounds.
+        busy: whether busy loops run; lastword then also takes part with one thread.
         show: prints a line of the table.
 
     Returns:
-        The result without the facts of the run.
+        The values of the JSON line, without the facts of the run (`describe_run`).
     """
     contenders = {each: _contenders(some, busy=busy) for each, some in found.items()}
     rates = Rates.measure(list(found), setup.device)
@@ -252,7 +253,14 @@ def _schedule(
     limits: dict[tuple[str, str], float],
     rounds: int,
 ) -> Schedule:
-    """Estimate from the limits how long everything takes."""
+    """Estimate how long each part of the run takes, as a multiple (`_GUESSES`) of the workload's limit.
+
+    Args:
+        contenders: the libraries that take part, by precision.
+        loads: the workloads of one round.
+        limits: the least seconds of each workload on this machine, by precision and name of the workload.
+        rounds: number of timed rounds.
+    """
     schedule = Schedule()
     for precision, some in contenders.items():
         for each in some:
@@ -271,7 +279,7 @@ def _labels(label: str, load: Workload) -> list[str]:
 
 
 def _reference(setup: Setup, loads: list[Workload], longest: int) -> dict[str, Tensor]:
-    """Compute lastword's fp32 vectors, with which all others are compared."""
+    """Compute lastword's fp32 vectors, with which the vectors at every other precision are compared."""
     child = open_library(OURS, setup, "fp32", threads=setup.threads, longest=longest)
     try:
         lane = Lane(OURS, child, cache=True)
@@ -290,7 +298,7 @@ def _prepare_llama_cpp(setup: Setup, loads: LoadsOf, rounds: int, precision: str
 
 @contextmanager
 def _busy_loops(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Run `count` endless loops during the `with` block, each in a process."""
+    """Run `count` endless loops during the `with` block, each in its own process."""
     command = [sys.executable, "-c", "while True: pass"]
     loops = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
     try:
@@ -328,7 +336,7 @@ def _checkpoint(
 
 
 def _reranker(folder: Path, layers: int, precisions: list[str], device: torch.device) -> Path:
-    """Make a random reranker of the 0.6B shape, for sequence classification, so that all score by the same row."""
+    """Make a random reranker of the 0.6B shape, for sequence classification: every library then uses the same row."""
     real = real_tokenizer()
     tokenizer = folder.with_name("words.json")
     if real is None:

@@ -1,4 +1,4 @@
-"""Measure the libraries of one precision: compare their vectors, then time them in turns, with new texts per round."""
+"""Measure the libraries at one precision: compare their vectors, then time them in turns, with new texts per round."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,17 +14,17 @@ from lastword.bench.peers.libraries import OURS, Setup, open_library
 from lastword.bench.peers.schedule import Schedule
 from lastword.errors import LastwordError
 
-TOLERANCE = 2e-5  # largest absolute difference of fp32 vectors
-LOG_ODDS_TOLERANCE = 1e-4  # of fp32 log-odds
-# Least cosine to fp32 vectors; with a smaller one a library computes something else.
+TOLERANCE = 2e-5  # largest absolute difference between a library's fp32 vectors and lastword's
+LOG_ODDS_TOLERANCE = 1e-4  # the same for log-odds of rerankers
+# Least cosine to lastword's fp32 vectors; a library with a smaller one computes something else.
 LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.98, "8bit": 0.9}
 
-LoadsOf = Callable[[int], list[Workload]]  # a round's workloads
+LoadsOf = Callable[[int], list[Workload]]  # from a round's number to its workloads
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A library, the name of its rows, and its number of threads (None for the run's number)."""
+    """A library that takes part, the label of its rows, and its number of threads (None for the run's number)."""
 
     label: str
     library: str
@@ -33,7 +33,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One row of a workload: a process, and whether it may reuse the keys and values of a prompt."""
+    """One row of a workload: a library's process, and whether the library may reuse keys and values of a prompt."""
 
     label: str
     child: Child
@@ -42,7 +42,7 @@ class Lane:
 
 @dataclass(slots=True)
 class Accuracy:
-    """How far vectors are from the fp32 ones: largest difference, mean and least cosine."""
+    """How far vectors are from lastword's fp32 vectors: largest difference of a number, mean and least cosine."""
 
     max_abs_difference: float
     mean_cosine: float
@@ -59,15 +59,15 @@ class Group:
     cached_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
-    differs: bool = False  # whether the vectors of lastword or another library differ
+    differs: bool = False  # whether any library's results are too far from the reference
 
 
 @dataclass(slots=True)
 class Runner:
     """Runs the libraries of one precision.
 
-    `reference` has the fp32 vectors of the first texts, by workload; `matmul` measures the rate of a matmul and is
-    called before each workload of a round; `say` prints a line.
+    `reference` has lastword's fp32 vectors of round 0, by workload. `matmul` measures the rate of a matmul, and is
+    called before each workload of a round. `say` prints a line.
     """
 
     setup: Setup
@@ -80,7 +80,10 @@ class Runner:
     say: Callable[[str], None]
 
     def run(self, contenders: list[Contender], longest: int) -> Group:
-        """Compare the vectors, then time; a library that fails, other than lastword, is left out with the reason."""
+        """Start the libraries, compare their vectors, then time them.
+
+        If lastword fails, its error is raised. Any other library that fails is left out, with the reason.
+        """
         group = Group(self.precision)
         children: dict[str, Child] = {}
         try:
@@ -115,7 +118,7 @@ class Runner:
 
     @contextmanager
     def _left_out(self, group: Group, label: str) -> Iterator[None]:
-        """Turn an error of a library in the `with` block into a note in place of its rows; raise lastword's own."""
+        """Turn an error of another library in the `with` block into a note; an error of lastword is passed on."""
         try:
             yield
         except LastwordError as error:
@@ -130,7 +133,7 @@ class Runner:
         self.schedule.drop(self.precision, label)
 
     def _compare(self, group: Group, lanes: dict[str, list[Lane]], load: Workload) -> None:
-        """Measure how far each lane's vectors of the first texts are from the reference; drop those too far."""
+        """Compare each lane's vectors of round 0 with the reference; drop the lanes whose vectors are too different."""
         group.accuracy[load.name], kept = {}, []
         for lane in lanes[load.name]:
             with self._left_out(group, lane.label):
@@ -153,7 +156,7 @@ class Runner:
         lanes[load.name] = kept
 
     def _round(self, group: Group, lanes: dict[str, list[Lane]], turn: int) -> None:
-        """Time every workload once; the lanes take turns at going first."""
+        """Time every workload of a round once in each lane; the lanes take turns at going first."""
         for load in self.loads_of(turn):
             self.matmul()
             here = lanes[load.name]
@@ -182,7 +185,7 @@ class Runner:
 
 
 def lanes_of(children: Mapping[str, Child], load: Workload) -> list[Lane]:
-    """Return the lanes of a workload; after a prompt vLLM has two, with its prefix cache and without."""
+    """Return the lanes of a workload: one per library, and if texts have a prompt, also vLLM without prefix cache."""
     lanes = []
     for label, child in children.items():
         prompted = load.kind != "document"
@@ -193,7 +196,7 @@ def lanes_of(children: Mapping[str, Child], load: Workload) -> list[Lane]:
 
 
 def embed(setup: Setup, lane: Lane, load: Workload) -> tuple[Tensor, float]:
-    """Return a lane's vectors of a workload, fp32 [N, C], or log-odds [1, N], and the seconds they took."""
+    """Return a lane's vectors of a workload, fp32 [N, C] (for pairs log-odds, fp32 [1, N]), and the seconds taken."""
     path = setup.scratch / "vectors"
     texts = str(setup.write_texts(load))
     answer = lane.child.ask(do="run", texts=texts, save=str(path), cache=lane.cache)
@@ -210,7 +213,10 @@ def accuracy_of(vectors: Tensor, reference: Tensor) -> Accuracy:
 
 
 def disagreement(accuracy: Accuracy, precision: str, allowed: float = TOLERANCE) -> str | None:
-    """Return how vectors disagree with the fp32 ones; None if they agree. `allowed` is the difference in fp32."""
+    """Return in words how vectors disagree with the reference; None if they agree.
+
+    In fp32, numbers may differ by `allowed`; at every precision, `LEAST_COSINE` is the bound of the cosine.
+    """
     if precision == "fp32" and not accuracy.max_abs_difference <= allowed:
         return f"differ by {accuracy.max_abs_difference:.2e}, allowed {allowed:.0e}"
     least = LEAST_COSINE[precision]

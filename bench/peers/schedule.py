@@ -1,27 +1,27 @@
-"""Estimate how long a run will still take; each part's guess is replaced by its measured time once it has run."""
+"""Estimate how long a run will still take, from a guess for each part, or its measured time once the part has run."""
 
-Key = tuple[str, str, str]  # precision, label, part
+Key = tuple[str, str, str]  # precision, label of the library, part (a workload's name, or "start")
 
 
 class Schedule:
-    """The parts of a run that are still to come: how often each runs, and how many seconds it takes each time."""
+    """The parts of a run: how many times each part is still to run, and about how many seconds it takes each time."""
 
     def __init__(self) -> None:
         self._seconds: dict[Key, float] = {}
         self._times: dict[Key, int] = {}
 
     def add(self, key: Key, seconds: float, times: int = 1) -> None:
-        """Add a part that runs so many times and takes about so many seconds each time."""
+        """Add a part that is to run `times` times and takes about `seconds` each time."""
         self._seconds[key], self._times[key] = seconds, times
 
     def done(self, key: Key, seconds: float) -> None:
-        """Note that a part ran once, and how long it took."""
+        """Note that a part has run once and took `seconds`."""
         if key in self._times:
             self._seconds[key] = seconds
             self._times[key] -= 1
 
     def drop(self, precision: str, label: str) -> None:
-        """Remove all parts of a library at a precision."""
+        """Remove all parts of the library with this label at this precision, because it is left out."""
         for key in self._times:
             if key[:2] == (precision, label):
                 self._times[key] = 0

@@ -1,4 +1,4 @@
-"""Compute the rows of a comparison, for the JSON line, and format them."""
+"""Compute the rows of a comparison, for the JSON line, and format them as tables."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from lastword.bench.peers.rounds import Group
 from lastword.weights import ModelConfig
 
 _FEW_LAYERS = 8
-# How many times as long another library is to take for reranking.
+# Targets for reranking: how many times as long as lastword another library takes.
 TARGETS = {"sentence-transformers": 3.0, "vllm, no prefix cache": 1.5, "vllm": 1.2}
 _LIMITED_BY = {"matmul": "matmul", "weights": "reading weights"}
 
@@ -106,7 +106,7 @@ def _line(row: Row) -> str:
 
 
 def target_lines(rows: Sequence[Row]) -> list[str]:
-    """Return a line for every row of reranking that has a target, with what was reached."""
+    """Return a line for every row of reranking that has a target: the target, and what lastword reached."""
     return [
         f"{row['precision']} {row['library']}: target {target:g}x, "
         f"{'reached' if row['speedup'] >= target else 'missed'} with {row['speedup']:.2f}x"

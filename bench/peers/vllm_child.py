@@ -1,9 +1,9 @@
-"""Run vLLM in its own interpreter: the other end of `Child`, as in `child.py`.
+"""Run vLLM in its own interpreter, as the child process of a `Child` (`child.py`).
 
     PYTHON vllm_child.py FOLDER DTYPE LONGEST TASK OVERRIDES
 
 LONGEST is the number of tokens of the longest text, TASK is embed or score, OVERRIDES is vLLM's hf_overrides as JSON.
-This imports only vLLM and the standard library, because lastword is not installed in that interpreter.
+This script imports only vLLM and the standard library, because lastword is not installed in that interpreter.
 """
 
 import array
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def _peak() -> int:
-    """Return the sum of the peak resident bytes of all processes of this group."""
+    """Return the sum of the peak resident bytes of all processes in this process's group."""
     total = 0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -53,12 +53,12 @@ def _run(model: Any, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(output: Any) -> list[float]:
-    """Return a vector's numbers, or a score alone."""
+    """Return the numbers of one output: those of a vector, or a single score."""
     return [output.score] if hasattr(output, "score") else output.embedding
 
 
 def _serve(folder: str, dtype: str, longest: str, task: str, overrides: str) -> None:
-    # vLLM and its processes print on stdout: only answers go to the real one.
+    # vLLM and its processes print on stdout, so their stdout becomes stderr, and only answers go to the real stdout.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
