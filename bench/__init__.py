@@ -1,1 +1,1 @@
-"""Benchmarks of kernels, whole models and peers, and the random checkpoints that they run on."""
+"""Benchmarks of the kernels, whole models, the server and other libraries, and random checkpoints to run them on."""

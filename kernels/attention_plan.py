@@ -57,7 +57,7 @@ class Segments:
         return [s for s, start in enumerate(self.start) if start >= self.cached]
 
     def owners(self, rows: list[int]) -> list[int]:
-        """Return, for each of these rows, the index of the segment that holds it."""
+        """Return the index of each row's segment; `rows` count the rows of cached prompts first, like `start`."""
         order = sorted(range(len(self.start)), key=self.start.__getitem__)
         starts = integers([self.start[s] for s in order])
         found = torch.searchsorted(starts, integers(rows), right=True) - 1
@@ -224,7 +224,7 @@ def _block(paths: _Paths, members: list[int], own: int, above: int, device: torc
 
 
 def _row_index(rows: Tensor, device: torch.device) -> RowIndex:
-    """Return a slice if the rows are consecutive (it indexes without a copy), otherwise their indices on `device`."""
+    """Return consecutive rows as a slice, which reads without a copy; return other rows as indices on `device`."""
     first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
     if last - first + 1 == len(rows) and bool((rows.diff() == 1).all()):
         return slice(first, last + 1)

@@ -57,7 +57,7 @@ def final_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float
 def _attend(
     rows: list[int], q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: float
 ) -> Tensor:
-    """Compute attention of q[i] to the path of packed row rows[i], walking from its segment up to the root."""
+    """Compute the attention of each query q[i] to the path of row rows[i], from the row's segment up to the root."""
     segments, out = plan.segments, q.new_empty(q.shape)  # [rows, H, D]
     for i, (row, segment) in enumerate(zip(rows, segments.owners(rows), strict=True)):
         path = [slice(segments.start[segment], row + 1)]

@@ -154,7 +154,7 @@ def _no_object(where: str, error: type[LastwordError], got: str) -> LastwordErro
 def read_object(
     path: Path, error: type[LastwordError] = ConfigError, *, limit: int = MAX_CONFIG_BYTES
 ) -> dict[str, Any]:
-    """Read a file that contains one JSON object; arguments and errors are the same as in `read_bytes`."""
+    """Read a file that contains one JSON object; arguments as for `read_bytes`, errors also those of `parse_object`."""
     return parse_object(read_bytes(path, error, limit=limit), str(path), error)
 
 

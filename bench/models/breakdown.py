@@ -25,7 +25,8 @@ from lastword.model.postprocess import postprocess
 from lastword.model.qwen3 import Model
 from lastword.runtime.runner import to_host
 
-# The parts of a layer, and the functions of `kernels`, that a forward calls: by each, the operation that gets its time.
+# The parts of a layer, and the functions of `kernels`, that a forward calls, each with the operation that its time
+# counts for.
 _LAYER_PARTS = {
     "add_norm": "norms",
     "qkv": "qkv",

@@ -1,4 +1,4 @@
-"""`lastword bench model --quantize MODE`: compare the quantised model with the plain one in one process.
+"""`lastword bench model --quantize MODE`: compare a quantised and an unquantised model in one process.
 
 Both models have the same random weights, with a few outlier channels in the residual stream, as trained models have.
 The models' vectors are compared; then both models are timed from strings to vectors, in alternating order.

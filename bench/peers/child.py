@@ -33,7 +33,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "8bit": "float32"}
 EMBED, SCORE = "embed", "score"  # the tasks of a library
 # File in the scratch folder with a reranker's chat template, for sentence-transformers.
 TEMPLATE = "chat_template.jinja"
-_GOODBYE_S = 10  # seconds for a child to end by itself; vLLM needs most of them
+_GOODBYE_S = 10  # seconds for a child to end by itself; vLLM needs most of this time
 
 
 class Child:

@@ -66,7 +66,7 @@ ATTENTION: dict[str, dict[str, BlockSizes]] = {
     ),
 }
 
-# A device without entries of its own uses those of this architecture, which need the least shared memory.
+# A device without entries of its own uses the entries of this architecture, which need the least shared memory.
 _ANY = {"sm": "sm_80", "gfx": "gfx942"}
 
 # The "short" entry is used if segments have at most this many query rows (tokens · G) on average.

@@ -93,7 +93,7 @@ class Int8Linear:
 
 
 class Int8SwigluLinear:
-    """Gate and up projections of an MLP with SwiGLU: y = silu(x · gateᵀ) · (x · upᵀ), both as in `Int8Linear`.
+    """Gate and up projections of an MLP with SwiGLU: y = silu(x · gateᵀ) · (x · upᵀ), in int8.
 
     Args:
         gate_up: [2F, C] fp32 on a CPU, gate rows first.

@@ -173,7 +173,7 @@ def choose_rows(
 
 
 def _draw(seed: int, bag: Bag, dataset: Dataset, ratio: Fraction) -> Iterator[int]:
-    """Draw exactly `ratio` percent of the rows, rounded half up; all subsets are equally likely."""
+    """Draw exactly `ratio` percent of the rows, rounded half up; all subsets of this size are equally likely."""
     left = int(dataset.rows * ratio / 100 + Fraction(1, 2))
     key = json.dumps([seed, bag.name, dataset.name, dataset.rows]).encode()
     # Python guarantees that random() gives the same sequence for a seed on every machine and in every version.

@@ -1,7 +1,7 @@
 """Open and check a checkpoint for merging or conversion, without loading its tensors.
 
-Tensors are named without `model.`. Unlike `Checkpoint`, a `StoredModel` includes `lm_head.weight`: the engine does not
-use it, but a merged or converted model must not lose it.
+Tensors are named without `model.`. Unlike `Checkpoint.names`, a `StoredModel` includes `lm_head.weight`: embeddings do
+not need this tensor, but a merged or converted model must not lose it.
 """
 
 import os
