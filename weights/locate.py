@@ -46,7 +46,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model's name as the caller gave it, the model's folder, and the hub's commit; None for a local folder."""
+    """A model's name as the caller gave it, its folder, and its commit on the hub (None for a local folder)."""
 
     name: str
     folder: Path

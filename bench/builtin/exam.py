@@ -122,7 +122,7 @@ def agreement(vectors: Tensor, reference: Tensor) -> float:
 
 
 def _ranks(queries: Tensor, passages: Tensor) -> Tensor:
-    """Return the rank of passage i for each query i: the number of other passages that score at least as high."""
+    """Return the rank of passage i for each query i, from 0: how many other passages score at least as high."""
     table = queries @ passages.T
     return (table >= table.diagonal()[:, None]).sum(-1) - 1
 

@@ -49,7 +49,7 @@ class CaseInputs:
         return replace(self, args=tuple(wide))
 
     def dense(self) -> "CaseInputs":
-        """Return the same arguments, with a `CpuPlan` as attention's plan."""
+        """Return the same arguments; if one of them is an attention plan, it becomes a `CpuPlan`."""
         args = (
             CpuPlan.of(value.segments, value.final_rows, self.tensors()[0].device)
             if isinstance(value, CaseTables)

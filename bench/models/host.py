@@ -32,7 +32,7 @@ _VOCABULARY = 1 << 20  # more than any tokenizer has
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Time the three steps and print their rates."""
+    """Time the three steps (tokenise, build forests, pack) and print their rates."""
     parser = argparse.ArgumentParser(
         prog="python -m lastword.bench.models.host", description=__doc__
     )

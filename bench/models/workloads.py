@@ -87,7 +87,7 @@ def long_workloads(turn: int = 0) -> list[Workload]:
 
 
 def real_tokenizer() -> Path | None:
-    """Return the folder with Qwen's tokenizer.json under LASTWORD_TEST_DATA; None if that is not set."""
+    """Return the folder with Qwen's tokenizer.json under LASTWORD_TEST_DATA; None if this variable is not set."""
     data = os.environ.get("LASTWORD_TEST_DATA")
     return Path(data, "tokenizers", "Qwen3-Embedding-0.6B") if data else None
 

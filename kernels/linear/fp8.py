@@ -175,7 +175,7 @@ def _least_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> int:
 
 
 def _refusal(weight: Tensor, scale: Tensor, dtype: torch.dtype, rows: int) -> str:
-    """Return the library's error for a matmul of `rows` rows, or "" if it succeeds."""
+    """Return the library's error for a matmul of `rows` rows, or "" if the matmul succeeds."""
     codes = weight.new_zeros(rows, weight.shape[1])
     ones = scale.new_ones(rows)
     try:

@@ -80,7 +80,7 @@ class _Buffers(threading.local):
 
 
 class TensorMerge:
-    """Merges one tensor of N models, optionally relative to a base.
+    """Merges one tensor of N models. With a base, it merges the differences from the base and adds the base.
 
     Args:
         tensors: the models' tensors, flat and of equal size.
