@@ -113,10 +113,9 @@ def make_checkpoint(
 
     Sizes and other settings are named as in config.json; `vocab_size` None means the number of the tokenizer's tokens.
     `prefix`, the prefix of the tensor names, is `""` or `model.`. If it is `model.` and `tied` is False, there is also
-    an `lm_head.weight`. `shards` is the number of weights files; if there are several, an index is written.
-    `config_format` is `v4` or `v5`, for the config.json of transformers 4 or 5. `tokenizer` is a tokenizer.json to
-    copy; None trains a small tokenizer. `weights=False` writes all files but the weights. `classifier=True` makes a
-    reranker, a model for sequence classification with one label.
+    an `lm_head.weight`. `shards` is the number of weights files; several files get an index. `config_format` is `v4` or
+    `v5`, for transformers 4 or 5. `tokenizer` is a tokenizer.json to copy; None trains a small tokenizer.
+    `weights=False` writes all files but the weights. `classifier=True` makes a reranker with one label.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
