@@ -58,8 +58,7 @@ def verify(
         model: Hugging Face id or folder.
         texts: texts to compare besides the built-in ones, as documents; for a reranker, each with a built-in query.
         scores: also compute the example on the model card, in float32, and compare its scores.
-        known_as: Hugging Face id of the model card to use; by default `model`, or the known model whose name is the
-            name of the folder.
+        known_as: Hugging Face id of the model card; by default `model`, or the known model with the folder's name.
         reranker: whether the model is a reranker; by default, its files or its name decide.
         accept: names of checks that may fail, provided that all checks run.
         show_progress_bar: whether to show a progress bar; by default only on a terminal.
