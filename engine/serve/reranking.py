@@ -41,7 +41,7 @@ class Reranking:
 
     @property
     def model(self) -> Reranker:
-        """The reranker; ServeError until it is loaded and warm, and after it has failed."""
+        """The reranker. ServeError is raised until it is loaded and warm, and after it has failed."""
         if self._reranker is None or not self.device.ready:
             raise ServeError(503, "the reranker is being loaded", code="loading", retry_seconds=1.0)
         return self._reranker
@@ -53,7 +53,7 @@ class Reranking:
         return Path(name).name if Path(name).is_dir() else name
 
     def check_model(self, asked: str | None) -> None:
-        """Raise ServeError if a request names another model."""
+        """Raise ServeError if a request names a model other than the reranker."""
         check_model_name(asked, self.name)
 
     def prepare(self, call: RerankCall) -> Prepared:

@@ -39,7 +39,7 @@ class Service:
         settings: the server's settings.
         load: opens the embedding model.
         ranges: [2, dim], lowest and highest value of each dimension, for int8 and uint8; None if there are none.
-        load_reranker: opens the reranker, once the embedding model is warm; None for a server without a reranker.
+        load_reranker: opens the reranker; called once the embedding model is warm. None for no reranker.
 
     Raises:
         InputError: the file of keys cannot be read, or holds no key.
@@ -66,7 +66,7 @@ class Service:
         self.embedder: Embedder | None = None
         self.preparer: Preparer | None = None
         self.error: Exception | None = None  # what ended a model's thread
-        # Both are called in the thread of a model.
+        # `on_ready` and `on_failure` are called in the thread of a model.
         self.on_ready: Callable[[], object] = lambda: None
         self.on_failure: Callable[[], object] = lambda: None
         self.draining = False
@@ -102,7 +102,7 @@ class Service:
 
     @property
     def model(self) -> Embedder:
-        """The embedding model; ServeError until it is loaded and warm, and after it has failed."""
+        """The embedding model. ServeError is raised until it is loaded and warm, and after it has failed."""
         if self.embedder is None or not self.device.ready:
             raise ServeError(503, "the model is being loaded", code="loading", retry_seconds=1.0)
         return self.embedder
@@ -132,7 +132,7 @@ class Service:
         return Path(name).name if Path(name).is_dir() else name
 
     def check_model(self, asked: str | None) -> None:
-        """Raise ServeError if a request names another model."""
+        """Raise ServeError if a request names a model other than the embedding model."""
         check_model_name(asked, self.name)
 
     def check_ready(self) -> None:
@@ -148,7 +148,7 @@ class Service:
         """Raise ServeError while the server cannot take a request: it is starting, stopping or overloaded.
 
         Args:
-            backend: has the queue that the request is for; None for this service's own.
+            backend: this service or its reranker, whose queue the request would enter; None for this service.
         """
         self.check_ready()
         backend = backend or self
@@ -190,12 +190,12 @@ class Service:
     async def compute(
         self, owner: str, prepared: Prepared, backend: "Service | Reranking | None" = None
     ) -> Job:
-        """Queue the texts and wait for their results. If the wait is cancelled, they leave the queue.
+        """Queue the texts and wait for their results. If the wait is cancelled, the texts leave the queue.
 
         Args:
             owner: the client; clients take turns.
             prepared: the texts or pairs.
-            backend: has the queue to use; None for this service's own.
+            backend: this service or its reranker, whose queue to use; None for this service.
 
         Returns:
             The job, with a tensor as the result of each text.

@@ -17,8 +17,9 @@ class Limits:
         max_characters: most characters in a text.
         max_request_tokens: most tokens in a request, after its texts are cut.
         max_queued_tokens: once this many tokens wait, further requests are refused with status 429.
-        max_queue_seconds: also refused (429) once the waiting tokens would take longer than this at the recent speed.
-        max_requests: also refused (429) while this many requests have been read and not yet answered.
+        max_queue_seconds: requests are also refused (429) once the waiting tokens would take longer than this at the
+            recent speed.
+        max_requests: requests are also refused (429) while this many have been read and not yet answered.
         interactive_tokens: requests of at most this many tokens go ahead of larger ones.
         body_seconds: seconds a client may take to send a request, or leave a connection idle.
         request_seconds: seconds a request may spend in the queue and on the device.

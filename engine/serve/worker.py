@@ -24,7 +24,7 @@ class DeviceThread(Generic[Model]):
         waiting: the queue.
         loaded: called with the model, before it is warmed up.
         warm: called once the model is warm, before the first text.
-        failed: called with the error if the thread ends by one.
+        failed: called with the error if an error ends the thread.
     """
 
     def __init__(

@@ -174,7 +174,7 @@ def add_post(
 
 
 async def respond(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
-    """Await `work` and return its response, or the error's; an unforeseen error becomes a 500 without details."""
+    """Await `work`; return its response, or that of its error. An unforeseen error becomes a 500 without details."""
     try:
         return await work()
     except ServeError as error:
@@ -188,7 +188,7 @@ async def respond(request: Request, work: Callable[[], Awaitable[Response]]) -> 
 
 
 def error_response(error: ServeError, path: str) -> Response:
-    """Return the response that tells an error, in the form of the path's protocol."""
+    """Return the response for an error, in the form of the path's protocol."""
     status, content, headers = encode_error(error, path)
     return Response(content, status, headers, _JSON)
 

@@ -1,4 +1,4 @@
-"""Start and stop the server. It listens at once, is ready once its models are warm, drains on SIGTERM and Ctrl-C."""
+"""Start and stop the server: it listens at once, is ready once its models are warm, drains on SIGTERM and Ctrl-C."""
 
 import asyncio
 import logging
@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
         self.service.device.start()
 
     def _url(self, *, for_browser: bool = False) -> str:
-        """Return the server's address; for a browser on this machine, one that can be opened."""
+        """Return the server's address, or, `for_browser`, an address that a browser on this machine can open."""
         host = self.config.host
         if for_browser and host in ("0.0.0.0", "::"):  # noqa: S104  every address: nothing to open
             host = "localhost"
@@ -108,7 +108,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while the server runs; outside the main thread, which alone may, do nothing."""
+        """Handle signals while the server runs. Only the main thread may do so; in another thread, do nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -183,7 +183,7 @@ class Connection(H11Protocol):
         self._stop_timer()
 
     def _update_timer(self) -> None:
-        """Stop the timer while a request is handled, else make sure that it runs; further bytes do not restart it."""
+        """Run the timer while no request is handled, else stop it; more bytes do not restart a running timer."""
         if self._is_busy():
             self._stop_timer()
         elif self._timer is None:
@@ -232,7 +232,7 @@ def serve(
         settings: the server's settings.
         load: opens the embedding model; called in its own thread.
         ranges: [2, dim], lowest and highest value of each dimension, for int8 and uint8; None if there are none.
-        load_reranker: opens the reranker, in its own thread; None for a server without a reranker.
+        load_reranker: opens the reranker; called in the reranker's thread. None for a server without a reranker.
 
     Returns:
         The exit status, 0.
@@ -253,7 +253,7 @@ def serve(
         raise DeviceError(
             "lastword serve", f"the device's thread ended with {type(service.error).__name__}"
         )
-    # A thread that still computes would crash while Python shuts down.
+    # A model's thread that still computes would crash while Python shuts down.
     if any(backend.device.thread.is_alive() for backend in service.backends):
         sys.stderr.flush()
         os._exit(0)
