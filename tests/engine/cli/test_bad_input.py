@@ -566,7 +566,7 @@ VALUES = {
     "benchmark": (["bench"], "BENCHMARK: missing."),
     "unknown-benchmark": (
         ["bench", "x"],
-        "BENCHMARK: unknown; got 'x', expected kernels, peers or model.",
+        "BENCHMARK: unknown; got 'x', expected kernels, peers, model or serve.",
     ),
     "text-field": (["embed", "--text-field", ""], "--text-field: an empty name; got ''."),
     "vector-field": (["embed", "--vector-field", ""], "--vector-field: an empty name; got ''."),

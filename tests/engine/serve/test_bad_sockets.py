@@ -288,7 +288,8 @@ def bodies():
     ):  # fmt: skip
         expected = BODIES.get(number, (400,))
         case(f"body {number}: {body[:24]!r}", sized(body), *expected)
-    for name, body in {"the last of two keys counts": b'{"input": [], "input": "a"}', "an escaped key": b'{"\\u0069nput": "a"}',
+    case("a key twice", sized(b'{"input": "b", "input": "a"}'), 400)
+    for name, body in {"an escaped key": b'{"\\u0069nput": "a"}',
                        "spaces around": b" \r\n\t" + BODY + b"\n" * 1000, "null for all": b'{"input": "a", "user": null}',
                        "an empty text": b'{"input": ""}', "NUL in a text": b'{"input": "a\\u0000b"}'}.items():  # fmt: skip
         case(name, sized(body), 200)
