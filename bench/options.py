@@ -137,8 +137,8 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         choices=BASELINES + FORMS,
         metavar="NAME",
         help=f"baselines to compare with: {', '.join(BASELINES)}; by default all of these; --beside alone "
-        "means none. descriptor can be named too: a candidate for lastword's forest_attention kernel, with tensor "
-        "descriptors (NVIDIA sm_90 and sm_100 only)",
+        "means none. descriptor, which is lastword's other forest_attention kernel (with tensor descriptors, NVIDIA "
+        "sm_90 and sm_100 only), is compared only if you name it",
     )
     parser.add_argument(
         "--rep-ms",
@@ -221,8 +221,8 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
     mode.add_argument(
         "--busy",
         action="store_true",
-        help="compare with sentence-transformers while two other processes are busy; lastword also runs with one "
-        "thread",
+        help="compare with sentence-transformers while two busy loops run; lastword runs with --threads threads, and "
+        "once more with one",
     )
     mode.add_argument(
         "--rerank",
@@ -255,8 +255,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens",
         type=positive,
-        help="number of tokens that all texts of one length have together; not with --quantize; by default 65536 on a "
-        "GPU, 1024 on a CPU",
+        help="for each text length, use as many texts as have this number of tokens in total; not with --quantize; by "
+        "default 65536 on a GPU, 1024 on a CPU",
     )
     parser.add_argument(
         "--rounds",

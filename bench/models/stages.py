@@ -1,6 +1,6 @@
 """The stages of `encode` as separate functions: groups of texts, token ids, batches, the forward.
 
-The functions need an Embedder whose model runs in this process, and give the same results as `encode`.
+They take an Embedder whose model runs in this process. Each does the work of that stage of `encode`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -314,9 +314,9 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--errors",
         type=path_argument,
         metavar="FILE",
-        help="with --on-error skip, list the skipped texts in this file, as JSON lines with the fields path, "
-        "line and error, and for a chunk (see --chunk) also chunk, start and end; the list of an earlier run is "
-        "removed first. By default one line on stderr counts the skipped texts",
+        help="with --on-error skip, list the skipped texts in this file, as JSON lines with the fields `path`, "
+        "`line` and `error`, and for a chunk (see --chunk) also `chunk`, `start` and `end`; the list of an earlier run "
+        "is removed first. By default one line on stderr counts the skipped texts",
     )
     parser.add_argument(
         "--quiet",
@@ -346,7 +346,7 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         type=delimiter_argument,
         metavar="CHARACTER",
         help="character between the columns of all .csv and .tsv files; write tab for a tab; by default a comma, or a "
-        "tab in .tsv files; if that gives no column named by --text-field, the first of , ; tab | that does",
+        "tab in .tsv files; if that gives no text column, the first of comma, semicolon, tab and vertical bar that does",
     )
 
 

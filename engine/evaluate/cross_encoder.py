@@ -44,7 +44,7 @@ class LastwordCrossEncoder:
 
     @mteb_model_meta.setter
     def mteb_model_meta(self, meta: ModelMeta) -> None:
-        """Replace the metadata; mteb's wrappers use this to add an experiment of their own."""
+        """Replace the metadata; mteb's wrappers use this to set its `experiment_kwargs`."""
         self._meta = meta
 
     def instruction(self, task_metadata: Any) -> str | None:

@@ -51,7 +51,7 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
 
     @mteb_model_meta.setter
     def mteb_model_meta(self, meta: ModelMeta) -> None:
-        """Replace the metadata; mteb's wrappers use this to add an experiment of their own."""
+        """Replace the metadata; mteb's wrappers use this to set its `experiment_kwargs`."""
         self._meta = meta
 
     def prompt(self, task_metadata: Any, prompt_type: PromptType | None) -> str:

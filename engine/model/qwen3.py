@@ -13,8 +13,8 @@ need these changes:
 * `opened/opening.py`: `Opening.open_loop` passes that field of `info.spec` to `ModelLoader`;
 * `runtime/runner.py`: `ModelLoader` gets the field too and passes it to `Model`;
 * `layer.py`: the last layer is built and run like the others (`forward`, not `forward_last`);
-* here: the rows of each text's path of segments (`batching/forest.py`) are summed, for which the prompt cache must keep
-  final states too;
+* here: the rows of each text's path of segments (`batching/forest.py`) are summed; so the prompt cache must keep the
+  final states of a prompt's rows, not only their keys and values;
 * `hidden_states.py`: layer -1 remains the last token's state, not the pooled state;
 * `model_info.py`: `space_fingerprint` includes the mode unless it is "lasttoken";
 * `verify/transformers_reference.py`: the reference computes it.

@@ -32,7 +32,7 @@ class Conversion:
         threads: the threads for the arithmetic.
 
     Raises:
-        WeightsError: a file that would be copied cannot be read, or is not stored with the model.
+        WeightsError: a file to be copied cannot be read, or is a link that leads out of the model's folder.
     """
 
     specs: TensorSpecs

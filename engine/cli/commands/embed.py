@@ -38,10 +38,10 @@ EXAMPLES = """examples:
 JSON lines output keeps the other fields of .jsonl, .csv and .tsv records.
 
 With several files, a folder, a pattern, --files or --chunk, the output also says where each text comes from: in the
-fields path, line (unless the text is a whole file) and, for a chunk, chunk (its number, from 0), start and end. In JSON
-lines output these fields are added to each line, and the text field holds the chunk. For .npy and .safetensors output,
-these fields and the texts of chunks go to OUT.rows.jsonl, one line per vector. A byte of a file name that is not UTF-8
-is written as \\xNN.
+fields `path` and `line` (no `line` if the text is a whole file) and, for a chunk, in `chunk` (its number, from 0),
+`start` and `end` (characters). In JSON lines output these fields are added to each line, and the text field holds the
+chunk. For .npy and .safetensors output, they and the texts of chunks go to OUT.rows.jsonl, one line per vector. A byte
+of a file name that is not UTF-8 is written as \\xNN.
 
 A chunk is text[start:end] in Python, where text is the line or field or, with --files,
 open(path, encoding="utf-8-sig", newline="").read(): \\r\\n counts as two characters, and a byte order mark is not

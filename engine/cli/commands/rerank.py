@@ -62,8 +62,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object per line instead of a table; for a record of a .jsonl, .csv or .tsv "
-        'file that has more fields than the text, the field "record" holds them all',
+        help="print one JSON object per line instead of a table; if a record of a .jsonl, .csv or .tsv "
+        "file has fields besides the text, the field `record` holds the whole record",
     )
     options.add_reranker_options(parser)
 

@@ -40,8 +40,8 @@ EXAMPLES = """examples:
   lastword search --queries questions.txt manual.txt --top-k 3 --threshold 0.5
   lastword search "reset" manual.txt --rerank Qwen/Qwen3-Reranker-0.6B --candidates 50
 
-Texts that are empty or only white space are skipped. With --queries, the table shows each query above its
-hits; with --json, the field query of each hit holds the query."""
+Texts that are empty or only white space are skipped. With --queries, each query is printed with its hits below it;
+with --json, each hit has its query in the field `query`."""
 SHOWN = 200  # characters of a text that the table shows; --json prints the whole text
 DECIMALS = 6  # decimals kept of a score; further ones are rounding errors
 
@@ -91,8 +91,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object per line instead of a table; for a record of a .jsonl, .csv or .tsv "
-        'file that has more fields than the text, the field "record" holds them all',
+        help="print one JSON object per line instead of a table; if a record of a .jsonl, .csv or .tsv "
+        "file has fields besides the text, the field `record` holds the whole record",
     )
     group = parser.add_argument_group("reranking")
     group.add_argument(

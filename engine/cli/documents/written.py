@@ -65,7 +65,7 @@ def keep_foreign_files(paths: Iterable[str | None]) -> None:
 
 
 def is_error_list(path: str) -> bool:
-    """Return whether a file begins like a list of skipped texts that --errors wrote, with at least one text."""
+    """Return whether a file begins like a list of skipped texts that --errors wrote; an empty list does not."""
     listed = _object_in(path).keys()
     return {"path", "error"} <= listed <= _LISTED
 
