@@ -346,7 +346,7 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         type=delimiter_argument,
         metavar="CHARACTER",
         help="character between the columns of all .csv and .tsv files; write tab for a tab; by default a comma, or a "
-        "tab in .tsv files; if that gives no text column, the first of comma, semicolon, tab and vertical bar that does",
+        "tab in .tsv files; if that gives no text column, the first of comma, semicolon, tab and bar that does",
     )
 
 
