@@ -39,6 +39,8 @@ _GOODBYE_S = 10  # seconds for a child to end by itself; vLLM needs most of this
 class Child:
     """A child process, as the parent sees it: starts the process, sends orders, and ends the process and its children.
 
+    Between two orders the process and its children are stopped, so that they take no time from other libraries.
+
     Args:
         name: name of the library in messages.
         command: program and arguments.
@@ -69,6 +71,7 @@ class Child:
         except BaseException:
             self.close()
             raise
+        self._signal(signal.SIGSTOP)
 
     def ask(self, **order: str | bool | None) -> dict[str, Any]:
         """Send one order to the child and return its answer.
@@ -82,12 +85,20 @@ class Child:
         stdin = self._process.stdin
         if stdin is None:
             raise RuntimeError(f"{self._name}: started without pipes")
+        self._signal(signal.SIGCONT)
         try:
             stdin.write(json.dumps(order) + "\n")
             stdin.flush()
+            return self._answer()
         except BrokenPipeError:
             raise self._death() from None
-        return self._answer()
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def _signal(self, kind: signal.Signals) -> None:
+        """Stop or continue the process group: vLLM's workers keep the cores busy for seconds after an answer."""
+        with suppress(ProcessLookupError):  # the child has died
+            os.killpg(self._process.pid, kind)
 
     def _answer(self) -> dict[str, Any]:
         stdout = self._process.stdout
@@ -107,6 +118,7 @@ class Child:
 
     def close(self) -> None:
         """End the child by closing its input, then kill what is left of its process group."""
+        self._signal(signal.SIGCONT)
         try:
             with suppress(BrokenPipeError, subprocess.TimeoutExpired):
                 if self._process.stdin is not None:

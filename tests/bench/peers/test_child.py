@@ -53,6 +53,26 @@ def test_whatever_a_child_started_ends_with_it(tmp_path: Path) -> None:
     assert has_ended(pid)
 
 
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
+def test_a_child_and_what_it_started_are_stopped_between_orders(tmp_path: Path) -> None:
+    running = child(tmp_path)
+    try:
+        pids = [running.ask(do="something")["pid"], running._process.pid]
+        for _ in range(500):
+            states = [state_of(pid) for pid in pids]
+            if states == ["T", "T"]:
+                break
+            time.sleep(0.01)
+        assert states == ["T", "T"]
+        assert running.ask(do="something")["pid"] == pids[0], "it goes on when asked"
+    finally:
+        running.close()
+
+
 def test_errors_are_one_line(tmp_path: Path) -> None:
     running = child(tmp_path)
     try:
