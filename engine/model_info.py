@@ -43,6 +43,7 @@ from lastword.text.prompts import (
     check_prompts,
     choose_prompt,
 )
+from lastword.text.rerank_template import is_for_pairs, is_named_reranker
 from lastword.text.tokenizer import TextTokenizer
 from lastword.weights import (
     BUILTIN_NOTICE,
@@ -56,6 +57,7 @@ from lastword.weights import (
     expand_home,
     loaded_bytes,
     locate,
+    read_chat_template,
     read_config,
     read_embedding_spec,
 )
@@ -75,6 +77,11 @@ _HUB_TYPES: Mapping[str, tuple[str, tuple[type, ...]]] = {
 }
 
 T = TypeVar("T")
+
+_RERANKER_NOTICE = (
+    "{folder}: its name says that it is a reranker, whose vectors are of little use; "
+    "to score documents, use lastword rerank or lastword.Reranker"
+)
 
 
 class HubOptions(TypedDict, total=False):
@@ -250,14 +257,21 @@ class ModelInfo(OpenedModel):
         **kwargs: Unpack[OpenKwargs],
     ) -> None:
         super().__init__(model, **kwargs)
-        notices = (BUILTIN_NOTICE if model is None else None, self.spec.notice)
+        folder, own = self.files.folder, None
+        # modules.json, without which there is this notice, would say that it is an embedding model.
+        if self.spec.notice is not None and is_named_reranker(folder, self.name):
+            own = _RERANKER_NOTICE.format(folder=folder)
+        notices = (BUILTIN_NOTICE if model is None else None, self.spec.notice, own)
         self.notices = tuple(notice for notice in notices if notice is not None)
         self.truncate_dim = self.spec.truncate_dim if truncate_dim is None else truncate_dim
         self.checkpoint = open_checkpoint(self.files.folder, self.config)
 
     def _read_settings(self, folder: Path) -> tuple[ModelConfig, EmbeddingSpec]:
         config = read_config(folder)
-        return config, read_embedding_spec(folder, config)
+        spec = read_embedding_spec(folder, config)
+        if spec.notice is not None:  # no modules.json says that it is an embedding model
+            _refuse_reranker(folder)
+        return config, spec
 
     def _open_tokenizer(self) -> TextTokenizer:
         side = self.spec.tokenizer.truncation_side
@@ -446,6 +460,19 @@ def _check_chunking(chunking: object) -> None:
         return
     expected = "a mapping of str to str, or None"
     raise ConfigError("chunking", "of the wrong type", got=short_repr(chunking), expected=expected)
+
+
+def _refuse_reranker(folder: Path) -> None:
+    """Raise ConfigError if a model's chat template is for pairs of a query and a document."""
+    template = read_chat_template(folder)
+    if template is not None and is_for_pairs(template):
+        raise ConfigError(
+            f"{folder}: chat template",
+            "is for pairs of a query and a document",
+            got="a reranker",
+            expected="an embedding model",
+            remedy="Use lastword rerank, or lastword.Reranker in Python.",
+        )
 
 
 def _check_source(model: object, hub: Mapping[str, object]) -> None:

@@ -26,7 +26,7 @@ from lastword.model.postprocess import VectorFormat
 from lastword.model_info import OpenedModel, OpenKwargs, fingerprint
 from lastword.runtime.device import quantize_identity
 from lastword.text.prompts import check_choice, check_prompt, choose_prompt
-from lastword.text.rerank_template import QWEN3_RERANKER, parse_template
+from lastword.text.rerank_template import QWEN3_RERANKER, is_named_reranker, parse_template
 from lastword.text.tokenizer import TextTokenizer
 from lastword.weights import (
     CHAT_TEMPLATE,
@@ -80,7 +80,7 @@ class RerankerInfo(OpenedModel):
         spec = read_reranker_spec(folder, config)
         own = parse_template(spec.chat_template, f"{folder}: chat template")
         self.template = QWEN3_RERANKER if own is None else own
-        known = own is not None or _is_named_reranker(folder, self.name)
+        known = own is not None or is_named_reranker(folder, self.name)
         self.notices = () if known else (_NOTICE.format(folder=folder),)
         return config, spec
 
@@ -215,7 +215,7 @@ def is_reranker(folder: Path, name: str) -> bool:
     except LastwordError:  # for example, the modules of an embedding model
         return False
     known = spec.classifier or spec.tokens is not None or own is not None
-    return known or _is_named_reranker(folder, name)
+    return known or is_named_reranker(folder, name)
 
 
 def reranker_options(options: dict[str, Any], **others: object) -> dict[str, Any]:
@@ -238,10 +238,6 @@ def refuse_for_reranker(name: str, value: object) -> NoReturn:
     """Raise the ConfigError for a setting that only embedding models have."""
     what, expected = "is for embedding models only", "none, because the model is a reranker"
     raise ConfigError(name, what, got=str(value), expected=expected)
-
-
-def _is_named_reranker(folder: Path, name: str) -> bool:
-    return "rerank" in f"{name} {folder.name}".lower()
 
 
 def _check_instruction(instruction: object) -> str:

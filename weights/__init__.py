@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         CHAT_TEMPLATE,
         RerankerSpec,
         ScoreTokens,
+        read_chat_template,
         read_reranker_spec,
         read_score_row,
     )
@@ -54,6 +55,7 @@ __all__ = [
     "locate",
     "parse_json",
     "parse_object",
+    "read_chat_template",
     "read_config",
     "read_embedding_spec",
     "read_reranker_spec",
@@ -71,6 +73,7 @@ _WITH_TORCH = {
     "CHAT_TEMPLATE": "reranker_spec",
     "RerankerSpec": "reranker_spec",
     "ScoreTokens": "reranker_spec",
+    "read_chat_template": "reranker_spec",
     "read_reranker_spec": "reranker_spec",
     "read_score_row": "reranker_spec",
 }

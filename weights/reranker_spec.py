@@ -115,7 +115,7 @@ def read_reranker_spec(folder: Path, config: ModelConfig) -> RerankerSpec:
         classifier=classifier,
         tied=own.boolean("tie_word_embeddings", default=False),
         tokens=tokens,
-        chat_template=_read_chat_template(folder),
+        chat_template=read_chat_template(folder),
         prompts=prompts,
         default_prompt_name=default,
         max_length=min(positions, *(each for each in limits if each is not None)),
@@ -217,8 +217,13 @@ def _refuse_left_truncation(folder: Path, tokenizer: TokenizerSettings) -> None:
         )
 
 
-def _read_chat_template(folder: Path) -> str | None:
-    """Return the text of the chat template, from its own file or else tokenizer_config.json; None if there is none."""
+def read_chat_template(folder: Path) -> str | None:
+    """Return the text of the chat template, from its own file or else tokenizer_config.json; None if there is none.
+
+    Raises:
+        WeightsError: the file cannot be read.
+        ConfigError: the file is not UTF-8, or does not hold a template.
+    """
     path = folder / CHAT_TEMPLATE
     if has_file(path):
         try:

@@ -6,6 +6,7 @@ run. A template for conversations, without a query and a document, is ignored.
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from lastword.errors import ConfigError
 
@@ -74,6 +75,21 @@ QWEN3_RERANKER = RerankTemplate(
 )
 
 
+def is_for_pairs(template: str) -> bool:
+    """Return whether a chat template has a query and a document, so that its model is a reranker."""
+    return bool(_QUERIES.search(template) and _DOCUMENTS.search(template))
+
+
+def is_named_reranker(folder: Path, name: str) -> bool:
+    """Return whether a model's own name says that it is a reranker.
+
+    Args:
+        folder: the model's folder.
+        name: the Hugging Face id or the folder, as the caller gave it; folders above the model's do not count.
+    """
+    return "rerank" in f"{Path(name).name} {folder.name}".lower()
+
+
 def parse_template(template: str | None, where: str) -> RerankTemplate | None:
     """Parse a checkpoint's chat template.
 
@@ -87,7 +103,7 @@ def parse_template(template: str | None, where: str) -> RerankTemplate | None:
     Raises:
         ConfigError: the template has a query and a document, but does more than insert the three texts.
     """
-    if template is None or not (_QUERIES.search(template) and _DOCUMENTS.search(template)):
+    if template is None or not is_for_pairs(template):
         return None
     names: dict[str, tuple[str, str | None]] = {}
     rest = template.replace("\r\n", "\n").replace("\r", "\n")  # as Jinja does

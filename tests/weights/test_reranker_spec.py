@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.messages import refusal
-from helpers.small_models import DROP, KINDS, change_file, make_reranker
+from helpers.small_models import DROP, KINDS, TEMPLATE, change_file, make_reranker
 from safetensors.torch import load_file, save_file
 
 from lastword import ConfigError, Embedder, Reranker, WeightsError
+from lastword.text.rerank_template import is_named_reranker
 from lastword.weights import (
     Checkpoint,
     RerankerSpec,
@@ -209,6 +210,45 @@ def test_the_other_kind_of_model_is_named(fresh, tiny_checkpoint: Path) -> None:
     list_modules(causal, TRANSFORMER, OURS, true_token_id=7)
     with refusal(ConfigError, what="not supported", remedy=remedy):
         Embedder(causal)
+
+
+def test_a_reranker_without_modules_is_no_embedding_model(fresh, tmp_path: Path) -> None:
+    folder = fresh("tied")
+    (unnamed,) = Embedder(folder, device="cpu").notices  # nothing says that it is one
+    assert "no modules.json" in unnamed
+    named = tmp_path / "Qwen3-Reranker-0.6B"
+    folder.rename(named)
+    notice = Embedder(named, device="cpu").notices[1]
+    assert notice == (
+        f"{named}: its name says that it is a reranker, whose vectors are of little use; "
+        "to score documents, use lastword rerank or lastword.Reranker"
+    )
+    refused = {
+        "where": f"{named}: chat template",
+        "what": "is for pairs of a query and a document",
+        "remedy": "Use lastword rerank, or lastword.Reranker in Python.",
+    }
+    for template in (
+        TEMPLATE,
+        "{% for m in messages %}{{ m.query['query'] + m['document'] }}{% endfor %}",
+    ):
+        (named / "chat_template.jinja").write_text(template)
+        with refusal(ConfigError, **refused):
+            Embedder(named)
+    (named / "chat_template.jinja").unlink()
+    change_file(named, "tokenizer_config.json", {"chat_template": TEMPLATE})
+    with refusal(ConfigError, **refused):
+        Embedder(named)
+
+
+def test_only_the_models_own_name_counts(fresh, tmp_path: Path) -> None:
+    folder = tmp_path / "rerankers" / "model"
+    folder.parent.mkdir()
+    fresh("tied").rename(folder)
+    assert len(Embedder(folder, device="cpu").notices) == 1
+    assert not is_named_reranker(folder, str(folder))
+    assert is_named_reranker(folder, "Qwen/Qwen3-Reranker-0.6B")
+    assert is_named_reranker(folder.parent, ".")
 
 
 def test_modules_that_do_not_fit_are_refused(fresh) -> None:

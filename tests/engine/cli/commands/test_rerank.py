@@ -1,12 +1,13 @@
 """`rerank`: the order and scores of `Reranker`, with a real, tiny one; files, lines and errors as for `search`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.messages import one_line
-from helpers.small_models import make_reranker
+from helpers.small_models import TEMPLATE, make_reranker
 
 from lastword import Reranker
 
@@ -40,6 +41,19 @@ def test_the_order_is_that_of_rank(rerank, folder) -> None:
         assert DOCUMENTS[row["line"] - 1] == row["text"]
     same = [row["line"] for row in rows(out) if row["text"] == "the cat sat"]
     assert same == [1, 5]
+
+
+@pytest.mark.usefixtures("rerank")  # which writes the texts
+def test_a_reranker_in_embed_is_told_or_refused(run, folder, tmp_path) -> None:
+    asked = ("embed", "a.txt", "--skip-blank", "--device", "cpu")
+    status, out, err = run(*asked, "--model", folder)
+    assert (status, len(rows(out))) == (0, len(DOCUMENTS) - 1)
+    assert f"lastword: {folder}: its name says that it is a reranker" in err
+    pairs = Path(shutil.copytree(folder, tmp_path / "pairs"))
+    (pairs / "chat_template.jinja").write_text(TEMPLATE)
+    for command in (asked, ("search", "the cat", "a.txt", "--device", "cpu")):
+        refused = run(*command, "--model", pairs)
+        one_line(refused, "is for pairs of a query and a document; got a reranker")
 
 
 def test_the_table(rerank) -> None:
