@@ -48,7 +48,7 @@ def first_lines():
         (b"", b"\x00", b" ", b"GET", b"GET ", b"GET  HTTP/1.1", b"GET /info", b"get /info HTTP/1.1 x", b" GET / HTTP/1.1",
          b"GET /info HTTP/1.1 ", b"GET\t/info\tHTTP/1.1", b"GET /in fo HTTP/1.1", b"GET /info HTTP/", b"GET /info HTTP/1",
          b"GET /info HTTP/1.", b"GET /info HTTP/11", b"GET /info http/1.1", b"GET /info HTTP/2.0", b"GET /info HTTP/0.9",
-         b"GET /info HTTP/-1.1", b"GET /info HTTP/1.1\x00", b"G\x00T /info HTTP/1.1", b"GE(T /info HTTP/1.1",
+         b"GET /info HTTP/3.7", b"GET /info HTTP/-1.1", b"GET /info HTTP/1.1\x00", b"G\x00T /info HTTP/1.1", b"GE(T /info HTTP/1.1",
          b"GET /\x00 HTTP/1.1", b"GET /\x7f HTTP/1.1", b"GET /\xff\xfe HTTP/1.1", b"GET /\xc3\xbc HTTP/1.1",
          b"\xef\xbb\xbfGET / HTTP/1.1", b"PRI * HTTP/2.0", b"SSH-2.0-x", b"\x16\x03\x01\x02\x00\x01\x00", b"EHLO a",
          b"*1\r\n$4\r\nPING", b"{}", b"HTTP/1.1 200 OK")
@@ -64,6 +64,7 @@ def first_lines():
 ANSWERS: dict[bytes, tuple[int, ...]] = {
     b"GET /info HTTP/2.0": (200,),
     b"GET /info HTTP/0.9": (200,),
+    b"GET /info HTTP/3.7": (200,),
     b"PRI * HTTP/2.0": (404,),
 }
 
@@ -86,6 +87,8 @@ def methods():
                 method + b" " + path + b" HTTP/1.1\r\n" + HOST + CLOSE,
                 405,
             )
+    for line in (b"CONNECT elsewhere:443", b"OPTIONS *"):
+        case(line.decode(), line + b" HTTP/1.1\r\n" + HOST + CLOSE, 404)
     for path in (
         b"/v1/embeddings",
         b"/embed",
@@ -193,6 +196,7 @@ def chunks():
         post(b"Transfer-Encoding:\r\n chunked\r\n", whole + b"0\r\n\r\n"),
         200,
     )
+    case("a header that goes on in the next line", get(headers=b"X: a\r\n b\r\n"), 200)
     case(
         "chunks in HTTP/1.0",
         post(CHUNKED, whole + b"0\r\n\r\n").replace(b"HTTP/1.1", b"HTTP/1.0"),
@@ -367,6 +371,19 @@ def test_a_smuggled_request_is_not_answered(served):
     head = b"POST /v1/embeddings HTTP/1.1\r\n" + HOST + LENGTH + CHUNKED + b"\r\n"
     whole = b"e\r\n" + BODY + b"\r\n0\r\n\r\n"
     assert statuses_of(served, head + whole + get()) == (400,)
+
+
+def test_pipelined_requests_are_answered_in_order(served):
+    one = b"GET /v1/models HTTP/1.1\r\nHost: a\r\nx-request-id: "
+    with socket.create_connection(("127.0.0.1", served.server.port), timeout=20) as connection:
+        connection.sendall(
+            b"".join(one + b"%d\r\n\r\n" % n for n in range(5)) + one + b"5\r\n" + CLOSE
+        )
+        got = b""
+        while more := connection.recv(65536):
+            got += more
+    order = [line[-1:] for line in got.split(b"\r\n") if line.startswith(b"x-request-id")]
+    assert order == [b"0", b"1", b"2", b"3", b"4", b"5"]
 
 
 def test_a_client_that_sends_a_byte_at_a_time_is_closed(served):
