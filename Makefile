@@ -46,9 +46,10 @@ test: lint types browser
 browser:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v chromedriver > /dev/null; then \
 	    echo "installing chromium for the tests"; \
-	    packages="--yes --no-install-recommends install chromium chromium-driver"; \
+	    apt="apt-get -o Acquire::Retries=0 -o Acquire::http::Timeout=20"; \
+	    packages="install --yes --no-install-recommends chromium chromium-driver"; \
 	    export DEBIAN_FRONTEND=noninteractive; \
-	    { timeout 300 apt-get $$packages || { timeout 60 apt-get update && timeout 300 apt-get $$packages; }; } \
+	    { timeout 300 $$apt $$packages || { timeout 60 $$apt update && timeout 300 $$apt $$packages; }; } \
 	        > /dev/null 2>&1 || echo "chromium cannot be installed: its tests are skipped"; \
 	fi
 

@@ -44,7 +44,10 @@ def install(name, pins, commands):
     for pin in pins:
         shutil.copy(HERE / pin, folder)
     for command in commands(folder):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+        except subprocess.TimeoutExpired:  # a network that drops packets
+            pytest.skip(f"{name} cannot be installed within ten minutes")
         if done.returncode:
             pytest.skip(f"{name} cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
     stamp.write_text(wanted)
@@ -117,8 +120,8 @@ def test_scores(answers, reranker_folder, client):
 def test_openai_for_node(both, model):
     """It decodes base64 even where it did not ask for it, so a server that ignores it gives nonsense."""
     pins = ["package.json", "package-lock.json", "ask.mjs"]
-    npm = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries", "1"]
-    folder = install("node", pins, lambda _: [npm])
+    npm = "npm ci --no-audit --no-fund --ignore-scripts --fetch-retries 1 --fetch-timeout 30000"
+    folder = install("node", pins, lambda _: [npm.split()])
     done = subprocess.run(
         ["node", "ask.mjs", both.url], cwd=folder, env=ENV,
         input=json.dumps({"texts": TEXTS, "model": MODEL}), capture_output=True, text=True, timeout=60,
