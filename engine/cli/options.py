@@ -556,6 +556,18 @@ def open_embedder_info(args: argparse.Namespace) -> "ModelInfo":
     return ModelInfo(args.model, truncate_dim=args.dim, **_info_options(args))
 
 
+def model_is_reranker(args: argparse.Namespace) -> bool:
+    """Return whether the model that the options name is a reranker, by its files or else by its name."""
+    if args.model is None:
+        return False
+    from lastword.reranker_info import is_reranker
+    from lastword.weights import CHAT_TEMPLATE, locate
+
+    where = {"revision": args.revision, "local_files_only": args.local_files_only}
+    found = locate(args.model, also=(CHAT_TEMPLATE,), **where)
+    return is_reranker(found.folder, found.name)
+
+
 def open_reranker_info(args: argparse.Namespace) -> "RerankerInfo":
     """Open the reranker that the options name, without its weights.
 

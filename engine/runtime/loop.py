@@ -285,4 +285,5 @@ class Loop:
         for batch in self.run(partial(items.take, self._forests), task, in_order=False):
             if report is not None:
                 report.add(batch.counts)
+                report.texts += len(batch.texts)
             yield from batch.results()

@@ -16,20 +16,26 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKENS = (8, 32, 128, 512, 2048, 8192, 32_768, 131_072)
+_TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+# Why a request failed, by HTTP status, in TEI's words where it has one. Any other 4xx is "validation", 5xx "inference".
+_FAILURES = {"401": "unauthorized", "429": "overloaded", "499": "dropped", "503": "unavailable"}
 
 
 class Metrics(Collector):
     """The metrics of one server.
 
-    Counts include the reranker's. Speed and last batch are of the embedding model only. Each server has its own
-    registry, so that one process can hold several servers.
+    Counts include the reranker's, but as in TEI its pairs are counted as `te_predict_*`, and texts as `te_embed_*`.
+    Speed and last batch are of the embedding model, if there is one. Each server has its own registry, so that one
+    process can hold several servers.
     """
 
     def __init__(self, service: "Service") -> None:
         self._service = service
         self.registry = CollectorRegistry()
         self.requests: Counter[tuple[str, str]] = Counter()  # by the route's path and the status
-        self.texts = self.tokens = self.truncated = 0
+        # Texts ("embed") and pairs ("predict") that entered the queue, and those that got a result.
+        self.asked, self.done = Counter[str](), Counter[str]()
+        self.tokens = self.truncated = 0
 
         def histogram(name: str, about: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             return Histogram(name, about, registry=self.registry, buckets=buckets)
@@ -45,17 +51,20 @@ class Metrics(Collector):
         )
         self.inference = histogram("te_request_inference_duration", "seconds on the device")
         self.length = histogram("te_request_input_length", "tokens of a text", _TOKENS)
+        self.batch_size = histogram("te_batch_next_size", "texts of a batch", _TEXTS)
+        self.batch_tokens = histogram(
+            "te_batch_next_tokens", "requested tokens of a batch", _TOKENS
+        )
         self.registry.register(self)
+
+    def add_batch(self, texts: int, tokens: int) -> None:
+        """Count a batch; called in the thread of a model."""
+        self.batch_size.observe(texts)
+        self.batch_tokens.observe(tokens)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the current values; of type `unknown`, since a counter's name would get the suffix `_total`."""
-        by_status: Counter[tuple[str, str]] = Counter(self.requests)
-        for name, wanted in (("te_request_count", ""), ("te_request_success", "2")):
-            metric = Metric(name, "requests", "unknown")
-            for (path, status), number in sorted(by_status.items()):
-                if status.startswith(wanted):
-                    metric.add_sample(name, {"path": path, "status": status}, number)
-            yield metric
+        yield from self._collect_requests()
         service = self._service
         backends, device, report = service.backends, service.device, Report()
         for backend in backends:
@@ -63,9 +72,11 @@ class Metrics(Collector):
         shared = self.tokens - report.tokens_computed - report.tokens_cached
         age = max(backend.waiting.age() for backend in backends)
         values: dict[str, tuple[str, float]] = {
-            "te_embed_count": ("texts requested", self.texts),
+            "te_embed_count": ("texts requested", self.asked["embed"]),
+            "te_embed_success": ("texts with a vector", self.done["embed"]),
+            "te_predict_count": ("pairs requested", self.asked["predict"]),
+            "te_predict_success": ("pairs with a score", self.done["predict"]),
             "te_queue_size": ("texts in the queue", sum(p.waiting.texts for p in backends)),
-            "te_batch_next_tokens": ("requested tokens of the last batch", device.batch_tokens),
             "lastword_tokens_requested": ("tokens requested, before sharing", self.tokens),
             "lastword_tokens_computed": ("tokens computed", report.tokens_computed),
             "lastword_tokens_shared": (
@@ -92,6 +103,25 @@ class Metrics(Collector):
             metric = Metric(name, about, "unknown")
             metric.add_sample(name, {}, value)
             yield metric
+
+    def _collect_requests(self) -> Iterable[Metric]:
+        """Yield the counts of requests by path and status: all, those that succeeded, those that failed."""
+        counted = sorted(self.requests.items())
+        every, good, failed = (
+            Metric(f"te_request_{name}", "requests", "unknown")
+            for name in ("count", "success", "failure")
+        )
+        for (path, status), number in counted:
+            labels = {"path": path, "status": status}
+            every.add_sample(every.name, labels, number)
+            if status.startswith("2"):
+                good.add_sample(good.name, labels, number)
+            else:
+                word = "validation" if status.startswith("4") else "inference"
+                failed.add_sample(
+                    failed.name, labels | {"err": _FAILURES.get(status, word)}, number
+                )
+        yield from (every, good, failed)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

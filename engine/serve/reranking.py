@@ -1,7 +1,7 @@
-"""The server's reranker. It has a queue and a thread of its own, apart from those of the embedding model."""
+"""The server's reranker. Beside an embedding model it has a queue and a thread of its own."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -15,28 +15,23 @@ from lastword.serve.worker import DeviceThread
 
 
 class Reranking:
-    """A reranker served beside an embedding model.
+    """A reranker served beside an embedding model, or alone.
 
     Args:
         settings: the server's settings.
-        load: opens the reranker. It, `ready` and `failed` are called in the reranker's thread.
-        ready: called once pairs can be scored.
-        failed: called with the error if the thread ends by one.
+        device: the thread that computes the scores.
+        name: the name that requests and answers use for the reranker; None for its own name.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        load: Callable[[], Reranker],
-        ready: Callable[[], None],
-        failed: Callable[[Exception], None],
+        self, settings: Settings, device: DeviceThread[Any], name: str | None = None
     ) -> None:
-        self._settings = settings
-        self.waiting = WaitingTexts(settings.limits.interactive_tokens)
-        self.device = DeviceThread(load, self.waiting, self._on_loaded, ready, failed)
+        self._settings, self.device, self._name = settings, device, name
+        self.waiting: WaitingTexts = device.waiting
         self._reranker: Reranker | None = None
 
-    def _on_loaded(self, reranker: Reranker) -> None:
+    def hold(self, reranker: Reranker) -> None:
+        """Take the reranker, once it is loaded; called in the device's thread."""
         self._reranker = reranker
 
     @property
@@ -49,6 +44,8 @@ class Reranking:
     @property
     def name(self) -> str:
         """The name that requests and answers use for the reranker."""
+        if self._name is not None:
+            return self._name
         name = self.model.name
         return Path(name).name if Path(name).is_dir() else name
 

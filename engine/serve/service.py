@@ -29,15 +29,21 @@ from lastword.serve.worker import DeviceThread
 
 # The served name of the built-in model. It contains "embed", by which tools recognise embedding models in a list.
 BUILTIN_NAME = "lastword-builtin-embedding"
+# Why a server with a reranker alone refuses the other routes.
+ONLY_RERANKS = (
+    "this server has only a reranker, which scores documents at /rerank, /v1/rerank, /v2/rerank and /score; "
+    "for vectors, start a server with an embedding model."
+)
 T = TypeVar("T")
+Model = TypeVar("Model", bound=Embedder | Reranker)
 
 
 class Service:
-    """One process that serves an embedding model and, optionally, a reranker.
+    """One process that serves an embedding model, a reranker, or both.
 
     Args:
         settings: the server's settings.
-        load: opens the embedding model.
+        load: opens the model; without `load_reranker`, it may be a reranker, which is then served alone.
         ranges: [2, dim], lowest and highest value of each dimension, for int8 and uint8; None if there are none.
         load_reranker: opens the reranker; called once the embedding model is warm. None for no reranker.
 
@@ -48,21 +54,20 @@ class Service:
     def __init__(
         self,
         settings: Settings,
-        load: Callable[[], Embedder],
+        load: Callable[[], Embedder | Reranker],
         ranges: Tensor | None = None,
         load_reranker: Callable[[], Reranker] | None = None,
     ) -> None:
         self.settings, self.limits = settings, settings.limits
         self.keys = Keys(settings.key_file)
-        self.waiting = WaitingTexts(self.limits.interactive_tokens)
-        self.device = DeviceThread(
-            load, self.waiting, self._on_loaded, self._on_warm, self._on_failed
-        )
+        self.device = self._make_thread(load, self._on_loaded, self._on_warm)
+        self.waiting = self.device.waiting
         self.reranking: Reranking | None = None
         if load_reranker is not None:
-            self.reranking = Reranking(
-                settings, load_reranker, self._on_reranker_warm, self._on_failed
+            thread = self._make_thread(
+                load_reranker, self._on_reranker_loaded, self._on_second_warm
             )
+            self.reranking = Reranking(settings, thread)
         self.embedder: Embedder | None = None
         self.preparer: Preparer | None = None
         self.error: Exception | None = None  # what ended a model's thread
@@ -74,24 +79,42 @@ class Service:
         self.in_hand = 0  # of these, those whose bodies have been read
         self.created = int(time())
         self.metrics = Metrics(self)
+        for backend in self.backends:
+            backend.device.on_batch = self.metrics.add_batch
         self._ranges = ranges
         self._prepare_pool = ThreadPoolExecutor(2, "lastword-serve-prepare")
         self._answer_pool = ThreadPoolExecutor(2, "lastword-serve-answer")
         self._space = lru_cache(256)(self._find_space)
 
+    def _make_thread(
+        self, load: Callable[[], Model], loaded: Callable[[Model], None], warm: Callable[[], None]
+    ) -> DeviceThread[Model]:
+        """Make the thread of a model, and its queue."""
+        waiting = WaitingTexts(self.limits.interactive_tokens)
+        return DeviceThread(load, waiting, loaded, warm, self._on_failed)
+
     # Called in the models' threads.
 
-    def _on_loaded(self, embedder: Embedder) -> None:
-        embedder.info.space_fingerprint()  # reads the files now, and not during a request
-        self.preparer, self.embedder = Preparer(embedder, self.settings), embedder
+    def _on_loaded(self, model: Embedder | Reranker) -> None:
+        if isinstance(model, Reranker):
+            alone = Reranking(self.settings, self.device, self.settings.model_name)
+            alone.hold(model)
+            self.reranking = alone
+        else:
+            model.info.space_fingerprint()  # reads the files now, and not during a request
+            self.preparer, self.embedder = Preparer(model, self.settings), model
+
+    def _on_reranker_loaded(self, reranker: Reranker) -> None:
+        assert self.reranking is not None
+        self.reranking.hold(reranker)
 
     def _on_warm(self) -> None:
-        if self.reranking is None:
+        if self.reranking is None or self.only_reranks:
             self.on_ready()
         elif not self.draining:  # not earlier: two models loading at once would need more memory
             self.reranking.device.start()
 
-    def _on_reranker_warm(self) -> None:
+    def _on_second_warm(self) -> None:
         self.on_ready()
 
     def _on_failed(self, error: Exception) -> None:
@@ -108,13 +131,28 @@ class Service:
         return self.embedder
 
     @property
+    def only_reranks(self) -> bool:
+        """Whether a reranker is served alone; False until the model is loaded."""
+        return self.reranking is not None and self.reranking.device is self.device
+
+    @property
     def backends(self) -> "tuple[Service | Reranking, ...]":
-        """What has a model, a queue and a thread: this service and, if there is one, its reranker."""
-        return (self,) if self.reranking is None else (self, self.reranking)
+        """What has a model, a queue and a thread: this service for the embedding model, then the reranker."""
+        if self.reranking is None:
+            return (self,)
+        return (self.reranking,) if self.only_reranks else (self, self.reranking)
 
     def backend(self, path: str, *, reranks: bool) -> "Service | Reranking":
-        """Return what computes the answers of a path; ServeError if that is the reranker and there is none."""
+        """Return what computes the answers of a path.
+
+        Raises:
+            ServeError: the path needs a kind of model that is not served, or the server is not ready.
+        """
+        if not self.device.ready:
+            self.check_ready()  # only a loaded model tells which kind is served
         if not reranks:
+            if self.only_reranks:
+                raise bad_request(f"{path}: {ONLY_RERANKS}", code="not_supported")
             return self
         if self.reranking is None:
             said = f"{path}: this server has no reranker; start it with --reranker, or use /similarity."
@@ -204,6 +242,7 @@ class Service:
             ServeError: a text could not be computed, or not in time, or the server is stopping.
         """
         loop, waiting = asyncio.get_running_loop(), (backend or self).waiting
+        kind = "embed" if backend is None or backend is self else "predict"
         done: asyncio.Future[None] = loop.create_future()
 
         def finish() -> None:
@@ -214,6 +253,7 @@ class Service:
         try:
             if not waiting.submit(job):
                 raise ServeError(503, "the server is stopping", code="stopping", retry_seconds=2.0)
+            self.metrics.asked[kind] += len(job.results)
             async with asyncio.timeout(self.limits.request_seconds):
                 await done
         except TimeoutError:
@@ -221,18 +261,18 @@ class Service:
             raise ServeError(503, said, code="timeout", retry_seconds=5.0) from None
         finally:
             waiting.cancel(job)
-        self._measure(job)
+        self._measure(job, kind)
         for each in job.results:
             if isinstance(each, Exception):
                 raise device_error(each)
         return job
 
-    def _measure(self, job: Job) -> None:
+    def _measure(self, job: Job, kind: str) -> None:
         """Add a finished job to the metrics."""
         now, started, metrics = monotonic(), job.started or job.began, self.metrics
         metrics.queue.observe(started - job.began)
         metrics.inference.observe(now - started)
-        metrics.texts += len(job.results)
+        metrics.done[kind] += sum(isinstance(each, Tensor) for each in job.results)
         metrics.tokens += job.prepared.tokens
         metrics.truncated += sum(job.prepared.cut)
         for ids in job.prepared.ids:

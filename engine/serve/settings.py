@@ -53,7 +53,9 @@ class Settings:
         accept_token_ids: accept token ids in place of texts.
         log_format: "text" or "json" (one object per line).
         tls_cert, tls_key: files with the certificate chain and the private key for TLS; both or neither.
-        model_name: the name that requests and answers use for the embedding model; None for its own name.
+        model_name: the name that requests and answers use for the model (with a reranker beside it, for the embedding
+            model); None for its own name.
+        quiet: log no notices about the models.
 
     Raises:
         ConfigError: a public address without keys, or one of the two TLS files without the other.
@@ -70,6 +72,7 @@ class Settings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     model_name: str | None = None
+    quiet: bool = False
 
     def __post_init__(self) -> None:
         if self.key_file is None and not self.insecure and not is_loopback(self.host):

@@ -13,7 +13,7 @@ from lastword.serve.waiting import WaitingText, WaitingTexts
 _SPEED_WEIGHT = 0.2
 
 
-Model = TypeVar("Model", Embedder, Reranker)
+Model = TypeVar("Model", bound=Embedder | Reranker)
 
 
 class DeviceThread(Generic[Model]):
@@ -41,6 +41,8 @@ class DeviceThread(Generic[Model]):
         self.report = Report()
         self.tokens_per_second = 0.0  # requested tokens, moving average; 0 before the first batch
         self.batch_tokens = 0  # requested tokens of the last batch
+        # Called with the number of texts and of requested tokens of each batch.
+        self.on_batch: Callable[[int, int], object] = lambda _texts, _tokens: None
         self.ready = False
         self.thread = threading.Thread(target=self._run, name="lastword-serve-device", daemon=True)
 
@@ -65,7 +67,7 @@ class DeviceThread(Generic[Model]):
 
     def _compute(self, model: Embedder | Reranker) -> None:
         """Deliver each result, with its text's share of the tokens that its batch computed."""
-        requested = computed = batches = 0
+        texts = requested = computed = batches = 0
         seconds, share = 0.0, 0.0
         report = self.report
         results = model.results if isinstance(model, Reranker) else model.loop.results
@@ -75,8 +77,9 @@ class DeviceThread(Generic[Model]):
                 asked, took = report.tokens_requested - requested, report.seconds - seconds
                 share = (report.tokens_computed - computed) / max(1, asked)
                 self._measure(asked, took)
+                self.on_batch(report.texts - texts, asked)
                 requested, computed = report.tokens_requested, report.tokens_computed
-                batches, seconds = report.batches, report.seconds
+                texts, batches, seconds = report.texts, report.batches, report.seconds
             self.waiting.deliver(tag, result, share * tag.tokens)
 
     def _measure(self, tokens: int, seconds: float) -> None:

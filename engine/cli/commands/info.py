@@ -68,14 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> "ModelInfo | RerankerInfo":
     """Open the model without its weights: as a reranker if its files or its name say that it is one."""
-    from lastword.reranker_info import is_reranker
-    from lastword.weights import CHAT_TEMPLATE, locate
-
-    if args.model is not None:
-        where = {"revision": args.revision, "local_files_only": args.local_files_only}
-        found = locate(args.model, also=(CHAT_TEMPLATE,), **where)
-        if is_reranker(found.folder, found.name):
-            return options.open_reranker_info(args)
+    if options.model_is_reranker(args):
+        return options.open_reranker_info(args)
     return options.open_embedder_info(args)
 
 

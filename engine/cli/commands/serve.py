@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lastword.cli import console, options
-from lastword.errors import require_extra
+from lastword.errors import ConfigError, require_extra
 
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
     from lastword.model_info import ModelInfo
+    from lastword.reranker import Reranker
     from lastword.reranker_info import RerankerInfo
     from lastword.serve.settings import Settings
 
@@ -21,6 +22,7 @@ EXAMPLES = """examples:
   lastword serve
   lastword serve Qwen/Qwen3-Embedding-0.6B --port 8000 --truncate
   lastword serve Qwen/Qwen3-Embedding-0.6B --reranker Qwen/Qwen3-Reranker-0.6B
+  lastword serve Qwen/Qwen3-Reranker-0.6B
   lastword serve ./model --host 0.0.0.0 --api-key-file keys.txt
 
   curl http://127.0.0.1:8080/v1/embeddings -d '{"input": "how do plants make sugar?"}'
@@ -28,8 +30,9 @@ EXAMPLES = """examples:
 
 Needs FastAPI and other packages: pip install 'lastword[serve]'. Client libraries for OpenAI,
 text-embeddings-inference, Cohere and Ollama work with this server. For the routes, the limits and the differences from
-those servers, see engine/serve/README.md in the source repository. After SIGTERM or Ctrl-C, the server answers the
-requests that it has accepted, then stops. On SIGHUP, the server reads the file of keys again."""
+those servers, see engine/serve/README.md in the source repository. If MODEL is a reranker, the server only scores
+documents, at /rerank, /v1/rerank, /v2/rerank and /score. After SIGTERM or Ctrl-C, the server answers the requests that
+it has accepted, then stops. On SIGHUP, the server reads the file of keys again."""
 
 # The help texts of the options for the limits; `serve.settings.Limits` has their order and defaults.
 _LIMITS = {
@@ -75,14 +78,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--model-name",
         type=options.revision_argument,
         metavar="NAME",
-        help="name of the model in requests and answers; by default the name that the model was opened with",
+        help="name of MODEL in requests and answers; by default the name that MODEL was opened with",
     )
     parser.add_argument(
         "--reranker",
         type=options.model_argument,
         metavar="MODEL",
-        help="Hugging Face id or folder of a reranker for /rerank and /score; --device, --dtype, --quantize and "
-        "--local-files-only apply to both models, the other model options only to --model",
+        help="Hugging Face id or folder of a reranker for /rerank and /score, beside an embedding model; "
+        "--device, --dtype, --quantize and --local-files-only apply to both models, the other model options only to "
+        "--model",
     )
     parser.add_argument(
         "--truncate",
@@ -102,7 +106,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_tls_and_log(parser)
     _add_limits(parser)
-    options.add_model_options(parser)
+    options.add_model_options(parser, kinds=options.EITHER_KIND)
 
 
 def _add_tls_and_log(parser: argparse.ArgumentParser) -> None:
@@ -179,12 +183,37 @@ def _run(args: argparse.Namespace, settings: "Settings") -> int:
     return serve(settings, lambda: _open_model(args), _ranges(args), load_reranker)
 
 
-def _open_model(args: argparse.Namespace) -> "Embedder":
+def _open_model(args: argparse.Namespace) -> "Embedder | Reranker":
     """Open the model, and turn garbage collection on again, but not for the objects that exist by then: they stay."""
-    model = options.open_embedder(args)
+    model: Embedder | Reranker
+    model = options.open_reranker(args) if _reranks(args) else options.open_embedder(args)
     gc.freeze()
     gc.enable()
     return model
+
+
+def _reranks(args: argparse.Namespace) -> bool:
+    """Return whether MODEL is a reranker.
+
+    Raises:
+        ConfigError: it is one, although another option needs an embedding model.
+    """
+    from lastword.reranker_info import refuse_for_reranker
+
+    if not options.model_is_reranker(args):
+        return False
+    if args.reranker is not None:
+        raise ConfigError(
+            "--reranker",
+            "MODEL is a reranker too",
+            got=args.reranker,
+            expected="one reranker",
+            remedy="Leave --reranker out, or name an embedding model as MODEL.",
+        )
+    for option in ("dim", "ranges", "accept_token_ids"):
+        if getattr(args, option) not in (None, False):
+            refuse_for_reranker(f"--{option.replace('_', '-')}", getattr(args, option))
+    return True
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
@@ -205,6 +234,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         tls_cert=path(args.tls_cert),
         tls_key=path(args.tls_key),
         model_name=args.model_name,
+        quiet=args.quiet,
     )
 
 
@@ -214,16 +244,21 @@ def _ranges(args: argparse.Namespace) -> Any:
         return None
     from lastword.cli.ranges import read_ranges
 
+    if _reranks(args):  # which refuses --ranges
+        return None
     model = options.open_embedder_info(args)
     return read_ranges(args.ranges, model.dim, model.space_fingerprint())
 
 
 def _describe(args: argparse.Namespace, settings: "Settings") -> list[str]:
     """Return the lines of --dry-run: the model, the memory that its weights take, and the limits."""
-    model = options.open_embedder_info(args)
+    alone = _reranks(args)
+    model: ModelInfo | RerankerInfo
+    model = options.open_reranker_info(args) if alone else options.open_embedder_info(args)
     each = " on each device" if len(model.devices) > 1 else ""
     facts = {
         "model": model.name,
+        "kind": "reranker" if alone else "embedding model",
         "device": ", ".join(map(str, model.devices)),
         "weights": f"{model.weights_bytes:,} bytes in {_number_types(model)}{each}",
         "max_length": f"{model.max_length:,}",

@@ -14,8 +14,9 @@ from starlette.routing import Match
 import lastword
 from lastword.embedder import Embedder
 from lastword.errors import LastwordError
+from lastword.model_info import ModelInfo
 from lastword.serve.answers import Answer, to_json
-from lastword.serve.errors import ServeError, from_lastword
+from lastword.serve.errors import ServeError, bad_request, from_lastword
 from lastword.serve.http.gate import LOG, Gate, encode_error
 from lastword.serve.http.page import Page
 from lastword.serve.metrics import CONTENT_TYPE
@@ -24,7 +25,7 @@ from lastword.serve.protocols import body as bodies
 from lastword.serve.protocols import cohere, ollama, openai, rerank, tei
 from lastword.serve.protocols.body import Body
 from lastword.serve.reranking import Reranking
-from lastword.serve.service import Service
+from lastword.serve.service import ONLY_RERANKS, Service
 from lastword.serve.settings import Limits
 from lastword.serve.texts import Prepared
 
@@ -102,7 +103,7 @@ def make_app(service: Service) -> FastAPI:
     for route in TOKENIZER_ROUTES:
         _add_tokenizer_route(app, service, route)
     for path in tei.REFUSED:
-        _add_refused_route(app, path)
+        _add_refused_route(app, service, path)
     _add_descriptions(app, service)
     _add_page(app)
     app.add_exception_handler(ServeError, _on_serve_error)  # type: ignore[arg-type]
@@ -120,7 +121,8 @@ def _add_model_route(app: FastAPI, service: Service, path: str) -> None:
         return first if find is None else ROUTES[find(value)]
 
     async def endpoint(request: Request) -> Response:
-        return await respond(request, lambda: _compute(service, request, first, choose))
+        likely = ROUTES["/rerank"] if path == "/" and service.only_reranks else first
+        return await respond(request, lambda: _compute(service, request, likely, choose))
 
     shared = {"/rerank": (ROUTES["/v1/rerank"].body,)}
     add_post(app, path, (first.body, *shared.get(path, ())), endpoint)
@@ -130,6 +132,7 @@ def _add_tokenizer_route(app: FastAPI, service: Service, route: TokenizerRoute) 
     """Add a route that needs only the tokenizer."""
 
     async def work(request: Request) -> Response:
+        service.backend(route.path, reranks=False)
         service.check_open()
         content = await read_body(request, service.limits)
 
@@ -149,11 +152,13 @@ def _add_tokenizer_route(app: FastAPI, service: Service, route: TokenizerRoute) 
     add_post(app, route.path, (route.body,), endpoint)
 
 
-def _add_refused_route(app: FastAPI, path: str) -> None:
+def _add_refused_route(app: FastAPI, service: Service, path: str) -> None:
     """Add a route of TEI that is always refused, with the reason."""
 
     async def endpoint(request: Request) -> Response:
-        return error_response(tei.refuse(path), request.url.path)
+        reason = ONLY_RERANKS if service.only_reranks else tei.REFUSED[path]
+        error = bad_request(f"{path}: {reason}", code="not_supported")
+        return error_response(error, request.url.path)
 
     app.add_api_route(path, endpoint, methods=["POST"], name=path, response_class=Response)
 
@@ -340,21 +345,24 @@ def _add_descriptions(app: FastAPI, service: Service) -> None:
         return Response(status_code=200)
 
     def model(request: Request) -> Response:
-        asked = str(request.path_params["model"])
-        name = asked if asked in names() else service.name
-        if name == service.name:
-            service.check_model(asked)
+        asked, first = str(request.path_params["model"]), service.backends[0]
+        name = asked if asked in names() else first.name
+        if name == first.name:
+            first.check_model(asked)
         return json_answer(openai.describe_model(name, service.created))
 
     def names() -> list[str]:
         return [backend.name for backend in service.backends]
+
+    def embedding_models() -> list[str]:
+        return [backend.name for backend in service.backends if backend is service]
 
     add("/health", health)
     add("/ping", health)
     add("/info", lambda _: json_answer(describe(service)))
     add("/v1/models", lambda _: json_answer(openai.list_models(names(), service.created)))
     add("/v1/models/{model:path}", model)
-    add("/api/tags", lambda _: json_answer(ollama.list_models(service.name)))
+    add("/api/tags", lambda _: json_answer(ollama.list_models(embedding_models())))
     add("/api/version", lambda _: json_answer(ollama.version()))
     add("/metrics", lambda _: Response(service.metrics.text(), media_type=CONTENT_TYPE))
     add("/openapi.json", lambda _: json_answer(openapi(app)))
@@ -376,15 +384,22 @@ def openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def describe(service: Service) -> dict[str, Any]:
-    """Return the answer to `GET /info`: TEI's fields, then our own."""
-    model, limits = service.model, service.limits
+    """Return the answer to `GET /info`: TEI's fields, then our own. Fields that a reranker alone lacks are null."""
+    first, limits = service.backends[0], service.limits
+    model = first.model
     info = model.info
+    kind: dict[str, Any] = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
+    dim: int | None = None
+    space: str | None = None
+    if isinstance(info, ModelInfo):
+        kind = {"embedding": {"pooling": "last_token"}}
+        dim, space = info.dim, info.space_fingerprint()
     return {
-        "model_id": service.name,
+        "model_id": first.name,
         "model_sha": info.files.revision,
         "model_dtype": str(info.dtype).removeprefix("torch."),
-        "served_model_name": service.name,
-        "model_type": {"embedding": {"pooling": "last_token"}},
+        "served_model_name": first.name,
+        "model_type": kind,
         "max_concurrent_requests": limits.max_requests,
         "max_input_length": info.max_length,
         "max_batch_tokens": model.max_batch_tokens,
@@ -395,10 +410,10 @@ def describe(service: Service) -> dict[str, Any]:
         "version": lastword.__version__,
         "sha": None,
         "docker_label": None,
-        "dim": info.dim,
+        "dim": dim,
         "prompts": sorted(info.prompts),
         "default_prompt": info.default_prompt_name,
-        "space": info.space_fingerprint(),
+        "space": space,
         "quantize": info.quantize,
         "device": ",".join(map(str, info.devices)),
         "accept_token_ids": service.settings.accept_token_ids,

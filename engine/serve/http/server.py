@@ -50,12 +50,8 @@ class Server(uvicorn.Server):
             )
         )
         self.service = service
+        self.port = settings.port  # the port that the server listens on, once it has started
         self._drain: asyncio.Task[None] | None = None
-
-    @property
-    def port(self) -> int:
-        """The port that the server listens on."""
-        return int(self.servers[0].sockets[0].getsockname()[1])
 
     async def startup(self, sockets: object = None) -> None:
         """Start listening, log the address, and start loading the model.
@@ -81,6 +77,7 @@ class Server(uvicorn.Server):
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise InputError(where, "cannot listen there", got=reason) from None
         self.servers = [server]
+        self.port = int(server.sockets[0].getsockname()[1])
         self.started = True
         LOG.info("listening", extra={"fields": {"url": self._url()}})
         self.service.on_ready = self._log_ready
@@ -96,11 +93,18 @@ class Server(uvicorn.Server):
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def _log_ready(self) -> None:
-        """Log which models are served; called in the thread of a model."""
-        model = self.service.model
-        fields = {"model": self.service.name, "dim": model.dim, "max_length": model.max_length}
-        if self.service.reranking is not None:
-            fields["reranker"] = self.service.reranking.name
+        """Log the notices about the models, and which are served; called in the thread of a model."""
+        if self.service.draining:
+            return
+        fields: dict[str, object] = {}
+        for backend in self.service.backends:
+            model = backend.model
+            for notice in () if self.service.settings.quiet else model.notices:
+                LOG.warning(notice)
+            if isinstance(model, Embedder):
+                fields |= {"model": backend.name, "dim": model.dim, "max_length": model.max_length}
+            else:
+                fields["reranker"] = backend.name
         LOG.info("ready", extra={"fields": fields})
         LOG.info(
             f"open {self._url(for_browser=True)} in a browser to watch the server and try the model"
@@ -222,15 +226,15 @@ def start_log(log_format: str) -> None:
 
 def serve(
     settings: Settings,
-    load: Callable[[], Embedder],
+    load: Callable[[], Embedder | Reranker],
     ranges: Tensor | None = None,
     load_reranker: Callable[[], Reranker] | None = None,
 ) -> int:
-    """Serve an embedding model, and optionally a reranker, until a signal ends the server.
+    """Serve an embedding model, a reranker, or both, until a signal ends the server.
 
     Args:
         settings: the server's settings.
-        load: opens the embedding model; called in its own thread.
+        load: opens the model, as for `Service`; called in its own thread.
         ranges: [2, dim], lowest and highest value of each dimension, for int8 and uint8; None if there are none.
         load_reranker: opens the reranker; called in the reranker's thread. None for a server without a reranker.
 

@@ -1,5 +1,6 @@
 """Ollama's protocol: `POST /api/embed`, and the two GET routes by which tools recognise an Ollama server."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import lastword
@@ -39,9 +40,10 @@ def render(_: OllamaEmbedBody, answer: Answer) -> dict[str, Any]:
     }
 
 
-def list_models(name: str) -> dict[str, Any]:
-    """Return the answer to `GET /api/tags`."""
-    return {"models": [{"name": name, "model": name, "details": {"format": "safetensors"}}]}
+def list_models(names: Iterable[str]) -> dict[str, Any]:
+    """Return the answer to `GET /api/tags`; it lists embedding models only, since Ollama has no reranking."""
+    details = {"format": "safetensors"}
+    return {"models": [{"name": name, "model": name, "details": details} for name in names]}
 
 
 def version() -> dict[str, str]:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from lastword.embedder import Embedder
 from lastword.serve.answers import Answer
-from lastword.serve.errors import ServeError, bad_request
+from lastword.serve.errors import bad_request
 from lastword.serve.protocols.body import Body, Dim, Inputs
 from lastword.serve.protocols.rerank import rerank_path
 from lastword.serve.texts import EmbedCall, as_inputs
@@ -114,11 +114,6 @@ def dispatch(value: object) -> str:
     if "query" in value:
         return rerank_path(value)
     return "/similarity" if isinstance(value.get("inputs"), dict) else "/embed"
-
-
-def refuse(path: str) -> ServeError:
-    """Make the error for one of the REFUSED routes."""
-    return bad_request(f"{path}: {REFUSED[path]}", code="not_supported")
 
 
 def tokenize(model: Embedder, body: TokenizeBody) -> list[list[dict[str, Any]]]:

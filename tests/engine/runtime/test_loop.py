@@ -416,7 +416,7 @@ def test_an_item_that_cannot_be_computed_affects_no_other(
     assert results["bad"].what == what
     assert torch.equal(results["good"], model.encode("fine"))
     assert torch.equal(results["good too"], model.encode("fine too", precision="int8"))
-    assert report.batches == 1
+    assert (report.batches, report.texts) == (1, 3)
     queue.put(Item("bad alone", ids, wanted))
     queue.put(None)
     assert dict(model.loop.results(queue))["bad alone"].what == what

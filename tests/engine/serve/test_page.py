@@ -38,7 +38,7 @@ def test_headers(server):
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["cache-control"] == "no-cache"
     assert page.headers["referrer-policy"] == "no-referrer"
-    assert len(page.content) < 15 << 10
+    assert len(page.content) < 16 << 10
     with server.client() as client:
         head = client.head("/")
     assert (head.status_code, head.content) == (200, b"")
@@ -262,7 +262,7 @@ def test_shows_what_the_server_does(page, server, model):
         server.post("/embed", {"inputs": [f"one text, number {number}", "another"]})
     added = sum(map(len, model.token_ids([f"one text, number {n}" for n in range(5)])))
     added += 5 * len(model.token_ids(["another"])[0])
-    all_tokens, all_texts = before + added, server.service.metrics.texts
+    all_tokens, all_texts = before + added, server.service.metrics.asked.total()
     until(lambda: page.value("Requested") == [f"{all_tokens:,}"], 20)
     assert page.value("Texts per second")[1] == f"{all_texts:,} in all"
     assert float(page.value("Texts per second")[0]) > 0
@@ -315,6 +315,27 @@ def test_a_reranker_scores_too(page, tmp_path):
         page.press(Keys.ENTER)
         until(lambda: page.results() and "reranker" not in page.results()[0][1], 20)
         assert page.results()[0][0] == TEXTS[1]
+
+
+def test_a_reranker_alone_only_scores(page, tmp_path):
+    folder = make_reranker(tmp_path / "small-reranker")
+    with running(lambda: Reranker(folder, device="cpu")) as server:
+        page.open(server)
+        assert page.text("model") == "small-reranker"
+        until(lambda: page.text("try") == "Score", 20)
+        assert not page.driver.find_element(By.ID, "rerank-box").is_displayed()
+        page.type("query", QUERY)
+        page.type("texts", "\n".join(TEXTS))
+        page.tab_to("Compare")
+        page.press(Keys.ENTER)
+        page.shows("try-status", "3 ranked")
+        ranked = Reranker(folder, device="cpu").rank(QUERY, TEXTS)
+        found = page.results()
+        assert [text for text, _ in found] == [TEXTS[each["corpus_id"]] for each in ranked]
+        for (_, numbers), each in zip(found, ranked, strict=True):
+            assert numbers == {"reranker": pytest.approx(each["score"], abs=6e-4)}
+        assert page.driver.find_elements(By.CSS_SELECTOR, "#results code") == []
+        until(lambda: page.value("Texts per second")[1] == "3 in all", 20)
 
 
 def test_asks_for_a_key(page, locked):

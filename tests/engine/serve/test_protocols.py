@@ -156,7 +156,9 @@ def test_metrics(server):
         lines = server.get("/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
-    names = ("te_embed_count ", 'te_request_count{path="/embed"', "te_request_duration_count",
+    names = ("te_embed_count ", "te_embed_success ", "te_batch_next_size_count", "te_batch_next_size_sum",
+             "te_batch_next_tokens_sum", 'te_request_success{path="/embed"',
+             'te_request_count{path="/embed"', "te_request_duration_count",
              "te_request_queue_duration_count", "te_request_inference_duration_count",
              "te_request_tokenization_duration_count", "te_request_input_length_count",
              "lastword_tokens_requested ", "lastword_tokens_computed ", "lastword_tokens_shared ",
@@ -167,6 +169,15 @@ def test_metrics(server):
     assert all(b > a for a, b in zip(before, after, strict=True)), (before, after)
     for name in ("te_queue_size ", "lastword_queue_age_seconds ", "lastword_requests_in_hand "):
         assert value(name) == 0
+    failed = 'te_request_failure{err="validation",path="/embed",status="422"}'
+    before = [value(failed), value("te_batch_next_size_sum"), value("te_batch_next_tokens_sum")]
+    assert server.post("/embed", {"inputs": 1}).status_code == 422
+    asked = ["one text", "one text", "another one"]
+    answer = server.post("/embed", {"inputs": asked})
+    after = [value(failed), value("te_batch_next_size_sum"), value("te_batch_next_tokens_sum")]
+    # Equal texts are computed once, so the batch has two texts, and fewer tokens than were requested.
+    assert [b - a for a, b in zip(before[:2], after[:2], strict=True)] == [1, 2]
+    assert 0 < after[2] - before[2] < float(answer.headers["x-lastword-tokens"])
     server.get("/invented/by/a/client")
     assert "invented" not in server.get("/metrics").text
 

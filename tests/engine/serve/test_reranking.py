@@ -310,8 +310,12 @@ def test_metrics_count_both(folder):
     def value(page, name):
         return next(float(x.split()[1]) for x in page.splitlines() if x.startswith(f"{name} "))
 
-    assert value(after, "te_embed_count") == len(TEXTS) + 1
+    for end in ("count", "success"):
+        assert value(after, f"te_embed_{end}") == 1
+        assert value(after, f"te_predict_{end}") == len(TEXTS)
     assert value(after, "lastword_batches") == value(before, "lastword_batches") + 2
+    assert value(after, "te_batch_next_size_count") == 2
+    assert value(after, "te_batch_next_size_sum") == len(TEXTS) + 1
 
 
 class Held:
@@ -386,6 +390,141 @@ def test_the_command_refuses_what_is_no_reranker(tmp_path):
     assert process.returncode == 2, log
     assert str(tmp_path) in log.splitlines()[-1]
     assert "Traceback" not in log
+
+
+# A reranker alone, given as MODEL.
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    with running(lambda: Reranker(folder, device="cpu")) as found:
+        yield found
+
+
+def test_alone_it_scores(alone, reranker):
+    expected = reranker.rank(QUERY, TEXTS)
+    for path in ("/rerank", "/"):
+        answer = alone.post(path, {"query": QUERY, "texts": TEXTS}).json()
+        check([(each["index"], each["score"]) for each in answer], expected)
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank", "/"):
+        body = {"model": "small-reranker", "query": QUERY, "documents": TEXTS}
+        results = alone.post(path, body).json()["results"]
+        check([(each["index"], each["relevance_score"]) for each in results], expected)
+    data = alone.post("/score", {"queries": QUERY, "documents": TEXTS}).json()["data"]
+    scores = {each["corpus_id"]: each["score"] for each in expected}
+    assert {each["index"]: each["score"] for each in data} == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "shape"),
+    [
+        ("/v1/embeddings", {"input": "a"}, OPENAI),
+        ("/embed", {"inputs": "a"}, TEI),
+        ("/", {"inputs": "a"}, TEI),
+        ("/", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}, TEI),
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}, TEI),
+        ("/tokenize", {"inputs": "a"}, TEI),
+        ("/decode", {"ids": [1]}, TEI),
+        ("/embed_all", {"inputs": "a"}, TEI),
+        ("/predict", {"inputs": "a"}, TEI),
+        ("/v2/embed", {"texts": ["a"]}, COHERE),
+        ("/api/embed", {"input": "a"}, "ollama"),
+    ],
+)
+def test_alone_it_refuses_other_routes_by_name(alone, path, body, shape):
+    response = alone.post(path, body)
+    answer = response.json()
+    assert response.status_code == (422 if shape == TEI else 400)
+    if shape == OPENAI:
+        assert answer["error"]["code"] == "not_supported"
+        said = answer["error"]["message"]
+    elif shape == TEI:
+        assert set(answer) == {"error", "error_type"}
+        said = answer["error"]
+    else:
+        (said,) = answer.values()
+    if path == "/":  # it stands for other routes, by the shape of the body
+        path = "/embed" if body["inputs"] == "a" else "/similarity"
+    assert said.startswith(
+        f"{path}: this server has only a reranker, which scores documents at /rerank"
+    )
+
+
+def test_alone_it_is_described(alone, reranker):
+    assert alone.get("/health").status_code == 200
+    info = alone.get("/info").json()
+    assert info["model_id"] == info["served_model_name"] == "small-reranker"
+    assert set(info["model_type"]) == {"reranker"}
+    assert set(info["model_type"]["reranker"]) == {"id2label", "label2id"}
+    assert (info["dim"], info["space"]) == (None, None)
+    assert info["max_input_length"] == reranker.max_length
+    assert info["reranker"]["instruction"] == reranker.info.resolve_instruction({})
+    (listed,) = alone.get("/v1/models").json()["data"]
+    assert listed["id"] == "small-reranker"
+    assert alone.get("/v1/models/small-reranker").json() == listed
+    assert alone.get("/v1/models/other").status_code == 404
+    assert alone.get("/api/tags").json() == {"models": []}
+    asked = {"query": "a", "documents": ["b"], "model": "other"}
+    assert "small-reranker" in alone.post("/v1/rerank", asked).json()["error"]["message"]
+    before = alone.service.metrics.done["predict"]
+    alone.post("/rerank", {"query": QUERY, "texts": TEXTS})
+    done = alone.service.metrics.done
+    assert (done["predict"], done["embed"]) == (before + len(TEXTS), 0)
+    assert "te_batch_next_size_bucket" in alone.get("/metrics").text
+
+
+def test_while_it_loads_no_kind_is_refused(folder):
+    go = threading.Event()
+
+    def load():
+        go.wait(60)
+        return Reranker(folder, device="cpu")
+
+    with running(load, wait=False) as found:
+        for path, body in (
+            ("/rerank", {"query": "a", "texts": ["b"]}),
+            ("/embed", {"inputs": "a"}),
+        ):
+            refused = found.post(path, body)
+            assert (refused.status_code, refused.json()["error_type"]) == (503, "Unhealthy")
+        go.set()
+        until(lambda: found.get("/health").status_code == 200)
+        assert found.post("/rerank", {"query": "a", "texts": ["b"]}).status_code == 200
+
+
+def test_the_command_serves_it_alone(folder):
+    with command("--port", "0", str(folder), "--model-name", "mine") as process:
+        lines = iter(process.stderr.readline, "")
+        url = next(line for line in lines if "listening" in line).split("url=")[1].strip()
+        assert next(line for line in lines if "ready" in line).endswith("ready reranker=mine\n")
+        asked = {"query": QUERY, "documents": TEXTS, "model": "mine"}
+        answer = httpx.post(f"{url}/v1/rerank", json=asked, timeout=60).json()
+        assert (answer["model"], len(answer["results"])) == ("mine", len(TEXTS))
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--reranker", "FOLDER"], "--reranker: MODEL is a reranker too; got "),
+        (["--dim", "8"], "--dim: is for embedding models only; got 8"),
+        (["--accept-token-ids"], "--accept-token-ids: is for embedding models only"),
+        (["--ranges", "x"], "--ranges: is for embedding models only; got x"),
+    ],
+)
+def test_what_needs_an_embedding_model_is_refused(folder, options, said, capfd):
+    options = [str(folder) if each == "FOLDER" else each for each in options]
+    assert main(["serve", "--dry-run", "--device", "cpu", str(folder), *options]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"lastword: {said}")
+
+
+def test_dry_run_alone(folder, reranker, capfd):
+    assert main(["serve", "--dry-run", "--device", "cpu", str(folder)]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    assert (lines["model"], lines["kind"]) == (str(folder), "reranker")
+    assert lines["weights"] == f"{reranker.info.weights_bytes:,} bytes in float32"
 
 
 def test_dry_run(folder, reranker, capfd):

@@ -14,10 +14,13 @@ import httpx
 import pytest
 import torch
 from helpers.serving.servers import running, until
+from helpers.small_models import make_reranker
+from helpers.small_models import model as make_model
 
-from lastword import ConfigError, Embedder
+from lastword import ConfigError, Embedder, Reranker
 from lastword.model_info import ModelInfo
 from lastword.serve.settings import Limits, Settings
+from lastword.weights import BUILTIN_NOTICE
 
 ROUTE = "/v1/embeddings"
 
@@ -216,12 +219,35 @@ def test_the_command_serves_and_ends_on_sigterm():
     assert said.index("ready") < said.index(
         f"open {url} in a browser to watch the server and try the model"
     )
+    notice = lines[said.index(BUILTIN_NOTICE)]
+    assert notice["level"] == "warning"
+    assert said.index(BUILTIN_NOTICE) < said.index("ready")
     ready = lines[said.index("ready")]
     assert (ready["model"], ready["dim"]) == ("lastword-builtin-embedding", 256)
     (asked,) = [line for line in lines if line.get("path") == ROUTE]
     assert asked["status"] == 200
     assert asked["tokens"] >= 2
     assert "secret" not in log
+
+
+def test_notices_are_for_each_model_and_can_be_left_out(tmp_path, caplog):
+    make_model(tmp_path / "e", sentence_transformers=False)
+    make_reranker(tmp_path / "r")
+
+    def embedder():
+        return Embedder(tmp_path / "e", device="cpu")
+
+    def reranker():
+        return Reranker(tmp_path / "r", device="cpu")
+
+    expected = [*embedder().notices, *reranker().notices]
+    assert len(expected) == 2
+    for quiet in (False, True):
+        caplog.clear()
+        with caplog.at_level("INFO", "lastword.serve"):
+            with running(embedder, Settings(port=0, quiet=quiet), load_reranker=reranker):
+                until(lambda: "ready" in caplog.messages)
+        assert [m for m in caplog.messages if m in expected] == ([] if quiet else expected)
 
 
 def test_sigterm_under_load_loses_no_accepted_request():
@@ -321,6 +347,25 @@ def test_the_command_ends_while_it_loads():
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=60)
     assert process.returncode == 0, log
+
+
+def test_a_model_that_is_ready_after_the_end_is_no_error():
+    go = threading.Event()
+
+    def load():
+        go.wait(60)
+        return Embedder(device="cpu")
+
+    def wait_for_the_end():
+        until(lambda: not listening.sockets)
+        go.set()
+
+    with running(load, wait=False) as server:
+        (listening,) = server.server.servers
+        assert listening.sockets
+        threading.Thread(target=wait_for_the_end).start()
+    assert server.service.device.ready
+    assert server.service.error is None
 
 
 @pytest.mark.parametrize(
