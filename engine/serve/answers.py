@@ -1,4 +1,4 @@
-"""Turn vectors into the bytes of an answer, without a Python loop over numbers. Runs outside the event loop."""
+"""Turn vectors into the bytes of an answer, without a Python loop over numbers."""
 
 from base64 import b64encode
 from collections.abc import Callable

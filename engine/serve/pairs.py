@@ -1,7 +1,4 @@
-"""Turn a request's pairs of query and document into items for the queue, and the resulting log-odds into scores.
-
-Runs outside the event loop.
-"""
+"""Turn a request's pairs of query and document into items for the queue, and the resulting log-odds into scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -54,10 +54,10 @@ class Reranking:
         check_model_name(asked, self.name)
 
     def prepare(self, call: RerankCall) -> Prepared:
-        """Check and tokenise the pairs of a request; call it outside the event loop."""
+        """Check and tokenise the pairs of a request; if it is long, call this outside the event loop."""
         return prepare_pairs(self.model, call, self._settings)
 
     def answer(self, job: Job) -> Scores:
-        """Collect the scores of a finished job; call it outside the event loop."""
+        """Collect the scores of a finished job; if they are many, call this outside the event loop."""
         results = [each for each in job.results if isinstance(each, Tensor)]
         return scores_of(self.model, results, job.prepared, round(job.computed), self.name)

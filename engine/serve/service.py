@@ -1,7 +1,8 @@
 """The server's state, and the path of a request: parse and tokenise ─► queue ─► device ─► answer.
 
-The event loop only moves bytes and futures. Requests are parsed and tokenised in one small thread pool, answers are
-written in another, and each model computes in a thread of its own (`worker.py`).
+The event loop moves bytes and futures, and handles short requests itself (`http/app.py`). Longer ones are parsed and
+tokenised in one small thread pool, long answers are written in another, and each model computes in a thread of its own
+(`worker.py`).
 """
 
 import asyncio
@@ -220,7 +221,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._answer_pool, work)
 
     def prepare(self, call: EmbedCall) -> Prepared:
-        """Check and tokenise the texts of a request; call it outside the event loop."""
+        """Check and tokenise the texts of a request; if it is long, call this outside the event loop."""
         _ = self.model
         assert self.preparer is not None
         return self.preparer.prepare(call)
@@ -279,7 +280,7 @@ class Service:
             metrics.length.observe(len(ids))
 
     def answer(self, job: Job) -> Answer:
-        """Collect the vectors of a finished job; call it outside the event loop."""
+        """Collect the vectors of a finished job; if they are many, call this outside the event loop."""
         wanted = job.prepared.format
         vectors = stack([each for each in job.results if isinstance(each, Tensor)])
         space = self._space(wanted.dim, wanted.normalize)

@@ -1,4 +1,4 @@
-"""Turn a request's texts into items for the queue: prompts, token ids, limits. Runs outside the event loop."""
+"""Turn a request's texts into items for the queue: prompts, token ids, limits."""
 
 from collections.abc import Sequence
 from copy import copy

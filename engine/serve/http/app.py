@@ -1,12 +1,13 @@
 """The routes: for each path, the model of its body and the functions of `protocols` that answer it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -30,6 +31,9 @@ from lastword.serve.settings import Limits
 from lastword.serve.texts import Prepared
 
 _JSON = "application/json"
+# Short requests are handled in the event loop, without a pool's switches of threads. They have at most this many bytes,
+# characters to tokenise and numbers in the answer, so that they do not delay other requests for long.
+_SHORT_BODY, _MOST_CHARACTERS, _MOST_NUMBERS = 2_048, 16_384, 16_384
 T = TypeVar("T")
 
 
@@ -50,6 +54,18 @@ class ModelRoute:
     call: Callable[[Any], Any]
     render: Callable[[Any, Any], Any]
     reranks: bool = False
+
+
+class DirectRoute(APIRoute):
+    """A route that calls its endpoint without FastAPI's handling of parameters.
+
+    So every endpoint must be `async`, take the request and nothing else, and return a response.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the endpoint itself."""
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
 
 
 # Returns the route for the JSON value of a body.
@@ -98,6 +114,7 @@ def make_app(service: Service) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,  # a redirect would name the host that the client claims
     )
+    app.router.route_class = DirectRoute
     for path in ("/", *ROUTES):
         _add_model_route(app, service, path)
     for route in TOKENIZER_ROUTES:
@@ -248,7 +265,9 @@ async def _compute(
             return route, asked, backend.prepare(route.call(asked))
 
     with service.count_in_hand():
-        route, asked, prepared = await service.run_in_prepare_pool(prepare)
+        short = is_short(content)
+        found = prepare() if short else await service.run_in_prepare_pool(prepare)
+        route, asked, prepared = found
         backend = service.backend(route.path, reranks=route.reranks)
         job = await while_connected(
             request, service.compute(str(state["owner"]), prepared, backend)
@@ -260,13 +279,20 @@ async def _compute(
             answer = backend.answer(job)
             return to_json(route.render(asked, answer)), answer
 
-        written, answer = await service.run_in_answer_pool(render)
+        short = short and len(prepared.ids) * prepared.format.dim <= _MOST_NUMBERS
+        written, answer = render() if short else await service.run_in_answer_pool(render)
     state["counts"] = {
         "texts": len(prepared.ids),
         "tokens": prepared.tokens,
         "computed": answer.computed,
     }
     return Response(written, 200, answer.headers(), _JSON)
+
+
+def is_short(content: bytes) -> bool:
+    """Return whether a body is small and has few texts, each of which may get a prompt that is as long as the body."""
+    size = len(content)
+    return size <= _SHORT_BODY and size * (content.count(b",") + 1) <= _MOST_CHARACTERS
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T | None:
@@ -321,7 +347,7 @@ def _add_page(app: FastAPI) -> None:
     """Add the page for browsers."""
     page = Page()
 
-    async def endpoint() -> Response:
+    async def endpoint(_: Request) -> Response:
         return Response(page.content, headers=page.headers)
 
     methods = ["GET", "HEAD"]

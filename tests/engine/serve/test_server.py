@@ -19,6 +19,7 @@ from helpers.small_models import model as make_model
 
 from lastword import ConfigError, Embedder, Reranker
 from lastword.model_info import ModelInfo
+from lastword.serve.http.app import is_short
 from lastword.serve.settings import Limits, Settings
 from lastword.weights import BUILTIN_NOTICE
 
@@ -98,6 +99,19 @@ def test_openapi_describes_the_bodies(server):
     ]
     name = reference["$ref"].rpartition("/")[2]
     assert "encoding_format" in document["components"]["schemas"][name]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("body", "short"),
+    [
+        ({"input": "a query"}, True),
+        ({"input": ["how do plants make sugar?"] * 16}, True),
+        ({"input": "a" * 2048}, False),
+        ({"input": [""] * 200, "prompt": "a" * 1000}, False),  # 200 times the prompt
+    ],
+)
+def test_only_short_bodies_are_handled_in_the_event_loop(body, short):
+    assert is_short(json.dumps(body).encode()) is short
 
 
 def test_keys(tmp_path):
