@@ -5,7 +5,46 @@ The protocols are those of OpenAI, text-embeddings-inference (TEI), Cohere and O
 
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from lastword.errors import LastwordError
+
+
+class OpenAIErrorDetails(TypedDict):
+    """What is wrong, in OpenAI's protocol."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(TypedDict):
+    """The body of an error in OpenAI's protocol, which Jina and vLLM share."""
+
+    error: OpenAIErrorDetails
+
+
+class TeiError(TypedDict):
+    """The body of an error in the protocol of text-embeddings-inference (TEI)."""
+
+    error: str
+    error_type: str
+
+
+class CohereError(TypedDict):
+    """The body of an error in Cohere's protocol."""
+
+    message: str
+
+
+class OllamaError(TypedDict):
+    """The body of an error in Ollama's protocol."""
+
+    error: str
+
+
+ErrorBody = OpenAIError | TeiError | CohereError | OllamaError
 
 # The error type that OpenAI and TEI give for an HTTP status.
 _OPENAI_TYPES = {
@@ -42,15 +81,16 @@ class ServeError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
         self.retry_seconds = retry_seconds
 
-    def response(self, path: str) -> tuple[int, dict[str, Any]]:
+    def response(self, path: str) -> tuple[int, ErrorBody]:
         """Return the HTTP status and the body, in the form of the protocol that the path belongs to."""
-        if path.startswith("/v2/"):
+        form = error_form(path)
+        if form is CohereError:
             return self.status, {"message": self.message}
-        if path.startswith("/api/"):
+        if form is OllamaError:
             return self.status, {"error": self.message}
-        if path.startswith("/v1/") or path == "/score":
+        if form is OpenAIError:
             kind = _OPENAI_TYPES.get(self.status, "invalid_request_error")
-            error = {
+            error: OpenAIErrorDetails = {
                 "message": self.message,
                 "type": kind,
                 "param": self.param,
@@ -72,6 +112,15 @@ class ServeError(Exception):
             "retry-after": str(max(1, round(seconds))),
             "retry-after-ms": str(round(seconds * 1000)),
         }
+
+
+def error_form(path: str) -> Any:
+    """Return the type of the errors of a path, one of the members of `ErrorBody`."""
+    if path.startswith("/v2/"):
+        return CohereError
+    if path.startswith("/api/"):
+        return OllamaError
+    return OpenAIError if path.startswith("/v1/") or path == "/score" else TeiError
 
 
 def check_model_name(asked: str | None, name: str) -> None:

@@ -1,59 +1,44 @@
-"""The routes: for each path, the model of its body and the functions of `protocols` that answer it."""
+"""The application: it reads each request, has it answered, and returns the response or the error."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cache
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 import lastword
-from lastword.embedder import Embedder
 from lastword.errors import LastwordError
 from lastword.model_info import ModelInfo
 from lastword.serve.answers import Answer, to_json
 from lastword.serve.errors import ServeError, bad_request, from_lastword
 from lastword.serve.http.gate import LOG, Gate, encode_error
+from lastword.serve.http.openapi import JSON, make_document
 from lastword.serve.http.page import Page
+from lastword.serve.http.routes import ROUTES, SHARED, TOKENIZER_ROUTES, ModelRoute, TokenizerRoute
 from lastword.serve.metrics import CONTENT_TYPE
 from lastword.serve.pairs import Scores
 from lastword.serve.protocols import body as bodies
-from lastword.serve.protocols import cohere, ollama, openai, rerank, tei
+from lastword.serve.protocols import ollama, openai, tei
 from lastword.serve.protocols.body import Body
 from lastword.serve.reranking import Reranking
 from lastword.serve.service import ONLY_RERANKS, Service
 from lastword.serve.settings import Limits
 from lastword.serve.texts import Prepared
 
-_JSON = "application/json"
 # Short requests are handled in the event loop, without a pool's switches of threads. They have at most this many bytes,
 # characters to tokenise and numbers in the answer, so that they do not delay other requests for long.
 _SHORT_BODY, _MOST_CHARACTERS, _MOST_NUMBERS = 2_048, 16_384, 16_384
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRoute:
-    """A route whose answer a model computes on its device.
-
-    Args:
-        path: path of the route.
-        body: model of the request's body.
-        call: turns the body into an `EmbedCall`, or into a `RerankCall` if `reranks`.
-        render: makes the answer from the body and the `Answer`, or the `Scores` if `reranks`.
-        reranks: whether the reranker computes the answer.
-    """
-
-    path: str
-    body: type[Body]
-    call: Callable[[Any], Any]
-    render: Callable[[Any, Any], Any]
-    reranks: bool = False
+# Returns the route for the JSON value of a body.
+Choose = Callable[[object], ModelRoute]
 
 
 class DirectRoute(APIRoute):
@@ -66,42 +51,6 @@ class DirectRoute(APIRoute):
         """Return the endpoint itself."""
         endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
         return endpoint
-
-
-# Returns the route for the JSON value of a body.
-Choose = Callable[[object], ModelRoute]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerRoute:
-    """A route that needs only the tokenizer: `work` makes the answer from the model and the body."""
-
-    path: str
-    body: type[Body]
-    work: Callable[[Embedder, Any], object]
-
-
-EMBEDDINGS = (
-    ModelRoute("/v1/embeddings", openai.EmbeddingsBody, openai.call, openai.render),
-    ModelRoute("/embed", tei.EmbedBody, tei.embed_call, tei.embed_render),
-    ModelRoute("/similarity", tei.SimilarityBody, tei.similarity_call, tei.similarity_render),
-    ModelRoute("/v2/embed", cohere.CohereEmbedBody, cohere.call, cohere.render),
-    ModelRoute("/api/embed", ollama.OllamaEmbedBody, ollama.call, ollama.render),
-)
-# `/rerank` takes the bodies of two protocols: the first route here is TEI's, the second that of Jina and vLLM.
-RERANKINGS = (
-    ModelRoute("/rerank", rerank.TeiRerankBody, rerank.tei_call, rerank.tei_render, reranks=True),
-    ModelRoute("/v1/rerank", rerank.RerankBody, rerank.call, rerank.render, reranks=True),
-    ModelRoute("/v2/rerank", rerank.RerankBody, rerank.call, rerank.cohere_render, reranks=True),
-    ModelRoute("/score", rerank.ScoreBody, rerank.score_call, rerank.score_render, reranks=True),
-)
-ROUTES = {route.path: route for route in (*EMBEDDINGS, *RERANKINGS)}
-# Paths that take the bodies of several routes, and the function that returns the path of the right one.
-SHARED = {"/": tei.dispatch, "/rerank": rerank.rerank_path}
-TOKENIZER_ROUTES = (
-    TokenizerRoute("/tokenize", tei.TokenizeBody, tei.tokenize),
-    TokenizerRoute("/decode", tei.DecodeBody, tei.decode),
-)
 
 
 def make_app(service: Service) -> FastAPI:
@@ -131,7 +80,7 @@ def make_app(service: Service) -> FastAPI:
 
 def _add_model_route(app: FastAPI, service: Service, path: str) -> None:
     """Add a path that answers with vectors or scores."""
-    find = SHARED.get(path)
+    find = SHARED[path][0] if path in SHARED else None
     first = ROUTES["/embed" if path == "/" else path]
 
     def choose(value: object) -> ModelRoute:
@@ -141,8 +90,7 @@ def _add_model_route(app: FastAPI, service: Service, path: str) -> None:
         likely = ROUTES["/rerank"] if path == "/" and service.only_reranks else first
         return await respond(request, lambda: _compute(service, request, likely, choose))
 
-    shared = {"/rerank": (ROUTES["/v1/rerank"].body,)}
-    add_post(app, path, (first.body, *shared.get(path, ())), endpoint)
+    add_route(app, "POST", path, endpoint)
 
 
 def _add_tokenizer_route(app: FastAPI, service: Service, route: TokenizerRoute) -> None:
@@ -161,12 +109,12 @@ def _add_tokenizer_route(app: FastAPI, service: Service, route: TokenizerRoute) 
                 raise from_lastword(error) from None
 
         with service.count_in_hand():
-            return Response(await service.run_in_prepare_pool(answer), media_type=_JSON)
+            return Response(await service.run_in_prepare_pool(answer), media_type=JSON)
 
     async def endpoint(request: Request) -> Response:
         return await respond(request, lambda: work(request))
 
-    add_post(app, route.path, (route.body,), endpoint)
+    add_route(app, "POST", route.path, endpoint)
 
 
 def _add_refused_route(app: FastAPI, service: Service, path: str) -> None:
@@ -177,22 +125,14 @@ def _add_refused_route(app: FastAPI, service: Service, path: str) -> None:
         error = bad_request(f"{path}: {reason}", code="not_supported")
         return error_response(error, request.url.path)
 
-    app.add_api_route(path, endpoint, methods=["POST"], name=path, response_class=Response)
+    add_route(app, "POST", path, endpoint)
 
 
-def add_post(
-    app: FastAPI,
-    path: str,
-    accepted: Sequence[type[Body]],
-    endpoint: Callable[[Request], Awaitable[Response]],
+def add_route(
+    app: FastAPI, method: str, path: str, endpoint: Callable[[Request], Awaitable[Response]]
 ) -> None:
-    """Add a POST route; the OpenAPI document says that it takes a body of one of the `accepted` models."""
-    listed = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in accepted]
-    reference: dict[str, Any] = listed[0] if len(listed) == 1 else {"anyOf": listed}
-    content = {"requestBody": {"required": True, "content": {_JSON: {"schema": reference}}}}
-    app.add_api_route(
-        path, endpoint, methods=["POST"], openapi_extra=content, name=path, response_class=Response
-    )
+    """Add a route; `openapi.py` says what the OpenAPI document tells about it."""
+    app.add_api_route(path, endpoint, methods=[method], name=path, response_class=Response)
 
 
 async def respond(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
@@ -212,7 +152,7 @@ async def respond(request: Request, work: Callable[[], Awaitable[Response]]) -> 
 def error_response(error: ServeError, path: str) -> Response:
     """Return the response for an error, in the form of the path's protocol."""
     status, content, headers = encode_error(error, path)
-    return Response(content, status, headers, _JSON)
+    return Response(content, status, headers, JSON)
 
 
 async def _on_serve_error(request: Request, error: ServeError) -> Response:
@@ -286,7 +226,7 @@ async def _compute(
         "tokens": prepared.tokens,
         "computed": answer.computed,
     }
-    return Response(written, 200, answer.headers(), _JSON)
+    return Response(written, 200, answer.headers(), JSON)
 
 
 def is_short(content: bytes) -> bool:
@@ -350,8 +290,8 @@ def _add_page(app: FastAPI) -> None:
     async def endpoint(_: Request) -> Response:
         return Response(page.content, headers=page.headers)
 
-    methods = ["GET", "HEAD"]
-    app.add_api_route("/", endpoint, methods=methods, name="page", include_in_schema=False)
+    add_route(app, "GET", "/", endpoint)
+    app.add_api_route("/", endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _add_descriptions(app: FastAPI, service: Service) -> None:
@@ -364,7 +304,11 @@ def _add_descriptions(app: FastAPI, service: Service) -> None:
 
             return await respond(request, work)
 
-        app.add_api_route(path, endpoint, methods=["GET"], name=path, response_class=Response)
+        add_route(app, "GET", path, endpoint)
+
+    @cache
+    def document() -> dict[str, Any]:
+        return make_document(app)
 
     def health(_: Request) -> Response:
         service.check_ready()
@@ -391,22 +335,12 @@ def _add_descriptions(app: FastAPI, service: Service) -> None:
     add("/api/tags", lambda _: json_answer(ollama.list_models(embedding_models())))
     add("/api/version", lambda _: json_answer(ollama.version()))
     add("/metrics", lambda _: Response(service.metrics.text(), media_type=CONTENT_TYPE))
-    add("/openapi.json", lambda _: json_answer(openapi(app)))
+    add("/openapi.json", lambda _: json_answer(document()))
 
 
 def json_answer(value: object) -> Response:
     """Return a response with `value` as JSON."""
-    return Response(to_json(value), media_type=_JSON)
-
-
-def openapi(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document; its schemas come from the models that validate the bodies."""
-    document = app.openapi()
-    listed: tuple[ModelRoute | TokenizerRoute, ...] = (*ROUTES.values(), *TOKENIZER_ROUTES)
-    kinds = [(route.body, "validation") for route in listed]
-    _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
-    document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
-    return document
+    return Response(to_json(value), media_type=JSON)
 
 
 def describe(service: Service) -> dict[str, Any]:

@@ -5,7 +5,16 @@ from collections import Counter
 from typing import Annotated, Any, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from lastword.errors import InputError, list_some, one_line
 from lastword.serve.errors import bad_request
@@ -22,15 +31,41 @@ Inputs = Annotated[
 Dim = Annotated[int, Field(ge=1)]
 Top = Annotated[int, Field(ge=0)]  # 0 means all, as in vLLM
 PairTokens = Annotated[int, Field(ge=-1)]  # -1 means the reranker's own limit, as in vLLM
+# The vectors of an answer: a NumPy array, written as a list of lists.
+Vectors = Annotated[
+    Any,
+    WithJsonSchema({"type": "array", "items": {"type": "array", "items": {"type": "number"}}}),
+]
 _MANY_KEYS = 64
 _ESCAPED = re.compile(rb"\\u00[2-7]")  # an escaped ASCII character, perhaps in a key
 Given = TypeVar("Given", bound="Body")
 
 
+def _refuse_true(value: bool) -> bool:  # noqa: FBT001  a validator
+    if value:
+        raise PydanticCustomError("literal_error", "Input should be False")
+    return value
+
+
+# A boolean that may only be false. Literal[False] would accept 0 too.
+OnlyFalse = Annotated[
+    bool, AfterValidator(_refuse_true), WithJsonSchema({"type": "boolean", "const": False})
+]
+
+
+def _allow_null(schema: dict[str, Any]) -> None:
+    """Add to the JSON schema of a body that null is allowed in fields that may be left out, known or not."""
+    required = schema.get("required", ())
+    for name, field in schema["properties"].items():
+        if name not in required and {"type": "null"} not in field.get("anyOf", ()):
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
+    schema["additionalProperties"] = {"type": "null"}
+
+
 class Body(BaseModel):
     """The body of a request; a field that is null counts as left out."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_allow_null)
 
     @model_validator(mode="before")
     @classmethod

@@ -1,15 +1,16 @@
 """`POST /v2/embed`, in Cohere's protocol."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 from uuid import uuid4
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from lastword.serve.answers import Answer
 from lastword.serve.errors import bad_request
-from lastword.serve.protocols.body import Body, Dim
-from lastword.serve.texts import EmbedCall
+from lastword.serve.protocols.body import Body, Dim, Vectors
+from lastword.serve.texts import EmbedCall, Prepared
 
 Kind = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 MAX_TEXTS = 96
@@ -26,6 +27,25 @@ class CohereEmbedBody(Body):
     output_dimension: Dim | None = None
     truncate: Literal["NONE", "START", "END"] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class Meta(TypedDict):
+    """What a request used; the warnings name the texts that were cut."""
+
+    api_version: dict[str, str]
+    billed_units: dict[str, int]
+    tokens: dict[str, int]
+    warnings: NotRequired[list[str]]
+
+
+class CohereEmbedAnswer(TypedDict):
+    """The answer to `POST /v2/embed`."""
+
+    id: str
+    embeddings: dict[Kind, Vectors | list[str]]
+    texts: list[str]
+    meta: Meta
+    response_type: Literal["embeddings_by_type"]
 
 
 def call(body: CohereEmbedBody) -> EmbedCall:
@@ -46,24 +66,35 @@ def call(body: CohereEmbedBody) -> EmbedCall:
     )
 
 
-def render(body: CohereEmbedBody, answer: Answer) -> dict[str, Any]:
+def render(body: CohereEmbedBody, answer: Answer) -> CohereEmbedAnswer:
     """Return the answer, with the vectors in each type that was asked for."""
     kinds = dict.fromkeys(body.embedding_types)
-    tokens = {"input_tokens": answer.prepared.tokens}
-    cut = answer.prepared.cut_places
-    said = f"truncated texts: {', '.join(map(str, cut))}"
     return {
         "id": f"embd-{uuid4().hex}",
         "embeddings": {kind: _numbers(kind, answer) for kind in kinds},
         "texts": body.texts,
-        "meta": {
-            "api_version": {"version": "2"},
-            "billed_units": tokens,
-            "tokens": tokens,
-            **({"warnings": [said]} if cut else {}),
-        },
+        "meta": meta(answer.prepared, "texts"),
         "response_type": "embeddings_by_type",
     }
+
+
+def meta(prepared: Prepared, what: str, **billed: int) -> Meta:
+    """Return what a request used.
+
+    Args:
+        prepared: the request's texts or pairs.
+        what: what is cut if it is too long, for the warning.
+        billed: units beside the tokens.
+    """
+    tokens = {"input_tokens": prepared.tokens}
+    made: Meta = {
+        "api_version": {"version": "2"},
+        "billed_units": {**tokens, **billed},
+        "tokens": tokens,
+    }
+    if prepared.cut_places:
+        made["warnings"] = [f"truncated {what}: {', '.join(map(str, prepared.cut_places))}"]
+    return made
 
 
 def _numbers(kind: str, answer: Answer) -> Any:

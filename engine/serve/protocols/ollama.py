@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
+from typing_extensions import TypedDict
+
 import lastword
 from lastword.serve.answers import Answer
 from lastword.serve.errors import bad_request
-from lastword.serve.protocols.body import Body, Dim
+from lastword.serve.protocols.body import Body, Dim, Vectors
 from lastword.serve.texts import EmbedCall
 
 
@@ -21,6 +23,36 @@ class OllamaEmbedBody(Body):
     options: dict[str, Any] | None = None
 
 
+class OllamaEmbedAnswer(TypedDict):
+    """The answer to `POST /api/embed`; durations are in nanoseconds."""
+
+    model: str
+    embeddings: Vectors
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class OllamaModel(TypedDict):
+    """A model in the answer to `GET /api/tags`."""
+
+    name: str
+    model: str
+    details: dict[str, str]
+
+
+class OllamaModels(TypedDict):
+    """The answer to `GET /api/tags`."""
+
+    models: list[OllamaModel]
+
+
+class OllamaVersion(TypedDict):
+    """The answer to `GET /api/version`."""
+
+    version: str
+
+
 def call(body: OllamaEmbedBody) -> EmbedCall:
     """Return the call that the body asks for."""
     texts = [body.input] if isinstance(body.input, str) else body.input
@@ -29,8 +61,8 @@ def call(body: OllamaEmbedBody) -> EmbedCall:
     return EmbedCall(texts, dim=body.dimensions, truncate=body.truncate)
 
 
-def render(_: OllamaEmbedBody, answer: Answer) -> dict[str, Any]:
-    """Return the answer; durations are in nanoseconds."""
+def render(_: OllamaEmbedBody, answer: Answer) -> OllamaEmbedAnswer:
+    """Return the answer."""
     return {
         "model": answer.model,
         "embeddings": answer.to_numpy(),
@@ -40,12 +72,12 @@ def render(_: OllamaEmbedBody, answer: Answer) -> dict[str, Any]:
     }
 
 
-def list_models(names: Iterable[str]) -> dict[str, Any]:
+def list_models(names: Iterable[str]) -> OllamaModels:
     """Return the answer to `GET /api/tags`; it lists embedding models only, since Ollama has no reranking."""
     details = {"format": "safetensors"}
     return {"models": [{"name": name, "model": name, "details": details} for name in names]}
 
 
-def version() -> dict[str, str]:
+def version() -> OllamaVersion:
     """Return the answer to `GET /api/version`."""
     return {"version": lastword.__version__}

@@ -1,12 +1,15 @@
 """OpenAI's protocol, `POST /v1/embeddings` and `GET /v1/models`, with the fields that Jina and Voyage add."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import WithJsonSchema
+from typing_extensions import TypedDict
 
 from lastword.serve.answers import Answer
 from lastword.serve.errors import bad_request
-from lastword.serve.protocols.body import Body, Dim, Inputs, value_of_either
-from lastword.serve.texts import EmbedCall, as_inputs
+from lastword.serve.protocols.body import Body, Dim, Inputs, OnlyFalse, value_of_either
+from lastword.serve.texts import EmbedCall, Prepared, as_inputs
 
 Element = Literal["float", "int8", "uint8", "binary", "ubinary"]
 
@@ -28,8 +31,58 @@ class EmbeddingsBody(Body):
     truncate: bool | None = None
     truncation: bool | None = None
     normalized: bool | None = None
-    late_chunking: Literal[False] | None = None
+    late_chunking: OnlyFalse | None = None
     user: str | None = None
+
+
+class Embedding(TypedDict):
+    """One vector of an answer: numbers, or a text in base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: Annotated[
+        Any,
+        WithJsonSchema(
+            {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]}
+        ),
+    ]
+    truncated: bool
+
+
+class Usage(TypedDict):
+    """How many tokens were requested and computed, and how many inputs were cut or have unknown words."""
+
+    prompt_tokens: int
+    total_tokens: int
+    computed_tokens: int
+    truncated_inputs: int
+    unknown_inputs: int
+
+
+class EmbeddingsAnswer(TypedDict):
+    """The answer to `POST /v1/embeddings`."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    space: str
+    usage: Usage
+
+
+class ModelCard(TypedDict):
+    """The answer to `GET /v1/models/{id}`."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(TypedDict):
+    """The answer to `GET /v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
 
 
 def call(body: EmbeddingsBody) -> EmbedCall:
@@ -48,11 +101,10 @@ def call(body: EmbeddingsBody) -> EmbedCall:
     )
 
 
-def render(body: EmbeddingsBody, answer: Answer) -> dict[str, Any]:
+def render(body: EmbeddingsBody, answer: Answer) -> EmbeddingsAnswer:
     """Return the answer."""
     precision, packed = _encoding(body)
     vectors = answer.to_base64(precision) if packed else answer.to_numpy(precision)
-    tokens = answer.prepared.tokens
     return {
         "object": "list",
         "data": [
@@ -61,22 +113,27 @@ def render(body: EmbeddingsBody, answer: Answer) -> dict[str, Any]:
         ],
         "model": answer.model,
         "space": answer.space,
-        "usage": {
-            "prompt_tokens": tokens,
-            "total_tokens": tokens,
-            "computed_tokens": answer.computed,
-            "truncated_inputs": len(answer.prepared.cut_places),
-            "unknown_inputs": answer.prepared.unknown,
-        },
+        "usage": usage(answer.prepared, answer.computed),
     }
 
 
-def list_models(names: Iterable[str], created: int) -> dict[str, Any]:
+def usage(prepared: Prepared, computed: int) -> Usage:
+    """Return the counts of a request, of which `computed` tokens were computed."""
+    return {
+        "prompt_tokens": prepared.tokens,
+        "total_tokens": prepared.tokens,
+        "computed_tokens": computed,
+        "truncated_inputs": len(prepared.cut_places),
+        "unknown_inputs": prepared.unknown,
+    }
+
+
+def list_models(names: Iterable[str], created: int) -> ModelList:
     """Return the answer to `GET /v1/models`."""
     return {"object": "list", "data": [describe_model(name, created) for name in names]}
 
 
-def describe_model(name: str, created: int) -> dict[str, Any]:
+def describe_model(name: str, created: int) -> ModelCard:
     """Return the answer to `GET /v1/models/{id}`."""
     return {"id": name, "object": "model", "created": created, "owned_by": "lastword"}
 

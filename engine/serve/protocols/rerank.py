@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from time import time
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 from uuid import uuid4
+
+from typing_extensions import TypedDict
 
 from lastword.serve.errors import bad_request
 from lastword.serve.pairs import RerankCall, Scores
 from lastword.serve.protocols.body import Body, Dim, PairTokens, Top, value_of_either
+from lastword.serve.protocols.cohere import Meta, meta
+from lastword.serve.protocols.openai import Usage, usage
 
 Texts = str | list[str]
 
@@ -74,6 +78,58 @@ class ScoreBody(Body):
     user: str | None = None
 
 
+class TeiRank(TypedDict):
+    """A document in TEI's answer to `POST /rerank`."""
+
+    index: int
+    score: float
+    text: NotRequired[str]
+
+
+class Rank(TypedDict):
+    """A document in the answers of Jina, vLLM and Cohere; `index` counts from 0 in the request."""
+
+    index: int
+    relevance_score: float
+    document: NotRequired[dict[str, str]]
+
+
+class RerankAnswer(TypedDict):
+    """The answer of Jina and vLLM to `POST /v1/rerank`."""
+
+    id: str
+    model: str
+    usage: Usage
+    results: list[Rank]
+
+
+class CohereRerankAnswer(TypedDict):
+    """The answer to `POST /v2/rerank`."""
+
+    id: str
+    results: list[Rank]
+    meta: Meta
+
+
+class Score(TypedDict):
+    """A score in the answer to `POST /score`."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreAnswer(TypedDict):
+    """The answer to `POST /score`."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: Usage
+
+
 def tei_call(body: TeiRerankBody) -> RerankCall:
     """Return the call that the body asks for."""
     return RerankCall(
@@ -84,16 +140,14 @@ def tei_call(body: TeiRerankBody) -> RerankCall:
     )
 
 
-def tei_render(body: TeiRerankBody, answer: Scores) -> list[dict[str, Any]]:
+def tei_render(body: TeiRerankBody, answer: Scores) -> list[TeiRank]:
     """Return the answer: the index and the score of each document, the most relevant first."""
-    return [
-        {
-            "index": place,
-            "score": score,
-            **({"text": body.texts[place]} if body.return_text else {}),
-        }
-        for place, score in answer.by_relevance(raw=body.raw_scores)
-    ]
+    found: list[TeiRank] = []
+    for place, score in answer.by_relevance(raw=body.raw_scores):
+        found.append({"index": place, "score": score})
+        if body.return_text:
+            found[-1]["text"] = body.texts[place]
+    return found
 
 
 def call(body: RerankBody) -> RerankCall:
@@ -106,30 +160,22 @@ def call(body: RerankBody) -> RerankCall:
     )
 
 
-def render(body: RerankBody, answer: Scores) -> dict[str, Any]:
+def render(body: RerankBody, answer: Scores) -> RerankAnswer:
     """Return the answer of Jina and vLLM, with the documents unless `return_documents` is false."""
     return {
         "id": f"rerank-{uuid4().hex}",
         "model": answer.model,
-        "usage": _usage(answer),
+        "usage": usage(answer.prepared, answer.computed),
         "results": _results(body, answer, documents=body.return_documents is not False),
     }
 
 
-def cohere_render(body: RerankBody, answer: Scores) -> dict[str, Any]:
+def cohere_render(body: RerankBody, answer: Scores) -> CohereRerankAnswer:
     """Return Cohere's answer, with the documents only if `return_documents` is true."""
-    tokens = {"input_tokens": answer.prepared.tokens}
-    cut = answer.prepared.cut_places
-    said = f"truncated documents: {', '.join(map(str, cut))}"
     return {
         "id": f"rerank-{uuid4().hex}",
         "results": _results(body, answer, documents=body.return_documents is True),
-        "meta": {
-            "api_version": {"version": "2"},
-            "billed_units": {**tokens, "search_units": 1},
-            "tokens": tokens,
-            **({"warnings": [said]} if cut else {}),
-        },
+        "meta": meta(answer.prepared, "documents", search_units=1),
     }
 
 
@@ -150,7 +196,7 @@ def score_call(body: ScoreBody) -> RerankCall:
     )
 
 
-def score_render(body: ScoreBody, answer: Scores) -> dict[str, Any]:
+def score_render(body: ScoreBody, answer: Scores) -> ScoreAnswer:
     """Return the answer: the scores in the order of the documents."""
     return {
         "id": f"score-{uuid4().hex}",
@@ -161,7 +207,7 @@ def score_render(body: ScoreBody, answer: Scores) -> dict[str, Any]:
             {"index": place, "object": "score", "score": score}
             for place, score in enumerate(answer.in_order(raw=not body.use_activation))
         ],
-        "usage": _usage(answer),
+        "usage": usage(answer.prepared, answer.computed),
     }
 
 
@@ -170,16 +216,13 @@ def rerank_path(value: object) -> str:
     return "/v1/rerank" if isinstance(value, dict) and "documents" in value else "/rerank"
 
 
-def _results(body: RerankBody, answer: Scores, *, documents: bool) -> list[dict[str, Any]]:
-    texts = body.texts()
-    return [
-        {
-            "index": place,
-            "relevance_score": score,
-            **({"document": {"text": texts[place]}} if documents else {}),
-        }
-        for place, score in answer.by_relevance(body.top_n or None, raw=not body.use_activation)
-    ]
+def _results(body: RerankBody, answer: Scores, *, documents: bool) -> list[Rank]:
+    texts, found = body.texts(), list[Rank]()
+    for place, score in answer.by_relevance(body.top_n or None, raw=not body.use_activation):
+        found.append({"index": place, "relevance_score": score})
+        if documents:
+            found[-1]["document"] = {"text": texts[place]}
+    return found
 
 
 def _limit(body: RerankBody | ScoreBody) -> dict[str, Any]:
@@ -191,17 +234,6 @@ def _limit(body: RerankBody | ScoreBody) -> dict[str, Any]:
         said = "truncate: false contradicts truncate_prompt_tokens; give only one of them."
         raise bad_request(said, "truncate")
     return {"truncate": True, "max_tokens": None if most == -1 else most}
-
-
-def _usage(answer: Scores) -> dict[str, int]:
-    tokens = answer.prepared.tokens
-    return {
-        "prompt_tokens": tokens,
-        "total_tokens": tokens,
-        "computed_tokens": answer.computed,
-        "truncated_inputs": len(answer.prepared.cut_places),
-        "unknown_inputs": answer.prepared.unknown,
-    }
 
 
 def _side(body: ScoreBody, names: tuple[str, ...]) -> tuple[str, list[str]]:

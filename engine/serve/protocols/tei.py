@@ -1,11 +1,14 @@
 """The protocol of text-embeddings-inference (TEI): vectors, similarity, tokens. `/rerank` is in `rerank.py`."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import WithJsonSchema
+from typing_extensions import TypedDict
 
 from lastword.embedder import Embedder
 from lastword.serve.answers import Answer
 from lastword.serve.errors import bad_request
-from lastword.serve.protocols.body import Body, Dim, Inputs
+from lastword.serve.protocols.body import Body, Dim, Inputs, Vectors
 from lastword.serve.protocols.rerank import rerank_path
 from lastword.serve.texts import EmbedCall, as_inputs
 
@@ -69,6 +72,16 @@ class DecodeBody(Body):
     skip_special_tokens: bool = True
 
 
+class Token(TypedDict):
+    """A token in the answer to `POST /tokenize`; `start` and `stop` count characters, null for template tokens."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
 def embed_call(body: EmbedBody) -> EmbedCall:
     """Return the call that the body asks for."""
     return EmbedCall(
@@ -83,7 +96,7 @@ def embed_call(body: EmbedBody) -> EmbedCall:
     )
 
 
-def embed_render(_: EmbedBody, answer: Answer) -> Any:
+def embed_render(_: EmbedBody, answer: Answer) -> Vectors:
     """Return the vectors as a list of lists, even for a single text."""
     return answer.to_numpy()
 
@@ -102,7 +115,9 @@ def similarity_call(body: SimilarityBody) -> EmbedCall:
     )
 
 
-def similarity_render(_: SimilarityBody, answer: Answer) -> Any:
+def similarity_render(
+    _: SimilarityBody, answer: Answer
+) -> Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "number"}})]:
     """Return the similarity of each sentence to the source sentence."""
     return answer.similarity(answer.vectors[:1], answer.vectors[1:])[0].numpy()
 
@@ -116,7 +131,7 @@ def dispatch(value: object) -> str:
     return "/similarity" if isinstance(value.get("inputs"), dict) else "/embed"
 
 
-def tokenize(model: Embedder, body: TokenizeBody) -> list[list[dict[str, Any]]]:
+def tokenize(model: Embedder, body: TokenizeBody) -> list[list[Token]]:
     """Return the tokens of each text. `start` and `stop` are character offsets into the prompt followed by the text."""
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     tokenizer = model.info.tokenizer
@@ -137,7 +152,7 @@ def tokenize(model: Embedder, body: TokenizeBody) -> list[list[dict[str, Any]]]:
 
 def _token(
     token_id: int, text: str, start: int | None = None, stop: int | None = None, *, special: bool
-) -> dict[str, Any]:
+) -> Token:
     return {"id": token_id, "text": text, "special": special, "start": start, "stop": stop}
 
 
