@@ -63,7 +63,7 @@ class Metrics(Collector):
         self.batch_tokens.observe(tokens)
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the current values; of type `unknown`, since a counter's name would get the suffix `_total`."""
+        """Yield the current values. Their type is `unknown`: to the name of a counter, `_total` would be added."""
         yield from self._collect_requests()
         service = self._service
         backends, device, report = service.backends, service.device, Report()

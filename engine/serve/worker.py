@@ -66,7 +66,7 @@ class DeviceThread(Generic[Model]):
             self._on_failed(error)
 
     def _compute(self, model: Embedder | Reranker) -> None:
-        """Deliver each result, with its text's share of the tokens that its batch computed."""
+        """Deliver each text's result, with the text's share, by its length, of the tokens that its batch computed."""
         texts = requested = computed = batches = 0
         seconds, share = 0.0, 0.0
         report = self.report
