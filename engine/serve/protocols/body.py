@@ -43,7 +43,7 @@ Given = TypeVar("Given", bound="Body")
 
 def _refuse_true(value: bool) -> bool:  # noqa: FBT001  a validator
     if value:
-        raise PydanticCustomError("literal_error", "Input should be False")
+        raise PydanticCustomError("literal_error", "Input should be false")
     return value
 
 
