@@ -157,13 +157,18 @@ def start(
         LastwordError: the library cannot be loaded.
     """
     words = (library, str(folder), str(scratch), str(threads), device, precision, task)
-    environment = {
+    command = [sys.executable, "-m", __name__, *words]
+    log = scratch / f"{library}-{threads}.log"
+    return Child(library, command, thread_variables(threads), log)
+
+
+def thread_variables(threads: int) -> dict[str, str | None]:
+    """Return the environment variables that give a library's process so many threads."""
+    return {
         "OMP_NUM_THREADS": str(threads),
         "RAYON_NUM_THREADS": str(threads),
         "GOMP_SPINCOUNT": None,  # unset what the command line has set for itself; a lastword child sets it again
     }
-    command = [sys.executable, "-m", __name__, *words]
-    return Child(library, command, environment, scratch / f"{library}-{threads}.log")
 
 
 def _lastword(folder: str, device: str, precision: str) -> "Encode":

@@ -14,7 +14,15 @@ import torch
 
 from lastword.bench.models.workloads import Workload, tokenizer_of
 from lastword.bench.options import PEERS
-from lastword.bench.peers.child import DTYPES, EMBED, SCORE, TEMPLATE, Child, start
+from lastword.bench.peers.child import (
+    DTYPES,
+    EMBED,
+    SCORE,
+    TEMPLATE,
+    Child,
+    start,
+    thread_variables,
+)
 from lastword.bench.peers.gguf import refusal
 from lastword.errors import ConfigError, MissingPackageError, install_hint
 from lastword.reranker_info import RerankerInfo
@@ -304,9 +312,7 @@ def _open_vllm(setup: Setup, precision: str, threads: int, longest: int) -> Chil
     openmp = setup.python.absolute().parent.parent / "lib" / "libiomp5.so"  # installed beside vLLM
     cores = sorted(os.sched_getaffinity(0))[:threads]
     environment = {
-        "GOMP_SPINCOUNT": None,  # as in `child.start`
-        "OMP_NUM_THREADS": str(threads),
-        "RAYON_NUM_THREADS": str(threads),
+        **thread_variables(threads),
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GB,
