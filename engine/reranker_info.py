@@ -5,10 +5,10 @@ A `Reranker` has a `RerankerInfo` as its `info`, as an `Embedder` has a `ModelIn
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, NoReturn, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -228,16 +228,20 @@ def reranker_options(options: dict[str, Any], **others: object) -> dict[str, Any
     Raises:
         ConfigError: truncate_dim or one of the others is given.
     """
-    for name, value in ({"truncate_dim": options.get("truncate_dim")} | others).items():
-        if value not in (None, False):
-            refuse_for_reranker(name, value)
+    refuse_for_reranker({"truncate_dim": options.get("truncate_dim")} | others)
     return {name: value for name, value in options.items() if name != "truncate_dim"}
 
 
-def refuse_for_reranker(name: str, value: object) -> NoReturn:
-    """Raise the ConfigError for a setting that only embedding models have."""
-    what, expected = "is for embedding models only", "none, because the model is a reranker"
-    raise ConfigError(name, what, got=str(value), expected=expected)
+def refuse_for_reranker(given: Mapping[str, object]) -> None:
+    """Raise ConfigError if a setting that only embedding models have is given.
+
+    Args:
+        given: the settings by name; a value of None or False means "not given".
+    """
+    for name, value in given.items():
+        if value not in (None, False):
+            what, expected = "is for embedding models only", "none, because the model is a reranker"
+            raise ConfigError(name, what, got=str(value), expected=expected)
 
 
 def _check_instruction(instruction: object) -> str:

@@ -576,6 +576,5 @@ def open_reranker_info(args: argparse.Namespace) -> "RerankerInfo":
     """
     from lastword.reranker_info import RerankerInfo, refuse_for_reranker
 
-    if args.dim is not None:
-        refuse_for_reranker("--dim", args.dim)
+    refuse_for_reranker({"--dim": args.dim})
     return RerankerInfo(args.model, **_info_options(args))

@@ -210,9 +210,13 @@ def _reranks(args: argparse.Namespace) -> bool:
             expected="one reranker",
             remedy="Leave --reranker out, or name an embedding model as MODEL.",
         )
-    for option in ("dim", "ranges", "accept_token_ids"):
-        if getattr(args, option) not in (None, False):
-            refuse_for_reranker(f"--{option.replace('_', '-')}", getattr(args, option))
+    refuse_for_reranker(
+        {
+            "--dim": args.dim,
+            "--ranges": args.ranges,
+            "--accept-token-ids": args.accept_token_ids,
+        }
+    )
     return True
 
 
