@@ -293,21 +293,28 @@ def test_the_bar_of_tokens(page):
         assert bar.value_of_css_property("width") != "0px"
 
 
+def rank_by_keyboard(page, reranker):
+    """Compare TEXTS with QUERY and check their order; return the page's numbers and the score of each text."""
+    page.type("query", QUERY)
+    page.type("texts", "\n".join(TEXTS))
+    page.tab_to("Compare")
+    page.press(Keys.ENTER)
+    page.shows("try-status", "3 ranked")
+    ranked, found = reranker.rank(QUERY, TEXTS), page.results()
+    assert [text for text, _ in found] == [TEXTS[each["corpus_id"]] for each in ranked]
+    return [
+        (numbers, pytest.approx(each["score"], abs=6e-4))
+        for (_, numbers), each in zip(found, ranked, strict=True)
+    ]
+
+
 def test_a_reranker_scores_too(page, tmp_path):
     folder = make_reranker(tmp_path / "small-reranker")
     with running(load, load_reranker=lambda: Reranker(folder, device="cpu")) as server:
         page.open(server)
         assert page.value("Reranker")[0].startswith("small-reranker")
-        page.type("query", QUERY)
-        page.type("texts", "\n".join(TEXTS))
-        page.tab_to("Compare")
-        page.press(Keys.ENTER)
-        page.shows("try-status", "3 ranked")
-        ranked = Reranker(folder, device="cpu").rank(QUERY, TEXTS)
-        found = page.results()
-        assert [text for text, _ in found] == [TEXTS[each["corpus_id"]] for each in ranked]
-        for (_, numbers), each in zip(found, ranked, strict=True):
-            assert numbers["reranker"] == pytest.approx(each["score"], abs=6e-4)
+        for numbers, score in rank_by_keyboard(page, Reranker(folder, device="cpu")):
+            assert numbers["reranker"] == score
         page.driver.find_element(By.ID, "query").click()
         page.tab_to("rerank")
         page.press(Keys.SPACE)
@@ -324,16 +331,8 @@ def test_a_reranker_alone_only_scores(page, tmp_path):
         assert page.text("model") == "small-reranker"
         until(lambda: page.text("try") == "Score", 20)
         assert not page.driver.find_element(By.ID, "rerank-box").is_displayed()
-        page.type("query", QUERY)
-        page.type("texts", "\n".join(TEXTS))
-        page.tab_to("Compare")
-        page.press(Keys.ENTER)
-        page.shows("try-status", "3 ranked")
-        ranked = Reranker(folder, device="cpu").rank(QUERY, TEXTS)
-        found = page.results()
-        assert [text for text, _ in found] == [TEXTS[each["corpus_id"]] for each in ranked]
-        for (_, numbers), each in zip(found, ranked, strict=True):
-            assert numbers == {"reranker": pytest.approx(each["score"], abs=6e-4)}
+        for numbers, score in rank_by_keyboard(page, Reranker(folder, device="cpu")):
+            assert numbers == {"reranker": score}
         assert page.driver.find_elements(By.CSS_SELECTOR, "#results code") == []
         until(lambda: page.value("Texts per second")[1] == "3 in all", 20)
 
