@@ -20,7 +20,7 @@ from tokenizers.processors import Sequence as Processors
 
 from lastword.bench.shapes import SIZES, VOCABULARY, sizes_of
 from lastword.errors import ConfigError
-from lastword.text.cuts import QWEN_WORDS
+from lastword.text.split_points import QWEN_WORDS
 from lastword.weights import dtype_name
 from lastword.weights.config import CLASSIFIER, ModelConfig, parse_config
 from lastword.weights.files.shards import INDEX, SINGLE

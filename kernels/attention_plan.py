@@ -354,7 +354,7 @@ def segment_table(segments: Segments) -> Tensor:
 
 
 def query_tiles(segments: Segments, tile_rows: int) -> Tensor:
-    """Cut the segments into tiles of query rows: int32 [tiles, 2] of (segment, first row in it), most keys first.
+    """Split the segments into tiles of query rows: int32 [tiles, 2] of (segment, first row in it), most keys first.
 
     Tiles with the most keys take longest. They start first, so that the GPU does not wait for a long tile at the end.
     """

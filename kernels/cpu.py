@@ -29,7 +29,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Cut tensors with the same number of rows into blocks of rows that stay in the cache between two passes."""
+    """Split tensors with the same number of rows into blocks of rows that stay in the cache between two passes."""
     rows, numbers = len(tensors[0]), tensors[0].numel()
     step = max(1, torch.get_num_threads() * _BLOCK_VALUES * rows // max(1, numbers))
     if step >= rows:

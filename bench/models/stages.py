@@ -9,7 +9,7 @@ from lastword.batching.forest import Forest, plan_forests
 from lastword.embedder import Embedder
 from lastword.model.qwen3 import Model
 from lastword.runtime.runner import InProcess
-from lastword.text.groups import cut_groups
+from lastword.text.groups import split_into_groups
 
 
 def model_of(embedder: Embedder) -> Model:
@@ -20,9 +20,9 @@ def model_of(embedder: Embedder) -> Model:
 
 
 def groups_of(embedder: Embedder, texts: Sequence[str]) -> list[list[str]]:
-    """Cut texts into groups; the texts of a group are tokenised together and share batches."""
+    """Split texts into groups; the texts of a group are tokenised together and share batches."""
     small_first = embedder.loop.runner.ahead
-    return [group for _, group in cut_groups(iter(texts), small_first=small_first)]
+    return [group for _, group in split_into_groups(iter(texts), small_first=small_first)]
 
 
 def ids_of(embedder: Embedder, groups: Iterable[Sequence[str]]) -> list[list[list[int]]]:
@@ -38,7 +38,7 @@ def forests_of(embedder: Embedder, ids: Iterable[Sequence[Sequence[int]]]) -> li
 
 
 def batches_of(embedder: Embedder, texts: Sequence[str]) -> list[Forest]:
-    """Turn texts into the batches that the forward takes: cut groups, tokenise them, and build the forests."""
+    """Turn texts into the batches that the forward takes: form groups, tokenise them, and build the forests."""
     return forests_of(embedder, ids_of(embedder, groups_of(embedder, texts)))
 
 

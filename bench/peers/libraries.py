@@ -145,7 +145,7 @@ def pairs_of(info: RerankerInfo) -> Callable[[list[Any], str], list[list[int]]]:
 
 
 def parts_of(info: RerankerInfo, pairs: list[Any]) -> tuple[list[str], list[str]]:
-    """Return the text of each pair in two parts, cut after the query: vLLM takes two parts and joins them."""
+    """Return the text of each pair in two parts, split after the query: vLLM takes two parts and joins them."""
     prompt = info.template.prefix + info.predict_options({}).prompt
     heads = [f"{prompt}{info.template.text(query, '')}" for query, _ in pairs]
     between, suffix = info.template.before_document, info.template.suffix

@@ -104,7 +104,7 @@ def plan_forests(
     prompts: Sequence[Sequence[int]] = (),
     share: bool = True,
 ) -> Iterator[Forest]:
-    """Cut token lists into forests of at most `max_batch_tokens` computed tokens each.
+    """Split token lists into forests of at most `max_batch_tokens` computed tokens each.
 
     Texts are sorted by their token ids, so that texts with the same beginning are in the same batch.
 

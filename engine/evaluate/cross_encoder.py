@@ -64,7 +64,7 @@ class LastwordCrossEncoder:
         hf_subset: str,  # noqa: ARG002
         prompt_type: Any = None,  # noqa: ARG002
         show_progress_bar: bool | None = None,
-        batch_size: int | None = None,  # noqa: ARG002 (batches are cut by tokens)
+        batch_size: int | None = None,  # noqa: ARG002 (batches are limited by tokens)
     ) -> Any:
         """Score the i-th query of `inputs1` with the i-th document of `inputs2`, for every i; return [N], fp32.
 
@@ -79,7 +79,7 @@ class LastwordCrossEncoder:
         )
         found = [torch.empty(0, dtype=torch.float32, device="cpu")]
         for instruction, same in groupby(pairs, itemgetter(0)):
-            for group in _cut(pair for _, pair in same):
+            for group in _in_groups(pair for _, pair in same):
                 how = {"instruction": instruction, "show_progress_bar": show_progress_bar}
                 scores: Any = self.model.predict(group, **how)
                 found.append(scores)
@@ -97,7 +97,7 @@ def _queries(inputs: Any) -> Iterator[tuple[str | None, str]]:
             yield (instruction, alone) if instruction else (None, text)
 
 
-def _cut(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+def _in_groups(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
     group = []
     for pair in pairs:
         group.append(pair)

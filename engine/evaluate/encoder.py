@@ -70,7 +70,7 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
         hf_subset: str,  # noqa: ARG002
         prompt_type: PromptType | None = None,
         show_progress_bar: bool | None = None,
-        batch_size: int | None = None,  # noqa: ARG002 (batches are cut by tokens)
+        batch_size: int | None = None,  # noqa: ARG002 (batches are limited by tokens)
         precision: Precision = "float32",
     ) -> Any:
         """Embed all texts of a split. Each batch in `inputs` is a mapping whose value for "text" is a list of texts.

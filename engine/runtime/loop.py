@@ -36,7 +36,7 @@ from lastword.runtime.results import (
 )
 from lastword.runtime.runner import Runner, Task, Wait, check_process, first_done, raise_on_wait
 from lastword.runtime.threads import Take, abandoned, map_ahead, run_ahead
-from lastword.text.groups import GROUP_TEXTS, cut_groups
+from lastword.text.groups import GROUP_TEXTS, split_into_groups
 from lastword.text.tokenizer import GoodTokens, TextTokenizer
 
 # A group of fewer texts is prepared in the caller's thread: using another thread would cost more than it saves.
@@ -165,8 +165,8 @@ class Loop:
             prepare = partial(self._prepare, options)
             compute = partial(self._in_order, task, advance, keep_going)
             most = min(_MOST_AHEAD, max(1, _BYTES_AHEAD // (GROUP_TEXTS * 4 * options.format.dim)))
-            cut = cut_groups(iter(texts), small_first=True)
-            matrices = run_ahead(cut, prepare, compute, 1 + most)
+            numbered = split_into_groups(iter(texts), small_first=True)
+            matrices = run_ahead(numbered, prepare, compute, 1 + most)
         else:
             matrices = self._in_order(task, advance, keep_going, lambda _: next(groups))
         with closing(groups), closing(matrices):
@@ -229,17 +229,19 @@ class Loop:
 
     def token_ids(self, texts: Iterable[str], options: EncodeOptions) -> Iterator[list[int]]:
         """Yield the token ids of each text as the model would get them: with prompt and template, cut to max_length."""
-        for numbered in cut_groups(iter(texts)):
+        for numbered in split_into_groups(iter(texts)):
             yield from self._tokens(options, numbered).ids.values()
 
     def groups(self, texts: Iterable[str], options: EncodeOptions) -> Generator[Group]:
         """Yield groups that are ready to compute; if the runner allows it, a thread prepares the next one meanwhile."""
-        cut = cut_groups(iter(texts), small_first=self.runner.ahead)
+        numbered = split_into_groups(iter(texts), small_first=self.runner.ahead)
         prepare = partial(self._prepare, options)
         if self.runner.ahead:
-            yield from map_ahead(prepare, cut, at_once=lambda group: len(group[1]) < _MIN_AHEAD)
+            yield from map_ahead(
+                prepare, numbered, at_once=lambda group: len(group[1]) < _MIN_AHEAD
+            )
         else:
-            yield from map(prepare, cut)
+            yield from map(prepare, numbered)
 
     def _prepare(self, options: EncodeOptions, numbered: tuple[int, list[str]]) -> Group:
         """Tokenise and pack a group; `numbered` is (the caller's index of its first text, the texts)."""

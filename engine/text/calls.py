@@ -24,8 +24,9 @@ class Calls:
 
     Args:
         tokenizer: the tokenizer; if it has a template, the calls apply it.
-        known: whether `cuts.py` knows the tokenizer's pipeline. A call into an unknown pipeline could be endless, so it
-            runs in a separate thread, for which the caller waits nine seconds. The thread itself cannot be ended.
+        known: whether `split_points.py` knows the tokenizer's pipeline. A call into an unknown pipeline could be
+            endless, so it runs in a separate thread, for which the caller waits nine seconds. The thread itself cannot
+            be ended.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, known: bool) -> None:

@@ -1,4 +1,4 @@
-"""Check what callers give as texts, and cut a stream of texts into bounded groups.
+"""Check what callers give as texts, and split a stream of texts into bounded groups.
 
 The texts of one group are tokenised, sorted and packed together. An object is refused if iterating over it does not
 give texts in a definite order: a dict would give its keys, a table the names of its columns, a set its elements in any
@@ -19,10 +19,10 @@ _FIRST_CHARS = 65_536
 _GROWTH = 4
 
 
-def cut_groups(
+def split_into_groups(
     texts: Iterator[object], *, small_first: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
-    """Cut a stream of texts into groups; a group is full at `GROUP_TEXTS` texts or `_GROUP_CHARS` characters.
+    """Split a stream of texts into groups; a group is full at `GROUP_TEXTS` texts or `_GROUP_CHARS` characters.
 
     Args:
         texts: an iterator, read only as groups are requested.

@@ -1,17 +1,18 @@
 """Tokenise a long text part by part, from its beginning or its end, until there are enough tokens.
 
 A walk is a generator over one text: it yields the next part of the text and is sent that part's token ids. So the parts
-of many texts can be tokenised in one call. The parts have the same tokens as the whole text; `cuts.py` explains why.
+of many texts can be tokenised in one call. The parts have the same tokens as the whole text; `split_points.py` explains
+why. How many tokens are needed is decided in `tokenizer.py`, which cuts texts to `max_length`.
 """
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from lastword.text.cuts import Cuts
+from lastword.text.split_points import SplitPoints
 
 # Usual number of characters in a part: tokenised in a tenth of a second, in less than 30 MB.
 PART_CHARS = 65_536
-# Largest number of characters in a part that cannot be cut: tokenised in two seconds, in less than 250 MB.
+# Largest number of characters in a part that cannot be split: tokenised in two seconds, in less than 250 MB.
 LONGEST_PART = 500_000
 # English has 4 to 5 characters per token; 8 leaves a margin.
 _CHARS_PER_TOKEN = 8
@@ -25,7 +26,7 @@ Walk = Generator[str, list[int], tuple[list[int], bool]]
 
 
 class TooLongError(Exception):
-    """A part of a text has more characters than the limit, `args[0]`, and no known place to cut."""
+    """A part of a text has more characters than the limit, `args[0]`, and no known place to split it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +52,36 @@ class Parts:
     """Makes the walks over texts for one tokenizer.
 
     Args:
-        cuts: where texts can be cut; None if that is not known.
-        longest: maximum characters of a part that cannot be cut.
+        points: where texts can be split; None if that is not known.
+        longest: maximum characters of a part that cannot be split.
         token_ends: tokenises a text and returns where each token ends, in characters.
         stay: returns whether two tokens, joined and tokenised again as one word, give the same two tokens.
     """
 
     def __init__(
         self,
-        cuts: Cuts | None,
+        points: SplitPoints | None,
         longest: int,
         token_ends: Callable[[str], list[int]],
         stay: Callable[[int, int], bool],
     ) -> None:
-        self._cuts, self._longest, self._token_ends, self._stay = cuts, longest, token_ends, stay
+        self._points, self._longest = points, longest
+        self._token_ends, self._stay = token_ends, stay
 
     def whole(self, chars: int, needed: int) -> bool:
-        """Return whether to tokenise a text of `chars` characters in one part if `needed` of its tokens are needed."""
+        """Return whether a text is short enough to be tokenised in one part.
+
+        Args:
+            chars: its number of characters.
+            needed: number of its tokens that will be kept.
+        """
         return chars <= min(2 * _part_chars(needed), self._longest)
 
     def walk(self, text: PromptedText, needed: int, *, from_end: bool) -> Walk:
         """Return a walk for the first `needed` tokens of a text, or for the last with `from_end`.
 
         Raises:
-            TooLongError: a part cannot be cut; raised by the walk.
+            TooLongError: a part cannot be split; raised by the walk.
         """
         return self._last_tokens(text, needed) if from_end else self._first_tokens(text, needed)
 
@@ -94,7 +101,7 @@ class Parts:
         found: list[int] = []
         stop, chars = len(text), _part_chars(needed)
         while stop and len(found) <= needed:
-            start = 0 if stop <= 2 * chars else self._last_cut(text, 0, stop - chars) or 0
+            start = 0 if stop <= 2 * chars else self._last_point(text, 0, stop - chars) or 0
             block: list[int] = []
             parts = self._forward(text, start, stop, PART_CHARS, most=None)
             ids: list[int] | None = None
@@ -116,13 +123,13 @@ class Parts:
 
         Args:
             text: the text.
-            start: a safe cut, or the beginning of the text.
-            stop: a safe cut, or the end of the text.
+            start: a safe split point, or the beginning of the text.
+            stop: a safe split point, or the end of the text.
             chars: approximate number of characters in the first part; later parts have more.
             most: stop once there are more tokens than this; None goes on to the end.
         """
         count = 0
-        before: int | None = None  # the token before a cut inside a word
+        before: int | None = None  # the token before a split point inside a word
         while start < stop:
             end, following, inner = self._next(text, start, stop, chars)
             ids = yield text.part(start, end)
@@ -138,26 +145,26 @@ class Parts:
             start, chars = following, min(2 * chars, PART_CHARS)
 
     def _next(self, text: PromptedText, start: int, stop: int, chars: int) -> tuple[int, int, bool]:
-        """Return where the part from `start` ends, where the next begins, and whether the cut is inside a word."""
-        if stop - start <= (2 * chars if self._cuts else self._longest):
+        """Return where the part from `start` ends, where the next begins, and whether that splits a word."""
+        if stop - start <= (2 * chars if self._points else self._longest):
             return stop, stop, False
-        if self._cuts is None:
+        if self._points is None:
             raise TooLongError(self._longest)
         end = start + PART_CHARS
-        cut = self._last_cut(text, start, start + chars)
-        cut = cut or self._first_cut(text, start + chars, min(stop, start + self._longest))
-        if cut is None and stop - start > self._longest:
+        point = self._last_point(text, start, start + chars)
+        point = point or self._first_point(text, start + chars, min(stop, start + self._longest))
+        if point is None and stop - start > self._longest:
             if (resumed := self._skip(text, end, stop)) is not None:
                 return end, resumed, False
-            if (inner := self._inner_cut(text, start)) is not None:
+            if (inner := self._inner_point(text, start)) is not None:
                 return inner, inner, True
             raise TooLongError(self._longest)
-        return cut or stop, cut or stop, False
+        return point or stop, point or stop, False
 
-    def _last_cut(self, text: PromptedText, low: int, high: int) -> int | None:
-        """Return the last safe cut after `low`, up to `high`."""
+    def _last_point(self, text: PromptedText, low: int, high: int) -> int | None:
+        """Return the last safe split point after `low`, up to `high`."""
         size = 64
-        while self._cuts and high > low:
+        while self._points and high > low:
             begin = max(low, high - size)
             places = self._places(text, begin, high)
             if places:
@@ -165,10 +172,10 @@ class Parts:
             high, size = begin, min(2 * size, PART_CHARS)
         return None
 
-    def _first_cut(self, text: PromptedText, low: int, high: int) -> int | None:
-        """Return the first safe cut after `low`, up to `high`."""
+    def _first_point(self, text: PromptedText, low: int, high: int) -> int | None:
+        """Return the first safe split point after `low`, up to `high`."""
         size = 64
-        while self._cuts and low < high:
+        while self._points and low < high:
             end = min(high, low + size)
             places = self._places(text, low, end)
             if places:
@@ -177,17 +184,17 @@ class Parts:
         return None
 
     def _places(self, text: PromptedText, low: int, high: int) -> list[int]:
-        """Return the safe cuts after `low`, up to `high`."""
-        assert self._cuts is not None
-        first = max(low - self._cuts.context, 0)
-        window = text.part(first, high + self._cuts.context)
-        places = (first + match.start() for match in self._cuts.anywhere.finditer(window))
+        """Return the safe split points after `low`, up to `high`."""
+        assert self._points is not None
+        first = max(low - self._points.context, 0)
+        window = text.part(first, high + self._points.context)
+        places = (first + match.start() for match in self._points.anywhere.finditer(window))
         return [place for place in places if low < place <= high]
 
     def _skip(self, text: PromptedText, end: int, stop: int) -> int | None:
         """Return where the word around `end` ends, if it is one unknown token even without its rest; else None."""
-        assert self._cuts is not None
-        unknown = self._cuts.unknown
+        assert self._points is not None
+        unknown = self._points.unknown
         if unknown is None:
             return None
         run = PART_CHARS // 2  # more characters than make a word unknown
@@ -203,14 +210,14 @@ class Parts:
         end = min(end, stop)
         return end if end == stop or self._places(text, end - 1, end) else None
 
-    def _inner_cut(self, text: PromptedText, start: int) -> int | None:
+    def _inner_point(self, text: PromptedText, start: int) -> int | None:
         """Return a place inside a word where a token ends, near the end of the part from `start`; None if not found."""
-        assert self._cuts is not None
-        if self._cuts.inner is None:
+        assert self._points is not None
+        if self._points.inner is None:
             return None
         window = text.part(start, start + PART_CHARS)
         first, last = PART_CHARS // 2, PART_CHARS - _UNSETTLED
-        places = [match.start() for match in self._cuts.inner.finditer(window, first)]
+        places = [match.start() for match in self._points.inner.finditer(window, first)]
         ends = frozenset(self._token_ends(window))
         for place in reversed(places):
             if first < place <= last and place in ends:
@@ -218,9 +225,9 @@ class Parts:
         return None
 
     def _is_one_run(self, before: str) -> bool:
-        """Return whether `before` ends with a run of `_cuts.blanks`, which is one word, or without white space."""
-        assert self._cuts is not None
-        rest = before.rstrip(self._cuts.blanks)
+        """Return whether `before` ends with a run of `_points.blanks`, which is one word, or without white space."""
+        assert self._points is not None
+        rest = before.rstrip(self._points.blanks)
         return (
             len(rest) == len(before) or not rest or not (rest[-1].isspace() or rest[-1] == "\u180e")
         )

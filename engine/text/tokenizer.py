@@ -17,9 +17,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from lastword.errors import ConfigError, InputError, WeightsError, count, not_unicode
 from lastword.text.calls import Calls
-from lastword.text.cuts import find_cuts, has_qwen_pipeline
 from lastword.text.expansion import most_characters
 from lastword.text.parts import LONGEST_PART, Parts, PromptedText, TooLongError, Walk
+from lastword.text.split_points import find_split_points, has_qwen_pipeline
 from lastword.weights.files.tokenizer_file import read_tokenizer, translate_faults
 
 # The end at which a text that is too long is cut.
@@ -96,18 +96,18 @@ class TextTokenizer:
                     remedy="Set dropout to null in it.",
                 )
             longest = LONGEST_PART // most_characters(tokenizer.normalizer, str(self.path))
-            cuts = find_cuts(tokenizer, vocabulary)
+            points = find_split_points(tokenizer, vocabulary)
             self.has_qwen_pipeline = has_qwen_pipeline(tokenizer)
             self._unknown = _unknown_id(tokenizer)  # Qwen's tokenizers have none
             # A word with more characters than this is unknown, whatever it is.
             self.longest_word: int | None = getattr(
                 tokenizer.model, "max_input_chars_per_word", None
             )
-        self._calls = Calls(tokenizer, known=cuts is not None)
+        self._calls = Calls(tokenizer, known=points is not None)
         self.before, self.after = self._template(tokenizer)
         self._check_ids([*self.before, *self.after])
         self._prompt: tuple[str, tuple[int, ...]] = "", ()  # the last prompt, and its token ids
-        self._parts = Parts(cuts, longest, self._calls.token_ends, self._calls.stay)
+        self._parts = Parts(points, longest, self._calls.token_ends, self._calls.stay)
         if frame is not None:
             (self.before, _), (self.after, _) = self._keep_needed(
                 frame, sys.maxsize, "", 0, lambda: False
@@ -259,7 +259,7 @@ class TextTokenizer:
 
         Raises:
             CancelledError: `stopped` returned True.
-            InputError: a text is not valid Unicode, has no tokens, or has a part that is too long and cannot be cut,
+            InputError: a text is not valid Unicode, has no tokens, or has a part that is too long and cannot be split,
                 or the tokenizer fails on it; `index` of the error is the caller's index of the text.
         """
         try:
@@ -409,7 +409,7 @@ def _advance(
     except TooLongError as error:
         raise InputError(
             f"text {index}",
-            "too long to tokenise, and no place to cut it is known",
+            "too long to tokenise, and no place to split it is known",
             got=f"a part of more than {error.args[0]:,} characters",
             remedy="Put spaces or line breaks into it, or shorten it.",
             index=index,

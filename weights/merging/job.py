@@ -79,7 +79,7 @@ def write_model(
         InputError: the folder is not empty, another run is writing to it, or it cannot be written.
         WeightsError: the job cannot read or combine its input tensors.
     """
-    shards = _cut(job.specs, shard_bytes)
+    shards = _split(job.specs, shard_bytes)
     _check_free(out)
     place = out.resolve() if out.is_symlink() else out  # a link to an empty folder stays a link
     partial = place.parent / f".{place.name}.partial"
@@ -93,7 +93,7 @@ def write_model(
     return [facts for shard in done for facts in shard]
 
 
-def _cut(specs: TensorSpecs, shard_bytes: int) -> dict[str, list[str]]:
+def _split(specs: TensorSpecs, shard_bytes: int) -> dict[str, list[str]]:
     """Split the tensors, in order, into shards; return the tensor names by file name."""
     groups: list[list[str]] = [[]]
     room = shard_bytes

@@ -1,9 +1,9 @@
-"""Groups of texts: cut by count and by characters, small ones first if a device would wait, nothing lost."""
+"""Groups of texts: split by count and by characters, small ones first if a device would wait, nothing lost."""
 
 import pytest
 
 from lastword import InputError
-from lastword.text.groups import cut_groups
+from lastword.text.groups import split_into_groups
 
 TEXTS = ["x" * 40] * 100
 
@@ -15,7 +15,7 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sizes(texts: list[str], **options: bool) -> list[int]:
-    groups = list(cut_groups(iter(texts), **options))
+    groups = list(split_into_groups(iter(texts), **options))
     assert [text for _, group in groups for text in group] == texts
     lengths = [len(group) for _, group in groups]
     assert [first for first, _ in groups] == [sum(lengths[:i]) for i in range(len(groups))]
@@ -34,14 +34,14 @@ def test_the_first_are_small() -> None:
     assert sizes(TEXTS, small_first=True) == [3, 10, 25, 25, 25, 12]
 
 
-def test_a_text_is_never_cut_and_no_group_is_empty() -> None:
+def test_a_text_is_never_split_and_no_group_is_empty() -> None:
     assert sizes(["y" * 5000, "z", "y" * 5000], small_first=True) == [1, 2]
     assert sizes([]) == []
 
 
 @pytest.mark.parametrize("small_first", [False, True])
 def test_a_non_string_fails_after_the_groups_before_it(small_first: bool) -> None:
-    groups = cut_groups(iter([*TEXTS[:50], None]), small_first=small_first)
+    groups = split_into_groups(iter([*TEXTS[:50], None]), small_first=small_first)
     assert len(next(groups)[1]) == (3 if small_first else 25)
     with pytest.raises(InputError) as caught:
         list(groups)

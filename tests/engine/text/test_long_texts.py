@@ -52,7 +52,7 @@ try:
     tokens = tokenizer.encode(texts, most)
     assert all(len(ids) <= most for ids in tokens.ids)
 except InputError as error:
-    assert "no place to cut it is known" in str(error)
+    assert "no place to split it is known" in str(error)
 print(peak("VmHWM") - before, flush=True)
 """
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, normalizers
 import lastword
 from lastword.bench.checkpoint import make_tokenizer
 from lastword.errors import InputError
-from lastword.text import cuts, parts
+from lastword.text import parts, split_points
 from lastword.text.tokenizer import TextTokenizer
 
 DATA = os.environ.get("LASTWORD_TEST_DATA")
@@ -29,7 +29,7 @@ SPACES = " |  |\n|\r\n|\t|\u3000|\u00a0|\u2028|\x00|\x1c|\x85|\u180e|\ufeff".spl
 SPECIALS = ["<|endoftext|>", "<|im_", "start|>", "<|im_end|>", "[END]", "[UNK]", "END]"]
 PIECES = [*SCRIPTS, *SPACES, *SPECIALS]
 
-# Runs of one or two pieces, which leave few places to cut, between texts of any pieces.
+# Runs of one or two pieces, which leave few places to split, between texts of any pieces.
 runs = st.builds(
     lambda pieces, times: "".join(pieces) * times,
     st.lists(st.sampled_from(PIECES), min_size=1, max_size=2),
@@ -58,7 +58,7 @@ class Both:
             try:
                 tokens = ours.encode([text], kept + template, prompt=prompt)
             except InputError as error:  # a check inside a word may fail, but in a long one only
-                assert "no place to cut it" in error.what  # noqa: PT017
+                assert "no place to split it" in error.what  # noqa: PT017
                 assert len(prompt + text) > ours._parts._longest
                 continue
             assert tokens.ids == [ours.before + expected + ours.after]
@@ -148,8 +148,8 @@ def test_a_text_that_nobody_waits_for_is_left(both: Both) -> None:
     assert len(asked) == 3
 
 
-# What a long text consists of, and the tokenizers that can cut it.
-CUT = {
+# What a long text consists of, and the tokenizers that can split it.
+LONG_WORDS = {
     "digits": ("0123456789", "all"),
     "base64": ("QUJDRA0kX2abF+/z9", "all"),
     "letters": ("QUJDRAkXabFz", "all"),
@@ -167,11 +167,11 @@ CUT = {
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("kind", CUT)
-def test_a_long_word_is_cut_or_refused(
+@pytest.mark.parametrize("kind", LONG_WORDS)
+def test_a_long_word_is_split_or_refused(
     both: Both, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    piece, which = CUT[kind]
+    piece, which = LONG_WORDS[kind]
     text = piece * (270_000 // len(piece))
     is_bert = both.right.path.parent == BUILTIN
     for ours in (both.right, both.left):
@@ -182,7 +182,7 @@ def test_a_long_word_is_cut_or_refused(
             with refusal(
                 InputError,
                 where="text 3",
-                what="too long to tokenise, and no place to cut it is known",
+                what="too long to tokenise, and no place to split it is known",
                 got="a part of more than 135,000 characters",
                 index=3,
             ):
@@ -205,18 +205,19 @@ def test_a_tokenizer_of_another_kind_has_a_limit(
 def test_the_classes_hold_what_they_say() -> None:
     """Unicode's own tables: letters are letters, and no character is changed by what comes before it."""
     every = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
-    letters = re.compile(f"[{cuts._LETTERS}{cuts._CJK}]")
+    letters = re.compile(f"[{split_points._LETTERS}{split_points._CJK}]")
     found = [c for c in every if letters.match(c)]
     assert all(unicodedata.category(c)[0] == "L" for c in found)
-    others = cuts._SYMBOLS | cuts._SIGNS
+    others = split_points._SYMBOLS | split_points._SIGNS
     assert not any(unicodedata.category(c)[0] in "LNZ" or c.isspace() for c in others)
-    assert all(unicodedata.category(c) == "Nd" for c in cuts._DIGITS)
+    assert all(unicodedata.category(c) == "Nd" for c in split_points._DIGITS)
     seconds = {
         unicodedata.normalize("NFD", c)[-1]
         for c in every
         if len(unicodedata.normalize("NFD", c)) > 1
     }
-    for c in {*found, *others, *cuts._DIGITS, *cuts._BLANKS, *cuts._NEWLINES}:
+    blanks = split_points._BLANKS | split_points._NEWLINES
+    for c in {*found, *others, *split_points._DIGITS, *blanks}:
         first = unicodedata.normalize("NFD", c)[0]
         assert not unicodedata.combining(first)
         assert first not in seconds

@@ -1,15 +1,16 @@
-"""Where a long text can be cut so that the tokens of its parts are the tokens of the whole.
+"""Where a long text can be split so that the tokens of its parts are the tokens of the whole.
 
-Tokenising a text in one piece takes hundreds of bytes of memory per character and cannot be interrupted. Cuts are known
-for two pipelines, Qwen's and BERT's; with any other tokenizer, a text is one part. Three facts make a cut safe:
+Tokenising a text in one piece takes hundreds of bytes of memory per character and cannot be interrupted. Split points
+are known for two pipelines, Qwen's and BERT's; with any other tokenizer, a text is one part. (Texts are cut to
+`max_length` elsewhere: in `TextTokenizer.encode`.) Three facts make a split point safe:
 
-- Normaliser. The character after the cut neither composes nor changes places with the characters before it. This is
+- Normaliser. The character after the point neither composes nor changes places with the characters before it. This is
   true of all characters named in this module, under NFC and NFD.
-- Words. The pre-tokenizer finds the same words as without the cut. Qwen's pattern looks ahead by one character,
-  farther only over white space, and never back. BERT's pre-tokenizer splits at white space and punctuation.
-- Added tokens. None lies across the cut, because a character next to the cut occurs in no added token.
+- Words. The pre-tokenizer finds the same words in the parts as in the whole. Qwen's pattern looks ahead by one
+  character, farther only over white space, and never back. BERT's pre-tokenizer splits at white space and punctuation.
+- Added tokens. None lies across the point, because a character next to the point occurs in no added token.
 
-Inside a word there is no such place. With Qwen's tokenizer, a very long word can still be cut where a check succeeds.
+Inside a word there is no such point. With Qwen's tokenizer, a very long word can still be split where a check succeeds.
 Let u and v be two strings whose tokens are t1 … ti and s1 … sk. If the strings of ti and s1, joined, have the tokens
 [ti, s1], then uv has the tokens t1 … ti s1 … sk. Proof: suppose that some merge crosses the border, and consider the
 first that does. Until then the merges on each side are those of u and of v alone, because each merge is the
@@ -74,17 +75,17 @@ _BLANKS = frozenset(" \t\u3000")  # white space except newlines
 
 
 @dataclass(frozen=True, slots=True)
-class Cuts:
-    """The places where texts of one tokenizer can be cut.
+class SplitPoints:
+    """Where the texts of one tokenizer can be split.
 
     Args:
-        anywhere: a zero-width pattern that matches wherever a cut is safe.
-        inner: a zero-width pattern that matches inside words, where a cut is safe if the tokens next to it pass the
-            check that the module's docstring proves; None if there are no such places.
-        blanks: the characters allowed in white space before an inner cut.
+        anywhere: a zero-width pattern that matches at every safe split point.
+        inner: a zero-width pattern that matches inside words, where a split point is safe if the tokens next to it
+            pass the check that the module's docstring proves; None if there are no such points.
+        blanks: the characters allowed in white space before a split point inside a word.
         unknown: a pattern for a run of characters so long that its word becomes one unknown token, however long the
             run; None if no run does that.
-        context: number of characters before and after a cut that the patterns look at.
+        context: number of characters before and after a point that the patterns look at.
     """
 
     anywhere: re.Pattern[str]
@@ -94,8 +95,8 @@ class Cuts:
     context: int = 1
 
 
-def find_cuts(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> Cuts | None:
-    """Return where texts can be cut without changing their tokens; None if that is not known for this tokenizer.
+def find_split_points(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> SplitPoints | None:
+    """Return where texts can be split without changing their tokens; None if that is not known for this tokenizer.
 
     Args:
         tokenizer: the tokenizer.
@@ -107,10 +108,10 @@ def find_cuts(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> Cuts | Non
     contents = [token.content for token in added]
     words, normalizer = _state(tokenizer.pre_tokenizer), _state(tokenizer.normalizer)
     if _has_qwen_words(words) and normalizer.get("type", "NFC") == "NFC":
-        return _qwen_cuts(contents, inner=_merges_bytes(tokenizer.model, vocabulary))
+        return _qwen_points(contents, inner=_merges_bytes(tokenizer.model, vocabulary))
     bert = words.get("type") == "BertPreTokenizer" and normalizer.get("type") == "BertNormalizer"
     if bert and not any(token.normalized for token in added):
-        return _bert_cuts(contents, tokenizer.model, cjk=normalizer["handle_chinese_chars"])
+        return _bert_points(contents, tokenizer.model, cjk=normalizer["handle_chinese_chars"])
     return None
 
 
@@ -149,8 +150,8 @@ def _merges_bytes(model: Any, vocabulary: Mapping[str, int]) -> bool:
     )
 
 
-def _qwen_cuts(contents: Sequence[str], *, inner: bool) -> Cuts:
-    """Return the cuts for Qwen's word pattern: places where a word ends, whatever follows."""
+def _qwen_points(contents: Sequence[str], *, inner: bool) -> SplitPoints:
+    """Return the split points for Qwen's word pattern: places where a word ends, whatever follows."""
     used = frozenset("".join(contents))
     letters = f"[{_LETTERS}{_CJK}]"
     starters = f"[{_LETTERS}{_CJK}{_inside(_SYMBOLS | _SIGNS | _DIGITS)}]"
@@ -165,18 +166,18 @@ def _qwen_cuts(contents: Sequence[str], *, inner: bool) -> Cuts:
     anywhere = re.compile("|".join(place for place in places if "[]" not in place))
     reach = max(map(len, contents), default=1)
     if not inner:
-        return Cuts(anywhere)
+        return SplitPoints(anywhere)
     symbols = _inside(_SYMBOLS - used)
     runs = [f"(?<=[{symbols}])(?=[{symbols}]{{2}})", f"(?<=[{blanks}])(?=[{blanks}]{{2}})"]
     if not any(re.fullmatch(f"{letters}*", content) for content in contents):
         # On each side are as many letters as the longest added token has characters, so none can lie across.
         runs.append(f"(?<={letters}{{{reach}}})(?={letters}{{{reach}}})")
     pattern = re.compile("|".join(run for run in runs if "[]" not in run))
-    return Cuts(anywhere, pattern, "".join(_BLANKS - used), context=max(2, reach))
+    return SplitPoints(anywhere, pattern, "".join(_BLANKS - used), context=max(2, reach))
 
 
-def _bert_cuts(contents: Sequence[str], model: Any, *, cjk: bool) -> Cuts:
-    """Return the cuts for BERT's words: before and after white space, punctuation, and Chinese characters."""
+def _bert_points(contents: Sequence[str], model: Any, *, cjk: bool) -> SplitPoints:
+    """Return the split points for BERT's words: before and after white space, punctuation, and Chinese characters."""
     used = frozenset("".join(contents))
     ends = _inside((_BLANKS | _NEWLINES | _PUNCTUATION) - used) + (_CJK if cjk else "")
     anywhere = re.compile(f"(?<=[{ends}])|(?=[{ends}])")
@@ -186,7 +187,7 @@ def _bert_cuts(contents: Sequence[str], model: Any, *, cjk: bool) -> Cuts:
         # at either end.
         least = model.max_input_chars_per_word + 1 + 2 * max(map(len, contents), default=0)
         unknown = re.compile(f"[0-9{_LETTERS}]{{{least},}}")
-    return Cuts(anywhere, unknown=unknown)
+    return SplitPoints(anywhere, unknown=unknown)
 
 
 def _inside(characters: Iterable[str]) -> str:
