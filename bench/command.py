@@ -1,4 +1,4 @@
-"""`lastword bench`: time the kernels, a whole model, the server, or lastword and other libraries.
+"""`lastword bench`: time the kernels, a whole model, the server, or lastword against other libraries.
 
 The command line imports this module by its name in a table of commands, so `cli` and `bench` do not import each other.
 Each benchmark is imported only when it runs.
@@ -13,14 +13,14 @@ from lastword.bench.serve.options import EXAMPLES as SERVE_EXAMPLES
 from lastword.bench.serve.options import add_serve
 from lastword.errors import ConfigError, require_extra
 
-ABOUT = "time kernels, models and other libraries"
+ABOUT = "time the kernels, a whole model, the server, or lastword against other libraries"
 EXAMPLES = """examples:
   lastword bench kernels --help
   lastword bench peers --quick"""
 
 BENCHMARKS = {
     "kernels": ("check and time the kernels", options.KERNELS_EXAMPLES, options.add_kernels),
-    "peers": ("time lastword and other libraries", options.PEERS_EXAMPLES, options.add_peers),
+    "peers": ("time lastword against other libraries", options.PEERS_EXAMPLES, options.add_peers),
     "model": ("time a whole model", options.MODEL_EXAMPLES, options.add_model),
     "serve": ("put load on the server", SERVE_EXAMPLES, add_serve),
 }

@@ -17,9 +17,7 @@ PEERS = ("sentence-transformers", "llama.cpp", "vllm")
 PRECISIONS = ("fp32", "bf16", "8bit")
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZE = ("int8", "fp8")
-_QUICK = "use fewer texts: {} documents, {} queries in one call, and {} queries with one per call".format(
-    *QUICK
-)
+_QUICK = "use fewer texts: {} documents, {} queries in one call and {} one at a time".format(*QUICK)
 
 KERNELS_EXAMPLES = """examples:
   lastword bench kernels
@@ -32,8 +30,8 @@ Before an implementation is timed, it is compared with the fp64 reference of its
 implementation with wrong results is not timed; if it is lastword's or the function given by --with,
 the exit status is 1. The function given by --with takes the same arguments as the operation in
 lastword.kernels. Times are medians, with the 20th and 80th percentiles. "of peak" is the shortest
-time that the bandwidth of a copy and the speed of a matmul allow, both measured in the same run,
-divided by the median."""
+possible time divided by the median. The shortest possible time follows from the bandwidth of a copy
+and the speed of a matmul, both measured in the same run."""
 
 PEERS_EXAMPLES = """examples:
   lastword bench peers                        the 0.6B shape on a CPU; an hour
@@ -59,8 +57,8 @@ MODEL_EXAMPLES = """examples:
 Weights are random and created on the device. Texts consist of words of one token each. After the
 times per text length, a breakdown shows where the time goes: by stage from text to vector, and by
 operation within the forward pass. With --quantize, the quantised model is compared with the
-unquantised one on documents, on queries, and on one query per call: their times, and the cosines
-between their vectors."""
+unquantised one on documents, on queries in one call, and on queries one at a time: their times,
+and the cosines between their vectors."""
 
 
 def positive(text: str) -> int:
@@ -149,7 +147,8 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         "--compile-only",
         action="store_true",
         help="compile for sm_80, sm_90, sm_100, gfx942 and gfx950, without a GPU, and print registers, spills "
-        "and memory; can be combined with --model, --dtype and --json only",
+        "and memory; the exit status is 1 if a kernel spills registers; can be combined with --model, --dtype and "
+        "--json only",
     )
     _add_json(parser)
     _add_plot(parser, "draw a roofline plot to this .svg or .png file")
@@ -255,8 +254,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens",
         type=positive,
-        help="for each text length, use as many texts as have this number of tokens in total; not with --quantize; by "
-        "default 65536 on a GPU, 1024 on a CPU",
+        help="approximate total number of tokens of the texts of each length; it decides how many texts are used; not "
+        "with --quantize; by default 65536 on a GPU, 1024 on a CPU",
     )
     parser.add_argument(
         "--rounds",

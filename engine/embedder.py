@@ -227,7 +227,7 @@ class Embedder(EmbedderProperties, Reopenable):
     def plan(
         self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None
     ) -> Report:
-        """Count the texts, tokens and batches that `encode` would compute for these texts; only the tokenizer runs."""
+        """Count the tokens and batches that `encode` would compute for these texts; only the tokenizer runs."""
         return self.loop.plan(
             require_texts(texts), self.info.encode_options("plan", prompt_name, prompt, {})
         )
@@ -260,7 +260,7 @@ class Embedder(EmbedderProperties, Reopenable):
         """Return the hidden state of each text's last token after the given layers.
 
         Args:
-            texts: the texts to compute.
+            texts: the texts.
             layers: layer numbers as in transformers' `hidden_states`: 0 for the token's embedding, i for the residual
                 stream after layer i, L (or -1) for the state after the final norm; by default all of them, 0 … L.
             prompt_name: as for `encode`.

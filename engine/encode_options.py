@@ -53,8 +53,8 @@ class EncodeKwargs(TypedDict, total=False):
             counting the prompt and the end token; "error" raises an InputError.
         normalize_embeddings: scale vectors to length 1 even if the checkpoint's own settings do not.
         report: a `lastword.report.Report`, to which the call adds its counts, such as texts cut and tokens computed.
-        show_progress_bar: whether to show a bar; by default only on a terminal and for more than one text, and for
-            fewer than 256 texts only after one second.
+        show_progress_bar: whether to show a bar; by default only on a terminal and for more than one text. For fewer
+            than 256 texts the bar appears only after one second.
     """
 
     precision: Precision

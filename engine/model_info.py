@@ -113,7 +113,7 @@ class ModelKwargs(OpenKwargs, total=False):
 class OpenedModel:
     """What `ModelInfo` and `RerankerInfo` have in common: files, device, tokenizer, prompts, limits.
 
-    A subclass reads the settings of its kind of model. The arguments are those of `Embedder`.
+    A subclass reads the settings of its kind of model. `Embedder` describes the arguments.
 
     Raises:
         ConfigError: a setting is not accepted.
@@ -238,7 +238,7 @@ class OpenedModel:
 class ModelInfo(OpenedModel):
     """An embedding model without its weights: its files and the caller's settings, checked against each other.
 
-    The arguments are those of `Embedder`.
+    `Embedder` describes the arguments, and has others that concern only running the model.
 
     Raises:
         ConfigError: a setting is not accepted.

@@ -51,7 +51,7 @@ def progress_bar(
 
 @contextmanager
 def _refresh_often(refresh: Callable[[], object], delay: float) -> Iterator[None]:
-    """Refresh a bar during the `with` block, so that its clock runs on while a huge text is tokenised or computed.
+    """Refresh a bar during the `with` block, so that its clock runs on while a huge text is tokenised or embedded.
 
     Args:
         refresh: draws the bar.

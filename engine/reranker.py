@@ -121,7 +121,7 @@ class Reranker(ModelProperties, Reopenable):
     ) -> "Tensor | NDArray[Any]":
         """Score pairs of a query and a document.
 
-        Keep pairs with the same query together: the query is then computed once per batch, not once per pair.
+        Keep pairs with the same query together: the query's tokens are then computed once per batch, not once per pair.
 
         Args:
             pairs: pairs (query, document), or a single pair; the keywords `inputs` and `sentences` of

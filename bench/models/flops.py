@@ -40,7 +40,7 @@ class Work:
 
 
 def work(texts: Iterable[Sequence[int]]) -> Work:
-    """Count the tokens and attention pairs of `texts` (token ids), each distinct prefix once."""
+    """Count the tokens and attention pairs of `texts` (token ids); see `Work` for what counts once."""
     # In sorted order, no earlier text shares a longer prefix with a text than the text just before it does.
     requested = tokens = finals = pairs = final_pairs = 0
     previous: tuple[int, ...] = ()

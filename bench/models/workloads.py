@@ -33,7 +33,7 @@ point city play
 """.split()
 
 
-# Numbers of documents, of short queries, and of queries with a call each.
+# Numbers of documents, of short queries in one call, and of queries with one call each.
 FULL, QUICK = (512, 2000, 48), (64, 200, 16)
 
 
@@ -49,12 +49,12 @@ class Workload:
 
 
 def workloads(documents: int, queries: int, singles: int, turn: int = 0) -> list[Workload]:
-    """Make the workloads of documents, of short queries, and of queries with a call each.
+    """Make the workloads of documents, of short queries in one call, and of queries with one call each.
 
     Args:
         documents: number of documents.
         queries: number of short queries.
-        singles: number of queries with a call each.
+        singles: number of queries with one call each.
         turn: a different number gives different texts of the same kind.
     """
     rng = random.Random(20_261_123 + turn)  # noqa: S311 - texts, not secrets

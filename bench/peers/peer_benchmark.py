@@ -43,8 +43,8 @@ from lastword.runtime.device import choose_device
 from lastword.text.rerank_template import QWEN3_RERANKER
 from lastword.weights import read_config
 
-# Numbers of documents, of short queries, and of queries with a call each: for more than MANY_LAYERS layers, for fewer,
-# and with --quick.
+# Numbers of documents, of short queries, and of queries with one call each: for more than MANY_LAYERS layers, for
+# fewer, and with --quick.
 REAL, SHALLOW, FEW = (24, 60, 6), (96, 200, 16), (8, 20, 4)
 # Numbers of queries, and of documents per query, with --rerank: in the same three cases, and on a GPU.
 PAIRS, SHALLOW_PAIRS, FEW_PAIRS, ALL_PAIRS = (2, 50), (5, 50), (2, 10), (20, 50)

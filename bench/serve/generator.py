@@ -1,4 +1,4 @@
-"""The process of the load generator: it reads orders from stdin and prints results on stdout, as lines of JSON.
+"""The process of the load generator: it reads commands from stdin and prints their results on stdout, as lines of JSON.
 
 It imports no torch, sends to loopback addresses only, and ends when stdin ends. Every load is bounded (`load.py`).
 """
@@ -25,7 +25,7 @@ def check_loopback(url: str) -> None:
 
 
 async def answer(asked: dict[str, Any], materials: dict[str, Material]) -> dict[str, Any]:
-    """Carry out one order (a load, disconnecting clients, or slow clients) and return its result."""
+    """Carry out one command (a load, disconnecting clients, or slow clients) and return its result."""
     kind = asked.pop("do")
     check_loopback(asked["url"])
     if kind == "load":
@@ -47,7 +47,7 @@ def tell(result: dict[str, Any]) -> None:
 
 
 def main(folder: str) -> None:
-    """Carry out the orders from stdin until it ends, with the texts in `folder`."""
+    """Carry out the commands from stdin until it ends, with the texts in `folder`."""
     materials = {kind: Material.load(Path(folder), kind) for kind in KINDS}
     gc.freeze()
     for line in sys.stdin:

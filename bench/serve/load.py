@@ -17,7 +17,7 @@ import orjson
 from lastword.bench.serve.material import Material
 
 ROUTE = "/v1/embeddings"
-# No load has more requests, lasts longer, or has more requests open at once than this, whatever the order says.
+# No load has more requests, lasts longer, or has more requests open at once than this, whatever the command says.
 MOST_REQUESTS, MOST_SECONDS, MOST_OPEN = 500_000, 900.0, 2_000
 # How many seconds to wait for the last answers.
 _GRACE_SECONDS = 130.0

@@ -15,12 +15,12 @@ EXAMPLES = """examples:
   lastword bench serve --scenarios sigterm --restarts 100
   lastword bench serve --model ./model --scenarios throughput overload
 
-Starts `lastword serve` on a free loopback port and sends requests to it from a third process. Requests
-arrive at times drawn in advance, whether or not earlier ones have been answered, and latency counts
-from these times. Every vector is compared with that of `encode`. Each row ends with the target and
-whether it is met. The exit status is 1 if an answer was wrong, an accepted request was lost, or
-memory or file descriptors leaked; a missed target for speed does not change it. Needs Linux, and
-pip install 'lastword[serve,bench]'."""
+Starts `lastword serve` on a free loopback port, and sends requests to it from a separate process.
+Requests arrive at times drawn in advance, whether or not earlier ones have been answered, and
+latency is measured from these times. Every vector is compared with that of `encode`. Each row ends
+with the target and whether it is met. The exit status is 1 if an answer was wrong, an accepted
+request was lost, or memory or file descriptors leaked; a missed target for speed does not change
+it. Needs Linux, and pip install 'lastword[serve,bench]'."""
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         choices=SCENARIOS,
         default=list(BY_DEFAULT),
         metavar="NAME",
-        help=f"what to measure: {', '.join(SCENARIOS)}; by default all but soak",
+        help=f"what to measure: {', '.join(SCENARIOS)} (see bench/README.md); by default all but soak",
     )
     parser.add_argument(
         "--model",
@@ -44,8 +44,18 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     )
     for name, default, quick, about in (
         ("seconds", 10, 2, "length of each timed load in seconds"),
-        ("clients", 500, 50, "number of clients in the scenario slow"),
-        ("disconnects", 2000, 200, "number of clients in the scenario disconnects"),
+        (
+            "clients",
+            500,
+            50,
+            "number of clients in the scenario slow, which send or read a few bytes at a time",
+        ),
+        (
+            "disconnects",
+            2000,
+            200,
+            "number of clients in the scenario disconnects, which leave during a request",
+        ),
         ("restarts", 20, 2, "number of servers that get a SIGTERM in the scenario sigterm"),
     ):
         parser.add_argument(

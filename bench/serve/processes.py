@@ -125,7 +125,7 @@ class GeneratorProcess:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, **asked: object) -> None:
-        """Send the load generator one order, a line of JSON; `generator.answer` carries it out."""
+        """Send the load generator one command, a line of JSON; `generator.answer` carries it out."""
         self._write().write(json.dumps(asked).encode() + b"\n")
         self._write().flush()
 

@@ -85,9 +85,9 @@ class Setting:
         return self.generator.send(Load(server.url, kind, size, rate=400.0, count=count))
 
     def capacity(self, kind: str) -> float:
-        """Return how many requests per second `encode` alone could compute; the rates of loads are multiples of this.
+        """Return how many requests per second `encode` could answer without a server; load rates are multiples of this.
 
-        It is measured once per kind.
+        It is measured once for documents and once for queries.
         """
         if kind not in self.capacities:
             texts = list(self.materials[kind].texts)

@@ -103,7 +103,7 @@ def _timed_calls(setting: Setting, count: int, seed: int) -> list[float]:
 
 
 def overload(setting: Setting) -> Iterable[Row]:
-    """Send 20 times as many texts as can be computed; compare the texts answered per second with lower loads."""
+    """Send 20 times as many texts as can be embedded; compare the texts answered per second with lower loads."""
     with setting.server("--max-requests", _IN_HAND) as server:
         for kind in setting.materials:
             yield _overload(setting, server, kind)

@@ -3,7 +3,7 @@
 A packed row is one token. A forest is a set of segments; a segment is a run of consecutive packed rows. A segment forks
 off its parent after the parent's first `fork` rows. The path of a row consists of its segment's ancestors, each up to
 the fork, and its own segment up to the row. Attention is causal, so, apart from rounding, each row has the value that
-it would have if its text were computed alone.
+it would have if its text were alone in the batch.
 
 A text may name a prompt, whose keys and values the model keeps between batches. The tokens with which both the text and
 its prompt begin are not packed: the text's first segment forks off the prompt, which is a segment without packed rows.

@@ -178,7 +178,8 @@ class Packer:
 def check_ids(forest: Forest, vocab_size: int) -> None:
     """Raise InputError for a token id without a row in the embedding table; a GPU would read beyond the table.
 
-    The ids of texts and of queued items are also checked earlier. This is the last place where all ids are on the host.
+    The tokenizer's ids are checked earlier too, as are those that the server passes on (`runtime/results.py`). This is
+    the last place where all ids are on the host.
     """
     low, high = map(int, torch.aminmax(forest.ids))
     if low < 0 or high >= vocab_size:

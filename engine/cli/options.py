@@ -61,7 +61,7 @@ _ARGUMENT = re.compile(r"\b([a-z]+(?:_[a-z]+)*)=(['\"]?)([\w:.-]*\w)\2|\b([a-z]+
 def in_option_words(problem: LastwordError | LastwordWarning) -> str:
     """Return the message of an error or warning, with command-line options in place of Python arguments.
 
-    The parts `where`, `expected` and `remedy` of `problem` are changed too. But the `where` of an InputError or
+    The parts `where`, `expected` and `remedy` of `problem` are changed in place. But the `where` of an InputError or
     WeightsError stays as it is, because it may be the name of a file.
     """
     if isinstance(problem, ConfigError | DeviceError | LastwordWarning):
@@ -283,8 +283,15 @@ def add_prompt_options(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_input_options(parser: argparse.ArgumentParser) -> None:
-    """Add the input files, and the options that say how to read them and what to do about errors."""
+def add_input_options(
+    parser: argparse.ArgumentParser, *, too_long: str = "of more than --max-length tokens"
+) -> None:
+    """Add the input files, and the options that say how to read them and what to do about errors.
+
+    Args:
+        parser: the parser of the command.
+        too_long: which texts are too long, for the help text.
+    """
     parser.add_argument(
         "files",
         nargs="*",
@@ -292,8 +299,8 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="input: a .jsonl, .ndjson, .csv or .tsv file, a plain text file with one text per line, a folder, a "
         "pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. In a folder and its subfolders, "
-        "all .txt, .md, .jsonl, .ndjson, .csv and .tsv files are read, except hidden files, files that lastword wrote "
-        "(vectors are recognised only if they were written with -o or --header) and links to folders",
+        "all .txt, .md, .jsonl, .ndjson, .csv and .tsv files are read, except hidden files and folders, files that "
+        "lastword wrote (vectors are recognised only if they were written with -o or --header) and links to folders",
     )
     add_format_options(parser)
     _add_document_options(parser)
@@ -301,22 +308,23 @@ def add_input_options(parser: argparse.ArgumentParser) -> None:
         "--on-long",
         choices=("cut", "error"),
         default="cut",
-        help="what to do with a text of more than --max-length tokens: cut it, or treat it as an error (see "
-        "--on-error); by default cut",
+        help=f"what to do with a text {too_long}: truncate it (cut), or treat it as an error (see --on-error); by "
+        "default cut",
     )
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="what to do when a text cannot be read or computed: stop, or skip the text and go on; by default stop",
+        help="what to do when a text cannot be read, embedded or scored: stop, or skip the text and go on; by "
+        "default stop",
     )
     parser.add_argument(
         "--errors",
         type=path_argument,
         metavar="FILE",
-        help="with --on-error skip, list the skipped texts in this file, as JSON lines with the fields `path`, "
-        "`line` and `error`, and for a chunk (see --chunk) also `chunk`, `start` and `end`; the list of an earlier run "
-        "is removed first. By default one line on stderr counts the skipped texts",
+        help="with --on-error skip, list the skipped texts and files in this file, as JSON lines with the fields "
+        "`path`, `line` (not for a whole file) and `error`, and for a chunk (see --chunk) also `chunk`, `start` and "
+        "`end`; the list of an earlier run is removed first. By default one line on stderr counts them",
     )
     parser.add_argument(
         "--quiet",
@@ -346,7 +354,8 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         type=delimiter_argument,
         metavar="CHARACTER",
         help="character between the columns of all .csv and .tsv files; write tab for a tab; by default a comma, or a "
-        "tab in .tsv files; if that gives no text column, the first of comma, semicolon, tab and bar that does",
+        "tab in .tsv files; if that finds no text column, the first of comma, semicolon, tab and vertical bar (|) that "
+        "finds one",
     )
 
 
@@ -357,7 +366,8 @@ def _add_document_options(parser: argparse.ArgumentParser) -> None:
         "--files",
         dest="whole",
         action="store_true",
-        help="read each file as one text and remove HTML tags; in a folder, read the .txt, .md, .html and .htm files",
+        help="read each file as one text, and HTML files without their tags; in a folder, read the .txt, .md, .html "
+        "and .htm files",
     )
     group.add_argument(
         "--ignore",
@@ -372,7 +382,7 @@ def _add_document_options(parser: argparse.ArgumentParser) -> None:
         "--chunk",
         type=positive,
         metavar="N",
-        help="split each text into chunks of at most N tokens, where a paragraph, sentence or word ends; needs "
+        help="split each text at the ends of paragraphs, sentences or words, into chunks of at most N tokens; needs "
         "pip install 'lastword[documents]'",
     )
     group.add_argument(

@@ -1,4 +1,4 @@
-"""Open the outputs of a command. A new file replaces an old one once it is complete; streams are written directly."""
+"""Open the outputs of a command. A new file replaces an old one only once complete; a stream is written to directly."""
 
 import os
 import re

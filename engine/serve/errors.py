@@ -141,6 +141,6 @@ def from_lastword(error: LastwordError, param: str | None = None) -> ServeError:
 
 
 def device_error(error: Exception) -> ServeError:
-    """Make the error for a text that could not be computed. Only lastword's own messages are shown to the client."""
+    """Make the error for a text that could not be embedded or scored. The client sees only lastword's own messages."""
     said = str(error) if isinstance(error, LastwordError) else "the device could not compute it"
     return ServeError(503, said, code="device_error", retry_seconds=1.0)

@@ -240,7 +240,7 @@ class Service:
             The job, with a tensor as the result of each text.
 
         Raises:
-            ServeError: a text could not be computed, or not in time, or the server is stopping.
+            ServeError: a text could not be embedded or scored, or not in time, or the server is stopping.
         """
         loop, waiting = asyncio.get_running_loop(), (backend or self).waiting
         kind = "embed" if backend is None or backend is self else "predict"

@@ -1,4 +1,4 @@
-"""The queue of texts for the device. Small requests go first, clients take turns, equal texts are computed once.
+"""The queue of texts for the device. Small requests go first, clients take turns, equal texts share one result.
 
 submit ─► lanes ─► get ─► Loop.results ─► deliver ─► the jobs that wait for the text
 

@@ -5,12 +5,12 @@ is that of transformers in lastword's dtype. Kernels are usually allowed twice t
 the same dtype. The floor is needed because that error can be 0 by chance. Rounding to bfloat16 (8 significant bits)
 changes a value by up to 2^-8 of it.
 
-With quantised matmuls, the eager implementation is transformers with its matmuls rounded by the same rule
-(`rounding.py`). If the largest value of a row is m times the row's RMS, rounding the row to n codes on each side of
-zero has a relative error of m / (n·√12). Rounding to fp8 has a relative error of 2.6 %. So one matmul has an error of 1
-to 4 %, and more in int8 for rows with outliers; over the model, the error grows roughly with the square root of the
-number of layers. This error differs between checkpoints, so here, too, the bound is twice the error that transformers
-makes with the same checkpoint.
+With quantised matmuls, the eager implementation is transformers with its matmuls rounded as lastword rounds them
+(`rounding.py`). If the largest value of a row is m times its RMS, rounding the row to n codes on each side of zero has
+a relative error of m / (n·√12). Rounding to fp8 has a relative error of 2.6 %. So one matmul has an error of 1 to 4 %,
+and more in int8 for rows with outliers; over the model, the error grows roughly with the square root of the number of
+layers. This error differs between checkpoints, so here, too, the bound is twice the error that transformers makes with
+the same checkpoint.
 """
 
 from dataclasses import dataclass, replace

@@ -35,7 +35,7 @@ def known_card_scores() -> dict[str, CardScores]:
 
 
 def card_scores_problem(embedder: Embedder, card: CardScores) -> tuple[str | None, str]:
-    """Compute a model card's example; return the problem (None if the scores agree) and the details for the check."""
+    """Run a model card's example; return the problem (None if the scores agree) and the details for the check."""
     queries = embedder.encode_query(card.queries, show_progress_bar=False)
     documents = embedder.encode_document(card.documents, show_progress_bar=False)
     ours = embedder.similarity(queries, documents)

@@ -104,7 +104,7 @@ def alternate_in_ids(evidence: Evidence, differ: list[int]) -> str | None:
             and kinds == {alternate.kind}
             and all(evidence.ours.ids[i] == known[i] for i in both)
         ):
-            return f"{alternate.kind} texts are computed with {alternate.name}"
+            return f"{alternate.kind} texts are tokenised with {alternate.name}"
     return None
 
 

@@ -77,12 +77,13 @@ _LONG = "".join(f"Entry {day}: wind {day * 7 % 12}, {_STORY[45:98]} " for day in
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A text (or a pair, for a reranker) and how to compute it.
+    """A text (or a pair, for a reranker), and how to embed or score it.
 
     Args:
         text: the text; the document of a pair.
         kind: "query" or "document" selects the prompt before the text; "pair" says that `query` and `text` are a pair.
-        alone: also compute it in a call of its own, to check that other texts in a batch do not change its result.
+        alone: also embed or score it in a call of its own, to check that other texts in a batch do not change the
+            result.
         query: the query of a pair.
     """
 

@@ -52,7 +52,9 @@ class LayerError:
 
     layer: int
     ours: float  # of lastword
-    theirs: float  # of transformers, with its matmuls rounded by the same rule if lastword's are
+    theirs: (
+        float  # of transformers, with its matmuls rounded like lastword's if these are quantised
+    )
     allowed: float
 
 

@@ -50,15 +50,16 @@ def verify(
     """Compare lastword's vectors, or a reranker's scores, with those of transformers.
 
     The reference is computed by transformers' own layers in float64, or in float32 if the compute dtype is bfloat16.
-    With `quantize`, transformers' own error, on which the bounds depend, is measured with its matmuls rounded by the
-    same rule, and the quantisation error is checked too. Memory holds lastword's model (one copy per device) and one
+    With `quantize`, the bounds depend on the error of transformers with its matmuls rounded to 8 bits as lastword
+    rounds them, and the quantisation error is checked too. Memory holds lastword's model (one copy per device) and one
     layer of transformers' model.
 
     Args:
         model: Hugging Face id or folder.
         texts: texts to compare besides the built-in ones, as documents; for a reranker, each with a built-in query.
-        scores: also compute the example on the model card, in float32, and compare its scores.
-        known_as: Hugging Face id of the model card; by default `model`, or the known model with the folder's name.
+        scores: also run the model card's example in float32, and compare the scores with the card's.
+        known_as: Hugging Face id of the published model whose model card to use; by default `model` or, for a folder,
+            the published model with the folder's name.
         reranker: whether the model is a reranker; by default, its files or its name decide.
         accept: names of checks that may fail, provided that all checks run.
         show_progress_bar: whether to show a progress bar; by default only on a terminal.

@@ -20,8 +20,8 @@ A bag is the training data of one model: a sample of the rows of every dataset. 
 per line. Each dataset is sampled by itself, without replacement.
 
 With -o plan.json, the command writes plan.json, plan.rows/BAG/DATASET.txt with one row id per line, and
-plan.merge.yaml, a recipe for "lastword merge". The same files and seed always give the same plan, on any machine and
-in whatever order the files are named.
+plan.merge.yaml, a recipe for "lastword merge". The same files, ratios and seed always give the same plan, on any
+machine and in whatever order the files are named.
 
 To update a released model, pass its earlier training data with --old, so that each bag mixes old and new rows, and the
 model with --into, so that the recipe includes it."""
@@ -39,9 +39,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ratios",
         required=True,
-        help="one percentage per bag, separated by commas: the share of each dataset that the bag takes. 80,100 makes "
-        "two bags: one has 80%% of each dataset, the other all of it. The word rest, as in 50,rest, makes a bag of "
-        "the rows that are in no other bag",
+        help="one percentage per bag, separated by commas: the share of each new dataset that the bag takes (for old "
+        "ones see --old-ratio). 80,100 makes two bags: one has 80%% of each dataset, the other all of it. The word "
+        "rest, as in 50,rest, makes a bag of the rows that are in no other bag",
     )
     parser.add_argument(
         "--seed", type=_seed, required=True, help="seed of the random choice, a whole number"

@@ -107,7 +107,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--skip-blank",
         action="store_true",
         help="leave out texts that are empty or only white space; by default they are embedded too, so that row N is "
-        "always the vector of text N. With --chunk they are always left out, because they have no chunks",
+        "the vector of text N (unless --on-error skip leaves texts out). With --chunk they are always left out, "
+        "because they have no chunks",
     )
     parser.add_argument(
         "--normalize",

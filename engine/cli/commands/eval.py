@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=options.name_argument,
         default=[],
         metavar="NAME",
-        help="name of an mteb benchmark, of which all public tasks are run; may be repeated",
+        help="name of an mteb benchmark, to run all its public tasks; may be repeated",
     )
     parser.add_argument(
         "--card",

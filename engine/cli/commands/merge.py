@@ -21,8 +21,9 @@ EXAMPLES = """example: merge.yaml, in mergekit's format
 
   lastword merge merge.yaml ./merged --report tensors.jsonl
 
-A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of the model. All files other than
-the weights are copied from base_model, or from the first model if there is no base_model.
+A model is a folder or a Hugging Face id; id@revision names a branch, tag or commit of the model. The configuration,
+tokenizer, prompts and licences are copied from base_model, or from the first model if there is no base_model; code and
+other files are not copied. README.md is written anew.
 
 Methods and their parameters:
   linear           per model: weight. For the merge: normalize
@@ -36,9 +37,11 @@ not implement is refused.
 dtype or out_dtype sets the dtype of the result; by default the stored dtype is kept. Sums and inner products are
 computed in float64, and each value is rounded once.
 
-The report has one JSON object per tensor: the norm of each model's tensor after the base model's is subtracted, the
-angles between these differences, each model's coefficient, and the norm of the weighted sum. An interrupted run
-continues when the same command is given again. Needs PyYAML: pip install 'lastword[merge]'."""
+The report has one JSON object per tensor: the norm of each model's tensor, the angles between these tensors in degrees,
+each model's coefficient, and the norm of the sum of the tensors times their coefficients. With task_arithmetic, and
+with multislerp if it has a base_model, the base model's tensor is first subtracted from each.
+
+An interrupted run continues when the same command is given again. Needs PyYAML: pip install 'lastword[merge]'."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

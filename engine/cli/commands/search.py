@@ -85,8 +85,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=number_argument,
         metavar="SCORE",
-        help="print only texts with at least this score; by default all. The score is the model's similarity function "
-        "of text and query: for the cosine, 1 means the same direction and 0 unrelated",
+        help="print only texts with at least this score; by default all. The score is the similarity of text "
+        "and query, by the model's similarity function: for the cosine, 1 means the same direction, 0 unrelated",
     )
     parser.add_argument(
         "--json",
@@ -107,7 +107,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--candidates",
         type=options.positive,
         metavar="N",
-        help="number of texts for each query that --rerank scores; by default 100, or --top-k if that is more",
+        help="number of nearest texts that --rerank scores for each query; by default 100, or --top-k if that is more",
     )
     options.add_model_options(parser)
 

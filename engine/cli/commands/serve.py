@@ -102,7 +102,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--ranges",
         type=options.path_argument,
         metavar="FILE",
-        help="file made by lastword embed --save-ranges, to compute int8 and uint8 vectors with",
+        help="file made by lastword embed --save-ranges, for int8 and uint8 vectors",
     )
     _add_tls_and_log(parser)
     _add_limits(parser)

@@ -33,14 +33,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=options.path_argument,
         metavar="FILE",
-        help="file of texts to compute and compare, in addition to the built-in ones; may be repeated. "
+        help="file of texts to embed or score, and to compare, in addition to the built-in ones; may be repeated. "
         "Records that cannot be read are left out and counted",
     )
     options.add_format_options(parser)
     parser.add_argument(
         "--scores",
         action="store_true",
-        help="also compute the example on the model card in float32 and compare the scores with the card's",
+        help="also run the model card's example in float32, and compare the scores with the card's",
     )
     options.add_known_as(parser, "model card")
     parser.add_argument(
@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CHECK",
-        help='pass even if this check fails, given by its printed name, such as "prompt text"; may be repeated',
+        help='name of a check that may fail, such as "prompt text", provided that all checks ran; may be repeated',
     )
     parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
     parser.add_argument("--quiet", action="store_true", help="print no progress bar")

@@ -174,7 +174,7 @@ def test_a_forgotten_template_is_named(made, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(TextTokenizer, "__init__", no_frame)
     monkeypatch.setattr(RerankTemplate, "prompt", lambda *_: "")
     monkeypatch.setattr(RerankTemplate, "text", lambda _, query, document: query + document)
-    assert_named(made["tied"], "template", "pair texts are computed with no template")
+    assert_named(made["tied"], "template", "pair texts are tokenised with no template")
 
 
 def assert_named(folder: Path, expected: str, words: str) -> None:
