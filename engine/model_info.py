@@ -201,7 +201,7 @@ class OpenedModel:
 
     @property
     def max_length(self) -> int:
-        """Maximum tokens per text, prompt or template included. Can be set; None restores the model's default."""
+        """Maximum tokens per text or pair, with prompt or template. Can be set; None restores the model's default."""
         return self._max_length
 
     @max_length.setter

@@ -67,8 +67,8 @@ class Reranker(ModelProperties, Reopenable):
             the checkpoint's activation, usually the sigmoid, which gives probabilities.
         device, dtype, quantize, revision, cache_dir, token, local_files_only, max_batch_tokens, cuda_graphs,
             show_progress_bar, tune_process, runner: as for `Embedder`.
-        max_length: maximum tokens per pair, template and instruction included; a document that exceeds it is cut, a
-            query or an instruction never is. The default is 8,192, or less if the checkpoint says so.
+        max_length: maximum tokens per pair, template and instruction included. In a longer pair the document is cut,
+            never the query or the instruction. The default is 8,192, or less if the checkpoint says so.
         prompts: instructions by name, added to those of the checkpoint.
 
     Raises:

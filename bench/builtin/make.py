@@ -83,7 +83,7 @@ def _texts(cache: Path, teacher: Path) -> None:
 
 
 class _Trainer:
-    """Runs the trainings: first of the start, then of the bags from the start.
+    """Runs the trainings: first of the model `START`, then of one model per bag, which continues from it.
 
     All use the same tokenizer, teacher's vectors, basis of these vectors, and held-out sentences for the log.
     """
@@ -102,7 +102,7 @@ class _Trainer:
         self.shares = _shares(self.data.texts, len(self.rows))
 
     def run(self, name: str) -> None:
-        """Train the start, or train a bag's model from the start; write the checkpoint in fp32."""
+        """Train the model `START`, or a bag's model, which continues from it; write the checkpoint in fp32."""
         model = make_student(token_rows(self.rows @ self.directions, self.shares), SEED)
         if name == START:
             chosen: Sequence[int] = range(len(self.data.texts))

@@ -142,8 +142,8 @@ writes this folder.
    times the squared difference of all cosines in the batch from the teacher's, and 0.1 times the cross-entropy of each
    query over the batch's texts (the target is half the teacher's softmax, half the text that answers it). The
    optimizer is AdamW, with a cosine schedule, bf16 matmuls and fixed seeds.
-4. **Bags and merge**: from the start, {bags} models were trained on random shares of the texts ({shares}), and then
-   merged by Multi-SLERP (`lastword.weights.merging.methods`). The table above has the scores of all candidates.
+4. **Bags and merge**: {bags} models were made from this one by training on random shares of the texts ({shares}), and
+   then merged by Multi-SLERP (`lastword.weights.merging.methods`). The table above has the scores of all candidates.
 
 ## The texts and their licences
 

@@ -105,7 +105,7 @@ class Gate:
 
 
 def wrap_operation(operation: Operation, inputs: CaseInputs) -> Implementation:
-    """Wrap an operation and its inputs; the outputs are the returned tensor and the tensors among the inputs."""
+    """Wrap an operation and its inputs. The outputs are its result and the input tensors, which it may change."""
 
     def read(result: object) -> list[Tensor]:
         return ([result] if isinstance(result, Tensor) else []) + inputs.tensors()

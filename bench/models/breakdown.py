@@ -187,7 +187,7 @@ def _medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def breakdown_lines(lengths: Sequence[int], found: Sequence[Breakdown]) -> list[str]:
-    """Format a table with one column per length: shares of the stages, then of the operations, and MFU."""
+    """Format a table with one column per length: shares of the time by stage, then by operation, with MFU."""
     head = "".join(f"{f'{length:,} tokens':>18}" for length in lengths)
     stages = found[0].stages_s
     lines = [f"{'where the time goes':<24}{head}"]

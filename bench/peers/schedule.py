@@ -21,7 +21,7 @@ class Schedule:
             self._times[key] -= 1
 
     def drop(self, precision: str, label: str) -> None:
-        """Remove all parts of the library with this label at this precision, because it is left out."""
+        """Remove all parts of a library at a precision: the library no longer takes part there."""
         for key in self._times:
             if key[:2] == (precision, label):
                 self._times[key] = 0

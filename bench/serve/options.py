@@ -31,7 +31,8 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         choices=SCENARIOS,
         default=list(BY_DEFAULT),
         metavar="NAME",
-        help=f"what to measure: {', '.join(SCENARIOS)} (see bench/README.md); by default all but soak",
+        help=f"what to measure: {', '.join(SCENARIOS)} (see bench/README.md in the source "
+        "repository); by default all but soak",
     )
     parser.add_argument(
         "--model",

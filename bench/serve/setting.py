@@ -79,7 +79,7 @@ class Setting:
         return min(int(self.args.texts), len(self.materials[kind].texts))
 
     def burst(self, server: ServerProcess, kind: str) -> dict[str, Any]:
-        """Send every text of a kind once, in requests that arrive far faster than they are computed."""
+        """Send every text of a kind once, in requests that arrive far faster than they are answered."""
         size = self.size(kind)
         count = self.materials[kind].blocks(size)
         return self.generator.send(Load(server.url, kind, size, rate=400.0, count=count))

@@ -47,7 +47,7 @@ def _quantize_rows_kernel(
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Launch `_quantize_rows_kernel` on x [T, C], contiguous."""
+    """Launch `_quantize_rows_kernel` on x [T, C], contiguous; return y [T, C] in `dtype` and the scales [T] in fp32."""
     T, C = x.shape
     y = torch.empty(T, C, dtype=dtype, device=x.device)
     scale = torch.empty(T, dtype=torch.float32, device=x.device)
