@@ -7,7 +7,6 @@ warm-up. On a CPU a clock times the calls, and before each call 64 MB are writte
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -152,17 +151,11 @@ def _packed_rate(dtype: torch.dtype) -> float:
 
 
 def _int8_rate() -> float:
-    from lastword.kernels.linear.int8 import Int8Linear
+    from lastword.kernels.linear.int8 import Int8Linear, QuantizedRows
 
-    ours, x = Int8Linear(torch.randn(_COLUMNS, _INNER)), torch.randn(_ROWS, _INNER)
-    a = torch.randint(0, 256, (_ROWS, _INNER), dtype=torch.uint8)
-    b = torch.randint(-127, 128, (_COLUMNS, _INNER), dtype=torch.int8)
-    onednn: Any = torch.ops.onednn
-    packed = onednn.qlinear_prepack(b, None)
-    weights = (packed, torch.ones(_COLUMNS), torch.zeros(_COLUMNS, dtype=torch.int32))
-    plain: tuple[object, ...] = (None, 1.0, 0, torch.bfloat16, "none", [], "")  # nothing fused
-    theirs = partial(onednn.qlinear_pointwise, a, 1.0, 128, *weights, *plain)
-    return _best_rate([lambda: ours(x), theirs])
+    layer = Int8Linear(torch.randn(_COLUMNS, _INNER))
+    rows = QuantizedRows.of(torch.randn(_ROWS, _INNER))
+    return _best_rate([lambda: layer.product(rows)])
 
 
 def _best_rate(products: Sequence[Callable[[], object]]) -> float:

@@ -84,11 +84,6 @@ def _settings() -> Iterator[_Setting]:
     yield _Setting(torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled, (True,))
     flash = torch.backends.cuda.flash_sdp_enabled  # despite its name, for attention on the CPU too
     yield _Setting(flash, torch.backends.cuda.enable_flash_sdp, (True,))
-    engines = [e for e in ("x86", "fbgemm") if e in torch.backends.quantized.supported_engines]
-    if engines:  # these run the int8 matmuls
-        quantized = torch.backends.quantized
-        read, write = partial(getattr, quantized, "engine"), partial(setattr, quantized, "engine")
-        yield _Setting(read, write, tuple(engines))
 
 
 class _SavedSettings:

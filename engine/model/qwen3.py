@@ -85,9 +85,6 @@ class Model:
         self.norm = checkpoint.norm().to(device, dtype)
         self.score_row = None if score_row is None else score_row.to(device)
         self.prompts = PromptCache()
-        self._pads = (
-            quantize is None
-        )  # padding helps oneDNN; FBGEMM's int8 matmuls need no recurring numbers of rows
         self._packer: Packer | None = None  # the CPU implementation needs no packing
         self._graphs: Graphs | None = None
         if kernels.launches_triton(device):
@@ -138,8 +135,7 @@ class Model:
         with default_settings(self.device):
             if self._packer is None:
                 prompts = [self.prompts.get(ids, self._compute_prompt) for ids in forest.prompts]
-                pad = self._pads and observe is None
-                inputs = ModelInputs.of(forest, self.device, pad=pad)
+                inputs = ModelInputs.of(forest, self.device, pad=observe is None)
                 return self._forward(inputs, observe, prompts)[: len(forest.final_rows)]
             finals = len(forest.final_rows)
             layout, buffer = self._packer.pack(forest, pad=observe is None)

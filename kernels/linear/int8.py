@@ -1,11 +1,11 @@
-"""Linear layers in int8 on a CPU: FBGEMM's matmuls, with weights and activations quantised here.
+"""Linear layers in int8 on a CPU: oneDNN's matmuls, with weights and activations quantised here.
 
-A weight has one scale per output channel, computed when the model is loaded. Each row of activations is divided by its
-own largest absolute value, and then the library quantises it with a fixed scale. With one scale for the whole batch, a
-row's result would depend on the other rows.
+A weight has one scale per output channel, computed when the model is loaded. Each row of activations has its own scale,
+from its largest absolute value: with one scale for the whole batch, a row's result would depend on the other rows.
+Activations are stored as unsigned codes, because oneDNN is fast with signed ones only on processors with AMX.
 """
 
-import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,15 +32,16 @@ def check_int8() -> None:
     """Check that this machine can run int8 matmuls.
 
     Raises:
-        ConfigError: PyTorch has no FBGEMM here, for example on ARM.
+        ConfigError: PyTorch has no oneDNN here, or the processor is not an x86 processor with AVX2 or more.
     """
-    engines = torch.backends.quantized.supported_engines
-    if not {"x86", "fbgemm"} & set(engines):
+    capability = torch.backends.cpu.get_cpu_capability()
+    onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not onednn or not capability.startswith(("AVX2", "AVX512")):
         raise ConfigError(
             "quantize",
             "int8 is not supported on this machine",
-            got=f"PyTorch's quantisation engines {', '.join(engines)}",
-            expected="x86 or fbgemm",
+            got=f"PyTorch {'with' if onednn else 'without'} oneDNN for a CPU with {capability}",
+            expected="oneDNN and AVX2 or AVX512",
             remedy="Leave quantize out to compute without quantisation.",
         )
 
@@ -48,15 +49,44 @@ def check_int8() -> None:
 def activation_levels() -> int:
     """Return the number of activation codes on each side of zero: 127, or 63 on a CPU without VNNI.
 
-    Without VNNI the library adds two products in 16 bits. With 127 codes a sum could reach 2 · 255 · 127 and saturate;
-    with 63 it stays within 2 · 127 · 127.
+    The code of zero is one more than this number, so that all codes are positive. Without VNNI the library adds two
+    products in 16 bits. With 127 codes a sum could reach 2 · 255 · 127 and saturate; with 63 it stays within
+    2 · 127 · 127.
     """
     exact: bool = torch.cpu._is_vnni_supported()
     return 127 if exact else 63
 
 
+@dataclass(frozen=True, slots=True)
+class QuantizedRows:
+    """Rows of activations in int8: x = (codes − zero) · scale, up to rounding.
+
+    Args:
+        x: [T, K], the rows before rounding, for output channels that are computed in fp32.
+        codes: [T, K] uint8; zero is `activation_levels` + 1.
+        scale: [T, 1] fp32, each row's largest |x| divided by `activation_levels`.
+    """
+
+    x: Tensor
+    codes: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def of(x: Tensor) -> "QuantizedRows":
+        """Round the rows of x [T, K] fp32 to int8."""
+        levels = activation_levels()
+        scale = _row_scale(x, levels)
+        # Adding the code of zero and half a code, then rounding down, takes one pass fewer than rounding to the nearest
+        # and adding; only ties differ.
+        codes = torch.div(x, scale).add_(levels + 1.5).to(torch.uint8)
+        return QuantizedRows(x, codes, scale)
+
+
 class Int8Linear:
-    """Linear layer y = x · weightᵀ + bias, computed as s · (q(x / s) · q(weight)ᵀ) + bias with s = max |x| per row.
+    """Linear layer y = x · weightᵀ + bias, computed as s · t · (q(x / s) · q(weight / t)ᵀ) + bias.
+
+    s are the scales of the rows of x, t those of the output channels: the largest absolute value divided by the number
+    of codes on each side of zero.
 
     Args:
         weight: [K_out, K_in] fp32 on a CPU.
@@ -66,29 +96,30 @@ class Int8Linear:
     the same bits whatever the other rows of x are.
 
     Numerics:
-        Rounds the weight to int8 with one scale per output channel (max |weight| / 127), and x / s to
-        `activation_levels` codes on each side of zero. Products and sums are exact in int32 and rescaled in fp32.
-        Output channels that do not round well (`MAX_ROUNDING`) are computed in fp32. If an input row has a NaN or an
-        infinity, its output row is not finite.
+        Rounds weights to 127 codes on each side of zero, and activations to `activation_levels`. Products and sums are
+        exact in int32 and rescaled in fp32. Output channels that do not round well (`MAX_ROUNDING`) are computed in
+        fp32. If an input row has a NaN or an infinity, its output row is not finite.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.packed, rounding = _pack(weight)
+        self.packed, self.scale, rounding = _pack(weight)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
         self.exact_rows = (rounding > MAX_ROUNDING).nonzero().flatten()
         self.exact = Linear(weight[self.exact_rows]) if len(self.exact_rows) else None
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        scale = _row_scale(x)
-        return self.product(x, x / scale, scale)
+        return self.product(QuantizedRows.of(x))
 
-    def product(self, x: Tensor, scaled: Tensor, scale: Tensor) -> Tensor:
-        """Return y for x, given `scale`, the largest |x| of each row, and `scaled` = x / scale, within ±1."""
-        levels = activation_levels()
-        op: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y: Tensor = op(scaled, 1 / levels, levels + 1, self.packed).mul_(scale)
+    def product(self, rows: QuantizedRows) -> Tensor:
+        """Return y for rows of x that are already quantised."""
+        op: Any = torch.ops.onednn.qlinear_pointwise
+        y: Tensor = op(
+            rows.codes, 1.0, activation_levels() + 1, self.packed, self.scale, self.zeros, None,
+            1.0, 0, torch.float32, "none", [], "",
+        ).mul_(rows.scale)  # fmt: skip
         if self.exact is not None:
-            y.index_copy_(1, self.exact_rows, self.exact(x))
+            y.index_copy_(1, self.exact_rows, self.exact(rows.x))
         return y if self.bias is None else y.add_(self.bias)
 
 
@@ -108,29 +139,22 @@ class Int8SwigluLinear:
         self.gate, self.up = (Int8Linear(half) for half in gate_up.chunk(2))
 
     def __call__(self, x: Tensor) -> Tensor:
-        scale = _row_scale(x)
-        scaled = x / scale
-        gate = F.silu(self.gate.product(x, scaled, scale), inplace=True)
-        return gate.mul_(self.up.product(x, scaled, scale))
+        rows = QuantizedRows.of(x)
+        gate = F.silu(self.gate.product(rows), inplace=True)
+        return gate.mul_(self.up.product(rows))
 
 
-def _row_scale(x: Tensor) -> Tensor:
-    """Return the largest |x| of each row, [T, 1]; for a row of zeros the smallest normal number, a safe divisor."""
-    # amax and amin are 20 times as fast as a norm or aminmax over rows: 0.4 ms at 1024×3072 (AMD EPYC, one thread,
-    # torch 2.13).
+def _row_scale(x: Tensor, levels: int) -> Tensor:
+    """Return the largest |x| of each row divided by `levels`, [T, 1]; for a row of zeros a small positive number."""
+    # amax and amin are 4 to 20 times as fast as a norm or aminmax over rows (bench/LOG.md, 2026-11-30).
     largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
-    return largest.clamp_min_(torch.finfo(x.dtype).tiny)
+    return largest.clamp_min_(torch.finfo(x.dtype).tiny * levels).div_(levels)
 
 
-def _pack(weight: Tensor) -> tuple[Any, Tensor]:
-    """Round a weight to int8 and pack it for FBGEMM; also return each row's relative rounding error, [K_out]."""
-    scale = _row_scale(weight) / 127
-    zero = torch.zeros(len(scale), dtype=torch.int64, device=weight.device)
-    with warnings.catch_warnings():
-        # PyTorch 2.13 warns that quantised tensors are deprecated, but only they can be packed.
-        warnings.filterwarnings("ignore", message=".*quantize_per_channel.*", category=UserWarning)
-        codes = torch.quantize_per_channel(
-            weight.contiguous(), scale.flatten().double(), zero, 0, torch.qint8
-        )
-    moved = codes.dequantize().sub_(weight).norm(dim=1)
-    return torch.ops.quantized.linear_prepack(codes, None), moved / weight.norm(dim=1)
+def _pack(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Round a weight to int8 and pack it for oneDNN; also return the scales and relative rounding errors, [K_out]."""
+    scale = _row_scale(weight, 127)
+    codes = torch.div(weight, scale).round_()
+    moved = torch.mul(codes, scale).sub_(weight).norm(dim=1)
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes.to(torch.int8), None)
+    return packed, scale.flatten(), moved / weight.norm(dim=1)

@@ -19,7 +19,6 @@ ASIDE = (
     "all fp32 in bfloat16",
     "without oneDNN",
     "plain attention",
-    "another int8 engine",
 )
 
 
@@ -30,7 +29,6 @@ def exact() -> bool:
         and {each.fp32_precision for each in MATMUL.values()} <= {"none", "ieee"}
         and torch._C._get_mkldnn_enabled()
         and torch.backends.cuda.flash_sdp_enabled()
-        and torch.backends.quantized.engine in ("x86", "fbgemm", "qnnpack")
     )
 
 
@@ -67,9 +65,9 @@ def test_a_setting_changed_meanwhile_is_kept() -> None:
             torch.set_float32_matmul_precision("high")
         assert torch.get_float32_matmul_precision() == "high"
     with STATES["without oneDNN"](), default_settings():
-        torch.backends.quantized.engine = "onednn"
-    assert torch.backends.quantized.engine == "onednn"
-    torch.backends.quantized.engine = str(PLAIN["engine"])
+        torch.backends.cuda.enable_flash_sdp(False)
+    assert not torch.backends.cuda.flash_sdp_enabled()
+    torch.backends.cuda.enable_flash_sdp(True)
     assert snapshot() == PLAIN
 
 

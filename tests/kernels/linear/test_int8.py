@@ -1,7 +1,5 @@
 """int8 matmuls: close to fp32, independent of neighbouring rows, and correct for extreme numbers."""
 
-import warnings
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,13 +51,14 @@ def test_neighbours_move_no_bit(layer: type) -> None:
     assert torch.equal(run(x[order]), together[order])
 
 
-def test_one_scale_for_the_batch_would_be_seen() -> None:
-    """The mutant: the library's own dynamic quantisation."""
-    x, weight = draw(4, 256), draw(64, 256, seed=1)
+def test_one_scale_for_the_batch_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant: every row gets the largest scale of the batch."""
+    monkeypatch.setattr(
+        linear_int8, "_row_scale", lambda x, levels: (x.abs().amax() / levels).expand(len(x), 1)
+    )
+    x, run = draw(4, 256), Int8Linear(draw(64, 256, seed=1))
     x[3] *= 1e6
-    packed = Int8Linear(weight).packed
-    whole = torch.ops.quantized.linear_dynamic(x, packed)
-    assert not torch.equal(whole[:1], torch.ops.quantized.linear_dynamic(x[:1], packed))
+    assert not torch.equal(run(x)[:1], run(x[:1]))
 
 
 def test_extreme_rows() -> None:
@@ -89,10 +88,13 @@ def test_zero_weights() -> None:
     assert torch.equal(Int8Linear(torch.zeros(8, 64))(draw(3, 64)), torch.zeros(3, 8))
 
 
-def test_packing_says_nothing() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        Int8Linear(draw(8, 64))
+def test_signed_zeros_and_single_numbers() -> None:
+    """A row of zeros gives zeros, and the largest number of a row keeps its value on both sides of zero."""
+    run = Int8Linear(torch.ones(8, 64))
+    x = torch.zeros(3, 64)
+    x[1, 5], x[2, 7] = 3.25, -1e-30
+    expected = torch.tensor([0.0, 3.25, -1e-30])[:, None].expand(3, 8)
+    torch.testing.assert_close(run(x), expected, rtol=1e-6, atol=0)
 
 
 def test_seven_bits_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,15 +105,12 @@ def test_seven_bits_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_machine_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Arm:
-        supported_engines = ("qnnpack", "onednn")
-
-    monkeypatch.setattr(linear_int8.torch.backends, "quantized", Arm)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     with pytest.raises(ConfigError) as caught:
         check_int8()
     error = caught.value
     assert (error.where, error.what) == ("quantize", "int8 is not supported on this machine")
     assert (error.got, error.expected) == (
-        "PyTorch's quantisation engines qnnpack, onednn",
-        "x86 or fbgemm",
+        "PyTorch with oneDNN for a CPU with DEFAULT",
+        "oneDNN and AVX2 or AVX512",
     )
