@@ -105,3 +105,15 @@ def test_each_layer(case: str, tmp_path: Path) -> None:
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         assert difference(a, b) <= TOLERANCE, f"layer {i}"
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4), f"layer {i} has another length"
+
+
+def test_a_text_of_32768_tokens(tmp_path: Path) -> None:
+    """The longest text that the models are made for; transformers' fused attention is the reference."""
+    from transformers import Qwen3Model
+
+    folder = make_checkpoint(tmp_path, **SMALL, max_position_embeddings=32_768)
+    (tokens,) = random_tokens([32_768])
+    theirs = Qwen3Model.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    expected, _ = their_states(theirs.eval(), [tokens])
+    ours, _ = our_states(load_ours(folder), [tokens], budget=len(tokens))
+    assert difference(ours, expected) <= TOLERANCE
