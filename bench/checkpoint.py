@@ -18,6 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from tokenizers.processors import ByteLevel, TemplateProcessing
 from tokenizers.processors import Sequence as Processors
 
+from lastword.bench.models.workloads import WORDS
 from lastword.bench.shapes import SIZES, VOCABULARY, sizes_of
 from lastword.errors import ConfigError
 from lastword.text.split_points import QWEN_WORDS
@@ -37,6 +38,7 @@ _CLASSIFIER = {
     "id2label": {"0": "LABEL_0"},
     "label2id": {"LABEL_0": 0},
 }
+_ENOUGH = 8192  # more tokens than the merges of WORDS and prompts make, so no word stays split
 _LOG_ODDS = 2.0  # about the standard deviation of a random reranker's log-odds
 _TEXTS = (
     QUERY_PROMPT,
@@ -84,6 +86,19 @@ def make_tokenizer(
     return tokenizer
 
 
+def word_tokenizer(texts: Iterable[str] = (QUERY_PROMPT,), *, end_token: bool = True) -> Tokenizer:
+    """Train a tokenizer for which each common word is one token, as for Qwen's, with or without a space before it.
+
+    With it, the benchmarks' texts have as many tokens as `bench/models/workloads.py` says.
+
+    Args:
+        texts: other texts, such as prompts, whose words become one token each too.
+        end_token: as for `make_tokenizer`.
+    """
+    words = [*WORDS, *(f" {word}" for word in WORDS)]
+    return make_tokenizer([*words, *texts], _ENOUGH, end_token=end_token)
+
+
 def make_checkpoint(
     folder: str | Path,
     *,
@@ -103,7 +118,7 @@ def make_checkpoint(
     rope_theta: float = 1e6,
     rope_scaling: Mapping[str, Any] | None = None,
     config_format: str = "v4",
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
     sentence_transformers: bool = True,
     max_position_embeddings: int = 4096,
     weights: bool = True,
@@ -114,12 +129,12 @@ def make_checkpoint(
     Sizes and other settings are named as in config.json; `vocab_size` None means the number of the tokenizer's tokens.
     `prefix`, the prefix of the tensor names, is `""` or `model.`. If it is `model.` and `tied` is False, there is also
     an `lm_head.weight`. `shards` is the number of weights files; several files get an index. `config_format` is `v4` or
-    `v5`, for transformers 4 or 5. `tokenizer` is a tokenizer.json to copy; None trains a small tokenizer.
+    `v5`, for transformers 4 or 5. `tokenizer` is one, or a tokenizer.json to copy; None trains a small tokenizer.
     `weights=False` writes all files but the weights. `classifier=True` makes a reranker with one label.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made = Tokenizer.from_file(str(tokenizer)) if tokenizer is not None else make_tokenizer()
+    made = _opened(tokenizer)
     rows = made.get_vocab_size() if vocab_size is None else vocab_size
     sizes: dict[str, Any] = {
         "hidden_size": hidden_size,
@@ -144,6 +159,12 @@ def make_checkpoint(
         head, score = not tied and prefix == PREFIX, (1, hidden_size) if classifier else None
         _write_weights(folder, config, dtype, seed, prefix, shards, score, head=head)
     return folder
+
+
+def _opened(tokenizer: str | Path | Tokenizer | None) -> Tokenizer:
+    if tokenizer is None:
+        return make_tokenizer()
+    return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.from_file(str(tokenizer))
 
 
 def _config(
@@ -303,6 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dtype=getattr(torch, options.dtype),
         shards=options.shards,
         seed=options.seed,
+        tokenizer=word_tokenizer(),
         max_position_embeddings=4096 if options.like == "tiny" else 32768,
     )
     print(folder)

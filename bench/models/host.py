@@ -20,9 +20,9 @@ import torch
 
 from lastword.batching.forest import Forest, plan_forests
 from lastword.batching.packing import Packer
+from lastword.bench.checkpoint import word_tokenizer
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.measure import median_seconds
-from lastword.bench.models.random_model import word_tokenizer
 from lastword.bench.models.workloads import real_tokenizer, texts_of
 from lastword.errors import LastwordError
 from lastword.text.tokenizer import TextTokenizer

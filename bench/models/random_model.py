@@ -7,11 +7,9 @@ from math import prod
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
-from lastword.bench.models.workloads import WORDS
+from lastword.bench.checkpoint import make_checkpoint, word_tokenizer
 from lastword.bench.shapes import VOCABULARY, sizes_of
 from lastword.embedder import Embedder
 from lastword.weights import LayerWeights, ModelConfig, dtype_name
@@ -82,11 +80,6 @@ class RandomWeights:
         return torch.randn(shape, generator=self._generator, device=self._device, dtype=self._dtype)
 
 
-def word_tokenizer() -> Tokenizer:
-    """Make a tokenizer for which each common word is one token."""
-    return make_tokenizer([*WORDS, *(f" {word}" for word in WORDS)], vocab_size=8192)
-
-
 def random_embedder(
     folder: Path,
     model: str,
@@ -113,13 +106,11 @@ def random_embedder(
     Returns:
         The opened model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    word_tokenizer().save(str(folder / "words.json"))
     make_checkpoint(
         folder,
         **sizes_of(model, layers),
         vocab_size=VOCABULARY if model != "tiny" else None,
-        tokenizer=folder / "words.json",
+        tokenizer=word_tokenizer(),
         max_position_embeddings=_POSITIONS,
         weights=False,
     )

@@ -1,6 +1,7 @@
 """Make the texts of the benchmarks from common words, with a fixed seed.
 
-A common word is one token in Qwen's tokenizer, so the word counts below are token counts without the end token.
+After a space a common word is one token in Qwen's tokenizer, and in the one that random checkpoints get
+(`word_tokenizer`). So the word counts below are token counts without the end token.
 """
 
 import math

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from lastword.bench.checkpoint import make_checkpoint, make_tokenizer
+from lastword.bench.checkpoint import make_checkpoint, word_tokenizer
 from lastword.bench.machine import busy_notice, describe_run
 from lastword.bench.models.workloads import (
     FULL,
-    WORDS,
     Workload,
     long_workloads,
     pair_workload,
@@ -314,19 +314,21 @@ def _checkpoint(
     layers: int,
     precisions: list[str],
     device: torch.device,
-    tokenizer: Path | None = None,
+    tokenizer: Path | Tokenizer | None = None,
     *,
     classifier: bool = False,
 ) -> Path:
     """Make a random checkpoint of the 0.6B shape, by default with the real tokenizer if it is available."""
-    real = real_tokenizer()
+    if tokenizer is None:
+        real = real_tokenizer()
+        tokenizer = word_tokenizer() if real is None else real / "tokenizer.json"
     dtype = torch.float32 if device.type == "cpu" or "fp32" in precisions else torch.bfloat16
     _say(f"making a random checkpoint: 0.6B shape, {layers} layers")
     return make_checkpoint(
         folder,
         **sizes_of("0.6B", layers),
         vocab_size=VOCABULARY,
-        tokenizer=tokenizer or (real and real / "tokenizer.json"),
+        tokenizer=tokenizer,
         dtype=dtype,
         max_position_embeddings=_POSITIONS,
         prefix="model." if classifier else "",
@@ -337,13 +339,14 @@ def _checkpoint(
 
 def _reranker(folder: Path, layers: int, precisions: list[str], device: torch.device) -> Path:
     """Make a random reranker of the 0.6B shape, for sequence classification: every library then uses the same row."""
-    real = real_tokenizer()
-    tokenizer = folder.with_name("words.json")
+    real, template = real_tokenizer(), QWEN3_RERANKER
+    tokenizer: Path | Tokenizer  # without an end token
     if real is None:
-        words = make_tokenizer([*WORDS, *QWEN3_RERANKER.prompt("").split()], end_token=False)
-        words.save(str(tokenizer))
+        prompt = template.prompt(template.instruction)
+        texts = (template.prefix, prompt, template.text("", ""), template.suffix)
+        tokenizer = word_tokenizer(texts, end_token=False)
     else:
-        tokenizer = real.with_name("Qwen3") / "tokenizer.json"  # without an end token
+        tokenizer = real.with_name("Qwen3") / "tokenizer.json"
     return _checkpoint(folder, layers, precisions, device, tokenizer, classifier=True)
 
 

@@ -5,7 +5,15 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from lastword.bench.checkpoint import END, QUERY_PROMPT, main, make_checkpoint, make_tokenizer
+from lastword.bench.checkpoint import (
+    END,
+    QUERY_PROMPT,
+    main,
+    make_checkpoint,
+    make_tokenizer,
+    word_tokenizer,
+)
+from lastword.bench.models.workloads import WORDS
 from lastword.errors import ConfigError
 from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
 
@@ -19,6 +27,18 @@ def test_tokenizer_appends_its_end_token():
     plain = make_tokenizer(end_token=False)
     assert plain.encode("").ids == []
     assert plain.encode("gravity").ids == tokenizer.encode("gravity").ids[:-1]
+
+
+def test_a_word_is_one_token():
+    for tokenizer in (word_tokenizer(), word_tokenizer(end_token=False)):
+        for word in WORDS:
+            for text in (word, f" {word}"):
+                assert len(tokenizer.encode(text, add_special_tokens=False).ids) == 1
+        prompt = tokenizer.encode(QUERY_PROMPT, add_special_tokens=False).ids
+        assert len(prompt) == 18
+        for word in WORDS:  # also right after the prompt's colon
+            ids = tokenizer.encode(QUERY_PROMPT + word, add_special_tokens=False).ids
+            assert (ids[:-1], len(ids)) == (prompt, 19)
 
 
 @pytest.mark.parametrize(
@@ -77,3 +97,6 @@ def test_command_line(tmp_path, capsys):
     assert config.num_hidden_layers == 1
     assert Checkpoint(folder, config).dtypes == ("BF16",)
     assert read_embedding_spec(folder, config).prompts["query"] == QUERY_PROMPT
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert config.vocab_size == tokenizer.get_vocab_size()
+    assert len(tokenizer.encode("always looked together").ids) == 4

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lastword.bench.models.flops import Work, needed_flops, work
-from lastword.bench.models.workloads import Workload, long_workloads, workloads
+from lastword.bench.models.workloads import Workload, long_workloads, texts_of, workloads
 from lastword.bench.options import PEERS
 from lastword.bench.peers import libraries, limits, rounds
 from lastword.bench.peers import peer_benchmark as peers
@@ -85,6 +85,51 @@ def test_workloads_are_the_stated_ones() -> None:
     assert max(words) <= 512
     assert 10.5 < sum(len(text.split()) + 1 for text in queries.texts) / 2000 < 11.5
     assert workloads(512, 2000, 48) == [documents, queries, singles]
+
+
+@pytest.fixture(params=["words", "qwen"])
+def made(request, tmp_path: Path, monkeypatch) -> libraries.Setup:
+    """The checkpoint that `bench peers` makes, but tiny: without real tokenizers, and with Qwen's."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    monkeypatch.setattr(peers, "sizes_of", lambda *_: sizes)
+    monkeypatch.setattr(peers, "VOCABULARY", None)
+    if request.param == "words":
+        monkeypatch.setattr(peers, "real_tokenizer", lambda: None)
+    elif peers.real_tokenizer() is None:
+        pytest.skip("needs LASTWORD_TEST_DATA")
+    folder = peers._checkpoint(tmp_path / "model", 1, ["fp32"], CPU)
+    return libraries.Setup.of(folder, tmp_path, CPU, 1, None)
+
+
+@pytest.mark.parametrize("counts", [peers.REAL, peers.SHALLOW], ids=["real", "shallow"])
+def test_texts_have_the_stated_numbers_of_tokens(made: libraries.Setup, counts, request) -> None:
+    """In the README: documents of median 110 tokens, 16 to 512, and queries of about 11 after a prompt of 18 or 19."""
+    documents, *queries = workloads(*counts)
+    lengths = sorted(len(ids) for ids in made.tokenize(documents.texts, "document"))
+    assert 80 <= lengths[len(lengths) // 2] <= 140
+    assert lengths[0] >= 16
+    assert lengths[-1] <= 512 + 1
+    prompt = made.prompt_ids("query")
+    assert 18 <= len(prompt) <= 19
+    for load in queries:
+        found = made.tokenize(load.texts, "query")
+        # Qwen's tokenizer joins the prompt's colon with some words, such as "no", and splits some others.
+        off = 1 if "qwen" in request.node.name else 0
+        assert all(ids[: len(prompt) - off] == prompt[: len(prompt) - off] for ids in found)
+        assert {len(ids) - len(prompt) for ids in found} <= {*range(7 - off, 16 + off)}
+        to_compute = limits.needed(made, load).tokens / len(load.texts)
+        assert 8 <= to_compute <= 12
+
+
+def test_texts_of_n_tokens(made: libraries.Setup, request) -> None:
+    """Qwen's tokenizer splits a few words, such as "saw", where no space comes before them."""
+    split = {0, 1} if "qwen" in request.node.name else {0}
+    for length in (2, 12, 500, 4000):
+        texts = texts_of(20, length - 1)
+        assert {len(ids) - length for ids in made.tokenize(texts, "document")} <= split
+    for load in long_workloads():
+        assert len({len(ids) for ids in made.tokenize(load.texts, "document")}) <= len(split)
 
 
 def test_every_round_has_its_own_texts() -> None:

@@ -253,3 +253,12 @@ def test_a_random_reranker(tmp_path: Path, monkeypatch) -> None:
         ids = reranker.token_ids(load.texts)
         after = list(reranker.info.tokenizer.after)
         assert ids[0][-len(after) :] == after
+        setup = libraries.Setup.of(folder, tmp_path, CPU, 1, None, rerank=True)
+        prompt = setup.prompt_ids("pair")
+        assert 55 <= len(prompt) <= 65
+        for pair, found in zip(load.texts, ids, strict=True):
+            assert found[: len(prompt)] == prompt
+            words = sum(len(text.split()) for text in pair)
+            assert (
+                0 < len(found) - len(prompt) - len(after) - words <= 10
+            )  # between query and document
