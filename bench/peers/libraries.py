@@ -41,6 +41,7 @@ VLLM_RECIPE = (
     "vllm/bin/pip uninstall -y torchvision torchaudio torchcodec"
 )
 _KV_CACHE_GB = "2"
+_LEAST_BLOCK = 32  # tokens; vLLM refuses smaller blocks of its prefix cache on a CPU
 # vLLM takes the score of a causal reranker from the rows of "yes" and "no" only if these settings say so.
 _CAUSAL = {
     "architectures": [CLASSIFIER],
@@ -103,6 +104,10 @@ class Setup:
             return self.tokenize([""], kind)[0][:-1]  # without the end token
         prompt = self.reranker.predict_options({}).prompt
         return list(self.reranker.tokenizer.prompt_ids(prompt, self.reranker.max_length) or ())
+
+    def block_size(self, kind: str) -> int:
+        """Return the tokens of a block of vLLM's prefix cache that finds the prompt of a kind, or 0 if none can."""
+        return _LEAST_BLOCK if len(self.prompt_ids(kind)) >= _LEAST_BLOCK else 0
 
     def write_texts(self, load: Workload) -> Path:
         """Write a workload's texts to a file that the child processes read; return the file."""
@@ -328,6 +333,7 @@ def _open_vllm(setup: Setup, precision: str, threads: int, longest: int) -> Chil
     task = EMBED if info is None else SCORE
     causal = info is not None and not info.spec.classifier
     overrides = json.dumps(_CAUSAL if causal else {})
-    words = (str(script), str(setup.folder), DTYPES[precision], str(longest), task, overrides)
-    command = [str(setup.python), *words]
+    block = str(setup.block_size("query" if info is None else "pair"))
+    words = (str(setup.folder), DTYPES[precision], str(longest), task, overrides, block)
+    command = [str(setup.python), str(script), *words]
     return Child("vllm", command, environment, setup.scratch / "vllm.log")

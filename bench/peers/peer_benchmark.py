@@ -202,7 +202,7 @@ def compare(
         for each in found
         for name, amount in amounts.items()
     }
-    schedule = _schedule(contenders, loads(0), limits, rounds)
+    schedule = _schedule(setup, contenders, loads(0), limits, rounds)
     _say(f"{', '.join(found)}, {rounds} rounds: {duration(schedule.seconds_left())}")
     longest = _longest(setup, loads, rounds)
     reference = {} if "fp32" in found else _reference(setup, loads(0), longest)
@@ -248,6 +248,7 @@ def _contenders(libraries: list[str], *, busy: bool) -> list[Contender]:
 
 
 def _schedule(
+    setup: Setup,
     contenders: dict[str, list[Contender]],
     loads: list[Workload],
     limits: dict[tuple[str, str], float],
@@ -256,6 +257,7 @@ def _schedule(
     """Estimate how long each part of the run takes, as a multiple (`_GUESSES`) of the workload's limit.
 
     Args:
+        setup: the run's settings.
         contenders: the libraries that take part, by precision.
         loads: the workloads of one round.
         limits: the least seconds of each workload on this machine, by precision and name of the workload.
@@ -267,15 +269,15 @@ def _schedule(
             factor, start_s = _GUESSES[each.library]
             schedule.add((precision, each.label, "start"), start_s)
             for load in loads:
-                for label in _labels(each.label, load):
+                for label in _labels(each.label, load, setup):
                     guess = factor * limits[precision, load.name]
                     schedule.add((precision, label, load.name), guess, rounds + 1)
     return schedule
 
 
-def _labels(label: str, load: Workload) -> list[str]:
+def _labels(label: str, load: Workload, setup: Setup) -> list[str]:
     nobody: Any = None
-    return [lane.label for lane in lanes_of({label: nobody}, load)]
+    return [lane.label for lane in lanes_of({label: nobody}, load, setup)]
 
 
 def _reference(setup: Setup, loads: list[Workload], longest: int) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ class Runner:
                     self.schedule.done(
                         self._key(each.label, "start"), time.perf_counter() - started
                     )
-            lanes = {load.name: lanes_of(children, load) for load in self.loads_of(0)}
+            lanes = {load.name: lanes_of(children, load, self.setup) for load in self.loads_of(0)}
             for load in self.loads_of(0):
                 self._compare(group, lanes, load)
             for turn in range(1, self.rounds + 1):
@@ -184,13 +184,13 @@ class Runner:
         )
 
 
-def lanes_of(children: Mapping[str, Child], load: Workload) -> list[Lane]:
-    """Return the lanes of a workload: one per library, and if texts have a prompt, also vLLM without prefix cache."""
+def lanes_of(children: Mapping[str, Child], load: Workload, setup: Setup) -> list[Lane]:
+    """Return the lanes of a workload: one per library, and if vLLM can cache the prompt, also vLLM without cache."""
     lanes = []
     for label, child in children.items():
-        prompted = load.kind != "document"
-        lanes.append(Lane(label, child, cache=prompted))
-        if label == "vllm" and prompted:
+        cached = load.kind != "document" and (label != "vllm" or setup.block_size(load.kind) > 0)
+        lanes.append(Lane(label, child, cache=cached))
+        if label == "vllm" and cached:
             lanes.append(Lane(f"{label}, no prefix cache", child, cache=False))
     return lanes
 

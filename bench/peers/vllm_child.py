@@ -1,8 +1,9 @@
 """Run vLLM in its own interpreter, as the child process of a `Child` (`child.py`).
 
-    PYTHON vllm_child.py FOLDER DTYPE LONGEST TASK OVERRIDES
+    PYTHON vllm_child.py FOLDER DTYPE LONGEST TASK OVERRIDES BLOCK
 
-LONGEST is the number of tokens of the longest text, TASK is embed or score, OVERRIDES is vLLM's hf_overrides as JSON.
+LONGEST is the number of tokens of the longest text, TASK is embed or score, OVERRIDES is vLLM's hf_overrides as JSON,
+BLOCK is the number of tokens of a block of the prefix cache, or 0 for vLLM's default.
 This script imports only vLLM and the standard library, because lastword is not installed in that interpreter.
 """
 
@@ -57,7 +58,7 @@ def _numbers(output: Any) -> list[float]:
     return [output.score] if hasattr(output, "score") else output.embedding
 
 
-def _serve(folder: str, dtype: str, longest: str, task: str, overrides: str) -> None:
+def _serve(folder: str, dtype: str, longest: str, task: str, overrides: str, block: str) -> None:
     # vLLM and its processes print on stdout, so their stdout becomes stderr, and only answers go to the real stdout.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -74,6 +75,7 @@ def _serve(folder: str, dtype: str, longest: str, task: str, overrides: str) -> 
             dtype=dtype,
             max_model_len=int(longest),
             enable_prefix_caching=True,
+            **({} if block == "0" else {"block_size": int(block)}),
             **({} if task == "embed" else {"hf_overrides": json.loads(overrides)}),
         )
     except Exception as error:

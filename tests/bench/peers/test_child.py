@@ -113,6 +113,7 @@ class LLM:
     def __init__(self, **settings):
         from sentence_transformers import SentenceTransformer
 
+        assert "block_size" not in settings  # the prompt is too short for the smallest
         assert settings["runner"] == "pooling" and settings["max_model_len"] == 99
         assert "lastword" not in sys.modules
         name = settings["model"]
@@ -135,6 +136,7 @@ def python(vllm_python) -> Path:
 def test_vllm_in_its_own_interpreter(tiny_checkpoint: Path, tmp_path: Path, python: Path) -> None:
     assert libraries.vllm_version(python) == "0.32.0"
     setup = libraries.Setup.of(tiny_checkpoint, tmp_path, torch.device("cpu"), 1, python)
+    assert len(setup.prompt_ids("query")) < 32
     load = Workload("b", "", ["what is gravity", "", "the capital of China"], "query")
     vectors = {}
     for library in ("lastword", "vllm"):

@@ -139,6 +139,7 @@ class LLM:
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+        assert settings["block_size"] == 32
         causal = settings["hf_overrides"].get("is_original_qwen3_reranker", False)
         kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
         self.model = kind.from_pretrained(settings["model"], dtype=torch.float32).eval()
