@@ -30,7 +30,8 @@ def ship(cache: Path, start: str, bags: Mapping[str, float], teacher: Path, out:
     Args:
         cache: the cache folder of make.py; under `made` it has the fp32 checkpoints of all runs.
         start: the name of the run from which the bags started; its model is evaluated but not shipped.
-        bags: by each other run's name, its share of the texts, which is also its model's weight in the merge.
+        bags: maps the name of every run except `start` to its share of the texts, which is also the weight of its
+            model in the merge.
         teacher: the teacher's folder.
         out: the folder to ship; files of the same name are replaced.
 

@@ -33,7 +33,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One row of a workload: a library's process, and whether the library may reuse keys and values of a prompt."""
+    """What one row of a workload's result times: a library's process, with or without reuse of a prompt's keys."""
 
     label: str
     child: Child

@@ -192,7 +192,10 @@ def _row(head: Tensor, true: int, false: int | None) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairEvidence(Evidence):
-    """The results of lastword and transformers for a reranker. Scores before any activation are vectors of width 1."""
+    """The results of lastword and transformers for a reranker.
+
+    The scores before the sigmoid are vectors of width 1, so that they are compared like those of an embedding model.
+    """
 
     noun: ClassVar[str] = "score"
 

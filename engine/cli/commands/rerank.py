@@ -58,7 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=number_argument,
         metavar="SCORE",
-        help="print only texts with at least this score, usually a probability from 0 to 1; by default all",
+        help="print only texts with at least this score; by default all. The score is a probability from 0 to 1, or "
+        "the log-odds if the model's files ask for these",
     )
     parser.add_argument(
         "--json",

@@ -53,7 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CHECK",
-        help='name of a check that may fail, such as "prompt text", provided that all checks ran; may be repeated',
+        help='let this check, such as "prompt text", fail without failing the command; has no effect if any check '
+        "could not run; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
     parser.add_argument("--quiet", action="store_true", help="print no progress bar")
