@@ -166,12 +166,12 @@ class _SortedGroup:
         by_list = [callers[key] for key in order]
         none: tuple[tuple[int, ...], int] = (), 0
         used = any(prompts)
-        of_list = [_used_prompt(tokens[i], prompts[i]) if used else none for i, *_ in by_list]
+        of_list = [used_prompt(tokens[i], prompts[i]) if used else none for i, *_ in by_list]
         own, cached = [prompt for prompt, _ in of_list], [count for _, count in of_list]
         return _SortedGroup(flat, offsets.tolist(), lengths, shared, by_list, own, cached)
 
 
-def _used_prompt(ids: Sequence[int], prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
+def used_prompt(ids: Sequence[int], prompt: Sequence[int]) -> tuple[tuple[int, ...], int]:
     """Return the prompt and the number of its tokens that the text begins with; (), 0 if fewer than `MIN_SHARED`."""
     most = min(len(prompt), len(ids) - 1)
     if list(ids[:most]) == list(prompt[:most]):

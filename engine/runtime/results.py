@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lastword.batching.forest import Forest
+from lastword.batching.forest import Forest, used_prompt
 from lastword.errors import InputError, count
 from lastword.kernels.caller_settings import count_up
 from lastword.model.postprocess import (
@@ -61,6 +61,13 @@ class Item:
     ids: Sequence[int]
     format: VectorFormat | None = None
     prompt: Sequence[int] = ()
+
+    @property
+    def room(self) -> int:
+        """Most tokens that the item takes of a batch's budget: the tokens of its prompt that are kept take none."""
+        return (
+            len(self.ids) - used_prompt(self.ids, self.prompt)[1] if self.prompt else len(self.ids)
+        )
 
     def problem(self, vocab_size: int) -> InputError | None:
         """Return an error if this item, which comes from a queue, cannot be computed; else None."""

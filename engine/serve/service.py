@@ -20,6 +20,7 @@ from lastword.embedder import Embedder
 from lastword.reranker import Reranker
 from lastword.serve.answers import Answer, stack
 from lastword.serve.errors import ServeError, bad_request, check_model_name, device_error
+from lastword.serve.finished import Finished
 from lastword.serve.http.keys import Keys
 from lastword.serve.metrics import Metrics
 from lastword.serve.reranking import Reranking
@@ -85,6 +86,7 @@ class Service:
         self._ranges = ranges
         self._prepare_pool = ThreadPoolExecutor(2, "lastword-serve-prepare")
         self._answer_pool = ThreadPoolExecutor(2, "lastword-serve-answer")
+        self._finished = Finished()
         self._space = lru_cache(256)(self._find_space)
 
     def _make_thread(
@@ -245,12 +247,7 @@ class Service:
         loop, waiting = asyncio.get_running_loop(), (backend or self).waiting
         kind = "embed" if backend is None or backend is self else "predict"
         done: asyncio.Future[None] = loop.create_future()
-
-        def finish() -> None:
-            if not done.done():
-                done.set_result(None)
-
-        job = Job(owner, prepared, lambda: loop.call_soon_threadsafe(finish))
+        job = Job(owner, prepared, lambda: self._finished.add(done))
         try:
             if not waiting.submit(job):
                 raise ServeError(503, "the server is stopping", code="stopping", retry_seconds=2.0)

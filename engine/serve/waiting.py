@@ -3,12 +3,13 @@
 submit ─► lanes ─► get ─► Loop.results ─► deliver ─► the jobs that wait for the text
 
 A job is a request in the queue. A lane is a queue for requests of one size, small or large. `Loop.results` reads
-texts in groups; a group is about one batch of texts, all from one lane.
+texts in groups; a group is at most one batch of texts, all from one lane.
 """
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from queue import Empty
 from time import monotonic
 
@@ -69,6 +70,11 @@ class WaitingText:
         """Number of tokens in the text."""
         return len(self.key[0])
 
+    @property
+    def item(self) -> Item:
+        """The text as an item of the loop."""
+        return Item(self, self.key[0], self.key[1], self.prompt)
+
     def __str__(self) -> str:
         """Return how the loop's errors name the text, without quoting it: `text of the request`."""
         return "of the request"
@@ -105,10 +111,12 @@ class Lane:
                     if had > self._floor or o in self._owners
                 }
 
-    def pop(self) -> WaitingText:
-        """Remove and return the next text."""
+    def pop(self, room: float) -> WaitingText | None:
+        """Remove and return the next text, or return None if its `Item.room` is more than `room`."""
         owner = min(self._owners, key=self._given.__getitem__)
         text = next(iter(self._owners[owner].values()))
+        if text.item.room > room:
+            return None
         self._floor = self._given[owner]
         self._given[owner] += text.tokens
         self.remove(text)
@@ -123,8 +131,8 @@ class Lane:
 class WaitingTexts:
     """The queue that `Loop.results` reads; safe to use from several threads.
 
-    A group ends with the text that fills a batch, so that a small request that arrives meanwhile can be in the next
-    group.
+    A group ends before the text with which it would be more than one batch: that text would be a batch almost by
+    itself, and a small request that arrives meanwhile can be in the next group.
 
     Args:
         interactive_tokens: jobs of at most this many tokens go ahead of larger ones.
@@ -200,20 +208,22 @@ class WaitingTexts:
                 self._changed.wait()
                 text = self._next()
             if text is not None:
-                return Item(text, text.key[0], text.key[1], text.prompt)
+                return text.item
             if self._closed and not self._small and not self._large:
                 return None
             raise Empty
 
     def _next(self) -> WaitingText | None:
+        room: float = self._room
         if self._group is None:
             self._group, self._room = self._choose(), self.group_tokens
-        if not self._group or self._room <= 0:
+            room = inf  # a text that is longer than a batch is a group of its own
+        text = self._group.pop(room) if self._group else None
+        if text is None:
             self._group = None
             return None
-        text = self._group.pop()
         text.lane = None
-        self._room -= text.tokens
+        self._room -= text.item.room
         self._add_to_totals(text, -1)
         for job, _ in text.jobs:
             job.started = job.started or monotonic()

@@ -2,11 +2,14 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lastword.serve.answers import to_json
@@ -23,10 +26,18 @@ _OPEN = ("/health",)
 
 
 class Gate:
-    """ASGI middleware; it puts a name for the client (`owner`) and the id of the request into the scope's state."""
+    """ASGI middleware; it puts a name for the client (`owner`) and the id of the request into the scope's state.
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._service = app, service
+    Args:
+        app: what handles the requests for which `direct` has no route.
+        service: the server's state.
+        direct: routes by method and path. Their endpoints take the request, raise nothing and return the response.
+    """
+
+    def __init__(
+        self, app: ASGIApp, service: Service, direct: Mapping[tuple[str, str], Any]
+    ) -> None:
+        self._app, self._service, self._direct = app, service, direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request: pass it on to the app, or answer it with an error."""
@@ -59,7 +70,7 @@ class Gate:
                 await _refuse(refused, path, send_counted)
             else:
                 scope.setdefault("state", {}).update(owner=owner or "", request_id=request_id)
-                await self._app(scope, receive, send_counted)
+                await self._pass_on(scope, receive, send_counted)
         finally:
             self._service.connected -= 1
             seconds = perf_counter() - began
@@ -70,6 +81,14 @@ class Gate:
                 metrics.duration.observe(seconds)
             _log(scope, request_id, status, seen["bytes"], seconds)
         return None
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._direct.get((scope["method"], scope["path"]))
+        if route is None:
+            return await self._app(scope, receive, send)
+        scope["route"] = route
+        response: Response = await route.endpoint(Request(scope, receive))
+        return await response(scope, receive, send)
 
 
 def encode_error(error: ServeError, path: str) -> tuple[int, bytes, dict[str, str]]:

@@ -1,11 +1,13 @@
 """The queue by itself: turns of clients and of small and large jobs, equal texts, cancelled ones, the end."""
 
+import asyncio
 from queue import Empty
 
 import pytest
 import torch
 
 from lastword.model.postprocess import VectorFormat
+from lastword.serve.finished import Finished
 from lastword.serve.texts import Prepared
 from lastword.serve.waiting import Job, WaitingTexts
 
@@ -47,9 +49,19 @@ def test_nothing_waits(waiting):
 
 def test_a_group_is_one_batch(waiting):
     waiting.submit(job("a", *[(n, 30) for n in range(10)]))
-    assert group(waiting) == [0, 1, 2, 3]  # the first with which it is full
-    assert (waiting.texts, waiting.tokens) == (6, 180)
-    assert group(waiting) == [4, 5, 6, 7]
+    assert group(waiting) == [0, 1, 2]  # with the fourth it would be two batches
+    assert (waiting.texts, waiting.tokens) == (7, 210)
+    assert group(waiting) == [3, 4, 5]
+
+
+@pytest.mark.parametrize(("prompt", "texts"), [(20, 9), (7, 3)])
+def test_a_kept_prompt_takes_no_room_in_a_batch(waiting, prompt, texts):
+    ids = [
+        (5,) * prompt + (6,) * (30 - prompt)
+    ] * 10  # a prompt of 7 tokens is too short to be used
+    ids = [(*each, number) for number, each in enumerate(ids)]
+    waiting.submit(Job("a", Prepared(ids, [False] * 10, 0, (5,) * prompt, FORMAT), lambda: None))
+    assert len(group(waiting)) == texts
 
 
 def test_a_text_longer_than_a_group_is_one(waiting):
@@ -156,3 +168,24 @@ def test_a_failure_reaches_every_job(waiting):
     assert [each.results for each in jobs] == [[error], [error]]
     assert waiting.get() is None
     assert (waiting.texts, waiting.tokens, waiting.age()) == (0, 0, 0.0)
+
+
+def test_requests_that_finish_together_wake_the_event_loop_once(monkeypatch):
+    async def finish_three():
+        loop, finished, woken = asyncio.get_running_loop(), Finished(), []
+        wake = loop.call_soon_threadsafe
+
+        def count(act, *args, **named):
+            woken.append(act)
+            return wake(act, *args, **named)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+        for _ in range(2):
+            futures = [loop.create_future() for _ in range(3)]
+            futures[1].cancel()  # its client is gone
+            for future in futures:
+                finished.add(future)
+            await asyncio.wait_for(asyncio.gather(futures[0], futures[2]), 10)
+        return woken
+
+    assert len(asyncio.run(finish_three())) == 2
