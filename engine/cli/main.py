@@ -1,8 +1,8 @@
 """The `lastword` command line: finds a command's module, runs it, and turns every error into a line and an exit status.
 
-Exit status 0: success; 1: a check failed; 2: bad input or usage; 130: stopped by Ctrl-C; 141: the reader of stdout is
-gone; 143: stopped by SIGTERM. Each command's module defines the command's options, and imports torch only when the
-command runs, so `--help` and `--version` are fast.
+Exit status 0: success; 1: a check failed; 2: bad input or usage; 129: stopped by SIGHUP, because the terminal is
+closed; 130: stopped by Ctrl-C; 141: the reader of stdout is gone; 143: stopped by SIGTERM. Each command's module
+defines the command's options, and imports torch only when the command runs, so `--help` and `--version` are fast.
 """
 
 import argparse
@@ -53,14 +53,12 @@ _ENDINGS: dict[int, tuple[str, int]] = {
     signal.SIGINT: STOPPED,
     signal.SIGTERM: ("terminated", 143),
 }
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    _ENDINGS[signal.SIGHUP] = "the terminal was closed", 129
 _READER_GONE = 141  # the status of a program that SIGPIPE has stopped
 _SECONDS_TO_STOP = 1.0
 # Commands that keep nothing of an unfinished run; the others may need time to save what they have.
 _STOPPED_AT_ONCE = ("embed", "search", "rerank")
-
-
-class _Terminated(KeyboardInterrupt):
-    """Raised on SIGTERM, which must clean up exactly like Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,10 +100,8 @@ def _run_guarded(argv: Sequence[str] | None, stop: "_Stop") -> int:
         lower = hasattr(args, "max_batch_tokens")
         remedy = "Lower --max-batch-tokens or --max-length." if lower else None
         return _fail(str(DeviceError(_command_of(args), "out of memory", remedy=remedy)), 2)
-    except _Terminated:
-        return _fail(*_ENDINGS[signal.SIGTERM])
     except KeyboardInterrupt:
-        return _fail(*_ENDINGS[signal.SIGINT])
+        return _fail(*_ENDINGS[stop.number or signal.SIGINT])
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
 
@@ -182,7 +178,7 @@ def _warnings_as_lines(*, quiet: bool) -> Iterator[None]:
 
 
 class _Stop:
-    """Ends the process soon after Ctrl-C or SIGTERM.
+    """Ends the process soon after Ctrl-C, SIGTERM or SIGHUP.
 
     Python handles a signal only between two instructions of its main thread. A long call into a library, such as the
     attention of one long text, could delay the end by minutes. So a background thread waits for one second after the
@@ -200,7 +196,7 @@ class _Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and, unless the process ignores it, SIGINT during the `with` block."""
+        """Handle SIGTERM and, unless the process ignores them, SIGINT and SIGHUP during the `with` block."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may set a handler
             return
@@ -208,6 +204,9 @@ class _Stop:
         # A shell starts background jobs with SIGINT ignored; that must stay so.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             ours.append(signal.SIGINT)
+        # `nohup` starts a command with SIGHUP ignored.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            ours.append(signal.SIGHUP)
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         threading.Thread(target=self._watch, args=(reader, ours), daemon=True).start()
@@ -224,7 +223,7 @@ class _Stop:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG002  given by Python
         self.number = number
-        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt  # for every signal, because libraries clean up after it
 
     def _watch(self, reader: int, ours: Sequence[int]) -> None:
         """Wait for a signal; then end the process, unless the main thread does so itself (see `_Stop`)."""

@@ -27,6 +27,7 @@ from lastword.report import Report
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
 
+VECTOR_FIELD = "embedding"  # the default of --vector-field
 ABOUT = "turn texts into vectors"
 EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
@@ -93,7 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vector-field",
         type=options.name_argument,
-        default="embedding",
+        default=VECTOR_FIELD,
         metavar="NAME",
         help="name of the JSON field or safetensors tensor that holds the vectors; by default embedding",
     )
@@ -315,6 +316,11 @@ def _choose_format(args: argparse.Namespace) -> str:
             "--header", "is for stdout and pipes", got=f"-o {args.output}", remedy=remedy
         )
     _check_ranges(args)
+    if output_format == "npy" and args.vector_field != VECTOR_FIELD:
+        remedy = "Leave it out, or choose another --format."
+        raise InputError(
+            "--vector-field", "npy has no names", got=repr(args.vector_field), remedy=remedy
+        )
     if args.vector_field in (args.text_field, "__metadata__", *(PLACE if args.with_places else ())):
         what = f"the name {args.vector_field!r} is already used"
         raise InputError("--vector-field", what, remedy="Choose another name.")

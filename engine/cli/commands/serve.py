@@ -295,7 +295,7 @@ def _number_types(model: "ModelInfo | RerankerInfo") -> str:
 
 def _port(text: str) -> int:
     """Parse the number of a port."""
-    number = int(text)
+    number = int(text) if text.isascii() and text.isdecimal() else -1
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError("not a port from 0 to 65535")
     return number

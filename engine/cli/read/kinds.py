@@ -50,6 +50,9 @@ _KINDS = (
     (b"\xff\xd8\xff", "an image", "doc"),
 )
 
+# Bytes that have no meaning in Windows-1252.
+_NOT_IN_1252 = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -196,9 +199,17 @@ def not_utf8(where: str, line: str, bad: int, first: str, source: Source) -> Inp
         remedy = _sentence(_converted(known, source)) if text else _instead(known, source)
     elif "\0" in line:
         remedy = "Name a file that holds text."
+    elif _is_windows_1252(line):
+        remedy = f"If it is Windows-1252, {_converted('cp1252', source)}"
     else:
         remedy = f"If it is Latin-1, {_converted('latin1', source)}"
     return InputError(where, "is not UTF-8", got=got, remedy=remedy)
+
+
+def _is_windows_1252(line: str) -> bool:
+    """Return whether an invalid byte of the line is a sign in Windows-1252, such as €, but not a sign in Latin-1."""
+    invalid = (ord(each) - 0xDC00 for each in line if "\udc80" <= each <= "\udcff")
+    return any(0x80 <= each < 0xA0 and each not in _NOT_IN_1252 for each in invalid)
 
 
 def refuse_utf16(line: str, source: Source) -> None:

@@ -75,7 +75,8 @@ class Server(uvicorn.Server):
         except OSError as error:
             where = f"{config.host}:{config.port}"
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise InputError(where, "cannot listen there", got=reason) from None
+            remedy = "Choose another --port or --host."
+            raise InputError(where, "cannot listen there", got=reason, remedy=remedy) from None
         self.servers = [server]
         self.port = int(server.sockets[0].getsockname()[1])
         self.started = True

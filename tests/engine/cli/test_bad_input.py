@@ -41,6 +41,13 @@ FILES = {
         "a.txt:2: is not UTF-8; got byte 0xe9 (byte 4 of the line). "
         "If it is Latin-1, run iconv -f latin1 -t utf-8 a.txt > a.utf8.txt to convert it.",
     ),
+    "windows-1252": _in_file(
+        "a.txt",
+        "Über 5 €".encode("cp1252"),
+        "a.txt:1: is not UTF-8; got byte 0xdc (byte 1 of the line). "
+        "If it is Windows-1252, run iconv -f cp1252 -t utf-8 a.txt > a.utf8.txt to convert it.",
+    ),
+    "latin1-with-a-control": _in_file("a.txt", b"\xc4\x81\xe9", "a.txt:1", "If it is Latin-1"),
     "latin1-after-a-mark": _in_file("a", b"\xef\xbb\xbf\xc3\xa9\xe9", "a:1", "byte 6 of the line"),
     "a-name-with-a-space": _in_file("a b", b"\xe9", "iconv -f latin1 -t utf-8 'a b' > 'a b.utf8'"),
     "no-text-at-all": _in_file("a", b"\x7fELF\0\xff", "a:1", "Name a file that holds text."),
@@ -242,6 +249,10 @@ USAGE = {
         ["--save-ranges", "float32"],
     ),
     "vector-is-text": (["embed", "a.txt", "--vector-field", "text"], ["--vector-field"]),
+    "vector-has-no-name": (
+        ["embed", "a.txt", "--vector-field", "v", "-o", "a.npy"],
+        ["--vector-field: npy has no names; got 'v'. Leave it out, or choose another --format."],
+    ),
     "output-is-input": (
         ["embed", "a.txt", "--format", "jsonl", "-o", "a.txt"],
         ["a.txt", "overwritten"],

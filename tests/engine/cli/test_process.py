@@ -118,7 +118,12 @@ def test_file_size_limit_is_a_full_disk(shell):
 
 @pytest.mark.timing
 @pytest.mark.parametrize(
-    ("number", "status", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "term")]
+    ("number", "status", "word"),
+    [
+        (signal.SIGINT, 130, "stopped"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "the terminal was closed"),
+    ],
 )
 @pytest.mark.parametrize("state", ["SLEEP", "STUCK"])
 @pytest.mark.parametrize("options", [[], ["--on-error", "skip", "--errors", "errors"]])
@@ -145,6 +150,14 @@ def test_signals_clean_up(tmp_path, number, status, word, state, options):
     assert err.count("\n") == 1
     assert word in err
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_nohup_outlives_its_terminal(shell):
+    line = "mkfifo p; trap '' HUP; $LASTWORD embed p -o out.npy & exec 3> p"  # waits for the reader
+    result = shell(
+        f"{line}; kill -HUP $!; sleep 0.2; echo text >&3; exec 3>&-; wait $!; echo $?; ls"
+    )
+    assert result.out.split() == ["0", "out.npy", "out.npy.json", "p"]
 
 
 @pytest.mark.timing

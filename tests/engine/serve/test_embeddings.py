@@ -113,7 +113,7 @@ REFUSED = [
     ({"input": "a", "late_chunking": True}, 400, "late_chunking: "),
     ({"input": "a", "instruction": "x"}, 400, "instruction: unknown field."),
     ({"input": "a", "dimensions": 0}, 400, "dimensions: "),
-    ({"input": "a", "dimensions": 257}, 400, "truncate_dim: out of range; got 257"),
+    ({"input": "a", "dimensions": 257}, 400, "dimensions: out of range; got 257"),
     ({"input": "a", "dimensions": "64"}, 400, "dimensions: "),
     ({"input": "a", "dimensions": 64, "output_dimension": 32}, 400, "dimensions: given twice"),
     ({"input": "a", "encoding_format": "hex"}, 400, "encoding_format: "),

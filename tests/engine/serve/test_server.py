@@ -391,6 +391,7 @@ def test_a_model_that_is_ready_after_the_end_is_no_error():
         (["--api-key-file", "/no/keys"], "/no/keys: cannot be read"),
         (["--tls-cert", "x"], "--tls-cert: must be given together with --tls-key"),
         (["--port", "70000"], "--port: not a port from 0 to 65535"),
+        (["--port", "http"], "--port: not a port from 0 to 65535; got 'http'. See"),
         (["--max-inputs", "0"], "--max-inputs: not a whole number of at least 1"),
     ],
 )
@@ -420,7 +421,9 @@ def test_a_port_in_use_is_one_line():
         process = command("--port", str(taken.getsockname()[1]))
         _, log = process.communicate(timeout=60)
     assert process.returncode == 2, log
-    assert "cannot listen there" in log
+    assert (
+        "cannot listen there; got Address already in use. Choose another --port or --host." in log
+    )
     assert "Traceback" not in log
 
 

@@ -18,6 +18,23 @@ from lastword.model_info import ModelInfo
 PROSE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
+def _sections():
+    """Return Markdown that never changes: headings, paragraphs, lists and a table, all of different lengths."""
+    draw = random.Random(7)
+    words = "model text token batch vector score query file line folder memory kernel".split()
+
+    def sentence():
+        return " ".join(draw.choices(words, k=draw.randint(4, 16))).capitalize() + ". "
+
+    def section(number):
+        paragraph = "".join(sentence() for _ in range(draw.randint(1, 6)))
+        items = "".join(f"- {sentence()}\n" for _ in range(draw.randint(2, 5)))
+        rows = "".join(f"| {draw.choice(words)} | {sentence()} |\n" for _ in range(3))
+        return f"## Part {number}\n\n{paragraph}\n\n{items}\n| a | b |\n|---|---|\n{rows}\n"
+
+    return "".join(map(section, range(40)))
+
+
 @pytest.fixture(scope="module")
 def info():
     return ModelInfo()
@@ -82,18 +99,15 @@ def test_pieces_are_parts_of_the_text(info, name, markdown):
 
 @pytest.mark.parametrize("markdown", [False, True])
 @pytest.mark.parametrize("overlap", [0, 20])
-def test_windows_change_little(info, overlap, markdown):
-    text = PROSE * 2
+def test_windows_change_nothing(info, overlap, markdown):
+    text = _sections()
     small, large = splitter_of(info, 100, overlap), splitter_of(info, 100, overlap)
     small._window, large._window = 6000, len(text)
     pieces = list(large.split(text, markdown=markdown))
     assert len(pieces) > 40
-    by_window = list(small.split(text, markdown=markdown))
-    # Where a piece begins depends on the text before it, if pieces overlap or a window ends inside a table or list.
-    if overlap or markdown:
-        assert len(set(by_window) & set(pieces)) > 0.8 * len(pieces)
-    else:
-        assert by_window == pieces
+    # Where a piece begins can depend on the text before it, if pieces overlap or a window ends inside a table or list.
+    # In this text no window does.
+    assert list(small.split(text, markdown=markdown)) == pieces
 
 
 def test_pieces_overlap_by_at_most_so_many_tokens(info):
