@@ -30,11 +30,13 @@ class Failures:
 
     def __init__(self, *, skip: bool, out: BinaryIO | None = None, name: str = "") -> None:
         self.skip, self._out, self._name = skip, out, name
-        self.count, self._files, self.first = 0, 0, ""
+        self.count, self._files, self._folders, self.first = 0, 0, 0, ""
 
     def leave_out_line(self, error: InputError, path: str, line: int | None) -> None:
-        """Leave out a line, or the whole file if `line` is None. If `skip` is False, raise the error instead."""
-        self._files += line is None
+        """Leave out a line, or the whole file or folder if `line` is None. If `skip` is False, raise the error."""
+        folder = line is None and os.path.isdir(path)
+        self._folders += folder
+        self._files += line is None and not folder
         self._leave_out(error, {"path": path} if line is None else {"path": path, "line": line})
 
     def leave_out(self, error: InputError, record: Record) -> None:
@@ -53,11 +55,12 @@ class Failures:
             console.put(self._out, f"{line}\n".encode(), self._name)
 
     def summary(self) -> str:
-        """Return in words how many files and texts were left out."""
-        texts = self.count - self._files
-        parts = [count(self._files, "file")] if self._files else []
-        parts += [count(texts, "text")] if texts else []
-        return f"{' and '.join(parts)} left out because of an error"
+        """Return in words how many folders, files and texts were left out."""
+        texts = self.count - self._files - self._folders
+        numbers = {"folder": self._folders, "file": self._files, "text": texts}
+        *most, last = (count(number, name) for name, number in numbers.items() if number)
+        parts = f"{', '.join(most)} and {last}" if most else last
+        return f"{parts} left out because of an error"
 
     def notices(self) -> Iterator[str]:
         """Yield one line about what was left out, if anything was."""

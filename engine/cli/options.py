@@ -417,6 +417,10 @@ def find_inputs(args: argparse.Namespace, queries: Sequence[Source] = ()) -> lis
         args.input_format, whole=args.whole, ignore=args.ignore, command=_call_on_stdin(args)
     )
     inputs = finder.find(args.files)
+    problem = next(filter(None, (source.problem for source in inputs)), None)
+    if problem is not None and args.on_error != "skip":
+        problem.remedy = "Pass --on-error skip to leave it out."
+        raise problem
     refuse_field(inputs, args.text_field)
     tables = [each for each in (*inputs, *queries) if each.format in ("csv", "tsv")]
     if args.delimiter is not None and not tables:

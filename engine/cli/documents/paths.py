@@ -7,9 +7,9 @@ not written by lastword; the others are counted. A file that several paths lead 
 
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NoReturn
 
@@ -40,6 +40,7 @@ _LEFT_OUT = {
     "pipe or device": "pipes or devices",
     _OWN: "files that look like lastword's own output (name a file to read it)",
 }
+_CLOSED = "folder that cannot be read"
 _CHANGE = "Change --ignore."
 _BY_NAME = "Name the files themselves if they are text."
 _AS_PATTERN = (
@@ -85,9 +86,11 @@ class Finder:
     def find(self, given: Sequence[str]) -> list[Source]:
         """Return the files in the order of the arguments, each file once; without arguments, return stdin.
 
+        A file or folder that was found but may not be read is among them; its `problem` says why.
+
         Raises:
-            InputError: there is no input, an argument leads to no usable file, or a file cannot be read.
-            OSError: a file is missing, or a folder cannot be read.
+            InputError: there is no input, or an argument leads to no usable file or cannot be read.
+            OSError: a file is missing.
         """
         found = [path for each in given for path in self._expand(each)]
         if given and not found:
@@ -98,8 +101,7 @@ class Finder:
         if len(paths) > 1 and not self._whole:
             self._empty = [path for path in paths if _is_empty(path)]
         named = {*given, STDIN}
-        every = sources(paths, self._format, whole=self._whole, command=self._command)
-        return [replace(source, found=source.path not in named) for source in every]
+        return sources(paths, self._format, whole=self._whole, command=self._command, named=named)
 
     def notices(self) -> Iterator[str]:
         """Yield one line each about files left out, files named more than once, empty files, and unused patterns."""
@@ -180,7 +182,9 @@ class Finder:
         matching = (
             (path, kind)
             for path, kind in entries
-            if _matches(path.split("/"), wanted) or _matches(_lower_ending(path).split("/"), alike)
+            if _matches(path.split("/"), wanted)
+            or _matches(_lower_ending(path).split("/"), alike)
+            or (kind == _CLOSED and _leads_to(path.split("/"), wanted))
         )
         ending = split_ending(pattern)[1]
         asked = ending if ending and not _MAGIC.search(ending) else None
@@ -209,7 +213,7 @@ class Finder:
             ending = split_ending(path)[1]
             if kind == "file" and is_by_lastword(os.path.join(top, path)):
                 self._last[_OWN] += 1
-            elif kind == "file" and (ending in self._kinds or ending == asked):
+            elif kind == _CLOSED or (kind == "file" and (ending in self._kinds or ending == asked)):
                 usable.append(path)
             elif kind == "file":
                 self._last[f".{ending}" if ending else "no extension"] += 1
@@ -230,8 +234,15 @@ class Finder:
         waiting = [""]
         while waiting:
             folder = waiting.pop()
-            with os.scandir(os.path.join(top, folder)) as entries:
-                names = sorted(entry.name for entry in entries)
+            try:
+                with os.scandir(os.path.join(top, folder)) as entries:
+                    names = sorted(entry.name for entry in entries)
+            except OSError as error:
+                if not folder:
+                    reason = error.strerror or str(error)
+                    raise InputError(top, f"cannot be read ({reason})") from error
+                yield folder, _CLOSED
+                continue
             folders = []
             for name in names:
                 path = f"{folder}/{name}" if folder else name
@@ -265,7 +276,10 @@ def _kind(path: str) -> str:
     folder = os.path.isdir(path)
     if os.path.basename(path).startswith("."):
         return "hidden folder" if folder else "hidden file"
-    link = os.path.islink(path)
+    try:
+        link = stat.S_ISLNK(os.lstat(path).st_mode)
+    except OSError:
+        return "file"  # its folder may be listed, but what is in it may not be read: opening it tells why
     if folder:
         return "link to a folder" if link else "folder"
     if os.path.isfile(path):
@@ -292,6 +306,13 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return any(_matches(parts[i:], pattern[1:] or ["*"]) for i in range(len(parts)))
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _leads_to(folder: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return whether something in a folder could match a pattern."""
+    if not folder or not pattern or pattern[0] == "**":
+        return bool(pattern)
+    return fnmatchcase(folder[0], pattern[0]) and _leads_to(folder[1:], pattern[1:])
 
 
 def _lower_ending(path: str) -> str:

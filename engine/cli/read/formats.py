@@ -35,13 +35,17 @@ def read(
     """
     meter = meter or Meter(inputs)
     for source in inputs:
-        with open_source(source) as stream:
-            meter.begin(stream)
-            try:
-                yield from _records(stream, source, text_field, delimiter, on_bad)
-            except InputError as error:
-                on_bad(error, source.name, None)  # this file cannot be read, but others may
-            meter.end()
+        try:
+            if source.problem is not None:
+                raise source.problem
+            with open_source(source) as stream:
+                meter.begin(stream)
+                try:
+                    yield from _records(stream, source, text_field, delimiter, on_bad)
+                finally:
+                    meter.end()
+        except InputError as error:
+            on_bad(error, source.name, None)  # this input cannot be read, but others may
 
 
 def _records(

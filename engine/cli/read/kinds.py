@@ -1,10 +1,11 @@
 """Recognise the format of an input file by its name, and the kind of a file that is not UTF-8 by its first bytes."""
 
+import errno
 import os
 import shlex
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from lastword.errors import InputError, valid_name
@@ -63,12 +64,14 @@ class Source:
         format: one of `FORMATS`, or `whole` or `html` for a file that is one text.
         found: whether the file was found in a folder or by a pattern, not named itself.
         command: the command line that reads the same input from stdin, for remedies; None if there is none.
+        problem: why an input that was found cannot be read; it may be a folder. None for an input that may be opened.
     """
 
     path: str
     format: str
     found: bool = False
     command: str | None = None
+    problem: InputError | None = None
 
     @property
     def name(self) -> str:
@@ -82,6 +85,7 @@ def sources(
     *,
     whole: bool = False,
     command: str | None = None,
+    named: Collection[str] | None = None,
 ) -> list[Source]:
     """Return the inputs, after checking that each exists and has a supported format.
 
@@ -90,6 +94,8 @@ def sources(
         input_format: the format of every file; if None, each file's extension decides.
         whole: whether each file is one text.
         command: the command line that reads the same input from stdin, for remedies; None if there is none.
+        named: the files that the user named; the others were found, and one that cannot be read gets a `problem`. If
+            None, all were named.
 
     Raises:
         InputError: there is no input, stdin is given twice, or a file cannot be read or has an unsupported format.
@@ -100,10 +106,29 @@ def sources(
         raise InputError("FILE", "no input", remedy="Name a file, or - for stdin.")
     if paths.count(STDIN) > 1:
         raise InputError("FILE", "- is given twice", remedy="stdin can be read only once.")
-    return [
-        Source(path, _format(path, input_format, whole=whole, command=command), command=command)
-        for path in paths
-    ]
+    every = []
+    for path in paths:
+        found = named is not None and path not in named
+        problem = _unreadable(path) if found else None
+        if problem is None:
+            kind = _format(path, input_format, whole=whole, command=command)
+        else:
+            plain = "whole" if whole else _format_of(split_ending(path)[1])
+            kind = input_format or plain
+        every.append(Source(path, kind, found, command, problem))
+    return every
+
+
+def _unreadable(path: str) -> InputError | None:
+    """Return the error for a file or folder that may not be read, or None."""
+    try:
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            os.scandir(path).close()
+        elif not os.access(path, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        return InputError(valid_name(path), f"cannot be read ({error.strerror or error})")
+    return None
 
 
 def _format(path: str, input_format: str | None, *, whole: bool, command: str | None) -> str:

@@ -23,7 +23,7 @@ class Meter:
     """Counts the bytes read from the inputs. `total` is the size of all inputs; None if one is not a regular file."""
 
     def __init__(self, inputs: Sequence[Source]) -> None:
-        sizes = [_size(source) for source in inputs]
+        sizes = [_size(source) for source in inputs if source.problem is None]
         known = [size for size in sizes if size is not None]
         self.total = sum(known) if len(known) == len(sizes) else None
         self._before = 0
@@ -60,16 +60,22 @@ def open_source(source: Source) -> TextIO:
     A strict decoder works on blocks, so its errors cannot name the line of an invalid byte. Therefore the error handler
     is `surrogateescape`, which turns each invalid byte, and nothing else, into a lone surrogate; `lines_of` looks for
     lone surrogates in each line.
+
+    Raises:
+        InputError: the input cannot be opened.
     """
     if source.path == STDIN and sys.stdin is None:
         raise InputError("stdin", "is closed", remedy="Name a file.")
-    return open(
-        sys.stdin.fileno() if source.path == STDIN else source.path,
-        encoding="utf-8",
-        errors="surrogateescape",
-        newline="\n",
-        closefd=source.path != STDIN,
-    )
+    try:
+        return open(
+            sys.stdin.fileno() if source.path == STDIN else source.path,
+            encoding="utf-8",
+            errors="surrogateescape",
+            newline="\n",
+            closefd=source.path != STDIN,
+        )
+    except OSError as error:
+        raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
 
 
 def lines_of(stream: TextIO, source: Source) -> Iterator[Line]:

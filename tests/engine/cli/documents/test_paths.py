@@ -312,3 +312,42 @@ def test_the_package_is_asked_for_only_where_it_is_needed(mess):
         assert done.returncode == 2
         assert done.stderr.startswith(f"lastword: {option[0]}: needs ")
         assert done.stderr.endswith("Install it with: pip install 'lastword[documents]'.\n")
+
+
+@pytest.fixture
+def closed(mess, monkeypatch):
+    """Let nobody read the folder docs/drafts and the file docs/b.md: root could read them whatever their mode."""
+    scandir, access = os.scandir, os.access
+
+    def scan(path):
+        if os.path.normpath(path) == "docs/drafts":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "docs/b.md" and access(path, mode))
+
+
+@pytest.mark.parametrize("given", ["docs", "docs/**/*.*", "docs/*/*.md"])
+@pytest.mark.usefixtures("closed")
+def test_what_is_closed_is_skipped_and_counted(cli, given):
+    stopped = cli("embed", given)
+    assert stopped.status == 2
+    lost = "docs/drafts" if given == "docs/*/*.md" else "docs/b.md"
+    line = f"lastword: {lost}: cannot be read (Permission denied). Pass --on-error skip to leave it out."
+    assert line in stopped.err.splitlines()
+    went_on = cli("embed", given, "--files", "--on-error", "skip", "--errors", "errors.jsonl")
+    assert went_on.status == 0, went_on.err
+    listed = [json.loads(row) for row in Path("errors.jsonl").read_text().splitlines()]
+    skipped = ["docs/drafts"] if given == "docs/*/*.md" else ["docs/b.md", "docs/drafts"]
+    assert [row["path"] for row in listed] == skipped
+    what = "1 folder" if len(skipped) == 1 else "1 folder and 1 file"
+    assert f"lastword: {what} left out because of an error; the first: " in went_on.err
+
+
+@pytest.mark.usefixtures("closed")
+def test_a_closed_folder_that_no_pattern_leads_to_is_no_error(cli):
+    assert cli("embed", "docs/x*/*.md", "docs/a.txt").status == 2
+    assert cli("embed", "docs/[ac]*.txt").status == 0
+    named = cli("embed", "docs/drafts", "docs/a.txt", "--on-error", "skip")
+    assert named == (2, "", "lastword: docs/drafts: cannot be read (Permission denied).\n")
