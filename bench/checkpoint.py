@@ -19,6 +19,7 @@ from tokenizers.processors import ByteLevel, TemplateProcessing
 from tokenizers.processors import Sequence as Processors
 
 from lastword.bench.models.workloads import WORDS
+from lastword.bench.options import positive
 from lastword.bench.shapes import SIZES, VOCABULARY, sizes_of
 from lastword.errors import ConfigError
 from lastword.text.split_points import QWEN_WORDS
@@ -309,24 +310,40 @@ def _write_weights(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a checkpoint and print its folder."""
-    parser = argparse.ArgumentParser("python -m lastword.bench.checkpoint", description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--like", choices=sorted(SIZES), default="tiny", help="sizes of a model")
-    parser.add_argument("--layers", type=int, help="cut to this many layers")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    folder = make_checkpoint(
-        options.out,
-        **sizes_of(options.like, options.layers),
-        vocab_size=None if options.like == "tiny" else VOCABULARY,
-        dtype=getattr(torch, options.dtype),
-        shards=options.shards,
-        seed=options.seed,
-        tokenizer=word_tokenizer(),
-        max_position_embeddings=4096 if options.like == "tiny" else 32768,
+    parser = argparse.ArgumentParser(
+        "python -m lastword.bench.checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("out", type=Path, help="folder to write; model files in it are replaced")
+    parser.add_argument("--like", choices=sorted(SIZES), default="tiny", help="sizes of a model")
+    parser.add_argument("--layers", type=positive, help="cut to this many layers")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="dtype of the weights; by default float32",
+    )
+    parser.add_argument(
+        "--shards", type=positive, default=1, help="number of files for the weights; by default 1"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random weights; by default 0"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        folder = make_checkpoint(
+            options.out,
+            **sizes_of(options.like, options.layers),
+            vocab_size=None if options.like == "tiny" else VOCABULARY,
+            dtype=getattr(torch, options.dtype),
+            shards=options.shards,
+            seed=options.seed,
+            tokenizer=word_tokenizer(),
+            max_position_embeddings=4096 if options.like == "tiny" else 32768,
+        )
+    except OSError as error:
+        parser.error(f"{error.filename or options.out}: {error.strerror or error}")
     print(folder)
 
 

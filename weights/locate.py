@@ -97,6 +97,9 @@ def locate(
     if revision == "":
         expected = "a branch, tag or commit"
         raise ConfigError("revision", "the name is empty", got="''", expected=expected)
+    if name == BUILTIN:
+        remedy = "The built-in model is used when no model is named."
+        raise WeightsError(name, "no such folder", remedy=remedy)
     offline = local_files_only or _offline()
     folder = _snapshot(name, revision, cache_dir, (*FETCHED, *also), token=token, offline=offline)
     _check_fetched(folder, name, revision, token=token, offline=offline)

@@ -138,8 +138,9 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [other for other in others if other.startswith("-") and other != "-"]
     if unknown or (others and not hasattr(args, "files")):
         word = (unknown or others)[0]
-        remedy = file_meant([word]) or f"See lastword {args.command} --help."
-        if remedy.startswith("See") and hasattr(args, "query") and not word.startswith("--"):
+        meant, see = file_meant([word]), f"See lastword {args.command} --help."
+        remedy = meant or parser.spelled_like(args.command, word) + see
+        if remedy == see and hasattr(args, "query") and not word.startswith("--"):
             remedy += " A query that begins with - comes after all options and a --."
         raise InputError(args.command, "unknown argument", got=word, remedy=remedy)
     if others:

@@ -44,6 +44,14 @@ def file_meant(words: Iterable[str]) -> str | None:
     return None
 
 
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Return a question that names the one of `names` that is spelled most like `word`, or "" if none is like it."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(word, list(names), 1, 0.7)
+    return f"Did you mean {found[0]}? " if found else ""
+
+
 class Command(Protocol):
     """The interface of a command's module."""
 
@@ -85,6 +93,15 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             raise self._refusal(error.message, error.argument_name) from error
 
+    def spelled_like(self, command: str, word: str) -> str:
+        """Return what `nearest` says about `word` and the options of a command."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and command in action.choices:
+                return nearest(
+                    word.partition("=")[0], action.choices[command]._option_string_actions
+                )
+        return ""
+
     def error(self, message: str) -> NoReturn:
         raise self._refusal(message)
 
@@ -98,6 +115,13 @@ class Parser(argparse.ArgumentParser):
                 parts = found.groupdict()
                 where, what = parts.get("where", where), found.expand(plain)
                 got = parts.get("got", got)
+        if where in ("COMMAND", "BENCHMARK") and self._words and self._words[0].startswith("-"):
+            return InputError(
+                "arguments",
+                "unknown",
+                got=one_line(self._words[0], _LONGEST),
+                remedy=f"{nearest(self._words[0], self._option_string_actions)}See {self.prog} --help.",
+            )
         got = None if got is None else one_line(got, _LONGEST)
         meant = file_meant(self._words) or (
             self._value_meant(where.split("/")) if what == "needs a value" else None
@@ -127,7 +151,7 @@ class Parser(argparse.ArgumentParser):
             return
         where = argparse.ArgumentError(action, "").argument_name or self.prog
         got, names = one_line(repr(value), _LONGEST), _join_names(action.choices)
-        remedy = f"See {self.prog} --help."
+        remedy = f"{nearest(str(value), map(str, action.choices))}See {self.prog} --help."
         raise InputError(where, "unknown", got=got, expected=names, remedy=remedy)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:

@@ -100,3 +100,20 @@ def test_command_line(tmp_path, capsys):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert config.vocab_size == tokenizer.get_vocab_size()
     assert len(tokenizer.encode("always looked together").ids) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["out", "--layers", "0"], "argument --layers: not a whole number of at least 1"),
+        (["out", "--shards", "0"], "argument --shards: not a whole number of at least 1"),
+        (["taken"], "taken: File exists"),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].partition("error: ")[2].startswith(said)

@@ -83,7 +83,13 @@ DASHES = {
     "an output": (["embed", "a.txt", "-o", "-x.npy"], "needs a value. If -x.npy is its value, write -o=-x.npy."),
     "an input of an option": (["search", "a.txt", "--queries", "-dash.txt"], "If the file -dash.txt is meant, write"),
     "a query": (["search", "-5C", "a.txt"], "got -5C. See lastword search --help. A query that begins with - comes"),
-    "an option": (["search", "q", "--modle", "x"], "unknown argument; got --modle. See lastword search --help."),
+    "an option without a command": (["--versoin"], "arguments: unknown; got --versoin. Did you mean --version? See"),
+    "a letter without a command": (["-V"], "arguments: unknown; got -V. See lastword --help."),
+    "a command": (["serch", "q"], "bench, merge, convert or bags. Did you mean search? See lastword --help."),
+    "a choice": (["embed", "--precision", "flaot16"], "ubinary. Did you mean float16? See lastword embed --help."),
+    "an option with a value": (["embed", "--chnk=5"], "got --chnk=5. Did you mean --chunk? See lastword embed --help."),
+    "a model's name": (["info", "built-in"], "built-in: no such folder. The built-in model is used when no"),
+    "an option": (["search", "q", "--modle", "x"], "search: unknown argument; got --modle. Did you mean --model? See"),
 }  # fmt: skip
 
 
