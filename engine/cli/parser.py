@@ -151,7 +151,9 @@ class Parser(argparse.ArgumentParser):
             return
         where = argparse.ArgumentError(action, "").argument_name or self.prog
         got, names = one_line(repr(value), _LONGEST), _join_names(action.choices)
-        remedy = f"{nearest(str(value), map(str, action.choices))}See {self.prog} --help."
+        remedy = f"See {self.prog} --help."
+        if isinstance(action, argparse._SubParsersAction):
+            remedy = nearest(str(value), action.choices) + remedy
         raise InputError(where, "unknown", got=got, expected=names, remedy=remedy)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:

@@ -86,7 +86,7 @@ DASHES = {
     "an option without a command": (["--versoin"], "arguments: unknown; got --versoin. Did you mean --version? See"),
     "a letter without a command": (["-V"], "arguments: unknown; got -V. See lastword --help."),
     "a command": (["serch", "q"], "bench, merge, convert or bags. Did you mean search? See lastword --help."),
-    "a choice": (["embed", "--precision", "flaot16"], "ubinary. Did you mean float16? See lastword embed --help."),
+    "a choice": (["embed", "--precision", "int7"], "uint8, binary or ubinary. See lastword embed --help."),
     "an option with a value": (["embed", "--chnk=5"], "got --chnk=5. Did you mean --chunk? See lastword embed --help."),
     "a model's name": (["info", "built-in"], "built-in: no such folder. The built-in model is used when no"),
     "an option": (["search", "q", "--modle", "x"], "search: unknown argument; got --modle. Did you mean --model? See"),
