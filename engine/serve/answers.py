@@ -79,7 +79,7 @@ class Answer:
 def stack(results: list[Tensor]) -> Tensor:
     """Stack N vectors [dim] into one tensor [N, dim] that is not an inference tensor."""
     with torch.inference_mode(False):
-        return torch.stack([each.clone() for each in results])
+        return torch.stack(results)
 
 
 def to_json(value: object) -> bytes:
