@@ -194,7 +194,7 @@ class Service:
         self.check_ready()
         backend = backend or self
         limits, waiting = self.limits, backend.waiting.tokens
-        speed = backend.device.tokens_per_second
+        speed = backend.device.full_speed
         seconds = waiting / speed if speed else 0.0
         if (
             self.in_hand >= limits.max_requests

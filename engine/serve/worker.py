@@ -40,6 +40,8 @@ class DeviceThread(Generic[Model]):
         self.waiting, self._on_warm, self._on_failed = waiting, warm, failed
         self.report = Report()
         self.tokens_per_second = 0.0  # requested tokens, moving average; 0 before the first batch
+        # The same for batches that were at least half full; smaller ones say little about how soon a queue is done.
+        self.full_speed = 0.0
         self.batch_tokens = 0  # requested tokens of the last batch
         # Called with the number of texts and of requested tokens of each batch.
         self.on_batch: Callable[[int, int], object] = lambda _texts, _tokens: None
@@ -85,8 +87,10 @@ class DeviceThread(Generic[Model]):
     def _measure(self, tokens: int, seconds: float) -> None:
         if seconds <= 0:
             return
-        speed, before = tokens / seconds, self.tokens_per_second
-        self.tokens_per_second = speed if before == 0 else before + _SPEED_WEIGHT * (speed - before)
+        speed = tokens / seconds
+        self.tokens_per_second = _moved(self.tokens_per_second, speed)
+        if 2 * tokens >= self.waiting.group_tokens:
+            self.full_speed = _moved(self.full_speed, speed)
         self.batch_tokens = tokens
 
     def stop(self, seconds: float) -> None:
@@ -94,3 +98,8 @@ class DeviceThread(Generic[Model]):
         self.waiting.close()
         if self.thread.ident is not None:  # None: it was never started
             self.thread.join(seconds)
+
+
+def _moved(average: float, value: float) -> float:
+    """Return a moving average, which is 0 before its first value, with one more value."""
+    return value if average == 0 else average + _SPEED_WEIGHT * (value - average)

@@ -10,6 +10,7 @@ from lastword.model.postprocess import VectorFormat
 from lastword.serve.finished import Finished
 from lastword.serve.texts import Prepared
 from lastword.serve.waiting import Job, WaitingTexts
+from lastword.serve.worker import DeviceThread
 
 FORMAT = VectorFormat(4, normalize=True)
 
@@ -189,3 +190,13 @@ def test_requests_that_finish_together_wake_the_event_loop_once(monkeypatch):
         return woken
 
     assert len(asyncio.run(finish_three())) == 2
+
+
+def test_the_speed_for_refusals_is_that_of_full_batches(waiting):
+    nothing = lambda *_: None  # noqa: E731
+    device = DeviceThread(nothing, waiting, nothing, nothing, nothing)
+    device._measure(13, 0.01)  # one query while nothing else waits
+    assert (device.full_speed, device.tokens_per_second) == (0, 1300)
+    device._measure(90, 0.01)
+    device._measure(13, 0.01)
+    assert device.full_speed == pytest.approx(9000)
