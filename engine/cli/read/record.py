@@ -84,6 +84,6 @@ def missing_field(
     return InputError(
         where,
         f"has no field {text_field!r}",
-        got=list_some(names, in_order=True) or "no field",
+        got=list_some(names, in_order=True) or "no fields",
         remedy=remedy or "Name the field that holds the text with --text-field.",
     )

@@ -181,12 +181,16 @@ async def _on_serve_error(request: Request, error: ServeError) -> Response:
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
-    what = {404: "no such route", 405: "this route does not take this method"}
-    said = what.get(error.status_code, "cannot be answered")
+    said = "no such route" if error.status_code == 404 else "cannot be answered"
+    taken = (
+        sorted(_methods(request)) if error.status_code == 405 else []
+    )  # a path can have several routes
+    if taken:
+        said = f"this route does not take {request.method}; expected {' or '.join(taken)}"
     answer = error_response(ServeError(error.status_code, f"{said}."), request.url.path)
     answer.headers.update(error.headers or {})
-    if error.status_code == 405:  # a path can have several routes
-        answer.headers["allow"] = ", ".join(sorted(_methods(request)))
+    if taken:
+        answer.headers["allow"] = ", ".join(taken)
     return answer
 
 

@@ -140,6 +140,7 @@ def test_too_long_texts_and_taken_fields_are_skipped(cli, monkeypatch):
     ("name", "content", "said"),
     [
         ("a.csv", b"n,txt\n1,2\n", "a.csv:1: has no field 'text'"),
+        ("a.jsonl", b"{}\n", "a.jsonl:1: has no field 'text'; got no fields. Name the field"),
         ("a.txt", "ab".encode("utf-16-le"), "a.txt:1: is not UTF-8; got UTF-16"),
     ],
 )

@@ -76,20 +76,21 @@ def test_request_ids(server):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
+    ("method", "path", "status", "said"),
     [
-        ("GET", "/nothing", 404),
-        ("GET", "//v1/embeddings", 404),
-        ("GET", "/v1/embeddings", 405),
-        ("DELETE", "/v1/embeddings", 405),
-        ("POST", "/health", 405),
+        ("GET", "/nothing", 404, "no such route."),
+        ("GET", "//v1/embeddings", 404, "no such route."),
+        ("GET", "/v1/embeddings", 405, "this route does not take GET; expected POST."),
+        ("DELETE", "/v1/embeddings", 405, "this route does not take DELETE; expected POST."),
+        ("POST", "/health", 405, "this route does not take POST; expected GET."),
     ],
 )
-def test_no_route(server, method, path, status):
+def test_no_route(server, method, path, status, said):
     with server.client() as client:
         response = client.request(method, path)
     assert response.status_code == status
-    assert isinstance(response.json()["error"], str | dict)
+    error = response.json()["error"]
+    assert (error if isinstance(error, str) else error["message"]) == said
 
 
 def test_openapi_describes_the_bodies(server):
