@@ -41,6 +41,9 @@ class Load:
         seed: seed of the drawn times.
         traced: whether to record when each body was sent.
         fields: further fields of every request's JSON body.
+        prompt: what to put before each text, for a server that does not know the model's prompts; None to name the
+            prompt in the request.
+        tolerance: as for `Material`; None for the texts' own.
     """
 
     url: str
@@ -53,6 +56,8 @@ class Load:
     seed: int = 0
     traced: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+    tolerance: float | None = None
 
 
 @dataclass(slots=True)
@@ -80,7 +85,7 @@ def arrivals(load: Load) -> list[float]:
 async def send(load: Load, material: Material) -> dict[str, Any]:
     """Send a load, wait for the answers, check them, and return `summary`."""
     free = deque(range(material.blocks(load.size)))
-    bodies = [material.body(block, load.size, **load.fields) for block in free]
+    bodies = [material.body(block, load.size, load.prompt, **load.fields) for block in free]
     done: list[Sent] = []
     tasks: set[asyncio.Task[None]] = set()
     held_back = 0
@@ -158,7 +163,7 @@ async def _ask(
         one.done = monotonic()
         return
     if one.status == 200:
-        one.wrong = not material.is_right(block, load.size, content)
+        one.wrong = not material.is_right(block, load.size, content, load.tolerance)
     elif refused:
         one.wrong = one.wrong or not _is_refusal(content)
     else:

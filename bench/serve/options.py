@@ -6,6 +6,7 @@ from lastword.bench.options import json_lines_file, path, positive
 
 SCENARIOS = ("throughput", "latency", "overload", "slow", "disconnects", "sigterm", "soak")
 BY_DEFAULT = SCENARIOS[:-1]
+PEERS = ("fastapi", "vllm")
 
 EXAMPLES = """examples:
   lastword bench serve                              every scenario but soak; about four minutes
@@ -14,6 +15,7 @@ EXAMPLES = """examples:
   lastword bench serve --scenarios soak --minutes 60
   lastword bench serve --scenarios sigterm --restarts 100
   lastword bench serve --model ./model --scenarios throughput overload
+  lastword bench serve --model ./model --beside fastapi vllm --python vllm/bin/python
 
 Starts `lastword serve` on a free loopback port, and sends requests to it from a separate process.
 Requests arrive at times drawn in advance, whether or not earlier ones have been answered, and
@@ -68,12 +70,30 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=positive, default=10, help="minutes that soak runs; by default 10"
     )
+    _add_beside(parser)
     parser.add_argument("--quick", action="store_true", help="small counts and short loads")
     parser.add_argument(
         "--json",
         type=json_lines_file,
         metavar="FILE",
         help="write each result to this .jsonl file as soon as it is measured",
+    )
+
+
+def _add_beside(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        choices=PEERS,
+        default=[],
+        metavar="NAME",
+        help=f"instead of the scenarios, compare with other servers ({', '.join(PEERS)}) that serve the same model",
+    )
+    parser.add_argument(
+        "--python",
+        type=path,
+        metavar="FILE",
+        help="Python of the virtual environment in which vLLM is installed",
     )
 
 

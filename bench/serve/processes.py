@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,6 +116,41 @@ def get(url: str) -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=30) as response:
         return str(response.read().decode())
+
+
+def free_port() -> int:
+    """Return a loopback port that is free at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_health(process: "subprocess.Popen[bytes]", url: str, name: str) -> str:
+    """Wait until another server answers `/health`, and return its URL.
+
+    Raises:
+        LastwordError: the server has ended, or is not ready in time.
+    """
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        with suppress(URLError, OSError):
+            get(f"{url}/health")
+            return url
+        time.sleep(0.2)
+    raise LastwordError(name, "did not start", got=f"exit status {process.poll()}")
+
+
+@contextmanager
+def stopping(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """At the end of the `with` block, stop a process that leads its own group, and all others of the group."""
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
 
 
 class GeneratorProcess:

@@ -12,6 +12,7 @@ import torch
 from lastword import Embedder
 from lastword.bench.machine import busy_notice, describe_run, json_lines
 from lastword.bench.serve import endurance, speed
+from lastword.bench.serve.beside.comparison import check, compare
 from lastword.bench.serve.options import fill
 from lastword.bench.serve.processes import generating
 from lastword.bench.serve.setting import Row, Setting, make_materials
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     if not sys.platform.startswith("linux"):
         raise ConfigError("lastword bench serve", "reads /proc", got=sys.platform, expected="Linux")
     fill(args)
+    check(args.beside, args.model, args.python)
     right = True
     with ExitStack() as opened:
         write = opened.enter_context(json_lines(args.json))
@@ -63,8 +65,9 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         write({"run": about, "model": embedder.name, "quick": args.quick, "texts": args.texts})
         generator = opened.enter_context(generating(folder))
         setting = Setting(args, folder, embedder, materials, generator)
-        for name in args.scenarios:
-            for row in SCENARIOS[name](setting):
+        chosen = [compare] if args.beside else [SCENARIOS[name] for name in args.scenarios]
+        for scenario in chosen:
+            for row in scenario(setting):
                 show(row.line())
                 write({
                     "scenario": row.scenario, "measured": row.measured, "target": row.target,

@@ -37,6 +37,20 @@ def test_right_and_wrong_answers(material):
         assert not material.is_right(1, 2, broken)
 
 
+def test_peers_may_answer_with_lists_of_numbers_and_a_little_off(material):
+    near = [{"index": n, "embedding": (material.vectors[n] + 1e-4).tolist()} for n in (0, 1)]
+    content = orjson.dumps({"data": near})
+    assert not material.is_right(0, 2, content)
+    assert material.is_right(0, 2, content, tolerance=1e-3)
+    assert not material.is_right(1, 2, content, tolerance=1e-3)
+
+
+def test_a_server_that_does_not_know_the_prompts_gets_them_in_the_texts(material):
+    body = orjson.loads(material.body(1, 2, "Query: ", model="m"))
+    texts = ["Query: text 2", "Query: text 3"]
+    assert body == {"input": texts, "encoding_format": "base64", "model": "m"}
+
+
 def test_material_is_read_as_written(material, tmp_path):
     material.save(tmp_path)
     found = Material.load(tmp_path, "queries")

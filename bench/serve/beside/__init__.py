@@ -1,0 +1,1 @@
+"""`lastword bench serve --beside`: other servers, on the same model and under the same load."""
