@@ -47,6 +47,9 @@ def _run(model: Any, order: dict[str, Any]) -> dict[str, Any]:
         several = (model.embed(call, pooling_params=params, use_tqdm=False) for call in calls)
         outputs = [each for call in several for each in call]
     seconds = perf_counter() - start
+    # A run that skips the cache still writes to it, and the next run may have the same texts.
+    if not order["cache"]:
+        model.reset_prefix_cache()
     if order["save"]:
         rows = (array.array("f", _numbers(each.outputs)).tobytes() for each in outputs)
         Path(order["save"]).write_bytes(b"".join(rows))
