@@ -97,7 +97,8 @@ class ModelProperties:
         if info.quantize is not None:
             facts["quantize"] = info.quantize
         shown = ", ".join(f"{name}={value!r}" for name, value in facts.items())
-        return f"{type(self).__name__}({one_line(info.name)!r}, {shown})"
+        closed = ", closed" if getattr(self, "closed", False) else ""
+        return f"{type(self).__name__}({one_line(info.name)!r}, {shown}{closed})"
 
 
 class EmbedderProperties(ModelProperties):

@@ -59,6 +59,11 @@ class Reopenable:
         """Store the arguments, and begin the set of objects that share the weights."""
         self._opened, self._sharing = OpenArguments(how, kwargs), WeakSet([self])
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called on this object."""
+        return self not in self._sharing
+
     def close(self) -> None:
         """Free the model and end the worker processes, if any, unless a copy of this object still uses them.
 

@@ -368,6 +368,8 @@ def test_repr_names_the_built_in_model_and_follows_its_settings() -> None:
     assert repr(model).startswith("Embedder('built-in', device='cpu', dtype='float32', dim=256, ")
     model.truncate_dim, model.max_length = 8, 9
     assert repr(model).endswith(" dim=8, max_length=9)")
+    model.close()
+    assert repr(model).endswith(" dim=8, max_length=9, closed)")
 
 
 def test_warming_up_changes_no_vector(tiny_checkpoint: Path) -> None:

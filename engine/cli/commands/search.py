@@ -133,6 +133,9 @@ def run(args: argparse.Namespace) -> int:
     if args.candidates is not None and args.rerank is None:
         remedy = "Name a reranker with --rerank."
         raise InputError("--candidates", "is for --rerank", remedy=remedy)
+    if args.candidates is not None and args.candidates < args.top_k:
+        got, expected = str(args.candidates), f"at least --top-k, which is {args.top_k}"
+        raise InputError("--candidates", "too few", got=got, expected=expected)
     inputs = options.find_inputs(args, query_files)
     given = (source.path for source in inputs if source.path != read.STDIN)
     options.refuse_overwriting((*given, args.queries), (args.errors,))

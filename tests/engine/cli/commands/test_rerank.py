@@ -151,4 +151,8 @@ def test_search_reranks_the_nearest(run, folder, tiny_checkpoint) -> None:
 def test_bad_usage_of_search_with_a_reranker(run, folder, tiny_checkpoint) -> None:
     search = ("search", "q", "texts.txt", "--device", "cpu")
     one_line(run(*search, "--candidates", "3"), "--candidates", "is for --rerank")
+    few = ("--rerank", folder, "--candidates", "2", "--top-k", "3")
+    one_line(
+        run(*search, *few), "--candidates: too few; got 2, expected at least --top-k, which is 3."
+    )
     one_line(run(*search, "--rerank", tiny_checkpoint), "This is an embedding model.")
