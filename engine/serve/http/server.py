@@ -183,9 +183,10 @@ class Connection(H11Protocol):
         self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
+        """Stop the timers; uvicorn's own, for idle connections, would keep a lost one in memory until it ends."""
         super().connection_lost(exc)
         self._stop_timer()
+        self._unset_keepalive_if_required()
 
     def _update_timer(self) -> None:
         """Run the timer while no request is handled, else stop it; more bytes do not restart a running timer."""

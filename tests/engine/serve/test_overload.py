@@ -1,5 +1,6 @@
 """Too much work, clients that go away, a device that fails, and the end of a server, on a device that can be held."""
 
+import gc
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ import torch
 from helpers.serving.servers import running, until
 
 from lastword import Embedder
+from lastword.serve.http.server import Connection
 from lastword.serve.settings import Limits, Settings
 
 ROUTE = "/v1/embeddings"
@@ -114,6 +116,24 @@ def test_clients_that_go_away_leave_the_queue(held):
         assert first.result().status_code == 200
         assert held.texts == before + 1
         assert server.service.waiting.tokens == 0
+
+
+def test_connections_of_clients_that_went_away_are_forgotten(held):
+    with serving(held) as server:
+        held.go.set()
+        for n in range(5):
+            body = b'{"input": "gone %d"}' % n
+            head = f"POST {ROUTE} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", server.server.port)) as connection:
+                connection.sendall(head.encode() + body)
+                assert connection.recv(12) == b"HTTP/1.1 200"
+
+        def left():
+            gc.collect()
+            found = [each for each in gc.get_objects() if type(each) is Connection]
+            return sum(each.server_state is server.server.server_state for each in found)
+
+        until(lambda: left() <= 1, 10)  # that of the test's own client
 
 
 @pytest.mark.parametrize(
