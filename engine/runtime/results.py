@@ -65,9 +65,8 @@ class Item:
     @property
     def room(self) -> int:
         """Most tokens that the item takes of a batch's budget: the tokens of its prompt that are kept take none."""
-        return (
-            len(self.ids) - used_prompt(self.ids, self.prompt)[1] if self.prompt else len(self.ids)
-        )
+        kept = used_prompt(self.ids, self.prompt)[1] if self.prompt else 0
+        return len(self.ids) - kept
 
     def problem(self, vocab_size: int) -> InputError | None:
         """Return an error if this item, which comes from a queue, cannot be computed; else None."""

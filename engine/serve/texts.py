@@ -111,9 +111,8 @@ class Preparer:
         try:
             wanted = info.vector_format(call.dim, normalize_embeddings=call.normalize)
         except LastwordError as error:
-            error.where = error.where.replace(
-                "truncate_dim", "dimensions"
-            )  # the request's name for it
+            # The request's name for it.
+            error.where = error.where.replace("truncate_dim", "dimensions")
             raise from_lastword(error, "dimensions") from None
         if call.refuse_unnormalized and wanted.normalize:
             said = "normalize: false is not possible: this model's vectors have length 1."

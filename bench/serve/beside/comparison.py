@@ -17,6 +17,7 @@ from lastword.errors import ConfigError
 OURS = "lastword"
 # How many times as fast as the peer, at least, the server should be.
 TARGETS = {"fastapi": 3.0, "vllm": 1.5}
+_MOST = 400.0  # requests per second that no server can answer
 _SHARE = 0.7  # the rate at which latencies are compared, as a share of what the slowest server can answer
 _TOLERANCE = 1e-3  # the peers add up in another order, in fp32 too
 _SCRIPT = Path(__file__).with_name("fastapi_server.py")
@@ -60,7 +61,7 @@ def compare(setting: Setting) -> Iterable[Row]:
             urls[name] = wait_for_health(process, f"http://127.0.0.1:{port}", name)
         rounds = 1 if setting.args.quick else 3
         most = take_turns(
-            urls, rounds, lambda name, turn: _send(setting, urls[name], name, 400.0, turn)
+            urls, rounds, lambda name, turn: _send(setting, urls[name], name, _MOST, turn)
         )
         fastest = {
             name: statistics.median(each["texts_per_s"] for each in most[name]) for name in urls
@@ -88,10 +89,8 @@ def take_turns(
 
 def _send(setting: Setting, url: str, name: str, rate: float, turn: int) -> dict[str, Any]:
     """Send queries for --seconds, or 100 at a rate that no server can bear; vLLM gets the prompt in the text."""
-    material = setting.materials["queries"]
-    count = min(
-        material.blocks(1), 100 if rate >= 400 else max(10, round(rate * setting.args.seconds))
-    )
+    wanted = 100 if rate >= _MOST else max(10, round(rate * setting.args.seconds))
+    count = min(setting.materials["queries"].blocks(1), wanted)
     prompt = setting.embedder.info.resolve_prompt(kind="query") if name == "vllm" else None
     return setting.generator.send(
         Load(url, "queries", 1, rate, count, seed=turn, prompt=prompt, tolerance=_TOLERANCE)

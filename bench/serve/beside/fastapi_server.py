@@ -25,14 +25,12 @@ def make(folder: str) -> FastAPI:
     def health() -> dict[str, str]:
         return {"status": "ok"}
 
+    # Not async, so FastAPI calls it in its pool of threads.
     @app.post("/v1/embeddings")
-    def embeddings(
-        body: Body,
-    ) -> dict[str, Any]:  # not async: FastAPI calls it in its pool of threads
-        vectors = model.encode(
-            body.input, prompt_name=body.input_type, normalize_embeddings=True
-        ).tolist()
-        return {"data": [{"index": n, "embedding": each} for n, each in enumerate(vectors)]}
+    def embeddings(body: Body) -> dict[str, Any]:
+        vectors = model.encode(body.input, prompt_name=body.input_type, normalize_embeddings=True)
+        rows = enumerate(vectors.tolist())
+        return {"data": [{"index": n, "embedding": each} for n, each in rows]}
 
     return app
 

@@ -182,9 +182,8 @@ async def _on_serve_error(request: Request, error: ServeError) -> Response:
 
 async def _on_http_error(request: Request, error: HTTPException) -> Response:
     said = "no such route" if error.status_code == 404 else "cannot be answered"
-    taken = (
-        sorted(_methods(request)) if error.status_code == 405 else []
-    )  # a path can have several routes
+    # A path can have several routes.
+    taken = sorted(_methods(request)) if error.status_code == 405 else []
     if taken:
         said = f"this route does not take {request.method}; expected {' or '.join(taken)}"
     answer = error_response(ServeError(error.status_code, f"{said}."), request.url.path)
