@@ -119,7 +119,7 @@ def test_a_load_that_fails_leaves_blocks_kept(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: granting)
     with pytest.raises(WeightsError), process_tuning.tune_for_loading():
-        assert asked == [(-3, 1 << 20)], "blocks of 1 MB and more are the system's when freed"
+        assert asked == [(-3, 128 << 10)], "blocks of 128 kB and more are the system's when freed"
         raise WeightsError("model.safetensors", "cut short")
     assert asked[1:] == [(-3, 256 << 20), (-1, 512 << 20)]
 
