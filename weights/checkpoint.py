@@ -1,7 +1,8 @@
 """The tensors of a checkpoint: names, shapes and dtypes are checked first; the data is read only when needed.
 
-A layer's tensors are memory-mapped one at a time, and each is copied to its place in the fused weight and unmapped
-before the next one is mapped. So loading takes no more memory than the loaded weights and one tensor.
+A layer's tensors are memory-mapped. Queries, keys and values are copied into one fused weight; a matrix that is already
+in the right dtype stays a view of its file until the engine has packed it or moved it to a GPU. So loading takes no
+more memory than the loaded weights and one layer.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ _SAMPLE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer's weights, with query/key/value and gate/up fused; the biases are None if the config has none."""
+    """One layer's weights, with query, key and value fused; the biases are None if the config has none."""
 
     input_norm: Tensor  # [C]
     qkv: Tensor  # [(H + 2·KH)·D, C]
@@ -48,7 +49,8 @@ class LayerWeights:
     o: Tensor  # [C, H·D]
     o_bias: Tensor | None  # [C]
     post_norm: Tensor  # [C]
-    gate_up: Tensor  # [2F, C], gate rows first
+    gate: Tensor  # [F, C]
+    up: Tensor  # [F, C]
     down: Tensor  # [C, F]
 
 
@@ -150,7 +152,15 @@ class Checkpoint:
         return map_tensor(info, name)[list(rows)].float()
 
     def layer(self, index: int, dtype: torch.dtype) -> LayerWeights:
-        """Read layer `index`, from 0 to L - 1, into newly allocated memory, converted to `dtype` during the copy.
+        """Read layer `index`, from 0 to L - 1.
+
+        Args:
+            index: the layer.
+            dtype: the dtype to convert to.
+
+        Returns:
+            The layer's weights. Matrices stored in `dtype`, except the fused one, are views of the mapped file
+            (`map_tensor`); all other tensors are in newly allocated memory.
 
         Raises:
             InputError: the model has no layer `index`.
@@ -164,6 +174,10 @@ class Checkpoint:
         def read(*names: str) -> Tensor:
             return self._read_fused([f"layers.{index}.{name}" for name in names], dtype)
 
+        def view(name: str) -> Tensor:
+            name = f"layers.{index}.{name}"
+            return map_tensor(self._tensors[name], name).to(dtype)
+
         projections = [f"self_attn.{letter}_proj" for letter in "qkv"]
         biased = self.config.attention_bias
         return LayerWeights(
@@ -172,11 +186,12 @@ class Checkpoint:
             qkv_bias=read(*(f"{name}.bias" for name in projections)) if biased else None,
             q_norm=read("self_attn.q_norm.weight"),
             k_norm=read("self_attn.k_norm.weight"),
-            o=read("self_attn.o_proj.weight"),
+            o=view("self_attn.o_proj.weight"),
             o_bias=read("self_attn.o_proj.bias") if biased else None,
             post_norm=read("post_attention_layernorm.weight"),
-            gate_up=read("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-            down=read("mlp.down_proj.weight"),
+            gate=view("mlp.gate_proj.weight"),
+            up=view("mlp.up_proj.weight"),
+            down=view("mlp.down_proj.weight"),
         )
 
     @cached_property

@@ -69,7 +69,8 @@ class RandomWeights:
             o=self._normal(C, queries).div_(queries**0.5),
             o_bias=None,
             post_norm=self._norm(C),
-            gate_up=self._normal(2 * F, C).div_(C**0.5),
+            gate=self._normal(F, C).div_(C**0.5),
+            up=self._normal(F, C).div_(C**0.5),
             down=self._normal(C, F).div_(F**0.5),
         )
 

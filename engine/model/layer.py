@@ -20,7 +20,7 @@ from lastword.weights import LayerWeights, ModelConfig
 # The classes for matmuls in each mode: one for plain projections, one for the gate and up projections with SwiGLU. In
 # fp8 both take quantised rows, and the second returns quantised rows.
 _LinearClasses = tuple[
-    Callable[..., Callable[[Any], Tensor]], Callable[[Tensor], Callable[[Any], Any]]
+    Callable[..., Callable[[Any], Tensor]], Callable[[Tensor, Tensor], Callable[[Any], Any]]
 ]
 _MATMULS: dict[str | None, _LinearClasses] = {
     None: (kernels.Linear, kernels.SwigluLinear),
@@ -84,7 +84,7 @@ class Layer:
         else:
             self.qkv = linear(weights.qkv, bias)
         self.o = linear(weights.o, weights.o_bias)
-        self.gate_up = swiglu_linear(weights.gate_up)
+        self.gate_up = swiglu_linear(weights.gate, weights.up)
         self.down = linear(weights.down)
 
     def _norm_rope(self, x: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int) -> None:

@@ -69,21 +69,20 @@ class Smoothing:
             x = kernels.rms_norm(self._residual, weights.input_norm, self._config.rms_norm_eps)
             self._residual += layer.forward(x, self._batch, self._residual)
         qkv = _factors(layer.qkv.input_rms, weights.qkv)
-        mlp = _factors(layer.gate_up.input_rms, weights.gate_up)
+        mlp = _factors(layer.gate_up.input_rms, weights.gate, weights.up)
         down = _factors(layer.down.input_rms, weights.down)
-        gate_up = weights.gate_up * mlp
-        gate_up[len(down) :] /= down[:, None]  # the up projection: SwiGLU is linear in it
         return replace(
             weights,
             input_norm=weights.input_norm / qkv,
             qkv=weights.qkv * qkv,
             post_norm=weights.post_norm / mlp,
-            gate_up=gate_up,
+            gate=weights.gate * mlp,
+            up=(weights.up * mlp).div_(down[:, None]),  # SwiGLU is linear in the up projection
             down=weights.down * down,
         )
 
 
-def _factors(input_rms: Tensor, weight: Tensor) -> Tensor:
+def _factors(input_rms: Tensor, *weights: Tensor) -> Tensor:
     """Return a power of two per input channel, [K_in], near RMS^s / (largest absolute weight of the channel)^(1 − s).
 
     s is `SMOOTHING_SHARE`. The factors are scaled to a geometric mean near 1, and lie between 2^−n and 2^n with
@@ -91,9 +90,9 @@ def _factors(input_rms: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         input_rms: [K_in], the RMS of each input channel.
-        weight: [K_out, K_in].
+        weights: [K_out, K_in], the weights that read these channels.
     """
-    largest = torch.maximum(weight.amax(0), -weight.amin(0))
+    largest = torch.stack([torch.maximum(w.amax(0), -w.amin(0)) for w in weights]).amax(0)
     exponents = SMOOTHING_SHARE * input_rms.log2() - (1 - SMOOTHING_SHARE) * largest.log2()
     # A channel that is always zero, that no weight reads or that is not finite is left as it is.
     used = exponents.isfinite()

@@ -125,17 +125,17 @@ class Fp8SwigluLinear:
     The matmuls are those of `Fp8Linear`; y is the input of the down projection.
 
     Args:
-        gate_up: [2F, C], gate rows first.
+        gate, up: [F, C].
 
-    Called with x [T, C], in the dtype of gate_up or already quantised, the layer returns y as fp8 [T, F] and the scales
+    Called with x [T, C], in the dtype of gate or already quantised, the layer returns y as fp8 [T, F] and the scales
     of y as fp32 [T], like `swiglu_quantize`.
 
     Numerics:
-        Rounds the projections to the dtype of gate_up, computes SwiGLU on them in fp32, and rounds once to fp8.
+        Rounds the projections to the dtype of gate, computes SwiGLU on them in fp32, and rounds once to fp8.
     """
 
-    def __init__(self, gate_up: Tensor) -> None:
-        self.linear = Fp8Linear(gate_up)
+    def __init__(self, gate: Tensor, up: Tensor) -> None:
+        self.linear = Fp8Linear(torch.cat([gate, up]))
 
     def __call__(self, x: MatmulInput) -> tuple[Tensor, Tensor]:
         return swiglu_quantize(self.linear(x), self.linear.format)

@@ -127,7 +127,7 @@ class Int8SwigluLinear:
     """Gate and up projections of an MLP with SwiGLU: y = silu(x · gateᵀ) · (x · upᵀ), in int8.
 
     Args:
-        gate_up: [2F, C] fp32 on a CPU, gate rows first.
+        gate, up: [F, C] fp32 on a CPU.
 
     Called with x [T, C] fp32, the layer returns y [T, F] fp32.
 
@@ -135,8 +135,8 @@ class Int8SwigluLinear:
         Computes SwiGLU in fp32, and the projections as in `Int8Linear`.
     """
 
-    def __init__(self, gate_up: Tensor) -> None:
-        self.gate, self.up = (Int8Linear(half) for half in gate_up.chunk(2))
+    def __init__(self, gate: Tensor, up: Tensor) -> None:
+        self.gate, self.up = Int8Linear(gate), Int8Linear(up)
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = QuantizedRows.of(x)

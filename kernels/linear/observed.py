@@ -34,8 +34,11 @@ class ObservedSwigluLinear(ObservedLinear):
     """Gate and up projections of an MLP with SwiGLU that measure the RMS of each input channel, like `ObservedLinear`.
 
     Args:
-        gate_up: [2F, C] fp32, gate rows first.
+        gate, up: [F, C] fp32.
     """
+
+    def __init__(self, gate: Tensor, up: Tensor) -> None:
+        super().__init__(torch.cat([gate, up]))
 
     def __call__(self, x: Tensor) -> Tensor:
         return swiglu(super().__call__(x))

@@ -42,9 +42,11 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.packed = _packs(weight)
-        self.weight: Tensor = weight
+        self.weight: Tensor
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        else:  # on a CPU the weight may be a view of its file, which may change
+            self.weight = weight if weight.is_cuda else weight.clone()
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -57,9 +59,9 @@ class SwigluLinear:
     """Gate and up projections of an MLP with SwiGLU: y = silu(x · gateᵀ) · (x · upᵀ).
 
     Args:
-        gate_up: [2F, C] fp32/bf16, gate rows first.
+        gate, up: [F, C] fp32/bf16.
 
-    Called with x [T, C], contiguous, dtype of gate_up, the layer returns y [T, F] in the same dtype.
+    Called with x [T, C], contiguous, dtype of gate, the layer returns y [T, F] in the same dtype.
 
     Numerics:
         Accumulates in fp32. With a packed weight, rounds silu(gate) to the dtype of x, multiplies it by the up
@@ -67,10 +69,10 @@ class SwigluLinear:
         SwiGLU in fp32 on the rounded values.
     """
 
-    def __init__(self, gate_up: Tensor) -> None:
-        self.packed = _packs(gate_up)
-        halves = gate_up.chunk(2) if self.packed else (gate_up,)
-        self.linears = tuple(Linear(half) for half in halves)
+    def __init__(self, gate: Tensor, up: Tensor) -> None:
+        self.packed = _packs(gate)
+        weights = (gate, up) if self.packed else (torch.cat([gate, up]),)
+        self.linears = tuple(Linear(weight) for weight in weights)
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.packed:

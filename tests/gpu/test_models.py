@@ -76,7 +76,8 @@ class Weights:
             o=a.o_proj.weight.data,
             o_bias=None,
             post_norm=layer.post_attention_layernorm.weight.data,
-            gate_up=torch.cat([m.gate_proj.weight.data, m.up_proj.weight.data]),
+            gate=m.gate_proj.weight.data,
+            up=m.up_proj.weight.data,
             down=m.down_proj.weight.data,
         )
 

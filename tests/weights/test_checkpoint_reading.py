@@ -53,7 +53,8 @@ def test_every_tensor_comes_out_as_stored(tmp_path, layout):
         at, layer = f"layers.{index}.self_attn.", ours.layer(index, layout["dtype"])
         mlp = f"layers.{index}.mlp."
         assert torch.equal(layer.qkv, theirs(*(f"{at}{x}_proj.weight" for x in "qkv")))
-        assert torch.equal(layer.gate_up, theirs(f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"))
+        assert torch.equal(layer.gate, theirs(f"{mlp}gate_proj.weight"))
+        assert torch.equal(layer.up, theirs(f"{mlp}up_proj.weight"))
         assert torch.equal(layer.down, theirs(f"{mlp}down_proj.weight"))
         assert torch.equal(layer.o, theirs(f"{at}o_proj.weight"))
         assert torch.equal(layer.q_norm, theirs(f"{at}q_norm.weight"))

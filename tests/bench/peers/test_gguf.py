@@ -63,8 +63,7 @@ def test_contents(changes: dict[str, object], tmp_path: Path) -> None:
         layer = ours.layer(index, torch.float32)
         parts = {theirs: getattr(layer, name) for name, theirs in NAMES.items()}
         q, k, v = layer.qkv.split([4 * 32, 2 * 32, 2 * 32])
-        gate, up = layer.gate_up.chunk(2)
-        parts |= {"attn_q": q, "attn_k": k, "attn_v": v, "ffn_gate": gate, "ffn_up": up}
+        parts |= {"attn_q": q, "attn_k": k, "attn_v": v, "ffn_gate": layer.gate, "ffn_up": layer.up}
         expected |= {f"blk.{index}.{name}": tensor for name, tensor in parts.items()}
     found = {tensor.name: torch.tensor(tensor.data) for tensor in file.tensors}
     assert found.keys() == {f"{name}.weight" for name in expected}

@@ -83,11 +83,10 @@ def test_a_smoothed_layer_computes_the_same(shape: str, tmp_path: Path) -> None:
         qkv = powers(before.input_norm, after.input_norm)
         mlp = powers(before.post_norm, after.post_norm)
         assert torch.equal(after.qkv, before.qkv * qkv)
-        gate, up = (each.chunk(2) for each in (after.gate_up, before.gate_up))
-        assert torch.equal(gate[0], up[0] * mlp)
+        assert torch.equal(after.gate, before.gate * mlp)
         down = powers(after.down, before.down)
         assert torch.equal(down, down[:1].expand_as(down)), "one factor for a channel"
-        assert torch.equal(gate[1], up[1] * mlp / down[0][:, None])
+        assert torch.equal(after.up, before.up * mlp / down[0][:, None])
         assert min(len(each.unique()) for each in (qkv, mlp)) > 1
         assert qkv[before.input_norm > 20].min() > qkv[before.input_norm < 2].max()
 
@@ -97,7 +96,8 @@ def test_a_model_always_gets_the_same_factors(opened: Opened) -> None:
     for index in range(2):
         pair = [each.smooth(opened.layer(index)) for each in (first, again)]
         assert torch.equal(pair[0].qkv, pair[1].qkv)
-        assert torch.equal(pair[0].gate_up, pair[1].gate_up)
+        assert torch.equal(pair[0].gate, pair[1].gate)
+        assert torch.equal(pair[0].up, pair[1].up)
         assert torch.equal(pair[0].down, pair[1].down)
 
 
@@ -105,7 +105,7 @@ def test_weights_are_not_changed_in_place(opened: Opened) -> None:
     weights, smoothing = opened.layer(0), opened.smoothing()
     smoothing.smooth(weights)
     again = opened.layer(0)
-    for name in ("input_norm", "qkv", "o", "post_norm", "gate_up", "down"):
+    for name in ("input_norm", "qkv", "o", "post_norm", "gate", "up", "down"):
         assert torch.equal(getattr(weights, name), getattr(again, name)), name
 
 
@@ -125,10 +125,10 @@ def test_dead_channels(opened: Opened) -> None:
     for tensor in (weights.input_norm, weights.post_norm):
         tensor[4] = 0
     weights.down[:, 7] = 0
-    weights.gate_up[9] = 0
+    weights.gate[9] = 0
     after = smoothing.smooth(weights)
     assert torch.equal(after.qkv[:, 4], weights.qkv[:, 4])
-    assert torch.equal(after.gate_up[:7, 4], weights.gate_up[:7, 4])
+    assert torch.equal(after.gate[:7, 4], weights.gate[:7, 4])
     assert torch.equal(after.down[:, 9], weights.down[:, 9])
     exact, found = (run(each, opened.config, smoothing) for each in (weights, after))
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-5 * float(exact[0].abs().max()))

@@ -58,9 +58,9 @@ def test_rows_quantised_before_give_the_same() -> None:
 
 
 def test_swiglu_is_that_of_the_products() -> None:
-    x, gate_up = draw(33, 64), draw(96, 64, seed=1)
-    y, scale = Fp8SwigluLinear(gate_up)(x)
-    expected, expected_scale = swiglu_quantize(Fp8Linear(gate_up)(x))
+    x, gate, up = draw(33, 64), draw(48, 64, seed=1), draw(48, 64, seed=2)
+    y, scale = Fp8SwigluLinear(gate, up)(x)
+    expected, expected_scale = swiglu_quantize(Fp8Linear(torch.cat([gate, up]))(x))
     assert torch.equal(y.float(), expected.float())
     assert torch.equal(scale, expected_scale)
 

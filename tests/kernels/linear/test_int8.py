@@ -34,14 +34,15 @@ def test_is_the_product_of_rounded_rows(T: int, K_in: int, K_out: int, biased: b
 
 
 def test_swiglu_is_that_of_the_products() -> None:
-    x, gate_up = draw(33, 64), draw(96, 64, seed=1)
-    gate, up = (Int8Linear(half)(x) for half in gate_up.chunk(2))
-    assert relative(Int8SwigluLinear(gate_up)(x), F.silu(gate) * up) < 1e-6
+    x, weights = draw(33, 64), [draw(48, 64, seed=seed) for seed in (1, 2)]
+    gate, up = (Int8Linear(weight)(x) for weight in weights)
+    assert relative(Int8SwigluLinear(*weights)(x), F.silu(gate) * up) < 1e-6
 
 
 @pytest.mark.parametrize("layer", [Int8Linear, Int8SwigluLinear])
 def test_neighbours_move_no_bit(layer: type) -> None:
-    x, run = draw(513, 256), layer(draw(128, 256, seed=1))
+    weights = [draw(128, 256, seed=1), draw(128, 256, seed=2)]
+    x, run = draw(513, 256), layer(*weights[: 1 + (layer is Int8SwigluLinear)])
     x[3] *= 1e6  # one scale for the whole batch would round all other rows to zero
     x[5] *= 1e-6
     together = run(x)

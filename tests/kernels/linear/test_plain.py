@@ -20,15 +20,28 @@ def relative(y: torch.Tensor, truth: torch.Tensor) -> float:
 def test_packed_weights_give_the_same(dtype: torch.dtype, rows: int) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(rows, 48).to(dtype), torch.randn(32, 48).to(dtype)
-    bias, gate_up = torch.randn(32).to(dtype), (torch.randn(64, 48) / 7).to(dtype)
-    layer, mlp = Linear(weight, bias), SwigluLinear(gate_up)
+    bias, gate, up = (torch.randn(shape).to(dtype) for shape in ((32,), (32, 48), (32, 48)))
+    gate, up = gate / 7, up / 7
+    layer, mlp = Linear(weight, bias), SwigluLinear(gate, up)
     y, z = layer(x), mlp(x)
     assert (y.dtype, y.shape, z.dtype, z.shape) == (dtype, (rows, 32), dtype, (rows, 32))
     if rows:
         exact = x.double() @ weight.double().T + bias.double()
         assert relative(y, exact) < ALLOWED[dtype]
-        gate, up = (x.double() @ gate_up.double().T).chunk(2, dim=1)
+        gate, up = (x.double() @ half.double().T for half in (gate, up))
         assert relative(z, F.silu(gate) * up) < ALLOWED[dtype]
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_layer_keeps_no_view_of_a_file(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not packs:
+        monkeypatch.setattr(plain, "_packs", lambda _: False)
+    x, weight = torch.ones(1, 8), torch.ones(8, 8)
+    linear, swiglu = Linear(weight), SwigluLinear(weight, weight)
+    before = linear(x), swiglu(x)
+    weight.zero_()  # as if the file had been overwritten
+    assert torch.equal(linear(x), before[0])
+    assert torch.equal(swiglu(x), before[1])
 
 
 def test_bf16_is_packed_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
