@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, Unpack
 import torch
 from torch import Tensor
 
+from lastword.base.opening import Opening
+from lastword.base.properties import EmbedderProperties
+from lastword.base.reopen import Reopenable
 from lastword.encode_options import (
     EncodeKwargs,
     GroupKwargs,
@@ -28,9 +31,6 @@ from lastword.encode_options import (
 )
 from lastword.model.postprocess import to_precision
 from lastword.model_info import ModelInfo, ModelKwargs
-from lastword.opened.opening import Opening
-from lastword.opened.properties import EmbedderProperties
-from lastword.opened.reopen import Reopenable
 from lastword.progress import progress_bar
 from lastword.report import Report
 from lastword.runtime.runner import Runner, states_task
@@ -46,7 +46,7 @@ class Embedder(EmbedderProperties, Reopenable):
     The attribute `info` describes the model (`ModelInfo`); `loop` computes the vectors (`runtime.loop.Loop`).
 
     An Embedder can be used from several threads at once; each call uses the settings as they were when it began. It
-    can be copied and pickled (see `opened/reopen.py`). A forked process must open an Embedder of its own.
+    can be copied and pickled (see `base/reopen.py`). A forked process must open an Embedder of its own.
 
     Loading a model on the CPU changes settings of the whole process. The C library keeps freed memory for the next
     batch. The environment variables ONEDNN_PRIMITIVE_CACHE_CAPACITY and LRU_CACHE_CAPACITY are set to 64, and

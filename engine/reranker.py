@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from lastword.arguments import as_integer, as_switch, short_repr
+from lastword.base.opening import Opening
+from lastword.base.properties import FromInfo, ModelProperties
+from lastword.base.reopen import Reopenable
 from lastword.encode_options import (
     EncodeOptions,
     PredictKwargs,
@@ -23,9 +26,6 @@ from lastword.encode_options import (
 )
 from lastword.errors import InputError, count
 from lastword.model_info import OpenKwargs
-from lastword.opened.opening import Opening
-from lastword.opened.properties import FromInfo, ModelProperties
-from lastword.opened.reopen import Reopenable
 from lastword.progress import progress_bar
 from lastword.report import Report
 from lastword.reranker_info import Activation, RerankerInfo, activate
@@ -56,7 +56,7 @@ class Reranker(ModelProperties, Reopenable):
     """A Qwen3-family reranker, loaded and ready.
 
     The attribute `info` describes the model (`RerankerInfo`); `loop` computes the scores (`runtime.loop.Loop`). A
-    Reranker can be used from several threads at once. It can be copied and pickled (see `opened/reopen.py`). A forked
+    Reranker can be used from several threads at once. It can be copied and pickled (see `base/reopen.py`). A forked
     process must open a Reranker of its own.
 
     Args:

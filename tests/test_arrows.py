@@ -29,9 +29,9 @@ ARROWS = {
     "model_info": "errors arguments model.postprocess model.prompt_cache encode_options runtime.device similarity text "
     "weights",
     "reranker_info": "errors arguments model.postprocess encode_options model_info runtime.device text weights",
-    "opened": "errors encode_options model_info runtime similarity text.prompts weights",
-    "embedder": "errors encode_options model.postprocess model_info opened progress report runtime text.groups",
-    "reranker": "arguments errors encode_options model_info opened progress reranker_info report runtime text",
+    "base": "errors encode_options model_info runtime similarity text.prompts weights",
+    "embedder": "errors encode_options model.postprocess model_info base progress report runtime text.groups",
+    "reranker": "arguments errors encode_options model_info base progress reranker_info report runtime text",
     ".": "embedder errors reranker",
     # Entry points.
     "cli": f". {PUBLIC} evaluate serve verify weights",

@@ -135,11 +135,11 @@ def read_tokenizer_settings(folder: Path, keywords: Fields) -> TokenizerSettings
         complete=f"{path}: added_tokens_decoder"
         if "added_tokens_decoder" in config.values
         else None,
-        rebuilt=_rebuilt(folder, config),
+        rebuilt=_reason_for_rebuild(folder, config),
     )
 
 
-def _rebuilt(folder: Path, config: Fields) -> str | None:
+def _reason_for_rebuild(folder: Path, config: Fields) -> str | None:
     """Return the file and key of the class, stated or by default, that makes transformers build Qwen's tokenizer."""
     if not has_file(Path(config.where)):
         return None

@@ -160,7 +160,7 @@ def parts_of(info: RerankerInfo, pairs: list[Any]) -> tuple[list[str], list[str]
     )
 
 
-def beside(
+def choose_libraries(
     requested: list[str] | None,
     precisions: list[str],
     config: ModelConfig | None,
@@ -190,14 +190,14 @@ def beside(
         if requested and len(reasons) == len(precisions):
             reasons[0].where = f"--beside {library}"
             raise reasons[0]
-        for line in left_out(library, obstacles):
+        for line in lines_of_obstacles(library, obstacles):
             say(line)
     if not any(found.values()):
         raise ConfigError("peers", "nothing to compare with", remedy=install_hint("bench"))
     return found
 
 
-def left_out(library: str, obstacles: dict[str, ConfigError | None]) -> list[str]:
+def lines_of_obstacles(library: str, obstacles: dict[str, ConfigError | None]) -> list[str]:
     """Return a line for each reason why a library is left out, with the precisions that the reason concerns."""
     precisions: dict[str, list[str]] = {}
     for precision, reason in obstacles.items():

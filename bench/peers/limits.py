@@ -43,7 +43,7 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
+class WorkloadCost:
     """What a workload needs: the tokens of its texts, the tokens to compute, and the FLOPs of each call."""
 
     tokens_requested: int
@@ -51,20 +51,20 @@ class Needed:
     call_flops: list[int]
 
 
-def needed(setup: Setup, load: Workload) -> Needed:
+def workload_cost(setup: Setup, load: Workload) -> WorkloadCost:
     """Count what a workload needs; the prompt does not count, as if it were kept from an earlier call."""
     ids = setup.tokenize(load.texts, load.kind)
     prompt = setup.prompt_ids(load.kind)
     groups = [[one] for one in ids] if load.one_by_one else [ids]
-    calls = [_beyond(prompt, group) for group in groups]
-    return Needed(
+    calls = [_work_after_prompt(prompt, group) for group in groups]
+    return WorkloadCost(
         sum(map(len, ids)),
         sum(call.tokens for call in calls),
         [needed_flops(setup.config, call) for call in calls],
     )
 
 
-def _beyond(prompt: list[int], ids: list[list[int]]) -> Work:
+def _work_after_prompt(prompt: list[int], ids: list[list[int]]) -> Work:
     """Count the work of texts without the work that their prompt alone would need."""
     if not prompt:
         return work(ids)
@@ -88,7 +88,7 @@ def weight_bytes(config: ModelConfig, precision: str) -> int:
 
 
 def limit(
-    amount: Needed, config: ModelConfig, precision: str, rates: Rates
+    amount: WorkloadCost, config: ModelConfig, precision: str, rates: Rates
 ) -> tuple[float, Literal["matmul", "weights"]]:
     """Return the least seconds that a workload can take, and whether matmuls or reading the weights take longer."""
     read_s = weight_bytes(config, precision) / rates.read_bytes_per_s

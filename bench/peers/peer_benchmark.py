@@ -31,8 +31,15 @@ from lastword.bench.models.workloads import (
 )
 from lastword.bench.options import PRECISIONS
 from lastword.bench.peers.grid import run_grid
-from lastword.bench.peers.libraries import OURS, Setup, beside, open_library, versions, vllm_version
-from lastword.bench.peers.limits import Rates, limit, needed
+from lastword.bench.peers.libraries import (
+    OURS,
+    Setup,
+    choose_libraries,
+    open_library,
+    versions,
+    vllm_version,
+)
+from lastword.bench.peers.limits import Rates, limit, workload_cost
 from lastword.bench.peers.rounds import Contender, Group, Lane, LoadsOf, Runner, embed, lanes_of
 from lastword.bench.peers.schedule import Schedule, duration
 from lastword.bench.peers.table import rows_of, slower_lines, table, target_lines
@@ -85,7 +92,9 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
     requested = ["sentence-transformers"] if args.grid or args.busy else args.beside
     if args.python is not None and not (args.grid or args.busy):
         vllm_version(args.python)  # before anything is made
-    found = beside(requested, precisions, config, device, args.python, _say, rerank=rerank)
+    found = choose_libraries(
+        requested, precisions, config, device, args.python, _say, rerank=rerank
+    )
     layers = args.layers if config is None else config.num_hidden_layers
     with tempfile.TemporaryDirectory(prefix="lastword-peers-") as scratch:
         make = _reranker if rerank else _checkpoint
@@ -196,7 +205,7 @@ def compare(
     """
     contenders = {each: _contenders(some, busy=busy) for each, some in found.items()}
     rates = Rates.measure(list(found), setup.device)
-    amounts = {load.name: needed(setup, load) for load in loads(0)}
+    amounts = {load.name: workload_cost(setup, load) for load in loads(0)}
     limits = {
         (each, name): limit(amount, setup.config, each, rates)[0]
         for each in found

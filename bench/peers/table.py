@@ -8,7 +8,7 @@ from typing import Any
 from lastword.bench.kernels.table import format_speed
 from lastword.bench.models.workloads import Workload
 from lastword.bench.peers.libraries import OURS
-from lastword.bench.peers.limits import Needed, Rates, limit
+from lastword.bench.peers.limits import Rates, WorkloadCost, limit
 from lastword.bench.peers.rounds import Group
 from lastword.weights import ModelConfig
 
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 def rows_of(
     group: Group,
     loads: Sequence[Workload],
-    amounts: Mapping[str, Needed],
+    amounts: Mapping[str, WorkloadCost],
     config: ModelConfig,
     rates: Rates,
 ) -> list[Row]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lastword.bench.serve.load import Load
-from lastword.bench.serve.processes import ServerProcess, generating
+from lastword.bench.serve.processes import ServerProcess, run_generator
 from lastword.bench.serve.setting import Row, Setting, is_right
 
 # The server's memory may grow by the larger of these two, because allocators keep some of the memory that they get.
@@ -23,7 +23,7 @@ def disconnects(setting: Setting) -> Iterable[Row]:
 
         def leave(number: int, seed: int) -> dict[str, Any]:
             setting.generator.ask(do="disconnect", url=server.url, count=number, seed=seed)
-            return setting.generator.told()
+            return setting.generator.wait_for_result()
 
         setting.burst(server, "queries")
         leave(max(100, count // 4), 1)  # lets the server allocate what it allocates only once
@@ -71,7 +71,7 @@ def sigterm(setting: Setting) -> Iterable[Row]:
             server.terminate()
             statuses.append(server.end())
             seconds.append(time.monotonic() - began)
-            result = setting.generator.told()
+            result = setting.generator.wait_for_result()
         finally:
             if server.process.poll() is None:
                 server.process.kill()
@@ -129,20 +129,20 @@ def soak(setting: Setting) -> Iterable[Row]:
     end_after = 60 * setting.args.minutes
     readings: list[tuple[float, int, int]] = []
     totals = {"requests": 0, "wrong": 0, "lost": 0}
-    with setting.server("--max-requests", "12") as server, generating(setting.folder) as others:
+    with setting.server("--max-requests", "12") as server, run_generator(setting.folder) as others:
         capacity = setting.capacity("documents")
         began, turn = time.monotonic(), 0
         while time.monotonic() - began < end_after:
             turn += 1
             others.ask(do="slow", url=server.url, clients=20, seconds=5)
-            others.told()
+            others.wait_for_result()
             for result in _soak_turn(setting, server, capacity, turn):
                 totals["requests"] += result["requests"]
                 totals["wrong"] += result["wrong"]
                 totals["lost"] += result["statuses"].get("0", 0)
-            others.told()
+            others.wait_for_result()
             others.ask(do="disconnect", url=server.url, count=30, seed=turn)
-            others.told()
+            others.wait_for_result()
             idle = server.wait_until_idle()
             readings.append((time.monotonic() - began, server.memory(), server.descriptors()))
             if not idle:

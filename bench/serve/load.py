@@ -104,11 +104,11 @@ async def send(load: Load, material: Material) -> dict[str, Any]:
             task = asyncio.create_task(asked)
             tasks.add(task)
 
-            def ended(task: asyncio.Task[None], block: int = block) -> None:
+            def release(task: asyncio.Task[None], block: int = block) -> None:
                 tasks.discard(task)
                 free.append(block)
 
-            task.add_done_callback(ended)
+            task.add_done_callback(release)
         if tasks:
             await asyncio.wait(set(tasks), timeout=_GRACE_SECONDS)
         for task in set(tasks):

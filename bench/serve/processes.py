@@ -47,17 +47,17 @@ class ServerProcess:
         """
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end and self.process.poll() is None:
-            found = re.search(r"listening url=(\S+)", self._said())
+            found = re.search(r"listening url=(\S+)", self._read_log())
             if found:
                 self.url = found[1]
                 with suppress(URLError, OSError):
                     if get(f"{self.url}/health") is not None:
                         return
             time.sleep(0.05)
-        last = self._said().strip().splitlines()[-1:]
+        last = self._read_log().strip().splitlines()[-1:]
         raise LastwordError("lastword serve", "did not start", got=last[0] if last else None)
 
-    def _said(self) -> str:
+    def _read_log(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def memory(self) -> int:
@@ -141,7 +141,7 @@ def wait_for_health(process: "subprocess.Popen[bytes]", url: str, name: str) -> 
 
 
 @contextmanager
-def stopping(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+def stop_at_end(process: "subprocess.Popen[bytes]") -> Iterator[None]:
     """At the end of the `with` block, stop a process that leads its own group, and all others of the group."""
     try:
         yield
@@ -165,7 +165,7 @@ class GeneratorProcess:
         self._write().write(json.dumps(asked).encode() + b"\n")
         self._write().flush()
 
-    def told(self) -> dict[str, Any]:
+    def wait_for_result(self) -> dict[str, Any]:
         """Wait for the next line that the load generator prints, and return its JSON.
 
         Raises:
@@ -179,13 +179,13 @@ class GeneratorProcess:
         return result
 
     def begin(self, load: Load) -> None:
-        """Start a load; `told` waits for the load's end and returns its result."""
+        """Start a load; `wait_for_result` waits for the load's end and returns its result."""
         self.ask(do="load", **asdict(load))
 
     def send(self, load: Load) -> dict[str, Any]:
         """Send a load and return its result, as from `load.summary`."""
         self.begin(load)
-        return self.told()
+        return self.wait_for_result()
 
     def _write(self) -> IO[bytes]:
         assert self.process.stdin is not None
@@ -205,7 +205,7 @@ class GeneratorProcess:
 
 
 @contextmanager
-def generating(folder: Path) -> Iterator[GeneratorProcess]:
+def run_generator(folder: Path) -> Iterator[GeneratorProcess]:
     """Run a load generator during the `with` block."""
     generator = GeneratorProcess(folder)
     try:

@@ -14,7 +14,7 @@ from lastword.bench.machine import busy_notice, describe_run, json_lines
 from lastword.bench.serve import endurance, speed
 from lastword.bench.serve.beside.comparison import check, compare
 from lastword.bench.serve.options import fill
-from lastword.bench.serve.processes import generating
+from lastword.bench.serve.processes import run_generator
 from lastword.bench.serve.setting import Row, Setting, make_materials
 from lastword.errors import ConfigError
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
             material.save(folder)
         show(f"{embedder.name}: {about['device']}, {torch.get_num_threads()} threads")
         write({"run": about, "model": embedder.name, "quick": args.quick, "texts": args.texts})
-        generator = opened.enter_context(generating(folder))
+        generator = opened.enter_context(run_generator(folder))
         setting = Setting(args, folder, embedder, materials, generator)
         chosen = [compare] if args.beside else [SCENARIOS[name] for name in args.scenarios]
         for scenario in chosen:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lastword.bench.serve.load import Load, percentile
-from lastword.bench.serve.processes import ServerProcess, generating
+from lastword.bench.serve.processes import ServerProcess, run_generator
 from lastword.bench.serve.setting import Row, Setting, counts, encoder, is_right
 
 _ROUNDS = 3
@@ -141,7 +141,7 @@ def slow(setting: Setting) -> Iterable[Row]:
     """Compare the p99 latency of normal traffic with and without slow clients; the two cases take turns."""
     clients, seconds = setting.args.clients, setting.args.seconds
     without, beside, results, met = [], [], [], []
-    with setting.server() as server, generating(setting.folder) as others:
+    with setting.server() as server, run_generator(setting.folder) as others:
         rate = min(100.0, _SLOW_SHARE * setting.capacity("queries") * setting.size("queries"))
         for turn in range(1 if setting.args.quick else _ROUNDS):
             load = Load(server.url, "queries", 1, rate, round(rate * seconds), seed=turn)
@@ -150,10 +150,10 @@ def slow(setting: Setting) -> Iterable[Row]:
             others.ask(
                 do="slow", url=server.url, clients=clients, seconds=seconds + 4 + clients / 250
             )
-            others.told()
+            others.wait_for_result()
             results.append(setting.generator.send(load))
             beside += results[-1]["latencies"]["200"]
-            met.append(others.told())
+            met.append(others.wait_for_result())
         server.wait_until_idle()
     yield _slow_row(clients, rate, without, beside, results, met)
 

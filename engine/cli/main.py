@@ -20,7 +20,7 @@ from typing import NoReturn, TextIO, cast
 import lastword
 from lastword.cli import console, options
 from lastword.cli.entry import STOPPED
-from lastword.cli.parser import Command, Parser, file_meant
+from lastword.cli.parser import Command, Parser, hint_for_file
 from lastword.errors import DeviceError, InputError, LastwordError, LastwordWarning
 
 EXAMPLES = """examples:
@@ -138,7 +138,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     unknown = [other for other in others if other.startswith("-") and other != "-"]
     if unknown or (others and not hasattr(args, "files")):
         word = (unknown or others)[0]
-        meant, see = file_meant([word]), f"See lastword {args.command} --help."
+        meant, see = hint_for_file([word]), f"See lastword {args.command} --help."
         remedy = meant or parser.spelled_like(args.command, word) + see
         if remedy == see and hasattr(args, "query") and not word.startswith("--"):
             remedy += " A query that begins with - comes after all options and a --."

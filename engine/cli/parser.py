@@ -36,7 +36,7 @@ def _join_names(names: Iterable[object]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def file_meant(words: Iterable[str]) -> str | None:
+def hint_for_file(words: Iterable[str]) -> str | None:
     """Return advice about the first word that begins with a dash and is the name of a file; None if there is none."""
     for word in words:
         if word.startswith("-") and word != "-" and os.path.lexists(word):
@@ -123,12 +123,12 @@ class Parser(argparse.ArgumentParser):
                 remedy=f"{nearest(self._words[0], self._option_string_actions)}See {self.prog} --help.",
             )
         got = None if got is None else one_line(got, _LONGEST)
-        meant = file_meant(self._words) or (
-            self._value_meant(where.split("/")) if what == "needs a value" else None
+        meant = hint_for_file(self._words) or (
+            self._hint_for_value(where.split("/")) if what == "needs a value" else None
         )
         return InputError(where, what, got=got, remedy=meant or f"See {self.prog} --help.")
 
-    def _value_meant(self, options: Sequence[str]) -> str | None:
+    def _hint_for_value(self, options: Sequence[str]) -> str | None:
         """Return advice if a word that begins with a dash, perhaps a value, follows one of `options`; else None."""
         for option, word in pairwise(self._words):
             if option in options and word.startswith("-"):

@@ -1,7 +1,7 @@
 """Turn final hidden states into vectors (truncate, normalise, check, convert) or into scores.
 
-`without_direction` finds vectors without a direction (zero, NaN, infinity), and `runtime/results.py` turns them into
-errors, so that none reaches the caller. This module knows tensors only.
+`rows_without_direction` finds vectors without a direction (zero, NaN, infinity), and `runtime/results.py` turns them
+into errors, so that none reaches the caller. This module knows tensors only.
 
 How to add another pooling: see `engine/model/qwen3.py`.
 """
@@ -116,7 +116,7 @@ def postprocess(states: Tensor, dim: int, *, normalize: bool) -> Tensor:
     Returns:
         [N, dim], fp32, on the same device. With `normalize`, a row that is too short to scale (below `MIN_LENGTH`) or
         too long (its length overflows fp32) becomes zeros, and a row with NaN or infinity keeps a NaN;
-        `without_direction` finds all of them.
+        `rows_without_direction` finds all of them.
 
     Raises:
         ConfigError: `dim` is larger than C.
@@ -150,7 +150,7 @@ def score(states: Tensor, row: Tensor) -> Tensor:
     return (states.float() * row).sum(1)
 
 
-def without_direction(vectors: Tensor) -> list[int]:
+def rows_without_direction(vectors: Tensor) -> list[int]:
     """Return the indices of the rows of [N, dim] whose length is below `MIN_LENGTH` or not finite."""
     lengths: Tensor = torch.linalg.vector_norm(vectors.float(), dim=1)
     usable = (lengths >= MIN_LENGTH) & (lengths < torch.inf)  # both comparisons are false for NaN

@@ -10,7 +10,7 @@ need these changes:
   returns the model's mode;
 * `weights/embedding_spec.py`: `EmbeddingSpec` gets a field for the mode, which `read_embedding_spec` fills, with
   "lasttoken" where there is no modules.json;
-* `opened/opening.py`: `Opening.open_loop` passes that field of `info.spec` to `ModelLoader`;
+* `base/opening.py`: `Opening.open_loop` passes that field of `info.spec` to `ModelLoader`;
 * `runtime/runner.py`: `ModelLoader` gets the field too and passes it to `Model`;
 * `layer.py`: the last layer is built and run like the others (`forward`, not `forward_last`);
 * here: the rows of each text's path of segments (`batching/forest.py`) are summed; so the prompt cache must keep the

@@ -47,7 +47,9 @@ def _one_device(device: str | torch.device | None, expected: str) -> torch.devic
         raise DeviceError("device", what, got=repr(name), expected=expected, remedy=_SUPPORTED)
     # PyTorch stores the number in 8 bits: cuda:256 would become cuda:0
     if str(chosen) != name or not _is_there(chosen):
-        raise DeviceError("device", "not there", got=repr(name), expected=_there(chosen.type))
+        raise DeviceError(
+            "device", "not there", got=repr(name), expected=_device_names(chosen.type)
+        )
     if chosen.type == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", chosen.index if "cuda:" in name else _current_gpu())
@@ -58,7 +60,7 @@ def _is_there(device: torch.device) -> bool:
     return 0 <= (device.index or 0) < count
 
 
-def _there(kind: str) -> str:
+def _device_names(kind: str) -> str:
     if kind == "cpu":
         return "'cpu', which has no number"
     gpus = torch.cuda.device_count()

@@ -34,8 +34,8 @@ from lastword.runtime.results import (
     list_refused,
     new_rows,
 )
-from lastword.runtime.runner import Runner, Task, Wait, check_process, first_done, raise_on_wait
-from lastword.runtime.threads import Take, abandoned, map_ahead, run_ahead
+from lastword.runtime.runner import Runner, Task, Wait, check_process, raise_on_wait, wait_for_first
+from lastword.runtime.threads import Take, is_abandoned, map_ahead, run_ahead
 from lastword.text.groups import GROUP_TEXTS, split_into_groups
 from lastword.text.tokenizer import GoodTokens, TextTokenizer
 
@@ -108,13 +108,13 @@ class Loop:
                     began = group.began
                     continue
                 group, forest = ready.popleft()
-                forest, *rest = self.budget.within(forest)
+                forest, *rest = self.budget.split_to_fit(forest)
                 ready.extendleft((group, part) for part in reversed(rest))
                 started.append((group, forest, began, self._start(group, task, forest)))
                 began = perf_counter()
             # a device that can take one more batch should not wait: poll the source again soon
             seconds = _POLL_S if more and len(started) <= self.runner.depth else None
-            place = 0 if in_order else first_done([wait for *_, wait in started], seconds)
+            place = 0 if in_order else wait_for_first([wait for *_, wait in started], seconds)
             if not started or place is None:
                 continue
             group, forest, batch_began, wait = started.pop(place)
@@ -259,7 +259,7 @@ class Loop:
             options.max_length,
             prompt=options.prompt,
             first=numbered[0],
-            stopped=abandoned,
+            stopped=is_abandoned,
             refuse_long=options.too_long == "error",
             keep_going=options.on_error is not None,
         )

@@ -78,11 +78,11 @@ class BatchBudget:
                 stacklevel=2,
             )
 
-    def within(self, forest: Forest) -> list[Forest]:
+    def split_to_fit(self, forest: Forest) -> list[Forest]:
         """Split a batch that exceeds the current maximum; a single text may exceed it."""
         if forest.tokens_computed <= self.tokens or len(forest.final_rows) == 1:
             return [forest]
-        return [part for half in forest.halves() for part in self.within(half)]
+        return [part for half in forest.halves() for part in self.split_to_fit(half)]
 
 
 def compute_parts(

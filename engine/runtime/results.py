@@ -19,8 +19,8 @@ from lastword.model.postprocess import (
     MIN_LENGTH,
     VectorFormat,
     postprocess,
+    rows_without_direction,
     to_precision,
-    without_direction,
 )
 from lastword.report import Report
 from lastword.runtime.runner import EmbedTask, ScoreTask, StatesTask, Task
@@ -335,9 +335,9 @@ def _to_format(
     if (wanted.dim, wanted.normalize) != (done.dim, done.normalize):
         states = postprocess(states, wanted.dim, normalize=wanted.normalize)
     vectors = to_precision(states, wanted.precision, wanted.ranges)
-    bad = dict.fromkeys(without_direction(states), _NO_DIRECTION)
+    bad = dict.fromkeys(rows_without_direction(states), _NO_DIRECTION)
     if wanted.precision == "float16":
-        bad = dict.fromkeys(without_direction(vectors), _NOT_IN_FLOAT16) | bad
+        bad = dict.fromkeys(rows_without_direction(vectors), _NOT_IN_FLOAT16) | bad
     return vectors, bad
 
 

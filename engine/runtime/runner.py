@@ -53,7 +53,7 @@ class FutureWait:
         return self.future.result()
 
 
-def first_done(waits: Sequence[Wait], seconds: float | None) -> int | None:
+def wait_for_first(waits: Sequence[Wait], seconds: float | None) -> int | None:
     """Wait until one of the started batches has finished, and return its index.
 
     Args:

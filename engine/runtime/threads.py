@@ -164,7 +164,7 @@ class _Computing(Generic[P, R]):
         return prepared.result()
 
 
-def abandoned() -> bool:
+def is_abandoned() -> bool:
     """Return whether the calling thread's work is no longer needed.
 
     Long work calls this now and then and stops on True, because Python waits for the thread at exit.
@@ -177,7 +177,7 @@ def abandoned() -> bool:
 def _preparation_thread(
     is_finalizing: Callable[[], bool] = sys.is_finalizing,  # bound now: globals may be gone at exit
 ) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of one thread; at the end, work in progress is `abandoned` and work not yet begun is dropped."""
+    """Yield a pool of one thread; at the end, work in progress is `is_abandoned` and work not yet begun is dropped."""
     stopped = Event()
     thread = ThreadPoolExecutor(
         1, "lastword-prepare", initializer=setattr, initargs=(_here, "stopped", stopped)

@@ -88,9 +88,9 @@ class DeviceThread(Generic[Model]):
         if seconds <= 0:
             return
         speed = tokens / seconds
-        self.tokens_per_second = _moved(self.tokens_per_second, speed)
+        self.tokens_per_second = _moving_average(self.tokens_per_second, speed)
         if 2 * tokens >= self.waiting.group_tokens:
-            self.full_speed = _moved(self.full_speed, speed)
+            self.full_speed = _moving_average(self.full_speed, speed)
         self.batch_tokens = tokens
 
     def stop(self, seconds: float) -> None:
@@ -100,6 +100,6 @@ class DeviceThread(Generic[Model]):
             self.thread.join(seconds)
 
 
-def _moved(average: float, value: float) -> float:
+def _moving_average(average: float, value: float) -> float:
     """Return a moving average, which is 0 before its first value, with one more value."""
     return value if average == 0 else average + _SPEED_WEIGHT * (value - average)

@@ -88,7 +88,7 @@ class Calls:
 
     def encode(self, texts: Sequence[str]) -> list[Any] | None:
         """Tokenise texts; return None if that takes too long. Exceptions of the tokenizer are not converted."""
-        return self._bounded(lambda: self._tokenizer.encode_batch_fast(texts))
+        return self._run_bounded(lambda: self._tokenizer.encode_batch_fast(texts))
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token, or None if there is no such token."""
@@ -113,12 +113,12 @@ class Calls:
         (encoding,) = self._tokenizer.encode_batch([text])
         return [end for _, end in encoding.offsets]
 
-    def stay(self, first: int, second: int) -> bool:
+    def splits_back(self, first: int, second: int) -> bool:
         """Return whether the strings of two tokens, joined and tokenised as one word, give the same two tokens."""
         word = "".join(self._tokenizer.id_to_token(each) or "" for each in (first, second))
         return [token.id for token in self._tokenizer.model.tokenize(word)] == [first, second]
 
-    def _bounded(self, work: Callable[[], list[Any]]) -> list[Any] | None:
+    def _run_bounded(self, work: Callable[[], list[Any]]) -> list[Any] | None:
         if self._known:
             return work()
         try:

@@ -55,7 +55,7 @@ class Parts:
         points: where texts can be split; None if that is not known.
         longest: maximum characters of a part that cannot be split.
         token_ends: tokenises a text and returns where each token ends, in characters.
-        stay: returns whether two tokens, joined and tokenised again as one word, give the same two tokens.
+        splits_back: returns whether two tokens, joined and tokenised again as one word, give the same two tokens.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Parts:
         points: SplitPoints | None,
         longest: int,
         token_ends: Callable[[str], list[int]],
-        stay: Callable[[int, int], bool],
+        splits_back: Callable[[int, int], bool],
     ) -> None:
         self._points, self._longest = points, longest
-        self._token_ends, self._stay = token_ends, stay
+        self._token_ends, self._splits_back = token_ends, splits_back
 
-    def whole(self, chars: int, needed: int) -> bool:
+    def fits_one_part(self, chars: int, needed: int) -> bool:
         """Return whether a text is short enough to be tokenised in one part.
 
         Args:
@@ -134,7 +134,7 @@ class Parts:
             end, following, inner = self._next(text, start, stop, chars)
             ids = yield text.part(start, end)
             assert ids is not None  # callers send the ids of each part
-            if before is not None and not (ids and self._stay(before, ids[0])):
+            if before is not None and not (ids and self._splits_back(before, ids[0])):
                 raise TooLongError(self._longest)
             before = ids[-1] if inner and ids else None
             if inner and before is None:

@@ -107,7 +107,7 @@ class TextTokenizer:
         self.before, self.after = self._template(tokenizer)
         self._check_ids([*self.before, *self.after])
         self._prompt: tuple[str, tuple[int, ...]] = "", ()  # the last prompt, and its token ids
-        self._parts = Parts(points, longest, self._calls.token_ends, self._calls.stay)
+        self._parts = Parts(points, longest, self._calls.token_ends, self._calls.splits_back)
         if frame is not None:
             (self.before, _), (self.after, _) = self._keep_needed(
                 frame, sys.maxsize, "", 0, lambda: False
@@ -349,7 +349,7 @@ class TextTokenizer:
         walks: dict[int, Walk] = {}
         parts: dict[int, str] = {}  # the next part of each text that needs one
         for i, text in enumerate(texts):
-            if self._parts.whole(len(prompt) + len(text), needed):
+            if self._parts.fits_one_part(len(prompt) + len(text), needed):
                 parts[i] = prompt + text
             else:
                 walks[i] = self._parts.walk(PromptedText(prompt, text), needed, from_end=from_end)

@@ -16,12 +16,12 @@ from helpers.small_models import COMMIT, NAME, make_reranker, snapshot_of
 
 import lastword
 from lastword import ConfigError, DeviceError, Embedder, InputError, Reranker, WeightsError
+from lastword.base.properties import FromInfo
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.encode_options import EncodeOptions
 from lastword.errors import LastwordError, LastwordWarning, MissingPackageError
 from lastword.model.postprocess import VectorFormat
 from lastword.model_info import ModelInfo
-from lastword.opened.properties import FromInfo
 from lastword.report import Report
 from lastword.reranker_info import RerankerInfo
 from lastword.weights import Checkpoint

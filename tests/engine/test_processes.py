@@ -124,7 +124,7 @@ def test_a_worker_loads_the_model_once(embedder: Embedder) -> None:
 def test_this_process_keeps_no_model_that_was_unpickled(embedder: Embedder) -> None:
     first, second = (pickle.loads(pickle.dumps(embedder)) for _ in range(2))
     assert first.loop.runner is not second.loop.runner
-    from lastword.opened import reopen
+    from lastword.base import reopen
 
     assert reopen._kept is None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lastword.bench.peers.libraries import vllm_version
 from lastword.bench.serve.load import Load, percentile
-from lastword.bench.serve.processes import free_port, stopping, wait_for_health
+from lastword.bench.serve.processes import free_port, stop_at_end, wait_for_health
 from lastword.bench.serve.setting import Row, Setting, counts, is_right
 from lastword.errors import ConfigError
 
@@ -57,7 +57,7 @@ def compare(setting: Setting) -> Iterable[Row]:
             asked = command(name, setting.args.model, port, setting.args.python)
             with setting.log().open("wb") as log:
                 process = subprocess.Popen(asked, stdout=log, stderr=log, start_new_session=True)
-            opened.enter_context(stopping(process))
+            opened.enter_context(stop_at_end(process))
             urls[name] = wait_for_health(process, f"http://127.0.0.1:{port}", name)
         rounds = 1 if setting.args.quick else 3
         most = take_turns(

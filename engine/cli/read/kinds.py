@@ -154,7 +154,7 @@ def _format(path: str, input_format: str | None, *, whole: bool, command: str | 
     if ending in _REFUSED:
         # "docs.jsonl.gz" holds JSON lines
         inner = "whole" if whole else _format_of(split_ending(root)[1])
-        remedy = _instead(ending, Source(path, inner, command=command))
+        remedy = _convert_remedy(ending, Source(path, inner, command=command))
         raise InputError(path, f"unsupported input format .{ending}", remedy=remedy)
     return "whole" if whole else _format_of(ending)
 
@@ -170,7 +170,7 @@ def _format_of(ending: str) -> str:
     return ending if ending in FORMATS else "txt"
 
 
-def _instead(ending: str, source: Source) -> str:
+def _convert_remedy(ending: str, source: Source) -> str:
     """Return the remedy for a file whose extension, `ending`, is in `_REFUSED`.
 
     If the file is compressed, `source.format` is the format of its content.
@@ -187,7 +187,7 @@ def _instead(ending: str, source: Source) -> str:
     )
 
 
-def _converted(encoding: str, source: Source) -> str:
+def _iconv_remedy(encoding: str, source: Source) -> str:
     """Return the remedy for text in another encoding: the command that converts a.txt to a.utf8.txt."""
     command = f"iconv -f {encoding} -t utf-8"
     if source.path != STDIN:
@@ -221,13 +221,13 @@ def not_utf8(where: str, line: str, bad: int, first: str, source: Source) -> Inp
     if (found := kind_of(first)) is not None:
         got, known = found
         text = known not in _REFUSED
-        remedy = _sentence(_converted(known, source)) if text else _instead(known, source)
+        remedy = _sentence(_iconv_remedy(known, source)) if text else _convert_remedy(known, source)
     elif "\0" in line:
         remedy = "Name a file that holds text."
     elif _is_windows_1252(line):
-        remedy = f"If it is Windows-1252, {_converted('cp1252', source)}"
+        remedy = f"If it is Windows-1252, {_iconv_remedy('cp1252', source)}"
     else:
-        remedy = f"If it is Latin-1, {_converted('latin1', source)}"
+        remedy = f"If it is Latin-1, {_iconv_remedy('latin1', source)}"
     return InputError(where, "is not UTF-8", got=got, remedy=remedy)
 
 
@@ -241,7 +241,7 @@ def refuse_utf16(line: str, source: Source) -> None:
     """Refuse UTF-16 without a byte order mark: ASCII text in it is valid UTF-8, but every other byte is zero."""
     for start, encoding in ((0, "UTF-16BE"), (1, "UTF-16LE")):
         if len(line) > 3 and set(line[start::2]) == {"\0"}:
-            remedy = _sentence(_converted(encoding, source))
+            remedy = _sentence(_iconv_remedy(encoding, source))
             raise InputError(f"{source.name}:1", "is not UTF-8", got="UTF-16 text", remedy=remedy)
 
 

@@ -14,7 +14,7 @@ from lastword.bench.models.workloads import Workload, long_workloads, texts_of, 
 from lastword.bench.options import PEERS
 from lastword.bench.peers import libraries, limits, rounds
 from lastword.bench.peers import peer_benchmark as peers
-from lastword.bench.peers.limits import Needed, Rates
+from lastword.bench.peers.limits import Rates, WorkloadCost
 from lastword.bench.peers.rounds import Accuracy
 from lastword.bench.peers.schedule import Schedule, duration
 from lastword.bench.peers.table import slower_lines
@@ -118,7 +118,7 @@ def test_texts_have_the_stated_numbers_of_tokens(made: libraries.Setup, counts, 
         off = 1 if "qwen" in request.node.name else 0
         assert all(ids[: len(prompt) - off] == prompt[: len(prompt) - off] for ids in found)
         assert {len(ids) - len(prompt) for ids in found} <= {*range(7 - off, 16 + off)}
-        to_compute = limits.needed(made, load).tokens / len(load.texts)
+        to_compute = limits.workload_cost(made, load).tokens / len(load.texts)
         assert 8 <= to_compute <= 12
 
 
@@ -230,7 +230,10 @@ def test_a_checkpoint_without_prompts(tiny_checkpoint: Path, tmp_path: Path) -> 
     setup = libraries.Setup.of(folder, tmp_path, CPU, 1, None)
     load = Workload("b", "", ["what is gravity"], "query")
     assert json.loads(setup.write_texts(load).read_text())["prompt"] == ""
-    assert limits.needed(setup, load).tokens == limits.needed(setup, load).tokens_requested
+    assert (
+        limits.workload_cost(setup, load).tokens
+        == limits.workload_cost(setup, load).tokens_requested
+    )
 
 
 def test_busy_loops_run_and_are_ended() -> None:
@@ -366,14 +369,14 @@ def test_who_takes_part(changes, device, precision, names, monkeypatch) -> None:
     monkeypatch.setattr(libraries, "find_spec", lambda _: True)
     where = ([precision], config_with(**changes), torch.device(device), Path("python"))
     said: list[str] = []
-    assert libraries.beside(None, *where, said.append) == {precision: names}
+    assert libraries.choose_libraries(None, *where, said.append) == {precision: names}
     missing = [each for each in PEERS if each not in names]
     assert [line.split(" is left out: ")[0] for line in said] == [
         f"{each} {precision}" for each in missing
     ]
     for each in missing:
         with pytest.raises(ConfigError) as caught:
-            libraries.beside([each], *where, said.append)
+            libraries.choose_libraries([each], *where, said.append)
         assert caught.value.where == f"--beside {each}"
 
 
@@ -381,11 +384,11 @@ def test_a_library_that_is_not_installed_is_left_out(monkeypatch) -> None:
     monkeypatch.setattr(libraries, "find_spec", lambda name: None if name == "gguf" else True)
     said: list[str] = []
     where = (["fp32"], None, CPU, None, said.append)
-    assert libraries.beside(None, *where) == {"fp32": [ST]}
+    assert libraries.choose_libraries(None, *where) == {"fp32": [ST]}
     assert said[0].startswith("llama.cpp fp32 is left out: needs gguf. Install it with: pip")
     assert said[1].startswith("vllm fp32 is left out: needs --python")
     with pytest.raises(MissingPackageError) as caught:
-        libraries.beside(["llama.cpp"], *where)
+        libraries.choose_libraries(["llama.cpp"], *where)
     assert (caught.value.where, caught.value.what) == ("--beside llama.cpp", "needs gguf")
 
 
@@ -471,13 +474,13 @@ def test_the_prompt_is_not_counted(tiny_checkpoint: Path, tmp_path: Path) -> Non
     load = Workload("b", "", texts, "query")
     prompt = len(setup.tokenize([""], "query")[0]) - 1
     ids = setup.tokenize(texts, "query")
-    found = limits.needed(setup, load)
+    found = limits.workload_cost(setup, load)
     assert found.tokens_requested == sum(map(len, ids))
     assert found.tokens == work(ids).tokens - prompt
-    single = limits.needed(setup, Workload("c", "", texts, "query", one_by_one=True))
+    single = limits.workload_cost(setup, Workload("c", "", texts, "query", one_by_one=True))
     assert len(single.call_flops) == 2
     assert single.tokens == sum(len(each) - prompt for each in ids)
-    document = limits.needed(setup, Workload("a", "", texts, "document"))
+    document = limits.workload_cost(setup, Workload("a", "", texts, "document"))
     assert document.tokens == document.tokens_requested
 
 
@@ -488,8 +491,11 @@ def test_the_limit_is_the_larger_of_both() -> None:
     assert limits.weight_bytes(config, "bf16") == bytes_ // 2
     rates = Rates({"fp32": 1e9}, float(bytes_))  # the weights in 1 s, 1e9 operations in 1 s
     read = (3.0, "weights")
-    assert limits.limit(Needed(0, 0, [10, 10, 10]), config, "fp32", rates) == read
-    assert limits.limit(Needed(0, 0, [4_000_000_000]), config, "fp32", rates) == (4.0, "matmul")
+    assert limits.limit(WorkloadCost(0, 0, [10, 10, 10]), config, "fp32", rates) == read
+    assert limits.limit(WorkloadCost(0, 0, [4_000_000_000]), config, "fp32", rates) == (
+        4.0,
+        "matmul",
+    )
 
 
 def test_time_left() -> None:

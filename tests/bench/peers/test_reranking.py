@@ -91,7 +91,7 @@ def test_prefix_and_instruction_are_not_counted(folders, tmp_path: Path) -> None
     prompt = setup.prompt_ids("pair")
     assert len(prompt) > 40
     assert all(each[: len(prompt)] == prompt for each in ids)
-    found = limits.needed(setup, load)
+    found = limits.workload_cost(setup, load)
     assert found.tokens_requested == sum(map(len, ids))
     assert found.tokens == work(ids).tokens - len(prompt)
     assert len(found.call_flops) == 1
@@ -225,9 +225,9 @@ def test_other_scores_have_no_figures(folders, monkeypatch, capfd) -> None:
 def test_who_does_not_take_part(monkeypatch) -> None:
     monkeypatch.setattr(libraries, "find_spec", lambda _: True)
     where = (["fp32"], None, CPU, None, lambda _: None)
-    assert libraries.beside(None, *where, rerank=True) == {"fp32": [ST]}
+    assert libraries.choose_libraries(None, *where, rerank=True) == {"fp32": [ST]}
     with pytest.raises(ConfigError) as caught:
-        libraries.beside(["llama.cpp"], *where, rerank=True)
+        libraries.choose_libraries(["llama.cpp"], *where, rerank=True)
     assert caught.value.what == "it is not compared on reranking"
 
 

@@ -136,7 +136,7 @@ def test_advice_names_options_too():
 
 
 # Modules whose messages no command can cause: what they say is for Python.
-PYTHON_ONLY = ("engine/interop", "engine/opened/reopen.py", "engine/encode_options.py")
+PYTHON_ONLY = ("engine/interop", "engine/base/reopen.py", "engine/encode_options.py")
 # Messages of other modules that only a caller in Python can see.
 _FOR_PYTHON = (
     "Compare vectors of the same model and truncate_dim.",

@@ -14,8 +14,8 @@ from lastword.model.postprocess import (
     VectorFormat,
     check_precision,
     postprocess,
+    rows_without_direction,
     to_precision,
-    without_direction,
 )
 from lastword.similarity import similarity, similarity_pairwise
 
@@ -53,11 +53,11 @@ def test_rows_without_a_direction_are_listed(name: str, normalize: bool) -> None
     states[7] = 0
     states[7, 3] = (NOWHERE | SOMEWHERE)[name]
     vectors = postprocess(states, 32, normalize=normalize)
-    assert without_direction(vectors) == ([7] if name in NOWHERE else [])
+    assert rows_without_direction(vectors) == ([7] if name in NOWHERE else [])
     if normalize and name in SOMEWHERE:
         assert vectors[7].norm() == 1
     states[7], states[9, 40] = 1, torch.nan  # what is cut off does not count
-    assert without_direction(postprocess(states, 32, normalize=normalize)) == []
+    assert rows_without_direction(postprocess(states, 32, normalize=normalize)) == []
 
 
 def test_lengths_are_those_of_pytorch() -> None:

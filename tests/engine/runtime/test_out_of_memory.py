@@ -125,7 +125,7 @@ def test_hidden_states_are_computed_in_halves_too(
 def test_a_model_that_does_not_fit(
     devices: str, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lastword.opened.opening.ModelLoader", worker_tasks.NoRoom)
+    monkeypatch.setattr("lastword.base.opening.ModelLoader", worker_tasks.NoRoom)
     with pytest.raises(DeviceError) as caught:
         Embedder(tiny_checkpoint, device=devices)
     error = caught.value

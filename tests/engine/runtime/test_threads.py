@@ -62,7 +62,7 @@ def test_long_work_learns_that_nobody_waits_for_it() -> None:
     def work(number: int) -> int:
         if number == 1:
             began.set()
-            while not threads.abandoned():
+            while not threads.is_abandoned():
                 time.sleep(0.01)
             ended.set()
         return number
@@ -73,7 +73,7 @@ def test_long_work_learns_that_nobody_waits_for_it() -> None:
     assert not ended.is_set()
     done.close()
     assert ended.wait(10), "the thread works on for nobody"
-    assert not threads.abandoned()
+    assert not threads.is_abandoned()
     assert none_left()
 
 

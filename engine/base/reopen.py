@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self
 from weakref import WeakSet
 
+from lastword.base.opening import Opening
 from lastword.errors import ConfigError, WeightsError, with_article
 from lastword.model_info import OpenedModel
-from lastword.opened.opening import Opening
 from lastword.runtime.loop import Loop
 from lastword.weights import locate
 
@@ -93,7 +93,7 @@ class Reopenable:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy as `copy.copy` does, but deep-copy the attributes that the caller has added to the object."""
         other = memo[id(self)] = copy(self)
-        vars(other).update(deepcopy(self._added(), memo))
+        vars(other).update(deepcopy(self._caller_attributes(), memo))
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -102,9 +102,13 @@ class Reopenable:
         Raises:
             ConfigError: the caller gave the object a function that cannot be pickled, or a `runner`.
         """
-        return _reopen, (type(self), _model_of(self), _settings_of(self)), self._added() or None
+        return (
+            _reopen,
+            (type(self), _model_of(self), _settings_of(self)),
+            self._caller_attributes() or None,
+        )
 
-    def _added(self) -> dict[str, Any]:
+    def _caller_attributes(self) -> dict[str, Any]:
         """Return the attributes that the caller has added."""
         return {name: value for name, value in vars(self).items() if name not in _OWN}
 
