@@ -134,9 +134,9 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         choices=BASELINES + FORMS,
         metavar="NAME",
-        help=f"baselines to compare with: {', '.join(BASELINES)}; by default all of these; --beside alone "
-        "means none. descriptor, which is lastword's other forest_attention kernel (with tensor descriptors, NVIDIA "
-        "sm_90 and sm_100 only), is compared only if you name it",
+        help=f"baselines to compare with: {', '.join(BASELINES)}; by default all of these; --beside with no names "
+        "means no baselines. descriptor, which is lastword's other forest_attention kernel (with tensor descriptors, "
+        "NVIDIA sm_90 and sm_100 only), is compared only if you name it",
     )
     parser.add_argument(
         "--rep-ms",
@@ -254,8 +254,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens",
         type=positive,
-        help="approximate total number of tokens of the texts of each length; it decides how many texts are used; not "
-        "with --quantize; by default 65536 on a GPU, 1024 on a CPU",
+        help="approximate total tokens for each text length; this determines how many texts of that length are used; "
+        "not with --quantize; by default 65536 on a GPU, 1024 on a CPU",
     )
     parser.add_argument(
         "--rounds",

@@ -269,7 +269,7 @@ def check_max_length(
         default: the value from the model's files.
         least: smallest value allowed.
         limit: largest value allowed.
-        folder: the model's folder, which an error about the default names.
+        folder: the model's folder, to be named in an error about the default.
         beyond: the error's remedy for a value above `limit`; None for no such remedy.
 
     Raises:

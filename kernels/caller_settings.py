@@ -51,7 +51,7 @@ def default_settings(device: torch.device = CPU) -> Iterator[None]:
 
 
 class _Setting(NamedTuple):
-    """A setting of the process: functions to read and write it, and the values with which lastword may compute."""
+    """A process-wide setting: functions to read and write it, and the values that do not change lastword's results."""
 
     read: Callable[[], Any]
     write: Callable[[Any], object]

@@ -215,7 +215,7 @@ def accuracy_of(vectors: Tensor, reference: Tensor) -> Accuracy:
 def disagreement(accuracy: Accuracy, precision: str, allowed: float = TOLERANCE) -> str | None:
     """Return in words how vectors disagree with the reference; None if they agree.
 
-    In fp32, numbers may differ by `allowed`; at every precision, `LEAST_COSINE` is the bound of the cosine.
+    In fp32, numbers may differ by `allowed`; at every precision, the cosine must be at least `LEAST_COSINE`.
     """
     if precision == "fp32" and not accuracy.max_abs_difference <= allowed:
         return f"differ by {accuracy.max_abs_difference:.2e}, allowed {allowed:.0e}"

@@ -51,15 +51,15 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
             "clients",
             500,
             50,
-            "number of clients in the scenario slow, which send or read a few bytes at a time",
+            "for the slow scenario: number of clients that send or read a few bytes at a time",
         ),
         (
             "disconnects",
             2000,
             200,
-            "number of clients in the scenario disconnects, which leave during a request",
+            "for the disconnects scenario: number of clients that leave during a request",
         ),
-        ("restarts", 20, 2, "number of servers that get a SIGTERM in the scenario sigterm"),
+        ("restarts", 20, 2, "for the sigterm scenario: number of servers that get a SIGTERM"),
     ):
         parser.add_argument(
             f"--{name}",

@@ -72,7 +72,7 @@ class Answer:
         return [b64encode(row.tobytes()).decode("ascii") for row in rows]
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that every protocol gets: the vector space and the counts of `Prepared.headers`."""
+        """Return the response headers that are the same in every protocol: the vector space and `Prepared.headers`."""
         return {"x-lastword-space": self.space, **self.prepared.headers(self.computed)}
 
 

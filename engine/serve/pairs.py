@@ -69,7 +69,7 @@ class Scores:
         return [(place, values[place]) for place in found.tolist()[:most]]
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that every protocol gets: the counts of `Prepared.headers`."""
+        """Return the response headers that are the same in every protocol: those of `Prepared.headers`."""
         return self.prepared.headers(self.computed)
 
 

@@ -15,7 +15,7 @@ from lastword.serve.worker import DeviceThread
 
 
 class Reranking:
-    """A reranker served beside an embedding model, or alone.
+    """A reranker served alongside an embedding model, or alone.
 
     Args:
         settings: the server's settings.

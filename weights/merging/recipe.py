@@ -306,7 +306,7 @@ def _read_weights(
     base: str | None,
     where: str,
 ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Return the names of the models to merge, and their weights; with methods other than linear without the base."""
+    """Return the names of the models to merge, and their weights. The base is left out unless the method is linear."""
     if base is None and method in ("slerp", "task_arithmetic"):
         remedy = f"{method} needs a base_model. Add one."
         raise ConfigError(f"{where}: base_model", "missing", remedy=remedy)

@@ -77,7 +77,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=options.path_argument,
         metavar="OUT",
-        help="output: a file, which appears or is replaced only once it is complete, or a device or pipe; by default "
+        help="output: a file (which appears or is replaced only once it is complete), a device or a pipe; by default "
         "stdout",
     )
     parser.add_argument(

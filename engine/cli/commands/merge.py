@@ -38,8 +38,8 @@ dtype or out_dtype sets the dtype of the result; by default the stored dtype is 
 computed in float64, and each value is rounded once.
 
 The report has one JSON object per tensor: the norm of each model's tensor, the angles between these tensors in degrees,
-each model's coefficient, and the norm of the sum of the tensors times their coefficients. With task_arithmetic, and
-with multislerp if it has a base_model, the base model's tensor is first subtracted from each.
+each model's coefficient, and the norm of the weighted sum (each tensor times its coefficient). With task_arithmetic,
+and with multislerp if it has a base_model, the base model's tensor is first subtracted from each.
 
 An interrupted run continues when the same command is given again. Needs PyYAML: pip install 'lastword[merge]'."""
 

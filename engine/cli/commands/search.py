@@ -86,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=number_argument,
         metavar="SCORE",
         help="print only texts with at least this score; by default all. The score is the similarity of text "
-        "and query, by the model's similarity function: for the cosine, 1 means the same direction, 0 unrelated",
+        "and query, by the model's similarity function: for cosine similarity, 1 means the same direction, 0 unrelated",
     )
     parser.add_argument(
         "--json",
