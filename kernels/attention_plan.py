@@ -57,7 +57,7 @@ class Segments:
         return [s for s, start in enumerate(self.start) if start >= self.cached]
 
     def owners(self, rows: list[int]) -> list[int]:
-        """Return the index of each row's segment; `rows` count the rows of cached prompts first, like `start`."""
+        """Return the index of each row's segment; as in `start`, the rows of cached prompts have the lowest numbers."""
         order = sorted(range(len(self.start)), key=self.start.__getitem__)
         starts = integers([self.start[s] for s in order])
         found = torch.searchsorted(starts, integers(rows), right=True) - 1
@@ -165,7 +165,7 @@ class CpuPlan:
 
 
 class _Paths:
-    """Finds the ancestor rows of each segment once, and keeps them for the next request."""
+    """Finds the ancestor rows of each segment once, and keeps them for later calls."""
 
     def __init__(self, segments: Segments) -> None:
         self.segments = segments

@@ -263,13 +263,13 @@ def _schedule(
     limits: dict[tuple[str, str], float],
     rounds: int,
 ) -> Schedule:
-    """Estimate how long each part of the run takes, as a multiple (`_GUESSES`) of the workload's limit.
+    """Estimate how long each part of the run takes, as a multiple (`_GUESSES`) of the least time for its workload.
 
     Args:
         setup: the run's settings.
         contenders: the libraries that take part, by precision.
         loads: the workloads of one round.
-        limits: the least seconds of each workload on this machine, by precision and name of the workload.
+        limits: the shortest possible time for each workload on this machine, in seconds, by precision and workload name.
         rounds: number of timed rounds.
     """
     schedule = Schedule()

@@ -68,7 +68,10 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         )
         parser.set_defaults(**{f"{name}_by_default": (default, quick)})
     parser.add_argument(
-        "--minutes", type=positive, default=10, help="minutes that soak runs; by default 10"
+        "--minutes",
+        type=positive,
+        default=10,
+        help="for the soak scenario: its length in minutes; by default 10",
     )
     _add_beside(parser)
     parser.add_argument("--quick", action="store_true", help="small counts and short loads")

@@ -24,8 +24,8 @@ _FAILURES = {"401": "unauthorized", "429": "overloaded", "499": "dropped", "503"
 class Metrics(Collector):
     """The metrics of one server.
 
-    Counts include the reranker's, but as in TEI its pairs are counted as `te_predict_*`, and texts as `te_embed_*`.
-    Speed and last batch are of the embedding model, if there is one. Each server has its own registry, so that one
+    The counts cover the reranker too. As in TEI, texts to embed are counted in `te_embed_*`, and the reranker's pairs in
+    `te_predict_*`. Speed and last batch refer to the embedding model, if there is one. Each server has its own registry, so that one
     process can hold several servers.
     """
 

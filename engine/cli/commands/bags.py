@@ -23,8 +23,8 @@ With -o plan.json, the command writes plan.json, plan.rows/BAG/DATASET.txt with 
 plan.merge.yaml, a recipe for "lastword merge". The same files, ratios and seed always give the same plan, on any
 machine and in whatever order the files are named.
 
-To update a released model, pass its earlier training data with --old, so that each bag mixes old and new rows, and the
-model with --into, so that the recipe includes it."""
+To update a released model, pass its earlier training data with --old: each bag then mixes old and new rows. Pass the
+model itself with --into: the recipe then includes it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ratios",
         required=True,
-        help="one percentage per bag, separated by commas: the share of each new dataset that the bag takes (for old "
-        "ones see --old-ratio). 80,100 makes two bags: one has 80%% of each dataset, the other all of it. The word "
+        help="one percentage per bag, separated by commas: the share of each DATA file that the bag takes (for --old "
+        "datasets, see --old-ratio). 80,100 makes two bags: one has 80%% of each dataset, the other all of it. The word "
         "rest, as in 50,rest, makes a bag of the rows that are in no other bag",
     )
     parser.add_argument(
@@ -77,8 +77,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=("equal", "size"),
         default="equal",
-        help="weights of the models in the merge: equal gives all models the same weight, size gives each model the "
-        "number of rows in its bag; by default equal",
+        help="weights of the models in the merge: with equal, all models have the same weight; with size, a model's "
+        "weight is the number of rows in its bag; by default equal",
     )
     parser.add_argument(
         "--into",

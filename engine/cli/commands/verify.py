@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=options.path_argument,
         metavar="FILE",
-        help="file of texts to embed or score, and to compare, in addition to the built-in ones; may be repeated. "
+        help="file of further texts to check the model on, besides the built-in ones; may be repeated. "
         "Records that cannot be read are left out and counted",
     )
     options.add_format_options(parser)
