@@ -135,7 +135,7 @@ def _tokenizer(cache: Path, teacher: Path, items: list[dict[str, str]]) -> Token
 def _embed_pieces_and_sentences(
     cache: Path, teacher: Path, tokenizer: Tokenizer, sentences: list[str]
 ) -> tuple[Tensor, list[str], Tensor]:
-    """Return three things: the teacher's vectors for all word pieces, the sentences, and its vectors for those sentences.
+    """Return the teacher's vectors for all word pieces, then the sentences, then its vectors for those sentences.
 
     The vectors are computed once and stored in the cache folder.
     """

@@ -90,7 +90,7 @@ def weight_bytes(config: ModelConfig, precision: str) -> int:
 def limit(
     amount: WorkloadCost, config: ModelConfig, precision: str, rates: Rates
 ) -> tuple[float, Literal["matmul", "weights"]]:
-    """Return the shortest possible time for a workload, in seconds, and whether matmuls or reading the weights take longer."""
+    """Return a workload's shortest possible time in seconds, and whether matmuls or reading the weights take longer."""
     read_s = weight_bytes(config, precision) / rates.read_bytes_per_s
     matmuls_s = [flops / rates.flops_per_s[precision] for flops in amount.call_flops]
     seconds = sum(max(matmul_s, read_s) for matmul_s in matmuls_s)

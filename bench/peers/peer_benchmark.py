@@ -269,7 +269,7 @@ def _schedule(
         setup: the run's settings.
         contenders: the libraries that take part, by precision.
         loads: the workloads of one round.
-        limits: the shortest possible time for each workload on this machine, in seconds, by precision and workload name.
+        limits: each workload's shortest possible time on this machine, in seconds, by precision and workload name.
         rounds: number of timed rounds.
     """
     schedule = Schedule()

@@ -24,9 +24,9 @@ _FAILURES = {"401": "unauthorized", "429": "overloaded", "499": "dropped", "503"
 class Metrics(Collector):
     """The metrics of one server.
 
-    The counts cover the reranker too. As in TEI, texts to embed are counted in `te_embed_*`, and the reranker's pairs in
-    `te_predict_*`. Speed and last batch refer to the embedding model, if there is one. Each server has its own registry, so that one
-    process can hold several servers.
+    The counts cover the reranker too. As in TEI, texts to embed are counted in `te_embed_*`, and the reranker's pairs
+    in `te_predict_*`. Speed and last batch refer to the embedding model, if there is one. Each server has its own
+    registry, so that one process can hold several servers.
     """
 
     def __init__(self, service: "Service") -> None:

@@ -214,7 +214,7 @@ def _tensor(
 
 
 def _place(path: Path, name: str) -> str:
-    """Return the file and tensor for an error message; the name is escaped, since in a damaged header it may be anything."""
+    """Return the file and tensor for a message; the name is escaped, since in a damaged header it may be anything."""
     return f"{path}: tensor {show_value(name)}"
 
 
