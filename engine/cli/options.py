@@ -354,8 +354,8 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         type=delimiter_argument,
         metavar="CHARACTER",
         help="character between the columns of all .csv and .tsv files; for a tab, write the word tab; by default a "
-        "comma, or a tab in .tsv files; if the text column is not found that way, comma, semicolon, tab and vertical bar (|) are "
-        "tried in turn",
+        "comma, or a tab in .tsv files; if the text column is not found that way, comma, semicolon, tab and vertical "
+        "bar (|) are tried in turn",
     )
 
 

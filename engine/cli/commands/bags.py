@@ -40,8 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--ratios",
         required=True,
         help="one percentage per bag, separated by commas: the share of each DATA file that the bag takes (for "
-        "--old datasets, see --old-ratio). 80,100 makes two bags: one has 80%% of each dataset, the other all of it. The word "
-        "rest, as in 50,rest, makes a bag of the rows that are in no other bag",
+        "--old datasets, see --old-ratio). 80,100 makes two bags: one has 80%% of each dataset, the other all of it. "
+        "The word rest, as in 50,rest, makes a bag of the rows that are in no other bag",
     )
     parser.add_argument(
         "--seed", type=_seed, required=True, help="seed of the random choice, a whole number"
