@@ -15,8 +15,8 @@ from lastword.kernels.attention_plan import TILE_ROWS, CpuPlan, RowIndex
 # Values per thread in a block: 512 KB in fp32, which stay in the cache between two passes over the block. This is two
 # to three times as fast as passes over the whole batch.
 _BLOCK_VALUES = 1 << 17
-# A segment without ancestors goes to SDPA if it has more rows than this, in bf16 always. In fp32 tiles are faster up to
-# 1024 rows, and SDPA from 2048 rows on (bench/LOG.md).
+# A segment without ancestors goes to SDPA if it has more rows than this, in bf16 on a processor with AMX always. In fp32
+# tiles are faster up to 1024 rows, and SDPA from 2048 rows on (bench/LOG.md).
 _SDPA_ROWS = 1024
 
 
@@ -129,8 +129,8 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: floa
     out = torch.empty_like(q, memory_format=torch.contiguous_format)  # [T, H, D]
     if plan.rows < len(q):
         out[plan.rows :] = 0  # padding
-    # For a tile, PyTorch's fused attention is twice as fast as `_attend_tile` in bf16, and slower in fp32.
-    fused = q.dtype == torch.bfloat16
+    # For a tile, PyTorch's fused attention is twice as fast as `_attend_tile` in bf16 with AMX, and slower elsewhere.
+    fused = q.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
     attend_tile = _attend_tile_fused if fused else _attend_tile
     for block in plan.blocks:
         if block.above == 0 and (fused or block.own > _SDPA_ROWS):
@@ -140,6 +140,7 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: floa
             out[block.rows] = attended.transpose(1, 2).flatten(0, 1)
             continue
         k_t, v_t = (_by_head(_take(x, block.path), block.count).flatten(0, 1) for x in (k, v))
+        k_t = k_t if fused else k_t.to(_wide(k))  # once for all tiles
         for low in range(0, block.own, TILE_ROWS):
             high = min(low + TILE_ROWS, block.own)
             tile, keys = block.rows_between(low, high), block.above + high
@@ -168,9 +169,11 @@ def _attend_causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Compute the attention of a tile of query rows in each of B segments, in fp32 (in fp64 if q is fp64).
 
+    In bf16, the softmax weights are rounded to bf16 if the processor multiplies bf16 numbers.
+
     Args:
         q: [B, H, rows, D], the queries of the last `rows` rows of each path.
-        k: [B·KH, keys, D], the keys of each whole path.
+        k: [B·KH, keys, D], the keys of each whole path, in fp32 (in fp64 if q is fp64).
         v: [B·KH, keys, D], the values of each whole path.
         scale: factor of the logits.
 
@@ -178,14 +181,20 @@ def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         [B, H, rows, D], dtype of q.
     """
     _, _, rows, head_dim = q.shape
-    wide = torch.promote_types(q.dtype, torch.float32)
+    wide = k.dtype
     grouped = q.reshape(len(k), -1, head_dim).to(wide)  # [B·KH, G·rows, D]
     logits = grouped.new_empty(len(k), grouped.shape[1], k.shape[1])
-    logits.baddbmm_(grouped, k.to(wide).transpose(1, 2), beta=0, alpha=scale)
+    logits.baddbmm_(grouped, k.transpose(1, 2), beta=0, alpha=scale)
     own = logits.view(len(k), -1, rows, k.shape[1])[..., -rows:]
     own.add_(_causal_mask(wide, q.device)[:rows, :rows])
     torch.softmax(logits, -1, out=logits)
-    return torch.bmm(logits, v.to(wide)).view(q.shape).to(q.dtype)
+    narrow = v.dtype if torch.cpu._is_avx512_bf16_supported() else wide
+    return torch.bmm(logits.to(narrow), v.to(narrow)).view(q.shape).to(q.dtype)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Return the dtype to compute logits of x in: fp32, or fp64 if x is fp64."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _attend_tile_fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
