@@ -155,7 +155,7 @@ class Layer:
         return self._mlp(attended, residual, norm)
 
     def forward_last(
-        self, x: MatmulInput, batch: Batch, residual: Tensor, norm: Norm
+        self, x: Tensor, batch: Batch, residual: Tensor, norm: Norm
     ) -> tuple[Tensor, Tensor]:
         """Compute the layer for the last-token rows only.
 
@@ -169,7 +169,6 @@ class Layer:
             The final states [N', C], and the residual stream [N', C] after this layer.
         """
         heads, kv_heads = self.config.num_attention_heads, self.config.num_key_value_heads
-        assert isinstance(x, Tensor)  # the last layer is never in fp8
         rows = batch.final_rows
         q, kv = self.q(x[rows]), self.kv(x)
         self._norm_rope(q, batch.cos[rows], batch.sin[rows], heads, 0)

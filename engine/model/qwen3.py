@@ -170,7 +170,6 @@ class Model:
         cos, sin = kernels.rope_tables(inputs.positions, self.inv_freq, attention_factor)
         batch = Batch(inputs.plan, cos, sin, inputs.final_rows, prompts, recorded)
         first = self.layers[0].input_norm
-        x: kernels.MatmulInput
         residual, x = kernels.embed_rms_norm(inputs.ids, self.embedding, first.weight, first.eps)
         for i, layer in enumerate(self.layers[:-1]):
             x, residual = layer.forward(x, batch, residual, self.layers[i + 1].input_norm)
