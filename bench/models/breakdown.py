@@ -28,6 +28,7 @@ from lastword.runtime.runner import to_host
 # The parts of a layer, and the functions of `kernels`, that a forward calls, each with the operation that its time
 # counts for.
 _LAYER_PARTS = {
+    "add_norm": "norms",
     "qkv": "qkv",
     "q": "qkv",
     "kv": "qkv",
@@ -37,9 +38,7 @@ _LAYER_PARTS = {
 }
 _FUNCTIONS = {
     "embed_rms_norm": "norms",
-    "rms_norm": "norms",
     "add_rms_norm": "norms",
-    "add_rms_norm_quantize": "norms",
     "rope_tables": "rotation",
     "qk_norm_rope": "rotation",
     "forest_attention": "attention",

@@ -31,7 +31,7 @@ from lastword import kernels
 from lastword.batching.forest import Forest, plan_forests
 from lastword.batching.packing import ModelInputs, Packer, check_ids
 from lastword.kernels.caller_settings import default_settings
-from lastword.model.layer import Batch, Layer, Norm
+from lastword.model.layer import Batch, Layer
 from lastword.model.prompt_cache import MAX_PROMPT_BYTES, KeysValues, PromptCache
 from lastword.model.rope import inverse_frequencies
 from lastword.model.smoothing import Smoothing
@@ -82,7 +82,7 @@ class Model:
         for i in range(config.num_hidden_layers):
             self.layers.append(self._load_layer(checkpoint, i, quantize, smoothing))
             loaded(1)
-        self.norm = Norm(checkpoint.norm().to(device, dtype), config.rms_norm_eps)
+        self.norm = checkpoint.norm().to(device, dtype)
         self.score_row = None if score_row is None else score_row.to(device)
         self.prompts = PromptCache()
         self._packer: Packer | None = None  # the CPU implementation needs no packing
@@ -169,14 +169,18 @@ class Model:
         attention_factor = self.config.rope.attention_factor
         cos, sin = kernels.rope_tables(inputs.positions, self.inv_freq, attention_factor)
         batch = Batch(inputs.plan, cos, sin, inputs.final_rows, prompts, recorded)
+        eps = self.config.rms_norm_eps
         first = self.layers[0].input_norm
-        residual, x = kernels.embed_rms_norm(inputs.ids, self.embedding, first.weight, first.eps)
+        residual, x = kernels.embed_rms_norm(inputs.ids, self.embedding, first, eps)
         for i, layer in enumerate(self.layers[:-1]):
-            x, residual = layer.forward(x, batch, residual, self.layers[i + 1].input_norm)
+            x = layer.forward(x, batch, residual)
+            after = self.layers[i + 1]
+            x = after.add_norm(x, residual, after.input_norm, eps)
             if observe:
                 observe(i, residual)
         final_residual = residual[batch.final_rows]
-        states, final_residual = self.layers[-1].forward_last(x, batch, final_residual, self.norm)
+        x = self.layers[-1].forward_last(x, batch, final_residual)
+        states = kernels.add_rms_norm(x, final_residual, self.norm, eps)
         if observe:
             observe(len(self.layers) - 1, final_residual)
         return states

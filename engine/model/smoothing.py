@@ -65,11 +65,9 @@ class Smoothing:
             weights: the weights of the layer, fp32, on the CPU.
         """
         layer = _ObservedLayer(weights, self._config)
-        norm = layer.input_norm
         with default_settings():
-            x = kernels.rms_norm(self._residual, norm.weight, norm.eps)
-            # The norm after the layer is not used.
-            _, self._residual = layer.forward(x, self._batch, self._residual, norm)
+            x = kernels.rms_norm(self._residual, weights.input_norm, self._config.rms_norm_eps)
+            self._residual += layer.forward(x, self._batch, self._residual)
         qkv = _factors(layer.qkv.input_rms, weights.qkv)
         mlp = _factors(layer.gate_up.input_rms, weights.gate, weights.up)
         down = _factors(layer.down.input_rms, weights.down)

@@ -33,13 +33,11 @@ class Linear:
         weight: [K_out, K_in] fp32/bf16.
         bias: [K_out], dtype of weight, or None.
 
-    Called with x [T, K_in], contiguous, dtype of weight, the layer returns y [T, K_out] in the same dtype. If its
-    weight is packed (`packed`), it may also be called with a second tensor, z [T, K_out], and returns y + z.
+    Called with x [T, K_in], contiguous, dtype of weight, the layer returns y [T, K_out] in the same dtype.
 
     Numerics:
-        Accumulates in fp32, adds z in fp32, and rounds once to the dtype of x. Exception: in bf16 on a GPU the library
-        may split a matmul of few rows and add the parts in bf16 (PyTorch's
-        `allow_bf16_reduced_precision_reduction`).
+        Accumulates in fp32 and rounds once to the dtype of x. Exception: in bf16 on a GPU the library may split a
+        matmul of few rows and add the parts in bf16 (PyTorch's `allow_bf16_reduced_precision_reduction`).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -51,9 +49,7 @@ class Linear:
             self.weight = weight if weight.is_cuda else weight.clone()
         self.bias = bias
 
-    def __call__(self, x: Tensor, z: Tensor | None = None) -> Tensor:
-        if z is not None:
-            return _onednn_binary(x, z, self.weight, self.bias, "add")
+    def __call__(self, x: Tensor) -> Tensor:
         if not self.packed:
             return F.linear(x, self.weight, self.bias)
         return _onednn(x, self.weight, self.bias, "none")
@@ -82,7 +78,7 @@ class SwigluLinear:
         if not self.packed:
             return swiglu(self.linears[0](x))
         gate, up = self.linears
-        return _onednn_binary(x, _onednn(x, gate.weight, None, "swish"), up.weight, None, "mul")
+        return _onednn_mul(x, _onednn(x, gate.weight, None, "swish"), up.weight)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -91,9 +87,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> 
     return result
 
 
-def _onednn_binary(
-    x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None, operation: str
-) -> Tensor:
+def _onednn_mul(x: Tensor, other: Tensor, weight: Tensor) -> Tensor:
     op: Any = torch.ops.mkldnn._linear_pointwise.binary
-    result: Tensor = op(x, other, weight, bias, operation)
+    result: Tensor = op(x, other, weight, None, "mul")
     return result

@@ -54,7 +54,7 @@ def test_every_part_of_a_layer_that_computes_is_timed(embedder) -> None:
     for layer in model_of(embedder).layers:
         parts = {name for name, part in vars(layer).items() if callable(part)}
         assert parts <= breakdown._LAYER_PARTS.keys()
-        assert {"o", "gate_up", "down"} <= parts
+        assert {"o", "gate_up", "down", "add_norm"} <= parts
 
 
 def test_calls_are_counted_by_name(embedder) -> None:

@@ -23,13 +23,11 @@ def test_packed_weights_give_the_same(dtype: torch.dtype, rows: int) -> None:
     bias, gate, up = (torch.randn(shape).to(dtype) for shape in ((32,), (32, 48), (32, 48)))
     gate, up = gate / 7, up / 7
     layer, mlp = Linear(weight, bias), SwigluLinear(gate, up)
-    y, z, other = layer(x), mlp(x), torch.randn(rows, 32).to(dtype)
+    y, z = layer(x), mlp(x)
     assert (y.dtype, y.shape, z.dtype, z.shape) == (dtype, (rows, 32), dtype, (rows, 32))
     if rows:
         exact = x.double() @ weight.double().T + bias.double()
         assert relative(y, exact) < ALLOWED[dtype]
-        if layer.packed:
-            assert relative(layer(x, other), exact + other.double()) < ALLOWED[dtype]
         gate, up = (x.double() @ half.double().T for half in (gate, up))
         assert relative(z, F.silu(gate) * up) < ALLOWED[dtype]
 
