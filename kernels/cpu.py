@@ -188,7 +188,8 @@ def _attend_tile(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     own = logits.view(len(k), -1, rows, k.shape[1])[..., -rows:]
     own.add_(_causal_mask(wide, q.device)[:rows, :rows])
     torch.softmax(logits, -1, out=logits)
-    narrow = v.dtype if torch.cpu._is_avx512_bf16_supported() else wide
+    in_bf16 = v.dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+    narrow = v.dtype if in_bf16 else wide
     return torch.bmm(logits.to(narrow), v.to(narrow)).view(q.shape).to(q.dtype)
 
 

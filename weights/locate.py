@@ -91,8 +91,9 @@ def locate(
     if _is_folder(folder, name):
         _refuse_revision(revision, f"the folder {folder}")
         _check_complete(folder, "Name a folder that holds the whole model.")
-        builtin = os.path.samefile(folder, _BUILTIN_FOLDER)
-        return ModelFiles(BUILTIN if builtin else name, folder, None)
+        if os.path.samefile(folder, _BUILTIN_FOLDER):
+            return ModelFiles(BUILTIN, _BUILTIN_FOLDER, None)
+        return ModelFiles(name, folder, None)
     if not isinstance(model, str) or not _REPO_ID.fullmatch(name) or ".." in name:
         raise WeightsError(name, "no such folder, and not a valid hub id (owner/name)")
     if revision == "":

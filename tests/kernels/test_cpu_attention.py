@@ -59,6 +59,14 @@ def test_few_keys_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
         test_it_is_the_formula(name, (4, 2))
 
 
+@pytest.mark.parametrize(("amx", "bf16"), [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize("name", FORESTS)
+def test_every_processor(name: str, amx: bool, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    test_it_is_the_formula(name, (4, 2))
+
+
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (4, 1)])
 @pytest.mark.parametrize("name", FORESTS)
 def test_it_is_the_formula(name: str, heads: tuple[int, int]) -> None:

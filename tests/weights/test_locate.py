@@ -23,6 +23,17 @@ def test_local_folder(model, kind):
     assert (found.name, found.folder, found.revision) == (str(model), model, None)
 
 
+def test_the_builtin_models_own_folder_is_the_builtin_model(tmp_path):
+    builtin = locate(None)
+    assert locate(builtin.folder) == locate(str(builtin.folder)) == builtin
+    link = tmp_path / "link"
+    link.symlink_to(builtin.folder)
+    assert locate(link) == builtin
+    copy = tmp_path / "copy"
+    shutil.copytree(builtin.folder, copy)
+    assert locate(copy).name == str(copy)
+
+
 def test_local_folder_wins_and_home_is_expanded(model, monkeypatch):
     monkeypatch.chdir(model.parent)
     assert locate("model").folder.samefile(model)
