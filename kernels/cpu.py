@@ -15,8 +15,8 @@ from lastword.kernels.attention_plan import TILE_ROWS, CpuPlan, RowIndex
 # Values per thread in a block: 512 KB in fp32, which stay in the cache between two passes over the block. This is two
 # to three times as fast as passes over the whole batch.
 _BLOCK_VALUES = 1 << 17
-# A segment without ancestors goes to SDPA if it has more rows than this, in bf16 on a processor with AMX always. In fp32
-# tiles are faster up to 1024 rows, and SDPA from 2048 rows on (bench/LOG.md).
+# A segment without ancestors goes to SDPA if it has more rows than this, and always in bf16 on a processor with AMX. In
+# fp32 tiles are faster up to 1024 rows, and SDPA from 2048 rows on (bench/LOG.md).
 _SDPA_ROWS = 1024
 
 
