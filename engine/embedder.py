@@ -219,7 +219,7 @@ class Embedder(EmbedderProperties, Reopenable):
     ) -> Iterator[Tensor]:
         """Do the same as `encode_stream`, but yield one matrix [n, dim] per group of up to 4,096 texts.
 
-        The arguments are those of `encode_stream`, plus `on_error` and `on_done` (see
+        The arguments are those of `encode_stream`, plus `on_error`, `on_done` and `on_rows` (see
         `lastword.encode_options.GroupKwargs`). With `on_error`, a text that cannot be embedded does not end the run.
         """
         return self._matrices("encode_groups", texts, prompt_name, prompt, kwargs)

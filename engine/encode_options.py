@@ -76,10 +76,12 @@ class GroupKwargs(EncodeKwargs, total=False):
             error of the device or of the iterator, or about an element that is not a str.
         on_done: called with the number of texts of each finished batch, perhaps from a background thread, to advance
             the caller's own progress bar; the built-in bar then does not advance.
+        on_rows: called before each matrix with (number of tokens, whether the text was cut) for each of its rows.
     """
 
     on_error: Callable[[InputError], None] | None
     on_done: Callable[[int], None] | None
+    on_rows: Callable[[list[tuple[int, bool]]], None] | None
 
 
 class PredictKwargs(TypedDict, total=False):
@@ -169,6 +171,7 @@ class EncodeOptions:
         too_long: as for `EncodeKwargs`.
         on_error: as for `GroupKwargs`.
         on_done: as for `GroupKwargs`.
+        on_rows: as for `GroupKwargs`.
 
     Raises:
         ConfigError: `too_long` is unknown.
@@ -180,6 +183,7 @@ class EncodeOptions:
     too_long: str = "cut"
     on_error: Callable[[InputError], None] | None = None
     on_done: Callable[[int], None] | None = None
+    on_rows: Callable[[list[tuple[int, bool]]], None] | None = None
 
     def __post_init__(self) -> None:
         if not is_one_of(self.too_long, get_args(TooLong)):

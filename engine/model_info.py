@@ -358,7 +358,8 @@ class ModelInfo(OpenedModel):
         kwargs = cast("GroupKwargs", known_keywords(function, kwargs, known))
         check_report(kwargs.get("report"))
         check_switches(show_progress_bar=kwargs.get("show_progress_bar"))
-        check_functions(on_error=kwargs.get("on_error"), on_done=kwargs.get("on_done"))
+        functions = {name: kwargs.get(name) for name in ("on_error", "on_done", "on_rows")}
+        check_functions(**functions)
         wanted = self.vector_format(
             kwargs.get("truncate_dim"),
             normalize_embeddings=kwargs.get("normalize_embeddings", False),
@@ -373,6 +374,7 @@ class ModelInfo(OpenedModel):
             kwargs.get("too_long", "cut"),
             kwargs.get("on_error"),
             kwargs.get("on_done"),
+            kwargs.get("on_rows"),
         )
 
     def identity(self) -> str:

@@ -16,8 +16,8 @@ from lastword.kernels.attention_plan import TILE_ROWS, CpuPlan, RowIndex
 # to three times as fast as passes over the whole batch.
 _BLOCK_VALUES = 1 << 17
 # A segment without ancestors goes to SDPA if it has more rows than this, and always in bf16 on a processor with AMX. In
-# fp32 tiles are faster up to 1024 rows, and SDPA from 2048 rows on (bench/LOG.md).
-_SDPA_ROWS = 1024
+# fp32 tiles are faster up to 1024 rows, and SDPA from 2048 rows on; in bf16 tiles are faster up to 4000 (bench/LOG.md).
+_SDPA_ROWS, _SDPA_ROWS_BF16 = 1024, 4096
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -132,8 +132,9 @@ def forest_attention(q: Tensor, k: Tensor, v: Tensor, plan: CpuPlan, scale: floa
     # For a tile, PyTorch's fused attention is twice as fast as `_attend_tile` in bf16 with AMX, and slower elsewhere.
     fused = q.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
     attend_tile = _attend_tile_fused if fused else _attend_tile
+    most = _SDPA_ROWS_BF16 if q.dtype == torch.bfloat16 else _SDPA_ROWS
     for block in plan.blocks:
-        if block.above == 0 and (fused or block.own > _SDPA_ROWS):
+        if block.above == 0 and (fused or block.own > most):
             rows = (_take(q, block.rows), _take(k, block.path), _take(v, block.path))
             q_b, k_b, v_b = (_by_head(x, block.count) for x in rows)
             attended = _attend_causal(q_b, k_b, v_b, scale)

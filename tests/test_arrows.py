@@ -34,7 +34,9 @@ ARROWS = {
     "reranker": "arguments errors encode_options model_info base progress reranker_info report runtime text",
     ".": "embedder errors reranker",
     # Entry points.
-    "cli": f". {PUBLIC} evaluate serve verify weights",
+    "cli": f". {PUBLIC} bulk evaluate serve verify weights",
+    # A job reads and writes as the command does, unit by unit.
+    "bulk": "cli errors progress report weights embedder",
     # It makes the items of the loop's queue, so it sees what they are made of.
     "serve": f". {PUBLIC} model.postprocess runtime.results text.tokenizer weights",
     "evaluate": f"{PUBLIC} weights",  # the names of dtypes
@@ -70,6 +72,8 @@ ADAPTERS = (
     "lastword.serve.protocols.tei",
 )
 EXTRAS = {
+    "lastword.bulk": {"pyarrow"},
+    "lastword.cli.read": {"pyarrow"},
     "lastword.cli.documents": {"pathspec", "semantic_text_splitter"},
     "lastword.evaluate": {"datasets", "mteb"},
     "lastword.interop": {"langchain_core", "llama_index"},

@@ -105,7 +105,7 @@ def begin_error_list(args: argparse.Namespace) -> None:
     if path is None:
         return
     if args.on_error != "skip":
-        got = f"--on-error {args.on_error}"
+        got = f"--on-error {args.on_error or 'stop'}"
         raise InputError("--errors", "lists skipped texts", got=got, expected="--on-error skip")
     check_extension(path, "jsonl", "--errors, which writes JSON lines")
     place, queries = os.path.realpath(path), getattr(args, "queries", None)

@@ -133,6 +133,13 @@ def positive(text: str) -> int:
     return number
 
 
+def natural(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    if not text.isdecimal() or not text.isascii():
+        raise argparse.ArgumentTypeError("not a whole number of at least 0")
+    return int(text)
+
+
 def delimiter_argument(given: str) -> str:
     r"""Return the delimiter, one character; a tab may be written as `tab` or `\t`."""
     delimiter = "\t" if given in ("tab", "\\t") else text_argument(given)
@@ -297,10 +304,11 @@ def add_input_options(
         nargs="*",
         type=path_argument,
         metavar="FILE",
-        help="input: a .jsonl, .ndjson, .csv or .tsv file, a plain text file with one text per line, a folder, a "
-        "pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. In a folder and its subfolders, "
-        "all .txt, .md, .jsonl, .ndjson, .csv and .tsv files are read, except hidden files and folders, files that "
-        "lastword wrote (vectors are recognised only if they were written with -o or --header) and links to folders",
+        help="input: a .jsonl, .ndjson, .csv, .tsv or .parquet file, a plain text file with one text per line, a "
+        "folder, a pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. In a folder and its "
+        "subfolders, all .txt, .md, .jsonl, .ndjson, .csv, .tsv and .parquet files are read, except hidden files and "
+        "folders, files that lastword wrote (vectors are recognised only if they were written with -o or --header) "
+        "and links to folders",
     )
     add_format_options(parser)
     _add_document_options(parser)
@@ -314,7 +322,6 @@ def add_input_options(
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),
-        default="stop",
         help="what to do when a text cannot be read, embedded or scored: stop, or skip the text and go on; by "
         "default stop",
     )
@@ -446,10 +453,12 @@ def refuse_field(inputs: Iterable[Source], field: str, option: str = "--text-fie
     Raises:
         InputError: `field` is not the default, "text", and no input is JSON lines, CSV or TSV.
     """
-    if field != "text" and not any(each.format in ("jsonl", "csv", "tsv") for each in inputs):
+    if field != "text" and not any(
+        each.format in ("jsonl", "csv", "tsv", "parquet") for each in inputs
+    ):
         raise InputError(
             option,
-            "is for .jsonl, .csv and .tsv files",
+            "is for .jsonl, .csv, .tsv and .parquet files",
             got=repr(field),
             expected="such an input, or --input-format",
         )

@@ -26,6 +26,8 @@ def embed_records(
     failures: Failures | None = None,
     meter: Meter | None = None,
     show: bool = False,
+    advance: Callable[[int], None] | None = None,
+    on_rows: Callable[[list[tuple[int, bool]]], None] | None = None,
     **options: Unpack["EncodeKwargs"],
 ) -> Iterator[tuple[list[Record], "Tensor"]]:
     """Yield groups of records, in order, each with its matrix of vectors [n, dim].
@@ -38,6 +40,8 @@ def embed_records(
             text ends the run.
         meter: counts the bytes read, for the progress bar.
         show: whether to show a progress bar; it counts bytes if the size of all inputs is known, else texts.
+        advance: called with these numbers instead, to advance the caller's own bar.
+        on_rows: as for `Embedder.encode_groups`.
         options: options of `Embedder.encode_groups`.
 
     Raises:
@@ -48,13 +52,15 @@ def embed_records(
     waiting = _Waiting(failures or Failures(skip=False))
     options["show_progress_bar"] = False  # the bar below is shown instead
     total = None if meter is None else meter.total
-    with progress_bar(total, show=show, unit=" texts" if total is None else "B") as advance:
-        done = _Progress(advance, None if total is None else meter)
+    unit = " texts" if total is None else "B"
+    with progress_bar(total, show=show and advance is None, unit=unit) as own:
+        done = _Progress(advance or own, None if total is None else meter)
         groups = embedder.encode_groups(
             waiting.texts(records),
             prompt=prompt,
             on_error=waiting.refuse if waiting.failures.skip else None,
             on_done=lambda number: done.add(number, waiting.read),
+            on_rows=on_rows,
             **options,
         )
         try:

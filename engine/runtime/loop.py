@@ -170,12 +170,14 @@ class Loop:
         else:
             matrices = self._in_order(task, advance, keep_going, lambda _: next(groups))
         with closing(groups), closing(matrices):
-            for matrix, counts, errors in matrices:
+            for matrix, items, counts, errors in matrices:
                 report.add(counts)
                 if options.on_error is not None:
                     for error in errors:
                         options.on_error(error)
                 if matrix is not None:
+                    if options.on_rows is not None:
+                        options.on_rows([(len(item.ids), item.cut) for item in items])
                     yield matrix
                 self._check_process()  # the caller may have forked
 
@@ -247,8 +249,11 @@ class Loop:
         """Tokenise and pack a group; `numbered` is (the caller's index of its first text, the texts)."""
         began, tokens = perf_counter(), self._tokens(options, numbered)
         prompt = self.tokenizer.prompt_ids(options.prompt, self.runner.max_prompt_tokens)
-        items = [Item(i, ids, options.format, prompt) for i, ids in tokens.ids.items()]
-        counts = Report(texts=len(items), cut=tokens.cut, unknown=tokens.unknown)
+        items = [
+            Item(i, ids, options.format, prompt, cut=i in tokens.cut)
+            for i, ids in tokens.ids.items()
+        ]
+        counts = Report(texts=len(items), cut=len(tokens.cut), unknown=tokens.unknown)
         refused = [(Item(error.index, ()), error) for error in tokens.errors]
         return Group(items, self._forests(items), began, counts, refused)
 

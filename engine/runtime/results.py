@@ -55,12 +55,14 @@ class Item:
         ids: the text's token ids, with its prompt.
         prompt: the prompt's token ids, if the model may keep the prompt's keys and values, else ().
         format: the requested format of the vector; None if the loop is given one task for all items.
+        cut: whether the text was cut to max_length.
     """
 
     tag: object
     ids: Sequence[int]
     format: VectorFormat | None = None
     prompt: Sequence[int] = ()
+    cut: bool = False
 
     @property
     def room(self) -> int:
@@ -179,8 +181,9 @@ class FinishedBatch:
             yield self.group.items[index].tag, self.rows[place] if error is None else error
 
 
-# A group's rows (None if no text has one), its counts, and the errors of the texts without a row.
-GroupResult = tuple[Tensor | None, Report, list[InputError]]
+# A group's rows (None if no text has one), the items of these rows, the group's counts, and the errors of the texts
+# without a row.
+GroupResult = tuple[Tensor | None, list[Item], Report, list[InputError]]
 
 
 class GroupsInOrder:
@@ -244,7 +247,8 @@ class _Rows:
         self._counts.texts -= len(self.errors)
         errors = [error for error in refused if isinstance(error, InputError)]
         errors += self.errors.values()
-        return rows, self._counts, sorted(errors, key=lambda error: error.index or 0)
+        items = [self._group.items[place] for place in good]
+        return rows, items, self._counts, sorted(errors, key=lambda error: error.index or 0)
 
 
 def list_refused(group: Group) -> FinishedBatch:

@@ -43,7 +43,7 @@ class GoodTokens:
     """Token ids of the texts that can be embedded, by the caller's index in rising order; errors of the other texts."""
 
     ids: dict[int, list[int]] = field(default_factory=dict)
-    cut: int = 0  # texts cut to max_length
+    cut: set[int] = field(default_factory=set)  # indices of the texts cut to max_length
     unknown: int = 0  # texts with words that the tokenizer does not know
     errors: list[InputError] = field(default_factory=list)
 
@@ -328,7 +328,8 @@ class TextTokenizer:
                         raise good.errors[0]
                 else:
                     good.ids[index] = ids
-                    good.cut += cut
+                    if cut:
+                        good.cut.add(index)
                     good.unknown += self.is_unknown(part[index - start], ids, prompt=prompt)
         return good
 

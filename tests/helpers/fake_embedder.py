@@ -93,6 +93,7 @@ class FakeEmbedder:
         show_progress_bar=None,
         on_error=None,
         on_done=None,
+        on_rows=None,
     ):
         numbered = enumerate(texts)
         while group := list(islice(numbered, 3)):
@@ -113,6 +114,8 @@ class FakeEmbedder:
                 report.tokens_requested += tokens
                 report.tokens_computed += tokens
                 report.cut += sum(len(text) > self.max_length for text in good)
+            if on_rows is not None:
+                on_rows([(len(text), len(text) > self.max_length) for text in good])
             if rows:
                 yield self._codes(torch.stack(rows), precision)
 

@@ -126,15 +126,19 @@ def replace_folder(path: Path) -> Iterator[Path]:
             _unfinished.discard(str(part))
 
 
-def lock(descriptor: int) -> None:
+def lock(descriptor: int, *, wait: bool = False) -> None:
     """Lock an open file or folder for this process until the descriptor is closed; without `fcntl` do nothing.
 
+    Args:
+        descriptor: the open file or folder.
+        wait: whether to wait until no other process holds the lock.
+
     Raises:
-        BlockingIOError: another process holds the lock.
+        BlockingIOError: another process holds the lock, and `wait` is not set.
         OSError: the file system has no locks.
     """
     if fcntl is not None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def sync_tree(folder: Path) -> None:

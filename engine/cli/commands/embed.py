@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -27,6 +27,7 @@ from lastword.report import Report
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
 
+UNIT_RECORDS = 50_000  # the default of --unit-records
 VECTOR_FIELD = "embedding"  # the default of --vector-field
 ABOUT = "turn texts into vectors"
 EXAMPLES = """examples:
@@ -35,8 +36,10 @@ EXAMPLES = """examples:
   zcat big.csv.gz | lastword embed - --input-format csv --model ./model -o big.npy
   lastword embed docs --files --chunk 200 --ignore 'drafts/' -o docs.npy
   lastword embed big.jsonl --on-error skip --errors skipped.jsonl -o big.npy
+  lastword embed corpus/ --model ./model -o vectors/          a job: given again, the command goes on where it stopped
+  lastword embed -o vectors/ --check
 
-JSON lines output keeps the other fields of .jsonl, .csv and .tsv records.
+JSON lines output keeps the other fields of .jsonl, .csv, .tsv and .parquet records.
 
 With several files, a folder, a pattern, --files or --chunk, the output also says where each text comes from: in the
 fields `path` and `line` (no `line` if the text is a whole file) and, for a chunk, in `chunk` (its number, from 0),
@@ -56,6 +59,14 @@ several columns, blank lines are skipped; in a file with a single column, they a
 each dimension is scaled instead, so that its range becomes -127 to 127; uint8 is the same number plus 128. ubinary
 keeps one bit per dimension, 1 for a value above 0, eight bits to a byte; binary is the same byte minus 128 (compare
 both by Hamming distance).
+
+With -o DIRECTORY/, the command is a job. Its plan (_plan.json) divides the input into units, and the vectors of a unit
+appear in the folder, as part-000000.parquet and so on, once the unit is complete. Given again with the same options,
+an interrupted command does only what is missing; several processes or machines may work on one folder. Records that
+cannot be read or embedded are listed in _errors/, and the job goes on (unless --on-error stop). A Parquet file has the
+columns `id` (the record's own, or where it is), the record's other fields, `other` (a JSON object of fields that the
+first 1,000 records do not have, or have with another type), `path`, `line`, `chunk`, `start`, `end`, `embedding`,
+`tokens` and `truncated`.
 
 With -o OUT, metadata is stored too: the model, its settings and two fingerprints. A .safetensors file holds its own
 metadata; for the other formats, the metadata goes to OUT.json. Stdout and other streams (/dev/stderr, a named pipe)
@@ -77,14 +88,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=options.path_argument,
         metavar="OUT",
-        help="output: a file (which appears or is replaced only once it is complete), a device or a pipe; by default "
-        "stdout",
+        help="output: a file (which appears or is replaced only once it is complete), a device or a pipe; or a folder, "
+        "written DIRECTORY/, for a job that can be interrupted and resumed; by default stdout",
     )
     parser.add_argument(
         "--format",
-        choices=write.FORMATS,
+        choices=("parquet", *write.FORMATS),
         help="output format; by default the extension of OUT decides: .jsonl, .safetensors or .npy; without an "
-        "extension, jsonl",
+        "extension, jsonl; for a folder, parquet, which needs pip install 'lastword[bulk]'",
     )
     parser.add_argument(
         "--header",
@@ -118,6 +129,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "shortens the vectors",
     )
     _add_ranges(parser)
+    _add_job_options(parser)
     options.add_model_options(parser)
 
 
@@ -138,8 +150,76 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("jobs (-o DIRECTORY/)")
+    group.add_argument(
+        "--unit-records",
+        type=options.positive,
+        default=UNIT_RECORDS,
+        metavar="N",
+        help=f"number of input records per unit; a unit that is interrupted is done again; by default {UNIT_RECORDS:,}",
+    )
+    group.add_argument(
+        "--rank",
+        type=options.natural,
+        default=0,
+        metavar="R",
+        help="do only every W-th unit (see --world), from unit R on, as one of several machines; by default 0",
+    )
+    group.add_argument(
+        "--world",
+        type=options.positive,
+        default=1,
+        metavar="W",
+        help="number of machines that share the job; by default 1",
+    )
+    group.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="continue a job with another number of threads, device, batch budget or version of lastword: vectors "
+        "then differ by rounding from those of an undisturbed run",
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="print what the job would do, and end"
+    )
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="check that every unit of the job is done and that no file has changed since; exit status 1 if not",
+    )
+
+
+def _is_job(args: argparse.Namespace) -> bool:
+    """Return whether the output is a folder: its name ends with a slash, or it is a folder that exists."""
+    output: str | None = args.output
+    return output is not None and (output.endswith(os.sep) or os.path.isdir(output))
+
+
+def _refuse_job_options(args: argparse.Namespace) -> None:
+    """Refuse the options of jobs if the output is not a folder."""
+    given = (
+        (args.format == "parquet", "--format parquet"),
+        (args.rank != 0, "--rank"),
+        (args.world != 1, "--world"),
+        (args.dry_run, "--dry-run"),
+        (args.check, "--check"),
+        (args.allow_mixed, "--allow-mixed"),
+        (args.unit_records != UNIT_RECORDS, "--unit-records"),
+    )
+    for wrong, option in given:
+        if wrong:
+            remedy = "Name a folder with -o DIRECTORY/."
+            got = "no -o" if args.output is None else f"-o {args.output}"
+            raise InputError(option, "is for jobs", got=got, remedy=remedy)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
+    if _is_job(args):
+        from lastword.bulk import command
+
+        return command.run(args)
+    _refuse_job_options(args)
     begin_error_list(args)
     output_format = _choose_format(args)
     inputs = options.find_inputs(args)
@@ -159,10 +239,11 @@ def run(args: argparse.Namespace) -> int:
         out = _enter(files, args.output) or console.stdout_bytes()
         # `closing` frees the model on Ctrl-C too.
         embedder = files.enter_context(closing(options.open_embedder(args)))
-        work = _Work(args, output_format, embedder, failures)
+        work = Work(args, output_format, embedder, failures)
         places = None if rows is None or rows_out is None else write.Places(rows_out, rows)
         meter = read.Meter(inputs)
-        report = work.embed(work.records(inputs, meter), out, places, meter)
+        writer = work.writer(out, args.output or console.STDOUT)
+        report = work.embed(work.records(inputs, meter), writer, places, meter)
         require_texts(report.texts, args.files, failures, work.blanks)
         if sidecar_out is not None and sidecar is not None:
             console.put(sidecar_out, write.sidecar(work.metadata, report.texts), sidecar)
@@ -181,29 +262,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Work:
+class Work:
     """The state of one run once its model is open: prompt, ranges, metadata."""
 
     def __init__(
-        self, args: argparse.Namespace, output_format: str, embedder: "Embedder", failures: Failures
+        self,
+        args: argparse.Namespace,
+        output_format: str,
+        embedder: "Embedder",
+        failures: Failures | None = None,
     ) -> None:
         from lastword.cli.ranges import Ranges, read_ranges
         from lastword.model_info import FINGERPRINT_VERSION
 
         self._args, self._format, self._embedder = args, output_format, embedder
-        self._failures = failures
-        # A blank text has no chunks.
-        self.blanks = Blanks(skip=args.skip_blank or args.chunk is not None)
+        self.begin(failures or Failures(skip=True))
         self.seen = Ranges()
-        self._prompt = embedder.resolve_prompt(args.prompt_name, args.prompt, None)
-        self._splitter = options.open_splitter(args, embedder, self._prompt)
+        self.prompt = embedder.resolve_prompt(args.prompt_name, args.prompt, None)
+        self._splitter = options.open_splitter(args, embedder, self.prompt)
         chunking = None if self._splitter is None else self._splitter.settings()
         space = embedder.info.space_fingerprint(normalize_embeddings=args.normalize)
         self._ranges = read_ranges(args.ranges, embedder.dim, space) if args.ranges else None
         self.metadata = {
             "space": space,
             "run": embedder.info.run_fingerprint(
-                self._prompt,
+                self.prompt,
                 args.precision,
                 ranges=self._ranges,
                 normalize_embeddings=args.normalize,
@@ -213,12 +296,18 @@ class _Work:
             "model": embedder.name,
             "dim": str(embedder.dim),
             "precision": args.precision,
-            "prompt": self._prompt,
+            "prompt": self.prompt,
             "lastword": lastword.__version__,
             **(chunking or {}),
         }
 
-    def records(self, inputs: Sequence[Source], meter: read.Meter) -> Iterator[Record]:
+    def begin(self, failures: Failures) -> None:
+        """From now on, collect the texts that cannot be used in `failures`, and count blank texts anew."""
+        self._failures = failures
+        # A blank text has no chunks.
+        self.blanks = Blanks(skip=self._args.skip_blank or self._args.chunk is not None)
+
+    def records(self, inputs: Sequence[Source], meter: read.Meter | None) -> Iterator[Record]:
         """Yield a record for each text or chunk to embed, with the JSON fields to write beside its vector."""
         args = self._args
         on_bad = self._failures.leave_out_line
@@ -237,16 +326,19 @@ class _Work:
     def embed(
         self,
         records: Iterable[Record],
-        out: BinaryIO,
+        writer: write.Writer,
         places: write.Places | None,
         meter: read.Meter,
+        *,
+        on_rows: Callable[[list[tuple[int, bool]]], None] | None = None,
+        advance: Callable[[int], None] | None = None,
     ) -> Report:
-        """Write the vector of every record to `out` and its place to `places`; return the run's counts."""
-        writer, report = self._writer(out), Report()
+        """Write the vector of every record to `writer` and its place to `places`; return the run's counts."""
+        report = Report()
         for group, matrix in embed_records(
             self._embedder,
             records,
-            self._prompt,
+            self.prompt,
             failures=self._failures,
             meter=meter,
             precision=self._args.precision,
@@ -255,6 +347,8 @@ class _Work:
             normalize_embeddings=self._args.normalize,
             report=report,
             show=console.shows_progress(quiet=self._args.quiet),
+            advance=advance,
+            on_rows=on_rows,
         ):
             writer.write(group, matrix)
             if places is not None:
@@ -264,9 +358,10 @@ class _Work:
         writer.finish()
         return report
 
-    def _writer(self, out: BinaryIO) -> write.Writer:
+    def writer(self, out: BinaryIO, name: str) -> write.Writer:
+        """Return the writer of the output format; `name` is the name of `out` in messages."""
         layout, dim = write.ELEMENT_TYPES[self._args.precision], self._embedder.dim
-        name, field = self._args.output or console.STDOUT, self._args.vector_field
+        field = self._args.vector_field
         if self._format == "jsonl":
             header = self.metadata if self._args.header else None
             return write.JsonLines(out, name, field, write.numbers(layout, dim), header)

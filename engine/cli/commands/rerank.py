@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object per line instead of a table; if a record of a .jsonl, .csv or .tsv "
+        help="print one JSON object per line instead of a table; if a record of a .jsonl, .csv, .tsv or .parquet "
         "file has fields besides the text, the field `record` holds the whole record",
     )
     options.add_reranker_options(parser)

@@ -65,8 +65,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--queries",
         type=options.path_argument,
         metavar="FILE",
-        help="file of queries to search for: one per line, or a field of .jsonl, .csv or .tsv records (--delimiter "
-        "applies to it too); - is stdin. A query that cannot be read ends the run, even with --on-error skip",
+        help="file of queries to search for: one per line, or a field of .jsonl, .csv, .tsv or .parquet records "
+        "(--delimiter applies to it too); - is stdin. A query that cannot be read ends the run, even with --on-error "
+        "skip",
     )
     parser.add_argument(
         "--query-field",
@@ -91,7 +92,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object per line instead of a table; if a record of a .jsonl, .csv or .tsv "
+        help="print one JSON object per line instead of a table; if a record of a .jsonl, .csv, .tsv or .parquet "
         "file has fields besides the text, the field `record` holds the whole record",
     )
     group = parser.add_argument_group("reranking")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NoReturn
 
-from lastword.cli.documents.written import is_by_lastword
+from lastword.cli.documents.written import is_by_lastword, is_job_folder
 from lastword.cli.read import RECORDS, STDIN, Source, sources, split_ending
 from lastword.errors import InputError, count, list_some, require_extra
 
@@ -26,6 +26,7 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
     "jsonl": ("jsonl", "ndjson"),
     "csv": ("csv",),
     "tsv": ("tsv",),
+    "parquet": ("parquet",),
 }
 _WHOLE = ("txt", "md", "html", "htm")
 _MAGIC = re.compile(r"[*?\[]")
@@ -37,6 +38,7 @@ _LEFT_OUT = {
     "hidden folder": "hidden folders",
     "link to a folder": "links to folders",
     "broken link": "broken links",
+    "folder of a job's output": "folders of jobs' output",
     "pipe or device": "pipes or devices",
     _OWN: "files that look like lastword's own output (name a file to read it)",
 }
@@ -280,8 +282,10 @@ def _kind(path: str) -> str:
         link = stat.S_ISLNK(os.lstat(path).st_mode)
     except OSError:
         return "file"  # its folder may be listed, but what is in it may not be read: opening it tells why
+    if folder and not link:
+        return "folder of a job's output" if is_job_folder(path) else "folder"
     if folder:
-        return "link to a folder" if link else "folder"
+        return "link to a folder"
     if os.path.isfile(path):
         return "file"
     return "broken link" if link else "pipe or device"

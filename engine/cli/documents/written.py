@@ -34,6 +34,14 @@ def is_by_lastword(path: str) -> bool:
     return any(is_error_list(each) or _is_output(each) for each in names)
 
 
+def is_job_folder(path: str) -> bool:
+    """Return whether a folder is the output of a job (`lastword.bulk`): it has a plan, which begins like this."""
+    with suppress(OSError), open(os.path.join(path, "_plan.json"), "rb") as file:
+        first = file.read(64)
+        return first.startswith(b'{\n "version": ') and b'\n "settings": {' in first
+    return False
+
+
 def is_open(path: str, descriptor: int) -> bool:
     """Return whether a path leads to the regular file that is open as `descriptor`, such as 1 for stdout."""
     with suppress(OSError):

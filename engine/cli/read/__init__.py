@@ -6,7 +6,7 @@ This package knows nothing about models or vectors; the records go to `cli/strea
 """
 
 from lastword.cli.read.formats import read
-from lastword.cli.read.kinds import FORMATS, RECORDS, STDIN, Source, sources, split_ending
+from lastword.cli.read.kinds import FORMATS, RECORDS, STDIN, Part, Source, sources, split_ending
 from lastword.cli.read.lines import MAX_RECORD, Meter
 from lastword.cli.read.record import PLACE, Chunk, OnBad, Record, stop
 
@@ -19,6 +19,7 @@ __all__ = [
     "Chunk",
     "Meter",
     "OnBad",
+    "Part",
     "Record",
     "Source",
     "read",

@@ -1,13 +1,15 @@
-"""Read the records of each format: text, JSON lines, CSV and TSV (see `table.py`), and whole files."""
+"""Read the records of each format: text, JSON lines, CSV and TSV (`table.py`), Parquet, and whole files."""
 
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from lastword.cli.read.kinds import STDIN, Source
 from lastword.cli.read.lines import Line, Meter, lines_of, open_source, too_long
-from lastword.cli.read.record import OnBad, Record, missing_field, open_object, stop
+from lastword.cli.read.parquet import parquet_rows
+from lastword.cli.read.record import OnBad, Record, open_object, stop
 from lastword.cli.read.table import table
-from lastword.errors import InputError, lone_surrogate
+from lastword.cli.read.value import text_of
+from lastword.errors import InputError
 
 _JSON_SPACE = " \t\r\n"
 
@@ -38,6 +40,12 @@ def read(
         try:
             if source.problem is not None:
                 raise source.problem
+            if source.format == "parquet":
+                for record, done in parquet_rows(source, text_field, on_bad):
+                    meter.set(done)
+                    yield record
+                meter.end_file(source)
+                continue
             with open_source(source) as stream:
                 meter.begin(stream)
                 try:
@@ -67,7 +75,7 @@ def _text_lines(
     lines: Iterator[Line], source: Source, text_field: str, on_bad: OnBad
 ) -> Iterator[Record]:
     names = frozenset((text_field,))
-    for number, (line, problem) in enumerate(lines, 1):
+    for number, (line, problem) in enumerate(lines, 1 + source.lines_before):
         if problem is not None:
             on_bad(problem, source.name, number)
             continue
@@ -114,7 +122,7 @@ def _json_lines(
 ) -> Iterator[Record]:
     from lastword.weights import parse_object
 
-    for number, (line, problem) in enumerate(lines, 1):
+    for number, (line, problem) in enumerate(lines, 1 + source.lines_before):
         line = line.strip(_JSON_SPACE)
         if not line:
             continue
@@ -123,59 +131,9 @@ def _json_lines(
             if problem is not None:
                 raise problem
             fields = parse_object(line, where, InputError)
-            text = _text_of(fields, text_field, where)
+            text = text_of(fields, text_field, where)
         except InputError as error:
             on_bad(error, source.name, number)
             continue
         carried = line[:-1].rstrip(_JSON_SPACE)
         yield Record(text, source.name, number, frozenset(fields), carried)
-
-
-def _text_of(fields: dict[str, object], text_field: str, where: str) -> str:
-    text = _value_of(fields, text_field, where)
-    if not isinstance(text, str):
-        raise InputError(where, f"wrong field {text_field!r}", got=_kind(text), expected="a string")
-    if not text.isascii() and (bad := lone_surrogate(text)) is not None:
-        raise InputError(
-            where,
-            f"field {text_field!r} contains a lone surrogate",
-            got=f"\\u{ord(text[bad]):04x}",
-            expected="Unicode text",
-            remedy="Remove it.",
-        )
-    return text
-
-
-def _value_of(fields: dict[str, object], text_field: str, where: str) -> object:
-    """Return the value of a field; `a.b` is the field of this name or, if there is none, field b of the object a."""
-    level, wanted = fields, text_field
-    while wanted not in level:
-        head, dot, rest = wanted.partition(".")
-        if not dot or head not in level:
-            inside = text_field[: -len(wanted)].rstrip(".")
-            place = f"{where}, in {inside!r}" if inside else where
-            raise missing_field(place, head, level.keys(), _inner_hint(fields, text_field))
-        inner = level[head]
-        if not isinstance(inner, dict):
-            what = f"has no field {text_field!r}"
-            raise InputError(where, what, got=f"{_kind(inner)} in {head!r}", expected="an object")
-        level, wanted = inner, rest
-    return level[wanted]
-
-
-def _inner_hint(fields: dict[str, object], text_field: str) -> str | None:
-    """Return the remedy for a record that lacks the field, if an object in the record has the field; else None."""
-    outer = (
-        name for name, value in fields.items() if isinstance(value, dict) and text_field in value
-    )
-    name = next(outer, None)
-    return (
-        None
-        if name is None
-        else f"If {name}.{text_field} is meant, pass --text-field {name}.{text_field}."
-    )
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "null" if value is None else kinds.get(type(value), "a number")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from lastword.errors import InputError, valid_name
 
-FORMATS = ("txt", "jsonl", "csv", "tsv")
+FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 STDIN = "-"
 # Extensions of files that hold records. --files refuses them, because it would embed their syntax too.
-RECORDS = ("jsonl", "ndjson", "csv", "tsv")
+RECORDS = ("jsonl", "ndjson", "csv", "tsv", "parquet")
 _RECORDS = "Leave out --files to read its records."
 _AS_IT_IS = "To read it as it is, pipe it in: {command} --files < {file}."
 
@@ -25,7 +25,8 @@ _UNPACK = {"gz": "zcat", "bz2": "bzcat", "xz": "xzcat", "zst": "zstdcat", "zip":
 _REFUSED = {
     "json": "Convert it to JSON lines: jq -c '.[]' {file} > {lines}. If it is already JSON lines, "
     "pass --input-format jsonl.",
-    **dict.fromkeys(("parquet", "arrow", "feather", "orc", "avro", "xlsx", "xls"), _JSON_LINES),
+    "parquet": "Name the file .parquet, or pass --input-format parquet.",
+    **dict.fromkeys(("arrow", "feather", "orc", "avro", "xlsx", "xls"), _JSON_LINES),
     **dict.fromkeys(("npy", "npz", "safetensors", "bin", "pt", "pkl", "db", "sqlite"), _AS_TEXT),
     **dict.fromkeys(("pdf", "doc", "docx", "odt", "pptx", "epub"), _AS_TEXT),
     **dict.fromkeys(
@@ -56,6 +57,23 @@ _NOT_IN_1252 = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a file, from one record's beginning to another's.
+
+    Args:
+        start: the first byte.
+        stop: the byte after the last one.
+        lines_before: the number of lines before `start`.
+        header: the bytes of the file before its first record: the header of a table, or nothing.
+    """
+
+    start: int
+    stop: int
+    lines_before: int
+    header: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """An input: an existing file, or stdin.
 
@@ -65,6 +83,7 @@ class Source:
         found: whether the file was found in a folder or by a pattern, not named itself.
         command: the command line that reads the same input from stdin, for remedies; None if there is none.
         problem: why an input that was found cannot be read; it may be a folder. None for an input that may be opened.
+        part: the part of the file to read; None for all of it.
     """
 
     path: str
@@ -72,6 +91,12 @@ class Source:
     found: bool = False
     command: str | None = None
     problem: InputError | None = None
+    part: Part | None = None
+
+    @property
+    def lines_before(self) -> int:
+        """The number of lines of the file before the first line that is read from its stream."""
+        return 0 if self.part is None else self.part.lines_before - self.part.header.count(b"\n")
 
     @property
     def name(self) -> str:
@@ -132,6 +157,8 @@ def _unreadable(path: str) -> InputError | None:
 
 
 def _format(path: str, input_format: str | None, *, whole: bool, command: str | None) -> str:
+    if path == STDIN and input_format == "parquet":
+        raise InputError("stdin", "cannot be read as Parquet", expected="a file")
     if path == STDIN:
         return input_format or ("whole" if whole else "txt")
     mode = os.stat(path).st_mode
@@ -151,7 +178,7 @@ def _format(path: str, input_format: str | None, *, whole: bool, command: str | 
         if ending != "json":
             remedy = " ".join(filter(None, (_RECORDS, remedy)))
         raise InputError(path, "holds records, not one text", got="--files", remedy=remedy)
-    if ending in _REFUSED:
+    if ending in _REFUSED and ending not in FORMATS:
         # "docs.jsonl.gz" holds JSON lines
         inner = "whole" if whole else _format_of(split_ending(root)[1])
         remedy = _convert_remedy(ending, Source(path, inner, command=command))

@@ -5,15 +5,23 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, Protocol, TextIO
 
-from lastword.cli.read.kinds import STDIN, Source, kind_of, not_utf8, refuse_utf16
+from lastword.cli.read.kinds import STDIN, Part, Source, kind_of, not_utf8, refuse_utf16
 from lastword.errors import InputError, lone_surrogate
 
 _BYTE_ORDER_MARK = "\ufeff"
 # The most characters of a record. This limit stops the reading of an endless device, or of a large file with an
 # unclosed quote, before memory runs out; a JSON object of this length takes up to 1 GB of memory.
 MAX_RECORD = 1 << 25
+
+
+class Readline(Protocol):
+    """A stream of text."""
+
+    def readline(self, size: int, /) -> str:
+        """Read a line, or up to `size` characters of it; "" at the end."""
+
 
 # A line with its line end, and its error, if it has one.
 Line = tuple[str, InputError | None]
@@ -26,7 +34,7 @@ class Meter:
         sizes = [_size(source) for source in inputs if source.problem is None]
         known = [size for size in sizes if size is not None]
         self.total = sum(known) if len(known) == len(sizes) else None
-        self._before = 0
+        self._before = self._inside = 0
         self._stream: BinaryIO | None = None if self.total is None else io.BytesIO()
 
     def begin(self, stream: TextIO) -> None:
@@ -40,13 +48,25 @@ class Meter:
             self._before += self._stream.tell()
             self._stream = io.BytesIO()
 
+    def set(self, read: int) -> None:
+        """Note that `read` bytes of the present input have been read, if it is not read as a stream."""
+        self._inside = read
+
+    def end_file(self, source: Source) -> None:
+        """Finish counting an input that is not read as a stream."""
+        self._before, self._inside = self._before + (_size(source) or 0), 0
+
     def position(self) -> int:
         """Return how many bytes have been read so far; 0 if `total` is None."""
-        return 0 if self._stream is None else self._before + self._stream.tell()
+        if self._stream is None:
+            return 0
+        return self._before + self._inside + self._stream.tell()
 
 
 def _size(source: Source) -> int | None:
-    """Return the size of a regular file, None for any other input."""
+    """Return the size of a regular file, or of its part, None for any other input."""
+    if source.part is not None:
+        return source.part.stop - source.part.start + len(source.part.header)
     try:
         status = os.stat(sys.stdin.fileno() if source.path == STDIN else source.path)
     except (AttributeError, OSError, ValueError):  # opening the input reports the error
@@ -67,6 +87,9 @@ def open_source(source: Source) -> TextIO:
     if source.path == STDIN and sys.stdin is None:
         raise InputError("stdin", "is closed", remedy="Name a file.")
     try:
+        if source.part is not None:
+            part = io.BufferedReader(_PartStream(source.path, source.part), 1 << 20)
+            return io.TextIOWrapper(part, encoding="utf-8", errors="surrogateescape", newline="\n")
         return open(
             sys.stdin.fileno() if source.path == STDIN else source.path,
             encoding="utf-8",
@@ -78,13 +101,46 @@ def open_source(source: Source) -> TextIO:
         raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
 
 
-def lines_of(stream: TextIO, source: Source) -> Iterator[Line]:
+class _PartStream(io.RawIOBase):
+    """The header of a file, then the bytes of one of its parts."""
+
+    def __init__(self, path: str, part: Part) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed with this stream
+        self._file.seek(part.start)
+        self._header, self._left, self._read = memoryview(part.header), part.stop - part.start, 0
+
+    def tell(self) -> int:
+        """Return the number of bytes read."""
+        return self._read
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Read up to the length of `buffer`; return the number of bytes read."""
+        if self._header:
+            size = min(len(buffer), len(self._header))
+            buffer[:size], self._header = self._header[:size], self._header[size:]
+        else:
+            size = self._file.readinto(memoryview(buffer)[: self._left])
+            self._left -= size
+        self._read += size
+        return size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def lines_of(stream: Readline, source: Source) -> Iterator[Line]:
     """Yield each line, with an error if it is not UTF-8 or is too long for a record; a line that is too long is cut.
 
     Raises:
         InputError: the file cannot be read, or is of a known kind that is not UTF-8 text.
     """
-    number, first = 0, ""
+    number, first = source.lines_before, ""
     while line := _next_line(stream, source):
         number, stored = number + 1, line
         problem = too_long(f"{source.name}:{number}", len(line))
@@ -104,7 +160,7 @@ def lines_of(stream: TextIO, source: Source) -> Iterator[Line]:
             line = _next_line(stream, source)
 
 
-def _next_line(stream: TextIO, source: Source) -> str:
+def _next_line(stream: Readline, source: Source) -> str:
     try:
         return stream.readline(MAX_RECORD + 1)
     except OSError as error:

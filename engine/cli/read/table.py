@@ -12,6 +12,9 @@ from lastword.errors import InputError, list_some
 
 # Delimiters to try if the usual one of the format does not fit the header.
 _DELIMITERS = ",;\t|"
+_Row = tuple[
+    int, list[str], InputError | None
+]  # the number of a row's first line, its fields, its error
 
 
 def table(
@@ -21,18 +24,7 @@ def table(
 
     A blank line is an empty text if the table has a single column; otherwise it is skipped.
     """
-    start: list[Line] = []
-    for each in lines:
-        start.append(each)
-        if each[0].strip("\r\n"):
-            break
-    by_header = _delimiter_of(start, source, text_field)
-    rows = _rows(chain(start, lines), source, delimiter or by_header)
-    filled = (each for each in rows if each[1] or each[2] is not None)
-    remedy = None
-    if delimiter not in (None, by_header):
-        remedy = "Leave out --delimiter: the character is then found for each file, by its header."
-    header = _header(next(filled, (1, [], None)), source, text_field, remedy)
+    header, rows = _open(lines, source, text_field, delimiter)
     names = frozenset(header)
     for line, row, problem in rows:
         values = row if row or len(header) > 1 else [""]
@@ -52,6 +44,35 @@ def table(
         yield Record(fields[text_field], source.name, line, names, open_object(fields))
 
 
+def row_starts(
+    lines: Iterator[Line], source: Source, text_field: str, delimiter: str | None
+) -> Iterator[int]:
+    """Yield the number of the first line of each row after the header; blank lines and bad rows count as rows.
+
+    Arguments and errors as for `table`.
+    """
+    _, rows = _open(lines, source, text_field, delimiter)
+    return (line for line, _, _ in rows)
+
+
+def _open(
+    lines: Iterator[Line], source: Source, text_field: str, delimiter: str | None
+) -> tuple[list[str], Iterator[_Row]]:
+    """Return the header, and the rows after it."""
+    start: list[Line] = []
+    for each in lines:
+        start.append(each)
+        if each[0].strip("\r\n"):
+            break
+    by_header = _delimiter_of(start, source, text_field)
+    rows = _rows(chain(start, lines), source, delimiter or by_header)
+    filled = (each for each in rows if each[1] or each[2] is not None)
+    remedy = None
+    if delimiter not in (None, by_header):
+        remedy = "Leave out --delimiter: the character is then found for each file, by its header."
+    return _header(next(filled, (1, [], None)), source, text_field, remedy), rows
+
+
 def _delimiter_of(start: Sequence[Line], source: Source, text_field: str) -> str:
     """Return the delimiter: the first one with which the header has the column `text_field`, the usual one first."""
     usual = "\t" if source.format == "tsv" else ","
@@ -69,7 +90,7 @@ def _delimiter_of(start: Sequence[Line], source: Source, text_field: str) -> str
 
 
 def _header(
-    first: tuple[int, list[str], InputError | None],
+    first: _Row,
     source: Source,
     text_field: str,
     remedy: str | None,
@@ -110,9 +131,9 @@ def _spaces_hint(header: Sequence[str], text_field: str) -> str | None:
 class _RowLines:
     """Gives the lines of a table to the csv module. Unlike a generator, it can go on after it has raised an error."""
 
-    def __init__(self, lines: Iterator[Line]) -> None:
+    def __init__(self, lines: Iterator[Line], lines_before: int) -> None:
         self._lines, self._again = lines, deque[Line]()
-        self.number = 0  # the number of the last line given
+        self.number = lines_before  # the number of the last line given
         self.begin("")
 
     def begin(self, where: str) -> None:
@@ -158,15 +179,13 @@ def _not_a_row(where: str, style: str, message: str) -> InputError:
     return InputError(where, f"is not {style} ({reason})", remedy=remedy)
 
 
-def _rows(
-    lines: Iterator[Line], source: Source, delimiter: str
-) -> Iterator[tuple[int, list[str], InputError | None]]:
+def _rows(lines: Iterator[Line], source: Source, delimiter: str) -> Iterator[_Row]:
     """Yield each row as the number of its first line, its fields, and its error or None.
 
     A blank line is a row without fields. After a row with an error, the next row begins at the second line of that row.
     """
     csv.field_size_limit(MAX_RECORD)
-    row_lines = _RowLines(lines)
+    row_lines = _RowLines(lines, source.lines_before)
     reader = csv.reader(row_lines, delimiter=delimiter, strict=True)
     while True:
         line = row_lines.number + 1

@@ -149,7 +149,7 @@ FILES = {
         "a.txt", b"a\n" + b"x" * 101, "a.txt:2: is too long", options=("--on-long", "error")
     ),
     "ending-json": _in_file("a.json", b"[]", "a.json", "jq"),
-    "ending-parquet": _in_file("a.parquet", b"PAR1", "a.parquet", "JSON lines"),
+    "ending-parquet": _in_file("a.parquet", b"PAR1", "a.parquet: cannot be read as Parquet"),
     "ending-pdf": _in_file("a.PDF", b"%PDF", "a.PDF", ".txt"),
     "ending-gz": _in_file("a.txt.gz", b"\x1f\x8b", "a.txt.gz", "zcat", "--input-format txt"),
     "ending-jsonl-gz": _in_file("a.ndjson.gz", b"\x1f\x8b", "zcat", "--input-format jsonl"),
@@ -220,7 +220,9 @@ USAGE = {
     "abbreviated-option": (["embed", "a.txt", "--prec", "int8"], ["--prec"]),
     "option-without-value": (["embed", "a.txt", "--model"], ["--model"]),
     "bad-precision": (["embed", "a.txt", "--precision", "int4"], ["int4", "float32"]),
-    "bad-format": (["embed", "a.txt", "--format", "parquet"], ["parquet", "jsonl"]),
+    "bad-format": (["embed", "a.txt", "--format", "orc"], ["orc", "jsonl"]),
+    "parquet-to-a-file": (["embed", "a.txt", "--format", "parquet", "-o", "a"], ["is for jobs"]),
+    "parquet-from-stdin": (["embed", "-", "--input-format", "parquet"], ["stdin", "a file"]),
     "dim-zero": (["embed", "a.txt", "--dim", "0"], ["--dim", "at least 1"]),
     "dim-word": (["embed", "a.txt", "--dim", "big"], ["--dim: not a whole number", "big"]),
     "dim-of-many-digits": (["embed", "a.txt", "--dim", "9" * 5000], ["--dim: not a whole number"]),
@@ -273,7 +275,6 @@ USAGE = {
         ["o.json: would be overwritten"],
     ),
     "two-outputs-in-one": (["embed", "a.txt", "-o", "o", "--save-ranges", "o"], ["overwritten"]),
-    "output-is-folder": (["embed", "a.txt", "-o", "folder"], ["folder", "expected a file name"]),
     "output-is-full": (["embed", "a.txt", "-o", "/dev/full"], ["/dev/full: cannot", "No space"]),
     "output-is-not-open": (["embed", "a.txt", "-o", "/dev/fd/999"], ["/dev/fd/999", "descriptor"]),
     "output-folder-missing": (

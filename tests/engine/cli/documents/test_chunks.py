@@ -321,7 +321,7 @@ def test_a_field_is_refused_wherever_no_input_has_one(cli):
         result = cli(*command, stdin=b"x\n")
         assert result.status == 2, command
         assert result.err.startswith(
-            f"lastword: {command[-2]}: is for .jsonl, .csv and .tsv files;"
+            f"lastword: {command[-2]}: is for .jsonl, .csv, .tsv and .parquet files;"
         )
 
 
@@ -346,8 +346,8 @@ REFUSED = {
         " none of path, line, chunk, start, end, which are added to tell where each text comes from. Rename the")),
     "a field of whole lines": (["b.txt"], ("a.jsonl:1: already has a field 'line'; expected none of path, line,"
         " which are added to tell where each text comes from. Rename the field, or embed each file by itself.")),
-    "a field of no input": (["--input-format", "txt", "--text-field", "body"], ("--text-field: is for .jsonl, .csv and"
-        " .tsv files; got 'body', expected such an input, or --input-format.")),
+    "a field of no input": (["--input-format", "txt", "--text-field", "body"], ("--text-field: is for .jsonl, .csv,"
+        " .tsv and .parquet files; got 'body', expected such an input, or --input-format.")),
     "the vectors' field": (["--chunk", "9", "--vector-field", "end"], "--vector-field: the name 'end' is already used"),
     "a delimiter of nothing": (["--delimiter", ";"], "--delimiter: is for .csv and .tsv files"),
     "a delimiter of two": (["--delimiter", ";;"], "--delimiter: must be one character other than a quote or line end;"),

@@ -117,12 +117,12 @@ REFUSED = {
     "no files in it": (["void"], {}, "void: has no file of a known kind; got no file, expected .txt"),
     "only hidden": (["empty"], {}, "empty: has no file of a known kind; got only 1 hidden file, expected .txt"),
     "only html": (["other"], {}, ("got only 1 file of another kind (.html), expected .txt, .md, .jsonl, .ndjson, .csv,"
-        " .tsv. Pass --files")),
+        " .tsv, .parquet. Pass --files")),
     "only other kinds": (["docs"], {"ignore": ["*", "!*.pdf"], "whole": True}, ("docs: has no file of a known kind that"
         " --ignore leaves; got only 1 file of another kind (.pdf), expected .txt, .md, .html, .htm. Change --ignore.")),
     "only records": (["table"], {"whole": True}, "(.csv), expected .txt, .md, .html, .htm. Leave out --files to read"),
     "all in it ignored": (["docs/b.md", "other"], {"ignore": ["*.html"]}, ("other: has no file of a known kind that"
-        " --ignore leaves; expected .txt, .md, .jsonl, .ndjson, .csv, .tsv. Change --ignore.")),
+        " --ignore leaves; expected .txt, .md, .jsonl, .ndjson, .csv, .tsv, .parquet. Change --ignore.")),
     "no match": (["docs/*.doc"], {}, f"docs/*.doc: matches no file. {PATTERN}"),
     "no folder": (["nope/*.txt"], {}, f"nope/*.txt: matches no file; got no folder 'nope'. {PATTERN}"),
     "a question": (["what?"], {}, f"what?: matches no file. {PATTERN}"),

@@ -1,0 +1,249 @@
+"""`lastword embed FILES -o DIRECTORY/`: plan a corpus job, run it, continue it or check it."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from lastword.bulk.job import Job, Outputs, UnitResult, planning, refuse_other_files
+from lastword.bulk.parquet import ParquetFile, column_types
+from lastword.bulk.plan import NAME, Plan, Unit
+from lastword.cli import console, options, read, write
+from lastword.cli.commands.embed import Work
+from lastword.cli.failures import Failures
+from lastword.errors import InputError, count
+from lastword.report import Report
+
+if TYPE_CHECKING:
+    from lastword.embedder import Embedder
+
+_SAMPLE = 1000  # records that the types of Parquet columns are taken from
+
+
+def run(args: argparse.Namespace) -> int:
+    """Begin or continue a job, or check it; return the exit status."""
+    _refuse_options(args)
+    folder = Path(args.output)
+    if args.check:
+        if not (folder / NAME).exists():
+            raise InputError(str(folder), "holds no job", expected=f"a folder with {NAME}")
+        return _check(Job(folder, Plan.load(folder)))
+    refuse_other_files(folder)
+    args.on_error, args.with_places = args.on_error or "skip", True
+    given = bool(args.files) or not (folder / NAME).exists()
+    inputs = options.find_inputs(args) if given else []
+    problems = [source.problem for source in inputs if source.problem is not None]
+    console.say_all(map(str, problems), quiet=args.quiet)
+    inputs = [source for source in inputs if source.problem is None]
+    _refuse_streams(inputs)
+    with ExitStack() as stack:
+        embedder = stack.enter_context(closing(options.open_embedder(args)))
+        work = Work(args, args.format or "parquet", embedder)
+        if args.dry_run:
+            return _print_plan(_plan(args, folder, inputs, work, embedder), embedder, work)
+        with planning(folder):
+            plan = _plan(args, folder, inputs, work, embedder)
+            if not (folder / NAME).exists():
+                plan.save(folder)
+        console.say_all(embedder.notices, quiet=args.quiet)
+        job = Job(folder, plan)
+        return _run(args, job, _UnitWriter(args, job, work, embedder))
+
+
+def _plan(
+    args: argparse.Namespace,
+    folder: Path,
+    inputs: Sequence[read.Source],
+    work: Work,
+    embedder: "Embedder",
+) -> Plan:
+    """Return the folder's plan, after checking that it fits the arguments and files, or a new one."""
+    settings = _settings(args, work, embedder)
+    if (folder / NAME).exists():
+        plan = Plan.load(folder)
+        settings["columns"] = plan.settings["columns"]
+        if args.max_batch_tokens is None:  # on a GPU the default depends on its free memory
+            settings["max_batch_tokens"] = plan.settings["max_batch_tokens"]
+        plan.check_settings(settings, folder, mixed=args.allow_mixed)
+        plan.check_files([source.path for source in inputs] if inputs else None)
+        return plan
+    sample = islice(work.records(inputs, None), _SAMPLE)
+    settings["columns"] = column_types(sample, args.vector_field)
+    return Plan.make(inputs, settings, args.unit_records)
+
+
+def _run(args: argparse.Namespace, job: Job, writer: "_UnitWriter") -> int:
+    from lastword.progress import progress_bar
+
+    done = job.results()
+    mine = job.plan.units[args.rank :: args.world]
+    todo = [unit for unit in mine if unit.number not in done]
+    console.say_all([_resume_line(job, len(done))] if done else [], quiet=args.quiet)
+    total, began = Report(), perf_counter()
+    show = console.shows_progress(quiet=args.quiet)
+    size = sum(unit.num_bytes for unit in todo)
+    with progress_bar(size, show=show, unit="B", what="Embedding") as advance:
+        writer.advance = advance
+
+        def finished(_: Unit, result: UnitResult) -> None:
+            total.texts += result.rows
+            total.tokens_requested += result.tokens
+            total.cut += result.cut
+
+        claimed = job.run(todo, writer.write_unit, finished)
+    total.seconds = perf_counter() - began
+    console.say_all(_summary(job, total, claimed), quiet=args.quiet)
+    return 0
+
+
+class _UnitWriter:
+    """Embeds the records of a unit and writes its files."""
+
+    def __init__(
+        self, args: argparse.Namespace, job: Job, work: Work, embedder: "Embedder"
+    ) -> None:
+        self._args, self._job, self._work, self._embedder = args, job, work, embedder
+        self.advance: Callable[[int], None] = lambda _: None
+
+    def write_unit(self, unit: Unit, outputs: Outputs) -> UnitResult:
+        """Write the files of a unit."""
+        name = str(self._job.path(unit))
+        failures = Failures(
+            skip=self._args.on_error == "skip", out=outputs.errors, name=f"{name}: its errors"
+        )
+        self._work.begin(failures)
+        # Memory pressure in one unit must not change the batches, and so the last bits, of the next.
+        self._embedder.max_batch_tokens = self._job.plan.settings["max_batch_tokens"]
+        places = None if outputs.rows is None else write.Places(outputs.rows, name)
+        inputs = self._job.plan.sources(unit)
+        meter = read.Meter(inputs)
+        writer = self._writer(outputs, name)
+        on_rows = writer.note_rows if isinstance(writer, ParquetFile) else None
+        shown = 0
+
+        def advance(size: int) -> None:
+            nonlocal shown
+            size = min(size, unit.num_bytes - shown)  # headers of tables are read for every part
+            shown += size
+            self.advance(size)
+
+        records = self._work.records(inputs, meter)
+        report = self._work.embed(records, writer, places, meter, on_rows=on_rows, advance=advance)
+        advance(unit.num_bytes)
+        if places is not None:
+            places.finish()
+        return UnitResult(report.texts, failures.count, report.tokens_requested, report.cut)
+
+    def _writer(self, outputs: Outputs, name: str) -> write.Writer:
+        if self._job.plan.settings["format"] != "parquet":
+            return self._work.writer(outputs.main, name)
+        layout, dim = write.ELEMENT_TYPES[self._args.precision], self._embedder.dim
+        return ParquetFile(
+            outputs.main,
+            name,
+            self._job.plan.settings["columns"],
+            self._args.vector_field,
+            self._args.precision,
+            dim // layout.packed,
+            self._work.metadata,
+        )
+
+
+def _settings(args: argparse.Namespace, work: Work, embedder: "Embedder") -> dict[str, Any]:
+    """Return everything besides the input files that the output depends on."""
+    import torch
+
+    device = embedder.info.devices[0].type
+    return {
+        **work.metadata,
+        "format": args.format or "parquet",
+        "text_field": args.text_field,
+        "delimiter": args.delimiter,
+        "vector_field": args.vector_field,
+        "skip_blank": args.skip_blank,
+        "on_error": args.on_error,
+        "on_long": args.on_long,
+        "device": device,
+        "threads": torch.get_num_threads() if device == "cpu" else None,
+        "max_batch_tokens": embedder.max_batch_tokens,
+    }
+
+
+def _refuse_options(args: argparse.Namespace) -> None:
+    """Refuse options that do not fit a job."""
+    for value, option, what in (
+        (args.header, "--header", "is for stdout and pipes"),
+        (args.save_ranges, "--save-ranges", "needs a file as output"),
+        (args.errors, "--errors", "is not needed: a job lists them in _errors/ in its folder"),
+    ):
+        if value:
+            raise InputError(option, what, got=f"-o {args.output}", remedy="Leave it out.")
+    if not 0 <= args.rank < args.world:
+        expected = f"0 to {args.world - 1}, as --world {args.world} says"
+        raise InputError("--rank", "out of range", got=str(args.rank), expected=expected)
+
+
+def _refuse_streams(inputs: Sequence[read.Source]) -> None:
+    """Refuse inputs that cannot be read again: a job reads its files once to plan, and once more for each unit."""
+    for source in inputs:
+        if source.path == read.STDIN or not os.path.isfile(source.path):
+            raise InputError(
+                source.name,
+                "cannot be read twice",
+                expected="files",
+                remedy="Save the input as a file, or name a file as output.",
+            )
+
+
+def _resume_line(job: Job, done: int) -> str:
+    return f"{job.folder}: {done:,} of {count(len(job.plan.units), 'unit')} are done already"
+
+
+def _summary(job: Job, total: Report, claimed: Sequence[Unit]) -> Iterator[str]:
+    results = job.results()
+    rows = sum(result.rows for result in results.values())
+    errors = sum(result.errors for result in results.values())
+    cut = sum(result.cut for result in results.values())
+    if total.seconds:
+        yield (
+            f"this run: {count(total.texts, 'text')}, {total.texts / total.seconds:,.0f} texts/s, "
+            f"{total.tokens_per_second:,.0f} tokens/s"
+        )
+    if claimed:
+        yield f"{count(len(claimed), 'unit')} left to other processes, which are working on them"
+    missing = len(job.plan.units) - len(results)
+    state = "complete" if not missing else f"{count(missing, 'unit')} still to do"
+    left_out = (
+        f", {count(errors, 'record')} left out (see {job.folder / '_errors'})" if errors else ""
+    )
+    yield f"{job.folder}: {state}; {count(rows, 'text')}, {cut:,} cut{left_out}"
+
+
+def _check(job: Job) -> int:
+    """Print each fault of a job; return 1 if there is any."""
+    faults = list(job.check())
+    rows = sum(result.rows for result in job.results().values())
+    console.print_lines(faults or [f"{job.folder}: complete, {count(rows, 'text')}"])
+    return 1 if faults else 0
+
+
+def _print_plan(plan: Plan, embedder: "Embedder", work: Work) -> int:
+    """Print what a job would do: units, records and bytes, and the tokens of a sample."""
+    records = sum(unit.records for unit in plan.units)
+    size = sum(unit.num_bytes for unit in plan.units)
+    sources = plan.sources(plan.units[0]) if plan.units else []
+    texts = [record.text for record in islice(work.records(sources, None), _SAMPLE)]
+    lengths = sorted(map(len, embedder.token_ids(texts, prompt=work.prompt)))
+    lines = [f"{count(records, 'record')} in {count(len(plan.units), 'unit')}, {size:,} bytes"]
+    if lengths:
+        marks = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "most": 1.0}
+        found = (f"{name} {lengths[int(at * (len(lengths) - 1))]:,}" for name, at in marks.items())
+        mean = sum(lengths) / len(lengths)
+        lines.append(f"tokens per text, of the first {len(lengths):,}: {', '.join(found)}")
+        lines.append(f"about {mean * records:,.0f} tokens")
+    console.print_lines(lines)
+    return 0

@@ -1,0 +1,145 @@
+"""Find where records of an input file begin, so that the file can be read in parts.
+
+JSON lines and text have one record per line. A row of a table may have several lines, so tables are read row by row, by
+the same code that reads them for embedding. Parquet files are cut between row groups. A file that is one text is not
+cut.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TextIO
+
+from lastword.cli.read import Source
+from lastword.cli.read.lines import lines_of, open_source
+from lastword.cli.read.parquet import row_groups
+from lastword.cli.read.table import row_starts
+from lastword.errors import InputError
+
+_BLOCK = 1 << 22
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Consecutive records of a file: their number, the lines before them, and their first and last byte + 1."""
+
+    records: int
+    lines_before: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """The parts of a file, and its header: the bytes before the first record of a table, or nothing."""
+
+    cuts: list[Cut]
+    header: bytes = b""
+
+
+def cut_file(source: Source, text_field: str, delimiter: str | None, records: int) -> Cuts:
+    """Cut a file into parts of `records` records each; the last part may have fewer.
+
+    Args:
+        source: the file.
+        text_field: as for `read.read`.
+        delimiter: as for `read.read`.
+        records: the number of records of a part.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        if source.format in ("whole", "html"):
+            with open(source.path, "rb") as file:
+                return Cuts([Cut(1, 0, 0, file.seek(0, 2))])
+        if source.format in ("txt", "jsonl"):
+            return Cuts(list(_cut_lines(source.path, records)))
+        if source.format == "parquet":
+            return Cuts(list(_cut_row_groups(source, records)))
+        return _cut_table(source, text_field, delimiter, records)
+    except OSError as error:
+        raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
+
+
+def _cut_lines(path: str, records: int) -> Iterator[Cut]:
+    r"""Cut after every `records`-th \n."""
+    lines = before = start = at = 0  # lines of this part and before it, its first byte, bytes read
+    last = b""
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            place = 0  # all bytes of the block before this one are counted
+            while lines + (found := block.count(b"\n", place)) >= records:
+                for _ in range(records - lines):
+                    place = block.index(b"\n", place) + 1
+                yield Cut(records, before, start, at + place)
+                before, start, lines = before + records, at + place, 0
+            lines, at, last = lines + found, at + len(block), block[-1:]
+    if start < at:
+        yield Cut(lines + (last != b"\n"), before, start, at)
+
+
+def _cut_row_groups(source: Source, records: int) -> Iterator[Cut]:
+    """Cut between row groups, so that no part has more than `records` rows, unless a single row group has."""
+    count, before, start, at = 0, 0, 0, 0
+    for rows, size in row_groups(source):
+        if count and count + rows > records:
+            yield Cut(count, before, start, at)
+            count, before, start = 0, before + count, at
+        count, at = count + rows, at + size
+    if count:
+        yield Cut(count, before, start, at)
+
+
+def _cut_table(source: Source, text_field: str, delimiter: str | None, records: int) -> Cuts:
+    """Cut before every `records`-th row."""
+    cuts: list[Cut] = []
+    with open_source(source) as stream:
+        starts = _LineStarts(stream)
+        lines = lines_of(starts, source)
+        count, first, begin = (
+            0,
+            (0, 0),
+            None,
+        )  # rows of this part; its first line and byte; the first row's byte
+        for line in row_starts(lines, source, text_field, delimiter):
+            place = line - 1, starts.of(line)
+            if begin is None:
+                begin, first = place[1], place
+            elif count == records:
+                cuts.append(Cut(count, *first, place[1]))
+                count, first = 0, place
+            count += 1
+        for _ in lines:  # none is left if the table has rows
+            pass
+    with open(source.path, "rb") as file:
+        header = file.read(starts.size if begin is None else begin)
+    if count:
+        cuts.append(Cut(count, *first, starts.size))
+    return Cuts(cuts, header.removeprefix(_BYTE_ORDER_MARK))
+
+
+class _LineStarts:
+    """A stream of text that notes at which byte each of its lines starts."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self.size = stream, 0  # the bytes read so far
+        self._starts, self._number, self._ended = deque[int](), 1, True
+
+    def readline(self, size: int) -> str:
+        """Read a line, or up to `size` characters of it."""
+        line = self._stream.readline(size)
+        if self._ended and line:
+            self._starts.append(self.size)
+        if line:
+            self._ended = line.endswith("\n")
+        self.size += len(line.encode("utf-8", "surrogateescape"))
+        return line
+
+    def of(self, number: int) -> int:
+        """Return the byte at which a line starts that has been read; numbers must not fall from call to call."""
+        while self._number < number:
+            self._starts.popleft()
+            self._number += 1
+        return self._starts[0]

@@ -1,0 +1,212 @@
+"""Run the units of a job: claim one, write its files aside, rename them, then record that it is done.
+
+A unit's files have fixed names and their content depends on the plan only. So whatever is interrupted, and however many
+processes work on a folder, the result is the same: a unit is done twice at worst, with the same bytes.
+
+    DIR/_plan.json          the plan
+    DIR/part-000012.parquet the vectors of unit 12; for .npy and .safetensors also part-000012.rows.jsonl
+    DIR/_errors/000012.jsonl the records of unit 12 that were left out, if there are any
+    DIR/_done/000012.json   its numbers of rows and tokens, and the sha256 of its files
+    DIR/_claims/000012      a process that works on unit 12 has locked this file
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from lastword.bulk.plan import NAME, Plan, Unit, hash_file
+from lastword.errors import InputError
+from lastword.weights.files.atomic import lock, name_write_errors, replace_file, sync
+from lastword.weights.json_fields import read_object
+
+ROWS = "rows.jsonl"
+
+
+@dataclass(slots=True)
+class UnitResult:
+    """What became of a unit.
+
+    Args:
+        rows: the number of vectors.
+        errors: the number of records left out because of an error.
+        tokens: the number of tokens requested.
+        cut: the number of texts cut to the maximum length.
+        files: the sha256 of each of its files, by name.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    tokens: int = 0
+    cut: int = 0
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The open files of one unit: its vectors, the rows beside them (None if not needed), and its errors."""
+
+    main: BinaryIO
+    rows: BinaryIO | None
+    errors: BinaryIO
+
+
+def refuse_other_files(folder: Path) -> None:
+    """Refuse a folder that holds other files and no plan.
+
+    Raises:
+        InputError: it does.
+    """
+    if folder.exists() and not (folder / NAME).exists():
+        others = [path for path in folder.iterdir() if path.name != "_claims"]
+        if any(not path.name.startswith(".lastword-") for path in others):
+            raise InputError(
+                str(folder),
+                "is not empty and holds no job",
+                expected="a new folder, or one of an earlier job",
+                remedy="Name another folder.",
+            )
+
+
+@contextmanager
+def planning(folder: Path) -> Iterator[None]:
+    """Create a job's folder, if need be, and keep other processes from planning in it during the `with` block.
+
+    Raises:
+        InputError: the folder cannot be created, or holds other files and no plan.
+    """
+    refuse_other_files(folder)
+    path = folder / "_claims" / "plan"
+    with name_write_errors(folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks
+            lock(descriptor, wait=True)
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(path)
+        os.close(descriptor)
+
+
+Write = Callable[[Unit, Outputs], UnitResult]
+
+
+class Job:
+    """A job's folder.
+
+    Args:
+        folder: the folder, which has a plan.
+        plan: the plan.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan = folder, plan
+        self._format: str = plan.settings["format"]
+
+    def path(self, unit: Unit) -> Path:
+        """Return the path of a unit's vectors."""
+        return self.folder / f"part-{unit.number:06d}.{self._format}"
+
+    def results(self) -> dict[int, UnitResult]:
+        """Return the results of the units that are done, by number.
+
+        Raises:
+            WeightsError: a record is damaged.
+        """
+        found = (self.folder / "_done").glob("*.json")
+        return {int(path.stem): UnitResult(**read_object(path)) for path in sorted(found)}
+
+    def run(
+        self, units: Iterable[Unit], write: Write, finished: Callable[[Unit, UnitResult], object]
+    ) -> list[Unit]:
+        """Do the units that are neither done nor claimed by another process.
+
+        Args:
+            units: the units to do, in this order.
+            write: writes the files of a unit.
+            finished: called for each unit after it is done.
+
+        Returns:
+            The units that other processes are working on.
+
+        Raises:
+            InputError: an output cannot be written, or `write` raised it.
+        """
+        for name in ("_done", "_errors"):
+            with name_write_errors(self.folder / name):
+                (self.folder / name).mkdir(exist_ok=True)
+        claimed = []
+        for unit in units:
+            with self._claim(unit) as ours:
+                if not ours:
+                    claimed.append(unit)
+                elif not self._record(unit).exists():
+                    finished(unit, self._do(unit, write))
+        return claimed
+
+    def _do(self, unit: Unit, write: Write) -> UnitResult:
+        main, errors = self.path(unit), self.folder / "_errors" / f"{unit.number:06d}.jsonl"
+        rows = main.with_suffix(f".{ROWS}") if self._format in ("npy", "safetensors") else None
+        # The files appear in the reverse of this order: the vectors last.
+        with ExitStack() as files:
+            main_out = files.enter_context(replace_file(main))
+            rows_out = None if rows is None else files.enter_context(replace_file(rows))
+            errors_out = files.enter_context(replace_file(errors))
+            result = write(unit, Outputs(main_out, rows_out, errors_out))
+        if not result.errors:
+            errors.unlink()
+        with name_write_errors(main):
+            sync(
+                self.folder
+            )  # the names of the files last, even if the machine loses power, before the record
+        written = (main, rows, errors if result.errors else None)
+        paths = [path for path in written if path is not None]
+        result.files = {str(path.relative_to(self.folder)): hash_file(str(path)) for path in paths}
+        with replace_file(self._record(unit)) as record:
+            record.write(json.dumps(asdict(result)).encode())
+        return result
+
+    def _record(self, unit: Unit) -> Path:
+        return self.folder / "_done" / f"{unit.number:06d}.json"
+
+    @contextmanager
+    def _claim(self, unit: Unit) -> Iterator[bool]:
+        """Lock a unit for the `with` block; yield False if another process has locked it."""
+        path = self.folder / "_claims" / f"{unit.number:06d}"
+        with name_write_errors(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                lock(descriptor)
+            except BlockingIOError:
+                yield False
+                return
+            except (
+                OSError
+            ):  # a file system without locks: a unit may be done twice, with the same bytes
+                pass
+            yield True
+            with suppress(OSError):
+                os.unlink(path)
+        finally:
+            os.close(descriptor)
+
+    def check(self) -> Iterator[str]:
+        """Yield one line for each fault: a unit that is not done, or a file that is missing or has changed."""
+        results = self.results()
+        for unit in self.plan.units:
+            result = results.get(unit.number)
+            if result is None:
+                yield f"unit {unit.number} is not done"
+                continue
+            for name, expected in result.files.items():
+                path = self.folder / name
+                if not path.exists():
+                    yield f"{path} is missing"
+                elif hash_file(str(path)) != expected:
+                    yield f"{path} has changed since it was written"

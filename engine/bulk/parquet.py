@@ -1,0 +1,176 @@
+"""Write vectors and the fields of their records to a Parquet file, one row group per group of records.
+
+Columns: `id`, the record's own fields, its place, `embedding` (a list of fixed size), `tokens` (the number of tokens of
+the text with its prompt) and `truncated` (whether the text was cut). Needs pyarrow.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from lastword.cli.console import attempt
+from lastword.cli.read import PLACE, Record
+from lastword.errors import require_extra
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import Tensor
+
+_ELEMENTS = {
+    "float32": "float32",
+    "float16": "float16",
+    "int8": "int8",
+    "uint8": "uint8",
+    "binary": "int8",
+    "ubinary": "uint8",
+}
+# The column for fields that have no column of their own, or another type than their column.
+OTHER = "other"
+# The column that every row has: the record's own field of this name, or where the record is.
+_ID = "id"
+
+
+class ParquetFile:
+    """Writes a Parquet file.
+
+    Args:
+        stream: the output.
+        name: the name of `stream` in messages.
+        columns: the types of the records' fields, by name, as `column_types` gives them.
+        field: the name of the column of vectors.
+        precision: the precision of the vectors.
+        width: the number of elements of a vector.
+        metadata: the metadata of the file.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        name: str,
+        columns: Mapping[str, str],
+        field: str,
+        precision: str,
+        width: int,
+        metadata: Mapping[str, str],
+    ) -> None:
+        with require_extra("pyarrow", "bulk", "Parquet output"):
+            import pyarrow as pa
+            from pyarrow import parquet
+
+        self._pa, self._name, self._columns, self._vector_field = pa, name, columns, field
+        self._element = getattr(pa, _ELEMENTS[precision])()
+        place = {
+            "path": pa.string(),
+            **dict.fromkeys(("line", "chunk", "start", "end"), pa.int64()),
+        }
+        fields = [] if _ID in columns else [pa.field(_ID, pa.string(), nullable=False)]
+        fields += [pa.field(each, _arrow(pa, kind)) for each, kind in columns.items()]
+        fields += [pa.field(OTHER, pa.string()), *(pa.field(each, place[each]) for each in PLACE)]
+        fields += [
+            pa.field(
+                field,
+                pa.list_(pa.field("item", self._element, nullable=False), width),
+                nullable=False,
+            ),
+            pa.field("tokens", pa.int32(), nullable=False),
+            pa.field("truncated", pa.bool_(), nullable=False),
+        ]
+        self._schema = pa.schema(fields, metadata={"lastword": json.dumps(metadata)})
+        split = [f"{field}.list.element"] if precision == "float32" else False
+        self._file = parquet.ParquetWriter(
+            stream, self._schema, compression="zstd", compression_level=1,
+            use_dictionary=[name for name, kind in columns.items() if kind == "string"],
+            use_byte_stream_split=split, write_statistics=[name for name in self._schema.names if name != field],
+        )  # fmt: skip
+        self._lengths: list[tuple[int, bool]] = []
+
+    def note_rows(self, rows: list[tuple[int, bool]]) -> None:
+        """Take the numbers of tokens of the rows of the next matrix, and whether their texts were cut."""
+        self._lengths = rows
+
+    def write(self, records: Sequence[Record], matrix: "Tensor") -> None:
+        """Append a row group with one row per record."""
+        pa, names = self._pa, self._schema.names
+        rows = [_split_fields(record, self._columns) for record in records]
+        places = [record.place() for record in records]
+        columns: dict[str, list[Any]] = {
+            _ID: [record.where for record in records],
+            OTHER: [others for _, others in rows],
+            **{name: [place.get(name) for place in places] for name in PLACE},
+            **{name: [values[name] for values, _ in rows] for name in self._columns},
+        }
+        arrays = [pa.array(columns[name], self._schema.field(name).type) for name in names[:-3]]
+        arrays.append(self._vectors(matrix))
+        arrays.append(pa.array([tokens for tokens, _ in self._lengths], pa.int32()))
+        arrays.append(pa.array([cut for _, cut in self._lengths], pa.bool_()))
+        self._attempt(lambda: self._file.write(pa.Table.from_arrays(arrays, schema=self._schema)))
+
+    def finish(self) -> None:
+        """Write the end of the file."""
+        self._attempt(self._file.close)
+
+    def _vectors(self, matrix: "Tensor") -> "pa.Array":
+        from lastword.weights import tensor_bytes
+
+        pa, data = self._pa, tensor_bytes(matrix)
+        values = pa.Array.from_buffers(self._element, matrix.numel(), [None, pa.py_buffer(data)])
+        return pa.FixedSizeListArray.from_arrays(
+            values, type=self._schema.field(self._vector_field).type
+        )
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        attempt(action, self._name)
+
+
+def column_types(records: Iterable[Record], vector_field: str) -> dict[str, str]:
+    """Return the type of each field of some records: string, int64, double, bool or json.
+
+    A field with values of several types is `json`: its values are written as JSON. Whole numbers and others together
+    are `double`. Fields with the name of one of the file's own columns are left out; they go to the other fields.
+    """
+    own = {*PLACE, OTHER, "tokens", "truncated", vector_field}
+    found: dict[str, str] = {}
+    for record in records:
+        for name, value in json.loads(f"{record.fields}}}").items():
+            kind = _kind(value)
+            before = found.setdefault(name, kind or "")
+            if kind is None or kind == before:
+                continue
+            both = {before, kind}
+            found[name] = (
+                kind if not before else "double" if both == {"int64", "double"} else "json"
+            )
+    return {name: kind or "string" for name, kind in found.items() if name not in own}
+
+
+def _kind(value: object) -> str | None:
+    if value is None:
+        return None
+    kinds: dict[type, str] = {bool: "bool", int: "int64", float: "double", str: "string"}
+    kind = kinds.get(type(value), "json")
+    return "json" if isinstance(value, int) and not -(2**63) <= value < 2**63 else kind
+
+
+def _split_fields(record: Record, columns: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
+    """Return the values of a record's columns, and its other fields as JSON, or None if it has no others."""
+    fields = json.loads(f"{record.fields}}}")
+    values = dict[str, Any].fromkeys(columns)
+    for name, kind in columns.items():
+        if name not in fields:
+            continue
+        value = fields[name]
+        if kind == "json":
+            values[name] = None if value is None else json.dumps(value, ensure_ascii=False)
+        elif value is None or _kind(value) == kind:
+            values[name] = value
+        elif (kind, _kind(value)) == ("double", "int64"):
+            values[name] = float(value)
+        else:
+            continue  # it goes to the other fields
+        del fields[name]
+    return values, json.dumps(fields, ensure_ascii=False) if fields else None
+
+
+def _arrow(pa: Any, kind: str) -> Any:
+    kinds = {"int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
+    return kinds.get(kind, pa.string())

@@ -1,0 +1,265 @@
+"""The plan of a corpus job: its input files, the units that they are divided into, and everything that vectors need.
+
+The plan is made once and never changes. Later runs read it, and refuse to go on if an input file or a setting differs.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lastword.bulk.cutting import Cut, cut_file
+from lastword.cli.read import Part, Source
+from lastword.errors import InputError, valid_name
+from lastword.weights.files.atomic import replace_file
+from lastword.weights.json_fields import read_object
+
+NAME = "_plan.json"
+# Settings on which only the last bits of vectors depend.
+ROUNDING = {"device", "threads", "max_batch_tokens", "lastword"}
+VERSION = 1  # raise this when equal plans give different files than before
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """An input file as it was when the plan was made.
+
+    Args:
+        path: its path, as named or found.
+        format: as for `Source`.
+        size: its bytes.
+        modified_ns: its time of modification.
+        sha256: the hash of its content.
+        header: the header of a table, in Latin-1; "" for other formats.
+    """
+
+    path: str
+    format: str
+    size: int
+    modified_ns: int
+    sha256: str
+    header: str
+
+    def check(self) -> None:
+        """Check that the file has not changed.
+
+        Raises:
+            InputError: the file is missing, cannot be read, or has another content.
+        """
+        remedy = "Restore the file, or start a new job in another folder."
+        try:
+            status = os.stat(self.path)
+            if (status.st_size, status.st_mtime_ns) == (self.size, self.modified_ns):
+                return
+            same = status.st_size == self.size and hash_file(self.path) == self.sha256
+        except OSError as error:
+            what = f"cannot be read ({error.strerror or error}), but the job's plan needs it"
+            raise InputError(valid_name(self.path), what, remedy=remedy) from error
+        if not same:
+            what = "has changed since the job was planned"
+            raise InputError(valid_name(self.path), what, remedy=remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Consecutive records of one input file.
+
+    Args:
+        file: the index of the file in the plan.
+        records: the number of records; lines that cannot be read count too.
+        lines_before: as for `Part`.
+        start: as for `Part`.
+        stop: as for `Part`.
+    """
+
+    file: int
+    records: int
+    lines_before: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The smallest amount of work that is done or not done: slices of one or more files."""
+
+    number: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def records(self) -> int:
+        """The number of input records."""
+        return sum(each.records for each in self.slices)
+
+    @property
+    def num_bytes(self) -> int:
+        """The number of input bytes."""
+        return sum(each.stop - each.start for each in self.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A job: what to read, and how to embed it.
+
+    Args:
+        settings: every setting that changes the output, by name.
+        files: the input files.
+        units: the units, in the order of the input.
+    """
+
+    settings: Mapping[str, Any]
+    files: Sequence[InputFile]
+    units: Sequence[Unit]
+
+    @staticmethod
+    def make(inputs: Iterable[Source], settings: Mapping[str, Any], unit_records: int) -> "Plan":
+        """Read the input files once, and divide them into units of about `unit_records` records.
+
+        Args:
+            inputs: the input files; each is a regular file.
+            settings: as for `Plan`, with `text_field` and `delimiter`.
+            unit_records: the number of records of a unit. A unit takes several files, if they are small.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        files, units, slices = list[InputFile](), list[Unit](), list[Slice]()
+        for source in inputs:
+            cuts = cut_file(source, settings["text_field"], settings["delimiter"], unit_records)
+            status = os.stat(source.path)
+            files.append(
+                InputFile(
+                    source.path,
+                    source.format,
+                    status.st_size,
+                    status.st_mtime_ns,
+                    hash_file(source.path),
+                    cuts.header.decode("latin-1"),
+                )
+            )
+            for cut in cuts.cuts:
+                if slices and sum(each.records for each in slices) + cut.records > unit_records:
+                    units.append(Unit(len(units), tuple(slices)))
+                    slices = []
+                slices.append(_slice(len(files) - 1, cut))
+        if slices:
+            units.append(Unit(len(units), tuple(slices)))
+        return Plan(settings, files, units)
+
+    def save(self, folder: Path) -> None:
+        """Write the plan to a job's folder.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        units = [[list(asdict(each).values()) for each in unit.slices] for unit in self.units]
+        files = [
+            asdict(file) | {"path": os.fsencode(file.path).decode("latin-1")} for file in self.files
+        ]
+        whole = {"version": VERSION, "settings": self.settings, "files": files, "units": units}
+        with replace_file(folder / NAME) as stream:
+            stream.write(json.dumps(whole, ensure_ascii=False, indent=1).encode())
+
+    @staticmethod
+    def load(folder: Path) -> "Plan":
+        """Read the plan of a job's folder.
+
+        Raises:
+            InputError: there is no plan, or it was made by another version of lastword.
+            WeightsError: the file is damaged.
+        """
+        found = read_object(folder / NAME)
+        if found.get("version") != VERSION:
+            remedy = (
+                "Finish the job with the version of lastword that began it, or begin a new one."
+            )
+            raise InputError(
+                str(folder / NAME),
+                "is a plan of another version",
+                got=str(found.get("version")),
+                expected=str(VERSION),
+                remedy=remedy,
+            )
+        files = [InputFile(**each) for each in found["files"]]
+        files = [replace(file, path=os.fsdecode(file.path.encode("latin-1"))) for file in files]
+        units = [
+            Unit(number, tuple(Slice(*each) for each in slices))
+            for number, slices in enumerate(found["units"])
+        ]
+        return Plan(found["settings"], files, units)
+
+    def sources(self, unit: Unit) -> list[Source]:
+        """Return the inputs to read for a unit."""
+        return [self._source(each) for each in unit.slices]
+
+    def _source(self, piece: Slice) -> Source:
+        file = self.files[piece.file]
+        if file.format in ("whole", "html"):
+            return Source(file.path, file.format)
+        part = Part(piece.start, piece.stop, piece.lines_before, file.header.encode("latin-1"))
+        return Source(file.path, file.format, part=part)
+
+    def check_settings(
+        self, settings: Mapping[str, Any], folder: Path, *, mixed: bool = False
+    ) -> None:
+        """Check that a run has the settings of the plan.
+
+        Args:
+            settings: the settings of the run.
+            folder: the job's folder.
+            mixed: whether settings that only change the rounding (`ROUNDING`) may differ.
+
+        Raises:
+            InputError: a setting differs; the error names the first one.
+        """
+        # A fingerprint differs if one of the other settings does, so these come first.
+        names = sorted(
+            self.settings.keys() - (ROUNDING if mixed else set()),
+            key=lambda name: (name in ("space", "run"), name),
+        )
+        for name in names:
+            planned = self.settings[name]
+            if settings.get(name) != planned:
+                raise InputError(
+                    str(folder),
+                    f"holds a job with another {name.replace('_', ' ')}",
+                    got=str(settings.get(name)),
+                    expected=str(planned),
+                    remedy="Pass --allow-mixed to go on all the same: vectors will differ by rounding."
+                    if name in ROUNDING
+                    else "Give the options with which the job was begun, or name another folder.",
+                )
+
+    def check_files(self, paths: Iterable[str] | None = None) -> None:
+        """Check that no input file has changed, and that `paths`, if given, are the files of the plan.
+
+        Raises:
+            InputError: a file has changed, or other files are given.
+        """
+        if paths is not None:
+            given, planned = list(paths), [file.path for file in self.files]
+            other = next((a for a, b in zip(given, planned, strict=False) if a != b), None)
+            if given != planned:
+                got = valid_name(other) if other else f"{len(given):,} files"
+                raise InputError(
+                    "FILE",
+                    "the job was planned with other input files",
+                    got=got,
+                    expected=f"the {len(planned):,} files of the plan",
+                    remedy="Name the same files, or none at all; or name another folder.",
+                )
+        for file in self.files:
+            file.check()
+
+
+def hash_file(path: str) -> str:
+    """Return the sha256 of a file's content, as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _slice(file: int, cut: Cut) -> Slice:
+    return Slice(file, cut.records, cut.lines_before, cut.start, cut.stop)

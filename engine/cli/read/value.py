@@ -1,0 +1,64 @@
+"""Find the text in a record's fields."""
+
+from lastword.cli.read.record import missing_field
+from lastword.errors import InputError, lone_surrogate
+
+
+def text_of(fields: dict[str, object], text_field: str, where: str) -> str:
+    """Return the text of a record; a field `a.b` is the field of this name or, if there is none, field b of object a.
+
+    Args:
+        fields: the record's fields.
+        text_field: the name of the field.
+        where: the record's place, for errors.
+
+    Raises:
+        InputError: there is no such field, or it is not a string of Unicode text.
+    """
+    text = _value_of(fields, text_field, where)
+    if not isinstance(text, str):
+        raise InputError(where, f"wrong field {text_field!r}", got=_kind(text), expected="a string")
+    if not text.isascii() and (bad := lone_surrogate(text)) is not None:
+        raise InputError(
+            where,
+            f"field {text_field!r} contains a lone surrogate",
+            got=f"\\u{ord(text[bad]):04x}",
+            expected="Unicode text",
+            remedy="Remove it.",
+        )
+    return text
+
+
+def _value_of(fields: dict[str, object], text_field: str, where: str) -> object:
+    """Return the value of a field; `a.b` is the field of this name or, if there is none, field b of the object a."""
+    level, wanted = fields, text_field
+    while wanted not in level:
+        head, dot, rest = wanted.partition(".")
+        if not dot or head not in level:
+            inside = text_field[: -len(wanted)].rstrip(".")
+            place = f"{where}, in {inside!r}" if inside else where
+            raise missing_field(place, head, level.keys(), _inner_hint(fields, text_field))
+        inner = level[head]
+        if not isinstance(inner, dict):
+            what = f"has no field {text_field!r}"
+            raise InputError(where, what, got=f"{_kind(inner)} in {head!r}", expected="an object")
+        level, wanted = inner, rest
+    return level[wanted]
+
+
+def _inner_hint(fields: dict[str, object], text_field: str) -> str | None:
+    """Return the remedy for a record that lacks the field, if an object in the record has the field; else None."""
+    outer = (
+        name for name, value in fields.items() if isinstance(value, dict) and text_field in value
+    )
+    name = next(outer, None)
+    return (
+        None
+        if name is None
+        else f"If {name}.{text_field} is meant, pass --text-field {name}.{text_field}."
+    )
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "null" if value is None else kinds.get(type(value), "a number")

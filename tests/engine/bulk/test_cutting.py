@@ -1,0 +1,153 @@
+"""Files read in parts give the records, places and errors of the whole file, wherever the parts begin."""
+
+import csv
+import io
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+from helpers.project import examples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lastword.bulk import cutting
+from lastword.bulk.plan import Plan
+from lastword.cli.read import Record, Source, read
+from lastword.errors import InputError
+
+TEXT = st.text(st.sampled_from('ab é\u2028,;"\t|'), max_size=6)
+ENDS = st.sampled_from(["\n", "\r\n"])
+SETTINGS = {"text_field": "text", "delimiter": None}
+
+
+def read_all(inputs: list[Source]) -> tuple[list[Record], list[str]]:
+    errors: list[str] = []
+    bad = lambda error, path, line: errors.append(f"{path} {line} {error}")  # noqa: E731
+    return list(read(inputs, "text", on_bad=bad)), errors
+
+
+def check(path: Path, kind: str, records: int) -> None:
+    source = Source(str(path), kind)
+    plan = Plan.make([source], SETTINGS, records)
+    found: tuple[list[Record], list[str]] = ([], [])
+    for unit in plan.units:
+        for part, more in zip(found, read_all(plan.sources(unit)), strict=True):
+            part.extend(more)  # type: ignore[arg-type]
+    assert found == read_all([source])
+    assert all(1 <= unit.records <= records for unit in plan.units)
+    if plan.units:
+        size = path.stat().st_size - plan.units[0].slices[0].start
+        assert sum(unit.num_bytes for unit in plan.units) == size
+
+
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(st.tuples(TEXT, ENDS)), last=TEXT, records=st.integers(1, 4), mark=st.booleans()
+)
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_lines(kind: str, lines: list, last: str, records: int, mark: bool, tmp_path: Path) -> None:
+    def line(text: str) -> str:
+        return json.dumps({"text": text, "n": 1}) if kind == "jsonl" and len(text) % 3 else text
+
+    path = tmp_path / f"a.{kind}"
+    content = "".join(line(text) + end for text, end in lines) + last
+    path.write_bytes(b"\xef\xbb\xbf" * mark + content.encode())
+    check(path, kind, records)
+
+
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.lists(st.text(st.sampled_from('a,"\né;'), max_size=5), min_size=1, max_size=3)),
+    end=ENDS, records=st.integers(1, 4), mark=st.booleans(), rest=st.sampled_from(["", '"a', "x,y\n\n"]),
+)  # fmt: skip
+@pytest.mark.parametrize("header", [["text"], ["id", "text"], ["text", "a\nb"]])
+def test_tables(
+    header: list, rows: list, end: str, records: int, mark: bool, rest: str, tmp_path: Path
+) -> None:
+    out = io.StringIO()
+    csv.writer(out, lineterminator=end).writerows([header, *rows])
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbf" * mark + out.getvalue().encode() + rest.encode())
+    check(path, "csv", records)
+
+
+@pytest.mark.parametrize("records", [1, 5, 7, 100])
+def test_row_groups(records: int, tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = [None if i == 13 else f"text {i}" for i in range(31)]
+    rows = [{"text": text, "day": date(2026, 1, 1 + i), "n": i} for i, text in enumerate(texts)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+    source = Source(str(path), "parquet")
+    whole, errors = read_all([source])
+    assert [record.text for record in whole] == [text for text in texts if text is not None]
+    assert whole[20].line == 22
+    assert json.loads(whole[20].fields + "}") == {"text": "text 21", "day": "2026-01-22", "n": 21}
+    assert len(errors) == 1
+    assert "got null, expected a string" in errors[0]
+    plan = Plan.make([source], SETTINGS, records)
+    parts = [read_all(plan.sources(unit)) for unit in plan.units]
+    assert [record for part, _ in parts for record in part] == whole
+    assert [error for _, part in parts for error in part] == errors
+    assert len(plan.units) == {1: 7, 5: 7, 7: 6, 100: 1}[records]
+
+
+def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    texts = [f"text {i} of some length" for i in range(3000)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=1000, compression="zstd")
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    at = column.dictionary_page_offset or column.data_page_offset
+    data[at : at + 200] = bytes(200)
+    path.write_bytes(data)
+    found, errors = read_all([Source(str(path), "parquet")])
+    assert len(found) == 1000
+    assert len(errors) == 1
+    assert "a.parquet: row group 1: cannot be read" in errors[0]
+
+
+def test_blocks_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("".join("x" * (i % 7) + "\n" for i in range(50)) + "end")
+    for size in (1, 2, 5, 64):
+        monkeypatch.setattr(cutting, "_BLOCK", size)
+        for records in (1, 3, 51, 100):
+            check(path, "txt", records)
+
+
+def test_small_files_share_a_unit_and_large_ones_do_not(tmp_path: Path) -> None:
+    inputs = []
+    for name, lines in (("a", 2), ("b", 1), ("c", 7), ("d", 0), ("e", 2)):
+        path = tmp_path / f"{name}.txt"
+        path.write_text("x\n" * lines)
+        inputs.append(Source(str(path), "txt"))
+    units = Plan.make(inputs, SETTINGS, 4).units
+    assert [[(each.file, each.records) for each in unit.slices] for unit in units] == [
+        [(0, 2), (1, 1)],
+        [(2, 4)],
+        [(2, 3)],
+        [(4, 2)],
+    ]
+
+
+@pytest.mark.parametrize("change", ["content", "size", "gone", "touch"])
+def test_a_changed_file_is_noticed(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n")
+    plan = Plan.make([Source(str(path), "txt")], SETTINGS, 1)
+    plan.save(tmp_path)
+    plan = Plan.load(tmp_path)
+    plan.check_files([str(path)])
+    if change == "gone":
+        path.unlink()
+    else:
+        text = {"content": "one\ntwo.", "size": "one\ntwo\nthree\n", "touch": "one\ntwo\n"}[change]
+        path.write_text(text)
+    if change == "touch":
+        plan.check_files()
+        return
+    with pytest.raises(InputError, match=r"a\.txt"):
+        plan.check_files()

@@ -1,0 +1,308 @@
+"""Corpus jobs from the command line: the same vectors as without a job, and the same folder after any interruption."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.project import examples
+
+from lastword import Embedder
+from lastword.cli.main import main
+
+pq = pytest.importorskip("pyarrow.parquet")
+
+TEXTS = [f"text number {i}, with some words about {'tin ' * (i % 9)}" for i in range(120)]
+COMMAND = [sys.executable, "-c", "from lastword.cli.entry import main; raise SystemExit(main())"]
+SMALL = ("--unit-records", "10", "--quiet")
+
+
+@pytest.fixture(autouse=True)
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    lines = [json.dumps({"id": i, "text": text, "score": i / 2}) for i, text in enumerate(TEXTS)]
+    (folder / "a.jsonl").write_text("\n".join(lines[:70]) + "\n")
+    (folder / "b.jsonl").write_text("\n".join(lines[70:]) + "\n")
+    return folder
+
+
+def embed(*arguments: object, out: str = "out/") -> int:
+    return main(["embed", *map(str, arguments), "-o", out])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of a job by its path in the folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_parquet_holds_fields_vectors_and_counts() -> None:
+    assert embed("corpus", *SMALL) == 0
+    parts = sorted(Path("out").glob("part-*.parquet"))
+    assert len(parts) == 12
+    table = pq.read_table("out")
+    rows = table.to_pylist()
+    assert [row["id"] for row in rows] == list(range(120))
+    assert [row["text"] for row in rows] == TEXTS
+    assert [row["score"] for row in rows] == [i / 2 for i in range(120)]
+    assert rows[75]["path"].endswith("b.jsonl")
+    assert rows[75]["line"] == 6
+    assert {row["truncated"] for row in rows} == {False}
+    model = Embedder()
+    expected = model.encode(TEXTS)
+    found = torch.tensor([row["embedding"] for row in rows])
+    assert (found - expected).abs().max() < 1e-6
+    assert [row["tokens"] for row in rows] == [len(ids) for ids in model.token_ids(TEXTS)]
+    metadata = json.loads(pq.read_schema(parts[0]).metadata[b"lastword"])
+    assert metadata["space"] == model.info.space_fingerprint()
+
+
+def test_texts_that_are_cut_are_marked() -> None:
+    assert embed("corpus", "--max-length", 14, *SMALL) == 0
+    rows = pq.read_table("out").to_pylist()
+    long = [len(ids) > 14 for ids in Embedder().token_ids(TEXTS)]
+    assert [row["truncated"] for row in rows] == long
+    assert {row["tokens"] for row in rows if row["truncated"]} == {14}
+    assert 0 < sum(long) < len(long)
+
+
+def test_fields_that_the_first_records_do_not_have(corpus: Path) -> None:
+    lines = [{"text": "a", "n": 1, "deep": {"x": [1]}}, {"text": "b", "n": "one", "more": None}]
+    lines += [{"text": "c", "n": 2**70, "embedding": 5}, {"text": "d", "n": None, "deep": "flat"}]
+    (corpus / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (corpus / "b.jsonl").unlink()
+    assert embed("corpus", *SMALL) == 0
+    rows = pq.read_table("out").to_pylist()
+    assert [row["n"] for row in rows] == ["1", '"one"', str(2**70), None]
+    assert [row["deep"] for row in rows] == ['{"x": [1]}', None, None, '"flat"']
+    assert [row["other"] for row in rows] == [None, None, '{"embedding": 5}', None]
+    assert [row["id"] for row in rows] == [f"corpus/a.jsonl:{line}" for line in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors", "jsonl"])
+def test_other_formats_are_those_of_single_files(kind: str) -> None:
+    assert embed("corpus", "--format", kind, *SMALL) == 0
+    assert embed("corpus/a.jsonl", "corpus/b.jsonl", "--quiet", out=f"whole.{kind}") == 0
+    if kind == "jsonl":
+        parts = sorted(Path("out").glob("part-*.jsonl"))
+        lines = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+        whole = [json.loads(line) for line in Path("whole.jsonl").read_text().splitlines()]
+        assert [line["text"] for line in lines] == [line["text"] for line in whole]
+        return
+    rows = [
+        line
+        for p in sorted(Path("out").glob("*.rows.jsonl"))
+        for line in p.read_text().splitlines()
+    ]
+    assert rows == Path(f"whole.{kind}.rows.jsonl").read_text().splitlines()
+
+
+def test_bad_records_are_listed_and_left_out(corpus: Path, capfd: pytest.CaptureFixture) -> None:
+    (corpus / "c.jsonl").write_text('{"text": 3}\n{"text": "fine"}\nno json\n')
+    assert embed("corpus", "--unit-records", 50) == 0
+    assert "2 records left out (see out/_errors)" in capfd.readouterr().err
+    listed = [
+        json.loads(line)
+        for path in Path("out/_errors").iterdir()
+        for line in path.read_text().splitlines()
+    ]
+    assert [(Path(each["path"]).name, each["line"]) for each in listed] == [
+        ("c.jsonl", 1),
+        ("c.jsonl", 3),
+    ]
+    assert pq.read_table("out").num_rows == 121
+
+
+def test_a_finished_job_does_nothing_and_checks(capfd: pytest.CaptureFixture) -> None:
+    assert embed("corpus", *SMALL) == 0
+    before = contents(Path("out"))
+    assert embed("corpus", *SMALL) == 0
+    assert embed(*SMALL) == 0, "the plan knows the files"
+    assert contents(Path("out")) == before
+    assert embed("--check") == 0
+    assert "complete, 120 texts" in capfd.readouterr().out
+    part = Path("out/part-000003.parquet")
+    part.write_bytes(part.read_bytes()[:-1])
+    Path("out/part-000005.parquet").unlink()
+    Path("out/_done/000007.json").unlink()
+    assert embed("--check") == 1
+    assert capfd.readouterr().out.splitlines() == [
+        "out/part-000003.parquet has changed since it was written",
+        "out/part-000005.parquet is missing",
+        "unit 7 is not done",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--dim", "8"), "another dim; got 8, expected 256"),
+        (("--precision", "float16"), "another precision"),
+        (("--format", "npy"), "another format"),
+        (("--prompt", "Q: "), "another prompt"),
+        (("--max-batch-tokens", "100"), "another max batch tokens; got 100, expected"),
+    ],
+)
+def test_other_settings_are_refused(
+    options: tuple[str, ...], message: str, capfd: pytest.CaptureFixture
+) -> None:
+    assert embed("corpus", *SMALL) == 0
+    before = contents(Path("out"))
+    assert embed("corpus", *SMALL, *options) == 2
+    assert message in capfd.readouterr().err
+    assert contents(Path("out")) == before
+
+
+def test_other_rounding_is_refused_unless_it_is_allowed(capfd: pytest.CaptureFixture) -> None:
+    assert embed("corpus", *SMALL) == 0
+    Path("out/_done/000004.json").unlink()
+    assert embed("corpus", *SMALL, "--max-batch-tokens", 100) == 2
+    assert "Pass --allow-mixed" in capfd.readouterr().err
+    assert embed("corpus", *SMALL, "--max-batch-tokens", 100, "--allow-mixed") == 0
+    assert embed("corpus", *SMALL) == 0
+    assert embed("--check") == 0
+
+
+def test_other_files_are_refused(corpus: Path, capfd: pytest.CaptureFixture) -> None:
+    assert embed("corpus", *SMALL) == 0
+    assert embed("corpus/a.jsonl", *SMALL) == 2
+    assert "planned with other input files" in capfd.readouterr().err
+    with (corpus / "a.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    assert embed("corpus", *SMALL) == 2
+    assert "has changed since the job was planned" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-",), "stdin: cannot be read twice"),
+        (("corpus", "--header"), "--header: is for stdout and pipes"),
+        (("corpus", "--errors", "e.jsonl"), "--errors: is not needed"),
+        (("corpus", "--rank", "2", "--world", "2"), "--rank: out of range"),
+    ],
+)
+def test_refused(arguments: tuple[str, ...], message: str, capfd: pytest.CaptureFixture) -> None:
+    assert embed(*arguments) == 2
+    assert message in capfd.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_a_folder_with_other_files_is_refused(capfd: pytest.CaptureFixture) -> None:
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("mine")
+    assert embed("corpus", *SMALL) == 2
+    assert "is not empty and holds no job" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [("--rank", "1"), ("--dry-run",), ("--check",), ("--format", "parquet")]
+)
+def test_options_of_jobs_need_a_folder(
+    option: tuple[str, ...], capfd: pytest.CaptureFixture
+) -> None:
+    assert embed("corpus", *option, out="a.npy") == 2
+    assert "is for jobs" in capfd.readouterr().err
+
+
+def test_a_job_inside_its_corpus_does_not_read_itself(capfd: pytest.CaptureFixture) -> None:
+    out = "corpus/vectors/"
+    for _ in range(2):
+        assert embed("corpus", "--format", "jsonl", "--unit-records", 50, out=out) == 0
+    assert "1 folder of a job's output" in capfd.readouterr().err
+    assert len(list(Path(out, "_done").iterdir())) == 3
+
+
+def test_dry_run(capfd: pytest.CaptureFixture) -> None:
+    assert embed("corpus", *SMALL, "--dry-run") == 0
+    out = capfd.readouterr().out
+    assert "120 records in 12 units" in out
+    assert "tokens per text, of the first 10" in out
+    assert not Path("out").exists()
+
+
+def test_two_shares_make_the_whole(capfd: pytest.CaptureFixture) -> None:
+    assert embed("corpus", *SMALL, out="one/") == 0
+    for rank in (1, 0):
+        assert embed("corpus", *SMALL, "--rank", rank, "--world", 2) == 0
+        assert len(list(Path("out/_done").iterdir())) == (6 if rank else 12)
+    assert contents(Path("out")) == contents(Path("one"))
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*COMMAND, "embed", "corpus", *SMALL, "-o", "out/", *arguments],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_two_processes_share_a_job() -> None:
+    both = [start(), start()]
+    for process in both:
+        assert process.wait() == 0
+    done = contents(Path("out"))
+    shutil.rmtree("out")
+    assert start().wait() == 0
+    assert contents(Path("out")) == done
+
+
+def test_killed_at_random_moments() -> None:
+    assert start().wait() == 0
+    expected = contents(Path("out"))
+    shutil.rmtree("out")
+    draw, kills = random.Random(0), 0
+    while not Path("out/_done/000011.json").exists() or kills < examples(3):
+        process = start()
+        while process.poll() is None and not Path("out/_plan.json").exists():
+            time.sleep(0.005)
+        try:
+            process.wait(draw.random() * 3)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        if Path("out/_done/000011.json").exists() and kills < examples(3):
+            shutil.rmtree("out")
+    assert start().wait() == 0
+    found = contents(Path("out"))
+    leftovers = {name for name in found if ".lastword-" in name or name.startswith("_claims/")}
+    assert {name: found[name] for name in found.keys() - leftovers} == expected
+
+
+def test_a_full_disk_loses_no_finished_unit(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    from lastword.bulk import job
+
+    assert embed("corpus", *SMALL, out="whole/") == 0
+    real, left = job.replace_file, 20
+
+    def full(path: Path):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError(28, "No space left on device")
+        return real(path)
+
+    monkeypatch.setattr(job, "replace_file", full)
+    with pytest.raises(OSError, match="No space"):
+        raise_through(embed, "corpus", *SMALL)
+    monkeypatch.setattr(job, "replace_file", real)
+    assert embed("corpus", *SMALL) == 0
+    assert contents(Path("out")) == contents(Path("whole"))
+
+
+def raise_through(call, *arguments):
+    status = call(*arguments)
+    if status:
+        raise OSError(28, "No space left on device")
