@@ -57,6 +57,7 @@ RIGHT: dict[str, set[str]] = {
     "token": STR,
     "on_error": {"function", "class"},
     "on_done": {"function", "class"},
+    "on_rows": {"function", "class"},
     # For tests, benchmarks and servers: not checked.
     "open_checkpoint": {*POOL},
     "runner": {*POOL},
