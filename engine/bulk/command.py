@@ -208,7 +208,7 @@ def _summary(job: Job, total: Report, claimed: Sequence[Unit]) -> Iterator[str]:
     rows = sum(result.rows for result in results.values())
     errors = sum(result.errors for result in results.values())
     cut = sum(result.cut for result in results.values())
-    if total.seconds:
+    if total.texts:
         yield (
             f"this run: {count(total.texts, 'text')}, {total.texts / total.seconds:,.0f} texts/s, "
             f"{total.tokens_per_second:,.0f} tokens/s"
