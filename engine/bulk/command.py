@@ -225,8 +225,9 @@ def _summary(job: Job, total: Report, claimed: Sequence[Unit]) -> Iterator[str]:
 
 def _check(job: Job) -> int:
     """Print each fault of a job; return 1 if there is any."""
-    faults = list(job.check())
-    rows = sum(result.rows for result in job.results().values())
+    results = job.results()
+    faults = list(job.check(results))
+    rows = sum(result.rows for result in results.values())
     console.print_lines(faults or [f"{job.folder}: complete, {count(rows, 'text')}"])
     return 1 if faults else 0
 

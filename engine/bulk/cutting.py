@@ -22,7 +22,14 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Consecutive records of a file: their number, the lines before them, and their first and last byte + 1."""
+    """Consecutive records of a file.
+
+    Args:
+        records: the number of records; lines that cannot be read count too.
+        lines_before: as for `Part`.
+        start: as for `Part`.
+        stop: as for `Part`.
+    """
 
     records: int
     lines_before: int
@@ -95,14 +102,11 @@ def _cut_row_groups(source: Source, records: int) -> Iterator[Cut]:
 def _cut_table(source: Source, text_field: str, delimiter: str | None, records: int) -> Cuts:
     """Cut before every `records`-th row."""
     cuts: list[Cut] = []
+    count, first = 0, (0, 0)  # the rows of the present part; the lines and bytes before it
+    begin: int | None = None  # the bytes before the first row
     with open_source(source) as stream:
         starts = _LineStarts(stream)
         lines = lines_of(starts, source)
-        count, first, begin = (
-            0,
-            (0, 0),
-            None,
-        )  # rows of this part; its first line and byte; the first row's byte
         for line in row_starts(lines, source, text_field, delimiter):
             place = line - 1, starts.of(line)
             if begin is None:
@@ -111,12 +115,11 @@ def _cut_table(source: Source, text_field: str, delimiter: str | None, records: 
                 cuts.append(Cut(count, *first, place[1]))
                 count, first = 0, place
             count += 1
-        for _ in lines:  # none is left if the table has rows
-            pass
+    if begin is None:
+        return Cuts([])
+    cuts.append(Cut(count, *first, starts.size))
     with open(source.path, "rb") as file:
-        header = file.read(starts.size if begin is None else begin)
-    if count:
-        cuts.append(Cut(count, *first, starts.size))
+        header = file.read(begin)
     return Cuts(cuts, header.removeprefix(_BYTE_ORDER_MARK))
 
 

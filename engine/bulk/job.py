@@ -12,7 +12,7 @@ processes work on a folder, the result is the same: a unit is done twice at wors
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -160,10 +160,9 @@ class Job:
             result = write(unit, Outputs(main_out, rows_out, errors_out))
         if not result.errors:
             errors.unlink()
+        # If the machine loses power, a record must not outlive the names of the files that it is about.
         with name_write_errors(main):
-            sync(
-                self.folder
-            )  # the names of the files last, even if the machine loses power, before the record
+            sync(self.folder)
         written = (main, rows, errors if result.errors else None)
         paths = [path for path in written if path is not None]
         result.files = {str(path.relative_to(self.folder)): hash_file(str(path)) for path in paths}
@@ -186,19 +185,20 @@ class Job:
             except BlockingIOError:
                 yield False
                 return
-            except (
-                OSError
-            ):  # a file system without locks: a unit may be done twice, with the same bytes
-                pass
+            except OSError:
+                pass  # the file system has no locks: a unit may be done twice, with the same bytes
             yield True
             with suppress(OSError):
                 os.unlink(path)
         finally:
             os.close(descriptor)
 
-    def check(self) -> Iterator[str]:
-        """Yield one line for each fault: a unit that is not done, or a file that is missing or has changed."""
-        results = self.results()
+    def check(self, results: Mapping[int, UnitResult]) -> Iterator[str]:
+        """Yield one line for each fault: a unit that is not done, or a file that is missing or has changed.
+
+        Args:
+            results: as from `results`.
+        """
         for unit in self.plan.units:
             result = results.get(unit.number)
             if result is None:

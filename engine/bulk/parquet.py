@@ -16,14 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-_ELEMENTS = {
-    "float32": "float32",
-    "float16": "float16",
-    "int8": "int8",
-    "uint8": "uint8",
-    "binary": "int8",
-    "ubinary": "uint8",
-}
+# Precisions whose elements have a type of another name.
+_ELEMENTS = {"binary": "int8", "ubinary": "uint8"}
 # The column for fields that have no column of their own, or another type than their column.
 OTHER = "other"
 # The column that every row has: the record's own field of this name, or where the record is.
@@ -58,7 +52,7 @@ class ParquetFile:
             from pyarrow import parquet
 
         self._pa, self._name, self._columns, self._vector_field = pa, name, columns, field
-        self._element = getattr(pa, _ELEMENTS[precision])()
+        self._element = getattr(pa, _ELEMENTS.get(precision, precision))()
         place = {
             "path": pa.string(),
             **dict.fromkeys(("line", "chunk", "start", "end"), pa.int64()),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,22 +64,10 @@ class InputFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
-    """Consecutive records of one input file.
-
-    Args:
-        file: the index of the file in the plan.
-        records: the number of records; lines that cannot be read count too.
-        lines_before: as for `Part`.
-        start: as for `Part`.
-        stop: as for `Part`.
-    """
+class Slice(Cut):
+    """A part of one input file; `file` is the file's index in the plan."""
 
     file: int
-    records: int
-    lines_before: int
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +115,7 @@ class Plan:
             InputError: a file cannot be read.
         """
         files, units, slices = list[InputFile](), list[Unit](), list[Slice]()
+        records = 0  # of `slices`
         for source in inputs:
             cuts = cut_file(source, settings["text_field"], settings["delimiter"], unit_records)
             status = os.stat(source.path)
@@ -141,10 +130,11 @@ class Plan:
                 )
             )
             for cut in cuts.cuts:
-                if slices and sum(each.records for each in slices) + cut.records > unit_records:
+                if slices and records + cut.records > unit_records:
                     units.append(Unit(len(units), tuple(slices)))
-                    slices = []
-                slices.append(_slice(len(files) - 1, cut))
+                    slices, records = [], 0
+                slices.append(Slice(**asdict(cut), file=len(files) - 1))
+                records += cut.records
         if slices:
             units.append(Unit(len(units), tuple(slices)))
         return Plan(settings, files, units)
@@ -155,7 +145,7 @@ class Plan:
         Raises:
             InputError: it cannot be written.
         """
-        units = [[list(asdict(each).values()) for each in unit.slices] for unit in self.units]
+        units = [[astuple(each) for each in unit.slices] for unit in self.units]
         files = [
             asdict(file) | {"path": os.fsencode(file.path).decode("latin-1")} for file in self.files
         ]
@@ -259,7 +249,3 @@ def hash_file(path: str) -> str:
     """Return the sha256 of a file's content, as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _slice(file: int, cut: Cut) -> Slice:
-    return Slice(file, cut.records, cut.lines_before, cut.start, cut.stop)
