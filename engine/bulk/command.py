@@ -10,10 +10,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from lastword.bulk.job import Job, Outputs, UnitResult, planning, refuse_other_files
-from lastword.bulk.parquet import ParquetFile, column_types
+from lastword.bulk.parquet import OWN_COLUMNS, ParquetFile, column_types
 from lastword.bulk.plan import NAME, Plan, Unit
 from lastword.cli import console, options, read, write
-from lastword.cli.commands.embed import Work
+from lastword.cli.commands.embed import Work, check_vector_options
 from lastword.cli.failures import Failures
 from lastword.errors import InputError, count
 from lastword.report import Report
@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
         return _check(Job(folder, Plan.load(folder)))
     refuse_other_files(folder)
     args.on_error, args.with_places = args.on_error or "skip", True
+    output_format = args.format or "parquet"
+    check_vector_options(args, output_format, OWN_COLUMNS if output_format == "parquet" else ())
     given = bool(args.files) or not (folder / NAME).exists()
     inputs = options.find_inputs(args) if given else []
     problems = [source.problem for source in inputs if source.problem is not None]
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     _refuse_streams(inputs)
     with ExitStack() as stack:
         embedder = stack.enter_context(closing(options.open_embedder(args)))
-        work = Work(args, args.format or "parquet", embedder)
+        work = Work(args, output_format, embedder)
         if args.dry_run:
             return _print_plan(_plan(args, folder, inputs, work, embedder), embedder, work)
         with planning(folder):
@@ -69,7 +71,7 @@ def _plan(
         if args.max_batch_tokens is None:  # on a GPU the default depends on its free memory
             settings["max_batch_tokens"] = plan.settings["max_batch_tokens"]
         plan.check_settings(settings, folder, mixed=args.allow_mixed)
-        plan.check_files([source.path for source in inputs] if inputs else None)
+        plan.check_files(inputs or None)
         return plan
     sample = islice(work.records(inputs, None), _SAMPLE)
     settings["columns"] = column_types(sample, args.vector_field)

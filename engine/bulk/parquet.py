@@ -22,6 +22,8 @@ _ELEMENTS = {"binary": "int8", "ubinary": "uint8"}
 OTHER = "other"
 # The column that every row has: the record's own field of this name, or where the record is.
 _ID = "id"
+# The columns, besides the places and the vectors, that a record's fields do not decide.
+OWN_COLUMNS = (_ID, OTHER, "tokens", "truncated")
 
 
 class ParquetFile:
@@ -122,7 +124,7 @@ def column_types(records: Iterable[Record], vector_field: str) -> dict[str, str]
     A field with values of several types is `json`: its values are written as JSON. Whole numbers and others together
     are `double`. Fields with the name of one of the file's own columns are left out; they go to the other fields.
     """
-    own = {*PLACE, OTHER, "tokens", "truncated", vector_field}
+    own = {*PLACE, *OWN_COLUMNS, vector_field} - {_ID}
     found: dict[str, str] = {}
     for record in records:
         for name, value in json.loads(f"{record.fields}}}").items():

@@ -223,20 +223,21 @@ class Plan:
                     else "Give the options with which the job was begun, or name another folder.",
                 )
 
-    def check_files(self, paths: Iterable[str] | None = None) -> None:
-        """Check that no input file has changed, and that `paths`, if given, are the files of the plan.
+    def check_files(self, inputs: Iterable[Source] | None = None) -> None:
+        """Check that no input file has changed, and that `inputs`, if given, are the plan's files and formats.
 
         Raises:
-            InputError: a file has changed, or other files are given.
+            InputError: a file has changed, or other files or formats are given.
         """
-        if paths is not None:
-            given, planned = list(paths), [file.path for file in self.files]
+        if inputs is not None:
+            given = [(source.path, source.format) for source in inputs]
+            planned = [(file.path, file.format) for file in self.files]
             other = next((a for a, b in zip(given, planned, strict=False) if a != b), None)
             if given != planned:
-                got = valid_name(other) if other else f"{len(given):,} files"
+                got = f"{valid_name(other[0])} as {other[1]}" if other else f"{len(given):,} files"
                 raise InputError(
                     "FILE",
-                    "the job was planned with other input files",
+                    "the job was planned with other input files or formats",
                     got=got,
                     expected=f"the {len(planned):,} files of the plan",
                     remedy="Name the same files, or none at all; or name another folder.",

@@ -157,7 +157,8 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         type=options.positive,
         default=UNIT_RECORDS,
         metavar="N",
-        help=f"number of input records per unit; a unit that is interrupted is done again; by default {UNIT_RECORDS:,}",
+        help="number of input records per unit when the job is planned; a unit that is interrupted is done again; by "
+        f"default {UNIT_RECORDS:,}",
     )
     group.add_argument(
         "--rank",
@@ -410,16 +411,30 @@ def _choose_format(args: argparse.Namespace) -> str:
         raise InputError(
             "--header", "is for stdout and pipes", got=f"-o {args.output}", remedy=remedy
         )
+    check_vector_options(args, output_format)
+    return output_format
+
+
+def check_vector_options(
+    args: argparse.Namespace, output_format: str, taken: Iterable[str] = ()
+) -> None:
+    """Refuse a precision that does not fit --ranges and --save-ranges, and a --vector-field that cannot be written.
+
+    Args:
+        args: the command's arguments, with `with_places`.
+        output_format: the output format.
+        taken: names that the output uses for other things.
+    """
     _check_ranges(args)
     if output_format == "npy" and args.vector_field != VECTOR_FIELD:
         remedy = "Leave it out, or choose another --format."
         raise InputError(
             "--vector-field", "npy has no names", got=repr(args.vector_field), remedy=remedy
         )
-    if args.vector_field in (args.text_field, "__metadata__", *(PLACE if args.with_places else ())):
+    places = PLACE if args.with_places else ()
+    if args.vector_field in (args.text_field, "__metadata__", *places, *taken):
         what = f"the name {args.vector_field!r} is already used"
         raise InputError("--vector-field", what, remedy="Choose another name.")
-    return output_format
 
 
 def _check_ranges(args: argparse.Namespace) -> None:

@@ -140,7 +140,7 @@ def test_a_changed_file_is_noticed(change: str, tmp_path: Path) -> None:
     plan = Plan.make([Source(str(path), "txt")], SETTINGS, 1)
     plan.save(tmp_path)
     plan = Plan.load(tmp_path)
-    plan.check_files([str(path)])
+    plan.check_files([Source(str(path), "txt")])
     if change == "gone":
         path.unlink()
     else:

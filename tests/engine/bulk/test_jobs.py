@@ -176,6 +176,8 @@ def test_other_files_are_refused(corpus: Path, capfd: pytest.CaptureFixture) -> 
     assert embed("corpus", *SMALL) == 0
     assert embed("corpus/a.jsonl", *SMALL) == 2
     assert "planned with other input files" in capfd.readouterr().err
+    assert embed("corpus/a.jsonl", "corpus/b.jsonl", "--input-format", "txt", *SMALL) == 2
+    assert "got corpus/a.jsonl as txt, expected the 2 files" in capfd.readouterr().err
     with (corpus / "a.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
     assert embed("corpus", *SMALL) == 2
@@ -188,6 +190,13 @@ def test_other_files_are_refused(corpus: Path, capfd: pytest.CaptureFixture) -> 
         (("-",), "stdin: cannot be read twice"),
         (("corpus", "--header"), "--header: is for stdout and pipes"),
         (("corpus", "--errors", "e.jsonl"), "--errors: is not needed"),
+        (
+            ("corpus", "--vector-field", "tokens"),
+            "--vector-field: the name 'tokens' is already used",
+        ),
+        (("corpus", "--vector-field", "text"), "--vector-field: the name 'text' is already used"),
+        (("corpus", "--vector-field", "v", "--format", "npy"), "--vector-field: npy has no names"),
+        (("corpus", "--precision", "uint8"), "--precision uint8: needs ranges"),
         (("corpus", "--rank", "2", "--world", "2"), "--rank: out of range"),
     ],
 )
