@@ -11,6 +11,7 @@ import argparse
 import faulthandler
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -46,14 +48,19 @@ def campaign(
     *,
     oracle: bool,
     note: Callable[[str], object],
-) -> list[dict[str, Any]]:
-    """Run cases `first` to `first + cases - 1` of a seed; return the findings, one per kind."""
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Run cases `first` to `first + cases - 1` of a seed.
+
+    Returns:
+        The findings, one per kind; and how many cases were accepted, by their input's name.
+    """
     findings: dict[str, dict[str, Any]] = {}
-    at, end, accepted, start = first, first + cases, 0, time.monotonic()
+    accepted: Counter[str] = Counter()
+    at, end, start = first, first + cases, time.monotonic()
     while at < end:
         for finding in _one_process(seed, at, min(end, at + PER_PROCESS), keep, oracle=oracle):
             at = finding["number"] + 1
-            accepted += finding.get("accepted", 0)
+            accepted.update(finding.get("accepted", {}))
             if "kind" in finding and finding["kind"] not in findings:
                 findings[finding["kind"]] = finding
                 note(
@@ -61,9 +68,9 @@ def campaign(
                 )
         took = f"{time.monotonic() - start:.0f} s"
         note(
-            f"{at - first:,} of {cases:,} cases in {took}: {accepted:,} accepted, {len(findings)} findings"
+            f"{at - first:,} of {cases:,} cases in {took}: {accepted.total():,} accepted, {len(findings)} findings"
         )
-    return list(findings.values())
+    return list(findings.values()), accepted
 
 
 def _one_process(
@@ -110,12 +117,14 @@ def child(seed: int, first: int, cases: int, keep: Path, *, oracle: bool) -> Non
     """Run cases in this process and write a line of JSON about each to stdout."""
     from fuzz.cases import Case, Seeds, run
 
+    from lastword.bench.memory import peak_bytes
+
     say = os.fdopen(os.dup(1), "w", buffering=1)
     signal.signal(signal.SIGALRM, _stop)
     signal.signal(signal.SIGPROF, _stop)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory(dir=_memory_folder()) as temporary:
-        seeds, accepted = Seeds(Path(temporary)), 0
+        seeds, accepted = Seeds(Path(temporary)), Counter[str]()
         _limit_memory()
         for number in range(first, first + cases):
             folder = Path(temporary) / "case"
@@ -132,11 +141,11 @@ def child(seed: int, first: int, cases: int, keep: Path, *, oracle: bool) -> Non
             except (Exception, Hang) as error:  # noqa: BLE001  every kind is a finding
                 said |= {"what": case.what, "kind": _kind(error), "trace": _trace(error)}
                 _keep(case.folder, keep / f"{seed}-{number}", said)
-            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MOST_BYTES
+            grown = peak_bytes() > MOST_BYTES
             if grown and "kind" not in said:
                 said |= {"what": case.what, "kind": "more than 2 GB", "trace": ""}
                 _keep(case.folder, keep / f"{seed}-{number}", said)
-            accepted += case.accepted
+            accepted[re.split(":| ->", case.what)[0]] += case.accepted
             said["last"] = grown or number == first + cases - 1
             if said["last"]:
                 said["accepted"] = accepted
@@ -231,7 +240,7 @@ def main() -> int:
         return 0
     note = partial(print, flush=True)
     note(f"seed {args.seed}")
-    findings = campaign(args.seed, args.first, args.cases, args.keep, oracle=args.oracle, note=note)
+    findings, _ = campaign(args.seed, args.first, args.cases, args.keep, oracle=args.oracle, note=note)
     for finding in findings:
         print(
             f"\nseed {args.seed}, case {finding['number']}: {finding['what']}\n{finding['trace']}"

@@ -24,7 +24,6 @@ from fuzz.settings import change_settings
 from lastword import Embedder
 from lastword.bench.checkpoint import make_checkpoint
 from lastword.cli import main as command_line
-from lastword.cli import options
 from lastword.errors import LastwordError
 
 TEXTS = ["the cat sat", "the cat sat on the mat " * 9, "", "Zug № 5: 今天 €"]
@@ -284,7 +283,7 @@ def _records(case: Case, seeds: Seeds) -> None:
         path.write_bytes(b"\n".join(lines))
     else:
         path.write_bytes(mutate_bytes(rng, INPUTS[kind]))
-    out = _command(case, ["embed", str(path), "--quiet"], seeds.embedder)
+    out = _command(case, ["embed", str(path), "--model", str(seeds.one), "--quiet"])
     if out is not None:
         _check_lines(out, seeds)
 
@@ -313,8 +312,8 @@ def _ranges(case: Case, seeds: Seeds) -> None:
     texts = case.folder / "texts.txt"
     texts.write_text("one\ntwo")
     precision = rng.choice(("int8", "uint8"))
-    arguments = ["embed", str(texts), "--quiet", "--precision", precision, "--ranges", str(path)]
-    out = _command(case, arguments, seeds.embedder)
+    arguments = ["embed", str(texts), "--model", str(seeds.one), "--quiet"]
+    out = _command(case, [*arguments, "--precision", precision, "--ranges", str(path)])
     low, high = (-128, 127) if precision == "int8" else (0, 255)
     for line in (out or "").splitlines():
         numbers = json.loads(line)["embedding"]
@@ -322,10 +321,10 @@ def _ranges(case: Case, seeds: Seeds) -> None:
             raise Misbehaved(f"{precision} outside its range: {numbers}")
 
 
-def _command(case: Case, arguments: list[str], embedder: Embedder | None = None) -> str | None:
+def _command(case: Case, arguments: list[str]) -> str | None:
     """Run the command line; return its output if it was successful, and check how it failed otherwise."""
     case.what += f" -> lastword {arguments[0]}"
-    status, out, err = _call(arguments, embedder)
+    status, out, err = _call(arguments)
     if status not in (0, 1, 2):
         raise Misbehaved(f"exit status {status}")
     lines = err.split("\n")
@@ -339,22 +338,10 @@ def _command(case: Case, arguments: list[str], embedder: Embedder | None = None)
     return out if status == 0 else None
 
 
-def _call(arguments: list[str], embedder: Embedder | None = None) -> tuple[int, str, str]:
-    with _captured() as (out, err), _opened(embedder):
+def _call(arguments: list[str]) -> tuple[int, str, str]:
+    with _captured() as (out, err):
         status = command_line.main(arguments)
     return status, out.getvalue().decode(), err.getvalue().decode()
-
-
-@contextmanager
-def _opened(embedder: Embedder | None) -> Iterator[None]:
-    """Let commands use a model that is open already."""
-    before = options.open_embedder
-    if embedder is not None:
-        options.open_embedder = lambda args: embedder  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        options.open_embedder = before
 
 
 @contextmanager

@@ -17,8 +17,13 @@ CORPUS = Path(__file__).parent / "corpus"
 @pytest.mark.parametrize("part", range(4))
 def test_nothing_but_refusals_and_right_results(part, tmp_path):
     notes: list[str] = []
-    found = campaign(SEED, part * CASES // 4, CASES // 4, tmp_path, oracle=False, note=notes.append)
+    found, accepted = campaign(
+        SEED, part * CASES // 4, CASES // 4, tmp_path, oracle=False, note=notes.append
+    )
     assert not found, "\n".join([*notes, *(each["trace"] for each in found)])
+    # A campaign whose every input is refused would find nothing, whatever is wrong.
+    kinds = ("config.json", "recipe", "ranges", "input.txt", "input.tsv", "input.jsonl")
+    assert all(accepted[kind] for kind in kinds), accepted
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ if "--child" in sys.orig_argv:
 def test_faults_are_found(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(FAULTS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = campaign(1, 0, 6, tmp_path / "kept", oracle=False, note=lambda text: None)
+    found, _ = campaign(1, 0, 6, tmp_path / "kept", oracle=False, note=lambda text: None)
     said = {each["number"]: each["kind"] for each in found}
     words = ("KeyError", "Hang", "a message of", "more than 2 GB", "the process died")
     assert list(said) == list(range(5))
