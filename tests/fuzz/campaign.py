@@ -240,7 +240,9 @@ def main() -> int:
         return 0
     note = partial(print, flush=True)
     note(f"seed {args.seed}")
-    findings, _ = campaign(args.seed, args.first, args.cases, args.keep, oracle=args.oracle, note=note)
+    findings, _ = campaign(
+        args.seed, args.first, args.cases, args.keep, oracle=args.oracle, note=note
+    )
     for finding in findings:
         print(
             f"\nseed {args.seed}, case {finding['number']}: {finding['what']}\n{finding['trace']}"
