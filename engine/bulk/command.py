@@ -2,21 +2,27 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from lastword.bulk.job import Job, Outputs, UnitResult, planning, refuse_other_files
+from lastword.bulk.job import (
+    BatchesTooLargeError,
+    Job,
+    Outputs,
+    UnitResult,
+    planning,
+    refuse_other_files,
+)
 from lastword.bulk.parquet import OWN_COLUMNS, ParquetFile, column_types
 from lastword.bulk.plan import NAME, Plan, Unit
+from lastword.bulk.progress import RunProgress
 from lastword.cli import console, options, read, write
 from lastword.cli.commands.embed import Work, check_vector_options
 from lastword.cli.failures import Failures
 from lastword.errors import InputError, count
-from lastword.report import Report
 
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
@@ -29,6 +35,11 @@ def run(args: argparse.Namespace) -> int:
     _refuse_options(args)
     folder = Path(args.output)
     if args.check:
+        if args.files:
+            remedy = "Leave the input files out; they are not read."
+            raise InputError(
+                "--check", "takes a job's folder only", got=args.files[0], remedy=remedy
+            )
         if not (folder / NAME).exists():
             raise InputError(str(folder), "holds no job", expected=f"a folder with {NAME}")
         return _check(Job(folder, Plan.load(folder)))
@@ -85,20 +96,14 @@ def _run(args: argparse.Namespace, job: Job, writer: "_UnitWriter") -> int:
     mine = job.plan.units[args.rank :: args.world]
     todo = [unit for unit in mine if unit.number not in done]
     console.say_all([_resume_line(job, len(done))] if done else [], quiet=args.quiet)
-    total, began = Report(), perf_counter()
+    progress = RunProgress(job, todo, len(done), lines=args.json)
     show = console.shows_progress(quiet=args.quiet)
     size = sum(unit.num_bytes for unit in todo)
     with progress_bar(size, show=show, unit="B", what="Embedding") as advance:
         writer.advance = advance
-
-        def finished(_: Unit, result: UnitResult) -> None:
-            total.texts += result.rows
-            total.tokens_requested += result.tokens
-            total.cut += result.cut
-
-        claimed = job.run(todo, writer.write_unit, finished)
-    total.seconds = perf_counter() - began
-    console.say_all(_summary(job, total, claimed), quiet=args.quiet)
+        claimed = job.run(todo, writer.write_unit, progress.finish_unit)
+    summary = progress.summary(claimed, skip_blank=args.skip_blank)
+    console.say_all(summary, quiet=args.quiet)
     return 0
 
 
@@ -111,15 +116,17 @@ class _UnitWriter:
         self._args, self._job, self._work, self._embedder = args, job, work, embedder
         self.advance: Callable[[int], None] = lambda _: None
 
-    def write_unit(self, unit: Unit, outputs: Outputs) -> UnitResult:
-        """Write the files of a unit."""
+    def write_unit(self, unit: Unit, outputs: Outputs, batch_tokens: int) -> UnitResult:
+        """Write the files of a unit, as `job.Write` describes it."""
         name = str(self._job.path(unit))
         failures = Failures(
             skip=self._args.on_error == "skip", out=outputs.errors, name=f"{name}: its errors"
         )
         self._work.begin(failures)
         # Memory pressure in one unit must not change the batches, and so the last bits, of the next.
-        self._embedder.max_batch_tokens = self._job.plan.settings["max_batch_tokens"]
+        self._embedder.max_batch_tokens = batch_tokens
+        budget = self._embedder.loop.budget
+        failed_before = budget.failures
         places = None if outputs.rows is None else write.Places(outputs.rows, name)
         inputs = self._job.plan.sources(unit)
         meter = read.Meter(inputs)
@@ -132,13 +139,32 @@ class _UnitWriter:
             size = min(size, unit.num_bytes - shown)  # headers of tables are read for every part
             shown += size
             self.advance(size)
+            if budget.failures > failed_before:
+                self.advance(-shown)
+                raise BatchesTooLargeError
 
         records = self._work.records(inputs, meter)
-        report = self._work.embed(records, writer, places, meter, on_rows=on_rows, advance=advance)
+        try:
+            report = self._work.embed(
+                records, writer, places, meter, on_rows=on_rows, advance=advance
+            )
+        except BaseException:
+            if isinstance(writer, ParquetFile):
+                writer.abandon()
+            raise
         advance(unit.num_bytes)
         if places is not None:
             places.finish()
-        return UnitResult(report.texts, failures.count, report.tokens_requested, report.cut)
+        return UnitResult(
+            rows=report.texts,
+            errors=failures.count,
+            tokens=report.tokens_requested,
+            computed=report.tokens_computed,
+            cached=report.tokens_cached,
+            cut=report.cut,
+            unknown=report.unknown,
+            blank=self._work.blanks.count,
+        )
 
     def _writer(self, outputs: Outputs, name: str) -> write.Writer:
         if self._job.plan.settings["format"] != "parquet":
@@ -203,26 +229,6 @@ def _refuse_streams(inputs: Sequence[read.Source]) -> None:
 
 def _resume_line(job: Job, done: int) -> str:
     return f"{job.folder}: {done:,} of {count(len(job.plan.units), 'unit')} are done already"
-
-
-def _summary(job: Job, total: Report, claimed: Sequence[Unit]) -> Iterator[str]:
-    results = job.results()
-    rows = sum(result.rows for result in results.values())
-    errors = sum(result.errors for result in results.values())
-    cut = sum(result.cut for result in results.values())
-    if total.texts:
-        yield (
-            f"this run: {count(total.texts, 'text')}, {total.texts / total.seconds:,.0f} texts/s, "
-            f"{total.tokens_per_second:,.0f} tokens/s"
-        )
-    if claimed:
-        yield f"{count(len(claimed), 'unit')} left to other processes, which are working on them"
-    missing = len(job.plan.units) - len(results)
-    state = "complete" if not missing else f"{count(missing, 'unit')} still to do"
-    left_out = (
-        f", {count(errors, 'record')} left out (see {job.folder / '_errors'})" if errors else ""
-    )
-    yield f"{job.folder}: {state}; {count(rows, 'text')}, {cut:,} cut{left_out}"
 
 
 def _check(job: Job) -> int:

@@ -33,15 +33,25 @@ class UnitResult:
     Args:
         rows: the number of vectors.
         errors: the number of records left out because of an error.
-        tokens: the number of tokens requested.
+        tokens: the number of tokens requested, as in `Report`.
+        computed: the number of tokens computed, as in `Report`.
+        cached: the number of tokens from the prompt cache, as in `Report`.
         cut: the number of texts cut to the maximum length.
+        unknown: the number of texts with words that the model does not know, as in `Report`.
+        blank: the number of blank texts, embedded or left out.
+        batch_tokens: the maximum number of tokens per batch: that of the plan, or less if memory ran out.
         files: the sha256 of each of its files, by name.
     """
 
     rows: int = 0
     errors: int = 0
     tokens: int = 0
+    computed: int = 0
+    cached: int = 0
     cut: int = 0
+    unknown: int = 0
+    blank: int = 0
+    batch_tokens: int = 0
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -93,7 +103,12 @@ def planning(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-Write = Callable[[Unit, Outputs], UnitResult]
+class BatchesTooLargeError(Exception):
+    """A batch of a unit did not fit in the device's memory."""
+
+
+# Writes the files of a unit, with a maximum number of tokens per batch.
+Write = Callable[[Unit, Outputs, int], UnitResult]
 
 
 class Job:
@@ -128,7 +143,8 @@ class Job:
 
         Args:
             units: the units to do, in this order.
-            write: writes the files of a unit.
+            write: writes the files of a unit. If it raises `BatchesTooLargeError`, it is called again with half as many
+                tokens per batch: what a unit's files hold depends on that number, not on when memory ran out.
             finished: called for each unit after it is done.
 
         Returns:
@@ -150,6 +166,14 @@ class Job:
         return claimed
 
     def _do(self, unit: Unit, write: Write) -> UnitResult:
+        batch_tokens: int = self.plan.settings["max_batch_tokens"]
+        while True:
+            try:
+                return self._attempt(unit, write, batch_tokens)
+            except BatchesTooLargeError:
+                batch_tokens = max(1, batch_tokens // 2)
+
+    def _attempt(self, unit: Unit, write: Write, batch_tokens: int) -> UnitResult:
         main, errors = self.path(unit), self.folder / "_errors" / f"{unit.number:06d}.jsonl"
         rows = main.with_suffix(f".{ROWS}") if self._format in ("npy", "safetensors") else None
         # The files appear in the reverse of this order: the vectors last.
@@ -157,7 +181,8 @@ class Job:
             main_out = files.enter_context(replace_file(main))
             rows_out = None if rows is None else files.enter_context(replace_file(rows))
             errors_out = files.enter_context(replace_file(errors))
-            result = write(unit, Outputs(main_out, rows_out, errors_out))
+            result = write(unit, Outputs(main_out, rows_out, errors_out), batch_tokens)
+        result.batch_tokens = batch_tokens
         if not result.errors:
             errors.unlink()
         # If the machine loses power, a record must not outlive the names of the files that it is about.

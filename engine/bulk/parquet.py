@@ -105,6 +105,10 @@ class ParquetFile:
         """Write the end of the file."""
         self._attempt(self._file.close)
 
+    def abandon(self) -> None:
+        """Write nothing more, not even when the object is deleted: the output is incomplete and may be closed."""
+        self._file.is_open = False
+
     def _vectors(self, matrix: "Tensor") -> "pa.Array":
         from lastword.weights import tensor_bytes
 

@@ -26,6 +26,8 @@ class BatchBudget:
     half the size of the batch that failed. Once 32 batches of at least half of `tokens` have fitted, `tokens` doubles,
     up to the limit. After each doubling that fails, twice as many batches must fit first, up to 1,024.
 
+    `failures` counts the batches so far that did not fit and were divided.
+
     Args:
         limit: maximum tokens per batch if memory suffices.
         device: names of the devices, for the warning.
@@ -33,6 +35,7 @@ class BatchBudget:
 
     def __init__(self, limit: int, device: str) -> None:
         self._device, self._warned = device, False
+        self.failures = 0
         self.limit = limit
 
     @property
@@ -62,6 +65,7 @@ class BatchBudget:
 
         A batch larger than the current maximum changes nothing, since it was planned before the maximum fell.
         """
+        self.failures += 1
         if tokens > self.tokens:
             return
         if self._retried:

@@ -37,7 +37,7 @@ EXAMPLES = """examples:
   lastword embed docs --files --chunk 200 --ignore 'drafts/' -o docs.npy
   lastword embed big.jsonl --on-error skip --errors skipped.jsonl -o big.npy
   lastword embed corpus/ --model ./model -o vectors/          a job: given again, the command goes on where it stopped
-  lastword embed -o vectors/ --check
+  lastword embed --check vectors/
 
 JSON lines output keeps the other fields of .jsonl, .csv, .tsv and .parquet records.
 
@@ -181,6 +181,11 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         "then differ by rounding from those of an undisturbed run",
     )
     group.add_argument(
+        "--json",
+        action="store_true",
+        help="print a JSON object on stdout for each unit that is done: its counts, its speed and the seconds left",
+    )
+    group.add_argument(
         "--dry-run", action="store_true", help="print what the job would do, and end"
     )
     group.add_argument(
@@ -191,7 +196,12 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _is_job(args: argparse.Namespace) -> bool:
-    """Return whether the output is a folder: its name ends with a slash, or it is a folder that exists."""
+    """Return whether the output is a folder: its name ends with a slash, or it is a folder that exists.
+
+    `--check DIRECTORY` is read as `--check -o DIRECTORY`.
+    """
+    if args.check and args.output is None and len(args.files) == 1 and os.path.isdir(args.files[0]):
+        args.output, args.files = args.files[0], []
     output: str | None = args.output
     return output is not None and (output.endswith(os.sep) or os.path.isdir(output))
 
@@ -204,12 +214,15 @@ def _refuse_job_options(args: argparse.Namespace) -> None:
         (args.world != 1, "--world"),
         (args.dry_run, "--dry-run"),
         (args.check, "--check"),
+        (args.json, "--json"),
         (args.allow_mixed, "--allow-mixed"),
         (args.unit_records != UNIT_RECORDS, "--unit-records"),
     )
     for wrong, option in given:
         if wrong:
             remedy = "Name a folder with -o DIRECTORY/."
+            if args.check:
+                remedy = "Name the job's folder: lastword embed --check DIRECTORY."
             got = "no -o" if args.output is None else f"-o {args.output}"
             raise InputError(option, "is for jobs", got=got, remedy=remedy)
 

@@ -2,17 +2,13 @@
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.project import examples
 
 from lastword import Embedder
 from lastword.cli.main import main
@@ -263,29 +259,6 @@ def test_two_processes_share_a_job() -> None:
     shutil.rmtree("out")
     assert start().wait() == 0
     assert contents(Path("out")) == done
-
-
-def test_killed_at_random_moments() -> None:
-    assert start().wait() == 0
-    expected = contents(Path("out"))
-    shutil.rmtree("out")
-    draw, kills = random.Random(0), 0
-    while not Path("out/_done/000011.json").exists() or kills < examples(3):
-        process = start()
-        while process.poll() is None and not Path("out/_plan.json").exists():
-            time.sleep(0.005)
-        try:
-            process.wait(draw.random() * 3)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        if Path("out/_done/000011.json").exists() and kills < examples(3):
-            shutil.rmtree("out")
-    assert start().wait() == 0
-    found = contents(Path("out"))
-    leftovers = {name for name in found if ".lastword-" in name or name.startswith("_claims/")}
-    assert {name: found[name] for name in found.keys() - leftovers} == expected
 
 
 def test_a_full_disk_loses_no_finished_unit(
