@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lastword.bulk.estimate import estimate
 from lastword.bulk.job import (
     BatchesTooLargeError,
     Job,
@@ -57,7 +58,11 @@ def run(args: argparse.Namespace) -> int:
         embedder = stack.enter_context(closing(options.open_embedder(args)))
         work = Work(args, output_format, embedder)
         if args.dry_run:
-            return _print_plan(_plan(args, folder, inputs, work, embedder), embedder, work)
+            plan = _plan(args, folder, inputs, work, embedder)
+            lines = estimate(plan, embedder, work, world=args.world, price=args.hourly_price)
+            for line in lines:
+                console.print_lines([line])
+            return 0
         with planning(folder):
             plan = _plan(args, folder, inputs, work, embedder)
             if not (folder / NAME).exists():
@@ -210,6 +215,8 @@ def _refuse_options(args: argparse.Namespace) -> None:
     ):
         if value:
             raise InputError(option, what, got=f"-o {args.output}", remedy="Leave it out.")
+    if args.hourly_price is not None and not args.dry_run:
+        raise InputError("--hourly-price", "is for --dry-run", remedy="Add --dry-run.")
     if not 0 <= args.rank < args.world:
         expected = f"0 to {args.world - 1}, as --world {args.world} says"
         raise InputError("--rank", "out of range", got=str(args.rank), expected=expected)
@@ -238,21 +245,3 @@ def _check(job: Job) -> int:
     rows = sum(result.rows for result in results.values())
     console.print_lines(faults or [f"{job.folder}: complete, {count(rows, 'text')}"])
     return 1 if faults else 0
-
-
-def _print_plan(plan: Plan, embedder: "Embedder", work: Work) -> int:
-    """Print what a job would do: units, records and bytes, and the tokens of a sample."""
-    records = sum(unit.records for unit in plan.units)
-    size = sum(unit.num_bytes for unit in plan.units)
-    sources = plan.sources(plan.units[0]) if plan.units else []
-    texts = [record.text for record in islice(work.records(sources, None), _SAMPLE)]
-    lengths = sorted(map(len, embedder.token_ids(texts, prompt=work.prompt)))
-    lines = [f"{count(records, 'record')} in {count(len(plan.units), 'unit')}, {size:,} bytes"]
-    if lengths:
-        marks = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "most": 1.0}
-        found = (f"{name} {lengths[int(at * (len(lengths) - 1))]:,}" for name, at in marks.items())
-        mean = sum(lengths) / len(lengths)
-        lines.append(f"tokens per text, of the first {len(lengths):,}: {', '.join(found)}")
-        lines.append(f"about {mean * records:,.0f} tokens")
-    console.print_lines(lines)
-    return 0

@@ -1,6 +1,7 @@
 """Options that several commands share, and functions that open the model that the options name."""
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -130,6 +131,17 @@ def positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError("not a whole number of at least 1")
+    return number
+
+
+def price(text: str) -> float:
+    """Parse a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError("not a number above 0")
     return number
 
 

@@ -186,7 +186,15 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         help="print a JSON object on stdout for each unit that is done: its counts, its speed and the seconds left",
     )
     group.add_argument(
-        "--dry-run", action="store_true", help="print what the job would do, and end"
+        "--dry-run",
+        action="store_true",
+        help="print what the job would do, and what it would take by the speed of a sample, and exit",
+    )
+    group.add_argument(
+        "--hourly-price",
+        type=options.price,
+        metavar="X",
+        help="what a machine costs per hour; --dry-run then prints the price of the job and per million texts",
     )
     group.add_argument(
         "--check",
@@ -215,6 +223,7 @@ def _refuse_job_options(args: argparse.Namespace) -> None:
         (args.dry_run, "--dry-run"),
         (args.check, "--check"),
         (args.json, "--json"),
+        (args.hourly_price is not None, "--hourly-price"),
         (args.allow_mixed, "--allow-mixed"),
         (args.unit_records != UNIT_RECORDS, "--unit-records"),
     )

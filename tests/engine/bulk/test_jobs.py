@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -194,6 +195,8 @@ def test_other_files_are_refused(corpus: Path, capfd: pytest.CaptureFixture) -> 
         (("corpus", "--vector-field", "v", "--format", "npy"), "--vector-field: npy has no names"),
         (("corpus", "--precision", "uint8"), "--precision uint8: needs ranges"),
         (("corpus", "--rank", "2", "--world", "2"), "--rank: out of range"),
+        (("corpus", "--hourly-price", "2"), "--hourly-price: is for --dry-run"),
+        (("corpus", "--dry-run", "--hourly-price", "0"), "--hourly-price: not a number above 0"),
     ],
 )
 def test_refused(arguments: tuple[str, ...], message: str, capfd: pytest.CaptureFixture) -> None:
@@ -228,10 +231,20 @@ def test_a_job_inside_its_corpus_does_not_read_itself(capfd: pytest.CaptureFixtu
 
 
 def test_dry_run(capfd: pytest.CaptureFixture) -> None:
-    assert embed("corpus", *SMALL, "--dry-run") == 0
+    options = ("--precision", "int8", "--dim", 64, "--hourly-price", 3.6, "--world", 2)
+    assert embed("corpus", *SMALL, "--dry-run", *options) == 0
     out = capfd.readouterr().out
-    assert "120 records in 12 units" in out
-    assert "tokens per text, of the first 10" in out
+    size = sum(path.stat().st_size for path in Path("corpus").iterdir())
+    assert f"120 records in 12 units, {size:,} bytes" in out
+    assert "tokens per text, of a sample of 60: median" in out
+    assert f"vectors of {120 * 64:,} bytes" in out
+    seconds = float(re.search(r"about (\S+) seconds on 2 machines such as this", out)[1])
+    speed = float(re.search(r"at (\S+) tokens/s", out)[1].replace(",", ""))
+    tokens = float(re.search(r"about (\S+) tokens", out)[1].replace(",", ""))
+    assert abs(seconds - tokens / speed / 2) < 0.1
+    price, million = map(float, re.search(r"about (\S+) in all, (\S+) per million", out).groups())
+    assert abs(million - tokens / speed * 3.6 / 3600 / 120 * 1e6) < 0.02
+    assert price == round(million * 120 / 1e6, 2)
     assert not Path("out").exists()
 
 
