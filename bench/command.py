@@ -1,4 +1,4 @@
-"""`lastword bench`: time the kernels, a whole model, the server, or lastword against other libraries.
+"""`lastword bench`: time the kernels, a whole model, the server, corpus jobs, or lastword against other libraries.
 
 The command line imports this module by its name in a table of commands, so `cli` and `bench` do not import each other.
 Each benchmark is imported only when it runs.
@@ -9,11 +9,15 @@ from importlib.util import find_spec
 from typing import Protocol
 
 from lastword.bench import options
+from lastword.bench.bulk.options import EXAMPLES as BULK_EXAMPLES
+from lastword.bench.bulk.options import add_bulk
 from lastword.bench.serve.options import EXAMPLES as SERVE_EXAMPLES
 from lastword.bench.serve.options import add_serve
 from lastword.errors import ConfigError, require_extra
 
-ABOUT = "time the kernels, a whole model, the server, or lastword against other libraries"
+ABOUT = (
+    "time the kernels, a whole model, the server, corpus jobs, or lastword against other libraries"
+)
 EXAMPLES = """examples:
   lastword bench kernels --help
   lastword bench peers --quick"""
@@ -23,6 +27,7 @@ BENCHMARKS = {
     "peers": ("time lastword against other libraries", options.PEERS_EXAMPLES, options.add_peers),
     "model": ("time a whole model", options.MODEL_EXAMPLES, options.add_model),
     "serve": ("put load on the server", SERVE_EXAMPLES, add_serve),
+    "bulk": ("time corpus jobs", BULK_EXAMPLES, add_bulk),
 }
 
 
@@ -76,6 +81,12 @@ def run(args: argparse.Namespace) -> int:
         from lastword.bench.serve.serve_benchmark import run as run_serve
 
         return run_serve(args, show)
+    if args.benchmark == "bulk":
+        with require_extra("pyarrow", "bulk,bench", "lastword bench bulk"):
+            import pyarrow as pa  # noqa: F401
+        from lastword.bench.bulk.bulk_benchmark import run as run_bulk
+
+        return run_bulk(args, show)
     from lastword.bench.peers.peer_benchmark import run as run_peers
 
     return run_peers(args, show)

@@ -1,0 +1,285 @@
+"""`lastword bench bulk`: time corpus jobs in processes of their own. See `bench/README.md`, "Corpus jobs"."""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from lastword.bench.bulk.fleet import fleet
+from lastword.bench.machine import busy_notice, describe_run, json_lines
+from lastword.errors import ConfigError
+
+_ROWS, _ROWS_WITH_MODEL = 2000, 400
+_WORDS = 75  # about 100 tokens
+_MEMORY_STEPS = (1, 10)  # tenths of the rows, for the scenario memory
+
+
+@dataclass(slots=True)
+class Setting:
+    """What all scenarios use: the options, a scratch folder, the number of texts, and the rounds."""
+
+    args: argparse.Namespace
+    folder: Path
+    rows: int
+    rounds: int
+
+    @property
+    def model(self) -> str:
+        """The model's folder; "" for the built-in model."""
+        return "" if self.args.model is None else str(self.args.model)
+
+    def texts(self, rows: int, seed: int) -> Path:
+        """Write `rows` distinct texts as JSON lines, and return the file."""
+        path = self.folder / f"texts-{rows}-{seed}.jsonl"
+        if not path.exists():
+            draw = random.Random(seed)  # noqa: S311  no secrets
+            words = [
+                "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 7)))
+                for _ in range(3000)
+            ]
+            with path.open("w") as file:
+                for number in range(rows):
+                    text = " ".join(
+                        draw.choices(words, k=draw.randint(_WORDS // 2, 3 * _WORDS // 2))
+                    )
+                    file.write(json.dumps({"id": number, "text": text}) + "\n")
+        return path
+
+    def start(self, way: str, path: Path, out: Path, threads: int) -> "subprocess.Popen[str]":
+        """Start a process that embeds a file in one way (`child.WAYS`)."""
+        command = [
+            sys.executable,
+            "-m",
+            "lastword.bench.bulk.child",
+            way,
+            str(path),
+            str(out),
+            self.model,
+            str(threads),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    def run(self, way: str, path: Path, out: Path, threads: int) -> dict[str, Any]:
+        """Do the same and wait; return what the process printed."""
+        return finish(self.start(way, path, out, threads))
+
+    def new_folder(self) -> Path:
+        """Return the path of an output that does not exist yet."""
+        out = self.folder / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.unlink(missing_ok=True)
+        shutil.rmtree(f"{out}.cache", ignore_errors=True)
+        return out
+
+
+def finish(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """Wait for a child process, and return its result.
+
+    Raises:
+        ConfigError: it failed; the error has its last lines.
+    """
+    out, err = process.communicate()
+    if process.returncode:
+        raise ConfigError(
+            "lastword bench bulk", "a process failed", got=" / ".join(err.splitlines()[-3:])
+        )
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def encode(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Compare a job, and the other libraries, with `encode`, alternated; a file of new texts in every round."""
+    threads = torch.get_num_threads()
+    ways = ["encode", "job", *(each for each in setting.args.beside if each != "vllm")]
+    taken: dict[str, list[float]] = {way: [] for way in setting.args.beside + ways}
+    for number in range(setting.rounds):
+        path = setting.texts(setting.rows, number)
+        for way in ways if number % 2 == 0 else ways[::-1]:
+            taken[way].append(setting.run(way, path, setting.new_folder(), threads)["seconds"])
+        if "vllm" in taken:
+            taken["vllm"].append(_vllm(setting, path))
+    for way, seconds in taken.items():
+        median = statistics.median(seconds)
+        ratio = statistics.median(a / b for a, b in zip(seconds, taken["job"], strict=True))
+        yield {
+            "scenario": "encode", "way": way, "rows": setting.rows, "seconds": median,
+            "rows_per_second": setting.rows / median, "job_is_faster": ratio,
+            "line": f"{way:<10} {setting.rows / median:10,.1f} texts/s   a job takes 1/{ratio:.2f} of its time",
+        }  # fmt: skip
+
+
+def _vllm(setting: Setting, path: Path) -> float:
+    """Return the seconds of vLLM's run-batch, less those for one text, which are mostly its start."""
+    seconds = []
+    lines = path.read_text().splitlines()
+    for part in (lines[:1], lines):
+        requests, results = setting.folder / "requests.jsonl", setting.folder / "results.jsonl"
+        bodies = ({"model": "m", "input": json.loads(line)["text"]} for line in part)
+        requests.write_text(
+            "".join(
+                json.dumps(
+                    {"custom_id": str(n), "method": "POST", "url": "/v1/embeddings", "body": body}
+                )
+                + "\n"
+                for n, body in enumerate(bodies)
+            )
+        )
+        options = [
+            "-i",
+            requests,
+            "-o",
+            results,
+            "--model",
+            setting.model,
+            "--served-model-name",
+            "m",
+        ]
+        options += ["--runner", "pooling", "--dtype", "float32", "--max-model-len", "2048"]
+        command = [setting.args.python, "-m", "vllm.entrypoints.openai.run_batch", *options]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2"}
+        began = perf_counter()
+        done = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, env=environment, check=False
+        )
+        seconds.append(perf_counter() - began)
+        good = (
+            sum(
+                '"error":null' in line.replace(" ", "") for line in results.read_text().splitlines()
+            )
+            if results.exists()
+            else 0
+        )
+        if done.returncode or good != len(part):
+            last = " / ".join(done.stderr.splitlines()[-3:])
+            raise ConfigError("vLLM's run-batch", "failed", got=f"{good} good answers; {last}")
+    return seconds[1] - seconds[0]
+
+
+def workers(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Compare one worker of one thread with two, which share a job, and with one worker of two threads."""
+    cases = {
+        "1 worker, 1 thread": (1, 1),
+        "2 workers, 1 thread each": (2, 1),
+        "1 worker, 2 threads": (1, 2),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(setting.rounds):
+        path = setting.texts(setting.rows, number)
+        for name, (count, threads) in cases.items():
+            out = setting.new_folder()
+            found = [
+                finish(each)
+                for each in [setting.start("job", path, out, threads) for _ in range(count)]
+            ]
+            taken[name].append(
+                max(each["to"] for each in found) - min(each["from"] for each in found)
+            )
+    base = taken["1 worker, 1 thread"]
+    for name, seconds in taken.items():
+        ratio = statistics.median(a / b for a, b in zip(base, seconds, strict=True))
+        median = statistics.median(seconds)
+        yield {
+            "scenario": "workers", "case": name, "seconds": median, "speedup": ratio,
+            "line": f"{name:<26} {setting.rows / median:10,.1f} texts/s   {ratio:.2f} times the first",
+        }  # fmt: skip
+
+
+def resume(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Time a whole job, the second half of one, and one with nothing left to do."""
+    threads = torch.get_num_threads()
+    taken: dict[str, list[float]] = {"whole": [], "half": [], "nothing": []}
+    for number in range(setting.rounds):
+        path, out = setting.texts(setting.rows, number), setting.new_folder()
+        taken["whole"].append(setting.run("job", path, out, threads)["seconds"])
+        done = sorted((out / "_done").iterdir())
+        for record in done[len(done) // 2 :]:
+            record.unlink()
+        taken["half"].append(setting.run("job", path, out, threads)["seconds"])
+        taken["nothing"].append(setting.run("job", path, out, threads)["seconds"])
+    whole = statistics.median(taken["whole"])
+    for name, seconds in taken.items():
+        median = statistics.median(seconds)
+        yield {
+            "scenario": "resume", "case": name, "seconds": median,
+            "line": f"{name:<10} {median:8.2f} s   {100 * median / whole:5.1f} % of the whole job",
+        }  # fmt: skip
+
+
+def memory(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Show the peak memory of jobs of a tenth of the texts, all of them, and ten times as many."""
+    for tenths in (*_MEMORY_STEPS, 100 if setting.args.model is None else 20):
+        rows = max(1, setting.rows * tenths // 10)
+        found = setting.run(
+            "job", setting.texts(rows, 0), setting.new_folder(), torch.get_num_threads()
+        )
+        yield {
+            "scenario": "memory", "rows": rows, "peak_bytes": found["peak_bytes"],
+            "line": f"{rows:>10,} texts   peak {found['peak_bytes'] / 1e6:8,.0f} MB",
+        }  # fmt: skip
+
+
+SCENARIOS: Mapping[str, Callable[[Setting], Iterator[dict[str, Any]]]] = {
+    "encode": encode,
+    "workers": workers,
+    "resume": resume,
+    "memory": memory,
+    "fleet": lambda _: fleet(),
+}
+
+
+def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
+    """Run the scenarios; `show` prints a line.
+
+    Raises:
+        ConfigError: the options do not fit, or a process failed.
+    """
+    _check(args)
+    rows: int = args.rows or (_ROWS if args.model is None else _ROWS_WITH_MODEL)
+    with ExitStack() as opened:
+        write = opened.enter_context(json_lines(args.json))
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="lastword-bulk-")))
+        about = describe_run(torch.device("cpu"), torch.float32)
+        busy = busy_notice(about)
+        if busy is not None:
+            show(busy)
+        setting = Setting(
+            args,
+            folder,
+            max(1, rows // 10) if args.quick else rows,
+            1 if args.quick else args.rounds,
+        )
+        for name in args.scenarios:
+            show(f"{name}:")
+            for result in SCENARIOS[name](setting):
+                show(f"  {result.pop('line')}")
+                write(about | result)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    beside: Sequence[str] = args.beside
+    if beside and args.model is None:
+        remedy = "Make one with python -m lastword.bench.checkpoint."
+        raise ConfigError(
+            "--beside", "needs a checkpoint folder", expected="--model FOLDER", remedy=remedy
+        )
+    if ("vllm" in beside) != (args.python is not None):
+        raise ConfigError(
+            "--python", "goes with --beside vllm", got="one of them", expected="both or neither"
+        )

@@ -1,0 +1,154 @@
+"""Embed a file of JSON lines in one of several ways, as a process of its own; print the times as a line of JSON.
+
+    python -m lastword.bench.bulk.child WAY IN OUT MODEL THREADS
+
+MODEL is a folder, or "" for the built-in model. THREADS is the number of threads for computing.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Returns the seconds for opening the model, and the number of rows.
+Way = Callable[[str, str, str], tuple[float, int]]
+UNIT_RECORDS = 1000
+
+
+def _texts(path: str) -> list[str]:
+    return [json.loads(line)["text"] for line in Path(path).read_text().splitlines()]
+
+
+def encode(path: str, _out: str, model: str) -> tuple[float, int]:
+    """Call `encode` with all texts."""
+    from lastword import Embedder
+
+    began = time.monotonic()
+    embedder = Embedder(model or None, show_progress_bar=False)
+    embedder.warm_up()
+    texts = _texts(path)
+    opened = time.monotonic() - began
+    return opened, len(embedder.encode(texts))
+
+
+def job(path: str, out: str, model: str) -> tuple[float, int]:
+    """Run a corpus job, to Parquet."""
+    from lastword.bulk import command
+    from lastword.cli import options
+    from lastword.cli.main import main
+
+    del command  # imported here, so that its time does not count
+    opened, real = 0.0, options.open_embedder
+
+    def timed(args: Any) -> Any:
+        nonlocal opened
+        began = time.monotonic()
+        embedder = real(args)
+        embedder.warm_up()
+        opened = time.monotonic() - began
+        return embedder
+
+    options.open_embedder = timed
+    chosen = ["--model", model] if model else []
+    status = main(
+        ["embed", path, "-o", f"{out}/", "--quiet", "--unit-records", str(UNIT_RECORDS), *chosen]
+    )
+    if status:
+        sys.exit(status)
+    return opened, sum(1 for _ in open(path, "rb"))
+
+
+def pandas(path: str, out: str, model: str) -> tuple[float, int]:
+    """Embed with sentence-transformers a data frame of pandas, and write it to a Parquet file."""
+    import pandas as pd
+    from sentence_transformers import SentenceTransformer
+
+    began = time.monotonic()
+    embedder = SentenceTransformer(model, device="cpu")
+    embedder.encode(["warm up"])
+    opened = time.monotonic() - began
+    frame = pd.read_json(path, lines=True)
+    frame["embedding"] = list(embedder.encode(frame["text"].tolist()))
+    frame.to_parquet(out)
+    return opened, len(frame)
+
+
+def datasets(path: str, out: str, model: str) -> tuple[float, int]:
+    """Embed with sentence-transformers in `datasets.map`, and write a Parquet file."""
+    from datasets import disable_progress_bars, load_dataset
+    from sentence_transformers import SentenceTransformer
+
+    disable_progress_bars()
+    began = time.monotonic()
+    embedder = SentenceTransformer(model, device="cpu")
+    embedder.encode(["warm up"])
+    opened = time.monotonic() - began
+    rows = load_dataset("json", data_files=path, split="train", cache_dir=f"{out}.cache")
+    rows = rows.map(
+        lambda batch: {"embedding": embedder.encode(batch["text"])}, batched=True, batch_size=1000
+    )
+    rows.to_parquet(out)
+    return opened, len(rows)
+
+
+class _RayEmbedder:
+    """The callable that Ray Data makes once per actor."""
+
+    def __init__(self, model: str) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self._model = SentenceTransformer(model, device="cpu")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {**batch, "embedding": self._model.encode(list(batch["text"]))}
+
+
+def ray(path: str, out: str, model: str) -> tuple[float, int]:
+    """Embed with sentence-transformers in Ray Data. The time includes the start of the actor and of its model."""
+    import ray as ray_core
+    import torch
+
+    began = time.monotonic()
+    ray_core.init(
+        num_cpus=2 * torch.get_num_threads(), log_to_driver=False, logging_level=logging.ERROR
+    )
+    opened = time.monotonic() - began
+    rows = ray_core.data.read_json(path).map_batches(
+        _RayEmbedder,
+        fn_constructor_args=(model,),
+        batch_size=1000,
+        concurrency=1,
+        num_cpus=torch.get_num_threads(),
+    )
+    rows.write_parquet(out)
+    return opened, ray_core.data.read_parquet(out).count()
+
+
+WAYS: dict[str, Way] = {each.__name__: each for each in (encode, job, pandas, datasets, ray)}
+
+
+def main(way: str, path: str, out: str, model: str, threads: str) -> None:
+    """Embed the texts, and print the result."""
+    import torch
+
+    from lastword.bench.memory import peak_bytes
+
+    torch.set_num_threads(int(threads))
+    began = time.monotonic()
+    opened, rows = WAYS[way](path, out, model)
+    ended = time.monotonic()
+    result = {
+        "rows": rows,
+        "seconds": ended - began - opened,
+        "peak_bytes": peak_bytes(),
+        "from": began + opened,
+        "to": ended,
+    }
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,69 @@
+"""The options of `lastword bench bulk`. Every `--help` imports this module, so it imports nothing heavy."""
+
+import argparse
+
+from lastword.bench.options import json_lines_file, path, positive
+
+SCENARIOS = ("encode", "workers", "resume", "memory", "fleet")
+PEERS = ("pandas", "datasets", "ray", "vllm")
+
+EXAMPLES = """examples:
+  lastword bench bulk                               the built-in model, without other libraries
+  lastword bench bulk --quick
+  lastword bench bulk --model ./model --beside pandas datasets ray vllm --python vllm/bin/python
+  lastword bench bulk --scenarios fleet
+
+Times corpus jobs (lastword embed FILES -o DIRECTORY/) in processes of their own. Times leave out
+the start of the process and the loading of the model. Scenarios: encode compares a job with
+`Embedder.encode` on the same texts; workers compares one worker process with two; resume continues
+a finished and a half-finished job; memory shows the peak for several numbers of records; fleet
+computes and simulates how long a billion texts take on 8 and on 512 GPUs, from assumptions that it
+prints. --beside adds sentence-transformers in a loop with pandas, in datasets.map and in Ray Data,
+and vLLM's run-batch. Needs pip install 'lastword[bulk,bench]'."""
+
+
+def add_bulk(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `bench bulk`."""
+    parser.add_argument(
+        "--scenarios",
+        nargs="+",
+        choices=SCENARIOS,
+        default=list(SCENARIOS),
+        metavar="NAME",
+        help=f"what to measure: {', '.join(SCENARIOS)}; by default all",
+    )
+    parser.add_argument(
+        "--model",
+        type=path,
+        metavar="FOLDER",
+        help="checkpoint folder; by default the built-in model",
+    )
+    parser.add_argument(
+        "--rows",
+        type=positive,
+        help="number of texts, of about 100 tokens each; by default 2,000, or 400 with --model",
+    )
+    parser.add_argument("--rounds", type=positive, default=5, help="number of rounds; by default 5")
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        choices=PEERS,
+        default=[],
+        metavar="NAME",
+        help=f"other ways to embed the same texts: {', '.join(PEERS)}; needs --model",
+    )
+    parser.add_argument(
+        "--python",
+        type=path,
+        metavar="PATH",
+        help="Python interpreter of the environment that has vLLM",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the texts and one round, to try it out"
+    )
+    parser.add_argument(
+        "--json",
+        type=json_lines_file,
+        metavar="FILE",
+        help="write each result to this file, as a line of JSON",
+    )
