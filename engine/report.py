@@ -18,6 +18,7 @@ class Report:
         unknown: number of texts with words or characters that the tokenizer does not know. The tokenizer maps all such
             words to the same token, or drops them, so texts that differ only in such words have equal vectors. Qwen's
             own tokenizers know every character.
+        unknown_word: the first such word; "" if there is none.
         batches: number of batches.
         seconds: wall time of the run.
     """
@@ -28,12 +29,14 @@ class Report:
     tokens_cached: int = 0
     cut: int = 0
     unknown: int = 0
+    unknown_word: str = ""
     batches: int = 0
     seconds: float = 0.0
 
     def add(self, other: "Report") -> None:
         """Add the counts of another run to this one."""
-        for name in self.__slots__:
+        self.unknown_word = self.unknown_word or other.unknown_word
+        for name in set(self.__slots__) - {"unknown_word"}:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property

@@ -21,7 +21,7 @@ from lastword.bulk.parquet import OWN_COLUMNS, ParquetFile, column_types
 from lastword.bulk.plan import NAME, Plan, Unit
 from lastword.bulk.progress import RunProgress
 from lastword.cli import console, options, read, write
-from lastword.cli.commands.embed import Work, check_vector_options
+from lastword.cli.commands.embed import UNIT_RECORDS, Work, check_vector_options
 from lastword.cli.failures import Failures
 from lastword.errors import InputError, count
 
@@ -84,6 +84,8 @@ def _plan(
     if (folder / NAME).exists():
         plan = Plan.load(folder)
         settings["columns"] = plan.settings["columns"]
+        if args.unit_records is None:
+            settings["unit_records"] = plan.settings["unit_records"]
         if args.max_batch_tokens is None:  # on a GPU the default depends on its free memory
             settings["max_batch_tokens"] = plan.settings["max_batch_tokens"]
         plan.check_settings(settings, folder, mixed=args.allow_mixed)
@@ -91,13 +93,17 @@ def _plan(
         return plan
     sample = islice(work.records(inputs, None), _SAMPLE)
     settings["columns"] = column_types(sample, args.vector_field)
-    return Plan.make(inputs, settings, args.unit_records)
+    return Plan.make(inputs, settings, settings["unit_records"])
 
 
 def _run(args: argparse.Namespace, job: Job, writer: "_UnitWriter") -> int:
     from lastword.progress import progress_bar
 
-    done = job.results()
+    recorded = job.results()
+    done = {number for number, result in recorded.items() if job.is_whole(result)}
+    if again := len(recorded) - len(done):
+        what = "the files are missing or have another size than they were written with"
+        console.say_all([f"{count(again, 'unit')} to do again: {what}"], quiet=args.quiet)
     mine = job.plan.units[args.rank :: args.world]
     todo = [unit for unit in mine if unit.number not in done]
     console.say_all([_resume_line(job, len(done))] if done else [], quiet=args.quiet)
@@ -203,6 +209,7 @@ def _settings(args: argparse.Namespace, work: Work, embedder: "Embedder") -> dic
         "device": device,
         "threads": torch.get_num_threads() if device == "cpu" else None,
         "max_batch_tokens": embedder.max_batch_tokens,
+        "unit_records": args.unit_records or UNIT_RECORDS,
     }
 
 
@@ -244,4 +251,7 @@ def _check(job: Job) -> int:
     faults = list(job.check(results))
     rows = sum(result.rows for result in results.values())
     console.print_lines(faults or [f"{job.folder}: complete, {count(rows, 'text')}"])
+    if faults:
+        what = "delete the files that have changed, and give the command that began the job"
+        console.say(f"{job.folder}: to mend it, {what}: units without files are done again")
     return 1 if faults else 0

@@ -40,7 +40,7 @@ class UnitResult:
         unknown: the number of texts with words that the model does not know, as in `Report`.
         blank: the number of blank texts, embedded or left out.
         batch_tokens: the maximum number of tokens per batch: that of the plan, or less if memory ran out.
-        files: the sha256 of each of its files, by name.
+        files: the size and sha256 of each of its files, by name.
     """
 
     rows: int = 0
@@ -52,7 +52,7 @@ class UnitResult:
     unknown: int = 0
     blank: int = 0
     batch_tokens: int = 0
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, list[int | str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +128,27 @@ class Job:
         return self.folder / f"part-{unit.number:06d}.{self._format}"
 
     def results(self) -> dict[int, UnitResult]:
-        """Return the results of the units that are done, by number.
+        """Return the recorded results of units, by number. `is_whole` says whether their files are still there.
 
         Raises:
             WeightsError: a record is damaged.
         """
         found = (self.folder / "_done").glob("*.json")
         return {int(path.stem): UnitResult(**read_object(path)) for path in sorted(found)}
+
+    def is_whole(self, result: UnitResult) -> bool:
+        """Return whether all files of a unit exist and have the size that they were written with."""
+        for name, (size, _) in result.files.items():
+            try:
+                if (self.folder / name).stat().st_size != size:
+                    return False
+            except OSError:
+                return False
+        return True
+
+    def _is_done(self, unit: Unit) -> bool:
+        record = self._record(unit)
+        return record.exists() and self.is_whole(UnitResult(**read_object(record)))
 
     def run(
         self, units: Iterable[Unit], write: Write, finished: Callable[[Unit, UnitResult], object]
@@ -161,7 +175,7 @@ class Job:
             with self._claim(unit) as ours:
                 if not ours:
                     claimed.append(unit)
-                elif not self._record(unit).exists():
+                elif not self._is_done(unit):
                     finished(unit, self._do(unit, write))
         return claimed
 
@@ -190,7 +204,10 @@ class Job:
             sync(self.folder)
         written = (main, rows, errors if result.errors else None)
         paths = [path for path in written if path is not None]
-        result.files = {str(path.relative_to(self.folder)): hash_file(str(path)) for path in paths}
+        result.files = {
+            str(path.relative_to(self.folder)): [path.stat().st_size, hash_file(str(path))]
+            for path in paths
+        }
         with replace_file(self._record(unit)) as record:
             record.write(json.dumps(asdict(result)).encode())
         return result
@@ -229,7 +246,7 @@ class Job:
             if result is None:
                 yield f"unit {unit.number} is not done"
                 continue
-            for name, expected in result.files.items():
+            for name, (_, expected) in result.files.items():
                 path = self.folder / name
                 if not path.exists():
                     yield f"{path} is missing"

@@ -13,7 +13,7 @@ from typing import Any
 
 from lastword.bulk.cutting import Cut, cut_file
 from lastword.cli.read import Part, Source
-from lastword.errors import InputError, valid_name
+from lastword.errors import InputError, count, valid_name
 from lastword.weights.files.atomic import replace_file
 from lastword.weights.json_fields import read_object
 
@@ -230,16 +230,18 @@ class Plan:
             InputError: a file has changed, or other files or formats are given.
         """
         if inputs is not None:
-            given = [(source.path, source.format) for source in inputs]
-            planned = [(file.path, file.format) for file in self.files]
-            other = next((a for a, b in zip(given, planned, strict=False) if a != b), None)
+            given = [(os.path.realpath(source.path), source.format) for source in inputs]
+            planned = [(os.path.realpath(file.path), file.format) for file in self.files]
+            pairs = zip(given, planned, strict=False)
+            a, b = next(((a, b) for a, b in pairs if a != b), (None, None))
             if given != planned:
-                got = f"{valid_name(other[0])} as {other[1]}" if other else f"{len(given):,} files"
+                got = f"{valid_name(a[0])} as {a[1]}" if a else count(len(given), "file")
+                expected = f"{valid_name(b[0])} as {b[1]}" if b else count(len(planned), "file")
                 raise InputError(
                     "FILE",
                     "the job was planned with other input files or formats",
                     got=got,
-                    expected=f"the {len(planned):,} files of the plan",
+                    expected=expected,
                     remedy="Name the same files, or none at all; or name another folder.",
                 )
         for file in self.files:

@@ -64,7 +64,8 @@ class RunProgress:
             claimed: the units that other processes are working on.
             skip_blank: whether blank texts are left out.
         """
-        results = self._job.results().values()
+        found = self._job.results().values()
+        results = [result for result in found if self._job.is_whole(result)]
         seconds = perf_counter() - self._began
         if self._rows:
             yield (

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lastword.embedder import Embedder
     from lastword.reranker import Reranker
 
+_SHOWN = 30  # characters of a word in a notice
+
 
 class Failures:
     """Collects the texts of a run that cannot be read or embedded, and the files that cannot be read.
@@ -171,7 +173,11 @@ def unknown_word_notices(report: Report, texts: str, model: "Embedder | Reranker
         model: the model.
     """
     if report.unknown:
-        longest = model.info.tokenizer.longest_word
-        long = "" if longest is None else f"; it knows no word of more than {longest} characters"
+        longest, word = model.info.tokenizer.longest_word, report.unknown_word
+        example = (
+            f", such as {word[:_SHOWN]!r}{'...' if len(word) > _SHOWN else ''}" if word else ""
+        )
+        too_long = longest is not None and len(word) > longest
+        long = f"; it knows no word of more than {longest} characters" if too_long else ""
         what = "with words or signs that the model does not know and cannot tell apart"
-        yield f"{report.unknown:,} of {texts} {what}{long}"
+        yield f"{report.unknown:,} of {texts} {what}{example}{long}"

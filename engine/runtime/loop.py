@@ -254,6 +254,7 @@ class Loop:
             for i, ids in tokens.ids.items()
         ]
         counts = Report(texts=len(items), cut=len(tokens.cut), unknown=tokens.unknown)
+        counts.unknown_word = tokens.unknown_word
         refused = [(Item(error.index, ()), error) for error in tokens.errors]
         return Group(items, self._forests(items), began, counts, refused)
 

@@ -30,6 +30,9 @@ _OTHER = "Use the tokenizer that belongs to these weights."
 _PROBES = ("a", "b", "1", "!")
 
 
+_EXAMPLE_PART = 20_000  # characters of a text in which the first unknown word is looked for
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """The token ids of a list of texts, and for each text whether it was cut to max_length."""
@@ -45,6 +48,7 @@ class GoodTokens:
     ids: dict[int, list[int]] = field(default_factory=dict)
     cut: set[int] = field(default_factory=set)  # indices of the texts cut to max_length
     unknown: int = 0  # texts with words that the tokenizer does not know
+    unknown_word: str = ""  # the first such word
     errors: list[InputError] = field(default_factory=list)
 
 
@@ -180,6 +184,13 @@ class TextTokenizer:
         # A prompt has at most as many tokens as characters. If `ids` has more tokens than that, the text has some.
         short = len(ids) - self.num_template_tokens <= len(prompt)
         return short and bool(text.strip()) and self.count(text) == 0
+
+    def _unknown_word(self, text: str) -> str:
+        """Return the first word of a text that the tokenizer does not know; the text itself if it drops all of it."""
+        text = text[:_EXAMPLE_PART]
+        spans = self._calls.spans(text)
+        found = (text[start:stop] for token, start, stop in spans if token == self._unknown)
+        return next(found, text.strip() if not spans else "")
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token, or None if there is no such token."""
@@ -330,7 +341,10 @@ class TextTokenizer:
                     good.ids[index] = ids
                     if cut:
                         good.cut.add(index)
-                    good.unknown += self.is_unknown(part[index - start], ids, prompt=prompt)
+                    text = part[index - start]
+                    if self.is_unknown(text, ids, prompt=prompt):
+                        good.unknown += 1
+                        good.unknown_word = good.unknown_word or self._unknown_word(text)
         return good
 
     def _keep_needed(

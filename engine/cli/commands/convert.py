@@ -7,9 +7,9 @@ from lastword.cli.model_folder import add_folder_options, write_folder
 
 ABOUT = "copy a model, changing the dtype of its weights or the size of its weight files"
 EXAMPLES = """examples:
-  lastword convert Qwen/Qwen3-Embedding-0.6B ./model-f32 --dtype f32
-  lastword convert ./model-f32 ./model-bf16 --dtype bf16 --shard-size 2GB
-  lastword convert owner/model@v1.0 ./model --dtype bf16
+  lastword convert Qwen/Qwen3-Embedding-0.6B ./model-f32 --dtype float32
+  lastword convert ./model-f32 ./model-bf16 --dtype bfloat16 --shard-size 2GB
+  lastword convert owner/model@v1.0 ./model --dtype bfloat16
 
 id@revision names a branch, tag or commit of a Hugging Face model. Every file must be inside the model's folder: a link
 that leads out of the folder is an error, except within the cache of the Hugging Face Hub."""
@@ -26,19 +26,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_folder_options(parser)
     parser.add_argument(
         "--dtype",
-        choices=("bf16", "f16", "f32"),
+        choices=("bfloat16", "float16", "float32"),
         help="dtype of the new weights; by default each weight keeps its stored dtype",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
+    import torch
+
     from lastword.weights.files.blocks import block_threads
-    from lastword.weights.files.dtypes import torch_dtype
     from lastword.weights.merging.convert import Conversion
     from lastword.weights.merging.stored import open_stored
 
-    dtype = None if args.dtype is None else torch_dtype(args.dtype.upper())
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
     model = open_stored(args.model, local_files_only=args.local_files_only)
     with block_threads() as threads:
         write_folder(args, Conversion(model, dtype, threads), "Converting")

@@ -155,7 +155,6 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--unit-records",
         type=options.positive,
-        default=UNIT_RECORDS,
         metavar="N",
         help="number of input records per unit when the job is planned; a unit that is interrupted is done again; by "
         f"default {UNIT_RECORDS:,}",
@@ -225,7 +224,7 @@ def _refuse_job_options(args: argparse.Namespace) -> None:
         (args.json, "--json"),
         (args.hourly_price is not None, "--hourly-price"),
         (args.allow_mixed, "--allow-mixed"),
-        (args.unit_records != UNIT_RECORDS, "--unit-records"),
+        (args.unit_records is not None, "--unit-records"),
     )
     for wrong, option in given:
         if wrong:

@@ -137,6 +137,22 @@ def test_a_finished_job_does_nothing_and_checks(capfd: pytest.CaptureFixture) ->
         "out/part-000005.parquet is missing",
         "unit 7 is not done",
     ]
+    part.unlink()
+    assert embed("corpus", *SMALL) == 0
+    assert contents(Path("out")) == before
+
+
+def test_files_that_were_lost_or_cut_are_written_again(capfd: pytest.CaptureFixture) -> None:
+    assert embed("corpus", *SMALL) == 0
+    before = contents(Path("out"))
+    Path("out/part-000003.parquet").unlink()
+    Path("out/part-000005.parquet").write_bytes(b"PAR1")
+    assert embed("corpus", "--unit-records", 10) == 0
+    err = capfd.readouterr().err
+    assert "2 units to do again: the files are missing or have another size" in err
+    assert "10 of 12 units are done already" in err
+    assert "out: complete; 120 texts" in err
+    assert contents(Path("out")) == before
 
 
 @pytest.mark.parametrize(
@@ -147,6 +163,7 @@ def test_a_finished_job_does_nothing_and_checks(capfd: pytest.CaptureFixture) ->
         (("--format", "npy"), "another format"),
         (("--prompt", "Q: "), "another prompt"),
         (("--max-batch-tokens", "100"), "another max batch tokens; got 100, expected"),
+        (("--unit-records", "11"), "another unit records; got 11, expected 10"),
     ],
 )
 def test_other_settings_are_refused(
@@ -174,7 +191,9 @@ def test_other_files_are_refused(corpus: Path, capfd: pytest.CaptureFixture) -> 
     assert embed("corpus/a.jsonl", *SMALL) == 2
     assert "planned with other input files" in capfd.readouterr().err
     assert embed("corpus/a.jsonl", "corpus/b.jsonl", "--input-format", "txt", *SMALL) == 2
-    assert "got corpus/a.jsonl as txt, expected the 2 files" in capfd.readouterr().err
+    assert "a.jsonl as txt, expected " in capfd.readouterr().err
+    for spelling in ("./corpus/", str(corpus), "../" + corpus.parent.name + "/corpus"):
+        assert embed(spelling, *SMALL) == 0, "the same files, named otherwise"
     with (corpus / "a.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
     assert embed("corpus", *SMALL) == 2

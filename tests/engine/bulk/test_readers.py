@@ -45,7 +45,7 @@ def shown(library: str) -> str:
 def test_readme_lines(library: str, job: None, vectors: torch.Tensor) -> None:
     pytest.importorskip(library)
     names: dict = {}
-    exec(shown(library), names)  # noqa: S102  our own README
+    exec(shown(library), names)
     found = names["found"]
     if library in ("lancedb", "usearch", "faiss"):
         assert found == [7, *found[1:]]

@@ -578,7 +578,7 @@ VALUES = {
     "benchmark": (["bench"], "BENCHMARK: missing."),
     "unknown-benchmark": (
         ["bench", "x"],
-        "BENCHMARK: unknown; got 'x', expected kernels, peers, model or serve.",
+        "BENCHMARK: unknown; got 'x', expected kernels, peers, model, serve or bulk.",
     ),
     "text-field": (["embed", "--text-field", ""], "--text-field: an empty name; got ''."),
     "vector-field": (["embed", "--vector-field", ""], "--vector-field: an empty name; got ''."),

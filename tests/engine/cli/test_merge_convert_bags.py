@@ -120,7 +120,7 @@ def test_a_real_limit_on_a_files_size_is_one_line_and_leaves_nothing(recipe, cap
     Path("rows.txt").write_text("x\n" * 100_000)
     words = {
         "merge": ["merge.yaml", "out", "--report", "report.jsonl"],
-        "convert": ["m1", "out", "--dtype", "f32"],
+        "convert": ["m1", "out", "--dtype", "float32"],
         "bags": ["rows.txt", "--ratios", "80,100", "--seed", "1", "-o", "plan.json"],
     }
     before = sorted(os.listdir())

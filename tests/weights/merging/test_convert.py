@@ -25,8 +25,7 @@ from lastword.errors import WeightsError
 from lastword.weights import Checkpoint, locate, read_config, read_embedding_spec
 from lastword.weights.files.shards import read_tensors
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def test_every_value_is_rounded_once(tmp_path, converted, source, target):
     assert before.keys() == after.keys()
     for name, tensor in after.items():
         assert torch.equal(tensor, before[name].to(DTYPES[target]))
-    assert json.loads((out / "config.json").read_text())["torch_dtype"] == NAMES[target]
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == target
     if source == target:
         assert hashes(out) == hashes(folder)
         assert fingerprint(out) == fingerprint(folder)
@@ -79,8 +78,8 @@ def test_every_value_is_rounded_once(tmp_path, converted, source, target):
 
 def test_there_and_back_is_the_same_model(tmp_path, converted):
     folder = make_checkpoint(tmp_path / "m", dtype=torch.bfloat16, shards=2)
-    converted(folder, "--dtype", "f32", out="wide")
-    _, out, _ = converted(tmp_path / "wide", "--dtype", "bf16", out="back")
+    converted(folder, "--dtype", "float32", out="wide")
+    _, out, _ = converted(tmp_path / "wide", "--dtype", "bfloat16", out="back")
     assert hashes(out) == hashes(folder)
     assert fingerprint(out) == fingerprint(folder)
 
@@ -136,7 +135,7 @@ def test_loads_everywhere(tmp_path, converted, config_format):
     from lastword import Embedder
 
     folder = make_checkpoint(tmp_path / "m", config_format=config_format)
-    _, out, _ = converted(folder, "--dtype", "bf16", "--shard-size", "100KB")
+    _, out, _ = converted(folder, "--dtype", "bfloat16", "--shard-size", "100KB")
     assert AutoModel.from_pretrained(out, dtype="auto").dtype == torch.bfloat16
     tokens = [[5, 6, 7], [9] * 40]
     theirs, _ = their_states(load_theirs(out), tokens)
@@ -172,13 +171,13 @@ TOO_LARGE = {
 )
 def test_what_does_not_fit_is_an_error(tmp_path, tiny_checkpoint, converted, value, parts):
     folder = copy_damaged(tiny_checkpoint, tmp_path / "m", value)
-    status, out, err = converted(folder, "--dtype", "f16")
+    status, out, err = converted(folder, "--dtype", "float16")
     assert status == 2
     assert err == f"lastword: {WeightsError(f'{folder}: tensor norm.weight', **parts)}\n"
     assert not out.exists()
     assert not list(tmp_path.glob(".out*"))
     if math.isfinite(value):
-        assert converted(folder, "--dtype", "bf16")[0] == 0
+        assert converted(folder, "--dtype", "bfloat16")[0] == 0
 
 
 def test_large_finite_values_are_no_error(tmp_path, tiny_checkpoint, converted):
@@ -187,7 +186,7 @@ def test_large_finite_values_are_no_error(tmp_path, tiny_checkpoint, converted):
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "m"))
     tensors["embed_tokens.weight"][:] = 60000.0
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    assert converted(folder, "--dtype", "f16")[0] == 0
+    assert converted(folder, "--dtype", "float16")[0] == 0
 
 
 @pytest.mark.parametrize(
