@@ -2,8 +2,8 @@
 
     python -m lastword.bench.checkpoint OUT --like 0.6B --layers 4
 
-The weights are random, but every file has the same format as in a real Qwen3 embedding model, and the activations are
-as large as in a trained model. So numerics, speed and file handling can be checked without a download.
+The weights are random, but every file has the same format as in a real Qwen3 embedding model, and the activations have
+about the same magnitude as in a trained model. So numerics, speed and file handling can be checked without a download.
 """
 
 import argparse

@@ -68,7 +68,7 @@ def measure(
         model: folder or Hugging Face model ID; None for the built-in model.
         device: the device that computes.
         counts: numbers of texts.
-        rounds: number of rounds; each round times every count, and medians are returned.
+        rounds: number of rounds; every round measures each count once, and medians are returned.
 
     Returns:
         One row per count: texts, tokens, tokens_per_second and peak_bytes.

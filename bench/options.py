@@ -108,7 +108,7 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=tuple(SIZES),
         metavar="SIZE",
-        help=f"model sizes whose tensor shapes to use ({', '.join(SIZES)}); by default 0.6B, 4B and 8B on a GPU, "
+        help=f"model sizes whose tensor shapes are used ({', '.join(SIZES)}); by default 0.6B, 4B and 8B on a GPU, "
         "0.6B on a CPU",
     )
     parser.add_argument(
@@ -166,7 +166,7 @@ def add_peers(parser: argparse.ArgumentParser) -> None:
         "--layers",
         type=positive,
         default=28,
-        help="number of layers of the random checkpoint; by default 28, as the real 0.6B model has; with more than 8 "
+        help="number of layers of the random checkpoint; by default 28, as in the real 0.6B model; with more than 8 "
         "on a CPU, long texts are left out",
     )
     parser.add_argument(

@@ -97,7 +97,7 @@ def find_prefix(folder: Path, names: Collection[str]) -> str:
     """Return the prefix that most tensor names have: `model.` or the empty string.
 
     Raises:
-        WeightsError: a wrapper was saved instead of the model, or most names have neither of these prefixes.
+        WeightsError: a wrapper was saved instead of the model, or most names are not those of a Qwen3 model.
     """
 
     def wrong_names(text: str, number: int, how: str, remedy: str) -> WeightsError:

@@ -1,7 +1,8 @@
-"""The student before training: its word pieces, its sizes, and its initial weights, which average word vectors.
+"""The student before training: its word pieces, its sizes and its initial weights, which take the mean of word vectors.
 
 The token table starts as the teacher's vectors of the word pieces, in a basis ordered by variance (PCA). The value and
-output projections of the first layers start as the identity, so the end token's vector starts as the mean of its words.
+output projections of the first layers start as the identity, so at first the end token's vector is the mean of the
+vectors of the text's word pieces.
 """
 
 from collections import Counter

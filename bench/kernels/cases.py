@@ -61,7 +61,10 @@ class CaseInputs:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """A batch for attention. `equal`: number of texts, tokens per text; None if texts share rows."""
+    """A batch for attention.
+
+    `equal` is (number of texts, tokens per text) if all texts have the same length and share no rows, else None.
+    """
 
     title: str
     forest: Forest

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, show: Callable[[str], None]) -> int:
         The exit status, 0.
 
     Raises:
-        ConfigError: --quick is given without --quantize, or the file of --plot cannot be drawn.
+        ConfigError: --quick is given without --quantize, or the plot of --plot cannot be written.
     """
     if args.quick:
         raise ConfigError(

@@ -142,7 +142,7 @@ def start(
     device: str = "cpu",
     task: str = EMBED,
 ) -> Child:
-    """Start a library that runs in this interpreter.
+    """Load a library in this interpreter, ready to embed or score.
 
     Args:
         library: lastword, sentence-transformers or llama.cpp.

@@ -43,7 +43,7 @@ def run_grid(
         setup: the run's settings.
         precisions: fp32, bf16 or both.
         rounds: number of timed rounds, in which the two libraries take turns at going first.
-        about: facts of the run for the JSON line.
+        about: facts about the run, for the JSON line.
         show: prints a line of the result.
         say: prints progress.
         json_only: whether to print the JSON line alone.

@@ -179,7 +179,7 @@ def _is_refusal(content: bytes) -> bool:
 
 
 def summary(load: Load, begin: float, done: list[Sent], held_back: int) -> dict[str, Any]:
-    """Return the counts and times of a load.
+    """Return the counts and times measured while a load was sent to the server.
 
     Args:
         load: the load.
@@ -188,8 +188,9 @@ def summary(load: Load, begin: float, done: list[Sent], held_back: int) -> dict[
         held_back: number of requests that were not sent, because too many were open.
 
     Returns:
-        Among others: `latencies`, in milliseconds by status; `late_ms`, the p99 of `Sent.late`; `texts_per_s`, from the
-        first request to the last answer; `goodput`, the texts per second answered while requests were being sent.
+        A dict with, among others, `latencies`, in milliseconds, by status; `late_ms`, the p99 of `Sent.late`;
+        `texts_per_s`, from the first request to the last answer; `goodput`, the texts per second answered while
+        requests were being sent.
     """
     counted = [one for one in done if one.due - begin >= load.warm_seconds]
     latencies: dict[str, list[float]] = {}

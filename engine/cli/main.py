@@ -1,4 +1,4 @@
-"""The `lastword` command line: finds a command's module, runs it, and turns every error into a line and an exit status.
+"""The `lastword` command line: find a command, run it, and turn every error into one line and an exit status.
 
 Exit status 0: success; 1: a check failed; 2: bad input or usage; 129: stopped by SIGHUP, because the terminal is
 closed; 130: stopped by Ctrl-C; 141: the reader of stdout is gone; 143: stopped by SIGTERM. Each command's module

@@ -31,7 +31,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
         "out",
         type=options.path_argument,
         metavar="OUT",
-        help="folder to create for the new model; the folder appears only once the model is complete",
+        help="folder to create for the new model; the folder appears only when the model is complete",
     )
     parser.add_argument(
         "--shard-size",

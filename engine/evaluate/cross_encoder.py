@@ -25,7 +25,7 @@ class LastwordCrossEncoder:
 
     Args:
         reranker: the model.
-        known_as: Hugging Face id whose metadata to use, if mteb knows it.
+        known_as: Hugging Face id whose metadata are used, if mteb knows it.
     """
 
     def __init__(self, reranker: Reranker, known_as: str) -> None:

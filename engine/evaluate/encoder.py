@@ -25,7 +25,7 @@ class LastwordEncoder(AbsEncoder):  # type: ignore[misc]  # mypy skips this libr
 
     Args:
         embedder: the model.
-        known_as: Hugging Face id of the model whose instructions to use. If mteb does not know it, the tasks' own
+        known_as: Hugging Face id of the model whose instructions are used. If mteb does not know it, the tasks' own
             instructions are used.
     """
 

@@ -69,7 +69,7 @@ def evaluate(
         tasks: names of mteb tasks, or mteb task objects. Only for names is it checked first that data are available.
         benchmarks: names of mteb benchmarks; tasks without public data are left out.
         card: also compare the saved results with the benchmark scores on the model card.
-        known_as: Hugging Face id of the published model whose instructions and model card to use; by default `model`
+        known_as: Hugging Face id of the published model whose instructions and model card are used; by default `model`
             or, for a folder, the published model with the folder's name.
         results: folder in which mteb saves results; by default $MTEB_CACHE or ~/.cache/mteb.
         show_progress_bar: whether to show progress bars; by default only on a terminal.

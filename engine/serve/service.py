@@ -236,7 +236,7 @@ class Service:
         Args:
             owner: the client; clients take turns.
             prepared: the texts or pairs.
-            backend: this service or its reranker, whose queue to use; None for this service.
+            backend: this service or its reranker, whose queue is used; None for this service.
 
         Returns:
             The job, with a tensor as the result of each text.

@@ -47,11 +47,11 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class WaitingText:
-    """A text in the queue or on the device. Equal texts of any requests share one object.
+    """A text in the queue or on the device. Equal texts share one object, even if they come from different requests.
 
     Args:
         key: the text's token ids and the format of its result; texts with equal keys are equal.
-        prompt: token ids of the prompt, if the model may keep its keys and values, else ().
+        prompt: token ids of the prompt, if the model may keep the prompt's keys and values, else ().
         owner: the client that sent the text first.
         lane: the lane in which the text waits; None once the device has the text.
         since: when the text entered the queue, by `monotonic()`.

@@ -94,7 +94,10 @@ def _prompt_problem(evidence: TextEvidence) -> str | None:
 
 
 def alternate_in_ids(evidence: Evidence, differ: list[int]) -> str | None:
-    """Return the mistake with prompts or templates that gives exactly lastword's token ids; None if there is none."""
+    """Return the known mistake with prompts or templates that would give exactly the token ids that lastword has.
+
+    None if there is none.
+    """
     for alternate in evidence.alternates:
         known = dict(zip(alternate.index, alternate.ids, strict=True))
         both = [i for i in differ if i in known]

@@ -58,7 +58,7 @@ def verify(
         model: Hugging Face id or folder.
         texts: texts to compare besides the built-in ones, as documents; for a reranker, each with a built-in query.
         scores: also run the model card's example in float32, and compare the scores with the card's.
-        known_as: id of the published model whose model card to use; by default `model` or that with the folder's name.
+        known_as: id of the published model whose model card is used; by default `model` or that with the folder's name.
         reranker: whether the model is a reranker; by default, its files or its name decide.
         accept: names of checks that may fail, provided that all checks run.
         show_progress_bar: whether to show a progress bar; by default only on a terminal.

@@ -198,7 +198,7 @@ def _remaining_rows(rows: int, drawn: Sequence[Iterator[int]]) -> Iterator[int]:
 
 
 def row_ids(dataset: Dataset, rows: Iterator[int], id_field: str | None) -> Iterator[str]:
-    """Yield the ids of the rows with the numbers `rows`: these numbers, or each row's value of the field `id_field`.
+    """Yield the id of each row whose number is in `rows`: its value of the field `id_field`, or the number itself.
 
     Raises:
         InputError: a row lacks the field, its value is neither a whole number nor a one-line string, or the file has

@@ -17,7 +17,7 @@ EXAMPLES = """examples:
       --into ./released --weights size
 
 A bag is the training data of one model: a sample of the rows of every dataset. Each file is one dataset with one row
-per line. Each dataset is sampled by itself, without replacement.
+per line. Each dataset is sampled separately, without replacement.
 
 With -o plan.json, the command writes plan.json, plan.rows/BAG/DATASET.txt with one row id per line, and
 plan.merge.yaml, a recipe for "lastword merge". The same files, ratios and seed always give the same plan, on any
@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--old-ratio",
         metavar="PERCENT",
-        help="percentage of each old dataset in each bag; by default 40",
+        help="percentage of the rows of each old dataset that every bag takes; by default 40",
     )
     parser.add_argument(
         "--id-field",

@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   lastword eval Qwen/Qwen3-Reranker-0.6B --tasks AskUbuntuDupQuestions
 
 Needs mteb: pip install 'lastword[eval]'. The result of every finished task is saved in mteb's results folder, so an
-interrupted run continues when the same command is given again. --card alone runs no tasks: it compares the results
+interrupted run continues when the same command is run again. --card alone runs no tasks: it compares the results
 saved so far with the model card. The exit status is 1 if a task failed."""
 
 

@@ -41,7 +41,7 @@ The report has one JSON object per tensor: the norm of each model's tensor, the 
 each model's coefficient, and the norm of the weighted sum (each tensor times its coefficient). With task_arithmetic,
 and with multislerp if it has a base_model, the base model's tensor is first subtracted from each.
 
-An interrupted run continues when the same command is given again. Needs PyYAML: pip install 'lastword[merge]'."""
+An interrupted run continues when the same command is run again. Needs PyYAML: pip install 'lastword[merge]'."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -38,7 +38,7 @@ _GROUP = 4096  # texts that are read, then scored, at a time
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("query", metavar="QUERY", help="query that the texts are scored for")
+    parser.add_argument("query", metavar="QUERY", help="query to score the texts against")
     too_long = "that does not fit into --max-length together with the query"
     options.add_input_options(parser, too_long=too_long)
     parser.add_argument(

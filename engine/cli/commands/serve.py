@@ -41,7 +41,7 @@ _LIMITS = {
     "max_characters": "maximum characters of one text",
     "max_request_tokens": "maximum tokens of one request",
     "max_queued_tokens": "maximum tokens in the queue; beyond that, requests are refused with status 429",
-    "max_queue_seconds": "maximum seconds that the queue would take at the present speed; beyond that, "
+    "max_queue_seconds": "maximum seconds to work through the queue at the present speed; beyond that, "
     "requests are refused with status 429",
     "max_requests": "maximum requests accepted but not yet answered; beyond that, requests are refused with status 429",
     "interactive_tokens": "requests of at most this many tokens go before larger ones",
@@ -243,7 +243,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 
 def _ranges(args: argparse.Namespace) -> Any:
-    """Read the file of --ranges; return None without it."""
+    """Read the --ranges file; return None without it."""
     if args.ranges is None:
         return None
     from lastword.cli.ranges import read_ranges
