@@ -96,7 +96,7 @@ class _SavedSettings:
         self._callers: list[Any] | None = None  # the values to restore, if some were replaced
 
     def replace(self) -> None:
-        """Count one more thread that computes; if any of the caller's settings could change results, replace them all."""
+        """Count one more computing thread; if any of the caller's settings could change results, replace them all."""
         with self._lock:
             self._computing += 1
             found = [setting.read() for setting in self._settings]

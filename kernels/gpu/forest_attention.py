@@ -1,4 +1,4 @@
-"""Causal grouped-query attention over segments and their ancestors: a program for each tile of query rows and each KV head.
+"""Causal grouped-query attention over segments and their ancestors: one program for each query tile and KV head.
 
 A tile has BLOCK_M = tokens · G rows: for each of its tokens, the G query heads of one KV head. So keys and values are
 loaded once for all G heads, and a short segment fills more of a tile. Tiles with the most keys run first.
