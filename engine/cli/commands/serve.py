@@ -95,7 +95,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         "--reranker",
         type=options.model_argument,
         metavar="MODEL",
-        help="Hugging Face id or folder of a reranker for /rerank and /score, alongside an embedding model; "
+        help="Hugging Face id or folder of a reranker that scores documents, alongside an embedding model; "
         "--device, --dtype, --quantize and --local-files-only apply to both models, the other model options only to "
         "--model",
     )
