@@ -34,7 +34,9 @@ ARROWS = {
     "reranker": "arguments errors encode_options model_info base progress reranker_info report runtime text",
     ".": "embedder errors reranker",
     # Entry points.
-    "cli": f". {PUBLIC} bulk evaluate serve verify weights",
+    "cli": f". {PUBLIC} batch_files bulk evaluate serve verify weights",
+    # The server's answers, from and to files.
+    "batch_files": f"cli {PUBLIC} runtime.results runtime.threads serve weights",
     # A job reads and writes as the command does, unit by unit.
     "bulk": "cli errors progress report weights embedder",
     # It makes the items of the loop's queue, so it sees what they are made of.
@@ -77,6 +79,7 @@ EXTRAS = {
     "lastword.cli.documents": {"pathspec", "semantic_text_splitter"},
     "lastword.evaluate": {"datasets", "mteb"},
     "lastword.interop": {"langchain_core", "llama_index"},
+    "lastword.cli.commands.run_batch": {"fastapi", "orjson", "prometheus_client"},
     "lastword.cli.commands.serve": {"fastapi", "orjson", "prometheus_client", "uvicorn"},
     "lastword.serve": {
         "fastapi",

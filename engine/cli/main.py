@@ -38,6 +38,7 @@ COMMANDS = {
     "search": "lastword.cli.commands.search",
     "rerank": "lastword.cli.commands.rerank",
     "serve": "lastword.cli.commands.serve",
+    "run-batch": "lastword.cli.commands.run_batch",
     "info": "lastword.cli.commands.info",
     "verify": "lastword.cli.commands.verify",
     "eval": "lastword.cli.commands.eval",
@@ -57,8 +58,8 @@ if hasattr(signal, "SIGHUP"):  # not on Windows
     _ENDINGS[signal.SIGHUP] = "the terminal was closed", 129
 _READER_GONE = 141  # the status of a program that SIGPIPE has stopped
 _SECONDS_TO_STOP = 1.0
-# Commands that keep nothing of an unfinished run; the others may need time to save what they have.
-_STOPPED_AT_ONCE = ("embed", "search", "rerank")
+# Commands that save nothing when they are stopped; the others may need time to save what they have.
+_STOPPED_AT_ONCE = ("embed", "search", "rerank", "run-batch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

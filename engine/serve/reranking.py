@@ -1,6 +1,5 @@
 """The server's reranker. Beside an embedding model it has a queue and a thread of its own."""
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +7,7 @@ from torch import Tensor
 from lastword.reranker import Reranker
 from lastword.serve.errors import ServeError, check_model_name
 from lastword.serve.pairs import RerankCall, Scores, prepare_pairs, scores_of
-from lastword.serve.settings import Settings
+from lastword.serve.settings import Settings, served_name
 from lastword.serve.texts import Prepared
 from lastword.serve.waiting import Job, WaitingTexts
 from lastword.serve.worker import DeviceThread
@@ -46,8 +45,7 @@ class Reranking:
         """The name that requests and answers use for the reranker."""
         if self._name is not None:
             return self._name
-        name = self.model.name
-        return Path(name).name if Path(name).is_dir() else name
+        return served_name(self.model.name)
 
     def check_model(self, asked: str | None) -> None:
         """Raise ServeError if a request names a model other than the reranker."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from time import monotonic, time
 from typing import TypeVar
 
@@ -24,13 +23,11 @@ from lastword.serve.finished import Finished
 from lastword.serve.http.keys import Keys
 from lastword.serve.metrics import Metrics
 from lastword.serve.reranking import Reranking
-from lastword.serve.settings import Settings
+from lastword.serve.settings import Settings, served_name
 from lastword.serve.texts import EmbedCall, Prepared, Preparer
 from lastword.serve.waiting import Job, WaitingTexts
 from lastword.serve.worker import DeviceThread
 
-# The served name of the built-in model. It contains "embed", by which tools recognise embedding models in a list.
-BUILTIN_NAME = "lastword-builtin-embedding"
 # Why a server with a reranker alone refuses the other routes.
 ONLY_RERANKS = (
     "this server has only a reranker, which scores documents at /rerank, /v1/rerank, /v2/rerank and /score; "
@@ -167,10 +164,7 @@ class Service:
         """The name that requests and answers use for the embedding model."""
         if self.settings.model_name is not None:
             return self.settings.model_name
-        name = self.model.name
-        if name == "built-in":
-            return BUILTIN_NAME
-        return Path(name).name if Path(name).is_dir() else name
+        return served_name(self.model.name)
 
     def check_model(self, asked: str | None) -> None:
         """Raise ServeError if a request names a model other than the embedding model."""

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from lastword.errors import ConfigError
 
+# The served name of the built-in model. It contains "embed", by which tools recognise embedding models in a list.
+BUILTIN_NAME = "lastword-builtin-embedding"
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -85,6 +88,17 @@ class Settings:
             )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("--tls-cert", "must be given together with --tls-key")
+
+
+def served_name(name: str) -> str:
+    """Return the name that requests and answers use for a model, unless a setting says otherwise.
+
+    Args:
+        name: the Hugging Face id or folder that was opened.
+    """
+    if name == "built-in":
+        return BUILTIN_NAME
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def is_loopback(host: str) -> bool:

@@ -1,12 +1,15 @@
 """The device's thread: it loads a model, warms it up, then runs the engine's loop on the queue."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
+
+from torch import Tensor
 
 from lastword.embedder import Embedder
 from lastword.report import Report
 from lastword.reranker import Reranker
+from lastword.runtime.results import ItemQueue
 from lastword.serve.waiting import WaitingText, WaitingTexts
 
 # Weight of the last batch in the moving average of the speed.
@@ -68,21 +71,15 @@ class DeviceThread(Generic[Model]):
             self._on_failed(error)
 
     def _compute(self, model: Embedder | Reranker) -> None:
-        """Deliver each text's result, with the text's share, by its length, of the tokens that its batch computed."""
-        texts = requested = computed = batches = 0
-        seconds, share = 0.0, 0.0
-        report = self.report
-        results = model.results if isinstance(model, Reranker) else model.loop.results
-        for tag, result in results(self.waiting, report):
+        """Deliver each text's result, with the text's share of the tokens that its batch computed."""
+        results = results_with_shares(model, self.waiting, self.report, self._on_batch)
+        for tag, result, share in results:
             assert isinstance(tag, WaitingText)
-            if report.batches != batches:  # the first result of a batch
-                asked, took = report.tokens_requested - requested, report.seconds - seconds
-                share = (report.tokens_computed - computed) / max(1, asked)
-                self._measure(asked, took)
-                self.on_batch(report.texts - texts, asked)
-                requested, computed = report.tokens_requested, report.tokens_computed
-                texts, batches, seconds = report.texts, report.batches, report.seconds
             self.waiting.deliver(tag, result, share * tag.tokens)
+
+    def _on_batch(self, texts: int, tokens: int, seconds: float) -> None:
+        self._measure(tokens, seconds)
+        self.on_batch(texts, tokens)
 
     def _measure(self, tokens: int, seconds: float) -> None:
         if seconds <= 0:
@@ -98,6 +95,36 @@ class DeviceThread(Generic[Model]):
         self.waiting.close()
         if self.thread.ident is not None:  # None: it was never started
             self.thread.join(seconds)
+
+
+def results_with_shares(
+    model: Embedder | Reranker,
+    queue: ItemQueue,
+    report: Report,
+    on_batch: Callable[[int, int, float], object] = lambda _texts, _tokens, _seconds: None,
+) -> Iterator[tuple[object, Tensor | Exception, float]]:
+    """Yield (tag, tensor or error, share) for each item from a queue, as `Loop.results` does.
+
+    The share is how many tokens the item's batch computed for each token requested; less than 1 if texts of the batch
+    share a beginning. So a text's part of the tokens computed is in proportion to its length.
+
+    Args:
+        model: computes the results.
+        queue: gives the items.
+        report: receives the counts.
+        on_batch: called with the number of texts, of requested tokens and of seconds of each batch.
+    """
+    texts = requested = computed = batches = 0
+    seconds, share = 0.0, 0.0
+    results = model.results if isinstance(model, Reranker) else model.loop.results
+    for tag, result in results(queue, report):
+        if report.batches != batches:  # the first result of a batch
+            asked = report.tokens_requested - requested
+            share = (report.tokens_computed - computed) / max(1, asked)
+            on_batch(report.texts - texts, asked, report.seconds - seconds)
+            requested, computed = report.tokens_requested, report.tokens_computed
+            texts, batches, seconds = report.texts, report.batches, report.seconds
+        yield tag, result, share
 
 
 def _moving_average(average: float, value: float) -> float:

@@ -71,6 +71,24 @@ class FakeDevice:
         return 1 - idle / (self.spans[-1][1] - self.spans[0][0])
 
 
+class ByBatch(FakeDevice):
+    """Gives vectors that depend on the whole batch, more than those of a real device do, so that a test sees it."""
+
+    def start(self, task, forest):
+        def compute(forest: Forest) -> Tensor:
+            vectors = torch.ones(len(forest.final_rows), task.dim or self.dim)
+            vectors[:, :DIM] = last_tokens(forest)
+            vectors[:, DIM - 1] = forest.ids.sum()
+            return vectors
+
+        self.compute = compute
+        return super().start(task, forest)
+
+    def __init__(self, dim: int, **others) -> None:
+        super().__init__(**others)
+        self.dim = dim
+
+
 def running() -> list[str]:
     """List lastword's own threads."""
     return [t.name for t in threading.enumerate() if t.name.startswith("lastword-")]

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+from collections.abc import Iterable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,8 @@ _LIMITS = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
+    from lastword.serve.settings import Limits
+
     options.add_name(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; by default 127.0.0.1"
@@ -74,6 +77,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="allow listening on an address that other machines can reach, even without --api-key-file",
     )
+    add_answer_options(parser)
+    _add_tls_and_log(parser)
+    add_limits(parser, [field.name for field in fields(Limits)])
+    options.add_model_options(parser, kinds=options.EITHER_KIND)
+
+
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that change what is answered, apart from limits; run-batch has them too."""
     parser.add_argument(
         "--model-name",
         type=options.revision_argument,
@@ -84,7 +95,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--reranker",
         type=options.model_argument,
         metavar="MODEL",
-        help="Hugging Face id or folder of a reranker for /rerank and /score, alongside an embedding model; "
+        help="Hugging Face id or folder of a reranker that scores documents, alongside an embedding model; "
         "--device, --dtype, --quantize and --local-files-only apply to both models, the other model options only to "
         "--model",
     )
@@ -104,9 +115,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="file made by lastword embed --save-ranges, for int8 and uint8 vectors",
     )
-    _add_tls_and_log(parser)
-    _add_limits(parser)
-    options.add_model_options(parser, kinds=options.EITHER_KIND)
 
 
 def _add_tls_and_log(parser: argparse.ArgumentParser) -> None:
@@ -137,18 +145,19 @@ def _add_tls_and_log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print no progress bar or notices")
 
 
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    """Add an option for each limit."""
+def add_limits(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Add an option for each of these limits."""
     from lastword.serve.settings import Limits
 
     group = parser.add_argument_group("limits")
-    for field in fields(Limits):
+    for name in names:
+        default = getattr(Limits(), name)
         group.add_argument(
-            f"--{field.name.replace('_', '-')}",
+            f"--{name.replace('_', '-')}",
             type=options.positive,
-            default=field.default,
+            default=default,
             metavar="N",
-            help=f"{_LIMITS[field.name]}; by default {field.default:,}",
+            help=f"{_LIMITS[name]}; by default {default:,}",
         )
 
 
@@ -180,19 +189,19 @@ def _run(args: argparse.Namespace, settings: "Settings") -> int:
     load_reranker = (
         partial(options.open_second_reranker, args, args.reranker) if args.reranker else None
     )
-    return serve(settings, lambda: _open_model(args), _ranges(args), load_reranker)
+    return serve(settings, lambda: _open_model(args), open_ranges(args), load_reranker)
 
 
 def _open_model(args: argparse.Namespace) -> "Embedder | Reranker":
     """Open the model, and turn garbage collection on again, but not for the objects that exist by then: they stay."""
     model: Embedder | Reranker
-    model = options.open_reranker(args) if _reranks(args) else options.open_embedder(args)
+    model = options.open_reranker(args) if reranks(args) else options.open_embedder(args)
     gc.freeze()
     gc.enable()
     return model
 
 
-def _reranks(args: argparse.Namespace) -> bool:
+def reranks(args: argparse.Namespace) -> bool:
     """Return whether MODEL is a reranker.
 
     Raises:
@@ -242,13 +251,13 @@ def _settings(args: argparse.Namespace) -> "Settings":
     )
 
 
-def _ranges(args: argparse.Namespace) -> Any:
+def open_ranges(args: argparse.Namespace) -> Any:
     """Read the --ranges file; return None without it."""
     if args.ranges is None:
         return None
     from lastword.cli.ranges import read_ranges
 
-    if _reranks(args):  # which refuses --ranges
+    if reranks(args):  # which refuses --ranges
         return None
     model = options.open_embedder_info(args)
     return read_ranges(args.ranges, model.dim, model.space_fingerprint())
@@ -256,7 +265,7 @@ def _ranges(args: argparse.Namespace) -> Any:
 
 def _describe(args: argparse.Namespace, settings: "Settings") -> list[str]:
     """Return the lines of --dry-run: the model, the memory that its weights take, and the limits."""
-    alone = _reranks(args)
+    alone = reranks(args)
     model: ModelInfo | RerankerInfo
     model = options.open_reranker_info(args) if alone else options.open_embedder_info(args)
     each = " on each device" if len(model.devices) > 1 else ""
