@@ -122,7 +122,12 @@ class Job:
         return {int(path.stem): UnitResult(**read_object(path)) for path in sorted(found)}
 
     def run(
-        self, units: Iterable[Unit], write: Write, finished: Callable[[Unit, UnitResult], object]
+        self,
+        units: Iterable[Unit],
+        write: Write,
+        finished: Callable[[Unit, UnitResult], object],
+        *,
+        ignore_claims: bool = False,
     ) -> list[Unit]:
         """Do the units that are neither done nor claimed by another process.
 
@@ -130,6 +135,8 @@ class Job:
             units: the units to do, in this order.
             write: writes the files of a unit.
             finished: called for each unit after it is done.
+            ignore_claims: whether to do units that another process seems to be working on: the lock of a process on
+                a machine that was lost can last for minutes.
 
         Returns:
             The units that other processes are working on.
@@ -143,7 +150,7 @@ class Job:
         claimed = []
         for unit in units:
             with self._claim(unit) as ours:
-                if not ours:
+                if not (ours or ignore_claims):
                     claimed.append(unit)
                 elif not self._record(unit).exists():
                     finished(unit, self._do(unit, write))
@@ -159,7 +166,7 @@ class Job:
             errors_out = files.enter_context(replace_file(errors))
             result = write(unit, Outputs(main_out, rows_out, errors_out))
         if not result.errors:
-            errors.unlink()
+            errors.unlink(missing_ok=True)  # another process may have done the same unit
         # If the machine loses power, a record must not outlive the names of the files that it is about.
         with name_write_errors(main):
             sync(self.folder)
