@@ -219,6 +219,7 @@ class Cluster:
         self._unusable = 0  # workers that cannot open the model
         self._waiting: deque[Unit] = deque()
         self._lost: Counter[int] = Counter()  # attempts that failed, by unit
+        self._said: set[str] = set()  # notices
 
     def _machines(self) -> list[dict[str, float]]:
         """Return the resources of each machine."""
@@ -266,7 +267,7 @@ class Cluster:
         except self._ray.exceptions.RayError as error:
             reason = " ".join(str(error).split())
             what = f"a worker was lost ({reason})"
-            return Answer(host="", error=DeviceError("--ray", what))
+            return Answer(host="", error=DeviceError("Ray", what))
         return answer
 
     def do_all(
@@ -334,7 +335,9 @@ class Cluster:
         Raises:
             LastwordError: the unit failed, and --on-error is stop.
         """
-        console.say_all(answer.notices, quiet=self._quiet)
+        new = [notice for notice in answer.notices if notice not in self._said]
+        self._said.update(new)
+        console.say_all(new, quiet=self._quiet)
         error, lost = answer.error, not answer.host
         if lost:  # Ray starts it again
             self._open(worker)
