@@ -9,11 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-pytest.importorskip("pyarrow")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 # Alone, because a cluster that is slow to start is taken for a broken one.
 pytestmark = [pytest.mark.timing, pytest.mark.filterwarnings("ignore")]
@@ -24,8 +22,9 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": Fal
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[cluster_utils.Cluster]:
+def cluster() -> Iterator[Any]:
     """A head and a second machine; both end with the tests, and so do their workers."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")  # here, as it is slow to import
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -44,6 +43,7 @@ def cluster() -> Iterator[cluster_utils.Cluster]:
 @pytest.fixture(scope="module")
 def home(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, a corpus, and in `expected` the output of an undisturbed local run."""
+    pytest.importorskip("pyarrow")
     folder = tmp_path_factory.mktemp("job")
     (folder / "model").symlink_to(tiny_checkpoint)
     (folder / "corpus").mkdir()
@@ -73,7 +73,7 @@ def start(home: Path, out: str, *arguments: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def on(cluster: cluster_utils.Cluster) -> tuple[str, ...]:
+def on(cluster: Any) -> tuple[str, ...]:
     return "--ray", cluster.address
 
 
@@ -137,7 +137,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def workers(cluster: cluster_utils.Cluster) -> list[int]:
+def workers(cluster: Any) -> list[int]:
     """Return the processes that have a model."""
     pids = [pid for node in cluster.list_all_nodes() for pid in with_children(raylet(node))]
     return [pid for pid in pids if name_of(pid).startswith("ray::Worker")]
@@ -201,6 +201,24 @@ def test_ctrl_c(cluster, home: Path, out: Path) -> None:
     wait_until(lambda: not workers(cluster))
     assert len(done(out)) < UNITS
     assert "units are done already" in finish(start(home, "out/", *on(cluster)))
+    assert contents(out) == contents(home / "expected")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_cluster_of_its_own_ends_with_the_run(number: int, home: Path, out: Path) -> None:
+    process = start(home, "out/", "--ray", "local", "--cores-per-model", "1")
+    in_the_middle(process, out)
+    started = with_children(process.pid)
+    assert len(started) > 5
+    process.send_signal(number)
+    said, status = ("stopped", 130) if number == signal.SIGINT else ("terminated", 143)
+    assert finish(process, status) == f"lastword: {said}\n"
+    end = time.monotonic() + 20  # agents that lose their cluster would run for a minute
+    while any(map(is_running, started)):
+        assert time.monotonic() < end, [name_of(pid) for pid in started if is_running(pid)]
+        time.sleep(0.1)
+    finish(start(home, "out/"))
     assert contents(out) == contents(home / "expected")
 
 
