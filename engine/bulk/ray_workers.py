@@ -10,6 +10,7 @@ This module must not be called ray.py: a script that is run in this folder would
 """
 
 import argparse
+import itertools
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ import socket
 import threading
 import traceback
 import warnings
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ RETRIES = 3  # of a unit, and of the opening of a model; Ray's own default for t
 _WAIT_S = 0.5  # seconds; a call of Ray must not delay Ctrl-C for longer
 _REACH_S = 10.0
 _ROUNDS = 10  # number of such waits between two looks at the cluster's machines
+_LONG_ROUNDS = 60  # number of such waits after which a line says what the command is waiting for
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ class Answer:
     """What a worker sends to the driver.
 
     Args:
-        host: the worker's machine.
+        host: the worker's machine; "" in the driver's own answer for a worker that was lost.
         error: what went wrong, if anything did.
         result: the unit's result; None if it was done before, or not at all.
         claimed: whether another process is working on the unit.
@@ -163,10 +165,8 @@ def _connected(address: str) -> Iterator[Any]:
         what = f"cannot connect to a Ray cluster ({reason})"
         raise InputError("--ray", what, got=address or None) from error
     if threading.current_thread() is threading.main_thread():
-        for (
-            number,
-            handler,
-        ) in handlers:  # Ray sets its own for SIGTERM, which would end without a message
+        # With Ray's own handler of SIGTERM the command would end without a message.
+        for number, handler in handlers:
             signal.signal(number, handler)
     try:
         yield ray
@@ -218,7 +218,9 @@ class Cluster:
         self._free: list[Any] = []
         self._unusable = 0  # workers that cannot open the model
         self._waiting: deque[Unit] = deque()
-        self._lost: Counter[int] = Counter()  # attempts that failed, by unit
+        self._failed_on: defaultdict[int, list[Any]] = defaultdict(
+            list
+        )  # a worker per attempt, by unit
         self._said: set[str] = set()  # notices
 
     def _machines(self) -> list[dict[str, float]]:
@@ -233,8 +235,12 @@ class Cluster:
         """
         call = self._start(inputs)
         worker, _ = self._calls[call]
-        while not self._ray.wait([call], timeout=_WAIT_S)[0]:
-            pass
+        for waited in itertools.count(1):
+            if self._ray.wait([call], timeout=_WAIT_S)[0]:
+                break
+            if waited == _LONG_ROUNDS:
+                line = "waiting for the first worker, which needs free cores and opens the model"
+                console.say_all([line], quiet=self._quiet)
         del self._calls[call]
         answer = self._answer(call)
         if answer.error is not None:
@@ -309,10 +315,29 @@ class Cluster:
             self._start()
 
     def _give_out(self) -> None:
-        while self._waiting and self._free:
-            worker, unit = self._free.pop(), self._waiting.popleft()
-            call = worker.do.remote(unit.number, again=self._lost[unit.number] > 0)
+        """Give units to the free workers."""
+        for _ in range(len(self._waiting)):
+            if not self._free:
+                return
+            unit = self._waiting.popleft()
+            worker = self._choose(self._failed_on[unit.number])
+            if worker is None:
+                self._waiting.append(unit)
+                continue
+            self._free.remove(worker)
+            call = worker.do.remote(unit.number, again=bool(self._failed_on[unit.number]))
             self._calls[call] = worker, unit
+
+    def _choose(self, failed: Sequence[Any]) -> Any:
+        """Return a free worker, or None if the unit should wait for one on which it has not failed yet.
+
+        A worker on a broken machine fails at once and is free most of the time; it must not get all attempts.
+        """
+        fresh = next((worker for worker in self._free if worker not in failed), None)
+        if fresh is not None:
+            return fresh
+        busy = (worker for worker, unit in self._calls.values() if unit is not None)
+        return None if any(worker not in failed for worker in busy) else self._free[0]
 
     def _opened(self, worker: Any, answer: Answer) -> None:
         """Take note of a worker that has opened its model, or cannot.
@@ -327,7 +352,8 @@ class Cluster:
         self._ray.kill(worker)
         if not self._calls and not self._free:
             raise answer.error
-        console.say(f"{answer.host or 'a worker'} is left out: {answer.error}")
+        reason = options.in_option_words(answer.error)
+        console.say(f"{answer.host or 'a worker'} is left out: {reason}")
 
     def _done(self, worker: Any, unit: Unit, answer: Answer) -> bool:
         """Take note of a unit's end; return whether it is done. If not, it is tried again, or it has failed.
@@ -348,8 +374,8 @@ class Cluster:
         error.where = f"unit {unit.number}: {error.where}"
         if self._stop and not lost:
             raise error
-        self._lost[unit.number] += 1
-        if self._lost[unit.number] <= RETRIES:
+        self._failed_on[unit.number].append(worker)
+        if len(self._failed_on[unit.number]) <= RETRIES:
             self._waiting.append(unit)
         else:
             self.failed.append(unit)

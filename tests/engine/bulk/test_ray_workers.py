@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lastword.bulk.job import UnitResult
-from lastword.bulk.plan import Unit
+from lastword.bulk.plan import Plan, Unit
 from lastword.bulk.ray_workers import Answer, Cluster
 from lastword.cli.main import main
 from lastword.errors import InputError, LastwordError
@@ -43,7 +43,7 @@ class FakeRay:
 
     def __init__(self, machines: Sequence[dict[str, float]], act: Act) -> None:
         self.machines, self.act = list(machines), act
-        self.started = 0
+        self.started = self.slow = 0
         self.killed: list[int] = []
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -62,7 +62,9 @@ class FakeRay:
         return SimpleNamespace(number=number, open=method("open"), do=method("do"))
 
     def wait(self, calls: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-        return calls[:1], calls[1:]
+        assert calls, "Ray refuses an empty list"
+        self.slow -= 1
+        return ([], calls) if self.slow >= 0 else (calls[:1], calls[1:])
 
     def get(self, call: Callable[[], Answer]) -> Answer:
         return call()
@@ -140,6 +142,28 @@ def test_a_unit_is_tried_four_times(
             "error": "lastword: unit 5: a.jsonl: cannot be read.\n",
         }
         assert said == expected[how]
+
+
+def test_a_broken_machine_does_not_get_all_attempts(tmp_path: Path) -> None:
+    calls = list[int]()
+
+    def act(worker: int, method: str, given: tuple[Any, ...], again: bool) -> Answer:
+        calls.append(worker)
+        if worker == 1 and method == "do":
+            return Answer(error=InputError("disk", "is broken"))
+        return well(worker, method, given, again)
+
+    cluster, done, _ = do_all(FakeRay([ONE_CORE, ONE_CORE], act), tmp_path)
+    assert (len(done), cluster.failed) == (len(UNITS), [])
+    assert calls.count(1) > 2
+
+
+def test_a_long_wait_is_announced(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    for rounds, lines in ((59, 0), (60, 1), (100, 1)):
+        ray = FakeRay([ONE_CORE], well)
+        ray.slow = rounds
+        do_all(ray, tmp_path)
+        assert capfd.readouterr().err.count("waiting for the first worker") == lines
 
 
 def test_on_error_stop(tmp_path: Path) -> None:
@@ -222,6 +246,12 @@ def test_what_a_worker_needs(
         assert needs in str(caught.value)
     else:
         assert Cluster(FakeRay(machines, well), given, tmp_path)._needs == needs
+
+
+def test_a_model_gets_the_threads_of_the_plan(tmp_path: Path) -> None:
+    Plan({"threads": 2}, [], []).save(tmp_path)
+    ray = FakeRay([{"CPU": 8.0}], well)
+    assert Cluster(ray, arguments(cores_per_model=None), tmp_path)._needs == {"CPU": 2, "GPU": 0}
 
 
 def embed(*words: str, out: str = "out/") -> int:
