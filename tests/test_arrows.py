@@ -74,11 +74,11 @@ ADAPTERS = (
     "lastword.serve.protocols.tei",
 )
 EXTRAS = {
-    "lastword.bulk": {"pyarrow"},
+    "lastword.bulk": {"pyarrow", "ray"},
     "lastword.cli.read": {"pyarrow"},
     "lastword.cli.documents": {"pathspec", "semantic_text_splitter"},
     "lastword.evaluate": {"datasets", "mteb"},
-    "lastword.interop": {"langchain_core", "llama_index"},
+    "lastword.interop": {"langchain_core", "llama_index", "pyarrow"},
     "lastword.cli.commands.run_batch": {"fastapi", "orjson", "prometheus_client"},
     "lastword.cli.commands.serve": {"fastapi", "orjson", "prometheus_client", "uvicorn"},
     "lastword.serve": {

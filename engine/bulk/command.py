@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from lastword.embedder import Embedder
 
 _SAMPLE = 1000  # records that the types of Parquet columns are taken from
+Finished = Callable[[Unit, UnitResult], object]
+Advance = Callable[[int], None]
+DoAll = Callable[[Sequence[Unit], Finished, Advance], list[Unit]]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,22 +58,49 @@ def run(args: argparse.Namespace) -> int:
     console.say_all(map(str, problems), quiet=args.quiet)
     inputs = [source for source in inputs if source.problem is None]
     _refuse_streams(inputs)
-    with ExitStack() as stack:
-        embedder = stack.enter_context(closing(options.open_embedder(args)))
-        work = Work(args, output_format, embedder)
+    if args.ray is not None:
+        from lastword.bulk import ray_workers
+
+        return ray_workers.run(args, folder, inputs)
+    with closing(options.open_embedder(args)) as embedder:
         if args.dry_run:
+            work = Work(args, output_format, embedder)
             plan = _plan(args, folder, inputs, work, embedder)
             lines = estimate(plan, embedder, work, world=args.world, price=args.hourly_price)
             for line in lines:
                 console.print_lines([line])
             return 0
-        with planning(folder):
-            plan = _plan(args, folder, inputs, work, embedder)
-            if not (folder / NAME).exists():
-                plan.save(folder)
+        job, writer = prepare(args, folder, inputs, embedder)
         console.say_all(embedder.notices, quiet=args.quiet)
-        job = Job(folder, plan)
-        return _run(args, job, _UnitWriter(args, job, work, embedder))
+
+        def do_here(todo: Sequence[Unit], finished: Finished, advance: Advance) -> list[Unit]:
+            writer.advance = advance
+            return job.run(todo, writer.write_unit, finished)
+
+        return run_units(args, job, do_here)
+
+
+def prepare(
+    args: argparse.Namespace, folder: Path, inputs: Sequence[read.Source], embedder: "Embedder"
+) -> tuple[Job, "UnitWriter"]:
+    """Make a folder's plan, or check that this process fits the plan there is; return the job and its writer.
+
+    Args:
+        args: the command's arguments.
+        folder: the job's folder.
+        inputs: the input files; none if the folder has a plan that names them.
+        embedder: the open model.
+
+    Raises:
+        InputError: the plan has other settings, or an input file has changed.
+    """
+    work = Work(args, args.format or "parquet", embedder)
+    with planning(folder):
+        plan = _plan(args, folder, inputs, work, embedder)
+        if not (folder / NAME).exists():
+            plan.save(folder)
+    job = Job(folder, plan)
+    return job, UnitWriter(args, job, work, embedder)
 
 
 def _plan(
@@ -96,7 +127,15 @@ def _plan(
     return Plan.make(inputs, settings, settings["unit_records"])
 
 
-def _run(args: argparse.Namespace, job: Job, writer: "_UnitWriter") -> int:
+def run_units(args: argparse.Namespace, job: Job, do_all: DoAll) -> int:
+    """Do this run's share of the units that are missing, with a progress bar and a summary; return the exit status.
+
+    Args:
+        args: the command's arguments.
+        job: the job.
+        do_all: does the units that it is given, calls `finished` for each and `advance` with bytes of input, and
+            returns the units that other processes are working on.
+    """
     from lastword.progress import progress_bar
 
     recorded = job.results()
@@ -111,21 +150,20 @@ def _run(args: argparse.Namespace, job: Job, writer: "_UnitWriter") -> int:
     show = console.shows_progress(quiet=args.quiet)
     size = sum(unit.num_bytes for unit in todo)
     with progress_bar(size, show=show, unit="B", what="Embedding") as advance:
-        writer.advance = advance
-        claimed = job.run(todo, writer.write_unit, progress.finish_unit)
+        claimed = do_all(todo, progress.finish_unit, advance)
     summary = progress.summary(claimed, skip_blank=args.skip_blank)
     console.say_all(summary, quiet=args.quiet)
     return 0
 
 
-class _UnitWriter:
+class UnitWriter:
     """Embeds the records of a unit and writes its files."""
 
     def __init__(
         self, args: argparse.Namespace, job: Job, work: Work, embedder: "Embedder"
     ) -> None:
         self._args, self._job, self._work, self._embedder = args, job, work, embedder
-        self.advance: Callable[[int], None] = lambda _: None
+        self.advance: Advance = lambda _: None
 
     def write_unit(self, unit: Unit, outputs: Outputs, batch_tokens: int) -> UnitResult:
         """Write the files of a unit, as `job.Write` describes it."""
@@ -224,9 +262,42 @@ def _refuse_options(args: argparse.Namespace) -> None:
             raise InputError(option, what, got=f"-o {args.output}", remedy="Leave it out.")
     if args.hourly_price is not None and not args.dry_run:
         raise InputError("--hourly-price", "is for --dry-run", remedy="Add --dry-run.")
+    _refuse_ray_options(args)
     if not 0 <= args.rank < args.world:
         expected = f"0 to {args.world - 1}, as --world {args.world} says"
         raise InputError("--rank", "out of range", got=str(args.rank), expected=expected)
+
+
+def _refuse_ray_options(args: argparse.Namespace) -> None:
+    """Refuse options that do not fit --ray, or that need it, and what is no address of a cluster."""
+    if args.ray is None:
+        if args.cores_per_model is not None:
+            remedy = "Without it, OMP_NUM_THREADS sets the number of threads."
+            raise InputError("--cores-per-model", "is for --ray", remedy=remedy)
+        return
+    for value, option, why in (
+        (args.world != 1, "--world", "Ray shares the units out"),
+        (args.dry_run, "--dry-run", "does not use a cluster"),
+        (args.check, "--check", "does not use a cluster"),
+    ):
+        if value:
+            raise InputError(option, why, got="--ray", remedy="Leave one of them out.")
+    given = args.ray or os.environ.get("RAY_ADDRESS", "")
+    if not re.fullmatch(r"|auto|local|[^/]+:\d+", given):
+        raise InputError(
+            "--ray" if args.ray else "RAY_ADDRESS",
+            "is not the address of a Ray cluster",
+            got=repr(given),
+            expected="HOST:PORT, auto, local or nothing",
+            remedy="Name the files before --ray." if args.ray else None,
+        )
+    args.ray = given
+    if args.device not in (None, "cpu", "cuda"):
+        remedy = "Ray chooses a GPU for each model."
+        expected = "cpu or cuda"
+        raise InputError(
+            "--device", "does not fit --ray", got=args.device, expected=expected, remedy=remedy
+        )
 
 
 def _refuse_streams(inputs: Sequence[read.Source]) -> None:

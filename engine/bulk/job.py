@@ -151,7 +151,12 @@ class Job:
         return record.exists() and self.is_whole(UnitResult(**read_object(record)))
 
     def run(
-        self, units: Iterable[Unit], write: Write, finished: Callable[[Unit, UnitResult], object]
+        self,
+        units: Iterable[Unit],
+        write: Write,
+        finished: Callable[[Unit, UnitResult], object],
+        *,
+        ignore_claims: bool = False,
     ) -> list[Unit]:
         """Do the units that are neither done nor claimed by another process.
 
@@ -160,6 +165,8 @@ class Job:
             write: writes the files of a unit. If it raises `BatchesTooLargeError`, it is called again with half as many
                 tokens per batch: what a unit's files hold depends on that number, not on when memory ran out.
             finished: called for each unit after it is done.
+            ignore_claims: whether to do units that another process seems to be working on: the lock of a process on
+                a machine that was lost can last for minutes.
 
         Returns:
             The units that other processes are working on.
@@ -173,7 +180,7 @@ class Job:
         claimed = []
         for unit in units:
             with self._claim(unit) as ours:
-                if not ours:
+                if not (ours or ignore_claims):
                     claimed.append(unit)
                 elif not self._is_done(unit):
                     finished(unit, self._do(unit, write))
@@ -198,7 +205,7 @@ class Job:
             result = write(unit, Outputs(main_out, rows_out, errors_out), batch_tokens)
         result.batch_tokens = batch_tokens
         if not result.errors:
-            errors.unlink()
+            errors.unlink(missing_ok=True)  # another process may have done the same unit
         # If the machine loses power, a record must not outlive the names of the files that it is about.
         with name_write_errors(main):
             sync(self.folder)

@@ -83,7 +83,8 @@ def _run_guarded(argv: Sequence[str] | None, stop: "_Stop") -> int:
     args = argparse.Namespace()
     try:
         args = _parse_arguments(argv)
-        stop.at_once = args.command in _STOPPED_AT_ONCE
+        # With --ray, processes of the cluster have to be ended.
+        stop.at_once = args.command in _STOPPED_AT_ONCE and getattr(args, "ray", None) is None
         with _warnings_as_lines(quiet=getattr(args, "quiet", False)):
             args.console = console
             return _module(args.command).run(args)

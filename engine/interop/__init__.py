@@ -1,8 +1,8 @@
-"""Adapters for libraries that use an embedding model or a reranker: LangChain and LlamaIndex.
+"""Adapters for libraries that use an embedding model or a reranker: LangChain, LlamaIndex and Ray Data.
 
-The two other modules of this package are entry points: each imports its library, which must be installed, and uses
-only the public `Embedder` and `Reranker`. This module has what both need: it opens a model, embeds documents and
-queries, and computes the fingerprint that identifies vectors.
+The other modules of this package are entry points, which use only the public `Embedder` and `Reranker`. `langchain` and
+`llama_index` import their library, which must be installed; `ray` imports none. This module has what they share: it
+opens a model, embeds documents and queries, and computes the fingerprint that identifies vectors.
 """
 
 import os

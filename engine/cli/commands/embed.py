@@ -38,6 +38,7 @@ EXAMPLES = """examples:
   lastword embed big.jsonl --on-error skip --errors skipped.jsonl -o big.npy
   lastword embed corpus/ --model ./model -o vectors/          a job: given again, the command goes on where it stopped
   lastword embed --check vectors/
+  lastword embed corpus/ --model ./model -o vectors/ --ray 10.0.0.1:6379
 
 JSON lines output keeps the other fields of .jsonl, .csv, .tsv and .parquet records.
 
@@ -174,6 +175,24 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         help="number of machines that share the job; by default 1",
     )
     group.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="do the units on a Ray cluster, with one model per GPU or, without GPUs, per N cores (see "
+        "--cores-per-model); ADDRESS is HOST:PORT of the cluster's head, by default what RAY_ADDRESS names, else the "
+        "cluster that runs on this machine, else a new one on this machine alone; local asks for the latter. The "
+        "files, the folder and the model must have the same paths on every machine. Needs pip install "
+        "'lastword[ray]'",
+    )
+    group.add_argument(
+        "--cores-per-model",
+        type=options.positive,
+        metavar="N",
+        help="with --ray, number of cores, and threads, of each model; by default that of the plan if there is one, "
+        "else all cores of the smallest machine or, with GPUs, its cores divided by its GPUs",
+    )
+    group.add_argument(
         "--allow-mixed",
         action="store_true",
         help="continue a job with another number of threads, device, batch budget or version of lastword: vectors "
@@ -223,6 +242,8 @@ def _refuse_job_options(args: argparse.Namespace) -> None:
         (args.check, "--check"),
         (args.json, "--json"),
         (args.hourly_price is not None, "--hourly-price"),
+        (args.ray is not None, "--ray"),
+        (args.cores_per_model is not None, "--cores-per-model"),
         (args.allow_mixed, "--allow-mixed"),
         (args.unit_records is not None, "--unit-records"),
     )

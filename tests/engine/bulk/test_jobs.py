@@ -275,6 +275,16 @@ def test_two_shares_make_the_whole(capfd: pytest.CaptureFixture) -> None:
     assert contents(Path("out")) == contents(Path("one"))
 
 
+@pytest.mark.parametrize("last", [(), ("--rank", "0", "--world", "2")])
+def test_a_share_that_is_missing_is_done_by_another_run(last: tuple[str, ...]) -> None:
+    assert embed("corpus", *SMALL, out="one/") == 0
+    assert embed("corpus", *SMALL, "--rank", 1, "--world", 3) == 0
+    assert embed("corpus", *SMALL, "--rank", 1, "--world", 2) == 0
+    assert len(list(Path("out/_done").iterdir())) == 8
+    assert embed("corpus", *SMALL, *last) == 0
+    assert contents(Path("out")) == contents(Path("one"))
+
+
 def start(*arguments: str) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
