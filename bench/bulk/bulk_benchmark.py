@@ -20,10 +20,12 @@ import torch
 
 from lastword.bench.bulk.fleet import fleet
 from lastword.bench.machine import busy_notice, describe_run, json_lines
+from lastword.bench.memory import held_bytes
 from lastword.errors import ConfigError
 
 _ROWS, _ROWS_WITH_MODEL = 2000, 400
 _WORDS = 75  # about 100 tokens
+_UNITS = 20  # of a job, about
 _MEMORY_STEPS = (1, 10)  # tenths of the rows, for the scenario memory
 
 
@@ -58,26 +60,32 @@ class Setting:
                     file.write(json.dumps({"id": number, "text": text}) + "\n")
         return path
 
-    def start(self, way: str, path: Path, out: Path, threads: int) -> "subprocess.Popen[str]":
-        """Start a process that embeds a file in one way (`child.WAYS`)."""
+    def run(self, way: str, path: Path, out: Path, threads: int) -> dict[str, Any]:
+        """Embed a file in one way, a job or one of `child.WAYS`, in a process of its own; return its figures."""
+        if way == "job":
+            return Process(self, path, out, threads).wait()
         command = [
             sys.executable,
             "-m",
             "lastword.bench.bulk.child",
             way,
-            str(path),
-            str(out),
+            path,
+            out,
             self.model,
-            str(threads),
+            threads,
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        done = subprocess.run(
+            list(map(str, command)),
+            capture_output=True,
+            text=True,
+            env=_environment(threads),
+            check=False,
         )
-
-    def run(self, way: str, path: Path, out: Path, threads: int) -> dict[str, Any]:
-        """Do the same and wait; return what the process printed."""
-        return finish(self.start(way, path, out, threads))
+        if done.returncode:
+            last = " / ".join(done.stderr.splitlines()[-3:])
+            raise ConfigError("lastword bench bulk", f"{way} failed", got=last)
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
 
     def new_folder(self) -> Path:
         """Return the path of an output that does not exist yet."""
@@ -88,19 +96,51 @@ class Setting:
         return out
 
 
-def finish(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    """Wait for a child process, and return its result.
+def _environment(threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
 
-    Raises:
-        ConfigError: it failed; the error has its last lines.
-    """
-    out, err = process.communicate()
-    if process.returncode:
-        raise ConfigError(
-            "lastword bench bulk", "a process failed", got=" / ".join(err.splitlines()[-3:])
-        )
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return found
+
+class Process:
+    """A process that runs a corpus job."""
+
+    def __init__(self, setting: Setting, path: Path, out: Path, threads: int) -> None:
+        rows = sum(1 for _ in path.open("rb"))
+        program = "import sys; from lastword.cli.entry import main; sys.exit(main())"
+        options = [
+            "embed",
+            path,
+            "-o",
+            f"{out}/",
+            "--json",
+            "--quiet",
+            "--unit-records",
+            max(20, rows // _UNITS),
+        ]
+        options += ["--model", setting.model] if setting.model else []
+        self._began = perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=_environment(threads),
+        )  # fmt: skip
+
+    def wait(self) -> dict[str, Any]:
+        """Wait for the job; return the seconds of its units, those of the whole process, and its peak memory.
+
+        Raises:
+            ConfigError: it failed; the error has its last lines.
+        """
+        process, seconds, peak = self._process, 0.0, 0
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            seconds += json.loads(line)["seconds"]
+            peak = max(peak, held_bytes("VmHWM", process.pid))
+        err = process.stderr.read()
+        if process.wait():
+            raise ConfigError(
+                "lastword bench bulk", "a job failed", got=" / ".join(err.splitlines()[-3:])
+            )
+        return {"seconds": seconds, "wall": perf_counter() - self._began, "peak_bytes": peak}
 
 
 def encode(setting: Setting) -> Iterator[dict[str, Any]]:
@@ -183,13 +223,8 @@ def workers(setting: Setting) -> Iterator[dict[str, Any]]:
         path = setting.texts(setting.rows, number)
         for name, (count, threads) in cases.items():
             out = setting.new_folder()
-            found = [
-                finish(each)
-                for each in [setting.start("job", path, out, threads) for _ in range(count)]
-            ]
-            taken[name].append(
-                max(each["to"] for each in found) - min(each["from"] for each in found)
-            )
+            started = [Process(setting, path, out, threads) for _ in range(count)]
+            taken[name].append(max(each.wait()["seconds"] for each in started))
     base = taken["1 worker, 1 thread"]
     for name, seconds in taken.items():
         ratio = statistics.median(a / b for a, b in zip(base, seconds, strict=True))
@@ -201,17 +236,17 @@ def workers(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def resume(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Time a whole job, the second half of one, and one with nothing left to do."""
+    """Time a whole job, the second half of one, and one with nothing left to do: whole processes, with their start."""
     threads = torch.get_num_threads()
     taken: dict[str, list[float]] = {"whole": [], "half": [], "nothing": []}
     for number in range(setting.rounds):
         path, out = setting.texts(setting.rows, number), setting.new_folder()
-        taken["whole"].append(setting.run("job", path, out, threads)["seconds"])
+        taken["whole"].append(setting.run("job", path, out, threads)["wall"])
         done = sorted((out / "_done").iterdir())
         for record in done[len(done) // 2 :]:
             record.unlink()
-        taken["half"].append(setting.run("job", path, out, threads)["seconds"])
-        taken["nothing"].append(setting.run("job", path, out, threads)["seconds"])
+        taken["half"].append(setting.run("job", path, out, threads)["wall"])
+        taken["nothing"].append(setting.run("job", path, out, threads)["wall"])
     whole = statistics.median(taken["whole"])
     for name, seconds in taken.items():
         median = statistics.median(seconds)

@@ -15,7 +15,6 @@ from typing import Any
 
 # Returns the seconds for opening the model, and the number of rows.
 Way = Callable[[str, str, str], tuple[float, int]]
-UNIT_RECORDS = 1000
 
 
 def _texts(path: str) -> list[str]:
@@ -32,33 +31,6 @@ def encode(path: str, _out: str, model: str) -> tuple[float, int]:
     texts = _texts(path)
     opened = time.monotonic() - began
     return opened, len(embedder.encode(texts))
-
-
-def job(path: str, out: str, model: str) -> tuple[float, int]:
-    """Run a corpus job, to Parquet."""
-    from lastword.bulk import command
-    from lastword.cli import options
-    from lastword.cli.main import main
-
-    del command  # imported here, so that its time does not count
-    opened, real = 0.0, options.open_embedder
-
-    def timed(args: Any) -> Any:
-        nonlocal opened
-        began = time.monotonic()
-        embedder = real(args)
-        embedder.warm_up()
-        opened = time.monotonic() - began
-        return embedder
-
-    options.open_embedder = timed
-    chosen = ["--model", model] if model else []
-    status = main(
-        ["embed", path, "-o", f"{out}/", "--quiet", "--unit-records", str(UNIT_RECORDS), *chosen]
-    )
-    if status:
-        sys.exit(status)
-    return opened, sum(1 for _ in open(path, "rb"))
 
 
 def pandas(path: str, out: str, model: str) -> tuple[float, int]:
@@ -127,7 +99,7 @@ def ray(path: str, out: str, model: str) -> tuple[float, int]:
     return opened, ray_core.data.read_parquet(out).count()
 
 
-WAYS: dict[str, Way] = {each.__name__: each for each in (encode, job, pandas, datasets, ray)}
+WAYS: dict[str, Way] = {each.__name__: each for each in (encode, pandas, datasets, ray)}
 
 
 def main(way: str, path: str, out: str, model: str, threads: str) -> None:
@@ -140,13 +112,7 @@ def main(way: str, path: str, out: str, model: str, threads: str) -> None:
     began = time.monotonic()
     opened, rows = WAYS[way](path, out, model)
     ended = time.monotonic()
-    result = {
-        "rows": rows,
-        "seconds": ended - began - opened,
-        "peak_bytes": peak_bytes(),
-        "from": began + opened,
-        "to": ended,
-    }
+    result = {"rows": rows, "seconds": ended - began - opened, "peak_bytes": peak_bytes()}
     print(json.dumps(result), flush=True)
 
 

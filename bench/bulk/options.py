@@ -13,8 +13,8 @@ EXAMPLES = """examples:
   lastword bench bulk --model ./model --beside pandas datasets ray vllm --python vllm/bin/python
   lastword bench bulk --scenarios fleet
 
-Times corpus jobs (lastword embed FILES -o DIRECTORY/) in processes of their own. Times leave out
-the start of the process and the loading of the model. Scenarios: encode compares a job with
+Times corpus jobs (lastword embed FILES -o DIRECTORY/) in processes of their own. Except for
+resume, times leave out the start of the process and the loading of the model. Scenarios: encode compares a job with
 `Embedder.encode` on the same texts; workers compares one worker process with two; resume continues
 a finished and a half-finished job; memory shows the peak for several numbers of records; fleet
 computes and simulates how long a billion texts take on 8 and on 512 GPUs, from assumptions that it
