@@ -34,9 +34,11 @@ ARROWS = {
     "reranker": "arguments errors encode_options model_info base progress reranker_info report runtime text",
     ".": "embedder errors reranker",
     # Entry points.
-    "cli": f". {PUBLIC} bulk evaluate serve verify weights",
+    "cli": f". {PUBLIC} bulk evaluate serve vectors verify weights",
     # A job reads and writes as the command does, unit by unit.
     "bulk": "cli errors progress report weights embedder",
+    # It reads what `lastword embed` wrote, a job's folder among others.
+    "vectors": "bulk cli errors model_info similarity weights",
     # It makes the items of the loop's queue, so it sees what they are made of.
     "serve": f". {PUBLIC} model.postprocess runtime.results text.tokenizer weights",
     "evaluate": f"{PUBLIC} weights",  # the names of dtypes
@@ -78,6 +80,7 @@ EXTRAS = {
     "lastword.evaluate": {"datasets", "mteb"},
     "lastword.interop": {"langchain_core", "llama_index"},
     "lastword.cli.commands.serve": {"fastapi", "orjson", "prometheus_client", "uvicorn"},
+    "lastword.vectors": {"pyarrow"},
     "lastword.serve": {
         "fastapi",
         "orjson",

@@ -1,0 +1,184 @@
+"""Decide which inputs are vectors that `lastword embed` wrote, and open them; everything else is text.
+
+Vectors are: the folder of a job; a .npy, .safetensors or .jsonl file with the metadata of `embed`, in it or beside it;
+a .parquet file with this metadata.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lastword.bulk.job import ROWS, Job, UnitResult
+from lastword.bulk.plan import Plan, Unit, hash_file
+from lastword.cli.documents.written import header_of, is_job_folder, metadata_of
+from lastword.cli.read import Record
+from lastword.errors import InputError, LastwordError, count, valid_name
+from lastword.vectors.lines import LinesFile
+from lastword.vectors.made import Made
+from lastword.vectors.matrix import MatrixFile
+from lastword.vectors.parquet import ParquetVectors, open_parquet, parquet_metadata
+
+_TEXT = "text"  # the default of --text-field
+
+
+class VectorFile(Protocol):
+    """A file of vectors; `count` is their number, None if it is not known before they are read."""
+
+    name: str
+    count: int | None
+    has_fields: bool  # whether it holds the fields of the texts' records
+    has_texts: bool
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield the stored codes [n, width], in order."""
+
+    def records(self, rows: Sequence[int]) -> Iterator[Record]:
+        """Yield the record of each of these rows, given in ascending order."""
+
+
+class Found:
+    """The vectors of one argument of the command: how they were made, their files, and notices about them."""
+
+    def __init__(self, made: Made, files: list[VectorFile], notices: Iterable[str] = ()) -> None:
+        self.made, self.files, self.notices = made, files, list(notices)
+
+
+def find_vectors(given: Sequence[str], text_field: str) -> list[Found]:
+    """Return the vectors of each argument, each file once; an empty list if no argument is vectors.
+
+    Args:
+        given: the paths that the user named.
+        text_field: the field or column that holds the text; if it is the default, a job's own is used.
+
+    Raises:
+        InputError: some arguments are vectors and others texts, vectors of several spaces are named, or a file is
+            damaged.
+    """
+    once = {os.path.realpath(path): path for path in reversed(given)}
+    paths = [path for path in given if once.get(os.path.realpath(path)) is path]
+    kinds = {path: _metadata(path) for path in dict.fromkeys(paths)}
+    if not any(metadata is not None for metadata in kinds.values()):
+        return []
+    every = []
+    for path, metadata in kinds.items():
+        if metadata is None:
+            stored = next(valid_name(path) for path, each in kinds.items() if each is not None)
+            raise InputError(
+                valid_name(path),
+                "texts and stored vectors cannot be searched together",
+                got="a text",
+                expected=f"vectors, as in {stored}",
+                remedy="Search them in separate calls, or pass --texts to embed all texts again.",
+            )
+        if os.path.isdir(path):
+            every.append(_open_job(path, text_field))
+        else:
+            every.append(_open_file(path, metadata, text_field))
+    for each in every[1:]:
+        every[0].made.check_alike(each.made)
+    return every
+
+
+def _metadata(path: str) -> Mapping[str, object] | None:
+    """Return the metadata of vectors ({} for a job's folder); None for an input that is text."""
+    if os.path.isdir(path):
+        return {} if is_job_folder(path) else None
+    if not os.path.isfile(path):
+        return None
+    ending = os.path.splitext(path)[1].lower()
+    if ending == ".parquet":
+        return _in_parquet(path)
+    if ending in (".npy", ".safetensors", ".jsonl"):
+        return metadata_of(path) or (header_of(path) if ending == ".jsonl" else None) or None
+    return None
+
+
+def _in_parquet(path: str) -> Mapping[str, object] | None:
+    try:
+        return parquet_metadata(open_parquet(path)) or None
+    except InputError:
+        return None  # reading it as text gives the error
+
+
+def _open_file(path: str, metadata: Mapping[str, object], text_field: str) -> Found:
+    name = valid_name(path)
+    made = Made.of(metadata, name)
+    texts = str(metadata.get("texts", ""))
+    count = int(texts) if texts.isascii() and texts.isdecimal() and len(texts) < 16 else None
+    ending = os.path.splitext(path)[1].lower()
+    if ending == ".parquet":
+        return Found(made, [ParquetVectors(path, made, None, text_field, None)])
+    if ending == ".jsonl":
+        header = bool(header_of(path))
+        return Found(made, [LinesFile(path, made, count, text_field, header=header)])
+    if count is None and ending == ".npy":
+        raise InputError(f"{name}.json", "damaged", got="no number of texts")
+    rows = f"{path}.{ROWS}"
+    if not os.path.exists(rows):  # a part of a job has another name for them
+        rows = f"{os.path.splitext(path)[0]}.{ROWS}"
+    return Found(made, [MatrixFile(path, made, count, rows)])
+
+
+def _open_job(path: str, text_field: str) -> Found:
+    """Open the finished units of a job.
+
+    Raises:
+        InputError: none is finished, or a file is missing, damaged or changed.
+    """
+    folder = Path(path)
+    try:
+        plan = Plan.load(folder)
+        job, settings = Job(folder, plan), plan.settings
+        made = Made.of(settings, valid_name(path))
+        done = job.results()
+        own, kind, columns = settings["text_field"], settings["format"], settings["columns"]
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, LastwordError):
+            raise
+        raise InputError(valid_name(path), "its plan or a record of a unit is damaged") from error
+    field = own if text_field == _TEXT else text_field
+    files = []
+    for unit in plan.units:
+        result = done.get(unit.number)
+        if result is not None:
+            _check_unit(job, unit, result)
+            files.append(_open_unit(str(job.path(unit)), kind, made, result.rows, field, columns))
+    missing = len(plan.units) - len(files)
+    if plan.units and not files:
+        got = f"0 of {count(len(plan.units), 'unit')} done"
+        remedy = "Run the job first: lastword embed -o DIRECTORY/."
+        raise InputError(valid_name(path), "holds no vectors yet", got=got, remedy=remedy)
+    unfinished = f"{valid_name(path)}: not finished; {missing:,} of {count(len(plan.units), 'unit')} are missing"
+    return Found(made, files, [unfinished] if missing else [])
+
+
+def _open_unit(
+    path: str, kind: str, made: Made, rows: int, text_field: str, columns: Any
+) -> VectorFile:
+    if kind == "parquet":
+        return ParquetVectors(path, made, rows, text_field, columns)
+    if kind == "jsonl":
+        return LinesFile(path, made, rows, text_field, header=False)
+    return MatrixFile(path, made, rows, f"{os.path.splitext(path)[0]}.{ROWS}")
+
+
+def _check_unit(job: Job, unit: Unit, result: UnitResult) -> None:
+    """Check that the files of a finished unit are as they were written; only those changed later are read.
+
+    Raises:
+        InputError: one is missing or has changed.
+    """
+    recorded = os.stat(job.folder / "_done" / f"{unit.number:06d}.json").st_mtime_ns
+    for name, expected in result.files.items():
+        path = str(job.folder / name)
+        remedy = f"Check the job with: lastword embed --check -o {job.folder}/."
+        try:
+            same = os.stat(path).st_mtime_ns <= recorded or hash_file(path) == expected
+        except OSError as error:
+            what = f"cannot be read ({error.strerror or error})"
+            raise InputError(valid_name(path), what, remedy=remedy) from error
+        if not same:
+            raise InputError(valid_name(path), "has changed since it was written", remedy=remedy)
