@@ -38,7 +38,7 @@ ARROWS = {
     # A job reads and writes as the command does, unit by unit.
     "bulk": "cli errors progress report weights embedder",
     # It reads what `lastword embed` wrote, a job's folder among others.
-    "vectors": "bulk cli errors model_info similarity weights",
+    "vectors": "bulk cli errors model.postprocess model_info similarity weights",
     # It makes the items of the loop's queue, so it sees what they are made of.
     "serve": f". {PUBLIC} model.postprocess runtime.results text.tokenizer weights",
     "evaluate": f"{PUBLIC} weights",  # the names of dtypes

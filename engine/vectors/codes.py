@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lastword.errors import InputError
+from lastword.model.postprocess import MIN_LENGTH
 from lastword.similarity import similarity
 
 if TYPE_CHECKING:
@@ -32,9 +32,12 @@ class Codes:
         self._precision, self._unit, self._dim = made.precision, unit, made.dim
         # The vectors have length 1 already, up to rounding; computing it again would take most of the time.
         self._name = "dot" if unit and name == "cosine" else name
-        self._middle = self._step = None
+        self._step = self._zero = None  # a value is code · step + zero
         if ranges is not None:
-            self._middle, self._step = (ranges[0] + ranges[1]) / 2, (ranges[1] - ranges[0]) / 254
+            self._step = (ranges[1] - ranges[0]) / 254
+            self._zero = (ranges[0] + ranges[1]) / 2
+            if made.precision == "uint8":
+                self._zero -= 128 * self._step
         no_length = made.precision.endswith("binary") or (
             made.precision == "int8" and ranges is None
         )
@@ -57,10 +60,12 @@ class Codes:
             signs: Tensor = self._signs[bits]  # [n, width, 8]
             return signs.view(len(codes), self._dim)
         vectors = codes.float()
-        if self._middle is not None and self._step is not None:
-            shift = 128 if self._precision == "uint8" else 0
-            vectors = (vectors - shift) * self._step + self._middle
-        return F.normalize(vectors, dim=1) if self._unit else vectors
+        if self._step is not None and self._zero is not None:
+            vectors.mul_(self._step).add_(self._zero)
+        if self._unit:
+            lengths: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+            vectors.div_(lengths.clamp_min_(MIN_LENGTH))
+        return vectors
 
     def similarity(self, queries: Tensor, codes: Tensor) -> Tensor:
         """Return the scores [Q, n] of stored codes [n, width], by the model's similarity function."""

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lastword.bulk.job import ROWS, Job, UnitResult
 from lastword.bulk.plan import Plan, Unit, hash_file
+from lastword.cli.documents.paths import names_many
 from lastword.cli.documents.written import header_of, is_job_folder, metadata_of
-from lastword.cli.read import Record
+from lastword.cli.read import STDIN, Record
 from lastword.errors import InputError, LastwordError, count, valid_name
 from lastword.vectors.lines import LinesFile
 from lastword.vectors.made import Made
@@ -54,6 +55,7 @@ def find_vectors(given: Sequence[str], text_field: str) -> list[Found]:
         text_field: the field or column that holds the text; if it is the default, a job's own is used.
 
     Raises:
+        OSError: some arguments are vectors, and another is a missing file.
         InputError: some arguments are vectors and others texts, vectors of several spaces are named, or a file is
             damaged.
     """
@@ -65,6 +67,8 @@ def find_vectors(given: Sequence[str], text_field: str) -> list[Found]:
     every = []
     for path, metadata in kinds.items():
         if metadata is None:
+            if path != STDIN and not names_many(path):
+                os.stat(path)  # a missing file gives the same OSError here as for every other input
             stored = next(valid_name(path) for path, each in kinds.items() if each is not None)
             raise InputError(
                 valid_name(path),

@@ -92,8 +92,9 @@ class LinesFile:
         return head, b"[" + tail[:-1]
 
     def _vector(self, line: bytes, row: int) -> list[float]:
+        _, stored = self._split(line, row)
         try:
-            vector: list[float] = json.loads(self._split(line, row)[1])
+            vector: list[float] = json.loads(stored)
         except ValueError as error:
             raise InputError(self._where(row), "its vector is damaged", remedy=_DAMAGED) from error
         if len(vector) != self._made.width or not self._fits(vector):

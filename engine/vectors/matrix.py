@@ -18,7 +18,7 @@ from lastword.weights.files.file_tensor import map_tensor
 from lastword.weights.files.header import TensorInfo, read_header
 
 # Bytes of fp32 vectors that are compared at once; they fit in a core's cache.
-BLOCK_BYTES = 1 << 23
+BLOCK_BYTES = 1 << 22
 _DAMAGED = "Embed the texts again."
 _LONGEST = 1 << 28  # bytes of a line that is read
 

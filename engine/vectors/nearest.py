@@ -48,7 +48,8 @@ class Nearest(Generic[Item]):
             InputError: a score is not finite; the error's `index` is the row.
         """
         scores = self._similarity(self._queries, matrix).cpu()  # [Q, n]
-        if not bool(scores.isfinite().all()):
+        # The sum is quick; it may also be infinite because it is too large.
+        if not bool(scores.sum().isfinite()) and not bool(scores.isfinite().all()):
             row = int((~scores.isfinite()).any(0).nonzero()[0])
             raise InputError(f"row {row}", "the vector is damaged: not finite", index=row)
         queries, rows, values = self._candidates(scores)

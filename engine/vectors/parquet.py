@@ -32,7 +32,7 @@ def open_parquet(path: str) -> Any:
     with require_extra("pyarrow", "bulk", path):
         from pyarrow import parquet
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(path, f"cannot be read as Parquet ({reason})") from error

@@ -7,7 +7,7 @@ from itertools import groupby
 from torch import Tensor
 
 from lastword.cli.read import Record
-from lastword.errors import InputError, count, valid_name
+from lastword.errors import InputError, valid_name
 from lastword.vectors.codes import Codes
 from lastword.vectors.find import VectorFile
 from lastword.vectors.matrix import in_parts
@@ -21,6 +21,7 @@ def search_files(
     codes: Codes,
     queries: Tensor,
     most: int,
+    where: str,
     advance: Callable[[int], None],
 ) -> list[list[tuple[float, int, Record]]]:
     """Return for each query its nearest vectors, the best first: (score, position, record).
@@ -30,6 +31,7 @@ def search_files(
         codes: the kind of their codes.
         queries: [Q, dim] fp32.
         most: the number of vectors for each query.
+        where: what is searched, for errors.
         advance: called with the number of vectors that have been compared.
 
     Raises:
@@ -52,8 +54,7 @@ def search_files(
                 position += len(part)
                 advance(len(part))
     if not position:
-        where = valid_name(files[0].name) if len(files) == 1 else count(len(files), "file")
-        raise InputError(where, "no vectors to search")
+        raise InputError(where, "holds no vectors")
     ranked = list(nearest.ranked())
     records = _records(files, starts, {place for best in ranked for _, place, _ in best})
     return [[(score, place, records[place]) for score, place, _ in best] for best in ranked]

@@ -24,7 +24,7 @@ from lastword.cli.failures import (
 )
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
-from lastword.errors import InputError, count, printable, valid_name
+from lastword.errors import InputError, count, list_some, printable, valid_name
 from lastword.report import Report
 
 if TYPE_CHECKING:
@@ -416,7 +416,8 @@ class _Search:
         total = sum(number or 0 for number in counts) if None not in counts else None
         show = console.shows_progress(quiet=self._args.quiet)
         with progress_bar(total, show=show, unit=" vectors", what="Searching") as advance:
-            found = search_files(files, codes, self._vectors, self._most, advance)
+            where = list_some(each.made.where for each in stored)
+            found = search_files(files, codes, self._vectors, self._most, where, advance)
         self._hits = [
             [Hit(score, -place, record) for score, place, record in best] for best in found
         ]
