@@ -48,7 +48,9 @@ class Codes:
                 got=f"{made.precision}, which does not keep the length of a vector",
                 expected="float32 or float16, or int8 with ranges",
             )
-        bits = torch.arange(256)[:, None] >> torch.arange(7, -1, -1) & 1  # [256, 8]
+        byte = torch.arange(256, dtype=torch.int32, device="cpu")
+        shifts = torch.arange(7, -1, -1, dtype=torch.int32, device="cpu")
+        bits = byte[:, None] >> shifts & 1  # [256, 8]
         self._signs = (bits * 2 - 1).float() / made.dim**0.5
 
     def vectors(self, codes: Tensor) -> Tensor:

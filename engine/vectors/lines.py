@@ -60,7 +60,7 @@ class LinesFile:
                 start += sum(map(len, lines))
                 vectors = [self._vector(line, row + i) for i, line in enumerate(lines)]
                 row += len(lines)
-                yield torch.tensor(vectors, dtype=self._dtype)
+                yield torch.tensor(vectors, dtype=self._dtype, device="cpu")
         if self.count is not None and row != self.count:
             expected = f"{self.count:,}"
             raise InputError(

@@ -36,7 +36,7 @@ class Nearest(Generic[Item]):
         self._queries, self._similarity, self._most = queries, similarity, most
         self._heaps: list[list[_Entry]] = [[] for _ in queries]
         # What a score must exceed, once a query has `most` items.
-        self._floors = torch.full((len(queries),), -torch.inf, dtype=torch.float64)
+        self._floors = torch.full((len(queries),), -torch.inf, dtype=torch.float64, device="cpu")
         self._position = 0
 
     def add(self, matrix: Tensor, items: Sequence[Item]) -> None:
