@@ -5,6 +5,7 @@ a .parquet file with this metadata.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,9 @@ from lastword.vectors.matrix import MatrixFile
 from lastword.vectors.parquet import ParquetVectors, open_parquet, parquet_metadata
 
 _TEXT = "text"  # the default of --text-field
+_PART = re.compile(
+    r"part-\d{6,}\.(parquet|npy|safetensors|jsonl)"
+)  # a unit's vectors, as `Job.path` names them
 
 
 class VectorFile(Protocol):
@@ -79,6 +83,8 @@ def find_vectors(given: Sequence[str], text_field: str) -> list[Found]:
             )
         if os.path.isdir(path):
             every.append(_open_job(path, text_field))
+        elif not metadata:
+            every.append(_open_job(os.path.dirname(path), text_field, os.path.basename(path)))
         else:
             every.append(_open_file(path, metadata, text_field))
     for each in every[1:]:
@@ -87,12 +93,15 @@ def find_vectors(given: Sequence[str], text_field: str) -> list[Found]:
 
 
 def _metadata(path: str) -> Mapping[str, object] | None:
-    """Return the metadata of vectors ({} for a job's folder); None for an input that is text."""
+    """Return the metadata of vectors ({} for a job's folder or a part in it); None for an input that is text."""
     if os.path.isdir(path):
         return {} if is_job_folder(path) else None
     if not os.path.isfile(path):
         return None
     ending = os.path.splitext(path)[1].lower()
+    folder, name = os.path.split(path)
+    if _PART.fullmatch(name) and is_job_folder(folder):
+        return {}
     if ending == ".parquet":
         return _in_parquet(path)
     if ending in (".npy", ".safetensors", ".jsonl"):
@@ -121,13 +130,18 @@ def _open_file(path: str, metadata: Mapping[str, object], text_field: str) -> Fo
     if count is None and ending == ".npy":
         raise InputError(f"{name}.json", "damaged", got="no number of texts")
     rows = f"{path}.{ROWS}"
-    if not os.path.exists(rows):  # a part of a job has another name for them
+    if not os.path.exists(rows):  # a part that was moved out of its job's folder
         rows = f"{os.path.splitext(path)[0]}.{ROWS}"
     return Found(made, [MatrixFile(path, made, count, rows)])
 
 
-def _open_job(path: str, text_field: str) -> Found:
+def _open_job(path: str, text_field: str, part: str | None = None) -> Found:
     """Open the finished units of a job.
+
+    Args:
+        path: the job's folder.
+        text_field: as for `find_vectors`.
+        part: the name of the only file to open; None for all.
 
     Raises:
         InputError: none is finished, or a file is missing, damaged or changed.
@@ -136,7 +150,8 @@ def _open_job(path: str, text_field: str) -> Found:
     try:
         plan = Plan.load(folder)
         job, settings = Job(folder, plan), plan.settings
-        made = Made.of(settings, valid_name(path))
+        where = valid_name(path if part is None else os.path.join(path, part))
+        made = Made.of(settings, where)
         done = job.results()
         own, kind, columns = settings["text_field"], settings["format"], settings["columns"]
     except (KeyError, TypeError, ValueError) as error:
@@ -144,18 +159,18 @@ def _open_job(path: str, text_field: str) -> Found:
             raise
         raise InputError(valid_name(path), "its plan or a record of a unit is damaged") from error
     field = own if text_field == _TEXT else text_field
-    files = []
-    for unit in plan.units:
+    files: list[VectorFile] = []
+    units = [unit for unit in plan.units if part in (None, job.path(unit).name)]
+    for unit in units:
         result = done.get(unit.number)
         if result is not None:
             _check_unit(job, unit, result)
             files.append(_open_unit(str(job.path(unit)), kind, made, result.rows, field, columns))
-    missing = len(plan.units) - len(files)
-    if plan.units and not files:
-        got = f"0 of {count(len(plan.units), 'unit')} done"
+    missing, number = len(units) - len(files), count(len(units), "unit")
+    if not files and (units or part is not None):
         remedy = "Run the job first: lastword embed -o DIRECTORY/."
-        raise InputError(valid_name(path), "holds no vectors yet", got=got, remedy=remedy)
-    unfinished = f"{valid_name(path)}: not finished; {missing:,} of {count(len(plan.units), 'unit')} are missing"
+        raise InputError(where, "holds no vectors yet", got=f"0 of {number} done", remedy=remedy)
+    unfinished = f"{where}: not finished; {missing:,} of {number} are missing"
     return Found(made, files, [unfinished] if missing else [])
 
 

@@ -76,17 +76,21 @@ def test_lines_with_a_header_and_another_name_of_the_vector(call, capfd) -> None
 
 
 def test_a_part_of_a_job_alone(call) -> None:
-    call.embed("a.jsonl", "-o", "p/", *JOB)
-    call.embed("a.jsonl", "-o", "s/", "--format", "safetensors", *JOB)
-    expected = [
-        hit for hit in call.hits(QUERY, "a.jsonl", "--top-k", "60") if 20 < hit["line"] < 41
-    ]
-    for part in ("p/part-000001.parquet", "s/part-000001.safetensors"):
+    whole = call.hits(QUERY, "a.jsonl", "--top-k", "60")
+    expected = [hit for hit in whole if 20 < hit["line"] < 41]
+    for kind in ("parquet", "npy", "safetensors", "jsonl"):
+        call.embed("a.jsonl", "-o", f"{kind}/", "--format", kind, *JOB)
+        part = Path(f"{kind}/part-000001.{kind}")
         found = call.hits(QUERY, part, "--top-k", "60")
         same_hits(found, expected, ("path", "line"))
-    assert [hit["record"] for hit in call.hits(QUERY, "p/part-000001.parquet")] == [
-        hit["record"] for hit in expected[:10]
-    ]
+        if kind in ("parquet", "jsonl"):
+            assert [hit["record"] for hit in found] == [hit["record"] for hit in expected]
+    part = Path("parquet/part-000001.parquet").rename("moved.parquet")
+    found = call.hits(QUERY, part, "--top-k", "60")
+    assert [hit["record"] for hit in found] == [hit["record"] for hit in expected]
+    Path("npy/_done/000001.json").unlink()
+    error = call.refused(QUERY, "npy/part-000001.npy")
+    assert "npy/part-000001.npy: holds no vectors yet; got 0 of 1 unit done" in error
 
 
 def test_chunks_and_fields_of_other_types(call) -> None:
