@@ -34,11 +34,13 @@ ARROWS = {
     "reranker": "arguments errors encode_options model_info base progress reranker_info report runtime text",
     ".": "embedder errors reranker",
     # Entry points.
-    "cli": f". {PUBLIC} batch_files bulk evaluate serve verify weights",
+    "cli": f". {PUBLIC} batch_files bulk evaluate serve vectors verify weights",
     # The server's answers, from and to files.
     "batch_files": f"cli {PUBLIC} runtime.results runtime.threads serve weights",
     # A job reads and writes as the command does, unit by unit.
     "bulk": "cli errors progress report weights embedder",
+    # It reads what `lastword embed` wrote, a job's folder among others.
+    "vectors": "bulk cli errors model.postprocess model_info similarity weights",
     # It makes the items of the loop's queue, so it sees what they are made of.
     "serve": f". {PUBLIC} model.postprocess runtime.results text.tokenizer weights",
     "evaluate": f"{PUBLIC} weights",  # the names of dtypes
@@ -81,6 +83,7 @@ EXTRAS = {
     "lastword.interop": {"langchain_core", "llama_index", "pyarrow"},
     "lastword.cli.commands.run_batch": {"fastapi", "orjson", "prometheus_client"},
     "lastword.cli.commands.serve": {"fastapi", "orjson", "prometheus_client", "uvicorn"},
+    "lastword.vectors": {"pyarrow"},
     "lastword.serve": {
         "fastapi",
         "orjson",

@@ -75,7 +75,7 @@ class ParquetFile:
         split = [f"{field}.list.element"] if precision == "float32" else False
         self._file = parquet.ParquetWriter(
             stream, self._schema, compression="zstd", compression_level=1,
-            use_dictionary=[name for name, kind in columns.items() if kind == "string"],
+            write_page_checksum=True, use_dictionary=[name for name, kind in columns.items() if kind == "string"],
             use_byte_stream_split=split, write_statistics=[name for name in self._schema.names if name != field],
         )  # fmt: skip
         self._lengths: list[tuple[int, bool]] = []

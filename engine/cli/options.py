@@ -441,12 +441,20 @@ def find_inputs(args: argparse.Namespace, queries: Sequence[Source] = ()) -> lis
         problem.remedy = "Pass --on-error skip to leave it out."
         raise problem
     refuse_field(inputs, args.text_field)
-    tables = [each for each in (*inputs, *queries) if each.format in ("csv", "tsv")]
-    if args.delimiter is not None and not tables:
-        expected = "such an input, or --input-format csv"
-        raise InputError("--delimiter", "is for .csv and .tsv files", expected=expected)
+    refuse_delimiter((*inputs, *queries), args.delimiter)
     console.say_all(finder.notices(), quiet=args.quiet)
     return inputs
+
+
+def refuse_delimiter(inputs: Iterable[Source], delimiter: str | None) -> None:
+    """Refuse a delimiter if no input is a table.
+
+    Raises:
+        InputError: there is a delimiter, and no input is CSV or TSV.
+    """
+    if delimiter is not None and not any(each.format in ("csv", "tsv") for each in inputs):
+        expected = "such an input, or --input-format csv"
+        raise InputError("--delimiter", "is for .csv and .tsv files", expected=expected)
 
 
 def _call_on_stdin(args: argparse.Namespace) -> str:

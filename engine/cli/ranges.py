@@ -94,6 +94,13 @@ def read_ranges(path: str, dim: int, space: str) -> Tensor:
     return ranges
 
 
+def ranges_fingerprint(ranges: Tensor) -> str:
+    """Hash ranges to 16 hexadecimal digits, for the metadata of the vectors that are scaled by them."""
+    from lastword.model_info import fingerprint
+
+    return fingerprint(ranges=ranges.tolist())
+
+
 def _check_space(path: str, metadata: Mapping[str, str], space: str) -> None:
     """Raise InputError for ranges of another vector space; a file that names no space is accepted on trust."""
     from lastword.model_info import FINGERPRINT_VERSION

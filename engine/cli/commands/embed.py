@@ -315,7 +315,7 @@ class Work:
         embedder: "Embedder",
         failures: Failures | None = None,
     ) -> None:
-        from lastword.cli.ranges import Ranges, read_ranges
+        from lastword.cli.ranges import Ranges, ranges_fingerprint, read_ranges
         from lastword.model_info import FINGERPRINT_VERSION
 
         self._args, self._format, self._embedder = args, output_format, embedder
@@ -339,6 +339,7 @@ class Work:
             "model": embedder.name,
             "dim": str(embedder.dim),
             "precision": args.precision,
+            **({} if self._ranges is None else {"ranges": ranges_fingerprint(self._ranges)}),
             "prompt": self.prompt,
             "lastword": lastword.__version__,
             **(chunking or {}),

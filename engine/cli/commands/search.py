@@ -1,7 +1,9 @@
-"""`lastword search`: find the texts nearest to each query by exact search, in one pass and in constant memory."""
+"""`lastword search`: find the texts nearest to each query by exact search, in one pass and in constant memory.
+
+The texts are embedded, unless the inputs are vectors that `lastword embed` wrote (`lastword.vectors`).
+"""
 
 import argparse
-import heapq
 import json
 import math
 import os
@@ -22,7 +24,7 @@ from lastword.cli.failures import (
 )
 from lastword.cli.read import Record
 from lastword.cli.stream import embed_records
-from lastword.errors import InputError, count, printable
+from lastword.errors import InputError, count, list_some, printable, valid_name
 from lastword.report import Report
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
     from lastword.embedder import Embedder
     from lastword.reranker import Reranker
+    from lastword.vectors.find import Found
+    from lastword.vectors.made import QueryFormat
 
 ABOUT = "find the texts nearest to a query"
 EXAMPLES = """examples:
@@ -39,15 +43,22 @@ EXAMPLES = """examples:
   lastword search "refund" tickets.csv --text-field message --top-k 3 --json --model ./model
   lastword search --queries questions.txt manual.txt --top-k 3 --threshold 0.5
   lastword search "reset" manual.txt --rerank Qwen/Qwen3-Reranker-0.6B --candidates 50
+  lastword embed docs -o vectors/ && lastword search "reset" vectors/      embed once, then search many times
+
+A FILE that lastword embed wrote is searched as it is, without embedding the texts again: the folder of a job, or a
+.npy, .safetensors, .jsonl or .parquet file with its metadata. Name the model that made it with --model; the number of
+dimensions is taken from the file. float16, int8, uint8 and bits become numbers again, which are compared with the
+query's; bits are equal numbers of both signs, so that their scores are lower than those of float32. A hit is named by
+the `id` of its record or, if it has none, by the place of its text. .npy and .safetensors files have places only, and
+the texts of chunks. An unfinished job is searched as far as it is done. With --texts, every FILE is read as texts.
 
 Texts that are empty or only white space are skipped. With --queries, each query is printed with its hits below it;
 with --json, each hit has its query in the field `query`."""
 SHOWN = 200  # characters of a text that the table shows; --json prints the whole text
-DECIMALS = 6  # decimals kept of a score; further ones are rounding errors
 
 
 class Hit(NamedTuple):
-    """A text with its score; the smallest `Hit` ranks last, so a heap drops it first."""
+    """A text with its score; the smallest `Hit` ranks last."""
 
     score: float
     order: int  # negative position: among equal scores, the earlier text ranks first
@@ -95,6 +106,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="print one JSON object per line instead of a table; if a record of a .jsonl, .csv, .tsv or .parquet "
         "file has fields besides the text, the field `record` holds the whole record",
     )
+    _add_stored_options(parser)
+    _add_rerank_options(parser)
+    options.add_model_options(parser)
+
+
+def _add_stored_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("stored vectors")
+    group.add_argument(
+        "--texts",
+        action="store_true",
+        help="embed the texts in every FILE, even if lastword embed wrote it; by default the vectors of such files are "
+        "searched",
+    )
+    group.add_argument(
+        "--ranges",
+        type=options.path_argument,
+        metavar="FILE",
+        help="the ranges that int8 or uint8 vectors were made with, as for lastword embed",
+    )
+
+
+def _add_rerank_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reranking")
     group.add_argument(
         "--rerank",
@@ -110,7 +143,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of nearest texts that --rerank scores for each query; by default 100, or --top-k if that is more",
     )
-    options.add_model_options(parser)
 
 
 def number_argument(given: str) -> float:
@@ -128,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     if args.queries is not None and args.query is not None:
         _take_as_file(args)
+    stored = _find_stored(args)
     begin_error_list(args)
     query_files = _query_files(args)
     queries, notices = _read_queries(args, query_files)
@@ -137,7 +170,9 @@ def run(args: argparse.Namespace) -> int:
     if args.candidates is not None and args.candidates < args.top_k:
         got, expected = str(args.candidates), f"at least --top-k, which is {args.top_k}"
         raise InputError("--candidates", "too few", got=got, expected=expected)
-    inputs = options.find_inputs(args, query_files)
+    if stored:
+        options.refuse_delimiter(query_files, args.delimiter)
+    inputs = [] if stored else options.find_inputs(args, query_files)
     given = (source.path for source in inputs if source.path != read.STDIN)
     options.refuse_overwriting((*given, args.queries), (args.errors,))
     console.stdout_bytes()
@@ -147,16 +182,62 @@ def run(args: argparse.Namespace) -> int:
         if args.rerank is not None:
             reranker = files.enter_context(closing(options.open_second_reranker(args, args.rerank)))
         embedder = files.enter_context(closing(options.open_embedder(args)))
-        search = _Search(embedder, args, queries, failures)
-        search.run(inputs)
+        wanted = stored[0].made.query_format(embedder.info, args.dim) if stored else None
+        search = _Search(embedder, args, queries, failures, wanted)
+        if wanted is None:
+            search.run(inputs)
+        else:
+            search.run_stored(stored, wanted)
         if reranker is not None:
             search.rerank(reranker)
             notices += reranker.notices
     console.print_lines(list(search.lines()))
-    notices += [*embedder.notices, *search.notices()]
+    unfinished = (notice for each in stored for notice in each.notices)
+    notices += [*embedder.notices, *unfinished, *search.notices()]
     console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
     console.say_all(notices, quiet=args.quiet)
     return 0
+
+
+def _find_stored(args: argparse.Namespace) -> "list[Found]":
+    """Return the stored vectors that the arguments name; an empty list if they name texts.
+
+    Raises:
+        InputError: both are named, the vectors cannot be used, or an option does not apply to them.
+    """
+    found: list[Found] = []
+    if not args.texts and args.files:
+        from lastword.vectors.find import find_vectors
+
+        found = find_vectors(args.files, args.text_field)
+    if not found:
+        if args.ranges is not None:
+            raise InputError("--ranges", "is for stored vectors", remedy="Leave it out.")
+        return []
+    files = [file for each in found for file in each.files]
+    for value, option in (
+        (args.input_format, "--input-format"),
+        (args.whole, "--files"),
+        (args.ignore, "--ignore"),
+        (args.chunk, "--chunk"),
+        (args.overlap, "--overlap"),
+        (args.on_error, "--on-error"),
+        (args.errors, "--errors"),
+        (args.text_field != "text" and not any(file.has_fields for file in files), "--text-field"),
+    ):
+        if value:
+            remedy = "Leave it out, or pass --texts to embed the texts again."
+            where = found[0].made.where
+            raise InputError(option, "does not apply to stored vectors", got=where, remedy=remedy)
+    bare = next((file.name for file in files if not file.has_texts), None)
+    if args.rerank is not None and bare is not None:
+        raise InputError(
+            "--rerank",
+            "needs the texts",
+            got=f"{valid_name(bare)}, which holds vectors and their places only",
+            remedy="Embed them to .jsonl or as a job in Parquet, which keep the texts.",
+        )
+    return found
 
 
 def _take_as_file(args: argparse.Namespace) -> None:
@@ -255,6 +336,7 @@ class _Search:
         args: argparse.Namespace,
         queries: Sequence[Record],
         failures: Failures,
+        wanted: "QueryFormat | None" = None,
     ) -> None:
         self._embedder, self._args, self._queries, self._failures = (
             embedder,
@@ -262,16 +344,17 @@ class _Search:
             queries,
             failures,
         )
-        self._blanks, self._position = Blanks(skip=True), 0
+        self._blanks = Blanks(skip=True)
         self._of_queries, self._of_texts, self._of_pairs = Report(), Report(), Report()
         # The most hits to keep for each query: those to print or, with a reranker, those that it scores.
         self._most = args.top_k
         if args.rerank is not None:
             self._most = args.candidates or max(100, args.top_k)
-        self._hits: list[list[Hit]] = [[] for _ in queries]  # a heap for each query
-        self._vectors = self._embed_queries()
+        self._hits: list[list[Hit]] = [[] for _ in queries]
+        self._vectors = self._embed_queries(wanted)
 
-    def _embed_queries(self) -> "Tensor":
+    def _embed_queries(self, wanted: "QueryFormat | None") -> "Tensor":
+        """Embed the queries, in the format of the stored vectors if these are searched."""
         try:
             vectors: Tensor = self._embedder.encode_query(
                 [query.text for query in self._queries],
@@ -280,6 +363,8 @@ class _Search:
                 too_long=self._args.on_long,
                 report=self._of_queries,
                 show_progress_bar=False,
+                truncate_dim=None if wanted is None else wanted.dim,
+                normalize_embeddings=wanted is not None and wanted.normalize,
             )
         except InputError as error:
             if error.index is not None:
@@ -289,10 +374,13 @@ class _Search:
 
     def run(self, inputs: Sequence[read.Source]) -> None:
         """Compare every text with every query, one group of texts at a time."""
+        from lastword.vectors.nearest import Nearest
+
         args, on_bad = self._args, self._failures.leave_out_line
         prompt, meter = self._embedder.resolve_prompt(None, None, "document"), read.Meter(inputs)
         found = read.read(inputs, args.text_field, args.delimiter, on_bad=on_bad, meter=meter)
         texts = self._blanks.filter(found)
+        nearest = Nearest[Record](self._vectors, self._embedder.similarity, self._most)
         splitter = options.open_splitter(args, self._embedder, prompt)
         for records, matrix in embed_records(
             self._embedder,
@@ -304,31 +392,35 @@ class _Search:
             report=self._of_texts,
             show=console.shows_progress(quiet=args.quiet),
         ):
-            self._compare(records, matrix)
+            nearest.add(matrix, records)
         require_texts(self._of_texts.texts, args.files, self._failures, self._blanks)
+        self._hits = [
+            [Hit(score, -place, record) for score, place, record in best]
+            for best in nearest.ranked()
+        ]
 
-    def _compare(self, records: Sequence[Record], matrix: "Tensor") -> None:
-        """Add the nearest texts of a group to the hits of each query.
+    def run_stored(self, stored: "Sequence[Found]", wanted: "QueryFormat") -> None:
+        """Compare every stored vector with every query."""
+        from lastword.cli.ranges import read_ranges
+        from lastword.progress import progress_bar
+        from lastword.vectors.codes import Codes
+        from lastword.vectors.search import search_files
 
-        Of two texts with equal scores, the earlier one must rank first, so the sort is stable. Scores are rounded,
-        because the scores of equal texts in different batches may differ in the last digits.
-        """
-        scores = self._embedder.similarity(self._vectors, matrix).double()  # [queries, texts]
-        scores = scores.round(decimals=DECIMALS)
-        best, places = scores.sort(dim=1, descending=True, stable=True)
-        most = self._most
-        for hits, row, where in zip(
-            self._hits, best[:, :most].tolist(), places[:, :most].tolist(), strict=True
-        ):
-            for score, place in zip(row, where, strict=True):
-                hit = Hit(score, -self._position - place, records[place])
-                if len(hits) < most:
-                    heapq.heappush(hits, hit)
-                elif hit <= hits[0]:
-                    break
-                else:
-                    heapq.heapreplace(hits, hit)
-        self._position += len(records)
+        made, ranges = stored[0].made, None
+        if self._args.ranges is not None:
+            ranges = read_ranges(self._args.ranges, made.dim, made.space)
+        made.check_ranges(ranges, self._args.ranges)
+        codes = Codes(made, self._embedder.similarity_fn_name, ranges, unit=wanted.unit)
+        files = [file for each in stored for file in each.files]
+        counts = [file.count for file in files]
+        total = sum(number or 0 for number in counts) if None not in counts else None
+        show = console.shows_progress(quiet=self._args.quiet)
+        with progress_bar(total, show=show, unit=" vectors", what="Searching") as advance:
+            where = list_some(each.made.where for each in stored)
+            found = search_files(files, codes, self._vectors, self._most, where, advance)
+        self._hits = [
+            [Hit(score, -place, record) for score, place, record in best] for best in found
+        ]
 
     def rerank(self, reranker: "Reranker") -> None:
         """Score the nearest texts of each query with a reranker, and keep the best `--top-k`."""
@@ -405,13 +497,17 @@ def hit_lines(hits: Iterable[Hit], query: str | None = None, *, as_json: bool) -
         if as_json:
             yield _json_line(rank, hit, query)
         else:
-            place = printable(hit.record.where)
-            yield f"{rank:>3}  {hit.score:.4f}  {place}  {_shorten(hit.record.text)}"
+            record = hit.record
+            name = printable(record.where if record.id is None else str(record.id))
+            text = f"  {_shorten(record.text)}" if record.has_text else ""
+            yield f"{rank:>3}  {hit.score:.4f}  {name}{text}"
 
 
 def _json_line(rank: int, hit: Hit, query: str | None) -> str:
     record = hit.record
-    fields = {"rank": rank, "score": hit.score, **record.place(), "text": record.text}
+    own = {} if record.id is None else {"id": record.id}
+    text = record.text if record.has_text else None
+    fields = {"rank": rank, "score": hit.score, **own, **record.place(), "text": text}
     if query is not None:
         fields = {"query": query, **fields}
     line = json.dumps(fields, ensure_ascii=False)

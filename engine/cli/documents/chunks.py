@@ -129,9 +129,7 @@ def add_places(records: Iterable[Record], on_bad: OnBad = stop) -> Iterator[Reco
         place = record.place()
         taken = next((name for name in place if name in record.names), None)
         if taken is None:
-            yield replace(
-                record, fields=f"{record.fields}, {json.dumps(place, ensure_ascii=False)[1:-1]}"
-            )
+            yield replace(record, fields=record.fields + place_fields(record))
             continue
         error = InputError(
             record.where,
@@ -142,6 +140,11 @@ def add_places(records: Iterable[Record], on_bad: OnBad = stop) -> Iterator[Reco
             else "Rename the field, or embed each file by itself.",
         )
         on_bad(error, record.path, record.line)
+
+
+def place_fields(record: Record) -> str:
+    """Return what `add_places` adds to the JSON of a record."""
+    return f", {json.dumps(record.place(), ensure_ascii=False)[1:-1]}"
 
 
 def around_text(fields: str, text_field: str) -> tuple[str, str]:

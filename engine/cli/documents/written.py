@@ -88,8 +88,18 @@ def _is_output(path: str) -> bool:
         return _is_metadata(path)
     if path.endswith(".safetensors"):
         return metadata_of(path) != {}
+    return header_of(path) != {}
+
+
+def header_of(path: str) -> dict[str, object]:
+    """Return the metadata in the first line of JSON lines, as --header prints it; {} for other files."""
     first = _object_in(path)
-    return first.keys() == {"lastword"} and _has_metadata(first["lastword"])  # as --header prints
+    found = first.get("lastword")
+    return (
+        found
+        if first.keys() == {"lastword"} and isinstance(found, dict) and _has_metadata(found)
+        else {}
+    )
 
 
 def metadata_of(path: str) -> dict[str, object]:

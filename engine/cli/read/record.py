@@ -39,6 +39,8 @@ class Record:
         fields: the record as a JSON object without its closing brace. For JSON lines, this is a copy of the input, so
             numbers keep all their digits.
         chunk: if `text` is a chunk of a longer text, its place there; else None.
+        id: what to call the record instead of its place in a list of stored vectors; None for its place.
+        has_text: whether `text` is known; stored vectors may have places only.
     """
 
     text: str
@@ -47,6 +49,8 @@ class Record:
     names: frozenset[str]
     fields: str
     chunk: Chunk | None = None
+    id: str | int | None = None
+    has_text: bool = True
 
     @property
     def has_others(self) -> bool:

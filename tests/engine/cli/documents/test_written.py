@@ -74,7 +74,8 @@ def test_they_are_left_out_of_folders_and_patterns(texts, given):
 def test_named_directly_they_are_read(texts):
     assert texts("embed", "docs/a.txt", "-o", "docs/v.jsonl").status == 0
     assert _found(texts("embed", "docs/v.jsonl", "--vector-field", "again")) == ["one", "two"]
-    assert texts("search", "two", "docs/v.jsonl", "--top-k", "1").out.endswith("v.jsonl:2  two\n")
+    found = texts("search", "two", "docs/v.jsonl", "--top-k", "1", "--texts")
+    assert found.out.endswith("v.jsonl:2  two\n")
 
 
 def test_links_to_them_are_left_out_too(texts):

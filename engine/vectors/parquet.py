@@ -1,0 +1,176 @@
+"""Read stored vectors of Parquet files, one row group at a time. Needs pyarrow."""
+
+import ctypes
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lastword.bulk.parquet import OWN_COLUMNS
+from lastword.cli.read import PLACE, Record
+from lastword.cli.read.value import text_of
+from lastword.errors import InputError, require_extra
+from lastword.vectors.made import Made
+from lastword.vectors.stored_record import own_id, place_of
+from lastword.weights.files.dtypes import torch_dtype
+
+_DAMAGED = "Embed the texts again."
+_ID, _OTHER, *_ = OWN_COLUMNS
+
+
+def open_parquet(path: str) -> Any:
+    """Open a Parquet file.
+
+    Raises:
+        MissingPackageError: pyarrow is not installed.
+        InputError: the file is not Parquet, or is damaged.
+    """
+    with require_extra("pyarrow", "bulk", path):
+        from pyarrow import parquet
+    try:
+        return parquet.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(path, f"cannot be read as Parquet ({reason})") from error
+
+
+def parquet_metadata(file: Any) -> dict[str, object]:
+    """Return the metadata that `embed` wrote to an open file; {} for files of others."""
+    try:
+        found = json.loads((file.schema_arrow.metadata or {}).get(b"lastword", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class ParquetVectors:
+    """Vectors in a Parquet file.
+
+    Args:
+        path: the file.
+        made: how the vectors were made.
+        count: the number of vectors that a job's record says; None without a job.
+        text_field: the column that holds the text.
+        columns: the types of the records' fields, as `column_types` gives them; None if they are not known.
+
+    Raises:
+        InputError: the file holds no such vectors.
+    """
+
+    has_fields = has_texts = True
+
+    def __init__(
+        self,
+        path: str,
+        made: Made,
+        count: int | None,
+        text_field: str,
+        columns: Mapping[str, str] | None,
+    ) -> None:
+        self.name, self._made, self._text_field, self._columns = path, made, text_field, columns
+        self._file = open_parquet(path)
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self._ends = list(accumulate(sizes))
+        self.count: int | None = metadata.num_rows
+        if count is not None and count != self.count:
+            got = f"{self.count:,} rows"
+            raise InputError(path, "damaged", got=got, expected=f"{count:,}", remedy=_DAMAGED)
+        self._field = self._find_column()
+        self._names = [name for name in self._file.schema_arrow.names if name != self._field]
+
+    def _find_column(self) -> str:
+        """Return the name of the column of vectors, the only one with lists of a fixed size."""
+        import pyarrow as pa
+
+        schema = self._file.schema_arrow
+        found = [each for each in schema if pa.types.is_fixed_size_list(each.type)]
+        dtype = str(torch_dtype(self._made.layout.safetensors)).removeprefix("torch.")
+        element = {"float16": "halffloat", "float32": "float"}.get(dtype, dtype)
+        expected = f"one column of vectors with {self._made.width} elements, {element}"
+        if len(found) != 1:
+            got = f"{len(found)} columns of vectors"
+            raise InputError(self.name, "damaged", got=got, expected=expected, remedy=_DAMAGED)
+        kind = found[0].type
+        if (kind.list_size, str(kind.value_type)) != (self._made.width, element):
+            raise InputError(
+                self.name, "damaged", got=str(kind), expected=expected, remedy=_DAMAGED
+            )
+        return str(found[0].name)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield the stored codes [n, width] of each row group."""
+        dtype, width = torch_dtype(self._made.layout.safetensors), self._made.width
+        for group in range(len(self._ends)):
+            table = self._read(group, [f"{self._field}.list.element"])
+            for chunk in table.column(0).chunks:
+                if chunk.null_count or chunk.values.null_count:
+                    where = f"{self.name}: row group {group}"
+                    raise InputError(where, "a vector is missing", remedy=_DAMAGED)
+                if len(chunk):
+                    values = chunk.flatten()
+                    yield _tensor(values, dtype).view(len(chunk), width)
+
+    def records(self, rows: Sequence[int]) -> Iterator[Record]:
+        """Yield the record of each of these rows, given in ascending order."""
+        table, held = None, -1
+        for row in rows:
+            group = bisect_right(self._ends, row)
+            if group != held:
+                table, held = self._read(group, self._names), group
+            start = self._ends[group - 1] if group else 0
+            yield self._record(table.slice(row - start, 1).to_pylist()[0], row)  # type: ignore[union-attr]
+
+    def _read(self, group: int, columns: list[str]) -> Any:
+        try:
+            return self._file.read_row_group(group, columns=columns, use_threads=False)
+        except (OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            where = f"{self.name}: row group {group}"
+            raise InputError(where, f"cannot be read ({reason})", remedy=_DAMAGED) from error
+
+    def _record(self, row: dict[str, Any], number: int) -> Record:
+        where = f"{self.name}:{number + 1}"
+        place = place_of(row, where)
+        if place is None:
+            raise InputError(where, "has no path", remedy=_DAMAGED)
+        path, line, chunk = place
+        fields = self._fields(row, where)
+        text = text_of(fields, self._text_field, where)
+        whole = json.dumps(fields, ensure_ascii=False, default=str)[:-1]
+        found = Record(text, path, line, frozenset(fields), whole, chunk)
+        own = row.get(_ID) if self._columns is None or _ID in self._columns else None
+        if own == found.where:  # there is no field of this name
+            del fields[_ID]
+            whole = json.dumps(fields, ensure_ascii=False, default=str)[:-1]
+            return Record(text, path, line, frozenset(fields), whole, chunk)
+        return Record(text, path, line, frozenset(fields), whole, chunk, id=own_id(own))
+
+    def _fields(self, row: Mapping[str, Any], where: str) -> dict[str, object]:
+        """Return the fields of the record that a row was made of; fields that are null are left out."""
+        fields: dict[str, object] = {}
+        for name, value in row.items():
+            known = self._columns is None or name in self._columns
+            if name in (*PLACE, *OWN_COLUMNS) and not (name == _ID and known):
+                continue
+            if value is not None:
+                is_json = self._columns is not None and self._columns[name] == "json"
+                fields[name] = json.loads(value) if is_json else value
+        others = row.get(_OTHER)
+        try:
+            return fields if others is None else fields | json.loads(others)
+        except (TypeError, ValueError) as error:
+            raise InputError(where, f"its field {_OTHER!r} is damaged", remedy=_DAMAGED) from error
+
+
+def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
+    """Return the values of an array without nulls, without a copy."""
+    buffer = values.buffers()[1]
+    size = len(values) * dtype.itemsize
+    data = (ctypes.c_ubyte * size).from_address(buffer.address + values.offset * dtype.itemsize)
+    data.buffer = buffer  # type: ignore[attr-defined]  # keeps the memory alive
+    return torch.frombuffer(data, dtype=dtype)
