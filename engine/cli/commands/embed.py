@@ -175,6 +175,24 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="number of machines that share the job; by default 1",
     )
+    _add_ray_options(group)
+    group.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="continue a job with another number of threads, device, batch budget or version of lastword: vectors "
+        "then differ by rounding from those of an undisturbed run",
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="print what the job would do, and end"
+    )
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="check that every unit of the job is done and that no file has changed since; exit status 1 if not",
+    )
+
+
+def _add_ray_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--ray",
         nargs="?",
@@ -192,20 +210,6 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --ray, number of cores, and threads, of each model; by default that of the plan if there is one, "
         "else all cores of the smallest machine or, with GPUs, its cores divided by its GPUs",
-    )
-    group.add_argument(
-        "--allow-mixed",
-        action="store_true",
-        help="continue a job with another number of threads, device, batch budget or version of lastword: vectors "
-        "then differ by rounding from those of an undisturbed run",
-    )
-    group.add_argument(
-        "--dry-run", action="store_true", help="print what the job would do, and end"
-    )
-    group.add_argument(
-        "--check",
-        action="store_true",
-        help="check that every unit of the job is done and that no file has changed since; exit status 1 if not",
     )
 
 
