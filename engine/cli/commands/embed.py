@@ -157,15 +157,16 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         "--unit-records",
         type=options.positive,
         metavar="N",
-        help="number of input records per unit when the job is planned; a unit that is interrupted is done again; by "
-        f"default {UNIT_RECORDS:,}",
+        help="number of input records in each unit, a part of the job that is done as a whole; fixed when the job is "
+        f"planned; by default {UNIT_RECORDS:,}",
     )
     group.add_argument(
         "--rank",
         type=options.natural,
         default=0,
         metavar="R",
-        help="do only every W-th unit (see --world), from unit R on, as one of several machines; by default 0",
+        help="this machine's number, from 0, if several share the job (see --world): it does the units R, R+W, R+2W "
+        "and so on; by default 0",
     )
     group.add_argument(
         "--world",
@@ -174,6 +175,42 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="number of machines that share the job; by default 1",
     )
+    _add_ray_options(group)
+    group.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="continue a job although the number of threads, the device, --max-batch-tokens or the version of "
+        "lastword has changed; vectors then differ by rounding from those of a run without such a change",
+    )
+    _add_reports(group)
+
+
+def _add_reports(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print a JSON object on stdout for each unit that is done: its counts, its speed and the seconds left",
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what the job would do, how much of it is done, and how long the rest would take by the speed of a "
+        "sample, and exit",
+    )
+    group.add_argument(
+        "--hourly-price",
+        type=options.price,
+        metavar="X",
+        help="price of a machine per hour; --dry-run then prints the price of the job and per million texts",
+    )
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="check that every unit of the job is done and that no output file has changed since; exit status 1 if not",
+    )
+
+
+def _add_ray_options(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--ray",
         nargs="?",
@@ -191,33 +228,6 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --ray, number of cores, and threads, of each model; by default that of the plan if there is one, "
         "else all cores of the smallest machine or, with GPUs, its cores divided by its GPUs",
-    )
-    group.add_argument(
-        "--allow-mixed",
-        action="store_true",
-        help="continue a job with another number of threads, device, batch budget or version of lastword: vectors "
-        "then differ by rounding from those of an undisturbed run",
-    )
-    group.add_argument(
-        "--json",
-        action="store_true",
-        help="print a JSON object on stdout for each unit that is done: its counts, its speed and the seconds left",
-    )
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print what the job would do, and what it would take by the speed of a sample, and exit",
-    )
-    group.add_argument(
-        "--hourly-price",
-        type=options.price,
-        metavar="X",
-        help="what a machine costs per hour; --dry-run then prints the price of the job and per million texts",
-    )
-    group.add_argument(
-        "--check",
-        action="store_true",
-        help="check that every unit of the job is done and that no file has changed since; exit status 1 if not",
     )
 
 
