@@ -88,7 +88,10 @@ def _run(args: argparse.Namespace, job: Job, writer: "_UnitWriter") -> int:
     total, began = Report(), perf_counter()
     show = console.shows_progress(quiet=args.quiet)
     size = sum(unit.num_bytes for unit in todo)
-    with progress_bar(size, show=show, unit="B", what="Embedding") as advance:
+    with (
+        closing(writer.kept),
+        progress_bar(size, show=show, unit="B", what="Embedding") as advance,
+    ):
         writer.advance = advance
 
         def finished(_: Unit, result: UnitResult) -> None:
@@ -110,6 +113,7 @@ class _UnitWriter:
     ) -> None:
         self._args, self._job, self._work, self._embedder = args, job, work, embedder
         self.advance: Callable[[int], None] = lambda _: None
+        self.kept = read.KeptOpen()
 
     def write_unit(self, unit: Unit, outputs: Outputs) -> UnitResult:
         """Write the files of a unit."""
@@ -133,7 +137,7 @@ class _UnitWriter:
             shown += size
             self.advance(size)
 
-        records = self._work.records(inputs, meter)
+        records = self._work.records(inputs, meter, self.kept)
         report = self._work.embed(records, writer, places, meter, on_rows=on_rows, advance=advance)
         advance(unit.num_bytes)
         if places is not None:

@@ -84,7 +84,7 @@ class Unit:
 
     @property
     def num_bytes(self) -> int:
-        """The number of input bytes."""
+        """The number of input bytes; those of compressed files are counted unpacked."""
         return sum(each.stop - each.start for each in self.slices)
 
 

@@ -305,8 +305,9 @@ def add_input_options(
         type=path_argument,
         metavar="FILE",
         help="input: a .jsonl, .ndjson, .csv, .tsv or .parquet file, a plain text file with one text per line, a "
-        "folder, a pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. In a folder and its "
-        "subfolders, all .txt, .md, .jsonl, .ndjson, .csv, .tsv and .parquet files are read, except hidden files and "
+        "folder, a pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. Files may be "
+        "compressed: a.jsonl.gz, a.csv.zst (.zst needs pip install 'lastword[bulk]'). In a folder and its subfolders, "
+        "all .txt, .md, .jsonl, .ndjson, .csv, .tsv and .parquet files are read, except hidden files and "
         "folders, files that lastword wrote (vectors are recognised only if they were written with -o or --header) "
         "and links to folders",
     )

@@ -33,7 +33,7 @@ ABOUT = "turn texts into vectors"
 EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
   lastword embed docs.jsonl --text-field body --model ./model --dim 256 -o docs.safetensors
-  zcat big.csv.gz | lastword embed - --input-format csv --model ./model -o big.npy
+  lastword embed big.csv.gz --model ./model -o big.npy
   lastword embed docs --files --chunk 200 --ignore 'drafts/' -o docs.npy
   lastword embed big.jsonl --on-error skip --errors skipped.jsonl -o big.npy
   lastword embed corpus/ --model ./model -o vectors/          a job: given again, the command goes on where it stopped
@@ -308,11 +308,18 @@ class Work:
         # A blank text has no chunks.
         self.blanks = Blanks(skip=self._args.skip_blank or self._args.chunk is not None)
 
-    def records(self, inputs: Sequence[Source], meter: read.Meter | None) -> Iterator[Record]:
+    def records(
+        self,
+        inputs: Sequence[Source],
+        meter: read.Meter | None,
+        kept: read.KeptOpen | None = None,
+    ) -> Iterator[Record]:
         """Yield a record for each text or chunk to embed, with the JSON fields to write beside its vector."""
         args = self._args
         on_bad = self._failures.leave_out_line
-        found = read.read(inputs, args.text_field, args.delimiter, on_bad=on_bad, meter=meter)
+        found = read.read(
+            inputs, args.text_field, args.delimiter, on_bad=on_bad, meter=meter, kept=kept
+        )
         records = self.blanks.filter(found)
         if self._splitter is not None:
             records = self._splitter.split_records(records, args.text_field, on_bad)

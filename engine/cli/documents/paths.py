@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NoReturn
 
 from lastword.cli.documents.written import is_by_lastword, is_job_folder
-from lastword.cli.read import RECORDS, STDIN, Source, sources, split_ending
+from lastword.cli.read import RECORDS, STDIN, Source, sources, split_ending, unpacked_name
 from lastword.errors import InputError, count, list_some, require_extra
 
 if TYPE_CHECKING:
@@ -212,10 +212,12 @@ class Finder:
         """
         self._ignore.count, self._last, usable = 0, Counter[str](), list[str]()
         for path, kind in entries:
-            ending = split_ending(path)[1]
+            known, ending = (split_ending(each)[1] for each in (unpacked_name(path), path))
+            if known == "parquet" != ending:
+                known = ending  # compressed Parquet is not read
             if kind == "file" and is_by_lastword(os.path.join(top, path)):
                 self._last[_OWN] += 1
-            elif kind == _CLOSED or (kind == "file" and (ending in self._kinds or ending == asked)):
+            elif kind == _CLOSED or (kind == "file" and (known in self._kinds or ending == asked)):
                 usable.append(path)
             elif kind == "file":
                 self._last[f".{ending}" if ending else "no extension"] += 1

@@ -1,13 +1,24 @@
 r"""Read records, each with its place, one at a time: from text, JSON lines, CSV and TSV files, or from whole files.
 
-Input must be valid UTF-8; a byte order mark at the start is skipped. A line ends with \n or \r\n; any other character,
-such as a lone \r, is part of the line. Only one record, of at most `lines.MAX_RECORD` characters, is held in memory.
+Input may be compressed (.gz, .zst) and must be valid UTF-8; a byte order mark at the start is skipped. A line ends with
+\n or \r\n; any other character, such as a lone \r, is part of the line. Only one record, of at most `lines.MAX_RECORD`
+characters, is held in memory.
 This package knows nothing about models or vectors; the records go to `cli/stream.py` or `cli/commands/rerank.py` next.
 """
 
 from lastword.cli.read.formats import read
-from lastword.cli.read.kinds import FORMATS, RECORDS, STDIN, Part, Source, sources, split_ending
+from lastword.cli.read.kinds import (
+    FORMATS,
+    RECORDS,
+    STDIN,
+    Part,
+    Source,
+    sources,
+    split_ending,
+    unpacked_name,
+)
 from lastword.cli.read.lines import MAX_RECORD, Meter
+from lastword.cli.read.opening import KeptOpen
 from lastword.cli.read.record import PLACE, Chunk, OnBad, Record, stop
 
 __all__ = [
@@ -17,6 +28,7 @@ __all__ = [
     "RECORDS",
     "STDIN",
     "Chunk",
+    "KeptOpen",
     "Meter",
     "OnBad",
     "Part",
@@ -26,4 +38,5 @@ __all__ = [
     "sources",
     "split_ending",
     "stop",
+    "unpacked_name",
 ]

@@ -5,6 +5,7 @@ from typing import TextIO
 
 from lastword.cli.read.kinds import STDIN, Source
 from lastword.cli.read.lines import Line, Meter, lines_of, open_source, too_long
+from lastword.cli.read.opening import KeptOpen
 from lastword.cli.read.parquet import parquet_rows
 from lastword.cli.read.record import OnBad, Record, open_object, stop
 from lastword.cli.read.table import table
@@ -21,6 +22,7 @@ def read(
     *,
     on_bad: OnBad = stop,
     meter: Meter | None = None,
+    kept: KeptOpen | None = None,
 ) -> Iterator[Record]:
     """Yield the records of all inputs in order.
 
@@ -31,6 +33,7 @@ def read(
         delimiter: the character between the fields of a row; if None, the header of each file decides.
         on_bad: called for each record, and for each file, that cannot be read.
         meter: counts the bytes read, if given.
+        kept: keeps a compressed file open from one part of it to the next, also from call to call, if given.
 
     Raises:
         InputError: an input or record cannot be read, and `on_bad` raises the error.
@@ -46,7 +49,7 @@ def read(
                     yield record
                 meter.end_file(source)
                 continue
-            with open_source(source) as stream:
+            with open_source(source, kept) as stream:
                 meter.begin(stream)
                 try:
                     yield from _records(stream, source, text_field, delimiter, on_bad)

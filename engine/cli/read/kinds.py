@@ -14,6 +14,8 @@ FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 STDIN = "-"
 # Extensions of files that hold records. --files refuses them, because it would embed their syntax too.
 RECORDS = ("jsonl", "ndjson", "csv", "tsv", "parquet")
+# Extensions of compressed files that are read. The extension before it tells the format: "docs.jsonl.gz".
+PACKED = ("gz", "zst")
 _RECORDS = "Leave out --files to read its records."
 _AS_IT_IS = "To read it as it is, pipe it in: {command} --files < {file}."
 
@@ -78,8 +80,8 @@ class Source:
     """An input: an existing file, or stdin.
 
     Args:
-        path: the path, or - for stdin.
-        format: one of `FORMATS`, or `whole` or `html` for a file that is one text.
+        path: the path, or - for stdin; the file is compressed if its extension is one of `PACKED`.
+        format: the format of the content: one of `FORMATS`, or `whole` or `html` for a file that is one text.
         found: whether the file was found in a folder or by a pattern, not named itself.
         command: the command line that reads the same input from stdin, for remedies; None if there is none.
         problem: why an input that was found cannot be read; it may be a folder. None for an input that may be opened.
@@ -92,6 +94,11 @@ class Source:
     command: str | None = None
     problem: InputError | None = None
     part: Part | None = None
+
+    @property
+    def packed(self) -> str | None:
+        """The extension of a compressed file (see `PACKED`), None for any other input."""
+        return packing_of(self.path)
 
     @property
     def lines_before(self) -> int:
@@ -138,7 +145,7 @@ def sources(
         if problem is None:
             kind = _format(path, input_format, whole=whole, command=command)
         else:
-            plain = "whole" if whole else _format_of(split_ending(path)[1])
+            plain = "whole" if whole else _format_of(split_ending(unpacked_name(path))[1])
             kind = input_format or plain
         every.append(Source(path, kind, found, command, problem))
     return every
@@ -166,22 +173,28 @@ def _format(path: str, input_format: str | None, *, whole: bool, command: str | 
         raise InputError(path, "is a folder", expected="a file", remedy="Name the files in it.")
     if not os.access(path, os.R_OK):
         raise InputError(path, "cannot be read (permission denied)")
+    packed = packing_of(path)
+    root, ending = split_ending(unpacked_name(path))
+    if packed is not None and (input_format or ending) == "parquet":
+        what = f"compressed Parquet (.{packed}) cannot be read"
+        raise InputError(path, what, remedy=f"{_UNPACKED} Parquet files are compressed inside.")
     if input_format is not None:
         return input_format
-    root, ending = split_ending(path)
     if whole and ending in ("html", "htm"):
         return "html"
     if whole and ending in (*RECORDS, "json"):
         remedy = (
             None if command is None else _AS_IT_IS.format(command=command, file=shlex.quote(path))
         )
-        if ending != "json":
+        if ending != "json" and packed is None:
             remedy = " ".join(filter(None, (_RECORDS, remedy)))
         raise InputError(path, "holds records, not one text", got="--files", remedy=remedy)
     if ending in _REFUSED and ending not in FORMATS:
-        # "docs.jsonl.gz" holds JSON lines
+        # "docs.jsonl.bz2" holds JSON lines
         inner = "whole" if whole else _format_of(split_ending(root)[1])
-        remedy = _convert_remedy(ending, Source(path, inner, command=command))
+        unpacked = Source(unpacked_name(path), inner, command=command)
+        remedy = _convert_remedy(ending, unpacked)
+        remedy = remedy if packed is None or remedy == _UNPACKED else f"{_UNPACKED} {remedy}"
         raise InputError(path, f"unsupported input format .{ending}", remedy=remedy)
     return "whole" if whole else _format_of(ending)
 
@@ -190,6 +203,17 @@ def split_ending(path: str) -> tuple[str, str]:
     """Split a path into its root and its extension; the extension comes in lower case and without its dot."""
     root, dotted = os.path.splitext(path)
     return root, dotted.lower().removeprefix(".")
+
+
+def packing_of(path: str) -> str | None:
+    """Return the extension of a compressed file's path if it is one of `PACKED`, else None."""
+    ending = split_ending(path)[1]
+    return ending if ending in PACKED and path != STDIN else None
+
+
+def unpacked_name(path: str) -> str:
+    """Return a path without the extension of a compressed file."""
+    return path if packing_of(path) is None else split_ending(path)[0]
 
 
 def _format_of(ending: str) -> str:

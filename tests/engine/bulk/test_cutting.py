@@ -1,8 +1,11 @@
 """Files read in parts give the records, places and errors of the whole file, wherever the parts begin."""
 
 import csv
+import gzip
 import io
 import json
+from collections.abc import Sequence
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 
@@ -12,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lastword.bulk import cutting
-from lastword.bulk.plan import Plan
-from lastword.cli.read import Record, Source, read
+from lastword.bulk.plan import Plan, Unit
+from lastword.cli.read import KeptOpen, Record, Source, read
 from lastword.errors import InputError
 
 TEXT = st.text(st.sampled_from('ab é\u2028,;"\t|'), max_size=6)
@@ -21,24 +24,34 @@ ENDS = st.sampled_from(["\n", "\r\n"])
 SETTINGS = {"text_field": "text", "delimiter": None}
 
 
-def read_all(inputs: list[Source]) -> tuple[list[Record], list[str]]:
+def read_all(inputs: list[Source], kept: KeptOpen | None = None) -> tuple[list[Record], list[str]]:
     errors: list[str] = []
     bad = lambda error, path, line: errors.append(f"{path} {line} {error}")  # noqa: E731
-    return list(read(inputs, "text", on_bad=bad)), errors
+    return list(read(inputs, "text", on_bad=bad, kept=kept)), errors
 
 
 def check(path: Path, kind: str, records: int) -> None:
+    size = path.stat().st_size
+    packed = path.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes(), 1))
+    units = [check_file(each, kind, records, size) for each in (path, packed)]
+    assert units[0] == units[1]
+
+
+def check_file(path: Path, kind: str, records: int, size: int) -> Sequence[Unit]:
     source = Source(str(path), kind)
     plan = Plan.make([source], SETTINGS, records)
     found: tuple[list[Record], list[str]] = ([], [])
-    for unit in plan.units:
-        for part, more in zip(found, read_all(plan.sources(unit)), strict=True):
-            part.extend(more)  # type: ignore[arg-type]
+    with closing(KeptOpen()) as kept:
+        for unit in plan.units:
+            for part, more in zip(found, read_all(plan.sources(unit), kept), strict=True):
+                part.extend(more)  # type: ignore[arg-type]
     assert found == read_all([source])
     assert all(1 <= unit.records <= records for unit in plan.units)
     if plan.units:
-        size = path.stat().st_size - plan.units[0].slices[0].start
-        assert sum(unit.num_bytes for unit in plan.units) == size
+        content = size - plan.units[0].slices[0].start
+        assert sum(unit.num_bytes for unit in plan.units) == content
+    return plan.units
 
 
 @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -116,6 +129,33 @@ def test_blocks_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(cutting, "_BLOCK", size)
         for records in (1, 3, 51, 100):
             check(path, "txt", records)
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_units_in_order_read_a_compressed_file_once(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.txt.{ending}"
+    lines = "".join(f"{i:07}\n" for i in range(50_000)).encode()
+    if ending == "gz":
+        path.write_bytes(gzip.compress(lines))
+    else:
+        path.write_bytes(pytest.importorskip("zstandard").compress(lines))
+    plan = Plan.make([Source(str(path), "txt")], SETTINGS, 1000)
+    order = [*range(50), 7, 3, 4, 49]  # a unit before the present place begins at the file's start
+    opened = 0
+    with closing(KeptOpen()) as kept:
+        before = None
+        for number in order:
+            found, _ = read_all(plan.sources(plan.units[number]), kept)
+            assert [record.text for record in found] == [
+                f"{i:07}" for i in range(1000 * number, 1000 * number + 1000)
+            ]
+            assert found[0].line == 1000 * number + 1
+            assert kept._kept is not None
+            opened += kept._kept is not before
+            before = kept._kept
+    assert before is not None
+    assert before.closed
+    assert opened == 3
 
 
 def test_small_files_share_a_unit_and_large_ones_do_not(tmp_path: Path) -> None:
