@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from lastword.bulk.job import Job, Outputs, UnitResult, planning, refuse_other_files
-from lastword.bulk.parquet import OWN_COLUMNS, ParquetFile, column_types
+from lastword.bulk.parquet import OWN_COLUMNS, ParquetFile, column_types, fitting_ids
 from lastword.bulk.plan import NAME, Plan, Unit
 from lastword.cli import console, options, read, write
 from lastword.cli.commands.embed import Work, check_vector_options
@@ -74,8 +74,8 @@ def _plan(
         plan.check_files(inputs or None)
         return plan
     sample = islice(work.records(inputs, None), _SAMPLE)
-    settings["columns"] = column_types(sample, args.vector_field)
-    return Plan.make(inputs, settings, args.unit_records)
+    settings["columns"] = column_types(sample, args.vector_field, args.id_field)
+    return Plan.make(inputs, settings, args.unit_records, work.fields)
 
 
 def _run(args: argparse.Namespace, job: Job, writer: "_UnitWriter") -> int:
@@ -124,7 +124,7 @@ class _UnitWriter:
         self._work.begin(failures)
         # Memory pressure in one unit must not change the batches, and so the last bits, of the next.
         self._embedder.max_batch_tokens = self._job.plan.settings["max_batch_tokens"]
-        places = None if outputs.rows is None else write.Places(outputs.rows, name)
+        places = None if outputs.rows is None else self._work.places(outputs.rows, name)
         inputs = self._job.plan.sources(unit)
         meter = read.Meter(inputs)
         writer = self._writer(outputs, name)
@@ -138,11 +138,20 @@ class _UnitWriter:
             self.advance(size)
 
         records = self._work.records(inputs, meter, self.kept)
+        if on_rows is not None and self._args.id_field is not None:
+            kind = self._job.plan.settings["columns"]["id"]
+            records = fitting_ids(records, kind, failures.leave_out_line)
         report = self._work.embed(records, writer, places, meter, on_rows=on_rows, advance=advance)
         advance(unit.num_bytes)
         if places is not None:
             places.finish()
-        return UnitResult(report.texts, failures.count, report.tokens_requested, report.cut)
+        return UnitResult(
+            rows=report.texts,
+            errors=failures.count,
+            tokens=report.tokens_requested,
+            cut=report.cut,
+            skipped=self._work.fields.skipped,
+        )
 
     def _writer(self, outputs: Outputs, name: str) -> write.Writer:
         if self._job.plan.settings["format"] != "parquet":
@@ -156,6 +165,7 @@ class _UnitWriter:
             self._args.precision,
             dim // layout.packed,
             self._work.metadata,
+            self._args.id_field,
         )
 
 
@@ -168,6 +178,10 @@ def _settings(args: argparse.Namespace, work: Work, embedder: "Embedder") -> dic
         **work.metadata,
         "format": args.format or "parquet",
         "text_field": args.text_field,
+        "template": args.template,
+        "where": args.where,
+        "id_field": args.id_field,
+        "drop_text": args.drop_text,
         "delimiter": args.delimiter,
         "vector_field": args.vector_field,
         "skip_blank": args.skip_blank,
@@ -214,6 +228,7 @@ def _summary(job: Job, total: Report, claimed: Sequence[Unit]) -> Iterator[str]:
     rows = sum(result.rows for result in results.values())
     errors = sum(result.errors for result in results.values())
     cut = sum(result.cut for result in results.values())
+    skipped = sum(result.skipped for result in results.values())
     if total.texts:
         yield (
             f"this run: {count(total.texts, 'text')}, {total.texts / total.seconds:,.0f} texts/s, "
@@ -226,6 +241,7 @@ def _summary(job: Job, total: Report, claimed: Sequence[Unit]) -> Iterator[str]:
     left_out = (
         f", {count(errors, 'record')} left out (see {job.folder / '_errors'})" if errors else ""
     )
+    left_out += f", {options.skipped_line(skipped)}" if skipped else ""
     yield f"{job.folder}: {state}; {count(rows, 'text')}, {cut:,} cut{left_out}"
 
 

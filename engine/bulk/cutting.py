@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
 from typing import TextIO
 
-from lastword.cli.read import Source
+from lastword.cli.read import Fields, Source
 from lastword.cli.read.lines import lines_of, open_source
 from lastword.cli.read.opening import open_bytes
 from lastword.cli.read.parquet import row_groups
@@ -47,12 +47,12 @@ class Cuts:
     header: bytes = b""
 
 
-def cut_file(source: Source, text_field: str, delimiter: str | None, records: int) -> Cuts:
+def cut_file(source: Source, fields: Fields, delimiter: str | None, records: int) -> Cuts:
     """Cut a file into parts of `records` records each; the last part may have fewer.
 
     Args:
         source: the file.
-        text_field: as for `read.read`.
+        fields: as for `read.read`.
         delimiter: as for `read.read`.
         records: the number of records of a part.
 
@@ -67,7 +67,7 @@ def cut_file(source: Source, text_field: str, delimiter: str | None, records: in
             return Cuts(list(_cut_lines(source, records)))
         if source.format == "parquet":
             return Cuts(list(_cut_row_groups(source, records)))
-        return _cut_table(source, text_field, delimiter, records)
+        return _cut_table(source, fields, delimiter, records)
     except OSError as error:
         raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
 
@@ -106,7 +106,7 @@ def _cut_row_groups(source: Source, records: int) -> Iterator[Cut]:
         yield Cut(count, before, start, at)
 
 
-def _cut_table(source: Source, text_field: str, delimiter: str | None, records: int) -> Cuts:
+def _cut_table(source: Source, fields: Fields, delimiter: str | None, records: int) -> Cuts:
     """Cut before every `records`-th row."""
     cuts: list[Cut] = []
     count, first = 0, (0, 0)  # the rows of the present part; the lines and bytes before it
@@ -114,7 +114,7 @@ def _cut_table(source: Source, text_field: str, delimiter: str | None, records: 
     with open_source(source) as stream:
         starts = _LineStarts(stream)
         lines = lines_of(starts, source)
-        for line in row_starts(lines, source, text_field, delimiter):
+        for line in row_starts(lines, source, fields, delimiter):
             place = line - 1, starts.of(line)
             if begin is None:
                 begin, first = place[1], place

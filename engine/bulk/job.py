@@ -35,6 +35,7 @@ class UnitResult:
         errors: the number of records left out because of an error.
         tokens: the number of tokens requested.
         cut: the number of texts cut to the maximum length.
+        skipped: the number of records skipped by --where.
         files: the sha256 of each of its files, by name.
     """
 
@@ -42,6 +43,7 @@ class UnitResult:
     errors: int = 0
     tokens: int = 0
     cut: int = 0
+    skipped: int = 0
     files: dict[str, str] = field(default_factory=dict)
 
 

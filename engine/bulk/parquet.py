@@ -5,12 +5,12 @@ the text with its prompt) and `truncated` (whether the text was cut). Needs pyar
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lastword.cli.console import attempt
-from lastword.cli.read import PLACE, Record
-from lastword.errors import require_extra
+from lastword.cli.read import PLACE, OnBad, Record
+from lastword.errors import InputError, require_extra
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +37,7 @@ class ParquetFile:
         precision: the precision of the vectors.
         width: the number of elements of a vector.
         metadata: the metadata of the file.
+        id_field: the field that holds the ids of all records; None for the field `id` where there is one.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class ParquetFile:
         precision: str,
         width: int,
         metadata: Mapping[str, str],
+        id_field: str | None = None,
     ) -> None:
         with require_extra("pyarrow", "bulk", "Parquet output"):
             import pyarrow as pa
             from pyarrow import parquet
 
         self._pa, self._name, self._columns, self._vector_field = pa, name, columns, field
+        self._id_field = id_field
         self._element = getattr(pa, _ELEMENTS.get(precision, precision))()
         place = {
             "path": pa.string(),
@@ -87,7 +90,7 @@ class ParquetFile:
     def write(self, records: Sequence[Record], matrix: "Tensor") -> None:
         """Append a row group with one row per record."""
         pa, names = self._pa, self._schema.names
-        rows = [_split_fields(record, self._columns) for record in records]
+        rows = [_split_fields(record, self._columns, self._id_field) for record in records]
         places = [record.place() for record in records]
         columns: dict[str, list[Any]] = {
             _ID: [record.where for record in records],
@@ -118,16 +121,26 @@ class ParquetFile:
         attempt(action, self._name)
 
 
-def column_types(records: Iterable[Record], vector_field: str) -> dict[str, str]:
+def column_types(
+    records: Iterable[Record], vector_field: str, id_field: str | None = None
+) -> dict[str, str]:
     """Return the type of each field of some records: string, int64, double, bool or json.
 
     A field with values of several types is `json`: its values are written as JSON. Whole numbers and others together
     are `double`. Fields with the name of one of the file's own columns are left out; they go to the other fields.
+
+    Args:
+        records: the records.
+        vector_field: the name of the column of vectors.
+        id_field: as for `ParquetFile`. Ids of several types are strings.
     """
     own = {*PLACE, *OWN_COLUMNS, vector_field} - {_ID}
     found: dict[str, str] = {}
     for record in records:
-        for name, value in json.loads(f"{record.fields}}}").items():
+        fields = json.loads(f"{record.fields}}}")
+        if id_field is not None:
+            fields[_ID] = record.id
+        for name, value in fields.items():
             kind = _kind(value)
             before = found.setdefault(name, kind or "")
             if kind is None or kind == before:
@@ -136,7 +149,24 @@ def column_types(records: Iterable[Record], vector_field: str) -> dict[str, str]
             found[name] = (
                 kind if not before else "double" if both == {"int64", "double"} else "json"
             )
+    if id_field is not None:
+        found[_ID] = "string" if found.get(_ID) in (None, "json") else found[_ID]
     return {name: kind or "string" for name, kind in found.items() if name not in own}
+
+
+def fitting_ids(records: Iterable[Record], kind: str, on_bad: OnBad) -> Iterator[Record]:
+    """Yield the records whose id has the type of the column of ids; call `on_bad` for the others."""
+    for record in records:
+        if kind == "string" or _fits(record.id, kind):
+            yield record
+            continue
+        error = InputError(
+            record.where,
+            "has an id of another type than the first 1,000 records",
+            got=repr(record.id),
+            expected="a whole number" if kind == "int64" else "a number",
+        )
+        on_bad(error, record.path, record.line)
 
 
 def _kind(value: object) -> str | None:
@@ -147,24 +177,42 @@ def _kind(value: object) -> str | None:
     return "json" if isinstance(value, int) and not -(2**63) <= value < 2**63 else kind
 
 
-def _split_fields(record: Record, columns: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
+def _fits(value: object, kind: str) -> bool:
+    return _kind(value) == kind or (kind, _kind(value)) == ("double", "int64")
+
+
+def _split_fields(
+    record: Record, columns: Mapping[str, str], id_field: str | None
+) -> tuple[dict[str, Any], str | None]:
     """Return the values of a record's columns, and its other fields as JSON, or None if it has no others."""
     fields = json.loads(f"{record.fields}}}")
     values = dict[str, Any].fromkeys(columns)
     for name, kind in columns.items():
+        if name == _ID and id_field is not None:
+            # A field `id` that is not the one chosen goes to the other fields.
+            values[name] = _id_value(record.id, kind)
+            if id_field == _ID:
+                fields.pop(_ID, None)
+            continue
         if name not in fields:
             continue
         value = fields[name]
         if kind == "json":
             values[name] = None if value is None else json.dumps(value, ensure_ascii=False)
-        elif value is None or _kind(value) == kind:
-            values[name] = value
-        elif (kind, _kind(value)) == ("double", "int64"):
-            values[name] = float(value)
+        elif value is None or _fits(value, kind):
+            values[name] = float(value) if kind == "double" and value is not None else value
         else:
             continue  # it goes to the other fields
         del fields[name]
+    if id_field is None and columns.get(_ID) == "string" and values[_ID] is None:
+        values[_ID] = record.where
     return values, json.dumps(fields, ensure_ascii=False) if fields else None
+
+
+def _id_value(value: Any, kind: str) -> Any:
+    if kind == "double":
+        return float(value)
+    return json.dumps(value) if kind == "string" and not isinstance(value, str) else value
 
 
 def _arrow(pa: Any, kind: str) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lastword.bulk.cutting import Cut, cut_file
-from lastword.cli.read import Part, Source
+from lastword.cli.read import Fields, Part, Source
 from lastword.errors import InputError, valid_name
 from lastword.weights.files.atomic import replace_file
 from lastword.weights.json_fields import read_object
@@ -20,7 +20,7 @@ from lastword.weights.json_fields import read_object
 NAME = "_plan.json"
 # Settings on which only the last bits of vectors depend.
 ROUNDING = {"device", "threads", "max_batch_tokens", "lastword"}
-VERSION = 1  # raise this when equal plans give different files than before
+VERSION = 2  # raise this when equal plans give different files than before
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +103,16 @@ class Plan:
     units: Sequence[Unit]
 
     @staticmethod
-    def make(inputs: Iterable[Source], settings: Mapping[str, Any], unit_records: int) -> "Plan":
+    def make(
+        inputs: Iterable[Source], settings: Mapping[str, Any], unit_records: int, fields: Fields
+    ) -> "Plan":
         """Read the input files once, and divide them into units of about `unit_records` records.
 
         Args:
             inputs: the input files; each is a regular file.
-            settings: as for `Plan`, with `text_field` and `delimiter`.
+            settings: as for `Plan`, with `delimiter`.
             unit_records: the number of records of a unit. A unit takes several files, if they are small.
+            fields: as for `read.read`.
 
         Raises:
             InputError: a file cannot be read.
@@ -117,7 +120,7 @@ class Plan:
         files, units, slices = list[InputFile](), list[Unit](), list[Slice]()
         records = 0  # of `slices`
         for source in inputs:
-            cuts = cut_file(source, settings["text_field"], settings["delimiter"], unit_records)
+            cuts = cut_file(source, fields, settings["delimiter"], unit_records)
             status = os.stat(source.path)
             files.append(
                 InputFile(

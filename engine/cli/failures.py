@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from lastword.cli import console, options
 from lastword.cli.documents.written import is_error_list, keep_foreign_files
 from lastword.cli.output import check_extension, is_stream, open_output
-from lastword.cli.read import STDIN, Record
+from lastword.cli.read import STDIN, Fields, Record
 from lastword.errors import InputError, count
 from lastword.report import Report
 
@@ -136,7 +136,9 @@ def collect_failures(args: argparse.Namespace) -> Iterator[Failures]:
         raise none_left
 
 
-def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: Blanks) -> None:
+def require_texts(
+    texts: int, files: Sequence[str], failures: Failures, blanks: Blanks, fields: Fields
+) -> None:
     """Check that a run had something to embed.
 
     Args:
@@ -144,6 +146,7 @@ def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: 
         files: the command's arguments for input files; none means stdin.
         failures: the records left out because of an error.
         blanks: the blank texts, which may have been skipped.
+        fields: counts the records skipped by --where.
 
     Raises:
         InputError: the input has no texts, or all of them were blank and skipped or were left out because of an error.
@@ -159,6 +162,9 @@ def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: 
         raise _NoneLeftError(where, "no text is left", got=lost, remedy=first)
     verb = "contain" if several else "contains"
     got = "only blank texts" if blanks.count else None
+    if fields.skipped:
+        what = f"{verb} no text that --where leaves"
+        raise InputError(where, what, got=options.skipped_line(fields.skipped))
     raise InputError(where, f"{verb} no text", got=got)
 
 

@@ -4,17 +4,18 @@ import argparse
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lastword.cli import console
-from lastword.cli.read import FORMATS, Source
+from lastword.cli.read import FORMATS, Condition, Fields, Source, Template
 from lastword.errors import (
     ConfigError,
     DeviceError,
     InputError,
     LastwordError,
     LastwordWarning,
+    count,
     lone_surrogate,
 )
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lastword.reranker import Reranker
     from lastword.reranker_info import RerankerInfo
 
+_WITH_FIELDS = ("jsonl", "csv", "tsv", "parquet")
 QUANTIZE = ("int8", "fp8")
 EITHER_KIND = "Qwen3 embedding model or reranker"
 
@@ -349,13 +351,32 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         choices=FORMATS,
         help="format of all inputs; by default each file's extension decides, and stdin is txt",
     )
-    parser.add_argument(
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument(
         "--text-field",
         type=name_argument,
         default="text",
         metavar="NAME",
         help="name of the field or column that holds the text; in JSON lines, OUTER.INNER is the field INNER of the "
         "object OUTER; by default text",
+    )
+    texts.add_argument(
+        "--template",
+        type=text_argument,
+        metavar="TEMPLATE",
+        help="make the text from several fields: '{title}: {doc.body}' puts in the field title, and the field body of "
+        "the object doc; numbers are written as in JSON, a missing or null field is an error, and {{ and }} stand for "
+        "braces. Instead of --text-field",
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        type=text_argument,
+        metavar="FIELD=VALUE",
+        help="use only records whose field has this value, or is otherwise (!=), or is a number that is smaller or "
+        "greater (<, <=, >, >=); a missing field counts as null. = compares numbers by value and other values as they "
+        "are written. May be repeated: all must hold",
     )
     parser.add_argument(
         "--delimiter",
@@ -429,13 +450,58 @@ def find_inputs(args: argparse.Namespace, queries: Sequence[Source] = ()) -> lis
     if problem is not None and args.on_error != "skip":
         problem.remedy = "Pass --on-error skip to leave it out."
         raise problem
-    refuse_field(inputs, args.text_field)
+    refuse_fields(args, inputs)
     tables = [each for each in (*inputs, *queries) if each.format in ("csv", "tsv")]
     if args.delimiter is not None and not tables:
         expected = "such an input, or --input-format csv"
         raise InputError("--delimiter", "is for .csv and .tsv files", expected=expected)
     console.say_all(finder.notices(), quiet=args.quiet)
     return inputs
+
+
+def fields_of(args: argparse.Namespace) -> Fields:
+    """Return which fields of a record the options name.
+
+    Raises:
+        InputError: --template or --where is not valid.
+    """
+    text = args.text_field if args.template is None else Template(args.template)
+    conditions = [Condition.parse(each) for each in args.where]
+    return Fields(text, getattr(args, "id_field", None), conditions)
+
+
+def refuse_fields(args: argparse.Namespace, inputs: Sequence[Source]) -> None:
+    """Refuse options about fields that an input does not have, or that do not fit each other.
+
+    Raises:
+        InputError: there is such an option, or it is not valid.
+    """
+    fields_of(args)
+    refuse_field(inputs, args.text_field)
+    if args.template is not None and getattr(args, "chunk", None) is not None:
+        got, remedy = f"--chunk {args.chunk}", "Make the texts first, and name their field."
+        raise InputError("--template", "makes texts that cannot be split", got=got, remedy=remedy)
+    plain = next((each for each in inputs if each.format not in _WITH_FIELDS), None)
+    for option in ("template", "where", "id_field"):
+        if plain is not None and getattr(args, option, None):
+            raise InputError(
+                f"--{option.replace('_', '-')}",
+                "needs records with fields",
+                got=f"plain text in {plain.name}",
+                expected="JSON lines, CSV, TSV or Parquet",
+                remedy="Name such files, or pass --input-format.",
+            )
+
+
+def skipped_line(skipped: int) -> str:
+    """Return in words how many records --where skipped."""
+    return f"{count(skipped, 'record')} skipped by --where"
+
+
+def skipped_notices(fields: Fields) -> Iterator[str]:
+    """Yield one line about the records that --where skipped, if there are any."""
+    if fields.skipped:
+        yield skipped_line(fields.skipped)
 
 
 def _call_on_stdin(args: argparse.Namespace) -> str:
@@ -454,9 +520,7 @@ def refuse_field(inputs: Iterable[Source], field: str, option: str = "--text-fie
     Raises:
         InputError: `field` is not the default, "text", and no input is JSON lines, CSV or TSV.
     """
-    if field != "text" and not any(
-        each.format in ("jsonl", "csv", "tsv", "parquet") for each in inputs
-    ):
+    if field != "text" and not any(each.format in _WITH_FIELDS for each in inputs):
         raise InputError(
             option,
             "is for .jsonl, .csv, .tsv and .parquet files",

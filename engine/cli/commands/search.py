@@ -226,7 +226,7 @@ def _read_queries(
         query_or_file(args)
         return [Record(args.query, "QUERY", None, frozenset(), "")], []
     blanks = Blanks(skip=True)
-    found = read.read(sources, args.query_field or "text", args.delimiter)
+    found = read.read(sources, read.Fields(args.query_field or "text"), args.delimiter)
     try:
         queries = list(blanks.filter(found))
     except InputError as error:
@@ -263,6 +263,7 @@ class _Search:
             failures,
         )
         self._blanks, self._position = Blanks(skip=True), 0
+        self._fields = options.fields_of(args)
         self._of_queries, self._of_texts, self._of_pairs = Report(), Report(), Report()
         # The most hits to keep for each query: those to print or, with a reranker, those that it scores.
         self._most = args.top_k
@@ -291,7 +292,7 @@ class _Search:
         """Compare every text with every query, one group of texts at a time."""
         args, on_bad = self._args, self._failures.leave_out_line
         prompt, meter = self._embedder.resolve_prompt(None, None, "document"), read.Meter(inputs)
-        found = read.read(inputs, args.text_field, args.delimiter, on_bad=on_bad, meter=meter)
+        found = read.read(inputs, self._fields, args.delimiter, on_bad=on_bad, meter=meter)
         texts = self._blanks.filter(found)
         splitter = options.open_splitter(args, self._embedder, prompt)
         for records, matrix in embed_records(
@@ -305,7 +306,7 @@ class _Search:
             show=console.shows_progress(quiet=args.quiet),
         ):
             self._compare(records, matrix)
-        require_texts(self._of_texts.texts, args.files, self._failures, self._blanks)
+        require_texts(self._of_texts.texts, args.files, self._failures, self._blanks, self._fields)
 
     def _compare(self, records: Sequence[Record], matrix: "Tensor") -> None:
         """Add the nearest texts of a group to the hits of each query.
@@ -373,6 +374,7 @@ class _Search:
         """Yield notices about texts left out or cut, and about queries for which no text reaches the threshold."""
         texts, queries = self._of_texts, self._of_queries
         yield from self._blanks.notices()
+        yield from options.skipped_notices(self._fields)
         limit = count(self._embedder.max_length, "token")
         all_queries = count(len(self._queries), "query", "queries")
         if queries.cut and self._args.queries is None:

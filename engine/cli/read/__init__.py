@@ -6,6 +6,7 @@ characters, is held in memory.
 This package knows nothing about models or vectors; the records go to `cli/stream.py` or `cli/commands/rerank.py` next.
 """
 
+from lastword.cli.read.fields import Condition, Fields, Template
 from lastword.cli.read.formats import read
 from lastword.cli.read.kinds import (
     FORMATS,
@@ -19,7 +20,7 @@ from lastword.cli.read.kinds import (
 )
 from lastword.cli.read.lines import MAX_RECORD, Meter
 from lastword.cli.read.opening import KeptOpen
-from lastword.cli.read.record import PLACE, Chunk, OnBad, Record, stop
+from lastword.cli.read.record import PLACE, Chunk, OnBad, Record, more_fields, stop
 
 __all__ = [
     "FORMATS",
@@ -28,12 +29,16 @@ __all__ = [
     "RECORDS",
     "STDIN",
     "Chunk",
+    "Condition",
+    "Fields",
     "KeptOpen",
     "Meter",
     "OnBad",
     "Part",
     "Record",
     "Source",
+    "Template",
+    "more_fields",
     "read",
     "sources",
     "split_ending",

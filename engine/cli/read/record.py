@@ -39,6 +39,7 @@ class Record:
         fields: the record as a JSON object without its closing brace. For JSON lines, this is a copy of the input, so
             numbers keep all their digits.
         chunk: if `text` is a chunk of a longer text, its place there; else None.
+        id: the value of the field that was chosen as id; None if none was.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Record:
     names: frozenset[str]
     fields: str
     chunk: Chunk | None = None
+    id: str | int | float | None = None
 
     @property
     def has_others(self) -> bool:
@@ -75,6 +77,11 @@ class Record:
 def open_object(fields: dict[str, str]) -> str:
     """Return the fields as a JSON object without its closing brace, for `Record.fields`."""
     return json.dumps(fields, ensure_ascii=False)[:-1]
+
+
+def more_fields(fields: str) -> str:
+    """Return an object as `open_object` does, with a comma if another field can only follow after one."""
+    return fields if fields == "{" else f"{fields}, "
 
 
 def missing_field(

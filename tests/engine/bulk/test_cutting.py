@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 
 from lastword.bulk import cutting
 from lastword.bulk.plan import Plan, Unit
-from lastword.cli.read import KeptOpen, Record, Source, read
+from lastword.cli.read import Fields, KeptOpen, Record, Source, read
 from lastword.errors import InputError
 
 TEXT = st.text(st.sampled_from('ab é\u2028,;"\t|'), max_size=6)
 ENDS = st.sampled_from(["\n", "\r\n"])
-SETTINGS = {"text_field": "text", "delimiter": None}
+SETTINGS = {"delimiter": None}
 
 
 def read_all(inputs: list[Source], kept: KeptOpen | None = None) -> tuple[list[Record], list[str]]:
     errors: list[str] = []
     bad = lambda error, path, line: errors.append(f"{path} {line} {error}")  # noqa: E731
-    return list(read(inputs, "text", on_bad=bad, kept=kept)), errors
+    return list(read(inputs, Fields(), on_bad=bad, kept=kept)), errors
 
 
 def check(path: Path, kind: str, records: int) -> None:
@@ -40,7 +40,7 @@ def check(path: Path, kind: str, records: int) -> None:
 
 def check_file(path: Path, kind: str, records: int, size: int) -> Sequence[Unit]:
     source = Source(str(path), kind)
-    plan = Plan.make([source], SETTINGS, records)
+    plan = Plan.make([source], SETTINGS, records, Fields())
     found: tuple[list[Record], list[str]] = ([], [])
     with closing(KeptOpen()) as kept:
         for unit in plan.units:
@@ -99,7 +99,7 @@ def test_row_groups(records: int, tmp_path: Path) -> None:
     assert json.loads(whole[20].fields + "}") == {"text": "text 21", "day": "2026-01-22", "n": 21}
     assert len(errors) == 1
     assert "got null, expected a string" in errors[0]
-    plan = Plan.make([source], SETTINGS, records)
+    plan = Plan.make([source], SETTINGS, records, Fields())
     parts = [read_all(plan.sources(unit)) for unit in plan.units]
     assert [record for part, _ in parts for record in part] == whole
     assert [error for _, part in parts for error in part] == errors
@@ -139,7 +139,7 @@ def test_units_in_order_read_a_compressed_file_once(ending: str, tmp_path: Path)
         path.write_bytes(gzip.compress(lines))
     else:
         path.write_bytes(pytest.importorskip("zstandard").compress(lines))
-    plan = Plan.make([Source(str(path), "txt")], SETTINGS, 1000)
+    plan = Plan.make([Source(str(path), "txt")], SETTINGS, 1000, Fields())
     order = [*range(50), 7, 3, 4, 49]  # a unit before the present place begins at the file's start
     opened = 0
     with closing(KeptOpen()) as kept:
@@ -164,7 +164,7 @@ def test_small_files_share_a_unit_and_large_ones_do_not(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.txt"
         path.write_text("x\n" * lines)
         inputs.append(Source(str(path), "txt"))
-    units = Plan.make(inputs, SETTINGS, 4).units
+    units = Plan.make(inputs, SETTINGS, 4, Fields()).units
     assert [[(each.file, each.records) for each in unit.slices] for unit in units] == [
         [(0, 2), (1, 1)],
         [(2, 4)],
@@ -177,7 +177,7 @@ def test_small_files_share_a_unit_and_large_ones_do_not(tmp_path: Path) -> None:
 def test_a_changed_file_is_noticed(change: str, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n")
-    plan = Plan.make([Source(str(path), "txt")], SETTINGS, 1)
+    plan = Plan.make([Source(str(path), "txt")], SETTINGS, 1, Fields())
     plan.save(tmp_path)
     plan = Plan.load(tmp_path)
     plan.check_files([Source(str(path), "txt")])

@@ -9,7 +9,7 @@ import pytest
 
 from lastword.cli.documents.paths import Finder
 from lastword.cli.main import main
-from lastword.cli.read import Meter, Record, Source, read, sources
+from lastword.cli.read import Fields, Meter, Record, Source, read, sources
 from lastword.errors import InputError, MissingPackageError
 
 CONTENT = {
@@ -31,7 +31,7 @@ def compress(content: str, how: str) -> bytes:
 def read_all(inputs: list[Source], **options) -> tuple[list[Record], list[str]]:
     errors: list[str] = []
     bad = lambda error, path, line: errors.append(f"{line} {error}")  # noqa: E731
-    return list(read(inputs, "text", on_bad=bad, **options)), errors
+    return list(read(inputs, Fields(), on_bad=bad, **options)), errors
 
 
 @pytest.mark.parametrize("how", ["gz", "zst"])
@@ -114,7 +114,7 @@ def test_zst_without_its_package(tmp_path, monkeypatch) -> None:
     path.write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingPackageError, match=r"needs pyarrow.*bulk"):
-        list(read([Source(str(path), "txt")], "text"))
+        list(read([Source(str(path), "txt")], Fields()))
 
 
 def test_search_and_its_queries(tmp_path, monkeypatch, capfd) -> None:
@@ -127,4 +127,4 @@ def test_search_and_its_queries(tmp_path, monkeypatch, capfd) -> None:
 
 def test_an_unreadable_file_is_an_error(tmp_path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
-        list(read([Source(str(tmp_path / "gone.txt.gz"), "txt")], "text"))
+        list(read([Source(str(tmp_path / "gone.txt.gz"), "txt")], Fields()))
