@@ -73,7 +73,7 @@ ADAPTERS = (
 )
 EXTRAS = {
     "lastword.bulk": {"pyarrow"},
-    "lastword.cli.read": {"pyarrow"},
+    "lastword.cli.read": {"fsspec", "pyarrow"},
     "lastword.cli.documents": {"pathspec", "semantic_text_splitter"},
     "lastword.evaluate": {"datasets", "mteb"},
     "lastword.interop": {"langchain_core", "llama_index"},

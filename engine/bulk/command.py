@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -119,7 +119,10 @@ class _UnitWriter:
         """Write the files of a unit."""
         name = str(self._job.path(unit))
         failures = Failures(
-            skip=self._args.on_error == "skip", out=outputs.errors, name=f"{name}: its errors"
+            skip=self._args.on_error == "skip",
+            out=outputs.errors,
+            name=f"{name}: its errors",
+            never=(read.UrlError,),  # the plan has read the file, so another run may do so too
         )
         self._work.begin(failures)
         # Memory pressure in one unit must not change the batches, and so the last bits, of the next.
@@ -141,7 +144,10 @@ class _UnitWriter:
         if on_rows is not None and self._args.id_field is not None:
             kind = self._job.plan.settings["columns"]["id"]
             records = fitting_ids(records, kind, failures.leave_out_line)
-        report = self._work.embed(records, writer, places, meter, on_rows=on_rows, advance=advance)
+        with closing(writer) if isinstance(writer, ParquetFile) else nullcontext():
+            report = self._work.embed(
+                records, writer, places, meter, on_rows=on_rows, advance=advance
+            )
         advance(unit.num_bytes)
         if places is not None:
             places.finish()
@@ -210,7 +216,8 @@ def _refuse_options(args: argparse.Namespace) -> None:
 def _refuse_streams(inputs: Sequence[read.Source]) -> None:
     """Refuse inputs that cannot be read again: a job reads its files once to plan, and once more for each unit."""
     for source in inputs:
-        if source.path == read.STDIN or not os.path.isfile(source.path):
+        local = read.scheme_of(source.path) is None
+        if source.path == read.STDIN or (local and not os.path.isfile(source.path)):
             raise InputError(
                 source.name,
                 "cannot be read twice",

@@ -6,6 +6,7 @@ the text with its prompt) and `truncated` (whether the text was cut). Needs pyar
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lastword.cli.console import attempt
@@ -107,6 +108,11 @@ class ParquetFile:
     def finish(self) -> None:
         """Write the end of the file."""
         self._attempt(self._file.close)
+
+    def close(self) -> None:
+        """Let go of the stream, even if the file is not complete; pyarrow would write to it later."""
+        with suppress(OSError, ValueError):
+            self._file.close()
 
     def _vectors(self, matrix: "Tensor") -> "pa.Array":
         from lastword.weights import tensor_bytes

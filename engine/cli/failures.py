@@ -26,10 +26,18 @@ class Failures:
         skip: whether to leave out such texts and files; if not, the first one ends the run.
         out: a stream that gets a JSON line for each text or file left out; None for no stream.
         name: the name of `out` in messages.
+        never: errors of this kind always end the run.
     """
 
-    def __init__(self, *, skip: bool, out: BinaryIO | None = None, name: str = "") -> None:
-        self.skip, self._out, self._name = skip, out, name
+    def __init__(
+        self,
+        *,
+        skip: bool,
+        out: BinaryIO | None = None,
+        name: str = "",
+        never: tuple[type[InputError], ...] = (),
+    ) -> None:
+        self.skip, self._out, self._name, self._never = skip, out, name, never
         self.count, self._files, self._folders, self.first = 0, 0, 0, ""
 
     def leave_out_line(self, error: InputError, path: str, line: int | None) -> None:
@@ -45,7 +53,7 @@ class Failures:
         self._leave_out(error, record.place())
 
     def _leave_out(self, error: InputError, place: dict[str, str | int]) -> None:
-        if not self.skip:
+        if not self.skip or isinstance(error, self._never):
             raise error
         self.count += 1
         message = options.in_option_words(error)
@@ -104,6 +112,7 @@ def begin_error_list(args: argparse.Namespace) -> None:
     path: str | None = args.errors
     if path is None:
         return
+    options.refuse_url(path)
     if args.on_error != "skip":
         got = f"--on-error {args.on_error or 'stop'}"
         raise InputError("--errors", "lists skipped texts", got=got, expected="--on-error skip")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lastword.cli import console
-from lastword.cli.read import FORMATS, Condition, Fields, Source, Template
+from lastword.cli.read import FORMATS, Condition, Fields, Source, Template, scheme_of
 from lastword.errors import (
     ConfigError,
     DeviceError,
@@ -148,6 +148,17 @@ def delimiter_argument(given: str) -> str:
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise argparse.ArgumentTypeError("must be one character other than a quote or line end")
     return delimiter
+
+
+def refuse_url(output: str | None) -> None:
+    """Refuse an output that is a URL.
+
+    Raises:
+        InputError: it is one.
+    """
+    if output is not None and scheme_of(output) is not None:
+        remedy = "Write to a local file or folder, then copy it to the URL."
+        raise InputError(output, "a URL cannot be written to", expected="a path", remedy=remedy)
 
 
 def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | None]) -> None:
@@ -308,10 +319,11 @@ def add_input_options(
         metavar="FILE",
         help="input: a .jsonl, .ndjson, .csv, .tsv or .parquet file, a plain text file with one text per line, a "
         "folder, a pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. Files may be "
-        "compressed: a.jsonl.gz, a.csv.zst (.zst needs pip install 'lastword[bulk]'). In a folder and its subfolders, "
-        "all .txt, .md, .jsonl, .ndjson, .csv, .tsv and .parquet files are read, except hidden files and "
-        "folders, files that lastword wrote (vectors are recognised only if they were written with -o or --header) "
-        "and links to folders",
+        "compressed: a.jsonl.gz, a.csv.zst (.zst needs pip install 'lastword[bulk]'). Files, folders and patterns may "
+        "also be URLs (s3://, gs://, https:// and others that fsspec knows). In a folder and its subfolders, all .txt, "
+        ".md, .jsonl, .ndjson, .csv, .tsv and .parquet files are read, except hidden files and folders, files that "
+        "lastword wrote (vectors are recognised only if they were written with -o or --header) and "
+        "links to folders",
     )
     add_format_options(parser)
     _add_document_options(parser)

@@ -233,6 +233,8 @@ def _refuse_job_options(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
+    for option in ("output", "save_ranges"):
+        options.refuse_url(getattr(args, option))
     if _is_job(args):
         from lastword.bulk import command
 

@@ -7,7 +7,9 @@ import stat
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+from lastword.cli.read.urls import name_in, scheme_of
 from lastword.errors import InputError, valid_name
 
 FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
@@ -58,6 +60,10 @@ _KINDS = (
 _NOT_IN_1252 = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
 
 
+# Every record has the name of its file.
+_cached_name = lru_cache(maxsize=64)(valid_name)
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part of a file, from one record's beginning to another's.
@@ -77,10 +83,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input: an existing file, or stdin.
+    """An input: a file, or stdin.
 
     Args:
-        path: the path, or - for stdin; the file is compressed if its extension is one of `PACKED`.
+        path: the path or URL, or - for stdin; the file is compressed if its extension is one of `PACKED`.
         format: the format of the content: one of `FORMATS`, or `whole` or `html` for a file that is one text.
         found: whether the file was found in a folder or by a pattern, not named itself.
         command: the command line that reads the same input from stdin, for remedies; None if there is none.
@@ -108,7 +114,7 @@ class Source:
     @property
     def name(self) -> str:
         r"""The name of this input in messages and output, as valid Unicode: a byte that is not UTF-8 becomes \xNN."""
-        return "stdin" if self.path == STDIN else valid_name(self.path)
+        return "stdin" if self.path == STDIN else _cached_name(self.path)
 
 
 def sources(
@@ -153,6 +159,8 @@ def sources(
 
 def _unreadable(path: str) -> InputError | None:
     """Return the error for a file or folder that may not be read, or None."""
+    if scheme_of(path) is not None:
+        return None  # opening it tells
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
             os.scandir(path).close()
@@ -168,11 +176,8 @@ def _format(path: str, input_format: str | None, *, whole: bool, command: str | 
         raise InputError("stdin", "cannot be read as Parquet", expected="a file")
     if path == STDIN:
         return input_format or ("whole" if whole else "txt")
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        raise InputError(path, "is a folder", expected="a file", remedy="Name the files in it.")
-    if not os.access(path, os.R_OK):
-        raise InputError(path, "cannot be read (permission denied)")
+    if scheme_of(path) is None:
+        _check_file(path)
     packed = packing_of(path)
     root, ending = split_ending(unpacked_name(path))
     if packed is not None and (input_format or ending) == "parquet":
@@ -199,9 +204,17 @@ def _format(path: str, input_format: str | None, *, whole: bool, command: str | 
     return "whole" if whole else _format_of(ending)
 
 
+def _check_file(path: str) -> None:
+    """Check that a path leads to a file that may be read."""
+    if stat.S_ISDIR(os.stat(path).st_mode):
+        raise InputError(path, "is a folder", expected="a file", remedy="Name the files in it.")
+    if not os.access(path, os.R_OK):
+        raise InputError(path, "cannot be read (permission denied)")
+
+
 def split_ending(path: str) -> tuple[str, str]:
     """Split a path into its root and its extension; the extension comes in lower case and without its dot."""
-    root, dotted = os.path.splitext(path)
+    root, dotted = os.path.splitext(name_in(path))
     return root, dotted.lower().removeprefix(".")
 
 

@@ -5,10 +5,12 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol, TextIO
 
 from lastword.cli.read.kinds import STDIN, Source, kind_of, not_utf8, refuse_utf16
-from lastword.cli.read.opening import KeptOpen, PartStream, Unpacked
+from lastword.cli.read.opening import KeptOpen, PartStream, Unpacked, open_bytes
+from lastword.cli.read.urls import scheme_of, status_of
 from lastword.errors import InputError, lone_surrogate
 
 _BYTE_ORDER_MARK = "\ufeff"
@@ -69,9 +71,13 @@ def _nothing() -> int:
 
 
 def _size(source: Source) -> int | None:
-    """Return the size of a regular file, or of its part, None for any other input."""
+    """Return the size of a regular file or the file of a URL, or of its part, None for any other input."""
     if source.part is not None:
         return source.part.stop - source.part.start + len(source.part.header)
+    if scheme_of(source.path) is not None:
+        with suppress(InputError):  # opening the input reports the error
+            return status_of(source.path)[0]
+        return None
     try:
         status = os.stat(sys.stdin.fileno() if source.path == STDIN else source.path)
     except (AttributeError, OSError, ValueError):  # opening the input reports the error
@@ -96,8 +102,9 @@ def open_source(source: Source, kept: KeptOpen | None = None) -> TextIO:
     if source.path == STDIN and sys.stdin is None:
         raise InputError("stdin", "is closed", remedy="Name a file.")
     try:
-        if source.part is not None or source.packed is not None:
-            raw = Unpacked(source) if source.part is None else PartStream(source, kept)
+        url = scheme_of(source.path) is not None
+        if source.part is not None or source.packed is not None or url:
+            raw = open_bytes(source) if source.part is None else PartStream(source, kept)
             return io.TextIOWrapper(
                 io.BufferedReader(raw, 1 << 20),
                 encoding="utf-8",

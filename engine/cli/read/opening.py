@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from lastword.cli.read.kinds import Source
+from lastword.cli.read.urls import UrlFile, scheme_of
 from lastword.errors import InputError, require_extra
 
 _BLOCK = 1 << 17
@@ -21,9 +22,14 @@ def open_bytes(source: Source) -> io.RawIOBase:
         InputError: the file cannot be opened.
     """
     try:
-        return open(source.path, "rb", buffering=0) if source.packed is None else Unpacked(source)
+        return open_file(source.path) if source.packed is None else Unpacked(source)
     except OSError as error:
         raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
+
+
+def open_file(path: str) -> io.RawIOBase:
+    """Open the file of a path or URL to read its bytes as they are."""
+    return open(path, "rb", buffering=0) if scheme_of(path) is None else UrlFile(path)
 
 
 class Unpacked(io.RawIOBase):
@@ -44,7 +50,7 @@ class Unpacked(io.RawIOBase):
         if self._method == "zstd":
             with require_extra("pyarrow", "bulk", source.name):
                 import pyarrow as pa
-        self._file = open(source.path, "rb")  # noqa: SIM115  closed with this stream
+        self._file = io.BufferedReader(open_file(source.path), _BLOCK)
         self._read: Callable[[int], bytes]
         if self._method == "gzip":
             self._stream: Any = gzip.GzipFile(fileobj=self._file, mode="rb")
@@ -71,6 +77,8 @@ class Unpacked(io.RawIOBase):
         size = min(len(buffer), _BLOCK)
         try:
             found = self._read(size)
+        except InputError:
+            raise  # the file of a URL names its own errors
         except (EOFError, OSError, ValueError, zlib.error) as error:
             raise InputError(
                 self._name,

@@ -8,6 +8,7 @@ from typing import Any
 from lastword.cli.read.fields import Fields
 from lastword.cli.read.kinds import Source
 from lastword.cli.read.record import OnBad, Record, missing_field
+from lastword.cli.read.urls import UrlFile, scheme_of
 from lastword.errors import InputError, require_extra
 
 _ROWS_AT_ONCE = 1024
@@ -41,6 +42,8 @@ def parquet_rows(source: Source, fields: Fields, on_bad: OnBad) -> Iterator[tupl
                         record = _record(source, row, found, fields, on_bad)
                         if record is not None:
                             yield record, at
+            except InputError:
+                raise  # of a row, by `on_bad`, or of the file of a URL
             except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
                 reason = str(error).partition("\n")[0]
                 where = f"{source.name}: row group {number}"
@@ -63,7 +66,11 @@ def _open(source: Source) -> Any:
     with require_extra("pyarrow", "bulk", source.name):
         from pyarrow import parquet
     try:
-        return parquet.ParquetFile(source.path)
+        return parquet.ParquetFile(
+            source.path if scheme_of(source.path) is None else UrlFile(source.path)
+        )
+    except InputError:
+        raise  # the file of a URL names its own errors
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(source.name, f"cannot be read as Parquet ({reason})") from error

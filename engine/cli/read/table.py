@@ -140,6 +140,7 @@ class _RowLines:
     def __init__(self, lines: Iterator[Line], lines_before: int) -> None:
         self._lines, self._again = lines, deque[Line]()
         self.number = lines_before  # the number of the last line given
+        self.broken = False  # whether the file cannot be read any further
         self.begin("")
 
     def begin(self, where: str) -> None:
@@ -156,7 +157,11 @@ class _RowLines:
         return self
 
     def __next__(self) -> str:
-        line, problem = self._again.popleft() if self._again else next(self._lines)
+        try:
+            line, problem = self._again.popleft() if self._again else next(self._lines)
+        except InputError:
+            self.broken = True
+            raise
         self._row.append((line, problem))
         self.number += 1
         self._size += len(line)
@@ -202,6 +207,8 @@ def _rows(lines: Iterator[Line], source: Source, delimiter: str) -> Iterator[_Ro
         except StopIteration:
             return
         except InputError as error:
+            if row_lines.broken:
+                raise
             problem = error
         except csv.Error as error:
             problem = _not_a_row(where, source.format, str(error))

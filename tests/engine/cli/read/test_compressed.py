@@ -81,20 +81,22 @@ def test_folders_and_patterns_find_them(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])
 @pytest.mark.parametrize("how", ["gz", "zst"])
-def test_damage_names_the_file_and_the_place(how: str, damage: str, tmp_path) -> None:
-    path, data = tmp_path / f"a.txt.{how}", bytearray(compress(LONG, how))
+@pytest.mark.parametrize("kind", ["txt", "csv"])
+def test_damage_names_the_file_and_the_place(kind: str, how: str, damage: str, tmp_path) -> None:
+    path = tmp_path / f"a.{kind}.{how}"
+    data = bytearray(compress(LONG if kind == "txt" else f"text\n{LONG}", how))
     middle = len(data) // 2
     if damage == "cut":
         del data[middle:]
     else:
         data[middle : middle + 50] = bytes(50)
     path.write_bytes(data)
-    found, (error,) = read_all([Source(str(path), "txt")])
+    found, (error,) = read_all([Source(str(path), kind)])
     lines = LONG.splitlines()
     assert 100 < len(found) < len(lines)
     # A checksum comes after the content, so a few wrong texts may come before the error.
     assert [record.text for record in found][:5000] == lines[: min(5000, len(found))]
-    assert "a.txt." in error
+    assert path.name in error
     assert "cannot be unpacked as" in error
     assert "unpacked bytes" in error
 
