@@ -77,7 +77,7 @@ ADAPTERS = (
 )
 EXTRAS = {
     "lastword.bulk": {"pyarrow", "ray"},
-    "lastword.cli.read": {"pyarrow"},
+    "lastword.cli.read": {"fsspec", "pyarrow"},
     "lastword.cli.documents": {"pathspec", "semantic_text_splitter"},
     "lastword.evaluate": {"datasets", "mteb"},
     "lastword.interop": {"langchain_core", "llama_index", "pyarrow"},

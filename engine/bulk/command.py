@@ -3,8 +3,8 @@
 import argparse
 import os
 import re
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from lastword.bulk.job import (
     planning,
     refuse_other_files,
 )
-from lastword.bulk.parquet import OWN_COLUMNS, ParquetFile, column_types
+from lastword.bulk.parquet import OWN_COLUMNS, ParquetFile, column_types, fitting_ids
 from lastword.bulk.plan import NAME, Plan, Unit
 from lastword.bulk.progress import RunProgress
 from lastword.cli import console, options, read, write
@@ -29,6 +29,7 @@ from lastword.errors import InputError, count
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
 
+_SAMPLED_FILES = 100
 _SAMPLE = 1000  # records that the types of Parquet columns are taken from
 Finished = Callable[[Unit, UnitResult], object]
 Advance = Callable[[int], None]
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
         def do_here(todo: Sequence[Unit], finished: Finished, advance: Advance) -> list[Unit]:
             writer.advance = advance
-            return job.run(todo, writer.write_unit, finished)
+            with closing(writer.kept):
+                return job.run(todo, writer.write_unit, finished)
 
         return run_units(args, job, do_here)
 
@@ -122,9 +124,16 @@ def _plan(
         plan.check_settings(settings, folder, mixed=args.allow_mixed)
         plan.check_files(inputs or None)
         return plan
-    sample = islice(work.records(inputs, None), _SAMPLE)
-    settings["columns"] = column_types(sample, args.vector_field)
-    return Plan.make(inputs, settings, settings["unit_records"])
+    sample = _sample(work, inputs)
+    settings["columns"] = column_types(sample, args.vector_field, args.id_field)
+    return Plan.make(inputs, settings, settings["unit_records"], work.fields)
+
+
+def _sample(work: Work, inputs: Sequence[read.Source]) -> Iterator[read.Record]:
+    """Yield the first records of the input files: about 1,000, from up to 100 files."""
+    some = inputs[:: max(1, len(inputs) // _SAMPLED_FILES)]
+    for source in some:
+        yield from islice(work.records([source], None), -(-_SAMPLE // len(some)))
 
 
 def run_units(args: argparse.Namespace, job: Job, do_all: DoAll) -> int:
@@ -164,19 +173,23 @@ class UnitWriter:
     ) -> None:
         self._args, self._job, self._work, self._embedder = args, job, work, embedder
         self.advance: Advance = lambda _: None
+        self.kept = read.KeptOpen()
 
     def write_unit(self, unit: Unit, outputs: Outputs, batch_tokens: int) -> UnitResult:
         """Write the files of a unit, as `job.Write` describes it."""
         name = str(self._job.path(unit))
         failures = Failures(
-            skip=self._args.on_error == "skip", out=outputs.errors, name=f"{name}: its errors"
+            skip=self._args.on_error == "skip",
+            out=outputs.errors,
+            name=f"{name}: its errors",
+            never=(read.UrlError,),  # the plan has read the file, so another run may do so too
         )
         self._work.begin(failures)
         # Memory pressure in one unit must not change the batches, and so the last bits, of the next.
         self._embedder.max_batch_tokens = batch_tokens
         budget = self._embedder.loop.budget
         failed_before = budget.failures
-        places = None if outputs.rows is None else write.Places(outputs.rows, name)
+        places = None if outputs.rows is None else self._work.places(outputs.rows, name)
         inputs = self._job.plan.sources(unit)
         meter = read.Meter(inputs)
         writer = self._writer(outputs, name)
@@ -192,15 +205,14 @@ class UnitWriter:
                 self.advance(-shown)
                 raise BatchesTooLargeError
 
-        records = self._work.records(inputs, meter)
-        try:
+        records = self._work.records(inputs, meter, self.kept)
+        kind = self._job.plan.settings["columns"].get("id")
+        if on_rows is not None and kind is not None:
+            records = fitting_ids(records, kind, self._args.id_field, failures.leave_out_line)
+        with closing(writer) if isinstance(writer, ParquetFile) else nullcontext():
             report = self._work.embed(
                 records, writer, places, meter, on_rows=on_rows, advance=advance
             )
-        except BaseException:
-            if isinstance(writer, ParquetFile):
-                writer.abandon()
-            raise
         advance(unit.num_bytes)
         if places is not None:
             places.finish()
@@ -213,6 +225,7 @@ class UnitWriter:
             cut=report.cut,
             unknown=report.unknown,
             blank=self._work.blanks.count,
+            skipped=self._work.fields.skipped,
         )
 
     def _writer(self, outputs: Outputs, name: str) -> write.Writer:
@@ -227,6 +240,7 @@ class UnitWriter:
             self._args.precision,
             dim // layout.packed,
             self._work.metadata,
+            self._args.id_field,
         )
 
 
@@ -239,6 +253,10 @@ def _settings(args: argparse.Namespace, work: Work, embedder: "Embedder") -> dic
         **work.metadata,
         "format": args.format or "parquet",
         "text_field": args.text_field,
+        "template": args.template,
+        "where": args.where,
+        "id_field": args.id_field,
+        "drop_text": args.drop_text,
         "delimiter": args.delimiter,
         "vector_field": args.vector_field,
         "skip_blank": args.skip_blank,
@@ -303,7 +321,8 @@ def _refuse_ray_options(args: argparse.Namespace) -> None:
 def _refuse_streams(inputs: Sequence[read.Source]) -> None:
     """Refuse inputs that cannot be read again: a job reads its files once to plan, and once more for each unit."""
     for source in inputs:
-        if source.path == read.STDIN or not os.path.isfile(source.path):
+        local = read.scheme_of(source.path) is None
+        if source.path == read.STDIN or (local and not os.path.isfile(source.path)):
             raise InputError(
                 source.name,
                 "cannot be read twice",

@@ -8,10 +8,12 @@ cut.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader, RawIOBase
 from typing import TextIO
 
-from lastword.cli.read import Source
+from lastword.cli.read import Fields, Source
 from lastword.cli.read.lines import lines_of, open_source
+from lastword.cli.read.opening import open_bytes
 from lastword.cli.read.parquet import row_groups
 from lastword.cli.read.table import row_starts
 from lastword.errors import InputError
@@ -27,7 +29,7 @@ class Cut:
     Args:
         records: the number of records; lines that cannot be read count too.
         lines_before: as for `Part`.
-        start: as for `Part`.
+        start: as for `Part`; bytes of a compressed file are unpacked bytes.
         stop: as for `Part`.
     """
 
@@ -45,12 +47,12 @@ class Cuts:
     header: bytes = b""
 
 
-def cut_file(source: Source, text_field: str, delimiter: str | None, records: int) -> Cuts:
+def cut_file(source: Source, fields: Fields, delimiter: str | None, records: int) -> Cuts:
     """Cut a file into parts of `records` records each; the last part may have fewer.
 
     Args:
         source: the file.
-        text_field: as for `read.read`.
+        fields: as for `read.read`.
         delimiter: as for `read.read`.
         records: the number of records of a part.
 
@@ -59,23 +61,28 @@ def cut_file(source: Source, text_field: str, delimiter: str | None, records: in
     """
     try:
         if source.format in ("whole", "html"):
-            with open(source.path, "rb") as file:
-                return Cuts([Cut(1, 0, 0, file.seek(0, 2))])
+            with open_bytes(source) as file:
+                return Cuts([Cut(1, 0, 0, sum(map(len, _blocks(file))))])
         if source.format in ("txt", "jsonl"):
-            return Cuts(list(_cut_lines(source.path, records)))
+            return Cuts(list(_cut_lines(source, records)))
         if source.format == "parquet":
             return Cuts(list(_cut_row_groups(source, records)))
-        return _cut_table(source, text_field, delimiter, records)
+        return _cut_table(source, fields, delimiter, records)
     except OSError as error:
         raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
 
 
-def _cut_lines(path: str, records: int) -> Iterator[Cut]:
+def _blocks(file: RawIOBase) -> Iterator[bytes]:
+    while block := file.read(_BLOCK):
+        yield block
+
+
+def _cut_lines(source: Source, records: int) -> Iterator[Cut]:
     r"""Cut after every `records`-th \n."""
     lines = before = start = at = 0  # lines of this part and before it, its first byte, bytes read
     last = b""
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
+    with open_bytes(source) as file:
+        for block in _blocks(file):
             place = 0  # all bytes of the block before this one are counted
             while lines + (found := block.count(b"\n", place)) >= records:
                 for _ in range(records - lines):
@@ -99,7 +106,7 @@ def _cut_row_groups(source: Source, records: int) -> Iterator[Cut]:
         yield Cut(count, before, start, at)
 
 
-def _cut_table(source: Source, text_field: str, delimiter: str | None, records: int) -> Cuts:
+def _cut_table(source: Source, fields: Fields, delimiter: str | None, records: int) -> Cuts:
     """Cut before every `records`-th row."""
     cuts: list[Cut] = []
     count, first = 0, (0, 0)  # the rows of the present part; the lines and bytes before it
@@ -107,7 +114,7 @@ def _cut_table(source: Source, text_field: str, delimiter: str | None, records: 
     with open_source(source) as stream:
         starts = _LineStarts(stream)
         lines = lines_of(starts, source)
-        for line in row_starts(lines, source, text_field, delimiter):
+        for line in row_starts(lines, source, fields, delimiter):
             place = line - 1, starts.of(line)
             if begin is None:
                 begin, first = place[1], place
@@ -118,7 +125,7 @@ def _cut_table(source: Source, text_field: str, delimiter: str | None, records: 
     if begin is None:
         return Cuts([])
     cuts.append(Cut(count, *first, starts.size))
-    with open(source.path, "rb") as file:
+    with BufferedReader(open_bytes(source)) as file:
         header = file.read(begin)
     return Cuts(cuts, header.removeprefix(_BYTE_ORDER_MARK))
 

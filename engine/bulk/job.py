@@ -39,6 +39,7 @@ class UnitResult:
         cut: the number of texts cut to the maximum length.
         unknown: the number of texts with words that the model does not know, as in `Report`.
         blank: the number of blank texts, embedded or left out.
+        skipped: the number of records skipped by --where.
         batch_tokens: the maximum number of tokens per batch: that of the plan, or less if memory ran out.
         files: the size and sha256 of each of its files, by name.
     """
@@ -51,6 +52,7 @@ class UnitResult:
     cut: int = 0
     unknown: int = 0
     blank: int = 0
+    skipped: int = 0
     batch_tokens: int = 0
     files: dict[str, list[int | str]] = field(default_factory=dict)
 

@@ -5,12 +5,12 @@ the text with its prompt) and `truncated` (whether the text was cut). Needs pyar
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lastword.cli.console import attempt
-from lastword.cli.read import PLACE, Record
-from lastword.errors import require_extra
+from lastword.cli.read import PLACE, OnBad, Record
+from lastword.errors import InputError, require_extra
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +37,7 @@ class ParquetFile:
         precision: the precision of the vectors.
         width: the number of elements of a vector.
         metadata: the metadata of the file.
+        id_field: the field that holds the ids of all records; None for the field `id` where there is one.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class ParquetFile:
         precision: str,
         width: int,
         metadata: Mapping[str, str],
+        id_field: str | None = None,
     ) -> None:
         with require_extra("pyarrow", "bulk", "Parquet output"):
             import pyarrow as pa
             from pyarrow import parquet
 
         self._pa, self._name, self._columns, self._vector_field = pa, name, columns, field
+        self._id_field = id_field
         self._element = getattr(pa, _ELEMENTS.get(precision, precision))()
         place = {
             "path": pa.string(),
@@ -87,7 +90,7 @@ class ParquetFile:
     def write(self, records: Sequence[Record], matrix: "Tensor") -> None:
         """Append a row group with one row per record."""
         pa, names = self._pa, self._schema.names
-        rows = [_split_fields(record, self._columns) for record in records]
+        rows = [_split_fields(record, self._columns, self._id_field) for record in records]
         places = [record.place() for record in records]
         columns: dict[str, list[Any]] = {
             _ID: [record.where for record in records],
@@ -105,8 +108,8 @@ class ParquetFile:
         """Write the end of the file."""
         self._attempt(self._file.close)
 
-    def abandon(self) -> None:
-        """Write nothing more, not even when the object is deleted: the output is incomplete and may be closed."""
+    def close(self) -> None:
+        """Let go of the stream, even if the file is not complete: pyarrow would write to it later, when deleted."""
         self._file.is_open = False
 
     def _vectors(self, matrix: "Tensor") -> "pa.Array":
@@ -122,16 +125,28 @@ class ParquetFile:
         attempt(action, self._name)
 
 
-def column_types(records: Iterable[Record], vector_field: str) -> dict[str, str]:
+def column_types(
+    records: Iterable[Record], vector_field: str, id_field: str | None = None
+) -> dict[str, str]:
     """Return the type of each field of some records: string, int64, double, bool or json.
 
     A field with values of several types is `json`: its values are written as JSON. Whole numbers and others together
     are `double`. Fields with the name of one of the file's own columns are left out; they go to the other fields.
+
+    Args:
+        records: the records.
+        vector_field: the name of the column of vectors.
+        id_field: as for `ParquetFile`. Ids of several types are strings, and so are all ids if a record has none.
     """
     own = {*PLACE, *OWN_COLUMNS, vector_field} - {_ID}
+    without_id = 0
     found: dict[str, str] = {}
     for record in records:
-        for name, value in json.loads(f"{record.fields}}}").items():
+        fields = json.loads(f"{record.fields}}}")
+        if id_field is not None:
+            fields[_ID] = record.id
+        without_id += fields.get(_ID) is None
+        for name, value in fields.items():
             kind = _kind(value)
             before = found.setdefault(name, kind or "")
             if kind is None or kind == before:
@@ -140,7 +155,28 @@ def column_types(records: Iterable[Record], vector_field: str) -> dict[str, str]
             found[name] = (
                 kind if not before else "double" if both == {"int64", "double"} else "json"
             )
+    if id_field is not None or _ID in found:
+        typed = found.get(_ID) in ("int64", "double") and not without_id
+        found[_ID] = found[_ID] if typed else "string"
     return {name: kind or "string" for name, kind in found.items() if name not in own}
+
+
+def fitting_ids(
+    records: Iterable[Record], kind: str, id_field: str | None, on_bad: OnBad
+) -> Iterator[Record]:
+    """Yield the records whose id has the type of the column of ids; call `on_bad` for the others."""
+    for record in records:
+        found = _own_id(record) if id_field is None else record.id
+        if kind == "string" or _fits(found, kind):
+            yield record
+            continue
+        error = InputError(
+            record.where,
+            "has another kind of id than the records that the job's plan was made from",
+            got="no id" if found is None else repr(found),
+            expected="a whole number" if kind == "int64" else "a number",
+        )
+        on_bad(error, record.path, record.line)
 
 
 def _kind(value: object) -> str | None:
@@ -151,24 +187,52 @@ def _kind(value: object) -> str | None:
     return "json" if isinstance(value, int) and not -(2**63) <= value < 2**63 else kind
 
 
-def _split_fields(record: Record, columns: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
+def _fits(value: object, kind: str) -> bool:
+    return _kind(value) == kind or (kind, _kind(value)) == ("double", "int64")
+
+
+def _split_fields(
+    record: Record, columns: Mapping[str, str], id_field: str | None
+) -> tuple[dict[str, Any], str | None]:
     """Return the values of a record's columns, and its other fields as JSON, or None if it has no others."""
     fields = json.loads(f"{record.fields}}}")
     values = dict[str, Any].fromkeys(columns)
     for name, kind in columns.items():
+        if name == _ID and id_field is not None:
+            # A field `id` that is not the one chosen goes to the other fields.
+            values[name] = _id_value(record.id, kind)
+            if id_field == _ID:
+                fields.pop(_ID, None)
+            continue
+        if name == _ID:
+            found = fields.pop(_ID, None)
+            values[name] = record.where if found is None else _id_value(found, kind)
+            continue
         if name not in fields:
             continue
         value = fields[name]
         if kind == "json":
             values[name] = None if value is None else json.dumps(value, ensure_ascii=False)
-        elif value is None or _kind(value) == kind:
-            values[name] = value
-        elif (kind, _kind(value)) == ("double", "int64"):
-            values[name] = float(value)
+        elif value is None or _fits(value, kind):
+            values[name] = float(value) if kind == "double" and value is not None else value
         else:
             continue  # it goes to the other fields
         del fields[name]
     return values, json.dumps(fields, ensure_ascii=False) if fields else None
+
+
+def _own_id(record: Record) -> object:
+    return json.loads(f"{record.fields}}}").get(_ID) if _ID in record.names else None
+
+
+def _id_value(value: Any, kind: str) -> Any:
+    if kind == "double":
+        return float(value)
+    return (
+        json.dumps(value, ensure_ascii=False)
+        if kind == "string" and not isinstance(value, str)
+        else value
+    )
 
 
 def _arrow(pa: Any, kind: str) -> Any:

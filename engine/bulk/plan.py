@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lastword.bulk.cutting import Cut, cut_file
-from lastword.cli.read import Part, Source
+from lastword.cli.read import Fields, Part, Source, open_file, scheme_of, status_of
 from lastword.errors import InputError, count, valid_name
 from lastword.weights.files.atomic import replace_file
 from lastword.weights.json_fields import read_object
@@ -20,7 +20,7 @@ from lastword.weights.json_fields import read_object
 NAME = "_plan.json"
 # Settings on which only the last bits of vectors depend.
 ROUNDING = {"device", "threads", "max_batch_tokens", "lastword"}
-VERSION = 1  # raise this when equal plans give different files than before
+VERSION = 2  # raise this when equal plans give different files than before
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,15 @@ class InputFile:
         path: its path, as named or found.
         format: as for `Source`.
         size: its bytes.
-        modified_ns: its time of modification.
-        sha256: the hash of its content.
+        version: its time of modification in nanoseconds, or what the file system of a URL tells about the version.
+        sha256: the hash of its content; "" for a URL whose file system tells the version, as reading it again is slow.
         header: the header of a table, in Latin-1; "" for other formats.
     """
 
     path: str
     format: str
     size: int
-    modified_ns: int
+    version: str
     sha256: str
     header: str
 
@@ -51,10 +51,10 @@ class InputFile:
         """
         remedy = "Restore the file, or start a new job in another folder."
         try:
-            status = os.stat(self.path)
-            if (status.st_size, status.st_mtime_ns) == (self.size, self.modified_ns):
+            size, version = _status(self.path)
+            if version and (size, version) == (self.size, self.version):
                 return
-            same = status.st_size == self.size and hash_file(self.path) == self.sha256
+            same = size == self.size and bool(self.sha256) and hash_file(self.path) == self.sha256
         except OSError as error:
             what = f"cannot be read ({error.strerror or error}), but the job's plan needs it"
             raise InputError(valid_name(self.path), what, remedy=remedy) from error
@@ -84,7 +84,7 @@ class Unit:
 
     @property
     def num_bytes(self) -> int:
-        """The number of input bytes."""
+        """The number of input bytes; those of compressed files are counted unpacked."""
         return sum(each.stop - each.start for each in self.slices)
 
 
@@ -103,13 +103,16 @@ class Plan:
     units: Sequence[Unit]
 
     @staticmethod
-    def make(inputs: Iterable[Source], settings: Mapping[str, Any], unit_records: int) -> "Plan":
+    def make(
+        inputs: Iterable[Source], settings: Mapping[str, Any], unit_records: int, fields: Fields
+    ) -> "Plan":
         """Read the input files once, and divide them into units of about `unit_records` records.
 
         Args:
             inputs: the input files; each is a regular file.
-            settings: as for `Plan`, with `text_field` and `delimiter`.
+            settings: as for `Plan`, with `delimiter`.
             unit_records: the number of records of a unit. A unit takes several files, if they are small.
+            fields: as for `read.read`.
 
         Raises:
             InputError: a file cannot be read.
@@ -117,15 +120,16 @@ class Plan:
         files, units, slices = list[InputFile](), list[Unit](), list[Slice]()
         records = 0  # of `slices`
         for source in inputs:
-            cuts = cut_file(source, settings["text_field"], settings["delimiter"], unit_records)
-            status = os.stat(source.path)
+            cuts = cut_file(source, fields, settings["delimiter"], unit_records)
+            size, version = _status(source.path)
+            told = scheme_of(source.path) is not None and version
             files.append(
                 InputFile(
                     source.path,
                     source.format,
-                    status.st_size,
-                    status.st_mtime_ns,
-                    hash_file(source.path),
+                    size,
+                    version,
+                    "" if told else hash_file(source.path),
                     cuts.header.decode("latin-1"),
                 )
             )
@@ -248,7 +252,16 @@ class Plan:
             file.check()
 
 
+def _status(path: str) -> tuple[int, str]:
+    """Return the size of a file, -1 if unknown, and its version, as `InputFile` has them."""
+    if scheme_of(path) is not None:
+        size, version = status_of(path)
+        return -1 if size is None else size, version
+    status = os.stat(path)
+    return status.st_size, str(status.st_mtime_ns)
+
+
 def hash_file(path: str) -> str:
-    """Return the sha256 of a file's content, as 64 hex digits."""
-    with open(path, "rb") as file:
+    """Return the sha256 of the content of a file or URL, as 64 hex digits."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,7 @@ from time import perf_counter
 
 from lastword.bulk.job import Job, UnitResult
 from lastword.bulk.plan import Unit
-from lastword.cli import console
+from lastword.cli import console, options
 from lastword.errors import count
 
 
@@ -50,6 +50,7 @@ class RunProgress:
             "cut": result.cut,
             "unknown": result.unknown,
             "blank": result.blank,
+            "skipped": result.skipped,
             "seconds": round(took, 3),
             "rows_per_second": round(result.rows / took, 1),
             "tokens_per_second": round(result.tokens / took, 1),
@@ -89,6 +90,8 @@ class RunProgress:
             )
         if unknown:
             parts.append(f"{count(unknown, 'text')} with words that the model does not know")
+        if skipped := sum(each.skipped for each in results):
+            parts.append(options.skipped_line(skipped))
         if errors:
             parts.append(f"{count(errors, 'record')} left out (see {self._job.folder / '_errors'})")
         yield f"{self._job.folder}: {', '.join(parts)}"

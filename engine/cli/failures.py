@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from lastword.cli import console, options
 from lastword.cli.documents.written import is_error_list, keep_foreign_files
 from lastword.cli.output import check_extension, is_stream, open_output
-from lastword.cli.read import STDIN, Record
+from lastword.cli.read import STDIN, Fields, Record
 from lastword.errors import InputError, count
 from lastword.report import Report
 
@@ -28,10 +28,18 @@ class Failures:
         skip: whether to leave out such texts and files; if not, the first one ends the run.
         out: a stream that gets a JSON line for each text or file left out; None for no stream.
         name: the name of `out` in messages.
+        never: errors of this kind always end the run.
     """
 
-    def __init__(self, *, skip: bool, out: BinaryIO | None = None, name: str = "") -> None:
-        self.skip, self._out, self._name = skip, out, name
+    def __init__(
+        self,
+        *,
+        skip: bool,
+        out: BinaryIO | None = None,
+        name: str = "",
+        never: tuple[type[InputError], ...] = (),
+    ) -> None:
+        self.skip, self._out, self._name, self._never = skip, out, name, never
         self.count, self._files, self._folders, self.first = 0, 0, 0, ""
 
     def leave_out_line(self, error: InputError, path: str, line: int | None) -> None:
@@ -47,7 +55,7 @@ class Failures:
         self._leave_out(error, record.place())
 
     def _leave_out(self, error: InputError, place: dict[str, str | int]) -> None:
-        if not self.skip:
+        if not self.skip or isinstance(error, self._never):
             raise error
         self.count += 1
         message = options.in_option_words(error)
@@ -106,6 +114,7 @@ def begin_error_list(args: argparse.Namespace) -> None:
     path: str | None = args.errors
     if path is None:
         return
+    options.refuse_url(path)
     if args.on_error != "skip":
         got = f"--on-error {args.on_error or 'stop'}"
         raise InputError("--errors", "lists skipped texts", got=got, expected="--on-error skip")
@@ -138,7 +147,9 @@ def collect_failures(args: argparse.Namespace) -> Iterator[Failures]:
         raise none_left
 
 
-def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: Blanks) -> None:
+def require_texts(
+    texts: int, files: Sequence[str], failures: Failures, blanks: Blanks, fields: Fields
+) -> None:
     """Check that a run had something to embed.
 
     Args:
@@ -146,6 +157,7 @@ def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: 
         files: the command's arguments for input files; none means stdin.
         failures: the records left out because of an error.
         blanks: the blank texts, which may have been skipped.
+        fields: counts the records skipped by --where.
 
     Raises:
         InputError: the input has no texts, or all of them were blank and skipped or were left out because of an error.
@@ -161,6 +173,9 @@ def require_texts(texts: int, files: Sequence[str], failures: Failures, blanks: 
         raise _NoneLeftError(where, "no text is left", got=lost, remedy=first)
     verb = "contain" if several else "contains"
     got = "only blank texts" if blanks.count else None
+    if fields.skipped:
+        what = f"{verb} no text that --where leaves"
+        raise InputError(where, what, got=options.skipped_line(fields.skipped))
     raise InputError(where, f"{verb} no text", got=got)
 
 

@@ -5,17 +5,18 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lastword.cli import console
-from lastword.cli.read import FORMATS, Source
+from lastword.cli.read import FORMATS, Condition, Fields, Source, Template, scheme_of
 from lastword.errors import (
     ConfigError,
     DeviceError,
     InputError,
     LastwordError,
     LastwordWarning,
+    count,
     lone_surrogate,
 )
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from lastword.reranker import Reranker
     from lastword.reranker_info import RerankerInfo
 
+_WITH_FIELDS = ("jsonl", "csv", "tsv", "parquet")
 QUANTIZE = ("int8", "fp8")
 EITHER_KIND = "Qwen3 embedding model or reranker"
 
@@ -158,6 +160,17 @@ def delimiter_argument(given: str) -> str:
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise argparse.ArgumentTypeError("must be one character other than a quote or line end")
     return delimiter
+
+
+def refuse_url(output: str | None) -> None:
+    """Refuse an output that is a URL.
+
+    Raises:
+        InputError: it is one.
+    """
+    if output is not None and scheme_of(output) is not None:
+        remedy = "Write to a local file or folder, then copy it to the URL."
+        raise InputError(output, "a URL cannot be written to", expected="a path", remedy=remedy)
 
 
 def refuse_overwriting(inputs: Iterable[str | None], outputs: Iterable[str | None]) -> None:
@@ -317,10 +330,12 @@ def add_input_options(
         type=path_argument,
         metavar="FILE",
         help="input: a .jsonl, .ndjson, .csv, .tsv or .parquet file, a plain text file with one text per line, a "
-        "folder, a pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. In a folder and its "
-        "subfolders, all .txt, .md, .jsonl, .ndjson, .csv, .tsv and .parquet files are read, except hidden files and "
-        "folders, files that lastword wrote (vectors are recognised only if they were written with -o or --header) "
-        "and links to folders",
+        "folder, a pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. Files may be "
+        "compressed: a.jsonl.gz, a.csv.zst (.zst needs pip install 'lastword[bulk]'). Files, folders and patterns may "
+        "also be URLs (s3://, gs://, https:// and others that fsspec knows). In a folder and its subfolders, all .txt, "
+        ".md, .jsonl, .ndjson, .csv, .tsv and .parquet files are read, except hidden files and folders, files that "
+        "lastword wrote (vectors are recognised only if they were written with -o or --header) and "
+        "links to folders",
     )
     add_format_options(parser)
     _add_document_options(parser)
@@ -360,13 +375,32 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         choices=FORMATS,
         help="format of all inputs; by default each file's extension decides, and stdin is txt",
     )
-    parser.add_argument(
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument(
         "--text-field",
         type=name_argument,
         default="text",
         metavar="NAME",
         help="name of the field or column that holds the text; in JSON lines, OUTER.INNER is the field INNER of the "
         "object OUTER; by default text",
+    )
+    texts.add_argument(
+        "--template",
+        type=text_argument,
+        metavar="TEMPLATE",
+        help="make the text from several fields: '{title}: {doc.body}' puts in the field title, and the field body of "
+        "the object doc; numbers are written as in JSON, a missing or null field is an error, and {{ and }} stand for "
+        "braces. Instead of --text-field",
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        type=text_argument,
+        metavar="FIELD=VALUE",
+        help="use only records whose field has this value, or is otherwise (!=), or is a number that is smaller or "
+        "greater (<, <=, >, >=); a missing field counts as null. = compares numbers by value and other values as they "
+        "are written. May be repeated: all must hold",
     )
     parser.add_argument(
         "--delimiter",
@@ -440,7 +474,7 @@ def find_inputs(args: argparse.Namespace, queries: Sequence[Source] = ()) -> lis
     if problem is not None and args.on_error != "skip":
         problem.remedy = "Pass --on-error skip to leave it out."
         raise problem
-    refuse_field(inputs, args.text_field)
+    refuse_fields(args, inputs)
     refuse_delimiter((*inputs, *queries), args.delimiter)
     console.say_all(finder.notices(), quiet=args.quiet)
     return inputs
@@ -455,6 +489,51 @@ def refuse_delimiter(inputs: Iterable[Source], delimiter: str | None) -> None:
     if delimiter is not None and not any(each.format in ("csv", "tsv") for each in inputs):
         expected = "such an input, or --input-format csv"
         raise InputError("--delimiter", "is for .csv and .tsv files", expected=expected)
+
+
+def fields_of(args: argparse.Namespace) -> Fields:
+    """Return which fields of a record the options name.
+
+    Raises:
+        InputError: --template or --where is not valid.
+    """
+    text = args.text_field if args.template is None else Template(args.template)
+    conditions = [Condition.parse(each) for each in args.where]
+    return Fields(text, getattr(args, "id_field", None), conditions)
+
+
+def refuse_fields(args: argparse.Namespace, inputs: Sequence[Source]) -> None:
+    """Refuse options about fields that an input does not have, or that do not fit each other.
+
+    Raises:
+        InputError: there is such an option, or it is not valid.
+    """
+    fields_of(args)
+    refuse_field(inputs, args.text_field)
+    if args.template is not None and getattr(args, "chunk", None) is not None:
+        got, remedy = f"--chunk {args.chunk}", "Make the texts first, and name their field."
+        raise InputError("--template", "makes texts that cannot be split", got=got, remedy=remedy)
+    plain = next((each for each in inputs if each.format not in _WITH_FIELDS), None)
+    for option in ("template", "where", "id_field"):
+        if plain is not None and getattr(args, option, None):
+            raise InputError(
+                f"--{option.replace('_', '-')}",
+                "needs records with fields",
+                got=f"plain text in {plain.name}",
+                expected="JSON lines, CSV, TSV or Parquet",
+                remedy="Name such files, or pass --input-format.",
+            )
+
+
+def skipped_line(skipped: int) -> str:
+    """Return in words how many records --where skipped."""
+    return f"{count(skipped, 'record')} skipped by --where"
+
+
+def skipped_notices(fields: Fields) -> Iterator[str]:
+    """Yield one line about the records that --where skipped, if there are any."""
+    if fields.skipped:
+        yield skipped_line(fields.skipped)
 
 
 def _call_on_stdin(args: argparse.Namespace) -> str:
@@ -473,9 +552,7 @@ def refuse_field(inputs: Iterable[Source], field: str, option: str = "--text-fie
     Raises:
         InputError: `field` is not the default, "text", and no input is JSON lines, CSV or TSV.
     """
-    if field != "text" and not any(
-        each.format in ("jsonl", "csv", "tsv", "parquet") for each in inputs
-    ):
+    if field != "text" and not any(each.format in _WITH_FIELDS for each in inputs):
         raise InputError(
             option,
             "is for .jsonl, .csv, .tsv and .parquet files",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from lastword.cli.console import attempt, put
-from lastword.cli.read import Record
+from lastword.cli.read import Record, more_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,7 @@ class JsonLines:
         for start in range(0, len(records), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
             lines = (
-                f"{record.fields}, {self._field}: [{self._numbers % tuple(row)}]}}\n"
+                f"{more_fields(record.fields)}{self._field}: [{self._numbers % tuple(row)}]}}\n"
                 for record, row in zip(records[part], matrix[part].tolist(), strict=True)
             )
             put(self._stream, "".join(lines).encode("utf-8"), self._name)
@@ -126,26 +126,33 @@ class Matrix:
 
 
 class Places:
-    """Writes OUT.rows.jsonl: for each vector of a binary file, the place of its text and, for a chunk, its text."""
+    """Writes OUT.rows.jsonl: for each vector of a binary file, the place and id of its text and, for a chunk, its text.
 
-    def __init__(self, stream: BinaryIO, name: str) -> None:
-        self._stream, self._name = stream, name
+    Args:
+        stream: the output.
+        name: the name of `stream` in messages.
+        with_text: whether to write the texts of chunks.
+    """
+
+    def __init__(self, stream: BinaryIO, name: str, *, with_text: bool = True) -> None:
+        self._stream, self._name, self._with_text = stream, name, with_text
 
     def write(self, records: Sequence[Record]) -> None:
         """Append one line per record."""
-        lines = "".join(f"{_row(record)}\n" for record in records)
+        lines = "".join(f"{self._row(record)}\n" for record in records)
         put(self._stream, lines.encode(), self._name)
 
     def finish(self) -> None:
         """Flush the stream."""
         attempt(self._stream.flush, self._name)
 
-
-def _row(record: Record) -> str:
-    row = record.place()
-    if record.chunk is not None:
-        row["text"] = record.text
-    return json.dumps(row, ensure_ascii=False)
+    def _row(self, record: Record) -> str:
+        row: dict[str, str | int | float] = {**record.place()}
+        if record.id is not None:
+            row["id"] = record.id
+        if record.chunk is not None and self._with_text:
+            row["text"] = record.text
+        return json.dumps(row, ensure_ascii=False)
 
 
 def safetensors_header(

@@ -131,5 +131,5 @@ class LinesFile:
         return (
             found
             if place is None
-            else replace(found, fields=head.removesuffix(place_fields(found)))
+            else replace(found, fields=head.removesuffix(place_fields(found)).removesuffix(", "))
         )

@@ -104,7 +104,7 @@ def records(data: bytes, folder: Path) -> None:
     path = folder / f"input.{kind}"
     path.write_bytes(data)
     with may_refuse():
-        found = list(read.read(read.sources([str(path)], kind), "text"))
+        found = list(read.read(read.sources([str(path)], kind), read.Fields()))
         for record in found:
             carried = json.loads(record.fields + "}")
             if carried.get("text") != record.text or not carried.keys() >= record.names:

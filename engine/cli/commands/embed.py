@@ -33,7 +33,7 @@ ABOUT = "turn texts into vectors"
 EXAMPLES = """examples:
   lastword embed notes.txt --model Qwen/Qwen3-Embedding-0.6B > vectors.jsonl
   lastword embed docs.jsonl --text-field body --model ./model --dim 256 -o docs.safetensors
-  zcat big.csv.gz | lastword embed - --input-format csv --model ./model -o big.npy
+  lastword embed big.csv.gz --model ./model -o big.npy
   lastword embed docs --files --chunk 200 --ignore 'drafts/' -o docs.npy
   lastword embed big.jsonl --on-error skip --errors skipped.jsonl -o big.npy
   lastword embed corpus/ --model ./model -o vectors/          a job: given again, the command goes on where it stopped
@@ -129,9 +129,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="scale every vector to length 1; by default this is done only if the model's files say so, or if --dim "
         "shortens the vectors",
     )
+    _add_field_options(parser)
     _add_ranges(parser)
     _add_job_options(parser)
     options.add_model_options(parser)
+
+
+def _add_field_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--id-field",
+        type=options.name_argument,
+        metavar="NAME",
+        help="name of the field that holds the id of a record, a string or a number; a record without it is an error. "
+        "It is the column `id` of Parquet files, and is written to OUT.rows.jsonl; by default, Parquet files take the "
+        "field `id` where there is one, else the file and line",
+    )
+    parser.add_argument(
+        "--drop-text",
+        action="store_true",
+        help="do not write the text, or the fields of --template; by default the output keeps all fields",
+    )
 
 
 def _add_ranges(parser: argparse.ArgumentParser) -> None:
@@ -268,6 +285,8 @@ def _refuse_job_options(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
+    for option in ("output", "save_ranges"):
+        options.refuse_url(getattr(args, option))
     if _is_job(args):
         from lastword.bulk import command
 
@@ -293,11 +312,11 @@ def run(args: argparse.Namespace) -> int:
         # `closing` frees the model on Ctrl-C too.
         embedder = files.enter_context(closing(options.open_embedder(args)))
         work = Work(args, output_format, embedder, failures)
-        places = None if rows is None or rows_out is None else write.Places(rows_out, rows)
+        places = None if rows is None or rows_out is None else work.places(rows_out, rows)
         meter = read.Meter(inputs)
         writer = work.writer(out, args.output or console.STDOUT)
         report = work.embed(work.records(inputs, meter), writer, places, meter)
-        require_texts(report.texts, args.files, failures, work.blanks)
+        require_texts(report.texts, args.files, failures, work.blanks, work.fields)
         if sidecar_out is not None and sidecar is not None:
             console.put(sidecar_out, write.sidecar(work.metadata, report.texts), sidecar)
             console.attempt(sidecar_out.flush, sidecar)
@@ -309,8 +328,9 @@ def run(args: argparse.Namespace) -> int:
     if args.to_file and rows is None:
         _remove_old_rows(args.output)
     console.say_all(failures.notices(), quiet=args.quiet and args.errors is not None)
+    left_out = (*work.blanks.notices(), *options.skipped_notices(work.fields))
     unknown = unknown_word_notices(report, count(report.texts, "text"), embedder)
-    notices = (*embedder.notices, *work.blanks.notices(), *unknown, summary(report))
+    notices = (*embedder.notices, *left_out, *unknown, summary(report))
     console.say_all(notices, quiet=args.quiet)
     return 0
 
@@ -356,16 +376,23 @@ class Work:
         }
 
     def begin(self, failures: Failures) -> None:
-        """From now on, collect the texts that cannot be used in `failures`, and count blank texts anew."""
-        self._failures = failures
+        """From now on, collect the texts that cannot be used in `failures`, and count other texts left out anew."""
+        self._failures, self.fields = failures, options.fields_of(self._args)
         # A blank text has no chunks.
         self.blanks = Blanks(skip=self._args.skip_blank or self._args.chunk is not None)
 
-    def records(self, inputs: Sequence[Source], meter: read.Meter | None) -> Iterator[Record]:
+    def records(
+        self,
+        inputs: Sequence[Source],
+        meter: read.Meter | None,
+        kept: read.KeptOpen | None = None,
+    ) -> Iterator[Record]:
         """Yield a record for each text or chunk to embed, with the JSON fields to write beside its vector."""
         args = self._args
         on_bad = self._failures.leave_out_line
-        found = read.read(inputs, args.text_field, args.delimiter, on_bad=on_bad, meter=meter)
+        found = read.read(
+            inputs, self.fields, args.delimiter, on_bad=on_bad, meter=meter, kept=kept
+        )
         records = self.blanks.filter(found)
         if self._splitter is not None:
             records = self._splitter.split_records(records, args.text_field, on_bad)
@@ -375,7 +402,15 @@ class Work:
                 from lastword.cli.documents.chunks import add_places
 
                 records = add_places(records, on_bad)
+        if args.drop_text:
+            from lastword.cli.documents.chunks import without_text
+
+            records = without_text(records, self.fields.text_names)
         return records
+
+    def places(self, out: BinaryIO, name: str) -> write.Places:
+        """Return the writer of OUT.rows.jsonl; `name` is the name of `out` in messages."""
+        return write.Places(out, name, with_text=not self._args.drop_text)
 
     def embed(
         self,

@@ -96,7 +96,7 @@ class _Ranking:
     def __init__(self, reranker: "Reranker", args: argparse.Namespace, failures: Failures) -> None:
         self._reranker, self._args, self._failures = reranker, args, failures
         self._blanks, self._report, self._hits = Blanks(skip=True), Report(), list[Hit]()
-        self._position = 0
+        self._position, self._fields = 0, options.fields_of(args)
         try:
             self._head = reranker.text_before_document(args.query, instruction=args.instruction)
         except InputError as error:
@@ -106,14 +106,14 @@ class _Ranking:
     def run(self, inputs: Sequence[read.Source]) -> None:
         """Score every text, one group of texts at a time."""
         args, on_bad = self._args, self._failures.leave_out_line
-        found = read.read(inputs, args.text_field, args.delimiter, on_bad=on_bad)
+        found = read.read(inputs, self._fields, args.delimiter, on_bad=on_bad)
         texts = self._blanks.filter(found)
         splitter = options.open_splitter(args, self._reranker, self._head)
         if splitter is not None:
             texts = splitter.split_records(texts, args.text_field, on_bad)
         while group := list(islice(texts, _GROUP)):
             self._score(group)
-        require_texts(self._report.texts, args.files, self._failures, self._blanks)
+        require_texts(self._report.texts, args.files, self._failures, self._blanks, self._fields)
 
     def _score(self, records: list[Record]) -> None:
         """Score a group and keep the most relevant texts; of two texts with equal scores, the earlier ranks first."""
@@ -153,6 +153,7 @@ class _Ranking:
     def notices(self) -> Iterator[str]:
         """Yield notices about texts that were left out or cut, and about a threshold that no text reaches."""
         yield from self._blanks.notices()
+        yield from options.skipped_notices(self._fields)
         if self._report.cut:
             limit = count(self._reranker.max_length, "token")
             yield f"{self._report.cut:,} of {count(self._report.texts, 'text')} cut to {limit}"

@@ -307,7 +307,7 @@ def _read_queries(
         query_or_file(args)
         return [Record(args.query, "QUERY", None, frozenset(), "")], []
     blanks = Blanks(skip=True)
-    found = read.read(sources, args.query_field or "text", args.delimiter)
+    found = read.read(sources, read.Fields(args.query_field or "text"), args.delimiter)
     try:
         queries = list(blanks.filter(found))
     except InputError as error:
@@ -344,7 +344,7 @@ class _Search:
             queries,
             failures,
         )
-        self._blanks = Blanks(skip=True)
+        self._blanks, self._fields = Blanks(skip=True), options.fields_of(args)
         self._of_queries, self._of_texts, self._of_pairs = Report(), Report(), Report()
         # The most hits to keep for each query: those to print or, with a reranker, those that it scores.
         self._most = args.top_k
@@ -378,7 +378,7 @@ class _Search:
 
         args, on_bad = self._args, self._failures.leave_out_line
         prompt, meter = self._embedder.resolve_prompt(None, None, "document"), read.Meter(inputs)
-        found = read.read(inputs, args.text_field, args.delimiter, on_bad=on_bad, meter=meter)
+        found = read.read(inputs, self._fields, args.delimiter, on_bad=on_bad, meter=meter)
         texts = self._blanks.filter(found)
         nearest = Nearest[Record](self._vectors, self._embedder.similarity, self._most)
         splitter = options.open_splitter(args, self._embedder, prompt)
@@ -393,7 +393,7 @@ class _Search:
             show=console.shows_progress(quiet=args.quiet),
         ):
             nearest.add(matrix, records)
-        require_texts(self._of_texts.texts, args.files, self._failures, self._blanks)
+        require_texts(self._of_texts.texts, args.files, self._failures, self._blanks, self._fields)
         self._hits = [
             [Hit(score, -place, record) for score, place, record in best]
             for best in nearest.ranked()
@@ -465,6 +465,7 @@ class _Search:
         """Yield notices about texts left out or cut, and about queries for which no text reaches the threshold."""
         texts, queries = self._of_texts, self._of_queries
         yield from self._blanks.notices()
+        yield from options.skipped_notices(self._fields)
         limit = count(self._embedder.max_length, "token")
         all_queries = count(len(self._queries), "query", "queries")
         if queries.cut and self._args.queries is None:

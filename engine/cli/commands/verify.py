@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     options.fill_in_model(args)
     command = "lastword verify --texts -"
     inputs = read.sources(args.texts, args.input_format, command=command) if args.texts else []
-    options.refuse_field(inputs, args.text_field)
+    options.refuse_fields(args, inputs)
     texts = _texts(args, inputs)
     from lastword.verify import verify
 
@@ -97,12 +97,13 @@ def _texts(args: argparse.Namespace, inputs: Sequence[read.Source]) -> list[str]
         InputError: no text is left.
     """
     failures = Failures(skip=True)
-    found = read.read(inputs, args.text_field, args.delimiter, on_bad=failures.leave_out_line)
+    fields = options.fields_of(args)
+    found = read.read(inputs, fields, args.delimiter, on_bad=failures.leave_out_line)
     texts = [record.text for record in found]
     if inputs and not texts:
         first = f"The first: {failures.first}" if failures.count else None
         raise InputError("--texts", "contain no text", got=list_some(args.texts), remedy=first)
-    console.say_all(failures.notices(), quiet=False)
+    console.say_all((*failures.notices(), *options.skipped_notices(fields)), quiet=False)
     return texts
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from json.decoder import JSONDecoder
 from typing import TYPE_CHECKING
 
-from lastword.cli.read import Chunk, OnBad, Record, split_ending, stop
+from lastword.cli.read import Chunk, OnBad, Record, more_fields, split_ending, stop
 from lastword.errors import ConfigError, InputError, require_extra
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def add_places(records: Iterable[Record], on_bad: OnBad = stop) -> Iterator[Reco
         place = record.place()
         taken = next((name for name in place if name in record.names), None)
         if taken is None:
-            yield replace(record, fields=record.fields + place_fields(record))
+            yield replace(record, fields=more_fields(record.fields) + place_fields(record))
             continue
         error = InputError(
             record.where,
@@ -143,8 +143,35 @@ def add_places(records: Iterable[Record], on_bad: OnBad = stop) -> Iterator[Reco
 
 
 def place_fields(record: Record) -> str:
-    """Return what `add_places` adds to the JSON of a record."""
-    return f", {json.dumps(record.place(), ensure_ascii=False)[1:-1]}"
+    """Return what `add_places` adds to the JSON of a record, without the comma before it."""
+    return json.dumps(record.place(), ensure_ascii=False)[1:-1]
+
+
+def without_text(records: Iterable[Record], names: Iterable[str]) -> Iterator[Record]:
+    """Yield the records without the fields that made their texts; the texts themselves stay, to be embedded.
+
+    Args:
+        records: the records.
+        names: the fields, as for `read.read`.
+    """
+    dropped = list(names)
+    for record in records:
+        fields = f"{record.fields}}}"
+        for name in dropped:
+            fields = _without_member(fields, name)
+        yield replace(record, fields=fields[:-1], names=record.names.difference(dropped))
+
+
+def _without_member(text: str, wanted: str) -> str:
+    """Return a JSON object without a field; `a.b` is the field of this name or, if there is none, b of object a."""
+    members = {name: text[start:stop] for name, (start, stop) in _members(text, 0).items()}
+    if wanted in members:
+        del members[wanted]
+    else:
+        head, _, rest = wanted.partition(".")
+        members[head] = _without_member(members[head], rest)
+    pairs = (f"{json.dumps(name, ensure_ascii=False)}: {value}" for name, value in members.items())
+    return f"{{{', '.join(pairs)}}}"
 
 
 def around_text(fields: str, text_field: str) -> tuple[str, str]:

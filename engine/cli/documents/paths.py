@@ -14,7 +14,17 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NoReturn
 
 from lastword.cli.documents.written import is_by_lastword, is_job_folder
-from lastword.cli.read import RECORDS, STDIN, Source, sources, split_ending
+from lastword.cli.read import (
+    RECORDS,
+    STDIN,
+    Source,
+    files_of,
+    leads_to_many,
+    scheme_of,
+    sources,
+    split_ending,
+    unpacked_name,
+)
 from lastword.errors import InputError, count, list_some, require_extra
 
 if TYPE_CHECKING:
@@ -125,12 +135,30 @@ class Finder:
         """Return the files of one argument: those in a folder, those that match a pattern, or the file itself."""
         if given == STDIN:
             return [given]
+        if scheme_of(given) is not None:
+            return self._of_url(given)
         if os.path.isdir(given):
             found = self._usable(given, self._walk(given))
             return [os.path.join(given, path) for path in found] or self._nothing_in(given)
         if _is_pattern(given):
             return self._matching(given)
         return [] if self._ignore.matches(given) else [given]
+
+    def _of_url(self, given: str) -> list[str]:
+        """Return the files of a URL: those in a folder, those that match a pattern, or the file itself."""
+        if not leads_to_many(given):
+            return [] if self._ignore.matches(given) else [given]
+        entries = []
+        for path, inside in files_of(given):
+            hidden = any(part.startswith(".") for part in inside.split("/"))
+            if not self._ignore.matches(inside):
+                entries.append((path, "hidden file" if hidden else "file"))
+        ending = split_ending(given)[1]
+        found = self._usable("", entries, ending if ending and not _MAGIC.search(ending) else None)
+        if not found:
+            got = f"only {_in_words(self._last)}" if self._last else None
+            raise InputError(given, "has no usable file", got=got, remedy=_BY_NAME)
+        return found
 
     def _once(self, paths: Sequence[str]) -> list[str]:
         """Return the paths; of several that lead to the same regular file, only one, if possible not a link."""
@@ -139,6 +167,7 @@ class Finder:
         for number, path in enumerate(paths):
             regular = path != STDIN and os.path.isfile(path)
             place = (os.path.realpath(path), -1) if regular else (path, number)
+            place = (path, -1) if scheme_of(path) is not None else place
             if place not in kept:
                 kept[place] = path
                 continue
@@ -212,10 +241,12 @@ class Finder:
         """
         self._ignore.count, self._last, usable = 0, Counter[str](), list[str]()
         for path, kind in entries:
-            ending = split_ending(path)[1]
+            known, ending = (split_ending(each)[1] for each in (unpacked_name(path), path))
+            if known == "parquet" != ending:
+                known = ending  # compressed Parquet is not read
             if kind == "file" and is_by_lastword(os.path.join(top, path)):
                 self._last[_OWN] += 1
-            elif kind == _CLOSED or (kind == "file" and (ending in self._kinds or ending == asked)):
+            elif kind == _CLOSED or (kind == "file" and (known in self._kinds or ending == asked)):
                 usable.append(path)
             elif kind == "file":
                 self._last[f".{ending}" if ending else "no extension"] += 1
@@ -263,6 +294,8 @@ class Finder:
 
 def names_many(given: str) -> bool:
     """Return whether an argument may lead to several files: a folder or a pattern."""
+    if scheme_of(given) is not None:
+        return leads_to_many(given)
     return os.path.isdir(given) or _is_pattern(given)
 
 

@@ -1,14 +1,16 @@
 """Read the records of each format: text, JSON lines, CSV and TSV (`table.py`), Parquet, and whole files."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TextIO
 
+from lastword.cli.read.fields import Fields
 from lastword.cli.read.kinds import STDIN, Source
 from lastword.cli.read.lines import Line, Meter, lines_of, open_source, too_long
+from lastword.cli.read.opening import KeptOpen
 from lastword.cli.read.parquet import parquet_rows
 from lastword.cli.read.record import OnBad, Record, open_object, stop
 from lastword.cli.read.table import table
-from lastword.cli.read.value import text_of
 from lastword.errors import InputError
 
 _JSON_SPACE = " \t\r\n"
@@ -16,21 +18,22 @@ _JSON_SPACE = " \t\r\n"
 
 def read(
     inputs: Sequence[Source],
-    text_field: str,
+    fields: Fields,
     delimiter: str | None = None,
     *,
     on_bad: OnBad = stop,
     meter: Meter | None = None,
+    kept: KeptOpen | None = None,
 ) -> Iterator[Record]:
     """Yield the records of all inputs in order.
 
     Args:
         inputs: the inputs.
-        text_field: the field or column that holds the text. In JSON lines, `a.b` means the field named "a.b" or, if
-            there is none, the field b of the object a.
+        fields: which fields make the text and the id, and which records are wanted.
         delimiter: the character between the fields of a row; if None, the header of each file decides.
         on_bad: called for each record, and for each file, that cannot be read.
         meter: counts the bytes read, if given.
+        kept: keeps a compressed file open from one part of it to the next, also from call to call, if given.
 
     Raises:
         InputError: an input or record cannot be read, and `on_bad` raises the error.
@@ -41,15 +44,15 @@ def read(
             if source.problem is not None:
                 raise source.problem
             if source.format == "parquet":
-                for record, done in parquet_rows(source, text_field, on_bad):
+                for record, done in parquet_rows(source, fields, on_bad):
                     meter.set(done)
                     yield record
                 meter.end_file(source)
                 continue
-            with open_source(source) as stream:
+            with open_source(source, kept) as stream:
                 meter.begin(stream)
                 try:
-                    yield from _records(stream, source, text_field, delimiter, on_bad)
+                    yield from _records(stream, source, fields, delimiter, on_bad)
                 finally:
                     meter.end()
         except InputError as error:
@@ -57,23 +60,24 @@ def read(
 
 
 def _records(
-    stream: TextIO, source: Source, text_field: str, delimiter: str | None, on_bad: OnBad
+    stream: TextIO, source: Source, fields: Fields, delimiter: str | None, on_bad: OnBad
 ) -> Iterator[Record]:
     """Yield the records of one input; arguments and errors as for `read`."""
     lines = lines_of(stream, source)
     if source.format == "txt":
-        yield from _text_lines(lines, source, text_field, on_bad)
+        yield from _text_lines(lines, source, fields, on_bad)
     elif source.format == "jsonl":
-        yield from _json_lines(lines, source, text_field, on_bad)
+        yield from _json_lines(lines, source, fields, on_bad)
     elif source.format in ("whole", "html"):
-        yield from _whole_file(lines, source, text_field, on_bad)
+        yield from _whole_file(lines, source, fields, on_bad)
     else:
-        yield from table(lines, source, text_field, delimiter, on_bad)
+        yield from table(lines, source, fields, delimiter, on_bad)
 
 
 def _text_lines(
-    lines: Iterator[Line], source: Source, text_field: str, on_bad: OnBad
+    lines: Iterator[Line], source: Source, fields: Fields, on_bad: OnBad
 ) -> Iterator[Record]:
+    (text_field,) = fields.text_names
     names = frozenset((text_field,))
     for number, (line, problem) in enumerate(lines, 1 + source.lines_before):
         if problem is not None:
@@ -86,7 +90,7 @@ def _text_lines(
 
 
 def _whole_file(
-    lines: Iterator[Line], source: Source, text_field: str, on_bad: OnBad
+    lines: Iterator[Line], source: Source, fields: Fields, on_bad: OnBad
 ) -> Iterator[Record]:
     """Yield the single record of a file that is one text."""
     try:
@@ -96,8 +100,9 @@ def _whole_file(
         return
     if source.path == STDIN and not text:
         return  # nothing was piped in; without --files, this gives no record either
-    fields = open_object({text_field: text})
-    yield Record(text, source.name, None, frozenset((text_field,)), fields)
+    (text_field,) = fields.text_names
+    carried = open_object({text_field: text})
+    yield Record(text, source.name, None, frozenset((text_field,)), carried)
 
 
 def _whole_text(lines: Iterator[Line], source: Source) -> str:
@@ -118,7 +123,7 @@ def _whole_text(lines: Iterator[Line], source: Source) -> str:
 
 
 def _json_lines(
-    lines: Iterator[Line], source: Source, text_field: str, on_bad: OnBad
+    lines: Iterator[Line], source: Source, fields: Fields, on_bad: OnBad
 ) -> Iterator[Record]:
     from lastword.weights import parse_object
 
@@ -130,10 +135,14 @@ def _json_lines(
         try:
             if problem is not None:
                 raise problem
-            fields = parse_object(line, where, InputError)
-            text = text_of(fields, text_field, where)
+            found = parse_object(line, where, InputError)
+            record = fields.record(found, source, number, partial(_without_brace, line))
         except InputError as error:
             on_bad(error, source.name, number)
             continue
-        carried = line[:-1].rstrip(_JSON_SPACE)
-        yield Record(text, source.name, number, frozenset(fields), carried)
+        if record is not None:
+            yield record
+
+
+def _without_brace(line: str) -> str:
+    return line[:-1].rstrip(_JSON_SPACE)

@@ -7,13 +7,17 @@ import stat
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+from lastword.cli.read.urls import name_in, scheme_of
 from lastword.errors import InputError, valid_name
 
 FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 STDIN = "-"
 # Extensions of files that hold records. --files refuses them, because it would embed their syntax too.
 RECORDS = ("jsonl", "ndjson", "csv", "tsv", "parquet")
+# Extensions of compressed files that are read. The extension before it tells the format: "docs.jsonl.gz".
+PACKED = ("gz", "zst")
 _RECORDS = "Leave out --files to read its records."
 _AS_IT_IS = "To read it as it is, pipe it in: {command} --files < {file}."
 
@@ -56,6 +60,10 @@ _KINDS = (
 _NOT_IN_1252 = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
 
 
+# Every record has the name of its file.
+_cached_name = lru_cache(maxsize=64)(valid_name)
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part of a file, from one record's beginning to another's.
@@ -75,11 +83,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input: an existing file, or stdin.
+    """An input: a file, or stdin.
 
     Args:
-        path: the path, or - for stdin.
-        format: one of `FORMATS`, or `whole` or `html` for a file that is one text.
+        path: the path or URL, or - for stdin; the file is compressed if its extension is one of `PACKED`.
+        format: the format of the content: one of `FORMATS`, or `whole` or `html` for a file that is one text.
         found: whether the file was found in a folder or by a pattern, not named itself.
         command: the command line that reads the same input from stdin, for remedies; None if there is none.
         problem: why an input that was found cannot be read; it may be a folder. None for an input that may be opened.
@@ -94,6 +102,11 @@ class Source:
     part: Part | None = None
 
     @property
+    def packed(self) -> str | None:
+        """The extension of a compressed file (see `PACKED`), None for any other input."""
+        return packing_of(self.path)
+
+    @property
     def lines_before(self) -> int:
         """The number of lines of the file before the first line that is read from its stream."""
         return 0 if self.part is None else self.part.lines_before - self.part.header.count(b"\n")
@@ -101,7 +114,7 @@ class Source:
     @property
     def name(self) -> str:
         r"""The name of this input in messages and output, as valid Unicode: a byte that is not UTF-8 becomes \xNN."""
-        return "stdin" if self.path == STDIN else valid_name(self.path)
+        return "stdin" if self.path == STDIN else _cached_name(self.path)
 
 
 def sources(
@@ -138,7 +151,7 @@ def sources(
         if problem is None:
             kind = _format(path, input_format, whole=whole, command=command)
         else:
-            plain = "whole" if whole else _format_of(split_ending(path)[1])
+            plain = "whole" if whole else _format_of(split_ending(unpacked_name(path))[1])
             kind = input_format or plain
         every.append(Source(path, kind, found, command, problem))
     return every
@@ -146,6 +159,8 @@ def sources(
 
 def _unreadable(path: str) -> InputError | None:
     """Return the error for a file or folder that may not be read, or None."""
+    if scheme_of(path) is not None:
+        return None  # opening it tells
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
             os.scandir(path).close()
@@ -161,35 +176,57 @@ def _format(path: str, input_format: str | None, *, whole: bool, command: str | 
         raise InputError("stdin", "cannot be read as Parquet", expected="a file")
     if path == STDIN:
         return input_format or ("whole" if whole else "txt")
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        raise InputError(path, "is a folder", expected="a file", remedy="Name the files in it.")
-    if not os.access(path, os.R_OK):
-        raise InputError(path, "cannot be read (permission denied)")
+    if scheme_of(path) is None:
+        _check_file(path)
+    packed = packing_of(path)
+    root, ending = split_ending(unpacked_name(path))
+    if packed is not None and (input_format or ending) == "parquet":
+        what = f"compressed Parquet (.{packed}) cannot be read"
+        raise InputError(path, what, remedy=f"{_UNPACKED} Parquet files are compressed inside.")
     if input_format is not None:
         return input_format
-    root, ending = split_ending(path)
     if whole and ending in ("html", "htm"):
         return "html"
     if whole and ending in (*RECORDS, "json"):
         remedy = (
             None if command is None else _AS_IT_IS.format(command=command, file=shlex.quote(path))
         )
-        if ending != "json":
+        if ending != "json" and packed is None:
             remedy = " ".join(filter(None, (_RECORDS, remedy)))
         raise InputError(path, "holds records, not one text", got="--files", remedy=remedy)
     if ending in _REFUSED and ending not in FORMATS:
-        # "docs.jsonl.gz" holds JSON lines
+        # "docs.jsonl.bz2" holds JSON lines
         inner = "whole" if whole else _format_of(split_ending(root)[1])
-        remedy = _convert_remedy(ending, Source(path, inner, command=command))
+        unpacked = Source(unpacked_name(path), inner, command=command)
+        remedy = _convert_remedy(ending, unpacked)
+        remedy = remedy if packed is None or remedy == _UNPACKED else f"{_UNPACKED} {remedy}"
         raise InputError(path, f"unsupported input format .{ending}", remedy=remedy)
     return "whole" if whole else _format_of(ending)
 
 
+def _check_file(path: str) -> None:
+    """Check that a path leads to a file that may be read."""
+    if stat.S_ISDIR(os.stat(path).st_mode):
+        raise InputError(path, "is a folder", expected="a file", remedy="Name the files in it.")
+    if not os.access(path, os.R_OK):
+        raise InputError(path, "cannot be read (permission denied)")
+
+
 def split_ending(path: str) -> tuple[str, str]:
     """Split a path into its root and its extension; the extension comes in lower case and without its dot."""
-    root, dotted = os.path.splitext(path)
+    root, dotted = os.path.splitext(name_in(path))
     return root, dotted.lower().removeprefix(".")
+
+
+def packing_of(path: str) -> str | None:
+    """Return the extension of a compressed file's path if it is one of `PACKED`, else None."""
+    ending = split_ending(path)[1]
+    return ending if ending in PACKED and path != STDIN else None
+
+
+def unpacked_name(path: str) -> str:
+    """Return a path without the extension of a compressed file."""
+    return path if packing_of(path) is None else split_ending(path)[0]
 
 
 def _format_of(ending: str) -> str:

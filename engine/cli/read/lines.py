@@ -4,10 +4,13 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO, Protocol, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Protocol, TextIO
 
-from lastword.cli.read.kinds import STDIN, Part, Source, kind_of, not_utf8, refuse_utf16
+from lastword.cli.read.kinds import STDIN, Source, kind_of, not_utf8, refuse_utf16
+from lastword.cli.read.opening import KeptOpen, PartStream, Unpacked, open_bytes
+from lastword.cli.read.urls import scheme_of, status_of
 from lastword.errors import InputError, lone_surrogate
 
 _BYTE_ORDER_MARK = "\ufeff"
@@ -28,25 +31,27 @@ Line = tuple[str, InputError | None]
 
 
 class Meter:
-    """Counts the bytes read from the inputs. `total` is the size of all inputs; None if one is not a regular file."""
+    """Counts the bytes read from the inputs, as they are stored: of a compressed file, the compressed bytes.
+
+    `total` is the size of all inputs; None if one is not a regular file.
+    """
 
     def __init__(self, inputs: Sequence[Source]) -> None:
         sizes = [_size(source) for source in inputs if source.problem is None]
         known = [size for size in sizes if size is not None]
         self.total = sum(known) if len(known) == len(sizes) else None
         self._before = self._inside = 0
-        self._stream: BinaryIO | None = None if self.total is None else io.BytesIO()
+        self._tell: Callable[[], int] = _nothing
 
     def begin(self, stream: TextIO) -> None:
         """Start to count the bytes read from `stream`, an input that has just been opened."""
-        if self._stream is not None:
-            self._stream = stream.buffer
+        if self.total is not None:
+            raw = getattr(stream.buffer, "raw", None)
+            self._tell = raw.count_taken if isinstance(raw, Unpacked) else stream.buffer.tell
 
     def end(self) -> None:
         """Finish counting the present input, which has been read to its end."""
-        if self._stream is not None:
-            self._before += self._stream.tell()
-            self._stream = io.BytesIO()
+        self._before, self._tell = self._before + self._tell(), _nothing
 
     def set(self, read: int) -> None:
         """Note that `read` bytes of the present input have been read, if it is not read as a stream."""
@@ -58,15 +63,21 @@ class Meter:
 
     def position(self) -> int:
         """Return how many bytes have been read so far; 0 if `total` is None."""
-        if self._stream is None:
-            return 0
-        return self._before + self._inside + self._stream.tell()
+        return 0 if self.total is None else self._before + self._inside + self._tell()
+
+
+def _nothing() -> int:
+    return 0
 
 
 def _size(source: Source) -> int | None:
-    """Return the size of a regular file, or of its part, None for any other input."""
+    """Return the size of a regular file or the file of a URL, or of its part, None for any other input."""
     if source.part is not None:
         return source.part.stop - source.part.start + len(source.part.header)
+    if scheme_of(source.path) is not None:
+        with suppress(InputError):  # opening the input reports the error
+            return status_of(source.path)[0]
+        return None
     try:
         status = os.stat(sys.stdin.fileno() if source.path == STDIN else source.path)
     except (AttributeError, OSError, ValueError):  # opening the input reports the error
@@ -74,12 +85,16 @@ def _size(source: Source) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def open_source(source: Source) -> TextIO:
+def open_source(source: Source, kept: KeptOpen | None = None) -> TextIO:
     """Open an input to read its lines.
 
     A strict decoder works on blocks, so its errors cannot name the line of an invalid byte. Therefore the error handler
     is `surrogateescape`, which turns each invalid byte, and nothing else, into a lone surrogate; `lines_of` looks for
     lone surrogates in each line.
+
+    Args:
+        source: the input.
+        kept: keeps a compressed file open from one part to the next, if given.
 
     Raises:
         InputError: the input cannot be opened.
@@ -87,9 +102,15 @@ def open_source(source: Source) -> TextIO:
     if source.path == STDIN and sys.stdin is None:
         raise InputError("stdin", "is closed", remedy="Name a file.")
     try:
-        if source.part is not None:
-            part = io.BufferedReader(_PartStream(source.path, source.part), 1 << 20)
-            return io.TextIOWrapper(part, encoding="utf-8", errors="surrogateescape", newline="\n")
+        url = scheme_of(source.path) is not None
+        if source.part is not None or source.packed is not None or url:
+            raw = open_bytes(source) if source.part is None else PartStream(source, kept)
+            return io.TextIOWrapper(
+                io.BufferedReader(raw, 1 << 20),
+                encoding="utf-8",
+                errors="surrogateescape",
+                newline="\n",
+            )
         return open(
             sys.stdin.fileno() if source.path == STDIN else source.path,
             encoding="utf-8",
@@ -99,39 +120,6 @@ def open_source(source: Source) -> TextIO:
         )
     except OSError as error:
         raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
-
-
-class _PartStream(io.RawIOBase):
-    """The header of a file, then the bytes of one of its parts."""
-
-    def __init__(self, path: str, part: Part) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed with this stream
-        self._file.seek(part.start)
-        self._header, self._left, self._read = memoryview(part.header), part.stop - part.start, 0
-
-    def tell(self) -> int:
-        """Return the number of bytes read."""
-        return self._read
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Read up to the length of `buffer`; return the number of bytes read."""
-        if self._header:
-            size = min(len(buffer), len(self._header))
-            buffer[:size], self._header = self._header[:size], self._header[size:]
-        else:
-            size = self._file.readinto(memoryview(buffer)[: self._left])
-            self._left -= size
-        self._read += size
-        return size
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        super().close()
 
 
 def lines_of(stream: Readline, source: Source) -> Iterator[Line]:

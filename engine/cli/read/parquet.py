@@ -2,40 +2,48 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+from lastword.cli.read.fields import Fields
 from lastword.cli.read.kinds import Source
-from lastword.cli.read.record import OnBad, Record
-from lastword.cli.read.value import text_of
+from lastword.cli.read.record import OnBad, Record, missing_field
+from lastword.cli.read.urls import UrlFile, scheme_of
 from lastword.errors import InputError, require_extra
 
 _ROWS_AT_ONCE = 1024
 
 
-def parquet_rows(source: Source, text_field: str, on_bad: OnBad) -> Iterator[tuple[Record, int]]:
+def parquet_rows(source: Source, fields: Fields, on_bad: OnBad) -> Iterator[tuple[Record, int]]:
     """Yield a record for each row of a file or of its part, and the bytes of the file that have been read before it.
 
     A record's line is the number of its row, from 1. Values that JSON does not have, such as dates, become strings.
 
     Args:
         source: the file; `start` and `stop` of its part count the bytes of row groups, as in `row_groups`.
-        text_field: the column that holds the text, or OUTER.INNER for a field of a column of structures.
+        fields: as for `read.read`; OUTER.INNER is a field of a column of structures.
         on_bad: called for each row without a text.
 
     Raises:
-        InputError: the file, or one of its row groups, cannot be read.
+        InputError: the file, or one of its row groups, cannot be read, or lacks a column of a condition.
     """
     file = _open(source)
+    columns = file.schema_arrow.names
+    for each in fields.where:
+        if each.name not in columns and each.name.partition(".")[0] not in columns:
+            raise missing_field(source.name, each.name, columns, "Change --where.")
     row, at = 0, 0
     for number, (rows, size) in enumerate(_sizes(file)):
         if source.part is None or source.part.start <= at < source.part.stop:
             try:
                 for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[number]):
-                    for fields in batch.to_pylist():
+                    for found in batch.to_pylist():
                         row += 1
-                        record = _record(source, row, fields, text_field, on_bad)
+                        record = _record(source, row, found, fields, on_bad)
                         if record is not None:
                             yield record, at
+            except InputError:
+                raise  # of a row, by `on_bad`, or of the file of a URL
             except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
                 reason = str(error).partition("\n")[0]
                 where = f"{source.name}: row group {number}"
@@ -58,7 +66,11 @@ def _open(source: Source) -> Any:
     with require_extra("pyarrow", "bulk", source.name):
         from pyarrow import parquet
     try:
-        return parquet.ParquetFile(source.path)
+        return parquet.ParquetFile(
+            source.path if scheme_of(source.path) is None else UrlFile(source.path)
+        )
+    except InputError:
+        raise  # the file of a URL names its own errors
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(source.name, f"cannot be read as Parquet ({reason})") from error
@@ -76,12 +88,14 @@ def _sizes(file: Any) -> list[tuple[int, int]]:
 
 
 def _record(
-    source: Source, row: int, fields: dict[str, object], text_field: str, on_bad: OnBad
+    source: Source, row: int, found: dict[str, object], fields: Fields, on_bad: OnBad
 ) -> Record | None:
     try:
-        text = text_of(fields, text_field, f"{source.name}:{row}")
+        return fields.record(found, source, row, partial(_carried, found))
     except InputError as error:
         on_bad(error, source.name, row)
         return None
-    whole = json.dumps(fields, ensure_ascii=False, default=str)
-    return Record(text, source.name, row, frozenset(fields), whole[:-1])
+
+
+def _carried(found: dict[str, object]) -> str:
+    return json.dumps(found, ensure_ascii=False, default=str)[:-1]

@@ -39,7 +39,8 @@ class Record:
         fields: the record as a JSON object without its closing brace. For JSON lines, this is a copy of the input, so
             numbers keep all their digits.
         chunk: if `text` is a chunk of a longer text, its place there; else None.
-        id: what to call the record instead of its place in a list of stored vectors; None for its place.
+        id: what to call the record: the value of the field that was chosen as id, or the id that is stored with a
+            vector; None for its place.
         has_text: whether `text` is known; stored vectors may have places only.
     """
 
@@ -49,7 +50,7 @@ class Record:
     names: frozenset[str]
     fields: str
     chunk: Chunk | None = None
-    id: str | int | None = None
+    id: str | int | float | None = None
     has_text: bool = True
 
     @property
@@ -79,6 +80,11 @@ class Record:
 def open_object(fields: dict[str, str]) -> str:
     """Return the fields as a JSON object without its closing brace, for `Record.fields`."""
     return json.dumps(fields, ensure_ascii=False)[:-1]
+
+
+def more_fields(fields: str) -> str:
+    """Return an object as `open_object` does, with a comma if another field can only follow after one."""
+    return fields if fields == "{" else f"{fields}, "
 
 
 def missing_field(

@@ -3,11 +3,13 @@
 import csv
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 
+from lastword.cli.read.fields import Fields, Template
 from lastword.cli.read.kinds import Source
 from lastword.cli.read.lines import MAX_RECORD, Line, too_long
-from lastword.cli.read.record import OnBad, Record, missing_field, open_object
+from lastword.cli.read.record import OnBad, Record, open_object
 from lastword.errors import InputError, list_some
 
 # Delimiters to try if the usual one of the format does not fit the header.
@@ -18,14 +20,13 @@ _Row = tuple[
 
 
 def table(
-    lines: Iterator[Line], source: Source, text_field: str, delimiter: str | None, on_bad: OnBad
+    lines: Iterator[Line], source: Source, fields: Fields, delimiter: str | None, on_bad: OnBad
 ) -> Iterator[Record]:
     """Yield one record per row; arguments as for `read.read`.
 
     A blank line is an empty text if the table has a single column; otherwise it is skipped.
     """
-    header, rows = _open(lines, source, text_field, delimiter)
-    names = frozenset(header)
+    header, rows = _open(lines, source, fields, delimiter)
     for line, row, problem in rows:
         values = row if row or len(header) > 1 else [""]
         if problem is None and not values:
@@ -40,23 +41,29 @@ def table(
         if problem is not None:
             on_bad(problem, source.name, line)
             continue
-        fields = dict(zip(header, values, strict=True))
-        yield Record(fields[text_field], source.name, line, names, open_object(fields))
+        found = dict(zip(header, values, strict=True))
+        try:
+            record = fields.record(found, source, line, partial(open_object, found))
+        except InputError as error:
+            on_bad(error, source.name, line)
+            continue
+        if record is not None:
+            yield record
 
 
 def row_starts(
-    lines: Iterator[Line], source: Source, text_field: str, delimiter: str | None
+    lines: Iterator[Line], source: Source, fields: Fields, delimiter: str | None
 ) -> Iterator[int]:
     """Yield the number of the first line of each row after the header; blank lines and bad rows count as rows.
 
     Arguments and errors as for `table`.
     """
-    _, rows = _open(lines, source, text_field, delimiter)
+    _, rows = _open(lines, source, fields, delimiter)
     return (line for line, _, _ in rows)
 
 
 def _open(
-    lines: Iterator[Line], source: Source, text_field: str, delimiter: str | None
+    lines: Iterator[Line], source: Source, fields: Fields, delimiter: str | None
 ) -> tuple[list[str], Iterator[_Row]]:
     """Return the header, and the rows after it."""
     start: list[Line] = []
@@ -64,17 +71,17 @@ def _open(
         start.append(each)
         if each[0].strip("\r\n"):
             break
-    by_header = _delimiter_of(start, source, text_field)
+    by_header = _delimiter_of(start, source, fields)
     rows = _rows(chain(start, lines), source, delimiter or by_header)
     filled = (each for each in rows if each[1] or each[2] is not None)
     remedy = None
     if delimiter not in (None, by_header):
         remedy = "Leave out --delimiter: the character is then found for each file, by its header."
-    return _header(next(filled, (1, [], None)), source, text_field, remedy), rows
+    return _header(next(filled, (1, [], None)), source, fields, remedy), rows
 
 
-def _delimiter_of(start: Sequence[Line], source: Source, text_field: str) -> str:
-    """Return the delimiter: the first one with which the header has the column `text_field`, the usual one first."""
+def _delimiter_of(start: Sequence[Line], source: Source, fields: Fields) -> str:
+    """Return the delimiter: the first one with which the header has the text's columns, the usual one first."""
     usual = "\t" if source.format == "tsv" else ","
     line, problem = start[-1] if start else ("", None)
     if problem is not None:
@@ -84,7 +91,7 @@ def _delimiter_of(start: Sequence[Line], source: Source, text_field: str) -> str
             columns: list[str] = next(csv.reader([line], delimiter=character), [])
         except csv.Error:  # such as a field that is too long
             continue
-        if text_field in (*columns, *map(str.strip, columns)):
+        if {*columns, *map(str.strip, columns)}.issuperset(fields.text_names):
             return character
     return usual
 
@@ -92,7 +99,7 @@ def _delimiter_of(start: Sequence[Line], source: Source, text_field: str) -> str
 def _header(
     first: _Row,
     source: Source,
-    text_field: str,
+    fields: Fields,
     remedy: str | None,
 ) -> list[str]:
     """Return the names of the columns.
@@ -100,11 +107,11 @@ def _header(
     Args:
         first: the first row: its line number, its fields, and its error or None.
         source: the file.
-        text_field: the column that holds the text.
-        remedy: the advice if the header lacks this column; None for the usual advice.
+        fields: which columns are used.
+        remedy: the advice if the header lacks the text's column; None for the usual advice.
 
     Raises:
-        InputError: the row is no header, or has no column `text_field`; the file then has no usable row.
+        InputError: the row is no header, or lacks a column; the file then has no usable row.
     """
     _, header, problem = first
     where = f"{source.name}:1"
@@ -117,12 +124,11 @@ def _header(
     if len(names) < len(header):
         twice = list_some({name for name in header if header.count(name) > 1})
         raise InputError(where, "two columns have the same name", got=twice, remedy="Rename one.")
-    if text_field not in names:
-        raise missing_field(where, text_field, header, remedy or _spaces_hint(header, text_field))
+    fields.check_columns(header, where, remedy or _spaces_hint(header, fields.text))
     return header
 
 
-def _spaces_hint(header: Sequence[str], text_field: str) -> str | None:
+def _spaces_hint(header: Sequence[str], text_field: str | Template) -> str | None:
     """Return the remedy for a header with spaces around the name of the field, as in "id, text"."""
     name = next((each for each in header if each.strip() == text_field), None)
     return None if name is None else f"There are spaces in its name: pass --text-field {name!r}."
@@ -134,6 +140,7 @@ class _RowLines:
     def __init__(self, lines: Iterator[Line], lines_before: int) -> None:
         self._lines, self._again = lines, deque[Line]()
         self.number = lines_before  # the number of the last line given
+        self.broken = False  # whether the file cannot be read any further
         self.begin("")
 
     def begin(self, where: str) -> None:
@@ -150,7 +157,11 @@ class _RowLines:
         return self
 
     def __next__(self) -> str:
-        line, problem = self._again.popleft() if self._again else next(self._lines)
+        try:
+            line, problem = self._again.popleft() if self._again else next(self._lines)
+        except InputError:
+            self.broken = True
+            raise
         self._row.append((line, problem))
         self.number += 1
         self._size += len(line)
@@ -196,6 +207,8 @@ def _rows(lines: Iterator[Line], source: Source, delimiter: str) -> Iterator[_Ro
         except StopIteration:
             return
         except InputError as error:
+            if row_lines.broken:
+                raise
             problem = error
         except csv.Error as error:
             problem = _not_a_row(where, source.format, str(error))

@@ -1,10 +1,12 @@
 """Find the text in a record's fields."""
 
+from collections.abc import Mapping
+
 from lastword.cli.read.record import missing_field
 from lastword.errors import InputError, lone_surrogate
 
 
-def text_of(fields: dict[str, object], text_field: str, where: str) -> str:
+def text_of(fields: Mapping[str, object], text_field: str, where: str) -> str:
     """Return the text of a record; a field `a.b` is the field of this name or, if there is none, field b of object a.
 
     Args:
@@ -15,9 +17,11 @@ def text_of(fields: dict[str, object], text_field: str, where: str) -> str:
     Raises:
         InputError: there is no such field, or it is not a string of Unicode text.
     """
-    text = _value_of(fields, text_field, where)
+    text = value_of(fields, text_field, where)
     if not isinstance(text, str):
-        raise InputError(where, f"wrong field {text_field!r}", got=_kind(text), expected="a string")
+        raise InputError(
+            where, f"wrong field {text_field!r}", got=kind_of_value(text), expected="a string"
+        )
     if not text.isascii() and (bad := lone_surrogate(text)) is not None:
         raise InputError(
             where,
@@ -29,24 +33,44 @@ def text_of(fields: dict[str, object], text_field: str, where: str) -> str:
     return text
 
 
-def _value_of(fields: dict[str, object], text_field: str, where: str) -> object:
-    """Return the value of a field; `a.b` is the field of this name or, if there is none, field b of the object a."""
+def find_value(fields: Mapping[str, object], name: str) -> object:
+    """Return the value of a field; `a.b` as for `text_of`; None if there is no such field."""
+    while name not in fields:
+        head, dot, name = name.partition(".")
+        inner = fields.get(head)
+        if not dot or not isinstance(inner, dict):
+            return None
+        fields = inner
+    return fields[name]
+
+
+def value_of(
+    fields: Mapping[str, object], text_field: str, where: str, remedy: str | None = None
+) -> object:
+    """Return the value of a field; arguments as for `text_of`; `remedy` is the advice if there is no such field.
+
+    Raises:
+        InputError: there is no such field.
+    """
     level, wanted = fields, text_field
     while wanted not in level:
         head, dot, rest = wanted.partition(".")
         if not dot or head not in level:
             inside = text_field[: -len(wanted)].rstrip(".")
             place = f"{where}, in {inside!r}" if inside else where
-            raise missing_field(place, head, level.keys(), _inner_hint(fields, text_field))
+            advice = remedy or _inner_hint(fields, text_field)
+            raise missing_field(place, head, level.keys(), advice)
         inner = level[head]
         if not isinstance(inner, dict):
             what = f"has no field {text_field!r}"
-            raise InputError(where, what, got=f"{_kind(inner)} in {head!r}", expected="an object")
+            raise InputError(
+                where, what, got=f"{kind_of_value(inner)} in {head!r}", expected="an object"
+            )
         level, wanted = inner, rest
     return level[wanted]
 
 
-def _inner_hint(fields: dict[str, object], text_field: str) -> str | None:
+def _inner_hint(fields: Mapping[str, object], text_field: str) -> str | None:
     """Return the remedy for a record that lacks the field, if an object in the record has the field; else None."""
     outer = (
         name for name, value in fields.items() if isinstance(value, dict) and text_field in value
@@ -59,6 +83,7 @@ def _inner_hint(fields: dict[str, object], text_field: str) -> str | None:
     )
 
 
-def _kind(value: object) -> str:
+def kind_of_value(value: object) -> str:
+    """Return in words what kind of JSON value a value is."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return "null" if value is None else kinds.get(type(value), "a number")

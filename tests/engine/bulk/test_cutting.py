@@ -1,8 +1,11 @@
 """Files read in parts give the records, places and errors of the whole file, wherever the parts begin."""
 
 import csv
+import gzip
 import io
 import json
+from collections.abc import Sequence
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 
@@ -12,33 +15,43 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lastword.bulk import cutting
-from lastword.bulk.plan import Plan
-from lastword.cli.read import Record, Source, read
+from lastword.bulk.plan import Plan, Unit
+from lastword.cli.read import Fields, KeptOpen, Record, Source, read
 from lastword.errors import InputError
 
 TEXT = st.text(st.sampled_from('ab é\u2028,;"\t|'), max_size=6)
 ENDS = st.sampled_from(["\n", "\r\n"])
-SETTINGS = {"text_field": "text", "delimiter": None}
+SETTINGS = {"delimiter": None}
 
 
-def read_all(inputs: list[Source]) -> tuple[list[Record], list[str]]:
+def read_all(inputs: list[Source], kept: KeptOpen | None = None) -> tuple[list[Record], list[str]]:
     errors: list[str] = []
     bad = lambda error, path, line: errors.append(f"{path} {line} {error}")  # noqa: E731
-    return list(read(inputs, "text", on_bad=bad)), errors
+    return list(read(inputs, Fields(), on_bad=bad, kept=kept)), errors
 
 
 def check(path: Path, kind: str, records: int) -> None:
+    size = path.stat().st_size
+    packed = path.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes(), 1))
+    units = [check_file(each, kind, records, size) for each in (path, packed)]
+    assert units[0] == units[1]
+
+
+def check_file(path: Path, kind: str, records: int, size: int) -> Sequence[Unit]:
     source = Source(str(path), kind)
-    plan = Plan.make([source], SETTINGS, records)
+    plan = Plan.make([source], SETTINGS, records, Fields())
     found: tuple[list[Record], list[str]] = ([], [])
-    for unit in plan.units:
-        for part, more in zip(found, read_all(plan.sources(unit)), strict=True):
-            part.extend(more)  # type: ignore[arg-type]
+    with closing(KeptOpen()) as kept:
+        for unit in plan.units:
+            for part, more in zip(found, read_all(plan.sources(unit), kept), strict=True):
+                part.extend(more)  # type: ignore[arg-type]
     assert found == read_all([source])
     assert all(1 <= unit.records <= records for unit in plan.units)
     if plan.units:
-        size = path.stat().st_size - plan.units[0].slices[0].start
-        assert sum(unit.num_bytes for unit in plan.units) == size
+        content = size - plan.units[0].slices[0].start
+        assert sum(unit.num_bytes for unit in plan.units) == content
+    return plan.units
 
 
 @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -86,7 +99,7 @@ def test_row_groups(records: int, tmp_path: Path) -> None:
     assert json.loads(whole[20].fields + "}") == {"text": "text 21", "day": "2026-01-22", "n": 21}
     assert len(errors) == 1
     assert "got null, expected a string" in errors[0]
-    plan = Plan.make([source], SETTINGS, records)
+    plan = Plan.make([source], SETTINGS, records, Fields())
     parts = [read_all(plan.sources(unit)) for unit in plan.units]
     assert [record for part, _ in parts for record in part] == whole
     assert [error for _, part in parts for error in part] == errors
@@ -118,13 +131,40 @@ def test_blocks_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             check(path, "txt", records)
 
 
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_units_in_order_read_a_compressed_file_once(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.txt.{ending}"
+    lines = "".join(f"{i:07}\n" for i in range(50_000)).encode()
+    if ending == "gz":
+        path.write_bytes(gzip.compress(lines))
+    else:
+        path.write_bytes(pytest.importorskip("zstandard").compress(lines))
+    plan = Plan.make([Source(str(path), "txt")], SETTINGS, 1000, Fields())
+    order = [*range(50), 7, 3, 4, 49]  # a unit before the present place begins at the file's start
+    opened = 0
+    with closing(KeptOpen()) as kept:
+        before = None
+        for number in order:
+            found, _ = read_all(plan.sources(plan.units[number]), kept)
+            assert [record.text for record in found] == [
+                f"{i:07}" for i in range(1000 * number, 1000 * number + 1000)
+            ]
+            assert found[0].line == 1000 * number + 1
+            assert kept._kept is not None
+            opened += kept._kept is not before
+            before = kept._kept
+    assert before is not None
+    assert before.closed
+    assert opened == 3
+
+
 def test_small_files_share_a_unit_and_large_ones_do_not(tmp_path: Path) -> None:
     inputs = []
     for name, lines in (("a", 2), ("b", 1), ("c", 7), ("d", 0), ("e", 2)):
         path = tmp_path / f"{name}.txt"
         path.write_text("x\n" * lines)
         inputs.append(Source(str(path), "txt"))
-    units = Plan.make(inputs, SETTINGS, 4).units
+    units = Plan.make(inputs, SETTINGS, 4, Fields()).units
     assert [[(each.file, each.records) for each in unit.slices] for unit in units] == [
         [(0, 2), (1, 1)],
         [(2, 4)],
@@ -137,7 +177,7 @@ def test_small_files_share_a_unit_and_large_ones_do_not(tmp_path: Path) -> None:
 def test_a_changed_file_is_noticed(change: str, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n")
-    plan = Plan.make([Source(str(path), "txt")], SETTINGS, 1)
+    plan = Plan.make([Source(str(path), "txt")], SETTINGS, 1, Fields())
     plan.save(tmp_path)
     plan = Plan.load(tmp_path)
     plan.check_files([Source(str(path), "txt")])

@@ -26,7 +26,22 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]
     Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["embed", "in.jsonl", "--unit-records", "20", "--quiet", "-o", "vectors/"]) == 0
+    assert (
+        main(
+            [
+                "embed",
+                "in.jsonl",
+                "--id-field",
+                "id",
+                "--unit-records",
+                "20",
+                "--quiet",
+                "-o",
+                "vectors/",
+            ]
+        )
+        == 0
+    )
 
 
 def shown(library: str) -> str:

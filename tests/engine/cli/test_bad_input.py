@@ -151,12 +151,23 @@ FILES = {
     "ending-json": _in_file("a.json", b"[]", "a.json", "jq"),
     "ending-parquet": _in_file("a.parquet", b"PAR1", "a.parquet: cannot be read as Parquet"),
     "ending-pdf": _in_file("a.PDF", b"%PDF", "a.PDF", ".txt"),
-    "ending-gz": _in_file("a.txt.gz", b"\x1f\x8b", "a.txt.gz", "zcat", "--input-format txt"),
-    "ending-jsonl-gz": _in_file("a.ndjson.gz", b"\x1f\x8b", "zcat", "--input-format jsonl"),
-    "ending-gz-whole": _in_file(
-        "a.md.gz", b"", "a.md.gz", "zcat a.md.gz | lastword embed - --files", options=("--files",)
+    "cut-gz": _in_file("a.txt.gz", b"\x1f\x8b", "a.txt.gz: cannot be unpacked as gzip", "after 0"),
+    "no-gz": _in_file(
+        "a.csv.gz", b"text\nx", "a.csv.gz: cannot be unpacked as gzip (Not a gzipped"
     ),
-    "ending-zst": _in_file("a.csv.zst", b"", "zstdcat a.csv.zst | lastword embed - --input-format"),
+    "gz-whole-cut": _in_file(
+        "a.md.gz", b"\x1f\x8b", "a.md.gz: cannot be unpacked as gzip", options=("--files",)
+    ),
+    "no-zst": _in_file("a.csv.zst", b"text\nx", "a.csv.zst: cannot be unpacked as zstd"),
+    "ending-bz2": _in_file("a.ndjson.bz2", b"BZh", "bzcat", "--input-format jsonl"),
+    "ending-json-gz": _in_file("a.json.gz", b"\x1f\x8b", "format .json", "Unpack it first.", "jq"),
+    "ending-tar-gz": _in_file("a.tar.gz", b"\x1f\x8b", "format .tar", "Unpack it first."),
+    "parquet-gz": _in_file(
+        "a.parquet.gz", b"\x1f\x8b", "a.parquet.gz: compressed Parquet", "Unpack"
+    ),
+    "gz-records-whole": _in_file(
+        "a.jsonl.gz", b"\x1f\x8b", "holds records, not one text", options=("--files",)
+    ),
     "ending-7z": _in_file("a.7z", b"", "a.7z", "Unpack it first."),
     "gz-whole": _in_file(
         "a",
@@ -167,7 +178,7 @@ FILES = {
     ),
     "ending-safetensors": _in_file("a.safetensors", b"", "a.safetensors", ".txt"),
     "gz-forced": _in_file(
-        "a.gz", b"\x1f\x8b\x08", "a.gz:1", "UTF-8", options=("--input-format", "txt")
+        "a.gz", b"\x1f\x8b\x08", "a.gz: cannot be", "gzip", options=("--input-format", "txt")
     ),
     "missing-file": pytest.param({}, ["gone.txt"], ("gone.txt", "No such file")),
     "missing-second": _in_file("a.txt", b"x", "gone.txt", "No such file", options=("gone.txt",)),

@@ -264,7 +264,7 @@ def test_bytes_never_go_back_and_end_at_the_total(cli, fake_class):
     meter, moves = read.Meter(inputs), []
     done = stream._Progress(moves.append, meter)
     total = 0
-    for _ in read.read(inputs, "text", meter=meter):
+    for _ in read.read(inputs, read.Fields(), meter=meter):
         total += 1
         if total % 7 == 0:
             done.add(7, total)

@@ -190,10 +190,10 @@ def test_the_list_names_places_and_nothing_else(run, command):
 
 # Advice that names the command as it was called, and the file.
 PIPED = {
-    "embed": (["embed", "a b.txt.gz"], "zcat 'a b.txt.gz' | lastword embed - --input-format txt."),
-    "search": (["search", "q", "a.csv.zst"], "zstdcat a.csv.zst | lastword search QUERY - --input-format csv."),
-    "queries": (["search", "--queries", "q.txt", "a.gz"], "zcat a.gz | lastword search --queries q.txt - --input"),
-    "of queries": (["search", "--queries", "q.txt.gz", "q.txt"], "input format .gz. Unpack it first.\n"),
+    "embed": (["embed", "a b.txt.bz2"], "bzcat 'a b.txt.bz2' | lastword embed - --input-format txt."),
+    "search": (["search", "q", "a.csv.xz"], "xzcat a.csv.xz | lastword search QUERY - --input-format csv."),
+    "queries": (["search", "--queries", "q.txt", "a.bz2"], "bzcat a.bz2 | lastword search --queries q.txt - --input"),
+    "of queries": (["search", "--queries", "q.txt.bz2", "q.txt"], "input format .bz2. Unpack it first.\n"),
     "rerank": (["rerank", "q", "a.md.bz2", "--files", "--model", "m"], "bzcat a.md.bz2 | lastword rerank QUERY - --fi"),
     "verify": (["verify", "--texts", "a.jsonl.xz"], "xzcat a.jsonl.xz | lastword verify --texts - --input-format"),
     "by content": (["search", "q", "gz"], "zcat gz | lastword search QUERY - --input-format txt."),
