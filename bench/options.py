@@ -135,8 +135,8 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         choices=BASELINES + FORMS,
         metavar="NAME",
         help=f"baselines to compare with: {', '.join(BASELINES)}; by default all of these; --beside with no names "
-        "means no baselines. The name descriptor, for lastword's other forest_attention kernel (with tensor "
-        "descriptors, NVIDIA sm_90 and sm_100 only), is included only if you give it",
+        "means no baselines. One more, `descriptor`, is lastword's other forest_attention kernel (with tensor "
+        "descriptors, NVIDIA sm_90 and sm_100 only); it runs only if you name it",
     )
     parser.add_argument(
         "--rep-ms",

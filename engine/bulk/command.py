@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     problems = [source.problem for source in inputs if source.problem is not None]
     console.say_all(map(str, problems), quiet=args.quiet)
     inputs = [source for source in inputs if source.problem is None]
-    _refuse_streams(inputs)
+    _refuse_streams(args, inputs)
     if args.ray is not None:
         from lastword.bulk import ray_workers
 
@@ -67,6 +68,11 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             work = Work(args, output_format, embedder)
             plan = _plan(args, folder, inputs, work, embedder)
+            if (folder / NAME).exists():
+                job = Job(folder, plan)
+                done = {number for number, each in job.results().items() if job.is_whole(each)}
+                console.print_lines([_resume_line(job, len(done)), "what is left to do:"])
+                plan = replace(plan, units=[unit for unit in plan.units if unit.number not in done])
             lines = estimate(plan, embedder, work, world=args.world, price=args.hourly_price)
             for line in lines:
                 console.print_lines([line])
@@ -124,9 +130,10 @@ def _plan(
         plan.check_settings(settings, folder, mixed=args.allow_mixed)
         plan.check_files(inputs or None)
         return plan
-    sample = _sample(work, inputs)
-    settings["columns"] = column_types(sample, args.vector_field, args.id_field)
-    return Plan.make(inputs, settings, settings["unit_records"], work.fields)
+    plan = Plan.make(inputs, settings, settings["unit_records"], work.fields)
+    good = [source for source, file in zip(inputs, plan.files, strict=True) if not file.error]
+    columns = column_types(_sample(work, good), args.vector_field, args.id_field)
+    return replace(plan, settings=settings | {"columns": columns})
 
 
 def _sample(work: Work, inputs: Sequence[read.Source]) -> Iterator[read.Record]:
@@ -318,9 +325,12 @@ def _refuse_ray_options(args: argparse.Namespace) -> None:
         )
 
 
-def _refuse_streams(inputs: Sequence[read.Source]) -> None:
+def _refuse_streams(args: argparse.Namespace, inputs: Sequence[read.Source]) -> None:
     """Refuse inputs that cannot be read again: a job reads its files once to plan, and once more for each unit."""
     for source in inputs:
+        if source.path == read.STDIN and not args.files:
+            expected = "input files to begin one with, or the folder of a job"
+            raise InputError(args.output, "holds no job", expected=expected)
         local = read.scheme_of(source.path) is None
         if source.path == read.STDIN or (local and not os.path.isfile(source.path)):
             raise InputError(

@@ -91,7 +91,7 @@ def planning(folder: Path) -> Iterator[None]:
         InputError: the folder cannot be created, or holds other files and no plan.
     """
     refuse_other_files(folder)
-    path = folder / "_claims" / "plan"
+    path, new = folder / "_claims" / "plan", not folder.exists()
     with name_write_errors(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -103,6 +103,10 @@ def planning(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             os.unlink(path)
         os.close(descriptor)
+        if new and not (folder / NAME).exists():  # nothing is planned: leave no folder behind
+            with suppress(OSError):
+                path.parent.rmdir()
+                folder.rmdir()
 
 
 class BatchesTooLargeError(Exception):

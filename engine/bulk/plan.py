@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lastword.bulk.cutting import Cut, cut_file
-from lastword.cli.read import Fields, Part, Source, open_file, scheme_of, status_of
+from lastword.cli.read import Fields, Part, Source, UrlError, open_file, scheme_of, status_of
 from lastword.errors import InputError, count, valid_name
-from lastword.weights.files.atomic import replace_file
+from lastword.weights.files.atomic import name_write_errors, replace_file
 from lastword.weights.json_fields import read_object
 
 NAME = "_plan.json"
@@ -34,6 +34,7 @@ class InputFile:
         version: its time of modification in nanoseconds, or what the file system of a URL tells about the version.
         sha256: the hash of its content; "" for a URL whose file system tells the version, as reading it again is slow.
         header: the header of a table, in Latin-1; "" for other formats.
+        error: why the file is left out of the job; "" if it is not.
     """
 
     path: str
@@ -42,6 +43,7 @@ class InputFile:
     version: str
     sha256: str
     header: str
+    error: str = ""
 
     def check(self) -> None:
         """Check that the file has not changed.
@@ -49,6 +51,8 @@ class InputFile:
         Raises:
             InputError: the file is missing, cannot be read, or has another content.
         """
+        if self.error:
+            return
         remedy = "Restore the file, or start a new job in another folder."
         try:
             size, version = _status(self.path)
@@ -119,20 +123,17 @@ class Plan:
         """
         files, units, slices = list[InputFile](), list[Unit](), list[Slice]()
         records = 0  # of `slices`
+        first_error = None
         for source in inputs:
-            cuts = cut_file(source, fields, settings["delimiter"], unit_records)
-            size, version = _status(source.path)
-            told = scheme_of(source.path) is not None and version
-            files.append(
-                InputFile(
-                    source.path,
-                    source.format,
-                    size,
-                    version,
-                    "" if told else hash_file(source.path),
-                    cuts.header.decode("latin-1"),
-                )
-            )
+            try:
+                cuts = cut_file(source, fields, settings["delimiter"], unit_records)
+            except InputError as error:
+                if settings["on_error"] != "skip" or isinstance(error, UrlError):
+                    raise
+                first_error = first_error or error
+                files.append(InputFile(source.path, source.format, 0, "", "", "", str(error)))
+                continue
+            files.append(_as_it_is(source, cuts.header))
             for cut in cuts.cuts:
                 if slices and records + cut.records > unit_records:
                     units.append(Unit(len(units), tuple(slices)))
@@ -141,10 +142,12 @@ class Plan:
                 records += cut.records
         if slices:
             units.append(Unit(len(units), tuple(slices)))
+        if first_error is not None and not units:
+            raise first_error
         return Plan(settings, files, units)
 
     def save(self, folder: Path) -> None:
-        """Write the plan to a job's folder.
+        """Write the plan to a job's folder, and the files that are left out to `_errors/files.jsonl`.
 
         Raises:
             InputError: it cannot be written.
@@ -154,6 +157,12 @@ class Plan:
             asdict(file) | {"path": os.fsencode(file.path).decode("latin-1")} for file in self.files
         ]
         whole = {"version": VERSION, "settings": self.settings, "files": files, "units": units}
+        left_out = [{"path": file.path, "error": file.error} for file in self.files if file.error]
+        if left_out:
+            with name_write_errors(folder / "_errors"):
+                (folder / "_errors").mkdir(exist_ok=True)
+            with replace_file(folder / "_errors" / "files.jsonl") as stream:
+                stream.writelines(f"{json.dumps(each)}\n".encode() for each in left_out)
         with replace_file(folder / NAME) as stream:
             stream.write(json.dumps(whole, ensure_ascii=False, indent=1).encode())
 
@@ -259,6 +268,19 @@ def _status(path: str) -> tuple[int, str]:
         return -1 if size is None else size, version
     status = os.stat(path)
     return status.st_size, str(status.st_mtime_ns)
+
+
+def _as_it_is(source: Source, header: bytes) -> InputFile:
+    size, version = _status(source.path)
+    told = scheme_of(source.path) is not None and version
+    return InputFile(
+        source.path,
+        source.format,
+        size,
+        version,
+        "" if told else hash_file(source.path),
+        header.decode("latin-1"),
+    )
 
 
 def hash_file(path: str) -> str:

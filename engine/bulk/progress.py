@@ -92,6 +92,10 @@ class RunProgress:
             parts.append(f"{count(unknown, 'text')} with words that the model does not know")
         if skipped := sum(each.skipped for each in results):
             parts.append(options.skipped_line(skipped))
+        if left_out := sum(bool(file.error) for file in self._job.plan.files):
+            parts.append(f"{count(left_out, 'file')} left out")
         if errors:
-            parts.append(f"{count(errors, 'record')} left out (see {self._job.folder / '_errors'})")
+            parts.append(f"{count(errors, 'record')} left out")
+        if errors or left_out:
+            parts[-1] += f" (see {self._job.folder / '_errors'})"
         yield f"{self._job.folder}: {', '.join(parts)}"

@@ -130,9 +130,9 @@ def begin_error_list(args: argparse.Namespace) -> None:
 
 @contextmanager
 def collect_failures(args: argparse.Namespace) -> Iterator[Failures]:
-    """Yield the `Failures` of a run, as its options --on-error and --errors say.
+    """Yield the `Failures` of a run, according to its options --on-error and --errors.
 
-    The file of --errors appears if the run succeeds, or if it fails only because every text was left out.
+    The --errors file appears if the run succeeds, or if it fails only because every text was left out.
     """
     none_left = None
     with ExitStack() as files:

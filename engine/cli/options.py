@@ -333,9 +333,9 @@ def add_input_options(
         "folder, a pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. Files may be "
         "compressed: a.jsonl.gz, a.csv.zst (.zst needs pip install 'lastword[bulk]'). Files, folders and patterns may "
         "also be URLs (s3://, gs://, https:// and others that fsspec knows). In a folder and its subfolders, all .txt, "
-        ".md, .jsonl, .ndjson, .csv, .tsv and .parquet files are read, except hidden files and folders, files that "
-        "lastword wrote (vectors are recognised only if they were written with -o or --header) and "
-        "links to folders",
+        ".md, .jsonl, .ndjson, .csv, .tsv and .parquet files are read, except hidden files and folders, links to "
+        "folders, and files that lastword wrote (it knows its own files of vectors only if they were written with -o "
+        "or --header)",
     )
     add_format_options(parser)
     _add_document_options(parser)
@@ -349,16 +349,17 @@ def add_input_options(
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),
-        help="what to do when a text cannot be read, embedded or scored: stop, or skip the text and go on; by "
-        "default stop",
+        help="what to do when a text cannot be read, embedded or scored: stop, or skip the text and go on; a file "
+        "named here that does not exist ends the run in any case; by default stop (for a job, skip)",
     )
     parser.add_argument(
         "--errors",
         type=path_argument,
         metavar="FILE",
         help="with --on-error skip, list the skipped texts and files in this file, as JSON lines with the fields "
-        "`path`, `line` (not for a whole file) and `error`, and for a chunk (see --chunk) also `chunk`, `start` and "
-        "`end`; the list of an earlier run is removed first. By default one line on stderr counts them",
+        "`path`, `line` (absent for a whole file) and `error`, and for a chunk (see --chunk) also `chunk`, `start` and "
+        "`end`; the list of an earlier run is removed first. Without this option, one line on stderr says how "
+        "many there were",
     )
     parser.add_argument(
         "--quiet",
@@ -382,7 +383,7 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         default="text",
         metavar="NAME",
         help="name of the field or column that holds the text; in JSON lines, OUTER.INNER is the field INNER of the "
-        "object OUTER; by default text",
+        "object OUTER; by default `text`",
     )
     texts.add_argument(
         "--template",
@@ -585,7 +586,7 @@ def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:
         dest="known_as",
         type=model_argument,
         metavar="ID",
-        help=f"Hugging Face id of the published model whose {what} to use; by default MODEL itself or, for a local "
+        help=f"Hugging Face id of the published model whose {what} is used; by default MODEL itself or, for a local "
         "folder, the published model with the folder's name",
     )
 

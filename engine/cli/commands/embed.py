@@ -36,7 +36,7 @@ EXAMPLES = """examples:
   lastword embed big.csv.gz --model ./model -o big.npy
   lastword embed docs --files --chunk 200 --ignore 'drafts/' -o docs.npy
   lastword embed big.jsonl --on-error skip --errors skipped.jsonl -o big.npy
-  lastword embed corpus/ --model ./model -o vectors/          a job: given again, the command goes on where it stopped
+  lastword embed corpus/ --model ./model -o vectors/          a job: run again, the command goes on where it stopped
   lastword embed --check vectors/
   lastword embed corpus/ --model ./model -o vectors/ --ray 10.0.0.1:6379
 
@@ -62,12 +62,12 @@ keeps one bit per dimension, 1 for a value above 0, eight bits to a byte; binary
 both by Hamming distance).
 
 With -o DIRECTORY/, the command is a job. Its plan (_plan.json) divides the input into units, and the vectors of a unit
-appear in the folder, as part-000000.parquet and so on, once the unit is complete. Given again with the same options,
-an interrupted command does only what is missing; several processes or machines may work on one folder. Records that
-cannot be read or embedded are listed in _errors/, and the job goes on (unless --on-error stop). A Parquet file has the
-columns `id` (the record's own, or where it is), the record's other fields, `other` (a JSON object of fields that the
-first 1,000 records do not have, or have with another type), `path`, `line`, `chunk`, `start`, `end`, `embedding`,
-`tokens` and `truncated`.
+appear in the folder, as part-000000.parquet and so on, once the unit is complete. If an interrupted command is run
+again with the same options, it does only what is missing; several processes or machines may work on one folder. Records
+that cannot be read or embedded are listed in _errors/, and the job goes on (unless --on-error stop). A Parquet file has
+the columns `id` (the record's own id or, if it has none, its place in the input), a column for each other field of the
+records, `other` (a JSON object of the fields that have no column, or a value of another type; the columns are those of
+a sample of records), `path`, `line`, `chunk`, `start`, `end`, `embedding`, `tokens` and `truncated`.
 
 With -o OUT, metadata is stored too: the model, its settings and two fingerprints. A .safetensors file holds its own
 metadata; for the other formats, the metadata goes to OUT.json. Stdout and other streams (/dev/stderr, a named pipe)
@@ -75,9 +75,9 @@ take JSON lines only; there, --header prints the metadata first. Vectors can be 
 fingerprint, the same precision and, if made with --ranges, the same ranges. The same `run` fingerprint means the same
 model and settings.
 
-The last line on stderr counts the tokens requested, the tokens computed, the prompt tokens whose keys and values the
-model had kept ("from the prompt cache"), and the tokens saved by computing common beginnings of texts only once.
-tokens/s counts requested tokens."""
+The last line on stderr gives the numbers of tokens requested and computed, of prompt tokens whose keys and values the
+model had kept ("from the prompt cache"), and of tokens saved because texts shared a prefix. tokens/s counts requested
+tokens."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -89,8 +89,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=options.path_argument,
         metavar="OUT",
-        help="output: a file (which appears or is replaced only once it is complete), a device or a pipe; or a folder, "
-        "written DIRECTORY/, for a job that can be interrupted and resumed; by default stdout",
+        help="output: a file (which appears or is replaced only when it is complete), a device file such as "
+        "/dev/stderr, or a pipe; or a folder, with a slash at the end (DIRECTORY/), for a job that can be interrupted "
+        "and resumed; by default stdout",
     )
     parser.add_argument(
         "--format",
@@ -108,7 +109,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=options.name_argument,
         default=VECTOR_FIELD,
         metavar="NAME",
-        help="name of the JSON field or safetensors tensor that holds the vectors; by default embedding",
+        help="name of the JSON field or safetensors tensor that holds the vectors; by default `embedding`",
     )
     parser.add_argument(
         "--precision",
@@ -543,6 +544,8 @@ def _format_of(output: str) -> str:
         return "jsonl"
     if ending not in write.FORMATS:
         lines = "JSON lines are named .jsonl. " if ending == "json" else ""
+        if ending == "parquet":
+            lines = "Parquet files are written to a folder: -o DIRECTORY/. "
         chosen = "" if is_packed(ending) else ", or choose the format with --format"
         raise InputError(
             output,

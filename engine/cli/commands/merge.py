@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=options.path_argument,
         metavar="FILE",
-        help="write a report with one line per tensor to this file, device or pipe; - is stdout; by default none",
+        help="write a report with one line per tensor to this file, device file or pipe; - is stdout; by default none",
     )
 
 

@@ -84,7 +84,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--query-field",
         type=options.name_argument,
         metavar="NAME",
-        help="name of the field or column in the file of --queries that holds the query; by default text",
+        help="name of the field or column of the --queries file that holds the query; by default `text`",
     )
     parser.add_argument(
         "--top-k",
@@ -269,7 +269,7 @@ def query_or_file(args: argparse.Namespace) -> None:
 
 
 def _query_files(args: argparse.Namespace) -> list[read.Source]:
-    """Return a list with the file of --queries, or an empty list without --queries.
+    """Return a list with the --queries file, or an empty list without --queries.
 
     Raises:
         InputError: the file cannot be read, or does not fit the other options.

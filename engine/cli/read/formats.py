@@ -1,8 +1,10 @@
 """Read the records of each format: text, JSON lines, CSV and TSV (`table.py`), Parquet, and whole files."""
 
+import os
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TextIO
+from typing import Any, TextIO
 
 from lastword.cli.read.fields import Fields
 from lastword.cli.read.kinds import STDIN, Source
@@ -125,8 +127,6 @@ def _whole_text(lines: Iterator[Line], source: Source) -> str:
 def _json_lines(
     lines: Iterator[Line], source: Source, fields: Fields, on_bad: OnBad
 ) -> Iterator[Record]:
-    from lastword.weights import parse_object
-
     for number, (line, problem) in enumerate(lines, 1 + source.lines_before):
         line = line.strip(_JSON_SPACE)
         if not line:
@@ -135,13 +135,36 @@ def _json_lines(
         try:
             if problem is not None:
                 raise problem
-            found = parse_object(line, where, InputError)
+            found = _object(line, where, source)
             record = fields.record(found, source, number, partial(_without_brace, line))
         except InputError as error:
+            if number == 1 and line.startswith("[") and not line.endswith("]"):
+                on_bad(_is_array(source), source.name, None)
+                return
             on_bad(error, source.name, number)
             continue
         if record is not None:
             yield record
+
+
+def _object(line: str, where: str, source: Source) -> dict[str, Any]:
+    from lastword.weights import parse_object
+
+    if line.startswith("[") and line.endswith("]"):
+        error = _is_array(source)
+        error.where = where
+        raise error
+    return parse_object(line, where, InputError)
+
+
+def _is_array(source: Source) -> InputError:
+    name = shlex.quote(source.path)
+    return InputError(
+        source.name,
+        "holds a JSON array",
+        expected="JSON lines: one object per line",
+        remedy=f"Convert it: jq -c '.[]' {name} > {shlex.quote(f'lines-{os.path.basename(source.path)}')}.",
+    )
 
 
 def _without_brace(line: str) -> str:

@@ -122,6 +122,10 @@ def _header(
         raise InputError(where, "has no header", expected="the names of the columns")
     names = frozenset(header)
     if len(names) < len(header):
+        nameless = [str(number) for number, name in enumerate(header, 1) if not name]
+        if len(nameless) > 1:
+            what = f"columns {' and '.join(nameless[:2])} have no name"
+            raise InputError(where, what, remedy="Name or remove all such columns.")
         twice = list_some({name for name in header if header.count(name) > 1})
         raise InputError(where, "two columns have the same name", got=twice, remedy="Rename one.")
     fields.check_columns(header, where, remedy or _spaces_hint(header, fields.text))

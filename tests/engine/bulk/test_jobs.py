@@ -204,6 +204,7 @@ def test_other_files_are_refused(corpus: Path, capfd: pytest.CaptureFixture) -> 
     ("arguments", "message"),
     [
         (("-",), "stdin: cannot be read twice"),
+        ((), "out/: holds no job; expected input files to begin one with"),
         (("corpus", "--header"), "--header: is for stdout and pipes"),
         (("corpus", "--errors", "e.jsonl"), "--errors: is not needed"),
         (
@@ -265,6 +266,14 @@ def test_dry_run(capfd: pytest.CaptureFixture) -> None:
     assert abs(million - tokens / speed * 3.6 / 3600 / 120 * 1e6) < 0.02
     assert price == round(million * 120 / 1e6, 2)
     assert not Path("out").exists()
+    assert embed("corpus", *SMALL) == 0
+    for number in (3, 8):
+        Path(f"out/_done/{number:06d}.json").unlink()
+    capfd.readouterr()
+    assert embed("corpus", *SMALL, "--dry-run") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[:2] == ["out: 10 of 12 units are done already", "what is left to do:"]
+    assert lines[2].startswith("20 records in 2 units")
 
 
 def test_two_shares_make_the_whole(capfd: pytest.CaptureFixture) -> None:

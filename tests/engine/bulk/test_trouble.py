@@ -181,3 +181,32 @@ def test_check_alone(capfd: pytest.CaptureFixture) -> None:
     assert "--check" in capfd.readouterr().err
     assert main(["embed", "--check"]) == 2
     assert "--check" in capfd.readouterr().err
+
+
+def test_a_file_that_cannot_be_used_is_left_out_and_listed(capfd: pytest.CaptureFixture) -> None:
+    write_texts(5)
+    Path("in/excel.csv").write_text("Nr;Name\n1;x\n")
+    Path("in/twice.csv").write_text("text,a,a\n1,2,3\n")
+    Path("in/array.jsonl").write_text('[\n {"text": "one"}\n]\n')
+    assert embed("in") == 0
+    err = capfd.readouterr().err
+    assert "out: complete; 5 texts" in err
+    assert "2 files left out, 1 record left out (see out/_errors)" in err
+    listed = [
+        json.loads(line)
+        for path in sorted(Path("out/_errors").iterdir())
+        for line in path.read_text().splitlines()
+    ]
+    assert [each["path"] for each in listed] == ["in/array.jsonl", "in/excel.csv", "in/twice.csv"]
+    assert "has no field 'text'" in listed[1]["error"]
+    assert "holds a JSON array" in listed[0]["error"]
+    assert embed("in") == 0
+    assert embed("in", "--on-error", "stop", out="strict/") == 2
+    assert not Path("strict").exists()
+
+
+def test_a_job_of_unusable_files_is_refused(capfd: pytest.CaptureFixture) -> None:
+    Path("in/excel.csv").write_text("Nr;Name\n1;x\n")
+    assert embed("in") == 2
+    assert "has no field 'text'" in capfd.readouterr().err
+    assert not Path("out").exists()
