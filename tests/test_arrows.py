@@ -76,7 +76,7 @@ ADAPTERS = (
     "lastword.serve.protocols.tei",
 )
 EXTRAS = {
-    "lastword.bulk": {"pyarrow", "ray"},
+    "lastword.bulk": {"psycopg", "pyarrow", "ray"},
     "lastword.cli.read": {"fsspec", "pyarrow"},
     "lastword.cli.documents": {"pathspec", "semantic_text_splitter"},
     "lastword.evaluate": {"datasets", "mteb"},

@@ -28,6 +28,7 @@ from lastword.cli.failures import Failures
 from lastword.errors import InputError, count
 
 if TYPE_CHECKING:
+    from lastword.bulk.postgres import PostgresTable
     from lastword.embedder import Embedder
 
 _SAMPLED_FILES = 100
@@ -154,6 +155,11 @@ def run_units(args: argparse.Namespace, job: Job, do_all: DoAll) -> int:
     """
     from lastword.progress import progress_bar
 
+    table = None
+    if args.to is not None:  # before the work, so that a wrong address costs nothing
+        from lastword.bulk.postgres import PostgresTable
+
+        table = PostgresTable(args.to, args.table, job.plan.settings, args.vector_field)
     recorded = job.results()
     done = {number for number, result in recorded.items() if job.is_whole(result)}
     if again := len(recorded) - len(done):
@@ -169,7 +175,25 @@ def run_units(args: argparse.Namespace, job: Job, do_all: DoAll) -> int:
         claimed = do_all(todo, progress.finish_unit, advance)
     summary = progress.summary(claimed, skip_blank=args.skip_blank)
     console.say_all(summary, quiet=args.quiet)
+    if table is not None:
+        _load(args, job, table)
     return 0
+
+
+def _load(args: argparse.Namespace, job: Job, table: "PostgresTable") -> None:
+    """Load the units that are done into the table of --to."""
+    from lastword.progress import progress_bar
+
+    results = job.results()
+    results = {number: each for number, each in results.items() if job.is_whole(each)}
+    show = console.shows_progress(quiet=args.quiet)
+    with (
+        closing(table),
+        progress_bar(len(results), show=show, unit=" units", what="Loading") as advance,
+    ):
+        rows = table.load(job, results, lambda _: advance(1))
+    done = f"{count(rows, 'row')} loaded" if rows else "everything was loaded before"
+    console.say_all([f"table {args.table}: {done}"], quiet=args.quiet)
 
 
 class UnitWriter:
@@ -288,6 +312,7 @@ def _refuse_options(args: argparse.Namespace) -> None:
     if args.hourly_price is not None and not args.dry_run:
         raise InputError("--hourly-price", "is for --dry-run", remedy="Add --dry-run.")
     _refuse_ray_options(args)
+    _refuse_database(args)
     if not 0 <= args.rank < args.world:
         expected = f"0 to {args.world - 1}, as --world {args.world} says"
         raise InputError("--rank", "out of range", got=str(args.rank), expected=expected)
@@ -323,6 +348,23 @@ def _refuse_ray_options(args: argparse.Namespace) -> None:
         raise InputError(
             "--device", "does not fit --ray", got=args.device, expected=expected, remedy=remedy
         )
+
+
+def _refuse_database(args: argparse.Namespace) -> None:
+    """Refuse a --to that is no database, or that has no Parquet files to load."""
+    if args.to is None:
+        return
+    if not args.to.startswith(("postgresql://", "postgres://")):
+        expected = "postgresql://USER@HOST/DATABASE"
+        raise InputError(
+            "--to", "unknown database", got=repr(args.to.split("@")[-1]), expected=expected
+        )
+    if args.format not in (None, "parquet"):
+        remedy = "Leave --format out."
+        raise InputError("--to", "loads Parquet", got=f"--format {args.format}", remedy=remedy)
+    if args.dry_run or args.check:
+        option = "--dry-run" if args.dry_run else "--check"
+        raise InputError("--to", "loads vectors", got=option, remedy="Leave one of them out.")
 
 
 def _refuse_streams(args: argparse.Namespace, inputs: Sequence[read.Source]) -> None:

@@ -27,6 +27,7 @@ from lastword.report import Report
 if TYPE_CHECKING:
     from lastword.embedder import Embedder
 
+TABLE = "lastword"  # the default of --table
 UNIT_RECORDS = 50_000  # the default of --unit-records
 VECTOR_FIELD = "embedding"  # the default of --vector-field
 ABOUT = "turn texts into vectors"
@@ -200,7 +201,24 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         help="continue a job although the number of threads, the device, --max-batch-tokens or the version of "
         "lastword has changed; vectors then differ by rounding from those of a run without such a change",
     )
+    _add_database(group)
     _add_reports(group)
+
+
+def _add_database(group: "argparse._ArgumentGroup") -> None:
+    group.add_argument(
+        "--to",
+        metavar="URL",
+        help="also load the vectors of the job into a table of PostgreSQL with pgvector: "
+        "postgresql://USER@HOST/DATABASE; rows are inserted, or replaced if their id is there, and every unit is "
+        "loaded once. Needs pip install 'lastword[bulk,postgres]'",
+    )
+    group.add_argument(
+        "--table",
+        default=TABLE,
+        metavar="NAME",
+        help=f"with --to, name of the table; by default {TABLE}",
+    )
 
 
 def _add_reports(group: "argparse._ArgumentGroup") -> None:
@@ -269,6 +287,8 @@ def _refuse_job_options(args: argparse.Namespace) -> None:
         (args.dry_run, "--dry-run"),
         (args.check, "--check"),
         (args.json, "--json"),
+        (args.to is not None, "--to"),
+        (args.table != TABLE, "--table"),
         (args.hourly_price is not None, "--hourly-price"),
         (args.ray is not None, "--ray"),
         (args.cores_per_model is not None, "--cores-per-model"),
