@@ -1,4 +1,4 @@
-"""lastword: Qwen3 text embeddings and reranking. It computes the beginnings that texts share only once.
+"""lastword: Qwen3 text embeddings and reranking. Prefixes shared by several texts are computed only once.
 
 Importing this package imports no other module: each public name is imported on first use. So `lastword --help`, or
 code that only catches `lastword.InputError`, does not wait for torch, and Ctrl-C works from the start.

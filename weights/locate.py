@@ -70,7 +70,7 @@ def locate(
         revision: branch, tag or commit of the hub repository; must be None for a folder and for the built-in model.
         cache_dir: the folder of the hub's cache; None means huggingface-hub's default. `cache_dir` and the arguments
             below have no effect for a folder or the built-in model.
-        token: a hub token, or False for none; None uses the token of the current login.
+        token: a hub token, or False to send none; without it (None), the token of the current login.
         local_files_only: do not use the network (`HF_HUB_OFFLINE=1` does the same).
         also: additional files to fetch, as names or patterns.
 

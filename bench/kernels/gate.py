@@ -42,7 +42,7 @@ class GateResult:
     """Whether an implementation is right; if not, `reason` says how its outputs are wrong.
 
     `max_error` is the largest error of an element in the first wrong output, or in the first output if none is wrong;
-    None if no numbers were compared. `allowed` is the bound of that error.
+    None if no numbers were compared. `allowed` is the bound on that error.
     """
 
     right: bool

@@ -196,7 +196,7 @@ def lanes_of(children: Mapping[str, Child], load: Workload, setup: Setup) -> lis
 
 
 def embed(setup: Setup, lane: Lane, load: Workload) -> tuple[Tensor, float]:
-    """Return a lane's vectors of a workload, fp32 [N, C] (for pairs log-odds, fp32 [1, N]), and the seconds taken."""
+    """Embed a workload with one lane; return vectors, fp32 [N, C], or log-odds of pairs, fp32 [1, N], and seconds."""
     path = setup.scratch / "vectors"
     texts = str(setup.write_texts(load))
     answer = lane.child.ask(do="run", texts=texts, save=str(path), cache=lane.cache)

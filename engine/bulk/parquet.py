@@ -84,7 +84,7 @@ class ParquetFile:
         self._lengths: list[tuple[int, bool]] = []
 
     def note_rows(self, rows: list[tuple[int, bool]]) -> None:
-        """Take the numbers of tokens of the rows of the next matrix, and whether their texts were cut."""
+        """Remember, for each row of the next matrix, its number of tokens and whether its text was cut."""
         self._lengths = rows
 
     def write(self, records: Sequence[Record], matrix: "Tensor") -> None:

@@ -332,10 +332,10 @@ def add_input_options(
         help="input: a .jsonl, .ndjson, .csv, .tsv or .parquet file, a plain text file with one text per line, a "
         "folder, a pattern in quotes such as 'docs/**/*.md', or - for stdin; by default stdin. Files may be "
         "compressed: a.jsonl.gz, a.csv.zst (.zst needs pip install 'lastword[bulk]'). Files, folders and patterns may "
-        "also be URLs (s3://, gs://, https:// and others that fsspec knows). In a folder and its subfolders, all .txt, "
-        ".md, .jsonl, .ndjson, .csv, .tsv and .parquet files are read, except hidden files and folders, links to "
-        "folders, and files that lastword wrote (it knows its own files of vectors only if they were written with -o "
-        "or --header)",
+        "also be URLs (s3://, gs://, https:// and others that fsspec knows). In a folder and its subfolders, all "
+        ".txt, .md, .jsonl, .ndjson, .csv, .tsv and .parquet files are read, except hidden files and folders, links "
+        "to folders, and files that lastword wrote (it recognises its own vector files only if they were written with "
+        "-o or --header)",
     )
     add_format_options(parser)
     _add_document_options(parser)
@@ -349,8 +349,8 @@ def add_input_options(
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),
-        help="what to do when a text cannot be read, embedded or scored: stop, or skip the text and go on; a file "
-        "named here that does not exist ends the run in any case; by default stop (for a job, skip)",
+        help="what to do when a text cannot be read, embedded or scored: stop, or skip the text and go on; a FILE on "
+        "the command line that does not exist always ends the run; by default stop, except for jobs",
     )
     parser.add_argument(
         "--errors",
@@ -389,9 +389,9 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         "--template",
         type=text_argument,
         metavar="TEMPLATE",
-        help="make the text from several fields: '{title}: {doc.body}' puts in the field title, and the field body of "
-        "the object doc; numbers are written as in JSON, a missing or null field is an error, and {{ and }} stand for "
-        "braces. Instead of --text-field",
+        help="make the text from several fields: '{title}: {doc.body}' inserts the value of the field `title`, then "
+        "that of the field `body` of the object `doc`; numbers are written as in JSON, a missing or null field is an "
+        "error, and {{ and }} stand for braces. Instead of --text-field",
     )
     parser.add_argument(
         "--where",
@@ -399,9 +399,9 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=text_argument,
         metavar="FIELD=VALUE",
-        help="use only records whose field has this value, or is otherwise (!=), or is a number that is smaller or "
-        "greater (<, <=, >, >=); a missing field counts as null. = compares numbers by value and other values as they "
-        "are written. May be repeated: all must hold",
+        help="use only records whose FIELD equals VALUE or, with != instead of =, does not equal it or, with <, <=, > "
+        "or >=, is a number below or above it; a missing field counts as null. Numbers are equal by value, anything "
+        "else as it is written. May be repeated: all must hold",
     )
     parser.add_argument(
         "--delimiter",
@@ -580,13 +580,13 @@ def open_splitter(
 
 
 def add_known_as(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --as, which says which published model a folder holds; `what` names the facts to look up for that model."""
+    """Add --as, which says which published model a folder holds; `what` says which of its facts."""
     parser.add_argument(
         "--as",
         dest="known_as",
         type=model_argument,
         metavar="ID",
-        help=f"Hugging Face id of the published model whose {what} is used; by default MODEL itself or, for a local "
+        help=f"Hugging Face id of the published model whose {what} used; by default MODEL itself or, for a local "
         "folder, the published model with the folder's name",
     )
 

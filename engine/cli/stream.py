@@ -97,7 +97,7 @@ class _Waiting:
     def take(self, rows: int | None) -> Iterator[Record]:
         """Yield the next `rows` records that have a vector, and hand the records with an error to `failures`.
 
-        With None instead of a number, take all waiting records: after the last vector, all of them have an error.
+        Pass None after the last vector: each record that still waits has an error, and all are handed over.
         """
         while self._records and rows != 0:
             record = self._records.popleft()

@@ -365,7 +365,7 @@ def _bad_states(states: Tensor, task: Task) -> dict[int, dict[str, str]]:
 
 
 def counts_of(forest: Forest) -> Report:
-    """Return the counts of one batch."""
+    """Return the token counts of one batch."""
     return Report(
         tokens_requested=forest.tokens_requested,
         tokens_computed=forest.tokens_computed,

@@ -147,7 +147,7 @@ class Made:
             dim: the number of dimensions that the user asks for, or None.
 
         Raises:
-            InputError: the model's vectors are of another space.
+            InputError: the model's vectors belong to another space.
         """
         if dim is not None and dim != self.dim:
             expected = f"{self.dim}, as in {self.where}"

@@ -1,4 +1,4 @@
-"""Check that models can be merged: equal architecture, vocabulary and tensors."""
+"""Check that models can be merged: equal architecture and vocabulary, tensors of equal names and shapes."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

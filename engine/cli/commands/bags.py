@@ -21,7 +21,7 @@ per line. Each dataset is sampled separately, without replacement.
 
 With -o plan.json, the command writes plan.json, plan.rows/BAG/DATASET.txt with one row id per line, and
 plan.merge.yaml, a recipe for "lastword merge". The same files, ratios and seed always give the same plan, on any
-machine and in whatever order the files are named.
+machine and in whatever order the files are listed.
 
 To update a released model, pass its earlier training data with --old: each bag then mixes old and new rows. Pass the
 model itself with --into: the recipe then includes it."""

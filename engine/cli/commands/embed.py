@@ -37,7 +37,7 @@ EXAMPLES = """examples:
   lastword embed big.csv.gz --model ./model -o big.npy
   lastword embed docs --files --chunk 200 --ignore 'drafts/' -o docs.npy
   lastword embed big.jsonl --on-error skip --errors skipped.jsonl -o big.npy
-  lastword embed corpus/ --model ./model -o vectors/          a job: run again, the command goes on where it stopped
+  lastword embed corpus/ --model ./model -o vectors/          a job: run the command again to resume it
   lastword embed --check vectors/
   lastword embed corpus/ --model ./model -o vectors/ --ray 10.0.0.1:6379
 
@@ -67,8 +67,9 @@ appear in the folder, as part-000000.parquet and so on, once the unit is complet
 again with the same options, it does only what is missing; several processes or machines may work on one folder. Records
 that cannot be read or embedded are listed in _errors/, and the job goes on (unless --on-error stop). A Parquet file has
 the columns `id` (the record's own id or, if it has none, its place in the input), a column for each other field of the
-records, `other` (a JSON object of the fields that have no column, or a value of another type; the columns are those of
-a sample of records), `path`, `line`, `chunk`, `start`, `end`, `embedding`, `tokens` and `truncated`.
+records, `other` (a JSON object of the fields that have no column of their own, or whose value does not fit its type;
+the columns are chosen from a sample of the records), `path`, `line`, `chunk`, `start`, `end`, `embedding`, `tokens` and
+`truncated`.
 
 With -o OUT, metadata is stored too: the model, its settings and two fingerprints. A .safetensors file holds its own
 metadata; for the other formats, the metadata goes to OUT.json. Stdout and other streams (/dev/stderr, a named pipe)
@@ -184,8 +185,8 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
         type=options.natural,
         default=0,
         metavar="R",
-        help="this machine's number, from 0, if several share the job (see --world): it does the units R, R+W, R+2W "
-        "and so on; by default 0",
+        help="this machine's number, from 0, if several share the job (see --world): it processes the units R, R+W, "
+        "R+2W and so on; by default 0",
     )
     group.add_argument(
         "--world",
@@ -230,8 +231,8 @@ def _add_reports(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
         "--dry-run",
         action="store_true",
-        help="print what the job would do, how much of it is done, and how long the rest would take by the speed of a "
-        "sample, and exit",
+        help="print what the job would do, how much of it is done, and how long the rest would take at the speed "
+        "measured on a sample, and exit",
     )
     group.add_argument(
         "--hourly-price",
@@ -252,18 +253,19 @@ def _add_ray_options(group: "argparse._ArgumentGroup") -> None:
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="do the units on a Ray cluster, with one model per GPU or, without GPUs, per N cores (see "
+        help="process the units on a Ray cluster, with one model per GPU or, without GPUs, per N cores (see "
         "--cores-per-model); ADDRESS is HOST:PORT of the cluster's head, by default what RAY_ADDRESS names, else the "
-        "cluster that runs on this machine, else a new one on this machine alone; local asks for the latter. The "
-        "files, the folder and the model must have the same paths on every machine. Needs pip install "
+        "cluster that runs on this machine, else a new one on this machine alone, which ADDRESS `local` always "
+        "starts. The files, the folder and the model must have the same paths on every machine. Needs pip install "
         "'lastword[ray]'",
     )
     group.add_argument(
         "--cores-per-model",
         type=options.positive,
         metavar="N",
-        help="with --ray, number of cores, and threads, of each model; by default that of the plan if there is one, "
-        "else all cores of the smallest machine or, with GPUs, its cores divided by its GPUs",
+        help="with --ray, number of CPU cores (and threads) for each model; by default the number in the job's plan. "
+        "If there is no plan yet: all cores of the smallest machine or, if the machines have GPUs, that machine's "
+        "cores per GPU",
     )
 
 

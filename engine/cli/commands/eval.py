@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare the saved results with the scores on the model card; with --card alone, no tasks are run",
     )
-    options.add_known_as(parser, "task instructions and model card")
+    options.add_known_as(parser, "task instructions and model card are")
     parser.add_argument(
         "--results",
         type=options.path_argument,

@@ -30,12 +30,12 @@ EXAMPLES = """examples:
   A line of results.jsonl, in the order of the requests:
   {"id": ..., "custom_id": "1", "response": {"status_code": 200, "request_id": ..., "body": {...}}, "error": null}
 
-`body` is what `lastword serve` takes and gives at that path. If it would refuse a request, status_code and body are
-those of its refusal. `response` is null, and `error` has a code and a message, if a line is not a request at all,
-repeats a custom_id, or has more than --max-body-bytes. Errors do not stop the run and do not change the exit status;
-the last line on stderr counts them.
+The two `body` fields are the request and response bodies of `lastword serve` at that path. If the server would refuse a
+request, status_code and body are those of its error response. `response` is null, and `error` has a code and a message,
+if a line is not a request at all, repeats a custom_id, or has more than --max-body-bytes. Errors do not stop the run
+and do not change the exit status; the last line on stderr counts them.
 
-The same command goes on where an interrupted run stopped, and the result has the same bytes as without an interruption.
+Run the same command again to resume an interrupted run; the result is byte for byte that of an uninterrupted one.
 results.jsonl.run.json holds the settings; a run with other settings, or with a changed input, is refused. With a pipe
 or - (stdin, stdout) as input or output, a run cannot be continued.
 

@@ -89,7 +89,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         "--model-name",
         type=options.revision_argument,
         metavar="NAME",
-        help="name of MODEL in requests and answers; by default the name that MODEL was opened with",
+        help="name of MODEL in requests and responses; by default MODEL as given",
     )
     parser.add_argument(
         "--reranker",

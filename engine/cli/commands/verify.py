@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also run the model card's example in float32, and compare the scores with the card's",
     )
-    options.add_known_as(parser, "model card")
+    options.add_known_as(parser, "model card is")
     parser.add_argument(
         "--reranker",
         action="store_true",

@@ -54,7 +54,7 @@ class OllamaVersion(TypedDict):
 
 
 def call(body: OllamaEmbedBody) -> EmbedCall:
-    """Return the call that the body asks for."""
+    """Return the `EmbedCall` that the request body asks for."""
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not texts:
         raise bad_request("input: empty; expected at least one text.", "input", "empty")

@@ -30,7 +30,7 @@ class TeiRerankBody(Body):
 
 
 class Document(Body):
-    """A document given as an object."""
+    """A document given as a JSON object."""
 
     text: str
 
