@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 
+from lastword import Embedder
 from lastword.bench.bulk.fleet import fleet
 from lastword.bench.machine import busy_notice, describe_run, json_lines
 from lastword.bench.memory import held_bytes
 from lastword.errors import ConfigError
 
 _ROWS, _ROWS_WITH_MODEL = 2000, 400
+_COMPARED, _TOLERANCE = 20, 1e-3  # texts whose vectors are compared, and their largest difference
 _WORDS = 75  # about 100 tokens
 _UNITS = 20  # of a job, about
 _MEMORY_STEPS = (1, 10)  # tenths of the rows, for the scenario memory
@@ -104,56 +106,97 @@ class Process:
     """A process that runs a corpus job."""
 
     def __init__(self, setting: Setting, path: Path, out: Path, threads: int) -> None:
-        rows = sum(1 for _ in path.open("rb"))
+        rows = path.read_bytes().count(b"\n")
         program = "import sys; from lastword.cli.entry import main; sys.exit(main())"
-        options = [
-            "embed",
-            path,
-            "-o",
-            f"{out}/",
-            "--json",
-            "--quiet",
-            "--unit-records",
-            max(20, rows // _UNITS),
-        ]
+        options = ["embed", path, "-o", f"{out}/", "--json", "--quiet", "--device", "cpu"]
+        options += ["--unit-records", max(20, rows // _UNITS)]
         options += ["--model", setting.model] if setting.model else []
-        self._began = perf_counter()
+        self._began, self._errors = perf_counter(), tempfile.TemporaryFile()  # noqa: SIM115  closed in `wait`
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program, *map(str, options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-c", program, *map(str, options)], stdout=subprocess.PIPE, stderr=self._errors,
             text=True, env=_environment(threads),
         )  # fmt: skip
 
     def wait(self) -> dict[str, Any]:
-        """Wait for the job; return the seconds of its units, those of the whole process, and its peak memory.
+        """Wait for the job; return its rows, the seconds of its units and of the whole process, and its peak memory.
 
         Raises:
             ConfigError: it failed; the error has its last lines.
         """
-        process, seconds, peak = self._process, 0.0, 0
+        process, seconds, peak, rows = self._process, 0.0, 0, 0
         assert process.stdout is not None
-        assert process.stderr is not None
-        for line in process.stdout:
-            seconds += json.loads(line)["seconds"]
-            peak = max(peak, held_bytes("VmHWM", process.pid))
-        err = process.stderr.read()
-        if process.wait():
+        try:
+            for line in process.stdout:
+                unit = json.loads(line)
+                seconds, rows = seconds + unit["seconds"], rows + unit["rows"]
+                peak = max(peak, held_bytes("VmHWM", process.pid))
+            status = process.wait()
+        finally:
+            process.kill()
+            process.stdout.close()
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").splitlines()
+            self._errors.close()
+        if status:
+            raise ConfigError("lastword bench bulk", "a job failed", got=" / ".join(lines[-3:]))
+        wall = perf_counter() - self._began
+        return {"rows": rows, "seconds": seconds, "wall": wall, "peak_bytes": peak}
+
+
+def _compare(setting: Setting, ways: Sequence[str]) -> None:
+    """Check that all ways give the vectors of `encode`.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    from pyarrow import parquet
+
+    path = setting.texts(_COMPARED, -1)
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    with Embedder(setting.model or None, device="cpu", show_progress_bar=False) as embedder:
+        expected = embedder.encode(texts, prompt="")
+    for way in ways:
+        if way == "encode":
+            continue
+        out = setting.new_folder()
+        if way == "vllm":
+            _vllm(setting, path)
+            lines = (setting.folder / "results.jsonl").read_text().splitlines()
+            found = {
+                int(each["custom_id"]): each["response"]["body"]["data"][0]["embedding"]
+                for each in map(json.loads, lines)
+            }
+        else:
+            setting.run(way, path, out, torch.get_num_threads())
+            table = parquet.read_table(out)
+            found = dict(zip(table["id"].to_pylist(), table["embedding"].to_pylist(), strict=True))
+        vectors = torch.tensor([found.get(n, [0.0] * expected.shape[1]) for n in range(len(texts))])
+        error = float((vectors - expected).abs().max())
+        if error > _TOLERANCE:
+            expected_error = f"at most {_TOLERANCE:g}"
             raise ConfigError(
-                "lastword bench bulk", "a job failed", got=" / ".join(err.splitlines()[-3:])
+                way, "other vectors than encode", got=f"{error:.2g}", expected=expected_error
             )
-        return {"seconds": seconds, "wall": perf_counter() - self._began, "peak_bytes": peak}
 
 
 def encode(setting: Setting) -> Iterator[dict[str, Any]]:
     """Compare a job, and the other libraries, with `encode`, alternated; a file of new texts in every round."""
     threads = torch.get_num_threads()
-    ways = ["encode", "job", *(each for each in setting.args.beside if each != "vllm")]
-    taken: dict[str, list[float]] = {way: [] for way in setting.args.beside + ways}
+    ways = ["encode", "job", *dict.fromkeys(setting.args.beside)]
+    _compare(setting, ways)
+    taken: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(setting.rounds):
         path = setting.texts(setting.rows, number)
         for way in ways if number % 2 == 0 else ways[::-1]:
-            taken[way].append(setting.run(way, path, setting.new_folder(), threads)["seconds"])
-        if "vllm" in taken:
-            taken["vllm"].append(_vllm(setting, path))
+            if way == "vllm":
+                taken[way].append(_vllm(setting, path))
+                continue
+            found = setting.run(way, path, setting.new_folder(), threads)
+            if found["rows"] != setting.rows:
+                raise ConfigError(
+                    way, "left rows out", got=str(found["rows"]), expected=str(setting.rows)
+                )
+            taken[way].append(found["seconds"])
     for way, seconds in taken.items():
         median = statistics.median(seconds)
         ratio = statistics.median(a / b for a, b in zip(seconds, taken["job"], strict=True))
@@ -257,7 +300,7 @@ def resume(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def memory(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Show the peak memory of jobs of a tenth of the texts, all of them, and ten times as many."""
+    """Show the peak memory of jobs of a tenth of the texts, all of them, and ten times as many (twice with --model)."""
     for tenths in (*_MEMORY_STEPS, 100 if setting.args.model is None else 20):
         rows = max(1, setting.rows * tenths // 10)
         found = setting.run(

@@ -13,27 +13,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Returns the seconds for opening the model, and the number of rows.
-Way = Callable[[str, str, str], tuple[float, int]]
+# Returns the seconds for opening the model, and a function that counts the rows written.
+Way = Callable[[str, str, str], tuple[float, Callable[[], int]]]
 
 
 def _texts(path: str) -> list[str]:
     return [json.loads(line)["text"] for line in Path(path).read_text().splitlines()]
 
 
-def encode(path: str, _out: str, model: str) -> tuple[float, int]:
+def encode(path: str, _out: str, model: str) -> tuple[float, Callable[[], int]]:
     """Call `encode` with all texts."""
     from lastword import Embedder
 
     began = time.monotonic()
-    embedder = Embedder(model or None, show_progress_bar=False)
+    embedder = Embedder(model or None, device="cpu", show_progress_bar=False)
     embedder.warm_up()
     texts = _texts(path)
     opened = time.monotonic() - began
-    return opened, len(embedder.encode(texts))
+    vectors = embedder.encode(texts)
+    return opened, lambda: len(vectors)
 
 
-def pandas(path: str, out: str, model: str) -> tuple[float, int]:
+def pandas(path: str, out: str, model: str) -> tuple[float, Callable[[], int]]:
     """Embed with sentence-transformers a data frame of pandas, and write it to a Parquet file."""
     import pandas as pd
     from sentence_transformers import SentenceTransformer
@@ -45,10 +46,10 @@ def pandas(path: str, out: str, model: str) -> tuple[float, int]:
     frame = pd.read_json(path, lines=True)
     frame["embedding"] = list(embedder.encode(frame["text"].tolist()))
     frame.to_parquet(out)
-    return opened, len(frame)
+    return opened, lambda: len(frame)
 
 
-def datasets(path: str, out: str, model: str) -> tuple[float, int]:
+def datasets(path: str, out: str, model: str) -> tuple[float, Callable[[], int]]:
     """Embed with sentence-transformers in `datasets.map`, and write a Parquet file."""
     from datasets import disable_progress_bars, load_dataset
     from sentence_transformers import SentenceTransformer
@@ -63,7 +64,7 @@ def datasets(path: str, out: str, model: str) -> tuple[float, int]:
         lambda batch: {"embedding": embedder.encode(batch["text"])}, batched=True, batch_size=1000
     )
     rows.to_parquet(out)
-    return opened, len(rows)
+    return opened, lambda: len(rows)
 
 
 class _RayEmbedder:
@@ -78,7 +79,7 @@ class _RayEmbedder:
         return {**batch, "embedding": self._model.encode(list(batch["text"]))}
 
 
-def ray(path: str, out: str, model: str) -> tuple[float, int]:
+def ray(path: str, out: str, model: str) -> tuple[float, Callable[[], int]]:
     """Embed with sentence-transformers in Ray Data. The time includes the start of the actor and of its model."""
     import ray as ray_core
     import torch
@@ -96,7 +97,7 @@ def ray(path: str, out: str, model: str) -> tuple[float, int]:
         num_cpus=torch.get_num_threads(),
     )
     rows.write_parquet(out)
-    return opened, ray_core.data.read_parquet(out).count()
+    return opened, lambda: int(ray_core.data.read_parquet(out).count())
 
 
 WAYS: dict[str, Way] = {each.__name__: each for each in (encode, pandas, datasets, ray)}
@@ -110,9 +111,9 @@ def main(way: str, path: str, out: str, model: str, threads: str) -> None:
 
     torch.set_num_threads(int(threads))
     began = time.monotonic()
-    opened, rows = WAYS[way](path, out, model)
+    opened, count_rows = WAYS[way](path, out, model)
     ended = time.monotonic()
-    result = {"rows": rows, "seconds": ended - began - opened, "peak_bytes": peak_bytes()}
+    result = {"rows": count_rows(), "seconds": ended - began - opened, "peak_bytes": peak_bytes()}
     print(json.dumps(result), flush=True)
 
 

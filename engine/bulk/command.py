@@ -57,9 +57,6 @@ def run(args: argparse.Namespace) -> int:
     check_vector_options(args, output_format, OWN_COLUMNS if output_format == "parquet" else ())
     given = bool(args.files) or not (folder / NAME).exists()
     inputs = options.find_inputs(args) if given else []
-    problems = [source.problem for source in inputs if source.problem is not None]
-    console.say_all(map(str, problems), quiet=args.quiet)
-    inputs = [source for source in inputs if source.problem is None]
     _refuse_streams(args, inputs)
     if args.ray is not None:
         from lastword.bulk import ray_workers
@@ -108,6 +105,7 @@ def prepare(
         plan = _plan(args, folder, inputs, work, embedder)
         if not (folder / NAME).exists():
             plan.save(folder)
+    plan.list_left_out(folder)
     job = Job(folder, plan)
     return job, UnitWriter(args, job, work, embedder)
 
@@ -132,6 +130,7 @@ def _plan(
         plan.check_files(inputs or None)
         return plan
     plan = Plan.make(inputs, settings, settings["unit_records"], work.fields)
+    work.begin(Failures(skip=True, never=(read.ReadError,)))
     good = [source for source, file in zip(inputs, plan.files, strict=True) if not file.error]
     columns = column_types(_sample(work, good), args.vector_field, args.id_field)
     return replace(plan, settings=settings | {"columns": columns})
@@ -213,7 +212,7 @@ class UnitWriter:
             skip=self._args.on_error == "skip",
             out=outputs.errors,
             name=f"{name}: its errors",
-            never=(read.UrlError,),  # the plan has read the file, so another run may do so too
+            never=(read.ReadError,),  # the plan has read the file, so another run may do so too
         )
         self._work.begin(failures)
         # Memory pressure in one unit must not change the batches, and so the last bits, of the next.
@@ -221,6 +220,7 @@ class UnitWriter:
         budget = self._embedder.loop.budget
         failed_before = budget.failures
         places = None if outputs.rows is None else self._work.places(outputs.rows, name)
+        self._job.plan.check_unit(unit)
         inputs = self._job.plan.sources(unit)
         meter = read.Meter(inputs)
         writer = self._writer(outputs, name)
@@ -244,6 +244,7 @@ class UnitWriter:
             report = self._work.embed(
                 records, writer, places, meter, on_rows=on_rows, advance=advance
             )
+        self._job.plan.check_unit(unit)
         advance(unit.num_bytes)
         if places is not None:
             places.finish()
@@ -374,7 +375,8 @@ def _refuse_streams(args: argparse.Namespace, inputs: Sequence[read.Source]) -> 
             expected = "input files to begin one with, or the folder of a job"
             raise InputError(args.output, "holds no job", expected=expected)
         local = read.scheme_of(source.path) is None
-        if source.path == read.STDIN or (local and not os.path.isfile(source.path)):
+        usable = source.problem is not None or not local or os.path.isfile(source.path)
+        if source.path == read.STDIN or not usable:
             raise InputError(
                 source.name,
                 "cannot be read twice",

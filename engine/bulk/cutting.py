@@ -12,6 +12,7 @@ from io import BufferedReader, RawIOBase
 from typing import TextIO
 
 from lastword.cli.read import Fields, Source
+from lastword.cli.read.formats import refuse_array
 from lastword.cli.read.lines import lines_of, open_source
 from lastword.cli.read.opening import open_bytes
 from lastword.cli.read.parquet import row_groups
@@ -63,6 +64,8 @@ def cut_file(source: Source, fields: Fields, delimiter: str | None, records: int
         if source.format in ("whole", "html"):
             with open_bytes(source) as file:
                 return Cuts([Cut(1, 0, 0, sum(map(len, _blocks(file))))])
+        if source.format == "jsonl":
+            refuse_array(source)
         if source.format in ("txt", "jsonl"):
             return Cuts(list(_cut_lines(source, records)))
         if source.format == "parquet":

@@ -6,6 +6,7 @@ processes work on a folder, the result is the same: a unit is done twice at wors
     DIR/_plan.json          the plan
     DIR/part-000012.parquet the vectors of unit 12; for .npy and .safetensors also part-000012.rows.jsonl
     DIR/_errors/000012.jsonl the records of unit 12 that were left out, if there are any
+    DIR/_errors/files.jsonl the input files that were left out, if there are any
     DIR/_done/000012.json   its numbers of rows and tokens, and the sha256 of its files
     DIR/_claims/000012      a process that works on unit 12 has locked this file
 """
@@ -24,6 +25,7 @@ from lastword.weights.files.atomic import lock, name_write_errors, replace_file,
 from lastword.weights.json_fields import read_object
 
 ROWS = "rows.jsonl"
+_PLAN_LOCK = Path("_claims", "plan")
 
 
 @dataclass(slots=True)
@@ -90,23 +92,42 @@ def planning(folder: Path) -> Iterator[None]:
     Raises:
         InputError: the folder cannot be created, or holds other files and no plan.
     """
-    refuse_other_files(folder)
-    path, new = folder / "_claims" / "plan", not folder.exists()
-    with name_write_errors(folder):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    new = not folder.exists()
+    descriptor = _lock_plan(folder)
     try:
-        with suppress(OSError):  # a file system without locks
-            lock(descriptor, wait=True)
         yield
     finally:
         with suppress(OSError):
-            os.unlink(path)
+            os.unlink(folder / _PLAN_LOCK)
         os.close(descriptor)
         if new and not (folder / NAME).exists():  # nothing is planned: leave no folder behind
             with suppress(OSError):
-                path.parent.rmdir()
+                (folder / _PLAN_LOCK).parent.rmdir()
                 folder.rmdir()
+
+
+def _lock_plan(folder: Path) -> int:
+    """Lock the file that keeps others from planning; return its descriptor."""
+    path = folder / _PLAN_LOCK
+    while True:
+        refuse_other_files(folder)
+        with name_write_errors(folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except (
+                FileNotFoundError
+            ):  # the run that made the folder has just removed it, since its planning failed
+                continue
+        try:
+            lock(descriptor, wait=True)
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+        except FileNotFoundError:
+            pass  # the run that held the lock has removed the file
+        except OSError:
+            return descriptor  # a file system without locks
+        os.close(descriptor)
 
 
 class BatchesTooLargeError(Exception):
@@ -189,6 +210,8 @@ class Job:
                 if not (ours or ignore_claims):
                     claimed.append(unit)
                 elif not self._is_done(unit):
+                    # A record of files that are gone must not be taken for one of the new files.
+                    self._record(unit).unlink(missing_ok=True)
                     finished(unit, self._do(unit, write))
         return claimed
 
@@ -210,7 +233,10 @@ class Job:
             errors_out = files.enter_context(replace_file(errors))
             result = write(unit, Outputs(main_out, rows_out, errors_out), batch_tokens)
         result.batch_tokens = batch_tokens
-        if not result.errors:
+        if result.errors:
+            with name_write_errors(errors):
+                sync(errors.parent)
+        else:
             errors.unlink(missing_ok=True)  # another process may have done the same unit
         # If the machine loses power, a record must not outlive the names of the files that it is about.
         with name_write_errors(main):

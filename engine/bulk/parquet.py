@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lastword.cli.console import attempt
 from lastword.cli.read import PLACE, OnBad, Record
-from lastword.errors import InputError, require_extra
+from lastword.errors import InputError, lone_surrogate, require_extra
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -158,7 +158,11 @@ def column_types(
     if id_field is not None or _ID in found:
         typed = found.get(_ID) in ("int64", "double") and not without_id
         found[_ID] = found[_ID] if typed else "string"
-    return {name: kind or "string" for name, kind in found.items() if name not in own}
+    return {
+        name: kind or "string"
+        for name, kind in found.items()
+        if name not in own and lone_surrogate(name) is None
+    }
 
 
 def fitting_ids(
@@ -180,8 +184,11 @@ def fitting_ids(
 
 
 def _kind(value: object) -> str | None:
+    """Return the type of the column for a value; None for None. A text that is not UTF-8 is kept escaped, in JSON."""
     if value is None:
         return None
+    if isinstance(value, str) and lone_surrogate(value) is not None:
+        return "json"
     kinds: dict[type, str] = {bool: "bool", int: "int64", float: "double", str: "string"}
     kind = kinds.get(type(value), "json")
     return "json" if isinstance(value, int) and not -(2**63) <= value < 2**63 else kind
@@ -212,13 +219,19 @@ def _split_fields(
             continue
         value = fields[name]
         if kind == "json":
-            values[name] = None if value is None else json.dumps(value, ensure_ascii=False)
+            values[name] = None if value is None else _json(value)
         elif value is None or _fits(value, kind):
             values[name] = float(value) if kind == "double" and value is not None else value
         else:
             continue  # it goes to the other fields
         del fields[name]
-    return values, json.dumps(fields, ensure_ascii=False) if fields else None
+    return values, _json(fields) if fields else None
+
+
+def _json(value: object) -> str:
+    """Return JSON that is valid UTF-8: a lone surrogate is escaped, and with it all that is not ASCII."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if lone_surrogate(text) is None else json.dumps(value)
 
 
 def _own_id(record: Record) -> object:
@@ -228,11 +241,9 @@ def _own_id(record: Record) -> object:
 def _id_value(value: Any, kind: str) -> Any:
     if kind == "double":
         return float(value)
-    return (
-        json.dumps(value, ensure_ascii=False)
-        if kind == "string" and not isinstance(value, str)
-        else value
-    )
+    if kind == "string" and (not isinstance(value, str) or lone_surrogate(value) is not None):
+        return _json(value)
+    return value
 
 
 def _arrow(pa: Any, kind: str) -> Any:

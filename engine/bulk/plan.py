@@ -13,14 +13,15 @@ from typing import Any
 
 from lastword.bulk.cutting import Cut, cut_file
 from lastword.cli.read import Fields, Part, Source, UrlError, open_file, scheme_of, status_of
-from lastword.errors import InputError, count, valid_name
+from lastword.errors import InputError, WeightsError, count, valid_name
 from lastword.weights.files.atomic import name_write_errors, replace_file
 from lastword.weights.json_fields import read_object
 
 NAME = "_plan.json"
 # Settings on which only the last bits of vectors depend.
 ROUNDING = {"device", "threads", "max_batch_tokens", "lastword"}
-VERSION = 2  # raise this when equal plans give different files than before
+VERSION = 3  # raise this when equal plans give different files than before
+_MOST_BYTES = 4 << 30  # of a plan: some ten million files or units
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,10 @@ class Plan:
         records = 0  # of `slices`
         first_error = None
         for source in inputs:
+            before = _seen(source)
             try:
+                if source.problem is not None:
+                    raise source.problem
                 cuts = cut_file(source, fields, settings["delimiter"], unit_records)
             except InputError as error:
                 if settings["on_error"] != "skip" or isinstance(error, UrlError):
@@ -134,6 +138,9 @@ class Plan:
                 files.append(InputFile(source.path, source.format, 0, "", "", "", str(error)))
                 continue
             files.append(_as_it_is(source, cuts.header))
+            if _seen(source) != before:
+                remedy = "Begin the job once the file is complete."
+                raise InputError(source.name, "changes while it is read", remedy=remedy)
             for cut in cuts.cuts:
                 if slices and records + cut.records > unit_records:
                     units.append(Unit(len(units), tuple(slices)))
@@ -147,7 +154,7 @@ class Plan:
         return Plan(settings, files, units)
 
     def save(self, folder: Path) -> None:
-        """Write the plan to a job's folder, and the files that are left out to `_errors/files.jsonl`.
+        """Write the plan to a job's folder.
 
         Raises:
             InputError: it cannot be written.
@@ -157,14 +164,27 @@ class Plan:
             asdict(file) | {"path": os.fsencode(file.path).decode("latin-1")} for file in self.files
         ]
         whole = {"version": VERSION, "settings": self.settings, "files": files, "units": units}
-        left_out = [{"path": file.path, "error": file.error} for file in self.files if file.error]
-        if left_out:
-            with name_write_errors(folder / "_errors"):
-                (folder / "_errors").mkdir(exist_ok=True)
-            with replace_file(folder / "_errors" / "files.jsonl") as stream:
-                stream.writelines(f"{json.dumps(each)}\n".encode() for each in left_out)
         with replace_file(folder / NAME) as stream:
-            stream.write(json.dumps(whole, ensure_ascii=False, indent=1).encode())
+            stream.write(_in_lines(whole).encode())
+
+    def list_left_out(self, folder: Path) -> None:
+        """Write the input files that are left out to `_errors/files.jsonl` in a job's folder, if that is not done yet.
+
+        Raises:
+            InputError: the list cannot be written.
+        """
+        left_out = [
+            {"path": valid_name(file.path), "error": file.error}
+            for file in self.files
+            if file.error
+        ]
+        path = folder / "_errors" / "files.jsonl"
+        if not left_out or path.exists():
+            return
+        with name_write_errors(path.parent):
+            path.parent.mkdir(exist_ok=True)
+        with replace_file(path) as stream:
+            stream.writelines(f"{json.dumps(each)}\n".encode() for each in left_out)
 
     @staticmethod
     def load(folder: Path) -> "Plan":
@@ -174,7 +194,7 @@ class Plan:
             InputError: there is no plan, or it was made by another version of lastword.
             WeightsError: the file is damaged.
         """
-        found = read_object(folder / NAME)
+        found = read_object(folder / NAME, WeightsError, limit=_MOST_BYTES)
         if found.get("version") != VERSION:
             remedy = (
                 "Finish the job with the version of lastword that began it, or begin a new one."
@@ -193,6 +213,15 @@ class Plan:
             for number, slices in enumerate(found["units"])
         ]
         return Plan(found["settings"], files, units)
+
+    def check_unit(self, unit: Unit) -> None:
+        """Check that the input files of a unit have not changed.
+
+        Raises:
+            InputError: a file has changed, is missing or cannot be read.
+        """
+        for index in {each.file for each in unit.slices}:
+            self.files[index].check()
 
     def sources(self, unit: Unit) -> list[Source]:
         """Return the inputs to read for a unit."""
@@ -268,6 +297,30 @@ def _status(path: str) -> tuple[int, str]:
         return -1 if size is None else size, version
     status = os.stat(path)
     return status.st_size, str(status.st_mtime_ns)
+
+
+def _in_lines(whole: Mapping[str, Any]) -> str:
+    """Return the JSON of a plan, one line per setting, file and unit; `is_job_folder` looks at its beginning."""
+    settings = _dump(whole["settings"], indent=1).replace("\n", "\n ")
+    files, units = (
+        ",\n  ".join(map(_dump, whole[name])).join(("[\n  ", "\n ]")) for name in ("files", "units")
+    )
+    return f'{{\n "version": {whole["version"]},\n "settings": {settings},\n "files": {files},\n "units": {units}\n}}\n'
+
+
+def _dump(value: Any, indent: int | None = None) -> str:
+    # Escaped, since a file's name or a field's may have what is not UTF-8.
+    return json.dumps(value, indent=indent)
+
+
+def _seen(source: Source) -> tuple[int, str] | None:
+    """Return the size and version of a local file; None for a URL, and for what cannot be looked at."""
+    if scheme_of(source.path) is not None:
+        return None
+    try:
+        return _status(source.path)
+    except OSError:
+        return None
 
 
 def _as_it_is(source: Source, header: bytes) -> InputFile:

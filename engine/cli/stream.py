@@ -4,7 +4,7 @@ Only the records that the Embedder has read but not yet embedded are held in mem
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Unpack
 
 from lastword.cli.failures import Failures
@@ -69,6 +69,11 @@ def embed_records(
         except InputError as error:
             waiting.name_place(error)
             raise
+        finally:
+            # The files of the inputs are closed now, not when the garbage collector comes to it.
+            for each in (groups, records):
+                if isinstance(each, Generator):
+                    each.close()
         list(waiting.take(None))
 
 

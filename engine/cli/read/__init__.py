@@ -21,7 +21,14 @@ from lastword.cli.read.kinds import (
 from lastword.cli.read.lines import MAX_RECORD, Meter
 from lastword.cli.read.opening import KeptOpen, open_file
 from lastword.cli.read.record import PLACE, Chunk, OnBad, Record, more_fields, stop
-from lastword.cli.read.urls import UrlError, files_of, leads_to_many, scheme_of, status_of
+from lastword.cli.read.urls import (
+    ReadError,
+    UrlError,
+    files_of,
+    leads_to_many,
+    scheme_of,
+    status_of,
+)
 
 __all__ = [
     "FORMATS",
@@ -36,6 +43,7 @@ __all__ = [
     "Meter",
     "OnBad",
     "Part",
+    "ReadError",
     "Record",
     "Source",
     "Template",

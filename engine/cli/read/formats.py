@@ -135,7 +135,7 @@ def _json_lines(
         try:
             if problem is not None:
                 raise problem
-            found = _object(line, where, source)
+            found = _object(line, where, source if number == 1 else None)
             record = fields.record(found, source, number, partial(_without_brace, line))
         except InputError as error:
             if number == 1 and line.startswith("[") and not line.endswith("]"):
@@ -147,10 +147,23 @@ def _json_lines(
             yield record
 
 
-def _object(line: str, where: str, source: Source) -> dict[str, Any]:
+def refuse_array(source: Source) -> None:
+    """Refuse a file that is a JSON array of several lines.
+
+    Raises:
+        InputError: it is one, or cannot be read.
+    """
+    with open_source(source) as stream:
+        first, _ = next(lines_of(stream, source), ("", None))
+    if first.lstrip(_JSON_SPACE).startswith("[") and not first.rstrip(_JSON_SPACE).endswith("]"):
+        raise _is_array(source)
+
+
+def _object(line: str, where: str, source: Source | None) -> dict[str, Any]:
+    """Parse a line; `source` is the file if this is its first line, which may be an array of all records."""
     from lastword.weights import parse_object
 
-    if line.startswith("[") and line.endswith("]"):
+    if source is not None and line.startswith("[") and line.endswith("]"):
         error = _is_array(source)
         error.where = where
         raise error

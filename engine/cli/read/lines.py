@@ -10,7 +10,7 @@ from typing import Protocol, TextIO
 
 from lastword.cli.read.kinds import STDIN, Source, kind_of, not_utf8, refuse_utf16
 from lastword.cli.read.opening import KeptOpen, PartStream, Unpacked, open_bytes
-from lastword.cli.read.urls import scheme_of, status_of
+from lastword.cli.read.urls import ReadError, scheme_of, status_of
 from lastword.errors import InputError, lone_surrogate
 
 _BYTE_ORDER_MARK = "\ufeff"
@@ -50,8 +50,10 @@ class Meter:
             self._tell = raw.count_taken if isinstance(raw, Unpacked) else stream.buffer.tell
 
     def end(self) -> None:
-        """Finish counting the present input, which has been read to its end."""
-        self._before, self._tell = self._before + self._tell(), _nothing
+        """Finish counting the present input, which has been read to its end or is given up."""
+        with suppress(ValueError):  # the garbage collector may have closed the file before
+            self._before += self._tell()
+        self._tell = _nothing
 
     def set(self, read: int) -> None:
         """Note that `read` bytes of the present input have been read, if it is not read as a stream."""
@@ -119,7 +121,7 @@ def open_source(source: Source, kept: KeptOpen | None = None) -> TextIO:
             closefd=source.path != STDIN,
         )
     except OSError as error:
-        raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
+        raise ReadError(source.name, f"cannot be read ({error.strerror or error})") from error
 
 
 def lines_of(stream: Readline, source: Source) -> Iterator[Line]:
@@ -152,7 +154,7 @@ def _next_line(stream: Readline, source: Source) -> str:
     try:
         return stream.readline(MAX_RECORD + 1)
     except OSError as error:
-        raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
+        raise ReadError(source.name, f"cannot be read ({error.strerror or error})") from error
 
 
 def too_long(where: str, size: int) -> InputError | None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from lastword.cli.read.kinds import Source
-from lastword.cli.read.urls import UrlFile, scheme_of
+from lastword.cli.read.urls import ReadError, UrlFile, scheme_of
 from lastword.errors import InputError, require_extra
 
 _BLOCK = 1 << 17
@@ -24,7 +24,7 @@ def open_bytes(source: Source) -> io.RawIOBase:
     try:
         return open_file(source.path) if source.packed is None else Unpacked(source)
     except OSError as error:
-        raise InputError(source.name, f"cannot be read ({error.strerror or error})") from error
+        raise ReadError(source.name, f"cannot be read ({error.strerror or error})") from error
 
 
 def open_file(path: str) -> io.RawIOBase:
@@ -80,7 +80,7 @@ class Unpacked(io.RawIOBase):
         except InputError:
             raise  # the file of a URL names its own errors
         except (EOFError, OSError, ValueError, zlib.error) as error:
-            raise InputError(
+            raise ReadError(
                 self._name,
                 f"cannot be unpacked as {self._method} ({error})",
                 got=f"the error after {self.at:,} unpacked bytes",
@@ -154,7 +154,7 @@ class PartStream(io.RawIOBase):
 
     def __init__(self, source: Source, kept: KeptOpen | None) -> None:
         assert source.part is not None
-        part, self._kept = source.part, kept
+        part, self._kept, self._name = source.part, kept, source.name
         if source.packed is None:
             self._file = open_bytes(source)
             self._file.seek(part.start)
@@ -171,13 +171,19 @@ class PartStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Read up to the length of `buffer`; return the number of bytes read."""
+        """Read up to the length of `buffer`; return the number of bytes read.
+
+        Raises:
+            InputError: the file cannot be read, or ends before its part does.
+        """
         if self._header:
             size = min(len(buffer), len(self._header))
             buffer[:size], self._header = self._header[:size], self._header[size:]
         else:
             size = self._file.readinto(memoryview(buffer)[: self._left]) or 0
             self._left -= size
+            if size == 0 and self._left and len(buffer):
+                raise ReadError(self._name, "ends earlier than when the job was planned")
         self._read += size
         return size
 

@@ -37,8 +37,12 @@ def name_in(path: str) -> str:
     return re.split(r"[?#]", path, maxsplit=1)[0] if scheme_of(path) in _WEB else path
 
 
-class UrlError(InputError):
-    """The file of a URL cannot be read; this may be a fault of the network that passes."""
+class ReadError(InputError):
+    """A file cannot be opened or read; this may be a fault of a disk, a mount or a network that passes."""
+
+
+class UrlError(ReadError):
+    """The same for the file of a URL."""
 
 
 class UrlFile(io.RawIOBase):

@@ -191,7 +191,7 @@ def test_a_file_that_cannot_be_used_is_left_out_and_listed(capfd: pytest.Capture
     assert embed("in") == 0
     err = capfd.readouterr().err
     assert "out: complete; 5 texts" in err
-    assert "2 files left out, 1 record left out (see out/_errors)" in err
+    assert "3 files left out (see out/_errors)" in err
     listed = [
         json.loads(line)
         for path in sorted(Path("out/_errors").iterdir())
@@ -200,7 +200,9 @@ def test_a_file_that_cannot_be_used_is_left_out_and_listed(capfd: pytest.Capture
     assert [each["path"] for each in listed] == ["in/array.jsonl", "in/excel.csv", "in/twice.csv"]
     assert "has no field 'text'" in listed[1]["error"]
     assert "holds a JSON array" in listed[0]["error"]
+    Path("out/_errors/files.jsonl").unlink()
     assert embed("in") == 0
+    assert Path("out/_errors/files.jsonl").exists()
     assert embed("in", "--on-error", "stop", out="strict/") == 2
     assert not Path("strict").exists()
 
